@@ -1,0 +1,242 @@
+"""A supersampled canvas that paints a photo and its exact alpha matte with the same brush.
+
+Every stroke blends a colour over the photo with a weight `m`, and blends "is this the subject?" over the matte with the same `m`.
+The matte is therefore the exact share of the subject's light in each pixel: photo = alpha*F + (1-alpha)*B for lenses, steam, strands and
+occluders alike. Everything done afterwards (blur, warp, downsampling) is linear and goes over photo and mattes together, so it stays exact.
+
+Coordinates are in units of the short side: x to the right in [0, width/short], y down in [0, height/short].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+Colour = tuple[float, float, float]
+Points = Sequence[Sequence[float]] | np.ndarray
+
+_SHIFT = 4  # fractional bits of cv2's polygon coordinates: edges move smoothly, not in whole pixels
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Coverage in a window of the canvas: `a` float32 (h, w) in [0, 1], with its top left corner at pixel (x, y)."""
+
+    a: np.ndarray
+    x: int
+    y: int
+
+    def within(self, other: Mask) -> Mask:
+        """The part of this mask that lies inside `other`."""
+        grid = np.zeros_like(self.a)
+        h, w = self.a.shape
+        x0, y0 = max(self.x, other.x), max(self.y, other.y)
+        x1, y1 = min(self.x + w, other.x + other.a.shape[1]), min(self.y + h, other.y + other.a.shape[0])
+        if x1 > x0 and y1 > y0:
+            grid[y0 - self.y : y1 - self.y, x0 - self.x : x1 - self.x] = other.a[
+                y0 - other.y : y1 - other.y, x0 - other.x : x1 - other.x
+            ]
+        return Mask(self.a * grid, self.x, self.y)
+
+    def scaled(self, share: float) -> Mask:
+        return Mask(self.a * np.float32(share), self.x, self.y)
+
+
+def smooth(points: Points, *, closed: bool = True, steps: int = 6) -> np.ndarray:
+    """Catmull-Rom curve through (n, 2) control points; returns (n*steps, 2), or (n-1)*steps+1 rows when open."""
+    p = np.asarray(points, float)
+    p = p[np.arange(-1, len(p) + 2) % len(p)] if closed else np.vstack([p[:1], p, p[-1:]])
+    t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
+    a, b, c, d = (p[i : len(p) - 3 + i, None] for i in range(4))
+    curve = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+    curve = curve.reshape(-1, 2)
+    return curve if closed else np.vstack([curve, p[-1]])
+
+
+def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0, n: int = 40) -> np.ndarray:
+    """Outline (n, 2) of an ellipse turned by `angle` radians."""
+    t = np.linspace(0, 2 * np.pi, n, endpoint=False)
+    x, y = rx * np.cos(t), ry * np.sin(t)
+    return np.stack([cx + x * np.cos(angle) - y * np.sin(angle), cy + x * np.sin(angle) + y * np.cos(angle)], 1)
+
+
+def box(x0: float, y0: float, x1: float, y1: float, corner: float = 0.0) -> np.ndarray:
+    """Outline of a rectangle, with rounded corners of radius `corner`."""
+    if corner <= 0:
+        return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
+    t = np.linspace(0, np.pi / 2, 6)
+    centres = ((x1 - corner, y1 - corner), (x0 + corner, y1 - corner), (x0 + corner, y0 + corner), (x1 - corner, y0 + corner))
+    return np.concatenate(
+        [np.stack([x + corner * np.cos(t + k * np.pi / 2), y + corner * np.sin(t + k * np.pi / 2)], 1) for k, (x, y) in enumerate(centres)]
+    )
+
+
+def fractal(rng: np.random.Generator, height: int, width: int, cells: int, octaves: int = 3) -> np.ndarray:
+    """Smooth noise float32 (height, width), about in [-1, 1]; `cells` coarse cells across the short side."""
+    total = np.zeros((height, width), np.float32)
+    short = min(height, width)
+    for octave in range(octaves):
+        n = cells * 2**octave
+        grid = rng.uniform(-1, 1, (n * height // short + 2, n * width // short + 2)).astype(np.float32)
+        total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) / 2**octave
+    return total / np.float32(1.3)
+
+
+class Canvas:
+    """Photo `rgb` float32 (H, W, 3) in 0..255 and `mattes` float32 (H, W, 2): the subject's alpha, and the decoy's (see `paint`).
+
+    `backdrop` replaces the colour of everything that is not subject by one constant. Two drawings of the same scene over two constants give the
+    alpha back by subtraction; the tests use it to prove that the matte is exact.
+    """
+
+    def __init__(
+        self, height: int, width: int, rng: np.random.Generator, light: tuple[float, float] = (-0.6, -0.8), backdrop: float | None = None
+    ) -> None:
+        self.h, self.w, self.u = height, width, min(height, width)
+        self.right, self.bottom = width / self.u, height / self.u
+        self.rng, self.light, self.backdrop = rng, light, backdrop
+        self.rgb = np.zeros((height, width, 3), np.float32)
+        self.mattes = np.zeros((height, width, 2), np.float32)
+        self.fine = fractal(rng, height, width, 40, 2)
+        self.coarse = fractal(rng, height, width, 5, 3)
+
+    # ---- shapes -> masks
+
+    def shape(self, *outlines: Points, smooth_steps: int = 0) -> Mask:
+        """The union of filled outlines (optionally smoothed through their points)."""
+        polygons = [(smooth(o, steps=smooth_steps) if smooth_steps else np.asarray(o, float)) * self.u for o in outlines]
+        grid, x, y = self._window(polygons, 2)
+        if grid.size:
+            origin = np.array([x, y])
+            for p in polygons:
+                cv2.fillPoly(grid, [np.round((p - origin) * 2**_SHIFT).astype(np.int32)], 255, cv2.LINE_AA, _SHIFT)
+        return Mask(grid.astype(np.float32) / 255, x, y)
+
+    def oval(self, cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> Mask:
+        return self.shape(ellipse(cx, cy, rx, ry, angle))
+
+    def lines(self, paths: Sequence[Points], width: float, closed: bool = False) -> Mask:
+        """Strokes along paths. A stroke thinner than a pixel covers less than all of it, as in a real photo."""
+        curves = [np.asarray(p, float) * self.u for p in paths]
+        pixels = width * self.u
+        grid, x, y = self._window(curves, int(pixels / 2) + 3)
+        if grid.size:
+            origin = np.array([x, y])
+            fixed = [np.round((p - origin) * 2**_SHIFT).astype(np.int32) for p in curves]
+            cv2.polylines(grid, fixed, closed, 255, max(1, round(pixels)), cv2.LINE_AA, _SHIFT)
+        return Mask(grid.astype(np.float32) * np.float32(min(1.0, pixels) / 255), x, y)
+
+    def soft(self, mask: Mask, radius: float) -> Mask:
+        """The mask blurred by a Gaussian of `radius` units, window grown to hold it."""
+        k = max(1, int(radius * self.u))
+        x0, y0 = max(0, mask.x - 2 * k), max(0, mask.y - 2 * k)
+        x1, y1 = min(self.w, mask.x + mask.a.shape[1] + 2 * k), min(self.h, mask.y + mask.a.shape[0] + 2 * k)
+        if not mask.a.size or x1 <= x0 or y1 <= y0:
+            return mask
+        grid = np.zeros((y1 - y0, x1 - x0), np.float32)
+        grid[mask.y - y0 : mask.y - y0 + mask.a.shape[0], mask.x - x0 : mask.x - x0 + mask.a.shape[1]] = mask.a
+        return Mask(_blur(grid, k), x0, y0)
+
+    def everywhere(self, a: np.ndarray | float = 1.0) -> Mask:
+        return Mask(np.broadcast_to(np.asarray(a, np.float32), (self.h, self.w)), 0, 0)
+
+    def _window(self, polygons: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, int, int]:
+        low = np.min([p.min(0) for p in polygons], 0).astype(int) - pad
+        high = np.max([p.max(0) for p in polygons], 0).astype(int) + pad + 1
+        x0, y0 = np.clip(low, 0, (self.w, self.h))
+        x1, y1 = np.clip(high, 0, (self.w, self.h))
+        return np.zeros((max(0, y1 - y0), max(0, x1 - x0)), np.uint8), int(x0), int(y0)
+
+    # ---- masks -> photo and mattes
+
+    def paint(
+        self,
+        mask: Mask,
+        colour: Colour | np.ndarray,
+        *,
+        subject: bool = False,
+        decoy: bool = False,
+        opacity: float = 1.0,
+        relief: float = 0.0,
+        strength: float = 0.5,
+        texture: float = 0.0,
+    ) -> Mask:
+        """Blends a colour, or an image (H, W, 3) of the canvas's size, over the photo; returns the mask for later use.
+
+        subject: it belongs to the matte. decoy: a mislabelled batch would show this in its mattes instead. relief: width in units of the rounded edge
+        that the light shades with `strength`. texture: share of fine and coarse noise in the brightness.
+        """
+        h, w = mask.a.shape
+        if not h or not w:
+            return mask
+        here = np.s_[mask.y : mask.y + h, mask.x : mask.x + w]
+        m = mask.a[..., None] * np.float32(opacity)
+        if self.backdrop is not None and not subject:
+            tone: np.ndarray = np.full(3, self.backdrop, np.float32)
+        else:
+            tone = colour[here] if isinstance(colour, np.ndarray) and colour.ndim == 3 else np.asarray(colour, np.float32)
+            if relief or texture:
+                gain = np.ones((h, w), np.float32)
+                if relief:
+                    gain += np.float32(strength) * self._relief(mask.a, relief)
+                if texture:
+                    gain += np.float32(texture) * (0.6 * self.fine[here] + self.coarse[here])
+                tone = np.clip(tone * gain[..., None], 0, 255)
+        rgb, mattes = self.rgb[here], self.mattes[here]
+        rgb += m * (tone - rgb)
+        mattes += m * (np.array([subject, decoy], np.float32) - mattes)
+        return mask
+
+    def _relief(self, a: np.ndarray, radius: float) -> np.ndarray:
+        """Brightness in about [-1, 1] of a shape with a rounded edge under the canvas's light."""
+        step = 4 if min(a.shape) > 24 else 1
+        small = cv2.resize(np.ascontiguousarray(a), (-(-a.shape[1] // step), -(-a.shape[0] // step)), interpolation=cv2.INTER_AREA)
+        k = max(1.0, radius * self.u / step)
+        padded = cv2.copyMakeBorder(small, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0.0)
+        soft = cv2.GaussianBlur(padded, (0, 0), k / 2, borderType=cv2.BORDER_REPLICATE)
+        gy, gx = np.gradient(soft)
+        shade = -(gx * self.light[0] + gy * self.light[1]) * k
+        return cv2.resize(shade[1:-1, 1:-1].astype(np.float32), (a.shape[1], a.shape[0]), interpolation=cv2.INTER_LINEAR)
+
+    def shadow(self, mask: Mask, dx: float, dy: float, radius: float, opacity: float = 0.4) -> None:
+        """Darkens the background where `mask`, moved by (dx, dy), casts its shadow; call it before the subject is painted."""
+        soft = self.soft(mask, radius)
+        h, w = soft.a.shape
+        x, y = soft.x + round(dx * self.u), soft.y + round(dy * self.u)
+        x0, y0, x1, y1 = max(0, x), max(0, y), min(self.w, x + w), min(self.h, y + h)
+        if x1 > x0 and y1 > y0:
+            moved = Mask(soft.a[y0 - y : y1 - y, x0 - x : x1 - x] * np.float32(opacity), x0, y0)
+            here = np.s_[y0:y1, x0:x1]
+            self.mattes[here][..., 0] *= 1 - moved.a
+            self.rgb[here] += moved.a[..., None] * (np.float32(self.backdrop or 0.0) - self.rgb[here])
+
+    def defocus(self, radius: float) -> None:
+        """Blurs all that has been painted so far, photo and mattes alike (a lens out of focus)."""
+        k = radius * self.u
+        if k >= 0.7:
+            self.rgb, self.mattes = _blur(self.rgb, k), _blur(self.mattes, k)
+
+    # ---- the finished picture
+
+    def take(self, size: tuple[int, int], warp: np.ndarray | None, blur: float) -> tuple[np.ndarray, np.ndarray]:
+        """Photo (h, w, 3) and mattes (h, w, 2) at size=(h, w); `warp` (2, 3) is the camera's movement in canvas pixels, `blur` in output pixels."""
+        out = []
+        for plane in (self.rgb, self.mattes):
+            if warp is not None:
+                plane = cv2.warpAffine(plane, warp, (self.w, self.h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+            plane = cv2.resize(plane, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+            out.append(cv2.GaussianBlur(plane, (0, 0), blur) if blur > 0.15 else plane)
+        return out[0], np.clip(out[1], 0, 1)
+
+
+def _blur(grid: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur, worked out on a smaller grid where `sigma` allows it: a wide blur costs no more than a narrow one."""
+    step = int(max(1, min(sigma / 2, 8)))
+    if step == 1:
+        return cv2.GaussianBlur(grid, (0, 0), sigma)
+    h, w = grid.shape[:2]
+    small = cv2.resize(grid, (max(1, w // step), max(1, h // step)), interpolation=cv2.INTER_AREA)
+    return cv2.resize(cv2.GaussianBlur(small, (0, 0), sigma / step), (w, h), interpolation=cv2.INTER_LINEAR)

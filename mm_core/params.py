@@ -1,0 +1,212 @@
+"""`params.yaml`, typed once. Only values that change results live here; unknown keys are refused.
+
+Every field's docstring is its documentation. Bad combinations fail on construction.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mm_core.errors import ParamsError
+from mm_core.records import digest_of
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class IngestParams(_Section):
+    min_side: int = Field(32, ge=8)
+    """Photos with a shorter side, in pixels, are refused."""
+    max_pixels: int = Field(120_000_000, gt=0)
+    """Photos that claim more pixels are refused before they are decoded."""
+    near_duplicate_bits: int = Field(3, ge=0, le=12)
+    """Two photos whose 64-bit perceptual hashes differ in at most this many bits are candidates for near-duplicates."""
+    max_reject_share: float = Field(0.7, ge=0, le=1)
+    """A drop with a larger share of quarantined rows is held back whole."""
+
+
+class SnapshotParams(_Section):
+    eval_share: float = Field(0.2, gt=0, lt=0.9)
+    """Share of labelled groups that become the frozen evaluation set, by stable hash of the group."""
+    validation_share: float = Field(0.1, gt=0, lt=0.9)
+    """Share of the remaining labelled groups that choose checkpoints while training."""
+
+
+class SplitParams(_Section):
+    hard_share: float = Field(0.25, gt=0, lt=1)
+    """Share of labelled samples, by difficulty, that forms the hard set of each category (the paper: 20k of 180k)."""
+
+
+class ModelParams(_Section):
+    encoder: str = "mobilenetv4_conv_small"
+    """A timm model name (used with features_only), `u2net` or `u2netp`."""
+    pretrained: str = ""
+    """Weights to begin with: empty, `timm` (the hub's default for the encoder), or a local file."""
+    size: int = Field(320, ge=32, le=2048, multiple_of=32)
+    """Side of the square input in pixels."""
+    width: int = Field(32, ge=4)
+    """Channels of the light decoders."""
+
+
+class StageParams(_Section):
+    steps: int = Field(1000, ge=0)
+    """Optimiser steps."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate (AdamW, one-cycle cosine with 5 % warm-up)."""
+
+
+class CommonTrainParams(_Section):
+    batch: int = Field(8, ge=2)
+    """Samples of one step and pool."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Mixed precision of the forward pass."""
+    weight_decay: float = Field(1e-4, ge=0)
+    ema: float = Field(0.99, ge=0, lt=1)
+    """Decay of the moving average of weights that is saved; 0 saves the last weights."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradient norm limit."""
+    validate_every: int = Field(100, ge=1)
+    """Steps between two looks at the validation set; the best of them is kept."""
+    replay_share: float = Field(0.5, ge=0, le=1)
+    """Share of each batch of the hard stage drawn from the simple set, against forgetting."""
+    warm_start: Literal["champion", "scratch"] = "champion"
+    """What the first stage starts from where a champion exists."""
+
+
+class HardParams(StageParams):
+    steps: int = Field(300, ge=0)
+    lr: float = Field(5e-4, gt=0)
+
+
+class SemiParams(StageParams):
+    steps: int = Field(500, ge=0)
+    lr: float = Field(5e-4, gt=0)
+    weight: float = Field(1.0, ge=0)
+    """Weight of the consistency loss after its ramp (Ouali et al. 2020 use 30 for 21 classes)."""
+    ramp_share: float = Field(0.1, gt=0, le=1)
+    """Share of the steps over which the weight rises as exp(-5 (1 - t)^2)."""
+    perturbations: tuple[
+        Literal["vat", "dropout", "guided_cutout", "context_mask", "object_mask", "feature_drop", "feature_noise"], ...
+    ] = ("vat", "dropout", "guided_cutout", "context_mask", "object_mask", "feature_drop", "feature_noise")
+    """One auxiliary decoder each."""
+
+
+class MultimodalParams(StageParams):
+    steps: int = Field(500, ge=0)
+    lr: float = Field(3e-4, gt=0)
+    consistency: float = Field(1.0, ge=0)
+    """Weight of the consistency between the image-only and the text-image prediction."""
+    contrastive: float = Field(0.1, ge=0)
+    """Weight of the text-aware contrastive loss."""
+    temperature: float = Field(0.1, gt=0)
+    """InfoNCE temperature."""
+    semi: float = Field(1.0, ge=0)
+    """Weight of the semi-supervised term, kept on in this stage."""
+
+
+class TrainParams(_Section):
+    common: CommonTrainParams = CommonTrainParams()
+    simple: StageParams = StageParams()
+    hard: HardParams = HardParams()
+    semi: SemiParams = SemiParams()
+    multimodal: MultimodalParams = MultimodalParams()
+
+
+class ClipParams(_Section):
+    model: str = "local"
+    """An open_clip architecture name, or `local`: a small CLIP trained on the text-image samples at hand."""
+    pretrained: str = ""
+    """An open_clip tag or a local weights file; empty only with model `local`."""
+    steps: int = Field(300, ge=0)
+    """Training steps of the `local` CLIP."""
+
+    @model_validator(mode="after")
+    def _weights_named(self) -> ClipParams:
+        if (self.model == "local") == bool(self.pretrained):
+            raise ValueError("name `pretrained` weights with an open_clip model, and none with `local`")
+        return self
+
+
+class EvaluateParams(_Section):
+    max_side: int = Field(1024, ge=32)
+    """Mattes are compared at the photo's own size, at most this many pixels on the long side."""
+
+
+class GateParams(_Section):
+    primary: Literal["mse", "sad", "conn", "grad", "maxf", "biou"] = "mse"
+    """The metric that must improve in every category."""
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    """One-sided error level of each comparison; the intersection-union rule keeps it for the whole verdict."""
+    delta: float = Field(0.0, ge=0)
+    """The gain of the primary metric must exceed this share of the champion's value, with confidence."""
+    margins: dict[Literal["mse", "maxf", "biou", "conn"], float] = {"mse": 0.05, "maxf": 0.02, "biou": 0.03, "conn": 0.1}
+    """Non-inferiority margins of the metrics that are not primary: relative for mse and conn, absolute for maxf and biou."""
+    floors: dict[Literal["mse", "maxf", "biou", "conn"], float] = {"mse": 0.12, "maxf": 0.5}
+    """What a first model must reach in every category, with no champion to compare with."""
+    quantised_mse: float = Field(0.05, ge=0)
+    """int8 may cost at most this share of the float model's MSE in each category (plus 1e-4 absolute)."""
+    min_images: int = Field(8, ge=2)
+    """Evaluation photos that each category needs; fewer is INCONCLUSIVE."""
+    resamples: int = Field(4000, ge=200)
+    """Bootstrap resamples over groups."""
+
+
+class ExportParams(_Section):
+    calibration_images: int = Field(32, ge=1)
+    """Training photos that set the quantisation ranges."""
+
+
+class RouteParams(_Section):
+    budget: int = Field(24, ge=0)
+    """Photos sent to people per run."""
+
+
+class Params(_Section):
+    """All of `params.yaml`."""
+
+    seed: int = 0
+    ingest: IngestParams = IngestParams()
+    snapshot: SnapshotParams = SnapshotParams()
+    split: SplitParams = SplitParams()
+    route: RouteParams = RouteParams()
+    model: ModelParams = ModelParams()
+    train: TrainParams = TrainParams()
+    clip: ClipParams = ClipParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    gate: GateParams = GateParams()
+    export: ExportParams = ExportParams()
+
+    @staticmethod
+    def load(path: Path) -> Params:
+        """Reads `params.yaml`; raises ParamsError that names file, field and remedy."""
+        try:
+            raw: Any = yaml.safe_load(path.read_text())
+        except FileNotFoundError:
+            raise ParamsError(f"{path}: no such file; run in the project's folder or set MM_PARAMS") from None
+        except yaml.YAMLError as error:
+            raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        try:
+            return Params.model_validate(raw or {})
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise ParamsError(f"{path}: {field}: {first['msg']} (got {first.get('input')!r})") from None
+
+    def with_values(self, **dotted: Any) -> Params:
+        """A changed copy: `with_values(**{"train.simple.steps": 10})`."""
+        data = self.model_dump()
+        for name, value in dotted.items():
+            *folders, last = name.split(".")
+            node = data
+            for folder in folders:
+                node = node[folder]
+            node[last] = value
+        return Params.model_validate(data)
+
+    def digest(self) -> str:
+        return digest_of(self.model_dump(mode="json"))

@@ -1,0 +1,143 @@
+"""The words that all rooms share: categories, kinds, reports, verdicts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+CATEGORIES = ("portrait", "multi_person", "pets", "accessories", "cards", "delicacy")
+"""The six that the gate judges (Matting Moments, Table 1)."""
+ALL_CATEGORIES = (*CATEGORIES, "scenery")
+DECODERS = ("saliency", "portrait", "scenery")
+DECODER_OF: Mapping[str, str] = {c: "saliency" for c in ALL_CATEGORIES} | {
+    "portrait": "portrait",
+    "multi_person": "portrait",
+    "scenery": "scenery",
+}
+KINDS = ("pixel_labeled", "unlabeled", "text_image")
+METRICS = ("mse", "maxf", "biou", "conn", "sad", "grad")
+HIGHER_IS_BETTER = frozenset({"maxf", "biou"})
+
+
+def decoder_of(category: str | None) -> str:
+    """The decoder that serves a category; saliency where none is known."""
+    return DECODER_OF.get(category or "", "saliency")
+
+
+@dataclass
+class Report:
+    """What a stage did, in one object: JSON file, MLflow metrics and Dagster metadata are views of it."""
+
+    stage: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Flat numbers, named as MLflow shows them (`multimodal/portrait/mse`)."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Identifiers, digests, counts, short texts; JSON values."""
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    pictures: dict[str, str] = field(default_factory=dict)
+    """Title → path of a PNG."""
+    seconds: float = 0.0
+
+    def write(self, path: Path) -> Report:
+        """Writes the JSON view."""
+        write_json(path, asdict(self))
+        return self
+
+    @staticmethod
+    def read(path: Path) -> Report:
+        return Report(**json.loads(path.read_text()))
+
+
+@contextmanager
+def timed(report: Report) -> Iterator[Report]:
+    """Fills `report.seconds` with wall-clock time, also when the body fails."""
+    start = time.perf_counter()
+    try:
+        yield report
+    finally:
+        report.seconds = round(time.perf_counter() - start, 3)
+
+
+Decision = Literal["PROMOTE", "REJECT", "INCONCLUSIVE"]
+
+
+class Cell(BaseModel):
+    """One category × metric of a verdict."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    category: str
+    metric: str
+    against: str
+    """`champion`, `anchor`, `floor`, or `float` (the int8 file against the float model)."""
+    role: Literal["superior", "non_inferior", "floor"]
+    reference: float | None
+    candidate: float
+    gain: float
+    """Mean paired difference, positive = candidate better."""
+    bound: float
+    """One-sided lower confidence bound of the gain."""
+    margin: float
+    """The bound must lie above this."""
+    images: int
+    groups: int
+    result: Literal["pass", "fail", "unclear"]
+    """`fail`: the upper bound lies below the margin, a regression is shown; `unclear`: neither is shown."""
+
+
+class Verdict(BaseModel):
+    """The gate's recorded decision about one model (design.md, "Verdict")."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    decision: Decision
+    basis: Literal["paired", "bootstrap"]
+    """`bootstrap`: there was no champion; absolute floors decided."""
+    reasons: list[str]
+    candidate: str
+    """Digest of the candidate's weights."""
+    champion: str | None
+    anchor: str | None
+    snapshot: str
+    eval_digest: str
+    cells: list[Cell]
+    created_at: str
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Digest of any JSON value, independent of key order."""
+    return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces `path` in one step, so that a killed process leaves the old file or the new one."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Atomic write: temporary file beside `path`, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)

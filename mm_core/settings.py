@@ -1,0 +1,46 @@
+"""The environment: where things are. Nothing here changes a result (that is `params.yaml`)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Roots and addresses of one installation, read from the environment.
+
+    Secrets (AWS keys, database passwords) are not fields: the libraries that need them read the
+    environment themselves, so that no repr or log of ours can show one.
+    """
+
+    workspace: Path
+    """`MM_WORKSPACE`, default `data/` of the current folder: everything the system writes on this machine."""
+    inbox: str
+    """`MM_INBOX`: folder or `s3://bucket/prefix` where drops arrive; default `<workspace>/inbox`."""
+    store: str
+    """`MM_STORE`: folder or `s3://bucket/prefix` of blobs and catalog; default `<workspace>/store`."""
+    mlflow_uri: str
+    """`MLFLOW_TRACKING_URI`; default sqlite in the workspace."""
+    params_file: Path
+    """`MM_PARAMS`; default `params.yaml` of the current folder."""
+    device: str
+    """`MM_DEVICE`: `cpu`, `cuda`, … ; default `auto`."""
+
+    @staticmethod
+    def from_env(workspace: str | Path | None = None, inbox: str | None = None) -> Settings:
+        """Reads the environment; arguments win over it."""
+        root = Path(workspace or os.environ.get("MM_WORKSPACE") or "data").expanduser().absolute()
+        return Settings(
+            workspace=root,
+            inbox=_absolute(inbox or os.environ.get("MM_INBOX") or str(root / "inbox")),
+            store=_absolute(os.environ.get("MM_STORE") or str(root / "store")),
+            mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow' / 'mlflow.db'}",
+            params_file=Path(os.environ.get("MM_PARAMS") or "params.yaml").expanduser().absolute(),
+            device=os.environ.get("MM_DEVICE") or "auto",
+        )
+
+
+def _absolute(url: str) -> str:
+    return url if "://" in url else str(Path(url).expanduser().absolute())

@@ -1,0 +1,289 @@
+"""The flow, in order. Each box of the architecture is one function: plain files in, plain files out, a Report back.
+
+The `mm` command, `dvc.yaml` and the Dagster assets are three thin doors to these functions.
+
+    inbox ─► ingest ─► structure ─► route ──► people ──► collect        per arrival
+    catalog ─► pin_inputs ─► snapshot ─► split ─► train simple ─► hard ─► semi ─► multimodal
+            ─► evaluate ─► gate ─► export ─► promote ─► report             per cycle
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from mm_core.catalog import Catalog
+from mm_core.errors import InputError, ReleaseRefused
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.params import Params
+from mm_core.records import Report, Verdict, timed, write_json
+from mm_core.store import Store, open_store
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what, done, total): the CLI draws bars, Dagster logs observations."""
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """The Progress of someone who does not look."""
+
+
+def store_of(layout: Layout) -> Store:
+    return open_store(layout.settings.store, layout.cache)
+
+
+def inbox_of(layout: Layout) -> Store:
+    return open_store(layout.settings.inbox, layout.cache / "inbox")
+
+
+def catalog_of(layout: Layout) -> Catalog:
+    return Catalog(layout.settings.store)
+
+
+# ── per arrival ──────────────────────────────────────────────────────────────────────────────────
+
+
+def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress: Progress = quiet) -> Report:
+    """Takes every ready drop of the inbox (or one): accepted, quarantined with reasons, or duplicate."""
+    from mm_core.data.ingest import ingest_ready
+
+    with timed(Report("ingest")) as report:
+        return ingest_ready(
+            params.ingest,
+            catalog_of(layout),
+            store_of(layout),
+            inbox_of(layout),
+            report,
+            batch=batch,
+            data_docs=layout.data_docs,
+            progress=progress,
+        ).write(layout.root / "reports" / "ingest.json")
+
+
+def structure(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
+    """Computes the features of samples that have none yet: quality, place, time, difficulty."""
+    from mm_core.structuring.structure import structure_new
+
+    with timed(Report("structure")) as report:
+        return structure_new(catalog_of(layout), store_of(layout), report, progress=progress)
+
+
+def route(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
+    """Chooses the photos that people should label, and writes Label Studio tasks with the champion's matte as a start."""
+    from mm_core.labeling.route import route_hard
+
+    with timed(Report("route")) as report:
+        return route_hard(
+            params.route, catalog_of(layout), store_of(layout), read_inputs(layout), layout, report, progress=progress
+        )
+
+
+def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
+    """Takes finished Label Studio work back as new label versions."""
+    from mm_core.labeling.collect import collect_labels
+
+    with timed(Report("collect")) as report:
+        return collect_labels(catalog_of(layout), store_of(layout), layout, report, progress=progress)
+
+
+# ── per cycle ────────────────────────────────────────────────────────────────────────────────────
+
+
+def pin_inputs(params: Params, layout: Layout) -> Report:
+    """Writes what the next cycle starts from: catalog versions, champion and anchor (design: explicit inputs)."""
+    from mm_core.export.registry import Registry
+
+    with timed(Report("pin_inputs")) as report:
+        registry = Registry(layout.settings)
+        inputs = {
+            "catalog": {table: catalog_of(layout).version(table) for table in ("samples", "labels", "features")},
+            "champion": registry.pin("champion"),
+            "anchor": registry.pin("anchor"),
+        }
+        if not layout.inputs.exists() or read_inputs(layout) != inputs:
+            write_json(layout.inputs, inputs)
+        report.facts |= inputs
+    return report
+
+
+def read_inputs(layout: Layout) -> dict:
+    """The pinned inputs: `{"catalog": {table: version}, "champion": pin | None, "anchor": pin | None}`.
+
+    A pin is `{"version": str, "digest": str, "files": {file name: blob digest}}`; the weights are the
+    blob of that digest, `files` are the int8 files that shipped.
+    """
+    if not layout.inputs.exists():
+        raise InputError(f"{layout.inputs} is missing: run `mm ingest` first, so that there is a catalog to learn from")
+    return json.loads(layout.inputs.read_text())
+
+
+def snapshot(params: Params, layout: Layout) -> Report:
+    """Freezes one catalog version into parquet manifests; eval never moves and never leaks."""
+    from mm_core.data.snapshot import build_snapshot
+
+    with timed(Report("snapshot")) as report:
+        return build_snapshot(params.snapshot, catalog_of(layout), read_inputs(layout), layout.snapshot, report).write(
+            layout.stage_report("snapshot")
+        )
+
+
+def split(params: Params, layout: Layout) -> Report:
+    """Divides train_labeled into simple and hard by difficulty."""
+    from mm_core.structuring.split import split_by_difficulty
+
+    with timed(Report("split")) as report:
+        return split_by_difficulty(
+            params.split, catalog_of(layout), read_inputs(layout), layout.snapshot, layout.split, report
+        ).write(layout.stage_report("split"))
+
+
+def train_simple(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
+    """Supervised on the simple set, from the champion or from scratch."""
+    return _train("simple", params, layout, progress)
+
+
+def train_hard(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
+    """Supervised on the hard set, with a share of simple ones against forgetting."""
+    return _train("hard", params, layout, progress)
+
+
+def train_semi(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
+    """Adds unlabelled photos by cross-consistency with perturbed auxiliary decoders."""
+    return _train("semi", params, layout, progress)
+
+
+def train_multimodal(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
+    """Adds text: consistency of image-only and text-image mattes, and text-aware contrast."""
+    return _train("multimodal", params, layout, progress)
+
+
+def _train(stage: str, params: Params, layout: Layout, progress: Progress) -> Report:
+    from mm_core.store import fetch_blob
+    from mm_core.training.train import train_stage
+
+    store, inputs = store_of(layout), read_inputs(layout)
+    index = TRAIN_STAGES.index(stage)
+    start = None
+    if index:
+        start = layout.model(TRAIN_STAGES[index - 1])
+        if not start.is_file():
+            raise InputError(f"{start} is missing: run `mm train-{TRAIN_STAGES[index - 1]}` before `mm train-{stage}`")
+    elif params.train.common.warm_start == "champion" and inputs["champion"]:
+        start = fetch_blob(store, inputs["champion"]["digest"])
+    with timed(Report(f"train-{stage}")) as report:
+        return train_stage(stage, params, layout, store, report, start=start, progress=progress).write(
+            layout.stage_report(f"train-{stage}")
+        )
+
+
+def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
+    """Every stage, champion and anchor on the frozen eval set; the candidate also as the int8 files that would ship."""
+    from mm_core.eval.evaluate import evaluate_models
+    from mm_core.export.quantise import quantise
+    from mm_core.export.runtime import OnnxPredictor
+    from mm_core.model.predict import TorchPredictor
+    from mm_core.store import fetch_blob
+    from mm_core.training.tracking import Tracker
+
+    store, inputs = store_of(layout), read_inputs(layout)
+    with timed(Report("evaluate")) as report:
+        candidate = layout.model(TRAIN_STAGES[-1])
+        quantise(params.export, candidate, layout.snapshot, store, layout.quantised, report, progress=progress)
+        device = layout.settings.device
+        models = {(stage, "float"): TorchPredictor(layout.model(stage), device) for stage in TRAIN_STAGES}
+        models[TRAIN_STAGES[-1], "int8"] = OnnxPredictor.of_folder(layout.quantised)
+        for role in ("champion", "anchor"):
+            pin = inputs[role]
+            if pin:
+                models[role, "float"] = TorchPredictor(fetch_blob(store, pin["digest"]), device)
+                models[role, "int8"] = OnnxPredictor({n: fetch_blob(store, d) for n, d in pin["files"].items()})
+        evaluate_models(params.evaluate, models, layout, store, report, progress=progress)
+        report.write(layout.stage_report("evaluate"))
+        Tracker(layout.settings).log_report(layout, report)
+    return report
+
+
+def gate(params: Params, layout: Layout) -> Report:
+    """Decides PROMOTE, REJECT or INCONCLUSIVE on paired per-image differences and records it."""
+    from mm_core.eval.gate import decide
+    from mm_core.training.tracking import Tracker
+
+    with timed(Report("gate")) as report:
+        verdict = decide(params.gate, layout, read_inputs(layout))
+        write_json(layout.verdict, verdict.model_dump())
+        report.facts |= {"decision": verdict.decision, "reasons": verdict.reasons, "candidate": verdict.candidate}
+        report.tables["cells"] = [cell.model_dump() for cell in verdict.cells]
+        report.metrics["gate/promote"] = float(verdict.decision == "PROMOTE")
+        report.write(layout.stage_report("gate"))
+        Tracker(layout.settings).log_report(layout, report)
+    return report
+
+
+def recorded_verdict(layout: Layout) -> Verdict:
+    """The verdict on record; raises InputError where the gate has not spoken."""
+    if not layout.verdict.is_file():
+        raise InputError(f"{layout.verdict} is missing: run `mm gate` first")
+    return Verdict.model_validate_json(layout.verdict.read_text())
+
+
+def require_promote(layout: Layout) -> Verdict:
+    """The recorded PROMOTE for exactly the candidate that lies in the workspace, or ReleaseRefused."""
+    from mm_core.records import sha256_file
+
+    verdict = recorded_verdict(layout)
+    candidate = sha256_file(layout.model(TRAIN_STAGES[-1]))
+    if verdict.candidate != candidate:
+        raise ReleaseRefused(
+            f"the recorded verdict is about model {verdict.candidate[:12]}, the candidate is {candidate[:12]}: run `mm gate`"
+        )
+    if verdict.decision != "PROMOTE":
+        raise ReleaseRefused(f"the gate said {verdict.decision}: " + "; ".join(verdict.reasons[:3]))
+    return verdict
+
+
+def export(params: Params, layout: Layout) -> Report:
+    """Assembles the mobile bundle of a candidate whose recorded verdict is PROMOTE."""
+    from mm_core.export.bundle import write_bundle
+
+    with timed(Report("export")) as report:
+        verdict = require_promote(layout)
+        return write_bundle(params, layout, store_of(layout), verdict, report).write(layout.stage_report("export"))
+
+
+def promote(params: Params, layout: Layout) -> Report:
+    """Registers the bundled model in MLflow and moves the alias `champion`; repeating it changes nothing."""
+    from mm_core.export.registry import Registry
+
+    with timed(Report("promote")) as report:
+        verdict = require_promote(layout)
+        Registry(layout.settings).promote(params, layout, store_of(layout), verdict, report)
+        return report.write(layout.stage_report("promote"))
+
+
+def html_report(params: Params, layout: Layout) -> Report:
+    """One page about the cycle: verdict, tables with bounds, mattes side by side, quarantine, costs."""
+    from mm_core.eval.report import write_html
+
+    with timed(Report("report")) as report:
+        return write_html(params, layout, catalog_of(layout), store_of(layout), report)
+
+
+ARRIVAL = (ingest, structure)
+TRAIN = {"simple": train_simple, "hard": train_hard, "semi": train_semi, "multimodal": train_multimodal}
+
+
+def run_cycle(params: Params, layout: Layout, *, progress: Progress = quiet) -> dict[str, Report]:
+    """`mm run`: one whole cycle. A refusal by the gate is a result, not an error."""
+    reports = {"ingest": ingest(params, layout, progress=progress)}
+    reports["structure"] = structure(params, layout, progress=progress)
+    reports["pin_inputs"] = pin_inputs(params, layout)
+    reports["snapshot"] = snapshot(params, layout)
+    reports["split"] = split(params, layout)
+    for stage in TRAIN_STAGES:
+        reports[f"train-{stage}"] = TRAIN[stage](params, layout, progress=progress)
+    reports["evaluate"] = evaluate(params, layout, progress=progress)
+    reports["gate"] = gate(params, layout)
+    if reports["gate"].facts["decision"] == "PROMOTE":
+        reports["export"] = export(params, layout)
+        reports["promote"] = promote(params, layout)
+    reports["report"] = html_report(params, layout)
+    return reports
