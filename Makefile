@@ -1,0 +1,53 @@
+# make demo | test | check | ui | clean     each works as the first command on a fresh machine with Python 3.11
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DVC := .tools/dvc/.ready
+SHELL := /bin/bash
+
+.PHONY: demo test check ui clean setup lock screenshots
+.DELETE_ON_ERROR:
+
+setup: $(READY) $(DVC)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "Python 3.11 is needed; say where: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check
+	@touch $@
+
+# DVC brings omegaconf, which breaks Dagster's selections: an environment of its own, called as a program.
+$(DVC): infra/dvc.lock $(READY)
+	$(PYTHON) -m venv .tools/dvc
+	.tools/dvc/bin/python -m pip install --quiet --disable-pip-version-check -r infra/dvc.lock
+	ln -sf ../../.tools/dvc/bin/dvc $(BIN)/dvc
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/mm demo
+
+test: $(READY) $(DVC)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --durations=10
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_doors.py
+
+ui: $(READY)
+	$(BIN)/mm ui
+
+# Pins everything that requirements.in brings; `+cpu` is cut so that a GPU machine takes its own build of torch.
+lock: $(READY)
+	$(BIN)/python -m pip install --quiet -r requirements.in
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+	.tools/dvc/bin/python -m pip freeze > infra/dvc.lock
+
+clean:
+	rm -rf $(VENV) .tools data .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

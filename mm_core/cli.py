@@ -1,0 +1,384 @@
+"""The `mm` command: a thin door to `mm_core.stages`.
+
+Results go to stdout (one JSON object with `--json`), progress to stderr. Bad input exits with 2 and one line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mm_core import stages
+from mm_core.errors import InputError, MattingError
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.params import Params
+from mm_core.records import KINDS, Report, write_json
+from mm_core.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
+label_app = typer.Typer(no_args_is_help=True, help="Tasks for people in Label Studio's format, and their answers back.")
+app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(label_app, name="label")
+
+Json = Annotated[bool, typer.Option("--json", help="One machine-readable object on stdout.")]
+Inbox = Annotated[str | None, typer.Option(help="Folder or s3://bucket/prefix; default MM_INBOX or <workspace>/inbox.")]
+
+
+def layout_and_params(inbox: str | None = None) -> tuple[Layout, Params]:
+    settings = Settings.from_env(inbox=inbox)
+    return Layout(settings), Params.load(settings.params_file)
+
+
+class Bars:
+    """One tqdm bar on stderr per kind of work; silent where stderr is not a terminal or CI's log."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or self._bar.desc != what:
+            self.close()
+            self._bar = tqdm(desc=what, total=total, file=sys.stderr, leave=True, dynamic_ncols=True, mininterval=0.5)
+        self._bar.n = done
+        self._bar.total = total
+        self._bar.refresh() if done >= total else self._bar.update(0)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+@contextmanager
+def progress_bars():
+    bars = Bars()
+    try:
+        yield bars
+    finally:
+        bars.close()
+
+
+def say(result: Report | dict[str, Any], as_json: bool) -> None:
+    """Prints a result for a person or for a program."""
+    data = asdict(result) if isinstance(result, Report) else result
+    if as_json:
+        typer.echo(json.dumps(data, default=str))
+    elif isinstance(result, Report):
+        typer.echo(f"{result.stage}: {result.seconds:.1f} s")
+        for name, value in result.facts.items():
+            typer.echo(f"  {name}: {value if isinstance(value, (str, int, float)) else json.dumps(value, default=str)}")
+        for name, number in sorted(result.metrics.items())[:40]:
+            typer.echo(f"  {name}: {number:.5g}")
+        for name, rows in result.tables.items():
+            if rows and len(rows) <= 60:
+                typer.echo(f"\n{name}\n{table(rows)}")
+    else:
+        typer.echo(json.dumps(data, indent=1, default=str))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as an aligned plain-text table."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(columns)]
+    lines = ["  ".join(name.ljust(w) for name, w in zip(columns, widths, strict=True))]
+    lines += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in cells]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)[:70]
+
+
+# ── data ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def demo(
+    cycles: Annotated[int, typer.Option(min=1, max=3, help="How many of the three cycles to run.")] = 3,
+    json_: Json = False,
+) -> None:
+    """Three cycles on generated samples: a first model, an improved one, a poisoned one that is refused."""
+    from mm_core.demo import run_demo
+
+    with progress_bars() as progress:
+        say(run_demo(Settings.from_env("data/demo"), cycles=cycles, progress=progress), json_)
+
+
+@app.command()
+def drop(
+    folder: Annotated[Path, typer.Argument(help="Folder of photos.")],
+    kind: Annotated[str, typer.Option(help=" | ".join(KINDS))],
+    batch: Annotated[str, typer.Option(help="Name of the batch.")],
+    inbox: Inbox = None,
+    json_: Json = False,
+) -> None:
+    """Packages a folder of photos as a drop."""
+    from mm_core.data.drop import package_folder
+
+    layout, _ = layout_and_params(inbox)
+    if "://" in layout.settings.inbox:
+        raise InputError(f"mm drop writes to a folder, not to {layout.settings.inbox}: give --inbox FOLDER and upload it")
+    path = package_folder(folder, Path(layout.settings.inbox), kind, batch)
+    say({"drop": str(path)}, json_)
+
+
+@app.command()
+def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -> None:
+    """Takes all ready drops (or one) into the catalog and computes their features."""
+    layout, params = layout_and_params(inbox)
+    with progress_bars() as progress:
+        report = stages.ingest(params, layout, batch=batch, progress=progress)
+        structured = stages.structure(params, layout, progress=progress)
+    report.metrics |= structured.metrics
+    stages.pin_inputs(params, layout)
+    say(report, json_)
+
+
+@app.command()
+def status(json_: Json = False) -> None:
+    """Batches, samples per kind and category, quarantine, the last cycle and the champion."""
+    from mm_core.export.registry import Registry
+
+    layout, _ = layout_and_params()
+    catalog = stages.catalog_of(layout)
+    batches = catalog.read("batches", columns=["kind", "batch", "state", "accepted", "quarantined", "duplicates"])
+    samples = catalog.read("samples", columns=["id", "kind", "category"])
+    labels = catalog.read("labels", columns=["sample_id", "origin"])
+    rejects = catalog.read("rejects", columns=["verdict", "reason"])
+    per_kind = samples.fillna({"category": "(none)"}).groupby(["category", "kind"]).size().unstack(fill_value=0)
+    result = {
+        "workspace": str(layout.root),
+        "batches": batches.to_dict("records"),
+        "samples": [{"category": c, **row} for c, row in per_kind.to_dict("index").items()],
+        "labelled": int(labels.sample_id.nunique()),
+        "rejects": rejects.groupby(["verdict", "reason"]).size().reset_index(name="rows").to_dict("records"),
+        "verdict": stages.recorded_verdict(layout).decision if layout.verdict.exists() else None,
+        "champion": (Registry(layout.settings).pin("champion") or {}).get("version"),
+    }
+    if json_:
+        return say(result, True)
+    typer.echo(f"workspace {result['workspace']}\n")
+    for name in ("batches", "samples", "rejects"):
+        typer.echo(f"{name}\n{table(result[name])}\n" if result[name] else f"{name}: none\n")
+    typer.echo(f"labelled photos: {result['labelled']}")
+    typer.echo(f"last verdict:    {result['verdict'] or 'no cycle yet'}")
+    typer.echo(f"champion:        {result['champion'] or 'none yet'}")
+
+
+@quarantine_app.command("list")
+def quarantine_list(json_: Json = False) -> None:
+    """Every refused row with its reason."""
+    from mm_core.data.quarantine import list_rejects
+
+    rows = list_rejects(stages.catalog_of(layout_and_params()[0])).to_dict("records")
+    if json_:
+        return say({"rejects": rows}, True)
+    shown = [{n: r[n] for n in ("key", "batch", "image", "verdict", "reason", "detail")} for r in rows]
+    typer.echo(table([row | {"key": row["key"][:10]} for row in shown]) if rows else "quarantine is empty")
+
+
+@quarantine_app.command("show")
+def quarantine_show(key: Annotated[str, typer.Argument(help="Key (or its beginning) from the list.")]) -> None:
+    """One refused row in full, and where its file lies."""
+    from mm_core.data.quarantine import show
+
+    layout, _ = layout_and_params()
+    say(show(stages.catalog_of(layout), stages.store_of(layout), key), True)
+
+
+@quarantine_app.command("retry")
+def quarantine_retry(batch: Annotated[str, typer.Argument(help="Batch whose files were repaired.")], json_: Json = False):
+    """Probes the refused rows of a batch again, after the producer repaired the files."""
+    from mm_core.data.quarantine import retry
+
+    layout, params = layout_and_params()
+    report = retry(
+        params.ingest, stages.catalog_of(layout), stages.store_of(layout), stages.inbox_of(layout), batch, layout.data_docs
+    )
+    stages.structure(params, layout)
+    stages.pin_inputs(params, layout)
+    say(report, json_)
+
+
+@label_app.command("push")
+def label_push(json_: Json = False) -> None:
+    """Chooses hard photos and writes Label Studio tasks with the champion's mattes to the outbox."""
+    layout, params = layout_and_params()
+    stages.pin_inputs(params, layout)
+    with progress_bars() as progress:
+        say(stages.route(params, layout, progress=progress), json_)
+
+
+@label_app.command("pull")
+def label_pull(json_: Json = False) -> None:
+    """Takes Label Studio export files from <workspace>/labels/inbox back as new label versions."""
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        report = stages.collect(params, layout, progress=progress)
+        stages.structure(params, layout, progress=progress)
+    stages.pin_inputs(params, layout)
+    say(report, json_)
+
+
+# ── one cycle ────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def run(inbox: Inbox = None, json_: Json = False) -> None:
+    """One whole cycle: ingest … gate, and export and promote if it passes."""
+    layout, params = layout_and_params(inbox)
+    with progress_bars() as progress:
+        reports = stages.run_cycle(params, layout, progress=progress)
+    verdict = stages.recorded_verdict(layout)
+    if json_:
+        return say({name: asdict(report) for name, report in reports.items()}, True)
+    for name, report in reports.items():
+        typer.echo(f"{name:18} {report.seconds:8.1f} s")
+    typer.echo(f"\nverdict: {verdict.decision}")
+    for reason in verdict.reasons:
+        typer.echo(f"  {reason}")
+    typer.echo(f"report:  {layout.html_report}")
+
+
+def _stage_command(name: str, stage: Callable[..., Report], *, shows_progress: bool) -> None:
+    def command(json_: Json = False) -> None:
+        layout, params = layout_and_params()
+        if shows_progress:
+            with progress_bars() as progress:
+                report = stage(params, layout, progress=progress)
+        else:
+            report = stage(params, layout)
+        say(report, json_)
+
+    app.command(name, help=stage.__doc__)(command)
+
+
+_stage_command("pin-inputs", stages.pin_inputs, shows_progress=False)
+_stage_command("snapshot", stages.snapshot, shows_progress=False)
+_stage_command("split", stages.split, shows_progress=False)
+for _stage in TRAIN_STAGES:
+    _stage_command(f"train-{_stage}", stages.TRAIN[_stage], shows_progress=True)
+_stage_command("report", stages.html_report, shows_progress=False)
+
+
+@app.command()
+def evaluate(
+    truth: Annotated[Path | None, typer.Option(help="Manifest with image, alpha, category: judge a folder instead.")] = None,
+    pred: Annotated[Path | None, typer.Option(help="Folder of mattes, <stem>.png per photo.")] = None,
+    json_: Json = False,
+) -> None:
+    """Every stage, champion and anchor on the frozen eval set; or, with --truth and --pred, any folder of mattes."""
+    if (truth is None) != (pred is None):
+        raise InputError("mm evaluate: --truth and --pred go together")
+    if truth is not None and pred is not None:
+        from mm_core.eval.evaluate import evaluate_folder
+
+        return say(evaluate_folder(truth, pred), json_)
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        say(stages.evaluate(params, layout, progress=progress), json_)
+
+
+@app.command()
+def gate(
+    action: Annotated[str, typer.Argument(help="Nothing: decide now. show: the recorded verdict.")] = "",
+    json_: Json = False,
+) -> None:
+    """Decides PROMOTE, REJECT or INCONCLUSIVE and records it; a refusal exits with 0."""
+    layout, params = layout_and_params()
+    if action not in ("", "show"):
+        raise InputError(f"mm gate {action}: unknown; use `mm gate` or `mm gate show`")
+    if not action:
+        return say(stages.gate(params, layout), json_)
+    verdict = stages.recorded_verdict(layout)
+    if json_:
+        return say(verdict.model_dump(), True)
+    typer.echo(f"{verdict.decision} ({verdict.basis}): model {verdict.candidate[:12]}, champion {(verdict.champion or 'none')[:12]}")
+    for reason in verdict.reasons:
+        typer.echo(f"  {reason}")
+    typer.echo("\n" + table([cell.model_dump() for cell in verdict.cells]))
+
+
+@app.command()
+def export(
+    if_promoted: Annotated[bool, typer.Option("--if-promoted", help="A refusal is recorded, not an error.")] = False,
+    json_: Json = False,
+) -> None:
+    """Assembles the mobile bundle of a candidate whose recorded verdict is PROMOTE."""
+    layout, params = layout_and_params()
+    verdict = stages.recorded_verdict(layout)
+    if if_promoted and verdict.decision != "PROMOTE":
+        refusal = {"exported": False, "verdict": verdict.decision, "reasons": verdict.reasons}
+        write_json(layout.cycle_bundle / "export.json", refusal)
+        return say(refusal, json_)
+    say(stages.export(params, layout), json_)
+
+
+@app.command()
+def promote(json_: Json = False) -> None:
+    """Moves the MLflow alias `champion` to the exported candidate; refuses without a recorded PROMOTE."""
+    layout, params = layout_and_params()
+    say(stages.promote(params, layout), json_)
+
+
+# ── using what was learnt ────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Photos.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the mattes.")],
+    model: Annotated[str, typer.Option(help="champion, a registry version, or a .safetensors file.")] = "champion",
+    category: Annotated[str, typer.Option(help="Chooses the decoder: portrait, multi_person, scenery, …")] = "",
+    cutout: Annotated[bool, typer.Option("--cutout", help="Also write the cut-out as RGBA PNG.")] = False,
+    json_: Json = False,
+) -> None:
+    """Writes `<stem>.png`, the matte at the photo's own size, for each photo."""
+    from mm_core.predict import predict_files
+
+    layout, _ = layout_and_params()
+    with progress_bars() as progress:
+        say(predict_files(layout, images, out, model=model, category=category, cutout=cutout, progress=progress), json_)
+
+
+@app.command()
+def lineage(version: Annotated[str, typer.Argument(help="Registry version.")]) -> None:
+    """The samples, labels, params, code and seeds behind a model."""
+    from mm_core.export.lineage import lineage as trace
+
+    say(trace(Settings.from_env(), version), True)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Dagster's port; MLflow takes the next one.")] = 3000,
+    demo_: Annotated[bool, typer.Option("--demo", help="Show the demo's workspace.")] = False,
+) -> None:
+    """Dagster's UI and MLflow's on this workspace, on 127.0.0.1, until Ctrl-C."""
+    from mm_core.ui import serve
+
+    serve(Settings.from_env("data/demo" if demo_ else None), port)
+
+
+def main() -> None:
+    """Entry point: MattingError becomes one line on stderr and exit 2 (bad input) or 1."""
+    try:
+        app(standalone_mode=True)
+    except MattingError as error:
+        typer.echo(f"mm: {error}", err=True)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+

@@ -1,0 +1,66 @@
+"""`mm ui`: Dagster's web server and daemon, and MLflow's, on one workspace, bound to loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mm_core.errors import InputError
+from mm_core.settings import Settings
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def serve(settings: Settings, port: int) -> None:
+    """Runs both servers until Ctrl-C or until one of them ends; Dagster at `port`, MLflow at `port + 1`."""
+    home = settings.workspace / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    (settings.workspace / "mlflow").mkdir(exist_ok=True)
+    instance = PROJECT / "infra" / "dagster.yaml"
+    if not instance.exists():
+        raise InputError(f"{instance} is missing: run `mm ui` from the project's checkout")
+    (home / "dagster.yaml").write_text(instance.read_text())
+    environment = os.environ | {
+        "MM_WORKSPACE": str(settings.workspace),
+        "MM_INBOX": settings.inbox,
+        "MM_STORE": settings.store,
+        "MM_PARAMS": str(_params_file(settings)),
+        "MLFLOW_TRACKING_URI": settings.mlflow_uri,
+        "DAGSTER_HOME": str(home),
+        "DO_NOT_TRACK": "1",
+    }
+    scripts = Path(sys.executable).parent
+    dagster = [scripts / "dagster", "dev", "-w", PROJECT / "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)]
+    mlflow = [scripts / "mlflow", "server", "--backend-store-uri", settings.mlflow_uri, "--host", "127.0.0.1"]
+    mlflow += ["--port", str(port + 1), "--workers", "1"]
+    processes = [
+        # A process of its own group gets Ctrl-C from us alone, so that it is asked once and waited for.
+        subprocess.Popen([str(part) for part in command], env=environment, cwd=PROJECT, start_new_session=True)
+        for command in (dagster, mlflow)
+    ]
+    print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{port + 1}\nCtrl-C ends both", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        while all(process.poll() is None for process in processes):
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        for process in processes:
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _params_file(settings: Settings) -> Path:
+    """The workspace's own params where it has some (the demo), else the project's."""
+    own = settings.workspace / "params.yaml"
+    return own if own.exists() else settings.params_file
