@@ -1,0 +1,223 @@
+"""Reading photos and mattes: whatever the format and mode, one array comes out.
+
+Content decides what a file is, never its name. Decoders that could run programs or fetch other
+files (EPS, PDF, WMF, …) stay closed.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from mm_core.errors import InputError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF", "JPEG2000")
+_ORIENTATION = 0x0112
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow and its plugins are known to raise on damaged files."""
+
+
+class UnreadableImage(InputError):
+    """A file gives no picture; the text names the file and the remedy."""
+
+
+class NotAnImage(UnreadableImage):
+    """The content is of no known picture format."""
+
+
+class CorruptImage(UnreadableImage):
+    """The file begins as a picture but cannot be decoded to its end."""
+
+
+class TooManyPixels(UnreadableImage):
+    """The header claims more pixels than may be decoded."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture claims before it is decoded."""
+
+    format: str
+    mode: str
+    raw_width: int
+    """Pixels as stored, before orientation."""
+    raw_height: int
+    orientation: int
+    """EXIF orientation, 1 to 8."""
+
+    @property
+    def pixels(self) -> int:
+        return self.raw_width * self.raw_height
+
+    @property
+    def width(self) -> int:
+        """Pixels after orientation."""
+        return self.raw_width if self.orientation < 5 else self.raw_height
+
+    @property
+    def height(self) -> int:
+        return self.raw_height if self.orientation < 5 else self.raw_width
+
+
+def read_header(path: Path) -> Header:
+    """Format and size without decoding; raises NotAnImage, CorruptImage or TooManyPixels."""
+    with _opened(path) as image:
+        return Header(image.format or "", image.mode, *image.size, _orientation(image))
+
+
+def load_rgb(path: Path, max_side: int | None = None) -> np.ndarray:
+    """A photo as uint8 (H, W, 3) in sRGB, upright.
+
+    With `max_side` the longer side is at most that many pixels (never enlarged); a JPEG is then
+    decoded at reduced size, which is several times faster. Colour profiles are converted,
+    transparency is laid over white, 16-bit and float values are scaled to 8 bits, of an animation
+    the first frame counts. Raises UnreadableImage.
+    """
+    with _opened(path) as image:
+        orientation = _orientation(image)
+        scale = min(1.0, (max_side or max(image.size)) / max(image.size))
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        if scale < 1:
+            image.draft(None, size)  # pyright: ignore[reportArgumentType]
+        image.load()
+    rgb = _to_srgb(image)
+    return orient(np.array(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS)), orientation)
+
+
+def load_alpha(path: Path) -> np.ndarray:
+    """A matte as float32 (H, W) in [0, 1].
+
+    Grey of 1, 8, 16 bits or float; of RGBA and LA the alpha channel where it says anything (is not
+    constant), the luminance otherwise; palettes and RGB by luminance. Raises UnreadableImage.
+    """
+    with _opened(path) as image:
+        orientation = _orientation(image)
+        image.load()
+    if _is_wide(image):
+        alpha = _unit(np.asarray(image))
+    else:
+        grey = image.convert("RGB").convert("L") if image.has_transparency_data else image.convert("L")
+        if image.has_transparency_data:
+            channel = image.convert("RGBA").getchannel("A")
+            low, high = channel.getextrema()
+            grey = channel if low != high else grey
+        alpha = np.asarray(grey, np.float32) / 255
+    return orient(alpha, orientation)
+
+
+def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns and mirrors (H, W, …) as EXIF orientation 1 to 8 asks, so that the picture stands upright."""
+    turned = {
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: np.rot90(a, 1),
+    }.get(orientation)
+    return pixels if turned is None else np.ascontiguousarray(turned(pixels))
+
+
+def encode_alpha(alpha: np.ndarray, *, sixteen_bit: bool = False) -> bytes:
+    """A matte (H, W) in [0, 1] as grey PNG of 8 or 16 bits: how labels lie in the store."""
+    scale, kind = (65535, np.uint16) if sixteen_bit else (255, np.uint8)
+    stream = BytesIO()
+    Image.fromarray(np.rint(np.clip(alpha, 0, 1) * scale).astype(kind)).save(stream, "PNG", compress_level=6)
+    return stream.getvalue()
+
+
+@cache
+def _open_plugins() -> None:
+    from pillow_heif import register_heif_opener
+
+    Image.init()
+    register_heif_opener()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture, its decoder's errors turned into ours. What was loaded stays usable afterwards."""
+    _open_plugins()
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(f"{path}: {error} Send a smaller picture") from None
+    except FileNotFoundError:
+        raise UnreadableImage(f"{path}: no such file") from None
+    except Image.UnidentifiedImageError:
+        raise NotAnImage(f"{path}: not a picture (read are {', '.join(FORMATS)})") from None
+    except _DECODER_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CorruptImage(f"{path}: {reason}: send the picture again") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation; 1 where the tag is absent or nonsense. A broken EXIF block does not spoil a good picture."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _DECODER_ERRORS:
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Mode RGB in sRGB, transparency over white."""
+    if _is_wide(image):
+        return Image.fromarray(np.rint(_unit(np.asarray(image)) * 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        colours = _by_profile(layer.convert("RGB"), image.info.get("icc_profile"))
+        white = Image.new("RGB", image.size, "white")
+        white.paste(colours, mask=layer.getchannel("A"))
+        return white
+    return _by_profile(image, image.info.get("icc_profile"))
+
+
+def _by_profile(image: Image.Image, icc: bytes | None) -> Image.Image:
+    """Converts by the embedded colour profile; a broken or unfitting profile is left aside, as viewers do."""
+    if icc and image.mode in ("RGB", "CMYK", "L", "LAB"):
+        try:
+            profile = ImageCms.ImageCmsProfile(BytesIO(icc))
+            if not (image.mode == "RGB" and "srgb" in ImageCms.getProfileDescription(profile).lower()):
+                done = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                assert done is not None
+                return done
+        except (ImageCms.PyCMSError, OSError):
+            pass
+    return image.convert("RGB")
+
+
+def _is_wide(image: Image.Image) -> bool:
+    return image.mode in ("F", "I") or image.mode.startswith("I;16")
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Wide values to float32 in [0, 1]: integers by 65535, floats by 255 where one exceeds 1."""
+    wide = values.astype(np.float32)
+    is_byte_range = values.dtype.kind == "f" and np.nanmax(wide, initial=0) > 1
+    scale = 255.0 if is_byte_range else 1.0 if values.dtype.kind == "f" else 65535.0
+    return np.clip(np.nan_to_num(wide / np.float32(scale)), 0, 1)
