@@ -11,8 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mm_core import stages
 from mm_core.data.samplegen import write_drop
 from mm_core.layout import Layout
@@ -43,7 +41,7 @@ def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet)
     """
     layout = Layout(settings)
     params = Params().with_values(**DEMO_VALUES)
-    write_bytes(layout.root / "params.yaml", yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False).encode())
+    write_bytes(layout.root / "params.yaml", params.to_yaml().encode())
     results = []
     for cycle in range(1, cycles + 1):
         progress(f"cycle {cycle}: samples", 0, 1)

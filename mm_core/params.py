@@ -66,6 +66,7 @@ class CommonTrainParams(_Section):
     precision: Literal["bf16", "fp32"] = "bf16"
     """Mixed precision of the forward pass."""
     weight_decay: float = Field(1e-4, ge=0)
+    """AdamW's."""
     ema: float = Field(0.99, ge=0, lt=1)
     """Decay of the moving average of weights that is saved; 0 saves the last weights."""
     clip_norm: float = Field(1.0, gt=0)
@@ -170,6 +171,7 @@ class Params(_Section):
     """All of `params.yaml`."""
 
     seed: int = 0
+    """Of weight initialisation, batch order and augmentation."""
     ingest: IngestParams = IngestParams()
     snapshot: SnapshotParams = SnapshotParams()
     split: SplitParams = SplitParams()
@@ -207,6 +209,10 @@ class Params(_Section):
                 node = node[folder]
             node[last] = value
         return Params.model_validate(data)
+
+    def to_yaml(self) -> str:
+        """All values, as `params.yaml` holds them."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=110)
 
     def digest(self) -> str:
         return digest_of(self.model_dump(mode="json"))

@@ -1,0 +1,48 @@
+"""The `mm` command, `dvc.yaml` and `stages.py` tell the same flow."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+from typer.main import get_command
+
+from mm_core import stages
+from mm_core.cli import app
+
+PROJECT = Path(__file__).resolve().parent.parent
+CYCLE = [
+    "snapshot",
+    "split",
+    "train-simple",
+    "train-hard",
+    "train-semi",
+    "train-multimodal",
+    "evaluate",
+    "gate",
+    "export",
+]
+
+
+def test_dvc_runs_the_cycle_by_mm_verbs_of_the_same_name() -> None:
+    dvc = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
+    assert list(dvc["stages"]) == CYCLE
+    verbs = set(get_command(app).commands)  # type: ignore[attr-defined]
+    for name, stage in dvc["stages"].items():
+        assert stage["cmd"].split()[:2] == ["mm", name]
+        assert name in verbs
+
+
+def test_every_stage_function_has_a_verb() -> None:
+    verbs = set(get_command(app).commands)  # type: ignore[attr-defined]
+    for name in [*CYCLE, "promote", "ingest"]:
+        assert name in verbs
+        assert callable(getattr(stages, name.replace("-", "_")))
+
+
+def test_the_readme_names_only_verbs_that_exist() -> None:
+    verbs = set(get_command(app).commands)  # type: ignore[attr-defined]
+    fenced = "\n".join(re.findall(r"```\n(.*?)```", (PROJECT / "README.md").read_text(), re.S))
+    used = set(re.findall(r"^mm ([a-z-]+)", fenced, re.M))
+    assert used and used <= verbs

@@ -1,0 +1,61 @@
+"""params.yaml is typed once: what it says is what the code knows, and mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mm_core.errors import ParamsError
+from mm_core.params import Params
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def test_the_projects_file_says_exactly_the_defaults() -> None:
+    assert Params.load(PROJECT / "params.yaml") == Params()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("train: {simple: {stepps: 3}}", "train.simple.stepps"),
+        ("gate: {alpha: 2}", "gate.alpha"),
+        ("model: {size: 100}", "model.size"),
+        ("clip: {model: ViT-B-32}", "clip"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_mistake_names_file_and_field(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError, match="params.yaml") as caught:
+        Params.load(path)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_says_where_to_look(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="MM_PARAMS"):
+        Params.load(tmp_path / "none.yaml")
+
+
+def test_yaml_round_trip_and_digest(tmp_path: Path) -> None:
+    changed = Params().with_values(**{"train.simple.steps": 7, "gate.margins": {"mse": 0.2}})
+    path = tmp_path / "params.yaml"
+    path.write_text(changed.to_yaml())
+    assert Params.load(path) == changed
+    assert changed.digest() != Params().digest()
+    assert changed.digest() == Params.load(path).digest()
+
+
+def test_every_field_is_documented() -> None:
+    def undocumented(model, prefix=""):
+        for name, field in model.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                yield from undocumented(field.annotation, f"{prefix}{name}.")
+            elif not field.description:
+                yield prefix + name
+
+    inherited = {f"train.{s}.{f}" for s in ("hard", "semi", "multimodal") for f in ("steps", "lr")}
+    assert set(undocumented(Params)) <= inherited
