@@ -1,0 +1,220 @@
+"""Metrics against oracles: PySODMetrics for F, textbook definitions written here for the rest."""
+
+from __future__ import annotations
+
+import time
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import ndimage
+from skimage import measure, morphology
+
+from mm_core.eval.metrics import TruthMatte, category_scores, connectivity_error, f_curve
+
+
+def blob(seed: int, shape: tuple[int, int] = (61, 83), soft: float = 3.0, cut: float = 0.5) -> np.ndarray:
+    """A smooth random matte with several parts, full range."""
+    field = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), soft)
+    field = (field - field.min()) / (field.max() - field.min())
+    return np.clip((field - cut) * 4 + 0.5, 0, 1)
+
+
+def eight_bit(alpha: np.ndarray) -> np.ndarray:
+    return np.round(alpha * 255) / 255
+
+
+def pairs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    truth = eight_bit(blob(1))
+    zeros, ones = np.zeros_like(truth), np.ones_like(truth)
+    left, right = zeros.copy(), zeros.copy()
+    left[:, :30], right[:, 50:] = 1, 1
+    ties = np.random.default_rng(5).choice([0, 51, 102, 153, 204, 255, 25, 26, 76, 77, 178, 179], truth.shape) / 255
+    found = {f"random{seed}": (eight_bit(blob(seed)), eight_bit(blob(seed + 100))) for seed in range(6)}
+    found |= {f"float{seed}": (blob(seed, soft=1.2), blob(seed + 50, soft=2.0)) for seed in range(3)}
+    noise = np.random.default_rng(9).random((2, 40, 57))
+    return found | {
+        "near": (np.clip(truth + 0.05 * np.sin(np.arange(truth.size)).reshape(truth.shape), 0, 1), truth),
+        "same": (truth, truth),
+        "all zero": (zeros, truth),
+        "all one": (ones, truth),
+        "truth zero": (truth, zeros),
+        "truth one": (truth, ones),
+        "zero zero": (zeros, zeros),
+        "one one": (ones, ones),
+        "apart": (left, right),
+        "ties": (ties, np.roll(ties, 1, axis=1)),
+        "ties of blobs": (np.round(truth * 5) / 5, np.round(blob(3) * 5) / 5),
+        "noise": (noise[0], noise[1]),
+        "float32": (truth.astype(np.float32), np.round(blob(4) * 255).astype(np.float32) / np.float32(255)),
+        "one row": (truth[:1], np.roll(truth[:1], 2)),
+    }
+
+
+PAIRS = pairs()
+each_pair = pytest.mark.parametrize("name", PAIRS)
+
+
+def textbook_connectivity(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Rhemann et al. 2009 word by word, in float64."""
+    prediction, truth = prediction.astype(np.float64), truth.astype(np.float64)
+    level, fallen = np.ones_like(truth), np.zeros(truth.shape, bool)
+    for i in range(1, 11):
+        labels = measure.label((prediction >= i / 10) & (truth >= i / 10), connectivity=1)
+        sizes = np.bincount(labels.ravel())[1:]
+        omega = labels == sizes.argmax() + 1 if len(sizes) else np.zeros(truth.shape, bool)
+        level[~omega & ~fallen] = (i - 1) / 10
+        fallen |= ~omega
+    phi = [1 - np.where(a - level >= 0.15, a - level, 0) for a in (prediction, truth)]
+    return float(np.abs(phi[0] - phi[1]).sum() / truth.size)
+
+
+def textbook_gradient(prediction: np.ndarray, truth: np.ndarray) -> float:
+    sigma = 1.4
+    half = int(np.ceil(sigma * np.sqrt(-2 * np.log(np.sqrt(2 * np.pi) * sigma * 0.01))))
+    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float64)
+    kernel = -x * np.exp(-(x**2 + y**2) / (2 * sigma**2))
+    kernel /= np.sqrt((kernel**2).sum())
+
+    def magnitude(a: np.ndarray) -> np.ndarray:
+        a = a.astype(np.float64)
+        return np.hypot(ndimage.convolve(a, kernel, mode="nearest"), ndimage.convolve(a, kernel.T, mode="nearest"))
+
+    return float(((magnitude(prediction) - magnitude(truth)) ** 2).sum() / 1000)
+
+
+def textbook_boundary_iou(prediction: np.ndarray, truth: np.ndarray) -> float:
+    reach = max(1, round(0.02 * np.sqrt(truth.shape[0] ** 2 + truth.shape[1] ** 2)))
+
+    def boundary(alpha: np.ndarray) -> np.ndarray:
+        mask = np.pad(alpha > 0.5, 1)
+        eroded = mask
+        for _ in range(reach):
+            eroded = morphology.erosion(eroded, np.ones((3, 3), bool))
+            eroded[[0, -1], :] = eroded[:, [0, -1]] = False
+        return (mask & ~eroded)[1:-1, 1:-1]
+
+    one, other = boundary(prediction), boundary(truth)
+    return float((one & other).sum() / (one | other).sum()) if (one | other).any() else 1.0
+
+
+def loop_f(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    levels, mask, curve = np.rint(prediction.astype(np.float64) * 255), truth > 0.5, []
+    for threshold in range(256):
+        taken = levels >= threshold
+        hits = (taken & mask).sum()
+        precision, recall = hits / max(1, taken.sum()), hits / max(1, mask.sum())
+        curve.append(1.3 * precision * recall / (0.3 * precision + recall) if hits else 0.0)
+    return np.array(curve)
+
+
+@each_pair
+def test_against_textbook(name: str) -> None:
+    prediction, truth = PAIRS[name]
+    got = TruthMatte(truth).score(prediction)
+    p, t = prediction.astype(np.float64), truth.astype(np.float64)
+    assert got["mse"] == pytest.approx(np.mean((p - t) ** 2), abs=1e-12)
+    assert got["sad"] == pytest.approx(np.abs(p - t).sum() / 1000, abs=1e-12)
+    assert got["conn"] == pytest.approx(textbook_connectivity(prediction, truth), abs=1e-9)
+    assert got["grad"] == pytest.approx(textbook_gradient(prediction, truth), abs=1e-9)
+    assert got["biou"] == pytest.approx(textbook_boundary_iou(prediction, truth), abs=1e-12)
+    np.testing.assert_allclose(got["fcurve"], loop_f(prediction, truth), atol=1e-12)
+    assert got["maxf"] == pytest.approx(loop_f(prediction, truth).max(), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["random0", "random3", "ties", "ties of blobs", "same"])
+def test_f_against_pysodmetrics(name: str) -> None:
+    """8-bit predictions that span 0 … 255, so that PySODMetrics' min-max rescaling changes nothing."""
+    import py_sod_metrics
+
+    prediction, truth = (np.round(a * 255).astype(np.uint8) for a in PAIRS[name])
+    prediction.flat[0], prediction.flat[1] = 0, 255
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        oracle = py_sod_metrics.Fmeasure()
+    # rounding back after /255*255 would lose a level to truncation: lift it by less than one level
+    oracle.step(pred=np.minimum(prediction / 255.0 + 1e-9, 1.0), gt=truth > 127, normalize=False)
+    expected = oracle.get_results()["fm"]["curve"][::-1]
+    np.testing.assert_allclose(f_curve(prediction / 255.0, truth > 127), expected, atol=1e-12)
+
+
+def test_faint_prediction_is_not_rescaled() -> None:
+    """A faint matte of 0.1 and 0.2: PySODMetrics' default stretches it to 0 and 1 and calls it perfect at every threshold."""
+    truth = np.zeros((20, 20))
+    truth[5:15, 5:15] = 1
+    faint = 0.1 + 0.1 * truth
+    curve = f_curve(faint, truth > 0.5)
+    assert curve[51] == pytest.approx(1.0) and curve[128] == 0.0
+
+
+def test_conn_float32_8bit_ties_match_float64() -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (50, 50))
+    other = np.random.default_rng(1).integers(0, 256, (50, 50))
+    wide = connectivity_error(levels / 255, other / 255)
+    narrow = TruthMatte((other / 255).astype(np.float32)).score((levels / 255).astype(np.float32))["conn"]
+    assert narrow == pytest.approx(wide, abs=1e-6)
+
+
+def test_all_zero_prediction_is_punished() -> None:
+    """P3M's code skips images without a component, which gives an empty prediction a perfect score."""
+    truth = blob(2)
+    assert TruthMatte(truth).score(np.zeros_like(truth))["conn"] == pytest.approx(np.where(truth >= 0.15, truth, 0).mean())
+
+
+@each_pair
+def test_properties(name: str) -> None:
+    prediction, truth = PAIRS[name]
+    perfect, given = TruthMatte(truth).score(truth), TruthMatte(truth).score(prediction)
+    assert [perfect[m] for m in ("mse", "sad", "grad", "conn")] == [0, 0, 0, 0] and perfect["biou"] == 1
+    flipped = TruthMatte(truth[:, ::-1]).score(prediction[:, ::-1])
+    for metric in ("mse", "sad", "grad", "biou", "maxf"):
+        assert flipped[metric] == pytest.approx(given[metric], abs=1e-9)
+    assert 0 <= given["biou"] <= 1 and 0 <= given["maxf"] <= 1 and 0 <= given["conn"] <= 1
+
+
+def test_band_covers_soft_pixels_and_hard_edges() -> None:
+    soft = blob(7)
+    assert TruthMatte(soft).band[(soft > 0.05) & (soft < 0.95)].all()
+    hard = np.zeros((100, 100))
+    hard[:, 50:] = 1
+    assert np.flatnonzero(TruthMatte(hard).band[0]).tolist() == [49, 50]
+    assert np.isnan(TruthMatte(np.ones((10, 10))).score(np.ones((10, 10)))["mse_band"])
+
+
+def test_bad_input() -> None:
+    truth = TruthMatte(blob(0))
+    with pytest.raises(ValueError, match="prediction is"):
+        truth.score(np.zeros((3, 3)))
+    broken = blob(0)
+    broken[0, 0] = np.nan
+    assert all(np.isnan(value).all() for value in truth.score(broken).values())
+    with pytest.raises(ValueError, match="NaN"):
+        TruthMatte(broken)
+
+
+def test_category_scores() -> None:
+    curves = [np.linspace(0, 1, 256), np.linspace(1, 0, 256), np.full(256, 0.3), np.full(256, 0.9)]
+    frame = pd.DataFrame(
+        {
+            "category": ["portrait", "portrait", "pets", "scenery"],
+            "fcurve": curves,
+            "mse_band": [0.1, 0.3, np.nan, 0.0],
+            **{m: [0.1, 0.3, 0.5, 9.0] for m in ("mse", "sad", "grad", "conn", "biou")},
+        }
+    )
+    table = category_scores(frame)
+    assert list(table.index) == ["portrait", "pets", "scenery", "macro", "weighted"]
+    assert table.loc["portrait", "maxf"] == pytest.approx(0.5)  # the mean of per-image maxima would be 1
+    assert table.loc["portrait", "mse"] == pytest.approx(0.2)
+    assert table.loc["macro", "mse"] == pytest.approx(0.35)  # scenery is not of the six
+    assert table.loc["weighted", "mse"] == pytest.approx(0.3)
+    assert table.loc["weighted", "mse_band"] == pytest.approx(0.2)
+    assert table.loc["weighted", "images"] == 3
+
+
+def test_a_megapixel_is_quick() -> None:
+    truth, prediction = blob(1, (1000, 1000), 20), blob(2, (1000, 1000), 20)
+    start = time.perf_counter()
+    TruthMatte(truth).score(prediction)
+    assert time.perf_counter() - start < 3  # 0.2 s alone; the limit allows for a busy machine
