@@ -165,9 +165,11 @@ class Catalog:
         on = " AND ".join(f"t.`{k}` = s.`{k}`" for k in keys)
         for attempt in range(20):
             try:
-                delta = DeltaTable.create(
-                    self._uri(table), schema, mode="ignore", storage_options=self._options
-                ) if self._open(table) is None else self._open(table)
+                delta = (
+                    DeltaTable.create(self._uri(table), schema, mode="ignore", storage_options=self._options)
+                    if self._open(table) is None
+                    else self._open(table)
+                )
                 assert delta is not None
                 merge = delta.merge(data, predicate=on, source_alias="s", target_alias="t")
                 if update:

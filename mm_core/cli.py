@@ -130,7 +130,9 @@ def drop(
 
     layout, _ = layout_and_params(inbox)
     if "://" in layout.settings.inbox:
-        raise InputError(f"mm drop writes to a folder, not to {layout.settings.inbox}: give --inbox FOLDER and upload it")
+        raise InputError(
+            f"mm drop writes to a folder, not to {layout.settings.inbox}: give --inbox FOLDER and upload it"
+        )
     path = package_folder(folder, Path(layout.settings.inbox), kind, batch)
     say({"drop": str(path)}, json_)
 
@@ -200,13 +202,20 @@ def quarantine_show(key: Annotated[str, typer.Argument(help="Key (or its beginni
 
 
 @quarantine_app.command("retry")
-def quarantine_retry(batch: Annotated[str, typer.Argument(help="Batch whose files were repaired.")], json_: Json = False):
+def quarantine_retry(
+    batch: Annotated[str, typer.Argument(help="Batch whose files were repaired.")], json_: Json = False
+):
     """Probes the refused rows of a batch again, after the producer repaired the files."""
     from mm_core.data.quarantine import retry
 
     layout, params = layout_and_params()
     report = retry(
-        params.ingest, stages.catalog_of(layout), stages.store_of(layout), stages.inbox_of(layout), batch, layout.data_docs
+        params.ingest,
+        stages.catalog_of(layout),
+        stages.store_of(layout),
+        stages.inbox_of(layout),
+        batch,
+        layout.data_docs,
     )
     stages.structure(params, layout)
     stages.pin_inputs(params, layout)
@@ -276,7 +285,9 @@ _stage_command("report", stages.html_report, shows_progress=False)
 
 @app.command()
 def evaluate(
-    truth: Annotated[Path | None, typer.Option(help="Manifest with image, alpha, category: judge a folder instead.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Manifest with image, alpha, category: judge a folder instead.")
+    ] = None,
     pred: Annotated[Path | None, typer.Option(help="Folder of mattes, <stem>.png per photo.")] = None,
     json_: Json = False,
 ) -> None:
@@ -306,7 +317,9 @@ def gate(
     verdict = stages.recorded_verdict(layout)
     if json_:
         return say(verdict.model_dump(), True)
-    typer.echo(f"{verdict.decision} ({verdict.basis}): model {verdict.candidate[:12]}, champion {(verdict.champion or 'none')[:12]}")
+    typer.echo(
+        f"{verdict.decision} ({verdict.basis}): model {verdict.candidate[:12]}, champion {(verdict.champion or 'none')[:12]}"
+    )
     for reason in verdict.reasons:
         typer.echo(f"  {reason}")
     typer.echo("\n" + table([cell.model_dump() for cell in verdict.cells]))
@@ -380,5 +393,3 @@ def main() -> None:
     except MattingError as error:
         typer.echo(f"mm: {error}", err=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
-
-

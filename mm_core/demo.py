@@ -47,7 +47,9 @@ def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet)
         progress(f"cycle {cycle}: samples", 0, 1)
         drop_samples(Path(settings.inbox), cycle)
         progress(f"cycle {cycle}: samples", 1, 1)
-        reports = stages.run_cycle(params, layout, progress=lambda what, d, t, c=cycle: progress(f"cycle {c}: {what}", d, t))
+        reports = stages.run_cycle(
+            params, layout, progress=lambda what, d, t, c=cycle: progress(f"cycle {c}: {what}", d, t)
+        )
         verdict = stages.recorded_verdict(layout)
         results.append(
             {
@@ -84,5 +86,3 @@ def drop_samples(inbox: Path, cycle: int) -> None:
 def _drop(inbox: Path, kind: str, batch: str, counts: dict[str, int], **how: Any) -> None:
     if not (inbox / kind / batch / "manifest.csv").exists():
         write_drop(inbox, kind, batch, counts, **how)
-
-

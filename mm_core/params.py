@@ -108,10 +108,30 @@ class MultimodalParams(StageParams):
     """InfoNCE temperature."""
     semi: float = Field(1.0, ge=0)
     """Weight of the semi-supervised term, kept on in this stage."""
+    teacher: Literal["text", "image", "both"] = "text"
+    """Which prediction the consistency follows: the text-image one (it knows more), the image one, or each the other."""
+
+
+class LossParams(_Section):
+    """Weights of the supervised terms (`mm_core.training.losses`); 0 leaves a term out."""
+
+    bce: float = Field(1.0, ge=0)
+    """Binary cross-entropy against the soft matte."""
+    l1: float = Field(1.0, ge=0)
+    """Absolute error over the whole image."""
+    band: float = Field(0.5, ge=0)
+    """Absolute error over the unknown band."""
+    laplacian: float = Field(0.5, ge=0)
+    """Laplacian pyramid, five levels."""
+    gradient: float = Field(1.0, ge=0)
+    """Sobel gradients."""
+    deep: float = Field(0.3, ge=0)
+    """Each deep-supervision output (U2-Net: 1)."""
 
 
 class TrainParams(_Section):
     common: CommonTrainParams = CommonTrainParams()
+    loss: LossParams = LossParams()
     simple: StageParams = StageParams()
     hard: HardParams = HardParams()
     semi: SemiParams = SemiParams()
@@ -145,7 +165,12 @@ class GateParams(_Section):
     """One-sided error level of each comparison; the intersection-union rule keeps it for the whole verdict."""
     delta: float = Field(0.0, ge=0)
     """The gain of the primary metric must exceed this share of the champion's value, with confidence."""
-    margins: dict[Literal["mse", "maxf", "biou", "conn"], float] = {"mse": 0.05, "maxf": 0.02, "biou": 0.03, "conn": 0.1}
+    margins: dict[Literal["mse", "maxf", "biou", "conn"], float] = {
+        "mse": 0.05,
+        "maxf": 0.02,
+        "biou": 0.03,
+        "conn": 0.1,
+    }
     """Non-inferiority margins of the metrics that are not primary: relative for mse and conn, absolute for maxf and biou."""
     floors: dict[Literal["mse", "maxf", "biou", "conn"], float] = {"mse": 0.12, "maxf": 0.5}
     """What a first model must reach in every category, with no champion to compare with."""
@@ -159,7 +184,9 @@ class GateParams(_Section):
 
 class ExportParams(_Section):
     calibration_images: int = Field(32, ge=1)
-    """Training photos that set the quantisation ranges."""
+    """Training photos that set the quantisation ranges, per decoder."""
+    max_int8_mse: float = Field(1e-4, ge=0)
+    """Where int8 mattes differ more than this (mean square, on those photos) from float ones, more layers stay in float."""
 
 
 class RouteParams(_Section):

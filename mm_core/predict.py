@@ -58,7 +58,9 @@ def predict_files(
             rgb = load_rgb(path)
             alpha = predictor.predict([rgb], [decoder_of(category)])[0]
             _write_png(out / f"{path.stem}.png", np.round(alpha * 255).astype(np.uint8))
-            written.append({"image": str(path), "matte": str(out / f"{path.stem}.png"), "foreground": float(alpha.mean())})
+            written.append(
+                {"image": str(path), "matte": str(out / f"{path.stem}.png"), "foreground": float(alpha.mean())}
+            )
             if cutout:
                 _write_png(out / f"{path.stem}.cutout.png", cut_out(rgb, alpha))
             progress("predict", index + 1, len(images))

@@ -149,7 +149,8 @@ class S3Store:
             from botocore.config import Config
 
             self._client_or_none = boto3.client(
-                "s3", config=Config(retries={"mode": "standard", "max_attempts": 6}, connect_timeout=10, read_timeout=60)
+                "s3",
+                config=Config(retries={"mode": "standard", "max_attempts": 6}, connect_timeout=10, read_timeout=60),
             )
         return self._client_or_none
 
