@@ -61,11 +61,11 @@ class TruthMatte:
 
         That is 0.05 < alpha < 0.95 dilated, and the edge of a hard mask, which has no such pixels, too.
         """
-        reach = max(1, round(BAND_SHARE * float(np.hypot(*self.alpha.shape))))
+        reach = max(1, round(BAND_SHARE * _diagonal(self.alpha)))
         square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
         near_foreground = cv2.dilate((self.alpha > 0.05).astype(np.uint8), square)
         near_background = cv2.dilate((self.alpha < 0.95).astype(np.uint8), square)
-        return (near_foreground & near_background).astype(bool)
+        return np.minimum(near_foreground, near_background).astype(bool)
 
     def score(self, prediction: np.ndarray) -> dict[str, float | np.ndarray]:
         """All of `PER_IMAGE` for one predicted matte, (H, W), [0, 1]; a non-finite prediction scores NaN throughout.
@@ -93,7 +93,7 @@ class TruthMatte:
 
 
 def connectivity_error(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Mean |phi(prediction) - phi(truth)| over all pixels, both (H, W) float64 in [0, 1] (Rhemann et al. 2009, section 4).
+    """Mean |phi(prediction) - phi(truth)| over all pixels (Rhemann et al. 2009, section 4); (H, W) float64 in [0, 1].
 
     The level of a pixel is the highest multiple of 0.1 up to which it stays in the source region: the
     largest 4-connected component of the pixels where both mattes reach that multiple. Thresholds are
@@ -107,7 +107,7 @@ def connectivity_error(prediction: np.ndarray, truth: np.ndarray) -> float:
     region, count = alive, -1
     for step in range(1, STEPS + 1):
         both = (inner >= step / STEPS).astype(np.uint8)
-        size = cv2.countNonZero(both) if both.size else 0
+        size = int(np.count_nonzero(both))
         if not size:
             break
         if size != count:  # the sets are nested, so an equal count is an equal set
@@ -143,28 +143,41 @@ def category_scores(per_image: pd.DataFrame) -> pd.DataFrame:
     of the gate) and `weighted` (their image-weighted mean, the paper's "mean" row); both only where one
     of the six is present. Columns: METRICS, mse_band, images.
     """
-    present = set(per_image["category"])
-    order = [c for c in ALL_CATEGORIES if c in present] + sorted(present - set(ALL_CATEGORIES))
-    rows = {}
-    for category in order:
-        part = per_image[per_image["category"] == category]
-        row = {name: float(part[name].mean()) for name in MEAN_METRICS}
-        rows[category] = row | {"maxf": max_f(np.stack(part["fcurve"].to_list())), "images": float(len(part))}
-    columns = [*METRICS, "mse_band", "images"]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    judged = table[table.index.isin(CATEGORIES)]
-    if len(judged):
-        total, values = judged["images"].sum(), judged.drop(columns="images")
-        table.loc["macro"] = pd.concat([values.mean(), pd.Series({"images": total})])[columns]
-        weights = values.notna().mul(judged["images"], axis=0)
-        mean = (values * weights).sum() / weights.sum().replace(0, np.nan)
-        table.loc["weighted"] = pd.concat([mean, pd.Series({"images": total})])[columns]
-    return table
+    categories = np.asarray(per_image["category"], dtype=object)
+    values = {name: np.asarray(per_image[name], dtype=np.float64) for name in MEAN_METRICS}
+    curves = np.stack(list(per_image["fcurve"]))
+    found = set(categories)
+    rows: dict[str, dict[str, float]] = {}
+    for category in [c for c in ALL_CATEGORIES if c in found] + sorted(found - set(ALL_CATEGORIES)):
+        here = categories == category
+        row = {name: _mean(column[here], skip_nan=name == "mse_band") for name, column in values.items()}
+        rows[category] = row | {"maxf": max_f(curves[here]), "images": float(here.sum())}
+    judged = [rows[c] for c in CATEGORIES if c in rows]
+    if judged:
+        counts = np.array([row["images"] for row in judged])
+        for name, weights in (("macro", np.ones(len(judged))), ("weighted", counts)):
+            rows[name] = {
+                metric: _mean(np.array([row[metric] for row in judged]), weights, skip_nan=metric == "mse_band")
+                for metric in (*MEAN_METRICS, "maxf")
+            } | {"images": float(counts.sum())}
+    return pd.DataFrame.from_dict(rows, orient="index")[[*METRICS, "mse_band", "images"]]  # pyright: ignore
 
 
 def max_f(curves: np.ndarray) -> float:
     """MaxF of a set of photos from their curves (N, 256): the maximum of the mean curve."""
     return float(curves.astype(np.float64).mean(axis=0).max())
+
+
+def _mean(values: np.ndarray, weights: np.ndarray | None = None, *, skip_nan: bool) -> float:
+    """Weighted mean; NaN where a value is NaN, or, with `skip_nan`, where all are."""
+    weights = np.ones(len(values)) if weights is None else weights
+    kept = ~np.isnan(values) if skip_nan else np.ones(len(values), bool)
+    return float(np.average(values[kept], weights=weights[kept])) if kept.any() else float("nan")
+
+
+def _diagonal(pixels: np.ndarray) -> float:
+    height, width = pixels.shape
+    return float(np.sqrt(height**2 + width**2))
 
 
 def _mask(alpha: np.ndarray) -> np.ndarray:
@@ -176,18 +189,18 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
 
     d erosions by 3 × 3 are one by (2d + 1) × (2d + 1).
     """
-    reach = max(1, round(BOUNDARY_SHARE * float(np.hypot(*mask.shape))))
+    reach = max(1, round(BOUNDARY_SHARE * _diagonal(mask)))
     square = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * reach + 1, 2 * reach + 1))
     return mask - cv2.erode(mask, square, borderType=cv2.BORDER_CONSTANT, borderValue=(0.0,))
 
 
 def _iou(one: np.ndarray, other: np.ndarray) -> float:
-    union = cv2.countNonZero(one | other)
-    return cv2.countNonZero(one & other) / union if union else 1.0
+    union = np.count_nonzero(one | other)
+    return np.count_nonzero(one & other) / union if union else 1.0
 
 
 def _gaussian_kernels() -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian and its derivative, cut where the Gaussian falls below 0.01, scaled so that their outer product has norm 1."""
+    """Gaussian and its derivative, each of norm 1, cut where the Gaussian falls below 0.01."""
     half = int(np.ceil(SIGMA * np.sqrt(-2 * np.log(np.sqrt(2 * np.pi) * SIGMA * 1e-2))))
     x = np.arange(-half, half + 1, dtype=np.float64)
     smooth = np.exp(-(x**2) / (2 * SIGMA**2)) / (SIGMA * np.sqrt(2 * np.pi))

@@ -140,7 +140,7 @@ def test_f_against_pysodmetrics(name: str) -> None:
 
 
 def test_faint_prediction_is_not_rescaled() -> None:
-    """A faint matte of 0.1 and 0.2: PySODMetrics' default stretches it to 0 and 1 and calls it perfect at every threshold."""
+    """A faint matte of 0.1 and 0.2: PySODMetrics' default stretches it to 0 and 1: perfect at every threshold."""
     truth = np.zeros((20, 20))
     truth[5:15, 5:15] = 1
     faint = 0.1 + 0.1 * truth
@@ -159,7 +159,8 @@ def test_conn_float32_8bit_ties_match_float64() -> None:
 def test_all_zero_prediction_is_punished() -> None:
     """P3M's code skips images without a component, which gives an empty prediction a perfect score."""
     truth = blob(2)
-    assert TruthMatte(truth).score(np.zeros_like(truth))["conn"] == pytest.approx(np.where(truth >= 0.15, truth, 0).mean())
+    got = TruthMatte(truth).score(np.zeros_like(truth))["conn"]
+    assert got == pytest.approx(np.where(truth >= 0.15, truth, 0).mean())
 
 
 @each_pair
