@@ -169,9 +169,7 @@ def create_body(name: str, pretrained: str = "") -> nn.Module:
         options = {"pretrained": True}
     elif pretrained:
         if not Path(pretrained).is_file():
-            raise InputError(
-                f"params.yaml: model.pretrained: no file {pretrained}; give a local file, `timm` or nothing"
-            )
+            raise InputError(f"params.yaml: model.pretrained: no file {pretrained}; give a file, `timm` or nothing")
         options = {"pretrained": True, "pretrained_cfg_overlay": {"file": pretrained}}
     try:
         body = timm.create_model(name, features_only=True, **options)
@@ -225,9 +223,7 @@ def load_u2net_checkpoint(net: MattingNet, path: Path) -> None:
         else:
             state = cast(dict[str, Tensor], torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
-        raise InputError(
-            f"params.yaml: model.pretrained: no file {path}; give a U2-Net checkpoint or nothing"
-        ) from None
+        raise InputError(f"params.yaml: model.pretrained: no file {path}; give a checkpoint or nothing") from None
     encoder = {name: value for name, value in state.items() if name.split(".")[0] in u2net.ENCODER_STAGES}
     decoder = {name: value for name, value in state.items() if name not in encoder}
     try:

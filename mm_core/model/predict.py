@@ -30,7 +30,7 @@ class TorchPredictor:
     """Runs a model file in PyTorch. Holds no state between calls, so that threads may share one."""
 
     def __init__(self, path: Path, device: str = "auto", batch: int = 8, bf16: bool = False):
-        """`bf16`: mixed precision; off, so that numbers do not depend on the machine. Raises InputError as load_model."""
+        """`bf16`: mixed precision; off, so that results depend little on the machine. Raises as load_model."""
         import torch
 
         from mm_core.model.files import load_model
