@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from mm_core.eval.evaluate import evaluate_models
 
 from mm_core import stages
 from mm_core.data.samplegen import write_drop
-from mm_core.eval.evaluate import evaluate_models
 from mm_core.eval.metrics import category_scores
 from mm_core.layout import Layout
 from mm_core.model.predict import TorchPredictor

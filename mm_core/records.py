@@ -18,7 +18,7 @@ CATEGORIES = ("portrait", "multi_person", "pets", "accessories", "cards", "delic
 """The six that the gate judges (Matting Moments, Table 1)."""
 ALL_CATEGORIES = (*CATEGORIES, "scenery")
 DECODERS = ("saliency", "portrait", "scenery")
-DECODER_OF: Mapping[str, str] = {c: "saliency" for c in ALL_CATEGORIES} | {
+DECODER_OF: Mapping[str, str] = dict.fromkeys(ALL_CATEGORIES, "saliency") | {
     "portrait": "portrait",
     "multi_person": "portrait",
     "scenery": "scenery",
