@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
 
 from mm_core.data.samplegen.canvas import Canvas, Colour, Mask
+
+T = TypeVar("T")
 
 COLOURS: dict[str, Colour] = {
     "red": (186, 38, 40),
@@ -56,7 +59,7 @@ class Look:
     def between(self, low: float, high: float) -> float:
         return float(self.rng.uniform(low, high))
 
-    def pick[T](self, options: Sequence[T]) -> T:
+    def pick(self, options: Sequence[T]) -> T:
         return options[int(self.rng.integers(len(options)))]
 
     def jitter(self, colour: Colour, amount: float = 10.0) -> Colour:

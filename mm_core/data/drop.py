@@ -1,0 +1,107 @@
+"""Drops: the folders that producers write. The manifest is written last; its presence makes a batch ready."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mm_core.errors import InputError
+from mm_core.records import ALL_CATEGORIES, KINDS, sha256_file, write_bytes
+
+MANIFEST_COLUMNS = ("image", "alpha", "caption", "category", "group", "role", "sha256", "source", "license", "taken_at")
+PHOTOS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".tif", ".tiff"})
+ALPHA_SUFFIXES = ("_alpha", "-alpha", "_matte", "-matte")
+
+
+def write_manifest(batch_dir: Path, rows: Sequence[Mapping[str, str]]) -> Path:
+    """Writes manifest.csv (UTF-8, only columns that hold something) in one step and returns its path."""
+    if not rows:
+        raise InputError(f"{batch_dir}: there is nothing to put in the manifest; add photos to the batch")
+    if unknown := sorted({name for row in rows for name in row} - set(MANIFEST_COLUMNS)):
+        raise InputError(f"{batch_dir}: manifest column {unknown[0]!r} is unknown; use {', '.join(MANIFEST_COLUMNS)}")
+    used = [name for name in MANIFEST_COLUMNS if any(row.get(name) for row in rows)]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, used, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = batch_dir / "manifest.csv"
+    write_bytes(path, text.getvalue().encode())
+    return path
+
+
+def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Path:
+    """Copies a folder of photos into `<inbox>/<kind>/<batch>` as a drop; returns the batch directory.
+
+    pixel_labeled: the matte of `name.jpg` is `alphas/name.png`, or `name_alpha.png` / `name-matte.png` beside the photo. text_image: its caption is in
+    `name.txt`, or in a captions.csv (image,caption) in the folder. A sub-folder named like a category gives the category.
+    """
+    if kind not in KINDS:
+        raise InputError(f"--kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
+    if not batch or batch in (".", "..") or any(sign in batch for sign in "/\\"):
+        raise InputError(f"--batch {batch!r} cannot be a folder's name; use letters, digits, dots and dashes")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a folder with photos")
+    target = inbox / kind / batch
+    if target.exists():
+        raise InputError(f"{target}: --batch {batch!r} already exists; choose another batch name")
+    photos = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix.lower() in PHOTOS and not _is_alpha(p, folder)]
+    if not photos:
+        raise InputError(f"{folder}: no photos found; put {', '.join(sorted(PHOTOS))} files there")
+    alphas = {p: _alpha_of(p, folder) for p in photos} if kind == "pixel_labeled" else {}
+    captions = _captions(photos, folder) if kind == "text_image" else {}
+
+    rows = []
+    for photo in photos:
+        inside = photo.relative_to(folder)
+        row = {"image": f"images/{inside.as_posix()}", "sha256": sha256_file(photo), "source": folder.name}
+        row["category"] = next((part for part in inside.parts[:-1] if part in ALL_CATEGORIES), "")
+        row["caption"] = captions.get(photo, "")
+        _copy(photo, target / row["image"])
+        if photo in alphas:
+            row["alpha"] = f"alphas/{inside.as_posix()}.png"
+            _copy(alphas[photo], target / row["alpha"])
+        rows.append(row)
+    write_manifest(target, rows)
+    return target
+
+
+def _is_alpha(path: Path, folder: Path) -> bool:
+    return "alphas" in path.relative_to(folder).parts[:-1] or (path.suffix.lower() == ".png" and path.stem.endswith(ALPHA_SUFFIXES))
+
+
+def _alpha_of(photo: Path, folder: Path) -> Path:
+    inside = photo.relative_to(folder).with_suffix(".png")
+    names = [folder / "alphas" / inside, photo.parent / "alphas" / inside.name, folder / "alphas" / inside.name]
+    names += [photo.with_name(f"{photo.stem}{suffix}.png") for suffix in ALPHA_SUFFIXES]
+    for name in names:
+        if name.is_file():
+            return name
+    raise InputError(f"{photo}: alpha is missing; add {names[0]} or {photo.stem}_alpha.png beside the photo, or use --kind unlabeled")
+
+
+def _captions(photos: Sequence[Path], folder: Path) -> dict[Path, str]:
+    table = folder / "captions.csv"
+    known: dict[str, str] = {}
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            if missing := {"image", "caption"} - set(reader.fieldnames or ()):
+                raise InputError(f"{table}: column {sorted(missing)[0]!r} is missing; the first line must be image,caption")
+            known = {(row["image"] or "").strip(): (row["caption"] or "").strip() for row in reader}
+    found = {}
+    for photo in photos:
+        note = photo.with_suffix(".txt")
+        text = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        text = text or known.get(photo.relative_to(folder).as_posix(), "") or known.get(photo.name, "")
+        if not text:
+            raise InputError(f"{photo}: caption is missing; write it to {note.name} or to a line of {table}")
+        found[photo] = text
+    return found
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
