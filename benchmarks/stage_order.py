@@ -36,6 +36,7 @@ from mm_core.settings import Settings
 from mm_core.training.train import train_stage
 
 ARMS = ("Pixel_Sup", "+Semi_Sup", "+Mlt_Sup")
+METRICS = ("mse", "biou", "maxf", "conn")
 HERE = Path(__file__).parent
 
 
@@ -134,7 +135,7 @@ def main() -> None:
                     "seed": seed,
                     "arm": arm,
                     "category": category,
-                    **scores.loc[category, ["mse", "biou", "maxf", "conn"]],
+                    **scores.loc[category, list(METRICS)],
                 }
                 for category in (*CATEGORIES, "macro", "weighted")
             ]
@@ -147,8 +148,8 @@ def write(table: pd.DataFrame, args: argparse.Namespace, params: Params) -> None
     lines = [
         "# Stage order: Pixel_Sup, +Semi_Sup, +Mlt_Sup at equal optimiser steps (generated samples)",
         "",
-        f"Runner: `benchmarks/stage_order.py`. {table.seed.nunique()} seeds; {args.labelled} labelled photos per category,"
-        f" {args.extra} unlabelled and {args.extra} with text; {args.held_out} held out. {params.model.encoder} at"
+        f"Runner: `benchmarks/stage_order.py`. {table.seed.nunique()} seeds; {args.labelled} labelled photos per"
+        f" category, {args.extra} unlabelled and {args.extra} with text; {args.held_out} held out. {params.model.encoder} at"
         f" {args.size} px, batch {params.train.common.batch}, steps simple/hard/semi/multimodal"
         f" {'/'.join(map(str, args.steps))}; Pixel_Sup and +Semi_Sup train on for the steps of the stages they lack."
         f" {platform.machine()}, {os.cpu_count()} cores. Mean ± standard deviation over seeds.",
@@ -157,7 +158,7 @@ def write(table: pd.DataFrame, args: argparse.Namespace, params: Params) -> None
         "|---|---|" + "---|" * 6,
     ]
     for category in (*CATEGORIES, "macro", "weighted"):
-        for metric in ("mse", "biou", "maxf", "conn"):
+        for metric in METRICS:
             cells = table[table.category == category].pivot(index="seed", columns="arm", values=metric)[list(ARMS)]
             mean, spread = cells.mean(), cells.std(ddof=1) if len(cells) > 1 else cells.std(ddof=0)
             shown = [f"{mean[arm]:.4f} ± {spread[arm]:.4f}" for arm in ARMS]

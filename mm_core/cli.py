@@ -318,7 +318,7 @@ def gate(
     if json_:
         return say(verdict.model_dump(), True)
     typer.echo(
-        f"{verdict.decision} ({verdict.basis}): model {verdict.candidate[:12]}, champion {(verdict.champion or 'none')[:12]}"
+        f"{verdict.decision} ({verdict.basis}): {verdict.candidate[:12]} against {(verdict.champion or 'none')[:12]}"
     )
     for reason in verdict.reasons:
         typer.echo(f"  {reason}")

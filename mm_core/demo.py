@@ -64,7 +64,7 @@ def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet)
 
 
 def drop_samples(inbox: Path, cycle: int) -> None:
-    """The drops of one cycle, as a producer would write them. The eval drop is curated (role eval) and never poisoned."""
+    """The drops of one cycle, as a producer would write them; the eval drop is curated and never poisoned."""
 
     def each(count: int) -> dict[str, int]:
         return dict.fromkeys(ALL_CATEGORIES, count)

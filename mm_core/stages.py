@@ -68,7 +68,7 @@ def structure(params: Params, layout: Layout, *, progress: Progress = quiet) -> 
 
 
 def route(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Chooses the photos that people should label, and writes Label Studio tasks with the champion's matte as a start."""
+    """Chooses the photos that people should label; Label Studio tasks start from the champion's matte."""
     from mm_core.labeling.route import route_hard
 
     with timed(Report("route")) as report:
@@ -233,7 +233,7 @@ def require_promote(layout: Layout) -> Verdict:
     candidate = sha256_file(layout.model(TRAIN_STAGES[-1]))
     if verdict.candidate != candidate:
         raise ReleaseRefused(
-            f"the recorded verdict is about model {verdict.candidate[:12]}, the candidate is {candidate[:12]}: run `mm gate`"
+            f"the recorded verdict is about {verdict.candidate[:12]}, the candidate is {candidate[:12]}: run `mm gate`"
         )
     if verdict.decision != "PROMOTE":
         raise ReleaseRefused(f"the gate said {verdict.decision}: " + "; ".join(verdict.reasons[:3]))
