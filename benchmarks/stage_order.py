@@ -149,8 +149,8 @@ def write(table: pd.DataFrame, args: argparse.Namespace, params: Params) -> None
         "# Stage order: Pixel_Sup, +Semi_Sup, +Mlt_Sup at equal optimiser steps (generated samples)",
         "",
         f"Runner: `benchmarks/stage_order.py`. {table.seed.nunique()} seeds; {args.labelled} labelled photos per"
-        f" category, {args.extra} unlabelled and {args.extra} with text; {args.held_out} held out. {params.model.encoder} at"
-        f" {args.size} px, batch {params.train.common.batch}, steps simple/hard/semi/multimodal"
+        f" category, {args.extra} unlabelled and {args.extra} with text; {args.held_out} held out."
+        f" {params.model.encoder} at {args.size} px, batch {params.train.common.batch}, steps simple/hard/semi/multimodal"
         f" {'/'.join(map(str, args.steps))}; Pixel_Sup and +Semi_Sup train on for the steps of the stages they lack."
         f" {platform.machine()}, {os.cpu_count()} cores. Mean ± standard deviation over seeds.",
         "",
