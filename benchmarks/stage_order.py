@@ -150,7 +150,7 @@ def write(table: pd.DataFrame, args: argparse.Namespace, params: Params) -> None
         "",
         f"Runner: `benchmarks/stage_order.py`. {table.seed.nunique()} seeds; {args.labelled} labelled photos per"
         f" category, {args.extra} unlabelled and {args.extra} with text; {args.held_out} held out."
-        f" {params.model.encoder} at {args.size} px, batch {params.train.common.batch}, steps simple/hard/semi/multimodal"
+        f" {params.model.encoder} at {args.size} px, batch {params.train.common.batch}, steps of the four stages"
         f" {'/'.join(map(str, args.steps))}; Pixel_Sup and +Semi_Sup train on for the steps of the stages they lack."
         f" {platform.machine()}, {os.cpu_count()} cores. Mean ± standard deviation over seeds.",
         "",
