@@ -1,0 +1,120 @@
+"""One-sided confidence bounds by bootstrap over groups.
+
+Photos of one group (burst, scene) err alike, so groups are what is drawn. Two bounds are made and the
+more careful one counts: the bootstrap-t (Efron & Tibshirani 1993, ch. 12), which follows skewed
+differences, and Student's t, which holds where heavy tails make the bootstrap-t too bold. Percentile
+and BCa intervals were tried and promise too much with the 8 to 30 groups that a category has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+CHUNK = 2_000_000
+"""Numbers of a (resamples, groups) array held at once."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number about a set of photos: offset + sum over terms of factor · max over columns of the column means.
+
+    A plain mean is one term of one column. MaxF is a term of 256 columns, the per-photo F curves: its
+    maximum is taken anew in every resample.
+    """
+
+    terms: tuple[tuple[float, np.ndarray], ...]
+    """(factor, values of shape (photos, columns)) each."""
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Interval:
+    estimate: float
+    lower: float
+    """One-sided lower bound at level alpha; `upper` likewise: the two together have level 2 alpha."""
+    upper: float
+
+
+def fewest_groups(alpha: float) -> int:
+    """Groups below which no test can have level alpha: under no effect all have one sign with chance 2^-groups."""
+    return max(2, math.ceil(math.log2(1 / alpha)))
+
+
+def confidence(
+    quantities: Sequence[Quantity], groups: np.ndarray, *, alpha: float, resamples: int, rng: np.random.Generator
+) -> list[Interval]:
+    """One Interval per quantity over the same photos, all from the same resamples.
+
+    `groups`: (photos,), any values that compare; at least two distinct ones, else ValueError. The result
+    does not depend on the order of the photos.
+    """
+    names, codes = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError("a bound needs at least two groups")
+    sizes = np.bincount(codes).astype(np.float64)
+    sums = [[(factor, _group_sums(values, codes)) for factor, values in q.terms] for q in quantities]
+    estimates = [_estimate(terms, np.ones((1, len(names))), sizes) for terms in sums]
+    draws: list[list[np.ndarray]] = [[] for _ in quantities]
+    rows = max(1, CHUNK // len(names))
+    for start in range(0, resamples, rows):
+        count = min(rows, resamples - start)
+        weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count).astype(np.float64)
+        for collected, terms, (value, _) in zip(draws, sums, estimates, strict=True):
+            again, errors = _estimate(terms, weights, sizes)
+            collected.append(_studentised(again - value[0], errors, _negligible(terms)))
+    student = float(stdtrit(len(names) - 1, 1 - alpha))
+    found = []
+    for quantity, collected, terms, (value, error) in zip(quantities, draws, sums, estimates, strict=True):
+        t, estimate, spread = np.concatenate(collected), float(value[0]), float(error[0])
+        low = high = 0.0
+        if spread > _negligible(terms):
+            low = spread * max(student, float(np.quantile(t, 1 - alpha, method="higher")))
+            high = spread * max(student, -float(np.quantile(t, alpha, method="lower")))
+        centre = estimate + quantity.offset
+        found.append(Interval(centre, centre - low, centre + high))
+    return found
+
+
+def _group_sums(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """(photos, columns) → (groups, columns)."""
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    return np.add.reduceat(values[order].astype(np.float64), starts, axis=0)
+
+
+def _estimate(
+    terms: list[tuple[float, np.ndarray]], weights: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Value and standard error for each row of group weights (rows, groups): the ratio estimator, linearised.
+
+    At its maximum a curve's slope over the thresholds is zero, so the influence of a group on the
+    maximum is its influence at the threshold where the maximum lies.
+    """
+    photos = weights @ sizes
+    value = np.zeros(len(weights))
+    influence = np.zeros(weights.shape)
+    for factor, sums in terms:
+        means = (weights @ sums) / photos[:, None]
+        best = means.argmax(axis=1)
+        value += factor * means[np.arange(len(means)), best]
+        influence += factor * sums.T[best]
+    residual = influence - value[:, None] * sizes
+    groups = len(sizes)
+    return value, np.sqrt(groups / (groups - 1) * (weights * residual**2).sum(axis=1)) / photos
+
+
+def _negligible(terms: list[tuple[float, np.ndarray]]) -> float:
+    """Spreads below this are rounding."""
+    return 1e-12 * max(float(np.abs(sums).max()) for _, sums in terms)
+
+
+def _studentised(difference: np.ndarray, error: np.ndarray, negligible: float) -> np.ndarray:
+    flat = error <= negligible
+    t = difference / np.where(flat, 1.0, error)
+    t[flat] = np.where(np.abs(difference[flat]) <= negligible, 0.0, np.copysign(np.inf, difference[flat]))
+    return t

@@ -1,0 +1,90 @@
+"""Bounds: known answers, invariances, and the promised error level on simulated data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mm_core.eval.statistics import Interval, Quantity, confidence, fewest_groups
+
+
+def bounds(values: np.ndarray, groups: np.ndarray | None = None, *, seed: int = 0, resamples: int = 500) -> Interval:
+    groups = np.arange(len(values)) if groups is None else groups
+    quantity = Quantity(((1.0, values[:, None]),))
+    return confidence([quantity], groups, alpha=0.05, resamples=resamples, rng=np.random.default_rng(seed))[0]
+
+
+def test_constant_difference_is_certain() -> None:
+    found = bounds(np.full(10, 0.25))
+    assert found.estimate == pytest.approx(0.25) and found.lower == found.upper == found.estimate
+
+
+def test_zero_difference_stays_zero() -> None:
+    assert bounds(np.zeros(10)) == Interval(0.0, 0.0, 0.0)
+
+
+def test_normal_data_agree_with_student() -> None:
+    values = np.random.default_rng(1).normal(0.3, 1, 200)
+    found, error = bounds(values, resamples=4000), values.std(ddof=1) / np.sqrt(200)
+    assert found.lower == pytest.approx(values.mean() - 1.65 * error, abs=0.25 * error)
+    assert found.upper == pytest.approx(values.mean() + 1.65 * error, abs=0.25 * error)
+
+
+def test_a_group_counts_once() -> None:
+    """Ten copies of each photo are no new evidence."""
+    values = np.random.default_rng(2).normal(1, 1, 15)
+    once = bounds(values)
+    many = bounds(np.repeat(values, 10), np.repeat(np.arange(15), 10))
+    assert many.lower == pytest.approx(once.lower) and many.upper == pytest.approx(once.upper)
+
+
+def test_order_of_photos_does_not_matter() -> None:
+    rng = np.random.default_rng(3)
+    values, groups = rng.normal(size=40), rng.integers(0, 12, 40).astype(str)
+    order = rng.permutation(40)
+    assert bounds(values[order], groups[order]).lower == pytest.approx(bounds(values, groups).lower, rel=1e-12)
+
+
+def test_maxf_is_the_maximum_of_the_mean_curve_in_each_resample() -> None:
+    """Against a plain loop over the same draws."""
+    rng = np.random.default_rng(4)
+    curves, groups = rng.random((12, 7)), np.repeat(np.arange(6), 2)
+    quantity = Quantity(((1.0, curves), (-1.0, curves[::-1] * 0.9)), offset=0.5)
+    found = confidence([quantity], groups, alpha=0.05, resamples=300, rng=np.random.default_rng(9))[0]
+    assert found.estimate == pytest.approx(0.5 + curves.mean(0).max() - 0.9 * curves.mean(0).max())
+    draws = np.random.default_rng(9).multinomial(6, np.full(6, 1 / 6), size=300)
+
+    def at(weights: np.ndarray) -> tuple[float, float]:
+        w = weights[groups]
+        one, other = (w @ curves) / w.sum(), (w @ (curves[::-1] * 0.9)) / w.sum()
+        value = one.max() - other.max()
+        scores = curves[:, one.argmax()] - curves[::-1][:, other.argmax()] * 0.9 - value
+        per_group = np.bincount(groups, scores)
+        return value, np.sqrt(6 / 5 * (weights * per_group**2).sum()) / w.sum()
+
+    value, error = at(np.ones(6))
+    t = np.array([(at(w)[0] - value) / at(w)[1] for w in draws])
+    expected = 0.5 + value - error * max(2.015048, np.quantile(t, 0.95, method="higher"))
+    assert found.lower == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["normal", "heavy tails", "bursts"])
+def test_level_is_held(name: str) -> None:
+    """With no true difference the lower bound exceeds 0 in about 5 % of trials (here: 400 trials, 15 groups)."""
+    rng, wrong = np.random.default_rng(5), 0
+    for trial in range(400):
+        groups = None
+        values = rng.normal(size=15)
+        if name == "heavy tails":
+            values *= np.exp(rng.normal(0, 1, 15))
+        if name == "bursts":
+            groups = np.repeat(np.arange(15), 3)
+            values = np.repeat(values, 3) + 0.1 * rng.normal(size=45)
+        wrong += bounds(values, groups, seed=trial, resamples=300).lower > 0
+    assert wrong / 400 < 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_fewest_groups() -> None:
+    assert fewest_groups(0.05) == 5 and fewest_groups(0.01) == 7
+    with pytest.raises(ValueError, match="two groups"):
+        bounds(np.ones(3), np.zeros(3))
