@@ -1,0 +1,293 @@
+"""Pixels for training: each photo is decoded once, then only cut.
+
+`PixelCache` keeps every photo and matte as a square of uint8 in two growing memory-mapped files, so that
+an epoch never decodes a JPEG. `Pool` draws batches from it. A batch is a pure function of
+(seed, stream, step): there is no random state to save, and a resumed run draws what the killed one would have.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from mm_core.data.images import load_alpha, load_rgb
+from mm_core.store import Store, fetch_blob
+
+CACHE_SCALE = 1.25
+"""Cached squares are this much larger than the model's input, so that crops keep their detail."""
+_KEY = 64
+"""Characters of a key: a sha256 in hex."""
+
+
+class Shelf:
+    """Rows of one shape in a growing file, found by sha256; what is on it never changes.
+
+    `<name>.u8` holds the rows, `<name>.index` one key and newline per row, written after the row. A process
+    killed in between leaves a row without a key (written over next time) or half a key (cut off).
+    """
+
+    def __init__(self, folder: Path, name: str, shape: tuple[int, ...]):
+        self.shape = shape
+        self._data, self._index = folder / f"{name}.u8", folder / f"{name}.index"
+        self._rows: np.ndarray | None = None
+        self._place: dict[str, int] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Takes in what other processes have appended."""
+        raw = self._index.read_bytes() if self._index.is_file() else b""
+        count = len(raw) // (_KEY + 1)
+        lines = raw[: count * (_KEY + 1)].decode("ascii").split("\n")
+        self._place = {key: row for row, key in enumerate(lines[:count])}
+        self._rows = np.memmap(self._data, np.uint8, "r", shape=(count, *self.shape)) if count else None
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._place
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def append(self, items: Sequence[tuple[str, np.ndarray]]) -> None:
+        """Adds rows; the caller holds the folder's lock and has called `reload` under it."""
+        self._data.parent.mkdir(parents=True, exist_ok=True)
+        count, size = len(self), math.prod(self.shape)
+        with self._data.open("r+b" if self._data.exists() else "w+b") as data:
+            data.seek(count * size)
+            for _, row in items:
+                data.write(np.ascontiguousarray(row, np.uint8).data)
+            data.flush()
+            os.fsync(data.fileno())
+        with self._index.open("r+b" if self._index.exists() else "w+b") as index:
+            index.seek(count * (_KEY + 1))
+            index.truncate()
+            index.write("".join(f"{key}\n" for key, _ in items).encode("ascii"))
+        self.reload()
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        """A read-only view of one row."""
+        assert self._rows is not None
+        return self._rows[self._place[key]]
+
+
+class PixelCache:
+    """Photos (side, side, 3) by sample id and mattes (side, side) by alpha digest, stretched to the square."""
+
+    def __init__(self, folder: Path, size: int):
+        """`size` is the model's input side in pixels; the cached side is `CACHE_SCALE` times that."""
+        self.size, self.side = size, round(size * CACHE_SCALE)
+        self.folder = folder / "pixels" / str(self.side)
+        self.photos = Shelf(self.folder, "photos", (self.side, self.side, 3))
+        self.mattes = Shelf(self.folder, "mattes", (self.side, self.side))
+
+    def fill(self, store: Store, frame: pd.DataFrame, progress: Callable[[str, int, int], None] | None = None) -> int:
+        """Decodes what `frame` names and the cache lacks; returns how many files that were.
+
+        Safe beside other processes and when killed. Raises BlobNotFound or the InputError of an unreadable file.
+        """
+        with _locked(self.folder / ".lock"):
+            self.photos.reload()
+            self.mattes.reload()
+            jobs = [(self.photos, row.sample_id, row) for row in _first(frame, "sample_id", self.photos)]
+            jobs += [(self.mattes, row.alpha_sha256, row) for row in _first(frame, "alpha_sha256", self.mattes)]
+            workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            # A chunk bounds the memory and what a kill can lose.
+            with ThreadPoolExecutor(workers) as pool:
+                for start in range(0, len(jobs), 64):
+                    chunk = jobs[start : start + 64]
+                    squares = list(pool.map(lambda job: self._square(store, *job), chunk))
+                    for shelf in (self.photos, self.mattes):
+                        shelf.append([(job[1], sq) for job, sq in zip(chunk, squares, strict=True) if job[0] is shelf])
+                    if progress:
+                        progress("decode", start + len(chunk), len(jobs))
+        return len(jobs)
+
+    def _square(self, store: Store, shelf: Shelf, key: str, row: object) -> np.ndarray:
+        path = fetch_blob(store, key)
+        if shelf is self.mattes:
+            return np.rint(self._resize(load_alpha(path)) * 255).astype(np.uint8)
+        short, long = sorted((int(getattr(row, "width")), int(getattr(row, "height"))))
+        return self._resize(load_rgb(path, max_side=math.ceil(self.side * long / max(short, 1))))
+
+    def _resize(self, image: np.ndarray) -> np.ndarray:
+        shrinks = min(image.shape[:2]) >= self.side
+        return cv2.resize(image, (self.side, self.side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _first(frame: pd.DataFrame, column: str, shelf: Shelf) -> list:
+    """The first row of each key of `column` that is not on the shelf."""
+    wanted = frame[frame[column].notna()].drop_duplicates(column)
+    return list(wanted[~wanted[column].isin(set(shelf._place))].itertuples(index=False))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples at the model's size S."""
+
+    ids: list[str]
+    images: np.ndarray
+    """uint8 (B, S, S, 3), sRGB."""
+    alphas: np.ndarray
+    """uint8 (B, S, S); zeros where there is no matte."""
+    binary: np.ndarray
+    """bool (B,): the matte is a mask that says nothing about the soft band."""
+    decoders: list[str]
+    captions: list[str]
+    """Empty where there is none."""
+    categories: list[str]
+    """`unknown` where there is none."""
+
+    @staticmethod
+    def join(parts: Sequence[Batch]) -> Batch:
+        """One batch of several, in order."""
+        return Batch(
+            sum((p.ids for p in parts), []),
+            np.concatenate([p.images for p in parts]),
+            np.concatenate([p.alphas for p in parts]),
+            np.concatenate([p.binary for p in parts]),
+            sum((p.decoders for p in parts), []),
+            sum((p.captions for p in parts), []),
+            sum((p.categories for p in parts), []),
+        )
+
+
+class BalancedOrder:
+    """Which row stands at slot 0, 1, 2, …: categories take turns, each goes through its rows without repeats.
+
+    Slot n belongs to round n // C of C categories; the order of categories within a round and of rows
+    within a category's epoch are permutations drawn from (seed, stream, round or epoch) alone.
+    """
+
+    def __init__(self, categories: Sequence[str], seed: int, stream: str):
+        self._seed, self._stream = seed, stream
+        self._names = sorted(set(categories))
+        self._rows = {name: np.flatnonzero(np.asarray(categories) == name) for name in self._names}
+        self._epochs: dict[str, tuple[int, np.ndarray]] = {}
+
+    def row(self, slot: int) -> int:
+        turn, place = divmod(slot, len(self._names))
+        name = self._names[rng_of(self._seed, self._stream, "turn", turn).permutation(len(self._names))[place]]
+        epoch, within = divmod(turn, len(self._rows[name]))
+        known, order = self._epochs.get(name, (-1, self._rows[name]))
+        if known != epoch:
+            order = rng_of(self._seed, self._stream, name, epoch).permutation(self._rows[name])
+            self._epochs[name] = (epoch, order)
+        return int(order[within])
+
+
+def rng_of(seed: int, *names: str | int) -> np.random.Generator:
+    """A generator that depends on nothing but its arguments (and not on Python's hash seed)."""
+    return np.random.default_rng([seed, *(n if isinstance(n, int) else zlib.crc32(n.encode()) for n in names)])
+
+
+class Pool:
+    """The rows of one snapshot frame as batches."""
+
+    def __init__(self, frame: pd.DataFrame, cache: PixelCache, seed: int, stream: str):
+        """`stream` names the use (`hard/replay`), so that two pools of one stage do not draw in step."""
+        self._cache, self._seed, self._stream = cache, seed, stream
+        self._ids = frame["sample_id"].tolist()
+        self._alphas = [digest if isinstance(digest, str) else None for digest in frame["alpha_sha256"]]
+        self._binary = frame["label_binary"].fillna(False).astype(bool).to_numpy()
+        self._decoders = frame["decoder"].tolist()
+        self._captions = frame["caption"].fillna("").tolist()
+        self.categories = frame["category"].fillna("unknown").tolist()
+        self._order = BalancedOrder(self.categories, seed, stream)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def draw(self, step: int, count: int, *, rank: int = 0, world: int = 1) -> Batch:
+        """The augmented batch of a step: slots step·count … (step+1)·count − 1, of which each rank takes every world-th."""
+        slots = range(step * count + rank, (step + 1) * count, world)
+        return self._batch([self._order.row(slot) for slot in slots], [rng_of(self._seed, self._stream, "cut", s) for s in slots])
+
+    def in_order(self, count: int) -> Iterator[Batch]:
+        """All rows once, unchanged but for the size."""
+        for start in range(0, len(self), count):
+            yield self._batch(list(range(start, min(start + count, len(self)))), None)
+
+    def _batch(self, rows: list[int], rngs: list[np.random.Generator] | None) -> Batch:
+        size = self._cache.size
+        images, alphas = np.empty((len(rows), size, size, 3), np.uint8), np.zeros((len(rows), size, size), np.uint8)
+        for i, row in enumerate(rows):
+            digest = self._alphas[row]
+            photo, matte = self._cache.photos[self._ids[row]], None if digest is None else self._cache.mattes[digest]
+            if rngs is None:
+                images[i] = cv2.resize(photo, (size, size), interpolation=cv2.INTER_AREA)
+                if matte is not None:
+                    alphas[i] = cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA)
+            else:
+                images[i], cut = augment(photo, matte, size, rngs[i])
+                alphas[i] = 0 if cut is None else cut
+        return Batch(
+            [self._ids[r] for r in rows],
+            images,
+            alphas,
+            self._binary[rows],
+            [self._decoders[r] for r in rows],
+            [self._captions[r] for r in rows],
+            [self.categories[r] for r in rows],
+        )
+
+
+def augment(
+    photo: np.ndarray, matte: np.ndarray | None, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A random cut of a photo and its matte, with the light, blur and noise of another camera.
+
+    photo uint8 (H, W, 3), matte uint8 (H, W) → (size, size, 3) and (size, size). Geometry: mirror (half of the
+    time), zoom 0.85 to 1.5, aspect ±10 %, turn ±8° (half), anywhere within the frame, edges reflected. Colour (photo only):
+    gamma, contrast, white balance, saturation; blur and noise now and then.
+    """
+    height, width = photo.shape[:2]
+    zoom, aspect = math.exp(rng.uniform(math.log(0.85), math.log(1.5))), math.exp(rng.uniform(-0.1, 0.1))
+    angle = math.radians(rng.uniform(-8, 8)) if rng.random() < 0.5 else 0.0
+    across, down = width / (size * zoom) * aspect, height / (size * zoom) / aspect
+    flip = -1.0 if rng.random() < 0.5 else 1.0
+    # The matrix takes output pixels to source pixels around the two centres.
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = turn @ np.diag([across * flip, down])
+    room = np.maximum(np.array([width, height]) - np.array([across, down]) * size, 0) / 2
+    centre = np.array([width, height]) / 2 + rng.uniform(-1, 1, 2) * room - 0.5
+    full = np.column_stack([matrix, centre - matrix @ np.full(2, size / 2 - 0.5)])
+
+    def cut(image: np.ndarray) -> np.ndarray:
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(image, full, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+
+    return _recolour(cut(photo), rng), None if matte is None else cut(matte)
+
+
+def _recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    levels = np.linspace(0, 1, 256)[:, None] ** math.exp(rng.uniform(-0.3, 0.3))
+    levels = (levels - 0.5) * rng.uniform(0.8, 1.2) + 0.5 + rng.uniform(-0.08, 0.08)
+    table = np.rint(np.clip(levels * rng.uniform(0.92, 1.08, 3), 0, 1) * 255).astype(np.uint8)
+    image = cv2.LUT(image, table.reshape(256, 1, 3))
+    saturation = rng.uniform(0.7, 1.3)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    image = cv2.addWeighted(image, saturation, grey, 1 - saturation, 0)
+    if rng.random() < 0.15:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.2))
+    if rng.random() < 0.2:
+        reach = int(rng.integers(4, 20))
+        image = cv2.add(image, rng.integers(-reach, reach + 1, image.shape, np.int16), dtype=cv2.CV_8U)
+    return image

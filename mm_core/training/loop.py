@@ -1,0 +1,327 @@
+"""The one training loop. Strategies say what to learn from; this says how.
+
+A strategy is an `nn.Module` holding `net` (what is saved) and whatever else it trains. It draws its batches as a pure
+function of the step and returns named losses. The learning rate, the batches and torch's random numbers
+depend on (seed, step) alone, so that the state of a run is what the checkpoint holds and nothing more: killed at any point and
+resumed, it ends with the very weights of an uninterrupted run (same machine, CPU).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mm_core.data.dataset import Batch
+from mm_core.errors import NonFiniteLoss
+from mm_core.model.preprocess import MEAN, STD
+from mm_core.params import CommonTrainParams, StageParams
+
+WARMUP = 0.05
+SAVE_SECONDS = 30.0
+"""Time between checkpoints; what a kill can cost."""
+
+
+class Strategy(Protocol):
+    """What the loop asks of a stage; implementations are `nn.Module`s."""
+
+    net: Any
+
+    def draw(self, step: int) -> dict[str, Batch]:
+        """The batches of a step by pool; a pure function, called ahead of time from other threads."""
+        ...
+
+    def losses(self, batches: Mapping[str, Sample], progress: float) -> dict[str, Tensor]:
+        """Named, weighted scalars whose sum is minimised; `progress` runs from 0 to 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A `Batch` on the device."""
+
+    ids: list[str]
+    images: Tensor
+    """(B, 3, S, S), ImageNet-normalised, channels last."""
+    alpha: Tensor
+    """(B, 1, S, S) in [0, 1]; zeros where there is no matte."""
+    binary: Tensor
+    """(B,) bool."""
+    decoders: list[str]
+    captions: list[str]
+
+
+def to_device(batch: Batch, device: torch.device) -> Sample:
+    mean, std = torch.from_numpy(MEAN).to(device), torch.from_numpy(STD).to(device)
+    images = torch.from_numpy(batch.images).to(device).float().div_(255).sub_(mean).div_(std)
+    alpha = torch.from_numpy(batch.alphas).to(device).float().div_(255).unsqueeze(1)
+    binary = torch.from_numpy(np.asarray(batch.binary)).to(device)
+    return Sample(batch.ids, images.permute(0, 3, 1, 2), alpha, binary, batch.decoders, batch.captions)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: the GPU where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+@dataclass
+class State:
+    """All that a run is, between two steps; what a checkpoint holds."""
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float = math.inf
+    best: dict[str, Tensor] = field(default_factory=dict)
+    validation: dict[str, float] = field(default_factory=dict)
+    """Mean squared error per category of the best weights."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """The last values."""
+
+
+@dataclass
+class Result:
+    """How a run ended; `weights` are the best by validation, on the CPU."""
+
+    weights: dict[str, Tensor]
+    best_step: int
+    validation: dict[str, float]
+    losses: dict[str, float]
+    resumed_from: int
+    images: int
+    """Seen by this process."""
+    seconds: float
+    """Spent in steps by this process, waiting for data included."""
+    wait_seconds: float
+    """Of those, spent waiting for data."""
+
+
+def rate(step: int, steps: int, peak: float) -> float:
+    """One-cycle learning rate: linear warm-up over 5 % of the steps, then a cosine to peak / 1000."""
+    warm = max(1, round(WARMUP * steps))
+    if step < warm:
+        return peak * (step + 1) / warm
+    along = (step - warm) / max(1, steps - warm)
+    return peak * (0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * along)))
+
+
+def fit(
+    strategy: Strategy,
+    stage: StageParams,
+    common: CommonTrainParams,
+    *,
+    seed: int,
+    validate: Callable[[nn.Module], dict[str, float]],
+    checkpoint: Path,
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    log: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
+    save_seconds: float = SAVE_SECONDS,
+) -> Result:
+    """Trains `strategy` for `stage.steps` steps and returns the best weights of its `net`.
+
+    `validate` maps a net to the MSE per category; the mean over categories chooses. The weights it starts with are a
+    candidate too, so a stage never ends worse on validation than it began. Without validation samples (an empty dict)
+    the last averaged weights are kept. Goes on from `checkpoint` where that exists. SIGINT and SIGTERM are
+    answered between two steps, after a checkpoint. Raises NonFiniteLoss.
+    """
+    module: nn.Module = strategy  # type: ignore[assignment]
+    module.to(device, memory_format=torch.channels_last)
+    average = copy.deepcopy(strategy.net).eval().requires_grad_(False)
+    optimiser = torch.optim.AdamW(_groups(module, common.weight_decay), lr=stage.lr, fused=device.type in ("cpu", "cuda"))
+    state = State()
+    if checkpoint.is_file():
+        _restore(checkpoint, state, module, average, optimiser, device)
+    else:
+        _consider(state, average, validate)
+    resumed_from, clock, waited, seen = state.step, 0.0, 0.0, 0
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), _deferred_signals() as pending, _ahead(
+        strategy.draw, state.step, stage.steps
+    ) as ahead:
+        saved_at = time.monotonic()
+        for batches in ahead:
+            begun = time.monotonic()
+            drawn = batches.result()
+            waited += time.monotonic() - begun
+            samples = {name: to_device(batch, device) for name, batch in drawn.items()}
+            step = state.step
+            torch.manual_seed(seed * 1_000_003 + step)
+            for group in optimiser.param_groups:
+                group["lr"] = rate(step, stage.steps, stage.lr)
+            module.train()
+            with torch.autocast(device.type, torch.bfloat16, enabled=common.precision == "bf16"):
+                terms = strategy.losses(samples, step / stage.steps)
+            total = torch.stack([term.float() for term in terms.values()]).sum()
+            if not torch.isfinite(total):
+                raise NonFiniteLoss(_blame(terms, samples, step))
+            optimiser.zero_grad(set_to_none=True)
+            total.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), common.clip_norm)
+            optimiser.step()
+            # A short run would otherwise be averaged with its start for most of its length.
+            _follow(average, strategy.net, min(common.ema, (1 + step) / (10 + step)) if common.ema else 0.0)
+            state.step += 1
+            seen += sum(len(sample.ids) for sample in samples.values())
+            clock += time.monotonic() - begun
+            if state.step % 10 == 0 or state.step == stage.steps:
+                state.losses = {name: float(term.detach()) for name, term in terms.items()}
+                log(state.step, {f"loss/{n}": v for n, v in state.losses.items()} | {"lr": rate(step, stage.steps, stage.lr)})
+            if state.step % common.validate_every == 0 or state.step == stage.steps:
+                scores = _consider(state, average, validate)
+                log(state.step, {f"val/{category}/mse": mse for category, mse in scores.items()})
+            if pending.arrived or time.monotonic() - saved_at >= save_seconds:
+                _save(checkpoint, state, module, average, optimiser)
+                saved_at = time.monotonic()
+                pending.deliver()
+            progress(state.step, stage.steps)
+    weights = state.best or _weights(average)
+    return Result(weights, state.best_step, state.validation, state.losses, resumed_from, seen, clock, waited)
+
+
+def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Norms and biases are not decayed."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _consider(state: State, average: nn.Module, validate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
+    """Validates the averaged weights and keeps them if they are the best so far."""
+    scores = validate(average)
+    if scores:
+        score = sum(scores.values()) / len(scores)
+        if score < state.best_score:
+            state.best_step, state.best_score, state.best = state.step, score, _weights(average)
+            state.validation = scores
+    else:
+        state.best_step = state.step
+    return scores
+
+
+def _weights(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()}
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, net: nn.Module, decay: float) -> None:
+    """Moves the average towards the net; batch-norm statistics are averaged too, counters copied."""
+    for mine, theirs in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(theirs, 1 - decay)
+        else:
+            mine.copy_(theirs)
+
+
+def _blame(terms: Mapping[str, Tensor], samples: Mapping[str, Sample], step: int) -> str:
+    bad = ", ".join(f"{name} = {float(term):g}" for name, term in terms.items() if not torch.isfinite(term))
+    ids = "; ".join(f"{pool}: {' '.join(i[:16] for i in sample.ids)}" for pool, sample in samples.items())
+    return f"step {step}: the loss is not finite ({bad or 'their sum'}); lower train.<stage>.lr, or look at the samples {ids}"
+
+
+def _save(path: Path, state: State, module: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Replaces the checkpoint in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as stream:
+        torch.save(
+            {
+                "state": vars(state),
+                "module": module.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
+            },
+            stream,
+        )
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _restore(
+    path: Path, state: State, module: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
+) -> None:
+    saved = torch.load(path, map_location=device, weights_only=True)
+    module.load_state_dict(saved["module"])
+    average.load_state_dict(saved["average"])
+    optimiser.load_state_dict(saved["optimiser"])
+    for name, value in saved["state"].items():
+        setattr(state, name, value)
+    state.best = {name: tensor.cpu() for name, tensor in state.best.items()}
+
+
+@contextmanager
+def _ahead(draw: Callable[[int], dict[str, Batch]], first: int, last: int) -> Iterator[Iterator[Future]]:
+    """Draws the batches of steps first … last − 1 in threads, a few steps ahead, and hands them out in order."""
+    workers = min(4, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers, thread_name_prefix="draw") as pool:
+
+        def stream() -> Iterator[Future]:
+            waiting = [pool.submit(draw, step) for step in range(first, min(first + 2 * workers, last))]
+            for step in range(first, last):
+                if step + 2 * workers < last:
+                    waiting.append(pool.submit(draw, step + 2 * workers))
+                yield waiting.pop(0)
+
+        try:
+            yield stream()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Pending:
+    """Signals that arrived within a step."""
+
+    def __init__(self) -> None:
+        self.arrived: list[int] = []
+        self.before: dict[int, Any] = {}
+
+    def receive(self, number: int, frame: Any) -> None:
+        impatient = bool(self.arrived)
+        self.arrived.append(number)
+        if impatient:
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Gives a signal that arrived to whoever would have had it."""
+        if self.arrived:
+            number = self.arrived.pop(0)
+            self.restore()
+            signal.raise_signal(number)
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[_Pending]:
+    """Holds SIGINT and SIGTERM back until `deliver`: within a step the weights match no step count.
+
+    Python runs handlers in the main thread only; elsewhere nothing is held back (and nothing arrives).
+    """
+    pending = _Pending()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            pending.before[number] = signal.signal(number, pending.receive)
+    try:
+        yield pending
+    finally:
+        pending.restore()
+    # One that came after the last step is not lost.
+    pending.deliver()

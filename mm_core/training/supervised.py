@@ -1,0 +1,49 @@
+"""Supervised stages (simple, hard): the labelled batch through the decoder of each sample's category."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mm_core.data.dataset import Batch, Pool
+from mm_core.model.network import MattingNet
+from mm_core.params import LossParams
+from mm_core.training.loop import Sample
+from mm_core.training.losses import matting_losses
+
+Features = list[Tensor]
+"""Encoder maps of some samples, fine to coarse."""
+Pools = Mapping[str, Sequence[tuple[Pool, int]]]
+"""Batch name → pools and how many samples each gives per step."""
+
+
+class Supervised(nn.Module):
+    """Learns from mattes. The later stages add terms to this one."""
+
+    def __init__(self, net: MattingNet, pools: Pools, loss: LossParams):
+        """`pools` holds `labeled`: one pool, or hard and simple ones for replay."""
+        super().__init__()
+        self.net = net
+        self._pools, self._loss = pools, loss
+
+    def draw(self, step: int) -> dict[str, Batch]:
+        return {
+            name: Batch.join([pool.draw(step, count) for pool, count in sources if count])
+            for name, sources in self._pools.items()
+        }
+
+    def losses(self, batches: Mapping[str, Sample], progress: float) -> dict[str, Tensor]:
+        """All pools pass the encoder as one batch: its batch norm sees one mixture, the one it will meet."""
+        images = torch.cat([batch.images for batch in batches.values()])
+        maps = self.net.encode(images.contiguous(memory_format=torch.channels_last))
+        sizes = [len(batch.ids) for batch in batches.values()]
+        parts = zip(*(torch.split(m, sizes) for m in maps), strict=True)
+        features = {name: list(part) for name, part in zip(batches, parts, strict=True)}
+        return self.terms(features, batches, progress)
+
+    def terms(self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float) -> dict[str, Tensor]:
+        batch = batches["labeled"]
+        outputs = self.net.route(features["labeled"], batch.decoders)
+        return matting_losses(outputs, batch.alpha, batch.binary, self._loss)

@@ -1,0 +1,167 @@
+"""Tracking: the Reports and the training curves as MLflow runs. With the registry, the only place that knows MLflow.
+
+Experiment `matting`; one parent run per cycle (tag `mm.snapshot`), one child run per stage. Every stage may be
+another process: runs are found by their tags, so a stage that is run again writes to its old run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mm_core.errors import InputError
+from mm_core.layout import Layout
+from mm_core.records import Report
+from mm_core.settings import Settings
+
+EXPERIMENT = "matting"
+_TAG_LIMIT = 5000
+_VALUE_LIMIT = 500
+
+
+class Tracker:
+    """Writes to the tracking server of the settings (sqlite in the workspace by default)."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._artifacts = Layout(settings).mlflow_artifacts
+
+    def log_report(self, layout: Layout, report: Report) -> str:
+        """The MLflow view of a stage's report; returns the run's id.
+
+        Metrics go to the stage's run and to the cycle's, facts become tags, tables JSON files, pictures images.
+        """
+        client = self._client()
+        parent = self._cycle_run(client, layout)
+        run = self._stage_run(client, parent, report.stage)
+        numbers = {n: float(v) for n, v in {**report.metrics, "seconds": report.seconds}.items() if v == v}
+        _log_metrics(client, run, numbers)
+        _log_metrics(client, parent, {n: v for n, v in numbers.items() if n != "seconds"})
+        for name, value in report.facts.items():
+            client.set_tag(run, f"mm.{name}", (value if isinstance(value, str) else json.dumps(value, default=str))[:_TAG_LIMIT])
+        for name, rows in report.tables.items():
+            client.log_text(run, json.dumps(rows, indent=1, default=str), f"tables/{name}.json")
+        for path in report.pictures.values():
+            if Path(path).is_file():
+                client.log_artifact(run, path, "pictures")
+        client.set_terminated(run, "FINISHED")
+        return run
+
+    @contextmanager
+    def stage_run(self, layout: Layout, stage: str, params: Mapping[str, Any], data: Mapping[str, str]) -> Iterator[Curve]:
+        """The run of a training stage while it trains: `params` once, curves as they come; FAILED when the body raises.
+
+        `params` is nested as in params.yaml, `data` are digests of what is learnt from.
+        """
+        client = self._client()
+        run = self._stage_run(client, self._cycle_run(client, layout), stage)
+        known = client.get_run(run).data.params
+        flat = {name: str(value)[:_VALUE_LIMIT] for name, value in _flat(params)}
+        if any(known.get(name, value) != value for name, value in flat.items()):
+            # MLflow's params cannot change: other params are another run.
+            client.set_tag(run, "mm.stage", f"{stage} (superseded)")
+            run = self._stage_run(client, self._cycle_run(client, layout), stage)
+            known = {}
+        for name, value in flat.items():
+            if name not in known:
+                client.log_param(run, name, value)
+        for name, value in data.items():
+            client.set_tag(run, f"mm.{name}", value)
+        curve = Curve(client, run)
+        try:
+            yield curve
+        except BaseException:
+            curve.flush()
+            client.set_terminated(run, "FAILED")
+            raise
+        curve.flush()
+        client.set_terminated(run, "FINISHED")
+
+    def _client(self) -> Any:
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        uri = self._settings.mlflow_uri
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    def _experiment(self, client: Any) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            remote = self._settings.mlflow_uri.startswith(("http://", "https://"))
+            try:
+                return client.create_experiment(EXPERIMENT, None if remote else self._artifacts.as_uri())
+            except MlflowException:
+                # Another process may have made it in between.
+                found = client.get_experiment_by_name(EXPERIMENT)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return found.experiment_id
+
+    def _cycle_run(self, client: Any, layout: Layout) -> str:
+        about = layout.snapshot / "snapshot.json"
+        if not about.is_file():
+            raise InputError(f"{about} is missing: run `mm snapshot` first")
+        digest = json.loads(about.read_text())["digest"]
+        return self._find_or_make(client, f"cycle {digest[:12]}", {"mm.snapshot": digest, "mm.stage": "cycle"})
+
+    def _stage_run(self, client: Any, parent: str, stage: str) -> str:
+        return self._find_or_make(client, stage, {"mlflow.parentRunId": parent, "mm.stage": stage})
+
+    def _find_or_make(self, client: Any, name: str, tags: Mapping[str, str]) -> str:
+        experiment = self._experiment(client)
+        wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+        found = client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time DESC"])
+        if found:
+            return found[0].info.run_id
+        run = client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id
+        if tags["mm.stage"] == "cycle":
+            client.set_terminated(run, "FINISHED")
+        return run
+
+
+class Curve:
+    """The numbers of a run while it goes on, sent many at a time."""
+
+    def __init__(self, client: Any, run: str):
+        self._client, self.run = client, run
+        self._waiting: list[tuple[str, float, int, int]] = []
+        self._sent = time.monotonic()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._waiting += [(name, float(value), int(time.time() * 1000), step) for name, value in values.items()]
+        if len(self._waiting) > 400 or time.monotonic() - self._sent > 10:
+            self.flush()
+
+    def flush(self) -> None:
+        from mlflow.entities import Metric
+
+        for start in range(0, len(self._waiting), 900):
+            rows = [Metric(name, value, at, step) for name, value, at, step in self._waiting[start : start + 900]]
+            self._client.log_batch(self.run, metrics=rows)
+        self._waiting, self._sent = [], time.monotonic()
+
+
+def _log_metrics(client: Any, run: str, values: Mapping[str, float]) -> None:
+    curve = Curve(client, run)
+    curve.log(0, values)
+    curve.flush()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

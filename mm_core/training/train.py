@@ -1,0 +1,306 @@
+"""One training stage of the cycle, from the snapshot's frames to a model file (called by `stages.py`).
+
+What a stage makes is decided by its content key: stage, params, data, start weights, recipe. Under that key lie the
+checkpoint of an unfinished run and the model of a finished one, outside the cycle's folder: a killed
+stage goes on where it was, and a stage that was trained before is not trained again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from mm_core.data.dataset import PixelCache, Pool
+from mm_core.errors import InputError, NothingToTrainOn
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.model.files import load_model, save_model
+from mm_core.model.network import MattingNet, build_model
+from mm_core.params import Params, StageParams
+from mm_core.records import Report, digest_of, sha256_file, write_bytes, write_json
+from mm_core.store import Store
+from mm_core.training.loop import Result, fit, pick_device, to_device
+from mm_core.training.multimodal import Multimodal, embed_captions
+from mm_core.training.semi import Semi
+from mm_core.training.supervised import Pools, Supervised
+from mm_core.training.tracking import Tracker
+
+RECIPE = 1
+"""Raised when this room's code changes what the same params and data lead to."""
+_FRAME_COLUMNS = ["sample_id", "category", "decoder", "caption", "alpha_sha256", "label_binary"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The frames that a stage learns from."""
+
+    labeled: pd.DataFrame
+    replay: pd.DataFrame | None
+    """Hard stage: the simple set."""
+    unlabeled: pd.DataFrame
+    text_image: pd.DataFrame
+    validation: pd.DataFrame
+
+    def used(self) -> list[pd.DataFrame]:
+        return [f for f in (self.labeled, self.replay, self.unlabeled, self.text_image, self.validation) if f is not None]
+
+    def digest(self) -> str:
+        """Depends on rows and their labels alone, not on how the file was written."""
+        return digest_of(
+            [None if f is None else f[_FRAME_COLUMNS].astype(object).where(f[_FRAME_COLUMNS].notna(), None).to_numpy().tolist()
+             for f in (self.labeled, self.replay, self.unlabeled, self.text_image, self.validation)]
+        )  # fmt: skip
+
+
+def train_stage(
+    stage: str,
+    params: Params,
+    layout: Layout,
+    store: Store,
+    report: Report,
+    *,
+    start: Path | None,
+    progress: Callable[[str, int, int], None],
+) -> Report:
+    """Trains `stage` from the weights at `start` (None: from scratch) and writes `layout.model(stage)`.
+
+    Raises NothingToTrainOn where the labelled pool is empty. A stage whose own pool (hard, unlabelled, text) is
+    empty passes its start weights on and says so in the facts.
+    """
+    data = read_data(stage, layout)
+    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
+    recipe = {
+        "stage": stage,
+        "params": _relevant(stage, params),
+        "snapshot": snapshot,
+        "data": data.digest(),
+        "start": sha256_file(start) if start else None,
+        "recipe": RECIPE,
+    }
+    folder = layout.checkpoints / digest_of(recipe)
+    report.facts |= {"key": folder.name, "start": recipe["start"], "snapshot": snapshot, "data": recipe["data"]}
+    with _locked(folder, lambda: progress(f"train {stage}: another process trains the same", 0, 1)):
+        if not (folder / "done.json").is_file():
+            _train(stage, params, layout, store, folder, recipe, data, start, progress)
+        else:
+            report.facts["reused"] = "trained before from the same params, data and start"
+        done = json.loads((folder / "done.json").read_text())
+        write_bytes(layout.model(stage), (folder / "model.safetensors").read_bytes())
+    report.metrics |= done["metrics"]
+    report.facts |= done["facts"]
+    steps = _stage_params(stage, params).steps
+    progress(f"train {stage}", steps, steps)
+    return report
+
+
+def read_data(stage: str, layout: Layout) -> Data:
+    """The frames of a stage; raises InputError where snapshot or split has not run, NothingToTrainOn where no matte is."""
+
+    def frame(path: Path) -> pd.DataFrame:
+        if not path.is_file():
+            raise InputError(f"{path} is missing: run `mm {path.parent.name}` before `mm train-{stage}`")
+        return pd.read_parquet(path)
+
+    snapshot, split = layout.snapshot, layout.split
+    validation = frame(snapshot / "validation.parquet")
+    none = validation.iloc[:0]
+    unlabeled, text_image, replay = none, none, None
+    if stage in ("simple", "hard"):
+        labeled = frame(split / f"{stage}.parquet")
+        replay = frame(split / "simple.parquet") if stage == "hard" else None
+    else:
+        labeled = frame(snapshot / "train_labeled.parquet")
+        unlabeled = frame(snapshot / "train_unlabeled.parquet")
+        text_image = frame(snapshot / "train_text_image.parquet") if stage == "multimodal" else none
+    if labeled.empty and (replay is None or replay.empty):
+        raise NothingToTrainOn(
+            f"train-{stage}: the snapshot holds no labelled training sample: drop photos with mattes as kind pixel_labeled, "
+            "then run ingest, snapshot and split"
+        )
+    text_image = text_image[text_image["caption"].fillna("").str.strip() != ""]
+    return Data(labeled, replay, unlabeled, text_image, validation)
+
+
+def _train(
+    stage: str,
+    params: Params,
+    layout: Layout,
+    store: Store,
+    folder: Path,
+    recipe: Mapping[str, Any],
+    data: Data,
+    start: Path | None,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Fills `folder` with model.safetensors and, last, done.json."""
+    device, settings = pick_device(layout.settings.device), _stage_params(stage, params)
+    net, facts = _begin(stage, params, start)
+    idle = _why_idle(stage, settings, data)
+    metrics: dict[str, float] = {}
+    if idle:
+        facts |= {"steps": 0, "passed_through": idle}
+    else:
+        cache = PixelCache(layout.cache, params.model.size)
+        for frame in data.used():
+            cache.fill(store, frame, progress)
+        strategy = _strategy(stage, params, layout, store, data, cache, net, progress)
+        check = _Validation(Pool(data.validation, cache, params.seed, "validation"), params.train.common.batch, device)
+        with Tracker(layout.settings).stage_run(
+            layout, f"train-{stage}", recipe["params"], {k: str(recipe[k]) for k in ("data", "snapshot", "start")}
+        ) as run:
+            result = fit(
+                strategy,
+                settings,
+                params.train.common,
+                seed=params.seed + TRAIN_STAGES.index(stage) * 10_007,
+                validate=check,
+                checkpoint=folder / "state.pt",
+                device=device,
+                progress=lambda done, total: progress(f"train {stage}", done, total),
+                log=lambda step, values: run.log(step, {f"{stage}/{name}": value for name, value in values.items()}),
+            )
+        net.load_state_dict(result.weights)
+        metrics = _metrics(stage, result)
+        facts |= {"steps": settings.steps, "best_step": result.best_step, "resumed_from": result.resumed_from}
+        if not result.validation:
+            facts["validation"] = "empty: the last averaged weights were kept"
+    net.to("cpu")
+    meta = {k: recipe[k] for k in ("stage", "snapshot", "data", "start", "recipe")} | {
+        "params": params.model_dump(mode="json"),
+        "key": folder.name,
+    }
+    facts["digest"] = save_model(folder / "model.safetensors", net, meta)
+    facts |= {"labeled": len(data.labeled), "unlabeled": len(data.unlabeled), "text_image": len(data.text_image)}
+    write_json(folder / "done.json", {"metrics": metrics, "facts": facts})
+    (folder / "state.pt").unlink(missing_ok=True)
+
+
+def _begin(stage: str, params: Params, start: Path | None) -> tuple[MattingNet, dict[str, Any]]:
+    """The net to train and what is to say about it; always of `params.model`'s shape."""
+    net = build_model(params.model, params.seed) if start is None else None
+    facts: dict[str, Any] = {}
+    if start is not None:
+        before, meta = load_model(start)
+        if (before.config.encoder, before.config.width) == (params.model.encoder, params.model.width):
+            # Only the input size may differ: the net is convolutional.
+            before.config = params.model
+            return before, {"started_from": meta.get("stage", "a model file")}
+        if stage != TRAIN_STAGES[0]:
+            previous = TRAIN_STAGES[TRAIN_STAGES.index(stage) - 1]
+            raise InputError(f"{start} is of other model params than params.yaml: run `mm train-{previous}` again")
+        facts["warm_start"] = f"not possible: the champion is {before.config.encoder} of width {before.config.width}"
+        net = build_model(params.model, params.seed)
+    assert net is not None
+    return net, facts | {"started_from": "pretrained encoder" if params.model.pretrained else "scratch"}
+
+
+def _why_idle(stage: str, settings: StageParams, data: Data) -> str | None:
+    """Why a stage has nothing to add to its start weights, or None."""
+    if settings.steps == 0:
+        return f"train.{stage}.steps is 0"
+    if stage == "hard" and data.labeled.empty:
+        return "the split found no hard sample"
+    if stage == "semi" and data.unlabeled.empty:
+        return "the snapshot holds no unlabelled photo: drop some as kind unlabeled"
+    if stage == "multimodal" and data.text_image.empty:
+        return "the snapshot holds no captioned photo: drop some as kind text_image"
+    return None
+
+
+def _strategy(
+    stage: str,
+    params: Params,
+    layout: Layout,
+    store: Store,
+    data: Data,
+    cache: PixelCache,
+    net: MattingNet,
+    progress: Callable[[str, int, int], None],
+) -> Supervised:
+    train, batch = params.train, params.train.common.batch
+
+    def pool(frame: pd.DataFrame, name: str) -> Pool:
+        return Pool(frame, cache, params.seed, f"{stage}/{name}")
+
+    pools: dict[str, list[tuple[Pool, int]]] = {"labeled": [(pool(data.labeled, "labeled"), batch)]}
+    if data.replay is not None and not data.replay.empty:
+        again = round(batch * train.common.replay_share)
+        pools["labeled"] = [(pool(data.labeled, "labeled"), batch - again), (pool(data.replay, "replay"), again)]
+    if not data.unlabeled.empty:
+        pools["unlabeled"] = [(pool(data.unlabeled, "unlabeled"), batch)]
+    if not data.text_image.empty:
+        pools["text"] = [(pool(data.text_image, "text"), batch)]
+    with torch.random.fork_rng(devices=[]):
+        # Auxiliary decoders and fusion begin from the seed, whatever ran in this process before.
+        torch.manual_seed(params.seed + TRAIN_STAGES.index(stage))
+        if stage == "semi":
+            return Semi(net, pools, train.loss, train.semi)
+        if stage == "multimodal":
+            captions = embed_captions(params, layout, store, [data.text_image, data.labeled], progress)
+            return Multimodal(net, pools, train.loss, train.semi, train.multimodal, captions)
+        return Supervised(net, pools, train.loss)
+
+
+class _Validation:
+    """Mean squared error per category at the model's size, in float32."""
+
+    def __init__(self, pool: Pool, batch: int, device: torch.device):
+        self._batches = [(to_device(b, device), b.categories) for b in pool.in_order(batch)] if len(pool) else []
+
+    @torch.no_grad()
+    def __call__(self, net: nn.Module) -> dict[str, float]:
+        assert isinstance(net, MattingNet)
+        errors: dict[str, list[float]] = {}
+        for sample, categories in self._batches:
+            alpha = net.route(net.encode(sample.images), sample.decoders)[0].sigmoid()
+            squared = ((alpha - sample.alpha) ** 2).mean((1, 2, 3)).tolist()
+            for category, error in zip(categories, squared, strict=True):
+                errors.setdefault(category, []).append(error)
+        return {category: float(np.mean(values)) for category, values in sorted(errors.items())}
+
+
+def _metrics(stage: str, result: Result) -> dict[str, float]:
+    metrics = {f"{stage}/loss/{name}": value for name, value in result.losses.items()}
+    metrics |= {f"{stage}/val/{category}/mse": value for category, value in result.validation.items()}
+    if result.validation:
+        metrics[f"{stage}/val_mse"] = sum(result.validation.values()) / len(result.validation)
+    if result.seconds:
+        metrics[f"{stage}/images_per_s"] = result.images / result.seconds
+        metrics[f"{stage}/data_wait_share"] = result.wait_seconds / result.seconds
+    return metrics | {f"{stage}/train_seconds": result.seconds}
+
+
+def _stage_params(stage: str, params: Params) -> StageParams:
+    return getattr(params.train, stage)
+
+
+def _relevant(stage: str, params: Params) -> dict[str, Any]:
+    """The params that a stage's weights depend on, nested as in params.yaml."""
+    train = {"common": params.train.common, "loss": params.train.loss, stage: _stage_params(stage, params)}
+    whole: dict[str, Any] = {"seed": params.seed, "model": params.model.model_dump(mode="json")}
+    if stage == "multimodal":
+        train["semi"] = params.train.semi
+        whole["clip"] = params.clip.model_dump(mode="json")
+    return whole | {"train": {name: section.model_dump(mode="json") for name, section in train.items()}}
+
+
+@contextmanager
+def _locked(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Only one process at a time works under a content key; the lock ends with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
