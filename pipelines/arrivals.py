@@ -1,0 +1,83 @@
+"""Per arrival: ingest and structure a batch; send hard photos to people and take their answers back."""
+
+import dagster as dg
+
+from mm_core import stages
+from pipelines.checks import expectation_results, expectation_specs
+from pipelines.metadata import Observations, of_report
+from pipelines.partitions import batches
+from pipelines.resources import Workspace, plain_failures
+
+OWNERS = ["team:matting"]
+STORE_OUTAGE = dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL)
+
+
+@dg.asset(
+    group_name="arrivals",
+    partitions_def=batches,
+    check_specs=expectation_specs("ingested_batch"),
+    kinds={"greatexpectations", "deltalake"},
+    owners=OWNERS,
+    tags={"room": "data"},
+    retry_policy=STORE_OUTAGE,
+)
+def ingested_batch(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """One drop of the inbox in the catalog: each row accepted, quarantined with a reason, or a duplicate.
+
+    Repeating it changes nothing; a changed manifest adds what is new.
+    """
+    layout = workspace.layout()
+    with plain_failures():
+        report = stages.ingest(workspace.params(), layout, batch=context.partition_key, progress=Observations(context))
+    return dg.MaterializeResult(
+        metadata=of_report(report, paths={"data docs": layout.data_docs}),
+        check_results=expectation_results(report, "ingested_batch"),
+    )
+
+
+@dg.asset(
+    group_name="arrivals",
+    partitions_def=batches,
+    deps=[ingested_batch],
+    kinds={"opencv", "deltalake"},
+    owners=OWNERS,
+    tags={"room": "structuring"},
+    retry_policy=STORE_OUTAGE,
+)
+def structured_samples(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """Features of the batch's samples: quality, place, time, difficulty. Takes all samples that have none yet."""
+    with plain_failures():
+        report = stages.structure(workspace.params(), workspace.layout(), progress=Observations(context))
+    return dg.MaterializeResult(metadata=of_report(report))
+
+
+@dg.asset(
+    group_name="arrivals",
+    deps=[structured_samples],
+    kinds={"labelstudio", "deltalake"},
+    owners=OWNERS,
+    tags={"room": "labeling"},
+)
+def routed(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """The hard photos that people should label, as Label Studio tasks with the champion's matte as a start."""
+    params, layout = workspace.params(), workspace.layout()
+    with plain_failures():
+        stages.pin_inputs(params, layout)
+        report = stages.route(params, layout, progress=Observations(context))
+    return dg.MaterializeResult(metadata=of_report(report))
+
+
+@dg.asset(
+    group_name="arrivals",
+    deps=[routed],
+    kinds={"labelstudio", "deltalake"},
+    owners=OWNERS,
+    tags={"room": "labeling"},
+)
+def collected_labels(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """Finished Label Studio work as new label versions in the catalog, with their difficulty."""
+    params, layout, progress = workspace.params(), workspace.layout(), Observations(context)
+    with plain_failures():
+        report = stages.collect(params, layout, progress=progress)
+        stages.structure(params, layout, progress=progress)
+    return dg.MaterializeResult(metadata=of_report(report))

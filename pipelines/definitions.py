@@ -1,0 +1,44 @@
+"""Everything that Dagster loads, wired together. `workspace.yaml` and `dg` point here."""
+
+import dagster as dg
+
+from pipelines import checks, jobs, sensors
+from pipelines.arrivals import collected_labels, ingested_batch, routed, structured_samples
+from pipelines.learning import (
+    pinned_inputs,
+    snapshot,
+    split,
+    train_hard,
+    train_multimodal,
+    train_semi,
+    train_simple,
+)
+from pipelines.release import cycle_report, evaluation, exported_bundle, gate, promoted_model
+from pipelines.resources import RetrainPolicy, Workspace
+
+defs = dg.Definitions(
+    assets=[
+        ingested_batch,
+        structured_samples,
+        routed,
+        collected_labels,
+        pinned_inputs,
+        snapshot,
+        split,
+        train_simple,
+        train_hard,
+        train_semi,
+        train_multimodal,
+        evaluation,
+        gate,
+        exported_bundle,
+        promoted_model,
+        cycle_report,
+    ],
+    asset_checks=[checks.no_leak],
+    jobs=[jobs.arrivals, jobs.route, jobs.collect, jobs.retrain, jobs.release],
+    schedules=[jobs.weekly_retrain],
+    sensors=[sensors.new_arrivals, sensors.new_labels],
+    resources={"workspace": Workspace(), "retrain_policy": RetrainPolicy()},
+    executor=jobs.one_process_a_step,
+)

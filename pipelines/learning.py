@@ -1,0 +1,126 @@
+"""Per cycle: freeze what the catalog holds, divide it by difficulty, train in four stages."""
+
+import dagster as dg
+
+from mm_core import stages
+from pipelines.arrivals import OWNERS, collected_labels, structured_samples
+from pipelines.metadata import Observations, of_report
+from pipelines.resources import Workspace, plain_failures
+
+RESUME = dg.RetryPolicy(max_retries=2, delay=5)
+"""A killed step starts again from its checkpoint."""
+POOL = "training"
+"""One training at a time per machine: `infra/dagster.yaml` limits every pool to 1."""
+
+
+@dg.asset(
+    group_name="learning",
+    deps=[structured_samples, collected_labels],
+    kinds={"deltalake", "mlflow"},
+    owners=OWNERS,
+    tags={"room": "data"},
+)
+def pinned_inputs(workspace: Workspace) -> dg.MaterializeResult:
+    """What the cycle starts from: catalog versions, champion and anchor, named explicitly."""
+    layout = workspace.layout()
+    with plain_failures():
+        report = stages.pin_inputs(workspace.params(), layout)
+    return dg.MaterializeResult(metadata=of_report(report, paths={"file": layout.inputs}))
+
+
+@dg.asset(
+    group_name="learning",
+    deps=[pinned_inputs],
+    kinds={"parquet"},
+    owners=OWNERS,
+    tags={"room": "data"},
+)
+def snapshot(workspace: Workspace) -> dg.MaterializeResult:
+    """Frozen manifests of one catalog version. The evaluation set never moves and never leaks into training."""
+    layout = workspace.layout()
+    with plain_failures():
+        report = stages.snapshot(workspace.params(), layout)
+    return dg.MaterializeResult(metadata=of_report(report, paths={"folder": layout.snapshot}))
+
+
+@dg.asset(
+    group_name="learning",
+    deps=[snapshot],
+    kinds={"parquet"},
+    owners=OWNERS,
+    tags={"room": "structuring"},
+)
+def split(workspace: Workspace) -> dg.MaterializeResult:
+    """The labelled training samples, divided into simple and hard by difficulty."""
+    layout = workspace.layout()
+    with plain_failures():
+        report = stages.split(workspace.params(), layout)
+    return dg.MaterializeResult(metadata=of_report(report, paths={"folder": layout.split}))
+
+
+@dg.asset(
+    group_name="learning",
+    deps=[split],
+    pool=POOL,
+    retry_policy=RESUME,
+    kinds={"pytorch", "mlflow"},
+    owners=OWNERS,
+    tags={"room": "training"},
+)
+def train_simple(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """Supervised on the simple set, from the champion or from scratch."""
+    layout = workspace.layout()
+    with plain_failures():
+        report = stages.train_simple(workspace.params(), layout, progress=Observations(context))
+    return dg.MaterializeResult(metadata=of_report(report, paths={"weights": layout.model("simple")}))
+
+
+@dg.asset(
+    group_name="learning",
+    deps=[split, train_simple],
+    pool=POOL,
+    retry_policy=RESUME,
+    kinds={"pytorch", "mlflow"},
+    owners=OWNERS,
+    tags={"room": "training"},
+)
+def train_hard(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """Supervised on the hard set, with a share of simple samples against forgetting."""
+    layout = workspace.layout()
+    with plain_failures():
+        report = stages.train_hard(workspace.params(), layout, progress=Observations(context))
+    return dg.MaterializeResult(metadata=of_report(report, paths={"weights": layout.model("hard")}))
+
+
+@dg.asset(
+    group_name="learning",
+    deps=[train_hard],
+    pool=POOL,
+    retry_policy=RESUME,
+    kinds={"pytorch", "mlflow"},
+    owners=OWNERS,
+    tags={"room": "training"},
+)
+def train_semi(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """Adds unlabelled photos: perturbed auxiliary decoders must agree with the main one."""
+    layout = workspace.layout()
+    with plain_failures():
+        report = stages.train_semi(workspace.params(), layout, progress=Observations(context))
+    return dg.MaterializeResult(metadata=of_report(report, paths={"weights": layout.model("semi")}))
+
+
+@dg.asset(
+    group_name="learning",
+    deps=[train_semi],
+    pool=POOL,
+    retry_policy=RESUME,
+    kinds={"pytorch", "mlflow"},
+    owners=OWNERS,
+    tags={"room": "training"},
+)
+def train_multimodal(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """Adds text: image-only and text-image mattes must agree, and text-aware contrast."""
+    layout = workspace.layout()
+    with plain_failures():
+        report = stages.train_multimodal(workspace.params(), layout, progress=Observations(context))
+    return dg.MaterializeResult(metadata=of_report(report, paths={"weights": layout.model("multimodal")}))

@@ -1,0 +1,103 @@
+"""Per cycle: judge the candidate, let it pass or not, and ship it. Nothing leaves without a recorded PROMOTE."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from mm_core import stages
+from mm_core.records import Report
+from pipelines.arrivals import OWNERS
+from pipelines.checks import verdict_result, verdict_spec
+from pipelines.learning import snapshot, train_multimodal
+from pipelines.metadata import Observations, of_report
+from pipelines.resources import Workspace, plain_failures
+
+
+@dg.asset(
+    group_name="release",
+    deps=[snapshot, train_multimodal],
+    kinds={"pytorch", "onnx", "mlflow"},
+    owners=OWNERS,
+    tags={"room": "eval"},
+)
+def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """Every stage, the champion and the anchor on the frozen evaluation set, per photo; the candidate also as int8."""
+    layout = workspace.layout()
+    with plain_failures():
+        report = stages.evaluate(workspace.params(), layout, progress=Observations(context))
+    return dg.MaterializeResult(metadata=of_report(report, paths={"per photo": layout.per_image}))
+
+
+@dg.asset(
+    group_name="release",
+    deps=[evaluation],
+    output_required=False,
+    check_specs=[verdict_spec("gate")],
+    kinds={"mlflow"},
+    owners=OWNERS,
+    tags={"room": "eval"},
+)
+def gate(workspace: Workspace) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+    """The permit to ship: exists only where the verdict is PROMOTE.
+
+    The verdict itself is this asset's check `promote`. Where the gate refuses, nothing is materialised, what
+    follows is skipped, and the run is a success: a refusal is a result.
+    """
+    layout = workspace.layout()
+    with plain_failures():
+        report = stages.gate(workspace.params(), layout)
+    yield verdict_result(report)
+    if report.facts["decision"] == "PROMOTE":
+        yield dg.MaterializeResult(metadata=of_report(report, paths={"verdict": layout.verdict}))
+
+
+@dg.asset(
+    group_name="release",
+    deps=[gate],
+    kinds={"onnx"},
+    owners=OWNERS,
+    tags={"room": "export"},
+)
+def exported_bundle(workspace: Workspace) -> dg.MaterializeResult:
+    """The mobile bundle: int8 models, manifest, model card. Refuses where no PROMOTE is on record for this model."""
+    layout = workspace.layout()
+    with plain_failures():
+        report = stages.export(workspace.params(), layout)
+    return dg.MaterializeResult(metadata=of_report(report))
+
+
+@dg.asset(
+    group_name="release",
+    deps=[exported_bundle],
+    kinds={"mlflow"},
+    owners=OWNERS,
+    tags={"room": "export"},
+)
+def promoted_model(workspace: Workspace) -> dg.MaterializeResult:
+    """The registry's alias `champion` on the bundled model. Refuses where no PROMOTE is on record for it."""
+    layout = workspace.layout()
+    with plain_failures():
+        report = stages.promote(workspace.params(), layout)
+    return dg.MaterializeResult(metadata=of_report(report))
+
+
+@dg.asset(
+    group_name="release",
+    deps=[evaluation],
+    op_tags={"dagster/priority": "-1"},
+    kinds={"html"},
+    owners=OWNERS,
+    tags={"room": "eval"},
+)
+def cycle_report(workspace: Workspace) -> dg.MaterializeResult:
+    """One page about the cycle, also where the gate refused.
+
+    It must not depend on the gate, or a refusal would skip it; its low priority lets gate, bundle and promotion
+    go first in executors that run one step at a time.
+    """
+    layout = workspace.layout()
+    with plain_failures():
+        report: Report = stages.html_report(workspace.params(), layout)
+    paths = {"page": layout.html_report}
+    page = dg.MetadataValue.url(layout.html_report.as_uri())
+    return dg.MaterializeResult(metadata=of_report(report, paths=paths) | {"open": page})
