@@ -22,8 +22,8 @@ class _Section(BaseModel):
 class IngestParams(_Section):
     min_side: int = Field(32, ge=8)
     """Photos with a shorter side, in pixels, are refused."""
-    max_pixels: int = Field(120_000_000, gt=0)
-    """Photos that claim more pixels are refused before they are decoded."""
+    max_pixels: int = Field(120_000_000, gt=0, le=178_956_970)
+    """Photos that claim more pixels are refused before they are decoded; the upper limit is Pillow's own."""
     near_duplicate_bits: int = Field(3, ge=0, le=12)
     """Two photos whose 64-bit perceptual hashes differ in at most this many bits are candidates for near-duplicates."""
     max_reject_share: float = Field(0.7, ge=0, le=1)
@@ -35,6 +35,8 @@ class SnapshotParams(_Section):
     """Share of labelled groups that become the frozen evaluation set, by stable hash of the group."""
     validation_share: float = Field(0.1, gt=0, lt=0.9)
     """Share of the remaining labelled groups that choose checkpoints while training."""
+    near_duplicate_bits: int = Field(3, ge=0, le=12)
+    """Groups with photos whose perceptual hashes differ in at most this many bits stay on one side of the evaluation."""
 
 
 class SplitParams(_Section):
@@ -108,6 +110,8 @@ class MultimodalParams(StageParams):
     """InfoNCE temperature."""
     semi: float = Field(1.0, ge=0)
     """Weight of the semi-supervised term, kept on in this stage."""
+    captioned: float = Field(0.5, ge=0)
+    """Weight of the supervised terms on labelled photos seen with their text: what makes the text-image prediction know more."""
     teacher: Literal["text", "image", "both"] = "text"
     """Which prediction the consistency follows: the text-image one (it knows more), the image one, or each the other."""
 

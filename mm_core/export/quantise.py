@@ -1,0 +1,307 @@
+"""From trained weights to one static int8 ONNX file per decoder.
+
+Post-training quantisation as in Jacob et al. 2018 (arXiv:1712.05877): weights int8 per output channel,
+activations uint8 per tensor with ranges seen on training photos, in QDQ form. Shapes are fixed
+(one image, S × S): the delegates of phones want that. The head stays in float, which cuts the error for
+little time; a decoder that still strays too far from float keeps more layers (`FLOAT_PARTS`).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mm_core.data.images import load_rgb
+from mm_core.errors import MattingError, NothingToTrainOn
+from mm_core.export.runtime import SUFFIX, open_session
+from mm_core.model.preprocess import prepare
+from mm_core.params import ExportParams
+from mm_core.records import DECODERS, Report, digest_of, sha256_bytes, sha256_file, write_bytes, write_json
+from mm_core.store import Store, fetch_blob
+
+FLOAT_PARTS = ("head", "edges", "decoder")
+"""What stays in float, tried in this order: the last convolution and what follows; also the first convolution and
+the decoder's last ones; the whole decoder and the first convolution."""
+EDGE_CONVOLUTIONS = 4
+"""How many of the last convolutions `edges` keeps."""
+TORCH_TOLERANCE = 1e-3
+"""The float ONNX graph must give torch's alpha to within this."""
+_RECIPE = 1
+"""Raised with every change here that changes bytes, so that kept results are made again."""
+
+
+def quantise(
+    params: ExportParams,
+    model: Path,
+    snapshot_dir: Path,
+    store: Store,
+    out_dir: Path,
+    report: Report,
+    *,
+    progress: Callable[[str, int, int], None],
+) -> Report:
+    """Writes `<decoder>.int8.onnx` for each decoder and `quantised.json` (digests, calibration ids, what it cost).
+
+    The same model and the same calibration photos give the same bytes, and a finished result for them is
+    kept. `quantised.json` comes last: without it, or with another key in it, everything is made again.
+    Adds to `report`: `quantise/<decoder>/diff_mse`, `…/diff_max` (int8 alpha against float alpha on the
+    calibration photos), `…/bytes`, and a table. Raises NothingToTrainOn where the snapshot has no training photo.
+    """
+    chosen = {decoder: calibration_ids(snapshot_dir, decoder, params.calibration_images) for decoder in DECODERS}
+    key = digest_of(
+        {
+            "recipe": _RECIPE,
+            "model": sha256_file(model),
+            "calibration": chosen,
+            "params": params.model_dump(mode="json"),
+            "versions": tool_versions(),
+        }
+    )
+    record_file = out_dir / "quantised.json"
+    record = _kept(record_file, key)
+    if record is None:
+        record_file.unlink(missing_ok=True)
+        record = {"key": key, "model": sha256_file(model), "calibration": chosen, "versions": tool_versions()}
+        record["decoders"] = _make_all(params, model, chosen, store, out_dir, progress)
+        write_json(record_file, record)
+    report.facts["quantised"] = {d: row["sha256"] for d, row in record["decoders"].items()}
+    report.tables["quantisation"] = [{"decoder": d, **row} for d, row in record["decoders"].items()]
+    for decoder, row in record["decoders"].items():
+        for name in ("diff_mse", "diff_max", "bytes"):
+            report.metrics[f"quantise/{decoder}/{name}"] = float(row[name])
+    return report
+
+
+def calibration_ids(snapshot_dir: Path, decoder: str, count: int) -> list[str]:
+    """Sample ids whose photos set one decoder's ranges: its training photos, labelled first, its categories in turn.
+
+    A decoder without any takes those of the others: rough ranges are better than no file. Ids are
+    content digests, so their order is random in content and the same for ever.
+    """
+    frames = [pd.read_parquet(snapshot_dir / f"{pool}.parquet") for pool in ("train_labeled", "train_unlabeled")]
+    own = [_in_turn(frame.loc[frame["decoder"] == decoder]) for frame in frames]
+    ids = list(dict.fromkeys(own[0] + own[1])) or list(dict.fromkeys(_in_turn(frames[0]) + _in_turn(frames[1])))
+    if not ids:
+        raise NothingToTrainOn(f"{snapshot_dir}: no training photo to calibrate int8 with: drop labelled ones first")
+    return ids[:count]
+
+
+def _in_turn(frame: pd.DataFrame) -> list[str]:
+    """Sample ids by order, one of each category after the other."""
+    ordered = frame.assign(category=frame["category"].fillna("")).sort_values("sample_id")
+    ordered["turn"] = ordered.groupby("category").cumcount()
+    return ordered.sort_values(["turn", "category"])["sample_id"].tolist()
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what shapes the files."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
+
+
+def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
+    if not record_file.is_file():
+        return None
+    try:
+        record = json.loads(record_file.read_text())
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(record, dict) or record.get("key") != key:
+        return None
+    for decoder, row in record["decoders"].items():
+        file = record_file.with_name(decoder + SUFFIX)
+        if not file.is_file() or sha256_file(file) != row["sha256"]:
+            return None
+    return record
+
+
+def _make_all(
+    params: ExportParams,
+    model: Path,
+    chosen: dict[str, list[str]],
+    store: Store,
+    out_dir: Path,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, dict[str, Any]]:
+    progress("quantise", 0, len(DECODERS) + 1)
+    graph, check = float_graph(model)
+    size = graph.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
+    progress("quantise", 1, len(DECODERS) + 1)
+    of_decoder = {decoder: _extract(graph, decoder) for decoder in DECODERS}
+    shared = set.intersection(*({node.name for node in one.graph.node} for one in of_decoder.values()))
+    rows = {}
+    for done, decoder in enumerate(DECODERS, start=2):
+        images = [prepare(load_rgb(fetch_blob(store, i), 4 * size), size)[None] for i in chosen[decoder]]
+        rows[decoder], data = quantise_graph(of_decoder[decoder], images, shared, params.max_int8_mse, check(decoder))
+        rows[decoder] |= {"sha256": sha256_bytes(data), "bytes": len(data), "calibration_images": len(images)}
+        write_bytes(out_dir / f"{decoder}{SUFFIX}", data)
+        progress("quantise", done, len(DECODERS) + 1)
+    return rows
+
+
+def float_graph(model: Path) -> tuple[Any, Callable[[str], tuple[np.ndarray, np.ndarray]]]:
+    """The float network as one ONNX graph: input `image` (1, 3, S, S), one alpha output named after each decoder.
+
+    One export for all decoders: it costs most of the time.
+    Also gives torch's own (image, alpha) of a decoder on a fixed random image, to check the graph with.
+    """
+    import torch
+
+    from mm_core.model.files import load_model
+
+    net, _ = load_model(model)
+    size = net.config.size
+
+    class Served(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            features = self.net.encode(image)
+            return tuple(torch.sigmoid(self.net.decode(features, decoder)[0]) for decoder in DECODERS)
+
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            Served().eval(), (image,), dynamo=True, input_names=["image"], output_names=list(DECODERS), verbose=False
+        )
+        alphas = {str(name): alpha for name, alpha in zip(DECODERS, Served()(image), strict=True)}
+    assert program is not None
+    return program.model_proto, lambda decoder: (image.numpy(), alphas[decoder].numpy())
+
+
+def _extract(graph: Any, decoder: str) -> Any:
+    """The part of the graph that one decoder needs, its output named `alpha`, without traces of where it was made."""
+    import onnx.utils
+
+    part = onnx.utils.Extractor(graph).extract_model(["image"], [decoder])
+    for node in part.graph.node:
+        node.output[:] = ["alpha" if name == decoder else name for name in node.output]
+    part.graph.output[0].name = "alpha"
+    return _stripped(part)
+
+
+def _stripped(model: Any) -> Any:
+    """Without metadata that names paths, versions or times."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    graph.name = "matting"
+    return model
+
+
+def quantise_graph(
+    graph: Any,
+    images: Sequence[np.ndarray],
+    shared: set[str],
+    max_mse: float,
+    reference: tuple[np.ndarray, np.ndarray],
+) -> tuple[dict[str, Any], bytes]:
+    """One decoder's int8 file as bytes, and what it cost: `diff_mse`, `diff_max`, `float_part`, `float_nodes`.
+
+    `images` are prepared float32 (1, 3, S, S); `shared` names the encoder's nodes. The first of
+    `FLOAT_PARTS` that keeps the difference to float at most `max_mse` wins, else the closest one.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(images)
+
+        def get_next(self) -> Any:
+            image = next(self.left, None)
+            return None if image is None else {"image": image}
+
+    best: tuple[dict[str, Any], bytes] | None = None
+    with tempfile.TemporaryDirectory(prefix="mm-quantise-") as name, _quiet():
+        folder = Path(name)
+        plain, ready, made = folder / "plain.onnx", folder / "float.onnx", folder / "int8.onnx"
+        onnx.save(graph, plain)
+        quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+        _require_close(ready, reference)
+        truth = _alphas(ready, images)
+        for part in FLOAT_PARTS:
+            kept = float_nodes(onnx.load(ready).graph, shared, part)
+            quantize_static(
+                str(ready),
+                str(made),
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                # Sorted: the default is a set, whose order changes the bytes from run to run.
+                op_types_to_quantize=sorted({*QLinearOpsRegistry, *QDQRegistry}),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=kept,
+                calibration_cache_path=str(folder / "ranges.json"),
+            )
+            data = _stripped(onnx.load(made)).SerializeToString(deterministic=True)
+            made.write_bytes(data)
+            difference = _alphas(made, images) - truth
+            row = {
+                "diff_mse": float(np.mean(difference**2)),
+                "diff_max": float(np.abs(difference).max()),
+                "float_part": part,
+                "float_nodes": len(kept),
+            }
+            if best is None or row["diff_mse"] < best[0]["diff_mse"]:
+                best = row, data
+            if row["diff_mse"] <= max_mse:
+                break
+    assert best is not None
+    return best
+
+
+def float_nodes(graph: Any, shared: set[str], part: str) -> list[str]:
+    """Names of the nodes that stay in float for one of `FLOAT_PARTS`; nodes are in topological order."""
+    names = [node.name for node in graph.node]
+    convolutions = [i for i, node in enumerate(graph.node) if node.op_type == "Conv"]
+    head = names[convolutions[-1] :]
+    if part == "head":
+        return head
+    stem = names[convolutions[0]]
+    if part == "edges":
+        return [stem, *names[convolutions[-min(EDGE_CONVOLUTIONS, len(convolutions))] :]]
+    return [stem, *(name for name in names if name not in shared)]
+
+
+def _require_close(float_file: Path, reference: tuple[np.ndarray, np.ndarray]) -> None:
+    image, alpha = reference
+    error = float(np.abs(_alphas(float_file, [image])[0] - alpha[0]).max())
+    if not error <= TORCH_TOLERANCE:
+        raise MattingError(
+            f"the exported graph strays {error:.4f} from torch's alpha: an operator was translated wrongly"
+        )
+
+
+def _alphas(file: Path, images: Sequence[np.ndarray]) -> np.ndarray:
+    session = open_session(file)
+    return np.concatenate([np.asarray(session.run(["alpha"], {"image": image})[0]) for image in images])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporters' running commentary out of logs; their errors are exceptions and still come."""
+    import warnings
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

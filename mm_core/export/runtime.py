@@ -1,0 +1,114 @@
+"""The int8 files in the runtime that phones use: onnxruntime, numpy and OpenCV, no torch.
+
+What the gate judges runs through here, so that what is judged is what ships.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mm_core.errors import InputError
+from mm_core.model.preprocess import finish, prepare
+from mm_core.records import DECODERS
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+SUFFIX = ".int8.onnx"
+"""`<decoder>.int8.onnx`: input `image` float32 (1,3,S,S), normalised; output `alpha` float32 (1,1,S,S) in [0,1]."""
+
+
+def open_session(file: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on the CPU; `threads` None leaves the choice to the runtime.
+
+    Raises InputError where the file is no model that this runtime reads.
+    """
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    broken = (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile, state.NotImplemented)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except broken as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{file}: onnxruntime cannot load it ({reason}); export it again") from None
+
+
+def input_size(session: onnxruntime.InferenceSession) -> int:
+    """Side S of the square input in pixels."""
+    return int(session.get_inputs()[0].shape[-1])
+
+
+class OnnxPredictor:
+    """`mm_core.model.predict`'s Predictor over `<decoder>.int8.onnx` files.
+
+    `files` maps file names to paths (a promoted model's files lie in the store under their digests);
+    names of other formats are passed over. Sessions open when a decoder is first asked for.
+    """
+
+    def __init__(self, files: Mapping[str, Path], threads: int | None = None):
+        self.files = {name.removesuffix(SUFFIX): path for name, path in files.items() if name.endswith(SUFFIX)}
+        self.threads = threads
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        unknown = sorted(set(self.files) - set(DECODERS))
+        if unknown or not self.files:
+            raise InputError(
+                f"{', '.join(sorted(files)) or 'an empty list'}: expected files named "
+                + ", ".join(f"{decoder}{SUFFIX}" for decoder in DECODERS)
+            )
+
+    @classmethod
+    def of_folder(cls, folder: Path, threads: int | None = None) -> OnnxPredictor:
+        """The int8 files of a folder (a bundle, or what `quantise` left); raises InputError where there are none."""
+        found = {path.name: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+        if not found:
+            raise InputError(f"{folder} holds no *{SUFFIX}: run `mm evaluate`, which quantises the candidate")
+        return cls(found, threads)
+
+    def predict(self, photos: Sequence[np.ndarray], decoders: Sequence[str]) -> list[np.ndarray]:
+        """As `Predictor.predict`: photos uint8 (H,W,3), one decoder each → float32 (H,W) in [0,1]."""
+        if len(photos) != len(decoders):
+            raise ValueError(f"{len(photos)} photos and {len(decoders)} decoders: give one decoder per photo")
+        mattes = []
+        for photo, decoder in zip(photos, decoders, strict=True):
+            session = self._session(decoder)
+            image = prepare(photo, input_size(session))[None]
+            (alpha,) = session.run(["alpha"], {"image": image})
+            mattes.append(finish(np.asarray(alpha)[0, 0], photo.shape[:2]))
+        return mattes
+
+    def _session(self, decoder: str) -> onnxruntime.InferenceSession:
+        if decoder not in self._sessions:
+            if decoder not in self.files:
+                raise InputError(f"no file for decoder {decoder!r}: this model has {', '.join(sorted(self.files))}")
+            self._sessions[decoder] = open_session(self.files[decoder], self.threads)
+        return self._sessions[decoder]
+
+
+def latency_ms(file: Path, threads: int, *, warm_up: int = 3, runs: int = 12) -> float:
+    """Median milliseconds of one image through a file on `threads` threads; the first calls are 2–3 times slower."""
+    session = open_session(file, threads)
+    size = input_size(session)
+    image = np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)
+    return median_ms(lambda: session.run(["alpha"], {"image": image}), warm_up=warm_up, runs=runs)
+
+
+def median_ms(call, *, warm_up: int = 3, runs: int = 12) -> float:
+    """Median wall-clock milliseconds of a call without arguments."""
+    for _ in range(warm_up):
+        call()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times) * 1e3)
