@@ -33,7 +33,7 @@ class PhotoFeatures:
     numbers: Mapping[str, float]
     """width, height (pixels, upright), megapixels; brightness, contrast, dark_share, bright_share (all in [0, 1]);
     sharpness (variance of the Laplacian, grey levels squared), noise (sigma in grey levels), colourfulness
-    (Hasler-Suesstrunk; 0 grey, above 60 vivid); where the photo has them latitude, longitude (degrees), altitude (m)."""
+    (Hasler-Suesstrunk; 0 grey, above 60 vivid); where known latitude, longitude (degrees), altitude (m)."""
     texts: Mapping[str, str]
     """format; taken_at (ISO 8601, local time of the camera unless it knew its offset) and camera where known."""
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from mm_core.catalog import Catalog
 from mm_core.data.images import UnreadableImage, load_alpha, load_rgb
+from mm_core.data.snapshot import newest_labels
 from mm_core.errors import BlobNotFound
 from mm_core.records import Report
 from mm_core.store import Store, fetch_blob
@@ -33,11 +34,6 @@ class Task:
     photo: bool
     alpha: str | None
     """Digest of the newest label, where its difficulty is missing."""
-
-
-def newest_labels(labels: pd.DataFrame) -> pd.DataFrame:
-    """The label that counts for each sample: highest version; of two writers' equal versions the later, then by id."""
-    return labels.sort_values(["version", "created_at", "id"]).drop_duplicates("sample_id", keep="last")
 
 
 def structure_new(

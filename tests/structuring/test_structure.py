@@ -7,10 +7,11 @@ from shapes import disk, hair, painted
 
 from mm_core.catalog import Catalog
 from mm_core.data.images import encode_alpha
+from mm_core.data.snapshot import newest_labels
 from mm_core.records import Report
 from mm_core.store import LocalStore, blob_key, put_blob
 from mm_core.structuring import structure
-from mm_core.structuring.structure import difficulty_of, newest_labels, structure_new
+from mm_core.structuring.structure import difficulty_of, structure_new
 
 
 @pytest.fixture

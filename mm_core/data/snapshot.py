@@ -1,0 +1,283 @@
+"""Freezes one catalog version into five parquet frames: what a cycle learns from and what it is judged on.
+
+The rules, in the order in which they hold:
+
+1. **Eval never moves.** Whether a sample is evaluated depends only on itself and its declared group (its own id where
+   none is declared), so that it cannot change when data grows: role `eval` is in, role `train` is out, and of the rest
+   a photo that arrived labelled is in where a stable hash of its group lies under `eval_share`. A photo that arrived
+   unlabelled may have been trained on since, so a later label never makes it an eval photo. See `_rescued` for
+   categories that would have no eval group.
+2. **Eval wins.** Declared groups that share near-duplicates (perceptual hash) form one component. Whatever stands in a
+   component with an eval sample, and is none itself, leaves every training pool.
+3. Validation is drawn from the rest, by another hash of the component; its components leave the other pools too.
+
+Same catalog version and parameters, same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mm_core.catalog import Catalog
+from mm_core.errors import InputError, MattingError
+from mm_core.params import SnapshotParams
+from mm_core.records import ALL_CATEGORIES, Report, decoder_of, digest_of, write_json
+
+TRAINING = ("train_labeled", "train_unlabeled", "train_text_image")
+POOLS = (*TRAINING, "validation", "eval")
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("category", pa.string()),  # null: unknown
+        ("decoder", pa.string()),
+        ("group", pa.string()),  # smallest declared group of the component: what must stay together
+        ("caption", pa.string()),
+        ("alpha_sha256", pa.string()),  # null: unlabelled
+        ("label_version", pa.int32()),
+        ("label_binary", pa.bool_()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("kind", pa.string()),
+        ("batch", pa.string()),
+    ]
+)
+ENOUGH_GROUPS = 5
+"""A category with this many labelled groups gets at least one for eval and one for validation."""
+
+
+def build_snapshot(
+    params: SnapshotParams, catalog: Catalog, inputs: Mapping[str, Any], out_dir: Path, report: Report
+) -> Report:
+    """Writes `<pool>.parquet` for each of POOLS and `snapshot.json` into `out_dir`, replacing it whole.
+
+    `inputs` is what `stages.read_inputs` returns. Raises InputError where the catalog holds no samples.
+    `train_text_image` holds every captioned photo of a text-image drop, also where it has since been labelled.
+    """
+    pinned = inputs["catalog"]
+    samples = catalog.read("samples", version=pinned["samples"])
+    if samples.empty:
+        raise InputError(f"{catalog.url} holds no samples: put a drop into the inbox and run `mm ingest`")
+    placed = place(params, samples, catalog.read("labels", version=pinned["labels"]))
+    frames = {pool: _frame(placed[placed[pool]]) for pool in POOLS}
+    assert_no_leak(frames, dict(zip(samples["id"], samples["phash"], strict=True)), params.near_duplicate_bits)
+    dropped: Any = placed[placed["dropped"] != ""]
+    counts = {pool: _counts(frames[pool]) for pool in POOLS}
+    facts = {
+        "digest": digest_of({pool: _frame_digest(frames[pool], SCHEMA.names) for pool in POOLS}),
+        "eval_digest": _frame_digest(frames["eval"], ("sample_id", "category", "alpha_sha256")),
+        "catalog": dict(pinned),
+        "champion": inputs.get("champion"),
+        "anchor": inputs.get("anchor"),
+        "counts": counts,
+        "dropped_for_leakage": {str(k): int(v) for k, v in dropped["dropped"].value_counts().sort_index().items()},
+    }
+    _write(out_dir, frames, facts)
+    report.facts |= facts
+    report.metrics |= {f"snapshot/{pool}": len(frames[pool]) for pool in POOLS}
+    report.metrics["snapshot/dropped_for_leakage"] = len(dropped)
+    report.tables["pools"] = [
+        {"category": category} | {pool: counts[pool].get(category, 0) for pool in POOLS}
+        for category in sorted({c for pool in POOLS for c in counts[pool]})
+    ]
+    report.tables["dropped_for_leakage"] = [
+        {"sample_id": sample, "group": group, "why": why}
+        for sample, group, why in zip(dropped["sample_id"], dropped["group"], dropped["dropped"], strict=True)
+    ][:200]
+    return report
+
+
+def read_pool(snapshot_dir: Path, pool: str) -> pd.DataFrame:
+    """A frame of the snapshot, in order of sample ids; integers and booleans are pandas' nullable ones."""
+    path = snapshot_dir / f"{pool}.parquet"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: run `mm snapshot` first")
+    nullable = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
+    return pq.read_table(path).to_pandas(types_mapper=nullable.get)
+
+
+def newest_labels(labels: pd.DataFrame) -> pd.DataFrame:
+    """The label that counts for each sample: highest version; of two writers' equal versions the later, then by id."""
+    return labels.sort_values(["version", "created_at", "id"]).drop_duplicates("sample_id", keep="last")
+
+
+def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+    """Every sample with its newest label, its component `group`, one boolean column per pool, and `dropped`: why a
+    sample that could be learned from is in no pool (empty where it is in one)."""
+    newest: Any = newest_labels(labels)[["sample_id", "alpha_sha256", "version", "binary"]]
+    newest = newest.rename(columns={"version": "label_version", "binary": "label_binary"})
+    table: Any = samples.rename(columns={"id": "sample_id"}).merge(newest, on="sample_id", how="left")
+    table = table.sort_values("sample_id", ignore_index=True)
+    table["category"] = table["category"].where(table["category"].isin(ALL_CATEGORIES), None)
+    table["decoder"] = table["category"].map(decoder_of, na_action=None)
+    declared = table["group"].where(table["group"].fillna("") != "", table["sample_id"])
+    component = components(declared, table["phash"], params.near_duplicate_bits)
+    table["group"] = declared.groupby(component).transform("min")
+
+    role = table["role"].fillna("")
+    labelled = table["alpha_sha256"].notna()
+    drawable = (table["kind"] == "pixel_labeled") & (role == "")
+    share = declared.map({group: stable_share(group, "eval") for group in declared.unique()})
+    by_hash = drawable & (share < params.eval_share)
+    rescued = _rescued(
+        table.assign(declared=declared, share=share)[labelled & (drawable | (role == "eval"))],
+        by_hash | (role == "eval"),
+    )
+    judged = (role == "eval") | by_hash | (drawable & declared.isin(rescued))
+    near_eval = judged.groupby(component).transform("any")
+    caption = table["caption"].fillna("") != ""
+
+    # An eval photo of unknown category waits: no row of the verdict could count it.
+    table["eval"] = judged & labelled & table["category"].notna()
+    free = ~near_eval
+    table["validation"] = free & labelled & table["group"].isin(_validation_groups(params, table[free & labelled]))
+    near_validation = table["validation"].groupby(component).transform("any")
+    learnable = free & ~near_validation
+    text = caption & ((table["kind"] == "text_image") | ~labelled)
+    table["train_labeled"] = learnable & labelled
+    table["train_text_image"] = learnable & text
+    table["train_unlabeled"] = learnable & ~labelled & ~text
+    unused = ~table[list(POOLS)].any(axis=1)
+    table["dropped"] = np.select(
+        [unused & judged, unused & near_eval, unused & near_validation],
+        ["eval without label or category", "near an eval photo", "near a validation photo"],
+        default="",
+    )
+    return table
+
+
+def components(declared: pd.Series, phash: pd.Series, bits: int) -> np.ndarray:
+    """A number per sample, equal where declared groups or near-duplicate hashes connect samples."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(declared)
+    groups = count + pd.factorize(declared)[0]
+    left, right = near_pairs(phash, bits)
+    rows = np.concatenate((np.arange(count), left))
+    columns = np.concatenate((groups, right))
+    nodes = int(groups.max()) + 1 if count else 0
+    edges = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(nodes, nodes))
+    return connected_components(edges, directed=False)[1][:count]
+
+
+def near_pairs(phash: pd.Series, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of pairs whose 64-bit hashes (16 hex digits) differ in at most `bits` bits; enough of them to connect
+    all that are near. Samples without a hash pair with none.
+
+    Hashes within `bits` of each other agree whole in at least one of `bits + 1` bands (pigeonhole), so only those
+    that share a band are compared: not all pairs.
+    """
+    known = np.flatnonzero(phash.fillna("").to_numpy(dtype=object) != "")
+    values = np.array([int(text, 16) for text in phash.iloc[known]], np.uint64)
+    unique, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    lefts, rights = [known[first][inverse]], [known]
+    for band in np.array_split(np.arange(64, dtype=np.uint64), bits + 1):
+        mask = np.bitwise_or.reduce(np.uint64(1) << band)
+        order = np.argsort(unique & mask, kind="stable")
+        key, hashes = (unique & mask)[order], unique[order]
+        for step in range(1, len(unique)):
+            same = np.flatnonzero(key[step:] == key[:-step])
+            if not len(same):
+                break
+            near = same[np.bitwise_count(hashes[same] ^ hashes[same + step]) <= bits]
+            lefts.append(known[first[order[near]]])
+            rights.append(known[first[order[near + step]]])
+    left, right = np.concatenate(lefts), np.concatenate(rights)
+    return left[left != right], right[left != right]
+
+
+def stable_share(group: str, salt: str) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments, uniform over groups."""
+    return int.from_bytes(hashlib.sha256(f"{salt}:{group}".encode()).digest()[:7]) / 2**56
+
+
+def assert_no_leak(
+    frames: Mapping[str, pd.DataFrame], phash: Mapping[str, str | None] | None = None, bits: int = 3
+) -> None:
+    """Raises MattingError where an eval photo, one of its group, or (with the samples' hashes) a near-duplicate of
+    one is in a training pool or in validation, or a validation photo or one of its group in a training pool."""
+    for guarded, others in (("eval", (*TRAINING, "validation")), ("validation", TRAINING)):
+        kept = frames[guarded]
+        for pool in others:
+            frame = frames[pool]
+            found = set(frame["sample_id"]) & set(kept["sample_id"])
+            found |= set(frame.loc[frame["group"].isin(kept["group"]), "sample_id"])
+            if phash and guarded == "eval":
+                ids = [*kept["sample_id"], *frame["sample_id"]]
+                label = components(pd.Series(ids), pd.Series([phash.get(i) for i in ids], dtype=object), bits)
+                near = np.isin(label[len(kept) :], label[: len(kept)])
+                found |= set(frame["sample_id"].to_numpy()[near])
+            if found:
+                some = ", ".join(sorted(found)[:5])
+                raise MattingError(f"leak: {len(found)} samples of {pool} belong with {guarded} photos ({some})")
+
+
+def _rescued(table: Any, judged: pd.Series) -> set[str]:
+    """Declared groups that become eval because their category would have none, though it has ENOUGH_GROUPS.
+
+    The pick is the group with the smallest hash. A pick must stay one when a later batch brings a smaller hash or
+    ends the need, so batches are replayed in order of arrival and every pick that was right at its time counts.
+    `table`: labelled samples that may be evaluated, with columns declared, share, category, batch, accepted_at.
+    """
+    table = table.assign(accepted_at=table["accepted_at"].fillna(""), judged=judged.reindex(table.index))
+    table["arrival"] = table.groupby(["kind", "batch"], dropna=False)["accepted_at"].transform("min")
+    picks: set[str] = set()
+    for _, rows in table.groupby("category"):
+        seen: dict[str, float] = {}
+        for _, arrived in rows.groupby("arrival"):
+            if arrived["judged"].any():
+                break
+            seen |= dict(zip(arrived["declared"], arrived["share"], strict=True))
+            if len(seen) >= ENOUGH_GROUPS:
+                picks.add(min(seen, key=lambda group: (seen[group], group)))
+    return picks
+
+
+def _validation_groups(params: SnapshotParams, table: Any) -> set[str]:
+    shares = {group: stable_share(group, "validation") for group in table["group"].unique()}
+    chosen = {group for group, share in shares.items() if share < params.validation_share}
+    for _, rows in table.groupby("category"):
+        groups = set(rows["group"])
+        # One fewer than there: eval may have taken the fifth.
+        if len(groups) >= ENOUGH_GROUPS - 1 and not groups & chosen:
+            chosen.add(min(groups, key=lambda group: (shares[group], group)))
+    return chosen
+
+
+def _frame(table: Any) -> pd.DataFrame:
+    return table[SCHEMA.names].reset_index(drop=True)
+
+
+def _counts(frame: pd.DataFrame) -> dict[str, int]:
+    counted = frame["category"].fillna("unknown").value_counts().sort_index()
+    return {str(category): int(count) for category, count in counted.items()}
+
+
+def _frame_digest(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    return hashlib.sha256(frame.to_csv(columns=list(columns), index=False, lineterminator="\n").encode()).hexdigest()
+
+
+def _write(out_dir: Path, frames: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]) -> None:
+    """Into a folder beside, then exchanged whole: no reader ever sees half a snapshot."""
+    fresh = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
+    stale = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    for pool, frame in frames.items():
+        table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
+        pq.write_table(table, fresh / f"{pool}.parquet", compression="zstd")
+    write_json(fresh / "snapshot.json", facts)
+    if out_dir.exists():
+        out_dir.rename(stale)
+    fresh.rename(out_dir)
+    shutil.rmtree(stale, ignore_errors=True)
