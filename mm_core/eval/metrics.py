@@ -3,7 +3,7 @@
 | name     | variant                                                                                              |
 |----------|------------------------------------------------------------------------------------------------------|
 | mse      | mean squared error over the whole image                                                                |
-| mse_band | the same over the unknown band of the truth (`TruthMatte.band`); NaN where the truth has none           |
+| mse_band | the same over the unknown band of the truth (`unknown_band`); NaN where the truth has none           |
 | sad      | sum of absolute differences / 1000                                                                     |
 | grad     | squared difference of Gaussian-derivative magnitudes, sigma 1.4, sum / 1000 (Rhemann et al. 2009)       |
 | conn     | connectivity, steps of 0.1, theta 0.15, p = 1, 4-connected, per pixel (Rhemann et al. 2009; the paper's)  |
@@ -14,8 +14,6 @@ MaxF of a set of photos is the maximum of the mean of their curves, so the curve
 """
 
 from __future__ import annotations
-
-from functools import cached_property
 
 import cv2
 import numpy as np
@@ -28,6 +26,8 @@ PER_IMAGE = ("mse", "mse_band", "sad", "grad", "conn", "biou", "maxf", "fcurve")
 MEAN_METRICS = ("mse", "mse_band", "sad", "grad", "conn", "biou")
 """Metrics of a set that are plain means over its photos (MaxF is not)."""
 SIGMA, STEPS, THETA, BETA_SQUARED, BOUNDARY_SHARE, BAND_SHARE = 1.4, 10, 0.15, 0.3, 0.02, 0.01
+SPEC = "mse; grad 1.4; conn 0.1 0.15 4-connected per pixel; biou 0.02; maxf 0.3 mean of curves; band 0.01; float64"
+"""Names the variants, so that numbers of another variant are never compared with these."""
 
 
 class TruthMatte:
@@ -42,30 +42,10 @@ class TruthMatte:
         if not np.isfinite(alpha).all():
             raise ValueError("the true matte holds NaN or infinity")
         self.alpha = np.clip(alpha.astype(np.float64), 0.0, 1.0)
-
-    @cached_property
-    def mask(self) -> np.ndarray:
-        return _mask(self.alpha)
-
-    @cached_property
-    def boundary(self) -> np.ndarray:
-        return _boundary(self.mask)
-
-    @cached_property
-    def gradient(self) -> np.ndarray:
-        return _gradient_magnitude(self.alpha)
-
-    @cached_property
-    def band(self) -> np.ndarray:
-        """Unknown band, (H, W) bool: within 1 % of the diagonal both some alpha > 0.05 and some alpha < 0.95.
-
-        That is 0.05 < alpha < 0.95 dilated, and the edge of a hard mask, which has no such pixels, too.
-        """
-        reach = max(1, round(BAND_SHARE * _diagonal(self.alpha)))
-        square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-        near_foreground = cv2.dilate((self.alpha > 0.05).astype(np.uint8), square)
-        near_background = cv2.dilate((self.alpha < 0.95).astype(np.uint8), square)
-        return np.minimum(near_foreground, near_background).astype(bool)
+        self.mask = _mask(self.alpha)
+        self.boundary = _boundary(self.mask)
+        self.gradient = _gradient_magnitude(self.alpha)
+        self.band = unknown_band(self.alpha)
 
     def score(self, prediction: np.ndarray) -> dict[str, float | np.ndarray]:
         """All of `PER_IMAGE` for one predicted matte, (H, W), [0, 1]; a non-finite prediction scores NaN throughout.
@@ -90,6 +70,18 @@ class TruthMatte:
             "maxf": float(curve.max()),
             "fcurve": curve,
         }
+
+
+def unknown_band(alpha: np.ndarray) -> np.ndarray:
+    """(H, W) bool: within 1 % of the diagonal both some alpha > 0.05 and some alpha < 0.95.
+
+    That is 0.05 < alpha < 0.95 dilated, and the edge of a hard mask, which has no such pixels, too.
+    """
+    reach = max(1, round(BAND_SHARE * _diagonal(alpha)))
+    square = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * reach + 1, 2 * reach + 1))
+    near_foreground = cv2.dilate((alpha > 0.05).astype(np.uint8), square)
+    near_background = cv2.dilate((alpha < 0.95).astype(np.uint8), square)
+    return np.minimum(near_foreground, near_background).astype(bool)
 
 
 def connectivity_error(prediction: np.ndarray, truth: np.ndarray) -> float:

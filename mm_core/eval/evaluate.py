@@ -1,0 +1,276 @@
+"""Scores every model on the frozen eval set, photo by photo.
+
+Photos are read once for all models, a few at a time; reading and scoring run in two threads beside the
+models. What the gate needs is `per_image.parquet`; the rest is for people.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mm_core.data.images import load_alpha, load_rgb
+from mm_core.data.snapshot import read_pool
+from mm_core.errors import InputError
+from mm_core.eval.mattes import Example, choose, write_examples
+from mm_core.eval.metrics import SPEC, TruthMatte, category_scores
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.model.predict import Predictor
+from mm_core.params import EvaluateParams
+from mm_core.records import METRICS, Report, sha256_file, write_bytes, write_json
+from mm_core.store import Store, fetch_blob
+
+Progress = Callable[[str, int, int], None]
+Key = tuple[str, str]
+"""(model, precision): `("champion", "int8")`."""
+PHOTOS_AT_ONCE, THREADS = 4, 2
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("model", "precision", "sample_id", "group", "category", "decoder")]
+    + [(name, pa.float64()) for name in ("mse", "mse_band", "sad", "grad", "conn", "biou", "maxf")]
+    + [("fcurve", pa.list_(pa.float32()))]
+)
+"""per_image.parquet; its metadata holds `identity` as JSON under the key "mm"."""
+
+
+@dataclass(frozen=True)
+class EvalItem:
+    """One photo of the eval set with its true matte, both at the size at which mattes are compared."""
+
+    row: Any
+    photo: np.ndarray
+    """uint8 (H, W, 3)."""
+    alpha: np.ndarray
+    """float32 (H, W), [0, 1]."""
+
+
+def identity(layout: Layout, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a set of scores is about; the gate refuses scores that are about anything else than what lies here now."""
+    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
+    return {
+        "metrics": SPEC,
+        "snapshot": snapshot["digest"],
+        "eval_digest": snapshot["eval_digest"],
+        "candidate": sha256_file(layout.model(TRAIN_STAGES[-1])),
+        "quantised": {path.name: sha256_file(path) for path in sorted(layout.quantised.glob("*.onnx"))},
+        **{role: (inputs.get(role) or {}).get("digest") for role in ("champion", "anchor")},
+    }
+
+
+def evaluate_models(
+    params: EvaluateParams,
+    models: Mapping[Key, Predictor],
+    layout: Layout,
+    store: Store,
+    report: Report,
+    *,
+    progress: Progress,
+) -> Report:
+    """Runs `models` ((name, precision) → Predictor) over the snapshot's eval frame and writes, in `layout.evaluation`:
+
+    `per_image.parquet` (SCHEMA), `metrics.json` (model → category → metric, for `dvc metrics`), `stages.csv`
+    (stage, category and the metrics, for `dvc plots`) and `mattes/` (best and worst photo of each category).
+    Raises InputError where the eval frame is empty, BlobNotFound where a photo or matte is gone.
+    """
+    frame = read_pool(layout.snapshot, "eval")
+    if frame.empty:
+        raise InputError(
+            f"{layout.snapshot / 'eval.parquet'} holds no photos: drop more labelled photos, or some with role `eval`"
+        )
+    inputs = json.loads(layout.inputs.read_text()) if layout.inputs.is_file() else {}
+    about = identity(layout, inputs)
+    rows = score_all(frame, models, store, params.max_side, progress)
+    table = rows.sort_values(["model", "precision", "sample_id"], ignore_index=True)
+    _write_parquet(layout.per_image, table, about)
+
+    scores = {key: category_scores(_of(table, key)) for key in models}
+    for key, score in scores.items():
+        report.metrics |= {f"{_name(key)}/{category}/{m}": v for category, m, v in _cells(score) if np.isfinite(v)}
+    report.tables["per_category"] = [
+        {"model": key[0], "precision": key[1], "category": category} | {k: _rounded(v) for k, v in row.items()}
+        for key, score in scores.items()
+        for category, row in score.to_dict("index").items()
+    ]
+    nested: dict[str, Any] = {}
+    for key, score in scores.items():
+        for category, metric, value in _cells(score):
+            nested.setdefault(_name(key), {}).setdefault(category, {})[metric] = _rounded(value)
+    write_json(layout.evaluation / "metrics.json", nested)
+    _write_stages(layout.evaluation / "stages.csv", scores)
+
+    shown = {name: model for (name, precision), model in models.items() if precision == "float" and name != "anchor"}
+    stages = [key for key in models if key[0] in TRAIN_STAGES and key[1] == "float"]
+    chosen = choose(_of(table, (stages or list(models))[-1]))
+    rows_of = {row.sample_id: row for row in frame.itertuples(index=False)}
+    examples = (_example(place, rows_of[place[2]], shown, store, params.max_side) for place in chosen)
+    write_examples(examples, layout.evaluation / "mattes", report)
+
+    counts = frame["category"].value_counts().sort_index()
+    report.facts |= about | {"images": {str(category): int(count) for category, count in counts.items()}}
+    return report
+
+
+def evaluate_folder(truth_manifest: Path, pred_dir: Path) -> Report:
+    """The metric suite on any folder of mattes: the prediction for the row of `image` a/b/c.jpg is `pred_dir/c.png`.
+
+    The manifest (CSV or parquet) has the columns image, alpha and, if you like, category; paths are relative
+    to it. Raises InputError that names the row where a file is missing, unreadable or of another size.
+    """
+    if not truth_manifest.is_file():
+        raise InputError(f"{truth_manifest}: no such file; give a manifest with the columns image, alpha, category")
+    parquet = truth_manifest.suffix == ".parquet"
+    frame = (pd.read_parquet(truth_manifest) if parquet else pd.read_csv(truth_manifest, dtype=str)).fillna("")
+    for column in ("image", "alpha"):
+        if column not in frame.columns:
+            has = ", ".join(map(str, frame.columns))
+            raise InputError(f"{truth_manifest}: column {column!r} is missing; it has {has}")
+    if frame.empty:
+        raise InputError(f"{truth_manifest}: no rows; list at least one photo")
+    if "category" not in frame.columns:
+        frame["category"] = ""
+    for stem, rows in Counter(Path(name).stem for name in frame["image"]).items():
+        if rows > 1:
+            raise InputError(f"{truth_manifest}: {rows} rows would be predicted as {stem}.png; rename the images")
+
+    def score(job: tuple[int, Any]) -> dict[str, Any]:
+        number, row = job
+        where = f"{truth_manifest}, row {number + 1} ({row.image})"
+        truth, predicted = truth_manifest.parent / row.alpha, pred_dir / f"{Path(row.image).stem}.png"
+        for field, path in (("alpha", truth), ("prediction", predicted)):
+            if not path.is_file():
+                raise InputError(f"{where}: {field}: {path} is missing")
+        alpha, matte = load_alpha(truth), load_alpha(predicted)
+        if alpha.shape != matte.shape:
+            size = "{1} × {0}".format
+            raise InputError(
+                f"{where}: {predicted} is {size(*matte.shape)} pixels, its truth {size(*alpha.shape)}: "
+                "predict at the photo's own size"
+            )
+        return {"image": row.image, "category": row.category or "unknown"} | TruthMatte(alpha).score(matte)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        table = pd.DataFrame(list(pool.map(score, enumerate(frame.itertuples(index=False)))))
+    scores = category_scores(table)
+    report = Report("evaluate-folder", facts={"truth": str(truth_manifest), "predictions": str(pred_dir)})
+    report.metrics = {f"{category}/{metric}": value for category, metric, value in _cells(scores) if np.isfinite(value)}
+    report.facts["images"] = len(table)
+    report.tables["per_category"] = [
+        {"category": category} | {name: _rounded(value) for name, value in row.items()}
+        for category, row in scores.to_dict("index").items()
+    ]
+    report.tables["per_image"] = [
+        {name: _rounded(value) for name, value in row.items()}
+        for row in table.drop(columns="fcurve").to_dict("records")
+    ]
+    return report
+
+
+def score_all(
+    frame: pd.DataFrame, models: Mapping[Key, Predictor], store: Store, max_side: int, progress: Progress
+) -> pd.DataFrame:
+    """SCHEMA's columns, one row per photo of the eval frame and model."""
+    rows, done = list(frame.itertuples(index=False)), 0
+    scored: list[dict[str, Any]] = []
+    waiting: deque[Future[list[dict[str, Any]]]] = deque()
+    progress("evaluate", 0, len(rows))
+    with ThreadPoolExecutor(THREADS) as pool:
+        for batch in _batches(rows, store, max_side, pool):
+            photos, decoders = [item.photo for item in batch], [item.row.decoder for item in batch]
+            mattes = {key: model.predict(photos, decoders) for key, model in models.items()}
+            for index, item in enumerate(batch):
+                waiting.append(pool.submit(_score, item, {key: found[index] for key, found in mattes.items()}))
+            while len(waiting) > PHOTOS_AT_ONCE:
+                scored += waiting.popleft().result()
+            done += len(batch)
+            progress("evaluate", done, len(rows))
+        for future in waiting:
+            scored += future.result()
+    return pd.DataFrame(scored, columns=SCHEMA.names)
+
+
+def load_item(row: Any, store: Store, max_side: int) -> EvalItem:
+    """Photo and truth of an eval row, the truth at the photo's size; raises BlobNotFound and UnreadableImage."""
+    photo = load_rgb(fetch_blob(store, row.sample_id), max_side)
+    alpha = load_alpha(fetch_blob(store, row.alpha_sha256))
+    if alpha.shape != photo.shape[:2]:
+        alpha = cv2.resize(alpha, (photo.shape[1], photo.shape[0]), interpolation=cv2.INTER_AREA)
+    return EvalItem(row, photo, alpha)
+
+
+def _batches(rows: Sequence[Any], store: Store, max_side: int, pool: ThreadPoolExecutor) -> Iterator[list[EvalItem]]:
+    """Lists of PHOTOS_AT_ONCE items; the next list is read while the models work on this one."""
+    ahead: deque[Future[EvalItem]] = deque()
+    for start in range(0, len(rows) + PHOTOS_AT_ONCE, PHOTOS_AT_ONCE):
+        current = list(ahead)
+        ahead = deque(pool.submit(load_item, row, store, max_side) for row in rows[start : start + PHOTOS_AT_ONCE])
+        if current:
+            yield [future.result() for future in current]
+
+
+def _score(item: EvalItem, mattes: Mapping[Key, np.ndarray]) -> list[dict[str, Any]]:
+    truth, row = TruthMatte(item.alpha), item.row
+    about = {name: getattr(row, name) for name in ("sample_id", "group", "category", "decoder")}
+    return [
+        {"model": model, "precision": precision} | about | truth.score(matte)
+        for (model, precision), matte in mattes.items()
+    ]
+
+
+def _example(
+    place: tuple[str, str, str, float], row: Any, models: Mapping[str, Predictor], store: Store, max_side: int
+) -> Example:
+    category, rank, sample, mse = place
+    item = load_item(row, store, max_side)
+    mattes = {name: model.predict([item.photo], [item.row.decoder])[0] for name, model in models.items()}
+    return Example(category, rank, sample, mse, item.photo, {"truth": item.alpha} | mattes)
+
+
+def _write_parquet(path: Path, table: pd.DataFrame, about: Mapping[str, Any]) -> None:
+    columns = {name: table[name].tolist() for name in SCHEMA.names if name != "fcurve"}
+    columns["fcurve"] = [np.asarray(curve, np.float32) for curve in table["fcurve"]]
+    stream = BytesIO()
+    schema = SCHEMA.with_metadata({"mm": json.dumps(about, sort_keys=True)})
+    pq.write_table(pa.table(columns, schema=schema), stream, compression="zstd")
+    write_bytes(path, stream.getvalue())
+
+
+def _write_stages(path: Path, scores: Mapping[Key, pd.DataFrame]) -> None:
+    rows = [
+        {"stage": name, "category": category} | {metric: _rounded(row[metric]) for metric in METRICS}
+        for (name, precision), score in scores.items()
+        if precision == "float" and name in TRAIN_STAGES
+        for category, row in score.to_dict("index").items()
+    ]
+    write_bytes(path, pd.DataFrame(rows, columns=["stage", "category", *METRICS]).to_csv(index=False).encode())
+
+
+def _of(table: pd.DataFrame, key: Key) -> pd.DataFrame:
+    return table.loc[(table["model"] == key[0]) & (table["precision"] == key[1])]
+
+
+def _name(key: Key) -> str:
+    return key[0] if key[1] == "float" else f"{key[0]}.{key[1]}"
+
+
+def _cells(scores: pd.DataFrame) -> Iterator[tuple[str, str, float]]:
+    for category, row in scores.to_dict("index").items():
+        for metric in (*METRICS, "mse_band"):
+            yield str(category), metric, float(row[metric])
+
+
+def _rounded(value: Any) -> Any:
+    """For files that people read: seven digits, null for what is not a number."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.7g}") if np.isfinite(value) else None

@@ -1,0 +1,72 @@
+"""A small real workspace: generated photos in a store, a snapshot of them, predictors that know the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from mm_core.data.images import encode_alpha
+from mm_core.data.samplegen import generate
+from mm_core.data.snapshot import POOLS, SCHEMA
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.records import ALL_CATEGORIES, decoder_of, digest_of, write_json
+from mm_core.settings import Settings
+from mm_core.store import LocalStore, put_blob
+
+
+class Blurred:
+    """A Predictor that errs by a known amount: the true matte of each photo it knows, blurred and faded."""
+
+    def __init__(self, truths: Mapping[bytes, np.ndarray], error: float):
+        self.truths, self.error = truths, error
+
+    def predict(self, photos: Sequence[np.ndarray], decoders: Sequence[str]) -> list[np.ndarray]:
+        assert len(photos) == len(decoders)
+        found = []
+        for photo in photos:
+            truth = self.truths[photo.tobytes()]
+            soft = cv2.GaussianBlur(truth, (0, 0), 0.5 + 6 * self.error)
+            found.append(np.clip((1 - self.error) * soft + 0.3 * self.error, 0, 1).astype(np.float32))
+        return found
+
+
+def make(
+    root: Path, per_category: int = 3, size: int = 64, categories: Sequence[str] = ALL_CATEGORIES
+) -> tuple[Layout, LocalStore, dict[bytes, np.ndarray]]:
+    """Layout with snapshot and candidate file, the store, and photo bytes → true matte."""
+    layout = Layout(Settings.from_env(root / "data"))
+    store = LocalStore(Path(layout.settings.store))
+    rows, truths = [], {}
+    for category in categories:
+        for seed in range(per_category):
+            sample = generate(category, seed, size=size)
+            png = cv2.imencode(".png", sample.image[..., ::-1])[1].tobytes()
+            height, width = sample.alpha.shape
+            rows.append(
+                {"sample_id": put_blob(store, png), "category": category, "decoder": decoder_of(category)}
+                | {"group": sample.group, "caption": sample.caption, "width": width, "height": height}
+                | {"alpha_sha256": put_blob(store, encode_alpha(sample.alpha)), "kind": "pixel_labeled"}
+                | {"label_version": 1, "label_binary": False, "batch": "b1"}
+            )
+            truths[sample.image.tobytes()] = np.round(sample.alpha * 255).astype(np.float32) / 255
+    write_snapshot(layout, pd.DataFrame(rows))
+    model = layout.model(TRAIN_STAGES[-1])
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"candidate")
+    layout.quantised.mkdir(parents=True)
+    (layout.quantised / "saliency.int8.onnx").write_bytes(b"int8")
+    return layout, store, truths
+
+
+def write_snapshot(layout: Layout, evaluation: pd.DataFrame, **pools: pd.DataFrame) -> None:
+    layout.snapshot.mkdir(parents=True, exist_ok=True)
+    empty = pd.DataFrame(columns=SCHEMA.names)
+    for pool in POOLS:
+        frame = evaluation if pool == "eval" else pools.get(pool, empty)
+        frame.reindex(columns=SCHEMA.names).to_parquet(layout.snapshot / f"{pool}.parquet", schema=SCHEMA)
+    digest = digest_of(sorted(evaluation["sample_id"]))
+    write_json(layout.snapshot / "snapshot.json", {"digest": f"s{digest}", "eval_digest": digest})
