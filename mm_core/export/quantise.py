@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from mm_core.data.images import load_rgb
+from mm_core.data.snapshot import read_pool
 from mm_core.errors import MattingError, NothingToTrainOn
 from mm_core.export.runtime import SUFFIX, open_session
 from mm_core.model.preprocess import prepare
@@ -87,7 +88,7 @@ def calibration_ids(snapshot_dir: Path, decoder: str, count: int) -> list[str]:
     A decoder without any takes those of the others: rough ranges are better than no file. Ids are
     content digests, so their order is random in content and the same for ever.
     """
-    frames = [pd.read_parquet(snapshot_dir / f"{pool}.parquet") for pool in ("train_labeled", "train_unlabeled")]
+    frames = [read_pool(snapshot_dir, pool) for pool in ("train_labeled", "train_unlabeled")]
     own = [_in_turn(frame.loc[frame["decoder"] == decoder]) for frame in frames]
     ids = list(dict.fromkeys(own[0] + own[1])) or list(dict.fromkeys(_in_turn(frames[0]) + _in_turn(frames[1])))
     if not ids:

@@ -80,11 +80,14 @@ class OnnxPredictor:
             raise ValueError(f"{len(photos)} photos and {len(decoders)} decoders: give one decoder per photo")
         mattes = []
         for photo, decoder in zip(photos, decoders, strict=True):
-            session = self._session(decoder)
-            image = prepare(photo, input_size(session))[None]
-            (alpha,) = session.run(["alpha"], {"image": image})
-            mattes.append(finish(np.asarray(alpha)[0, 0], photo.shape[:2]))
+            image = prepare(photo, input_size(self._session(decoder)))
+            mattes.append(finish(self.alpha(image, decoder), (photo.shape[0], photo.shape[1])))
         return mattes
+
+    def alpha(self, image: np.ndarray, decoder: str) -> np.ndarray:
+        """What the file itself gives: prepared float32 (3,S,S) → float32 (S,S) in [0,1]."""
+        (alpha,) = self._session(decoder).run(["alpha"], {"image": image[None]})
+        return np.asarray(alpha)[0, 0]
 
     def _session(self, decoder: str) -> onnxruntime.InferenceSession:
         if decoder not in self._sessions:

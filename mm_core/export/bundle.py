@@ -1,0 +1,294 @@
+"""The mobile bundle: int8 files, manifest, golden pairs, self-check and model card, moved into place whole.
+
+Folder: `bundle/<first 12 hex digits of the candidate's digest>/`. The registry's version number is not known before
+promotion; its tag `bundle` names the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_core.catalog import Catalog
+from mm_core.data.samplegen import generate
+from mm_core.data.snapshot import TRAINING, read_pool
+from mm_core.errors import InputError, MattingError, ReleaseRefused
+from mm_core.export import selfcheck
+from mm_core.export.card import model_card
+from mm_core.export.lock import held
+from mm_core.export.provenance import code_revision
+from mm_core.export.runtime import SUFFIX, OnnxPredictor, input_size, latency_ms, median_ms, open_session
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.model.preprocess import MEAN, STD, prepare, resize
+from mm_core.params import Params
+from mm_core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, decoder_of, digest_of, sha256_file, write_json
+from mm_core.store import Store
+
+SCHEMA_VERSION = 1
+GOLDEN = {"saliency": "pets", "portrait": "portrait", "scenery": "scenery"}
+"""Category of the generated photo that each decoder is checked with: nobody's photo, nobody's licence."""
+TOLERANCE = {"mse": 1e-4, "max": 0.1}
+"""What another machine may differ by: ARM against x86 was seen to reach 3e-6 and 0.055 (notes on mobile export)."""
+THREADS = (1, 2)
+
+
+def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict, report: Report) -> Report:
+    """Writes `layout.bundles/<digest12>/` for the candidate of a PROMOTE verdict and `export.json` beside the cycle.
+
+    The bundle is checked by a fresh process with nothing but numpy and onnxruntime before it is moved in. A finished
+    bundle of the same model, files, scores and verdict is kept. Raises ReleaseRefused where the int8 files are not
+    the ones that were judged, InputError where a stage before is missing.
+    """
+    version = verdict.candidate[:12]
+    target = layout.bundles / version
+    about = _about(layout, verdict)
+    with held(layout.bundles / ".lock"):
+        if _key_of(target) != about["key"]:
+            for left in layout.bundles.glob(".*.tmp"):
+                shutil.rmtree(left)
+            fresh = layout.bundles / f".{version}.{os.getpid()}.tmp"
+            _assemble(fresh, version, layout, verdict, about)
+            verify(fresh)
+            _move_in(fresh, target)
+    manifest = read_manifest(target)
+    report.facts |= {"bundle": str(target), "model": verdict.candidate, "opset": manifest["opset"]}
+    report.metrics["export/bytes"] = float(sum(file["bytes"] for file in manifest["files"].values()))
+    report.tables["bundle"] = [
+        {"decoder": decoder, "bytes": manifest["files"][row["file"]]["bytes"], "float_part": row["float_part"]}
+        | {f"ms_{t}_threads": row["latency_ms"][t] for t in row["latency_ms"]}
+        | {f"speedup_{t}_threads": row["speedup"][t] for t in row["speedup"]}
+        for decoder, row in manifest["decoders"].items()
+    ]
+    for decoder, row in manifest["decoders"].items():
+        report.metrics |= {f"export/{decoder}/ms_{t}": value for t, value in row["latency_ms"].items()}
+        report.metrics |= {f"export/{decoder}/speedup_{t}": value for t, value in row["speedup"].items()}
+    write_json(
+        layout.cycle_bundle / "export.json",
+        {"exported": True, "bundle": version, "model": verdict.candidate, "verdict": verdict.decision},
+    )
+    return report
+
+
+def read_manifest(bundle: Path) -> dict[str, Any]:
+    """The manifest of a bundle; raises InputError where there is none."""
+    path = bundle / "manifest.json"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: run `mm export` first")
+    return json.loads(path.read_text())
+
+
+def exported_bundle(layout: Layout, verdict: Verdict) -> Path:
+    """The bundle of exactly the judged candidate; raises InputError where it has not been exported."""
+    bundle = layout.bundles / verdict.candidate[:12]
+    if read_manifest(bundle)["key"] != _about(layout, verdict)["key"]:
+        raise InputError(f"{bundle} is about another verdict or other files: run `mm export` again")
+    return bundle
+
+
+def verify(bundle: Path) -> dict[str, Any]:
+    """Runs the bundle's own self-check in a fresh, isolated process; raises MattingError where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-I", str(bundle / "selfcheck.py"), str(bundle)], capture_output=True, text=True, timeout=300
+    )
+    if done.returncode:
+        said = " ".join((done.stdout + done.stderr).split())[-400:]
+        raise MattingError(f"{bundle}: the files do not give the golden mattes in a fresh process: {said}")
+    return json.loads(done.stdout)
+
+
+def _key_of(bundle: Path) -> str | None:
+    """The key of a whole bundle, None of one that is absent or damaged."""
+    if not (bundle / "manifest.json").is_file():
+        return None
+    manifest = read_manifest(bundle)
+    for name, file in manifest["files"].items():
+        if not (bundle / name).is_file() or sha256_file(bundle / name) != file["sha256"]:
+            return None
+    return manifest["key"]
+
+
+def _about(layout: Layout, verdict: Verdict) -> dict[str, Any]:
+    """What the bundle will say that was not made here: scores, quantisation, and that they are about these files."""
+    quantised = _json(layout.quantised / "quantised.json", "mm evaluate")
+    files = {f"{d}{SUFFIX}": layout.quantised / f"{d}{SUFFIX}" for d in quantised["decoders"]}
+    digests = {name: sha256_file(path) for name, path in files.items()}
+    judged = judged_files(layout)
+    if digests != judged:
+        other = sorted(name for name in {*digests, *judged} if digests.get(name) != judged.get(name))
+        raise ReleaseRefused(
+            f"{', '.join(other)} in {layout.quantised} was not what the gate judged: run `mm evaluate`"
+        )
+    scores = _json(layout.evaluation / "metrics.json", "mm evaluate")
+    candidate = TRAIN_STAGES[-1]
+    about = {
+        "verdict": verdict.model_dump(mode="json", exclude={"cells"}),
+        "cells": digest_of([cell.model_dump(mode="json") for cell in verdict.cells]),
+        "metrics": {
+            category: {
+                precision: scores[name][category]
+                for precision, name in (("float", candidate), ("int8", f"{candidate}.int8"))
+                if category in scores.get(name, {})
+            }
+            for category in ALL_CATEGORIES
+            if category in scores[candidate]
+        },
+        "quantised": quantised,
+    }
+    stable = about | {"verdict": {k: v for k, v in about["verdict"].items() if k != "created_at"}, "files": digests}
+    return about | {"key": digest_of({"schema": SCHEMA_VERSION, **stable})}
+
+
+def judged_files(layout: Layout) -> dict[str, str]:
+    """Name → digest of the int8 files that the recorded scores are about."""
+    import pyarrow.parquet as pq
+
+    if not layout.per_image.is_file():
+        raise InputError(f"{layout.per_image} is missing: run `mm evaluate` first")
+    metadata = pq.read_schema(layout.per_image).metadata or {}
+    return json.loads(metadata.get(b"mm", b"{}")).get("quantised", {})
+
+
+def _assemble(folder: Path, version: str, layout: Layout, verdict: Verdict, about: dict[str, Any]) -> None:
+    folder.mkdir()
+    quantised = about["quantised"]["decoders"]
+    for decoder in quantised:
+        shutil.copyfile(layout.quantised / f"{decoder}{SUFFIX}", folder / f"{decoder}{SUFFIX}")
+    shutil.copyfile(selfcheck.__file__, folder / "selfcheck.py")
+    size = input_size(open_session(folder / f"{DECODERS[0]}{SUFFIX}"))
+    _write_golden(folder, size)
+    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
+    torch_ms = _torch_latencies(layout.model(TRAIN_STAGES[-1]))
+    manifest: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "key": about["key"],
+        "version": version,
+        "model": verdict.candidate,
+        "snapshot": snapshot["digest"],
+        "eval_digest": snapshot["eval_digest"],
+        "code_revision": code_revision(),
+        "verdict": about["verdict"],
+        "metrics": about["metrics"],
+        "decoders": {d: _decoder_entry(folder, d, row, torch_ms) for d, row in quantised.items()},
+        "input": {
+            "name": "image",
+            "dtype": "float32",
+            "shape": [1, 3, size, size],
+            "colour": "sRGB, upright, channels red, green, blue",
+            "resize": "to S × S, aspect ratio not kept; axes that shrink by area means, axes that grow bilinearly",
+            "scale": "value / 255, then (value - mean) / std per channel",
+            "mean": [float(f"{v:.6g}") for v in MEAN],
+            "std": [float(f"{v:.6g}") for v in STD],
+        },
+        "output": {
+            "name": "alpha",
+            "dtype": "float32",
+            "shape": [1, 1, size, size],
+            "range": [0.0, 1.0],
+            "resize": "to the photo's height and width as the input, then clipped to the range",
+        },
+        "golden": {"file": "golden.npz", "tolerance": TOLERANCE},
+        "data": {"counts": snapshot.get("counts", {}), "sources": _sources(layout, snapshot)},
+        "opset": _opset(folder / f"{DECODERS[0]}{SUFFIX}"),
+        "versions": about["quantised"]["versions"],
+    }
+    manifest["files"] = {
+        path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
+    }
+    (folder / "MODEL_CARD.md").write_text(model_card(manifest))
+    card = folder / "MODEL_CARD.md"
+    manifest["files"][card.name] = {"sha256": sha256_file(card), "bytes": card.stat().st_size}
+    write_json(folder / "manifest.json", manifest)
+
+
+def _decoder_entry(
+    folder: Path, decoder: str, row: dict[str, Any], torch_ms: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    file = f"{decoder}{SUFFIX}"
+    here = {str(threads): round(latency_ms(folder / file, threads), 2) for threads in THREADS}
+    return {
+        "file": file,
+        "categories": [c for c in ALL_CATEGORIES if decoder_of(c) == decoder],
+        "float_part": row["float_part"],
+        "int8_against_float": {"mse": row["diff_mse"], "max": row["diff_max"], "photos": row["calibration_images"]},
+        "latency_ms": here,
+        "torch_float_ms": torch_ms[decoder],
+        "speedup": {threads: round(torch_ms[decoder][threads] / ms, 2) for threads, ms in here.items()},
+    }
+
+
+def _torch_latencies(model: Path) -> dict[str, dict[str, float]]:
+    """Decoder → threads → median ms of torch's float network, eager, one photo."""
+    import torch
+
+    from mm_core.model.files import load_model
+
+    net, _ = load_model(model)
+    image = torch.zeros(1, 3, net.config.size, net.config.size)
+    before = torch.get_num_threads()
+    found: dict[str, dict[str, float]] = {decoder: {} for decoder in DECODERS}
+    try:
+        with torch.inference_mode():
+            for threads in THREADS:
+                torch.set_num_threads(threads)
+                for decoder, row in found.items():
+                    row[str(threads)] = round(median_ms(lambda d=decoder: net(image, d)), 2)
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def _write_golden(folder: Path, size: int) -> None:
+    """Per decoder a generated photo, uint8 (S, S, 3), and the matte that the file gives here, float32 (S, S)."""
+    predictor = OnnxPredictor.of_folder(folder, threads=1)
+    pairs: dict[str, np.ndarray] = {}
+    for seed, (decoder, category) in enumerate(GOLDEN.items()):
+        image = resize(generate(category, seed, size=size).image, size, size)
+        pairs[f"{decoder}_image"] = image
+        pairs[f"{decoder}_alpha"] = predictor.alpha(prepare(image, size), decoder)
+    np.savez_compressed(folder / "golden.npz", **pairs)  # pyright: ignore[reportArgumentType]
+
+
+def _sources(layout: Layout, snapshot: dict[str, Any]) -> list[dict[str, Any]]:
+    """How many training photos came from which source under which licence."""
+    samples = Catalog(layout.settings.store).read(
+        "samples", version=snapshot["catalog"]["samples"], columns=["id", "source", "license"]
+    )
+    samples = samples.fillna("").replace("", "not stated").set_index("id")
+    rows = []
+    for pool in TRAINING:
+        found = samples.reindex(read_pool(layout.snapshot, pool)["sample_id"]).fillna("not stated")
+        pairs = Counter(zip(found["source"], found["license"], strict=True))
+        rows += [{"pool": pool, "source": s, "license": given, "photos": n} for (s, given), n in sorted(pairs.items())]
+    return rows
+
+
+def _opset(file: Path) -> int:
+    import onnx
+
+    model = onnx.load(file, load_external_data=False)
+    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+
+
+def _move_in(fresh: Path, target: Path) -> None:
+    """Readers see the old bundle, for an instant none, then the new one; never half of one."""
+    if target.exists():
+        old = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
+        target.rename(old)
+        fresh.rename(target)
+        shutil.rmtree(old)
+    else:
+        fresh.rename(target)
+
+
+def _json(path: Path, command: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path} is missing: run `{command}` first")
+    return json.loads(path.read_text())

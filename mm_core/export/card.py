@@ -1,0 +1,70 @@
+"""The model card of a bundle (Mitchell et al. 2019, arXiv:1810.03993), in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mm_core.records import CATEGORIES, HIGHER_IS_BETTER
+
+SHOWN = ("mse", "maxf", "biou", "conn")
+
+
+def model_card(manifest: Mapping[str, Any]) -> str:
+    """The card of a bundle, from its manifest alone."""
+    verdict, size = manifest["verdict"], manifest["input"]["shape"][-1]
+    metrics = manifest["metrics"]
+    quality = [
+        [c, p, *(_number(metrics[c][p].get(m)) for m in SHOWN)]
+        for c in metrics
+        for p in ("float", "int8")
+        if p in metrics[c]
+    ]
+    speed = [
+        [d, f"{manifest['files'][row['file']]['bytes'] / 1e6:.2f} MB", row["float_part"]]
+        + [f"{row['latency_ms'][t]:.1f} ms ({row['speedup'][t]:.1f} ×)" for t in ("1", "2")]
+        for d, row in manifest["decoders"].items()
+    ]
+    sources = [[row["pool"], row["source"], row["license"], row["photos"]] for row in manifest["data"]["sources"]]
+    better = ", ".join(m if m not in HIGHER_IS_BETTER else f"{m} (higher is better)" for m in SHOWN)
+    return f"""# Matting model {manifest["version"]}
+
+Alpha mattes of photos on a phone: one int8 file per kind of subject
+({", ".join(f"{d}: {', '.join(row['categories'])}" for d, row in manifest["decoders"].items())}).
+
+## Use
+- Input: one photo, sRGB, resized to {size} × {size}; output: its matte in [0, 1], to be resized to the photo.
+  `manifest.json` has the exact steps, `python selfcheck.py` checks a machine's runtime against golden pairs.
+- Meant for cutting subjects of the named kinds out of photos. Not meant for identifying or judging people, nor as a
+  measure of anything.
+
+## Quality on the frozen evaluation set
+{_table(["category", "precision", *SHOWN], quality)}
+{better}; the gate judged {", ".join(CATEGORIES)}.
+Verdict: {verdict["decision"]} ({verdict["basis"]}), {verdict["created_at"]}.
+
+## Size and speed here
+{_table(["decoder", "size", "kept in float", "1 thread (against torch float)", "2 threads"], speed)}
+Measured on the machine that exported; a phone's numbers differ, their ratio less.
+
+## Training data
+{_table(["pool", "source", "licence", "photos"], sources)}
+Snapshot `{manifest["snapshot"][:12]}`; `mm lineage` lists every photo and label version.
+
+## Limits
+- Photos are seen at {size} × {size}: hair and lace finer than a pixel there come out soft.
+- Categories with few evaluation photos have wide error bars; the verdict in the registry has the bounds.
+- Subjects of other kinds go through the saliency decoder and were not evaluated.
+
+Model `{manifest["model"]}`, code `{manifest["code_revision"]}`, opset {manifest["opset"]},
+onnxruntime {manifest["versions"]["onnxruntime"]}.
+"""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |" for line in lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -1,0 +1,66 @@
+"""What made a model: everything that `mm lineage` tells and a rebuild needs, gathered at promotion."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mm_core.export.quantise import tool_versions
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.params import Params
+from mm_core.records import Verdict, sha256_file
+from mm_core.store import Store, put_blob
+
+
+def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> dict[str, Any]:
+    """The provenance of the cycle's candidate, as JSON; the snapshot's and the split's files become blobs.
+
+    What trained a stage (params, start, data) comes from the stage's own file: params.yaml may have changed since.
+    """
+    from mm_core.model.files import read_meta
+
+    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
+    stages = {}
+    for stage in TRAIN_STAGES:
+        meta = read_meta(layout.model(stage))
+        stages[stage] = {"digest": sha256_file(layout.model(stage))}
+        stages[stage] |= {name: meta[name] for name in ("start", "data", "recipe", "params", "model") if name in meta}
+    return {
+        "model": verdict.candidate,
+        "stages": stages,
+        "snapshot": {name: snapshot.get(name) for name in ("digest", "eval_digest", "catalog", "champion", "anchor")},
+        "snapshot_files": _blobs(layout.snapshot, store),
+        "split_files": _blobs(layout.split, store),
+        "params": params.model_dump(mode="json"),
+        "seed": params.seed,
+        "calibration": json.loads((layout.quantised / "quantised.json").read_text())["calibration"],
+        "code_revision": code_revision(),
+        "versions": tool_versions(),
+        "verdict": verdict.model_dump(mode="json"),
+    }
+
+
+def _blobs(folder: Path, store: Store) -> dict[str, str]:
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".parquet", ".json"))
+    return {path.name: put_blob(store, path) for path in files}
+
+
+def code_revision() -> str:
+    """The commit of this code, with `-dirty` where tracked files differ; the package's version outside a checkout.
+
+    `MM_CODE_REVISION` wins: an image built from a commit has no checkout inside.
+    """
+    if named := os.environ.get("MM_CODE_REVISION"):
+        return named
+    here = Path(__file__).resolve().parent
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip() if done.returncode == 0 else f"matting-moments {version('matting-moments')}"

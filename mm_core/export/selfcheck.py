@@ -1,0 +1,44 @@
+"""Checks a bundle where it is used: file digests, then golden inputs against golden mattes; by numpy and onnxruntime.
+
+    python selfcheck.py [BUNDLE]        BUNDLE: the folder of this file unless given
+
+A copy of this file lies in every bundle; exit 0 means that this machine's runtime gives the mattes that were judged.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+
+def check(folder: Path) -> dict:
+    """Per decoder `mse` and `max` of the difference, and whether all are within the manifest's tolerance (`ok`)."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, file in manifest["files"].items():
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != file["sha256"]:
+            raise SystemExit(f"{folder / name}: not the file that the manifest names; fetch the bundle again")
+    spec, tolerance = manifest["input"], manifest["golden"]["tolerance"]
+    golden = np.load(folder / manifest["golden"]["file"])
+    result: dict = {"decoders": {}, "onnxruntime": onnxruntime.__version__}
+    for decoder, entry in manifest["decoders"].items():
+        image = (golden[f"{decoder}_image"].astype(np.float32) / 255 - np.float32(spec["mean"])) / np.float32(
+            spec["std"]
+        )
+        session = onnxruntime.InferenceSession(str(folder / entry["file"]), providers=["CPUExecutionProvider"])
+        (alpha,) = session.run([manifest["output"]["name"]], {spec["name"]: image.transpose(2, 0, 1)[None]})
+        difference = np.asarray(alpha)[0, 0] - golden[f"{decoder}_alpha"]
+        result["decoders"][decoder] = {"mse": float(np.mean(difference**2)), "max": float(np.abs(difference).max())}
+    result["ok"] = all(
+        d["mse"] <= tolerance["mse"] and d["max"] <= tolerance["max"] for d in result["decoders"].values()
+    )
+    result["torch_imported"] = "torch" in sys.modules
+    return result
+
+
+if __name__ == "__main__":
+    found = check(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent)
+    print(json.dumps(found))
+    sys.exit(0 if found["ok"] else 1)
