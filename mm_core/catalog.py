@@ -6,15 +6,23 @@ catalog, and every commit has a version that a snapshot can name.
 
 from __future__ import annotations
 
+import math
 import os
+import random
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
 
 from mm_core.errors import CatalogError
 
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+ATTEMPTS = 20
+"""Commits tried against other writers before giving up."""
 SCHEMAS: Mapping[str, pa.Schema] = {
     # The ledger: one row per (kind, batch, manifest digest), written last, when all its rows are in.
     "batches": pa.schema(
@@ -104,6 +112,10 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+class CatalogMoved(CatalogError):
+    """Another writer committed to the table since it was read: read again, decide again."""
+
+
 class Catalog:
     """The five tables under `<store>/catalog/`, on a folder or S3."""
 
@@ -137,63 +149,107 @@ class Catalog:
         )
         return frame
 
-    def add(self, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
+    def add(self, table: str, rows: Iterable[Mapping[str, Any]], *, at: int | None = None) -> int:
         """Inserts the rows whose key is not there yet, in one commit; returns how many were new.
 
         Safe to repeat and safe beside other writers: a lost race is tried again on the new version.
+        With `at`, the version that the rows were decided on, a lost race raises CatalogMoved instead.
         """
-        return self._merge(table, rows, update=False)
+        return self._merge(table, rows, at=at)
 
     def upsert(self, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Inserts rows, or replaces those of the same key, in one commit."""
-        return self._merge(table, rows, update=True)
+        """Inserts rows, or replaces those of the same key, in one commit; returns how many were new."""
+        return self._merge(table, rows, replace=SCHEMAS[table].names)
+
+    def fill(
+        self, table: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, at: int | None = None
+    ) -> int:
+        """Like `add`, and of rows that are there already fills those of `columns` that are null."""
+        return self._merge(table, rows, fill=columns, at=at)
 
     def delete(self, table: str, predicate: str) -> int:
         """Deletes rows by an SQL predicate; returns how many."""
         delta = self._open(table)
         return 0 if delta is None else int(delta.delete(predicate)["num_deleted_rows"])
 
-    def _merge(self, table: str, rows: Iterable[Mapping[str, Any]], *, update: bool) -> int:
-        from deltalake import DeltaTable
+    def _merge(
+        self,
+        table: str,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        replace: Sequence[str] = (),
+        fill: Sequence[str] = (),
+        at: int | None = None,
+    ) -> int:
+        from deltalake import CommitProperties
         from deltalake.exceptions import CommitFailedError, DeltaError
 
         schema, keys = SCHEMAS[table], KEYS[table]
-        unique = {tuple(row[k] for k in keys): {name: row.get(name) for name in schema.names} for row in rows}
+        unique = {tuple(row[k] for k in keys): _plain(row, schema.names) for row in rows}
         if not unique:
             return 0
         data = pa.Table.from_pylist(list(unique.values()), schema=schema)
         on = " AND ".join(f"t.`{k}` = s.`{k}`" for k in keys)
-        for attempt in range(20):
+        updates = {f"`{c}`": f"s.`{c}`" for c in replace} | {f"`{c}`": f"coalesce(t.`{c}`, s.`{c}`)" for c in fill}
+        for attempt in range(ATTEMPTS):
             try:
-                delta = (
-                    DeltaTable.create(self._uri(table), schema, mode="ignore", storage_options=self._options)
-                    if self._open(table) is None
-                    else self._open(table)
+                delta = self._open_or_create(table)
+                if at is not None and delta.version() != max(at, 0):
+                    raise CatalogMoved(f"{table}: version {delta.version()}, decided on {at}")
+                merge = delta.merge(
+                    data,
+                    predicate=on,
+                    source_alias="s",
+                    target_alias="t",
+                    commit_properties=CommitProperties(max_commit_retries=0),
                 )
-                assert delta is not None
-                merge = delta.merge(data, predicate=on, source_alias="s", target_alias="t")
-                if update:
-                    merge = merge.when_matched_update_all()
+                if updates:
+                    merge = merge.when_matched_update(updates)
                 result = merge.when_not_matched_insert_all().execute()
                 return int(result["num_target_rows_inserted"])
-            except CommitFailedError:
-                continue
-            except DeltaError as error:
-                if attempt >= 3:
-                    raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
-        raise CatalogError(f"catalog table {table} at {self.url}: 20 commits lost to other writers; run again")
+            except CommitFailedError as error:
+                if at is not None:
+                    raise CatalogMoved(f"{table}: {error}") from error
+                time.sleep(random.uniform(0, 0.05 * (attempt + 1)))
+            except (DeltaError, OSError) as error:
+                raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+        raise CatalogError(f"catalog table {table} at {self.url}: {ATTEMPTS} commits lost to other writers; run again")
 
     def _uri(self, table: str) -> str:
         return f"{self.url}/{table}"
 
-    def _open(self, table: str, version: int | None = None):
+    def _open(self, table: str, version: int | None = None) -> DeltaTable | None:
         from deltalake import DeltaTable
-        from deltalake.exceptions import TableNotFoundError
+        from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:
-            return DeltaTable(self._uri(table), version=version, storage_options=self._options)
+            delta = DeltaTable(self._uri(table), version=version, storage_options=self._options)
         except TableNotFoundError:
             return None
+        except (DeltaError, OSError) as error:
+            raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+        if missing := set(SCHEMAS[table].names) - {field.name for field in delta.schema().fields}:
+            raise CatalogError(f"catalog table {table} at {self.url} is of another version: no column {min(missing)!r}")
+        return delta
+
+    def _open_or_create(self, table: str) -> DeltaTable:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError
+
+        if delta := self._open(table):
+            return delta
+        try:
+            return DeltaTable.create(self._uri(table), SCHEMAS[table], storage_options=self._options)
+        except (DeltaError, OSError) as error:
+            if delta := self._open(table):  # another process made it in this moment
+                return delta
+            raise CatalogError(f"catalog table {table} at {self.url} cannot be made: {error}") from error
+
+
+def _plain(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A row as pyarrow takes it: what pandas calls missing (NaN, NA) is None."""
+    values = {name: row.get(name) for name in names}
+    return {n: None if v is pd.NA or (isinstance(v, float) and math.isnan(v)) else v for n, v in values.items()}
 
 
 def _s3_options() -> dict[str, str]:

@@ -6,6 +6,7 @@ files (EPS, PDF, WMF, …) stay closed.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -53,6 +54,11 @@ class CorruptImage(UnreadableImage):
 
 class TooManyPixels(UnreadableImage):
     """The header claims more pixels than may be decoded."""
+
+    def __init__(self, text: str, pixels: int):
+        super().__init__(text)
+        self.pixels = pixels
+        """What the header claims."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except Image.DecompressionBombError as error:
-        raise TooManyPixels(f"{path}: {error} Send a smaller picture") from None
+        claimed = re.search(r"\d+", str(error))
+        pixels = int(claimed.group()) if claimed else 1 << 62
+        raise TooManyPixels(f"{path}: claims {pixels} pixels: send a smaller picture", pixels) from None
     except FileNotFoundError:
         raise UnreadableImage(f"{path}: no such file") from None
     except Image.UnidentifiedImageError:

@@ -1,0 +1,248 @@
+"""What a drop must be: Great Expectations suites over the probe's table. Probes measure, expectations judge.
+
+Row rules take rows out (quarantine, with their reason) and never stop a drop: severity `warning`.
+Batch rules look at the drop as a whole: a failed `critical` one holds it back, a `warning` is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from mm_core.data.probe import Probe
+from mm_core.errors import MattingError
+from mm_core.params import IngestParams
+from mm_core.records import ALL_CATEGORIES, KINDS
+
+if TYPE_CHECKING:
+    from great_expectations.expectations.expectation import Expectation
+
+LEAST_PEAK = 0.1
+"""A matte that nowhere reaches this holds no foreground; JPEG noise stays below."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One expectation of ours, known before Great Expectations is loaded."""
+
+    name: str
+    """Snake case; the name of the Dagster asset check."""
+    scope: Literal["row", "batch"]
+    reason: str
+    """Why a row is quarantined or a drop held, in words of a fixed list."""
+    column: str
+    detail: str = ""
+    """What was measured, filled from the row's fields."""
+    kinds: tuple[str, ...] = KINDS
+    severity: Literal["critical", "warning"] = "warning"
+
+
+LABELED = ("pixel_labeled",)
+RULES: tuple[Rule, ...] = (
+    # The first rule that a row breaks gives its reason.
+    Rule("row_is_whole", "row", "malformed manifest row", "extra_fields", "{extra_fields} fields too many: quote it"),
+    Rule("image_inside_batch", "row", "path outside the batch", "image_inside", "{note}"),
+    Rule("alpha_inside_batch", "row", "path outside the batch", "alpha_inside", "alpha: {note}", LABELED),
+    Rule("image_exists", "row", "missing image", "image_found", "{note}"),
+    Rule("image_not_empty", "row", "empty file", "image_bytes", "{image_bytes} bytes"),
+    Rule("image_is_an_image", "row", "not an image", "image_recognised", "{image_bytes} bytes of something else"),
+    Rule("image_pixels", "row", "too many pixels", "pixels", "claims {pixels} pixels"),
+    Rule("image_decodes", "row", "truncated or corrupt image", "image_decodes", "{note}"),
+    Rule("image_checksum", "row", "checksum mismatch", "sha256_as_declared", "its sha256 is {sha256}"),
+    Rule("image_large_enough", "row", "too small", "short_side", "{width}×{height} pixels"),
+    Rule("alpha_exists", "row", "missing alpha", "alpha_found", kinds=LABELED),
+    Rule("alpha_decodes", "row", "corrupt alpha", "alpha_decodes", "{note}", LABELED),
+    Rule("alpha_size", "row", "size mismatch", "alpha_fits", "alpha {alpha_size}, image {width}×{height}", LABELED),
+    Rule(
+        "alpha_has_foreground",
+        "row",
+        "empty alpha (no foreground)",
+        "alpha_highest",
+        "largest value {alpha_highest:.3f} of 1; a mask of 0 and 1 is written as 0 and 255",
+        LABELED,
+    ),
+    Rule(
+        "alpha_has_background",
+        "row",
+        "full alpha (no background)",
+        "alpha_lowest",
+        "smallest value {alpha_lowest:.3f} of 1",
+        LABELED,
+    ),
+    Rule("category_known", "row", "unknown category", "category", "{category!r}"),
+    Rule("role_known", "row", "unknown role", "role", "{role!r}: train, eval or nothing"),
+    Rule("caption_there", "row", "missing caption", "caption_length", kinds=("text_image",)),
+    # The drop as a whole, over the table of verdicts.
+    Rule("few_bad_rows", "batch", "too many bad rows", "quarantined", severity="critical"),
+    Rule("few_duplicates", "batch", "mostly duplicates", "duplicate"),
+    Rule("category_given", "batch", "mostly without category", "category"),
+    Rule("soft_edges", "batch", "no matte has soft edges", "alpha_binary", kinds=LABELED),
+)
+
+
+def rules_of(kind: str, scope: str) -> list[Rule]:
+    return [rule for rule in RULES if rule.scope == scope and kind in rule.kinds]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why one row goes to quarantine."""
+
+    reason: str
+    detail: str
+
+
+class Judge:
+    """Great Expectations for one batch: judges its rows, then the whole, and writes Data Docs."""
+
+    def __init__(self, params: IngestParams, kind: str, batch: str, data_docs: Path):
+        self.params, self.kind, self.batch = params, kind, batch
+        self.results: list[dict[str, Any]] = []
+        """One line per expectation, for reports and asset checks."""
+        self._context = _context(data_docs)
+        self._pages: list[Any] = []
+
+    def rows(self, probes: Sequence[Probe]) -> dict[int, Fault]:
+        """The rows that break a rule, each with the first it broke."""
+        table = pd.DataFrame([asdict(probe) for probe in probes], dtype=object)
+        by_row = {probe.row: asdict(probe) for probe in probes}
+        faults: dict[int, Fault] = {}
+        for rule, broken in self._run("row", table):
+            for row in broken:
+                said = rule.detail.format_map(by_row[row]).strip()
+                faults.setdefault(row, Fault(rule.reason, said))
+        return faults
+
+    def whole(self, verdicts: Sequence[Mapping[str, Any]]) -> str | None:
+        """Why the drop is held, or None. Rows: row, quarantined, duplicate (0 or 1), category, alpha_binary."""
+        columns = ["row", "quarantined", "duplicate", "category", "alpha_binary"]
+        self._run("batch", pd.DataFrame(verdicts, columns=pd.Index(columns), dtype=object))
+        broken = [r for r in self.results if r["scope"] == "batch" and r["severity"] == "critical" and not r["success"]]
+        return "; ".join(r["reason"] for r in broken) or None
+
+    def write_docs(self) -> None:
+        """Builds the pages of this batch and the index, which lists those of earlier batches too."""
+        self._context.build_data_docs(resource_identifiers=self._pages)
+
+    def _run(self, scope: Literal["row", "batch"], table: pd.DataFrame) -> list[tuple[Rule, list[int]]]:
+        import great_expectations as gx
+        from great_expectations.core.run_identifier import RunIdentifier
+        from great_expectations.data_context.types.resource_identifiers import (
+            ExpectationSuiteIdentifier,
+            ValidationResultIdentifier,
+        )
+
+        rules = rules_of(self.kind, scope)
+        suite = gx.ExpectationSuite(f"{self.kind} {scope} rules", expectations=[_expect(r, self.params) for r in rules])
+        data = (
+            self._context.data_sources.add_or_update_pandas(self.kind)
+            .add_dataframe_asset(f"{self.batch} {scope}")
+            .add_batch_definition_whole_dataframe("whole")
+        )
+        definition = self._context.validation_definitions.add_or_update(
+            gx.ValidationDefinition(
+                name=f"{self.kind} {scope}", data=data, suite=self._context.suites.add_or_update(suite)
+            )
+        )
+        run = RunIdentifier(run_name=self.batch)
+        outcome = definition.run(
+            batch_parameters={"dataframe": table},
+            run_id=run,
+            result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
+        )
+        suite_page = ExpectationSuiteIdentifier(suite.name)
+        self._pages += [suite_page, ValidationResultIdentifier(suite_page, run, outcome.batch_id)]
+        found = []
+        by_name = {result.expectation_config.meta["rule"]: result for result in outcome.results}  # pyright: ignore
+        for rule in rules:
+            result = by_name[rule.name]
+            if result.exception_info.get("raised_exception"):
+                raise MattingError(f"expectation {rule.name}: {result.exception_info.get('exception_message')}")
+            indices = result.result.get("unexpected_index_list") or []
+            found.append((rule, [int(index["row"]) for index in indices]))
+            observed = result.result.get("observed_value")
+            self.results.append(
+                {
+                    "batch": f"{self.kind}/{self.batch}",
+                    "kind": self.kind,
+                    "name": rule.name,
+                    "scope": scope,
+                    "severity": rule.severity,
+                    "success": bool(result.success),
+                    "unexpected": len(indices) if scope == "row" else int(not result.success),
+                    "observed": None if observed is None else round(float(observed), 4),
+                    "reason": rule.reason,
+                }
+            )
+        return found
+
+
+def _expect(rule: Rule, params: IngestParams) -> Expectation:
+    """The Great Expectations form of a rule."""
+    import great_expectations as gx
+
+    gxe: Any = gx.expectations
+    common: dict[str, Any] = {"severity": rule.severity, "meta": {"rule": rule.name}, "notes": rule.reason}
+    column = rule.column
+    ranges: Mapping[str, dict[str, Any]] = {
+        "row_is_whole": {"max_value": 0},
+        "image_not_empty": {"min_value": 1},
+        "image_pixels": {"max_value": params.max_pixels},
+        "image_large_enough": {"min_value": params.min_side},
+        "alpha_has_foreground": {"min_value": LEAST_PEAK},
+        "alpha_has_background": {"max_value": 1 - LEAST_PEAK},
+        "caption_there": {"min_value": 1},
+    }
+    means: Mapping[str, dict[str, Any]] = {
+        "few_bad_rows": {"max_value": params.max_reject_share},
+        "few_duplicates": {"max_value": 0.5},
+        "soft_edges": {"max_value": 0.999},
+    }
+    sets: Mapping[str, Iterable[str]] = {"category_known": ALL_CATEGORIES, "role_known": ("train", "eval")}
+    if rule.name in ranges:
+        return gxe.ExpectColumnValuesToBeBetween(column=column, **ranges[rule.name], **common)
+    if rule.name in means:
+        return gxe.ExpectColumnMeanToBeBetween(column=column, **means[rule.name], **common)
+    if rule.name in sets:
+        return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=list(sets[rule.name]), **common)
+    if rule.name == "category_given":
+        return gxe.ExpectColumnValuesToNotBeNull(column=column, mostly=0.5, **common)
+    return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[True], **common)
+
+
+def _context(data_docs: Path):
+    """A context of this process alone: no analytics, no progress bars, results and pages kept under `data_docs`."""
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
+
+    defaults = InMemoryStoreBackendDefaults()
+    defaults.stores[defaults.validation_results_store_name] = {
+        "class_name": "ValidationResultsStore",
+        "store_backend": _folder(data_docs / ".results"),
+    }
+    defaults.data_docs_sites = {
+        "drops": {
+            "class_name": "SiteBuilder",
+            "show_how_to_buttons": False,
+            "store_backend": _folder(data_docs),
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        }
+    }
+    config = DataContextConfig(
+        analytics_enabled=False,
+        progress_bars=ProgressBarsConfig(globally=False),
+        store_backend_defaults=defaults,
+    )
+    return gx.get_context(mode="ephemeral", project_config=config)
+
+
+def _folder(path: Path) -> dict[str, str]:
+    return {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(path)}

@@ -1,0 +1,118 @@
+"""Reading the manifest of a drop: a table of names and words, from a producer we do not trust."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mm_core.data.drop import MANIFEST_COLUMNS
+from mm_core.errors import DropError
+
+MAX_BYTES = 64 << 20
+MAX_ROWS = 200_000
+MAX_COLUMNS = 64
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One line of a manifest; empty text where a column is absent."""
+
+    row: int
+    """0-based, blank lines not counted."""
+    image: str
+    alpha: str = ""
+    caption: str = ""
+    category: str = ""
+    group: str = ""
+    role: str = ""
+    sha256: str = ""
+    source: str = ""
+    license: str = ""
+    taken_at: str = ""
+    extra_fields: int = 0
+    """Fields beyond the header's: mostly an unquoted comma."""
+
+
+def read_manifest(path: Path) -> list[ManifestRow]:
+    """The rows of a manifest.csv (UTF-8, with or without BOM, columns in any order) or manifest.parquet.
+
+    Unknown columns are ignored. Raises DropError where the file as a whole is no table that can be taken.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise DropError(f"{path.name}: {path.stat().st_size} bytes, at most {MAX_BYTES} are read: split the drop")
+    header, lines = _parquet(path) if path.suffix == ".parquet" else _csv(path)
+    names = [name.strip().lower() for name in header]
+    if len(names) > MAX_COLUMNS:
+        raise DropError(f"{path.name}: {len(names)} columns, at most {MAX_COLUMNS} are read")
+    if "image" not in names:
+        found = ", ".join(names)[:200]
+        raise DropError(f"{path.name}: no column `image` (found: {found}); columns are separated by commas")
+    if twice := {name for name in names if name in MANIFEST_COLUMNS and names.count(name) > 1}:
+        raise DropError(f"{path.name}: column {sorted(twice)[0]!r} is there twice")
+    rows = []
+    for line in lines:
+        if not any(field.strip() for field in line):
+            continue
+        if len(rows) == MAX_ROWS:
+            raise DropError(f"{path.name}: more than {MAX_ROWS} rows: split the drop")
+        values = {n: v.strip() for n, v in zip(names, line, strict=False) if n in MANIFEST_COLUMNS}
+        rows.append(ManifestRow(row=len(rows), **_tidy(values), extra_fields=max(0, len(line) - len(names))))
+    if not rows:
+        raise DropError(f"{path.name}: lists no images")
+    return rows
+
+
+def _tidy(values: dict[str, str]) -> dict[str, str]:
+    """Spelling that carries no meaning: `Multi-Person ` is multi_person."""
+    for name in ("category", "role", "sha256"):
+        if name in values:
+            values[name] = values[name].lower()
+    if "category" in values:
+        values["category"] = values["category"].replace(" ", "_").replace("-", "_")
+    return {"image": ""} | values
+
+
+def _csv(path: Path) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DropError(f"{path.name}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
+    if "\0" in text:
+        raise DropError(f"{path.name}: holds NUL bytes: it is not a CSV file")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines = _csv_lines(path, reader)
+    return next(lines, []), lines
+
+
+def _csv_lines(path: Path, reader) -> Iterator[Sequence[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DropError(f"{path.name}: line {reader.line_num}: {error}") from None
+
+
+def _parquet(path: Path) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        if file.metadata.num_rows > MAX_ROWS:
+            raise DropError(f"{path.name}: more than {MAX_ROWS} rows: split the drop")
+        names = file.schema_arrow.names
+        wanted = [name for name in names if name.strip().lower() in MANIFEST_COLUMNS][:MAX_COLUMNS]
+        columns = [_texts(path, name, file.read(columns=[name]).column(0)) for name in wanted]
+    except (pa.ArrowException, OSError) as error:
+        raise DropError(f"{path.name}: not a parquet file that can be read: {error}") from None
+    return wanted or names, iter(zip(*columns, strict=True))
+
+
+def _texts(path: Path, name: str, column) -> list[str]:
+    import pyarrow as pa
+
+    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        raise DropError(f"{path.name}: column {name!r} holds {column.type}: write text")
+    return ["" if value is None else str(value) for value in column.to_pylist()]

@@ -1,0 +1,228 @@
+"""Probe: measures one row of a drop. It judges nothing; `expectations` does.
+
+A field that could not be measured, because an earlier step failed, stays None, and no expectation looks at it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mm_core.data.duplicates import LOOK_SIDE, perceptual_hash
+from mm_core.data.images import (
+    Header,
+    NotAnImage,
+    TooManyPixels,
+    UnreadableImage,
+    encode_alpha,
+    load_alpha,
+    load_rgb,
+    orient,
+    read_header,
+)
+from mm_core.data.manifest import ManifestRow
+from mm_core.errors import BlobNotFound
+from mm_core.records import sha256_bytes, sha256_file
+from mm_core.store import Store
+
+MAX_LINK_BYTES = 4096
+
+
+@dataclass
+class Probe:
+    """What was measured of one row: the table that Great Expectations judges has these columns."""
+
+    row: int
+    image: str
+    category: str | None
+    role: str | None
+    extra_fields: int
+    caption_length: int | None = None
+    image_inside: bool | None = None
+    """The name, and what it links to, stay in the batch."""
+    image_found: bool | None = None
+    image_bytes: int | None = None
+    image_recognised: bool | None = None
+    """The content is of a known picture format, whatever the name says."""
+    pixels: int | None = None
+    """As the header claims."""
+    image_decodes: bool | None = None
+    width: int | None = None
+    """Pixels, upright."""
+    height: int | None = None
+    short_side: int | None = None
+    format: str | None = None
+    sha256: str | None = None
+    sha256_as_declared: bool | None = None
+    phash: str | None = None
+    alpha_inside: bool | None = None
+    alpha_found: bool | None = None
+    alpha_decodes: bool | None = None
+    alpha_size: str | None = None
+    """As width×height."""
+    alpha_fits: bool | None = None
+    """As large as the photo, upright or as stored."""
+    alpha_highest: float | None = None
+    """Largest value, in [0, 1]."""
+    alpha_lowest: float | None = None
+    alpha_binary: bool | None = None
+    """0 and 1 only: no soft edge."""
+    alpha_sha256: str | None = None
+    """Of the normalised matte: grey PNG, upright, as large as the photo."""
+    note: str = ""
+    """What a reader or link said, where one complained."""
+
+
+class Prober:
+    """Measures the rows of one batch; safe to call from several threads."""
+
+    def __init__(self, inbox: Store, manifest_key: str, kind: str, max_pixels: int, spool: Path):
+        self.inbox, self.kind, self.max_pixels, self.spool = inbox, kind, max_pixels, spool
+        self.prefix = posixpath.dirname(manifest_key)
+        self.folder = inbox.fetch(manifest_key).parent.resolve()
+
+    def __call__(self, row: ManifestRow) -> Probe:
+        """Everything about one row. Raises StoreError where the inbox itself fails."""
+        probe = Probe(row.row, row.image, row.category or None, row.role or None, row.extra_fields)
+        if self.kind == "text_image" or row.caption:
+            probe.caption_length = len(row.caption)
+        header = self._photo(row, probe)
+        if self.kind == "pixel_labeled":
+            self._alpha(row, probe, header)
+        return probe
+
+    def path_of(self, name: str) -> Path:
+        """Local path of a file of the batch. Raises BlobNotFound, or OutsideBatch for a name that leads elsewhere."""
+        inner = posixpath.normpath(name.replace("\\", "/"))
+        if inner.startswith(("/", "../")) or inner == ".." or re.match(r"[A-Za-z]:|\w+://", name):
+            raise OutsideBatch(name)
+        path = self._fetch(inner)
+        target = path.resolve()
+        if not target.is_relative_to(self.folder):
+            raise OutsideBatch(f"a link to {target.name}")
+        return path
+
+    def alpha_copy(self, row: int) -> Path:
+        """Where the normalised matte of a row lies while the batch is in work."""
+        return self.spool / f"{row}.png"
+
+    def _fetch(self, inner: str) -> Path:
+        """macOS writes ü in two signs where others use one: each form is tried."""
+        forms = dict.fromkeys((inner, unicodedata.normalize("NFC", inner), unicodedata.normalize("NFD", inner)))
+        for form in forms:
+            try:
+                return self.inbox.fetch(f"{self.prefix}/{form}")
+            except BlobNotFound:
+                continue
+        raise BlobNotFound(f"{self.prefix} holds no {inner}")
+
+    def _photo(self, row: ManifestRow, probe: Probe) -> Header | None:
+        probe.image_inside = True
+        probe.image_found = False
+        try:
+            path = self.path_of(row.image)
+            probe.image_bytes = path.stat().st_size
+            probe.sha256 = sha256_file(path)
+        except OutsideBatch as error:
+            probe.image_inside, probe.image_found, probe.note = False, None, str(error)
+            return None
+        except (BlobNotFound, OSError) as error:
+            probe.note = getattr(error, "strerror", None) or ""
+            return None
+        probe.image_found = True
+        if row.sha256:
+            probe.sha256_as_declared = row.sha256 == probe.sha256
+        if not probe.image_bytes:
+            return None
+        probe.image_recognised = False
+        try:
+            header = read_header(path)
+            probe.image_recognised = True
+            probe.pixels, probe.format = header.pixels, header.format
+            probe.width, probe.height = header.width, header.height
+            probe.short_side = min(header.width, header.height)
+            if header.pixels > self.max_pixels:
+                return None
+            probe.image_decodes = False
+            probe.phash = perceptual_hash(load_rgb(path, LOOK_SIDE))
+            probe.image_decodes = True
+            return header
+        except NotAnImage:
+            if target := _link_as_text(path, row.image):
+                probe.image_inside, probe.image_found, probe.note = False, None, f"a link, written as text, to {target}"
+        except TooManyPixels as error:
+            probe.image_recognised, probe.pixels = True, error.pixels
+        except UnreadableImage as error:
+            probe.image_recognised, probe.image_decodes, probe.note = True, False, _remark(error)
+        return None
+
+    def _alpha(self, row: ManifestRow, probe: Probe, photo: Header | None) -> None:
+        probe.alpha_inside, probe.alpha_found = True, False
+        if not row.alpha:
+            return
+        try:
+            path = self.path_of(row.alpha)
+        except OutsideBatch as error:
+            probe.alpha_inside, probe.alpha_found, probe.note = False, None, str(error)
+            return
+        except BlobNotFound:
+            return
+        probe.alpha_found = True
+        if photo is None:
+            return
+        probe.alpha_decodes = False
+        try:
+            header = read_header(path)
+            if header.pixels > self.max_pixels:
+                raise TooManyPixels(f"{path}: {header.pixels} pixels", header.pixels)
+            alpha = load_alpha(path)
+        except UnreadableImage as error:
+            probe.note = _remark(error)
+            if isinstance(error, NotAnImage) and (target := _link_as_text(path, row.alpha)):
+                probe.alpha_inside, probe.alpha_decodes = False, None
+                probe.note = f"a link, written as text, to {target}"
+            return
+        probe.alpha_decodes = True
+        height, width = alpha.shape
+        probe.alpha_size = f"{width}×{height}"
+        if (width, height) == (photo.width, photo.height):
+            upright = alpha
+        elif (width, height) == (photo.raw_width, photo.raw_height):
+            upright = orient(alpha, photo.orientation)
+        else:
+            probe.alpha_fits = False
+            return
+        probe.alpha_fits = True
+        probe.alpha_lowest, probe.alpha_highest = float(alpha.min()), float(alpha.max())
+        probe.alpha_binary = not bool(np.any((alpha > 1 / 255) & (alpha < 254 / 255)))
+        data = encode_alpha(upright, sixteen_bit=header.mode == "F" or header.mode.startswith("I"))
+        probe.alpha_sha256 = sha256_bytes(data)
+        self.alpha_copy(row.row).write_bytes(data)
+
+
+class OutsideBatch(Exception):
+    """A name of a manifest leads out of the batch; caught where the row is measured."""
+
+
+def _link_as_text(path: Path, name: str) -> str | None:
+    """The target of a link that git or a copy wrote out as a text file, where that leads out of the batch."""
+    if path.stat().st_size > MAX_LINK_BYTES:
+        return None
+    try:
+        target = path.read_bytes().decode().strip()
+    except UnicodeDecodeError:
+        return None
+    if not target or not target.isprintable() or "<" in target:
+        return None
+    landing = posixpath.normpath(posixpath.join(posixpath.dirname(name), target.replace("\\", "/")))
+    return target if landing.startswith(("/", "../")) else None
+
+
+def _remark(error: UnreadableImage) -> str:
+    """The reader's words without the path, which the row names already."""
+    return str(error).partition(": ")[2].rpartition(": ")[0] or str(error)
