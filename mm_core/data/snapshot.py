@@ -81,7 +81,7 @@ def build_snapshot(
         "counts": counts,
         "dropped_for_leakage": {str(k): int(v) for k, v in dropped["dropped"].value_counts().sort_index().items()},
     }
-    _write(out_dir, frames, facts)
+    write_frames(out_dir, frames, SCHEMA, facts)
     report.facts |= facts
     report.metrics |= {f"snapshot/{pool}": len(frames[pool]) for pool in POOLS}
     report.metrics["snapshot/dropped_for_leakage"] = len(dropped)
@@ -267,16 +267,20 @@ def _frame_digest(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     return hashlib.sha256(frame.to_csv(columns=list(columns), index=False, lineterminator="\n").encode()).hexdigest()
 
 
-def _write(out_dir: Path, frames: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]) -> None:
-    """Into a folder beside, then exchanged whole: no reader ever sees half a snapshot."""
+def write_frames(
+    out_dir: Path, frames: Mapping[str, pd.DataFrame], schema: pa.Schema, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Writes `<name>.parquet` of each frame, and `snapshot.json` of `facts`, into a folder beside `out_dir`, then
+    exchanges it whole: no reader ever sees half of it. Same frames, same bytes."""
     fresh = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
     stale = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    for pool, frame in frames.items():
-        table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
-        pq.write_table(table, fresh / f"{pool}.parquet", compression="zstd")
-    write_json(fresh / "snapshot.json", facts)
+    for name, frame in frames.items():
+        table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
+        pq.write_table(table, fresh / f"{name}.parquet", compression="zstd")
+    if facts is not None:
+        write_json(fresh / "snapshot.json", facts)
     if out_dir.exists():
         out_dir.rename(stale)
     fresh.rename(out_dir)

@@ -1,0 +1,69 @@
+"""Divides the labelled training pool into simple and hard (Matting Moments, section 2.2: 180k simple, 20k hard)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from mm_core.catalog import Catalog
+from mm_core.data.snapshot import SCHEMA, read_pool, write_frames
+from mm_core.errors import InputError
+from mm_core.params import SplitParams
+from mm_core.records import Report
+from mm_core.structuring.structure import difficulty_of
+
+SPLIT_SCHEMA = SCHEMA.append(pa.field("difficulty", pa.float64()))
+
+
+def split_by_difficulty(
+    params: SplitParams,
+    catalog: Catalog,
+    inputs: Mapping[str, Any],
+    snapshot_dir: Path,
+    out_dir: Path,
+    report: Report,
+) -> Report:
+    """Writes `simple.parquet` and `hard.parquet` into `out_dir`: the columns of the snapshot plus `difficulty`.
+
+    Within each category, the `hard_share` of highest difficulty is hard; at least one on each side where there are two
+    or more, and a lone sample is simple. Equal scores are told apart by sample id, so the same input gives the same
+    files. Raises InputError where a label of the snapshot has not been scored at the pinned catalog version.
+    """
+    pool: Any = read_pool(snapshot_dir, "train_labeled")
+    features = catalog.read("features", version=inputs["catalog"]["features"])
+    pool["difficulty"] = difficulty_of(pool, features).to_numpy()
+    unscored = int(pool["difficulty"].isna().sum())
+    if unscored:
+        raise InputError(
+            f"{snapshot_dir / 'train_labeled.parquet'}: {unscored} of {len(pool)} labels have no difficulty in the "
+            f"pinned catalog ({catalog.url}): run `mm ingest`, which scores what is new, and start the cycle again"
+        )
+    pool["category"] = pool["category"].astype(object).where(pool["category"].notna(), None)
+    is_hard = pd.Series(False, index=pool.index)
+    for category, rows in pool.groupby(pool["category"].fillna("unknown")):
+        ranked = rows.sort_values(["difficulty", "sample_id"], ascending=[False, True])
+        hard = ranked.head(hard_count(len(ranked), params.hard_share))
+        simple = ranked.iloc[len(hard) :]
+        is_hard[hard.index] = True
+        report.tables.setdefault("split", []).append(
+            {
+                "category": category,
+                "simple": len(simple),
+                "hard": len(hard),
+                "threshold": round(float(hard["difficulty"].min()), 4) if len(hard) else None,
+                "mean_simple": round(float(simple["difficulty"].mean()), 4),
+                "mean_hard": round(float(hard["difficulty"].mean()), 4) if len(hard) else None,
+            }
+        )
+    write_frames(out_dir, {"simple": pool[~is_hard], "hard": pool[is_hard]}, SPLIT_SCHEMA)
+    report.metrics |= {"split/simple": int((~is_hard).sum()), "split/hard": int(is_hard.sum())}
+    return report
+
+
+def hard_count(count: int, share: float) -> int:
+    """How many of `count` samples are hard: the rounded share, at least one on each side where there are two."""
+    return min(max(1, round(count * share)), count - 1) if count >= 2 else 0
