@@ -31,7 +31,7 @@ def ingested_batch(context: dg.AssetExecutionContext, workspace: Workspace) -> d
         report = stages.ingest(workspace.params(), layout, batch=context.partition_key, progress=Observations(context))
     return dg.MaterializeResult(
         metadata=of_report(report, paths={"data docs": layout.data_docs}),
-        check_results=expectation_results(report, "ingested_batch"),
+        check_results=[*expectation_results(report)],
     )
 
 

@@ -1,41 +1,66 @@
 """What is checked and shown beside the assets: Great Expectations' results, leaks, the verdict."""
 
-from collections.abc import Sequence
-from pathlib import Path
+import json
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
-import pandas as pd
 
+from mm_core import stages
+from mm_core.data.expectations import RULES
+from mm_core.errors import MattingError
 from mm_core.records import Report
-from pipelines.metadata import of_report, table
+from pipelines.metadata import of_report
 from pipelines.resources import Workspace, plain_failures
-
-TRAINING_POOLS = ("train_labeled", "validation", "train_unlabeled", "train_text_image")
 
 
 def expectation_specs(asset: str) -> Sequence[dg.AssetCheckSpec]:
-    return []
+    """A check per rule that drops are held to. None blocks: what broke a rule is in quarantine already."""
+    return [
+        dg.AssetCheckSpec(
+            rule.name,
+            asset=asset,
+            blocking=False,
+            description=f"Great Expectations, each {rule.scope}: else “{rule.reason}”.",
+            metadata={"kinds": ", ".join(rule.kinds), "severity": rule.severity},
+        )
+        for rule in RULES
+    ]
 
 
-def expectation_results(report: Report, asset: str) -> Sequence[dg.AssetCheckResult]:
-    return []
+def expectation_results(report: Report) -> Iterator[dg.AssetCheckResult]:
+    """The ingest report's table `expectations` as check results: critical → ERROR, warning → WARN.
+
+    A rule that this kind of drop is not held to passes, and says so.
+    """
+    found = {row["name"]: row for row in report.tables.get("expectations", [])}
+    for rule in RULES:
+        row = found.get(rule.name)
+        yield dg.AssetCheckResult(
+            check_name=rule.name,
+            passed=row is None or bool(row["success"]),
+            severity=dg.AssetCheckSeverity.ERROR if rule.severity == "critical" else dg.AssetCheckSeverity.WARN,
+            description=f"{row['unexpected']} unexpected" if row else "nothing of this run is held to this rule",
+            metadata={name: value for name, value in (row or {}).items() if value is not None},
+        )
 
 
 def verdict_spec(asset: str) -> dg.AssetCheckSpec:
     return dg.AssetCheckSpec(
-        "promote", asset=asset, blocking=False, description="The verdict is PROMOTE. A warning: a refusal is a result."
+        "promote",
+        asset=asset,
+        blocking=False,
+        description="The verdict is PROMOTE. Only a warning where it is not: a refusal is a result.",
     )
 
 
 def verdict_result(report: Report) -> dg.AssetCheckResult:
     """The gate's report as a check: passed only on PROMOTE, with the reasons and the table of comparisons."""
     decision = str(report.facts["decision"])
-    reasons = report.facts["reasons"]
     return dg.AssetCheckResult(
         check_name="promote",
         passed=decision == "PROMOTE",
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join([decision, *reasons[:3]]),
+        description="; ".join([decision, *report.facts["reasons"][:3]]),
         metadata=of_report(report),
     )
 
@@ -43,30 +68,22 @@ def verdict_result(report: Report) -> dg.AssetCheckResult:
 @dg.asset_check(
     asset="snapshot",
     blocking=True,
-    description="No photo, matte or group of the evaluation set is in a training pool. An error: training stops.",
+    description="No evaluation photo, one of its group or a near-duplicate is in a training pool. Else training stops.",
 )
 def no_leak(workspace: Workspace) -> dg.AssetCheckResult:
+    """Reads the frozen files again, so that it also finds what was changed after they were written."""
+    from mm_core.data.snapshot import POOLS, assert_no_leak, read_pool
+
+    params, layout = workspace.params(), workspace.layout()
     with plain_failures():
-        leaks = leaks_of(workspace.layout().snapshot)
-    return dg.AssetCheckResult(
-        passed=not leaks,
-        severity=dg.AssetCheckSeverity.ERROR,
-        description=f"{len(leaks)} leaks" if leaks else "no leak",
-        metadata={"leaks": table(leaks)} if leaks else {},
-    )
-
-
-def leaks_of(folder: Path) -> list[dict[str, str]]:
-    """What the frozen evaluation set shares with a training pool, read from the parquet files themselves.
-
-    Returns a row `{pool, shares, value}` for each shared photo, matte or group.
-    """
-    columns = ["sample_id", "alpha_sha256", "group"]
-    held_out = pd.read_parquet(folder / "eval.parquet", columns=columns)
-    leaks = []
-    for pool in TRAINING_POOLS:
-        frame = pd.read_parquet(folder / f"{pool}.parquet", columns=columns)
-        for column in columns:
-            shared = set(frame[column].dropna()) & set(held_out[column].dropna()) - {""}
-            leaks += [{"pool": pool, "shares": column, "value": value} for value in sorted(shared)]
-    return leaks
+        frames = {pool: read_pool(layout.snapshot, pool) for pool in POOLS}
+        pinned = json.loads((layout.snapshot / "snapshot.json").read_text())["catalog"]
+        samples = stages.catalog_of(layout).read("samples", version=pinned["samples"], columns=["id", "phash"])
+    photos = {pool: len(frame) for pool, frame in frames.items()}
+    try:
+        assert_no_leak(
+            frames, dict(zip(samples["id"], samples["phash"], strict=True)), params.snapshot.near_duplicate_bits
+        )
+    except MattingError as leak:
+        return dg.AssetCheckResult(passed=False, description=str(leak), metadata=photos)
+    return dg.AssetCheckResult(passed=True, description="no leak", metadata=photos)

@@ -96,7 +96,7 @@ def test_jobs_run_the_parts_of_the_flow() -> None:
 
 
 def test_loading_imports_nothing_heavy() -> None:
-    heavy = ("torch", "mlflow", "great_expectations", "timm", "open_clip", "onnxruntime", "deltalake", "cv2")
+    heavy = ("torch", "mlflow", "great_expectations", "timm", "open_clip", "onnxruntime", "deltalake")
     code = f"import sys, pipelines.definitions; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
     assert out.stdout.strip() == "[]"

@@ -1,0 +1,135 @@
+"""The flow for real, in process: arrivals, a cycle that the gate refuses, the same model released after all."""
+
+import json
+
+import dagster as dg
+import pytest
+
+from mm_core import stages
+from mm_core.layout import TRAIN_STAGES
+from pipelines.definitions import defs
+from tests.pipelines.conftest import Plant
+
+CYCLE_STEPS = {
+    "pinned_inputs",
+    "snapshot",
+    "split",
+    *(f"train_{stage}" for stage in TRAIN_STAGES),
+    "evaluation",
+    "gate",
+    "cycle_report",
+}
+
+
+def run(job: str, instance: dg.DagsterInstance, **options) -> dg.ExecuteInProcessResult:
+    return defs.resolve_job_def(job).execute_in_process(instance=instance, raise_on_error=False, **options)
+
+
+def materialised(result: dg.ExecuteInProcessResult) -> set[str]:
+    return {event.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
+
+
+def skipped(result: dg.ExecuteInProcessResult) -> set[str]:
+    return {event.step_key for event in result.all_events if event.is_step_skipped}
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:
+    return {check.check_name: check for check in result.get_asset_check_evaluations()}
+
+
+@pytest.fixture(scope="module")
+def arrived(plant: Plant, instance: dg.DagsterInstance) -> list[dg.ExecuteInProcessResult]:
+    """Four drops, each ingested and structured by a run of its own."""
+    plant.drop("pixel_labeled", "eval", 2, seed=1, role="eval")
+    plant.drop("pixel_labeled", "w01", 4, seed=2, role="train")
+    plant.drop("unlabeled", "w01", 1, seed=3)
+    plant.drop("text_image", "w01", 1, seed=4)
+    keys = ["pixel_labeled/eval", "pixel_labeled/w01", "unlabeled/w01", "text_image/w01"]
+    instance.add_dynamic_partitions("batches", keys)
+    return [run("arrivals", instance, partition_key=key) for key in keys]
+
+
+@pytest.fixture(scope="module")
+def refused(plant: Plant, instance: dg.DagsterInstance, arrived: list) -> dg.ExecuteInProcessResult:
+    """A cycle whose floors no model reaches."""
+    plant.write_params(**{"gate.floors": {"mse": 1e-6}})
+    return run("retrain", instance)
+
+
+def test_each_batch_is_a_partition_with_its_checks(plant: Plant, arrived: list[dg.ExecuteInProcessResult]) -> None:
+    assert all(result.success for result in arrived)
+    assert [materialised(result) for result in arrived] == [{"ingested_batch", "structured_samples"}] * 4
+    assert all(checks(result)["image_decodes"].passed for result in arrived)
+    samples = stages.catalog_of(plant.layout).read("samples")
+    assert dict(samples["kind"].value_counts()) == {"pixel_labeled": 42, "unlabeled": 7, "text_image": 7}
+    assert set(stages.catalog_of(plant.layout).read("features")["sample_id"]) == set(samples["id"])
+
+
+def test_a_refusal_is_a_success_with_skipped_steps(plant: Plant, refused: dg.ExecuteInProcessResult) -> None:
+    assert refused.success
+    assert materialised(refused) == CYCLE_STEPS - {"gate"}
+    assert skipped(refused) == {"exported_bundle", "promoted_model"}
+    verdict = checks(refused)["promote"]
+    assert not verdict.passed and verdict.severity is dg.AssetCheckSeverity.WARN
+    assert "cells" in verdict.metadata
+    assert checks(refused)["no_leak"].passed
+    assert stages.recorded_verdict(plant.layout).decision in ("REJECT", "INCONCLUSIVE")
+
+
+def test_training_says_how_far_it_is(refused: dg.ExecuteInProcessResult) -> None:
+    observed = [event for event in refused.all_events if event.event_type_value == "ASSET_OBSERVATION"]
+    about = {event.asset_key.to_user_string() for event in observed if event.asset_key}
+    assert {f"train_{stage}" for stage in TRAIN_STAGES} <= about
+
+
+def test_the_same_cycle_again_trains_nothing(instance: dg.DagsterInstance, refused: dg.ExecuteInProcessResult) -> None:
+    again = defs.resolve_job_def("retrain").execute_in_process(
+        instance=instance, asset_selection=[dg.AssetKey(f"train_{stage}") for stage in TRAIN_STAGES]
+    )
+    for event in again.get_asset_materialization_events():
+        assert "reused" in event.materialization.metadata, event.asset_key
+
+
+@pytest.mark.parametrize("asset", ["exported_bundle", "promoted_model"])
+def test_asked_alone_nothing_leaves_that_the_gate_refused(
+    asset: str, instance: dg.DagsterInstance, refused: dg.ExecuteInProcessResult
+) -> None:
+    alone = defs.resolve_job_def("release").execute_in_process(
+        instance=instance, asset_selection=[dg.AssetKey(asset)], raise_on_error=False
+    )
+    (failure,) = alone.get_step_failure_events()
+    assert not alone.success and not materialised(alone)
+    assert failure.step_failure_data.user_failure_data
+    assert failure.step_failure_data.user_failure_data.description.startswith("the gate said ")
+
+
+def test_a_leak_in_the_frozen_files_fails_the_check(
+    plant: Plant, instance: dg.DagsterInstance, refused: dg.ExecuteInProcessResult
+) -> None:
+    frozen = plant.layout.snapshot / "train_labeled.parquet"
+    before = frozen.read_bytes()
+    frozen.write_bytes((plant.layout.snapshot / "eval.parquet").read_bytes())
+    result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=instance,
+        asset_selection=[],
+        asset_check_selection=[dg.AssetCheckKey(dg.AssetKey("snapshot"), "no_leak")],
+        raise_on_error=False,
+    )
+    frozen.write_bytes(before)
+    leak = checks(result)["no_leak"]
+    assert (
+        not leak.passed and leak.severity is dg.AssetCheckSeverity.ERROR and "train_labeled" in (leak.description or "")
+    )
+
+
+def test_the_same_model_is_released_once_the_gate_lets_it_pass(
+    plant: Plant, instance: dg.DagsterInstance, refused: dg.ExecuteInProcessResult
+) -> None:
+    plant.write_params(**{"gate.floors": {"mse": 1.0}})
+    released = run("release", instance)
+    assert released.success and checks(released)["promote"].passed
+    assert materialised(released) == {"gate", "exported_bundle", "promoted_model", "cycle_report"}
+    order = [event.step_key for event in released.all_events if event.is_step_success]
+    assert order[-1] == "cycle_report"
+    exported = json.loads((plant.layout.cycle_bundle / "export.json").read_text())
+    assert exported

@@ -1,0 +1,75 @@
+"""The sensors, called as the daemon calls them: one drop one run, enough labels one cycle."""
+
+import dagster as dg
+import pytest
+
+from mm_core import stages
+from pipelines.resources import RetrainPolicy, Workspace
+from pipelines.sensors import new_arrivals, new_labels
+from tests.pipelines.conftest import Plant
+
+
+@pytest.fixture
+def workspace() -> Workspace:
+    return Workspace()
+
+
+def arrivals_tick(
+    workspace: Workspace, instance: dg.DagsterInstance, cursor: str | None
+) -> dg.SensorResult | dg.SkipReason:
+    return new_arrivals(dg.build_sensor_context(instance=instance, cursor=cursor), workspace=workspace)
+
+
+def labels_tick(workspace: Workspace, cursor: str | None, at_least: int) -> tuple[list, str | None]:
+    context = dg.build_sensor_context(cursor=cursor)
+    policy = RetrainPolicy(new_labels=at_least)
+    return list(new_labels(context, workspace=workspace, retrain_policy=policy)), context.cursor
+
+
+def test_a_drop_is_asked_for_once_and_again_when_its_manifest_changes(
+    plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    assert isinstance(arrivals_tick(workspace, instance, None), dg.SkipReason)
+    folder = plant.drop("pixel_labeled", "w01", 1, seed=1)
+
+    first = arrivals_tick(workspace, instance, None)
+    assert isinstance(first, dg.SensorResult)
+    (request,) = first.run_requests or []
+    assert request.partition_key == "pixel_labeled/w01"
+    (partitions,) = first.dynamic_partitions_requests or []
+    assert partitions.partition_keys == ["pixel_labeled/w01"]
+    assert isinstance(arrivals_tick(workspace, instance, first.cursor), dg.SkipReason)
+
+    manifest = folder / "manifest.csv"
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(lines[:-1]))
+    changed = arrivals_tick(workspace, instance, first.cursor)
+    assert isinstance(changed, dg.SensorResult)
+    (again,) = changed.run_requests or []
+    assert again.partition_key == request.partition_key and again.run_key != request.run_key
+
+
+def test_what_the_catalog_holds_is_not_asked_for_even_without_a_cursor(
+    plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    stages.ingest(workspace.params(), plant.layout)
+    assert isinstance(arrivals_tick(workspace, instance, None), dg.SkipReason)
+
+
+def test_a_cycle_starts_at_the_threshold_and_counts_from_there(plant: Plant, workspace: Workspace) -> None:
+    known = len(stages.catalog_of(plant.layout).read("labels"))
+    assert known > 2
+    (skipped,), cursor = labels_tick(workspace, None, known + 1)
+    assert isinstance(skipped, dg.SkipReason) and f"{known} new labels" in skipped.skip_message
+    (request,), cursor = labels_tick(workspace, cursor, known)
+    assert isinstance(request, dg.RunRequest)
+    (skipped,), _ = labels_tick(workspace, cursor, 1)
+    assert isinstance(skipped, dg.SkipReason) and "0 new labels" in skipped.skip_message
+
+
+def test_labels_of_a_cycle_that_a_person_started_are_not_new(plant: Plant, workspace: Workspace) -> None:
+    params = workspace.params()
+    stages.pin_inputs(params, plant.layout)
+    stages.snapshot(params, plant.layout)
+    (skipped,), _ = labels_tick(workspace, None, 1)
+    assert isinstance(skipped, dg.SkipReason) and "0 new labels" in skipped.skip_message

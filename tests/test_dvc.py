@@ -1,0 +1,170 @@
+"""`dvc repro` for real, in a git repository of its own: the cycle runs once, and again only where something changed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mm_core import stages
+from mm_core.data.samplegen import write_drop
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.params import Params
+from mm_core.records import ALL_CATEGORIES
+from mm_core.settings import Settings
+
+PROJECT = Path(__file__).resolve().parent.parent
+DVC = PROJECT / ".tools" / "dvc" / "bin" / "dvc"
+STAGES: dict[str, Any] = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
+TINY: dict[str, Any] = {
+    "model.encoder": "test_efficientnet",
+    "model.size": 64,
+    "model.width": 8,
+    "train.common.batch": 2,
+    "train.common.precision": "fp32",
+    "train.simple.steps": 2,
+    "train.hard.steps": 1,
+    "train.semi.steps": 1,
+    "train.multimodal.steps": 1,
+    "clip.steps": 1,
+    "evaluate.max_side": 64,
+    "export.calibration_images": 2,
+    "gate.min_images": 2,
+    "gate.resamples": 200,
+}
+needs_dvc = pytest.mark.skipif(not DVC.exists(), reason=f"{DVC} is missing: `make setup` installs DVC")
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> set[str]:
+    found = set()
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}"}
+    return found
+
+
+def under(sections: list[str]) -> set[str]:
+    """All parameters under the dotted names."""
+    return {
+        name for name in flat(Params().model_dump(mode="json")) if any(f"{name}.".startswith(f"{s}.") for s in sections)
+    }
+
+
+@pytest.mark.parametrize("stage", TRAIN_STAGES)
+def test_a_training_stage_lists_the_params_that_its_weights_depend_on(stage: str) -> None:
+    from mm_core.training.train import _relevant
+
+    assert under(STAGES[f"train-{stage}"]["params"]) == flat(_relevant(stage, Params()))
+
+
+def test_every_param_of_the_cycle_is_listed_by_some_stage() -> None:
+    listed = under([name for stage in STAGES.values() for name in stage["params"]])
+    per_arrival = under(["ingest", "route"])
+    assert flat(Params().model_dump(mode="json")) - listed == per_arrival
+
+
+def test_paths_are_those_of_the_layout() -> None:
+    layout = Layout(Settings.from_env(PROJECT / "data"))
+    outs = {name: [str(PROJECT / out) for out in stage["outs"]] for name, stage in STAGES.items()}
+    expected = {
+        "snapshot": [layout.snapshot, layout.stage_report("snapshot")],
+        "split": [layout.split, layout.stage_report("split")],
+        **{f"train-{s}": [layout.model(s).parent, layout.stage_report(f"train-{s}")] for s in TRAIN_STAGES},
+        "evaluate": [layout.evaluation, layout.quantised, layout.stage_report("evaluate")],
+        "gate": [layout.verdict.parent, layout.stage_report("gate")],
+        "export": [layout.cycle_bundle],
+    }
+    assert outs == {name: [str(path) for path in paths] for name, paths in expected.items()}
+
+
+def test_code_that_a_stage_depends_on_exists() -> None:
+    for stage in STAGES.values():
+        for dep in stage["deps"]:
+            assert dep.startswith("data/") or (PROJECT / dep).exists(), dep
+
+
+class Repository:
+    """A git repository with the project's code, DVC's files and a workspace of generated samples."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        paths = [str(Path(sys.executable).parent), str(DVC.parent), os.environ["PATH"]]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MM_", "MLFLOW_"))}
+        self.environment = kept | {
+            "PATH": os.pathsep.join(paths),
+            "PYTHONPATH": str(root),
+            "MM_DEVICE": "cpu",
+            "GIT_AUTHOR_NAME": "test",
+            "GIT_AUTHOR_EMAIL": "test@localhost",
+            "GIT_COMMITTER_NAME": "test",
+            "GIT_COMMITTER_EMAIL": "test@localhost",
+        }
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, root / name)
+        if (PROJECT / ".dvc" / "plots").exists():
+            shutil.copytree(PROJECT / ".dvc" / "plots", root / ".dvc" / "plots")
+        shutil.copytree(PROJECT / "mm_core", root / "mm_core", ignore=shutil.ignore_patterns("__pycache__"))
+        self.run("git", "init", "-q")
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def write_params(self, **values: Any) -> None:
+        (self.root / "params.yaml").write_text(Params().with_values(**(TINY | values)).to_yaml())
+
+    def repro(self) -> list[str]:
+        """The stages that ran, in order."""
+        out = self.run("dvc", "repro")
+        return [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage '")]
+
+    def commit(self) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "-m", "a cycle")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    made = Repository(tmp_path_factory.mktemp("repository"))
+    made.write_params()
+    inbox = made.root / "data" / "inbox"
+    each = dict.fromkeys(ALL_CATEGORIES, 2)
+    write_drop(inbox, "pixel_labeled", "eval", each, seed=1, size=64, role="eval")
+    write_drop(inbox, "pixel_labeled", "w01", dict.fromkeys(ALL_CATEGORIES, 3), seed=2, size=64, role="train")
+    write_drop(inbox, "unlabeled", "w01", dict.fromkeys(ALL_CATEGORIES, 1), seed=3, size=64)
+    write_drop(inbox, "text_image", "w01", dict.fromkeys(ALL_CATEGORIES, 1), seed=4, size=64)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MM_STORE", "MM_INBOX", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
+        layout = Layout(Settings.from_env(made.root / "data"))
+        params = Params.load(made.root / "params.yaml")
+        stages.ingest(params, layout)
+        stages.structure(params, layout)
+        stages.pin_inputs(params, layout)
+    return made
+
+
+@needs_dvc
+def test_repro_runs_what_changed_and_nothing_else(repository: Repository) -> None:
+    assert repository.repro() == list(STAGES)
+    refusal = json.loads((repository.root / "data/cycle/export/export.json").read_text())
+    assert refusal
+    repository.commit()
+    assert "data/cycle" not in repository.run("git", "ls-files")
+    assert repository.repro() == []
+
+    repository.write_params(**{"gate.alpha": 0.1})
+    assert repository.repro() == ["gate", "export"]
+
+    repository.write_params(**{"gate.alpha": 0.1, "evaluate.max_side": 48})
+    assert repository.repro() == ["evaluate", "gate", "export"]
+    changes = json.loads(repository.run("dvc", "metrics", "diff", "--json"))
+    assert "multimodal" in json.dumps(changes)
+    page = Path(repository.run("dvc", "plots", "diff", "-o", "plots").strip().removeprefix("file://"))
+    assert "stages.csv" in page.read_text()
