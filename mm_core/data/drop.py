@@ -35,8 +35,9 @@ def write_manifest(batch_dir: Path, rows: Sequence[Mapping[str, str]]) -> Path:
 def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Path:
     """Copies a folder of photos into `<inbox>/<kind>/<batch>` as a drop; returns the batch directory.
 
-    pixel_labeled: the matte of `name.jpg` is `alphas/name.png`, or `name_alpha.png` / `name-matte.png` beside the photo. text_image: its caption is in
-    `name.txt`, or in a captions.csv (image,caption) in the folder. A sub-folder named like a category gives the category.
+    pixel_labeled: the matte of `name.jpg` is `alphas/name.png`, or `name_alpha.png` / `name-matte.png` beside the
+    photo. text_image: its caption is in `name.txt`, or in a captions.csv (image,caption) in the folder. A sub-folder
+    named like a category gives the category.
     """
     if kind not in KINDS:
         raise InputError(f"--kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
@@ -45,9 +46,11 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a folder with photos")
     target = inbox / kind / batch
-    if target.exists():
+    if (target / "manifest.csv").exists():
         raise InputError(f"{target}: --batch {batch!r} already exists; choose another batch name")
-    photos = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix.lower() in PHOTOS and not _is_alpha(p, folder)]
+    photos = [
+        p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix.lower() in PHOTOS and not _is_alpha(p, folder)
+    ]
     if not photos:
         raise InputError(f"{folder}: no photos found; put {', '.join(sorted(PHOTOS))} files there")
     alphas = {p: _alpha_of(p, folder) for p in photos} if kind == "pixel_labeled" else {}
@@ -69,7 +72,9 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Path:
 
 
 def _is_alpha(path: Path, folder: Path) -> bool:
-    return "alphas" in path.relative_to(folder).parts[:-1] or (path.suffix.lower() == ".png" and path.stem.endswith(ALPHA_SUFFIXES))
+    return "alphas" in path.relative_to(folder).parts[:-1] or (
+        path.suffix.lower() == ".png" and path.stem.endswith(ALPHA_SUFFIXES)
+    )
 
 
 def _alpha_of(photo: Path, folder: Path) -> Path:
@@ -79,7 +84,9 @@ def _alpha_of(photo: Path, folder: Path) -> Path:
     for name in names:
         if name.is_file():
             return name
-    raise InputError(f"{photo}: alpha is missing; add {names[0]} or {photo.stem}_alpha.png beside the photo, or use --kind unlabeled")
+    raise InputError(
+        f"{photo}: alpha is missing; add {names[0]} or {photo.stem}_alpha.png beside the photo, or use --kind unlabeled"
+    )
 
 
 def _captions(photos: Sequence[Path], folder: Path) -> dict[Path, str]:
@@ -89,7 +96,9 @@ def _captions(photos: Sequence[Path], folder: Path) -> dict[Path, str]:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             if missing := {"image", "caption"} - set(reader.fieldnames or ()):
-                raise InputError(f"{table}: column {sorted(missing)[0]!r} is missing; the first line must be image,caption")
+                raise InputError(
+                    f"{table}: column {sorted(missing)[0]!r} is missing; the first line must be image,caption"
+                )
             known = {(row["image"] or "").strip(): (row["caption"] or "").strip() for row in reader}
     found = {}
     for photo in photos:

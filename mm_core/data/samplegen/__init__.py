@@ -1,4 +1,7 @@
-"""Procedural photo-like samples with exact soft alpha mattes, for demos, tests and benchmarks: no downloads, no licences, same seed same bytes."""
+"""Procedural photo-like samples with exact soft alpha mattes, for demos, tests and benchmarks.
+
+No downloads, no licences; same seed, same bytes.
+"""
 
 from mm_core.data.samplegen.batch import contact_sheet, write_drop
 from mm_core.data.samplegen.render import GeneratedSample, generate, render

@@ -13,20 +13,25 @@ Place = Callable[[Canvas, Look], Setting]
 
 
 def _ramp(c: Canvas, top: Colour, bottom: Colour) -> None:
-    t = np.linspace(0, 1, c.h, dtype=np.float32)[:, None, None]
-    tones = np.asarray(top, np.float32) + (np.asarray(bottom, np.float32) - np.asarray(top, np.float32)) * t
-    c.paint(c.everywhere(), np.broadcast_to(tones, c.rgb.shape), texture=0.05)
+    c.paint(c.everywhere(), c.ramp(top, bottom), texture=0.05)
 
 
-def _spots(c: Canvas, look: Look, n: int, y: tuple[float, float], r: tuple[float, float], squash: float = 0.6) -> list[np.ndarray]:
+def _spots(
+    c: Canvas, look: Look, n: int, y: tuple[float, float], r: tuple[float, float], squash: float = 0.6
+) -> list[np.ndarray]:
     rng = look.rng
     return [
-        ellipse(rng.uniform(0, c.right), rng.uniform(*y), s := rng.uniform(*r), s * squash, rng.uniform(0, 3.1), 10) for _ in range(n)
+        ellipse(rng.uniform(0, c.right), rng.uniform(*y), s := rng.uniform(*r), s * squash, rng.uniform(0, 3.1), 10)
+        for _ in range(n)
     ]
 
 
 def studio(c: Canvas, look: Look) -> Setting:
-    name = look.pick(("grey", "white", "beige", "light blue", "pink", "teal") if not look.drifted() else ("purple", "black", "orange", "green"))
+    name = look.pick(
+        ("grey", "white", "beige", "light blue", "pink", "teal")
+        if not look.drifted()
+        else ("purple", "black", "orange", "green")
+    )
     tone = look.jitter(COLOURS[name], 14)
     _ramp(c, shade(tone, 1.05), shade(tone, 0.72))
     glow = c.soft(c.oval(look.between(0.2, 0.8), look.between(0.2, 0.5), 0.4, 0.4), 0.25)
@@ -42,13 +47,27 @@ def plaster(c: Canvas, look: Look) -> Setting:
     light = np.linspace(1, 0, c.w, dtype=np.float32)[None] ** 1.5
     c.paint(c.everywhere(np.repeat(light if side else light[:, ::-1], c.h, 0)), (255, 246, 228), opacity=0.3)
     if look.chance(0.6):
-        x, y, w, h = look.between(0, 0.7) * c.right, look.between(0.04, 0.2), look.between(0.2, 0.35), look.between(0.2, 0.4)
+        x, y, w, h = (
+            look.between(0, 0.7) * c.right,
+            look.between(0.04, 0.2),
+            look.between(0.2, 0.35),
+            look.between(0.2, 0.4),
+        )
         c.shadow(c.shape(box(x, y, x + w, y + h)), 0.012, 0.018, 0.02, 0.4)
         c.paint(c.shape(box(x, y, x + w, y + h)), look.jitter((72, 52, 38), 20), relief=0.02)
         c.paint(c.shape(box(x + 0.02, y + 0.02, x + w - 0.02, y + h - 0.02)), look.jitter((216, 208, 190), 16))
         for _ in range(4):
-            spot = c.oval(x + w / 2 + look.between(-0.07, 0.07), y + h / 2 + look.between(-0.07, 0.07), 0.05, 0.04, look.between(0, 3))
-            c.paint(spot.within(c.shape(box(x + 0.03, y + 0.03, x + w - 0.03, y + h - 0.03))), look.jitter(look.pick(list(COLOURS.values()))))
+            spot = c.oval(
+                x + w / 2 + look.between(-0.07, 0.07),
+                y + h / 2 + look.between(-0.07, 0.07),
+                0.05,
+                0.04,
+                look.between(0, 3),
+            )
+            c.paint(
+                spot.within(c.shape(box(x + 0.03, y + 0.03, x + w - 0.03, y + h - 0.03))),
+                look.jitter(look.pick(list(COLOURS.values()))),
+            )
     c.defocus(0.006)
     return Setting(f"in front of a {name} wall", tone)
 
@@ -66,33 +85,46 @@ def brick(c: Canvas, look: Look) -> Setting:
     for k, group in enumerate(groups):
         c.paint(c.shape(*group), shade(tone, 0.78 + 0.14 * k), texture=0.22, relief=0.01, strength=0.4)
     c.defocus(look.between(0.0, 0.012))
-    return Setting("in front of a brick wall" if red else "in front of a grey stone wall", tone)
+    return Setting("in front of a brick wall" if red else "in front of a grey stone wall", tone, True)
 
 
 def foliage(c: Canvas, look: Look) -> Setting:
     autumn = look.drifted()
-    tones = ((70, 104, 48), (44, 82, 40), (104, 136, 62), (30, 56, 32)) if not autumn else ((190, 112, 40), (160, 72, 34), (208, 160, 62), (84, 54, 34))
+    tones = (
+        ((70, 104, 48), (44, 82, 40), (104, 136, 62), (30, 56, 32))
+        if not autumn
+        else ((190, 112, 40), (160, 72, 34), (208, 160, 62), (84, 54, 34))
+    )
     c.paint(c.everywhere(), tones[3], texture=0.3)
     for k in (3, 1, 0, 2, 0, 2):
-        c.paint(c.shape(*_spots(c, look, 45, (0, c.bottom), (0.02, 0.07))), look.jitter(tones[k], 12), relief=0.015, opacity=0.9)
+        c.paint(
+            c.shape(*_spots(c, look, 45, (0, c.bottom), (0.02, 0.07))),
+            look.jitter(tones[k], 12),
+            relief=0.015,
+            opacity=0.9,
+        )
     if look.hard:
         c.defocus(look.between(0.002, 0.012))
     else:
         c.defocus(look.between(0.02, 0.05))
-    return Setting("in front of autumn leaves" if autumn else "in front of green leaves", tones[1])
+    return Setting("in front of autumn leaves" if autumn else "in front of green leaves", tones[1], True)
 
 
 def bokeh(c: Canvas, look: Look) -> Setting:
     warm = look.chance(0.5)
     base = look.jitter((36, 32, 52) if not warm else (62, 42, 34), 8)
     _ramp(c, base, shade(base, 0.6))
-    lights = ((250, 210, 130), (250, 150, 90), (240, 90, 90), (120, 200, 240), (220, 120, 230)) if look.drifted() else ((255, 214, 140), (250, 180, 110), (255, 238, 200))
+    lights = (
+        ((250, 210, 130), (250, 150, 90), (240, 90, 90), (120, 200, 240), (220, 120, 230))
+        if look.drifted()
+        else ((255, 214, 140), (250, 180, 110), (255, 238, 200))
+    )
     c.defocus(0.02)
     for _ in range(16):
         spot = c.oval(look.between(0, c.right), look.between(0, c.bottom), r := look.between(0.025, 0.09), r)
         c.paint(spot, look.pick(lights), opacity=look.between(0.25, 0.75))
     c.defocus(0.008)
-    return Setting("in front of blurred night lights", base)
+    return Setting("in front of blurred night lights", base, True)
 
 
 def street(c: Canvas, look: Look) -> Setting:
@@ -102,7 +134,9 @@ def street(c: Canvas, look: Look) -> Setting:
     x = -0.1
     while x < c.right:
         w, top = look.between(0.15, 0.34), look.between(-0.1, 0.35)
-        tone = look.jitter(look.pick(((176, 140, 110), (150, 150, 156), (196, 176, 144), (128, 88, 74), (108, 116, 126))), 12)
+        tone = look.jitter(
+            look.pick(((176, 140, 110), (150, 150, 156), (196, 176, 144), (128, 88, 74), (108, 116, 126))), 12
+        )
         tone = shade(tone, 0.4) if night else tone
         c.paint(c.shape(box(x, top, x + w, 0.8 * c.bottom)), tone, texture=0.12, relief=0.03)
         step = look.between(0.055, 0.085)
@@ -119,15 +153,36 @@ def street(c: Canvas, look: Look) -> Setting:
     c.paint(c.shape(box(-0.1, 0.74 * c.bottom, c.right + 0.1, c.bottom + 0.1)), ground, texture=0.2)
     for _ in range(2):
         cx, cy, s = look.between(0, c.right), 0.77 * c.bottom, look.between(0.08, 0.13)
-        c.paint(c.shape([(cx - s, cy), (cx - s, cy - s * 0.35), (cx - s * 0.5, cy - s * 0.4), (cx - s * 0.3, cy - s * 0.7), (cx + s * 0.4, cy - s * 0.7),
-                         (cx + s * 0.7, cy - s * 0.35), (cx + s, cy - s * 0.3), (cx + s, cy)]), look.jitter(look.pick(list(COLOURS.values())), 12), relief=0.02)  # fmt: skip
+        c.paint(
+            c.shape(
+                [
+                    (cx - s, cy),
+                    (cx - s, cy - s * 0.35),
+                    (cx - s * 0.5, cy - s * 0.4),
+                    (cx - s * 0.3, cy - s * 0.7),
+                    (cx + s * 0.4, cy - s * 0.7),
+                    (cx + s * 0.7, cy - s * 0.35),
+                    (cx + s, cy - s * 0.3),
+                    (cx + s, cy),
+                ]
+            ),
+            look.jitter(look.pick(list(COLOURS.values())), 12),
+            relief=0.02,
+        )
     c.defocus(look.between(0.004, 0.01) if look.hard else look.between(0.015, 0.03))
-    return Setting("on a city street at night" if night else "on a city street", ground)
+    return Setting("on a city street at night" if night else "on a city street", ground, True)
 
 
 def room(c: Canvas, look: Look) -> Setting:
     """A living room: wall, skirting, floor, a window or shelf, all a little out of focus."""
-    tone = look.jitter(look.pick(((214, 204, 188), (186, 198, 200), (206, 186, 176), (170, 178, 160)) if not look.drifted() else ((88, 100, 128), (120, 84, 92), (72, 92, 84))), 10)
+    tone = look.jitter(
+        look.pick(
+            ((214, 204, 188), (186, 198, 200), (206, 186, 176), (170, 178, 160))
+            if not look.drifted()
+            else ((88, 100, 128), (120, 84, 92), (72, 92, 84))
+        ),
+        10,
+    )
     c.paint(c.everywhere(), tone, texture=0.08)
     floor = look.between(0.68, 0.82) * c.bottom
     c.paint(c.shape(box(-0.1, floor, c.right + 0.1, c.bottom + 0.1)), look.jitter((142, 104, 72), 16), texture=0.18)
@@ -135,7 +190,11 @@ def room(c: Canvas, look: Look) -> Setting:
     x = look.between(-0.1, 0.75) * c.right
     if look.chance(0.5):
         c.paint(c.shape(box(x, 0.08, x + 0.4, 0.5)), (240, 238, 232), relief=0.02)
-        c.paint(c.shape(box(x + 0.02, 0.1, x + 0.19, 0.48), box(x + 0.21, 0.1, x + 0.38, 0.48)), (206, 226, 240), texture=0.1)
+        c.paint(
+            c.shape(box(x + 0.02, 0.1, x + 0.19, 0.48), box(x + 0.21, 0.1, x + 0.38, 0.48)),
+            (206, 226, 240),
+            texture=0.1,
+        )
     else:
         c.paint(c.shape(box(x, 0.06, x + 0.38, floor - 0.02)), (112, 78, 50), relief=0.02, texture=0.15)
         for k in range(3):
@@ -144,7 +203,11 @@ def room(c: Canvas, look: Look) -> Setting:
             bx = x + 0.025
             while bx < x + 0.32:
                 w, h = look.between(0.018, 0.04), look.between(0.1, 0.15)
-                c.paint(c.shape(box(bx, y + 0.16 - h, bx + w, y + 0.16)), look.jitter(look.pick(list(COLOURS.values())), 16), relief=0.01)
+                c.paint(
+                    c.shape(box(bx, y + 0.16 - h, bx + w, y + 0.16)),
+                    look.jitter(look.pick(list(COLOURS.values())), 16),
+                    relief=0.01,
+                )
                 bx += w
     c.defocus(look.between(0.002, 0.008) if look.hard else look.between(0.01, 0.022))
     return Setting("in a living room", tone)
@@ -154,7 +217,12 @@ def lawn(c: Canvas, look: Look) -> Setting:
     snow = look.drifted()
     tone = look.jitter((96, 132, 62) if not snow else (222, 226, 234), 10)
     _ramp(c, (170, 200, 226) if not snow else (188, 196, 208), tone)
-    c.paint(c.shape(*_spots(c, look, 26, (0.1, 0.36), (0.08, 0.18), 0.9)), shade(tone, 0.55) if not snow else (84, 96, 92), texture=0.4, relief=0.05)
+    c.paint(
+        c.shape(*_spots(c, look, 26, (0.1, 0.36), (0.08, 0.18), 0.9)),
+        shade(tone, 0.55) if not snow else (84, 96, 92),
+        texture=0.4,
+        relief=0.05,
+    )
     c.defocus(0.022)
     horizon = 0.4
     c.paint(c.shape(box(-0.1, horizon, c.right + 0.1, c.bottom + 0.1)), tone, texture=0.22)
@@ -167,7 +235,7 @@ def lawn(c: Canvas, look: Look) -> Setting:
             h = 0.01 + 0.06 * (y - horizon)
             paths = np.stack([np.stack([x, y], 1), np.stack([x + rng.normal(0, 0.01, n), y - h], 1)], 1)
             c.paint(c.lines(list(paths), 0.004), shade(tone, 0.7 + 0.3 * k), opacity=0.8)
-    return Setting("on a snowy field" if snow else "on the grass", tone)
+    return Setting("on a snowy field" if snow else "on the grass", tone, True)
 
 
 def wood_top(c: Canvas, look: Look) -> Setting:
@@ -186,14 +254,20 @@ def wood_top(c: Canvas, look: Look) -> Setting:
 def marble_top(c: Canvas, look: Look) -> Setting:
     tone = look.jitter((222, 221, 219), 8) if not look.drifted() else look.jitter((62, 66, 72), 8)
     c.paint(c.everywhere(), tone, texture=0.06)
-    veins = np.exp(-np.abs(fractal(look.rng, c.h, c.w, 3, 4)) * 16) + 0.6 * np.exp(-np.abs(fractal(look.rng, c.h, c.w, 5, 3)) * 22)
+    veins = np.exp(-np.abs(fractal(look.rng, c.h, c.w, 3, 4)) * 16) + 0.6 * np.exp(
+        -np.abs(fractal(look.rng, c.h, c.w, 5, 3)) * 22
+    )
     dark = float(np.mean(tone)) < 128
     c.paint(c.everywhere(np.clip(veins * 0.45, 0, 1)), (188, 192, 196) if dark else (146, 148, 154))
     return Setting("on a dark marble counter" if dark else "on a white marble counter", tone)
 
 
 def cloth_top(c: Canvas, look: Look) -> Setting:
-    name = look.pick(("red", "light blue", "beige", "green", "grey", "white") if not look.drifted() else ("purple", "teal", "orange", "black"))
+    name = look.pick(
+        ("red", "light blue", "beige", "green", "grey", "white")
+        if not look.drifted()
+        else ("purple", "teal", "orange", "black")
+    )
     tone = look.jitter(COLOURS[name], 10)
     c.paint(c.everywhere(), tone, texture=0.1)
     folds = fractal(look.rng, c.h, c.w, 2, 2)
@@ -201,9 +275,17 @@ def cloth_top(c: Canvas, look: Look) -> Setting:
     c.paint(c.everywhere(np.clip(-folds, 0, 1) * 0.25), mix(tone, (255, 255, 255), 0.6))
     style, step = look.pick(("plain", "checked", "striped")), look.between(0.06, 0.12)
     if style != "plain":
-        c.paint(c.lines([[(-0.1, y), (c.right + 0.1, y)] for y in np.arange(0, c.bottom, step)], step * 0.4), mix(tone, (245, 242, 236), 0.75), opacity=0.5)
+        c.paint(
+            c.lines([[(-0.1, y), (c.right + 0.1, y)] for y in np.arange(0, c.bottom, step)], step * 0.4),
+            mix(tone, (245, 242, 236), 0.75),
+            opacity=0.5,
+        )
     if style == "checked":
-        c.paint(c.lines([[(x, -0.1), (x, c.bottom + 0.1)] for x in np.arange(0, c.right, step)], step * 0.4), mix(tone, (245, 242, 236), 0.75), opacity=0.5)
+        c.paint(
+            c.lines([[(x, -0.1), (x, c.bottom + 0.1)] for x in np.arange(0, c.right, step)], step * 0.4),
+            mix(tone, (245, 242, 236), 0.75),
+            opacity=0.5,
+        )
     return Setting(f"on a {style} {name} cloth", tone)
 
 

@@ -18,9 +18,10 @@ ASPECTS = (1.0, 1.0, 3 / 4, 4 / 3)
 
 
 def poisoned(r: Rendering) -> np.ndarray:
-    """A plausible but wrong matte (H, W): the scene's decoys, topped up with the lower part of the subject where they are small.
+    """A plausible but wrong matte (H, W): the scene's decoys, and the subject's lower part where they are small.
 
-    No check of a single row can see it: soft edges that follow the photo's, neither empty nor full, of about the true matte's area.
+    No check of a single row can see it: soft edges that follow the photo's, neither empty nor full, of about the true
+    matte's area.
     """
     wanted = 0.6 * float(r.alpha.sum())
     wrong = r.decoy.copy()
@@ -46,15 +47,19 @@ def write_drop(
     poison: str | None = None,
     role: str = "",
 ) -> Path:
-    """Writes `<inbox>/<kind>/<batch>` with images/, alphas/ (pixel_labeled) and manifest.csv last; returns the batch directory.
+    """Writes `<inbox>/<kind>/<batch>` with images/, alphas/ (pixel_labeled) and manifest.csv last; returns the batch
+    directory.
 
-    `counts`: category -> number of photos, sides at most `size` pixels, square or 3:4 or 4:3. `burst_share`: share of scenes photographed 2-3 times (one
-    group). `poison`: the category whose mattes show the wrong things; its photos are the same as without. Same arguments, same bytes.
+    `counts`: category -> number of photos, sides at most `size` pixels, square or 3:4 or 4:3. `burst_share`: share of
+    scenes photographed 2-3 times (one group). `poison`: the category whose mattes show the wrong things; its photos are
+    the same as without. Same arguments, same bytes.
     """
     if kind not in KINDS:
         raise InputError(f"samplegen: kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
     if unknown := sorted(set(counts) - set(ALL_CATEGORIES)):
         raise InputError(f"samplegen: category {unknown[0]!r} is unknown; use one of {', '.join(ALL_CATEGORIES)}")
+    if poison is not None and poison not in ALL_CATEGORIES:
+        raise InputError(f"samplegen: poison {poison!r} is unknown; use one of {', '.join(ALL_CATEGORIES)}")
     target = inbox / kind / batch
     if (target / "manifest.csv").exists():
         raise InputError(f"{target}: this batch already exists; choose another --batch name")
@@ -72,7 +77,12 @@ def write_drop(
                 r = render(category, scene, size=size, mode=mode, drift=drift, variant=variant, aspect=aspect)
                 name = f"{category}-{done:05d}"
                 photo = _encode(".jpg", develop(r, scene, variant), [cv2.IMWRITE_JPEG_QUALITY, quality])
-                row = {"image": f"images/{name}.jpg", "category": category, "group": f"{category}-{scene:010x}", "role": role}
+                row = {
+                    "image": f"images/{name}.jpg",
+                    "category": category,
+                    "group": f"{category}-{scene:010x}",
+                    "role": role,
+                }
                 row |= {"sha256": sha256_bytes(photo), "source": "samplegen", "license": "CC0-1.0"}
                 _write(target / row["image"], photo)
                 if kind == "pixel_labeled":
@@ -99,7 +109,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def contact_sheet(samples: Sequence[GeneratedSample], columns: int = 6, thumb: int = 160) -> np.ndarray:
-    """uint8 (H, W, 3) RGB: for each sample the photo, the matte and the cut-out over green squares, under a small label."""
+    """uint8 (H, W, 3) RGB: per sample a small label, the photo, the matte and the cut-out over green squares."""
     label, gap = 14, 4
     columns = max(1, min(columns, len(samples)))
     tiles = [_tile(s, thumb, label) for s in samples]
@@ -121,7 +131,9 @@ def _tile(s: GeneratedSample, thumb: int, label: int) -> np.ndarray:
     squares = np.where(((x + y) % 2 == 0)[..., None], (96, 200, 110), (64, 164, 80))
     parts = (photo, np.repeat(alpha * 255, 3, 2), photo * alpha + squares * (1 - alpha))
     tile = np.full((thumb + label, 3 * thumb, 3), 245, np.uint8)
-    cv2.putText(tile, f"{s.category} {s.mode}"[:40], (2, 10), cv2.FONT_HERSHEY_SIMPLEX, 0.33, (40, 40, 40), 1, cv2.LINE_AA)
+    cv2.putText(
+        tile, f"{s.category} {s.mode}"[:40], (2, 10), cv2.FONT_HERSHEY_SIMPLEX, 0.33, (40, 40, 40), 1, cv2.LINE_AA
+    )
     for k, part in enumerate(parts):
         tile[label : label + h, k * thumb : k * thumb + w] = np.clip(part, 0, 255).astype(np.uint8)
     return tile

@@ -1,8 +1,9 @@
 """A supersampled canvas that paints a photo and its exact alpha matte with the same brush.
 
-Every stroke blends a colour over the photo with a weight `m`, and blends "is this the subject?" over the matte with the same `m`.
-The matte is therefore the exact share of the subject's light in each pixel: photo = alpha*F + (1-alpha)*B for lenses, steam, strands and
-occluders alike. Everything done afterwards (blur, warp, downsampling) is linear and goes over photo and mattes together, so it stays exact.
+Every stroke blends a colour over the photo with a weight `m`, and blends "is this the subject?" over the matte with the
+same `m`. The matte is therefore the exact share of the subject's light in each pixel: photo = alpha*F + (1-alpha)*B for
+lenses, steam, strands and occluders alike. Everything done afterwards (blur, warp, downsampling) is linear and goes
+over photo and mattes together, so it stays exact.
 
 Coordinates are in units of the short side: x to the right in [0, width/short], y down in [0, height/short].
 """
@@ -16,7 +17,8 @@ import cv2
 import numpy as np
 
 Colour = tuple[float, float, float]
-Points = Sequence[Sequence[float]] | np.ndarray
+Number = float | np.floating
+Points = Sequence[Sequence[Number] | np.ndarray] | np.ndarray
 
 _SHIFT = 4  # fractional bits of cv2's polygon coordinates: edges move smoothly, not in whole pixels
 
@@ -56,21 +58,29 @@ def smooth(points: Points, *, closed: bool = True, steps: int = 6) -> np.ndarray
     return curve if closed else np.vstack([curve, p[-1]])
 
 
-def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0, n: int = 40) -> np.ndarray:
+def ellipse(cx: Number, cy: Number, rx: Number, ry: Number, angle: Number = 0.0, n: int = 40) -> np.ndarray:
     """Outline (n, 2) of an ellipse turned by `angle` radians."""
     t = np.linspace(0, 2 * np.pi, n, endpoint=False)
     x, y = rx * np.cos(t), ry * np.sin(t)
     return np.stack([cx + x * np.cos(angle) - y * np.sin(angle), cy + x * np.sin(angle) + y * np.cos(angle)], 1)
 
 
-def box(x0: float, y0: float, x1: float, y1: float, corner: float = 0.0) -> np.ndarray:
+def box(x0: Number, y0: Number, x1: Number, y1: Number, corner: Number = 0.0) -> np.ndarray:
     """Outline of a rectangle, with rounded corners of radius `corner`."""
     if corner <= 0:
         return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
     t = np.linspace(0, np.pi / 2, 6)
-    centres = ((x1 - corner, y1 - corner), (x0 + corner, y1 - corner), (x0 + corner, y0 + corner), (x1 - corner, y0 + corner))
+    centres = (
+        (x1 - corner, y1 - corner),
+        (x0 + corner, y1 - corner),
+        (x0 + corner, y0 + corner),
+        (x1 - corner, y0 + corner),
+    )
     return np.concatenate(
-        [np.stack([x + corner * np.cos(t + k * np.pi / 2), y + corner * np.sin(t + k * np.pi / 2)], 1) for k, (x, y) in enumerate(centres)]
+        [
+            np.stack([x + corner * np.cos(t + k * np.pi / 2), y + corner * np.sin(t + k * np.pi / 2)], 1)
+            for k, (x, y) in enumerate(centres)
+        ]
     )
 
 
@@ -86,20 +96,27 @@ def fractal(rng: np.random.Generator, height: int, width: int, cells: int, octav
 
 
 class Canvas:
-    """Photo `rgb` float32 (H, W, 3) in 0..255 and `mattes` float32 (H, W, 2): the subject's alpha, and the decoy's (see `paint`).
+    """Photo `rgb` float32 (3, H, W) in 0..255 and `mattes` float32 (2, H, W): the subject's alpha, and the decoy's (see
+    `paint`).
 
-    `backdrop` replaces the colour of everything that is not subject by one constant. Two drawings of the same scene over two constants give the
-    alpha back by subtraction; the tests use it to prove that the matte is exact.
+    `backdrop` replaces the colour of everything that is not subject by one constant. Two drawings of the same scene
+    over two constants give the alpha back by subtraction; the tests use it to prove that the matte is exact.
     """
 
     def __init__(
-        self, height: int, width: int, rng: np.random.Generator, light: tuple[float, float] = (-0.6, -0.8), backdrop: float | None = None
+        self,
+        height: int,
+        width: int,
+        rng: np.random.Generator,
+        light: tuple[float, float] = (-0.6, -0.8),
+        backdrop: float | None = None,
     ) -> None:
         self.h, self.w, self.u = height, width, min(height, width)
         self.right, self.bottom = width / self.u, height / self.u
         self.rng, self.light, self.backdrop = rng, light, backdrop
-        self.rgb = np.zeros((height, width, 3), np.float32)
-        self.mattes = np.zeros((height, width, 2), np.float32)
+        self.rgb = np.zeros((3, height, width), np.float32)
+        self.mattes = np.zeros((2, height, width), np.float32)
+        self._untouched = True  # no subject or decoy painted yet: the mattes need no upkeep
         self.fine = fractal(rng, height, width, 40, 2)
         self.coarse = fractal(rng, height, width, 5, 3)
 
@@ -107,7 +124,9 @@ class Canvas:
 
     def shape(self, *outlines: Points, smooth_steps: int = 0) -> Mask:
         """The union of filled outlines (optionally smoothed through their points)."""
-        polygons = [(smooth(o, steps=smooth_steps) if smooth_steps else np.asarray(o, float)) * self.u for o in outlines]
+        polygons = [
+            (smooth(o, steps=smooth_steps) if smooth_steps else np.asarray(o, float)) * self.u for o in outlines
+        ]
         grid, x, y = self._window(polygons, 2)
         if grid.size:
             origin = np.array([x, y])
@@ -115,7 +134,7 @@ class Canvas:
                 cv2.fillPoly(grid, [np.round((p - origin) * 2**_SHIFT).astype(np.int32)], 255, cv2.LINE_AA, _SHIFT)
         return Mask(grid.astype(np.float32) / 255, x, y)
 
-    def oval(self, cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> Mask:
+    def oval(self, cx: Number, cy: Number, rx: Number, ry: Number, angle: Number = 0.0) -> Mask:
         return self.shape(ellipse(cx, cy, rx, ry, angle))
 
     def lines(self, paths: Sequence[Points], width: float, closed: bool = False) -> Mask:
@@ -128,6 +147,14 @@ class Canvas:
             fixed = [np.round((p - origin) * 2**_SHIFT).astype(np.int32) for p in curves]
             cv2.polylines(grid, fixed, closed, 255, max(1, round(pixels)), cv2.LINE_AA, _SHIFT)
         return Mask(grid.astype(np.float32) * np.float32(min(1.0, pixels) / 255), x, y)
+
+    def shades(self, mask: Mask, paths: np.ndarray, width: float, values: np.ndarray) -> np.ndarray:
+        """Brightness (h, w) for a mask that `lines` made from the same paths (n, k, 2): path i has values[i]."""
+        grid = np.ones(mask.a.shape, np.float32)
+        curves = np.round(paths * self.u - [mask.x, mask.y]).astype(np.int32)
+        for value in np.unique(values) if grid.size else ():
+            cv2.polylines(grid, list(curves[values == value]), False, float(value), max(1, round(width * self.u)) + 2)
+        return grid
 
     def soft(self, mask: Mask, radius: float) -> Mask:
         """The mask blurred by a Gaussian of `radius` units, window grown to hold it."""
@@ -143,9 +170,15 @@ class Canvas:
     def everywhere(self, a: np.ndarray | float = 1.0) -> Mask:
         return Mask(np.broadcast_to(np.asarray(a, np.float32), (self.h, self.w)), 0, 0)
 
+    def ramp(self, top: Colour, bottom: Colour) -> np.ndarray:
+        """An image (3, H, W) that runs from one colour above to another below."""
+        t = np.linspace(0, 1, self.h, dtype=np.float32)[None, :, None]
+        a, b = (np.asarray(tone, np.float32)[:, None, None] for tone in (top, bottom))
+        return np.broadcast_to(a + (b - a) * t, self.rgb.shape)
+
     def _window(self, polygons: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, int, int]:
-        low = np.min([p.min(0) for p in polygons], 0).astype(int) - pad
-        high = np.max([p.max(0) for p in polygons], 0).astype(int) + pad + 1
+        points = np.concatenate(polygons)
+        low, high = points.min(0).astype(int) - pad, points.max(0).astype(int) + pad + 1
         x0, y0 = np.clip(low, 0, (self.w, self.h))
         x1, y1 = np.clip(high, 0, (self.w, self.h))
         return np.zeros((max(0, y1 - y0), max(0, x1 - x0)), np.uint8), int(x0), int(y0)
@@ -163,46 +196,66 @@ class Canvas:
         relief: float = 0.0,
         strength: float = 0.5,
         texture: float = 0.0,
+        gain: np.ndarray | None = None,
     ) -> Mask:
-        """Blends a colour, or an image (H, W, 3) of the canvas's size, over the photo; returns the mask for later use.
+        """Blends a colour, or an image (3, H, W) of the canvas's size, over the photo; returns the mask for later use.
 
-        subject: it belongs to the matte. decoy: a mislabelled batch would show this in its mattes instead. relief: width in units of the rounded edge
-        that the light shades with `strength`. texture: share of fine and coarse noise in the brightness.
+        subject: it belongs to the matte. decoy: a mislabelled batch would show this in its mattes instead. relief:
+        width in units of the rounded edge that the light shades with `strength`. texture: share of fine and coarse
+        noise in the brightness. gain: the brightness itself, (h, w) of the mask's window.
         """
         h, w = mask.a.shape
         if not h or not w:
             return mask
         here = np.s_[mask.y : mask.y + h, mask.x : mask.x + w]
-        m = mask.a[..., None] * np.float32(opacity)
-        if self.backdrop is not None and not subject:
-            tone: np.ndarray = np.full(3, self.backdrop, np.float32)
-        else:
-            tone = colour[here] if isinstance(colour, np.ndarray) and colour.ndim == 3 else np.asarray(colour, np.float32)
-            if relief or texture:
-                gain = np.ones((h, w), np.float32)
-                if relief:
-                    gain += np.float32(strength) * self._relief(mask.a, relief)
-                if texture:
-                    gain += np.float32(texture) * (0.6 * self.fine[here] + self.coarse[here])
-                tone = np.clip(tone * gain[..., None], 0, 255)
-        rgb, mattes = self.rgb[here], self.mattes[here]
-        rgb += m * (tone - rgb)
-        mattes += m * (np.array([subject, decoy], np.float32) - mattes)
+        m = mask.a if opacity == 1 else mask.a * np.float32(opacity)
+        keep = 1 - m
+        if (relief or texture) and (self.backdrop is None or subject):
+            gain = np.ones((h, w), np.float32) if gain is None else gain
+            if relief:
+                gain += np.float32(strength) * self._relief(mask.a, relief)
+            if texture:
+                gain += np.float32(texture) * (np.float32(0.6) * self.fine[here] + self.coarse[here])
+            np.maximum(gain, 0, out=gain)
+        for k in range(3):
+            tone = (
+                np.float32(self.backdrop or 0.0)
+                if self.backdrop is not None and not subject
+                else _plane(colour, k, here)
+            )
+            if gain is not None:
+                tone = np.minimum(gain * tone, np.float32(255))
+            self.rgb[k][here] *= keep
+            self.rgb[k][here] += m * tone
+        if subject or decoy:
+            self._untouched = False
+        if not self._untouched:
+            for matte, member in zip(self.mattes, (subject, decoy), strict=True):
+                matte[here] *= keep
+                if member:
+                    matte[here] += m
         return mask
 
     def _relief(self, a: np.ndarray, radius: float) -> np.ndarray:
         """Brightness in about [-1, 1] of a shape with a rounded edge under the canvas's light."""
         step = 4 if min(a.shape) > 24 else 1
-        small = cv2.resize(np.ascontiguousarray(a), (-(-a.shape[1] // step), -(-a.shape[0] // step)), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(
+            np.ascontiguousarray(a), (-(-a.shape[1] // step), -(-a.shape[0] // step)), interpolation=cv2.INTER_AREA
+        )
         k = max(1.0, radius * self.u / step)
         padded = cv2.copyMakeBorder(small, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0.0)
         soft = cv2.GaussianBlur(padded, (0, 0), k / 2, borderType=cv2.BORDER_REPLICATE)
         gy, gx = np.gradient(soft)
         shade = -(gx * self.light[0] + gy * self.light[1]) * k
-        return cv2.resize(shade[1:-1, 1:-1].astype(np.float32), (a.shape[1], a.shape[0]), interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(
+            shade[1:-1, 1:-1].astype(np.float32), (a.shape[1], a.shape[0]), interpolation=cv2.INTER_LINEAR
+        )
 
     def shadow(self, mask: Mask, dx: float, dy: float, radius: float, opacity: float = 0.4) -> None:
-        """Darkens the background where `mask`, moved by (dx, dy), casts its shadow; call it before the subject is painted."""
+        """Darkens what has been painted so far where `mask`, moved by (dx, dy), casts its shadow.
+
+        Subject and rest darken by the same factor, so no matte changes.
+        """
         soft = self.soft(mask, radius)
         h, w = soft.a.shape
         x, y = soft.x + round(dx * self.u), soft.y + round(dy * self.u)
@@ -210,30 +263,42 @@ class Canvas:
         if x1 > x0 and y1 > y0:
             moved = Mask(soft.a[y0 - y : y1 - y, x0 - x : x1 - x] * np.float32(opacity), x0, y0)
             here = np.s_[y0:y1, x0:x1]
-            self.mattes[here][..., 0] *= 1 - moved.a
-            self.rgb[here] += moved.a[..., None] * (np.float32(self.backdrop or 0.0) - self.rgb[here])
+            rest = (1 - self.mattes[0][here]) * np.float32(self.backdrop or 0.0)
+            for plane in self.rgb:
+                plane[here] -= moved.a * (plane[here] - rest)
 
     def defocus(self, radius: float) -> None:
         """Blurs all that has been painted so far, photo and mattes alike (a lens out of focus)."""
         k = radius * self.u
         if k >= 0.7:
-            self.rgb, self.mattes = _blur(self.rgb, k), _blur(self.mattes, k)
+            for plane in (*self.rgb, *(() if self._untouched else self.mattes)):
+                plane[:] = _blur(plane, k)
 
     # ---- the finished picture
 
     def take(self, size: tuple[int, int], warp: np.ndarray | None, blur: float) -> tuple[np.ndarray, np.ndarray]:
-        """Photo (h, w, 3) and mattes (h, w, 2) at size=(h, w); `warp` (2, 3) is the camera's movement in canvas pixels, `blur` in output pixels."""
+        """Photo (h, w, 3) and mattes (h, w, 2) at size=(h, w).
+
+        `warp` (2, 3) is the camera's movement in canvas pixels, `blur` is in output pixels.
+        """
         out = []
-        for plane in (self.rgb, self.mattes):
+        for stack in (self.rgb, self.mattes):
+            plane = np.ascontiguousarray(stack.transpose(1, 2, 0))
             if warp is not None:
-                plane = cv2.warpAffine(plane, warp, (self.w, self.h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+                plane = cv2.warpAffine(
+                    plane, warp, (self.w, self.h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+                )
             plane = cv2.resize(plane, (size[1], size[0]), interpolation=cv2.INTER_AREA)
             out.append(cv2.GaussianBlur(plane, (0, 0), blur) if blur > 0.15 else plane)
         return out[0], np.clip(out[1], 0, 1)
 
 
+def _plane(colour: Colour | np.ndarray, k: int, here: tuple[slice, slice]) -> np.ndarray | np.float32:
+    return colour[k][here] if isinstance(colour, np.ndarray) else np.float32(colour[k])
+
+
 def _blur(grid: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur, worked out on a smaller grid where `sigma` allows it: a wide blur costs no more than a narrow one."""
+    """Gaussian blur, on a smaller grid where `sigma` allows it: a wide blur costs no more than a narrow one."""
     step = int(max(1, min(sigma / 2, 8)))
     if step == 1:
         return cv2.GaussianBlur(grid, (0, 0), sigma)

@@ -8,7 +8,7 @@ import numpy as np
 from mm_core.data.samplegen.backgrounds import table
 from mm_core.data.samplegen.canvas import Canvas, Colour, box, smooth
 from mm_core.data.samplegen.look import COLOURS, Look, article, mix, shade
-from mm_core.data.samplegen.people import SKINS
+from mm_core.data.samplegen.person import SKINS
 from mm_core.data.samplegen.props import lying
 
 NAMES = ("ANNA BERG", "JON KALU", "MIRA SATO", "LEO ROSSI", "INES DUARTE", "OMAR HADI")
@@ -41,8 +41,28 @@ class Print:
         w, h = self.w, self.h
         self.block(x - r, y - r * 2, x + r, y + r * 2, look.jitter((196, 208, 220), 10))
         centre, unit = (int(x * w), int((y - r * 0.3) * h)), int(r * w * 0.42)
-        cv2.ellipse(self.face, (centre[0], int((y + 2 * r) * h)), (int(unit * 2.0), int(unit * 1.7)), 0, 180, 360, look.jitter((60, 72, 110), 30), -1, cv2.LINE_AA)
-        cv2.ellipse(self.face, (centre[0], centre[1] - unit // 3), (int(unit * 1.15), int(unit * 1.3)), 0, 0, 360, (60, 42, 32), -1, cv2.LINE_AA)
+        cv2.ellipse(
+            self.face,
+            (centre[0], int((y + 2 * r) * h)),
+            (int(unit * 2.0), int(unit * 1.7)),
+            0,
+            180,
+            360,
+            look.jitter((60, 72, 110), 30),
+            -1,
+            cv2.LINE_AA,
+        )
+        cv2.ellipse(
+            self.face,
+            (centre[0], centre[1] - unit // 3),
+            (int(unit * 1.15), int(unit * 1.3)),
+            0,
+            0,
+            360,
+            (60, 42, 32),
+            -1,
+            cv2.LINE_AA,
+        )
         cv2.ellipse(self.face, centre, (unit, int(unit * 1.25)), 0, 0, 360, look.pick(SKINS), -1, cv2.LINE_AA)
 
 
@@ -61,7 +81,14 @@ def _id_card(look: Look, name: str, tone: Colour) -> tuple[Print, str]:
 
 def _bank_card(look: Look, name: str, tone: Colour) -> tuple[Print, str]:
     p = Print(340, 214, tone)
-    cv2.circle(p.face, (int(look.between(0, p.w)), int(look.between(0, p.h))), int(look.between(90, 170)), shade(tone, 1.22), -1, cv2.LINE_AA)
+    cv2.circle(
+        p.face,
+        (int(look.between(0, p.w)), int(look.between(0, p.h))),
+        int(look.between(90, 170)),
+        shade(tone, 1.22),
+        -1,
+        cv2.LINE_AA,
+    )
     ink = (246, 246, 244) if np.mean(tone) < 170 else (40, 40, 48)
     p.text(look.pick(("BANK", "CITY BANK", "NORD PAY")), 0.07, 0.18, 0.62, ink, 2)
     p.block(0.08, 0.34, 0.22, 0.53, (216, 182, 104))
@@ -79,7 +106,12 @@ def _business_card(look: Look, name: str, tone: Colour) -> tuple[Print, str]:
     p.block(0, 0, 0.06, 1, tone)
     centre = (int(0.82 * p.w), int(0.3 * p.h))
     cv2.circle(p.face, centre, 30, tone, -1, cv2.LINE_AA)
-    cv2.fillPoly(p.face, [np.array([(centre[0] - 16, centre[1] + 12), (centre[0], centre[1] - 18), (centre[0] + 16, centre[1] + 12)])], (246, 246, 244), cv2.LINE_AA)
+    cv2.fillPoly(
+        p.face,
+        [np.array([(centre[0] - 16, centre[1] + 12), (centre[0], centre[1] - 18), (centre[0] + 16, centre[1] + 12)])],
+        (246, 246, 244),
+        cv2.LINE_AA,
+    )
     p.text(look.pick(NAMES), 0.13, 0.36, 0.62, (34, 34, 40), 2)
     p.text(look.pick(("Designer", "Engineer", "Architect", "Photographer")), 0.13, 0.52, 0.45, tone)
     p.lines(look, 0.13, 0.7, np.array([0.66, 0.74, 0.82]), (110, 110, 116))
@@ -116,11 +148,19 @@ def _finger(c: Canvas, look: Look, corner: np.ndarray, middle: np.ndarray) -> No
     inward = (middle - corner) / np.linalg.norm(middle - corner)
     side = np.array([-inward[1], inward[0]])
     tip = corner + inward * 0.1
-    for out, width in ((0.6, 0.14), (0.0, 0.055)):
-        base = corner - inward * out
-        outline = smooth([base - side * width * 1.6, tip - side * 0.05 - inward * 0.05, tip, tip + side * 0.05 - inward * 0.05, base + side * width * 1.6])
-        c.paint(c.shape(outline), skin, decoy=True, relief=0.06, texture=0.05)
-    nail = smooth([tip - inward * 0.01, tip + side * 0.03 - inward * 0.04, tip - inward * 0.075, tip - side * 0.03 - inward * 0.04])
+    palm = [corner - inward * 0.2 - side * 0.06, corner - inward * 0.9 - side * 0.1]
+    thumb = [tip - inward * 0.05, corner - inward * 0.14, corner - inward * 0.6]
+    c.shadow(c.lines([thumb], 0.1), 0.012, 0.016, 0.012)
+    c.paint(c.lines([palm], 0.24), shade(skin, 0.92), decoy=True, relief=0.08, texture=0.06)
+    c.paint(c.lines([thumb], 0.1), skin, decoy=True, relief=0.05, texture=0.06)
+    nail = smooth(
+        [
+            tip - inward * 0.01,
+            tip + side * 0.03 - inward * 0.04,
+            tip - inward * 0.075,
+            tip - side * 0.03 - inward * 0.04,
+        ]
+    )
     c.paint(c.shape(nail), mix(skin, (250, 216, 206), 0.6), decoy=True, relief=0.02)
 
 
@@ -136,15 +176,27 @@ def cards(c: Canvas, look: Look) -> str:
     prop = lying(c, look, *aside, look.between(0.18, 0.24), ("pen", "notebook", "phone", "cup", "notebook"))
     corners = _place(c, look, printed, cx, cy, half)
     flat = box(0, 0, printed.w, printed.h, 16 if draw in (_id_card, _bank_card) else 0.5)
-    way = cv2.getPerspectiveTransform(np.array([(0, 0), (printed.w, 0), (printed.w, printed.h), (0, printed.h)], np.float32), corners.astype(np.float32))
+    way = cv2.getPerspectiveTransform(
+        np.array([(0, 0), (printed.w, 0), (printed.w, printed.h), (0, printed.h)], np.float32),
+        corners.astype(np.float32),
+    )
     outline = cv2.perspectiveTransform(flat[None].astype(np.float64), way)[0]
     mask = c.shape(outline)
     c.shadow(mask, 0.012, 0.018, 0.012, 0.5)
     pixels = np.diag([c.u, c.u, 1.0]) @ way
     ink = cv2.warpPerspective(printed.face, pixels, (c.w, c.h), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
-    c.paint(mask, ink.astype(np.float32), subject=True, relief=0.015, strength=0.25, texture=0.04)
-    gloss = np.linspace(-1, 1, c.w, dtype=np.float32)[None] + np.linspace(-1, 1, c.h, dtype=np.float32)[:, None] + look.between(-0.8, 0.8)
-    c.paint(c.everywhere(np.exp(-(gloss**2) * 8)).within(mask), (255, 255, 255), subject=True, opacity=look.between(0.05, 0.22))
+    c.paint(mask, ink.astype(np.float32).transpose(2, 0, 1), subject=True, relief=0.015, strength=0.25, texture=0.04)
+    gloss = (
+        np.linspace(-1, 1, c.w, dtype=np.float32)[None]
+        + np.linspace(-1, 1, c.h, dtype=np.float32)[:, None]
+        + look.between(-0.8, 0.8)
+    )
+    c.paint(
+        c.everywhere(np.exp(-(gloss**2) * 8)).within(mask),
+        (255, 255, 255),
+        subject=True,
+        opacity=look.between(0.05, 0.22),
+    )
     if look.chance(0.4):
         _finger(c, look, corners[int(look.rng.integers(2, 4))], corners.mean(0))
         return f"a hand holding {what} {setting.phrase}"

@@ -31,7 +31,12 @@ COLOURS: dict[str, Colour] = {
 }
 DRIFTED = ("teal", "purple", "orange", "black", "yellow", "green")  # what the new season wears
 
-METALS: dict[str, Colour] = {"silver": (192, 196, 202), "gold": (214, 170, 84), "rose gold": (206, 146, 122), "dark steel": (92, 94, 102)}
+METALS: dict[str, Colour] = {
+    "silver": (192, 196, 202),
+    "gold": (214, 170, 84),
+    "rose gold": (206, 146, 122),
+    "dark steel": (92, 94, 102),
+}
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,15 @@ class Setting:
 
     phrase: str
     tone: Colour
+    outdoors: bool = False
 
 
 @dataclass(frozen=True)
 class Look:
-    """Choices common to one scene. `hard`: difficult on purpose; `drift` in [0, 1]: how far the camera and the season have moved."""
+    """Choices common to one scene.
+
+    `hard`: difficult on purpose; `drift` in [0, 1]: how far the camera and the season have moved.
+    """
 
     rng: np.random.Generator
     hard: bool
@@ -63,7 +72,9 @@ class Look:
         return options[int(self.rng.integers(len(options)))]
 
     def jitter(self, colour: Colour, amount: float = 10.0) -> Colour:
-        r, g, b = np.clip(np.array(colour) + self.rng.normal(0, amount * 0.6) + self.rng.normal(0, amount * 0.5, 3), 4, 250)
+        r, g, b = np.clip(
+            np.array(colour) + self.rng.normal(0, amount * 0.6) + self.rng.normal(0, amount * 0.5, 3), 4, 250
+        )
         return float(r), float(g), float(b)
 
     def scale(self, easy: tuple[float, float], hard: tuple[float, float]) -> float:
@@ -116,7 +127,7 @@ def strands(
     opacity: float = 0.9,
     clip: Mask | None = None,
 ) -> None:
-    """Hair or fur of the subject: one curved stroke per root (n, 2), in four shades. `fall` pulls towards the ground, `curl` waves."""
+    """Hair or fur of the subject: a curved stroke per root (n, 2). `fall` pulls towards the ground, `curl` waves."""
     n, steps = len(roots), 7
     if not n:
         return
@@ -127,17 +138,16 @@ def strands(
     d = (d / (np.linalg.norm(d, axis=1, keepdims=True) + 1e-6))[:, None]
     side = np.concatenate([-d[..., 1:], d[..., :1]], -1)
     wave = curl * np.sin(t * rng.uniform(4, 9, (n, 1, 1)) + rng.uniform(0, 6.3, (n, 1, 1))) * t
-    paths = roots[:, None] + size * (d * t + side * (wave + rng.normal(0, 0.12, (n, 1, 1)) * t**2) + np.array([0, fall]) * t**2)
-    shades = rng.integers(0, 4, n)
-    for k in range(4):
-        chosen = list(paths[shades == k])
-        if chosen:
-            mask = canvas.lines(chosen, width)
-            canvas.paint(mask.within(clip) if clip else mask, shade(colour, 1 + contrast * (k - 1.4) / 1.5), subject=True, opacity=opacity)
+    paths = roots[:, None] + size * (
+        d * t + side * (wave + rng.normal(0, 0.12, (n, 1, 1)) * t**2) + np.array([0, fall]) * t**2
+    )
+    mask = canvas.lines(list(paths), width)
+    gain = canvas.shades(mask, paths, width, 1 + contrast * np.linspace(-1, 1, 5)[rng.integers(0, 5, n)])
+    canvas.paint(mask.within(clip) if clip else mask, colour, subject=True, opacity=opacity, gain=gain)
 
 
 def rim(outline: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """`count` random points on a closed outline and the directions out of it (outlines here run clockwise or not: away from the middle)."""
+    """`count` random points on a closed outline and the directions out of it, whichever way the outline runs."""
     nxt = np.roll(outline, -1, 0)
     lengths = np.linalg.norm(nxt - outline, axis=1)
     total = lengths.sum()

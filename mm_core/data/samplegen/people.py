@@ -1,180 +1,206 @@
-"""Portraits and groups: people with faces, clothes and hair that ends in single strands."""
+"""Portraits and groups: bodies, faces, clothes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from mm_core.data.samplegen.backgrounds import behind
-from mm_core.data.samplegen.canvas import Canvas, Colour, ellipse, smooth
-from mm_core.data.samplegen.look import Look, Setting, article, mix, rim, shade, strands
+from mm_core.data.samplegen.canvas import Canvas, ellipse, smooth
+from mm_core.data.samplegen.look import Look, article, mix, shade
+from mm_core.data.samplegen.person import Person, back_hair, cast, front_hair
 from mm_core.data.samplegen.props import beside
-
-SKINS: tuple[Colour, ...] = ((242, 206, 180), (226, 178, 146), (196, 140, 104), (150, 100, 70), (104, 68, 48), (76, 50, 38))
-HAIRS: dict[str, Colour] = {
-    "black": (34, 28, 28),
-    "dark brown": (66, 44, 32),
-    "brown": (108, 72, 46),
-    "red": (166, 72, 36),
-    "blond": (214, 172, 104),
-    "grey": (158, 156, 154),
-}
-CUTS_EASY = {"woman": ("long", "bun", "bob"), "man": ("short", "short", "bald")}
-CUTS_HARD = {"woman": ("long", "curly", "bun", "long"), "man": ("short", "curly", "curly")}
-
-
-@dataclass(frozen=True)
-class Person:
-    """One person; `at` maps head units (0, 0 = middle of the face, 1 = half the head's height) to canvas units."""
-
-    cx: float
-    cy: float
-    s: float
-    lean: float
-    kind: str
-    cut: str
-    hair_name: str
-    hair: Colour
-    skin: Colour
-    top_name: str
-    top: Colour
-    glasses: bool
-    beard: bool
-
-    def at(self, points: object) -> np.ndarray:
-        p = np.asarray(points, float)
-        x, y = p[..., 0], p[..., 1]
-        return np.stack([self.cx + self.s * (x - self.lean * y * 0.3), self.cy + self.s * (y + self.lean * x * 0.3)], -1)
-
-    @property
-    def hair_phrase(self) -> str:
-        if self.cut == "bald":
-            return "a shaved head"
-        if self.cut == "bun":
-            return f"{self.hair_name} hair in a bun"
-        return f"{'shoulder-length' if self.cut == 'bob' else self.cut} {self.hair_name} hair"
-
-
-def _cast(look: Look, setting: Setting, cx: float, cy: float, s: float) -> Person:
-    kind = look.pick(("woman", "man"))
-    cut = look.pick((CUTS_HARD if look.hard else CUTS_EASY)[kind])
-    hair_name = look.pick(list(HAIRS) if not look.drifted() else ["red", "blond", "grey"])
-    top_name, top = look.colour(setting.tone)
-    return Person(
-        cx, cy, s, look.between(-0.35, 0.35), kind, cut, hair_name, look.jitter(HAIRS[hair_name], 8), look.jitter(look.pick(SKINS), 8),
-        top_name, top, look.chance(0.18), kind == "man" and look.chance(0.4),
-    )  # fmt: skip
 
 
 def _draw(c: Canvas, look: Look, p: Person) -> None:
     fine = 0.0018 + 0.005 * p.s
-    _back_hair(c, look, p, fine)
+    back_hair(c, look, p, fine)
     _body(c, look, p)
     _face(c, look, p)
-    _front_hair(c, look, p, fine)
-
-
-def _back_hair(c: Canvas, look: Look, p: Person, fine: float) -> None:
-    frizz = 1.6 if look.hard else 0.7
-    if p.cut in ("long", "bob"):
-        end = 2.7 if p.cut == "long" else 1.35
-        outline = smooth(p.at([(0, -1.22), (0.62, -1.02), (0.98, -0.3), (1.05, 0.7), (1.02, end), (0.4, end + 0.15), (-0.4, end + 0.1), (-1.02, end), (-1.05, 0.7), (-0.98, -0.3), (-0.62, -1.02)]))  # fmt: skip
-        c.paint(c.shape(outline), shade(p.hair, 0.75), subject=True, relief=0.4 * p.s, texture=0.1)
-        n = 240 if look.hard else 140
-        side = np.where(look.rng.random(n) < 0.5, -1.0, 1.0)
-        roots = p.at(np.stack([side * look.rng.uniform(0.72, 1.02, n), look.rng.uniform(-0.6, end - 0.7, n)], 1))
-        down = np.stack([side * look.rng.uniform(-0.1, 0.16 * frizz, n), np.ones(n)], 1)
-        strands(c, look, roots, down, 1.15 * p.s, p.hair, curl=0.1, width=fine, spread=0.1 * frizz)
-        tips, _ = rim(outline, 70, look.rng)
-        low = tips[tips[:, 1] > p.cy + p.s * (end - 0.4)]
-        strands(c, look, low, np.tile([0.0, 1.0], (len(low), 1)), 0.5 * p.s, p.hair, curl=0.2, width=fine, spread=0.25)
-    elif p.cut == "curly":
-        r = look.between(1.3, 1.55)
-        puffs = [ellipse(*p.at((r * 0.82 * np.cos(a), -0.45 + r * 0.8 * np.sin(a))), s := p.s * look.between(0.38, 0.5), s, 0, 14) for a in np.linspace(2.7, 6.72, 13)]
-        c.paint(c.shape(ellipse(*p.at((0, -0.4)), r * 0.95 * p.s, r * 0.9 * p.s), *puffs), shade(p.hair, 0.8), subject=True, relief=0.3 * p.s, texture=0.35)
-        n = 320 if look.hard else 180
-        a = look.rng.uniform(2.6, 6.82, n)
-        d = np.stack([np.cos(a), np.sin(a)], 1)
-        roots = p.at(d * r * look.rng.uniform(0.6, 1.05, (n, 1)) - [0, 0.45])
-        strands(c, look, roots, d, 0.42 * p.s, p.hair, curl=1.1, width=fine, spread=0.5, contrast=0.5)
+    front_hair(c, look, p, fine)
 
 
 def _body(c: Canvas, look: Look, p: Person) -> None:
     wide = 1.75 if p.kind == "woman" else 2.1
     long = max(4.2, (c.bottom - p.cy) / p.s + 0.6)
-    torso = smooth(p.at([(-0.45, 1.2), (-wide * 0.8, 1.62), (-wide, 2.1), (-wide - 0.18, 3.2), (-wide - 0.25, long), (wide + 0.25, long), (wide + 0.18, 3.2), (wide, 2.1), (wide * 0.8, 1.62), (0.45, 1.2)]))  # fmt: skip
+    torso = smooth(
+        p.at(
+            [
+                (-0.45, 1.2),
+                (-wide * 0.8, 1.62),
+                (-wide, 2.1),
+                (-wide - 0.18, 3.2),
+                (-wide - 0.25, long),
+                (wide + 0.25, long),
+                (wide + 0.18, 3.2),
+                (wide, 2.1),
+                (wide * 0.8, 1.62),
+                (0.45, 1.2),
+            ]
+        )
+    )
     neck = smooth(p.at([(-0.36, 0.5), (-0.4, 1.15), (-0.62, 1.5), (0, 2.0), (0.62, 1.5), (0.4, 1.15), (0.36, 0.5)]))
     cloth = c.paint(c.shape(torso), p.top, subject=True, decoy=True, relief=0.55 * p.s, strength=0.65, texture=0.1)
     style = look.pick(("plain", "plain", "striped", "jacket"))
     if style == "striped":
         bands = [p.at([(-3, y), (0, y + 0.12), (3, y)]) for y in np.arange(1.7, long, 0.42)]
-        c.paint(c.lines(bands, 0.16 * p.s).within(cloth), mix(p.top, (240, 238, 230), 0.7), subject=True, decoy=True, opacity=0.85)
+        c.paint(
+            c.lines(bands, 0.16 * p.s).within(cloth),
+            mix(p.top, (240, 238, 230), 0.7),
+            subject=True,
+            decoy=True,
+            opacity=0.85,
+        )
     if style == "jacket":
         inner = c.shape(p.at([(-0.5, 1.3), (0, long * 0.85), (0.5, 1.3)])).within(cloth)
         c.paint(inner, look.jitter((226, 224, 220), 10), subject=True, decoy=True, texture=0.08)
         lapels = p.at([[(-0.55, 1.25), (-0.72, 2.0), (0, long * 0.85)], [(0.55, 1.25), (0.72, 2.0), (0, long * 0.85)]])
         c.paint(c.lines(list(lapels), 0.05 * p.s).within(cloth), shade(p.top, 0.5), subject=True, decoy=True)
-    folds = [smooth(p.at([(x, 2.4), (x * 0.95 + look.between(-0.1, 0.1), 3.1), (x, 4.4)]), closed=False) for x in (-wide * 0.72, wide * 0.72)]
-    c.paint(c.soft(c.lines(folds, 0.06 * p.s), 0.02 * p.s).within(cloth), shade(p.top, 0.4), subject=True, decoy=True, opacity=0.8)
+    folds = [
+        smooth(p.at([(x, 2.4), (x * 0.95 + look.between(-0.1, 0.1), 3.1), (x, 4.4)]), closed=False)
+        for x in (-wide * 0.72, wide * 0.72)
+    ]
+    c.paint(
+        c.soft(c.lines(folds, 0.06 * p.s), 0.02 * p.s).within(cloth),
+        shade(p.top, 0.4),
+        subject=True,
+        decoy=True,
+        opacity=0.8,
+    )
     skin = c.paint(c.shape(neck), shade(p.skin, 0.9), subject=True, relief=0.2 * p.s)
-    chin = c.soft(c.oval(*p.at((0.06, 0.85)), 0.55 * p.s, 0.42 * p.s), 0.12 * p.s)
+    chin = c.soft(c.oval(*p.spot(0.06, 0.85), 0.55 * p.s, 0.42 * p.s), 0.12 * p.s)
     c.paint(chin.within(skin), shade(p.skin, 0.45), subject=True, opacity=0.55)
-    c.paint(c.lines([smooth(p.at([(-0.62, 1.46), (0, 2.0), (0.62, 1.46)]), closed=False)], 0.1 * p.s), shade(p.top, 0.75), subject=True, decoy=True)
+    c.paint(
+        c.lines([smooth(p.at([(-0.62, 1.46), (0, 2.0), (0.62, 1.46)]), closed=False)], 0.1 * p.s),
+        shade(p.top, 0.75),
+        subject=True,
+        decoy=True,
+    )
 
 
 def _face(c: Canvas, look: Look, p: Person) -> None:
     for side in (-1, 1):
-        c.paint(c.oval(*p.at((side * 0.76, 0.08)), 0.12 * p.s, 0.2 * p.s), shade(p.skin, 0.86), subject=True, relief=0.06 * p.s)
+        c.paint(
+            c.oval(*p.spot(side * 0.76, 0.08), 0.12 * p.s, 0.2 * p.s),
+            shade(p.skin, 0.86),
+            subject=True,
+            relief=0.06 * p.s,
+        )
     jaw = 0.5 if p.kind == "woman" else 0.6
-    outline = smooth(p.at([(0, -1.05), (0.55, -0.88), (0.77, -0.3), (0.74, 0.3), (jaw, 0.78), (0.2, 1.04), (-0.2, 1.04), (-jaw, 0.78), (-0.74, 0.3), (-0.77, -0.3), (-0.55, -0.88)]))  # fmt: skip
+    outline = smooth(
+        p.at(
+            [
+                (0, -1.05),
+                (0.55, -0.88),
+                (0.77, -0.3),
+                (0.74, 0.3),
+                (jaw, 0.78),
+                (0.2, 1.04),
+                (-0.2, 1.04),
+                (-jaw, 0.78),
+                (-0.74, 0.3),
+                (-0.77, -0.3),
+                (-0.55, -0.88),
+            ]
+        )
+    )
     face = c.paint(c.shape(outline), p.skin, subject=True, relief=0.75 * p.s, strength=0.6, texture=0.05)
     for side in (-1, 1):
-        blush = c.soft(c.oval(*p.at((side * 0.42, 0.38)), 0.18 * p.s, 0.14 * p.s), 0.08 * p.s)
+        blush = c.soft(c.oval(*p.spot(side * 0.42, 0.38), 0.18 * p.s, 0.14 * p.s), 0.08 * p.s)
         c.paint(blush.within(face), mix(p.skin, (214, 88, 76), 0.5), subject=True, opacity=0.35)
-        socket = c.soft(c.oval(*p.at((side * 0.31, -0.1)), 0.2 * p.s, 0.12 * p.s), 0.06 * p.s)
+        socket = c.soft(c.oval(*p.spot(side * 0.31, -0.1), 0.2 * p.s, 0.12 * p.s), 0.06 * p.s)
         c.paint(socket.within(face), shade(p.skin, 0.6), subject=True, opacity=0.45)
-        eye = c.paint(c.shape(smooth(p.at([(side * 0.31 - 0.15, -0.07), (side * 0.31, -0.16), (side * 0.31 + 0.15, -0.07), (side * 0.31, -0.01)]))), (238, 234, 230), subject=True)
-        c.paint(c.oval(*p.at((side * 0.31 + 0.01, -0.085)), 0.075 * p.s, 0.075 * p.s).within(eye), (52, 38, 30), subject=True)
-        c.paint(c.lines([p.at([(side * 0.31 - 0.17, -0.06), (side * 0.31, -0.165), (side * 0.31 + 0.17, -0.06)])], 0.035 * p.s), (40, 28, 26), subject=True)
-        c.paint(c.lines([smooth(p.at([(side * 0.12, -0.27), (side * 0.34, -0.35), (side * 0.52, -0.27)]), closed=False)], 0.065 * p.s), shade(p.hair, 0.7), subject=True, opacity=0.85)
+        eye = c.paint(
+            c.shape(
+                smooth(
+                    p.at(
+                        [
+                            (side * 0.31 - 0.15, -0.07),
+                            (side * 0.31, -0.16),
+                            (side * 0.31 + 0.15, -0.07),
+                            (side * 0.31, -0.01),
+                        ]
+                    )
+                )
+            ),
+            (238, 234, 230),
+            subject=True,
+        )
+        c.paint(
+            c.oval(*p.spot(side * 0.31 + 0.01, -0.085), 0.075 * p.s, 0.075 * p.s).within(eye),
+            (52, 38, 30),
+            subject=True,
+        )
+        c.paint(
+            c.lines(
+                [p.at([(side * 0.31 - 0.17, -0.06), (side * 0.31, -0.165), (side * 0.31 + 0.17, -0.06)])], 0.035 * p.s
+            ),
+            (40, 28, 26),
+            subject=True,
+        )
+        c.paint(
+            c.lines(
+                [smooth(p.at([(side * 0.12, -0.27), (side * 0.34, -0.35), (side * 0.52, -0.27)]), closed=False)],
+                0.065 * p.s,
+            ),
+            shade(p.hair, 0.7),
+            subject=True,
+            opacity=0.85,
+        )
     nose = smooth(p.at([(0.05, -0.1), (0.1, 0.2), (0.15, 0.33), (0.0, 0.39), (-0.12, 0.33)]), closed=False)
-    c.paint(c.soft(c.lines([nose], 0.06 * p.s), 0.025 * p.s).within(face), shade(p.skin, 0.55), subject=True, opacity=0.7)
+    c.paint(
+        c.soft(c.lines([nose], 0.06 * p.s), 0.025 * p.s).within(face), shade(p.skin, 0.55), subject=True, opacity=0.7
+    )
     if p.beard:
-        beard = c.soft(c.shape(smooth(p.at([(-0.73, 0.1), (-0.5, 0.45), (0, 0.48), (0.5, 0.45), (0.73, 0.1), (0.6, 0.85), (0.2, 1.12), (-0.2, 1.12), (-0.6, 0.85)]))), 0.05 * p.s)
+        beard = c.soft(
+            c.shape(
+                smooth(
+                    p.at(
+                        [
+                            (-0.73, 0.1),
+                            (-0.5, 0.45),
+                            (0, 0.48),
+                            (0.5, 0.45),
+                            (0.73, 0.1),
+                            (0.6, 0.85),
+                            (0.2, 1.12),
+                            (-0.2, 1.12),
+                            (-0.6, 0.85),
+                        ]
+                    )
+                )
+            ),
+            0.05 * p.s,
+        )
         c.paint(beard, shade(p.hair, 0.9), subject=True, opacity=0.88, texture=0.3)
     lips = (176, 66, 70) if p.kind == "woman" else shade(p.skin, 0.68)
-    c.paint(c.shape(smooth(p.at([(-0.24, 0.62), (-0.06, 0.57), (0.06, 0.57), (0.24, 0.62), (0.0, 0.73)]))), mix(p.skin, lips, 0.75), subject=True)
-    c.paint(c.lines([smooth(p.at([(-0.24, 0.62), (0, 0.64), (0.24, 0.62)]), closed=False)], 0.025 * p.s), shade(lips, 0.5), subject=True)
+    c.paint(
+        c.shape(smooth(p.at([(-0.24, 0.62), (-0.06, 0.57), (0.06, 0.57), (0.24, 0.62), (0.0, 0.73)]))),
+        mix(p.skin, lips, 0.75),
+        subject=True,
+    )
+    c.paint(
+        c.lines([smooth(p.at([(-0.24, 0.62), (0, 0.64), (0.24, 0.62)]), closed=False)], 0.025 * p.s),
+        shade(lips, 0.5),
+        subject=True,
+    )
     if p.glasses:
-        rims = [ellipse(*p.at((side * 0.33, -0.05)), 0.25 * p.s, 0.21 * p.s, 0, 20) for side in (-1, 1)]
+        rims = [ellipse(*p.spot(side * 0.33, -0.05), 0.25 * p.s, 0.21 * p.s, 0, 20) for side in (-1, 1)]
         c.paint(c.shape(*rims), (226, 236, 244), subject=True, opacity=0.16)
         c.paint(c.lines(rims, 0.045 * p.s, closed=True), (34, 30, 32), subject=True)
-        c.paint(c.lines([p.at([(-0.1, -0.1), (0.1, -0.1)]), p.at([(0.57, -0.08), (0.76, -0.12)]), p.at([(-0.57, -0.08), (-0.76, -0.12)])], 0.045 * p.s), (34, 30, 32), subject=True)
-
-
-def _front_hair(c: Canvas, look: Look, p: Person, fine: float) -> None:
-    if p.cut == "bald":
-        return
-    part = look.between(-0.35, 0.35)
-    low = 0.15 if p.cut in ("short", "bun") else 0.5
-    cap = smooth(p.at([(-0.8, low), (-0.93, -0.4), (-0.7, -1.02), (0, -1.3), (0.7, -1.02), (0.93, -0.4), (0.8, low), (0.68, -0.35), (0.4 + part * 0.3, -0.62), (part, -0.72), (-0.4 + part * 0.3, -0.58), (-0.68, -0.35)]))  # fmt: skip
-    if p.cut == "bun":
-        knot = ellipse(*p.at((0, -1.5)), 0.45 * p.s, 0.4 * p.s)
-        c.paint(c.shape(knot), p.hair, subject=True, relief=0.25 * p.s, texture=0.2)
-        roots, out = rim(knot, 60, look.rng)
-        strands(c, look, roots, out, 0.3 * p.s, p.hair, curl=0.4, width=fine, spread=0.9)
-    c.paint(c.shape(cap), p.hair, subject=True, relief=0.4 * p.s, strength=0.6, texture=0.12)
-    n = 260
-    x = look.rng.uniform(-1, 1, n)
-    top = np.stack([part + (x - part) * 0.45, -1.2 + 0.25 * x**2], 1)
-    away = np.stack([np.sign(x - part) * (0.5 + np.abs(x)), 0.25 + 0.5 * np.abs(x)], 1)
-    strands(c, look, p.at(top), away, 0.75 * p.s, p.hair, fall=0.5, width=fine, spread=0.2, contrast=0.45, clip=c.shape(cap))
-    roots, out = rim(cap[: 36 + 6], 110 if look.hard else 60, look.rng)
-    up = roots[:, 1] < p.cy - 0.2 * p.s
-    size = 0.42 if look.hard else 0.2
-    strands(c, look, roots[up], out[up], size * p.s, p.hair, fall=0.3, curl=0.9 if p.cut == "curly" else 0.25, width=fine, spread=0.6)
+        c.paint(
+            c.lines(
+                [
+                    p.at([(-0.1, -0.1), (0.1, -0.1)]),
+                    p.at([(0.57, -0.08), (0.76, -0.12)]),
+                    p.at([(-0.57, -0.08), (-0.76, -0.12)]),
+                ],
+                0.045 * p.s,
+            ),
+            (34, 30, 32),
+            subject=True,
+        )
 
 
 def portrait(c: Canvas, look: Look) -> str:
@@ -183,7 +209,7 @@ def portrait(c: Canvas, look: Look) -> str:
     s = look.scale((0.2, 0.25), (0.11, 0.21))
     cx = c.right / 2 + look.between(-0.06, 0.06) if not look.hard else look.between(0.2, 0.8) * c.right
     cy = c.bottom * (0.36 if c.bottom <= 1.1 else 0.32) + look.between(-0.04, 0.04) + (0.08 if look.hard else 0.0)
-    p = _cast(look, setting, cx, cy, s)
+    p = cast(look, setting, cx, cy, s)
     _draw(c, look, p)
     extra = (" and glasses" if p.glasses else "") + (" and a beard" if p.beard else "")
     frame: tuple[Callable[[], str], ...] = (
@@ -207,14 +233,16 @@ def multi_person(c: Canvas, look: Look) -> str:
         back = 1 - k % 2
         size = s * look.between(0.9, 1.1) * (0.92 if back else 1.0)
         cy = c.bottom * 0.4 + look.between(-0.05, 0.05) + (0.0 if back else 0.06) + (0.1 if look.hard else 0.0)
-        people.append(_cast(look, setting, start + k * gap + look.between(-0.02, 0.02), cy, size))
+        people.append(cast(look, setting, start + k * gap + look.between(-0.02, 0.02), cy, size))
     for p in people:
         _draw(c, look, p)
     number = {2: "two", 3: "three", 4: "four", 5: "five"}[count]
     kinds = {p.kind for p in people}
     who = {"woman": "women", "man": "men"}[kinds.pop()] if len(kinds) == 1 else "people"
     if who == "people" or look.chance(0.5):
-        return f"{number} people standing together {setting.phrase}" if look.chance(0.6) else f"a group of {number} people next to {prop}"
+        return (
+            f"{number} people standing together {setting.phrase}"
+            if look.chance(0.6)
+            else f"a group of {number} people next to {prop}"
+        )
     return f"{number} {who} standing together {setting.phrase}, a group of people"
-
-

@@ -60,9 +60,20 @@ class Rendering:
 
 
 def render(
-    category: str, seed: int, *, size: int = 192, mode: str = "easy", drift: float = 0.0, variant: int = 0, aspect: float = 1.0, backdrop: float | None = None
+    category: str,
+    seed: int,
+    *,
+    size: int = 192,
+    mode: str = "easy",
+    drift: float = 0.0,
+    variant: int = 0,
+    aspect: float = 1.0,
+    backdrop: float | None = None,
 ) -> Rendering:
-    """Draws a scene; `size` is the long side and `aspect` = width / height. `backdrop` paints all but the subject in one constant (for proofs)."""
+    """Draws a scene; `size` is the long side and `aspect` = width / height.
+
+    `backdrop` paints all but the subject in one constant: two such pictures prove that the matte is exact.
+    """
     if category not in SCENES:
         raise InputError(f"samplegen: category {category!r} is unknown; use one of {', '.join(SCENES)}")
     if mode not in ("easy", "hard"):
@@ -90,36 +101,51 @@ def _movement(canvas: Canvas, seed: int, variant: int) -> np.ndarray:
 
 
 def develop(r: Rendering, seed: int, variant: int) -> np.ndarray:
-    """The camera: exposure, white balance, vignette, sensor noise; returns uint8 (H, W, 3). Gains keep the matte exact, noise comes last."""
+    """The camera: exposure, white balance, vignette, sensor noise; returns uint8 (H, W, 3).
+
+    Gains keep the matte exact; noise comes last.
+    """
     rng = np.random.default_rng([seed, 77])
     look, (h, w) = r.look, r.alpha.shape
     cool, warm = np.array([0.8, 0.95, 1.14]), np.array([1.14, 0.98, 0.78])
-    cast = (cool if rng.random() < 0.5 else warm) ** (0.9 * look.drift + rng.normal(0, 0.08))
+    cast = (cool if rng.random() < 0.5 else warm) ** (0.55 * look.drift + rng.normal(0, 0.08))
     exposure = rng.uniform(0.92, 1.06)
     noise = rng.uniform(1.0, 3.0)
     dark = rng.random()
     if look.hard:
         noise = rng.uniform(3.0, 8.0)
-        exposure *= rng.uniform(0.38, 0.65) if dark < 0.35 else rng.uniform(0.75, 1.08)
+        exposure *= rng.uniform(0.45, 0.7) if dark < 0.35 else rng.uniform(0.75, 1.08)
     exposure *= 1 - 0.22 * look.drift * rng.uniform(0.3, 1.0)
-    noise += 3.0 * look.drift
+    noise += 1.5 * look.drift
     frame = np.random.default_rng([seed, 78, variant])
     exposure *= 1 + (frame.uniform(-0.12, 0.12) if variant else 0.0)
     y, x = np.mgrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j]
     vignette = 1 - (0.06 + 0.22 * look.drift * rng.uniform(0, 1)) * (x**2 + y**2)
-    light = r.light * (cast * exposure) * vignette[..., None]
-    grain = frame.normal(0, 1, (h, w, 1)) * noise + frame.normal(0, 0.6, (h, w, 3)) * noise
-    return np.clip(light + grain * np.sqrt(np.clip(light, 8, None) / 128), 0, 255).round().astype(np.uint8)
+    exposure = max(exposure, min(1.15, 46 / float(r.light.mean())))
+    light = r.light * (cast * exposure).astype(np.float32) * vignette[..., None].astype(np.float32)
+    grain = frame.standard_normal((h, w, 1), np.float32) + np.float32(0.6) * frame.standard_normal(
+        (h, w, 3), np.float32
+    )
+    light += grain * np.sqrt(np.maximum(light, 8)) * np.float32(noise / 128**0.5)
+    return np.clip(light, 0, 255).round().astype(np.uint8)
 
 
 def generate(
-    category: str, seed: int, *, size: int = 192, mode: str = "easy", drift: float = 0.0, variant: int = 0, aspect: float = 1.0
+    category: str,
+    seed: int,
+    *,
+    size: int = 192,
+    mode: str = "easy",
+    drift: float = 0.0,
+    variant: int = 0,
+    aspect: float = 1.0,
 ) -> GeneratedSample:
     """One sample. Same arguments, same bytes.
 
-    The seed fixes the scene and its group; `variant` is the frame within the burst of that scene. `size` is the long side in pixels, `aspect` = width /
-    height (3/4 gives an upright photo). mode="hard" draws small, thin, camouflaged or clipped subjects in clutter and noise. `drift` in [0, 1] moves
-    colours, places, light and scale as a new camera and season would.
+    The seed fixes the scene and its group; `variant` is the frame within the burst of that scene. `size` is the long
+    side in pixels, `aspect` = width / height (3/4 gives an upright photo). mode="hard" draws small, thin, camouflaged
+    or clipped subjects in clutter and noise. `drift` in [0, 1] moves colours, places, light and scale as a new camera
+    and season would.
     """
     r = render(category, seed, size=size, mode=mode, drift=drift, variant=variant, aspect=aspect)
     return GeneratedSample(develop(r, seed, variant), r.alpha, category, r.caption, f"{category}-{seed:010x}", mode)
