@@ -1,0 +1,69 @@
+"""From a registered version back to everything that made it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+
+from mm_core.data.snapshot import POOLS
+from mm_core.errors import InputError
+from mm_core.export.registry import NAME, Registry
+from mm_core.layout import Layout
+from mm_core.settings import Settings
+from mm_core.store import Store, fetch_blob, open_store
+
+_SAID = ("sample_id", "category", "alpha_sha256", "label_version", "kind", "batch")
+
+
+def lineage(settings: Settings, version: str) -> dict[str, Any]:
+    """What made a version (a number or an alias): samples with label versions, params, code revision, seeds, stages.
+
+    `samples` has one row per pool and sample. Raises InputError where the registry has no such version, BlobNotFound
+    where the store has lost a part.
+    """
+    registry = Registry(settings)
+    tags = registry.tags(version)
+    if tags is None:
+        known = [move["to"] for move in registry.history()]
+        raise InputError(
+            f"{NAME} has no version {version!r}: " + (f"promoted were {', '.join(known)}" if known else "none yet")
+        )
+    store = open_store(settings.store, Layout(settings).cache)
+    provenance = json.loads(fetch_blob(store, tags["provenance"]).read_text())
+    samples = samples_of(provenance, store)
+    return {
+        "version": tags["version"],
+        "aliases": json.loads(tags["aliases"]),
+        "model": tags["model_digest"],
+        "files": json.loads(tags["files"]),
+        "bundle": tags["bundle"],
+        "code_revision": provenance["code_revision"],
+        "versions": provenance["versions"],
+        "seed": provenance["seed"],
+        "params": provenance["params"],
+        "start": provenance["start"],
+        "stages": provenance["stages"],
+        "snapshot": provenance["snapshot"],
+        "snapshot_files": provenance["snapshot_files"],
+        "split_files": provenance["split_files"],
+        "calibration": provenance["calibration"],
+        "verdict": provenance["verdict"],
+        "moves": [move for move in registry.history() if tags["version"] in (move["from"], move["to"])],
+        "counts": dict(Counter(sample["pool"] for sample in samples)),
+        "samples": samples,
+    }
+
+
+def samples_of(provenance: dict[str, Any], store: Store) -> list[dict[str, Any]]:
+    """Every sample of a snapshot with its pool and label version; missing values are None."""
+    rows: list[dict[str, Any]] = []
+    for pool in POOLS:
+        frame = pd.read_parquet(fetch_blob(store, provenance["snapshot_files"][f"{pool}.parquet"]), columns=list(_SAID))
+        frame = frame.astype(object).where(frame.notna(), None)
+        rows += [{"pool": pool, **row} for row in frame.to_dict("records")]
+    for row in rows:
+        row["label_version"] = None if row["label_version"] is None else int(row["label_version"])
+    return rows
