@@ -14,10 +14,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -141,6 +142,7 @@ def fit(
     module.to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(strategy.net).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(_groups(module, common.weight_decay), lr=stage.lr, fused=device.type in ("cpu", "cuda"))
+    pairs = list(zip(average.state_dict().values(), strategy.net.state_dict().values(), strict=True))
     state = State()
     if checkpoint.is_file():
         _restore(checkpoint, state, module, average, optimiser, device)
@@ -148,9 +150,12 @@ def fit(
         _consider(state, average, validate)
     resumed_from, clock, waited, seen = state.step, 0.0, 0.0, 0
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), _deferred_signals() as pending, _ahead(
-        strategy.draw, state.step, stage.steps
-    ) as ahead:
+    with (
+        torch.random.fork_rng(devices),
+        _float_depthwise(module, device),
+        _deferred_signals() as pending,
+        _ahead(strategy.draw, state.step, stage.steps) as ahead,
+    ):
         saved_at = time.monotonic()
         for batches in ahead:
             begun = time.monotonic()
@@ -172,7 +177,7 @@ def fit(
             nn.utils.clip_grad_norm_(module.parameters(), common.clip_norm)
             optimiser.step()
             # A short run would otherwise be averaged with its start for most of its length.
-            _follow(average, strategy.net, min(common.ema, (1 + step) / (10 + step)) if common.ema else 0.0)
+            _follow(pairs, min(common.ema, (1 + step) / (10 + step)) if common.ema else 0.0)
             state.step += 1
             seen += sum(len(sample.ids) for sample in samples.values())
             clock += time.monotonic() - begun
@@ -189,6 +194,25 @@ def fit(
             progress(state.step, stage.steps)
     weights = state.best or _weights(average)
     return Result(weights, state.best_step, state.validation, state.losses, resumed_from, seen, clock, waited)
+
+
+@contextmanager
+def _float_depthwise(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """On a CPU, depthwise convolutions stay in float32 under autocast: oneDNN's bf16 backward of a strided one takes 10 to
+    20 times as long (measured: 192 channels, 12×12, 5×5, stride 2: 16.3 ms against 1.0 ms)."""
+    chosen = [m for m in module.modules() if isinstance(m, nn.Conv2d) and m.groups > 1 and device.type == "cpu"]
+    for conv in chosen:
+        conv.forward = partial(_in_float, conv.forward)
+    try:
+        yield
+    finally:
+        for conv in chosen:
+            del conv.forward
+
+
+def _in_float(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())
 
 
 def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -218,9 +242,9 @@ def _weights(net: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _follow(average: nn.Module, net: nn.Module, decay: float) -> None:
+def _follow(pairs: Sequence[tuple[Tensor, Tensor]], decay: float) -> None:
     """Moves the average towards the net; batch-norm statistics are averaged too, counters copied."""
-    for mine, theirs in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+    for mine, theirs in pairs:
         if mine.is_floating_point():
             mine.lerp_(theirs, 1 - decay)
         else:

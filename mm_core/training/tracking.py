@@ -83,10 +83,10 @@ class Tracker:
         client.set_terminated(run, "FINISHED")
 
     def _client(self) -> Any:
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
+        for talkative in ("alembic", "mlflow.store.db.utils", "mlflow.store.sqlalchemy"):
+            logging.getLogger(talkative).setLevel(logging.WARNING)
         uri = self._settings.mlflow_uri
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from mm_core.params import Params, StageParams
 from mm_core.records import Report, digest_of, sha256_file, write_bytes, write_json
 from mm_core.store import Store
 from mm_core.training.loop import Result, fit, pick_device, to_device
-from mm_core.training.multimodal import Multimodal, embed_captions
+from mm_core.training.multimodal import Multimodal, embed_captions, with_prompts
 from mm_core.training.semi import Semi
 from mm_core.training.supervised import Pools, Supervised
 from mm_core.training.tracking import Tracker
@@ -152,7 +152,7 @@ def _train(
         cache = PixelCache(layout.cache, params.model.size)
         for frame in data.used():
             cache.fill(store, frame, progress)
-        strategy = _strategy(stage, params, layout, store, data, cache, net, progress)
+        strategy = _strategy(stage, params, layout, data, cache, net, progress)
         check = _Validation(Pool(data.validation, cache, params.seed, "validation"), params.train.common.batch, device)
         with Tracker(layout.settings).stage_run(
             layout, f"train-{stage}", recipe["params"], {k: str(recipe[k]) for k in ("data", "snapshot", "start")}
@@ -211,8 +211,8 @@ def _why_idle(stage: str, settings: StageParams, data: Data) -> str | None:
         return "the split found no hard sample"
     if stage == "semi" and data.unlabeled.empty:
         return "the snapshot holds no unlabelled photo: drop some as kind unlabeled"
-    if stage == "multimodal" and data.text_image.empty:
-        return "the snapshot holds no captioned photo: drop some as kind text_image"
+    if stage == "multimodal" and data.text_image["caption"].nunique() < 2:
+        return "the snapshot holds no two different captions: drop captioned photos as kind text_image"
     return None
 
 
@@ -220,7 +220,6 @@ def _strategy(
     stage: str,
     params: Params,
     layout: Layout,
-    store: Store,
     data: Data,
     cache: PixelCache,
     net: MattingNet,
@@ -231,10 +230,11 @@ def _strategy(
     def pool(frame: pd.DataFrame, name: str) -> Pool:
         return Pool(frame, cache, params.seed, f"{stage}/{name}")
 
-    pools: dict[str, list[tuple[Pool, int]]] = {"labeled": [(pool(data.labeled, "labeled"), batch)]}
+    labeled = with_prompts(data.labeled) if stage == "multimodal" else data.labeled
+    pools: dict[str, list[tuple[Pool, int]]] = {"labeled": [(pool(labeled, "labeled"), batch)]}
     if data.replay is not None and not data.replay.empty:
         again = round(batch * train.common.replay_share)
-        pools["labeled"] = [(pool(data.labeled, "labeled"), batch - again), (pool(data.replay, "replay"), again)]
+        pools["labeled"] = [(pool(labeled, "labeled"), batch - again), (pool(data.replay, "replay"), again)]
     if not data.unlabeled.empty:
         pools["unlabeled"] = [(pool(data.unlabeled, "unlabeled"), batch)]
     if not data.text_image.empty:
@@ -245,7 +245,7 @@ def _strategy(
         if stage == "semi":
             return Semi(net, pools, train.loss, train.semi)
         if stage == "multimodal":
-            captions = embed_captions(params, layout, store, [data.text_image, data.labeled], progress)
+            captions = embed_captions(params, layout, cache, data.text_image, [*labeled["caption"]], progress)
             return Multimodal(net, pools, train.loss, train.semi, train.multimodal, captions)
         return Supervised(net, pools, train.loss)
 

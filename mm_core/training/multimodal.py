@@ -1,0 +1,142 @@
+"""Multimodal stage: text teaches where the picture alone is unsure (Matting Moments, section 2.2).
+
+A frozen CLIP text embedding is fused into the encoder's bottleneck. Three terms come on top of the earlier stages':
+- `captioned`: labelled photos decoded with their text must match their matte, so that text becomes useful at all;
+- `text`: on captioned photos without a matte, the image-only and the text-image matte must agree. By default the text
+  side is the target without gradient: it knows more, and at inference there is no text (`teacher` says otherwise);
+- `contrast`: the fused feature (anchor) must be nearer to the image-only feature of the photo (positive) than
+  features fused with other photos' texts (negatives) are; equal captions are no negatives of each other.
+
+The CLIP towers run once per caption, before training, and not in the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mm_core.data.dataset import PixelCache
+from mm_core.layout import Layout
+from mm_core.model.fusion import TextFusion
+from mm_core.model.network import MattingNet
+from mm_core.params import LossParams, MultimodalParams, Params, SemiParams
+from mm_core.records import digest_of
+from mm_core.training.loop import Sample
+from mm_core.training.losses import consistency, contrastive, matting_losses
+from mm_core.training.semi import Semi, ramp
+from mm_core.training.supervised import Features, Pools
+
+NEGATIVES = 4
+"""Wrong texts per anchor, at most."""
+PROMPTS: Mapping[str, str] = {
+    "portrait": "a portrait photo of a person",
+    "multi_person": "a photo of several people",
+    "pets": "a photo of a pet animal",
+    "accessories": "a photo of a fashion accessory",
+    "cards": "a photo of a card with text",
+    "delicacy": "a photo of food and drink",
+    "scenery": "a landscape photo with sky",
+}
+"""What stands for the caption of a labelled photo that has only a category."""
+
+
+def with_prompts(frame: pd.DataFrame) -> pd.DataFrame:
+    """A copy in which every row has a text: its caption, or its category's prompt, or `a photo`."""
+    prompts = frame["category"].map(lambda category: PROMPTS.get(category, "a photo"))
+    return frame.assign(caption=frame["caption"].where(frame["caption"].fillna("").str.strip() != "", prompts))
+
+
+def embed_captions(
+    params: Params,
+    layout: Layout,
+    cache: PixelCache,
+    text_image: pd.DataFrame,
+    more: Sequence[str],
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Tensor]:
+    """Caption → unit vector (D,), for the captions of `text_image` and `more`.
+
+    With `clip.model: local` a small CLIP is trained on `text_image` first, once per set of pairs.
+    """
+    from mm_core.model.clip import cached_embeddings, load_clip, train_local_clip
+
+    local = None
+    if params.clip.model == "local":
+        pairs = sorted(zip(text_image["sample_id"], text_image["caption"], strict=True))
+        local = layout.cache / "clip" / f"{digest_of([pairs, params.clip.model_dump(), params.seed])}.safetensors"
+        if not local.is_file():
+            photos = [(np.asarray(cache.photos[sample]), caption) for sample, caption in pairs]
+            train_local_clip(
+                photos, params.clip.steps, params.seed, local, progress=lambda done, total: progress("train clip", done, total)
+            )
+    clip = load_clip(params.clip, local)
+    captions = sorted({*text_image["caption"], *more})
+    vectors = cached_embeddings(clip, layout.cache / "clip", "text", captions, lambda caption: caption)
+    return dict(zip(captions, torch.from_numpy(vectors), strict=True))
+
+
+class Multimodal(Semi):
+    """Semi plus text."""
+
+    def __init__(
+        self,
+        net: MattingNet,
+        pools: Pools,
+        loss: LossParams,
+        semi: SemiParams,
+        multimodal: MultimodalParams,
+        captions: Mapping[str, Tensor],
+    ):
+        """`pools` also holds `text`; every caption of `labeled` and `text` is a key of `captions`."""
+        super().__init__(net, pools, loss, semi, weight=multimodal.semi)
+        self._multimodal = multimodal
+        self._place = {caption: row for row, caption in enumerate(captions)}
+        self._vectors: Tensor
+        self.register_buffer("_vectors", torch.stack(list(captions.values())), persistent=False)
+        self.fusion = TextFusion(net.bottleneck_channels, self._vectors.shape[1])
+
+    def terms(self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float) -> dict[str, Tensor]:
+        terms, options = super().terms(features, batches, progress), self._multimodal
+        labeled, batch = batches["labeled"], batches["text"]
+        if options.captioned:
+            fused = self.fusion(features["labeled"], self.texts(labeled.captions))
+            outputs = self.net.route(fused, labeled.decoders)[:1]
+            parts = matting_losses(outputs, labeled.alpha, labeled.binary, self._loss)
+            terms["captioned"] = options.captioned * torch.stack(list(parts.values())).sum()
+        maps, text = features["text"], self.texts(batch.captions)
+        fused = self.fusion(maps, text)
+        if options.consistency:
+            image_logits = self.net.route(maps, batch.decoders)[0]
+            text_logits = self.net.route(fused, batch.decoders)[0]
+            weight = options.consistency * ramp(progress, self._semi.ramp_share)
+            terms["text"] = weight * agreement(image_logits, text_logits, options.teacher)
+        if options.contrastive:
+            terms["contrast"] = options.contrastive * self._contrast(maps, fused, text, batch.captions)
+        return terms
+
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """(B, D) unit vectors."""
+        return self._vectors[torch.tensor([self._place[c] for c in captions], device=self._vectors.device)]
+
+    def _contrast(self, maps: Features, fused: Features, text: Tensor, captions: Sequence[str]) -> Tensor:
+        shifts = range(1, min(NEGATIVES, len(captions) - 1) + 1)
+        wrong = [self.fusion.project(self.fusion(maps, text.roll(shift, 0))[-1]) for shift in shifts]
+        ids = torch.tensor([self._place[c] for c in captions], device=text.device)
+        allowed = torch.stack([ids != ids.roll(shift) for shift in shifts], 1)
+        anchor, positive = self.fusion.project(fused[-1]), self.fusion.project(maps[-1])
+        return contrastive(anchor, positive, torch.stack(wrong, 1), allowed, self._multimodal.temperature)
+
+
+def agreement(image_logits: Tensor, text_logits: Tensor, teacher: Literal["text", "image", "both"]) -> Tensor:
+    """Mean squared distance of the two mattes; the teacher's side gets no gradient, with `both` each side does."""
+    if teacher == "text":
+        return consistency(image_logits, text_logits.float().sigmoid())
+    if teacher == "image":
+        return consistency(text_logits, image_logits.float().sigmoid())
+    return F.mse_loss(image_logits.float().sigmoid(), text_logits.float().sigmoid())
