@@ -1,0 +1,89 @@
+"""A report as Dagster shows it: all of it where it is small, a bounded part with a remark where it is large."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pytest
+from PIL import Image
+
+from mm_core.data.expectations import RULES
+from mm_core.errors import InputError, StoreError
+from mm_core.records import Report
+from pipelines.checks import expectation_results
+from pipelines.metadata import MAX_NUMBERS, MAX_ROWS, PICTURE_SIDE, of_report, table
+from pipelines.resources import plain_failures
+
+
+def test_facts_numbers_and_paths_keep_their_type(tmp_path: Path) -> None:
+    report = Report("x", metrics={"mse": 0.25, "nan": float("nan")}, seconds=1.5)
+    report.facts = {"digest": "abc", "rows": 3, "held": False, "pin": {"version": None}}
+    shown = of_report(report, paths={"file": tmp_path})
+    assert shown["seconds"] == dg.MetadataValue.float(1.5)
+    assert shown["mse"] == dg.MetadataValue.float(0.25)
+    assert shown["nan"] == dg.MetadataValue.text("nan")
+    assert shown["digest"] == dg.MetadataValue.text("abc")
+    assert shown["rows"] == dg.MetadataValue.int(3)
+    assert shown["held"] == dg.MetadataValue.bool(False)
+    assert shown["pin"] == dg.MetadataValue.json({"version": None})
+    assert shown["file"] == dg.MetadataValue.path(tmp_path)
+
+
+def test_a_table_types_its_columns_and_keeps_gaps() -> None:
+    shown = table([{"name": "a", "mse": 0.1, "n": 1}, {"name": "b", "mse": None, "n": 2, "why": ["x"]}])
+    types = {column.name: column.type for column in shown.schema.columns}
+    assert types == {"name": "string", "mse": "float", "n": "int", "why": "string"}
+    assert [dict(record.data) for record in shown.records] == [
+        {"name": "a", "mse": 0.1, "n": 1, "why": None},
+        {"name": "b", "mse": None, "n": 2, "why": '["x"]'},
+    ]
+
+
+def test_what_is_left_out_is_said() -> None:
+    report = Report("x", metrics={f"m{i}": float(i) for i in range(MAX_NUMBERS + 5)})
+    report.tables["photos"] = [{"id": i} for i in range(MAX_ROWS + 7)]
+    shown = of_report(report)
+    assert shown["left out here"] == dg.MetadataValue.json({"numbers": 5, "rows of photos": 7})
+    photos = shown["photos"]
+    assert isinstance(photos, dg.TableMetadataValue) and len(photos.records) == MAX_ROWS
+
+
+def test_a_picture_is_inline_and_small(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((500, 2000, 3), np.uint8)).save(tmp_path / "p.png")
+    shown = of_report(Report("x", pictures={"worst": str(tmp_path / "p.png")}))["worst"]
+    assert isinstance(shown, dg.MarkdownMetadataValue) and shown.md_str
+    data = base64.b64decode(shown.md_str.split("base64,")[1].rstrip(")"))
+    assert Image.open(io.BytesIO(data)).size == (PICTURE_SIDE, PICTURE_SIDE // 4)
+
+
+def test_what_dagster_shows_survives_json() -> None:
+    """The UI reads metadata as JSON, which knows no NaN."""
+    report = Report("x", metrics={"a": float("inf")}, tables={"t": [{"v": float("nan")}, {"v": 1.0}]})
+    result = dg.MaterializeResult(metadata=of_report(report))
+    values = [value for value in (result.metadata or {}).values() if isinstance(value, dg.TableMetadataValue)]
+    json.dumps([dict(record.data) for shown in values for record in shown.records], allow_nan=False)
+
+
+def test_expectations_become_checks_of_their_severity() -> None:
+    report = Report("ingest")
+    report.tables["expectations"] = [
+        {"name": "few_bad_rows", "severity": "critical", "success": False, "unexpected": 1, "observed": 0.9},
+        {"name": "image_decodes", "severity": "warning", "success": False, "unexpected": 3, "observed": None},
+    ]
+    results = {result.check_name: result for result in expectation_results(report)}
+    assert set(results) == {rule.name for rule in RULES}
+    assert {name for name, result in results.items() if not result.passed} == {"few_bad_rows", "image_decodes"}
+    assert results["few_bad_rows"].severity is dg.AssetCheckSeverity.ERROR
+    assert results["image_decodes"].severity is dg.AssetCheckSeverity.WARN
+    assert results["image_decodes"].description == "3 unexpected"
+
+
+@pytest.mark.parametrize(("error", "again"), [(InputError("no manifest"), False), (StoreError("timeout"), True)])
+def test_errors_on_purpose_become_one_line_and_only_outages_are_tried_again(error: Exception, again: bool) -> None:
+    with pytest.raises(dg.Failure) as caught, plain_failures():
+        raise error
+    assert caught.value.description == str(error)
+    assert caught.value.allow_retries is again
