@@ -56,13 +56,20 @@ class EvalItem:
 
 
 def identity(layout: Layout, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a set of scores is about; the gate refuses scores that are about anything else than what lies here now."""
-    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
+    """What a set of scores is about; the gate refuses scores that are about anything else than what lies here now.
+
+    Raises InputError where the snapshot or the candidate is missing.
+    """
+    candidate, snapshot = layout.model(TRAIN_STAGES[-1]), layout.snapshot / "snapshot.json"
+    for path, stage in ((snapshot, "snapshot"), (candidate, f"train-{TRAIN_STAGES[-1]}")):
+        if not path.is_file():
+            raise InputError(f"{path} is missing: run `mm {stage}` first")
+    frozen = json.loads(snapshot.read_text())
     return {
         "metrics": SPEC,
-        "snapshot": snapshot["digest"],
-        "eval_digest": snapshot["eval_digest"],
-        "candidate": sha256_file(layout.model(TRAIN_STAGES[-1])),
+        "snapshot": frozen["digest"],
+        "eval_digest": frozen["eval_digest"],
+        "candidate": sha256_file(candidate),
         "quantised": {path.name: sha256_file(path) for path in sorted(layout.quantised.glob("*.onnx"))},
         **{role: (inputs.get(role) or {}).get("digest") for role in ("champion", "anchor")},
     }

@@ -70,3 +70,47 @@ def write_snapshot(layout: Layout, evaluation: pd.DataFrame, **pools: pd.DataFra
         frame.reindex(columns=SCHEMA.names).to_parquet(layout.snapshot / f"{pool}.parquet", schema=SCHEMA)
     digest = digest_of(sorted(evaluation["sample_id"]))
     write_json(layout.snapshot / "snapshot.json", {"digest": f"s{digest}", "eval_digest": digest})
+
+
+KEYS = (("multimodal", "float"), ("multimodal", "int8"), ("champion", "int8"), ("anchor", "int8"))
+
+
+def simulate(
+    seed: int,
+    photos: int = 30,
+    gains: Mapping[str, float] | float = 0.0,
+    *,
+    noise: float = 0.15,
+    burst: int = 1,
+    int8_cost: float = 0.0,
+    level: float = -4.0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Per-image scores as retraining gives them, and the eval frame.
+
+    A photo's difficulty is log-normal and shared by the models; each model errs around it by `noise` (log
+    scale). The candidate's error is (1 - gain) of the champion's in each category; `burst` photos form a group.
+    """
+    rng = np.random.default_rng(seed)
+    rows, frame = [], []
+    thresholds = np.linspace(0, 1, 256)
+    for category in ALL_CATEGORIES:
+        gain = gains if isinstance(gains, float) else gains.get(category, 0.0)
+        for index in range(photos):
+            photo, group = f"{category}{index:04d}", f"{category}-g{index // burst:04d}"
+            frame.append({"sample_id": photo, "category": category, "group": group})
+            hard = np.exp(rng.normal(level, 0.6))
+            candidate = hard * (1 - gain) * np.exp(rng.normal(0, noise))
+            errors = {
+                ("multimodal", "float"): candidate,
+                ("multimodal", "int8"): candidate * (1 + int8_cost + 0.005 * rng.normal()),
+                ("champion", "int8"): hard * np.exp(rng.normal(0, noise)),
+                ("anchor", "int8"): hard * np.exp(rng.normal(0, noise)),
+            }
+            for (model, precision), mse in errors.items():
+                curve = (1 - min(0.9, 3 * mse)) * (1 - 0.3 * (thresholds - 0.4) ** 2)
+                rows.append(
+                    {"model": model, "precision": precision, "sample_id": photo, "group": group, "category": category}
+                    | {"decoder": "saliency", "mse": mse, "mse_band": 3 * mse, "sad": 40 * mse, "grad": 10 * mse}
+                    | {"conn": 1.2 * mse, "biou": max(0.0, 1 - 6 * mse), "maxf": curve.max(), "fcurve": curve}
+                )
+    return pd.DataFrame(rows), pd.DataFrame(frame)
