@@ -80,7 +80,7 @@ def render(
         raise InputError(f"samplegen: mode {mode!r} is unknown; use easy or hard")
     rng = np.random.default_rng([seed, zlib.crc32(category.encode())])
     height, width = (size, round(size * aspect)) if aspect <= 1 else (round(size / aspect), size)
-    scale = 3 if size <= 128 else 2
+    scale = 3 if size < 128 else 2
     look = Look(rng, mode == "hard", float(np.clip(drift, 0, 1)))
     angle = rng.uniform(-2.4, -0.7)
     canvas = Canvas(height * scale, width * scale, rng, (float(np.cos(angle)), float(np.sin(angle))), backdrop)
