@@ -1,0 +1,221 @@
+"""The whole loop as `mm run` runs it, with tiny models: arrivals to a promoted int8 model, in a folder and on S3."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+
+from mm_core import stages
+from mm_core.data.samplegen import write_drop
+from mm_core.errors import ReleaseRefused
+from mm_core.layout import Layout
+from mm_core.params import Params
+from mm_core.predict import predict_files
+from mm_core.records import ALL_CATEGORIES, CATEGORIES, DECODERS, sha256_file
+from mm_core.settings import Settings
+
+TINY = Params().with_values(
+    **{
+        "model.encoder": "test_efficientnet",
+        "model.size": 64,
+        "model.width": 8,
+        "train.common.batch": 2,
+        "train.common.validate_every": 4,
+        "train.simple.steps": 4,
+        "train.hard.steps": 2,
+        "train.semi.steps": 2,
+        "train.multimodal.steps": 2,
+        "clip.steps": 2,
+        "gate.floors": {"mse": 1.0, "maxf": 0.0},
+        "gate.quantised_mse": 5.0,
+        "gate.min_images": 2,
+        "export.calibration_images": 2,
+    }
+)
+
+
+def drop_all(inbox: Path) -> None:
+    each = dict.fromkeys(ALL_CATEGORIES, 3)
+    write_drop(inbox, "pixel_labeled", "eval", each, seed=1, size=64, role="eval", burst_share=0)
+    write_drop(inbox, "pixel_labeled", "train", each, seed=50, size=64, role="train", burst_share=0)
+    write_drop(inbox, "unlabeled", "plain", dict.fromkeys(ALL_CATEGORIES, 1), seed=90, size=64)
+    write_drop(inbox, "text_image", "text", dict.fromkeys(ALL_CATEGORIES, 1), seed=120, size=64)
+
+
+@pytest.fixture(scope="module")
+def cycled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Layout, dict]]:
+    """A workspace after its first cycle, and that cycle's reports."""
+    layout = Layout(Settings.from_env(tmp_path_factory.mktemp("loop")))
+    drop_all(Path(layout.settings.inbox))
+    yield layout, stages.run_cycle(TINY, layout)
+
+
+def test_a_first_model_is_promoted_and_everything_agrees(cycled) -> None:
+    from mm_core.export.registry import Registry
+
+    layout, reports = cycled
+    assert reports["gate"].facts["decision"] == "PROMOTE", reports["gate"].facts["reasons"]
+    pin = Registry(layout.settings).pin("champion")
+    assert pin is not None
+    assert pin["digest"] == sha256_file(layout.model("multimodal")) == stages.recorded_verdict(layout).candidate
+    bundles = list(layout.bundles.iterdir())
+    assert len(bundles) == 1
+    manifest = json.loads((bundles[0] / "manifest.json").read_text())
+    shipped = {path.name for path in bundles[0].glob("*.onnx")}
+    assert len(shipped) == len(DECODERS)
+    for name, entry in manifest["files"].items():
+        assert sha256_file(bundles[0] / name) == entry["sha256"]
+    assert shipped <= set(manifest["files"])
+
+
+def test_every_stage_is_measured_in_every_category(cycled) -> None:
+    _, reports = cycled
+    for stage in ("simple", "hard", "semi", "multimodal"):
+        for category in (*CATEGORIES, "macro", "weighted"):
+            for metric in ("mse", "maxf", "biou", "conn", "sad", "grad"):
+                assert np.isfinite(reports["evaluate"].metrics[f"{stage}/{category}/{metric}"])
+    assert reports["evaluate"].metrics["multimodal.int8/portrait/mse"] > 0
+
+
+def test_mlflow_has_one_parent_with_a_child_per_stage_and_the_metrics(cycled) -> None:
+    from mlflow.tracking import MlflowClient
+
+    layout, reports = cycled
+    client = MlflowClient(layout.settings.mlflow_uri)
+    experiment = client.get_experiment_by_name("matting")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    parents = [run for run in runs if run not in children]
+    assert len(parents) == 1
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    names = {run.info.run_name for run in children}
+    assert {"train-simple", "train-hard", "train-semi", "train-multimodal", "evaluate", "gate"} <= names
+    evaluated = next(run for run in children if run.info.run_name == "evaluate")
+    wanted = reports["evaluate"].metrics["multimodal/pets/mse"]
+    assert evaluated.data.metrics["multimodal/pets/mse"] == pytest.approx(wanted)
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(cycled) -> None:
+    layout, _ = cycled
+    page = layout.html_report.read_text()
+    assert "PROMOTE" in page and "multi" in page
+    assert "data:image/" in page
+    assert 'src="http' not in page and "<link" not in page
+
+
+def test_predict_with_the_champion_gives_the_photos_size(cycled, tmp_path: Path) -> None:
+    import cv2
+
+    layout, _ = cycled
+    photo = next((Path(layout.settings.inbox) / "pixel_labeled" / "eval" / "images").iterdir())
+    predict_files(layout, [photo], tmp_path, category="portrait", cutout=False)
+    matte = cv2.imread(str(tmp_path / f"{photo.stem}.png"), cv2.IMREAD_UNCHANGED)
+    assert matte is not None and matte.dtype == np.uint8
+    assert matte.shape == cv2.imread(str(photo)).shape[:2]
+
+
+def test_a_second_cycle_on_the_same_inputs_trains_nothing_and_promotes_nothing_new(cycled) -> None:
+    """The champion is now an input: warm start from itself. The gate must not promote on noise of two steps."""
+    from mm_core.export.registry import Registry
+
+    layout, first = cycled
+    inputs = layout.inputs.read_bytes()
+    again = {name: stages.TRAIN[name](TINY, layout) for name in stages.TRAIN}
+    for name, report in again.items():
+        assert report.facts["digest"] == first[f"train-{name}"].facts["digest"]
+        assert report.facts.get("reused")
+    assert layout.inputs.read_bytes() == inputs
+    pin = Registry(layout.settings).pin("champion")
+    assert pin is not None
+    stages.promote(TINY, layout)
+    assert Registry(layout.settings).pin("champion") == pin
+
+
+def test_a_model_that_was_not_judged_is_not_exported(cycled) -> None:
+    layout, _ = cycled
+    path = layout.model("multimodal")
+    judged = path.read_bytes()
+    try:
+        path.write_bytes(layout.model("simple").read_bytes())
+        for stage in (stages.export, stages.promote):
+            with pytest.raises(ReleaseRefused, match="mm gate"):
+                stage(TINY, layout)
+    finally:
+        path.write_bytes(judged)
+
+
+def test_a_refusal_keeps_export_and_promotion_shut(cycled) -> None:
+    layout, _ = cycled
+    recorded = layout.verdict.read_text()
+    try:
+        layout.verdict.write_text(json.dumps(json.loads(recorded) | {"decision": "REJECT", "reasons": ["pets fell"]}))
+        for stage in (stages.export, stages.promote):
+            with pytest.raises(ReleaseRefused, match="pets fell"):
+                stage(TINY, layout)
+    finally:
+        layout.verdict.write_text(recorded)
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server over HTTP (moto), with one bucket; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (tmp_path_factory.mktemp("s3") / "log").open("w")
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(f"{address}/moto-api/", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+        log.close()
+
+
+def test_the_loop_on_s3(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inbox, blobs and catalog in a bucket; two cycles' worth of arrival, training and promotion."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REGION": "us-east-1",
+        "MM_STORE": "s3://photos/store",
+        "MM_INBOX": "s3://photos/inbox",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="photos")
+    drop_all(tmp_path / "made")
+    files = [path for path in (tmp_path / "made").rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == "manifest.csv"):
+        client.upload_file(str(path), "photos", f"inbox/{path.relative_to(tmp_path / 'made').as_posix()}")
+
+    layout = Layout(Settings.from_env(tmp_path / "workspace"))
+    reports = stages.run_cycle(TINY, layout)
+    assert reports["ingest"].metrics["ingest/accepted"] == len(list((tmp_path / "made").rglob("images/*")))
+    assert reports["gate"].facts["decision"] == "PROMOTE"
+    assert not (layout.root / "store").exists()
+    keys = [item["Key"] for item in client.list_objects_v2(Bucket="photos", Prefix="store/")["Contents"]]
+    assert any(key.startswith("store/catalog/samples/_delta_log/") for key in keys)
+    assert any(key.endswith(sha256_file(layout.model("multimodal"))) for key in keys)
+    assert stages.ingest(TINY, layout).metrics["ingest/batches"] == 0
