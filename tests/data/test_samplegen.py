@@ -36,7 +36,7 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("category", ALL_CATEGORIES)
 def test_matte_is_exact(category: str, mode: str) -> None:
     """Triangulation: over a white and over a black world the photos differ by exactly what the subject lets through."""
-    for seed in range(3):
+    for seed in range(2):
         dark, bright, real = (
             render(category, seed, size=64, mode=mode, variant=seed, backdrop=tone) for tone in (0.0, 255.0, None)
         )
@@ -50,11 +50,11 @@ def test_matte_is_exact(category: str, mode: str) -> None:
 
 @pytest.mark.parametrize("category", ALL_CATEGORIES)
 def test_samples_are_usable_and_described(category: str) -> None:
-    for seed in range(4):
+    for seed in range(3):
         for mode in ("easy", "hard"):
-            s = generate(category, seed, size=96, mode=mode, drift=seed / 3)
-            assert s.image.shape == (96, 96, 3) and s.image.dtype == np.uint8
-            assert s.alpha.shape == (96, 96) and s.alpha.dtype == np.float32
+            s = generate(category, seed, size=64, mode=mode, drift=seed / 2)
+            assert s.image.shape == (64, 64, 3) and s.image.dtype == np.uint8
+            assert s.alpha.shape == (64, 64) and s.alpha.dtype == np.float32
             assert s.alpha.min() >= 0 and s.alpha.max() <= 1
             assert 0.005 < s.alpha.mean() < 0.95, "neither empty nor full"
             assert np.mean((s.alpha > 0.05) & (s.alpha < 0.95)) > 0.004, "soft edges"
