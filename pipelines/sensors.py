@@ -1,7 +1,6 @@
 """What starts runs by itself: a drop in the inbox, enough new labels."""
 
 import json
-from collections.abc import Iterator
 
 import dagster as dg
 
@@ -57,16 +56,15 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
 )
 def new_labels(
     context: dg.SensorEvaluationContext, workspace: Workspace, retrain_policy: RetrainPolicy
-) -> Iterator[dg.RunRequest | dg.SkipReason]:
+) -> dg.SensorResult | dg.SkipReason:
     """Counts distinct labels against the last request (cursor) and what the last cycle, however started, could see."""
     layout = workspace.layout()
     known = labels_at(layout, None)
     learned = max(int(context.cursor or 0), labels_of_last_cycle(layout))
     if known - learned < retrain_policy.new_labels:
-        yield dg.SkipReason(f"{known - learned} new labels; a cycle starts at {retrain_policy.new_labels}")
-        return
-    context.update_cursor(str(known))
-    yield dg.RunRequest(run_key=f"labels-{known}", tags={"matting/new_labels": str(known - learned)})
+        return dg.SkipReason(f"{known - learned} new labels; a cycle starts at {retrain_policy.new_labels}")
+    request = dg.RunRequest(run_key=f"labels-{known}", tags={"matting/new_labels": str(known - learned)})
+    return dg.SensorResult(run_requests=[request], cursor=str(known))
 
 
 def labels_at(layout: Layout, version: int | None) -> int:

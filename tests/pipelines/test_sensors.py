@@ -20,10 +20,15 @@ def arrivals_tick(
     return new_arrivals(dg.build_sensor_context(instance=instance, cursor=cursor), workspace=workspace)
 
 
-def labels_tick(workspace: Workspace, cursor: str | None, at_least: int) -> tuple[list, str | None]:
-    context = dg.build_sensor_context(cursor=cursor)
+def labels_tick(workspace: Workspace, cursor: str | None, at_least: int) -> dg.SensorResult | dg.SkipReason:
     policy = RetrainPolicy(new_labels=at_least)
-    return list(new_labels(context, workspace=workspace, retrain_policy=policy)), context.cursor
+    return new_labels(dg.build_sensor_context(cursor=cursor), workspace=workspace, retrain_policy=policy)
+
+
+def said(result: dg.SensorResult | dg.SkipReason) -> str:
+    """Why a tick asked for nothing."""
+    assert isinstance(result, dg.SkipReason)
+    return result.skip_message or ""
 
 
 def test_a_drop_is_asked_for_once_and_again_when_its_manifest_changes(
@@ -59,17 +64,14 @@ def test_what_the_catalog_holds_is_not_asked_for_even_without_a_cursor(
 def test_a_cycle_starts_at_the_threshold_and_counts_from_there(plant: Plant, workspace: Workspace) -> None:
     known = len(stages.catalog_of(plant.layout).read("labels"))
     assert known > 2
-    (skipped,), cursor = labels_tick(workspace, None, known + 1)
-    assert isinstance(skipped, dg.SkipReason) and f"{known} new labels" in skipped.skip_message
-    (request,), cursor = labels_tick(workspace, cursor, known)
-    assert isinstance(request, dg.RunRequest)
-    (skipped,), _ = labels_tick(workspace, cursor, 1)
-    assert isinstance(skipped, dg.SkipReason) and "0 new labels" in skipped.skip_message
+    assert f"{known} new labels" in said(labels_tick(workspace, None, known + 1))
+    asked = labels_tick(workspace, None, known)
+    assert isinstance(asked, dg.SensorResult) and len(asked.run_requests or []) == 1
+    assert "0 new labels" in said(labels_tick(workspace, asked.cursor, 1))
 
 
 def test_labels_of_a_cycle_that_a_person_started_are_not_new(plant: Plant, workspace: Workspace) -> None:
     params = workspace.params()
     stages.pin_inputs(params, plant.layout)
     stages.snapshot(params, plant.layout)
-    (skipped,), _ = labels_tick(workspace, None, 1)
-    assert isinstance(skipped, dg.SkipReason) and "0 new labels" in skipped.skip_message
+    assert "0 new labels" in said(labels_tick(workspace, None, 1))
