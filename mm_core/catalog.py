@@ -139,15 +139,25 @@ class Catalog:
         columns: Sequence[str] | None = None,
         filters: list[tuple[str, str, Any]] | None = None,
     ) -> pd.DataFrame:
-        """A table (or some columns, some rows, an old version) as a DataFrame; maps come as dicts."""
-        schema = SCHEMAS[table]
+        """A table (or some columns, some rows, an old version) as a DataFrame; maps come as dicts.
+
+        `filters`: all must hold, as (column, one of = != < <= > >= in "not in", value).
+        """
+        from pyarrow.parquet import filters_to_expression
+
+        names = list(columns or SCHEMAS[table].names)
         delta = None if version == -1 else self._open(table, version)
         if delta is None:
-            return schema.empty_table().select(list(columns or schema.names)).to_pandas()
-        frame = delta.to_pyarrow_table(columns=list(columns) if columns else None, filters=filters).to_pandas(
-            maps_as_pydicts="lossy"
-        )
-        return frame
+            return SCHEMAS[table].empty_table().select(names).to_pandas()
+        needed = list(dict.fromkeys([*names, *(column for column, _, _ in filters or ())]))
+        try:
+            rows = delta.to_pyarrow_table(columns=needed)
+        except (pa.ArrowException, OSError) as error:
+            raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+        if filters:
+            # Not pushed down: delta-rs describes its files by string views, which pyarrow cannot compare with strings.
+            rows = rows.filter(filters_to_expression(filters))
+        return rows.select(names).to_pandas(maps_as_pydicts="lossy")
 
     def add(self, table: str, rows: Iterable[Mapping[str, Any]], *, at: int | None = None) -> int:
         """Inserts the rows whose key is not there yet, in one commit; returns how many were new.
