@@ -118,12 +118,15 @@ def object_mask(features: Features, main_alpha: Tensor, decoder: nn.Module) -> F
 
 def context_mask(features: Features, main_alpha: Tensor, decoder: nn.Module) -> Features:
     """Erases the surroundings and keeps the object."""
-    return _masked(features, (main_alpha > 0.5).to(main_alpha.dtype))
+    return _masked(features, (main_alpha > 0.5).to(main_alpha.dtype), touched=True)
 
 
 def feature_drop(features: Features, main_alpha: Tensor, decoder: nn.Module) -> Features:
-    """Erases the most active places of the bottleneck: channel mean above U(0.7, 0.9) of its maximum."""
-    attention = features[-1].detach().float().mean(1, keepdim=True)
+    """Erases the most active places of the bottleneck: channel mean above U(0.7, 0.9) of its maximum.
+
+    The mean is of magnitudes: after a ReLU that is the paper's, and encoders that end without one have signed features.
+    """
+    attention = features[-1].detach().float().abs().mean(1, keepdim=True)
     low, high = DROP_RANGE
     share = torch.empty(len(attention), 1, 1, 1, device=attention.device).uniform_(low, high)
     keep = (attention < share * attention.amax((2, 3), keepdim=True)).to(attention.dtype)
@@ -146,10 +149,16 @@ PERTURBATIONS: dict[str, Callable[[Features, Tensor, nn.Module], Features]] = {
 }
 
 
-def _masked(features: Features, keep: Tensor) -> Features:
-    """Multiplies by one 0/1 map (B,1,h,w) at every resolution. A sample that would lose everything stays whole."""
+def _masked(features: Features, keep: Tensor, touched: bool = False) -> Features:
+    """Multiplies by one 0/1 map (B,1,h,w) at every resolution. A sample that would lose everything stays whole.
+
+    A coarse place is kept where all of it is, so that a small hole does not vanish at the bottleneck; with `touched`,
+    where any of it is.
+    """
     keep = torch.where(keep.amax((1, 2, 3), keepdim=True) > 0, keep, torch.ones_like(keep))
-    return [f * F.interpolate(keep, size=f.shape[-2:], mode="nearest-exact").to(f.dtype) for f in features]
+    least = 1e-4 if touched else 1 - 1e-4
+    shares = (F.adaptive_avg_pool2d(keep, (f.shape[-2], f.shape[-1])) for f in features)
+    return [f * (share >= least).to(f.dtype) for f, share in zip(features, shares, strict=True)]
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def load_clip(params: ClipParams, local: Path | None = None, device: str = "cpu"
         model, _, transform = open_clip.create_model_and_transforms(
             name, pretrained=pretrained, image_resize_mode="squash"
         )
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, AssertionError) as error:
         raise InputError(
             f"params.yaml: clip.pretrained: {pretrained} cannot be loaded as {name}: {str(error).splitlines()[0][:200]}"
         ) from error

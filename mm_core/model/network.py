@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, cast
 
@@ -162,7 +163,7 @@ def create_body(name: str, pretrained: str = "") -> nn.Module:
     import timm
 
     if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name[:8]}*")[:5]) or "mobilenetv4_conv_small"
+        close = ", ".join(sorted(timm.list_models(), key=lambda known: -len(commonprefix([known, name])))[:4])
         raise InputError(f"params.yaml: model.encoder: {name!r} is no timm model, u2net or u2netp; for example {close}")
     options: dict[str, Any] = {}
     if pretrained == "timm":
@@ -174,7 +175,7 @@ def create_body(name: str, pretrained: str = "") -> nn.Module:
     try:
         body = timm.create_model(name, features_only=True, **options)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:160]
         raise InputError(f"params.yaml: model.encoder {name!r}, pretrained {pretrained!r}: {reason}") from error
     if pretrained and pretrained != "timm":
         _check_loaded(body, Path(pretrained))

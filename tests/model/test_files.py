@@ -1,0 +1,79 @@
+"""A model file: exact round trip, stable identity, clear refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mm_core.errors import InputError
+from mm_core.model.files import load_model, read_meta, save_model
+from mm_core.model.network import build_model
+from mm_core.records import sha256_file
+
+
+def test_round_trip_is_exact_and_the_digest_is_the_files(net, tmp_path):
+    path = tmp_path / "deep" / "model.safetensors"
+    digest = save_model(path, net, {"stage": "simple"})
+    assert digest == sha256_file(path)
+    loaded, meta = load_model(path)
+    assert meta == {"stage": "simple", "model": net.config.model_dump(mode="json")} == read_meta(path)
+    assert loaded.config == net.config and not loaded.training
+    state = net.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images, "portrait"), net.eval()(images, "portrait"))
+    assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_the_same_weights_give_the_same_digest(net, tiny, tmp_path):
+    meta = {"stage": "hard", "steps": 3, "seed": 0}
+    first = save_model(tmp_path / "a", net, meta)
+    turned = build_model(tiny, 0).to(memory_format=torch.channels_last)
+    assert save_model(tmp_path / "b", turned, dict(reversed(meta.items()))) == first
+    assert save_model(tmp_path / "c", build_model(tiny, 1), meta) != first
+
+
+def test_half_precision_weights_are_saved_in_float32(net, tmp_path):
+    save_model(tmp_path / "m", net.bfloat16(), {})
+    kinds = {value.dtype for value in load_file(tmp_path / "m").values()}
+    assert kinds == {torch.float32, torch.int64}
+
+
+def test_loading_leaves_the_global_generator_alone(net, tmp_path):
+    save_model(tmp_path / "m", net, {})
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    load_model(tmp_path / "m")
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_wrong_files_are_refused_with_a_remedy(net, tmp_path):
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(InputError, match=r"m\.safetensors: no such file; give"):
+        load_model(path)
+    path.write_bytes(b"not a model at all")
+    with pytest.raises(InputError, match="not a safetensors file"):
+        load_model(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="without the metadata key 'mm'"):
+        load_model(path)
+    config = net.config.model_dump(mode="json")
+    save_file({"x": torch.zeros(1)}, path, metadata={"mm": json.dumps({"model": config})})
+    with pytest.raises(InputError, match="do not fit test_efficientnet"):
+        load_model(path)
+    save_file({"x": torch.zeros(1)}, path, metadata={"mm": json.dumps({"model": config | {"depth": 3}})})
+    with pytest.raises(InputError, match=r"model\.depth"):
+        load_model(path)
+
+
+def test_a_truncated_file_is_refused(net, tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_model(path, net, {})
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a safetensors file"):
+        load_model(path)

@@ -1,0 +1,100 @@
+"""Preprocessing and the PyTorch predictor."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mm_core.model.files import save_model
+from mm_core.model.predict import TorchPredictor
+from mm_core.model.preprocess import MEAN, STD, finish, prepare, resize
+
+side = st.integers(1, 90)
+
+
+@settings(max_examples=40, deadline=None)
+@given(side, side, side, side)
+def test_resizing_keeps_a_constant_and_never_overshoots(h, w, to_h, to_w):
+    assert np.all(resize(np.full((h, w, 3), 93, np.uint8), to_h, to_w) == 93)
+    step = np.zeros((h, w), np.float32)
+    step[:, w // 2 :] = 1
+    out = finish(step, (to_h, to_w))
+    assert out.shape == (to_h, to_w) and out.dtype == np.float32
+    assert out.min() >= 0 and out.max() <= 1
+
+
+def test_prepare_is_imagenets_normalisation_channel_first():
+    photo = np.zeros((20, 10, 3), np.uint8)
+    photo[..., 0] = 255
+    out = prepare(photo, 32)
+    assert out.shape == (3, 32, 32) and out.dtype == np.float32 and out.flags.c_contiguous
+    np.testing.assert_allclose(out[:, 5, 5], (np.array([1, 0, 0]) - MEAN) / STD, rtol=1e-6)
+
+
+def test_shrinking_averages_and_does_not_alias():
+    """One-pixel stripes become their mean, also where the other axis grows."""
+    stripes = np.zeros((16, 512, 3), np.uint8)
+    stripes[:, ::2] = 255
+    out = prepare(stripes, 64) * STD[:, None, None] + MEAN[:, None, None]
+    np.testing.assert_allclose(out, 0.5, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "photo",
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)],
+)
+def test_what_is_no_photo_is_refused(photo):
+    with pytest.raises(ValueError, match=r"uint8 of \(H,W,3\)"):
+        prepare(photo, 32)
+
+
+@pytest.fixture
+def model_file(net, tmp_path):
+    net.eval()
+    save_model(tmp_path / "model.safetensors", net, {"stage": "simple"})
+    return tmp_path / "model.safetensors"
+
+
+def photos_of(shapes):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+
+
+def test_mattes_come_back_in_order_at_each_photos_size(net, model_file):
+    photos = photos_of([(37, 91), (64, 64), (200, 33), (51, 50), (1, 7)])
+    names = ["scenery", "saliency", "portrait", "saliency", "scenery"]
+    mattes = TorchPredictor(model_file, "cpu", batch=2).predict(photos, names)
+    for photo, name, matte in zip(photos, names, mattes, strict=True):
+        assert matte.shape == photo.shape[:2] and matte.dtype == np.float32
+        with torch.inference_mode():
+            small = net(torch.from_numpy(prepare(photo, 64))[None], name).sigmoid()[0, 0].numpy()
+        np.testing.assert_allclose(matte, finish(small, photo.shape[:2]), atol=2e-4)
+
+
+def test_no_photos_no_mattes_and_unequal_lists_are_refused(model_file):
+    predictor = TorchPredictor(model_file)
+    assert predictor.predict([], []) == []
+    with pytest.raises(ValueError, match="1 photos with 2"):
+        predictor.predict(photos_of([(8, 8)]), ["portrait", "portrait"])
+
+
+def test_threads_share_one_predictor(model_file):
+    predictor, photos = TorchPredictor(model_file, "cpu"), photos_of([(40, 60)] * 3)
+    expected = predictor.predict(photos, ["portrait"] * 3)
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(predictor.predict(photos, ["portrait"] * 3))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    for result in results:
+        for one, other in zip(result, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
