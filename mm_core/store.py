@@ -6,15 +6,23 @@ Everything above sees local paths: `fetch` gives one, whatever the backend.
 from __future__ import annotations
 
 import os
+import posixpath
 import shutil
+import threading
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from mm_core.errors import BlobNotFound, InputError, StoreError
-from mm_core.records import sha256_bytes, sha256_file, write_bytes
+from mm_core.records import sha256_bytes, sha256_file
+
+BLOBS = "blobs/"
+"""Keys below are content-addressed: what they name never changes."""
+TEMPORARY = ".tmp"
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ def open_store(url: str, cache: Path) -> Store:
 
 def blob_key(digest: str) -> str:
     """Content-addressed place of a blob."""
-    return f"blobs/{digest[:2]}/{digest[2:4]}/{digest}"
+    return f"{BLOBS}{digest[:2]}/{digest[2:4]}/{digest}"
 
 
 def put_blob(store: Store, source: Path | bytes) -> str:
@@ -84,51 +92,53 @@ class LocalStore:
     """A folder."""
 
     def __init__(self, root: Path):
-        self.root = root
-        self.url = str(root)
+        self.root = Path(os.path.abspath(root))
+        self.url = str(self.root)
 
     def _path(self, key: str) -> Path:
-        path = Path(os.path.normpath(self.root / key))
-        if not path.is_relative_to(self.root):
-            raise StoreError(f"key {key!r} leaves the store")
-        return path
+        return self.root / _inside(key)
 
     def put(self, key: str, source: Path | bytes) -> None:
         path = self._path(key)
-        if isinstance(source, bytes):
-            write_bytes(path, source)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with source.open("rb") as reader, temporary.open("wb") as writer:
-            shutil.copyfileobj(reader, writer, 1 << 20)
-            writer.flush()
-            os.fsync(writer.fileno())
-        temporary.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _replacing(path) as temporary, temporary.open("wb") as writer:
+                if isinstance(source, bytes):
+                    writer.write(source)
+                else:
+                    with source.open("rb") as reader:
+                        shutil.copyfileobj(reader, writer, 1 << 20)
+                writer.flush()
+                os.fsync(writer.fileno())
+        except OSError as error:
+            raise StoreError(f"writing {self.url}/{key}: {error.strerror or error}") from error
 
     def fetch(self, key: str) -> Path:
         path = self._path(key)
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path.is_file, no error on names that no file can have
             raise BlobNotFound(f"{self.url} holds no {key}")
         return path
 
     def exists(self, key: str) -> bool:
-        return self._path(key).is_file()
+        return os.path.isfile(self._path(key))
 
     def list(self, prefix: str = "", *, delimiter: bool = False) -> Iterator[Entry]:
-        base = self._path(prefix) if prefix else self.root
-        if delimiter:
-            if base.is_dir():
-                for child in sorted(base.iterdir()):
-                    key = child.relative_to(self.root).as_posix()
-                    yield Entry(f"{key}/", 0) if child.is_dir() else Entry(key, child.stat().st_size)
+        inner = _inside(prefix) if prefix.strip("/") else ""
+        yield from self._below(self.root / inner, f"{inner}/" if inner else "", delimiter)
+
+    def _below(self, folder: Path, place: str, delimiter: bool) -> Iterator[Entry]:
+        """Entries in the order of their keys, as S3 has it; linked folders are named, not entered."""
+        if not folder.is_dir():
             return
-        for folder, names, files in os.walk(base):
-            names.sort()
-            for name in sorted(files):
-                path = Path(folder) / name
-                if not name.endswith(".tmp"):
-                    yield Entry(path.relative_to(self.root).as_posix(), path.lstat().st_size)
+        children = {f"{c.name}/" if c.is_dir() else c.name: c for c in os.scandir(folder)}
+        for name, child in sorted(children.items()):
+            if not name.endswith("/"):
+                if not _is_temporary(name):
+                    yield Entry(f"{place}{name}", child.stat(follow_symlinks=False).st_size)
+            elif delimiter:
+                yield Entry(f"{place}{name}", 0)
+            elif not child.is_symlink():
+                yield from self._below(folder / child.name, f"{place}{name}", delimiter)
 
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
@@ -141,96 +151,114 @@ class S3Store:
         self.bucket, self.prefix, self.cache = bucket, prefix, cache / "s3" / bucket / prefix
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._client_or_none: Any = None
+        self._lock = threading.Lock()
 
     @property
     def _client(self) -> Any:
-        if self._client_or_none is None:
-            import boto3
-            from botocore.config import Config
+        """Made on first use; making one is not safe in two threads at once, using one is."""
+        from boto3.session import Session
+        from botocore.config import Config
 
-            self._client_or_none = boto3.client(
-                "s3",
-                config=Config(retries={"mode": "standard", "max_attempts": 6}, connect_timeout=10, read_timeout=60),
-            )
+        with self._lock:
+            if self._client_or_none is None:
+                config = Config(retries={"mode": "standard", "max_attempts": 6}, connect_timeout=10, read_timeout=60)
+                self._client_or_none = Session().client("s3", config=config)
         return self._client_or_none
 
     def _key(self, key: str) -> str:
-        return f"{self.prefix}/{key}" if self.prefix else key
+        inner = _inside(key)
+        return f"{self.prefix}/{inner}" if self.prefix else inner
 
     def put(self, key: str, source: Path | bytes) -> None:
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
+        name = self._key(key)
+        with self._plain_errors("writing", key):
             if isinstance(source, bytes):
-                self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=source, ChecksumAlgorithm="SHA256")
+                self._client.put_object(Bucket=self.bucket, Key=name, Body=source, ChecksumAlgorithm="SHA256")
             else:
-                self._client.upload_file(
-                    str(source), self.bucket, self._key(key), ExtraArgs={"ChecksumAlgorithm": "SHA256"}
-                )
-        except (Boto3Error, BotoCoreError, ClientError) as error:
-            raise StoreError(f"writing {self.url}/{key}: {error}") from error
+                checked = {"ChecksumAlgorithm": "SHA256"}
+                self._client.upload_file(str(source), self.bucket, name, ExtraArgs=checked)
 
     def fetch(self, key: str) -> Path:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        path = self.cache / key
-        try:
-            head = self._client.head_object(Bucket=self.bucket, Key=self._key(key))
-            stamp = path.with_name(path.name + ".etag")
+        """Downloads once: content-addressed blobs never change, other objects are asked for their ETag."""
+        name = self._key(key)
+        path = self.cache / "objects" / _inside(key)
+        stamp = self.cache / "etags" / _inside(key)
+        if key.startswith(BLOBS) and path.is_file():
+            return path
+        with self._plain_errors("reading", key):
+            head = self._client.head_object(Bucket=self.bucket, Key=name)
             if path.is_file() and stamp.is_file() and stamp.read_text() == head["ETag"]:
                 return path
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            self._client.download_file(self.bucket, self._key(key), str(temporary))
-            if temporary.stat().st_size != head["ContentLength"]:
-                raise StoreError(f"{self.url}/{key} arrived truncated: run again")
-            temporary.replace(path)
-            write_bytes(stamp, head["ETag"].encode())
-            return path
-        except ClientError as error:
-            if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NoSuchBucket"):
-                raise BlobNotFound(f"{self.url} holds no {key}") from error
-            raise StoreError(f"reading {self.url}/{key}: {error}") from error
-        except BotoCoreError as error:
-            raise StoreError(f"reading {self.url}/{key}: {error}") from error
+            with _replacing(path) as temporary:
+                self._client.download_file(self.bucket, name, str(temporary))
+                if temporary.stat().st_size != head["ContentLength"]:
+                    raise StoreError(f"{self.url}/{key} arrived truncated: run again")
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            with _replacing(stamp) as temporary:
+                temporary.write_text(head["ETag"])
+        return path
 
     def exists(self, key: str) -> bool:
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
-            self._client.head_object(Bucket=self.bucket, Key=self._key(key))
-            return True
-        except ClientError as error:
-            if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
-                return False
-            raise StoreError(f"reading {self.url}/{key}: {error}") from error
-        except BotoCoreError as error:
-            raise StoreError(f"reading {self.url}/{key}: {error}") from error
+            with self._plain_errors("reading", key):
+                self._client.head_object(Bucket=self.bucket, Key=self._key(key))
+        except BlobNotFound:
+            return False
+        return True
 
     def list(self, prefix: str = "", *, delimiter: bool = False) -> Iterator[Entry]:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        full = self._key(prefix) if prefix else (f"{self.prefix}/" if self.prefix else "")
-        if prefix and delimiter and not full.endswith("/"):
-            full += "/"
+        full = f"{self._key(prefix)}/" if prefix.strip("/") else (f"{self.prefix}/" if self.prefix else "")
         skip = len(self.prefix) + 1 if self.prefix else 0
-        try:
+        with self._plain_errors("listing", prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=full, **({"Delimiter": "/"} if delimiter else {})
             )
             for page in pages:
-                for folder in page.get("CommonPrefixes", ()):
-                    yield Entry(folder["Prefix"][skip:], 0)
-                for item in page.get("Contents", ()):
-                    yield Entry(item["Key"][skip:], item["Size"])
-        except (BotoCoreError, ClientError) as error:
-            raise StoreError(f"listing {self.url}/{prefix}: {error}") from error
+                folders = [Entry(folder["Prefix"][skip:], 0) for folder in page.get("CommonPrefixes", ())]
+                objects = [Entry(item["Key"][skip:], item["Size"]) for item in page.get("Contents", ())]
+                # Consoles make empty objects named like folders.
+                found = folders + [entry for entry in objects if not entry.key.endswith("/") and entry.key]
+                yield from sorted(found, key=lambda entry: entry.key)
 
     def delete(self, key: str) -> None:
+        with self._plain_errors("deleting", key):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
+
+    @contextmanager
+    def _plain_errors(self, doing: str, key: str) -> Iterator[None]:
+        """boto's errors as ours: BlobNotFound where there is nothing, StoreError otherwise."""
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
-        except (BotoCoreError, ClientError) as error:
-            raise StoreError(f"deleting {self.url}/{key}: {error}") from error
+            yield
+        except ClientError as error:
+            if doing == "reading" and error.response["Error"]["Code"] in ("404", "NoSuchKey"):
+                raise BlobNotFound(f"{self.url} holds no {key}") from error
+            raise StoreError(f"{doing} {self.url}/{key}: {error}") from error
+        except (Boto3Error, BotoCoreError, OSError) as error:
+            raise StoreError(f"{doing} {self.url}/{key}: {error}") from error
+
+
+def _inside(key: str) -> str:
+    """The key in its plain form. Raises StoreError for one that is empty or would leave the store."""
+    plain = posixpath.normpath(key.strip("/") or "/")
+    if plain.startswith(("/", "../")) or plain in ("..", "."):
+        raise StoreError(f"key {key!r} leaves the store")
+    return plain
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A new file beside `path` that takes its place when all went well; its name is this thread's own."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(TEMPORARY)

@@ -20,13 +20,13 @@ LOOK_SIDE = 256
 SAME_PHOTO = 0.95
 """Least correlation of two thumbnails, over everything and over fine detail alone, of copies of one photo.
 
-Measured: copies saved again (JPEG quality 20 to 90, a quarter to full size) reach 0.988, neighbouring video frames 0.78."""
+Measured: copies saved again (JPEG quality 20 to 90, a quarter to full size) reach 0.988, neighbouring frames 0.78."""
 MAX_CANDIDATES = 64
 """Candidates of one photo that get the second look, nearest hash first."""
 
 
 def perceptual_hash(rgb: np.ndarray) -> str:
-    """64-bit DCT hash of a photo uint8 (H, W, 3) as 16 hex digits: its low 8×8 frequencies, above their median or not."""
+    """64-bit DCT hash of a photo uint8 (H, W, 3) as 16 hex digits: are its low 8×8 frequencies above their median?"""
     grey = cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
     low = np.asarray(cv2.dct(grey.astype(np.float32))[:8, :8], np.float64).ravel()
     bits = low > np.median(low[1:])

@@ -169,9 +169,13 @@ class Ingest:
         self.batch, self.data_docs, self.progress = batch, data_docs, progress
         self.now = datetime.now(UTC).isoformat(timespec="seconds")
 
-    def run(self, only: frozenset[int] | None = None) -> None:
-        """Does the batch unless the ledger holds it; `only`: these rows again, whatever the ledger says."""
-        if only is None and len(self.catalog.read("batches", filters=[("key", "=", self.batch.key)])):
+    def run(self, *, again: bool = False, only: frozenset[int] | None = None) -> None:
+        """Does the batch unless the ledger holds it.
+
+        `again`: whatever the ledger says; `only`: as `again`, these rows alone, which no longer can hold the drop.
+        """
+        again = again or only is not None
+        if not again and len(self.catalog.read("batches", filters=[("key", "=", self.batch.key)])):
             return
         try:
             manifest = read_manifest(self.inbox.fetch(self.batch.manifest_key))
@@ -179,13 +183,17 @@ class Ingest:
             self._write_ledger("held", str(error), 0)
             return
         rows = [row for row in manifest if only is None or row.row in only]
+        held = self._take(rows, partial=only is not None) if rows else ""
+        self._write_ledger("held" if held else "ingested", held, len(manifest))
+
+    def _take(self, rows: Sequence[ManifestRow], *, partial: bool) -> str:
+        """Everything up to the ledger; why the drop is held, or nothing."""
         with TemporaryDirectory(prefix="mm-ingest-") as spool:
             prober = Prober(self.inbox, self.batch.manifest_key, self.batch.kind, self.params.max_pixels, Path(spool))
             probes = self._probe(prober, rows)
             judge = Judge(self.params, self.batch.kind, self.batch.batch, self.data_docs)
             faults = judge.rows(probes)
-            held = self._settle(prober, judge, rows, probes, faults, partial=only is not None)
-        self._write_ledger("held" if held else "ingested", held, len(manifest))
+            return self._settle(prober, judge, rows, probes, faults, partial=partial)
 
     def _probe(self, prober: Prober, rows: Sequence[ManifestRow]) -> list[Probe]:
         probes = []
@@ -207,9 +215,14 @@ class Ingest:
         partial: bool,
     ) -> str:
         """Verdicts and their writes, again where the catalog moved; why the drop is held, or nothing."""
-        fills = frozenset(read_record(self.store, self.batch).get("fills", ()))
+        earlier = read_record(self.store, self.batch)
+        fills = frozenset(earlier.get("fills", ()))
         thumbnails = self._thumbnails(prober, probes)
         held: str | None = None
+        if partial:  # the rows that were good are not looked at again: the drop as a whole stays judged
+            held = ""
+            judge.results += [line for line in earlier.get("expectations", ()) if line["scope"] == "batch"]
+            judge.write_docs()
         for _ in range(ATTEMPTS):
             known = Known.read(self.catalog, probes, self.params.near_duplicate_bits)
             decisions = decide(
@@ -218,7 +231,7 @@ class Ingest:
             if held is None:
                 held = self._judge_whole(judge, probes, decisions)
                 judge.write_docs()
-            if held and not partial:
+            if held:
                 decisions = [d for d in decisions if d.verdict == "quarantine"]
             self._write_record(judge, decisions)
             try:
@@ -227,7 +240,7 @@ class Ingest:
             except CatalogMoved:
                 continue
             self._write_rejects(prober, rows, probes, decisions, partial=partial)
-            return "" if partial else held
+            return held
         raise CatalogError(f"{self.batch.name}: the catalog moved {ATTEMPTS} times under it: run again")
 
     def _judge_whole(self, judge: Judge, probes: Sequence[Probe], decisions: Sequence[Decision]) -> str:
@@ -392,5 +405,3 @@ class Ingest:
             "ingested_at": self.now,
         }
         self.catalog.upsert("batches", [row])
-
-

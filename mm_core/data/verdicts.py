@@ -81,13 +81,10 @@ class Known:
                 Entry(int(row["phash"], 16), row["id"], row["name"], row["group"] or "", row["width"] / row["height"])
             )
         labels: dict[str, list[Mapping[str, Any]]] = {}
-        again = sorted(set(samples) & set(mine))
-        if again:
-            rows: pd.DataFrame = catalog.read(
-                "labels", version=versions[1], columns=LABEL_COLUMNS, filters=[("sample_id", "in", again)]
-            )
-            for row in rows.to_dict("records"):
-                labels.setdefault(row["sample_id"], []).append(row)
+        of_mine: list[tuple[str, str, Any]] = [("sample_id", "in", sorted(mine))]
+        rows: pd.DataFrame = catalog.read("labels", version=versions[1], columns=LABEL_COLUMNS, filters=of_mine)
+        for row in rows.to_dict("records"):
+            labels.setdefault(row["sample_id"], []).append(row)
         return Known(*versions, samples, labels, index)
 
 
@@ -132,7 +129,8 @@ def decide(
                 return Decision(row.row, "duplicate", "near-duplicate", f"the photo of {other.name}", other.identity)
         taken[identity] = row
         index.add(entry)
-        return Decision(row.row, "accept", sample_id=identity, label_version=1 if probe.alpha_sha256 else 0)
+        version = _label_version(batch, probe, known.labels.get(identity, []))
+        return Decision(row.row, "accept", sample_id=identity, label_version=version)
 
     for row, probe in zip(rows, probes, strict=True):
         decisions.append(verdict_on(row, probe))
@@ -154,14 +152,18 @@ def _again(
         value and (sample[name] is None or (row.row in filled_before and sample[name] == value))
         for name, value in (("caption", row.caption), ("category", probe.category))
     )
-    version = 0
-    if probe.alpha_sha256:
-        same = [label for label in labels if label["alpha_sha256"] == probe.alpha_sha256]
-        if not same:
-            version = 1 + max((int(label["version"]) for label in labels), default=0)
-        elif any(label["batch"] == batch for label in same):
-            version = int(same[0]["version"])
+    version = _label_version(batch, probe, labels)
     if own or fills or version:
         return Decision(row.row, "accept", sample_id=probe.sha256 or "", label_version=version, fills=fills)
     place = f"{sample['kind']}/{sample['batch']}/{sample['name']}"
     return Decision(row.row, "duplicate", "duplicate", f"same bytes as {place}", probe.sha256 or "")
+
+
+def _label_version(batch: str, probe: Probe, labels: Sequence[Mapping[str, Any]]) -> int:
+    """The version of the label that the row brings, or brought before; 0 where it brings nothing new."""
+    if not probe.alpha_sha256:
+        return 0
+    for label in labels:
+        if label["alpha_sha256"] == probe.alpha_sha256:
+            return int(label["version"]) if label["batch"] == batch else 0
+    return 1 + max((int(label["version"]) for label in labels), default=0)
