@@ -46,8 +46,10 @@ def test_there_is_a_decoder_for_every_perturbation_the_params_allow(net, feature
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_level_is_perturbed_not_the_bottleneck_alone(net, features, alpha, name):
+def test_every_level_is_perturbed_not_the_bottleneck_alone(net, features, name):
     """With a clean skip the auxiliary decoder could ignore the perturbation."""
+    alpha = torch.zeros(3, 1, 64, 64)
+    alpha[:, :, 4:28, 4:28] = 0.9  # within one of the bottleneck's four places
     aux = AuxiliaryDecoders(net, [name])
     seen = features[aux.first :]
     torch.manual_seed(1)
