@@ -1,0 +1,304 @@
+"""One self-contained HTML page about a cycle: verdict on top, numbers, mattes, quarantine, costs.
+
+Every part is drawn from the files that the stages left; a part whose files are missing says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from mm_core.catalog import Catalog
+from mm_core.data.images import UnreadableImage, load_rgb, read_header
+from mm_core.errors import BlobNotFound
+from mm_core.eval.mattes import small
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.params import Params
+from mm_core.records import (
+    ALL_CATEGORIES,
+    CATEGORIES,
+    HIGHER_IS_BETTER,
+    KINDS,
+    Cell,
+    Report,
+    Verdict,
+    sha256_file,
+    write_bytes,
+)
+from mm_core.store import Store, fetch_blob
+
+COLUMNS = ("mse", "maxf", "biou", "conn")
+"""The paper's Table 1."""
+TITLES = {"mse": "MSE", "maxf": "MaxF", "biou": "BIoU", "conn": "Conn"}
+STAGES = ("snapshot", "split", *(f"train-{stage}" for stage in TRAIN_STAGES), "evaluate", "gate", "export", "promote")
+QUARANTINE_SHOWN, THUMB = 24, 160
+SAFE_PIXELS = 40_000_000
+"""Quarantined files that claim more are not opened for a thumbnail."""
+
+
+def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, report: Report) -> Report:
+    """Writes `layout.html_report` and a copy under `layout.reports`, named by snapshot and candidate."""
+    from jinja2 import Environment, FileSystemLoader, select_autoescape
+
+    stages = _stage_reports(layout)
+    verdict = Verdict.model_validate_json(layout.verdict.read_text()) if layout.verdict.is_file() else None
+    evaluation = stages.get("evaluate", Report("evaluate"))
+    scores = {(r["model"], r["precision"], r["category"]): r for r in evaluation.tables.get("per_category", [])}
+    model = layout.model(TRAIN_STAGES[-1])
+    candidate = sha256_file(model) if model.is_file() else ""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        verdict=verdict,
+        stale=bool(verdict and candidate and verdict.candidate != candidate),
+        titles=TITLES,
+        heat=_heat(verdict, scores),
+        others=_other_cells(verdict),
+        bars=_bars(scores),
+        fidelity=_fidelity(scores),
+        mattes=_mattes(layout, evaluation),
+        split=_split(layout, store),
+        quarantine=_quarantine(catalog, store),
+        counts=_counts(catalog),
+        costs=_costs(stages),
+        identifiers=_identifiers(layout, verdict, candidate),
+        params=params.gate,
+    )
+    data = page.encode()
+    write_bytes(layout.html_report, data)
+    about = _snapshot(layout)
+    name = "-".join(part[:12] for part in (about.get("digest", ""), candidate) if part) or "empty"
+    write_bytes(layout.reports / f"{name}.html", data)
+    report.facts |= {"html": str(layout.html_report), "copy": str(layout.reports / f"{name}.html")}
+    report.facts["decision"] = verdict.decision if verdict else None
+    report.metrics["report/bytes"] = float(len(data))
+    return report
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Fixed digits for what is near 1, so that a column can be compared at a glance; a dash for nothing."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}" if abs(value) >= 10**-digits or value == 0 else f"{value:.1e}"
+
+
+def _share(value: float, reference: float | None, metric: str) -> str:
+    """A gain as people say it: in percent of the reference, or in points where the metric is a share itself."""
+    if not math.isfinite(value):
+        return "–"
+    if metric in HIGHER_IS_BETTER or not reference:
+        return f"{100 * value:+.1f} pt"
+    return f"{100 * value / reference:+.1f} %"
+
+
+def _heat(verdict: Verdict | None, scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row per category with the four metrics of the int8 candidate, and what the gate found about each."""
+    cells = {
+        (c.category, c.metric): c for c in (verdict.cells if verdict else []) if c.against in ("champion", "floor")
+    }
+    rows = []
+    for category in ALL_CATEGORIES:
+        row: dict[str, Any] = {"category": category, "judged": category in CATEGORIES, "cells": []}
+        for metric in COLUMNS:
+            cell = cells.get((category, metric))
+            plain = scores.get((TRAIN_STAGES[-1], "int8", category), {}).get(metric)
+            champion = scores.get(("champion", "int8", category), {}).get(metric)
+            row["cells"].append(_heat_cell(cell) if cell else _plain_cell(plain, champion, metric))
+        if any(cell["value"] != "–" for cell in row["cells"]):
+            rows.append(row)
+    return rows
+
+
+def _heat_cell(cell: Cell) -> dict[str, Any]:
+    reference = number(cell.reference)
+    return {
+        "value": number(cell.candidate),
+        "reference": f"from {reference}" if cell.against == "champion" else f"required {reference}",
+        "gain": _share(cell.gain, cell.reference, cell.metric),
+        "bound": f"≥ {_share(cell.bound, cell.reference, cell.metric)}",
+        "margin": _share(cell.margin, cell.reference, cell.metric),
+        "role": cell.role.replace("_", "-"),
+        "result": cell.result,
+        "heat": _heat_strength(cell),
+    }
+
+
+def _plain_cell(value: float | None, champion: float | None, metric: str) -> dict[str, Any]:
+    cell = {"value": number(value), "reference": "", "gain": "", "bound": "", "result": "", "heat": 0}
+    if value is not None and champion is not None:
+        gain = (value - champion) * (1 if metric in HIGHER_IS_BETTER else -1)
+        cell |= {"reference": f"from {number(champion)}", "gain": _share(gain, champion, metric)}
+    return cell
+
+
+def _heat_strength(cell: Cell) -> int:
+    """0 … 100: how far the gain lies from nothing; full at 30 % of the reference, or 10 points."""
+    scale = 0.1 if cell.metric in HIGHER_IS_BETTER else 0.3 * abs(cell.reference or 1.0)
+    return round(100 * min(1.0, abs(cell.gain) / scale)) if scale else 0
+
+
+def _other_cells(verdict: Verdict | None) -> list[dict[str, Any]]:
+    """Cells against the anchor and against the candidate's own float model."""
+    names = {"anchor": "anchor", "float": "own float model"}
+    return [
+        {"category": c.category, "metric": c.metric, "against": names[c.against]} | _heat_cell(c)
+        for c in (verdict.cells if verdict else [])
+        if c.against in names
+    ]
+
+
+def _bars(scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """MSE of each stage and the champion per category, with bar widths in percent of the category's largest."""
+    models = [m for m in (*TRAIN_STAGES, "champion") if any(k[:2] == (m, "float") for k in scores)]
+    groups = []
+    for category in (*ALL_CATEGORIES, "macro"):
+        found = [(model, scores.get((model, "float", category), {}).get("mse")) for model in models]
+        known = [(model, float(value)) for model, value in found if value is not None]
+        top = max((value for _, value in known), default=0.0) or 1.0
+        bars = [{"model": m, "value": number(v), "width": round(100 * v / top, 1)} for m, v in known]
+        if bars:
+            groups.append({"category": "mean of the six" if category == "macro" else category, "bars": bars})
+    return groups
+
+
+def _fidelity(scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Float and int8 of the candidate side by side."""
+    rows = []
+    for category in (*ALL_CATEGORIES, "macro", "weighted"):
+        one, other = (scores.get((TRAIN_STAGES[-1], precision, category)) for precision in ("float", "int8"))
+        if one and other:
+            cost = (other["mse"] / one["mse"] - 1) * 100 if one.get("mse") and other.get("mse") is not None else None
+            pairs = [(number(one.get(metric)), number(other.get(metric))) for metric in COLUMNS]
+            rows.append({"category": category, "pairs": pairs, "cost": f"{cost:+.1f} %" if cost is not None else "–"})
+    return rows
+
+
+def _mattes(layout: Layout, evaluation: Report) -> list[dict[str, Any]]:
+    folder, examples = layout.evaluation / "mattes", []
+    for row in evaluation.tables.get("mattes", []):
+        paths = {title: folder / name for title, name in row["files"].items()}
+        pictures = [
+            {"title": title, "src": _embedded(load_rgb(path))} for title, path in paths.items() if path.is_file()
+        ]
+        examples.append({**row, "value": number(row["mse"]), "pictures": pictures})
+    return examples
+
+
+def _split(layout: Layout, store: Store) -> list[dict[str, Any]]:
+    """The simplest photos of the simple set and the hardest of the hard set."""
+    shown = []
+    for name, hardest in (("simple", False), ("hard", True)):
+        path = layout.split / f"{name}.parquet"
+        if not path.is_file():
+            continue
+        rows = sorted(_records(pd.read_parquet(path)), key=lambda row: row["difficulty"], reverse=hardest)
+        ranked = list({row["category"]: row for row in reversed(rows) if row["category"]}.values())[::-1]
+        pictures = [
+            {"src": src, "title": f"{row['category']} {number(row['difficulty'], 2)}"}
+            for row in ranked
+            if (src := _thumbnail(lambda row=row: fetch_blob(store, row["sample_id"])))
+        ]
+        shown.append({"name": name, "count": len(rows), "pictures": pictures})
+    return shown
+
+
+def _quarantine(catalog: Catalog, store: Store) -> dict[str, Any]:
+    """Counts per reason and the newest refused photos, each with a thumbnail where the kept copy can be shown."""
+    rejects = _records(catalog.read("rejects"))
+    refused = [row for row in rejects if row["verdict"] == "quarantine"]
+    refused.sort(key=lambda row: (row["rejected_at"], row["key"]), reverse=True)
+    rows = [
+        {name: row[name] for name in ("image", "reason", "detail", "kind", "batch", "row")}
+        | {"src": _thumbnail(lambda row=row: store.fetch(row["where"])) if row["where"] else ""}
+        for row in refused[:QUARANTINE_SHOWN]
+    ]
+    reasons = Counter(str(row["reason"]) for row in refused).most_common()
+    return {"rows": rows, "reasons": reasons, "total": len(refused), "duplicates": len(rejects) - len(refused)}
+
+
+def _counts(catalog: Catalog) -> dict[str, Any]:
+    samples = _records(catalog.read("samples", columns=["id", "kind", "category"]))
+    labelled = {row["sample_id"] for row in _records(catalog.read("labels", columns=["sample_id"]))}
+    found = Counter((row["category"] or "unknown", row["kind"]) for row in samples)
+    rows = [
+        {"category": category, "counts": [found[category, kind] for kind in KINDS]}
+        for category in (*ALL_CATEGORIES, "unknown")
+    ]
+    rows = [row | {"total": sum(row["counts"])} for row in rows if any(row["counts"])]
+    return {"kinds": KINDS, "rows": rows, "samples": len(samples), "labelled": len(labelled)}
+
+
+def _costs(stages: Mapping[str, Report]) -> list[dict[str, Any]]:
+    longest = max((report.seconds for report in stages.values()), default=0) or 1
+    rows = []
+    for stage, report in stages.items():
+        speed = next((v for name, v in report.metrics.items() if name.endswith("images_per_s")), None)
+        width = round(100 * report.seconds / longest, 1)
+        rows.append(
+            {"stage": stage, "seconds": report.seconds, "width": width, "speed": f"{speed:.1f}" if speed else ""}
+        )
+    return rows
+
+
+def _identifiers(layout: Layout, verdict: Verdict | None, candidate: str) -> list[tuple[str, str]]:
+    snapshot = _snapshot(layout)
+    inputs = json.loads(layout.inputs.read_text()) if layout.inputs.is_file() else {}
+    pins = [(role, inputs.get(role) or {}) for role in ("champion", "anchor")]
+    bundle = layout.cycle_bundle / "export.json"
+    rows = [
+        ("candidate", candidate),
+        *((role, f"version {pin['version']} · {pin['digest']}" if pin else "none") for role, pin in pins),
+        ("snapshot", snapshot.get("digest", "")),
+        ("eval set", snapshot.get("eval_digest", "")),
+        ("catalog", ", ".join(f"{table} {version}" for table, version in (snapshot.get("catalog") or {}).items())),
+        ("bundle", str(json.loads(bundle.read_text()).get("bundle", "")) if bundle.is_file() else ""),
+        ("judged at", verdict.created_at if verdict else ""),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def _snapshot(layout: Layout) -> dict[str, Any]:
+    path = layout.snapshot / "snapshot.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _stage_reports(layout: Layout) -> dict[str, Report]:
+    """The cycle's reports in the order of the flow, ingest's first."""
+    paths = {"ingest": layout.root / "reports" / "ingest.json"} | {s: layout.stage_report(s) for s in STAGES}
+    return {stage: Report.read(path) for stage, path in paths.items() if path.is_file()}
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as dicts, None where nothing is known."""
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")  # pyright: ignore[reportReturnType]
+
+
+def _thumbnail(path_of: Callable[[], Path]) -> str:
+    """Data URL of a small picture, or nothing where the file is gone, cannot be shown or claims to be huge."""
+    try:
+        path = path_of()
+        if read_header(path).pixels > SAFE_PIXELS:
+            return ""
+        return _embedded(load_rgb(path, THUMB))
+    except (UnreadableImage, BlobNotFound):
+        return ""
+
+
+def _embedded(rgb: np.ndarray) -> str:
+    """uint8 (H, W, 3) as a WebP data URL, long side at most 256."""
+    picture = small(rgb)[..., ::-1]
+    data = cv2.imencode(".webp", np.ascontiguousarray(picture), [cv2.IMWRITE_WEBP_QUALITY, 82])[1].tobytes()
+    return "data:image/webp;base64," + base64.b64encode(data).decode()

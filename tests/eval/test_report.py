@@ -1,0 +1,159 @@
+"""The HTML page on a made-up cycle, on a bare workspace, and against hostile text."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from eval_workspace import Blurred, make
+
+from mm_core.catalog import Catalog
+from mm_core.eval.evaluate import evaluate_models
+from mm_core.eval.gate import decide
+from mm_core.eval.report import write_html
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.params import EvaluateParams, Params
+from mm_core.records import ALL_CATEGORIES, CATEGORIES, Report, write_json
+from mm_core.settings import Settings
+from mm_core.store import LocalStore
+
+ERRORS = {"simple": 0.6, "hard": 0.5, "semi": 0.4, "multimodal": 0.25}
+HOSTILE = "<script>alert(1)</script>.jpg"
+
+
+def cycle(root: Path, *, photos: int = 8, size: int = 64, champion: bool = True) -> tuple[Layout, LocalStore, Catalog]:
+    """A whole cycle's files, by the real evaluation and gate; the catalog by hand."""
+    layout, store, truths = make(root, per_category=photos, size=size)
+    inputs = {
+        "catalog": {"samples": 3},
+        "champion": {"version": "4", "digest": "c" * 64, "files": {}} if champion else None,
+        "anchor": {"version": "1", "digest": "a" * 64, "files": {}} if champion else None,
+    }
+    write_json(layout.inputs, inputs)
+    models = {(stage, "float"): Blurred(truths, error) for stage, error in ERRORS.items()}
+    models["multimodal", "int8"] = Blurred(truths, 0.251)
+    if champion:
+        models |= {(role, p): Blurred(truths, 0.45) for role in ("champion", "anchor") for p in ("float", "int8")}
+
+    def quiet(what: str, done: int, total: int) -> None: ...
+
+    report = evaluate_models(EvaluateParams(), models, layout, store, Report("evaluate", seconds=31.5), progress=quiet)
+    report.write(layout.stage_report("evaluate"))
+    for index, stage in enumerate(TRAIN_STAGES):
+        speed = {f"{stage}/images_per_s": 21.5 + index}
+        Report(f"train-{stage}", seconds=40.0 + 12 * index, metrics=speed).write(layout.stage_report(f"train-{stage}"))
+    write_json(layout.verdict, decide(Params().gate, layout, inputs).model_dump())
+
+    frame = pd.read_parquet(layout.snapshot / "eval.parquet").assign(difficulty=lambda f: np.linspace(0, 1, len(f)))
+    layout.split.mkdir()
+    frame[::2].to_parquet(layout.split / "simple.parquet")
+    frame[1::2].to_parquet(layout.split / "hard.parquet")
+    catalog = Catalog(layout.settings.store)
+    rows = frame.to_dict("records")
+    catalog.add("samples", [{"id": r["sample_id"], "kind": "pixel_labeled", "category": r["category"]} for r in rows])
+    catalog.add("labels", [{"id": r["sample_id"], "sample_id": r["sample_id"]} for r in rows[:9]])
+    store.put(
+        "quarantine/shown",
+        store.fetch(f"blobs/{rows[0]['sample_id'][:2]}/{rows[0]['sample_id'][2:4]}/{rows[0]['sample_id']}"),
+    )
+    store.put("quarantine/broken", b"<html>not found</html>")
+    kept = ["quarantine/shown", "quarantine/broken", "quarantine/gone", None]
+    common = {
+        "kind": "pixel_labeled",
+        "batch": "2026-11-15",
+        "verdict": "quarantine",
+        "rejected_at": "2026-11-15T00:00",
+    }
+    catalog.add(
+        "rejects",
+        [
+            common | {"key": str(i), "row": i, "image": f"images/{i}.jpg", "reason": "matte is empty", "where": where}
+            | {"detail": "no pixel above 0.02"}
+            for i, where in enumerate(kept)
+        ]
+        + [common | {"key": "x", "row": 9, "image": HOSTILE, "reason": "not a picture", "detail": "starts with <html>"}]
+        + [common | {"key": "d", "row": 10, "image": "again.jpg", "verdict": "duplicate", "reason": "same bytes"}],
+    )  # fmt: skip
+    return layout, store, catalog
+
+
+def page_of(layout: Layout, store: LocalStore, catalog: Catalog) -> str:
+    write_html(Params(), layout, catalog, store, Report("report"))
+    return layout.html_report.read_text()
+
+
+class Checker(HTMLParser):
+    """Every opened tag is closed, in order."""
+
+    VOID = frozenset({"meta", "img", "br", "link"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs)["src"])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def checked(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    assert not checker.open
+    return checker
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, str]:
+    parts = cycle(tmp_path_factory.mktemp("cycle"))
+    return parts[0], page_of(*parts)
+
+
+def test_whole_cycle(whole: tuple[Layout, str]) -> None:
+    layout, page = whole
+    assert "<strong>PROMOTE</strong>" in page
+    images = checked(page).images
+    # 14 examples of photo, truth, four stages and champion; 14 of simple and hard; one that quarantine can show
+    assert len(images) == 14 * 7 + 14 + 1
+    assert all(src.startswith("data:image/webp;base64,") for src in images)
+    for category in ALL_CATEGORIES:
+        assert category.replace("_", " ") in page
+    assert page.count('<td class="pass"') == 4 * len(CATEGORIES) + 1  # and scenery's MSE
+    assert len(list(layout.reports.glob("*.html"))) == 1
+
+
+def test_nothing_from_outside(whole: tuple[Layout, str]) -> None:
+    """Self-contained: no address, no script; text of producers is only text."""
+    page = whole[1]
+    assert not re.search(r"https?://|<script|@import|<link", page)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;.jpg" in page
+
+
+def test_first_model_has_no_champion(tmp_path: Path) -> None:
+    page = page_of(*cycle(tmp_path, photos=3, champion=False))
+    checked(page)
+    assert "<strong>INCONCLUSIVE</strong>" in page and "There is no champion yet" in page
+    assert "3 eval photos, 8 are needed" in page
+
+
+def test_bare_workspace(tmp_path: Path) -> None:
+    layout = Layout(Settings.from_env(tmp_path / "data"))
+    page = page_of(layout, LocalStore(Path(layout.settings.store)), Catalog(layout.settings.store))
+    checked(page)
+    assert "No verdict" in page and "The catalog is empty" in page
+
+
+def test_verdict_about_another_model_is_said(tmp_path: Path) -> None:
+    layout, store, catalog = cycle(tmp_path, photos=2)
+    layout.model("multimodal").write_bytes(b"trained again")
+    assert "about another model" in page_of(layout, store, catalog)
