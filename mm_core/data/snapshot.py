@@ -78,6 +78,7 @@ def build_snapshot(
         "catalog": dict(pinned),
         "champion": inputs.get("champion"),
         "anchor": inputs.get("anchor"),
+        "params": params.model_dump(),
         "counts": counts,
         "dropped_for_leakage": {str(k): int(v) for k, v in dropped["dropped"].value_counts().sort_index().items()},
     }

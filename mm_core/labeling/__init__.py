@@ -1,0 +1,1 @@
+"""The loop through people: hard photos out as Label Studio tasks, soft mattes back as new label versions."""
