@@ -111,6 +111,9 @@ class MattingNet(nn.Module):
         self.config = config
         encoder: u2net.U2Encoder | TimmEncoder
         if config.encoder in u2net.NAMES:
+            if config.size < 64:
+                # Below, a block pools one photo to one pixel, which its batch norm cannot train on.
+                raise InputError(f"params.yaml: model.size: {config.encoder} needs at least 64, not {config.size}")
             encoder = u2net.U2Encoder(config.encoder)
             decoders: dict[str, nn.Module] = {name: u2net.U2Decoder(config.encoder) for name in DECODERS}
         else:

@@ -53,7 +53,7 @@ class TorchPredictor:
                 chunk = rows[start : start + self.batch]
                 images = torch.from_numpy(np.stack([prepare(photos[row], self.size) for row in chunk]))
                 images = images.to(self.device, memory_format=torch.channels_last)
-                with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+                with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
                     alphas = self.net(images, name).float().sigmoid().cpu().numpy()
                 for row, alpha in zip(chunk, alphas, strict=True):
                     mattes[row] = finish(alpha[0], photos[row].shape[:2])

@@ -73,6 +73,16 @@ def test_loading_is_strict(tmp_path, damage):
         build_model(ModelParams(encoder="u2netp", size=64, pretrained=str(tmp_path / "bad.pth")), seed=0)
 
 
+def test_too_small_an_input_is_refused():
+    with pytest.raises(InputError, match=r"model\.size: u2netp needs at least 64"):
+        build_model(ModelParams(encoder="u2netp", size=32), seed=0)
+
+
+def test_a_single_row_of_a_decoder_can_train_at_the_smallest_size():
+    net = build_model(ModelParams(encoder="u2netp", size=64), seed=0).train()
+    net.route(net.encode(torch.randn(3, 3, 64, 64)), DECODERS)[0].sum().backward()
+
+
 def test_the_hub_has_no_u2net():
     with pytest.raises(InputError, match=r"model\.pretrained"):
         build_model(ModelParams(encoder="u2netp", pretrained="timm"), seed=0)
