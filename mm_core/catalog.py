@@ -156,7 +156,11 @@ class Catalog:
             raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
         if filters:
             # Not pushed down: delta-rs describes its files by string views, which pyarrow cannot compare with strings.
-            rows = rows.filter(filters_to_expression(filters))
+            typed = [
+                (name, verb, pa.array(list(value), rows.schema.field(name).type) if "in" in verb else value)
+                for name, verb, value in filters
+            ]
+            rows = rows.filter(filters_to_expression(typed))
         return rows.select(names).to_pandas(maps_as_pydicts="lossy")
 
     def add(self, table: str, rows: Iterable[Mapping[str, Any]], *, at: int | None = None) -> int:
