@@ -121,6 +121,8 @@ def _about(layout: Layout, verdict: Verdict) -> dict[str, Any]:
     files = {f"{d}{SUFFIX}": layout.quantised / f"{d}{SUFFIX}" for d in quantised["decoders"]}
     digests = {name: sha256_file(path) for name, path in files.items()}
     judged = judged_files(layout)
+    if quantised["model"] != verdict.candidate:
+        raise ReleaseRefused(f"{layout.quantised} holds another model's int8 files: run `mm evaluate` and `mm gate`")
     if digests != judged:
         other = sorted(name for name in {*digests, *judged} if digests.get(name) != judged.get(name))
         raise ReleaseRefused(

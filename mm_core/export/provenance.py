@@ -32,6 +32,7 @@ def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> di
     return {
         "model": verdict.candidate,
         "stages": stages,
+        "start": stages[TRAIN_STAGES[0]].get("start"),
         "snapshot": {name: snapshot.get(name) for name in ("digest", "eval_digest", "catalog", "champion", "anchor")},
         "snapshot_files": _blobs(layout.snapshot, store),
         "split_files": _blobs(layout.split, store),

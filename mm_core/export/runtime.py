@@ -6,9 +6,9 @@ What the gate judges runs through here, so that what is judged is what ships.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,9 +29,12 @@ def open_session(file: Path, threads: int | None = None) -> onnxruntime.Inferenc
     Raises InputError where the file is no model that this runtime reads.
     """
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
+    from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore
 
-    broken = (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile, state.NotImplemented)
+    broken = tuple(
+        getattr(state, name)
+        for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
+    )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:
@@ -105,12 +108,13 @@ def latency_ms(file: Path, threads: int, *, warm_up: int = 3, runs: int = 12) ->
     return median_ms(lambda: session.run(["alpha"], {"image": image}), warm_up=warm_up, runs=runs)
 
 
-def median_ms(call, *, warm_up: int = 3, runs: int = 12) -> float:
-    """Median wall-clock milliseconds of a call without arguments."""
+def median_ms(call: Callable[[], Any], *, warm_up: int = 3, runs: int = 12, seconds: float = 2.0) -> float:
+    """Median wall-clock milliseconds of a call; fewer runs where they take more than `seconds` (a busy machine)."""
     for _ in range(warm_up):
         call()
     times = []
-    for _ in range(runs):
+    begin = time.perf_counter()
+    while len(times) < runs and (not times or time.perf_counter() - begin < seconds):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

@@ -1,0 +1,157 @@
+"""A bundle is whole or absent, says what was judged, and checks itself; nothing leaves without a PROMOTE."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from export_cycle import PARAMS, verdict_of
+
+from mm_core import stages
+from mm_core.errors import InputError, MattingError, ReleaseRefused
+from mm_core.export import bundle as b
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.records import DECODERS, Report, sha256_file
+
+
+def bundle_of(layout: Layout):
+    return layout.bundles / json.loads((layout.cycle_bundle / "export.json").read_text())["bundle"]
+
+
+def test_the_manifest_says_what_was_judged_and_every_digest_holds(exported):
+    folder = bundle_of(exported)
+    manifest = b.read_manifest(folder)
+    assert folder.name == manifest["version"] == sha256_file(exported.model(TRAIN_STAGES[-1]))[:12]
+    assert {p.name for p in folder.iterdir()} == {*manifest["files"], "manifest.json"}
+    for name, file in manifest["files"].items():
+        assert file == {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
+    for decoder in DECODERS:
+        name = manifest["decoders"][decoder]["file"]
+        assert sha256_file(folder / name) == sha256_file(exported.quantised / name)
+        assert set(manifest["decoders"][decoder]["latency_ms"]) == {"1", "2"}
+    scores = json.loads((exported.evaluation / "metrics.json").read_text())
+    assert manifest["metrics"]["pets"]["int8"] == scores["multimodal.int8"]["pets"]
+    assert manifest["metrics"]["pets"]["float"] == scores["multimodal"]["pets"]
+    assert manifest["input"]["shape"] == [1, 3, 64, 64] and manifest["input"]["mean"] == [0.485, 0.456, 0.406]
+    assert sorted(r["license"] for r in manifest["data"]["sources"]) == ["CC0-1.0", "not stated"]
+    training = sum(len(b.read_pool(exported.snapshot, pool)) for pool in b.TRAINING)
+    assert sum(r["photos"] for r in manifest["data"]["sources"]) == training
+    assert manifest["verdict"]["decision"] == "PROMOTE" and manifest["opset"] >= 17
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert "| portrait | int8 |" in card and "CC0-1.0" in card
+
+
+def test_a_bundle_checks_itself_anywhere_and_notices_changed_files(exported, tmp_path):
+    folder = tmp_path / "on a phone"
+    shutil.copytree(bundle_of(exported), folder)
+    done = subprocess.run(
+        [sys.executable, "-I", str(folder / "selfcheck.py")], capture_output=True, text=True, check=True
+    )
+    said = json.loads(done.stdout)
+    assert said["ok"] and not said["torch_imported"]
+    assert all(row["max"] < 1e-3 for row in said["decoders"].values())
+
+    golden = dict(np.load(folder / "golden.npz"))
+    golden["saliency_alpha"] += np.float32(0.2)
+    np.savez_compressed(folder / "golden.npz", **golden)
+    with pytest.raises(MattingError, match="golden.npz"):
+        b.verify(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["golden.npz"]["sha256"] = sha256_file(folder / "golden.npz")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(MattingError, match='"ok": false'):
+        b.verify(folder)
+
+
+def test_a_finished_bundle_is_kept_a_damaged_one_made_again(cycle, unmeasured):
+    folder = bundle_of(cycle)
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    stages.export(PARAMS, cycle)
+    assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+    verdict = verdict_of(cycle).model_copy(update={"reasons": ["looked at again"]})
+    with pytest.raises(InputError, match="mm export"):
+        b.exported_bundle(cycle, verdict)
+    (folder / "portrait.int8.onnx").write_bytes(b"damaged")
+    stages.export(PARAMS, cycle)
+    assert b._key_of(folder) is not None
+
+
+class Killed(BaseException):
+    """What no `except` catches, as a kill is."""
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Spares the stopwatch, which the shared bundle has shown at work."""
+    monkeypatch.setattr(b, "_torch_latencies", lambda model: dict.fromkeys(DECODERS, {"1": 1.0, "2": 1.0}))
+    monkeypatch.setattr(b, "latency_ms", lambda file, threads: 1.0)
+
+
+@pytest.mark.parametrize("place", ["_write_golden", "_torch_latencies", "write_json", "verify", "_move_in"])
+def test_killed_anywhere_there_is_no_half_bundle_and_the_next_run_completes_it(cycle, monkeypatch, unmeasured, place):
+    folder = bundle_of(cycle)
+    shutil.rmtree(folder)
+    real = getattr(b, place)
+
+    def dies(*arguments, **options):
+        if place in ("verify", "_move_in"):
+            raise Killed
+        real(*arguments, **options)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(b, place, dies)
+        with pytest.raises(Killed):
+            stages.export(PARAMS, cycle)
+    assert not folder.exists()
+    stages.export(PARAMS, cycle)
+    assert b._key_of(folder) is not None
+    assert [p.name for p in cycle.bundles.iterdir() if p.name != ".lock"] == [folder.name], "nothing is left over"
+
+
+def test_killed_between_the_two_moves_of_a_renewal(cycle, monkeypatch, unmeasured):
+    folder = bundle_of(cycle)
+    (folder / "portrait.int8.onnx").write_bytes(b"damaged")
+    rename = b.Path.rename
+
+    def dies(path, target):
+        rename(path, target)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(b.Path, "rename", dies)
+        with pytest.raises(Killed):
+            stages.export(PARAMS, cycle)
+    stages.export(PARAMS, cycle)
+    assert b._key_of(folder) is not None
+    assert [p.name for p in cycle.bundles.iterdir() if p.name != ".lock"] == [folder.name]
+
+
+def test_export_and_promote_refuse_without_a_promote_for_this_very_model(cycle):
+    verdict_of(cycle, "REJECT")
+    for stage in (stages.export, stages.promote):
+        with pytest.raises(ReleaseRefused, match="REJECT"):
+            stage(PARAMS, cycle)
+    verdict_of(cycle, "INCONCLUSIVE")
+    with pytest.raises(ReleaseRefused, match="INCONCLUSIVE"):
+        stages.promote(PARAMS, cycle)
+    verdict_of(cycle)
+    with cycle.model(TRAIN_STAGES[-1]).open("ab") as stream:
+        stream.write(b" ")
+    for stage in (stages.export, stages.promote):
+        with pytest.raises(ReleaseRefused, match="mm gate"):
+            stage(PARAMS, cycle)
+    cycle.verdict.unlink()
+    with pytest.raises(InputError, match="mm gate"):
+        stages.export(PARAMS, cycle)
+
+
+def test_files_that_were_not_judged_do_not_ship(cycle):
+    verdict = stages.recorded_verdict(cycle)
+    (cycle.quantised / "portrait.int8.onnx").write_bytes((cycle.quantised / "scenery.int8.onnx").read_bytes())
+    with pytest.raises(ReleaseRefused, match="portrait.int8.onnx"):
+        b.write_bundle(PARAMS, cycle, stages.store_of(cycle), verdict, Report("export"))

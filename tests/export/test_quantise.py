@@ -1,0 +1,161 @@
+"""int8 stays close to float, its bytes depend on nothing but model and photos, and half a result is made again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from onnx import helper, numpy_helper
+
+from mm_core import stages
+from mm_core.data.images import load_rgb
+from mm_core.data.snapshot import POOLS, SCHEMA, read_pool
+from mm_core.errors import MattingError, NothingToTrainOn
+from mm_core.export import quantise as q
+from mm_core.export.runtime import OnnxPredictor
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.model.predict import TorchPredictor
+from mm_core.params import ExportParams
+from mm_core.records import DECODERS, Report, sha256_file
+from mm_core.store import fetch_blob
+
+
+def again(layout: Layout, out: Path, **options: float) -> Report:
+    params = ExportParams(calibration_images=6, **options)  # type: ignore[arg-type]
+    model = layout.model(TRAIN_STAGES[-1])
+    store = stages.store_of(layout)
+    return q.quantise(params, model, layout.snapshot, store, out, Report("test"), progress=stages.quiet)
+
+
+def test_int8_is_close_to_torch_on_photos_never_calibrated_with(base):
+    frame, store = read_pool(base.snapshot, "eval"), stages.store_of(base)
+    photos = [load_rgb(fetch_blob(store, i)) for i in frame["sample_id"]]
+    decoders = list(frame["decoder"])
+    truth = TorchPredictor(base.model(TRAIN_STAGES[-1]), "cpu").predict(photos, decoders)
+    served = OnnxPredictor.of_folder(base.quantised).predict(photos, decoders)
+    assert set(decoders) == set(DECODERS)
+    for a, b in zip(truth, served, strict=True):
+        assert a.shape == b.shape and b.dtype == np.float32
+        assert np.mean((a - b) ** 2) < 5e-4
+    assert np.std(np.concatenate([a.ravel() for a in truth])) > 0.02, "flat mattes would prove nothing"
+
+
+def test_weights_are_int8_but_for_the_head(base):
+    for decoder in DECODERS:
+        graph = onnx.load(base.quantised / f"{decoder}.int8.onnx").graph
+        feeds = {name: node for node in graph.node for name in node.output}
+        convolutions = [node for node in graph.node if node.op_type == "Conv"]
+        kinds = [feeds[n.input[1]].op_type if n.input[1] in feeds else "float" for n in convolutions]
+        assert kinds == ["DequantizeLinear"] * (len(kinds) - 1) + ["float"]
+        assert [node.op_type for node in graph.node][-1] == "Sigmoid"
+        assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [1, 3, 64, 64]
+
+
+def test_same_bytes_in_another_process_and_no_trace_of_this_machine(base, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "from export_cycle import layout_at; from test_quantise import again\n"
+        "again(layout_at(Path(sys.argv[2])), Path(sys.argv[3]))"
+    )
+    arguments = [str(Path(__file__).parent), str(base.root), str(tmp_path)]
+    env = os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, env=env, capture_output=True)
+    for name in [f"{decoder}.int8.onnx" for decoder in DECODERS]:
+        assert sha256_file(tmp_path / name) == sha256_file(base.quantised / name)
+        data = (tmp_path / name).read_bytes()
+        assert b"site-packages" not in data and b"mm_core" not in data and str(base.root).encode() not in data
+    assert (tmp_path / "quantised.json").read_bytes() == (base.quantised / "quantised.json").read_bytes()
+
+
+def test_finished_results_are_kept_and_damaged_ones_made_again(base, cycle, monkeypatch):
+    calls = []
+    monkeypatch.setattr(q, "_make_all", lambda *a: calls.append(a) or pytest.fail("made again"))
+    report = again(cycle, cycle.quantised)
+    assert not calls
+    assert {r["decoder"] for r in report.tables["quantisation"]} == set(DECODERS)
+    assert report.metrics["quantise/portrait/diff_mse"] < 5e-4
+    for damage in (
+        lambda: (cycle.quantised / "quantised.json").unlink(),
+        lambda: (cycle.quantised / "quantised.json").write_text('{"key": "cut'),
+        lambda: (cycle.quantised / "portrait.int8.onnx").write_bytes(b"half"),
+    ):
+        monkeypatch.setattr(q, "_make_all", lambda *a: calls.append(a) or {"again": dict.fromkeys(q_columns, 0)})
+        damage()
+        calls.clear()
+        again(cycle, cycle.quantised)
+        assert len(calls) == 1
+        for file in base.quantised.iterdir():
+            (cycle.quantised / file.name).write_bytes(file.read_bytes())
+
+
+q_columns = ("sha256", "bytes", "diff_mse", "diff_max", "float_part", "float_nodes", "calibration_images")
+
+
+def chain(widths: list[int]) -> onnx.ModelProto:
+    """Convolutions conv0, conv1, … with ReLUs between and a sigmoid at the end; input 16 px."""
+    rng = np.random.default_rng(3)
+    nodes, weights, here = [], [], "image"
+    for i, (a, b) in enumerate(pairwise([3, *widths, 1])):
+        weights.append(numpy_helper.from_array(rng.normal(0, 1.5 / a, (b, a, 3, 3)).astype(np.float32), f"w{i}"))
+        nodes.append(helper.make_node("Conv", [here, f"w{i}"], [f"c{i}"], f"conv{i}", pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu" if i < len(widths) else "Sigmoid", [f"c{i}"], [f"r{i}"], f"act{i}"))
+        here = f"r{i}"
+    nodes[-1].output[0] = "alpha"
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, channels, 16, 16])
+        for name, channels in (("image", 3), ("alpha", 1))
+    ]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_a_strict_limit_keeps_more_in_float_and_the_closest_file_wins(tmp_path):
+    graph = chain([8, 8, 8, 8, 8, 8])
+    shared = {"conv0", "act0", "conv1", "act1"}
+    images = [np.random.default_rng(i).standard_normal((1, 3, 16, 16), dtype=np.float32) for i in range(3)]
+    onnx.save(graph, tmp_path / "float.onnx")
+    alpha = q._alphas(tmp_path / "float.onnx", images[:1])
+
+    sizes = [len(q.float_nodes(graph.graph, shared, part)) for part in q.FLOAT_PARTS]
+    assert sizes == [2, 9, 11]
+    found = {m: q.quantise_graph(graph, images, shared, m, (images[0], alpha))[0] for m in (1.0, 0.0)}
+    assert found[1.0]["float_part"] == "head"
+    assert found[0.0]["float_part"] == "decoder", "only conv1 stays int8"
+    assert 0 < found[0.0]["diff_mse"] < found[1.0]["diff_mse"] < 1e-2
+    with pytest.raises(MattingError, match="strays"):
+        q.quantise_graph(graph, images, shared, 1.0, (images[0], 1 - alpha))
+
+
+def pools(folder: Path, **rows: list[tuple[str, str | None, str]]) -> Path:
+    for pool in POOLS:
+        frame = pd.DataFrame(rows.get(pool, []), columns=["sample_id", "category", "decoder"])
+        frame.reindex(columns=SCHEMA.names).to_parquet(folder / f"{pool}.parquet", schema=SCHEMA)
+    return folder
+
+
+def test_calibration_photos_are_training_photos_labelled_first_and_all_categories_in_turn(tmp_path):
+    labelled = [(f"p{i}", "portrait", "portrait") for i in range(5)] + [("m9", "multi_person", "portrait")]
+    unlabelled = [("a0", "portrait", "portrait"), ("n0", None, "saliency"), ("c0", "cards", "saliency")]
+    folder = pools(
+        tmp_path,
+        train_labeled=labelled[::-1],
+        train_unlabeled=unlabelled,
+        eval=[("e", "portrait", "portrait")],
+        validation=[("v", "portrait", "portrait")],
+    )
+    assert q.calibration_ids(folder, "portrait", 3) == ["m9", "p0", "p1"]
+    assert q.calibration_ids(folder, "portrait", 99) == ["m9", "p0", "p1", "p2", "p3", "p4", "a0"]
+    assert q.calibration_ids(folder, "saliency", 99) == ["n0", "c0"]
+    assert set(q.calibration_ids(folder, "scenery", 99)) == {r[0] for r in labelled + unlabelled}, "others' photos"
+
+
+def test_no_training_photo_is_an_error_that_says_what_to_drop(tmp_path):
+    with pytest.raises(NothingToTrainOn, match="drop"):
+        q.calibration_ids(pools(tmp_path, eval=[("e", "portrait", "portrait")]), "portrait", 4)

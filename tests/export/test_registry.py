@@ -1,0 +1,257 @@
+"""One champion, one history: promotion repeated, interrupted anywhere, raced, or overtaken."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+from export_cycle import PARAMS, clone, trained_net, verdict_of, write_models
+
+from mm_core import stages
+from mm_core.errors import InputError, ReleaseRefused
+from mm_core.export import bundle as b
+from mm_core.export.lineage import lineage
+from mm_core.export.registry import NAME, Registry
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.records import sha256_file
+from mm_core.store import LocalStore, fetch_blob
+
+WRITES = (
+    "create_registered_model",
+    "create_model_version",
+    "set_registered_model_tag",
+    "set_registered_model_alias",
+    "log_artifacts",
+    "create_run",
+    "set_tag",
+)
+
+
+class Killed(BaseException):
+    """What no `except` catches, as a kill is."""
+
+
+def promote(layout: Layout):
+    return stages.promote(PARAMS, layout)
+
+
+def state(layout: Layout) -> dict:
+    """Everything that a promotion writes, but for the times."""
+    registry = Registry(layout.settings)
+    versions = registry._client.search_model_versions(f"name = '{NAME}'")
+    return {
+        "aliases": {a: str(v) for a, v in sorted(registry._model().aliases.items())},
+        "versions": {str(v.version): dict(v.tags) for v in versions},
+        "moves": [{k: move[k] for k in ("n", "from", "to", "why")} for move in registry.history()],
+        "bundles": sorted(p.name for p in layout.bundles.iterdir() if not p.name.startswith(".")),
+    }
+
+
+@pytest.fixture(scope="module")
+def promoted(exported, tmp_path_factory) -> Layout:
+    """The first model, promoted; read-only."""
+    layout = clone(exported, tmp_path_factory.mktemp("promoted") / "data")
+    promote(layout)
+    return layout
+
+
+@pytest.fixture(scope="module")
+def second(promoted, tmp_path_factory) -> Layout:
+    """A second candidate, judged against the first and exported, not promoted; read-only."""
+    layout = clone(promoted, tmp_path_factory.mktemp("second") / "data")
+    champion = sha256_file(layout.model(TRAIN_STAGES[-1]))
+    stages.pin_inputs(PARAMS, layout)
+    stages.snapshot(PARAMS, layout)
+    write_models(layout, trained_net(), seed=1)
+    stages.evaluate(PARAMS, layout)
+    verdict_of(layout, champion=champion)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(
+        b, "_torch_latencies", lambda model: dict.fromkeys(("saliency", "portrait", "scenery"), {"1": 1.0, "2": 1.0})
+    )
+    stages.export(PARAMS, layout)
+    patch.undo()
+    return layout
+
+
+def test_a_fresh_workspace_has_no_champion_and_asking_writes_nothing(tmp_path):
+    from export_cycle import layout_at
+
+    layout = layout_at(tmp_path / "data")
+    assert Registry(layout.settings).pin("champion") is None
+    assert Registry(layout.settings).history() == []
+    assert not layout.root.exists()
+    with pytest.raises(InputError, match="none yet"):
+        lineage(layout.settings, "1")
+
+
+def test_a_pin_leads_to_the_very_files(promoted):
+    registry, store = Registry(promoted.settings), stages.store_of(promoted)
+    pin = registry.pin("champion")
+    assert pin is not None and pin["version"] == "1"
+    assert pin == registry.pin("anchor") == registry.pin("candidate") == registry.pin("1")
+    assert (
+        pin["digest"] == sha256_file(promoted.model(TRAIN_STAGES[-1])) == sha256_file(fetch_blob(store, pin["digest"]))
+    )
+    assert {n: sha256_file(promoted.quantised / n) for n in pin["files"]} == pin["files"]
+    assert all(sha256_file(fetch_blob(store, digest)) == digest for digest in pin["files"].values())
+    assert registry.pin("7") is None and registry.pin("nobody") is None
+    stages.pin_inputs(PARAMS, promoted)
+    assert stages.read_inputs(promoted)["champion"] == pin
+    tags = registry.tags("champion")
+    assert tags is not None
+    assert tags["verdict"] == "PROMOTE" and tags["snapshot"] == stages.recorded_verdict(promoted).snapshot
+    assert len(tags["code_revision"]) >= 40
+
+
+def test_the_bundle_lies_with_the_run(promoted):
+    client = Registry(promoted.settings)._client
+    (version,) = client.search_model_versions(f"name = '{NAME}'")
+    names = {item.path for item in client.list_artifacts(version.run_id, "bundle")}
+    assert {"bundle/manifest.json", "bundle/MODEL_CARD.md", "bundle/portrait.int8.onnx"} <= names
+    parent = client.get_run(client.get_run(version.run_id).data.tags["mlflow.parentRunId"])
+    assert parent.data.tags["mm.snapshot"] == version.tags["snapshot"]
+
+
+def test_promoting_again_changes_nothing(promoted):
+    before = state(promoted)
+    blobs = sorted(entry.key for entry in LocalStore(promoted.root / "store").list("blobs"))
+    report = promote(promoted)
+    assert state(promoted) == before
+    assert sorted(entry.key for entry in LocalStore(promoted.root / "store").list("blobs")) == blobs
+    assert report.facts["version"] == "1"
+
+
+def test_the_next_model_becomes_champion_and_the_anchor_stays(second, tmp_path):
+    layout = clone(second, tmp_path / "data")
+    promote(layout)
+    found = state(layout)
+    assert found["aliases"] == {"anchor": "1", "candidate": "2", "champion": "2"}
+    assert [(m["from"], m["to"]) for m in found["moves"]] == [(None, "1"), ("1", "2")]
+    moves = Registry(layout.settings).history()
+    assert all(move["who"] and move["when"] and "gate: PROMOTE" in move["why"] for move in moves)
+    assert found["bundles"] == sorted(tags["bundle"] for tags in found["versions"].values())
+
+
+def test_a_verdict_about_an_old_champion_promotes_nobody(second, tmp_path):
+    layout = clone(second, tmp_path / "data")
+    verdict_of(layout, champion="0" * 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            b,
+            "_torch_latencies",
+            lambda model: dict.fromkeys(("saliency", "portrait", "scenery"), {"1": 1.0, "2": 1.0}),
+        )
+        stages.export(PARAMS, layout)
+    before = state(layout)
+    with pytest.raises(ReleaseRefused, match="mm run"):
+        promote(layout)
+    assert state(layout) == before
+
+
+def test_without_a_bundle_it_asks_for_one(promoted, tmp_path):
+    layout = clone(promoted, tmp_path / "data")
+    (layout.bundles / sha256_file(layout.model(TRAIN_STAGES[-1]))[:12] / "manifest.json").unlink()
+    with pytest.raises(InputError, match="mm export"):
+        promote(layout)
+
+
+class Killer:
+    """Dies at the n-th write to MLflow or the store, before or after it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int, after: bool):
+        from mlflow import MlflowClient
+
+        self.seen, self.at, self.after = [], at, after
+        for owner, names in ((MlflowClient, WRITES), (LocalStore, ("put",))):
+            for name in names:
+                patch.setattr(owner, name, self.around(getattr(owner, name), name))
+
+    def around(self, real, name):
+        def write(*arguments, **options):
+            self.seen.append(name)
+            if len(self.seen) == self.at and not self.after:
+                raise Killed
+            result = real(*arguments, **options)
+            if len(self.seen) == self.at:
+                raise Killed
+            return result
+
+        return write
+
+
+@pytest.mark.parametrize("which", ["exported", "second"])
+def test_killed_at_every_write_the_next_call_completes_it(which, request, tmp_path):
+    base = request.getfixturevalue(which)
+    whole = clone(base, tmp_path / "counted")
+    with pytest.MonkeyPatch.context() as patch:
+        killer = Killer(patch, 0, False)
+        promote(whole)
+        count = len(killer.seen)
+    wanted = state(whole)
+    assert {"create_model_version", "set_registered_model_alias", "put"} <= set(killer.seen)
+    for at in range(1, count + 1):
+        # After a write is before the next one, so dying before each covers both but for the last.
+        layout = clone(base, tmp_path / f"killed{at}")
+        with pytest.MonkeyPatch.context() as patch:
+            Killer(patch, at, after=at == count)
+            with pytest.raises(Killed):
+                promote(layout)
+        registry = Registry(layout.settings)
+        champion = registry.pin("champion")
+        assert champion is None or champion["version"] == registry.history()[-1]["to"], "history agrees even now"
+        promote(layout)
+        assert state(layout) == wanted, killer.seen[at - 1]
+
+
+def test_two_promoters_at_once_leave_one_version_and_one_move(exported, tmp_path):
+    layout = clone(exported, tmp_path / "data")
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            promote(layout)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = state(layout)
+    assert not failures
+    assert list(found["versions"]) == ["1"] and len(found["moves"]) == 1
+
+
+def test_a_hand_that_moves_the_alias_shows_in_the_history(second, tmp_path):
+    layout = clone(second, tmp_path / "data")
+    promote(layout)
+    registry = Registry(layout.settings)
+    registry._client.set_registered_model_alias(NAME, "champion", "1")
+    moves = registry.history()
+    assert [(m["from"], m["to"]) for m in moves] == [(None, "1"), ("1", "2"), ("2", "1")]
+    assert "outside" in moves[-1]["why"]
+    promote(layout)
+    assert [m["to"] for m in registry.history()] == ["1", "2", "1", "2"]
+
+
+def test_lineage_names_every_sample_label_and_stage(promoted, second):
+    told = lineage(promoted.settings, "champion")
+    assert json.loads(json.dumps(told)) == told
+    assert told["version"] == "1" and told["aliases"] == ["anchor", "candidate", "champion"]
+    catalog = stages.catalog_of(promoted)
+    samples = catalog.read("samples").set_index("id")
+    labels = catalog.read("labels").set_index("sample_id")
+    assert {row["sample_id"] for row in told["samples"]} == set(samples.index)
+    for row in told["samples"]:
+        assert row["label_version"] == 1 and row["alpha_sha256"] == labels.loc[row["sample_id"], "alpha_sha256"]
+        assert row["category"] == samples.loc[row["sample_id"], "category"]
+    assert sum(told["counts"].values()) == len(samples)
+    assert told["stages"]["multimodal"]["digest"] == told["model"] == told["verdict"]["candidate"]
+    assert told["stages"]["simple"]["params"] == {"seed": 0}
+    assert told["params"] == PARAMS.model_dump(mode="json")
+    assert set(told["calibration"]) == {"saliency", "portrait", "scenery"}
+    with pytest.raises(InputError, match="promoted were 1"):
+        lineage(second.settings, "9")

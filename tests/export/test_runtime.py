@@ -1,0 +1,74 @@
+"""The runtime's predictor: no torch, every size, the right decoder, clear errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mm_core.errors import InputError
+from mm_core.export.runtime import OnnxPredictor, latency_ms, median_ms
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_runs_without_torch(base):
+    code = (
+        "import sys, numpy as np; from pathlib import Path\n"
+        "from mm_core.export.runtime import OnnxPredictor\n"
+        "predictor = OnnxPredictor.of_folder(Path(sys.argv[1]))\n"
+        "alpha, = predictor.predict([np.zeros((50, 70, 3), np.uint8)], ['pets' and 'saliency'])\n"
+        "assert alpha.shape == (50, 70), alpha.shape\n"
+        "heavy = {'torch', 'mlflow', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, str(base.quantised)], check=True)
+
+
+def test_each_photo_comes_back_in_its_own_size_and_by_its_own_decoder(base):
+    predictor = OnnxPredictor.of_folder(base.quantised, threads=1)
+    photos = [photo(40, 90), photo(64, 64, 1), photo(40, 90), photo(1, 3)]
+    decoders = ["portrait", "saliency", "scenery", "portrait"]
+    together = predictor.predict(photos, decoders)
+    for image, matte, decoder in zip(photos, together, decoders, strict=True):
+        assert matte.shape == image.shape[:2] and matte.dtype == np.float32
+        assert 0 <= matte.min() <= matte.max() <= 1
+        assert np.array_equal(matte, predictor.predict([image], [decoder])[0])
+    assert not np.array_equal(together[0], together[2])
+
+
+def test_files_may_lie_anywhere_under_any_name(base, tmp_path):
+    blob = tmp_path / "0a1b2c"
+    blob.write_bytes((base.quantised / "portrait.int8.onnx").read_bytes())
+    predictor = OnnxPredictor({"portrait.int8.onnx": blob, "portrait.pte": tmp_path / "of another format"})
+    assert predictor.predict([photo(10, 12)], ["portrait"])[0].shape == (10, 12)
+    with pytest.raises(InputError, match="saliency"):
+        predictor.predict([photo(10, 12)], ["saliency"])
+    with pytest.raises(ValueError, match="one decoder per photo"):
+        predictor.predict([photo(10, 12)], [])
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(InputError, match="mm evaluate"):
+        OnnxPredictor.of_folder(tmp_path)
+    with pytest.raises(InputError, match="unheard"):
+        OnnxPredictor({"unheard.int8.onnx": tmp_path})
+    broken = tmp_path / "portrait.int8.onnx"
+    for content in (b"", b"not a model"):
+        broken.write_bytes(content)
+        with pytest.raises(InputError, match="portrait.int8.onnx"):
+            OnnxPredictor.of_folder(tmp_path).predict([photo(8, 8)], ["portrait"])
+    broken.unlink()
+    with pytest.raises(InputError, match="portrait.int8.onnx"):
+        OnnxPredictor({"portrait.int8.onnx": broken}).predict([photo(8, 8)], ["portrait"])
+
+
+def test_latency_is_the_median_after_warm_up(base):
+    assert 0 < latency_ms(base.quantised / "portrait.int8.onnx", threads=1, runs=3) < 1000
+    calls = []
+    median_ms(lambda: calls.append(1), warm_up=2, runs=5)
+    assert len(calls) == 7
