@@ -4,9 +4,9 @@ The rules, in the order in which they hold:
 
 1. **Eval never moves.** Whether a sample is evaluated depends only on itself and its declared group (its own id where
    none is declared), so that it cannot change when data grows: role `eval` is in, role `train` is out, and of the rest
-   a photo that arrived labelled is in where a stable hash of its group lies under `eval_share`. A photo that arrived
-   unlabelled may have been trained on since, so a later label never makes it an eval photo. See `_rescued` for
-   categories that would have no eval group.
+   a photo that arrived labelled is in where a stable hash of its group lies under `eval_share`. Where chance gives a
+   category less than its share, more groups join, and they stay (`_topped_up`). A photo that arrived unlabelled may
+   have been trained on since, so a later label never makes it an eval photo.
 2. **Eval wins.** Declared groups that share near-duplicates (perceptual hash) form one component. Whatever stands in a
    component with an eval sample, and is none itself, leaves every training pool.
 3. Validation is drawn from the rest, by another hash of the component; its components leave the other pools too.
@@ -17,6 +17,7 @@ Same catalog version and parameters, same bytes.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -129,11 +130,12 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
     drawable = (table["kind"] == "pixel_labeled") & (role == "")
     share = declared.map({group: stable_share(group, "eval") for group in declared.unique()})
     by_hash = drawable & (share < params.eval_share)
-    rescued = _rescued(
+    topped_up = _topped_up(
+        params,
         table.assign(declared=declared, share=share)[labelled & (drawable | (role == "eval"))],
         by_hash | (role == "eval"),
     )
-    judged = (role == "eval") | by_hash | (drawable & declared.isin(rescued))
+    judged = (role == "eval") | by_hash | (drawable & declared.isin(topped_up))
     near_eval = judged.groupby(component).transform("any")
     caption = table["caption"].fillna("") != ""
 
@@ -223,36 +225,48 @@ def assert_no_leak(
                 raise MattingError(f"leak: {len(found)} samples of {pool} belong with {guarded} photos ({some})")
 
 
-def _rescued(table: Any, judged: pd.Series) -> set[str]:
-    """Declared groups that become eval because their category would have none, though it has ENOUGH_GROUPS.
+def _topped_up(params: SnapshotParams, table: Any, judged: pd.Series) -> set[str]:
+    """Declared groups that become eval because chance left their category less than its share of groups.
 
-    The pick is the group with the smallest hash. A pick must stay one when a later batch brings a smaller hash or
-    ends the need, so batches are replayed in order of arrival and every pick that was right at its time counts.
-    `table`: labelled samples that may be evaluated, with columns declared, share, category, batch, accepted_at.
+    The smallest hashes fill the quota. A pick must stay one when later batches bring smaller hashes or end the need, so
+    arrivals are replayed in order, and every pick that was right at its time counts.
+    `table`: labelled samples that may be evaluated, with columns declared, share, category, accepted_at.
     """
-    table = table.assign(accepted_at=table["accepted_at"].fillna(""), judged=judged.reindex(table.index))
-    table["arrival"] = table.groupby(["kind", "batch"], dropna=False)["accepted_at"].transform("min")
+    # One run of ingest writes one time into all its rows, and commits them at once.
+    table = table.assign(arrival=table["accepted_at"].fillna(""), judged=judged.reindex(table.index))
     picks: set[str] = set()
     for _, rows in table.groupby("category"):
-        seen: dict[str, float] = {}
-        for _, arrived in rows.groupby("arrival"):
-            if arrived["judged"].any():
-                break
-            seen |= dict(zip(arrived["declared"], arrived["share"], strict=True))
-            if len(seen) >= ENOUGH_GROUPS:
-                picks.add(min(seen, key=lambda group: (seen[group], group)))
+        seen: set[str] = set()
+        waiting: list[tuple[float, str]] = []
+        filled = 0
+        groups = rows.groupby(["arrival", "declared"], as_index=False).agg({"share": "first", "judged": "any"})
+        for _, arrived in groups.groupby("arrival"):
+            for group, share, chosen in zip(arrived["declared"], arrived["share"], arrived["judged"], strict=True):
+                if group not in seen:
+                    filled += bool(chosen)
+                    if not chosen:
+                        heapq.heappush(waiting, (share, group))
+                seen.add(group)
+            while filled < _quota(len(seen), params.eval_share) and waiting:
+                picks.add(heapq.heappop(waiting)[1])
+                filled += 1
     return picks
 
 
 def _validation_groups(params: SnapshotParams, table: Any) -> set[str]:
-    shares = {group: stable_share(group, "validation") for group in table["group"].unique()}
-    chosen = {group for group, share in shares.items() if share < params.validation_share}
+    """By hash of the component, topped up by the smallest hashes where a category has less than its share."""
+    share_of = {group: stable_share(group, "validation") for group in table["group"].unique()}
+    chosen = {group for group, share in share_of.items() if share < params.validation_share}
     for _, rows in table.groupby("category"):
-        groups = set(rows["group"])
-        # One fewer than there: eval may have taken the fifth.
-        if len(groups) >= ENOUGH_GROUPS - 1 and not groups & chosen:
-            chosen.add(min(groups, key=lambda group: (shares[group], group)))
+        groups = sorted(set(rows["group"]), key=lambda group: (share_of[group], group))
+        # Eval may have taken the fifth.
+        chosen |= set(groups[: _quota(len(groups), params.validation_share, ENOUGH_GROUPS - 1)])
     return chosen
+
+
+def _quota(groups: int, share: float, enough: int = ENOUGH_GROUPS) -> int:
+    """Groups that a category with so many must have: its share, rounded down, and one where there are enough."""
+    return max(int(share * groups), int(groups >= enough))
 
 
 def _frame(table: Any) -> pd.DataFrame:

@@ -234,22 +234,48 @@ def test_a_photo_that_joins_two_groups_never_moves_eval_to_train():
     assert pools_of(after, "s00002") == pools_of(after, "s00003") == set()
 
 
-def test_a_category_without_eval_gets_the_smallest_hash_and_keeps_it():
+def train_groups(count):
     names = []
-    while len(names) < 6:
+    while len(names) < count:
         names.append(train_group(int(names[-1][1:]) + 1 if names else 0))
+    return names
+
+
+def evaluated(rows):
+    table = placed(rows)
+    return set(table.loc[table["eval"], "group"])
+
+
+def test_a_category_that_chance_left_without_eval_gets_the_smallest_hash_and_keeps_it():
+    names = train_groups(5)
     rows = [sample(n, group=name) for n, name in enumerate(names)]
-    assert not placed(rows[:4])["eval"].any()
-    lowest = min(names[:5], key=lambda name: stable_share(name, "eval"))
-    table = placed(rows[:5])
-    assert set(table.loc[table["eval"], "group"]) == {lowest}
-    assert table["validation"].any()
-    late = [sample(100, group=eval_group(), batch="b1", accepted_at="2026-02-01")]
-    table = placed(rows[:5] + late)
-    assert {lowest, late[0]["group"]} == set(table.loc[table["eval"], "group"])
+    assert evaluated(rows[:4]) == set()
+    lowest = min(names, key=lambda name: stable_share(name, "eval"))
+    assert evaluated(rows) == {lowest}
+    assert placed(rows)["validation"].any()
+    later = {"batch": "b1", "accepted_at": "2026-02-01T00:00:00"}
+    no_more_need = sample(100, group=eval_group(), **later)
+    assert evaluated([*rows, no_more_need]) == {lowest, no_more_need["group"]}
 
 
-@settings(max_examples=30, deadline=None)
+def test_every_category_has_its_share_of_groups_in_eval_and_in_validation():
+    names = train_groups(45)
+    rows = [sample(n, group=name, category=("pets", "cards")[n < 15]) for n, name in enumerate(names)]
+    table = placed(rows).query("eval or validation or train_labeled").groupby("category")[list(POOLS)].sum()
+    assert table["eval"].to_dict() == {"cards": 3, "pets": 6}
+    assert (table["validation"] >= [1, 2]).all()
+    assert (table["train_labeled"] >= [8, 15]).all()
+
+
+def test_a_retried_row_of_an_old_batch_does_not_push_an_eval_photo_out():
+    names = train_groups(7)
+    names.sort(key=lambda name: stable_share(name, "eval"), reverse=True)
+    rows = [sample(n, group=name) for n, name in enumerate(names[:5])]
+    retried = sample(50, group=names[6], accepted_at="2026-03-01T00:00:00")
+    assert evaluated(rows) <= evaluated([*rows, retried])
+
+
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_eval_never_shrinks_and_nothing_leaks_as_batches_arrive(data):
     """The catalog grows batch by batch, with near-duplicates across groups; every eval photo stays one."""
