@@ -6,6 +6,7 @@ Results go to stdout (one JSON object with `--json`), progress to stderr. Bad in
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -388,6 +389,8 @@ def ui(
 
 def main() -> None:
     """Entry point: MattingError becomes one line on stderr and exit 2 (bad input) or 1."""
+    # Threads that spin at OpenMP's barriers make training many times slower where other programs run too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except MattingError as error:
