@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -112,11 +113,11 @@ class PixelCache:
                         progress("decode", start + len(chunk), len(jobs))
         return len(jobs)
 
-    def _square(self, store: Store, shelf: Shelf, key: str, row: object) -> np.ndarray:
+    def _square(self, store: Store, shelf: Shelf, key: str, row: Any) -> np.ndarray:
         path = fetch_blob(store, key)
         if shelf is self.mattes:
             return np.rint(self._resize(load_alpha(path)) * 255).astype(np.uint8)
-        short, long = sorted((int(getattr(row, "width")), int(getattr(row, "height"))))
+        short, long = sorted((int(row.width), int(row.height)))
         return self._resize(load_rgb(path, max_side=math.ceil(self.side * long / max(short, 1))))
 
     def _resize(self, image: np.ndarray) -> np.ndarray:
@@ -126,8 +127,8 @@ class PixelCache:
 
 def _first(frame: pd.DataFrame, column: str, shelf: Shelf) -> list:
     """The first row of each key of `column` that is not on the shelf."""
-    wanted = frame[frame[column].notna()].drop_duplicates(column)
-    return list(wanted[~wanted[column].isin(set(shelf._place))].itertuples(index=False))
+    wanted = frame.dropna(subset=[column]).drop_duplicates(column)
+    return [row for row in wanted.itertuples(index=False) if getattr(row, column) not in shelf]
 
 
 @contextmanager
@@ -216,9 +217,10 @@ class Pool:
         return len(self._ids)
 
     def draw(self, step: int, count: int, *, rank: int = 0, world: int = 1) -> Batch:
-        """The augmented batch of a step: slots step·count … (step+1)·count − 1, of which each rank takes every world-th."""
+        """The augmented batch of a step: of slots step·count … (step + 1)·count − 1, every world-th from `rank` on."""
         slots = range(step * count + rank, (step + 1) * count, world)
-        return self._batch([self._order.row(slot) for slot in slots], [rng_of(self._seed, self._stream, "cut", s) for s in slots])
+        rngs = [rng_of(self._seed, self._stream, "cut", slot) for slot in slots]
+        return self._batch([self._order.row(slot) for slot in slots], rngs)
 
     def in_order(self, count: int) -> Iterator[Batch]:
         """All rows once, unchanged but for the size."""
@@ -254,9 +256,9 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """A random cut of a photo and its matte, with the light, blur and noise of another camera.
 
-    photo uint8 (H, W, 3), matte uint8 (H, W) → (size, size, 3) and (size, size). Geometry: mirror (half of the
-    time), zoom 0.85 to 1.5, aspect ±10 %, turn ±8° (half), anywhere within the frame, edges reflected. Colour (photo only):
-    gamma, contrast, white balance, saturation; blur and noise now and then.
+    photo uint8 (H, W, 3), matte uint8 (H, W) → (size, size, 3) and (size, size). Geometry: mirror (half of the time),
+    zoom 0.85 to 1.5, aspect ±10 %, turn ±8° (half of the time), anywhere within the frame, edges reflected. Photo
+    only: gamma, contrast, white balance, saturation; blur and noise now and then.
     """
     height, width = photo.shape[:2]
     zoom, aspect = math.exp(rng.uniform(math.log(0.85), math.log(1.5))), math.exp(rng.uniform(-0.1, 0.1))

@@ -1,8 +1,8 @@
 """The one training loop. Strategies say what to learn from; this says how.
 
 A strategy is an `nn.Module` holding `net` (what is saved) and whatever else it trains. It draws its batches as a pure
-function of the step and returns named losses. The learning rate, the batches and torch's random numbers
-depend on (seed, step) alone, so that the state of a run is what the checkpoint holds and nothing more: killed at any point and
+function of the step and returns named losses. The learning rate, the batches and torch's random numbers depend on
+(seed, step) alone, so that the state of a run is what the checkpoint holds and nothing more: killed at any point and
 resumed, it ends with the very weights of an uninterrupted run (same machine, CPU).
 """
 
@@ -11,8 +11,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +28,7 @@ from mm_core.data.dataset import Batch
 from mm_core.errors import NonFiniteLoss
 from mm_core.model.preprocess import MEAN, STD
 from mm_core.params import CommonTrainParams, StageParams
+from mm_core.training.interrupts import deferred_signals
 
 WARMUP = 0.05
 SAVE_SECONDS = 30.0
@@ -139,9 +138,11 @@ def fit(
     answered between two steps, after a checkpoint. Raises NonFiniteLoss.
     """
     module: nn.Module = strategy  # type: ignore[assignment]
-    module.to(device, memory_format=torch.channels_last)
+    module.to(device)
+    module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average = copy.deepcopy(strategy.net).eval().requires_grad_(False)
-    optimiser = torch.optim.AdamW(_groups(module, common.weight_decay), lr=stage.lr, fused=device.type in ("cpu", "cuda"))
+    fused = device.type in ("cpu", "cuda")
+    optimiser = torch.optim.AdamW(_groups(module, common.weight_decay), lr=stage.lr, fused=fused)
     pairs = list(zip(average.state_dict().values(), strategy.net.state_dict().values(), strict=True))
     state = State()
     if checkpoint.is_file():
@@ -153,7 +154,7 @@ def fit(
     with (
         torch.random.fork_rng(devices),
         _float_depthwise(module, device),
-        _deferred_signals() as pending,
+        deferred_signals() as pending,
         _ahead(strategy.draw, state.step, stage.steps) as ahead,
     ):
         saved_at = time.monotonic()
@@ -164,8 +165,9 @@ def fit(
             samples = {name: to_device(batch, device) for name, batch in drawn.items()}
             step = state.step
             torch.manual_seed(seed * 1_000_003 + step)
+            lr = rate(step, stage.steps, stage.lr)
             for group in optimiser.param_groups:
-                group["lr"] = rate(step, stage.steps, stage.lr)
+                group["lr"] = lr
             module.train()
             with torch.autocast(device.type, torch.bfloat16, enabled=common.precision == "bf16"):
                 terms = strategy.losses(samples, step / stage.steps)
@@ -183,10 +185,10 @@ def fit(
             clock += time.monotonic() - begun
             if state.step % 10 == 0 or state.step == stage.steps:
                 state.losses = {name: float(term.detach()) for name, term in terms.items()}
-                log(state.step, {f"loss/{n}": v for n, v in state.losses.items()} | {"lr": rate(step, stage.steps, stage.lr)})
+                log(state.step, {f"loss/{name}": value for name, value in state.losses.items()} | {"lr": lr})
             if state.step % common.validate_every == 0 or state.step == stage.steps:
-                scores = _consider(state, average, validate)
-                log(state.step, {f"val/{category}/mse": mse for category, mse in scores.items()})
+                if scores := _consider(state, average, validate):
+                    log(state.step, {f"val/{category}/mse": mse for category, mse in scores.items()})
             if pending.arrived or time.monotonic() - saved_at >= save_seconds:
                 _save(checkpoint, state, module, average, optimiser)
                 saved_at = time.monotonic()
@@ -198,11 +200,14 @@ def fit(
 
 @contextmanager
 def _float_depthwise(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """On a CPU, depthwise convolutions stay in float32 under autocast: oneDNN's bf16 backward of a strided one takes 10 to
-    20 times as long (measured: 192 channels, 12×12, 5×5, stride 2: 16.3 ms against 1.0 ms)."""
+    """On a CPU, depthwise convolutions stay in float32 under autocast.
+
+    oneDNN's bf16 backward of a strided one takes 10 to 20 times as long (measured: 192 channels, 12×12, 5×5,
+    stride 2: 16.3 ms against 1.0 ms).
+    """
     chosen = [m for m in module.modules() if isinstance(m, nn.Conv2d) and m.groups > 1 and device.type == "cpu"]
     for conv in chosen:
-        conv.forward = partial(_in_float, conv.forward)
+        conv.forward = partial(_in_float, conv.forward)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
@@ -252,9 +257,10 @@ def _follow(pairs: Sequence[tuple[Tensor, Tensor]], decay: float) -> None:
 
 
 def _blame(terms: Mapping[str, Tensor], samples: Mapping[str, Sample], step: int) -> str:
-    bad = ", ".join(f"{name} = {float(term):g}" for name, term in terms.items() if not torch.isfinite(term))
+    bad = ", ".join(f"{name} = {float(term.detach()):g}" for name, term in terms.items() if not torch.isfinite(term))
     ids = "; ".join(f"{pool}: {' '.join(i[:16] for i in sample.ids)}" for pool, sample in samples.items())
-    return f"step {step}: the loss is not finite ({bad or 'their sum'}); lower train.<stage>.lr, or look at the samples {ids}"
+    remedy = "lower train.<stage>.lr in params.yaml, or look at the samples"
+    return f"step {step}: the loss is not finite ({bad or 'their sum'}): {remedy} {ids}"
 
 
 def _save(path: Path, state: State, module: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> None:
@@ -277,7 +283,12 @@ def _save(path: Path, state: State, module: nn.Module, average: nn.Module, optim
 
 
 def _restore(
-    path: Path, state: State, module: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
+    path: Path,
+    state: State,
+    module: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    device: torch.device,
 ) -> None:
     saved = torch.load(path, map_location=device, weights_only=True)
     module.load_state_dict(saved["module"])
@@ -305,47 +316,3 @@ def _ahead(draw: Callable[[int], dict[str, Batch]], first: int, last: int) -> It
             yield stream()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Pending:
-    """Signals that arrived within a step."""
-
-    def __init__(self) -> None:
-        self.arrived: list[int] = []
-        self.before: dict[int, Any] = {}
-
-    def receive(self, number: int, frame: Any) -> None:
-        impatient = bool(self.arrived)
-        self.arrived.append(number)
-        if impatient:
-            self.deliver()
-
-    def deliver(self) -> None:
-        """Gives a signal that arrived to whoever would have had it."""
-        if self.arrived:
-            number = self.arrived.pop(0)
-            self.restore()
-            signal.raise_signal(number)
-
-    def restore(self) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        self.before = {}
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[_Pending]:
-    """Holds SIGINT and SIGTERM back until `deliver`: within a step the weights match no step count.
-
-    Python runs handlers in the main thread only; elsewhere nothing is held back (and nothing arrives).
-    """
-    pending = _Pending()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            pending.before[number] = signal.signal(number, pending.receive)
-    try:
-        yield pending
-    finally:
-        pending.restore()
-    # One that came after the last step is not lost.
-    pending.deliver()

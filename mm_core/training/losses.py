@@ -61,7 +61,7 @@ def unknown_band(alpha: Tensor, reach: int = 2) -> Tensor:
 
 
 def laplacian(predicted: Tensor, alpha: Tensor, levels: int = 5) -> Tensor:
-    """L1 between Laplacian pyramids, level k weighted 2^k (Niklaus and Liu 2018, eq. 6; Hou and Liu 2019), per sample (B,).
+    """L1 between Laplacian pyramids, level k weighted 2^k (Niklaus and Liu 2018, eq. 6), per sample (B,).
 
     Levels stop early where the image gets smaller than 4 pixels.
     """
@@ -78,7 +78,7 @@ def laplacian(predicted: Tensor, alpha: Tensor, levels: int = 5) -> Tensor:
 
 
 def gradient(predicted: Tensor, alpha: Tensor) -> Tensor:
-    """L1 between Sobel gradients (each kernel's positive half sums to 1: a step of 1 has response 1), per sample (B,)."""
+    """L1 between Sobel gradients, scaled so that a step of 1 has response 1; per sample (B,)."""
     sobel = predicted.new_tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 4
     kernels = torch.stack([sobel, sobel.T]).unsqueeze(1)
     edges = F.conv2d(F.pad(predicted - alpha, (1, 1, 1, 1), mode="replicate"), kernels)
@@ -86,7 +86,7 @@ def gradient(predicted: Tensor, alpha: Tensor) -> Tensor:
 
 
 def consistency(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean squared distance of sigmoid(logits) to a target alpha that gets no gradient (Ouali et al. 2020, eq. 2): scalar."""
+    """Mean squared distance of sigmoid(logits) to a target without gradient (Ouali et al. 2020, eq. 2): scalar."""
     return F.mse_loss(logits.float().sigmoid(), target.detach().float())
 
 

@@ -13,6 +13,7 @@ The CLIP towers run once per caption, before training, and not in the step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -72,9 +73,7 @@ def embed_captions(
         local = layout.cache / "clip" / f"{digest_of([pairs, params.clip.model_dump(), params.seed])}.safetensors"
         if not local.is_file():
             photos = [(np.asarray(cache.photos[sample]), caption) for sample, caption in pairs]
-            train_local_clip(
-                photos, params.clip.steps, params.seed, local, progress=lambda done, total: progress("train clip", done, total)
-            )
+            train_local_clip(photos, params.clip.steps, params.seed, local, progress=partial(progress, "train clip"))
     clip = load_clip(params.clip, local)
     captions = sorted({*text_image["caption"], *more})
     vectors = cached_embeddings(clip, layout.cache / "clip", "text", captions, lambda caption: caption)
@@ -101,7 +100,9 @@ class Multimodal(Semi):
         self.register_buffer("_vectors", torch.stack(list(captions.values())), persistent=False)
         self.fusion = TextFusion(net.bottleneck_channels, self._vectors.shape[1])
 
-    def terms(self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float) -> dict[str, Tensor]:
+    def terms(
+        self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
+    ) -> dict[str, Tensor]:
         terms, options = super().terms(features, batches, progress), self._multimodal
         labeled, batch = batches["labeled"], batches["text"]
         if options.captioned:

@@ -35,7 +35,9 @@ class Semi(Supervised):
         active = "unlabeled" in pools and self._weight and semi.perturbations
         self.auxiliary = AuxiliaryDecoders(net, semi.perturbations) if active else None
 
-    def terms(self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float) -> dict[str, Tensor]:
+    def terms(
+        self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
+    ) -> dict[str, Tensor]:
         terms = super().terms(features, batches, progress)
         if self.auxiliary is not None:
             maps = features["unlabeled"]

@@ -43,7 +43,9 @@ class Supervised(nn.Module):
         features = {name: list(part) for name, part in zip(batches, parts, strict=True)}
         return self.terms(features, batches, progress)
 
-    def terms(self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float) -> dict[str, Tensor]:
+    def terms(
+        self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
+    ) -> dict[str, Tensor]:
         batch = batches["labeled"]
         outputs = self.net.route(features["labeled"], batch.decoders)
         return matting_losses(outputs, batch.alpha, batch.binary, self._loss)

@@ -43,7 +43,8 @@ class Tracker:
         _log_metrics(client, run, numbers)
         _log_metrics(client, parent, {n: v for n, v in numbers.items() if n != "seconds"})
         for name, value in report.facts.items():
-            client.set_tag(run, f"mm.{name}", (value if isinstance(value, str) else json.dumps(value, default=str))[:_TAG_LIMIT])
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            client.set_tag(run, f"mm.{name}", text[:_TAG_LIMIT])
         for name, rows in report.tables.items():
             client.log_text(run, json.dumps(rows, indent=1, default=str), f"tables/{name}.json")
         for path in report.pictures.values():
@@ -53,7 +54,9 @@ class Tracker:
         return run
 
     @contextmanager
-    def stage_run(self, layout: Layout, stage: str, params: Mapping[str, Any], data: Mapping[str, str]) -> Iterator[Curve]:
+    def stage_run(
+        self, layout: Layout, stage: str, params: Mapping[str, Any], data: Mapping[str, str]
+    ) -> Iterator[Curve]:
         """The run of a training stage while it trains: `params` once, curves as they come; FAILED when the body raises.
 
         `params` is nested as in params.yaml, `data` are digests of what is learnt from.

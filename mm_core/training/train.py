@@ -31,7 +31,7 @@ from mm_core.store import Store
 from mm_core.training.loop import Result, fit, pick_device, to_device
 from mm_core.training.multimodal import Multimodal, embed_captions, with_prompts
 from mm_core.training.semi import Semi
-from mm_core.training.supervised import Pools, Supervised
+from mm_core.training.supervised import Supervised
 from mm_core.training.tracking import Tracker
 
 RECIPE = 1
@@ -51,14 +51,13 @@ class Data:
     validation: pd.DataFrame
 
     def used(self) -> list[pd.DataFrame]:
-        return [f for f in (self.labeled, self.replay, self.unlabeled, self.text_image, self.validation) if f is not None]
+        every = (self.labeled, self.replay, self.unlabeled, self.text_image, self.validation)
+        return [frame for frame in every if frame is not None]
 
     def digest(self) -> str:
-        """Depends on rows and their labels alone, not on how the file was written."""
-        return digest_of(
-            [None if f is None else f[_FRAME_COLUMNS].astype(object).where(f[_FRAME_COLUMNS].notna(), None).to_numpy().tolist()
-             for f in (self.labeled, self.replay, self.unlabeled, self.text_image, self.validation)]
-        )  # fmt: skip
+        """Depends on rows and their labels alone, not on how the files were written."""
+        rows = [frame[_FRAME_COLUMNS].astype(object) for frame in self.used()]
+        return digest_of([frame.where(frame.notna(), None).to_numpy().tolist() for frame in rows])
 
 
 def train_stage(
@@ -103,7 +102,10 @@ def train_stage(
 
 
 def read_data(stage: str, layout: Layout) -> Data:
-    """The frames of a stage; raises InputError where snapshot or split has not run, NothingToTrainOn where no matte is."""
+    """The frames of a stage.
+
+    Raises InputError where snapshot or split has not run, NothingToTrainOn where there is no labelled sample.
+    """
 
     def frame(path: Path) -> pd.DataFrame:
         if not path.is_file():
@@ -123,10 +125,10 @@ def read_data(stage: str, layout: Layout) -> Data:
         text_image = frame(snapshot / "train_text_image.parquet") if stage == "multimodal" else none
     if labeled.empty and (replay is None or replay.empty):
         raise NothingToTrainOn(
-            f"train-{stage}: the snapshot holds no labelled training sample: drop photos with mattes as kind pixel_labeled, "
-            "then run ingest, snapshot and split"
+            f"train-{stage}: the snapshot holds no labelled training sample: drop photos with mattes as kind "
+            "pixel_labeled, then run ingest, snapshot and split"
         )
-    text_image = text_image[text_image["caption"].fillna("").str.strip() != ""]
+    text_image = text_image.loc[text_image["caption"].fillna("").str.strip() != "", :]
     return Data(labeled, replay, unlabeled, text_image, validation)
 
 
@@ -211,7 +213,7 @@ def _why_idle(stage: str, settings: StageParams, data: Data) -> str | None:
         return "the split found no hard sample"
     if stage == "semi" and data.unlabeled.empty:
         return "the snapshot holds no unlabelled photo: drop some as kind unlabeled"
-    if stage == "multimodal" and data.text_image["caption"].nunique() < 2:
+    if stage == "multimodal" and len(set(data.text_image["caption"])) < 2:
         return "the snapshot holds no two different captions: drop captioned photos as kind text_image"
     return None
 

@@ -1,0 +1,190 @@
+"""The loop: learns, resumes exactly, answers signals between steps, names the samples of a bad loss."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from mm_core.data.dataset import Batch, PixelCache, Pool
+from mm_core.errors import NonFiniteLoss
+from mm_core.model.network import build_model
+from mm_core.params import Params, StageParams
+from mm_core.store import LocalStore
+from mm_core.training.loop import Result, Sample, fit, rate
+from mm_core.training.supervised import Supervised
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pool(tmp_path: Path, store: LocalStore, draw, params: Params) -> Pool:
+    frame: pd.DataFrame = draw(2, 1).iloc[:4]
+    cache = PixelCache(tmp_path / "cache", params.model.size)
+    cache.fill(store, frame)
+    return Pool(frame, cache, 0, "test")
+
+
+def strategy_of(pool: Pool, params: Params) -> Supervised:
+    return Supervised(build_model(params.model, 0), {"labeled": [(pool, 4)]}, params.train.loss)
+
+
+def train(strategy: Supervised, params: Params, checkpoint: Path, steps: int, **options) -> Result:
+    options = {"validate": lambda net: {}, "save_seconds": 1e9} | options
+    return fit(
+        strategy,
+        StageParams(steps=steps, lr=options.pop("lr", 3e-3)),
+        params.train.common,
+        seed=0,
+        checkpoint=checkpoint,
+        device=CPU,
+        **options,
+    )
+
+
+def same(a: Result, b: Result) -> bool:
+    return all(torch.equal(a.weights[name], b.weights[name]) for name in a.weights)
+
+
+class OneBatch(Supervised):
+    """Draws the unaugmented samples at every step."""
+
+    def draw(self, step: int) -> dict[str, Batch]:
+        (pool, count) = self._pools["labeled"][0]
+        return {"labeled": next(pool.in_order(count))}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_four_samples_are_learnt_by_heart(pool: Pool, params: Params, tmp_path: Path, precision: str) -> None:
+    params = params.with_values(**{"train.common.precision": precision, "train.common.ema": 0.9})
+    strategy = OneBatch(build_model(params.model, 0), {"labeled": [(pool, 4)]}, params.train.loss)
+    seen: list[dict[str, float]] = []
+    result = train(strategy, params, tmp_path / "c.pt", 60, lr=1e-2, log=lambda step, values: seen.append(dict(values)))
+    assert len(seen) == 6
+    assert result.losses["l1"] < 0.08
+    assert result.losses["bce"] < 0.5 * seen[0]["loss/bce"]
+
+
+def test_the_rate_warms_up_and_falls() -> None:
+    rates = [rate(step, 100, 1.0) for step in range(100)]
+    assert rates[4] == 1.0
+    assert rates[:5] == sorted(rates[:5])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[-1] < 0.01
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_after", [1, 4, 6])
+def test_a_resumed_run_ends_bit_equal(pool: Pool, params: Params, tmp_path: Path, killed_after: int) -> None:
+    def validate(net: torch.nn.Module) -> dict[str, float]:
+        return {"pets": float(next(net.parameters()).detach().double().abs().sum())}
+
+    whole = train(strategy_of(pool, params), params, tmp_path / "whole.pt", 7, validate=validate)
+
+    def kill(done: int, total: int) -> None:
+        if done == killed_after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(
+            strategy_of(pool, params), params, tmp_path / "cut.pt", 7, validate=validate, progress=kill, save_seconds=0
+        )
+    torch.manual_seed(99)
+    resumed = train(strategy_of(pool, params), params, tmp_path / "cut.pt", 7, validate=validate)
+    assert resumed.resumed_from == killed_after
+    assert same(whole, resumed)
+    assert (resumed.best_step, resumed.validation, resumed.losses) == (
+        whole.best_step,
+        whole.validation,
+        whole.losses,
+    )
+
+
+def test_torchs_generator_is_left_as_it_was(pool: Pool, params: Params, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(strategy_of(pool, params), params, tmp_path / "c.pt", 2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_start_weights_are_a_candidate(pool: Pool, params: Params, tmp_path: Path) -> None:
+    looks: list[int] = []
+
+    def worse_each_time(net: torch.nn.Module) -> dict[str, float]:
+        looks.append(len(looks))
+        return {"pets": float(len(looks)), "cards": 0.0}
+
+    strategy = strategy_of(pool, params)
+    before = {name: value.clone() for name, value in strategy.net.state_dict().items()}
+    result = train(strategy, params, tmp_path / "c.pt", 6, validate=worse_each_time)
+    assert result.best_step == 0
+    assert all(torch.equal(result.weights[name], before[name]) for name in before)
+    # At the start, every 4 steps, and at the end.
+    assert len(looks) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_checkpoint(pool: Pool, params: Params, tmp_path: Path, number: int) -> None:
+    delivered = []
+    before = signal.signal(number, lambda n, frame: (_ for _ in ()).throw(Stop))
+
+    class Interrupted(Supervised):
+        def losses(self, batches, progress):
+            if not delivered:
+                delivered.append(os.kill(os.getpid(), number))
+            return super().losses(batches, progress)
+
+    try:
+        strategy = Interrupted(build_model(params.model, 0), {"labeled": [(pool, 4)]}, params.train.loss)
+        with pytest.raises(Stop):
+            train(strategy, params, tmp_path / "c.pt", 5, save_seconds=1e9)
+    finally:
+        signal.signal(number, before)
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["state"]["step"] == 1
+    whole = train(strategy_of(pool, params), params, tmp_path / "whole.pt", 5)
+    assert same(train(strategy_of(pool, params), params, tmp_path / "c.pt", 5), whole)
+
+
+def test_it_trains_in_another_thread_too(pool: Pool, params: Params, tmp_path: Path) -> None:
+    results: list[Result] = []
+    thread = threading.Thread(
+        target=lambda: results.append(train(strategy_of(pool, params), params, tmp_path / "c.pt", 2))
+    )
+    thread.start()
+    thread.join()
+    assert results
+
+
+def test_a_loss_that_is_not_finite_names_the_samples(pool: Pool, params: Params, tmp_path: Path) -> None:
+    class Broken(Supervised):
+        def losses(self, batches: dict[str, Sample], progress: float) -> dict[str, torch.Tensor]:
+            terms = super().losses(batches, progress)
+            return terms | {"odd": terms["bce"] * (math.nan if progress > 0.4 else 1)}
+
+    strategy = Broken(build_model(params.model, 0), {"labeled": [(pool, 4)]}, params.train.loss)
+    with pytest.raises(NonFiniteLoss) as caught:
+        train(strategy, params, tmp_path / "c.pt", 5)
+    text = str(caught.value)
+    assert "step 3" in text
+    assert "odd = nan" in text
+    assert all(sample[:16] in text for sample in pool.draw(3, 4).ids)
+
+
+def test_depthwise_convolutions_get_float32_within_autocast_and_are_left_alone_after() -> None:
+    from mm_core.training.loop import _float_depthwise
+
+    conv = torch.nn.Conv2d(4, 4, 3, groups=4)
+    with _float_depthwise(conv, CPU), torch.autocast("cpu", torch.bfloat16):
+        assert conv(torch.zeros(1, 4, 5, 5)).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(torch.zeros(1, 4, 5, 5)).dtype == torch.bfloat16

@@ -1,0 +1,157 @@
+"""Where each strategy's gradient goes, and what it draws."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mm_core.data.dataset import PixelCache, Pool
+from mm_core.model.network import MattingNet, build_model
+from mm_core.params import Params
+from mm_core.store import LocalStore
+from mm_core.training.loop import Sample, to_device
+from mm_core.training.multimodal import PROMPTS, Multimodal, agreement, with_prompts
+from mm_core.training.semi import Semi, ramp
+from mm_core.training.supervised import Supervised
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def net(params: Params) -> MattingNet:
+    return build_model(params.model, 0)
+
+
+@pytest.fixture
+def pools(tmp_path: Path, store: LocalStore, draw, params: Params) -> dict:
+    cache = PixelCache(tmp_path / "cache", params.model.size)
+    frames = {
+        "labeled": with_prompts(draw(2, 1)),
+        "unlabeled": draw(2, 2, labelled=False),
+        "text": draw(2, 3, labelled=False, captions=True),
+    }
+    pools = {}
+    for name, frame in frames.items():
+        cache.fill(store, frame)
+        pools[name] = [(Pool(frame, cache, 0, name), 4)]
+    return pools
+
+
+def samples(strategy: Supervised, step: int = 0) -> dict[str, Sample]:
+    return {name: to_device(batch, CPU) for name, batch in strategy.draw(step).items()}
+
+
+def captions_of(*frames) -> dict[str, torch.Tensor]:
+    texts = sorted({text for frame in frames for text in frame["caption"]} | set(PROMPTS.values()))
+    rng = np.random.default_rng(0)
+    return {t: torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=8)).float(), dim=0) for t in texts}
+
+
+def moved(module: torch.nn.Module, loss: torch.Tensor) -> bool:
+    """Whether the loss has a gradient that is not zero in any weight of the module."""
+    grads = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True)
+    return any(grad is not None and bool(grad.abs().sum() > 0) for grad in grads)
+
+
+def test_replay_takes_its_share_of_each_batch(pools: dict, net: MattingNet, params: Params) -> None:
+    hard, simple = pools["labeled"][0][0], pools["unlabeled"][0][0]
+    strategy = Supervised(net, {"labeled": [(hard, 3), (simple, 1)]}, params.train.loss)
+    for step in range(5):
+        ids = strategy.draw(step)["labeled"].ids
+        assert [sample in hard._ids for sample in ids] == [True, True, True, False]
+
+
+def test_supervised_reaches_only_the_decoders_of_the_batch(pools: dict, net: MattingNet, params: Params) -> None:
+    strategy = Supervised(net, {"labeled": pools["labeled"]}, params.train.loss)
+    batch = samples(strategy)["labeled"]
+    rows = [i for i, decoder in enumerate(batch.decoders) if decoder == "portrait"]
+    only = Sample(
+        [batch.ids[i] for i in rows],
+        batch.images[rows],
+        batch.alpha[rows],
+        batch.binary[rows],
+        ["portrait"] * len(rows),
+        [],
+    )
+    total = torch.stack(list(strategy.losses({"labeled": only}, 0.0).values())).sum()
+    assert moved(net.encoder, total)
+    assert moved(net.decoders["portrait"], total)
+    assert not moved(net.decoders["scenery"], total)
+
+
+def test_semi_teaches_the_auxiliaries_and_the_encoder_and_never_the_target(
+    pools: dict, net: MattingNet, params: Params
+) -> None:
+    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, params.train.semi)
+    term = strategy.losses(samples(strategy), 1.0)["semi"]
+    assert strategy.auxiliary is not None
+    assert moved(net.encoder, term)
+    assert all(moved(decoder, term) for decoder in strategy.auxiliary.decoders.values())
+    assert not moved(net.decoders, term)
+
+
+def test_semi_without_unlabelled_photos_is_supervised(pools: dict, net: MattingNet, params: Params) -> None:
+    strategy = Semi(net, {"labeled": pools["labeled"]}, params.train.loss, params.train.semi)
+    assert strategy.auxiliary is None
+    assert "semi" not in strategy.losses(samples(strategy), 1.0)
+
+
+def test_the_ramp() -> None:
+    assert ramp(0, 0.1) == pytest.approx(math.exp(-5))
+    assert ramp(0.05, 0.1) == pytest.approx(math.exp(-1.25))
+    assert ramp(0.1, 0.1) == ramp(1, 0.1) == 1
+
+
+@pytest.fixture
+def multimodal(pools: dict, net: MattingNet, params: Params, draw) -> Multimodal:
+    captions = captions_of(draw(2, 3, labelled=False, captions=True))
+    strategy = Multimodal(net, pools, params.train.loss, params.train.semi, params.train.multimodal, captions)
+    # As after some steps: text makes a difference.
+    torch.nn.init.normal_(strategy.fusion.out.weight, std=0.5)
+    return strategy
+
+
+def test_multimodal_adds_three_terms_to_semi(multimodal: Multimodal) -> None:
+    terms = multimodal.losses(samples(multimodal), 1.0)
+    assert {"bce", "semi", "captioned", "text", "contrast"} <= set(terms)
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert moved(multimodal.fusion, terms["captioned"])
+    assert moved(multimodal.fusion, terms["contrast"])
+    assert moved(multimodal.net.encoder, terms["contrast"])
+
+
+def test_the_text_side_teaches_and_gets_no_gradient(multimodal: Multimodal) -> None:
+    term = multimodal.losses(samples(multimodal), 1.0)["text"]
+    assert float(term.detach()) > 0
+    assert moved(multimodal.net.decoders, term)
+    assert not moved(multimodal.fusion, term)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "image", "text"), [("text", True, False), ("image", False, True), ("both", True, True)]
+)
+def test_each_teacher(teacher, image: bool, text: bool) -> None:
+    logits = [torch.tensor([0.3], requires_grad=True), torch.tensor([-1.0], requires_grad=True)]
+    agreement(logits[0], logits[1], teacher).backward()
+    assert [t.grad is not None for t in logits] == [image, text]
+
+
+def test_an_untrained_fusion_changes_nothing(pools: dict, net: MattingNet, params: Params, draw) -> None:
+    captions = captions_of(draw(2, 3, labelled=False, captions=True))
+    strategy = Multimodal(net, pools, params.train.loss, params.train.semi, params.train.multimodal, captions)
+    strategy.eval()
+    batch = samples(strategy)["text"]
+    features = net.encode(batch.images)
+    fused = strategy.fusion(features, strategy.texts(batch.captions))
+    assert torch.equal(fused[-1], features[-1])
+
+
+def test_rows_without_a_caption_speak_by_their_category(draw) -> None:
+    frame = draw(1, 1)
+    frame.loc[0, "category"] = None
+    frame["caption"] = ["  ", None, "dunes at noon"]
+    assert with_prompts(frame)["caption"].tolist() == ["a photo", PROMPTS["pets"], "dunes at noon"]

@@ -1,0 +1,193 @@
+"""A stage from frames to model file: kills, reuse, empty pools, warm starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from mm_core.errors import InputError, NothingToTrainOn
+from mm_core.layout import Layout
+from mm_core.model.files import load_model
+from mm_core.params import Params
+from mm_core.records import Report, sha256_file
+from mm_core.store import LocalStore
+from mm_core.training.train import train_stage
+
+
+def train(stage: str, params: Params, layout: Layout, start: Path | None = None) -> Report:
+    store = LocalStore(Path(layout.settings.store))
+    return train_stage(
+        stage, params, layout, store, Report(f"train-{stage}"), start=start, progress=lambda what, done, total: None
+    )
+
+
+def test_four_stages_each_from_the_one_before(workspace: Layout, params: Params) -> None:
+    """No eval frame exists here: nothing may need it."""
+    assert not (workspace.snapshot / "eval.parquet").exists()
+    start, before = None, float("inf")
+    for stage in ("simple", "hard", "semi", "multimodal"):
+        report = train(stage, params, workspace, start)
+        model = workspace.model(stage)
+        assert report.facts["digest"] == sha256_file(model)
+        assert report.facts["start"] == (sha256_file(start) if start else None)
+        _, meta = load_model(model)
+        assert (meta["stage"], meta["snapshot"]) == (stage, "5" * 64)
+        # The start weights are a candidate of every stage.
+        assert report.metrics[f"{stage}/val_mse"] <= before + 1e-7
+        before = report.metrics[f"{stage}/val_mse"]
+        assert {f"{stage}/val/{c}/mse" for c in ("portrait", "pets", "scenery")} <= set(report.metrics)
+        assert report.metrics[f"{stage}/images_per_s"] > 0
+        start = model
+    assert not list(workspace.checkpoints.rglob("*.pt"))
+
+
+def test_the_same_stage_is_not_trained_twice(workspace: Layout, params: Params) -> None:
+    first = train("simple", params, workspace)
+    workspace.model("simple").unlink()
+    again = train("simple", params, workspace)
+    assert "reused" in again.facts
+    assert again.facts["digest"] == first.facts["digest"] == sha256_file(workspace.model("simple"))
+    assert again.metrics == first.metrics
+    # What this stage does not read does not matter to it; what it reads does.
+    other = params.with_values(**{"train.semi.steps": 77, "gate.resamples": 500})
+    assert "reused" in train("simple", other, workspace).facts
+    assert "reused" not in train("simple", params.with_values(seed=1), workspace).facts
+
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+import mm_core.training.loop as loop
+from mm_core.layout import Layout
+from mm_core.params import Params
+from mm_core.records import Report
+from mm_core.settings import Settings
+from mm_core.store import LocalStore
+from mm_core.training.train import train_stage
+loop.fit.__kwdefaults__["save_seconds"] = 0.0
+layout = Layout(Settings.from_env(sys.argv[1]))
+params = Params.model_validate_json(Path(sys.argv[2]).read_text())
+def progress(what, done, total):
+    print(what, done, flush=True)
+train_stage("semi", params, layout, LocalStore(Path(layout.settings.store)), Report("x"), start=None, progress=progress)
+"""
+
+
+def test_killed_mid_training_it_ends_with_the_same_bytes(workspace: Layout, params: Params, tmp_path: Path) -> None:
+    params = params.with_values(**{"train.semi.steps": 6})
+    (tmp_path / "params.json").write_text(params.model_dump_json())
+    command = [sys.executable, "-c", SCRIPT, str(workspace.root), str(tmp_path / "params.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("train semi 3"):
+                process.send_signal(signal.SIGKILL)
+                break
+    report = train("semi", params, workspace)
+    assert report.facts["resumed_from"] >= 3
+    digest = report.facts["digest"]
+    for file in workspace.checkpoints.rglob("done.json"):
+        file.unlink()
+    whole = train("semi", params, workspace)
+    assert whole.facts["resumed_from"] == 0
+    assert whole.facts["digest"] == digest
+
+
+def test_whoever_comes_second_waits_and_takes_the_result(workspace: Layout, params: Params) -> None:
+    """Threads stand for processes: flock is between open files."""
+    at_work, reports = threading.Event(), []
+
+    def first() -> None:
+        store = LocalStore(Path(workspace.settings.store))
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what == "train simple":
+                at_work.set()
+
+        reports.append(train_stage("simple", params, workspace, store, Report("a"), start=None, progress=tell))
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert at_work.wait(120)
+    second = train("simple", params, workspace)
+    thread.join()
+    assert "reused" in second.facts
+    assert second.facts["digest"] == reports[0].facts["digest"]
+
+
+def empty(path: Path) -> None:
+    pd.read_parquet(path).iloc[:0].to_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "pool", "said"),
+    [
+        ("hard", "split/hard", "hard sample"),
+        ("semi", "snapshot/train_unlabeled", "kind unlabeled"),
+        ("multimodal", "snapshot/train_text_image", "kind text_image"),
+    ],
+)
+def test_an_empty_pool_passes_the_start_weights_on(
+    workspace: Layout, params: Params, stage: str, pool: str, said: str
+) -> None:
+    train("simple", params, workspace)
+    empty(workspace.cycle / f"{pool}.parquet")
+    start = workspace.model("simple")
+    report = train(stage, params, workspace, start)
+    assert said in report.facts["passed_through"]
+    before, after = load_model(start)[0].state_dict(), load_model(workspace.model(stage))[0].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_no_labels_at_all(workspace: Layout, params: Params) -> None:
+    for path in (workspace.split / "simple.parquet", workspace.snapshot / "train_labeled.parquet"):
+        empty(path)
+    for stage in ("simple", "semi"):
+        with pytest.raises(NothingToTrainOn, match="kind pixel_labeled"):
+            train(stage, params, workspace)
+
+
+def test_without_validation_the_last_weights_are_kept(workspace: Layout, params: Params) -> None:
+    empty(workspace.snapshot / "validation.parquet")
+    report = train("simple", params, workspace)
+    assert report.facts["best_step"] == params.train.simple.steps
+    assert "empty" in report.facts["validation"]
+    assert "simple/val_mse" not in report.metrics
+
+
+def test_a_missing_frame_names_the_command(workspace: Layout, params: Params) -> None:
+    (workspace.split / "simple.parquet").unlink()
+    with pytest.raises(InputError, match="run `mm split`"):
+        train("simple", params, workspace)
+
+
+def test_a_champion_of_another_shape_is_no_start_but_another_size_is(workspace: Layout, params: Params) -> None:
+    train("simple", params, workspace)
+    champion = workspace.root / "champion.safetensors"
+    champion.write_bytes(workspace.model("simple").read_bytes())
+    wide = train("simple", params.with_values(**{"model.width": 12}), workspace, champion)
+    assert "not possible" in wide.facts["warm_start"]
+    with pytest.raises(InputError, match="mm train-simple"):
+        train("hard", params.with_values(**{"model.width": 16}), workspace, champion)
+    larger = train("simple", params.with_values(**{"model.size": 96}), workspace, champion)
+    assert larger.facts["started_from"] == "simple"
+    assert load_model(workspace.model("simple"))[0].config.size == 96
+
+
+def test_steps_zero_hands_a_scratch_model_on(workspace: Layout, params: Params) -> None:
+    started = time.monotonic()
+    report = train("simple", params.with_values(**{"train.simple.steps": 0}), workspace)
+    assert "steps is 0" in report.facts["passed_through"]
+    assert load_model(workspace.model("simple"))[1]["stage"] == "simple"
+    assert time.monotonic() - started < 30
+    assert not os.path.exists(workspace.cache / "pixels")
