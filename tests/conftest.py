@@ -1,9 +1,57 @@
-"""For all tests: no telemetry, and no threads that spin while others want the core."""
+"""What tests of several rooms share: an S3 server over HTTP, and the real photos where they are."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
 
+import pytest
+
+# Before torch loads OpenMP: threads that spin at its barriers crawl on a machine that others use too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+_buckets = count()
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    """moto's server in a thread of this process, reachable for other processes too."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # one line per request otherwise
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a new bucket; the environment leads boto3 and delta-rs to it."""
+    import boto3
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_address,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{os.getpid()}-{next(_buckets)}"
+    boto3.session.Session().client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real photos; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("MM_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not (folder / "inbox").is_dir():
+        pytest.skip(f"no real photos at {folder}: set MM_SHARED_DATA")
+    return folder

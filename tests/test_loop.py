@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +41,9 @@ TINY = Params().with_values(
 
 def drop_all(inbox: Path) -> None:
     each = dict.fromkeys(ALL_CATEGORIES, 3)
-    write_drop(inbox, "pixel_labeled", "eval", dict.fromkeys(ALL_CATEGORIES, 5), seed=1, size=64, role="eval", burst_share=0)
+    write_drop(
+        inbox, "pixel_labeled", "eval", dict.fromkeys(ALL_CATEGORIES, 5), seed=1, size=64, role="eval", burst_share=0
+    )
     write_drop(inbox, "pixel_labeled", "train", each, seed=50, size=64, role="train", burst_share=0)
     write_drop(inbox, "unlabeled", "plain", dict.fromkeys(ALL_CATEGORIES, 1), seed=90, size=64)
     write_drop(inbox, "text_image", "text", dict.fromkeys(ALL_CATEGORIES, 1), seed=120, size=64)
@@ -167,55 +164,22 @@ def test_a_refusal_keeps_export_and_promotion_shut(cycled) -> None:
         layout.verdict.write_text(recorded)
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An S3 server over HTTP (moto), with one bucket; yields its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (tmp_path_factory.mktemp("s3") / "log").open("w")
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"{address}/moto-api/", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
-        log.close()
-
-
-def test_the_loop_on_s3(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inbox, blobs and catalog in a bucket; two cycles' worth of arrival, training and promotion."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_REGION": "us-east-1",
-        "MM_STORE": "s3://photos/store",
-        "MM_INBOX": "s3://photos/inbox",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="photos")
+def test_the_loop_on_s3(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inbox, blobs and catalog in a bucket, over HTTP."""
+    monkeypatch.setenv("MM_STORE", f"{bucket}/store")
+    monkeypatch.setenv("MM_INBOX", f"{bucket}/inbox")
+    client, name = boto3.client("s3"), bucket.removeprefix("s3://")
     drop_all(tmp_path / "made")
     files = [path for path in (tmp_path / "made").rglob("*") if path.is_file()]
     for path in sorted(files, key=lambda path: path.name == "manifest.csv"):
-        client.upload_file(str(path), "photos", f"inbox/{path.relative_to(tmp_path / 'made').as_posix()}")
+        client.upload_file(str(path), name, f"inbox/{path.relative_to(tmp_path / 'made').as_posix()}")
 
     layout = Layout(Settings.from_env(tmp_path / "workspace"))
     reports = stages.run_cycle(TINY, layout)
     assert reports["ingest"].metrics["ingest/accepted"] == len(list((tmp_path / "made").rglob("images/*")))
     assert reports["gate"].facts["decision"] == "PROMOTE"
     assert not (layout.root / "store").exists()
-    keys = [item["Key"] for item in client.list_objects_v2(Bucket="photos", Prefix="store/")["Contents"]]
+    keys = [item["Key"] for item in client.list_objects_v2(Bucket=name, Prefix="store/")["Contents"]]
     assert any(key.startswith("store/catalog/samples/_delta_log/") for key in keys)
     assert any(key.endswith(sha256_file(layout.model("multimodal"))) for key in keys)
     assert stages.ingest(TINY, layout).metrics["ingest/batches"] == 0
