@@ -1,7 +1,7 @@
 """PROMOTE, REJECT or INCONCLUSIVE, on paired per-image differences of the files that would ship.
 
 Every cell (category × metric) is a one-sided test at level alpha by bootstrap over groups
-(`statistics.confidence`). A candidate is promoted only if all cells pass: the intersection-union test
+(`mm_core.eval.statistics`). A candidate is promoted only if all cells pass: the intersection-union test
 (Berger 1982), which holds level alpha for the whole verdict without Bonferroni. Against the champion the
 primary metric must be superior and the others non-inferior; against the anchor the primary must be
 non-inferior, so that many small steps down do not add up; and int8 must be close to float.

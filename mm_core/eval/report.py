@@ -40,6 +40,8 @@ COLUMNS = ("mse", "maxf", "biou", "conn")
 """The paper's Table 1."""
 TITLES = {"mse": "MSE", "maxf": "MaxF", "biou": "BIoU", "conn": "Conn"}
 STAGES = ("snapshot", "split", *(f"train-{stage}" for stage in TRAIN_STAGES), "evaluate", "gate", "export", "promote")
+ORDER = ("photo", "truth", *TRAIN_STAGES, "champion")
+"""Of the pictures of one example."""
 QUARANTINE_SHOWN, THUMB = 24, 160
 SAFE_PIXELS = 40_000_000
 """Quarantined files that claim more are not opened for a thumbnail."""
@@ -189,7 +191,7 @@ def _fidelity(scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[
 def _mattes(layout: Layout, evaluation: Report) -> list[dict[str, Any]]:
     folder, examples = layout.evaluation / "mattes", []
     for row in evaluation.tables.get("mattes", []):
-        paths = {title: folder / name for title, name in row["files"].items()}
+        paths = {title: folder / row["files"][title] for title in ORDER if title in row["files"]}
         pictures = [
             {"title": title, "src": _embedded(load_rgb(path))} for title, path in paths.items() if path.is_file()
         ]

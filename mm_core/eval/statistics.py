@@ -1,9 +1,12 @@
 """One-sided confidence bounds by bootstrap over groups.
 
 Photos of one group (burst, scene) err alike, so groups are what is drawn. Two bounds are made and the
-more careful one counts: the bootstrap-t (Efron & Tibshirani 1993, ch. 12), which follows skewed
-differences, and Student's t, which holds where heavy tails make the bootstrap-t too bold. Percentile
-and BCa intervals were tried and promise too much with the 8 to 30 groups that a category has.
+more careful one counts: the bootstrap-t (Efron & Tibshirani 1993, ch. 12), which sees that a few large
+losses may be missing from the sample, and the percentile widened for few groups (Hesterberg 2015,
+"expanded percentile"), which holds where heavy tails make the bootstrap-t too bold.
+Measured without effect, level 5 %, 12 to 25 groups, errors log-normal around a log-normal difficulty of sigma
+0.6: 4.5 to 6 % (sigma 1: 6 to 7.6 %); plain percentile 6 to 8 % (7 to 10 %), BCa 8 to 11 % (11 to 14 %).
+Student's t holds 4 to 5 % but calls gains that are large on few photos uncertain although every photo gained.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtr, stdtrit
 
 CHUNK = 2_000_000
 """Numbers of a (resamples, groups) array held at once."""
@@ -59,24 +62,26 @@ def confidence(
     sizes = np.bincount(codes).astype(np.float64)
     sums = [[(factor, _group_sums(values, codes)) for factor, values in q.terms] for q in quantities]
     estimates = [_estimate(terms, np.ones((1, len(names))), sizes) for terms in sums]
-    draws: list[list[np.ndarray]] = [[] for _ in quantities]
+    draws: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in quantities]
     rows = max(1, CHUNK // len(names))
     for start in range(0, resamples, rows):
         count = min(rows, resamples - start)
         weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count).astype(np.float64)
         for collected, terms, (value, _) in zip(draws, sums, estimates, strict=True):
             again, errors = _estimate(terms, weights, sizes)
-            collected.append(_studentised(again - value[0], errors, _negligible(terms)))
-    student = float(stdtrit(len(names) - 1, 1 - alpha))
+            collected.append((again - value[0], _studentised(again - value[0], errors, _negligible(terms))))
+    few = len(names) / (len(names) - 1)
+    widened = float(ndtr(-np.sqrt(few) * stdtrit(len(names) - 1, 1 - alpha)))
     found = []
     for quantity, collected, terms, (value, error) in zip(quantities, draws, sums, estimates, strict=True):
-        t, estimate, spread = np.concatenate(collected), float(value[0]), float(error[0])
+        move, t = (np.concatenate(parts) for parts in zip(*collected, strict=True))
+        estimate, spread = float(value[0]), float(error[0])
         low = high = 0.0
         if spread > _negligible(terms):
-            low = spread * max(student, float(np.quantile(t, 1 - alpha, method="higher")))
-            high = spread * max(student, -float(np.quantile(t, alpha, method="lower")))
+            low = max(spread * np.quantile(t, 1 - alpha, method="higher"), -np.quantile(move, widened, method="lower"))
+            high = max(-spread * np.quantile(t, alpha, method="lower"), np.quantile(move, 1 - widened, method="higher"))
         centre = estimate + quantity.offset
-        found.append(Interval(centre, centre - low, centre + high))
+        found.append(Interval(centre, centre - float(low), centre + float(high)))
     return found
 
 

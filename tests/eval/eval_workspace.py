@@ -12,6 +12,7 @@ import pandas as pd
 from mm_core.data.images import encode_alpha
 from mm_core.data.samplegen import generate
 from mm_core.data.snapshot import POOLS, SCHEMA
+from mm_core.eval.evidence import Evidence
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.records import ALL_CATEGORIES, decoder_of, digest_of, write_json
 from mm_core.settings import Settings
@@ -84,33 +85,37 @@ def simulate(
     burst: int = 1,
     int8_cost: float = 0.0,
     level: float = -4.0,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Per-image scores as retraining gives them, and the eval frame.
+) -> Evidence:
+    """Scores as retraining gives them.
 
     A photo's difficulty is log-normal and shared by the models; each model errs around it by `noise` (log
     scale). The candidate's error is (1 - gain) of the champion's in each category; `burst` photos form a group.
     """
-    rng = np.random.default_rng(seed)
-    rows, frame = [], []
-    thresholds = np.linspace(0, 1, 256)
-    for category in ALL_CATEGORIES:
-        gain = gains if isinstance(gains, float) else gains.get(category, 0.0)
-        for index in range(photos):
-            photo, group = f"{category}{index:04d}", f"{category}-g{index // burst:04d}"
-            frame.append({"sample_id": photo, "category": category, "group": group})
-            hard = np.exp(rng.normal(level, 0.6))
-            candidate = hard * (1 - gain) * np.exp(rng.normal(0, noise))
-            errors = {
-                ("multimodal", "float"): candidate,
-                ("multimodal", "int8"): candidate * (1 + int8_cost + 0.005 * rng.normal()),
-                ("champion", "int8"): hard * np.exp(rng.normal(0, noise)),
-                ("anchor", "int8"): hard * np.exp(rng.normal(0, noise)),
-            }
-            for (model, precision), mse in errors.items():
-                curve = (1 - min(0.9, 3 * mse)) * (1 - 0.3 * (thresholds - 0.4) ** 2)
-                rows.append(
-                    {"model": model, "precision": precision, "sample_id": photo, "group": group, "category": category}
-                    | {"decoder": "saliency", "mse": mse, "mse_band": 3 * mse, "sad": 40 * mse, "grad": 10 * mse}
-                    | {"conn": 1.2 * mse, "biou": max(0.0, 1 - 6 * mse), "maxf": curve.max(), "fcurve": curve}
-                )
-    return pd.DataFrame(rows), pd.DataFrame(frame)
+    rng, count = np.random.default_rng(seed), photos * len(ALL_CATEGORIES)
+    category = np.repeat(ALL_CATEGORIES, photos)
+    gain = np.array([gains if isinstance(gains, float) else gains.get(c, 0.0) for c in category])
+    hard = np.exp(rng.normal(level, 0.6, count))
+    candidate, champion, anchor = (hard * np.exp(rng.normal(0, noise, count)) for _ in range(3))
+    candidate *= 1 - gain
+    int8 = candidate * (1 + int8_cost + 0.005 * rng.normal(size=count))
+    curve = 1 - 0.3 * (np.linspace(0, 1, 256) - 0.4) ** 2
+    values = {
+        key: {"mse": mse[:, None], "sad": 40 * mse[:, None], "grad": 10 * mse[:, None], "conn": 1.2 * mse[:, None]}
+        | {"biou": np.maximum(0, 1 - 6 * mse)[:, None], "maxf": (1 - np.minimum(0.9, 3 * mse))[:, None] * curve}
+        for key, mse in zip(KEYS, (candidate, int8, champion, anchor), strict=True)
+    }
+    group = np.array([f"{c}-g{i % photos // burst:04d}" for i, c in enumerate(category)])
+    return Evidence(category, group, values)
+
+
+def tables(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The same as per-image rows and eval frame."""
+    names = [f"{category}{index:04d}" for index, category in enumerate(evidence.category)]
+    frame = pd.DataFrame({"sample_id": names, "category": evidence.category, "group": evidence.group})
+    parts = [
+        frame.assign(model=model, precision=precision, decoder="saliency", fcurve=list(values["maxf"]))
+        .assign(**{metric: column[:, 0] for metric, column in values.items() if metric != "maxf"})
+        .assign(mse_band=3 * values["mse"][:, 0], maxf=values["maxf"].max(axis=1))
+        for (model, precision), values in evidence.values.items()
+    ]
+    return pd.concat(parts, ignore_index=True), frame
