@@ -1,0 +1,418 @@
+"""Drops become the catalog: once, whole, whatever happens in between."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mm_core.catalog import Catalog
+from mm_core.data import ingest as ingest_module
+from mm_core.data.expectations import Judge
+from mm_core.data.images import load_alpha, load_rgb
+from mm_core.data.ingest import ready_batches
+from mm_core.errors import InputError
+from mm_core.store import LocalStore, blob_key, fetch_blob, open_store
+
+
+def mixed_rows(make: Any) -> list[dict[str, Any]]:
+    """Two good rows, a copy, a copy saved again, a bad one, a row listed twice, a burst of two."""
+    first = make.row(1)
+    burst = make.photo(7)
+    return [
+        first,
+        make.row(2),
+        make.row(1, image="images/copy.jpg"),
+        make.row(1, image="images/again.jpg", image_bytes=make.encoded(make.photo(1), quality=60)),
+        make.row(3, image_bytes=b"<html>"),
+        first,
+        make.row(7, group="burst"),
+        make.row(8, image_bytes=make.encoded(burst, quality=50), group="burst"),
+    ]
+
+
+MIXED_VERDICTS = {
+    "images/copy.jpg": ("duplicate", "duplicate"),
+    "images/again.jpg": ("duplicate", "near-duplicate"),
+    "images/3.jpg": ("quarantine", "not an image"),
+    "images/1.jpg": ("duplicate", "listed twice"),
+}
+
+
+def test_a_drop_ends_in_the_catalog(any_workshop: Any, make: Any) -> None:
+    shop = any_workshop
+    shop.drop("pixel_labeled", "a", mixed_rows(make))
+    assert [b.name for b in ready_batches(shop.inbox, shop.catalog)] == ["pixel_labeled/a"]
+    report = shop.ingest()
+    assert report.metrics == {
+        "ingest/batches": 1,
+        "ingest/held": 0,
+        "ingest/accepted": 4,
+        "ingest/quarantined": 1,
+        "ingest/duplicates": 3,
+    }
+    assert shop.verdicts() == MIXED_VERDICTS
+    assert [row["row"] for row in report.tables["rejects"]] == [2, 3, 4, 5]
+    assert {r["name"]: r["unexpected"] for r in report.tables["expectations"]}["image_is_an_image"] == 1
+    assert Path(report.facts["data_docs"]).is_file()
+    assert ready_batches(shop.inbox, shop.catalog) == []
+
+    samples = shop.catalog.read("samples").set_index("name")
+    labels = shop.catalog.read("labels").set_index("sample_id")
+    assert sorted(samples.index) == ["images/1.jpg", "images/2.jpg", "images/7.jpg", "images/8.jpg"]
+    for name, seed in (("images/1.jpg", 1), ("images/2.jpg", 2)):
+        row = samples.loc[name]
+        assert fetch_blob(shop.store, row["id"]).read_bytes() == make.row(seed)["image_bytes"], "bytes as they are"
+        assert load_rgb(fetch_blob(shop.store, row["id"])).shape == (row["height"], row["width"], 3)
+        label = labels.loc[row["id"]]
+        assert (label["version"], label["origin"], label["binary"]) == (1, "drop", False)
+        alpha = load_alpha(fetch_blob(shop.store, label["alpha_sha256"]))
+        assert np.array_equal(np.rint(alpha * 255), make.matte(seed))
+        assert row["group"] == row["id"], "a photo of no group is one of its own"
+    assert set(samples.loc[["images/7.jpg", "images/8.jpg"], "group"]) == {"burst"}, "a burst is kept whole"
+
+
+def test_again_changes_nothing(any_workshop: Any, make: Any) -> None:
+    shop = any_workshop
+    shop.drop("pixel_labeled", "a", mixed_rows(make))
+    first = shop.ingest(batch="a")
+    versions, tables = shop.catalog.versions(), shop.tables()
+    objects = [(e.key, e.size) for e in shop.store.list("blobs")]
+    assert shop.ingest().metrics["ingest/batches"] == 0
+    again = shop.ingest(batch="pixel_labeled/a")
+    assert (again.metrics, again.tables) == (first.metrics, first.tables), "a batch that is done is only reported"
+    assert (shop.catalog.versions(), shop.tables()) == (versions, tables)
+    assert [(e.key, e.size) for e in shop.store.list("blobs")] == objects
+
+
+def test_an_unknown_batch_is_an_input_error(workshop: Any) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        workshop.ingest(batch="nowhere")
+
+
+def test_folders_without_manifest_wait(workshop: Any, make: Any) -> None:
+    folder = workshop.drop("unlabeled", "a", [make.row(1)])
+    (folder / "manifest.csv").rename(folder / "manifest.part")
+    (folder.parent / ".hidden").mkdir()
+    (folder.parent / ".hidden" / "manifest.csv").write_text("image\nx\n")
+    assert ready_batches(workshop.inbox, workshop.catalog) == []
+
+
+def test_a_known_photo_brings_what_the_catalog_lacks(workshop: Any, make: Any) -> None:
+    """Unlabelled, then captioned, then labelled, then labelled better; each again adds nothing."""
+    photo = {"image": "x.jpg", "image_bytes": make.encoded(make.photo(1)), "category": ""}
+    labelled = photo | {"alpha": "x.png", "category": "cards"}
+    drops = [
+        ("unlabeled", "a", photo, 1),
+        ("unlabeled", "b", photo, 0),
+        ("text_image", "c", photo | {"caption": "A playing card."}, 1),
+        ("text_image", "d", photo | {"caption": "Something else."}, 0),
+        ("pixel_labeled", "e", labelled | {"alpha_bytes": make.encoded(make.matte(1), "PNG")}, 1),
+        ("pixel_labeled", "f", labelled | {"alpha_bytes": make.encoded(make.matte(1), "PNG")}, 0),
+        ("pixel_labeled", "g", labelled | {"alpha_bytes": make.encoded(make.matte(2), "PNG")}, 1),
+    ]
+    for kind, batch, row, accepted in drops:
+        workshop.drop(kind, batch, [row])
+        assert workshop.ingest(batch=batch).metrics["ingest/accepted"] == accepted, batch
+    (sample,) = workshop.catalog.read("samples").to_dict("records")
+    assert (sample["kind"], sample["batch"]) == ("unlabeled", "a")
+    assert (sample["caption"], sample["category"]) == ("A playing card.", "cards")
+    labels = workshop.catalog.read("labels").sort_values("version")
+    assert list(zip(labels["version"], labels["batch"], strict=True)) == [(1, "e"), (2, "g")]
+
+
+def test_near_duplicates_across_batches_and_groups(workshop: Any, make: Any) -> None:
+    again = {s: make.encoded(make.photo(s), quality=50) for s in range(1, 5)}
+    workshop.drop("unlabeled", "a", [make.row(s, group=g) for s, g in ((1, ""), (2, "g"), (3, "g"), (4, ""))])
+    workshop.ingest()
+    rows = [make.row(s, image_bytes=again[s], group=g) for s, g in ((1, ""), (2, "g"), (3, "other"), (4, "g"))]
+    workshop.drop("unlabeled", "b", rows)
+    workshop.ingest()
+    near = ("duplicate", "near-duplicate")
+    assert workshop.verdicts() == {"images/1.jpg": near, "images/3.jpg": near, "images/4.jpg": near}
+    rejects = workshop.catalog.read("rejects").set_index("image")
+    assert (rejects["sample_id"].isin(workshop.catalog.read("samples")["id"])).all()
+
+
+def test_a_drop_of_mostly_bad_rows_is_held(workshop: Any, make: Any) -> None:
+    rows = [make.row(1), *(make.row(n, image_bytes=b"") for n in range(2, 7))]
+    workshop.drop("pixel_labeled", "a", rows)
+    report = workshop.ingest()
+    (line,) = report.tables["batches"]
+    assert line["state"] == "held" and "5 of 6" in line["reason"] and "empty file" in line["reason"]
+    assert workshop.catalog.read("samples").empty and workshop.catalog.read("labels").empty
+    assert len(report.tables["rejects"]) == 5
+    failed = [r["name"] for r in report.tables["expectations"] if not r["success"] and r["severity"] == "critical"]
+    assert failed == ["few_bad_rows"]
+    assert ready_batches(workshop.inbox, workshop.catalog) == [], "held is decided; it does not come up again"
+
+
+def test_a_corrected_manifest_is_a_new_arrival(workshop: Any, make: Any) -> None:
+    workshop.drop("pixel_labeled", "a", [make.row(1), make.row(2, category="dinosaur")])
+    workshop.ingest()
+    assert workshop.verdicts() == {"images/2.jpg": ("quarantine", "unknown category")}
+    workshop.drop("pixel_labeled", "a", [make.row(1), make.row(2), make.row(3)])
+    report = workshop.ingest()
+    assert report.metrics["ingest/accepted"] == 3 and workshop.verdicts() == {}
+    assert len(workshop.catalog.read("samples")) == 3 and len(workshop.catalog.read("batches")) == 2
+
+
+# ── manifests ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no column `image`"),
+        (b"photo,alpha\na.jpg,b.png\n", "no column `image` (found: photo, alpha)"),
+        (b"image;alpha\na.jpg;b.png\n", "separated by commas"),
+        (b"image\n", "lists no images"),
+        (b"image\n\xff\xfe.jpg\n", "not UTF-8 at byte 6"),
+        (b"image\na\0.jpg\n", "NUL"),
+        (b'image\n"a.jpg\n', "line 2"),
+        (b"image,image\na,b\n", "there twice"),
+        (b"image," + b",".join(b"c%d" % n for n in range(500)) + b"\na\n", "501 columns"),
+        (b"image\n" + b"x" * 200_000 + b"\n", "field larger"),
+        (b"image\n" + b"a.jpg\n" * 200_001, "more than 200000 rows"),
+    ],
+)
+def test_a_manifest_that_cannot_be_taken_holds_its_drop_alone(
+    workshop: Any, make: Any, content: bytes, reason: str
+) -> None:
+    bad = workshop.inbox.root / "unlabeled" / "bad"
+    bad.mkdir(parents=True)
+    (bad / "manifest.csv").write_bytes(content)
+    workshop.drop("unlabeled", "good", [make.row(1)])
+    workshop.ingest()
+    lines = workshop.catalog.read("batches").set_index("batch")
+    assert lines.loc["bad", "state"] == "held" and reason in lines.loc["bad", "reason"]
+    assert lines.loc["good", "state"] == "ingested"
+
+
+def test_columns_in_any_order_blank_lines_and_loose_spelling(workshop: Any, make: Any) -> None:
+    folder = workshop.drop("pixel_labeled", "a", [make.row(n) for n in range(3)])
+    (folder / "manifest.csv").write_bytes(
+        "\ufeffnotes, Category ,ALPHA,Image\r\n"
+        "x, Multi-Person ,alphas/0.png,images/0.jpg\r\n\r\n"
+        'x,"","alphas/1.png"," images/1.jpg "\r\n'
+        "x,cards,alphas/2.png,images/2.jpg,a caption, with a comma\r\n".encode()
+    )
+    workshop.ingest()
+    samples = workshop.catalog.read("samples").set_index("name")
+    assert samples.loc["images/0.jpg", "category"] == "multi_person"
+    assert pd.isna(samples.loc["images/1.jpg", "category"])
+    assert workshop.verdicts() == {"images/2.jpg": ("quarantine", "malformed manifest row")}
+
+
+def test_a_parquet_manifest(workshop: Any, make: Any) -> None:
+    folder = workshop.drop("text_image", "a", [make.row(n) for n in range(2)])
+    (folder / "manifest.csv").unlink()
+    frame = pd.DataFrame({"caption": ["A dog.", None], "image": ["images/0.jpg", "images/1.jpg"], "size": [1, 2]})
+    frame.to_parquet(folder / "manifest.parquet")
+    workshop.ingest()
+    assert workshop.verdicts() == {"images/1.jpg": ("quarantine", "missing caption")}
+    assert list(workshop.catalog.read("samples")["caption"]) == ["A dog."]
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (None, "not a parquet"),
+        (pd.DataFrame({"image": [b"a"]}), "write text"),
+        (pd.DataFrame({"x": ["a"]}), "no column"),
+    ],
+)
+def test_a_parquet_manifest_that_cannot_be_taken(workshop: Any, frame: Any, reason: str) -> None:
+    folder = workshop.inbox.root / "unlabeled" / "a"
+    folder.mkdir(parents=True)
+    if frame is None:
+        (folder / "manifest.parquet").write_bytes(b"PAR1 nothing")
+    else:
+        frame.to_parquet(folder / "manifest.parquet")
+    (line,) = workshop.ingest().tables["batches"]
+    assert line["state"] == "held" and reason in line["reason"]
+
+
+# ── interruption and company ─────────────────────────────────────────────────────────────────────
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def killing_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ends the process after that many writes of any kind; the list tells what was written."""
+    done: list[str] = []
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def write(self: Any, what: str, *args: Any, **more: Any) -> Any:
+            if len(done) == writes:
+                raise Killed
+            result = real(self, what, *args, **more)
+            done.append(f"{name} {what}")
+            return result
+
+        return write
+
+    for owner, name in ((LocalStore, "put"), (Catalog, "_merge"), (Catalog, "delete")):
+        monkeypatch.setattr(owner, name, counted(name, getattr(owner, name)))
+    return done
+
+
+def remember_judgements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Great Expectations judges each table once: it is slow, says the same each time, and is tested elsewhere."""
+    real, known = Judge._run, {}
+
+    def run(self: Judge, scope: Any, table: pd.DataFrame) -> Any:
+        key = (self.kind, scope, table.to_json())
+        if key not in known:
+            known[key] = (real(self, scope, table), list(self.results))
+        broken, self.results[:] = known[key]
+        return broken
+
+    monkeypatch.setattr(Judge, "_run", run)
+    monkeypatch.setattr(Judge, "write_docs", lambda self: None)
+
+
+def test_killed_between_any_two_writes_and_run_again(
+    workshop_at: Callable[..., Any], make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was written before, the next run ends in the catalog of an undisturbed one."""
+    remember_judgements(monkeypatch)
+    before = workshop_at(store=tmp_path / "before")
+    unlabelled = {"image": "u.jpg", "image_bytes": make.row(9)["image_bytes"], "category": ""}
+    before.drop("unlabeled", "earlier", [unlabelled])
+    before.ingest()
+    before.drop("pixel_labeled", "a", [*mixed_rows(make), make.row(9)])
+    captioned = unlabelled | {"image": "t.jpg", "caption": "A thing."}
+    before.drop("text_image", "t", [captioned, captioned | {"image": "images/1.jpg", "caption": "One."}])
+
+    def fresh(name: str) -> Any:
+        shutil.copytree(tmp_path / "before", tmp_path / name)
+        return workshop_at(store=tmp_path / name)
+
+    calm = fresh("calm")
+    with monkeypatch.context() as patch:
+        written = killing_after(10**6, patch)
+        calm.ingest()
+    expected = calm.tables()
+    assert len(expected["samples"]) == 5 and len(expected["labels"]) == 5 and len(expected["batches"]) == 3
+    assert len(written) > 15
+    for writes in range(len(written)):
+        shop = fresh(f"killed {writes}")
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            killing_after(writes, patch)
+            shop.ingest()
+        shop.ingest()
+        assert shop.tables() == expected, f"killed after {written[:writes][-1:]}"
+        shutil.rmtree(tmp_path / f"killed {writes}")
+
+
+def test_labels_are_there_before_their_samples(workshop: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No snapshot may take a labelled photo for an unlabelled one, and no row may name pixels that are not there."""
+    seen = []
+    real = Catalog._merge
+
+    def looking(self: Catalog, table: str, rows: Any, **more: Any) -> Any:
+        rows = list(rows)
+        if table == "samples":
+            labels = set(self.read("labels")["sample_id"])
+            for row in rows:
+                seen.append((row["id"] in labels, workshop.store.exists(blob_key(row["id"]))))
+        return real(self, table, rows, **more)
+
+    monkeypatch.setattr(Catalog, "_merge", looking)
+    workshop.drop("pixel_labeled", "a", [make.row(n) for n in range(3)])
+    workshop.ingest()
+    assert seen == [(True, True)] * 3
+
+
+def test_verdicts_are_made_again_where_the_catalog_moved(
+    workshop: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker commits the same photo, and a copy of one, between our look and our commit."""
+    workshop.drop("unlabeled", "mine", [make.row(1), make.row(2), make.row(3)])
+    workshop.drop(
+        "unlabeled", "theirs", [make.row(1), make.row(2, image_bytes=make.encoded(make.photo(2), quality=50))]
+    )
+    real, raced = ingest_module.decide, []
+
+    def decide(kind: str, batch: str, *args: Any, **more: Any) -> Any:
+        decisions = real(kind, batch, *args, **more)
+        if batch == "mine" and not raced:
+            raced.append(True)
+            workshop.ingest(batch="theirs")
+        return decisions
+
+    monkeypatch.setattr(ingest_module, "decide", decide)
+    report = workshop.ingest(batch="mine")
+    assert report.metrics["ingest/accepted"] == 1
+    assert workshop.verdicts() == {
+        "images/1.jpg": ("duplicate", "duplicate"),
+        "images/2.jpg": ("duplicate", "near-duplicate"),
+    }
+    assert len(workshop.catalog.read("samples")) == 3
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from time import sleep
+from mm_core.catalog import Catalog
+from mm_core.data.ingest import ingest_ready
+from mm_core.params import IngestParams
+from mm_core.records import Report
+from mm_core.store import open_store
+import great_expectations, deltalake, pyarrow.dataset
+inbox, store, folder, me = sys.argv[1:]
+folder = Path(folder)
+(folder / f"ready-{me}").touch()
+while not (folder / "go").exists():
+    sleep(0.005)
+ingest_ready(IngestParams(), Catalog(store), open_store(store, folder / f"cache-{me}"),
+    open_store(inbox, folder / f"cache-{me}" / "inbox"), Report("ingest"), data_docs=folder / "docs",
+    progress=lambda *_: None)
+"""
+
+
+def test_two_processes_at_once(any_workshop: Any, make: Any, tmp_path: Path) -> None:
+    """The same drops, which share photos, by two workers: one catalog, as if one had done them in some order."""
+    shop = any_workshop
+    shop.drop("pixel_labeled", "a", [make.row(n) for n in range(8)])
+    shop.drop("pixel_labeled", "b", [make.row(n) for n in range(4, 12)])
+    shop.drop("unlabeled", "c", [make.row(n, image_bytes=make.encoded(make.photo(n), quality=60)) for n in range(8)])
+    command = [sys.executable, "-c", WORKER, shop.inbox.url, shop.store.url, str(tmp_path)]
+    workers = [subprocess.Popen([*command, str(n)]) for n in range(2)]
+    while len(list(tmp_path.glob("ready-*"))) < 2 and all(worker.poll() is None for worker in workers):
+        pass
+    (tmp_path / "go").touch()
+    assert [worker.wait(120) for worker in workers] == [0, 0]
+    samples, labels = shop.catalog.read("samples"), shop.catalog.read("labels")
+    assert len(samples) == 12 == len(labels) and samples["phash"].nunique() == 12
+    assert set(labels["sample_id"]) == set(samples["id"]) and set(labels["version"]) == {1}
+    lines = shop.catalog.read("batches").set_index("batch")
+    assert lines["accepted"].sum() == 12 and lines["duplicates"].sum() == 12 and len(lines) == 3
+    for digest in [*samples["id"], *labels["alpha_sha256"]]:
+        assert open_store(shop.store.url, tmp_path / "other").exists(blob_key(digest))
+
+
+# ── real drops ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_real_drops(shared_data: Path, workshop_at: Callable[..., Any]) -> None:
+    """318 photos: none is bad, none is taken for a copy of another, video frames included."""
+    shop = workshop_at(inbox=shared_data / "inbox")
+    rows = sum(
+        len(list(csv.DictReader(p.open(encoding="utf-8-sig")))) for p in shared_data.glob("inbox/*/*/manifest.csv")
+    )
+    report = shop.ingest()
+    assert report.metrics["ingest/accepted"] == rows == len(shop.catalog.read("samples"))
+    assert report.tables["rejects"] == []
