@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from export_cycle import PARAMS, clone, trained_net, verdict_of, write_models
+from export_cycle import PARAMS, clone, layout_at, verdict_of, write_models
 
 from mm_core import stages
 from mm_core.errors import InputError, ReleaseRefused
@@ -14,7 +14,8 @@ from mm_core.export import bundle as b
 from mm_core.export.lineage import lineage
 from mm_core.export.registry import NAME, Registry
 from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.records import sha256_file
+from mm_core.model.files import load_model
+from mm_core.records import DECODERS, Report, Verdict, sha256_file, write_json
 from mm_core.store import LocalStore, fetch_blob
 
 WRITES = (
@@ -37,12 +38,12 @@ def promote(layout: Layout):
 
 
 def state(layout: Layout) -> dict:
-    """Everything that a promotion writes, but for the times."""
-    registry = Registry(layout.settings)
+    """Everything that a promotion writes, but for the times and the code revision (a person may commit meanwhile)."""
+    registry, moving = Registry(layout.settings), ("code_revision", "provenance")
     versions = registry._client.search_model_versions(f"name = '{NAME}'")
     return {
         "aliases": {a: str(v) for a, v in sorted(registry._model().aliases.items())},
-        "versions": {str(v.version): dict(v.tags) for v in versions},
+        "versions": {str(v.version): {k: t for k, t in v.tags.items() if k not in moving} for v in versions},
         "moves": [{k: move[k] for k in ("n", "from", "to", "why")} for move in registry.history()],
         "bundles": sorted(p.name for p in layout.bundles.iterdir() if not p.name.startswith(".")),
     }
@@ -58,26 +59,29 @@ def promoted(exported, tmp_path_factory) -> Layout:
 
 @pytest.fixture(scope="module")
 def second(promoted, tmp_path_factory) -> Layout:
-    """A second candidate, judged against the first and exported, not promoted; read-only."""
+    """A second candidate, judged against the first and exported, not promoted; read-only.
+
+    Its weights are the first's under another name, so that the int8 files and scores at hand are its own too.
+    """
     layout = clone(promoted, tmp_path_factory.mktemp("second") / "data")
     champion = sha256_file(layout.model(TRAIN_STAGES[-1]))
-    stages.pin_inputs(PARAMS, layout)
-    stages.snapshot(PARAMS, layout)
-    write_models(layout, trained_net(), seed=1)
-    stages.evaluate(PARAMS, layout)
-    verdict_of(layout, champion=champion)
-    patch = pytest.MonkeyPatch()
-    patch.setattr(
-        b, "_torch_latencies", lambda model: dict.fromkeys(("saliency", "portrait", "scenery"), {"1": 1.0, "2": 1.0})
-    )
-    stages.export(PARAMS, layout)
-    patch.undo()
+    net, _ = load_model(layout.model(TRAIN_STAGES[-1]))
+    write_models(layout, net, seed=1)
+    record = json.loads((layout.quantised / "quantised.json").read_text())
+    write_json(layout.quantised / "quantised.json", record | {"model": sha256_file(layout.model(TRAIN_STAGES[-1]))})
+    export(layout, verdict_of(layout, champion=champion))
     return layout
 
 
-def test_a_fresh_workspace_has_no_champion_and_asking_writes_nothing(tmp_path):
-    from export_cycle import layout_at
+def export(layout: Layout, verdict: Verdict) -> None:
+    """With the stopwatch at rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(b, "_torch_latencies", lambda model: dict.fromkeys(DECODERS, {"1": 1.0, "2": 1.0}))
+        patch.setattr(b, "latency_ms", lambda file, threads: 1.0)
+        b.write_bundle(PARAMS, layout, stages.store_of(layout), verdict, Report("export"))
 
+
+def test_a_fresh_workspace_has_no_champion_and_asking_writes_nothing(tmp_path):
     layout = layout_at(tmp_path / "data")
     assert Registry(layout.settings).pin("champion") is None
     assert Registry(layout.settings).history() == []
@@ -136,14 +140,7 @@ def test_the_next_model_becomes_champion_and_the_anchor_stays(second, tmp_path):
 
 def test_a_verdict_about_an_old_champion_promotes_nobody(second, tmp_path):
     layout = clone(second, tmp_path / "data")
-    verdict_of(layout, champion="0" * 64)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            b,
-            "_torch_latencies",
-            lambda model: dict.fromkeys(("saliency", "portrait", "scenery"), {"1": 1.0, "2": 1.0}),
-        )
-        stages.export(PARAMS, layout)
+    export(layout, verdict_of(layout, champion="0" * 64))
     before = state(layout)
     with pytest.raises(ReleaseRefused, match="mm run"):
         promote(layout)
@@ -188,40 +185,29 @@ def test_killed_at_every_write_the_next_call_completes_it(which, request, tmp_pa
     with pytest.MonkeyPatch.context() as patch:
         killer = Killer(patch, 0, False)
         promote(whole)
-        count = len(killer.seen)
-    wanted = state(whole)
-    assert {"create_model_version", "set_registered_model_alias", "put"} <= set(killer.seen)
-    for at in range(1, count + 1):
-        # After a write is before the next one, so dying before each covers both but for the last.
-        layout = clone(base, tmp_path / f"killed{at}")
+    wanted, seen = state(whole), killer.seen
+    assert {"create_model_version", "set_registered_model_alias", "put"} <= set(seen)
+    # Dying after a write is dying before the next one, but for the last. Of a row of blobs the last stands for all.
+    places = [(at, False) for at in range(1, len(seen) + 1) if at == 1 or seen[at - 1 : at + 1] != ["put", "put"]]
+    for at, after in [*places, (len(seen), True)]:
+        layout = clone(base, tmp_path / f"killed-{at}-{after}")
         with pytest.MonkeyPatch.context() as patch:
-            Killer(patch, at, after=at == count)
+            Killer(patch, at, after)
             with pytest.raises(Killed):
                 promote(layout)
         registry = Registry(layout.settings)
         champion = registry.pin("champion")
         assert champion is None or champion["version"] == registry.history()[-1]["to"], "history agrees even now"
         promote(layout)
-        assert state(layout) == wanted, killer.seen[at - 1]
+        assert state(layout) == wanted, seen[at - 1]
 
 
 def test_two_promoters_at_once_leave_one_version_and_one_move(exported, tmp_path):
     layout = clone(exported, tmp_path / "data")
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            promote(layout)
-        except Exception as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        reports = [future.result() for future in [pool.submit(promote, layout) for _ in range(3)]]
+    assert {report.facts["version"] for report in reports} == {"1"}
     found = state(layout)
-    assert not failures
     assert list(found["versions"]) == ["1"] and len(found["moves"]) == 1
 
 
