@@ -127,7 +127,7 @@ def fit(
     checkpoint: Path,
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    log: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
+    log: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     save_seconds: float = SAVE_SECONDS,
 ) -> Result:
     """Trains `strategy` for `stage.steps` steps and returns the best weights of its `net`.
@@ -187,8 +187,8 @@ def fit(
                 state.losses = {name: float(term.detach()) for name, term in terms.items()}
                 log(state.step, {f"loss/{name}": value for name, value in state.losses.items()} | {"lr": lr})
             if state.step % common.validate_every == 0 or state.step == stage.steps:
-                if scores := _consider(state, average, validate):
-                    log(state.step, {f"val/{category}/mse": mse for category, mse in scores.items()})
+                scores = _consider(state, average, validate)
+                log(state.step, {f"val/{category}/mse": mse for category, mse in scores.items()})
             if pending.arrived or time.monotonic() - saved_at >= save_seconds:
                 _save(checkpoint, state, module, average, optimiser)
                 saved_at = time.monotonic()

@@ -89,7 +89,7 @@ def test_laplacian_sees_nothing_of_a_constant_shift_and_all_of_a_checkerboard() 
     alpha = torch.zeros(1, 1, 64, 64)
     assert float(laplacian(alpha + 0.25, alpha)) == pytest.approx(0, abs=1e-6)
     board = (torch.arange(64).view(-1, 1) + torch.arange(64)).remainder(2).float().expand(1, 1, 64, 64) - 0.5
-    # The binomial filter removes the highest frequency: all of it stays in level 0, of weight 1 in 5 (but for the border).
+    # The binomial filter removes the highest frequency: but for the border, all stays in level 0, of weight 1 in 5.
     assert float(laplacian(board, alpha)) == pytest.approx(0.5 / 5, rel=0.12)
 
 
