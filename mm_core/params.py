@@ -111,9 +111,9 @@ class MultimodalParams(StageParams):
     semi: float = Field(1.0, ge=0)
     """Weight of the semi-supervised term, kept on in this stage."""
     captioned: float = Field(0.5, ge=0)
-    """Weight of the supervised terms on labelled photos seen with their text: what makes the text-image prediction know more."""
+    """Weight of the supervised terms on labelled photos seen with their text: it makes the text worth following."""
     teacher: Literal["text", "image", "both"] = "text"
-    """Which prediction the consistency follows: the text-image one (it knows more), the image one, or each the other."""
+    """Which prediction the consistency follows: the text-image one (it knows more), the image one, or both."""
 
 
 class LossParams(_Section):
@@ -147,7 +147,7 @@ class ClipParams(_Section):
     """An open_clip architecture name, or `local`: a small CLIP trained on the text-image samples at hand."""
     pretrained: str = ""
     """An open_clip tag or a local weights file; empty only with model `local`."""
-    steps: int = Field(300, ge=0)
+    steps: int = Field(200, ge=0)
     """Training steps of the `local` CLIP."""
 
     @model_validator(mode="after")
@@ -175,7 +175,7 @@ class GateParams(_Section):
         "biou": 0.03,
         "conn": 0.1,
     }
-    """Non-inferiority margins of the metrics that are not primary: relative for mse and conn, absolute for maxf and biou."""
+    """Non-inferiority margins of the other metrics: relative for mse and conn, absolute for maxf and biou."""
     floors: dict[Literal["mse", "maxf", "biou", "conn"], float] = {"mse": 0.12, "maxf": 0.5}
     """What a first model must reach in every category, with no champion to compare with."""
     quantised_mse: float = Field(0.05, ge=0)
@@ -190,7 +190,7 @@ class ExportParams(_Section):
     calibration_images: int = Field(32, ge=1)
     """Training photos that set the quantisation ranges, per decoder."""
     max_int8_mse: float = Field(1e-4, ge=0)
-    """Where int8 mattes differ more than this (mean square, on those photos) from float ones, more layers stay in float."""
+    """Where int8 mattes differ more than this (mean square) from float ones, more layers stay in float."""
 
 
 class RouteParams(_Section):

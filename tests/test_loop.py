@@ -40,7 +40,7 @@ TINY = Params().with_values(
 
 
 def drop_all(inbox: Path) -> None:
-    each = dict.fromkeys(ALL_CATEGORIES, 3)
+    five, each = dict.fromkeys(ALL_CATEGORIES, 5), dict.fromkeys(ALL_CATEGORIES, 3)
     write_drop(
         inbox, "pixel_labeled", "eval", dict.fromkeys(ALL_CATEGORIES, 5), seed=1, size=64, role="eval", burst_share=0
     )
