@@ -36,7 +36,7 @@ class SnapshotParams(_Section):
     validation_share: float = Field(0.1, gt=0, lt=0.9)
     """Share of the remaining labelled groups that choose checkpoints while training."""
     near_duplicate_bits: int = Field(3, ge=0, le=12)
-    """Groups with photos whose perceptual hashes differ in at most this many bits stay on one side of the evaluation."""
+    """Groups with photos whose perceptual hashes differ in at most this many bits stay on one side of eval."""
 
 
 class SplitParams(_Section):

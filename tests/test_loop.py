@@ -41,9 +41,7 @@ TINY = Params().with_values(
 
 def drop_all(inbox: Path) -> None:
     five, each = dict.fromkeys(ALL_CATEGORIES, 5), dict.fromkeys(ALL_CATEGORIES, 3)
-    write_drop(
-        inbox, "pixel_labeled", "eval", dict.fromkeys(ALL_CATEGORIES, 5), seed=1, size=64, role="eval", burst_share=0
-    )
+    write_drop(inbox, "pixel_labeled", "eval", five, seed=1, size=64, role="eval", burst_share=0)
     write_drop(inbox, "pixel_labeled", "train", each, seed=50, size=64, role="train", burst_share=0)
     write_drop(inbox, "unlabeled", "plain", dict.fromkeys(ALL_CATEGORIES, 1), seed=90, size=64)
     write_drop(inbox, "text_image", "text", dict.fromkeys(ALL_CATEGORIES, 1), seed=120, size=64)
