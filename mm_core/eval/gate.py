@@ -226,7 +226,7 @@ def _open(cell: Cell) -> str:
         return f"{text}; at this gain more photos would not settle it"
     share = (cell.gain - cell.bound) / (cell.gain - cell.margin)
     more = max(1, math.ceil(cell.images * (share**2 - 1)))
-    return f"{text}; about {more} more photos like these would settle it"
+    return f"{text}; about {more} more photo{'s' * (more > 1)} like these would settle it"
 
 
 def _summary(params: GateParams, cells: list[Cell]) -> str:

@@ -113,7 +113,8 @@ def _heat(verdict: Verdict | None, scores: Mapping[tuple[str, str, str], Mapping
     }
     rows = []
     for category in ALL_CATEGORIES:
-        row: dict[str, Any] = {"category": category, "judged": category in CATEGORIES, "cells": []}
+        images = int(scores.get((TRAIN_STAGES[-1], "int8", category), {}).get("images", 0))
+        row: dict[str, Any] = {"category": category, "judged": category in CATEGORIES, "images": images, "cells": []}
         for metric in COLUMNS:
             cell = cells.get((category, metric))
             plain = scores.get((TRAIN_STAGES[-1], "int8", category), {}).get(metric)
@@ -154,7 +155,7 @@ def _heat_strength(cell: Cell) -> int:
 
 def _other_cells(verdict: Verdict | None) -> list[dict[str, Any]]:
     """Cells against the anchor and against the candidate's own float model."""
-    names = {"anchor": "anchor", "float": "own float model"}
+    names = {"anchor": "anchor", "float": "float"}
     return [
         {"category": c.category, "metric": c.metric, "against": names[c.against]} | _heat_cell(c)
         for c in (verdict.cells if verdict else [])
@@ -209,7 +210,7 @@ def _split(layout: Layout, store: Store) -> list[dict[str, Any]]:
         rows = sorted(_records(pd.read_parquet(path)), key=lambda row: row["difficulty"], reverse=hardest)
         ranked = list({row["category"]: row for row in reversed(rows) if row["category"]}.values())[::-1]
         pictures = [
-            {"src": src, "title": f"{row['category']} {number(row['difficulty'], 2)}"}
+            {"src": src, "title": f"{row['category'].replace('_', ' ')} {number(row['difficulty'], 2)}"}
             for row in ranked
             if (src := _thumbnail(lambda row=row: fetch_blob(store, row["sample_id"])))
         ]

@@ -3,7 +3,9 @@
 Photos of one group (burst, scene) err alike, so groups are what is drawn. Two bounds are made and the
 more careful one counts: the bootstrap-t (Efron & Tibshirani 1993, ch. 12), which sees that a few large
 losses may be missing from the sample, and the percentile widened for few groups (Hesterberg 2015,
-"expanded percentile"), which holds where heavy tails make the bootstrap-t too bold.
+"expanded percentile"), which holds where heavy tails make the bootstrap-t too bold. A resample's spread
+counts at least half the sample's (`LEAST_SPREAD`): one that happens to miss the only bad photo has next to
+none, and would drag a MaxF of 0.97 down to "at least 0.58"; the level hardly changes (0.1 to 0.8 points).
 Measured without effect, level 5 %, 12 to 25 groups, errors log-normal around a log-normal difficulty of sigma
 0.6: 4.5 to 6 % (sigma 1: 6 to 7.6 %); plain percentile 6 to 8 % (7 to 10 %), BCa 8 to 11 % (11 to 14 %).
 Student's t holds 4 to 5 % but calls gains that are large on few photos uncertain although every photo gained.
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
+LEAST_SPREAD = 0.5
 CHUNK = 2_000_000
 """Numbers of a (resamples, groups) array held at once."""
 
@@ -69,17 +72,19 @@ def confidence(
         weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count).astype(np.float64)
         for collected, terms, (value, _) in zip(draws, sums, estimates, strict=True):
             again, errors = _estimate(terms, weights, sizes)
-            collected.append((again - value[0], _studentised(again - value[0], errors, _negligible(terms))))
+            collected.append((again - value[0], errors))
     few = len(names) / (len(names) - 1)
     widened = float(ndtr(-np.sqrt(few) * stdtrit(len(names) - 1, 1 - alpha)))
     found = []
     for quantity, collected, terms, (value, error) in zip(quantities, draws, sums, estimates, strict=True):
-        move, t = (np.concatenate(parts) for parts in zip(*collected, strict=True))
+        move, errors = (np.concatenate(parts) for parts in zip(*collected, strict=True))
         estimate, spread = float(value[0]), float(error[0])
         low = high = 0.0
         if spread > _negligible(terms):
-            low = max(spread * np.quantile(t, 1 - alpha, method="higher"), -np.quantile(move, widened, method="lower"))
-            high = max(-spread * np.quantile(t, alpha, method="lower"), np.quantile(move, 1 - widened, method="higher"))
+            t = move / np.maximum(errors, LEAST_SPREAD * spread)
+            above, below = np.quantile(t, 1 - alpha, method="higher"), np.quantile(t, alpha, method="lower")
+            low = max(0.0, spread * above, -np.quantile(move, widened, method="lower"))
+            high = max(0.0, -spread * below, np.quantile(move, 1 - widened, method="higher"))
         centre = estimate + quantity.offset
         found.append(Interval(centre, centre - float(low), centre + float(high)))
     return found
@@ -116,10 +121,3 @@ def _estimate(
 def _negligible(terms: list[tuple[float, np.ndarray]]) -> float:
     """Spreads below this are rounding."""
     return 1e-12 * max(float(np.abs(sums).max()) for _, sums in terms)
-
-
-def _studentised(difference: np.ndarray, error: np.ndarray, negligible: float) -> np.ndarray:
-    flat = error <= negligible
-    t = difference / np.where(flat, 1.0, error)
-    t[flat] = np.where(np.abs(difference[flat]) <= negligible, 0.0, np.copysign(np.inf, difference[flat]))
-    return t
