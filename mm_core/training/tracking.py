@@ -75,6 +75,7 @@ class Tracker:
                 client.log_param(run, name, value)
         for name, value in data.items():
             client.set_tag(run, f"mm.{name}", value)
+        client.update_run(run, "RUNNING")
         curve = Curve(client, run)
         try:
             yield curve

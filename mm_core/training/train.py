@@ -88,14 +88,17 @@ def train_stage(
     folder = layout.checkpoints / digest_of(recipe)
     report.facts |= {"key": folder.name, "start": recipe["start"], "snapshot": snapshot, "data": recipe["data"]}
     with _locked(folder, lambda: progress(f"train {stage}: another process trains the same", 0, 1)):
-        if not (folder / "done.json").is_file():
+        reused = (folder / "done.json").is_file()
+        if not reused:
             _train(stage, params, layout, store, folder, recipe, data, start, progress)
-        else:
-            report.facts["reused"] = "trained before from the same params, data and start"
         done = json.loads((folder / "done.json").read_text())
         write_bytes(layout.model(stage), (folder / "model.safetensors").read_bytes())
     report.metrics |= done["metrics"]
     report.facts |= done["facts"]
+    if reused:
+        report.facts["reused"] = "trained before from the same params, data and start"
+    else:
+        Tracker(layout.settings).log_report(layout, report)
     steps = _stage_params(stage, params).steps
     progress(f"train {stage}", steps, steps)
     return report
@@ -176,11 +179,7 @@ def _train(
         if not result.validation:
             facts["validation"] = "empty: the last averaged weights were kept"
     net.to("cpu")
-    meta = {k: recipe[k] for k in ("stage", "snapshot", "data", "start", "recipe")} | {
-        "params": params.model_dump(mode="json"),
-        "key": folder.name,
-    }
-    facts["digest"] = save_model(folder / "model.safetensors", net, meta)
+    facts["digest"] = save_model(folder / "model.safetensors", net, {**recipe, "key": folder.name})
     facts |= {"labeled": len(data.labeled), "unlabeled": len(data.unlabeled), "text_image": len(data.text_image)}
     write_json(folder / "done.json", {"metrics": metrics, "facts": facts})
     (folder / "state.pt").unlink(missing_ok=True)

@@ -119,6 +119,8 @@ def test_a_stage_that_trains_leaves_its_curves(workspace: Layout, params: Params
     assert {"simple/loss/bce", "simple/lr", "simple/val/pets/mse"} <= set(run.data.metrics)
     assert run.data.params["train.simple.steps"] == "6"
     assert run.data.tags["mm.data"] == report.facts["data"]
+    assert run.data.tags["mm.digest"] == report.facts["digest"]
+    assert runs(workspace)["cycle"].data.metrics["simple/val_mse"] == report.metrics["simple/val_mse"]
 
 
 def test_without_a_snapshot_it_says_what_to_run(layout: Layout) -> None:
