@@ -12,6 +12,12 @@ from pipelines.resources import RetrainPolicy, Workspace
 
 MAX_REQUESTS = 50
 """Runs asked for in one tick; a larger backlog goes on in the next."""
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+]
 
 
 @dg.sensor(
@@ -57,8 +63,14 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
 def new_labels(
     context: dg.SensorEvaluationContext, workspace: Workspace, retrain_policy: RetrainPolicy
 ) -> dg.SensorResult | dg.SkipReason:
-    """Counts distinct labels against the last request (cursor) and what the last cycle, however started, could see."""
+    """Counts distinct labels against the last request (cursor) and what the last cycle, however started, could see.
+
+    Waits while arrivals run: a cycle that starts between two drops of one day would learn from half of them.
+    """
     layout = workspace.layout()
+    busy = context.instance.get_runs_count(dg.RunsFilter(job_name=arrivals.name, statuses=UNFINISHED))
+    if busy:
+        return dg.SkipReason(f"{busy} arrivals are still on their way into the catalog")
     known = labels_at(layout, None)
     learned = max(int(context.cursor or 0), labels_of_last_cycle(layout))
     if known - learned < retrain_policy.new_labels:

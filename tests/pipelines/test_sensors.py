@@ -4,6 +4,7 @@ import dagster as dg
 import pytest
 
 from mm_core import stages
+from pipelines.definitions import defs
 from pipelines.resources import RetrainPolicy, Workspace
 from pipelines.sensors import new_arrivals, new_labels
 from tests.pipelines.conftest import Plant
@@ -20,9 +21,11 @@ def arrivals_tick(
     return new_arrivals(dg.build_sensor_context(instance=instance, cursor=cursor), workspace=workspace)
 
 
-def labels_tick(workspace: Workspace, cursor: str | None, at_least: int) -> dg.SensorResult | dg.SkipReason:
-    policy = RetrainPolicy(new_labels=at_least)
-    return new_labels(dg.build_sensor_context(cursor=cursor), workspace=workspace, retrain_policy=policy)
+def labels_tick(
+    workspace: Workspace, instance: dg.DagsterInstance, cursor: str | None, at_least: int
+) -> dg.SensorResult | dg.SkipReason:
+    context = dg.build_sensor_context(instance=instance, cursor=cursor)
+    return new_labels(context, workspace=workspace, retrain_policy=RetrainPolicy(new_labels=at_least))
 
 
 def said(result: dg.SensorResult | dg.SkipReason) -> str:
@@ -61,17 +64,31 @@ def test_what_the_catalog_holds_is_not_asked_for_even_without_a_cursor(
     assert isinstance(arrivals_tick(workspace, instance, None), dg.SkipReason)
 
 
-def test_a_cycle_starts_at_the_threshold_and_counts_from_there(plant: Plant, workspace: Workspace) -> None:
+def test_a_cycle_starts_at_the_threshold_and_counts_from_there(
+    plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
     known = len(stages.catalog_of(plant.layout).read("labels"))
     assert known > 2
-    assert f"{known} new labels" in said(labels_tick(workspace, None, known + 1))
-    asked = labels_tick(workspace, None, known)
+    assert f"{known} new labels" in said(labels_tick(workspace, instance, None, known + 1))
+    asked = labels_tick(workspace, instance, None, known)
     assert isinstance(asked, dg.SensorResult) and len(asked.run_requests or []) == 1
-    assert "0 new labels" in said(labels_tick(workspace, asked.cursor, 1))
+    assert "0 new labels" in said(labels_tick(workspace, instance, asked.cursor, 1))
 
 
-def test_labels_of_a_cycle_that_a_person_started_are_not_new(plant: Plant, workspace: Workspace) -> None:
+def test_labels_of_a_cycle_that_a_person_started_are_not_new(
+    plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
     params = workspace.params()
     stages.pin_inputs(params, plant.layout)
     stages.snapshot(params, plant.layout)
-    assert "0 new labels" in said(labels_tick(workspace, None, 1))
+    assert "0 new labels" in said(labels_tick(workspace, instance, None, 1))
+
+
+def test_a_cycle_waits_for_arrivals_that_still_run(
+    plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    job = defs.resolve_job_def("arrivals")
+    run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    assert "1 arrivals" in said(labels_tick(workspace, instance, None, 0))
+    instance.report_run_failed(run)
+    assert isinstance(labels_tick(workspace, instance, None, 0), dg.SensorResult)
