@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import typer
 
 from mm_core import stages
@@ -161,13 +163,12 @@ def status(json_: Json = False) -> None:
     samples = catalog.read("samples", columns=["id", "kind", "category"])
     labels = catalog.read("labels", columns=["sample_id", "origin"])
     rejects = catalog.read("rejects", columns=["verdict", "reason"])
-    per_kind = samples.fillna({"category": "(none)"}).groupby(["category", "kind"]).size().unstack(fill_value=0)
     result = {
         "workspace": str(layout.root),
         "batches": batches.to_dict("records"),
-        "samples": [{"category": c, **row} for c, row in per_kind.to_dict("index").items()],
+        "samples": _counted(samples, "category", "kind"),
         "labelled": int(labels.sample_id.nunique()),
-        "rejects": rejects.groupby(["verdict", "reason"]).size().reset_index(name="rows").to_dict("records"),
+        "rejects": _counted(rejects, "verdict", "reason"),
         "verdict": stages.recorded_verdict(layout).decision if layout.verdict.exists() else None,
         "champion": (Registry(layout.settings).pin("champion") or {}).get("version"),
     }
@@ -179,6 +180,12 @@ def status(json_: Json = False) -> None:
     typer.echo(f"labelled photos: {result['labelled']}")
     typer.echo(f"last verdict:    {result['verdict'] or 'no cycle yet'}")
     typer.echo(f"champion:        {result['champion'] or 'none yet'}")
+
+
+def _counted(frame: pd.DataFrame, *columns: str) -> list[dict[str, Any]]:
+    """How many rows there are of each combination."""
+    seen = Counter(zip(*(frame[c].fillna("(none)") for c in columns), strict=True))
+    return [dict(zip(columns, key, strict=True), photos=count) for key, count in sorted(seen.items())]
 
 
 @quarantine_app.command("list")

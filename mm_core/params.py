@@ -20,27 +20,27 @@ class _Section(BaseModel):
 
 
 class IngestParams(_Section):
-    min_side: int = Field(32, ge=8)
+    min_side: int = Field(default=32, ge=8)
     """Photos with a shorter side, in pixels, are refused."""
-    max_pixels: int = Field(120_000_000, gt=0, le=178_956_970)
+    max_pixels: int = Field(default=120_000_000, gt=0, le=178_956_970)
     """Photos that claim more pixels are refused before they are decoded; the upper limit is Pillow's own."""
-    near_duplicate_bits: int = Field(3, ge=0, le=12)
+    near_duplicate_bits: int = Field(default=3, ge=0, le=12)
     """Two photos whose 64-bit perceptual hashes differ in at most this many bits are candidates for near-duplicates."""
-    max_reject_share: float = Field(0.7, ge=0, le=1)
+    max_reject_share: float = Field(default=0.7, ge=0, le=1)
     """A drop with a larger share of quarantined rows is held back whole."""
 
 
 class SnapshotParams(_Section):
-    eval_share: float = Field(0.2, gt=0, lt=0.9)
+    eval_share: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of labelled groups that become the frozen evaluation set, by stable hash of the group."""
-    validation_share: float = Field(0.1, gt=0, lt=0.9)
+    validation_share: float = Field(default=0.1, gt=0, lt=0.9)
     """Share of the remaining labelled groups that choose checkpoints while training."""
-    near_duplicate_bits: int = Field(3, ge=0, le=12)
+    near_duplicate_bits: int = Field(default=3, ge=0, le=12)
     """Groups with photos whose perceptual hashes differ in at most this many bits stay on one side of eval."""
 
 
 class SplitParams(_Section):
-    hard_share: float = Field(0.25, gt=0, lt=1)
+    hard_share: float = Field(default=0.25, gt=0, lt=1)
     """Share of labelled samples, by difficulty, that forms the hard set of each category (the paper: 20k of 180k)."""
 
 
@@ -49,49 +49,49 @@ class ModelParams(_Section):
     """A timm model name (used with features_only), `u2net` or `u2netp`."""
     pretrained: str = ""
     """Weights to begin with: empty, `timm` (the hub's default for the encoder), or a local file."""
-    size: int = Field(320, ge=32, le=2048, multiple_of=32)
+    size: int = Field(default=320, ge=32, le=2048, multiple_of=32)
     """Side of the square input in pixels."""
-    width: int = Field(32, ge=4)
+    width: int = Field(default=32, ge=4)
     """Channels of the light decoders."""
 
 
 class StageParams(_Section):
-    steps: int = Field(1000, ge=0)
+    steps: int = Field(default=1000, ge=0)
     """Optimiser steps."""
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate (AdamW, one-cycle cosine with 5 % warm-up)."""
 
 
 class CommonTrainParams(_Section):
-    batch: int = Field(8, ge=2)
+    batch: int = Field(default=8, ge=2)
     """Samples of one step and pool."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Mixed precision of the forward pass."""
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
     """AdamW's."""
-    ema: float = Field(0.99, ge=0, lt=1)
+    ema: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the moving average of weights that is saved; 0 saves the last weights."""
-    clip_norm: float = Field(1.0, gt=0)
+    clip_norm: float = Field(default=1.0, gt=0)
     """Gradient norm limit."""
-    validate_every: int = Field(100, ge=1)
+    validate_every: int = Field(default=100, ge=1)
     """Steps between two looks at the validation set; the best of them is kept."""
-    replay_share: float = Field(0.5, ge=0, le=1)
+    replay_share: float = Field(default=0.5, ge=0, le=1)
     """Share of each batch of the hard stage drawn from the simple set, against forgetting."""
     warm_start: Literal["champion", "scratch"] = "champion"
     """What the first stage starts from where a champion exists."""
 
 
 class HardParams(StageParams):
-    steps: int = Field(300, ge=0)
-    lr: float = Field(5e-4, gt=0)
+    steps: int = Field(default=300, ge=0)
+    lr: float = Field(default=5e-4, gt=0)
 
 
 class SemiParams(StageParams):
-    steps: int = Field(500, ge=0)
-    lr: float = Field(5e-4, gt=0)
-    weight: float = Field(1.0, ge=0)
+    steps: int = Field(default=500, ge=0)
+    lr: float = Field(default=5e-4, gt=0)
+    weight: float = Field(default=1.0, ge=0)
     """Weight of the consistency loss after its ramp (Ouali et al. 2020 use 30 for 21 classes)."""
-    ramp_share: float = Field(0.1, gt=0, le=1)
+    ramp_share: float = Field(default=0.1, gt=0, le=1)
     """Share of the steps over which the weight rises as exp(-5 (1 - t)^2)."""
     perturbations: tuple[
         Literal["vat", "dropout", "guided_cutout", "context_mask", "object_mask", "feature_drop", "feature_noise"], ...
@@ -100,17 +100,17 @@ class SemiParams(StageParams):
 
 
 class MultimodalParams(StageParams):
-    steps: int = Field(500, ge=0)
-    lr: float = Field(3e-4, gt=0)
-    consistency: float = Field(1.0, ge=0)
+    steps: int = Field(default=500, ge=0)
+    lr: float = Field(default=3e-4, gt=0)
+    consistency: float = Field(default=1.0, ge=0)
     """Weight of the consistency between the image-only and the text-image prediction."""
-    contrastive: float = Field(0.1, ge=0)
+    contrastive: float = Field(default=0.1, ge=0)
     """Weight of the text-aware contrastive loss."""
-    temperature: float = Field(0.1, gt=0)
+    temperature: float = Field(default=0.1, gt=0)
     """InfoNCE temperature."""
-    semi: float = Field(1.0, ge=0)
+    semi: float = Field(default=1.0, ge=0)
     """Weight of the semi-supervised term, kept on in this stage."""
-    captioned: float = Field(0.5, ge=0)
+    captioned: float = Field(default=0.5, ge=0)
     """Weight of the supervised terms on labelled photos seen with their text: it makes the text worth following."""
     teacher: Literal["text", "image", "both"] = "text"
     """Which prediction the consistency follows: the text-image one (it knows more), the image one, or both."""
@@ -119,17 +119,17 @@ class MultimodalParams(StageParams):
 class LossParams(_Section):
     """Weights of the supervised terms (`mm_core.training.losses`); 0 leaves a term out."""
 
-    bce: float = Field(1.0, ge=0)
+    bce: float = Field(default=1.0, ge=0)
     """Binary cross-entropy against the soft matte."""
-    l1: float = Field(1.0, ge=0)
+    l1: float = Field(default=1.0, ge=0)
     """Absolute error over the whole image."""
-    band: float = Field(0.5, ge=0)
+    band: float = Field(default=0.5, ge=0)
     """Absolute error over the unknown band."""
-    laplacian: float = Field(0.5, ge=0)
+    laplacian: float = Field(default=0.5, ge=0)
     """Laplacian pyramid, five levels."""
-    gradient: float = Field(1.0, ge=0)
+    gradient: float = Field(default=1.0, ge=0)
     """Sobel gradients."""
-    deep: float = Field(0.3, ge=0)
+    deep: float = Field(default=0.3, ge=0)
     """Each deep-supervision output (U2-Net: 1)."""
 
 
@@ -147,7 +147,7 @@ class ClipParams(_Section):
     """An open_clip architecture name, or `local`: a small CLIP trained on the text-image samples at hand."""
     pretrained: str = ""
     """An open_clip tag or a local weights file; empty only with model `local`."""
-    steps: int = Field(200, ge=0)
+    steps: int = Field(default=200, ge=0)
     """Training steps of the `local` CLIP."""
 
     @model_validator(mode="after")
@@ -158,16 +158,16 @@ class ClipParams(_Section):
 
 
 class EvaluateParams(_Section):
-    max_side: int = Field(1024, ge=32)
+    max_side: int = Field(default=1024, ge=32)
     """Mattes are compared at the photo's own size, at most this many pixels on the long side."""
 
 
 class GateParams(_Section):
     primary: Literal["mse", "sad", "conn", "grad", "maxf", "biou"] = "mse"
     """The metric that must improve in every category."""
-    alpha: float = Field(0.05, gt=0, lt=0.5)
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """One-sided error level of each comparison; the intersection-union rule keeps it for the whole verdict."""
-    delta: float = Field(0.0, ge=0)
+    delta: float = Field(default=0.0, ge=0)
     """The gain of the primary metric must exceed this share of the champion's value, with confidence."""
     margins: dict[Literal["mse", "maxf", "biou", "conn"], float] = {
         "mse": 0.05,
@@ -178,23 +178,23 @@ class GateParams(_Section):
     """Non-inferiority margins of the other metrics: relative for mse and conn, absolute for maxf and biou."""
     floors: dict[Literal["mse", "maxf", "biou", "conn"], float] = {"mse": 0.12, "maxf": 0.5}
     """What a first model must reach in every category, with no champion to compare with."""
-    quantised_mse: float = Field(0.05, ge=0)
+    quantised_mse: float = Field(default=0.05, ge=0)
     """int8 may cost at most this share of the float model's MSE in each category (plus 1e-4 absolute)."""
-    min_images: int = Field(8, ge=2)
+    min_images: int = Field(default=8, ge=2)
     """Evaluation photos that each category needs; fewer is INCONCLUSIVE."""
-    resamples: int = Field(4000, ge=200)
+    resamples: int = Field(default=4000, ge=200)
     """Bootstrap resamples over groups."""
 
 
 class ExportParams(_Section):
-    calibration_images: int = Field(32, ge=1)
+    calibration_images: int = Field(default=32, ge=1)
     """Training photos that set the quantisation ranges, per decoder."""
-    max_int8_mse: float = Field(1e-4, ge=0)
+    max_int8_mse: float = Field(default=1e-4, ge=0)
     """Where int8 mattes differ more than this (mean square) from float ones, more layers stay in float."""
 
 
 class RouteParams(_Section):
-    budget: int = Field(24, ge=0)
+    budget: int = Field(default=24, ge=0)
     """Photos sent to people per run."""
 
 

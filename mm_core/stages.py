@@ -180,7 +180,7 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
     from mm_core.eval.evaluate import evaluate_models
     from mm_core.export.quantise import quantise
     from mm_core.export.runtime import OnnxPredictor
-    from mm_core.model.predict import TorchPredictor
+    from mm_core.model.predict import Predictor, TorchPredictor
     from mm_core.store import fetch_blob
     from mm_core.training.tracking import Tracker
 
@@ -189,7 +189,8 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
         candidate = layout.model(TRAIN_STAGES[-1])
         quantise(params.export, candidate, layout.snapshot, store, layout.quantised, report, progress=progress)
         device = layout.settings.device
-        models = {(stage, "float"): TorchPredictor(layout.model(stage), device) for stage in TRAIN_STAGES}
+        models: dict[tuple[str, str], Predictor] = {}
+        models |= {(stage, "float"): TorchPredictor(layout.model(stage), device) for stage in TRAIN_STAGES}
         models[TRAIN_STAGES[-1], "int8"] = OnnxPredictor.of_folder(layout.quantised)
         for role in ("champion", "anchor"):
             pin = inputs[role]
