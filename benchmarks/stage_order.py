@@ -129,7 +129,7 @@ def main() -> None:
         evaluate_models(params.evaluate, models, layout, stages.store_of(base), Report("evaluate"))
         per_image = pd.read_parquet(layout.per_image)
         for arm in ARMS:
-            scores = category_scores(per_image[per_image.model == arm])
+            scores = category_scores(per_image[per_image["model"] == arm])
             rows += [
                 {
                     "seed": seed,
@@ -143,12 +143,18 @@ def main() -> None:
     print(f"\n{HERE / 'stage_order.md'}")
 
 
+def change(before: np.ndarray, after: np.ndarray) -> str:
+    """Mean relative change over seeds, and in how many of them the value fell."""
+    ratio = after / before - 1
+    return f"{100 * ratio.mean():+.1f} % ({int((ratio < 0).sum())} of {len(ratio)} lower)"
+
+
 def write(table: pd.DataFrame, args: argparse.Namespace, params: Params) -> None:
     table.to_csv(HERE / "stage_order.csv", index=False, float_format="%.6g")
     lines = [
         "# Stage order: Pixel_Sup, +Semi_Sup, +Mlt_Sup at equal optimiser steps (generated samples)",
         "",
-        f"Runner: `benchmarks/stage_order.py`. {table.seed.nunique()} seeds; {args.labelled} labelled photos per"
+        f"Runner: `benchmarks/stage_order.py`. {table['seed'].nunique()} seeds; {args.labelled} labelled photos per"
         f" category, {args.extra} unlabelled and {args.extra} with text; {args.held_out} held out."
         f" {params.model.encoder} at {args.size} px, batch {params.train.common.batch}, steps of the four stages"
         f" {'/'.join(map(str, args.steps))}; Pixel_Sup and +Semi_Sup train on for the steps of the stages they lack."
@@ -158,19 +164,14 @@ def write(table: pd.DataFrame, args: argparse.Namespace, params: Params) -> None
         "|---|---|" + "---|" * 6,
     ]
     for category in (*CATEGORIES, "macro", "weighted"):
+        rows = table[table["category"] == category].sort_values("seed")
         for metric in METRICS:
-            cells = table[table.category == category].pivot(index="seed", columns="arm", values=metric)[list(ARMS)]
-            mean, spread = cells.mean(), cells.std(ddof=1) if len(cells) > 1 else cells.std(ddof=0)
-            shown = [f"{mean[arm]:.4f} ± {spread[arm]:.4f}" for arm in ARMS]
-
-            def change(a: str, b: str, cells: pd.DataFrame = cells) -> str:
-                ratio = cells[b] / cells[a] - 1
-                return f"{100 * ratio.mean():+.1f} % ({int(np.sum(ratio < 0))} of {len(ratio)} lower)"
-
+            by_arm = {arm: rows.loc[rows["arm"] == arm, metric].to_numpy(float) for arm in ARMS}
+            shown = [
+                f"{values.mean():.4f} ± {values.std(ddof=min(1, len(values) - 1)):.4f}" for values in by_arm.values()
+            ]
             changes = [
-                change("Pixel_Sup", "+Semi_Sup"),
-                change("Pixel_Sup", "+Mlt_Sup"),
-                change("+Semi_Sup", "+Mlt_Sup"),
+                change(by_arm[a], by_arm[b]) for a, b in ((ARMS[0], ARMS[1]), (ARMS[0], ARMS[2]), (ARMS[1], ARMS[2]))
             ]
             lines.append(f"| {category} | {metric} | " + " | ".join(shown + changes) + " |")
     (HERE / "stage_order.md").write_text("\n".join(lines) + "\n")
