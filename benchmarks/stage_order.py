@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from mm_core.eval.evaluate import evaluate_models
 
 from mm_core import stages
 from mm_core.data.samplegen import write_drop
+from mm_core.eval.evaluate import evaluate_models
 from mm_core.eval.metrics import category_scores
 from mm_core.layout import Layout
 from mm_core.model.predict import TorchPredictor
@@ -129,7 +129,7 @@ def main() -> None:
         evaluate_models(params.evaluate, models, layout, stages.store_of(base), Report("evaluate"))
         per_image = pd.read_parquet(layout.per_image)
         for arm in ARMS:
-            scores = category_scores(per_image[per_image["model"] == arm])
+            scores = category_scores(per_image.query("model == @arm"))
             rows += [
                 {
                     "seed": seed,
@@ -164,7 +164,7 @@ def write(table: pd.DataFrame, args: argparse.Namespace, params: Params) -> None
         "|---|---|" + "---|" * 6,
     ]
     for category in (*CATEGORIES, "macro", "weighted"):
-        rows = table[table["category"] == category].sort_values("seed")
+        rows = table.query("category == @category").sort_values(by="seed")
         for metric in METRICS:
             by_arm = {arm: rows.loc[rows["arm"] == arm, metric].to_numpy(float) for arm in ARMS}
             shown = [
