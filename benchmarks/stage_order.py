@@ -46,14 +46,14 @@ def prepare(root: Path, params: Params, labelled: int, extra: int, held_out: int
     if layout.split.exists():
         return layout
     inbox = Path(layout.settings.inbox)
-    for kind, batch, count, how in (
-        ("pixel_labeled", "eval", held_out, {"seed": 9000, "role": "eval"}),
-        ("pixel_labeled", "train", labelled, {"seed": 1000, "role": "train"}),
-        ("unlabeled", "plain", extra, {"seed": 2000}),
-        ("text_image", "captions", extra, {"seed": 3000}),
+    for kind, batch, count, seed, role in (
+        ("pixel_labeled", "eval", held_out, 9000, "eval"),
+        ("pixel_labeled", "train", labelled, 1000, "train"),
+        ("unlabeled", "plain", extra, 2000, ""),
+        ("text_image", "captions", extra, 3000, ""),
     ):
         if not (inbox / kind / batch / "manifest.csv").exists():
-            write_drop(inbox, kind, batch, dict.fromkeys(ALL_CATEGORIES, count), **how)
+            write_drop(inbox, kind, batch, dict.fromkeys(ALL_CATEGORIES, count), seed=seed, role=role)
     stages.ingest(params, layout)
     stages.structure(params, layout)
     stages.pin_inputs(params, layout)
