@@ -135,7 +135,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     made = Repository(tmp_path_factory.mktemp("repository"))
     made.write_params()
     inbox = made.root / "data" / "inbox"
-    each = dict.fromkeys(ALL_CATEGORIES, 2)
+    each: dict[str, int] = dict.fromkeys(ALL_CATEGORIES, 2)
     write_drop(inbox, "pixel_labeled", "eval", each, seed=1, size=64, role="eval")
     write_drop(inbox, "pixel_labeled", "w01", dict.fromkeys(ALL_CATEGORIES, 3), seed=2, size=64, role="train")
     write_drop(inbox, "unlabeled", "w01", dict.fromkeys(ALL_CATEGORIES, 1), seed=3, size=64)

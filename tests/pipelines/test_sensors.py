@@ -18,14 +18,18 @@ def workspace() -> Workspace:
 def arrivals_tick(
     workspace: Workspace, instance: dg.DagsterInstance, cursor: str | None
 ) -> dg.SensorResult | dg.SkipReason:
-    return new_arrivals(dg.build_sensor_context(instance=instance, cursor=cursor), workspace=workspace)
+    result = new_arrivals(dg.build_sensor_context(instance=instance, cursor=cursor), workspace=workspace)
+    assert isinstance(result, dg.SensorResult | dg.SkipReason)
+    return result
 
 
 def labels_tick(
     workspace: Workspace, instance: dg.DagsterInstance, cursor: str | None, at_least: int
 ) -> dg.SensorResult | dg.SkipReason:
     context = dg.build_sensor_context(instance=instance, cursor=cursor)
-    return new_labels(context, workspace=workspace, retrain_policy=RetrainPolicy(new_labels=at_least))
+    result = new_labels(context, workspace=workspace, retrain_policy=RetrainPolicy(new_labels=at_least))
+    assert isinstance(result, dg.SensorResult | dg.SkipReason)
+    return result
 
 
 def said(result: dg.SensorResult | dg.SkipReason) -> str:
