@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from time import sleep
 
 import pandas as pd
 import pyarrow as pa
@@ -139,7 +140,7 @@ def test_processes_write_at_once(where: str, tmp_path: Path, request: pytest.Fix
     go = tmp_path / "go"
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, url, str(n), str(go)]) for n in range(3)]
     while len(list(tmp_path.glob("go-*"))) < 3 and all(w.poll() is None for w in writers):
-        pass
+        sleep(0.02)
     go.touch()
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     expected = [f"{n}-{i}" for n in range(3) for i in range(4)] + [f"same-{i}" for i in range(4)]

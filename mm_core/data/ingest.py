@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -25,15 +24,15 @@ from mm_core.catalog import Catalog, CatalogMoved
 from mm_core.data.duplicates import LOOK_SIDE, Entry, thumbnail
 from mm_core.data.expectations import Fault, Judge
 from mm_core.data.images import load_rgb
+from mm_core.data.inbox import ReadyBatch, arrived_batches, ready_batches
 from mm_core.data.manifest import ManifestRow, read_manifest
 from mm_core.data.probe import Probe, Prober
 from mm_core.data.verdicts import Decision, Known, decide, label_id
 from mm_core.errors import BlobNotFound, CatalogError, DropError, InputError, StoreError
 from mm_core.params import IngestParams
-from mm_core.records import KINDS, Report, digest_of, sha256_bytes, sha256_file
+from mm_core.records import Report, sha256_bytes
 from mm_core.store import Store, fetch_blob, put_blob
 
-MANIFESTS = ("manifest.csv", "manifest.parquet")
 WORKERS = 2
 """Rows probed at once: bounds the decoded photos in memory."""
 KEEP_BYTES = 32 << 20
@@ -41,55 +40,6 @@ KEEP_BYTES = 32 << 20
 ATTEMPTS = 50
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class ReadyBatch:
-    """A drop whose manifest is there."""
-
-    kind: str
-    batch: str
-    manifest_key: str
-    """In the inbox."""
-    manifest_sha256: str
-    key: str
-    """Of the ledger: digest over kind, batch and manifest digest."""
-    uri: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind}/{self.batch}"
-
-    @property
-    def record_key(self) -> str:
-        """Where the store keeps what was found and meant to be done."""
-        return f"ingest/{self.key}.json"
-
-
-def arrived_batches(inbox: Store) -> list[ReadyBatch]:
-    """Every drop of the inbox whose manifest is there, ingested or not."""
-    found = []
-    for kind in KINDS:
-        for entry in inbox.list(kind, delimiter=True):
-            batch = entry.key.rstrip("/").rpartition("/")[2]
-            if not entry.key.endswith("/") or batch.startswith("."):
-                continue
-            for manifest in MANIFESTS:
-                key = f"{kind}/{batch}/{manifest}"
-                try:
-                    digest = sha256_file(inbox.fetch(key))
-                except BlobNotFound:
-                    continue
-                identity = digest_of([kind, batch, digest])
-                found.append(ReadyBatch(kind, batch, key, digest, identity, f"{inbox.url}/{kind}/{batch}"))
-                break
-    return found
-
-
-def ready_batches(inbox: Store, catalog: Catalog) -> list[ReadyBatch]:
-    """The drops that the ledger does not hold yet; a changed manifest makes a batch ready again."""
-    done = set(catalog.read("batches", columns=["key"])["key"])
-    return [batch for batch in arrived_batches(inbox) if batch.key not in done]
 
 
 def ingest_ready(

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from mm_core.catalog import Catalog
-from mm_core.data.ingest import Ingest, Progress, arrived_batches, describe
+from mm_core.data.inbox import arrived_batches
+from mm_core.data.ingest import Ingest, Progress, describe
 from mm_core.errors import BlobNotFound, InputError
 from mm_core.params import IngestParams
 from mm_core.records import Report

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -392,7 +393,7 @@ def test_two_processes_at_once(any_workshop: Any, make: Any, tmp_path: Path) -> 
     command = [sys.executable, "-c", WORKER, shop.inbox.url, shop.store.url, str(tmp_path)]
     workers = [subprocess.Popen([*command, str(n)]) for n in range(2)]
     while len(list(tmp_path.glob("ready-*"))) < 2 and all(worker.poll() is None for worker in workers):
-        pass
+        sleep(0.02)
     (tmp_path / "go").touch()
     assert [worker.wait(120) for worker in workers] == [0, 0]
     samples, labels = shop.catalog.read("samples"), shop.catalog.read("labels")

@@ -1,0 +1,61 @@
+"""The inbox: which drops have arrived, and which of them the catalog does not hold yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mm_core.catalog import Catalog
+from mm_core.errors import BlobNotFound
+from mm_core.records import KINDS, digest_of, sha256_file
+from mm_core.store import Store
+
+MANIFESTS = ("manifest.csv", "manifest.parquet")
+
+
+@dataclass(frozen=True)
+class ReadyBatch:
+    """A drop whose manifest is there."""
+
+    kind: str
+    batch: str
+    manifest_key: str
+    """In the inbox."""
+    manifest_sha256: str
+    key: str
+    """Of the ledger: digest over kind, batch and manifest digest."""
+    uri: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}/{self.batch}"
+
+    @property
+    def record_key(self) -> str:
+        """Where the store keeps what was found and meant to be done."""
+        return f"ingest/{self.key}.json"
+
+
+def arrived_batches(inbox: Store) -> list[ReadyBatch]:
+    """Every drop of the inbox whose manifest is there, ingested or not."""
+    found = []
+    for kind in KINDS:
+        for entry in inbox.list(kind, delimiter=True):
+            batch = entry.key.rstrip("/").rpartition("/")[2]
+            if not entry.key.endswith("/") or batch.startswith("."):
+                continue
+            for manifest in MANIFESTS:
+                key = f"{kind}/{batch}/{manifest}"
+                try:
+                    digest = sha256_file(inbox.fetch(key))
+                except BlobNotFound:
+                    continue
+                identity = digest_of([kind, batch, digest])
+                found.append(ReadyBatch(kind, batch, key, digest, identity, f"{inbox.url}/{kind}/{batch}"))
+                break
+    return found
+
+
+def ready_batches(inbox: Store, catalog: Catalog) -> list[ReadyBatch]:
+    """The drops that the ledger does not hold yet; a changed manifest makes a batch ready again."""
+    done = set(catalog.read("batches", columns=["key"])["key"])
+    return [batch for batch in arrived_batches(inbox) if batch.key not in done]
