@@ -38,7 +38,7 @@ class Workspace(dg.ConfigurableResource):
         return Layout(settings)
 
     def params(self) -> Params:
-        """Read anew by each step, so that an edited file counts from the next run on; raises ParamsError."""
+        """Read anew by each step, so that an edited file counts from the next step on; raises ParamsError."""
         return Params.load(self.layout().settings.params_file)
 
 
