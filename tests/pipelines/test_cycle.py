@@ -133,3 +133,12 @@ def test_the_same_model_is_released_once_the_gate_lets_it_pass(
     assert order[-1] == "cycle_report"
     exported = json.loads((plant.layout.cycle_bundle / "export.json").read_text())
     assert exported
+
+
+def test_people_are_asked_and_their_answers_fetched(
+    plant: Plant, instance: dg.DagsterInstance, refused: dg.ExecuteInProcessResult
+) -> None:
+    routed = run("route", instance)
+    assert routed.success and materialised(routed) == {"routed"}
+    collected = run("collect", instance)
+    assert collected.success and materialised(collected) == {"collected_labels"}
