@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,15 +97,33 @@ class Fault:
     detail: str
 
 
-class Judge:
-    """Great Expectations for one batch: judges its rows, then the whole, and writes Data Docs."""
+class DataDocs:
+    """Great Expectations' pages about drops: what was judged in this process, beside what was judged before."""
 
-    def __init__(self, params: IngestParams, kind: str, batch: str, data_docs: Path):
-        self.params, self.kind, self.batch = params, kind, batch
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.pages: list[Any] = []
+        """Identifiers of what was judged and has no page yet."""
+
+    @cached_property
+    def context(self):
+        """Made when the first drop is judged: Great Expectations takes seconds to load."""
+        return _context(self.folder)
+
+    def build(self) -> None:
+        """Writes the new pages and the index of all."""
+        if self.pages:
+            self.context.build_data_docs(resource_identifiers=self.pages)
+            self.pages = []
+
+
+class Judge:
+    """Great Expectations for one batch: judges its rows, then the whole."""
+
+    def __init__(self, params: IngestParams, kind: str, batch: str, docs: DataDocs):
+        self.params, self.kind, self.batch, self._docs = params, kind, batch, docs
         self.results: list[dict[str, Any]] = []
         """One line per expectation, for reports and asset checks."""
-        self._context = _context(data_docs)
-        self._pages: list[Any] = []
 
     def rows(self, probes: Sequence[Probe]) -> dict[int, Fault]:
         """The rows that break a rule, each with the first it broke."""
@@ -124,10 +143,6 @@ class Judge:
         broken = [r for r in self.results if r["scope"] == "batch" and r["severity"] == "critical" and not r["success"]]
         return "; ".join(r["reason"] for r in broken) or None
 
-    def write_docs(self) -> None:
-        """Builds the pages of this batch and the index, which lists those of earlier batches too."""
-        self._context.build_data_docs(resource_identifiers=self._pages)
-
     def _run(self, scope: Literal["row", "batch"], table: pd.DataFrame) -> list[tuple[Rule, list[int]]]:
         import great_expectations as gx
         from great_expectations.core.run_identifier import RunIdentifier
@@ -136,16 +151,16 @@ class Judge:
             ValidationResultIdentifier,
         )
 
-        rules = rules_of(self.kind, scope)
+        context, rules = self._docs.context, rules_of(self.kind, scope)
         suite = gx.ExpectationSuite(f"{self.kind} {scope} rules", expectations=[_expect(r, self.params) for r in rules])
         data = (
-            self._context.data_sources.add_or_update_pandas(self.kind)
-            .add_dataframe_asset(f"{self.batch} {scope}")
+            context.data_sources.add_or_update_pandas(f"{self.kind} {self.batch} {scope}")
+            .add_dataframe_asset("rows")
             .add_batch_definition_whole_dataframe("whole")
         )
-        definition = self._context.validation_definitions.add_or_update(
+        definition = context.validation_definitions.add_or_update(
             gx.ValidationDefinition(
-                name=f"{self.kind} {scope}", data=data, suite=self._context.suites.add_or_update(suite)
+                name=f"{self.kind} {self.batch} {scope}", data=data, suite=context.suites.add_or_update(suite)
             )
         )
         run = RunIdentifier(run_name=self.batch)
@@ -155,7 +170,7 @@ class Judge:
             result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
         )
         suite_page = ExpectationSuiteIdentifier(suite.name)
-        self._pages += [suite_page, ValidationResultIdentifier(suite_page, run, outcome.batch_id)]
+        self._docs.pages += [suite_page, ValidationResultIdentifier(suite_page, run, outcome.batch_id)]
         found = []
         by_name = {result.expectation_config.meta["rule"]: result for result in outcome.results}  # pyright: ignore
         for rule in rules:

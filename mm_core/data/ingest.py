@@ -22,7 +22,7 @@ import numpy as np
 
 from mm_core.catalog import Catalog, CatalogMoved
 from mm_core.data.duplicates import LOOK_SIDE, Entry, thumbnail
-from mm_core.data.expectations import Fault, Judge
+from mm_core.data.expectations import DataDocs, Fault, Judge
 from mm_core.data.images import load_rgb
 from mm_core.data.inbox import ReadyBatch, arrived_batches, ready_batches
 from mm_core.data.manifest import ManifestRow, read_manifest
@@ -64,8 +64,10 @@ def ingest_ready(
         chosen = [one for one in arrived_batches(inbox) if batch in (one.batch, one.name)]
         if not chosen:
             raise InputError(f"batch {batch!r}: no manifest at {inbox.url}/<kind>/{batch}: check --batch and --inbox")
+    docs = DataDocs(data_docs)
     for one in chosen:
-        Ingest(params, catalog, store, inbox, one, data_docs, progress).run()
+        Ingest(params, catalog, store, inbox, one, docs, progress).run()
+    docs.build()
     return describe(report, catalog, store, chosen, data_docs)
 
 
@@ -112,11 +114,11 @@ class Ingest:
         store: Store,
         inbox: Store,
         batch: ReadyBatch,
-        data_docs: Path,
+        docs: DataDocs,
         progress: Progress,
     ):
         self.params, self.catalog, self.store, self.inbox = params, catalog, store, inbox
-        self.batch, self.data_docs, self.progress = batch, data_docs, progress
+        self.batch, self.docs, self.progress = batch, docs, progress
         self.now = datetime.now(UTC).isoformat(timespec="seconds")
 
     def run(self, *, again: bool = False, only: frozenset[int] | None = None) -> None:
@@ -141,7 +143,7 @@ class Ingest:
         with TemporaryDirectory(prefix="mm-ingest-") as spool:
             prober = Prober(self.inbox, self.batch.manifest_key, self.batch.kind, self.params.max_pixels, Path(spool))
             probes = self._probe(prober, rows)
-            judge = Judge(self.params, self.batch.kind, self.batch.batch, self.data_docs)
+            judge = Judge(self.params, self.batch.kind, self.batch.batch, self.docs)
             faults = judge.rows(probes)
             return self._settle(prober, judge, rows, probes, faults, partial=partial)
 
@@ -172,7 +174,6 @@ class Ingest:
         if partial:  # the rows that were good are not looked at again: the drop as a whole stays judged
             held = ""
             judge.results += [line for line in earlier.get("expectations", ()) if line["scope"] == "batch"]
-            judge.write_docs()
         for _ in range(ATTEMPTS):
             known = Known.read(self.catalog, probes, self.params.near_duplicate_bits)
             decisions = decide(
@@ -180,7 +181,6 @@ class Ingest:
             )
             if held is None:
                 held = self._judge_whole(judge, probes, decisions)
-                judge.write_docs()
             if held:
                 decisions = [d for d in decisions if d.verdict == "quarantine"]
             self._write_record(judge, decisions)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mm_core.catalog import Catalog
+from mm_core.data.expectations import DataDocs
 from mm_core.data.inbox import arrived_batches
 from mm_core.data.ingest import Ingest, Progress, describe
 from mm_core.errors import BlobNotFound, InputError
@@ -62,11 +63,13 @@ def retry(
     if not known:
         remedy = "run `mm ingest`" if chosen else f"there is no manifest at {inbox.url}/<kind>/{batch}"
         raise InputError(f"batch {batch!r} was not ingested as it lies in the inbox: {remedy}")
+    docs = DataDocs(data_docs)
     for one in known:
-        work = Ingest(params, catalog, store, inbox, one, data_docs, progress)
+        work = Ingest(params, catalog, store, inbox, one, docs, progress)
         if ledger[one.key] == "held":
             work.run(again=True)
         else:
             filters = [("kind", "=", one.kind), ("batch", "=", one.batch), ("verdict", "=", "quarantine")]
             work.run(only=frozenset(catalog.read("rejects", columns=["row"], filters=filters)["row"].tolist()))
+    docs.build()
     return describe(Report("quarantine-retry"), catalog, store, known, data_docs)

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from mm_core.catalog import SCHEMAS, Catalog
+from mm_core.data.expectations import DataDocs
 from mm_core.data.ingest import ingest_ready
 from mm_core.params import IngestParams
 from mm_core.records import Report
@@ -134,8 +135,9 @@ def workshop_at(tmp_path: Path) -> Callable[..., Workshop]:
 
 
 @pytest.fixture
-def workshop(workshop_at: Callable[..., Workshop]) -> Workshop:
-    """On folders."""
+def workshop(workshop_at: Callable[..., Workshop], monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    """On folders; without pages of Data Docs, which take longest and have tests of their own."""
+    monkeypatch.setattr(DataDocs, "build", lambda self: None)
     return workshop_at()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mm_core.data.expectations import RULES, Judge, rules_of
+from mm_core.data.expectations import RULES, DataDocs, Judge, rules_of
 from mm_core.data.probe import Probe
 from mm_core.params import IngestParams
 from mm_core.records import KINDS
@@ -66,7 +66,7 @@ BREAKS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def judge_of(tmp_path: Path) -> Any:
-    return lambda kind, **params: Judge(IngestParams(**params), kind, "b", tmp_path / "docs")
+    return lambda kind, **params: Judge(IngestParams(**params), kind, "b", DataDocs(tmp_path / "docs"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,10 +122,11 @@ def test_a_drop_is_held_for_bad_rows_alone(judge_of: Any) -> None:
 
 def test_data_docs_list_every_batch(tmp_path: Path) -> None:
     for batch in ("first", "second, with ü"):
-        judge = Judge(IngestParams(), "unlabeled", batch, tmp_path / "docs")
+        docs = DataDocs(tmp_path / "docs")
+        judge = Judge(IngestParams(), "unlabeled", batch, docs)
         judge.rows([replace(GOOD, short_side=3)])
         judge.whole(whole(1, 0, 5))
-        judge.write_docs()
+        docs.build()
     pages = sorted(path.parts[-3] for path in (tmp_path / "docs" / "validations").rglob("*.html"))
     assert pages == ["first", "first", "second, with ü", "second, with ü"]
     index = (tmp_path / "docs" / "index.html").read_text()
