@@ -26,11 +26,12 @@ def of_report(report: Report, *, paths: Mapping[str, Path] | None = None) -> dic
     out is said in the metadata, and the report's JSON file has all of it.
     """
     shown: dict[str, dg.MetadataValue] = {"seconds": dg.MetadataValue.float(report.seconds)}
-    shown |= {name: _fact(value) for name, value in report.facts.items()}
-    shown |= {name: _number(value) for name, value in list(report.metrics.items())[:MAX_NUMBERS]}
+    shown |= {name: dg.MetadataValue.path(path) for name, path in (paths or {}).items()}
     shown |= {name: table(rows) for name, rows in report.tables.items() if rows}
     for title, png in list(report.pictures.items())[:MAX_PICTURES]:
         shown[title] = picture(title, Path(png))
+    shown |= {name: _fact(value) for name, value in report.facts.items() if value is not None}
+    shown |= {name: _number(value) for name, value in list(report.metrics.items())[:MAX_NUMBERS]}
     left_out = {
         "numbers": len(report.metrics) - MAX_NUMBERS,
         "pictures": len(report.pictures) - MAX_PICTURES,
@@ -38,7 +39,6 @@ def of_report(report: Report, *, paths: Mapping[str, Path] | None = None) -> dic
     }
     if any(count > 0 for count in left_out.values()):
         shown["left out here"] = dg.MetadataValue.json({name: count for name, count in left_out.items() if count > 0})
-    shown |= {name: dg.MetadataValue.path(path) for name, path in (paths or {}).items()}
     return shown
 
 
