@@ -3,7 +3,8 @@
 MattingError
 ├── InputError          what a person or producer gave is wrong: names the file, the field and the remedy (exit 2)
 │   ├── ParamsError     params.yaml
-│   └── DropError       a drop that cannot be read at all (a bad row is quarantined, not raised)
+│   ├── DropError       a drop that cannot be read at all (a bad row is quarantined, not raised)
+│   └── UnreadableImage a file that is no image, a broken one, or one of too many pixels (`data/images.py`)
 ├── StoreError          blobs or inbox could not be read or written
 │   └── BlobNotFound
 ├── CatalogError        a table is missing, of an unknown version, or lost a race too often
