@@ -58,7 +58,7 @@ class ModelParams(_Section):
 class StageParams(_Section):
     steps: int = Field(default=1000, ge=0)
     """Optimiser steps."""
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate (AdamW, one-cycle cosine with 5 % warm-up)."""
 
 
@@ -83,12 +83,12 @@ class CommonTrainParams(_Section):
 
 class HardParams(StageParams):
     steps: int = Field(default=300, ge=0)
-    lr: float = Field(default=5e-4, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
 
 
 class SemiParams(StageParams):
     steps: int = Field(default=500, ge=0)
-    lr: float = Field(default=5e-4, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     weight: float = Field(default=1.0, ge=0)
     """Weight of the consistency loss after its ramp (Ouali et al. 2020 use 30 for 21 classes)."""
     ramp_share: float = Field(default=0.1, gt=0, le=1)
@@ -101,7 +101,7 @@ class SemiParams(StageParams):
 
 class MultimodalParams(StageParams):
     steps: int = Field(default=500, ge=0)
-    lr: float = Field(default=3e-4, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     consistency: float = Field(default=1.0, ge=0)
     """Weight of the consistency between the image-only and the text-image prediction."""
     contrastive: float = Field(default=0.1, ge=0)

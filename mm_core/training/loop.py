@@ -31,6 +31,8 @@ from mm_core.params import CommonTrainParams, StageParams
 from mm_core.training.interrupts import deferred_signals
 
 WARMUP = 0.05
+NEW_RATE = 5.0
+"""What a strategy adds to the net (auxiliary decoders, fusion) starts from nothing and learns this much faster."""
 SAVE_SECONDS = 30.0
 """Time between checkpoints; what a kill can cost."""
 
@@ -142,7 +144,7 @@ def fit(
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average = copy.deepcopy(strategy.net).eval().requires_grad_(False)
     fused = device.type in ("cpu", "cuda")
-    optimiser = torch.optim.AdamW(_groups(module, common.weight_decay), lr=stage.lr, fused=fused)
+    optimiser = torch.optim.AdamW(_groups(strategy, common.weight_decay), lr=stage.lr, fused=fused)
     pairs = list(zip(average.state_dict().values(), strategy.net.state_dict().values(), strict=True))
     state = State()
     if checkpoint.is_file():
@@ -167,7 +169,7 @@ def fit(
             torch.manual_seed(seed * 1_000_003 + step)
             lr = rate(step, stage.steps, stage.lr)
             for group in optimiser.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["haste"]
             module.train()
             with torch.autocast(device.type, torch.bfloat16, enabled=common.precision == "bf16"):
                 terms = strategy.losses(samples, step / stage.steps)
@@ -220,13 +222,20 @@ def _in_float(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return forward(x.float())
 
 
-def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
+def _groups(strategy: Strategy, decay: float) -> list[dict[str, Any]]:
     """Norms and biases are not decayed."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    module: nn.Module = strategy  # type: ignore[assignment]
+    old = {id(p) for p in strategy.net.parameters()}
+    groups = [
+        {
+            "params": [p for p in module.parameters() if (p.ndim > 1, id(p) in old) == (matrix, in_net)],
+            "weight_decay": decay if matrix else 0.0,
+            "haste": 1.0 if in_net else NEW_RATE,
+        }
+        for matrix in (True, False)
+        for in_net in (True, False)
     ]
+    return [group for group in groups if group["params"]]
 
 
 def _consider(state: State, average: nn.Module, validate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:

@@ -97,7 +97,7 @@ class Multimodal(Semi):
         self._multimodal = multimodal
         self._place = {caption: row for row, caption in enumerate(captions)}
         self._vectors: Tensor
-        self.register_buffer("_vectors", torch.stack(list(captions.values())), persistent=False)
+        self.register_buffer("_vectors", _spread(torch.stack(list(captions.values()))), persistent=False)
         self.fusion = TextFusion(net.bottleneck_channels, self._vectors.shape[1])
 
     def terms(
@@ -122,7 +122,7 @@ class Multimodal(Semi):
         return terms
 
     def texts(self, captions: Sequence[str]) -> Tensor:
-        """(B, D) unit vectors."""
+        """(B, D), of zero mean and unit variance over all captions."""
         return self._vectors[torch.tensor([self._place[c] for c in captions], device=self._vectors.device)]
 
     def _contrast(self, maps: Features, fused: Features, text: Tensor, captions: Sequence[str]) -> Tensor:
@@ -132,6 +132,13 @@ class Multimodal(Semi):
         allowed = torch.stack([ids != ids.roll(shift) for shift in shifts], 1)
         anchor, positive = self.fusion.project(fused[-1]), self.fusion.project(maps[-1])
         return contrastive(anchor, positive, torch.stack(wrong, 1), allowed, self._multimodal.temperature)
+
+
+def _spread(vectors: Tensor) -> Tensor:
+    """(N, D) centred and scaled to unit variance: CLIP's vectors lie in a narrow cone (Liang et al. 2022), and what
+    they share would drown what tells them apart."""
+    centred = vectors - vectors.mean(0)
+    return centred / centred.std(unbiased=False).clamp_min(1e-6)
 
 
 def agreement(image_logits: Tensor, text_logits: Tensor, teacher: Literal["text", "image", "both"]) -> Tensor:

@@ -13,7 +13,7 @@ from mm_core.data.dataset import PixelCache, Pool
 from mm_core.model.network import MattingNet, build_model
 from mm_core.params import Params
 from mm_core.store import LocalStore
-from mm_core.training.loop import Sample, to_device
+from mm_core.training.loop import NEW_RATE, Sample, _groups, to_device
 from mm_core.training.multimodal import PROMPTS, Multimodal, agreement, with_prompts
 from mm_core.training.semi import Semi, ramp
 from mm_core.training.supervised import Supervised
@@ -155,3 +155,15 @@ def test_rows_without_a_caption_speak_by_their_category(draw) -> None:
     frame.loc[0, "category"] = None
     frame["caption"] = ["  ", None, "dunes at noon"]
     assert with_prompts(frame)["caption"].tolist() == ["a photo", PROMPTS["pets"], "dunes at noon"]
+
+
+def test_texts_are_spread_and_new_modules_learn_faster(multimodal: Multimodal) -> None:
+    """A narrow cone of CLIP vectors would hide what tells two captions apart."""
+    assert multimodal._vectors.mean(0).abs().max() < 1e-5
+    assert float(multimodal._vectors.std()) == pytest.approx(1, rel=0.01)
+    groups = _groups(multimodal, 0.1)
+    haste = {id(p): group["haste"] for group in groups for p in group["params"]}
+    assert set(haste) == {id(p) for p in multimodal.parameters()}
+    assert {haste[id(p)] for p in multimodal.net.parameters()} == {1.0}
+    assert {haste[id(p)] for p in multimodal.fusion.parameters()} == {NEW_RATE}
+    assert all((group["weight_decay"] > 0) == (p.ndim > 1) for group in groups for p in group["params"])
