@@ -57,7 +57,7 @@ def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet)
                 "verdict": verdict.decision,
                 "reasons": verdict.reasons[:6],
                 "seconds": round(sum(report.seconds for report in reports.values()), 1),
-                "report": reports["report"].facts["path"],
+                "report": reports["report"].facts["copy"],
             }
         )
     return {"workspace": str(layout.root), "cycles": results}

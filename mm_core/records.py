@@ -59,13 +59,13 @@ class Report:
 
 
 @contextmanager
-def timed(report: Report) -> Iterator[Report]:
-    """Fills `report.seconds` with wall-clock time, also when the body fails."""
+def timed(report: Report, path: Path | None = None) -> Iterator[Report]:
+    """Fills `report.seconds` with the body's wall-clock time and writes the report; a failed body writes none."""
     start = time.perf_counter()
-    try:
-        yield report
-    finally:
-        report.seconds = round(time.perf_counter() - start, 3)
+    yield report
+    report.seconds = round(time.perf_counter() - start, 3)
+    if path is not None:
+        report.write(path)
 
 
 Decision = Literal["PROMOTE", "REJECT", "INCONCLUSIVE"]

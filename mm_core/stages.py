@@ -46,7 +46,7 @@ def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress
     """Takes every ready drop of the inbox (or one): accepted, quarantined with reasons, or duplicate."""
     from mm_core.data.ingest import ingest_ready
 
-    with timed(Report("ingest")) as report:
+    with timed(Report("ingest"), layout.root / "reports" / "ingest.json") as report:
         return ingest_ready(
             params.ingest,
             catalog_of(layout),
@@ -56,7 +56,7 @@ def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress
             batch=batch,
             data_docs=layout.data_docs,
             progress=progress,
-        ).write(layout.root / "reports" / "ingest.json")
+        )
 
 
 def structure(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
@@ -120,20 +120,18 @@ def snapshot(params: Params, layout: Layout) -> Report:
     """Freezes one catalog version into parquet manifests; eval never moves and never leaks."""
     from mm_core.data.snapshot import build_snapshot
 
-    with timed(Report("snapshot")) as report:
-        return build_snapshot(params.snapshot, catalog_of(layout), read_inputs(layout), layout.snapshot, report).write(
-            layout.stage_report("snapshot")
-        )
+    with timed(Report("snapshot"), layout.stage_report("snapshot")) as report:
+        return build_snapshot(params.snapshot, catalog_of(layout), read_inputs(layout), layout.snapshot, report)
 
 
 def split(params: Params, layout: Layout) -> Report:
     """Divides train_labeled into simple and hard by difficulty."""
     from mm_core.structuring.split import split_by_difficulty
 
-    with timed(Report("split")) as report:
+    with timed(Report("split"), layout.stage_report("split")) as report:
         return split_by_difficulty(
             params.split, catalog_of(layout), read_inputs(layout), layout.snapshot, layout.split, report
-        ).write(layout.stage_report("split"))
+        )
 
 
 def train_simple(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
@@ -169,10 +167,8 @@ def _train(stage: str, params: Params, layout: Layout, progress: Progress) -> Re
             raise InputError(f"{start} is missing: run `mm train-{TRAIN_STAGES[index - 1]}` before `mm train-{stage}`")
     elif params.train.common.warm_start == "champion" and inputs["champion"]:
         start = fetch_blob(store, inputs["champion"]["digest"])
-    with timed(Report(f"train-{stage}")) as report:
-        return train_stage(stage, params, layout, store, report, start=start, progress=progress).write(
-            layout.stage_report(f"train-{stage}")
-        )
+    with timed(Report(f"train-{stage}"), layout.stage_report(f"train-{stage}")) as report:
+        return train_stage(stage, params, layout, store, report, start=start, progress=progress)
 
 
 def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
@@ -185,7 +181,7 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
     from mm_core.training.tracking import Tracker
 
     store, inputs = store_of(layout), read_inputs(layout)
-    with timed(Report("evaluate")) as report:
+    with timed(Report("evaluate"), layout.stage_report("evaluate")) as report:
         candidate = layout.model(TRAIN_STAGES[-1])
         quantise(params.export, candidate, layout.snapshot, store, layout.quantised, report, progress=progress)
         device = layout.settings.device
@@ -198,8 +194,7 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
                 models[role, "float"] = TorchPredictor(fetch_blob(store, pin["digest"]), device)
                 models[role, "int8"] = OnnxPredictor({n: fetch_blob(store, d) for n, d in pin["files"].items()})
         evaluate_models(params.evaluate, models, layout, store, report, progress=progress)
-        report.write(layout.stage_report("evaluate"))
-        Tracker(layout.settings).log_report(layout, report)
+    Tracker(layout.settings).log_report(layout, report)
     return report
 
 
@@ -208,14 +203,16 @@ def gate(params: Params, layout: Layout) -> Report:
     from mm_core.eval.gate import decide
     from mm_core.training.tracking import Tracker
 
-    with timed(Report("gate")) as report:
+    with timed(Report("gate"), layout.stage_report("gate")) as report:
+        for later in ("export", "promote"):
+            # What an earlier verdict led to is not this one's.
+            layout.stage_report(later).unlink(missing_ok=True)
         verdict = decide(params.gate, layout, read_inputs(layout))
         write_json(layout.verdict, verdict.model_dump())
         report.facts |= {"decision": verdict.decision, "reasons": verdict.reasons, "candidate": verdict.candidate}
         report.tables["cells"] = [cell.model_dump() for cell in verdict.cells]
         report.metrics["gate/promote"] = float(verdict.decision == "PROMOTE")
-        report.write(layout.stage_report("gate"))
-        Tracker(layout.settings).log_report(layout, report)
+    Tracker(layout.settings).log_report(layout, report)
     return report
 
 
@@ -245,19 +242,19 @@ def export(params: Params, layout: Layout) -> Report:
     """Assembles the mobile bundle of a candidate whose recorded verdict is PROMOTE."""
     from mm_core.export.bundle import write_bundle
 
-    with timed(Report("export")) as report:
+    with timed(Report("export"), layout.stage_report("export")) as report:
         verdict = require_promote(layout)
-        return write_bundle(params, layout, store_of(layout), verdict, report).write(layout.stage_report("export"))
+        return write_bundle(params, layout, store_of(layout), verdict, report)
 
 
 def promote(params: Params, layout: Layout) -> Report:
     """Registers the bundled model in MLflow and moves the alias `champion`; repeating it changes nothing."""
     from mm_core.export.registry import Registry
 
-    with timed(Report("promote")) as report:
+    with timed(Report("promote"), layout.stage_report("promote")) as report:
         verdict = require_promote(layout)
         Registry(layout.settings).promote(params, layout, store_of(layout), verdict, report)
-        return report.write(layout.stage_report("promote"))
+    return report
 
 
 def html_report(params: Params, layout: Layout) -> Report:
