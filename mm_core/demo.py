@@ -22,14 +22,13 @@ from mm_core.stages import Progress, quiet
 POISONED = "accessories"
 
 DEMO_VALUES: dict[str, Any] = {
-    "model.size": 128,
+    "model.size": 96,
     "train.common.batch": 8,
-    "train.simple.steps": 240,
+    "train.simple.steps": 280,
     "train.hard.steps": 100,
-    "train.semi.steps": 120,
-    "train.multimodal.steps": 100,
-    "clip.steps": 150,
-    "gate.floors": {"mse": 0.12, "maxf": 0.5},
+    "train.semi.steps": 100,
+    "train.multimodal.steps": 80,
+    "clip.steps": 120,
 }
 """What the demo changes of the defaults: a model of minutes on two cores, not of hours on a GPU."""
 
