@@ -90,9 +90,9 @@ class SemiParams(StageParams):
     steps: int = Field(default=500, ge=0)
     lr: float = Field(default=1e-3, gt=0)
     weight: float = Field(default=1.0, ge=0)
-    """Weight of the consistency loss after its ramp (Ouali et al. 2020 use 30 for 21 classes)."""
-    ramp_share: float = Field(default=0.1, gt=0, le=1)
-    """Share of the steps over which the weight rises as exp(-5 (1 - t)^2)."""
+    """Weight of the consistency loss (Ouali et al. 2020 use 30 for 21 classes)."""
+    ramp_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the steps over which what reaches the encoder rises as exp(-5 (1 - t)^2); the paper: 0.1 of long runs."""
     perturbations: tuple[
         Literal["vat", "dropout", "guided_cutout", "context_mask", "object_mask", "feature_drop", "feature_noise"], ...
     ] = ("vat", "dropout", "guided_cutout", "context_mask", "object_mask", "feature_drop", "feature_noise")

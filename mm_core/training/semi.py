@@ -2,6 +2,9 @@
 
 The main decoder's matte of an unlabelled photo is the target, without gradient; auxiliary decoders see perturbed
 features of the same photo and must agree with it. The gradient reaches the auxiliary decoders and the encoder.
+
+The paper ramps the loss up. Here the ramp is on what reaches the encoder: the auxiliary decoders begin from nothing and
+learn at full weight from the first step, but the encoder listens to them only as far as the ramp has risen.
 """
 
 from __future__ import annotations
@@ -25,6 +28,11 @@ def ramp(progress: float, share: float) -> float:
     return math.exp(-5 * (1 - min(1.0, progress / share)) ** 2)
 
 
+def damped(features: Tensor, share: float) -> Tensor:
+    """The same values; only `share` of the gradient passes back."""
+    return features.detach() + share * (features - features.detach())
+
+
 class Semi(Supervised):
     """Supervised plus agreement on unlabelled photos."""
 
@@ -43,7 +51,8 @@ class Semi(Supervised):
             maps = features["unlabeled"]
             with torch.no_grad():
                 target = self.net.route(maps, batches["unlabeled"].decoders)[0].float().sigmoid()
-            views = self.auxiliary(maps, target)
+            rise = ramp(progress, self._semi.ramp_share)
+            views = self.auxiliary([damped(m, rise) for m in maps], target)
             agreement = torch.stack([consistency(logits, target) for logits in views.values()]).mean()
-            terms["semi"] = self._weight * ramp(progress, self._semi.ramp_share) * agreement
+            terms["semi"] = self._weight * agreement
         return terms

@@ -94,6 +94,24 @@ def test_semi_teaches_the_auxiliaries_and_the_encoder_and_never_the_target(
     assert not moved(net.decoders, term)
 
 
+def test_the_encoder_listens_to_the_auxiliaries_as_far_as_the_ramp_has_risen(
+    pools: dict, net: MattingNet, params: Params
+) -> None:
+    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, params.train.semi)
+    assert strategy.auxiliary is not None
+    batch = samples(strategy)
+    # Running statistics do not matter to gradients in training mode, so two passes compare.
+    pulls = {}
+    for progress in (0.0, 1.0):
+        torch.manual_seed(0)
+        term = strategy.losses(batch, progress)["semi"]
+        weight = next(net.encoder.parameters())
+        auxiliary = next(strategy.auxiliary.parameters())
+        pulls[progress] = torch.autograd.grad(term, [weight, auxiliary])
+    assert torch.allclose(pulls[0.0][0], pulls[1.0][0] * math.exp(-5), rtol=1e-3, atol=1e-9)
+    assert torch.allclose(pulls[0.0][1], pulls[1.0][1])
+
+
 def test_semi_without_unlabelled_photos_is_supervised(pools: dict, net: MattingNet, params: Params) -> None:
     strategy = Semi(net, {"labeled": pools["labeled"]}, params.train.loss, params.train.semi)
     assert strategy.auxiliary is None
