@@ -92,7 +92,7 @@ class SemiParams(StageParams):
     weight: float = Field(default=1.0, ge=0)
     """Weight of the consistency loss (Ouali et al. 2020 use 30 for 21 classes)."""
     ramp_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of the steps over which what reaches the encoder rises as exp(-5 (1 - t)^2); the paper: 0.1 of long runs."""
+    """Share of the steps over which what reaches the encoder rises as exp(-5 (1 - t)^2); the paper: 0.1."""
     perturbations: tuple[
         Literal["vat", "dropout", "guided_cutout", "context_mask", "object_mask", "feature_drop", "feature_noise"], ...
     ] = ("vat", "dropout", "guided_cutout", "context_mask", "object_mask", "feature_drop", "feature_noise")
