@@ -110,14 +110,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("data/bench/stage_order"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--labelled", type=int, default=20, help="labelled photos per category")
+    parser.add_argument("--labelled", type=int, default=30, help="labelled photos per category")
     parser.add_argument("--extra", type=int, default=100, help="unlabelled photos, and photos with text, per category")
     parser.add_argument("--held-out", type=int, default=40, help="evaluation photos per category")
     parser.add_argument("--steps", type=int, nargs=4, default=(200, 100, 150, 150), help="simple hard semi multimodal")
     parser.add_argument("--set", nargs="*", default=[], help="further parameters, name=value")
     args = parser.parse_args()
 
-    values: dict[str, Any] = {"model.size": args.size, "clip.steps": 200}
+    # A handful of validation photos would choose checkpoints by chance.
+    values: dict[str, Any] = {"model.size": args.size, "clip.steps": 200, "snapshot.validation_share": 0.4}
     values |= {f"train.{s}.steps": n for s, n in zip(("simple", "hard", "semi", "multimodal"), args.steps, strict=True)}
     values |= {name: float(value) for name, value in (item.split("=") for item in args.set)}
     params = Params().with_values(**values)
@@ -126,7 +127,9 @@ def main() -> None:
     for seed in range(args.seeds):
         models = {(arm, "float"): TorchPredictor(path, "cpu") for arm, path in run_seed(base, params, seed).items()}
         layout = arm_layout(base, f"mlt-{seed}")
-        evaluate_models(params.evaluate, models, layout, stages.store_of(base), Report("evaluate"))
+        evaluate_models(
+            params.evaluate, models, layout, stages.store_of(base), Report("evaluate"), progress=stages.quiet
+        )
         per_image = pd.read_parquet(layout.per_image)
         for arm in ARMS:
             scores = category_scores(per_image.query("model == @arm"))
@@ -155,7 +158,8 @@ def write(table: pd.DataFrame, args: argparse.Namespace, params: Params) -> None
         "# Stage order: Pixel_Sup, +Semi_Sup, +Mlt_Sup at equal optimiser steps (generated samples)",
         "",
         f"Runner: `benchmarks/stage_order.py`. {table['seed'].nunique()} seeds; {args.labelled} labelled photos per"
-        f" category, {args.extra} unlabelled and {args.extra} with text; {args.held_out} held out."
+        f" category ({params.snapshot.validation_share:.0%} of them for validation), {args.extra} unlabelled"
+        f" and {args.extra} with text; {args.held_out} held out."
         f" {params.model.encoder} at {args.size} px, batch {params.train.common.batch}, steps of the four stages"
         f" {'/'.join(map(str, args.steps))}; Pixel_Sup and +Semi_Sup train on for the steps of the stages they lack."
         f" {platform.machine()}, {os.cpu_count()} cores. Mean ± standard deviation over seeds.",
