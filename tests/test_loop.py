@@ -63,7 +63,7 @@ def test_a_first_model_is_promoted_and_everything_agrees(cycled) -> None:
     pin = Registry(layout.settings).pin("champion")
     assert pin is not None
     assert pin["digest"] == sha256_file(layout.model("multimodal")) == stages.recorded_verdict(layout).candidate
-    bundles = list(layout.bundles.iterdir())
+    bundles = [path for path in layout.bundles.iterdir() if path.is_dir()]
     assert len(bundles) == 1
     manifest = json.loads((bundles[0] / "manifest.json").read_text())
     shipped = {path.name for path in bundles[0].glob("*.onnx")}
