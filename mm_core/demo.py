@@ -26,12 +26,12 @@ DEMO_VALUES: dict[str, Any] = {
     # Few labels: a tenth of them would choose checkpoints by chance.
     "snapshot.validation_share": 0.2,
     "train.common.validate_every": 40,
-    "train.simple.steps": 360,
-    "train.hard.steps": 100,
-    "train.semi.steps": 80,
+    "train.simple.steps": 400,
+    "train.hard.steps": 80,
+    "train.semi.steps": 50,
     # Virtual adversarial perturbation alone costs as much as all others together.
     "train.semi.perturbations": ("dropout", "guided_cutout", "object_mask", "feature_noise"),
-    "train.multimodal.steps": 70,
+    "train.multimodal.steps": 40,
     "clip.steps": 120,
     "gate.floors": {"mse": 0.2, "maxf": 0.5},
 }
@@ -74,16 +74,16 @@ def drop_samples(inbox: Path, cycle: int) -> None:
         return dict.fromkeys(ALL_CATEGORIES, count)
 
     if cycle == 1:
-        _drop(inbox, "pixel_labeled", "2026-w01-eval", each(30), seed=900, role="eval")
-        _drop(inbox, "pixel_labeled", "2026-w01", each(36), seed=100, role="train")
-        _drop(inbox, "unlabeled", "2026-w01", each(16), seed=200)
-        _drop(inbox, "text_image", "2026-w01", each(24), seed=300)
+        _drop(inbox, "pixel_labeled", "2026-w01-eval", each(40), seed=900, role="eval")
+        _drop(inbox, "pixel_labeled", "2026-w01", each(20), seed=100, role="train")
+        _drop(inbox, "unlabeled", "2026-w01", each(12), seed=200)
+        _drop(inbox, "text_image", "2026-w01", each(20), seed=300)
     elif cycle == 2:
-        _drop(inbox, "pixel_labeled", "2026-w02", each(50), seed=400, role="train")
-        _drop(inbox, "unlabeled", "2026-w02", each(16), seed=500)
-        _drop(inbox, "text_image", "2026-w02", each(16), seed=600)
+        _drop(inbox, "pixel_labeled", "2026-w02", each(70), seed=400, role="train")
+        _drop(inbox, "unlabeled", "2026-w02", each(12), seed=500)
+        _drop(inbox, "text_image", "2026-w02", each(12), seed=600)
     else:
-        counts = each(8) | {POISONED: 90}
+        counts = each(6) | {POISONED: 130}
         _drop(inbox, "pixel_labeled", "2026-w03", counts, seed=700, role="train", poison=POISONED)
 
 
