@@ -114,6 +114,8 @@ def demo(
     json_: Json = False,
 ) -> None:
     """Three cycles on generated samples: a first model, an improved one, a poisoned one that is refused."""
+    # Batches this small train faster on one thread than on two (6.4 against 4.9 steps a second here).
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from mm_core.demo import run_demo
 
     with progress_bars() as progress:
