@@ -114,7 +114,7 @@ def demo(
     json_: Json = False,
 ) -> None:
     """Three cycles on generated samples: a first model, an improved one, a poisoned one that is refused."""
-    # Batches this small train faster on one thread than on two (6.4 against 4.9 steps a second here).
+    # Batches this small gain nothing from a second thread, and lose much where another program wants the core.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from mm_core.demo import run_demo
 

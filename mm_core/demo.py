@@ -46,7 +46,7 @@ DEMO_VALUES: dict[str, Any] = {
 def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet) -> dict[str, Any]:
     """Runs the cycles one after the other in `settings.workspace`; drops that are already there are not made again.
 
-    Returns verdict, champion version and report of each cycle.
+    Returns verdict, reasons, seconds and report of each cycle.
     """
     layout = Layout(settings)
     params = Params().with_values(**DEMO_VALUES)
