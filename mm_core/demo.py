@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mm_core import stages
 from mm_core.data.samplegen import write_drop
 from mm_core.layout import Layout
 from mm_core.params import Params
-from mm_core.records import ALL_CATEGORIES, write_bytes
+from mm_core.records import ALL_CATEGORIES, write_bytes, write_json
 from mm_core.settings import Settings
 from mm_core.stages import Progress, quiet
 
@@ -44,15 +45,17 @@ DEMO_VALUES: dict[str, Any] = {
 
 
 def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet) -> dict[str, Any]:
-    """Runs the cycles one after the other in `settings.workspace`; drops that are already there are not made again.
+    """Runs the cycles one after the other in `settings.workspace`; those on record in its demo.json are not run again.
 
     Returns verdict, reasons, seconds and report of each cycle.
     """
     layout = Layout(settings)
     params = Params().with_values(**DEMO_VALUES)
     write_bytes(layout.root / "params.yaml", params.to_yaml().encode())
-    results = []
-    for cycle in range(1, cycles + 1):
+    record = layout.root / "demo.json"
+    # A cycle run again would find the later weeks' drops in the catalog and tell another story.
+    results = json.loads(record.read_text()) if record.exists() else []
+    for cycle in range(len(results) + 1, cycles + 1):
         progress(f"cycle {cycle}: samples", 0, 1)
         drop_samples(Path(settings.inbox), cycle)
         progress(f"cycle {cycle}: samples", 1, 1)
@@ -69,6 +72,7 @@ def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet)
                 "report": reports["report"].facts["copy"],
             }
         )
+        write_json(record, results)
     return {"workspace": str(layout.root), "cycles": results}
 
 
