@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from mm_core.errors import CatalogError
+from mm_core.settings import s3_timeout
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -268,7 +269,13 @@ def _plain(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def _s3_options() -> dict[str, str]:
     """delta-rs reads credentials from the environment itself; only the address differs by name."""
-    options = {"conditional_put": "etag"}
+    options = {
+        "conditional_put": "etag",
+        # A request that S3 leaves without answer is given up and tried again, with growing pauses.
+        "timeout": f"{s3_timeout():g}s",
+        "max_retries": "8",
+        "retry_timeout": f"{10 * s3_timeout():g}s",
+    }
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
         options |= {"AWS_ENDPOINT_URL": endpoint}

@@ -226,6 +226,7 @@ def quarantine_retry(
         stages.inbox_of(layout),
         batch,
         layout.data_docs,
+        layout.spool,
     )
     stages.structure(params, layout)
     stages.pin_inputs(params, layout)

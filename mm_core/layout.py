@@ -96,6 +96,11 @@ class Layout:
         return self.root / "cache"
 
     @property
+    def spool(self) -> Path:
+        """What a batch in work keeps on disk."""
+        return self.cache / "ingest"
+
+    @property
     def mlflow_artifacts(self) -> Path:
         return self.root / "mlflow" / "artifacts"
 

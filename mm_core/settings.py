@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mm_core.errors import InputError
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -44,3 +46,15 @@ class Settings:
 
 def _absolute(url: str) -> str:
     return url if "://" in url else str(Path(url).expanduser().absolute())
+
+
+def s3_timeout() -> float:
+    """`MM_S3_TIMEOUT`, default 60: seconds that S3 may be silent before a request is given up and tried again."""
+    text = os.environ.get("MM_S3_TIMEOUT") or "60"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 86_400:
+        raise InputError(f"MM_S3_TIMEOUT={text!r}: write a number of seconds above 0")
+    return seconds

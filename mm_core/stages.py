@@ -55,6 +55,7 @@ def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress
             report,
             batch=batch,
             data_docs=layout.data_docs,
+            spool=layout.spool,
             progress=progress,
         )
 

@@ -5,13 +5,15 @@ Everything above sees local paths: `fetch` gives one, whatever the backend.
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +21,15 @@ from urllib.parse import urlparse
 
 from mm_core.errors import BlobNotFound, InputError, StoreError
 from mm_core.records import sha256_bytes, sha256_file
+from mm_core.settings import s3_timeout
 
 BLOBS = "blobs/"
 """Keys below are content-addressed: what they name never changes."""
+S3_ATTEMPTS = 8
+"""Tries of one request, with growing pauses, before its error is reported."""
 TEMPORARY = ".tmp"
+LEFT_AFTER = 3600
+"""Seconds without a write after which a temporary file is taken for one that a killed process left."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class LocalStore:
     def __init__(self, root: Path):
         self.root = Path(os.path.abspath(root))
         self.url = str(self.root)
+        self._drafts = _Drafts(self.root / TEMPORARY)
 
     def _path(self, key: str) -> Path:
         return self.root / _inside(key)
@@ -101,8 +109,7 @@ class LocalStore:
     def put(self, key: str, source: Path | bytes) -> None:
         path = self._path(key)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _replacing(path) as temporary, temporary.open("wb") as writer:
+            with self._drafts.replacing(path) as temporary, temporary.open("wb") as writer:
                 if isinstance(source, bytes):
                     writer.write(source)
                 else:
@@ -111,7 +118,7 @@ class LocalStore:
                 writer.flush()
                 os.fsync(writer.fileno())
         except OSError as error:
-            raise StoreError(f"writing {self.url}/{key}: {error.strerror or error}") from error
+            raise StoreError(f"writing {self.url}/{key}: {_said(error)}") from error
 
     def fetch(self, key: str) -> Path:
         path = self._path(key)
@@ -132,16 +139,20 @@ class LocalStore:
             return
         children = {f"{c.name}/" if c.is_dir() else c.name: c for c in os.scandir(folder)}
         for name, child in sorted(children.items()):
+            if _is_temporary(name.rstrip("/")):
+                continue
             if not name.endswith("/"):
-                if not _is_temporary(name):
-                    yield Entry(f"{place}{name}", child.stat(follow_symlinks=False).st_size)
+                yield Entry(f"{place}{name}", child.stat(follow_symlinks=False).st_size)
             elif delimiter:
                 yield Entry(f"{place}{name}", 0)
             elif not child.is_symlink():
                 yield from self._below(folder / child.name, f"{place}{name}", delimiter)
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"deleting {self.url}/{key}: {_said(error)}") from error
 
 
 class S3Store:
@@ -150,6 +161,7 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str, cache: Path):
         self.bucket, self.prefix, self.cache = bucket, prefix, cache / "s3" / bucket / prefix
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._drafts = _Drafts(self.cache / TEMPORARY)
         self._client_or_none: Any = None
         self._lock = threading.Lock()
 
@@ -161,7 +173,12 @@ class S3Store:
 
         with self._lock:
             if self._client_or_none is None:
-                config = Config(retries={"mode": "standard", "max_attempts": 6}, connect_timeout=10, read_timeout=60)
+                timeout = s3_timeout()
+                config = Config(
+                    retries={"mode": "standard", "max_attempts": S3_ATTEMPTS},
+                    connect_timeout=min(10, timeout),
+                    read_timeout=timeout,
+                )
                 self._client_or_none = Session().client("s3", config=config)
         return self._client_or_none
 
@@ -189,13 +206,11 @@ class S3Store:
             head = self._client.head_object(Bucket=self.bucket, Key=name)
             if path.is_file() and stamp.is_file() and stamp.read_text() == head["ETag"]:
                 return path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _replacing(path) as temporary:
+            with self._drafts.replacing(path) as temporary:
                 self._client.download_file(self.bucket, name, str(temporary))
                 if temporary.stat().st_size != head["ContentLength"]:
                     raise StoreError(f"{self.url}/{key} arrived truncated: run again")
-            stamp.parent.mkdir(parents=True, exist_ok=True)
-            with _replacing(stamp) as temporary:
+            with self._drafts.replacing(stamp) as temporary:
                 temporary.write_text(head["ETag"])
         return path
 
@@ -236,9 +251,13 @@ class S3Store:
         except ClientError as error:
             if doing == "reading" and error.response["Error"]["Code"] in ("404", "NoSuchKey"):
                 raise BlobNotFound(f"{self.url} holds no {key}") from error
-            raise StoreError(f"{doing} {self.url}/{key}: {error}") from error
-        except (Boto3Error, BotoCoreError, OSError) as error:
-            raise StoreError(f"{doing} {self.url}/{key}: {error}") from error
+            wrong = 400 <= error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) < 500
+            remedy = "check the address, the bucket and the keys' rights" if wrong else "run again"
+            raise StoreError(f"{doing} {self.url}/{key}: {error}: {remedy}") from error
+        except OSError as error:
+            raise StoreError(f"{doing} {self.url}/{key}: {_said(error)}") from error
+        except (Boto3Error, BotoCoreError) as error:
+            raise StoreError(f"{doing} {self.url}/{key}: {error}: run again") from error
 
 
 def _inside(key: str) -> str:
@@ -249,15 +268,50 @@ def _inside(key: str) -> str:
     return plain
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A new file beside `path` that takes its place when all went well; its name is this thread's own."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+class _Drafts:
+    """A folder in which files are written before they take their place; what killed processes left there goes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._swept = False
+
+    @contextmanager
+    def replacing(self, path: Path) -> Iterator[Path]:
+        """A new file that becomes `path` when all went well; its name is this thread's own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._swept:
+            remove_left_over(self.folder)
+            self._swept = True
+        temporary = self.folder / uuid.uuid4().hex
+        try:
+            yield temporary
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_left_over(folder: Path) -> None:
+    """Removes what lies in a folder of temporary files and folders and was not written to for LEFT_AFTER seconds."""
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):  # another process tidies up too
+            if entry.stat(follow_symlinks=False).st_mtime <= time.time() - LEFT_AFTER:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+
+
+def _said(error: OSError) -> str:
+    """What the system said, and the remedy."""
+    remedies = {
+        errno.ENOSPC: "free some space or move the store, then run again",
+        errno.EDQUOT: "raise the quota or free some space, then run again",
+        errno.EFBIG: "raise the limit on file size (ulimit -f), then run again",
+        errno.EACCES: "give this user the right to it, then run again",
+        errno.EROFS: "make it writable, then run again",
+    }
+    return f"{error.strerror or error}: {remedies.get(error.errno or 0, 'run again')}"
 
 
 def _is_temporary(name: str) -> bool:

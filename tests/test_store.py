@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -84,14 +85,31 @@ def test_a_failed_write_leaves_the_old_object_and_no_litter(tmp_path: Path) -> N
     with pytest.raises(StoreError, match="key"):
         store.put("key", tmp_path / "no such file")
     assert store.fetch("key").read_bytes() == b"old"
-    assert [path.name for path in (tmp_path / "store").iterdir()] == ["key"]
+    assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == ["key"]
 
 
 def test_files_of_a_killed_writer_are_not_listed(tmp_path: Path) -> None:
     (tmp_path / ".0123.tmp").write_bytes(b"half")
+    (tmp_path / ".tmp").mkdir()
+    (tmp_path / ".tmp" / "0123").write_bytes(b"half")
     (tmp_path / "notes.tmp").write_bytes(b"whole")
     for delimiter in (False, True):
         assert [e.key for e in LocalStore(tmp_path).list(delimiter=delimiter)] == ["notes.tmp"]
+
+
+def test_what_killed_writers_left_goes_and_what_others_write_stays(store: Store, tmp_path: Path) -> None:
+    """The next process that writes tidies up, by age: another may be at work in the same folder."""
+    assert isinstance(store, LocalStore | S3Store)
+    drafts = (store.root if isinstance(store, LocalStore) else store.cache) / ".tmp"
+    (drafts / "folder").mkdir(parents=True)
+    (drafts / "folder" / "inner").write_bytes(b"old")
+    for name in ("old", "new"):
+        (drafts / name).write_bytes(b"half")
+    for name in ("old", "folder"):
+        os.utime(drafts / name, (1, 1))
+    store.put("key", b"whole")
+    assert store.fetch("key").read_bytes() == b"whole"
+    assert [path.name for path in drafts.iterdir()] == ["new"]
 
 
 def test_listing_does_not_walk_into_a_loop_of_links(tmp_path: Path) -> None:

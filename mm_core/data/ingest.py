@@ -31,7 +31,7 @@ from mm_core.data.verdicts import Decision, Known, decide, label_id
 from mm_core.errors import BlobNotFound, CatalogError, DropError, InputError, StoreError
 from mm_core.params import IngestParams
 from mm_core.records import Report, sha256_bytes
-from mm_core.store import Store, fetch_blob, put_blob
+from mm_core.store import Store, fetch_blob, put_blob, remove_left_over
 
 WORKERS = 2
 """Rows probed at once: bounds the decoded photos in memory."""
@@ -51,6 +51,7 @@ def ingest_ready(
     *,
     batch: str | None = None,
     data_docs: Path,
+    spool: Path,
     progress: Progress,
 ) -> Report:
     """Takes every ready drop, or the one named `batch` or `kind/batch`; one that is done already is only reported.
@@ -66,7 +67,7 @@ def ingest_ready(
             raise InputError(f"batch {batch!r}: no manifest at {inbox.url}/<kind>/{batch}: check --batch and --inbox")
     docs = DataDocs(data_docs)
     for one in chosen:
-        Ingest(params, catalog, store, inbox, one, docs, progress).run()
+        Ingest(params, catalog, store, inbox, one, docs, spool, progress).run()
     docs.build()
     return describe(report, catalog, store, chosen, data_docs)
 
@@ -115,10 +116,11 @@ class Ingest:
         inbox: Store,
         batch: ReadyBatch,
         docs: DataDocs,
+        spool: Path,
         progress: Progress,
     ):
         self.params, self.catalog, self.store, self.inbox = params, catalog, store, inbox
-        self.batch, self.docs, self.progress = batch, docs, progress
+        self.batch, self.docs, self.spool, self.progress = batch, docs, spool, progress
         self.now = datetime.now(UTC).isoformat(timespec="seconds")
 
     def run(self, *, again: bool = False, only: frozenset[int] | None = None) -> None:
@@ -140,7 +142,9 @@ class Ingest:
 
     def _take(self, rows: Sequence[ManifestRow], *, partial: bool) -> str:
         """Everything up to the ledger; why the drop is held, or nothing."""
-        with TemporaryDirectory(prefix="mm-ingest-") as spool:
+        self.spool.mkdir(parents=True, exist_ok=True)
+        remove_left_over(self.spool)
+        with TemporaryDirectory(dir=self.spool) as spool:
             prober = Prober(self.inbox, self.batch.manifest_key, self.batch.kind, self.params.max_pixels, Path(spool))
             probes = self._probe(prober, rows)
             judge = Judge(self.params, self.batch.kind, self.batch.batch, self.docs)

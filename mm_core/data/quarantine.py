@@ -49,6 +49,7 @@ def retry(
     inbox: Store,
     batch: str,
     data_docs: Path,
+    spool: Path,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
     """Looks at the quarantined rows of `batch` (or `kind/batch`) again, or at all rows of one that was held.
@@ -65,7 +66,7 @@ def retry(
         raise InputError(f"batch {batch!r} was not ingested as it lies in the inbox: {remedy}")
     docs = DataDocs(data_docs)
     for one in known:
-        work = Ingest(params, catalog, store, inbox, one, docs, progress)
+        work = Ingest(params, catalog, store, inbox, one, docs, spool, progress)
         if ledger[one.key] == "held":
             work.run(again=True)
         else:

@@ -101,6 +101,7 @@ class Workshop:
             Report("ingest"),
             batch=batch,
             data_docs=self.root / "docs",
+            spool=self.root / "spool",
             progress=lambda what, done, total: None,
         )
 

@@ -379,7 +379,7 @@ while not (folder / "go").exists():
     sleep(0.005)
 ingest_ready(IngestParams(), Catalog(store), open_store(store, folder / f"cache-{me}"),
     open_store(inbox, folder / f"cache-{me}" / "inbox"), Report("ingest"), data_docs=folder / "docs",
-    progress=lambda *_: None)
+    spool=folder / "spool", progress=lambda *_: None)
 """
 
 

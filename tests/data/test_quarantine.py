@@ -22,7 +22,7 @@ def shop(workshop: Any, make: Any) -> Any:
 
 
 def again(shop: Any, batch: str = "a") -> Any:
-    return retry(shop.params, shop.catalog, shop.store, shop.inbox, batch, shop.root / "docs")
+    return retry(shop.params, shop.catalog, shop.store, shop.inbox, batch, shop.root / "docs", shop.root / "spool")
 
 
 def test_list_and_show(shop: Any, make: Any) -> None:
