@@ -1,7 +1,13 @@
-"""The catalog: five Delta tables in the store. The only module that knows deltalake.
+"""The catalog: Delta tables in the store. The only module that knows deltalake.
 
 Rows are only ever added or replaced by key, so that doing the same work twice leaves the same
 catalog, and every commit has a version that a snapshot can name.
+
+Cost follows the new rows: keys are digests, so new rows are appended after one streamed look at the keys
+that are there, and only files that hold a changed row are written again. The many small files that this
+leaves are put together every COMPACT_EVERY commits, by the writer whose commit it was: the catalog then stays
+fast without a service that somebody has to run, and the version only moves where rows moved. What is no longer
+referenced stays for RETENTION_DAYS, until `mm catalog compact` removes it.
 """
 
 from __future__ import annotations
@@ -10,107 +16,33 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mm_core.errors import CatalogError
 from mm_core.settings import s3_timeout
+from mm_core.tables import KEYS, SCHEMAS
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 ATTEMPTS = 20
 """Commits tried against other writers before giving up."""
-SCHEMAS: Mapping[str, pa.Schema] = {
-    # The ledger: one row per (kind, batch, manifest digest), written last, when all its rows are in.
-    "batches": pa.schema(
-        [
-            ("key", pa.string()),  # sha256 over kind, batch and manifest digest
-            ("kind", pa.string()),
-            ("batch", pa.string()),
-            ("manifest_sha256", pa.string()),
-            ("state", pa.string()),  # ingested | held
-            ("reason", pa.string()),  # why a batch is held
-            ("rows", pa.int64()),
-            ("accepted", pa.int64()),
-            ("quarantined", pa.int64()),
-            ("duplicates", pa.int64()),
-            ("uri", pa.string()),
-            ("ingested_at", pa.string()),  # ISO 8601, UTC
-        ]
-    ),
-    # One row per distinct image; id = sha256 of the file's bytes.
-    "samples": pa.schema(
-        [
-            ("id", pa.string()),
-            ("kind", pa.string()),  # of the drop that brought it first
-            ("batch", pa.string()),
-            ("category", pa.string()),  # null: unknown
-            ("caption", pa.string()),
-            ("group", pa.string()),  # burst, scene, near-duplicates: never split over train and eval
-            ("role", pa.string()),  # "" | train | eval, as the manifest asks
-            ("width", pa.int32()),  # pixels, after EXIF orientation
-            ("height", pa.int32()),
-            ("format", pa.string()),  # JPEG, PNG, …
-            ("phash", pa.string()),  # 64-bit perceptual hash, 16 hex digits
-            ("source", pa.string()),
-            ("license", pa.string()),
-            ("taken_at", pa.string()),
-            ("name", pa.string()),  # as the manifest called it
-            ("accepted_at", pa.string()),
-        ]
-    ),
-    # Every version of every alpha; the newest by (version) counts.
-    "labels": pa.schema(
-        [
-            ("id", pa.string()),  # sha256 over sample id and alpha digest
-            ("sample_id", pa.string()),
-            ("alpha_sha256", pa.string()),  # blob: 8- or 16-bit grey PNG of the oriented image's size
-            ("version", pa.int32()),  # 1, 2, … per sample
-            ("origin", pa.string()),  # drop | label_studio
-            ("batch", pa.string()),
-            ("annotator", pa.string()),
-            ("binary", pa.bool_()),  # a mask of 0 and 1 only: carries no soft band
-            ("created_at", pa.string()),
-        ]
-    ),
-    "rejects": pa.schema(
-        [
-            ("key", pa.string()),  # sha256 over batch key and row number
-            ("kind", pa.string()),
-            ("batch", pa.string()),
-            ("row", pa.int64()),  # 0-based row of the manifest
-            ("image", pa.string()),
-            ("verdict", pa.string()),  # quarantine | duplicate
-            ("reason", pa.string()),  # plain words, from a fixed list
-            ("detail", pa.string()),  # what was measured
-            ("sample_id", pa.string()),  # of a duplicate: the sample it repeats
-            ("where", pa.string()),  # store key of the kept copy, if any
-            ("rejected_at", pa.string()),
-        ]
-    ),
-    # What extractors found, one row per sample, extractor and its version.
-    "features": pa.schema(
-        [
-            ("sample_id", pa.string()),
-            ("extractor", pa.string()),  # photo | difficulty | model_difficulty | …
-            ("version", pa.string()),
-            ("numbers", pa.map_(pa.string(), pa.float64())),
-            ("texts", pa.map_(pa.string(), pa.string())),
-            ("computed_at", pa.string()),
-        ]
-    ),
-}
-KEYS: Mapping[str, tuple[str, ...]] = {
-    "batches": ("key",),
-    "samples": ("id",),
-    "labels": ("id",),
-    "rejects": ("key",),
-    "features": ("sample_id", "extractor", "version"),
-}
+COMPACT_EVERY = 64
+"""Commits of a table between two compactions."""
+FILE_BYTES = 32 << 20
+"""Data files grow up to this size: a change of one row writes at most this much again."""
+RETENTION_DAYS = 90
+"""Old versions of a table can be read for this long; `inputs.json` names younger ones."""
+PUSHED = 1000
+"""Values of an `in` that the query engine is given as text; its time grows with their square, so that longer lists
+are looked up here while the table streams by."""
+Filter = tuple[str, str, Any]
+"""(column, one of = != < <= > >= in "not in", value)."""
 
 
 class CatalogMoved(CatalogError):
@@ -118,7 +50,7 @@ class CatalogMoved(CatalogError):
 
 
 class Catalog:
-    """The five tables under `<store>/catalog/`, on a folder or S3."""
+    """The tables under `<store>/catalog/`, on a folder or S3."""
 
     def __init__(self, store_url: str):
         self.url = f"{store_url.rstrip('/')}/catalog"
@@ -138,31 +70,56 @@ class Catalog:
         *,
         version: int | None = None,
         columns: Sequence[str] | None = None,
-        filters: list[tuple[str, str, Any]] | None = None,
+        filters: Sequence[Filter] | None = None,
     ) -> pd.DataFrame:
         """A table (or some columns, some rows, an old version) as a DataFrame; maps come as dicts.
 
-        `filters`: all must hold, as (column, one of = != < <= > >= in "not in", value).
+        Rows are in no order. All of `filters` must hold. Raises CatalogError where files are missing or broken.
         """
-        from pyarrow.parquet import filters_to_expression
-
         names = list(columns or SCHEMAS[table].names)
+        schema = pa.schema([SCHEMAS[table].field(name) for name in names])
+        rows = pa.Table.from_batches(self.scan(table, version=version, columns=names, filters=filters), schema)
+        return rows.to_pandas(maps_as_pydicts="lossy")
+
+    def scan(
+        self,
+        table: str,
+        *,
+        version: int | None = None,
+        columns: Sequence[str],
+        filters: Sequence[Filter] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """As `read`, in batches of a few thousand rows: what is not kept takes no memory."""
         delta = None if version == -1 else self._open(table, version)
-        if delta is None:
-            return SCHEMAS[table].empty_table().select(names).to_pandas()
-        needed = list(dict.fromkeys([*names, *(column for column, _, _ in filters or ())]))
+        if delta is not None:
+            yield from self._select(delta, table, columns, filters or ())
+
+    def _select(
+        self, delta: DeltaTable, table: str, names: Sequence[str], filters: Sequence[Filter]
+    ) -> Iterator[pa.RecordBatch]:
+        from deltalake import QueryBuilder
+        from deltalake.exceptions import DeltaError
+
+        lookups = [f for f in filters if "in" in f[1] and len(f[2]) > PUSHED]
+        conditions = [_sql(f) for f in filters if f not in lookups]
+        columns = list(dict.fromkeys([*names, *(column for column, _, _ in lookups)]))
+        query = f"SELECT {', '.join(map(_quoted, columns))} FROM t"
+        if conditions:
+            query += f" WHERE {' AND '.join(conditions)}"
+        schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
+        wanted = [(c, verb, pa.array(list(values), schema.field(c).type)) for c, verb, values in lookups]
         try:
-            rows = delta.to_pyarrow_table(columns=needed)
-        except (pa.ArrowException, OSError) as error:
+            # As a stream of pyarrow, which lets go of the interpreter while it waits for data.
+            for batch in pa.RecordBatchReader.from_stream(QueryBuilder().register("t", delta).execute(query)):
+                # The engine describes text by string views, which pandas and pyarrow's comparisons do not take.
+                rows = batch.cast(schema)
+                for column, verb, values in wanted:
+                    found = pc.is_in(rows[column], values)
+                    rows = rows.filter(found if verb == "in" else pc.invert(found))
+                if rows.num_rows:
+                    yield rows.select(list(names))
+        except (DeltaError, pa.ArrowException, OSError) as error:
             raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
-        if filters:
-            # Not pushed down: delta-rs describes its files by string views, which pyarrow cannot compare with strings.
-            typed = [
-                (name, verb, pa.array(list(value), rows.schema.field(name).type) if "in" in verb else value)
-                for name, verb, value in filters
-            ]
-            rows = rows.filter(filters_to_expression(typed))
-        return rows.select(names).to_pandas(maps_as_pydicts="lossy")
 
     def add(self, table: str, rows: Iterable[Mapping[str, Any]], *, at: int | None = None) -> int:
         """Inserts the rows whose key is not there yet, in one commit; returns how many were new.
@@ -187,6 +144,38 @@ class Catalog:
         delta = self._open(table)
         return 0 if delta is None else int(delta.delete(predicate)["num_deleted_rows"])
 
+    def compact(self, table: str) -> int:
+        """Puts small files together; returns how many went. Rows and their order of keys stay; safe beside writers."""
+        from deltalake.exceptions import CommitFailedError
+
+        delta = self._open(table)
+        if delta is None:
+            return 0
+        try:
+            done = delta.optimize.compact(target_size=FILE_BYTES, max_concurrent_tasks=1)
+        except CommitFailedError:
+            return 0  # another writer replaced one of the files: its compaction, or the next, does the work
+        return int(done["numFilesRemoved"])
+
+    def vacuum(self, table: str, *, keep: Iterable[int] = (), days: float = RETENTION_DAYS) -> int:
+        """Removes data files that no version of the last `days`, and none of `keep`, refers to; returns how many.
+
+        Files of commits in the making are not touched: only what the log says was replaced goes.
+        """
+        from deltalake.exceptions import DeltaError
+
+        delta = self._open(table)
+        if delta is None:
+            return 0
+        versions = sorted({v for v in keep if 0 <= v <= delta.version()}) or None
+        hours = int(days * 24)
+        try:
+            if not delta.vacuum(hours, enforce_retention_duration=False, keep_versions=versions):
+                return 0  # a vacuum of nothing would still move the version
+            return len(delta.vacuum(hours, False, enforce_retention_duration=False, keep_versions=versions))
+        except (DeltaError, OSError) as error:
+            raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+
     def _merge(
         self,
         table: str,
@@ -196,32 +185,30 @@ class Catalog:
         fill: Sequence[str] = (),
         at: int | None = None,
     ) -> int:
-        from deltalake import CommitProperties
         from deltalake.exceptions import CommitFailedError, DeltaError
 
         schema, keys = SCHEMAS[table], KEYS[table]
         unique = {tuple(row[k] for k in keys): _plain(row, schema.names) for row in rows}
         if not unique:
             return 0
-        data = pa.Table.from_pylist(list(unique.values()), schema=schema)
-        on = " AND ".join(f"t.`{k}` = s.`{k}`" for k in keys)
-        updates = {f"`{c}`": f"s.`{c}`" for c in replace} | {f"`{c}`": f"coalesce(t.`{c}`, s.`{c}`)" for c in fill}
+        # Through arrow once, so that what is compared with the table's rows has the table's types.
+        given = pa.Table.from_pylist(list(unique.values()), schema=schema).to_pylist()
         for attempt in range(ATTEMPTS):
             try:
                 delta = self._open_or_create(table)
                 if at is not None and delta.version() != max(at, 0):
                     raise CatalogMoved(f"{table}: version {delta.version()}, decided on {at}")
-                merge = delta.merge(
-                    data,
-                    predicate=on,
-                    source_alias="s",
-                    target_alias="t",
-                    commit_properties=CommitProperties(max_commit_retries=0),
-                )
-                if updates:
-                    merge = merge.when_matched_update(updates)
-                result = merge.when_not_matched_insert_all().execute()
-                return int(result["num_target_rows_inserted"])
+                there = self._rows_of(delta, table, given, schema.names if replace or fill else keys)
+                new, changed = [], []
+                for row in given:
+                    old = there.get(tuple(row[k] for k in keys))
+                    merged = row if old is None else old | {c: row[c] for c in replace}
+                    merged |= {c: row[c] for c in fill if merged[c] is None}
+                    (new if old is None else changed if merged != old else []).append(merged)
+                if new or changed:
+                    _commit(delta, table, new, changed)
+                    self._tidy(table)
+                return len(new)
             except CommitFailedError as error:
                 if at is not None:
                     raise CatalogMoved(f"{table}: {error}") from error
@@ -229,6 +216,23 @@ class Catalog:
             except (DeltaError, OSError) as error:
                 raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
         raise CatalogError(f"catalog table {table} at {self.url}: {ATTEMPTS} commits lost to other writers; run again")
+
+    def _rows_of(
+        self, delta: DeltaTable, table: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+    ) -> dict[tuple[Any, ...], dict[str, Any]]:
+        """The table's rows that have the keys of `rows`, by key."""
+        keys = KEYS[table]
+        filters: list[Filter] = [(keys[0], "in", sorted({row[keys[0]] for row in rows}))]
+        asked = {tuple(row[k] for k in keys) for row in rows}
+        batches = self._select(delta, table, names, filters)
+        found = (row for batch in batches for row in batch.to_pylist())
+        by_key = ((tuple(row[k] for k in keys), row) for row in found)
+        return {key: row for key, row in by_key if key in asked}
+
+    def _tidy(self, table: str) -> None:
+        version = self.version(table)
+        if version and version % COMPACT_EVERY == 0:
+            self.compact(table)
 
     def _uri(self, table: str) -> str:
         return f"{self.url}/{table}"
@@ -254,11 +258,61 @@ class Catalog:
         if delta := self._open(table):
             return delta
         try:
-            return DeltaTable.create(self._uri(table), SCHEMAS[table], storage_options=self._options)
+            return DeltaTable.create(
+                self._uri(table), SCHEMAS[table], configuration=_configuration(table), storage_options=self._options
+            )
         except (DeltaError, OSError) as error:
             if delta := self._open(table):  # another process made it in this moment
                 return delta
             raise CatalogError(f"catalog table {table} at {self.url} cannot be made: {error}") from error
+
+
+def _commit(
+    delta: DeltaTable, table: str, new: Sequence[Mapping[str, Any]], changed: Sequence[Mapping[str, Any]]
+) -> None:
+    """New and changed rows in one commit on exactly the version that was read; raises CommitFailedError otherwise."""
+    from deltalake import CommitProperties, write_deltalake
+
+    alone = CommitProperties(max_commit_retries=0)
+    data = pa.Table.from_pylist([*new, *changed], schema=SCHEMAS[table])
+    if not changed:
+        write_deltalake(delta, data, mode="append", commit_properties=alone)
+        return
+    keys = KEYS[table]
+    on = " AND ".join(f"t.`{k}` = s.`{k}`" for k in keys)
+    touched = sorted({row[keys[0]] for row in changed})
+    if len(touched) <= PUSHED:  # the engine then joins with a few rows, not with the whole table
+        on += f" AND t.`{keys[0]}` IN ({', '.join(map(_literal, touched))})"
+    merge = delta.merge(data, predicate=on, source_alias="s", target_alias="t", commit_properties=alone)
+    merge.when_matched_update_all().when_not_matched_insert_all().execute()
+
+
+def _sql(condition: Filter) -> str:
+    column, verb, value = condition
+    if "in" not in verb:
+        return f"{_quoted(column)} {verb} {_literal(value)}"
+    if not len(value):
+        return "false" if verb == "in" else "true"
+    return f"{_quoted(column)} {verb.upper()} ({', '.join(map(_literal, value))})"
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def _literal(value: Any) -> str:
+    """A value as SQL has it."""
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
+
+
+def _configuration(table: str) -> dict[str, str | None]:
+    """Properties of a new table. Statistics are kept of what is looked up, not of words about people."""
+    text = {"caption", "name", "image", "detail", "source", "license", "taken_at", "numbers", "texts"}
+    return {
+        "delta.logRetentionDuration": f"interval {RETENTION_DAYS} days",
+        "delta.deletedFileRetentionDuration": f"interval {RETENTION_DAYS} days",
+        "delta.dataSkippingStatsColumns": ",".join(f"`{n}`" for n in SCHEMAS[table].names if n not in text),
+    }
 
 
 def _plain(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

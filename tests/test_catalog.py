@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
-from mm_core.catalog import KEYS, SCHEMAS, Catalog, CatalogMoved
+from mm_core.catalog import Catalog, CatalogMoved
 from mm_core.errors import CatalogError
+from mm_core.tables import KEYS, SCHEMAS
 
 
 @pytest.fixture(params=["folder", "s3"])

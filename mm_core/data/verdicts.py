@@ -18,8 +18,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from mm_core.catalog import Catalog
+from mm_core.catalog import Catalog, Filter
 from mm_core.data.duplicates import Entry, NearIndex, same_photo
 from mm_core.data.expectations import Fault
 from mm_core.data.manifest import ManifestRow
@@ -69,11 +71,15 @@ class Known:
     def read(catalog: Catalog, probes: Iterable[Probe], near_bits: int) -> Known:
         """Reads what may matter for these probes; the rest of a large catalog is not kept."""
         versions = catalog.version("samples"), catalog.version("labels")
-        frame = catalog.read("samples", version=versions[0], columns=SAMPLE_COLUMNS)
         mine = {p.sha256: int(p.phash, 16) for p in probes if p.sha256 and p.phash}
-        index = NearIndex(near_bits)
-        hashes = np.array([int(text, 16) for text in frame["phash"]], np.uint64)
-        frame = frame.loc[index.sharing_a_band(hashes, mine.values()) | frame["id"].isin(list(mine)).to_numpy(bool)]
+        index, ids = NearIndex(near_bits), pa.array(list(mine), pa.string())
+        near: list[str] = []
+        for batch in catalog.scan("samples", version=versions[0], columns=("id", "phash")):
+            hashes = np.array([int(text, 16) for text in batch["phash"].to_pylist()], np.uint64)
+            close = index.sharing_a_band(hashes, mine.values()) | pc.is_in(batch["id"], ids).to_numpy(False)
+            near += batch["id"].filter(pa.array(close)).to_pylist()
+        chosen: list[Filter] = [("id", "in", near)]
+        frame = catalog.read("samples", version=versions[0], columns=SAMPLE_COLUMNS, filters=chosen)
         clean: pd.DataFrame = frame.astype(object).where(frame.notna(), None)
         samples: dict[str, Mapping[str, Any]] = {str(row["id"]): row for row in clean.to_dict("records")}
         for row in samples.values():
@@ -81,7 +87,7 @@ class Known:
                 Entry(int(row["phash"], 16), row["id"], row["name"], row["group"] or "", row["width"] / row["height"])
             )
         labels: dict[str, list[Mapping[str, Any]]] = {}
-        of_mine: list[tuple[str, str, Any]] = [("sample_id", "in", sorted(mine))]
+        of_mine: list[Filter] = [("sample_id", "in", sorted(mine))]
         rows: pd.DataFrame = catalog.read("labels", version=versions[1], columns=LABEL_COLUMNS, filters=of_mine)
         for row in rows.to_dict("records"):
             labels.setdefault(row["sample_id"], []).append(row)

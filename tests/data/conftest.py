@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_core.catalog import SCHEMAS, Catalog
+from mm_core.catalog import Catalog
 from mm_core.data.expectations import DataDocs
 from mm_core.data.ingest import ingest_ready
 from mm_core.params import IngestParams
 from mm_core.records import Report
 from mm_core.store import LocalStore, Store, open_store
+from mm_core.tables import SCHEMAS
 
 Row = Mapping[str, Any]
 

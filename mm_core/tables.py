@@ -1,0 +1,95 @@
+"""The tables of the catalog: their columns and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+SCHEMAS: Mapping[str, pa.Schema] = {
+    # The ledger: one row per (kind, batch, manifest digest), written last, when all its rows are in.
+    "batches": pa.schema(
+        [
+            ("key", pa.string()),  # sha256 over kind, batch and manifest digest
+            ("kind", pa.string()),
+            ("batch", pa.string()),
+            ("manifest_sha256", pa.string()),
+            ("state", pa.string()),  # ingested | held
+            ("reason", pa.string()),  # why a batch is held
+            ("rows", pa.int64()),
+            ("accepted", pa.int64()),
+            ("quarantined", pa.int64()),
+            ("duplicates", pa.int64()),
+            ("uri", pa.string()),
+            ("ingested_at", pa.string()),  # ISO 8601, UTC
+        ]
+    ),
+    # One row per distinct image; id = sha256 of the file's bytes.
+    "samples": pa.schema(
+        [
+            ("id", pa.string()),
+            ("kind", pa.string()),  # of the drop that brought it first
+            ("batch", pa.string()),
+            ("category", pa.string()),  # null: unknown
+            ("caption", pa.string()),
+            ("group", pa.string()),  # burst, scene, near-duplicates: never split over train and eval
+            ("role", pa.string()),  # "" | train | eval, as the manifest asks
+            ("width", pa.int32()),  # pixels, after EXIF orientation
+            ("height", pa.int32()),
+            ("format", pa.string()),  # JPEG, PNG, …
+            ("phash", pa.string()),  # 64-bit perceptual hash, 16 hex digits
+            ("source", pa.string()),
+            ("license", pa.string()),
+            ("taken_at", pa.string()),
+            ("name", pa.string()),  # as the manifest called it
+            ("accepted_at", pa.string()),
+        ]
+    ),
+    # Every version of every alpha; the newest by (version) counts.
+    "labels": pa.schema(
+        [
+            ("id", pa.string()),  # sha256 over sample id and alpha digest
+            ("sample_id", pa.string()),
+            ("alpha_sha256", pa.string()),  # blob: 8- or 16-bit grey PNG of the oriented image's size
+            ("version", pa.int32()),  # 1, 2, … per sample
+            ("origin", pa.string()),  # drop | label_studio
+            ("batch", pa.string()),
+            ("annotator", pa.string()),
+            ("binary", pa.bool_()),  # a mask of 0 and 1 only: carries no soft band
+            ("created_at", pa.string()),
+        ]
+    ),
+    "rejects": pa.schema(
+        [
+            ("key", pa.string()),  # sha256 over batch key and row number
+            ("kind", pa.string()),
+            ("batch", pa.string()),
+            ("row", pa.int64()),  # 0-based row of the manifest
+            ("image", pa.string()),
+            ("verdict", pa.string()),  # quarantine | duplicate
+            ("reason", pa.string()),  # plain words, from a fixed list
+            ("detail", pa.string()),  # what was measured
+            ("sample_id", pa.string()),  # of a duplicate: the sample it repeats
+            ("where", pa.string()),  # store key of the kept copy, if any
+            ("rejected_at", pa.string()),
+        ]
+    ),
+    # What extractors found, one row per sample, extractor and its version.
+    "features": pa.schema(
+        [
+            ("sample_id", pa.string()),
+            ("extractor", pa.string()),  # photo | difficulty | model_difficulty | …
+            ("version", pa.string()),
+            ("numbers", pa.map_(pa.string(), pa.float64())),
+            ("texts", pa.map_(pa.string(), pa.string())),
+            ("computed_at", pa.string()),
+        ]
+    ),
+}
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "batches": ("key",),
+    "samples": ("id",),
+    "labels": ("id",),
+    "rejects": ("key",),
+    "features": ("sample_id", "extractor", "version"),
+}
