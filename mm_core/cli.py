@@ -5,12 +5,10 @@ Results go to stdout (one JSON object with `--json`), progress to stderr. Bad in
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,91 +17,18 @@ import pandas as pd
 import typer
 
 from mm_core import stages
+from mm_core.cli_release import app as release_app
 from mm_core.errors import InputError, MattingError
-from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.params import Params
-from mm_core.records import KINDS, Report, write_json
+from mm_core.layout import TRAIN_STAGES
+from mm_core.records import KINDS, Report
 from mm_core.settings import Settings
+from mm_core.terminal import Inbox, Json, layout_and_params, progress_bars, say, table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
 label_app = typer.Typer(no_args_is_help=True, help="Tasks for people in Label Studio's format, and their answers back.")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(label_app, name="label")
-
-Json = Annotated[bool, typer.Option("--json", help="One machine-readable object on stdout.")]
-Inbox = Annotated[str | None, typer.Option(help="Folder or s3://bucket/prefix; default MM_INBOX or <workspace>/inbox.")]
-
-
-def layout_and_params(inbox: str | None = None) -> tuple[Layout, Params]:
-    settings = Settings.from_env(inbox=inbox)
-    return Layout(settings), Params.load(settings.params_file)
-
-
-class Bars:
-    """One tqdm bar on stderr per kind of work; silent where stderr is not a terminal or CI's log."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if self._bar is None or self._bar.desc != what:
-            self.close()
-            self._bar = tqdm(desc=what, total=total, file=sys.stderr, leave=True, dynamic_ncols=True, mininterval=0.5)
-        self._bar.n = done
-        self._bar.total = total
-        self._bar.refresh() if done >= total else self._bar.update(0)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-@contextmanager
-def progress_bars():
-    bars = Bars()
-    try:
-        yield bars
-    finally:
-        bars.close()
-
-
-def say(result: Report | dict[str, Any], as_json: bool) -> None:
-    """Prints a result for a person or for a program."""
-    data = asdict(result) if isinstance(result, Report) else result
-    if as_json:
-        typer.echo(json.dumps(data, default=str))
-    elif isinstance(result, Report):
-        typer.echo(f"{result.stage}: {result.seconds:.1f} s")
-        for name, value in result.facts.items():
-            typer.echo(f"  {name}: {value if isinstance(value, (str, int, float)) else json.dumps(value, default=str)}")
-        for name, number in sorted(result.metrics.items())[:40]:
-            typer.echo(f"  {name}: {number:.5g}")
-        for name, rows in result.tables.items():
-            if rows and len(rows) <= 60:
-                typer.echo(f"\n{name}\n{table(rows)}")
-    else:
-        typer.echo(json.dumps(data, indent=1, default=str))
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as an aligned plain-text table."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(columns)]
-    lines = ["  ".join(name.ljust(w) for name, w in zip(columns, widths, strict=True))]
-    lines += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in cells]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else str(value)[:70]
-
 
 # ── data ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -314,48 +239,8 @@ def evaluate(
         say(stages.evaluate(params, layout, progress=progress), json_)
 
 
-@app.command()
-def gate(
-    action: Annotated[str, typer.Argument(help="Nothing: decide now. show: the recorded verdict.")] = "",
-    json_: Json = False,
-) -> None:
-    """Decides PROMOTE, REJECT or INCONCLUSIVE and records it; a refusal exits with 0."""
-    layout, params = layout_and_params()
-    if action not in ("", "show"):
-        raise InputError(f"mm gate {action}: unknown; use `mm gate` or `mm gate show`")
-    if not action:
-        return say(stages.gate(params, layout), json_)
-    verdict = stages.recorded_verdict(layout)
-    if json_:
-        return say(verdict.model_dump(), True)
-    typer.echo(
-        f"{verdict.decision} ({verdict.basis}): {verdict.candidate[:12]} against {(verdict.champion or 'none')[:12]}"
-    )
-    for reason in verdict.reasons:
-        typer.echo(f"  {reason}")
-    typer.echo("\n" + table([cell.model_dump() for cell in verdict.cells]))
-
-
-@app.command()
-def export(
-    if_promoted: Annotated[bool, typer.Option("--if-promoted", help="A refusal is recorded, not an error.")] = False,
-    json_: Json = False,
-) -> None:
-    """Assembles the mobile bundle of a candidate whose recorded verdict is PROMOTE."""
-    layout, params = layout_and_params()
-    verdict = stages.recorded_verdict(layout)
-    if if_promoted and verdict.decision != "PROMOTE":
-        refusal = {"exported": False, "verdict": verdict.decision, "reasons": verdict.reasons}
-        write_json(layout.cycle_bundle / "export.json", refusal)
-        return say(refusal, json_)
-    say(stages.export(params, layout), json_)
-
-
-@app.command()
-def promote(json_: Json = False) -> None:
-    """Moves the MLflow alias `champion` to the exported candidate; refuses without a recorded PROMOTE."""
-    layout, params = layout_and_params()
-    say(stages.promote(params, layout), json_)
+app.registered_commands += release_app.registered_commands
+app.registered_groups += release_app.registered_groups
 
 
 # ── using what was learnt ────────────────────────────────────────────────────────────────────────
@@ -376,14 +261,6 @@ def predict(
     layout, _ = layout_and_params()
     with progress_bars() as progress:
         say(predict_files(layout, images, out, model=model, category=category, cutout=cutout, progress=progress), json_)
-
-
-@app.command()
-def lineage(version: Annotated[str, typer.Argument(help="Registry version.")]) -> None:
-    """The samples, labels, params, code and seeds behind a model."""
-    from mm_core.export.lineage import lineage as trace
-
-    say(trace(Settings.from_env(), version), True)
 
 
 @app.command()
