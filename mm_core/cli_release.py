@@ -7,25 +7,27 @@ from typing import Annotated
 import typer
 
 from mm_core import stages
-from mm_core.errors import InputError
 from mm_core.records import write_json
 from mm_core.settings import Settings
-from mm_core.terminal import Json, layout_and_params, say, table
+from mm_core.terminal import Json, layout_and_params, progress_bars, say, table
 
 app = typer.Typer()
+gate_app = typer.Typer(help="Decides PROMOTE, REJECT or INCONCLUSIVE and records it; show, simulate, noise.")
+app.add_typer(gate_app, name="gate")
 
 
-@app.command()
-def gate(
-    action: Annotated[str, typer.Argument(help="Nothing: decide now. show: the recorded verdict.")] = "",
-    json_: Json = False,
-) -> None:
+@gate_app.callback(invoke_without_command=True)
+def gate(context: typer.Context, json_: Json = False) -> None:
     """Decides PROMOTE, REJECT or INCONCLUSIVE and records it; a refusal exits with 0."""
-    layout, params = layout_and_params()
-    if action not in ("", "show"):
-        raise InputError(f"mm gate {action}: unknown; use `mm gate` or `mm gate show`")
-    if not action:
-        return say(stages.gate(params, layout), json_)
+    if context.invoked_subcommand is None:
+        layout, params = layout_and_params()
+        say(stages.gate(params, layout), json_)
+
+
+@gate_app.command("show")
+def gate_show(json_: Json = False) -> None:
+    """The recorded verdict, cell by cell."""
+    layout, _ = layout_and_params()
     verdict = stages.recorded_verdict(layout)
     if json_:
         return say(verdict.model_dump(), True)
@@ -35,6 +37,39 @@ def gate(
     for reason in verdict.reasons:
         typer.echo(f"  {reason}")
     typer.echo("\n" + table([cell.model_dump() for cell in verdict.cells]))
+
+
+@gate_app.command("simulate")
+def gate_simulate(
+    runs: Annotated[int, typer.Option(min=1, help="Simulated retrainings per line.")] = 300,
+    photos: Annotated[list[int], typer.Option(min=2, help="Eval photos per category; may be repeated.")] = [50, 200],  # noqa: B006
+    burst: Annotated[int, typer.Option(min=1, help="Photos per scene.")] = 1,
+    retraining: Annotated[
+        float, typer.Option(min=0.0, help="Spread of a retrained model's log error per photo.")
+    ] = 0.25,
+    json_: Json = False,
+) -> None:
+    """How often this gate (params.yaml) promotes no-ops, regressions and true gains, beside two common rules."""
+    from mm_core.eval.simulate import World, characteristics
+
+    _, params = layout_and_params()
+    with progress_bars() as progress:
+        world = World(burst=burst, retraining=retraining)
+        rows = characteristics(params.gate, world, runs, photos=tuple(photos), progress=progress)
+    if json_:
+        return say({"runs": runs, "rows": rows}, True)
+    typer.echo(f"share of {runs} retrainings promoted\n\n{table(rows)}")
+
+
+@gate_app.command("noise")
+def gate_noise(
+    seeds: Annotated[int, typer.Option(help="Trainings, at least 3.")] = 3,
+    json_: Json = False,
+) -> None:
+    """Trains this cycle's snapshot with other seeds; the spread of their scores joins what a gain must exceed."""
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        say(stages.seed_noise(params, layout, seeds=seeds, progress=progress), json_)
 
 
 @app.command()
@@ -65,3 +100,13 @@ def lineage(version: Annotated[str, typer.Argument(help="Registry version.")]) -
     from mm_core.export.lineage import lineage as trace
 
     say(trace(Settings.from_env(), version), True)
+
+
+@app.command()
+def reproduce(
+    version: Annotated[str, typer.Argument(help="Registry version or alias.")] = "champion", json_: Json = False
+) -> None:
+    """Rebuilds a model from its recorded snapshot, params and seeds, and compares the weights."""
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        say(stages.reproduce(params, layout, version, progress=progress), json_)

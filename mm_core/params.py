@@ -163,12 +163,25 @@ class EvaluateParams(_Section):
 
 
 class GateParams(_Section):
+    mode: Literal["primary", "strict"] = "primary"
+    """`primary`: the primary metric must be superior and the others non-inferior, in every category; `strict`: all of
+    mse, maxf, biou and conn must be superior in every category (24 cells)."""
     primary: Literal["mse", "sad", "conn", "grad", "maxf", "biou"] = "mse"
     """The metric that must improve in every category."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """One-sided error level of each comparison; the intersection-union rule keeps it for the whole verdict."""
     delta: float = Field(default=0.0, ge=0)
     """The gain of the primary metric must exceed this share of the champion's value, with confidence."""
+    guard: float = Field(default=0.03, ge=0)
+    """A true loss of this share of the champion's primary metric must be excluded in every category…"""
+    guard_alpha: float = Field(default=0.005, gt=0, lt=0.5)
+    """…with this one-sided error level: with few photos a lucky draw passes `alpha` too often."""
+    seed_noise: float = Field(default=1.0, ge=0)
+    """Where `mm gate noise` measured how much two trainings differ by their seeds alone: the gain must also exceed this
+    many standard deviations of that difference, in each category; 0 leaves it aside."""
+    eval_budget: int = Field(default=104, ge=1)
+    """Candidates that one set of eval photos may judge: warned of from four fifths on, INCONCLUSIVE beyond, until fresh
+    eval photos arrive. Whoever asks the same photos often enough is told yes by chance."""
     margins: dict[Literal["mse", "maxf", "biou", "conn"], float] = {
         "mse": 0.05,
         "maxf": 0.02,

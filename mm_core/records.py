@@ -80,7 +80,8 @@ class Cell(BaseModel):
     metric: str
     against: str
     """`champion`, `anchor`, `floor`, or `float` (the int8 file against the float model)."""
-    role: Literal["superior", "non_inferior", "floor"]
+    role: Literal["superior", "non_inferior", "guard", "floor"]
+    """`guard`: a loss beyond the margin is excluded with much more confidence than the other comparisons have."""
     reference: float | None
     candidate: float
     gain: float

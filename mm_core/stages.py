@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 from mm_core.catalog import Catalog
 from mm_core.errors import InputError, ReleaseRefused
@@ -156,20 +157,28 @@ def train_multimodal(params: Params, layout: Layout, *, progress: Progress = qui
 
 
 def _train(stage: str, params: Params, layout: Layout, progress: Progress) -> Report:
-    from mm_core.store import fetch_blob
     from mm_core.training.train import train_stage
 
-    store, inputs = store_of(layout), read_inputs(layout)
+    store = store_of(layout)
     index = TRAIN_STAGES.index(stage)
-    start = None
     if index:
         start = layout.model(TRAIN_STAGES[index - 1])
         if not start.is_file():
             raise InputError(f"{start} is missing: run `mm train-{TRAIN_STAGES[index - 1]}` before `mm train-{stage}`")
-    elif params.train.common.warm_start == "champion" and inputs["champion"]:
-        start = fetch_blob(store, inputs["champion"]["digest"])
+    else:
+        start = _warm_start(params, layout)
     with timed(Report(f"train-{stage}"), layout.stage_report(f"train-{stage}")) as report:
         return train_stage(stage, params, layout, store, report, start=start, progress=progress)
+
+
+def _warm_start(params: Params, layout: Layout) -> Path | None:
+    """The weights that the first stage starts from; None: from scratch."""
+    from mm_core.store import fetch_blob
+
+    champion = read_inputs(layout)["champion"]
+    if params.train.common.warm_start != "champion" or not champion:
+        return None
+    return fetch_blob(store_of(layout), champion["digest"])
 
 
 def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
@@ -201,14 +210,25 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
 
 def gate(params: Params, layout: Layout) -> Report:
     """Decides PROMOTE, REJECT or INCONCLUSIVE on paired per-image differences and records it."""
+    from mm_core.data.snapshot import read_pool
     from mm_core.eval.gate import decide
+    from mm_core.eval.uses import record_use
+    from mm_core.records import sha256_file
+    from mm_core.training.noise import recorded_noise
     from mm_core.training.tracking import Tracker
 
+    store, candidate = store_of(layout), sha256_file(layout.model(TRAIN_STAGES[-1]))
     with timed(Report("gate"), layout.stage_report("gate")) as report:
         for later in ("export", "promote"):
             # What an earlier verdict led to is not this one's.
             layout.stage_report(later).unlink(missing_ok=True)
-        verdict = decide(params.gate, layout, read_inputs(layout))
+        verdict = decide(
+            params.gate,
+            layout,
+            read_inputs(layout),
+            noise=recorded_noise(store, params.gate.primary),
+            uses=record_use(store, read_pool(layout.snapshot, "eval")["sample_id"], candidate),
+        )
         write_json(layout.verdict, verdict.model_dump())
         report.facts |= {"decision": verdict.decision, "reasons": verdict.reasons, "candidate": verdict.candidate}
         report.tables["cells"] = [cell.model_dump() for cell in verdict.cells]
@@ -264,6 +284,26 @@ def html_report(params: Params, layout: Layout) -> Report:
 
     with timed(Report("report")) as report:
         return write_html(params, layout, catalog_of(layout), store_of(layout), report)
+
+
+# ── beside the cycle ─────────────────────────────────────────────────────────────────────────────
+
+
+def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Progress = quiet) -> Report:
+    """Trains this cycle's snapshot with other seeds: how far their scores spread is no gain to the gate."""
+    from mm_core.training.noise import measure_noise
+
+    with timed(Report("gate-noise"), layout.root / "reports" / "gate-noise.json") as report:
+        start = _warm_start(params, layout)
+        return measure_noise(params, layout, store_of(layout), report, start=start, seeds=seeds, progress=progress)
+
+
+def reproduce(params: Params, layout: Layout, version: str, *, progress: Progress = quiet) -> Report:
+    """Rebuilds a registered model from its recorded snapshot, params and seeds, and compares the weights."""
+    from mm_core.export.reproduce import reproduce as rebuild
+
+    with timed(Report("reproduce"), layout.root / "reports" / "reproduce.json") as report:
+        return rebuild(layout, store_of(layout), version, report, progress=progress)
 
 
 ARRIVAL = (ingest, structure)

@@ -12,7 +12,7 @@ import pytest
 
 from mm_core import stages
 from mm_core.data.samplegen import write_drop
-from mm_core.errors import ReleaseRefused
+from mm_core.errors import InputError, ReleaseRefused
 from mm_core.layout import Layout
 from mm_core.params import Params
 from mm_core.predict import predict_files
@@ -181,3 +181,42 @@ def test_the_loop_on_s3(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert any(key.startswith("store/catalog/samples/_delta_log/") for key in keys)
     assert any(key.endswith(sha256_file(layout.model("multimodal"))) for key in keys)
     assert stages.ingest(TINY, layout).metrics["ingest/batches"] == 0
+
+
+def test_a_promoted_model_is_rebuilt_bit_for_bit(cycled) -> None:
+    """From the registry's record alone: the rebuild has its own folders, and the cycle's checkpoints are not there."""
+    layout, _ = cycled
+    report = stages.reproduce(TINY, layout, "champion")
+    assert report.facts["bit_equal"] and not report.facts["differs"], report.facts
+    assert [row["equal"] for row in report.tables["stages"]] == [True] * 4
+    assert not list((layout.root / "scratch").iterdir())
+
+
+def test_a_model_of_another_seed_is_not_the_same(cycled) -> None:
+    from mm_core.export.lineage import provenance_of
+    from mm_core.export.reproduce import largest_difference, params_of
+
+    layout, _ = cycled
+    made = provenance_of(layout.settings, stages.store_of(layout), "champion")
+    assert params_of(made) == TINY
+    edited = made | {"params": Params().model_dump(mode="json")}
+    assert params_of(edited).train == TINY.train, "what trained a stage is what its own file says"
+    assert largest_difference(layout.model("simple"), layout.model("multimodal"))
+    assert largest_difference(layout.model("simple"), layout.model("simple")) == 0
+
+
+def test_seed_noise_is_measured_and_used(cycled) -> None:
+    from mm_core.training.noise import recorded_noise
+
+    layout, _ = cycled
+    store = stages.store_of(layout)
+    assert recorded_noise(store, "mse") is None
+    report = stages.seed_noise(TINY, layout, seeds=3)
+    noise = recorded_noise(store, "mse")
+    assert noise is not None and set(noise) == set(CATEGORIES) and all(value > 0 for value in noise.values())
+    assert recorded_noise(store, "maxf") is None, "measured for another metric"
+    row = report.tables["noise"][0]
+    values = np.array([row[f"seed {n}"] for n in (1, 2, 3)])
+    assert row["noise"] == pytest.approx(np.sqrt(2) * values.std(ddof=1) / values.mean(), rel=0.02)
+    with pytest.raises(InputError, match="at least 3"):
+        stages.seed_noise(TINY, layout, seeds=2)

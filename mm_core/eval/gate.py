@@ -3,8 +3,8 @@
 Every cell (category × metric) is a one-sided test at level alpha by bootstrap over groups
 (`mm_core.eval.statistics`). A candidate is promoted only if all cells pass: the intersection-union test
 (Berger 1982), which holds level alpha for the whole verdict without Bonferroni. Against the champion the
-primary metric must be superior and the others non-inferior; against the anchor the primary must be
-non-inferior, so that many small steps down do not add up; and int8 must be close to float.
+primary metric must be superior and the others non-inferior (`strict`: all four superior); against the anchor
+the primary must be non-inferior, so that many small steps down do not add up; and int8 must be close to float.
 Anything missing, doubled, not finite or about other files ends as INCONCLUSIVE: nothing leaves.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -39,18 +39,27 @@ class Question:
 
     metric: str
     against: str
-    role: Literal["superior", "non_inferior", "floor"]
+    role: Literal["superior", "non_inferior", "guard", "floor"]
     reference: tuple[str, str] | float
     """A model of the evidence, or the floor's value."""
     share: float = 0.0
     slack: float = 0.0
 
 
-def decide(params: GateParams, layout: Layout, inputs: Mapping[str, Any]) -> Verdict:
+def decide(
+    params: GateParams,
+    layout: Layout,
+    inputs: Mapping[str, Any],
+    *,
+    noise: Mapping[str, float] | None = None,
+    uses: float = 0.0,
+) -> Verdict:
     """The verdict on the candidate that lies in the workspace; `inputs` as from `stages.read_inputs`.
 
-    Reads per_image.parquet, the snapshot and the files judged. Raises InputError where there are no scores
-    at all; scores that do not fit are INCONCLUSIVE.
+    `noise`: category → standard deviation of the primary metric's relative difference between two trainings that
+    differ by their seed, where it was measured; `uses`: other candidates that these eval photos have judged before
+    (`mm_core.eval.uses`). Reads per_image.parquet, the snapshot and the files judged. Raises InputError where there
+    are no scores at all; scores that do not fit are INCONCLUSIVE.
     """
     scores, about = read_scores(layout)
     eval_frame = read_pool(layout.snapshot, "eval")
@@ -61,9 +70,16 @@ def decide(params: GateParams, layout: Layout, inputs: Mapping[str, Any]) -> Ver
     metrics = sorted({question.metric for question in questions})
     evidence, problems = gather(scores, eval_frame, sorted(needed), metrics)
     problems += problems_with(layout, inputs, about)
+    if uses >= params.eval_budget:
+        problems.append(
+            f"these eval photos have judged {uses:.0f} candidates, gate.eval_budget is {params.eval_budget}: "
+            "drop fresh labelled photos with role eval"
+        )
     seed = int(digest_of([about.get("eval_digest"), candidate, champion, anchor])[:16], 16)
-    cells = judge(params, evidence, questions, seed) if evidence and not problems else []
+    cells = judge(params, evidence, questions, seed, noise) if evidence and not problems else []
     decision, reasons = conclude(params, cells, problems, same=candidate == champion)
+    if not problems:
+        reasons += _cautions(params, decision == "PROMOTE" and champion is not None, noise, uses)
     return Verdict(
         decision=decision,
         basis="paired" if champion else "bootstrap",
@@ -85,20 +101,36 @@ def questions_for(params: GateParams, champion: bool, anchor: bool) -> list[Ques
         return [Question(metric, "floor", "floor", floor) for metric, floor in params.floors.items()] + [fidelity]
     primary = params.primary
     asked = [Question(primary, "champion", "superior", CHAMPION, params.delta)]
-    asked += [_non_inferior(params, m, "champion", CHAMPION) for m in JUDGED if m != primary]
+    guard = _non_inferior(params, primary, "champion", CHAMPION, params.guard)
+    asked.append(replace(guard, role="guard", slack=0.0 if primary in RELATIVE else guard.slack))
+    for metric in JUDGED:
+        if metric != primary:
+            strict = Question(metric, "champion", "superior", CHAMPION)
+            asked.append(strict if params.mode == "strict" else _non_inferior(params, metric, "champion", CHAMPION))
     if anchor:
         asked.append(_non_inferior(params, primary, "anchor", ANCHOR))
     return [*asked, fidelity]
 
 
-def judge(params: GateParams, evidence: Evidence, questions: list[Question], seed: int) -> list[Cell]:
+def judge(
+    params: GateParams,
+    evidence: Evidence,
+    questions: list[Question],
+    seed: int,
+    noise: Mapping[str, float] | None = None,
+) -> list[Cell]:
     """The cells of the six categories, then, with a champion, scenery's primary metric (shown, not judged)."""
     rng = np.random.default_rng(seed)
     cells = []
     for category in CATEGORIES:
-        cells += _category(params, evidence, category, questions, rng)
+        floor = params.seed_noise * (noise or {}).get(category, 0.0)
+        asked = [
+            replace(q, share=max(q.share, floor)) if q.role == "superior" and q.metric == params.primary else q
+            for q in questions
+        ]
+        cells += judge_category(params, evidence, category, asked, rng)
     if any(question.against == "champion" for question in questions):
-        cells += _category(
+        cells += judge_category(
             params, evidence, "scenery", [_non_inferior(params, params.primary, "champion", CHAMPION)], rng
         )
     return cells
@@ -124,28 +156,46 @@ def conclude(params: GateParams, cells: list[Cell], problems: list[str], *, same
     return "PROMOTE", [_summary(params, judged), *warnings]
 
 
-def _non_inferior(params: GateParams, metric: str, against: str, reference: tuple[str, str]) -> Question:
-    margins: dict[str, float] = {**GateParams.model_validate({}).margins, **params.margins}
-    margin = margins.get(metric, margins["mse"])
+def _cautions(params: GateParams, gained: bool, noise: Mapping[str, float] | None, uses: float) -> list[str]:
+    """What a reader of the verdict should know and the cells do not show."""
+    found = []
+    if gained and params.seed_noise and noise is None:
+        found.append("warning: how much chance in training alone changes the scores was not measured: `mm gate noise`")
+    if uses >= 0.8 * params.eval_budget:
+        found.append(
+            f"warning: these eval photos have judged {uses:.0f} candidates before, gate.eval_budget is "
+            f"{params.eval_budget}: drop fresh labelled photos with role eval soon"
+        )
+    return found
+
+
+def _non_inferior(
+    params: GateParams, metric: str, against: str, reference: tuple[str, str], margin: float | None = None
+) -> Question:
+    if margin is None:
+        margins: dict[str, float] = {**GateParams.model_validate({}).margins, **params.margins}
+        margin = margins.get(metric, margins["mse"])
     if metric in RELATIVE:
         return Question(metric, against, "non_inferior", reference, -margin, -SLACK)
     return Question(metric, against, "non_inferior", reference, 0.0, -margin)
 
 
-def _category(
+def judge_category(
     params: GateParams, evidence: Evidence, category: str, questions: list[Question], rng: np.random.Generator
 ) -> list[Cell]:
+    """One cell per question about one category; none where it has fewer than two groups of photos."""
     here = evidence.category == category
     groups = evidence.group[here]
     count = len(np.unique(groups))
     if count < 2:
         return []
     quantities = [_quantity(question, evidence, here) for question in questions]
-    intervals = confidence(quantities, groups, alpha=params.alpha, resamples=params.resamples, rng=rng)
-    decidable = int(here.sum()) >= params.min_images and count >= fewest_groups(params.alpha)
+    alphas = [params.guard_alpha if question.role == "guard" else params.alpha for question in questions]
+    intervals = confidence(quantities, groups, alpha=alphas, resamples=params.resamples, rng=rng)
+    enough = int(here.sum()) >= params.min_images
     return [
-        _cell(question, interval, evidence, here, category, count, decidable)
-        for question, interval in zip(questions, intervals, strict=True)
+        _cell(question, interval, evidence, here, category, count, enough and count >= fewest_groups(alpha))
+        for question, interval, alpha in zip(questions, intervals, alphas, strict=True)
     ]
 
 
@@ -203,8 +253,9 @@ def _too_few(params: GateParams, category: str, cells: list[Cell]) -> str:
     images, groups = found
     if images < params.min_images:
         return f"{category}: {images} eval photos, {params.min_images} are needed; drop labelled {category} photos"
-    if groups < fewest_groups(params.alpha):
-        needed = fewest_groups(params.alpha)
+    guarded = any(cell.role == "guard" for cell in cells)
+    needed = fewest_groups(min(params.alpha, params.guard_alpha) if guarded else params.alpha)
+    if groups < needed:
         return f"{category}: its {images} eval photos show {groups} scenes, {needed} are needed; drop photos of others"
     return ""
 
@@ -237,6 +288,7 @@ def _summary(params: GateParams, cells: list[Cell]) -> str:
     gains = [
         f"{cell.category} {100 * cell.gain / cell.reference:.1f} %"
         for cell in cells
-        if cell.role == "superior" and cell.reference
+        if cell.role == "superior" and cell.metric == params.primary and cell.reference
     ]
-    return f"{params.primary} is better in all {len(CATEGORIES)} categories: {', '.join(gains)}; nothing else is worse"
+    rest = "all of mse, maxf, biou and conn are" if params.mode == "strict" else "nothing else is worse"
+    return f"{params.primary} is better in all {len(CATEGORIES)} categories: {', '.join(gains)}; {rest}"

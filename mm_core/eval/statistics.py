@@ -52,9 +52,14 @@ def fewest_groups(alpha: float) -> int:
 
 
 def confidence(
-    quantities: Sequence[Quantity], groups: np.ndarray, *, alpha: float, resamples: int, rng: np.random.Generator
+    quantities: Sequence[Quantity],
+    groups: np.ndarray,
+    *,
+    alpha: float | Sequence[float],
+    resamples: int,
+    rng: np.random.Generator,
 ) -> list[Interval]:
-    """One Interval per quantity over the same photos, all from the same resamples.
+    """One Interval per quantity over the same photos, all from the same resamples; `alpha` may be one per quantity.
 
     `groups`: (photos,), any values that compare; at least two distinct ones, else ValueError. The result
     does not depend on the order of the photos.
@@ -74,15 +79,18 @@ def confidence(
             again, errors = _estimate(terms, weights, sizes)
             collected.append((again - value[0], errors))
     few = len(names) / (len(names) - 1)
-    widened = float(ndtr(-np.sqrt(few) * stdtrit(len(names) - 1, 1 - alpha)))
+    alphas = [alpha] * len(quantities) if isinstance(alpha, float) else alpha
     found = []
-    for quantity, collected, terms, (value, error) in zip(quantities, draws, sums, estimates, strict=True):
+    for quantity, level, collected, terms, (value, error) in zip(
+        quantities, alphas, draws, sums, estimates, strict=True
+    ):
+        widened = float(ndtr(-np.sqrt(few) * stdtrit(len(names) - 1, 1 - level)))
         move, errors = (np.concatenate(parts) for parts in zip(*collected, strict=True))
         estimate, spread = float(value[0]), float(error[0])
         low = high = 0.0
         if spread > _negligible(terms):
             t = move / np.maximum(errors, LEAST_SPREAD * spread)
-            above, below = np.quantile(t, 1 - alpha, method="higher"), np.quantile(t, alpha, method="lower")
+            above, below = np.quantile(t, 1 - level, method="higher"), np.quantile(t, level, method="lower")
             low = max(0.0, spread * above, -np.quantile(move, widened, method="lower"))
             high = max(0.0, -spread * below, np.quantile(move, 1 - widened, method="higher"))
         centre = estimate + quantity.offset

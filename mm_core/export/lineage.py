@@ -24,14 +24,8 @@ def lineage(settings: Settings, version: str) -> dict[str, Any]:
     `samples` has one row per pool and sample. Raises InputError where the registry has no such version, BlobNotFound
     where the store has lost a part.
     """
-    registry = Registry(settings)
-    tags = registry.tags(version)
-    if tags is None:
-        known = [move["to"] for move in registry.history()]
-        raise InputError(
-            f"{NAME} has no version {version!r}: " + (f"promoted were {', '.join(known)}" if known else "none yet")
-        )
-    store = open_store(settings.store, Layout(settings).cache)
+    registry, store = Registry(settings), open_store(settings.store, Layout(settings).cache)
+    tags = tags_of(registry, version)
     provenance = json.loads(fetch_blob(store, tags["provenance"]).read_text())
     samples = samples_of(provenance, store)
     return {
@@ -55,6 +49,23 @@ def lineage(settings: Settings, version: str) -> dict[str, Any]:
         "counts": dict(Counter(sample["pool"] for sample in samples)),
         "samples": samples,
     }
+
+
+def tags_of(registry: Registry, version: str) -> dict[str, str]:
+    """`Registry.tags` of a version that must be there; raises InputError where it is not."""
+    tags = registry.tags(version)
+    if tags is None:
+        known = list(dict.fromkeys(move["to"] for move in registry.history()))
+        raise InputError(
+            f"{NAME} has no version {version!r}: " + (f"promoted were {', '.join(known)}" if known else "none yet")
+        )
+    return tags
+
+
+def provenance_of(settings: Settings, store: Store, version: str) -> dict[str, Any]:
+    """What `mm_core.export.provenance` gathered when the version was registered."""
+    tags = tags_of(Registry(settings), version)
+    return json.loads(fetch_blob(store, tags["provenance"]).read_text())
 
 
 def samples_of(provenance: dict[str, Any], store: Store) -> list[dict[str, Any]]:

@@ -40,9 +40,17 @@ def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> di
         "seed": params.seed,
         "calibration": json.loads((layout.quantised / "quantised.json").read_text())["calibration"],
         "code_revision": code_revision(),
-        "versions": tool_versions(),
+        "versions": versions(),
         "verdict": verdict.model_dump(mode="json"),
     }
+
+
+def versions() -> dict[str, str]:
+    """Libraries that shape weights and files; threads that sums are split over (other threads, other last bits)."""
+    import torch
+
+    found = {name: version(name) for name in ("numpy", "open_clip_torch", "opencv-python-headless", "timm")}
+    return tool_versions() | found | {"threads": str(torch.get_num_threads())}
 
 
 def _blobs(folder: Path, store: Store) -> dict[str, str]:

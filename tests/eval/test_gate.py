@@ -52,7 +52,7 @@ def test_clear_gain_in_all_six_is_promoted(tmp_path: Path) -> None:
     found = verdict(tmp_path, simulate(1, gains=0.3))
     assert found.decision == "PROMOTE" and found.basis == "paired"
     judged = [cell for cell in found.cells if cell.category in CATEGORIES]
-    assert len(judged) == 6 * 6 and {cell.result for cell in judged} == {"pass"}
+    assert len(judged) == 6 * 7 and {cell.result for cell in judged} == {"pass"}
     for cell in judged:
         assert cell.bound <= cell.gain and cell.bound > cell.margin
         if cell.role == "superior":
@@ -150,7 +150,7 @@ def test_scenery_only_warns(tmp_path: Path) -> None:
 def test_too_few_photos_or_scenes(tmp_path: Path) -> None:
     assert "8 are needed" in verdict(tmp_path, simulate(10, photos=6, gains=0.5)).reasons[0]
     found = verdict(tmp_path, simulate(10, photos=12, gains=0.5, burst=3))
-    assert found.decision == "INCONCLUSIVE" and "show 4 scenes, 5 are needed" in found.reasons[0]
+    assert found.decision == "INCONCLUSIVE" and "show 4 scenes, 8 are needed" in found.reasons[0]
 
 
 def test_first_model_meets_floors(tmp_path: Path) -> None:
@@ -262,3 +262,47 @@ def test_level_of_the_hardest_null() -> None:
 def test_planted_regression_is_never_promoted() -> None:
     gains = dict.fromkeys(CATEGORIES, 0.5) | {"pets": -0.1}
     assert "PROMOTE" not in [quick(simulate(900 + run, photos=20, gains=gains), run) for run in range(100)]
+
+
+def test_strict_wants_every_one_of_the_24_cells(tmp_path: Path) -> None:
+    strict = PARAMS.model_copy(update={"mode": "strict"})
+    found = verdict(tmp_path / "all", simulate(20, photos=40, gains=0.4), strict)
+    superior = [cell for cell in found.cells if cell.role == "superior"]
+    assert found.decision == "PROMOTE" and len(superior) == 24 and {c.result for c in superior} == {"pass"}
+    # MSE, MaxF and BIoU gain a lot everywhere, connectivity stands still in one category: the default rule is content.
+    scores, frame = tables(simulate(20, photos=40, gains=0.4))
+    of = {
+        key: scores[(scores["model"] == key[0]) & (scores["precision"] == "int8")]
+        for key in (("multimodal",), ("champion",))
+    }
+    still = of[("champion",)].set_index("sample_id")["conn"]
+    cards = (scores["model"] == "multimodal") & (scores["category"] == "cards")
+    scores.loc[cards, "conn"] = scores.loc[cards, "sample_id"].map(still)
+    assert decide(PARAMS, workspace(tmp_path / "default", scores, frame), INPUTS).decision == "PROMOTE"
+    found = decide(strict, workspace(tmp_path / "one", scores, frame), INPUTS)
+    assert found.decision == "INCONCLUSIVE" and all(reason.startswith("cards: conn") for reason in found.reasons)
+
+
+def test_a_gain_within_seed_noise_is_no_gain(tmp_path: Path) -> None:
+    layout = workspace(tmp_path, *tables(simulate(21, photos=40, gains=0.3)))
+    known = decide(PARAMS, layout, INPUTS, noise=dict.fromkeys(CATEGORIES, 0.05))
+    assert known.decision == "PROMOTE" and not any("noise" in reason for reason in known.reasons)
+    cell = next(c for c in known.cells if c.category == "pets" and c.role == "superior")
+    assert cell.margin == pytest.approx(0.05 * (cell.reference or 0))
+    found = decide(PARAMS, layout, INPUTS, noise=dict.fromkeys(CATEGORIES, 0.05) | {"cards": 0.5})
+    assert found.decision == "REJECT" and all(reason.startswith("cards: mse") for reason in found.reasons)
+    assert "mm gate noise" in decide(PARAMS, layout, INPUTS).reasons[-1]
+
+
+def test_worn_out_eval_photos_warn_and_then_stop(tmp_path: Path) -> None:
+    params, layout = PARAMS.model_copy(update={"eval_budget": 10}), workspace(tmp_path, *tables(simulate(1, gains=0.3)))
+    assert "judged 8 candidates before" in decide(params, layout, INPUTS, uses=8).reasons[-1]
+    assert "judged" not in " ".join(decide(params, layout, INPUTS, uses=7).reasons)
+    worn = decide(params, layout, INPUTS, uses=10)
+    assert worn.decision == "INCONCLUSIVE" and not worn.cells and "role eval" in worn.reasons[0]
+
+
+def test_the_guard_needs_scenes_enough_for_its_level(tmp_path: Path) -> None:
+    """Seven scenes can give level 5 %, not 0.5 %: 2^-7 is more."""
+    found = verdict(tmp_path, simulate(22, photos=14, burst=2, gains=0.6))
+    assert found.decision == "INCONCLUSIVE" and "show 7 scenes, 8 are needed" in found.reasons[0]

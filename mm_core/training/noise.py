@@ -1,0 +1,96 @@
+"""How much two trainings differ by their seed alone: what the gate must not take for a gain."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_core.data.snapshot import read_pool
+from mm_core.errors import BlobNotFound, InputError
+from mm_core.eval.evaluate import score_all
+from mm_core.eval.metrics import category_scores
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.model.predict import TorchPredictor
+from mm_core.params import Params
+from mm_core.records import CATEGORIES, Report
+from mm_core.store import Store
+from mm_core.training.scratch import copy_data, scratch_layout, train_all
+
+RECORD = "gate/noise.json"
+"""Store key of the last measurement."""
+FEWEST = 3
+
+
+def measure_noise(
+    params: Params,
+    layout: Layout,
+    store: Store,
+    report: Report,
+    *,
+    start: Path | None,
+    seeds: int,
+    progress: Callable[[str, int, int], None],
+) -> Report:
+    """Trains the cycle's snapshot `seeds` times with other seeds and keeps, per category, the standard deviation of the
+    relative difference of the primary metric between two such models, as `RECORD` in the store.
+
+    The float models are scored on the eval photos; nothing is chosen by the scores. Killed, the next call goes on with
+    the seeds that are not done. Raises InputError for fewer than 3 seeds.
+    """
+    if seeds < FEWEST:
+        raise InputError(f"--seeds {seeds}: a spread needs at least {FEWEST} trainings")
+    frame, metric, values = read_pool(layout.snapshot, "eval"), params.gate.primary, []
+    digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
+    base = scratch_layout(layout, f"noise-{digest[:12]}")
+    for index in range(1, seeds + 1):
+        own = scratch_layout(layout, f"{base.root.name}/{index}")
+        copy_data(layout, own)
+        weights = train_all(params.with_values(seed=params.seed + 1009 * index), own, store, start, progress)
+        model = TorchPredictor(weights, layout.settings.device)
+        rows = score_all(frame, {(TRAIN_STAGES[-1], "float"): model}, store, params.evaluate.max_side, progress)
+        values.append(category_scores(rows)[metric].to_dict())
+    found = relative_noise(values)
+    record = {
+        "metric": metric,
+        "seeds": seeds,
+        "noise": found,
+        "values": values,
+        "snapshot": digest,
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    store.put(RECORD, json.dumps(record, sort_keys=True).encode())
+    shutil.rmtree(base.root)
+    report.facts |= {"metric": metric, "seeds": seeds, "snapshot": digest, "stored": f"{store.url}/{RECORD}"}
+    report.metrics |= {f"noise/{category}": value for category, value in found.items()}
+    report.tables["noise"] = [
+        {"category": category, "noise": round(value, 4)}
+        | {f"seed {i + 1}": round(float(scores[category]), 6) for i, scores in enumerate(values)}
+        for category, value in found.items()
+    ]
+    return report
+
+
+def relative_noise(values: list[dict[Any, Any]]) -> dict[str, float]:
+    """Category → √2 · s / mean over the seeds (`values`, one each): the spread of a difference of two trainings."""
+    found = {}
+    for category in CATEGORIES:
+        scores = np.array([seed[category] for seed in values if category in seed], np.float64)
+        if len(scores) == len(values) and scores.mean() > 0:
+            found[category] = float(math.sqrt(2) * scores.std(ddof=1) / scores.mean())
+    return found
+
+
+def recorded_noise(store: Store, metric: str) -> dict[str, float] | None:
+    """What was measured last, or None where nothing was, or for another metric."""
+    try:
+        record = json.loads(store.fetch(RECORD).read_text())
+    except BlobNotFound:
+        return None
+    return record["noise"] if record["metric"] == metric else None
