@@ -23,13 +23,13 @@ from mm_core.params import GateParams
 from mm_core.records import CATEGORIES
 
 HERE = Path(__file__).parent
-FIVE = dict.fromkeys(CATEGORIES, 0.2)
-NULLS = {
+FIVE: dict[str, float] = dict.fromkeys(map(str, CATEGORIES), 0.2)
+NULLS: dict[str, dict[str, float]] = {
     "no-op retrain (no gain in any category)": {},
     "no-op in one category, +20 % in five": FIVE | {"cards": 0.0},
     "-5 % in one category, +20 % in five": FIVE | {"cards": -0.05},
 }
-GAINS = {f"+{100 * g:.0f} % in all six": dict.fromkeys(CATEGORIES, g) for g in (0.05, 0.1, 0.2, 0.3, 0.4)}
+GAINS = {f"+{100 * g:.0f} % in all six": dict.fromkeys(map(str, CATEGORIES), g) for g in (0.05, 0.1, 0.2, 0.3, 0.4)}
 WORLDS = {
     "single photos": World(),
     "bursts of 4": World(burst=4),

@@ -159,23 +159,23 @@ def train_multimodal(params: Params, layout: Layout, *, progress: Progress = qui
 def _train(stage: str, params: Params, layout: Layout, progress: Progress) -> Report:
     from mm_core.training.train import train_stage
 
-    store = store_of(layout)
+    store, inputs = store_of(layout), read_inputs(layout)
     index = TRAIN_STAGES.index(stage)
     if index:
         start = layout.model(TRAIN_STAGES[index - 1])
         if not start.is_file():
             raise InputError(f"{start} is missing: run `mm train-{TRAIN_STAGES[index - 1]}` before `mm train-{stage}`")
     else:
-        start = _warm_start(params, layout)
+        start = _warm_start(params, layout, inputs)
     with timed(Report(f"train-{stage}"), layout.stage_report(f"train-{stage}")) as report:
         return train_stage(stage, params, layout, store, report, start=start, progress=progress)
 
 
-def _warm_start(params: Params, layout: Layout) -> Path | None:
+def _warm_start(params: Params, layout: Layout, inputs: dict) -> Path | None:
     """The weights that the first stage starts from; None: from scratch."""
     from mm_core.store import fetch_blob
 
-    champion = read_inputs(layout)["champion"]
+    champion = inputs["champion"]
     if params.train.common.warm_start != "champion" or not champion:
         return None
     return fetch_blob(store_of(layout), champion["digest"])
@@ -294,7 +294,7 @@ def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Prog
     from mm_core.training.noise import measure_noise
 
     with timed(Report("gate-noise"), layout.root / "reports" / "gate-noise.json") as report:
-        start = _warm_start(params, layout)
+        start = _warm_start(params, layout, read_inputs(layout))
         return measure_noise(params, layout, store_of(layout), report, start=start, seeds=seeds, progress=progress)
 
 

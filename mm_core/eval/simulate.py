@@ -18,7 +18,7 @@ from mm_core.eval.gate import ANCHOR, CHAMPION, FLOAT, INT8, judge_category, que
 from mm_core.params import GateParams
 from mm_core.records import CATEGORIES
 
-RULES = ("gate", "point", "threshold")
+RULES: tuple[str, ...] = ("gate", "point", "threshold")
 THRESHOLD = 0.01
 """Relative gain that the threshold rule asks of each mean."""
 RESAMPLES = 2000
@@ -75,7 +75,7 @@ def draw(world: World, gain: float, rng: np.random.Generator) -> Mapping[tuple[s
 def promoted(params: GateParams, world: World, gains: Mapping[str, float], rng: np.random.Generator) -> dict[str, bool]:
     """Whether each rule promotes one retraining of these true relative gains (0 where a category is not named)."""
     questions = questions_for(params, champion=True, anchor=True)
-    answer = dict.fromkeys(RULES, True)
+    answer: dict[str, bool] = dict.fromkeys(RULES, True)
     # The smallest gain first: a rule that has refused once needs no further category.
     for category in sorted(CATEGORIES, key=lambda c: gains.get(c, 0.0)):
         values = draw(world, gains.get(category, 0.0), rng)
@@ -101,7 +101,7 @@ def rates(
 ) -> dict[str, float]:
     """Share of `runs` retrainings that each rule promotes."""
     params, rng = params.model_copy(update={"resamples": min(params.resamples, RESAMPLES)}), np.random.default_rng(seed)
-    count = dict.fromkeys(RULES, 0)
+    count: dict[str, int] = dict.fromkeys(RULES, 0)
     for run in range(runs):
         for rule, yes in promoted(params, world, gains, rng).items():
             count[rule] += yes
@@ -124,13 +124,13 @@ def characteristics(
     Cases: a no-op retrain; a no-op in one category beside a true gain of 20 % in the others (the hardest null of
     the intersection-union test); a regression of 5 % in one category beside gains of 20 %; equal true gains.
     """
-    most = dict.fromkeys(CATEGORIES, 0.2)
+    most: dict[str, float] = dict.fromkeys(map(str, CATEGORIES), 0.2)
     cases: list[tuple[str, dict[str, float]]] = [
         ("no-op retrain", {}),
         ("no-op in one category, +20 % in five", most | {"cards": 0.0}),
         ("-5 % in one category, +20 % in five", most | {"cards": -0.05}),
     ]
-    cases += [(f"+{100 * gain:.0f} % in all six", dict.fromkeys(CATEGORIES, gain)) for gain in gains]
+    cases += [(f"+{100 * gain:.0f} % in all six", dict.fromkeys(map(str, CATEGORIES), gain)) for gain in gains]
     rows = []
     for name, true in cases:
         for count in photos:

@@ -79,7 +79,7 @@ def confidence(
             again, errors = _estimate(terms, weights, sizes)
             collected.append((again - value[0], errors))
     few = len(names) / (len(names) - 1)
-    alphas = [alpha] * len(quantities) if isinstance(alpha, float) else alpha
+    alphas = alpha if isinstance(alpha, Sequence) else [alpha] * len(quantities)
     found = []
     for quantity, level, collected, terms, (value, error) in zip(
         quantities, alphas, draws, sums, estimates, strict=True
