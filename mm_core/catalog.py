@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from mm_core.errors import CatalogError
 from mm_core.settings import s3_timeout
-from mm_core.tables import KEYS, SCHEMAS
+from mm_core.tables import ADDED, KEYS, SCHEMAS
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -103,7 +103,9 @@ class Catalog:
         lookups = [f for f in filters if "in" in f[1] and len(f[2]) > PUSHED]
         conditions = [_sql(f) for f in filters if f not in lookups]
         columns = list(dict.fromkeys([*names, *(column for column, _, _ in lookups)]))
-        query = f"SELECT {', '.join(map(_quoted, columns))} FROM t"
+        absent = _lacking(delta, table)
+        shown = (f"NULL AS {_quoted(name)}" if name in absent else _quoted(name) for name in columns)
+        query = f"SELECT {', '.join(shown)} FROM t"
         if conditions:
             query += f" WHERE {' AND '.join(conditions)}"
         schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
@@ -247,15 +249,18 @@ class Catalog:
             return None
         except (DeltaError, OSError) as error:
             raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
-        if missing := set(SCHEMAS[table].names) - {field.name for field in delta.schema().fields}:
+        if missing := _lacking(delta, table) - set(ADDED.get(table, ())):
             raise CatalogError(f"catalog table {table} at {self.url} is of another version: no column {min(missing)!r}")
         return delta
 
     def _open_or_create(self, table: str) -> DeltaTable:
-        from deltalake import DeltaTable
+        from deltalake import DeltaTable, Schema
         from deltalake.exceptions import DeltaError
 
         if delta := self._open(table):
+            if absent := _lacking(delta, table):
+                columns = pa.schema([field for field in SCHEMAS[table] if field.name in absent])
+                delta.alter.add_columns(Schema.from_arrow(columns).fields)
             return delta
         try:
             return DeltaTable.create(
@@ -265,6 +270,11 @@ class Catalog:
             if delta := self._open(table):  # another process made it in this moment
                 return delta
             raise CatalogError(f"catalog table {table} at {self.url} cannot be made: {error}") from error
+
+
+def _lacking(delta: DeltaTable, table: str) -> set[str]:
+    """Columns of today's schema that this version of a table has not."""
+    return set(SCHEMAS[table].names) - {field.name for field in delta.schema().fields}
 
 
 def _commit(
@@ -307,7 +317,7 @@ def _literal(value: Any) -> str:
 
 def _configuration(table: str) -> dict[str, str | None]:
     """Properties of a new table. Statistics are kept of what is looked up, not of words about people."""
-    text = {"caption", "name", "image", "detail", "source", "license", "taken_at", "numbers", "texts"}
+    text = {"caption", "name", "image", "detail", "source", "license", "taken_at", "numbers", "texts", "vector"}
     return {
         "delta.logRetentionDuration": f"interval {RETENTION_DAYS} days",
         "delta.deletedFileRetentionDuration": f"interval {RETENTION_DAYS} days",

@@ -83,9 +83,12 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("numbers", pa.map_(pa.string(), pa.float64())),
             ("texts", pa.map_(pa.string(), pa.string())),
             ("computed_at", pa.string()),
+            ("vector", pa.list_(pa.float32())),  # an embedding; null of extractors that make none
         ]
     ),
 }
+ADDED: Mapping[str, tuple[str, ...]] = {"features": ("vector",)}
+"""Columns younger than the first catalogs: versions without them read as nulls, and the next write adds them."""
 KEYS: Mapping[str, tuple[str, ...]] = {
     "batches": ("key",),
     "samples": ("id",),

@@ -11,9 +11,9 @@ from time import sleep
 import pandas as pd
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 
-from mm_core.catalog import Catalog, CatalogMoved
+from mm_core.catalog import Catalog, CatalogMoved, _s3_options
 from mm_core.errors import CatalogError
 from mm_core.tables import KEYS, SCHEMAS
 
@@ -108,6 +108,22 @@ def test_a_table_of_another_version_is_said(tmp_path: Path) -> None:
     write_deltalake(str(tmp_path / "catalog" / "labels"), pa.table({"id": ["a"], "mask": ["b"]}))
     with pytest.raises(CatalogError, match="another version"):
         Catalog(str(tmp_path)).read("labels")
+
+
+def test_a_table_from_before_a_column_is_read_and_brought_up_by_the_next_write(catalog: Catalog) -> None:
+    columns = [name for name in SCHEMAS["features"].names if name != "vector"]
+    old = pa.schema([SCHEMAS["features"].field(name) for name in columns])
+    DeltaTable.create(f"{catalog.url}/features", old, storage_options=_s3_options())
+    row = {"sample_id": "a", "extractor": "photo", "version": "1"}
+    rows = pa.Table.from_pylist([row | {"numbers": {"x": 1.0}}], schema=old)
+    write_deltalake(f"{catalog.url}/features", rows, mode="append", storage_options=_s3_options())
+    before = catalog.version("features")
+    assert catalog.read("features", columns=["sample_id", "vector"])["vector"].isna().all()
+    assert catalog.upsert("features", [row | {"extractor": "embedding", "vector": [0.5, 2.0]}]) == 1
+    found = catalog.read("features").set_index("extractor")
+    assert found.loc["photo", "vector"] is None and found.loc["photo", "numbers"] == {"x": 1.0}
+    assert list(found.loc["embedding", "vector"]) == [0.5, 2.0]
+    assert catalog.read("features", version=before)["vector"].isna().all()
 
 
 def test_a_broken_table_is_said(tmp_path: Path) -> None:
