@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DVC := .tools/dvc/.ready
+OCR := .tools/ocr/.ready
 SHELL := /bin/bash
 
-.PHONY: demo test check ui clean setup lock screenshots
+.PHONY: demo test check ui clean setup lock ocr screenshots
 .DELETE_ON_ERROR:
 
-setup: $(READY) $(DVC)
+setup: $(READY) $(DVC) $(OCR)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
@@ -27,10 +28,18 @@ $(DVC): infra/dvc.lock $(READY)
 	ln -sf ../../.tools/dvc/bin/dvc $(BIN)/dvc
 	@touch $@
 
+# rapidocr brings omegaconf too; its models lie in its wheel. Photos' text is read by this environment's Python.
+$(OCR): infra/ocr.lock
+	$(PYTHON) -m venv .tools/ocr
+	.tools/ocr/bin/python -m pip install --quiet --disable-pip-version-check -r infra/ocr.lock
+	@touch $@
+
+ocr: $(OCR)
+
 demo: $(READY)
 	$(BIN)/mm demo
 
-test: $(READY) $(DVC)
+test: $(READY) $(DVC) $(OCR)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --durations=10
 
 check: $(READY)
@@ -48,6 +57,7 @@ lock: $(READY)
 	$(BIN)/python -m pip install --quiet -r requirements.in
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 	.tools/dvc/bin/python -m pip freeze > infra/dvc.lock
+	.tools/ocr/bin/python -m pip freeze > infra/ocr.lock
 
 clean:
 	rm -rf $(VENV) .tools data .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

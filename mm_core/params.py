@@ -30,6 +30,34 @@ class IngestParams(_Section):
     """A drop with a larger share of quarantined rows is held back whole."""
 
 
+class StructureParams(_Section):
+    tags: int = Field(default=5, ge=1, le=1000)
+    """ImageNet classes kept per photo, the likeliest first; made only where `clip` names pretrained weights."""
+    tag_templates: Literal["simple", "openai"] = "simple"
+    """Sentences that a class name is put into: 7 or 80. Encoded once per CLIP: 7,000 or 80,000 texts."""
+    aesthetic_head: str = ""
+    """A file with LAION's linear aesthetic head for the CLIP that `clip` names (safetensors or a state dict)."""
+    ocr: tuple[
+        Literal["portrait", "multi_person", "pets", "accessories", "cards", "delicacy", "scenery", "unknown"], ...
+    ] = ("cards",)
+    """Categories of photos whose text is read: it takes longer than all else (benchmarks/structuring.md)."""
+    guess_confidence: float = Field(default=0.8, ge=0, le=1)
+    """A guessed category needs this confidence; below it the guess is withheld."""
+
+
+class DriftParams(_Section):
+    """When a batch differs enough from the catalog for a warning (it never blocks)."""
+
+    min_photos: int = Field(default=20, ge=5)
+    """Scenes that the batch and the catalog need each; fewer is `too few`."""
+    alpha: float = Field(default=0.01, gt=0, lt=0.5)
+    """Chance of a false alarm per batch: Holm's correction over all statistics of a batch."""
+    effect: float = Field(default=0.25, ge=0, lt=1)
+    """Kolmogorov-Smirnov distance of a feature, or total variation of the category mix, that matters; in [0, 1]."""
+    embedding_effect: float = Field(default=0.05, ge=0, lt=1)
+    """Energy distance of the embeddings, as a share of their mean distance (0 same, 1 apart), that matters."""
+
+
 class SnapshotParams(_Section):
     eval_share: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of labelled groups that become the frozen evaluation set, by stable hash of the group."""
@@ -217,6 +245,8 @@ class Params(_Section):
     seed: int = 0
     """Of weight initialisation, batch order and augmentation."""
     ingest: IngestParams = IngestParams()
+    structure: StructureParams = StructureParams()
+    drift: DriftParams = DriftParams()
     snapshot: SnapshotParams = SnapshotParams()
     split: SplitParams = SplitParams()
     route: RouteParams = RouteParams()

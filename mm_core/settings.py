@@ -29,6 +29,8 @@ class Settings:
     """`MM_PARAMS`; default `params.yaml` of the current folder."""
     device: str
     """`MM_DEVICE`: `cpu`, `cuda`, … ; default `auto`."""
+    ocr_python: Path = Path(".tools/ocr/bin/python")
+    """`MM_OCR_PYTHON`: the Python that has rapidocr; default where `make ocr` puts it. Absent: no text is read."""
 
     @staticmethod
     def from_env(workspace: str | Path | None = None, inbox: str | None = None) -> Settings:
@@ -41,6 +43,7 @@ class Settings:
             mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow' / 'mlflow.db'}",
             params_file=Path(os.environ.get("MM_PARAMS") or "params.yaml").expanduser().absolute(),
             device=os.environ.get("MM_DEVICE") or "auto",
+            ocr_python=Path(os.environ.get("MM_OCR_PYTHON") or ".tools/ocr/bin/python").expanduser().absolute(),
         )
 
 

@@ -62,11 +62,11 @@ def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress
 
 
 def structure(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Computes the features of samples that have none yet: quality, place, time, difficulty."""
+    """Computes what is missing of every sample's features: quality, place, time, vector, tags, text, difficulty."""
     from mm_core.structuring.structure import structure_new
 
     with timed(Report("structure")) as report:
-        return structure_new(catalog_of(layout), store_of(layout), report, progress=progress)
+        return structure_new(params, catalog_of(layout), store_of(layout), layout, report, progress=progress)
 
 
 def route(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:

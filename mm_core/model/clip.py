@@ -39,6 +39,8 @@ class Clip:
         self._transform, self._tokenizer, self._device = transform, tokenizer, device
         self.digest = digest
         """Names the weights: sha256 of the file, or of architecture and tag."""
+        self.logit_scale = float(model.logit_scale.detach().exp())
+        """What the likeness of a photo and a text is multiplied by before the softmax."""
         with torch.inference_mode():
             self.dim = int(self._model.encode_text(tokenizer(["a"]).to(device)).shape[1])
 
@@ -69,20 +71,7 @@ def load_clip(params: ClipParams, local: Path | None = None, device: str = "cpu"
     Raises InputError where architecture, tag or file cannot be had or do not fit each other.
     """
     open_clip = _open_clip()
-    name, pretrained = params.model, params.pretrained
-    if name == "local":
-        if local is None or not local.is_file():
-            raise InputError(f"{local}: no local CLIP there yet: train it from text-image samples (train-multimodal)")
-        name, pretrained = LOCAL_NAME, str(local)
-    if name not in open_clip.list_models():
-        close = [known for known in open_clip.list_models() if known[:4].lower() == name[:4].lower()][:4]
-        raise InputError(
-            f"params.yaml: clip.model: open_clip has no {name!r}; for example {', '.join(close or ['ViT-B-32'])}"
-        )
-    file = Path(pretrained)
-    if not file.is_file() and pretrained not in open_clip.list_pretrained_tags_by_model(name):
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)[:6]) or "none"
-        raise InputError(f"params.yaml: clip.pretrained: {pretrained!r} is neither a file nor a tag of {name} ({tags})")
+    name, pretrained = _named_weights(params, local)
     try:
         model, _, transform = open_clip.create_model_and_transforms(
             name, pretrained=pretrained, image_resize_mode="squash"
@@ -91,8 +80,13 @@ def load_clip(params: ClipParams, local: Path | None = None, device: str = "cpu"
         raise InputError(
             f"params.yaml: clip.pretrained: {pretrained} cannot be loaded as {name}: {str(error).splitlines()[0][:200]}"
         ) from error
-    digest = sha256_file(file) if file.is_file() else digest_of([name, pretrained])
-    return Clip(model, transform, open_clip.get_tokenizer(name), digest, pick_device(device))
+    return Clip(model, transform, open_clip.get_tokenizer(name), clip_digest(params, local), pick_device(device))
+
+
+def clip_digest(params: ClipParams, local: Path | None = None) -> str:
+    """`Clip.digest` of the CLIP that `load_clip` would give, without loading it. Raises InputError like it."""
+    name, pretrained = _named_weights(params, local)
+    return sha256_file(Path(pretrained)) if Path(pretrained).is_file() else digest_of([name, pretrained])
 
 
 @dataclass(frozen=True)
@@ -216,6 +210,25 @@ def _open_clip() -> Any:
     if LOCAL_NAME not in open_clip.list_models():
         open_clip.add_model_config(Path(__file__).with_name(f"{LOCAL_NAME}.json"))
     return open_clip
+
+
+def _named_weights(params: ClipParams, local: Path | None) -> tuple[str, str]:
+    """Architecture, and tag or file of the weights; both are known to be there."""
+    open_clip = _open_clip()
+    name, pretrained = params.model, params.pretrained
+    if name == "local":
+        if local is None or not local.is_file():
+            raise InputError(f"{local}: no local CLIP there yet: train it from text-image samples (train-multimodal)")
+        name, pretrained = LOCAL_NAME, str(local)
+    if name not in open_clip.list_models():
+        close = [known for known in open_clip.list_models() if known[:4].lower() == name[:4].lower()][:4]
+        raise InputError(
+            f"params.yaml: clip.model: open_clip has no {name!r}; for example {', '.join(close or ['ViT-B-32'])}"
+        )
+    if not Path(pretrained).is_file() and pretrained not in open_clip.list_pretrained_tags_by_model(name):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)[:6]) or "none"
+        raise InputError(f"params.yaml: clip.pretrained: {pretrained!r} is neither a file nor a tag of {name} ({tags})")
+    return name, pretrained
 
 
 def _photo(source: Path | np.ndarray, side: int) -> Tensor:

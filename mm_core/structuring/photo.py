@@ -1,4 +1,4 @@
-"""What a photo says about itself: size, light, sharpness, noise, colour, and when and where it was taken.
+"""What a photo says about itself: size, light, sharpness, noise, colour, composition, when and where it was taken.
 
 The part of the paper's "photo content structuring" (section 2.1) that needs no model.
 """
@@ -17,9 +17,11 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from mm_core.data.images import read_header
+from mm_core.structuring.aesthetic import aesthetic
+from mm_core.structuring.composition import composition
 
 EXTRACTOR = "photo"
-VERSION = "1"
+VERSION = "2"
 """Rises whenever a number below may come out differently; older rows are then computed again."""
 
 SIDE = 512
@@ -31,9 +33,10 @@ class PhotoFeatures:
     """One row of the table `features`."""
 
     numbers: Mapping[str, float]
-    """width, height (pixels, upright), megapixels; brightness, contrast, dark_share, bright_share (all in [0, 1]);
-    sharpness (variance of the Laplacian, grey levels squared), noise (sigma in grey levels), colourfulness
-    (Hasler-Suesstrunk; 0 grey, above 60 vivid); where known latitude, longitude (degrees), altitude (m)."""
+    """width, height (pixels, upright), megapixels, bytes; brightness, contrast, dark_share, bright_share (all in
+    [0, 1]); sharpness (variance of the Laplacian, grey levels squared), noise (sigma in grey levels), colourfulness
+    (Hasler-Suesstrunk; 0 grey, above 60 vivid); thirds, balance, simplicity, aesthetic (all in [0, 1]); where known
+    latitude, longitude (degrees), altitude (m)."""
     texts: Mapping[str, str]
     """format; taken_at (ISO 8601, local time of the camera unless it knew its offset) and camera where known."""
 
@@ -46,8 +49,11 @@ def photo_features(path: Path, rgb: np.ndarray) -> PhotoFeatures:
     header = read_header(path)
     exif = _exif(path)
     size = {"width": header.width, "height": header.height, "megapixels": header.pixels / 1e6}
+    size["bytes"] = path.stat().st_size
+    measured = quality(rgb) | composition(rgb)
+    measured["aesthetic"] = aesthetic(measured)
     return PhotoFeatures(
-        numbers=size | quality(rgb) | _place(exif),
+        numbers=size | measured | _place(exif),
         texts={"format": header.format} | _origin(exif),
     )
 

@@ -14,7 +14,7 @@ from mm_core.data.snapshot import SCHEMA, read_pool, write_frames
 from mm_core.errors import InputError
 from mm_core.params import SplitParams
 from mm_core.records import Report
-from mm_core.structuring.structure import difficulty_of
+from mm_core.structuring.structure import difficulty_of, scores_of
 
 SPLIT_SCHEMA = SCHEMA.append(pa.field("difficulty", pa.float64()))
 
@@ -34,7 +34,7 @@ def split_by_difficulty(
     files. Raises InputError where a label of the snapshot has not been scored at the pinned catalog version.
     """
     pool: Any = read_pool(snapshot_dir, "train_labeled")
-    features = catalog.read("features", version=inputs["catalog"]["features"])
+    features = scores_of(catalog, inputs["catalog"]["features"])
     pool["difficulty"] = difficulty_of(pool, features).to_numpy()
     unscored = int(pool["difficulty"].isna().sum())
     if unscored:

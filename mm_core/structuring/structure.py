@@ -1,13 +1,17 @@
-"""Computes what is missing in the table `features`: each photo once per structurer version, each label once."""
+"""Computes what is missing in the table `features`: each photo once per extractor and version, each label once.
+
+A photo is decoded once for all extractors that it lacks (`extractors.py`).
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -16,12 +20,18 @@ from mm_core.catalog import Catalog
 from mm_core.data.images import UnreadableImage, load_alpha, load_rgb
 from mm_core.data.snapshot import newest_labels
 from mm_core.errors import BlobNotFound
+from mm_core.layout import Layout
+from mm_core.params import Params
 from mm_core.records import Report
 from mm_core.store import Store, fetch_blob
 from mm_core.structuring import difficulty, photo
+from mm_core.structuring.extractors import DECODE_SIDE, Extractor, chosen, small
+from mm_core.structuring.guess import guess_new
+from mm_core.structuring.ocr import OcrFailed
+from mm_core.structuring.rows import Found, Photo, row_of
 
 CHUNK = 256
-"""Rows of one commit at most: a killed run loses at most this many photos' work."""
+"""Rows of one commit at most: a killed run loses at most this many rows' work."""
 CHUNK_SECONDS = 20.0
 """…or this much time's."""
 
@@ -31,56 +41,103 @@ class Task:
     """What one sample still lacks."""
 
     sample_id: str
-    photo: bool
-    alpha: str | None
+    lacks: frozenset[str]
+    """Names of extractors."""
+    alpha: str | None = None
     """Digest of the newest label, where its difficulty is missing."""
+    name: str | None = None
+
+
+@dataclass
+class Done:
+    """What a piece of work came to."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    """Sample id and reason of what could not be read."""
+
+    def __iadd__(self, other: Done) -> Done:
+        self.rows += other.rows
+        self.failures += other.failures
+        return self
 
 
 def structure_new(
-    catalog: Catalog, store: Store, report: Report, *, progress: Callable[[str, int, int], None]
+    params: Params,
+    catalog: Catalog,
+    store: Store,
+    layout: Layout,
+    report: Report,
+    *,
+    progress: Callable[[str, int, int], None],
 ) -> Report:
-    """Adds the rows of extractors `photo` and `difficulty` that the current versions lack.
+    """Adds the rows that the current extractors and their versions lack, then the guesses.
 
-    Counts in `report.metrics` (structure/photos, structure/labels, structure/unreadable), what could not be read in
-    `report.tables["unreadable"]` (tried again next time), and mean difficulty per category of all newest labels in
-    `report.tables["difficulty"]`. Done work is committed in chunks: killed at any point, the next run goes on.
+    Counts in `report.metrics` (structure/photos, structure/labels, structure/unreadable, …), extractors that are not
+    there and why in `report.facts["left_out"]`, what could not be read in `report.tables["unreadable"]` (tried again
+    next time), and mean difficulty per category of all newest labels in `report.tables["difficulty"]`. Done work is
+    committed in chunks: killed at any point, the next run goes on.
     """
-    samples = catalog.read("samples", columns=["id", "category"])
+    samples = catalog.read("samples", columns=["id", "category", "name", "group"])
     labels = newest_labels(catalog.read("labels"))
-    tasks = missing(samples, labels, catalog.read("features", columns=["sample_id", "extractor", "version"]))
+    rows = Counter()
     unreadable: list[dict[str, Any]] = []
-    photos = scored = done = 0
-    for rows, failures in _in_chunks(_work(store, tasks)):
-        catalog.upsert("features", rows)
-        unreadable += failures
-        photos += sum(row["extractor"] == photo.EXTRACTOR for row in rows)
-        scored += sum(row["extractor"] == difficulty.EXTRACTOR for row in rows)
-        done += len({row["sample_id"] for row in rows}) + len(failures)
-        progress("structure", done, len(tasks))
+    finished = 0
+    with ExitStack() as stack:
+        found = chosen(params, layout, stack)
+        have = catalog.read("features", columns=["sample_id", "extractor", "version"])
+        tasks = missing(samples, labels, have, found.extractors)
+        for done in _in_chunks(_work(store, tasks, found.extractors)):
+            catalog.upsert("features", done.rows)
+            unreadable += done.failures
+            rows.update(row["extractor"] for row in done.rows)
+            finished += len({entry["sample_id"] for entry in done.rows + done.failures})
+            progress("structure", min(finished, len(tasks)), len(tasks))
+    guess_new(params.structure, catalog, samples, found.clip, report)
     report.metrics |= {
         "structure/samples": len(samples),
-        "structure/photos": photos,
-        "structure/labels": scored,
+        "structure/photos": rows.pop(photo.EXTRACTOR, 0),
+        "structure/labels": rows.pop(difficulty.EXTRACTOR, 0),
         "structure/unreadable": len(unreadable),
+        **{f"structure/{name}": count for name, count in rows.items()},
     }
+    if found.left_out:
+        report.facts["left_out"] = found.left_out
     report.tables["unreadable"] = unreadable
-    report.tables["difficulty"] = difficulty_table(samples, labels, catalog.read("features"))
+    report.tables["difficulty"] = difficulty_table(samples, labels, scores_of(catalog))
     return report
 
 
-def missing(samples: pd.DataFrame, labels: pd.DataFrame, features: pd.DataFrame) -> list[Task]:
+def missing(
+    samples: pd.DataFrame, labels: pd.DataFrame, features: pd.DataFrame, extractors: Sequence[Extractor]
+) -> list[Task]:
     """Tasks in the order of sample ids. `labels` holds the newest label of each sample."""
     have = set(zip(features["sample_id"], features["extractor"], features["version"], strict=True))
     alpha_of = dict(zip(labels["sample_id"], labels["alpha_sha256"], strict=True))
     tasks = []
-    for sample_id in sorted(samples["id"]):
+    for sample_id, category, name in sorted(
+        samples[["id", "category", "name"]].itertuples(index=False, name=None), key=lambda row: row[0]
+    ):
+        category, name = (value if isinstance(value, str) else None for value in (category, name))
         alpha = alpha_of.get(sample_id)
         if alpha and (sample_id, difficulty.EXTRACTOR, difficulty.version_for(alpha)) in have:
             alpha = None
-        lacks_photo = (sample_id, photo.EXTRACTOR, photo.VERSION) not in have
-        if lacks_photo or alpha:
-            tasks.append(Task(sample_id, lacks_photo, alpha))
+        lacks = frozenset(
+            e.name for e in extractors if e.wants(category) and (sample_id, e.name, e.version) not in have
+        )
+        if lacks or alpha:
+            tasks.append(Task(sample_id, lacks, alpha, name))
     return tasks
+
+
+def scores_of(catalog: Catalog, version: int | None = None) -> pd.DataFrame:
+    """The rows of `features` that hold difficulty scores, as `difficulty_of` takes them."""
+    return catalog.read(
+        "features",
+        version=version,
+        columns=["sample_id", "extractor", "version", "numbers"],
+        filters=[("extractor", "=", difficulty.EXTRACTOR)],
+    )
 
 
 def difficulty_of(labels: pd.DataFrame, features: pd.DataFrame) -> pd.Series:
@@ -112,47 +169,67 @@ def difficulty_table(samples: pd.DataFrame, labels: pd.DataFrame, features: pd.D
     ]
 
 
-def _work(store: Store, tasks: Sequence[Task]) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    """Rows and failures of each task, in order, on all cores (the decoders and OpenCV let go of the interpreter)."""
+def _work(store: Store, tasks: Sequence[Task], extractors: Sequence[Extractor]) -> Iterator[Done]:
+    """Rows and failures, in order, on all cores (the decoders and OpenCV let go of the interpreter)."""
+    each, together = ([e for e in extractors if e.together is kind] for kind in (False, True))
     workers = min(os.cpu_count() or 1, 16)
-    step = 8 * workers
+    # In small slices: a pool's `map` takes all of its input at once, a stop would wait for all of it, and the decoded
+    # photos of a slice (at most 2.8 MB each) are held until the last extractor has seen them.
+    step = 4 * workers
     with ThreadPoolExecutor(workers) as pool:
-        # In small slices: a pool's `map` takes all of its input at once, and a stop would wait for all of it.
         for start in range(0, len(tasks), step):
-            yield from pool.map(lambda task: _features(store, task), tasks[start : start + step])
+            part = tasks[start : start + step]
+            photos: list[tuple[Task, Photo]] = []
+            for task, (done, decoded) in zip(part, pool.map(lambda t: _one(store, t, each), part), strict=True):
+                yield done
+                if decoded is not None:
+                    photos.append((task, decoded))
+            for extractor in together:
+                if wanted := [decoded for task, decoded in photos if extractor.name in task.lacks]:
+                    yield _together(extractor, wanted)
 
 
-def _features(store: Store, task: Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    row = {"sample_id": task.sample_id, "computed_at": now}
-    rows = []
+def _one(store: Store, task: Task, each: Sequence[Extractor]) -> tuple[Done, Photo | None]:
+    """Decodes one photo and runs what looks at it alone."""
+    done = Done()
     try:
         path = fetch_blob(store, task.sample_id)
-        rgb = load_rgb(path, photo.SIDE)
-        if task.photo:
-            found = photo.photo_features(path, rgb)
-            extractor = {"extractor": photo.EXTRACTOR, "version": photo.VERSION}
-            rows.append(row | extractor | {"numbers": dict(found.numbers), "texts": dict(found.texts)})
+        rgb = load_rgb(path, DECODE_SIDE)
+        decoded = Photo(task.sample_id, task.name, path, rgb, small(rgb))
+        for extractor in each:
+            if extractor.name in task.lacks:
+                (found,) = extractor.run([decoded])
+                done.rows.append(row_of(task.sample_id, extractor.name, extractor.version, found))
         if task.alpha:
-            signals = difficulty.measure(rgb, load_alpha(fetch_blob(store, task.alpha)))
-            extractor = {"extractor": difficulty.EXTRACTOR, "version": difficulty.version_for(task.alpha)}
-            rows.append(row | extractor | {"numbers": signals.numbers(), "texts": {"alpha_sha256": task.alpha}})
+            signals = difficulty.measure(decoded.small, load_alpha(fetch_blob(store, task.alpha)))
+            found = Found(signals.numbers(), {"alpha_sha256": task.alpha})
+            version = difficulty.version_for(task.alpha)
+            done.rows.append(row_of(task.sample_id, difficulty.EXTRACTOR, version, found))
     except (UnreadableImage, BlobNotFound) as error:
-        return [], [{"sample_id": task.sample_id, "reason": str(error)}]
-    return rows, []
+        return Done(failures=[{"sample_id": task.sample_id, "reason": str(error)}]), None
+    return done, decoded
 
 
-def _in_chunks(
-    results: Iterable[tuple[list[dict[str, Any]], list[dict[str, Any]]]],
-) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    rows: list[dict[str, Any]] = []
-    failures: list[dict[str, Any]] = []
+def _together(extractor: Extractor, photos: Sequence[Photo]) -> Done:
+    try:
+        found = extractor.run(photos)
+    except OcrFailed as error:
+        if len(photos) > 1:  # one photo that breaks it does not take its neighbours along
+            one_by_one = Done()
+            for photo in photos:
+                one_by_one += _together(extractor, [photo])
+            return one_by_one
+        return Done(failures=[{"sample_id": photo.sample_id, "reason": str(error)} for photo in photos])
+    return Done([row_of(p.sample_id, extractor.name, extractor.version, f) for p, f in zip(photos, found, strict=True)])
+
+
+def _in_chunks(work: Iterable[Done]) -> Iterator[Done]:
+    chunk = Done()
     since = time.monotonic()
-    for more, failed in results:
-        rows += more
-        failures += failed
-        if len(rows) >= CHUNK or time.monotonic() - since > CHUNK_SECONDS:
-            yield rows, failures
-            rows, failures, since = [], [], time.monotonic()
-    if rows or failures:
-        yield rows, failures
+    for done in work:
+        chunk += done
+        if len(chunk.rows) >= CHUNK or time.monotonic() - since > CHUNK_SECONDS:
+            yield chunk
+            chunk, since = Done(), time.monotonic()
+    if chunk.rows or chunk.failures:
+        yield chunk

@@ -15,6 +15,7 @@ from mm_core.records import ALL_CATEGORIES
 from mm_core.settings import Settings
 
 TINY: dict[str, Any] = {
+    "structure.ocr": (),
     "model.encoder": "test_efficientnet",
     "model.size": 64,
     "model.width": 8,

@@ -1,4 +1,6 @@
 import io
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,12 +8,22 @@ from PIL import Image
 from shapes import disk, hair, painted
 
 from mm_core.catalog import Catalog
-from mm_core.data.images import encode_alpha
+from mm_core.data.images import encode_alpha, load_rgb
 from mm_core.data.snapshot import newest_labels
+from mm_core.layout import Layout
+from mm_core.params import Params
 from mm_core.records import Report
+from mm_core.settings import Settings
 from mm_core.store import LocalStore, blob_key, put_blob
 from mm_core.structuring import structure
+from mm_core.structuring.embedding import DIM
 from mm_core.structuring.structure import difficulty_of, structure_new
+
+PARAMS = Params().with_values(**{"structure.ocr": ()})
+
+
+def layout_of(store):
+    return Layout(Settings.from_env(Path(store.url).parent))
 
 
 @pytest.fixture
@@ -41,7 +53,9 @@ def add_label(catalog, store, sample, alpha, version=1):
 
 def run(catalog, store):
     seen = []
-    report = structure_new(catalog, store, Report("structure"), progress=lambda *step: seen.append(step))
+    report = structure_new(
+        PARAMS, catalog, store, layout_of(store), Report("structure"), progress=lambda *step: seen.append(step)
+    )
     return report, seen
 
 
@@ -51,11 +65,12 @@ def test_every_photo_and_label_is_measured_once(catalog, store):
     add_photo(catalog, store, hair(), category=None)
     report, seen = run(catalog, store)
     assert report.metrics == {
-        "structure/samples": 2, "structure/photos": 2, "structure/labels": 1, "structure/unreadable": 0
+        "structure/samples": 2, "structure/photos": 2, "structure/labels": 1, "structure/unreadable": 0,
+        "structure/embedding": 2, "structure/guesses": 0, "structure/guesses_withheld": 1,
     }  # fmt: skip
     assert seen[-1] == ("structure", 2, 2)
     features = catalog.read("features")
-    assert sorted(features["extractor"]) == ["difficulty", "photo", "photo"]
+    assert sorted(features["extractor"]) == ["difficulty", "embedding", "embedding", "guess", "photo", "photo"]
     assert report.tables["difficulty"][0]["category"] == "pets"
     before = catalog.version("features")
     report, _ = run(catalog, store)
@@ -86,11 +101,11 @@ def test_a_killed_run_keeps_its_chunks_and_the_next_goes_on(catalog, store, monk
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        structure_new(catalog, store, Report("structure"), progress=kill)
-    assert len(catalog.read("features")) == 8
+        structure_new(PARAMS, catalog, store, layout_of(store), Report("structure"), progress=kill)
+    assert catalog.read("features")["sample_id"].nunique() == 8
     report, _ = run(catalog, store)
     assert report.metrics["structure/photos"] == 4
-    assert len(catalog.read("features")) == 12
+    assert catalog.read("features").groupby("extractor").size().to_dict() == {"embedding": 12, "photo": 12}
 
 
 def test_a_lost_blob_is_reported_and_tried_again(catalog, store):
@@ -99,10 +114,38 @@ def test_a_lost_blob_is_reported_and_tried_again(catalog, store):
     store.delete(blob_key(sample))
     report, _ = run(catalog, store)
     assert [row["sample_id"] for row in report.tables["unreadable"]] == [sample]
-    assert list(catalog.read("features")["sample_id"]) == [other]
+    assert set(catalog.read("features")["sample_id"]) == {other}
     store.put(blob_key(sample), kept)
     report, _ = run(catalog, store)
     assert report.metrics["structure/photos"] == 1
+
+
+def test_what_is_not_there_is_said_and_nothing_is_made_up(catalog, store):
+    add_photo(catalog, store, disk(), category="cards")
+    params = PARAMS.with_values(**{"structure.ocr": ("cards",)})
+    layout = Layout(replace(layout_of(store).settings, ocr_python=Path("nowhere/python")))
+    report = structure_new(params, catalog, store, layout, Report("structure"), progress=lambda *_: None)
+    assert set(report.facts["left_out"]) == {"clip", "ocr"}
+    assert "make ocr" in report.facts["left_out"]["ocr"] and "pretrained" in report.facts["left_out"]["clip"]
+    assert set(catalog.read("features")["extractor"]) == {"photo", "embedding"}
+
+
+def test_a_photo_is_decoded_once_for_all_that_look_at_it(catalog, store, monkeypatch):
+    sample = add_photo(catalog, store, disk())
+    add_label(catalog, store, sample, disk())
+    decoded = []
+
+    def counting(path, side):
+        decoded.append(path)
+        return load_rgb(path, side)
+
+    monkeypatch.setattr(structure, "load_rgb", counting)
+    run(catalog, store)
+    rows = catalog.read("features").set_index("extractor")
+    assert set(rows.index) == {"photo", "embedding", "difficulty"} and len(decoded) == 1
+    assert rows.loc["photo", "texts"]["path"] == blob_key(sample)
+    assert 0 < rows.loc["photo", "numbers"]["aesthetic"] < 1
+    assert len(rows.loc["embedding", "vector"]) == DIM
 
 
 def test_an_empty_catalog_is_no_error(catalog, store):
