@@ -1,8 +1,8 @@
 """The category of photos whose manifest gives none: a guess, stored beside the sample, never in its place.
 
 With pretrained CLIP weights: zero-shot over sentences about the seven categories. Without: linear discriminant analysis
-(scikit-learn, Ledoit-Wolf shrinkage) on the classical embedding of the catalog's labelled categories; its confidence is
-what held-out photos say: the share of right guesses among those that were at least as sure.
+(scikit-learn, Ledoit-Wolf shrinkage) on the classical embedding of the photos whose category is known; its confidence is
+what held-out photos say: the share of right guesses among those as sure (isotonic regression).
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class LearnedGuesser:
     def __init__(self, vectors: np.ndarray, categories: Sequence[str], groups: Sequence[str]):
         """`vectors` (N, dim) with their categories; one group is never on both sides of the held-out test."""
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+        from sklearn.isotonic import IsotonicRegression
         from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
         labelled = pd.DataFrame({"category": list(categories), "group": list(groups)})
@@ -98,22 +99,18 @@ class LearnedGuesser:
             model, x, y, groups=np.array(list(groups))[used], cv=StratifiedGroupKFold(FOLDS),
             method="predict_proba",
         )  # fmt: skip
-        sure = held_out.max(1)
         right = np.array(self.classes)[held_out.argmax(1)] == y
-        order = np.argsort(-sure, kind="stable")
-        self._sureness = sure[order]
-        self._right = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+        self._calibration = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(held_out.max(1), right)
         self._model = model.fit(x, y)
 
     def guess(self, vectors: np.ndarray) -> Sequence[Guess | None]:
         if not self.classes or not len(vectors):
             return [None] * len(vectors)
         chances = self._model.predict_proba(vectors)
-        # Surer than all but a few held-out photos says little: at least ten stand behind every confidence.
-        rank = np.clip(np.searchsorted(-self._sureness, -chances.max(1), "right"), 10, len(self._right))
+        confidences = self._calibration.predict(chances.max(1))
         return [
-            Guess(self.classes[best], float(self._right[at - 1]))
-            for best, at in zip(chances.argmax(1), rank, strict=True)
+            Guess(self.classes[best], float(confidence))
+            for best, confidence in zip(chances.argmax(1), confidences, strict=True)
         ]
 
 

@@ -71,7 +71,7 @@ class OcrProgram:
         timer = Timer(PATIENCE, process.kill)
         timer.start()
         try:
-            np.lib.format.write_array(process.stdin, np.ascontiguousarray(rgb), allow_pickle=False)
+            process.stdin.write(f"{rgb.shape[0]} {rgb.shape[1]}\n".encode() + rgb.tobytes())
             process.stdin.flush()
             line = process.stdout.readline()
         except OSError:

@@ -2,7 +2,7 @@
 
 rapidocr brings omegaconf, which breaks Dagster's selections: so it is called as a program.
 
-stdin: photos one after the other, each an `.npy` uint8 (H, W, 3) sRGB. stdout: per photo one JSON line,
+stdin: photos one after the other, each a line `H W` and H x W x 3 bytes of sRGB. stdout: per photo one JSON line,
 `{"texts": [str], "scores": [float], "share": float}`, or `{"error": str}`. Ends with stdin.
 """
 
@@ -30,8 +30,9 @@ def answer(engine: Any, rgb: np.ndarray) -> dict[str, Any]:
 
 def photos(stream: BinaryIO):
     """Arrays until the stream ends between two of them."""
-    while stream.peek(1):  # type: ignore[attr-defined]
-        yield np.lib.format.read_array(stream, allow_pickle=False)
+    while line := stream.readline():
+        height, width = map(int, line.split())
+        yield np.frombuffer(stream.read(height * width * 3), np.uint8).reshape(height, width, 3)
 
 
 def main() -> None:
