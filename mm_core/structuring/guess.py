@@ -1,8 +1,8 @@
 """The category of photos whose manifest gives none: a guess, stored beside the sample, never in its place.
 
 With pretrained CLIP weights: zero-shot over sentences about the seven categories. Without: linear discriminant analysis
-(scikit-learn, Ledoit-Wolf shrinkage) on the classical embedding of the photos whose category is known; its confidence is
-what held-out photos say: the share of right guesses among those as sure (isotonic regression).
+(scikit-learn, Ledoit-Wolf shrinkage) on the classical embedding of the photos whose category is known; its confidence
+is what held-out photos say: the share of right guesses among those as sure (isotonic regression).
 """
 
 from __future__ import annotations
