@@ -129,11 +129,40 @@ def quarantine_list(json_: Json = False) -> None:
 
 @quarantine_app.command("show")
 def quarantine_show(key: Annotated[str, typer.Argument(help="Key (or its beginning) from the list.")]) -> None:
-    """One refused row in full, and where its file lies."""
+    """One refused row in full, and where its file lies; of a suspect matte also a view beside its photo."""
     from mm_core.data.quarantine import show
 
     layout, _ = layout_and_params()
-    say(show(stages.catalog_of(layout), stages.store_of(layout), key), True)
+    say(show(stages.catalog_of(layout), stages.store_of(layout), key, layout.views), True)
+
+
+@quarantine_app.command("accept")
+def quarantine_accept(
+    keys: Annotated[list[str], typer.Argument(help="Keys (or their beginnings) of suspect mattes, from the list.")],
+    why: Annotated[str, typer.Option(help="Why they are right: kept with the label.")],
+    by: Annotated[str, typer.Option(help="Who looked; default the user's name.")] = "",
+    json_: Json = False,
+) -> None:
+    """Takes suspect mattes as they are; they are not held again."""
+    from getpass import getuser
+
+    from mm_core.data.quarantine import accept
+
+    layout, params = layout_and_params()
+    report = accept(
+        params.ingest,
+        stages.catalog_of(layout),
+        stages.store_of(layout),
+        stages.inbox_of(layout),
+        keys,
+        layout.data_docs,
+        layout.spool,
+        reviewer=by or getuser(),
+        why=why,
+    )
+    stages.structure(params, layout)
+    stages.pin_inputs(params, layout)
+    say(report, json_)
 
 
 @quarantine_app.command("retry")

@@ -101,6 +101,11 @@ class Layout:
         return self.cache / "ingest"
 
     @property
+    def views(self) -> Path:
+        """Suspect mattes beside their photos, as `mm quarantine show` drew them."""
+        return self.cache / "quarantine"
+
+    @property
     def mlflow_artifacts(self) -> Path:
         return self.root / "mlflow" / "artifacts"
 

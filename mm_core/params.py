@@ -19,6 +19,33 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class SuspectParams(_Section):
+    """From where a matte is held for review (`mm_core.data.matte_quality` defines the measures)."""
+
+    inversion: float = Field(default=0.0, ge=-1, le=1)
+    """Above: the frame's rim is foreground and its centre is not."""
+    holes: float = Field(default=0.005, ge=0, le=1)
+    """Above, per foreground area: holes that the photo does not show."""
+    specks: float = Field(default=0.003, ge=0, le=1)
+    """Above, per foreground area: islands that the photo does not show."""
+    edge_width: float = Field(default=0.03, gt=0)
+    """Above, per long side: even the sharpest part of the edge is blurred."""
+    plateau: float = Field(default=0.15, gt=0, le=1)
+    """Above, share of the picture: one value between 0 and 1 covers so much that the file may be a trimap."""
+    edge_match: float = Field(default=0.7, le=1)
+    """Below: the photo's edges lie beside the matte's edge."""
+    edge_contrast: float = Field(default=2.5)
+    """Below, in standard deviations: the photo has no edge where the matte has one."""
+    least_foreground: float = Field(default=0.001, ge=0, lt=1)
+    """Below, share of the picture: hardly any foreground."""
+    most_foreground: float = Field(default=0.995, gt=0, le=1)
+    """Above, share of the picture: hardly any background."""
+    range: float = Field(default=0.1, ge=0, lt=0.5)
+    """The smallest value must not lie above this, nor the largest below 1 less this."""
+    max_share: float = Field(default=0.5, ge=0, le=1)
+    """A drop with a larger share of suspect mattes is held back whole."""
+
+
 class IngestParams(_Section):
     min_side: int = Field(default=32, ge=8)
     """Photos with a shorter side, in pixels, are refused."""
@@ -27,7 +54,8 @@ class IngestParams(_Section):
     near_duplicate_bits: int = Field(default=3, ge=0, le=12)
     """Two photos whose 64-bit perceptual hashes differ in at most this many bits are candidates for near-duplicates."""
     max_reject_share: float = Field(default=0.7, ge=0, le=1)
-    """A drop with a larger share of quarantined rows is held back whole."""
+    """A drop with a larger share of bad rows (suspect mattes not counted) is held back whole."""
+    suspect: SuspectParams = SuspectParams()
 
 
 class StructureParams(_Section):

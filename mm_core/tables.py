@@ -74,6 +74,19 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("rejected_at", pa.string()),
         ]
     ),
+    # Suspect mattes that a person looked at and took as they are: none of them is held again.
+    "reviews": pa.schema(
+        [
+            ("id", pa.string()),  # of the label: sha256 over sample id and alpha digest
+            ("sample_id", pa.string()),
+            ("alpha_sha256", pa.string()),
+            ("reason", pa.string()),  # what was suspected
+            ("detail", pa.string()),  # what was measured
+            ("reviewer", pa.string()),
+            ("why", pa.string()),
+            ("reviewed_at", pa.string()),
+        ]
+    ),
     # What extractors found, one row per sample, extractor and its version.
     "features": pa.schema(
         [
@@ -94,5 +107,6 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "samples": ("id",),
     "labels": ("id",),
     "rejects": ("key",),
+    "reviews": ("id",),
     "features": ("sample_id", "extractor", "version"),
 }

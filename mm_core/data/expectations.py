@@ -6,14 +6,16 @@ Batch rules look at the drop as a whole: a failed `critical` one holds it back, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from mm_core.data.matte_quality import MatteQuality
+from mm_core.data.mix import CLASSES, Mix, expected
 from mm_core.data.probe import Probe
 from mm_core.errors import MattingError
 from mm_core.params import IngestParams
@@ -22,8 +24,13 @@ from mm_core.records import ALL_CATEGORIES, KINDS
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
 
+MIX_COLUMNS: Mapping[str, str] = {f"{measure}_class": measure for measure in CLASSES}
 LEAST_PEAK = 0.1
 """A matte that nowhere reaches this holds no foreground; JPEG noise stays below."""
+
+
+SUSPECT = "suspect matte"
+"""How the reasons begin that hold a row for a person to look at."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,11 @@ class Rule:
     """What was measured, filled from the row's fields."""
     kinds: tuple[str, ...] = KINDS
     severity: Literal["critical", "warning"] = "warning"
+
+    @property
+    def suspects(self) -> bool:
+        """Rows that break it are held for a person to look at."""
+        return self.reason.startswith(SUSPECT)
 
 
 LABELED = ("pixel_labeled",)
@@ -77,16 +89,40 @@ RULES: tuple[Rule, ...] = (
     Rule("category_known", "row", "unknown category", "category", "{category!r}"),
     Rule("role_known", "row", "unknown role", "role", "{role!r}: train, eval or nothing"),
     Rule("caption_there", "row", "missing caption", "caption_length", kinds=("text_image",)),
+    # Suspects: a person looks at them (`mm quarantine accept`). Numbers of `matte_quality`.
+    *(
+        Rule(f"matte_{name}", "row", f"{SUSPECT}: {said}", column, "{matte_numbers}", LABELED)
+        for name, said, column in (
+            ("not_inverted", "inverted", "matte_inversion"),
+            ("reaches_one", "range", "alpha_highest"),
+            ("reaches_zero", "range", "alpha_lowest"),
+            ("area", "almost empty or full", "matte_foreground"),
+            ("is_no_trimap", "a trimap", "matte_plateau"),
+            ("without_holes", "holes", "matte_holes"),
+            ("without_specks", "speckles", "matte_specks"),
+            ("sharp_somewhere", "blurred", "matte_edge_width"),
+            ("edge_in_photo", "edges disagree with the photo", "matte_edge_contrast"),
+            ("edge_in_place", "edges disagree with the photo", "matte_edge_match"),
+        )
+    ),
     # The drop as a whole, over the table of verdicts.
-    Rule("few_bad_rows", "batch", "too many bad rows", "quarantined", severity="critical"),
+    Rule("few_bad_rows", "batch", "too many bad rows", "bad", severity="critical"),
+    Rule("few_suspects", "batch", "too many suspect mattes", "suspect", kinds=LABELED, severity="critical"),
     Rule("few_duplicates", "batch", "mostly duplicates", "duplicate"),
     Rule("category_given", "batch", "mostly without category", "category"),
     Rule("soft_edges", "batch", "no matte has soft edges", "alpha_binary", kinds=LABELED),
+    # Against the latest batches of the kind (`mix`).
+    Rule("category_mix", "batch", "other categories than before", "category_class"),
+    Rule("size_mix", "batch", "other sizes than before", "size_class"),
+    Rule("brightness_mix", "batch", "other brightness than before", "brightness_class"),
 )
 
 
 def rules_of(kind: str, scope: str) -> list[Rule]:
     return [rule for rule in RULES if rule.scope == scope and kind in rule.kinds]
+
+
+MATTE_MEASURES = tuple(field.name for field in fields(MatteQuality))
 
 
 @dataclass(frozen=True)
@@ -95,6 +131,11 @@ class Fault:
 
     reason: str
     detail: str
+
+    @property
+    def suspect(self) -> bool:
+        """Held for a person to look at, not refused."""
+        return self.reason.startswith(SUSPECT)
 
 
 class DataDocs:
@@ -124,22 +165,32 @@ class Judge:
         self.params, self.kind, self.batch, self._docs = params, kind, batch, docs
         self.results: list[dict[str, Any]] = []
         """One line per expectation, for reports and asset checks."""
+        self._mix: dict[str, tuple[list[float], float] | None] = {}
 
-    def rows(self, probes: Sequence[Probe]) -> dict[int, Fault]:
-        """The rows that break a rule, each with the first it broke."""
-        table = pd.DataFrame([asdict(probe) for probe in probes], dtype=object)
-        by_row = {probe.row: asdict(probe) for probe in probes}
+    def rows(self, probes: Sequence[Probe], reviewed: Collection[int] = ()) -> dict[int, Fault]:
+        """The rows that break a rule, each with the first it broke; mattes of `reviewed` rows are not suspected."""
+        by_row = {probe.row: _columns(probe) for probe in probes}
+        unsuspected = {rule.column: None for rule in RULES if rule.suspects}
+        table = [columns | (unsuspected if row in reviewed else {}) for row, columns in by_row.items()]
         faults: dict[int, Fault] = {}
-        for rule, broken in self._run("row", table):
+        for rule, broken in self._run("row", pd.DataFrame(table, dtype=object)):
             for row in broken:
                 said = rule.detail.format_map(by_row[row]).strip()
                 faults.setdefault(row, Fault(rule.reason, said))
         return faults
 
-    def whole(self, verdicts: Sequence[Mapping[str, Any]]) -> str | None:
-        """Why the drop is held, or None. Rows: row, quarantined, duplicate (0 or 1), category, alpha_binary."""
-        columns = ["row", "quarantined", "duplicate", "category", "alpha_binary"]
-        self._run("batch", pd.DataFrame(verdicts, columns=pd.Index(columns), dtype=object))
+    def whole(self, verdicts: Sequence[Mapping[str, Any]], before: Mix) -> str | None:
+        """Why the drop is held, or None.
+
+        Rows: row, bad, suspect, duplicate (0 or 1), category, alpha_binary, and the classes of `mix`, None where a
+        row is not to be counted. `before`: what the catalog is made of.
+        """
+        columns = ["row", "bad", "suspect", "duplicate", "category", "alpha_binary", *MIX_COLUMNS]
+        table = pd.DataFrame(verdicts, columns=pd.Index(columns), dtype=object)
+        for column, measure in MIX_COLUMNS.items():
+            rows = sum(verdict.get(column) is not None for verdict in verdicts)
+            self._mix[column] = expected(before.get(measure, {}), measure, rows)
+        self._run("batch", table)
         broken = [r for r in self.results if r["scope"] == "batch" and r["severity"] == "critical" and not r["success"]]
         return "; ".join(r["reason"] for r in broken) or None
 
@@ -151,8 +202,11 @@ class Judge:
             ValidationResultIdentifier,
         )
 
-        context, rules = self._docs.context, rules_of(self.kind, scope)
-        suite = gx.ExpectationSuite(f"{self.kind} {scope} rules", expectations=[_expect(r, self.params) for r in rules])
+        context = self._docs.context
+        rules = [rule for rule in rules_of(self.kind, scope) if self._mix.get(rule.column, rule) is not None]
+        suite = gx.ExpectationSuite(
+            f"{self.kind} {scope} rules", expectations=[_expect(rule, self.params, self._mix) for rule in rules]
+        )
         data = (
             context.data_sources.add_or_update_pandas(f"{self.kind} {self.batch} {scope}")
             .add_dataframe_asset("rows")
@@ -196,13 +250,27 @@ class Judge:
         return found
 
 
-def _expect(rule: Rule, params: IngestParams) -> Expectation:
+def _columns(probe: Probe) -> dict[str, Any]:
+    """A probe as columns; the matte's measures one by one, and all in words."""
+    columns = asdict(probe)
+    measures = columns.pop("matte") or dict.fromkeys(MATTE_MEASURES)
+    said = (f"{name.replace('_', ' ')} {value:.3f}" for name, value in measures.items() if value is not None)
+    return columns | {f"matte_{name}": value for name, value in measures.items()} | {"matte_numbers": ", ".join(said)}
+
+
+def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float], float] | None]) -> Expectation:
     """The Great Expectations form of a rule."""
     import great_expectations as gx
 
     gxe: Any = gx.expectations
     common: dict[str, Any] = {"severity": rule.severity, "meta": {"rule": rule.name}, "notes": rule.reason}
-    column = rule.column
+    column, suspect = rule.column, params.suspect
+    if known := mix.get(column):
+        shares, allowed = known
+        partition = {"values": list(CLASSES[MIX_COLUMNS[column]]), "weights": shares}
+        return gxe.ExpectColumnKLDivergenceToBeLessThan(
+            column=column, partition_object=partition, threshold=allowed, **common
+        )
     ranges: Mapping[str, dict[str, Any]] = {
         "row_is_whole": {"max_value": 0},
         "image_not_empty": {"min_value": 1},
@@ -211,9 +279,20 @@ def _expect(rule: Rule, params: IngestParams) -> Expectation:
         "alpha_has_foreground": {"min_value": LEAST_PEAK},
         "alpha_has_background": {"max_value": 1 - LEAST_PEAK},
         "caption_there": {"min_value": 1},
+        "matte_not_inverted": {"max_value": suspect.inversion},
+        "matte_reaches_one": {"min_value": 1 - suspect.range},
+        "matte_reaches_zero": {"max_value": suspect.range},
+        "matte_area": {"min_value": suspect.least_foreground, "max_value": suspect.most_foreground},
+        "matte_is_no_trimap": {"max_value": suspect.plateau},
+        "matte_without_holes": {"max_value": suspect.holes},
+        "matte_without_specks": {"max_value": suspect.specks},
+        "matte_sharp_somewhere": {"max_value": suspect.edge_width},
+        "matte_edge_in_photo": {"min_value": suspect.edge_contrast},
+        "matte_edge_in_place": {"min_value": suspect.edge_match},
     }
     means: Mapping[str, dict[str, Any]] = {
         "few_bad_rows": {"max_value": params.max_reject_share},
+        "few_suspects": {"max_value": params.suspect.max_share},
         "few_duplicates": {"max_value": 0.5},
         "soft_edges": {"max_value": 0.999},
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mm_core.catalog import Catalog
 from mm_core.errors import BlobNotFound
-from mm_core.records import KINDS, digest_of, sha256_file
+from mm_core.records import KINDS, digest_of, sha256_bytes, sha256_file
 from mm_core.store import Store
 
 MANIFESTS = ("manifest.csv", "manifest.parquet")
@@ -32,7 +32,15 @@ class ReadyBatch:
     @property
     def record_key(self) -> str:
         """Where the store keeps what was found and meant to be done."""
-        return f"ingest/{self.key}.json"
+        return self.record_of(self.key)
+
+    def reject_key(self, row: int) -> str:
+        """Key of a refused row of this drop."""
+        return sha256_bytes(f"{self.key}:{row}".encode())
+
+    @staticmethod
+    def record_of(key: str) -> str:
+        return f"ingest/{key}.json"
 
 
 def arrived_batches(inbox: Store) -> list[ReadyBatch]:

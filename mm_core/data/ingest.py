@@ -10,7 +10,7 @@ photos: verdicts hold for one catalog version, and are made again where it moved
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -26,11 +26,12 @@ from mm_core.data.expectations import DataDocs, Fault, Judge
 from mm_core.data.images import load_rgb
 from mm_core.data.inbox import ReadyBatch, arrived_batches, ready_batches
 from mm_core.data.manifest import ManifestRow, read_manifest
+from mm_core.data.mix import Mix, catalog_mix, classes_of, mix_of
 from mm_core.data.probe import Probe, Prober
 from mm_core.data.verdicts import Decision, Known, decide, label_id
 from mm_core.errors import BlobNotFound, CatalogError, DropError, InputError, StoreError
 from mm_core.params import IngestParams
-from mm_core.records import Report, sha256_bytes
+from mm_core.records import Report
 from mm_core.store import Store, fetch_blob, put_blob, remove_left_over
 
 WORKERS = 2
@@ -97,8 +98,13 @@ def rejects_of(catalog: Catalog, batch: ReadyBatch) -> list[dict[str, Any]]:
     return frame.fillna("").sort_values("row").to_dict("records")
 
 
+def kept_matte(reject: str) -> str:
+    """Where the store keeps the normalised matte of a refused row, by the key of the row."""
+    return f"quarantine/mattes/{reject}.png"
+
+
 def read_record(store: Store, batch: ReadyBatch) -> dict[str, Any]:
-    """What was found about a batch: `expectations` (one line each) and `fills` (rows); empty before its first run."""
+    """What was found about a batch, empty before its first run: `expectations` (lines), `fills` (rows), `mix`."""
     try:
         return json.loads(store.fetch(batch.record_key).read_text())
     except BlobNotFound:
@@ -148,8 +154,15 @@ class Ingest:
             prober = Prober(self.inbox, self.batch.manifest_key, self.batch.kind, self.params.max_pixels, Path(spool))
             probes = self._probe(prober, rows)
             judge = Judge(self.params, self.batch.kind, self.batch.batch, self.docs)
-            faults = judge.rows(probes)
+            faults = judge.rows(probes, self._reviewed(probes))
             return self._settle(prober, judge, rows, probes, faults, partial=partial)
+
+    def _reviewed(self, probes: Sequence[Probe]) -> frozenset[int]:
+        """Rows whose very matte a person has looked at and taken."""
+        if self.batch.kind != "pixel_labeled":
+            return frozenset()
+        known = set(self.catalog.read("reviews", columns=["id"])["id"])
+        return frozenset(p.row for p in probes if p.sha256 and label_id(p.sha256, p.alpha_sha256 or "") in known)
 
     def _probe(self, prober: Prober, rows: Sequence[ManifestRow]) -> list[Probe]:
         probes = []
@@ -178,16 +191,17 @@ class Ingest:
         if partial:  # the rows that were good are not looked at again: the drop as a whole stays judged
             held = ""
             judge.results += [line for line in earlier.get("expectations", ()) if line["scope"] == "batch"]
+        taken = mix_of(probe for probe in probes if probe.row not in faults)
         for _ in range(ATTEMPTS):
             known = Known.read(self.catalog, probes, self.params.near_duplicate_bits)
             decisions = decide(
                 self.batch.kind, self.batch.batch, rows, probes, faults, known, thumbnails, filled_before=fills
             )
             if held is None:
-                held = self._judge_whole(judge, probes, decisions)
+                held = self._judge_whole(judge, probes, faults, decisions)
             if held:
                 decisions = [d for d in decisions if d.verdict == "quarantine"]
-            self._write_record(judge, decisions)
+            self._write_record(judge, decisions, earlier["mix"] if partial and "mix" in earlier else taken)
             try:
                 accepted = [d for d in decisions if d.verdict == "accept"]
                 self._write_accepted(prober, rows, probes, accepted, known)
@@ -197,20 +211,26 @@ class Ingest:
             return held
         raise CatalogError(f"{self.batch.name}: the catalog moved {ATTEMPTS} times under it: run again")
 
-    def _judge_whole(self, judge: Judge, probes: Sequence[Probe], decisions: Sequence[Decision]) -> str:
+    def _judge_whole(
+        self, judge: Judge, probes: Sequence[Probe], faults: Mapping[int, Fault], decisions: Sequence[Decision]
+    ) -> str:
         """Why the drop is held, in words; empty where it is not."""
-        broken = judge.whole(
-            [
+        verdicts = []
+        for probe, decision in zip(probes, decisions, strict=True):
+            fault = faults.get(probe.row)
+            classes = classes_of(probe) if fault is None else {}
+            verdicts.append(
                 {
                     "row": probe.row,
-                    "quarantined": int(decision.verdict == "quarantine"),
+                    "bad": int(fault is not None and not fault.suspect),
+                    "suspect": int(fault is not None and fault.suspect),
                     "duplicate": int(decision.verdict == "duplicate"),
                     "category": probe.category,
                     "alpha_binary": probe.alpha_binary,
+                    **{f"{measure}_class": name for measure, name in classes.items()},
                 }
-                for probe, decision in zip(probes, decisions, strict=True)
-            ]
-        )
+            )
+        broken = judge.whole(verdicts, catalog_mix(self.catalog, self.store, self.batch))
         reasons = [d.reason for d in decisions if d.verdict == "quarantine"]
         most = max(sorted(set(reasons)), key=reasons.count, default="")
         return f"{broken}: {len(reasons)} of {len(probes)}, most often {most!r}" if broken else ""
@@ -226,9 +246,9 @@ class Ingest:
 
         return lambda entry: look(entry.identity)
 
-    def _write_record(self, judge: Judge, decisions: Sequence[Decision]) -> None:
+    def _write_record(self, judge: Judge, decisions: Sequence[Decision], mix: Mix) -> None:
         """Said before it is done: an interrupted run can tell what it meant to fill from what was there."""
-        record = {"expectations": judge.results, "fills": [d.row for d in decisions if d.fills]}
+        record = {"expectations": judge.results, "fills": [d.row for d in decisions if d.fills], "mix": mix}
         self.store.put(self.batch.record_key, json.dumps(record, sort_keys=True).encode())
 
     def _write_accepted(
@@ -310,7 +330,7 @@ class Ingest:
             if decision.verdict != "accept":
                 entry = self._reject(prober, row_of[decision.row], probe_of[decision.row], decision)
                 new[entry["key"]] = entry
-        looked_at = {self._reject_key(row.row) for row in rows} if partial else set(old)
+        looked_at = {self.batch.reject_key(row.row) for row in rows} if partial else set(old)
         if gone := sorted(looked_at & set(old) - set(new)):
             self.catalog.delete("rejects", f"key IN ({', '.join(repr(key) for key in gone)})")
         said = ("verdict", "reason", "detail")
@@ -318,13 +338,17 @@ class Ingest:
         self.catalog.upsert("rejects", changed)
 
     def _reject(self, prober: Prober, row: ManifestRow, probe: Probe, decision: Decision) -> dict[str, Any]:
-        where = None
-        if decision.verdict == "quarantine" and probe.image_found and 0 < (probe.image_bytes or 0) <= KEEP_BYTES:
+        where, key = None, self.batch.reject_key(row.row)
+        suspect = Fault(decision.reason, "").suspect
+        kept = 0 < (probe.image_bytes or 0) <= KEEP_BYTES or suspect
+        if decision.verdict == "quarantine" and probe.image_found and kept:
             where = f"quarantine/{probe.sha256}"
             if not self.store.exists(where):
                 self.store.put(where, prober.path_of(row.image))
+        if suspect:
+            self.store.put(kept_matte(key), prober.alpha_copy(row.row))
         return {
-            "key": self._reject_key(row.row),
+            "key": key,
             "kind": self.batch.kind,
             "batch": self.batch.batch,
             "row": row.row,
@@ -336,9 +360,6 @@ class Ingest:
             "where": where,
             "rejected_at": self.now,
         }
-
-    def _reject_key(self, row: int) -> str:
-        return sha256_bytes(f"{self.batch.key}:{row}".encode())
 
     def _write_ledger(self, state: str, reason: str, rows: int) -> None:
         """The last write of a batch. Counts come from the rejects, so that a retry leaves them right too."""

@@ -11,6 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from mm_core.data.duplicates import LOOK_SIDE, perceptual_hash
@@ -26,6 +27,7 @@ from mm_core.data.images import (
     read_header,
 )
 from mm_core.data.manifest import ManifestRow
+from mm_core.data.matte_quality import MatteQuality, measure
 from mm_core.errors import BlobNotFound
 from mm_core.records import sha256_bytes, sha256_file
 from mm_core.store import Store
@@ -60,6 +62,8 @@ class Probe:
     sha256: str | None = None
     sha256_as_declared: bool | None = None
     phash: str | None = None
+    brightness: float | None = None
+    """Mean luma, in [0, 1]."""
     alpha_inside: bool | None = None
     alpha_found: bool | None = None
     alpha_decodes: bool | None = None
@@ -74,6 +78,8 @@ class Probe:
     """0 and 1 only: no soft edge."""
     alpha_sha256: str | None = None
     """Of the normalised matte: grey PNG, upright, as large as the photo."""
+    matte: MatteQuality | None = None
+    """Whether the matte is believable."""
     note: str = ""
     """What a reader or link said, where one complained."""
 
@@ -91,9 +97,9 @@ class Prober:
         probe = Probe(row.row, row.image, row.category or None, row.role or None, row.extra_fields)
         if self.kind == "text_image" or row.caption:
             probe.caption_length = len(row.caption)
-        header = self._photo(row, probe)
+        photo = self._photo(row, probe)
         if self.kind == "pixel_labeled":
-            self._alpha(row, probe, header)
+            self._alpha(row, probe, photo)
         return probe
 
     def path_of(self, name: str) -> Path:
@@ -121,7 +127,8 @@ class Prober:
                 continue
         raise BlobNotFound(f"{self.prefix} holds no {inner}")
 
-    def _photo(self, row: ManifestRow, probe: Probe) -> Header | None:
+    def _photo(self, row: ManifestRow, probe: Probe) -> tuple[Header, np.ndarray] | None:
+        """Header and reduced picture of the photo, where it can be read."""
         probe.image_inside = True
         probe.image_found = False
         try:
@@ -149,9 +156,11 @@ class Prober:
             if header.pixels > self.max_pixels:
                 return None
             probe.image_decodes = False
-            probe.phash = perceptual_hash(load_rgb(path, LOOK_SIDE))
+            look = load_rgb(path, LOOK_SIDE)
+            probe.phash = perceptual_hash(look)
+            probe.brightness = float(cv2.cvtColor(look, cv2.COLOR_RGB2GRAY).mean()) / 255
             probe.image_decodes = True
-            return header
+            return header, look
         except NotAnImage:
             if target := _link_as_text(path, row.image):
                 probe.image_inside, probe.image_found, probe.note = False, None, f"a link, written as text, to {target}"
@@ -161,7 +170,7 @@ class Prober:
             probe.image_recognised, probe.image_decodes, probe.note = True, False, _remark(error)
         return None
 
-    def _alpha(self, row: ManifestRow, probe: Probe, photo: Header | None) -> None:
+    def _alpha(self, row: ManifestRow, probe: Probe, taken: tuple[Header, np.ndarray] | None) -> None:
         probe.alpha_inside, probe.alpha_found = True, False
         if not row.alpha:
             return
@@ -173,8 +182,9 @@ class Prober:
         except BlobNotFound:
             return
         probe.alpha_found = True
-        if photo is None:
+        if taken is None:
             return
+        photo, look = taken
         probe.alpha_decodes = False
         try:
             header = read_header(path)
@@ -200,6 +210,7 @@ class Prober:
         probe.alpha_fits = True
         probe.alpha_lowest, probe.alpha_highest = float(alpha.min()), float(alpha.max())
         probe.alpha_binary = not bool(np.any((alpha > 1 / 255) & (alpha < 254 / 255)))
+        probe.matte = measure(upright, look, probe.category)
         data = encode_alpha(upright, sixteen_bit=header.mode == "F" or header.mode.startswith("I"))
         probe.alpha_sha256 = sha256_bytes(data)
         self.alpha_copy(row.row).write_bytes(data)

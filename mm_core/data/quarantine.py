@@ -1,21 +1,31 @@
-"""Quarantine: what was refused and why, and another look after the producer repaired the files."""
+"""Quarantine: what was refused and why, another look after the producer repaired the files, and a person's word on
+mattes that were only suspected."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pandas as pd
 
 from mm_core.catalog import Catalog
-from mm_core.data.expectations import DataDocs
+from mm_core.data.expectations import SUSPECT, DataDocs
+from mm_core.data.images import load_alpha, load_rgb
 from mm_core.data.inbox import arrived_batches
-from mm_core.data.ingest import Ingest, Progress, describe
+from mm_core.data.ingest import Ingest, Progress, describe, kept_matte
+from mm_core.data.verdicts import label_id
 from mm_core.errors import BlobNotFound, InputError
 from mm_core.params import IngestParams
-from mm_core.records import Report
+from mm_core.records import Report, sha256_file, write_bytes
 from mm_core.store import Store, blob_key
+
+LOOK_SIDE = 640
+"""Long side, in pixels, of each picture of the side-by-side view."""
 
 
 def list_rejects(catalog: Catalog) -> pd.DataFrame:
@@ -23,23 +33,92 @@ def list_rejects(catalog: Catalog) -> pd.DataFrame:
     return catalog.read("rejects").fillna("").sort_values(["kind", "batch", "row"], ignore_index=True)
 
 
-def show(catalog: Catalog, store: Store, key: str) -> dict[str, Any]:
+def show(catalog: Catalog, store: Store, key: str, views: Path) -> dict[str, Any]:
     """One refused row in full, by its key or an unambiguous beginning of it.
 
     `file` is a local path of the kept copy, or of the sample that a duplicate repeats; empty where nothing
-    was kept. It may be a file that no viewer opens. Raises InputError where no row or several match.
+    was kept. It may be a file that no viewer opens. Of a suspect matte `matte` is its path and `view` a PNG in
+    the folder `views`: photo, matte, and the matte's edge drawn over the photo. Raises InputError where no row or
+    several match.
     """
-    rejects = list_rejects(catalog)
-    found = rejects[rejects["key"].str.startswith(key)] if key else rejects.head(0)
-    if len(found) != 1:
-        raise InputError(f"key {key!r} fits {len(found)} refused rows: copy a longer one from `mm quarantine list`")
-    row: dict[str, Any] = found.iloc[0].to_dict()
-    row["file"] = ""
+    row = _one(list_rejects(catalog), key)
+    row |= {"file": "", "matte": "", "view": ""}
     sample = row["sample_id"]
     if place := row["where"] or (blob_key(sample) if sample else ""):
         with suppress(BlobNotFound):
             row["file"] = str(store.fetch(place))
+    if row["file"] and row["reason"].startswith(SUSPECT):
+        row["matte"] = str(store.fetch(kept_matte(row["key"])))
+        view = side_by_side(load_rgb(Path(row["file"]), LOOK_SIDE), load_alpha(Path(row["matte"])))
+        row["view"] = str(views / f"{row['key']}.png")
+        write_bytes(Path(row["view"]), cv2.imencode(".png", view[..., ::-1])[1].tobytes())
     return row | {"row": int(row["row"])}
+
+
+def _one(rejects: pd.DataFrame, key: str) -> dict[str, Any]:
+    """The refused row whose key begins so."""
+    found = rejects[rejects["key"].str.startswith(key)] if key else rejects.head(0)
+    if len(found) != 1:
+        raise InputError(f"key {key!r} fits {len(found)} refused rows: copy a longer one from `mm quarantine list`")
+    return found.iloc[0].to_dict()
+
+
+def side_by_side(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Photo, matte, and the photo with the matte's edge in red: uint8 (H, 3 W, 3) of a photo uint8 (H, W, 3)."""
+    matte = cv2.resize(alpha, rgb.shape[1::-1], interpolation=cv2.INTER_AREA)
+    edge = cv2.morphologyEx((matte > 0.5).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    dimmed = rgb * (0.45 + 0.55 * matte[..., None])
+    dimmed[edge] = (255, 0, 0)
+    return np.hstack([rgb, np.repeat(matte[..., None] * 255, 3, 2), dimmed]).astype(np.uint8)
+
+
+def accept(
+    params: IngestParams,
+    catalog: Catalog,
+    store: Store,
+    inbox: Store,
+    keys: Sequence[str],
+    data_docs: Path,
+    spool: Path,
+    *,
+    reviewer: str,
+    why: str,
+    progress: Progress = lambda what, done, total: None,
+) -> Report:
+    """Takes suspect mattes as they are; the same matte of the same photo is never held for suspicion again.
+
+    The word is written down before the rows are taken: killed in between, `mm quarantine retry` or the same command
+    goes on. Fact `waiting` names the photos whose drop has left the inbox: they are taken when it comes again.
+    Raises InputError for keys that fit no row or several, and for rows that were refused, not suspected.
+    """
+    rejects = list_rejects(catalog)
+    rows = [_one(rejects, key) for key in keys]
+    if refused := [row for row in rows if not row["reason"].startswith(SUSPECT)]:
+        one = refused[0]
+        raise InputError(
+            f"{one['image']} was refused ({one['reason']}), not suspected: repair it, then `mm quarantine retry`"
+        )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    reviews = []
+    for row in rows:
+        sample, alpha = row["where"].rpartition("/")[2], sha256_file(store.fetch(kept_matte(row["key"])))
+        said = {"reason": row["reason"], "detail": row["detail"], "reviewer": reviewer, "why": why, "reviewed_at": now}
+        reviews.append({"id": label_id(sample, alpha), "sample_id": sample, "alpha_sha256": alpha} | said)
+    catalog.add("reviews", reviews)
+    ledger = catalog.read("batches").set_index("key")["state"].to_dict()
+    docs, taken, waiting = DataDocs(data_docs), [], {row["key"]: row["image"] for row in rows}
+    for one in arrived_batches(inbox):
+        mine = {one.reject_key(int(row["row"])): int(row["row"]) for row in rows}
+        numbers = frozenset(number for key, number in mine.items() if waiting.pop(key, None))
+        if not numbers or one.key not in ledger:
+            continue
+        work = Ingest(params, catalog, store, inbox, one, docs, spool, progress)
+        work.run(again=True) if ledger[one.key] == "held" else work.run(only=numbers)
+        taken.append(one)
+    docs.build()
+    report = describe(Report("quarantine-accept"), catalog, store, taken, data_docs)
+    report.facts |= {"reviewed": len(reviews), "waiting": sorted(waiting.values())}
+    return report
 
 
 def retry(

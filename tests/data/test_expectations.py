@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from mm_core.data.expectations import RULES, DataDocs, Judge, rules_of
+from mm_core.data.matte_quality import MatteQuality
+from mm_core.data.mix import CLASSES, LEAST_ROWS
 from mm_core.data.probe import Probe
 from mm_core.params import IngestParams
 from mm_core.records import KINDS
 
+MATTE = MatteQuality(0.3, -0.8, 0, 0, 0, 0.005, 1.0, 9.0)
 GOOD = Probe(
     row=0,
     image="a.jpg",
@@ -41,6 +44,7 @@ GOOD = Probe(
     alpha_lowest=0.0,
     alpha_binary=False,
     alpha_sha256="1" * 64,
+    matte=MATTE,
 )
 BREAKS: dict[str, dict[str, Any]] = {
     "row_is_whole": {"extra_fields": 2},
@@ -61,6 +65,16 @@ BREAKS: dict[str, dict[str, Any]] = {
     "category_known": {"category": "dinosaur"},
     "role_known": {"role": "test"},
     "caption_there": {"caption_length": 0},
+    "matte_not_inverted": {"matte": replace(MATTE, inversion=0.4)},
+    "matte_reaches_one": {"alpha_highest": 0.8},
+    "matte_reaches_zero": {"alpha_lowest": 0.2},
+    "matte_area": {"matte": replace(MATTE, foreground=0.999)},
+    "matte_is_no_trimap": {"matte": replace(MATTE, plateau=0.3)},
+    "matte_without_holes": {"matte": replace(MATTE, holes=0.01)},
+    "matte_without_specks": {"matte": replace(MATTE, specks=0.01)},
+    "matte_sharp_somewhere": {"matte": replace(MATTE, edge_width=0.05)},
+    "matte_edge_in_photo": {"matte": replace(MATTE, edge_contrast=1.0)},
+    "matte_edge_in_place": {"matte": replace(MATTE, edge_match=0.2)},
 }
 
 
@@ -79,7 +93,9 @@ def test_each_row_rule_takes_out_the_row_that_breaks_it(judge_of: Any, kind: str
     assert {row: fault.reason for row, fault in faults.items()} == {n: rule.reason for n, rule in enumerate(rules)}
     lines = {line["name"]: line for line in judge.results}
     assert set(lines) == {rule.name for rule in rules}
-    assert all(line["unexpected"] == 1 and not line["success"] for line in lines.values())
+    both = {"alpha_has_foreground": "matte_reaches_one", "alpha_has_background": "matte_reaches_zero"}
+    twice = set(both.values()) if kind == "pixel_labeled" else set()
+    assert {name: line["unexpected"] for name, line in lines.items()} == {n: 1 + (n in twice) for n in lines}
     assert {line["severity"] for line in lines.values()} == {"warning"}, "a bad row never stops a drop"
     assert set(BREAKS) == {rule.name for rule in RULES if rule.scope == "row"}
 
@@ -102,22 +118,58 @@ def test_more_than_two_hundred_bad_rows_are_all_found(judge_of: Any) -> None:
     assert faults[1].detail == "64×48 pixels"
 
 
-def whole(bad: int, duplicates: int, good: int, **fields: Any) -> list[dict[str, Any]]:
-    verdicts = [(1, 0)] * bad + [(0, 1)] * duplicates + [(0, 0)] * good
+def test_a_reviewed_matte_is_not_suspected_again(judge_of: Any) -> None:
+    rows = [replace(GOOD, row=n, matte=replace(MATTE, inversion=0.4)) for n in range(3)]
+    rows[2] = replace(rows[2], category="dinosaur")
+    faults = judge_of("pixel_labeled").rows(rows, reviewed={1, 2})
+    assert {n: f.reason for n, f in faults.items()} == {0: "suspect matte: inverted", 2: "unknown category"}
+    assert faults[0].suspect and not faults[2].suspect
+    assert "inversion 0.400" in faults[0].detail and "edge contrast 9.000" in faults[0].detail
+
+
+def whole(bad: int, duplicates: int, good: int, suspects: int = 0, **fields: Any) -> list[dict[str, Any]]:
+    verdicts = [(1, 0, 0)] * bad + [(0, 1, 0)] * suspects + [(0, 0, 1)] * duplicates + [(0, 0, 0)] * good
     return [
-        {"row": n, "quarantined": q, "duplicate": d, "category": "pets", "alpha_binary": False} | fields
-        for n, (q, d) in enumerate(verdicts)
+        {"row": n, "bad": b, "suspect": s, "duplicate": d, "category": "pets", "alpha_binary": False} | fields
+        for n, (b, s, d) in enumerate(verdicts)
     ]
 
 
 def test_a_drop_is_held_for_bad_rows_alone(judge_of: Any) -> None:
     judge = judge_of("pixel_labeled", max_reject_share=0.5)
-    assert judge.whole(whole(5, 0, 5)) is None
-    assert judge.whole(whole(6, 0, 4)) == "too many bad rows"
+    assert judge.whole(whole(5, 0, 5), {}) is None
+    assert judge.whole(whole(6, 0, 4), {}) == "too many bad rows"
     judge = judge_of("pixel_labeled")
-    assert judge.whole(whole(0, 9, 1, category=None, alpha_binary=True)) is None
+    assert judge.whole(whole(0, 9, 1, category=None, alpha_binary=True), {}) is None
     failed = {line["name"] for line in judge.results if not line["success"]}
     assert failed == {"few_duplicates", "category_given", "soft_edges"}
+
+
+def test_suspects_alone_hold_a_drop_only_where_most_are(judge_of: Any) -> None:
+    assert judge_of("pixel_labeled", max_reject_share=0.3).whole(whole(1, 0, 4, suspects=5), {}) is None
+    assert judge_of("pixel_labeled").whole(whole(1, 0, 3, suspects=6), {}) == "too many suspect mattes"
+
+
+@pytest.mark.parametrize("measure", CLASSES)
+def test_a_drop_of_another_mix_is_a_warning(judge_of: Any, measure: str) -> None:
+    """Known answer: the same mix passes, one class alone does not; a few rows, or a young catalog, say nothing."""
+    first, second, third = CLASSES[measure][:3]
+    before = {measure: {first: 300, second: 150, third: 50}}
+
+    def failed(counts: dict[str, int], before: Any = before) -> set[str]:
+        names = [name for name, count in counts.items() for _ in range(count)]
+        rows = whole(0, 0, len(names))
+        for row, name in zip(rows, names, strict=True):
+            row[f"{measure}_class"] = name
+        judge = judge_of("unlabeled")
+        assert judge.whole(rows, before) is None, "never holds"
+        return {line["name"] for line in judge.results if not line["success"]}
+
+    assert failed({first: 30, second: 15, third: 5}) == set()
+    assert failed({first: 24, second: 10, third: 10}) == set(), "as chance has it"
+    assert failed({third: 50}) == {f"{measure}_mix"}
+    assert failed({third: LEAST_ROWS - 1}) == set()
+    assert failed({third: 50}, {measure: {first: LEAST_ROWS - 1}}) == set()
 
 
 def test_data_docs_list_every_batch(tmp_path: Path) -> None:
@@ -125,7 +177,7 @@ def test_data_docs_list_every_batch(tmp_path: Path) -> None:
         docs = DataDocs(tmp_path / "docs")
         judge = Judge(IngestParams(), "unlabeled", batch, docs)
         judge.rows([replace(GOOD, short_side=3)])
-        judge.whole(whole(1, 0, 5))
+        judge.whole(whole(1, 0, 5), {})
         docs.build()
     pages = sorted(path.parts[-3] for path in (tmp_path / "docs" / "validations").rglob("*.html"))
     assert pages == ["first", "first", "second, with ü", "second, with ü"]
