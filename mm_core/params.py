@@ -28,7 +28,7 @@ class SuspectParams(_Section):
     """Above, per foreground area: holes that the photo does not show."""
     specks: float = Field(default=0.003, ge=0, le=1)
     """Above, per foreground area: islands that the photo does not show."""
-    edge_width: float = Field(default=0.03, gt=0)
+    edge_width: float = Field(default=0.04, gt=0)
     """Above, per long side: even the sharpest part of the edge is blurred."""
     plateau: float = Field(default=0.15, gt=0, le=1)
     """Above, share of the picture: one value between 0 and 1 covers so much that the file may be a trimap."""

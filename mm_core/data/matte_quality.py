@@ -168,10 +168,11 @@ def _faulty_parts(alpha: np.ndarray, rgb: np.ndarray) -> tuple[float, float]:
     area = max(1, int(solid.sum()))
     height, width = alpha.shape
 
-    def share(of: np.ndarray, connectivity: int, *, enclosed: bool) -> float:
+    def share(of: np.ndarray, certain: np.ndarray, connectivity: int, *, enclosed: bool) -> float:
         _, parts, stats, _ = cv2.connectedComponentsWithStats(of, connectivity=connectivity)
         left, top, wide, high, size = stats.T
-        small = size <= SMALL_PART * area
+        # Hair comes and goes across one half; a fault has pixels that are surely what the rest is not.
+        small = (size <= SMALL_PART * area) & (np.bincount(parts[certain], minlength=len(size)) > 0)
         if enclosed:
             small &= (left > 0) & (top > 0) & (left + wide < width) & (top + high < height)
         small[0] = False  # the label of all else
@@ -184,7 +185,7 @@ def _faulty_parts(alpha: np.ndarray, rgb: np.ndarray) -> tuple[float, float]:
         _, contrast = edge_agreement(rgb, mask)
         return 0.0 if contrast is not None and contrast >= SUPPORTED else float(size[faulty].sum()) / area
 
-    return share(1 - solid, 4, enclosed=True), share(solid, 8, enclosed=False)
+    return share(1 - solid, alpha < 0.1, 4, enclosed=True), share(solid, alpha > 0.9, 8, enclosed=False)
 
 
 def _unlike(parts: np.ndarray, count: int, rgb: np.ndarray) -> np.ndarray:

@@ -113,5 +113,5 @@ def test_a_large_matte_measures_as_a_small_one(disc: tuple[np.ndarray, np.ndarra
 @pytest.mark.parametrize("category", ALL_CATEGORIES)
 def test_generated_mattes_are_believable(category: str) -> None:
     for seed, mode in ((2, "easy"), (5, "hard")):
-        sample = generate(category, seed, size=128, mode=mode)
+        sample = generate(category, seed, size=192, mode=mode)
         assert suspicions(measure(sample.alpha, sample.image, category)) == set()

@@ -111,7 +111,7 @@ def test_a_suspect_matte_is_shown_taken_and_remembered(any_workshop: Any, make: 
     report = shop.ingest()
     assert report.metrics["ingest/accepted"] == 3 and report.metrics["ingest/held"] == 0
     rejects = list_rejects(shop.catalog)
-    assert set(rejects["reason"]) == {"suspect matte: inverted"} and "inversion 1.000" in rejects["detail"][0]
+    assert set(rejects["reason"]) == {"suspect matte: inverted"} and "inversion 0.6" in rejects["detail"][0]
     shown = show(shop.catalog, shop.store, rejects["key"][0], tmp_path / "views")
     assert load_rgb(Path(shown["view"])).shape == (48, 3 * 64, 3) and Path(shown["matte"]).is_file()
     done = taken_as_they_are(shop, *rejects["key"][:2])
