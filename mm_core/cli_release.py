@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mm_core import stages
+from mm_core.errors import InputError
 from mm_core.records import write_json
 from mm_core.settings import Settings
 from mm_core.terminal import Json, layout_and_params, progress_bars, say, table
@@ -88,10 +90,55 @@ def export(
 
 
 @app.command()
-def promote(json_: Json = False) -> None:
+def promote(
+    version: Annotated[
+        str, typer.Argument(help="With --override: a registry version, or the workspace's.")
+    ] = "candidate",
+    override: Annotated[
+        str | None, typer.Option("--override", metavar="REASON", help="Against the gate; needs MM_SIGNING_KEY.")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, max=90, help="For how long an override stands.")] = 7,
+    json_: Json = False,
+) -> None:
     """Moves the MLflow alias `champion` to the exported candidate; refuses without a recorded PROMOTE."""
     layout, params = layout_and_params()
+    if override is not None:
+        return say(stages.override(params, layout, version, reason=override, days=days), json_)
+    if version != "candidate":
+        raise InputError(
+            f"mm promote {version}: an earlier version returns by `mm rollback {version}`, or give --override"
+        )
     say(stages.promote(params, layout), json_)
+
+
+@app.command()
+def rollback(
+    version: Annotated[str | None, typer.Argument(help="An earlier champion; the one before, if not named.")] = None,
+    reason: Annotated[str, typer.Option(help="For the history.")] = "",
+    json_: Json = False,
+) -> None:
+    """Makes an earlier champion champion again."""
+    layout, params = layout_and_params()
+    say(stages.rollback(params, layout, version, reason=reason), json_)
+
+
+@app.command()
+def keys(path: Annotated[Path, typer.Argument(help="File of the new private key.")], json_: Json = False) -> None:
+    """Makes a key to sign bundles and overrides with: PATH (private, mode 0600) and PATH.pub."""
+    from mm_core.export.signature import make_keys
+
+    say({"key": make_keys(path), "private": str(path), "public": f"{path}.pub"}, json_)
+
+
+@app.command()
+def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], json_: Json = False) -> None:
+    """Checks a bundle: signature, digests, and golden pairs in a fresh process with onnxruntime alone."""
+    from mm_core.export.bundle import read_manifest
+    from mm_core.export.bundle import verify as run_selfcheck
+    from mm_core.export.signature import check_file
+
+    read_manifest(bundle)
+    say({"signed_by": check_file(bundle / "manifest.json"), **run_selfcheck(bundle)}, json_)
 
 
 @app.command()

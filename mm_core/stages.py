@@ -244,8 +244,8 @@ def recorded_verdict(layout: Layout) -> Verdict:
     return Verdict.model_validate_json(layout.verdict.read_text())
 
 
-def require_promote(layout: Layout) -> Verdict:
-    """The recorded PROMOTE for exactly the candidate that lies in the workspace, or ReleaseRefused."""
+def require_promote(layout: Layout) -> tuple[Verdict, dict | None]:
+    """The recorded PROMOTE (or a standing override) for exactly the workspace's candidate; else ReleaseRefused."""
     from mm_core.records import sha256_file
 
     verdict = recorded_verdict(layout)
@@ -254,9 +254,19 @@ def require_promote(layout: Layout) -> Verdict:
         raise ReleaseRefused(
             f"the recorded verdict is about {verdict.candidate[:12]}, the candidate is {candidate[:12]}: run `mm gate`"
         )
-    if verdict.decision != "PROMOTE":
+    if verdict.decision == "PROMOTE":
+        return verdict, None
+    override = standing_override(layout, verdict)
+    if override is None:
         raise ReleaseRefused(f"the gate said {verdict.decision}: " + "; ".join(verdict.reasons[:3]))
-    return verdict
+    return verdict, override
+
+
+def standing_override(layout: Layout, verdict: Verdict) -> dict | None:
+    """A person's signed word that the judged candidate may leave all the same, where it stands and has not expired."""
+    from mm_core.export.override import valid_override
+
+    return valid_override(store_of(layout), verdict.candidate)
 
 
 def export(params: Params, layout: Layout) -> Report:
@@ -264,7 +274,7 @@ def export(params: Params, layout: Layout) -> Report:
     from mm_core.export.bundle import write_bundle
 
     with timed(Report("export"), layout.stage_report("export")) as report:
-        verdict = require_promote(layout)
+        verdict, _ = require_promote(layout)
         return write_bundle(params, layout, store_of(layout), verdict, report)
 
 
@@ -273,8 +283,8 @@ def promote(params: Params, layout: Layout) -> Report:
     from mm_core.export.registry import Registry
 
     with timed(Report("promote"), layout.stage_report("promote")) as report:
-        verdict = require_promote(layout)
-        Registry(layout.settings).promote(params, layout, store_of(layout), verdict, report)
+        verdict, override = require_promote(layout)
+        Registry(layout.settings).promote(params, layout, store_of(layout), verdict, report, override=override)
     return report
 
 
@@ -296,6 +306,39 @@ def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Prog
     with timed(Report("gate-noise"), layout.root / "reports" / "gate-noise.json") as report:
         start = _warm_start(params, layout, read_inputs(layout))
         return measure_noise(params, layout, store_of(layout), report, start=start, seeds=seeds, progress=progress)
+
+
+def override(params: Params, layout: Layout, version: str, *, reason: str, days: int) -> Report:
+    """Promotes against the gate: `candidate` (the workspace's) or a registered version. Signed, logged, expiring."""
+    from mm_core.export.override import write_override
+    from mm_core.export.registry import Registry
+
+    registry = Registry(layout.settings)
+    with timed(Report("override"), layout.root / "reports" / "override.json") as report:
+        if version == "candidate":
+            verdict = recorded_verdict(layout)
+            report.facts["override"] = write_override(
+                store_of(layout), verdict.candidate, reason, verdict.decision, days
+            )
+            export(params, layout)
+            report.facts |= promote(params, layout).facts
+            return report
+        tags = registry.tags(version)
+        if tags is None:
+            raise InputError(f"the registry has no version {version!r}: name one, or `candidate`")
+        said = write_override(store_of(layout), tags["model_digest"], reason, tags["verdict"], days)
+        report.facts["override"] = said
+        return registry.crown(version, said, report)
+
+
+def rollback(params: Params, layout: Layout, version: str | None = None, *, reason: str = "") -> Report:
+    """Makes an earlier champion champion again: the one before, or a named version."""
+    from mm_core.export.registry import Registry
+
+    with timed(Report("rollback"), layout.root / "reports" / "rollback.json") as report:
+        Registry(layout.settings).rollback(version, reason or "no reason given", report)
+    pin_inputs(params, layout)
+    return report
 
 
 def reproduce(params: Params, layout: Layout, version: str, *, progress: Progress = quiet) -> Report:

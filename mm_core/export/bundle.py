@@ -26,6 +26,7 @@ from mm_core.export.card import model_card
 from mm_core.export.lock import held
 from mm_core.export.provenance import code_revision
 from mm_core.export.runtime import SUFFIX, OnnxPredictor, input_size, latency_ms, median_ms, open_session
+from mm_core.export.signature import UNSIGNED, sign_file
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.model.preprocess import MEAN, STD, prepare, resize
 from mm_core.params import Params
@@ -58,8 +59,10 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
             _assemble(fresh, version, layout, verdict, about)
             verify(fresh)
             _move_in(fresh, target)
+        signer = sign_file(target / "manifest.json")
     manifest = read_manifest(target)
     report.facts |= {"bundle": str(target), "model": verdict.candidate, "opset": manifest["opset"]}
+    report.facts["signature"] = f"Ed25519, key {signer}" if signer else UNSIGNED
     report.metrics["export/bytes"] = float(sum(file["bytes"] for file in manifest["files"].values()))
     report.tables["bundle"] = [
         {"decoder": decoder, "bytes": manifest["files"][row["file"]]["bytes"], "float_part": row["float_part"]}

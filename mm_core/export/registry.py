@@ -12,11 +12,12 @@ import getpass
 import json
 import logging
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mm_core.errors import ReleaseRefused
+from mm_core.errors import InputError, ReleaseRefused
 from mm_core.export.bundle import exported_bundle, read_manifest
 from mm_core.export.lock import held
 from mm_core.export.provenance import gather
@@ -28,6 +29,7 @@ from mm_core.store import Store, put_blob
 from mm_core.training.tracking import Tracker
 
 NAME = "matting"
+PROMOTE, ROLLBACK, OVERRIDE = "promote", "rollback", "override"
 ALIASES = ("champion", "anchor", "candidate")
 """What serves; the first model ever promoted, against slow erosion; the newest version."""
 
@@ -63,18 +65,31 @@ class Registry:
         return {**version.tags, "version": str(version.version), "aliases": json.dumps(held_by)}
 
     def history(self) -> list[dict[str, Any]]:
-        """Every move of `champion`, oldest first: `n, from, to` (versions), `who, when` (ISO, UTC), `why`."""
+        """Every move of `champion`, oldest first: `n, kind, from, to` (versions), `who, when` (ISO, UTC), `why`.
+
+        `kind`: promote, rollback, override, or unknown (the alias was moved by hand).
+        """
         model = self._model()
         return _history(model) if model else []
 
-    def promote(self, params: Params, layout: Layout, store: Store, verdict: Verdict, report: Report) -> Report:
-        """Registers the bundled candidate of a PROMOTE verdict, once, and makes it champion.
+    def promote(
+        self,
+        params: Params,
+        layout: Layout,
+        store: Store,
+        verdict: Verdict,
+        report: Report,
+        *,
+        override: Mapping[str, Any] | None = None,
+    ) -> Report:
+        """Registers the bundled candidate of a PROMOTE verdict (or of an `override`), once, and makes it champion.
 
         Repeating it changes nothing; killed anywhere, the next call completes it. Raises InputError where the
-        candidate has not been exported, ReleaseRefused where another champion was crowned since the verdict.
+        candidate has not been exported, ReleaseRefused where another champion was crowned since the verdict, or where
+        the candidate was rolled back and no later `override` takes that back.
         """
         bundle = exported_bundle(layout, verdict)
-        with held(layout.root / "mlflow" / ".promote.lock"):
+        with held(self._lock):
             if self._model() is None:
                 self._client.create_registered_model(
                     NAME, description="Alpha mattes on phones: encoder, three decoders."
@@ -85,11 +100,14 @@ class Registry:
                     f"version {before['version']} became champion after the verdict, which compares with "
                     f"{(verdict.champion or 'none')[:12]}: run another cycle (`mm run`)"
                 )
-            version = self._version_of(verdict.candidate) or self._register(params, layout, store, verdict, bundle)
+            known = self._version_of(verdict.candidate)
+            if known and (not before or before["digest"] != verdict.candidate):
+                self._refuse_rolled_back(known, override)
+            version = known or self._register(params, layout, store, verdict, bundle)
             self._point("candidate", version)
             if not before or before["digest"] != verdict.candidate:
                 why = f"gate: {verdict.decision} ({verdict.basis}); " + "; ".join(verdict.reasons[:3])
-                self._crown(version, why)
+                self._crown(version, said(override) if override else why, OVERRIDE if override else PROMOTE)
             self._settle()
             self._point_if_absent("anchor", self.history()[0]["to"])
         moves = self.history()
@@ -97,6 +115,66 @@ class Registry:
         report.metrics["promote/version"] = float(version)
         report.tables["history"] = moves
         return report
+
+    def rollback(self, version: str | None, why: str, report: Report) -> Report:
+        """Makes an earlier champion champion again: `version`, or the one before the present one.
+
+        Repeating it with a version changes nothing. Raises InputError where there is no such earlier champion.
+        """
+        if self._model() is None:
+            raise InputError("no model was ever promoted: there is nothing to roll back")
+        with held(self._lock):
+            self._settle()
+            moves, reign = self.history(), self.champions()
+            if version is None:
+                if len(reign) < 2:
+                    raise InputError(f"version {reign[-1]} is the only champion there ever was: nothing to go back to")
+                version = reign[-2]
+            if version not in [move["to"] for move in moves]:
+                known = ", ".join(dict.fromkeys(move["to"] for move in moves))
+                raise InputError(f"version {version} was never champion; promoted were {known}")
+            if moves[-1]["to"] != version:
+                self._crown(version, why, ROLLBACK)
+        report.facts |= {"version": version, "move": self.history()[-1]}
+        report.metrics["promote/version"] = float(version)
+        report.tables["history"] = self.history()
+        return report
+
+    def crown(self, version: str, override: Mapping[str, Any], report: Report) -> Report:
+        """Makes a registered version champion by a person's override; repeating it changes nothing."""
+        tags = self.tags(version)
+        if tags is None:
+            raise InputError(f"{NAME} has no version {version!r}: see `mm status` or the registry's page")
+        with held(self._lock):
+            self._settle()
+            moves = self.history()
+            if not moves or moves[-1]["to"] != tags["version"]:
+                self._crown(tags["version"], said(override), OVERRIDE)
+        report.facts |= {"version": tags["version"], "digest": tags["model_digest"], "move": self.history()[-1]}
+        report.tables["history"] = self.history()
+        return report
+
+    def champions(self) -> list[str]:
+        """The versions in office below and including the present champion: a rollback ends those after its target."""
+        reign: list[str] = []
+        for move in self.history():
+            if move.get("kind") == ROLLBACK and move["to"] in reign:
+                del reign[reign.index(move["to"]) + 1 :]
+            else:
+                reign.append(move["to"])
+        return reign
+
+    def _refuse_rolled_back(self, version: str, override: Mapping[str, Any] | None) -> None:
+        fallen = [m for m in self.history() if m.get("kind") == ROLLBACK and m["from"] == version]
+        if fallen and (override is None or override["when"] < fallen[-1]["when"]):
+            raise ReleaseRefused(
+                f"version {version} was rolled back on {fallen[-1]['when']} ({fallen[-1]['why']}): "
+                f"train another candidate, or `mm promote {version} --override REASON`"
+            )
+
+    @property
+    def _lock(self) -> Path:
+        return self._settings.workspace / "mlflow" / ".promote.lock"
 
     def _register(self, params: Params, layout: Layout, store: Store, verdict: Verdict, bundle: Path) -> str:
         """Blobs first, then artifacts, then the version with all its tags at once."""
@@ -130,12 +208,13 @@ class Registry:
         # Of two machines that register one model at once, the lower number counts.
         return self._version_of(verdict.candidate) or str(made.version)
 
-    def _crown(self, version: str, why: str) -> None:
+    def _crown(self, version: str, why: str, kind: str) -> None:
         """Moves `champion` and writes it down; the announcement tells the next one what a killed process was doing."""
         self._settle()
         moves = self.history()
         entry = {
             "n": len(moves) + 1,
+            "kind": kind,
             "from": moves[-1]["to"] if moves else None,
             "to": version,
             "who": who(),
@@ -199,6 +278,7 @@ def _history(model: Any) -> list[dict[str, Any]]:
             moves.append(
                 {
                     "n": len(moves) + 1,
+                    "kind": "unknown",
                     "from": last,
                     "to": str(champion),
                     "who": "unknown",
@@ -207,6 +287,11 @@ def _history(model: Any) -> list[dict[str, Any]]:
                 }
             )
     return moves
+
+
+def said(override: Mapping[str, Any]) -> str:
+    """An override in the history's words."""
+    return f"override until {override['expires']} of {override['decision']}: {override['reason']}"
 
 
 def who() -> str:

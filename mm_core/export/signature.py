@@ -1,0 +1,133 @@
+"""Detached Ed25519 signatures (RFC 8032, by `cryptography`): who released a bundle, who overrode a verdict.
+
+`MM_SIGNING_KEY` is a private key in PEM or the path of such a file, `MM_VERIFY_KEY` a public one; the public part of
+the signing key verifies where no other is named. Keys never reach a report or a log.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from mm_core.errors import InputError
+from mm_core.records import write_bytes, write_json
+
+UNSIGNED = "UNSIGNED: set MM_SIGNING_KEY (`mm keys FILE` makes one) and export again"
+SUFFIX = ".sig"
+
+
+def make_keys(path: Path) -> str:
+    """Writes a new private key (mode 0600) and `<path>.pub`; returns the key's fingerprint. Never replaces a file."""
+    if path.exists():
+        raise InputError(f"{path} is there already: name another file")
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(private)
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    write_bytes(path.with_name(f"{path.name}.pub"), public)
+    return fingerprint(key.public_key())
+
+
+def fingerprint(key: Ed25519PublicKey) -> str:
+    """sha256 of the raw public key, first 16 hex digits."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
+def sign(data: bytes) -> dict[str, str] | None:
+    """The signature of `data` as JSON values (algorithm, key, signature), or None where no key is configured."""
+    text = os.environ.get("MM_SIGNING_KEY")
+    if not text:
+        return None
+    key = _private(text)
+    signature = base64.b64encode(key.sign(data)).decode()
+    return {"algorithm": "Ed25519", "key": fingerprint(key.public_key()), "signature": signature}
+
+
+def check(data: bytes, signature: dict[str, Any] | None) -> str:
+    """Fingerprint of the trusted key that signed `data`; raises InputError where none did, or no key is configured."""
+    key = _trusted()
+    if signature is None:
+        raise InputError("there is no signature: sign with MM_SIGNING_KEY")
+    try:
+        key.verify(base64.b64decode(str(signature.get("signature")), validate=True), data)
+    except (InvalidSignature, ValueError):
+        raise InputError(
+            f"the signature (key {signature.get('key')}) is not by the trusted key {fingerprint(key)}: "
+            "do not use what it came with, or set MM_VERIFY_KEY to the signer's public key"
+        ) from None
+    return fingerprint(key)
+
+
+def sign_file(path: Path) -> str | None:
+    """Writes `<path>.sig` beside a file; returns the key's fingerprint, None where no key is configured."""
+    signature = sign(path.read_bytes())
+    beside = path.with_name(path.name + SUFFIX)
+    if signature is None:
+        return None
+    if read_signature(path) != signature:
+        write_json(beside, signature)
+    return signature["key"]
+
+
+def read_signature(path: Path) -> dict[str, Any] | None:
+    """What lies in `<path>.sig`, None where there is none; raises InputError where it is no JSON object."""
+    beside = path.with_name(path.name + SUFFIX)
+    if not beside.is_file():
+        return None
+    try:
+        found = json.loads(beside.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{beside}: not a signature; fetch the bundle again")
+    return found
+
+
+def check_file(path: Path) -> str:
+    """As `check`, for a file and its `.sig`."""
+    return check(path.read_bytes(), read_signature(path))
+
+
+def _trusted() -> Ed25519PublicKey:
+    if text := os.environ.get("MM_VERIFY_KEY"):
+        try:
+            key = serialization.load_pem_public_key(_pem("MM_VERIFY_KEY", text))
+        except ValueError:
+            key = None
+        if not isinstance(key, Ed25519PublicKey):
+            raise InputError("MM_VERIFY_KEY is not an Ed25519 public key in PEM: give `<key>.pub` of `mm keys`")
+        return key
+    if text := os.environ.get("MM_SIGNING_KEY"):
+        return _private(text).public_key()
+    raise InputError("no key to verify with: set MM_VERIFY_KEY to the signer's public key (PEM or path)")
+
+
+def _private(text: str) -> Ed25519PrivateKey:
+    try:
+        key = serialization.load_pem_private_key(_pem("MM_SIGNING_KEY", text), None)
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise InputError("MM_SIGNING_KEY is not an Ed25519 private key in PEM without a password: `mm keys FILE`")
+    return key
+
+
+def _pem(name: str, text: str) -> bytes:
+    if "-----BEGIN" in text:
+        return text.encode()
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise InputError(f"{name} is neither a PEM text nor the path of a file")
+    return path.read_bytes()
