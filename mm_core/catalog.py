@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mm_core.errors import CatalogError
+from mm_core.faults import patient
 from mm_core.settings import s3_timeout
 from mm_core.tables import ADDED, KEYS, SCHEMAS
 
@@ -56,6 +57,7 @@ class Catalog:
         self.url = f"{store_url.rstrip('/')}/catalog"
         self._options = _s3_options() if store_url.startswith("s3://") else None
 
+    @patient
     def version(self, table: str) -> int:
         """Commit number of a table; -1 before its first row."""
         delta = self._open(table)
@@ -64,6 +66,7 @@ class Catalog:
     def versions(self) -> dict[str, int]:
         return {table: self.version(table) for table in SCHEMAS}
 
+    @patient
     def read(
         self,
         table: str,
@@ -129,23 +132,30 @@ class Catalog:
         Safe to repeat and safe beside other writers: a lost race is tried again on the new version.
         With `at`, the version that the rows were decided on, a lost race raises CatalogMoved instead.
         """
-        return self._merge(table, rows, at=at)
+        return self._merge(table, list(rows), at=at)
 
     def upsert(self, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
         """Inserts rows, or replaces those of the same key, in one commit; returns how many were new."""
-        return self._merge(table, rows, replace=SCHEMAS[table].names)
+        return self._merge(table, list(rows), replace=SCHEMAS[table].names)
 
     def fill(
         self, table: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, at: int | None = None
     ) -> int:
         """Like `add`, and of rows that are there already fills those of `columns` that are null."""
-        return self._merge(table, rows, fill=columns, at=at)
+        return self._merge(table, list(rows), fill=columns, at=at)
 
+    @patient
     def delete(self, table: str, predicate: str) -> int:
         """Deletes rows by an SQL predicate; returns how many."""
-        delta = self._open(table)
-        return 0 if delta is None else int(delta.delete(predicate)["num_deleted_rows"])
+        from deltalake.exceptions import DeltaError
 
+        delta = self._open(table)
+        try:
+            return 0 if delta is None else int(delta.delete(predicate)["num_deleted_rows"])
+        except (DeltaError, OSError) as error:
+            raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+
+    @patient
     def compact(self, table: str) -> int:
         """Puts small files together; returns how many went. Rows and their order of keys stay; safe beside writers."""
         from deltalake.exceptions import CommitFailedError
@@ -159,6 +169,7 @@ class Catalog:
             return 0  # another writer replaced one of the files: its compaction, or the next, does the work
         return int(done["numFilesRemoved"])
 
+    @patient
     def vacuum(self, table: str, *, keep: Iterable[int] = (), days: float = RETENTION_DAYS) -> int:
         """Removes data files that no version of the last `days`, and none of `keep`, refers to; returns how many.
 
@@ -178,6 +189,7 @@ class Catalog:
         except (DeltaError, OSError) as error:
             raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
 
+    @patient
     def _merge(
         self,
         table: str,

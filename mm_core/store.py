@@ -5,7 +5,6 @@ Everything above sees local paths: `fetch` gives one, whatever the backend.
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
 import shutil
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from mm_core.errors import BlobNotFound, InputError, StoreError
+from mm_core.faults import disk_fault
 from mm_core.records import sha256_bytes, sha256_file
 from mm_core.settings import s3_timeout
 
@@ -118,7 +118,7 @@ class LocalStore:
                 writer.flush()
                 os.fsync(writer.fileno())
         except OSError as error:
-            raise StoreError(f"writing {self.url}/{key}: {_said(error)}") from error
+            raise StoreError(f"writing {self.url}/{key}: {disk_fault(error)}") from error
 
     def fetch(self, key: str) -> Path:
         path = self._path(key)
@@ -152,7 +152,7 @@ class LocalStore:
         try:
             self._path(key).unlink(missing_ok=True)
         except OSError as error:
-            raise StoreError(f"deleting {self.url}/{key}: {_said(error)}") from error
+            raise StoreError(f"deleting {self.url}/{key}: {disk_fault(error)}") from error
 
 
 class S3Store:
@@ -255,7 +255,7 @@ class S3Store:
             remedy = "check the address, the bucket and the keys' rights" if wrong else "run again"
             raise StoreError(f"{doing} {self.url}/{key}: {error}: {remedy}") from error
         except OSError as error:
-            raise StoreError(f"{doing} {self.url}/{key}: {_said(error)}") from error
+            raise StoreError(f"{doing} {self.url}/{key}: {disk_fault(error)}") from error
         except (Boto3Error, BotoCoreError) as error:
             raise StoreError(f"{doing} {self.url}/{key}: {error}: run again") from error
 
@@ -300,18 +300,6 @@ def remove_left_over(folder: Path) -> None:
                     shutil.rmtree(entry.path)
                 else:
                     os.unlink(entry.path)
-
-
-def _said(error: OSError) -> str:
-    """What the system said, and the remedy."""
-    remedies = {
-        errno.ENOSPC: "free some space or move the store, then run again",
-        errno.EDQUOT: "raise the quota or free some space, then run again",
-        errno.EFBIG: "raise the limit on file size (ulimit -f), then run again",
-        errno.EACCES: "give this user the right to it, then run again",
-        errno.EROFS: "make it writable, then run again",
-    }
-    return f"{error.strerror or error}: {remedies.get(error.errno or 0, 'run again')}"
 
 
 def _is_temporary(name: str) -> bool:

@@ -6,6 +6,7 @@ files (EPS, PDF, WMF, …) stay closed.
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 import zlib
@@ -22,7 +23,11 @@ from PIL import Image, ImageCms
 from mm_core.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF", "JPEG2000")
+MAX_SCANS = 64
+"""Scans of one JPEG: encoders write about ten, and each costs a pass over the whole picture."""
 _ORIENTATION = 0x0112
+_JPEG_SEGMENT = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])(..)", re.DOTALL)
+_START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -36,6 +41,7 @@ _DECODER_ERRORS = (
     MemoryError,
     struct.error,
     zlib.error,
+    ImageCms.PyCMSError,
 )
 """What Pillow and its plugins are known to raise on damaged files."""
 
@@ -102,14 +108,16 @@ def load_rgb(path: Path, max_side: int | None = None) -> np.ndarray:
     the first frame counts. Raises UnreadableImage.
     """
     with _opened(path) as image:
+        _refuse_scan_bomb(path, image)
         orientation = _orientation(image)
         scale = min(1.0, (max_side or max(image.size)) / max(image.size))
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         if scale < 1:
             image.draft(None, size)  # pyright: ignore[reportArgumentType]
         image.load()
-    rgb = _to_srgb(image)
-    return orient(np.array(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS)), orientation)
+        rgb = _to_srgb(image)
+        pixels = np.array(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS))
+    return orient(pixels, orientation)
 
 
 def load_alpha(path: Path) -> np.ndarray:
@@ -119,17 +127,19 @@ def load_alpha(path: Path) -> np.ndarray:
     constant), the luminance otherwise; palettes and RGB by luminance. Raises UnreadableImage.
     """
     with _opened(path) as image:
+        _refuse_scan_bomb(path, image)
         orientation = _orientation(image)
         image.load()
-    if _is_wide(image):
-        alpha = _unit(np.asarray(image))
-    else:
-        grey = image.convert("RGB").convert("L") if image.has_transparency_data else image.convert("L")
-        if image.has_transparency_data:
-            channel = image.convert("RGBA").getchannel("A")
-            low, high = channel.getextrema()
-            grey = channel if low != high else grey
-        alpha = np.asarray(grey, np.float32) / 255
+        if _is_wide(image):
+            alpha = _unit(np.asarray(image))
+        else:
+            plain = image.mode != "LAB" and not image.has_transparency_data
+            grey = (image if plain else _as_rgb(image)).convert("L")
+            if image.has_transparency_data:
+                channel = image.convert("RGBA").getchannel("A")
+                low, high = channel.getextrema()
+                grey = channel if low != high else grey
+            alpha = np.asarray(grey, np.float32) / 255
     return orient(alpha, orientation)
 
 
@@ -183,6 +193,26 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise CorruptImage(f"{path}: {reason}: send the picture again") from None
 
 
+def _refuse_scan_bomb(path: Path, image: Image.Image) -> None:
+    """Raises CorruptImage for a JPEG that is drawn over and over: a megabyte of empty scans takes minutes to decode."""
+    if image.format not in ("JPEG", "MPO"):
+        return
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        place, scans = 2, 0
+        while scans <= MAX_SCANS and (segment := _JPEG_SEGMENT.search(data, place)):
+            kind, length = segment.groups()
+            if kind == _END_OF_IMAGE:
+                break
+            if kind == _START_OF_SCAN:
+                scans += 1
+                whole = data[segment.end() : segment.end() + 1] >= bytes([len(image.getbands())])
+                if whole and not image.info.get("progressive"):
+                    break  # decoders stop after a scan of all components
+            place = segment.start() + 2 + int.from_bytes(length)
+    if scans > MAX_SCANS:
+        raise CorruptImage(f"{path}: more than {MAX_SCANS} scans: send the picture again")
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation; 1 where the tag is absent or nonsense. A broken EXIF block does not spoil a good picture."""
     try:
@@ -216,7 +246,18 @@ def _by_profile(image: Image.Image, icc: bytes | None) -> Image.Image:
                 return done
         except (ImageCms.PyCMSError, OSError):
             pass
-    return image.convert("RGB")
+    return _as_rgb(image)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Mode RGB; Pillow itself leaves Lab to the colour management."""
+    if image.mode != "LAB":
+        return image.convert("RGB")
+    done = ImageCms.profileToProfile(
+        image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert done is not None
+    return done
 
 
 def _is_wide(image: Image.Image) -> bool:

@@ -105,8 +105,11 @@ def _parquet(path: Path) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
         names = file.schema_arrow.names
         wanted = [name for name in names if name.strip().lower() in MANIFEST_COLUMNS][:MAX_COLUMNS]
         columns = [_texts(path, name, file.read(columns=[name]).column(0)) for name in wanted]
+    except UnicodeDecodeError as error:
+        raise DropError(f"{path.name}: text that is not UTF-8 ({error}): write it again") from None
     except (pa.ArrowException, OSError) as error:
-        raise DropError(f"{path.name}: not a parquet file that can be read: {error}") from None
+        said = " ".join(str(error).split())
+        raise DropError(f"{path.name}: not a parquet file that can be read: {said}: write it again") from None
     return wanted or names, iter(zip(*columns, strict=True))
 
 

@@ -26,6 +26,7 @@ from mm_core.data.duplicates import Entry, NearIndex, same_photo
 from mm_core.data.expectations import Fault
 from mm_core.data.manifest import ManifestRow
 from mm_core.data.probe import Probe
+from mm_core.faults import patient
 from mm_core.records import sha256_bytes
 
 SAMPLE_COLUMNS = ("id", "kind", "batch", "name", "category", "caption", "group", "width", "height", "phash")
@@ -68,6 +69,7 @@ class Known:
     index: NearIndex = field(default_factory=lambda: NearIndex(0))
 
     @staticmethod
+    @patient
     def read(catalog: Catalog, probes: Iterable[Probe], near_bits: int) -> Known:
         """Reads what may matter for these probes; the rest of a large catalog is not kept."""
         versions = catalog.version("samples"), catalog.version("labels")
