@@ -143,10 +143,7 @@ def warm_up(folder: Path) -> None:
 
     cv2.setNumThreads(1)
     for kind in KINDS:
-        judge = Judge(IngestParams(), kind, "warm", DataDocs(folder / "warm"))
-        judge.rows([Probe(0, "x", None, None, 0)])
-        columns = ("quarantined", "duplicate")
-        judge.whole([{"row": 0, "category": None, "alpha_binary": None} | dict.fromkeys(columns, 0)])
+        Judge(IngestParams(), kind, "warm", DataDocs(folder / "warm")).rows([Probe(0, "x", None, None, 0)])
 
 
 def start(work: Callable[[], Any], result: Path | None = None) -> Any:

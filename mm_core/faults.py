@@ -7,11 +7,13 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from mm_core.errors import CatalogError
+from mm_core.errors import CatalogError, StoreError
 
 TRIES = 10
 """Of one verb of the catalog, with growing pauses, before S3's error is reported."""
@@ -31,6 +33,15 @@ _R = TypeVar("_R")
 def disk_fault(error: OSError) -> str:
     """What the system said about a file, and the remedy."""
     return f"{error.strerror or error}: {_REMEDIES.get(error.errno or 0, 'run again')}"
+
+
+@contextmanager
+def disk_faults_of(place: Path) -> Iterator[None]:
+    """The system's errors about files of the workspace as StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or place}: {disk_fault(error)}") from error
 
 
 def patient(verb: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -30,6 +30,7 @@ from mm_core.data.mix import Mix, catalog_mix, classes_of, mix_of
 from mm_core.data.probe import Probe, Prober
 from mm_core.data.verdicts import Decision, Known, decide, label_id
 from mm_core.errors import BlobNotFound, CatalogError, DropError, InputError, StoreError
+from mm_core.faults import disk_faults_of
 from mm_core.params import IngestParams
 from mm_core.records import Report
 from mm_core.store import Store, fetch_blob, put_blob, remove_left_over
@@ -68,8 +69,10 @@ def ingest_ready(
             raise InputError(f"batch {batch!r}: no manifest at {inbox.url}/<kind>/{batch}: check --batch and --inbox")
     docs = DataDocs(data_docs)
     for one in chosen:
-        Ingest(params, catalog, store, inbox, one, docs, spool, progress).run()
-    docs.build()
+        with disk_faults_of(spool):
+            Ingest(params, catalog, store, inbox, one, docs, spool, progress).run()
+    with disk_faults_of(data_docs):
+        docs.build()
     return describe(report, catalog, store, chosen, data_docs)
 
 

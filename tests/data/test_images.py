@@ -221,6 +221,27 @@ def test_what_is_no_picture(tmp_path: Path, content: bytes, error: type[Exceptio
             read(path)
 
 
+def test_lab_pictures(tmp_path: Path) -> None:
+    """Pillow's colour management is the way there and back."""
+    path = written(tmp_path, Image.fromarray(QUARTERS).convert("LAB"), "TIFF")
+    assert np.abs(load_rgb(path).astype(int) - QUARTERS).mean() < 8
+    assert load_alpha(path).shape == (48, 64)
+
+
+def test_a_jpeg_of_endless_scans_is_refused(tmp_path: Path) -> None:
+    """Each empty scan costs a pass over the whole picture; what encoders write has about ten."""
+    path = written(tmp_path, Image.fromarray(QUARTERS), "JPEG", progressive=True)
+    whole = path.read_bytes()
+    assert load_rgb(path).shape == (48, 64, 3)
+    scan = whole.index(b"\xff\xda")
+    path.write_bytes(whole[:scan] + whole[scan:-2] * 20 + whole[-2:])
+    for read in (load_rgb, load_alpha):
+        with pytest.raises(CorruptImage, match="scans"):
+            read(path)
+    plain = written(tmp_path, Image.fromarray(QUARTERS), "JPEG", exif=b"Exif\0\0" + b"\xff\xda\0\x02" * 500)
+    assert load_rgb(plain).shape == (48, 64, 3), "what looks like scans within a segment is none"
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match="no such file"):
         load_rgb(tmp_path / "x.png")

@@ -48,6 +48,25 @@ def test_the_comparison_of_catalogs_sees_a_difference() -> None:
     assert Kills(Path()).failures == []
 
 
+FUZZ = """
+import sys
+from pathlib import Path
+from benchmarks.ingest_fuzz import Fuzz
+fuzz = Fuzz(Path(sys.argv[1]), 4000)
+fuzz.run(150)
+assert not fuzz.failures, fuzz.failures
+assert sorted(fuzz.ends) == list(range(150))
+print("ended", len(set(fuzz.ends.values())))
+"""
+
+
+def test_fuzzed_files_end_with_a_verdict(tmp_path: Path) -> None:
+    """No crash, no hang; `benchmarks/ingest_fuzz.py` does 10,000. In a process of its own, since it forks."""
+    done = subprocess.run([sys.executable, "-c", FUZZ, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.startswith("ended"), done.stderr[-3000:]
+    assert int(done.stdout.split()[1]) >= 5, "accepted, and several reasons"
+
+
 # ── S3 lets requests down ────────────────────────────────────────────────────────────────────────
 
 
@@ -69,7 +88,7 @@ def test_some_of_all_requests_fail(
     shop.ingest()
     faulty = workshop_at(f"{bucket}/drops", f"{bucket}/faulty")
     shutil.rmtree(shop.root / "cache")
-    with FaultyProxy(s3_address, 0.12, seed=1, silence=1.0) as proxy:
+    with FaultyProxy(s3_address, 0.08, seed=1, silence=1.0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
         for store in (faulty.store, faulty.inbox):
             store._client_or_none = None
@@ -150,6 +169,19 @@ def test_a_full_disk_is_said_and_more_space_ends_it(
             assert "space" in str(error) and str(small_disk) in str(error)
     assert {type(error) for error in told} == {StoreError, CatalogError}
     assert shop.tables() == calm.tables()
+
+
+def test_a_full_workspace_is_said(small_disk: Path, workshop_at: Any, make: Any) -> None:
+    """The store has space, the disk of the spool and the Data Docs has not."""
+    shop = workshop_at()
+    shop.drop("pixel_labeled", "a", [make.row(n) for n in range(3)])
+    (small_disk / "filler").write_bytes(bytes(24 << 10))
+    shop.root = small_disk
+    with pytest.raises(StoreError, match="free some space"):
+        shop.ingest()
+    (small_disk / "filler").unlink()
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    assert shop.ingest().metrics["ingest/accepted"] == 3
 
 
 LIMITED = """
