@@ -330,6 +330,7 @@ def _literal(value: Any) -> str:
 def _configuration(table: str) -> dict[str, str | None]:
     """Properties of a new table. Statistics are kept of what is looked up, not of words about people."""
     text = {"caption", "name", "image", "detail", "source", "license", "taken_at", "numbers", "texts", "vector"}
+    text |= {"landmarks", "near"}
     return {
         "delta.logRetentionDuration": f"interval {RETENTION_DAYS} days",
         "delta.deletedFileRetentionDuration": f"interval {RETENTION_DAYS} days",

@@ -38,6 +38,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("height", pa.int32()),
             ("format", pa.string()),  # JPEG, PNG, …
             ("phash", pa.string()),  # 64-bit perceptual hash, 16 hex digits
+            ("landmarks", pa.binary()),  # 64-bit hashes of landmarks, 8 bytes each
+            ("near", pa.list_(pa.string())),  # ids of earlier photos that this one shows again, edited
             ("source", pa.string()),
             ("license", pa.string()),
             ("taken_at", pa.string()),

@@ -78,12 +78,12 @@ def no_leak(workspace: Workspace) -> dg.AssetCheckResult:
     with plain_failures():
         frames = {pool: read_pool(layout.snapshot, pool) for pool in POOLS}
         pinned = json.loads((layout.snapshot / "snapshot.json").read_text())["catalog"]
-        samples = stages.catalog_of(layout).read("samples", version=pinned["samples"], columns=["id", "phash"])
+        samples = stages.catalog_of(layout).read(
+            "samples", version=pinned["samples"], columns=["id", "group", "phash", "near"]
+        )
     photos = {pool: len(frame) for pool, frame in frames.items()}
     try:
-        assert_no_leak(
-            frames, dict(zip(samples["id"], samples["phash"], strict=True)), params.snapshot.near_duplicate_bits
-        )
+        assert_no_leak(frames, samples, params.snapshot.near_duplicate_bits)
     except MattingError as leak:
         return dg.AssetCheckResult(passed=False, description=str(leak), metadata=photos)
     return dg.AssetCheckResult(passed=True, description="no leak", metadata=photos)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mm_core.catalog import Catalog, CatalogMoved
-from mm_core.data.duplicates import LOOK_SIDE, Entry, thumbnail
+from mm_core.data.duplicates import LOOK_SIDE, glance
 from mm_core.data.expectations import DataDocs, Fault, Judge
 from mm_core.data.images import load_rgb
 from mm_core.data.inbox import ReadyBatch, arrived_batches, ready_batches
@@ -189,16 +189,17 @@ class Ingest:
         """Verdicts and their writes, again where the catalog moved; why the drop is held, or nothing."""
         earlier = read_record(self.store, self.batch)
         fills = frozenset(earlier.get("fills", ()))
-        thumbnails = self._thumbnails(prober, probes)
+        glances = self._glances(prober, probes)
+        near_bits = self.params.near_duplicate_bits
         held: str | None = None
         if partial:  # the rows that were good are not looked at again: the drop as a whole stays judged
             held = ""
             judge.results += [line for line in earlier.get("expectations", ()) if line["scope"] == "batch"]
         taken = mix_of(probe for probe in probes if probe.row not in faults)
         for _ in range(ATTEMPTS):
-            known = Known.read(self.catalog, probes, self.params.near_duplicate_bits)
+            known = Known.read(self.catalog, probes, near_bits)
             decisions = decide(
-                self.batch.kind, self.batch.batch, rows, probes, faults, known, thumbnails, filled_before=fills
+                self.batch.kind, self.batch.batch, rows, probes, faults, known, glances, near_bits, filled_before=fills
             )
             if held is None:
                 held = self._judge_whole(judge, probes, faults, decisions)
@@ -238,16 +239,16 @@ class Ingest:
         most = max(sorted(set(reasons)), key=reasons.count, default="")
         return f"{broken}: {len(reasons)} of {len(probes)}, most often {most!r}" if broken else ""
 
-    def _thumbnails(self, prober: Prober, probes: Sequence[Probe]) -> Callable[[Entry], np.ndarray]:
+    def _glances(self, prober: Prober, probes: Sequence[Probe]) -> Callable[[str], np.ndarray]:
         name_of = {probe.sha256: probe.image for probe in probes if probe.image_decodes}
 
         @lru_cache(maxsize=4096)
         def look(identity: str) -> np.ndarray:
             name = name_of.get(identity)
             path = prober.path_of(name) if name else fetch_blob(self.store, identity)
-            return thumbnail(load_rgb(path, LOOK_SIDE))
+            return glance(load_rgb(path, LOOK_SIDE))
 
-        return lambda entry: look(entry.identity)
+        return look
 
     def _write_record(self, judge: Judge, decisions: Sequence[Decision], mix: Mix) -> None:
         """Said before it is done: an interrupted run can tell what it meant to fill from what was there."""
@@ -302,12 +303,14 @@ class Ingest:
             "batch": self.batch.batch,
             "category": probe.category,
             "caption": row.caption or None,
-            "group": row.group or decision.sample_id,
+            "group": decision.group or decision.sample_id,
             "role": row.role,
             "width": probe.width,
             "height": probe.height,
             "format": probe.format,
             "phash": probe.phash,
+            "landmarks": bytes.fromhex(probe.landmarks or ""),
+            "near": list(decision.near) or None,
             "source": row.source,
             "license": row.license,
             "taken_at": row.taken_at,

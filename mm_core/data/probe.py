@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mm_core.data.duplicates import LOOK_SIDE, perceptual_hash
+from mm_core.data.duplicates import LOOK_SIDE, glance, landmarks, perceptual_hash
 from mm_core.data.images import (
     Header,
     NotAnImage,
@@ -64,6 +64,8 @@ class Probe:
     phash: str | None = None
     brightness: float | None = None
     """Mean luma, in [0, 1]."""
+    landmarks: str | None = None
+    """16 hex digits each."""
     alpha_inside: bool | None = None
     alpha_found: bool | None = None
     alpha_decodes: bool | None = None
@@ -158,6 +160,7 @@ class Prober:
             probe.image_decodes = False
             look = load_rgb(path, LOOK_SIDE)
             probe.phash = perceptual_hash(look)
+            probe.landmarks = landmarks(glance(look)).astype(">u8").tobytes().hex()
             probe.brightness = float(cv2.cvtColor(look, cv2.COLOR_RGB2GRAY).mean()) / 255
             probe.image_decodes = True
             return header, look

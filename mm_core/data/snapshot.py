@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm_core.catalog import Catalog
+from mm_core.data.neighbours import connected
 from mm_core.errors import InputError, MattingError
 from mm_core.params import SnapshotParams
 from mm_core.records import ALL_CATEGORIES, Report, decoder_of, digest_of, write_json
@@ -70,7 +71,7 @@ def build_snapshot(
         raise InputError(f"{catalog.url} holds no samples: put a drop into the inbox and run `mm ingest`")
     placed = place(params, samples, catalog.read("labels", version=pinned["labels"]))
     frames = {pool: _frame(placed[placed[pool]]) for pool in POOLS}
-    assert_no_leak(frames, dict(zip(samples["id"], samples["phash"], strict=True)), params.near_duplicate_bits)
+    assert_no_leak(frames, samples, params.near_duplicate_bits)
     dropped: Any = placed[placed["dropped"] != ""]
     counts = {pool: _counts(frames[pool]) for pool in POOLS}
     facts = {
@@ -117,17 +118,17 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
     sample that could be learned from is in no pool (empty where it is in one)."""
     newest: Any = newest_labels(labels)[["sample_id", "alpha_sha256", "version", "binary"]]
     newest = newest.rename(columns={"version": "label_version", "binary": "label_binary"})
+    samples = samples.sort_values("id", ignore_index=True)
+    component = components(samples, params.near_duplicate_bits)
     table: Any = samples.rename(columns={"id": "sample_id"}).merge(newest, on="sample_id", how="left")
-    table = table.sort_values("sample_id", ignore_index=True)
     table["category"] = table["category"].where(table["category"].isin(ALL_CATEGORIES), None)
     table["decoder"] = table["category"].map(decoder_of, na_action=None)
-    declared = table["group"].where(table["group"].fillna("") != "", table["sample_id"])
-    component = components(declared, table["phash"], params.near_duplicate_bits)
+    declared = _declared(samples)
     table["group"] = declared.groupby(component).transform("min")
 
     role = table["role"].fillna("")
     labelled = table["alpha_sha256"].notna()
-    drawable = (table["kind"] == "pixel_labeled") & (role == "")
+    drawable = (table["kind"] == "pixel_labeled") & (role == "") & (table["near"].str.len().fillna(0) == 0)
     share = declared.map({group: stable_share(group, "eval") for group in declared.unique()})
     by_hash = drawable & (share < params.eval_share)
     topped_up = _topped_up(
@@ -158,45 +159,32 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
     return table
 
 
-def components(declared: pd.Series, phash: pd.Series, bits: int) -> np.ndarray:
-    """A number per sample, equal where declared groups or near-duplicate hashes connect samples."""
+def components(samples: pd.DataFrame, bits: int) -> np.ndarray:
+    """A number per sample, equal where declared groups, near-duplicate hashes or `near` connect samples.
+
+    `samples`: columns id, group, phash and near (ids, or null) of the catalog.
+    """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    count = len(declared)
-    groups = count + pd.factorize(declared)[0]
-    left, right = near_pairs(phash, bits)
-    rows = np.concatenate((np.arange(count), left))
-    columns = np.concatenate((groups, right))
+    count = len(samples)
+    groups = count + pd.factorize(_declared(samples))[0]
+    hashed = np.flatnonzero(samples["phash"].fillna("").to_numpy(dtype=object) != "")
+    left, right = connected(np.array([int(text, 16) for text in samples["phash"].iloc[hashed]], np.uint64), bits)
+    linked = pd.Series(samples["near"].to_numpy(dtype=object)).explode().dropna()
+    earlier = pd.Index(samples["id"]).get_indexer(pd.Index(linked))  # -1: it has been forgotten
+    known = earlier >= 0
+    rows = np.concatenate((np.arange(count), hashed[left], linked.index.to_numpy(int)[known]))
+    columns = np.concatenate((groups, hashed[right], earlier[known]))
     nodes = int(groups.max()) + 1 if count else 0
     edges = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(nodes, nodes))
     return connected_components(edges, directed=False)[1][:count]
 
 
-def near_pairs(phash: pd.Series, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of pairs whose 64-bit hashes (16 hex digits) differ in at most `bits` bits; enough of them to connect
-    all that are near. Samples without a hash pair with none.
-
-    Hashes within `bits` of each other agree whole in at least one of `bits + 1` bands (pigeonhole), so only those
-    that share a band are compared: not all pairs.
-    """
-    known = np.flatnonzero(phash.fillna("").to_numpy(dtype=object) != "")
-    values = np.array([int(text, 16) for text in phash.iloc[known]], np.uint64)
-    unique, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-    lefts, rights = [known[first][inverse]], [known]
-    for band in np.array_split(np.arange(64, dtype=np.uint64), bits + 1):
-        mask = np.bitwise_or.reduce(np.uint64(1) << band)
-        order = np.argsort(unique & mask, kind="stable")
-        key, hashes = (unique & mask)[order], unique[order]
-        for step in range(1, len(unique)):
-            same = np.flatnonzero(key[step:] == key[:-step])
-            if not len(same):
-                break
-            near = same[np.bitwise_count(hashes[same] ^ hashes[same + step]) <= bits]
-            lefts.append(known[first[order[near]]])
-            rights.append(known[first[order[near + step]]])
-    left, right = np.concatenate(lefts), np.concatenate(rights)
-    return left[left != right], right[left != right]
+def _declared(samples: pd.DataFrame) -> pd.Series:
+    """The group of each sample; its own id where it has none."""
+    declared: Any = samples["group"].where(samples["group"].fillna("") != "", samples["id"])
+    return declared
 
 
 def stable_share(group: str, salt: str) -> float:
@@ -204,22 +192,20 @@ def stable_share(group: str, salt: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{salt}:{group}".encode()).digest()[:7]) / 2**56
 
 
-def assert_no_leak(
-    frames: Mapping[str, pd.DataFrame], phash: Mapping[str, str | None] | None = None, bits: int = 3
-) -> None:
-    """Raises MattingError where an eval photo, one of its group, or (with the samples' hashes) a near-duplicate of
-    one is in a training pool or in validation, or a validation photo or one of its group in a training pool."""
+def assert_no_leak(frames: Mapping[str, pd.DataFrame], samples: pd.DataFrame, bits: int) -> None:
+    """Raises MattingError where an eval photo, one of its group, a near-duplicate, or whatever these lead to, is in a
+    training pool or in validation, or the like of a validation photo in a training pool.
+
+    `samples`: columns id, group, phash and near of the whole catalog, for a photo in no pool may connect two that are.
+    """
+    component: Any = pd.Series(components(samples, bits), index=pd.Index(samples["id"]))
     for guarded, others in (("eval", (*TRAINING, "validation")), ("validation", TRAINING)):
         kept = frames[guarded]
+        near = component[component.isin(component.reindex(kept["sample_id"]))].index
         for pool in others:
             frame = frames[pool]
-            found = set(frame["sample_id"]) & set(kept["sample_id"])
+            found = set(frame["sample_id"]) & ({*kept["sample_id"]} | {*near})
             found |= set(frame.loc[frame["group"].isin(kept["group"]), "sample_id"])
-            if phash and guarded == "eval":
-                ids = [*kept["sample_id"], *frame["sample_id"]]
-                label = components(pd.Series(ids), pd.Series([phash.get(i) for i in ids], dtype=object), bits)
-                near = np.isin(label[len(kept) :], label[: len(kept)])
-                found |= set(frame["sample_id"].to_numpy()[near])
             if found:
                 some = ", ".join(sorted(found)[:5])
                 raise MattingError(f"leak: {len(found)} samples of {pool} belong with {guarded} photos ({some})")

@@ -5,14 +5,16 @@ worker whose catalog moved in the meantime decides again, and one that was kille
 
 - The same bytes again are a duplicate, unless they bring what the catalog lacks: a new matte becomes a
   new label version; a caption or category fills an empty one.
-- The same photo saved again is a near-duplicate, unless both rows declare the same `group`: a burst is kept
-  whole, and the group keeps it on one side of train and eval.
+- The same picture saved again (re-encoded, resized, brightened) is a near-duplicate, unless both rows declare the
+  same `group`: a burst is kept whole, and the group keeps it on one side of train and eval.
+- The same photo edited (cropped, framed, written on) or of the same burst is accepted, for it may teach something;
+  it joins the group of the earlier one, and `near` names every earlier photo that it shows again.
 - A row that brought a sample itself (an earlier, interrupted or partial run) is accepted again, to no effect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,18 +24,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mm_core.catalog import Catalog, Filter
-from mm_core.data.duplicates import Entry, NearIndex, same_photo
+from mm_core.data.duplicates import same_picture, same_scene
 from mm_core.data.expectations import Fault
 from mm_core.data.manifest import ManifestRow
+from mm_core.data.neighbours import Candidates, Hashed, find_candidates
 from mm_core.data.probe import Probe
 from mm_core.faults import patient
 from mm_core.records import sha256_bytes
 
-SAMPLE_COLUMNS = ("id", "kind", "batch", "name", "category", "caption", "group", "width", "height", "phash")
+SAMPLE_COLUMNS = ("id", "kind", "batch", "name", "category", "caption", "group", "width", "height")
+HASH_COLUMNS = ("id", "phash", "landmarks")
 LABEL_COLUMNS = ("id", "sample_id", "version", "batch", "alpha_sha256")
+MAX_LOOKS = 8
+"""Photos that one is compared with as an edit, likeliest first: bounds work where many share a backdrop."""
+SAME_ASPECT = 0.04
+"""Copies of one picture have the same width by height, up to rounding."""
 
-Thumbnails = Callable[[Entry], np.ndarray]
-"""The second look at a photo, read when it is needed."""
+Glances = Callable[[str], np.ndarray]
+"""What the second look needs of a photo, by its sha256, read when it is needed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A photo that others may repeat."""
+
+    identity: str
+    """sha256 of its bytes."""
+    name: str
+    group: str
+    aspect: float
+    """Width by height."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +69,10 @@ class Decision:
     """Version of the label that the row brings; 0 where it brings none."""
     fills: bool = False
     """The row brings a caption or category that a known sample lacked."""
+    group: str = ""
+    """Declared, or that of the earlier photo which this one shows again; empty: a group of its own."""
+    near: tuple[str, ...] = ()
+    """Earlier photos, by id, that this one shows again, edited: one of each group."""
 
 
 def label_id(sample_id: str, alpha_sha256: str) -> str:
@@ -66,34 +90,46 @@ class Known:
     """By id: those that this batch brings again or resembles."""
     labels: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
     """By sample id."""
-    index: NearIndex = field(default_factory=lambda: NearIndex(0))
+    candidates: dict[str, Candidates] = field(default_factory=dict)
+    """Samples that a photo of the batch may repeat, by its sha256."""
 
     @staticmethod
     @patient
-    def read(catalog: Catalog, probes: Iterable[Probe], near_bits: int) -> Known:
+    def read(catalog: Catalog, probes: Sequence[Probe], near_bits: int) -> Known:
         """Reads what may matter for these probes; the rest of a large catalog is not kept."""
         versions = catalog.version("samples"), catalog.version("labels")
-        mine = {p.sha256: int(p.phash, 16) for p in probes if p.sha256 and p.phash}
-        index, ids = NearIndex(near_bits), pa.array(list(mine), pa.string())
-        near: list[str] = []
-        for batch in catalog.scan("samples", version=versions[0], columns=("id", "phash")):
-            hashes = np.array([int(text, 16) for text in batch["phash"].to_pylist()], np.uint64)
-            close = index.sharing_a_band(hashes, mine.values()) | pc.is_in(batch["id"], ids).to_numpy(False)
-            near += batch["id"].filter(pa.array(close)).to_pylist()
-        chosen: list[Filter] = [("id", "in", near)]
-        frame = catalog.read("samples", version=versions[0], columns=SAMPLE_COLUMNS, filters=chosen)
+        mine = {p.sha256: p for p in probes if p.sha256 and p.phash}
+        ids = pa.array(list(mine), pa.string())
+        again: list[str] = []
+
+        def catalog_in_pieces() -> Iterator[Hashed]:
+            for piece in catalog.scan("samples", version=versions[0], columns=HASH_COLUMNS):
+                again.extend(piece["id"].filter(pc.is_in(piece["id"], ids)).to_pylist())
+                yield Hashed.of(*(piece[name].to_pylist() for name in HASH_COLUMNS))
+
+        found = find_candidates(hashes_of(list(mine), mine.values()), catalog_in_pieces(), near_bits)
+        candidates = dict(zip(mine, found, strict=True))
+        wanted = set(again).union(*((*c.copies, *c.edits) for c in found))
+        named: list[Filter] = [("id", "in", sorted(wanted))]
+        frame = catalog.read("samples", version=versions[0], columns=SAMPLE_COLUMNS, filters=named)
         clean: pd.DataFrame = frame.astype(object).where(frame.notna(), None)
         samples: dict[str, Mapping[str, Any]] = {str(row["id"]): row for row in clean.to_dict("records")}
-        for row in samples.values():
-            index.add(
-                Entry(int(row["phash"], 16), row["id"], row["name"], row["group"] or "", row["width"] / row["height"])
-            )
         labels: dict[str, list[Mapping[str, Any]]] = {}
         of_mine: list[Filter] = [("sample_id", "in", sorted(mine))]
         rows: pd.DataFrame = catalog.read("labels", version=versions[1], columns=LABEL_COLUMNS, filters=of_mine)
         for row in rows.to_dict("records"):
             labels.setdefault(row["sample_id"], []).append(row)
-        return Known(*versions, samples, labels, index)
+        return Known(*versions, samples, labels, candidates)
+
+    def entry(self, identity: str) -> Entry:
+        row = self.samples[identity]
+        return Entry(identity, row["name"], row["group"] or identity, row["width"] / row["height"])
+
+
+def hashes_of(ids: Sequence[Any], probes: Iterable[Probe]) -> Hashed:
+    """The hashes of measured photos, under names of the caller's choice."""
+    probes = list(probes)
+    return Hashed.of(ids, [p.phash or "0" for p in probes], [bytes.fromhex(p.landmarks or "") for p in probes])
 
 
 def decide(
@@ -103,7 +139,8 @@ def decide(
     probes: Sequence[Probe],
     faults: Mapping[int, Fault],
     known: Known,
-    thumbnails: Thumbnails,
+    glances: Glances,
+    near_bits: int,
     filled_before: frozenset[int] = frozenset(),
 ) -> list[Decision]:
     """Verdicts in the order of the rows; the first of several copies is the one that stays.
@@ -112,10 +149,14 @@ def decide(
     """
     listed: dict[str, str] = {}
     taken: dict[str, ManifestRow] = {}
-    index = NearIndex(known.index.bits)
     decisions = []
+    good = [n for n, (row, probe) in enumerate(zip(rows, probes, strict=True)) if row.row not in faults and probe.phash]
+    hashed = hashes_of(good, [probes[n] for n in good])
+    beside = dict(zip(good, find_candidates(hashed, [hashed], near_bits), strict=True))
+    entries: dict[int, Entry] = {}
+    """Photos that this batch brings, by their place in it."""
 
-    def verdict_on(row: ManifestRow, probe: Probe) -> Decision:
+    def verdict_on(place: int, row: ManifestRow, probe: Probe) -> Decision:
         if fault := faults.get(row.row):
             return Decision(row.row, "quarantine", fault.reason, fault.detail)
         identity, name = probe.sha256 or "", row.image
@@ -131,18 +172,41 @@ def decide(
             if decision.verdict == "accept":
                 taken[identity] = row
             return decision
-        entry = Entry(int(probe.phash, 16), identity, name, row.group, probe.width / probe.height)
-        for other in (*index.near(entry.phash, entry.aspect), *known.index.near(entry.phash, entry.aspect)):
-            if (not row.group or other.group != row.group) and same_photo(thumbnails(entry), thumbnails(other)):
+        far, here = known.candidates.get(identity, Candidates()), beside[place]
+        copies = [*(entries.get(n) for n in here.copies), *map(known.entry, far.copies)]
+        edits = [*map(known.entry, far.edits), *(entries.get(n) for n in here.edits)]
+        aspect = probe.width / probe.height
+        for other in filter(None, copies):
+            fits = abs(other.aspect / aspect - 1) < SAME_ASPECT and (not row.group or other.group != row.group)
+            if fits and same_picture(glances(identity), glances(other.identity)):
                 return Decision(row.row, "duplicate", "near-duplicate", f"the photo of {other.name}", other.identity)
+        group, near = _relatives(identity, row.group, [e for e in (*edits, *copies) if e], glances)
         taken[identity] = row
-        index.add(entry)
+        entries[place] = Entry(identity, name, group or identity, aspect)
         version = _label_version(batch, probe, known.labels.get(identity, []))
-        return Decision(row.row, "accept", sample_id=identity, label_version=version)
+        return Decision(row.row, "accept", sample_id=identity, label_version=version, group=group, near=near)
 
-    for row, probe in zip(rows, probes, strict=True):
-        decisions.append(verdict_on(row, probe))
+    for place, (row, probe) in enumerate(zip(rows, probes, strict=True)):
+        decisions.append(verdict_on(place, row, probe))
     return decisions
+
+
+def _relatives(identity: str, declared: str, others: Sequence[Entry], glances: Glances) -> tuple[str, tuple[str, ...]]:
+    """The group of a photo and the earlier ones that it shows again, one of each group; `others` likeliest first."""
+    group, near = declared, []
+    settled = {declared}
+    looks = 0
+    for other in others:
+        if other.group in settled:
+            continue
+        if looks == MAX_LOOKS:
+            break
+        looks += 1
+        if same_scene(glances(identity), glances(other.identity)):
+            group = group or other.group
+            near.append(other.identity)
+            settled.add(other.group)
+    return group, tuple(near)
 
 
 def _again(
@@ -162,7 +226,8 @@ def _again(
     )
     version = _label_version(batch, probe, labels)
     if own or fills or version:
-        return Decision(row.row, "accept", sample_id=probe.sha256 or "", label_version=version, fills=fills)
+        known_as = probe.sha256 or ""
+        return Decision(row.row, "accept", sample_id=known_as, label_version=version, fills=fills, group=row.group)
     place = f"{sample['kind']}/{sample['batch']}/{sample['name']}"
     return Decision(row.row, "duplicate", "duplicate", f"same bytes as {place}", probe.sha256 or "")
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from mm_core.catalog import Catalog
+from mm_core.data import samplegen
 from mm_core.data.expectations import DataDocs
 from mm_core.data.ingest import ingest_ready
 from mm_core.params import IngestParams
@@ -30,6 +31,11 @@ def photo(seed: int, width: int = 64, height: int = 48) -> np.ndarray:
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (8, 8, 3), np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def scene(seed: int) -> np.ndarray:
+    """A picture uint8 (192, 256, 3) with things in it that are found again when it is cropped."""
+    return samplegen.generate("pets", seed, size=256, aspect=4 / 3).image
 
 
 def matte(seed: int, width: int = 64, height: int = 48) -> np.ndarray:
@@ -157,4 +163,4 @@ def make() -> Any:
     """The makers of photos, mattes, files and rows."""
     from types import SimpleNamespace
 
-    return SimpleNamespace(photo=photo, matte=matte, encoded=encoded, row=good_row, write_rows=write_rows)
+    return SimpleNamespace(photo=photo, scene=scene, matte=matte, encoded=encoded, row=good_row, write_rows=write_rows)

@@ -143,6 +143,29 @@ def test_near_duplicates_across_batches_and_groups(workshop: Any, make: Any) -> 
     assert (rejects["sample_id"].isin(workshop.catalog.read("samples")["id"])).all()
 
 
+def test_edited_copies_join_one_group_within_a_drop_and_across_drops(workshop: Any, make: Any) -> None:
+    """Accepted, but never on the other side of train and eval than the photo that they are of."""
+
+    def row(name: str, seed: int, left: int = 0, top: int = 0, **more: Any) -> dict[str, Any]:
+        shown = make.scene(seed)[top:, left:]
+        return {"image": name, "image_bytes": make.encoded(shown, quality=85), "category": "pets"} | more
+
+    workshop.drop("unlabeled", "a", [row("1.jpg", 1), row("1cut.jpg", 1, left=20), row("2.jpg", 2, group="burst")])
+    workshop.ingest()
+    later = [row("1cut.jpg", 1, top=16), row("2cut.jpg", 2, left=18, group="other"), row("3.jpg", 3)]
+    workshop.drop("text_image", "b", [one | {"caption": "A pet."} for one in later])
+    workshop.ingest()
+    assert workshop.verdicts() == {}
+    samples = workshop.catalog.read("samples")
+    by = {(row["batch"], row["name"]): row for row in samples.to_dict("records")}
+    first, cut, second = by["a", "1.jpg"], by["a", "1cut.jpg"], by["a", "2.jpg"]
+    assert first["near"] is None and first["group"] == first["id"] == cut["group"] == by["b", "1cut.jpg"]["group"]
+    assert list(cut["near"]) == [first["id"]]
+    assert len(by["b", "1cut.jpg"]["near"]) == 1, "one of each group says it"
+    assert (by["b", "2cut.jpg"]["group"], list(by["b", "2cut.jpg"]["near"])) == ("other", [second["id"]])
+    assert by["b", "3.jpg"]["near"] is None and by["b", "3.jpg"]["group"] == by["b", "3.jpg"]["id"]
+
+
 def test_a_drop_of_mostly_bad_rows_is_held(workshop: Any, make: Any) -> None:
     rows = [make.row(1), *(make.row(n, image_bytes=b"") for n in range(2, 7))]
     workshop.drop("pixel_labeled", "a", rows)

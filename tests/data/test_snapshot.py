@@ -14,7 +14,6 @@ from mm_core.data.snapshot import (
     assert_no_leak,
     build_snapshot,
     components,
-    near_pairs,
     place,
     read_pool,
     stable_share,
@@ -32,7 +31,8 @@ def sample(number, **values):
     row = {
         "id": f"s{number:05d}", "kind": "pixel_labeled", "batch": "b0", "category": "pets", "caption": None,
         "group": f"g{number}", "role": "", "width": 64, "height": 48, "format": "PNG",
-        "phash": f"{int(rng.integers(0, 2**63)):016x}", "accepted_at": "2026-01-01T00:00:00",
+        "phash": f"{int(rng.integers(0, 2**63)):016x}", "near": None,
+        "accepted_at": "2026-01-01T00:00:00",
     }  # fmt: skip
     return row | values
 
@@ -111,7 +111,7 @@ def test_frames_on_disk(catalog, tmp_path):
     assert written["digest"] == report.facts["digest"]
     assert written["catalog"] == inputs["catalog"]
     assert sum(written["counts"]["eval"].values()) == len(frames["eval"]) == report.metrics["snapshot/eval"]
-    assert_no_leak(frames)
+    assert_no_leak(frames, catalog.read("samples"), PARAMS.near_duplicate_bits)
 
 
 def test_same_catalog_same_bytes_whatever_the_order_and_time(catalog, tmp_path):
@@ -292,6 +292,8 @@ def test_eval_never_shrinks_and_nothing_leaks_as_batches_arrive(data):
             }
             if data.draw(st.booleans()):
                 values["phash"] = data.draw(st.sampled_from(hashes))
+            if rows and data.draw(st.booleans()):
+                values["near"] = data.draw(st.lists(st.sampled_from([row["id"] for row in rows]), max_size=2))
             rows.append(sample(count, kind=kind, batch=f"b{batch}", accepted_at=f"2026-01-{batch + 1:02d}", **values))
             count += 1
         table = placed(rows)
@@ -299,32 +301,64 @@ def test_eval_never_shrinks_and_nothing_leaks_as_batches_arrive(data):
         assert before <= now
         before = now
     frames = {pool: table[table[pool]].reset_index() for pool in POOLS}
-    assert_no_leak(frames, {row["id"]: row["phash"] for row in rows})
+    assert_no_leak(frames, pd.DataFrame(rows), 3)
 
 
 # ── the leak check itself ────────────────────────────────────────────────────────────────────────
 
 
-def clean_frames():
-    table = placed(many()).reset_index()
-    return {pool: table[table[pool]] for pool in POOLS}
+def clean():
+    """Frames of a snapshot and the catalog that they are from."""
+    rows = many()
+    table = placed(rows).reset_index()
+    return {pool: table[table[pool]] for pool in POOLS}, pd.DataFrame(rows)
 
 
 @pytest.mark.parametrize("pool", [*TRAINING, "validation"])
 def test_leak_check_finds_samples_groups_and_near_duplicates(pool):
-    frames = clean_frames()
+    frames, catalog = clean()
     judged = frames["eval"].iloc[[0]]
-    assert_no_leak(frames)
-    with pytest.raises(MattingError, match=judged["sample_id"].iloc[0]):
-        assert_no_leak({**frames, pool: pd.concat([frames[pool], judged])})
-    same_group = judged.assign(sample_id="sneaky")
+    eval_id = judged["sample_id"].iloc[0]
+
+    def check(smuggled, *more):
+        """Puts a row into the pool, and rows into the catalog."""
+        grown = pd.DataFrame([*catalog.to_dict("records"), *more])
+        assert_no_leak({**frames, pool: pd.concat([frames[pool], smuggled])}, grown, 3)
+
+    with pytest.raises(MattingError, match=eval_id):
+        check(judged)
+    sneaky = judged.assign(sample_id="sneaky")
     with pytest.raises(MattingError, match="sneaky"):
-        assert_no_leak({**frames, pool: pd.concat([frames[pool], same_group])})
-    twin = judged.assign(sample_id="sneaky", group="own")
-    leaking = {**frames, pool: pd.concat([frames[pool], twin])}
-    assert_no_leak(leaking)
+        check(sneaky)
+    sneaky["group"] = "own"
+    row = sample(7001, id="sneaky", group="own")
+    check(sneaky, row)
+    near_hash = f"{int(catalog.set_index('id').loc[eval_id, 'phash'], 16) ^ 3:016x}"
+    for twin in (row | {"phash": near_hash}, row | {"near": [eval_id]}):
+        with pytest.raises(MattingError, match="sneaky"):
+            check(sneaky, twin)
+    between = sample(7002, id="between", group="else", near=["sneaky", eval_id])  # in no pool itself
     with pytest.raises(MattingError, match="sneaky"):
-        assert_no_leak(leaking, {judged["sample_id"].iloc[0]: "00ff00ff00ff00ff", "sneaky": "00ff00ff00ff00fe"})
+        check(sneaky, row, between)
+
+
+@pytest.mark.parametrize("kind", ["unlabeled", "text_image", "pixel_labeled"])
+def test_an_edited_copy_of_an_eval_photo_that_comes_later_is_kept_out(kind):
+    judged = sample(9001, group=eval_group())
+    cropped = sample(9002, kind=kind, caption="x", batch="b1", group=train_group(), near=[judged["id"]])
+    again = sample(9003, kind=kind, caption="x", batch="b2", group=train_group(5000), near=["forgotten", cropped["id"]])
+    table = placed([judged, cropped, again, *many()])
+    assert table.loc[judged["id"], "eval"]
+    assert not table.loc[[cropped["id"], again["id"]], list(POOLS)].any(axis=None)
+    assert set(table.loc[[cropped["id"], again["id"]], "dropped"]) == {"near an eval photo"}
+
+
+def test_a_photo_that_shows_an_earlier_one_again_is_never_drawn_for_eval():
+    """The earlier one may have been learned from."""
+    learned = sample(1, group=train_group())
+    cropped = sample(2, batch="b1", group=eval_group(), near=[learned["id"]])
+    table = placed([learned, cropped])
+    assert not table.loc[cropped["id"], "eval"] and placed([cropped | {"near": None}]).loc[cropped["id"], "eval"]
 
 
 # ── near-duplicates ──────────────────────────────────────────────────────────────────────────────
@@ -337,9 +371,8 @@ def test_banded_search_connects_what_all_pairs_connect(seed, bits, count):
     centres = rng.integers(0, 2**63, 8, dtype=np.uint64)
     values = [int(c) for c in rng.choice(centres, count)]
     values = [v ^ sum(1 << int(b) for b in rng.choice(64, rng.integers(0, 10), replace=False)) for v in values]
-    phash = pd.Series([f"{v:016x}" for v in values], dtype=object)
-    own = pd.Series([f"own{n}" for n in range(count)])
-    found = components(own, phash, bits)
+    rows = [sample(n, phash=f"{v:016x}") for n, v in enumerate(values)]
+    found = components(pd.DataFrame(rows), bits)
     parent = list(range(count))
 
     def root(n):
@@ -355,8 +388,9 @@ def test_banded_search_connects_what_all_pairs_connect(seed, bits, count):
 
 
 def test_missing_hashes_pair_with_none():
-    left, right = near_pairs(pd.Series([None, "", "00", "00"], dtype=object), 3)
-    assert {(int(a), int(b)) for a, b in zip(left, right, strict=True)} == {(2, 3)}
+    rows = [sample(n, phash=text) for n, text in enumerate([None, "", "0" * 16, "0" * 16])]
+    a, b, c, d = components(pd.DataFrame(rows), 3)
+    assert c == d and len({a, b, c}) == 3
 
 
 def test_shares_are_uniform_and_independent_of_each_other():
