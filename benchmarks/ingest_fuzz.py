@@ -19,6 +19,7 @@ import resource
 import signal
 import tempfile
 import time
+import traceback
 from collections import Counter, defaultdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -109,10 +110,13 @@ def work(pipe: Connection, folder: Path, first: int, last: int, seed: int) -> No
         before = rested_memory()
         pipe.send(("begin", number, what))
         began = time.perf_counter()
-        if is_manifest(number):
-            pipe.send(("end", number, take_manifest(folder, name, data)))
-        else:
-            probes.append(take_picture(folder, number, data))
+        try:
+            if is_manifest(number):
+                pipe.send(("end", number, take_manifest(folder, name, data)))
+            else:
+                probes.append(take_picture(folder, number, data))
+        except Exception:  # noqa: BLE001 - whatever it is, ingest would have died of it
+            pipe.send(("failed", number, traceback.format_exc(limit=-3)))
         pipe.send(("took", number, time.perf_counter() - began, peak_memory() - before))
         if len(probes) == JUDGED:
             settle()
@@ -174,6 +178,8 @@ class Fuzz:
                         print(f"\r{at} files, {len(self.failures)} failures   ", end="", flush=True)
                 elif verb == "end":
                     self.ends[told[0]] = told[1]
+                elif verb == "failed":
+                    self.failures.append(f"error: {at} {self.what[at]}: {told[1]}")
                 elif verb == "took":
                     self.took[told[0]] = (told[1], told[2])
         except EOFError:
@@ -182,8 +188,6 @@ class Fuzz:
             died = signal.Signals(-code).name if code < 0 else f"exit {code}"
             self.failures.append(f"crash ({died}): {at} {self.what.get(at)}")
         child.join()
-        for number in range(first, at):
-            self.ends.setdefault(number, "taken; its child died before rules were judged")
         return last if done else at + 1
 
 

@@ -42,6 +42,7 @@ _DECODER_ERRORS = (
     struct.error,
     zlib.error,
     ImageCms.PyCMSError,
+    AssertionError,  # Pillow's, of a palette picture without palette
 )
 """What Pillow and its plugins are known to raise on damaged files."""
 
@@ -115,6 +116,8 @@ def load_rgb(path: Path, max_side: int | None = None) -> np.ndarray:
         if scale < 1:
             image.draft(None, size)  # pyright: ignore[reportArgumentType]
         image.load()
+        if scale < 1:
+            image = _shrunk(image, size)
         rgb = _to_srgb(image)
         pixels = np.array(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS))
     return orient(pixels, orientation)
@@ -220,6 +223,18 @@ def _orientation(image: Image.Image) -> int:
     except _DECODER_ERRORS:
         return 1
     return value if value in range(1, 9) else 1
+
+
+def _shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Twice `size` or more, by the mean of whole blocks: of a huge picture only what was decoded stands in memory."""
+    factor = min(image.width // size[0], image.height // size[1]) // 2
+    if factor < 2:
+        return image
+    if image.mode in ("1", "P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    elif image.mode.startswith("I;16"):
+        image = image.convert("I")
+    return image.reduce(factor)
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

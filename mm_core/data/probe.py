@@ -193,6 +193,11 @@ class Prober:
             header = read_header(path)
             if header.pixels > self.max_pixels:
                 raise TooManyPixels(f"{path}: {header.pixels} pixels", header.pixels)
+            probe.alpha_size = f"{header.width}×{header.height}"
+            fitting = {(photo.width, photo.height), (photo.raw_width, photo.raw_height)}
+            if (header.width, header.height) not in fitting:  # said by the header: a large one is not decoded for it
+                probe.alpha_decodes, probe.alpha_fits = None, False
+                return
             alpha = load_alpha(path)
         except UnreadableImage as error:
             probe.note = _remark(error)
@@ -201,15 +206,8 @@ class Prober:
                 probe.note = f"a link, written as text, to {target}"
             return
         probe.alpha_decodes = True
-        height, width = alpha.shape
-        probe.alpha_size = f"{width}×{height}"
-        if (width, height) == (photo.width, photo.height):
-            upright = alpha
-        elif (width, height) == (photo.raw_width, photo.raw_height):
-            upright = orient(alpha, photo.orientation)
-        else:
-            probe.alpha_fits = False
-            return
+        stored = alpha.shape != (photo.height, photo.width)
+        upright = orient(alpha, photo.orientation) if stored else alpha
         probe.alpha_fits = True
         probe.alpha_lowest, probe.alpha_highest = float(alpha.min()), float(alpha.max())
         probe.alpha_binary = not bool(np.any((alpha > 1 / 255) & (alpha < 254 / 255)))

@@ -162,6 +162,29 @@ def test_max_side_only_shrinks(tmp_path: Path, format: str, max_side: int) -> No
         assert np.abs(corners - COLOURS).max() <= 12
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F", "LAB"])
+def test_every_mode_is_shrunk_alike(tmp_path: Path, mode: str) -> None:
+    """A dark left half and a bright right one, ten times as large as asked for."""
+    grey = np.zeros((200, 300), np.uint8)
+    grey[:, 150:] = 255
+    wide = {"I;16": grey.astype(np.uint16) * 257, "I": grey.astype(np.int32) * 257, "F": grey.astype(np.float32) / 255}
+    rgb = Image.fromarray(grey).convert("RGB")
+    image = Image.fromarray(wide[mode]) if mode in wide else rgb.convert(mode)
+    small = load_rgb(written(tmp_path, image, "TIFF"), 30)
+    assert small.shape == (20, 30, 3)
+    assert small[:, :13].max() <= 8 and small[:, 17:].min() >= 247
+
+
+def test_a_palette_picture_without_palette_is_corrupt(tmp_path: Path) -> None:
+    whole = written(tmp_path, Image.fromarray(QUARTERS).convert("P"), "PNG").read_bytes()
+    begin = whole.index(b"PLTE") - 4
+    length = int.from_bytes(whole[begin : begin + 4])
+    path = tmp_path / "bare.png"
+    path.write_bytes(whole[:begin] + whole[begin + 12 + length :])
+    with pytest.raises(CorruptImage, match="bare.png"):
+        load_rgb(path)
+
+
 ALPHA = (np.linspace(0, 1, 30, dtype=np.float32)[None] * np.ones((20, 1), np.float32)).astype(np.float32)
 GREY = np.rint(ALPHA * 255).astype(np.uint8)
 
