@@ -128,6 +128,17 @@ def test_s3_blobs_are_downloaded_once(bucket: str, tmp_path: Path) -> None:
     assert fetch_blob(store, digest).read_bytes() == b"pixels"
 
 
+def test_s3_large_files_go_in_parts_and_come_back_whole(bucket: str, tmp_path: Path) -> None:
+    store = open_store(bucket, tmp_path / "cache")
+    assert isinstance(store, S3Store)
+    source = tmp_path / "large"
+    source.write_bytes(os.urandom(1 << 20) * 9)
+    digest = put_blob(store, source)
+    head = store._client.head_object(Bucket=store.bucket, Key=blob_key(digest))
+    assert head["ETag"].strip('"').endswith("-2"), "two parts"
+    assert sha256_bytes(fetch_blob(store, digest).read_bytes()) == digest
+
+
 def test_s3_lists_more_than_a_page_and_no_folder_markers(bucket: str, tmp_path: Path, monkeypatch) -> None:
     store = open_store(bucket, tmp_path)
     assert isinstance(store, S3Store)

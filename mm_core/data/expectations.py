@@ -58,6 +58,7 @@ LABELED = ("pixel_labeled",)
 RULES: tuple[Rule, ...] = (
     # The first rule that a row breaks gives its reason.
     Rule("row_is_whole", "row", "malformed manifest row", "extra_fields", "{extra_fields} fields too many: quote it"),
+    Rule("row_is_plain_text", "row", "formula in the manifest", "plain_text", "a field that a spreadsheet would run"),
     Rule("image_inside_batch", "row", "path outside the batch", "image_inside", "{note}"),
     Rule("alpha_inside_batch", "row", "path outside the batch", "alpha_inside", "alpha: {note}", LABELED),
     Rule("image_exists", "row", "missing image", "image_found", "{note}"),

@@ -33,6 +33,8 @@ from mm_core.records import sha256_bytes, sha256_file
 from mm_core.store import Store
 
 MAX_LINK_BYTES = 4096
+FORMULA = re.compile(r"=|[+\-@].*[(|!]")
+"""What spreadsheets run when a table is opened; a dash or a sign before plain words is none."""
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Probe:
     category: str | None
     role: str | None
     extra_fields: int
+    plain_text: bool = True
+    """No field begins like a formula of a spreadsheet: reports and exports are opened in such programs."""
     caption_length: int | None = None
     image_inside: bool | None = None
     """The name, and what it links to, stay in the batch."""
@@ -97,6 +101,7 @@ class Prober:
     def __call__(self, row: ManifestRow) -> Probe:
         """Everything about one row. Raises StoreError where the inbox itself fails."""
         probe = Probe(row.row, row.image, row.category or None, row.role or None, row.extra_fields)
+        probe.plain_text = not any(FORMULA.match(str(value)) for value in vars(row).values())
         if self.kind == "text_image" or row.caption:
             probe.caption_length = len(row.caption)
         photo = self._photo(row, probe)

@@ -48,6 +48,7 @@ GOOD = Probe(
 )
 BREAKS: dict[str, dict[str, Any]] = {
     "row_is_whole": {"extra_fields": 2},
+    "row_is_plain_text": {"plain_text": False},
     "image_inside_batch": {"image_inside": False},
     "alpha_inside_batch": {"alpha_inside": False},
     "image_exists": {"image_found": False},

@@ -221,6 +221,31 @@ def test_a_manifest_that_cannot_be_taken_holds_its_drop_alone(
     assert lines.loc["good", "state"] == "ingested"
 
 
+def test_formulas_of_spreadsheets_are_refused(workshop: Any, make: Any) -> None:
+    texts = ["=cmd|'/C calc'!A0", "@SUM(A1:A9)", "+1+cmd|x!A0", "- a dog, asleep", "+1 for this dog", "1 = 1 dogs"]
+    workshop.drop("text_image", "a", [make.row(n, caption=text) for n, text in enumerate(texts)])
+    workshop.drop("unlabeled", "b", [make.row(9, image="=1.jpg"), make.row(8), make.row(7)])
+    workshop.ingest()
+    formula = ("quarantine", "formula in the manifest")
+    assert workshop.verdicts() == dict.fromkeys(["images/0.jpg", "images/1.jpg", "images/2.jpg", "=1.jpg"], formula)
+    assert set(workshop.catalog.read("samples")["caption"].dropna()) == set(texts[3:])
+
+
+def test_a_drop_again_under_another_name_brings_nothing(any_workshop: Any, make: Any) -> None:
+    """Renamed, and uploaded once more with its files renamed: duplicates, no sample, label or blob more."""
+    rows = [make.row(n) for n in range(3)]
+    any_workshop.drop("pixel_labeled", "a", rows)
+    any_workshop.ingest()
+    before, blobs = any_workshop.tables(), [e.key for e in any_workshop.store.list("blobs")]
+    any_workshop.drop("pixel_labeled", "renamed", rows)
+    any_workshop.drop("pixel_labeled", "b", [make.row(n, image=f"other/{n}.jpg", alpha=f"m/{n}.png") for n in range(3)])
+    report = any_workshop.ingest()
+    assert report.metrics["ingest/accepted"] == 0 and report.metrics["ingest/duplicates"] == 6
+    after = any_workshop.tables()
+    assert (after["samples"], after["labels"]) == (before["samples"], before["labels"])
+    assert [e.key for e in any_workshop.store.list("blobs")] == blobs
+
+
 def test_columns_in_any_order_blank_lines_and_loose_spelling(workshop: Any, make: Any) -> None:
     folder = workshop.drop("pixel_labeled", "a", [make.row(n) for n in range(3)])
     (folder / "manifest.csv").write_bytes(
