@@ -54,6 +54,11 @@ class Layout:
         return self.evaluation / "per_image.parquet"
 
     @property
+    def shadow(self) -> Path:
+        """How candidate and champion differ on the newest unlabelled photos."""
+        return self.evaluation / "shadow.json"
+
+    @property
     def quantised(self) -> Path:
         """The candidate as int8 files: what the gate judges and the bundle ships."""
         return self.cycle / "quantised"

@@ -216,6 +216,8 @@ class ClipParams(_Section):
 class EvaluateParams(_Section):
     max_side: int = Field(default=1024, ge=32)
     """Mattes are compared at the photo's own size, at most this many pixels on the long side."""
+    shadow_photos: int = Field(default=48, ge=0)
+    """Newest unlabelled photos on which the int8 candidate and champion are compared with each other."""
 
 
 class GateParams(_Section):
@@ -235,6 +237,10 @@ class GateParams(_Section):
     seed_noise: float = Field(default=1.0, ge=0)
     """Where `mm gate noise` measured how much two trainings differ by their seeds alone: the gain must also exceed this
     many standard deviations of that difference, in each category; 0 leaves it aside."""
+    shadow_difference: float = Field(default=0.1, ge=0, le=1)
+    """Mattes of a shadow photo disagree where they differ by more than this on average (absolute, of 1)."""
+    shadow_share: float = Field(default=1.0, ge=0, le=1)
+    """More disagreeing shadow photos than this share hold a promotion back for people to look; 1 never does."""
     eval_budget: int = Field(default=104, ge=1)
     """Candidates that one set of eval photos may judge: warned of from four fifths on, INCONCLUSIVE beyond, until fresh
     eval photos arrive. Whoever asks the same photos often enough is told yes by chance."""

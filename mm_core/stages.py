@@ -183,7 +183,8 @@ def _warm_start(params: Params, layout: Layout, inputs: dict) -> Path | None:
 
 def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Every stage, champion and anchor on the frozen eval set; the candidate also as the int8 files that would ship."""
-    from mm_core.eval.evaluate import evaluate_models
+    from mm_core.eval.evaluate import evaluate_models, identity
+    from mm_core.eval.shadow import newest_unlabelled, run_shadow
     from mm_core.export.quantise import quantise
     from mm_core.export.runtime import OnnxPredictor
     from mm_core.model.predict import Predictor, TorchPredictor
@@ -204,6 +205,18 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
                 models[role, "float"] = TorchPredictor(fetch_blob(store, pin["digest"]), device)
                 models[role, "int8"] = OnnxPredictor({n: fetch_blob(store, d) for n, d in pin["files"].items()})
         evaluate_models(params.evaluate, models, layout, store, report, progress=progress)
+        layout.shadow.unlink(missing_ok=True)
+        if inputs["champion"] and params.evaluate.shadow_photos:
+            catalog, at = catalog_of(layout), inputs["catalog"]
+            columns = ["id", "category", "accepted_at"]
+            photos = newest_unlabelled(
+                catalog.read("samples", version=at["samples"], columns=columns),
+                set(catalog.read("labels", version=at["labels"], columns=["sample_id"])["sample_id"]),
+                params.evaluate.shadow_photos,
+            )
+            int8, champion = models[TRAIN_STAGES[-1], "int8"], models["champion", "int8"]
+            about = identity(layout, inputs)
+            run_shadow(photos, int8, champion, about, layout, store, report, progress=progress)
     Tracker(layout.settings).log_report(layout, report)
     return report
 
@@ -291,9 +304,13 @@ def promote(params: Params, layout: Layout) -> Report:
 def html_report(params: Params, layout: Layout) -> Report:
     """One page about the cycle: verdict, tables with bounds, mattes side by side, quarantine, costs."""
     from mm_core.eval.report import write_html
+    from mm_core.training.tracking import Tracker
 
     with timed(Report("report")) as report:
-        return write_html(params, layout, catalog_of(layout), store_of(layout), report)
+        write_html(params, layout, catalog_of(layout), store_of(layout), report)
+    if (layout.snapshot / "snapshot.json").is_file():
+        Tracker(layout.settings).log_report(layout, report, files=[layout.html_report])
+    return report
 
 
 # ── beside the cycle ─────────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from mm_core.data.images import load_alpha, load_rgb
 from mm_core.data.snapshot import read_pool
 from mm_core.errors import InputError
-from mm_core.eval.mattes import Example, choose, write_examples
+from mm_core.eval.mattes import Example, choose, choose_regressions, write_examples
 from mm_core.eval.metrics import SPEC, TruthMatte, category_scores
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.model.predict import Predictor
@@ -36,6 +36,8 @@ Progress = Callable[[str, int, int], None]
 Key = tuple[str, str]
 """(model, precision): `("champion", "int8")`."""
 PHOTOS_AT_ONCE, THREADS = 4, 2
+GOOD = 0.9
+"""MaxF of a photo from which its matte counts as good, in the count of flips."""
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("model", "precision", "sample_id", "group", "category", "decoder")]
     + [(name, pa.float64()) for name in ("mse", "mse_band", "sad", "grad", "conn", "biou", "maxf")]
@@ -120,6 +122,10 @@ def evaluate_models(
     stages = [key for key in models if key[0] in TRAIN_STAGES and key[1] == "float"]
     chosen = choose(_of(table, (stages or list(models))[-1]))
     rows_of = {row.sample_id: row for row in frame.itertuples(index=False)}
+    last, before = (_of(table, key) for key in ((TRAIN_STAGES[-1], "int8"), ("champion", "int8")))
+    if len(last) and len(before):
+        chosen += choose_regressions(last, before)
+        report.tables["flips"] = flips(last, before)
     examples = (_example(place, rows_of[place[2]], shown, store, params.max_side) for place in chosen)
     write_examples(examples, layout.evaluation / "mattes", report)
 
@@ -183,6 +189,22 @@ def evaluate_folder(truth_manifest: Path, pred_dir: Path) -> Report:
     return report
 
 
+def flips(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[dict[str, Any]]:
+    """Per category the photos that the champion cut out well and the candidate does not, and the other way round.
+
+    Well: MaxF of at least `GOOD`. Yan et al. 2021, "Positive-congruent training": a rising mean hides negative flips.
+    """
+    both = candidate.merge(champion[["sample_id", "maxf"]], on="sample_id", suffixes=("", "_before"))
+    now, then = (both[name].to_numpy(float) >= GOOD for name in ("maxf", "maxf_before"))
+    categories = both["category"].to_numpy(str)
+    found = []
+    for category in sorted(set(categories.tolist())):
+        here = categories == category
+        lost, won = (here & then & ~now).sum(), (here & now & ~then).sum()
+        found.append({"category": category, "photos": int(here.sum()), "negative": int(lost), "positive": int(won)})
+    return found
+
+
 def score_all(
     frame: pd.DataFrame, models: Mapping[Key, Predictor], store: Store, max_side: int, progress: Progress
 ) -> pd.DataFrame:
@@ -240,6 +262,9 @@ def _example(
     category, rank, sample, mse = place
     item = load_item(row, store, max_side)
     mattes = {name: model.predict([item.photo], [item.row.decoder])[0] for name, model in models.items()}
+    if rank == "regression":
+        mattes = {name: mattes[name] for name in (TRAIN_STAGES[-1], "champion")}
+        mattes["difference"] = np.abs(mattes[TRAIN_STAGES[-1]] - mattes["champion"])
     return Example(category, rank, sample, mse, item.photo, {"truth": item.alpha} | mattes)
 
 

@@ -19,7 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mm_core.data.snapshot import read_pool
+from mm_core.eval.evaluate import identity
 from mm_core.eval.evidence import CANDIDATE, Evidence, gather, problems_with, read_scores
+from mm_core.eval.shadow import disagreement
 from mm_core.eval.statistics import Interval, Quantity, confidence, fewest_groups
 from mm_core.layout import Layout
 from mm_core.params import GateParams
@@ -78,6 +80,8 @@ def decide(
     seed = int(digest_of([about.get("eval_digest"), candidate, champion, anchor])[:16], 16)
     cells = judge(params, evidence, questions, seed, noise) if evidence and not problems else []
     decision, reasons = conclude(params, cells, problems, same=candidate == champion)
+    if decision == "PROMOTE" and (text := _held_by_shadow(params, layout, identity(layout, inputs))):
+        decision, reasons = "INCONCLUSIVE", [text, *reasons]
     if not problems:
         reasons += _cautions(params, decision == "PROMOTE" and champion is not None, noise, uses)
     return Verdict(
@@ -154,6 +158,17 @@ def conclude(params: GateParams, cells: list[Cell], problems: list[str], *, same
     if thin or unclear:
         return "INCONCLUSIVE", [*thin, *(_open(cell) for cell in unclear), *warnings]
     return "PROMOTE", [_summary(params, judged), *warnings]
+
+
+def _held_by_shadow(params: GateParams, layout: Layout, about: Mapping[str, Any]) -> str:
+    """Why disagreement on unlabelled photos holds the candidate back; empty where it does not."""
+    found = disagreement(layout, about, params.shadow_difference)
+    if found is None or found[0] <= params.shadow_share:
+        return ""
+    return (
+        f"on {100 * found[0]:.0f} % of the {found[1]} newest unlabelled photos the mattes differ from the champion's "
+        f"by more than {params.shadow_difference:g}, allowed are {100 * params.shadow_share:.0f} %: see the report"
+    )
 
 
 def _cautions(params: GateParams, gained: bool, noise: Mapping[str, float] | None, uses: float) -> list[str]:

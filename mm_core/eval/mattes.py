@@ -23,7 +23,7 @@ class Example:
 
     category: str
     rank: str
-    """`best` or `worst`, by the candidate's MSE."""
+    """`best` or `worst`, by the candidate's MSE; `regression`: where it lost most against the champion."""
     sample_id: str
     mse: float
     photo: np.ndarray
@@ -40,6 +40,19 @@ def choose(per_image: pd.DataFrame) -> list[tuple[str, str, str, float]]:
         places = {"best": 0, "worst": -1} if len(part) > 1 else {"worst": -1} if len(part) else {}
         for rank, place in places.items():
             found.append((category, rank, str(part["sample_id"].iloc[place]), float(part["mse"].iloc[place])))
+    return found
+
+
+def choose_regressions(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[tuple[str, str, str, float]]:
+    """As `choose`: per category the photo whose MSE rose most over the champion's; none where no photo's did."""
+    both = candidate.merge(champion, on="sample_id", suffixes=("", "_before"))
+    both["loss"] = both["mse"] - both["mse_before"]
+    found = []
+    for category in ALL_CATEGORIES:
+        part = both.loc[(both["category"] == category) & (both["loss"] > 0)]
+        if len(part):
+            worst = part.sort_values(["loss", "sample_id"], ascending=[False, True]).iloc[0]
+            found.append((category, "regression", str(worst["sample_id"]), float(worst["mse"])))
     return found
 
 

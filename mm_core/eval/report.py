@@ -40,7 +40,7 @@ COLUMNS = ("mse", "maxf", "biou", "conn")
 """The paper's Table 1."""
 TITLES = {"mse": "MSE", "maxf": "MaxF", "biou": "BIoU", "conn": "Conn"}
 STAGES = ("snapshot", "split", *(f"train-{stage}" for stage in TRAIN_STAGES), "evaluate", "gate", "export", "promote")
-ORDER = ("photo", "truth", *TRAIN_STAGES, "champion")
+ORDER = ("photo", "truth", *TRAIN_STAGES, "champion", "difference")
 """Of the pictures of one example."""
 QUARANTINE_SHOWN, THUMB = 24, 160
 SAFE_PIXELS = 40_000_000
@@ -72,6 +72,8 @@ def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, r
         bars=_bars(scores),
         fidelity=_fidelity(scores),
         mattes=_mattes(layout, evaluation),
+        flips=evaluation.tables.get("flips", []),
+        shadow=_shadow(evaluation),
         split=_split(layout, store),
         quarantine=_quarantine(catalog, store),
         counts=_counts(catalog),
@@ -109,7 +111,9 @@ def _share(value: float, reference: float | None, metric: str) -> str:
 def _heat(verdict: Verdict | None, scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row per category with the four metrics of the int8 candidate, and what the gate found about each."""
     cells = {
-        (c.category, c.metric): c for c in (verdict.cells if verdict else []) if c.against in ("champion", "floor")
+        (c.category, c.metric): c
+        for c in (verdict.cells if verdict else [])
+        if c.against in ("champion", "floor") and c.role != "guard"
     }
     rows = []
     for category in ALL_CATEGORIES:
@@ -154,12 +158,13 @@ def _heat_strength(cell: Cell) -> int:
 
 
 def _other_cells(verdict: Verdict | None) -> list[dict[str, Any]]:
-    """Cells against the anchor and against the candidate's own float model."""
-    names = {"anchor": "anchor", "float": "float"}
+    """Cells against the anchor, against the candidate's own float model, and the guard against regressions."""
     return [
-        {"category": c.category, "metric": c.metric, "against": names[c.against]} | _heat_cell(c)
+        {"category": c.category, "metric": c.metric}
+        | {"against": "champion, guard" if c.role == "guard" else c.against}
+        | _heat_cell(c)
         for c in (verdict.cells if verdict else [])
-        if c.against in names
+        if c.against in ("anchor", "float") or c.role == "guard"
     ]
 
 
@@ -198,6 +203,25 @@ def _mattes(layout: Layout, evaluation: Report) -> list[dict[str, Any]]:
         ]
         examples.append({**row, "value": number(row["mse"]), "pictures": pictures})
     return examples
+
+
+def _shadow(evaluation: Report) -> dict[str, Any] | None:
+    """The strips of the shadow run, largest difference first."""
+    rows = evaluation.tables.get("shadow")
+    if not rows:
+        return None
+    paths = [Path(path) for title, path in evaluation.pictures.items() if title.startswith("shadow ")]
+    strips = [
+        {
+            "difference": number(row["difference"], 3),
+            "sample_id": row["sample_id"],
+            "src": _embedded(load_rgb(path), 1024),
+        }
+        for row, path in zip(rows, paths, strict=False)
+        if path.is_file()
+    ]
+    mean = evaluation.metrics.get("shadow/mean_difference")
+    return {"photos": int(evaluation.metrics.get("shadow/photos", 0)), "mean": number(mean, 3), "strips": strips}
 
 
 def _split(layout: Layout, store: Store) -> list[dict[str, Any]]:
@@ -300,8 +324,8 @@ def _thumbnail(path_of: Callable[[], Path]) -> str:
         return ""
 
 
-def _embedded(rgb: np.ndarray) -> str:
-    """uint8 (H, W, 3) as a WebP data URL, long side at most 256."""
-    picture = small(rgb)[..., ::-1]
+def _embedded(rgb: np.ndarray, side: int = 256) -> str:
+    """uint8 (H, W, 3) as a WebP data URL, long side at most `side`."""
+    picture = small(rgb, side)[..., ::-1]
     data = cv2.imencode(".webp", np.ascontiguousarray(picture), [cv2.IMWRITE_WEBP_QUALITY, 82])[1].tobytes()
     return "data:image/webp;base64," + base64.b64encode(data).decode()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ class Tracker:
         self._settings = settings
         self._artifacts = Layout(settings).mlflow_artifacts
 
-    def log_report(self, layout: Layout, report: Report) -> str:
-        """The MLflow view of a stage's report; returns the run's id.
+    def log_report(self, layout: Layout, report: Report, *, files: Sequence[Path] = ()) -> str:
+        """The MLflow view of a stage's report, with `files` beside it; returns the run's id.
 
         Metrics go to the stage's run and to the cycle's, facts become tags, tables JSON files, pictures images.
         """
@@ -50,6 +50,8 @@ class Tracker:
         for path in report.pictures.values():
             if Path(path).is_file():
                 client.log_artifact(run, path, "pictures")
+        for path in files:
+            client.log_artifact(run, str(path))
         client.set_terminated(run, "FINISHED")
         return run
 

@@ -1,0 +1,104 @@
+"""Candidate and champion beside each other on the newest photos that nobody labelled: where would users see a change?
+
+No truth is needed: large disagreement is a reason to look, not a proof of harm. It is measured on the int8 files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mm_core.data.images import UnreadableImage, load_rgb
+from mm_core.errors import BlobNotFound
+from mm_core.eval.mattes import small, write_png
+from mm_core.layout import Layout
+from mm_core.model.predict import Predictor
+from mm_core.records import Report, decoder_of, write_json
+from mm_core.store import Store, fetch_blob
+
+SIDE = 512
+"""Long side, in pixels, at which mattes are compared."""
+SHOWN = 6
+AT_ONCE = 8
+
+
+def newest_unlabelled(samples: pd.DataFrame, labelled: set[str], count: int) -> pd.DataFrame:
+    """The `count` samples accepted last that have no label, by time and id. Columns: id, category, accepted_at."""
+    free = samples.loc[~samples["id"].isin(sorted(labelled))]
+    return free.sort_values(["accepted_at", "id"], ascending=False, ignore_index=True).head(count)
+
+
+def run_shadow(
+    photos: pd.DataFrame,
+    candidate: Predictor,
+    champion: Predictor,
+    about: Mapping[str, Any],
+    layout: Layout,
+    store: Store,
+    report: Report,
+    *,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Mean absolute difference of the two mattes per photo, in [0, 1], into `layout.shadow` with the identity `about`.
+
+    The photos of largest difference are written as strips (photo, champion, candidate, difference) into
+    `report.pictures`; `report.tables["shadow"]` lists them. Photos that cannot be read are left out and counted.
+    """
+    rows, done, kept = list(photos.itertuples(index=False)), [], []
+    folder = layout.evaluation / "shadow"
+    shutil.rmtree(folder, ignore_errors=True)
+
+    def read(row: Any) -> np.ndarray | None:
+        try:
+            return load_rgb(fetch_blob(store, row.id), SIDE)
+        except (UnreadableImage, BlobNotFound):
+            return None
+
+    with ThreadPoolExecutor(2) as pool:
+        for start in range(0, len(rows), AT_ONCE):
+            these = rows[start : start + AT_ONCE]
+            part = [(row, photo) for row, photo in zip(these, pool.map(read, these), strict=True) if photo is not None]
+            images, decoders = [photo for _, photo in part], [decoder_of(row.category) for row, _ in part]
+            older, newer = champion.predict(images, decoders), candidate.predict(images, decoders)
+            for (row, photo), before, after in zip(part, older, newer, strict=True):
+                difference = float(np.abs(after - before).mean())
+                done.append({"sample_id": row.id, "category": row.category, "difference": difference})
+                kept.append((difference, row.id, photo, before, after))
+            kept = sorted(kept, key=lambda item: (-item[0], item[1]))[:SHOWN]
+            progress("shadow", min(start + AT_ONCE, len(rows)), len(rows))
+    for place, (difference, _, photo, before, after) in enumerate(kept):
+        pictures = [photo, *(grey(matte) for matte in (before, after, np.abs(after - before)))]
+        strip = np.concatenate([np.pad(small(p), ((0, 0), (0, 4), (0, 0)), constant_values=255) for p in pictures], 1)
+        path = folder / f"{place}.png"
+        write_png(path, strip)
+        report.pictures[f"shadow {place + 1}: champion, candidate, difference {difference:.3f}"] = str(path)
+    write_json(layout.shadow, {"about": dict(about), "photos": done, "unreadable": len(rows) - len(done)})
+    report.tables["shadow"] = sorted(done, key=lambda row: -row["difference"])[:SHOWN]
+    report.metrics["shadow/photos"] = float(len(done))
+    if done:
+        report.metrics["shadow/mean_difference"] = float(np.mean([row["difference"] for row in done]))
+
+
+def disagreement(layout: Layout, about: Mapping[str, Any], difference: float) -> tuple[float, int] | None:
+    """Share of the shadow photos whose mattes differ by more than `difference`, and their number.
+
+    None where there was no shadow run of these very models.
+    """
+    if not layout.shadow.is_file():
+        return None
+    found = json.loads(layout.shadow.read_text())
+    if found["about"] != json.loads(json.dumps(dict(about))) or not found["photos"]:
+        return None
+    values = np.array([row["difference"] for row in found["photos"]])
+    return float((values > difference).mean()), len(values)
+
+
+def grey(matte: np.ndarray) -> np.ndarray:
+    """A matte (H, W) in [0, 1] as uint8 (H, W, 3)."""
+    return np.repeat(np.rint(np.clip(matte, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
