@@ -25,7 +25,15 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "export"))
 
-from export_cycle import PARAMS, clone, fill_catalog, layout_at, trained_net, verdict_of, write_models  # noqa: E402
+from export_cycle import (  # noqa: E402  # pyright: ignore[reportMissingImports]
+    PARAMS,
+    clone,
+    fill_catalog,
+    layout_at,
+    trained_net,
+    verdict_of,
+    write_models,
+)
 
 from mm_core import stages  # noqa: E402
 from mm_core.export.registry import NAME, Registry  # noqa: E402
