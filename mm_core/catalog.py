@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -97,34 +98,51 @@ class Catalog:
         if delta is not None:
             yield from self._select(delta, table, columns, filters or ())
 
+    def query(self, sql: str) -> pd.DataFrame:
+        """What an SQL SELECT over the tables finds (DataFusion's dialect): joins and counts without loading tables.
+
+        Tables that it names and that are not there yet are made. Raises CatalogError where it cannot be answered.
+        """
+        named = [table for table in SCHEMAS if re.search(rf"\b{table}\b", sql)]
+        batches = list(self._stream(sql, {table: self._open_or_create(table) for table in named}))
+        return pa.Table.from_batches(batches).to_pandas() if batches else pd.DataFrame()
+
     def _select(
         self, delta: DeltaTable, table: str, names: Sequence[str], filters: Sequence[Filter]
     ) -> Iterator[pa.RecordBatch]:
-        from deltalake import QueryBuilder
-        from deltalake.exceptions import DeltaError
-
         lookups = [f for f in filters if "in" in f[1] and len(f[2]) > PUSHED]
         conditions = [_sql(f) for f in filters if f not in lookups]
         columns = list(dict.fromkeys([*names, *(column for column, _, _ in lookups)]))
-        absent = _lacking(delta, table)
+absent = _lacking(delta, table)
         shown = (f"NULL AS {_quoted(name)}" if name in absent else _quoted(name) for name in columns)
-        query = f"SELECT {', '.join(shown)} FROM t"
+        query = f"SELECT {', '.join(shown)} FROM {table}"
         if conditions:
             query += f" WHERE {' AND '.join(conditions)}"
-        schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
-        wanted = [(c, verb, pa.array(list(values), schema.field(c).type)) for c, verb, values in lookups]
+        wanted = [(c, verb, pa.array(list(values), SCHEMAS[table].field(c).type)) for c, verb, values in lookups]
+        schema = pa.schema([SCHEMAS[table].field(name) for name in names])
+        for rows in self._stream(query, {table: delta}):
+            for column, verb, values in wanted:
+                found = pc.is_in(rows[column], values)
+                rows = rows.filter(found if verb == "in" else pc.invert(found))
+            if rows.num_rows:
+                yield rows.select(list(names)).cast(schema)
+
+    def _stream(self, sql: str, tables: Mapping[str, DeltaTable]) -> Iterator[pa.RecordBatch]:
+        from deltalake import QueryBuilder
+        from deltalake.exceptions import DeltaError
+
+        engine = QueryBuilder()
+        for name, delta in tables.items():
+            engine = engine.register(name, delta)
         try:
             # As a stream of pyarrow, which lets go of the interpreter while it waits for data.
-            for batch in pa.RecordBatchReader.from_stream(QueryBuilder().register("t", delta).execute(query)):
-                # The engine describes text by string views, which pandas and pyarrow's comparisons do not take.
-                rows = batch.cast(schema)
-                for column, verb, values in wanted:
-                    found = pc.is_in(rows[column], values)
-                    rows = rows.filter(found if verb == "in" else pc.invert(found))
-                if rows.num_rows:
-                    yield rows.select(list(names))
+            stream = pa.RecordBatchReader.from_stream(engine.execute(sql))
+            # The engine describes text by string views, which pandas and pyarrow's comparisons do not take.
+            fields = [f.with_type(pa.string()) if pa.types.is_string_view(f.type) else f for f in stream.schema]
+            for batch in stream:
+                yield batch.cast(pa.schema(fields))
         except (DeltaError, pa.ArrowException, OSError) as error:
-            raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+            raise CatalogError(f"catalog table {', '.join(tables)} at {self.url}: {error}") from error
 
     def add(self, table: str, rows: Iterable[Mapping[str, Any]], *, at: int | None = None) -> int:
         """Inserts the rows whose key is not there yet, in one commit; returns how many were new.

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import typer
 
 from mm_core import stages
+from mm_core.catalog import Catalog
 from mm_core.cli_release import app as release_app
 from mm_core.errors import InputError, MattingError
 from mm_core.layout import TRAIN_STAGES
@@ -87,15 +86,12 @@ def status(json_: Json = False) -> None:
     layout, _ = layout_and_params()
     catalog = stages.catalog_of(layout)
     batches = catalog.read("batches", columns=["kind", "batch", "state", "accepted", "quarantined", "duplicates"])
-    samples = catalog.read("samples", columns=["id", "kind", "category"])
-    labels = catalog.read("labels", columns=["sample_id", "origin"])
-    rejects = catalog.read("rejects", columns=["verdict", "reason"])
     result = {
         "workspace": str(layout.root),
-        "batches": batches.to_dict("records"),
-        "samples": _counted(samples, "category", "kind"),
-        "labelled": int(labels.sample_id.nunique()),
-        "rejects": _counted(rejects, "verdict", "reason"),
+        "batches": batches.sort_values(["kind", "batch"]).to_dict("records"),
+        "samples": _counted(catalog, "samples", "category", "kind"),
+        "labelled": _labelled(catalog),
+        "rejects": _counted(catalog, "rejects", "verdict", "reason"),
         "verdict": stages.recorded_verdict(layout).decision if layout.verdict.exists() else None,
         "champion": (Registry(layout.settings).pin("champion") or {}).get("version"),
     }
@@ -109,10 +105,22 @@ def status(json_: Json = False) -> None:
     typer.echo(f"champion:        {result['champion'] or 'none yet'}")
 
 
-def _counted(frame: pd.DataFrame, *columns: str) -> list[dict[str, Any]]:
+def _counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, Any]]:
     """How many rows there are of each combination."""
-    seen = Counter(zip(*(frame[c].fillna("(none)") for c in columns), strict=True))
-    return [dict(zip(columns, key, strict=True), photos=count) for key, count in sorted(seen.items())]
+    if catalog.version(table) < 0:
+        return []
+    names = [f"coalesce({c}, '(none)') AS {c}" for c in columns]
+    order = ", ".join(str(n + 1) for n in range(len(columns)))
+    found = catalog.query(
+        f"SELECT {', '.join(names)}, count(*) AS photos FROM {table} GROUP BY {order} ORDER BY {order}"
+    )
+    return found.to_dict("records")
+
+
+def _labelled(catalog: Catalog) -> int:
+    if catalog.version("labels") < 0:
+        return 0
+    return int(catalog.query("SELECT count(DISTINCT sample_id) AS photos FROM labels")["photos"].iloc[0])
 
 
 @quarantine_app.command("list")

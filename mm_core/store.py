@@ -61,7 +61,11 @@ class Store(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Removes an object; no error where there is none."""
+        """Removes an object and its local copy; no error where there is none."""
+        ...
+
+    def apart(self, cache: Path) -> Store:
+        """The same objects with downloads in a folder of their own, which goes when its work is done."""
         ...
 
 
@@ -154,6 +158,9 @@ class LocalStore:
         except OSError as error:
             raise StoreError(f"deleting {self.url}/{key}: {disk_fault(error)}") from error
 
+    def apart(self, cache: Path) -> Store:
+        return self
+
 
 class S3Store:
     """A bucket prefix. Address, region and keys come from the usual AWS variables."""
@@ -239,6 +246,11 @@ class S3Store:
     def delete(self, key: str) -> None:
         with self._plain_errors("deleting", key):
             self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
+            for folder in ("objects", "etags"):
+                (self.cache / folder / _inside(key)).unlink(missing_ok=True)
+
+    def apart(self, cache: Path) -> Store:
+        return S3Store(self.bucket, self.prefix, cache)
 
     @contextmanager
     def _plain_errors(self, doing: str, key: str) -> Iterator[None]:

@@ -124,8 +124,11 @@ def test_s3_blobs_are_downloaded_once(bucket: str, tmp_path: Path) -> None:
     store = open_store(bucket, tmp_path)
     digest = put_blob(store, b"pixels")
     fetch_blob(store, digest)
-    store.delete(blob_key(digest))
+    open_store(bucket, tmp_path / "elsewhere").delete(blob_key(digest))
     assert fetch_blob(store, digest).read_bytes() == b"pixels"
+    store.delete(blob_key(digest))
+    with pytest.raises(BlobNotFound):  # its local copy goes with an object
+        fetch_blob(store, digest)
 
 
 def test_s3_large_files_go_in_parts_and_come_back_whole(bucket: str, tmp_path: Path) -> None:

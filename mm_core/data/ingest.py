@@ -10,6 +10,7 @@ photos: verdicts hold for one catalog version, and are made again where it moved
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -154,7 +155,9 @@ class Ingest:
         self.spool.mkdir(parents=True, exist_ok=True)
         remove_left_over(self.spool)
         with TemporaryDirectory(dir=self.spool) as spool:
-            prober = Prober(self.inbox, self.batch.manifest_key, self.batch.kind, self.params.max_pixels, Path(spool))
+            # Downloads go with the batch: a cache of drops would grow with everything that ever arrived.
+            inbox = self.inbox.apart(Path(spool))
+            prober = Prober(inbox, self.batch.manifest_key, self.batch.kind, self.params.max_pixels, Path(spool))
             probes = self._probe(prober, rows)
             judge = Judge(self.params, self.batch.kind, self.batch.batch, self.docs)
             faults = judge.rows(probes, self._reviewed(probes))
@@ -173,6 +176,7 @@ class Ingest:
         with ThreadPoolExecutor(WORKERS) as pool:
             for probe in pool.map(prober, rows):
                 probes.append(probe)
+                os.utime(prober.spool)  # still in use, says its time to others who tidy up
                 self.progress(self.batch.name, len(probes), len(rows))
         return probes
 

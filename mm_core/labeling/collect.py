@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mm_core.catalog import Catalog
+from mm_core.catalog import Catalog, Filter
 from mm_core.data.images import encode_alpha
 from mm_core.data.snapshot import newest_labels
 from mm_core.errors import InputError
@@ -173,13 +173,13 @@ def _key(task: Any) -> str:
 
 def _asked(catalog: Catalog, keys: set[str]) -> dict[str, Asked]:
     """Of the keys, those that are photos which were routed to people."""
-    features = catalog.read("features", columns=["sample_id", "extractor"])
-    sent = keys & set(features.loc[features["extractor"] == ROUTED, "sample_id"])
-    samples: Any = catalog.read("samples").astype(object)
-    labels: Any = newest_labels(catalog.read("labels"))
-    label_of = {row["sample_id"]: row for row in labels[labels["sample_id"].isin(sent)].to_dict("records")}
-    chosen = samples[samples["id"].isin(sent)]
-    rows = chosen.where(chosen.notna(), None).to_dict("records")
+    of_these: list[Filter] = [("sample_id", "in", sorted(keys))]
+    routed: list[Filter] = [("extractor", "=", ROUTED), *of_these]
+    sent = set(catalog.read("features", columns=["sample_id"], filters=routed)["sample_id"])
+    samples: Any = catalog.read("samples", filters=[("id", "in", sorted(sent))]).astype(object)
+    labels: Any = newest_labels(catalog.read("labels", filters=of_these))
+    label_of = {row["sample_id"]: row for row in labels.to_dict("records")}
+    rows = samples.where(samples.notna(), None).to_dict("records")
     return {row["id"]: Asked(row, label_of.get(row["id"])) for row in rows}
 
 

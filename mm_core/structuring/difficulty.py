@@ -82,6 +82,10 @@ def version_for(alpha_sha256: str) -> str:
     return f"{VERSION}/{alpha_sha256[:16]}"
 
 
+VERSION_SQL = f"concat('{VERSION}/', substr(l.alpha_sha256, 1, 16))"
+"""`version_for` of a row `l` of `labels`, as the catalog's queries have it."""
+
+
 def measure(rgb: np.ndarray, alpha: np.ndarray) -> Difficulty:
     """Difficulty of a photo (H, W, 3) uint8 sRGB with its matte (H', W') float in [0, 1] of the same picture.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from mm_core.catalog import Catalog
+from mm_core.catalog import Catalog, Filter
 from mm_core.data.images import UnreadableImage, load_alpha, load_rgb
 from mm_core.data.snapshot import newest_labels
 from mm_core.errors import BlobNotFound
@@ -75,18 +75,19 @@ def structure_new(
 
     Counts in `report.metrics` (structure/photos, structure/labels, structure/unreadable, …), extractors that are not
     there and why in `report.facts["left_out"]`, what could not be read in `report.tables["unreadable"]` (tried again
-    next time), and mean difficulty per category of all newest labels in `report.tables["difficulty"]`. Done work is
-    committed in chunks: killed at any point, the next run goes on.
+    next time), and mean difficulty per category of the newest labels of what was worked on in
+    `report.tables["difficulty"]`. Done work is committed in chunks: killed at any point, the next run goes on.
     """
     samples = catalog.read("samples", columns=["id", "category", "name", "group"])
-    labels = newest_labels(catalog.read("labels"))
     rows = Counter()
     unreadable: list[dict[str, Any]] = []
     finished = 0
     with ExitStack() as stack:
         found = chosen(params, layout, stack)
-        have = catalog.read("features", columns=["sample_id", "extractor", "version"])
-        tasks = missing(samples, labels, have, found.extractors)
+        lacking: list[Filter] = [("sample_id", "in", unfinished(catalog, found.extractors))]
+        labels = newest_labels(catalog.read("labels", filters=lacking))
+        have = catalog.read("features", columns=["sample_id", "extractor", "version"], filters=lacking)
+        tasks = missing(samples[samples["id"].isin(lacking[0][2])], labels, have, found.extractors)
         for done in _in_chunks(_work(store, tasks, found.extractors)):
             catalog.upsert("features", done.rows)
             unreadable += done.failures
@@ -104,8 +105,31 @@ def structure_new(
     if found.left_out:
         report.facts["left_out"] = found.left_out
     report.tables["unreadable"] = unreadable
-    report.tables["difficulty"] = difficulty_table(samples, labels, scores_of(catalog))
+    report.tables["difficulty"] = difficulty_table(samples, labels, scores_of(catalog, lacking))
     return report
+
+
+def unfinished(catalog: Catalog, extractors: Sequence[Extractor]) -> list[str]:
+    """Ids of the samples that may lack a row of `features`, sorted.
+
+    The search joins ids alone, in the query engine, so that a large catalog that is done costs a look.
+    """
+    rows = "LEFT ANTI JOIN (SELECT sample_id, version FROM features WHERE extractor = '{}') f"
+    found = [
+        catalog.query(
+            f"SELECT DISTINCT l.sample_id AS id FROM labels l {rows.format(difficulty.EXTRACTOR)} "
+            f"ON f.sample_id = l.sample_id AND f.version = {difficulty.VERSION_SQL}"
+        )
+    ]
+    for extractor in extractors:
+        lacking = catalog.query(
+            f"SELECT s.id, s.category FROM samples s {rows.format(extractor.name)} "
+            f"ON f.sample_id = s.id AND f.version = '{extractor.version}'"
+        )
+        if len(lacking):
+            wanted = {c: extractor.wants(c if isinstance(c, str) else None) for c in lacking["category"].unique()}
+            found.append(lacking[lacking["category"].map(wanted).astype(bool)])
+    return sorted({i for frame in found if len(frame) for i in frame["id"]})
 
 
 def missing(
@@ -130,13 +154,13 @@ def missing(
     return tasks
 
 
-def scores_of(catalog: Catalog, version: int | None = None) -> pd.DataFrame:
+def scores_of(catalog: Catalog, filters: Sequence[Filter] = (), version: int | None = None) -> pd.DataFrame:
     """The rows of `features` that hold difficulty scores, as `difficulty_of` takes them."""
     return catalog.read(
         "features",
         version=version,
         columns=["sample_id", "extractor", "version", "numbers"],
-        filters=[("extractor", "=", difficulty.EXTRACTOR)],
+        filters=[("extractor", "=", difficulty.EXTRACTOR), *filters],
     )
 
 
