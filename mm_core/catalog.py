@@ -17,7 +17,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -163,15 +163,28 @@ absent = _lacking(delta, table)
         return self._merge(table, list(rows), fill=columns, at=at)
 
     @patient
-    def delete(self, table: str, predicate: str) -> int:
-        """Deletes rows by an SQL predicate; returns how many."""
-        from deltalake.exceptions import DeltaError
+    def delete(self, table: str, column: str, values: Collection[str]) -> int:
+        """Deletes the rows whose `column` is one of `values`; returns how many."""
+        from deltalake import CommitProperties
+        from deltalake.exceptions import CommitFailedError, DeltaError
 
-        delta = self._open(table)
-        try:
-            return 0 if delta is None else int(delta.delete(predicate)["num_deleted_rows"])
-        except (DeltaError, OSError) as error:
-            raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+        todo, deleted, lost = sorted(set(values)), 0, 0
+        while todo and (delta := self._open(table)) is not None:
+            where = _sql((column, "in", todo[:PUSHED]))
+            try:
+                alone = CommitProperties(max_commit_retries=0)
+                deleted += int(delta.delete(where, commit_properties=alone)["num_deleted_rows"])
+                todo = todo[PUSHED:]
+            except CommitFailedError as error:
+                lost += 1
+                if lost == ATTEMPTS:
+                    raise CatalogError(
+                        f"{self._uri(table)}: {lost} commits lost to other writers; run again"
+                    ) from error
+                time.sleep(random.uniform(0, 0.05 * lost))
+            except (DeltaError, OSError) as error:
+                raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+        return deleted
 
     @patient
     def compact(self, table: str) -> int:
@@ -187,6 +200,7 @@ absent = _lacking(delta, table)
             return 0  # another writer replaced one of the files: its compaction, or the next, does the work
         return int(done["numFilesRemoved"])
 
+    @patient
     @patient
     def vacuum(self, table: str, *, keep: Iterable[int] = (), days: float = RETENTION_DAYS) -> int:
         """Removes data files that no version of the last `days`, and none of `keep`, refers to; returns how many.

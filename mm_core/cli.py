@@ -26,7 +26,9 @@ from mm_core.terminal import Inbox, Json, layout_and_params, progress_bars, say,
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
 label_app = typer.Typer(no_args_is_help=True, help="Tasks for people in Label Studio's format, and their answers back.")
+catalog_app = typer.Typer(no_args_is_help=True, help="Care of the catalog's files.")
 app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(catalog_app, name="catalog")
 app.add_typer(label_app, name="label")
 
 # ── data ─────────────────────────────────────────────────────────────────────────────────────────
@@ -193,6 +195,24 @@ def quarantine_retry(
     stages.structure(params, layout)
     stages.pin_inputs(params, layout)
     say(report, json_)
+
+
+@app.command()
+def forget(
+    samples: Annotated[list[str] | None, typer.Argument(help="Sample ids (sha256 of the photo's bytes).")] = None,
+    group: Annotated[str | None, typer.Option(help="All photos of this declared group.")] = None,
+    json_: Json = False,
+) -> None:
+    """Removes photos from store and catalog for good, and lists every model trained on them."""
+    layout, params = layout_and_params()
+    say(stages.forget(params, layout, samples or [], group), json_)
+
+
+@catalog_app.command("compact")
+def catalog_compact(json_: Json = False) -> None:
+    """Puts small files together and removes data files of versions that nobody reads any more."""
+    layout, params = layout_and_params()
+    say(stages.compact(params, layout), json_)
 
 
 @label_app.command("push")

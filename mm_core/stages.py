@@ -10,7 +10,7 @@ The `mm` command, `dvc.yaml` and the Dagster assets are three thin doors to thes
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mm_core.catalog import Catalog
@@ -85,6 +85,50 @@ def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Re
 
     with timed(Report("collect")) as report:
         return collect_labels(catalog_of(layout), store_of(layout), layout, report, progress=progress)
+
+
+def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | None = None) -> Report:
+    """Removes photos from store, catalog and workspace for good, and names every model that learned from them.
+
+    `report.tables`: `forgotten` (ids), `models` (registry versions with aliases and pools), `remaining` (what a person
+    has to remove: pages that show a photo, and drops that the producer keeps).
+    """
+    from mm_core.data.dataset import PixelCache
+    from mm_core.data.forget import forget_photos
+    from mm_core.export.lineage import models_with
+    from mm_core.labeling.forget import forget_tasks
+
+    with timed(Report("forget"), layout.root / "reports" / "forget.json") as report:
+        catalog, store = catalog_of(layout), store_of(layout)
+        ids = forget_photos(catalog, store, samples, group)
+        PixelCache.clear(layout.cache)
+        report.tables["forgotten"] = [{"id": i} for i in ids]
+        report.tables["models"] = models_with(layout.settings, set(ids))
+        pages = [*layout.reports.rglob("*.html"), layout.html_report]
+        shown = [str(page) for page in pages if page.is_file() and any(i in page.read_text() for i in ids)]
+        report.tables["remaining"] = [{"what": "page", "where": page} for page in shown]
+        report.metrics |= {
+            "forget/photos": len(ids),
+            "forget/tasks": forget_tasks(layout, set(ids)),
+            "forget/models": len(report.tables["models"]),
+        }
+        if layout.inputs.exists():  # the catalog versions that it named are gone
+            pin_inputs(params, layout)
+    return report
+
+
+def compact(params: Params, layout: Layout) -> Report:
+    """Puts the catalog's small files together and removes data files of versions that nobody reads any more."""
+    from mm_core.tables import SCHEMAS
+
+    with timed(Report("compact")) as report:
+        catalog = catalog_of(layout)
+        pinned = read_inputs(layout)["catalog"] if layout.inputs.exists() else {}
+        for table in SCHEMAS:
+            report.metrics[f"compact/{table}/merged"] = catalog.compact(table)
+            keep = [pinned[table]] if table in pinned else []
+            report.metrics[f"compact/{table}/removed"] = catalog.vacuum(table, keep=keep)
+    return report
 
 
 # ── per cycle ────────────────────────────────────────────────────────────────────────────────────

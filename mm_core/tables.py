@@ -89,6 +89,15 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("reviewed_at", pa.string()),
         ]
     ),
+    # Photos that must not come back: all that is kept of them.
+    "forgotten": pa.schema(
+        [
+            ("id", pa.string()),
+            ("group", pa.string()),
+            ("alphas", pa.string()),  # digests of its mattes, by spaces
+            ("forgotten_at", pa.string()),
+        ]
+    ),
     # What extractors found, one row per sample, extractor and its version.
     "features": pa.schema(
         [
@@ -110,5 +119,6 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "labels": ("id",),
     "rejects": ("key",),
     "reviews": ("id",),
+    "forgotten": ("id",),
     "features": ("sample_id", "extractor", "version"),
 }

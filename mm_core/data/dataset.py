@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,11 @@ class PixelCache:
         self.folder = folder / "pixels" / str(self.side)
         self.photos = Shelf(self.folder, "photos", (self.side, self.side, 3))
         self.mattes = Shelf(self.folder, "mattes", (self.side, self.side))
+
+    @staticmethod
+    def clear(folder: Path) -> None:
+        """Removes everything decoded, of all sizes; what is needed is decoded again."""
+        shutil.rmtree(folder / "pixels", ignore_errors=True)
 
     def fill(self, store: Store, frame: pd.DataFrame, progress: Callable[[str, int, int], None] | None = None) -> int:
         """Decodes what `frame` names and the cache lacks; returns how many files that were.

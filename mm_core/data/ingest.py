@@ -24,6 +24,7 @@ import numpy as np
 from mm_core.catalog import Catalog, CatalogMoved
 from mm_core.data.duplicates import LOOK_SIDE, glance
 from mm_core.data.expectations import DataDocs, Fault, Judge
+from mm_core.data.forget import erase, forgotten_among
 from mm_core.data.images import load_rgb
 from mm_core.data.inbox import ReadyBatch, arrived_batches, ready_batches
 from mm_core.data.manifest import ManifestRow, read_manifest
@@ -215,6 +216,9 @@ class Ingest:
                 self._write_accepted(prober, rows, probes, accepted, known)
             except CatalogMoved:
                 continue
+            if late := forgotten_among(self.catalog, known.photos) - known.forgotten:
+                erase(self.catalog, self.store, late)
+                continue
             self._write_rejects(prober, rows, probes, decisions, partial=partial)
             return held
         raise CatalogError(f"{self.batch.name}: the catalog moved {ATTEMPTS} times under it: run again")
@@ -342,7 +346,7 @@ class Ingest:
                 new[entry["key"]] = entry
         looked_at = {self.batch.reject_key(row.row) for row in rows} if partial else set(old)
         if gone := sorted(looked_at & set(old) - set(new)):
-            self.catalog.delete("rejects", f"key IN ({', '.join(repr(key) for key in gone)})")
+            self.catalog.delete("rejects", "key", gone)
         said = ("verdict", "reason", "detail")
         changed = [row for k, row in new.items() if k not in old or any(old[k][name] != row[name] for name in said)]
         self.catalog.upsert("rejects", changed)

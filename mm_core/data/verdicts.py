@@ -9,6 +9,7 @@ worker whose catalog moved in the meantime decides again, and one that was kille
   same `group`: a burst is kept whole, and the group keeps it on one side of train and eval.
 - The same photo edited (cropped, framed, written on) or of the same burst is accepted, for it may teach something;
   it joins the group of the earlier one, and `near` names every earlier photo that it shows again.
+- A photo that `mm forget` took out stays out.
 - A row that brought a sample itself (an earlier, interrupted or partial run) is accepted again, to no effect.
 """
 
@@ -26,6 +27,7 @@ import pyarrow.compute as pc
 from mm_core.catalog import Catalog, Filter
 from mm_core.data.duplicates import same_picture, same_scene
 from mm_core.data.expectations import Fault
+from mm_core.data.forget import FORGOTTEN, forgotten_among
 from mm_core.data.manifest import ManifestRow
 from mm_core.data.neighbours import Candidates, Hashed, find_candidates
 from mm_core.data.probe import Probe
@@ -92,6 +94,10 @@ class Known:
     """By sample id."""
     candidates: dict[str, Candidates] = field(default_factory=dict)
     """Samples that a photo of the batch may repeat, by its sha256."""
+    photos: frozenset[str] = frozenset()
+    """Ids that this batch brings."""
+    forgotten: frozenset[str] = frozenset()
+    """Those of them that must not come back."""
 
     @staticmethod
     @patient
@@ -119,7 +125,8 @@ class Known:
         rows: pd.DataFrame = catalog.read("labels", version=versions[1], columns=LABEL_COLUMNS, filters=of_mine)
         for row in rows.to_dict("records"):
             labels.setdefault(row["sample_id"], []).append(row)
-        return Known(*versions, samples, labels, candidates)
+        photos = frozenset(mine)
+        return Known(*versions, samples, labels, candidates, photos, forgotten_among(catalog, photos))
 
     def entry(self, identity: str) -> Entry:
         row = self.samples[identity]
@@ -166,6 +173,8 @@ def decide(
         listed[name] = identity
         if identity in taken:
             return Decision(row.row, "duplicate", "duplicate", f"same bytes as {taken[identity].image}", identity)
+        if identity in known.forgotten:
+            return Decision(row.row, "duplicate", FORGOTTEN, "this photo was to be forgotten")
         sample = known.samples.get(identity)
         if sample is not None:
             decision = _again(kind, batch, row, probe, sample, known.labels.get(identity, []), filled_before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import pandas as pd
@@ -78,3 +79,18 @@ def samples_of(provenance: dict[str, Any], store: Store) -> list[dict[str, Any]]
     for row in rows:
         row["label_version"] = None if row["label_version"] is None else int(row["label_version"])
     return rows
+
+
+def models_with(settings: Settings, ids: Collection[str]) -> list[dict[str, Any]]:
+    """The registered versions whose snapshot holds any of the samples: `version, aliases, pools` (samples of each)."""
+    registry, store = Registry(settings), open_store(settings.store, Layout(settings).cache)
+    found = []
+    for version in registry.versions():
+        tags = registry.tags(version)
+        if tags is None or "provenance" not in tags:
+            continue
+        samples = samples_of(json.loads(fetch_blob(store, tags["provenance"]).read_text()), store)
+        pools = Counter(sample["pool"] for sample in samples if sample["sample_id"] in ids)
+        if pools:
+            found.append({"version": version, "aliases": json.loads(tags["aliases"]), "pools": dict(pools)})
+    return found

@@ -64,6 +64,12 @@ class Registry:
         held_by = sorted(alias for alias, at in model.aliases.items() if str(at) == str(version.version))
         return {**version.tags, "version": str(version.version), "aliases": json.dumps(held_by)}
 
+    def versions(self) -> list[str]:
+        """Every registered version, oldest first."""
+        if self._model() is None:
+            return []
+        return sorted((str(v.version) for v in self._client.search_model_versions(f"name = '{NAME}'")), key=int)
+
     def history(self) -> list[dict[str, Any]]:
         """Every move of `champion`, oldest first: `n, kind, from, to` (versions), `who, when` (ISO, UTC), `why`.
 

@@ -1,0 +1,40 @@
+"""Takes forgotten photos out of the files that were exchanged with Label Studio."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+from mm_core.labeling.label_studio import collected, inbox, outbox
+from mm_core.layout import Layout
+from mm_core.records import write_bytes
+
+
+def forget_tasks(layout: Layout, ids: Collection[str]) -> int:
+    """Removes the photos' pictures and tasks from the outbox and their annotations from exports; returns how many.
+
+    What a Label Studio server has taken into its own database is not reached.
+    """
+    removed = 0
+    for picture in outbox(layout).glob("*/*.jpg"):
+        if picture.stem in ids:
+            picture.unlink()
+            removed += 1
+    folders = (outbox(layout), inbox(layout), collected(layout))
+    for path in (path for folder in folders for pattern in ("*.json", ".*.pending") for path in folder.glob(pattern)):
+        try:
+            tasks = json.loads(path.read_bytes())
+        except ValueError:
+            continue  # nobody's export
+        if not isinstance(tasks, list):
+            continue
+        kept = [task for task in tasks if _key(task) not in ids]
+        if len(kept) < len(tasks):
+            write_bytes(path, json.dumps(kept, separators=(",", ":")).encode())
+            removed += len(tasks) - len(kept)
+    return removed
+
+
+def _key(task: object) -> str:
+    data = task.get("data") if isinstance(task, dict) else None
+    return str(data.get("key")) if isinstance(data, dict) else ""
