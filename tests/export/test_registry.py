@@ -9,6 +9,7 @@ import pytest
 from export_cycle import PARAMS, clone, layout_at, verdict_of, write_models
 
 from mm_core import stages
+from mm_core.data.snapshot import POOLS, read_pool
 from mm_core.errors import InputError, ReleaseRefused
 from mm_core.export import bundle as b
 from mm_core.export.lineage import lineage
@@ -241,3 +242,19 @@ def test_lineage_names_every_sample_label_and_stage(promoted, second):
     assert set(told["calibration"]) == {"saliency", "portrait", "scenery"}
     with pytest.raises(InputError, match="promoted were 1"):
         lineage(second.settings, "9")
+
+
+def test_forgetting_names_the_models_and_the_next_snapshot_is_without(promoted, tmp_path):
+    layout = clone(promoted, tmp_path / "data")
+    told = next(row for row in lineage(layout.settings, "1")["samples"] if row["pool"] == "train_labeled")
+    one = told["sample_id"]
+    layout.reports.mkdir(parents=True, exist_ok=True)
+    (layout.reports / "week.html").write_text(f"<img alt='{one}'>")
+    report = stages.forget(PARAMS, layout, [one])
+    aliases = ["anchor", "candidate", "champion"]
+    assert report.tables["models"] == [{"version": "1", "aliases": aliases, "pools": {"train_labeled": 1}}]
+    assert report.tables["remaining"] == [{"what": "page", "where": str(layout.reports / "week.html")}]
+    stages.pin_inputs(PARAMS, layout)
+    stages.snapshot(PARAMS, layout)
+    left = {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]}
+    assert one not in left and len(left) == len(lineage(layout.settings, "1")["samples"]) - 1
