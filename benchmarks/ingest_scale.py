@@ -1,8 +1,8 @@
 """Does the cost of ingest follow the new photos, or the catalog?
 
-The same 1,000 generated photos go into an empty catalog and into one of 1,000,000 rows of samples, of labels and of
-features (made up, in files as commits and compaction leave them). Each run is a process of its own on a fresh store.
-`structure` and the tables of `mm status` are measured on what ingest left.
+The same 1,000 generated photos go into an empty catalog and into one of 1,000,000 rows of samples and of labels (made
+up, in files as commits and compaction leave them). Each run is a process of its own on a fresh store. The counts of
+`mm status` are measured on what ingest left.
 
     python benchmarks/ingest_scale.py --work data/scale --photos 1000 --rows 1000000
 
@@ -30,7 +30,7 @@ import pyarrow as pa
 
 HERE = Path(__file__).parent
 SIDE = 640, 480
-PARTS = ("ingest", "structure", "status")
+PARTS = ("ingest", "status")
 
 
 def write_photos(inbox: Path, count: int) -> None:
@@ -54,11 +54,10 @@ def hexes(random: np.random.Generator, count: int, size: int) -> pa.Array:
 
 
 def write_catalog(store: Path, rows: int) -> None:
-    """Samples, labels and features, a commit per 50,000, with compaction as a catalog does it."""
+    """Samples and labels, a commit per 50,000, with compaction as a catalog does it."""
     from deltalake import write_deltalake
 
     from mm_core.catalog import Catalog
-    from mm_core.structuring import difficulty, photo
     from mm_core.tables import SCHEMAS
 
     if (store / "done").exists():
@@ -67,7 +66,6 @@ def write_catalog(store: Path, rows: int) -> None:
     for start in range(0, rows, step):
         n = min(step, rows - start)
         ids, alphas, batch = hexes(random, n, 32), hexes(random, n, 32), f"b{start:07d}"
-        numbers = dict.fromkeys(("sharpness", "exposure", "noise", "colourfulness", "contrast", "width"), 0.5)
         same = {
             "kind": "pixel_labeled", "batch": batch, "category": "pets", "role": "train", "width": 640, "height": 480,
             "format": "JPEG", "accepted_at": "2026-01-01T00:00:00+00:00", "version": 1, "origin": "drop",
@@ -78,22 +76,14 @@ def write_catalog(store: Path, rows: int) -> None:
             "samples": {"id": ids, "group": ids, "phash": hexes(random, n, 8), "name": names},
             "labels": {"id": hexes(random, n, 32), "sample_id": ids, "alpha_sha256": alphas},
         }
-        versions = pa.array([difficulty.version_for(alpha) for alpha in alphas.to_pylist()])
-        kind = SCHEMAS["features"].field("numbers").type
-        for extractor, version in ((photo.EXTRACTOR, pa.array([photo.VERSION] * n)), (difficulty.EXTRACTOR, versions)):
-            own["features"] = {"sample_id": ids, "version": version, "extractor": pa.array([extractor] * n)}
-            own["features"]["numbers"] = pa.array(
-                [list(numbers.items())] * n, SCHEMAS["features"].field("numbers").type
-            )
-            for table, given in own.items():
-                columns = []
-                for field in SCHEMAS[table]:
-                    column = given.get(field.name)
-                    columns.append(pa.array([same.get(field.name)] * n, field.type) if column is None else column)
-                catalog._open_or_create(table)
-                write_deltalake(f"{catalog.url}/{table}", pa.table(columns, schema=SCHEMAS[table]), mode="append")
-            own = {}
-    for table in ("samples", "labels", "features"):
+        for table, given in own.items():
+            columns = []
+            for field in SCHEMAS[table]:
+                column = given.get(field.name)
+                columns.append(pa.array([same.get(field.name)] * n, field.type) if column is None else column)
+            catalog._open_or_create(table)
+            write_deltalake(f"{catalog.url}/{table}", pa.table(columns, schema=SCHEMAS[table]), mode="append")
+    for table in ("samples", "labels"):
         catalog.compact(table)
         catalog.vacuum(table, days=0)
     (store / "done").touch()
@@ -115,8 +105,7 @@ def measure(work: Path) -> None:
         cli._counted(catalog, "samples", "category", "kind")
         cli._labelled(catalog)
 
-    parts = {"ingest": lambda: stages.ingest(params, layout), "structure": lambda: stages.structure(params, layout)}
-    for name, part in (parts | {"status": status}).items():
+    for name, part in (("ingest", lambda: stages.ingest(params, layout)), ("status", status)):
         start = time.perf_counter()
         part()
         found[name] = time.perf_counter() - start
@@ -160,9 +149,8 @@ def main() -> None:
     lines = [
         "# Ingest into a large catalog",
         "",
-        f"{given.photos} generated photos of {SIDE[0]}×{SIDE[1]} into an empty catalog and into one of {given.rows:,} "
-        "samples,",
-        f"as many labels and twice as many features. Median of {given.rounds} runs each, taken in turn, each a process;",
+        f"{given.photos} generated photos of {SIDE[0]}×{SIDE[1]} into an empty catalog and into one of {given.rows:,}",
+        f"samples and as many labels. Runs: {given.rounds} each, in turn, each a process of its own; the median is shown;",
         "memory is the process's peak up to the end of that part.",
         "",
         f"| part | empty, s | {given.rows:,} rows, s | ratio | peak memory empty, MB | {given.rows:,} rows, MB |",

@@ -98,6 +98,7 @@ class Catalog:
         if delta is not None:
             yield from self._select(delta, table, columns, filters or ())
 
+    @patient
     def query(self, sql: str) -> pd.DataFrame:
         """What an SQL SELECT over the tables finds (DataFusion's dialect): joins and counts without loading tables.
 
@@ -113,7 +114,7 @@ class Catalog:
         lookups = [f for f in filters if "in" in f[1] and len(f[2]) > PUSHED]
         conditions = [_sql(f) for f in filters if f not in lookups]
         columns = list(dict.fromkeys([*names, *(column for column, _, _ in lookups)]))
-absent = _lacking(delta, table)
+        absent = _lacking(delta, table)
         shown = (f"NULL AS {_quoted(name)}" if name in absent else _quoted(name) for name in columns)
         query = f"SELECT {', '.join(shown)} FROM {table}"
         if conditions:
@@ -200,7 +201,6 @@ absent = _lacking(delta, table)
             return 0  # another writer replaced one of the files: its compaction, or the next, does the work
         return int(done["numFilesRemoved"])
 
-    @patient
     @patient
     def vacuum(self, table: str, *, keep: Iterable[int] = (), days: float = RETENTION_DAYS) -> int:
         """Removes data files that no version of the last `days`, and none of `keep`, refers to; returns how many.

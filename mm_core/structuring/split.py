@@ -34,7 +34,7 @@ def split_by_difficulty(
     files. Raises InputError where a label of the snapshot has not been scored at the pinned catalog version.
     """
     pool: Any = read_pool(snapshot_dir, "train_labeled")
-    features = scores_of(catalog, inputs["catalog"]["features"])
+    features = scores_of(catalog, version=inputs["catalog"]["features"])
     pool["difficulty"] = difficulty_of(pool, features).to_numpy()
     unscored = int(pool["difficulty"].isna().sum())
     if unscored:

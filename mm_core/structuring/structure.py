@@ -127,8 +127,7 @@ def unfinished(catalog: Catalog, extractors: Sequence[Extractor]) -> list[str]:
             f"ON f.sample_id = s.id AND f.version = '{extractor.version}'"
         )
         if len(lacking):
-            wanted = {c: extractor.wants(c if isinstance(c, str) else None) for c in lacking["category"].unique()}
-            found.append(lacking[lacking["category"].map(wanted).astype(bool)])
+            found.append(lacking[[extractor.wants(c if isinstance(c, str) else None) for c in lacking["category"]]])
     return sorted({i for frame in found if len(frame) for i in frame["id"]})
 
 
