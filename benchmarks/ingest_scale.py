@@ -150,7 +150,7 @@ def main() -> None:
         "# Ingest into a large catalog",
         "",
         f"{given.photos} generated photos of {SIDE[0]}×{SIDE[1]} into an empty catalog and into one of {given.rows:,}",
-        f"samples and as many labels. Runs: {given.rounds} each, in turn, each a process of its own; shown: the median;",
+        f"samples and as many labels. Runs: {given.rounds} each, in turn, each its own process; shown: the median;",
         "memory is the process's peak up to the end of that part.",
         "",
         f"| part | empty, s | {given.rows:,} rows, s | ratio | peak memory empty, MB | {given.rows:,} rows, MB |",
