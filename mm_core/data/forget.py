@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 from mm_core.catalog import Catalog, Filter
+from mm_core.data.inbox import kept_matte
 from mm_core.errors import InputError
 from mm_core.store import Store, blob_key
 
@@ -54,7 +55,7 @@ def erase(catalog: Catalog, store: Store, ids: Collection[str]) -> None:
     that is another photo's too, byte for byte, stays. Refused rows about the photos stay as counts, without words.
     """
     alphas = _remember(catalog, ids)
-    for table, column in (("samples", "id"), ("labels", "sample_id"), ("features", "sample_id")):
+    for table, column in (("samples", "id"), *((t, "sample_id") for t in ("labels", "reviews", "features"))):
         catalog.delete(table, column, ids)
     copies = [f"quarantine/{i}" for i in sorted(ids)]
     refused = {
@@ -62,13 +63,15 @@ def erase(catalog: Catalog, store: Store, ids: Collection[str]) -> None:
         for column, values in (("sample_id", list(ids)), ("where", copies))
         for row in catalog.read("rejects", filters=[(column, "in", values)]).to_dict("records")
     }
+    for key in refused:  # before the rows that lead to them
+        store.delete(kept_matte(key))
     catalog.upsert("rejects", refused.values())
     shared = set(
         catalog.read("labels", columns=["alpha_sha256"], filters=[("alpha_sha256", "in", alphas)])["alpha_sha256"]
     )
     for key in (*map(blob_key, sorted(ids)), *copies, *(blob_key(alpha) for alpha in alphas if alpha not in shared)):
         store.delete(key)
-    for table in ("samples", "labels", "features", "rejects"):
+    for table in ("samples", "labels", "reviews", "features", "rejects"):
         catalog.vacuum(table, days=0)
 
 

@@ -46,6 +46,11 @@ class ReadyBatch:
         return f"ingest/{key}.json"
 
 
+def kept_matte(reject: str) -> str:
+    """Where the store keeps the normalised matte of a refused row, by the key of the row."""
+    return f"quarantine/mattes/{reject}.png"
+
+
 def arrived_batches(inbox: Store) -> list[ReadyBatch]:
     """Every drop of the inbox whose manifest is there, ingested or not."""
     places = []

@@ -26,7 +26,7 @@ from mm_core.data.duplicates import LOOK_SIDE, glance
 from mm_core.data.expectations import DataDocs, Fault, Judge
 from mm_core.data.forget import erase, forgotten_among
 from mm_core.data.images import load_rgb
-from mm_core.data.inbox import ReadyBatch, arrived_batches, ready_batches
+from mm_core.data.inbox import ReadyBatch, arrived_batches, kept_matte, ready_batches
 from mm_core.data.manifest import ManifestRow, read_manifest
 from mm_core.data.mix import Mix, catalog_mix, classes_of, mix_of
 from mm_core.data.probe import Probe, Prober
@@ -101,11 +101,6 @@ def rejects_of(catalog: Catalog, batch: ReadyBatch) -> list[dict[str, Any]]:
     columns = ["kind", "batch", "row", "image", "verdict", "reason", "detail"]
     frame = catalog.read("rejects", columns=columns, filters=filters)
     return frame.fillna("").sort_values("row").to_dict("records")
-
-
-def kept_matte(reject: str) -> str:
-    """Where the store keeps the normalised matte of a refused row, by the key of the row."""
-    return f"quarantine/mattes/{reject}.png"
 
 
 def read_record(store: Store, batch: ReadyBatch) -> dict[str, Any]:

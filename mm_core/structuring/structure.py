@@ -87,7 +87,7 @@ def structure_new(
         lacking: list[Filter] = [("sample_id", "in", unfinished(catalog, found.extractors))]
         labels = newest_labels(catalog.read("labels", filters=lacking))
         have = catalog.read("features", columns=["sample_id", "extractor", "version"], filters=lacking)
-        tasks = missing(samples[samples["id"].isin(lacking[0][2])], labels, have, found.extractors)
+        tasks = missing(samples.loc[samples["id"].isin(lacking[0][2])], labels, have, found.extractors)
         for done in _in_chunks(_work(store, tasks, found.extractors)):
             catalog.upsert("features", done.rows)
             unreadable += done.failures
@@ -115,7 +115,7 @@ def unfinished(catalog: Catalog, extractors: Sequence[Extractor]) -> list[str]:
     The search joins ids alone, in the query engine, so that a large catalog that is done costs a look.
     """
     rows = "LEFT ANTI JOIN (SELECT sample_id, version FROM features WHERE extractor = '{}') f"
-    found = [
+    found: list[Any] = [
         catalog.query(
             f"SELECT DISTINCT l.sample_id AS id FROM labels l {rows.format(difficulty.EXTRACTOR)} "
             f"ON f.sample_id = l.sample_id AND f.version = {difficulty.VERSION_SQL}"
