@@ -95,8 +95,8 @@ RULES: tuple[Rule, ...] = (
         Rule(f"matte_{name}", "row", f"{SUSPECT}: {said}", column, "{matte_numbers}", LABELED)
         for name, said, column in (
             ("not_inverted", "inverted", "matte_inversion"),
-            ("reaches_one", "range", "alpha_highest"),
-            ("reaches_zero", "range", "alpha_lowest"),
+            ("reaches_one", "range", "matte_highest"),
+            ("reaches_zero", "range", "matte_lowest"),
             ("area", "almost empty or full", "matte_foreground"),
             ("is_no_trimap", "a trimap", "matte_plateau"),
             ("without_holes", "holes", "matte_holes"),

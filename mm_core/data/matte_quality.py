@@ -8,6 +8,7 @@
 | specks      | area of small islands that look like what is around them, per foreground area      | near 0           |
 | edge_width  | width of the sharpest tenth of the edge, per long side                            | under 0.02       |
 | plateau     | share of the picture at the commonest value between 0 and 1                       | near 0           |
+| lowest, highest | smallest and largest alpha                                                    | 0, 1             |
 | edge_match  | the photo's edges under the matte's edge, per the most that a shift of it finds   | 1                |
 | edge_contrast | the same against shifted copies of the matte's edge, in their standard deviations | above 4        |
 
@@ -54,6 +55,9 @@ class MatteQuality:
     specks: float
     plateau: float
     """In [0, 1]."""
+    lowest: float | None
+    """In [0, 1], as the next; None where the photo is too small: a thin subject of few pixels is nowhere whole."""
+    highest: float | None
     edge_width: float | None
     """None, as the next two, where the photo is too small or the matte has no edge."""
     edge_match: float | None
@@ -72,8 +76,9 @@ def measure(alpha: np.ndarray, rgb: np.ndarray, category: str | None = None) -> 
     size = photo.shape[1::-1]
     # A sky is seen in patches between branches and wires.
     holes, specks = (0.0, 0.0) if category == "scenery" else _faulty_parts(shape, photo)
-    width = match = contrast = None
+    width = match = contrast = lowest = highest = None
     if min(size) >= LEAST_EDGE_SIDE:
+        lowest, highest = float(alpha.min()), float(alpha.max())
         width = edge_width(shape)
         match, contrast = edge_agreement(photo, _resized(alpha, size))
     return MatteQuality(
@@ -82,6 +87,8 @@ def measure(alpha: np.ndarray, rgb: np.ndarray, category: str | None = None) -> 
         holes=holes,
         specks=specks,
         plateau=_plateau(sampled),
+        lowest=lowest,
+        highest=highest,
         edge_width=width,
         edge_match=match,
         edge_contrast=contrast,

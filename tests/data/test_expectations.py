@@ -15,7 +15,7 @@ from mm_core.data.probe import Probe
 from mm_core.params import IngestParams
 from mm_core.records import KINDS
 
-MATTE = MatteQuality(0.3, -0.8, 0, 0, 0, 0.005, 1.0, 9.0)
+MATTE = MatteQuality(0.3, -0.8, 0, 0, 0, 0.0, 1.0, 0.005, 1.0, 9.0)
 GOOD = Probe(
     row=0,
     image="a.jpg",
@@ -67,8 +67,8 @@ BREAKS: dict[str, dict[str, Any]] = {
     "role_known": {"role": "test"},
     "caption_there": {"caption_length": 0},
     "matte_not_inverted": {"matte": replace(MATTE, inversion=0.4)},
-    "matte_reaches_one": {"alpha_highest": 0.8},
-    "matte_reaches_zero": {"alpha_lowest": 0.2},
+    "matte_reaches_one": {"matte": replace(MATTE, highest=0.8)},
+    "matte_reaches_zero": {"matte": replace(MATTE, lowest=0.2)},
     "matte_area": {"matte": replace(MATTE, foreground=0.999)},
     "matte_is_no_trimap": {"matte": replace(MATTE, plateau=0.3)},
     "matte_without_holes": {"matte": replace(MATTE, holes=0.01)},

@@ -18,7 +18,8 @@ LIMITS = SuspectParams()
 
 def suspicions(found: MatteQuality) -> set[str]:
     """The measures beyond their limits."""
-    values = {name: value for name, value in asdict(found).items() if name != "foreground" and value is not None}
+    judged = {name: value for name, value in asdict(found).items() if name not in ("foreground", "lowest", "highest")}
+    values = {name: value for name, value in judged.items() if value is not None}
     low = ("edge_match", "edge_contrast")
     return {
         n for n, value in values.items() if (value < getattr(LIMITS, n) if n in low else value > getattr(LIMITS, n))
@@ -64,6 +65,14 @@ def test_a_planted_fault_shows_in_its_measure(disc: tuple[np.ndarray, np.ndarray
     else:
         wrong = np.roll(alpha, 13, axis=1)
     assert fault in suspicions(measure(wrong, photo))
+
+
+def test_a_thin_subject_of_few_pixels_need_not_be_whole_anywhere(disc: tuple[np.ndarray, np.ndarray]) -> None:
+    photo, alpha = disc
+    faded = measure(0.8 * alpha, photo)
+    assert (faded.lowest, faded.highest) == (0, pytest.approx(0.8))
+    small = measure(cv2.resize(alpha, (64, 48)), cv2.resize(photo, (64, 48)))
+    assert small.lowest is None and small.highest is None
 
 
 def test_holes_that_the_photo_shows_are_no_fault(disc: tuple[np.ndarray, np.ndarray]) -> None:
