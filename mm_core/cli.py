@@ -76,6 +76,9 @@ def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -
         report = stages.ingest(params, layout, batch=batch, progress=progress)
         structured = stages.structure(params, layout, progress=progress)
     report.metrics |= structured.metrics
+    report.facts |= structured.facts
+    report.tables |= {"drift": structured.tables.get("drift", [])}
+    report.pictures |= structured.pictures
     stages.pin_inputs(params, layout)
     say(report, json_)
 

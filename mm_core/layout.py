@@ -86,6 +86,11 @@ class Layout:
         return self.root / "reports"
 
     @property
+    def drift(self) -> Path:
+        """How each batch compares with the catalog before it: <kind>/<batch>.json and .png."""
+        return self.reports / "drift"
+
+    @property
     def bundles(self) -> Path:
         """bundle/<version>/, one folder per released version."""
         return self.root / "bundle"

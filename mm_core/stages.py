@@ -61,12 +61,19 @@ def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress
         )
 
 
-def structure(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Computes what is missing of every sample's features: quality, place, time, vector, tags, text, difficulty."""
+def structure(params: Params, layout: Layout, *, batch: str | None = None, progress: Progress = quiet) -> Report:
+    """Computes what is missing of every sample's features: quality, place, time, vector, tags, text, difficulty.
+
+    Then compares new batches (and `batch`, as kind/batch, anew) with the catalog before them.
+    """
+    from mm_core.structuring.drift import drift_of_new
     from mm_core.structuring.structure import structure_new
 
-    with timed(Report("structure")) as report:
-        return structure_new(params, catalog_of(layout), store_of(layout), layout, report, progress=progress)
+    catalog = catalog_of(layout)
+    with timed(Report("structure"), layout.root / "reports" / "structure.json") as report:
+        source = structure_new(params, catalog, store_of(layout), layout, report, progress=progress)
+        drift_of_new(params.drift, catalog, source, layout.drift, report, batch)
+    return report
 
 
 def route(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from mm_core import stages
-from pipelines.checks import expectation_results, expectation_specs
+from pipelines.checks import drift_result, drift_spec, expectation_results, expectation_specs
 from pipelines.metadata import Observations, of_report
 from pipelines.partitions import batches
 from pipelines.resources import Workspace, plain_failures
@@ -39,6 +39,7 @@ def ingested_batch(context: dg.AssetExecutionContext, workspace: Workspace) -> d
     group_name="arrivals",
     partitions_def=batches,
     deps=[ingested_batch],
+    check_specs=[drift_spec("structured_samples")],
     kinds={"opencv", "deltalake"},
     owners=OWNERS,
     tags={"room": "structuring"},
@@ -46,9 +47,10 @@ def ingested_batch(context: dg.AssetExecutionContext, workspace: Workspace) -> d
 )
 def structured_samples(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Features of the batch's samples: quality, place, time, difficulty. Takes all samples that have none yet."""
+    batch = context.partition_key
     with plain_failures():
-        report = stages.structure(workspace.params(), workspace.layout(), progress=Observations(context))
-    return dg.MaterializeResult(metadata=of_report(report))
+        report = stages.structure(workspace.params(), workspace.layout(), batch=batch, progress=Observations(context))
+    return dg.MaterializeResult(metadata=of_report(report), check_results=[drift_result(report, batch)])
 
 
 @dg.asset(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import dagster as dg
 
@@ -9,7 +10,7 @@ from mm_core import stages
 from mm_core.data.expectations import RULES
 from mm_core.errors import MattingError
 from mm_core.records import Report
-from pipelines.metadata import of_report
+from pipelines.metadata import of_report, picture, table
 from pipelines.resources import Workspace, plain_failures
 
 
@@ -42,6 +43,31 @@ def expectation_results(report: Report) -> Iterator[dg.AssetCheckResult]:
             description=f"{row['unexpected']} unexpected" if row else "nothing of this run is held to this rule",
             metadata={name: value for name, value in (row or {}).items() if value is not None},
         )
+
+
+def drift_spec(asset: str) -> dg.AssetCheckSpec:
+    return dg.AssetCheckSpec(
+        "drift",
+        asset=asset,
+        blocking=False,
+        description="The batch looks like the catalog before it. A warning only: new kinds of photos are welcome.",
+    )
+
+
+def drift_result(report: Report, batch: str) -> dg.AssetCheckResult:
+    """What the structure report says about `batch` (kind/batch), with the table and the plot; passed where too few."""
+    said = report.facts.get("drift", {}).get(batch, "not in the catalog")
+    rows = [row for row in report.tables.get("drift", []) if row["batch"] == batch]
+    title = f"drift {batch}"
+    shown = {"drift": table(rows)} if rows else {}
+    shown |= {title: picture(title, Path(report.pictures[title]))} if title in report.pictures else {}
+    return dg.AssetCheckResult(
+        check_name="drift",
+        passed=not said.startswith("drifted"),
+        severity=dg.AssetCheckSeverity.WARN,
+        description=said,
+        metadata=shown,
+    )
 
 
 def verdict_spec(asset: str) -> dg.AssetCheckSpec:

@@ -24,7 +24,7 @@ from mm_core.layout import Layout
 from mm_core.params import Params
 from mm_core.records import Report
 from mm_core.store import Store, fetch_blob
-from mm_core.structuring import difficulty, photo
+from mm_core.structuring import difficulty, embedding, photo
 from mm_core.structuring.extractors import DECODE_SIDE, Extractor, chosen, small
 from mm_core.structuring.guess import guess_new
 from mm_core.structuring.ocr import OcrFailed
@@ -70,8 +70,10 @@ def structure_new(
     report: Report,
     *,
     progress: Callable[[str, int, int], None],
-) -> Report:
+) -> tuple[str, str]:
     """Adds the rows that the current extractors and their versions lack, then the guesses.
+
+    Returns extractor and version of the vectors that say most: CLIP's where there is one.
 
     Counts in `report.metrics` (structure/photos, structure/labels, structure/unreadable, …), extractors that are not
     there and why in `report.facts["left_out"]`, what could not be read in `report.tables["unreadable"]` (tried again
@@ -94,6 +96,7 @@ def structure_new(
             rows.update(row["extractor"] for row in done.rows)
             finished += len({entry["sample_id"] for entry in done.rows + done.failures})
             progress("structure", min(finished, len(tasks)), len(tasks))
+    source = (found.clip.extractor, found.clip.version) if found.clip else (embedding.EXTRACTOR, embedding.VERSION)
     guess_new(params.structure, catalog, samples, found.clip, report)
     report.metrics |= {
         "structure/samples": len(samples),
@@ -106,7 +109,7 @@ def structure_new(
         report.facts["left_out"] = found.left_out
     report.tables["unreadable"] = unreadable
     report.tables["difficulty"] = difficulty_table(samples, labels, scores_of(catalog, lacking))
-    return report
+    return source
 
 
 def unfinished(catalog: Catalog, extractors: Sequence[Extractor]) -> list[str]:

@@ -45,6 +45,7 @@ def checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluati
 @pytest.fixture(scope="module")
 def arrived(plant: Plant, instance: dg.DagsterInstance) -> list[dg.ExecuteInProcessResult]:
     """Four drops, each ingested and structured by a run of its own."""
+    plant.write_params(**{"drift.min_photos": 10})
     plant.drop("pixel_labeled", "eval", 3, seed=1, role="eval")
     plant.drop("pixel_labeled", "w01", 4, seed=2, role="train")
     plant.drop("unlabeled", "w01", 1, seed=3)
@@ -65,6 +66,10 @@ def test_each_batch_is_a_partition_with_its_checks(plant: Plant, arrived: list[d
     assert all(result.success for result in arrived)
     assert [materialised(result) for result in arrived] == [{"ingested_batch", "structured_samples"}] * 4
     assert all(checks(result)["image_decodes"].passed for result in arrived)
+    shown = [checks(result)["drift"] for result in arrived]
+    assert all(check.severity is dg.AssetCheckSeverity.WARN for check in shown)
+    assert [str(check.description).split(":")[0] for check in (shown[0], shown[2])] == ["too few"] * 2
+    assert "drift" in shown[1].metadata and "drift pixel_labeled/w01" in shown[1].metadata
     samples = stages.catalog_of(plant.layout).read("samples")
     assert dict(samples["kind"].value_counts()) == {"pixel_labeled": 49, "unlabeled": 7, "text_image": 7}
     assert set(stages.catalog_of(plant.layout).read("features")["sample_id"]) == set(samples["id"])

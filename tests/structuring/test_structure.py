@@ -53,9 +53,8 @@ def add_label(catalog, store, sample, alpha, version=1):
 
 def run(catalog, store):
     seen = []
-    report = structure_new(
-        PARAMS, catalog, store, layout_of(store), Report("structure"), progress=lambda *step: seen.append(step)
-    )
+    report = Report("structure")
+    structure_new(PARAMS, catalog, store, layout_of(store), report, progress=lambda *step: seen.append(step))
     return report, seen
 
 
@@ -124,7 +123,8 @@ def test_what_is_not_there_is_said_and_nothing_is_made_up(catalog, store):
     add_photo(catalog, store, disk(), category="cards")
     params = PARAMS.with_values(**{"structure.ocr": ("cards",)})
     layout = Layout(replace(layout_of(store).settings, ocr_python=Path("nowhere/python")))
-    report = structure_new(params, catalog, store, layout, Report("structure"), progress=lambda *_: None)
+    report = Report("structure")
+    assert structure_new(params, catalog, store, layout, report, progress=lambda *_: None)[0] == "embedding"
     assert set(report.facts["left_out"]) == {"clip", "ocr"}
     assert "make ocr" in report.facts["left_out"]["ocr"] and "pretrained" in report.facts["left_out"]["clip"]
     assert set(catalog.read("features")["extractor"]) == {"photo", "embedding"}
