@@ -82,7 +82,7 @@ class DriftParams(_Section):
     """Chance of a false alarm per batch: Holm's correction over all statistics of a batch."""
     effect: float = Field(default=0.25, ge=0, lt=1)
     """Kolmogorov-Smirnov distance of a feature, or total variation of the category mix, that matters; in [0, 1]."""
-    embedding_effect: float = Field(default=0.05, ge=0, lt=1)
+    embedding_effect: float = Field(default=0.02, ge=0, lt=1)
     """Energy distance of the embeddings, as a share of their mean distance (0 same, 1 apart), that matters."""
 
 

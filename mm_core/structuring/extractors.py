@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from mm_core.data.images import load_rgb, read_header
 from mm_core.layout import Layout
 from mm_core.params import Params
 from mm_core.store import blob_key
@@ -50,15 +52,23 @@ class Chosen:
     clip: ClipTags | None
 
 
-def small(rgb: np.ndarray) -> np.ndarray:
-    """A photo (H, W, 3) by area averaging at long side `photo.SIDE` at most."""
+def decode(path: Path) -> np.ndarray:
+    """A photo as uint8 (H, W, 3) sRGB, upright, long side `DECODE_SIDE` at most. Raises UnreadableImage.
+
+    Little too large, it is decoded whole and area-averaged: Pillow's filter would take longer than the decode.
+    """
+    header = read_header(path)
+    far = max(header.width, header.height) >= 2 * DECODE_SIDE
+    return shrunk(load_rgb(path, DECODE_SIDE if far else None), DECODE_SIDE)
+
+
+def shrunk(rgb: np.ndarray, side: int) -> np.ndarray:
+    """A photo (H, W, 3) by area averaging at long side `side` at most."""
     height, width = rgb.shape[:2]
-    shrink = photo.SIDE / max(height, width)
-    if shrink >= 1:
+    scale = side / max(height, width)
+    if scale >= 1:
         return rgb
-    return cv2.resize(
-        rgb, (max(1, round(width * shrink)), max(1, round(height * shrink))), interpolation=cv2.INTER_AREA
-    )
+    return cv2.resize(rgb, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
 
 
 def chosen(params: Params, layout: Layout, stack: ExitStack) -> Chosen:

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from mm_core.catalog import Catalog, Filter
-from mm_core.data.images import UnreadableImage, load_alpha, load_rgb
+from mm_core.data.images import UnreadableImage, load_alpha
 from mm_core.data.snapshot import newest_labels
 from mm_core.errors import BlobNotFound
 from mm_core.layout import Layout
@@ -25,7 +25,7 @@ from mm_core.params import Params
 from mm_core.records import Report
 from mm_core.store import Store, fetch_blob
 from mm_core.structuring import difficulty, embedding, photo
-from mm_core.structuring.extractors import DECODE_SIDE, Extractor, chosen, small
+from mm_core.structuring.extractors import Extractor, chosen, decode, shrunk
 from mm_core.structuring.guess import guess_new
 from mm_core.structuring.ocr import OcrFailed
 from mm_core.structuring.rows import Found, Photo, row_of
@@ -220,8 +220,8 @@ def _one(store: Store, task: Task, each: Sequence[Extractor]) -> tuple[Done, Pho
     done = Done()
     try:
         path = fetch_blob(store, task.sample_id)
-        rgb = load_rgb(path, DECODE_SIDE)
-        decoded = Photo(task.sample_id, task.name, path, rgb, small(rgb))
+        rgb = decode(path)
+        decoded = Photo(task.sample_id, task.name, path, rgb, shrunk(rgb, photo.SIDE))
         for extractor in each:
             if extractor.name in task.lacks:
                 (found,) = extractor.run([decoded])

@@ -8,7 +8,7 @@ from PIL import Image
 from shapes import disk, hair, painted
 
 from mm_core.catalog import Catalog
-from mm_core.data.images import encode_alpha, load_rgb
+from mm_core.data.images import encode_alpha
 from mm_core.data.snapshot import newest_labels
 from mm_core.layout import Layout
 from mm_core.params import Params
@@ -17,6 +17,7 @@ from mm_core.settings import Settings
 from mm_core.store import LocalStore, blob_key, put_blob
 from mm_core.structuring import structure
 from mm_core.structuring.embedding import DIM
+from mm_core.structuring.extractors import DECODE_SIDE, decode
 from mm_core.structuring.structure import difficulty_of, structure_new
 
 PARAMS = Params().with_values(**{"structure.ocr": ()})
@@ -135,17 +136,28 @@ def test_a_photo_is_decoded_once_for_all_that_look_at_it(catalog, store, monkeyp
     add_label(catalog, store, sample, disk())
     decoded = []
 
-    def counting(path, side):
+    def counting(path):
         decoded.append(path)
-        return load_rgb(path, side)
+        return decode(path)
 
-    monkeypatch.setattr(structure, "load_rgb", counting)
+    monkeypatch.setattr(structure, "decode", counting)
     run(catalog, store)
     rows = catalog.read("features").set_index("extractor")
     assert set(rows.index) == {"photo", "embedding", "difficulty"} and len(decoded) == 1
     assert rows.loc["photo", "texts"]["path"] == blob_key(sample)
     assert 0 < rows.loc["photo", "numbers"]["aesthetic"] < 1
     assert len(rows.loc["embedding", "vector"]) == DIM
+
+
+@pytest.mark.parametrize("width", [300, DECODE_SIDE + 40, 2 * DECODE_SIDE + 40])
+def test_the_decode_is_no_larger_than_asked_and_no_smaller_than_it_was(tmp_path, width):
+    left = np.where(np.arange(width)[None, :, None] < width // 2, (200, 40, 40), (40, 40, 200))
+    Image.fromarray(np.broadcast_to(left, (80, width, 3)).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
+    rgb = decode(tmp_path / "a.jpg")
+    assert rgb.shape[1] == min(width, DECODE_SIDE) and rgb.dtype == np.uint8
+    assert (
+        np.abs(rgb[:, 20].mean(0) - (200, 40, 40)).max() < 8 and np.abs(rgb[:, -20].mean(0) - (40, 40, 200)).max() < 8
+    )
 
 
 def test_an_empty_catalog_is_no_error(catalog, store):
