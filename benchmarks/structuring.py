@@ -1,0 +1,93 @@
+"""What each extractor costs per photo, beside the one decode that all share. Generated photos, one thread.
+
+    python benchmarks/structuring.py
+
+Writes benchmarks/structuring.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mm_core.data.images import load_rgb
+from mm_core.data.samplegen import generate
+from mm_core.records import ALL_CATEGORIES
+from mm_core.settings import Settings
+from mm_core.structuring.composition import composition
+from mm_core.structuring.difficulty import measure
+from mm_core.structuring.embedding import embedding
+from mm_core.structuring.extractors import DECODE_SIDE, decode, shrunk
+from mm_core.structuring.ocr import OcrProgram
+from mm_core.structuring.photo import SIDE, photo_features
+
+HERE = Path(__file__).parent
+
+
+def seconds(work: Callable[[Any], Any], items: list[Any]) -> np.ndarray:
+    """Wall-clock seconds of each call, after one that is not counted."""
+    work(items[0])
+    taken = []
+    for item in items:
+        start = time.perf_counter()
+        work(item)
+        taken.append(time.perf_counter() - start)
+    return np.array(taken)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=21)
+    parser.add_argument("--size", type=int, default=1024, help="long side in pixels")
+    args = parser.parse_args()
+    cv2.setNumThreads(1)
+    python = Settings.from_env().ocr_python
+    with tempfile.TemporaryDirectory() as folder, OcrProgram(python) as program:
+        items = []
+        for number in range(args.photos):
+            made = generate(ALL_CATEGORIES[number % 7], number, size=args.size)
+            path = Path(folder) / f"{number}.jpg"
+            cv2.imwrite(str(path), made.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+            rgb = decode(path)
+            items.append((path, rgb, shrunk(rgb, SIDE), made.alpha))
+        parts: dict[str, Callable[[Any], Any]] = {
+            "decode at full size (the physical limit)": lambda item: load_rgb(item[0]),
+            f"the one decode, long side {DECODE_SIDE}": lambda item: shrunk(decode(item[0]), SIDE),
+            "photo: header, EXIF, quality, composition, aesthetic": lambda item: photo_features(item[0], item[2]),
+            "of which composition": lambda item: composition(item[2]),
+            "embedding (classical)": lambda item: embedding(item[2]),
+            "difficulty (labelled photos)": lambda item: measure(item[2], item[3]),
+        }
+        if python.is_file():
+            parts["ocr (rapidocr, own process, one thread)"] = lambda item: program.read(item[1])
+        found = {name: seconds(work, items) for name, work in parts.items()}
+    base = found["decode at full size (the physical limit)"].mean()
+    lines = [
+        "# Structuring: seconds per photo (generated samples)",
+        "",
+        f"Runner: `benchmarks/structuring.py`. {args.photos} JPEGs, long side {args.size} px, one thread, warm."
+        f" {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end."
+        " CLIP is not in the table: its time is the network's, and no pretrained weights were at hand.",
+        "",
+        "| part | mean, ms | 90th percentile, ms | over the full decode |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {1e3 * taken.mean():.1f} | {1e3 * np.quantile(taken, 0.9):.1f} | {taken.mean() / base:.2f} |"
+        for name, taken in found.items()
+    ]
+    (HERE / "structuring.md").write_text("\n".join(lines) + "\n")
+    print(HERE / "structuring.md")
+
+
+if __name__ == "__main__":
+    main()
