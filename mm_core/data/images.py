@@ -227,14 +227,14 @@ def _orientation(image: Image.Image) -> int:
 
 def _shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Twice `size` or more, by the mean of whole blocks: of a huge picture only what was decoded stands in memory."""
-    factor = min(image.width // size[0], image.height // size[1]) // 2
-    if factor < 2:
+    factors = max(1, image.width // size[0] // 2), max(1, image.height // size[1] // 2)
+    if factors == (1, 1):
         return image
     if image.mode in ("1", "P", "PA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     elif image.mode.startswith("I;16"):
         image = image.convert("I")
-    return image.reduce(factor)
+    return image.reduce(factors)
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
