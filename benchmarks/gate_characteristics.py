@@ -50,7 +50,7 @@ def case(job: tuple[str, str, int, int]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=10_000, help="retrainings per line of regressions; a fifth for no-ops")
+    parser.add_argument("--runs", type=int, default=10_000, help="per line of regressions; no-ops a fifth")
     parser.add_argument("--runs-power", type=int, default=500, help="retrainings per line of true gains")
     parser.add_argument("--photos", type=int, nargs="*", default=[16, 32, 64, 128])
     parser.add_argument("--processes", type=int, default=1)
