@@ -325,10 +325,10 @@ def predict(
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Dagster's port; MLflow takes the next one.")] = 3000,
+    port: Annotated[int, typer.Option(help="Dagster's port; MLflow and the pages take the next two.")] = 3000,
     demo_: Annotated[bool, typer.Option("--demo", help="Show the demo's workspace.")] = False,
 ) -> None:
-    """Dagster's UI and MLflow's on this workspace, on 127.0.0.1, until Ctrl-C."""
+    """Dagster's UI, MLflow's and the workspace's pages on 127.0.0.1, until Ctrl-C."""
     from mm_core.ui import serve
 
     serve(Settings.from_env("data/demo" if demo_ else None), port)

@@ -31,6 +31,8 @@ class Settings:
     """`MM_DEVICE`: `cpu`, `cuda`, … ; default `auto`."""
     ocr_python: Path = Path(".tools/ocr/bin/python")
     """`MM_OCR_PYTHON`: the Python that has rapidocr; default where `make ocr` puts it. Absent: no text is read."""
+    pages_url: str = ""
+    """`MM_PAGES_URL`, set by `mm ui`: where it serves the workspace's pages. Empty: nowhere."""
 
     @staticmethod
     def from_env(workspace: str | Path | None = None, inbox: str | None = None) -> Settings:
@@ -44,6 +46,7 @@ class Settings:
             params_file=Path(os.environ.get("MM_PARAMS") or "params.yaml").expanduser().absolute(),
             device=os.environ.get("MM_DEVICE") or "auto",
             ocr_python=Path(os.environ.get("MM_OCR_PYTHON") or ".tools/ocr/bin/python").expanduser().absolute(),
+            pages_url=os.environ.get("MM_PAGES_URL", "").rstrip("/"),
         )
 
 

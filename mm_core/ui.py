@@ -1,4 +1,4 @@
-"""`mm ui`: Dagster's web server and daemon, and MLflow's, on one workspace, bound to loopback."""
+"""`mm ui`: Dagster's web server and daemon, MLflow's, and the workspace's pages, bound to loopback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def serve(settings: Settings, port: int) -> None:
-    """Runs both servers until Ctrl-C or until one of them ends; Dagster at `port`, MLflow at `port + 1`."""
+    """Runs the servers until Ctrl-C or until one of them ends: Dagster at `port`, MLflow and the pages at the next two."""
     home = settings.workspace / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     (settings.workspace / "mlflow").mkdir(exist_ok=True)
@@ -31,6 +31,7 @@ def serve(settings: Settings, port: int) -> None:
         "MM_PARAMS": str(_params_file(settings)),
         "MLFLOW_TRACKING_URI": settings.mlflow_uri,
         "DAGSTER_HOME": str(home),
+        "MM_PAGES_URL": f"http://127.0.0.1:{port + 2}",
         "DO_NOT_TRACK": "1",
     }
     scripts = Path(sys.executable).parent
@@ -40,9 +41,10 @@ def serve(settings: Settings, port: int) -> None:
     processes = [
         # A process of its own group gets Ctrl-C from us alone, so that it is asked once and waited for.
         subprocess.Popen([str(part) for part in command], env=environment, cwd=PROJECT, start_new_session=True)
-        for command in (dagster, mlflow)
+        for command in (dagster, mlflow, pages_command(port + 2))
     ]
-    print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{port + 1}\nCtrl-C ends both", flush=True)
+    print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{port + 1}")
+    print(f"Pages    {environment['MM_PAGES_URL']}/data_docs/ and /cycle/report.html\nCtrl-C ends all", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         while all(process.poll() is None for process in processes):
@@ -58,6 +60,13 @@ def serve(settings: Settings, port: int) -> None:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def pages_command(port: int) -> list[str]:
+    """The program that serves the pages (`mm_core.pages`) of the environment's workspace at `port`, to loopback."""
+    program = [Path(sys.executable).parent / "uvicorn", "mm_core.pages:application", "--factory"]
+    where = ["--host", "127.0.0.1", "--port", port, "--log-level", "warning", "--no-proxy-headers"]
+    return [str(part) for part in (*program, *where)]
 
 
 def _params_file(settings: Settings) -> Path:

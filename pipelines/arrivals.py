@@ -4,7 +4,7 @@ import dagster as dg
 
 from mm_core import stages
 from pipelines.checks import drift_result, drift_spec, expectation_results, expectation_specs
-from pipelines.metadata import Observations, of_report
+from pipelines.metadata import Observations, of_report, page
 from pipelines.partitions import batches
 from pipelines.resources import Workspace, plain_failures
 
@@ -30,7 +30,7 @@ def ingested_batch(context: dg.AssetExecutionContext, workspace: Workspace) -> d
     with plain_failures():
         report = stages.ingest(workspace.params(), layout, batch=context.partition_key, progress=Observations(context))
     return dg.MaterializeResult(
-        metadata=of_report(report, paths={"data docs": layout.data_docs}),
+        metadata=of_report(report) | {"data docs": page(layout, layout.data_docs / "index.html")},
         check_results=[*expectation_results(report)],
     )
 

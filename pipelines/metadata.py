@@ -7,9 +7,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
 
+from mm_core.layout import Layout
 from mm_core.records import Report
 
 MAX_NUMBERS = 40
@@ -60,6 +62,13 @@ def picture(title: str, png: Path) -> dg.MarkdownMetadataValue:
         data = io.BytesIO()
         image.save(data, "PNG", optimize=True)
     return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(data.getvalue()).decode()})")
+
+
+def page(layout: Layout, path: Path) -> dg.MetadataValue:
+    """A page of the workspace: a link where `mm ui` serves it, else the path of the file."""
+    if served := layout.settings.pages_url:
+        return dg.MetadataValue.url(f"{served}/{quote(path.relative_to(layout.root).as_posix())}")
+    return dg.MetadataValue.path(path)
 
 
 class Observations:

@@ -1,6 +1,7 @@
 """Per cycle: judge the candidate, let it pass or not, and ship it. Nothing leaves without a recorded PROMOTE."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import dagster as dg
 
@@ -9,7 +10,7 @@ from mm_core.records import Report
 from pipelines.arrivals import OWNERS
 from pipelines.checks import verdict_result, verdict_spec
 from pipelines.learning import snapshot, train_multimodal
-from pipelines.metadata import Observations, of_report
+from pipelines.metadata import Observations, of_report, page
 from pipelines.resources import Workspace, plain_failures
 
 
@@ -98,6 +99,5 @@ def cycle_report(workspace: Workspace) -> dg.MaterializeResult:
     layout = workspace.layout()
     with plain_failures():
         report: Report = stages.html_report(workspace.params(), layout)
-    paths = {"page": layout.html_report}
-    page = dg.MetadataValue.url(layout.html_report.as_uri())
-    return dg.MaterializeResult(metadata=of_report(report, paths=paths) | {"open": page})
+    # The copy: the next cycle writes over the other.
+    return dg.MaterializeResult(metadata=of_report(report) | {"page": page(layout, Path(report.facts["copy"]))})

@@ -12,9 +12,11 @@ from PIL import Image
 
 from mm_core.data.expectations import RULES
 from mm_core.errors import InputError, StoreError
+from mm_core.layout import Layout
 from mm_core.records import Report
+from mm_core.settings import Settings
 from pipelines.checks import expectation_results
-from pipelines.metadata import MAX_NUMBERS, MAX_ROWS, PICTURE_SIDE, of_report, table
+from pipelines.metadata import MAX_NUMBERS, MAX_ROWS, PICTURE_SIDE, of_report, page, table
 from pipelines.resources import plain_failures
 
 
@@ -57,6 +59,16 @@ def test_a_picture_is_inline_and_small(tmp_path: Path) -> None:
     assert isinstance(shown, dg.MarkdownMetadataValue) and shown.md_str
     data = base64.b64decode(shown.md_str.split("base64,")[1].rstrip(")"))
     assert Image.open(io.BytesIO(data)).size == (PICTURE_SIDE, PICTURE_SIDE // 4)
+
+
+def test_a_page_is_a_link_where_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MM_PAGES_URL", raising=False)
+    layout = Layout(Settings.from_env(tmp_path))
+    file = layout.data_docs / "a b.html"
+    assert page(layout, file) == dg.MetadataValue.path(file)
+    monkeypatch.setenv("MM_PAGES_URL", "http://127.0.0.1:3002/")
+    layout = Layout(Settings.from_env(tmp_path))
+    assert page(layout, file) == dg.MetadataValue.url("http://127.0.0.1:3002/data_docs/a%20b.html")
 
 
 def test_what_dagster_shows_survives_json() -> None:
