@@ -464,3 +464,28 @@ def test_the_real_drops(shared_data: Path, workshop_at: Callable[..., Any]) -> N
     report = shop.ingest()
     assert report.metrics["ingest/accepted"] == rows == len(shop.catalog.read("samples"))
     assert report.tables["rejects"] == []
+
+
+def test_a_drop_of_another_mix_is_reported_and_taken(workshop: Any, make: Any) -> None:
+    """The catalog's mix is what earlier drops left; sizes stay the same all along."""
+
+    def warned(batch: str, seed: int, categories: tuple[str, ...], light: float = 1.0) -> set[str]:
+        photos = {s: (make.photo(s) * light).astype(np.uint8) for s in range(seed, seed + 24)}
+        rows = [
+            {
+                "image": f"{s}.png",
+                "image_bytes": make.encoded(photo, "PNG"),
+                "category": categories[s % len(categories)],
+            }
+            for s, photo in photos.items()
+        ]
+        workshop.drop("unlabeled", batch, rows)
+        report = workshop.ingest()
+        assert report.metrics["ingest/accepted"] == 24, "a warning holds nothing back"
+        lines = {line["name"]: line for line in report.tables["expectations"] if line["name"].endswith("_mix")}
+        assert len(lines) == (0 if batch == "first" else 3), "nothing came before the first"
+        return {name for name, line in lines.items() if not line["success"]}
+
+    assert warned("first", 100, ("pets", "portrait", "cards")) == set()
+    assert warned("like", 200, ("portrait", "cards", "pets")) == set()
+    assert warned("dark, other", 300, ("scenery", "delicacy"), light=0.3) == {"category_mix", "brightness_mix"}
