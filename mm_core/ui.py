@@ -16,7 +16,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def serve(settings: Settings, port: int) -> None:
-    """Runs the servers until Ctrl-C or until one of them ends: Dagster at `port`, MLflow and the pages at the next two."""
+    """Until Ctrl-C or until one of the servers ends: Dagster at `port`, MLflow and the pages at the next two."""
     home = settings.workspace / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     (settings.workspace / "mlflow").mkdir(exist_ok=True)
