@@ -179,9 +179,9 @@ def write(table: pd.DataFrame, milliseconds: Mapping[str, float]) -> None:
         }
         return "\n".join(f"| {values[value]} | {' | '.join(cells)} |" for value, cells in shares.items())
 
-    good = table[table["fault"] == "none"]
+    good = table.loc[table["fault"] == "none", :]
     wrongly = good[good["held"]].groupby(["set", "reason"], sort=False).size()
-    why = "; ".join(f"{of}: {reason} {count}" for (of, reason), count in wrongly.items()) or "none"
+    why = "; ".join(f"{of}: {reason} {n}" for of, reason, n in wrongly.reset_index().itertuples(index=False)) or "none"
     cost = ", ".join(f"{name} {ms:.0f} ms" for name, ms in milliseconds.items())
     (
         HERE / "matte_quality.md"
