@@ -30,7 +30,7 @@ def ingested_batch(context: dg.AssetExecutionContext, workspace: Workspace) -> d
     with plain_failures():
         report = stages.ingest(workspace.params(), layout, batch=context.partition_key, progress=Observations(context))
     return dg.MaterializeResult(
-        metadata=of_report(report) | {"data docs": page(layout, layout.data_docs / "index.html")},
+        metadata={"data docs": page(layout, layout.data_docs / "index.html")} | of_report(report),
         check_results=[*expectation_results(report)],
     )
 

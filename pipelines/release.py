@@ -100,4 +100,4 @@ def cycle_report(workspace: Workspace) -> dg.MaterializeResult:
     with plain_failures():
         report: Report = stages.html_report(workspace.params(), layout)
     # The copy: the next cycle writes over the other.
-    return dg.MaterializeResult(metadata=of_report(report) | {"page": page(layout, Path(report.facts["copy"]))})
+    return dg.MaterializeResult(metadata={"page": page(layout, Path(report.facts["copy"]))} | of_report(report))
