@@ -210,6 +210,8 @@ class Ingest:
                 accepted = [d for d in decisions if d.verdict == "accept"]
                 self._write_accepted(prober, rows, probes, accepted, known)
             except CatalogMoved:
+                # Perhaps by this very commit, whose answer was lost.
+                fills |= {d.row for d in decisions if d.fills}
                 continue
             if late := forgotten_among(self.catalog, known.photos) - known.forgotten:
                 erase(self.catalog, self.store, late)

@@ -14,6 +14,7 @@ import pytest
 from benchmarks import arrivals
 from benchmarks.faulty_proxy import FAULTS, FaultyProxy
 from benchmarks.ingest_kills import Kills
+from mm_core.catalog import Catalog, CatalogMoved
 from mm_core.errors import CatalogError, MattingError, StoreError
 from mm_core.store import open_store
 
@@ -103,6 +104,37 @@ def test_some_of_all_requests_fail(
     assert proxy.faults.total() > 5 and len(proxy.faults) >= len(FAULTS) - 2
 
 
+def test_a_commit_whose_answer_is_lost_is_not_done_by_another(
+    workshop_at: Any, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables moved by our own commit: what it filled is still ours when verdicts are made again."""
+    monkeypatch.setattr("mm_core.data.expectations.DataDocs.build", lambda self: None)
+    calm, lossy = workshop_at(store=tmp_path / "calm"), workshop_at(store=tmp_path / "lossy")
+    calm.drop("unlabeled", "a", [make.row(1, category=""), make.row(2)])
+    for shop in (calm, lossy):
+        shop.ingest()
+    calm.drop("text_image", "b", [make.row(1, caption="A dog."), make.row(3, caption="A cat.")])
+    calm.drop("pixel_labeled", "c", [make.row(2), make.row(4)])
+    calm.ingest()
+    lost: set[tuple[str, str]] = set()
+
+    def losing(verb: Any) -> Any:
+        def commit(self: Catalog, table: str, rows: Any, *args: Any, **more: Any) -> int:
+            done = verb(self, table, rows, *args, **more)
+            if more.get("at") is not None and (table, rows[0]["batch"]) not in lost:
+                lost.add((table, rows[0]["batch"]))
+                raise CatalogMoved(f"{table}: the answer was lost")
+            return done
+
+        return commit
+
+    for name in ("add", "fill"):
+        monkeypatch.setattr(Catalog, name, losing(getattr(Catalog, name)))
+    lossy.ingest()
+    assert lost == {("labels", "c"), ("samples", "c"), ("samples", "b")}
+    assert lossy.tables() == calm.tables()
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_s3_that_never_answers_well_is_reported(
     fault: str, s3_address: str, bucket: str, impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -119,8 +151,6 @@ def test_s3_that_never_answers_well_is_reported(
 
 
 def test_s3_that_is_not_there_is_reported_on_one_line(bucket: str, impatient: None, monkeypatch: Any) -> None:
-    from mm_core.catalog import Catalog
-
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("mm_core.faults.TRIES", 2)
     catalog = Catalog(bucket)
