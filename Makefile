@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DVC := .tools/dvc/.ready
 OCR := .tools/ocr/.ready
+EXECUTORCH := .tools/executorch/.ready
+LITERT := .tools/litert/.ready
 SHELL := /bin/bash
 
-.PHONY: demo test check ui clean setup lock ocr screenshots
+.PHONY: demo test check ui clean setup lock ocr formats screenshots
 .DELETE_ON_ERROR:
 
 setup: $(READY) $(DVC) $(OCR)
@@ -36,6 +38,19 @@ $(OCR): infra/ocr.lock
 
 ocr: $(OCR)
 
+# ExecuTorch brings omegaconf, LiteRT's converter pins its own torch: large, so only for who ships these formats.
+$(EXECUTORCH): infra/executorch.lock
+	$(PYTHON) -m venv .tools/executorch
+	.tools/executorch/bin/python -m pip install --quiet --disable-pip-version-check -r infra/executorch.lock
+	@touch $@
+
+$(LITERT): infra/litert.lock
+	$(PYTHON) -m venv .tools/litert
+	.tools/litert/bin/python -m pip install --quiet --disable-pip-version-check -r infra/litert.lock
+	@touch $@
+
+formats: $(EXECUTORCH) $(LITERT)
+
 demo: $(READY)
 	$(BIN)/mm demo
 
@@ -58,6 +73,8 @@ lock: $(READY)
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 	.tools/dvc/bin/python -m pip freeze > infra/dvc.lock
 	.tools/ocr/bin/python -m pip freeze > infra/ocr.lock
+	for tool in executorch litert; do [ ! -x .tools/$$tool/bin/python ] || \
+	  .tools/$$tool/bin/python -m pip freeze | sed 's/+cpu$$//' > infra/$$tool.lock; done
 
 clean:
 	rm -rf $(VENV) .tools data .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -64,6 +64,11 @@ class Layout:
         return self.cycle / "quantised"
 
     @property
+    def formats(self) -> Path:
+        """The candidate in further formats, kept by key beside what DVC tracks: making them takes minutes."""
+        return self.cycle / "formats"
+
+    @property
     def verdict(self) -> Path:
         return self.cycle / "gate" / "verdict.json"
 

@@ -261,11 +261,35 @@ class GateParams(_Section):
     """Bootstrap resamples over groups."""
 
 
+class LimitParams(_Section):
+    """What no released file may exceed, whatever the gate said; measured at export, on the machine that exports."""
+
+    max_bytes: int = Field(default=16_000_000, ge=1)
+    """Of the file of one decoder in one format."""
+    max_latency_ratio: float = Field(default=1.5, gt=0)
+    """A file's milliseconds an image against torch's float network, eager, both on one thread."""
+    max_peak_mb: float = Field(default=1500.0, gt=0)
+    """Peak memory, 1e6 bytes, of the fresh process that runs the file: its Python and runtime too (ExecuTorch's
+    binding brings torch)."""
+    max_diff_mse: float = Field(default=1e-3, gt=0)
+    """Mean square by which the mattes of a further format, which the gate does not judge, may differ from float."""
+
+
 class ExportParams(_Section):
     calibration_images: int = Field(default=32, ge=1)
     """Training photos that set the quantisation ranges, per decoder."""
     max_int8_mse: float = Field(default=3e-4, ge=0)
     """Where int8 mattes differ more than this (mean square) from float ones, more layers stay in float."""
+    formats: list[Literal["onnx", "executorch", "litert"]] = ["onnx"]
+    """What the bundle holds. ONNX is what the gate judges, so it is always there; executorch and litert need
+    `make formats` and take minutes."""
+    limits: LimitParams = LimitParams()
+
+    @model_validator(mode="after")
+    def _formats_are_a_set_with_onnx(self) -> ExportParams:
+        if "onnx" not in self.formats or len(set(self.formats)) != len(self.formats):
+            raise ValueError("formats: name onnx, which the gate judges, and each further one once")
+        return self
 
 
 class RouteParams(_Section):

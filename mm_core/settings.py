@@ -33,6 +33,10 @@ class Settings:
     """`MM_OCR_PYTHON`: the Python that has rapidocr; default where `make ocr` puts it. Absent: no text is read."""
     pages_url: str = ""
     """`MM_PAGES_URL`, set by `mm ui`: where it serves the workspace's pages. Empty: nowhere."""
+    executorch_python: Path = Path(".tools/executorch/bin/python")
+    """`MM_EXECUTORCH_PYTHON`: the Python that has ExecuTorch; default where `make formats` puts it."""
+    litert_python: Path = Path(".tools/litert/bin/python")
+    """`MM_LITERT_PYTHON`: the Python that has LiteRT; default where `make formats` puts it."""
 
     @staticmethod
     def from_env(workspace: str | Path | None = None, inbox: str | None = None) -> Settings:
@@ -45,9 +49,16 @@ class Settings:
             mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow' / 'mlflow.db'}",
             params_file=Path(os.environ.get("MM_PARAMS") or "params.yaml").expanduser().absolute(),
             device=os.environ.get("MM_DEVICE") or "auto",
-            ocr_python=Path(os.environ.get("MM_OCR_PYTHON") or ".tools/ocr/bin/python").expanduser().absolute(),
+            ocr_python=_tool("ocr"),
+            executorch_python=_tool("executorch"),
+            litert_python=_tool("litert"),
             pages_url=os.environ.get("MM_PAGES_URL", "").rstrip("/"),
         )
+
+
+def _tool(name: str) -> Path:
+    """The Python of an isolated environment, as `MM_<NAME>_PYTHON` says or as the Makefile makes it."""
+    return Path(os.environ.get(f"MM_{name.upper()}_PYTHON") or f".tools/{name}/bin/python").expanduser().absolute()
 
 
 def _absolute(url: str) -> str:

@@ -23,14 +23,17 @@ from mm_core.data.snapshot import TRAINING, read_pool
 from mm_core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.export import selfcheck
 from mm_core.export.card import model_card
+from mm_core.export.formats.convert import convert
+from mm_core.export.limits import require_within
 from mm_core.export.lock import held
+from mm_core.export.measured import decoder_entry, run_all, torch_latencies
 from mm_core.export.provenance import code_revision
-from mm_core.export.runtime import SUFFIX, OnnxPredictor, input_size, latency_ms, median_ms, open_session
+from mm_core.export.runtime import SUFFIX, input_size, open_session
 from mm_core.export.signature import UNSIGNED, sign_file
 from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.model.preprocess import MEAN, STD, prepare, resize
+from mm_core.model.preprocess import MEAN, STD, resize
 from mm_core.params import Params
-from mm_core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, decoder_of, digest_of, sha256_file, write_json
+from mm_core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.store import Store
 
 SCHEMA_VERSION = 1
@@ -38,7 +41,6 @@ GOLDEN = {"saliency": "pets", "portrait": "portrait", "scenery": "scenery"}
 """Category of the generated photo that each decoder is checked with: nobody's photo, nobody's licence."""
 TOLERANCE = {"mse": 1e-4, "max": 0.1}
 """What another machine may differ by: ARM against x86 was seen to reach 3e-6 and 0.055 (notes on mobile export)."""
-THREADS = (1, 2)
 
 
 def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict, report: Report) -> Report:
@@ -46,17 +48,27 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
 
     The bundle is checked by a fresh process with nothing but numpy and onnxruntime before it is moved in. A finished
     bundle of the same model, files, scores and verdict is kept. Raises ReleaseRefused where the int8 files are not
-    the ones that were judged, InputError where a stage before is missing.
+    the ones that were judged or one is beyond `export.limits`, InputError where a stage before is missing or
+    `export.formats` asks for one whose tools are.
     """
     version = verdict.candidate[:12]
     target = layout.bundles / version
     about = _about(layout, verdict)
     with held(layout.bundles / ".lock"):
-        if _key_of(target) != about["key"]:
+        photos = about["quantised"]["calibration"]
+        made = convert(params.export.formats, layout.model(TRAIN_STAGES[-1]), photos, layout, store)
+        asked = {
+            "limits": params.export.limits.model_dump(mode="json"),
+            "formats": {name: {d: row["sha256"] for d, row in rows.items()} for name, rows in made.items()},
+        }
+        if _key_of(target) != about["key"] or read_manifest(target)["asked"] != asked:
             for left in layout.bundles.glob(".*.tmp"):
                 shutil.rmtree(left)
             fresh = layout.bundles / f".{version}.{os.getpid()}.tmp"
-            _assemble(fresh, version, layout, verdict, about)
+            _assemble(fresh, version, layout, store, verdict, about | {"asked": asked, "made": made})
+            manifest = read_manifest(fresh)
+            sizes = {name: file["bytes"] for name, file in manifest["files"].items()}
+            require_within(params.export.limits, by_file(manifest), sizes)
             verify(fresh)
             _move_in(fresh, target)
         signer = sign_file(target / "manifest.json")
@@ -65,11 +77,13 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
     report.facts["signature"] = f"Ed25519, key {signer}" if signer else UNSIGNED
     report.metrics["export/bytes"] = float(sum(file["bytes"] for file in manifest["files"].values()))
     report.tables["bundle"] = [
-        {"decoder": decoder, "bytes": manifest["files"][row["file"]]["bytes"], "float_part": row["float_part"]}
+        {"file": file, "bytes": manifest["files"][file]["bytes"], "float_part": row.get("float_part", "")}
         | {f"ms_{t}_threads": row["latency_ms"][t] for t in row["latency_ms"]}
         | {f"speedup_{t}_threads": row["speedup"][t] for t in row["speedup"]}
-        for decoder, row in manifest["decoders"].items()
+        | {"peak_mb": row["peak_mb"], "diff_mse": row["int8_against_float"]["mse"]}
+        for file, row in by_file(manifest).items()
     ]
+    report.facts["limits"] = manifest["asked"]["limits"]
     for decoder, row in manifest["decoders"].items():
         report.metrics |= {f"export/{decoder}/ms_{t}": value for t, value in row["latency_ms"].items()}
         report.metrics |= {f"export/{decoder}/speedup_{t}": value for t, value in row["speedup"].items()}
@@ -86,6 +100,13 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} is missing: run `mm export` first")
     return json.loads(path.read_text())
+
+
+def by_file(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """File name → what the manifest says of it, the ONNX files first."""
+    entries = [*manifest["decoders"].values()]
+    entries += [other for row in manifest["decoders"].values() for other in row["formats"].values()]
+    return {entry["file"]: entry for entry in entries}
 
 
 def exported_bundle(layout: Layout, verdict: Verdict) -> Path:
@@ -161,16 +182,22 @@ def judged_files(layout: Layout) -> dict[str, str]:
     return json.loads(metadata.get(b"mm", b"{}")).get("quantised", {})
 
 
-def _assemble(folder: Path, version: str, layout: Layout, verdict: Verdict, about: dict[str, Any]) -> None:
+def _assemble(
+    folder: Path, version: str, layout: Layout, store: Store, verdict: Verdict, about: dict[str, Any]
+) -> None:
     folder.mkdir()
     quantised = about["quantised"]["decoders"]
     for decoder in quantised:
         shutil.copyfile(layout.quantised / f"{decoder}{SUFFIX}", folder / f"{decoder}{SUFFIX}")
+        for rows in about["made"].values():
+            shutil.copyfile(layout.formats / rows[decoder]["file"], folder / rows[decoder]["file"])
     shutil.copyfile(selfcheck.__file__, folder / "selfcheck.py")
     size = input_size(open_session(folder / f"{DECODERS[0]}{SUFFIX}"))
-    _write_golden(folder, size)
+    golden = {d: resize(generate(c, i, size=size).image, size, size) for i, (d, c) in enumerate(GOLDEN.items())}
+    runs = run_all(folder, layout, store, golden, about)
+    _write_golden(folder, golden, runs)
     snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
-    torch_ms = _torch_latencies(layout.model(TRAIN_STAGES[-1]))
+    torch_ms = torch_latencies(layout.model(TRAIN_STAGES[-1]))
     manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "key": about["key"],
@@ -181,7 +208,8 @@ def _assemble(folder: Path, version: str, layout: Layout, verdict: Verdict, abou
         "code_revision": code_revision(),
         "verdict": about["verdict"],
         "metrics": about["metrics"],
-        "decoders": {d: _decoder_entry(folder, d, row, torch_ms) for d, row in quantised.items()},
+        "asked": about["asked"],
+        "decoders": {d: decoder_entry(d, row, about["made"], runs[d], torch_ms[d]) for d, row in quantised.items()},
         "input": {
             "name": "image",
             "dtype": "float32",
@@ -213,51 +241,14 @@ def _assemble(folder: Path, version: str, layout: Layout, verdict: Verdict, abou
     write_json(folder / "manifest.json", manifest)
 
 
-def _decoder_entry(
-    folder: Path, decoder: str, row: dict[str, Any], torch_ms: dict[str, dict[str, float]]
-) -> dict[str, Any]:
-    file = f"{decoder}{SUFFIX}"
-    here = {str(threads): round(latency_ms(folder / file, threads), 2) for threads in THREADS}
-    return {
-        "file": file,
-        "categories": [c for c in ALL_CATEGORIES if decoder_of(c) == decoder],
-        "float_part": row["float_part"],
-        "int8_against_float": {"mse": row["diff_mse"], "max": row["diff_max"], "photos": row["calibration_images"]},
-        "latency_ms": here,
-        "torch_float_ms": torch_ms[decoder],
-        "speedup": {threads: round(torch_ms[decoder][threads] / ms, 2) for threads, ms in here.items()},
-    }
-
-
-def _torch_latencies(model: Path) -> dict[str, dict[str, float]]:
-    """Decoder → threads → median ms of torch's float network, eager, one photo."""
-    import torch
-
-    from mm_core.model.files import load_model
-
-    net, _ = load_model(model)
-    image = torch.zeros(1, 3, net.config.size, net.config.size)
-    before = torch.get_num_threads()
-    found: dict[str, dict[str, float]] = {decoder: {} for decoder in DECODERS}
-    try:
-        with torch.inference_mode():
-            for threads in THREADS:
-                torch.set_num_threads(threads)
-                for decoder, row in found.items():
-                    row[str(threads)] = round(median_ms(lambda d=decoder: net(image, d)), 2)
-    finally:
-        torch.set_num_threads(before)
-    return found
-
-
-def _write_golden(folder: Path, size: int) -> None:
-    """Per decoder a generated photo, uint8 (S, S, 3), and the matte that the file gives here, float32 (S, S)."""
-    predictor = OnnxPredictor.of_folder(folder, threads=1)
+def _write_golden(folder: Path, golden: dict[str, np.ndarray], runs: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """Per decoder a generated photo, uint8 (S, S, 3), and the matte of each format's file here, float32 (S, S):
+    `<decoder>_alpha` of ONNX, `<decoder>_<format>_alpha` of the others."""
     pairs: dict[str, np.ndarray] = {}
-    for seed, (decoder, category) in enumerate(GOLDEN.items()):
-        image = resize(generate(category, seed, size=size).image, size, size)
-        pairs[f"{decoder}_image"] = image
-        pairs[f"{decoder}_alpha"] = predictor.alpha(prepare(image, size), decoder)
+    for decoder, photo in golden.items():
+        pairs[f"{decoder}_image"] = photo
+        for name, run in runs[decoder].items():
+            pairs[f"{decoder}_alpha" if name == "onnx" else f"{decoder}_{name}_alpha"] = run["golden"]
     np.savez_compressed(folder / "golden.npz", **pairs)  # pyright: ignore[reportArgumentType]
 
 

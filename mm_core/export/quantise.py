@@ -62,7 +62,7 @@ def quantise(
             "recipe": _RECIPE,
             "model": sha256_file(model),
             "calibration": chosen,
-            "params": params.model_dump(mode="json"),
+            "params": {"calibration_images": params.calibration_images, "max_int8_mse": params.max_int8_mse},
             "versions": tool_versions(),
         }
     )

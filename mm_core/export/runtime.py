@@ -5,10 +5,9 @@ What the gate judges runs through here, so that what is judged is what ships.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -98,24 +97,3 @@ class OnnxPredictor:
                 raise InputError(f"no file for decoder {decoder!r}: this model has {', '.join(sorted(self.files))}")
             self._sessions[decoder] = open_session(self.files[decoder], self.threads)
         return self._sessions[decoder]
-
-
-def latency_ms(file: Path, threads: int, *, warm_up: int = 3, runs: int = 12) -> float:
-    """Median milliseconds of one image through a file on `threads` threads; the first calls are 2–3 times slower."""
-    session = open_session(file, threads)
-    size = input_size(session)
-    image = np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)
-    return median_ms(lambda: session.run(["alpha"], {"image": image}), warm_up=warm_up, runs=runs)
-
-
-def median_ms(call: Callable[[], Any], *, warm_up: int = 3, runs: int = 12, seconds: float = 2.0) -> float:
-    """Median wall-clock milliseconds of a call; fewer runs where they take more than `seconds` (a busy machine)."""
-    for _ in range(warm_up):
-        call()
-    times = []
-    begin = time.perf_counter()
-    while len(times) < runs and (not times or time.perf_counter() - begin < seconds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times) * 1e3)

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from export_cycle import PARAMS, verdict_of
+from export_cycle import PARAMS, stop_clocks, verdict_of
 
 from mm_core import stages
 from mm_core.errors import InputError, MattingError, ReleaseRefused
@@ -87,11 +87,10 @@ class Killed(BaseException):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Spares the stopwatch, which the shared bundle has shown at work."""
-    monkeypatch.setattr(b, "_torch_latencies", lambda model: dict.fromkeys(DECODERS, {"1": 1.0, "2": 1.0}))
-    monkeypatch.setattr(b, "latency_ms", lambda file, threads: 1.0)
+    stop_clocks(monkeypatch)
 
 
-@pytest.mark.parametrize("place", ["_write_golden", "_torch_latencies", "write_json", "verify", "_move_in"])
+@pytest.mark.parametrize("place", ["_write_golden", "torch_latencies", "write_json", "verify", "_move_in"])
 def test_killed_anywhere_there_is_no_half_bundle_and_the_next_run_completes_it(cycle, monkeypatch, unmeasured, place):
     folder = bundle_of(cycle)
     shutil.rmtree(folder)

@@ -6,7 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from export_cycle import PARAMS, clone, layout_at, verdict_of, write_models
+from export_cycle import PARAMS, clone, layout_at, stop_clocks, verdict_of, write_models
 
 from mm_core import stages
 from mm_core.data.snapshot import POOLS, read_pool
@@ -16,7 +16,7 @@ from mm_core.export.lineage import lineage
 from mm_core.export.registry import NAME, Registry
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.model.files import load_model
-from mm_core.records import DECODERS, Report, Verdict, sha256_file, write_json
+from mm_core.records import Report, Verdict, sha256_file, write_json
 from mm_core.store import LocalStore, fetch_blob
 
 WRITES = (
@@ -77,8 +77,7 @@ def second(promoted, tmp_path_factory) -> Layout:
 def export(layout: Layout, verdict: Verdict) -> None:
     """With the stopwatch at rest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(b, "_torch_latencies", lambda model: dict.fromkeys(DECODERS, {"1": 1.0, "2": 1.0}))
-        patch.setattr(b, "latency_ms", lambda file, threads: 1.0)
+        stop_clocks(patch)
         b.write_bundle(PARAMS, layout, stages.store_of(layout), verdict, Report("export"))
 
 

@@ -6,17 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
-from export_cycle import PARAMS, clone, verdict_of, write_models
+from export_cycle import PARAMS, clone, stop_clocks, verdict_of, write_models
 
 from mm_core import stages
 from mm_core.errors import InputError, ReleaseRefused
-from mm_core.export import bundle as b
 from mm_core.export.override import PREFIX, write_override
 from mm_core.export.registry import Registry
 from mm_core.export.signature import make_keys
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.model.files import load_model
-from mm_core.records import DECODERS, sha256_file, write_json
+from mm_core.records import sha256_file, write_json
 
 
 @pytest.fixture
@@ -29,8 +28,7 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def stopwatch_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(b, "_torch_latencies", lambda model: dict.fromkeys(DECODERS, {"1": 1.0, "2": 1.0}))
-    monkeypatch.setattr(b, "latency_ms", lambda file, threads: 1.0)
+    stop_clocks(monkeypatch)
 
 
 @pytest.fixture(scope="module")

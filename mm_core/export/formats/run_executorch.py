@@ -1,0 +1,22 @@
+"""Runs a `.pte` file with ExecuTorch; see measure.py. The Python binding needs torch, a phone's runtime does not."""
+
+# pyright: reportMissingImports=false
+# (they lie in the environment that runs this file)
+from __future__ import annotations
+
+import importlib.metadata
+
+import measure
+import numpy as np
+import torch
+from executorch.extension.pybindings import portable_lib
+
+
+def open_model(file: str, threads: int) -> measure.Run:
+    portable_lib._unsafe_reset_threadpool(threads)
+    module = portable_lib._load_for_executorch(file)
+    return lambda image: np.array(module.run_method("forward", (torch.from_numpy(image),))[0])
+
+
+if __name__ == "__main__":
+    measure.main(open_model, lambda: {"executorch": importlib.metadata.version("executorch")})

@@ -1,0 +1,36 @@
+"""Runs a `.tflite` file with LiteRT; see measure.py. Quantises the input and the output where the file wants int8."""
+
+# pyright: reportMissingImports=false
+# (they lie in the environment that runs this file)
+from __future__ import annotations
+
+import importlib.metadata
+
+import measure
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+
+def open_model(file: str, threads: int) -> measure.Run:
+    interpreter = Interpreter(model_path=file, num_threads=threads)
+    interpreter.allocate_tensors()
+    (given,), (got,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(image: np.ndarray) -> np.ndarray:
+        if given["dtype"] != np.float32:
+            scale, zero = given["quantization"]
+            limits = np.iinfo(given["dtype"])
+            image = np.clip(np.round(image / scale) + zero, limits.min, limits.max).astype(given["dtype"])
+        interpreter.set_tensor(given["index"], image)
+        interpreter.invoke()
+        alpha = interpreter.get_tensor(got["index"])
+        if got["dtype"] != np.float32:
+            scale, zero = got["quantization"]
+            alpha = (alpha.astype(np.float32) - zero) * np.float32(scale)
+        return alpha
+
+    return run
+
+
+if __name__ == "__main__":
+    measure.main(open_model, lambda: {"ai-edge-litert": importlib.metadata.version("ai-edge-litert")})

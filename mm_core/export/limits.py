@@ -1,0 +1,51 @@
+"""What no released file may exceed, whatever the gate said: `export.limits` in params.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mm_core.errors import ReleaseRefused
+from mm_core.export.runtime import SUFFIX as JUDGED
+from mm_core.params import LimitParams
+
+
+def require_within(limits: LimitParams, entries: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> None:
+    """Raises ReleaseRefused that names every file beyond a limit, with what was measured and what to do.
+
+    `entries`: file name → `speedup`, `peak_mb`, `int8_against_float`, and `undelegated` where the format has it;
+    `sizes`: file name → bytes.
+    """
+    beyond = []
+    for file, entry in entries.items():
+        mse = entry["int8_against_float"]["mse"]
+        if sizes[file] > limits.max_bytes:
+            beyond.append(
+                f"{file} has {sizes[file]} bytes, export.limits.max_bytes is {limits.max_bytes}: "
+                "choose a smaller model.encoder or model.width"
+            )
+        ratio = 1 / entry["speedup"]["1"]
+        if ratio > limits.max_latency_ratio:
+            beyond.append(
+                f"{file} takes {ratio:.2f} × the float network's time, export.limits.max_latency_ratio is "
+                f"{limits.max_latency_ratio}: export on a quiet machine, or leave this format out of export.formats"
+            )
+        if entry["peak_mb"] > limits.max_peak_mb:
+            beyond.append(
+                f"{file} needed {entry['peak_mb']:.0f} MB, export.limits.max_peak_mb is {limits.max_peak_mb:g}: "
+                "lower model.size or model.width"
+            )
+        if file.endswith(JUDGED):
+            continue
+        if not mse <= limits.max_diff_mse:
+            beyond.append(
+                f"{file} strays {mse:.2g} (mean square) from the float mattes, export.limits.max_diff_mse is "
+                f"{limits.max_diff_mse:g}: raise export.calibration_images, or leave this format out"
+            )
+        if entry.get("undelegated", 0):
+            beyond.append(
+                f"{file} leaves {entry['undelegated']} operators to slow portable kernels: choose a model.encoder "
+                "whose operators XNNPACK takes, or leave executorch out of export.formats"
+            )
+    if beyond:
+        raise ReleaseRefused("beyond the hard limits: " + "; ".join(beyond))
