@@ -96,7 +96,8 @@ def drop_samples(inbox: Path, cycle: int) -> None:
         _drop(inbox, "unlabeled", "2026-w02", each(12), seed=500)
         _drop(inbox, "text_image", "2026-w02", each(12), seed=600)
     else:
-        counts = each(6) | {POISONED: 130}
+        # More wrong mattes than the category has right ones: with fewer, the loss is within the gate's doubt.
+        counts = each(6) | {POISONED: 260}
         _drop(inbox, "pixel_labeled", "2026-w03", counts, seed=700, role="train", poison=POISONED)
 
 
