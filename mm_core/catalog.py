@@ -190,7 +190,7 @@ class Catalog:
     @patient
     def compact(self, table: str) -> int:
         """Puts small files together; returns how many went. Rows and their order of keys stay; safe beside writers."""
-        from deltalake.exceptions import CommitFailedError
+        from deltalake.exceptions import CommitFailedError, DeltaError
 
         delta = self._open(table)
         if delta is None:
@@ -199,6 +199,8 @@ class Catalog:
             done = delta.optimize.compact(target_size=FILE_BYTES, max_concurrent_tasks=1)
         except CommitFailedError:
             return 0  # another writer replaced one of the files: its compaction, or the next, does the work
+        except (DeltaError, OSError) as error:
+            raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
         return int(done["numFilesRemoved"])
 
     @patient

@@ -134,6 +134,15 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
 
 
+def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
+    """The JSON object at `path` if it was written under this `key`; None where it is absent, broken or another's."""
+    try:
+        record = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("key") == key else None
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Atomic write: temporary file beside `path`, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -258,13 +258,7 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
         evaluate_models(params.evaluate, models, layout, store, report, progress=progress)
         layout.shadow.unlink(missing_ok=True)
         if inputs["champion"] and params.evaluate.shadow_photos:
-            catalog, at = catalog_of(layout), inputs["catalog"]
-            columns = ["id", "category", "accepted_at"]
-            photos = newest_unlabelled(
-                catalog.read("samples", version=at["samples"], columns=columns),
-                set(catalog.read("labels", version=at["labels"], columns=["sample_id"])["sample_id"]),
-                params.evaluate.shadow_photos,
-            )
+            photos = newest_unlabelled(catalog_of(layout), inputs["catalog"], params.evaluate.shadow_photos)
             int8, champion = models[TRAIN_STAGES[-1], "int8"], models["champion", "int8"]
             about = identity(layout, inputs)
             run_shadow(photos, int8, champion, about, layout, store, report, progress=progress)

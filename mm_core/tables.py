@@ -111,7 +111,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         ]
     ),
 }
-ADDED: Mapping[str, tuple[str, ...]] = {"features": ("vector",)}
+ADDED: Mapping[str, tuple[str, ...]] = {"features": ("vector",), "samples": ("landmarks", "near")}
 """Columns younger than the first catalogs: versions without them read as nulls, and the next write adds them."""
 KEYS: Mapping[str, tuple[str, ...]] = {
     "batches": ("key",),

@@ -126,6 +126,18 @@ def test_a_table_from_before_a_column_is_read_and_brought_up_by_the_next_write(c
     assert catalog.read("features", version=before)["vector"].isna().all()
 
 
+def test_photos_from_before_landmarks_stay_and_new_ones_join_them(catalog: Catalog) -> None:
+    old = pa.schema([field for field in SCHEMAS["samples"] if field.name not in ("landmarks", "near")])
+    DeltaTable.create(f"{catalog.url}/samples", old, storage_options=_s3_options())
+    rows = pa.Table.from_pylist([{"id": "a", "phash": "0" * 16}], schema=old)
+    write_deltalake(f"{catalog.url}/samples", rows, mode="append", storage_options=_s3_options())
+    assert catalog.read("samples", columns=["id", "landmarks", "near"]).isna().any(axis=None)
+    assert catalog.add("samples", [{"id": "a"}, {"id": "b", "landmarks": b"12345678", "near": ["a"]}]) == 1
+    found = catalog.read("samples").set_index("id")
+    assert found.loc["a", "landmarks"] is None and found.loc["a", "phash"] == "0" * 16
+    assert found.loc["b", "landmarks"] == b"12345678" and list(found.loc["b", "near"]) == ["a"]
+
+
 def test_a_broken_table_is_said(tmp_path: Path) -> None:
     catalog = Catalog(str(tmp_path))
     catalog.add("labels", [{"id": "a"}])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mm_core.catalog import Catalog
 from mm_core.data.images import UnreadableImage, load_rgb
 from mm_core.errors import BlobNotFound
 from mm_core.eval.mattes import small, write_png
@@ -28,9 +29,14 @@ SHOWN = 6
 AT_ONCE = 8
 
 
-def newest_unlabelled(samples: pd.DataFrame, labelled: set[str], count: int) -> pd.DataFrame:
-    """The `count` samples accepted last that have no label, by time and id. Columns: id, category, accepted_at."""
-    free = samples.loc[~samples["id"].isin(sorted(labelled))]
+def newest_unlabelled(catalog: Catalog, versions: Mapping[str, int], count: int) -> pd.DataFrame:
+    """The `count` samples accepted last that have no label, by time and id. Columns: id, category, accepted_at.
+
+    `versions`: table → pinned version of the catalog.
+    """
+    samples = catalog.read("samples", version=versions["samples"], columns=["id", "category", "accepted_at"])
+    labelled = catalog.read("labels", version=versions["labels"], columns=["sample_id"])["sample_id"]
+    free = samples.loc[~samples["id"].isin(labelled)]
     return free.sort_values(["accepted_at", "id"], ascending=False, ignore_index=True).head(count)
 
 

@@ -36,7 +36,7 @@ from mm_core.params import Params
 from mm_core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.store import Store
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 GOLDEN = {"saliency": "pets", "portrait": "portrait", "scenery": "scenery"}
 """Category of the generated photo that each decoder is checked with: nobody's photo, nobody's licence."""
 TOLERANCE = {"mse": 1e-4, "max": 0.1}

@@ -9,7 +9,6 @@ little time; a decoder that still strays too far from float keeps more layers (`
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,16 @@ from mm_core.errors import MattingError, NothingToTrainOn
 from mm_core.export.runtime import SUFFIX, open_session
 from mm_core.model.preprocess import prepare
 from mm_core.params import ExportParams
-from mm_core.records import DECODERS, Report, digest_of, sha256_bytes, sha256_file, write_bytes, write_json
+from mm_core.records import (
+    DECODERS,
+    Report,
+    digest_of,
+    read_keyed,
+    sha256_bytes,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
 from mm_core.store import Store, fetch_blob
 
 FLOAT_PARTS = ("head", "decoder", "encoder")
@@ -108,13 +116,8 @@ def tool_versions() -> dict[str, str]:
 
 
 def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
-    if not record_file.is_file():
-        return None
-    try:
-        record = json.loads(record_file.read_text())
-    except json.JSONDecodeError:
-        return None
-    if not isinstance(record, dict) or record.get("key") != key:
+    record = read_keyed(record_file, key)
+    if record is None:
         return None
     for decoder, row in record["decoders"].items():
         file = record_file.with_name(decoder + SUFFIX)

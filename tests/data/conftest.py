@@ -62,6 +62,22 @@ def good_row(seed: int, **more: Any) -> dict[str, Any]:
     } | more
 
 
+def mixed_rows() -> list[dict[str, Any]]:
+    """Two good rows, a copy, a copy saved again, a bad one, a row listed twice, a burst of two."""
+    first = good_row(1)
+    burst = photo(7)
+    return [
+        first,
+        good_row(2),
+        good_row(1, image="images/copy.jpg"),
+        good_row(1, image="images/again.jpg", image_bytes=encoded(photo(1), quality=60)),
+        good_row(3, image_bytes=b"<html>"),
+        first,
+        good_row(7, group="burst"),
+        good_row(8, image_bytes=encoded(burst, quality=50), group="burst"),
+    ]
+
+
 def write_rows(folder: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> Path:
     """The files of the rows, then manifest.csv."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,4 +179,5 @@ def make() -> Any:
     """The makers of photos, mattes, files and rows."""
     from types import SimpleNamespace
 
-    return SimpleNamespace(photo=photo, scene=scene, matte=matte, encoded=encoded, row=good_row, write_rows=write_rows)
+    pixels = {"photo": photo, "scene": scene, "matte": matte, "encoded": encoded}
+    return SimpleNamespace(**pixels, row=good_row, mixed=mixed_rows, write_rows=write_rows)

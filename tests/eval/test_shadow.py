@@ -12,6 +12,7 @@ import pytest
 from eval_workspace import make, simulate, tables
 from test_gate import INPUTS, PARAMS, workspace
 
+from mm_core.catalog import Catalog
 from mm_core.data.images import load_rgb
 from mm_core.eval.evaluate import flips, identity
 from mm_core.eval.gate import decide
@@ -38,11 +39,15 @@ class Bright(Constant):
         return [np.full(photo.shape[:2], photo.mean() / 255, np.float32) for photo in photos]
 
 
-def test_only_the_newest_photos_without_label() -> None:
-    samples = pd.DataFrame(
-        {"id": list("abcde"), "category": "pets", "accepted_at": ["2026-01-0" + day for day in "12345"]}
+def test_only_the_newest_photos_without_label_of_the_pinned_versions(tmp_path: Path) -> None:
+    catalog = Catalog(str(tmp_path))
+    catalog.add(
+        "samples", [{"id": i, "category": "pets", "accepted_at": f"2026-01-0{n}"} for n, i in enumerate("abcde")]
     )
-    assert newest_unlabelled(samples, {"e"}, 2)["id"].tolist() == ["d", "c"]
+    catalog.add("labels", [{"id": "l", "sample_id": "e", "version": 1}])
+    pinned = catalog.versions()
+    catalog.add("samples", [{"id": "f", "accepted_at": "2026-02-01"}])
+    assert newest_unlabelled(catalog, pinned, 2)["id"].tolist() == ["d", "c"]
 
 
 def test_difference_is_the_mean_absolute_one_and_the_largest_are_shown(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ The float network goes over as a `torch.export` program, so that the toolchains 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from mm_core.data.images import load_rgb
 from mm_core.export.formats.run import HERE, SUFFIX, call, python_of
 from mm_core.layout import Layout
 from mm_core.model.preprocess import prepare
-from mm_core.records import digest_of, sha256_file, write_bytes, write_json
+from mm_core.records import digest_of, read_keyed, sha256_file, write_bytes, write_json
 from mm_core.store import Store, fetch_blob
 
 
@@ -71,14 +70,8 @@ def float_alphas(model: Path, decoder: str, images: np.ndarray) -> np.ndarray:
 
 
 def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
-    if not record_file.is_file():
-        return None
-    try:
-        record = json.loads(record_file.read_text())
-    except json.JSONDecodeError:
-        return None
-    file = record_file.with_suffix("")
-    if record.get("key") != key or not file.is_file() or sha256_file(file) != record["sha256"]:
+    record, file = read_keyed(record_file, key), record_file.with_suffix("")
+    if record is None or not file.is_file() or sha256_file(file) != record["sha256"]:
         return None
     return record
 
