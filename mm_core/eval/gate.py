@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
+from scipy.special import ndtri
 
 from mm_core.data.snapshot import read_pool
 from mm_core.eval.evaluate import identity
@@ -32,6 +33,8 @@ RELATIVE = frozenset({"mse", "conn", "sad", "grad"})
 """Metrics whose margins are shares of the reference; the others' are absolute."""
 SLACK = 1e-4
 """Absolute part of a relative margin, so that a nearly perfect reference is not an impossible one."""
+SETTLED = 0.8
+"""Share of cases in which the photos that an INCONCLUSIVE verdict asks for shall be enough."""
 FLOAT, INT8, CHAMPION, ANCHOR = (CANDIDATE, "float"), (CANDIDATE, "int8"), ("champion", "int8"), ("anchor", "int8")
 
 
@@ -156,7 +159,7 @@ def conclude(params: GateParams, cells: list[Cell], problems: list[str], *, same
     if failed:
         return "REJECT", [*(_shown(cell) for cell in failed), *thin, *warnings]
     if thin or unclear:
-        return "INCONCLUSIVE", [*thin, *(_open(cell) for cell in unclear), *warnings]
+        return "INCONCLUSIVE", [*thin, *(_open(params, cell) for cell in unclear), *warnings]
     return "PROMOTE", [_summary(params, judged), *warnings]
 
 
@@ -283,15 +286,27 @@ def _shown(cell: Cell) -> str:
     )
 
 
-def _open(cell: Cell) -> str:
+def more_photos(params: GateParams, cell: Cell) -> int | None:
+    """How many more photos like these settle an unclear cell in SETTLED of cases, were the gain seen the true one.
+
+    None where the gain seen lies below the margin: more photos would show no more. The standard error is read off the
+    bound and shrinks with the root of the number of photos (Lehr 1992, as any sample size formula).
+    """
+    if cell.gain <= cell.margin:
+        return None
+    alpha = params.guard_alpha if cell.role == "guard" else params.alpha
+    needed = (cell.gain - cell.bound) * (1 + ndtri(SETTLED) / -ndtri(alpha))
+    return max(1, math.ceil(cell.images * ((needed / (cell.gain - cell.margin)) ** 2 - 1)))
+
+
+def _open(params: GateParams, cell: Cell) -> str:
     text = (
         f"{cell.category}: {cell.metric} against {cell.against} is not settled: gain {cell.gain:+.2g}, "
         f"certain only above {cell.bound:+.2g}, needed above {cell.margin:+.2g}"
     )
-    if cell.gain <= cell.margin:
+    more = more_photos(params, cell)
+    if more is None:
         return f"{text}; at this gain more photos would not settle it"
-    share = (cell.gain - cell.bound) / (cell.gain - cell.margin)
-    more = max(1, math.ceil(cell.images * (share**2 - 1)))
     return f"{text}; about {more} more photo{'s' * (more > 1)} like these would settle it"
 
 

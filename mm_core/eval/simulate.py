@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mm_core.eval.evidence import Evidence
-from mm_core.eval.gate import ANCHOR, CHAMPION, FLOAT, INT8, judge_category, questions_for
+from mm_core.eval.gate import ANCHOR, CHAMPION, FLOAT, INT8, judge_category, more_photos, questions_for
 from mm_core.params import GateParams
 from mm_core.records import CATEGORIES
 
@@ -45,7 +45,11 @@ class World:
     """Mean log MSE."""
 
 
-def draw(world: World, gain: float, rng: np.random.Generator) -> Mapping[tuple[str, str], Mapping[str, np.ndarray]]:
+Scores = Mapping[tuple[str, str], Mapping[str, np.ndarray]]
+"""(model, precision) → metric → (photos, columns)."""
+
+
+def draw(world: World, gain: float, rng: np.random.Generator) -> Scores:
     """Scores of one category: the candidate's mean MSE is (1 - gain) of the champion's; the anchor is a tenth worse.
 
     The other metrics follow from the MSE of the photo, so that a gain or loss shows in all of them.
@@ -83,12 +87,55 @@ def promoted(params: GateParams, world: World, gains: Mapping[str, float], rng: 
         answer["point"] &= better > 0
         answer["threshold"] &= better >= THRESHOLD
         if answer["gate"]:
-            names = np.full(world.photos, category), np.char.mod("%d", np.arange(world.photos) // world.burst)
-            cells = judge_category(params, Evidence(*names, values), category, questions, rng)
-            answer["gate"] = bool(cells) and all(cell.result == "pass" for cell in cells)
+            evidence = _evidence(values, category, world.burst)
+            # The gain first: what shows none need not be asked the rest.
+            for asked in (questions[:1], questions[1:]):
+                cells = judge_category(params, evidence, category, asked, rng) if answer["gate"] else []
+                answer["gate"] = bool(cells) and all(cell.result == "pass" for cell in cells)
         if not any(answer.values()):
             break
     return answer
+
+
+def settling(params: GateParams, world: World, gain: float, runs: int, seed: int, most: int = 100) -> dict[str, float]:
+    """Whether the photos that an INCONCLUSIVE verdict asks for do settle it, about the primary metric of one category.
+
+    Of `runs` retrainings with this true gain: `unclear`, the share not settled; of those `numbered`, the share told a
+    number of photos; of those `median_more` (photos) and `settled`, the share that is settled when as many more of the
+    same world have come. Numbers beyond `most` times the photos at hand count as not settled.
+    """
+    params, rng = params.model_copy(update={"resamples": min(params.resamples, RESAMPLES)}), np.random.default_rng(seed)
+    question, category = questions_for(params, champion=True, anchor=False)[:1], str(CATEGORIES[0])
+
+    def judged(scores: Scores) -> Any:
+        return judge_category(params, _evidence(scores, category, world.burst), category, question, rng)[0]
+
+    unclear, asked, settled = 0, [], 0
+    for _ in range(runs):
+        first = draw(world, gain, rng)
+        cell = judged(first)
+        if cell.result != "unclear":
+            continue
+        unclear += 1
+        more = more_photos(params, cell)
+        if more is None:
+            continue
+        asked.append(more)
+        if more <= most * world.photos:
+            then = draw(replace(world, photos=more), gain, rng)
+            both = {k: {m: np.concatenate([v, then[k][m]]) for m, v in of.items()} for k, of in first.items()}
+            settled += judged(both).result != "unclear"
+    return {
+        "unclear": unclear / runs,
+        "numbered": len(asked) / unclear if unclear else np.nan,
+        "median_more": float(np.median(asked)) if asked else np.nan,
+        "settled": settled / len(asked) if asked else np.nan,
+    }
+
+
+def _evidence(scores: Scores, category: str, burst: int) -> Evidence:
+    photos = len(scores[INT8]["mse"])
+    return Evidence(np.full(photos, category), np.char.mod("%d", np.arange(photos) // burst), scores)
 
 
 def rates(

@@ -73,8 +73,7 @@ def confidence(
     draws: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in quantities]
     rows = max(1, CHUNK // len(names))
     for start in range(0, resamples, rows):
-        count = min(rows, resamples - start)
-        weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count).astype(np.float64)
+        weights = _resampled(len(names), min(rows, resamples - start), rng)
         for collected, terms, (value, _) in zip(draws, sums, estimates, strict=True):
             again, errors = _estimate(terms, weights, sizes)
             collected.append((again - value[0], errors))
@@ -98,6 +97,12 @@ def confidence(
     return found
 
 
+def _resampled(groups: int, rows: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each group was drawn, (rows, groups): each row draws as many as there are, with replacement."""
+    drawn = rng.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups).astype(np.float64)
+
+
 def _group_sums(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """(photos, columns) → (groups, columns)."""
     order = np.argsort(codes, kind="stable")
@@ -114,6 +119,17 @@ def _estimate(
     maximum is its influence at the threshold where the maximum lies.
     """
     photos = weights @ sizes
+    groups = len(sizes)
+    scale = groups / (groups - 1)
+    if all(sums.shape[1] == 1 for _, sums in terms):
+        # Plain means need no (rows, groups) array: the squares are multiplied out, about the sample's own mean
+        # so that nothing cancels.
+        influence = sum((factor * sums[:, 0] for factor, sums in terms), np.zeros(groups))
+        centre = float(influence.sum() / sizes.sum())
+        off = influence - centre * sizes
+        move = (weights @ off) / photos
+        squares = weights @ off**2 - 2 * move * (weights @ (off * sizes)) + move**2 * (weights @ sizes**2)
+        return centre + move, np.sqrt(scale * np.maximum(squares, 0.0)) / photos
     value = np.zeros(len(weights))
     influence = np.zeros(weights.shape)
     for factor, sums in terms:
@@ -122,8 +138,7 @@ def _estimate(
         value += factor * means[np.arange(len(means)), best]
         influence += factor * sums.T[best]
     residual = influence - value[:, None] * sizes
-    groups = len(sizes)
-    return value, np.sqrt(groups / (groups - 1) * (weights * residual**2).sum(axis=1)) / photos
+    return value, np.sqrt(scale * (weights * residual**2).sum(axis=1)) / photos
 
 
 def _negligible(terms: list[tuple[float, np.ndarray]]) -> float:

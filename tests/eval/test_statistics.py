@@ -46,14 +46,15 @@ def test_order_of_photos_does_not_matter() -> None:
     assert bounds(values[order], groups[order]).lower == pytest.approx(bounds(values, groups).lower, rel=1e-12)
 
 
-def test_maxf_is_the_maximum_of_the_mean_curve_in_each_resample() -> None:
-    """Against a plain loop over the same draws."""
+@pytest.mark.parametrize("columns", [1, 7])
+def test_the_maximum_of_the_mean_curve_is_taken_in_each_resample(columns: int) -> None:
+    """Against a plain loop over the same draws; a curve of one column is a plain mean."""
     rng = np.random.default_rng(4)
-    curves, groups = rng.random((12, 7)), np.repeat(np.arange(6), 2)
+    curves, groups = rng.random((12, columns)), np.repeat(np.arange(6), 2)
     quantity = Quantity(((1.0, curves), (-1.0, curves[::-1] * 0.9)), offset=0.5)
     found = confidence([quantity], groups, alpha=0.05, resamples=300, rng=np.random.default_rng(9))[0]
     assert found.estimate == pytest.approx(0.5 + curves.mean(0).max() - 0.9 * curves.mean(0).max())
-    draws = np.random.default_rng(9).multinomial(6, np.full(6, 1 / 6), size=300)
+    draws = [np.bincount(row, minlength=6) for row in np.random.default_rng(9).integers(6, size=(300, 6))]
 
     def at(weights: np.ndarray) -> tuple[float, float]:
         w = weights[groups]
