@@ -47,6 +47,8 @@ class Report:
     pictures: dict[str, str] = field(default_factory=dict)
     """Title → path of a PNG."""
     seconds: float = 0.0
+    cost: dict[str, float] = field(default_factory=dict)
+    """`cpu_seconds` of this process and its ended children."""
 
     def write(self, path: Path) -> Report:
         """Writes the JSON view."""
@@ -60,10 +62,11 @@ class Report:
 
 @contextmanager
 def timed(report: Report, path: Path | None = None) -> Iterator[Report]:
-    """Fills `report.seconds` with the body's wall-clock time and writes the report; a failed body writes none."""
-    start = time.perf_counter()
+    """Fills `report.seconds` with the body's wall-clock time, and its cost; writes it; a failed body writes none."""
+    start, cpu = time.perf_counter(), sum(os.times()[:4])
     yield report
     report.seconds = round(time.perf_counter() - start, 3)
+    report.cost["cpu_seconds"] = round(sum(os.times()[:4]) - cpu, 2)
     if path is not None:
         report.write(path)
 

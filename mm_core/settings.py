@@ -65,6 +65,19 @@ def _absolute(url: str) -> str:
     return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
+def secret(name: str) -> str:
+    """A secret: the variable `name`, or the content of the file that `<name>_FILE` names; "" where neither is set.
+
+    Raises InputError where the file cannot be read. Neither value nor path may reach a log.
+    """
+    if path := os.environ.get(f"{name}_FILE"):
+        try:
+            return Path(path).expanduser().read_text().strip()
+        except OSError as error:
+            raise InputError(f"{name}_FILE cannot be read: {error.strerror}") from None
+    return os.environ.get(name, "").strip()
+
+
 def s3_timeout() -> float:
     """`MM_S3_TIMEOUT`, default 60: seconds that S3 may be silent before a request is given up and tried again."""
     text = os.environ.get("MM_S3_TIMEOUT") or "60"

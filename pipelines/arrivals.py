@@ -1,5 +1,7 @@
 """Per arrival: ingest and structure a batch; send hard photos to people and take their answers back."""
 
+from datetime import timedelta
+
 import dagster as dg
 
 from mm_core import stages
@@ -9,6 +11,8 @@ from pipelines.partitions import batches
 from pipelines.resources import Workspace, plain_failures
 
 OWNERS = ["team:matting"]
+WEEKLY = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=8), fail_window=timedelta(days=15))
+"""Something should come, and be judged, each week; two weeks without it and `notifications` says so."""
 STORE_OUTAGE = dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL)
 
 
@@ -20,6 +24,7 @@ STORE_OUTAGE = dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONE
     owners=OWNERS,
     tags={"room": "data"},
     retry_policy=STORE_OUTAGE,
+    freshness_policy=WEEKLY,
 )
 def ingested_batch(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """One drop of the inbox in the catalog: each row accepted, quarantined with a reason, or a duplicate.

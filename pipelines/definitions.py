@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from pipelines import checks, jobs, sensors
+from pipelines import checks, jobs, notify, sensors
 from pipelines.arrivals import collected_labels, ingested_batch, routed, structured_samples
 from pipelines.learning import (
     pinned_inputs,
@@ -38,7 +38,7 @@ defs = dg.Definitions(
     asset_checks=[checks.no_leak],
     jobs=[jobs.arrivals, jobs.route, jobs.collect, jobs.retrain, jobs.release],
     schedules=[jobs.weekly_retrain],
-    sensors=[sensors.new_arrivals, sensors.new_labels],
+    sensors=[sensors.new_arrivals, sensors.new_labels, sensors.drifted_arrivals, notify.notifications],
     resources={"workspace": Workspace(), "retrain_policy": RetrainPolicy()},
     executor=jobs.one_process_a_step,
 )

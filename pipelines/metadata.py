@@ -28,6 +28,9 @@ def of_report(report: Report, *, paths: Mapping[str, Path] | None = None) -> dic
     out is said in the metadata, and the report's JSON file has all of it.
     """
     shown: dict[str, dg.MetadataValue] = {"seconds": dg.MetadataValue.float(report.seconds)}
+    shown |= {name: _number(value) for name, value in report.cost.items()}
+    if (images := images_of(report)) is not None:
+        shown["images"] = dg.MetadataValue.int(images)
     shown |= {name: dg.MetadataValue.path(path) for name, path in (paths or {}).items()}
     shown |= {name: table(rows) for name, rows in report.tables.items() if rows}
     for title, png in list(report.pictures.items())[:MAX_PICTURES]:
@@ -42,6 +45,22 @@ def of_report(report: Report, *, paths: Mapping[str, Path] | None = None) -> dic
     if any(count > 0 for count in left_out.values()):
         shown["left out here"] = dg.MetadataValue.json({name: count for name, count in left_out.items() if count > 0})
     return shown
+
+
+def images_of(report: Report) -> int | None:
+    """Photos that the stage worked on (of training: seen, again and again); None where it works on none."""
+    numbers, stage = report.metrics, report.stage.removeprefix("train-")
+    if "reused" in report.facts:
+        return 0
+    if f"{stage}/images_per_s" in numbers:
+        return round(numbers[f"{stage}/images_per_s"] * numbers[f"{stage}/train_seconds"])
+    counted = {
+        "ingest": ("ingest/accepted", "ingest/quarantined", "ingest/duplicates"),
+        "structure": ("structure/photos",),
+        "evaluate": ("evaluate/photos",),
+        "route": ("route/looked_at",),
+    }.get(report.stage, ())
+    return sum(int(numbers.get(name, 0)) for name in counted) if counted else None
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:

@@ -7,7 +7,7 @@ import dagster as dg
 
 from mm_core import stages
 from mm_core.records import Report
-from pipelines.arrivals import OWNERS
+from pipelines.arrivals import OWNERS, WEEKLY
 from pipelines.checks import verdict_result, verdict_spec
 from pipelines.learning import snapshot, train_multimodal
 from pipelines.metadata import Observations, of_report, page
@@ -20,6 +20,7 @@ from pipelines.resources import Workspace, plain_failures
     kinds={"pytorch", "onnx", "mlflow"},
     owners=OWNERS,
     tags={"room": "eval"},
+    freshness_policy=WEEKLY,
 )
 def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Every stage, the champion and the anchor on the frozen evaluation set, per photo; the candidate also as int8."""

@@ -43,10 +43,14 @@ class Workspace(dg.ConfigurableResource):
 
 
 class RetrainPolicy(dg.ConfigurableResource):
-    """When new labels alone start a cycle."""
+    """When a cycle starts before the weekly one."""
 
     new_labels: int = 48
     """Label versions that no cycle has learned from yet."""
+    new_labels_after_refusal: int = 12
+    """The same where the gate refused the last cycle's model."""
+    drifted_batches: int = 1
+    """Batches that drifted (`params.yaml`: drift) and that no cycle has learned from yet."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What starts runs by itself: a drop in the inbox, enough new labels."""
+"""What starts runs by itself: a drop in the inbox, enough new labels (fewer after a refusal), drifted arrivals."""
 
 import json
 
@@ -6,6 +6,7 @@ import dagster as dg
 
 from mm_core import stages
 from mm_core.layout import Layout
+from mm_core.records import digest_of
 from pipelines.jobs import arrivals, retrain
 from pipelines.partitions import batches, partition_of
 from pipelines.resources import RetrainPolicy, Workspace
@@ -65,18 +66,60 @@ def new_labels(
 ) -> dg.SensorResult | dg.SkipReason:
     """Counts distinct labels against the last request (cursor) and what the last cycle, however started, could see.
 
-    Waits while arrivals run: a cycle that starts between two drops of one day would learn from half of them.
+    Where the gate refused that cycle's model, fewer are enough: what people have corrected since may turn it.
     """
     layout = workspace.layout()
-    busy = context.instance.get_runs_count(dg.RunsFilter(job_name=arrivals.name, statuses=UNFINISHED))
-    if busy:
-        return dg.SkipReason(f"{busy} arrivals are still on their way into the catalog")
+    if waiting := arrivals_on_their_way(context.instance):
+        return waiting
     known = labels_at(layout, None)
     learned = max(int(context.cursor or 0), labels_of_last_cycle(layout))
-    if known - learned < retrain_policy.new_labels:
-        return dg.SkipReason(f"{known - learned} new labels; a cycle starts at {retrain_policy.new_labels}")
+    refused = layout.verdict.is_file() and stages.recorded_verdict(layout).decision != "PROMOTE"
+    enough = retrain_policy.new_labels_after_refusal if refused else retrain_policy.new_labels
+    if known - learned < enough:
+        why = " after a refusal" if refused else ""
+        return dg.SkipReason(f"{known - learned} new labels; a cycle starts at {enough}{why}")
     request = dg.RunRequest(run_key=f"labels-{known}", tags={"matting/new_labels": str(known - learned)})
     return dg.SensorResult(run_requests=[request], cursor=str(known))
+
+
+@dg.sensor(
+    job=retrain,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="A cycle once batches have come that do not look like the catalog before them.",
+)
+def drifted_arrivals(
+    context: dg.SensorEvaluationContext, workspace: Workspace, retrain_policy: RetrainPolicy
+) -> dg.SensorResult | dg.SkipReason:
+    """Counts drifted batches that the last cycle, however started, could not see; the cursor lists those asked for."""
+    from mm_core.structuring.drift import drifted_batches
+
+    layout = workspace.layout()
+    if waiting := arrivals_on_their_way(context.instance):
+        return waiting
+    asked = set(json.loads(context.cursor or "[]"))
+    new = set(drifted_batches(layout.drift)) - asked
+    new -= batches_of_last_cycle(layout) if new else set()
+    if len(new) < retrain_policy.drifted_batches:
+        return dg.SkipReason(f"{len(new)} drifted batches; a cycle starts at {retrain_policy.drifted_batches}")
+    request = dg.RunRequest(run_key=f"drift-{digest_of(sorted(new))[:16]}", tags={"matting/drifted": str(len(new))})
+    return dg.SensorResult(run_requests=[request], cursor=json.dumps(sorted(asked | new)))
+
+
+def arrivals_on_their_way(instance: dg.DagsterInstance) -> dg.SkipReason | None:
+    """Why to wait: a cycle that starts between two drops of one day would learn from half of them."""
+    busy = instance.get_runs_count(dg.RunsFilter(job_name=arrivals.name, statuses=UNFINISHED))
+    return dg.SkipReason(f"{busy} arrivals are still on their way into the catalog") if busy else None
+
+
+def batches_of_last_cycle(layout: Layout) -> set[str]:
+    """Batches, as kind/batch, that the last snapshot could see; none before the first."""
+    frozen = layout.snapshot / "snapshot.json"
+    if not frozen.is_file():
+        return set()
+    version = json.loads(frozen.read_text())["catalog"]["samples"]
+    seen = stages.catalog_of(layout).read("samples", version=version, columns=["kind", "batch"]).drop_duplicates()
+    return {partition_of(kind, batch) for kind, batch in zip(seen["kind"], seen["batch"], strict=True)}
 
 
 def labels_at(layout: Layout, version: int | None) -> int:

@@ -103,6 +103,7 @@ def evaluate_models(
     table = rows.sort_values(["model", "precision", "sample_id"], ignore_index=True)
     _write_parquet(layout.per_image, table, about)
 
+    report.metrics["evaluate/photos"] = len(frame)
     scores = {key: category_scores(_of(table, key)) for key in models}
     for key, score in scores.items():
         report.metrics |= {f"{_name(key)}/{category}/{m}": v for category, m, v in _cells(score) if np.isfinite(v)}

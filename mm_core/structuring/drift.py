@@ -13,6 +13,7 @@ no independent witnesses.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ FEATURES = (
 MOST = 500
 """Photos of either side that are compared at most: cost and memory do not grow with the catalog."""
 PERMUTATIONS = 1999
+DRIFTED = "drifted"
+"""How the sentence about a batch that drifted begins."""
 CATCH_UP = 20
 """Batches compared in one run at most, the newest first: an old catalog without any comparison is not gone through."""
 
@@ -75,13 +78,19 @@ def drift_of_new(
         drifted = [row["what"] for row in rows if row["drifted"]]
         said = f"too few: {len(here.numbers)} scenes, {len(there.numbers)} before, {params.min_photos} needed"
         if rows:
-            said = f"drifted: {', '.join(drifted)}" if drifted else "no drift"
+            said = f"{DRIFTED}: {', '.join(drifted)}" if drifted else "no drift"
             picture = out / f"{name}.png"
             plot(rows, here, there, picture)
             report.pictures[f"drift {name}"] = str(picture)
         report.facts.setdefault("drift", {})[name] = said
         report.tables.setdefault("drift", []).extend({"batch": name} | row for row in rows)
         write_json(out / f"{name}.json", {"said": said, "rows": rows})
+
+
+def drifted_batches(out: Path) -> list[str]:
+    """The batches (kind/batch) whose comparison in the folder `out` says that they drifted, sorted."""
+    found = (path.relative_to(out).with_suffix("").as_posix() for path in out.glob("*/*.json"))
+    return sorted(name for name in found if json.loads((out / f"{name}.json").read_text())["said"].startswith(DRIFTED))
 
 
 def compare(params: DriftParams, here: Side, there: Side, seed: int = 0) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from mm_core.layout import Layout
 from mm_core.records import Report
 from mm_core.settings import Settings
 from pipelines.checks import expectation_results
-from pipelines.metadata import MAX_NUMBERS, MAX_ROWS, PICTURE_SIDE, of_report, page, table
+from pipelines.metadata import MAX_NUMBERS, MAX_ROWS, PICTURE_SIDE, images_of, of_report, page, table
 from pipelines.resources import plain_failures
 
 
@@ -32,6 +32,19 @@ def test_facts_numbers_and_paths_keep_their_type(tmp_path: Path) -> None:
     assert shown["held"] == dg.MetadataValue.bool(False)
     assert shown["pin"] == dg.MetadataValue.json({"version": None})
     assert shown["file"] == dg.MetadataValue.path(tmp_path)
+
+
+def test_what_a_run_cost_is_shown() -> None:
+    """Nothing, where the model lay there already: its report repeats the numbers of the first time."""
+    numbers = {"hard/images_per_s": 12.5, "hard/train_seconds": 8.0}
+    trained = Report("train-hard", metrics=numbers, seconds=9.0, cost={"cpu_seconds": 15.5})
+    shown = of_report(trained)
+    assert shown["images"] == dg.MetadataValue.int(100) and shown["cpu_seconds"] == dg.MetadataValue.float(15.5)
+    trained.facts["reused"] = "trained before"
+    assert images_of(trained) == 0
+    ingested = Report("ingest", metrics={"ingest/accepted": 5, "ingest/quarantined": 2, "ingest/duplicates": 1})
+    assert images_of(ingested) == 8
+    assert images_of(Report("gate")) is None and "images" not in of_report(Report("gate"))
 
 
 def test_a_table_types_its_columns_and_keeps_gaps() -> None:

@@ -4,9 +4,10 @@ import dagster as dg
 import pytest
 
 from mm_core import stages
+from mm_core.records import Verdict, write_json
 from pipelines.definitions import defs
 from pipelines.resources import RetrainPolicy, Workspace
-from pipelines.sensors import new_arrivals, new_labels
+from pipelines.sensors import drifted_arrivals, new_arrivals, new_labels
 from tests.pipelines.conftest import Plant
 
 
@@ -96,3 +97,59 @@ def test_a_cycle_waits_for_arrivals_that_still_run(
     assert "1 arrivals" in said(labels_tick(workspace, instance, None, 0))
     instance.report_run_failed(run)
     assert isinstance(labels_tick(workspace, instance, None, 0), dg.SensorResult)
+
+
+def test_after_a_refusal_fewer_labels_are_enough(
+    plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    known = len(stages.catalog_of(plant.layout).read("labels"))
+    write_json(plant.layout.verdict, verdict("REJECT"))
+    plant.layout.snapshot.rename(plant.layout.snapshot.with_name("aside"))
+    context = dg.build_sensor_context(instance=instance, cursor="1")
+    try:
+        policy = RetrainPolicy(new_labels=known, new_labels_after_refusal=known - 1)
+        asked = new_labels(context, workspace=workspace, retrain_policy=policy)
+        assert isinstance(asked, dg.SensorResult)
+        write_json(plant.layout.verdict, verdict("PROMOTE"))
+        context = dg.build_sensor_context(instance=instance, cursor="1")
+        refused = new_labels(context, workspace=workspace, retrain_policy=policy)
+        assert isinstance(refused, dg.SkipReason)
+    finally:
+        plant.layout.snapshot.with_name("aside").rename(plant.layout.snapshot)
+        plant.layout.verdict.unlink()
+
+
+def verdict(decision: str) -> dict:
+    return Verdict(
+        decision=decision,  # type: ignore[arg-type]
+        basis="paired",
+        reasons=[],
+        candidate="c",
+        champion=None,
+        anchor=None,
+        snapshot="s",
+        eval_digest="e",
+        cells=[],
+        created_at="2026-01-01T00:00:00+00:00",
+    ).model_dump()
+
+
+def drift_tick(workspace: Workspace, instance: dg.DagsterInstance, cursor: str | None, at_least: int = 1):
+    context = dg.build_sensor_context(instance=instance, cursor=cursor)
+    return drifted_arrivals(context, workspace=workspace, retrain_policy=RetrainPolicy(drifted_batches=at_least))
+
+
+def test_drifted_batches_start_a_cycle_once(plant: Plant, workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    """One that the last cycle has seen already, and one that did not drift, start none."""
+    for batch, words in {
+        "pixel_labeled/w01": "drifted: brightness",
+        "unlabeled/w02": "drifted: category",
+        "unlabeled/w03": "no drift",
+    }.items():
+        write_json(plant.layout.drift / f"{batch}.json", {"said": words, "rows": []})
+    assert "1 drifted batches" in said(drift_tick(workspace, instance, None, 2))
+    asked = drift_tick(workspace, instance, None)
+    assert isinstance(asked, dg.SensorResult)
+    (request,) = asked.run_requests or []
+    assert request.tags["matting/drifted"] == "1"
+    assert "0 drifted batches" in said(drift_tick(workspace, instance, asked.cursor))
