@@ -1,17 +1,21 @@
-"""Metrics against oracles: PySODMetrics for F, textbook definitions written here for the rest."""
+"""Metrics against oracles: PySODMetrics for F, textbook definitions (`textbook.py`) for the rest."""
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import ndimage
-from skimage import measure, morphology
+from textbook import textbook_boundary_iou, textbook_connectivity, textbook_gradient
 
+from mm_core.data.images import load_alpha
 from mm_core.eval.metrics import TruthMatte, category_scores, connectivity_error, f_curve
+from mm_core.model.preprocess import finish
 
 
 def blob(seed: int, shape: tuple[int, int] = (61, 83), soft: float = 3.0, cut: float = 0.5) -> np.ndarray:
@@ -56,49 +60,6 @@ PAIRS = pairs()
 each_pair = pytest.mark.parametrize("name", PAIRS)
 
 
-def textbook_connectivity(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Rhemann et al. 2009 word by word, in float64."""
-    prediction, truth = prediction.astype(np.float64), truth.astype(np.float64)
-    level, fallen = np.ones_like(truth), np.zeros(truth.shape, bool)
-    for i in range(1, 11):
-        labels = measure.label((prediction >= i / 10) & (truth >= i / 10), connectivity=1)
-        sizes = np.bincount(labels.ravel())[1:]
-        omega = labels == sizes.argmax() + 1 if len(sizes) else np.zeros(truth.shape, bool)
-        level[~omega & ~fallen] = (i - 1) / 10
-        fallen |= ~omega
-    phi = [1 - np.where(a - level >= 0.15, a - level, 0) for a in (prediction, truth)]
-    return float(np.abs(phi[0] - phi[1]).sum() / truth.size)
-
-
-def textbook_gradient(prediction: np.ndarray, truth: np.ndarray) -> float:
-    sigma = 1.4
-    half = int(np.ceil(sigma * np.sqrt(-2 * np.log(np.sqrt(2 * np.pi) * sigma * 0.01))))
-    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float64)
-    kernel = -x * np.exp(-(x**2 + y**2) / (2 * sigma**2))
-    kernel /= np.sqrt((kernel**2).sum())
-
-    def magnitude(a: np.ndarray) -> np.ndarray:
-        a = a.astype(np.float64)
-        return np.hypot(ndimage.convolve(a, kernel, mode="nearest"), ndimage.convolve(a, kernel.T, mode="nearest"))
-
-    return float(((magnitude(prediction) - magnitude(truth)) ** 2).sum() / 1000)
-
-
-def textbook_boundary_iou(prediction: np.ndarray, truth: np.ndarray) -> float:
-    reach = max(1, round(0.02 * np.sqrt(truth.shape[0] ** 2 + truth.shape[1] ** 2)))
-
-    def boundary(alpha: np.ndarray) -> np.ndarray:
-        mask = np.pad(alpha > 0.5, 1)
-        eroded = mask
-        for _ in range(reach):
-            eroded = morphology.erosion(eroded, np.ones((3, 3), bool))
-            eroded[[0, -1], :] = eroded[:, [0, -1]] = False
-        return (mask & ~eroded)[1:-1, 1:-1]
-
-    one, other = boundary(prediction), boundary(truth)
-    return float((one & other).sum() / (one | other).sum()) if (one | other).any() else 1.0
-
-
 def loop_f(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     levels, mask, curve = np.rint(prediction.astype(np.float64) * 255), truth > 0.5, []
     for threshold in range(256):
@@ -121,6 +82,35 @@ def test_against_textbook(name: str) -> None:
     assert got["biou"] == pytest.approx(textbook_boundary_iou(prediction, truth), abs=1e-12)
     np.testing.assert_allclose(got["fcurve"], loop_f(prediction, truth), atol=1e-12)
     assert got["maxf"] == pytest.approx(loop_f(prediction, truth).max(), abs=1e-12)
+
+
+REAL = Path(os.environ.get("MM_REAL_PHOTOS", Path(__file__).parents[3] / "shared" / "data" / "inbox"))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real photos: MM_REAL_PHOTOS names no folder of drops")
+def test_against_textbook_on_real_mattes() -> None:
+    files = sorted(REAL.glob("pixel_labeled/*/alphas/*.png"))[::25]
+    assert len(files) > 3
+    for file, other in zip(files, files[1:] + files[:1], strict=True):
+        truth = finish(load_alpha(file), (120, 160))
+        wrong = finish(load_alpha(other), (120, 160))
+        noisy = eight_bit(np.clip(ndimage.gaussian_filter(truth, 1.5) * 0.8 + 0.2 * wrong, 0, 1))
+        truth, got = truth.astype(np.float64), TruthMatte(truth).score(noisy)
+        assert got["conn"] == pytest.approx(textbook_connectivity(noisy, truth), abs=1e-9), file.name
+        assert got["grad"] == pytest.approx(textbook_gradient(noisy, truth), abs=1e-9), file.name
+        assert got["biou"] == pytest.approx(textbook_boundary_iou(noisy, truth), abs=1e-12), file.name
+        np.testing.assert_allclose(got["fcurve"], loop_f(noisy, truth), atol=1e-12, err_msg=file.name)
+
+
+def test_many_parts_are_counted_exactly() -> None:
+    """More parts than 16 bits hold; and the first of equal ones, in raster order, is the source region."""
+    truth = np.zeros((600, 600))
+    truth[::2, ::2] = 1
+    assert connectivity_error(truth, truth) == 0
+    predicted = truth * 0.55
+    expected = textbook_connectivity(predicted, truth)
+    assert expected > 0.1
+    assert connectivity_error(predicted, truth) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["random0", "random3", "ties", "ties of blobs", "same"])
