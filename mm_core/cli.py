@@ -125,7 +125,11 @@ def _counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, Any]
 def _labelled(catalog: Catalog) -> int:
     if catalog.version("labels") < 0:
         return 0
-    return int(catalog.query("SELECT count(DISTINCT sample_id) AS photos FROM labels")["photos"].iloc[0])
+    return int(
+        catalog.query("SELECT count(DISTINCT sample_id) AS photos FROM labels WHERE withdrawn_at IS NULL")[
+            "photos"
+        ].iloc[0]
+    )
 
 
 @quarantine_app.command("list")

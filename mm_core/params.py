@@ -297,6 +297,17 @@ class RouteParams(_Section):
     """Photos sent to people per run."""
 
 
+class LabelParams(_Section):
+    people: int = Field(default=1, ge=1, le=9)
+    """How many people Label Studio asks about each photo before its task counts as finished."""
+    most_people: int = Field(default=3, ge=2, le=9)
+    """Where people disagree another one is asked, up to so many; then the photo is left to an expert."""
+    agree_mse: float = Field(default=0.01, ge=0, le=1)
+    """Two people's mattes agree up to this mean squared difference, and then their mean is the label."""
+    agree_iou: float = Field(default=0.9, ge=0, le=1)
+    """Two people's mattes agree from this overlap on: for small subjects, of which the MSE says little."""
+
+
 class Params(_Section):
     """All of `params.yaml`."""
 
@@ -308,6 +319,7 @@ class Params(_Section):
     snapshot: SnapshotParams = SnapshotParams()
     split: SplitParams = SplitParams()
     route: RouteParams = RouteParams()
+    label: LabelParams = LabelParams()
     model: ModelParams = ModelParams()
     train: TrainParams = TrainParams()
     clip: ClipParams = ClipParams()

@@ -91,7 +91,7 @@ def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Re
     from mm_core.labeling.collect import collect_labels
 
     with timed(Report("collect")) as report:
-        return collect_labels(catalog_of(layout), store_of(layout), layout, report, progress=progress)
+        return collect_labels(params.label, catalog_of(layout), store_of(layout), layout, report, progress=progress)
 
 
 def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | None = None) -> Report:

@@ -47,7 +47,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("accepted_at", pa.string()),
         ]
     ),
-    # Every version of every alpha; the newest by (version) counts.
+    # Every version of every alpha; the newest by (version) that is not withdrawn counts.
     "labels": pa.schema(
         [
             ("id", pa.string()),  # sha256 over sample id and alpha digest
@@ -59,6 +59,10 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("annotator", pa.string()),
             ("binary", pa.bool_()),  # a mask of 0 and 1 only: carries no soft band
             ("created_at", pa.string()),
+            ("task", pa.string()),  # of label_studio: address of the task that it is the outcome of
+            ("prediction", pa.string()),  # version of the model whose matte the person began with
+            ("withdrawn_at", pa.string()),  # out of use since then: deleted, taken back, or in doubt
+            ("withdrawn_why", pa.string()),
         ]
     ),
     "rejects": pa.schema(
@@ -111,7 +115,11 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         ]
     ),
 }
-ADDED: Mapping[str, tuple[str, ...]] = {"features": ("vector",), "samples": ("landmarks", "near")}
+ADDED: Mapping[str, tuple[str, ...]] = {
+    "features": ("vector",),
+    "samples": ("landmarks", "near"),
+    "labels": ("task", "prediction", "withdrawn_at", "withdrawn_why"),
+}
 """Columns younger than the first catalogs: versions without them read as nulls, and the next write adds them."""
 KEYS: Mapping[str, tuple[str, ...]] = {
     "batches": ("key",),

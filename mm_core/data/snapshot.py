@@ -109,8 +109,15 @@ def read_pool(snapshot_dir: Path, pool: str) -> pd.DataFrame:
 
 
 def newest_labels(labels: pd.DataFrame) -> pd.DataFrame:
-    """The label that counts for each sample: highest version; of two writers' equal versions the later, then by id."""
+    """The label that counts for each sample: highest version that is not withdrawn; of two writers' equal versions the
+    later, then by id."""
+    labels = labels_in_use(labels)
     return labels.sort_values(["version", "created_at", "id"]).drop_duplicates("sample_id", keep="last")
+
+
+def labels_in_use(labels: pd.DataFrame) -> pd.DataFrame:
+    """The rows that no person withdrew (`withdrawn_at`)."""
+    return labels[labels["withdrawn_at"].isna()] if "withdrawn_at" in labels else labels
 
 
 def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ import pandas as pd
 
 from mm_core.catalog import Catalog
 from mm_core.data.images import UnreadableImage, load_rgb, read_header
+from mm_core.data.snapshot import labels_in_use
 from mm_core.errors import BlobNotFound
 from mm_core.eval.mattes import small
 from mm_core.layout import TRAIN_STAGES, Layout
@@ -258,7 +259,10 @@ def _quarantine(catalog: Catalog, store: Store) -> dict[str, Any]:
 
 def _counts(catalog: Catalog) -> dict[str, Any]:
     samples = _records(catalog.read("samples", columns=["id", "kind", "category"]))
-    labelled = {row["sample_id"] for row in _records(catalog.read("labels", columns=["sample_id"]))}
+    labelled = {
+        row["sample_id"]
+        for row in _records(labels_in_use(catalog.read("labels", columns=["sample_id", "withdrawn_at"])))
+    }
     found = Counter((row["category"] or "unknown", row["kind"]) for row in samples)
     rows = [
         {"category": category, "counts": [found[category, kind] for kind in KINDS]}

@@ -16,6 +16,7 @@ import pandas as pd
 
 from mm_core.catalog import Catalog
 from mm_core.data.images import UnreadableImage, load_rgb
+from mm_core.data.snapshot import labels_in_use
 from mm_core.errors import BlobNotFound
 from mm_core.eval.mattes import small, write_png
 from mm_core.layout import Layout
@@ -35,7 +36,8 @@ def newest_unlabelled(catalog: Catalog, versions: Mapping[str, int], count: int)
     `versions`: table → pinned version of the catalog.
     """
     samples = catalog.read("samples", version=versions["samples"], columns=["id", "category", "accepted_at"])
-    labelled = catalog.read("labels", version=versions["labels"], columns=["sample_id"])["sample_id"]
+    in_use = catalog.read("labels", version=versions["labels"], columns=["sample_id", "withdrawn_at"])
+    labelled = labels_in_use(in_use)["sample_id"]
     free = samples.loc[~samples["id"].isin(labelled)]
     return free.sort_values(["accepted_at", "id"], ascending=False, ignore_index=True).head(count)
 

@@ -1,4 +1,4 @@
-"""Label Studio's formats: tasks out, annotations in. The only module that knows them.
+"""Label Studio's formats: tasks out, annotations in. With `rle`, the only module that knows them.
 
 What the server stores is whatever somebody sent (it validates nothing), so nothing of an annotation is believed
 before it was checked; see `read_annotation`.
@@ -17,26 +17,43 @@ from typing import Any
 import numpy as np
 
 from mm_core.errors import InputError
+from mm_core.labeling.rle import BadRle, decode_rle, encode_rle
 from mm_core.layout import Layout
 from mm_core.records import ALL_CATEGORIES
 
-MATTE, FOREGROUND, CATEGORY, IMAGE = "matte", "Foreground", "category", "image"
-"""Names in the label config that tasks and annotations refer to."""
+MATTE, CATEGORY, REJECT, IMAGE = "matte", "category", "reject", "image"
+"""Names of controls in the label config that tasks and annotations refer to."""
+FOREGROUND, UNKNOWN = "Foreground", "Unknown"
+"""What can be painted: the subject, and where hair, fur, glass or blur make it partly see-through."""
+REASONS = ("no clear subject", "bad photo", "private", "other")
+"""Why a person may refuse a photo instead of painting it."""
+
+
+def _choices(values: Sequence[str]) -> str:
+    return "\n".join(f'    <Choice value="{value}"/>' for value in values)
+
 
 LABEL_CONFIG = f"""<View>
-  <Header value="Paint the subject; the category is asked below"/>
+  <Header value="Paint the subject as {FOREGROUND}; hair, fur, glass and blur as {UNKNOWN}: that is solved for you"/>
   <Image name="{IMAGE}" value="$image" zoom="true" zoomControl="true"/>
   <BrushLabels name="{MATTE}" toName="{IMAGE}">
     <Label value="{FOREGROUND}" background="#19a974"/>
+    <Label value="{UNKNOWN}" background="#f5a623"/>
   </BrushLabels>
-  <Choices name="{CATEGORY}" toName="{IMAGE}" choice="single" required="true" showInline="true">
-{chr(10).join(f'    <Choice value="{category}"/>' for category in ALL_CATEGORIES)}
+  <Header value="What is it?"/>
+  <Choices name="{CATEGORY}" toName="{IMAGE}" choice="single" required="true" showInline="true"
+      visibleWhen="choice-unselected" whenTagName="{REJECT}">
+{_choices(ALL_CATEGORIES)}
+  </Choices>
+  <Header value="Or refuse the photo"/>
+  <Choices name="{REJECT}" toName="{IMAGE}" choice="single" showInline="true">
+{_choices(REASONS)}
   </Choices>
 </View>
 """
 
-_CHANNELS = 4
-"""Brush masks are RGBA; the matte is the last channel."""
+
+_CONTROLS = ((MATTE, "brushlabels"), (CATEGORY, "choices"), (REJECT, "choices"))
 
 
 class BadAnnotation(InputError):
@@ -47,9 +64,13 @@ class BadAnnotation(InputError):
 class Annotation:
     """What a person made of one task, checked and decoded."""
 
-    alpha: np.ndarray
-    """uint8 (H, W), at the size of the upright photo."""
+    alpha: np.ndarray | None
+    """uint8 (H, W), at the size of the upright photo; None where the photo was refused."""
+    unknown: np.ndarray | None
+    """bool (H, W): painted as Unknown, `alpha` is to be solved there; None where nothing was."""
     category: str
+    rejected: str
+    """One of REASONS where the person refused the photo, else empty."""
     annotator: str
     updated_at: str
     """ISO 8601, UTC."""
@@ -83,39 +104,30 @@ def make_task(
     """
     task: dict[str, Any] = {"data": {**shown, "image": image, "key": sample_id}}
     if alpha is not None:
-        region = _choice(category) if category else []
+        region = [choice_region(CATEGORY, category)] if category else []
         task["predictions"] = [{"model_version": version, "result": [brush_region(alpha), *region]}]
     return task
 
 
-def brush_region(alpha: np.ndarray) -> dict[str, Any]:
+def brush_region(alpha: np.ndarray, label: str = FOREGROUND) -> dict[str, Any]:
     """The region that holds a soft matte uint8 (H, W) bit for bit."""
     height, width = alpha.shape
     return {
-        "id": "fg",
+        "id": label.lower(),
         "type": "brushlabels",
         "from_name": MATTE,
         "to_name": IMAGE,
         "image_rotation": 0,
         "original_width": width,
         "original_height": height,
-        "value": {"format": "rle", "rle": encode_rle(alpha), "brushlabels": [FOREGROUND]},
+        "value": {"format": "rle", "rle": encode_rle(alpha), "brushlabels": [label]},
     }
 
 
-def encode_rle(alpha: np.ndarray) -> list[int]:
-    """8-bit run-length code of a matte uint8 (H, W), as the server stores it.
-
-    The SDK's `mask2rle`; its sibling `image2rle` thresholds at 128 and is never the right one.
-    """
-    from label_studio_sdk.converter.brush import mask2rle
-
-    return mask2rle(alpha)
-
-
-def _choice(category: str) -> list[dict[str, Any]]:
-    value = {"choices": [category]}
-    return [{"id": "cat", "type": "choices", "from_name": CATEGORY, "to_name": IMAGE, "value": value}]
+def choice_region(name: str, value: str) -> dict[str, Any]:
+    """The region that holds a choice of the control `name`: CATEGORY or REJECT."""
+    shown = {"choices": [value]}
+    return {"id": name, "type": "choices", "from_name": name, "to_name": IMAGE, "value": shown}
 
 
 # ── in ───────────────────────────────────────────────────────────────────────────────────────────
@@ -124,29 +136,35 @@ def _choice(category: str) -> list[dict[str, Any]]:
 def read_annotation(annotation: Any, width: int, height: int) -> Annotation:
     """Checks and decodes one annotation of a photo of the given upright size; raises BadAnnotation with the reason.
 
-    Several painted regions are united (the larger alpha counts).
+    Several regions of one label are united (the larger alpha counts); what is Unknown is so over Foreground.
     """
     if not isinstance(annotation, dict) or not isinstance(annotation.get("result"), list):
         raise BadAnnotation("the annotation has no list `result`")
-    alpha: np.ndarray | None = None
-    category: str | None = None
+    painted: dict[str, np.ndarray] = {}
+    chosen: dict[str, str] = {}
     for region in annotation["result"]:
         if not isinstance(region, dict) or not isinstance(region.get("value"), dict):
             raise BadAnnotation("a region is no object with a `value`")
         name, kind = region.get("from_name"), region.get("type")
-        if region.get("to_name") != IMAGE or (name, kind) not in ((MATTE, "brushlabels"), (CATEGORY, "choices")):
+        if region.get("to_name") != IMAGE or (name, kind) not in _CONTROLS:
             raise BadAnnotation(f"a region of type {kind!r} from {name!r}, which the label config does not have")
         _check_score(region.get("score"))
-        if name == CATEGORY:
-            category = _read_category(region["value"], category)
+        if name == MATTE:
+            label, mask = _read_brush(region, width, height)
+            painted[label] = np.maximum(painted[label], mask) if label in painted else mask
+        elif name in chosen:
+            raise BadAnnotation(f"{name} is chosen twice")
         else:
-            painted = _read_brush(region, width, height)
-            alpha = painted if alpha is None else np.maximum(alpha, painted)
-    if alpha is None or not alpha.any():
+            chosen[name] = _read_choice(name, region["value"])
+    who, when = _annotator(annotation.get("completed_by")), updated_at(annotation)
+    if reason := chosen.get(REJECT):
+        return Annotation(None, None, chosen.get(CATEGORY, ""), reason, who, when)
+    unknown = painted[UNKNOWN] > 0 if UNKNOWN in painted else None
+    if FOREGROUND not in painted or not painted[FOREGROUND].any():
         raise BadAnnotation("nothing is painted as Foreground")
-    if category is None:
+    if CATEGORY not in chosen:
         raise BadAnnotation("no category is chosen")
-    return Annotation(alpha, category, _annotator(annotation.get("completed_by")), updated_at(annotation))
+    return Annotation(painted[FOREGROUND], unknown, chosen[CATEGORY], "", who, when)
 
 
 def updated_at(annotation: Mapping[str, Any]) -> str:
@@ -161,66 +179,12 @@ def updated_at(annotation: Mapping[str, Any]) -> str:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
 
 
-def decode_rle(rle: Any, width: int, height: int) -> np.ndarray:
-    """The matte uint8 (H, W) of a brush region of the given size; raises BadAnnotation.
-
-    The stream (thi.ng/rle-pack): 32 bits number of values, 5 bits word size - 1, four times 4 bits run size - 1; then
-    blocks of 1 bit (run or literals), 2 bits which run size, that many bits length - 1, and one word or `length` words.
-    Nothing is allocated before the header has agreed with the photo's size.
-    """
-    count = width * height * _CHANNELS
-    if not isinstance(rle, list) or not 8 <= len(rle) <= 3 * count + 64:
-        raise BadAnnotation("rle is no list of bytes of a plausible length")
-    try:
-        data = bytes(rle)
-    except (TypeError, ValueError):
-        raise BadAnnotation("rle is no list of bytes") from None
-    claimed = int.from_bytes(data[:4], "big")
-    if claimed != count:
-        raise BadAnnotation(f"rle claims {claimed} values, the photo of {width}x{height} needs {count}")
-    header = int.from_bytes(data[4:8], "big")
-    if header >> 27 != 7:
-        raise BadAnnotation(f"rle has words of {(header >> 27) + 1} bits, not 8")
-    run_bits = [(header >> shift & 15) + 1 for shift in (23, 19, 15, 11)]
-    values, lengths = _blocks(data, run_bits, count)
-    return np.repeat(values, lengths).reshape(height, width, _CHANNELS)[:, :, _CHANNELS - 1].copy()
-
-
-def _blocks(data: bytes, run_bits: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values uint8 and how often each is repeated, together `count` long. One turn per block, not per pixel."""
-    padded = data + bytes(8)
-    end = 8 * len(data)
-    values, lengths = bytearray(), []
-    position, done = 53, 0
-    while done < count:
-        # The longest block head has 1 + 2 + 16 + 8 bits: 8 bytes hold it at any bit offset.
-        start = position >> 3
-        window = int.from_bytes(padded[start : start + 8], "big") << (position & 7) & 0xFFFFFFFFFFFFFFFF
-        bits = run_bits[window >> 61 & 3]
-        length = (window >> (61 - bits) & ((1 << bits) - 1)) + 1
-        position += 3 + bits
-        done += length
-        if window >> 63:
-            values.append(window >> (53 - bits) & 255)
-            lengths.append(length)
-            position += 8
-        else:
-            if position + 8 * length > end:
-                raise BadAnnotation("rle ends before the picture is full")
-            first, last = position >> 3, (position + 8 * length + 7) >> 3
-            literal = np.unpackbits(np.frombuffer(padded, np.uint8, last - first, first))
-            values += np.packbits(literal[position & 7 :][: 8 * length]).tobytes()
-            lengths += [1] * length
-            position += 8 * length
-        if position > end or done > count:
-            raise BadAnnotation("rle ends before the picture is full" if position > end else "rle overruns the picture")
-    return np.frombuffer(bytes(values), np.uint8), np.array(lengths, np.int64)
-
-
-def _read_brush(region: Mapping[str, Any], width: int, height: int) -> np.ndarray:
+def _read_brush(region: Mapping[str, Any], width: int, height: int) -> tuple[str, np.ndarray]:
+    """The label of a painted region and its mask, uint8 (H, W)."""
     value = region["value"]
-    if value.get("brushlabels") != [FOREGROUND]:
-        raise BadAnnotation(f"a region labelled {str(value.get('brushlabels'))[:60]}, not {FOREGROUND}")
+    labels = value.get("brushlabels")
+    if labels not in ([FOREGROUND], [UNKNOWN]):
+        raise BadAnnotation(f"a region labelled {str(labels)[:60]}, not {FOREGROUND} or {UNKNOWN}")
     if value.get("format") != "rle":
         raise BadAnnotation(f"a brush region in format {str(value.get('format'))[:20]!r}, not 'rle'")
     if region.get("image_rotation", 0) != 0:
@@ -228,13 +192,16 @@ def _read_brush(region: Mapping[str, Any], width: int, height: int) -> np.ndarra
     claimed = (region.get("original_width"), region.get("original_height"))
     if any(type(side) is not int for side in claimed) or claimed != (width, height):
         raise BadAnnotation(f"the region is of size {claimed}, the photo of {(width, height)}")
-    return decode_rle(value.get("rle"), width, height)
+    try:
+        return labels[0], decode_rle(value.get("rle"), width, height)
+    except BadRle as error:
+        raise BadAnnotation(str(error)) from None
 
 
-def _read_category(value: Mapping[str, Any], before: str | None) -> str:
-    choices = value.get("choices")
-    if before is not None or not isinstance(choices, list) or len(choices) != 1 or choices[0] not in ALL_CATEGORIES:
-        raise BadAnnotation(f"category {str(choices)[:60]} is not one of {', '.join(ALL_CATEGORIES)}")
+def _read_choice(name: str, value: Mapping[str, Any]) -> str:
+    choices, known = value.get("choices"), ALL_CATEGORIES if name == CATEGORY else REASONS
+    if not isinstance(choices, list) or len(choices) != 1 or choices[0] not in known:
+        raise BadAnnotation(f"{name} {str(choices)[:60]} is not one of {', '.join(known)}")
     return str(choices[0])
 
 

@@ -1,7 +1,6 @@
 import contextlib
 import copy
 import math
-import time
 from xml.etree import ElementTree
 
 import numpy as np
@@ -9,15 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from label_studio_sdk.converter.brush import decode_rle as sdk_decode
+from label_studio_sdk.converter.brush import mask2rle
 
 from mm_core.labeling.label_studio import (
     LABEL_CONFIG,
+    REASONS,
     BadAnnotation,
     brush_region,
-    decode_rle,
-    encode_rle,
+    choice_region,
     read_annotation,
 )
+from mm_core.labeling.rle import BadRle, decode_rle, encode_rle
 from mm_core.records import ALL_CATEGORIES
 
 
@@ -63,7 +64,9 @@ def blocks(values, rng, run_bits):
 def test_decodes_what_the_sdk_encodes_and_any_other_cut(seed, height, width, levels):
     rng = np.random.default_rng(seed)
     alpha = (rng.integers(0, levels, (height, width)) * (255 // levels)).astype(np.uint8)
-    assert np.array_equal(decode_rle(encode_rle(alpha), width, height), alpha)
+    ours = encode_rle(alpha)
+    assert np.array_equal(decode_rle(ours, width, height), alpha)
+    assert ours == mask2rle(alpha)[: len(ours)]  # the SDK's may end in a byte that says nothing
     rgba = rng.integers(0, 256, (height, width, 4)).astype(np.uint8)
     run_bits = [int(b) for b in rng.integers(1, 17, 4)]
     rle = blocks(rgba.ravel().tolist(), rng, run_bits)
@@ -81,30 +84,28 @@ def test_a_long_run_and_a_large_matte_come_back():
 @given(st.binary(max_size=200), st.booleans())
 def test_random_bytes_are_refused_or_decoded_never_worse(noise, with_header):
     rle = list((np.array([8 * 6 * 4], ">u4").tobytes() + b"\x38" + noise) if with_header else noise)
-    with contextlib.suppress(BadAnnotation):
+    with contextlib.suppress(BadRle):
         assert decode_rle(rle, 8, 6).shape == (6, 8)
 
 
 def test_a_false_header_is_refused_before_anything_is_allocated():
     rle = encode_rle(soft())
     rle[:4] = [255, 255, 255, 255]
-    start = time.perf_counter()
-    with pytest.raises(BadAnnotation, match="claims 4294967295 values"):
+    with pytest.raises(BadRle, match="claims 4294967295 values"):
         decode_rle(rle, 56, 40)
-    assert time.perf_counter() - start < 0.5
 
 
 @pytest.mark.parametrize(
     "rle", [None, "text", [1, 2, 3], [1.5] * 20, [256] * 20, [-1] * 20, [None] * 20, [math.nan] * 20, [[0]] * 20]
 )
 def test_what_is_no_run_length_code_is_refused(rle):
-    with pytest.raises(BadAnnotation, match="rle"):
+    with pytest.raises(BadRle, match="rle"):
         decode_rle(rle, 56, 40)
 
 
 def test_a_cut_off_code_is_refused():
     rle = encode_rle(soft())
-    with pytest.raises(BadAnnotation, match="ends before"):
+    with pytest.raises(BadRle, match="ends before"):
         decode_rle(rle[: len(rle) // 2], 56, 40)
 
 
@@ -113,6 +114,18 @@ def test_a_good_annotation_comes_back_exactly():
     assert np.array_equal(read.alpha, soft())
     assert (read.category, read.annotator) == ("pets", "ann@example.com")
     assert read.updated_at == "2026-11-02T10:00:00.500000+00:00"
+
+
+def test_unknown_bands_and_refusals_are_read():
+    band = np.zeros((40, 56), np.uint8)
+    band[10:20] = 255
+    work = annotation()
+    work["result"].append(brush_region(band, "Unknown"))
+    read = read_annotation(work, 56, 40)
+    assert np.array_equal(read.alpha, soft()) and np.array_equal(read.unknown, band > 0)
+    work["result"] = [choice_region("reject", "private")]
+    read = read_annotation(work, 56, 40)
+    assert read.alpha is None and read.rejected == "private"
 
 
 def test_several_regions_are_united():
@@ -159,6 +172,9 @@ HOSTILE = {
     "no category": (lambda w: w["result"].pop(1), "no category"),
     "unknown category": (_set("result", 1, "value", "choices", to=["cars"]), "category"),
     "two categories": (_set("result", 1, "value", "choices", to=["pets", "cards"]), "category"),
+    "category twice": (lambda w: w["result"].append(choice_region("category", "pets")), "twice"),
+    "unknown refusal": (lambda w: w["result"].append(choice_region("reject", "ugly")), "reject"),
+    "only Unknown painted": (_set("result", 0, "value", "brushlabels", to=["Unknown"]), "nothing is painted"),
     "unhashable category": (_set("result", 1, "value", "choices", to=[{}]), "category"),
     "no time": (_set("updated_at", to=None), "ISO 8601"),
     "nonsense time": (_set("updated_at", to="yesterday"), "ISO 8601"),
@@ -187,8 +203,9 @@ def test_annotators_are_short_plain_names(who):
 
 def test_label_config_names_what_the_reader_accepts():
     root = ElementTree.fromstring(LABEL_CONFIG)
-    assert [choice.get("value") for choice in root.iter("Choice")] == list(ALL_CATEGORIES)
-    assert [label.get("value") for label in root.iter("Label")] == ["Foreground"]
+    choices = {c.get("name"): [choice.get("value") for choice in c.iter("Choice")] for c in root.iter("Choices")}
+    assert choices == {"category": list(ALL_CATEGORIES), "reject": list(REASONS)}
+    assert [label.get("value") for label in root.iter("Label")] == ["Foreground", "Unknown"]
     region = brush_region(soft())
     assert root.find("BrushLabels").get("name") == region["from_name"]
     assert root.find("Image").get("name") == region["to_name"]

@@ -13,10 +13,11 @@ from mm_core.data.images import load_alpha, load_rgb
 from mm_core.data.snapshot import newest_labels, stable_share
 from mm_core.labeling import route as route_module
 from mm_core.labeling.collect import collect_labels
-from mm_core.labeling.label_studio import brush_region, collected, decode_rle, inbox, outbox
+from mm_core.labeling.label_studio import brush_region, collected, inbox, outbox
+from mm_core.labeling.rle import decode_rle
 from mm_core.labeling.route import band_entropy, choose, route_hard
 from mm_core.layout import Layout
-from mm_core.params import RouteParams, SnapshotParams
+from mm_core.params import LabelParams, RouteParams, SnapshotParams
 from mm_core.records import Report, sha256_file
 from mm_core.settings import Settings
 from mm_core.store import LocalStore, fetch_blob, put_blob
@@ -60,7 +61,7 @@ class House:
         return report
 
     def collect(self):
-        return collect_labels(self.catalog, self.store, self.layout, Report("collect"), progress=quiet)
+        return collect_labels(LabelParams(), self.catalog, self.store, self.layout, Report("collect"), progress=quiet)
 
     def tasks(self):
         return [task for path in sorted(outbox(self.layout).glob("*.json")) for task in json.loads(path.read_text())]

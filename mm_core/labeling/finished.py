@@ -1,0 +1,260 @@
+"""Finished work becomes label versions in the catalog. From files and from a server alike, and safe to repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from mm_core.catalog import Catalog, Filter
+from mm_core.data.images import encode_alpha, load_rgb
+from mm_core.data.snapshot import newest_labels
+from mm_core.labeling.consensus import Answer, Outcome, settle
+from mm_core.labeling.label_studio import Annotation, BadAnnotation, read_annotation
+from mm_core.labeling.route import ROUTED
+from mm_core.labeling.unknown import solve_unknown
+from mm_core.params import LabelParams
+from mm_core.records import sha256_bytes
+from mm_core.store import Store, fetch_blob, put_blob
+
+REFUSED = "refused_photo"
+"""Extractor of the rows of `features` that say why a person refused a photo."""
+COUNTS = (
+    "annotations", "new_labels", "unchanged", "superseded", "cancelled", "refused",
+    "withdrawn", "photos_refused", "disagreements", "solved",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """What people did about one photo."""
+
+    key: str
+    """Sample id, as the task's `data.key` says: not to be believed."""
+    annotations: Sequence[Any]
+    task: str = ""
+    """Address of the task on its server; its annotations are then all there are: what is missing was deleted."""
+    batch: str = ""
+    """Goes to the label's column of that name."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A photo that people were asked about, as the catalog has it."""
+
+    row: Mapping[str, Any]
+    """Its row of `samples`."""
+    labels: Sequence[Mapping[str, Any]]
+    """All its rows of `labels`."""
+    current: Mapping[str, Any] | None
+    """The one of them that counts."""
+    prediction: str
+    """Version of the model whose matte the task began with."""
+
+
+@dataclass
+class Taken:
+    """What `take` did."""
+
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    """Annotations that could not be used: task, annotation, reason."""
+    photos_refused: list[dict[str, Any]] = field(default_factory=list)
+    """Photos that people do not want to paint: key, reason, annotator."""
+    disagreements: list[dict[str, Any]] = field(default_factory=list)
+    """Photos about which several people answered: key, people, mse, iou, settled, why."""
+
+    def refuse(self, work: Work, annotation: Any, reason: object) -> None:
+        number = annotation.get("id") if isinstance(annotation, dict) else None
+        name = work.task or work.key or None
+        self.refused.append({"task": _short(name), "annotation": _short(number), "reason": str(reason)})
+        self.counts["refused"] += 1
+
+
+def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Work], taken: Taken) -> list[Work]:
+    """Checks, decodes, settles and commits; returns the works about which people disagree.
+
+    What passes becomes a blob and the newest label version of its photo (origin label_studio), and the category that
+    people chose becomes the photo's. Where a server's task has no answer any more (deleted, taken back as skipped, in
+    dispute), the labels that came of it are withdrawn, and what counted before them counts again. Killed at any
+    point, the same call again comes to the same end.
+    """
+    asked = _asked(catalog, {work.key for work in works if work.key})
+    categories, labels, refusals, disputed = [], [], [], []
+    for work in works:
+        photo = asked.get(work.key)
+        if photo is None:
+            for annotation in work.annotations or [None]:
+                taken.counts["annotations"] += 1
+                taken.refuse(work, annotation, f"data.key {work.key[:64]!r} is no photo that was sent to people")
+            continue
+        answers, complete = _answers(store, work, photo, taken)
+        outcome = settle(answers, params)
+        if outcome.people > 1:
+            _note_disagreement(work, outcome, taken)
+        if outcome.answer is None and outcome.people > 1:
+            disputed.append(work)
+        answer = outcome.answer
+        if answer is not None and answer.alpha is not None:
+            news = _label(store, photo, work, answer)
+            if _is_news(photo, work, news):
+                labels.append(news)
+                taken.counts["new_labels"] += 1
+                if photo.row["category"] != answer.category:
+                    categories.append({**photo.row, "category": answer.category})
+            else:
+                taken.counts["unchanged"] += 1
+            continue
+        if answer is not None:
+            refusals.append(_refusal(work, answer))
+            taken.photos_refused.append({"key": work.key, "reason": answer.rejected, "annotator": answer.annotator})
+            taken.counts["photos_refused"] += 1
+        if work.task and complete:
+            why = f"the photo was refused: {answer.rejected}" if answer else outcome.why
+            gone = _withdrawn(photo, work, why)
+            labels += gone
+            taken.counts["withdrawn"] += len(gone)
+    # The category first: killed in between, the label is still missing and the work is done again.
+    catalog.upsert("samples", categories)
+    # By upsert: a person may go back to an earlier matte, whose row then counts as the newest version again.
+    catalog.upsert("labels", labels)
+    catalog.upsert("features", refusals)
+    return disputed
+
+
+def _answers(store: Store, work: Work, photo: Asked, taken: Taken) -> tuple[list[Answer], bool]:
+    """One answer per person, the last; and whether all annotations could be read."""
+    newest: dict[str, Annotation] = {}
+    complete = True
+    width, height = int(photo.row["width"]), int(photo.row["height"])
+    for annotation in work.annotations:
+        taken.counts["annotations"] += 1
+        if isinstance(annotation, dict) and annotation.get("was_cancelled") is True:
+            taken.counts["cancelled"] += 1
+            continue
+        try:
+            read = read_annotation(annotation, width, height)
+        except BadAnnotation as error:
+            complete = False
+            taken.refuse(work, annotation, error)
+            continue
+        before = newest.get(read.annotator)
+        taken.counts["superseded"] += before is not None
+        if before is None or read.updated_at >= before.updated_at:
+            newest[read.annotator] = read
+    return [_answer(store, photo, read, taken) for read in newest.values()], complete
+
+
+def _answer(store: Store, photo: Asked, read: Annotation, taken: Taken) -> Answer:
+    alpha = read.alpha
+    if alpha is not None and read.unknown is not None and read.unknown.any():
+        alpha = solve_unknown(load_rgb(fetch_blob(store, str(photo.row["id"]))), alpha, read.unknown)
+        taken.counts["solved"] += 1
+    return Answer(alpha, read.category, read.rejected, read.annotator, read.updated_at)
+
+
+def _label(store: Store, photo: Asked, work: Work, answer: Answer) -> dict[str, Any]:
+    """The row of a settled matte; its blob is in the store."""
+    assert answer.alpha is not None
+    sample = photo.row["id"]
+    digest = put_blob(store, encode_alpha(answer.alpha.astype(np.float32) / 255))
+    return {
+        "id": sha256_bytes(f"{sample}{digest}".encode()),
+        "sample_id": sample,
+        "alpha_sha256": digest,
+        "version": 1 + max((int(row["version"]) for row in photo.labels), default=0),
+        "origin": "label_studio",
+        "batch": work.batch,
+        "annotator": answer.annotator,
+        "binary": bool(np.isin(answer.alpha, (0, 255)).all()),
+        "created_at": answer.updated_at,
+        "task": work.task or None,
+        "prediction": photo.prediction or None,
+        "withdrawn_at": None,
+        "withdrawn_why": None,
+    }
+
+
+def _is_news(photo: Asked, work: Work, label: Mapping[str, Any]) -> bool:
+    """Whether a settled matte replaces the label that counts.
+
+    Not where it is that matte. About its own earlier labels a task is right; any other label of a person stays if it
+    is younger, and so does a withdrawal of this very work (an old export does not bring back what was deleted).
+    """
+    current = photo.current
+    if current is not None and current["alpha_sha256"] == label["alpha_sha256"]:
+        return False
+    if current is not None and current["origin"] == "label_studio":
+        return _of_task(current, work) or current["created_at"] <= label["created_at"]
+    return not any(row["id"] == label["id"] and row["created_at"] >= label["created_at"] for row in photo.labels)
+
+
+def _withdrawn(photo: Asked, work: Work, why: str) -> list[dict[str, Any]]:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    rows = [row for row in photo.labels if _of_task(row, work) and not row["withdrawn_at"]]
+    return [{**row, "withdrawn_at": now, "withdrawn_why": why} for row in rows]
+
+
+def _of_task(label: Mapping[str, Any], work: Work) -> bool:
+    return bool(work.task) and label["task"] == work.task
+
+
+def _refusal(work: Work, answer: Answer) -> dict[str, Any]:
+    return {
+        "sample_id": work.key,
+        "extractor": REFUSED,
+        "version": "1",
+        "numbers": {},
+        "texts": {"reason": answer.rejected, "annotator": answer.annotator, "task": work.task},
+        "computed_at": answer.updated_at,
+    }
+
+
+def _note_disagreement(work: Work, outcome: Outcome, taken: Taken) -> None:
+    row: dict[str, Any] = {"key": work.key, "people": outcome.people, "settled": outcome.answer is not None}
+    if outcome.apart:
+        row |= {"mse": outcome.apart.mse, "iou": outcome.apart.iou}
+    taken.disagreements.append(row | {"why": outcome.why})
+    taken.counts["disagreements"] += outcome.answer is None
+
+
+def merged(works: Sequence[Work]) -> list[Work]:
+    """Works of one photo in one, in order of their first: an export may name a photo twice."""
+    found: dict[str, Work] = {}
+    rest = []
+    for work in works:
+        if not work.key:
+            rest.append(work)
+        elif before := found.get(work.key):
+            found[work.key] = replace(before, annotations=[*before.annotations, *work.annotations])
+        else:
+            found[work.key] = work
+    return [*found.values(), *rest]
+
+
+def _asked(catalog: Catalog, keys: Collection[str]) -> dict[str, Asked]:
+    """Of the keys, those that are photos which were routed to people."""
+    of_these: list[Filter] = [("sample_id", "in", sorted(keys))]
+    routed: Any = catalog.read(
+        "features", columns=["sample_id", "texts", "computed_at"], filters=[("extractor", "=", ROUTED), *of_these]
+    ).sort_values("computed_at")
+    model = {row["sample_id"]: (row["texts"] or {}).get("model", "") for row in routed.to_dict("records")}
+    samples = _records(catalog.read("samples", filters=[("id", "in", sorted(model))]))
+    labels: Any = catalog.read("labels", filters=of_these)
+    current = {row["sample_id"]: row for row in _records(newest_labels(labels))}
+    all_of: dict[str, list[dict[str, Any]]] = {}
+    for row in _records(labels):
+        all_of.setdefault(row["sample_id"], []).append(row)
+    return {r["id"]: Asked(r, all_of.get(r["id"], []), current.get(r["id"]), model[r["id"]]) for r in samples}
+
+
+def _records(frame: Any) -> list[dict[str, Any]]:
+    plain = frame.astype(object)
+    return plain.where(plain.notna(), None).to_dict("records")
+
+
+def _short(value: Any) -> str | None:
+    return None if value is None else str(value)[:80]

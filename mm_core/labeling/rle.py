@@ -1,0 +1,111 @@
+"""Brush masks as run-length code (thi.ng/rle-pack): a soft 8-bit matte goes to Label Studio and back bit for bit.
+
+The stream: 32 bits number of values, 5 bits word size - 1, four times 4 bits run size - 1; then blocks of 1 bit (run
+or literals), 2 bits which run size, that many bits length - 1, and one word or `length` words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mm_core.errors import InputError
+
+CHANNELS = 4
+"""Brush masks are RGBA; the matte is the last channel."""
+_RUN_BITS = (3, 4, 8, 16)
+_HEADER = np.array([int(bit) for bit in f"{7:05b}" + "".join(f"{bits - 1:04b}" for bits in _RUN_BITS)], np.uint8)
+
+
+class BadRle(InputError):
+    """A list of bytes that is no brush mask of this photo; the text says what is wrong with it."""
+
+
+def encode_rle(alpha: np.ndarray) -> list[int]:
+    """The code of a matte uint8 (H, W): byte for byte what the SDK's `mask2rle` makes, without its loop over runs.
+
+    The SDK's `image2rle` thresholds at 128 and is never the right one.
+    """
+    flat = np.ascontiguousarray(alpha, np.uint8).ravel()
+    starts = np.flatnonzero(np.diff(flat, prepend=flat[:1] ^ 1))
+    lengths = CHANNELS * np.diff(starts, append=flat.size)
+    values = flat[starts]
+    # Runs are multiples of four and never literals; what a block cannot hold goes on in the next.
+    whole = (lengths - 1) >> _RUN_BITS[-1]
+    values = np.repeat(values, whole + 1)
+    pieces = np.full(values.size, 1 << _RUN_BITS[-1])
+    last = np.cumsum(whole + 1) - 1
+    pieces[last] = lengths - (whole << _RUN_BITS[-1])
+    sizes = np.searchsorted([1 << bits for bits in _RUN_BITS], pieces)
+    bits = np.array(_RUN_BITS)[sizes]
+    words = ((4 | sizes) << bits | pieces - 1) << 8 | values
+    return _packed(words, bits + 11, CHANNELS * flat.size)
+
+
+def _packed(words: np.ndarray, widths: np.ndarray, count: int) -> list[int]:
+    """Header and words of 14 to 27 bits, one after the other, as bytes."""
+    first = 32 + _HEADER.size + np.cumsum(widths) - widths
+    stream = np.zeros(first[-1] + widths[-1], np.uint8)
+    stream[:32] = np.unpackbits(np.array([count], ">u4").view(np.uint8))
+    stream[32 : 32 + _HEADER.size] = _HEADER
+    for width in np.unique(widths):
+        chosen = widths == width
+        shifts = np.arange(width - 1, -1, -1)
+        stream[first[chosen, None] + np.arange(width)] = words[chosen, None] >> shifts & 1
+    return np.packbits(stream).tolist()
+
+
+def decode_rle(rle: Any, width: int, height: int) -> np.ndarray:
+    """The matte uint8 (H, W) of a brush region of the given size; raises BadRle.
+
+    Nothing is allocated before the header has agreed with the photo's size.
+    """
+    count = width * height * CHANNELS
+    if not isinstance(rle, list) or not 8 <= len(rle) <= 3 * count + 64:
+        raise BadRle("rle is no list of bytes of a plausible length")
+    try:
+        data = bytes(rle)
+    except (TypeError, ValueError):
+        raise BadRle("rle is no list of bytes") from None
+    claimed = int.from_bytes(data[:4], "big")
+    if claimed != count:
+        raise BadRle(f"rle claims {claimed} values, the photo of {width}x{height} needs {count}")
+    header = int.from_bytes(data[4:8], "big")
+    if header >> 27 != 7:
+        raise BadRle(f"rle has words of {(header >> 27) + 1} bits, not 8")
+    run_bits = [(header >> shift & 15) + 1 for shift in (23, 19, 15, 11)]
+    values, lengths = _blocks(data, run_bits, count)
+    return np.repeat(values, lengths).reshape(height, width, CHANNELS)[:, :, CHANNELS - 1].copy()
+
+
+def _blocks(data: bytes, run_bits: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values uint8 and how often each is repeated, together `count` long. One turn per block, not per pixel."""
+    padded = data + bytes(8)
+    end = 8 * len(data)
+    values, lengths = bytearray(), []
+    position, done = 53, 0
+    while done < count:
+        # The longest block head has 1 + 2 + 16 + 8 bits: 8 bytes hold it at any bit offset.
+        start = position >> 3
+        window = int.from_bytes(padded[start : start + 8], "big") << (position & 7) & 0xFFFFFFFFFFFFFFFF
+        bits = run_bits[window >> 61 & 3]
+        length = (window >> (61 - bits) & ((1 << bits) - 1)) + 1
+        position += 3 + bits
+        done += length
+        if window >> 63:
+            values.append(window >> (53 - bits) & 255)
+            lengths.append(length)
+            position += 8
+        else:
+            if position + 8 * length > end:
+                raise BadRle("rle ends before the picture is full")
+            first, last = position >> 3, (position + 8 * length + 7) >> 3
+            literal = np.unpackbits(np.frombuffer(padded, np.uint8, last - first, first))
+            values += np.packbits(literal[position & 7 :][: 8 * length]).tobytes()
+            lengths += [1] * length
+            position += 8 * length
+        if position > end or done > count:
+            raise BadRle("rle ends before the picture is full" if position > end else "rle overruns the picture")
+    return np.frombuffer(bytes(values), np.uint8), np.array(lengths, np.int64)

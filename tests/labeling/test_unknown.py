@@ -1,0 +1,59 @@
+"""Painted Unknown bands: solved inside, untouched outside, near the truth on a photo made by compositing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mm_core.labeling import unknown as room
+from mm_core.labeling.unknown import solve_unknown
+
+
+def composite(side: int = 96) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A disk with a soft edge of 16 px over a background of another colour: photo, true alpha, hard mask of it."""
+    y, x = np.mgrid[:side, :side]
+    true = np.clip((side / 3 - np.hypot(y - side / 2, x - side / 2)) / 16 + 0.5, 0, 1)
+    noise = np.random.default_rng(0).normal(0, 3, (side, side, 3))
+    colours = true[..., None] * (200, 60, 40) + (1 - true[..., None]) * (40, 90, 180) + noise
+    return np.clip(colours, 0, 255).astype(np.uint8), true, (255 * (true > 0.5)).astype(np.uint8)
+
+
+def test_the_band_is_solved_and_the_rest_untouched() -> None:
+    rgb, true, hard = composite()
+    band = (true > 0) & (true < 1)
+    solved = solve_unknown(rgb, hard, band)
+    assert np.array_equal(solved[~band], hard[~band])
+    error = np.abs(solved / 255 - true)[band].mean()
+    assert error < 0.2 * np.abs(hard / 255 - true)[band].mean()
+
+
+def test_soft_alpha_outside_the_band_is_kept_and_leaned_on() -> None:
+    rgb, true, _ = composite()
+    soft = np.rint(255 * true).astype(np.uint8)
+    half = (true > 0) & (true < 1) & (np.arange(96) < 48)
+    painted = np.where(half, 255, soft).astype(np.uint8)
+    solved = solve_unknown(rgb, painted, half)
+    assert np.array_equal(solved[~half], soft[~half])
+    assert np.abs(solved / 255 - true)[half].mean() < 0.05
+
+
+def test_a_large_area_is_solved_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    rgb, true, hard = composite()
+    band = (true > 0) & (true < 1)
+    monkeypatch.setattr(room, "MOST_PIXELS", 48 * 48)
+    solved = solve_unknown(rgb, hard, band)
+    assert np.array_equal(solved[~band], hard[~band])
+    assert np.abs(solved / 255 - true)[band].mean() < 0.4 * np.abs(hard / 255 - true)[band].mean()
+
+
+def test_nothing_known_around_leaves_what_was_painted() -> None:
+    rgb, _, hard = composite()
+    assert np.array_equal(solve_unknown(rgb, hard, np.ones(hard.shape, bool)), hard)
+    assert np.array_equal(solve_unknown(rgb, hard, np.zeros(hard.shape, bool)), hard)
+
+
+def test_areas_far_apart_are_cut_apart() -> None:
+    mask = np.zeros((400, 300), bool)
+    mask[10:20, 10:20] = mask[300:310, 250:260] = True
+    boxes = sorted(room._areas(mask))
+    assert boxes == [(0, 44, 0, 44), (276, 334, 226, 284)]
