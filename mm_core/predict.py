@@ -39,9 +39,9 @@ def predict_files(
 ) -> Report:
     """Writes `<stem>.png` (8-bit matte, the photo's own size) per photo, and `<stem>.cutout.png` (RGBA) on request.
 
-    Cut-outs carry estimated foreground colours (Germer et al. 2020, multi-level), so that no halo of the old
-    background shows on a new one.
+    Cut-outs carry estimated foreground colours, so that no halo of the old background shows on a new one.
     """
+    from mm_core.aigc.foreground import foreground
     from mm_core.data.images import load_rgb
     from mm_core.model.predict import TorchPredictor
 
@@ -62,18 +62,11 @@ def predict_files(
                 {"image": str(path), "matte": str(out / f"{path.stem}.png"), "foreground": float(alpha.mean())}
             )
             if cutout:
-                _write_png(out / f"{path.stem}.cutout.png", cut_out(rgb, alpha))
+                rgba = np.dstack([foreground(rgb, alpha), np.rint(alpha.clip(0, 1) * 255).astype(np.uint8)])
+                _write_png(out / f"{path.stem}.cutout.png", rgba)
             progress("predict", index + 1, len(images))
         report.tables["mattes"] = written
     return report
-
-
-def cut_out(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 4): estimated foreground colours with the matte as alpha channel."""
-    from pymatting import estimate_foreground_ml
-
-    foreground = np.asarray(estimate_foreground_ml(rgb / 255.0, alpha.astype(np.float64)))
-    return np.round(np.dstack([foreground, alpha]).clip(0, 1) * 255).astype(np.uint8)
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
