@@ -50,7 +50,7 @@ def cutout_rows(scenes: int) -> list[str]:
 
 
 def sky_row(scenes: int) -> str:
-    """Mean absolute distance (of 255), in the soft band, of the land's colours from those of the firm land beside it."""
+    """Mean distance (of 255) of the land's colours in the soft band from those of the firm land beside it."""
     ours, naive = [], []
     for seed in range(scenes):
         r = render("scenery", 2000 + seed, size=SIDE * 2, aspect=4 / 3)
