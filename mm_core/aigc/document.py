@@ -29,7 +29,7 @@ def find_quad(photo: np.ndarray, alpha: np.ndarray | None = None) -> np.ndarray 
             if not LEAST_SHARE * height * width <= area <= MOST_SHARE * height * width:
                 continue
             quad = _four_corners(hull)
-            if quad is not None and cv2.contourArea(contour) > 0.9 * cv2.contourArea(quad.astype(np.float32)):
+            if quad is not None and 0.9 < cv2.contourArea(contour) / cv2.contourArea(quad.astype(np.float32)) < 1.1:
                 return _ordered(quad) / np.array([width, height], np.float32)
     return None
 
