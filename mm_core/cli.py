@@ -16,6 +16,7 @@ import typer
 
 from mm_core import stages
 from mm_core.catalog import Catalog
+from mm_core.cli_operate import app as operate_app
 from mm_core.cli_release import app as release_app
 from mm_core.errors import InputError, MattingError
 from mm_core.layout import TRAIN_STAGES
@@ -30,6 +31,8 @@ catalog_app = typer.Typer(no_args_is_help=True, help="Care of the catalog's file
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(label_app, name="label")
+
+Again = Annotated[bool, typer.Option("--again", help="Also where nothing is new since the last cycle.")]
 
 # ── data ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -226,7 +229,6 @@ def catalog_compact(json_: Json = False) -> None:
 def label_push(json_: Json = False) -> None:
     """Chooses hard photos and writes Label Studio tasks with the champion's mattes to the outbox."""
     layout, params = layout_and_params()
-    stages.pin_inputs(params, layout)
     with progress_bars() as progress:
         say(stages.route(params, layout, progress=progress), json_)
 
@@ -246,16 +248,18 @@ def label_pull(json_: Json = False) -> None:
 
 
 @app.command()
-def run(inbox: Inbox = None, json_: Json = False) -> None:
-    """One whole cycle: ingest … gate, and export and promote if it passes."""
+def run(inbox: Inbox = None, again: Again = False, json_: Json = False) -> None:
+    """One whole cycle: ingest … gate, and export and promote if it passes. Where nothing is new, none."""
     layout, params = layout_and_params(inbox)
     with progress_bars() as progress:
-        reports = stages.run_cycle(params, layout, progress=progress)
+        reports = stages.run_cycle(params, layout, again=again, progress=progress)
     verdict = stages.recorded_verdict(layout)
     if json_:
         return say({name: asdict(report) for name, report in reports.items()}, True)
     for name, report in reports.items():
         typer.echo(f"{name:18} {report.seconds:8.1f} s")
+    if nothing_new := reports["pin_inputs"].facts.get("nothing_new"):
+        return typer.echo(f"\nnothing new: {nothing_new}; `mm run --again` runs a cycle nevertheless")
     typer.echo(f"\nverdict: {verdict.decision}")
     for reason in verdict.reasons:
         typer.echo(f"  {reason}")
@@ -275,7 +279,12 @@ def _stage_command(name: str, stage: Callable[..., Report], *, shows_progress: b
     app.command(name, help=stage.__doc__)(command)
 
 
-_stage_command("pin-inputs", stages.pin_inputs, shows_progress=False)
+@app.command("pin-inputs", help=stages.pin_inputs.__doc__)
+def pin_inputs(again: Again = False, json_: Json = False) -> None:
+    layout, params = layout_and_params()
+    say(stages.pin_inputs(params, layout, again=again), json_)
+
+
 _stage_command("snapshot", stages.snapshot, shows_progress=False)
 _stage_command("split", stages.split, shows_progress=False)
 for _stage in TRAIN_STAGES:
@@ -303,7 +312,7 @@ def evaluate(
         say(stages.evaluate(params, layout, progress=progress), json_)
 
 
-app.registered_commands += release_app.registered_commands
+app.registered_commands += release_app.registered_commands + operate_app.registered_commands
 app.registered_groups += release_app.registered_groups
 
 

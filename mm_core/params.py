@@ -308,6 +308,10 @@ class LabelParams(_Section):
     """Two people's mattes agree from this overlap on: for small subjects, of which the MSE says little."""
 
 
+PER_ARRIVAL = ("ingest", "structure", "drift", "route", "label")
+"""Sections that no stage of a cycle reads."""
+
+
 class Params(_Section):
     """All of `params.yaml`."""
 
@@ -358,5 +362,6 @@ class Params(_Section):
         """All values, as `params.yaml` holds them."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=110)
 
-    def digest(self) -> str:
-        return digest_of(self.model_dump(mode="json"))
+    def cycle_digest(self) -> str:
+        """Of what a cycle depends on; the rest acts when photos arrive, and a cycle meets it in the catalog."""
+        return digest_of(self.model_dump(mode="json", exclude=set(PER_ARRIVAL)))

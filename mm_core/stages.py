@@ -17,7 +17,7 @@ from mm_core.catalog import Catalog
 from mm_core.errors import InputError, ReleaseRefused
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.params import Params
-from mm_core.records import Report, Verdict, timed, write_json
+from mm_core.records import Report, Verdict, digest_of, timed, write_json
 from mm_core.store import Store, open_store
 
 Progress = Callable[[str, int, int], None]
@@ -82,7 +82,7 @@ def route(params: Params, layout: Layout, *, progress: Progress = quiet) -> Repo
 
     with timed(Report("route")) as report:
         return route_hard(
-            params.route, catalog_of(layout), store_of(layout), read_inputs(layout), layout, report, progress=progress
+            params.route, catalog_of(layout), store_of(layout), inputs_now(layout), layout, report, progress=progress
         )
 
 
@@ -141,21 +141,51 @@ def compact(params: Params, layout: Layout) -> Report:
 # ── per cycle ────────────────────────────────────────────────────────────────────────────────────
 
 
-def pin_inputs(params: Params, layout: Layout) -> Report:
-    """Writes what the next cycle starts from: catalog versions, champion and anchor (design: explicit inputs)."""
-    from mm_core.export.registry import Registry
+def pin_inputs(params: Params, layout: Layout, *, again: bool = False) -> Report:
+    """Writes what the next cycle starts from: catalog versions, champion and anchor (design: explicit inputs).
 
+    Where nothing is new since the cycle that was finished last, its pins stay, so that no door runs it once more, and
+    `report.facts["nothing_new"]` says so; `again` pins nevertheless.
+    """
     with timed(Report("pin_inputs")) as report:
-        registry = Registry(layout.settings)
-        inputs = {
-            "catalog": {table: catalog_of(layout).version(table) for table in ("samples", "labels", "features")},
-            "champion": registry.pin("champion"),
-            "anchor": registry.pin("anchor"),
-        }
-        if not layout.inputs.exists() or read_inputs(layout) != inputs:
+        inputs = inputs_now(layout)
+        if not again and _is_done(params, layout, inputs):
+            inputs = read_inputs(layout)
+            report.facts["nothing_new"] = f"the last cycle saw all of it: {recorded_verdict(layout).decision}"
+        elif not layout.inputs.exists() or read_inputs(layout) != inputs:
             write_json(layout.inputs, inputs)
         report.facts |= inputs
     return report
+
+
+def inputs_now(layout: Layout) -> dict:
+    """Catalog versions, champion and anchor of this moment, as `read_inputs` returns them."""
+    from mm_core.export.registry import Registry
+
+    registry, catalog = Registry(layout.settings), catalog_of(layout)
+    return {
+        "catalog": {table: catalog.version(table) for table in ("samples", "labels", "features")},
+        "champion": registry.pin("champion"),
+        "anchor": registry.pin("anchor"),
+    }
+
+
+def _is_done(params: Params, layout: Layout, inputs: dict) -> bool:
+    """Whether the last cycle came to its end with these params, this catalog, and this champion or one of its own."""
+    judged = layout.stage_report("gate")
+    if not (layout.inputs.is_file() and layout.verdict.is_file() and judged.is_file()):
+        return False
+    pinned, verdict = read_inputs(layout), recorded_verdict(layout)
+    about = {"inputs": digest_of(pinned), "params": params.cycle_digest()}
+    facts = Report.read(judged).facts
+    if {name: facts.get(name) for name in about} != about or pinned["catalog"] != inputs["catalog"]:
+        return False
+    if verdict.decision == "PROMOTE" and not layout.stage_report("promote").is_file():
+        return False
+    if (inputs["champion"] or {}).get("digest") == verdict.candidate:
+        # The first champion ever is the anchor too.
+        return inputs["anchor"] == (pinned["anchor"] or inputs["champion"])
+    return all(inputs[role] == pinned[role] for role in ("champion", "anchor"))
 
 
 def read_inputs(layout: Layout) -> dict:
@@ -280,15 +310,17 @@ def gate(params: Params, layout: Layout) -> Report:
         for later in ("export", "promote"):
             # What an earlier verdict led to is not this one's.
             layout.stage_report(later).unlink(missing_ok=True)
+        inputs = read_inputs(layout)
         verdict = decide(
             params.gate,
             layout,
-            read_inputs(layout),
+            inputs,
             noise=recorded_noise(store, params.gate.primary),
             uses=record_use(store, read_pool(layout.snapshot, "eval")["sample_id"], candidate),
         )
         write_json(layout.verdict, verdict.model_dump())
         report.facts |= {"decision": verdict.decision, "reasons": verdict.reasons, "candidate": verdict.candidate}
+        report.facts |= {"inputs": digest_of(inputs), "params": params.cycle_digest()}
         report.tables["cells"] = [cell.model_dump() for cell in verdict.cells]
         report.metrics["gate/promote"] = float(verdict.decision == "PROMOTE")
     Tracker(layout.settings).log_report(layout, report)
@@ -415,11 +447,16 @@ ARRIVAL = (ingest, structure)
 TRAIN = {"simple": train_simple, "hard": train_hard, "semi": train_semi, "multimodal": train_multimodal}
 
 
-def run_cycle(params: Params, layout: Layout, *, progress: Progress = quiet) -> dict[str, Report]:
-    """`mm run`: one whole cycle. A refusal by the gate is a result, not an error."""
+def run_cycle(params: Params, layout: Layout, *, again: bool = False, progress: Progress = quiet) -> dict[str, Report]:
+    """`mm run`: one whole cycle. A refusal by the gate is a result, not an error.
+
+    Where nothing is new since the last one it ends after `pin_inputs`, unless it shall run `again`.
+    """
     reports = {"ingest": ingest(params, layout, progress=progress)}
     reports["structure"] = structure(params, layout, progress=progress)
-    reports["pin_inputs"] = pin_inputs(params, layout)
+    reports["pin_inputs"] = pin_inputs(params, layout, again=again)
+    if "nothing_new" in reports["pin_inputs"].facts:
+        return reports
     reports["snapshot"] = snapshot(params, layout)
     reports["split"] = split(params, layout)
     for stage in TRAIN_STAGES:

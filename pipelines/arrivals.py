@@ -69,7 +69,6 @@ def routed(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
     """The hard photos that people should label, as Label Studio tasks with the champion's matte as a start."""
     params, layout = workspace.params(), workspace.layout()
     with plain_failures():
-        stages.pin_inputs(params, layout)
         report = stages.route(params, layout, progress=Observations(context))
     return dg.MaterializeResult(metadata=of_report(report))
 

@@ -53,5 +53,5 @@ weekly_retrain = dg.ScheduleDefinition(
     cron_schedule="0 3 * * 1",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="A cycle each Monday at 03:00 UTC, new labels or not.",
+    description="A cycle each Monday at 03:00 UTC, where anything is new.",
 )

@@ -1,5 +1,7 @@
 """Per cycle: freeze what the catalog holds, divide it by difficulty, train in four stages."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 
 from mm_core import stages
@@ -13,19 +15,35 @@ POOL = "training"
 """One training at a time per machine: `infra/dagster.yaml` limits every pool to 1."""
 
 
+class Pinning(dg.Config):
+    """How a cycle begins."""
+
+    again: bool = False
+    """Also where nothing is new since the last cycle."""
+
+
 @dg.asset(
     group_name="learning",
     deps=[structured_samples, collected_labels],
+    output_required=False,
     kinds={"deltalake", "mlflow"},
     owners=OWNERS,
     tags={"room": "data"},
 )
-def pinned_inputs(workspace: Workspace) -> dg.MaterializeResult:
-    """What the cycle starts from: catalog versions, champion and anchor, named explicitly."""
+def pinned_inputs(
+    context: dg.AssetExecutionContext, workspace: Workspace, config: Pinning
+) -> Iterator[dg.MaterializeResult]:
+    """What the cycle starts from: catalog versions, champion and anchor, named explicitly.
+
+    Where nothing is new since the last cycle it is not made, and all that follows is skipped.
+    """
     layout = workspace.layout()
     with plain_failures():
-        report = stages.pin_inputs(workspace.params(), layout)
-    return dg.MaterializeResult(metadata=of_report(report, paths={"file": layout.inputs}))
+        report = stages.pin_inputs(workspace.params(), layout, again=config.again)
+    if nothing_new := report.facts.get("nothing_new"):
+        context.log_event(dg.AssetObservation(asset_key=context.asset_key, description=f"nothing new: {nothing_new}"))
+    else:
+        yield dg.MaterializeResult(metadata=of_report(report, paths={"file": layout.inputs}))
 
 
 @dg.asset(

@@ -137,6 +137,44 @@ def test_a_second_cycle_on_the_same_inputs_trains_nothing_and_promotes_nothing_n
     assert Registry(layout.settings).pin("champion") == pin
 
 
+def test_a_cycle_with_nothing_new_does_nothing(cycled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the champion is another than the one it began with: it is the cycle's own."""
+    layout, _ = cycled
+    before = {path: path.read_bytes() for path in (layout.inputs, layout.verdict)}
+    monkeypatch.setattr(stages, "snapshot", None)  # whoever comes here fails
+    reports = stages.run_cycle(TINY, layout)
+    assert list(reports) == ["ingest", "structure", "pin_inputs"]
+    assert "PROMOTE" in reports["pin_inputs"].facts["nothing_new"]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("why", ["params", "promotion", "catalog", "again"])
+def test_a_cycle_goes_on_where_something_is_new_or_unfinished(cycled, why: str) -> None:
+    layout, _ = cycled
+    pinned, promoted = layout.inputs.read_bytes(), layout.stage_report("promote")
+    params = TINY.with_values(**{"seed": 1}) if why == "params" else TINY
+    try:
+        if why == "promotion":  # killed between the verdict and the promotion
+            promoted.rename(promoted.with_suffix(".aside"))
+        if why == "catalog":
+            stages.catalog_of(layout).add("labels", [{"id": "x", "sample_id": "y", "version": 1, "origin": "drop"}])
+        report = stages.pin_inputs(params, layout, again=why == "again")
+        assert "nothing_new" not in report.facts and report.facts["champion"]
+        assert layout.inputs.read_bytes() != pinned
+    finally:
+        layout.inputs.write_bytes(pinned)
+        if why == "promotion":
+            promoted.with_suffix(".aside").rename(promoted)
+        if why == "catalog":
+            stages.catalog_of(layout).delete("labels", "id", ["x"])
+
+
+def test_params_of_arrivals_alone_do_not_start_a_cycle(cycled) -> None:
+    layout, _ = cycled
+    other = TINY.with_values(**{"route.budget": 1, "drift.alpha": 0.05})
+    assert other.cycle_digest() == TINY.cycle_digest() != TINY.with_values(**{"gate.alpha": 0.1}).cycle_digest()
+
+
 def test_a_model_that_was_not_judged_is_not_exported(cycled) -> None:
     layout, _ = cycled
     path = layout.model("multimodal")

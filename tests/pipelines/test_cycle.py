@@ -100,6 +100,24 @@ def test_the_same_cycle_again_trains_nothing(instance: dg.DagsterInstance, refus
         assert "reused" in event.materialization.metadata, event.asset_key
 
 
+def test_a_cycle_with_nothing_new_is_a_success_of_skipped_steps(
+    plant: Plant, instance: dg.DagsterInstance, refused: dg.ExecuteInProcessResult
+) -> None:
+    nothing = run("retrain", instance)
+    assert nothing.success and materialised(nothing) == set()
+    assert skipped(nothing) >= CYCLE_STEPS - {"pinned_inputs"}
+    (said,) = [event for event in nothing.all_events if event.event_type_value == "ASSET_OBSERVATION"]
+    assert "nothing new" in (said.event_specific_data.asset_observation.description or "")
+
+
+def test_a_person_may_ask_for_the_cycle_again(
+    plant: Plant, instance: dg.DagsterInstance, refused: dg.ExecuteInProcessResult
+) -> None:
+    config = {"ops": {"pinned_inputs": {"config": {"again": True}}}}
+    again = run("retrain", instance, run_config=config, asset_selection=[dg.AssetKey("pinned_inputs")])
+    assert materialised(again) == {"pinned_inputs"}
+
+
 @pytest.mark.parametrize("asset", ["exported_bundle", "promoted_model"])
 def test_asked_alone_nothing_leaves_that_the_gate_refused(
     asset: str, instance: dg.DagsterInstance, refused: dg.ExecuteInProcessResult

@@ -1,0 +1,45 @@
+"""The verbs of `mm` about keeping an installation: backup, restore."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mm_core.records import Report, timed
+from mm_core.settings import Settings
+from mm_core.terminal import Json, progress_bars, say
+
+app = typer.Typer()
+
+
+@app.command()
+def backup(
+    to: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix, outside of the workspace.")],
+    photos: Annotated[bool, typer.Option(help="--no-photos where the store is copied by other means.")] = True,
+    keep: Annotated[int, typer.Option(min=0, help="Newest backups that stay; 0 keeps all.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Copies catalog, photos, registry, run history, reports and bundles; what an earlier backup holds is not copied.
+
+    PostgreSQL databases are in it where MM_BACKUP_DATABASES names their URLs.
+    """
+    from mm_core.backup import back_up
+
+    with progress_bars() as progress, timed(Report("backup")) as report:
+        back_up(Settings.from_env(), to, report, photos=photos, keep=keep, progress=progress)
+    say(report, json_)
+
+
+@app.command()
+def restore(
+    source: Annotated[str, typer.Argument(help="Where `mm backup` wrote to.")],
+    at: Annotated[str | None, typer.Option(help="Time of a backup; the newest, if not named.")] = None,
+    json_: Json = False,
+) -> None:
+    """Writes a backup into an empty workspace and an empty store, each file checked against its digest."""
+    from mm_core.backup import restore as bring_back
+
+    with progress_bars() as progress, timed(Report("restore")) as report:
+        bring_back(Settings.from_env(), source, report, at=at, progress=progress)
+    say(report, json_)
