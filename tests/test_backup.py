@@ -1,4 +1,4 @@
-"""Backup and restore: what comes back is what was there, in a folder, on S3 and from PostgreSQL; nothing is overwritten."""
+"""Backup and restore: all comes back, in a folder, on S3 and from PostgreSQL; nothing is overwritten."""
 
 import json
 import os

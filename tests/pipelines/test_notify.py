@@ -1,4 +1,4 @@
-"""What people are told, at a real HTTP server: failures with their reason, refusals, promotions, staleness; no secret."""
+"""What people are told, at a real HTTP server: failures, refusals, promotions, staleness; and never a secret."""
 
 import json
 import threading
