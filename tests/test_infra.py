@@ -1,0 +1,193 @@
+"""infra/: pinned, unprivileged, on loopback, without a secret; what is said twice is equal; the rights are enough."""
+
+import fnmatch
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import dagster as dg
+import pytest
+import yaml
+from botocore.exceptions import ClientError
+
+from mm_core.catalog import Catalog
+from mm_core.store import open_store, put_blob
+
+PROJECT = Path(__file__).resolve().parent.parent
+INFRA = PROJECT / "infra"
+COMPOSE = (INFRA / "compose.yaml").read_text()
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE)["services"]
+INSTANCE: dict[str, Any] = yaml.safe_load((INFRA / "dagster.yaml").read_text())
+HELM: dict[str, Any] = yaml.safe_load((INFRA / "helm" / "values.yaml").read_text())
+
+
+def test_every_image_is_pinned() -> None:
+    bases = re.findall(r"^FROM (\S+)", (INFRA / "Dockerfile").read_text(), re.M)
+    images = {*bases, *(service["image"] for service in SERVICES.values())}
+    for image in images:
+        tag = image.partition(":")[2]
+        assert re.search(r"\d+\.\d+\.\d+|\d+\.\d+-|RELEASE\.\d{4}-\d\d-\d\d", tag), image
+
+
+def test_only_loopback_is_published_and_nothing_has_privileges() -> None:
+    for name, service in SERVICES.items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), name
+        assert not service.get("privileged") and "docker.sock" not in json.dumps(service), name
+        if name != "s3-setup":
+            assert service["cap_drop"] == ["ALL"] and "no-new-privileges:true" in service["security_opt"], name
+
+
+def test_secrets_come_from_the_environment_alone() -> None:
+    """No password, key or token has a value here; each is in .env.example, empty."""
+    example = dict(line.split("=", 1) for line in (INFRA / ".env.example").read_text().splitlines() if "=" in line[:40])
+    example = {name: value for name, value in example.items() if not name.startswith("#")}
+    assert set(re.findall(r"\$\{([A-Z_]+)", COMPOSE)) == set(example)
+    for name, value in example.items():
+        assert not value or name == "AWS_DEFAULT_REGION", name
+    for service in SERVICES.values():
+        for name, value in service.get("environment", {}).items():
+            if re.search(r"PASSWORD|KEY|TOKEN|SECRET|DATABASES|URI", name) and "TRACKING" not in name:
+                assert "${" in value or value in ("true", "false"), name
+
+
+def test_the_image_is_built_from_files_that_are_there_by_a_user_without_rights() -> None:
+    text = (INFRA / "Dockerfile").read_text()
+    assert re.findall(r"^USER (\S+)", text, re.M) == ["10001:10001"]
+    allowed = [line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.M):
+        for source in line.split():
+            assert (PROJECT / source).exists(), source
+            assert any(fnmatch.fnmatch(source, f"{top}*") for top in allowed), source
+
+
+def test_on_postgres_the_instance_is_the_same_but_for_its_storage(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = yaml.safe_load((INFRA / "dagster.postgres.yaml").read_text())
+    storage = other.pop("storage")
+    assert other == INSTANCE
+    host, port = postgres.rpartition("@")[2].split(":")
+    storage["postgres"]["postgres_db"]["port"] = int(port)  # the fixture's
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({**other, "storage": storage}))
+    for name, value in {"HOST": host, "DB": "postgres", "USER": "mm", "PASSWORD": "unused"}.items():
+        monkeypatch.setenv(f"DAGSTER_PG_{name}", value)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert "Postgres" in type(instance.event_log_storage).__name__
+        assert instance.global_op_concurrency_default_limit == 1
+        instance.add_dynamic_partitions("batches", ["unlabeled/w01"])
+        assert instance.get_dynamic_partitions("batches") == ["unlabeled/w01"]
+
+
+def snake(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {re.sub(r"(?<!^)([A-Z])", r"_\1", k).lower(): snake(v) for k, v in value.items()}
+    return [snake(v) for v in value] if isinstance(value, list) else value
+
+
+def test_on_kubernetes_the_instance_is_the_same() -> None:
+    concurrency, retention = snake(HELM["concurrency"]), snake(HELM["retention"])
+    monitoring, retries = snake(HELM["dagsterDaemon"]["runMonitoring"]), snake(HELM["dagsterDaemon"]["runRetries"])
+    assert concurrency.pop("enabled") and retention.pop("enabled")
+    assert concurrency == INSTANCE["concurrency"] and retention == INSTANCE["retention"]
+    assert monitoring | INSTANCE["run_monitoring"] == monitoring
+    assert retries | {"retry_on_asset_or_op_failure": False} == INSTANCE["run_retries"]
+    assert HELM["telemetry"]["enabled"] is INSTANCE["telemetry"]["enabled"] is False
+
+
+def test_on_kubernetes_nothing_runs_as_root_and_our_code_is_what_is_loaded() -> None:
+    (deployment,) = HELM["dagster-user-deployments"]["deployments"]
+    for part in (deployment, HELM["dagsterWebserver"], HELM["dagsterDaemon"]):
+        assert part["podSecurityContext"]["runAsNonRoot"] and not part["securityContext"]["allowPrivilegeEscalation"]
+    assert deployment["dagsterApiGrpcArgs"] == ["-m", "pipelines.definitions"]
+    image = deployment["image"]
+    assert f"{image['repository']}:{image['tag']}" == SERVICES["code"]["image"]
+    locked = (PROJECT / "requirements.lock").read_text()
+    version = re.search(r"^dagster-postgres==(\S+)", locked, re.M)
+    assert version and f"dagster-k8s=={version[1]}" in (INFRA / "k8s.lock").read_text()
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[str]:
+    """An S3 server that holds callers to their rights, with both buckets and the engine's user; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    setup = 5  # calls below that nobody's rights are asked for
+    environment = os.environ | {"INITIAL_NO_AUTH_ACTION_COUNT": str(setup)}
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        root = {"endpoint_url": address, "aws_access_key_id": "r", "aws_secret_access_key": "r"}
+        s3, iam = (boto3.client(name, region_name="us-east-1", **root) for name in ("s3", "iam"))
+        for bucket in ("matting", "matting-inbox"):
+            s3.create_bucket(Bucket=bucket)
+        iam.create_user(UserName="engine")
+        policy = (INFRA / "s3" / "policy.json").read_text()
+        iam.put_user_policy(UserName="engine", PolicyName="engine", PolicyDocument=policy)
+        key = iam.create_access_key(UserName="engine")["AccessKey"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", address)
+            patch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+            patch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+            patch.setenv("AWS_REGION", "us-east-1")
+            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def test_the_engines_rights_are_enough_for_store_and_catalog(guarded: str, tmp_path: Path) -> None:
+    store = open_store("s3://matting/store", tmp_path)
+    digest = put_blob(store, b"a photo")
+    assert store.fetch(f"blobs/{digest[:2]}/{digest[2:4]}/{digest}").read_bytes() == b"a photo"
+    assert [entry.size for entry in store.list("blobs")] == [7]
+    catalog = Catalog("s3://matting/store")
+    row = {"id": "a", "sample_id": "s", "version": 1, "origin": "drop"}
+    assert catalog.add("labels", [row]) == 1 and catalog.add("labels", [row, {**row, "id": "b"}]) == 1
+    assert sorted(catalog.read("labels")["id"]) == ["a", "b"]
+    store.delete(f"blobs/{digest[:2]}/{digest[2:4]}/{digest}")
+    assert [*open_store("s3://matting-inbox", tmp_path).list()] == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda s3: s3.put_object(Bucket="matting-inbox", Key="k", Body=b""),
+        lambda s3: s3.delete_object(Bucket="matting-inbox", Key="k"),
+        lambda s3: s3.delete_bucket(Bucket="matting"),
+        lambda s3: s3.create_bucket(Bucket="mine"),
+        lambda s3: s3.put_bucket_lifecycle_configuration(Bucket="matting", LifecycleConfiguration={"Rules": []}),
+        lambda s3: s3.list_buckets(),
+    ],
+)
+def test_the_engine_may_do_no_more(guarded: str, call) -> None:
+    with pytest.raises(ClientError) as caught:
+        call(boto3.session.Session().client("s3"))
+    assert caught.value.response["Error"]["Code"] == "AccessDenied"
+
+
+@pytest.mark.parametrize("name", ["lifecycle.json", "lifecycle-inbox.json"])
+def test_lifecycle_rules_are_taken_by_s3_and_never_expire_what_is_current(bucket: str, name: str) -> None:
+    rules = json.loads((INFRA / "s3" / name).read_text())
+    client, place = boto3.session.Session().client("s3"), bucket.removeprefix("s3://")
+    client.put_bucket_lifecycle_configuration(Bucket=place, LifecycleConfiguration=rules)
+    kept = client.get_bucket_lifecycle_configuration(Bucket=place)["Rules"]
+    assert [rule["ID"] for rule in kept] == [rule["ID"] for rule in rules["Rules"]]
+    if name == "lifecycle.json":  # blobs, catalog and artifacts are read for years
+        assert not any("Expiration" in rule for rule in rules["Rules"])
