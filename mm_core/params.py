@@ -294,7 +294,22 @@ class ExportParams(_Section):
 
 class RouteParams(_Section):
     budget: int = Field(default=24, ge=0)
-    """Photos sent to people per run."""
+    """Photos sent to people per run for a training label."""
+    per_day: int = Field(default=96, ge=0)
+    """…and per day (UTC), over all runs."""
+    per_category: int = Field(default=32, ge=0)
+    """…of one category per day; photos of unknown category are one more."""
+    look: int = Field(default=480, ge=1)
+    """Photos that the champion looks at per run: what a run costs does not grow with the catalog."""
+    suspects: int = Field(default=8, ge=0)
+    """Suspect mattes sent for review per run, oldest first."""
+    eval_reviews: int = Field(default=4, ge=0)
+    """Eval photos whose label is sent for review per run, the least credible first."""
+    eval_doubt: float = Field(default=4.0, gt=1)
+    """An eval label is doubted where every model errs at least this many times as much as is usual for it in the
+    category."""
+    seed: int = 0
+    """Draws what the champion looks at, and settles ties."""
 
 
 class LabelParams(_Section):

@@ -14,7 +14,7 @@ from mm_core.data.images import encode_alpha, load_rgb
 from mm_core.data.snapshot import newest_labels
 from mm_core.labeling.consensus import Answer, Outcome, settle
 from mm_core.labeling.label_studio import Annotation, BadAnnotation, read_annotation
-from mm_core.labeling.route import ROUTED
+from mm_core.labeling.send import ROUTED
 from mm_core.labeling.unknown import solve_unknown
 from mm_core.params import LabelParams
 from mm_core.records import sha256_bytes

@@ -1,37 +1,42 @@
-"""Chooses the photos that people should label, and writes them out as Label Studio tasks."""
+"""Chooses the photos that people should label, and the labels that they should look at again.
+
+candidates ─► first pass, by features ─► the champion looks ─► choice within the budgets ─┐
+suspect mattes in quarantine, eval labels that every model contradicts ─► reviews ─────────┴─► outbox
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from mm_core.catalog import Catalog
+from mm_core.catalog import Catalog, Filter
 from mm_core.data.images import load_rgb
-from mm_core.data.snapshot import place, stable_share
-from mm_core.labeling.label_studio import LABEL_CONFIG, make_task, outbox
+from mm_core.labeling.candidates import CLIP, candidates, first_pass, nothing, sent_today
+from mm_core.labeling.choice import UNKNOWN, choose
+from mm_core.labeling.need import Need, category_need
+from mm_core.labeling.review import eval_reviews, suspect_reviews
+from mm_core.labeling.send import QUEUES, ROUTED, Outgoing, finish_pending, send
+from mm_core.labeling.signals import UNCERTAINTY, look
 from mm_core.layout import Layout
 from mm_core.params import RouteParams, SnapshotParams
-from mm_core.records import Report, decoder_of, digest_of, write_bytes
+from mm_core.records import Report, decoder_of
 from mm_core.store import Store, fetch_blob
+from mm_core.structuring import photo
 
 if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
 
-ROUTED = "routed"
-"""Extractor of the rows of `features` that say which photo was sent, in which batch, and why."""
-LOOKED_AT = 20
-"""The champion looks at this many times the budget of photos: what one run costs does not grow with the catalog."""
-LOOK_SIDE = 512
-"""Long side, in pixels, at which the champion's uncertainty is measured."""
-SOFT = (0.05, 0.95)
+LOOK_SIDE, LOOK_BATCH = 512, 8
+"""Long side in pixels at which the champion looks, and photos at once."""
+QUALITY = ("sharpness", "light")
+Progress = Callable[[str, int, int], None]
+__all__ = ["ROUTED", "route_hard"]
 
 
 def route_hard(
@@ -42,162 +47,147 @@ def route_hard(
     layout: Layout,
     report: Report,
     *,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
+    now: datetime | None = None,
 ) -> Report:
-    """Writes up to `params.budget` photos as tasks to `labels/outbox/<batch>.json`, its pictures to `<batch>/`.
+    """Writes chosen photos as tasks to `labels/outbox/<batch>.json`, its pictures to `<batch>/`.
 
-    A candidate is a photo without a label that was not sent before and is neither an eval photo nor near one. Each
-    group sends one at most, groups nobody has seen first. The score is the mean of two percentile ranks over the
-    candidates: with a champion, of the entropy of its matte's soft band and of the difference that mirroring the photo
-    makes; without one, of sharpness and of light (few clipped pixels). The score's parts go to `features`.
-    Killed at any point, the next run finishes or forgets the unfinished batch, so that no photo is sent twice.
+    Each task's `data` says `queue`, `why` in one sentence, `score` and `tags`; the score's parts go to `features`.
+    `train`: photos without a label that were not sent before and are neither eval photos nor near one, chosen by value
+    (`choice.py`) within the budgets per run, day (UTC) and category. `suspect` and `eval`: labels to look at
+    (`review.py`), with budgets of their own. Without a champion, photos are valued by quality instead of uncertainty
+    and difficulty. Killed at any point, the next run finishes or forgets the unfinished batch: no photo is sent twice.
     """
-    _finish_pending(catalog, layout)
+    now = now or datetime.now(UTC)
+    finish_pending(catalog, layout)
+    need = category_need(layout, inputs)
     found = candidates(catalog, _snapshot_params(layout))
+    today = sent_today(catalog, now)
+    budget = max(0, min(params.budget, params.per_day - today.total()))
+    looked = first_pass(params, catalog, found, need) if budget else nothing()
     champion = inputs.get("champion")
-    looked = _draw(found, LOOKED_AT * params.budget)
-    predictor = _predictor(champion, store, layout) if champion and len(looked) else None
-    parts = _uncertainty(looked, store, predictor, progress) if predictor else _quality(looked, catalog)
-    chosen = choose(looked, parts, params.budget)
-    report.metrics |= {"route/candidates": len(found), "route/looked_at": len(looked), "route/chosen": len(chosen)}
-    shown = chosen[["sample_id", "group", "category", "score", *parts.columns]].astype(object)
-    report.tables["routed"] = shown.where(shown.notna(), None).to_dict("records")
-    if len(chosen):
-        version = f"{champion['version']}:{champion['digest'][:12]}" if champion else "none"
-        tasks = _send(chosen, list(parts), version, predictor, catalog, store, layout, progress)
-        report.facts |= {"tasks": str(tasks), "model": version}
+    predictor = _predictor(champion, store, layout) if champion and len(looked.table) else None
+    signals = _seen(looked.table, store, predictor, progress) if predictor else _quality(looked.table, catalog)
+    weights = {category: one.weight for category, one in need.items()}
+    caps = {c: params.per_category - today[c] for c in {*looked.table["category"].fillna(UNKNOWN)}}
+    chosen = choose(
+        looked.table, signals, looked.vectors, looked.known, weights, budget=budget, caps=caps, seed=params.seed
+    )
+    outgoing = _outgoing(chosen, signals, need, catalog, store, predictor, _version(champion))
+    outgoing += suspect_reviews(params, catalog, store)
+    outgoing += eval_reviews(params, catalog, store, layout)
+
+    report.metrics |= {"route/candidates": len(found), "route/looked_at": len(looked.table)}
+    report.metrics |= {"route/chosen": len(chosen), "route/sent_today_before": today.total()}
+    queues = Counter(one.queue for one in outgoing)
+    report.metrics |= {f"route/{queue}": queues[queue] for queue in QUEUES}
+    shown = ("sample_id", "queue", "category", "score", "why")
+    report.tables["routed"] = [{name: getattr(one, name) for name in shown} | dict(one.numbers) for one in outgoing]
+    report.tables["need"] = [{"category": c, "need": round(one.weight, 3), "why": one.why} for c, one in need.items()]
+    if outgoing:
+        tasks = send(outgoing, catalog, layout, now, progress)
+        report.facts |= {"tasks": str(tasks), "model": _version(champion)}
     return report
 
 
-def candidates(catalog: Catalog, params: SnapshotParams) -> Any:
-    """DataFrame of the photos that may be sent, with sample_id, category, group, kind and `seen`: whether one of the
-    group is labelled or was sent. In order of sample ids."""
-    samples = catalog.read("samples")
-    if samples.empty:
-        return pd.DataFrame(columns=["sample_id", "category", "group", "kind", "seen"])
-    table: Any = place(params, samples, catalog.read("labels"))
-    features = catalog.read("features", columns=["sample_id", "extractor"])
-    sent = table["sample_id"].isin(features.loc[features["extractor"] == ROUTED, "sample_id"])
-    labelled = table["alpha_sha256"].notna()
-    table["seen"] = (sent | labelled).groupby(table["group"]).transform("any")
-    free = (table["train_unlabeled"] | table["train_text_image"]) & ~labelled & ~sent
-    return table.loc[free, ["sample_id", "category", "group", "kind", "seen"]].reset_index(drop=True)
+# ── what is measured of them ─────────────────────────────────────────────────────────────────────
 
 
-def choose(looked: Any, parts: pd.DataFrame, budget: int) -> Any:
-    """The `budget` rows of highest score, one per group, unseen groups first; with the columns of `parts` and `score`.
-
-    `parts` has one column per signal, higher = rather sent, in the rows' order. Ties go by sample id.
-    """
-    table = looked.assign(**{name: parts[name].to_numpy() for name in parts})
-    table["score"] = parts.rank(pct=True).mean(axis=1).to_numpy() if len(table) else np.zeros(0)
-    table = table.sort_values(["seen", "score", "sample_id"], ascending=[True, False, True])
-    return table.drop_duplicates("group").head(budget).reset_index(drop=True)
-
-
-def band_entropy(alpha: np.ndarray) -> float:
-    """Binary entropy in bits of the soft band (0.05, 0.95) of a matte (H, W), averaged over the whole picture."""
-    soft = alpha[(alpha > SOFT[0]) & (alpha < SOFT[1])].astype(np.float64)
-    return float(-(soft * np.log2(soft) + (1 - soft) * np.log2(1 - soft)).sum() / alpha.size)
+def _seen(table: Any, store: Store, predictor: Predictor, progress: Progress) -> dict[str, pd.DataFrame]:
+    rows: list[dict[str, float]] = []
+    for start in range(0, len(table), LOOK_BATCH):
+        part = table.iloc[start : start + LOOK_BATCH]
+        photos = [load_rgb(fetch_blob(store, i), LOOK_SIDE) for i in part["sample_id"]]
+        rows += look(photos, [decoder_of(c) for c in part["category"]], predictor)
+        progress("uncertainty", len(rows), len(table))
+    frame: Any = pd.DataFrame(rows, columns=[*UNCERTAINTY, "matte_difficulty"])
+    return {"uncertainty": frame[list(UNCERTAINTY)], "difficulty": frame[["matte_difficulty"]]}
 
 
-def _draw(found: Any, limit: int) -> Any:
-    """At most `limit` rows: one of each group before a second of any, unseen groups first, then by a stable hash."""
-    if not len(found):
-        return found
-    table = found.assign(order=[stable_share(i, "route") for i in found["sample_id"]]).sort_values("order")
-    table["turn"] = table.groupby("group").cumcount()
-    return table.sort_values(["turn", "seen", "order"]).head(limit).sort_values("sample_id", ignore_index=True)
-
-
-def _uncertainty(
-    looked: Any, store: Store, predictor: Predictor, progress: Callable[[str, int, int], None]
-) -> pd.DataFrame:
-    rows = []
-    for done, (sample, category) in enumerate(zip(looked["sample_id"], looked["category"], strict=True)):
-        rgb = load_rgb(fetch_blob(store, sample), LOOK_SIDE)
-        decoder = decoder_of(category)
-        alpha, mirrored = predictor.predict([rgb, np.ascontiguousarray(rgb[:, ::-1])], [decoder, decoder])
-        difference = float(np.square(alpha - mirrored[:, ::-1], dtype=np.float64).mean()) / 2
-        rows.append({"entropy": band_entropy(alpha), "flip_variance": difference})
-        progress("uncertainty", done + 1, len(looked))
-    return pd.DataFrame(rows, columns=["entropy", "flip_variance"])
-
-
-def _quality(looked: Any, catalog: Catalog) -> pd.DataFrame:
+def _quality(table: Any, catalog: Catalog) -> dict[str, pd.DataFrame]:
     """Without a model: good photos first. A photo that has not been structured yet counts as the worst."""
-    features = catalog.read("features", columns=["sample_id", "extractor", "numbers"])
-    photo = features[features["extractor"] == "photo"]
-    numbers = {sample: dict(found) for sample, found in zip(photo["sample_id"], photo["numbers"], strict=True)}
-    rows = [numbers.get(sample, {}) for sample in looked["sample_id"]]
-    return pd.DataFrame(
-        {
-            "sharpness": [row.get("sharpness", 0.0) for row in rows],
-            "light": [1 - row.get("dark_share", 1.0) - row.get("bright_share", 0.0) for row in rows],
-        }
-    )
+    numbers = _numbers(catalog, photo.EXTRACTOR, list(table["sample_id"]))
+    rows = [numbers.get(sample, {}) for sample in table["sample_id"]]
+    light = [1 - row.get("dark_share", 1.0) - row.get("bright_share", 0.0) for row in rows]
+    return {"quality": pd.DataFrame({"sharpness": [row.get("sharpness", 0.0) for row in rows], "light": light})}
 
 
-def _send(
+def _numbers(catalog: Catalog, extractor: str, ids: Sequence[str]) -> dict[str, dict[str, float]]:
+    filters: list[Filter] = [("extractor", "=", extractor), ("sample_id", "in", list(ids))]
+    rows = catalog.read("features", columns=["sample_id", "numbers"], filters=filters)
+    return {sample: dict(found) for sample, found in zip(rows["sample_id"], rows["numbers"], strict=True)}
+
+
+# ── what is said of them ─────────────────────────────────────────────────────────────────────────
+
+
+def _outgoing(
     chosen: Any,
-    parts: Sequence[str],
-    version: str,
-    predictor: Predictor | None,
+    signals: Mapping[str, pd.DataFrame],
+    need: Mapping[str, Need],
     catalog: Catalog,
     store: Store,
-    layout: Layout,
-    progress: Callable[[str, int, int], None],
-) -> Path:
-    """Pictures, then the tasks under a hidden name, then the rows, then the tasks' real name."""
-    folder = outbox(layout)
-    batch = f"{datetime.now(UTC):%Y-%m-%d}-{digest_of(sorted(chosen['sample_id']))[:12]}"
-    tasks, rows = [], []
-    for done, row in enumerate(chosen.to_dict("records")):
+    predictor: Predictor | None,
+    version: str,
+) -> list[Outgoing]:
+    tags = _tags(catalog, list(chosen["sample_id"]))
+    parts = [*signals, *(name for raw in signals.values() for name in raw), "diversity", "need", "feedback"]
+    found = []
+    for row in chosen.to_dict("records"):
         category = row["category"] if isinstance(row["category"], str) else None
-        rgb = load_rgb(fetch_blob(store, row["sample_id"]))
-        # Upright, sRGB and in a format that browsers show: the matte's size is then the picture's.
-        picture = folder / batch / f"{row['sample_id']}.jpg"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rgb).save(picture, "JPEG", quality=95, subsampling=0)
-        alpha = None
-        if predictor:
-            alpha = np.rint(predictor.predict([rgb], [decoder_of(category)])[0] * 255).astype(np.uint8)
-        shown = {"score": round(float(row["score"]), 4), "batch": batch} | ({"category": category} if category else {})
-        url = f"/data/local-files/?d={batch}/{picture.name}"
-        tasks.append(make_task(row["sample_id"], url, shown, alpha, category, version))
-        rows.append(
-            {
-                "sample_id": row["sample_id"],
-                "extractor": ROUTED,
-                "version": batch,
-                "numbers": {name: float(row[name]) for name in (*parts, "score")},
-                "texts": {"batch": batch, "model": version},
-                "computed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
+        words = [f"guessed {category}"] if category and not isinstance(row["stated"], str) else []
+        found.append(
+            Outgoing(
+                row["sample_id"],
+                "train",
+                fetch_blob(store, row["sample_id"]),
+                explain(row, need.get(category or "")),
+                float(row["score"]),
+                row["stated"] if isinstance(row["stated"], str) else None,
+                [*words, *tags.get(row["sample_id"], [])],
+                _matte_of(predictor, decoder_of(category)) if predictor else None,
+                version,
+                {name: float(row[name]) for name in parts},
+            )
         )
-        progress("tasks", done + 1, len(chosen))
-    write_bytes(folder / "label_config.xml", LABEL_CONFIG.encode())
-    pending, ready = folder / f".{batch}.pending", folder / f"{batch}.json"
-    write_bytes(pending, json.dumps(tasks, separators=(",", ":")).encode())
-    catalog.upsert("features", rows)
-    pending.replace(ready)
-    return ready
+    return found
 
 
-def _finish_pending(catalog: Catalog, layout: Layout) -> None:
-    """A killed run's batch: where its rows are in, its tasks get their name; where not, it never was."""
-    pending = sorted(outbox(layout).glob(".*.pending"))
-    if not pending:
-        return
-    features = catalog.read("features", columns=["extractor", "version"])
-    recorded = set(features.loc[features["extractor"] == ROUTED, "version"])
-    for path in pending:
-        batch = path.name[1 : -len(".pending")]
-        if batch in recorded:
-            path.replace(path.with_name(f"{batch}.json"))
-        else:
-            shutil.rmtree(path.with_name(batch), ignore_errors=True)
-            path.unlink()
+def explain(row: Mapping[str, Any], need: Need | None) -> str:
+    """One plain sentence about a chosen photo: the parts that speak for it."""
+    name = row["category"] if isinstance(row["category"], str) else "photos of unknown category"
+    words = []
+    if row["feedback"] > 1:
+        words.append("users complained of its cut")
+    if need and need.why:
+        words.append(f"{name} needs labels ({need.why})")
+    for part, said in (("uncertainty", "the model is less sure of it"), ("difficulty", "it looks harder")):
+        if row.get(part, 0) >= 0.75:
+            words.append(f"{said} than {_percent(row[part])} of {name}")
+    if row.get("quality", 0) >= 0.75:
+        words.append("sharp and well lit")
+    if row["diversity"] >= 0.5:
+        words.append("unlike what is labelled so far")
+    return "Chosen because " + "; ".join(words or ["nothing better is left"]) + "."
+
+
+def _percent(part: float) -> str:
+    return f"{round(100 * (2 * part - 1))} %"
+
+
+def _matte_of(predictor: Predictor, decoder: str) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda rgb: np.rint(predictor.predict([rgb], [decoder])[0] * 255).astype(np.uint8)
+
+
+def _tags(catalog: Catalog, ids: list[str]) -> dict[str, list[str]]:
+    filters: list[Filter] = [("extractor", "=", CLIP), ("sample_id", "in", ids)]
+    rows = catalog.read("features", columns=["sample_id", "texts"], filters=filters)
+    words = [dict(texts).get("tags", "").split("; ") for texts in rows["texts"]]
+    return {i: [word for word in found if word] for i, found in zip(rows["sample_id"], words, strict=True)}
+
+
+def _version(champion: Mapping[str, Any] | None) -> str:
+    return f"{champion['version']}:{champion['digest'][:12]}" if champion else "none"
 
 
 def _predictor(champion: Mapping[str, Any], store: Store, layout: Layout) -> Predictor:

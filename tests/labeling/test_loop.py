@@ -4,18 +4,16 @@ import io
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from mm_core.catalog import Catalog
 from mm_core.data.images import load_alpha, load_rgb
 from mm_core.data.snapshot import newest_labels, stable_share
-from mm_core.labeling import route as route_module
 from mm_core.labeling.collect import collect_labels
 from mm_core.labeling.label_studio import brush_region, collected, inbox, outbox
 from mm_core.labeling.rle import decode_rle
-from mm_core.labeling.route import band_entropy, choose, route_hard
+from mm_core.labeling.route import route_hard
 from mm_core.layout import Layout
 from mm_core.params import LabelParams, RouteParams, SnapshotParams
 from mm_core.records import Report, sha256_file
@@ -137,7 +135,7 @@ def test_tasks_carry_the_champions_matte_and_an_upright_photo(house, champion):
     assert (outbox(house.layout) / "label_config.xml").is_file()
     rows = house.catalog.read("features").query("extractor == 'routed'")
     assert set(rows["sample_id"]) == samples
-    assert {"entropy", "flip_variance", "score"} == set(rows["numbers"].iloc[0])
+    assert {"uncertainty", "difficulty", "diversity", "need", "score"} < set(rows["numbers"].iloc[0])
     assert rows["texts"].iloc[0]["model"].startswith("3:")
 
 
@@ -175,23 +173,6 @@ def test_one_of_a_group_and_unseen_groups_first(house):
     assert {task["data"]["key"] for task in house.tasks()} - sent == {other}
 
 
-def test_the_most_uncertain_come_first_and_ties_go_by_id():
-    looked = pd.DataFrame({"sample_id": list("abcd"), "group": list("abcc"), "category": None, "seen": False})
-    parts = pd.DataFrame({"entropy": [0.1, 0.3, 0.4, 0.2], "flip_variance": [0.1, 0.2, 0.4, 0.3]})
-    assert list(choose(looked, parts, 2)["sample_id"]) == ["c", "b"]
-    level = pd.DataFrame({"entropy": [1.0] * 4, "flip_variance": [1.0] * 4})
-    assert list(choose(looked, level, 9)["sample_id"]) == ["a", "b", "c"]
-
-
-def test_entropy_counts_the_soft_band_only():
-    alpha = np.zeros((10, 10), np.float32)
-    assert band_entropy(alpha) == band_entropy(alpha + 1) == 0
-    alpha[:5] = 0.5
-    assert band_entropy(alpha) == pytest.approx(0.5)
-    alpha[5:] = 0.04
-    assert band_entropy(alpha) == pytest.approx(0.5)
-
-
 def test_an_empty_catalog_and_no_budget_send_nothing(house):
     assert house.route().metrics["route/chosen"] == 0
     house.add(1)
@@ -216,15 +197,6 @@ def test_killed_while_sending_the_next_run_sends_each_photo_once(house, monkeypa
     house.route()
     assert sorted(task["data"]["key"] for task in house.tasks()) == sorted(samples)
     assert not list(outbox(house.layout).glob(".*"))
-
-
-def test_the_cost_of_a_look_does_not_grow_with_the_catalog(house, monkeypatch):
-    monkeypatch.setattr(route_module, "LOOKED_AT", 2)
-    for n in range(9):
-        house.add(n, group=f"g{n // 3}")
-    report = house.route(budget=2)
-    assert report.metrics["route/candidates"] == 9
-    assert report.metrics["route/looked_at"] == 4
 
 
 # ── collect ──────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,265 @@
+"""How many labels does each way of choosing photos need for the same error? Generated samples.
+
+The unlabelled pool is like a phone's gallery: a few categories make up most of it, most scenes are easy, and many are
+bursts of near-identical photos that nobody declared as groups. Error is the mean MSE of the six categories on photos of
+scenes of their own, the same number of each category, half of them hard. Every arm starts from the same few randomly
+drawn labels, adds photos round by round, and trains the same network anew from the same seed for the same steps with
+the project's own loop, augmentation and category balance. Where ours asks which category is weak, it is told by further
+photos that no arm trains or is judged on.
+
+    python benchmarks/label_efficiency.py --work data/bench/label_efficiency --seeds 3 --minutes 8
+
+Every finished training is a row of <work>/runs.csv: killed or out of minutes, the same command goes on.
+Writes benchmarks/label_efficiency.md and .csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mm_core.data.dataset import Pool, rng_of
+from mm_core.data.samplegen.render import generate
+from mm_core.labeling.choice import choose, spread_out
+from mm_core.labeling.need import LEAST, MOST
+from mm_core.labeling.signals import UNCERTAINTY, look
+from mm_core.model.files import save_model
+from mm_core.model.network import build_model
+from mm_core.model.predict import TorchPredictor
+from mm_core.params import CommonTrainParams, LossParams, ModelParams, StageParams, StructureParams
+from mm_core.records import CATEGORIES, decoder_of
+from mm_core.structuring.embedding import embedding
+from mm_core.structuring.guess import LearnedGuesser
+from mm_core.training.loop import fit
+from mm_core.training.supervised import Supervised
+
+HERE = Path(__file__).parent
+SIZE = 64
+SHARES = {
+    "portrait": 0.40, "delicacy": 0.22, "multi_person": 0.14, "accessories": 0.10, "pets": 0.09, "cards": 0.05,
+}  # fmt: skip
+"""Of the gallery's scenes."""
+HARD_SHARE, BURST_SHARE, LONGEST_BURST = 0.15, 0.5, 9
+ARMS = ("ours", "uncertainty", "random")
+MODEL = ModelParams(encoder="test_efficientnet", size=SIZE, width=16)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Photos with their exact mattes, scenes and categories."""
+
+    frame: pd.DataFrame
+    """sample_id, category, decoder, scene, mode."""
+    photos: np.ndarray
+    """uint8 (N, SIZE, SIZE, 3)."""
+    alphas: np.ndarray
+    """uint8 (N, SIZE, SIZE)."""
+    vectors: np.ndarray
+    """float32 (N, D), the embedding of structuring."""
+
+
+def draw(rows: list[tuple[str, int, int, str]], place: Path) -> Gallery:
+    """Generates (category, seed, variant, mode) rows once; later calls read the file."""
+    if not place.is_file():
+        made = [generate(c, s, size=SIZE, mode=m, variant=v) for c, s, v, m in rows]
+        photos, alphas = np.stack([g.image for g in made]), np.stack([g.alpha for g in made])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as stream:
+            np.savez(stream, photos=photos, alphas=np.rint(alphas * 255).astype(np.uint8))
+        Path(stream.name).replace(place)
+    with np.load(place) as held:
+        photos, alphas = held["photos"], held["alphas"]
+    frame = pd.DataFrame(rows, columns=["category", "seed", "variant", "mode"])
+    frame["scene"] = [f"{c}-{s}" for c, s in zip(frame["category"], frame["seed"], strict=True)]
+    frame["sample_id"] = [f"{scene}-{v}" for scene, v in zip(frame["scene"], frame["variant"], strict=True)]
+    frame["alpha_sha256"], frame["label_binary"], frame["caption"] = frame["sample_id"], False, None
+    frame["decoder"] = [decoder_of(c) for c in frame["category"]]
+    return Gallery(frame, photos, alphas, np.stack([embedding(p) for p in photos]))
+
+
+def gallery(seed: int, photos: int, work: Path) -> Gallery:
+    rng = np.random.default_rng([seed, 1])
+    rows: list[tuple[str, int, int, str]] = []
+    names, shares = list(SHARES), np.array(list(SHARES.values()))
+    scene = 100_000 * (seed + 1)
+    while len(rows) < photos:
+        category = str(rng.choice(names, p=shares))
+        length = 2 + min(int(rng.geometric(0.25)), LONGEST_BURST - 2) if rng.random() < BURST_SHARE else 1
+        mode = "hard" if rng.random() < HARD_SHARE else "easy"
+        scene += 1
+        rows += [(category, scene, variant, mode) for variant in range(length)]
+    return draw(rows[:photos], work / f"pool-{seed}-{photos}.npz")
+
+
+def held_out(name: str, first: int, each: int, work: Path) -> Gallery:
+    rows = [(c, first + n, 0, ("easy", "hard")[n % 2]) for c in CATEGORIES for n in range(each)]
+    return draw(rows, work / f"{name}-{each}.npz")
+
+
+class Learner:
+    """The model of one round, and what it says."""
+
+    def __init__(self, pool: Gallery, chosen: list[int], seed: int, steps: int, lr: float):
+        ids = pool.frame["sample_id"].to_numpy()
+        cache: Any = SimpleNamespace(
+            size=SIZE, photos={i: pool.photos[n] for n, i in enumerate(ids)},
+            mattes={i: pool.alphas[n] for n, i in enumerate(ids)},
+        )  # fmt: skip
+        net = build_model(MODEL, seed)
+        common = CommonTrainParams(precision="fp32", ema=0.98)
+        strategy = Supervised(
+            net, {"labeled": [(Pool(pool.frame.iloc[chosen], cache, seed, "labels"), common.batch)]}, LossParams()
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            result = fit(
+                strategy, StageParams(steps=steps, lr=lr), common, seed=seed, validate=lambda net: {},
+                checkpoint=Path(folder) / "state.pt", device=torch.device("cpu"),
+            )  # fmt: skip
+            net.load_state_dict(result.weights)
+            save_model(Path(folder) / "model.safetensors", net, {"stage": "benchmark"})
+            self.predictor = TorchPredictor(Path(folder) / "model.safetensors", "cpu", batch=32)
+
+    def errors(self, judged: Gallery) -> dict[str, float]:
+        """MSE of each category."""
+        mattes = np.stack(self.predictor.predict(list(judged.photos), list(judged.frame["decoder"])))
+        squared = np.square(mattes - judged.alphas / 255.0).mean((1, 2))
+        return {c: float(squared[(judged.frame["category"] == c).to_numpy()].mean()) for c in CATEGORIES}
+
+    def signals(self, pool: Gallery, rows: np.ndarray, categories: list[str | None]) -> Any:
+        found = []
+        for start in range(0, len(rows), 64):
+            part = rows[start : start + 64]
+            decoders = [decoder_of(c) for c in categories[start : start + 64]]
+            found += look([pool.photos[n] for n in part], decoders, self.predictor)
+        return pd.DataFrame(found)
+
+
+def guessed(pool: Gallery, chosen: list[int], rows: np.ndarray) -> list[str | None]:
+    """What structuring would say of each photo's category, from the labelled ones."""
+    frame = pool.frame.iloc[chosen]
+    guesses = LearnedGuesser(pool.vectors[chosen], list(frame["category"]), list(frame["scene"])).guess(
+        pool.vectors[rows]
+    )
+    sure = StructureParams().guess_confidence
+    return [g.category if g and g.confidence >= sure else None for g in guesses]
+
+
+def pick(
+    arm: str, learner: Learner, pool: Gallery, dev: Gallery, chosen: list[int], count: int, args: Any
+) -> list[int]:
+    """The next rows of the pool that an arm has labelled."""
+    free = np.setdiff1d(np.arange(len(pool.frame)), chosen)
+    if arm == "random":
+        return rng_of(args.seed, "random", len(chosen)).choice(free, count, replace=False).tolist()
+    known = pool.frame["category"].tolist()
+    if arm == "uncertainty":
+        categories = [known[n] for n in free] if args.categories == "known" else guessed(pool, chosen, free)
+        signals = learner.signals(pool, free, categories)
+        score = signals[list(UNCERTAINTY)].rank(pct=True).mean(axis=1).to_numpy()
+        return free[np.argsort(-score, kind="stable")[:count]].tolist()
+    errors = learner.errors(dev)
+    mean = float(np.mean(list(errors.values())))
+    need = {c: float(np.clip(e / mean, LEAST, MOST)) for c, e in errors.items()}
+    if args.categories == "known":
+        said: list[str | None] = [known[n] for n in free]
+    else:
+        said = guessed(pool, chosen, free)
+    ids = pool.frame["sample_id"].iloc[free].tolist()
+    seen = spread_out(ids, said, pool.vectors[free], need, args.look, args.seed)
+    rows, categories = free[seen], [said[n] for n in seen]
+    signals = learner.signals(pool, rows, categories)
+    looked = pd.DataFrame(
+        {
+            "sample_id": pool.frame["sample_id"].iloc[rows].to_numpy(), "category": categories,
+            "group": pool.frame["sample_id"].iloc[rows].to_numpy(), "seen": False, "feedback": False,
+        }
+    )  # fmt: skip
+    parts = {"uncertainty": signals[list(UNCERTAINTY)], "difficulty": signals[["matte_difficulty"]]}
+    left_out = arm.removeprefix("ours").removeprefix("-")
+    parts.pop(left_out, None)
+    vectors = pool.vectors[rows] * (np.nan if left_out == "diversity" else 1)
+    if left_out == "need":
+        looked["category"], need = None, {}
+    found = choose(looked, parts, vectors, pool.vectors[chosen], need, budget=count, seed=args.seed)
+    row_of = dict(zip(looked["sample_id"], rows, strict=True))
+    return [int(row_of[i]) for i in found["sample_id"]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("data/bench/label_efficiency"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--pool", type=int, default=1200)
+    parser.add_argument("--each", type=int, default=30, help="photos judged per category")
+    parser.add_argument("--rounds", type=int, nargs="+", default=[24, 48, 96, 144, 192], help="labels")
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--look", type=int, default=360)
+    parser.add_argument("--categories", choices=["known", "guessed"], default="guessed")
+    parser.add_argument("--minutes", type=float, default=60)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    runs = args.work / f"runs-{args.categories}.csv"
+    judged, dev = held_out("judged", 90_000, args.each, args.work), held_out("dev", 80_000, 16, args.work)
+    for seed in args.seeds:
+        args.seed = seed
+        pool = gallery(seed, args.pool, args.work)
+        first = rng_of(seed, "first").choice(len(pool.frame), args.rounds[0], replace=False).tolist()
+        for arm in args.arms:
+            chosen = first
+            for goal, then in zip(args.rounds, [*args.rounds[1:], None], strict=True):
+                scored = read(runs, arm if goal > len(first) else None, seed, "score", goal)
+                following = read(runs, arm, seed, "pick", then) if then else chosen
+                if scored is None or following is None:
+                    if time.monotonic() - began > 60 * args.minutes:
+                        print("out of minutes: run again", flush=True)
+                        return
+                    learner = Learner(pool, chosen, seed, args.steps, args.lr)
+                    if scored is None:
+                        errors = learner.errors(judged)
+                        row = {"macro": float(np.mean(list(errors.values()))), "chosen": json.dumps(chosen)} | errors
+                        row["scenes"] = pool.frame["scene"].iloc[chosen].nunique()
+                        append(runs, {"arm": arm, "seed": seed, "what": "score", "labels": goal} | row)
+                        print(f"{time.monotonic() - began:5.0f} s", arm, seed, goal, f"{row['macro']:.4f}", flush=True)
+                    if following is None:
+                        following = chosen + pick(arm, learner, pool, dev, chosen, then - goal, args)
+                        row = {"arm": arm, "seed": seed, "what": "pick", "labels": then}
+                        append(runs, row | {"chosen": json.dumps(following)})
+                chosen = following
+    print("complete", flush=True)
+
+
+def read(runs: Path, arm: str | None, seed: int, what: str, labels: int) -> list[int] | None:
+    """The rows of the pool that a finished step of an arm (None: of any arm) is about; None where it is not done."""
+    if not runs.is_file():
+        return None
+    table = pd.read_csv(runs).query("seed == @seed and what == @what and labels == @labels")
+    table = table if arm is None else table[table["arm"] == arm]
+    return json.loads(table["chosen"].iloc[0]) if len(table) else None
+
+
+def append(runs: Path, row: dict[str, Any]) -> None:
+    names = ["arm", "seed", "what", "labels", "macro", *CATEGORIES, "scenes", "chosen"]
+    with runs.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, names)
+        if not stream.tell():
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
