@@ -87,11 +87,15 @@ def route(params: Params, layout: Layout, *, progress: Progress = quiet) -> Repo
 
 
 def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Takes finished Label Studio work back as new label versions."""
+    """Takes finished Label Studio work back as new label versions; reviewed suspect mattes leave quarantine."""
     from mm_core.labeling.collect import collect_labels
+    from mm_core.labeling.review import settle_suspects
 
     with timed(Report("collect")) as report:
-        return collect_labels(params.label, catalog_of(layout), store_of(layout), layout, report, progress=progress)
+        catalog, store = catalog_of(layout), store_of(layout)
+        collect_labels(params.label, catalog, store, layout, report, progress=progress)
+        report.facts |= settle_suspects(params.ingest, catalog, store, inbox_of(layout), layout)
+        return report
 
 
 def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | None = None) -> Report:

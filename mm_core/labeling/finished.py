@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from mm_core.catalog import Catalog, Filter
+from mm_core.catalog import Catalog
 from mm_core.data.images import encode_alpha, load_rgb
 from mm_core.data.snapshot import newest_labels
 from mm_core.labeling.consensus import Answer, Outcome, settle
 from mm_core.labeling.label_studio import Annotation, BadAnnotation, read_annotation
-from mm_core.labeling.send import ROUTED
+from mm_core.labeling.review import category_stays, sent, suspect_photos
 from mm_core.labeling.unknown import solve_unknown
 from mm_core.params import LabelParams
 from mm_core.records import sha256_bytes
@@ -53,6 +53,8 @@ class Asked:
     """The one of them that counts."""
     prediction: str
     """Version of the model whose matte the task began with."""
+    keeps_category: bool = False
+    """The category that people choose is not taken over (`review.category_stays`)."""
 
 
 @dataclass
@@ -82,7 +84,7 @@ def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Wo
     dispute), the labels that came of it are withdrawn, and what counted before them counts again. Killed at any
     point, the same call again comes to the same end.
     """
-    asked = _asked(catalog, {work.key for work in works if work.key})
+    asked = _asked(catalog, store, {work.key for work in works if work.key})
     categories, labels, refusals, disputed = [], [], [], []
     for work in works:
         photo = asked.get(work.key)
@@ -103,7 +105,7 @@ def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Wo
             if _is_news(photo, work, news):
                 labels.append(news)
                 taken.counts["new_labels"] += 1
-                if photo.row["category"] != answer.category:
+                if photo.row["category"] != answer.category and not photo.keeps_category:
                     categories.append({**photo.row, "category": answer.category})
             else:
                 taken.counts["unchanged"] += 1
@@ -235,20 +237,22 @@ def merged(works: Sequence[Work]) -> list[Work]:
     return [*found.values(), *rest]
 
 
-def _asked(catalog: Catalog, keys: Collection[str]) -> dict[str, Asked]:
-    """Of the keys, those that are photos which were routed to people."""
-    of_these: list[Filter] = [("sample_id", "in", sorted(keys))]
-    routed: Any = catalog.read(
-        "features", columns=["sample_id", "texts", "computed_at"], filters=[("extractor", "=", ROUTED), *of_these]
-    ).sort_values("computed_at")
-    model = {row["sample_id"]: (row["texts"] or {}).get("model", "") for row in routed.to_dict("records")}
-    samples = _records(catalog.read("samples", filters=[("id", "in", sorted(model))]))
-    labels: Any = catalog.read("labels", filters=of_these)
+def _asked(catalog: Catalog, store: Store, keys: Collection[str]) -> dict[str, Asked]:
+    """Of the keys, those that are photos which were sent to people."""
+    about = sent(catalog, keys)
+    samples = _records(catalog.read("samples", filters=[("id", "in", sorted(about))]))
+    held = suspect_photos(store, {key: about[key] for key in set(about) - {row["id"] for row in samples}})
+    labels: Any = catalog.read("labels", filters=[("sample_id", "in", sorted(keys))])
     current = {row["sample_id"]: row for row in _records(newest_labels(labels))}
     all_of: dict[str, list[dict[str, Any]]] = {}
     for row in _records(labels):
         all_of.setdefault(row["sample_id"], []).append(row)
-    return {r["id"]: Asked(r, all_of.get(r["id"], []), current.get(r["id"]), model[r["id"]]) for r in samples}
+
+    def asked(row: Mapping[str, Any]) -> Asked:
+        key = row["id"]
+        return Asked(row, all_of.get(key, []), current.get(key), about[key].model, category_stays(about[key]))
+
+    return {row["id"]: asked(row) for row in [*samples, *held]}
 
 
 def _records(frame: Any) -> list[dict[str, Any]]:

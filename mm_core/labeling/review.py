@@ -31,7 +31,7 @@ from mm_core.data.snapshot import newest_labels, read_pool
 from mm_core.labeling.send import ROUTED, Outgoing
 from mm_core.layout import Layout
 from mm_core.params import IngestParams, RouteParams
-from mm_core.store import Store, fetch_blob
+from mm_core.store import Store, fetch_blob, put_blob
 
 LEAST_MODELS = 3
 """Fewer models that contradict a label do not make it doubtful."""
@@ -47,6 +47,8 @@ class Sent:
     """Of a suspect matte: key of its row of `rejects`."""
     alpha: str
     """Of an eval photo: digest of the label that was doubted."""
+    model: str
+    """Version of the model, or name of the label, that the task began with."""
 
 
 def sent(catalog: Catalog, ids: Collection[str] | None = None) -> dict[str, Sent]:
@@ -58,7 +60,7 @@ def sent(catalog: Catalog, ids: Collection[str] | None = None) -> dict[str, Sent
     found = {}
     for row in rows.sort_values(["computed_at", "version"]).to_dict("records"):
         texts = dict(row["texts"])
-        kind = texts.get("queue", "train"), texts.get("reject", ""), texts.get("alpha", "")
+        kind = texts.get("queue", "train"), *(texts.get(name, "") for name in ("reject", "alpha", "model"))
         found[row["sample_id"]] = Sent(row["sample_id"], *kind)
     return found
 
@@ -158,21 +160,23 @@ def _matte(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 # ── back ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def suspect_photos(catalog: Catalog, store: Store, asked: Mapping[str, Sent]) -> list[dict[str, Any]]:
+def suspect_photos(store: Store, asked: Mapping[str, Sent]) -> list[dict[str, Any]]:
     """Rows as of `samples` (id, width, height, category None) of the photos sent from quarantine: the catalog does not
-    hold them until `settle_suspects`, but their answers can be checked and kept."""
+    hold them until `settle_suspects`, but their answers can be checked and kept. Their blobs are then in the store."""
     found = []
     for one in asked.values():
         if one.queue == "suspect":
-            header = read_header(store.fetch(f"quarantine/{one.sample_id}"))
+            path = store.fetch(f"quarantine/{one.sample_id}")
+            put_blob(store, path)
+            header = read_header(path)
             found.append({"id": one.sample_id, "width": header.width, "height": header.height, "category": None})
     return found
 
 
-def category_stays(asked: Mapping[str, Sent], sample_id: str) -> bool:
+def category_stays(asked: Sent) -> bool:
     """Whether an answer leaves the photo's category as it is: of an eval photo, whose category decides membership, and
     of one in quarantine, whose manifest says it."""
-    return sample_id in asked and asked[sample_id].queue != "train"
+    return asked.queue != "train"
 
 
 def settle_suspects(
@@ -185,6 +189,8 @@ def settle_suspects(
     nothing.
     """
     asked = {i: one for i, one in sent(catalog).items() if one.queue == "suspect"}
+    if not asked:
+        return {"settled": [], "waiting": []}
     of_these: list[Filter] = [("sample_id", "in", sorted(asked))]
     labels: Any = catalog.read("labels", filters=of_these)
     answers = newest_labels(labels[labels["origin"] == "label_studio"]).set_index("sample_id")
