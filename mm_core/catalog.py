@@ -18,6 +18,7 @@ import random
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -43,6 +44,8 @@ RETENTION_DAYS = 90
 PUSHED = 1000
 """Values of an `in` that the query engine is given as text; its time grows with their square, so that longer lists
 are looked up here while the table streams by."""
+PIECE = 4096
+"""Rows that stand in memory as Python objects while they are written."""
 Filter = tuple[str, str, Any]
 """(column, one of = != < <= > >= in "not in", value)."""
 
@@ -151,17 +154,17 @@ class Catalog:
         Safe to repeat and safe beside other writers: a lost race is tried again on the new version.
         With `at`, the version that the rows were decided on, a lost race raises CatalogMoved instead.
         """
-        return self._merge(table, list(rows), at=at)
+        return self._merge(table, as_table(table, rows), at=at)
 
     def upsert(self, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
         """Inserts rows, or replaces those of the same key, in one commit; returns how many were new."""
-        return self._merge(table, list(rows), replace=SCHEMAS[table].names)
+        return self._merge(table, as_table(table, rows), replace=SCHEMAS[table].names)
 
     def fill(
         self, table: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, at: int | None = None
     ) -> int:
         """Like `add`, and of rows that are there already fills those of `columns` that are null."""
-        return self._merge(table, list(rows), fill=columns, at=at)
+        return self._merge(table, as_table(table, rows), fill=columns, at=at)
 
     @patient
     def delete(self, table: str, column: str, values: Collection[str]) -> int:
@@ -227,7 +230,7 @@ class Catalog:
     def _merge(
         self,
         table: str,
-        rows: Iterable[Mapping[str, Any]],
+        given: pa.Table,
         *,
         replace: Sequence[str] = (),
         fill: Sequence[str] = (),
@@ -236,27 +239,29 @@ class Catalog:
         from deltalake.exceptions import CommitFailedError, DeltaError
 
         schema, keys = SCHEMAS[table], KEYS[table]
-        unique = {tuple(row[k] for k in keys): _plain(row, schema.names) for row in rows}
-        if not unique:
+        if not given.num_rows:
             return 0
-        # Through arrow once, so that what is compared with the table's rows has the table's types.
-        given = pa.Table.from_pylist(list(unique.values()), schema=schema).to_pylist()
+        asked = list(zip(*(given[key].to_pylist() for key in keys), strict=True))
         for attempt in range(ATTEMPTS):
             try:
                 delta = self._open_or_create(table)
                 if at is not None and delta.version() != max(at, 0):
                     raise CatalogMoved(f"{table}: version {delta.version()}, decided on {at}")
-                there = self._rows_of(delta, table, given, schema.names if replace or fill else keys)
-                new, changed = [], []
-                for row in given:
-                    old = there.get(tuple(row[k] for k in keys))
-                    merged = row if old is None else old | {c: row[c] for c in replace}
-                    merged |= {c: row[c] for c in fill if merged[c] is None}
-                    (new if old is None else changed if merged != old else []).append(merged)
-                if new or changed:
+                there = self._rows_of(delta, table, asked, schema.names if replace or fill else keys)
+                new = given.filter(pa.array([key not in there for key in asked]))
+                changed = []
+                if replace or fill:
+                    known = given.filter(pa.array([key in there for key in asked]))
+                    for row in known.to_pylist():
+                        old = there[tuple(row[k] for k in keys)]
+                        merged = old | {c: row[c] for c in replace}
+                        merged |= {c: row[c] for c in fill if merged[c] is None}
+                        if merged != old:
+                            changed.append(merged)
+                if new.num_rows or changed:
                     _commit(delta, table, new, changed)
                     self._tidy(table)
-                return len(new)
+                return new.num_rows
             except CommitFailedError as error:
                 if at is not None:
                     raise CatalogMoved(f"{table}: {error}") from error
@@ -266,16 +271,15 @@ class Catalog:
         raise CatalogError(f"catalog table {table} at {self.url}: {ATTEMPTS} commits lost to other writers; run again")
 
     def _rows_of(
-        self, delta: DeltaTable, table: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+        self, delta: DeltaTable, table: str, asked: Sequence[tuple[Any, ...]], names: Sequence[str]
     ) -> dict[tuple[Any, ...], dict[str, Any]]:
-        """The table's rows that have the keys of `rows`, by key."""
-        keys = KEYS[table]
-        filters: list[Filter] = [(keys[0], "in", sorted({row[keys[0]] for row in rows}))]
-        asked = {tuple(row[k] for k in keys) for row in rows}
+        """The table's rows that have these keys, by key."""
+        keys, wanted = KEYS[table], set(asked)
+        filters: list[Filter] = [(keys[0], "in", sorted({key[0] for key in asked}))]
         batches = self._select(delta, table, names, filters)
         found = (row for batch in batches for row in batch.to_pylist())
         by_key = ((tuple(row[k] for k in keys), row) for row in found)
-        return {key: row for key, row in by_key if key in asked}
+        return {key: row for key, row in by_key if key in wanted}
 
     def _tidy(self, table: str) -> None:
         version = self.version(table)
@@ -323,17 +327,30 @@ def _lacking(delta: DeltaTable, table: str) -> set[str]:
     return set(SCHEMAS[table].names) - {field.name for field in delta.schema().fields}
 
 
-def _commit(
-    delta: DeltaTable, table: str, new: Sequence[Mapping[str, Any]], changed: Sequence[Mapping[str, Any]]
-) -> None:
+def as_table(table: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows with the types of the catalog's table, the last of those that share a key; other columns are left aside.
+
+    The rows may be made as they are asked for: only their compact form stands in memory.
+    """
+    schema, keys = SCHEMAS[table], KEYS[table]
+    rows, place, pieces = iter(rows), {}, []
+    while piece := [_plain(row, schema.names) for row in islice(rows, PIECE)]:
+        start = sum(p.num_rows for p in pieces)
+        place |= {tuple(row[k] for k in keys): start + n for n, row in enumerate(piece)}
+        pieces.append(pa.RecordBatch.from_pylist(piece, schema=schema))
+    whole = pa.Table.from_batches(pieces, schema=schema)
+    return whole if len(place) == whole.num_rows else whole.take(sorted(place.values()))
+
+
+def _commit(delta: DeltaTable, table: str, new: pa.Table, changed: Sequence[Mapping[str, Any]]) -> None:
     """New and changed rows in one commit on exactly the version that was read; raises CommitFailedError otherwise."""
     from deltalake import CommitProperties, write_deltalake
 
     alone = CommitProperties(max_commit_retries=0)
-    data = pa.Table.from_pylist([*new, *changed], schema=SCHEMAS[table])
     if not changed:
-        write_deltalake(delta, data, mode="append", commit_properties=alone)
+        write_deltalake(delta, new, mode="append", commit_properties=alone)
         return
+    data = pa.concat_tables([new, pa.Table.from_pylist(list(changed), schema=SCHEMAS[table])])
     keys = KEYS[table]
     on = " AND ".join(f"t.`{k}` = s.`{k}`" for k in keys)
     touched = sorted({row[keys[0]] for row in changed})

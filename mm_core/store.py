@@ -5,6 +5,8 @@ Everything above sees local paths: `fetch` gives one, whatever the backend.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import posixpath
 import shutil
@@ -46,8 +48,11 @@ class Store(Protocol):
 
     url: str
 
-    def put(self, key: str, source: Path | bytes) -> None:
-        """Writes an object whole or not at all; replaces what was there."""
+    def put(self, key: str, source: Path | bytes, *, sha256: str | None = None) -> None:
+        """Writes an object whole or not at all; replaces what was there.
+
+        Raises StoreError for a file whose content is not, or no longer, the one of `sha256`.
+        """
         ...
 
     def fetch(self, key: str) -> Path:
@@ -86,11 +91,12 @@ def blob_key(digest: str) -> str:
     return f"{BLOBS}{digest[:2]}/{digest[2:4]}/{digest}"
 
 
-def put_blob(store: Store, source: Path | bytes) -> str:
-    """Stores content under its own sha256 (once) and returns that."""
-    digest = sha256_bytes(source) if isinstance(source, bytes) else sha256_file(source)
+def put_blob(store: Store, source: Path | bytes, digest: str | None = None) -> str:
+    """Stores content under its own sha256 (once) and returns that; `digest`: the sha256 where it is known."""
+    if digest is None:
+        digest = sha256_bytes(source) if isinstance(source, bytes) else sha256_file(source)
     if not store.exists(blob_key(digest)):
-        store.put(blob_key(digest), source)
+        store.put(blob_key(digest), source, sha256=digest)
     return digest
 
 
@@ -110,15 +116,18 @@ class LocalStore:
     def _path(self, key: str) -> Path:
         return self.root / _inside(key)
 
-    def put(self, key: str, source: Path | bytes) -> None:
+    def put(self, key: str, source: Path | bytes, *, sha256: str | None = None) -> None:
         path = self._path(key)
         try:
             with self._drafts.replacing(path) as temporary, temporary.open("wb") as writer:
-                if isinstance(source, bytes):
-                    writer.write(source)
-                else:
-                    with source.open("rb") as reader:
-                        shutil.copyfileobj(reader, writer, 1 << 20)
+                found = hashlib.sha256()
+                with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as reader:
+                    while block := reader.read(1 << 20):
+                        writer.write(block)
+                        if sha256:
+                            found.update(block)
+                if sha256 and found.hexdigest() != sha256:
+                    raise StoreError(f"{source} changed while it was read: run again")
                 writer.flush()
                 os.fsync(writer.fileno())
         except OSError as error:
@@ -193,9 +202,11 @@ class S3Store:
         inner = _inside(key)
         return f"{self.prefix}/{inner}" if self.prefix else inner
 
-    def put(self, key: str, source: Path | bytes) -> None:
+    def put(self, key: str, source: Path | bytes, *, sha256: str | None = None) -> None:
         name = self._key(key)
         with self._plain_errors("writing", key):
+            if sha256 and isinstance(source, Path) and sha256_file(source) != sha256:
+                raise StoreError(f"{source} changed while it was read: run again")
             if isinstance(source, bytes):
                 self._client.put_object(Bucket=self.bucket, Key=name, Body=source, ChecksumAlgorithm="SHA256")
             else:

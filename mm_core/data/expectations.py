@@ -6,6 +6,7 @@ Batch rules look at the drop as a whole: a failed `critical` one holds it back, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -167,9 +168,14 @@ class Judge:
         self.results: list[dict[str, Any]] = []
         """One line per expectation, for reports and asset checks."""
         self._mix: dict[str, tuple[list[float], float] | None] = {}
+        self._tables: Counter[str] = Counter()
+        """Judged so far, by scope."""
 
     def rows(self, probes: Sequence[Probe], reviewed: Collection[int] = ()) -> dict[int, Fault]:
-        """The rows that break a rule, each with the first it broke; mattes of `reviewed` rows are not suspected."""
+        """The rows that break a rule, each with the first it broke; mattes of `reviewed` rows are not suspected.
+
+        A large drop is judged in pieces: `results` then hold the sums.
+        """
         by_row = {probe.row: _columns(probe) for probe in probes}
         unsuspected = {rule.column: None for rule in RULES if rule.suspects}
         table = [columns | (unsuspected if row in reviewed else {}) for row, columns in by_row.items()]
@@ -180,17 +186,18 @@ class Judge:
                 faults.setdefault(row, Fault(rule.reason, said))
         return faults
 
-    def whole(self, verdicts: Sequence[Mapping[str, Any]], before: Mix) -> str | None:
+    def whole(self, verdicts: Iterable[Mapping[str, Any]], before: Mix) -> str | None:
         """Why the drop is held, or None.
 
         Rows: row, bad, suspect, duplicate (0 or 1), category, alpha_binary, and the classes of `mix`, None where a
         row is not to be counted. `before`: what the catalog is made of.
         """
         columns = ["row", "bad", "suspect", "duplicate", "category", "alpha_binary", *MIX_COLUMNS]
-        table = pd.DataFrame(verdicts, columns=pd.Index(columns), dtype=object)
+        lines = [tuple(verdict.get(column) for column in columns) for verdict in verdicts]
+        table = pd.DataFrame(lines, columns=pd.Index(columns), dtype=object)
+        del lines
         for column, measure in MIX_COLUMNS.items():
-            rows = sum(verdict.get(column) is not None for verdict in verdicts)
-            self._mix[column] = expected(before.get(measure, {}), measure, rows)
+            self._mix[column] = expected(before.get(measure, {}), measure, len(table[column].dropna()))
         self._run("batch", table)
         broken = [r for r in self.results if r["scope"] == "batch" and r["severity"] == "critical" and not r["success"]]
         return "; ".join(r["reason"] for r in broken) or None
@@ -208,15 +215,15 @@ class Judge:
         suite = gx.ExpectationSuite(
             f"{self.kind} {scope} rules", expectations=[_expect(rule, self.params, self._mix) for rule in rules]
         )
+        self._tables[scope] += 1
+        name = f"{self.kind} {self.batch} {scope}" + (f" {n}" if (n := self._tables[scope]) > 1 else "")
         data = (
-            context.data_sources.add_or_update_pandas(f"{self.kind} {self.batch} {scope}")
+            context.data_sources.add_or_update_pandas(name)
             .add_dataframe_asset("rows")
             .add_batch_definition_whole_dataframe("whole")
         )
         definition = context.validation_definitions.add_or_update(
-            gx.ValidationDefinition(
-                name=f"{self.kind} {self.batch} {scope}", data=data, suite=context.suites.add_or_update(suite)
-            )
+            gx.ValidationDefinition(name=name, data=data, suite=context.suites.add_or_update(suite))
         )
         run = RunIdentifier(run_name=self.batch)
         outcome = definition.run(
@@ -235,20 +242,28 @@ class Judge:
             indices = result.result.get("unexpected_index_list") or []
             found.append((rule, [int(index["row"]) for index in indices]))
             observed = result.result.get("observed_value")
-            self.results.append(
-                {
-                    "batch": f"{self.kind}/{self.batch}",
-                    "kind": self.kind,
-                    "name": rule.name,
-                    "scope": scope,
-                    "severity": rule.severity,
-                    "success": bool(result.success),
-                    "unexpected": len(indices) if scope == "row" else int(not result.success),
-                    "observed": None if observed is None else round(float(observed), 4),
-                    "reason": rule.reason,
-                }
-            )
+            line = {
+                "batch": f"{self.kind}/{self.batch}",
+                "kind": self.kind,
+                "name": rule.name,
+                "scope": scope,
+                "severity": rule.severity,
+                "success": bool(result.success),
+                "unexpected": len(indices) if scope == "row" else int(not result.success),
+                "observed": None if observed is None else round(float(observed), 4),
+                "reason": rule.reason,
+            }
+            self._tell(line)
         return found
+
+    def _tell(self, line: dict[str, Any]) -> None:
+        """Adds a line to the results; of rows that were judged in pieces, to the line that is there."""
+        for known in self.results:
+            if known["scope"] == line["scope"] == "row" and known["name"] == line["name"]:
+                known["success"] &= line["success"]
+                known["unexpected"] += line["unexpected"]
+                return
+        self.results.append(line)
 
 
 def _columns(probe: Probe) -> dict[str, Any]:

@@ -9,7 +9,7 @@ watermark on everything): of what is near a hash a fixed number is kept.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,8 +90,21 @@ class Hashed:
         whole = np.array([int(text, 16) for text in phashes], np.uint64)
         return Hashed(np.asarray(ids, object), whole, np.frombuffer(b"".join(marks), ">u8").astype(np.uint64), owners)
 
+    def __len__(self) -> int:
+        return len(self.ids)
 
-@dataclass
+    def part(self, start: int, end: int) -> Hashed:
+        """The photos from one position up to another."""
+        first, last = np.searchsorted(self.owners, [start, end]).tolist()
+        owners = self.owners[first:last] - start
+        return Hashed(self.ids[start:end], self.whole[start:end], self.landmarks[first:last], owners)
+
+    def parts(self, size: int) -> Iterator[Hashed]:
+        for start in range(0, len(self), size):
+            yield self.part(start, start + size)
+
+
+@dataclass(slots=True)
 class Candidates:
     """Photos that one photo may repeat, by id, likeliest first, itself included: at most MAX_CANDIDATES each."""
 

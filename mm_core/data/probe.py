@@ -8,7 +8,7 @@ from __future__ import annotations
 import posixpath
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import cv2
@@ -37,7 +37,7 @@ FORMULA = re.compile(r"=|[+\-@].*[(|!]")
 """What spreadsheets run when a table is opened; a dash or a sign before plain words is none."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Probe:
     """What was measured of one row: the table that Great Expectations judges has these columns."""
 
@@ -101,7 +101,7 @@ class Prober:
     def __call__(self, row: ManifestRow) -> Probe:
         """Everything about one row. Raises StoreError where the inbox itself fails."""
         probe = Probe(row.row, row.image, row.category or None, row.role or None, row.extra_fields)
-        probe.plain_text = not any(FORMULA.match(str(value)) for value in vars(row).values())
+        probe.plain_text = not any(FORMULA.match(str(value)) for value in astuple(row))
         if self.kind == "text_image" or row.caption:
             probe.caption_length = len(row.caption)
         photo = self._photo(row, probe)

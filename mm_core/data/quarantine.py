@@ -17,8 +17,9 @@ from mm_core.catalog import Catalog
 from mm_core.data.expectations import SUSPECT, DataDocs
 from mm_core.data.images import load_alpha, load_rgb
 from mm_core.data.inbox import arrived_batches, kept_matte
-from mm_core.data.ingest import Ingest, Progress, describe
+from mm_core.data.ingest import Ingest, describe
 from mm_core.data.verdicts import label_id
+from mm_core.data.writes import Progress
 from mm_core.errors import BlobNotFound, InputError
 from mm_core.params import IngestParams
 from mm_core.records import Report, sha256_file, write_bytes

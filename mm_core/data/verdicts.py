@@ -29,6 +29,7 @@ from mm_core.data.duplicates import same_picture, same_scene
 from mm_core.data.expectations import Fault
 from mm_core.data.forget import FORGOTTEN, forgotten_among
 from mm_core.data.manifest import ManifestRow
+from mm_core.data.measured import Finding
 from mm_core.data.neighbours import Candidates, Hashed, find_candidates
 from mm_core.data.probe import Probe
 from mm_core.faults import patient
@@ -39,6 +40,8 @@ HASH_COLUMNS = ("id", "phash", "landmarks")
 LABEL_COLUMNS = ("id", "sample_id", "version", "batch", "alpha_sha256")
 MAX_LOOKS = 8
 """Photos that one is compared with as an edit, likeliest first: bounds work where many share a backdrop."""
+ASKED = 1 << 14
+"""Photos looked up at once: of a larger drop the search takes no more memory, it reads the catalog again."""
 SAME_ASPECT = 0.04
 """Copies of one picture have the same width by height, up to rounding."""
 
@@ -46,7 +49,7 @@ Glances = Callable[[str], np.ndarray]
 """What the second look needs of a photo, by its sha256, read when it is needed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A photo that others may repeat."""
 
@@ -58,12 +61,13 @@ class Entry:
     """Width by height."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The verdict on one row."""
 
     row: int
-    verdict: Literal["accept", "quarantine", "duplicate"]
+    verdict: Literal["accept", "quarantine", "duplicate", "held"]
+    """`held`: nothing becomes of the row, as its drop is held back whole."""
     reason: str = ""
     detail: str = ""
     sample_id: str = ""
@@ -101,50 +105,49 @@ class Known:
 
     @staticmethod
     @patient
-    def read(catalog: Catalog, probes: Sequence[Probe], near_bits: int) -> Known:
-        """Reads what may matter for these probes; the rest of a large catalog is not kept."""
+    def read(catalog: Catalog, photos: Hashed, near_bits: int) -> Known:
+        """Reads what may matter for these photos; the rest of a large catalog is not kept."""
         versions = catalog.version("samples"), catalog.version("labels")
-        mine = {p.sha256: p for p in probes if p.sha256 and p.phash}
-        ids = pa.array(list(mine), pa.string())
-        again: list[str] = []
+        mine = pa.array(photos.ids, pa.string())
+        again: set[str] = set()
 
         def catalog_in_pieces() -> Iterator[Hashed]:
             for piece in catalog.scan("samples", version=versions[0], columns=HASH_COLUMNS):
-                again.extend(piece["id"].filter(pc.is_in(piece["id"], ids)).to_pylist())
+                again.update(piece["id"].filter(pc.is_in(piece["id"], mine)).to_pylist())
                 yield Hashed.of(*(piece[name].to_pylist() for name in HASH_COLUMNS))
 
-        found = find_candidates(hashes_of(list(mine), mine.values()), catalog_in_pieces(), near_bits)
-        candidates = dict(zip(mine, found, strict=True))
-        wanted = set(again).union(*((*c.copies, *c.edits) for c in found))
+        candidates: dict[str, Candidates] = {}
+        for part in photos.parts(ASKED):
+            found = find_candidates(part, catalog_in_pieces(), near_bits)
+            candidates |= {i: c for i, c in zip(part.ids.tolist(), found, strict=True) if c.copies or c.edits}
+        wanted = again.union(*((*c.copies, *c.edits) for c in candidates.values()))
         named: list[Filter] = [("id", "in", sorted(wanted))]
         frame = catalog.read("samples", version=versions[0], columns=SAMPLE_COLUMNS, filters=named)
         clean: pd.DataFrame = frame.astype(object).where(frame.notna(), None)
         samples: dict[str, Mapping[str, Any]] = {str(row["id"]): row for row in clean.to_dict("records")}
         labels: dict[str, list[Mapping[str, Any]]] = {}
-        of_mine: list[Filter] = [("sample_id", "in", sorted(mine))]
+        of_mine: list[Filter] = [("sample_id", "in", sorted(photos.ids.tolist()))]
         rows: pd.DataFrame = catalog.read("labels", version=versions[1], columns=LABEL_COLUMNS, filters=of_mine)
         for row in rows.to_dict("records"):
             labels.setdefault(row["sample_id"], []).append(row)
-        photos = frozenset(mine)
-        return Known(*versions, samples, labels, candidates, photos, forgotten_among(catalog, photos))
+        ids = frozenset(photos.ids.tolist())
+        return Known(*versions, samples, labels, candidates, ids, forgotten_among(catalog, ids))
 
     def entry(self, identity: str) -> Entry:
         row = self.samples[identity]
         return Entry(identity, row["name"], row["group"] or identity, row["width"] / row["height"])
 
 
-def hashes_of(ids: Sequence[Any], probes: Iterable[Probe]) -> Hashed:
-    """The hashes of measured photos, under names of the caller's choice."""
-    probes = list(probes)
-    return Hashed.of(ids, [p.phash or "0" for p in probes], [bytes.fromhex(p.landmarks or "") for p in probes])
+def photos_of(findings: Iterable[Finding]) -> Hashed:
+    """Every photo of a drop that could be read, once, by its sha256."""
+    found = {p.sha256: (p.phash, bytes.fromhex(p.landmarks or "")) for _, p, _ in findings if p.sha256 and p.phash}
+    return Hashed.of(list(found), [phash for phash, _ in found.values()], [marks for _, marks in found.values()])
 
 
 def decide(
     kind: str,
     batch: str,
-    rows: Sequence[ManifestRow],
-    probes: Sequence[Probe],
-    faults: Mapping[int, Fault],
+    findings: Iterable[Finding],
     known: Known,
     glances: Glances,
     near_bits: int,
@@ -155,33 +158,32 @@ def decide(
     `filled_before`: rows that an interrupted run of this batch meant to fill captions or categories with.
     """
     listed: dict[str, str] = {}
-    taken: dict[str, ManifestRow] = {}
-    decisions = []
-    good = [n for n, (row, probe) in enumerate(zip(rows, probes, strict=True)) if row.row not in faults and probe.phash]
-    hashed = hashes_of(good, [probes[n] for n in good])
-    beside = dict(zip(good, find_candidates(hashed, [hashed], near_bits), strict=True))
+    taken: dict[str, str] = {}
+    """Photos that this batch brings: by sha256, their names."""
+    beside = _beside(findings, near_bits)
     entries: dict[int, Entry] = {}
-    """Photos that this batch brings, by their place in it."""
+    """The same, by their place in the batch."""
 
-    def verdict_on(place: int, row: ManifestRow, probe: Probe) -> Decision:
-        if fault := faults.get(row.row):
+    def verdict_on(place: int, row: ManifestRow, probe: Probe, fault: Fault | None) -> Decision:
+        if fault:
             return Decision(row.row, "quarantine", fault.reason, fault.detail)
         identity, name = probe.sha256 or "", row.image
         assert probe.phash and probe.width and probe.height, "accepted rows are measured whole"
+        here = next(beside)
         if name in listed:
             return Decision(row.row, "duplicate", "listed twice", f"{name} is in the manifest already", listed[name])
         listed[name] = identity
         if identity in taken:
-            return Decision(row.row, "duplicate", "duplicate", f"same bytes as {taken[identity].image}", identity)
+            return Decision(row.row, "duplicate", "duplicate", f"same bytes as {taken[identity]}", identity)
         if identity in known.forgotten:
             return Decision(row.row, "duplicate", FORGOTTEN, "this photo was to be forgotten")
         sample = known.samples.get(identity)
         if sample is not None:
             decision = _again(kind, batch, row, probe, sample, known.labels.get(identity, []), filled_before)
             if decision.verdict == "accept":
-                taken[identity] = row
+                taken[identity] = name
             return decision
-        far, here = known.candidates.get(identity, Candidates()), beside[place]
+        far = known.candidates.get(identity, Candidates())
         copies = [*(entries.get(n) for n in here.copies), *map(known.entry, far.copies)]
         edits = [*map(known.entry, far.edits), *(entries.get(n) for n in here.edits)]
         aspect = probe.width / probe.height
@@ -190,14 +192,22 @@ def decide(
             if fits and same_picture(glances(identity), glances(other.identity)):
                 return Decision(row.row, "duplicate", "near-duplicate", f"the photo of {other.name}", other.identity)
         group, near = _relatives(identity, row.group, [e for e in (*edits, *copies) if e], glances)
-        taken[identity] = row
+        taken[identity] = name
         entries[place] = Entry(identity, name, group or identity, aspect)
         version = _label_version(batch, probe, known.labels.get(identity, []))
         return Decision(row.row, "accept", sample_id=identity, label_version=version, group=group, near=near)
 
-    for place, (row, probe) in enumerate(zip(rows, probes, strict=True)):
-        decisions.append(verdict_on(place, row, probe))
-    return decisions
+    return [verdict_on(place, *finding) for place, finding in enumerate(findings)]
+
+
+def _beside(findings: Iterable[Finding], near_bits: int) -> Iterator[Candidates]:
+    """For each row without fault, in order, the rows of the same batch that it may repeat, by their places."""
+    good = [(n, p.phash, bytes.fromhex(p.landmarks or "")) for n, (_, p, fault) in enumerate(findings) if not fault]
+    places, phashes, marks = zip(*good, strict=True) if good else ((), (), ())
+    batch = Hashed.of(places, phashes, marks)
+    del good, phashes, marks
+    for part in batch.parts(ASKED):
+        yield from find_candidates(part, [batch], near_bits)
 
 
 def _relatives(identity: str, declared: str, others: Sequence[Entry], glances: Glances) -> tuple[str, tuple[str, ...]]:

@@ -1,0 +1,118 @@
+"""One peer of `ingest_throughput.py` over a folder of photos; runs in the peers' own environment (infra/peers.lock).
+
+    .tools/peers/bin/python benchmarks/throughput_peers.py PEER FOLDER HOME
+
+HOME: an empty folder for FiftyOne's database. Prints one line of JSON: photos, seconds, and processor seconds of this
+process and its children.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+
+def decode(folder: Path) -> None:
+    """The floor of whoever decodes whole photos: PIL at full size, in as many threads as there are cores."""
+    from PIL import Image
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda path: Image.open(path).load(), folder.iterdir()))
+
+
+def imagededup(folder: Path) -> None:
+    """What FiftyOne's metadata and file hashes give, and imagededup's PHash with its exhaustive search."""
+    _torchvision_without_kernels()
+    from imagededup.methods import PHash
+    from PIL import Image
+
+    def header_and_hash(path: Path) -> tuple[str, tuple[int, int], str]:
+        with Image.open(path) as image:
+            return str(image.format), image.size, hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(header_and_hash, folder.iterdir()))
+    method = PHash(verbose=False)
+    encodings = method.encode_images(image_dir=str(folder))
+    method.find_duplicates(encoding_map=encodings, max_distance_threshold=3)
+
+
+def cleanvision(folder: Path) -> None:
+    """All issues that it looks for by default: exact and near duplicates, dark, light, blurred, odd sizes, …"""
+    from cleanvision import Imagelab
+
+    Imagelab(data_path=str(folder)).find_issues(verbose=False)
+
+
+def fiftyone(folder: Path) -> None:
+    """compute_metadata, compute_exact_duplicates, compute_near_duplicates with its default model, as built (the
+    time of a ResNet-18 does not depend on its weights, which have to be downloaded)."""
+    _torchvision_without_kernels()
+    import fiftyone as fo
+    import fiftyone.brain as brain
+    from fiftyone.utils.torch import TorchImageModel, TorchImageModelConfig
+
+    photos = fo.Dataset.from_images_dir(str(folder))
+    photos.compute_metadata()
+    brain.compute_exact_duplicates(photos)
+    model = TorchImageModel(
+        TorchImageModelConfig(
+            {
+                "entrypoint_fcn": "torchvision.models.resnet.resnet18",
+                "entrypoint_args": {"weights": None},
+                "output_processor_cls": "fiftyone.utils.torch.ClassifierOutputProcessor",
+                "labels_path": "{{eta-resources}}/imagenet-labels-no-background.txt",
+                "image_min_dim": 224,
+                "image_max_dim": 2048,
+                "image_mean": [0.485, 0.456, 0.406],
+                "image_std": [0.229, 0.224, 0.225],
+                "embeddings_layer": "<fc",
+            }
+        )
+    )
+    brain.compute_near_duplicates(photos, model=model, batch_size=16, num_workers=os.cpu_count())
+
+
+def _torchvision_without_kernels() -> None:
+    """PyPI's torchvision refuses to load beside the CPU build of torch unless its detection kernels are declared."""
+    import torch
+
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _kept.append(library)
+
+
+_kept: list[object] = []
+PEERS: dict[str, Callable[[Path], None]] = {
+    "decode": decode,
+    "imagededup": imagededup,
+    "cleanvision": cleanvision,
+    "fiftyone": fiftyone,
+}
+
+
+def main() -> None:
+    name, folder, home = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    os.environ |= {
+        "FIFTYONE_DATABASE_DIR": home,
+        "FIFTYONE_DO_NOT_TRACK": "true",
+        "FIFTYONE_SHOW_PROGRESS_BARS": "false",
+    }
+    began = time.perf_counter()
+    PEERS[name](folder)
+    seconds = time.perf_counter() - began
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    busy = sum(one.ru_utime + one.ru_stime for one in spent)
+    print(json.dumps({"photos": len(os.listdir(folder)), "seconds": seconds, "processor": busy}))
+
+
+if __name__ == "__main__":
+    main()
