@@ -23,9 +23,11 @@ from collections import Counter, defaultdict
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import LifoQueue
 
 from benchmarks.arrivals import FORK, warm_up
 from benchmarks.fuzz_files import fuzzed_manifest, fuzzed_picture, valid_pictures
+from mm_core.data import guard
 from mm_core.data.expectations import DataDocs, Judge
 from mm_core.data.manifest import ManifestRow, read_manifest
 from mm_core.data.probe import Probe, Prober
@@ -124,17 +126,23 @@ def work(pipe: Connection, folder: Path, first: int, last: int, seed: int) -> No
 
 
 def rested_memory() -> int:
-    """Bytes of this process now; the peak is counted from here."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    """Bytes of this process and its decoders now; the peak is counted from here."""
+    for process in processes():
+        Path(f"/proc/{process}/clear_refs").write_text("5")
+    return sum(_status(process, "VmRSS") for process in processes())
 
 
 def peak_memory() -> int:
-    return _status("VmHWM")
+    return sum(_status(process, "VmHWM") for process in processes())
 
 
-def _status(name: str) -> int:
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+def processes() -> list[int]:
+    """This one, and those that decode what is risky for it."""
+    return [os.getpid(), *(worker.pid for worker in guard._idle.get(os.getpid(), LifoQueue()).queue)]
+
+
+def _status(process: int, name: str) -> int:
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
     return 1024 * int(lines[name].split()[0])
 
 

@@ -31,6 +31,7 @@ from typing import Any
 from benchmarks.arrivals import differences, ingest, start, state, warm_up, write_arrivals
 from mm_core import store as store_module
 from mm_core.catalog import Catalog
+from mm_core.records import write_json
 from mm_core.store import LocalStore
 
 HERE = Path(__file__).parent
@@ -126,6 +127,19 @@ class Kills:
             self.after.update(left_over(root))
         shutil.rmtree(root)
 
+    def remember(self, progress: Path, trials: int, seconds: float) -> None:
+        counts = {name: getattr(self, name) for name in ("kills", "left", "after")}
+        write_json(progress, {"trials": trials, "seconds": seconds, "failures": self.failures, **counts})
+
+    def go_on(self, progress: Path) -> tuple[int, float]:
+        """Takes up what an earlier process found; trials and seconds so far."""
+        if not progress.exists():
+            return 0, 0.0
+        known = json.loads(progress.read_text())
+        self.failures = known["failures"]
+        self.kills, self.left, self.after = (Counter(known[name]) for name in ("kills", "left", "after"))
+        return known["trials"], known["seconds"]
+
     def _kill_at_moment(self, root: Path, after: float) -> str:
         child = start(lambda: ingest(root, str(self.root / "inbox"), str(root / "store")), root / "said")
         child.join(after)
@@ -194,17 +208,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--progress", type=Path, default=Path("data/kills.json"), help="goes on where this left off")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mm-kills-") as folder:
         work = Kills(Path(folder))
         work.prepare()
-        trials, began = 0, time.perf_counter()
+        trials, seconds = work.go_on(args.progress)
         while work.kills.total() < args.kills:
-            several = trials % 4 == 3
+            began, several = time.perf_counter(), trials % 4 == 3
             work.trial(trials, args.seed * 10**6 + trials, min(args.kills - work.kills.total(), 3 if several else 1))
-            trials += 1
+            trials, seconds = trials + 1, seconds + time.perf_counter() - began
+            work.remember(args.progress, trials, seconds)
             print(f"\r{work.kills.total()} kills, {len(work.failures)} failures   ", end="", flush=True)
-        write(work, trials, time.perf_counter() - began)
+        write(work, trials, seconds)
+    args.progress.unlink(missing_ok=True)
     print(f"\n{HERE / 'ingest_kills.md'}")
 
 

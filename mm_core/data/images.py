@@ -67,6 +67,9 @@ class TooManyPixels(UnreadableImage):
         self.pixels = pixels
         """What the header claims."""
 
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (str(self), self.pixels)
+
 
 @dataclass(frozen=True)
 class Header:
@@ -142,7 +145,8 @@ def load_alpha(path: Path) -> np.ndarray:
                 channel = image.convert("RGBA").getchannel("A")
                 low, high = channel.getextrema()
                 grey = channel if low != high else grey
-            alpha = np.asarray(grey, np.float32) / 255
+            alpha = np.array(grey, np.float32)
+            alpha /= 255  # in place, here and below: a huge matte stands in memory as seldom as possible
     return orient(alpha, orientation)
 
 
@@ -164,7 +168,9 @@ def encode_alpha(alpha: np.ndarray, *, sixteen_bit: bool = False) -> bytes:
     """A matte (H, W) in [0, 1] as grey PNG of 8 or 16 bits: how labels lie in the store."""
     scale, kind = (65535, np.uint16) if sixteen_bit else (255, np.uint8)
     stream = BytesIO()
-    Image.fromarray(np.rint(np.clip(alpha, 0, 1) * scale).astype(kind)).save(stream, "PNG", compress_level=6)
+    scaled = np.clip(alpha, 0, 1)
+    scaled *= scale
+    Image.fromarray(np.rint(scaled, out=scaled).astype(kind)).save(stream, "PNG", compress_level=6)
     return stream.getvalue()
 
 
@@ -284,4 +290,5 @@ def _unit(values: np.ndarray) -> np.ndarray:
     wide = values.astype(np.float32)
     is_byte_range = values.dtype.kind == "f" and np.nanmax(wide, initial=0) > 1
     scale = 255.0 if is_byte_range else 1.0 if values.dtype.kind == "f" else 65535.0
-    return np.clip(np.nan_to_num(wide / np.float32(scale)), 0, 1)
+    wide /= np.float32(scale)
+    return np.clip(np.nan_to_num(wide, copy=False), 0, 1, out=wide)

@@ -29,6 +29,7 @@ from mm_core.catalog import Catalog, CatalogMoved
 from mm_core.data.duplicates import LOOK_SIDE, glance
 from mm_core.data.expectations import DataDocs, Judge
 from mm_core.data.forget import erase, forgotten_among
+from mm_core.data.guard import safely
 from mm_core.data.images import load_rgb
 from mm_core.data.inbox import ReadyBatch, arrived_batches, ready_batches
 from mm_core.data.manifest import Manifest, read_manifest
@@ -250,7 +251,7 @@ class Ingest:
         def look(identity: str) -> np.ndarray:
             name = name_of.get(identity)
             path = prober.path_of(name) if name else fetch_blob(self.store, identity)
-            return glance(load_rgb(path, LOOK_SIDE))
+            return glance(safely(load_rgb, path, LOOK_SIDE))
 
         return look
 

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from mm_core.data.duplicates import LOOK_SIDE, glance, landmarks, perceptual_hash
+from mm_core.data.guard import safely
 from mm_core.data.images import (
     Header,
     NotAnImage,
@@ -155,7 +156,7 @@ class Prober:
             return None
         probe.image_recognised = False
         try:
-            header = read_header(path)
+            header = safely(read_header, path)
             probe.image_recognised = True
             probe.pixels, probe.format = header.pixels, header.format
             probe.width, probe.height = header.width, header.height
@@ -163,7 +164,7 @@ class Prober:
             if header.pixels > self.max_pixels:
                 return None
             probe.image_decodes = False
-            look = load_rgb(path, LOOK_SIDE)
+            look = safely(load_rgb, path, LOOK_SIDE)
             probe.phash = perceptual_hash(look)
             probe.landmarks = landmarks(glance(look)).astype(">u8").tobytes().hex()
             probe.brightness = float(cv2.cvtColor(look, cv2.COLOR_RGB2GRAY).mean()) / 255
@@ -195,7 +196,7 @@ class Prober:
         photo, look = taken
         probe.alpha_decodes = False
         try:
-            header = read_header(path)
+            header = safely(read_header, path)
             if header.pixels > self.max_pixels:
                 raise TooManyPixels(f"{path}: {header.pixels} pixels", header.pixels)
             probe.alpha_size = f"{header.width}×{header.height}"
@@ -203,23 +204,49 @@ class Prober:
             if (header.width, header.height) not in fitting:  # said by the header: a large one is not decoded for it
                 probe.alpha_decodes, probe.alpha_fits = None, False
                 return
-            alpha = load_alpha(path)
+            matte = safely(take_matte, path, header, photo, look, probe.category, self.alpha_copy(row.row))
         except UnreadableImage as error:
             probe.note = _remark(error)
             if isinstance(error, NotAnImage) and (target := _link_as_text(path, row.alpha)):
                 probe.alpha_inside, probe.alpha_decodes = False, None
                 probe.note = f"a link, written as text, to {target}"
             return
-        probe.alpha_decodes = True
-        stored = alpha.shape != (photo.height, photo.width)
-        upright = orient(alpha, photo.orientation) if stored else alpha
-        probe.alpha_fits = True
-        probe.alpha_lowest, probe.alpha_highest = float(alpha.min()), float(alpha.max())
-        probe.alpha_binary = not bool(np.any((alpha > 1 / 255) & (alpha < 254 / 255)))
-        probe.matte = measure(upright, look, probe.category)
-        data = encode_alpha(upright, sixteen_bit=header.mode == "F" or header.mode.startswith("I"))
-        probe.alpha_sha256 = sha256_bytes(data)
-        self.alpha_copy(row.row).write_bytes(data)
+        probe.alpha_decodes = probe.alpha_fits = True
+        probe.alpha_lowest, probe.alpha_highest, probe.alpha_binary = matte.lowest, matte.highest, matte.binary
+        probe.matte, probe.alpha_sha256 = matte.quality, matte.sha256
+
+
+@dataclass(frozen=True)
+class Matte:
+    """What was measured of a matte; values in [0, 1]."""
+
+    lowest: float
+    highest: float
+    binary: bool
+    quality: MatteQuality
+    sha256: str
+    """Of its normalised copy."""
+
+
+def take_matte(path: Path, header: Header, photo: Header, look: np.ndarray, category: str | None, copy: Path) -> Matte:
+    """Measures a matte of its photo's size and writes its normalised copy: grey PNG, upright. Raises UnreadableImage.
+
+    `look`: the photo uint8 (h, w, 3), reduced.
+    """
+    alpha = load_alpha(path)
+    if alpha.shape != (photo.height, photo.width):  # as stored
+        alpha = orient(alpha, photo.orientation)
+    data = encode_alpha(alpha, sixteen_bit=header.mode == "F" or header.mode.startswith("I"))
+    copy.write_bytes(data)
+    between = alpha > 1 / 255
+    between &= alpha < 254 / 255
+    return Matte(
+        lowest=float(alpha.min()),
+        highest=float(alpha.max()),
+        binary=not bool(between.any()),
+        quality=measure(alpha, look, category),
+        sha256=sha256_bytes(data),
+    )
 
 
 class OutsideBatch(Exception):
