@@ -233,6 +233,13 @@ def label_push(json_: Json = False) -> None:
         say(stages.route(params, layout, progress=progress), json_)
 
 
+@label_app.command("value")
+def label_value(json_: Json = False) -> None:
+    """What labels that came since the champion did to each category: counts by source, error before and after."""
+    layout, params = layout_and_params()
+    say(stages.label_value(params, layout), json_)
+
+
 @label_app.command("pull")
 def label_pull(json_: Json = False) -> None:
     """Takes Label Studio export files from <workspace>/labels/inbox back as new label versions."""

@@ -382,11 +382,25 @@ def promote(params: Params, layout: Layout) -> Report:
     return report
 
 
+def label_value(params: Params, layout: Layout) -> Report:
+    """What the labels that came since the champion did to each category: counts by source, MSE before and after."""
+    from mm_core.export.lineage import training_labels
+    from mm_core.labeling.value import value_of_labels
+
+    with timed(Report("label-value"), layout.stage_report("label-value")) as report:
+        champion = read_inputs(layout)["champion"]
+        store = store_of(layout)
+        learned = training_labels(layout.settings, store, champion["version"]) if champion else {}
+        return value_of_labels(catalog_of(layout), layout, learned, report)
+
+
 def html_report(params: Params, layout: Layout) -> Report:
-    """One page about the cycle: verdict, tables with bounds, mattes side by side, quarantine, costs."""
+    """One page about the cycle: verdict, tables with bounds, mattes side by side, labels, quarantine, costs."""
     from mm_core.eval.report import write_html
     from mm_core.training.tracking import Tracker
 
+    if (layout.snapshot / "snapshot.json").is_file():
+        label_value(params, layout)
     with timed(Report("report")) as report:
         write_html(params, layout, catalog_of(layout), store_of(layout), report)
     if (layout.snapshot / "snapshot.json").is_file():

@@ -40,7 +40,16 @@ from mm_core.store import Store, fetch_blob
 COLUMNS = ("mse", "maxf", "biou", "conn")
 """The paper's Table 1."""
 TITLES = {"mse": "MSE", "maxf": "MaxF", "biou": "BIoU", "conn": "Conn"}
-STAGES = ("snapshot", "split", *(f"train-{stage}" for stage in TRAIN_STAGES), "evaluate", "gate", "export", "promote")
+STAGES = (
+    "snapshot",
+    "split",
+    *(f"train-{stage}" for stage in TRAIN_STAGES),
+    "evaluate",
+    "gate",
+    "export",
+    "promote",
+    "label-value",
+)
 ORDER = ("photo", "truth", *TRAIN_STAGES, "champion", "difference")
 """Of the pictures of one example."""
 QUARANTINE_SHOWN, THUMB = 24, 160
@@ -74,6 +83,7 @@ def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, r
         fidelity=_fidelity(scores),
         mattes=_mattes(layout, evaluation),
         flips=evaluation.tables.get("flips", []),
+        labels=_labels(stages.get("label-value")),
         shadow=_shadow(evaluation),
         split=_split(layout, store),
         quarantine=_quarantine(catalog, store),
@@ -223,6 +233,17 @@ def _shadow(evaluation: Report) -> dict[str, Any] | None:
     ]
     mean = evaluation.metrics.get("shadow/mean_difference")
     return {"photos": int(evaluation.metrics.get("shadow/photos", 0)), "mean": number(mean, 3), "strips": strips}
+
+
+def _labels(value: Report | None) -> list[dict[str, Any]]:
+    """New labels by source, and how the error of their category moved."""
+    shown = []
+    for row in value.tables.get("value_of_labels", []) if value else []:
+        errors = {name: number(row[name]) for name in ("mse_before", "mse_after")}
+        gains = {name: row[name] for name in ("gain", "bound")}
+        said = {n: "–" if v is None else _share(v, row["mse_before"], "mse") for n, v in gains.items()}
+        shown.append(row | errors | said)
+    return shown
 
 
 def _split(layout: Layout, store: Store) -> list[dict[str, Any]]:

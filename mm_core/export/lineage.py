@@ -81,6 +81,15 @@ def samples_of(provenance: dict[str, Any], store: Store) -> list[dict[str, Any]]
     return rows
 
 
+def training_labels(settings: Settings, store: Store, version: str) -> dict[str, str]:
+    """Sample id → digest of the matte that a version was trained on; empty where the registry does not know."""
+    tags = Registry(settings).tags(version)
+    if tags is None or "provenance" not in tags:
+        return {}
+    samples = samples_of(json.loads(fetch_blob(store, tags["provenance"]).read_text()), store)
+    return {row["sample_id"]: row["alpha_sha256"] for row in samples if row["pool"] == "train_labeled"}
+
+
 def models_with(settings: Settings, ids: Collection[str]) -> list[dict[str, Any]]:
     """The registered versions whose snapshot holds any of the samples: `version, aliases, pools` (samples of each)."""
     registry, store = Registry(settings), open_store(settings.store, Layout(settings).cache)

@@ -20,7 +20,7 @@ SIDE = 48
 
 class House:
     def __init__(self, root):
-        self.layout = Layout(Settings(root, str(root / "inbox"), str(root / "store"), "", root / "params.yaml", "cpu"))
+        self.layout = Layout(Settings.from_env(root))
         self.store = LocalStore(root / "store")
         self.catalog = Catalog(self.store.url)
         self.inputs = {"catalog": {}, "champion": None, "anchor": None}

@@ -16,8 +16,8 @@ from mm_core.data.images import load_alpha
 from mm_core.data.samplegen import write_drop
 from mm_core.data.snapshot import newest_labels
 from mm_core.labeling.label_studio import brush_region, inbox
-from mm_core.labeling.rle import decode_rle
 from mm_core.labeling.review import doubted_labels
+from mm_core.labeling.rle import decode_rle
 from mm_core.params import Params, RouteParams
 from mm_core.records import write_json
 from mm_core.store import fetch_blob
