@@ -344,6 +344,21 @@ def predict(
 
 
 @app.command()
+def moments(
+    gallery: Annotated[Path, typer.Argument(help="Folder of photos.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Default: <workspace>/moments.")] = None,
+    model: Annotated[
+        str, typer.Option(help="champion, a registry version, a bundle's folder, a .safetensors file, or none.")
+    ] = "champion",
+    json_: Json = False,
+) -> None:
+    """Groups a gallery into moments by time and place, with titles, best photos and finished pieces."""
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        say(stages.moments(params, layout, gallery, out or layout.moments, model=model, progress=progress), json_)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Dagster's port; MLflow and the pages take the next two.")] = 3000,
     demo_: Annotated[bool, typer.Option("--demo", help="Show the demo's workspace.")] = False,

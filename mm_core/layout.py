@@ -101,6 +101,11 @@ class Layout:
         return self.root / "bundle"
 
     @property
+    def moments(self) -> Path:
+        """moments.json and the finished pieces of the gallery's moments."""
+        return self.root / "moments"
+
+    @property
     def checkpoints(self) -> Path:
         """Training state by content key: outside `cycle/`, so that DVC never deletes what a resume needs."""
         return self.root / "checkpoints"

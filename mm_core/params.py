@@ -327,6 +327,21 @@ PER_ARRIVAL = ("ingest", "structure", "drift", "route", "label")
 """Sections that no stage of a cycle reads."""
 
 
+class MomentsParams(_Section):
+    """How a gallery becomes moments (`mm moments`)."""
+
+    gap_hours: float = Field(default=3.0, gt=0, le=48)
+    """Photos farther apart than this in time are neighbours of one event only by others between them."""
+    radius_km: float = Field(default=1.5, gt=0, le=200)
+    """…and the same of their places."""
+    least: int = Field(default=2, ge=1)
+    """Different photos that make a moment; smaller events are left alone."""
+    best: int = Field(default=6, ge=1, le=50)
+    """Photos shown of a moment."""
+    inpainting: str = ""
+    """TorchScript file of a learned inpainting model of LaMa's form; empty: the eraser clones from the photo itself."""
+
+
 class Params(_Section):
     """All of `params.yaml`."""
 
@@ -345,6 +360,7 @@ class Params(_Section):
     evaluate: EvaluateParams = EvaluateParams()
     gate: GateParams = GateParams()
     export: ExportParams = ExportParams()
+    moments: MomentsParams = MomentsParams()
 
     @staticmethod
     def load(path: Path) -> Params:

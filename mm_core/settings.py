@@ -38,6 +38,9 @@ class Settings:
     litert_python: Path = Path(".tools/litert/bin/python")
     """`MM_LITERT_PYTHON`: the Python that has LiteRT; default where `make formats` puts it."""
 
+    gallery: Path = Path("gallery")
+    """`MM_GALLERY`: the folder of photos that Dagster makes moments of; default `<workspace>/gallery`."""
+
     @staticmethod
     def from_env(workspace: str | Path | None = None, inbox: str | None = None) -> Settings:
         """Reads the environment; arguments win over it."""
@@ -52,6 +55,7 @@ class Settings:
             ocr_python=_tool("ocr"),
             executorch_python=_tool("executorch"),
             litert_python=_tool("litert"),
+            gallery=Path(os.environ.get("MM_GALLERY") or root / "gallery").expanduser().absolute(),
             pages_url=os.environ.get("MM_PAGES_URL", "").rstrip("/"),
         )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mm_core.catalog import Catalog
 from mm_core.errors import InputError, ReleaseRefused
@@ -19,6 +20,9 @@ from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.params import Params
 from mm_core.records import Report, Verdict, digest_of, timed, write_json
 from mm_core.store import Store, open_store
+
+if TYPE_CHECKING:
+    from mm_core.model.predict import Predictor
 
 Progress = Callable[[str, int, int], None]
 """Called as (what, done, total): the CLI draws bars, Dagster logs observations."""
@@ -272,7 +276,7 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
     from mm_core.eval.shadow import newest_unlabelled, run_shadow
     from mm_core.export.quantise import quantise
     from mm_core.export.runtime import OnnxPredictor
-    from mm_core.model.predict import Predictor, TorchPredictor
+    from mm_core.model.predict import TorchPredictor
     from mm_core.store import fetch_blob
     from mm_core.training.tracking import Tracker
 
@@ -441,6 +445,46 @@ def override(params: Params, layout: Layout, version: str, *, reason: str, days:
         said = write_override(store_of(layout), tags["model_digest"], reason, tags["verdict"], days)
         report.facts["override"] = said
         return registry.crown(version, said, report)
+
+
+def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:
+    """Who makes mattes, and a name for it: `champion` or a registry version (its int8 files), a bundle's folder, a
+    .safetensors file, or `none`. Raises InputError where there is no such model."""
+    from mm_core.export.registry import Registry
+    from mm_core.export.runtime import OnnxPredictor
+    from mm_core.model.predict import TorchPredictor
+    from mm_core.records import sha256_file
+    from mm_core.store import fetch_blob
+
+    if model == "none":
+        return None, "none"
+    if model.endswith(".safetensors") and Path(model).is_file():
+        return TorchPredictor(Path(model), layout.settings.device), sha256_file(Path(model))[:12]
+    if Path(model).is_dir():
+        return OnnxPredictor.of_folder(Path(model)), Path(model).name
+    pin = Registry(layout.settings).pin(model)
+    if pin is None:
+        raise InputError(
+            f"--model {model}: the registry has no such version or alias; run a cycle first (`mm run`), or say `none`"
+        )
+    store = store_of(layout)
+    return OnnxPredictor({n: fetch_blob(store, d) for n, d in pin["files"].items()}), pin["version"]
+
+
+def moments(
+    params: Params, layout: Layout, gallery: Path, out: Path, *, model: str = "champion", progress: Progress = quiet
+) -> Report:
+    """Groups a folder of photos into moments, with titles and finished pieces; new photos cost what is new."""
+    from mm_core.aigc.gallery import read_gallery
+    from mm_core.aigc.moments import make_moments
+
+    with timed(Report("moments"), layout.root / "reports" / "moments.json") as report:
+        predictor, name = predictor_of(layout, model)
+        found = read_gallery(gallery, params, layout, catalog_of(layout), progress=progress)
+        bits = params.ingest.near_duplicate_bits
+        return make_moments(
+            found, out, params.moments, bits, report, predictor=predictor, model=name, progress=progress
+        )
 
 
 def rollback(params: Params, layout: Layout, version: str | None = None, *, reason: str = "") -> Report:

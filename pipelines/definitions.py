@@ -13,6 +13,7 @@ from pipelines.learning import (
     train_semi,
     train_simple,
 )
+from pipelines.moments import moments
 from pipelines.release import cycle_report, evaluation, exported_bundle, gate, promoted_model
 from pipelines.resources import RetrainPolicy, Workspace
 
@@ -34,6 +35,7 @@ defs = dg.Definitions(
         exported_bundle,
         promoted_model,
         cycle_report,
+        moments,
     ],
     asset_checks=[checks.no_leak],
     jobs=[jobs.arrivals, jobs.route, jobs.collect, jobs.retrain, jobs.release],

@@ -63,7 +63,7 @@ def test_a_training_stage_lists_the_params_that_its_weights_depend_on(stage: str
 
 def test_every_param_of_the_cycle_is_listed_by_some_stage() -> None:
     listed = under([name for stage in STAGES.values() for name in stage.get("params", [])])
-    per_arrival = under(["ingest", "structure", "drift", "route", "label"])
+    per_arrival = under(["ingest", "structure", "drift", "route", "label", "moments"])
     assert flat(Params().model_dump(mode="json")) - listed == per_arrival
 
 

@@ -232,7 +232,7 @@ FILLS: dict[str, Fill] = {"clone": _clone, "telea": _telea, "ns": _ns, "biharmon
 def _learned(model: Path | None) -> Fill:
     if model is None:
         raise InputError(
-            "inpainting method 'learned' needs a TorchScript file: name it in params.yaml, aigc.inpainting"
+            "inpainting method 'learned' needs a TorchScript file: name it in params.yaml, moments.inpainting"
         )
 
     def fill(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:

@@ -146,6 +146,19 @@ def guess_new(
     report.metrics |= {"structure/guesses": given, "structure/guesses_withheld": withheld}
 
 
+def guesser_of(catalog: Catalog, clip: ClipTags | None) -> tuple[Guesser, str]:
+    """Who guesses the categories of photos that are in no catalog, and what their guesses depend on.
+
+    The vectors to give it are CLIP's where there is one, else the classical embedding's.
+    """
+    if clip:
+        return ClipGuesser(clip), f"{VERSION}/{clip.version}"
+    known = catalog.read("samples", columns=["id", "category", "group"])
+    known = known.loc[known["category"].notna()]
+    source = (embedding.EXTRACTOR, embedding.VERSION)
+    return _learned(catalog, known, source), f"{VERSION}/{source[0]}/{source[1]}/{_doublings(len(known))}"
+
+
 def vectors_of(catalog: Catalog, source: tuple[str, str], ids: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """Those of `ids` that have a vector by extractor and version `source`, and the vectors float32 (N, dim)."""
     rows = catalog.read(

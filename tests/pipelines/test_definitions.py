@@ -28,6 +28,7 @@ DEPS = {
     "exported_bundle": {"gate"},
     "promoted_model": {"exported_bundle"},
     "cycle_report": {"evaluation"},
+    "moments": {"promoted_model"},
 }
 GROUPS = {
     "arrivals": {"ingested_batch", "structured_samples", "routed", "collected_labels"},
@@ -41,6 +42,7 @@ GROUPS = {
         "train_multimodal",
     },
     "release": {"evaluation", "gate", "exported_bundle", "promoted_model", "cycle_report"},
+    "moments": {"moments"},
 }
 
 
@@ -71,7 +73,7 @@ def test_every_asset_says_what_it_is_and_whose() -> None:
     [
         ("snapshot+", {"snapshot", "split", "evaluation"}),
         ("group:release", GROUPS["release"]),
-        ("gate+*", {"gate", "exported_bundle", "promoted_model"}),
+        ("gate+*", {"gate", "exported_bundle", "promoted_model", "moments"}),
         ('kind:"onnx"', {"evaluation", "exported_bundle"}),
     ],
 )

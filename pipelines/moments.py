@@ -1,0 +1,26 @@
+"""Beside the cycle: the gallery of `MM_GALLERY` as moments, by the champion."""
+
+import dagster as dg
+
+from mm_core import stages
+from pipelines.arrivals import OWNERS
+from pipelines.metadata import Observations, of_report
+from pipelines.release import promoted_model
+from pipelines.resources import Workspace, plain_failures
+
+
+@dg.asset(
+    group_name="moments",
+    deps=[promoted_model],
+    kinds={"pillow"},
+    owners=OWNERS,
+    tags={"room": "aigc"},
+)
+def moments(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """The gallery's events with titles, best photos and finished pieces. What has not changed is left as it is."""
+    layout = workspace.layout()
+    with plain_failures():
+        report = stages.moments(
+            workspace.params(), layout, layout.settings.gallery, layout.moments, progress=Observations(context)
+        )
+    return dg.MaterializeResult(metadata=of_report(report, paths={"moments": layout.moments / "moments.json"}))
