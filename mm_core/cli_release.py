@@ -141,6 +141,22 @@ def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], 
     say({"signed_by": check_file(bundle / "manifest.json"), **run_selfcheck(bundle)}, json_)
 
 
+@app.command("bench-bundle")
+def bench_bundle(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    runtime: Annotated[list[str] | None, typer.Option(help="onnx | executorch | litert; default: all.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Default: 1, 2, 4, … up to the cores.")] = None,
+    unsigned: Annotated[bool, typer.Option("--unsigned", help="Take a bundle that nobody signed.")] = False,
+    json_: Json = False,
+) -> None:
+    """Checks a bundle, measures it in each runtime, and picks the fastest runtime and thread count of this device."""
+    from mm_core.harness import bench_bundle as bench
+
+    layout, params = layout_and_params()
+    limits = params.export.limits
+    say(bench(layout, bundle, limits, runtimes=runtime or (), threads=threads or (), unsigned=unsigned), json_)
+
+
 @app.command()
 def lineage(version: Annotated[str, typer.Argument(help="Registry version.")]) -> None:
     """The samples, labels, params, code and seeds behind a model."""
