@@ -1,4 +1,4 @@
-"""The verbs of `mm` about keeping an installation: backup, restore."""
+"""The verbs of `mm` about keeping an installation: backup, restore, the parameter reference."""
 
 from __future__ import annotations
 
@@ -43,3 +43,11 @@ def restore(
     with progress_bars() as progress, timed(Report("restore")) as report:
         bring_back(Settings.from_env(), source, report, at=at, progress=progress)
     say(report, json_)
+
+
+@app.command()
+def params() -> None:
+    """Every parameter with default, allowed values and meaning, as Markdown (docs/parameters.md)."""
+    from mm_core.reference import reference
+
+    typer.echo(reference(), nl=False)

@@ -82,6 +82,14 @@ def secret(name: str) -> str:
     return os.environ.get(name, "").strip()
 
 
+def tick_seconds() -> int:
+    """`MM_TICK_SECONDS`, default 30: how often the sensors look for drops and for what people should be told."""
+    text = os.environ.get("MM_TICK_SECONDS") or "30"
+    if not text.isdecimal() or not 1 <= int(text) <= 86_400:
+        raise InputError(f"MM_TICK_SECONDS={text!r}: write whole seconds from 1 to 86400")
+    return int(text)
+
+
 def s3_timeout() -> float:
     """`MM_S3_TIMEOUT`, default 60: seconds that S3 may be silent before a request is given up and tried again."""
     text = os.environ.get("MM_S3_TIMEOUT") or "60"

@@ -16,7 +16,7 @@ import dagster as dg
 from dagster._core.definitions.freshness import FreshnessState
 
 from mm_core.errors import InputError
-from mm_core.settings import secret
+from mm_core.settings import secret, tick_seconds
 
 WEBHOOK = "MM_WEBHOOK_URL"
 SECONDS = 10.0
@@ -30,7 +30,7 @@ LONGEST = 600
 
 
 @dg.sensor(
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=tick_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=f"Posts to {WEBHOOK} what needs a person. Without the variable it does nothing.",
 )

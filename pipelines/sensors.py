@@ -7,6 +7,7 @@ import dagster as dg
 from mm_core import stages
 from mm_core.layout import Layout
 from mm_core.records import digest_of
+from mm_core.settings import tick_seconds
 from pipelines.jobs import arrivals, retrain
 from pipelines.partitions import batches, partition_of
 from pipelines.resources import RetrainPolicy, Workspace
@@ -23,7 +24,7 @@ UNFINISHED = [
 
 @dg.sensor(
     job=arrivals,
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=tick_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="One run for each ready drop of the inbox that the catalog's ledger does not hold yet.",
 )
@@ -57,7 +58,7 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
 
 @dg.sensor(
     job=retrain,
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=2 * tick_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="A cycle once enough label versions have come that no cycle has learned from.",
 )
@@ -84,7 +85,7 @@ def new_labels(
 
 @dg.sensor(
     job=retrain,
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=2 * tick_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="A cycle once batches have come that do not look like the catalog before them.",
 )

@@ -13,6 +13,7 @@ from mm_core.cli import app
 
 PROJECT = Path(__file__).resolve().parent.parent
 CYCLE = [
+    "pin-inputs",
     "snapshot",
     "split",
     "train-simple",

@@ -76,9 +76,8 @@ def test_on_postgres_the_instance_is_the_same_but_for_its_storage(
     storage = other.pop("storage")
     assert other == INSTANCE
     host, port = postgres.rpartition("@")[2].split(":")
-    storage["postgres"]["postgres_db"]["port"] = int(port)  # the fixture's
     (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({**other, "storage": storage}))
-    for name, value in {"HOST": host, "DB": "postgres", "USER": "mm", "PASSWORD": "unused"}.items():
+    for name, value in {"HOST": host, "PORT": port, "DB": "postgres", "USER": "mm", "PASSWORD": "unused"}.items():
         monkeypatch.setenv(f"DAGSTER_PG_{name}", value)
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert "Postgres" in type(instance.event_log_storage).__name__

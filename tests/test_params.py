@@ -49,6 +49,15 @@ def test_yaml_round_trip_and_digest(tmp_path: Path) -> None:
     assert changed.cycle_digest() == Params.load(path).cycle_digest()
 
 
+def test_the_reference_is_what_mm_params_writes() -> None:
+    """docs/parameters.md is made by `mm params > docs/parameters.md`."""
+    from mm_core.reference import reference
+
+    text = (PROJECT / "docs" / "parameters.md").read_text()
+    assert text == reference()
+    assert "| `gate.alpha` | `0.05` | number, > 0, < 0.5 |" in text and "| `seed` | `0` | whole number |" in text
+
+
 def test_every_field_is_documented() -> None:
     def undocumented(model, prefix=""):
         for name, field in model.model_fields.items():

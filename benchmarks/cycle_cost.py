@@ -1,0 +1,128 @@
+"""What does a cycle cost where 0, 1, 10 or 100 % of the photos are new?
+
+    python benchmarks/cycle_cost.py --work FOLDER
+
+A workspace of generated photos has had its first cycle. Copies of it get new drops of a share of its size, then `mm run`
+as a person calls it, start-up of the process included. Peer: one cycle from nothing on as many photos as the base
+has. Goes on where it was when killed. Writes benchmarks/cycle_cost.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mm_core.data.samplegen import write_drop
+from mm_core.params import Params
+from mm_core.records import ALL_CATEGORIES, write_json
+
+HERE = Path(__file__).parent
+SHARES = (0, 1, 10, 100)
+EACH = 40
+"""Photos of each category in the base."""
+PARAMS = Params().with_values(
+    **{
+        "structure.ocr": (),
+        "model.encoder": "test_efficientnet",
+        "model.size": 64,
+        "model.width": 8,
+        "train.simple.steps": 120,
+        "train.hard.steps": 40,
+        "train.semi.steps": 40,
+        "train.multimodal.steps": 40,
+        "clip.steps": 20,
+        "gate.floors": {"mse": 1.0, "maxf": 0.0},
+        "gate.quantised_mse": 5.0,
+        "gate.min_images": 2,
+    }
+)
+PARTS = {
+    "arrivals": ("ingest", "structure"),
+    "data": ("pin_inputs", "snapshot", "split"),
+    "training": ("train-simple", "train-hard", "train-semi", "train-multimodal"),
+    "judging": ("evaluate", "gate", "export", "promote", "report"),
+}
+
+
+def drop(inbox: Path, batch: str, photos: int, seed: int) -> None:
+    """`photos` photos: three quarters labelled, the rest unlabelled and captioned, over all categories in turn."""
+    counts = {"pixel_labeled": photos - 2 * (photos // 8), "unlabeled": photos // 8, "text_image": photos // 8}
+    for kind, total in counts.items():
+        each = {c: total // 7 + (n < total % 7) for n, c in enumerate(ALL_CATEGORIES)}
+        if total:
+            write_drop(inbox, kind, batch, {c: n for c, n in each.items() if n}, seed=seed, size=96, burst_share=0)
+
+
+def run(workspace: Path) -> dict[str, Any]:
+    """`mm run` on a workspace: wall-clock seconds in all and per part, and whether anything was trained."""
+    environment = {n: v for n, v in os.environ.items() if not n.startswith(("MM_", "MLFLOW_"))}
+    environment |= {"MM_WORKSPACE": str(workspace), "MM_PARAMS": str(workspace / "params.yaml"), "MM_DEVICE": "cpu"}
+    start = time.perf_counter()
+    program = [sys.executable, "-c", "from mm_core.cli import main; main()", "run", "--json"]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, cwd=HERE.parent)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    reports = json.loads(done.stdout)
+    parts = {part: sum(reports[s]["seconds"] for s in names if s in reports) for part, names in PARTS.items()}
+    stages = [reports[name] for name in PARTS["training"] if name in reports]
+    trained = sum("reused" not in report["facts"] for report in stages)
+    cpu = sum(report["cost"].get("cpu_seconds", 0) for report in reports.values())
+    return {"seconds": seconds, **parts, "cpu_seconds": cpu, "stages_trained": trained}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="Folder for the workspaces; kept.")
+    work = parser.parse_args().work
+    record = work / "cycle_cost.json"
+    found: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
+    base = work / "base"
+    if "from nothing" not in found:
+        shutil.rmtree(base, ignore_errors=True)
+        drop(base / "inbox", "w01", 7 * EACH, 1)
+        (base / "params.yaml").write_text(PARAMS.to_yaml())
+        found["from nothing"] = run(base)
+        write_json(record, found)
+    for share in SHARES:
+        name = f"{share} % new"
+        if name not in found:
+            copy = work / f"share{share}"
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(base, copy)
+            if share:
+                drop(copy / "inbox", "w02", max(7 * EACH * share // 100, 1), 1000 + share)
+            found[name] = run(copy)
+            write_json(record, found)
+    peer = found["from nothing"]["seconds"]
+    lines = [
+        "# What a cycle costs where little is new",
+        "",
+        f"`python benchmarks/cycle_cost.py`, {platform.machine()}, {os.cpu_count()} cores that others used too; "
+        f"{7 * EACH} generated photos of 96 px in the base, a model of a few thousand parameters, 240 training steps: the",
+        "steps are params, so training costs the same however much is new. Seconds of wall clock of `mm run` in a process of",
+        "its own; `ratio` is against the cycle from nothing of the same run.",
+        "",
+        "| new photos | seconds | ratio | arrivals | freezing data | training | judging, shipping | CPU seconds | stages trained |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found.items():
+        parts = " | ".join(f"{row[part]:.1f}" for part in PARTS)
+        lines.append(
+            f"| {name} | {row['seconds']:.1f} | {row['seconds'] / peer:.2f} | {parts} | {row['cpu_seconds']:.1f} | "
+            f"{row['stages_trained']} of 4 |"
+        )
+    (HERE / "cycle_cost.md").write_text("\n".join(lines) + "\n")
+    print(HERE / "cycle_cost.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The installation of infra/compose.yaml as processes on this machine: PostgreSQL under Dagster and MLflow, S3 over
+HTTP, a code location, the daemon. Each can be killed and started again; secrets are words that can be searched for."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import dagster as dg
+
+from mm_core.export.signature import make_keys
+from mm_core.layout import Layout
+from mm_core.settings import Settings
+
+PROJECT = Path(__file__).resolve().parents[2]
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "sentinel-aws-secret",
+    "DAGSTER_PG_PASSWORD": "sentinel-dagster-password",
+    "MLFLOW_TRACKING_PASSWORD": "sentinel-tracking-password",
+    "LABEL_STUDIO_API_KEY": "sentinel-label-studio-key",
+}
+"""Given to every process; `Operated.secrets` adds those in addresses and the signing key's."""
+MLFLOW_PASSWORD, WEBHOOK_PATH = "sentinel-mlflow-password", "sentinel-webhook-path"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Webhook(HTTPServer):
+    """Keeps what people would be told."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Receive)
+        self.got: list[dict[str, Any]] = []
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+
+
+class _Receive(BaseHTTPRequestHandler):
+    server: Webhook
+
+    def do_POST(self) -> None:
+        self.server.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+class Operated:
+    """All processes of one installation below `root`."""
+
+    def __init__(self, root: Path, postgres: str, s3: str, *, tick: int = 4):
+        """`postgres`: URL of a server; `s3`: address of a server. Both get databases and a bucket of this one's own."""
+        self.root, self.webhook, self.s3 = root, Webhook(), s3
+        self.name = f"o{os.getpid()}_{free_port()}"
+        self.bucket = self.name.replace("_", "-")
+        host, _, port = postgres.rpartition("@")[2].partition(":")
+        for database in ("dagster", "mlflow"):
+            url = f"{postgres}/postgres"
+            subprocess.run(["psql", "-q", url, "-c", f"CREATE DATABASE {self.name}_{database}"], check=True)
+        self.databases = {name: f"{postgres}/{self.name}_{name}" for name in ("dagster", "mlflow")}
+        self.ports = {"mlflow": free_port(), "code": free_port()}
+        self.home = root / "dagster-home"
+        for folder in (self.home, root / "logs", root / "data"):
+            folder.mkdir(parents=True)
+        make_keys(root / "signing.pem")
+        self.environment = os.environ | SECRETS | {
+            "AWS_ENDPOINT_URL": s3,
+            "AWS_ACCESS_KEY_ID": "engine",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_REGION": "us-east-1",
+            "MM_S3_TIMEOUT": "5",
+            "MM_WORKSPACE": str(root / "data"),
+            "MM_STORE": f"s3://{self.bucket}/store",
+            "MM_INBOX": f"s3://{self.bucket}/inbox",
+            "MM_PARAMS": str(root / "params.yaml"),
+            "MM_DEVICE": "cpu",
+            "MM_TICK_SECONDS": str(tick),
+            "MM_SIGNING_KEY": (root / "signing.pem").read_text(),
+            "MM_WEBHOOK_URL": f"http://127.0.0.1:{self.webhook.server_port}/{WEBHOOK_PATH}",
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.ports['mlflow']}",
+            "MLFLOW_TRACKING_USERNAME": "engine",
+            "DAGSTER_HOME": str(self.home),
+            "DAGSTER_PG_HOST": host,
+            "DAGSTER_PG_PORT": port,
+            "DAGSTER_PG_DB": f"{self.name}_dagster",
+            "DAGSTER_PG_USER": "mm",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(PROJECT),
+        }  # fmt: skip
+        (root / "signing.pem").unlink()
+        (self.home / "dagster.yaml").write_text((PROJECT / "infra" / "dagster.postgres.yaml").read_text())
+        compose = (PROJECT / "infra" / "workspace.compose.yaml").read_text()
+        here = compose.replace("host: code", "host: 127.0.0.1").replace("4000", str(self.ports["code"]))
+        (root / "workspace.yaml").write_text(here)
+        self.client().create_bucket(Bucket=self.bucket)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def secrets(self) -> list[str]:
+        key = self.environment["MM_SIGNING_KEY"].splitlines()[1]
+        return [*SECRETS.values(), MLFLOW_PASSWORD, WEBHOOK_PATH, key]
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(Settings.from_env(self.root / "data"))
+
+    def client(self) -> Any:
+        secret = self.environment["AWS_SECRET_ACCESS_KEY"] if hasattr(self, "environment") else "x"
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.s3,
+            aws_access_key_id="engine",
+            aws_secret_access_key=secret,
+            region_name="us-east-1",
+        )
+
+    def start(self, name: str) -> None:
+        """`mlflow`, `code` or `daemon`, as compose.yaml starts them; returns before they answer."""
+        scripts, environment = Path(sys.executable).parent, self.environment
+        command: list[str | Path] = {
+            "mlflow": [
+                scripts / "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.ports["mlflow"]), "--workers",
+                "1", "--artifacts-destination", f"s3://{self.bucket}/mlflow",
+            ],
+            "code": [
+                scripts / "dagster", "api", "grpc", "-m", "pipelines.definitions", "-h", "127.0.0.1", "-p",
+                str(self.ports["code"]),
+            ],
+            "daemon": [scripts / "dagster-daemon", "run", "-w", self.root / "workspace.yaml"],
+        }[name]  # fmt: skip
+        if name == "mlflow":
+            url = self.databases["mlflow"].replace(
+                "postgresql://mm:unused", f"postgresql+psycopg2://mm:{MLFLOW_PASSWORD}"
+            )
+            environment = environment | {"MLFLOW_BACKEND_STORE_URI": url}
+        with (self.root / "logs" / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [str(part) for part in command], env=environment, cwd=PROJECT, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to the process and to all that it started."""
+        process = self.processes.pop(name)
+        for child in descendants(process.pid):
+            _kill(child)
+        _kill(process.pid)
+        process.wait()
+
+    def stop(self) -> None:
+        for name in reversed([*self.processes]):
+            self.kill(name)
+        self.webhook.shutdown()
+        self.webhook.server_close()
+
+    def answers(self, name: str, seconds: float = 120) -> None:
+        """Waits until a server takes connections."""
+        wait(lambda: _open(self.ports[name]), f"{name} to answer", seconds, self)
+
+    @contextmanager
+    def instance(self) -> Iterator[dg.DagsterInstance]:
+        """The run history that the processes write."""
+        before = dict(os.environ)
+        os.environ.update({name: value for name, value in self.environment.items() if name.startswith("DAGSTER_")})
+        try:
+            with dg.DagsterInstance.from_config(str(self.home)) as made:
+                yield made
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def upload(self, drop: Path, inbox: Path) -> None:
+        """A drop into the S3 inbox, its manifest last, as a producer must."""
+        client = self.client()
+        files = [path for path in drop.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name.startswith("manifest")):
+            client.upload_file(str(path), self.bucket, f"inbox/{path.relative_to(inbox).as_posix()}")
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of all that `pid` started, and theirs."""
+    import psutil
+
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait(condition: Callable[[], Any], what: str, seconds: float, operated: Operated | None = None) -> Any:
+    """Polls until `condition` is true and returns its value; raises TimeoutError with the ends of the logs."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.5)
+    logs = sorted((operated.root / "logs").iterdir()) if operated else []
+    tails = "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}" for log in logs)
+    raise TimeoutError(f"waited {seconds} s for {what}\n{tails}")

@@ -1,0 +1,160 @@
+"""What the whole tree must not contain, and what the servers must not do."""
+
+import ast
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+SOURCES = [path for room in ("mm_core", "pipelines", "benchmarks") for path in sorted((PROJECT / room).rglob("*.py"))]
+PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNSAFE_YAML = {"load", "load_all", "full_load", "unsafe_load", "unsafe_load_all"}
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """Every call with the dotted name of what is called."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def argument(call: ast.Call, name: str) -> str | None:
+    return next((ast.unparse(word.value) for word in call.keywords if word.arg == name), None)
+
+
+def offences(source: str) -> list[str]:
+    """What is wrong in a module's text."""
+    tree, found = ast.parse(source), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PICKLES:
+            found.append(f"imports from {node.module}")
+    for name, call in calls(tree):
+        last = name.rpartition(".")[2]
+        if name.split(".")[0] in PICKLES:
+            found.append(f"{name}: a pickle")
+        if name == "torch.load" and argument(call, "weights_only") != "True":
+            found.append("torch.load without weights_only=True")
+        if name in ("np.load", "numpy.load") and argument(call, "allow_pickle") not in (None, "False"):
+            found.append("numpy.load of pickles")
+        if last in ("read_pickle", "to_pickle"):
+            found.append(f"{name}: a pickle")
+        if name.startswith("yaml.") and last in UNSAFE_YAML:
+            found.append(f"{name}: use safe_load")
+        if argument(call, "shell") not in (None, "False") or name in ("os.system", "os.popen", "subprocess.getoutput"):
+            found.append(f"{name}: a shell string")
+        if name in ("eval", "exec", "compile", "__import__"):
+            found.append(f"{name}: runs text")
+        if name in ("tempfile.mktemp",):
+            found.append("tempfile.mktemp: a race")
+        if argument(call, "verify") == "False":
+            found.append(f"{name}: TLS unchecked")
+    return found
+
+
+def test_no_pickle_is_read_no_shell_is_run_and_no_text_is_executed() -> None:
+    assert len(SOURCES) > 100
+    found = {str(path.relative_to(PROJECT)): said for path in SOURCES if (said := offences(path.read_text()))}
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pickle.load(stream)",
+        "from joblib import load",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "pd.read_pickle(path)",
+        "yaml.load(text)",
+        "subprocess.run(f'rm {x}', shell=True)",
+        "os.system('ls')",
+        "eval(text)",
+        "requests.get(url, verify=False)",
+    ],
+)
+def test_the_scan_finds(line: str) -> None:
+    assert offences(line)
+
+
+def test_no_address_but_loopback_is_bound() -> None:
+    """In the code; what infra/ binds inside of containers is published on loopback (tests/test_infra.py)."""
+    found = {str(path.relative_to(PROJECT)) for path in SOURCES if re.search(r"0\.0\.0\.0|\"::\"", path.read_text())}
+    assert not found
+
+
+def test_files_with_secrets_are_not_committed() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    for name in tracked.splitlines():
+        assert not re.search(r"(^|/)\.env$|\.pem$|\.key$|id_rsa|credentials", name), name
+    ignored = (PROJECT / ".gitignore").read_text()
+    assert "/.env" in ignored and "/infra/.env" in ignored
+
+
+def listening(pids: set[int]) -> dict[int, set[str]]:
+    """Addresses on which these processes listen, by port."""
+    found: dict[int, set[str]] = {}
+    for pid in pids:
+        try:
+            connections = psutil.Process(pid).net_connections(kind="inet")
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        for one in connections:
+            if one.status == psutil.CONN_LISTEN:
+                found.setdefault(one.laddr.port, set()).add(one.laddr.ip)
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_mm_ui_listens_on_loopback_alone(tmp_path: Path) -> None:
+    """Dagster's server, daemon and code location, MLflow and the pages: every socket of the whole family."""
+    ports = free_ports(3)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MM_", "MLFLOW_"))}
+    environment |= {"MM_WORKSPACE": str(tmp_path), "DO_NOT_TRACK": "1", "MM_TICK_SECONDS": "600"}
+    program = [sys.executable, "-c", "from mm_core.cli import main; main()", "ui", "--port", str(ports[0])]
+    process = subprocess.Popen(
+        program, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        seen: dict[int, set[str]] = {}
+        for _ in range(400):
+            family = {process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
+            seen |= listening(family)
+            if set(ports) <= set(seen):
+                break
+            time.sleep(0.5)
+        assert set(ports) <= set(seen), f"{sorted(seen)} answer, {ports} should"
+        assert {address for addresses in seen.values() for address in addresses} <= {"127.0.0.1", "::1"}, seen
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=90)
+
+
+def free_ports(count: int) -> list[int]:
+    """Neighbouring ports, as `mm ui` takes them."""
+    for _ in range(50):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            first = probe.getsockname()[1]
+        ports = [first + n for n in range(count)]
+        if first + count < 65_000 and all(_is_free(port) for port in ports):
+            return ports
+    raise AssertionError("no neighbouring free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
