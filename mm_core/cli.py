@@ -16,6 +16,7 @@ import typer
 
 from mm_core import stages
 from mm_core.catalog import Catalog
+from mm_core.cli_label import app as label_app
 from mm_core.cli_operate import app as operate_app
 from mm_core.cli_release import app as release_app
 from mm_core.errors import InputError, MattingError
@@ -26,7 +27,6 @@ from mm_core.terminal import Inbox, Json, layout_and_params, progress_bars, say,
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
-label_app = typer.Typer(no_args_is_help=True, help="Tasks for people in Label Studio's format, and their answers back.")
 catalog_app = typer.Typer(no_args_is_help=True, help="Care of the catalog's files.")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(catalog_app, name="catalog")
@@ -223,32 +223,6 @@ def catalog_compact(json_: Json = False) -> None:
     """Puts small files together and removes data files of versions that nobody reads any more."""
     layout, params = layout_and_params()
     say(stages.compact(params, layout), json_)
-
-
-@label_app.command("push")
-def label_push(json_: Json = False) -> None:
-    """Chooses hard photos and writes Label Studio tasks with the champion's mattes to the outbox."""
-    layout, params = layout_and_params()
-    with progress_bars() as progress:
-        say(stages.route(params, layout, progress=progress), json_)
-
-
-@label_app.command("value")
-def label_value(json_: Json = False) -> None:
-    """What labels that came since the champion did to each category: counts by source, error before and after."""
-    layout, params = layout_and_params()
-    say(stages.label_value(params, layout), json_)
-
-
-@label_app.command("pull")
-def label_pull(json_: Json = False) -> None:
-    """Takes Label Studio export files from <workspace>/labels/inbox back as new label versions."""
-    layout, params = layout_and_params()
-    with progress_bars() as progress:
-        report = stages.collect(params, layout, progress=progress)
-        stages.structure(params, layout, progress=progress)
-    stages.pin_inputs(params, layout)
-    say(report, json_)
 
 
 # ── one cycle ────────────────────────────────────────────────────────────────────────────────────

@@ -7,6 +7,7 @@ MattingError
 │   └── UnreadableImage a file that is no image, a broken one, or one of too many pixels (`data/images.py`)
 ├── StoreError          blobs or inbox could not be read or written
 │   └── BlobNotFound
+├── LabelServerError    Label Studio does not answer, or refuses the key or a request
 ├── CatalogError        a table is missing, of an unknown version, or lost a race too often
 ├── NothingToTrainOn    the snapshot has no usable samples for a stage
 ├── NonFiniteLoss       a loss became NaN or infinite; names the samples of the batch
@@ -38,6 +39,10 @@ class StoreError(MattingError):
 
 class BlobNotFound(StoreError):
     """The store holds nothing under that key."""
+
+
+class LabelServerError(MattingError):
+    """Label Studio does not answer, or refuses the key or a request; the text says which and what to check."""
 
 
 class CatalogError(MattingError):

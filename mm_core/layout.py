@@ -91,6 +91,16 @@ class Layout:
         return self.root / "reports"
 
     @property
+    def labels(self) -> Path:
+        """What is exchanged with people: outbox, inbox, collected, and how far a server has been read."""
+        return self.root / "labels"
+
+    @property
+    def label_studio(self) -> Path:
+        """The server of `mm label serve`: its data, its account (0600), and `server.json` while it runs."""
+        return self.root / "labelstudio"
+
+    @property
     def drift(self) -> Path:
         """How each batch compares with the catalog before it: <kind>/<batch>.json and .png."""
         return self.reports / "drift"

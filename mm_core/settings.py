@@ -40,6 +40,13 @@ class Settings:
 
     gallery: Path = Path("gallery")
     """`MM_GALLERY`: the folder of photos that Dagster makes moments of; default `<workspace>/gallery`."""
+    label_studio_url: str = ""
+    """`LABEL_STUDIO_URL`: the server that people label on; its key is in `LABEL_STUDIO_API_KEY`. Empty: the one that
+    `mm label serve` runs on this workspace, or none."""
+    label_studio_project: str = "Matting Moments"
+    """`LABEL_STUDIO_PROJECT`: title of the project on it, made where there is none."""
+    labelstudio_python: Path = Path(".tools/labelstudio/bin/python")
+    """`MM_LABELSTUDIO_PYTHON`: the Python that has Label Studio; default where `make labelstudio` puts it."""
 
     @staticmethod
     def from_env(workspace: str | Path | None = None, inbox: str | None = None) -> Settings:
@@ -56,6 +63,9 @@ class Settings:
             executorch_python=_tool("executorch"),
             litert_python=_tool("litert"),
             gallery=Path(os.environ.get("MM_GALLERY") or root / "gallery").expanduser().absolute(),
+            labelstudio_python=_tool("labelstudio"),
+            label_studio_url=os.environ.get("LABEL_STUDIO_URL", "").rstrip("/"),
+            label_studio_project=os.environ.get("LABEL_STUDIO_PROJECT") or "Matting Moments",
             pages_url=os.environ.get("MM_PAGES_URL", "").rstrip("/"),
         )
 

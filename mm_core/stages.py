@@ -90,15 +90,41 @@ def route(params: Params, layout: Layout, *, progress: Progress = quiet) -> Repo
         )
 
 
+def push(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
+    """Delivers the tasks that wait in the outbox to the Label Studio server; without one they go on waiting."""
+    from mm_core.labeling.local import connect
+    from mm_core.labeling.push import push_tasks, undelivered
+
+    with timed(Report("push"), layout.root / "reports" / "push.json") as report:
+        server = connect(layout, people=params.label.people)
+        if server is None:
+            report.metrics["push/waiting"] = undelivered(layout, None)
+            report.facts["server"] = "none: set LABEL_STUDIO_URL, or start one with `mm label serve`"
+            return report
+        return push_tasks(layout, server, report, progress=progress)
+
+
 def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Takes finished Label Studio work back as new label versions; reviewed suspect mattes leave quarantine."""
+    """Takes finished work back as new label versions: files of the inbox, then what changed on the server.
+
+    Reviewed suspect mattes leave quarantine.
+    """
     from mm_core.labeling.collect import collect_labels
+    from mm_core.labeling.finished import Taken
+    from mm_core.labeling.local import connect
+    from mm_core.labeling.pull import pull_labels
     from mm_core.labeling.review import settle_suspects
 
-    with timed(Report("collect")) as report:
-        catalog, store = catalog_of(layout), store_of(layout)
-        collect_labels(params.label, catalog, store, layout, report, progress=progress)
+    with timed(Report("collect"), layout.root / "reports" / "collect.json") as report:
+        catalog, store, taken = catalog_of(layout), store_of(layout), Taken()
+        files = collect_labels(params.label, catalog, store, layout, taken, progress=progress)
+        report.metrics["collect/files"] = files
+        if server := connect(layout, people=params.label.people):
+            tasks = pull_labels(params.label, catalog, store, layout, server, taken, progress=progress)
+            report.metrics["collect/tasks"] = tasks
+            report.facts["project"] = server.link()
         report.facts |= settle_suspects(params.ingest, catalog, store, inbox_of(layout), layout)
+        taken.report(report)
         return report
 
 

@@ -117,7 +117,7 @@ def newest_labels(labels: pd.DataFrame) -> pd.DataFrame:
 
 def labels_in_use(labels: pd.DataFrame) -> pd.DataFrame:
     """The rows that no person withdrew (`withdrawn_at`)."""
-    return labels[labels["withdrawn_at"].isna()] if "withdrawn_at" in labels else labels
+    return labels.loc[labels["withdrawn_at"].isna()] if "withdrawn_at" in labels else labels
 
 
 def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from mm_core.labeling.finished import Taken, Work, merged, take
 from mm_core.labeling.label_studio import collected, inbox
 from mm_core.layout import Layout
 from mm_core.params import LabelParams
-from mm_core.records import Report, sha256_file, write_json
+from mm_core.records import sha256_file, write_json
 from mm_core.store import Store
 
 AT_ONCE = 64
@@ -25,38 +25,33 @@ def collect_labels(
     catalog: Catalog,
     store: Store,
     layout: Layout,
-    report: Report,
+    taken: Taken,
     *,
     progress: Callable[[str, int, int], None],
-) -> Report:
-    """Reads every `<workspace>/labels/inbox/*.json` (Label Studio's JSON export: a list of tasks).
+) -> int:
+    """Reads every `<workspace>/labels/inbox/*.json` (Label Studio's JSON export: a list of tasks); returns how many.
 
     Each annotation is checked by itself: what passes is taken (`finished.take`), what fails is in
-    `report.tables["refused"]` with the reason, and in a file beside the export. A read file moves to
+    `taken.refused` with the reason, and in a file beside the export. A read file moves to
     `labels/collected/<sha256>-<name>`: nothing is lost, and the same content changes nothing. Killed at any point,
     the next run does the file again to the same end.
     """
-    files, total = sorted(inbox(layout).glob("*.json")), Taken()
-    report.tables["refused"] = []
+    files = sorted(inbox(layout).glob("*.json"))
     for done, path in enumerate(files):
-        before = len(total.refused)
+        before = len(taken.refused)
         try:
             batch = sha256_file(path)
             works = merged([*_works(_tasks(path), batch)])
             for start in range(0, len(works), AT_ONCE):
-                take(catalog, store, params, works[start : start + AT_ONCE], total)
+                take(catalog, store, params, works[start : start + AT_ONCE], taken)
         except InputError as error:
-            total.refused.append({"task": None, "annotation": None, "reason": str(error)})
-            total.counts["refused"] += 1
-        refused = total.refused[before:]
-        report.tables["refused"] += [{"file": path.name, **row} for row in refused]
+            taken.refused.append({"task": None, "annotation": None, "reason": str(error)})
+            taken.counts["refused"] += 1
+        refused = taken.refused[before:]
+        taken.refused[before:] = [{"file": path.name, **row} for row in refused]
         _put_away(path, collected(layout), refused)
         progress("collect", done + 1, len(files))
-    report.metrics |= {f"collect/{name}": count for name, count in total.counts.items()}
-    report.metrics["collect/files"] = len(files)
-    report.tables["photos_refused"] = total.photos_refused
-    report.tables["disagreements"] = total.disagreements
-    return report
+    return len(files)
 
 
 def _tasks(path: Path) -> list[Any]:

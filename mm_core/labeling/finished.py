@@ -17,7 +17,7 @@ from mm_core.labeling.label_studio import Annotation, BadAnnotation, read_annota
 from mm_core.labeling.review import category_stays, sent, suspect_photos
 from mm_core.labeling.unknown import solve_unknown
 from mm_core.params import LabelParams
-from mm_core.records import sha256_bytes
+from mm_core.records import Report, sha256_bytes
 from mm_core.store import Store, fetch_blob, put_blob
 
 REFUSED = "refused_photo"
@@ -69,6 +69,12 @@ class Taken:
     disagreements: list[dict[str, Any]] = field(default_factory=list)
     """Photos about which several people answered: key, people, mse, iou, settled, why."""
 
+    def report(self, report: Report) -> None:
+        """Counts as metrics `collect/…`, the rest as tables."""
+        report.metrics |= {f"collect/{name}": count for name, count in self.counts.items()}
+        report.tables |= {"refused": self.refused, "photos_refused": self.photos_refused}
+        report.tables["disagreements"] = self.disagreements
+
     def refuse(self, work: Work, annotation: Any, reason: object) -> None:
         number = annotation.get("id") if isinstance(annotation, dict) else None
         name = work.task or work.key or None
@@ -89,7 +95,8 @@ def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Wo
     for work in works:
         photo = asked.get(work.key)
         if photo is None:
-            for annotation in work.annotations or [None]:
+            # A server's task that nobody has touched may be somebody else's.
+            for annotation in work.annotations or ([] if work.task else [None]):
                 taken.counts["annotations"] += 1
                 taken.refuse(work, annotation, f"data.key {work.key[:64]!r} is no photo that was sent to people")
             continue
@@ -191,7 +198,8 @@ def _is_news(photo: Asked, work: Work, label: Mapping[str, Any]) -> bool:
         return False
     if current is not None and current["origin"] == "label_studio":
         return _of_task(current, work) or current["created_at"] <= label["created_at"]
-    return not any(row["id"] == label["id"] and row["created_at"] >= label["created_at"] for row in photo.labels)
+    before = [row for row in photo.labels if row["id"] == label["id"] and not _of_task(row, work)]
+    return not any(row["created_at"] >= label["created_at"] for row in before)
 
 
 def _withdrawn(photo: Asked, work: Work, why: str) -> list[dict[str, Any]]:

@@ -78,17 +78,17 @@ class Annotation:
 
 def outbox(layout: Layout) -> Path:
     """Tasks for people: `<batch>.json`, `<batch>/` with its photos, `label_config.xml`."""
-    return layout.root / "labels" / "outbox"
+    return layout.labels / "outbox"
 
 
 def inbox(layout: Layout) -> Path:
     """Where Label Studio's JSON exports are put."""
-    return layout.root / "labels" / "inbox"
+    return layout.labels / "inbox"
 
 
 def collected(layout: Layout) -> Path:
     """Exports that were read, by content; `*.refused.json` beside one says what of it was refused and why."""
-    return layout.root / "labels" / "collected"
+    return layout.labels / "collected"
 
 
 # ── out ──────────────────────────────────────────────────────────────────────────────────────────
@@ -145,7 +145,7 @@ def read_annotation(annotation: Any, width: int, height: int) -> Annotation:
     for region in annotation["result"]:
         if not isinstance(region, dict) or not isinstance(region.get("value"), dict):
             raise BadAnnotation("a region is no object with a `value`")
-        name, kind = region.get("from_name"), region.get("type")
+        name, kind = str(region.get("from_name")), region.get("type")
         if region.get("to_name") != IMAGE or (name, kind) not in _CONTROLS:
             raise BadAnnotation(f"a region of type {kind!r} from {name!r}, which the label config does not have")
         _check_score(region.get("score"))

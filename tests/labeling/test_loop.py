@@ -11,6 +11,7 @@ from mm_core.catalog import Catalog
 from mm_core.data.images import load_alpha, load_rgb
 from mm_core.data.snapshot import newest_labels, stable_share
 from mm_core.labeling.collect import collect_labels
+from mm_core.labeling.finished import Taken
 from mm_core.labeling.label_studio import brush_region, collected, inbox, outbox
 from mm_core.labeling.rle import decode_rle
 from mm_core.labeling.route import route_hard
@@ -59,7 +60,12 @@ class House:
         return report
 
     def collect(self):
-        return collect_labels(LabelParams(), self.catalog, self.store, self.layout, Report("collect"), progress=quiet)
+        taken, report = Taken(), Report("collect")
+        report.metrics["collect/files"] = collect_labels(
+            LabelParams(), self.catalog, self.store, self.layout, taken, progress=quiet
+        )
+        taken.report(report)
+        return report
 
     def tasks(self):
         return [task for path in sorted(outbox(self.layout).glob("*.json")) for task in json.loads(path.read_text())]

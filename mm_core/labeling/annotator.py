@@ -1,0 +1,102 @@
+"""A simulated annotator for demos and tests on generated samples: it knows the exact matte, and errs as people do.
+
+It is no person and says so: its account is called `simulated-annotator`, which stands in every label that it makes.
+What it does wrong, each seeded by photo: the painted edge wanders by about a pixel and a half per 256, thin parts are
+missed, strokes are hard (0 or 255), and what is soft is painted over as Unknown, with gaps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mm_core.labeling.collect import key_of
+from mm_core.labeling.label_studio import CATEGORY, REJECT, UNKNOWN, brush_region, choice_region
+from mm_core.labeling.server import Server
+from mm_core.records import sha256_bytes
+
+NAME = "simulated-annotator"
+SOFT = (0.04, 0.96)
+"""Alpha that a person sees as neither in nor out."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the annotator knows of a generated photo."""
+
+    alpha: np.ndarray
+    """float (H, W) in [0, 1]: the exact matte."""
+    category: str
+
+
+class SimulatedAnnotator:
+    """Works through a project by the server's API in the name of the server's key."""
+
+    def __init__(self, server: Server, truth: Mapping[str, Truth], *, seed: int = 0, seconds: float = 0.0):
+        """`truth` by sample id; `seconds`: how long it pauses over each photo (people take about 40)."""
+        self._server, self._truth, self._seed, self._seconds = server, truth, seed, seconds
+
+    def work(self, keys: Sequence[str]) -> dict[str, int]:
+        """Hands in an annotation of each photo; returns its number by key."""
+        tasks = self._server.tasks_of(keys)
+        return {key: self._hand_in(tasks[key][0]) for key in keys}
+
+    def skip(self, keys: Sequence[str]) -> None:
+        for tasks in self._server.tasks_of(keys).values():
+            self._server.annotate(tasks[0]["id"], [], was_cancelled=True)
+
+    def refuse(self, key: str, reason: str) -> int:
+        """Says why a photo should not be painted; returns the annotation's number."""
+        task = self._server.tasks_of([key])[key][0]
+        return self._server.annotate(task["id"], [choice_region(REJECT, reason)])["id"]
+
+    def edit(self, key: str, annotation: int, attempt: int) -> None:
+        """Does a photo again, a little differently."""
+        self._server.edit(annotation, self.answer(key, attempt))
+
+    def answer(self, key: str, attempt: int = 0) -> list[dict[str, Any]]:
+        """The regions that it paints for a photo, the same for the same seed and attempt."""
+        truth = self._truth[key]
+        rng = np.random.default_rng(int(sha256_bytes(f"{self._seed}:{attempt}:{key}".encode())[:15], 16))
+        painted, unknown = paint(truth.alpha, rng)
+        regions = [brush_region(painted), choice_region(CATEGORY, truth.category)]
+        return [*regions, brush_region(unknown, UNKNOWN)] if unknown.any() else regions
+
+    def _hand_in(self, task: Mapping[str, Any]) -> int:
+        start = time.monotonic()
+        result = self.answer(key_of(task))
+        time.sleep(self._seconds)
+        return self._server.annotate(task["id"], result, lead_time=round(time.monotonic() - start, 2))["id"]
+
+
+def paint(alpha: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Strokes of a person who sees the matte `alpha` (float (H, W)): Foreground and Unknown, uint8 0 or 255."""
+    side = max(alpha.shape)
+    hard = (alpha >= 0.5).astype(np.uint8)
+    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (max(2, side // 128),) * 2)
+    without_thin = cv2.morphologyEx(hard, cv2.MORPH_OPEN, brush)
+    hard = without_thin if without_thin.any() else hard
+    wandering = _wander(hard, 1.5 * side / 256, rng)
+    hard = wandering if wandering.any() else hard
+    soft = ((alpha > SOFT[0]) & (alpha < SOFT[1])).astype(np.uint8)
+    band = (cv2.dilate(soft, brush) > 0) & (_field(alpha.shape, side / 16, rng) > -1.2)
+    return 255 * hard, 255 * band.astype(np.uint8)
+
+
+def _wander(mask: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
+    """The mask with its edge displaced, smoothly, by so many pixels in the mean square."""
+    height, width = mask.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    dx, dy = (pixels * _field(mask.shape, max(mask.shape) / 24, rng) for _ in range(2))
+    return cv2.remap(mask, x + dx, y + dy, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _field(shape: tuple[int, ...], smooth: float, rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise float32 (H, W) of mean 0 and variance 1."""
+    noise = cv2.GaussianBlur(rng.normal(size=shape).astype(np.float32), (0, 0), max(1.0, smooth))
+    return (noise - noise.mean()) / max(float(noise.std()), 1e-6)

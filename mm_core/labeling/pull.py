@@ -1,0 +1,128 @@
+"""Takes finished work from a Label Studio server: what changed since the last time, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from mm_core.catalog import Catalog
+from mm_core.labeling.collect import key_of
+from mm_core.labeling.finished import Taken, Work, take
+from mm_core.labeling.push import identity, remove_twins
+from mm_core.labeling.server import Server
+from mm_core.layout import Layout
+from mm_core.params import LabelParams
+from mm_core.records import write_json
+from mm_core.store import Store
+
+OVERLAP = timedelta(minutes=2)
+"""Looked at again each time: a change may become visible after a later one."""
+AT_ONCE = 32
+"""Photos whose mattes are decoded before they are committed."""
+REQUESTS = 4
+"""Open at a time."""
+
+
+@dataclass
+class Cursor:
+    """How far a project has been read."""
+
+    path: Path
+    link: str
+    since: str | None
+    """Every change up to then has been taken."""
+    seen: dict[str, str]
+    """Task number → time of change, of what was taken behind `since` less the overlap."""
+
+    @staticmethod
+    def read(layout: Layout, link: str) -> Cursor:
+        path = layout.labels / "pulled.json"
+        stored = json.loads(path.read_text()).get(link, {}) if path.is_file() else {}
+        return Cursor(path, link, stored.get("since"), stored.get("seen", {}))
+
+    def write(self) -> None:
+        others = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        write_json(self.path, others | {self.link: {"since": self.since, "seen": self.seen}})
+
+
+def pull_labels(
+    params: LabelParams,
+    catalog: Catalog,
+    store: Store,
+    layout: Layout,
+    server: Server,
+    taken: Taken,
+    *,
+    progress: Callable[[str, int, int], None],
+) -> int:
+    """Takes every task that changed since the last pull, a few at a time; returns how many it looked at.
+
+    A task's outcome is worked out from all its annotations as they are now, so that edits, deletions and
+    re-submissions need no history, and reading a task again changes nothing. `labels/pulled.json` is written after
+    the catalog: killed in between, a few tasks are read again. Where people disagree, another one is asked.
+    """
+    cursor = Cursor.read(layout, server.link())
+    newest = server.newest_change()
+    changed = [t for t in server.changed_since(_less(cursor.since)) if cursor.seen.get(str(t["id"])) != t["updated_at"]]
+    changed = _without_twins(server, changed)
+    for start in range(0, len(changed), AT_ONCE):
+        some = changed[start : start + AT_ONCE]
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            works = list(pool.map(lambda task: _work(server, task), some))
+        disputed = {work.task for work in take(catalog, store, params, works, taken)}
+        for task, work in zip(some, works, strict=True):
+            if work.task in disputed:
+                _ask_again(server, task, work, params, taken)
+            taken.counts["cancelled"] += task["cancelled_annotations"]
+            cursor.seen[str(task["id"])] = task["updated_at"]
+        cursor.write()
+        progress("pull", min(start + AT_ONCE, len(changed)), len(changed))
+    cursor.since = newest or cursor.since
+    kept = _less(cursor.since) or ""
+    cursor.seen = {task: when for task, when in cursor.seen.items() if when > kept}
+    cursor.write()
+    return len(changed)
+
+
+def has_news(layout: Layout, server: Server) -> bool:
+    """Whether something changed on the server since the last pull: one small request."""
+    newest, cursor = server.newest_change(), Cursor.read(layout, server.link())
+    return newest is not None and (cursor.since is None or newest > cursor.since)
+
+
+def _work(server: Server, task: Mapping[str, Any]) -> Work:
+    annotations = server.annotations(task["id"]) if task["total_annotations"] else []
+    return Work(key_of(task), annotations, server.link(task["id"]), f"task {task['id']}")
+
+
+def _ask_again(server: Server, task: Mapping[str, Any], work: Work, params: LabelParams, taken: Taken) -> None:
+    row = next(row for row in reversed(taken.disagreements) if row["key"] == work.key)
+    if row["people"] >= params.most_people:
+        taken.refuse(work, None, f"{row['people']} people: {row['why']}: let an expert delete what is wrong")
+    elif task["overlap"] <= row["people"] or task["is_labeled"]:
+        server.ask_again(task, row["people"] + 1, row["why"])
+
+
+def _without_twins(server: Server, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A killed push may leave a task twice, where its request was answered after it; the untouched one goes."""
+    counted = Counter(identity(task) for task in tasks if key_of(task))
+    twice = {key for (key, _), count in counted.items() if count > 1}
+    if not twice:
+        return tasks
+    remove_twins(server, twice)
+    left = {task["id"] for found in server.tasks_of(twice).values() for task in found}
+    return [task for task in tasks if key_of(task) not in twice or task["id"] in left]
+
+
+def _less(since: str | None) -> str | None:
+    """`since` less the overlap, as the server writes times (which then sort as text)."""
+    if since is None:
+        return None
+    moment = datetime.fromisoformat(since) - OVERLAP
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

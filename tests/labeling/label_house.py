@@ -1,0 +1,116 @@
+"""A workspace of generated photos that were sent to people, and what is exactly true of each of them."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from mm_core.catalog import Catalog
+from mm_core.data.images import load_alpha
+from mm_core.data.samplegen import generate
+from mm_core.data.snapshot import newest_labels
+from mm_core.labeling.annotator import Truth
+from mm_core.labeling.finished import Taken
+from mm_core.labeling.label_studio import outbox
+from mm_core.labeling.local import LocalServer, read_account
+from mm_core.labeling.pull import pull_labels
+from mm_core.labeling.push import push_tasks
+from mm_core.labeling.rle import decode_rle
+from mm_core.labeling.route import route_hard
+from mm_core.labeling.server import Server
+from mm_core.layout import Layout
+from mm_core.params import LabelParams, ModelParams, RouteParams
+from mm_core.records import CATEGORIES, Report
+from mm_core.settings import Settings
+from mm_core.store import LocalStore, fetch_blob, put_blob
+
+
+def quiet(*_: object) -> None:
+    pass
+
+
+class LabelHouse:
+    """Generated photos of every category in a catalog, a champion of a few thousand parameters, and a project."""
+
+    def __init__(self, root: Path, photos: int, *, size: int = 64, seed: int = 0):
+        settings = Settings(root, "", str(root / "store"), "", root / "params.yaml", "cpu")
+        self.layout = Layout(settings)
+        self.store, self.catalog = LocalStore(root / "store"), Catalog(settings.store)
+        self.truth: dict[str, Truth] = {}
+        rows = [self._photo(n, seed + n, size) for n in range(photos)]
+        self.catalog.add("samples", rows)
+        self.inputs = {"catalog": {}, "champion": self._champion(root), "anchor": None}
+
+    def _photo(self, n: int, seed: int, size: int) -> dict:
+        category = CATEGORIES[n % len(CATEGORIES)]
+        made = generate(category, seed, size=size, aspect=3 / 4)
+        stream = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x0112] = 6  # as a phone held upright stores it: lying on its side
+        Image.fromarray(np.rot90(made.image)).save(stream, "JPEG", quality=95, exif=exif)
+        sample = put_blob(self.store, stream.getvalue())
+        self.truth[sample] = Truth(made.alpha, category)
+        height, width = made.alpha.shape
+        return {
+            "id": sample, "kind": "unlabeled", "batch": "b", "group": f"g{n}", "role": "train", "width": width,
+            "height": height, "phash": f"{(seed + 1) * 0x9E3779B97F4A7C15 % 2**64:016x}",
+        }  # fmt: skip
+
+    def _champion(self, root: Path) -> dict:
+        from mm_core.model.files import save_model
+        from mm_core.model.network import build_model
+
+        net = build_model(ModelParams(encoder="u2netp", size=64, width=4), seed=0)
+        save_model(root / "champion.safetensors", net, {"stage": "multimodal"})
+        return {"version": "3", "digest": put_blob(self.store, root / "champion.safetensors"), "files": {}}
+
+    def route(self, budget: int) -> None:
+        route_hard(
+            RouteParams(budget=budget),
+            self.catalog, self.store, self.inputs, self.layout, Report("route"), progress=quiet,
+        )  # fmt: skip
+
+    def tasks(self) -> list[dict]:
+        return [task for path in sorted(outbox(self.layout).glob("*.json")) for task in json.loads(path.read_text())]
+
+    def sent_mattes(self) -> dict[str, np.ndarray]:
+        """The prediction of each task in the outbox, by key."""
+        found = {}
+        for task in self.tasks():
+            region = task["predictions"][0]["result"][0]
+            size = region["original_width"], region["original_height"]
+            found[task["data"]["key"]] = decode_rle(region["value"]["rle"], *size)
+        return found
+
+    def push(self, server: Server) -> dict[str, float]:
+        return push_tasks(self.layout, server, Report("push"), progress=quiet).metrics
+
+    def pull(self, server: Server, params: LabelParams | None = None) -> Taken:
+        taken = Taken()
+        pull_labels(
+            params or LabelParams(), self.catalog, self.store, self.layout, server, taken, progress=quiet
+        )  # fmt: skip
+        return taken
+
+    def labels(self) -> pd.DataFrame:
+        """The label that counts of each photo, by sample id."""
+        return newest_labels(self.catalog.read("labels")).set_index("sample_id")
+
+    def matte(self, sample: str) -> np.ndarray:
+        alpha = load_alpha(fetch_blob(self.store, self.labels().loc[sample, "alpha_sha256"]))
+        return np.rint(alpha * 255).astype(np.uint8)
+
+
+def server_of(local: LocalServer, title: str, token: str = "") -> Server:
+    return Server(local.url, token or read_account(local.folder)["token"], title)
+
+
+def elsewhere(house: LabelHouse, root: Path) -> Layout:
+    """A workspace of another machine: the same catalog and store, nothing known of the server."""
+    return Layout(replace(house.layout.settings, workspace=root))
