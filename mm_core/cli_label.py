@@ -6,9 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -99,21 +98,11 @@ def value(json_: Json = False) -> None:
 @app.command()
 def status(json_: Json = False) -> None:
     """Which server, the project's address, open and finished tasks, the oldest open one, what waits here."""
-    from mm_core.labeling.local import connect
-    from mm_core.labeling.push import undelivered
-
-    layout, _ = layout_and_params()
-    server = connect(layout)
-    result: dict[str, Any] = {"server": None, "batches_waiting": undelivered(layout, server)}
-    if server:
-        found = server.summary()
-        result |= {"server": server.url, "project": server.link(), **found}
-        if found["oldest_open"]:
-            age = datetime.now(UTC) - datetime.fromisoformat(found["oldest_open"])
-            result["oldest_open_days"] = round(age.total_seconds() / 86400, 2)
+    layout, params = layout_and_params()
+    result = stages.labelling(params, layout)
     if json_:
         return say(result, True)
-    if server is None:
+    if result["server"] is None:
         typer.echo("server: none (set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY, or run `mm label serve`)")
     for name, value in result.items():
         if value is not None:

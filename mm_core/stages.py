@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mm_core.catalog import Catalog
 from mm_core.errors import InputError, ReleaseRefused
@@ -126,6 +126,29 @@ def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Re
         report.facts |= settle_suspects(params.ingest, catalog, store, inbox_of(layout), layout)
         taken.report(report)
         return report
+
+
+def labelling(params: Params, layout: Layout) -> dict[str, Any]:
+    """How labelling stands: `server` and `project` (addresses, None without a server), `batches_waiting` in the outbox,
+    counts of `tasks`, `finished`, `skipped`, `open`, and `oldest_open_days`."""
+    from mm_core.labeling.local import connect
+    from mm_core.labeling.push import undelivered
+
+    server = connect(layout, people=params.label.people)
+    about: dict[str, Any] = {"server": None, "batches_waiting": undelivered(layout, server)}
+    return about | {"server": server.url, "project": server.link(), **server.summary()} if server else about
+
+
+def finished_work(layout: Layout) -> str | None:
+    """A digest of the work that waits to be collected; None where there is none. One small request to the server."""
+    from mm_core.labeling.label_studio import inbox
+    from mm_core.labeling.local import connect
+    from mm_core.labeling.pull import news
+    from mm_core.records import digest_of
+
+    server = connect(layout)
+    waiting = [news(layout, server) if server else None, *sorted(path.name for path in inbox(layout).glob("*.json"))]
+    return digest_of(waiting)[:16] if any(waiting) else None
 
 
 def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | None = None) -> Report:

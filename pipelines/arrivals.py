@@ -1,6 +1,7 @@
 """Per arrival: ingest and structure a batch; send hard photos to people and take their answers back."""
 
 from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 
@@ -76,14 +77,47 @@ def routed(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
 @dg.asset(
     group_name="arrivals",
     deps=[routed],
+    kinds={"labelstudio"},
+    owners=OWNERS,
+    tags={"room": "labeling"},
+    retry_policy=STORE_OUTAGE,
+)
+def label_studio_tasks(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """The routed photos on the Label Studio server, each once; without a server they wait in the outbox."""
+    params, layout = workspace.params(), workspace.layout()
+    with plain_failures():
+        report = stages.push(params, layout, progress=Observations(context))
+        about = stages.labelling(params, layout)
+    return dg.MaterializeResult(metadata=project(about) | of_report(report))
+
+
+@dg.asset(
+    group_name="arrivals",
+    deps=[label_studio_tasks],
     kinds={"labelstudio", "deltalake"},
     owners=OWNERS,
     tags={"room": "labeling"},
+    retry_policy=STORE_OUTAGE,
 )
 def collected_labels(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """Finished Label Studio work as new label versions in the catalog, with their difficulty."""
+    """Finished Label Studio work as new label versions in the catalog, with their difficulty.
+
+    Whoever has not finished is not waited for.
+    """
     params, layout, progress = workspace.params(), workspace.layout(), Observations(context)
     with plain_failures():
         report = stages.collect(params, layout, progress=progress)
         stages.structure(params, layout, progress=progress)
-    return dg.MaterializeResult(metadata=of_report(report))
+        about = stages.labelling(params, layout)
+    return dg.MaterializeResult(metadata=project(about) | of_report(report))
+
+
+def project(about: dict[str, Any]) -> dict[str, dg.MetadataValue]:
+    """What `stages.labelling` knows, with a link to the project and the age of its oldest open task."""
+    shown: dict[str, dg.MetadataValue] = {"batches waiting": dg.MetadataValue.int(about["batches_waiting"])}
+    if about["server"]:
+        shown["project"] = dg.MetadataValue.url(about["project"])
+        shown |= {f"{name} tasks": dg.MetadataValue.int(about[name]) for name in ("open", "finished", "skipped")}
+    if about.get("oldest_open_days") is not None:
+        shown["oldest open task, days"] = dg.MetadataValue.float(about["oldest_open_days"])
+    return shown

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from pipelines import checks, jobs, notify, sensors
-from pipelines.arrivals import collected_labels, ingested_batch, routed, structured_samples
+from pipelines.arrivals import collected_labels, ingested_batch, label_studio_tasks, routed, structured_samples
 from pipelines.learning import (
     pinned_inputs,
     snapshot,
@@ -22,6 +22,7 @@ defs = dg.Definitions(
         ingested_batch,
         structured_samples,
         routed,
+        label_studio_tasks,
         collected_labels,
         pinned_inputs,
         snapshot,
@@ -40,7 +41,13 @@ defs = dg.Definitions(
     asset_checks=[checks.no_leak],
     jobs=[jobs.arrivals, jobs.route, jobs.collect, jobs.retrain, jobs.release],
     schedules=[jobs.weekly_retrain],
-    sensors=[sensors.new_arrivals, sensors.new_labels, sensors.drifted_arrivals, notify.notifications],
+    sensors=[
+        sensors.new_arrivals,
+        sensors.finished_work,
+        sensors.new_labels,
+        sensors.drifted_arrivals,
+        notify.notifications,
+    ],
     resources={"workspace": Workspace(), "retrain_policy": RetrainPolicy()},
     executor=jobs.one_process_a_step,
 )

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from pipelines.arrivals import collected_labels, ingested_batch, routed, structured_samples
+from pipelines.arrivals import collected_labels, ingested_batch, label_studio_tasks, routed, structured_samples
 from pipelines.release import cycle_report, exported_bundle, gate, promoted_model
 
 CYCLE = {"matting/cycle": "one-at-a-time"}
@@ -21,10 +21,10 @@ arrivals = dg.define_asset_job(
 )
 route = dg.define_asset_job(
     "route",
-    selection=dg.AssetSelection.assets(routed),
+    selection=dg.AssetSelection.assets(routed, label_studio_tasks),
     executor_def=dg.in_process_executor,
     tags=CYCLE,
-    description="Sends hard photos to people.",
+    description="Chooses photos for people and delivers them to Label Studio.",
 )
 collect = dg.define_asset_job(
     "collect",

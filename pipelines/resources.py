@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from mm_core.errors import CatalogError, MattingError, StoreError
+from mm_core.errors import CatalogError, LabelServerError, MattingError, StoreError
 from mm_core.layout import Layout
 from mm_core.params import Params
 from mm_core.settings import Settings
@@ -57,9 +57,12 @@ class RetrainPolicy(dg.ConfigurableResource):
 def plain_failures() -> Iterator[None]:
     """Turns an error that the system raises on purpose into a Failure with its one line.
 
-    Only an outage of the store or the catalog is worth another try; bad input and a refused release are not.
+    Only an outage of the store, the catalog or Label Studio is worth another try; bad input and a refused release
+    are not.
     """
     try:
         yield
     except MattingError as error:
-        raise dg.Failure(str(error), allow_retries=isinstance(error, StoreError | CatalogError)) from error
+        raise dg.Failure(
+            str(error), allow_retries=isinstance(error, StoreError | CatalogError | LabelServerError)
+        ) from error

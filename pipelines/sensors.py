@@ -1,19 +1,24 @@
-"""What starts runs by itself: a drop in the inbox, enough new labels (fewer after a refusal), drifted arrivals."""
+"""What starts runs by itself: a drop, finished work of people, enough new labels (fewer after a refusal), drift."""
 
 import json
+import time
 
 import dagster as dg
 
 from mm_core import stages
+from mm_core.errors import MattingError
+from mm_core.labeling.webhook import hinted_at
 from mm_core.layout import Layout
 from mm_core.records import digest_of
 from mm_core.settings import tick_seconds
-from pipelines.jobs import arrivals, retrain
+from pipelines.jobs import arrivals, collect, retrain
 from pipelines.partitions import batches, partition_of
 from pipelines.resources import RetrainPolicy, Workspace
 
 MAX_REQUESTS = 50
 """Runs asked for in one tick; a larger backlog goes on in the next."""
+LOOK_EVERY = 120
+"""Seconds between two questions to the Label Studio server, where it does not call."""
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -54,6 +59,30 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
         dynamic_partitions_requests=[batches.build_add_request([partition_of(b.kind, b.batch) for b in new])],
         cursor=json.dumps(sorted(asked | {batch.key for batch in new})),
     )
+
+
+@dg.sensor(
+    job=collect,
+    minimum_interval_seconds=15,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="A pull when work was handed in: exports in the inbox, or changes on the Label Studio server.",
+)
+def finished_work(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult | dg.SkipReason:
+    """Asks the server every LOOK_EVERY seconds, and at once when it called (`mm label webhook`): a lost call costs
+    minutes, not a label. The cursor is when it was asked, and what was then seen, which is asked for once."""
+    layout = workspace.layout()
+    looked, before = json.loads(context.cursor or "[0, null]")
+    now = time.time()
+    if now - looked < LOOK_EVERY and hinted_at(layout) < looked:
+        return dg.SkipReason(f"looked {now - looked:.0f} s ago")
+    try:
+        seen = stages.finished_work(layout)
+    except MattingError as error:
+        return dg.SkipReason(str(error))
+    if seen is None or seen == before:
+        context.update_cursor(json.dumps([now, before]))
+        return dg.SkipReason("what is new has been asked for" if seen else "nothing new from people")
+    return dg.SensorResult(run_requests=[dg.RunRequest(run_key=f"work-{seen}")], cursor=json.dumps([now, seen]))
 
 
 @dg.sensor(

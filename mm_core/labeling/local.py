@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -35,9 +36,10 @@ def connect(layout: Layout, *, people: int = 1) -> Server | None:
     if url := settings.label_studio_url:
         if not url.startswith(("http://", "https://")):
             raise InputError(f"LABEL_STUDIO_URL={url!r} is no address: write http://host:port or https://host")
-        key = os.environ.get("LABEL_STUDIO_API_KEY", "")
-        if not key:
-            raise InputError("LABEL_STUDIO_API_KEY is not set: LABEL_STUDIO_URL needs the key of an account there")
+        key = os.environ.get("LABEL_STUDIO_API_KEY", "").strip()
+        if not re.fullmatch(r"[\x21-\x7e]+", key):
+            what = "is no key: copy it again" if key else "is not set"
+            raise InputError(f"LABEL_STUDIO_API_KEY {what}: LABEL_STUDIO_URL needs the key of an account there")
         return Server(url, key, settings.label_studio_project, people=people)
     if running := running_server(layout.label_studio):
         token = read_account(layout.label_studio)["token"]

@@ -90,10 +90,10 @@ def pull_labels(
     return len(changed)
 
 
-def has_news(layout: Layout, server: Server) -> bool:
-    """Whether something changed on the server since the last pull: one small request."""
-    newest, cursor = server.newest_change(), Cursor.read(layout, server.link())
-    return newest is not None and (cursor.since is None or newest > cursor.since)
+def news(layout: Layout, server: Server) -> str | None:
+    """When something changed on the server that no pull has seen; None where nothing did. One small request."""
+    newest, since = server.newest_change(), Cursor.read(layout, server.link()).since
+    return newest if newest and (since is None or newest > since) else None
 
 
 def _work(server: Server, task: Mapping[str, Any]) -> Work:

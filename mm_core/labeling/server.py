@@ -12,6 +12,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree
@@ -68,7 +69,8 @@ class Server:
         return page if task is None else f"{page}?task={task}"
 
     def summary(self) -> dict[str, Any]:
-        """Counts of tasks: `tasks`, `finished`, `skipped`, `open`, and `oldest_open` (ISO 8601, or None)."""
+        """Counts of tasks: `tasks`, `finished`, `skipped`, `open`; and the age of the oldest that nobody has touched,
+        `oldest_open_days` (None: there is none)."""
         about = self._call("GET", f"/api/projects/{self.project}")
         untouched = [_filter("total_annotations", "equal", "Number", 0)]
         untouched += [_filter("cancelled_annotations", "equal", "Number", 0)]
@@ -80,7 +82,7 @@ class Server:
             "finished": finished,
             "skipped": int(skipped["total"]),
             "open": total - finished,
-            "oldest_open": waiting["tasks"][0]["created_at"] if waiting["tasks"] else None,
+            "oldest_open_days": _days_since(waiting["tasks"][0]["created_at"]) if waiting["tasks"] else None,
         }
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────────
@@ -257,6 +259,10 @@ class Server:
             raise fault
         reason = f"{type(fault).__name__} at {method} {path}: is it running, is LABEL_STUDIO_URL right?"
         raise LabelServerError(f"Label Studio at {self.url} does not answer ({reason})") from fault
+
+
+def _days_since(moment: str) -> float:
+    return round((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds() / 86400, 3)
 
 
 def controls(config: str) -> Any:

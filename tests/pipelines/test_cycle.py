@@ -162,6 +162,6 @@ def test_people_are_asked_and_their_answers_fetched(
     plant: Plant, instance: dg.DagsterInstance, refused: dg.ExecuteInProcessResult
 ) -> None:
     routed = run("route", instance)
-    assert routed.success and materialised(routed) == {"routed"}
+    assert routed.success and materialised(routed) == {"routed", "label_studio_tasks"}
     collected = run("collect", instance)
     assert collected.success and materialised(collected) == {"collected_labels"}

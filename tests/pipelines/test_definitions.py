@@ -15,7 +15,8 @@ DEPS = {
     "ingested_batch": set(),
     "structured_samples": {"ingested_batch"},
     "routed": {"structured_samples"},
-    "collected_labels": {"routed"},
+    "label_studio_tasks": {"routed"},
+    "collected_labels": {"label_studio_tasks"},
     "pinned_inputs": {"structured_samples", "collected_labels"},
     "snapshot": {"pinned_inputs"},
     "split": {"snapshot"},
@@ -31,7 +32,7 @@ DEPS = {
     "moments": {"promoted_model"},
 }
 GROUPS = {
-    "arrivals": {"ingested_batch", "structured_samples", "routed", "collected_labels"},
+    "arrivals": {"ingested_batch", "structured_samples", "routed", "label_studio_tasks", "collected_labels"},
     "learning": {
         "pinned_inputs",
         "snapshot",

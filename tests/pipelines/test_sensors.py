@@ -1,13 +1,17 @@
 """The sensors, called as the daemon calls them: one drop one run, enough labels one cycle."""
 
+import time
+
 import dagster as dg
 import pytest
 
 from mm_core import stages
+from mm_core.labeling.label_studio import inbox
+from mm_core.labeling.webhook import hint
 from mm_core.records import Verdict, write_json
 from pipelines.definitions import defs
 from pipelines.resources import RetrainPolicy, Workspace
-from pipelines.sensors import drifted_arrivals, new_arrivals, new_labels
+from pipelines.sensors import drifted_arrivals, finished_work, new_arrivals, new_labels
 from tests.pipelines.conftest import Plant
 
 
@@ -153,3 +157,37 @@ def test_drifted_batches_start_a_cycle_once(plant: Plant, workspace: Workspace, 
     (request,) = asked.run_requests or []
     assert request.tags["matting/drifted"] == "1"
     assert "0 drifted batches" in said(drift_tick(workspace, instance, asked.cursor))
+
+
+def work_tick(
+    workspace: Workspace, instance: dg.DagsterInstance, cursor: str | None
+) -> dg.SensorResult | dg.SkipReason:
+    result = finished_work(dg.build_sensor_context(instance=instance, cursor=cursor), workspace=workspace)
+    assert isinstance(result, dg.SensorResult | dg.SkipReason)
+    return result
+
+
+def test_an_export_in_the_inbox_is_collected_once(
+    plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    assert "nothing new" in said(work_tick(workspace, instance, None))
+    inbox(plant.layout).mkdir(parents=True)
+    (inbox(plant.layout) / "export.json").write_text("[]")
+    asked = work_tick(workspace, instance, None)
+    assert isinstance(asked, dg.SensorResult) and len(asked.run_requests or []) == 1
+    assert "looked" in said(work_tick(workspace, instance, asked.cursor))
+    time.sleep(0.01)
+    hint(plant.layout).touch()  # the server called
+    assert "asked for" in said(work_tick(workspace, instance, asked.cursor))
+    stages.collect(workspace.params(), plant.layout)
+    assert "nothing new" in said(work_tick(workspace, instance, asked.cursor))
+
+
+def test_a_server_that_does_not_answer_is_said_and_asks_for_nothing(
+    plant: Plant, workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mm_core.labeling.server.TRIES", 1)
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:9")
+    assert "LABEL_STUDIO_API_KEY" in said(work_tick(workspace, instance, None))
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "key")
+    assert "does not answer" in said(work_tick(workspace, instance, None))
