@@ -3,8 +3,8 @@
     python benchmarks/cycle_cost.py --work FOLDER
 
 A workspace of generated photos has had its first cycle. Copies of it get new drops of a share of its size, then
-`mm run` as a person calls it, start-up of the process included. Peer: one cycle from nothing on as many photos as the base
-has. Goes on where it was when killed. Writes benchmarks/cycle_cost.md.
+`mm run` as a person calls it, start-up of the process included. Peer: one cycle from nothing on as many photos as
+the base has. Goes on where it was when killed. Writes benchmarks/cycle_cost.md.
 """
 
 from __future__ import annotations
