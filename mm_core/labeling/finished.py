@@ -12,6 +12,7 @@ import numpy as np
 from mm_core.catalog import Catalog
 from mm_core.data.images import encode_alpha, load_rgb
 from mm_core.data.snapshot import newest_labels
+from mm_core.errors import InputError
 from mm_core.labeling.consensus import Answer, Outcome, settle
 from mm_core.labeling.label_studio import Annotation, BadAnnotation, read_annotation
 from mm_core.labeling.review import category_stays, sent, suspect_photos
@@ -154,7 +155,14 @@ def _answers(store: Store, work: Work, photo: Asked, taken: Taken) -> tuple[list
         taken.counts["superseded"] += before is not None
         if before is None or read.updated_at >= before.updated_at:
             newest[read.annotator] = read
-    return [_answer(store, photo, read, taken) for read in newest.values()], complete
+    answers = []
+    for read in newest.values():
+        try:
+            answers.append(_answer(store, photo, read, taken))
+        except InputError as error:
+            complete = False
+            taken.refuse(work, None, f"{read.annotator}: {error}")
+    return answers, complete
 
 
 def _answer(store: Store, photo: Asked, read: Annotation, taken: Taken) -> Answer:

@@ -34,18 +34,18 @@ def _choices(values: Sequence[str]) -> str:
 
 
 LABEL_CONFIG = f"""<View>
-  <Header value="Paint the subject as {FOREGROUND}; hair, fur, glass and blur as {UNKNOWN}: that is solved for you"/>
-  <Image name="{IMAGE}" value="$image" zoom="true" zoomControl="true"/>
+  <Header size="5" value="Paint the subject; what is partly see-through (hair, fur, glass, blur) as {UNKNOWN}"/>
   <BrushLabels name="{MATTE}" toName="{IMAGE}">
     <Label value="{FOREGROUND}" background="#19a974"/>
     <Label value="{UNKNOWN}" background="#f5a623"/>
   </BrushLabels>
-  <Header value="What is it?"/>
+  <Image name="{IMAGE}" value="$image" zoom="true" zoomControl="true"/>
+  <Header size="5" value="What is it?"/>
   <Choices name="{CATEGORY}" toName="{IMAGE}" choice="single" required="true" showInline="true"
       visibleWhen="choice-unselected" whenTagName="{REJECT}">
 {_choices(ALL_CATEGORIES)}
   </Choices>
-  <Header value="Or refuse the photo"/>
+  <Header size="5" value="Or refuse the photo"/>
   <Choices name="{REJECT}" toName="{IMAGE}" choice="single" showInline="true">
 {_choices(REASONS)}
   </Choices>

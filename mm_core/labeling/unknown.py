@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
+from mm_core.errors import InputError
+
 MARGIN = 24
 """Pixels of known matte around an unknown area that its solution may lean on."""
 MOST_PIXELS = 1 << 20
@@ -20,7 +22,8 @@ MOST_PIXELS = 1 << 20
 def solve_unknown(rgb: np.ndarray, alpha: np.ndarray, unknown: np.ndarray) -> np.ndarray:
     """The matte uint8 (H, W): as `alpha` outside `unknown` (bool (H, W)), solved inside.
 
-    `rgb`: uint8 (H, W, 3), the upright photo. An area with nothing known around it keeps its `alpha`.
+    `rgb`: uint8 (H, W, 3), the upright photo. An area with nothing known around it keeps its `alpha`. Raises InputError
+    where an area has no solution.
     """
     result = alpha.copy()
     for top, bottom, left, right in _areas(unknown):
@@ -56,10 +59,15 @@ def _closed_form(rgb: np.ndarray, alpha: np.ndarray, unknown: np.ndarray) -> np.
     """Minimises a'La over the unknown pixels; known ones, soft ones too, stay exactly as they are."""
     from pymatting import cf_laplacian, cg, ichol
 
-    free = unknown.ravel()
+    free, sure = unknown.ravel(), alpha[~unknown]
+    if (sure == sure[0]).all():
+        return np.full_like(alpha, sure[0])  # nothing else is near, and a solver would never be done with it
     rows = cf_laplacian(rgb.astype(np.float64) / 255, is_known=~free)[free]
     system, known = rows[:, free].tocsc(), alpha.ravel() / 255.0
-    solution = cg(system, -rows[:, ~free].dot(known[~free]), M=ichol(system))
+    try:
+        solution = cg(system, -rows[:, ~free].dot(known[~free]), M=ichol(system), atol=1e-6)
+    except ValueError as error:
+        raise InputError(f"an Unknown area cannot be solved ({error}): paint narrower bands") from None
     result = alpha.copy()
     result[unknown] = np.rint(255 * np.clip(solution, 0, 1))
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mm_core.data.samplegen import generate
 from mm_core.data.snapshot import newest_labels
 from mm_core.labeling.annotator import Truth
 from mm_core.labeling.finished import Taken
-from mm_core.labeling.label_studio import outbox
+from mm_core.labeling.label_studio import brush_region, outbox
 from mm_core.labeling.local import LocalServer, read_account
 from mm_core.labeling.pull import pull_labels
 from mm_core.labeling.push import push_tasks
@@ -78,6 +79,15 @@ class LabelHouse:
 
     def tasks(self) -> list[dict]:
         return [task for path in sorted(outbox(self.layout).glob("*.json")) for task in json.loads(path.read_text())]
+
+    def predict(self, make: Callable[[np.ndarray], np.ndarray], version: str) -> None:
+        """Puts other mattes into the waiting tasks: `make` of the true alpha, float (H, W) → uint8 (H, W)."""
+        for path in outbox(self.layout).glob("*.json"):
+            tasks = json.loads(path.read_text())
+            for task in tasks:
+                alpha = make(self.truth[task["data"]["key"]].alpha)
+                task["predictions"] = [{"model_version": version, "result": [brush_region(alpha)]}]
+            path.write_text(json.dumps(tasks))
 
     def sent_mattes(self) -> dict[str, np.ndarray]:
         """The prediction of each task in the outbox, by key."""

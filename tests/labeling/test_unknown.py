@@ -52,6 +52,16 @@ def test_nothing_known_around_leaves_what_was_painted() -> None:
     assert np.array_equal(solve_unknown(rgb, hard, np.zeros(hard.shape, bool)), hard)
 
 
+@pytest.mark.parametrize("level", [0, 255, 90])
+def test_a_band_where_all_around_is_one_value_takes_it(level: int) -> None:
+    rgb, _, hard = composite()
+    band = np.zeros(hard.shape, bool)
+    band[40:50, 20:70] = True
+    painted = np.full_like(hard, level)
+    painted[band] = 255
+    assert (solve_unknown(rgb, painted, band) == level).all()
+
+
 def test_areas_far_apart_are_cut_apart() -> None:
     mask = np.zeros((400, 300), bool)
     mask[10:20, 10:20] = mask[300:310, 250:260] = True
