@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_core.catalog import Catalog
-from mm_core.errors import InputError, ReleaseRefused
+from mm_core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.params import Params
 from mm_core.records import Report, Verdict, digest_of, timed, write_json
@@ -160,7 +160,8 @@ def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | 
     from mm_core.data.dataset import PixelCache
     from mm_core.data.forget import forget_photos
     from mm_core.export.lineage import models_with
-    from mm_core.labeling.forget import forget_tasks
+    from mm_core.labeling.forget import forget_on_server, forget_tasks
+    from mm_core.labeling.local import connect
 
     with timed(Report("forget"), layout.root / "reports" / "forget.json") as report:
         catalog, store = catalog_of(layout), store_of(layout)
@@ -171,6 +172,11 @@ def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | 
         pages = [*layout.reports.rglob("*.html"), layout.html_report]
         shown = [str(page) for page in pages if page.is_file() and any(i in page.read_text() for i in ids)]
         report.tables["remaining"] = [{"what": "page", "where": page} for page in shown]
+        try:
+            server = connect(layout)
+            report.metrics["forget/tasks_on_server"] = forget_on_server(server, set(ids)) if server else 0
+        except MattingError as error:  # the photos are gone from here: what is left must be told, not lost
+            report.tables["remaining"].append({"what": f"tasks on Label Studio ({error})", "where": "forget again"})
         report.metrics |= {
             "forget/photos": len(ids),
             "forget/tasks": forget_tasks(layout, set(ids)),

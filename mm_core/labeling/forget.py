@@ -1,4 +1,4 @@
-"""Takes forgotten photos out of the files that were exchanged with Label Studio."""
+"""Takes forgotten photos off the Label Studio server, and out of the files that were exchanged with it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import json
 from collections.abc import Collection
 
 from mm_core.labeling.label_studio import collected, inbox, outbox
+from mm_core.labeling.server import Server
 from mm_core.layout import Layout
 from mm_core.records import write_bytes
 
 
-def forget_tasks(layout: Layout, ids: Collection[str]) -> int:
-    """Removes the photos' pictures and tasks from the outbox and their annotations from exports; returns how many.
+def forget_on_server(server: Server, ids: Collection[str]) -> int:
+    """Removes the photos' tasks with all annotations, and their uploaded pictures; returns how many tasks."""
+    found = server.tasks_of(sorted(ids))
+    for task in (task for tasks in found.values() for task in tasks):
+        server.remove_task(task["id"])
+    uploads = server.uploads()
+    server.remove_uploads([upload["id"] for i in ids for upload in uploads.get(f"{i}.jpg", [])])
+    return sum(map(len, found.values()))
 
-    What a Label Studio server has taken into its own database is not reached.
-    """
+
+def forget_tasks(layout: Layout, ids: Collection[str]) -> int:
+    """Removes the photos' pictures and tasks from the outbox and their annotations from exports; returns how many."""
     removed = 0
     for picture in outbox(layout).glob("*/*.jpg"):
         if picture.stem in ids:

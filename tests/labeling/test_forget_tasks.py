@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mm_core.labeling.forget import forget_tasks
+from label_house import LabelHouse, server_of
+
+from mm_core.labeling.annotator import SimulatedAnnotator
+from mm_core.labeling.forget import forget_on_server, forget_tasks
 from mm_core.labeling.label_studio import collected, inbox, outbox
 from mm_core.layout import Layout
 from mm_core.settings import Settings
@@ -27,3 +30,15 @@ def test_task_files_are_cleaned(tmp_path: Path) -> None:
         for path in folder.glob("[xyz].json"):
             assert json.loads(path.read_text()) == tasks[1:]
     assert forget_tasks(layout, {"a"}) == 0
+
+
+def test_tasks_and_pictures_leave_the_server(tmp_path: Path, label_studio, title: str) -> None:
+    house = LabelHouse(tmp_path, 3)
+    house.route(3)
+    server = server_of(label_studio, title)
+    house.push(server)
+    gone, *kept = sorted(house.truth)
+    SimulatedAnnotator(server, house.truth).work([gone, kept[0]])
+    assert forget_on_server(server, {gone, "f" * 64}) == 1
+    assert sorted(server.tasks_of(house.truth)) == kept == sorted(name[: -len(".jpg")] for name in server.uploads())
+    assert forget_on_server(server, {gone}) == 0
