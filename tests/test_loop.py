@@ -105,7 +105,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(cycled) -> None:
     layout, _ = cycled
     page = layout.html_report.read_text()
     assert "PROMOTE" in page and "multi" in page
-    assert "data:image/" in page
+    assert "data:image/" in page and "What new labels did" in page
     assert 'src="http' not in page and "<link" not in page
 
 
@@ -258,3 +258,37 @@ def test_seed_noise_is_measured_and_used(cycled) -> None:
     assert row["noise"] == pytest.approx(np.sqrt(2) * values.std(ddof=1) / values.mean(), rel=0.02)
     with pytest.raises(InputError, match="at least 3"):
         stages.seed_noise(TINY, layout, seeds=2)
+
+
+def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
+    """Route by the champion and its verdict, an answer in Label Studio's format, the next snapshot, the table."""
+    from mm_core.labeling.label_studio import brush_region, inbox, outbox
+
+    layout, _ = cycled
+    stages.pin_inputs(TINY, layout)
+    before = set(stages.catalog_of(layout).read("labels")["sample_id"])
+    sent = stages.route(TINY.with_values(**{"route.budget": 3}), layout)
+    assert sent.metrics["route/train"] == 3 and {row["category"] for row in sent.tables["need"]} == set(CATEGORIES)
+    assert len({row["category"] for row in sent.tables["routed"]}) == 3, "no category twice while others wait"
+    tasks = [task for path in outbox(layout).glob("*.json") for task in json.loads(path.read_text())]
+    for task in tasks:
+        shown = task["predictions"][0]["result"][0]
+        alpha = np.zeros((shown["original_height"], shown["original_width"]), np.uint8)
+        alpha[8:40, 8:40] = 255
+        choice = {"choices": [task["data"]["category"]]}
+        said = {"type": "choices", "from_name": "category", "to_name": "image", "value": choice}
+        task["annotations"] = [{"id": 1, "completed_by": 1, "updated_at": "2026-11-02T10:00:00Z"}]
+        task["annotations"][0]["result"] = [brush_region(alpha), said]
+    inbox(layout).mkdir(parents=True)
+    (inbox(layout) / "export.json").write_text(json.dumps(tasks))
+    assert stages.collect(TINY, layout).metrics["collect/new_labels"] == 3
+    stages.structure(TINY, layout)
+    stages.pin_inputs(TINY, layout)
+    stages.snapshot(TINY, layout)
+    value = stages.label_value(TINY, layout)
+    rows = {row["category"]: row for row in value.tables["value_of_labels"]}
+    routed = {category for category, row in rows.items() if row["routed"]}
+    learned = {task["data"]["key"] for task in tasks} - before
+    assert value.metrics["labels/routed"] == len(learned) == 3
+    assert routed == {task["data"]["category"] for task in tasks}
+    assert value.metrics["labels/dropped"] == 0, "the champion learned from the drops"
