@@ -7,7 +7,7 @@ drawn labels, adds photos round by round, and trains the same network anew from 
 the project's own loop, augmentation and category balance. Where ours asks which category is weak, it is told by further
 photos that no arm trains or is judged on.
 
-    python benchmarks/label_efficiency.py --work data/bench/label_efficiency --seeds 3 --minutes 8
+    python benchmarks/label_efficiency.py --work data/bench/label_efficiency --minutes 8
 
 Every finished training is a row of <work>/runs.csv: killed or out of minutes, the same command goes on.
 Writes benchmarks/label_efficiency.md and .csv.
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.isotonic import IsotonicRegression
 
 from mm_core.data.dataset import Pool, rng_of
 from mm_core.data.samplegen.render import generate
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--pool", type=int, default=1200)
     parser.add_argument("--each", type=int, default=30, help="photos judged per category")
-    parser.add_argument("--rounds", type=int, nargs="+", default=[24, 48, 96, 144, 192], help="labels")
+    parser.add_argument("--rounds", type=int, nargs="+", default=[24, 48, 96, 192], help="labels")
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--look", type=int, default=360)
@@ -241,6 +241,95 @@ def main() -> None:
                         append(runs, row | {"chosen": json.dumps(following)})
                 chosen = following
     print("complete", flush=True)
+    write(args)
+
+
+def crossing(labels: np.ndarray, errors: Any, wanted: float) -> float:
+    """Labels at which the falling curve through (labels, errors) reaches an error; inf where it does not.
+
+    The curve is the isotonic fit over log labels, straight between its points: noise alone makes no crossing.
+    """
+    fitted = IsotonicRegression(increasing=False).fit_transform(np.log(labels), errors)
+    below = np.flatnonzero(fitted <= wanted + 1e-12)
+    if not len(below):
+        return float("inf")
+    n = int(below[0])
+    if n == 0:
+        return float(labels[0])
+    along = (fitted[n - 1] - wanted) / (fitted[n - 1] - fitted[n])
+    return float(np.exp(np.log(labels[n - 1]) + along * np.log(labels[n] / labels[n - 1])))
+
+
+def curves(runs: Path) -> Any:
+    """Scores of all arms; the first round, which all share, counts for each."""
+    table: Any = pd.read_csv(runs).query("what == 'score'")
+    first = table[table["labels"] == table["labels"].min()]
+    arms = sorted(set(table["arm"]))
+    copies = [first.assign(arm=arm) for arm in arms]
+    return pd.concat([table[table["labels"] > table["labels"].min()], *copies]).sort_values(["arm", "seed", "labels"])
+
+
+def write(args: argparse.Namespace) -> None:
+    shares = ", ".join(f"{category} {share:.0%}" for category, share in SHARES.items())
+    lines = [
+        "# Labels needed for the same error: ours, uncertainty only, random (generated samples)",
+        "",
+        f"Runner: `benchmarks/label_efficiency.py`. {len(args.seeds)} seeds, each a gallery of its own of {args.pool}"
+        f" photos ({shares} of the scenes; {HARD_SHARE:.0%} of them hard; {BURST_SHARE:.0%} bursts of 3 to"
+        f" {LONGEST_BURST}, undeclared) and the same {args.rounds[0]} random labels to begin with; judged on"
+        f" {args.each} other photos of each category, half of them hard. {MODEL.encoder} of width"
+        f" {MODEL.width} at {SIZE} px, from scratch in every round, {args.steps} steps of 8. Ours looks at {args.look} photos, uncertainty at all.",
+        "",
+    ]
+    tables = []
+    for how, said in (("known", "the manifest says each photo's category"), ("guessed", "guessed by structuring")):
+        runs = args.work / f"runs-{how}.csv"
+        if runs.is_file():
+            table = curves(runs)
+            tables.append(table.assign(categories=how).drop(columns=["what", "chosen"]))
+            lines += [f"## Categories: {said}", "", *section(table)]
+    (HERE / "label_efficiency.md").write_text("\n".join(lines))
+    pd.concat(tables).to_csv(HERE / "label_efficiency.csv", index=False, float_format="%.6g")
+
+
+def section(table: Any) -> list[str]:
+    arms = list(dict.fromkeys(a for a in (*ARMS, *table["arm"]) if a in set(table["arm"])))
+    whole = table.groupby(["arm", "seed"])["labels"].transform("size") == table["labels"].nunique()
+    table = table[whole]
+    means = table.groupby(["arm", "labels"])["macro"].agg(["mean", "std"])
+    counts = sorted(table["labels"].unique())
+    lines = ["MSE, mean of the six categories, mean ± standard deviation over seeds:", ""]
+    lines += ["| labels | " + " | ".join(arms) + " | ours / random |", "|---|" + "---|" * (len(arms) + 1)]
+    for count in counts:
+        cells = [f"{means.loc[(a, count), 'mean']:.4f} ± {means.loc[(a, count), 'std']:.4f}" for a in arms]
+        ratio = means.loc[("ours", count), "mean"] / means.loc[("random", count), "mean"]
+        lines.append(f"| {count} | " + " | ".join(cells) + f" | {ratio:.2f} |")
+    lines += ["", "A row is the controlled comparison: the same number of labels, everything else equal.", ""]
+    lines += ["Labels needed for the error that random reaches with all of its labels (isotonic fit, log labels):", ""]
+    lines += ["| arm | mean curve | share of random's | seed by seed |", "|---|---|---|---|"]
+    x = np.array(counts, float)
+
+    def needed(arm: str, seed: int | None) -> float:
+        rows, peers = (table[table["arm"] == a] for a in (arm, "random"))
+        if seed is not None:
+            rows, peers = rows[rows["seed"] == seed], peers[peers["seed"] == seed]
+        mine, other = (part.groupby("labels")["macro"].mean().to_numpy() for part in (rows, peers))
+        return crossing(x, mine, float(IsotonicRegression(increasing=False).fit_transform(np.log(x), other)[-1]))
+
+    seeds = sorted(table["seed"].unique())
+    reference = needed("random", None)
+    for arm in arms:
+        own, each = needed(arm, None), [needed(arm, s) / needed("random", s) for s in seeds]
+        shown = ["not reached" if not np.isfinite(v) else f"{v:.0%}" for v in (own / reference, *each)]
+        count = f"{own:.0f}" if np.isfinite(own) else "not reached"
+        lines.append(f"| {arm} | {count} | {shown[0]} | {', '.join(shown[1:])} |")
+    last = table[table["labels"] == counts[-1]].groupby("arm")
+    lines += ["", f"With {counts[-1]} labels, MSE by category, and how many different scenes were labelled:", ""]
+    lines += ["| arm | " + " | ".join(CATEGORIES) + " | scenes |", "|---|" + "---|" * 7]
+    for arm in arms:
+        row = last[[*CATEGORIES, "scenes"]].mean().loc[arm]
+        lines.append(f"| {arm} | " + " | ".join(f"{row[c]:.4f}" for c in CATEGORIES) + f" | {row['scenes']:.0f} |")
+    return [*lines, ""]
 
 
 def read(runs: Path, arm: str | None, seed: int, what: str, labels: int) -> list[int] | None:
@@ -262,4 +351,4 @@ def append(runs: Path, row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
