@@ -277,8 +277,9 @@ def write(args: argparse.Namespace) -> None:
         f"Runner: `benchmarks/label_efficiency.py`. {len(args.seeds)} seeds, each a gallery of its own of {args.pool}"
         f" photos ({shares} of the scenes; {HARD_SHARE:.0%} of them hard; {BURST_SHARE:.0%} bursts of 3 to"
         f" {LONGEST_BURST}, undeclared) and the same {args.rounds[0]} random labels to begin with; judged on"
-        f" {args.each} other photos of each category, half of them hard. {MODEL.encoder} of width"
-        f" {MODEL.width} at {SIZE} px, from scratch in every round, {args.steps} steps of 8. Ours looks at {args.look} photos, uncertainty at all.",
+        f" {args.each} other photos of each category, half of them hard. {MODEL.encoder} of width {MODEL.width} at"
+        f" {SIZE} px, from scratch in every round, {args.steps} steps of 8. Ours looks at {args.look} photos,"
+        " uncertainty at all.",
         "",
     ]
     tables = []
@@ -294,8 +295,8 @@ def write(args: argparse.Namespace) -> None:
 
 def section(table: Any) -> list[str]:
     arms = list(dict.fromkeys(a for a in (*ARMS, *table["arm"]) if a in set(table["arm"])))
-    whole = table.groupby(["arm", "seed"])["labels"].transform("size") == table["labels"].nunique()
-    table = table[whole]
+    complete = table.groupby("seed")["labels"].transform("size") == table["labels"].nunique() * len(arms)
+    table = table[complete]
     means = table.groupby(["arm", "labels"])["macro"].agg(["mean", "std"])
     counts = sorted(table["labels"].unique())
     lines = ["MSE, mean of the six categories, mean ± standard deviation over seeds:", ""]
