@@ -8,9 +8,10 @@ OCR := .tools/ocr/.ready
 EXECUTORCH := .tools/executorch/.ready
 LITERT := .tools/litert/.ready
 LABELSTUDIO := .tools/labelstudio/.ready
+ORTWEB := .tools/onnxruntime-web/.ready
 SHELL := /bin/bash
 
-.PHONY: demo test check ui clean setup lock ocr formats labelstudio screenshots
+.PHONY: demo test check ui clean setup lock ocr formats labelstudio gallery screenshots
 .DELETE_ON_ERROR:
 
 setup: $(READY) $(DVC) $(OCR)
@@ -67,6 +68,19 @@ $(LABELSTUDIO): infra/labelstudio.lock
 	@touch $@
 
 labelstudio: $(LABELSTUDIO)
+
+# The gallery's page runs the model in the browser: onnxruntime-web from npm, held to the digest in its lock.
+$(ORTWEB): infra/onnxruntime-web.lock
+	@command -v npm >/dev/null || { echo "npm is needed (Node.js) to fetch onnxruntime-web"; exit 2; }
+	rm -rf .tools/onnxruntime-web && mkdir -p .tools/onnxruntime-web
+	read -r name version digest < $<; cd .tools/onnxruntime-web && npm pack --silent "$$name@$$version" >/dev/null && \
+	  [ "sha512-$$(openssl dgst -sha512 -binary *.tgz | openssl base64 -A)" = "$$digest" ] || \
+	  { echo "onnxruntime-web is not the package that $< names"; exit 2; }
+	cd .tools/onnxruntime-web && tar xzf *.tgz package/package.json package/dist/ort.wasm.min.mjs \
+	  package/dist/ort-wasm-simd-threaded.mjs package/dist/ort-wasm-simd-threaded.wasm && rm *.tgz
+	@touch $@
+
+gallery: $(READY) $(ORTWEB)
 
 demo: $(READY)
 	$(BIN)/mm demo

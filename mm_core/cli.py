@@ -333,6 +333,21 @@ def moments(
 
 
 @app.command()
+def gallery(
+    folder: Annotated[Path, typer.Argument(help="Folder of photos that `mm moments` was run on.")],
+    moments_: Annotated[Path | None, typer.Option("--moments", help="What it wrote; <workspace>/moments.")] = None,
+    model: Annotated[str, typer.Option(help="champion, a registry version, or a bundle's folder.")] = "champion",
+    host: Annotated[str, typer.Option(help="0.0.0.0 opens it to the network, with a token.")] = "127.0.0.1",
+    port: int = 8090,
+) -> None:
+    """The page of moments: lift, place, change and correct; the model runs in the browser. Until Ctrl-C."""
+    from mm_core.gallery.serve import serve
+
+    layout, params = layout_and_params()
+    serve(params, layout, folder, moments_ or layout.moments, model=model, host=host, port=port)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Dagster's port; MLflow and the pages take the next two.")] = 3000,
     demo_: Annotated[bool, typer.Option("--demo", help="Show the demo's workspace.")] = False,

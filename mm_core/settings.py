@@ -38,6 +38,9 @@ class Settings:
     litert_python: Path = Path(".tools/litert/bin/python")
     """`MM_LITERT_PYTHON`: the Python that has LiteRT; default where `make formats` puts it."""
 
+    onnxruntime_web: Path = Path(".tools/onnxruntime-web/package/dist")
+    """`MM_ONNXRUNTIME_WEB`: onnxruntime-web's files; default where `make gallery` puts them. Absent: the gallery's
+    mattes come from the server."""
     gallery: Path = Path("gallery")
     """`MM_GALLERY`: the folder of photos that Dagster makes moments of; default `<workspace>/gallery`."""
     label_studio_url: str = ""
@@ -62,6 +65,9 @@ class Settings:
             ocr_python=_tool("ocr"),
             executorch_python=_tool("executorch"),
             litert_python=_tool("litert"),
+            onnxruntime_web=Path(os.environ.get("MM_ONNXRUNTIME_WEB") or ".tools/onnxruntime-web/package/dist")
+            .expanduser()
+            .absolute(),
             gallery=Path(os.environ.get("MM_GALLERY") or root / "gallery").expanduser().absolute(),
             labelstudio_python=_tool("labelstudio"),
             label_studio_url=os.environ.get("LABEL_STUDIO_URL", "").rstrip("/"),

@@ -84,22 +84,23 @@ def finished(matted: Matted, offer: Offer, inpainting: Path | None = None) -> np
     return stylised(photo, alpha, offer.choice or "film")
 
 
-def collage(cutouts: Sequence[Cutout], tone: str, width: int = 1600, height: int = 1200) -> np.ndarray:
-    """Up to six cut-outs side by side on a backdrop in the tone's colours: uint8 (height, width, 3).
+def collage(cutouts: Sequence[Cutout], tone: str, width: int = 1600) -> np.ndarray:
+    """Up to six cut-outs side by side on a backdrop in the tone's colours: uint8 (height, width, 3), flatter the more.
 
     Each has a soft shadow; those that their frame cut off at the bottom stand on the lower edge.
     """
     top, bottom = (np.array(colour, np.float32) for colour in TONE_COLOURS[tone])
+    chosen = list(cutouts)[:6]
+    height = round(width * {1: 0.9, 2: 0.75, 3: 0.6}.get(len(chosen), 0.5))
     fall = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     backdrop = np.repeat(top * (1 - fall) + bottom * fall, width, 1)
     picture = np.rint(backdrop).astype(np.uint8)
-    chosen = list(cutouts)[:6]
     column = width / max(1, len(chosen))
     # The outer ones first and larger ones behind: the best photo, which comes first, ends in front in the middle.
     places = sorted(range(len(chosen)), key=lambda n: abs(n - (len(chosen) - 1) / 2))
     for place, cutout in sorted(zip(places, chosen, strict=True), key=lambda pair: -abs(pair[0] - len(chosen) / 2)):
         tall, wide = cutout.rgba.shape[:2]
-        share = min(0.86, 1.35 * column / wide * tall / height)
+        share = min(0.86, 1.5 * column / wide * tall / height)
         grounded = cutout.box[3] >= cutout.photo_size[1] - 2
         x = (place + 0.5) / len(chosen)
         y = 1 - share / 2 if grounded else 0.94 - share / 2

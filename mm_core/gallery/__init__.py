@@ -1,0 +1,1 @@
+"""The page: a gallery of moments, whose matting runs on the phone that looks at it."""

@@ -1,0 +1,206 @@
+"""The page over HTTP: what may be asked, by whom, and what is refused.
+
+Nothing is fetched from elsewhere; no name that a client gives becomes a path; what is sent is limited before it is read
+and decoded before it is kept. Beyond loopback every request needs the token (a cookie after the first visit).
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mm_core.catalog import Catalog
+from mm_core.errors import InputError
+from mm_core.gallery import feedback
+from mm_core.gallery.library import UPLOAD_BYTES, Library
+from mm_core.records import DECODERS
+
+HERE = Path(__file__).parent
+COOKIE = "mm_token"
+POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; worker-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-embedder-policy": "require-corp",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",
+}
+WORD = re.compile(r"[\w .,()+-]{0,80}")
+
+
+def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, token: str | None = None) -> Starlette:
+    """The ASGI application. `runtime`: the folder with onnxruntime-web's files (may be absent: mattes then come from
+    the server). `token` None: only this machine may ask."""
+
+    async def about(request: Request) -> Response:
+        return JSONResponse(library.about() | {"runtime": (runtime / "ort.wasm.min.mjs").is_file()})
+
+    async def photo(request: Request) -> Response:
+        data = await _found(library.rendition, request.path_params["id"], request.path_params["side"])
+        return Response(data, media_type="image/jpeg")
+
+    async def piece(request: Request) -> Response:
+        return FileResponse(await _found(library.piece, request.path_params["file"]))
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["file"]
+        if name not in {entry["file"] for entry in library.manifest["decoders"].values()}:
+            raise HTTPException(404)
+        return FileResponse(library.bundle / name, media_type="application/octet-stream")
+
+    async def golden(request: Request) -> Response:
+        data = await _found(library.golden, request.path_params["decoder"])
+        return Response(data, media_type="application/octet-stream")
+
+    async def matte(request: Request) -> Response:
+        decoder = request.query_params.get("decoder", "")
+        if decoder not in DECODERS:
+            raise HTTPException(404)
+        return Response(await _found(library.matte, request.path_params["id"], decoder), media_type="image/png")
+
+    async def apply(request: Request) -> Response:
+        asked = request.query_params
+        tap = None
+        if "x" in asked:
+            try:
+                tap = min(max(float(asked["x"]), 0.0), 1.0), min(max(float(asked["y"]), 0.0), 1.0)
+            except (ValueError, KeyError):
+                raise HTTPException(400, "x and y are shares of width and height") from None
+        suffix, data = await _found(
+            library.apply, request.path_params["id"], asked.get("function", ""), asked.get("choice", ""), tap
+        )
+        return Response(data, media_type={".png": "image/png", ".jpg": "image/jpeg"}[suffix])
+
+    async def upload(request: Request) -> Response:
+        entry = await _found(library.add, await _body(request))
+        return JSONResponse({"id": entry.id, "name": entry.name, "category": entry.category}, 201)
+
+    async def say(request: Request) -> Response:
+        asked, body = request.query_params, await _body(request)
+        words = {name: asked.get(name, "") for name in ("group", "device")}
+        for name, word in words.items():
+            if not WORD.fullmatch(word):
+                raise HTTPException(400, f"{name}: letters, digits, spaces and . , ( ) + - only, at most 80")
+        entry = await _found(library.entry, asked.get("photo", ""))
+
+        def give() -> tuple[str, bool]:
+            with tempfile.TemporaryDirectory(prefix="mm-feedback-") as folder:
+                matte = None
+                if body:
+                    matte = Path(folder) / "matte.png"
+                    matte.write_bytes(body)
+                return feedback.give(
+                    inbox, catalog, entry, asked.get("said", ""), consent=asked.get("consent") == "yes",
+                    model=str(library.manifest["version"]), matte=matte, **words,
+                )  # fmt: skip
+
+        batch, new = await _found(give)
+        return JSONResponse({"batch": batch, "new": new}, 201 if new else 200)
+
+    async def page(request: Request) -> Response:
+        return FileResponse(HERE / "static" / "index.html")
+
+    routes: list[Any] = [
+        Route("/", page),
+        Route("/api/about", about),
+        Route("/photo/{id:str}/{side:int}", photo),
+        Route("/piece/{file:path}", piece),
+        Route("/model/{file:str}", model),
+        Route("/golden/{decoder:str}", golden),
+        Route("/api/matte/{id:str}", matte, methods=["POST"]),
+        Route("/api/apply/{id:str}", apply, methods=["POST"]),
+        Route("/api/photos", upload, methods=["POST"]),
+        Route("/api/feedback", say, methods=["POST"]),
+        Mount("/static", StaticFiles(directory=HERE / "static")),
+    ]
+    if runtime.is_dir():
+        routes.append(Mount("/ort", StaticFiles(directory=runtime)))
+    guards = [Middleware(_Guard, token=token)]
+    if token is None:
+        # A name of someone else's that resolves to loopback must not make their page read ours.
+        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]))
+    return Starlette(routes=routes, middleware=guards, exception_handlers={HTTPException: _refused})
+
+
+async def _found(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What `work` gives, run beside the loop; 404 for what is not there, 422 with the reason for bad input."""
+    try:
+        return await run_in_threadpool(work, *arguments)
+    except KeyError:
+        raise HTTPException(404) from None
+    except InputError as error:
+        raise HTTPException(422, str(error)) from None
+
+
+async def _body(request: Request) -> bytes:
+    """At most UPLOAD_BYTES, whatever the header claims."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > UPLOAD_BYTES:
+            raise HTTPException(413, f"more than {UPLOAD_BYTES // 1_000_000} MB")
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code)
+
+
+class _Guard:
+    """The token, what a foreign page may not do, and the headers of every answer."""
+
+    def __init__(self, app: ASGIApp, token: str | None):
+        self.app, self.token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = {name.decode().lower() for name, _ in message["headers"]}
+                extra = [(n.encode(), v.encode()) for n, v in HEADERS.items() if n not in own]
+                message["headers"] = [*message["headers"], *extra]
+            await send(message)
+
+        request = Request(scope)
+        if self.token is not None and not self._known(request):
+            given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            if request.url.path == "/" and self._is_token(given):
+                reply = RedirectResponse("/", 303)
+                reply.set_cookie(COOKIE, self.token, httponly=True, samesite="strict", max_age=30 * 86_400)
+                return await reply(scope, receive, answer)
+            return await PlainTextResponse("open the address that mm gallery printed\n", 401)(scope, receive, answer)
+        # A foreign page cannot set this header without being asked first, and we never say yes.
+        if request.method not in ("GET", "HEAD") and request.headers.get("x-mm") != "1":
+            return await PlainTextResponse("not from this page\n", 403)(scope, receive, answer)
+        await self.app(scope, receive, answer)
+
+    def _known(self, request: Request) -> bool:
+        return self._is_token(request.cookies.get(COOKIE, ""))
+
+    def _is_token(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), (self.token or "").encode())

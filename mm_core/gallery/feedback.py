@@ -1,0 +1,78 @@
+"""What people say of a cut becomes a drop like any other producer's, and raises the photo's routing score."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from mm_core.catalog import Catalog
+from mm_core.data.drop import write_manifest
+from mm_core.data.images import encode_alpha, load_alpha, load_rgb
+from mm_core.errors import InputError
+from mm_core.gallery.library import Entry
+from mm_core.records import digest_of, write_bytes
+from mm_core.structuring.rows import Found, row_of
+
+EXTRACTOR = "feedback"
+VERSION = "1"
+KINDS = {"bad_cut": "unlabeled", "corrected": "pixel_labeled"}
+"""What is said → the drop's kind."""
+LICENSE = "user consent to training"
+
+
+def give(
+    inbox: Path,
+    catalog: Catalog,
+    entry: Entry,
+    said: str,
+    *,
+    consent: bool,
+    group: str,
+    device: str,
+    model: str,
+    matte: Path | None = None,
+) -> tuple[str, bool]:
+    """Writes `<inbox>/<kind>/feedback-…/` with the photo's own bytes and, of `corrected`, the matte; the manifest last.
+
+    Returns the batch's name and whether it is new: the same photo, word and matte are one drop however often they are
+    sent. `group` holds photos together that must not be on both sides of the evaluation (a person's gallery).
+    Raises InputError without consent, for an unknown word, or a matte that is none or of another shape.
+    """
+    if not consent:
+        raise InputError("consent is missing: without it nothing leaves the gallery")
+    if said not in KINDS:
+        raise InputError(f"{said!r}: say one of {', '.join(KINDS)}")
+    if (matte is not None) != (said == "corrected"):
+        raise InputError("a corrected matte goes with `corrected`, and only with it")
+    alpha = None if matte is None else _fitting(matte, entry.path)
+    batch = "feedback-" + digest_of([entry.id, said, None if alpha is None else alpha.tobytes().hex()])[:16]
+    target = inbox / KINDS[said] / batch
+    new = not (target / "manifest.csv").exists()
+    if new:
+        photo = f"images/{entry.id}{entry.path.suffix.lower()}"
+        (target / photo).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(entry.path, target / photo)
+        row = {"image": photo, "sha256": entry.id, "license": LICENSE, "group": group}
+        row["source"] = f"gallery feedback; model {model}; device {device}"
+        row["category"] = entry.category or ""
+        if alpha is not None:
+            row["alpha"] = f"alphas/{entry.id}.png"
+            write_bytes(target / row["alpha"], encode_alpha(alpha))
+        write_manifest(target, [row])
+    numbers = {"bad_cut": 1.0, "corrected": float(alpha is not None)}
+    texts = {"model": model, "device": device, "batch": batch}
+    catalog.upsert("features", [row_of(entry.id, EXTRACTOR, VERSION, Found(numbers, texts))])
+    return batch, new
+
+
+def _fitting(matte: Path, photo: Path) -> np.ndarray:
+    """The matte at the photo's own size, float32 (H, W). Raises InputError."""
+    from mm_core.model.preprocess import finish
+
+    alpha, size = load_alpha(matte), load_rgb(photo).shape[:2]
+    ratio = (alpha.shape[1] / alpha.shape[0]) / (size[1] / size[0])
+    if not 0.98 < ratio < 1.02:
+        raise InputError(f"the matte is {alpha.shape[1]} x {alpha.shape[0]}, of another shape than the photo")
+    return finish(alpha, (size[0], size[1]))

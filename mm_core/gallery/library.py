@@ -1,0 +1,188 @@
+"""What the page shows: the photos of a gallery and those that were sent to it, their renditions, and their mattes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mm_core.aigc.cutout import Cutout
+from mm_core.aigc.eraser import erase
+from mm_core.aigc.fullsize import sharpened
+from mm_core.aigc.pieces import Matted, file_of, finished
+from mm_core.aigc.sky import SKIES
+from mm_core.aigc.strategy import FUNCTIONS, Offer
+from mm_core.aigc.style import STYLES
+from mm_core.aigc.subjects import Subjects
+from mm_core.data.drop import PHOTOS
+from mm_core.data.images import TooManyPixels, UnreadableImage, encode_alpha, load_rgb, read_header
+from mm_core.errors import InputError
+from mm_core.export.runtime import OnnxPredictor
+from mm_core.records import ALL_CATEGORIES, decoder_of, sha256_bytes, sha256_file, write_bytes
+
+SIDES = (320, 2048)
+"""Long sides of renditions: a tile, and what the page works on."""
+UPLOAD_BYTES = 40_000_000
+UPLOAD_FORMATS = frozenset({"JPEG", "PNG", "WEBP", "AVIF", "HEIF"})
+KEPT_MATTES = 8
+"""Mattes kept in memory: a tap after a tap does not run the network again."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One photo."""
+
+    id: str
+    """sha256 of the file."""
+    path: Path
+    name: str
+    category: str | None
+
+
+class Library:
+    """Safe to use from several threads; heavy work goes one by one, so that a page cannot fill the memory."""
+
+    def __init__(self, gallery: Path, moments: Path, bundle: Path, uploads: Path, max_pixels: int):
+        """`moments`: the folder that `mm moments` wrote; `bundle`: the model's. Raises InputError where one is none."""
+        if not (moments / "moments.json").is_file():
+            raise InputError(f"{moments} holds no moments.json: run `mm moments {gallery}` first")
+        self.moments_folder, self.bundle, self.uploads, self.max_pixels = moments, bundle, uploads, max_pixels
+        self.manifest: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
+        self.predictor = OnnxPredictor.of_folder(bundle)
+        self._busy = threading.Lock()
+        self._mattes: OrderedDict[tuple[str, str], Matted] = OrderedDict()
+        told = json.loads((moments / "moments.json").read_text())
+        self.moments: list[dict[str, Any]] = told["moments"]
+        self._pieces = {piece["file"] for moment in self.moments for piece in moment["pieces"]}
+        self.photos: dict[str, Entry] = {}
+        for photo in (p for moment in self.moments for p in moment["photos"]):
+            path = (gallery / photo["name"]).resolve()
+            # The record may be older than the folder: a photo that was replaced since is another photo.
+            if path.is_relative_to(gallery.resolve()) and path.is_file() and sha256_file(path) == photo["id"]:
+                self.photos[photo["id"]] = Entry(photo["id"], path, photo["name"], photo["category"])
+        if uploads.is_dir():
+            for path in sorted(uploads.iterdir()):
+                if path.suffix in PHOTOS and sha256_file(path) == path.stem:
+                    self.photos[path.stem] = Entry(path.stem, path, f"added {path.stem[:8]}", None)
+
+    def entry(self, id: str) -> Entry:
+        """Raises KeyError."""
+        return self.photos[id]
+
+    def piece(self, file: str) -> Path:
+        """Path of a finished piece that moments.json names; raises KeyError for anything else."""
+        if file not in self._pieces:
+            raise KeyError(file)
+        return self.moments_folder / file
+
+    def rendition(self, id: str, side: int) -> bytes:
+        """A JPEG of long side `side` at most, upright, sRGB, without metadata. Raises KeyError."""
+        entry = self.photos[id]
+        if side not in SIDES:
+            raise KeyError(side)
+        with self._busy:
+            stream = BytesIO()
+            Image.fromarray(load_rgb(entry.path, side)).save(stream, "JPEG", quality=90)
+        return stream.getvalue()
+
+    def matte(self, id: str, decoder: str) -> bytes:
+        """The matte of the page's rendition as grey PNG: what a browser gets that cannot run the model."""
+        with self._busy:
+            photo = load_rgb(self.photos[id].path, max(SIDES))
+            return encode_alpha(self.predictor.predict([photo], [decoder])[0])
+
+    def apply(self, id: str, function: str, choice: str, tap: tuple[float, float] | None) -> tuple[str, bytes]:
+        """Suffix and bytes of the photo at its own size after one of FUNCTIONS. Raises KeyError, InputError.
+
+        `tap`: for the eraser what goes, else what the function is about.
+        """
+        if function not in FUNCTIONS or (choice and choice not in (*SKIES, *STYLES)):
+            raise InputError(f"{function} {choice}: no such function or choice")
+        entry = self.photos[id]
+        with self._busy:
+            category = "scenery" if function == "sky" else (entry.category or "portrait")
+            matted = self._matted(entry, category)
+            made: np.ndarray | Cutout | None
+            if function == "eraser" and tap:
+                subject = matted.subjects.at(*tap)
+                others = [s for s in matted.subjects.all if s != subject]
+                keep = matted.subjects.of(*others) if others else None
+                made = None if subject is None else erase(matted.photo, matted.subjects.of(subject), keep=keep)
+            elif tap and matted.subjects.at(*tap):
+                subject = matted.subjects.at(*tap)
+                assert subject is not None
+                alpha = matted.subjects.of(subject)
+                made = finished(Matted(matted.photo, alpha, Subjects(alpha)), Offer(function, 1.0, "", choice))
+            else:
+                made = finished(matted, Offer(function, 1.0, "", choice))
+        if made is None:
+            raise InputError("nothing was found there: tap on the subject, or choose another photo")
+        return file_of(made, model=str(self.manifest["version"]), function=function)
+
+    def add(self, data: bytes) -> Entry:
+        """Takes a photo that somebody sent. Raises UnreadableImage or InputError with the reason, and keeps nothing.
+
+        Its name plays no part: the content decides what it is and what it is called.
+        """
+        digest = sha256_bytes(data)
+        if digest in self.photos:
+            return self.photos[digest]
+        waiting = self.uploads / f".{digest}.waiting"
+        write_bytes(waiting, data)
+        try:
+            header = read_header(waiting)
+            if header.format not in UPLOAD_FORMATS:
+                raise InputError(f"{header.format} is not taken: send JPEG, PNG, WebP, AVIF or HEIF")
+            if header.pixels > self.max_pixels:
+                raise TooManyPixels(f"claims {header.pixels} pixels: send a smaller picture", header.pixels)
+            if min(header.width, header.height) < 32:
+                raise InputError("a side is shorter than 32 pixels: send a larger picture")
+            with self._busy:
+                load_rgb(waiting, max(SIDES))
+            path = self.uploads / f"{digest}.{header.format.lower().replace('jpeg', 'jpg')}"
+            waiting.replace(path)
+        except UnreadableImage as error:
+            raise InputError(str(error).replace(str(waiting), "the file")) from None
+        finally:
+            waiting.unlink(missing_ok=True)
+        self.photos[digest] = Entry(digest, path, f"added {digest[:8]}", None)
+        return self.photos[digest]
+
+    def golden(self, decoder: str) -> bytes:
+        """A golden photo, uint8 S x S x 3, and its matte, float32 little-endian S x S, one after the other."""
+        with np.load(self.bundle / self.manifest["golden"]["file"]) as pairs:
+            image, alpha = pairs[f"{decoder}_image"], pairs[f"{decoder}_alpha"]
+        return image.astype(np.uint8).tobytes() + alpha.astype("<f4").tobytes()
+
+    def about(self) -> dict[str, Any]:
+        """What the page begins with."""
+        shown = ("version", "input", "golden", "metrics")
+        model = {name: self.manifest[name] for name in shown if name in self.manifest}
+        files = {decoder: entry["file"] for decoder, entry in self.manifest["decoders"].items()}
+        digests = {file: self.manifest["files"][file]["sha256"] for file in files.values()}
+        return {
+            "model": model | {"decoders": files, "sha256": digests},
+            "decoder_of": {category: decoder_of(category) for category in ALL_CATEGORIES},
+            "moments": self.moments,
+            "photos": [{"id": e.id, "name": e.name, "category": e.category} for e in self.photos.values()],
+            "skies": list(SKIES),
+            "styles": list(STYLES),
+        }
+
+    def _matted(self, entry: Entry, category: str) -> Matted:
+        key = entry.id, decoder_of(category)
+        if key not in self._mattes:
+            photo = load_rgb(entry.path, 4096)
+            alpha = sharpened(photo, self.predictor.predict([photo], [decoder_of(category)])[0])
+            self._mattes[key] = Matted(photo, alpha, Subjects(alpha))
+            while len(self._mattes) > KEPT_MATTES:
+                self._mattes.popitem(last=False)
+        self._mattes.move_to_end(key)
+        return self._mattes[key]

@@ -1,0 +1,64 @@
+"""`mm gallery`: serves the page until Ctrl-C, to this machine or, with a token, to the network."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from pathlib import Path
+
+from mm_core import stages
+from mm_core.errors import InputError
+from mm_core.gallery.application import application
+from mm_core.gallery.library import Library
+from mm_core.layout import Layout
+from mm_core.params import Params
+
+LOOPBACK = ("127.0.0.1", "localhost")
+
+
+def bundle_of(layout: Layout, name: str) -> Path:
+    """The folder of a bundle: a folder, `champion`, or a registry version. Raises InputError where there is none."""
+    from mm_core.export.registry import Registry
+
+    if Path(name).is_dir():
+        return Path(name)
+    tags = Registry(layout.settings).tags(name)
+    folder = layout.bundles / tags["bundle"] if tags and tags.get("bundle") else None
+    if folder is None or not (folder / "manifest.json").is_file():
+        raise InputError(f"--model {name}: no bundle of it here; run a cycle (`mm run`), or name a bundle's folder")
+    return folder
+
+
+def serve(params: Params, layout: Layout, gallery: Path, moments: Path, *, model: str, host: str, port: int) -> None:
+    """Blocks. Beyond loopback a token is needed: `MM_GALLERY_TOKEN`, else a new one, printed once."""
+    import uvicorn
+
+    if "://" in layout.settings.inbox:
+        raise InputError(f"mm gallery writes feedback to a folder, not to {layout.settings.inbox}: set MM_INBOX to one")
+    library = Library(
+        gallery, moments, bundle_of(layout, model), layout.root / "gallery-uploads", params.ingest.max_pixels
+    )
+    open_to_all = host not in LOOPBACK
+    secret = (os.environ.get("MM_GALLERY_TOKEN") or secrets.token_urlsafe(24)) if open_to_all else None
+    app = application(
+        library, stages.catalog_of(layout), Path(layout.settings.inbox), layout.settings.onnxruntime_web, secret
+    )
+    if secret:
+        shown = _address() if host in ("0.0.0.0", "::") else host
+        print(f"Gallery  http://{shown}:{port}/?token={secret}", flush=True)
+        print("Whoever has this address sees the photos; what it sends is not encrypted.", flush=True)
+    else:
+        print(f"Gallery  http://127.0.0.1:{port}/", flush=True)
+    # Its access log would hold the token.
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, proxy_headers=False)
+
+
+def _address() -> str:
+    """This machine's address in its network; no packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return probe.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"
