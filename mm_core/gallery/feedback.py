@@ -37,7 +37,7 @@ def give(
     """Writes `<inbox>/<kind>/feedback-…/` with the photo's own bytes and, of `corrected`, the matte; the manifest last.
 
     Returns the batch's name and whether it is new: the same photo, word and matte are one drop however often they are
-    sent. `group` holds photos together that must not be on both sides of the evaluation (a person's gallery).
+    sent. `group`: a scene's name, where several photos show it: they stay on one side of the evaluation.
     Raises InputError without consent, for an unknown word, or a matte that is none or of another shape.
     """
     if not consent:

@@ -264,13 +264,21 @@ const correcting = () => !$("feedback").hidden && $("feedback").said.value === "
 
 let drag = null;
 canvas.addEventListener("pointerdown", (event) => {
-  if (correcting()) { drag = { paint: true }; canvas.setPointerCapture(event.pointerId); return paint(share(event)); }
+  if (correcting()) {
+    drag = { paint: share(event) };
+    canvas.setPointerCapture(event.pointerId);
+    return stroke(drag.paint, drag.paint);
+  }
   if (now.placed) { drag = { from: share(event), x: now.placed.x, y: now.placed.y }; canvas.setPointerCapture(event.pointerId); }
 });
 canvas.addEventListener("pointermove", (event) => {
   if (!drag) return;
   const at = share(event);
-  if (drag.paint) return paint(at);
+  if (drag.paint) {
+    stroke(drag.paint, at);
+    drag.paint = at;
+    return;
+  }
   Object.assign(now.placed, { x: drag.x + at.x - drag.from.x, y: drag.y + at.y - drag.from.y });
   compose();
 });
@@ -318,9 +326,19 @@ $("stage").addEventListener("keydown", (event) => {
   compose();
 });
 
-/** Adds to or takes from the matte with a soft round brush, and shows it over the photo. */
-function paint(at) {
+/** Paints along a line, dot by dot: pointers report only some of the way. */
+function stroke(from, to) {
   const { width, height } = now.image, radius = $("size").value / 100 * Math.max(width, height) / 2;
+  const way = Math.hypot((to.x - from.x) * width, (to.y - from.y) * height), dots = Math.ceil(way / radius * 2) || 1;
+  for (let n = 1; n <= dots; n++) {
+    paint({ x: from.x + (to.x - from.x) * n / dots, y: from.y + (to.y - from.y) * n / dots }, radius);
+  }
+  showFixed();
+}
+
+/** Adds to or takes from the matte with a soft round brush. */
+function paint(at, radius) {
+  const { width, height } = now.image;
   const goal = Number($("feedback").brush.value), cx = at.x * width, cy = at.y * height;
   for (let y = Math.max(0, Math.floor(cy - radius)); y < Math.min(height, cy + radius); y++) {
     for (let x = Math.max(0, Math.floor(cx - radius)); x < Math.min(width, cx + radius); x++) {
@@ -328,7 +346,6 @@ function paint(at) {
       now.fixed[n] += force * (goal - now.fixed[n]);
     }
   }
-  showFixed();
 }
 
 function showFixed() {
