@@ -11,7 +11,7 @@ LABELSTUDIO := .tools/labelstudio/.ready
 ORTWEB := .tools/onnxruntime-web/.ready
 SHELL := /bin/bash
 
-.PHONY: demo test check ui clean setup lock ocr formats labelstudio gallery screenshots
+.PHONY: demo test check ui clean setup lock ocr formats labelstudio gallery screenshots peers
 .DELETE_ON_ERROR:
 
 setup: $(READY) $(DVC) $(OCR)
@@ -81,6 +81,11 @@ $(ORTWEB): infra/onnxruntime-web.lock
 	@touch $@
 
 gallery: $(READY) $(ORTWEB)
+
+# What benchmarks/ingest_throughput.py compares ingest with; FiftyOne's database comes as a wheel.
+peers:
+	for peer in peers fastdup; do $(PYTHON) -m venv .tools/$$peer && \
+	  .tools/$$peer/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r infra/$$peer.lock || exit 1; done
 
 demo: $(READY)
 	$(BIN)/mm demo
