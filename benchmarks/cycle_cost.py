@@ -2,9 +2,9 @@
 
     python benchmarks/cycle_cost.py --work FOLDER
 
-A workspace of generated photos has had its first cycle. Copies of it get new drops of a share of its size, then
-`mm run` as a person calls it, start-up of the process included. Peer: one cycle from nothing on as many photos as
-the base has. Goes on where it was when killed. Writes benchmarks/cycle_cost.md.
+A workspace of generated photos has had its first cycle. Copies of it get new drops of a share of its size, then `mm
+run` as a person calls it, start-up of the process included. Peer: one cycle from nothing on as many photos as the base
+has. Goes on where it was when killed. Writes benchmarks/cycle_cost.md.
 """
 
 from __future__ import annotations
@@ -106,13 +106,12 @@ def main() -> None:
     lines = [
         "# What a cycle costs where little is new",
         "",
-        f"`python benchmarks/cycle_cost.py`, {platform.machine()}, {os.cpu_count()} cores that others used too; "
+        f"`python benchmarks/cycle_cost.py`, {platform.machine()}, {os.cpu_count()} cores that others used too;",
         f"{7 * EACH} generated photos of 96 px in the base, a model of a few thousand parameters, 240 training steps:",
-        "the steps are params, so training costs the same however much is new. Seconds of wall clock of `mm run` in a",
+        "steps are params, so training costs the same however much is new. Seconds of wall clock of `mm run` in a",
         "process of its own; `ratio` is against the cycle from nothing of the same run.",
         "",
-        "| new photos | seconds | ratio | arrivals | freezing data | training | judging, shipping | CPU seconds"
-        " | stages trained |",
+        "| new photos | seconds | ratio | arrivals | freezing | training | judging, shipping | CPU seconds | trained |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found.items():

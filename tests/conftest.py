@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from functools import partial
 from itertools import count
 from pathlib import Path
 
 import pytest
+
+from tests.servers import postgres_programs, postgres_server
 
 # Before torch loads OpenMP: threads that spin at its barriers crawl on a machine that others use too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -54,27 +51,12 @@ def bucket(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """URL of a PostgreSQL server of its own on loopback, without a database name; skipped where Debian's is absent."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not programs:
+    if not postgres_programs():
         pytest.skip("PostgreSQL is absent: apt-get install postgresql")
-    # It refuses to run as root.
-    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    folder = Path(tempfile.mkdtemp(prefix="mm-postgres-"))  # a socket's path must be short, and `postgres` must get in
-    if user:
-        shutil.chown(folder, "postgres", "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    run = partial(subprocess.run, check=True, capture_output=True, cwd="/")
-    run([*user, programs[-1] / "initdb", "-D", folder / "data", "-U", "mm", "-A", "trust", "-N", "--no-instructions"])
-    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -F -c max_connections=200"
-    control = [*user, programs[-1] / "pg_ctl", "-D", folder / "data"]
-    run([*control, "-w", "-l", folder / "log", "-o", options, "start"])
-    yield f"postgresql://mm:unused@127.0.0.1:{port}"
-    run([*control, "-m", "immediate", "stop"])
-    shutil.rmtree(folder, ignore_errors=True)
+    with postgres_server() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

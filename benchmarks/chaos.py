@@ -1,0 +1,248 @@
+"""What is left of a week in which everything is killed in turn?
+
+    python benchmarks/chaos.py --work FOLDER --kills 30
+
+The installation of tests/pipelines/operated.py (PostgreSQL under Dagster and MLflow, S3 over HTTP, daemon, code
+location) is given two drops and left alone until its cycle has ended. While it works, one of these is killed with
+SIGKILL every few seconds and, where it is a server, started again: daemon, run worker, step, MLflow, code location; or
+S3 answers nothing but faults for some seconds. Afterwards catalog, registry and history are compared with those of an
+undisturbed installation. Rounds follow until all kills are done; goes on where it was. Writes benchmarks/chaos.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+from faulty_proxy import FaultyProxy  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+from mm_core.catalog import Catalog  # noqa: E402
+from mm_core.data.samplegen import write_drop  # noqa: E402
+from mm_core.export.registry import Registry  # noqa: E402
+from mm_core.params import Params  # noqa: E402
+from mm_core.records import ALL_CATEGORIES, digest_of, write_json  # noqa: E402
+from mm_core.settings import Settings  # noqa: E402
+from tests.pipelines.conftest import TINY  # noqa: E402
+from tests.pipelines.operated import Operated, descendants, wait  # noqa: E402
+from tests.servers import postgres_server  # noqa: E402
+
+KINDS = ("daemon", "run worker", "step", "mlflow", "S3 cut", "code location")
+ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+PATIENCE = 2400.0
+"""Seconds that a round may take."""
+
+
+class Chaos(threading.Thread):
+    """Kills what comes next in `KINDS` every so many seconds until told to stop or out of kills."""
+
+    def __init__(self, operated: Operated, proxy: FaultyProxy, kills: int, first: int, chance: random.Random):
+        super().__init__(daemon=True)
+        self.operated, self.proxy, self.left, self.next, self.chance = operated, proxy, kills, first, chance
+        self.done, self.over = Counter[str](), threading.Event()
+
+    def run(self) -> None:
+        while self.left and not self.over.wait(self.chance.uniform(8, 20)):
+            kind = KINDS[self.next % len(KINDS)]
+            if self.strike(kind):
+                self.done[kind] += 1
+                self.left -= 1
+                self.next += 1
+
+    def strike(self, kind: str) -> bool:
+        """Whether there was anything to kill."""
+        if kind == "S3 cut":
+            self.proxy.share = 1.0
+            time.sleep(self.chance.uniform(2, 6))
+            self.proxy.share = 0.0
+            return True
+        if kind in ("daemon", "mlflow", "code location"):
+            name = kind.split()[0]
+            self.operated.kill(name)  # with the code location all runs die that it started
+            time.sleep(self.chance.uniform(0, 4))
+            self.operated.start(name)
+            return True
+        workers = self.workers()
+        if kind == "step":
+            workers = [child for worker in workers for child in descendants(worker)]
+        if not workers:
+            return False
+        try:
+            psutil.Process(self.chance.choice(workers)).kill()
+        except psutil.NoSuchProcess:
+            return False
+        return True
+
+    def workers(self) -> list[int]:
+        """Processes of runs: what the code location started."""
+        code = self.operated.processes.get("code")
+        return [child.pid for child in psutil.Process(code.pid).children()] if code and code.poll() is None else []
+
+
+def one_round(work: Path, kills: int, first: int, seed: int) -> dict[str, Any]:
+    """An installation from its drops to the end of its cycle, killed `kills` times on the way."""
+    from moto.server import ThreadedMotoServer
+
+    root = work / f"round{seed}"
+    shutil.rmtree(root, ignore_errors=True)
+    s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    s3.start()
+    host, port = s3.get_host_and_port()
+    try:
+        with postgres_server() as postgres, FaultyProxy(f"http://{host}:{port}", 0.0, silence=3) as proxy:
+            operated = Operated(root, postgres, proxy.address)
+            values = TINY | {"gate.floors": {"mse": 1.0}, "gate.alpha": 0.4}
+            (root / "params.yaml").write_text(Params().with_values(**values).to_yaml())
+            chaos = Chaos(operated, proxy, kills, first, random.Random(seed))
+            try:
+                for name in ("mlflow", "code"):
+                    operated.start(name)
+                    operated.answers(name, 300)
+                operated.start("daemon")
+                return watch(operated, proxy, chaos)
+            finally:
+                chaos.over.set()
+                operated.stop()
+    finally:
+        s3.stop()
+
+
+def watch(operated: Operated, proxy: FaultyProxy, chaos: Chaos) -> dict[str, Any]:
+    start, inbox = time.monotonic(), operated.root / "made"
+    for batch, each, role, seed in (("eval", 3, "eval", 1), ("w01", 4, "train", 2)):
+        counts: dict[str, int] = dict.fromkeys(ALL_CATEGORIES, each)
+        drop = write_drop(inbox, "pixel_labeled", batch, counts, seed=seed, size=64, role=role)
+        operated.upload(drop, inbox)
+    chaos.start()
+    with operated.instance() as instance:
+
+        def settled() -> bool:
+            runs = instance.get_runs()
+            cycles = [run for run in runs if run.job_name == "retrain"]
+            quiet = all(run.status in ENDED for run in runs)
+            good = any(run.status is dg.DagsterRunStatus.SUCCESS for run in cycles)
+            return quiet and (good or len(cycles) > 6) and not chaos.proxy.share
+
+        wait(settled, "a cycle to succeed", PATIENCE, operated)
+        chaos.over.set()
+        chaos.join(60)
+        wait(settled, "quiet", PATIENCE, operated)
+        free = lambda: not instance.event_log_storage.get_concurrency_info("training").claimed_slots  # noqa: E731
+        try:
+            wait(free, "the pool", 120, operated)
+            stuck = 0
+        except TimeoutError:
+            stuck = len(instance.event_log_storage.get_concurrency_info("training").claimed_slots)
+        runs = Counter(f"{run.job_name} {run.status.value}" for run in instance.get_runs())
+    return state(operated) | {
+        "seconds": round(time.monotonic() - start, 1),
+        "kills": dict(chaos.done),
+        "runs": dict(runs),
+        "stuck pool slots": stuck,
+        "orphans": len(orphans(operated)),
+        "requests to S3 spoiled": sum(proxy.faults.values()),
+    }
+
+
+def state(operated: Operated) -> dict[str, Any]:
+    """What must be equal: digests of the catalog's rows, and what the registry says."""
+    before = dict(os.environ)
+    os.environ.update({n: v for n, v in operated.environment.items() if n.startswith(("AWS_", "MM_", "MLFLOW_"))})
+    try:
+        settings = Settings.from_env()
+        catalog, registry = Catalog(settings.store), Registry(settings)
+        rows = {
+            "samples": sorted(catalog.read("samples")["id"]),
+            "labels": sorted(catalog.read("labels")["id"]),
+            "features": sorted(map(tuple, catalog.read("features")[["sample_id", "extractor", "version"]].to_numpy())),
+            "batches": sorted(map(tuple, catalog.read("batches")[["kind", "batch", "state", "accepted"]].to_numpy())),
+        }
+        pin = registry.pin("champion") or {}
+        return {
+            "catalog": digest_of([rows, {name: len(found) for name, found in rows.items()}]),
+            "champion": pin.get("digest"),
+            "registry": [len(registry.versions()), [move["kind"] for move in registry.history()]],
+        }
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def orphans(operated: Operated) -> list[int]:
+    """Processes of this installation that none of its servers started: what a killed run left behind."""
+    mine = {p.pid for p in operated.processes.values()}
+    mine |= {child for pid in list(mine) for child in descendants(pid)}
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("DAGSTER_HOME") == str(operated.home) and process.pid not in mine:
+                found.append(process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="Folder for the installations; kept.")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--per-round", type=int, default=6)
+    options = parser.parse_args()
+    record = options.work / "chaos.json"
+    options.work.mkdir(parents=True, exist_ok=True)
+    found: list[dict[str, Any]] = json.loads(record.read_text()) if record.exists() else []
+    if not found:
+        found.append(one_round(options.work, 0, 0, 0))
+        write_json(record, found)
+    while (done := sum(sum(row["kills"].values()) for row in found)) < options.kills:
+        kills = min(options.per_round, options.kills - done)
+        found.append(one_round(options.work, kills, done, len(found)))
+        write_json(record, found)
+        report(found)
+    report(found)
+
+
+def report(found: list[dict[str, Any]]) -> None:
+    calm, rounds = found[0], found[1:]
+    kills = sum((Counter(row["kills"]) for row in rounds), Counter[str]())
+    equal = [all(row[what] == calm[what] for what in ("catalog", "champion", "registry")) for row in rounds]
+    what = ", ".join(f"{n} {kind}" for kind, n in kills.items())
+    slots, left = (sum(row[name] for row in rounds) for name in ("stuck pool slots", "orphans"))
+    lines = [
+        "# Everything killed in turn",
+        "",
+        f"`python benchmarks/chaos.py`, {platform.machine()}, {os.cpu_count()} cores that others used too.",
+        f"Undisturbed, the installation took {calm['seconds']:.0f} s from the drops to the end of the cycle.",
+        "",
+        f"{sum(kills.values())} kills in {len(rounds)} rounds ({what}).",
+        f"Catalog, champion (its weights' digest) and registry equal to the undisturbed ones: in {sum(equal)} of {len(rounds)} rounds. Stuck pool slots: {slots}; orphan",
+        f"processes: {left}.",
+        "",
+        "| round | kills | seconds, ratio | S3 requests spoiled | runs | equal |",
+        "|---|---|---|---|---|---|",
+    ]
+    for number, (row, same) in enumerate(zip(rounds, equal, strict=True), 1):
+        runs = ", ".join(f"{count} {name}" for name, count in sorted(row["runs"].items()))
+        took = f"{row['seconds']:.0f}, {row['seconds'] / calm['seconds']:.1f}"
+        spoiled, word = row["requests to S3 spoiled"], "yes" if same else "no"
+        lines.append(f"| {number} | {sum(row['kills'].values())} | {took} | {spoiled} | {runs} | {word} |")
+    (HERE / "chaos.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The docs are true: their commands run, the messages that they explain exist, their links lead somewhere."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mm_core.data.samplegen import write_drop
+from mm_core.params import Params
+from mm_core.records import ALL_CATEGORIES
+
+PROJECT = Path(__file__).resolve().parent.parent
+PAGES = sorted((PROJECT / "docs").glob("*.md"))
+GUIDE = PROJECT / "docs" / "operators-guide.md"
+BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)```", re.S)
+TINY = {
+    "structure.ocr": (),
+    "model.encoder": "test_efficientnet",
+    "model.size": 64,
+    "model.width": 8,
+    "train.common.batch": 2,
+    "train.simple.steps": 4,
+    "train.hard.steps": 2,
+    "train.semi.steps": 2,
+    "train.multimodal.steps": 2,
+    "clip.steps": 2,
+    "evaluate.max_side": 64,
+    "export.calibration_images": 4,
+    "gate.min_images": 2,
+    "gate.resamples": 200,
+}
+
+
+def blocks(page: Path) -> list[re.Match[str]]:
+    return [*BLOCK.finditer(page.read_text())]
+
+
+@pytest.mark.timeout(600)
+def test_the_guides_commands_run(tmp_path: Path) -> None:
+    """In order, in one folder, as a person types them; each must succeed."""
+    (tmp_path / "params.yaml").write_text(Params().with_values(**TINY).to_yaml())
+    for folder, kind, each in (("labelled", "pixel_labeled", 6), ("more", "unlabeled", 1)):
+        made = write_drop(tmp_path / "made", kind, folder, dict.fromkeys(ALL_CATEGORIES, each), seed=each, size=64)
+        for row in csv.DictReader((made / "manifest.csv").open()):
+            for name, part in ((row["image"], ""), (row.get("alpha"), "alphas")):
+                if name:
+                    target = tmp_path / "photos" / folder / part / row["category"] / Path(row["image"]).name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    (made / name).rename(target.with_suffix(Path(name).suffix))
+    environment = {n: v for n, v in os.environ.items() if not n.startswith(("MM_", "MLFLOW_", "DAGSTER_"))}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MM_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "DAGSTER_HOME": str(tmp_path / "dagster"),
+        "PYTHONPATH": str(PROJECT),
+    }
+    (tmp_path / "dagster").mkdir()
+    ran = 0
+    for block in blocks(GUIDE):
+        if block["language"] == "sh" and not block["why"]:
+            for line in block["text"].splitlines():
+                done = subprocess.run(
+                    ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True
+                )
+                assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
+                ran += 1
+    assert ran >= 12
+    assert (tmp_path / "restored" / "inputs.json").is_file()
+
+
+def test_what_is_not_run_says_why_and_where_it_is_run() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            assert block["language"] in ("sh", "yaml", "json", "python", "text"), f"{page.name}: {block['text'][:40]}"
+            for test in re.findall(r"tests/[\w/]+(?:\.py)?", block["why"] or ""):
+                assert (PROJECT / test).exists(), test
+
+
+def test_every_message_that_is_explained_exists() -> None:
+    sources = "\n".join(
+        path.read_text() for room in ("mm_core", "pipelines") for path in (PROJECT / room).rglob("*.py")
+    )
+    text = (PROJECT / "docs" / "troubleshooting.md").read_text()
+    first = text[: text.index("| what you see")]
+    messages = re.findall(r"^\| `(.+?)` \|", first, re.M)
+    assert len(messages) >= 14
+    for message in messages:
+        words = re.sub(r"\s+", r"\\s+", re.escape(message).replace(r"\ ", " "))
+        # A message may be written over two lines of the source.
+        joined = re.sub(r'"\s*\n\s*f?"', "", sources)
+        assert re.search(words, joined), message
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*PAGES, PROJECT / "README.md"]:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
