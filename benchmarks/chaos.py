@@ -230,8 +230,9 @@ def report(found: list[dict[str, Any]]) -> None:
         f"Undisturbed, the installation took {calm['seconds']:.0f} s from the drops to the end of the cycle.",
         "",
         f"{sum(kills.values())} kills in {len(rounds)} rounds ({what}).",
-        f"Catalog, champion (its weights' digest) and registry equal to the undisturbed ones: in {sum(equal)} of {len(rounds)} rounds. Stuck pool slots: {slots}; orphan",
-        f"processes: {left}.",
+        "Catalog, champion (its weights' digest) and registry equal to the undisturbed ones: "
+        f"in {sum(equal)} of {len(rounds)} rounds.",
+        f"Stuck pool slots: {slots}; orphan processes: {left}.",
         "",
         "| round | kills | seconds, ratio | S3 requests spoiled | runs | equal |",
         "|---|---|---|---|---|---|",
