@@ -11,7 +11,7 @@ LABELSTUDIO := .tools/labelstudio/.ready
 ORTWEB := .tools/onnxruntime-web/.ready
 SHELL := /bin/bash
 
-.PHONY: demo test check ui clean setup lock ocr formats labelstudio gallery screenshots peers
+.PHONY: demo test check ui clean setup lock ocr formats labelstudio gallery screenshots peers audit
 .DELETE_ON_ERROR:
 
 setup: $(READY) $(DVC) $(OCR)
@@ -99,6 +99,16 @@ check: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/test_doors.py
+
+# Known vulnerabilities of all that is pinned; asks the network, so it is no part of `check`.
+audit: .tools/audit/.ready
+	for lock in requirements infra/dvc infra/ocr infra/k8s infra/audit; do \
+	  .tools/audit/bin/pip-audit --no-deps --disable-pip -r $$lock.lock || failed=1; done; exit $${failed:-0}
+
+.tools/audit/.ready: infra/audit.lock
+	$(PYTHON) -m venv .tools/audit
+	.tools/audit/bin/python -m pip install --quiet --disable-pip-version-check -r infra/audit.lock
+	@touch $@
 
 ui: $(READY)
 	$(BIN)/mm ui

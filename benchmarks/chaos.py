@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import random
@@ -98,6 +99,7 @@ def one_round(work: Path, kills: int, first: int, seed: int) -> dict[str, Any]:
     """An installation from its drops to the end of its cycle, killed `kills` times on the way."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request otherwise
     root = work / f"round{seed}"
     shutil.rmtree(root, ignore_errors=True)
     s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

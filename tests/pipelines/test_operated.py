@@ -18,7 +18,7 @@ from mm_core.records import ALL_CATEGORIES, Verdict
 from tests.pipelines.conftest import TINY
 from tests.pipelines.operated import PROJECT, Operated, wait
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
 
@@ -56,7 +56,7 @@ def history(operated: Operated) -> Iterator[dg.DagsterInstance]:
         def ended() -> bool:
             return any(run.status in ENDED for run in runs(instance, "retrain"))
 
-        wait(ended, "a cycle to end", 500, operated)
+        wait(ended, "a cycle to end", 1500, operated)
         wait(lambda: any(m.get("job") == "retrain" for m in operated.webhook.got), "a message", 60, operated)
         yield instance
 
