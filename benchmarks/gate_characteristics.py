@@ -65,20 +65,24 @@ def main() -> None:
     jobs += [("single photos", name, n, args.runs_power) for name in GAINS for n in args.photos]
     # Lines that stand in the csv with as many runs are not made again.
     done, asked = (table_of(path, columns) for path, columns in ((CSV, [*KEYS, *RULES]), (SETTLING_CSV, SETTLING)))
+    for photos, gain in [(n, g) for n in args.photos[:3] for g in (0.05, 0.1, 0.2)]:
+        line = {"photos": photos, "gain": gain}
+        if not stands(asked, line, args.runs_power):
+            found = settling(GateParams(), World(photos=photos), gain, args.runs_power, seed=photos)
+            asked = pd.concat([asked, pd.DataFrame([line | {"runs": args.runs_power} | found])], ignore_index=True)
+            asked.to_csv(SETTLING_CSV, index=False, float_format="%.5g")
+            write(done, asked)
     for job in jobs:
-        if not (done[KEYS] == list(job)).all(axis=1).any():
+        if not stands(done, dict(zip(KEYS[:3], job, strict=False)), job[3]):
             done = pd.concat([done, pd.DataFrame([case(job)])], ignore_index=True)
             done.to_csv(CSV, index=False, float_format="%.5g")
             write(done, asked)
-    for photos in args.photos[:3]:
-        for gain in (0.05, 0.1, 0.2):
-            line = {"photos": photos, "gain": gain, "runs": args.runs_power}
-            if not (asked[list(line)] == list(line.values())).all(axis=1).any():
-                found = settling(GateParams(), World(photos=photos), gain, args.runs_power, seed=photos)
-                asked = pd.concat([asked, pd.DataFrame([line | found])], ignore_index=True)
-                asked.to_csv(SETTLING_CSV, index=False, float_format="%.5g")
-                write(done, asked)
     write(done, asked)
+
+
+def stands(table: pd.DataFrame, line: dict, runs: int) -> bool:
+    """Whether the table has this line from at least as many runs."""
+    return bool(((table[list(line)] == list(line.values())).all(axis=1) & (table["runs"] >= runs)).any())
 
 
 def table_of(path: Path, columns: list[str]) -> pd.DataFrame:

@@ -123,6 +123,17 @@ def rollback(
 
 
 @app.command()
+def anchor(
+    version: Annotated[str, typer.Argument(help="A champion, present or former.")],
+    reason: Annotated[str, typer.Option(help="For the history.")] = "",
+    json_: Json = False,
+) -> None:
+    """Moves the alias `anchor`: what later candidates must not fall behind, however small their steps."""
+    layout, params = layout_and_params()
+    say(stages.anchor(params, layout, version, reason=reason), json_)
+
+
+@app.command()
 def keys(path: Annotated[Path, typer.Argument(help="File of the new private key.")], json_: Json = False) -> None:
     """Makes a key to sign bundles and overrides with: PATH (private, mode 0600) and PATH.pub."""
     from mm_core.export.signature import make_keys

@@ -552,6 +552,16 @@ def rollback(params: Params, layout: Layout, version: str | None = None, *, reas
     return report
 
 
+def anchor(params: Params, layout: Layout, version: str, *, reason: str) -> Report:
+    """Makes a champion, present or former, the anchor of the next cycles' gate; on record with who and why."""
+    from mm_core.export.registry import Registry
+
+    with timed(Report("anchor"), layout.root / "reports" / "anchor.json") as report:
+        Registry(layout.settings).move_anchor(version, reason, report)
+    pin_inputs(params, layout)
+    return report
+
+
 def reproduce(params: Params, layout: Layout, version: str, *, progress: Progress = quiet) -> Report:
     """Rebuilds a registered model from its recorded snapshot, params and seeds, and compares the weights."""
     from mm_core.export.reproduce import reproduce as rebuild

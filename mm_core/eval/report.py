@@ -81,6 +81,7 @@ def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, r
         others=_other_cells(verdict),
         bars=_bars(scores),
         fidelity=_fidelity(scores),
+        shipped=_shipped(stages),
         mattes=_mattes(layout, evaluation),
         flips=evaluation.tables.get("flips", []),
         labels=_labels(stages.get("label-value")),
@@ -203,6 +204,17 @@ def _fidelity(scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[
             pairs = [(number(one.get(metric)), number(other.get(metric))) for metric in COLUMNS]
             rows.append({"category": category, "pairs": pairs, "cost": f"{cost:+.1f} %" if cost is not None else "–"})
     return rows
+
+
+def _shipped(stages: Mapping[str, Report]) -> list[dict[str, Any]]:
+    """The bundle's files of every format, as the export measured them."""
+    rows = stages["export"].tables.get("bundle", []) if "export" in stages else []
+    return [
+        {"file": row["file"], "in_float": row.get("in_float", ""), "megabytes": f"{row['bytes'] / 1e6:.2f}"}
+        | {t: f"{row[f'ms_{t}_threads']:.1f} ms ({row[f'speedup_{t}_threads']:.1f} ×)" for t in ("1", "2")}
+        | {"peak": f"{row['peak_mb']:.0f}", "diff": f"{row['diff_mse']:.1e}"}
+        for row in rows
+    ]
 
 
 def _mattes(layout: Layout, evaluation: Report) -> list[dict[str, Any]]:

@@ -55,8 +55,7 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
     target = layout.bundles / version
     about = _about(layout, verdict)
     with held(layout.bundles / ".lock"):
-        photos = about["quantised"]["calibration"]
-        made = convert(params.export.formats, layout.model(TRAIN_STAGES[-1]), photos, layout, store)
+        made = convert(params.export, layout.model(TRAIN_STAGES[-1]), about["quantised"], layout, store)
         asked = {
             "limits": params.export.limits.model_dump(mode="json"),
             "formats": {name: {d: row["sha256"] for d, row in rows.items()} for name, rows in made.items()},
@@ -77,7 +76,7 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
     report.facts["signature"] = f"Ed25519, key {signer}" if signer else UNSIGNED
     report.metrics["export/bytes"] = float(sum(file["bytes"] for file in manifest["files"].values()))
     report.tables["bundle"] = [
-        {"file": file, "bytes": manifest["files"][file]["bytes"], "float_part": row.get("float_part", "")}
+        {"file": file, "bytes": manifest["files"][file]["bytes"], "in_float": len(row["float_convolutions"])}
         | {f"ms_{t}_threads": row["latency_ms"][t] for t in row["latency_ms"]}
         | {f"speedup_{t}_threads": row["speedup"][t] for t in row["speedup"]}
         | {"peak_mb": row["peak_mb"], "diff_mse": row["int8_against_float"]["mse"]}

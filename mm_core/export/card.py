@@ -20,17 +20,19 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         for p in ("float", "int8")
         if p in metrics[c]
     ]
-    kept = ", ".join(f"{decoder}: {row['float_part']}" for decoder, row in manifest["decoders"].items())
     speed = [
         [file["file"], f"{manifest['files'][file['file']]['bytes'] / 1e6:.2f} MB"]
         + [f"{file['latency_ms'][t]:.1f} ms ({file['speedup'][t]:.1f} ×)" for t in ("1", "2")]
         + [
             f"{file['peak_mb']:.0f} MB",
             f"{file['int8_against_float']['mse']:.1e}, {file['int8_against_float']['max']:.2f}",
+            len(file["float_convolutions"]),
         ]
         for row in manifest["decoders"].values()
         for file in (row, *row["formats"].values())
     ]
+    head = ["file", "size", "1 thread (against torch float)", "2 threads", "peak memory"]
+    head += ["off float: MSE, max", "in float"]
     limits = ", ".join(f"{name} {value:g}" for name, value in manifest["asked"]["limits"].items())
     sources = [[row["pool"], row["source"], row["license"], row["photos"]] for row in manifest["data"]["sources"]]
     better = ", ".join(m if m not in HIGHER_IS_BETTER else f"{m} (higher is better)" for m in SHOWN)
@@ -51,10 +53,10 @@ Alpha mattes of photos on a phone: one int8 file per kind of subject
 Verdict: {verdict["decision"]} ({verdict["basis"]}), {verdict["created_at"]}.
 
 ## Size and speed here
-{_table(["file", "size", "1 thread (against torch float)", "2 threads", "peak memory", "off float: MSE, max"], speed)}
+{_table(head, speed)}
 Measured on the machine that exported, each file in a fresh process with its format's runtime; peak memory is that
-process's, Python included. A phone's numbers differ, their ratio less. The gate judged the ONNX files (kept in float:
-{kept}). Limits: {limits}.
+process's, Python included. A phone's numbers differ, their ratio less. In float: how many convolutions beside the last.
+The gate judged the ONNX files. Limits: {limits}.
 
 ## Training data
 {_table(["pool", "source", "licence", "photos"], sources)}

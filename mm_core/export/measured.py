@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mm_core.export.formats.convert import calibration_images, float_alphas
+from mm_core.export.calibration import calibration_images
 from mm_core.export.formats.measure import median_ms
 from mm_core.export.formats.run import SUFFIX, run_file
+from mm_core.export.served import float_alphas
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.model.preprocess import prepare
 from mm_core.records import ALL_CATEGORIES, DECODERS, decoder_of
@@ -30,7 +31,8 @@ def run_all(
         for name in ("onnx", *about["made"]):
             images = image
             if name != "onnx":
-                photos = calibration_images(model, about["quantised"]["calibration"][decoder], store)
+                ids = about["quantised"]["calibration"][decoder]
+                photos = calibration_images(ids, image.shape[-1], store)
                 images = np.concatenate([photos, image])
             file = folder / f"{decoder}{SUFFIX[name]}"
             alphas, cost = run_file(name, layout.settings, file, images, THREADS)
@@ -67,13 +69,14 @@ def decoder_entry(
             "file": record["file"],
             "versions": record["versions"] | runs[name]["versions"],
             "int8_against_float": runs[name]["diff"],
+            "float_convolutions": record["float_convolutions"],
             **{key: record[key] for key in ("undelegated",) if key in record},
             **cost(runs[name]),
         }
     return {
         "file": f"{decoder}{SUFFIX['onnx']}",
         "categories": [c for c in ALL_CATEGORIES if decoder_of(c) == decoder],
-        "float_part": row["float_part"],
+        "float_convolutions": row["float_convolutions"],
         "int8_against_float": {"mse": row["diff_mse"], "max": row["diff_max"], "photos": row["calibration_images"]},
         "torch_float_ms": torch_ms,
         **cost(runs["onnx"]),
@@ -96,7 +99,7 @@ def torch_latencies(model: Path) -> dict[str, dict[str, float]]:
             for threads in THREADS:
                 torch.set_num_threads(threads)
                 for decoder, row in found.items():
-                    row[str(threads)] = round(median_ms(lambda d=decoder: net(image, d)), 2)
+                    row[str(threads)] = round(median_ms(lambda d=decoder: net(image, d))[0], 2)
     finally:
         torch.set_num_threads(before)
     return found

@@ -2,8 +2,9 @@
 
 Post-training quantisation as in Jacob et al. 2018 (arXiv:1712.05877): weights int8 per output channel,
 activations uint8 per tensor with ranges seen on training photos, in QDQ form. Shapes are fixed
-(one image, S × S): the delegates of phones want that. The head stays in float, which cuts the error for
-little time; a decoder that still strays too far from float keeps more layers (`FLOAT_PARTS`).
+(one image, S × S): the delegates of phones want that. The last convolution stays in float, which cuts the error for
+little time; a decoder that still strays too far from float in a category keeps the convolutions that int8 hurts most
+(`mm_core.export.sensitivity`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from mm_core.data.images import load_rgb
-from mm_core.data.snapshot import read_pool
-from mm_core.errors import MattingError, NothingToTrainOn
+from mm_core.errors import MattingError
+from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
 from mm_core.export.runtime import SUFFIX, open_session
-from mm_core.model.preprocess import prepare
+from mm_core.export.sensitivity import ladder, ranked, worst
+from mm_core.export.served import served
 from mm_core.params import ExportParams
 from mm_core.records import (
     DECODERS,
@@ -35,15 +35,11 @@ from mm_core.records import (
     write_bytes,
     write_json,
 )
-from mm_core.store import Store, fetch_blob
+from mm_core.store import Store
 
-FLOAT_PARTS = ("head", "decoder", "encoder")
-"""What stays in float, tried in this order: the last convolution and what follows; the whole decoder; encoder and head.
-The noise of a MobileNetV4 spreads over all its layers (no single one matters), so the steps are coarse: they cut the
-squared error by about a third and by two thirds."""
 TORCH_TOLERANCE = 1e-3
 """The float ONNX graph must give torch's alpha to within this."""
-_RECIPE = 2
+_RECIPE = 3
 """Raised with every change here that changes bytes, so that kept results are made again."""
 
 
@@ -79,7 +75,8 @@ def quantise(
     if record is None:
         record_file.unlink(missing_ok=True)
         record = {"key": key, "model": sha256_file(model), "calibration": chosen, "versions": tool_versions()}
-        record["decoders"] = _make_all(params, model, chosen, store, out_dir, progress)
+        categories = {decoder: categories_of(snapshot_dir, ids) for decoder, ids in chosen.items()}
+        record["decoders"] = _make_all(params, model, chosen, categories, store, out_dir, progress)
         write_json(record_file, record)
     report.facts["quantised"] = {d: row["sha256"] for d, row in record["decoders"].items()}
     report.tables["quantisation"] = [{"decoder": d, **row} for d, row in record["decoders"].items()]
@@ -87,27 +84,6 @@ def quantise(
         for name in ("diff_mse", "diff_max", "bytes"):
             report.metrics[f"quantise/{decoder}/{name}"] = float(row[name])
     return report
-
-
-def calibration_ids(snapshot_dir: Path, decoder: str, count: int) -> list[str]:
-    """Sample ids whose photos set one decoder's ranges: its training photos, labelled first, its categories in turn.
-
-    A decoder without any takes those of the others: rough ranges are better than no file. Ids are
-    content digests, so their order is random in content and the same for ever.
-    """
-    frames = [read_pool(snapshot_dir, pool) for pool in ("train_labeled", "train_unlabeled")]
-    own = [_in_turn(frame.loc[frame["decoder"] == decoder]) for frame in frames]
-    ids = list(dict.fromkeys(own[0] + own[1])) or list(dict.fromkeys(_in_turn(frames[0]) + _in_turn(frames[1])))
-    if not ids:
-        raise NothingToTrainOn(f"{snapshot_dir}: no training photo to calibrate int8 with: drop labelled ones first")
-    return ids[:count]
-
-
-def _in_turn(frame: pd.DataFrame) -> list[str]:
-    """Sample ids by order, one of each category after the other."""
-    ordered = frame.assign(category=frame["category"].fillna("")).sort_values("sample_id")
-    ordered["turn"] = ordered.groupby("category").cumcount()
-    return ordered.sort_values(["turn", "category"])["sample_id"].tolist()
 
 
 def tool_versions() -> dict[str, str]:
@@ -130,6 +106,7 @@ def _make_all(
     params: ExportParams,
     model: Path,
     chosen: dict[str, list[str]],
+    categories: dict[str, list[str]],
     store: Store,
     out_dir: Path,
     progress: Callable[[str, int, int], None],
@@ -138,12 +115,17 @@ def _make_all(
     graph, check = float_graph(model)
     size = graph.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
     progress("quantise", 1, len(DECODERS) + 1)
-    of_decoder = {decoder: _extract(graph, decoder) for decoder in DECODERS}
-    shared = set.intersection(*({node.name for node in one.graph.node} for one in of_decoder.values()))
     rows = {}
     for done, decoder in enumerate(DECODERS, start=2):
-        images = [prepare(load_rgb(fetch_blob(store, i), 4 * size), size)[None] for i in chosen[decoder]]
-        rows[decoder], data = quantise_graph(of_decoder[decoder], images, shared, params.max_int8_mse, check(decoder))
+        images = calibration_images(chosen[decoder], size, store)
+        rows[decoder], data = quantise_graph(
+            _extract(graph, decoder),
+            images,
+            categories[decoder],
+            lambda images=images, decoder=decoder: ranked(served(model, decoder), images),
+            params.max_int8_mse,
+            check(decoder),
+        )
         rows[decoder] |= {"sha256": sha256_bytes(data), "bytes": len(data), "calibration_images": len(images)}
         write_bytes(out_dir / f"{decoder}{SUFFIX}", data)
         progress("quantise", done, len(DECODERS) + 1)
@@ -205,15 +187,17 @@ def _stripped(model: Any) -> Any:
 
 def quantise_graph(
     graph: Any,
-    images: Sequence[np.ndarray],
-    shared: set[str],
+    images: np.ndarray,
+    categories: Sequence[str],
+    rank: Callable[[], Sequence[int]],
     max_mse: float,
     reference: tuple[np.ndarray, np.ndarray],
 ) -> tuple[dict[str, Any], bytes]:
-    """One decoder's int8 file as bytes, and what it cost: `diff_mse`, `diff_max`, `float_part`, `float_nodes`.
+    """One decoder's int8 file as bytes, and what it cost: `diff_mse` (of the worst category), `diff_max`,
+    `float_convolutions` (numbers in the order of execution), and `sensitive`, the ranking where it was asked for.
 
-    `images` are prepared float32 (1, 3, S, S); `shared` names the encoder's nodes. The first of
-    `FLOAT_PARTS` that keeps the difference to float at most `max_mse` wins, else the closest one.
+    `images` are prepared, float32 (N, 3, S, S), each of one of `categories`. Convolutions that int8 hurts most (`rank`)
+    stay in float, ever more, until no category differs from float by more than `max_mse`; else the closest file wins.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -226,9 +210,10 @@ def quantise_graph(
 
         def get_next(self) -> Any:
             image = next(self.left, None)
-            return None if image is None else {"image": image}
+            return None if image is None else {"image": image[None]}
 
     best: tuple[dict[str, Any], bytes] | None = None
+    sensitive: list[int] | None = None
     with tempfile.TemporaryDirectory(prefix="mm-quantise-") as name, _quiet():
         folder = Path(name)
         plain, ready, made = folder / "plain.onnx", folder / "float.onnx", folder / "int8.onnx"
@@ -236,8 +221,9 @@ def quantise_graph(
         quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
         _require_close(ready, reference)
         truth = _alphas(ready, images)
-        for part in FLOAT_PARTS:
-            kept = float_nodes(onnx.load(ready).graph, shared, part)
+        steps: list[list[int]] = [[]]
+        while steps:
+            kept = steps.pop(0)
             quantize_static(
                 str(ready),
                 str(made),
@@ -248,50 +234,50 @@ def quantise_graph(
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=kept,
+                nodes_to_exclude=float_nodes(onnx.load(ready).graph, kept),
                 calibration_cache_path=str(folder / "ranges.json"),
             )
             data = _stripped(onnx.load(made)).SerializeToString(deterministic=True)
             made.write_bytes(data)
             difference = _alphas(made, images) - truth
             row = {
-                "diff_mse": float(np.mean(difference**2)),
+                "diff_mse": worst(difference, categories),
                 "diff_max": float(np.abs(difference).max()),
-                "float_part": part,
-                "float_nodes": len(kept),
+                "float_convolutions": kept,
             }
             if best is None or row["diff_mse"] < best[0]["diff_mse"]:
                 best = row, data
             if row["diff_mse"] <= max_mse:
                 break
+            if sensitive is None:
+                sensitive = list(rank())
+                steps = ladder(sensitive)[1:]
     assert best is not None
-    return best
+    return best[0] | {"sensitive": sensitive}, best[1]
 
 
-def float_nodes(graph: Any, shared: set[str], part: str) -> list[str]:
-    """Names of the nodes that stay in float for one of `FLOAT_PARTS`; nodes are in topological order."""
+def float_nodes(graph: Any, kept: Sequence[int]) -> list[str]:
+    """Names of the nodes that stay in float: these convolutions and the last one, each with what follows it."""
+    # The exporter numbers its nodes in the order of execution, which simplifying may change.
+    starts = [i for i, node in enumerate(graph.node) if node.op_type == "Conv"]
     names = [node.name for node in graph.node]
-    last = max(i for i, node in enumerate(graph.node) if node.op_type == "Conv")
-    head = names[last:]
-    if part == "head":
-        return head
-    if part == "decoder":
-        return [name for name in names if name not in shared]
-    return [name for name in names if name in shared] + head
+    ends = [*starts[1:], len(names)]
+    return [name for n in sorted({*kept, len(starts) - 1}) for name in names[starts[n] : ends[n]]]
 
 
 def _require_close(float_file: Path, reference: tuple[np.ndarray, np.ndarray]) -> None:
     image, alpha = reference
-    error = float(np.abs(_alphas(float_file, [image])[0] - alpha[0]).max())
+    error = float(np.abs(_alphas(float_file, image)[0] - alpha[0, 0]).max())
     if not error <= TORCH_TOLERANCE:
         raise MattingError(
             f"the exported graph strays {error:.4f} from torch's alpha: an operator was translated wrongly"
         )
 
 
-def _alphas(file: Path, images: Sequence[np.ndarray]) -> np.ndarray:
+def _alphas(file: Path, images: np.ndarray) -> np.ndarray:
+    """(N,3,S,S) → (N,S,S)."""
     session = open_session(file)
-    return np.concatenate([np.asarray(session.run(["alpha"], {"image": image})[0]) for image in images])
+    return np.stack([np.asarray(session.run(["alpha"], {"image": image[None]})[0])[0, 0] for image in images])
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """The MLflow model registry `matting`: what was promoted, from what, and which version is champion now.
 
 The alias `champion` is the one truth about which model serves; the history (tags `history.0001`, … of the registered
-model) follows it. A move is announced in the tag `pending`, then made, then written down, so that whoever comes after a
-killed promoter knows whether the move happened. A version is created in one transaction with all its tags, after every
-blob and artifact that they name.
+model) follows it; moves of the anchor by a person stand in `anchor.0001`, …. A move is announced in the tag `pending`,
+then made, then written down, so that whoever comes after a killed promoter knows whether the move happened. A version
+is created in one transaction with all its tags, after every blob and artifact that they name.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from mm_core.store import Store, put_blob
 from mm_core.training.tracking import Tracker
 
 NAME = "matting"
-PROMOTE, ROLLBACK, OVERRIDE = "promote", "rollback", "override"
+PROMOTE, ROLLBACK, OVERRIDE, ANCHOR = "promote", "rollback", "override", "anchor"
 ALIASES = ("champion", "anchor", "candidate")
-"""What serves; the first model ever promoted, against slow erosion; the newest version."""
+"""What serves; the first model ever promoted (or one that a person named), against slow erosion; the newest."""
 
 
 class Registry:
@@ -160,6 +160,36 @@ class Registry:
         report.tables["history"] = self.history()
         return report
 
+    def move_anchor(self, version: str, why: str, report: Report) -> Report:
+        """Makes a champion, present or former, the anchor that later candidates must not fall behind.
+
+        Who, when and why are on record before the alias moves; repeating it changes nothing. Raises InputError where
+        `version` was never champion or no reason is given.
+        """
+        if not why.strip():
+            raise InputError(
+                "mm anchor needs --reason: the anchor guards against slow erosion, and who moves it says why"
+            )
+        known = list(dict.fromkeys(move["to"] for move in self.history()))
+        if version not in known:
+            raise InputError(f"version {version} was never champion; promoted were {', '.join(known) or 'none'}")
+        with held(self._lock):
+            moves, model = self.anchor_history(), self._model()
+            before = model.aliases.get("anchor")
+            if str(before) != version:
+                # One that a killed process announced is not written down twice.
+                if not moves or (moves[-1]["from"], moves[-1]["to"]) != (str(before), version):
+                    entry = _move(len(moves) + 1, ANCHOR, str(before), version, why.strip())
+                    self._client.set_registered_model_tag(NAME, f"anchor.{entry['n']:04d}", json.dumps(entry))
+                self._point("anchor", version)
+        report.facts |= {"anchor": version, "moves": self.anchor_history()}
+        return report
+
+    def anchor_history(self) -> list[dict[str, Any]]:
+        """Every move of `anchor` by a person, oldest first, as `history`."""
+        model = self._model()
+        return _recorded(model, "anchor") if model else []
+
     def champions(self) -> list[str]:
         """The versions in office below and including the present champion: a rollback ends those after its target."""
         reign: list[str] = []
@@ -218,15 +248,7 @@ class Registry:
         """Moves `champion` and writes it down; the announcement tells the next one what a killed process was doing."""
         self._settle()
         moves = self.history()
-        entry = {
-            "n": len(moves) + 1,
-            "kind": kind,
-            "from": moves[-1]["to"] if moves else None,
-            "to": version,
-            "who": who(),
-            "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "why": why,
-        }
+        entry = _move(len(moves) + 1, kind, moves[-1]["to"] if moves else None, version, why)
         self._client.set_registered_model_tag(NAME, "pending", json.dumps(entry))
         self._point("champion", version)
         self._settle()
@@ -274,7 +296,7 @@ class Registry:
 
 def _history(model: Any) -> list[dict[str, Any]]:
     """The moves on record, and the last one where the alias has moved but nobody wrote it down."""
-    moves = [json.loads(value) for key, value in sorted(model.tags.items()) if key.startswith("history.")]
+    moves = _recorded(model, "history")
     champion, last = model.aliases.get("champion"), moves[-1]["to"] if moves else None
     if champion is not None and str(champion) != last:
         announced = json.loads(model.tags.get("pending", "{}"))
@@ -293,6 +315,15 @@ def _history(model: Any) -> list[dict[str, Any]]:
                 }
             )
     return moves
+
+
+def _recorded(model: Any, what: str) -> list[dict[str, Any]]:
+    return [json.loads(value) for key, value in sorted(model.tags.items()) if key.startswith(f"{what}.")]
+
+
+def _move(n: int, kind: str, before: str | None, to: str, why: str) -> dict[str, Any]:
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"n": n, "kind": kind, "from": before, "to": to, "who": who(), "when": when, "why": why}
 
 
 def said(override: Mapping[str, Any]) -> str:

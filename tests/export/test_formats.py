@@ -1,4 +1,4 @@
-"""Further formats: a real ExecuTorch file from the tiny network, and how the bundle takes such files in."""
+"""Further formats: real files of the tiny network, and how the bundle takes such files in."""
 
 from __future__ import annotations
 
@@ -16,34 +16,44 @@ from mm_core.errors import ReleaseRefused
 from mm_core.export import bundle as b
 from mm_core.export.formats import convert as c
 from mm_core.export.formats.run import SUFFIX, run_file
+from mm_core.export.served import float_alphas
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.model.preprocess import prepare
+from mm_core.params import ExportParams
 from mm_core.records import DECODERS, sha256_file
 
-EXECUTORCH = Path(__file__).resolve().parents[2] / ".tools" / "executorch" / "bin" / "python"
+TOOLS = Path(__file__).resolve().parents[2] / ".tools"
 WITH_EXECUTORCH = PARAMS.with_values(**{"export.formats": ["onnx", "executorch"]})
 
 
-@pytest.mark.skipif(not EXECUTORCH.is_file(), reason=f"{EXECUTORCH} is missing: `make formats` installs ExecuTorch")
-def test_an_executorch_file_is_whole_in_one_delegate_close_to_float_and_kept(cycle, monkeypatch):
+@pytest.mark.parametrize("name", ["executorch", "litert"])
+def test_a_file_of_each_format_is_close_to_float_sound_and_kept(cycle, monkeypatch, name):
+    python = TOOLS / name / "bin" / "python"
+    if not python.is_file():
+        pytest.skip(f"{python} is missing: `make formats` installs it")
     model, store = cycle.model(TRAIN_STAGES[-1]), stages.store_of(cycle)
-    ids = json.loads((cycle.quantised / "quantised.json").read_text())["calibration"]["portrait"][:3]
-    layout = Layout(cycle.settings.__class__(**vars(cycle.settings) | {"executorch_python": EXECUTORCH}))
+    whole = json.loads((cycle.quantised / "quantised.json").read_text())
+    ids, row = whole["calibration"]["portrait"][:3], whole["decoders"]["portrait"]
+    layout = Layout(cycle.settings.__class__(**vars(cycle.settings) | {f"{name}_python": python}))
+    params = PARAMS.export.model_copy(update={"formats": ["onnx", name], "max_int8_mse": 1e-9})
 
     def made() -> dict[str, Any]:
-        return c.convert(["onnx", "executorch"], model, {"portrait": ids}, layout, store)["executorch"]["portrait"]
+        quantised = {"calibration": {"portrait": ids}, "decoders": {"portrait": row | {"sensitive": [3, 1, 2, 0]}}}
+        return c.convert(params, model, quantised, layout, store)[name]["portrait"]
 
     record = made()
-    assert record["undelegated"] == 0 and record["delegates"] == 1
-    file = layout.formats / "portrait.int8.pte"
+    file = layout.formats / f"portrait{SUFFIX[name]}"
     assert record["sha256"] == sha256_file(file) and b"mm_core" not in file.read_bytes()
+    assert record["float_convolutions"] in ([], [3], [1, 3]), "the closest within half of the convolutions"
+    if name == "executorch":
+        assert record["undelegated"] == 0
 
     photos = np.stack([prepare(generate("portrait", 700 + i, size=SIZE).image, SIZE) for i in range(4)])
-    plain = c.float_alphas(model, "portrait", photos)
-    served, cost = run_file("executorch", layout.settings, file, photos, ())
+    plain = float_alphas(model, "portrait", photos)
+    alphas, cost = run_file(name, layout.settings, file, photos, ())
     assert np.var(plain) > 1e-4, "flat mattes would prove nothing"
-    assert np.mean((served - plain) ** 2) < np.var(plain) / 100
-    assert cost["versions"]["executorch"] == record["versions"]["executorch"]
+    assert np.mean((alphas - plain) ** 2) < np.var(plain) / 100
+    assert set(cost["versions"]) == ({"executorch"} if name == "executorch" else {"ai-edge-litert"})
 
     again: list[str] = []
     monkeypatch.setattr(c, "_make", lambda name, *a: again.append(name) or {"sha256": sha256_file(file), "bytes": 1})
@@ -52,25 +62,25 @@ def test_an_executorch_file_is_whole_in_one_delegate_close_to_float_and_kept(cyc
     for damage in (lambda: file.write_bytes(b"half"), file.with_name(f"{file.name}.json").unlink):
         damage()
         made()
-        assert again.pop() == "executorch" and not again
+        assert again.pop() == name and not again
         file.write_bytes(data)
     ids.pop()
     made()
-    assert again == ["executorch"], "other photos, other ranges"
+    assert again == [name], "other photos, other ranges"
 
 
 @pytest.fixture
 def stand_ins(cycle: Layout, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Files that claim to be ExecuTorch's, so that the bundle's part is tested without minutes of conversion."""
     stop_clocks(monkeypatch)
-    said = {"undelegated": 0, "versions": {"executorch": "1.5.1"}}
+    said = {"undelegated": 0, "float_convolutions": [4, 7], "versions": {"executorch": "1.5.1"}}
     clocked = b.run_all
 
-    def convert(formats: list[str], model: Path, calibration: dict, layout: Layout, store: Any) -> dict:
-        records: dict[str, dict] = {name: {} for name in formats if name != "onnx"}
+    def convert(params: ExportParams, model: Path, quantised: dict, layout: Layout, store: Any) -> dict:
+        records: dict[str, dict] = {name: {} for name in params.formats if name != "onnx"}
         layout.formats.mkdir(parents=True, exist_ok=True)
         for name, rows in records.items():
-            for decoder in calibration:
+            for decoder in quantised["calibration"]:
                 file = layout.formats / f"{decoder}{SUFFIX[name]}"
                 file.write_bytes(f"{name} {decoder}".encode())
                 rows[decoder] = said | {"file": file.name, "sha256": sha256_file(file)}
@@ -97,7 +107,7 @@ def test_the_bundle_takes_further_formats_in_when_asked_and_lets_them_go_again(c
         assert manifest["files"][entry["file"]]["sha256"] == sha256_file(folder / entry["file"])
         assert entry["int8_against_float"]["mse"] == 2e-6 and entry["speedup"] == {"1": 1.0, "2": 1.0}
         assert f"| {decoder}.int8.pte |" in (folder / "MODEL_CARD.md").read_text()
-    assert "| 321 MB | 2.0e-06, 0.01 |" in (folder / "MODEL_CARD.md").read_text()
+    assert "| 321 MB | 2.0e-06, 0.01 | 2 |" in (folder / "MODEL_CARD.md").read_text()
     assert {f"{d}_executorch_alpha" for d in DECODERS} < set(np.load(folder / "golden.npz").files)
     shown = [row["file"] for row in report.tables["bundle"]]
     assert shown == [f"{d}{SUFFIX[name]}" for name in ("onnx", "executorch") for d in sorted(DECODERS)]

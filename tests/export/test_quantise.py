@@ -18,6 +18,7 @@ from mm_core import stages
 from mm_core.data.images import load_rgb
 from mm_core.data.snapshot import POOLS, SCHEMA, read_pool
 from mm_core.errors import MattingError, NothingToTrainOn
+from mm_core.export import calibration as c
 from mm_core.export import quantise as q
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.layout import TRAIN_STAGES, Layout
@@ -95,7 +96,7 @@ def test_finished_results_are_kept_and_damaged_ones_made_again(base, cycle, monk
             (cycle.quantised / file.name).write_bytes(file.read_bytes())
 
 
-q_columns = ("sha256", "bytes", "diff_mse", "diff_max", "float_part", "float_nodes", "calibration_images")
+q_columns = ("sha256", "bytes", "diff_mse", "diff_max", "float_convolutions", "sensitive", "calibration_images")
 
 
 def chain(widths: list[int]) -> onnx.ModelProto:
@@ -116,21 +117,31 @@ def chain(widths: list[int]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def test_a_strict_limit_keeps_more_in_float_and_the_closest_file_wins(tmp_path):
+def test_a_strict_limit_keeps_the_sensitive_layers_in_float_until_it_is_met(tmp_path):
     graph = chain([8, 8, 8, 8, 8, 8])
-    shared = {"conv0", "act0", "conv1", "act1"}
-    images = [np.random.default_rng(i).standard_normal((1, 3, 16, 16), dtype=np.float32) for i in range(3)]
+    images = np.random.default_rng(0).standard_normal((4, 3, 16, 16), dtype=np.float32)
     onnx.save(graph, tmp_path / "float.onnx")
-    alpha = q._alphas(tmp_path / "float.onnx", images[:1])
+    reference = images[:1], q._alphas(tmp_path / "float.onnx", images[:1])[:, None]
 
-    sizes = [len(q.float_nodes(graph.graph, shared, part)) for part in q.FLOAT_PARTS]
-    assert sizes == [2, 10, 6]
-    found = {m: q.quantise_graph(graph, images, shared, m, (images[0], alpha))[0] for m in (1.0, 0.0)}
-    assert found[1.0]["float_part"] == "head"
-    assert found[0.0]["float_part"] in ("decoder", "encoder")
-    assert 0 < found[0.0]["diff_mse"] < found[1.0]["diff_mse"] < 1e-2
+    def made(limit, rank=(5, 4, 0, 1, 2, 3)):
+        asked = []
+        row, data = q.quantise_graph(graph, images, [*"aabb"], lambda: asked.append(1) or rank, limit, reference)
+        onnx.save(onnx.load_from_string(data), tmp_path / "int8.onnx")
+        off = q._alphas(tmp_path / "int8.onnx", images) - q._alphas(tmp_path / "float.onnx", images)
+        assert row["diff_mse"] == pytest.approx(max(np.mean(off[:2] ** 2), np.mean(off[2:] ** 2)), rel=1e-4)
+        return row, len(asked), onnx.load_from_string(data).graph
+
+    loose, asked, _ = made(1.0)
+    assert loose["float_convolutions"] == [] and loose["sensitive"] is None and not asked, "a ranking costs time"
+    strict, asked, graph8 = made(0.0)
+    assert strict["diff_mse"] < loose["diff_mse"] and asked == 1 and strict["sensitive"] == [5, 4, 0, 1, 2, 3]
+    assert strict["float_convolutions"] == [4, 5], "two are the most below half of six"
+    feeds = {name: node for node in graph8.node for name in node.output}
+    plain = [i for i, n in enumerate(n for n in graph8.node if n.op_type == "Conv") if n.input[1] not in feeds]
+    assert plain == [4, 5, 6], "and the last"
+    assert made(0.85 * loose["diff_mse"])[0]["float_convolutions"] == [5], "no more than it takes"
     with pytest.raises(MattingError, match="strays"):
-        q.quantise_graph(graph, images, shared, 1.0, (images[0], 1 - alpha))
+        q.quantise_graph(graph, images, [*"aabb"], list, 1.0, (images[:1], 1 - reference[1]))
 
 
 def pools(folder: Path, **rows: list[tuple[str, str | None, str]]) -> Path:
@@ -150,12 +161,13 @@ def test_calibration_photos_are_training_photos_labelled_first_and_all_categorie
         eval=[("e", "portrait", "portrait")],
         validation=[("v", "portrait", "portrait")],
     )
-    assert q.calibration_ids(folder, "portrait", 3) == ["m9", "p0", "p1"]
-    assert q.calibration_ids(folder, "portrait", 99) == ["m9", "p0", "p1", "p2", "p3", "p4", "a0"]
-    assert q.calibration_ids(folder, "saliency", 99) == ["n0", "c0"]
-    assert set(q.calibration_ids(folder, "scenery", 99)) == {r[0] for r in labelled + unlabelled}, "others' photos"
+    assert c.calibration_ids(folder, "portrait", 3) == ["m9", "p0", "p1"]
+    assert c.calibration_ids(folder, "portrait", 99) == ["m9", "p0", "p1", "p2", "p3", "p4", "a0"]
+    assert c.calibration_ids(folder, "saliency", 99) == ["n0", "c0"]
+    assert c.categories_of(folder, ["m9", "n0", "c0"]) == ["multi_person", "", "cards"]
+    assert set(c.calibration_ids(folder, "scenery", 99)) == {r[0] for r in labelled + unlabelled}, "others' photos"
 
 
 def test_no_training_photo_is_an_error_that_says_what_to_drop(tmp_path):
     with pytest.raises(NothingToTrainOn, match="drop"):
-        q.calibration_ids(pools(tmp_path, eval=[("e", "portrait", "portrait")]), "portrait", 4)
+        c.calibration_ids(pools(tmp_path, eval=[("e", "portrait", "portrait")]), "portrait", 4)

@@ -122,6 +122,32 @@ def test_killed_in_a_rollback_the_next_call_completes_it(three: Layout, tmp_path
         assert champion(layout) == "1" and [m["to"] for m in moves] == ["1", "2", "3", "1"]
 
 
+def test_the_anchor_moves_only_to_a_champion_with_a_reason_and_once(three: Layout, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    registry = Registry(three.settings)
+    assert (registry.pin("anchor") or {})["version"] == "1" and registry.anchor_history() == []
+    with pytest.raises(InputError, match="--reason"):
+        stages.anchor(PARAMS, three, "2", reason=" ")
+    with pytest.raises(InputError, match="never champion; promoted were 1, 2, 3"):
+        stages.anchor(PARAMS, three, "9", reason="typo")
+
+    def die(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", die)
+        with pytest.raises(KeyboardInterrupt):
+            stages.anchor(PARAMS, three, "2", reason="new eval set")
+    assert (registry.pin("anchor") or {})["version"] == "1"
+    for _ in range(2):
+        stages.anchor(PARAMS, three, "2", reason="new eval set")
+    (move,) = registry.anchor_history()
+    assert (move["from"], move["to"], move["why"], move["kind"]) == ("1", "2", "new eval set", "anchor")
+    assert champion(three) == "3" and len(registry.history()) == 3, "the champion's history is its own"
+    assert (stages.read_inputs(three)["anchor"] or {})["version"] == "2", "the next cycle is compared with it"
+
+
 def test_override_releases_a_refused_candidate(first: Layout, tmp_path: Path, key: Path) -> None:
     layout = clone(first, tmp_path / "data")
     next_candidate(layout, 5, "REJECT")

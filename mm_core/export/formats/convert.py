@@ -6,67 +6,71 @@ The float network goes over as a `torch.export` program, so that the toolchains 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mm_core.data.images import load_rgb
+from mm_core.export.calibration import calibration_images, categories_of
 from mm_core.export.formats.run import HERE, SUFFIX, call, python_of
+from mm_core.export.sensitivity import ladder, ranked
+from mm_core.export.served import served
 from mm_core.layout import Layout
-from mm_core.model.preprocess import prepare
+from mm_core.params import ExportParams
 from mm_core.records import digest_of, read_keyed, sha256_file, write_bytes, write_json
-from mm_core.store import Store, fetch_blob
+from mm_core.store import Store
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """What a conversion learns its ranges from."""
+
+    images: np.ndarray
+    """float32 (N,3,S,S), prepared."""
+    categories: list[str]
+    sensitive: list[int] | None
+    """The ranking of convolutions, where ONNX needed it."""
 
 
 def convert(
-    formats: Sequence[str], model: Path, calibration: Mapping[str, Sequence[str]], layout: Layout, store: Store
+    params: ExportParams, model: Path, quantised: Mapping[str, Any], layout: Layout, store: Store
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Writes `layout.formats/<decoder>.int8.<suffix>` and a `.json` beside it; gives format → decoder → that record.
 
-    `calibration`: decoder → sample ids. A record (`file`, `sha256`, `bytes`, `key`, `versions` and, for ExecuTorch,
-    `undelegated`) comes after its file, and what it describes is kept: a killed run makes only the rest. The same
-    model, photos and tools give the same bytes. Raises InputError where an environment is missing.
+    `quantised`: the record of `quantise`, for the calibration photos and the ranking of layers. A record here (`file`,
+    `sha256`, `bytes`, `key`, `versions`, `diff_mse`, `float_convolutions` and, for ExecuTorch, `undelegated`) comes
+    after its file, and what it describes is kept: a killed run makes only the rest. The same model, photos and tools
+    give the same bytes. Raises InputError where an environment is missing.
     """
-    others = [name for name in formats if name != "onnx"]
+    from mm_core.model.files import read_meta
+
+    others = [name for name in params.formats if name != "onnx"]
     for name in others:
         python_of(name, layout.settings)
     records: dict[str, dict[str, dict[str, Any]]] = {}
     for name in others:
         versions = call(name, layout.settings, f"to_{name}.py", ["versions"])
-        program = sha256_file(HERE / f"to_{name}.py")
+        programs = [sha256_file(HERE / program) for program in (f"to_{name}.py", "pt2e.py")]
         records[name] = {}
-        for decoder, ids in calibration.items():
+        for decoder, ids in quantised["calibration"].items():
+            sensitive = quantised["decoders"][decoder]["sensitive"]
             key = digest_of(
-                {"program": program, "model": sha256_file(model), "calibration": list(ids), "versions": versions}
+                {"programs": programs, "model": sha256_file(model), "calibration": ids, "versions": versions}
+                | {"sensitive": sensitive, "max_int8_mse": params.max_int8_mse}
             )
             record_file = layout.formats / f"{decoder}{SUFFIX[name]}.json"
             record = _kept(record_file, key)
             if record is None:
                 record_file.unlink(missing_ok=True)
                 record = {"file": f"{decoder}{SUFFIX[name]}", "key": key, "versions": versions}
-                record |= _make(name, model, decoder, calibration_images(model, ids, store), layout)
+                size = read_meta(model)["model"]["size"]
+                photos = _Photos(calibration_images(ids, size, store), categories_of(layout.snapshot, ids), sensitive)
+                record |= _make(name, model, decoder, photos, params, layout)
                 write_json(record_file, record)
             records[name][decoder] = record
     return records
-
-
-def calibration_images(model: Path, ids: Sequence[str], store: Store) -> np.ndarray:
-    """The photos as the model sees them, float32 (N,3,S,S)."""
-    from mm_core.model.files import read_meta
-
-    size = read_meta(model)["model"]["size"]
-    return np.stack([prepare(load_rgb(fetch_blob(store, i), 4 * size), size) for i in ids])
-
-
-def float_alphas(model: Path, decoder: str, images: np.ndarray) -> np.ndarray:
-    """The float network's mattes: float32 (N,3,S,S) → (N,S,S)."""
-    import torch
-
-    served = _served(model, decoder)
-    with torch.inference_mode():
-        return np.concatenate([served(torch.from_numpy(image[None])).numpy()[:, 0] for image in images])
 
 
 def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
@@ -76,35 +80,24 @@ def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
     return record
 
 
-def _make(name: str, model: Path, decoder: str, images: np.ndarray, layout: Layout) -> dict[str, Any]:
+def _make(name: str, model: Path, decoder: str, about: _Photos, params: ExportParams, layout: Layout) -> dict[str, Any]:
     import torch
 
+    network = served(model, decoder)
+    rank = about.sensitive
     with tempfile.TemporaryDirectory(prefix="mm-convert-") as folder:
-        program, calibration, made = (Path(folder) / part for part in ("float.pt2", "images.npy", "made"))
-        torch.export.save(torch.export.export(_served(model, decoder), (torch.from_numpy(images[:1]),)), program)
-        np.save(calibration, images)
-        said = call(name, layout.settings, f"to_{name}.py", [program, calibration, made])
+        program, calibration, plan, made = (Path(folder) / part for part in ("float.pt2", "photos.npz", "plan", "made"))
+        torch.export.save(torch.export.export(network, (torch.from_numpy(about.images[:1]),)), program)
+        np.savez(calibration, images=about.images, categories=np.unique(about.categories, return_inverse=True)[1])
+
+        def run(steps: list[list[int]]) -> dict[str, Any]:
+            write_json(plan, {"float": steps, "max_mse": params.max_int8_mse})
+            return call(name, layout.settings, f"to_{name}.py", [program, calibration, plan, made])
+
+        said = run(ladder(rank) if rank else [[]])
+        if said["diff_mse"] > params.max_int8_mse and not rank:
+            said = run(ladder(ranked(network, about.images)))
         data = made.read_bytes()
         target = layout.formats / f"{decoder}{SUFFIX[name]}"
         write_bytes(target, data)
     return said | {"sha256": sha256_file(target), "bytes": len(data)}
-
-
-def _served(model: Path, decoder: str) -> Any:
-    """What a phone runs of one decoder, in float: image → alpha in [0,1]."""
-    import torch
-
-    from mm_core.model.files import load_model
-
-    net, _ = load_model(model)
-
-    class Served(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            # Only what this decoder needs: the others' weights would go into the program too.
-            self.encoder, self.decoder = net.encoder, net.decoders[decoder]
-
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            return torch.sigmoid(self.decoder(self.encoder(image))[0])
-
-    return Served().eval()

@@ -1,9 +1,10 @@
-"""What the three `run_<format>.py` programs share: they run one file and say what it gave and cost. Only numpy.
+"""What the `run_<format>.py` programs share: they run one file and say what it gave and cost. Only numpy.
 
     python run_<format>.py MODEL INPUTS.npy OUT.npy [THREADS…]
 
 INPUTS: float32 (N,3,S,S), normalised. OUT: float32 (N,S,S) mattes. Prints one JSON line: `versions`, `latency_ms`
-(threads → median of one image), `peak_mb` of this process and `model_mb`, by how much the model raised it.
+(threads → median of one image, wall clock), `cpu_ms` (the same in processor time, which other work on the machine
+hardly changes), `peak_mb` of this process and `model_mb`, by how much the model raised it.
 """
 
 from __future__ import annotations
@@ -40,17 +41,19 @@ def memory_mb() -> tuple[float, float]:
     return peak, peak
 
 
-def median_ms(call: Callable[[], Any], runs: int = RUNS) -> float:
-    """Median wall-clock milliseconds of a call, after warm-up calls."""
+def median_ms(call: Callable[[], Any], runs: int = RUNS) -> tuple[float, float]:
+    """Median milliseconds of a call after warm-up calls: wall clock, processor time of all threads."""
     for _ in range(WARM_UP):
         call()
-    times: list[float] = []
+    wall: list[float] = []
+    spent: list[float] = []
     begin = time.perf_counter()
-    while len(times) < runs and (not times or time.perf_counter() - begin < SECONDS):
-        start = time.perf_counter()
+    while len(wall) < runs and (not wall or time.perf_counter() - begin < SECONDS):
+        start, started = time.perf_counter(), time.process_time()
         call()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times) * 1e3)
+        spent.append(time.process_time() - started)
+        wall.append(time.perf_counter() - start)
+    return float(np.median(wall) * 1e3), float(np.median(spent) * 1e3)
 
 
 def main(open_model: Callable[[str, int], Run], versions: Callable[[], dict[str, str]]) -> None:
@@ -63,8 +66,8 @@ def main(open_model: Callable[[str, int], Run], versions: Callable[[], dict[str,
     np.save(out, np.stack([run(image[None]).reshape(image.shape[1:]) for image in images]).astype(np.float32))
     _, peak = memory_mb()
     answer: dict[str, Any] = {"versions": versions(), "peak_mb": peak, "model_mb": max(0.0, peak - before)}
-    answer["latency_ms"] = {}
+    answer |= {"latency_ms": {}, "cpu_ms": {}}
     for count in threads:
         run = open_model(model, int(count))
-        answer["latency_ms"][count] = median_ms(lambda run=run: run(images[:1]))
+        answer["latency_ms"][count], answer["cpu_ms"][count] = median_ms(lambda run=run: run(images[:1]))
     print(json.dumps(answer), file=answers, flush=True)

@@ -25,7 +25,7 @@ PATIENCE = 1800
 
 def python_of(name: str, settings: Settings) -> Path:
     """The Python that has a format's toolchain; raises InputError with the remedy where it was not installed."""
-    if name == "onnx":
+    if name in ("onnx", "torch"):
         return Path(sys.executable)
     python = {"executorch": settings.executorch_python, "litert": settings.litert_python}[name]
     if not python.is_file():
@@ -61,8 +61,8 @@ def run_file(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Runs a file in a fresh process with its format's runtime: mattes and what they cost.
 
-    `images` float32 (N,3,S,S), prepared → float32 (N,S,S) in [0,1] and `{"latency_ms": {threads: ms}, "peak_mb",
-    "model_mb", "versions"}`. Raises as `call`.
+    `name`: a format, or `torch` for a float `torch.export` program. `images` float32 (N,3,S,S), prepared → float32
+    (N,S,S) in [0,1] and `{"latency_ms": {threads: ms}, "cpu_ms", "peak_mb", "model_mb", "versions"}`. Raises as `call`.
     """
     with tempfile.TemporaryDirectory(prefix="mm-run-") as folder:
         inputs, out = Path(folder) / "inputs.npy", Path(folder) / "alphas.npy"

@@ -1,0 +1,22 @@
+"""Runs a `torch.export` program in float, eager: what the formats are timed against; see measure.py."""
+
+from __future__ import annotations
+
+import measure
+import numpy as np
+import torch
+
+
+def open_model(file: str, threads: int) -> measure.Run:
+    torch.set_num_threads(threads)
+    module = torch.export.load(file).module()
+
+    def run(image: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(torch.from_numpy(image)).numpy()
+
+    return run
+
+
+if __name__ == "__main__":
+    measure.main(open_model, lambda: {"torch": torch.__version__})

@@ -1,0 +1,37 @@
+"""The float network as a phone would run it: one decoder, image to alpha. What every int8 file is measured against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def served(model: Path, decoder: str) -> Any:
+    """A torch module in eval mode, image float32 (B,3,S,S), prepared → alpha (B,1,S,S) in [0,1]."""
+    import torch
+
+    from mm_core.model.files import load_model
+
+    net, _ = load_model(model)
+
+    class Served(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            # Only what this decoder needs: the others' weights would go into an exported program too.
+            self.encoder, self.decoder = net.encoder, net.decoders[decoder]
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.sigmoid(self.decoder(self.encoder(image))[0])
+
+    return Served().eval()
+
+
+def float_alphas(model: Path, decoder: str, images: np.ndarray) -> np.ndarray:
+    """The float network's mattes: float32 (N,3,S,S) → (N,S,S)."""
+    import torch
+
+    network = served(model, decoder)
+    with torch.inference_mode():
+        return np.concatenate([network(torch.from_numpy(image[None])).numpy()[:, 0] for image in images])
