@@ -119,12 +119,14 @@ def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Re
         catalog, store, taken = catalog_of(layout), store_of(layout), Taken()
         files = collect_labels(params.label, catalog, store, layout, taken, progress=progress)
         report.metrics["collect/files"] = files
-        if server := connect(layout, people=params.label.people):
-            tasks = pull_labels(params.label, catalog, store, layout, server, taken, progress=progress)
-            report.metrics["collect/tasks"] = tasks
-            report.facts["project"] = server.link()
-        report.facts |= settle_suspects(params.ingest, catalog, store, inbox_of(layout), layout)
-        taken.report(report)
+        try:
+            if server := connect(layout, people=params.label.people):
+                tasks = pull_labels(params.label, catalog, store, layout, server, taken, progress=progress)
+                report.metrics["collect/tasks"] = tasks
+                report.facts["project"] = server.link()
+        finally:  # what has come counts, also where the server goes away in between
+            report.facts |= settle_suspects(params.ingest, catalog, store, inbox_of(layout), layout)
+            taken.report(report)
         return report
 
 

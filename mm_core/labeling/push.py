@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ def push_tasks(layout: Layout, server: Server, report: Report, *, progress: Call
         waiting = [path for path in sorted(outbox(layout).glob("*.json")) if path.stem not in done]
         for path in waiting:
             tasks = _read(path)
+            uploads = server.uploads()
             for start in range(0, len(tasks), AT_ONCE):
-                sent = _send(server, tasks[start : start + AT_ONCE], path.parent)
+                sent = _send(server, tasks[start : start + AT_ONCE], path.parent, uploads)
                 counts["tasks"] += sent
                 counts["already_there"] += len(tasks[start : start + AT_ONCE]) - sent
                 progress(f"push {path.stem}", min(start + AT_ONCE, len(tasks)), len(tasks))
@@ -77,20 +78,20 @@ def identity(task: dict[str, Any]) -> tuple[str, str]:
     return key_of(task), str(task["data"].get("batch", ""))
 
 
-def _send(server: Server, tasks: Sequence[dict[str, Any]], folder: Path) -> int:
-    """Imports those of a few tasks that are not there yet; returns how many."""
+def _send(
+    server: Server, tasks: Sequence[dict[str, Any]], folder: Path, uploads: Mapping[str, list[dict[str, Any]]]
+) -> int:
+    """Imports those of a few tasks that are not there yet; returns how many. `uploads`: pictures that are there."""
     found = server.tasks_of(key_of(task) for task in tasks)
     there = {identity(task) for alike in found.values() for task in alike}
     new = [task for task in tasks if identity(task) not in there]
     if not new:
         return 0
     names = {key_of(task): f"{key_of(task)}.jpg" for task in new}
-    uploads = server.uploads()
     missing = [task for task in new if names[key_of(task)] not in uploads]
-    if missing:
-        server.upload({names[key_of(task)]: _picture(folder, task) for task in missing})
-        uploads = server.uploads()
-    server.import_tasks([_with_image(task, uploads[names[key_of(task)]][0]["url"]) for task in new])
+    sent = server.upload({names[key_of(task)]: _picture(folder, task) for task in missing}) if missing else {}
+    there_now = {**uploads, **sent}
+    server.import_tasks([_with_image(task, there_now[names[key_of(task)]][0]["url"]) for task in new])
     return len(new)
 
 
