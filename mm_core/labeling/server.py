@@ -2,8 +2,9 @@
 
 Plain JSON through httpx, not the SDK's typed client: that walks through every number of a run-length code before it
 sends it (twelve times the work of `json.dumps`), takes seconds to import, and has no verb for several uploads at once
-or for what was uploaded. Facts about the server (1.23) that shape this module: it takes the same task twice without a word; `filter:tasks:updated_at` sees new, edited, skipped and
-deleted annotations; an import is one transaction; uploads that no task names stay for ever.
+or for what was uploaded. Facts about the server (1.23) that shape this module: it takes the same task twice without a
+word; `filter:tasks:updated_at` sees new, edited, skipped and deleted annotations; an import is one transaction; uploads
+that no task names stay for ever; a list of uploads to remove that is not given means all of them.
 """
 
 from __future__ import annotations
