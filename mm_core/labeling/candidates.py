@@ -13,7 +13,7 @@ import pandas as pd
 
 from mm_core.catalog import Catalog, Filter
 from mm_core.data.snapshot import place, stable_share
-from mm_core.labeling.choice import UNKNOWN, spread_out
+from mm_core.labeling.choice import UNKNOWN, mean_need, spread_out
 from mm_core.labeling.need import Need
 from mm_core.labeling.send import ROUTED
 from mm_core.params import RouteParams, SnapshotParams
@@ -47,10 +47,11 @@ def candidates(catalog: Catalog, params: SnapshotParams) -> Any:
 
 
 def sent_today(catalog: Catalog, now: datetime) -> Counter[str]:
-    """Photos sent for a training label since midnight UTC, by category (`unknown` where there was none)."""
+    """Photos sent for a training label since midnight UTC, by the category, stated or guessed, that they were
+    chosen for (`unknown` where there was none)."""
     rows = _sent(catalog, since=f"{now.astimezone(UTC):%Y-%m-%d}")
     texts = [dict(t) for t in rows["texts"]]
-    return Counter(t.get("category") or UNKNOWN for t in texts if t.get("queue", "train") == "train")
+    return Counter(t.get("chosen_as") or UNKNOWN for t in texts if t.get("queue", "train") == "train")
 
 
 def _sent(catalog: Catalog, since: str = "") -> pd.DataFrame:
@@ -79,23 +80,26 @@ def first_pass(params: RouteParams, catalog: Catalog, found: Any, need: Mapping[
     """At most `route.look` candidates, categories by need, far apart within each.
 
     Reads features of the drawn photos alone, so that what a run costs hardly grows with the catalog. Photos with
-    feedback are always looked at. Repeatable by `route.seed`.
+    feedback are always looked at. Repeatable by `route.seed` on the same catalog.
     """
     if found.empty:
         return nothing()
     said = catalog.read("features", columns=["sample_id"], filters=[("extractor", "=", FEEDBACK)])
     complained = set(said["sample_id"])
-    drawn = _draw(found, FIRST_PASS * params.look, need, complained, params.seed)
-    known = _some_known(catalog, params.seed)
+    sent = set(_sent(catalog)["sample_id"])
+    weights = {category: one.weight for category, one in need.items()}
+    # Each run draws anew: a draw that lost once would otherwise be the only one ever looked at.
+    drawn = _draw(found, FIRST_PASS * params.look, weights, complained, f"draw/{params.seed}/{len(sent)}")
+    labelled = set(catalog.read("labels", columns=["sample_id"])["sample_id"])
+    known = sorted(sent | labelled, key=lambda i: stable_share(i, f"known/{params.seed}"))[:KNOWN]
     ids = drawn["sample_id"].to_numpy(dtype=object)
     vectors, earlier = _vectors(catalog, list(ids), known)
-    told, others = np.flatnonzero(drawn["feedback"]), np.flatnonzero(~drawn["feedback"].to_numpy(bool))
+    bad = drawn["feedback"].to_numpy(bool)
+    told, others = np.flatnonzero(bad)[: params.look], np.flatnonzero(~bad)
     drawn["stated"] = drawn["category"]
     drawn["category"] = _guessed(catalog, drawn)
     of_others = drawn["category"].iloc[others].tolist()
-    weights = {category: one.weight for category, one in need.items()}
-    room = max(0, params.look - len(told))
-    far = others[spread_out(ids[others], of_others, vectors[others], weights, room, params.seed)]
+    far = others[spread_out(ids[others], of_others, vectors[others], weights, params.look - len(told), params.seed)]
     rows = np.sort(np.concatenate([told, far]))
     return Looked(drawn.iloc[rows].reset_index(drop=True), vectors[rows], earlier)
 
@@ -106,24 +110,19 @@ def nothing() -> Looked:
     return Looked(pd.DataFrame(columns=columns), np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
 
 
-def _draw(found: Any, limit: int, need: Mapping[str, Need], complained: set[str], seed: int) -> Any:
+def _draw(found: Any, limit: int, need: Mapping[str, float], complained: set[str], salt: str) -> Any:
     """At most `limit` rows, in order of ids: photos with feedback, then one of each unseen group, then the others;
-    within that, categories by need (Sainte-Laguë) and photos by a hash of seed and id."""
+    within that, categories by need (Sainte-Laguë) and photos by a hash of salt and id."""
     table = found.assign(feedback=found["sample_id"].isin(complained))
-    table["order"] = [stable_share(i, f"draw/{seed}") for i in table["sample_id"]]
+    table["order"] = [stable_share(i, salt) for i in table["sample_id"]]
     table = table.sort_values("order")
     table["late"] = (table.groupby("group").cumcount() > 0) | table["seen"].astype(bool)
     table = table.sort_values(["late", "order"])
     category = table["category"].fillna(UNKNOWN)
-    weight = category.map({c: one.weight for c, one in need.items()}).fillna(1.0)
+    weight = category.map(dict(need)).fillna(mean_need(need))
     table["turn"] = (2 * table.groupby(category).cumcount() + 1) / weight
     table = table.sort_values(["feedback", "late", "turn", "order"], ascending=[False, True, True, True]).head(limit)
     return table.drop(columns=["order", "late", "turn"]).sort_values("sample_id", ignore_index=True)
-
-
-def _some_known(catalog: Catalog, seed: int) -> list[str]:
-    ids = {*catalog.read("labels", columns=["sample_id"])["sample_id"], *_sent(catalog)["sample_id"]}
-    return sorted(ids, key=lambda i: stable_share(i, f"known/{seed}"))[:KNOWN]
 
 
 def _vectors(catalog: Catalog, ids: list[str], known: list[str]) -> tuple[np.ndarray, np.ndarray]:

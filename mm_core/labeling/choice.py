@@ -68,7 +68,7 @@ def choose(
     tie = np.array([stable_share(i, f"route/{seed}") for i in table["sample_id"]])
     group = pd.factorize(table["group"])[0]
     seen = table["seen"].to_numpy(bool)
-    weight = np.array([need.get(c, _mean(need)) for c in category])
+    weight = np.array([need.get(c, mean_need(need)) for c in category])
     spread = Spread(vectors, known)
     counts = dict.fromkeys(category, 0)
     free = np.ones(len(table), bool)
@@ -164,7 +164,7 @@ def apportion(sizes: Mapping[str, int], need: Mapping[str, float], limit: int) -
     counts = dict.fromkeys(sizes, 0)
     for _ in range(min(limit, sum(sizes.values()))):
         open_ = [name for name in sizes if counts[name] < sizes[name]]
-        counts[max(open_, key=lambda name: need.get(name, _mean(need)) / (2 * counts[name] + 1))] += 1
+        counts[max(open_, key=lambda name: need.get(name, mean_need(need)) / (2 * counts[name] + 1))] += 1
     return counts
 
 
@@ -183,5 +183,6 @@ def _far_apart(ids: Sequence[str], vectors: np.ndarray, limit: int, seed: int) -
     return np.sort(tie[picks])
 
 
-def _mean(need: Mapping[str, float]) -> float:
+def mean_need(need: Mapping[str, float]) -> float:
+    """What a category of which nothing is known counts as."""
     return float(np.mean(list(need.values()))) if need else 1.0

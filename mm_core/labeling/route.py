@@ -148,6 +148,7 @@ def _outgoing(
                 _matte_of(predictor, decoder_of(category)) if predictor else None,
                 version,
                 {name: float(row[name]) for name in parts},
+                {"chosen_as": category or ""},
             )
         )
     return found

@@ -10,6 +10,7 @@ from routing_house import House, cell, verdict
 
 from mm_core.catalog import Catalog
 from mm_core.data.snapshot import stable_share
+from mm_core.labeling.candidates import candidates, first_pass, sent_today
 from mm_core.labeling.need import MOST, UNSETTLED, category_need
 from mm_core.labeling.route import explain
 from mm_core.params import RouteParams, SnapshotParams
@@ -125,6 +126,20 @@ def test_the_cost_of_a_look_does_not_grow_with_the_catalog(house):
     assert report.metrics["route/looked_at"] == 4
 
 
+def test_a_photo_that_lost_once_does_not_keep_others_from_a_look(house):
+    for n in range(60):
+        house.add(n)
+    params, seen = RouteParams(budget=1, look=2), set()
+    for hour in range(9):
+        found = candidates(house.catalog, SnapshotParams())
+        looked = first_pass(params, house.catalog, found, {})
+        again = first_pass(params, house.catalog, found, {})
+        assert list(looked.table["sample_id"]) == list(again.table["sample_id"])
+        seen |= set(looked.table["sample_id"])
+        house.route(params, now=MONDAY + timedelta(hours=hour))
+    assert len(seen) > 2 + 8, "one draw that only fills up would show ten"
+
+
 def test_a_photo_that_users_complained_of_is_looked_at_and_comes_first(house):
     bad = [house.add(n) for n in range(30)][17]
     house.feature(bad, "feedback", {"reports": 1})
@@ -141,6 +156,7 @@ def test_a_guessed_category_counts_but_is_not_put_into_the_persons_mouth(house, 
     house.route(RouteParams(), now=MONDAY)
     tasks = {task["data"]["key"]: task for task in house.tasks()}
     assert tasks[known]["data"]["category"] == "pets" and "category" not in tasks[guessed]["data"]
+    assert sent_today(house.catalog, MONDAY) == {"pets": 1, "cards": 1}
     assert tasks[guessed]["data"]["tags"] == "guessed cards, envelope, menu"
     assert [region["type"] for region in tasks[guessed]["predictions"][0]["result"]] == ["brushlabels"]
 
