@@ -126,58 +126,55 @@ def eraser_rows(name: str, photos: list[np.ndarray]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path)
-    parser.add_argument("--scenes", type=int, default=12)
+    parser.add_argument("--scenes", type=int, default=6)
     args = parser.parse_args()
     made = [generate(c, 4000 + s, size=SIDE).image for s in range(args.scenes // 2) for c in ALL_CATEGORIES]
-    rows = eraser_rows(f"generated ({len(made)})", made)
-    if args.photos:
-        files = sorted(p for p in args.photos.rglob("*") if p.suffix.lower() in PHOTOS and "alpha" not in p.as_posix())
-        real = [shrunk(load_rgb(p, 2 * SIDE), SIDE) for p in files[:: max(1, len(files) // 60)]]
-        rows += eraser_rows(f"real ({len(real)})", [p for p in real if min(p.shape[:2]) > 64])
     lines = [
         "# The functions where the truth is known",
         "",
         "Runner: `benchmarks/aigc_quality.py`. True mattes, so that no model is judged.",
-        "",
-        "## Cut-out: colour error in the soft band on a new background",
-        "",
-        f"Mean absolute error of 255 over {args.scenes} generated scenes on a dark and a light wall; the truth is"
-        " the same scene rendered before that wall. Naive: the photo's own colours under the matte.",
-        "",
-        "| category | estimated colours | naive | naive / ours |",
-        "|---|---|---|---|",
-        *cutout_rows(args.scenes),
-        "",
-        "## Sky: how far the land's colours at the sky's edge are from the land beside it",
-        "",
-        "Mean absolute error of 255 in the band. Naive: the photo's pixels, in which the old sky still shines.",
-        "",
-        "| | ours | naive | naive / ours |",
-        "|---|---|---|---|",
-        sky_row(args.scenes),
-        "",
-        "## Matte of a 320-pixel network at 1280 pixels",
-        "",
-        "Mean square error times 10,000: the guided filter against bilinear enlargement.",
-        "",
-        "| category | guided | bilinear | bilinear / guided |",
-        "|---|---|---|---|",
-        *matte_rows(max(3, args.scenes // 2)),
-        "",
-        "## Eraser: held-out pixels under a figure",
-        "",
-        f"Photos at long side {SIDE}. Texture: mean absolute log ratio of gradient strength at three scales; 0 is the"
-        " hidden texture's own, 0.7 half of it or twice as much. LPIPS needs pretrained weights: not at hand.",
-        "",
-        "| photos | method | PSNR, dB | its standard error | texture off by |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-        "`clone` keeps most of the texture; its distance to the hidden pixels is about that of the smooth fills, which"
-        " PSNR favours: a smooth fill is never far off, and always seen.",
     ]
-    (HERE / "aigc_quality.md").write_text("\n".join(lines) + "\n")
-    print(HERE / "aigc_quality.md")
+
+    def add(title: str, about: str, columns: str, rows: list[str]) -> None:
+        """A section, written at once: what is done stays when the runner is killed."""
+        count = columns.count("|") - 1
+        lines.extend(["", f"## {title}", "", about, "", columns, "|" + "---|" * count, *rows])
+        (HERE / "aigc_quality.md").write_text("\n".join(lines) + "\n")
+        print(title, flush=True)
+
+    add(
+        "Cut-out: colour error in the soft band on a new background",
+        f"Mean absolute error of 255 over {args.scenes} generated scenes on a dark and a light wall; the truth is the same"
+        " scene rendered\nbefore that wall. Naive: the photo's own colours under the matte.",
+        "| category | estimated colours | naive | naive / ours |",
+        cutout_rows(args.scenes),
+    )
+    add(
+        "Sky: how far the land's colours at the sky's edge are from the land beside it",
+        "Mean absolute error of 255 in the band. Naive: the photo's pixels, in which the old sky still shines.",
+        "| | ours | naive | naive / ours |",
+        [sky_row(args.scenes)],
+    )
+    add(
+        "Matte of a 320-pixel network at 1280 pixels",
+        "Mean square error times 10,000: the guided filter against bilinear enlargement.",
+        "| category | guided | bilinear | bilinear / guided |",
+        matte_rows(max(2, args.scenes // 2)),
+    )
+    rows = eraser_rows(f"generated ({len(made)})", made)
+    if args.photos:
+        files = sorted(p for p in args.photos.rglob("*") if p.suffix.lower() in PHOTOS and "alpha" not in p.as_posix())
+        real = [shrunk(load_rgb(p, 2 * SIDE), SIDE) for p in files[:: max(1, len(files) // 30)]]
+        real = [photo for photo in real if min(photo.shape[:2]) > 64]
+        rows += eraser_rows(f"real ({len(real)})", real)
+    add(
+        "Eraser: held-out pixels under a figure",
+        f"Photos at long side {SIDE}. Texture: mean absolute log ratio of gradient strength at three scales; 0 is the"
+        " hidden texture's own,\n0.7 half of it or twice as much. LPIPS needs pretrained weights: not at hand. PSNR"
+        " favours smooth fills: they are never far off, and always seen.",
+        "| photos | method | PSNR, dB | its standard error | texture off by |",
+        rows,
+    )
 
 
 if __name__ == "__main__":

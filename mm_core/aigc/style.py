@@ -22,6 +22,8 @@ STYLES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float], 
     "noir": ((38, 0, 0), (30, 0.5, 0.5), 1.2),
 }
 """Name → mean and standard deviation of CIELAB, and the gain of local contrast."""
+GAINS = (0.3, 1.8)
+"""By how much colours may draw together or spread along any direction: noise and banding grow with them."""
 LEVELS = 4
 """Blurred layers between which depth chooses."""
 
@@ -83,7 +85,7 @@ def stylised(photo: np.ndarray, alpha: np.ndarray, style: np.ndarray | str, stre
         wanted = _detail(other, everywhere) / max(float(np.sqrt(goal_spread[0, 0])), 1.0)
         had = _detail(own, weight) / max(float(np.sqrt(spread[0, 0])), 1.0)
         gain = float(np.clip(wanted / max(had, 1e-3), 0.6, 1.6))
-    linear = transport(spread, goal_spread).astype(np.float32)
+    linear = _within(transport(spread, goal_spread), *GAINS).astype(np.float32)
     sigma = 0.01 * max(photo.shape[:2])
     smooth = enlarged(
         cv2.GaussianBlur(own[..., 0], (0, 0), sigma * WORK_SIDE / max(WORK_SIDE, *photo.shape[:2])), photo
@@ -104,6 +106,12 @@ def transport(source: np.ndarray, goal: np.ndarray) -> np.ndarray:
     half = _root(source + 1e-3 * np.eye(len(source)))
     inverse = np.linalg.inv(half)
     return inverse @ _root(half @ goal @ half) @ inverse
+
+
+def _within(matrix: np.ndarray, least: float, most: float) -> np.ndarray:
+    """A symmetric matrix with its eigenvalues kept between two bounds."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.clip(values, least, most)) @ vectors.T
 
 
 def _root(matrix: np.ndarray) -> np.ndarray:

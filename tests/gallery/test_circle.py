@@ -1,0 +1,116 @@
+"""The circle: a bad cut in the page becomes a drop, is routed, corrected, learned from, and named by the lineage."""
+
+from __future__ import annotations
+
+import csv
+import json
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from mm_core import stages
+from mm_core.data.samplegen import generate, write_drop
+from mm_core.data.samplegen.gallery import jpeg
+from mm_core.data.snapshot import stable_share
+from mm_core.export.lineage import lineage
+from mm_core.export.signature import make_keys
+from mm_core.gallery.application import application
+from mm_core.gallery.library import Library
+from mm_core.gallery.serve import bundle_of
+from mm_core.labeling.label_studio import brush_region, inbox, outbox
+from mm_core.layout import Layout
+from mm_core.params import Params
+from mm_core.records import ALL_CATEGORIES, sha256_file
+from mm_core.settings import Settings
+
+TINY = Params().with_values(
+    **{
+        "model.encoder": "test_efficientnet",
+        "model.size": 64,
+        "model.width": 8,
+        "structure.ocr": [],
+        "train.common.batch": 2,
+        "train.common.validate_every": 1,
+        "train.simple.steps": 1,
+        "train.hard.steps": 1,
+        "train.semi.steps": 1,
+        "train.multimodal.steps": 1,
+        "clip.steps": 1,
+        "evaluate.shadow_photos": 0,
+        "gate.floors": {"mse": 1.0, "maxf": 0.0},
+        "gate.quantised_mse": 5.0,
+        "gate.min_images": 2,
+        "export.calibration_images": 1,
+    }
+)
+SCENE = next(
+    name
+    for name in (f"scene {n}" for n in range(99))
+    if stable_share(name, "eval") >= TINY.snapshot.eval_share
+    and stable_share(name, "validation") >= TINY.snapshot.validation_share
+)
+"""A group that snapshots put on the training side."""
+
+
+@pytest.mark.timeout(1200)  # two whole cycles: about a minute, on a busy machine many
+def test_from_a_bad_cut_to_the_model_that_learned_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(Settings.from_env(tmp_path / "workspace"))
+    arrivals = Path(layout.settings.inbox)
+    write_drop(arrivals, "pixel_labeled", "eval", dict.fromkeys(ALL_CATEGORIES, 3), seed=1, size=64, role="eval")
+    write_drop(arrivals, "pixel_labeled", "train", dict.fromkeys(ALL_CATEGORIES, 2), seed=50, size=64, role="train")
+    write_drop(arrivals, "unlabeled", "plain", {"pets": 2}, seed=90, size=64)
+    write_drop(arrivals, "text_image", "text", {"pets": 2}, seed=120, size=64)
+    assert stages.run_cycle(TINY, layout)["gate"].facts["decision"] == "PROMOTE"
+
+    # The champion's moments, on the page; somebody does not like a cut.
+    gallery, truth = tmp_path / "gallery", {}
+    gallery.mkdir()
+    for number in range(2):
+        made = generate("pets", 700 + number, size=96)
+        path = gallery / f"IMG_{number}.jpg"
+        path.write_bytes(jpeg(made.image, datetime(2026, 5, 2, 12, number), None))
+        truth[sha256_file(path)] = made.alpha
+    stages.moments(TINY, layout, gallery, layout.moments)
+    library = Library(gallery, layout.moments, bundle_of(layout, "champion"), layout.root / "uploads", 10**7)
+    page = application(library, stages.catalog_of(layout), arrivals, Path("/nowhere"))
+    photo = sorted(truth)[0]
+    asked = {"photo": photo, "said": "bad_cut", "consent": "yes", "group": SCENE, "device": "test"}
+    client = TestClient(page, base_url="http://127.0.0.1")
+    batch = client.post("/api/feedback", params=asked, headers={"x-mm": "1"}).json()["batch"]
+
+    # The drop is ingested like any other, and routed before the other unlabelled photos.
+    assert stages.ingest(TINY, layout).metrics["ingest/accepted"] == 1
+    stages.structure(TINY, layout)
+    stages.pin_inputs(TINY, layout)
+    stages.route(TINY, layout)
+    tasks = [task for path in sorted(outbox(layout).glob("*.json")) for task in json.loads(path.read_text())]
+    task = next(task for task in tasks if task["data"]["key"] == photo)
+    routed = stages.catalog_of(layout).read("features", filters=[("extractor", "=", "routed")])
+    numbers = dict(routed.set_index("sample_id").loc[photo, "numbers"])
+    assert numbers["feedback"] > 1
+
+    # A person paints the matte in Label Studio.
+    matte = np.rint(truth[photo] * 255).astype(np.uint8)
+    choice = {"type": "choices", "from_name": "category", "to_name": "image", "value": {"choices": ["pets"]}}
+    work = {"id": 1, "completed_by": 5, "was_cancelled": False, "updated_at": "2026-11-02T10:00:00Z"}
+    inbox(layout).mkdir(parents=True, exist_ok=True)
+    answer = task | {"id": 1, "annotations": [work | {"result": [brush_region(matte), choice]}]}
+    (inbox(layout) / "export.json").write_text(json.dumps([answer]))
+    assert stages.collect(TINY, layout).metrics["collect/labels"] == 1
+
+    # The next cycle trains on it. Nothing says that two steps make a better model: a person signs for it.
+    make_keys(tmp_path / "key")
+    monkeypatch.setenv("MM_SIGNING_KEY", str(tmp_path / "key"))
+    again = stages.run_cycle(TINY, layout)
+    if again["gate"].facts["decision"] != "PROMOTE":
+        stages.override(TINY, layout, "candidate", reason="the circle's test", days=1)
+    told = lineage(layout.settings, "champion")
+    mine = [sample for sample in told["samples"] if sample["sample_id"] == photo]
+    assert mine and {sample["pool"] for sample in mine} == {"train_labeled"}
+    assert {sample["batch"] for sample in mine} == {batch}
+    with (arrivals / "unlabeled" / batch / "manifest.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["image"].endswith(f"{photo}.jpg") and row["group"] == SCENE and "consent" in row["license"]
