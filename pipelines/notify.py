@@ -13,7 +13,6 @@ from http.client import HTTPException
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.freshness import FreshnessState
 
 from mm_core.errors import InputError
 from mm_core.settings import secret, tick_seconds
@@ -138,7 +137,7 @@ def _stale(context: dg.SensorEvaluationContext) -> set[str]:
     assert context.repository_def is not None
     keys = [node.key for node in context.repository_def.asset_graph.asset_nodes if node.freshness_policy]
     records = context.instance.get_freshness_state_records(keys)
-    return {k.to_user_string() for k, record in records.items() if record.freshness_state is FreshnessState.FAIL}
+    return {k.to_user_string() for k, record in records.items() if record.freshness_state.value == "FAIL"}
 
 
 def _what(run: dg.DagsterRun) -> str:
