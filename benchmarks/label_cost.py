@@ -30,11 +30,14 @@ sys.path.insert(0, str(HERE.parent / "tests" / "labeling"))
 
 from label_house import LabelHouse, server_of  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-from mm_core.labeling.annotator import SimulatedAnnotator  # noqa: E402
+from mm_core.data.images import load_rgb  # noqa: E402
+from mm_core.labeling.annotator import SimulatedAnnotator, Truth, paint  # noqa: E402
 from mm_core.labeling.label_studio import LABEL_CONFIG, outbox  # noqa: E402
 from mm_core.labeling.local import LocalServer, free_port, read_account  # noqa: E402
 from mm_core.labeling.rle import decode_rle, encode_rle  # noqa: E402
+from mm_core.labeling.unknown import solve_unknown  # noqa: E402
 from mm_core.settings import Settings  # noqa: E402
+from mm_core.store import fetch_blob  # noqa: E402
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -59,6 +62,17 @@ def codecs(mattes: list[np.ndarray]) -> dict[str, float]:
         assert mask2rle(matte)[: len(rle)] == rle
         assert np.array_equal(np.asarray(sdk_decode(rle)).reshape(height, width, 4)[..., 3], matte)
     return {name: total / len(mattes) for name, total in seconds.items()}
+
+
+def bands(truth: dict[str, Truth], photos: dict[str, np.ndarray]) -> tuple[float, float]:
+    """Mean absolute error inside the simulated annotator's Unknown bands: of its hard strokes, and solved."""
+    hard, solved = [], []
+    for key, rgb in photos.items():
+        painted, unknown = paint(truth[key].alpha, np.random.default_rng(0))
+        band, exact = unknown > 0, truth[key].alpha
+        hard.append(np.abs(painted / 255 - exact)[band].mean())
+        solved.append(np.abs(solve_unknown(rgb, painted, band) / 255 - exact)[band].mean())
+    return float(np.mean(hard)), float(np.mean(solved))
 
 
 def plain_loop(url: str, token: str, house: LabelHouse, photos: int) -> dict[str, float]:
@@ -135,6 +149,7 @@ def main() -> None:
     finally:
         local.stop()
     codec = codecs([np.rint(255 * house.truth[key].alpha).astype(np.uint8) for key in keys[:12]])
+    hard, solved = bands(house.truth, {key: load_rgb(fetch_blob(house.store, key)) for key in keys[:12]})
     encoded = np.mean([len(json.dumps(encode_rle(np.rint(255 * house.truth[k].alpha).astype(np.uint8)))) for k in keys])
     per = 1000
     (HERE / "label_cost.md").write_text(f"""# Sending photos to Label Studio and taking mattes back
@@ -161,7 +176,8 @@ A pull right after that, where nothing is new, took {found["pull of nothing"]:.1
 | encode | {1e3 * codec["encode"]:.0f} | {1e3 * codec["SDK encode"]:.0f} | {codec["encode"] / codec["SDK encode"]:.3f} |
 | decode | {1e3 * codec["decode"]:.0f} | {1e3 * codec["SDK decode"]:.0f} | {codec["decode"] / codec["SDK decode"]:.3f} |
 
-Both codecs agree bit for bit on these mattes (checked in the run).
+Both codecs agree bit for bit on these mattes (checked in the run). Inside the simulated annotator's Unknown bands of 12
+photos the mean absolute error of alpha is {hard:.3f} as it painted them and {solved:.3f} solved.
 """)
     shutil.rmtree(args.work)
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 
 import httpx
 import psutil
 import pytest
 
-from mm_core.errors import InputError
+from mm_core import stages
+from mm_core.errors import InputError, LabelServerError
+from mm_core.labeling.label_studio import collected, inbox, outbox
 from mm_core.labeling.local import LocalServer, connect, free_port, read_account, running_server
 from mm_core.layout import Layout
+from mm_core.params import Params
 from mm_core.settings import Settings
 
 
@@ -86,3 +92,52 @@ def test_the_server_is_closed_to_strangers_and_to_the_network(label_studio):
         assert browser.get("/api/current-user/whoami").status_code == 401
     assert "LABEL_STUDIO_API_KEY" not in process.environ() and "AWS_SECRET_ACCESS_KEY" not in process.environ()
     assert process.environ()["COLLECT_ANALYTICS"] == "false"
+
+
+def test_without_a_server_tasks_wait_and_the_command_says_so(layout):
+    (outbox(layout)).mkdir(parents=True)
+    (outbox(layout) / "b.json").write_text("[]")
+    report = stages.push(Params(), layout)
+    assert report.metrics["push/waiting"] == 1 and "mm label serve" in report.facts["server"]
+    assert stages.labelling(Params(), layout) == {"server": None, "batches_waiting": 1}
+    assert stages.finished_work(layout) is None
+
+
+def test_a_server_that_is_away_does_not_hold_up_the_inbox(layout, monkeypatch):
+    monkeypatch.setattr("mm_core.labeling.server.TRIES", 1)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "key")
+    inbox(layout).mkdir(parents=True)
+    (inbox(layout) / "export.json").write_text("[]")
+    with pytest.raises(LabelServerError, match="does not answer"):
+        stages.collect(Params(), at(layout, "http://127.0.0.1:9"))
+    assert not list(inbox(layout).iterdir()) and len(list(collected(layout).iterdir())) == 1
+
+
+def test_the_command_serves_until_ctrl_c(layout, label_studio):
+    port = free_port()
+    environment = {**os.environ, "MM_WORKSPACE": str(layout.root), "LABEL_STUDIO_URL": "", "AWS_SECRET_ACCESS_KEY": "s"}
+    command = [sys.executable, "-c", "from mm_core.cli import main; main()", "label", "serve", "--port", str(port)]
+    # As a shell in the foreground starts it: Ctrl-C is not ignored.
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        assert process.stdout is not None
+        ready = process.stdout.readline()
+        assert f"http://127.0.0.1:{port}" in ready
+        running = running_server(layout.label_studio)
+        assert running is not None and running["url"] == f"http://127.0.0.1:{port}"
+        assert "AWS_SECRET_ACCESS_KEY" not in psutil.Process(running["pid"]).environ()
+        assert stages.labelling(Params(), layout)["project"].startswith(running["url"])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert not psutil.pid_exists(running["pid"]) and connect(layout) is None
+        secrets = read_account(layout.label_studio)
+        assert secrets["password"] not in ready + process.stdout.read()
+    finally:
+        process.kill()
+        process.wait()
