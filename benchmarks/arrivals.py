@@ -14,8 +14,9 @@ import cv2
 import pandas as pd
 
 from mm_core.catalog import SCHEMAS, Catalog
+from mm_core.data.data_docs import DataDocs
 from mm_core.data.drop import write_manifest
-from mm_core.data.expectations import DataDocs, Judge
+from mm_core.data.expectations import Judge
 from mm_core.data.ingest import ingest_ready
 from mm_core.data.probe import Probe
 from mm_core.data.samplegen import write_drop

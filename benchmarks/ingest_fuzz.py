@@ -28,7 +28,8 @@ from queue import LifoQueue
 from benchmarks.arrivals import FORK, warm_up
 from benchmarks.fuzz_files import fuzzed_manifest, fuzzed_picture, valid_pictures
 from mm_core.data import guard
-from mm_core.data.expectations import DataDocs, Judge
+from mm_core.data.data_docs import DataDocs
+from mm_core.data.expectations import Judge
 from mm_core.data.manifest import ManifestRow, read_manifest
 from mm_core.data.probe import Probe, Prober
 from mm_core.errors import DropError

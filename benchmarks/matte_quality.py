@@ -23,8 +23,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from mm_core.data.data_docs import DataDocs
 from mm_core.data.duplicates import LOOK_SIDE
-from mm_core.data.expectations import DataDocs, Judge
+from mm_core.data.expectations import Judge
 from mm_core.data.images import load_alpha, load_rgb
 from mm_core.data.matte_quality import measure
 from mm_core.data.probe import Probe

@@ -138,6 +138,52 @@ def test_photos_from_before_landmarks_stay_and_new_ones_join_them(catalog: Catal
     assert found.loc["b", "landmarks"] == b"12345678" and list(found.loc["b", "near"]) == ["a"]
 
 
+def test_small_files_are_put_together_and_old_versions_stay_readable(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the writer, every so many commits; rows, and what a named version says, are the same before and after."""
+    monkeypatch.setattr("mm_core.catalog.COMPACT_EVERY", 5)
+    files = []
+    for number in range(9):
+        catalog.add("labels", [{"id": f"{number}", "version": number}])
+        files.append(len(DeltaTable(f"{catalog.url}/labels", storage_options=_s3_options()).file_uris()))
+    assert files == [1, 2, 3, 4, 1, 2, 3, 4, 1], "at versions 5 and 10; the compaction itself is version 6"
+    assert ids(catalog) == [str(n) for n in range(9)]
+    assert ids(catalog, version=4) == ["0", "1", "2", "3"]
+    assert catalog.upsert("labels", [{"id": "3", "version": 30}]) == 0
+    found = catalog.read("labels").set_index("id")["version"]
+    assert found["3"] == 30 and found.drop("3").tolist() == list(found.drop("3").index.astype(int))
+
+
+def test_compaction_and_vacuum_by_hand(catalog: Catalog) -> None:
+    """Each of nothing moves no version; a vacuum spares what a kept version needs and what is young."""
+    assert catalog.compact("labels") == catalog.vacuum("labels") == 0
+    for number in range(3):
+        catalog.add("labels", [{"id": f"{number}"}])
+    kept = catalog.version("labels")
+    assert catalog.compact("labels") == 3
+    assert catalog.compact("labels") == 0, "there is one file"
+    done = catalog.version("labels")
+    assert catalog.vacuum("labels") == 0, "nobody has waited long enough"
+    assert catalog.vacuum("labels", keep=[kept], days=0) == 0 and catalog.version("labels") == done
+    assert ids(catalog, version=kept) == ids(catalog) == ["0", "1", "2"]
+    assert catalog.vacuum("labels", days=0) == 3
+    assert ids(catalog) == ["0", "1", "2"]
+    with pytest.raises(CatalogError):
+        catalog.read("labels", version=kept)
+
+
+def test_rows_are_written_in_pieces_and_the_last_of_a_key_counts(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mm_core.catalog.PIECE", 2)
+    rows = ({"id": f"{n % 4}", "version": n} for n in range(7))
+    assert catalog.add("labels", rows) == 4
+    assert catalog.version("labels") == 1, "one commit"
+    found = catalog.read("labels").set_index("id")["version"].to_dict()
+    assert found == {"0": 4, "1": 5, "2": 6, "3": 3}
+
+
 def test_a_broken_table_is_said(tmp_path: Path) -> None:
     catalog = Catalog(str(tmp_path))
     catalog.add("labels", [{"id": "a"}])

@@ -168,3 +168,15 @@ def test_s3_failures_are_store_errors(bucket: str, tmp_path: Path) -> None:
 def test_a_url_that_is_no_store(url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError):
         open_store(url, tmp_path)
+
+
+def test_a_file_that_is_another_by_now_is_not_stored(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "photo"
+    source.write_bytes(b"pixels")
+    digest = sha256_bytes(b"pixels")
+    source.write_bytes(b"others")
+    with pytest.raises(StoreError, match="changed while it was read: run again"):
+        put_blob(store, source, digest)
+    assert not store.exists(blob_key(digest)) and not list(store.list("blobs"))
+    source.write_bytes(b"pixels")
+    assert put_blob(store, source, digest) == digest and fetch_blob(store, digest).read_bytes() == b"pixels"

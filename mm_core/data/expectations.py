@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from mm_core.data.data_docs import DataDocs
 from mm_core.data.matte_quality import MatteQuality
 from mm_core.data.mix import CLASSES, Mix, expected
 from mm_core.data.probe import Probe
@@ -138,26 +137,6 @@ class Fault:
     def suspect(self) -> bool:
         """Held for a person to look at, not refused."""
         return self.reason.startswith(SUSPECT)
-
-
-class DataDocs:
-    """Great Expectations' pages about drops: what was judged in this process, beside what was judged before."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.pages: list[Any] = []
-        """Identifiers of what was judged and has no page yet."""
-
-    @cached_property
-    def context(self):
-        """Made when the first drop is judged: Great Expectations takes seconds to load."""
-        return _context(self.folder)
-
-    def build(self) -> None:
-        """Writes the new pages and the index of all."""
-        if self.pages:
-            self.context.build_data_docs(resource_identifiers=self.pages)
-            self.pages = []
 
 
 class Judge:
@@ -322,37 +301,3 @@ def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float
     if rule.name == "category_given":
         return gxe.ExpectColumnValuesToNotBeNull(column=column, mostly=0.5, **common)
     return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[True], **common)
-
-
-def _context(data_docs: Path):
-    """A context of this process alone: no analytics, no progress bars, results and pages kept under `data_docs`."""
-    import great_expectations as gx
-    from great_expectations.data_context.types.base import (
-        DataContextConfig,
-        InMemoryStoreBackendDefaults,
-        ProgressBarsConfig,
-    )
-
-    defaults = InMemoryStoreBackendDefaults()
-    defaults.stores[defaults.validation_results_store_name] = {
-        "class_name": "ValidationResultsStore",
-        "store_backend": _folder(data_docs / ".results"),
-    }
-    defaults.data_docs_sites = {
-        "drops": {
-            "class_name": "SiteBuilder",
-            "show_how_to_buttons": False,
-            "store_backend": _folder(data_docs),
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-        }
-    }
-    config = DataContextConfig(
-        analytics_enabled=False,
-        progress_bars=ProgressBarsConfig(globally=False),
-        store_backend_defaults=defaults,
-    )
-    return gx.get_context(mode="ephemeral", project_config=config)
-
-
-def _folder(path: Path) -> dict[str, str]:
-    return {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(path)}

@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from mm_core.catalog import Catalog, CatalogMoved
+from mm_core.data.data_docs import DataDocs
 from mm_core.data.duplicates import LOOK_SIDE, glance
-from mm_core.data.expectations import DataDocs, Judge
+from mm_core.data.expectations import Judge
 from mm_core.data.forget import erase, forgotten_among
 from mm_core.data.guard import safely
 from mm_core.data.images import load_rgb

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from mm_core.catalog import Catalog
-from mm_core.data.expectations import SUSPECT, DataDocs
+from mm_core.data.data_docs import DataDocs
+from mm_core.data.expectations import SUSPECT
 from mm_core.data.images import load_alpha, load_rgb
 from mm_core.data.inbox import arrived_batches, kept_matte
 from mm_core.data.ingest import Ingest, describe

@@ -114,26 +114,19 @@ class LearnedGuesser:
         ]
 
 
-def guess_new(
-    params: StructureParams, catalog: Catalog, samples: pd.DataFrame, clip: ClipTags | None, report: Report
-) -> None:
+def guess_new(params: StructureParams, catalog: Catalog, clip: ClipTags | None, report: Report) -> None:
     """Adds a row `guess` for each sample without category that lacks one.
 
-    `samples`: columns id, category, group. Text `category` and number `confidence`; below
+    Text `category` and number `confidence`; below
     `structure.guess_confidence`, or where nothing can be guessed from, the text is `withheld` with the reason instead.
     Counts in `report.metrics` (structure/guesses, structure/guesses_withheld).
     """
-    is_known = samples["category"].notna()
-    unknown, known = samples.loc[~is_known], samples.loc[is_known]
     source = (clip.extractor, clip.version) if clip else (embedding.EXTRACTOR, embedding.VERSION)
-    version = f"{VERSION}/{source[0]}/{source[1]}" + ("" if clip else f"/{_doublings(len(known))}")
-    have = catalog.read(
-        "features", columns=["sample_id"], filters=[("extractor", "=", EXTRACTOR), ("version", "=", version)]
-    )
-    todo = sorted(set(unknown["id"]) - set(have["sample_id"]))
+    version = f"{VERSION}/{source[0]}/{source[1]}" + ("" if clip else f"/{_doublings(_known(catalog))}")
+    todo = _unguessed(catalog, version)
     if not todo:
         return
-    guesser = ClipGuesser(clip) if clip else _learned(catalog, known, source)
+    guesser = ClipGuesser(clip) if clip else _learned(catalog, source)
     given = withheld = 0
     for start in range(0, len(todo), CHUNK):
         ids, vectors = vectors_of(catalog, source, todo[start : start + CHUNK])
@@ -153,10 +146,22 @@ def guesser_of(catalog: Catalog, clip: ClipTags | None) -> tuple[Guesser, str]:
     """
     if clip:
         return ClipGuesser(clip), f"{VERSION}/{clip.version}"
-    known = catalog.read("samples", columns=["id", "category", "group"])
-    known = known.loc[known["category"].notna()]
     source = (embedding.EXTRACTOR, embedding.VERSION)
-    return _learned(catalog, known, source), f"{VERSION}/{source[0]}/{source[1]}/{_doublings(len(known))}"
+    return _learned(catalog, source), f"{VERSION}/{source[0]}/{source[1]}/{_doublings(_known(catalog))}"
+
+
+def _known(catalog: Catalog) -> int:
+    """Samples whose category is known."""
+    return int(catalog.query("SELECT count(*) AS photos FROM samples WHERE category IS NOT NULL").iloc[0, 0])
+
+
+def _unguessed(catalog: Catalog, version: str) -> list[str]:
+    """Ids of the samples without category and without a guess of this version, sorted."""
+    done = f"SELECT sample_id FROM features WHERE extractor = '{EXTRACTOR}' AND version = '{version}'"
+    found = catalog.query(
+        f"SELECT s.id FROM samples s LEFT ANTI JOIN ({done}) f ON f.sample_id = s.id WHERE s.category IS NULL"
+    )
+    return sorted(found["id"]) if len(found) else []
 
 
 def vectors_of(catalog: Catalog, source: tuple[str, str], ids: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -178,9 +183,12 @@ def _found(guess: Guess | None, sure: bool) -> Found:
     return Found(numbers, {"withheld": f"{guess.category} is the likeliest, but not sure enough"})
 
 
-def _learned(catalog: Catalog, known: pd.DataFrame, source: tuple[str, str]) -> LearnedGuesser:
+def _learned(catalog: Catalog, source: tuple[str, str]) -> LearnedGuesser:
     # Ids are digests: the smallest are a fair sample, the same whoever draws it.
-    chosen = known.sort_values(by="id").head(MOST).set_index("id")
+    known = catalog.query(
+        f'SELECT id, category, "group" FROM samples WHERE category IS NOT NULL ORDER BY id LIMIT {MOST}'
+    )
+    chosen = (known if len(known) else pd.DataFrame(columns=["id", "category", "group"])).set_index("id")
     ids, vectors = vectors_of(catalog, source, list(chosen.index))
     chosen = chosen.loc[ids]
     groups = chosen["group"].where(chosen["group"].astype(bool), pd.Series(chosen.index, chosen.index))

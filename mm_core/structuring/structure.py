@@ -80,16 +80,17 @@ def structure_new(
     next time), and mean difficulty per category of the newest labels of what was worked on in
     `report.tables["difficulty"]`. Done work is committed in chunks: killed at any point, the next run goes on.
     """
-    samples = catalog.read("samples", columns=["id", "category", "name", "group"])
     rows = Counter()
     unreadable: list[dict[str, Any]] = []
     finished = 0
     with ExitStack() as stack:
         found = chosen(params, layout, stack)
-        lacking: list[Filter] = [("sample_id", "in", unfinished(catalog, found.extractors))]
+        ids = unfinished(catalog, found.extractors)
+        lacking: list[Filter] = [("sample_id", "in", ids)]
+        samples = catalog.read("samples", columns=["id", "category", "name"], filters=[("id", "in", ids)])
         labels = newest_labels(catalog.read("labels", filters=lacking))
         have = catalog.read("features", columns=["sample_id", "extractor", "version"], filters=lacking)
-        tasks = missing(samples.loc[samples["id"].isin(lacking[0][2])], labels, have, found.extractors)
+        tasks = missing(samples, labels, have, found.extractors)
         for done in _in_chunks(_work(store, tasks, found.extractors)):
             catalog.upsert("features", done.rows)
             unreadable += done.failures
@@ -97,9 +98,9 @@ def structure_new(
             finished += len({entry["sample_id"] for entry in done.rows + done.failures})
             progress("structure", min(finished, len(tasks)), len(tasks))
     source = (found.clip.extractor, found.clip.version) if found.clip else (embedding.EXTRACTOR, embedding.VERSION)
-    guess_new(params.structure, catalog, samples, found.clip, report)
+    guess_new(params.structure, catalog, found.clip, report)
     report.metrics |= {
-        "structure/samples": len(samples),
+        "structure/samples": int(catalog.query("SELECT count(*) AS photos FROM samples").iloc[0, 0]),
         "structure/photos": rows.pop(photo.EXTRACTOR, 0),
         "structure/labels": rows.pop(difficulty.EXTRACTOR, 0),
         "structure/unreadable": len(unreadable),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mm_core.catalog import Catalog
 from mm_core.data import samplegen
-from mm_core.data.expectations import DataDocs
+from mm_core.data.data_docs import DataDocs
 from mm_core.data.ingest import ingest_ready
 from mm_core.params import IngestParams
 from mm_core.records import Report

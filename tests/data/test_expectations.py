@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mm_core.data.expectations import RULES, DataDocs, Judge, rules_of
+from mm_core.data.data_docs import STYLE, DataDocs
+from mm_core.data.expectations import RULES, Judge, rules_of
 from mm_core.data.matte_quality import MatteQuality
 from mm_core.data.mix import CLASSES, LEAST_ROWS
 from mm_core.data.probe import Probe
@@ -182,3 +184,14 @@ def test_data_docs_list_every_batch(tmp_path: Path) -> None:
     assert pages == ["first", "first", "second, with ü", "second, with ü"]
     index = (tmp_path / "docs" / "index.html").read_text()
     assert index.count("validations/unlabeled") >= 4
+    for page in (tmp_path / "docs").rglob("*.html"):
+        text = page.read_text()
+        assert text.count(STYLE) == 1, page
+        assert not re.search(r"<(script|link|img)[^>]*(src|href)=.https?:", text), "readable without a network"
+
+
+def test_a_drop_judged_in_pieces_has_the_sums(judge_of: Any) -> None:
+    pieces, whole_drop = judge_of("unlabeled"), judge_of("unlabeled")
+    probes = [replace(GOOD, row=n, short_side=3 if n % 4 == 0 else 50) for n in range(12)]
+    found = {row: fault for start in (0, 5, 10) for row, fault in pieces.rows(probes[start : start + 5]).items()}
+    assert found == whole_drop.rows(probes) and pieces.results == whole_drop.results

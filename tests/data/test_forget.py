@@ -9,7 +9,7 @@ import pytest
 
 from mm_core.catalog import Catalog
 from mm_core.data import forget as forgetting
-from mm_core.data.expectations import DataDocs
+from mm_core.data.data_docs import DataDocs
 from mm_core.data.forget import erase, forget_photos
 from mm_core.errors import InputError
 from mm_core.records import sha256_bytes

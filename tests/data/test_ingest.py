@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mm_core.data.data_docs import DataDocs
 from mm_core.data.images import load_alpha, load_rgb
-from mm_core.data.ingest import ready_batches
-from mm_core.errors import InputError
+from mm_core.data.ingest import Ingest, ready_batches
+from mm_core.errors import InputError, StoreError
 from mm_core.store import fetch_blob
 
 MIXED_VERDICTS = {
@@ -303,3 +304,32 @@ def test_a_drop_of_another_mix_is_reported_and_taken(workshop: Any, make: Any) -
     assert warned("first", 100, ("pets", "portrait", "cards")) == set()
     assert warned("like", 200, ("portrait", "cards", "pets")) == set()
     assert warned("dark, other", 300, ("scenery", "delicacy"), light=0.3) == {"category_mix", "brightness_mix"}
+
+
+def test_a_drop_taken_in_pieces_ends_in_the_same_catalog(
+    workshop_at: Callable[..., Any], make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies and edits are found across pieces, and every refused row is told."""
+    whole, pieces = workshop_at(store=tmp_path / "whole"), workshop_at(store=tmp_path / "pieces")
+    rows = [*make.mixed(), *(make.row(n) for n in range(20, 26)), make.row(40, image_bytes=b"<html>")]
+    whole.drop("pixel_labeled", "a", rows)
+    report = whole.ingest()
+    for place in ("mm_core.data.ingest.PIECE", "mm_core.data.verdicts.ASKED"):
+        monkeypatch.setattr(place, 2)
+    again = pieces.ingest()
+    assert pieces.tables() == whole.tables()
+    assert again.metrics == report.metrics
+    assert again.tables["expectations"] == report.tables["expectations"]
+
+
+def test_a_manifest_replaced_while_it_is_read_is_said(workshop: Any, make: Any) -> None:
+    folder = workshop.drop("unlabeled", "a", [make.row(1)])
+    (ready,) = ready_batches(workshop.inbox, workshop.catalog)
+    (folder / "manifest.csv").write_text("image\nother.jpg\n")
+    work = Ingest(
+        workshop.params, workshop.catalog, workshop.store, workshop.inbox, ready, DataDocs(workshop.root / "docs"),
+        workshop.root / "spool", lambda what, done, total: None,
+    )  # fmt: skip
+    with pytest.raises(StoreError, match="manifest.csv changed while it was read: run again"):
+        work.run()
+    assert workshop.catalog.read("batches").empty

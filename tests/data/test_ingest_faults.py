@@ -81,7 +81,7 @@ def test_some_of_all_requests_fail(
 ) -> None:
     """Inbox, blobs and tables on S3 through a proxy that spoils them; the catalog is that of a run without faults."""
     shop = workshop_at(f"{bucket}/drops", f"{bucket}/calm")
-    monkeypatch.setattr("mm_core.data.expectations.DataDocs.build", lambda self: None)
+    monkeypatch.setattr("mm_core.data.data_docs.DataDocs.build", lambda self: None)
     half = make.row(3)["image_bytes"][:300]
     shop.drop(
         "pixel_labeled", "a", [make.row(1), make.row(2), make.row(1, image="c.jpg"), make.row(3, image_bytes=half)]
@@ -108,7 +108,7 @@ def test_a_commit_whose_answer_is_lost_is_not_done_by_another(
     workshop_at: Any, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tables moved by our own commit: what it filled is still ours when verdicts are made again."""
-    monkeypatch.setattr("mm_core.data.expectations.DataDocs.build", lambda self: None)
+    monkeypatch.setattr("mm_core.data.data_docs.DataDocs.build", lambda self: None)
     calm, lossy = workshop_at(store=tmp_path / "calm"), workshop_at(store=tmp_path / "lossy")
     calm.drop("unlabeled", "a", [make.row(1, category=""), make.row(2)])
     for shop in (calm, lossy):
@@ -181,7 +181,7 @@ def test_a_full_disk_is_said_and_more_space_ends_it(
     small_disk: Path, workshop_at: Any, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk grows by steps, so that it is full at many moments; the end is that of a disk with space."""
-    monkeypatch.setattr("mm_core.data.expectations.DataDocs.build", lambda self: None)
+    monkeypatch.setattr("mm_core.data.data_docs.DataDocs.build", lambda self: None)
     rows = [make.row(n, image_bytes=make.encoded(make.photo(n, 160, 120), "PNG")) for n in range(6)]
     for n, row in enumerate(rows):
         row["alpha_bytes"] = make.encoded(make.matte(n, 160, 120), "PNG")

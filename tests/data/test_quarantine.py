@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mm_core.data.expectations import DataDocs
+from mm_core.data.data_docs import DataDocs
 from mm_core.data.images import load_rgb
 from mm_core.data.quarantine import accept, list_rejects, retry, show
 from mm_core.errors import InputError

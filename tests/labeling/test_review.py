@@ -11,7 +11,7 @@ import pytest
 from routing_house import House
 
 from mm_core import stages
-from mm_core.data.expectations import DataDocs
+from mm_core.data.data_docs import DataDocs
 from mm_core.data.images import load_alpha
 from mm_core.data.samplegen import write_drop
 from mm_core.data.snapshot import newest_labels

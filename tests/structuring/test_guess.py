@@ -79,8 +79,7 @@ def test_guesses_are_features_made_once_and_again_when_what_is_known_has_doubled
 
     def guess() -> tuple[Report, pd.DataFrame]:
         report = Report("structure")
-        samples = catalog.read("samples", columns=["id", "category", "group"])
-        guess_new(StructureParams(), catalog, samples, None, report)
+        guess_new(StructureParams(), catalog, None, report)
         return report, catalog.read("features", filters=[("extractor", "=", EXTRACTOR)])
 
     arrive(None, np.array([[0, y, 0, 0] for y in (3, 4, 5)], np.float32), "u")
