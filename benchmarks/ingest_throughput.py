@@ -1,14 +1,13 @@
 """What a photo costs in ingest, beside what other tools take to find bad files and duplicates among the same photos.
 
-Each contender goes through the same generated camera photos twice, each time in a process of its own: a few, then
-many. The difference is the cost per photo; the rest is paid once per run (loading libraries, a database, Great
-Expectations' pages). Contenders take turns, so that what else the machine does falls on all. Processor time counts all
-processes of a contender and depends less on that than the clock does.
+Each contender, in a process of its own, goes through three drops of generated camera photos: a few to load its
+libraries, a few, and many. The difference of the last two is the cost per photo. Processor time counts all processes
+of a contender and depends less on what else the machine does than the clock.
 
     make peers
     python -m benchmarks.ingest_throughput --work data/throughput
 
-Goes on where it was killed; writes benchmarks/ingest_throughput.md.
+Goes on where it was killed; writes benchmarks/ingest_throughput.md after each contender.
 """
 
 from __future__ import annotations
@@ -17,11 +16,9 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
-import time
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -29,10 +26,11 @@ from statistics import median
 import cv2
 import numpy as np
 
-from benchmarks.throughput_peers import PEERS
+from benchmarks.throughput_peers import PEERS, measured
 
 HERE = Path(__file__).parent
 SIZES = {"12 MP": (4032, 3024), "2 MP": (1632, 1224)}
+DROPS = ("warm", "few", "many")
 OURS = "ingest"
 DOES = {
     OURS: "sha256; header; decode at reduced size to the last byte; brightness; two sorts of hashes; copies and edits"
@@ -45,6 +43,7 @@ DOES = {
     "fiftyone": "compute_metadata; compute_exact_duplicates; compute_near_duplicates (ResNet-18, 224 px)",
 }
 Run = dict[str, float]
+"""Photos, seconds and processor seconds of one drop."""
 
 
 def write_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
@@ -69,64 +68,62 @@ def write_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
         path.with_suffix(".part").rename(path)
 
 
-def some(photos: Path, count: int, into: Path) -> Path:
-    """A folder with so many of the photos, by hard links, that they stay in the system's cache for all."""
-    shutil.rmtree(into, ignore_errors=True)
-    into.mkdir(parents=True)
-    for number in range(count):
-        os.link(photos / f"{number}.jpg", into / f"{number}.jpg")
-    return into
-
-
 def ingest(work: Path) -> None:
-    """The measured process of ours; the drop lies ready in `work`."""
+    """The measured process of ours; the drops lie ready in `work`."""
     from mm_core import stages
     from mm_core.layout import Layout
     from mm_core.params import Params
     from mm_core.settings import Settings
 
-    began = time.perf_counter()
-    report = stages.ingest(Params(), Layout(Settings.from_env(work)))
-    seconds = time.perf_counter() - began
-    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    busy = sum(one.ru_utime + one.ru_stime for one in spent)
-    print(json.dumps({"photos": report.metrics["ingest/accepted"], "seconds": seconds, "processor": busy}))
+    layout = Layout(Settings.from_env(work))
+    drops = [work / "inbox" / "unlabeled" / name for name in DROPS]
+    told = [measured(lambda drop: void(stages.ingest(Params(), layout, batch=drop.name)), drop) for drop in drops]
+    assert sum(one["photos"] for one in told) == len(stages.catalog_of(layout).read("samples")), "all were taken"
+    print(json.dumps(told))
 
 
-def run(name: str, photos: Path, count: int, work: Path) -> Run:
-    """One contender over so many photos, from nothing."""
+def void(result: object) -> None:
+    """Nothing, of whatever was done."""
+
+
+def run(name: str, photos: Path, counts: tuple[int, ...], work: Path) -> list[Run]:
+    """One contender over drops of so many photos, one after the other, from nothing."""
     place = work / "run"
     shutil.rmtree(place, ignore_errors=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count())}
+    drops, number = [place / "inbox" / "unlabeled" / drop for drop in DROPS], 0
+    for drop, count in zip(drops, counts, strict=True):
+        drop.mkdir(parents=True)
+        names = [f"{n}.jpg" for n in range(number, number + count)]
+        for one in names:
+            os.link(photos / one, drop / one)
+        if name == OURS:
+            (drop / "manifest.csv").write_text("image,category\n" + "".join(f"{one},pets\n" for one in names))
+        number += count
     if name == OURS:
-        drop = some(photos, count, place / "inbox" / "unlabeled" / "new")
-        lines = [f"{number}.jpg,pets\n" for number in range(count)]
-        (drop / "manifest.csv").write_text("image,category\n" + "".join(lines))
         environment |= {"MM_INBOX": str(place / "inbox"), "MM_STORE": str(place / "store")}
         command = [sys.executable, "-m", "benchmarks.ingest_throughput", "--ingest", str(place)]
     else:
-        some(photos, count, place / "photos")
         (place / "home").mkdir()
         python = HERE.parent / ".tools" / ("fastdup" if name == "fastdup" else "peers") / "bin" / "python"
-        script = str(HERE / "throughput_peers.py")
-        command = [str(python), script, name, str(place / "photos"), str(place / "home")]
+        command = [str(python), str(HERE / "throughput_peers.py"), name, str(place / "home"), *map(str, drops)]
     with (work / "said").open("w") as said:
         told = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, stderr=said)
     return json.loads(told.stdout.splitlines()[-1])
 
 
-def per_photo(runs: dict[str, Run], few: int, many: int) -> tuple[float, float, float]:
-    """Milliseconds by the clock and of processor per photo, and seconds of processor once."""
-    a, b = runs[str(few)], runs[str(many)]
-    clock, busy = ((b[what] - a[what]) / (many - few) for what in ("seconds", "processor"))
-    return 1000 * clock, 1000 * busy, a["processor"] - few * busy
+def per_photo(drops: list[Run]) -> tuple[float, float, float]:
+    """Milliseconds by the clock and of processor per photo, and seconds of processor per drop."""
+    _, few, many = drops
+    clock, busy = ((many[what] - few[what]) / (many["photos"] - few["photos"]) for what in ("seconds", "processor"))
+    return 1000 * clock, 1000 * busy, few["processor"] - few["photos"] * busy
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("data/throughput"))
     parser.add_argument("--few", type=int, default=20)
-    parser.add_argument("--many", type=int, default=120)
+    parser.add_argument("--many", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ingest", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -135,54 +132,47 @@ def main() -> None:
     work = given.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     known = work / "runs.json"
-    runs: dict[str, Run] = json.loads(known.read_text()) if known.exists() else {}
-    for size, pixels in SIZES.items():
-        write_photos(work / size.replace(" ", ""), given.many, pixels)
+    runs: dict[str, list[Run]] = json.loads(known.read_text()) if known.exists() else {}
+    counts = given.few, given.few, given.many
     for number in range(given.rounds):
-        for size in SIZES:
+        for size, pixels in SIZES.items():
+            photos = work / size.replace(" ", "")
+            write_photos(photos, sum(counts), pixels)
             for name in (OURS, *PEERS):
-                for count in (given.few, given.many):
-                    key = f"{size}/{name}/{number}/{count}"
-                    if key not in runs:
-                        runs[key] = run(name, work / size.replace(" ", ""), count, work)
-                        known.write_text(json.dumps(runs))
-                        print(key, runs[key], flush=True)
-        write(runs, number + 1, given, work)
+                key = f"{size}/{name}/{number}"
+                if key not in runs:
+                    runs[key] = run(name, photos, counts, work)
+                    known.write_text(json.dumps(runs))
+                    print(key, runs[key], flush=True)
+                    write(runs, given, work)
     print(HERE / "ingest_throughput.md")
 
 
-def write(runs: dict[str, Run], rounds: int, given: argparse.Namespace, work: Path) -> None:
+def write(runs: dict[str, list[Run]], given: argparse.Namespace, work: Path) -> None:
     lines = ["# Ingest beside other tools, per photo", ""]
     lines += [
         f"Runner: `benchmarks/ingest_throughput.py`. Generated camera photos, {given.few} and {given.many} of each"
     ]
-    lines += [
-        f"size; median of {rounds} rounds. Ratio: to ours. Each peer has all cores; `once` is processor time, too."
-    ]
+    lines += [f"size, up to {given.rounds} rounds, medians. Ratio: to ours. Each has all cores."]
     for size in SIZES:
+        of_size = {}
+        for name in (OURS, *PEERS):
+            if found := [per_photo(r) for key, r in runs.items() if key.startswith(f"{size}/{name}/")]:
+                of_size[name] = [median(values) for values in zip(*found, strict=True)] + [len(found)]
+        if OURS not in of_size:
+            continue
         photos = [path.stat().st_size for path in (work / size.replace(" ", "")).glob("*.jpg")]
         lines += ["", f"## {size}, {sum(photos) / len(photos) / 1e6:.2f} MB each", ""]
-        lines += [
-            "| | ms of processor a photo | ratio | ms by the clock | ratio | s once |",
-            "|---|---|---|---|---|---|",
-        ]
-        costs = {}
-        for name in (OURS, *PEERS):
-            each = [
-                per_photo(
-                    {str(n): runs[f"{size}/{name}/{r}/{n}"] for n in (given.few, given.many)}, given.few, given.many
-                )
-                for r in range(rounds)
-            ]
-            costs[name] = [median(values) for values in zip(*each, strict=True)]
-        clock, busy, _ = costs[OURS]
-        for name, (by_clock, of_processor, once) in costs.items():
+        lines += ["| | ms of processor a photo | ratio | ms by the clock | ratio | s of processor a drop | rounds |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        clock, busy, *_ = of_size[OURS]
+        for name, (by_clock, of_processor, once, rounds) in of_size.items():
             lines.append(
                 f"| {name} | {of_processor:.1f} | {of_processor / busy:.2f} | {by_clock:.1f} | {by_clock / clock:.2f} "
-                f"| {once:.1f} |"
+                f"| {once:.1f} | {rounds} |"
             )
     lines += ["", "What each does with a photo:", "", *(f"* {name}: {does}." for name, does in DOES.items())]
-    lines += ["", f"{platform.machine()}, {os.cpu_count()} cores shared with other work, {date.today()}."]
+    lines += ["", f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[1]:.0f}, {date.today()}."]
     (HERE / "ingest_throughput.md").write_text("\n".join(lines) + "\n")
 
 

@@ -1,9 +1,8 @@
-"""One peer of `ingest_throughput.py` over a folder of photos; runs in the peers' own environment (infra/peers.lock).
+"""One peer of `ingest_throughput.py` over folders of photos; runs in the peers' own environment (infra/peers.lock).
 
-    .tools/peers/bin/python benchmarks/throughput_peers.py PEER FOLDER HOME
+    .tools/peers/bin/python benchmarks/throughput_peers.py PEER HOME FOLDER…
 
-HOME: an empty folder for FiftyOne's database. Prints one line of JSON: photos, seconds, and processor seconds of this
-process and its children.
+HOME: an empty folder for databases and the like. Prints JSON: for each folder photos, seconds and processor seconds.
 """
 
 from __future__ import annotations
@@ -55,7 +54,9 @@ def fastdup(folder: Path) -> None:
     """Its run with defaults; in an environment of its own (infra/fastdup.lock), as it pins an old numpy."""
     import fastdup as peer
 
-    peer.create(work_dir=os.environ["FIFTYONE_DATABASE_DIR"], input_dir=str(folder)).run(overwrite=True)
+    peer.create(work_dir=f"{os.environ['FIFTYONE_DATABASE_DIR']}/{folder.name}", input_dir=str(folder)).run(
+        overwrite=True
+    )
 
 
 def fiftyone(folder: Path) -> None:
@@ -109,20 +110,28 @@ PEERS: dict[str, Callable[[Path], None]] = {
 }
 
 
+def measured(work: Callable[[Path], None], folder: Path) -> dict[str, float]:
+    """Seconds by the clock and of processor, of this process and its children, for so many photos."""
+
+    def spent() -> float:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(one.ru_utime + one.ru_stime for one in used)
+
+    began, busy = time.perf_counter(), spent()
+    work(folder)
+    found = {"seconds": time.perf_counter() - began, "processor": spent() - busy}
+    return found | {"photos": sum(path.suffix == ".jpg" for path in folder.iterdir())}
+
+
 def main() -> None:
-    name, folder, home = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    name, home, *folders = sys.argv[1:]
     os.environ |= {
         "FIFTYONE_DATABASE_DIR": home,
         "FIFTYONE_DO_NOT_TRACK": "true",
         "FIFTYONE_SHOW_PROGRESS_BARS": "false",
         "SENTRY_OPT_OUT": "1",
     }
-    began = time.perf_counter()
-    PEERS[name](folder)
-    seconds = time.perf_counter() - began
-    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    busy = sum(one.ru_utime + one.ru_stime for one in spent)
-    print(json.dumps({"photos": len(os.listdir(folder)), "seconds": seconds, "processor": busy}))
+    print(json.dumps([measured(PEERS[name], Path(folder)) for folder in folders]))
 
 
 if __name__ == "__main__":
