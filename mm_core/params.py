@@ -131,10 +131,19 @@ class CommonTrainParams(_Section):
     """Gradient norm limit."""
     validate_every: int = Field(default=100, ge=1)
     """Steps between two looks at the validation set; the best of them is kept."""
+    patience: int = Field(default=0, ge=0)
+    """Looks without a gain after which a stage stops early; 0 never does. The rate falls to the end, and with it most
+    of the error: a stage that starts from a champion often passes it in its last quarter alone."""
     replay_share: float = Field(default=0.5, ge=0, le=1)
     """Share of each batch of the hard stage drawn from the simple set, against forgetting."""
     warm_start: Literal["champion", "scratch"] = "champion"
     """What the first stage starts from where a champion exists."""
+    shrink: float = Field(default=1.0, ge=0, le=1)
+    """What is kept of the champion's weights, the rest being fresh ones: shrink and perturb (Ash and Adams 2020),
+    against models that learn ever less from new photos."""
+    recompose: float = Field(default=0.0, ge=0, le=1)
+    """Share of labelled photos whose subject is put before another photo's blurred background, in the supervised terms
+    of each stage, with estimated foreground colours (Germer et al. 2020) against halos."""
 
 
 class HardParams(StageParams):
@@ -147,6 +156,10 @@ class SemiParams(StageParams):
     lr: float = Field(default=1e-3, gt=0)
     weight: float = Field(default=1.0, ge=0)
     """Weight of the consistency loss (Ouali et al. 2020 use 30 for 21 classes)."""
+    view: float = Field(default=1.0, ge=0)
+    """Weight of following the teacher's matte on strongly altered photos; 0 leaves the paper's term alone."""
+    mix: float = Field(default=0.5, ge=0, le=1)
+    """Share of the altered photos that get a rectangle of another photo (CutMix; French et al. 2020)."""
     ramp_share: float = Field(default=0.5, gt=0, le=1)
     """Share of the steps over which what reaches the encoder rises as exp(-5 (1 - t)^2); the paper: 0.1."""
     perturbations: tuple[

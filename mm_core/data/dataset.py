@@ -8,6 +8,7 @@ an epoch never decodes a JPEG. `Pool` draws batches from it. A batch is a pure f
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import math
 import os
 import shutil
@@ -23,6 +24,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from mm_core.data.augment import augment, backdrop, estimate_foreground, recompose
 from mm_core.data.images import load_alpha, load_rgb
 from mm_core.store import Store, fetch_blob
 
@@ -91,6 +93,7 @@ class PixelCache:
         self.folder = folder / "pixels" / str(self.side)
         self.photos = Shelf(self.folder, "photos", (self.side, self.side, 3))
         self.mattes = Shelf(self.folder, "mattes", (self.side, self.side))
+        self.foregrounds = Shelf(self.folder, "foregrounds", (self.side, self.side, 3))
 
     @staticmethod
     def clear(folder: Path) -> None:
@@ -119,6 +122,24 @@ class PixelCache:
                         progress("decode", start + len(chunk), len(jobs))
         return len(jobs)
 
+    def fill_foregrounds(self, frame: pd.DataFrame, progress: Callable[[str, int, int], None] | None = None) -> int:
+        """Estimates the foreground colours (`estimate_foreground`) of labelled rows that `fill` has decoded, each once.
+
+        Returns how many were missing. They lie on the shelf `foregrounds` under `foreground_key`.
+        """
+        with _locked(self.folder / ".lock"):
+            self.foregrounds.reload()
+            rows = frame.dropna(subset=["alpha_sha256"])
+            pairs = {foreground_key(s, a): (s, a) for s, a in zip(rows["sample_id"], rows["alpha_sha256"], strict=True)}
+            missing = [(key, *pair) for key, pair in pairs.items() if key not in self.foregrounds]
+            for start in range(0, len(missing), 16):
+                chunk = missing[start : start + 16]
+                found = [(key, estimate_foreground(self.photos[s], self.mattes[a])) for key, s, a in chunk]
+                self.foregrounds.append(found)
+                if progress:
+                    progress("estimate foregrounds", start + len(chunk), len(missing))
+        return len(missing)
+
     def _square(self, store: Store, shelf: Shelf, key: str, row: Any) -> np.ndarray:
         path = fetch_blob(store, key)
         if shelf is self.mattes:
@@ -129,6 +150,11 @@ class PixelCache:
     def _resize(self, image: np.ndarray) -> np.ndarray:
         shrinks = min(image.shape[:2]) >= self.side
         return cv2.resize(image, (self.side, self.side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def foreground_key(sample_id: str, alpha_sha256: str) -> str:
+    """sha256 in hex: another matte of the same photo has other foreground colours."""
+    return hashlib.sha256(f"{sample_id} {alpha_sha256}".encode()).hexdigest()
 
 
 def _first(frame: pd.DataFrame, column: str, shelf: Shelf) -> list:
@@ -208,9 +234,23 @@ def rng_of(seed: int, *names: str | int) -> np.random.Generator:
 class Pool:
     """The rows of one snapshot frame as batches."""
 
-    def __init__(self, frame: pd.DataFrame, cache: PixelCache, seed: int, stream: str):
-        """`stream` names the use (`hard/replay`), so that two pools of one stage do not draw in step."""
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        cache: PixelCache,
+        seed: int,
+        stream: str,
+        *,
+        recompose: float = 0.0,
+        backdrops: Sequence[str] = (),
+    ):
+        """`stream` names the use (`hard/replay`), so that two pools of one stage do not draw in step.
+
+        `recompose`: share of labelled photos drawn with their subject before another of `backdrops` (sample ids);
+        `fill_foregrounds` comes first.
+        """
         self._cache, self._seed, self._stream = cache, seed, stream
+        self._recompose, self._backdrops = (recompose if backdrops else 0.0), list(backdrops)
         self._ids = frame["sample_id"].tolist()
         self._alphas = [digest if isinstance(digest, str) else None for digest in frame["alpha_sha256"]]
         self._binary = frame["label_binary"].fillna(False).astype(bool).to_numpy()
@@ -244,6 +284,8 @@ class Pool:
                 if matte is not None:
                     alphas[i] = cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA)
             else:
+                if digest is not None and self._recompose and rngs[i].random() < self._recompose:
+                    photo = self._recomposed(self._ids[row], digest, rngs[i])
                 images[i], cut = augment(photo, matte, size, rngs[i])
                 alphas[i] = 0 if cut is None else cut
         return Batch(
@@ -256,46 +298,7 @@ class Pool:
             [self.categories[r] for r in rows],
         )
 
-
-def augment(
-    photo: np.ndarray, matte: np.ndarray | None, size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """A random cut of a photo and its matte, with the light, blur and noise of another camera.
-
-    photo uint8 (H, W, 3), matte uint8 (H, W) → (size, size, 3) and (size, size). Geometry: mirror (half of the time),
-    zoom 0.85 to 1.5, aspect ±10 %, turn ±8° (half of the time), anywhere within the frame, edges reflected. Photo
-    only: gamma, contrast, white balance, saturation; blur and noise now and then.
-    """
-    height, width = photo.shape[:2]
-    zoom, aspect = math.exp(rng.uniform(math.log(0.85), math.log(1.5))), math.exp(rng.uniform(-0.1, 0.1))
-    angle = math.radians(rng.uniform(-8, 8)) if rng.random() < 0.5 else 0.0
-    across, down = width / (size * zoom) * aspect, height / (size * zoom) / aspect
-    flip = -1.0 if rng.random() < 0.5 else 1.0
-    # The matrix takes output pixels to source pixels around the two centres.
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    matrix = turn @ np.diag([across * flip, down])
-    room = np.maximum(np.array([width, height]) - np.array([across, down]) * size, 0) / 2
-    centre = np.array([width, height]) / 2 + rng.uniform(-1, 1, 2) * room - 0.5
-    full = np.column_stack([matrix, centre - matrix @ np.full(2, size / 2 - 0.5)])
-
-    def cut(image: np.ndarray) -> np.ndarray:
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return cv2.warpAffine(image, full, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-
-    return _recolour(cut(photo), rng), None if matte is None else cut(matte)
-
-
-def _recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    levels = np.linspace(0, 1, 256)[:, None] ** math.exp(rng.uniform(-0.3, 0.3))
-    levels = (levels - 0.5) * rng.uniform(0.8, 1.2) + 0.5 + rng.uniform(-0.08, 0.08)
-    table = np.rint(np.clip(levels * rng.uniform(0.92, 1.08, 3), 0, 1) * 255).astype(np.uint8)
-    image = cv2.LUT(image, table.reshape(256, 1, 3))
-    saturation = rng.uniform(0.7, 1.3)
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    image = cv2.addWeighted(image, saturation, grey, 1 - saturation, 0)
-    if rng.random() < 0.15:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.2))
-    if rng.random() < 0.2:
-        reach = int(rng.integers(4, 20))
-        image = cv2.add(image, rng.integers(-reach, reach + 1, image.shape, np.int16), dtype=cv2.CV_8U)
-    return image
+    def _recomposed(self, sample: str, digest: str, rng: np.random.Generator) -> np.ndarray:
+        other = self._cache.photos[self._backdrops[int(rng.integers(len(self._backdrops)))]]
+        colours = self._cache.foregrounds[foreground_key(sample, digest)]
+        return recompose(colours, self._cache.mattes[digest], backdrop(other, rng))

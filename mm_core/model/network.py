@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any, cast
@@ -104,6 +104,9 @@ class MattingNet(nn.Module):
     """Channels of each feature, fine→coarse."""
     reductions: list[int]
     """Stride of each feature against the input, fine→coarse."""
+    needed: Callable[[Sequence[str]], Sequence[str]] | None = None
+    """Of a batch's decoders, those that any of the processes sharing the batch needs, in one order: they must take the
+    same steps, rows or not."""
 
     def __init__(self, config: ModelParams, body: nn.Module | None = None):
         """`body`: a timm backbone with features_only, where one with pretrained weights is at hand."""
@@ -141,7 +144,7 @@ class MattingNet(nn.Module):
         """
         if len(decoders) != features[0].shape[0]:
             raise ValueError(f"{len(decoders)} decoder names for a batch of {features[0].shape[0]}")
-        rows: dict[str, list[int]] = {}
+        rows: dict[str, list[int]] = {name: [] for name in self.needed(decoders)} if self.needed else {}
         for row, name in enumerate(decoders):
             rows.setdefault(name, []).append(row)
         if len(rows) == 1:
@@ -149,7 +152,7 @@ class MattingNet(nn.Module):
         device = features[0].device
         parts: list[list[Tensor]] = []
         for name, members in rows.items():
-            index = torch.tensor(members, device=device)
+            index = torch.tensor(members, dtype=torch.long, device=device)
             parts.append(self.decode([feature.index_select(0, index) for feature in features], name))
         order = [row for members in rows.values() for row in members]
         back = torch.argsort(torch.tensor(order, device=device))

@@ -28,6 +28,7 @@ from mm_core.data.dataset import Batch
 from mm_core.errors import NonFiniteLoss
 from mm_core.model.preprocess import MEAN, STD
 from mm_core.params import CommonTrainParams, StageParams
+from mm_core.training import ranks
 from mm_core.training.interrupts import deferred_signals
 
 WARMUP = 0.05
@@ -46,8 +47,11 @@ class Strategy(Protocol):
         """The batches of a step by pool; a pure function, called ahead of time from other threads."""
         ...
 
-    def losses(self, batches: Mapping[str, Sample], progress: float) -> dict[str, Tensor]:
-        """Named, weighted scalars whose sum is minimised; `progress` runs from 0 to 1."""
+    def losses(self, batches: Mapping[str, Sample], progress: float, teacher: Any) -> dict[str, Tensor]:
+        """Named, weighted scalars whose sum is minimised; `progress` runs from 0 to 1.
+
+        `teacher`: the moving average of `net`, in eval mode, without gradient.
+        """
         ...
 
 
@@ -64,6 +68,8 @@ class Sample:
     """(B,) bool."""
     decoders: list[str]
     captions: list[str]
+    taught: bool = False
+    """`alpha` is a teacher's matte."""
 
 
 def to_device(batch: Batch, device: torch.device) -> Sample:
@@ -91,6 +97,8 @@ class State:
     """Mean squared error per category of the best weights."""
     losses: dict[str, float] = field(default_factory=dict)
     """The last values."""
+    looks: int = 0
+    """Validations since the best one."""
 
 
 @dataclass
@@ -153,14 +161,18 @@ def fit(
         _consider(state, average, validate)
     resumed_from, clock, waited, seen = state.step, 0.0, 0.0, 0
     devices = [device] if device.type == "cuda" else []
+    parameters = list(module.parameters())
     with (
         torch.random.fork_rng(devices),
         _float_depthwise(module, device),
+        ranks.whole_batch_norms(module),
         deferred_signals() as pending,
         _ahead(strategy.draw, state.step, stage.steps) as ahead,
     ):
         saved_at = time.monotonic()
         for batches in ahead:
+            if common.patience and state.looks >= common.patience:
+                break
             begun = time.monotonic()
             drawn = batches.result()
             waited += time.monotonic() - begun
@@ -172,13 +184,14 @@ def fit(
                 group["lr"] = lr * group["haste"]
             module.train()
             with torch.autocast(device.type, torch.bfloat16, enabled=common.precision == "bf16"):
-                terms = strategy.losses(samples, step / stage.steps)
+                terms = strategy.losses(samples, step / stage.steps, average)
             total = torch.stack([term.float() for term in terms.values()]).sum()
             if not torch.isfinite(total):
                 raise NonFiniteLoss(_blame(terms, samples, step))
             optimiser.zero_grad(set_to_none=True)
             total.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), common.clip_norm)
+            ranks.average_gradients(parameters)
+            nn.utils.clip_grad_norm_(parameters, common.clip_norm)
             optimiser.step()
             # A short run would otherwise be averaged with its start for most of its length.
             _follow(pairs, min(common.ema, (1 + step) / (10 + step)) if common.ema else 0.0)
@@ -192,7 +205,8 @@ def fit(
                 scores = _consider(state, average, validate)
                 log(state.step, {f"val/{category}/mse": mse for category, mse in scores.items()})
             if pending.arrived or time.monotonic() - saved_at >= save_seconds:
-                _save(checkpoint, state, module, average, optimiser)
+                if ranks.rank() == 0:
+                    _save(checkpoint, state, module, average, optimiser)
                 saved_at = time.monotonic()
                 pending.deliver()
             progress(state.step, stage.steps)
@@ -240,12 +254,14 @@ def _groups(strategy: Strategy, decay: float) -> list[dict[str, Any]]:
 
 def _consider(state: State, average: nn.Module, validate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
     """Validates the averaged weights and keeps them if they are the best so far."""
-    scores = validate(average)
+    scores = ranks.agreed(validate(average) if ranks.rank() == 0 else {})
     if scores:
         score = sum(scores.values()) / len(scores)
         if score < state.best_score:
             state.best_step, state.best_score, state.best = state.step, score, _weights(average)
-            state.validation = scores
+            state.validation, state.looks = scores, 0
+        else:
+            state.looks += 1
     else:
         state.best_step = state.step
     return scores
@@ -258,11 +274,11 @@ def _weights(net: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def _follow(pairs: Sequence[tuple[Tensor, Tensor]], decay: float) -> None:
     """Moves the average towards the net; batch-norm statistics are averaged too, counters copied."""
-    for mine, theirs in pairs:
-        if mine.is_floating_point():
-            mine.lerp_(theirs, 1 - decay)
-        else:
-            mine.copy_(theirs)
+    floats = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
+    torch._foreach_lerp_([m for m, _ in floats], [t for _, t in floats], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+    for counter, theirs in pairs:
+        if not counter.is_floating_point():
+            counter.copy_(theirs)
 
 
 def _blame(terms: Mapping[str, Tensor], samples: Mapping[str, Sample], step: int) -> str:

@@ -1,11 +1,12 @@
 """Multimodal stage: text teaches where the picture alone is unsure (Matting Moments, section 2.2).
 
-A frozen CLIP text embedding is fused into the encoder's bottleneck. Three terms come on top of the earlier stages':
+A frozen CLIP text embedding is fused into the encoder's bottleneck. Four terms come on top of the earlier stages':
 - `captioned`: labelled photos decoded with their text must match their matte, so that text becomes useful at all;
 - `text`: on captioned photos without a matte, the image-only and the text-image matte must agree. By default the text
   side is the target without gradient: it knows more, and at inference there is no text (`teacher` says otherwise);
 - `contrast`: the fused feature (anchor) must be nearer to the image-only feature of the photo (positive) than
-  features fused with other photos' texts (negatives) are; equal captions are no negatives of each other.
+  features fused with other photos' texts (negatives) are; equal captions are no negatives of each other;
+- `text_view`: both mattes of a captioned photo, strongly altered, follow the teacher's, as unlabelled photos do.
 
 The CLIP towers run once per caption, before training, and not in the step.
 """
@@ -30,7 +31,7 @@ from mm_core.params import LossParams, MultimodalParams, Params, SemiParams
 from mm_core.records import digest_of
 from mm_core.training.loop import Sample
 from mm_core.training.losses import consistency, contrastive, matting_losses
-from mm_core.training.semi import Semi, ramp
+from mm_core.training.semi import Semi, followed, ramp
 from mm_core.training.supervised import Features, Pools
 
 NEGATIVES = 4
@@ -115,8 +116,11 @@ class Multimodal(Semi):
         if options.consistency:
             image_logits = self.net.route(maps, batch.decoders)[0]
             text_logits = self.net.route(fused, batch.decoders)[0]
-            weight = options.consistency * ramp(progress, self._semi.ramp_share)
-            terms["text"] = weight * agreement(image_logits, text_logits, options.teacher)
+            rise = ramp(progress, self._semi.ramp_share)
+            terms["text"] = options.consistency * rise * agreement(image_logits, text_logits, options.teacher)
+            if batch.taught and self._semi.view:
+                both = followed(image_logits, batch.alpha) + followed(text_logits, batch.alpha)
+                terms["text_view"] = self._semi.view * rise * both / 2
         if options.contrastive:
             terms["contrast"] = options.contrastive * self._contrast(maps, fused, text, batch.captions)
         return terms

@@ -1,18 +1,24 @@
 """Semi-supervised stage: cross-consistency training (Ouali, Hudelot and Tami, CVPR 2020) for a one-channel matte.
 
-The main decoder's matte of an unlabelled photo is the target, without gradient; auxiliary decoders see perturbed
-features of the same photo and must agree with it. The gradient reaches the auxiliary decoders and the encoder.
+The target of an unlabelled photo is the matte of a teacher, the moving average of the weights (Tarvainen and Valpola
+2017), without gradient. Two terms follow it:
 
-The paper ramps the loss up. Here the ramp is on what reaches the encoder: the auxiliary decoders begin from nothing and
-learn at full weight from the first step, but the encoder listens to them only as far as the ramp has risen.
+- `semi`, the paper's: auxiliary decoders see perturbed features and must agree with it. The gradient reaches them and
+  the encoder. The paper ramps the loss up; here the ramp is on what reaches the encoder: the auxiliary decoders begin
+  from nothing and learn at full weight from the first step, but the encoder listens to them only as far as the ramp
+  has risen.
+- `view`: the network itself sees a strongly altered photo (`views.py`) where the teacher saw the photo. The paper's
+  term alone teaches the main decoder nothing, and did not earn its steps (benchmarks/stage_order.md).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mm_core.model.auxiliary import AuxiliaryDecoders
@@ -21,6 +27,7 @@ from mm_core.params import LossParams, SemiParams
 from mm_core.training.loop import Sample
 from mm_core.training.losses import consistency
 from mm_core.training.supervised import Features, Pools, Supervised
+from mm_core.training.views import altered
 
 
 def ramp(progress: float, share: float) -> float:
@@ -43,16 +50,50 @@ class Semi(Supervised):
         active = "unlabeled" in pools and self._weight and semi.perturbations
         self.auxiliary = AuxiliaryDecoders(net, semi.perturbations) if active else None
 
+    def losses(
+        self, batches: Mapping[str, Sample], progress: float, teacher: MattingNet | None = None
+    ) -> dict[str, Tensor]:
+        """`teacher`: gives the targets; without one the network's own main decoder does, and there is no `view`."""
+        taught = {
+            name: batch if teacher is None else self.taught(name, batch, teacher) for name, batch in batches.items()
+        }
+        return super().losses(taught, progress)
+
+    def taught(self, name: str, batch: Sample, teacher: MattingNet) -> Sample:
+        """An unlabelled batch as the student sees it; its `alpha` is the teacher's matte of the photo itself."""
+        if name == "labeled":
+            return batch
+        with torch.no_grad():
+            alpha = teacher.route(teacher.encode(batch.images), batch.decoders)[0].float().sigmoid()
+        if not self._semi.view:
+            return replace(batch, alpha=alpha, taught=True)
+        # A rectangle of another photo would not fit the caption.
+        mix = 0.0 if batch.captions[0] else self._semi.mix
+        images, alpha = altered(batch.images, alpha, batch.decoders, mix)
+        return replace(batch, images=images, alpha=alpha, taught=True)
+
     def terms(
         self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
     ) -> dict[str, Tensor]:
         terms = super().terms(features, batches, progress)
+        if "unlabeled" not in batches:
+            return terms
+        maps, batch, rise = features["unlabeled"], batches["unlabeled"], ramp(progress, self._semi.ramp_share)
+        with torch.set_grad_enabled(batch.taught):
+            logits = self.net.route(maps, batch.decoders)[0]
+        if batch.taught and self._semi.view:
+            terms["view"] = self._semi.view * rise * followed(logits, batch.alpha)
         if self.auxiliary is not None:
-            maps = features["unlabeled"]
-            with torch.no_grad():
-                target = self.net.route(maps, batches["unlabeled"].decoders)[0].float().sigmoid()
-            rise = ramp(progress, self._semi.ramp_share)
+            target = batch.alpha if batch.taught else logits.float().sigmoid()
             views = self.auxiliary([damped(m, rise) for m in maps], target)
             agreement = torch.stack([consistency(logits, target) for logits in views.values()]).mean()
             terms["semi"] = self._weight * agreement
         return terms
+
+
+def followed(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy against the teacher's matte, without gradient to it: scalar.
+
+    Squared error, tried first, lost to plain supervision (benchmarks/stage_order.md).
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), target.detach())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mm_core.data.dataset import Batch, Pool
 from mm_core.model.network import MattingNet
 from mm_core.params import LossParams
+from mm_core.training import ranks
 from mm_core.training.loop import Sample
 from mm_core.training.losses import matting_losses
 
@@ -29,12 +30,12 @@ class Supervised(nn.Module):
         self._pools, self._loss = pools, loss
 
     def draw(self, step: int) -> dict[str, Batch]:
-        return {
-            name: Batch.join([pool.draw(step, count) for pool, count in sources if count])
-            for name, sources in self._pools.items()
-        }
+        """This process's rows of each batch: every n-th of n processes', counted through its pools."""
+        return {name: Batch.join(_shares(sources, step)) for name, sources in self._pools.items()}
 
-    def losses(self, batches: Mapping[str, Sample], progress: float) -> dict[str, Tensor]:
+    def losses(
+        self, batches: Mapping[str, Sample], progress: float, teacher: MattingNet | None = None
+    ) -> dict[str, Tensor]:
         """All pools pass the encoder as one batch: its batch norm sees one mixture, the one it will meet."""
         images = torch.cat([batch.images for batch in batches.values()])
         maps = self.net.encode(images.contiguous(memory_format=torch.channels_last))
@@ -49,3 +50,12 @@ class Supervised(nn.Module):
         batch = batches["labeled"]
         outputs = self.net.route(features["labeled"], batch.decoders)
         return matting_losses(outputs, batch.alpha, batch.binary, self._loss)
+
+
+def _shares(sources: Sequence[tuple[Pool, int]], step: int) -> list[Batch]:
+    drawn, before, world = [], 0, ranks.world()
+    for pool, count in sources:
+        if count:
+            drawn.append(pool.draw(step, count, rank=(ranks.rank() - before) % world, world=world))
+        before += count
+    return drawn

@@ -10,8 +10,9 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from mm_core.model.network import MattingNet, build_model
 from mm_core.params import Params, StageParams
 from mm_core.records import Report, digest_of, sha256_file, write_bytes, write_json
 from mm_core.store import Store
+from mm_core.training import ranks
 from mm_core.training.loop import Result, fit, pick_device, to_device
 from mm_core.training.multimodal import Multimodal, embed_captions, with_prompts
 from mm_core.training.semi import Semi
 from mm_core.training.supervised import Supervised
 from mm_core.training.tracking import Tracker
 
-RECIPE = 1
+RECIPE = 2
 """Raised when this room's code changes what the same params and data lead to."""
 _FRAME_COLUMNS = ["sample_id", "category", "decoder", "caption", "alpha_sha256", "label_binary"]
 
@@ -87,17 +89,23 @@ def train_stage(
     }
     folder = layout.checkpoints / digest_of(recipe)
     report.facts |= {"key": folder.name, "start": recipe["start"], "snapshot": snapshot, "data": recipe["data"]}
-    with _locked(folder, lambda: progress(f"train {stage}: another process trains the same", 0, 1)):
-        reused = (folder / "done.json").is_file()
-        if not reused:
-            _train(stage, params, layout, store, folder, recipe, data, start, progress)
-        done = json.loads((folder / "done.json").read_text())
-        write_bytes(layout.model(stage), (folder / "model.safetensors").read_bytes())
+    device = pick_device(layout.settings.device)
+    with ranks.joined(device):
+        first = ranks.rank() == 0
+        waiting = partial(progress, f"train {stage}: another process trains the same", 0, 1)
+        with _locked(folder, waiting) if first else nullcontext():
+            reused = ranks.agreed((folder / "done.json").is_file())
+            if not reused:
+                ranks.check_batch(params.train.common.batch)
+                _train(stage, params, layout, store, folder, recipe, data, start, ranks.own_device(device), progress)
+            done = ranks.agreed(json.loads((folder / "done.json").read_text()) if first else {})
+            if first:
+                write_bytes(layout.model(stage), (folder / "model.safetensors").read_bytes())
     report.metrics |= done["metrics"]
     report.facts |= done["facts"]
     if reused:
         report.facts["reused"] = "trained before from the same params, data and start"
-    else:
+    elif first:
         Tracker(layout.settings).log_report(layout, report)
     steps = _stage_params(stage, params).steps
     progress(f"train {stage}", steps, steps)
@@ -144,10 +152,11 @@ def _train(
     recipe: Mapping[str, Any],
     data: Data,
     start: Path | None,
+    device: torch.device,
     progress: Callable[[str, int, int], None],
 ) -> None:
     """Fills `folder` with model.safetensors and, last, done.json."""
-    device, settings = pick_device(layout.settings.device), _stage_params(stage, params)
+    settings, first = _stage_params(stage, params), ranks.rank() == 0
     net, facts = _begin(stage, params, start)
     idle = _why_idle(stage, settings, data)
     metrics: dict[str, float] = {}
@@ -159,9 +168,14 @@ def _train(
             cache.fill(store, frame, progress)
         strategy = _strategy(stage, params, layout, data, cache, net, progress)
         check = _Validation(Pool(data.validation, cache, params.seed, "validation"), params.train.common.batch, device)
-        with Tracker(layout.settings).stage_run(
-            layout, f"train-{stage}", recipe["params"], {k: str(recipe[k]) for k in ("data", "snapshot", "start")}
-        ) as run:
+        tags = {k: str(recipe[k]) for k in ("data", "snapshot", "start")}
+        tracker = Tracker(layout.settings)
+        with tracker.stage_run(layout, f"train-{stage}", recipe["params"], tags) if first else nullcontext() as run:
+
+            def log(step: int, values: dict[str, float]) -> None:
+                if run is not None:
+                    run.log(step, {f"{stage}/{name}": value for name, value in values.items()})
+
             result = fit(
                 strategy,
                 settings,
@@ -171,13 +185,15 @@ def _train(
                 checkpoint=folder / "state.pt",
                 device=device,
                 progress=lambda done, total: progress(f"train {stage}", done, total),
-                log=lambda step, values: run.log(step, {f"{stage}/{name}": value for name, value in values.items()}),
+                log=log,
             )
         net.load_state_dict(result.weights)
         metrics = _metrics(stage, result)
         facts |= {"steps": settings.steps, "best_step": result.best_step, "resumed_from": result.resumed_from}
         if not result.validation:
             facts["validation"] = "empty: the last averaged weights were kept"
+    if not first:
+        return
     net.to("cpu")
     facts["digest"] = save_model(folder / "model.safetensors", net, {**recipe, "key": folder.name})
     facts |= {"labeled": len(data.labeled), "unlabeled": len(data.unlabeled), "text_image": len(data.text_image)}
@@ -194,7 +210,11 @@ def _begin(stage: str, params: Params, start: Path | None) -> tuple[MattingNet, 
         if (before.config.encoder, before.config.width) == (params.model.encoder, params.model.width):
             # Only the input size may differ: the net is convolutional.
             before.config = params.model
-            return before, {"started_from": meta.get("stage", "a model file")}
+            facts["started_from"] = meta.get("stage", "a model file")
+            if stage == TRAIN_STAGES[0] and params.train.common.shrink < 1:
+                shrink_and_perturb(before, build_model(params.model, params.seed), params.train.common.shrink)
+                facts["shrunk_to"] = params.train.common.shrink
+            return before, facts
         if stage != TRAIN_STAGES[0]:
             previous = TRAIN_STAGES[TRAIN_STAGES.index(stage) - 1]
             raise InputError(f"{start} is of other model params than params.yaml: run `mm train-{previous}` again")
@@ -202,6 +222,13 @@ def _begin(stage: str, params: Params, start: Path | None) -> tuple[MattingNet, 
         net = build_model(params.model, params.seed)
     assert net is not None
     return net, facts | {"started_from": "pretrained encoder" if params.model.pretrained else "scratch"}
+
+
+@torch.no_grad()
+def shrink_and_perturb(net: nn.Module, fresh: nn.Module, share: float) -> None:
+    """`net` keeps `share` of each parameter, the rest is `fresh`'s (Ash and Adams 2020, section 4); statistics stay."""
+    for mine, theirs in zip(net.parameters(), fresh.parameters(), strict=True):
+        mine.lerp_(theirs, 1 - share)
 
 
 def _why_idle(stage: str, settings: StageParams, data: Data) -> str | None:
@@ -228,14 +255,22 @@ def _strategy(
 ) -> Supervised:
     train, batch = params.train, params.train.common.batch
 
-    def pool(frame: pd.DataFrame, name: str) -> Pool:
-        return Pool(frame, cache, params.seed, f"{stage}/{name}")
+    def pool(frame: pd.DataFrame, name: str, share: float = 0.0) -> Pool:
+        return Pool(frame, cache, params.seed, f"{stage}/{name}", recompose=share, backdrops=backdrops)
 
+    # Photos that the stage decodes anyway; unlabelled ones where it has them.
+    plain = [frame for frame in (data.unlabeled, data.text_image) if not frame.empty] or [data.labeled]
+    backdrops = sorted({sample for frame in plain for sample in frame["sample_id"]})
+    share = train.common.recompose
+    for frame in (data.labeled, data.replay):
+        if share and frame is not None:
+            cache.fill_foregrounds(frame, progress)
     labeled = with_prompts(data.labeled) if stage == "multimodal" else data.labeled
-    pools: dict[str, list[tuple[Pool, int]]] = {"labeled": [(pool(labeled, "labeled"), batch)]}
+    pools: dict[str, list[tuple[Pool, int]]] = {"labeled": [(pool(labeled, "labeled", share), batch)]}
     if data.replay is not None and not data.replay.empty:
         again = round(batch * train.common.replay_share)
-        pools["labeled"] = [(pool(labeled, "labeled"), batch - again), (pool(data.replay, "replay"), again)]
+        fresh, old = pool(labeled, "labeled", share), pool(data.replay, "replay", share)
+        pools["labeled"] = [(fresh, batch - again), (old, again)]
     if not data.unlabeled.empty:
         pools["unlabeled"] = [(pool(data.unlabeled, "unlabeled"), batch)]
     if not data.text_image.empty:
@@ -246,7 +281,11 @@ def _strategy(
         if stage == "semi":
             return Semi(net, pools, train.loss, train.semi)
         if stage == "multimodal":
+            if ranks.rank() != 0:
+                ranks.agreed(None)  # process 0 trains and embeds; the others find it done
             captions = embed_captions(params, layout, cache, data.text_image, [*labeled["caption"]], progress)
+            if ranks.rank() == 0:
+                ranks.agreed(None)
             return Multimodal(net, pools, train.loss, train.semi, train.multimodal, captions)
         return Supervised(net, pools, train.loss)
 

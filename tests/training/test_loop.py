@@ -140,13 +140,30 @@ def test_the_start_weights_are_a_candidate(pool: Pool, params: Params, tmp_path:
     assert len(looks) == 3
 
 
+@pytest.mark.parametrize(("patience", "looks"), [(0, 6), (2, 4)])
+def test_a_stage_that_gains_nothing_stops_early(
+    pool: Pool, params: Params, tmp_path: Path, patience: int, looks: int
+) -> None:
+    scores = iter([0.5, 0.4, 0.45, 0.41, 0.3, 0.2])
+    seen: list[float] = []
+
+    def validate(net: torch.nn.Module) -> dict[str, float]:
+        seen.append(next(scores))
+        return {"pets": seen[-1]}
+
+    params = params.with_values(**{"train.common.patience": patience, "train.common.validate_every": 2})
+    result = train(strategy_of(pool, params), params, tmp_path / "c.pt", 10, validate=validate)
+    assert len(seen) == looks
+    assert (result.best_step, result.validation["pets"]) == ((10, 0.2) if patience == 0 else (2, 0.4))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_for_the_checkpoint(pool: Pool, params: Params, tmp_path: Path, number: int) -> None:
     delivered = []
     before = signal.signal(number, lambda n, frame: (_ for _ in ()).throw(Stop))
 
     class Interrupted(Supervised):
-        def losses(self, batches, progress):
+        def losses(self, batches, progress, teacher=None):
             if not delivered:
                 delivered.append(os.kill(os.getpid(), number))
             return super().losses(batches, progress)
@@ -174,7 +191,7 @@ def test_it_trains_in_another_thread_too(pool: Pool, params: Params, tmp_path: P
 
 def test_a_loss_that_is_not_finite_names_the_samples(pool: Pool, params: Params, tmp_path: Path) -> None:
     class Broken(Supervised):
-        def losses(self, batches: dict[str, Sample], progress: float) -> dict[str, torch.Tensor]:
+        def losses(self, batches: dict[str, Sample], progress: float, teacher=None) -> dict[str, torch.Tensor]:
             terms = super().losses(batches, progress)
             return terms | {"odd": terms["bce"] * (math.nan if progress > 0.4 else 1)}
 

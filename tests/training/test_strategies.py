@@ -112,6 +112,36 @@ def test_the_encoder_listens_to_the_auxiliaries_as_far_as_the_ramp_has_risen(
     assert torch.allclose(pulls[0.0][1], pulls[1.0][1])
 
 
+def test_the_student_follows_its_teacher_on_altered_photos(pools: dict, net: MattingNet, params: Params) -> None:
+    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, params.train.semi)
+    teacher = build_model(params.model, 1).eval().requires_grad_(False)
+    batch = samples(strategy)
+    torch.manual_seed(0)
+    seen = strategy.taught("unlabeled", batch["unlabeled"], teacher)
+    clean = teacher.route(teacher.encode(batch["unlabeled"].images), batch["unlabeled"].decoders)[0].sigmoid()
+    assert not torch.equal(seen.images, batch["unlabeled"].images)
+    whole = torch.isclose(seen.alpha, clean, atol=1e-5).all(1).all(1).all(1)
+    untouched = strategy.taught("labeled", batch["labeled"], teacher)
+    assert untouched is batch["labeled"]
+    # Photos that got no rectangle keep the teacher's matte of the clean photo.
+    assert whole.any()
+    terms = strategy.losses(batch, 1.0, teacher)
+    assert moved(net.encoder, terms["view"])
+    assert moved(net.decoders, terms["view"])
+    assert moved(strategy.auxiliary, terms["semi"])  # pyright: ignore
+    assert not moved(net.decoders, terms["semi"])
+    assert all(weight.grad is None for weight in teacher.parameters())
+
+
+def test_without_the_view_term_the_paper_s_remains(pools: dict, net: MattingNet, params: Params) -> None:
+    semi = params.train.semi.model_copy(update={"view": 0.0})
+    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi)
+    batch, teacher = samples(strategy), build_model(params.model, 1).eval()
+    assert torch.equal(strategy.taught("unlabeled", batch["unlabeled"], teacher).images, batch["unlabeled"].images)
+    terms = strategy.losses(batch, 1.0, teacher)
+    assert "view" not in terms and float(terms["semi"].detach()) > 0
+
+
 def test_semi_without_unlabelled_photos_is_supervised(pools: dict, net: MattingNet, params: Params) -> None:
     strategy = Semi(net, {"labeled": pools["labeled"]}, params.train.loss, params.train.semi)
     assert strategy.auxiliary is None
@@ -140,6 +170,17 @@ def test_multimodal_adds_three_terms_to_semi(multimodal: Multimodal) -> None:
     assert moved(multimodal.fusion, terms["captioned"])
     assert moved(multimodal.fusion, terms["contrast"])
     assert moved(multimodal.net.encoder, terms["contrast"])
+
+
+def test_captioned_photos_follow_the_teacher_whole(multimodal: Multimodal, params: Params) -> None:
+    """No rectangle of another photo: the caption would not fit any more."""
+    teacher = build_model(params.model, 1).eval().requires_grad_(False)
+    batch = samples(multimodal)
+    clean = teacher.route(teacher.encode(batch["text"].images), batch["text"].decoders)[0].sigmoid()
+    assert torch.allclose(multimodal.taught("text", batch["text"], teacher).alpha, clean, atol=1e-5)
+    term = multimodal.losses(batch, 1.0, teacher)["text_view"]
+    assert moved(multimodal.net.decoders, term)
+    assert moved(multimodal.fusion, term)
 
 
 def test_the_text_side_teaches_and_gets_no_gradient(multimodal: Multimodal) -> None:

@@ -1,0 +1,82 @@
+"""Changes of a training photo that a matte survives: cuts, another camera's light and flaws, another background."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+
+def backdrop(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 (H, W, 3): a cut of a third to half of the photo, blurred so that its own subject does not compete."""
+    height, width = photo.shape[:2]
+    share = rng.uniform(0.33, 0.5)
+    h, w = max(2, round(share * height)), max(2, round(share * width))
+    y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    cut = cv2.resize(photo[y : y + h, x : x + w], (width, height), interpolation=cv2.INTER_LINEAR)
+    return cv2.GaussianBlur(cut, (0, 0), rng.uniform(0.01, 0.05) * width)
+
+
+def recompose(foreground: np.ndarray, matte: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """matte · foreground + (1 - matte) · background, all uint8, (H, W, 3) and (H, W)."""
+    alpha = matte[..., None].astype(np.float32) / 255
+    return np.rint(alpha * foreground + (1 - alpha) * background).astype(np.uint8)
+
+
+def augment(
+    photo: np.ndarray, matte: np.ndarray | None, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A random cut of a photo and its matte, with the light, blur and noise of another camera.
+
+    photo uint8 (H, W, 3), matte uint8 (H, W) → (size, size, 3) and (size, size). Geometry: mirror (half of the time),
+    zoom 0.85 to 1.5, aspect ±10 %, turn ±8° (half of the time), anywhere within the frame, edges reflected. Photo
+    only: gamma, contrast, white balance, saturation; blur, noise and JPEG blocks now and then.
+    """
+    height, width = photo.shape[:2]
+    zoom, aspect = math.exp(rng.uniform(math.log(0.85), math.log(1.5))), math.exp(rng.uniform(-0.1, 0.1))
+    angle = math.radians(rng.uniform(-8, 8)) if rng.random() < 0.5 else 0.0
+    across, down = width / (size * zoom) * aspect, height / (size * zoom) / aspect
+    flip = -1.0 if rng.random() < 0.5 else 1.0
+    # The matrix takes output pixels to source pixels around the two centres.
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = turn @ np.diag([across * flip, down])
+    room = np.maximum(np.array([width, height]) - np.array([across, down]) * size, 0) / 2
+    centre = np.array([width, height]) / 2 + rng.uniform(-1, 1, 2) * room - 0.5
+    full = np.column_stack([matrix, centre - matrix @ np.full(2, size / 2 - 0.5)])
+
+    def cut(image: np.ndarray) -> np.ndarray:
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(image, full, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+
+    return _recolour(cut(photo), rng), None if matte is None else cut(matte)
+
+
+def _recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    levels = np.linspace(0, 1, 256)[:, None] ** math.exp(rng.uniform(-0.3, 0.3))
+    levels = (levels - 0.5) * rng.uniform(0.8, 1.2) + 0.5 + rng.uniform(-0.08, 0.08)
+    table = np.rint(np.clip(levels * rng.uniform(0.92, 1.08, 3), 0, 1) * 255).astype(np.uint8)
+    image = cv2.LUT(image, table.reshape(256, 1, 3))
+    saturation = rng.uniform(0.7, 1.3)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    image = cv2.addWeighted(image, saturation, grey, 1 - saturation, 0)
+    if rng.random() < 0.15:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.2))
+    if rng.random() < 0.2:
+        reach = int(rng.integers(4, 20))
+        image = cv2.add(image, rng.integers(-reach, reach + 1, image.shape, np.int16), dtype=cv2.CV_8U)
+    if rng.random() < 0.15:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 90))]
+        image = np.asarray(cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR))
+    return image
+
+
+def estimate_foreground(photo: np.ndarray, matte: np.ndarray) -> np.ndarray:
+    """The subject's own colours, without the old background's share (Germer et al. 2020, multi-level).
+
+    photo uint8 (H, W, 3), matte uint8 (H, W) → uint8 (H, W, 3).
+    """
+    from pymatting import estimate_foreground_ml
+
+    colours = np.asarray(estimate_foreground_ml(photo / 255.0, matte / 255.0))
+    return np.rint(colours.clip(0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,81 @@
+"""Strongly altered photos of the semi-supervised stage: what the student sees where its teacher saw the photo itself.
+
+Colour, grey, blur and noise as in FixMatch (Sohn et al. 2020) and UniMatch (Yang et al. 2023), with a rectangle of
+another photo (CutMix; French et al. 2020). All random numbers are torch's, so that a resumed run sees the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+COLOUR, GREY, BLUR, NOISE = 0.8, 0.2, 0.5, 0.5
+"""Probabilities, per photo."""
+MIX_SHARE = (0.1, 0.4)
+"""Area of the rectangle from another photo."""
+
+
+def altered(images: Tensor, target: Tensor, decoders: Sequence[str], mix: float) -> tuple[Tensor, Tensor]:
+    """Other light, blur and noise, and with probability `mix` a rectangle of another photo of the same decoder.
+
+    images (B, 3, S, S), ImageNet-normalised; target (B, 1, S, S) in [0, 1]. Where a rectangle goes in, its target does.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        return mixed(_noisy(_blurred(_recoloured(images))), target, decoders, mix)
+
+
+def mixed(images: Tensor, target: Tensor, decoders: Sequence[str], share: float) -> tuple[Tensor, Tensor]:
+    """CutMix with the next photo of the same decoder; a photo that is alone with its decoder stays whole."""
+    size, count, images, target = images.shape[-1], len(images), images.clone(), target.clone()
+    sources = images.clone(), target.clone()
+    chosen, places, areas = torch.rand(count), torch.rand(3, count), torch.empty(count).uniform_(*MIX_SHARE)
+    for row, other in enumerate(_partners(decoders)):
+        if other == row or chosen[row] >= share:
+            continue
+        # Between twice as wide as high and the reverse.
+        stretch = float(torch.exp2(places[2, row] - 0.5))
+        side = size * float(areas[row]) ** 0.5
+        height, width = min(size, max(1, round(side * stretch))), min(size, max(1, round(side / stretch)))
+        y, x = int(places[0, row] * (size - height + 1)), int(places[1, row] * (size - width + 1))
+        for whole, source in zip((images, target), sources, strict=True):
+            whole[row, :, y : y + height, x : x + width] = source[other, :, y : y + height, x : x + width]
+    return images, target
+
+
+def _partners(decoders: Sequence[str]) -> list[int]:
+    """For each row the next one of the same decoder, round."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(decoders):
+        rows.setdefault(name, []).append(row)
+    following = {row: group[(k + 1) % len(group)] for group in rows.values() for k, row in enumerate(group)}
+    return [following[row] for row in range(len(decoders))]
+
+
+def _recoloured(images: Tensor) -> Tensor:
+    count = len(images)
+    contrast = torch.exp(0.4 * (2 * torch.rand(count, 1, 1, 1) - 1))
+    gain, shift = 1 + 0.15 * (2 * torch.rand(count, 3, 1, 1) - 1), 0.5 * (2 * torch.rand(count, 1, 1, 1) - 1)
+    on = torch.rand(count, 1, 1, 1) < COLOUR
+    scale, shift = torch.where(on, contrast * gain, 1.0), torch.where(on, shift, 0.0)
+    images = images * scale.to(images.device) + shift.to(images.device)
+    grey = (torch.rand(count, 1, 1, 1) < GREY).to(images.device)
+    return torch.where(grey, images.mean(1, keepdim=True), images)
+
+
+def _blurred(images: Tensor) -> Tensor:
+    row = images.new_tensor([1.0, 4, 6, 4, 1]) / 16
+    kernel = torch.outer(row, row).expand(3, 1, 5, 5)
+    smooth = F.conv2d(F.pad(images, (2, 2, 2, 2), mode="replicate"), kernel, groups=3)
+    return torch.lerp(images, smooth, _some(len(images), BLUR).to(images.device))
+
+
+def _noisy(images: Tensor) -> Tensor:
+    return images + 0.25 * torch.randn_like(images) * _some(len(images), NOISE).to(images.device)
+
+
+def _some(count: int, share: float) -> Tensor:
+    """(count, 1, 1, 1): 0, or for a share of the rows a strength in [0, 1]."""
+    return torch.rand(count, 1, 1, 1) * (torch.rand(count, 1, 1, 1) < share)
