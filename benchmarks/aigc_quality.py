@@ -144,8 +144,8 @@ def main() -> None:
 
     add(
         "Cut-out: colour error in the soft band on a new background",
-        f"Mean absolute error of 255 over {args.scenes} generated scenes on a dark and a light wall; the truth is the same"
-        " scene rendered\nbefore that wall. Naive: the photo's own colours under the matte.",
+        f"Mean absolute error of 255 over {args.scenes} generated scenes on a dark and a light wall; the truth is"
+        " the same scene rendered\nbefore that wall. Naive: the photo's own colours under the matte.",
         "| category | estimated colours | naive | naive / ours |",
         cutout_rows(args.scenes),
     )

@@ -89,8 +89,8 @@ def main() -> None:
         "# In the browser",
         "",
         f"Runner: `benchmarks/gallery_shots.py`. The network alone, {side} x {side}, median of {RUNS} runs:"
-        f" onnxruntime-web (WASM, one thread, headless Chromium) beside onnxruntime on one thread, same machine. {platform.machine()},"
-        f" {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}.",
+        f" onnxruntime-web (WASM, one thread, headless Chromium) beside onnxruntime on one thread, same machine."
+        f" {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}.",
         "",
         "| decoder | browser, ms | native, ms | browser / native | golden pair: mse | max |",
         "|---|---|---|---|---|---|",
