@@ -81,8 +81,8 @@ def main() -> None:
         lines = [
             "# The functions at 12 megapixels",
             "",
-            f"Runner: `benchmarks/aigc_cost.py`. {WIDTH} x {HEIGHT} generated photos, second call of a fresh process; CPU"
-            " seconds of all\nits threads, for the machine was shared."
+            f"Runner: `benchmarks/aigc_cost.py`. {WIDTH} x {HEIGHT} generated photos, second call of a fresh process;"
+            " CPU seconds of all\nits threads, for the machine was shared."
             f" {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end.",
             "",
             "| function | CPU s | over decoding the JPEG | wall clock, s | peak memory, MB | of which the function's |",
