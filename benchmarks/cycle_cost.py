@@ -26,7 +26,7 @@ from mm_core.records import ALL_CATEGORIES, write_json
 
 HERE = Path(__file__).parent
 SHARES = (0, 1, 10, 100)
-EACH = 20
+EACH = 12
 """Photos of each category in the base."""
 PARAMS = Params().with_values(
     **{
@@ -34,14 +34,15 @@ PARAMS = Params().with_values(
         "model.encoder": "test_efficientnet",
         "model.size": 64,
         "model.width": 8,
-        "train.simple.steps": 40,
-        "train.hard.steps": 20,
-        "train.semi.steps": 10,
-        "train.multimodal.steps": 10,
-        "clip.steps": 10,
+        "train.simple.steps": 20,
+        "train.hard.steps": 10,
+        "train.semi.steps": 6,
+        "train.multimodal.steps": 6,
+        "clip.steps": 12,
         "gate.floors": {"mse": 1.0, "maxf": 0.0},
         "gate.quantised_mse": 5.0,
         "gate.min_images": 2,
+        "evaluate.shadow_photos": 8,
     }
 )
 PARTS = {
@@ -128,7 +129,7 @@ def main() -> None:
         "# What a cycle costs where little is new",
         "",
         f"`python benchmarks/cycle_cost.py`, {platform.machine()}, {os.cpu_count()} cores that others used too;",
-        f"{7 * EACH} generated photos of 96 px in the base, a model of a few thousand parameters, 80 training steps:",
+        f"{7 * EACH} generated photos of 96 px in the base, a model of a few thousand parameters, 42 training steps:",
         "steps are params, so training costs the same however much is new. Seconds of wall clock of `mm run` in a",
         "process of its own; `ratio` is against the cycle from nothing of the same run.",
         "",

@@ -39,7 +39,7 @@ def blocks(page: Path) -> list[re.Match[str]]:
     return [*BLOCK.finditer(page.read_text())]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_guides_commands_run(tmp_path: Path) -> None:
     """In order, in one folder, as a person types them; each must succeed."""
     (tmp_path / "params.yaml").write_text(Params().with_values(**TINY).to_yaml())
