@@ -45,9 +45,11 @@ TIMED = "portrait"
 """The decoder whose files are timed: the three are of one shape."""
 
 
-def made_files(model: Path, source: Layout, work: Path, decoders: tuple[str, ...]) -> tuple[Layout, dict[str, Any]]:
-    """The three formats' files of a model under `work`; also format → decoder → record."""
-    params = ExportParams.model_validate({"formats": list(FORMATS)})
+def made_files(
+    model: Path, source: Layout, work: Path, decoders: tuple[str, ...], formats: list[str], **params_: float
+) -> tuple[Layout, dict[str, Any]]:
+    """The formats' files of a model under `work`; also format → decoder → record."""
+    params = ExportParams.model_validate({"formats": formats} | params_)
     layout = Layout(replace(source.settings, workspace=work))
     store = stages.store_of(source)
     if not layout.snapshot.exists():
@@ -181,6 +183,8 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=Path("data/demo"))
     parser.add_argument("--work", type=Path, default=Path("data/bench/formats"))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--formats", nargs="*", default=list(FORMATS), help="with --only: what to make")
+    parser.add_argument("--only", choices=["own", "large"], help="makes the files of one size and stops")
     args = parser.parse_args()
     source = Layout(Settings.from_env(args.workspace))
     champion = Registry(source.settings).pin("champion")
@@ -192,11 +196,17 @@ def main() -> None:
     net.config = net.config.model_copy(update={"size": default})
     save_model(large, net, {"stage": meta["stage"]})
 
-    layout, small = made_files(model, source, args.work / str(own), tuple(DECODERS))
+    if args.only != "large":
+        layout, small = made_files(model, source, args.work / str(own), tuple(DECODERS), args.formats)
+    if args.only != "own":
+        # The weights were not trained at this size: only the time counts, and no layer needs float for it.
+        place, name = args.work / str(default), (TIMED,)
+        big, of_large = made_files(large, source, place, name, args.formats, max_int8_mse=1.0)
+    if args.only:
+        return
     kept = args.work / "scores.csv"
     table = pd.read_csv(kept) if kept.exists() else scores(model, layout, source, own)
     table.to_csv(kept, index=False)
-    big, of_large = made_files(large, source, args.work / str(default), (TIMED,))
     made = {default: of_large, own: small}
     places = {default: (large, big), own: (model, layout)}
     times = {size: timings(*places[size], size, args.rounds, args.work / f"times{size}.json") for size in made}

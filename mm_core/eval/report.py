@@ -221,8 +221,11 @@ def _mattes(layout: Layout, evaluation: Report) -> list[dict[str, Any]]:
     folder, examples = layout.evaluation / "mattes", []
     for row in evaluation.tables.get("mattes", []):
         paths = {title: folder / row["files"][title] for title in ORDER if title in row["files"]}
+        names = {TRAIN_STAGES[-1]: "candidate"} if row["rank"] == "regression" else {}
         pictures = [
-            {"title": title, "src": _embedded(load_rgb(path))} for title, path in paths.items() if path.is_file()
+            {"title": names.get(title, title), "src": _embedded(load_rgb(path))}
+            for title, path in paths.items()
+            if path.is_file()
         ]
         examples.append({**row, "value": number(row["mse"]), "pictures": pictures})
     return examples
