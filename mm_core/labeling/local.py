@@ -189,8 +189,9 @@ class LocalServer:
 
 
 def _healthy(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"{url}/health/", timeout=5) as answer:
+        with direct.open(f"{url}/health/", timeout=5) as answer:
             return json.loads(answer.read()).get("status") == "UP"
     except (OSError, ValueError, urllib.error.URLError):
         return False

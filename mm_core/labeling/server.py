@@ -42,8 +42,11 @@ class Server:
         import httpx
 
         self.url, self.title, self._people = url.rstrip("/"), title, people
+        auth = cast("httpx.Auth", _auth(self.url, key))
+        # A proxy of the environment is for the network, not for a server on this machine.
+        network = not self.url.startswith(("http://127.0.0.1", "http://localhost"))
         self._http = httpx.Client(
-            base_url=self.url, auth=cast("httpx.Auth", _auth(self.url, key)), timeout=TIMEOUT, follow_redirects=True
+            base_url=self.url, auth=auth, timeout=TIMEOUT, follow_redirects=True, trust_env=network
         )
 
     def close(self) -> None:

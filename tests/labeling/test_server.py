@@ -220,6 +220,14 @@ def test_a_wrong_key_and_a_wrong_address_are_told_without_the_key(label_studio, 
         _ = Server("http://127.0.0.1:9", secret, "x").project
 
 
+def test_a_proxy_of_the_environment_is_not_asked_about_this_machine(label_studio, title, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert server_of(label_studio, title).project > 0
+
+
 def test_a_personal_access_token_works_too(label_studio, title):
     server = server_of(label_studio, title)
     server._call("POST", "/api/jwt/settings", json={"api_tokens_enabled": True, "legacy_api_tokens_enabled": True})
