@@ -15,6 +15,7 @@ from mm_core.errors import InputError, StoreError
 from mm_core.layout import Layout
 from mm_core.records import Report
 from mm_core.settings import Settings
+from pipelines.arrivals import project
 from pipelines.checks import expectation_results
 from pipelines.metadata import MAX_NUMBERS, MAX_ROWS, PICTURE_SIDE, images_of, of_report, page, table
 from pipelines.resources import plain_failures
@@ -112,3 +113,18 @@ def test_errors_on_purpose_become_one_line_and_only_outages_are_tried_again(erro
         raise error
     assert caught.value.description == str(error)
     assert caught.value.allow_retries is again
+
+
+def test_a_labelling_project_is_linked_with_its_counts_and_the_age_of_its_oldest_task() -> None:
+    about = {"server": "http://l", "project": "http://l/projects/1/data", "batches_waiting": 2, "open": 3}
+    about |= {"finished": 4, "skipped": 1, "oldest_open_days": 2.5}
+    shown = project(about)
+    assert shown["project"] == dg.MetadataValue.url("http://l/projects/1/data")
+    assert {name: value.value for name, value in shown.items() if name != "project"} == {
+        "batches waiting": 2,
+        "open tasks": 3,
+        "finished tasks": 4,
+        "skipped tasks": 1,
+        "oldest open task, days": 2.5,
+    }
+    assert set(project({"server": None, "batches_waiting": 2})) == {"batches waiting"}
