@@ -9,7 +9,7 @@ photos that no arm trains or is judged on.
 
     python benchmarks/label_efficiency.py --work data/bench/label_efficiency --minutes 8
 
-Every finished training is a row of <work>/runs.csv: killed or out of minutes, the same command goes on.
+Every finished training is a row of <work>/runs-<categories>.csv: killed or out of minutes, the same command goes on.
 Writes benchmarks/label_efficiency.md and .csv.
 """
 
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--look", type=int, default=360)
-    parser.add_argument("--categories", choices=["known", "guessed"], default="guessed")
+    parser.add_argument("--categories", choices=["known", "guessed"], default="known")
     parser.add_argument("--minutes", type=float, default=60)
     args = parser.parse_args()
     torch.set_num_threads(1)
