@@ -7,9 +7,11 @@ nothing.
 
 from __future__ import annotations
 
+import ast
 import re
 import time
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ REMOTE = re.compile(
     re.DOTALL,
 )
 """What a page would fetch from elsewhere."""
+ROWS = re.compile(r"^\s*data: (\[.*\]),?\s*$", re.MULTILINE)
 STYLE = """<style>
 body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; padding: 0 1rem; color: #222; }
 h1, h2, h3, h4, h5, h6 { line-height: 1.2; margin: 1.2em 0 .4em; }
@@ -28,17 +31,18 @@ table { border-collapse: collapse; margin: .5rem 0; width: 100%; }
 th, td { border-bottom: 1px solid #ddd; padding: .35rem .6rem; text-align: left; vertical-align: top; }
 tr:hover td { background: #f6f6f4; }
 ul { padding-left: 1.2rem; }
-nav ul, .breadcrumb { display: flex; gap: .8rem; list-style: none; padding: 0; }
+.breadcrumb { display: flex; gap: .8rem; list-style: none; padding: 0; }
 pre, code { background: #f4f4f2; padding: .1rem .3rem; overflow-x: auto; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; }
-.row > * { flex: 1 1 20rem; min-width: 0; }
+.row > * { flex: 3 1 30rem; min-width: 0; }
+.row > .navbar-collapse, .row > .col-lg-2 { flex: 1 1 12rem; }
 .badge { background: #eee; border-radius: .3rem; padding: .1rem .4rem; }
 .badge-success, .alert-success, .text-success { color: #1b7f3b; }
 .badge-danger, .alert-danger, .text-danger { color: #b3261e; }
 .fa-check-circle::before { content: "\\2713"; }
 .fa-times::before { content: "\\2717"; }
 .fa-exclamation-circle::before, .fa-exclamation-triangle::before { content: "!"; }
-button, .btn, .filter-control, .modal, .cooltip .top { display: none; }
+button, .btn, .filter-control, footer, .cloud-footer, .modal, .cooltip .top { display: none; }
 @media print { body { max-width: none; } }
 </style>
 """
@@ -66,6 +70,31 @@ class DataDocs:
             for page in self.folder.rglob("*.html"):
                 if page.stat().st_mtime >= began:
                     page.write_text(self_contained(page.read_text()))
+            index = self.folder / "index.html"
+            index.write_text(index_page(index.read_text()))
+
+
+def index_page(page: str) -> str:
+    """The library's index, whose tables a script of elsewhere would draw, as plain tables."""
+    # Its rows stand in the page as literals that Python and JavaScript read alike.
+    tables = [ast.literal_eval(found) for found in ROWS.findall(page)]
+    results = [row for table in tables for row in table if "run_time" in row]
+    suites = [row for table in tables for row in table if "run_time" not in row]
+    lines = [
+        f"<tr><td>{escape(row['_validation_success_text'])}</td><td>{escape(row['run_time'])}</td>"
+        f"<td>{escape(row['run_name'])}</td><td>{_link(row, row['_expectation_suite_name_sort'])}</td></tr>"
+        for row in sorted(results, key=lambda row: -row["_run_time_sort"])
+    ]
+    rules = [f"<li>{_link(row, row['expectation_suite_name'])}</li>" for row in suites]
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Data Docs</title>{STYLE}</head><body>'
+        f"<h1>What was judged of each drop</h1><table><tr><th>Result</th><th>When</th><th>Batch</th><th>Rules</th></tr>"
+        f"{''.join(lines)}</table><h2>Rules</h2><ul>{''.join(rules)}</ul></body></html>\n"
+    )
+
+
+def _link(row: dict[str, Any], words: str) -> str:
+    return f'<a href="{escape(row["_table_row_link_path"])}">{escape(words)}</a>'
 
 
 def self_contained(page: str) -> str:

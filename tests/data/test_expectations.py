@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -183,7 +184,9 @@ def test_data_docs_list_every_batch(tmp_path: Path) -> None:
     pages = sorted(path.parts[-3] for path in (tmp_path / "docs" / "validations").rglob("*.html"))
     assert pages == ["first", "first", "second, with ü", "second, with ü"]
     index = (tmp_path / "docs" / "index.html").read_text()
-    assert index.count("validations/unlabeled") >= 4
+    links = re.findall(r'href="(validations/unlabeled[^"]*)"', index)
+    assert len(links) == 4 and all((tmp_path / "docs" / unquote(link)).is_file() for link in links)
+    assert index.count("Failed") == 2 and index.count("Success") == 2, "a row was too small; no drop was held"
     for page in (tmp_path / "docs").rglob("*.html"):
         text = page.read_text()
         assert text.count(STYLE) == 1, page
