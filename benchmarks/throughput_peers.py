@@ -94,6 +94,8 @@ def _torchvision_without_kernels() -> None:
     """PyPI's torchvision refuses to load beside the CPU build of torch unless its detection kernels are declared."""
     import torch
 
+    if _kept:
+        return
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
