@@ -39,7 +39,8 @@ def predict_files(
 ) -> Report:
     """Writes `<stem>.png` (8-bit matte, the photo's own size) per photo, and `<stem>.cutout.png` (RGBA) on request.
 
-    Cut-outs carry estimated foreground colours, so that no halo of the old background shows on a new one.
+    Mattes are brought to the photo's size along its edges (`mm_core.model.upsample`). Cut-outs carry estimated
+    foreground colours, so that no halo of the old background shows on a new one.
     """
     from mm_core.aigc.foreground import foreground
     from mm_core.data.images import load_rgb
@@ -51,7 +52,7 @@ def predict_files(
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
         raise InputError(f"two photos are called {twice[0]!r} and would write the same matte: predict them apart")
-    predictor = TorchPredictor(model_file(layout, model), layout.settings.device)
+    predictor = TorchPredictor(model_file(layout, model), layout.settings.device, guided=True)
     written = []
     with timed(Report("predict")) as report:
         for index, path in enumerate(images):

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from mm_core.model.preprocess import finish, prepare
+from mm_core.model.upsample import guided_upsample
 
 
 class Predictor(Protocol):
@@ -29,8 +30,11 @@ def pick_device(device: str = "auto") -> str:
 class TorchPredictor:
     """Runs a model file in PyTorch. Holds no state between calls, so that threads may share one."""
 
-    def __init__(self, path: Path, device: str = "auto", batch: int = 8, bf16: bool = False):
-        """`bf16`: mixed precision; off, so that results depend little on the machine. Raises as load_model."""
+    def __init__(self, path: Path, device: str = "auto", batch: int = 8, bf16: bool = False, guided: bool = False):
+        """`bf16`: mixed precision; off, so that results depend little on the machine. Raises as load_model.
+
+        `guided`: mattes follow the photo's edges (`upsample`); off where models are judged, for what ships does not.
+        """
         import torch
 
         from mm_core.model.files import load_model
@@ -38,7 +42,7 @@ class TorchPredictor:
         self.device, self.batch, self.bf16 = pick_device(device), batch, bf16
         self.net, self.meta = load_model(path, self.device)
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.size = self.net.config.size
+        self.size, self.guided = self.net.config.size, guided
 
     def predict(self, photos: Sequence[np.ndarray], decoders: Sequence[str]) -> list[np.ndarray]:
         """As `Predictor.predict`; photos of one decoder share batches."""
@@ -56,5 +60,6 @@ class TorchPredictor:
                 with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
                     alphas = self.net(images, name).float().sigmoid().cpu().numpy()
                 for row, alpha in zip(chunk, alphas, strict=True):
-                    mattes[row] = finish(alpha[0], photos[row].shape[:2])
+                    photo = photos[row]
+                    mattes[row] = guided_upsample(alpha[0], photo) if self.guided else finish(alpha[0], photo.shape[:2])
         return [mattes[row] for row in range(len(photos))]

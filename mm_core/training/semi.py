@@ -92,8 +92,5 @@ class Semi(Supervised):
 
 
 def followed(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy against the teacher's matte, without gradient to it: scalar.
-
-    Squared error, tried first, lost to plain supervision (benchmarks/stage_order.md).
-    """
+    """Cross-entropy against the teacher's matte, without gradient to it: scalar."""
     return F.binary_cross_entropy_with_logits(logits.float(), target.detach())
