@@ -90,6 +90,7 @@ def plain_loop(url: str, token: str, house: LabelHouse, photos: int) -> dict[str
             inline = "data:image/jpeg;base64," + base64.b64encode(picture.read_bytes()).decode()
             made = client.tasks.create(project=project.id, data={**task["data"], "image": inline})
             prediction = task["predictions"][0]
+            assert made.id is not None
             client.predictions.create(task=made.id, result=prediction["result"], model_version="1")
 
     pushed = timed(push)
