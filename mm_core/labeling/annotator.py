@@ -54,7 +54,7 @@ class SimulatedAnnotator:
     def refuse(self, key: str, reason: str) -> int:
         """Says why a photo should not be painted; returns the annotation's number."""
         task = self._server.tasks_of([key])[key][0]
-        return self._server.annotate(task["id"], [choice_region(REJECT, reason)])["id"]
+        return self._server.annotate(task["id"], [choice_region(REJECT, reason)])
 
     def edit(self, key: str, annotation: int, attempt: int) -> None:
         """Does a photo again, a little differently."""
@@ -72,7 +72,7 @@ class SimulatedAnnotator:
         start = time.monotonic()
         result = self.answer(key_of(task))
         time.sleep(self._seconds)
-        return self._server.annotate(task["id"], result, lead_time=round(time.monotonic() - start, 2))["id"]
+        return self._server.annotate(task["id"], result, lead_time=round(time.monotonic() - start, 2))
 
 
 def paint(alpha: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

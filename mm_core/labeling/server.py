@@ -1,10 +1,11 @@
 """A Label Studio server over HTTP: the only module that talks to one.
 
-Plain JSON through httpx, not the SDK's typed client: that walks through every number of a run-length code before it
-sends it (twelve times the work of `json.dumps`), takes seconds to import, and has no verb for several uploads at once
-or for what was uploaded. Facts about the server (1.23) that shape this module: it takes the same task twice without a
-word; `filter:tasks:updated_at` sees new, edited, skipped and deleted annotations; an import is one transaction; uploads
-that no task names stay for ever; a list of uploads to remove that is not given means all of them.
+What moves by the thousand goes as plain JSON through httpx, what a person does through the SDK's client: that walks
+through every number of a run-length code before it sends it (twelve times the work of `json.dumps`), takes seconds to
+import, and has no verb for several uploads at once or for what was uploaded. Facts about the server (1.23) that shape
+this module: it takes the same task twice without a word; `filter:tasks:updated_at` sees new, edited, skipped and
+deleted annotations; an import is one transaction; uploads that no task names stay for ever; a list of uploads to
+remove that is not given means all of them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mm_core.labeling.label_studio import LABEL_CONFIG
 
 if TYPE_CHECKING:
     import httpx
+    from label_studio_sdk import LabelStudio
 
 TIMEOUT = 120.0
 """Seconds without an answer before a request is given up."""
@@ -39,15 +41,15 @@ class Server:
 
     def __init__(self, url: str, key: str, title: str, *, people: int = 1):
         """`key`: a legacy token or a personal access token; `people`: asked about each photo (new projects)."""
+        self.url, self.title, self._key, self._people = url.rstrip("/"), title, key, people
+        self._http = self._plain(base_url=self.url, auth=cast("httpx.Auth", _auth(self.url, key)))
+
+    def _plain(self, **more: Any) -> httpx.Client:
         import httpx
 
-        self.url, self.title, self._people = url.rstrip("/"), title, people
-        auth = cast("httpx.Auth", _auth(self.url, key))
         # A proxy of the environment is for the network, not for a server on this machine.
         network = not self.url.startswith(("http://127.0.0.1", "http://localhost"))
-        self._http = httpx.Client(
-            base_url=self.url, auth=auth, timeout=TIMEOUT, follow_redirects=True, trust_env=network
-        )
+        return httpx.Client(timeout=TIMEOUT, follow_redirects=True, trust_env=network, **more)
 
     def close(self) -> None:
         self._http.close()
@@ -163,15 +165,23 @@ class Server:
 
     # ── people and hooks ─────────────────────────────────────────────────────────────────────────
 
-    def annotate(self, task: int, result: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
-        """Hands in an annotation by the key's owner; `more`: was_cancelled, lead_time, parent_prediction."""
-        return self._call("POST", f"/api/tasks/{task}/annotations/", json={"result": list(result), **more})
+    @cached_property
+    def sdk(self) -> LabelStudio:
+        """The SDK's client in the name of the same key, for what a person does: few and small requests."""
+        from label_studio_sdk import LabelStudio
+
+        return LabelStudio(base_url=self.url, api_key=self._key, httpx_client=self._plain())
+
+    def annotate(self, task: int, result: Sequence[Mapping[str, Any]], **more: Any) -> int:
+        """Hands in an annotation by the key's owner, returns its number; `more`: was_cancelled, lead_time."""
+        made = self.sdk.annotations.create(id=task, result=[dict(region) for region in result], **more)
+        return int(made.id or 0)
 
     def edit(self, annotation: int, result: Sequence[Mapping[str, Any]]) -> None:
-        self._call("PATCH", f"/api/annotations/{annotation}/", json={"result": list(result)})
+        self.sdk.annotations.update(id=annotation, result=[dict(region) for region in result])
 
     def remove_annotation(self, annotation: int) -> None:
-        self._call("DELETE", f"/api/annotations/{annotation}/")
+        self.sdk.annotations.delete(id=annotation)
 
     def hook(self, address: str, headers: Mapping[str, str]) -> None:
         """Has the server call `address` when work is handed in or changed; replaces an earlier hook to it."""

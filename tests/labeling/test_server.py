@@ -147,7 +147,7 @@ def test_two_people_agree_or_a_third_is_asked(tmp_path, label_studio, title):
 
     def answer(who: Server, key: str, alpha: np.ndarray) -> int:
         regions = [brush_region(alpha), choice_region("category", house.truth[key].category)]
-        return who.annotate(tasks[key], regions)["id"]
+        return who.annotate(tasks[key], regions)
 
     matte = {key: np.rint(255 * truth.alpha).astype(np.uint8) for key, truth in house.truth.items()}
     whole = np.full_like(matte[disputed], 255)
