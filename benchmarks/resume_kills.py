@@ -138,10 +138,14 @@ def main() -> None:
                 kills, life = kills + 1, life * 1.1
             equal += digest(folder, name) == digest(folder, "whole")
             print(f"{kills} kills, {runs} runs, {equal} equal", flush=True)
+            write(args.steps, kills, runs, equal)
+
+
+def write(steps: int, kills: int, runs: int, equal: int) -> None:
     lines = [
         "# Training killed and resumed",
         "",
-        f"Runner: `benchmarks/resume_kills.py`. Semi-supervised stage, {args.steps} steps, a checkpoint every 0.2 s."
+        f"Runner: `benchmarks/resume_kills.py`. Semi-supervised stage, {steps} steps, a checkpoint every 0.2 s."
         f" {platform.machine()}, {os.cpu_count()} cores.",
         "",
         "| SIGKILLs | runs they hit | final weights bit-equal to an undisturbed run's |",
