@@ -164,7 +164,7 @@ def main() -> None:
     rows = eraser_rows(f"generated ({len(made)})", made)
     if args.photos:
         files = sorted(p for p in args.photos.rglob("*") if p.suffix.lower() in PHOTOS and "alpha" not in p.as_posix())
-        real = [shrunk(load_rgb(p, 2 * SIDE), SIDE) for p in files[:: max(1, len(files) // 30)]]
+        real = [shrunk(load_rgb(p, 2 * SIDE), SIDE) for p in files[:: max(1, len(files) // 8)]]
         real = [photo for photo in real if min(photo.shape[:2]) > 64]
         rows += eraser_rows(f"real ({len(real)})", real)
     add(

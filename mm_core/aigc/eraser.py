@@ -1,6 +1,6 @@
 """Magic eraser: takes chosen subjects out of a photo and fills what they hid.
 
-`clone`, the default: the biharmonic equation fills the hole smoothly; then pieces of the same photo whose surroundings
+`clone`, the default: the hole is filled smoothly from its rim; then pieces of the same photo whose surroundings
 look like the hole's (offsets, as in He & Sun 2012, "Statistics of patch offsets for image completion"; by OpenCV's
 masked template matching) are set in by their gradients (Pérez et al. 2003, "Poisson image editing"; OpenCV's
 seamlessClone). That keeps texture, which diffusion cannot (figures: benchmarks/aigc_quality.md). `telea` and `ns` are
@@ -32,7 +32,9 @@ LEAST_TEXTURE = 0.7
 """A piece counts over the smooth fill by how well its surroundings correlate, and at least so much: the likeliest
 picture has less texture the less is known, but a fill without any is seen at once."""
 SMOOTH_SIDE = 160
-"""Long side at which the smooth fill is computed: an unknown of a linear system per pixel of the hole."""
+"""Long side at which the smooth fill is computed: it has no detail."""
+ROUNDS = 200
+"""Means of neighbours that the smooth fill goes through."""
 Fill = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """Photo uint8 (h, w, 3), hole uint8 (h, w) of 0 and 1, what must not be copied, likewise → filled photo."""
 
@@ -113,18 +115,34 @@ def _touched(mask: np.ndarray, small: np.ndarray) -> np.ndarray:
 
 
 def _smooth(photo: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """The hole filled by the biharmonic equation at small size: right in colour, without any texture."""
-    from skimage.restoration import inpaint_biharmonic
+    """The hole filled without texture, at small size: never brighter, darker or of another colour than its rim.
 
-    small = shrunk(photo, SMOOTH_SIDE).astype(np.float32) / 255
+    Pull-push (Gortler et al. 1996, "The Lumigraph", section 3.4) begins, means of neighbours bring it near the solution
+    of Laplace's equation. The biharmonic one overshoots in holes as large as a subject.
+    """
+    small = shrunk(photo, SMOOTH_SIDE).astype(np.float32)
     # Area means mix the hole's colours in; what it touches is unknown too.
     unknown = _touched(hole, small) > 0
     if unknown.all():
         return photo.copy()
-    lowest, highest = small[~unknown].min(0), small[~unknown].max(0)
-    found = np.clip(inpaint_biharmonic(small, unknown, channel_axis=-1), lowest, highest)
-    filled = enlarged(np.rint(found * 255).astype(np.uint8), photo)
+    found = _pulled(small, (~unknown).astype(np.float32))
+    for _ in range(ROUNDS):
+        found = np.where(unknown[..., None], cv2.blur(found, (3, 3), borderType=cv2.BORDER_REPLICATE), small)
+    filled = enlarged(np.rint(found).astype(np.uint8), photo)
     return np.where(hole[..., None] > 0, filled, photo)
+
+
+def _pulled(picture: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Where `weight` is 0, the mean of what is known at the finest halved size that knows something there."""
+    height, width = weight.shape
+    if weight.all() or min(height, width) == 1:
+        return picture
+    half = max(1, width // 2), max(1, height // 2)
+    mass = cv2.resize(weight, half, interpolation=cv2.INTER_AREA)
+    sums = cv2.resize(picture * weight[..., None], half, interpolation=cv2.INTER_AREA)
+    coarse = _pulled(sums / np.maximum(mass, 1e-6)[..., None], (mass > 0).astype(np.float32))
+    below = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.where(weight[..., None] > 0, picture, below)
 
 
 def _tiles(hole: np.ndarray) -> list[np.ndarray]:
