@@ -109,7 +109,7 @@ def test_from_a_bad_cut_to_the_model_that_learned_from_it(bundle: Path, tmp_path
     inbox(layout).mkdir(parents=True, exist_ok=True)
     answer = task | {"id": 1, "annotations": [work | {"result": [brush_region(matte), choice]}]}
     (inbox(layout) / "export.json").write_text(json.dumps([answer]))
-    assert stages.collect(TINY, layout).metrics["collect/labels"] == 1
+    assert stages.collect(TINY, layout).metrics["collect/new_labels"] == 1
 
     # The next cycle trains on it. Nothing says that two steps make a better model: a person signs for it.
     make_keys(tmp_path / "key")
