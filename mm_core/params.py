@@ -280,7 +280,8 @@ class LimitParams(_Section):
     max_bytes: int = Field(default=16_000_000, ge=1)
     """Of the file of one decoder in one format."""
     max_latency_ratio: float = Field(default=1.5, gt=0)
-    """A file's milliseconds an image against torch's float network, eager, both on one thread."""
+    """A file's processor time an image against torch's float network, eager, both on one thread: the latency of an idle
+    machine, measurable on a busy one."""
     max_peak_mb: float = Field(default=1500.0, gt=0)
     """Peak memory, 1e6 bytes, of the fresh process that runs the file: its Python and runtime too (ExecuTorch's
     binding brings torch)."""

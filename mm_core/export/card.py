@@ -55,7 +55,8 @@ Verdict: {verdict["decision"]} ({verdict["basis"]}), {verdict["created_at"]}.
 ## Size and speed here
 {_table(head, speed)}
 Measured on the machine that exported, each file in a fresh process with its format's runtime; peak memory is that
-process's, Python included. A phone's numbers differ, their ratio less. In float: how many convolutions beside the last.
+process's, Python included; × of one thread by processor time. A phone's numbers differ, their ratio less. In float: how
+many convolutions beside the last.
 The gate judged the ONNX files. Limits: {limits}.
 
 ## Training data

@@ -28,7 +28,7 @@ def require_within(limits: LimitParams, entries: Mapping[str, Mapping[str, Any]]
         if ratio > limits.max_latency_ratio:
             beyond.append(
                 f"{file} takes {ratio:.2f} × the float network's time, export.limits.max_latency_ratio is "
-                f"{limits.max_latency_ratio}: export on a quiet machine, or leave this format out of export.formats"
+                f"{limits.max_latency_ratio}: choose a model.encoder that int8 speeds up, or leave this format out"
             )
         if entry["peak_mb"] > limits.max_peak_mb:
             beyond.append(

@@ -107,13 +107,19 @@ def stop_clocks(patch: pytest.MonkeyPatch) -> None:
 
     def run_all(folder: Path, layout: Layout, store: Store, golden: dict[str, np.ndarray], about: dict) -> dict:
         predictor = OnnxPredictor.of_folder(folder, threads=1)
-        cost = {"latency_ms": {"1": 1.0, "2": 1.0}, "peak_mb": 1.0, "model_mb": 1.0, "versions": {}}
+        cost = {
+            "latency_ms": {"1": 1.0, "2": 1.0},
+            "cpu_ms": {"1": 1.0},
+            "peak_mb": 1.0,
+            "model_mb": 1.0,
+            "versions": {},
+        }
         return {
             decoder: {"onnx": cost | {"golden": predictor.alpha(prepare(photo, SIZE), decoder)}}
             for decoder, photo in golden.items()
         }
 
-    patch.setattr(bundle, "torch_latencies", lambda model: dict.fromkeys(DECODERS, {"1": 1.0, "2": 1.0}))
+    patch.setattr(bundle, "torch_latencies", lambda model: dict.fromkeys(DECODERS, {"1": 1.0, "2": 1.0, "cpu": 1.0}))
     patch.setattr(bundle, "run_all", run_all)
 
 

@@ -21,7 +21,7 @@ ENTRY = {"speedup": {"1": 2.0}, "peak_mb": 300.0, "int8_against_float": {"mse": 
     ("limits", "said"),
     [
         ({"max_bytes": 999}, "1000 bytes, export.limits.max_bytes is 999: choose"),
-        ({"max_latency_ratio": 0.4}, "0.50 .*max_latency_ratio is 0.4: export on a quiet machine"),
+        ({"max_latency_ratio": 0.4}, "0.50 .*max_latency_ratio is 0.4: choose a model.encoder"),
         ({"max_peak_mb": 299.0}, "300 MB, export.limits.max_peak_mb is 299: lower"),
         ({"max_diff_mse": 1e-6}, "1e-05 .*max_diff_mse is 1e-06: raise"),
     ],
