@@ -46,10 +46,10 @@ TIMED = "portrait"
 
 
 def made_files(
-    model: Path, source: Layout, work: Path, decoders: tuple[str, ...], formats: list[str], **params_: float
+    model: Path, source: Layout, work: Path, decoders: tuple[str, ...], **changed: float
 ) -> tuple[Layout, dict[str, Any]]:
     """The formats' files of a model under `work`; also format → decoder → record."""
-    params = ExportParams.model_validate({"formats": formats} | params_)
+    params = ExportParams.model_validate({"formats": list(FORMATS), **changed})
     layout = Layout(replace(source.settings, workspace=work))
     store = stages.store_of(source)
     if not layout.snapshot.exists():
@@ -113,7 +113,7 @@ def timings(model: Path, layout: Layout, size: int, rounds: int, kept: Path) -> 
 def ratios(table: pd.DataFrame, column: str) -> dict[str, float]:
     """Program → how many times faster than torch: the median over rounds of the ratio within a round."""
     wide = table.pivot(index="round", columns="model", values=column)
-    return {name: float((wide["torch"] / wide[name]).median()) for name in FORMATS}
+    return {name: float(np.median(wide["torch"].to_numpy() / wide[name].to_numpy())) for name in FORMATS}
 
 
 def write(
@@ -161,14 +161,14 @@ def write(
         "| category | metric | float | " + " | ".join(FORMATS) + " |",
         "|---|---|---|" + "---|" * len(FORMATS),
     ]
-    at = table.set_index(["category", "model"])
+    at = {(str(row["category"]), str(row["model"])): row for row in table.to_dict("records")}
     largest = dict.fromkeys(FORMATS, -np.inf)
     for category in CATEGORIES:
         for metric in ("mse", "maxf", "biou", "conn"):
-            plain = float(at.loc[(category, "float"), metric])  # pyright: ignore
+            plain = float(at[category, "float"][metric])
             cells = []
             for name in FORMATS:
-                value = float(at.loc[(category, name), metric])  # pyright: ignore
+                value = float(at[category, name][metric])
                 cost = 100 * (value / plain - 1)
                 cells.append(f"{value:.4f}" + (f" ({cost:+.2f} %)" if metric == "mse" else ""))
                 largest[name] = max(largest[name], cost) if metric == "mse" else largest[name]
@@ -183,8 +183,6 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=Path("data/demo"))
     parser.add_argument("--work", type=Path, default=Path("data/bench/formats"))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--formats", nargs="*", default=list(FORMATS), help="with --only: what to make")
-    parser.add_argument("--only", choices=["own", "large"], help="makes the files of one size and stops")
     args = parser.parse_args()
     source = Layout(Settings.from_env(args.workspace))
     champion = Registry(source.settings).pin("champion")
@@ -196,20 +194,18 @@ def main() -> None:
     net.config = net.config.model_copy(update={"size": default})
     save_model(large, net, {"stage": meta["stage"]})
 
-    if args.only != "large":
-        layout, small = made_files(model, source, args.work / str(own), tuple(DECODERS), args.formats)
-    if args.only != "own":
-        # The weights were not trained at this size: only the time counts, and no layer needs float for it.
-        place, name = args.work / str(default), (TIMED,)
-        big, of_large = made_files(large, source, place, name, args.formats, max_int8_mse=1.0)
-    if args.only:
-        return
+    layout, small = made_files(model, source, args.work / str(own), tuple(DECODERS))
     kept = args.work / "scores.csv"
     table = pd.read_csv(kept) if kept.exists() else scores(model, layout, source, own)
     table.to_csv(kept, index=False)
+    # The weights were not trained at the default size: only the time counts, and no layer needs float for it.
+    big, of_large = made_files(large, source, args.work / str(default), (TIMED,), max_int8_mse=1.0)
     made = {default: of_large, own: small}
     places = {default: (large, big), own: (model, layout)}
-    times = {size: timings(*places[size], size, args.rounds, args.work / f"times{size}.json") for size in made}
+    times = {
+        size: timings(file, place, size, args.rounds, args.work / f"times{size}.json")
+        for size, (file, place) in places.items()
+    }
     sizes = {(size, name): file_of(places[size][1], name, TIMED).stat().st_size for size in made for name in FORMATS}
     sizes |= {(size, "torch"): (places[size][1].root / "float.pt2").stat().st_size for size in made}
     write(table, times, made, sizes)

@@ -34,9 +34,11 @@ def calibration_ids(snapshot_dir: Path, decoder: str, count: int) -> list[str]:
 
 def categories_of(snapshot_dir: Path, ids: Sequence[str]) -> list[str]:
     """The category of each calibration photo; empty where nobody said."""
-    frames = pd.concat([read_pool(snapshot_dir, pool)[["sample_id", "category"]] for pool in POOLS])
-    known = frames.drop_duplicates("sample_id").set_index("sample_id")["category"].fillna("")
-    return [str(known[i]) for i in ids]
+    known: dict[str, str] = {}
+    for pool in POOLS:
+        frame = read_pool(snapshot_dir, pool)
+        known |= dict(zip(frame["sample_id"], frame["category"].fillna(""), strict=True))
+    return [known[i] for i in ids]
 
 
 def calibration_images(ids: Sequence[str], size: int, store: Store) -> np.ndarray:
