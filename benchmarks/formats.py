@@ -129,8 +129,8 @@ def write(
         f"Runner: `benchmarks/formats.py`. {ModelParams().encoder}, width {ModelParams().width}; {platform.machine()}, "
         f"{os.cpu_count()} cores. Each file in a fresh process with its format's runtime; `torch`: the float network, "
         "eager, likewise. Programs take turns; milliseconds an image are medians over rounds, `×` the median over "
-        "rounds of torch's time by the file's. The machine was busy with other work, which stretches the wall clock; "
-        "processor time of one thread is what it hardly touches.",
+        "rounds of torch's time by the file's. Other work on the machine stretches the wall clock and hardly touches "
+        "the processor time of one thread.",
         "",
     ]
     for size, rows in times.items():
