@@ -40,7 +40,7 @@ DOES = {
     "imagededup": "format and size (PIL) and sha256 per file; PHash; all pairs of hashes",
     "cleanvision": "default issues: exact and near duplicates, dark, light, blurred, grey, odd size or aspect",
     "fastdup": "features by its ONNX model, nearest neighbours, file statistics",
-    "fiftyone": "compute_metadata; compute_exact_duplicates; compute_near_duplicates (ResNet-18, 224 px)",
+    "fiftyone": "compute_metadata; compute_exact_duplicates; compute_near_duplicates (untrained ResNet-18, 224 px)",
 }
 Run = dict[str, float]
 """Photos, seconds and processor seconds of one drop."""
