@@ -38,6 +38,20 @@ def complain(path: Path) -> None:
     raise TooManyPixels(f"{path}: claims 7 pixels", 7)
 
 
+class Hostile:
+    """What a decoder that was taken over might answer."""
+
+    def __init__(self, call: str, *args: Any):
+        self.call, self.args = call, args
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return {"system": os.system, "remove": Path.unlink, "eval": eval, "own": safely}[self.call], self.args
+
+
+def take_over(path: Path, call: str, argument: Any) -> Hostile:
+    return Hostile(call, argument)
+
+
 @pytest.fixture
 def webp(tmp_path: Path, make: Any) -> Path:
     path = tmp_path / "a.webp"
@@ -96,3 +110,14 @@ def test_a_strip_of_a_hundred_million_pixels_is_refused_or_read(tmp_path: Path) 
     path = tmp_path / "strip.tiff"
     Image.new("F", (100, 1_000_000)).save(path, compression="tiff_deflate")
     assert safely(load_rgb, path, 64).shape == (64, 1, 3)
+
+
+@pytest.mark.parametrize("call", ["system", "remove", "eval", "own"])
+def test_a_worker_that_was_taken_over_runs_nothing_here(webp: Path, call: str) -> None:
+    trace = webp.with_name("trace")
+    trace.touch()
+    argument = {"system": f"rm {trace}", "remove": trace, "eval": f"__import__('os').unlink({str(trace)!r})"}
+    with pytest.raises(CorruptImage):
+        safely(take_over, webp, call, argument.get(call, trace))
+    assert trace.exists()
+    assert safely(load_rgb, webp, 32).shape[1] == 32  # by a new worker
