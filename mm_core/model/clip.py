@@ -148,7 +148,11 @@ def train_local_clip(
         rng = np.random.default_rng(seed)
         loss_of, losses = open_clip.ClipLoss(), list[float]()
         optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=max(2, steps), pct_start=0.1)
+        total = max(2, steps)
+        # A rise of one step is one that torch divides by zero for.
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, lr, total_steps=total, pct_start=max(0.1, 1.5 / total)
+        )
         model.train()
         for step in range(steps):
             # One photo per caption: the same caption twice in a batch would be its own negative.

@@ -63,6 +63,11 @@ def test_the_same_seed_gives_the_same_file_from_paths_or_arrays(tmp_path):
     assert first.held_out == 0
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 14])
+def test_any_number_of_steps_trains(tmp_path, steps):
+    assert np.isfinite(train_local_clip(pairs_of([0])[:6], steps, 3, tmp_path / "a.safetensors").last_loss)
+
+
 def test_text_features_take_no_gradient_and_odd_photos_are_fine(trained):
     clip = load_clip(ClipParams(), trained[0])
     assert clip.encode_image([np.zeros((1, 300, 3), np.uint8), np.zeros((31, 7, 3), np.uint8)]).shape == (2, clip.dim)
