@@ -96,6 +96,17 @@ def value(json_: Json = False) -> None:
 
 
 @app.command()
+def compare(
+    seeds: Annotated[int, typer.Option(help="Trainings of each side; from 2 on the spread is told.")] = 1,
+    json_: Json = False,
+) -> None:
+    """Trains on routed and on as many random new photos, all else equal; `mm report` shows what choosing is worth."""
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        say(stages.label_compare(params, layout, seeds=seeds, progress=progress), json_)
+
+
+@app.command()
 def status(json_: Json = False) -> None:
     """Which server, the project's address, open and finished tasks, the oldest open one, what waits here."""
     layout, params = layout_and_params()

@@ -481,6 +481,27 @@ def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Prog
         return measure_noise(params, layout, store_of(layout), report, start=start, seeds=seeds, progress=progress)
 
 
+def label_compare(params: Params, layout: Layout, *, seeds: int = 1, progress: Progress = quiet) -> Report:
+    """Trains on routed and on as many random photos that came since the snapshot's champion: what choosing is worth."""
+    from mm_core.export.lineage import training_labels
+    from mm_core.training.compare import compare_labels
+
+    about = layout.snapshot / "snapshot.json"
+    if not about.is_file():
+        raise InputError(f"{about} is missing: run `mm ingest`, then `mm snapshot`")
+    # The snapshot's champion and not the pinned one, which may have learned from this very snapshot.
+    champion = json.loads(about.read_text())["champion"]
+    store = store_of(layout)
+    learned = training_labels(layout.settings, store, champion["version"]) if champion else {}
+    if champion and not learned:
+        raise InputError(f"the registry does not say what champion {champion['version']} learned from: nothing is new")
+    with timed(Report("label-compare"), layout.stage_report("label-compare")) as report:
+        start = _warm_start(params, layout, {"champion": champion})
+        return compare_labels(
+            params, catalog_of(layout), layout, store, learned, report, start=start, seeds=seeds, progress=progress
+        )
+
+
 def override(params: Params, layout: Layout, version: str, *, reason: str, days: int) -> Report:
     """Promotes against the gate: `candidate` (the workspace's) or a registered version. Signed, logged, expiring."""
     from mm_core.export.override import write_override

@@ -31,6 +31,7 @@ def mm(*arguments: str, workspace: Path, **environment: str) -> subprocess.Compl
         (("train-hard",), "mm ingest"),
         (("gate", "show"), "mm gate"),
         (("gate", "noise", "--seeds", "2"), "mm ingest"),
+        (("label", "compare"), "mm snapshot"),
         (("reproduce", "7"), "no version '7'"),
         (("export",), "mm gate"),
         (("drop", "nowhere", "--kind", "pixel_labeled", "--batch", "b"), "nowhere"),

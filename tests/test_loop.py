@@ -292,3 +292,24 @@ def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
     assert value.metrics["labels/routed"] == len(learned) == 3
     assert routed == {task["data"]["category"] for task in tasks}
     assert value.metrics["labels/dropped"] == 0, "the champion learned from the drops"
+
+    with pytest.raises(InputError, match="nothing to compare the 3 routed photos with"):
+        stages.label_compare(TINY, layout)
+    each = dict.fromkeys(("pets", "cards", "portrait"), 2)
+    write_drop(Path(layout.settings.inbox), "pixel_labeled", "unchosen", each, seed=400, size=64, role="train")
+    stages.ingest(TINY, layout)
+    stages.structure(TINY, layout)
+    stages.pin_inputs(TINY, layout)
+    stages.snapshot(TINY, layout)
+    untouched = {path: path.read_bytes() for path in layout.root.rglob("*.*") if path.is_file() and _kept(layout, path)}
+    compared = stages.label_compare(TINY, layout)
+    assert compared.facts["photos_per_arm"] == 3 and compared.facts["available"]["routed"] == 3
+    assert {path: path.read_bytes() for path in untouched} == untouched
+    assert not list((layout.root / "scratch").iterdir())
+    stages.html_report(TINY, layout)
+    assert "Routed against random photos" in layout.html_report.read_text()
+
+
+def _kept(layout: Layout, path: Path) -> bool:
+    """The cycle's files, the gate's records of what the eval set was used for, and the MLflow of the cycles."""
+    return path.is_relative_to(layout.cycle) or path.parts[len(layout.root.parts)] in ("inputs.json", "mlflow", "store")

@@ -85,6 +85,7 @@ def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, r
         mattes=_mattes(layout, evaluation),
         flips=evaluation.tables.get("flips", []),
         labels=_labels(stages.get("label-value")),
+        compared=_compared(layout),
         shadow=_shadow(evaluation),
         split=_split(layout, store),
         quarantine=_quarantine(catalog, store),
@@ -259,6 +260,19 @@ def _labels(value: Report | None) -> list[dict[str, Any]]:
         said = {n: "–" if v is None else _share(v, row["mse_before"], "mse") for n, v in gains.items()}
         shown.append(row | errors | said)
     return shown
+
+
+def _compared(layout: Layout) -> dict[str, Any] | None:
+    """Routed against random photos, where `mm label compare` ran on this very snapshot."""
+    path = layout.stage_report("label-compare")
+    report = Report.read(path) if path.is_file() else None
+    if report is None or report.facts["snapshot"] != _snapshot(layout).get("digest"):
+        return None
+    shown = []
+    for row in report.tables["compare"]:
+        gains = {n: "–" if row[n] is None else _share(row[n], row["mse_random"], "mse") for n in ("gain", "spread")}
+        shown.append(row | {n: number(row[n]) for n in ("mse_routed", "mse_random")} | gains)
+    return {"rows": shown, **report.facts}
 
 
 def _split(layout: Layout, store: Store) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """What the labels that came since the champion did to each category.
 
 Read with care: a cycle changes more than labels (other photos, more steps), and a category may gain from another's
-labels. That chosen photos teach more than random ones is shown where everything else is held equal:
-benchmarks/label_efficiency.md.
+labels. What choosing is worth is measured where everything else is held equal: `mm_core.training.compare` on these
+very labels, benchmarks/label_efficiency.md on generated ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def value_of_labels(catalog: Catalog, layout: Layout, learned: Mapping[str, str]
     about = dict(zip(pool["sample_id"], pool["alpha_sha256"], strict=True))
     new = {sample: alpha for sample, alpha in about.items() if learned.get(sample) != alpha}
     category = dict(zip(pool["sample_id"], pool["category"].fillna("unknown"), strict=True))
-    source = _sources(catalog, new, learned)
+    source = sources(catalog, new, learned)
     counted = Counter((category[sample], source[sample]) for sample in new)
     cells = _cells(layout)
     rows = []
@@ -49,7 +49,8 @@ def value_of_labels(catalog: Catalog, layout: Layout, learned: Mapping[str, str]
     return report
 
 
-def _sources(catalog: Catalog, new: Mapping[str, str], learned: Mapping[str, str]) -> dict[str, str]:
+def sources(catalog: Catalog, new: Mapping[str, str], learned: Mapping[str, str]) -> dict[str, str]:
+    """Of each sample of `new` (id → digest of its matte), which of SOURCES the label comes from."""
     ids = sorted(new)
     labels = catalog.read("labels", columns=["sample_id", "alpha_sha256", "origin"], filters=[("sample_id", "in", ids)])
     people = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -158,3 +159,20 @@ def test_verdict_about_another_model_is_said(tmp_path: Path) -> None:
     layout, store, catalog = cycle(tmp_path, photos=2)
     layout.model("multimodal").write_bytes(b"trained again")
     assert "about another model" in page_of(layout, store, catalog)
+
+
+def test_a_comparison_of_labels_is_shown_only_where_it_is_about_this_snapshot(tmp_path: Path) -> None:
+    layout, store, catalog = cycle(tmp_path)
+    digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
+    facts = {"snapshot": digest, "base": 41, "photos_per_arm": 7, "steps": 300, "seeds": 3}
+    row = {"category": "pets", "routed": 3.0, "random": 2.3, "eval_photos": 9, "mse_routed": 0.15, "mse_random": 0.2}
+    report = Report("label-compare", facts=facts)
+    report.tables["compare"] = [row | {"gain": 0.05, "spread": 0.01}]
+    report.write(layout.stage_report("label-compare"))
+    page = page_of(layout, store, catalog)
+    shown = page.partition("Routed against random photos")[2].partition("</section>")[0]
+    assert "41 photos" in shown and "3 seeds" in shown and "unknown with one" not in shown
+    assert all(f"<td>{text}</td>" in shown for text in ("3.0", "2.3", "0.1500", "0.2000", "+25.0 %", "± 5.0 %"))
+    report.facts["snapshot"] = "another"
+    report.write(layout.stage_report("label-compare"))
+    assert "Routed against random photos" not in page_of(layout, store, catalog)
