@@ -168,7 +168,9 @@ def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | 
     with timed(Report("forget"), layout.root / "reports" / "forget.json") as report:
         catalog, store = catalog_of(layout), store_of(layout)
         ids = forget_photos(catalog, store, samples, group)
-        PixelCache.clear(layout.cache)
+        # A killed measurement or rebuild keeps what it decoded in folders of its own.
+        for cache in (layout.cache, *(layout.root / "scratch").rglob("cache")):
+            PixelCache.clear(cache)
         report.tables["forgotten"] = [{"id": i} for i in ids]
         report.tables["models"] = models_with(layout.settings, set(ids))
         pages = [*layout.reports.rglob("*.html"), layout.html_report]

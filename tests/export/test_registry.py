@@ -249,7 +249,11 @@ def test_forgetting_names_the_models_and_the_next_snapshot_is_without(promoted, 
     one = told["sample_id"]
     layout.reports.mkdir(parents=True, exist_ok=True)
     (layout.reports / "week.html").write_text(f"<img alt='{one}'>")
+    decoded = [layout.root / folder / "pixels" / "64" for folder in ("cache", "scratch/compare-1/1-routed/cache")]
+    for folder in decoded:
+        folder.mkdir(parents=True, exist_ok=True)
     report = stages.forget(PARAMS, layout, [one])
+    assert not any(folder.exists() for folder in decoded), "also what a killed training beside the cycle left"
     aliases = ["anchor", "candidate", "champion"]
     assert report.tables["models"] == [{"version": "1", "aliases": aliases, "pools": {"train_labeled": 1}}]
     assert report.tables["remaining"] == [{"what": "page", "where": str(layout.reports / "week.html")}]
