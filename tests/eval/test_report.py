@@ -172,7 +172,7 @@ def test_a_comparison_of_labels_is_shown_only_where_it_is_about_this_snapshot(tm
     page = page_of(layout, store, catalog)
     shown = page.partition("Routed against random photos")[2].partition("</section>")[0]
     assert "41 photos" in shown and "3 seeds" in shown and "unknown with one" not in shown
-    assert all(f"<td>{text}</td>" in shown for text in ("3.0", "2.3", "0.1500", "0.2000", "+25.0 %", "± 5.0 %"))
+    assert all(f"<td>{text}</td>" in shown for text in ("3", "2.3", "0.1500", "0.2000", "+25.0 %", "± 5.0 %"))
     report.facts["snapshot"] = "another"
     report.write(layout.stage_report("label-compare"))
     assert "Routed against random photos" not in page_of(layout, store, catalog)
