@@ -90,7 +90,7 @@ peers:
 demo: $(READY)
 	$(BIN)/mm demo
 
-test: $(READY) $(DVC) $(OCR) $(LABELSTUDIO)
+test: $(READY) $(DVC) $(OCR) $(LABELSTUDIO) $(if $(shell command -v npm),$(ORTWEB))
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --durations=10
 
 check: $(READY)

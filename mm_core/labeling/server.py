@@ -41,8 +41,15 @@ class Server:
 
     def __init__(self, url: str, key: str, title: str, *, people: int = 1):
         """`key`: a legacy token or a personal access token; `people`: asked about each photo (new projects)."""
-        self.url, self.title, self._key, self._people = url.rstrip("/"), title, key, people
+        self.url, self.title, self._people = url.rstrip("/"), title, people
         self._http = self._plain(base_url=self.url, auth=cast("httpx.Auth", _auth(self.url, key)))
+
+        def sdk() -> LabelStudio:
+            from label_studio_sdk import LabelStudio
+
+            return LabelStudio(base_url=self.url, api_key=key, httpx_client=self._plain())
+
+        self._open_sdk = sdk  # holds the key where no repr shows it
 
     def _plain(self, **more: Any) -> httpx.Client:
         import httpx
@@ -168,9 +175,7 @@ class Server:
     @cached_property
     def sdk(self) -> LabelStudio:
         """The SDK's client in the name of the same key, for what a person does: few and small requests."""
-        from label_studio_sdk import LabelStudio
-
-        return LabelStudio(base_url=self.url, api_key=self._key, httpx_client=self._plain())
+        return self._open_sdk()
 
     def annotate(self, task: int, result: Sequence[Mapping[str, Any]], **more: Any) -> int:
         """Hands in an annotation by the key's owner, returns its number; `more`: was_cancelled, lead_time."""
