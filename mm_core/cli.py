@@ -337,7 +337,7 @@ def gallery(
     folder: Annotated[Path, typer.Argument(help="Folder of photos that `mm moments` was run on.")],
     moments_: Annotated[Path | None, typer.Option("--moments", help="What it wrote; <workspace>/moments.")] = None,
     model: Annotated[str, typer.Option(help="champion, a registry version, or a bundle's folder.")] = "champion",
-    host: Annotated[str, typer.Option(help="0.0.0.0 opens it to the network, with a token.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Any other address opens it to the network, with a token.")] = "127.0.0.1",
     port: int = 8090,
 ) -> None:
     """The page of moments: lift, place, change and correct; the model runs in the browser. Until Ctrl-C."""

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +187,20 @@ def test_an_experiment_changes_one_param_and_runs_what_depends_on_it(repository:
     assert "reused" not in trained["facts"]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the commands of `Repository` have: sums in another order have other last bits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @needs_dvc
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("one_thread")
 def test_what_dagster_trained_is_pulled_elsewhere_and_trained_again_to_the_same_bytes(
     repository: Repository, bucket: str, tmp_path: Path, s3_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
 import socket
@@ -45,13 +46,21 @@ def serve(params: Params, layout: Layout, gallery: Path, moments: Path, *, model
         library, stages.catalog_of(layout), Path(layout.settings.inbox), layout.settings.onnxruntime_web, secret
     )
     if secret:
-        shown = _address() if host in ("0.0.0.0", "::") else host
+        shown = _address() if _is_any(host) else host
         print(f"Gallery  http://{shown}:{port}/?token={secret}", flush=True)
         print("Whoever has this address sees the photos; what it sends is not encrypted.", flush=True)
     else:
         print(f"Gallery  http://127.0.0.1:{port}/", flush=True)
     # Its access log would hold the token.
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, proxy_headers=False)
+
+
+def _is_any(host: str) -> bool:
+    """Whether it stands for all addresses of this machine."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def _address() -> str:

@@ -6,6 +6,7 @@ Process 0 validates, writes and logs. Without `torchrun` everything here does no
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,16 +35,16 @@ def world() -> int:
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Joins the processes that `torchrun` started (it sets WORLD_SIZE), where there are several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-        # Whoever is done first would otherwise take away what it still had to send.
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Kept to the process's end: a second group would find the first one's addresses in torchrun's store.
+        atexit.register(dist.destroy_process_group)
+    yield
+    # Whoever is done first would otherwise take away what it still had to send.
+    dist.barrier()
 
 
 def own_device(device: torch.device) -> torch.device:
