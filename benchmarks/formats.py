@@ -130,8 +130,8 @@ def write(
         f"{os.cpu_count()} cores. Each file in a fresh process with its format's runtime; `torch`: the float network, "
         "eager, likewise. Programs take turns; milliseconds an image are medians over rounds, `×` the median over "
         "rounds of torch's time by the file's. Other work on the machine stretches the wall clock and hardly touches "
-        "the processor time of one thread; torch's two threads then wait for each other, so that its column of two threads "
-        "on a busy machine flatters the files.",
+        "the processor time of one thread; torch's two threads then wait for each other, so that its column of two "
+        "threads on a busy machine flatters the files.",
         "",
     ]
     for size, rows in times.items():
