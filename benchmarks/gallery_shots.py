@@ -111,7 +111,7 @@ def shoot(address: str) -> dict[str, dict[str, float]]:
             ("desktop", {"width": 1180, "height": 860}, "light"),
             ("phone", {"width": 390, "height": 844}, "dark"),
         ):
-            context = browser.new_context(viewport=size, color_scheme=scheme, has_touch=name == "phone")
+            context = browser.new_context(viewport=size, color_scheme=scheme, has_touch=name == "phone")  # pyright: ignore[reportArgumentType]
             context.set_default_timeout(90_000)
             page = context.new_page()
             page.goto(address)

@@ -81,7 +81,7 @@ def main() -> None:
         nowhere = np.full_like(places, np.nan)
         by_time = cluster(times, nowhere, gap_hours=params.moments.gap_hours)
         days = np.unique(times // 86400, return_inverse=True)[1]
-        means = KMeans(len(events), random_state=0, n_init=3).fit_predict(times[:, None])
+        means = KMeans(len(events), random_state=0, n_init=3).fit_predict(times[:, None])  # pyright: ignore[reportArgumentType]
         told = events_of(gallery, params.moments, params.ingest.near_duplicate_bits)
         extra.write_bytes(jpeg(generate("pets", 1, size=96).image, events[-1].start, events[-1].place))
         start = time.perf_counter()

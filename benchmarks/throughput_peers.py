@@ -5,6 +5,8 @@
 HOME: an empty folder for databases and the like. Prints JSON: for each folder photos, seconds and processor seconds.
 """
 
+# pyright: reportMissingImports=false
+# (they lie in the environment that runs this file)
 from __future__ import annotations
 
 import hashlib
