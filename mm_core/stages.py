@@ -5,43 +5,47 @@ The `mm` command, `dvc.yaml` and the Dagster assets are three thin doors to thes
     inbox ─► ingest ─► structure ─► route ──► people ──► collect        per arrival
     catalog ─► pin_inputs ─► snapshot ─► split ─► train simple ─► hard ─► semi ─► multimodal
             ─► evaluate ─► gate ─► export ─► promote ─► report             per cycle
+
+`cycle.py` has what a cycle stands on (store, pins, verdict), `beside.py` what is done beside it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mm_core.catalog import Catalog
-from mm_core.errors import InputError, MattingError, ReleaseRefused
+from mm_core.beside import (  # noqa: F401  what callers find here too
+    anchor,
+    compact,
+    finished_work,
+    forget,
+    label_compare,
+    labelling,
+    moments,
+    predictor_of,
+    reproduce,
+    rollback,
+    seed_noise,
+)
+from mm_core.cycle import (
+    Progress,
+    catalog_of,
+    inbox_of,
+    inputs_now,
+    pin,
+    quiet,
+    read_inputs,
+    recorded_verdict,
+    require_promote,
+    store_of,
+    warm_start,
+)
+from mm_core.errors import InputError
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.params import Params
-from mm_core.records import Report, Verdict, digest_of, timed, write_json
-from mm_core.store import Store, open_store
+from mm_core.records import Report, digest_of, timed, write_json
 
 if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
-
-Progress = Callable[[str, int, int], None]
-"""Called as (what, done, total): the CLI draws bars, Dagster logs observations."""
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    """The Progress of someone who does not look."""
-
-
-def store_of(layout: Layout) -> Store:
-    return open_store(layout.settings.store, layout.cache)
-
-
-def inbox_of(layout: Layout) -> Store:
-    return open_store(layout.settings.inbox, layout.cache / "inbox")
-
-
-def catalog_of(layout: Layout) -> Catalog:
-    return Catalog(layout.settings.store)
 
 
 # ── per arrival ──────────────────────────────────────────────────────────────────────────────────
@@ -130,81 +134,6 @@ def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Re
         return report
 
 
-def labelling(params: Params, layout: Layout) -> dict[str, Any]:
-    """How labelling stands: `server` and `project` (addresses, None without a server), `batches_waiting` in the outbox,
-    counts of `tasks`, `finished`, `skipped`, `open`, and `oldest_open_days`."""
-    from mm_core.labeling.local import connect
-    from mm_core.labeling.push import undelivered
-
-    server = connect(layout, people=params.label.people)
-    about: dict[str, Any] = {"server": None, "batches_waiting": undelivered(layout, server)}
-    return about | {"server": server.url, "project": server.link(), **server.summary()} if server else about
-
-
-def finished_work(layout: Layout) -> str | None:
-    """A digest of the work that waits to be collected; None where there is none. One small request to the server."""
-    from mm_core.labeling.label_studio import inbox
-    from mm_core.labeling.local import connect
-    from mm_core.labeling.pull import news
-    from mm_core.records import digest_of
-
-    server = connect(layout)
-    waiting = [news(layout, server) if server else None, *sorted(path.name for path in inbox(layout).glob("*.json"))]
-    return digest_of(waiting)[:16] if any(waiting) else None
-
-
-def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | None = None) -> Report:
-    """Removes photos from store, catalog and workspace for good, and names every model that learned from them.
-
-    `report.tables`: `forgotten` (ids), `models` (registry versions with aliases and pools), `remaining` (what a person
-    has to remove: pages that show a photo, and drops that the producer keeps).
-    """
-    from mm_core.data.dataset import PixelCache
-    from mm_core.data.forget import forget_photos
-    from mm_core.export.lineage import models_with
-    from mm_core.labeling.forget import forget_on_server, forget_tasks
-    from mm_core.labeling.local import connect
-
-    with timed(Report("forget"), layout.root / "reports" / "forget.json") as report:
-        catalog, store = catalog_of(layout), store_of(layout)
-        ids = forget_photos(catalog, store, samples, group)
-        # A killed measurement or rebuild keeps what it decoded in folders of its own.
-        for cache in (layout.cache, *(layout.root / "scratch").rglob("cache")):
-            PixelCache.clear(cache)
-        report.tables["forgotten"] = [{"id": i} for i in ids]
-        report.tables["models"] = models_with(layout.settings, set(ids))
-        pages = [*layout.reports.rglob("*.html"), layout.html_report]
-        shown = [str(page) for page in pages if page.is_file() and any(i in page.read_text() for i in ids)]
-        report.tables["remaining"] = [{"what": "page", "where": page} for page in shown]
-        try:
-            server = connect(layout)
-            report.metrics["forget/tasks_on_server"] = forget_on_server(server, set(ids)) if server else 0
-        except MattingError as error:  # the photos are gone from here: what is left must be told, not lost
-            report.tables["remaining"].append({"what": f"tasks on Label Studio ({error})", "where": "forget again"})
-        report.metrics |= {
-            "forget/photos": len(ids),
-            "forget/tasks": forget_tasks(layout, set(ids)),
-            "forget/models": len(report.tables["models"]),
-        }
-        if layout.inputs.exists():  # the catalog versions that it named are gone
-            pin_inputs(params, layout)
-    return report
-
-
-def compact(params: Params, layout: Layout) -> Report:
-    """Puts the catalog's small files together and removes data files of versions that nobody reads any more."""
-    from mm_core.tables import SCHEMAS
-
-    with timed(Report("compact")) as report:
-        catalog = catalog_of(layout)
-        pinned = read_inputs(layout)["catalog"] if layout.inputs.exists() else {}
-        for table in SCHEMAS:
-            report.metrics[f"compact/{table}/merged"] = catalog.compact(table)
-            keep = [pinned[table]] if table in pinned else []
-            report.metrics[f"compact/{table}/removed"] = catalog.vacuum(table, keep=keep)
-    return report
-
-
 # ── per cycle ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -215,55 +144,8 @@ def pin_inputs(params: Params, layout: Layout, *, again: bool = False) -> Report
     `report.facts["nothing_new"]` says so; `again` pins nevertheless.
     """
     with timed(Report("pin_inputs")) as report:
-        inputs = inputs_now(layout)
-        if not again and _is_done(params, layout, inputs):
-            inputs = read_inputs(layout)
-            report.facts["nothing_new"] = f"the last cycle saw all of it: {recorded_verdict(layout).decision}"
-        elif not layout.inputs.exists() or read_inputs(layout) != inputs:
-            write_json(layout.inputs, inputs)
-        report.facts |= inputs
+        report.facts |= pin(params, layout, again=again)
     return report
-
-
-def inputs_now(layout: Layout) -> dict:
-    """Catalog versions, champion and anchor of this moment, as `read_inputs` returns them."""
-    from mm_core.export.registry import Registry
-
-    registry, catalog = Registry(layout.settings), catalog_of(layout)
-    return {
-        "catalog": {table: catalog.version(table) for table in ("samples", "labels", "features")},
-        "champion": registry.pin("champion"),
-        "anchor": registry.pin("anchor"),
-    }
-
-
-def _is_done(params: Params, layout: Layout, inputs: dict) -> bool:
-    """Whether the last cycle came to its end with these params, this catalog, and this champion or one of its own."""
-    judged = layout.stage_report("gate")
-    if not (layout.inputs.is_file() and layout.verdict.is_file() and judged.is_file()):
-        return False
-    pinned, verdict = read_inputs(layout), recorded_verdict(layout)
-    about = {"inputs": digest_of(pinned), "params": params.cycle_digest()}
-    facts = Report.read(judged).facts
-    if {name: facts.get(name) for name in about} != about or pinned["catalog"] != inputs["catalog"]:
-        return False
-    if verdict.decision == "PROMOTE" and not layout.stage_report("promote").is_file():
-        return False
-    if (inputs["champion"] or {}).get("digest") == verdict.candidate:
-        # The first champion ever is the anchor too.
-        return inputs["anchor"] == (pinned["anchor"] or inputs["champion"])
-    return all(inputs[role] == pinned[role] for role in ("champion", "anchor"))
-
-
-def read_inputs(layout: Layout) -> dict:
-    """The pinned inputs: `{"catalog": {table: version}, "champion": pin | None, "anchor": pin | None}`.
-
-    A pin is `{"version": str, "digest": str, "files": {file name: blob digest}}`; the weights are the
-    blob of that digest, `files` are the int8 files that shipped.
-    """
-    if not layout.inputs.exists():
-        raise InputError(f"{layout.inputs} is missing: run `mm ingest` first, so that there is a catalog to learn from")
-    return json.loads(layout.inputs.read_text())
 
 
 def snapshot(params: Params, layout: Layout) -> Report:
@@ -314,19 +196,9 @@ def _train(stage: str, params: Params, layout: Layout, progress: Progress) -> Re
         if not start.is_file():
             raise InputError(f"{start} is missing: run `mm train-{TRAIN_STAGES[index - 1]}` before `mm train-{stage}`")
     else:
-        start = _warm_start(params, layout, inputs)
+        start = warm_start(params, layout, inputs)
     with timed(Report(f"train-{stage}"), layout.stage_report(f"train-{stage}")) as report:
         return train_stage(stage, params, layout, store, report, start=start, progress=progress)
-
-
-def _warm_start(params: Params, layout: Layout, inputs: dict) -> Path | None:
-    """The weights that the first stage starts from; None: from scratch."""
-    from mm_core.store import fetch_blob
-
-    champion = inputs["champion"]
-    if params.train.common.warm_start != "champion" or not champion:
-        return None
-    return fetch_blob(store_of(layout), champion["digest"])
 
 
 def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
@@ -394,38 +266,6 @@ def gate(params: Params, layout: Layout) -> Report:
     return report
 
 
-def recorded_verdict(layout: Layout) -> Verdict:
-    """The verdict on record; raises InputError where the gate has not spoken."""
-    if not layout.verdict.is_file():
-        raise InputError(f"{layout.verdict} is missing: run `mm gate` first")
-    return Verdict.model_validate_json(layout.verdict.read_text())
-
-
-def require_promote(layout: Layout) -> tuple[Verdict, dict | None]:
-    """The recorded PROMOTE (or a standing override) for exactly the workspace's candidate; else ReleaseRefused."""
-    from mm_core.records import sha256_file
-
-    verdict = recorded_verdict(layout)
-    candidate = sha256_file(layout.model(TRAIN_STAGES[-1]))
-    if verdict.candidate != candidate:
-        raise ReleaseRefused(
-            f"the recorded verdict is about {verdict.candidate[:12]}, the candidate is {candidate[:12]}: run `mm gate`"
-        )
-    if verdict.decision == "PROMOTE":
-        return verdict, None
-    override = standing_override(layout, verdict)
-    if override is None:
-        raise ReleaseRefused(f"the gate said {verdict.decision}: " + "; ".join(verdict.reasons[:3]))
-    return verdict, override
-
-
-def standing_override(layout: Layout, verdict: Verdict) -> dict | None:
-    """A person's signed word that the judged candidate may leave all the same, where it stands and has not expired."""
-    from mm_core.export.override import valid_override
-
-    return valid_override(store_of(layout), verdict.candidate)
-
-
 def export(params: Params, layout: Layout) -> Report:
     """Assembles the mobile bundle of a candidate whose recorded verdict is PROMOTE."""
     from mm_core.export.bundle import write_bundle
@@ -471,39 +311,6 @@ def html_report(params: Params, layout: Layout) -> Report:
     return report
 
 
-# ── beside the cycle ─────────────────────────────────────────────────────────────────────────────
-
-
-def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Progress = quiet) -> Report:
-    """Trains this cycle's snapshot with other seeds: how far their scores spread is no gain to the gate."""
-    from mm_core.training.noise import measure_noise
-
-    with timed(Report("gate-noise"), layout.root / "reports" / "gate-noise.json") as report:
-        start = _warm_start(params, layout, read_inputs(layout))
-        return measure_noise(params, layout, store_of(layout), report, start=start, seeds=seeds, progress=progress)
-
-
-def label_compare(params: Params, layout: Layout, *, seeds: int = 1, progress: Progress = quiet) -> Report:
-    """Trains on routed and on as many random photos that came since the snapshot's champion: what choosing is worth."""
-    from mm_core.export.lineage import training_labels
-    from mm_core.training.compare import compare_labels
-
-    about = layout.snapshot / "snapshot.json"
-    if not about.is_file():
-        raise InputError(f"{about} is missing: run `mm ingest`, then `mm snapshot`")
-    # The snapshot's champion and not the pinned one, which may have learned from this very snapshot.
-    champion = json.loads(about.read_text())["champion"]
-    store = store_of(layout)
-    learned = training_labels(layout.settings, store, champion["version"]) if champion else {}
-    if champion and not learned:
-        raise InputError(f"the registry does not say what champion {champion['version']} learned from: nothing is new")
-    with timed(Report("label-compare"), layout.stage_report("label-compare")) as report:
-        start = _warm_start(params, layout, {"champion": champion})
-        return compare_labels(
-            params, catalog_of(layout), layout, store, learned, report, start=start, seeds=seeds, progress=progress
-        )
-
-
 def override(params: Params, layout: Layout, version: str, *, reason: str, days: int) -> Report:
     """Promotes against the gate: `candidate` (the workspace's) or a registered version. Signed, logged, expiring."""
     from mm_core.export.override import write_override
@@ -525,74 +332,6 @@ def override(params: Params, layout: Layout, version: str, *, reason: str, days:
         said = write_override(store_of(layout), tags["model_digest"], reason, tags["verdict"], days)
         report.facts["override"] = said
         return registry.crown(version, said, report)
-
-
-def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:
-    """Who makes mattes, and a name for it: `champion` or a registry version (its int8 files), a bundle's folder, a
-    .safetensors file, or `none`. Raises InputError where there is no such model."""
-    from mm_core.export.registry import Registry
-    from mm_core.export.runtime import OnnxPredictor
-    from mm_core.model.predict import TorchPredictor
-    from mm_core.records import sha256_file
-    from mm_core.store import fetch_blob
-
-    if model == "none":
-        return None, "none"
-    if model.endswith(".safetensors") and Path(model).is_file():
-        return TorchPredictor(Path(model), layout.settings.device), sha256_file(Path(model))[:12]
-    if Path(model).is_dir():
-        return OnnxPredictor.of_folder(Path(model)), Path(model).name
-    pin = Registry(layout.settings).pin(model)
-    if pin is None:
-        raise InputError(
-            f"--model {model}: the registry has no such version or alias; run a cycle first (`mm run`), or say `none`"
-        )
-    store = store_of(layout)
-    return OnnxPredictor({n: fetch_blob(store, d) for n, d in pin["files"].items()}), pin["version"]
-
-
-def moments(
-    params: Params, layout: Layout, gallery: Path, out: Path, *, model: str = "champion", progress: Progress = quiet
-) -> Report:
-    """Groups a folder of photos into moments, with titles and finished pieces; new photos cost what is new."""
-    from mm_core.aigc.gallery import read_gallery
-    from mm_core.aigc.moments import make_moments
-
-    with timed(Report("moments"), layout.root / "reports" / "moments.json") as report:
-        predictor, name = predictor_of(layout, model)
-        found = read_gallery(gallery, params, layout, catalog_of(layout), progress=progress)
-        bits = params.ingest.near_duplicate_bits
-        return make_moments(
-            found, out, params.moments, bits, report, predictor=predictor, model=name, progress=progress
-        )
-
-
-def rollback(params: Params, layout: Layout, version: str | None = None, *, reason: str = "") -> Report:
-    """Makes an earlier champion champion again: the one before, or a named version."""
-    from mm_core.export.registry import Registry
-
-    with timed(Report("rollback"), layout.root / "reports" / "rollback.json") as report:
-        Registry(layout.settings).rollback(version, reason or "no reason given", report)
-    pin_inputs(params, layout)
-    return report
-
-
-def anchor(params: Params, layout: Layout, version: str, *, reason: str) -> Report:
-    """Makes a champion, present or former, the anchor of the next cycles' gate; on record with who and why."""
-    from mm_core.export.registry import Registry
-
-    with timed(Report("anchor"), layout.root / "reports" / "anchor.json") as report:
-        Registry(layout.settings).move_anchor(version, reason, report)
-    pin_inputs(params, layout)
-    return report
-
-
-def reproduce(params: Params, layout: Layout, version: str, *, progress: Progress = quiet) -> Report:
-    """Rebuilds a registered model from its recorded snapshot, params and seeds, and compares the weights."""
-    from mm_core.export.reproduce import reproduce as rebuild
-
-    with timed(Report("reproduce"), layout.root / "reports" / "reproduce.json") as report:
-        return rebuild(layout, store_of(layout), version, report, progress=progress)
 
 
 ARRIVAL = (ingest, structure)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from mm_core import stages
+from mm_core import beside, stages
 from mm_core.aigc.events import cluster, haversine, representatives, time_of
 from mm_core.aigc.story import TONES, title, tone
 from mm_core.aigc.strategy import Facts
@@ -45,7 +45,7 @@ class TrueMattes:
 
 @pytest.fixture
 def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
-    monkeypatch.setattr(stages, "predictor_of", lambda layout, model: (TrueMattes(), model))
+    monkeypatch.setattr(beside, "predictor_of", lambda layout, model: (TrueMattes(), model))
     return Layout(Settings.from_env(tmp_path / "workspace"))
 
 

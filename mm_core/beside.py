@@ -1,0 +1,193 @@
+"""What is done beside the cycle: looking after labels and the catalog, measuring, making moments, going back.
+
+Part of the interface of `mm_core.stages`, where callers find it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mm_core.cycle import Progress, catalog_of, pin, quiet, read_inputs, store_of, warm_start
+from mm_core.errors import InputError, MattingError
+from mm_core.layout import Layout
+from mm_core.params import Params
+from mm_core.records import Report, timed
+
+if TYPE_CHECKING:
+    from mm_core.model.predict import Predictor
+
+
+def labelling(params: Params, layout: Layout) -> dict[str, Any]:
+    """How labelling stands: `server` and `project` (addresses, None without a server), `batches_waiting` in the outbox,
+    counts of `tasks`, `finished`, `skipped`, `open`, and `oldest_open_days`."""
+    from mm_core.labeling.local import connect
+    from mm_core.labeling.push import undelivered
+
+    server = connect(layout, people=params.label.people)
+    about: dict[str, Any] = {"server": None, "batches_waiting": undelivered(layout, server)}
+    return about | {"server": server.url, "project": server.link(), **server.summary()} if server else about
+
+
+def finished_work(layout: Layout) -> str | None:
+    """A digest of the work that waits to be collected; None where there is none. One small request to the server."""
+    from mm_core.labeling.label_studio import inbox
+    from mm_core.labeling.local import connect
+    from mm_core.labeling.pull import news
+    from mm_core.records import digest_of
+
+    server = connect(layout)
+    waiting = [news(layout, server) if server else None, *sorted(path.name for path in inbox(layout).glob("*.json"))]
+    return digest_of(waiting)[:16] if any(waiting) else None
+
+
+def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | None = None) -> Report:
+    """Removes photos from store, catalog and workspace for good, and names every model that learned from them.
+
+    `report.tables`: `forgotten` (ids), `models` (registry versions with aliases and pools), `remaining` (what a person
+    has to remove: pages that show a photo, and drops that the producer keeps).
+    """
+    from mm_core.data.dataset import PixelCache
+    from mm_core.data.forget import forget_photos
+    from mm_core.export.lineage import models_with
+    from mm_core.labeling.forget import forget_on_server, forget_tasks
+    from mm_core.labeling.local import connect
+
+    with timed(Report("forget"), layout.root / "reports" / "forget.json") as report:
+        catalog, store = catalog_of(layout), store_of(layout)
+        ids = forget_photos(catalog, store, samples, group)
+        # A killed measurement or rebuild keeps what it decoded in folders of its own.
+        for cache in (layout.cache, *(layout.root / "scratch").rglob("cache")):
+            PixelCache.clear(cache)
+        report.tables["forgotten"] = [{"id": i} for i in ids]
+        report.tables["models"] = models_with(layout.settings, set(ids))
+        pages = [*layout.reports.rglob("*.html"), layout.html_report]
+        shown = [str(page) for page in pages if page.is_file() and any(i in page.read_text() for i in ids)]
+        report.tables["remaining"] = [{"what": "page", "where": page} for page in shown]
+        try:
+            server = connect(layout)
+            report.metrics["forget/tasks_on_server"] = forget_on_server(server, set(ids)) if server else 0
+        except MattingError as error:  # the photos are gone from here: what is left must be told, not lost
+            report.tables["remaining"].append({"what": f"tasks on Label Studio ({error})", "where": "forget again"})
+        report.metrics |= {
+            "forget/photos": len(ids),
+            "forget/tasks": forget_tasks(layout, set(ids)),
+            "forget/models": len(report.tables["models"]),
+        }
+        if layout.inputs.exists():  # the catalog versions that it named are gone
+            pin(params, layout)
+    return report
+
+
+def compact(params: Params, layout: Layout) -> Report:
+    """Puts the catalog's small files together and removes data files of versions that nobody reads any more."""
+    from mm_core.tables import SCHEMAS
+
+    with timed(Report("compact")) as report:
+        catalog = catalog_of(layout)
+        pinned = read_inputs(layout)["catalog"] if layout.inputs.exists() else {}
+        for table in SCHEMAS:
+            report.metrics[f"compact/{table}/merged"] = catalog.compact(table)
+            keep = [pinned[table]] if table in pinned else []
+            report.metrics[f"compact/{table}/removed"] = catalog.vacuum(table, keep=keep)
+    return report
+
+
+def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Progress = quiet) -> Report:
+    """Trains this cycle's snapshot with other seeds: how far their scores spread is no gain to the gate."""
+    from mm_core.training.noise import measure_noise
+
+    with timed(Report("gate-noise"), layout.root / "reports" / "gate-noise.json") as report:
+        start = warm_start(params, layout, read_inputs(layout))
+        return measure_noise(params, layout, store_of(layout), report, start=start, seeds=seeds, progress=progress)
+
+
+def label_compare(params: Params, layout: Layout, *, seeds: int = 1, progress: Progress = quiet) -> Report:
+    """Trains on routed and on as many random photos that came since the snapshot's champion: what choosing is worth."""
+    from mm_core.export.lineage import training_labels
+    from mm_core.training.compare import compare_labels
+
+    about = layout.snapshot / "snapshot.json"
+    if not about.is_file():
+        raise InputError(f"{about} is missing: run `mm ingest`, then `mm snapshot`")
+    # The snapshot's champion and not the pinned one, which may have learned from this very snapshot.
+    champion = json.loads(about.read_text())["champion"]
+    store = store_of(layout)
+    learned = training_labels(layout.settings, store, champion["version"]) if champion else {}
+    if champion and not learned:
+        raise InputError(f"the registry does not say what champion {champion['version']} learned from: nothing is new")
+    with timed(Report("label-compare"), layout.stage_report("label-compare")) as report:
+        start = warm_start(params, layout, {"champion": champion})
+        return compare_labels(
+            params, catalog_of(layout), layout, store, learned, report, start=start, seeds=seeds, progress=progress
+        )
+
+
+def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:
+    """Who makes mattes, and a name for it: `champion` or a registry version (its int8 files), a bundle's folder, a
+    .safetensors file, or `none`. Raises InputError where there is no such model."""
+    from mm_core.export.registry import Registry
+    from mm_core.export.runtime import OnnxPredictor
+    from mm_core.model.predict import TorchPredictor
+    from mm_core.records import sha256_file
+    from mm_core.store import fetch_blob
+
+    if model == "none":
+        return None, "none"
+    if model.endswith(".safetensors") and Path(model).is_file():
+        return TorchPredictor(Path(model), layout.settings.device), sha256_file(Path(model))[:12]
+    if Path(model).is_dir():
+        return OnnxPredictor.of_folder(Path(model)), Path(model).name
+    pin = Registry(layout.settings).pin(model)
+    if pin is None:
+        raise InputError(
+            f"--model {model}: the registry has no such version or alias; run a cycle first (`mm run`), or say `none`"
+        )
+    store = store_of(layout)
+    return OnnxPredictor({n: fetch_blob(store, d) for n, d in pin["files"].items()}), pin["version"]
+
+
+def moments(
+    params: Params, layout: Layout, gallery: Path, out: Path, *, model: str = "champion", progress: Progress = quiet
+) -> Report:
+    """Groups a folder of photos into moments, with titles and finished pieces; new photos cost what is new."""
+    from mm_core.aigc.gallery import read_gallery
+    from mm_core.aigc.moments import make_moments
+
+    with timed(Report("moments"), layout.root / "reports" / "moments.json") as report:
+        predictor, name = predictor_of(layout, model)
+        found = read_gallery(gallery, params, layout, catalog_of(layout), progress=progress)
+        bits = params.ingest.near_duplicate_bits
+        return make_moments(
+            found, out, params.moments, bits, report, predictor=predictor, model=name, progress=progress
+        )
+
+
+def rollback(params: Params, layout: Layout, version: str | None = None, *, reason: str = "") -> Report:
+    """Makes an earlier champion champion again: the one before, or a named version."""
+    from mm_core.export.registry import Registry
+
+    with timed(Report("rollback"), layout.root / "reports" / "rollback.json") as report:
+        Registry(layout.settings).rollback(version, reason or "no reason given", report)
+    pin(params, layout)
+    return report
+
+
+def anchor(params: Params, layout: Layout, version: str, *, reason: str) -> Report:
+    """Makes a champion, present or former, the anchor of the next cycles' gate; on record with who and why."""
+    from mm_core.export.registry import Registry
+
+    with timed(Report("anchor"), layout.root / "reports" / "anchor.json") as report:
+        Registry(layout.settings).move_anchor(version, reason, report)
+    pin(params, layout)
+    return report
+
+
+def reproduce(params: Params, layout: Layout, version: str, *, progress: Progress = quiet) -> Report:
+    """Rebuilds a registered model from its recorded snapshot, params and seeds, and compares the weights."""
+    from mm_core.export.reproduce import reproduce as rebuild
+
+    with timed(Report("reproduce"), layout.root / "reports" / "reproduce.json") as report:
+        return rebuild(layout, store_of(layout), version, report, progress=progress)
