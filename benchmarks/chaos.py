@@ -1,12 +1,13 @@
 """What is left of a week in which everything is killed in turn?
 
-    python benchmarks/chaos.py --work FOLDER --kills 30
+    python benchmarks/chaos.py --work FOLDER --kills 30 --rounds 1
 
 The installation of tests/pipelines/operated.py (PostgreSQL under Dagster and MLflow, S3 over HTTP, daemon, code
 location) is given two drops and left alone until its cycle has ended. While it works, one of these is killed with
-SIGKILL every few seconds and, where it is a server, started again: daemon, run worker, step, MLflow, code location; or
-S3 answers nothing but faults for some seconds. Afterwards catalog, registry and history are compared with those of an
-undisturbed installation. Rounds follow until all kills are done; goes on where it was. Writes benchmarks/chaos.md.
+SIGKILL every few seconds and, where it is a server, started again: code location, daemon, a step while it trains,
+MLflow, a run's worker, any step; or S3 answers nothing but faults for some seconds. Afterwards catalog, registry and
+history are compared with those of an undisturbed installation. Each call adds at most `--rounds` rounds until all kills
+are done; it goes on where the last one was. Writes benchmarks/chaos.md.
 """
 
 from __future__ import annotations
@@ -39,31 +40,42 @@ from mm_core.export.registry import Registry  # noqa: E402
 from mm_core.params import Params  # noqa: E402
 from mm_core.records import ALL_CATEGORIES, digest_of, write_json  # noqa: E402
 from mm_core.settings import Settings  # noqa: E402
+from mm_core.training.tracking import EXPERIMENT  # noqa: E402
 from tests.pipelines.conftest import TINY  # noqa: E402
 from tests.pipelines.operated import Operated, descendants, wait  # noqa: E402
 from tests.servers import postgres_server  # noqa: E402
 
-KINDS = ("daemon", "run worker", "step", "mlflow", "S3 cut", "code location")
+KINDS = ("code location", "S3 cut", "daemon", "training step", "mlflow", "run worker", "step")
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
-PATIENCE = 2400.0
+SUCCEEDED = dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])
+PATIENCE = 1800.0
 """Seconds that a round may take."""
+ORPHANED_SECONDS = 5.0
+"""How long a process may outlive the one that started it."""
+# Stages that last some seconds, so that a kill finds them at work.
+STEPS = {"train.simple.steps": 120, "train.hard.steps": 80, "train.semi.steps": 40, "train.multimodal.steps": 40}
+VALUES = TINY | STEPS | {"train.common.validate_every": 40, "gate.floors": {"mse": 1.0}, "gate.alpha": 0.4}
 
 
 class Chaos(threading.Thread):
-    """Kills what comes next in `KINDS` every so many seconds until told to stop or out of kills."""
+    """Kills what comes next in `KINDS` every few seconds until told to stop or out of kills."""
 
     def __init__(self, operated: Operated, proxy: FaultyProxy, kills: int, first: int, chance: random.Random):
         super().__init__(daemon=True)
         self.operated, self.proxy, self.left, self.next, self.chance = operated, proxy, kills, first, chance
-        self.done, self.over = Counter[str](), threading.Event()
+        self.done, self.orphans, self.over = Counter[str](), 0, threading.Event()
 
     def run(self) -> None:
-        while self.left and not self.over.wait(self.chance.uniform(8, 20)):
+        pause = self.chance.uniform(8, 16)
+        while self.left and not self.over.wait(pause):
             kind = KINDS[self.next % len(KINDS)]
             if self.strike(kind):
                 self.done[kind] += 1
                 self.left -= 1
                 self.next += 1
+                pause = self.chance.uniform(8, 16)
+            else:
+                pause = 0.3
 
     def strike(self, kind: str) -> bool:
         """Whether there was anything to kill."""
@@ -72,27 +84,49 @@ class Chaos(threading.Thread):
             time.sleep(self.chance.uniform(2, 6))
             self.proxy.share = 0.0
             return True
-        if kind in ("daemon", "mlflow", "code location"):
-            name = kind.split()[0]
-            self.operated.kill(name)  # with the code location all runs die that it started
+        if kind in ("daemon", "mlflow"):
+            self.operated.kill(kind)
             time.sleep(self.chance.uniform(0, 4))
-            self.operated.start(name)
+            self.operated.start(kind)
             return True
-        workers = self.workers()
-        if kind == "step":
-            workers = [child for worker in workers for child in descendants(worker)]
-        if not workers:
+        if kind == "code location":
+            self.operated.kill("code", alone=True)
+            self.count_orphans()
+            self.operated.start("code")
+            return True
+        pids = self.workers()
+        if kind != "run worker":
+            pids = [child for pid in pids for child in descendants(pid)]
+        if kind == "training step":
+            pids = [pid for pid in pids if trains(pid)]
+        if not pids:
             return False
+        time.sleep(self.chance.uniform(0, 1.5))
         try:
-            psutil.Process(self.chance.choice(workers)).kill()
+            psutil.Process(self.chance.choice(pids)).kill()
         except psutil.NoSuchProcess:
             return False
+        self.count_orphans()
         return True
+
+    def count_orphans(self) -> None:
+        end = time.monotonic() + ORPHANED_SECONDS
+        while (left := orphans(self.operated)) and time.monotonic() < end:
+            time.sleep(0.2)
+        self.orphans += len(left)
 
     def workers(self) -> list[int]:
         """Processes of runs: what the code location started."""
         code = self.operated.processes.get("code")
         return [child.pid for child in psutil.Process(code.pid).children()] if code and code.poll() is None else []
+
+
+def trains(pid: int) -> bool:
+    """Whether the process holds the lock of a training under way."""
+    try:
+        return any("/checkpoints/" in file.path for file in psutil.Process(pid).open_files())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
 
 
 def one_round(work: Path, kills: int, first: int, seed: int) -> dict[str, Any]:
@@ -108,8 +142,7 @@ def one_round(work: Path, kills: int, first: int, seed: int) -> dict[str, Any]:
     try:
         with postgres_server() as postgres, FaultyProxy(f"http://{host}:{port}", 0.0, silence=3) as proxy:
             operated = Operated(root, postgres, proxy.address)
-            values = TINY | {"gate.floors": {"mse": 1.0}, "gate.alpha": 0.4}
-            (root / "params.yaml").write_text(Params().with_values(**values).to_yaml())
+            (root / "params.yaml").write_text(Params().with_values(**VALUES).to_yaml())
             chaos = Chaos(operated, proxy, kills, first, random.Random(seed))
             try:
                 for name in ("mlflow", "code"):
@@ -151,14 +184,38 @@ def watch(operated: Operated, proxy: FaultyProxy, chaos: Chaos) -> dict[str, Any
         except TimeoutError:
             stuck = len(instance.event_log_storage.get_concurrency_info("training").claimed_slots)
         runs = Counter(f"{run.job_name} {run.status.value}" for run in instance.get_runs())
+        history = made_of(instance)
     return state(operated) | {
+        "history": history,
         "seconds": round(time.monotonic() - start, 1),
         "kills": dict(chaos.done),
         "runs": dict(runs),
         "stuck pool slots": stuck,
-        "orphans": len(orphans(operated)),
+        "orphans": chaos.orphans + len(orphans(operated)),
         "requests to S3 spoiled": sum(proxy.faults.values()),
     }
+
+
+def made_of(instance: dg.DagsterInstance) -> list[str]:
+    """What was made, by asset and partition, and the runs that succeeded."""
+    made = [
+        f"success of {run.job_name} {run.tags.get('dagster/partition', '')}" for run in instance.get_runs(SUCCEEDED)
+    ]
+    for key in instance.all_asset_keys():
+        name, parts = key.to_user_string(), instance.get_materialized_partitions(key)
+        made += [f"{name} {part}" for part in parts]
+        made += [name] if not parts and instance.get_latest_materialization_event(key) else []
+    return sorted(made)
+
+
+def tracked(settings: Settings) -> list[str]:
+    """MLflow's runs: stage and how it ended."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(settings.mlflow_uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    runs = client.search_runs([experiment.experiment_id], max_results=1000) if experiment else []
+    return sorted(f"{run.data.tags['mm.stage']} {run.info.status}" for run in runs)
 
 
 def state(operated: Operated) -> dict[str, Any]:
@@ -179,6 +236,7 @@ def state(operated: Operated) -> dict[str, Any]:
             "catalog": digest_of([rows, {name: len(found) for name, found in rows.items()}]),
             "champion": pin.get("digest"),
             "registry": [len(registry.versions()), [move["kind"] for move in registry.history()]],
+            "tracking": tracked(settings),
         }
     finally:
         os.environ.clear()
@@ -199,30 +257,33 @@ def orphans(operated: Operated) -> list[int]:
     return found
 
 
+EQUAL = ("catalog", "champion", "registry", "tracking", "history")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="Folder for the installations; kept.")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--per-round", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=100)
     options = parser.parse_args()
     record = options.work / "chaos.json"
     options.work.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = json.loads(record.read_text()) if record.exists() else []
-    if not found:
-        found.append(one_round(options.work, 0, 0, 0))
-        write_json(record, found)
-    while (done := sum(sum(row["kills"].values()) for row in found)) < options.kills:
-        kills = min(options.per_round, options.kills - done)
+    for _ in range(options.rounds):
+        done = sum(sum(row["kills"].values()) for row in found)
+        kills = min(options.per_round, options.kills - done) if found else 0
+        if found and not kills:
+            break
         found.append(one_round(options.work, kills, done, len(found)))
         write_json(record, found)
         report(found)
-    report(found)
 
 
 def report(found: list[dict[str, Any]]) -> None:
     calm, rounds = found[0], found[1:]
     kills = sum((Counter(row["kills"]) for row in rounds), Counter[str]())
-    equal = [all(row[what] == calm[what] for what in ("catalog", "champion", "registry")) for row in rounds]
+    differ = [[what for what in EQUAL if row[what] != calm[what]] for row in rounds]
     what = ", ".join(f"{n} {kind}" for kind, n in kills.items())
     slots, left = (sum(row[name] for row in rounds) for name in ("stuck pool slots", "orphans"))
     lines = [
@@ -232,18 +293,19 @@ def report(found: list[dict[str, Any]]) -> None:
         f"Undisturbed, the installation took {calm['seconds']:.0f} s from the drops to the end of the cycle.",
         "",
         f"{sum(kills.values())} kills in {len(rounds)} rounds ({what}).",
-        "Catalog, champion (its weights' digest) and registry equal to the undisturbed ones: "
-        f"in {sum(equal)} of {len(rounds)} rounds.",
-        f"Stuck pool slots: {slots}; orphan processes: {left}.",
+        "Equal to the undisturbed installation in catalog (digest of its rows), champion (digest of its weights),",
+        "registry (versions and moves), MLflow's runs (stage and end) and Dagster's history (assets and partitions",
+        f"made, runs that succeeded): in {differ.count([])} of {len(rounds)} rounds.",
+        f"Stuck pool slots: {slots}. Outlived who started them by {ORPHANED_SECONDS:.0f} s: {left} processes.",
         "",
-        "| round | kills | seconds, ratio | S3 requests spoiled | runs | equal |",
+        "| round | kills | seconds, ratio | S3 requests spoiled | runs | differs in |",
         "|---|---|---|---|---|---|",
     ]
-    for number, (row, same) in enumerate(zip(rounds, equal, strict=True), 1):
+    for number, (row, others) in enumerate(zip(rounds, differ, strict=True), 1):
         runs = ", ".join(f"{count} {name}" for name, count in sorted(row["runs"].items()))
         took = f"{row['seconds']:.0f}, {row['seconds'] / calm['seconds']:.1f}"
-        spoiled, word = row["requests to S3 spoiled"], "yes" if same else "no"
-        lines.append(f"| {number} | {sum(row['kills'].values())} | {took} | {spoiled} | {runs} | {word} |")
+        spoiled, words = row["requests to S3 spoiled"], ", ".join(others) or "nothing"
+        lines.append(f"| {number} | {sum(row['kills'].values())} | {took} | {spoiled} | {runs} | {words} |")
     (HERE / "chaos.md").write_text("\n".join(lines) + "\n")
 
 

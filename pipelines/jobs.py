@@ -9,9 +9,12 @@ CYCLE = {"matting/cycle": "one-at-a-time"}
 """`infra/dagster.yaml` lets one run with this tag go at a time: they all write the workspace's `cycle/`."""
 
 one_process_a_step = dg.multiprocess_executor.configured(
-    {"max_concurrent": 1, "start_method": {"forkserver": {"preload_modules": ["pipelines.definitions"]}}}
+    {"max_concurrent": 1, "start_method": {"forkserver": {"preload_modules": ["dagster", "mm_core.stages"]}}}
 )
-"""For training: a killed or cancelled step takes nothing with it. Steps of a cycle follow each other anyway."""
+"""For training: a killed or cancelled step takes nothing with it. Steps of a cycle follow each other anyway.
+
+`pipelines` is not preloaded: each step imports it anew, and so gets its lifeline.
+"""
 
 arrivals = dg.define_asset_job(
     "arrivals",

@@ -10,7 +10,7 @@ from pipelines.metadata import Observations, of_report
 from pipelines.resources import Workspace, plain_failures
 
 RESUME = dg.RetryPolicy(max_retries=2, delay=5)
-"""A killed step starts again from its checkpoint."""
+"""A killed step starts again, a training from its checkpoint; `plain_failures` says what is not worth it."""
 POOL = "training"
 """One training at a time per machine: `infra/dagster.yaml` limits every pool to 1."""
 
@@ -26,6 +26,7 @@ class Pinning(dg.Config):
     group_name="learning",
     deps=[structured_samples, collected_labels],
     output_required=False,
+    retry_policy=RESUME,
     kinds={"deltalake", "mlflow"},
     owners=OWNERS,
     tags={"room": "data"},
@@ -49,6 +50,7 @@ def pinned_inputs(
 @dg.asset(
     group_name="learning",
     deps=[pinned_inputs],
+    retry_policy=RESUME,
     kinds={"parquet"},
     owners=OWNERS,
     tags={"room": "data"},
@@ -64,6 +66,7 @@ def snapshot(workspace: Workspace) -> dg.MaterializeResult:
 @dg.asset(
     group_name="learning",
     deps=[snapshot],
+    retry_policy=RESUME,
     kinds={"parquet"},
     owners=OWNERS,
     tags={"room": "structuring"},

@@ -9,7 +9,7 @@ from mm_core import stages
 from mm_core.records import Report
 from pipelines.arrivals import OWNERS, WEEKLY
 from pipelines.checks import verdict_result, verdict_spec
-from pipelines.learning import snapshot, train_multimodal
+from pipelines.learning import RESUME, snapshot, train_multimodal
 from pipelines.metadata import Observations, of_report, page
 from pipelines.resources import Workspace, plain_failures
 
@@ -18,6 +18,7 @@ from pipelines.resources import Workspace, plain_failures
     group_name="release",
     deps=[snapshot, train_multimodal],
     kinds={"pytorch", "onnx", "mlflow"},
+    retry_policy=RESUME,
     owners=OWNERS,
     tags={"room": "eval"},
     freshness_policy=WEEKLY,
@@ -36,6 +37,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     output_required=False,
     check_specs=[verdict_spec("gate")],
     kinds={"mlflow"},
+    retry_policy=RESUME,
     owners=OWNERS,
     tags={"room": "eval"},
 )
@@ -57,6 +59,7 @@ def gate(workspace: Workspace) -> Iterator[dg.MaterializeResult | dg.AssetCheckR
     group_name="release",
     deps=[gate],
     kinds={"onnx"},
+    retry_policy=RESUME,
     owners=OWNERS,
     tags={"room": "export"},
 )
@@ -72,6 +75,7 @@ def exported_bundle(workspace: Workspace) -> dg.MaterializeResult:
     group_name="release",
     deps=[exported_bundle],
     kinds={"mlflow"},
+    retry_policy=RESUME,
     owners=OWNERS,
     tags={"room": "export"},
 )
@@ -88,6 +92,7 @@ def promoted_model(workspace: Workspace) -> dg.MaterializeResult:
     deps=[evaluation],
     op_tags={"dagster/priority": "-1"},
     kinds={"html"},
+    retry_policy=RESUME,
     owners=OWNERS,
     tags={"room": "eval"},
 )

@@ -154,10 +154,10 @@ class Operated:
                 start_new_session=True,
             )  # fmt: skip
 
-    def kill(self, name: str) -> None:
-        """SIGKILL to the process and to all that it started."""
+    def kill(self, name: str, *, alone: bool = False) -> None:
+        """SIGKILL to the process and, but for `alone`, to all that it started."""
         process = self.processes.pop(name)
-        for child in descendants(process.pid):
+        for child in [] if alone else descendants(process.pid):
             _kill(child)
         _kill(process.pid)
         process.wait()
