@@ -63,7 +63,7 @@ def take_picture(folder: Path, number: int, data: bytes) -> Probe:
         LocalStore(folder / "inbox"),
         "pixel_labeled/b/manifest.csv",
         "pixel_labeled",
-        IngestParams().max_pixels,
+        IngestParams(),
         folder / "spool",
     )
     return prober(ManifestRow(number, *names))
@@ -81,7 +81,7 @@ def take_manifest(folder: Path, name: str, data: bytes) -> str:
     except DropError as error:
         assert str(error).startswith(name) and "\n" not in str(error), str(error)
         return "held"
-    prober = Prober(LocalStore(folder / "inbox"), f"unlabeled/m/{name}", "unlabeled", 10**6, folder / "spool")
+    prober = Prober(LocalStore(folder / "inbox"), f"unlabeled/m/{name}", "unlabeled", IngestParams(), folder / "spool")
     for row in islice(rows, 20):
         probe = prober(row)
         assert not probe.image_decodes, "no picture was there"

@@ -6,7 +6,8 @@ MattingError
 │   ├── DropError       a drop that cannot be read at all (a bad row is quarantined, not raised)
 │   └── UnreadableImage a file that is no image, a broken one, or one of too many pixels (`data/images.py`)
 ├── StoreError          blobs or inbox could not be read or written
-│   └── BlobNotFound
+│   ├── BlobNotFound
+│   └── BlobTooLarge    more bytes than the caller takes
 ├── LabelServerError    Label Studio does not answer, or refuses the key or a request
 ├── CatalogError        a table is missing, of an unknown version, or lost a race too often
 ├── NothingToTrainOn    the snapshot has no usable samples for a stage
@@ -39,6 +40,14 @@ class StoreError(MattingError):
 
 class BlobNotFound(StoreError):
     """The store holds nothing under that key."""
+
+
+class BlobTooLarge(StoreError):
+    """An object has more bytes than the caller takes; nothing of it was read."""
+
+    def __init__(self, text: str, size: int):
+        super().__init__(text)
+        self.size = size
 
 
 class LabelServerError(MattingError):

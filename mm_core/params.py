@@ -51,6 +51,8 @@ class IngestParams(_Section):
     """Photos with a shorter side, in pixels, are refused."""
     max_pixels: int = Field(default=120_000_000, gt=0, le=178_956_970)
     """Photos that claim more pixels are refused before they are decoded; the upper limit is Pillow's own."""
+    max_bytes: int = Field(default=256 << 20, gt=0)
+    """Files of photos and mattes with more bytes are refused before they are read, on S3 before they are fetched."""
     near_duplicate_bits: int = Field(default=3, ge=0, le=12)
     """Two photos whose 64-bit perceptual hashes differ in at most this many bits are candidates for near-duplicates."""
     max_reject_share: float = Field(default=0.7, ge=0, le=1)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
-from mm_core.errors import BlobNotFound, InputError, StoreError
+from mm_core.errors import BlobNotFound, BlobTooLarge, InputError, StoreError
 from mm_core.faults import disk_fault
 from mm_core.records import sha256_bytes, sha256_file
 from mm_core.settings import s3_timeout
@@ -55,8 +55,9 @@ class Store(Protocol):
         """
         ...
 
-    def fetch(self, key: str) -> Path:
-        """A local path with the object's content; raises BlobNotFound."""
+    def fetch(self, key: str, *, most: int | None = None) -> Path:
+        """A local path with the object's content. Raises BlobNotFound; BlobTooLarge, before anything is read, for one
+        of more than `most` bytes."""
         ...
 
     def exists(self, key: str) -> bool: ...
@@ -133,10 +134,11 @@ class LocalStore:
         except OSError as error:
             raise StoreError(f"writing {self.url}/{key}: {disk_fault(error)}") from error
 
-    def fetch(self, key: str) -> Path:
+    def fetch(self, key: str, *, most: int | None = None) -> Path:
         path = self._path(key)
         if not os.path.isfile(path):  # unlike Path.is_file, no error on names that no file can have
             raise BlobNotFound(f"{self.url} holds no {key}")
+        _no_larger(key, path.stat().st_size, most)
         return path
 
     def exists(self, key: str) -> bool:
@@ -213,7 +215,7 @@ class S3Store:
                 checked = {"ChecksumAlgorithm": "SHA256"}
                 self._client.upload_file(str(source), self.bucket, name, ExtraArgs=checked)
 
-    def fetch(self, key: str) -> Path:
+    def fetch(self, key: str, *, most: int | None = None) -> Path:
         """Downloads once: content-addressed blobs never change, other objects are asked for their ETag."""
         name = self._key(key)
         path = self.cache / "objects" / _inside(key)
@@ -222,6 +224,7 @@ class S3Store:
             return path
         with self._plain_errors("reading", key):
             head = self._client.head_object(Bucket=self.bucket, Key=name)
+            _no_larger(key, head["ContentLength"], most)
             if path.is_file() and stamp.is_file() and stamp.read_text() == head["ETag"]:
                 return path
             with self._drafts.replacing(path) as temporary:
@@ -289,6 +292,11 @@ def _inside(key: str) -> str:
     if plain.startswith(("/", "../")) or plain in ("..", "."):
         raise StoreError(f"key {key!r} leaves the store")
     return plain
+
+
+def _no_larger(key: str, size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        raise BlobTooLarge(f"{key}: {size} bytes, at most {most} are read", size)
 
 
 class _Drafts:

@@ -63,12 +63,14 @@ RULES: tuple[Rule, ...] = (
     Rule("alpha_inside_batch", "row", "path outside the batch", "alpha_inside", "alpha: {note}", LABELED),
     Rule("image_exists", "row", "missing image", "image_found", "{note}"),
     Rule("image_not_empty", "row", "empty file", "image_bytes", "{image_bytes} bytes"),
+    Rule("image_not_huge", "row", "file too large", "image_bytes", "{image_bytes} bytes"),
     Rule("image_is_an_image", "row", "not an image", "image_recognised", "{image_bytes} bytes of something else"),
     Rule("image_pixels", "row", "too many pixels", "pixels", "claims {pixels} pixels"),
     Rule("image_decodes", "row", "truncated or corrupt image", "image_decodes", "{note}"),
     Rule("image_checksum", "row", "checksum mismatch", "sha256_as_declared", "its sha256 is {sha256}"),
     Rule("image_large_enough", "row", "too small", "short_side", "{width}×{height} pixels"),
     Rule("alpha_exists", "row", "missing alpha", "alpha_found", kinds=LABELED),
+    Rule("alpha_not_huge", "row", "file too large", "alpha_bytes", "alpha: {alpha_bytes} bytes", LABELED),
     Rule("alpha_decodes", "row", "corrupt alpha", "alpha_decodes", "{note}", LABELED),
     Rule("alpha_size", "row", "size mismatch", "alpha_fits", "alpha {alpha_size}, image {width}×{height}", LABELED),
     Rule(
@@ -269,6 +271,8 @@ def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float
     ranges: Mapping[str, dict[str, Any]] = {
         "row_is_whole": {"max_value": 0},
         "image_not_empty": {"min_value": 1},
+        "image_not_huge": {"max_value": params.max_bytes},
+        "alpha_not_huge": {"max_value": params.max_bytes},
         "image_pixels": {"max_value": params.max_pixels},
         "image_large_enough": {"min_value": params.min_side},
         "alpha_has_foreground": {"min_value": LEAST_PEAK},

@@ -166,7 +166,7 @@ class Ingest:
         """Everything up to the ledger; why the drop is held, or nothing."""
         # Downloads go with the batch: a cache of drops would grow with everything that ever arrived.
         inbox = self.inbox.apart(spool)
-        prober = Prober(inbox, self.batch.manifest_key, self.batch.kind, self.params.max_pixels, spool)
+        prober = Prober(inbox, self.batch.manifest_key, self.batch.kind, self.params, spool)
         judge = Judge(self.params, self.batch.kind, self.batch.batch, self.docs)
         measured = Measured(spool)
         rows = (row for row in manifest if only is None or row.row in only)

@@ -29,7 +29,8 @@ from mm_core.data.images import (
 )
 from mm_core.data.manifest import ManifestRow
 from mm_core.data.matte_quality import MatteQuality, measure
-from mm_core.errors import BlobNotFound
+from mm_core.errors import BlobNotFound, BlobTooLarge
+from mm_core.params import IngestParams
 from mm_core.records import sha256_bytes, sha256_file
 from mm_core.store import Store
 
@@ -73,6 +74,7 @@ class Probe:
     """16 hex digits each."""
     alpha_inside: bool | None = None
     alpha_found: bool | None = None
+    alpha_bytes: int | None = None
     alpha_decodes: bool | None = None
     alpha_size: str | None = None
     """As width×height."""
@@ -94,8 +96,9 @@ class Probe:
 class Prober:
     """Measures the rows of one batch; safe to call from several threads."""
 
-    def __init__(self, inbox: Store, manifest_key: str, kind: str, max_pixels: int, spool: Path):
-        self.inbox, self.kind, self.max_pixels, self.spool = inbox, kind, max_pixels, spool
+    def __init__(self, inbox: Store, manifest_key: str, kind: str, params: IngestParams, spool: Path):
+        self.inbox, self.kind, self.spool = inbox, kind, spool
+        self.max_bytes, self.max_pixels = params.max_bytes, params.max_pixels
         self.prefix = posixpath.dirname(manifest_key)
         self.folder = inbox.fetch(manifest_key).parent.resolve()
 
@@ -111,7 +114,8 @@ class Prober:
         return probe
 
     def path_of(self, name: str) -> Path:
-        """Local path of a file of the batch. Raises BlobNotFound, or OutsideBatch for a name that leads elsewhere."""
+        """Local path of a file of the batch. Raises BlobNotFound, BlobTooLarge, or OutsideBatch for a name that leads
+        elsewhere."""
         inner = posixpath.normpath(name.replace("\\", "/"))
         if inner.startswith(("/", "../")) or inner == ".." or re.match(r"[A-Za-z]:|\w+://", name):
             raise OutsideBatch(name)
@@ -130,7 +134,7 @@ class Prober:
         forms = dict.fromkeys((inner, unicodedata.normalize("NFC", inner), unicodedata.normalize("NFD", inner)))
         for form in forms:
             try:
-                return self.inbox.fetch(f"{self.prefix}/{form}")
+                return self.inbox.fetch(f"{self.prefix}/{form}", most=self.max_bytes)
             except BlobNotFound:
                 continue
         raise BlobNotFound(f"{self.prefix} holds no {inner}")
@@ -145,6 +149,9 @@ class Prober:
             probe.sha256 = sha256_file(path)
         except OutsideBatch as error:
             probe.image_inside, probe.image_found, probe.note = False, None, str(error)
+            return None
+        except BlobTooLarge as error:
+            probe.image_found, probe.image_bytes = True, error.size
             return None
         except (BlobNotFound, OSError) as error:
             probe.note = getattr(error, "strerror", None) or ""
@@ -188,9 +195,12 @@ class Prober:
         except OutsideBatch as error:
             probe.alpha_inside, probe.alpha_found, probe.note = False, None, str(error)
             return
+        except BlobTooLarge as error:
+            probe.alpha_found, probe.alpha_bytes = True, error.size
+            return
         except BlobNotFound:
             return
-        probe.alpha_found = True
+        probe.alpha_found, probe.alpha_bytes = True, path.stat().st_size
         if taken is None:
             return
         photo, look = taken

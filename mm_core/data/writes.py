@@ -129,7 +129,7 @@ class Writes:
         where, key = None, self.batch.reject_key(row.row)
         suspect = Fault(decision.reason, "").suspect
         kept = 0 < (probe.image_bytes or 0) <= KEEP_BYTES or suspect
-        if decision.verdict == "quarantine" and probe.image_found and kept:
+        if decision.verdict == "quarantine" and probe.sha256 and kept:
             where = f"quarantine/{probe.sha256}"
             if not self.store.exists(where):
                 self.store.put(where, self.prober.path_of(row.image))

@@ -10,10 +10,8 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
@@ -28,7 +26,7 @@ from mm_core.model.predict import TorchPredictor
 from mm_core.params import Params
 from mm_core.records import ALL_CATEGORIES, CATEGORIES, Report
 from mm_core.store import Store
-from mm_core.training.scratch import scratch_layout
+from mm_core.training.scratch import part_of, scratch_layout
 from mm_core.training.train import train_stage
 
 ARMS = ("routed", "random")
@@ -72,8 +70,6 @@ def compare_labels(
     source = sources(catalog, new, learned)
     digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
     base = scratch_layout(layout, f"compare-{digest[:12]}")
-    # MLflow holds a file open as long as the process lives: a second call in it needs another than the removed one.
-    runs = f"sqlite:///{base.root / 'mlflow' / f'{uuid4().hex}.db'}"
     photos = {arm: Counter() for arm in ARMS}
     scores: dict[str, list[dict[Any, float]]] = {arm: [] for arm in ARMS}
     for index in range(1, seeds + 1):
@@ -83,7 +79,7 @@ def compare_labels(
         for arm, ids in draw_arms(source, seeded.seed).items():
             chosen = pool["sample_id"].isin(ids)
             photos[arm].update(pool.loc[chosen, "category"].fillna("unknown"))
-            own = Layout(replace(base.settings, workspace=base.root / f"{index}-{arm}", mlflow_uri=runs))
+            own = part_of(base, f"{index}-{arm}")
             write_frames(own.snapshot, {"validation": pool.head(0)}, SCHEMA, {"digest": digest})
             write_frames(own.split, {SUPERVISED: pool[known | chosen]}, SCHEMA)
             train_stage(SUPERVISED, seeded, own, store, Report(arm), start=start, progress=progress)

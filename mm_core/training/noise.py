@@ -21,7 +21,7 @@ from mm_core.model.predict import TorchPredictor
 from mm_core.params import Params
 from mm_core.records import CATEGORIES, Report
 from mm_core.store import Store
-from mm_core.training.scratch import copy_data, scratch_layout, train_all
+from mm_core.training.scratch import copy_data, part_of, scratch_layout, train_all
 
 RECORD = "gate/noise.json"
 """Store key of the last measurement."""
@@ -50,7 +50,7 @@ def measure_noise(
     digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
     base = scratch_layout(layout, f"noise-{digest[:12]}")
     for index in range(1, seeds + 1):
-        own = scratch_layout(layout, f"{base.root.name}/{index}")
+        own = part_of(base, str(index))
         copy_data(layout, own)
         weights = train_all(params.with_values(seed=params.seed + 1009 * index), own, store, start, progress)
         model = TorchPredictor(weights, layout.settings.device)

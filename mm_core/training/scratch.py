@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.params import Params
@@ -17,7 +18,14 @@ from mm_core.training.train import train_stage
 def scratch_layout(layout: Layout, name: str) -> Layout:
     """An own workspace below `layout`'s on the same store; nothing of it reaches the MLflow of the cycles."""
     root = layout.root / "scratch" / name
-    return Layout(replace(layout.settings, workspace=root, mlflow_uri=f"sqlite:///{root / 'mlflow' / 'mlflow.db'}"))
+    # MLflow holds its file open as long as the process lives: a second call needs another than the removed one.
+    runs = root / "mlflow" / f"{uuid4().hex}.db"
+    return Layout(replace(layout.settings, workspace=root, mlflow_uri=f"sqlite:///{runs}"))
+
+
+def part_of(scratch: Layout, name: str) -> Layout:
+    """A workspace within a scratch one; both write to the same MLflow."""
+    return Layout(replace(scratch.settings, workspace=scratch.root / name))
 
 
 def copy_data(source: Layout, target: Layout) -> None:

@@ -156,6 +156,25 @@ def test_a_drop_of_mostly_bad_rows_is_held(workshop: Any, make: Any) -> None:
     assert ready_batches(workshop.inbox, workshop.catalog) == [], "held is decided; it does not come up again"
 
 
+def test_files_of_more_bytes_than_allowed_are_not_read(any_workshop: Any, make: Any) -> None:
+    """On S3 they are not even fetched; a limit that lets them pass takes them."""
+    workshop = any_workshop
+    photos = [make.row(1), make.row(2, image_bytes=make.encoded(make.photo(2, 480, 360), "PNG")), make.row(3)]
+    rough = np.random.default_rng(0).integers(0, 256, (360, 480), np.uint8)
+    photos[2] |= {"image_bytes": make.encoded(make.photo(3, 480, 360)), "alpha_bytes": make.encoded(rough, "PNG")}
+    sizes = [max(len(row[part]) for part in ("image_bytes", "alpha_bytes")) for row in photos]
+    assert sizes[0] < 50_000 < min(sizes[1:]) and len(photos[2]["image_bytes"]) < 50_000
+    workshop.params = workshop.params.model_copy(update={"max_bytes": 50_000})
+    workshop.drop("pixel_labeled", "a", photos)
+    report = workshop.ingest()
+    assert workshop.verdicts() == {row["image"]: ("quarantine", "file too large") for row in photos[1:]}
+    details = [row["detail"] for row in report.tables["rejects"]]
+    assert details == [f"{sizes[1]} bytes", f"alpha: {sizes[2]} bytes"]
+    assert len(workshop.catalog.read("samples")) == 1
+    cache = workshop.root / "cache" / "inbox"
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size > 50_000]
+
+
 def test_a_corrected_manifest_is_a_new_arrival(workshop: Any, make: Any) -> None:
     workshop.drop("pixel_labeled", "a", [make.row(1), make.row(2, category="dinosaur")])
     workshop.ingest()

@@ -14,8 +14,11 @@ from PIL import Image
 from mm_core.data.images import load_alpha
 from mm_core.data.manifest import ManifestRow
 from mm_core.data.probe import Probe, Prober
+from mm_core.params import IngestParams
 from mm_core.records import sha256_bytes
 from mm_core.store import LocalStore
+
+SMALL = IngestParams(max_pixels=10**6)
 
 
 @pytest.fixture
@@ -27,11 +30,11 @@ def batch(tmp_path: Path) -> Path:
     return folder
 
 
-def measured(batch: Path, kind: str = "pixel_labeled", max_pixels: int = 10**6, **fields: Any) -> Probe:
+def measured(batch: Path, kind: str = "pixel_labeled", params: IngestParams = SMALL, **fields: Any) -> Probe:
     spool = batch.parents[2] / "spool"
     spool.mkdir(exist_ok=True)
     store = LocalStore(batch.parents[1])
-    probe = Prober(store, f"pixel_labeled/{batch.name}/manifest.csv", kind, max_pixels, spool)
+    probe = Prober(store, f"pixel_labeled/{batch.name}/manifest.csv", kind, params, spool)
     return probe(ManifestRow(**{"row": 0, "image": "a.jpg"} | fields))
 
 
@@ -118,7 +121,7 @@ def test_bad_files(batch: Path, make: Any, content: Any, fields: dict) -> None:
 def test_too_many_pixels_are_not_decoded(batch: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (batch / "a.jpg").write_bytes(make.encoded(make.photo(1)))
     monkeypatch.setattr("mm_core.data.probe.load_rgb", lambda *_: pytest.fail("decoded"))
-    probe = measured(batch, max_pixels=64 * 48 - 1)
+    probe = measured(batch, params=IngestParams(max_pixels=64 * 48 - 1))
     assert probe.pixels == 64 * 48 and probe.image_decodes is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mm_core.layout import Layout
 from mm_core.params import Params
 from mm_core.records import Report, write_json
 from mm_core.store import LocalStore
+from mm_core.training.scratch import part_of, scratch_layout
 from mm_core.training.tracking import Tracker
 from mm_core.training.train import train_stage
 
@@ -126,3 +128,14 @@ def test_a_stage_that_trains_leaves_its_curves(workspace: Layout, params: Params
 def test_without_a_snapshot_it_says_what_to_run(layout: Layout) -> None:
     with pytest.raises(InputError, match="run `mm snapshot`"):
         Tracker(layout.settings).log_report(layout, Report("evaluate"))
+
+
+def test_a_scratch_workspace_that_was_removed_is_used_again_by_the_same_process(layout: Layout) -> None:
+    """A measurement that is repeated: MLflow keeps the connection to the file that is gone."""
+    for _ in range(2):
+        scratch = scratch_layout(layout, "noise-1")
+        part = part_of(scratch, "1")
+        write_json(part.snapshot / "snapshot.json", {"digest": "a1" * 32})
+        Tracker(part.settings).log_report(part, Report("train-simple"))
+        assert set(runs(scratch)) == {"cycle", "train-simple"}
+        shutil.rmtree(scratch.root)
