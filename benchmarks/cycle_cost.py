@@ -67,7 +67,7 @@ def run(workspace: Path) -> dict[str, Any]:
     """`mm run` on a workspace: wall-clock seconds in all and per part, and whether anything was trained."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("MM_", "MLFLOW_"))}
     environment |= {"MM_WORKSPACE": str(workspace), "MM_PARAMS": str(workspace / "params.yaml"), "MM_DEVICE": "cpu"}
-    program = [sys.executable, "-c", "from mm_core.cli import main; main()", "run", "--json"]
+    program = [sys.executable, "-m", "mm_core", "run", "--json"]
     done, cost = timed(program, environment)
     if done.returncode:
         raise SystemExit(done.stderr)

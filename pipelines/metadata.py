@@ -91,24 +91,35 @@ def page(layout: Layout, path: Path) -> dg.MetadataValue:
 
 
 class Observations:
-    """A `Progress` that logs one observation of the asset per tenth of the work."""
+    """A `Progress` that logs one observation of the asset per tenth of the work, with the numbers heard last.
+
+    Stages are counted in steps, so it is tenths and not epochs: of few photos an epoch is a step or two, of many it is
+    longer than a stage. Which epoch it is stands among the numbers.
+    """
 
     def __init__(self, context: dg.AssetExecutionContext):
         self._context = context
         self._tenths: dict[str, int] = {}
+        self._numbers: dict[str, float] = {}
+
+    def numbers(self, values: Mapping[str, float]) -> None:
+        self._numbers |= values
 
     def __call__(self, what: str, done: int, total: int) -> None:
         tenth = 10 * done // total if total else 10
         if tenth <= self._tenths.get(what, 0):
             return
         self._tenths[what] = tenth
-        self._context.log.info(f"{what}: {done} of {total}")
+        numbers, self._numbers = self._numbers, {}
+        epoch = f", epoch {numbers['epoch']:.1f}" if "epoch" in numbers else ""
+        said = f"{what}: {done} of {total}{epoch}"
+        self._context.log.info(said)
         self._context.log_event(
             dg.AssetObservation(
                 asset_key=self._context.asset_key,
                 partition=self._context.partition_key if self._context.has_partition_key else None,
-                description=f"{what}: {done} of {total}",
-                metadata={"work": what, "done": done, "total": total},
+                description=said,
+                metadata={"work": what, "done": done, "total": total} | {n: _number(v) for n, v in numbers.items()},
             )
         )
 

@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 def mm(*arguments: str, workspace: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from mm_core.cli import main; main()", *arguments],
+        [sys.executable, "-m", "mm_core", *arguments],
         capture_output=True,
         text=True,
         cwd=PROJECT,

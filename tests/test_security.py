@@ -124,7 +124,7 @@ def test_mm_ui_listens_on_loopback_alone(tmp_path: Path) -> None:
     ports = free_ports(3)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MM_", "MLFLOW_"))}
     environment |= {"MM_WORKSPACE": str(tmp_path), "DO_NOT_TRACK": "1", "MM_TICK_SECONDS": "600"}
-    program = [sys.executable, "-c", "from mm_core.cli import main; main()", "ui", "--port", str(ports[0])]
+    program = [sys.executable, "-m", "mm_core", "ui", "--port", str(ports[0])]
     process = subprocess.Popen(
         program, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from mm_core.errors import InputError, NothingToTrainOn
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.model.files import load_model, save_model
 from mm_core.model.network import MattingNet, build_model
-from mm_core.params import Params, StageParams
+from mm_core.params import CommonTrainParams, Params, StageParams
 from mm_core.records import Report, digest_of, sha256_file, write_bytes, write_json
 from mm_core.store import Store
 from mm_core.training import ranks
@@ -60,6 +60,15 @@ class Data:
         """Depends on rows and their labels alone, not on how the files were written."""
         rows = [frame[_FRAME_COLUMNS].astype(object) for frame in self.used()]
         return digest_of([frame.where(frame.notna(), None).to_numpy().tolist() for frame in rows])
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """A progress that also hears the numbers of training as they come."""
+
+    def numbers(self, values: Mapping[str, float]) -> None:
+        """Losses, the learning rate or validation errors by name, with `epoch`, the passes over the labelled photos."""
+        ...
 
 
 def train_stage(
@@ -175,6 +184,8 @@ def _train(
             def log(step: int, values: dict[str, float]) -> None:
                 if run is not None:
                     run.log(step, {f"{stage}/{name}": value for name, value in values.items()})
+                if isinstance(progress, Listener):
+                    progress.numbers({"epoch": epochs(params.train.common, data, step), **values})
 
             result = fit(
                 strategy,
@@ -188,7 +199,7 @@ def _train(
                 log=log,
             )
         net.load_state_dict(result.weights)
-        metrics = _metrics(stage, result)
+        metrics = _metrics(stage, result) | {f"{stage}/epochs": epochs(params.train.common, data, settings.steps)}
         facts |= {"steps": settings.steps, "best_step": result.best_step, "resumed_from": result.resumed_from}
         if not result.validation:
             facts["validation"] = "empty: the last averaged weights were kept"
@@ -288,6 +299,12 @@ def _strategy(
                 ranks.agreed(None)
             return Multimodal(net, pools, train.loss, train.semi, train.multimodal, captions)
         return Supervised(net, pools, train.loss)
+
+
+def epochs(common: CommonTrainParams, data: Data, step: int) -> float:
+    """How often, after `step` steps, the stage has seen each of its labelled photos."""
+    replayed = 0 if data.replay is None or data.replay.empty else round(common.batch * common.replay_share)
+    return step * (common.batch - replayed) / len(data.labeled) if len(data.labeled) else 0.0
 
 
 class _Validation:

@@ -116,7 +116,7 @@ def test_a_server_that_is_away_does_not_hold_up_the_inbox(layout, monkeypatch):
 def test_the_command_serves_until_ctrl_c(layout, label_studio):
     port = free_port()
     environment = {**os.environ, "MM_WORKSPACE": str(layout.root), "LABEL_STUDIO_URL": "", "AWS_SECRET_ACCESS_KEY": "s"}
-    command = [sys.executable, "-c", "from mm_core.cli import main; main()", "label", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "mm_core", "label", "serve", "--port", str(port)]
     # As a shell in the foreground starts it: Ctrl-C is not ignored.
     process = subprocess.Popen(
         command,

@@ -3,6 +3,7 @@ HTTP, a code location, the daemon. Each can be killed and started again; secrets
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,12 +18,16 @@ from typing import Any
 
 import boto3
 import dagster as dg
+import yaml
 
 from mm_core.export.signature import make_keys
 from mm_core.layout import Layout
 from mm_core.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "infra" / "compose.yaml").read_text())
+PORTS = {"5000": "mlflow", "4000": "code", "3000": "webserver", "3002": "pages"}
+"""In the containers, and whose."""
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "sentinel-aws-secret",
     "DAGSTER_PG_PASSWORD": "sentinel-dagster-password",
@@ -72,7 +77,7 @@ class Operated:
             url = f"{postgres}/postgres"
             subprocess.run(["psql", "-q", url, "-c", f"CREATE DATABASE {self.name}_{database}"], check=True)
         self.databases = {name: f"{postgres}/{self.name}_{name}" for name in ("dagster", "mlflow")}
-        self.ports = {"mlflow": free_port(), "code": free_port()}
+        self.ports = {name: free_port() for name in PORTS.values()}
         self.home = root / "dagster-home"
         for folder in (self.home, root / "logs", root / "data"):
             folder.mkdir(parents=True)
@@ -90,6 +95,7 @@ class Operated:
             "MM_DEVICE": "cpu",
             "MM_TICK_SECONDS": str(tick),
             "MM_SIGNING_KEY": (root / "signing.pem").read_text(),
+            "MM_PAGES_URL": f"http://127.0.0.1:{self.ports['pages']}",
             "MM_WEBHOOK_URL": f"http://127.0.0.1:{self.webhook.server_port}/{WEBHOOK_PATH}",
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.ports['mlflow']}",
             "MLFLOW_TRACKING_USERNAME": "engine",
@@ -130,29 +136,34 @@ class Operated:
         )
 
     def start(self, name: str) -> None:
-        """`mlflow`, `code` or `daemon`, as compose.yaml starts them; returns before they answer."""
-        scripts, environment = Path(sys.executable).parent, self.environment
-        command: list[str | Path] = {
-            "mlflow": [
-                scripts / "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.ports["mlflow"]), "--workers",
-                "1", "--artifacts-destination", f"s3://{self.bucket}/mlflow",
-            ],
-            "code": [
-                scripts / "dagster", "api", "grpc", "-m", "pipelines.definitions", "-h", "127.0.0.1", "-p",
-                str(self.ports["code"]),
-            ],
-            "daemon": [scripts / "dagster-daemon", "run", "-w", self.root / "workspace.yaml"],
-        }[name]  # fmt: skip
-        if name == "mlflow":
-            url = self.databases["mlflow"].replace(
-                "postgresql://mm:unused", f"postgresql+psycopg2://mm:{MLFLOW_PASSWORD}"
-            )
-            environment = environment | {"MLFLOW_BACKEND_STORE_URI": url}
+        """One of compose.yaml's services of our image, by its command there; returns before it answers."""
         with (self.root / "logs" / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [str(part) for part in command], env=environment, cwd=PROJECT, stdout=log, stderr=log,
+                self.command(name), env=self.environment_of(name), cwd=PROJECT, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
+
+    def command(self, name: str) -> list[str]:
+        """Entrypoint and command of a service, with this machine's places, ports and bucket for the container's."""
+        service = COMPOSE["services"][name]
+        here = {"/app": str(PROJECT), "0.0.0.0": "127.0.0.1", "s3://matting/": f"s3://{self.bucket}/", "$$": "$"}
+        here |= {port: str(self.ports[owner]) for port, owner in PORTS.items()}
+        here["infra/workspace.compose.yaml"] = str(self.root / "workspace.yaml")
+        there = re.compile("|".join(map(re.escape, here)))  # at one go: a port of ours may hold the digits of another
+        words = [*service.get("entrypoint", []), *service["command"]]
+        words = [there.sub(lambda found: here[found[0]], word) for word in words]
+        if "--workers" in words:
+            words[words.index("--workers") + 1] = "1"
+        return words
+
+    def environment_of(self, name: str) -> dict[str, str]:
+        """The processes find the same programs by the same names as in the image."""
+        environment = self.environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        if name == "mlflow":
+            url = self.databases["mlflow"]
+            secret = url.replace("postgresql://mm:unused", f"postgresql+psycopg2://mm:{MLFLOW_PASSWORD}")
+            environment["MLFLOW_BACKEND_STORE_URI"] = secret
+        return environment
 
     def kill(self, name: str, *, alone: bool = False) -> None:
         """SIGKILL to the process and, but for `alone`, to all that it started."""

@@ -95,7 +95,14 @@ def test_people_were_told(history: dg.DagsterInstance, operated: Operated) -> No
 def test_how_far_training_is_can_be_seen_in_the_run(history: dg.DagsterInstance) -> None:
     (cycle,) = runs(history, "retrain")
     observed = history.all_logs(cycle.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION)
-    assert {"train_simple", "train_multimodal"} <= {entry.get_dagster_event().asset_key.path[0] for entry in observed}
+    said = {}
+    for entry in observed:
+        event = entry.get_dagster_event()
+        said.setdefault(event.asset_key.path[0], []).append(event.asset_observation_data.asset_observation)
+    assert {"train_simple", "train_hard", "train_semi", "train_multimodal"} <= set(said)
+    last = [one for one in said["train_simple"] if one.metadata["work"].value == "train simple"][-1]
+    assert ", epoch " in last.description
+    assert last.metadata["epoch"].value > 0 and last.metadata["loss/bce"].value > 0
 
 
 def test_a_backfill_takes_batches_again_and_changes_nothing(history: dg.DagsterInstance, operated: Operated) -> None:

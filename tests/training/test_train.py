@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -62,6 +63,28 @@ def test_the_same_stage_is_not_trained_twice(workspace: Layout, params: Params) 
     other = params.with_values(**{"train.semi.steps": 77, "gate.resamples": 500})
     assert "reused" in train("simple", other, workspace).facts
     assert "reused" not in train("simple", params.with_values(seed=1), workspace).facts
+
+
+def test_who_listens_hears_the_numbers_and_which_epoch_it_is(workspace: Layout, params: Params) -> None:
+    class Ear:
+        def __init__(self) -> None:
+            self.heard: list[dict[str, float]] = []
+
+        def __call__(self, what: str, done: int, total: int) -> None: ...
+
+        def numbers(self, values: Mapping[str, float]) -> None:
+            self.heard.append(dict(values))
+
+    few = params.with_values(**{"train.common.batch": 4, "train.common.replay_share": 0.5, "train.hard.steps": 6})
+    train("simple", few, workspace)
+    ear, start = Ear(), workspace.model("simple")
+    store = LocalStore(Path(workspace.settings.store))
+    report = train_stage("hard", few, workspace, store, Report("train-hard"), start=start, progress=ear)
+    # Six hard photos, two of each batch: three steps an epoch.
+    assert ear.heard[-1]["epoch"] == report.metrics["hard/epochs"] == 2.0
+    assert all(0 < heard["epoch"] <= 2 for heard in ear.heard)
+    names = {name for heard in ear.heard for name in heard}
+    assert {"lr", "val/pets/mse"} <= names and any(name.startswith("loss/") for name in names)
 
 
 SCRIPT = """
