@@ -4,6 +4,7 @@ import fnmatch
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -69,6 +70,85 @@ def test_the_image_is_built_from_files_that_are_there_by_a_user_without_rights()
             assert any(fnmatch.fnmatch(source, f"{top}*") for top in allowed), source
 
 
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions with their arguments, continued lines joined."""
+    text = re.sub(r"^#.*\n", "", (INFRA / "Dockerfile").read_text(), flags=re.M).replace("\\\n", " ")
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in text.splitlines() if line]
+
+
+def test_the_dockerfile_is_made_of_known_instructions_and_installs_nothing_unpinned() -> None:
+    for name, arguments in instructions():
+        assert name in {"FROM", "ARG", "ENV", "RUN", "COPY", "WORKDIR", "USER", "VOLUME", "CMD"}, name
+        if name == "RUN":
+            assert subprocess.run(["sh", "-n", "-c", arguments]).returncode == 0, arguments
+            assert not re.search(r"curl|wget|chmod 0?777|sudo", arguments)
+            for installed in re.findall(r"pip install ([^&]+)", arguments):
+                assert set(re.findall(r"(?:^|\s)(\S+)", installed)) <= {"-r"} | set(
+                    re.findall(r"/build/\S+", installed)
+                )
+        if name == "CMD":
+            json.loads(arguments)
+
+
+def test_what_the_image_holds_is_enough_for_its_commands(tmp_path: Path) -> None:
+    """Its files, its `mm` and its environment in another folder: the command works, and is the image's own code."""
+    app, programs = tmp_path / "app", tmp_path / "opt" / "mm" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (programs / "python").chmod(0o755)
+    here = {"/app": str(app), "/opt/mm": str(programs.parent), "/data": str(tmp_path / "data")}
+    environment = {"SYSTEMROOT": "", "LANG": "C.UTF-8"}
+    ran = []
+    for name, arguments in instructions()[[name for name, _ in instructions()].index("WORKDIR") :]:
+        for there, mine in here.items():
+            arguments = re.sub(rf"(?<![\w.])({re.escape(there)})(?=[\s/:\"]|$)", mine, arguments)
+        if name == "COPY":
+            *sources, target = arguments.split()
+            for source in sources:
+                place = app / target / (Path(source).name if target.endswith("/") else "")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                (shutil.copytree if (PROJECT / source).is_dir() else shutil.copyfile)(PROJECT / source, place)
+        elif name == "RUN":
+            subprocess.run(["sh", "-c", arguments.partition("&& install -d")[0]], check=True)
+        elif name == "ENV":
+            words = dict(word.split("=", 1) for word in arguments.split())
+            environment |= {n: v.replace("$PATH", os.environ["PATH"]) for n, v in words.items()}
+        elif name == "CMD":
+            ran.append(json.loads(arguments))
+    loaded = "import pipelines, mm_core; print(pipelines.__file__, mm_core.__file__)"
+    (tmp_path / "data").mkdir()
+    for command in [*ran, ["mm", "params"], ["mm", "status", "--json"], ["python", "-c", loaded]]:
+        done = subprocess.run(command, cwd=app, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}: {done.stderr[-800:]}"
+    assert done.stdout.split() == [str(app / room / "__init__.py") for room in ("pipelines", "mm_core")]
+    validate = ["python", "-m", "dagster", "definitions", "validate", "-m", "pipelines.definitions"]
+    home = {"DAGSTER_HOME": str(tmp_path / "data")}
+    done = subprocess.run(validate, cwd=app, env=environment | home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]
+
+
+def test_compose_yaml_keeps_to_the_compose_specification(tmp_path: Path) -> None:
+    check = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*check, INFRA / "compose.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    broken = tmp_path / "compose.yaml"
+    broken.write_text(COMPOSE.replace("depends_on:", "depends-on:"))
+    assert subprocess.run([*check, broken], capture_output=True).returncode == 1
+
+
+def test_every_service_that_is_waited_for_is_there_and_says_when_it_is_ready() -> None:
+    for name, service in SERVICES.items():
+        for other, how in service.get("depends_on", {}).items():
+            assert other in SERVICES, f"{name} waits for {other}"
+            if how["condition"] == "service_healthy":
+                assert SERVICES[other].get("healthcheck") or other == "label-studio", other
+    volumes = {v.partition(":")[0] for s in SERVICES.values() for v in s.get("volumes", []) if not v.startswith(".")}
+    assert volumes == set(yaml.safe_load(COMPOSE)["volumes"])
+    setup = (INFRA / "s3" / "setup.sh").read_text()
+    assert subprocess.run(["sh", "-n"], input=setup, text=True).returncode == 0
+    assert set(re.findall(r"/setup/(\S+\.json)", setup)) == {path.name for path in (INFRA / "s3").glob("*.json")}
+
+
 def test_on_postgres_the_instance_is_the_same_but_for_its_storage(
     postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,11 +174,12 @@ def snake(value: Any) -> Any:
 
 def test_on_kubernetes_the_instance_is_the_same() -> None:
     concurrency, retention = snake(HELM["concurrency"]), snake(HELM["retention"])
-    monitoring, retries = snake(HELM["dagsterDaemon"]["runMonitoring"]), snake(HELM["dagsterDaemon"]["runRetries"])
+    monitoring, retries = snake(HELM["dagsterDaemon"]["runMonitoring"]), HELM["additionalInstanceConfig"]["run_retries"]
     assert concurrency.pop("enabled") and retention.pop("enabled")
     assert concurrency == INSTANCE["concurrency"] and retention == INSTANCE["retention"]
     assert monitoring | INSTANCE["run_monitoring"] == monitoring
-    assert retries | {"retry_on_asset_or_op_failure": False} == INSTANCE["run_retries"]
+    assert retries == INSTANCE["run_retries"]
+    assert HELM["dagsterDaemon"]["runRetries"] == {"enabled": False}, "the chart would write the section twice"
     assert HELM["telemetry"]["enabled"] is INSTANCE["telemetry"]["enabled"] is False
 
 
