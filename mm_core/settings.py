@@ -51,6 +51,13 @@ class Settings:
     labelstudio_python: Path = Path(".tools/labelstudio/bin/python")
     """`MM_LABELSTUDIO_PYTHON`: the Python that has Label Studio; default where `make labelstudio` puts it."""
 
+    engine: str = "local"
+    """`MM_ENGINE`: `local`, or `ray`: structuring by Ray Data, training by Ray Train."""
+    ray_address: str = ""
+    """`MM_RAY_ADDRESS`: the cluster (`host:port`, `auto` on one of its machines). Empty: one is started here."""
+    ray_workers: int = 2
+    """`MM_RAY_WORKERS`: processes that structure or train together."""
+
     @staticmethod
     def from_env(workspace: str | Path | None = None, inbox: str | None = None) -> Settings:
         """Reads the environment; arguments win over it."""
@@ -73,6 +80,9 @@ class Settings:
             label_studio_url=os.environ.get("LABEL_STUDIO_URL", "").rstrip("/"),
             label_studio_project=os.environ.get("LABEL_STUDIO_PROJECT") or "Matting Moments",
             pages_url=os.environ.get("MM_PAGES_URL", "").rstrip("/"),
+            engine=_engine(),
+            ray_address=os.environ.get("MM_RAY_ADDRESS", ""),
+            ray_workers=_whole("MM_RAY_WORKERS", 2, 1, 10_000),
         )
 
 
@@ -100,10 +110,21 @@ def secret(name: str) -> str:
 
 def tick_seconds() -> int:
     """`MM_TICK_SECONDS`, default 30: how often the sensors look for drops and for what people should be told."""
-    text = os.environ.get("MM_TICK_SECONDS") or "30"
-    if not text.isdecimal() or not 1 <= int(text) <= 86_400:
-        raise InputError(f"MM_TICK_SECONDS={text!r}: write whole seconds from 1 to 86400")
+    return _whole("MM_TICK_SECONDS", 30, 1, 86_400)
+
+
+def _whole(name: str, default: int, least: int, most: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise InputError(f"{name}={text!r}: write a whole number from {least} to {most}")
     return int(text)
+
+
+def _engine() -> str:
+    name = os.environ.get("MM_ENGINE") or "local"
+    if name not in ("local", "ray"):
+        raise InputError(f"MM_ENGINE={name!r}: write `local` or `ray`")
+    return name
 
 
 def s3_timeout() -> float:

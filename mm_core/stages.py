@@ -198,6 +198,10 @@ def _train(stage: str, params: Params, layout: Layout, progress: Progress) -> Re
     else:
         start = warm_start(params, layout, inputs)
     with timed(Report(f"train-{stage}"), layout.stage_report(f"train-{stage}")) as report:
+        if layout.settings.engine == "ray":
+            from mm_core.training.on_ray import train_stage_on_ray
+
+            return train_stage_on_ray(stage, params, layout, report, start=start, progress=progress)
         return train_stage(stage, params, layout, store, report, start=start, progress=progress)
 
 

@@ -1,65 +1,33 @@
 """Computes what is missing in the table `features`: each photo once per extractor and version, each label once.
 
-A photo is decoded once for all extractors that it lacks (`extractors.py`).
+`measure.py` does it on this machine's cores, `on_ray.py` on a cluster's.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from mm_core.catalog import Catalog, Filter
-from mm_core.data.images import UnreadableImage, load_alpha
 from mm_core.data.snapshot import newest_labels
-from mm_core.errors import BlobNotFound
 from mm_core.layout import Layout
 from mm_core.params import Params
 from mm_core.records import Report
-from mm_core.store import Store, fetch_blob
+from mm_core.store import Store
 from mm_core.structuring import difficulty, embedding, photo
-from mm_core.structuring.extractors import Extractor, chosen, decode, shrunk
+from mm_core.structuring.extractors import Extractor, chosen
 from mm_core.structuring.guess import guess_new
-from mm_core.structuring.ocr import OcrFailed
-from mm_core.structuring.rows import Found, Photo, row_of
+from mm_core.structuring.measure import Done, Task, measured
 
 CHUNK = 256
 """Rows of one commit at most: a killed run loses at most this many rows' work."""
 CHUNK_SECONDS = 20.0
 """…or this much time's."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one sample still lacks."""
-
-    sample_id: str
-    lacks: frozenset[str]
-    """Names of extractors."""
-    alpha: str | None = None
-    """Digest of the newest label, where its difficulty is missing."""
-    name: str | None = None
-
-
-@dataclass
-class Done:
-    """What a piece of work came to."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    """Sample id and reason of what could not be read."""
-
-    def __iadd__(self, other: Done) -> Done:
-        self.rows += other.rows
-        self.failures += other.failures
-        return self
 
 
 def structure_new(
@@ -91,7 +59,13 @@ def structure_new(
         labels = newest_labels(catalog.read("labels", filters=lacking))
         have = catalog.read("features", columns=["sample_id", "extractor", "version"], filters=lacking)
         tasks = missing(samples, labels, have, found.extractors)
-        for done in _in_chunks(_work(store, tasks, found.extractors)):
+        if layout.settings.engine == "ray":
+            from mm_core.structuring.on_ray import measured_on_ray
+
+            work = measured_on_ray(params, layout, tasks, found.extractors)
+        else:
+            work = measured(store, tasks, found.extractors)
+        for done in _in_chunks(work):
             catalog.upsert("features", done.rows)
             unreadable += done.failures
             rows.update(row["extractor"] for row in done.rows)
@@ -194,60 +168,6 @@ def difficulty_table(samples: pd.DataFrame, labels: pd.DataFrame, features: pd.D
         {"category": category, "labels": int(count), "difficulty": round(float(mean), 4)}
         for category, count, mean in zip(means.index, means["size"], means["mean"], strict=True)
     ]
-
-
-def _work(store: Store, tasks: Sequence[Task], extractors: Sequence[Extractor]) -> Iterator[Done]:
-    """Rows and failures, in order, on all cores (the decoders and OpenCV let go of the interpreter)."""
-    each, together = ([e for e in extractors if e.together is kind] for kind in (False, True))
-    workers = min(os.cpu_count() or 1, 16)
-    # In small slices: a pool's `map` takes all of its input at once, a stop would wait for all of it, and the decoded
-    # photos of a slice (at most 2.8 MB each) are held until the last extractor has seen them.
-    step = 4 * workers
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(tasks), step):
-            part = tasks[start : start + step]
-            photos: list[tuple[Task, Photo]] = []
-            for task, (done, decoded) in zip(part, pool.map(lambda t: _one(store, t, each), part), strict=True):
-                yield done
-                if decoded is not None:
-                    photos.append((task, decoded))
-            for extractor in together:
-                if wanted := [decoded for task, decoded in photos if extractor.name in task.lacks]:
-                    yield _together(extractor, wanted)
-
-
-def _one(store: Store, task: Task, each: Sequence[Extractor]) -> tuple[Done, Photo | None]:
-    """Decodes one photo and runs what looks at it alone."""
-    done = Done()
-    try:
-        path = fetch_blob(store, task.sample_id)
-        rgb = decode(path)
-        decoded = Photo(task.sample_id, task.name, path, rgb, shrunk(rgb, photo.SIDE))
-        for extractor in each:
-            if extractor.name in task.lacks:
-                (found,) = extractor.run([decoded])
-                done.rows.append(row_of(task.sample_id, extractor.name, extractor.version, found))
-        if task.alpha:
-            signals = difficulty.measure(decoded.small, load_alpha(fetch_blob(store, task.alpha)))
-            found = Found(signals.numbers(), {"alpha_sha256": task.alpha})
-            version = difficulty.version_for(task.alpha)
-            done.rows.append(row_of(task.sample_id, difficulty.EXTRACTOR, version, found))
-    except (UnreadableImage, BlobNotFound) as error:
-        return Done(failures=[{"sample_id": task.sample_id, "reason": str(error)}]), None
-    return done, decoded
-
-
-def _together(extractor: Extractor, photos: Sequence[Photo]) -> Done:
-    try:
-        found = extractor.run(photos)
-    except OcrFailed as error:
-        if len(photos) > 1:  # one photo that breaks it does not take its neighbours along
-            one_by_one = Done()
-            for photo in photos:
-                one_by_one += _together(extractor, [photo])
-            return one_by_one
-        return Done(failures=[{"sample_id": photo.sample_id, "reason": str(error)} for photo in photos])
-    return Done([row_of(p.sample_id, extractor.name, extractor.version, f) for p, f in zip(photos, found, strict=True)])
 
 
 def _in_chunks(work: Iterable[Done]) -> Iterator[Done]:

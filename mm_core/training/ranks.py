@@ -61,12 +61,12 @@ def agreed(value: T) -> T:
     return said[0]
 
 
-def check_batch(count: int) -> None:
+def check_batch(count: int, processes: int) -> None:
     """Raises InputError where a batch cannot be dealt out evenly."""
-    if count % world():
+    if count % processes:
         raise InputError(
-            f"params.yaml: train.common.batch: {count} samples cannot be dealt out to {world()} processes; "
-            "give a multiple, or start torchrun with another --nproc-per-node"
+            f"params.yaml: train.common.batch: {count} samples cannot be dealt out to {processes} processes; "
+            "give a multiple, or another number of processes (torchrun's --nproc-per-node, MM_RAY_WORKERS)"
         )
 
 

@@ -105,7 +105,7 @@ def train_stage(
         with _locked(folder, waiting) if first else nullcontext():
             reused = ranks.agreed((folder / "done.json").is_file())
             if not reused:
-                ranks.check_batch(params.train.common.batch)
+                ranks.check_batch(params.train.common.batch, ranks.world())
                 _train(stage, params, layout, store, folder, recipe, data, start, ranks.own_device(device), progress)
             done = ranks.agreed(json.loads((folder / "done.json").read_text()) if first else {})
             if first:

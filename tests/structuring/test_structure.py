@@ -15,7 +15,7 @@ from mm_core.params import Params
 from mm_core.records import Report
 from mm_core.settings import Settings
 from mm_core.store import LocalStore, blob_key, put_blob
-from mm_core.structuring import structure
+from mm_core.structuring import measure, structure
 from mm_core.structuring.embedding import DIM
 from mm_core.structuring.extractors import DECODE_SIDE, decode
 from mm_core.structuring.structure import difficulty_of, structure_new
@@ -140,7 +140,7 @@ def test_a_photo_is_decoded_once_for_all_that_look_at_it(catalog, store, monkeyp
         decoded.append(path)
         return decode(path)
 
-    monkeypatch.setattr(structure, "decode", counting)
+    monkeypatch.setattr(measure, "decode", counting)
     run(catalog, store)
     rows = catalog.read("features").set_index("extractor")
     assert set(rows.index) == {"photo", "embedding", "difficulty"} and len(decoded) == 1

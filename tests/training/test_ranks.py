@@ -112,4 +112,4 @@ def test_alone_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (ranks.rank(), ranks.world(), ranks.agreed("x")) == (0, 1, "x")
     monkeypatch.setattr(ranks, "world", lambda: 3)
     with pytest.raises(InputError, match="3 processes"):
-        ranks.check_batch(8)
+        ranks.check_batch(8, ranks.world())
