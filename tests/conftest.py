@@ -9,12 +9,17 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import postgres_programs, postgres_server
 
 # Before torch loads OpenMP: threads that spin at its barriers crawl on a machine that others use too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+
+# No test fails by the clock.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _buckets = count()
 

@@ -83,7 +83,7 @@ def test_a_kill_between_rows_and_keys_costs_only_what_was_not_named(tmp_path: Pa
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_categories_take_equal_turns_and_no_row_repeats_within_its_epoch(a: int, b: int, c: int, seed: int) -> None:
     names = ["a"] * a + ["b"] * b + ["c"] * c
     order = BalancedOrder(names, seed, "s")

@@ -15,7 +15,7 @@ def distance(a: int, b: int) -> int:
     return (a ^ b).bit_count()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_the_index_finds_each_pair_that_comparing_all_finds_once(data: Any) -> None:
     bits = data.draw(st.integers(0, 12))

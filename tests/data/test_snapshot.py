@@ -275,7 +275,7 @@ def test_a_retried_row_of_an_old_batch_does_not_push_an_eval_photo_out():
     assert evaluated(rows) <= evaluated([*rows, retried])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_eval_never_shrinks_and_nothing_leaks_as_batches_arrive(data):
     """The catalog grows batch by batch, with near-duplicates across groups; every eval photo stays one."""
@@ -364,7 +364,7 @@ def test_a_photo_that_shows_an_earlier_one_again_is_never_drawn_for_eval():
 # ── near-duplicates ──────────────────────────────────────────────────────────────────────────────
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(0, 12), st.integers(1, 60))
 def test_banded_search_connects_what_all_pairs_connect(seed, bits, count):
     rng = np.random.default_rng(seed)

@@ -59,7 +59,7 @@ def blocks(values, rng, run_bits):
     return [int(bits[n : n + 8], 2) for n in range(0, len(bits), 8)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 12), st.integers(1, 256))
 def test_decodes_what_the_sdk_encodes_and_any_other_cut(seed, height, width, levels):
     rng = np.random.default_rng(seed)
@@ -80,7 +80,7 @@ def test_a_long_run_and_a_large_matte_come_back():
     assert np.array_equal(decode_rle(encode_rle(alpha), 700, 600), alpha)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=200), st.booleans())
 def test_random_bytes_are_refused_or_decoded_never_worse(noise, with_header):
     rle = list((np.array([8 * 6 * 4], ">u4").tobytes() + b"\x38" + noise) if with_header else noise)

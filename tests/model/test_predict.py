@@ -17,7 +17,7 @@ from mm_core.model.preprocess import MEAN, STD, finish, prepare, resize
 side = st.integers(1, 90)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(side, side, side, side)
 def test_resizing_keeps_a_constant_and_never_overshoots(h, w, to_h, to_w):
     assert np.all(resize(np.full((h, w, 3), 93, np.uint8), to_h, to_w) == 93)
