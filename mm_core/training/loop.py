@@ -30,6 +30,7 @@ from mm_core.model.preprocess import MEAN, STD
 from mm_core.params import CommonTrainParams, StageParams
 from mm_core.training import ranks
 from mm_core.training.interrupts import deferred_signals
+from mm_core.training.memory import kept_memory
 
 WARMUP = 0.05
 NEW_RATE = 5.0
@@ -164,6 +165,7 @@ def fit(
     parameters = list(module.parameters())
     with (
         torch.random.fork_rng(devices),
+        kept_memory(),
         _float_depthwise(module, device),
         ranks.whole_batch_norms(module),
         deferred_signals() as pending,

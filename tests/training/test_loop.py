@@ -17,7 +17,7 @@ from mm_core.errors import NonFiniteLoss
 from mm_core.model.network import build_model
 from mm_core.params import Params, StageParams
 from mm_core.store import LocalStore
-from mm_core.training.loop import Result, Sample, fit, rate
+from mm_core.training.loop import Result, Sample, fit, rate, to_device
 from mm_core.training.supervised import Supervised
 
 CPU = torch.device("cpu")
@@ -76,6 +76,43 @@ def test_four_samples_are_learnt_by_heart(pool: Pool, params: Params, tmp_path: 
     assert len(seen) == 6
     assert result.losses["l1"] < 0.08
     assert result.losses["bce"] < 0.5 * seen[0]["loss/bce"]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.01), ("bf16", 0.05)])
+def test_it_learns_what_the_plain_loop_learns(
+    pool: Pool, params: Params, tmp_path: Path, precision: str, tolerance: float
+) -> None:
+    """Against the loop that everyone writes first, with the public recipe of U2-Net in both."""
+    steps, lr = 5, 1e-3
+    values = {"model.encoder": "u2netp", "train.common.precision": precision, "train.common.clip_norm": 1e9}
+    values |= {"train.common.weight_decay": 0.0, "train.common.ema": 0.0, "train.loss.bce": 1.0, "train.loss.deep": 1.0}
+    values |= {f"train.loss.{name}": 0.0 for name in ("l1", "band", "laplacian", "gradient")}
+    params = params.with_values(**values)
+    sample = to_device(next(pool.in_order(4)), CPU)
+    net = build_model(params.model, 0).train()
+    plain = torch.optim.Adam(net.parameters(), lr=lr)
+    expected = []
+    for step in range(steps):
+        outputs = net.route(net.encode(sample.images.contiguous()), sample.decoders)
+        loss = sum(torch.nn.functional.binary_cross_entropy(o.sigmoid(), sample.alpha) for o in outputs)
+        assert isinstance(loss, torch.Tensor)
+        plain.param_groups[0]["lr"] = rate(step, steps, lr)
+        plain.zero_grad()
+        loss.backward()
+        plain.step()
+        expected.append(float(loss.detach()))
+
+    class Watched(OneBatch):
+        def losses(self, batches, progress, teacher=None):
+            terms = super().losses(batches, progress)
+            seen.append(float(torch.stack(list(terms.values())).sum().detach()))
+            return terms
+
+    seen: list[float] = []
+    strategy = Watched(build_model(params.model, 0), {"labeled": [(pool, 4)]}, params.train.loss)
+    train(strategy, params, tmp_path / "c.pt", steps, lr=lr)
+    assert expected[-1] < expected[0]
+    assert seen == pytest.approx(expected, rel=tolerance)
 
 
 def test_the_rate_warms_up_and_falls() -> None:
