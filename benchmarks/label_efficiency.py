@@ -3,11 +3,12 @@
 The unlabelled pool is like a phone's gallery: a few categories make up most of it, most scenes are easy, and many are
 bursts of near-identical photos that nobody declared as groups. Error is the mean MSE of the six categories on photos of
 scenes of their own, the same number of each category, half of them hard. Every arm starts from the same few randomly
-drawn labels, adds photos round by round, and trains the same network anew from the same seed for the same steps with
-the project's own loop, augmentation and category balance. Where ours asks which category is weak, it is told by further
+drawn labels, adds photos round by round, and trains the same network anew from the same seeds with the project's own
+loop, augmentation and category balance, for as many steps as any other arm with that many labels. Every error is the
+mean over several trainings. Where ours asks which category is weak, it is told by further
 photos that no arm trains or is judged on.
 
-    python benchmarks/label_efficiency.py --work data/bench/label_efficiency --minutes 8
+    python benchmarks/label_efficiency.py --work data/bench/label_efficiency --minutes 60
 
 Every finished training is a row of <work>/runs-<categories>.csv: killed or out of minutes, the same command goes on.
 Writes benchmarks/label_efficiency.md and .csv.
@@ -201,12 +202,14 @@ def pick(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("data/bench/label_efficiency"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14, 15])
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--pool", type=int, default=1200)
-    parser.add_argument("--each", type=int, default=30, help="photos judged per category")
+    parser.add_argument("--each", type=int, default=60, help="photos judged per category")
     parser.add_argument("--rounds", type=int, nargs="+", default=[24, 48, 96, 192], help="labels")
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=160, help="of a training, at least")
+    parser.add_argument("--steps-per-label", type=int, default=2)
+    parser.add_argument("--trainings", type=int, default=2, help="from other seeds, averaged")
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--look", type=int, default=360)
     parser.add_argument("--categories", choices=["known", "guessed"], default="known")
@@ -229,9 +232,14 @@ def main() -> None:
                     if time.monotonic() - began > 60 * args.minutes:
                         print("out of minutes: run again", flush=True)
                         return
-                    learner = Learner(pool, chosen, seed, args.steps, args.lr)
+                    steps = max(args.steps, args.steps_per_label * goal)
+                    learner = Learner(pool, chosen, seed, steps, args.lr)
                     if scored is None:
-                        errors = learner.errors(judged)
+                        others = (
+                            Learner(pool, chosen, seed + 1000 * n, steps, args.lr) for n in range(1, args.trainings)
+                        )
+                        found = [one.errors(judged) for one in (learner, *others)]
+                        errors = {c: float(np.mean([each[c] for each in found])) for c in CATEGORIES}
                         row = {"macro": float(np.mean(list(errors.values()))), "chosen": json.dumps(chosen)} | errors
                         row["scenes"] = pool.frame["scene"].iloc[chosen].nunique()
                         append(runs, {"arm": arm, "seed": seed, "what": "score", "labels": goal} | row)
@@ -279,8 +287,9 @@ def write(args: argparse.Namespace) -> None:
         f" photos ({shares} of the scenes; {HARD_SHARE:.0%} of them hard; {BURST_SHARE:.0%} bursts of 3 to"
         f" {LONGEST_BURST}, undeclared) and the same {args.rounds[0]} random labels to begin with; judged on"
         f" {args.each} other photos of each category, half of them hard. {MODEL.encoder} of width {MODEL.width} at"
-        f" {SIZE} px, from scratch in every round, {args.steps} steps of 8. Ours looks at {args.look} photos,"
-        " uncertainty at all.",
+        f" {SIZE} px, from scratch in every round, {args.steps} steps of 8 or {args.steps_per_label} per label, whichever"
+        f" is more; each error is the mean of {args.trainings} trainings. Ours looks at {args.look} photos, uncertainty"
+        " at all. Seeds, steps and trainings were fixed before any arm but random was seen.",
         "",
     ]
     tables = []

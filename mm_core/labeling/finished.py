@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +29,10 @@ COUNTS = (
     "annotations", "new_labels", "unchanged", "superseded", "cancelled", "refused",
     "withdrawn", "photos_refused", "disagreements", "solved",
 )  # fmt: skip
+
+
+THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+"""Photos whose Unknown areas are solved at once: that runs outside of Python's lock and takes up to 1 GB each."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,14 @@ class Taken:
         report.tables |= {"refused": self.refused, "photos_refused": self.photos_refused}
         report.tables["disagreements"] = self.disagreements
 
+    def add(self, other: Taken) -> None:
+        """What `other` did comes behind what this did."""
+        for name, count in other.counts.items():
+            self.counts[name] += count
+        self.refused += other.refused
+        self.photos_refused += other.photos_refused
+        self.disagreements += other.disagreements
+
     def refuse(self, work: Work, annotation: Any, reason: object) -> None:
         number = annotation.get("id") if isinstance(annotation, dict) else None
         name = work.task or work.key or None
@@ -93,6 +107,8 @@ def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Wo
     """
     asked = _asked(catalog, store, {work.key for work in works if work.key})
     categories, labels, refusals, disputed = [], [], [], []
+    known = [(work, asked[work.key]) for work in works if work.key in asked]
+    answered = _answered(store, known)
     for work in works:
         photo = asked.get(work.key)
         if photo is None:
@@ -101,7 +117,8 @@ def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Wo
                 taken.counts["annotations"] += 1
                 taken.refuse(work, annotation, f"data.key {work.key[:64]!r} is no photo that was sent to people")
             continue
-        answers, complete = _answers(store, work, photo, taken)
+        answers, complete, about = next(answered)
+        taken.add(about)
         outcome = settle(answers, params)
         if outcome.people > 1:
             _note_disagreement(work, outcome, taken)
@@ -135,8 +152,18 @@ def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Wo
     return disputed
 
 
-def _answers(store: Store, work: Work, photo: Asked, taken: Taken) -> tuple[list[Answer], bool]:
-    """One answer per person, the last; and whether all annotations could be read."""
+def _answered(store: Store, works: Sequence[tuple[Work, Asked]]) -> Iterator[tuple[list[Answer], bool, Taken]]:
+    """`_answers` of each work in their order, worked out by threads."""
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        yield from pool.map(lambda about: _answers(store, *about), works)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _answers(store: Store, work: Work, photo: Asked) -> tuple[list[Answer], bool, Taken]:
+    """One answer per person, the last; whether all annotations could be read; and counts and refusals."""
+    taken = Taken()
     newest: dict[str, Annotation] = {}
     complete = True
     width, height = int(photo.row["width"]), int(photo.row["height"])
@@ -162,7 +189,7 @@ def _answers(store: Store, work: Work, photo: Asked, taken: Taken) -> tuple[list
         except InputError as error:
             complete = False
             taken.refuse(work, None, f"{read.annotator}: {error}")
-    return answers, complete
+    return answers, complete, taken
 
 
 def _answer(store: Store, photo: Asked, read: Annotation, taken: Taken) -> Answer:
