@@ -15,7 +15,7 @@ import numpy as np
 
 from mm_core.aigc.eraser import FILLS, erase
 from mm_core.aigc.foreground import foreground, over
-from mm_core.aigc.fullsize import sharpened, shrunk
+from mm_core.aigc.fullsize import shrunk
 from mm_core.data.drop import PHOTOS
 from mm_core.data.images import load_rgb
 from mm_core.data.samplegen import generate, render
@@ -65,22 +65,6 @@ def sky_row(scenes: int) -> str:
         ours.append(np.abs(front[band].astype(float) - land).mean())
         naive.append(np.abs(photo[band].astype(float) - land).mean())
     return f"| {len(ours)} scenes | {np.mean(ours):.1f} | {np.mean(naive):.1f} | {np.mean(naive) / np.mean(ours):.2f} |"
-
-
-def matte_rows(scenes: int) -> list[str]:
-    """MSE of a matte that a 320-pixel network could know at most, enlarged to 1280 pixels."""
-    rows = []
-    for category in ALL_CATEGORIES:
-        ours, plain = [], []
-        for seed in range(scenes):
-            g = generate(category, 3000 + seed, size=1280)
-            low = cv2.resize(g.alpha, (320, 320), interpolation=cv2.INTER_AREA)
-            low = cv2.resize(low, g.alpha.shape[::-1], interpolation=cv2.INTER_LINEAR)
-            plain.append(np.mean((low - g.alpha) ** 2))
-            ours.append(np.mean((sharpened(g.image, low) - g.alpha) ** 2))
-        ratio = np.mean(plain) / np.mean(ours)
-        rows.append(f"| {category} | {1e4 * np.mean(ours):.1f} | {1e4 * np.mean(plain):.1f} | {ratio:.2f} |")
-    return rows
 
 
 def texture(picture: np.ndarray, where: np.ndarray) -> list[float]:
@@ -154,12 +138,6 @@ def main() -> None:
         "Mean absolute error of 255 in the band. Naive: the photo's pixels, in which the old sky still shines.",
         "| | ours | naive | naive / ours |",
         [sky_row(args.scenes)],
-    )
-    add(
-        "Matte of a 320-pixel network at 1280 pixels",
-        "Mean square error times 10,000: the guided filter against bilinear enlargement.",
-        "| category | guided | bilinear | bilinear / guided |",
-        matte_rows(max(2, args.scenes // 2)),
     )
     rows = eraser_rows(f"generated ({len(made)})", made)
     if args.photos:

@@ -126,7 +126,8 @@ def label_compare(params: Params, layout: Layout, *, seeds: int = 1, progress: P
 
 
 def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:
-    """Who makes mattes, and a name for it: `champion` or a registry version (its int8 files), a bundle's folder, a
+    """Who makes mattes along the photos' edges, and a name for it:
+    `champion` or a registry version (its int8 files), a bundle's folder, a
     .safetensors file, or `none`. Raises InputError where there is no such model."""
     from mm_core.export.registry import Registry
     from mm_core.export.runtime import OnnxPredictor
@@ -137,16 +138,16 @@ def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:
     if model == "none":
         return None, "none"
     if model.endswith(".safetensors") and Path(model).is_file():
-        return TorchPredictor(Path(model), layout.settings.device), sha256_file(Path(model))[:12]
+        return TorchPredictor(Path(model), layout.settings.device, guided=True), sha256_file(Path(model))[:12]
     if Path(model).is_dir():
-        return OnnxPredictor.of_folder(Path(model)), Path(model).name
+        return OnnxPredictor.of_folder(Path(model), guided=True), Path(model).name
     pin = Registry(layout.settings).pin(model)
     if pin is None:
         raise InputError(
             f"--model {model}: the registry has no such version or alias; run a cycle first (`mm run`), or say `none`"
         )
     store = store_of(layout)
-    return OnnxPredictor({n: fetch_blob(store, d) for n, d in pin["files"].items()}), pin["version"]
+    return OnnxPredictor({n: fetch_blob(store, d) for n, d in pin["files"].items()}, guided=True), pin["version"]
 
 
 def moments(

@@ -1,6 +1,6 @@
 """The subject's own colours and the background's: what a matte alone leaves mixed.
 
-Multi-level estimation (Germer et al. 2020, by PyMatting) at reduced size gives smooth colours F', B' of both; one step
+Multi-level estimation (`estimate_layers`) at reduced size gives smooth colours F', B' of both; one step
 of Forte 2021 ("Approximate fast foreground colour estimation", equation 4) then takes the detail from the photo C:
 F = F' + a (C - a F' - (1 - a) B'), and the same for B with 1 - a. Where alpha is 1 that is the photo itself.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from mm_core.aigc.fullsize import WORK_SIDE, check_pair, enlarged, shrunk
+from mm_core.data.augment import estimate_layers
 
 STRIP = 512
 """Rows worked on at once at full size, so that 12 megapixels never stand in memory as floats."""
@@ -21,12 +22,9 @@ def layers(photo: np.ndarray, alpha: np.ndarray, side: int = WORK_SIDE) -> tuple
     `over(F, alpha, B)` is the photo again where alpha is 0 or 1, and nearly so between. Where a layer has no share in
     a pixel, its colours go on smoothly.
     """
-    from pymatting import estimate_foreground_ml
-
     check_pair(photo, alpha)
-    small_alpha = np.clip(shrunk(alpha.astype(np.float32), side), 0, 1).astype(np.float64)
-    found = estimate_foreground_ml(shrunk(photo, side) / 255.0, small_alpha, return_background=True)
-    front, back = (enlarged(np.rint(np.clip(layer, 0, 1) * 255).astype(np.uint8), photo) for layer in found)
+    found = estimate_layers(shrunk(photo, side), shrunk(alpha.astype(np.float32), side))
+    front, back = (enlarged(layer, photo) for layer in found)
     for rows in strips(photo):
         a = np.clip(alpha[rows, :, None], 0, 1).astype(np.float32)
         f, b = front[rows].astype(np.float32), back[rows].astype(np.float32)

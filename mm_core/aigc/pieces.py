@@ -14,7 +14,7 @@ from PIL import Image
 from mm_core.aigc.cutout import Cutout, encoded, lift, placed
 from mm_core.aigc.document import find_quad, straightened
 from mm_core.aigc.eraser import erase
-from mm_core.aigc.fullsize import sharpened, shrunk
+from mm_core.aigc.fullsize import shrunk
 from mm_core.aigc.haze import haze
 from mm_core.aigc.sky import replaced
 from mm_core.aigc.strategy import Offer
@@ -52,7 +52,7 @@ class Matted:
     @staticmethod
     def of(path: Path, category: str | None, predictor: Predictor) -> Matted:
         photo = load_rgb(path, MAX_SIDE)
-        alpha = sharpened(photo, predictor.predict([photo], [decoder_of(category)])[0])
+        alpha = predictor.predict([photo], [decoder_of(category)])[0]
         return Matted(photo, alpha, Subjects(alpha))
 
     def haze(self) -> float:

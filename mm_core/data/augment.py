@@ -71,12 +71,14 @@ def _recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image
 
 
-def estimate_foreground(photo: np.ndarray, matte: np.ndarray) -> np.ndarray:
-    """The subject's own colours, without the old background's share (Germer et al. 2020, multi-level).
+def estimate_layers(photo: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The subject's own colours and the background's, smooth where a layer has no share (Germer et al. 2020,
+    multi-level, by PyMatting).
 
-    photo uint8 (H, W, 3), matte uint8 (H, W) → uint8 (H, W, 3).
+    photo uint8 (H, W, 3), alpha float (H, W) in [0, 1] → uint8 (H, W, 3) each.
     """
     from pymatting import estimate_foreground_ml
 
-    colours = np.asarray(estimate_foreground_ml(photo / 255.0, matte / 255.0))
-    return np.rint(colours.clip(0, 1) * 255).astype(np.uint8)
+    found = estimate_foreground_ml(photo / 255.0, np.clip(alpha, 0, 1).astype(np.float64), return_background=True)
+    front, back = (np.rint(np.asarray(layer).clip(0, 1) * 255).astype(np.uint8) for layer in found)
+    return front, back

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from mm_core.data.augment import augment, backdrop, estimate_foreground, recompose
+from mm_core.data.augment import augment, backdrop, estimate_layers, recompose
 from mm_core.data.images import load_alpha, load_rgb
 from mm_core.store import Store, fetch_blob
 
@@ -123,7 +123,7 @@ class PixelCache:
         return len(jobs)
 
     def fill_foregrounds(self, frame: pd.DataFrame, progress: Callable[[str, int, int], None] | None = None) -> int:
-        """Estimates the foreground colours (`estimate_foreground`) of labelled rows that `fill` has decoded, each once.
+        """Estimates the foreground colours (`estimate_layers`) of labelled rows that `fill` has decoded, each once.
 
         Returns how many were missing. They lie on the shelf `foregrounds` under `foreground_key`.
         """
@@ -134,7 +134,7 @@ class PixelCache:
             missing = [(key, *pair) for key, pair in pairs.items() if key not in self.foregrounds]
             for start in range(0, len(missing), 16):
                 chunk = missing[start : start + 16]
-                found = [(key, estimate_foreground(self.photos[s], self.mattes[a])) for key, s, a in chunk]
+                found = [(key, estimate_layers(self.photos[s], self.mattes[a] / 255)[0]) for key, s, a in chunk]
                 self.foregrounds.append(found)
                 if progress:
                     progress("estimate foregrounds", start + len(chunk), len(missing))

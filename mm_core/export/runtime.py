@@ -13,6 +13,7 @@ import numpy as np
 
 from mm_core.errors import InputError
 from mm_core.model.preprocess import finish, prepare
+from mm_core.model.upsample import guided_upsample
 from mm_core.records import DECODERS
 
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ class OnnxPredictor:
     """`mm_core.model.predict`'s Predictor over `<decoder>.int8.onnx` files.
 
     `files` maps file names to paths (a promoted model's files lie in the store under their digests);
-    names of other formats are passed over. Sessions open when a decoder is first asked for.
+    names of other formats are passed over. Sessions open when a decoder is first asked for. `guided`: as TorchPredictor.
     """
 
-    def __init__(self, files: Mapping[str, Path], threads: int | None = None):
+    def __init__(self, files: Mapping[str, Path], threads: int | None = None, guided: bool = False):
         self.files = {name.removesuffix(SUFFIX): path for name, path in files.items() if name.endswith(SUFFIX)}
-        self.threads = threads
+        self.threads, self.guided = threads, guided
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         unknown = sorted(set(self.files) - set(DECODERS))
         if unknown or not self.files:
@@ -69,12 +70,12 @@ class OnnxPredictor:
             )
 
     @classmethod
-    def of_folder(cls, folder: Path, threads: int | None = None) -> OnnxPredictor:
+    def of_folder(cls, folder: Path, threads: int | None = None, guided: bool = False) -> OnnxPredictor:
         """The int8 files of a folder (a bundle, or what `quantise` left); raises InputError where there are none."""
         found = {path.name: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
         if not found:
             raise InputError(f"{folder} holds no *{SUFFIX}: run `mm evaluate`, which quantises the candidate")
-        return cls(found, threads)
+        return cls(found, threads, guided)
 
     def predict(self, photos: Sequence[np.ndarray], decoders: Sequence[str]) -> list[np.ndarray]:
         """As `Predictor.predict`: photos uint8 (H,W,3), one decoder each → float32 (H,W) in [0,1]."""
@@ -83,7 +84,8 @@ class OnnxPredictor:
         mattes = []
         for photo, decoder in zip(photos, decoders, strict=True):
             image = prepare(photo, input_size(self._session(decoder)))
-            mattes.append(finish(self.alpha(image, decoder), (photo.shape[0], photo.shape[1])))
+            alpha = self.alpha(image, decoder)
+            mattes.append(guided_upsample(alpha, photo) if self.guided else finish(alpha, photo.shape[:2]))
         return mattes
 
     def alpha(self, image: np.ndarray, decoder: str) -> np.ndarray:

@@ -15,7 +15,6 @@ from PIL import Image
 
 from mm_core.aigc.cutout import Cutout
 from mm_core.aigc.eraser import erase
-from mm_core.aigc.fullsize import sharpened
 from mm_core.aigc.pieces import Matted, file_of, finished
 from mm_core.aigc.sky import SKIES
 from mm_core.aigc.strategy import FUNCTIONS, Offer
@@ -55,7 +54,7 @@ class Library:
             raise InputError(f"{moments} holds no moments.json: run `mm moments {gallery}` first")
         self.moments_folder, self.bundle, self.uploads, self.max_pixels = moments, bundle, uploads, max_pixels
         self.manifest: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
-        self.predictor = OnnxPredictor.of_folder(bundle)
+        self.predictor = OnnxPredictor.of_folder(bundle, guided=True)
         self._busy = threading.Lock()
         self._mattes: OrderedDict[tuple[str, str], Matted] = OrderedDict()
         told = json.loads((moments / "moments.json").read_text())
@@ -180,7 +179,7 @@ class Library:
         key = entry.id, decoder_of(category)
         if key not in self._mattes:
             photo = load_rgb(entry.path, 4096)
-            alpha = sharpened(photo, self.predictor.predict([photo], [decoder_of(category)])[0])
+            alpha = self.predictor.predict([photo], [decoder_of(category)])[0]
             self._mattes[key] = Matted(photo, alpha, Subjects(alpha))
             while len(self._mattes) > KEPT_MATTES:
                 self._mattes.popitem(last=False)

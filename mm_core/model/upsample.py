@@ -14,6 +14,8 @@ from mm_core.model.preprocess import finish, resize
 RADIUS, EPSILON = 1, 1e-4
 """Windows of 3 × 3 pixels of the network: larger ones lose on real photos (benchmarks/upsample.md); and how much a
 window's colours must differ (squared, of 1) to be trusted."""
+STRIP = 512
+"""Rows worked on at once, so that 12 megapixels never stand in memory as floats more often than need be."""
 BAND = 3
 """Pixels of the network around the soft edge in which the photo is asked; elsewhere the matte stays as it is."""
 
@@ -29,10 +31,13 @@ def guided_upsample(alpha: np.ndarray, photo: np.ndarray) -> np.ndarray:
         return plain
     guide, small = resize(photo, *alpha.shape).astype(np.float32) / 255, alpha.astype(np.float32)
     slope, offset = _linear(guide, small)
-    slope, offset = (resize(part, height, width) for part in (slope, offset))
-    along = np.clip(np.einsum("hwc,hwc->hw", slope, photo.astype(np.float32) / 255) + offset, 0, 1)
-    share = resize(_band(small), height, width)
-    return plain + share * (along - plain)
+    slope, offset, share = (resize(part, height, width) for part in (slope, offset, _band(small)))
+    for top in range(0, height, STRIP):
+        rows = slice(top, top + STRIP)
+        colours = photo[rows].astype(np.float32) / 255
+        along = np.clip(np.einsum("hwc,hwc->hw", slope[rows], colours) + offset[rows], 0, 1)
+        plain[rows] += share[rows] * (along - plain[rows])
+    return plain
 
 
 def _linear(guide: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

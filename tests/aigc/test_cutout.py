@@ -12,7 +12,6 @@ from PIL import Image
 
 from mm_core.aigc.cutout import cut, encoded, lift, placed
 from mm_core.aigc.foreground import layers, over
-from mm_core.aigc.fullsize import sharpened
 from mm_core.aigc.subjects import Subjects
 from mm_core.data.samplegen import generate, render
 
@@ -115,17 +114,6 @@ def test_files_keep_soft_alpha_and_say_what_is_known(form: str) -> None:
     assert np.array_equal(pixels[seen], cutout.rgba[seen])
     said = json.loads(image.info["mm"] if form == "PNG" else image.getexif()[0x010E])
     assert said["model"] == "7" and said["box"] == list(cutout.box) and said["photo_size"] == [64, 64]
-
-
-def test_a_network_matte_is_drawn_to_the_photos_edges() -> None:
-    """What a network of 64 pixels can know, at 512: nearer to the truth afterwards, unchanged where firm."""
-    r = generate("accessories", 2, size=512)
-    low = cv2.resize(cv2.resize(r.alpha, (64, 64), interpolation=cv2.INTER_AREA), (512, 512))
-    better = sharpened(r.image, low, network_side=64)
-    assert np.mean((better - r.alpha) ** 2) < 0.7 * np.mean((low - r.alpha) ** 2)
-    far = cv2.erode(((low < 0.02) | (low > 0.98)).astype(np.uint8), np.ones((33, 33))) > 0
-    assert np.array_equal(better[far], low[far])
-    assert np.array_equal(sharpened(r.image, low, network_side=512), low)
 
 
 def test_a_matte_of_another_size_is_refused() -> None:

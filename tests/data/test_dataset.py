@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm_core.data import dataset
-from mm_core.data.augment import augment, backdrop, estimate_foreground, recompose
+from mm_core.data.augment import augment, backdrop, estimate_layers, recompose
 from mm_core.data.dataset import BalancedOrder, PixelCache, Pool, Shelf
 from mm_core.data.images import encode_alpha
 from mm_core.store import LocalStore, put_blob
@@ -162,7 +162,7 @@ def test_estimated_foreground_leaves_no_halo_of_the_old_background() -> None:
     black = np.zeros_like(photo)
     edge = (matte > 60) & (matte < 195)
     halo = recompose(photo, matte, black)[edge]
-    clean = recompose(estimate_foreground(photo, matte), matte, black)[edge]
+    clean = recompose(estimate_layers(photo, matte / 255)[0], matte, black)[edge]
     truth = (matte[edge][:, None] / 255) * np.array([220, 30, 30])
     assert np.abs(clean - truth).mean() < 6
     assert np.abs(halo - truth).mean() > 15
