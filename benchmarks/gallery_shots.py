@@ -10,23 +10,20 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
-import socket
 import tempfile
-import threading
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-import uvicorn
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from mm_core import stages
 from mm_core.data.samplegen.gallery import PlantedEvent, write_gallery
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
+from mm_core.headless import browser, served
 from mm_core.layout import Layout
 from mm_core.params import Params
 from mm_core.settings import Settings
@@ -62,17 +59,8 @@ def main() -> None:
         stages.moments(params, layout, root / "gallery", root / "moments", model=str(bundle))
         library = Library(root / "gallery", root / "moments", bundle, root / "uploads", 10**8)
         app = application(library, stages.catalog_of(layout), inbox, layout.settings.onnxruntime_web)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.05)
-        found = shoot(f"http://127.0.0.1:{port}/")
-        server.should_exit = True
-        thread.join(timeout=20)
+        with served(app) as address:
+            found = shoot(address)
         predictor = OnnxPredictor.of_folder(bundle, threads=1)
         image = np.zeros((3, *library.manifest["input"]["shape"][2:]), np.float32)
         native = {}
@@ -104,14 +92,13 @@ def main() -> None:
 
 def shoot(address: str) -> dict[str, dict[str, float]]:
     """Takes the pictures; gives decoder → median ms and the distance from the golden matte."""
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    with browser() as opened:
         found = {}
         for name, size, scheme in (
             ("desktop", {"width": 1180, "height": 860}, "light"),
             ("phone", {"width": 390, "height": 844}, "dark"),
         ):
-            context = browser.new_context(viewport=size, color_scheme=scheme, has_touch=name == "phone")  # pyright: ignore[reportArgumentType]
+            context = opened.new_context(viewport=size, color_scheme=scheme, has_touch=name == "phone")  # pyright: ignore[reportArgumentType]
             context.set_default_timeout(90_000)
             page = context.new_page()
             page.goto(address)
@@ -139,7 +126,6 @@ def shoot(address: str) -> dict[str, dict[str, float]]:
                     RUNS,
                 )
             context.close()
-        browser.close()
     return found
 
 

@@ -126,9 +126,8 @@ def label_compare(params: Params, layout: Layout, *, seeds: int = 1, progress: P
 
 
 def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:
-    """Who makes mattes along the photos' edges, and a name for it:
-    `champion` or a registry version (its int8 files), a bundle's folder, a
-    .safetensors file, or `none`. Raises InputError where there is no such model."""
+    """Who makes mattes along the photos' edges, and a name for it: `champion` or a registry version (its int8 files), a
+    bundle's folder, a .safetensors file, or `none`. Raises InputError where there is no such model."""
     from mm_core.export.registry import Registry
     from mm_core.export.runtime import OnnxPredictor
     from mm_core.model.predict import TorchPredictor

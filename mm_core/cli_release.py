@@ -155,7 +155,9 @@ def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], 
 @app.command("bench-bundle")
 def bench_bundle(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
-    runtime: Annotated[list[str] | None, typer.Option(help="onnx | executorch | litert; default: all.")] = None,
+    runtime: Annotated[
+        list[str] | None, typer.Option(help="onnx|executorch|litert|onnxruntime-web; default: all.")
+    ] = None,
     threads: Annotated[list[int] | None, typer.Option(min=1, help="Default: 1, 2, 4, … up to the cores.")] = None,
     unsigned: Annotated[bool, typer.Option("--unsigned", help="Take a bundle that nobody signed.")] = False,
     json_: Json = False,

@@ -19,21 +19,12 @@ def require_within(limits: LimitParams, entries: Mapping[str, Mapping[str, Any]]
     beyond = []
     for file, entry in entries.items():
         mse = entry["int8_against_float"]["mse"]
-        if sizes[file] > limits.max_bytes:
-            beyond.append(
-                f"{file} has {sizes[file]} bytes, export.limits.max_bytes is {limits.max_bytes}: "
-                "choose a smaller model.encoder or model.width"
-            )
+        beyond += too_large(limits, file, sizes[file], entry["peak_mb"])
         ratio = 1 / entry["speedup"]["1"]
         if ratio > limits.max_latency_ratio:
             beyond.append(
                 f"{file} takes {ratio:.2f} × the float network's time, export.limits.max_latency_ratio is "
                 f"{limits.max_latency_ratio}: choose a model.encoder that int8 speeds up, or leave this format out"
-            )
-        if entry["peak_mb"] > limits.max_peak_mb:
-            beyond.append(
-                f"{file} needed {entry['peak_mb']:.0f} MB, export.limits.max_peak_mb is {limits.max_peak_mb:g}: "
-                "lower model.size or model.width"
             )
         if file.endswith(JUDGED):
             continue
@@ -49,3 +40,19 @@ def require_within(limits: LimitParams, entries: Mapping[str, Mapping[str, Any]]
             )
     if beyond:
         raise ReleaseRefused("beyond the hard limits: " + "; ".join(beyond))
+
+
+def too_large(limits: LimitParams, file: str, size: int, peak_mb: float) -> list[str]:
+    """What a file of `size` bytes that needed `peak_mb` exceeds on any device, with what to do; empty: nothing."""
+    beyond = []
+    if size > limits.max_bytes:
+        beyond.append(
+            f"{file} has {size} bytes, export.limits.max_bytes is {limits.max_bytes}: "
+            "choose a smaller model.encoder or model.width"
+        )
+    if peak_mb > limits.max_peak_mb:
+        beyond.append(
+            f"{file} needed {peak_mb:.0f} MB, export.limits.max_peak_mb is {limits.max_peak_mb:g}: "
+            "lower model.size or model.width"
+        )
+    return beyond

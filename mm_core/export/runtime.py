@@ -55,7 +55,8 @@ class OnnxPredictor:
     """`mm_core.model.predict`'s Predictor over `<decoder>.int8.onnx` files.
 
     `files` maps file names to paths (a promoted model's files lie in the store under their digests);
-    names of other formats are passed over. Sessions open when a decoder is first asked for. `guided`: as TorchPredictor.
+    names of other formats are passed over.
+    Sessions open when a decoder is first asked for. `guided`: as in TorchPredictor.
     """
 
     def __init__(self, files: Mapping[str, Path], threads: int | None = None, guided: bool = False):

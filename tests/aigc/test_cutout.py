@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from io import BytesIO
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +12,7 @@ from PIL import Image
 from mm_core.aigc.cutout import cut, encoded, lift, placed
 from mm_core.aigc.foreground import layers, over
 from mm_core.aigc.subjects import Subjects
-from mm_core.data.samplegen import generate, render
+from mm_core.data.samplegen import render
 
 
 def scene(category: str, seed: int, size: int = 192) -> tuple[np.ndarray, np.ndarray]:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -15,53 +12,38 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_core import stages
+from mm_core import headless, stages
 from mm_core.data.images import load_rgb
+from mm_core.errors import InputError
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
 from mm_core.layout import Layout
 from mm_core.records import decoder_of
 from mm_core.settings import Settings
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-RUNTIME = Path(__file__).resolve().parents[2] / ".tools" / "onnxruntime-web" / "package" / "dist"
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install Debian's `chromium`"),
-    pytest.mark.skipif(not RUNTIME.is_dir(), reason="onnxruntime-web is missing: run `make gallery`"),
-]
+RUNTIME = Settings.from_env(Path("unused")).onnxruntime_web
+pytestmark = pytest.mark.skipif(not RUNTIME.is_dir(), reason="onnxruntime-web is missing: run `make gallery`")
 SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 900}}
 PATIENCE = 90_000
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    try:
+        headless.chromium()
+    except InputError as error:
+        pytest.skip(str(error))
+    with headless.browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
 def served(made, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Library, Layout]]:
-    """The page on a free port of this machine, in a thread."""
-    import uvicorn
-
     layout = Layout(Settings.from_env(tmp_path_factory.mktemp("served") / "workspace"))
     library = Library(made.gallery, made.moments, bundle, layout.root / "uploads", 12_000_000)
     app = application(library, stages.catalog_of(layout), Path(layout.settings.inbox), RUNTIME)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}/", library, layout
-    server.should_exit = True
-    thread.join(timeout=20)
+    with headless.served(app) as address:
+        yield address, library, layout
 
 
 @pytest.fixture(params=sorted(SIZES))
