@@ -351,6 +351,8 @@ class MomentsParams(_Section):
     """Photos farther apart than this in time are neighbours of one event only by others between them."""
     radius_km: float = Field(default=1.5, gt=0, le=200)
     """…and the same of their places."""
+    speed_kmh: float = Field(default=15.0, ge=0, le=300)
+    """By how much farther apart in place one camera's photos soon after each other may be: a trip is one event."""
     least: int = Field(default=2, ge=1)
     """Different photos that make a moment; smaller events are left alone."""
     best: int = Field(default=6, ge=1, le=50)

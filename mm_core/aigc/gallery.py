@@ -62,6 +62,11 @@ class Picture:
         return self.found[photo.EXTRACTOR].texts.get("taken_at")
 
     @property
+    def camera(self) -> str:
+        """Maker and model as EXIF has them; empty where unknown."""
+        return self.found[photo.EXTRACTOR].texts.get("camera", "")
+
+    @property
     def quality(self) -> float:
         """The aesthetic score, in [0, 1]."""
         return self.found[photo.EXTRACTOR].numbers["aesthetic"]

@@ -56,7 +56,10 @@ def events_of(gallery: Gallery, params: MomentsParams, bits: int) -> list[Event]
     pictures = gallery.pictures
     times = [time_of(p.taken_at, p.path.name) for p in pictures]
     places = np.array([p.place for p in pictures], float).reshape(-1, 2)
-    labels = cluster(seconds_of(times), places, gap_hours=params.gap_hours, radius_km=params.radius_km)
+    labels = cluster(
+        seconds_of(times), places, [p.camera for p in pictures],
+        gap_hours=params.gap_hours, radius_km=params.radius_km, speed_kmh=params.speed_kmh,
+    )  # fmt: skip
     found = []
     for label in [*range(labels.max(initial=-1) + 1), -1]:
         members = sorted(np.flatnonzero(labels == label), key=lambda n: (times[n] or datetime.min, pictures[n].name))

@@ -71,6 +71,24 @@ def test_without_any_place_time_alone_decides() -> None:
     assert cluster(np.empty(0), np.empty((0, 2))).tolist() == []
 
 
+def test_a_trip_that_moves_on_is_one_event_and_a_jump_none() -> None:
+    """8 km every 36 minutes; then 40 km in as long, which nobody at 15 km/h makes."""
+    km = np.array([0, 8, 16, 24, 64, 64, 64])
+    places = np.column_stack([48.2 + km / 111.2, np.full(7, 16.37)])
+    hours = seconds(0, 0.6, 1.2, 1.8, 2.4, 2.5, 2.6)
+    assert cluster(hours, places).tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert len(set(cluster(hours, places, speed_kmh=0))) == 5
+
+
+def test_two_phones_at_once_at_different_places_are_two_events() -> None:
+    """5 km apart, taking turns: one phone could have travelled, two did not."""
+    places = np.array([VIENNA, (48.245, 16.37)] * 5 + [(np.nan, np.nan)] * 2)
+    hours = seconds(*(0.5 * n for n in range(10)), 2.1, 2.1)
+    phones = ["one", "two"] * 6
+    assert cluster(hours, places, phones).tolist() == [0, 1] * 6, "photos without a place go with their own phone"
+    assert set(cluster(hours, places)) == {0}
+
+
 def test_events_do_not_depend_on_the_order_of_photos() -> None:
     rng = np.random.default_rng(0)
     hours = np.concatenate([rng.uniform(0, 3, 20), rng.uniform(9, 12, 20)])

@@ -72,9 +72,17 @@ def write_gallery(
     return truth
 
 
-def jpeg(photo: np.ndarray, when: datetime | None, place: tuple[float, float] | None, quality: int = 90) -> bytes:
-    """A photo uint8 (H, W, 3) as JPEG with its time (local) and place in EXIF."""
+def jpeg(
+    photo: np.ndarray,
+    when: datetime | None,
+    place: tuple[float, float] | None,
+    quality: int = 90,
+    camera: str = "",
+) -> bytes:
+    """A photo uint8 (H, W, 3) as JPEG with its time (local), place and camera in EXIF."""
     exif = Image.Exif()
+    if camera:
+        exif[ExifTags.Base.Model] = camera
     if when:
         exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = f"{when:%Y:%m:%d %H:%M:%S}"
     if place:
