@@ -48,7 +48,7 @@ from tests.servers import postgres_server  # noqa: E402
 KINDS = ("code location", "S3 cut", "daemon", "training step", "mlflow", "run worker", "step")
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 SUCCEEDED = dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS])
-PATIENCE = 1800.0
+PATIENCE = 1500.0
 """Seconds that a round may take."""
 ORPHANED_SECONDS = 5.0
 """How long a process may outlive the one that started it."""
@@ -205,7 +205,7 @@ def made_of(instance: dg.DagsterInstance) -> list[str]:
         name, parts = key.to_user_string(), instance.get_materialized_partitions(key)
         made += [f"{name} {part}" for part in parts]
         made += [name] if not parts and instance.get_latest_materialization_event(key) else []
-    return sorted(made)
+    return sorted({*made})
 
 
 def tracked(settings: Settings) -> list[str]:

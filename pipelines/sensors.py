@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 
 import dagster as dg
 
@@ -19,6 +20,12 @@ MAX_REQUESTS = 50
 """Runs asked for in one tick; a larger backlog goes on in the next."""
 LOOK_EVERY = 120
 """Seconds between two questions to the Label Studio server, where it does not call."""
+REQUEST = "matting/request"
+"""Tag of a run that a sensor asked for: what for."""
+MAX_TRIES = 3
+"""Runs that are asked for one thing, where those before were lost."""
+SETTLED = 60.0
+"""Seconds after which a failed run that Dagster starts again itself has been started again."""
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -34,7 +41,8 @@ UNFINISHED = [
     description="One run for each ready drop of the inbox that the catalog's ledger does not hold yet.",
 )
 def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult | dg.SkipReason:
-    """A run key is made of kind, batch and manifest digest: a changed manifest runs again, a seen one never.
+    """A run key is made of kind, batch and manifest digest: a changed manifest runs again, a seen one only where its
+    run was lost.
 
     The cursor is the list of keys that were asked for and are still ready, so it stays as short as the inbox's queue.
     """
@@ -43,15 +51,17 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
     layout = workspace.layout()
     ready = list(ready_batches(stages.inbox_of(layout), stages.catalog_of(layout)))
     asked = set(json.loads(context.cursor or "[]")) & {batch.key for batch in ready}
-    new = [batch for batch in ready if batch.key not in asked][:MAX_REQUESTS]
+    tries = {batch.key: lost(context.instance, batch.key) for batch in ready if batch.key in asked}
+    new = [batch for batch in ready if batch.key not in asked or tries[batch.key]][:MAX_REQUESTS]
     if not new:
         context.update_cursor(json.dumps(sorted(asked)))
         return dg.SkipReason(f"nothing new in {layout.settings.inbox}")
     return dg.SensorResult(
         run_requests=[
-            dg.RunRequest(
-                run_key=batch.key,
-                partition_key=partition_of(batch.kind, batch.batch),
+            asked_for(
+                batch.key,
+                tries.get(batch.key, 0),
+                partition=partition_of(batch.kind, batch.batch),
                 tags={"matting/kind": batch.kind, "matting/batch": batch.batch},
             )
             for batch in new
@@ -79,10 +89,11 @@ def finished_work(context: dg.SensorEvaluationContext, workspace: Workspace) -> 
         seen = stages.finished_work(layout)
     except MattingError as error:
         return dg.SkipReason(str(error))
-    if seen is None or seen == before:
+    tries = lost(context.instance, f"work-{seen}")
+    if seen is None or (seen == before and not tries):
         context.update_cursor(json.dumps([now, before]))
         return dg.SkipReason("what is new has been asked for" if seen else "nothing new from people")
-    return dg.SensorResult(run_requests=[dg.RunRequest(run_key=f"work-{seen}")], cursor=json.dumps([now, seen]))
+    return dg.SensorResult(run_requests=[asked_for(f"work-{seen}", tries)], cursor=json.dumps([now, seen]))
 
 
 @dg.sensor(
@@ -101,6 +112,8 @@ def new_labels(
     layout = workspace.layout()
     if waiting := arrivals_on_their_way(context.instance):
         return waiting
+    if context.cursor and (tries := lost(context.instance, f"labels-{context.cursor}")):
+        return dg.SensorResult(run_requests=[asked_for(f"labels-{context.cursor}", tries)], cursor=context.cursor)
     known = labels_at(layout, None)
     learned = max(int(context.cursor or 0), labels_of_last_cycle(layout))
     refused = layout.verdict.is_file() and stages.recorded_verdict(layout).decision != "PROMOTE"
@@ -108,7 +121,7 @@ def new_labels(
     if known - learned < enough:
         why = " after a refusal" if refused else ""
         return dg.SkipReason(f"{known - learned} new labels; a cycle starts at {enough}{why}")
-    request = dg.RunRequest(run_key=f"labels-{known}", tags={"matting/new_labels": str(known - learned)})
+    request = asked_for(f"labels-{known}", tags={"matting/new_labels": str(known - learned)})
     return dg.SensorResult(run_requests=[request], cursor=str(known))
 
 
@@ -128,12 +141,39 @@ def drifted_arrivals(
     if waiting := arrivals_on_their_way(context.instance):
         return waiting
     asked = set(json.loads(context.cursor or "[]"))
+    last = f"drift-{digest_of(sorted(asked))[:16]}"
+    if asked and (tries := lost(context.instance, last)):
+        return dg.SensorResult(run_requests=[asked_for(last, tries)], cursor=context.cursor)
     new = set(drifted_batches(layout.drift)) - asked
     new -= batches_of_last_cycle(layout) if new else set()
     if len(new) < retrain_policy.drifted_batches:
         return dg.SkipReason(f"{len(new)} drifted batches; a cycle starts at {retrain_policy.drifted_batches}")
-    request = dg.RunRequest(run_key=f"drift-{digest_of(sorted(new))[:16]}", tags={"matting/drifted": str(len(new))})
-    return dg.SensorResult(run_requests=[request], cursor=json.dumps(sorted(asked | new)))
+    asked |= new
+    request = asked_for(f"drift-{digest_of(sorted(asked))[:16]}", tags={"matting/drifted": str(len(new))})
+    return dg.SensorResult(run_requests=[request], cursor=json.dumps(sorted(asked)))
+
+
+def asked_for(
+    request: str, tries: int = 0, *, tags: Mapping[str, str] | None = None, partition: str = ""
+) -> dg.RunRequest:
+    """A run for a request after `tries` runs that were lost: Dagster takes each run key once."""
+    key = f"{request}-{tries}" if tries else request
+    return dg.RunRequest(run_key=key, partition_key=partition or None, tags={REQUEST: request, **(tags or {})})
+
+
+def lost(instance: dg.DagsterInstance, request: str) -> int:
+    """How many runs were started for a request, where all of them failed for good and another try is due; else 0.
+
+    Dagster starts a run whose worker died again, but not where the code location was away in just that moment. A run
+    that a person has cancelled is not lost.
+    """
+    records = instance.get_run_records(dg.RunsFilter(tags={REQUEST: request}))
+    ended = [record.end_time or record.update_timestamp.timestamp() for record in records]
+    failed = all(record.dagster_run.status is dg.DagsterRunStatus.FAILURE for record in records)
+    if not records or not failed or time.time() - max(ended) < SETTLED:
+        return 0
+    tries = sum(record.dagster_run.parent_run_id is None for record in records)
+    return tries if tries < MAX_TRIES else 0
 
 
 def arrivals_on_their_way(instance: dg.DagsterInstance) -> dg.SkipReason | None:

@@ -1,6 +1,7 @@
 """The sensors, called as the daemon calls them: one drop one run, enough labels one cycle."""
 
 import time
+from collections.abc import Iterator
 
 import dagster as dg
 import pytest
@@ -9,9 +10,10 @@ from mm_core import stages
 from mm_core.labeling.label_studio import inbox
 from mm_core.labeling.webhook import hint
 from mm_core.records import Verdict, write_json
+from pipelines import sensors
 from pipelines.definitions import defs
 from pipelines.resources import RetrainPolicy, Workspace
-from pipelines.sensors import drifted_arrivals, finished_work, new_arrivals, new_labels
+from pipelines.sensors import MAX_TRIES, drifted_arrivals, finished_work, new_arrivals, new_labels
 from tests.pipelines.conftest import Plant
 
 
@@ -66,6 +68,49 @@ def test_a_drop_is_asked_for_once_and_again_when_its_manifest_changes(
     assert again.partition_key == request.partition_key and again.run_key != request.run_key
 
 
+@pytest.fixture
+def fresh() -> Iterator[dg.DagsterInstance]:
+    """A history without any run."""
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+def requests(result: dg.SensorResult | dg.SkipReason) -> list[dg.RunRequest]:
+    return list(result.run_requests or []) if isinstance(result, dg.SensorResult) else []
+
+
+def run_of(instance: dg.DagsterInstance, request: dg.RunRequest) -> dg.DagsterRun:
+    job = defs.resolve_job_def("retrain")
+    return instance.create_run_for_job(job, tags=dict(request.tags), status=dg.DagsterRunStatus.STARTED)
+
+
+def test_a_drop_whose_run_was_lost_is_asked_for_again_but_not_for_ever(
+    plant: Plant, workspace: Workspace, fresh: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A code location that is away while its run starts: the run fails, and Dagster cannot start it again itself."""
+    first = arrivals_tick(workspace, fresh, None)
+    assert isinstance(first, dg.SensorResult)
+    (request,) = requests(first)
+    keys = [request.run_key]
+    for _ in range(MAX_TRIES - 1):
+        fresh.report_run_failed(run_of(fresh, request))
+        assert not requests(arrivals_tick(workspace, fresh, first.cursor)), "Dagster may still start it again"
+        with monkeypatch.context() as patch:
+            patch.setattr(sensors, "SETTLED", 0.0)
+            (again,) = requests(arrivals_tick(workspace, fresh, first.cursor))
+        keys.append(again.run_key)
+        assert (again.partition_key, again.tags) == (request.partition_key, request.tags)
+    assert len(set(keys)) == MAX_TRIES, "each key is taken once"
+    monkeypatch.setattr(sensors, "SETTLED", 0.0)
+    fresh.report_run_failed(last := run_of(fresh, request))
+    assert not requests(arrivals_tick(workspace, fresh, first.cursor)), "that is enough"
+    fresh.delete_run(last.run_id)
+    going = run_of(fresh, request)
+    assert not requests(arrivals_tick(workspace, fresh, first.cursor)), "one is on its way"
+    fresh.report_run_canceled(going)
+    assert not requests(arrivals_tick(workspace, fresh, first.cursor)), "a person did not want it"
+
+
 def test_what_the_catalog_holds_is_not_asked_for_even_without_a_cursor(
     plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
@@ -82,6 +127,21 @@ def test_a_cycle_starts_at_the_threshold_and_counts_from_there(
     asked = labels_tick(workspace, instance, None, known)
     assert isinstance(asked, dg.SensorResult) and len(asked.run_requests or []) == 1
     assert "0 new labels" in said(labels_tick(workspace, instance, asked.cursor, 1))
+
+
+def test_a_cycle_that_was_lost_is_asked_for_again(
+    plant: Plant, workspace: Workspace, fresh: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "SETTLED", 0.0)
+    known = len(stages.catalog_of(plant.layout).read("labels"))
+    asked = labels_tick(workspace, fresh, None, known)
+    assert isinstance(asked, dg.SensorResult)
+    (request,) = requests(asked)
+    fresh.report_run_failed(run_of(fresh, request))
+    (again,) = requests(labels_tick(workspace, fresh, asked.cursor, 1))
+    assert again.run_key != request.run_key and again.tags["matting/request"] == request.tags["matting/request"]
+    run_of(fresh, again)
+    assert "0 new labels" in said(labels_tick(workspace, fresh, asked.cursor, 1))
 
 
 def test_labels_of_a_cycle_that_a_person_started_are_not_new(
