@@ -4,10 +4,12 @@ PostgreSQL under Dagster and MLflow, S3 over HTTP, the real daemon, sensors and 
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -15,10 +17,14 @@ import pytest
 from mm_core.data.samplegen import write_drop
 from mm_core.params import Params
 from mm_core.records import ALL_CATEGORIES, Verdict
+from pipelines.definitions import defs
 from tests.pipelines.conftest import TINY
 from tests.pipelines.operated import PROJECT, Operated, wait
 
 pytestmark = pytest.mark.timeout(1800)
+CHROMIUM = os.environ.get("MM_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+PICTURES = os.environ.get("MM_SCREENSHOTS")
+"""The folder for the pictures that docs/dagster-*.png are made of."""
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
 
@@ -118,6 +124,72 @@ def test_a_backfill_takes_batches_again_and_changes_nothing(history: dg.DagsterI
     wait(ended, "the backfill to end", 200, operated)
     assert all(run.status is dg.DagsterRunStatus.SUCCESS for run in runs(history, "arrivals"))
     assert len(runs(history, "retrain")) == 1, "no label was new"
+
+
+@pytest.fixture
+def page(operated: Operated) -> Iterator[Any]:
+    """Dagster's page in a browser, with the workspace's pages beside it."""
+    if not CHROMIUM:
+        pytest.skip("no Chromium: install Debian's `chromium`, or set MM_CHROMIUM to a browser's path")
+    from playwright.sync_api import sync_playwright
+
+    for name in ("webserver", "pages"):
+        operated.start(name)
+        operated.answers(name)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        base = f"http://127.0.0.1:{operated.ports['webserver']}"
+        page = browser.new_context(base_url=base, viewport={"width": 1700, "height": 900}).new_page()
+        page.set_default_timeout(120_000)
+        yield page
+        browser.close()
+
+
+def seen(page: Any, name: str) -> None:
+    """Keeps a picture where someone wants those of docs/."""
+    if PICTURES:
+        page.wait_for_timeout(3000)
+        page.screenshot(path=Path(PICTURES) / f"{name}.png")
+
+
+def test_a_person_sees_the_graph_starts_a_cycle_and_reads_the_report(
+    history: dg.DagsterInstance, operated: Operated, page: Any
+) -> None:
+    page.goto("/asset-groups")
+    page.get_by_text("learning").first.wait_for()
+    page.keyboard.press("Alt+e")
+    graph = defs.resolve_asset_graph()
+    left = {}
+    for key in graph.get_all_asset_keys():
+        name = key.to_user_string()
+        box = page.locator("foreignObject").get_by_text(name, exact=True).last
+        box.wait_for()
+        left[key] = box.bounding_box()["x"]
+    assert all(left[above] < left[key] for key in left for above in graph.get(key).parent_keys), "not left to right"
+    seen(page, "dagster-graph")
+
+    (cycle,) = runs(history, "retrain")
+    page.goto(f"/runs/{cycle.run_id}")
+    page.get_by_text("Succeeded (").first.wait_for()
+    seen(page, "dagster-retrain")
+
+    page.goto("/locations/pipelines.definitions/jobs/retrain")
+    page.get_by_role("button", name="Materialize all").click()
+    page.get_by_role("button", name="Confirm").click()  # collected_labels is not there yet
+    page.get_by_text("Launched run").wait_for()
+    mine = next(run for run in runs(history, "retrain") if run.run_id != cycle.run_id)
+    wait(lambda: history.get_run_by_id(mine.run_id).status in ENDED, "the person's cycle to end", 300, operated)
+    assert history.get_run_by_id(mine.run_id).status is dg.DagsterRunStatus.SUCCESS
+    started = history.all_logs(mine.run_id, of_type=dg.DagsterEventType.STEP_START)
+    assert {entry.step_key for entry in started} == {"pinned_inputs"}, "nothing is new: nothing is trained"
+
+    page.goto("/assets/cycle_report")
+    link = page.get_by_role("link", name="/reports/").first
+    link.wait_for()
+    seen(page, "dagster-report")
+    with page.context.expect_page() as opened:
+        link.click()
+    assert opened.value.title() == "Matting Moments: PROMOTE"
 
 
 def test_no_secret_is_written_anywhere(history: dg.DagsterInstance, operated: Operated) -> None:
