@@ -232,8 +232,8 @@ def main() -> None:
     head = [
         "# A training step",
         "",
-        f"Runner: `benchmarks/training_step.py`. Batch {args.batch}, {args.steps} steps, {args.rounds} rounds in which all"
-        f" rows take turns, each in a process of its own with one thread; medians, and the range over rounds."
+        f"Runner: `benchmarks/training_step.py`. Batch {args.batch}, {args.steps} steps, {args.rounds} rounds in which"
+        f" all rows take turns, each in a process of its own with one thread; medians, and the range over rounds."
         f" {platform.machine()}, {os.cpu_count()} cores; bf16 instructions: {bf16}.",
         "",
         "| step | images/s of CPU time | times the peer's | images/s by the clock | times | GB added at the peak |",

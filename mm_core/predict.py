@@ -8,7 +8,7 @@ import numpy as np
 
 from mm_core.errors import InputError
 from mm_core.layout import Layout
-from mm_core.records import ALL_CATEGORIES, Report, decoder_of, timed, write_bytes
+from mm_core.records import ALL_CATEGORIES, Report, timed, write_bytes
 from mm_core.stages import Progress, quiet, store_of
 from mm_core.store import fetch_blob
 
@@ -39,12 +39,14 @@ def predict_files(
 ) -> Report:
     """Writes `<stem>.png` (8-bit matte, the photo's own size) per photo, and `<stem>.cutout.png` (RGBA) on request.
 
+    Without a `category` the model chooses the decoder of each photo; the table `mattes` names it.
+
     Mattes are brought to the photo's size along its edges (`mm_core.model.upsample`). Cut-outs carry estimated
     foreground colours, so that no halo of the old background shows on a new one.
     """
     from mm_core.aigc.foreground import foreground
     from mm_core.data.images import load_rgb
-    from mm_core.model.predict import TorchPredictor
+    from mm_core.model.predict import TorchPredictor, decoders_for
 
     if category and category not in ALL_CATEGORIES:
         raise InputError(f"--category {category}: unknown; one of {', '.join(ALL_CATEGORIES)}")
@@ -57,10 +59,12 @@ def predict_files(
     with timed(Report("predict")) as report:
         for index, path in enumerate(images):
             rgb = load_rgb(path)
-            alpha = predictor.predict([rgb], [decoder_of(category)])[0]
+            decoder = decoders_for(predictor, [rgb], [category])[0]
+            alpha = predictor.predict([rgb], [decoder])[0]
             _write_png(out / f"{path.stem}.png", np.round(alpha * 255).astype(np.uint8))
             written.append(
                 {"image": str(path), "matte": str(out / f"{path.stem}.png"), "foreground": float(alpha.mean())}
+                | {"decoder": decoder}
             )
             if cutout:
                 rgba = np.dstack([foreground(rgb, alpha), np.rint(alpha.clip(0, 1) * 255).astype(np.uint8)])

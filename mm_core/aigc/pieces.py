@@ -21,8 +21,7 @@ from mm_core.aigc.strategy import Offer
 from mm_core.aigc.style import background_blur, colour_splash, stylised
 from mm_core.aigc.subjects import Subjects
 from mm_core.data.images import load_rgb
-from mm_core.model.predict import Predictor
-from mm_core.records import decoder_of
+from mm_core.model.predict import Predictor, decoders_for
 
 VERSION = "1"
 """Rises whenever a piece may come out differently; older ones are then made again."""
@@ -52,7 +51,7 @@ class Matted:
     @staticmethod
     def of(path: Path, category: str | None, predictor: Predictor) -> Matted:
         photo = load_rgb(path, MAX_SIDE)
-        alpha = predictor.predict([photo], [decoder_of(category)])[0]
+        alpha = predictor.predict([photo], decoders_for(predictor, [photo], [category]))[0]
         return Matted(photo, alpha, Subjects(alpha))
 
     def haze(self) -> float:

@@ -30,6 +30,8 @@ from mm_core.store import Store, fetch_blob
 
 CACHE_SCALE = 1.25
 """Cached squares are this much larger than the model's input, so that crops keep their detail."""
+UNKNOWN = "unknown"
+"""Category of a row that has none."""
 _KEY = 64
 """Characters of a key: a sha256 in hex."""
 
@@ -256,7 +258,7 @@ class Pool:
         self._binary = frame["label_binary"].fillna(False).astype(bool).to_numpy()
         self._decoders = frame["decoder"].tolist()
         self._captions = frame["caption"].fillna("").tolist()
-        self.categories = frame["category"].fillna("unknown").tolist()
+        self.categories = frame["category"].fillna(UNKNOWN).tolist()
         self._order = BalancedOrder(self.categories, seed, stream)
 
     def __len__(self) -> int:

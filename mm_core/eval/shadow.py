@@ -20,8 +20,8 @@ from mm_core.data.snapshot import labels_in_use
 from mm_core.errors import BlobNotFound
 from mm_core.eval.mattes import small, write_png
 from mm_core.layout import Layout
-from mm_core.model.predict import Predictor
-from mm_core.records import Report, decoder_of, write_json
+from mm_core.model.predict import Predictor, decoders_for
+from mm_core.records import Report, write_json
 from mm_core.store import Store, fetch_blob
 
 SIDE = 512
@@ -72,8 +72,10 @@ def run_shadow(
         for start in range(0, len(rows), AT_ONCE):
             these = rows[start : start + AT_ONCE]
             part = [(row, photo) for row, photo in zip(these, pool.map(read, these), strict=True) if photo is not None]
-            images, decoders = [photo for _, photo in part], [decoder_of(row.category) for row, _ in part]
-            older, newer = champion.predict(images, decoders), candidate.predict(images, decoders)
+            images, categories = [photo for _, photo in part], [row.category for row, _ in part]
+            older, newer = (
+                model.predict(images, decoders_for(model, images, categories)) for model in (champion, candidate)
+            )
             for (row, photo), before, after in zip(part, older, newer, strict=True):
                 difference = float(np.abs(after - before).mean())
                 done.append({"sample_id": row.id, "category": row.category, "difference": difference})

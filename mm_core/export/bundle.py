@@ -28,10 +28,10 @@ from mm_core.export.limits import require_within
 from mm_core.export.lock import held
 from mm_core.export.measured import decoder_entry, run_all, torch_latencies
 from mm_core.export.provenance import code_revision
-from mm_core.export.runtime import SUFFIX, input_size, open_session
+from mm_core.export.runtime import CHOICE, SUFFIX, input_size, open_session
 from mm_core.export.signature import UNSIGNED, sign_file
 from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.model.preprocess import MEAN, STD, resize
+from mm_core.model.preprocess import MEAN, STD, prepare, resize
 from mm_core.params import Params
 from mm_core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.store import Store
@@ -226,6 +226,13 @@ def _assemble(
             "range": [0.0, 1.0],
             "resize": "to the photo's height and width as the input, then clipped to the range",
         },
+        "choice": {
+            "name": CHOICE,
+            "dtype": "float32",
+            "shape": [1, len(DECODERS)],
+            "decoders": list(DECODERS),
+            "use": "of a photo of unknown category the largest value names the decoder to ask; in ONNX files only",
+        },
         "golden": {"file": "golden.npz", "tolerance": TOLERANCE},
         "data": {"counts": snapshot.get("counts", {}), "sources": _sources(layout, snapshot)},
         "opset": _opset(folder / f"{DECODERS[0]}{SUFFIX}"),
@@ -241,11 +248,14 @@ def _assemble(
 
 
 def _write_golden(folder: Path, golden: dict[str, np.ndarray], runs: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """Per decoder a generated photo, uint8 (S, S, 3), and the matte of each format's file here, float32 (S, S):
-    `<decoder>_alpha` of ONNX, `<decoder>_<format>_alpha` of the others."""
+    """Per decoder a generated photo, uint8 (S, S, 3), the matte of each format's file here, float32 (S, S):
+    `<decoder>_alpha` of ONNX, `<decoder>_<format>_alpha` of the others; and ONNX' `<decoder>_choice`, float32 (3,)."""
     pairs: dict[str, np.ndarray] = {}
     for decoder, photo in golden.items():
         pairs[f"{decoder}_image"] = photo
+        session = open_session(folder / f"{decoder}{SUFFIX}")
+        (choice,) = session.run([CHOICE], {"image": prepare(photo, photo.shape[0])[None]})
+        pairs[f"{decoder}_choice"] = np.asarray(choice)[0]
         for name, run in runs[decoder].items():
             pairs[f"{decoder}_alpha" if name == "onnx" else f"{decoder}_{name}_alpha"] = run["golden"]
     np.savez_compressed(folder / "golden.npz", **pairs)  # pyright: ignore[reportArgumentType]

@@ -21,7 +21,7 @@ import numpy as np
 
 from mm_core.errors import MattingError
 from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
-from mm_core.export.runtime import SUFFIX, open_session
+from mm_core.export.runtime import CHOICE, SUFFIX, open_session
 from mm_core.export.sensitivity import ladder, ranked, worst
 from mm_core.export.served import served
 from mm_core.params import ExportParams
@@ -39,7 +39,7 @@ from mm_core.store import Store
 
 TORCH_TOLERANCE = 1e-3
 """The float ONNX graph must give torch's alpha to within this."""
-_RECIPE = 3
+_RECIPE = 4
 """Raised with every change here that changes bytes, so that kept results are made again."""
 
 
@@ -133,7 +133,8 @@ def _make_all(
 
 
 def float_graph(model: Path) -> tuple[Any, Callable[[str], tuple[np.ndarray, np.ndarray]]]:
-    """The float network as one ONNX graph: input `image` (1, 3, S, S), one alpha output named after each decoder.
+    """The float network as one ONNX graph: input `image` (1, 3, S, S), one alpha output named after each decoder, and
+    `decoder` (1, 3), logits of which of them the photo is for.
 
     One export for all decoders: it costs most of the time.
     Also gives torch's own (image, alpha) of a decoder on a fixed random image, to check the graph with.
@@ -152,23 +153,26 @@ def float_graph(model: Path) -> tuple[Any, Callable[[str], tuple[np.ndarray, np.
 
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
             features = self.net.encode(image)
-            return tuple(torch.sigmoid(self.net.decode(features, decoder)[0]) for decoder in DECODERS)
+            alphas = (torch.sigmoid(self.net.decode(features, decoder)[0]) for decoder in DECODERS)
+            return *alphas, self.net.choice(features)
 
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
-            Served().eval(), (image,), dynamo=True, input_names=["image"], output_names=list(DECODERS), verbose=False
-        )
-        alphas = {str(name): alpha for name, alpha in zip(DECODERS, Served()(image), strict=True)}
+            Served().eval(), (image,), dynamo=True, input_names=["image"], output_names=[*DECODERS, CHOICE],
+            verbose=False,
+        )  # fmt: skip
+        alphas = {str(name): alpha for name, alpha in zip(DECODERS, Served()(image), strict=False)}
     assert program is not None
     return program.model_proto, lambda decoder: (image.numpy(), alphas[decoder].numpy())
 
 
 def _extract(graph: Any, decoder: str) -> Any:
-    """The part of the graph that one decoder needs, its output named `alpha`, without traces of where it was made."""
+    """The part of the graph that one decoder and the choice need, its output named `alpha`, without traces of where
+    it was made."""
     import onnx.utils
 
-    part = onnx.utils.Extractor(graph).extract_model(["image"], [decoder])
+    part = onnx.utils.Extractor(graph).extract_model(["image"], [decoder, CHOICE])
     for node in part.graph.node:
         node.output[:] = ["alpha" if name == decoder else name for name in node.output]
     part.graph.output[0].name = "alpha"
@@ -220,6 +224,7 @@ def quantise_graph(
         onnx.save(graph, plain)
         quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
         _require_close(ready, reference)
+        float_graph = onnx.load(ready).graph
         truth = _alphas(ready, images)
         steps: list[list[int]] = [[]]
         while steps:
@@ -234,7 +239,7 @@ def quantise_graph(
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=float_nodes(onnx.load(ready).graph, kept),
+                nodes_to_exclude=sorted({*float_nodes(float_graph, kept), *choosing_nodes(float_graph)}),
                 calibration_cache_path=str(folder / "ranges.json"),
             )
             data = _stripped(onnx.load(made)).SerializeToString(deterministic=True)
@@ -263,6 +268,22 @@ def float_nodes(graph: Any, kept: Sequence[int]) -> list[str]:
     names = [node.name for node in graph.node]
     ends = [*starts[1:], len(names)]
     return [name for n in sorted({*kept, len(starts) - 1}) for name in names[starts[n] : ends[n]]]
+
+
+def choosing_nodes(graph: Any) -> list[str]:
+    """Names of the nodes that only the choice of a decoder needs: next to nothing to compute, so they stay in float."""
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def behind(output: str) -> set[str]:
+        found, waiting = set(), [output]
+        while waiting:
+            node = makers.get(waiting.pop())
+            if node is not None and node.name not in found:
+                found.add(node.name)
+                waiting += node.input
+        return found
+
+    return sorted(behind(CHOICE) - behind("alpha"))
 
 
 def _require_close(float_file: Path, reference: tuple[np.ndarray, np.ndarray]) -> None:

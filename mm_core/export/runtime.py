@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     import onnxruntime
 
 SUFFIX = ".int8.onnx"
-"""`<decoder>.int8.onnx`: input `image` float32 (1,3,S,S), normalised; output `alpha` float32 (1,1,S,S) in [0,1]."""
+"""`<decoder>.int8.onnx`: input `image` float32 (1,3,S,S), normalised; outputs `alpha` float32 (1,1,S,S) in [0,1] and
+`CHOICE`."""
+CHOICE = "decoder"
+"""Logits float32 (1,3) of DECODERS: which of them the photo is for. Files from before it was there lack it."""
 
 
 def open_session(file: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
@@ -93,6 +96,17 @@ class OnnxPredictor:
         """What the file itself gives: prepared float32 (3,S,S) → float32 (S,S) in [0,1]."""
         (alpha,) = self._session(decoder).run(["alpha"], {"image": image[None]})
         return np.asarray(alpha)[0, 0]
+
+    def choose(self, photos: Sequence[np.ndarray]) -> list[str]:
+        """As `Predictor.choose`; the first decoder where the files do not say."""
+        session = self._session(next(name for name in DECODERS if name in self.files))
+        if CHOICE not in [output.name for output in session.get_outputs()]:
+            return [DECODERS[0]] * len(photos)
+        size, chosen = input_size(session), []
+        for photo in photos:
+            (logits,) = session.run([CHOICE], {"image": prepare(photo, size)[None]})
+            chosen.append(DECODERS[int(np.asarray(logits).argmax())])
+        return chosen
 
     def _session(self, decoder: str) -> onnxruntime.InferenceSession:
         if decoder not in self._sessions:

@@ -14,8 +14,14 @@ import numpy as np
 import onnxruntime
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shares = np.exp(logits - logits.max())
+    return shares / shares.sum()
+
+
 def check(folder: Path) -> dict:
-    """Per decoder `mse` and `max` of the difference, and whether all are within the manifest's tolerance (`ok`)."""
+    """Per decoder `mse` and `max` of the mattes' difference, `choice` of the decoders' shares, and whether all are
+    within the manifest's tolerance (`ok`)."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, file in manifest["files"].items():
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != file["sha256"]:
@@ -28,11 +34,15 @@ def check(folder: Path) -> dict:
             spec["std"]
         )
         session = onnxruntime.InferenceSession(str(folder / entry["file"]), providers=["CPUExecutionProvider"])
-        (alpha,) = session.run([manifest["output"]["name"]], {spec["name"]: image.transpose(2, 0, 1)[None]})
+        names = [manifest["output"]["name"], manifest["choice"]["name"]]
+        alpha, choice = session.run(names, {spec["name"]: image.transpose(2, 0, 1)[None]})
         difference = np.asarray(alpha)[0, 0] - golden[f"{decoder}_alpha"]
-        result["decoders"][decoder] = {"mse": float(np.mean(difference**2)), "max": float(np.abs(difference).max())}
+        shares = softmax(np.asarray(choice)[0]) - softmax(golden[f"{decoder}_choice"])
+        found = {"mse": np.mean(difference**2), "max": np.abs(difference).max(), "choice": np.abs(shares).max()}
+        result["decoders"][decoder] = {name: float(value) for name, value in found.items()}
     result["ok"] = all(
-        d["mse"] <= tolerance["mse"] and d["max"] <= tolerance["max"] for d in result["decoders"].values()
+        d["mse"] <= tolerance["mse"] and max(d["max"], d["choice"]) <= tolerance["max"]
+        for d in result["decoders"].values()
     )
     result["torch_imported"] = "torch" in sys.modules
     return result

@@ -79,6 +79,9 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
             raise HTTPException(404)
         return Response(await _found(library.matte, request.path_params["id"], decoder), media_type="image/png")
 
+    async def decoder(request: Request) -> Response:
+        return JSONResponse({"decoder": await _found(library.decoder, request.path_params["id"])})
+
     async def apply(request: Request) -> Response:
         asked = request.query_params
         tap = None
@@ -129,6 +132,7 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
         Route("/model/{file:str}", model),
         Route("/golden/{decoder:str}", golden),
         Route("/api/matte/{id:str}", matte, methods=["POST"]),
+        Route("/api/decoder/{id:str}", decoder),
         Route("/api/apply/{id:str}", apply, methods=["POST"]),
         Route("/api/photos", upload, methods=["POST"]),
         Route("/api/feedback", say, methods=["POST"]),

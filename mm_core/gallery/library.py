@@ -24,6 +24,7 @@ from mm_core.data.drop import PHOTOS
 from mm_core.data.images import TooManyPixels, UnreadableImage, encode_alpha, load_rgb, read_header
 from mm_core.errors import InputError
 from mm_core.export.runtime import OnnxPredictor
+from mm_core.model.predict import decoders_for
 from mm_core.records import ALL_CATEGORIES, decoder_of, sha256_bytes, sha256_file, write_bytes
 
 SIDES = (320, 2048)
@@ -57,6 +58,7 @@ class Library:
         self.predictor = OnnxPredictor.of_folder(bundle, guided=True)
         self._busy = threading.Lock()
         self._mattes: OrderedDict[tuple[str, str], Matted] = OrderedDict()
+        self._decoders: dict[str, str] = {}
         told = json.loads((moments / "moments.json").read_text())
         self.moments: list[dict[str, Any]] = told["moments"]
         self._pieces = {piece["file"] for moment in self.moments for piece in moment["pieces"]}
@@ -97,6 +99,17 @@ class Library:
             photo = load_rgb(self.photos[id].path, max(SIDES))
             return encode_alpha(self.predictor.predict([photo], [decoder])[0])
 
+    def decoder(self, id: str) -> str:
+        """The decoder that a photo is for: its category's, or where none is known the one that the model chooses."""
+        with self._busy:
+            return self._decoder(self.photos[id])
+
+    def _decoder(self, entry: Entry) -> str:
+        if entry.id not in self._decoders:
+            photo = load_rgb(entry.path, max(SIDES))
+            (self._decoders[entry.id],) = decoders_for(self.predictor, [photo], [entry.category])
+        return self._decoders[entry.id]
+
     def apply(self, id: str, function: str, choice: str, tap: tuple[float, float] | None) -> tuple[str, bytes]:
         """Suffix and bytes of the photo at its own size after one of FUNCTIONS. Raises KeyError, InputError.
 
@@ -106,8 +119,7 @@ class Library:
             raise InputError(f"{function} {choice}: no such function or choice")
         entry = self.photos[id]
         with self._busy:
-            category = "scenery" if function == "sky" else (entry.category or "portrait")
-            matted = self._matted(entry, category)
+            matted = self._matted(entry, decoder_of("scenery") if function == "sky" else self._decoder(entry))
             made: np.ndarray | Cutout | None
             if function == "eraser" and tap:
                 subject = matted.subjects.at(*tap)
@@ -175,11 +187,11 @@ class Library:
             "styles": list(STYLES),
         }
 
-    def _matted(self, entry: Entry, category: str) -> Matted:
-        key = entry.id, decoder_of(category)
+    def _matted(self, entry: Entry, decoder: str) -> Matted:
+        key = entry.id, decoder
         if key not in self._mattes:
             photo = load_rgb(entry.path, 4096)
-            alpha = self.predictor.predict([photo], [decoder_of(category)])[0]
+            alpha = self.predictor.predict([photo], [decoder])[0]
             self._mattes[key] = Matted(photo, alpha, Subjects(alpha))
             while len(self._mattes) > KEPT_MATTES:
                 self._mattes.popitem(last=False)

@@ -24,8 +24,9 @@ from mm_core.labeling.review import eval_reviews, suspect_reviews
 from mm_core.labeling.send import QUEUES, ROUTED, Outgoing, finish_pending, send
 from mm_core.labeling.signals import UNCERTAINTY, look
 from mm_core.layout import Layout
+from mm_core.model.predict import decoders_for
 from mm_core.params import RouteParams, SnapshotParams
-from mm_core.records import Report, decoder_of
+from mm_core.records import Report
 from mm_core.store import Store, fetch_blob
 from mm_core.structuring import photo
 
@@ -98,7 +99,8 @@ def _seen(table: Any, store: Store, predictor: Predictor, progress: Progress) ->
     for start in range(0, len(table), LOOK_BATCH):
         part = table.iloc[start : start + LOOK_BATCH]
         photos = [load_rgb(fetch_blob(store, i), LOOK_SIDE) for i in part["sample_id"]]
-        rows += look(photos, [decoder_of(c) for c in part["category"]], predictor)
+        categories = [c if isinstance(c, str) else None for c in part["category"]]
+        rows += look(photos, decoders_for(predictor, photos, categories), predictor)
         progress("uncertainty", len(rows), len(table))
     frame: Any = pd.DataFrame(rows, columns=[*UNCERTAINTY, "matte_difficulty"])
     return {"uncertainty": frame[list(UNCERTAINTY)], "difficulty": frame[["matte_difficulty"]]}
@@ -145,7 +147,7 @@ def _outgoing(
                 float(row["score"]),
                 row["stated"] if isinstance(row["stated"], str) else None,
                 [*words, *tags.get(row["sample_id"], [])],
-                _matte_of(predictor, decoder_of(category)) if predictor else None,
+                _matte_of(predictor, category) if predictor else None,
                 version,
                 {name: float(row[name]) for name in parts},
                 {"chosen_as": category or ""},
@@ -176,8 +178,12 @@ def _percent(part: float) -> str:
     return f"{round(100 * (2 * part - 1))} %"
 
 
-def _matte_of(predictor: Predictor, decoder: str) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda rgb: np.rint(predictor.predict([rgb], [decoder])[0] * 255).astype(np.uint8)
+def _matte_of(predictor: Predictor, category: str | None) -> Callable[[np.ndarray], np.ndarray]:
+    def matte(rgb: np.ndarray) -> np.ndarray:
+        alpha = predictor.predict([rgb], decoders_for(predictor, [rgb], [category]))[0]
+        return np.rint(alpha * 255).astype(np.uint8)
+
+    return matte
 
 
 def _tags(catalog: Catalog, ids: list[str]) -> dict[str, list[str]]:

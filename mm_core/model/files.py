@@ -60,8 +60,10 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> tuple[MattingN
         raise InputError(f"{path}: model.{field}: {first['msg']}; it was written by another version") from None
     with torch.random.fork_rng(devices=[]):
         net = MattingNet(config)
+    # Models from before the chooser keep an untrained one; all else is strict.
+    untrained = {f"chooser.{name}": value for name, value in net.chooser.state_dict().items()}
     try:
-        net.load_state_dict(load_file(path))
+        net.load_state_dict(untrained | load_file(path))
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: its weights do not fit {config.encoder}: {detail}; train it again") from None

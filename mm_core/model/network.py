@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_core.errors import InputError
@@ -104,6 +105,8 @@ class MattingNet(nn.Module):
     """Channels of each feature, fine→coarse."""
     reductions: list[int]
     """Stride of each feature against the input, fine→coarse."""
+    chooser: nn.Linear
+    """Tells which decoder a photo of unknown category is for. Untrained it knows nothing: then the first one serves."""
     needed: Callable[[Sequence[str]], Sequence[str]] | None = None
     """Of a batch's decoders, those that any of the processes sharing the batch needs, in one order: they must take the
     same steps, rows or not."""
@@ -124,6 +127,9 @@ class MattingNet(nn.Module):
             decoders = {name: LightDecoder(encoder.channels, encoder.reductions, config.width) for name in DECODERS}
         self.encoder, self.decoders = encoder, nn.ModuleDict(decoders)
         self.channels, self.reductions = encoder.channels, encoder.reductions
+        self.chooser = nn.Linear(self.channels[-1], len(DECODERS))
+        nn.init.zeros_(self.chooser.weight)
+        nn.init.zeros_(self.chooser.bias)
 
     @property
     def bottleneck_channels(self) -> int:
@@ -157,6 +163,17 @@ class MattingNet(nn.Module):
         order = [row for members in rows.values() for row in members]
         back = torch.argsort(torch.tensor(order, device=device))
         return [torch.cat(maps).index_select(0, back) for maps in zip(*parts, strict=True)]
+
+    def choice(self, features: list[Tensor]) -> Tensor:
+        """Logits (B, 3) of `DECODERS`, from the bottleneck. Their gradient stays in the chooser: mattes are not
+        traded for it (docs/decisions/0016-unknown-category.md)."""
+        pooled = features[-1].detach().float().mean((2, 3))
+        return self.chooser(F.layer_norm(pooled, pooled.shape[-1:]))
+
+    def chosen(self, features: list[Tensor]) -> list[str]:
+        """Of each row the decoder that its photo is for."""
+        rows = self.choice(features).tolist()
+        return [DECODERS[row.index(max(row))] for row in rows]
 
     def forward(self, images: Tensor, decoder: str) -> Tensor:
         """Main logits (B,1,S,S)."""

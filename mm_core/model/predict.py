@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from mm_core.model.preprocess import finish, prepare
 from mm_core.model.upsample import guided_upsample
+from mm_core.records import decoder_of
 
 
 class Predictor(Protocol):
@@ -18,6 +19,18 @@ class Predictor(Protocol):
     def predict(self, photos: Sequence[np.ndarray], decoders: Sequence[str]) -> list[np.ndarray]:
         """Photos uint8 (H,W,3) sRGB and one decoder name each → float32 (H,W) in [0,1], in the same order."""
         ...
+
+    def choose(self, photos: Sequence[np.ndarray]) -> list[str]:
+        """The decoder that the model itself would take for each photo, by its looks."""
+        ...
+
+
+def decoders_for(predictor: Predictor, photos: Sequence[np.ndarray], categories: Sequence[str | None]) -> list[str]:
+    """The decoder of each photo: its category's; where none is known, the one that the model chooses."""
+    unknown = [row for row, category in enumerate(categories) if not category]
+    asked = predictor.choose([photos[row] for row in unknown]) if unknown else []
+    chosen = dict(zip(unknown, asked, strict=True))
+    return [chosen.get(row) or decoder_of(category) for row, category in enumerate(categories)]
 
 
 def pick_device(device: str = "auto") -> str:
@@ -46,8 +59,6 @@ class TorchPredictor:
 
     def predict(self, photos: Sequence[np.ndarray], decoders: Sequence[str]) -> list[np.ndarray]:
         """As `Predictor.predict`; photos of one decoder share batches."""
-        import torch
-
         if len(photos) != len(decoders):
             raise ValueError(f"{len(photos)} photos with {len(decoders)} decoder names")
         mattes: dict[int, np.ndarray] = {}
@@ -55,11 +66,25 @@ class TorchPredictor:
             rows = [row for row, decoder in enumerate(decoders) if decoder == name]
             for start in range(0, len(rows), self.batch):
                 chunk = rows[start : start + self.batch]
-                images = torch.from_numpy(np.stack([prepare(photos[row], self.size) for row in chunk]))
-                images = images.to(self.device, memory_format=torch.channels_last)
-                with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-                    alphas = self.net(images, name).float().sigmoid().cpu().numpy()
+                logits = self._run([photos[row] for row in chunk], lambda images, name=name: self.net(images, name))
+                alphas = logits.float().sigmoid().cpu().numpy()
                 for row, alpha in zip(chunk, alphas, strict=True):
                     photo = photos[row]
                     mattes[row] = guided_upsample(alpha[0], photo) if self.guided else finish(alpha[0], photo.shape[:2])
         return [mattes[row] for row in range(len(photos))]
+
+    def choose(self, photos: Sequence[np.ndarray]) -> list[str]:
+        """As `Predictor.choose`."""
+        chosen: list[str] = []
+        for start in range(0, len(photos), self.batch):
+            chunk = photos[start : start + self.batch]
+            chosen += self._run(chunk, lambda images: self.net.chosen(self.net.encode(images)))
+        return chosen
+
+    def _run(self, photos: Sequence[np.ndarray], work: Callable[[Any], Any]) -> Any:
+        import torch
+
+        images = torch.from_numpy(np.stack([prepare(photo, self.size) for photo in photos]))
+        images = images.to(self.device, memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            return work(images)

@@ -69,6 +69,8 @@ class Sample:
     """(B,) bool."""
     decoders: list[str]
     captions: list[str]
+    categories: list[str]
+    """`unknown` where there is none; `decoders` then has the first one's name."""
     taught: bool = False
     """`alpha` is a teacher's matte."""
 
@@ -78,7 +80,9 @@ def to_device(batch: Batch, device: torch.device) -> Sample:
     images = torch.from_numpy(batch.images).to(device).float().div_(255).sub_(mean).div_(std)
     alpha = torch.from_numpy(batch.alphas).to(device).float().div_(255).unsqueeze(1)
     binary = torch.from_numpy(np.asarray(batch.binary)).to(device)
-    return Sample(batch.ids, images.permute(0, 3, 1, 2), alpha, binary, batch.decoders, batch.captions)
+    return Sample(
+        batch.ids, images.permute(0, 3, 1, 2), alpha, binary, batch.decoders, batch.captions, batch.categories
+    )
 
 
 def pick_device(name: str) -> torch.device:

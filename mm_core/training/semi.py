@@ -14,13 +14,14 @@ The target of an unlabelled photo is the matte of a teacher, the moving average 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mm_core.data.dataset import UNKNOWN
 from mm_core.model.auxiliary import AuxiliaryDecoders
 from mm_core.model.network import MattingNet
 from mm_core.params import LossParams, SemiParams
@@ -64,7 +65,9 @@ class Semi(Supervised):
         if name == "labeled":
             return batch
         with torch.no_grad():
-            alpha = teacher.route(teacher.encode(batch.images), batch.decoders)[0].float().sigmoid()
+            features = teacher.encode(batch.images)
+            batch = replace(batch, decoders=_served_by(batch, teacher.chosen(features)))
+            alpha = teacher.route(features, batch.decoders)[0].float().sigmoid()
         if not self._semi.view:
             return replace(batch, alpha=alpha, taught=True)
         # A rectangle of another photo would not fit the caption.
@@ -89,6 +92,12 @@ class Semi(Supervised):
             agreement = torch.stack([consistency(logits, target) for logits in views.values()]).mean()
             terms["semi"] = self._weight * agreement
         return terms
+
+
+def _served_by(batch: Sample, chosen: Sequence[str]) -> list[str]:
+    """The decoder of each photo; where no category is known, the one that the teacher chooses."""
+    rows = zip(batch.decoders, batch.categories, chosen, strict=True)
+    return [other if category == UNKNOWN else name for name, category, other in rows]
 
 
 def followed(logits: Tensor, target: Tensor) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_core.data.dataset import Batch, Pool
+from mm_core.data.dataset import UNKNOWN, Batch, Pool
 from mm_core.model.network import MattingNet
 from mm_core.params import LossParams
+from mm_core.records import DECODERS
 from mm_core.training import ranks
 from mm_core.training.loop import Sample
 from mm_core.training.losses import matting_losses
@@ -49,7 +51,17 @@ class Supervised(nn.Module):
     ) -> dict[str, Tensor]:
         batch = batches["labeled"]
         outputs = self.net.route(features["labeled"], batch.decoders)
-        return matting_losses(outputs, batch.alpha, batch.binary, self._loss)
+        terms = matting_losses(outputs, batch.alpha, batch.binary, self._loss)
+        if self._loss.choice:
+            terms["choice"] = self._loss.choice * choice_loss(self.net.choice(features["labeled"]), batch)
+        return terms
+
+
+def choice_loss(logits: Tensor, batch: Sample) -> Tensor:
+    """Cross-entropy of the chooser's logits (B, 3), mean over the samples whose category is known: scalar."""
+    truth = torch.tensor([DECODERS.index(name) for name in batch.decoders], device=logits.device)
+    known = torch.tensor([category != UNKNOWN for category in batch.categories], device=logits.device)
+    return (F.cross_entropy(logits.float(), truth, reduction="none") * known).sum() / known.sum().clamp_min(1)
 
 
 def _shares(sources: Sequence[tuple[Pool, int]], step: int) -> list[Batch]:

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mm_core.data.dataset import PixelCache, Pool
+from mm_core.data.dataset import UNKNOWN, PixelCache, Pool
 from mm_core.errors import InputError, NothingToTrainOn
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.model.files import load_model, save_model
@@ -36,7 +36,7 @@ from mm_core.training.semi import Semi
 from mm_core.training.supervised import Supervised
 from mm_core.training.tracking import Tracker
 
-RECIPE = 2
+RECIPE = 3
 """Raised when this room's code changes what the same params and data lead to."""
 _FRAME_COLUMNS = ["sample_id", "category", "decoder", "caption", "alpha_sha256", "label_binary"]
 
@@ -200,6 +200,7 @@ def _train(
             )
         net.load_state_dict(result.weights)
         metrics = _metrics(stage, result) | {f"{stage}/epochs": epochs(params.train.common, data, settings.steps)}
+        metrics |= {f"{stage}/val/choice": share for share in check.rightly_chosen(net)}
         facts |= {"steps": settings.steps, "best_step": result.best_step, "resumed_from": result.resumed_from}
         if not result.validation:
             facts["validation"] = "empty: the last averaged weights were kept"
@@ -323,6 +324,20 @@ class _Validation:
             for category, error in zip(categories, squared, strict=True):
                 errors.setdefault(category, []).append(error)
         return {category: float(np.mean(values)) for category, values in sorted(errors.items())}
+
+    @torch.no_grad()
+    def rightly_chosen(self, net: MattingNet) -> list[float]:
+        """Share of the photos of known category whose decoder the net would choose; empty where there are none."""
+        net.eval()
+        right = [
+            name == decoder
+            for sample, categories in self._batches
+            for name, decoder, category in zip(
+                net.chosen(net.encode(sample.images)), sample.decoders, categories, strict=True
+            )
+            if category != UNKNOWN
+        ]
+        return [float(np.mean(right))] if right else []
 
 
 def _metrics(stage: str, result: Result) -> dict[str, float]:

@@ -69,7 +69,11 @@ def trained_net() -> MattingNet:
         samples = [generate(category, 100 + step * 4 + i, size=SIZE) for i in range(4)]
         images = torch.from_numpy(np.stack([prepare(s.image, SIZE) for s in samples]))
         alphas = torch.from_numpy(np.stack([cv2.resize(s.alpha, (SIZE, SIZE)) for s in samples]))[:, None]
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(net(images, decoder_of(category)), alphas)
+        features, decoder = net.encode(images), decoder_of(category)
+        logits = net.decode(features, decoder)[0]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, alphas)
+        truth = torch.full((len(images),), DECODERS.index(decoder))
+        loss = loss + torch.nn.functional.cross_entropy(net.choice(features), truth)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -45,7 +45,8 @@ def test_the_manifest_says_what_was_judged_and_every_digest_holds(exported):
     assert "| portrait | int8 |" in card and "CC0-1.0" in card
 
 
-def test_a_bundle_checks_itself_anywhere_and_notices_changed_files(exported, tmp_path):
+@pytest.mark.parametrize("golden_of", ["alpha", "choice"])
+def test_a_bundle_checks_itself_anywhere_and_notices_changed_files(exported, tmp_path, golden_of):
     folder = tmp_path / "on a phone"
     shutil.copytree(bundle_of(exported), folder)
     done = subprocess.run(
@@ -53,10 +54,10 @@ def test_a_bundle_checks_itself_anywhere_and_notices_changed_files(exported, tmp
     )
     said = json.loads(done.stdout)
     assert said["ok"] and not said["torch_imported"]
-    assert all(row["max"] < 1e-3 for row in said["decoders"].values())
+    assert all(row["max"] < 1e-3 and row["choice"] < 1e-3 for row in said["decoders"].values())
 
     golden = dict(np.load(folder / "golden.npz"))
-    golden["saliency_alpha"] += np.float32(0.2)
+    golden[f"saliency_{golden_of}"] = 0.2 - 2 * golden[f"saliency_{golden_of}"]
     np.savez_compressed(folder / "golden.npz", **golden)
     with pytest.raises(MattingError, match="golden.npz"):
         b.verify(folder)

@@ -48,6 +48,15 @@ def test_int8_is_close_to_torch_on_photos_never_calibrated_with(base):
     assert np.std(np.concatenate([a.ravel() for a in truth])) > 0.02, "flat mattes would prove nothing"
 
 
+def test_int8_chooses_the_decoder_that_torch_chooses(base):
+    frame, store = read_pool(base.snapshot, "train_labeled"), stages.store_of(base)
+    photos = [load_rgb(fetch_blob(store, i)) for i in frame["sample_id"]]
+    truth = TorchPredictor(base.model(TRAIN_STAGES[-1]), "cpu").choose(photos)
+    served = OnnxPredictor.of_folder(base.quantised).choose(photos)
+    assert len(set(truth)) > 1, "one answer for all would prove nothing"
+    assert np.mean([a == b for a, b in zip(truth, served, strict=True)]) > 0.9
+
+
 def test_weights_are_int8_but_for_the_head(base):
     for decoder in DECODERS:
         graph = onnx.load(base.quantised / f"{decoder}.int8.onnx").graph
@@ -55,7 +64,11 @@ def test_weights_are_int8_but_for_the_head(base):
         convolutions = [node for node in graph.node if node.op_type == "Conv"]
         kinds = [feeds[n.input[1]].op_type if n.input[1] in feeds else "float" for n in convolutions]
         assert kinds == ["DequantizeLinear"] * (len(kinds) - 1) + ["float"]
-        assert [node.op_type for node in graph.node][-1] == "Sigmoid"
+        assert [output.name for output in graph.output] == ["alpha", "decoder"]
+        assert feeds["alpha"].op_type == "Sigmoid"
+        assert not {"DequantizeLinear", "QuantizeLinear"} & {
+            feeds[n].op_type for n in feeds["decoder"].input if n in feeds
+        }
         assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [1, 3, 64, 64]
 
 

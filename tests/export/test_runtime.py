@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx.utils
 import pytest
 
 from mm_core.errors import InputError
 from mm_core.export.formats.measure import WARM_UP, median_ms
 from mm_core.export.runtime import OnnxPredictor
+from mm_core.records import DECODERS
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -51,6 +53,18 @@ def test_files_may_lie_anywhere_under_any_name(base, tmp_path):
         predictor.predict([photo(10, 12)], ["saliency"])
     with pytest.raises(ValueError, match="one decoder per photo"):
         predictor.predict([photo(10, 12)], [])
+
+
+def test_files_from_before_the_choice_serve_by_the_first_decoder(base, tmp_path):
+    whole = OnnxPredictor.of_folder(base.quantised)
+    photos = [photo(64, 64, seed) for seed in range(3)]
+    assert len(whole.choose(photos)) == 3
+    for decoder in DECODERS:
+        name = f"{decoder}.int8.onnx"
+        onnx.utils.extract_model(base.quantised / name, tmp_path / name, ["image"], ["alpha"])
+    old = OnnxPredictor.of_folder(tmp_path)
+    assert old.choose(photos) == ["saliency"] * 3
+    assert np.array_equal(old.predict(photos, ["portrait"] * 3)[0], whole.predict(photos, ["portrait"] * 3)[0])
 
 
 def test_bad_files_are_named(tmp_path):

@@ -77,3 +77,20 @@ def test_a_truncated_file_is_refused(net, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="not a safetensors file"):
         load_model(path)
+
+
+def test_models_from_before_the_chooser_load_with_an_untrained_one_and_all_else_is_strict(net, tmp_path):
+    torch.nn.init.normal_(net.chooser.weight)
+    save_model(tmp_path / "new", net, {})
+    assert torch.equal(load_model(tmp_path / "new")[0].chooser.weight, net.chooser.weight)
+    state = load_file(tmp_path / "new")
+    metadata = {"mm": json.dumps(read_meta(tmp_path / "new"))}
+    old = {name: value for name, value in state.items() if not name.startswith("chooser.")}
+    save_file(old, tmp_path / "old", metadata=metadata)
+    loaded, _ = load_model(tmp_path / "old")
+    assert not loaded.chooser.weight.any() and not loaded.chooser.bias.any()
+    assert loaded.chosen(loaded.encode(torch.randn(2, 3, 64, 64))) == ["saliency", "saliency"]
+    del old["encoder.detail.0.weight"]
+    save_file(old, tmp_path / "broken", metadata=metadata)
+    with pytest.raises(InputError, match="do not fit"):
+        load_model(tmp_path / "broken")

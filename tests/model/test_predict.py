@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import threading
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mm_core.layout import Layout
 from mm_core.model.files import save_model
-from mm_core.model.predict import TorchPredictor
+from mm_core.model.predict import TorchPredictor, decoders_for
 from mm_core.model.preprocess import MEAN, STD, finish, prepare, resize
+from mm_core.predict import predict_files
+from mm_core.records import DECODERS
+from mm_core.settings import Settings
 
 side = st.integers(1, 90)
 
@@ -98,3 +103,52 @@ def test_threads_share_one_predictor(model_file):
     for result in results:
         for one, other in zip(result, expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.fixture
+def bright_is_scenery(net, tmp_path):
+    """A model that chooses by its own features of a white and of a black photo."""
+    net.eval()
+    photos = [np.full((48, 64, 3), level, np.uint8) for level in (0, 255)]
+    with torch.inference_mode():
+        black, white = (
+            torch.nn.functional.layer_norm(pooled, pooled.shape)
+            for photo in photos
+            for pooled in [net.encode(torch.from_numpy(prepare(photo, 64))[None])[-1].mean((0, 2, 3))]
+        )
+    with torch.no_grad():
+        net.chooser.weight[DECODERS.index("scenery")] = white - black
+        net.chooser.weight[DECODERS.index("portrait")] = black - white
+    save_model(tmp_path / "chooses.safetensors", net, {"stage": "simple"})
+    return tmp_path / "chooses.safetensors", photos
+
+
+def test_where_no_category_is_known_the_model_chooses(bright_is_scenery):
+    path, (black, white) = bright_is_scenery
+    predictor = TorchPredictor(path, batch=2)
+    assert predictor.choose([white, black, white]) == ["scenery", "portrait", "scenery"]
+    assert decoders_for(predictor, [black, white, white, black], [None, "cards", "", "pets"]) == [
+        "portrait", "saliency", "scenery", "saliency",
+    ]  # fmt: skip
+    assert decoders_for(predictor, [], []) == predictor.choose([]) == []
+
+
+def test_mm_predict_without_a_category_asks_the_model(bright_is_scenery, tmp_path):
+    path, photos = bright_is_scenery
+    layout, files = Layout(Settings.from_env(tmp_path / "ws")), []
+    for name, photo in zip(("black", "white"), photos, strict=True):
+        files.append(tmp_path / f"{name}.png")
+        cv2.imwrite(str(files[-1]), photo)
+
+    def mattes(out, **options):
+        report = predict_files(layout, files, tmp_path / out, model=str(path), **options)
+        return [row["decoder"] for row in report.tables["mattes"]], [
+            (tmp_path / out / file.name).read_bytes() for file in files
+        ]
+
+    decoders, chosen = mattes("chosen")
+    assert decoders == ["portrait", "scenery"]
+    _, portrait = mattes("portrait", category="portrait")
+    named, scenery = mattes("scenery", category="scenery")
+    assert named == ["scenery", "scenery"]
+    assert chosen == [portrait[0], scenery[1]] and portrait != scenery

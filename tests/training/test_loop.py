@@ -115,6 +115,23 @@ def test_it_learns_what_the_plain_loop_learns(
     assert seen == pytest.approx(expected, rel=tolerance)
 
 
+def test_the_chooser_learns_which_decoder_a_photo_is_for(
+    tmp_path: Path, store: LocalStore, draw, params: Params
+) -> None:
+    cache, frames = PixelCache(tmp_path / "cache", params.model.size), (draw(4, 1), draw(4, 2))
+    for frame in frames:
+        cache.fill(store, frame)
+    seen, held_out = (Pool(frame, cache, 0, name) for frame, name in zip(frames, ("seen", "held out"), strict=True))
+    net = build_model(params.model, 0)
+    batch = to_device(next(held_out.in_order(12)), CPU)
+    assert net.eval().chosen(net.encode(batch.images)) == ["saliency"] * 12  # untrained: the first one serves
+    strategy = Supervised(net, {"labeled": [(seen, 6)]}, params.train.loss)
+    net.load_state_dict(train(strategy, params, tmp_path / "c.pt", 60, lr=1e-2).weights)
+    chosen = net.eval().chosen(net.encode(batch.images))
+    assert set(batch.decoders) == {"saliency", "portrait", "scenery"}
+    assert sum(a == b for a, b in zip(chosen, batch.decoders, strict=True)) >= 9  # of 12; four by chance
+
+
 def test_the_rate_warms_up_and_falls() -> None:
     rates = [rate(step, 100, 1.0) for step in range(100)]
     assert rates[4] == 1.0

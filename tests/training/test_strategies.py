@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,11 +77,40 @@ def test_supervised_reaches_only_the_decoders_of_the_batch(pools: dict, net: Mat
         batch.binary[rows],
         ["portrait"] * len(rows),
         [],
+        ["portrait"] * len(rows),
     )
     total = torch.stack(list(strategy.losses({"labeled": only}, 0.0).values())).sum()
     assert moved(net.encoder, total)
     assert moved(net.decoders["portrait"], total)
     assert not moved(net.decoders["scenery"], total)
+
+
+def test_choosing_a_decoder_moves_the_chooser_alone_and_unknown_photos_say_nothing(
+    pools: dict, net: MattingNet, params: Params
+) -> None:
+    strategy = Supervised(net, {"labeled": pools["labeled"]}, params.train.loss)
+    batch = samples(strategy)["labeled"]
+    term = strategy.losses({"labeled": batch}, 0.0)["choice"]
+    # Three decoders and weights of zero: the logarithm of three.
+    assert float(term.detach()) == pytest.approx(params.train.loss.choice * math.log(3), rel=1e-5)
+    assert moved(net.chooser, term)
+    assert not moved(net.encoder, term)
+    assert not moved(net.decoders, term)
+    unknown = replace(batch, categories=["unknown"] * len(batch.ids))
+    assert float(strategy.losses({"labeled": unknown}, 0.0)["choice"].detach()) == 0
+    off = Supervised(net, {"labeled": pools["labeled"]}, params.train.loss.model_copy(update={"choice": 0.0}))
+    assert "choice" not in off.losses({"labeled": batch}, 0.0)
+
+
+def test_the_teacher_chooses_the_decoder_of_unlabelled_photos_of_unknown_category(
+    pools: dict, net: MattingNet, params: Params
+) -> None:
+    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, params.train.semi)
+    teacher = build_model(params.model, 1).eval().requires_grad_(False)
+    teacher.chooser.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))  # DECODERS: scenery is the last
+    batch = samples(strategy)["unlabeled"]
+    odd = replace(batch, categories=["unknown", *batch.categories[1:]], decoders=["saliency", *batch.decoders[1:]])
+    assert strategy.taught("unlabeled", odd, teacher).decoders == ["scenery", *batch.decoders[1:]]
 
 
 def test_semi_teaches_the_auxiliaries_and_the_encoder_and_never_the_target(

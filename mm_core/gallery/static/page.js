@@ -72,7 +72,7 @@ function showMoments() {
 function say(text) { $("said").textContent = text; }
 
 async function open(photo) {
-  now = { photo, decoder: about.decoder_of[photo.category] || "portrait" };
+  now = { photo, decoder: about.decoder_of[photo.category] };
   $("editor-title").textContent = photo.name;
   $("feedback").hidden = true;
   $("lifted").hidden = true;
@@ -80,8 +80,9 @@ async function open(photo) {
   if (!$("editor").open) $("editor").showModal();
   say("Loading the photo…");
   const image = await pixels(`/photo/${photo.id}/2048`);
+  const decoder = now.decoder || (await (await fetch(`/api/decoder/${photo.id}`)).json()).decoder;
   if (now.photo !== photo) return;
-  now.image = image;
+  Object.assign(now, { image, decoder });
   draw(image);
   compare(null);
   say("Tap a subject to lift it.");
