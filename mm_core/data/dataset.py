@@ -99,15 +99,16 @@ class PixelCache:
 
     @staticmethod
     def clear(folder: Path) -> None:
-        """Removes everything decoded, of all sizes; what is needed is decoded again."""
-        shutil.rmtree(folder / "pixels", ignore_errors=True)
+        """Removes everything decoded, of all sizes, and what CLIP learned and said of it; what is needed comes again."""
+        for name in ("pixels", "clip"):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
     def fill(self, store: Store, frame: pd.DataFrame, progress: Callable[[str, int, int], None] | None = None) -> int:
         """Decodes what `frame` names and the cache lacks; returns how many files that were.
 
         Safe beside other processes and when killed. Raises BlobNotFound or the InputError of an unreadable file.
         """
-        with _locked(self.folder / ".lock"):
+        with locked(self.folder / ".lock"):
             self.photos.reload()
             self.mattes.reload()
             jobs = [(self.photos, row.sample_id, row) for row in _first(frame, "sample_id", self.photos)]
@@ -129,7 +130,7 @@ class PixelCache:
 
         Returns how many were missing. They lie on the shelf `foregrounds` under `foreground_key`.
         """
-        with _locked(self.folder / ".lock"):
+        with locked(self.folder / ".lock"):
             self.foregrounds.reload()
             rows = frame.dropna(subset=["alpha_sha256"])
             pairs = {foreground_key(s, a): (s, a) for s, a in zip(rows["sample_id"], rows["alpha_sha256"], strict=True)}
@@ -166,7 +167,8 @@ def _first(frame: pd.DataFrame, column: str, shelf: Shelf) -> list:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time; the lock ends with its process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

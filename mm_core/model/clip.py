@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mm_core.data.dataset import Shelf, locked
 from mm_core.data.images import load_rgb
 from mm_core.errors import InputError, NothingToTrainOn
 from mm_core.model.predict import pick_device
@@ -187,24 +187,25 @@ def cached_embeddings(
     tower: Literal["image", "text"],
     keys: Sequence[str],
     load: Callable[[str], Any],
-    save_every: int = 1024,
+    save_every: int = 256,
 ) -> np.ndarray:
     """Embeddings (N,dim) in the order of `keys`, each computed once per CLIP and key and kept in the folder `cache`.
 
     `load(key)` gives the photo (uint8 (H,W,3)) or, for the text tower, the caption; it is called for missing keys only.
-    Killed half-way, the next call goes on from what was saved.
+    They lie on a memory-mapped shelf that only grows: killed half-way, the next call goes on from what was saved.
     """
-    path = cache / f"{clip.digest[:16]}-{tower}.npz"
-    known = _read_cache(path)
-    missing = [key for key in dict.fromkeys(keys) if key not in known]
+    shelf = Shelf(cache, f"{clip.digest[:16]}-{tower}", (4 * clip.dim,))
+    names = {key: sha256_bytes(key.encode()) for key in dict.fromkeys(keys)}
     encode = clip.encode_image if tower == "image" else clip.encode_text
-    for start in range(0, len(missing), save_every):
-        chunk = missing[start : start + save_every]
-        for at in range(0, len(chunk), 64):
-            part = chunk[at : at + 64]
-            known.update(zip(part, encode([load(key) for key in part]), strict=True))
-        _write_cache(path, known)
-    return np.stack([known[key] for key in keys]) if keys else np.zeros((0, clip.dim), np.float32)
+    with locked(cache / ".lock"):
+        shelf.reload()
+        missing = [key for key, name in names.items() if name not in shelf]
+        for start in range(0, len(missing), save_every):
+            part = missing[start : start + save_every]
+            rows = encode([load(key) for key in part]).astype(np.float32).view(np.uint8)
+            shelf.append([(names[key], row) for key, row in zip(part, rows, strict=True)])
+    vectors = [shelf[names[key]].view(np.float32) for key in keys]
+    return np.stack(vectors) if vectors else np.zeros((0, clip.dim), np.float32)
 
 
 def _open_clip() -> Any:
@@ -260,22 +261,3 @@ def _retrieval(
     with torch.inference_mode():
         likeness = model.encode_image(images, normalize=True) @ model.encode_text(tokens[rows], normalize=True).T
     return float((likeness.argmax(1) == torch.arange(len(rows))).float().mean())
-
-
-def _read_cache(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path) as data:
-            return dict(zip(data["keys"].tolist(), data["vectors"], strict=True))
-    except FileNotFoundError:
-        return {}
-    except (BadZipFile, ValueError, KeyError):
-        # A cache that cannot be read is made again.
-        return {}
-
-
-def _write_cache(path: Path, known: dict[str, np.ndarray]) -> None:
-    from io import BytesIO
-
-    stream = BytesIO()
-    np.savez(stream, keys=np.array(list(known)), vectors=np.stack(list(known.values())))
-    write_bytes(path, stream.getvalue())

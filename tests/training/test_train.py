@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,10 +18,11 @@ import torch
 
 from mm_core.errors import InputError, NothingToTrainOn
 from mm_core.layout import Layout
+from mm_core.model.clip import Clip
 from mm_core.model.files import load_model
 from mm_core.model.network import build_model
 from mm_core.params import Params
-from mm_core.records import Report, sha256_file
+from mm_core.records import Report, sha256_bytes, sha256_file
 from mm_core.store import LocalStore
 from mm_core.training.train import train_stage
 
@@ -50,6 +52,33 @@ def test_four_stages_each_from_the_one_before(workspace: Layout, params: Params)
         assert report.metrics[f"{stage}/images_per_s"] > 0
         start = model
     assert not list(workspace.checkpoints.rglob("*.pt"))
+
+
+def test_each_tower_of_clip_sees_a_sample_once_however_many_steps(
+    workspace: Layout, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = params.with_values(**{"train.multimodal.steps": 3})
+    train("simple", params.with_values(**{"train.simple.steps": 0}), workspace)
+    seen: Counter[str] = Counter()
+    for tower in ("encode_text", "encode_image"):
+        plain = getattr(Clip, tower)
+
+        def counted(self: Clip, items, *rest, plain=plain):
+            seen.update(item if isinstance(item, str) else sha256_bytes(item.tobytes()) for item in items)
+            return plain(self, items, *rest)
+
+        monkeypatch.setattr(Clip, tower, counted)
+    train("multimodal", params, workspace, workspace.model("simple"))
+    captions = pd.read_parquet(workspace.snapshot / "train_text_image.parquet")["caption"]
+    assert set(captions) <= set(seen)
+    assert set(seen.values()) == {1}
+    # More steps on the same snapshot, trained in full: what was embedded is there.
+    seen.clear()
+    again = train(
+        "multimodal", params.with_values(**{"train.multimodal.steps": 5}), workspace, workspace.model("simple")
+    )
+    assert "reused" not in again.facts
+    assert not seen
 
 
 def test_the_same_stage_is_not_trained_twice(workspace: Layout, params: Params) -> None:
