@@ -3,10 +3,12 @@
     python benchmarks/label_cost.py --photos 120
 
 Generated photos (1 megapixel, soft mattes with fur and hair) are pushed with a matte each, answered by the simulated
-annotator, and pulled; then a pull with nothing new, and one where a tenth was edited. Decoding and encoding of the
-mattes that lay on the server are timed beside the SDK's own in the same run. The peer of push and pull is the plain
-SDK loop: a task at a time with its picture and prediction, every annotation listed and decoded by the SDK, on the same
-server in another project, for a tenth of the photos. Writes benchmarks/label_cost.md. Needs `make labelstudio`.
+annotator, and pulled; then a pull with nothing new, one where a tenth was edited, and one where all were edited so that
+no Unknown band is left: what the peer does too. Where a pull spends its time is measured by watches around its parts.
+Decoding and encoding of the mattes that lay on the server are timed beside the SDK's own in the same run. The peer of
+push and pull is the plain SDK loop: a task at a time with its picture and prediction, every annotation listed and
+decoded by the SDK, on the same server in another project, for a tenth of the photos. Last, some thousand small photos
+are pushed at once, and pushed again. Writes benchmarks/label_cost.md. Needs `make labelstudio`.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ import platform
 import shutil
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,11 +35,14 @@ sys.path.insert(0, str(HERE.parent / "tests" / "labeling"))
 
 from label_house import LabelHouse, server_of  # noqa: E402  # pyright: ignore[reportMissingImports]
 
+from mm_core.catalog import Catalog  # noqa: E402
 from mm_core.data.images import load_rgb  # noqa: E402
+from mm_core.labeling import finished  # noqa: E402
 from mm_core.labeling.annotator import SimulatedAnnotator, Truth, paint  # noqa: E402
-from mm_core.labeling.label_studio import LABEL_CONFIG, outbox  # noqa: E402
+from mm_core.labeling.label_studio import LABEL_CONFIG, UNKNOWN, outbox  # noqa: E402
 from mm_core.labeling.local import LocalServer, free_port, read_account  # noqa: E402
 from mm_core.labeling.rle import decode_rle, encode_rle  # noqa: E402
+from mm_core.labeling.server import Server  # noqa: E402
 from mm_core.labeling.unknown import solve_unknown  # noqa: E402
 from mm_core.settings import Settings  # noqa: E402
 from mm_core.store import fetch_blob  # noqa: E402
@@ -44,6 +52,51 @@ def timed(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+PARTS = {
+    "listing": (Server, ("_tasks",)), "annotations from the server": (Server, ("annotations",)),
+    "checking and decoding": (finished, ("read_annotation",)), "reading the photo": (finished, ("load_rgb",)),
+    "solving Unknown bands": (finished, ("solve_unknown",)), "PNG and store": (finished, ("_label",)),
+    "committing": (Catalog, ("upsert",)), "reading the catalog": (finished, ("_asked",)),
+}  # fmt: skip
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, list[float]]]:
+    """Part of a pull → seconds spent in it and seconds of CPU, over all threads."""
+    spent = {name: [0.0, 0.0] for name in PARTS}
+    lock, before = threading.Lock(), []
+
+    def watch(name: str, real: Any) -> Any:
+        def call(*args: Any, **more: Any) -> Any:
+            start, cpu = time.perf_counter(), time.thread_time()
+            try:
+                return real(*args, **more)
+            finally:
+                with lock:
+                    spent[name][0] += time.perf_counter() - start
+                    spent[name][1] += time.thread_time() - cpu
+
+        return call
+
+    for name, (owner, functions) in PARTS.items():
+        for function in functions:
+            before.append((owner, function, getattr(owner, function)))
+            setattr(owner, function, watch(name, getattr(owner, function)))
+    try:
+        yield spent
+    finally:
+        for owner, function, real in before:
+            setattr(owner, function, real)
+
+
+class WithoutBands(SimulatedAnnotator):
+    """Paints no Unknown."""
+
+    def answer(self, key: str, attempt: int = 0) -> list[dict[str, Any]]:
+        found = super().answer(key, attempt)
+        return [region for region in found if region["value"].get("brushlabels") != [UNKNOWN]]
 
 
 def codecs(mattes: list[np.ndarray]) -> dict[str, float]:
@@ -95,7 +148,7 @@ def plain_loop(url: str, token: str, house: LabelHouse, photos: int) -> dict[str
 
     pushed = timed(push)
     annotator = SimulatedAnnotator(server_of_url(url, token, "Plain loop"), house.truth)
-    annotator.work([task["data"]["key"] for task in tasks])
+    numbers = annotator.work([task["data"]["key"] for task in tasks])
 
     def pull() -> None:
         for task in client.tasks.list(project=project.id, fields="all"):
@@ -104,18 +157,46 @@ def plain_loop(url: str, token: str, house: LabelHouse, photos: int) -> dict[str
                     if "rle" in region["value"]:
                         sdk_decode(region["value"]["rle"])
 
-    return {"push": pushed / photos, "pull": timed(pull) / photos}
+    pulled = timed(pull)
+    plain = WithoutBands(server_of_url(url, token, "Plain loop"), house.truth)
+    for key, number in numbers.items():
+        plain.edit(key, number, attempt=2)
+    return {"push": pushed / photos, "pull": pulled / photos, "without bands": timed(pull) / photos}
 
 
-def server_of_url(url: str, token: str, title: str):
-    from mm_core.labeling.server import Server
-
+def server_of_url(url: str, token: str, title: str) -> Server:
     return Server(url, token, title)
+
+
+def thousands(local: LocalServer, work: Path, photos: int) -> dict[str, float]:
+    """Seconds of pushing so many small photos, of pushing them again, and of a pull that finds nothing."""
+    house = LabelHouse(work / "thousands", photos, size=64)
+    house.inputs["champion"] = None
+    house.route(photos)
+    house.predict(lambda alpha: np.rint(255 * alpha).astype(np.uint8), "3:truth")
+    server = server_of(local, "Thousands")
+    _ = server.project
+    said: list[int] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        said.append(done)
+        print(f"{what}: {done} of {total}", file=sys.stderr)
+
+    found = {"push": timed(lambda: house.push(server, progress)), "progress": len(said)}
+    assert said == sorted(said) and said[-1] == photos
+    found["again"] = timed(lambda: house.push(server))
+    (house.layout.labels / "delivered.json").unlink()
+    found["looked up"] = timed(lambda: house.push(server))
+    found["tasks"], found["uploads"] = server.summary()["tasks"], sum(map(len, server.uploads().values()))
+    found["pull"] = timed(lambda: house.pull(server))
+    assert found["tasks"] == found["uploads"] == photos and house.labels().empty
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=120)
+    parser.add_argument("--thousands", type=int, default=2000, help="small photos pushed at once")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "mm-label-cost")
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
@@ -125,7 +206,8 @@ def main() -> None:
     house = LabelHouse(args.work / "house", args.photos, size=1155)  # 1155 x 866 is 1.0 megapixel
     house.route(args.photos)
     house.predict(lambda alpha: np.rint(255 * alpha).astype(np.uint8), "3:truth")
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
+    load = os.getloadavg()[0]
     local.start()
     try:
         token = read_account(local.folder)["token"]
@@ -136,26 +218,43 @@ def main() -> None:
         print(found, file=sys.stderr)
         annotator = SimulatedAnnotator(server, house.truth)
         numbers = annotator.work(keys)
-        found["pull"] = timed(lambda: house.pull(server)) / args.photos
-        print(found, file=sys.stderr)
+        start, cpu = time.perf_counter(), time.process_time()
+        with watched() as parts:
+            house.pull(server)
+        found["pull"] = (time.perf_counter() - start) / args.photos
+        found["pull CPU"] = (time.process_time() - cpu) / args.photos
+        print(found, parts, file=sys.stderr)
         assert len(house.labels()) == args.photos
         for key in keys[::10]:
             annotator.edit(key, numbers[key], attempt=1)
         found["pull of a tenth"] = timed(lambda: house.pull(server)) / len(keys[::10])
         # Behind the overlap, so that really nothing is looked at again.
         found["pull of nothing"] = timed(lambda: house.pull(server))
+        plain_annotator = WithoutBands(server, house.truth)
+        for key in keys:
+            plain_annotator.edit(key, numbers[key], attempt=2)
+        found["pull without bands"] = timed(lambda: house.pull(server)) / args.photos
+        print(found, file=sys.stderr)
         size = sum(path.stat().st_size for path in (local.folder / "data").rglob("*") if path.is_file())
         found["MB on the server"] = size / 1e6 / args.photos
         plain = plain_loop(local.url, token, house, max(2, args.photos // 10))
+        print(plain, file=sys.stderr)
+        many = thousands(local, args.work, args.thousands)
     finally:
         local.stop()
     codec = codecs([np.rint(255 * house.truth[key].alpha).astype(np.uint8) for key in keys[:12]])
     hard, solved = bands(house.truth, {key: load_rgb(fetch_blob(house.store, key)) for key in keys[:12]})
     encoded = np.mean([len(json.dumps(encode_rle(np.rint(255 * house.truth[k].alpha).astype(np.uint8)))) for k in keys])
     per = 1000
+    busy = sum(spent for spent, _ in parts.values())
+    shares = "\n".join(
+        f"| {name} | {per * spent / args.photos:.0f} | {per * used / args.photos:.0f} | {spent / busy:.0%} |"
+        for name, (spent, used) in parts.items()
+    )
     (HERE / "label_cost.md").write_text(f"""# Sending photos to Label Studio and taking mattes back
 
-Runner: `benchmarks/label_cost.py`, {platform.machine()}, {os.cpu_count()} cores (shared: other work ran beside),
+Runner: `benchmarks/label_cost.py`, {platform.machine()}, {os.cpu_count()} cores (shared: load {load:.0f} and {
+        os.getloadavg()[0]:.0f} at beginning and end),
 Python {platform.python_version()}, Label Studio 1.23.2 on sqlite on the same machine; {
         args.photos
     } generated photos of 1
@@ -167,10 +266,19 @@ megapixel, measured and scaled to 1,000. A matte's code is {encoded / 1e3:.0f} K
         found["push"] / plain["push"]:.2f} |
 | pull, all new (listed, checked, Unknown bands solved, stored, committed; the loop only lists and decodes) | {
         per * found["pull"]:.0f} | {per * plain["pull"]:.0f} | {found["pull"] / plain["pull"]:.2f} |
+| pull without Unknown bands (listed, checked, stored, committed; the loop only lists and decodes) | {
+        per * found["pull without bands"]:.0f} | {per * plain["without bands"]:.0f} | {
+        found["pull without bands"] / plain["without bands"]:.2f} |
 | pull, per 1,000 edited ones | {per * found["pull of a tenth"]:.0f} | | |
 
 A pull right after that, where nothing is new, took {found["pull of nothing"]:.1f} s in all. The server keeps {
         found["MB on the server"]:.1f} MB per photo.
+
+Where the first pull spent its time, over all threads ({per * found["pull CPU"]:.0f} seconds of CPU per 1,000 photos):
+
+| part | seconds per 1,000 photos | of CPU | share |
+|---|---|---|---|
+{shares}
 
 | milliseconds per matte of 1 megapixel | ours | SDK | ratio |
 |---|---|---|---|
@@ -179,6 +287,13 @@ A pull right after that, where nothing is new, took {found["pull of nothing"]:.1
 
 Both codecs agree bit for bit on these mattes (checked in the run). Inside the simulated annotator's Unknown bands of 12
 photos the mean absolute error of alpha is {hard:.3f} as it painted them and {solved:.3f} solved.
+
+{args.thousands:,} photos of 64 px pushed at once: {many["push"]:.0f} s, with progress {many["progress"]:.0f} times.
+Pushed again: {many["again"]:.1f} s; pushed again after what this machine knew of the delivery was lost: {
+        many["looked up"]:.0f} s.
+The server then has {many["tasks"]:.0f} tasks and {many["uploads"]:.0f} pictures. A pull of them, unanswered, took {
+        many["pull"]:.1f} s and
+made no label.
 """)
     shutil.rmtree(args.work)
 

@@ -104,7 +104,9 @@ def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Prog
         return measure_noise(params, layout, store_of(layout), report, start=start, seeds=seeds, progress=progress)
 
 
-def label_compare(params: Params, layout: Layout, *, seeds: int = 1, progress: Progress = quiet) -> Report:
+def label_compare(
+    params: Params, layout: Layout, *, seeds: int = 1, fewest: int = 1, progress: Progress = quiet
+) -> Report:
     """Trains on routed and on as many random photos that came since the snapshot's champion: what choosing is worth."""
     from mm_core.export.lineage import training_labels
     from mm_core.training.compare import compare_labels
@@ -121,8 +123,33 @@ def label_compare(params: Params, layout: Layout, *, seeds: int = 1, progress: P
     with timed(Report("label-compare"), layout.stage_report("label-compare")) as report:
         start = warm_start(params, layout, {"champion": champion})
         return compare_labels(
-            params, catalog_of(layout), layout, store, learned, report, start=start, seeds=seeds, progress=progress
-        )
+            params, catalog_of(layout), layout, store, learned, report,
+            start=start, seeds=seeds, fewest=fewest, progress=progress,
+        )  # fmt: skip
+
+
+def compare_after_cycle(params: Params, layout: Layout, progress: Progress) -> str:
+    """`label_compare` with few steps; returns why it was not done, else nothing. What was done before stays."""
+    from mm_core.training.compare import FEWEST, affordable
+
+    seeds, path = params.label.compare_seeds, layout.stage_report("label-compare")
+    if not seeds:
+        return "label.compare_seeds is 0"
+    steps = affordable(params)
+    digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
+    done = Report.read(path).facts if path.is_file() else {}
+    if done.get("snapshot") == digest and done.get("seeds", 0) >= seeds and done["steps"] >= steps:
+        return ""
+    try:
+        few = params.with_values(**{"train.simple.steps": steps})
+        label_compare(few, layout, seeds=seeds, fewest=FEWEST, progress=progress)
+        return ""
+    except InputError as error:
+        why = str(error)
+    except Exception as error:  # noqa: BLE001  what goes wrong beside the cycle takes neither its verdict nor its page
+        why = f"failed: {type(error).__name__}: {error}"
+    Report("label-compare", facts={"snapshot": digest, "not_compared": why}).write(path)
+    return why
 
 
 def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:

@@ -270,7 +270,7 @@ _stage_command("snapshot", stages.snapshot, shows_progress=False)
 _stage_command("split", stages.split, shows_progress=False)
 for _stage in TRAIN_STAGES:
     _stage_command(f"train-{_stage}", stages.TRAIN[_stage], shows_progress=True)
-_stage_command("report", stages.html_report, shows_progress=False)
+_stage_command("report", stages.html_report, shows_progress=True)
 
 
 @app.command()

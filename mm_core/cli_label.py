@@ -29,6 +29,9 @@ app = typer.Typer(
 @app.command()
 def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 8080,
+    local_hooks: Annotated[
+        bool, typer.Option("--local-hooks", help="Lets it call `mm label webhook` on this machine.")
+    ] = False,
 ) -> None:
     """Runs a Label Studio of this workspace's own, until Ctrl-C; installs it first where it is missing."""
     from mm_core.labeling.local import LocalServer
@@ -41,7 +44,7 @@ def serve(
         typer.echo("installing Label Studio (make labelstudio) …", err=True)
         if subprocess.run(["make", "-C", str(PROJECT), "labelstudio"], stdout=sys.stderr).returncode:
             raise InputError("`make labelstudio` failed: see above")
-    server = LocalServer(python, layout.label_studio, port)
+    server = LocalServer(python, layout.label_studio, port, local_hooks)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     typer.echo("starting Label Studio …", err=True)
     try:

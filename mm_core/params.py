@@ -340,10 +340,14 @@ class LabelParams(_Section):
     """Two people's mattes agree up to this mean squared difference, and then their mean is the label."""
     agree_iou: float = Field(default=0.9, ge=0, le=1)
     """Two people's mattes agree from this overlap on: for small subjects, of which the MSE says little."""
+    compare_seeds: int = Field(default=2, ge=0, le=9)
+    """After each cycle, so many trainings each on routed and on random new photos (`mm label compare`); 0: none."""
+    compare_share: float = Field(default=0.25, gt=0, le=1)
+    """All of these trainings together make at most this share of the steps of the cycle's own stages."""
 
 
 PER_ARRIVAL = ("ingest", "structure", "drift", "route", "label")
-"""Sections that no stage of a cycle reads."""
+"""Sections that no model of a cycle depends on."""
 
 
 class MomentsParams(_Section):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mm_core.beside import (  # noqa: F401  what callers find here too
     anchor,
     compact,
+    compare_after_cycle,
     finished_work,
     forget,
     label_compare,
@@ -301,14 +302,20 @@ def label_value(params: Params, layout: Layout) -> Report:
         return value_of_labels(catalog_of(layout), layout, learned, report)
 
 
-def html_report(params: Params, layout: Layout) -> Report:
-    """One page about the cycle: verdict, tables with bounds, mattes side by side, labels, quarantine, costs."""
+def html_report(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
+    """One page about the cycle: verdict, tables with bounds, mattes side by side, labels, quarantine, costs.
+
+    Before it, `label_compare` within the budget of `params.label`; where that cannot be done, or fails, the page and
+    `report.facts["not_compared"]` say why.
+    """
     from mm_core.eval.report import write_html
     from mm_core.training.tracking import Tracker
 
-    if (layout.snapshot / "snapshot.json").is_file():
-        label_value(params, layout)
     with timed(Report("report")) as report:
+        if (layout.snapshot / "snapshot.json").is_file():
+            label_value(params, layout)
+            if why_not := compare_after_cycle(params, layout, progress):
+                report.facts["not_compared"] = why_not
         write_html(params, layout, catalog_of(layout), store_of(layout), report)
     if (layout.snapshot / "snapshot.json").is_file():
         Tracker(layout.settings).log_report(layout, report, files=[layout.html_report])
@@ -361,5 +368,5 @@ def run_cycle(params: Params, layout: Layout, *, again: bool = False, progress: 
     if reports["gate"].facts["decision"] == "PROMOTE":
         reports["export"] = export(params, layout)
         reports["promote"] = promote(params, layout)
-    reports["report"] = html_report(params, layout)
+    reports["report"] = html_report(params, layout, progress=progress)
     return reports

@@ -9,7 +9,7 @@ from mm_core import stages
 from mm_core.records import Report
 from pipelines.arrivals import OWNERS, WEEKLY
 from pipelines.checks import verdict_result, verdict_spec
-from pipelines.learning import RESUME, snapshot, train_multimodal
+from pipelines.learning import POOL, RESUME, snapshot, train_multimodal
 from pipelines.metadata import Observations, of_report, page
 from pipelines.resources import Workspace, plain_failures
 
@@ -91,19 +91,20 @@ def promoted_model(workspace: Workspace) -> dg.MaterializeResult:
     group_name="release",
     deps=[evaluation],
     op_tags={"dagster/priority": "-1"},
+    pool=POOL,
     kinds={"html"},
     retry_policy=RESUME,
     owners=OWNERS,
     tags={"room": "eval"},
 )
-def cycle_report(workspace: Workspace) -> dg.MaterializeResult:
-    """One page about the cycle, also where the gate refused.
+def cycle_report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """One page about the cycle, also where the gate refused; before it, routed labels against random ones.
 
     It must not depend on the gate, or a refusal would skip it; its low priority lets gate, bundle and promotion
     go first in executors that run one step at a time.
     """
     layout = workspace.layout()
     with plain_failures():
-        report: Report = stages.html_report(workspace.params(), layout)
+        report: Report = stages.html_report(workspace.params(), layout, progress=Observations(context))
     # The copy: the next cycle writes over the other.
     return dg.MaterializeResult(metadata={"page": page(layout, Path(report.facts["copy"]))} | of_report(report))

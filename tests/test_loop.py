@@ -16,7 +16,7 @@ from mm_core.errors import InputError, ReleaseRefused
 from mm_core.layout import Layout
 from mm_core.params import Params
 from mm_core.predict import predict_files
-from mm_core.records import ALL_CATEGORIES, CATEGORIES, DECODERS, sha256_file
+from mm_core.records import ALL_CATEGORIES, CATEGORIES, DECODERS, Report, sha256_file
 from mm_core.settings import Settings
 
 TINY = Params().with_values(
@@ -302,14 +302,62 @@ def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
     stages.pin_inputs(TINY, layout)
     stages.snapshot(TINY, layout)
     untouched = {path: path.read_bytes() for path in layout.root.rglob("*.*") if path.is_file() and _kept(layout, path)}
-    compared = stages.label_compare(TINY, layout)
+    compared = stages.label_compare(TINY, layout, seeds=2)
     assert compared.facts["photos_per_arm"] == 3 and compared.facts["available"]["routed"] == 3
     assert {path: path.read_bytes() for path in untouched} == untouched
     assert not list((layout.root / "scratch").iterdir())
-    stages.html_report(TINY, layout)
-    assert "Routed against random photos" in layout.html_report.read_text()
+    page = stages.html_report(TINY, layout)
+    assert "not_compared" not in page.facts, "the comparison on this snapshot is at hand"
+    shown = layout.html_report.read_text().partition("Routed against random photos")[2].partition("</section>")[0]
+    assert "Not compared" not in shown and "2 seeds" in shown
+
+
+def test_each_cycle_compares_routed_labels_with_random_ones_and_never_fails_by_it(
+    cycled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the test before: three routed and six other new photos."""
+    from mm_core.training import compare
+
+    layout, first = cycled
+    assert "no routed photo to compare" in first["report"].facts["not_compared"], "the first cycle had none"
+    path = layout.stage_report("label-compare")
+
+    def report_of(params: Params = TINY) -> str:
+        path.unlink(missing_ok=True)
+        return stages.html_report(params, layout).facts.get("not_compared", "")
+
+    assert report_of() == "3 routed and 6 random new photos: below 8 on each side a comparison would say nothing"
+    assert "below 8 on each side" in layout.html_report.read_text()
+    assert report_of(TINY.with_values(**{"label.compare_seeds": 0})) == "label.compare_seeds is 0" and not path.exists()
+
+    monkeypatch.setattr(compare, "FEWEST", 3)
+    began: list[str] = []
+
+    def killed(what: str, done: int, total: int) -> None:
+        began.append(what) if done == 1 and what == "train simple" else None
+        if len(began) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stages.html_report(TINY, layout, progress=killed)
+    again: list[str] = []
+    params = TINY.with_values(**{"train.simple.steps": 40})
+    stages.html_report(TINY, layout, progress=lambda what, done, total: again.append(what) if done == 1 else None)
+    assert again.count("train simple") == 2, "two of four had been finished"
+    about = Report.read(path).facts
+    assert about["seeds"] == 2 and about["photos_per_arm"] == 3 and about["steps"] == 1
+    assert compare.affordable(params) == int(0.25 * 46 / 4)
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by chance")
+
+    monkeypatch.setattr(compare, "score_all", broken)
+    assert report_of() == "failed: ZeroDivisionError: by chance"
+    assert "Not compared: failed" in layout.html_report.read_text()
 
 
 def _kept(layout: Layout, path: Path) -> bool:
     """The cycle's files, the gate's records of what the eval set was used for, and the MLflow of the cycles."""
+    if path == layout.stage_report("label-compare"):
+        return False
     return path.is_relative_to(layout.cycle) or path.parts[len(layout.root.parts)] in ("inputs.json", "mlflow", "store")

@@ -263,13 +263,13 @@ def _labels(value: Report | None) -> list[dict[str, Any]]:
 
 
 def _compared(layout: Layout) -> dict[str, Any] | None:
-    """Routed against random photos, where `mm label compare` ran on this very snapshot."""
+    """Routed against random photos of this very snapshot, or why they were not compared."""
     path = layout.stage_report("label-compare")
     report = Report.read(path) if path.is_file() else None
     if report is None or report.facts["snapshot"] != _snapshot(layout).get("digest"):
         return None
     shown = []
-    for row in report.tables["compare"]:
+    for row in report.tables.get("compare", []):
         gains = {n: "–" if row[n] is None else _share(row[n], row["mse_random"], "mse") for n in ("gain", "spread")}
         shown.append(row | {n: number(row[n]) for n in ("mse_routed", "mse_random")} | gains)
     return {"rows": shown, **report.facts}

@@ -189,14 +189,21 @@ class Server:
         self.sdk.annotations.delete(id=annotation)
 
     def hook(self, address: str, headers: Mapping[str, str]) -> None:
-        """Has the server call `address` when work is handed in or changed; replaces an earlier hook to it."""
+        """Has the server call `address` when work is handed in or changed; replaces an earlier hook to it.
+
+        A server refuses addresses of its own machine or network unless it is told otherwise.
+        """
         actions = ["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED"]
         body = {"url": address, "headers": dict(headers), "project": self.project, "actions": actions}
         body |= {"send_payload": False, "send_for_all_actions": False, "is_active": True}
         for hook in self._call("GET", "/api/webhooks/", params={"project": self.project}):
             if hook["url"] == address:
                 self._call("DELETE", f"/api/webhooks/{hook['id']}/")
-        self._call("POST", "/api/webhooks/", json=body)
+        try:
+            self._call("POST", "/api/webhooks/", json=body)
+        except LabelServerError as error:
+            remedy = "`mm label serve --local-hooks` allows addresses of this machine, SSRF_PROTECTION_ENABLED=false in"
+            raise LabelServerError(f"{error}; {remedy} another server's environment those of its network") from None
 
     def add_account(self, email: str, password: str) -> str:
         """Makes an account by the organisation's invitation, as a person would; returns its token."""

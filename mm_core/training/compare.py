@@ -31,6 +31,8 @@ from mm_core.training.train import train_stage
 
 ARMS = ("routed", "random")
 SUPERVISED = TRAIN_STAGES[0]
+FEWEST = 8
+"""Photos on each side that a cycle compares at least: of fewer, chance would speak."""
 
 
 def compare_labels(
@@ -43,6 +45,7 @@ def compare_labels(
     *,
     start: Path | None,
     seeds: int,
+    fewest: int = 1,
     progress: Callable[[str, int, int], None],
 ) -> Report:
     """Trains the first stage twice per seed from `start`, on the photos that the champion learned from with one arm's,
@@ -55,7 +58,7 @@ def compare_labels(
     counted. Killed, the next call goes on with the trainings that are not done; the cycle's files stay as they are.
 
     `learned`: sample id → digest of the matte that the champion was trained on; empty without a champion. Raises
-    InputError where an arm is empty, there are no eval photos, or params leave nothing to train.
+    InputError where an arm has less than `fewest` photos, there are no eval photos, or params leave nothing to train.
     """
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: give 1 or more")
@@ -68,8 +71,12 @@ def compare_labels(
     known = pool["sample_id"].isin(list(learned))
     new = dict(pool.loc[~known, ["sample_id", "alpha_sha256"]].itertuples(index=False, name=None))
     source = sources(catalog, new, learned)
+    draw_arms(source, params.seed, fewest)
     digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
     base = scratch_layout(layout, f"compare-{digest[:12]}")
+    for left in base.root.parent.glob("compare-*"):
+        if left != base.root:  # of a killed comparison on a snapshot that is no more
+            shutil.rmtree(left)
     photos = {arm: Counter() for arm in ARMS}
     scores: dict[str, list[dict[Any, float]]] = {arm: [] for arm in ARMS}
     for index in range(1, seeds + 1):
@@ -104,11 +111,18 @@ def compare_labels(
     return report
 
 
-def draw_arms(source: Mapping[str, str], seed: int) -> dict[str, list[str]]:
+def affordable(params: Params) -> int:
+    """Steps of one training of the comparison after a cycle: `label.compare_share` of the cycle's, shared out."""
+    train, trainings = params.train, len(ARMS) * max(1, params.label.compare_seeds)
+    total = train.simple.steps + train.hard.steps + train.semi.steps + train.multimodal.steps
+    return min(train.simple.steps, max(1, int(params.label.compare_share * total / trainings)))
+
+
+def draw_arms(source: Mapping[str, str], seed: int, fewest: int = 1) -> dict[str, list[str]]:
     """Sample ids of each arm, sorted: as many of the routed as of the others, at random by `seed` where there are more.
 
     `source`: of each new photo where its label comes from, as `labeling.value.sources` says. Raises InputError where
-    one side has none.
+    one side has less than `fewest`.
     """
     sides = {
         "routed": sorted(sample for sample, origin in source.items() if origin == "routed"),
@@ -125,6 +139,9 @@ def draw_arms(source: Mapping[str, str], seed: int) -> dict[str, list[str]]:
             "the champion; drop photos with mattes that nobody chose (kind pixel_labeled), then `mm snapshot`"
         )
     count, rng = min(len(side) for side in sides.values()), np.random.default_rng(seed)
+    if count < fewest:
+        found = " and ".join(f"{len(side)} {arm}" for arm, side in sides.items())
+        raise InputError(f"{found} new photos: below {fewest} on each side a comparison would say nothing")
     return {arm: sorted(map(str, rng.choice(side, count, replace=False))) for arm, side in sides.items()}
 
 

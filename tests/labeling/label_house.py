@@ -73,7 +73,7 @@ class LabelHouse:
 
     def route(self, budget: int) -> None:
         route_hard(
-            RouteParams(budget=budget),
+            RouteParams(budget=budget, per_day=budget, per_category=budget, look=max(budget, 480)),
             self.catalog, self.store, self.inputs, self.layout, Report("route"), progress=quiet,
         )  # fmt: skip
 
@@ -98,8 +98,8 @@ class LabelHouse:
             found[task["data"]["key"]] = decode_rle(region["value"]["rle"], *size)
         return found
 
-    def push(self, server: Server) -> dict[str, float]:
-        return push_tasks(self.layout, server, Report("push"), progress=quiet).metrics
+    def push(self, server: Server, progress: Callable[[str, int, int], None] = quiet) -> dict[str, float]:
+        return push_tasks(self.layout, server, Report("push"), progress=progress).metrics
 
     def pull(self, server: Server, params: LabelParams | None = None) -> Taken:
         taken = Taken()

@@ -133,6 +133,10 @@ def test_the_command_serves_until_ctrl_c(layout, label_studio):
         assert running is not None and running["url"] == f"http://127.0.0.1:{port}"
         assert "AWS_SECRET_ACCESS_KEY" not in psutil.Process(running["pid"]).environ()
         assert stages.labelling(Params(), layout)["project"].startswith(running["url"])
+        served = connect(layout)
+        assert served is not None
+        with pytest.raises(LabelServerError, match="mm label serve --local-hooks"):
+            served.hook("http://127.0.0.1:8081/", {})
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         assert not psutil.pid_exists(running["pid"]) and connect(layout) is None
