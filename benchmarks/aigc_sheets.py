@@ -74,7 +74,7 @@ def main() -> None:
         marked = np.rint(
             group.image * (1 - 0.6 * matte[..., None]) + 0.6 * matte[..., None] * np.array([230, 40, 60], np.float32)
         )
-        fills = [(m, erase(group.image, matte, keep=keep, method=m)) for m in ("clone", "telea", "biharmonic")]
+        fills = [(m, erase(group.image, matte, keep=keep, method=m)) for m in ("blend", "telea", "harmonic")]
         rows.append([("photo", group.image), ("taken out", marked.astype(np.uint8)), *fills])
     sheet("eraser", rows)
     rows = []

@@ -35,6 +35,11 @@ WORK = HERE / ".moments"
 PARAMS = MomentsParams()
 DENSITIES = {"sparse": 1.5, "usual": 4.0, "dense": 15.0}
 """Photos an hour."""
+ABOUT = """Runner: `benchmarks/moments.py`, years of `benchmarks/planted.py`: {photos} photos, {seeds} seeds a row.
+Two phones and a camera without GPS whose clock is an hour off; stays, trips that move on, two visits to one place on
+one day, two phones at different places at once, shared events; 15 % without a place, 3 % without a time or with the
+day alone, 5 % of no event. Adjusted Rand index: mean ± standard deviation (least); 1: just the planted events, 0:
+chance. Peers: sklearn on time and place in units of our gap and radius, fixed eps."""
 Method = Callable[[np.ndarray, np.ndarray, Sequence[str]], np.ndarray]
 
 
@@ -166,12 +171,7 @@ def main() -> None:
     lines = [
         "# Moments: planted events found",
         "",
-        f"Runner: `benchmarks/moments.py`, years of `benchmarks/planted.py`: {args.photos} photos,",
-        f"{args.seeds} seeds a row.",
-        "Two phones and a camera without GPS whose clock is an hour off; stays, trips that move on, two visits to one place",
-        "on one day, two phones at different places at once, shared events; 15 % without a place, 3 % without a time or",
-        "with the day alone, 5 % of no event. Adjusted Rand index: mean ± standard deviation (least); 1: just the planted",
-        "events, 0: chance. Peers: sklearn on time and place in units of our gap and radius, fixed eps.",
+        ABOUT.format(photos=args.photos, seeds=args.seeds),
         "",
         f"| photos | events | {' | '.join(METHODS)} |",
         "|---" * (2 + len(METHODS)) + "|",

@@ -45,7 +45,7 @@ class Report:
     """Identifiers, digests, counts, short texts; JSON values."""
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     pictures: dict[str, str] = field(default_factory=dict)
-    """Title → path of a PNG."""
+    """Title → path of a picture."""
     seconds: float = 0.0
     cost: dict[str, float] = field(default_factory=dict)
     """`cpu_seconds` of this process and its ended children."""

@@ -23,4 +23,4 @@ def moments(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
         report = stages.moments(
             workspace.params(), layout, layout.settings.gallery, layout.moments, progress=Observations(context)
         )
-    return dg.MaterializeResult(metadata=of_report(report, paths={"moments": layout.moments / "moments.json"}))
+    return dg.MaterializeResult(metadata=of_report(report, paths={"moments.json": layout.moments / "moments.json"}))

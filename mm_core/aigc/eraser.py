@@ -1,11 +1,13 @@
 """Magic eraser: takes chosen subjects out of a photo and fills what they hid.
 
-`clone`, the default: the hole is filled smoothly from its rim; then pieces of the same photo whose surroundings
-look like the hole's (offsets, as in He & Sun 2012, "Statistics of patch offsets for image completion"; by OpenCV's
-masked template matching) are set in by their gradients (Pérez et al. 2003, "Poisson image editing"; OpenCV's
-seamlessClone). That keeps texture, which diffusion cannot (figures: benchmarks/aigc_quality.md). `telea` and `ns` are
-OpenCV's, `biharmonic` scikit-image's; `learned` runs a TorchScript file of LaMa's form (Suvorov et al. 2022):
-(image, mask) -> image.
+`blend`, the default, is the mean of three fills that err in different ways, with the texture of one of them: OpenCV's
+`telea` and `ns`, which carry edges and colours on but leave streaks, and `clone`. Pieces of the same photo whose
+surroundings look like the hole's (offsets, as in He & Sun 2012, "Statistics of patch offsets for image completion"; by
+OpenCV's masked template matching) are set in by their gradients (Pérez et al. 2003, "Poisson image editing"; OpenCV's
+seamlessClone): right texture, at times of the wrong thing. The mean is nearer to the hidden pixels than any of the
+three; what is finer than its blur is replaced by the clone's (figures: benchmarks/aigc_quality.md). `harmonic` is the
+smooth solution of Laplace's equation, `biharmonic` scikit-image's; `learned` runs a TorchScript file of LaMa's form
+(Suvorov et al. 2022): (image, mask) -> image.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ TILE = 0.35
 """Side, as a share of the long side, above which a hole is filled in several pieces."""
 RING = 0.15
 """Width of the surroundings that must match, as a share of a piece's longer side."""
-LEAST_TEXTURE = 0.7
-"""A piece counts over the smooth fill by how well its surroundings correlate, and at least so much: the likeliest
-picture has less texture the less is known, but a fill without any is seen at once."""
+TEXTURE, FINE = 0.75, 0.008
+"""How much of the clone's detail goes into the blend, and the blur, as a share of the long side, that detail is finer
+than. Chosen on every third of the photos of benchmarks/aigc_quality.md."""
 SMOOTH_SIDE = 160
 """Long side at which the smooth fill is computed: it has no detail."""
 ROUNDS = 200
@@ -44,7 +46,7 @@ def erase(
     alpha: np.ndarray,
     *,
     keep: np.ndarray | None = None,
-    method: str = "clone",
+    method: str = "blend",
     model: Path | None = None,
 ) -> np.ndarray:
     """The photo uint8 (H, W, 3) without what the matte float (H, W) in [0, 1] holds.
@@ -61,7 +63,7 @@ def erase(
         return photo.copy()
     avoid = (keep > 0.1).astype(np.uint8) if keep is not None else np.zeros_like(hole)
     fill: Fill = FILLS[method] if method != "learned" else _learned(model)
-    if method == "clone":
+    if method in AT_FULL_SIZE:
         filled = fill(photo, hole, avoid)
     else:
         small = fill(shrunk(photo), _touched(hole, shrunk(photo)), _touched(avoid, shrunk(photo)))
@@ -84,6 +86,28 @@ def grown(alpha: np.ndarray) -> np.ndarray:
     return cv2.dilate(seen, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1)))
 
 
+def _blend(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
+    """The mean of `ns`, `telea` and `clone`, its detail replaced by the clone's, within the hole's window."""
+    small = shrunk(photo, SEARCH_SIDE)
+    missing = _touched(hole, small)
+    cloned = _clone(photo, hole, avoid)
+    smooth = [enlarged(fill(small, missing, missing), photo) for fill in (_ns, _telea)]
+    sigma = FINE * max(photo.shape[:2])
+    x, y, width, height = cv2.boundingRect(hole)
+    margin = round(4 * sigma) + 1
+    window = slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin)
+    inside = hole[window].astype(np.float32)
+    share = np.maximum(cv2.GaussianBlur(inside, (0, 0), sigma), 1e-3)[..., None]
+    # Detail is told apart within the hole alone: what lies around it is as sharp as ever.
+    own = cloned[window].astype(np.float32)
+    mean = (own + smooth[0][window] + smooth[1][window]) / 3
+    low, mean = (cv2.GaussianBlur(part * inside[..., None], (0, 0), sigma) / share for part in (own, mean))
+    mixed = np.rint(np.clip(mean + TEXTURE * (own - low), 0, 255)).astype(np.uint8)
+    result = photo.copy()
+    result[window] = np.where(inside[..., None] > 0, mixed, photo[window])
+    return result
+
+
 def _clone(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
     """A smooth fill first, then texture over it, tile by tile, those with the best-known surroundings first.
 
@@ -100,11 +124,10 @@ def _clone(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray
         offset = _best_offset(small, tile, missing, avoid)
         if offset is None:
             continue
-        weight = max(LEAST_TEXTURE, _likeness(small, _ring(tile, missing), offset))
-        _set_in(small, tile, offset, weight)
+        _set_in(small, tile, offset)
         whole = cv2.resize(tile, hole.shape[::-1], interpolation=cv2.INTER_NEAREST) & hole
         if whole.any():
-            _set_in(result, whole, (round(offset[0] / scale), round(offset[1] / scale)), weight)
+            _set_in(result, whole, (round(offset[0] / scale), round(offset[1] / scale)))
         missing[tile > 0] = 0
     return result
 
@@ -196,17 +219,8 @@ def _best_offset(photo: np.ndarray, tile: np.ndarray, missing: np.ndarray, avoid
     return int(row) - rows.start, int(column) - columns.start
 
 
-def _likeness(photo: np.ndarray, known: tuple[np.ndarray, tuple[slice, slice]], offset: tuple[int, int]) -> float:
-    """Correlation, in [-1, 1], of a piece's known surroundings with those `offset` away."""
-    ring, (rows, columns) = known
-    here = photo[rows, columns][ring > 0].astype(np.float64)
-    there = photo[rows.start + offset[0] : rows.stop + offset[0], columns.start + offset[1] : columns.stop + offset[1]]
-    here, there = (values - values.mean(0) for values in (here, there[ring > 0].astype(np.float64)))
-    return float((here * there).sum() / np.sqrt((here**2).sum() * (there**2).sum() + 1e-6))
-
-
-def _set_in(photo: np.ndarray, piece: np.ndarray, offset: tuple[int, int], weight: float) -> None:
-    """Mixes, in place, what lies `offset` away into a piece, joined by its gradients; `weight` in [0, 1]."""
+def _set_in(photo: np.ndarray, piece: np.ndarray, offset: tuple[int, int]) -> None:
+    """Puts, in place, what lies `offset` away into a piece, joined by its gradients."""
     x, y, width, height = cv2.boundingRect(piece)
     margin = 2
     # seamlessClone wants a rim around the hole, and whole pixels of both pictures there.
@@ -223,9 +237,7 @@ def _set_in(photo: np.ndarray, piece: np.ndarray, offset: tuple[int, int], weigh
     centre = (mask.shape[1] // 2, mask.shape[0] // 2)
     blended = cv2.seamlessClone(source, padded, mask, centre, cv2.NORMAL_CLONE)
     inside = piece[y : y + height, x : x + width] > 0
-    window = photo[y : y + height, x : x + width]
-    mixed = weight * blended[margin:-margin, margin:-margin][inside] + (1 - weight) * window[inside]
-    window[inside] = np.rint(mixed)
+    photo[y : y + height, x : x + width][inside] = blended[margin:-margin, margin:-margin][inside]
 
 
 def _telea(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
@@ -244,7 +256,20 @@ def _biharmonic(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.nd
     return enlarged(np.rint(np.clip(found, 0, 1) * 255).astype(np.uint8), photo)
 
 
-FILLS: dict[str, Fill] = {"clone": _clone, "telea": _telea, "ns": _ns, "biharmonic": _biharmonic}
+def _harmonic(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
+    return _smooth(photo, hole)
+
+
+FILLS: dict[str, Fill] = {
+    "blend": _blend,
+    "clone": _clone,
+    "harmonic": _harmonic,
+    "telea": _telea,
+    "ns": _ns,
+    "biharmonic": _biharmonic,
+}
+AT_FULL_SIZE = ("blend", "clone", "harmonic")
+"""Fills that need no photo of reduced size."""
 
 
 def _learned(model: Path | None) -> Fill:

@@ -147,6 +147,7 @@ def make_moments(
     report.tables["moments"] = [
         {"title": m["title"], "tone": m["tone"], "photos": len(m["photos"]), "pieces": len(m["pieces"])} for m in made
     ]
+    report.pictures |= {m["title"]: str(out / m["pieces"][0]["file"]) for m in made if m["pieces"]}
     report.tables["unreadable"] = list(gallery.unreadable)
     return report
 

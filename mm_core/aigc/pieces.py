@@ -74,7 +74,7 @@ def finished(matted: Matted, offer: Offer, inpainting: Path | None = None) -> np
     main = subjects.of(subjects.all[0])
     if offer.function == "eraser":
         others = subjects.of(*subjects.all[1:]) if len(subjects.all) > 1 else None
-        method = "learned" if inpainting else "clone"
+        method = "learned" if inpainting else "blend"
         return None if others is None else erase(photo, others, keep=main, method=method, model=inpainting)
     if offer.function == "splash":
         return colour_splash(photo, alpha)

@@ -63,6 +63,9 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
     async def piece(request: Request) -> Response:
         return FileResponse(await _found(library.piece, request.path_params["file"]))
 
+    async def sky(request: Request) -> Response:
+        return Response(await _found(library.sky, request.path_params["name"]), media_type="image/jpeg")
+
     async def model(request: Request) -> Response:
         name = request.path_params["file"]
         if name not in {entry["file"] for entry in library.manifest["decoders"].values()}:
@@ -129,6 +132,7 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
         Route("/api/about", about),
         Route("/photo/{id:str}/{side:int}", photo),
         Route("/piece/{file:path}", piece),
+        Route("/sky/{name:str}", sky),
         Route("/model/{file:str}", model),
         Route("/golden/{decoder:str}", golden),
         Route("/api/matte/{id:str}", matte, methods=["POST"]),

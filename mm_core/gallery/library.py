@@ -16,7 +16,7 @@ from PIL import Image
 from mm_core.aigc.cutout import Cutout
 from mm_core.aigc.eraser import erase
 from mm_core.aigc.pieces import Matted, file_of, finished
-from mm_core.aigc.sky import SKIES
+from mm_core.aigc.sky import SKIES, painted_sky
 from mm_core.aigc.strategy import FUNCTIONS, Offer
 from mm_core.aigc.style import STYLES
 from mm_core.aigc.subjects import Subjects
@@ -91,6 +91,14 @@ class Library:
         with self._busy:
             stream = BytesIO()
             Image.fromarray(load_rgb(entry.path, side)).save(stream, "JPEG", quality=90)
+        return stream.getvalue()
+
+    def sky(self, name: str) -> bytes:
+        """A JPEG of one of SKIES, 1024 x 512, for the page to put behind the land. Raises KeyError."""
+        if name not in SKIES:
+            raise KeyError(name)
+        stream = BytesIO()
+        Image.fromarray(painted_sky(name, 512, 1024)).save(stream, "JPEG", quality=92)
         return stream.getvalue()
 
     def matte(self, id: str, decoder: str) -> bytes:

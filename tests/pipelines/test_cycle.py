@@ -1,14 +1,19 @@
 """The flow for real, in process: arrivals, a cycle that the gate refuses, the same model released after all."""
 
 import json
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from mm_core import stages
+from mm_core.data.samplegen.gallery import PlantedEvent, write_gallery
+from mm_core.export.registry import Registry
 from mm_core.layout import TRAIN_STAGES
 from pipelines.checks import no_leak
 from pipelines.definitions import defs
+from pipelines.moments import moments
 from pipelines.resources import Workspace
 from tests.pipelines.conftest import Plant
 
@@ -145,17 +150,50 @@ def test_a_leak_in_the_frozen_files_stops_training(plant: Plant, refused: dg.Exe
     assert spec.blocking
 
 
-def test_the_same_model_is_released_once_the_gate_lets_it_pass(
-    plant: Plant, instance: dg.DagsterInstance, refused: dg.ExecuteInProcessResult
-) -> None:
+@pytest.fixture(scope="module")
+def released(plant: Plant, instance: dg.DagsterInstance, refused: dg.ExecuteInProcessResult):
+    """The refused model, past a gate with other floors: it is champion now."""
     plant.write_params(**{"gate.floors": {"mse": 1.0}, "gate.alpha": FEW_GROUPS})
-    released = run("release", instance)
+    return run("release", instance)
+
+
+def test_the_same_model_is_released_once_the_gate_lets_it_pass(
+    plant: Plant, released: dg.ExecuteInProcessResult
+) -> None:
     assert released.success and checks(released)["promote"].passed
     assert materialised(released) == {"gate", "exported_bundle", "promoted_model", "cycle_report"}
     order = [event.step_key for event in released.all_events if event.is_step_success]
     assert order[-1] == "cycle_report"
     exported = json.loads((plant.layout.cycle_bundle / "export.json").read_text())
     assert exported
+
+
+def test_the_champion_makes_moments_of_the_gallery(
+    plant: Plant, instance: dg.DagsterInstance, released: dg.ExecuteInProcessResult
+) -> None:
+    noon = datetime(2026, 5, 2, 12)
+    events = [
+        PlantedEvent(noon, 2, (48.2, 16.37), ("portrait", "pets"), 4),
+        PlantedEvent(noon + timedelta(days=2), 2, (47.07, 15.44), ("scenery", "delicacy"), 3),
+    ]
+    write_gallery(plant.layout.settings.gallery, events, size=96, bursts=0)
+    made = dg.materialize([moments], instance=instance, resources={"workspace": Workspace()}, selection=[moments])
+    (event,) = made.get_asset_materialization_events()
+    shown = event.materialization.metadata
+    told = json.loads(Path(str(shown["moments.json"].value)).read_text())["moments"]
+    assert [len(moment["photos"]) for moment in told] == [4, 3]
+    assert shown["moments/photos"].value == 7 and shown["moments/looked_at"].value == 7
+    assert shown["model"].value == Registry(plant.layout.settings).pin("champion")["version"]
+    pieces = [piece for moment in told for piece in moment["pieces"]]
+    assert shown["moments/pieces"].value == len(pieces), "none, where four steps of training taught no subject"
+    assert all((plant.layout.moments / piece["file"]).is_file() for piece in pieces)
+    pictures = [name for name, value in shown.items() if isinstance(value, dg.MarkdownMetadataValue)]
+    assert set(pictures) == {moment["title"] for moment in told if moment["pieces"]}
+
+    again = dg.materialize([moments], instance=instance, resources={"workspace": Workspace()}, selection=[moments])
+    (event,) = again.get_asset_materialization_events()
+    numbers = {name: event.materialization.metadata[f"moments/{name}"].value for name in ("looked_at", "made", "kept")}
+    assert numbers == {"looked_at": 0, "made": 0, "kept": 2}
 
 
 def test_people_are_asked_and_their_answers_fetched(

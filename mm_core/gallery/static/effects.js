@@ -4,7 +4,7 @@ import { resize } from "/static/matting.js";
 
 const SMALL = 256;
 
-function shrunk(width, height, side = SMALL) {
+export function shrunk(width, height, side = SMALL) {
   const scale = Math.min(1, side / Math.max(width, height));
   return [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];
 }

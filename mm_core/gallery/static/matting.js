@@ -1,6 +1,8 @@
 // The promoted int8 model in this browser: the same preparation, network and finish as on the server
 // (mm_core/model/preprocess.py), by onnxruntime-web, checked on the bundle's golden pairs before it is used.
 
+import { guidedUpsample } from "/static/guided.js";
+
 const post = { method: "POST", headers: { "x-mm": "1" } };
 
 /** Weights of one axis: areas where it shrinks, bilinear between pixel centres where it grows (as OpenCV's). */
@@ -151,8 +153,7 @@ export class Engine {
     const rgb = new Uint8Array(width * height * 3);
     for (let n = 0; n < width * height; n++) rgb.set(data.subarray(4 * n, 4 * n + 3), 3 * n);
     const square = resize(rgb, width, height, 3, this.size, this.size, true);
-    const alpha = resize(await this.run(square, decoder), this.size, this.size, 1, width, height);
-    for (let n = 0; n < alpha.length; n++) alpha[n] = Math.min(1, Math.max(0, alpha[n]));
+    const alpha = guidedUpsample(await this.run(square, decoder), this.size, image);
     return { alpha, ms: performance.now() - begun };
   }
 }

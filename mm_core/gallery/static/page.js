@@ -1,7 +1,9 @@
 // The page: moments, and one photo at a time in the editor. All text goes in as text, never as markup.
 
 import { blur, cutout, splash, subject } from "/static/effects.js";
+import { erase } from "/static/eraser.js";
 import { Engine, pixels } from "/static/matting.js";
+import { newSky } from "/static/sky.js";
 
 const $ = (id) => document.getElementById(id);
 const post = (body) => ({ method: "POST", headers: { "x-mm": "1" }, body });
@@ -209,8 +211,17 @@ const doings = {
   lift: () => lift(null),
   splash: () => changed(splash, "Colour splash"),
   blur: () => changed(blur, "Background blur"),
-  sky: () => serverMade("sky", about.skies[now.sky = ((now.sky ?? 0) + 1) % about.skies.length]),
-  eraser: () => serverMade("eraser", ""),
+  sky: async () => {
+    const name = about.skies[now.sky = ((now.sky ?? 0) + 1) % about.skies.length];
+    if (engine.where === "server") return serverMade("sky", name);
+    const sky = await matte("scenery");
+    shown(newSky(now.image, sky, await pixels(`/sky/${name}`)), `New sky (${name})`, "No sky was found.");
+  },
+  eraser: async () => {
+    if (engine.where === "server") return serverMade("eraser", "");
+    const whole = await matte(), { width, height } = now.image, gone = subject(whole, width, height, now.tap);
+    shown(gone && erase(now.image, gone, whole.map((a, n) => a - gone[n])), "Erased", "No subject was found.");
+  },
   download: async () => {
     // What the server or a lift made is a file already; the rest is what the canvas shows.
     if (now.placed || (now.after && !now.blob)) {
@@ -231,12 +242,17 @@ const doings = {
 
 async function changed(effect, name) {
   const alpha = now.chosen || subject(await matte(), now.image.width, now.image.height, null);
-  if (!alpha) return say("No subject was found.");
+  shown(alpha && effect(now.image, alpha), name, "No subject was found.");
+}
+
+/** Offers what was made on this device beside the photo; null: there was nothing to make it of. */
+function shown(picture, name, otherwise) {
+  if (!picture) return say(otherwise);
   $("lifted").hidden = true;
   now.placed = null;
   now.blob = null;
   draw(now.image);
-  compare(effect(now.image, alpha));
+  compare(picture);
   say(`${name}, made on this device. Slide between before and after.`);
 }
 
