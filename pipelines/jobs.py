@@ -8,12 +8,13 @@ from pipelines.release import cycle_report, exported_bundle, gate, promoted_mode
 CYCLE = {"matting/cycle": "one-at-a-time"}
 """`infra/dagster.yaml` lets one run with this tag go at a time: they all write the workspace's `cycle/`."""
 
+PRELOAD = ["dagster", "mm_core.stages", "mlflow"]
 one_process_a_step = dg.multiprocess_executor.configured(
-    {"max_concurrent": 1, "start_method": {"forkserver": {"preload_modules": ["dagster", "mm_core.stages"]}}}
+    {"max_concurrent": 1, "start_method": {"forkserver": {"preload_modules": PRELOAD}}}
 )
 """For training: a killed or cancelled step takes nothing with it. Steps of a cycle follow each other anyway.
 
-`pipelines` is not preloaded: each step imports it anew, and so gets its lifeline.
+Preloaded is what the first step needs anyway. `pipelines` is not: each step imports it anew, and so gets its lifeline.
 """
 
 arrivals = dg.define_asset_job(
