@@ -186,6 +186,25 @@ def test_old_backups_go_with_what_only_they_hold(filled: Layout, tmp_path: Path)
     bring(other.settings, tmp_path / "backup")
 
 
+def test_a_forgotten_photo_leaves_the_backups_with_those_from_before(filled: Layout, tmp_path: Path) -> None:
+    own = Layout(Settings.from_env(tmp_path / "own"))
+    shutil.copytree(filled.root, own.root)
+    save(own.settings, tmp_path / "backup")
+    gone = str(Catalog(own.settings.store).read("samples")["id"].min())
+    labels = Catalog(own.settings.store).read("labels")
+    mine = {gone, *labels.loc[labels["sample_id"] == gone, "alpha_sha256"]}
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    assert len(mine) == 2 and all(target.exists(blob_key(digest)) for digest in mine)
+    stages.forget(PARAMS, own, [gone])
+    save(own.settings, tmp_path / "backup")
+    assert all(target.exists(blob_key(digest)) for digest in mine), "an older backup can still be restored whole"
+    save(own.settings, tmp_path / "backup", keep=1)
+    assert not any(target.exists(blob_key(digest)) for digest in mine)
+    other = elsewhere(tmp_path)
+    bring(other.settings, tmp_path / "backup")
+    assert len(Catalog(other.settings.store).read("samples")) == 2
+
+
 def test_photos_may_stay_where_they_are(filled: Layout, tmp_path: Path) -> None:
     save(filled.settings, tmp_path / "backup", photos=False)
     other = elsewhere(tmp_path)

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,9 @@ class Repository:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+def repository(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[Path], Path]) -> Repository:
     made = Repository(tmp_path_factory.mktemp("repository"))
+    with_tables(made.root / "data")
     made.write_params()
     inbox = made.root / "data" / "inbox"
     each: dict[str, int] = dict.fromkeys(ALL_CATEGORIES, 2)

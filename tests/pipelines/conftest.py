@@ -1,6 +1,6 @@
 """A workspace of generated samples with the smallest model and a few steps, found through the environment."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,13 @@ class Plant:
 
 
 @pytest.fixture(scope="module")
-def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+def plant(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[Path], Path]) -> Iterator[Plant]:
     """An empty workspace; the environment points to it."""
     root = tmp_path_factory.mktemp("plant")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MM_STORE", "MLFLOW_TRACKING_URI", "MM_INBOX"):
             patch.delenv(name, raising=False)
-        patch.setenv("MM_WORKSPACE", str(root / "data"))
+        patch.setenv("MM_WORKSPACE", str(with_tables(root / "data")))
         patch.setenv("MM_PARAMS", str(root / "params.yaml"))
         patch.setenv("MM_DEVICE", "cpu")
         layout = Layout(Settings.from_env())

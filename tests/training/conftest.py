@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,23 +47,10 @@ def params() -> Params:
     return TINY
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, made once: its migrations take seconds."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Layout:
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_tables: Callable[[Path], Path]) -> Layout:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    layout = Layout(Settings.from_env(tmp_path / "ws"))
-    (layout.root / "mlflow").mkdir(parents=True)
-    shutil.copyfile(empty_database, layout.root / "mlflow" / "mlflow.db")
-    return layout
+    return Layout(Settings.from_env(with_tables(tmp_path / "ws")))
 
 
 @pytest.fixture
