@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mm_core.energy import joules, watts
+
 CATEGORIES = ("portrait", "multi_person", "pets", "accessories", "cards", "delicacy")
 """The six that the gate judges (Matting Moments, Table 1)."""
 ALL_CATEGORIES = (*CATEGORIES, "scenery")
@@ -48,7 +50,7 @@ class Report:
     """Title → path of a picture."""
     seconds: float = 0.0
     cost: dict[str, float] = field(default_factory=dict)
-    """`cpu_seconds` of this process and its ended children."""
+    """`cpu_seconds` of this process and its ended children; `watts` of the whole machine's processors, where known."""
 
     def write(self, path: Path) -> Report:
         """Writes the JSON view."""
@@ -63,10 +65,13 @@ class Report:
 @contextmanager
 def timed(report: Report, path: Path | None = None) -> Iterator[Report]:
     """Fills `report.seconds` with the body's wall-clock time, and its cost; writes it; a failed body writes none."""
-    start, cpu = time.perf_counter(), sum(os.times()[:4])
+    start, cpu, drawn = time.perf_counter(), sum(os.times()[:4]), joules()
     yield report
-    report.seconds = round(time.perf_counter() - start, 3)
+    seconds = time.perf_counter() - start
+    report.seconds = round(seconds, 3)
     report.cost["cpu_seconds"] = round(sum(os.times()[:4]) - cpu, 2)
+    if (power := watts(drawn, seconds)) is not None:
+        report.cost["watts"] = round(power, 1)
     if path is not None:
         report.write(path)
 
