@@ -16,6 +16,8 @@ from mm_core.params import LabelParams
 from mm_core.records import sha256_file, write_json
 from mm_core.store import Store
 
+MAX_BYTES = 1 << 30
+"""Of one export; it is read whole."""
 AT_ONCE = 64
 """Photos whose mattes are decoded before they are committed."""
 
@@ -55,6 +57,8 @@ def collect_labels(
 
 
 def _tasks(path: Path) -> list[Any]:
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise InputError(f"{path.name}: {size} bytes, at most {MAX_BYTES} are read: export fewer tasks at a time")
     try:
         tasks = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

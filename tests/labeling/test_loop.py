@@ -308,6 +308,17 @@ def test_files_that_are_no_export_are_refused_whole_and_kept(house, content):
     assert [path.read_bytes() for path in kept] == [content]
 
 
+def test_an_export_of_too_many_bytes_is_put_away_unread(house, monkeypatch):
+    house.add(1)
+    house.route()
+    house.hand_in([finished(house.tasks()[0], painted())])
+    (export,) = inbox(house.layout).glob("*.json")
+    monkeypatch.setattr("mm_core.labeling.collect.MAX_BYTES", export.stat().st_size - 1)
+    report = house.collect()
+    assert report.metrics["collect/new_labels"] == 0 and "export fewer tasks" in report.tables["refused"][0]["reason"]
+    assert not [*inbox(house.layout).glob("*.json")] and len([*collected(house.layout).iterdir()]) == 2
+
+
 def test_unfinished_tasks_are_no_error(house):
     house.add(1)
     house.route()
