@@ -99,7 +99,7 @@ class PixelCache:
 
     @staticmethod
     def clear(folder: Path) -> None:
-        """Removes everything decoded, of all sizes, and what CLIP learned and said of it; what is needed comes again."""
+        """Removes everything decoded, of all sizes, and what CLIP learned and said of it."""
         for name in ("pixels", "clip"):
             shutil.rmtree(folder / name, ignore_errors=True)
 

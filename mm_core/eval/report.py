@@ -53,6 +53,8 @@ STAGES = (
 ORDER = ("photo", "truth", *TRAIN_STAGES, "champion", "difference")
 """Of the pictures of one example."""
 QUARANTINE_SHOWN, THUMB = 24, 160
+COLUMNS_SHOWN = 24
+"""Of a histogram of difficulties."""
 SAFE_PIXELS = 40_000_000
 """Quarantined files that claim more are not opened for a thumbnail."""
 
@@ -88,6 +90,7 @@ def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, r
         compared=_compared(layout),
         shadow=_shadow(evaluation),
         split=_split(layout, store),
+        difficulties=_difficulties(layout),
         quarantine=_quarantine(catalog, store),
         counts=_counts(catalog),
         costs=_costs(stages),
@@ -291,6 +294,31 @@ def _split(layout: Layout, store: Store) -> list[dict[str, Any]]:
         ]
         shown.append({"name": name, "count": len(rows), "pictures": pictures})
     return shown
+
+
+def _difficulties(layout: Layout) -> list[dict[str, Any]]:
+    """Per category how many photos each set has, the difficulty from which a photo is hard, and columns of both sets'
+    photos by difficulty, heights in percent of the category's tallest."""
+    paths = {name: layout.split / f"{name}.parquet" for name in ("simple", "hard")}
+    if not all(path.is_file() for path in paths.values()):
+        return []
+    both = pd.concat([pd.read_parquet(path).assign(part=name) for name, path in paths.items()], ignore_index=True)
+    if both.empty:
+        return []
+    low, high = float(both["difficulty"].min()), float(both["difficulty"].max())
+    edges = np.linspace(low, max(high, low + 1e-6), COLUMNS_SHOWN + 1)
+    rows = []
+    for category, photos in both.groupby(both["category"].astype(object).fillna("unknown")):
+        values = {name: photos.loc[photos["part"] == name, "difficulty"] for name in paths}
+        heights = {name: np.histogram(part, edges)[0] for name, part in values.items()}
+        top = max(1, int((heights["simple"] + heights["hard"]).max()))
+        rows.append(
+            {name: len(part) for name, part in values.items()}
+            | {"category": category, "threshold": number(values["hard"].min() if len(values["hard"]) else None, 2)}
+            | {"columns": [(100 * s / top, 100 * h / top) for s, h in zip(*heights.values(), strict=True)]}
+        )
+    rows.sort(key=lambda row: [*ALL_CATEGORIES, "unknown"].index(row["category"]))
+    return rows
 
 
 def _quarantine(catalog: Catalog, store: Store) -> dict[str, Any]:

@@ -134,6 +134,22 @@ def test_whole_cycle(whole: tuple[Layout, str]) -> None:
     assert len(list(layout.reports.glob("*.html"))) == 1
 
 
+def test_both_sets_of_each_category_are_counted_and_drawn(whole: tuple[Layout, str]) -> None:
+    layout, page = whole
+    shown = page.partition("Simple and hard</h2>")[2].partition("</section>")[0]
+    sets = {name: pd.read_parquet(layout.split / f"{name}.parquet") for name in ("simple", "hard")}
+    for category in ALL_CATEGORIES:
+        rows = {name: frame[frame["category"] == category] for name, frame in sets.items()}
+        row = shown.partition(f"<th>{category.replace('_', ' ')}</th>")[2].partition("</tr>")[0]
+        cells = (len(rows["simple"]), len(rows["hard"]), f"{rows['hard']['difficulty'].min():.2f}")
+        assert row.startswith("".join(f"<td>{cell}</td>" for cell in cells))
+        heights = [float(height) for height in re.findall(r"height:([0-9.]+)%", row)]
+        edges = np.linspace(0, 1, len(heights) // 2 + 1)
+        counts = [np.histogram(rows[name]["difficulty"], edges)[0] for name in ("hard", "simple")]
+        drawn = np.array(heights).reshape(-1, 2).T
+        assert np.allclose(drawn, 100 * np.array(counts) / np.sum(counts, 0).max(), atol=0.06)
+
+
 def test_nothing_from_outside(whole: tuple[Layout, str]) -> None:
     """Self-contained: no address, no script; text of producers is only text."""
     page = whole[1]
