@@ -56,6 +56,18 @@ def test_soft_targets_are_optimal_at_their_own_value() -> None:
     assert best < float(bce(at + 0.2, alpha, everywhere))
 
 
+def test_logits_that_are_sure_and_wrong_keep_a_finite_loss_and_a_gradient_in_half_precision() -> None:
+    """A sigmoid in bf16 rounds to 0 or 1: a cross-entropy of it, as the public recipe has it, learns no more."""
+    alpha, logits = step_edge(), (50 * (0.5 - step_edge())).bfloat16().requires_grad_()
+    total = torch.stack(list(matting_losses([logits, logits], alpha, SOFT, ALL).values())).sum()
+    (grad,) = torch.autograd.grad(total, logits)
+    assert 20 < float(total.detach()) < 1e4
+    assert (grad != 0).all() and torch.isfinite(grad).all()
+    after = logits.sigmoid()
+    (naive,) = torch.autograd.grad(torch.nn.functional.binary_cross_entropy(after.float(), alpha), logits)
+    assert (naive[alpha == 0] == 0).all()  # where the sigmoid has become 1
+
+
 def test_the_band_is_the_dilated_soft_zone() -> None:
     alpha = torch.zeros(1, 1, 1, 20)
     alpha[..., 10] = 0.5

@@ -202,6 +202,19 @@ def test_multimodal_adds_three_terms_to_semi(multimodal: Multimodal) -> None:
     assert moved(multimodal.net.encoder, terms["contrast"])
 
 
+def test_equal_captions_are_no_negatives_of_each_other(multimodal: Multimodal) -> None:
+    batch = samples(multimodal)["text"]
+    features = multimodal.net.encode(batch.images)
+
+    def contrast(captions: list[str]) -> float:
+        text = multimodal.texts(captions)
+        return float(multimodal._contrast(features, multimodal.fusion(features, text), text, captions).detach())
+
+    one, other = sorted(set(batch.captions))[:2]
+    assert contrast([one] * 4) == pytest.approx(0, abs=1e-6)  # all texts are the anchor's own: nothing to tell apart
+    assert contrast([one, one, one, other]) > 0.01
+
+
 def test_captioned_photos_follow_the_teacher_whole(multimodal: Multimodal, params: Params) -> None:
     """No rectangle of another photo: the caption would not fit any more."""
     teacher = build_model(params.model, 1).eval().requires_grad_(False)
