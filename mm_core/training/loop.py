@@ -197,7 +197,10 @@ def fit(
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             ranks.average_gradients(parameters)
-            nn.utils.clip_grad_norm_(parameters, common.clip_norm)
+            norm = nn.utils.clip_grad_norm_(parameters, common.clip_norm)
+            if not torch.isfinite(norm):
+                # Clipped by it, every weight would be lost, and the next batch would be named.
+                raise NonFiniteLoss(_blame(terms, samples, step, "its gradient"))
             optimiser.step()
             # A short run would otherwise be averaged with its start for most of its length.
             _follow(pairs, min(common.ema, (1 + step) / (10 + step)) if common.ema else 0.0)
@@ -287,11 +290,11 @@ def _follow(pairs: Sequence[tuple[Tensor, Tensor]], decay: float) -> None:
             counter.copy_(theirs)
 
 
-def _blame(terms: Mapping[str, Tensor], samples: Mapping[str, Sample], step: int) -> str:
+def _blame(terms: Mapping[str, Tensor], samples: Mapping[str, Sample], step: int, else_bad: str = "their sum") -> str:
     bad = ", ".join(f"{name} = {float(term.detach()):g}" for name, term in terms.items() if not torch.isfinite(term))
     ids = "; ".join(f"{pool}: {' '.join(i[:16] for i in sample.ids)}" for pool, sample in samples.items())
     remedy = "lower train.<stage>.lr in params.yaml, or look at the samples"
-    return f"step {step}: the loss is not finite ({bad or 'their sum'}): {remedy} {ids}"
+    return f"step {step}: the loss is not finite ({bad or else_bad}): {remedy} {ids}"
 
 
 def _save(path: Path, state: State, module: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> None:

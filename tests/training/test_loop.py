@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,7 @@ from mm_core.errors import NonFiniteLoss
 from mm_core.model.network import build_model
 from mm_core.params import Params, StageParams
 from mm_core.store import LocalStore
-from mm_core.training.loop import Result, Sample, fit, rate, to_device
+from mm_core.training.loop import Result, fit, rate, to_device
 from mm_core.training.supervised import Supervised
 
 CPU = torch.device("cpu")
@@ -243,19 +244,27 @@ def test_it_trains_in_another_thread_too(pool: Pool, params: Params, tmp_path: P
     assert results
 
 
-def test_a_loss_that_is_not_finite_names_the_samples(pool: Pool, params: Params, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [(lambda term: term * math.nan, "odd = nan"), (lambda term: (0 * term).sqrt(), "its gradient")],
+    ids=["the loss", "its gradient alone"],
+)
+def test_a_loss_that_is_not_finite_names_the_samples(
+    pool: Pool, params: Params, tmp_path: Path, odd: Callable[[torch.Tensor], torch.Tensor], said: str
+) -> None:
     class Broken(Supervised):
-        def losses(self, batches: dict[str, Sample], progress: float, teacher=None) -> dict[str, torch.Tensor]:
+        def losses(self, batches, progress, teacher=None):
             terms = super().losses(batches, progress)
-            return terms | {"odd": terms["bce"] * (math.nan if progress > 0.4 else 1)}
+            return terms | ({"odd": odd(terms["bce"])} if progress > 0.4 else {})
 
     strategy = Broken(build_model(params.model, 0), {"labeled": [(pool, 4)]}, params.train.loss)
     with pytest.raises(NonFiniteLoss) as caught:
         train(strategy, params, tmp_path / "c.pt", 5)
     text = str(caught.value)
     assert "step 3" in text
-    assert "odd = nan" in text
+    assert said in text
     assert all(sample[:16] in text for sample in pool.draw(3, 4).ids)
+    assert all(torch.isfinite(weight).all() for weight in strategy.parameters())
 
 
 def test_depthwise_convolutions_get_float32_within_autocast_and_are_left_alone_after() -> None:
