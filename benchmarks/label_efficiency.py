@@ -303,7 +303,8 @@ def write(args: argparse.Namespace) -> None:
     pd.concat(tables).to_csv(HERE / "label_efficiency.csv", index=False, float_format="%.6g")
 
 
-def section(table: Any) -> list[str]:
+def section(scores: Any) -> list[str]:
+    table: Any = scores
     arms = list(dict.fromkeys(a for a in (*ARMS, *table["arm"]) if a in set(table["arm"])))
     table = table[table.groupby(["arm", "seed"])["labels"].transform("size") == table["labels"].nunique()]
     of: dict[str, set[int]] = {a: set(table.loc[table["arm"] == a, "seed"]) for a in arms}

@@ -9,6 +9,7 @@ it runs outside of Python's lock: several photos are solved at once by threads.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -88,7 +89,7 @@ def _closed_form(rgb: np.ndarray, alpha: np.ndarray, unknown: np.ndarray) -> np.
     return result
 
 
-def _laplacian(rgb: np.ndarray, unknown: np.ndarray):
+def _laplacian(rgb: np.ndarray, unknown: np.ndarray) -> Any:
     """Rows of the matting Laplacian that belong to unknown pixels: sparse (unknown pixels, H x W)."""
     from pymatting import cf_laplacian
     from scipy.sparse import csr_matrix, vstack
@@ -105,7 +106,7 @@ def _laplacian(rgb: np.ndarray, unknown: np.ndarray):
         part = cf_laplacian(rgb[above:below].astype(np.float64) / 255, is_known=~strip.ravel())[wanted.ravel()]
         shape = (part.shape[0], height * width)
         parts.append(csr_matrix((part.data, part.indices + above * width, part.indptr), shape))
-    rows = vstack(parts, format="csr")
+    rows: Any = vstack(parts, format="csr")
     rows.eliminate_zeros()
     return rows
 

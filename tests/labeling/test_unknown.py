@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -90,7 +92,7 @@ def test_it_is_what_pymatting_solves_on_the_whole_photo(seed: int, strip: int, m
     monkeypatch.setattr(room, "STRIP", strip)
     rgb, true, hard = composite(64)
     rng = np.random.default_rng(seed)
-    smooth = cv2.GaussianBlur(rng.normal(size=(64, 64)), (0, 0), 4)
+    smooth: Any = cv2.GaussianBlur(rng.normal(size=(64, 64)), (0, 0), 4)
     band = ((true > 0) & (true < 1)) | (smooth > np.quantile(smooth, 0.9))
     trimap = np.where(band, 0.5, hard / 255)
     expected = estimate_alpha_cf(rgb / 255, trimap, cg_kwargs={"rtol": 1e-10})
