@@ -36,9 +36,9 @@ def cutout_rows(scenes: int) -> list[str]:
     for category in ("portrait", "multi_person", "pets", "accessories", "delicacy"):
         ours, naive = [], []
         for seed in range(scenes):
-            r = render(category, 1000 + seed, size=SIDE * 2)
+            r = render(category, 7000 + seed, size=SIDE * 2)
             for wall in (20.0, 235.0):
-                truth = render(category, 1000 + seed, size=SIDE * 2, backdrop=wall).light
+                truth = render(category, 7000 + seed, size=SIDE * 2, backdrop=wall).light
                 back = np.full(truth.shape, round(wall), np.uint8)
                 band = (r.alpha > 0.02) & (r.alpha < 0.98)
                 photo = photo_of(r.light)

@@ -20,9 +20,8 @@ import cv2
 import numpy as np
 
 from mm_core.aigc.foreground import over
-from mm_core.aigc.fullsize import check_pair, enlarged, shrunk
+from mm_core.aigc.fullsize import check_pair, enlarged, harmonic, shrunk, touched
 from mm_core.errors import InputError
-from mm_core.model.preprocess import resize
 
 SEARCH_SIDE = 384
 """Long side at which the best offset is looked for."""
@@ -33,10 +32,6 @@ RING = 0.15
 TEXTURE, FINE = 0.75, 0.008
 """How much of the clone's detail goes into the blend, and the blur, as a share of the long side, that detail is finer
 than. Chosen on every third of the photos of benchmarks/aigc_quality.md."""
-SMOOTH_SIDE = 160
-"""Long side at which the smooth fill is computed: it has no detail."""
-ROUNDS = 200
-"""Means of neighbours that the smooth fill goes through."""
 Fill = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """Photo uint8 (h, w, 3), hole uint8 (h, w) of 0 and 1, what must not be copied, likewise → filled photo."""
 
@@ -66,7 +61,7 @@ def erase(
     if method in AT_FULL_SIZE:
         filled = fill(photo, hole, avoid)
     else:
-        small = fill(shrunk(photo), _touched(hole, shrunk(photo)), _touched(avoid, shrunk(photo)))
+        small = fill(shrunk(photo), touched(hole, shrunk(photo)), touched(avoid, shrunk(photo)))
         filled = enlarged(small, photo)
     feather = max(3, 2 * round(max(photo.shape[:2]) / 1500) + 1)
     soft = np.maximum(cv2.GaussianBlur(hole.astype(np.float32), (0, 0), feather / 3), hole.astype(np.float32))
@@ -89,7 +84,7 @@ def grown(alpha: np.ndarray) -> np.ndarray:
 def _blend(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
     """The mean of `ns`, `telea` and `clone`, its detail replaced by the clone's, within the hole's window."""
     small = shrunk(photo, SEARCH_SIDE)
-    missing = _touched(hole, small)
+    missing = touched(hole, small)
     cloned = _clone(photo, hole, avoid)
     smooth = [enlarged(fill(small, missing, missing), photo) for fill in (_ns, _telea)]
     sigma = FINE * max(photo.shape[:2])
@@ -113,10 +108,10 @@ def _clone(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray
 
     Tiles and offsets are found at the search's size and set in at full size.
     """
-    result = _smooth(photo, hole)
+    result = harmonic(photo, hole)
     small = shrunk(result, SEARCH_SIDE)
     scale = small.shape[1] / photo.shape[1]
-    missing, avoid = (_touched(mask, small) for mask in (hole, avoid))
+    missing, avoid = (touched(mask, small) for mask in (hole, avoid))
     todo = _tiles(missing)
     while todo:
         known = [float(_ring(tile, missing)[0].sum()) / float(tile.sum()) ** 0.5 for tile in todo]
@@ -130,42 +125,6 @@ def _clone(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray
             _set_in(result, whole, (round(offset[0] / scale), round(offset[1] / scale)))
         missing[tile > 0] = 0
     return result
-
-
-def _touched(mask: np.ndarray, small: np.ndarray) -> np.ndarray:
-    """A mask uint8 (H, W) at the size of `small`: 1 where any of its pixels lies."""
-    return (resize(mask.astype(np.float32), *small.shape[:2]) > 0).astype(np.uint8)
-
-
-def _smooth(photo: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """The hole filled without texture, at small size: never brighter, darker or of another colour than its rim.
-
-    Pull-push (Gortler et al. 1996, "The Lumigraph", section 3.4) begins, means of neighbours bring it near the solution
-    of Laplace's equation. The biharmonic one overshoots in holes as large as a subject.
-    """
-    small = shrunk(photo, SMOOTH_SIDE).astype(np.float32)
-    # Area means mix the hole's colours in; what it touches is unknown too.
-    unknown = _touched(hole, small) > 0
-    if unknown.all():
-        return photo.copy()
-    found = _pulled(small, (~unknown).astype(np.float32))
-    for _ in range(ROUNDS):
-        found = np.where(unknown[..., None], cv2.blur(found, (3, 3), borderType=cv2.BORDER_REPLICATE), small)
-    filled = enlarged(np.rint(found).astype(np.uint8), photo)
-    return np.where(hole[..., None] > 0, filled, photo)
-
-
-def _pulled(picture: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Where `weight` is 0, the mean of what is known at the finest halved size that knows something there."""
-    height, width = weight.shape
-    if weight.all() or min(height, width) == 1:
-        return picture
-    half = max(1, width // 2), max(1, height // 2)
-    mass = cv2.resize(weight, half, interpolation=cv2.INTER_AREA)
-    sums = cv2.resize(picture * weight[..., None], half, interpolation=cv2.INTER_AREA)
-    coarse = _pulled(sums / np.maximum(mass, 1e-6)[..., None], (mass > 0).astype(np.float32))
-    below = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.where(weight[..., None] > 0, picture, below)
 
 
 def _tiles(hole: np.ndarray) -> list[np.ndarray]:
@@ -252,12 +211,12 @@ def _biharmonic(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.nd
     from skimage.restoration import inpaint_biharmonic
 
     small = shrunk(photo, SEARCH_SIDE)
-    found = inpaint_biharmonic(small / 255.0, _touched(hole, small) > 0, channel_axis=-1)
+    found = inpaint_biharmonic(small / 255.0, touched(hole, small) > 0, channel_axis=-1)
     return enlarged(np.rint(np.clip(found, 0, 1) * 255).astype(np.uint8), photo)
 
 
 def _harmonic(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
-    return _smooth(photo, hole)
+    return harmonic(photo, hole)
 
 
 FILLS: dict[str, Fill] = {

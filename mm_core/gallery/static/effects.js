@@ -2,7 +2,7 @@
 
 import { resize } from "/static/matting.js";
 
-const SMALL = 256;
+const SMALL = 256, DETAIL = 0.2;
 
 export function shrunk(width, height, side = SMALL) {
   const scale = Math.min(1, side / Math.max(width, height));
@@ -80,9 +80,11 @@ export function layers(image, alpha) {
   const wide = [front, back].map((layer) => resize(layer, w, h, 3, width, height));
   const out = [new Uint8ClampedArray(width * height * 3), new Uint8ClampedArray(width * height * 3)];
   for (let n = 0; n < width * height; n++) for (let c = 0; c < 3; c++) {
-    const k = 3 * n + c, rest = data[4 * n + c] - alpha[n] * wide[0][k] - (1 - alpha[n]) * wide[1][k];
-    out[0][k] = wide[0][k] + alpha[n] * rest;
-    out[1][k] = wide[1][k] + (1 - alpha[n]) * rest;
+    const k = 3 * n + c, front = alpha[n], back = 1 - front;
+    // Each layer takes its share of the photo's detail, as on the server (mm_core/aigc/foreground.py).
+    const rest = (data[4 * n + c] - front * wide[0][k] - back * wide[1][k]) / (front ** 2 + DETAIL * back ** 2);
+    out[0][k] = wide[0][k] + front * rest;
+    out[1][k] = wide[1][k] + DETAIL * back * rest;
   }
   return { front: out[0], back: out[1] };
 }
