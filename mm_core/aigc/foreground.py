@@ -29,8 +29,8 @@ which the background behind it is known. Chosen on generated glasses, drinks and
 def layers(photo: np.ndarray, alpha: np.ndarray, side: int = WORK_SIDE) -> tuple[np.ndarray, np.ndarray]:
     """Colours of subject and background, uint8 (H, W, 3) each, of a photo uint8 (H, W, 3) with matte (H, W) in [0, 1].
 
-    `over(F, alpha, B)` is the photo again, but for rounding and for colours that no light has. Where a layer has no share in
-    a pixel, its colours go on smoothly.
+    `over(F, alpha, B)` is the photo again, but for rounding and for colours that no light has. Where a layer has no
+    share in a pixel, its colours go on smoothly.
     """
     check_pair(photo, alpha)
     front, back = (

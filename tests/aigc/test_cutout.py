@@ -54,7 +54,7 @@ def test_layers_put_together_are_the_photo() -> None:
 
 
 def test_through_glass_the_old_background_does_not_shine() -> None:
-    """A tinted pane with a dark rim before a light wall, laid on a dark one: the rim's colour does not fill the pane."""
+    """A tinted pane with a dark rim before a light wall, laid on a dark one: the rim's colour fills no pane."""
     y, x = np.mgrid[:160, :200]
     pane = (abs(x - 100) < 60) & (abs(y - 80) < 45)
     rim = pane & ~((abs(x - 100) < 54) & (abs(y - 80) < 39))
