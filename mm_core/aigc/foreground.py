@@ -52,7 +52,7 @@ def _smooth(photo: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarra
     reach = 2 * max(1, round(WIDE * max(alpha.shape))) + 1
     kernel = np.ones((reach, reach), np.uint8)
     wide = cv2.morphologyEx(((alpha > 0.02) & (alpha < 0.98)).astype(np.uint8), cv2.MORPH_OPEN, kernel)
-    if not wide.any():
+    if not wide.any() or (alpha > 0.02).all():
         return front, back
     share = cv2.blur(wide.astype(np.float32), (reach, reach))[..., None]
     behind = harmonic(photo, (alpha > 0.02).astype(np.uint8)).astype(np.float32)

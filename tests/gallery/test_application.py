@@ -47,7 +47,7 @@ def test_the_page_shows_moments_photos_and_pieces(client: TestClient, made: Simp
     for file in about["model"]["decoders"].values():
         assert sha256_bytes(client.get(f"/model/{file}").content) == about["model"]["sha256"][file]
     assert "text/html" in client.get("/").headers["content-type"]
-    for name in ("page.js", "matting.js", "effects.js", "page.css"):
+    for name in ("page.js", "matting.js", "guided.js", "effects.js", "sky.js", "eraser.js", "page.css"):
         assert client.get(f"/static/{name}").status_code == 200
 
 
@@ -66,7 +66,7 @@ def test_every_answer_has_the_policy_and_photos_lose_their_metadata(client: Test
     "path",
     ["/piece/../moments.json", "/piece/moments.json", "/piece/%2e%2e/%2e%2e/etc/passwd", "/model/manifest.json",
      "/model/..%2fgolden.npz", "/static/../application.py", "/static/%2e%2e/application.py", "/photo/x/320",
-     "/golden/none", "/photo/../../x/320"],
+     "/golden/none", "/sky/none", "/sky/..%2fclear", "/photo/../../x/320"],
 )  # fmt: skip
 def test_paths_lead_nowhere(client: TestClient, path: str) -> None:
     assert client.get(path).status_code in (404, 405)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from mm_core import headless, stages
+from mm_core.aigc.eraser import erase, grown
+from mm_core.aigc.sky import replaced
+from mm_core.aigc.subjects import Subjects
 from mm_core.data.images import load_rgb
 from mm_core.errors import InputError
 from mm_core.gallery.application import application
@@ -139,8 +142,55 @@ def test_splash_blur_and_the_slider(page, made) -> None:
         plain = page.evaluate("() => moments.state().image.data.join() === document.getElementById('canvas')"
                               ".getContext('2d').getImageData(0, 0, 256, 192).data.join()")  # fmt: skip
         assert plain, "at the left end the slider shows the photo itself"
+
+
+def canvas_of(page, name: str) -> np.ndarray:
+    """ImageData of the editor's state as (H, W, 3)."""
+    data = page.evaluate(f"() => [moments.state().{name}.width, Array.from(moments.state().{name}.data)]")
+    return np.array(data[1], np.uint8).reshape(-1, data[0], 4)[..., :3]
+
+
+def matte_of(page) -> np.ndarray:
+    width = page.evaluate("() => moments.state().image.width")
+    return np.array(page.evaluate("() => Array.from(moments.state().alpha)"), np.float32).reshape(-1, width)
+
+
+def test_a_new_sky_on_the_device_is_the_servers(page, served, made) -> None:
+    """The same matte and the same picture of a sky, blended by both."""
+    from playwright.sync_api import expect
+
+    _, library, _ = served
+    said = open_photo(page, made.told[1]["photos"][0]["id"])
     page.click("[data-do=sky]")
-    expect(said).to_contain_text(re.compile("Done|nothing was found"), timeout=PATIENCE)
+    expect(said).to_contain_text("New sky", timeout=PATIENCE)
+    assert "on this device" in said.inner_text()
+    name = page.evaluate("() => moments.about.skies[moments.state().sky]")
+    photo, sky = canvas_of(page, "image"), matte_of(page)
+    picture = np.asarray(Image.open(BytesIO(library.sky(name))))
+    wanted, photo_f = replaced(photo, sky, picture).astype(float), photo.astype(float)
+    off = np.abs(canvas_of(page, "after") - wanted)
+    assert np.abs(wanted - photo_f).mean() > 10, "an unchanged photo would prove nothing"
+    soft = (sky > 0.02) & (sky < 0.98)
+    assert off[~soft].max() <= 4, "where the matte is firm both are one formula"
+    assert off[soft].mean() < 3, "in the soft band the land's own colours are estimated in two ways"
+
+
+def test_what_the_device_erases_goes_on_from_the_rim(page, made) -> None:
+    """Beside the server's harmonic fill: equal but for the texture that the device adds; the rest is untouched."""
+    from playwright.sync_api import expect
+
+    said = open_photo(page, made.told[0]["photos"][0]["id"])
+    page.click("[data-do=eraser]")
+    expect(said).to_contain_text("Erased, made on this device", timeout=PATIENCE)
+    photo, alpha, done = canvas_of(page, "image"), matte_of(page), canvas_of(page, "after")
+    gone = Subjects(alpha).of(Subjects(alpha).all[0])
+    hole = grown(gone)
+    far = cv2.dilate(hole, np.ones((7, 7), np.uint8)) == 0
+    assert far.any() and np.array_equal(done[far], photo[far])
+    wanted = cv2.GaussianBlur(erase(photo, gone, method="harmonic").astype(np.float32), (0, 0), 8)
+    inner = cv2.erode(hole, np.ones((9, 9), np.uint8)) > 0
+    off = np.abs(cv2.GaussianBlur(done.astype(np.float32), (0, 0), 8) - wanted)[inner]
+    assert off.mean() < 6 < np.abs(photo.astype(float) - wanted)[inner].mean()
 
 
 def test_a_corrected_matte_and_a_bad_cut_become_drops(page, served, made) -> None:

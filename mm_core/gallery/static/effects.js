@@ -1,8 +1,10 @@
 // What a matte is used for on the device: lifting with the subject's own colours, splash, blur.
 
+import { harmonic } from "/static/eraser.js";
+import { least, most, windows } from "/static/guided.js";
 import { resize } from "/static/matting.js";
 
-const SMALL = 256, DETAIL = 0.2;
+const SMALL = 256, DETAIL = 0.2, TRUST = 0.02;
 
 export function shrunk(width, height, side = SMALL) {
   const scale = Math.min(1, side / Math.max(width, height));
@@ -77,6 +79,7 @@ export function layers(image, alpha) {
       back[k] = Math.min(255, Math.max(0, b[k] + (1 - a[n]) * rest));
     }
   }
+  seenThrough(rgba, a, front, back, w, h);
   const wide = [front, back].map((layer) => resize(layer, w, h, 3, width, height));
   const out = [new Uint8ClampedArray(width * height * 3), new Uint8ClampedArray(width * height * 3)];
   for (let n = 0; n < width * height; n++) for (let c = 0; c < 3; c++) {
@@ -87,6 +90,22 @@ export function layers(image, alpha) {
     out[1][k] = wide[1][k] + DETAIL * back * rest;
   }
   return { front: out[0], back: out[1] };
+}
+
+/** Where a soft region is wide (glass, steam), in place: the background goes on from around it, the rest is the subject's. */
+function seenThrough(rgba, a, front, back, w, h) {
+  const reach = Math.max(1, Math.round(0.01 * Math.max(w, h))), soft = a.map((value) => (value > 0.02 && value < 0.98 ? 1 : 0));
+  const wide = windows(windows(soft, w, h, 1, reach, least), w, h, 1, reach, most);
+  const unknown = a.map((value) => (value > 0.02 ? 1 : 0)), behind = Float32Array.from(rgba);
+  if (!wide.includes(1) || !unknown.includes(0)) return;
+  const share = box(box(wide, w, h, reach, 1, true), w, h, reach, 1, false);
+  harmonic(behind, unknown, w, h);
+  for (let n = 0; n < w * h; n++) if (share[n]) for (let c = 0; c < 3; c++) {
+    const k = 3 * n + c, b = behind[4 * n + c], rest = rgba[4 * n + c] - a[n] * front[k] - (1 - a[n]) * b;
+    const seen = front[k] + a[n] * rest / (a[n] ** 2 + TRUST * (1 - a[n]) ** 2);
+    front[k] += share[n] * (Math.min(255, Math.max(0, seen)) - front[k]);
+    back[k] += share[n] * (b - back[k]);
+  }
 }
 
 /** Mean colour around each pixel, weighted by the matte (or by what it leaves). */

@@ -24,8 +24,8 @@ export function windows(data, width, height, channels, radius, change, mirrored 
 }
 
 const mean = (line) => { let sum = 0; for (const value of line) sum += value; return sum / line.length; };
-export const most = (line) => { let found = -Infinity; for (const value of line) if (value > found) found = value; return found; };
-export const least = (line) => { let found = Infinity; for (const value of line) if (value < found) found = value; return found; };
+export const most = (line) => Math.max(...line);
+export const least = (line) => Math.min(...line);
 
 /** alpha (side, side) in [0, 1] and ImageData of a photo → Float32Array (height, width). */
 export function guidedUpsample(alpha, side, image) {

@@ -28,7 +28,7 @@ async function start() {
     ? `Model ${about.model.version} runs ${at}: golden pairs checked, ${Math.round(Math.min(...times))} ms a matte`
     : `Model ${about.model.version} runs ${at}: ${engine.why}`;
   $("engine").dataset.where = engine.where;
-  window.moments = { engine, pixels, state: () => now };
+  window.moments = { about, engine, pixels, state: () => now };
 }
 
 function tile(photo) {
