@@ -267,7 +267,7 @@ def pin_inputs(again: Again = False, json_: Json = False) -> None:
 
 
 _stage_command("snapshot", stages.snapshot, shows_progress=False)
-_stage_command("split", stages.split, shows_progress=False)
+_stage_command("split", stages.split, shows_progress=True)
 for _stage in TRAIN_STAGES:
     _stage_command(f"train-{_stage}", stages.TRAIN[_stage], shows_progress=True)
 _stage_command("report", stages.html_report, shows_progress=True)

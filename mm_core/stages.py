@@ -157,13 +157,25 @@ def snapshot(params: Params, layout: Layout) -> Report:
         return build_snapshot(params.snapshot, catalog_of(layout), read_inputs(layout), layout.snapshot, report)
 
 
-def split(params: Params, layout: Layout) -> Report:
+def split(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Divides train_labeled into simple and hard by difficulty."""
+    from mm_core.model.predict import TorchPredictor
+    from mm_core.store import fetch_blob
+    from mm_core.structuring.judged import judged
     from mm_core.structuring.split import split_by_difficulty
 
     with timed(Report("split"), layout.stage_report("split")) as report:
+        catalog, store, inputs = catalog_of(layout), store_of(layout), read_inputs(layout)
+        digest = (inputs.get("champion") or {}).get("digest", "")
+
+        def champion(labels: Any) -> Any:
+            def load() -> Predictor:
+                return TorchPredictor(fetch_blob(store, digest), layout.settings.device)
+
+            return judged(labels, digest, load, catalog, store, progress)
+
         return split_by_difficulty(
-            params.split, catalog_of(layout), read_inputs(layout), layout.snapshot, layout.split, report
+            params.split, catalog, inputs, layout.snapshot, layout.split, report, champion if digest else None
         )
 
 
@@ -360,7 +372,7 @@ def run_cycle(params: Params, layout: Layout, *, again: bool = False, progress: 
     if "nothing_new" in reports["pin_inputs"].facts:
         return reports
     reports["snapshot"] = snapshot(params, layout)
-    reports["split"] = split(params, layout)
+    reports["split"] = split(params, layout, progress=progress)
     for stage in TRAIN_STAGES:
         reports[f"train-{stage}"] = TRAIN[stage](params, layout, progress=progress)
     reports["evaluate"] = evaluate(params, layout, progress=progress)

@@ -302,7 +302,7 @@ def _difficulties(layout: Layout) -> list[dict[str, Any]]:
     paths = {name: layout.split / f"{name}.parquet" for name in ("simple", "hard")}
     if not all(path.is_file() for path in paths.values()):
         return []
-    both = pd.concat([pd.read_parquet(path).assign(part=name) for name, path in paths.items()], ignore_index=True)
+    both: Any = pd.concat([pd.read_parquet(path).assign(part=name) for name, path in paths.items()], ignore_index=True)
     if both.empty:
         return []
     low, high = float(both["difficulty"].min()), float(both["difficulty"].max())
