@@ -42,7 +42,8 @@ Alpha mattes of photos on a phone: one int8 file per kind of subject
 ({", ".join(f"{d}: {', '.join(row['categories'])}" for d, row in manifest["decoders"].items())}).
 
 ## Use
-- Input: one photo, sRGB, resized to {size} × {size}; output: its matte in [0, 1], to be resized to the photo.
+- Input: one photo, sRGB, resized to {size} × {size}; output: its matte in [0, 1], to be resized to the photo. Of ONNX
+  files also `decoder`: which of the three a photo of unknown category is for.
   `manifest.json` has the exact steps, `python selfcheck.py` checks a machine's runtime against golden pairs.
 - Meant for cutting subjects of the named kinds out of photos. Not meant for identifying or judging people, nor as a
   measure of anything.
