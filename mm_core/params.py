@@ -346,7 +346,8 @@ class LabelParams(_Section):
     compare_seeds: int = Field(default=2, ge=0, le=9)
     """After each cycle, so many trainings each on routed and on random new photos (`mm label compare`); 0: none."""
     compare_share: float = Field(default=0.25, gt=0, le=1)
-    """All of these trainings together make at most this share of the steps of the cycle's own stages."""
+    """All of these trainings together make at most this share of the steps of the cycle's own stages; scoring their
+    models on the eval photos comes on top."""
 
 
 PER_ARRIVAL = ("ingest", "structure", "drift", "route", "label")
