@@ -8,6 +8,7 @@ Generated photos; with FOLDER, the eraser also on real photos (numbers only). Wr
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -24,30 +25,26 @@ from mm_core.records import ALL_CATEGORIES
 
 HERE = Path(__file__).parent
 SIDE = 384
+CUT = ("portrait", "multi_person", "pets", "accessories", "delicacy")
 
 
 def photo_of(light: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(light, 0, 255)).astype(np.uint8)
 
 
-def cutout_rows(scenes: int) -> list[str]:
+def cutout_row(category: str, scenes: int) -> str:
     """Mean absolute colour error (of 255) in the soft band, on a new background whose true composite is rendered."""
-    rows = []
-    for category in ("portrait", "multi_person", "pets", "accessories", "delicacy"):
-        ours, naive = [], []
-        for seed in range(scenes):
-            r = render(category, 7000 + seed, size=SIDE * 2)
-            for wall in (20.0, 235.0):
-                truth = render(category, 7000 + seed, size=SIDE * 2, backdrop=wall).light
-                back = np.full(truth.shape, round(wall), np.uint8)
-                band = (r.alpha > 0.02) & (r.alpha < 0.98)
-                photo = photo_of(r.light)
-                ours.append(np.abs(over(foreground(photo, r.alpha), r.alpha, back) - truth)[band].mean())
-                naive.append(np.abs(over(photo, r.alpha, back) - truth)[band].mean())
-        rows.append(
-            f"| {category} | {np.mean(ours):.2f} | {np.mean(naive):.2f} | {np.mean(naive) / np.mean(ours):.1f} |"
-        )
-    return rows
+    ours, naive = [], []
+    for seed in range(scenes):
+        r = render(category, 7000 + seed, size=SIDE * 2)
+        for wall in (20.0, 235.0):
+            truth = render(category, 7000 + seed, size=SIDE * 2, backdrop=wall).light
+            back = np.full(truth.shape, round(wall), np.uint8)
+            band = (r.alpha > 0.02) & (r.alpha < 0.98)
+            photo = photo_of(r.light)
+            ours.append(np.abs(over(foreground(photo, r.alpha), r.alpha, back) - truth)[band].mean())
+            naive.append(np.abs(over(photo, r.alpha, back) - truth)[band].mean())
+    return f"| {category} | {np.mean(ours):.2f} | {np.mean(naive):.2f} | {np.mean(naive) / np.mean(ours):.1f} |"
 
 
 def sky_row(scenes: int) -> str:
@@ -68,11 +65,21 @@ def sky_row(scenes: int) -> str:
     return f"| {len(ours)} scenes | {np.mean(ours):.1f} | {np.mean(naive):.1f} | {np.mean(naive) / np.mean(ours):.2f} |"
 
 
-def eraser_rows(name: str, photos: list[np.ndarray]) -> list[str]:
-    """A figure of 1/7 by 1/3 of the photo is put over it and erased: how near the fill is to what was hidden.
+def generated(each: int) -> list[np.ndarray]:
+    """Photos of other seeds than those that the blend was chosen on."""
+    return [generate(c, 5000 + s, size=SIDE).image for s in range(each) for c in ALL_CATEGORIES]
 
-    `±`: standard error of the paired difference from OpenCV's better method, `telea` or `ns` by that measure.
-    """
+
+def real(folder: Path) -> list[np.ndarray]:
+    """Other photos than those that the blend was chosen on, which were every so many from the first."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOS and "alpha" not in p.as_posix())
+    photos = [shrunk(load_rgb(p, 2 * SIDE), SIDE) for p in files[7 :: max(1, len(files) // 48)]]
+    return [photo for photo in photos if min(photo.shape[:2]) > 128]
+
+
+def eraser_scores(photos: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """A figure of 1/7 by 1/3 of each photo is put over it and erased: method → (photos, 4) PSNR, look, texture,
+    gradients."""
     found: dict[str, list[list[float]]] = {method: [] for method in FILLS}
     rng = np.random.default_rng(0)
     for photo in photos:
@@ -90,16 +97,22 @@ def eraser_rows(name: str, photos: list[np.ndarray]) -> list[str]:
             error = np.mean((done[hole].astype(float) - truth[hole]) ** 2)
             psnr = float(10 * np.log10(255**2 / max(error, 1e-6)))
             found[method].append([psnr, *texture_and_structure(done, truth, hole)[::-1], gradients(done, truth, hole)])
-    table = {method: np.array(values) for method, values in found.items()}
+    return {method: np.array(values) for method, values in found.items()}
+
+
+def eraser_rows(name: str, parts: list[dict[str, np.ndarray]]) -> list[str]:
+    """A row per method; `±`: standard error of the paired difference from OpenCV's better one by that measure."""
+    table = {method: np.concatenate([part[method] for part in parts]) for method in FILLS}
+    count = len(table["telea"])
     rows = []
     for method, values in table.items():
         cells = []
         for column, better in enumerate((max, min, min, min)):
             peer = better(("telea", "ns"), key=lambda m: table[m][:, column].mean())
-            off = (values - table[peer])[:, column].std() / len(photos) ** 0.5
+            off = (values - table[peer])[:, column].std() / count**0.5
             shown = f"{values[:, column].mean():.2f}" if column == 0 else f"{values[:, column].mean():.3f}"
             cells.append(shown if method == peer else f"{shown} ± {off:.2f}" if column == 0 else f"{shown} ± {off:.3f}")
-        rows.append(f"| {name} | {method} | {' | '.join(cells)} |")
+        rows.append(f"| {name} ({count}) | {method} | {' | '.join(cells)} |")
     return rows
 
 
@@ -109,8 +122,6 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=6)
     parser.add_argument("--erased", type=int, default=9, help="photos of each category for the eraser")
     args = parser.parse_args()
-    # Other seeds than those that the blend was chosen on.
-    made = [generate(c, 5000 + s, size=SIDE).image for s in range(args.erased) for c in ALL_CATEGORIES]
     lines = [
         "# The functions where the truth is known",
         "",
@@ -124,26 +135,27 @@ def main() -> None:
         (HERE / "aigc_quality.md").write_text("\n".join(lines) + "\n")
         print(title, flush=True)
 
-    add(
-        "Cut-out: colour error in the soft band on a new background",
-        f"Mean absolute error of 255 over {args.scenes} generated scenes on a dark and a light wall; the truth is"
-        " the same scene rendered\nbefore that wall. Naive: the photo's own colours under the matte.",
-        "| category | estimated colours | naive | naive / ours |",
-        cutout_rows(args.scenes),
-    )
-    add(
-        "Sky: how far the land's colours at the sky's edge are from the land beside it",
-        "Mean absolute error of 255 in the band. Naive: the photo's pixels, in which the old sky still shines.",
-        "| | ours | naive | naive / ours |",
-        [sky_row(args.scenes)],
-    )
-    rows = eraser_rows(f"generated ({len(made)})", made)
-    if args.photos:
-        files = sorted(p for p in args.photos.rglob("*") if p.suffix.lower() in PHOTOS and "alpha" not in p.as_posix())
-        # Other photos than those that the blend was chosen on, which were every so many from the first.
-        real = [shrunk(load_rgb(p, 2 * SIDE), SIDE) for p in files[7 :: max(1, len(files) // 48)]]
-        real = [photo for photo in real if min(photo.shape[:2]) > 128]
-        rows += eraser_rows(f"real ({len(real)})", real)
+    with ProcessPoolExecutor(5) as pool:
+        cuts = [pool.submit(cutout_row, category, args.scenes) for category in CUT]
+        sky = pool.submit(sky_row, args.scenes)
+        halves = [pool.submit(eraser_scores, generated(args.erased)[n::2]) for n in range(2)]
+        reals = [pool.submit(eraser_scores, real(args.photos)[n::2]) for n in range(2)] if args.photos else []
+        add(
+            "Cut-out: colour error in the soft band on a new background",
+            f"Mean absolute error of 255 over {args.scenes} generated scenes on a dark and a light wall; the truth is"
+            " the same scene rendered\nbefore that wall. Naive: the photo's own colours under the matte.",
+            "| category | estimated colours | naive | naive / ours |",
+            [cut.result() for cut in cuts],
+        )
+        add(
+            "Sky: how far the land's colours at the sky's edge are from the land beside it",
+            "Mean absolute error of 255 in the band. Naive: the photo's pixels, in which the old sky still shines.",
+            "| | ours | naive | naive / ours |",
+            [sky.result()],
+        )
+        rows = eraser_rows("generated", [half.result() for half in halves])
+        if reals:
+            rows += eraser_rows("real", [half.result() for half in reals])
     add(
         "Eraser: held-out pixels under a figure",
         f"Photos at long side {SIDE}, others than those that the blend was chosen on. Look: DISTS on fixed filters"

@@ -55,7 +55,8 @@ def tone(facts: Sequence[Facts], times: Sequence[datetime | None]) -> tuple[str,
 
 
 def _why(name: str, kinds: Counter, total: int, evening: float) -> str:
-    shown = ", ".join(f"{count} of {total} show {_thing(kind)}" for kind, count in kinds.most_common(2))
+    counted = kinds.most_common(2)
+    shown = ", ".join(f"{n} of {total} {'show' if n > 1 else 'shows'} {_thing(kind)}" for kind, n in counted)
     when = ", mostly in the evening" if evening > 0.5 else ""
     return f"{name.capitalize()}: {shown or 'nothing in particular stands out'}{when}."
 

@@ -84,7 +84,7 @@ def test_open_tap_lift_drag_download(page, served, made) -> None:
     said = open_photo(page, photo["id"])
     box = page.locator("#canvas").bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    expect(said).to_contain_text("on this device", timeout=PATIENCE)
+    expect(said).to_contain_text("Lifted", timeout=PATIENCE)
 
     decoder = page.evaluate("() => moments.state().alphaOf")
     here = np.array(page.evaluate("() => Array.from(moments.state().alpha)"), np.float32)

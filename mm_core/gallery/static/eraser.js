@@ -1,11 +1,10 @@
 // Takes a subject out on the device: what is smooth goes on from the rim, detail comes from where the photo looks like
-// the rim. The server's `blend` (mm_core/aigc/eraser.py) is nearer to what was hidden; this one needs no server.
+// that. The server's `blend` (mm_core/aigc/eraser.py) is nearer to what was hidden; this one needs no server.
 
 import { shrunk } from "/static/effects.js";
-import { most, windows } from "/static/guided.js";
 import { resize } from "/static/matting.js";
 
-const SMALL = 160, TEXTURE = 0.75, FINE = 0.008, RING = 5, OVER = 1.9, ROUNDS = 400;
+const SMALL = 160, TEXTURE = 0.75, FINE = 0.008, RING = 4, TILE = 20, OVER = 1.9, ROUNDS = 400;
 
 /** The photo without what a matte (height, width) holds, ImageData; `keep`: matte of what nothing is copied from. */
 export function erase(image, gone, keep) {
@@ -17,8 +16,8 @@ export function erase(image, gone, keep) {
   const wide = resize(small, w, h, 4, width, height);
   out.data.set(data);
   for (let n = 0; n < hole.length; n++) if (hole[n]) out.data.set([wide[4 * n], wide[4 * n + 1], wide[4 * n + 2]], 4 * n);
-  const offset = bestOffset(small, unknown, taken, w, h);
-  return offset ? textured(out, hole, Math.round(offset.x * width / w), Math.round(offset.y * height / h)) : out;
+  const moved = offsets(small, unknown, taken, w, h);
+  return textured(out, hole, (x, y) => moved.get(tile(x * w / width, y * h / height, w)), width / w);
 }
 
 /** Where a matte reaches and half its soft band beyond: Uint8Array of 0 and 1. */
@@ -65,30 +64,37 @@ export function harmonic(pixels, unknown, w, h) {
   }
 }
 
-/** By how many small pixels to move so that what surrounds the hole looks the same there; null: it fits nowhere. */
-function bestOffset(pixels, unknown, taken, w, h) {
-  const near = windows(unknown, w, h, 1, RING, most), cells = [...unknown.keys()].filter((n) => unknown[n]);
-  const ring = [...near.keys()].filter((n) => near[n] && !taken[n]).map((n) => [n, n % w, Math.floor(n / w)]);
-  let best = null, least = Infinity;
-  if (!ring.length) return null;
-  const xs = cells.map((n) => n % w), ys = cells.map((n) => Math.floor(n / w));
-  const [left, right, top, bottom] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-  for (let dy = -top; dy < h - bottom; dy++) for (let dx = -left; dx < w - right; dx++) {
-    if (cells.some((n) => taken[n + dy * w + dx])) continue;
-    let sum = 0, count = 0;
-    for (const [n, x, y] of ring) {
-      const m = n + dy * w + dx;
-      if (x + dx < 0 || x + dx >= w || y + dy < 0 || y + dy >= h || taken[m]) continue;
-      for (let c = 0; c < 3; c++) sum += (pixels[4 * n + c] - pixels[4 * m + c]) ** 2;
-      count++;
+/** Per tile of TILE small pixels that touches the hole: by how many to move to where the photo is most like it. */
+function offsets(pixels, unknown, taken, w, h) {
+  const found = new Map();
+  for (let top = 0; top < h; top += TILE) for (let left = 0; left < w; left += TILE) {
+    const bottom = Math.min(h, top + TILE), right = Math.min(w, left + TILE), cells = [];
+    let inside = false;
+    for (let y = top; y < bottom; y++) for (let x = left; x < right; x++) if (unknown[y * w + x]) inside = true;
+    if (!inside) continue;
+    for (let y = Math.max(0, top - RING); y < Math.min(h, bottom + RING); y += 2) {
+      for (let x = Math.max(0, left - RING); x < Math.min(w, right + RING); x += 2) cells.push([x, y]);
     }
-    if (count > ring.length / 2 && sum / count < least) { least = sum / count; best = { x: dx, y: dy }; }
+    let least = Infinity;
+    for (let dy = -top; dy <= h - bottom; dy++) for (let dx = -left; dx <= w - right; dx++) {
+      let sum = 0, count = 0;
+      for (const [x, y] of cells) {
+        const n = y * w + x, m = n + dy * w + dx, out = x + dx < 0 || x + dx >= w || y + dy < 0 || y + dy >= h;
+        if (out) continue;
+        if (taken[m]) { count = 0; break; }
+        for (let c = 0; c < 3; c++) sum += (pixels[4 * n + c] - pixels[4 * m + c]) ** 2;
+        count++;
+      }
+      if (count && sum / count < least) { least = sum / count; found.set(tile(left, top, w), [dx, dy]); }
+    }
   }
-  return best;
+  return found;
 }
 
-/** Adds what is finer than a blur, from (dx, dy) away, where the hole is; in place. */
-function textured(image, hole, dx, dy) {
+const tile = (x, y, w) => Math.floor(y / TILE) * Math.ceil(w / TILE) + Math.floor(x / TILE);
+
+/** Adds what is finer than a blur where the hole is, from as many small pixels away as `offset(x, y)` says; in place. */
+function textured(image, hole, offset, scale) {
   const { width, height, data } = image, reach = Math.max(1, Math.round(FINE * Math.max(width, height)));
   const before = data.slice(), area = (2 * reach + 1) ** 2;
   // Sums of all that lies above and to the left: the blur of any pixel takes four of them.
@@ -98,8 +104,10 @@ function textured(image, hole, dx, dy) {
     sums[at] = before[4 * (y * width + x) + c] + sums[at - 3] + sums[at - step] - sums[at - step - 3];
   }
   for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
-    const n = y * width + x, sx = x + dx, sy = y + dy;
-    if (!hole[n] || sx < reach || sy < reach || sx >= width - reach || sy >= height - reach) continue;
+    const n = y * width + x, away = hole[n] && offset(x, y);
+    if (!away) continue;
+    const sx = x + Math.round(away[0] * scale), sy = y + Math.round(away[1] * scale);
+    if (sx < reach || sy < reach || sx >= width - reach || sy >= height - reach) continue;
     for (let c = 0; c < 3; c++) {
       const low = (sy - reach) * step + c, high = (sy + reach + 1) * step + c;
       const left = 3 * (sx - reach), right = 3 * (sx + reach + 1);
