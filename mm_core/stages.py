@@ -11,7 +11,7 @@ The `mm` command, `dvc.yaml` and the Dagster assets are three thin doors to thes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mm_core.beside import (  # noqa: F401  what callers find here too
     anchor,
