@@ -112,10 +112,12 @@ def train_stage(
                 write_bytes(layout.model(stage), (folder / "model.safetensors").read_bytes())
     report.metrics |= done["metrics"]
     report.facts |= done["facts"]
+    tracked = folder / "tracked"
+    if first and not tracked.is_file():  # who trained it may have been killed before it could tell
+        Tracker(layout.settings).log_report(layout, report)
+        tracked.touch()
     if reused:
         report.facts["reused"] = "trained before from the same params, data and start"
-    elif first:
-        Tracker(layout.settings).log_report(layout, report)
     steps = _stage_params(stage, params).steps
     progress(f"train {stage}", steps, steps)
     return report

@@ -24,6 +24,7 @@ from mm_core.model.network import build_model
 from mm_core.params import Params
 from mm_core.records import Report, sha256_bytes, sha256_file
 from mm_core.store import LocalStore
+from mm_core.training.tracking import Tracker
 from mm_core.training.train import train_stage
 
 
@@ -176,6 +177,30 @@ def test_whoever_comes_second_waits_and_takes_the_result(workspace: Layout, para
     thread.join()
     assert "reused" in second.facts
     assert second.facts["digest"] == reports[0].facts["digest"]
+
+
+def test_killed_between_the_model_and_its_report_the_next_call_tells(
+    workspace: Layout, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage that has nothing to train is an MLflow run by its report alone."""
+    from mlflow import MlflowClient
+
+    class Killed(BaseException): ...
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    idle = params.with_values(**{"train.simple.steps": 0})
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "log_report", die)
+        with pytest.raises(Killed):
+            train("simple", idle, workspace)
+    assert "reused" in train("simple", idle, workspace).facts
+    client = MlflowClient(workspace.settings.mlflow_uri)
+    experiment = client.get_experiment_by_name("matting")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    assert "train-simple" in {run.data.tags["mm.stage"] for run in found}
 
 
 def empty(path: Path) -> None:
