@@ -1,4 +1,4 @@
-"""Does each stage of the hierarchical strategy earn its place? Matting Moments, Table 1, on generated samples.
+"""Does each stage of the hierarchical strategy earn its place? Matting Moments, Table 1, ours.
 
 Three arms, the same optimiser steps in each, the same first two stages, several seeds:
 
@@ -6,9 +6,11 @@ Three arms, the same optimiser steps in each, the same first two stages, several
 * +Semi_Sup: simple, hard, then cross-consistency with unlabelled photos to the end;
 * +Mlt_Sup:  simple, hard, cross-consistency, then text-image consistency and contrast to the end.
 
-    python benchmarks/stage_order.py --work data/bench --seeds 3
+    python benchmarks/stage_order.py generated real --seeds 3 --photos FOLDER
 
-Writes benchmarks/stage_order.md and benchmarks/stage_order.csv.
+Each seed draws its own labelled and validation photos as well as its own weights. A row per finished training and
+category goes into benchmarks/stage_order.csv; killed, the next call goes on after the last of them. `--set` and `--out`
+try other params without touching the result.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,125 +27,268 @@ import numpy as np
 import pandas as pd
 
 from mm_core import stages
-from mm_core.data.samplegen import write_drop
-from mm_core.eval.evaluate import evaluate_models
+from mm_core.catalog import Catalog
+from mm_core.data.samplegen import generate, write_drop
+from mm_core.data.snapshot import POOLS, SCHEMA, read_pool, write_frames
+from mm_core.eval.evaluate import score_all
 from mm_core.eval.metrics import category_scores
 from mm_core.layout import Layout
+from mm_core.model.clip import LOCAL_NAME, train_local_clip
 from mm_core.model.predict import TorchPredictor
 from mm_core.params import Params
-from mm_core.records import ALL_CATEGORIES, CATEGORIES, Report
+from mm_core.records import CATEGORIES, Report, digest_of
 from mm_core.settings import Settings
+from mm_core.structuring.split import split_by_difficulty
 from mm_core.training.train import train_stage
 
 ARMS = ("Pixel_Sup", "+Semi_Sup", "+Mlt_Sup")
 METRICS = ("mse", "biou", "maxf", "conn")
 HERE = Path(__file__).parent
+MARKS = ("<!-- tables -->", "<!-- end of tables -->")
+PAIRS = 300
+"""Generated photos with captions per category that the stand-in for a pretrained CLIP learns from."""
 
 
-def prepare(root: Path, params: Params, labelled: int, extra: int, held_out: int) -> Layout:
-    """Generated drops, ingested and frozen once for all arms and seeds."""
-    layout = Layout(Settings.from_env(root))
-    if layout.split.exists():
-        return layout
-    inbox = Path(layout.settings.inbox)
-    for kind, batch, count, seed, role in (
-        ("pixel_labeled", "eval", held_out, 9000, "eval"),
-        ("pixel_labeled", "train", labelled, 1000, "train"),
-        ("unlabeled", "plain", extra, 2000, ""),
-        ("text_image", "captions", extra, 3000, ""),
-    ):
-        if not (inbox / kind / batch / "manifest.csv").exists():
-            write_drop(inbox, kind, batch, dict.fromkeys(ALL_CATEGORIES, count), seed=seed, role=role)
-    stages.ingest(params, layout)
-    stages.structure(params, layout)
-    stages.pin_inputs(params, layout)
-    stages.snapshot(params, layout)
-    stages.split(params, layout)
-    return layout
+@dataclass(frozen=True)
+class Regime:
+    """What one data set offers; counts are per category."""
+
+    labelled: int
+    """Photos with mattes to train on; those left over lend their photo alone."""
+    validation: int
+    """Photos with mattes that choose checkpoints."""
+    judged: int
+    """Photos with mattes that are drawn for judging; 0: the drops name them."""
+    steps: tuple[int, int, int, int]
+    """Of the four stages."""
+    warm: int = 0
+    """Steps on generated mattes before, the same for all arms."""
 
 
-def arm_layout(base: Layout, name: str) -> Layout:
-    """A workspace of its own for one run, on the base's store, snapshot and decoded photos."""
-    settings = base.settings
-    root = base.root / "runs" / name
-    layout = Layout(Settings(root, settings.inbox, settings.store, settings.mlflow_uri, settings.params_file, "cpu"))
-    for source, target in ((base.snapshot, layout.snapshot), (base.split, layout.split)):
-        if not target.exists():
-            shutil.copytree(source, target)
+REGIMES = {
+    "generated": Regime(labelled=12, validation=10, judged=0, steps=(300, 60, 500, 500)),
+    "real": Regime(labelled=8, validation=4, judged=12, steps=(200, 60, 300, 300), warm=600),
+}
+
+
+def workspace(root: Path, like: Layout | None = None) -> Layout:
+    """A workspace, on the store and decoded photos of another if given."""
+    settings = replace(Settings.from_env(root), device="cpu")
+    if like is None:
+        return Layout(settings)
+    layout = Layout(replace(settings, inbox=like.settings.inbox, store=like.settings.store))
     if not layout.cache.exists():
         layout.root.mkdir(parents=True, exist_ok=True)
-        base.cache.mkdir(parents=True, exist_ok=True)
-        layout.cache.symlink_to(base.cache, target_is_directory=True)
+        like.cache.mkdir(parents=True, exist_ok=True)
+        layout.cache.symlink_to(like.cache, target_is_directory=True)
     return layout
 
 
-def run_seed(base: Layout, params: Params, seed: int) -> dict[str, Path]:
-    """The final weights of each arm for one seed."""
-    params = params.with_values(seed=seed)
-    train = params.train
-    store = stages.store_of(base)
-    semi, rest = train.semi.steps, train.multimodal.steps
+def prepare(data: str, root: Path, params: Params, photos: Path | None, extra: int, pool: int, held_out: int) -> Layout:
+    """Drops ingested and frozen once for all arms and seeds."""
+    layout = workspace(root)
+    if (layout.snapshot / "snapshot.json").exists():
+        return layout
+    if data == "real":
+        if photos is None:
+            raise SystemExit("--photos: name the folder of drops for `real`")
+        layout = Layout(replace(layout.settings, inbox=str(photos)))
+    else:
+        inbox = Path(layout.settings.inbox)
+        for kind, batch, count, seed, role in (
+            ("pixel_labeled", "eval", held_out, 9000, "eval"),
+            ("pixel_labeled", "train", pool, 1000, "train"),
+            ("unlabeled", "plain", extra, 2000, ""),
+            ("text_image", "captions", extra, 3000, ""),
+        ):
+            if not (inbox / kind / batch / "manifest.csv").exists():
+                write_drop(inbox, kind, batch, dict.fromkeys(CATEGORIES, count), seed=seed, size=96, role=role)
+    for stage in (stages.ingest, stages.structure, stages.pin_inputs, stages.snapshot):
+        stage(params, layout)
+    return layout
 
-    def step(stage: str, layout: Layout, start: Path | None, **changed: Any) -> Path:
-        def show(what: str, done: int, total: int) -> None:
-            print(f"\rseed {seed} {layout.root.name} {what} {done}/{total}   ", end="", file=sys.stderr)
 
-        train_stage(stage, params.with_values(**changed), layout, store, Report(stage), start=start, progress=show)
-        return layout.model(stage)
+def draw(base: Layout, regime: Regime, params: Params, seed: int) -> Layout:
+    """A workspace with the photos of one seed; a scene stays on one side."""
+    layout = workspace(base.root / f"seed-{seed}", base)
+    if layout.split.exists():
+        return layout
+    frames: dict[str, Any] = {name: read_pool(base.snapshot, name) for name in POOLS}
+    frames = {name: frame[frame["category"].isin(CATEGORIES)] for name, frame in frames.items()}
+    pools = ["train_labeled", "validation"] + (["eval"] if regime.judged else [])
+    labelled = pd.concat([frames[name] for name in pools])
+    rng, sides = np.random.default_rng(seed), {}
+    for _, rows in labelled.groupby("category"):
+        sizes = rows["group"].value_counts().to_dict()
+        wanted = {"eval": regime.judged, "validation": regime.validation, "train_labeled": regime.labelled}
+        for group in rng.permutation(sorted(sizes)):
+            side = next((name for name, room in wanted.items() if room > 0), "train_unlabeled")
+            sides[group] = side
+            wanted[side] = wanted.get(side, 0) - sizes[group]
+    for side in ("eval", "validation", "train_labeled"):
+        if side != "eval" or regime.judged:
+            frames[side] = labelled[labelled["group"].map(sides) == side]
+    spare = labelled[labelled["group"].map(sides) == "train_unlabeled"]
+    if regime.judged:
+        hidden = spare.assign(alpha_sha256=None, label_version=None, label_binary=None)
+        shared = set(frames["eval"]["group"]) | set(frames["validation"]["group"])
+        frames["train_unlabeled"] = pd.concat([frames["train_unlabeled"], hidden]).drop_duplicates("sample_id")
+        for side in ("train_unlabeled", "train_text_image"):
+            frames[side] = frames[side][~frames[side]["group"].isin(shared)]
+    write_frames(
+        layout.snapshot, frames, SCHEMA, {"digest": digest_of({n: f["sample_id"].tolist() for n, f in frames.items()})}
+    )
+    split_by_difficulty(
+        params.split,
+        Catalog(base.settings.store),
+        stages.read_inputs(base),
+        layout.snapshot,
+        layout.split,
+        Report("split"),
+    )
+    return layout
 
-    common = arm_layout(base, f"common-{seed}")
-    hard = step("hard", common, step("simple", common, None))
-    pixel, plus_semi, plus_mlt = (arm_layout(base, f"{name}-{seed}") for name in ("pixel", "semi", "mlt"))
-    share = 1 - params.split.hard_share
-    return {
-        "Pixel_Sup": step(
-            "hard", pixel, hard,
-            **{"train.hard.steps": semi + rest, "train.hard.lr": train.semi.lr, "train.common.replay_share": share},
-        ),
-        "+Semi_Sup": step("semi", plus_semi, hard, **{"train.semi.steps": semi + rest}),
-        "+Mlt_Sup": step("multimodal", plus_mlt, step("semi", plus_mlt, hard)),
-    }  # fmt: skip
+
+def stand_in(root: Path, steps: int) -> Path:
+    """A small CLIP trained on generated pairs that no arm sees: what pretrained towers would be elsewhere."""
+    path = root / f"clip-{PAIRS}-{steps}.safetensors"
+    if not path.is_file():
+        scenes = [
+            generate(c, 7_000_000 + n, size=96, mode="hard" if n % 4 == 0 else "easy")
+            for c in CATEGORIES
+            for n in range(PAIRS)
+        ]
+        made = train_local_clip([(s.image, s.caption) for s in scenes], steps, 0, path, progress=shown("train clip"))
+        print(f"\nstand-in CLIP: of {made.held_out} held-out photos {made.retrieval:.0%} find their own caption")
+    return path
+
+
+def warmed(root: Path, params: Params, steps: int) -> Path:
+    """What stands for a champion: the first stage on all generated photos with mattes."""
+    base = workspace(root / "generated")
+    own = workspace(base.root / "warm", base)
+    if not own.split.exists():
+        frames: dict[str, Any] = {name: read_pool(base.snapshot, name) for name in ("train_labeled", "validation")}
+        write_frames(own.snapshot, {"validation": frames["validation"]}, SCHEMA, {"digest": "warm"})
+        write_frames(own.split, {"simple": frames["train_labeled"]}, SCHEMA)
+    params = params.with_values(**{"seed": 0, "train.simple.steps": steps})
+    say = shown("warm")
+    train_stage(
+        "simple", params, own, stages.store_of(base), Report("simple"),
+        start=None, progress=lambda what, done, total: say(done, total),
+    )  # fmt: skip
+    return own.model("simple")
+
+
+def shown(what: str) -> Any:
+    def show(done: int, total: int) -> None:
+        if done % 20 == 0 or done == total:
+            print(f"\r{what} {done}/{total}   ", end="", file=sys.stderr)
+
+    return show
+
+
+class Trainings:
+    """The arms of one seed; a training that is done is not done again (its content key says so)."""
+
+    def __init__(self, layout: Layout, params: Params, name: str):
+        self._layout, self._params, self._name = layout, params, name
+        self.seconds, self.images = {}, {}
+
+    def step(self, arm: str, stage: str, start: Path | None, **changed: Any) -> Path:
+        own = workspace(self._layout.root / "arms" / arm.strip("+"), self._layout)
+        for source, target in ((self._layout.snapshot, own.snapshot), (self._layout.split, own.split)):
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(source, target_is_directory=True)
+        report, say = Report(stage), shown(f"{self._name} {arm} {stage}")
+        train_stage(
+            stage, self._params.with_values(**changed), own, stages.store_of(self._layout), report,
+            start=start, progress=lambda what, done, total: say(done, total),
+        )  # fmt: skip
+        seconds = report.metrics[f"{stage}/train_seconds"]
+        self.seconds[arm] = self.seconds.get(arm, 0) + seconds
+        self.images[arm] = self.images.get(arm, 0) + seconds * report.metrics.get(f"{stage}/images_per_s", 0)
+        return own.model(stage)
+
+    def arm(self, arm: str, start: Path | None) -> Path:
+        """The final weights of an arm."""
+        train = self._params.train
+        semi, rest = train.semi.steps, train.multimodal.steps
+        hard = self.step("common", "hard", self.step("common", "simple", start))
+        if arm == "Pixel_Sup":
+            share = 1 - self._params.split.hard_share
+            longer = {
+                "train.hard.steps": semi + rest,
+                "train.hard.lr": train.semi.lr,
+                "train.common.replay_share": share,
+            }
+            return self.step(arm, "hard", hard, **longer)
+        if arm == "+Semi_Sup":
+            return self.step(arm, "semi", hard, **{"train.semi.steps": semi + rest})
+        return self.step(arm, "multimodal", self.step(arm, "semi", hard))
+
+
+def value_of(text: str) -> Any:
+    if "," in text or text in ("()",):
+        return tuple(part for part in text.strip("()").split(",") if part)
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*", default=["generated"], help="generated, real")
     parser.add_argument("--work", type=Path, default=Path("data/bench/stage_order"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--labelled", type=int, default=30, help="labelled photos per category")
-    parser.add_argument("--extra", type=int, default=100, help="unlabelled photos, and photos with text, per category")
-    parser.add_argument("--held-out", type=int, default=40, help="evaluation photos per category")
-    parser.add_argument("--steps", type=int, nargs=4, default=(200, 100, 150, 150), help="simple hard semi multimodal")
+    parser.add_argument("--photos", type=Path, help="inbox of real drops")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument(
+        "--extra", type=int, default=150, help="generated unlabelled, and captioned photos per category"
+    )
+    parser.add_argument(
+        "--pool", type=int, default=80, help="generated labelled photos per category that seeds draw from"
+    )
+    parser.add_argument("--held-out", type=int, default=50, help="generated photos per category that judge")
+    parser.add_argument("--clip-steps", type=int, default=600)
     parser.add_argument("--set", nargs="*", default=[], help="further parameters, name=value")
+    parser.add_argument("--out", type=Path, default=HERE / "stage_order")
     args = parser.parse_args()
 
-    # A handful of validation photos would choose checkpoints by chance.
-    values: dict[str, Any] = {"model.size": args.size, "clip.steps": 200, "snapshot.validation_share": 0.4}
-    values |= {f"train.{s}.steps": n for s, n in zip(("simple", "hard", "semi", "multimodal"), args.steps, strict=True)}
-    values |= {name: float(value) for name, value in (item.split("=") for item in args.set)}
-    params = Params().with_values(**values)
-    base = prepare(args.work, params, args.labelled, args.extra, args.held_out)
-    rows = []
-    for seed in range(args.seeds):
-        models = {(arm, "float"): TorchPredictor(path, "cpu") for arm, path in run_seed(base, params, seed).items()}
-        layout = arm_layout(base, f"mlt-{seed}")
-        evaluate_models(
-            params.evaluate, models, layout, stages.store_of(base), Report("evaluate"), progress=stages.quiet
-        )
-        per_image = pd.read_parquet(layout.per_image)
-        for arm in ARMS:
-            scores = category_scores(per_image.query("model == @arm"))
-            rows += [
-                {
-                    "seed": seed,
-                    "arm": arm,
-                    "category": category,
-                    **scores.loc[category, list(METRICS)],
-                }
-                for category in (*CATEGORIES, "macro", "weighted")
-            ]
-        write(pd.DataFrame(rows), args, params)
-    print(f"\n{HERE / 'stage_order.md'}")
+    table = args.out.with_suffix(".csv")
+    for data in args.data:
+        regime = REGIMES[data]
+        values: dict[str, Any] = {"model.size": 64, "snapshot.validation_share": 0.3}
+        values |= {
+            f"train.{s}.steps": n for s, n in zip(("simple", "hard", "semi", "multimodal"), regime.steps, strict=True)
+        }
+        values |= {name: value_of(value) for name, value in (item.split("=") for item in args.set)}
+        values |= {"clip.model": LOCAL_NAME, "clip.pretrained": str(stand_in(args.work, args.clip_steps).absolute())}
+        params = Params().with_values(**values)
+        base = prepare(data, args.work / data, params, args.photos, args.extra, args.pool, args.held_out)
+        for seed in args.seeds:
+            layout, own = draw(base, regime, params, seed), params.with_values(seed=seed)
+            trainings = Trainings(layout, own, f"{data} {seed}")
+            judges, key = read_pool(layout.snapshot, "eval"), own.cycle_digest()[:12]
+            for arm in args.arms:
+                done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["key", "arm"])
+                if len(done[(done["key"] == f"{data}-{key}") & (done["arm"] == arm)]):
+                    continue
+                start = warmed(args.work, own, regime.warm) if regime.warm else None
+                model = {("m", "float"): TorchPredictor(trainings.arm(arm, start), "cpu")}
+                scores = category_scores(score_all(judges, model, stages.store_of(base), 1024, stages.quiet))
+                seconds = trainings.seconds["common"] + trainings.seconds[arm]
+                images = trainings.images["common"] + trainings.images[arm]
+                rows = [
+                    {"key": f"{data}-{key}", "data": data, "seed": seed, "arm": arm, "category": category,
+                     **scores.loc[category, [*METRICS, "images"]], "seconds": round(seconds), "seen": round(images)}
+                    for category in (*CATEGORIES, "macro", "weighted")
+                ]  # fmt: skip
+                pd.concat([done, pd.DataFrame(rows)]).to_csv(table, index=False, float_format="%.6g")
+                print(f"\r{data} {seed} {arm} {[round(r['mse'], 4) for r in rows]} {seconds:.0f} s")
+        write(pd.read_csv(table), args.out.with_suffix(".md"))
 
 
 def change(before: np.ndarray, after: np.ndarray) -> str:
@@ -152,33 +297,47 @@ def change(before: np.ndarray, after: np.ndarray) -> str:
     return f"{100 * ratio.mean():+.1f} % ({int((ratio < 0).sum())} of {len(ratio)} lower)"
 
 
-def write(table: pd.DataFrame, args: argparse.Namespace, params: Params) -> None:
-    table.to_csv(HERE / "stage_order.csv", index=False, float_format="%.6g")
-    lines = [
-        "# Stage order: Pixel_Sup, +Semi_Sup, +Mlt_Sup at equal optimiser steps (generated samples)",
-        "",
-        f"Runner: `benchmarks/stage_order.py`. {table['seed'].nunique()} seeds; {args.labelled} labelled photos per"
-        f" category ({params.snapshot.validation_share:.0%} of them for validation), {args.extra} unlabelled"
-        f" and {args.extra} with text; {args.held_out} held out."
-        f" {params.model.encoder} at {args.size} px, batch {params.train.common.batch}, steps of the four stages"
-        f" {'/'.join(map(str, args.steps))}; Pixel_Sup and +Semi_Sup train on for the steps of the stages they lack."
-        f" {platform.machine()}, {os.cpu_count()} cores. Mean ± standard deviation over seeds.",
-        "",
-        "| category | metric | " + " | ".join(ARMS) + " | +Semi vs Pixel | +Mlt vs Pixel | +Mlt vs +Semi |",
-        "|---|---|" + "---|" * 6,
-    ]
-    for category in (*CATEGORIES, "macro", "weighted"):
-        rows = table.query("category == @category").sort_values(by="seed")
-        for metric in METRICS:
-            by_arm = {arm: rows.loc[rows["arm"] == arm, metric].to_numpy(float) for arm in ARMS}
-            shown = [
-                f"{values.mean():.4f} ± {values.std(ddof=min(1, len(values) - 1)):.4f}" for values in by_arm.values()
-            ]
-            changes = [
-                change(by_arm[a], by_arm[b]) for a, b in ((ARMS[0], ARMS[1]), (ARMS[0], ARMS[2]), (ARMS[1], ARMS[2]))
-            ]
-            lines.append(f"| {category} | {metric} | " + " | ".join(shown + changes) + " |")
-    (HERE / "stage_order.md").write_text("\n".join(lines) + "\n")
+def spread(values: np.ndarray) -> str:
+    return f"{values.mean():.4f} ± {values.std(ddof=min(1, len(values) - 1)):.4f}"
+
+
+def write(table: pd.DataFrame, out: Path) -> None:
+    """The tables between the two marks of `out`; what people wrote around them stays."""
+    lines = [MARKS[0], ""]
+    for data, rows in table.groupby("data"):
+        regime, whole = REGIMES[str(data)], rows[rows["category"] == "macro"]
+        common = "/".join(map(str, regime.steps))
+        lines += [f"### {str(data).capitalize()} photos", ""]
+        lines += [
+            f"{whole['seed'].nunique()} seeds; per category about {regime.labelled} labelled photos and"
+            f" {regime.validation} that choose checkpoints, {whole['images'].mean():.0f} judged in all; steps {common}"
+            f"{f' after {regime.warm} on generated photos' if regime.warm else ''}."
+            f" {platform.machine()}, {os.cpu_count()} cores, one thread. Mean ± standard deviation over seeds.",
+            "",
+            "| arm | optimiser steps | images seen | seconds |",
+            "|---|---|---|---|",
+        ]
+        for arm in ARMS:
+            own = whole[whole["arm"] == arm]
+            lines.append(f"| {arm} | {sum(regime.steps)} | {own['seen'].mean():.0f} | {own['seconds'].mean():.0f} |")
+        lines += [
+            "",
+            "| category | metric | " + " | ".join(ARMS) + " | +Semi vs Pixel | +Mlt vs Pixel | +Mlt vs +Semi |",
+        ]
+        lines += ["|---|---|" + "---|" * 6]
+        for category in (*CATEGORIES, "macro", "weighted"):
+            chosen = rows[rows["category"] == category].sort_values("seed")
+            for metric in METRICS:
+                by_arm = {arm: chosen.loc[chosen["arm"] == arm, metric].to_numpy(float) for arm in ARMS}
+                if len({len(values) for values in by_arm.values()}) > 1:
+                    continue
+                pairs = ((ARMS[0], ARMS[1]), (ARMS[0], ARMS[2]), (ARMS[1], ARMS[2]))
+                shown = [spread(v) for v in by_arm.values()] + [change(by_arm[a], by_arm[b]) for a, b in pairs]
+                lines.append(f"| {category} | {metric} | " + " | ".join(shown) + " |")
+        lines.append("")
+    text = out.read_text() if out.exists() else f"{MARKS[0]}\n{MARKS[1]}\n"
+    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[-1]
+    out.write_text(before + "\n".join([*lines, MARKS[1]]) + after)
 
 
 if __name__ == "__main__":

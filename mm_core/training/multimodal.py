@@ -1,19 +1,24 @@
 """Multimodal stage: text teaches where the picture alone is unsure (Matting Moments, section 2.2).
 
-A frozen CLIP text embedding is fused into the encoder's bottleneck. Four terms come on top of the earlier stages':
+A frozen CLIP text embedding is fused into the encoder's bottleneck. Five terms come on top of the earlier stages':
 - `captioned`: labelled photos decoded with their text must match their matte, so that text becomes useful at all;
 - `text`: on captioned photos without a matte, the image-only and the text-image matte must agree. By default the text
   side is the target without gradient: it knows more, and at inference there is no text (`teacher` says otherwise);
 - `contrast`: the fused feature (anchor) must be nearer to the image-only feature of the photo (positive) than
   features fused with other photos' texts (negatives) are; equal captions are no negatives of each other;
-- `text_view`: both mattes of a captioned photo, strongly altered, follow the teacher's, as unlabelled photos do.
+- `text_view`: both mattes of a captioned photo, strongly altered, follow the teacher's, as unlabelled photos do;
+- `distil`: from the encoder's features of any photo one must be able to read what the image tower says of it, and of a
+  captioned photo which of all captions is its own: what the towers know of kinds of subjects helps to tell one from its
+  surroundings where few mattes do.
 
-The CLIP towers run once per caption, before training, and not in the step.
+The CLIP towers run once per caption and photo, before training, and not in the step.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -21,7 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mm_core.data.dataset import PixelCache
 from mm_core.layout import Layout
@@ -54,15 +59,24 @@ def with_prompts(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(caption=frame["caption"].where(frame["caption"].fillna("").str.strip() != "", prompts))
 
 
-def embed_captions(
+@dataclass(frozen=True)
+class Towers:
+    """What a frozen CLIP says; unit vectors (D,)."""
+
+    captions: Mapping[str, Tensor]
+    photos: Mapping[str, Tensor]
+    """By sample id."""
+
+
+def embed(
     params: Params,
     layout: Layout,
     cache: PixelCache,
     text_image: pd.DataFrame,
-    more: Sequence[str],
+    others: Sequence[pd.DataFrame],
     progress: Callable[[str, int, int], None],
-) -> dict[str, Tensor]:
-    """Caption → unit vector (D,), for the captions of `text_image` and `more`.
+) -> Towers:
+    """The towers' vectors of all photos and captions of `text_image` and `others`, which `cache` has decoded.
 
     With `clip.model: local` a small CLIP is trained on `text_image` first, once per set of pairs.
     """
@@ -76,9 +90,17 @@ def embed_captions(
             photos = [(np.asarray(cache.photos[sample]), caption) for sample, caption in pairs]
             train_local_clip(photos, params.clip.steps, params.seed, local, progress=partial(progress, "train clip"))
     clip = load_clip(params.clip, local)
-    captions = sorted({*text_image["caption"], *more})
-    vectors = cached_embeddings(clip, layout.cache / "clip", "text", captions, lambda caption: caption)
-    return dict(zip(captions, torch.from_numpy(vectors), strict=True))
+    frames, folder = [text_image, *others], layout.cache / "clip"
+    captions = sorted({caption for frame in frames for caption in frame["caption"].dropna()})
+    samples = (
+        sorted({sample for frame in frames for sample in frame["sample_id"]}) if params.train.multimodal.distil else []
+    )
+    texts = cached_embeddings(clip, folder, "text", captions, lambda caption: caption)
+    looks = cached_embeddings(clip, folder, "image", samples, lambda sample: np.asarray(cache.photos[sample]))
+    return Towers(
+        dict(zip(captions, torch.from_numpy(texts), strict=True)),
+        dict(zip(samples, torch.from_numpy(looks), strict=True)),
+    )
 
 
 class Multimodal(Semi):
@@ -91,15 +113,21 @@ class Multimodal(Semi):
         loss: LossParams,
         semi: SemiParams,
         multimodal: MultimodalParams,
-        captions: Mapping[str, Tensor],
+        towers: Towers,
     ):
-        """`pools` also holds `text`; every caption of `labeled` and `text` is a key of `captions`."""
+        """`pools` also holds `text`; `towers` knows its captions and those of `labeled`, and to distil every photo."""
         super().__init__(net, pools, loss, semi, weight=multimodal.semi)
         self._multimodal = multimodal
-        self._place = {caption: row for row, caption in enumerate(captions)}
+        self._place = {caption: row for row, caption in enumerate(towers.captions)}
+        self._photo_place = {sample: row for row, sample in enumerate(towers.photos)}
         self._vectors: Tensor
-        self.register_buffer("_vectors", _spread(torch.stack(list(captions.values()))), persistent=False)
+        self._looks: Tensor
+        self.register_buffer("_vectors", _spread(torch.stack(list(towers.captions.values()))), persistent=False)
         self.fusion = TextFusion(net.bottleneck_channels, self._vectors.shape[1])
+        self.reader = None
+        if multimodal.distil:
+            self.register_buffer("_looks", _spread(torch.stack(list(towers.photos.values()))), persistent=False)
+            self.reader = reader(net.bottleneck_channels, self._looks.shape[1])
 
     def terms(
         self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
@@ -123,11 +151,25 @@ class Multimodal(Semi):
                 terms["text_view"] = self._semi.view * rise * both / 2
         if options.contrastive:
             terms["contrast"] = options.contrastive * self._contrast(maps, fused, text, batch.captions)
+        if self.reader is not None:
+            terms["distil"] = options.distil * self._distil(features, batches)
         return terms
 
     def texts(self, captions: Sequence[str]) -> Tensor:
         """(B, D), of zero mean and unit variance over all captions."""
         return self._vectors[torch.tensor([self._place[c] for c in captions], device=self._vectors.device)]
+
+    def _distil(self, features: Mapping[str, Features], batches: Mapping[str, Sample]) -> Tensor:
+        assert self.reader is not None
+        read = {name: self.reader(features[name][-1].float().mean((2, 3))) for name in batches}
+        rows = [self._photo_place[sample] for batch in batches.values() for sample in batch.ids]
+        looks = self._looks[torch.tensor(rows, device=self._looks.device)]
+        far = 1 - F.cosine_similarity(torch.cat(list(read.values())), looks).mean()
+        likeness = F.normalize(read["text"], dim=1) @ F.normalize(self._vectors, dim=1).T
+        own = torch.tensor([self._place[c] for c in batches["text"].captions], device=likeness.device)
+        wrong = F.cross_entropy(likeness / self._multimodal.temperature, own)
+        # Against its value for a guess, so that it weighs the same however many captions there are.
+        return far + wrong / math.log(max(2, len(self._place)))
 
     def _contrast(self, maps: Features, fused: Features, text: Tensor, captions: Sequence[str]) -> Tensor:
         shifts = range(1, min(NEGATIVES, len(captions) - 1) + 1)
@@ -136,6 +178,11 @@ class Multimodal(Semi):
         allowed = torch.stack([ids != ids.roll(shift) for shift in shifts], 1)
         anchor, positive = self.fusion.project(fused[-1]), self.fusion.project(maps[-1])
         return contrastive(anchor, positive, torch.stack(wrong, 1), allowed, self._multimodal.temperature)
+
+
+def reader(channels: int, dim: int, hidden: int = 256) -> nn.Module:
+    """(B, channels) → (B, dim): reads a tower's vector from the pooled bottleneck."""
+    return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, dim))
 
 
 def _spread(vectors: Tensor) -> Tensor:

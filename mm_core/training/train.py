@@ -31,7 +31,7 @@ from mm_core.records import Report, digest_of, sha256_file, write_bytes, write_j
 from mm_core.store import Store
 from mm_core.training import ranks
 from mm_core.training.loop import Result, fit, pick_device, to_device
-from mm_core.training.multimodal import Multimodal, embed_captions, with_prompts
+from mm_core.training.multimodal import Multimodal, embed, with_prompts
 from mm_core.training.semi import Semi
 from mm_core.training.supervised import Supervised
 from mm_core.training.tracking import Tracker
@@ -297,10 +297,10 @@ def _strategy(
         if stage == "multimodal":
             if ranks.rank() != 0:
                 ranks.agreed(None)  # process 0 trains and embeds; the others find it done
-            captions = embed_captions(params, layout, cache, data.text_image, [*labeled["caption"]], progress)
+            towers = embed(params, layout, cache, data.text_image, [labeled, data.unlabeled], progress)
             if ranks.rank() == 0:
                 ranks.agreed(None)
-            return Multimodal(net, pools, train.loss, train.semi, train.multimodal, captions)
+            return Multimodal(net, pools, train.loss, train.semi, train.multimodal, towers)
         return Supervised(net, pools, train.loss)
 
 

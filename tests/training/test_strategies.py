@@ -15,7 +15,7 @@ from mm_core.model.network import MattingNet, build_model
 from mm_core.params import Params
 from mm_core.store import LocalStore
 from mm_core.training.loop import NEW_RATE, Sample, _groups, to_device
-from mm_core.training.multimodal import PROMPTS, Multimodal, agreement, with_prompts
+from mm_core.training.multimodal import PROMPTS, Multimodal, Towers, agreement, with_prompts
 from mm_core.training.semi import Semi, ramp
 from mm_core.training.supervised import Supervised
 
@@ -50,6 +50,13 @@ def captions_of(*frames) -> dict[str, torch.Tensor]:
     texts = sorted({text for frame in frames for text in frame["caption"]} | set(PROMPTS.values()))
     rng = np.random.default_rng(0)
     return {t: torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=8)).float(), dim=0) for t in texts}
+
+
+def towers_of(pools: dict, draw) -> Towers:
+    samples = sorted({sample for [(pool, _)] in pools.values() for sample in pool._ids})
+    rng = np.random.default_rng(1)
+    photos = {s: torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=8)).float(), dim=0) for s in samples}
+    return Towers(captions_of(draw(2, 3, labelled=False, captions=True)), photos)
 
 
 def moved(module: torch.nn.Module, loss: torch.Tensor) -> bool:
@@ -186,20 +193,41 @@ def test_the_ramp() -> None:
 
 @pytest.fixture
 def multimodal(pools: dict, net: MattingNet, params: Params, draw) -> Multimodal:
-    captions = captions_of(draw(2, 3, labelled=False, captions=True))
-    strategy = Multimodal(net, pools, params.train.loss, params.train.semi, params.train.multimodal, captions)
+    towers = towers_of(pools, draw)
+    strategy = Multimodal(net, pools, params.train.loss, params.train.semi, params.train.multimodal, towers)
     # As after some steps: text makes a difference.
     torch.nn.init.normal_(strategy.fusion.out.weight, std=0.5)
     return strategy
 
 
-def test_multimodal_adds_three_terms_to_semi(multimodal: Multimodal) -> None:
+def test_multimodal_adds_four_terms_to_semi(multimodal: Multimodal) -> None:
     terms = multimodal.losses(samples(multimodal), 1.0)
-    assert {"bce", "semi", "captioned", "text", "contrast"} <= set(terms)
+    assert {"bce", "semi", "captioned", "text", "contrast", "distil"} <= set(terms)
     assert all(torch.isfinite(term) for term in terms.values())
     assert moved(multimodal.fusion, terms["captioned"])
     assert moved(multimodal.fusion, terms["contrast"])
     assert moved(multimodal.net.encoder, terms["contrast"])
+    assert moved(multimodal.net.encoder, terms["distil"])
+    assert not moved(multimodal.net.decoders, terms["distil"])
+
+
+def test_what_is_read_is_measured_against_both_towers(multimodal: Multimodal) -> None:
+    """A reader that says exactly what the towers say has nothing left to learn; a constant one is far off."""
+    batches = samples(multimodal)
+    features = {name: multimodal.net.encode(batch.images) for name, batch in batches.items()}
+    exact = iter([multimodal._looks[[multimodal._photo_place[i] for i in b.ids]] for b in batches.values()])
+    before = float(multimodal._distil(features, batches).detach())
+    multimodal.reader = torch.nn.Module()
+    multimodal.reader.forward = lambda pooled: next(exact)
+    # The photos' vectors are read exactly; captions' are unrelated random ones here: only their share is left.
+    assert float(multimodal._distil(features, batches)) < before
+    multimodal._photo_place = dict.fromkeys(multimodal._photo_place, 0)
+    multimodal.reader.forward = lambda pooled: multimodal._looks[[0] * len(pooled)]
+    text = multimodal._distil(features, batches)
+    likeness = torch.nn.functional.cosine_similarity(multimodal._looks[[0]], multimodal._vectors)
+    own = [multimodal._place[c] for c in batches["text"].captions]
+    chance = -torch.log_softmax(likeness / 0.1, 0)[own].mean() / math.log(len(likeness))
+    assert float(text) == pytest.approx(float(chance), rel=1e-4)
 
 
 def test_equal_captions_are_no_negatives_of_each_other(multimodal: Multimodal) -> None:
@@ -243,8 +271,8 @@ def test_each_teacher(teacher, image: bool, text: bool) -> None:
 
 
 def test_an_untrained_fusion_changes_nothing(pools: dict, net: MattingNet, params: Params, draw) -> None:
-    captions = captions_of(draw(2, 3, labelled=False, captions=True))
-    strategy = Multimodal(net, pools, params.train.loss, params.train.semi, params.train.multimodal, captions)
+    towers = towers_of(pools, draw)
+    strategy = Multimodal(net, pools, params.train.loss, params.train.semi, params.train.multimodal, towers)
     strategy.eval()
     batch = samples(strategy)["text"]
     features = net.encode(batch.images)
