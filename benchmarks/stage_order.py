@@ -2,9 +2,9 @@
 
 Three arms, the same optimiser steps in each, the same first two stages, several seeds:
 
-* Pixel_Sup: simple, hard, then supervised on simple and hard to the end;
-* +Semi_Sup: simple, hard, then cross-consistency with unlabelled photos to the end;
-* +Mlt_Sup:  simple, hard, cross-consistency, then text-image consistency and contrast to the end.
+* Pixel_Sup: simple, hard, then supervised on simple and hard, twice;
+* +Semi_Sup: simple, hard, then cross-consistency with unlabelled photos, twice;
+* +Mlt_Sup:  simple, hard, cross-consistency, then text-image consistency, contrast and distillation.
 
     python benchmarks/stage_order.py generated real --seeds 3 --photos FOLDER
 
@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from mm_core import stages
 from mm_core.catalog import Catalog
@@ -61,13 +62,13 @@ class Regime:
     """Photos with mattes that are drawn for judging; 0: the drops name them."""
     steps: tuple[int, int, int, int]
     """Of the four stages."""
-    warm: int = 0
-    """Steps on generated mattes before, the same for all arms."""
+    warm: bool = False
+    """Whether all arms start from a champion of generated photos."""
 
 
 REGIMES = {
-    "generated": Regime(labelled=12, validation=10, judged=0, steps=(300, 60, 500, 500)),
-    "real": Regime(labelled=8, validation=4, judged=12, steps=(200, 60, 300, 300), warm=600),
+    "generated": Regime(labelled=12, validation=10, judged=0, steps=(120, 30, 150, 150)),
+    "real": Regime(labelled=8, validation=4, judged=12, steps=(40, 20, 60, 60), warm=True),
 }
 
 
@@ -163,21 +164,12 @@ def stand_in(root: Path, steps: int) -> Path:
     return path
 
 
-def warmed(root: Path, params: Params, steps: int) -> Path:
-    """What stands for a champion: the first stage on all generated photos with mattes."""
-    base = workspace(root / "generated")
-    own = workspace(base.root / "warm", base)
-    if not own.split.exists():
-        frames: dict[str, Any] = {name: read_pool(base.snapshot, name) for name in ("train_labeled", "validation")}
-        write_frames(own.snapshot, {"validation": frames["validation"]}, SCHEMA, {"digest": "warm"})
-        write_frames(own.split, {"simple": frames["train_labeled"]}, SCHEMA)
-    params = params.with_values(**{"seed": 0, "train.simple.steps": steps})
-    say = shown("warm")
-    train_stage(
-        "simple", params, own, stages.store_of(base), Report("simple"),
-        start=None, progress=lambda what, done, total: say(done, total),
-    )  # fmt: skip
-    return own.model("simple")
+def champion(root: Path) -> Path:
+    """The Pixel_Sup model of the first generated seed: all arms on real photos start from it."""
+    found = sorted(root.glob("generated/seed-*/arms/Pixel_Sup/cycle/models/hard/model.safetensors"))
+    if not found:
+        raise SystemExit("run `generated` first: real photos start from its Pixel_Sup")
+    return found[0]
 
 
 def shown(what: str) -> Any:
@@ -212,21 +204,20 @@ class Trainings:
         return own.model(stage)
 
     def arm(self, arm: str, start: Path | None) -> Path:
-        """The final weights of an arm."""
+        """The final weights of an arm: after the common stages two cycles of the learning rate, alike in all."""
         train = self._params.train
-        semi, rest = train.semi.steps, train.multimodal.steps
         hard = self.step("common", "hard", self.step("common", "simple", start))
         if arm == "Pixel_Sup":
             share = 1 - self._params.split.hard_share
-            longer = {
-                "train.hard.steps": semi + rest,
-                "train.hard.lr": train.semi.lr,
-                "train.common.replay_share": share,
-            }
-            return self.step(arm, "hard", hard, **longer)
+            for part in (train.semi, train.multimodal):
+                values = {"train.hard.steps": part.steps, "train.hard.lr": part.lr, "train.common.replay_share": share}
+                hard = self.step(arm, "hard", hard, **values)
+            return hard
+        semi = self.step("semi", "semi", hard)
         if arm == "+Semi_Sup":
-            return self.step(arm, "semi", hard, **{"train.semi.steps": semi + rest})
-        return self.step(arm, "multimodal", self.step(arm, "semi", hard))
+            rest = {"train.semi.steps": train.multimodal.steps, "train.semi.lr": train.multimodal.lr}
+            return self.step(arm, "semi", semi, **rest)
+        return self.step(arm, "multimodal", semi)
 
 
 def value_of(text: str) -> Any:
@@ -260,7 +251,13 @@ def main() -> None:
     table = args.out.with_suffix(".csv")
     for data in args.data:
         regime = REGIMES[data]
-        values: dict[str, Any] = {"model.size": 64, "snapshot.validation_share": 0.3}
+        torch.set_num_threads(1)
+        values: dict[str, Any] = {
+            "model.size": 64,
+            "train.common.precision": "fp32",
+            "train.common.validate_every": 30,
+            "snapshot.validation_share": 0.3,
+        }
         values |= {
             f"train.{s}.steps": n for s, n in zip(("simple", "hard", "semi", "multimodal"), regime.steps, strict=True)
         }
@@ -270,17 +267,18 @@ def main() -> None:
         base = prepare(data, args.work / data, params, args.photos, args.extra, args.pool, args.held_out)
         for seed in args.seeds:
             layout, own = draw(base, regime, params, seed), params.with_values(seed=seed)
-            trainings = Trainings(layout, own, f"{data} {seed}")
             judges, key = read_pool(layout.snapshot, "eval"), own.cycle_digest()[:12]
             for arm in args.arms:
                 done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["key", "arm"])
                 if len(done[(done["key"] == f"{data}-{key}") & (done["arm"] == arm)]):
                     continue
-                start = warmed(args.work, own, regime.warm) if regime.warm else None
+                trainings = Trainings(layout, own, f"{data} {seed}")
+                start = champion(args.work) if regime.warm else None
                 model = {("m", "float"): TorchPredictor(trainings.arm(arm, start), "cpu")}
                 scores = category_scores(score_all(judges, model, stages.store_of(base), 1024, stages.quiet))
-                seconds = trainings.seconds["common"] + trainings.seconds[arm]
-                images = trainings.images["common"] + trainings.images[arm]
+                parts = ("common", arm) if arm == ARMS[0] else ("common", "semi", arm)
+                seconds = sum(trainings.seconds[part] for part in parts)
+                images = sum(trainings.images[part] for part in parts)
                 rows = [
                     {"key": f"{data}-{key}", "data": data, "seed": seed, "arm": arm, "category": category,
                      **scores.loc[category, [*METRICS, "images"]], "seconds": round(seconds), "seen": round(images)}
@@ -311,7 +309,7 @@ def write(table: pd.DataFrame, out: Path) -> None:
         lines += [
             f"{whole['seed'].nunique()} seeds; per category about {regime.labelled} labelled photos and"
             f" {regime.validation} that choose checkpoints, {whole['images'].mean():.0f} judged in all; steps {common}"
-            f"{f' after {regime.warm} on generated photos' if regime.warm else ''}."
+            f"{', all arms from Pixel_Sup of a generated seed' if regime.warm else ''}."
             f" {platform.machine()}, {os.cpu_count()} cores, one thread. Mean ± standard deviation over seeds.",
             "",
             "| arm | optimiser steps | images seen | seconds |",

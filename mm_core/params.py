@@ -165,7 +165,7 @@ class SemiParams(StageParams):
     """Weight of following the teacher's matte on strongly altered photos; 0 leaves the paper's term alone."""
     mix: float = Field(default=0.5, ge=0, le=1)
     """Share of the altered photos that get a rectangle of another photo (CutMix; French et al. 2020)."""
-    ramp_share: float = Field(default=0.5, gt=0, le=1)
+    ramp_share: float = Field(default=0.3, gt=0, le=1)
     """Share of the steps over which what reaches the encoder rises as exp(-5 (1 - t)^2); the paper: 0.1."""
     perturbations: tuple[
         Literal["vat", "dropout", "guided_cutout", "context_mask", "object_mask", "feature_drop", "feature_noise"], ...

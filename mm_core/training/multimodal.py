@@ -7,16 +7,14 @@ A frozen CLIP text embedding is fused into the encoder's bottleneck. Five terms 
 - `contrast`: the fused feature (anchor) must be nearer to the image-only feature of the photo (positive) than
   features fused with other photos' texts (negatives) are; equal captions are no negatives of each other;
 - `text_view`: both mattes of a captioned photo, strongly altered, follow the teacher's, as unlabelled photos do;
-- `distil`: from the encoder's features of any photo one must be able to read what the image tower says of it, and of a
-  captioned photo which of all captions is its own: what the towers know of kinds of subjects helps to tell one from its
-  surroundings where few mattes do.
+- `distil`: from the encoder's features of any photo one must be able to read what the image tower says of it: what it
+  knows of kinds of subjects helps to tell one from its surroundings where few mattes do.
 
 The CLIP towers run once per caption and photo, before training, and not in the step.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,27 +34,11 @@ from mm_core.params import LossParams, MultimodalParams, Params, SemiParams
 from mm_core.records import digest_of
 from mm_core.training.loop import Sample
 from mm_core.training.losses import consistency, contrastive, matting_losses
-from mm_core.training.semi import Semi, followed, ramp
+from mm_core.training.semi import Semi, damped, followed, ramp, unrecorded
 from mm_core.training.supervised import Features, Pools
 
 NEGATIVES = 4
 """Wrong texts per anchor, at most."""
-PROMPTS: Mapping[str, str] = {
-    "portrait": "a portrait photo of a person",
-    "multi_person": "a photo of several people",
-    "pets": "a photo of a pet animal",
-    "accessories": "a photo of a fashion accessory",
-    "cards": "a photo of a card with text",
-    "delicacy": "a photo of food and drink",
-    "scenery": "a landscape photo with sky",
-}
-"""What stands for the caption of a labelled photo that has only a category."""
-
-
-def with_prompts(frame: pd.DataFrame) -> pd.DataFrame:
-    """A copy in which every row has a text: its caption, or its category's prompt, or `a photo`."""
-    prompts = frame["category"].map(lambda category: PROMPTS.get(category, "a photo"))
-    return frame.assign(caption=frame["caption"].where(frame["caption"].fillna("").str.strip() != "", prompts))
 
 
 @dataclass(frozen=True)
@@ -91,16 +73,31 @@ def embed(
             train_local_clip(photos, params.clip.steps, params.seed, local, progress=partial(progress, "train clip"))
     clip = load_clip(params.clip, local)
     frames, folder = [text_image, *others], layout.cache / "clip"
-    captions = sorted({caption for frame in frames for caption in frame["caption"].dropna()})
-    samples = (
-        sorted({sample for frame in frames for sample in frame["sample_id"]}) if params.train.multimodal.distil else []
-    )
+    captions = sorted({caption for frame in frames for caption in frame["caption"].dropna() if caption.strip()})
+    samples = sorted({sample for frame in frames for sample in frame["sample_id"]})
     texts = cached_embeddings(clip, folder, "text", captions, lambda caption: caption)
     looks = cached_embeddings(clip, folder, "image", samples, lambda sample: np.asarray(cache.photos[sample]))
     return Towers(
         dict(zip(captions, torch.from_numpy(texts), strict=True)),
         dict(zip(samples, torch.from_numpy(looks), strict=True)),
     )
+
+
+def with_captions(frame: pd.DataFrame, text_image: pd.DataFrame, towers: Towers) -> pd.DataFrame:
+    """A copy in which every row has a text: its own, or of its category's captions the one the towers find nearest.
+
+    Photos with mattes rarely come with text. A caption that nearly fits teaches the fusion what it will meet on
+    captioned photos; a sentence made of the category is unlike any of them. Where the category has none, of all.
+    """
+    captions = frame["caption"].fillna("").tolist()
+    pools = text_image.groupby("category")["caption"].unique().to_dict()
+    every = text_image["caption"].unique()
+    for row, (sample, category) in enumerate(zip(frame["sample_id"], frame["category"], strict=True)):
+        if not captions[row].strip():
+            known = pools.get(category, every)
+            likeness = torch.stack([towers.captions[text] for text in known]) @ towers.photos[sample]
+            captions[row] = known[int(likeness.argmax())]
+    return frame.assign(caption=captions)
 
 
 class Multimodal(Semi):
@@ -126,13 +123,20 @@ class Multimodal(Semi):
         self.fusion = TextFusion(net.bottleneck_channels, self._vectors.shape[1])
         self.reader = None
         if multimodal.distil:
-            self.register_buffer("_looks", _spread(torch.stack(list(towers.photos.values()))), persistent=False)
+            self.register_buffer("_looks", _centred(torch.stack(list(towers.photos.values()))), persistent=False)
             self.reader = reader(net.bottleneck_channels, self._looks.shape[1])
 
     def terms(
         self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
     ) -> dict[str, Tensor]:
-        terms, options = super().terms(features, batches, progress), self._multimodal
+        terms = super().terms(features, batches, progress)
+        with unrecorded(self.net.decoders):
+            return terms | self._text_terms(features, batches, ramp(progress, self._semi.ramp_share))
+
+    def _text_terms(
+        self, features: Mapping[str, Features], batches: Mapping[str, Sample], rise: float
+    ) -> dict[str, Tensor]:
+        terms, options = dict[str, Tensor](), self._multimodal
         labeled, batch = batches["labeled"], batches["text"]
         if options.captioned:
             fused = self.fusion(features["labeled"], self.texts(labeled.captions))
@@ -144,32 +148,27 @@ class Multimodal(Semi):
         if options.consistency:
             image_logits = self.net.route(maps, batch.decoders)[0]
             text_logits = self.net.route(fused, batch.decoders)[0]
-            rise = ramp(progress, self._semi.ramp_share)
             terms["text"] = options.consistency * rise * agreement(image_logits, text_logits, options.teacher)
             if batch.taught and self._semi.view:
                 both = followed(image_logits, batch.alpha) + followed(text_logits, batch.alpha)
-                terms["text_view"] = self._semi.view * rise * both / 2
+                terms["text_view"] = self._semi.view * rise * both
         if options.contrastive:
             terms["contrast"] = options.contrastive * self._contrast(maps, fused, text, batch.captions)
         if self.reader is not None:
-            terms["distil"] = options.distil * self._distil(features, batches)
+            terms["distil"] = options.distil * self._distil(features, batches, rise)
         return terms
 
     def texts(self, captions: Sequence[str]) -> Tensor:
         """(B, D), of zero mean and unit variance over all captions."""
         return self._vectors[torch.tensor([self._place[c] for c in captions], device=self._vectors.device)]
 
-    def _distil(self, features: Mapping[str, Features], batches: Mapping[str, Sample]) -> Tensor:
+    def _distil(self, features: Mapping[str, Features], batches: Mapping[str, Sample], rise: float) -> Tensor:
         assert self.reader is not None
-        read = {name: self.reader(features[name][-1].float().mean((2, 3))) for name in batches}
+        pooled = torch.cat([features[name][-1].float().mean((2, 3)) for name in batches])
         rows = [self._photo_place[sample] for batch in batches.values() for sample in batch.ids]
         looks = self._looks[torch.tensor(rows, device=self._looks.device)]
-        far = 1 - F.cosine_similarity(torch.cat(list(read.values())), looks).mean()
-        likeness = F.normalize(read["text"], dim=1) @ F.normalize(self._vectors, dim=1).T
-        own = torch.tensor([self._place[c] for c in batches["text"].captions], device=likeness.device)
-        wrong = F.cross_entropy(likeness / self._multimodal.temperature, own)
-        # Against its value for a guess, so that it weighs the same however many captions there are.
-        return far + wrong / math.log(max(2, len(self._place)))
+        # The reader begins from nothing: until it reads well, what it asks of the encoder is noise.
+        return 1 - F.cosine_similarity(self.reader(damped(pooled, rise)), looks).mean()
 
     def _contrast(self, maps: Features, fused: Features, text: Tensor, captions: Sequence[str]) -> Tensor:
         shifts = range(1, min(NEGATIVES, len(captions) - 1) + 1)
@@ -188,8 +187,12 @@ def reader(channels: int, dim: int, hidden: int = 256) -> nn.Module:
 def _spread(vectors: Tensor) -> Tensor:
     """(N, D) centred and scaled to unit variance: CLIP's vectors lie in a narrow cone (Liang et al. 2022), and what
     they share would drown what tells them apart."""
-    centred = vectors - vectors.mean(0)
+    centred = _centred(vectors)
     return centred / centred.std(unbiased=False).clamp_min(1e-6)
+
+
+def _centred(vectors: Tensor) -> Tensor:
+    return vectors - vectors.mean(0)
 
 
 def agreement(image_logits: Tensor, text_logits: Tensor, teacher: Literal["text", "image", "both"]) -> Tensor:

@@ -14,12 +14,13 @@ The target of an unlabelled photo is the matte of a teacher, the moving average 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mm_core.data.dataset import UNKNOWN
 from mm_core.model.auxiliary import AuxiliaryDecoders
@@ -39,6 +40,23 @@ def ramp(progress: float, share: float) -> float:
 def damped(features: Tensor, share: float) -> Tensor:
     """The same values; only `share` of the gradient passes back."""
     return features.detach() + share * (features - features.detach())
+
+
+@contextmanager
+def unrecorded(module: nn.Module) -> Iterator[None]:
+    """Batch norms normalise each batch by itself, as ever, but leave their running statistics alone.
+
+    A decoder meets altered photos and fused features here; at inference it meets neither, and statistics that had taken
+    them in would misjudge what it does meet.
+    """
+    norms = [(norm, norm.momentum) for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+    for norm, _ in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in norms:
+            norm.momentum = momentum
 
 
 class Semi(Supervised):
@@ -82,7 +100,7 @@ class Semi(Supervised):
         if "unlabeled" not in batches:
             return terms
         maps, batch, rise = features["unlabeled"], batches["unlabeled"], ramp(progress, self._semi.ramp_share)
-        with torch.set_grad_enabled(batch.taught):
+        with torch.set_grad_enabled(batch.taught), unrecorded(self.net.decoders):
             logits = self.net.route(maps, batch.decoders)[0]
         if batch.taught and self._semi.view:
             terms["view"] = self._semi.view * rise * followed(logits, batch.alpha)

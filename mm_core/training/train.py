@@ -31,7 +31,7 @@ from mm_core.records import Report, digest_of, sha256_file, write_bytes, write_j
 from mm_core.store import Store
 from mm_core.training import ranks
 from mm_core.training.loop import Result, fit, pick_device, to_device
-from mm_core.training.multimodal import Multimodal, embed, with_prompts
+from mm_core.training.multimodal import Multimodal, embed, with_captions
 from mm_core.training.semi import Semi
 from mm_core.training.supervised import Supervised
 from mm_core.training.tracking import Tracker
@@ -279,7 +279,14 @@ def _strategy(
     for frame in (data.labeled, data.replay):
         if share and frame is not None:
             cache.fill_foregrounds(frame, progress)
-    labeled = with_prompts(data.labeled) if stage == "multimodal" else data.labeled
+    labeled, towers = data.labeled, None
+    if stage == "multimodal":
+        if ranks.rank() != 0:
+            ranks.agreed(None)  # process 0 trains and embeds; the others find it done
+        towers = embed(params, layout, cache, data.text_image, [data.labeled, data.unlabeled], progress)
+        if ranks.rank() == 0:
+            ranks.agreed(None)
+        labeled = with_captions(data.labeled, data.text_image, towers)
     pools: dict[str, list[tuple[Pool, int]]] = {"labeled": [(pool(labeled, "labeled", share), batch)]}
     if data.replay is not None and not data.replay.empty:
         again = round(batch * train.common.replay_share)
@@ -294,12 +301,7 @@ def _strategy(
         torch.manual_seed(params.seed + TRAIN_STAGES.index(stage))
         if stage == "semi":
             return Semi(net, pools, train.loss, train.semi)
-        if stage == "multimodal":
-            if ranks.rank() != 0:
-                ranks.agreed(None)  # process 0 trains and embeds; the others find it done
-            towers = embed(params, layout, cache, data.text_image, [labeled, data.unlabeled], progress)
-            if ranks.rank() == 0:
-                ranks.agreed(None)
+        if towers is not None:
             return Multimodal(net, pools, train.loss, train.semi, train.multimodal, towers)
         return Supervised(net, pools, train.loss)
 
