@@ -256,6 +256,7 @@ def main() -> None:
             "model.size": 64,
             "train.common.precision": "fp32",
             "train.common.validate_every": 30,
+            "train.semi.perturbations": (),
             "snapshot.validation_share": 0.3,
         }
         values |= {

@@ -186,8 +186,8 @@ class MultimodalParams(StageParams):
     """Weight of the semi-supervised term, kept on in this stage."""
     captioned: float = Field(default=0.5, ge=0)
     """Weight of the supervised terms on labelled photos seen with their text: it makes the text worth following."""
-    distil: float = Field(default=1.0, ge=0)
-    """Weight of reading the CLIP towers' vectors of a photo and its caption from the encoder's features."""
+    distil: float = Field(default=0.5, ge=0)
+    """Weight of reading the CLIP image tower's vector of a photo from the encoder's features."""
     teacher: Literal["text", "image", "both"] = "text"
     """Which prediction the consistency follows: the text-image one (it knows more), the image one, or both."""
 

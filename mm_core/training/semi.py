@@ -88,9 +88,7 @@ class Semi(Supervised):
             alpha = teacher.route(features, batch.decoders)[0].float().sigmoid()
         if not self._semi.view:
             return replace(batch, alpha=alpha, taught=True)
-        # A rectangle of another photo would not fit the caption.
-        mix = 0.0 if batch.captions[0] else self._semi.mix
-        images, alpha = altered(batch.images, alpha, batch.decoders, mix)
+        images, alpha = altered(batch.images, alpha, batch.decoders, self._semi.mix)
         return replace(batch, images=images, alpha=alpha, taught=True)
 
     def terms(
