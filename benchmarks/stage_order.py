@@ -85,7 +85,7 @@ def workspace(root: Path, like: Layout | None = None) -> Layout:
     return layout
 
 
-def prepare(data: str, root: Path, params: Params, photos: Path | None, extra: int, pool: int, held_out: int) -> Layout:
+def prepare(data: str, root: Path, photos: Path | None, extra: int, pool: int, held_out: int) -> Layout:
     """Drops ingested and frozen once for all arms and seeds."""
     layout = workspace(root)
     if (layout.snapshot / "snapshot.json").exists():
@@ -104,6 +104,8 @@ def prepare(data: str, root: Path, params: Params, photos: Path | None, extra: i
         ):
             if not (inbox / kind / batch / "manifest.csv").exists():
                 write_drop(inbox, kind, batch, dict.fromkeys(CATEGORIES, count), seed=seed, size=96, role=role)
+    # Nothing of photos is needed here but how hard they are.
+    params = Params().with_values(**{"structure.ocr": ()})
     for stage in (stages.ingest, stages.structure, stages.pin_inputs, stages.snapshot):
         stage(params, layout)
     return layout
@@ -265,7 +267,7 @@ def main() -> None:
         values |= {name: value_of(value) for name, value in (item.split("=") for item in args.set)}
         values |= {"clip.model": LOCAL_NAME, "clip.pretrained": str(stand_in(args.work, args.clip_steps).absolute())}
         params = Params().with_values(**values)
-        base = prepare(data, args.work / data, params, args.photos, args.extra, args.pool, args.held_out)
+        base = prepare(data, args.work / data, args.photos, args.extra, args.pool, args.held_out)
         for seed in args.seeds:
             layout, own = draw(base, regime, params, seed), params.with_values(seed=seed)
             judges, key = read_pool(layout.snapshot, "eval"), own.cycle_digest()[:12]

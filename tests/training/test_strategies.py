@@ -228,7 +228,7 @@ def test_the_encoder_listens_to_a_fresh_reader_only_as_far_as_the_ramp_has_risen
     def gradient(rise: float) -> torch.Tensor:
         features = {name: multimodal.net.encode(batch.images) for name, batch in batches.items()}
         loss = multimodal._distil(features, batches, rise)
-        return torch.autograd.grad(loss, list(multimodal.net.encoder.parameters()), allow_unused=True)[-1]
+        return torch.autograd.grad(loss, next(multimodal.net.encoder.parameters()))[0]
 
     assert not gradient(0.0).any()
     assert torch.allclose(gradient(0.5), 0.5 * gradient(1.0), rtol=0.02, atol=1e-6)
