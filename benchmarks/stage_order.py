@@ -120,7 +120,8 @@ def draw(base: Layout, regime: Regime, params: Params, seed: int) -> Layout:
     frames = {name: frame[frame["category"].isin(CATEGORIES)] for name, frame in frames.items()}
     pools = ["train_labeled", "validation"] + (["eval"] if regime.judged else [])
     labelled = pd.concat([frames[name] for name in pools])
-    rng, sides = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    sides: dict[Any, str] = {}
     for _, rows in labelled.groupby("category"):
         sizes = rows["group"].value_counts().to_dict()
         wanted = {"eval": regime.judged, "validation": regime.validation, "train_labeled": regime.labelled}
@@ -130,8 +131,8 @@ def draw(base: Layout, regime: Regime, params: Params, seed: int) -> Layout:
             wanted[side] = wanted.get(side, 0) - sizes[group]
     for side in ("eval", "validation", "train_labeled"):
         if side != "eval" or regime.judged:
-            frames[side] = labelled[labelled["group"].map(sides) == side]
-    spare = labelled[labelled["group"].map(sides) == "train_unlabeled"]
+            frames[side] = labelled[labelled["group"].map(sides.get) == side]
+    spare = labelled[labelled["group"].map(sides.get) == "train_unlabeled"]
     if regime.judged:
         hidden = spare.assign(alpha_sha256=None, label_version=None, label_binary=None)
         shared = set(frames["eval"]["group"]) | set(frames["validation"]["group"])
@@ -302,7 +303,7 @@ def spread(values: np.ndarray) -> str:
     return f"{values.mean():.4f} ± {values.std(ddof=min(1, len(values) - 1)):.4f}"
 
 
-def write(table: pd.DataFrame, out: Path) -> None:
+def write(table: Any, out: Path) -> None:
     """The tables between the two marks of `out`; what people wrote around them stays."""
     lines = [MARKS[0], ""]
     for data, rows in table.groupby("data"):
@@ -327,7 +328,7 @@ def write(table: pd.DataFrame, out: Path) -> None:
         ]
         lines += ["|---|---|" + "---|" * 6]
         for category in (*CATEGORIES, "macro", "weighted"):
-            chosen = rows[rows["category"] == category].sort_values("seed")
+            chosen = rows[rows["category"] == category].sort_values(by="seed")
             for metric in METRICS:
                 by_arm = {arm: chosen.loc[chosen["arm"] == arm, metric].to_numpy(float) for arm in ARMS}
                 if len({len(values) for values in by_arm.values()}) > 1:
