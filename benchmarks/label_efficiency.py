@@ -367,7 +367,7 @@ def read(runs: Path, arm: str | None, seed: int, what: str, labels: int) -> list
     """The rows of the pool that a finished step of an arm (None: of any arm) is about; None where it is not done."""
     if not runs.is_file():
         return None
-    table = pd.read_csv(runs).query("seed == @seed and what == @what and labels == @labels")
+    table: Any = pd.read_csv(runs).query("seed == @seed and what == @what and labels == @labels")
     table = table if arm is None else table[table["arm"] == arm]
     return json.loads(table["chosen"].iloc[0]) if len(table) else None
 
