@@ -26,14 +26,13 @@ from mm_core.settings import Settings
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "export"))
-import export_cycle as cycle  # noqa: E402  the tests' own small cycle, with a larger network
+import export_cycle as cycle  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 NETWORK = {"model.encoder": "mobilenetv4_conv_small", "model.size": 96, "model.width": 32}
 TOOLS = ("executorch_python", "litert_python", "onnxruntime_web")
 ABOUT = """Runner: `benchmarks/runtimes.py`. {network}, briefly trained, all formats in one signed bundle. Each
 decoder's file in a process of its own, median of its runs, after it gave its golden matte. onnxruntime-web: in headless
-Chromium; its memory is the page's process, Chromium's share included. {machine}: busy, so that threads wait for each
-other."""
+Chromium; its memory is the page's process, Chromium's share included. {machine}."""
 
 
 def made_bundle(root: Path) -> tuple[Layout, Path]:
