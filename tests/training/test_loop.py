@@ -87,6 +87,7 @@ def test_it_learns_what_the_plain_loop_learns(
     steps, lr = 5, 1e-3
     values = {"model.encoder": "u2netp", "train.common.precision": precision, "train.common.clip_norm": 1e9}
     values |= {"train.common.weight_decay": 0.0, "train.common.ema": 0.0, "train.loss.bce": 1.0, "train.loss.deep": 1.0}
+    values |= {"train.loss.choice": 0.0}
     values |= {f"train.loss.{name}": 0.0 for name in ("l1", "band", "laplacian", "gradient")}
     params = params.with_values(**values)
     sample = to_device(next(pool.in_order(4)), CPU)
