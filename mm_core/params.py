@@ -208,7 +208,7 @@ class LossParams(_Section):
     deep: float = Field(default=0.3, ge=0)
     """Each deep-supervision output (U2-Net: 1)."""
     choice: float = Field(default=0.1, ge=0)
-    """Which decoder a photo of unknown category is for: cross-entropy of the chooser."""
+    """Which decoder a photo of unknown category is for; moves the chooser alone."""
 
 
 class TrainParams(_Section):

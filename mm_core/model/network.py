@@ -165,8 +165,9 @@ class MattingNet(nn.Module):
         return [torch.cat(maps).index_select(0, back) for maps in zip(*parts, strict=True)]
 
     def choice(self, features: list[Tensor]) -> Tensor:
-        """Logits (B, 3) of `DECODERS`, from the bottleneck; the encoder learns with them."""
-        pooled = features[-1].float().mean((2, 3))
+        """Logits (B, 3) of `DECODERS`, from the bottleneck. Their gradient stays in the chooser: mattes are not
+        traded for it (docs/decisions/0016-unknown-category.md)."""
+        pooled = features[-1].detach().float().mean((2, 3))
         return self.chooser(F.layer_norm(pooled, pooled.shape[-1:]))
 
     def chosen(self, features: list[Tensor]) -> list[str]:
