@@ -189,6 +189,8 @@ def test_a_person_sees_the_graph_starts_a_cycle_and_reads_the_report(
     seen(page, "dagster-report")
     with page.context.expect_page() as opened:
         link.click()
+    opened.value.wait_for_url("**/reports/**")
+    opened.value.wait_for_load_state()
     assert opened.value.title() == "Matting Moments: PROMOTE"
 
 
