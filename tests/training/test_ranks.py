@@ -97,6 +97,9 @@ ranks.average_gradients(list(norm.parameters()))
 torch.testing.assert_close(2 * norm.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
 assert "forward" not in vars(norm)
 assert ranks.agreed(dist.get_rank() + 7) == 7
+# As `joined` does: a process that leaves while the other still sends takes it down.
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
