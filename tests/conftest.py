@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from playwright.sync_api import Browser
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from mm_core import headless
+from mm_core.errors import InputError
 from tests.servers import postgres_programs, postgres_server
 
 # Before torch loads OpenMP: threads that spin at its barriers crawl on a machine that others use too.
@@ -56,6 +59,17 @@ def with_tables(empty_database: Path) -> Callable[[Path], Path]:
         return workspace
 
     return put
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """An open Chromium; skipped where there is none. Of one module, as Playwright runs once at a time in a process."""
+    try:
+        headless.chromium()
+    except InputError as error:
+        pytest.skip(str(error))
+    with headless.browser() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

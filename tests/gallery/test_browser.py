@@ -17,7 +17,6 @@ from mm_core.aigc.eraser import erase, grown
 from mm_core.aigc.sky import replaced
 from mm_core.aigc.subjects import Subjects
 from mm_core.data.images import load_rgb
-from mm_core.errors import InputError
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
 from mm_core.layout import Layout
@@ -28,16 +27,6 @@ RUNTIME = Settings.from_env(Path("unused")).onnxruntime_web
 pytestmark = pytest.mark.skipif(not RUNTIME.is_dir(), reason="onnxruntime-web is missing: run `make gallery`")
 SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 900}}
 PATIENCE = 90_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    try:
-        headless.chromium()
-    except InputError as error:
-        pytest.skip(str(error))
-    with headless.browser() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

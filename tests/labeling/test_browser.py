@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ import cv2
 import numpy as np
 import pytest
 from label_house import LabelHouse, server_of
+from playwright.sync_api import Browser
 
 from mm_core.labeling.label_studio import read_annotation
 from mm_core.labeling.local import LocalServer, read_account
 from mm_core.labeling.server import Server
 
-CHROMIUM = os.environ.get("MM_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 FOREGROUND, UNKNOWN = ((0.35, 0.25), (0.38, 0.45)), ((0.58, 0.23), (0.605, 0.38))
 """Ends of the two strokes, as shares of the photo's width and height."""
 PICTURE = os.environ.get("MM_SCREENSHOT")
@@ -25,24 +24,18 @@ PICTURE = os.environ.get("MM_SCREENSHOT")
 
 
 @pytest.fixture
-def page(label_studio: LocalServer) -> Iterator[object]:
+def page(label_studio: LocalServer, browser: Browser) -> Iterator[object]:
     """A signed-in page."""
-    if not CHROMIUM:
-        pytest.skip("no Chromium: install Debian's `chromium`, or set MM_CHROMIUM to a browser's path")
-    from playwright.sync_api import sync_playwright
-
     account = read_account(label_studio.folder)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1360, "height": 1160})
-        page.set_default_timeout(90_000)
-        page.goto(f"{label_studio.url}/user/login/")
-        page.fill("input[name=email]", account["email"])
-        page.fill("input[name=password]", account["password"])
-        page.click("button[type=submit]")
-        page.wait_for_url(lambda url: "login" not in url)
-        yield page
-        browser.close()
+    page = browser.new_page(viewport={"width": 1360, "height": 1160})
+    page.set_default_timeout(90_000)
+    page.goto(f"{label_studio.url}/user/login/")
+    page.fill("input[name=email]", account["email"])
+    page.fill("input[name=password]", account["password"])
+    page.click("button[type=submit]")
+    page.wait_for_url(lambda url: "login" not in url)
+    yield page
+    page.close()
 
 
 def champion_like(alpha: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ PostgreSQL under Dagster and MLflow, S3 over HTTP, the real daemon, sensors and 
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from playwright.sync_api import Browser
 
 from mm_core.data.samplegen import write_drop
 from mm_core.params import Params
@@ -22,7 +22,6 @@ from tests.pipelines.conftest import TINY
 from tests.pipelines.operated import PROJECT, Operated, wait
 
 pytestmark = pytest.mark.timeout(1800)
-CHROMIUM = os.environ.get("MM_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 PICTURES = os.environ.get("MM_SCREENSHOTS")
 """The folder for the pictures that docs/dagster-*.png are made of."""
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
@@ -127,22 +126,16 @@ def test_a_backfill_takes_batches_again_and_changes_nothing(history: dg.DagsterI
 
 
 @pytest.fixture
-def page(operated: Operated) -> Iterator[Any]:
+def page(operated: Operated, browser: Browser) -> Iterator[Any]:
     """Dagster's page in a browser, with the workspace's pages beside it."""
-    if not CHROMIUM:
-        pytest.skip("no Chromium: install Debian's `chromium`, or set MM_CHROMIUM to a browser's path")
-    from playwright.sync_api import sync_playwright
-
     for name in ("webserver", "pages"):
         operated.start(name)
         operated.answers(name)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        base = f"http://127.0.0.1:{operated.ports['webserver']}"
-        page = browser.new_context(base_url=base, viewport={"width": 1700, "height": 900}).new_page()
+    base = f"http://127.0.0.1:{operated.ports['webserver']}"
+    with browser.new_context(base_url=base, viewport={"width": 1700, "height": 900}) as context:
+        page = context.new_page()
         page.set_default_timeout(120_000)
         yield page
-        browser.close()
 
 
 def seen(page: Any, name: str) -> None:
