@@ -6,6 +6,7 @@ Part of the interface of `mm_core.stages`, where callers find it.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,8 @@ def compare_after_cycle(params: Params, layout: Layout, progress: Progress) -> s
         return ""
     except InputError as error:
         why = str(error)
-    except Exception as error:  # noqa: BLE001  what goes wrong beside the cycle takes neither its verdict nor its page
+    except Exception as error:  # noqa: BLE001  any library's: what goes wrong here takes neither verdict nor page
+        logging.getLogger(__name__).exception("comparing routed with random labels failed; the cycle goes on")
         why = f"failed: {type(error).__name__}: {error}"
     Report("label-compare", facts={"snapshot": digest, "not_compared": why}).write(path)
     return why
