@@ -7,8 +7,8 @@ A frozen CLIP text embedding is fused into the encoder's bottleneck. Five terms 
 - `contrast`: the fused feature (anchor) must be nearer to the image-only feature of the photo (positive) than
   features fused with other photos' texts (negatives) are; equal captions are no negatives of each other;
 - `text_view`: both mattes of a captioned photo, strongly altered, follow the teacher's, as unlabelled photos do;
-- `distil`: from the encoder's features of any photo one must be able to read what the image tower says of it: what it
-  knows of kinds of subjects helps to tell one from its surroundings where few mattes do.
+- `distil`: from the encoder's features of any photo one must be able to read what the image tower says of it: meant
+  for few mattes, which do not tell what belongs to a subject; alone it was not shown to help (docs/decisions/0018).
 
 The CLIP towers run once per caption and photo, before training, and not in the step.
 """
