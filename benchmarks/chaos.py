@@ -63,7 +63,7 @@ class Chaos(threading.Thread):
     def __init__(self, operated: Operated, proxy: FaultyProxy, kills: int, first: int, chance: random.Random):
         super().__init__(daemon=True)
         self.operated, self.proxy, self.left, self.next, self.chance = operated, proxy, kills, first, chance
-        self.done, self.orphans, self.over = Counter[str](), 0, threading.Event()
+        self.done, self.orphans, self.over = Counter[str](), list[str](), threading.Event()
 
     def run(self) -> None:
         pause = self.chance.uniform(8, 16)
@@ -96,7 +96,7 @@ class Chaos(threading.Thread):
             return True
         pids = self.workers()
         if kind != "run worker":
-            pids = [child for pid in pids for child in descendants(pid)]
+            pids = [child for pid in pids for child in descendants(pid) if not mirrors(child)]
         if kind == "training step":
             pids = [pid for pid in pids if trains(pid)]
         if not pids:
@@ -113,7 +113,7 @@ class Chaos(threading.Thread):
         end = time.monotonic() + ORPHANED_SECONDS
         while (left := orphans(self.operated)) and time.monotonic() < end:
             time.sleep(0.2)
-        self.orphans += len(left)
+        self.orphans += left
 
     def workers(self) -> list[int]:
         """Processes of runs: what the code location started."""
@@ -183,6 +183,7 @@ def watch(operated: Operated, proxy: FaultyProxy, chaos: Chaos) -> dict[str, Any
             stuck = 0
         except TimeoutError:
             stuck = len(instance.event_log_storage.get_concurrency_info("training").claimed_slots)
+        chaos.count_orphans()
         runs = Counter(f"{run.job_name} {run.status.value}" for run in instance.get_runs())
         history = made_of(instance)
     return state(operated) | {
@@ -191,7 +192,7 @@ def watch(operated: Operated, proxy: FaultyProxy, chaos: Chaos) -> dict[str, Any
         "kills": dict(chaos.done),
         "runs": dict(runs),
         "stuck pool slots": stuck,
-        "orphans": chaos.orphans + len(orphans(operated)),
+        "orphans": sorted({*chaos.orphans}),
         "requests to S3 spoiled": sum(proxy.faults.values()),
     }
 
@@ -243,7 +244,16 @@ def state(operated: Operated) -> dict[str, Any]:
         os.environ.update(before)
 
 
-def orphans(operated: Operated) -> list[int]:
+def mirrors(pid: int) -> bool:
+    """Whether the process copies a step's output, or watches the one that does: Dagster's, beside every step."""
+    try:
+        words = psutil.Process(pid).cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+    return words[:2] == ["tail", "-F"] or any(word.endswith("watch_orphans.py") for word in words)
+
+
+def orphans(operated: Operated) -> list[str]:
     """Processes of this installation that none of its servers started: what a killed run left behind."""
     mine = {p.pid for p in operated.processes.values()}
     mine |= {child for pid in list(mine) for child in descendants(pid)}
@@ -251,7 +261,7 @@ def orphans(operated: Operated) -> list[int]:
     for process in psutil.process_iter():
         try:
             if process.environ().get("DAGSTER_HOME") == str(operated.home) and process.pid not in mine:
-                found.append(process.pid)
+                found.append(f"{process.pid} {' '.join(process.cmdline())[-120:]}")
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
@@ -285,7 +295,7 @@ def report(found: list[dict[str, Any]]) -> None:
     kills = sum((Counter(row["kills"]) for row in rounds), Counter[str]())
     differ = [[what for what in EQUAL if row[what] != calm[what]] for row in rounds]
     what = ", ".join(f"{n} {kind}" for kind, n in kills.items())
-    slots, left = (sum(row[name] for row in rounds) for name in ("stuck pool slots", "orphans"))
+    slots, left = sum(row["stuck pool slots"] for row in rounds), sum(len(row["orphans"]) for row in rounds)
     lines = [
         "# Everything killed in turn",
         "",
