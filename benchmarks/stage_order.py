@@ -261,6 +261,7 @@ def main() -> None:
             "train.common.validate_every": 30,
             "train.semi.perturbations": (),
             "snapshot.validation_share": 0.3,
+            "split.hard_share": 0.25,
         }
         values |= {
             f"train.{s}.steps": n for s, n in zip(("simple", "hard", "semi", "multimodal"), regime.steps, strict=True)

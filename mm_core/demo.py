@@ -26,6 +26,8 @@ DEMO_VALUES: dict[str, Any] = {
     "model.size": 96,
     # Few labels: a tenth of them would choose checkpoints by chance.
     "snapshot.validation_share": 0.2,
+    # …and a ninth of them would be a hard set of two or three photos.
+    "split.hard_share": 0.25,
     "train.common.validate_every": 40,
     "train.simple.steps": 600,
     "train.hard.steps": 120,

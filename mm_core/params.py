@@ -98,8 +98,9 @@ class SnapshotParams(_Section):
 
 
 class SplitParams(_Section):
-    hard_share: float = Field(default=0.25, gt=0, lt=1)
-    """Share of labelled samples, by difficulty, that forms the hard set of each category (the paper: 20k of 180k)."""
+    hard_share: float = Field(default=0.11, gt=0, lt=1)
+    """Share of labelled samples, by difficulty, that forms the hard set of each category: about 1 of 9, as in the paper
+    (160k simple, 20k hard)."""
     model_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the difficulty that is the champion's error in the soft band, where there is a champion; the rest is the
     label's own. 0 asks no model: a high error is also what a wrong label looks like."""

@@ -1,4 +1,4 @@
-"""Divides the labelled training pool into simple and hard (Matting Moments, section 2.2: 180k simple, 20k hard)."""
+"""Divides the labelled training pool into simple and hard (Matting Moments, section 2.2: 160k simple, 20k hard)."""
 
 from __future__ import annotations
 
