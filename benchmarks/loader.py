@@ -202,9 +202,9 @@ def write(results: dict[str, dict[str, float]], args: argparse.Namespace) -> Non
         "",
         f"Runner: `benchmarks/loader.py`. Batches of {BATCH} at {args.size} px, {args.batches} of them;"
         f" {args.steps} training steps of {Params().model.encoder}. {platform.machine()}, {os.cpu_count()} cores."
-        f" Images per second by the clock: {os.cpu_count()} workers on each side (the peer's are processes, ours threads),"
-        f" started and warm, one thread in each, the best of {args.rounds} rounds in turn. Filling the cache is"
-        f" outside of both.",
+        f" Images per second by the clock: {os.cpu_count()} workers on each side (the peer's are processes, ours"
+        f" threads), started and warm, one thread in each, the best of {args.rounds} rounds in turn. Filling the cache"
+        f" is outside of both.",
         "",
         "| photos | ours, CPU ms an image | peer | times faster | ours, images/s, all cores | peer | times faster |"
         " filling the cache, CPU ms an image, once | paid back after epochs | share of a training step spent waiting |",
