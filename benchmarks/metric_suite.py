@@ -5,7 +5,7 @@
 Peer: PySODMetrics for MaxF and the textbook definitions of MSE, Conn, Grad and BIoU (`tests/eval/textbook.py`, on
 scikit-image and scipy), one photo after the other. Both score the same pairs in turn, in one process: CPU time of one
 thread, so that other work on the machine counts little, and time by the clock with as many threads as `evaluate`
-takes. Writes benchmarks/metric_suite.md.
+takes; what numba compiles at first use is outside. Writes benchmarks/metric_suite.md.
 """
 
 from __future__ import annotations

@@ -21,13 +21,14 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from mm_core.eval.gradient import magnitude
 from mm_core.records import ALL_CATEGORIES, CATEGORIES, METRICS
 
 PER_IMAGE = ("mse", "mse_band", "sad", "grad", "conn", "biou", "maxf", "fcurve")
 """What `TruthMatte.score` returns for one prediction."""
 MEAN_METRICS = ("mse", "mse_band", "sad", "grad", "conn", "biou")
 """Metrics of a set that are plain means over its photos (MaxF is not)."""
-SIGMA, STEPS, THETA, BETA_SQUARED, BOUNDARY_SHARE, BAND_SHARE = 1.4, 10, 0.15, 0.3, 0.02, 0.01
+STEPS, THETA, BETA_SQUARED, BOUNDARY_SHARE, BAND_SHARE = 10, 0.15, 0.3, 0.02, 0.01
 LEVELS = np.arange(256) / STEPS
 SPEC = "mse; grad 1.4; conn 0.1 0.15 4-connected per pixel; biou 0.02; maxf 0.3 mean of curves; band 0.01; float64"
 """Names the variants, so that numbers of another variant are never compared with these."""
@@ -42,14 +43,13 @@ class TruthMatte:
     def __init__(self, alpha: np.ndarray):
         if alpha.ndim != 2 or not alpha.size:
             raise ValueError(f"a matte has shape (H, W), not {alpha.shape}")
-        if not np.isfinite(alpha).all():
+        clipped = _clipped(alpha)
+        if clipped is None:
             raise ValueError("the true matte holds NaN or infinity")
-        self.alpha = np.clip(alpha.astype(np.float64, copy=False), 0.0, 1.0)
+        self.alpha = clipped
         self.mask = _mask(self.alpha)
         self.boundary = _boundary(self.mask)
-        self.gradient = np.empty_like(self.alpha)
-        for rows, magnitude in _gradients(self.alpha):
-            self.gradient[rows] = magnitude
+        self.gradient = magnitude(self.alpha)
         self.band = unknown_band(self.alpha)
 
     def score(self, prediction: np.ndarray) -> dict[str, float | np.ndarray]:
@@ -59,15 +59,15 @@ class TruthMatte:
         """
         if prediction.shape != self.alpha.shape:
             raise ValueError(f"the prediction is {prediction.shape}, the true matte {self.alpha.shape}")
-        if not np.isfinite(prediction).all():
+        predicted = _clipped(prediction)
+        if predicted is None:
             return {name: np.full(256, np.nan) if name == "fcurve" else float("nan") for name in PER_IMAGE}
-        predicted = np.clip(prediction.astype(np.float64, copy=False), 0.0, 1.0)
         curve = f_curve(predicted, self.mask)
         return {
             "mse": _squared_distance(predicted, self.alpha) / predicted.size,
             "mse_band": self._band_error(predicted),
             "sad": _absolute_distance(predicted, self.alpha) / 1000.0,
-            "grad": sum(_squared_distance(g, self.gradient[rows]) for rows, g in _gradients(predicted)) / 1000.0,
+            "grad": _squared_distance(magnitude(predicted), self.gradient) / 1000.0,
             "conn": connectivity_error(predicted, self.alpha),
             "biou": _iou(_boundary(_mask(predicted)), self.boundary),
             "maxf": float(curve.max()),
@@ -86,9 +86,9 @@ def unknown_band(alpha: np.ndarray) -> np.ndarray:
     """
     reach = max(1, round(BAND_SHARE * _diagonal(alpha)))
     square = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * reach + 1, 2 * reach + 1))
-    near_foreground = cv2.dilate((alpha > 0.05).astype(np.uint8), square)
-    near_background = cv2.dilate((alpha < 0.95).astype(np.uint8), square)
-    return np.minimum(near_foreground, near_background).astype(bool)
+    near_foreground = cv2.dilate((alpha > 0.05).view(np.uint8), square)
+    near_background = cv2.dilate((alpha < 0.95).view(np.uint8), square)
+    return cv2.min(near_foreground, near_background).view(bool)
 
 
 def connectivity_error(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -185,8 +185,17 @@ def _diagonal(pixels: np.ndarray) -> float:
     return float(np.sqrt(height**2 + width**2))
 
 
+def _clipped(alpha: np.ndarray) -> np.ndarray | None:
+    """In [0, 1] and float64; the matte itself where it is so already. None where a value is not finite."""
+    low, high = float(alpha.min()), float(alpha.max())  # NaN wherever there is one
+    if not np.isfinite(low) or not np.isfinite(high):
+        return None
+    alpha = alpha.astype(np.float64, copy=False)
+    return alpha if low >= 0 and high <= 1 else np.clip(alpha, 0.0, 1.0)
+
+
 def _mask(alpha: np.ndarray) -> np.ndarray:
-    return (alpha > 0.5).astype(np.uint8)
+    return (alpha > 0.5).view(np.uint8)
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:
@@ -202,41 +211,6 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
 def _iou(one: np.ndarray, other: np.ndarray) -> float:
     union = np.count_nonzero(one | other)
     return np.count_nonzero(one & other) / union if union else 1.0
-
-
-def _gaussian_kernels() -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian and its derivative, each of norm 1, cut where the Gaussian falls below 0.01."""
-    half = int(np.ceil(SIGMA * np.sqrt(-2 * np.log(np.sqrt(2 * np.pi) * SIGMA * 1e-2))))
-    x = np.arange(-half, half + 1, dtype=np.float64)
-    smooth = np.exp(-(x**2) / (2 * SIGMA**2)) / (SIGMA * np.sqrt(2 * np.pi))
-    slope = -x * smooth / SIGMA**2
-    return smooth / np.linalg.norm(smooth), slope / np.linalg.norm(slope)
-
-
-def _gradients(alpha: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Magnitude of the Gaussian derivative, strip by strip; edges replicated."""
-    smooth, slope = _gaussian_kernels()
-    reach = len(smooth) // 2
-    for rows in _strips(alpha):
-        top = max(0, rows.start - reach)
-        around, inside = alpha[top : rows.stop + reach], slice(rows.start - top, rows.stop - top)
-        magnitude = np.zeros((rows.stop - rows.start, alpha.shape[1]))
-        columns = _uneven_columns(around, reach)
-        if columns is not None:
-            part = np.ascontiguousarray(around[:, columns])
-            across = cv2.sepFilter2D(part, cv2.CV_64F, slope, smooth, borderType=cv2.BORDER_REPLICATE)[inside]
-            down = cv2.sepFilter2D(part, cv2.CV_64F, smooth, slope, borderType=cv2.BORDER_REPLICATE)[inside]
-            magnitude[:, columns] = cv2.magnitude(across, down)
-        yield rows, magnitude
-
-
-def _uneven_columns(pixels: np.ndarray, reach: int) -> slice | None:
-    """The columns that, with `reach` to both sides twice, hold all that is not constant; None where everything is."""
-    low, high = pixels.min(axis=0), pixels.max(axis=0)
-    changes = np.flatnonzero((low != high) | (low != np.append(low[:1], low[:-1])))
-    if not len(changes):
-        return None
-    return slice(max(0, int(changes[0]) - 1 - 2 * reach), int(changes[-1]) + 1 + 2 * reach)
 
 
 def _strips(pixels: np.ndarray) -> Iterator[slice]:

@@ -6,6 +6,7 @@ import os
 import time
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -82,6 +83,15 @@ def test_against_textbook(name: str) -> None:
     assert got["biou"] == pytest.approx(textbook_boundary_iou(prediction, truth), abs=1e-12)
     np.testing.assert_allclose(got["fcurve"], loop_f(prediction, truth), atol=1e-12)
     assert got["maxf"] == pytest.approx(loop_f(prediction, truth).max(), abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (3, 4), (40, 33)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_gradient_of_small_and_turned_mattes(shape: tuple[int, int], order: Literal["C", "F"]) -> None:
+    truth, prediction = (np.asarray(np.random.default_rng(n).random(shape), order=order) for n in (0, 1))
+    truth.flags.writeable = False  # as a memory-mapped one
+    got = TruthMatte(truth).score(prediction)["grad"]
+    assert got == pytest.approx(textbook_gradient(prediction, truth), abs=1e-12)
 
 
 REAL = Path(os.environ.get("MM_REAL_PHOTOS", Path(__file__).parents[3] / "shared" / "data" / "inbox"))
