@@ -53,6 +53,8 @@ SHARES = (0.25, 0.5, 0.75)
 WRONG = 0.1
 """Share of labels that are wrong in the second part."""
 ERRORS = ("band", "error")
+FOLLOWS = "\n## What follows\n"
+"""What people wrote below this stays."""
 Frame = Any
 Series = Any
 """Of pandas, whose annotations know too little of what an index may be."""
@@ -258,10 +260,10 @@ def main() -> None:
                     scores = house.errors(house.trained("worth", stages, seed, champion), held_out)
                     worth.append({"seed": seed, "labels": about, "arm": arm, **scores[list(ERRORS)].mean()})
                     print(worth[-1], flush=True)
-        write(table, pd.DataFrame(worth), args, float(wrong.mean()))
+            write(table, pd.DataFrame(worth), args, float(wrong.mean()), seed + 1)
 
 
-def write(table: list[dict[str, Any]], worth: Any, args: argparse.Namespace, wrong: float) -> None:
+def write(table: list[dict[str, Any]], worth: Any, args: argparse.Namespace, wrong: float, seeds: int) -> None:
     count, share = 6 * args.second, PARAMS.split.hard_share
     lines = [
         "# What makes a photo hard: the label, the champion, or both",
@@ -293,7 +295,7 @@ def write(table: list[dict[str, Any]], worth: Any, args: argparse.Namespace, wro
     lines += [
         "",
         f"Simple ({args.steps} steps), then hard ({args.steps // 3}, half of each batch hard) from the champion on the"
-        f" second week, split by each; mean over {args.seeds} seeds of the error on {6 * args.judged} photos held out,"
+        f" second week, split by each; mean over {seeds} seeds of the error on {6 * args.judged} photos held out,"
         " and the paired change against the label's own split.",
         "",
         "| labels | split by | mse | band error | mse against label's | in seeds better |",
@@ -309,7 +311,9 @@ def write(table: list[dict[str, Any]], worth: Any, args: argparse.Namespace, wro
             lines.append(
                 f"| {about} | {arm} | {part['error'].mean():.4f} | {part['band'].mean():.4f} | {against} | {better} |"
             )
-    (HERE / "difficulty.md").write_text("\n".join(lines) + "\n")
+    path = HERE / "difficulty.md"
+    _, mark, said = (path.read_text() if path.exists() else "").partition(FOLLOWS)
+    path.write_text("\n".join(lines) + "\n" + mark + said)
 
 
 if __name__ == "__main__":
