@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from mm_core import lifeline
 from mm_core.errors import InputError
 from mm_core.settings import Settings
 
 PROJECT = Path(__file__).resolve().parent.parent
+PATIENCE = 20.0
+"""Seconds that servers may take to end."""
 
 
 def serve(settings: Settings, port: int) -> None:
@@ -33,33 +35,25 @@ def serve(settings: Settings, port: int) -> None:
         "DAGSTER_HOME": str(home),
         "MM_PAGES_URL": f"http://127.0.0.1:{port + 2}",
         "DO_NOT_TRACK": "1",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for judges of language models
     }
     scripts = Path(sys.executable).parent
-    dagster = [scripts / "dagster", "dev", "-w", PROJECT / "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)]
+    dagster = [scripts / "dagster", "dev", "-w", PROJECT / "workspace.yaml", "-h", "127.0.0.1", "-p", port]
     mlflow = [scripts / "mlflow", "server", "--backend-store-uri", settings.mlflow_uri, "--host", "127.0.0.1"]
-    mlflow += ["--port", str(port + 1), "--workers", "1"]
-    processes = [
-        # A process of its own group gets Ctrl-C from us alone, so that it is asked once and waited for.
-        subprocess.Popen([str(part) for part in command], env=environment, cwd=PROJECT, start_new_session=True)
-        for command in (dagster, mlflow, pages_command(port + 2))
-    ]
-    print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{port + 1}")
-    print(f"Pages    {environment['MM_PAGES_URL']}/data_docs/ and /cycle/report.html\nCtrl-C ends all", flush=True)
+    mlflow += ["--port", port + 1, "--workers", 1]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    processes = []
     try:
+        for command in (dagster, mlflow, pages_command(port + 2)):
+            processes.append(lifeline.start(map(str, command), env=environment, cwd=PROJECT))
+        print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{port + 1}")
+        print(f"Pages    {environment['MM_PAGES_URL']}/data_docs/ and /cycle/report.html\nCtrl-C ends all", flush=True)
         while all(process.poll() is None for process in processes):
             time.sleep(0.5)
     except KeyboardInterrupt:
         pass
     finally:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-        for process in processes:
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+        lifeline.end(processes, signal.SIGINT, PATIENCE)
 
 
 def pages_command(port: int) -> list[str]:

@@ -1,17 +1,11 @@
 """What the whole tree must not contain, and what the servers must not do."""
 
 import ast
-import os
 import re
-import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -102,63 +96,3 @@ def test_files_with_secrets_are_not_committed() -> None:
         assert not re.search(r"(^|/)\.env$|\.pem$|\.key$|id_rsa|credentials", name), name
     ignored = (PROJECT / ".gitignore").read_text()
     assert "/.env" in ignored and "/infra/.env" in ignored
-
-
-def listening(pids: set[int]) -> dict[int, set[str]]:
-    """Addresses on which these processes listen, by port."""
-    found: dict[int, set[str]] = {}
-    for pid in pids:
-        try:
-            connections = psutil.Process(pid).net_connections(kind="inet")
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-        for one in connections:
-            if one.status == psutil.CONN_LISTEN:
-                found.setdefault(one.laddr.port, set()).add(one.laddr.ip)
-    return found
-
-
-@pytest.mark.timeout(300)
-def test_mm_ui_listens_on_loopback_alone(tmp_path: Path) -> None:
-    """Dagster's server, daemon and code location, MLflow and the pages: every socket of the whole family."""
-    ports = free_ports(3)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MM_", "MLFLOW_"))}
-    environment |= {"MM_WORKSPACE": str(tmp_path), "DO_NOT_TRACK": "1", "MM_TICK_SECONDS": "600"}
-    program = [sys.executable, "-m", "mm_core", "ui", "--port", str(ports[0])]
-    process = subprocess.Popen(
-        program, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        seen: dict[int, set[str]] = {}
-        for _ in range(400):
-            family = {process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
-            seen |= listening(family)
-            if set(ports) <= set(seen):
-                break
-            time.sleep(0.5)
-        assert set(ports) <= set(seen), f"{sorted(seen)} answer, {ports} should"
-        assert {address for addresses in seen.values() for address in addresses} <= {"127.0.0.1", "::1"}, seen
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=90)
-
-
-def free_ports(count: int) -> list[int]:
-    """Neighbouring ports, as `mm ui` takes them."""
-    for _ in range(50):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first = probe.getsockname()[1]
-        ports = [first + n for n in range(count)]
-        if first + count < 65_000 and all(_is_free(port) for port in ports):
-            return ports
-    raise AssertionError("no neighbouring free ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True

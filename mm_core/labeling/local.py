@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from mm_core import lifeline
 from mm_core.errors import InputError, LabelServerError
 from mm_core.labeling.server import Server
 from mm_core.layout import Layout
@@ -71,7 +73,7 @@ def read_account(folder: Path) -> dict[str, str]:
 
 @dataclass
 class LocalServer:
-    """One Label Studio process. `start` returns once it answers, `stop` ends exactly this process."""
+    """One Label Studio process. `start` returns once it answers, `stop` ends it, and so does our own end."""
 
     python: Path
     """Of the environment that has Label Studio."""
@@ -101,16 +103,15 @@ class LocalServer:
         self._prepare()
         self._log = (self.folder / "log.txt").open("ab")
         command = [str(self.program), "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(self.port)]
-        # A process of its own group gets Ctrl-C from us alone. Nothing of our environment reaches it: it reads names
-        # as common as HOST, PORT and DEBUG.
-        self._process = subprocess.Popen(
+        # Nothing of our environment reaches it: it reads names as common as HOST, PORT and DEBUG.
+        self._process = lifeline.start(
             command,
+            python=str(self.python),
             env=self._environment(account),
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
         try:
             self._await_health()
@@ -123,12 +124,7 @@ class LocalServer:
     def stop(self) -> None:
         """Ends the process that `start` made, and waits for it."""
         if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            lifeline.end([self._process], signal.SIGTERM, STOP)
             self._process = None
             (self.folder / "server.json").unlink(missing_ok=True)
         if self._log is not None:

@@ -1,0 +1,105 @@
+"""`mm ui` for real: where its servers listen, and that all of them leave with it, whatever ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+PROGRAMS = ("dagster dev", "code-server start", "api grpc", "dagster_webserver", "dagster._daemon", "mlflow.server",
+            "mm_core.pages")  # fmt: skip
+"""What the family must be seen to consist of, or its end shows nothing."""
+
+
+@contextmanager
+def started(workspace: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[int, set[str]]]]:
+    """The command, once its three servers answer, and on which addresses its family listens, by port."""
+    ports = free_ports(3)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MM_", "MLFLOW_"))}
+    environment |= {"MM_WORKSPACE": str(workspace), "DO_NOT_TRACK": "1", "MM_TICK_SECONDS": "600"}
+    program = [sys.executable, "-m", "mm_core", "ui", "--port", str(ports[0])]
+    log = workspace / "log.txt"
+    with log.open("wb") as out:
+        process = subprocess.Popen(program, cwd=PROJECT, env=environment, stdout=out, stderr=out)
+    try:
+        seen: dict[int, set[str]] = {}
+        for _ in range(400):
+            seen |= listening(family(process.pid))
+            if set(ports) <= set(seen):
+                break
+            time.sleep(0.5)
+        assert set(ports) <= set(seen), f"{sorted(seen)} answer, {ports} should\n{log.read_text()[-3000:]}"
+        yield process, seen
+    finally:
+        process.kill()
+        process.wait()
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all below it."""
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+
+
+def listening(processes: list[psutil.Process]) -> dict[int, set[str]]:
+    """Addresses on which these processes listen, by port."""
+    found: dict[int, set[str]] = {}
+    for process in processes:
+        try:
+            connections = process.net_connections(kind="inet")
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        for one in connections:
+            if one.status == psutil.CONN_LISTEN:
+                found.setdefault(one.laddr.port, set()).add(one.laddr.ip)
+    return found
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_every_server_listens_on_loopback_alone_and_leaves_with_the_command(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    """Dagster's servers, daemon and code location, MLflow's, and the pages."""
+    with started(tmp_path) as (process, seen):
+        assert {address for addresses in seen.values() for address in addresses} <= {"127.0.0.1", "::1"}, seen
+        members = family(process.pid)
+        words = "\n".join(" ".join(member.cmdline()) for member in members)
+        assert all(program in words for program in PROGRAMS), words
+        process.send_signal(how)
+        left = psutil.wait_procs(members, timeout=20 if how is signal.SIGKILL else 90)[1]
+        said = {member.pid: " ".join(member.cmdline()) for member in left}
+        for member in left:
+            member.kill()
+        assert not said
+        assert members[0].returncode == (-how if how is signal.SIGKILL else 0)  # type: ignore[attr-defined]
+
+
+def free_ports(count: int) -> list[int]:
+    """Neighbouring ports, as `mm ui` takes them."""
+    for _ in range(50):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            first = probe.getsockname()[1]
+        ports = [first + n for n in range(count)]
+        if first + count < 65_000 and all(_is_free(port) for port in ports):
+            return ports
+    raise AssertionError("no neighbouring free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
