@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from mm_core.errors import InputError
 
@@ -111,6 +112,15 @@ def secret(name: str) -> str:
 def tick_seconds() -> int:
     """`MM_TICK_SECONDS`, default 30: how often the sensors look for drops and for what people should be told."""
     return _whole("MM_TICK_SECONDS", 30, 1, 86_400)
+
+
+def time_zone() -> str:
+    """`MM_TIME_ZONE`, default UTC: where the schedule's Monday, 03:00, is. A name such as `Asia/Shanghai`."""
+    name = os.environ.get("MM_TIME_ZONE") or "UTC"
+    try:
+        return ZoneInfo(name).key
+    except (ValueError, OSError, LookupError):
+        raise InputError(f"MM_TIME_ZONE={name!r}: write a name such as Asia/Shanghai") from None
 
 
 def _whole(name: str, default: int, least: int, most: int) -> int:

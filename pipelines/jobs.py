@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from mm_core.settings import time_zone
 from pipelines.arrivals import collected_labels, ingested_batch, label_studio_tasks, routed, structured_samples
 from pipelines.release import cycle_report, exported_bundle, gate, promoted_model
 
@@ -55,7 +56,7 @@ weekly_retrain = dg.ScheduleDefinition(
     name="weekly_retrain",
     job=retrain,
     cron_schedule="0 3 * * 1",
-    execution_timezone="UTC",
+    execution_timezone=time_zone(),
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="A cycle each Monday at 03:00 UTC, where anything is new.",
+    description="A cycle each Monday at 03:00 (`MM_TIME_ZONE`), where anything is new.",
 )

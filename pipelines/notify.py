@@ -34,15 +34,17 @@ LONGEST = 600
     description=f"Posts to {WEBHOOK} what needs a person. Without the variable it does nothing.",
 )
 def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Every message reaches the other side at least once: the cursor moves past a run only when it has been told.
+    """Every message reaches the other side: the cursor moves past a run only when it has been told. Runs that ended
+    before the first tick are not told.
 
-    Runs that ended before the first tick are not told.
+    A tick that the other side does not take is skipped, not failed: Dagster keeps no cursor of a failed one, and what
+    had been told in it would be told again and again.
     """
     url = secret(WEBHOOK)
     if not url:
         return dg.SkipReason(f"{WEBHOOK} is not set: nobody is told")
     seen: dict[str, Any] = json.loads(context.cursor or "{}") or {"since": time.time(), "told": [], "stale": []}
-    sent = 0
+    sent, silent = 0, ""
     try:
         for record in _ended(context.instance, seen["since"], set(seen["told"])):
             message = about_run(context.instance, record.dagster_run)
@@ -57,10 +59,12 @@ def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         for asset in sorted(stale - set(seen["stale"])):
             post(url, {"text": f"{asset} is stale: not made for longer than its freshness policy allows"})
             sent += 1
+            seen["stale"] = sorted({*seen["stale"], asset})
         seen["stale"] = sorted(stale)
-    finally:
-        context.update_cursor(json.dumps(seen))
-    return dg.SkipReason(f"{sent} messages sent")
+    except (dg.Failure, InputError) as error:
+        silent = f"; {error}"
+    context.update_cursor(json.dumps(seen))
+    return dg.SkipReason(f"{sent} messages sent{silent}")
 
 
 def about_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, Any] | None:

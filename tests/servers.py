@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 
 def postgres_programs() -> Path | None:
@@ -41,3 +45,36 @@ def postgres_server() -> Iterator[str]:
     finally:
         run([*control, "-m", "immediate", "stop"])
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class Receiver(HTTPServer):
+    """A webhook on loopback: keeps the messages that it takes, answers 503 to more."""
+
+    def __init__(self, path: str = "/services/T0/sEcReT", takes: int = 1000) -> None:
+        super().__init__(("127.0.0.1", 0), _Receive)
+        self.url = f"http://127.0.0.1:{self.server_port}{path}"
+        self.takes = takes
+        self.got: list[dict[str, Any]] = []
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+
+class _Receive(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        taken = len(self.server.got) < self.server.takes
+        if taken:
+            assert self.headers["Content-Type"] == "application/json"
+            self.server.got.append(json.loads(body))
+        self.send_response(200 if taken else 503)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None: ...

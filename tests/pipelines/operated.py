@@ -1,18 +1,15 @@
 """The installation of infra/compose.yaml as processes on this machine: PostgreSQL under Dagster and MLflow, S3 over
 HTTP, a code location, the daemon. Each can be killed and started again; secrets are words that can be searched for."""
 
-import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ import yaml
 from mm_core.export.signature import make_keys
 from mm_core.layout import Layout
 from mm_core.settings import Settings
+from tests.servers import Receiver
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "infra" / "compose.yaml").read_text())
@@ -44,32 +42,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-class Webhook(HTTPServer):
-    """Keeps what people would be told."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Receive)
-        self.got: list[dict[str, Any]] = []
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
-
-
-class _Receive(BaseHTTPRequestHandler):
-    server: Webhook
-
-    def do_POST(self) -> None:
-        self.server.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None: ...
-
-
 class Operated:
     """All processes of one installation below `root`."""
 
     def __init__(self, root: Path, postgres: str, s3: str, *, tick: int = 4):
         """`postgres`: URL of a server; `s3`: address of a server. Both get databases and a bucket of this one's own."""
-        self.root, self.webhook, self.s3 = root, Webhook(), s3
+        self.root, self.webhook, self.s3 = root, Receiver(f"/{WEBHOOK_PATH}"), s3
         self.name = f"o{os.getpid()}_{free_port()}"
         self.bucket = self.name.replace("_", "-")
         host, _, port = postgres.rpartition("@")[2].partition(":")
@@ -96,7 +74,7 @@ class Operated:
             "MM_TICK_SECONDS": str(tick),
             "MM_SIGNING_KEY": (root / "signing.pem").read_text(),
             "MM_PAGES_URL": f"http://127.0.0.1:{self.ports['pages']}",
-            "MM_WEBHOOK_URL": f"http://127.0.0.1:{self.webhook.server_port}/{WEBHOOK_PATH}",
+            "MM_WEBHOOK_URL": self.webhook.url,
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.ports['mlflow']}",
             "MLFLOW_TRACKING_USERNAME": "engine",
             "DAGSTER_HOME": str(self.home),
@@ -176,8 +154,7 @@ class Operated:
     def stop(self) -> None:
         for name in reversed([*self.processes]):
             self.kill(name)
-        self.webhook.shutdown()
-        self.webhook.server_close()
+        self.webhook.stop()
 
     def answers(self, name: str, seconds: float = 120) -> None:
         """Waits until a server takes connections."""
