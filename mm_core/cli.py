@@ -350,12 +350,16 @@ def gallery(
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Dagster's port; MLflow and the pages take the next two.")] = 3000,
-    demo_: Annotated[bool, typer.Option("--demo", help="Show the demo's workspace.")] = False,
+    demo_: Annotated[
+        bool, typer.Option("--demo", help="Show the demo's workspace; so where data/ holds nothing else.")
+    ] = False,
 ) -> None:
     """Dagster's UI, MLflow's and the workspace's pages on 127.0.0.1, until Ctrl-C."""
-    from mm_core.ui import serve
+    from mm_core.ui import serve, shown
 
-    serve(Settings.from_env("data/demo" if demo_ else None), port)
+    settings = shown(demo_)
+    typer.echo(f"workspace  {settings.workspace}")
+    serve(settings, port)
 
 
 def main() -> None:

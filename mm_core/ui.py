@@ -10,11 +10,20 @@ from pathlib import Path
 
 from mm_core import lifeline
 from mm_core.errors import InputError
+from mm_core.layout import Layout
 from mm_core.settings import Settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0
 """Seconds that servers may take to end."""
+
+
+def shown(demo: bool) -> Settings:
+    """The environment's workspace; the demo's where it is asked for, or where `data/` holds nothing else."""
+    settings, of_demo = Settings.from_env(), Settings.from_env("data/demo")
+    own = (Layout(settings).inputs, Path(settings.inbox))
+    fresh = settings == Settings.from_env("data", "data/inbox") and not any(path.exists() for path in own)
+    return of_demo if demo or (fresh and Layout(of_demo).inputs.exists()) else settings
 
 
 def serve(settings: Settings, port: int) -> None:
@@ -34,7 +43,6 @@ def serve(settings: Settings, port: int) -> None:
         "MLFLOW_TRACKING_URI": settings.mlflow_uri,
         "DAGSTER_HOME": str(home),
         "MM_PAGES_URL": f"http://127.0.0.1:{port + 2}",
-        "DO_NOT_TRACK": "1",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for judges of language models
     }
     scripts = Path(sys.executable).parent

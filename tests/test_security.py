@@ -1,8 +1,10 @@
 """What the whole tree must not contain, and what the servers must not do."""
 
 import ast
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +90,17 @@ def test_no_address_but_loopback_is_bound() -> None:
     """In the code; what infra/ binds inside of containers is published on loopback (tests/test_infra.py)."""
     found = {str(path.relative_to(PROJECT)) for path in SOURCES if re.search(r"0\.0\.0\.0|\"::\"", path.read_text())}
     assert not found
+
+
+@pytest.mark.parametrize("door", ["mm_core", "pipelines"])
+def test_nothing_is_sent_home(door: str) -> None:
+    """By neither door, in an environment that says nothing of it; for the image and DVC their files say so."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+    code = f"import {door}\nfrom mlflow.telemetry.utils import is_telemetry_disabled\nprint(is_telemetry_disabled())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=kept, capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr
+    assert "MLFLOW_DISABLE_TELEMETRY=true" in (PROJECT / "infra" / "Dockerfile").read_text()
+    assert "analytics = false" in (PROJECT / ".dvc" / "config").read_text()
 
 
 def test_files_with_secrets_are_not_committed() -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mm_core.ui import shown
+
 PROJECT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("dagster dev", "code-server start", "api grpc", "dagster_webserver", "dagster._daemon", "mlflow.server",
             "mm_core.pages")  # fmt: skip
@@ -26,7 +28,7 @@ def started(workspace: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[int
     """The command, once its three servers answer, and on which addresses its family listens, by port."""
     ports = free_ports(3)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MM_", "MLFLOW_"))}
-    environment |= {"MM_WORKSPACE": str(workspace), "DO_NOT_TRACK": "1", "MM_TICK_SECONDS": "600"}
+    environment |= {"MM_WORKSPACE": str(workspace), "MM_TICK_SECONDS": "600"}
     program = [sys.executable, "-m", "mm_core", "ui", "--port", str(ports[0])]
     log = workspace / "log.txt"
     with log.open("wb") as out:
@@ -73,6 +75,7 @@ def test_every_server_listens_on_loopback_alone_and_leaves_with_the_command(
     with started(tmp_path) as (process, seen):
         assert {address for addresses in seen.values() for address in addresses} <= {"127.0.0.1", "::1"}, seen
         members = family(process.pid)
+        assert all(member.environ()["MLFLOW_DISABLE_TELEMETRY"] == "true" for member in members[1:])
         words = "\n".join(" ".join(member.cmdline()) for member in members)
         assert all(program in words for program in PROGRAMS), words
         process.send_signal(how)
@@ -82,6 +85,22 @@ def test_every_server_listens_on_loopback_alone_and_leaves_with_the_command(
             member.kill()
         assert not said
         assert members[0].returncode == (-how if how is signal.SIGKILL else 0)  # type: ignore[attr-defined]
+
+
+def test_the_demo_is_shown_where_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MM_WORKSPACE", "MM_INBOX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    data, demo = tmp_path / "data", tmp_path / "data" / "demo"
+    assert shown(False).workspace == data and shown(True).workspace == demo
+    demo.mkdir(parents=True)
+    (demo / "inputs.json").write_text("{}")
+    assert shown(False).workspace == demo
+    (data / "inbox").mkdir()  # a drop is to be taken in
+    assert shown(False).workspace == data
+    (data / "inbox").rmdir()
+    (data / "inputs.json").write_text("{}")
+    assert shown(False).workspace == data and shown(True).workspace == demo
 
 
 def free_ports(count: int) -> list[int]:

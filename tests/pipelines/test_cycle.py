@@ -13,6 +13,7 @@ from mm_core.export.registry import Registry
 from mm_core.layout import TRAIN_STAGES
 from pipelines.checks import no_leak
 from pipelines.definitions import defs
+from pipelines.elsewhere import made_elsewhere
 from pipelines.moments import moments
 from pipelines.resources import Workspace
 from tests.pipelines.conftest import Plant
@@ -166,6 +167,35 @@ def test_the_same_model_is_released_once_the_gate_lets_it_pass(
     assert order[-1] == "cycle_report"
     exported = json.loads((plant.layout.cycle_bundle / "export.json").read_text())
     assert exported
+
+
+def told(instance: dg.DagsterInstance) -> list[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+    """What a tick of `made_elsewhere` says; the instance has heard it."""
+    result = made_elsewhere(dg.build_sensor_context(instance=instance), workspace=Workspace())
+    events = [e for e in getattr(result, "asset_events", []) if not isinstance(e, dg.AssetObservation)]
+    for event in events:
+        instance.report_runless_asset_event(event)
+    return events
+
+
+def test_what_was_made_by_another_door_is_told_once(
+    plant: Plant, instance: dg.DagsterInstance, released: dg.ExecuteInProcessResult
+) -> None:
+    """Another history than that of the runs sees them as someone else's work; theirs has nothing to hear."""
+    assert told(instance) == []
+    with dg.DagsterInstance.ephemeral() as other:
+        events = told(other)
+        made = [event for event in events if isinstance(event, dg.AssetMaterialization)]
+        assert {m.asset_key.to_user_string() for m in made} >= CYCLE_STEPS | {"exported_bundle", "promoted_model"}
+        arrived = {m.partition: m.metadata["accepted"].value for m in made if m.asset_key.path == ["ingested_batch"]}
+        assert arrived == {"pixel_labeled/eval": 21, "pixel_labeled/w01": 28, "unlabeled/w01": 7, "text_image/w01": 7}
+        (verdict,) = [event for event in events if isinstance(event, dg.AssetCheckEvaluation)]
+        assert verdict.passed and verdict.check_name == "promote"
+        assert told(other) == []
+        job = defs.resolve_job_def("retrain")
+        other.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+        plant.layout.stage_report("gate").touch()
+        assert told(other) == [], "a run tells itself what it makes"
 
 
 def test_the_champion_makes_moments_of_the_gallery(
