@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from mm_core.errors import InputError, MattingError
-from mm_core.export.bundle import read_manifest
+from mm_core.export.bundle import checked_manifest, read_manifest
 from mm_core.export.formats.run import SUFFIX, run_file
 from mm_core.export.formats.run_web import run_web
 from mm_core.export.limits import too_large
 from mm_core.export.signature import check_file
 from mm_core.layout import Layout
 from mm_core.params import LimitParams
-from mm_core.records import Report, sha256_file, timed
+from mm_core.records import Report, timed
 
 WEB = "onnxruntime-web"
 RUNTIMES = (*SUFFIX, WEB)
@@ -53,11 +53,9 @@ def bench_bundle(
         raise InputError(f"--runtime {unknown[0]}: unknown; one of {', '.join(RUNTIMES)}")
     counts = tuple(threads) or tuple(2**n for n in range((os.cpu_count() or 1).bit_length()))
     with timed(Report("bench-bundle"), layout.root / "reports" / "bench-bundle.json") as report:
-        manifest = read_manifest(bundle)
+        read_manifest(bundle)
         report.facts |= {"bundle": str(bundle), "signed_by": None if unsigned else check_file(bundle / "manifest.json")}
-        for name, file in manifest["files"].items():
-            if not (bundle / name).is_file() or sha256_file(bundle / name) != file["sha256"]:
-                raise InputError(f"{bundle / name}: not the file that the manifest names; fetch the bundle again")
+        manifest = checked_manifest(bundle)
         rows: list[dict[str, Any]] = []
         left_out: dict[str, str] = {}
         with np.load(bundle / manifest["golden"]["file"]) as golden:

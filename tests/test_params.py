@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mm_core.errors import ParamsError
-from mm_core.params import Params
+from mm_core.params import MOST_BYTES, Params
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +33,35 @@ def test_a_mistake_names_file_and_field(tmp_path: Path, text: str, named: str) -
         Params.load(path)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+NAMES = "abcdefghijk"
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip(NAMES, NAMES[1:], strict=False)
+)
+"""3 x 9^10 words, if someone writes them out."""
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (BOMB.encode(), "aliases"),
+        (b"seed: 1 #" + b"x" * MOST_BYTES, "more than"),
+        (b"\x89PNG\r\n\x1a\n\0\xff", "not valid YAML"),
+        (b"[" * 5000, "not valid YAML"),
+        (b"- 1", "the file"),
+        (b"!!python/object/apply:os.system ['touch ran']", "not valid YAML"),
+        (b"? " + b"x" * 100_000 + b"\n: 1", "Extra inputs"),
+    ],
+)
+def test_what_is_no_params_file_is_told_in_a_line(tmp_path: Path, data: bytes, said: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(data)
+    with pytest.raises(ParamsError, match="params.yaml") as caught:
+        Params.load(path)
+    assert said in str(caught.value) and len(str(caught.value)) < 1000
+    with pytest.raises(ParamsError, match="cannot be read"):
+        Params.load(tmp_path)
 
 
 def test_a_missing_file_says_where_to_look(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mm_core.catalog import Catalog
-from mm_core.errors import BlobNotFound
+from mm_core.data.manifest import MAX_BYTES
+from mm_core.errors import BlobNotFound, BlobTooLarge
 from mm_core.records import KINDS, digest_of, sha256_bytes, sha256_file
 from mm_core.store import Store
 
@@ -69,9 +70,11 @@ def _arrived(inbox: Store, kind: str, batch: str) -> ReadyBatch | None:
     for manifest in MANIFESTS:
         key = f"{kind}/{batch}/{manifest}"
         try:
-            digest = sha256_file(inbox.fetch(key))
+            digest = sha256_file(inbox.fetch(key, most=MAX_BYTES))
         except BlobNotFound:
             continue
+        except BlobTooLarge as error:
+            digest = f"{error.size} bytes"  # what it is held for; nobody reads it
         identity = digest_of([kind, batch, digest])
         return ReadyBatch(kind, batch, key, digest, identity, f"{inbox.url}/{kind}/{batch}")
     return None

@@ -33,13 +33,13 @@ from mm_core.data.forget import erase, forgotten_among
 from mm_core.data.guard import safely
 from mm_core.data.images import load_rgb
 from mm_core.data.inbox import ReadyBatch, arrived_batches, ready_batches
-from mm_core.data.manifest import Manifest, read_manifest
+from mm_core.data.manifest import MAX_BYTES, Manifest, read_manifest
 from mm_core.data.measured import PIECE, Finding, Measured
 from mm_core.data.mix import Mix, catalog_mix, classes_of, mix_of
 from mm_core.data.probe import Probe, Prober
 from mm_core.data.verdicts import Decision, Known, decide, label_id, photos_of
 from mm_core.data.writes import Progress, Writes, write_ledger
-from mm_core.errors import BlobNotFound, CatalogError, DropError, InputError, StoreError
+from mm_core.errors import BlobNotFound, BlobTooLarge, CatalogError, DropError, InputError, StoreError
 from mm_core.faults import disk_faults_of
 from mm_core.params import IngestParams
 from mm_core.records import Report, sha256_file
@@ -153,7 +153,10 @@ class Ingest:
 
     def _manifest(self, spool: Path) -> Path:
         """A copy of the manifest, which is read several times: the producer may replace the file in between."""
-        source = self.inbox.fetch(self.batch.manifest_key)
+        try:
+            source = self.inbox.fetch(self.batch.manifest_key, most=MAX_BYTES)
+        except BlobTooLarge as error:
+            raise DropError(f"{error}: split the drop") from None
         copy = Path(shutil.copyfile(source, spool / source.name))
         if sha256_file(copy) != self.batch.manifest_sha256:
             raise StoreError(f"{self.batch.uri}/{source.name} changed while it was read: run again")

@@ -37,6 +37,7 @@ from mm_core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of
 from mm_core.store import Store
 
 SCHEMA_VERSION = 2
+MANIFEST_BYTES = 4 << 20
 GOLDEN = {"saliency": "pets", "portrait": "portrait", "scenery": "scenery"}
 """Category of the generated photo that each decoder is checked with: nobody's photo, nobody's licence."""
 TOLERANCE = {"mse": 1e-4, "max": 0.1}
@@ -94,11 +95,38 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
 
 
 def read_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of a bundle; raises InputError where there is none."""
+    """The manifest of a bundle; raises InputError where there is none that can be read."""
     path = bundle / "manifest.json"
     if not path.is_file():
         raise InputError(f"{path} is missing: run `mm export` first")
-    return json.loads(path.read_text())
+    if (size := path.stat().st_size) > MANIFEST_BYTES:
+        raise InputError(f"{path}: {size} bytes, at most {MANIFEST_BYTES} are read: fetch the bundle again")
+    try:
+        manifest = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path}: not a bundle's manifest; fetch the bundle again")
+    return manifest
+
+
+def checked_manifest(bundle: Path) -> dict[str, Any]:
+    """The manifest of a bundle that came from elsewhere, once every file is the one that it names and lies in the
+    folder; raises InputError. Nothing of the bundle is run or opened otherwise."""
+    manifest = read_manifest(bundle)
+    try:
+        files = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()}
+        used = {*by_file(manifest), manifest["golden"]["file"]}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(f"{bundle / 'manifest.json'}: not a bundle's manifest; fetch the bundle again") from None
+    for name in sorted(used | set(files)):
+        path = bundle / name
+        if Path(name).name != name or path.is_symlink() or name not in files:
+            raise InputError(f"{bundle}: the manifest names {name!r}, which is no file of the bundle: do not use it")
+        size, digest = files[name]
+        if not path.is_file() or path.stat().st_size != size or sha256_file(path) != digest:
+            raise InputError(f"{path}: not the file that the manifest names; fetch the bundle again")
+    return manifest
 
 
 def by_file(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -117,10 +145,12 @@ def exported_bundle(layout: Layout, verdict: Verdict) -> Path:
 
 
 def verify(bundle: Path) -> dict[str, Any]:
-    """Runs the bundle's own self-check in a fresh, isolated process; raises MattingError where it fails."""
-    done = subprocess.run(
-        [sys.executable, "-I", str(bundle / "selfcheck.py"), str(bundle)], capture_output=True, text=True, timeout=300
-    )
+    """Runs the self-check in a fresh, isolated process; raises MattingError where it fails.
+
+    Our own copy of it: the one in the bundle may be anybody's.
+    """
+    command = [sys.executable, "-I", selfcheck.__file__, str(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if done.returncode:
         said = " ".join((done.stdout + done.stderr).split())[-400:]
         raise MattingError(f"{bundle}: the files do not give the golden mattes in a fresh process: {said}")

@@ -23,6 +23,7 @@ from mm_core.aigc.subjects import Subjects
 from mm_core.data.drop import PHOTOS
 from mm_core.data.images import TooManyPixels, UnreadableImage, encode_alpha, load_rgb, read_header
 from mm_core.errors import InputError
+from mm_core.export.bundle import checked_manifest
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.model.predict import decoders_for
 from mm_core.records import ALL_CATEGORIES, decoder_of, sha256_bytes, sha256_file, write_bytes
@@ -54,7 +55,7 @@ class Library:
         if not (moments / "moments.json").is_file():
             raise InputError(f"{moments} holds no moments.json: run `mm moments {gallery}` first")
         self.moments_folder, self.bundle, self.uploads, self.max_pixels = moments, bundle, uploads, max_pixels
-        self.manifest: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
+        self.manifest = checked_manifest(bundle)
         self.predictor = OnnxPredictor.of_folder(bundle, guided=True)
         self._busy = threading.Lock()
         self._mattes: OrderedDict[tuple[str, str], Matted] = OrderedDict()

@@ -217,6 +217,28 @@ def test_a_manifest_that_cannot_be_taken_holds_its_drop_alone(
     assert lines.loc["good", "state"] == "ingested"
 
 
+def test_a_manifest_of_more_bytes_than_are_read_holds_its_drop_alone(
+    any_workshop: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On S3 it is not even fetched, however often one looks; a smaller one is a new arrival."""
+    for module in ("inbox", "ingest", "manifest"):
+        monkeypatch.setattr(f"mm_core.data.{module}.MAX_BYTES", 400)
+    many = [make.row(n, caption="words " * 20) for n in range(4)]
+    folder = any_workshop.drop("text_image", "long", many)
+    any_workshop.drop("unlabeled", "good", [make.row(9)])
+    any_workshop.ingest()
+    lines = any_workshop.catalog.read("batches").set_index("batch")
+    assert lines.loc["long", "state"] == "held" and "at most 400 are read: split" in lines.loc["long", "reason"]
+    assert lines.loc["good", "state"] == "ingested"
+    assert ready_batches(any_workshop.inbox, any_workshop.catalog) == []
+    fetched = (any_workshop.root / "cache" / "inbox").rglob("manifest.csv")
+    assert (
+        not [path for path in fetched if path.stat().st_size > 400] and (folder / "manifest.csv").stat().st_size > 400
+    )
+    any_workshop.drop("text_image", "long", many[:2])
+    assert any_workshop.ingest().metrics["ingest/accepted"] == 2
+
+
 def test_formulas_of_spreadsheets_are_refused(workshop: Any, make: Any) -> None:
     texts = ["=cmd|'/C calc'!A0", "@SUM(A1:A9)", "+1+cmd|x!A0", "- a dog, asleep", "+1 for this dog", "1 = 1 dogs"]
     workshop.drop("text_image", "a", [make.row(n, caption=text) for n, text in enumerate(texts)])

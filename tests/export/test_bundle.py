@@ -10,10 +10,13 @@ import sys
 import numpy as np
 import pytest
 from export_cycle import PARAMS, stop_clocks, verdict_of
+from typer.testing import CliRunner
 
 from mm_core import stages
+from mm_core.cli import app
 from mm_core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.export import bundle as b
+from mm_core.export.signature import make_keys, sign_file
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.records import DECODERS, Report, sha256_file
 
@@ -66,6 +69,55 @@ def test_a_bundle_checks_itself_anywhere_and_notices_changed_files(exported, tmp
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(MattingError, match='"ok": false'):
         b.verify(folder)
+
+
+def test_no_code_of_a_bundle_is_run_and_no_file_beside_it_is_named(exported, tmp_path, monkeypatch):
+    """By `mm verify`, even of a bundle whose manifest is signed."""
+    make_keys(tmp_path / "key")
+    monkeypatch.setenv("MM_SIGNING_KEY", str(tmp_path / "key"))
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle_of(exported), folder)
+    sign_file(folder / "manifest.json")
+    ran = CliRunner().invoke(app, ["verify", str(folder), "--json"])
+    assert json.loads(ran.stdout)["ok"], ran.output
+    own = (folder / "selfcheck.py").read_text()
+    (folder / "selfcheck.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    refused = CliRunner().invoke(app, ["verify", str(folder)])
+    assert isinstance(refused.exception, InputError) and "selfcheck.py: not the file" in str(refused.exception)
+    with pytest.raises(MattingError, match=r"selfcheck.py: not the file"):
+        b.verify(folder)
+    assert not (tmp_path / "ran").exists()
+    (folder / "selfcheck.py").write_text(own)
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    key = {"sha256": sha256_file(tmp_path / "key"), "bytes": (tmp_path / "key").stat().st_size}
+    for name in ("../key", str(tmp_path / "key")):
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"files": manifest["files"] | {name: key}}))
+        with pytest.raises(InputError, match="no file of the bundle"):
+            b.checked_manifest(folder)
+    golden = {"golden": manifest["golden"] | {"file": "../key"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest | golden))
+    with pytest.raises(InputError, match="no file of the bundle"):
+        b.checked_manifest(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "golden.npz").rename(tmp_path / "golden.npz")
+    (folder / "golden.npz").symlink_to(tmp_path / "golden.npz")
+    with pytest.raises(InputError, match="no file of the bundle"):
+        b.checked_manifest(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "{}", '{"files": 1}', "[" * 100_000, '{"files": {}}'])
+def test_what_is_no_manifest_is_told(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match="not a bundle's manifest"):
+        b.checked_manifest(tmp_path)
+
+
+def test_a_huge_manifest_is_not_read(tmp_path):
+    with (tmp_path / "manifest.json").open("wb") as stream:
+        stream.truncate(b.MANIFEST_BYTES + 1)
+    with pytest.raises(InputError, match="at most"):
+        b.read_manifest(tmp_path)
 
 
 def test_a_finished_bundle_is_kept_a_damaged_one_made_again(cycle, unmeasured):

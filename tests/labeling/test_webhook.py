@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import stat
 import threading
 import time
 from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import pytest
 import uvicorn
@@ -71,3 +73,13 @@ def test_the_server_calls_when_work_is_handed_in(tmp_path, layout, receiver, lab
     assert not hint(layout).exists()
     SimulatedAnnotator(server, house.truth).work(list(house.truth))
     assert np.isfinite(hinted_at(layout)) and hinted_at(layout) > 0
+
+
+def test_no_body_is_waited_for(layout, receiver):
+    """However much the caller says will come."""
+    where = httpx.URL(receiver)
+    with socket.create_connection((where.host, where.port), timeout=20) as caller:
+        claim = f"POST / HTTP/1.1\r\nHost: x\r\n{HEADER}: sesame\r\nContent-Length: 100000000000\r\n\r\nthe first bytes"
+        caller.sendall(claim.encode())
+        assert caller.recv(1000).startswith(b"HTTP/1.1 204")
+    assert hinted_at(layout) > 0
