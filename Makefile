@@ -101,8 +101,9 @@ check: $(READY)
 	$(BIN)/python -m pytest tests/test_doors.py
 
 # Known vulnerabilities of all that is pinned; asks the network, so it is no part of `check`.
+AUDITED := audit dvc executorch fastdup k8s labelstudio litert ocr peers
 audit: .tools/audit/.ready
-	for lock in requirements infra/dvc infra/ocr infra/k8s infra/audit; do \
+	for lock in requirements $(AUDITED:%=infra/%); do \
 	  .tools/audit/bin/pip-audit --no-deps --disable-pip -r $$lock.lock || failed=1; done; exit $${failed:-0}
 
 .tools/audit/.ready: infra/audit.lock

@@ -188,6 +188,15 @@ def test_an_experiment_changes_one_param_and_runs_what_depends_on_it(repository:
     assert "reused" not in trained["facts"]
 
 
+@needs_dvc
+def test_a_param_that_there_is_not_is_refused_before_anything_runs(repository: Repository) -> None:
+    before = (repository.root / "params.yaml").read_bytes()
+    command = ["dvc", "exp", "run", "-S", "train.lr=0.1"]
+    done = subprocess.run(command, cwd=repository.root, env=repository.environment, capture_output=True, text=True)
+    assert done.returncode != 0 and "Could not override 'train.lr'" in done.stderr
+    assert (repository.root / "params.yaml").read_bytes() == before and "Running stage" not in done.stdout
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """As the commands of `Repository` have: sums in another order have other last bits."""

@@ -103,6 +103,21 @@ def test_nothing_is_sent_home(door: str) -> None:
     assert "analytics = false" in (PROJECT / ".dvc" / "config").read_text()
 
 
+def test_everything_that_is_installed_is_pinned_and_audited() -> None:
+    """Each lock of Python packages names exact versions from the registry; `make audit` looks up all of them."""
+    locks = {path for path in (PROJECT / "infra").glob("*.lock") if path.stem != "onnxruntime-web"}
+    locks |= {PROJECT / "requirements.lock"}
+    for lock in locks:
+        lines = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
+        odd = [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", line)]
+        assert len(lines) > 5 and not odd, f"{lock.name}: {odd}"
+    command = subprocess.run(["make", "-n", "audit"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    audited = next(line for line in command.splitlines() if line.startswith("for lock in")).rstrip("; do\\").split()[3:]
+    assert set(audited) == {lock.relative_to(PROJECT).with_suffix("").as_posix() for lock in locks}
+    (npm,) = (PROJECT / "infra" / "onnxruntime-web.lock").read_text().splitlines()
+    assert re.fullmatch(r"onnxruntime-web [0-9.]+ sha512-[A-Za-z0-9+/=]{88}", npm)
+
+
 def test_files_with_secrets_are_not_committed() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     for name in tracked.splitlines():

@@ -7,17 +7,27 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, BulkActionStatus, PartitionBackfill
 from dagster._core.remote_representation.external import RemoteRepository
 from dagster._core.test_utils import create_test_daemon_workspace_context, freeze_time
+from dagster._core.utils import make_new_backfill_id
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._daemon.backfill import execute_backfill_iteration
 from dagster._daemon.freshness import FreshnessDaemon
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 from dagster._daemon.sensor import execute_sensor_iteration
 from dagster._scheduler.scheduler import launch_scheduled_runs
+from dagster._time import get_current_timestamp
 
+from mm_core import stages
+from mm_core.data.samplegen import write_drop
 from mm_core.errors import InputError
-from mm_core.settings import time_zone
+from mm_core.layout import Layout
+from mm_core.params import Params
+from mm_core.records import ALL_CATEGORIES
+from mm_core.settings import Settings, time_zone
+from tests.pipelines.conftest import TINY
 from tests.pipelines.operated import wait
 from tests.servers import Receiver
 
@@ -43,8 +53,10 @@ def daemon(
     (root / "home").mkdir()
     (root / "home" / "dagster.yaml").write_text((PROJECT / "infra" / "dagster.yaml").read_text())
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("MM_STORE", "MLFLOW_TRACKING_URI", "MM_INBOX", "MM_PARAMS", "MM_WEBHOOK_URL_FILE"):
+        for name in ("MM_STORE", "MLFLOW_TRACKING_URI", "MM_INBOX", "MM_WEBHOOK_URL_FILE"):
             patch.delenv(name, raising=False)
+        (root / "params.yaml").write_text(Params().with_values(**TINY).to_yaml())
+        patch.setenv("MM_PARAMS", str(root / "params.yaml"))
         patch.setenv("MM_WORKSPACE", str(with_tables(root / "data")))
         patch.setenv("MM_TIME_ZONE", "Asia/Shanghai")
         patch.setenv("MM_TICK_SECONDS", "1")
@@ -94,6 +106,7 @@ def test_a_monday_starts_one_cycle(daemon: WorkspaceProcessContext) -> None:
         daemon.instance.delete_run(run.run_id)
 
 
+@pytest.mark.timeout(900)
 def test_the_cycle_starts_and_its_failure_is_told_once(daemon: WorkspaceProcessContext, receiver: Receiver) -> None:
     """It fails, as there is no photo yet; the other side is down at first."""
     instance, now = daemon.instance, datetime.now(UTC)
@@ -106,7 +119,7 @@ def test_the_cycle_starts_and_its_failure_is_told_once(daemon: WorkspaceProcessC
         run = instance.get_run_by_id(cycle.run_id)
         return run.status if run and run.status in ENDED else None
 
-    assert wait(ended, "the cycle to end", 200) is dg.DagsterRunStatus.FAILURE
+    assert wait(ended, "the cycle to end", 600) is dg.DagsterRunStatus.FAILURE
     receiver.takes = 0
     assert "0 messages sent; " in (said := told(daemon, now + timedelta(minutes=1))) and "HTTP 503" in said
     receiver.takes = 100
@@ -133,6 +146,61 @@ def test_what_nobody_made_for_two_weeks_is_stale_and_told(daemon: WorkspaceProce
     assert [message["text"].split(":")[0] for message in receiver.got] == ["evaluation is stale"]
     daemon.instance.report_runless_asset_event(dg.AssetMaterialization(key))
     assert after(days=7) == "PASS"
+
+
+def tables(workspace: Path) -> dict[str, tuple[int, list[dict[str, str]]]]:
+    """Version and rows of each table of the catalog, without the times."""
+    catalog = stages.catalog_of(Layout(Settings.from_env(workspace, str(workspace / "inbox"))))
+    found = {}
+    for table in ("batches", "samples", "labels", "features"):
+        rows = catalog.read(table).map(lambda value: repr(value).replace(str(workspace), ""))
+        kept = rows[[name for name in sorted(rows) if not name.endswith("_at")]]
+        found[table] = (catalog.version(table), kept.sort_values([*kept]).to_dict("records"))
+    return found
+
+
+def backfill(daemon: WorkspaceProcessContext, partitions: list[str]) -> str:
+    """What *Backfill* on the page of the job `arrivals` asks for, carried out; returns how it ended."""
+    instance = daemon.instance
+    asked = PartitionBackfill(
+        backfill_id=make_new_backfill_id(),
+        status=BulkActionStatus.REQUESTED,
+        from_failure=False,
+        tags={},
+        backfill_timestamp=get_current_timestamp(),
+        partition_set_origin=repository(daemon).get_partition_set("arrivals_partition_set").get_remote_origin(),
+        partition_names=partitions,
+    )
+    instance.add_backfill(asked)
+
+    def ended() -> str | None:
+        assert not [error for error in execute_backfill_iteration(daemon, LOG) if error]
+        list(coordinator.run_iteration(daemon))
+        found = instance.get_backfill(asked.backfill_id)
+        return found.status.value if found and found.status in BULK_ACTION_TERMINAL_STATUSES else None
+
+    with QueuedRunCoordinatorDaemon(interval_seconds=1) as coordinator:
+        return wait(ended, "the backfill to end", 900)
+
+
+@pytest.mark.timeout(1800)
+def test_a_backfill_takes_batches_as_one_after_the_other_and_again_brings_nothing(
+    daemon: WorkspaceProcessContext, tmp_path: Path
+) -> None:
+    data, names = Settings.from_env().workspace, ["pixel_labeled/a", "unlabeled/b"]
+    one_by_one = Layout(Settings.from_env(tmp_path))
+    for seed, (kind, batch) in enumerate(name.split("/") for name in names):
+        for inbox in (data / "inbox", tmp_path / "inbox"):
+            write_drop(inbox, kind, batch, dict.fromkeys(ALL_CATEGORIES, 1), seed=seed, size=64)
+        for stage in (stages.ingest, stages.structure):
+            stage(Params().with_values(**TINY), one_by_one, batch=f"{kind}/{batch}")
+    daemon.instance.add_dynamic_partitions("batches", names)
+    assert backfill(daemon, names) == "COMPLETED_SUCCESS"
+    made, wanted = tables(data), tables(tmp_path)
+    assert {name: rows for name, (_, rows) in made.items()} == {name: rows for name, (_, rows) in wanted.items()}
+    assert [len(rows) for _, rows in made.values()] > [1, 13, 6, 13]
+    assert backfill(daemon, names[:1]) == "COMPLETED_SUCCESS"
+    assert tables(data) == made, "not even a new version"
 
 
 def test_a_zone_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,11 @@ def test_every_asset_says_what_it_is_and_whose() -> None:
         ("group:release", GROUPS["release"]),
         ("gate+*", {"gate", "exported_bundle", "promoted_model", "moments"}),
         ('kind:"onnx"', {"evaluation", "exported_bundle"}),
+        ('tag:"room"="training"', {"train_simple", "train_hard", "train_semi", "train_multimodal"}),
+        ('key:"train_*" and not key:"train_s*"', {"train_hard", "train_multimodal"}),
+        ('roots(group:"learning")', {"pinned_inputs"}),
+        ('1+key:"gate"+1', {"evaluation", "gate", "exported_bundle"}),
+        ('owner:"team:matting" and group:"moments"', {"moments"}),
     ],
 )
 def test_string_selections_resolve(selection: str, expected: set[str]) -> None:
