@@ -119,7 +119,8 @@ class SplitParams(_Section):
     (160k simple, 20k hard)."""
     model_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the difficulty that is the champion's error in the soft band, where there is a champion; the rest is the
-    label's own. 0 asks no model: a high error is also what a wrong label looks like."""
+    label's own. 0 asks no model: a high error is also what a wrong label looks like, and the split that it makes
+    trained no better (benchmarks/difficulty.md)."""
 
 
 class ModelParams(_Section):
