@@ -295,8 +295,8 @@ def write(table: list[dict[str, Any]], worth: Any, args: argparse.Namespace, wro
     lines += [
         "",
         f"Simple ({args.steps} steps), then hard ({args.steps // 3}, half of each batch hard) from the champion on the"
-        f" second week, split by each; mean over {seeds} seed{'s' * (seeds > 1)} of the error on {6 * args.judged} photos held out,"
-        " and the paired change against the label's own split.",
+        f" second week, split by each; mean over {seeds} seed{'s' * (seeds > 1)} of the error on {6 * args.judged}"
+        " photos held out, and the paired change against the label's own split.",
         "",
         "| labels | split by | mse | band error | mse against label's | in seeds better |",
         "|---|---|---|---|---|---|",
