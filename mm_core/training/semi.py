@@ -82,10 +82,8 @@ class Semi(Supervised):
         """An unlabelled batch as the student sees it; its `alpha` is the teacher's matte of the photo itself."""
         if name == "labeled":
             return batch
-        with torch.no_grad():
-            features = teacher.encode(batch.images)
-            batch = replace(batch, decoders=_served_by(batch, teacher.chosen(features)))
-            alpha = teacher.route(features, batch.decoders)[0].float().sigmoid()
+        decoders, alpha = _told(batch, teacher)
+        batch = replace(batch, decoders=decoders)
         if not self._semi.view:
             return replace(batch, alpha=alpha, taught=True)
         images, alpha = altered(batch.images, alpha, batch.decoders, self._semi.mix)
@@ -108,6 +106,19 @@ class Semi(Supervised):
             agreement = torch.stack([consistency(logits, target) for logits in views.values()]).mean()
             terms["semi"] = self._weight * agreement
         return terms
+
+
+@torch.no_grad()
+def _told(batch: Sample, teacher: MattingNet) -> tuple[list[str], Tensor]:
+    """The decoder that serves each photo, and the teacher's matte (B, 1, S, S): the mean over photo and mirror image.
+
+    What the teacher holds of a photo one way round but not the other is its chance error; the student would learn it.
+    """
+    features = teacher.encode(batch.images)
+    decoders = _served_by(batch, teacher.chosen(features))
+    mirrored = teacher.encode(batch.images.flip(-1))
+    one, other = (teacher.route(maps, decoders)[0].float().sigmoid() for maps in (features, mirrored))
+    return decoders, (one + other.flip(-1)) / 2
 
 
 def _served_by(batch: Sample, chosen: Sequence[str]) -> list[str]:

@@ -150,13 +150,32 @@ def test_the_encoder_listens_to_the_auxiliaries_as_far_as_the_ramp_has_risen(
     assert torch.allclose(pulls[0.0][1], pulls[1.0][1])
 
 
+def whole_matte(net: MattingNet, batch: Sample, mirrored: bool) -> torch.Tensor:
+    """What `net` makes of the photos, or of their mirror images turned back."""
+    images = batch.images.flip(-1) if mirrored else batch.images
+    matte = net.route(net.encode(images), batch.decoders)[0].sigmoid()
+    return matte.flip(-1) if mirrored else matte
+
+
+def test_the_teacher_says_the_same_of_a_photo_and_its_mirror_image(
+    pools: dict, net: MattingNet, params: Params
+) -> None:
+    semi = params.train.semi.model_copy(update={"view": 0.0})
+    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi)
+    teacher, batch = build_model(params.model, 1).eval(), samples(strategy)["unlabeled"]
+    one, turned = batch, replace(batch, images=batch.images.flip(-1))
+    told, of_mirror = (strategy.taught("unlabeled", photos, teacher).alpha for photos in (one, turned))
+    assert torch.allclose(told, of_mirror.flip(-1), atol=1e-6)
+    assert not torch.allclose(told, whole_matte(teacher, batch, False), atol=1e-4)
+
+
 def test_the_student_follows_its_teacher_on_altered_photos(pools: dict, net: MattingNet, params: Params) -> None:
     strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, params.train.semi)
     teacher = build_model(params.model, 1).eval().requires_grad_(False)
     batch = samples(strategy)
     torch.manual_seed(0)
     seen = strategy.taught("unlabeled", batch["unlabeled"], teacher)
-    clean = teacher.route(teacher.encode(batch["unlabeled"].images), batch["unlabeled"].decoders)[0].sigmoid()
+    clean = torch.stack([whole_matte(teacher, batch["unlabeled"], turn) for turn in (False, True)]).mean(0)
     assert not torch.equal(seen.images, batch["unlabeled"].images)
     whole = torch.isclose(seen.alpha, clean, atol=1e-5).all(1).all(1).all(1)
     untouched = strategy.taught("labeled", batch["labeled"], teacher)
