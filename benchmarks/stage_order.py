@@ -67,8 +67,8 @@ class Regime:
 
 
 REGIMES = {
-    "generated": Regime(labelled=12, validation=10, judged=0, steps=(120, 30, 150, 150)),
-    "real": Regime(labelled=8, validation=4, judged=12, steps=(40, 20, 60, 60), warm=True),
+    "generated": Regime(labelled=12, validation=20, judged=0, steps=(120, 30, 300, 300)),
+    "real": Regime(labelled=8, validation=4, judged=12, steps=(40, 20, 150, 150), warm=True),
 }
 
 
