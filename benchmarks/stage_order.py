@@ -67,7 +67,7 @@ class Regime:
 
 
 REGIMES = {
-    "generated": Regime(labelled=12, validation=20, judged=0, steps=(120, 30, 300, 300)),
+    "generated": Regime(labelled=12, validation=20, judged=0, steps=(500, 100, 200, 200)),
     "real": Regime(labelled=8, validation=4, judged=12, steps=(40, 20, 150, 150), warm=True),
 }
 
