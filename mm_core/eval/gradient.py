@@ -38,7 +38,10 @@ def _kernels() -> tuple[np.ndarray, np.ndarray]:
 def _compiled() -> Any:
     import numba
 
-    return numba.njit(nogil=True, cache=True)(_filter)
+    try:
+        return numba.njit(nogil=True, cache=True)(_filter)
+    except RuntimeError:  # neither this folder nor the home can be written to: compiled by each process
+        return numba.njit(nogil=True)(_filter)
 
 
 def _filter(a: np.ndarray, smooth: np.ndarray, slope: np.ndarray, out: np.ndarray) -> None:
