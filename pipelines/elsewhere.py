@@ -19,9 +19,12 @@ from pipelines.partitions import batches, partition_of
 from pipelines.resources import Workspace
 from pipelines.sensors import UNFINISHED
 
-REPORTED = {"snapshot": "snapshot", "split": "split"}
-REPORTED |= {f"train_{stage}": f"train-{stage}" for stage in TRAIN_STAGES}
-REPORTED |= {"evaluation": "evaluate"}
+REPORTED = {
+    "snapshot": "snapshot",
+    "split": "split",
+    **{f"train_{stage}": f"train-{stage}" for stage in TRAIN_STAGES},
+    "evaluation": "evaluate",
+}
 """Assets and the stages whose reports tell of them, in the order of the flow."""
 MOST = 50
 """Batches told of in one tick; more wait for the next."""

@@ -159,7 +159,8 @@ def work(questions: BinaryIO, answers: BinaryIO) -> None:
         signal.alarm(SECONDS)
         try:
             answer = True, function(*args, **more)
-        except Exception as error:  # noqa: BLE001 - whatever it was, its owner hears of it
+        # The boundary of a process: the owner raises it (`safely`), whatever a decoder threw.
+        except Exception as error:  # noqa: BLE001
             answer = False, _told(args[0], error)
         signal.alarm(0)
         pickle.dump(answer, answers)
