@@ -6,7 +6,7 @@ Three arms, the same optimiser steps in each, the same first two stages, several
 * +Semi_Sup: simple, hard, then cross-consistency with unlabelled photos, twice;
 * +Mlt_Sup:  simple, hard, cross-consistency, then text-image consistency, contrast and distillation.
 
-    python benchmarks/stage_order.py generated real --seeds 3 --photos FOLDER
+    python benchmarks/stage_order.py generated real --seeds 1 2 3 --photos FOLDER
 
 Each seed draws its own labelled and validation photos as well as its own weights. A row per finished training and
 category goes into benchmarks/stage_order.csv; killed, the next call goes on after the last of them. `--set` and `--out`
@@ -62,13 +62,15 @@ class Regime:
     """Photos with mattes that are drawn for judging; 0: the drops name them."""
     steps: tuple[int, int, int, int]
     """Of the four stages."""
+    rates: tuple[float, float]
+    """Peak learning rates of the last two, alike in all arms."""
     warm: bool = False
     """Whether all arms start from a champion of generated photos."""
 
 
 REGIMES = {
-    "generated": Regime(labelled=12, validation=20, judged=0, steps=(500, 100, 200, 200)),
-    "real": Regime(labelled=8, validation=4, judged=12, steps=(40, 20, 150, 150), warm=True),
+    "generated": Regime(labelled=12, validation=20, judged=0, steps=(1500, 300, 600, 600), rates=(4e-3, 2e-3)),
+    "real": Regime(labelled=8, validation=4, judged=12, steps=(40, 20, 150, 150), rates=(1e-3, 1e-3), warm=True),
 }
 
 
@@ -266,6 +268,7 @@ def main() -> None:
         values |= {
             f"train.{s}.steps": n for s, n in zip(("simple", "hard", "semi", "multimodal"), regime.steps, strict=True)
         }
+        values |= {f"train.{s}.lr": lr for s, lr in zip(("semi", "multimodal"), regime.rates, strict=True)}
         values |= {name: value_of(value) for name, value in (item.split("=") for item in args.set)}
         values |= {"clip.model": LOCAL_NAME, "clip.pretrained": str(stand_in(args.work, args.clip_steps).absolute())}
         params = Params().with_values(**values)

@@ -183,8 +183,10 @@ class SemiParams(StageParams):
     """Weight of following the teacher's matte on strongly altered photos; 0 leaves the paper's term alone."""
     mix: float = Field(default=0.5, ge=0, le=1)
     """Share of the altered photos that get a rectangle of another photo (CutMix; French et al. 2020)."""
-    ramp_share: float = Field(default=0.3, gt=0, le=1)
-    """Share of the steps over which what reaches the encoder rises as exp(-5 (1 - t)^2); the paper: 0.1."""
+    colour: float = Field(default=0.5, ge=0, le=1)
+    """Share of the teacher's matte that is its mean over the photo's pixels of like colour (`training.colours`)."""
+    ramp_share: float = Field(default=0.1, gt=0, le=1)
+    """Share of the steps over which what reaches the encoder rises as exp(-5 (1 - t)^2)."""
     perturbations: tuple[
         Literal["vat", "dropout", "guided_cutout", "context_mask", "object_mask", "feature_drop", "feature_noise"], ...
     ] = ("vat", "dropout", "guided_cutout", "context_mask", "object_mask", "feature_drop", "feature_noise")

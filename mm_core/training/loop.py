@@ -51,7 +51,8 @@ class Strategy(Protocol):
     def losses(self, batches: Mapping[str, Sample], progress: float, teacher: Any) -> dict[str, Tensor]:
         """Named, weighted scalars whose sum is minimised; `progress` runs from 0 to 1.
 
-        `teacher`: the moving average of `net`, in eval mode, without gradient.
+        `teacher`: the best averaged weights of `net` so far by validation (without validation photos the latest), in
+        eval mode, without gradient.
         """
         ...
 
@@ -167,6 +168,11 @@ def fit(
         _restore(checkpoint, state, module, average, optimiser, device)
     else:
         _consider(state, average, validate)
+    # At a high rate the average is for a while worse than where the stage began; who follows it learns its mistakes.
+    teacher = average
+    if state.best:
+        teacher = copy.deepcopy(average)
+        teacher.load_state_dict(state.best)
     resumed_from, clock, waited, seen = state.step, 0.0, 0.0, 0
     devices = [device] if device.type == "cuda" else []
     parameters = list(module.parameters())
@@ -193,7 +199,7 @@ def fit(
                 group["lr"] = lr * group["haste"]
             module.train()
             with torch.autocast(device.type, torch.bfloat16, enabled=common.precision == "bf16"):
-                terms = strategy.losses(samples, step / stage.steps, average)
+                terms = strategy.losses(samples, step / stage.steps, teacher)
             total = torch.stack([term.float() for term in terms.values()]).sum()
             if not torch.isfinite(total):
                 raise NonFiniteLoss(_blame(terms, samples, step))
@@ -215,6 +221,8 @@ def fit(
                 log(state.step, {f"loss/{name}": value for name, value in state.losses.items()} | {"lr": lr})
             if state.step % common.validate_every == 0 or state.step == stage.steps:
                 scores = _consider(state, average, validate)
+                if scores and state.best_step == state.step:
+                    teacher.load_state_dict(state.best)
                 log(state.step, {f"val/{category}/mse": mse for category, mse in scores.items()})
             if pending.arrived or time.monotonic() - saved_at >= save_seconds:
                 if ranks.rank() == 0:

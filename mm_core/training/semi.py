@@ -1,7 +1,8 @@
 """Semi-supervised stage: cross-consistency training (Ouali, Hudelot and Tami, CVPR 2020) for a one-channel matte.
 
-The target of an unlabelled photo is the matte of a teacher, the moving average of the weights (Tarvainen and Valpola
-2017), without gradient. Two terms follow it:
+The target of an unlabelled photo is the matte of a teacher: the best weights so far by validation, themselves a moving
+average (Tarvainen and Valpola 2017), without gradient. Part of it is its mean over the photo's pixels of like colour
+(`colours.py`), which knows of the photo what no weights do. Two terms follow it:
 
 - `semi`, the paper's: auxiliary decoders see perturbed features and must agree with it. The gradient reaches them and
   the encoder. The paper ramps the loss up; here the ramp is on what reaches the encoder: the auxiliary decoders begin
@@ -26,6 +27,7 @@ from mm_core.data.dataset import UNKNOWN
 from mm_core.model.auxiliary import AuxiliaryDecoders
 from mm_core.model.network import MattingNet
 from mm_core.params import LossParams, SemiParams
+from mm_core.training.colours import by_colour
 from mm_core.training.loop import Sample
 from mm_core.training.losses import consistency
 from mm_core.training.supervised import Features, Pools, Supervised
@@ -83,6 +85,8 @@ class Semi(Supervised):
         if name == "labeled":
             return batch
         decoders, alpha = _told(batch, teacher)
+        if self._semi.colour:
+            alpha = torch.lerp(alpha, by_colour(batch.images, alpha), self._semi.colour)
         batch = replace(batch, decoders=decoders)
         if not self._semi.view:
             return replace(batch, alpha=alpha, taught=True)

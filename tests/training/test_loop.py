@@ -146,23 +146,67 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("killed_after", [1, 4, 6])
-def test_a_resumed_run_ends_bit_equal(pool: Pool, params: Params, tmp_path: Path, killed_after: int) -> None:
-    def validate(net: torch.nn.Module) -> dict[str, float]:
-        return {"pets": float(next(net.parameters()).detach().double().abs().sum())}
+class Follower(Supervised):
+    """Also follows its teacher, and keeps what that was at each step."""
 
-    whole = train(strategy_of(pool, params), params, tmp_path / "whole.pt", 7, validate=validate)
+    def __init__(self, pool: Pool, params: Params):
+        super().__init__(build_model(params.model, 0), {"labeled": [(pool, 4)]}, params.train.loss)
+        self.taught_by: list[torch.Tensor] = []
+
+    def losses(self, batches, progress, teacher=None):
+        assert teacher is not None and not teacher.training
+        batch = batches["labeled"]
+        matte = teacher.route(teacher.encode(batch.images), batch.decoders)[0]
+        self.taught_by.append(next(teacher.parameters()).clone())
+        own = self.net.route(self.net.encode(batch.images), batch.decoders)[0]
+        return super().losses(batches, progress) | {"follow": (own - matte).square().mean()}
+
+
+def test_the_teacher_is_the_best_so_far_by_validation(pool: Pool, params: Params, tmp_path: Path) -> None:
+    scores = iter([0.5, 0.6, 0.4, 0.45])  # at the start, and after every second step
+    params = params.with_values(**{"train.common.validate_every": 2})
+    strategy = Follower(pool, params)
+    start = next(strategy.net.parameters()).detach().clone()
+    result = train(strategy, params, tmp_path / "c.pt", 6, validate=lambda net: {"pets": next(scores)})
+    by = strategy.taught_by
+    assert all(torch.equal(seen, start) for seen in by[:4])  # worse after two steps: the start teaches on
+    name = next(iter(dict(strategy.net.named_parameters())))
+    assert result.best_step == 4
+    assert all(torch.equal(seen, result.weights[name]) for seen in by[4:])
+    assert not torch.equal(by[4], start)
+
+
+def test_without_validation_photos_the_average_teaches(pool: Pool, params: Params, tmp_path: Path) -> None:
+    strategy = Follower(pool, params)
+    train(strategy, params, tmp_path / "c.pt", 3)
+    assert not torch.equal(strategy.taught_by[1], strategy.taught_by[0])
+    assert not torch.equal(strategy.taught_by[2], strategy.taught_by[1])
+
+
+@pytest.mark.parametrize("make", [strategy_of, Follower])
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("killed_after", [1, 4, 6])
+def test_a_resumed_run_ends_bit_equal(
+    pool: Pool,
+    params: Params,
+    tmp_path: Path,
+    killed_after: int,
+    validated: bool,
+    make: Callable[[Pool, Params], Supervised],
+) -> None:
+    def validate(net: torch.nn.Module) -> dict[str, float]:
+        return {"pets": float(next(net.parameters()).detach().double().abs().sum())} if validated else {}
+
+    whole = train(make(pool, params), params, tmp_path / "whole.pt", 7, validate=validate)
 
     def kill(done: int, total: int) -> None:
         if done == killed_after:
             raise Stop
 
     with pytest.raises(Stop):
-        train(
-            strategy_of(pool, params), params, tmp_path / "cut.pt", 7, validate=validate, progress=kill, save_seconds=0
-        )
+        train(make(pool, params), params, tmp_path / "cut.pt", 7, validate=validate, progress=kill, save_seconds=0)
     torch.manual_seed(99)
-    resumed = train(strategy_of(pool, params), params, tmp_path / "cut.pt", 7, validate=validate)
+    resumed = train(make(pool, params), params, tmp_path / "cut.pt", 7, validate=validate)
     assert resumed.resumed_from == killed_after
     assert same(whole, resumed)
     assert (resumed.best_step, resumed.validation, resumed.losses) == (

@@ -15,6 +15,7 @@ from mm_core.data.dataset import PixelCache, Pool
 from mm_core.model.network import MattingNet, build_model
 from mm_core.params import Params
 from mm_core.store import LocalStore
+from mm_core.training.colours import by_colour
 from mm_core.training.loop import NEW_RATE, Sample, _groups, to_device
 from mm_core.training.multimodal import Multimodal, Towers, agreement, with_captions
 from mm_core.training.semi import Semi, ramp
@@ -169,8 +170,23 @@ def test_the_teacher_says_the_same_of_a_photo_and_its_mirror_image(
     assert not torch.allclose(told, whole_matte(teacher, batch, False), atol=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_part_of_what_the_teacher_says_is_the_mean_of_like_colours(
+    pools: dict, net: MattingNet, params: Params, share: float
+) -> None:
+    semi = params.train.semi.model_copy(update={"view": 0.0, "colour": share})
+    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi)
+    teacher, batch = build_model(params.model, 1).eval(), samples(strategy)["unlabeled"]
+    own = torch.stack([whole_matte(teacher, batch, turn) for turn in (False, True)]).mean(0)
+    alike = by_colour(batch.images, own)
+    assert not torch.allclose(own, alike, atol=1e-4)
+    told = strategy.taught("unlabeled", batch, teacher).alpha
+    assert torch.allclose(told, (1 - share) * own + share * alike, atol=1e-5)
+
+
 def test_the_student_follows_its_teacher_on_altered_photos(pools: dict, net: MattingNet, params: Params) -> None:
-    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, params.train.semi)
+    semi = params.train.semi.model_copy(update={"colour": 0.0})
+    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi)
     teacher = build_model(params.model, 1).eval().requires_grad_(False)
     batch = samples(strategy)
     torch.manual_seed(0)

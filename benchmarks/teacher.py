@@ -1,0 +1,119 @@
+"""How good are the mattes that the semi-supervised stage learns from? Errors on photos whose truth is known.
+
+The models are those that the stage starts from in `stage_order.py` (run it first, same `--work`); the photos are the
+eval ones, which no training sees, at the model's size. Peer: OpenCV's GrabCut, begun from the same mattes.
+
+    python benchmarks/teacher.py --work FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from stage_order import workspace
+from torch import Tensor
+
+from mm_core import stages
+from mm_core.data.dataset import PixelCache, Pool
+from mm_core.data.snapshot import read_pool
+from mm_core.model.files import load_model
+from mm_core.training.colours import by_colour
+from mm_core.training.loop import Sample, to_device
+
+HERE = Path(__file__).parent
+CPU = torch.device("cpu")
+
+
+def grab_cut(sample: Sample, photos: np.ndarray, matte: Tensor) -> Tensor:
+    """OpenCV's GrabCut, five iterations, from a mask of four kinds cut at 0.1, 0.5 and 0.9."""
+    cut = torch.zeros_like(matte)
+    for row, (photo, values) in enumerate(zip(photos, matte[:, 0].numpy(), strict=True)):
+        mask = np.select([values > 0.9, values > 0.5, values > 0.1], [cv2.GC_FGD, cv2.GC_PR_FGD, cv2.GC_PR_BGD])
+        mask = mask.astype(np.uint8)  # GC_BGD is 0
+        if len({cv2.GC_BGD, cv2.GC_PR_BGD} & set(mask.flat)) and len({cv2.GC_FGD, cv2.GC_PR_FGD} & set(mask.flat)):
+            back, front = np.zeros((1, 65)), np.zeros((1, 65))
+            cv2.setRNGSeed(0)
+            cv2.grabCut(photo[..., ::-1].copy(), mask, None, back, front, 5, cv2.GC_INIT_WITH_MASK)
+        cut[row, 0] = torch.from_numpy(np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32))
+    return cut
+
+
+@torch.no_grad()
+def errors(root: Path, seed: Path) -> dict[str, dict[str, float]]:
+    """MSE by kind of matte and category, of the model that the semi-supervised stage of a seed starts from."""
+    layout = workspace(seed, workspace(root))
+    net, _ = load_model(seed / "arms/common/cycle/models/hard/model.safetensors")
+    net.eval()
+    cache, frame = PixelCache(layout.cache, net.config.size), read_pool(layout.snapshot, "eval")
+    cache.fill(stages.store_of(layout), frame)
+    found: dict[str, dict[str, list[float]]] = {}
+    for batch in Pool(frame, cache, 0, "teacher").in_order(32):
+        sample = to_device(batch, CPU)
+
+        def asked(images: Tensor, sample: Sample = sample) -> Tensor:
+            return net.route(net.encode(images), sample.decoders)[0].sigmoid()
+
+        own = asked(sample.images)
+        both = (own + asked(sample.images.flip(-1)).flip(-1)) / 2
+        alike = by_colour(sample.images, both)
+        mattes = {"its own": own, "with the mirror image": both}
+        mattes |= {f"of that, {w:.0%} by colour": torch.lerp(both, alike, w) for w in (0.25, 0.5, 0.75, 1.0)}
+        cut = grab_cut(sample, batch.images, both)
+        mattes |= {"of that, 50 % by GrabCut": torch.lerp(both, cut, 0.5), "GrabCut alone": cut}
+        for name, matte in mattes.items():
+            mse = (matte - sample.alpha).square().mean((1, 2, 3)).tolist()
+            for category, value in zip(sample.categories, mse, strict=True):
+                found.setdefault(name, {}).setdefault(category, []).append(value)
+    return {name: {c: float(np.mean(v)) for c, v in by.items()} for name, by in found.items()}
+
+
+def table(rows: pd.DataFrame) -> list[str]:
+    lines = ["| teacher's matte | macro MSE | against its own | categories that gain |", "|---|---|---|---|"]
+    macro = rows.groupby(["matte", "seed"], sort=False)["mse"].mean().unstack()
+    own = rows[rows["matte"] == "its own"].groupby("category")["mse"].mean()
+    for name, values in macro.iterrows():
+        ratio = 100 * (values / macro.loc["its own"] - 1)
+        better = (rows[rows["matte"] == name].groupby("category")["mse"].mean() < own).sum()
+        spread = f"{ratio.mean():+.1f} % ({ratio.min():+.1f} to {ratio.max():+.1f})" if ratio.any() else ""
+        lines.append(
+            f"| {name} | {values.mean():.4f} | {spread} | {f'{better} of {len(own)}' if ratio.any() else ''} |"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("data/bench/stage_order"))
+    parser.add_argument("--seeds", type=int, nargs="*", help="of those in the folder; all without")
+    parser.add_argument("--out", type=Path, default=HERE / "teacher.md")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen: Callable[[Path], bool] = lambda path: not args.seeds or int(path.name[5:]) in args.seeds  # noqa: E731
+    lines = [
+        "# What the semi-supervised stage is told: the teacher's mattes",
+        "",
+        "Runner: `benchmarks/teacher.py`, after `benchmarks/stage_order.py` in the same folder. Mattes of the models that",
+        "the stage starts from, on the eval photos, at 64 px; mean over seeds, in brackets the least and the most.",
+    ]
+    for data in ("generated", "real"):
+        models = sorted((args.work / data).glob("seed-*/arms/common/cycle/models/hard/model.safetensors"))
+        seeds = [path.parents[5] for path in models if chosen(path.parents[5])]
+        rows = [
+            {"seed": seed.name, "matte": name, "category": category, "mse": mse}
+            for seed in seeds
+            for name, by_category in errors(args.work / data, seed).items()
+            for category, mse in by_category.items()
+        ]
+        if rows:
+            lines += ["", f"## {data.capitalize()} photos, {len(seeds)} seeds", "", *table(pd.DataFrame(rows))]
+    args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
