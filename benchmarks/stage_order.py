@@ -225,6 +225,32 @@ class Trainings:
         return self.step(arm, "multimodal", semi)
 
 
+def params_of(data: str, work: Path, changed: dict[str, Any], clip_steps: int = 600) -> Params:
+    """The params of a data set's regime, but for what is changed."""
+    regime = REGIMES[data]
+    values: dict[str, Any] = {
+        "model.size": 64,
+        "train.common.precision": "fp32",
+        "train.common.validate_every": 30,
+        "train.semi.perturbations": (),
+        "snapshot.validation_share": 0.3,
+        "split.hard_share": 0.25,
+        "clip.model": LOCAL_NAME,
+        "clip.pretrained": str(stand_in(work, clip_steps).absolute()),
+    }
+    stages_of = ("simple", "hard", "semi", "multimodal")
+    values |= {f"train.{s}.steps": n for s, n in zip(stages_of, regime.steps, strict=True)}
+    values |= {f"train.{s}.lr": lr for s, lr in zip(stages_of[2:], regime.rates, strict=True)}
+    return Params().with_values(**values | changed)
+
+
+def judged(layout: Layout, base: Layout, model: Path) -> pd.DataFrame:
+    """Scores of a model on the eval photos of `layout`, a row per category."""
+    predictor = {("m", "float"): TorchPredictor(model, "cpu")}
+    judges = read_pool(layout.snapshot, "eval")
+    return category_scores(score_all(judges, predictor, stages.store_of(base), 1024, stages.quiet))
+
+
 def value_of(text: str) -> Any:
     if "," in text or text in ("()",):
         return tuple(part for part in text.strip("()").split(",") if part)
@@ -257,33 +283,19 @@ def main() -> None:
     for data in args.data:
         regime = REGIMES[data]
         torch.set_num_threads(1)
-        values: dict[str, Any] = {
-            "model.size": 64,
-            "train.common.precision": "fp32",
-            "train.common.validate_every": 30,
-            "train.semi.perturbations": (),
-            "snapshot.validation_share": 0.3,
-            "split.hard_share": 0.25,
-        }
-        values |= {
-            f"train.{s}.steps": n for s, n in zip(("simple", "hard", "semi", "multimodal"), regime.steps, strict=True)
-        }
-        values |= {f"train.{s}.lr": lr for s, lr in zip(("semi", "multimodal"), regime.rates, strict=True)}
-        values |= {name: value_of(value) for name, value in (item.split("=") for item in args.set)}
-        values |= {"clip.model": LOCAL_NAME, "clip.pretrained": str(stand_in(args.work, args.clip_steps).absolute())}
-        params = Params().with_values(**values)
+        changed = {name: value_of(value) for name, value in (item.split("=") for item in args.set)}
+        params = params_of(data, args.work, changed, args.clip_steps)
         base = prepare(data, args.work / data, args.photos, args.extra, args.pool, args.held_out)
         for seed in args.seeds:
             layout, own = draw(base, regime, params, seed), params.with_values(seed=seed)
-            judges, key = read_pool(layout.snapshot, "eval"), own.cycle_digest()[:12]
+            key = own.cycle_digest()[:12]
             for arm in args.arms:
                 done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["key", "arm"])
                 if len(done[(done["key"] == f"{data}-{key}") & (done["arm"] == arm)]):
                     continue
                 trainings = Trainings(layout, own, f"{data} {seed}")
                 start = champion(args.work) if regime.warm else None
-                model = {("m", "float"): TorchPredictor(trainings.arm(arm, start), "cpu")}
-                scores = category_scores(score_all(judges, model, stages.store_of(base), 1024, stages.quiet))
+                scores = judged(layout, base, trainings.arm(arm, start))
                 parts = ("common", arm) if arm == ARMS[0] else ("common", "semi", arm)
                 seconds = sum(trainings.seconds[part] for part in parts)
                 images = sum(trainings.images[part] for part in parts)

@@ -9,7 +9,6 @@ eval ones, which no training sees, at the model's size. Peer: OpenCV's GrabCut, 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -63,7 +62,7 @@ def errors(root: Path, seed: Path) -> dict[str, dict[str, float]]:
         both = (own + asked(sample.images.flip(-1)).flip(-1)) / 2
         alike = by_colour(sample.images, both)
         mattes = {"its own": own, "with the mirror image": both}
-        mattes |= {f"of that, {w:.0%} by colour": torch.lerp(both, alike, w) for w in (0.25, 0.5, 0.75, 1.0)}
+        mattes |= {f"of that, {100 * w:.0f} % by colour": torch.lerp(both, alike, w) for w in (0.25, 0.5, 0.75, 1.0)}
         cut = grab_cut(sample, batch.images, both)
         mattes |= {"of that, 50 % by GrabCut": torch.lerp(both, cut, 0.5), "GrabCut alone": cut}
         for name, matte in mattes.items():
@@ -94,16 +93,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "teacher.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    chosen: Callable[[Path], bool] = lambda path: not args.seeds or int(path.name[5:]) in args.seeds  # noqa: E731
     lines = [
         "# What the semi-supervised stage is told: the teacher's mattes",
         "",
-        "Runner: `benchmarks/teacher.py`, after `benchmarks/stage_order.py` in the same folder. Mattes of the models that",
-        "the stage starts from, on the eval photos, at 64 px; mean over seeds, in brackets the least and the most.",
+        "Runner: `benchmarks/teacher.py`, after `benchmarks/stage_order.py` in the same folder. Mattes of the models",
+        "that the stage starts from, on the eval photos, at 64 px; mean over seeds, in brackets the extremes.",
     ]
     for data in ("generated", "real"):
         models = sorted((args.work / data).glob("seed-*/arms/common/cycle/models/hard/model.safetensors"))
-        seeds = [path.parents[5] for path in models if chosen(path.parents[5])]
+        seeds = [path.parents[5] for path in models]
+        seeds = [seed for seed in seeds if not args.seeds or int(seed.name.removeprefix("seed-")) in args.seeds]
         rows = [
             {"seed": seed.name, "matte": name, "category": category, "mse": mse}
             for seed in seeds
