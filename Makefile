@@ -91,7 +91,7 @@ demo: $(READY)
 	$(BIN)/mm demo
 
 test: $(READY) $(DVC) $(OCR) $(LABELSTUDIO) $(if $(shell command -v npm),$(ORTWEB))
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --durations=10
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations=10
 
 check: $(READY)
 	$(BIN)/ruff check .
