@@ -22,7 +22,6 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "semi": {
         "as it is": {},
         "colour 0": {"train.semi.colour": 0.0},
-        "ramp 0.3": {"train.semi.ramp_share": 0.3},
         "a quarter of the rate": {"train.semi.lr": 1e-3},
         "nothing unlabelled": {"train.semi.view": 0.0, "train.semi.weight": 0.0},
     },
