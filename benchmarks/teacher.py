@@ -35,10 +35,10 @@ def grab_cut(sample: Sample, photos: np.ndarray, matte: Tensor) -> Tensor:
     for row, (photo, values) in enumerate(zip(photos, matte[:, 0].numpy(), strict=True)):
         mask = np.select([values > 0.9, values > 0.5, values > 0.1], [cv2.GC_FGD, cv2.GC_PR_FGD, cv2.GC_PR_BGD])
         mask = mask.astype(np.uint8)  # GC_BGD is 0
-        if len({cv2.GC_BGD, cv2.GC_PR_BGD} & set(mask.flat)) and len({cv2.GC_FGD, cv2.GC_PR_FGD} & set(mask.flat)):
+        if {cv2.GC_BGD, cv2.GC_PR_BGD} & set(mask.flat) and {cv2.GC_FGD, cv2.GC_PR_FGD} & set(mask.flat):
             back, front = np.zeros((1, 65)), np.zeros((1, 65))
             cv2.setRNGSeed(0)
-            cv2.grabCut(photo[..., ::-1].copy(), mask, None, back, front, 5, cv2.GC_INIT_WITH_MASK)
+            cv2.grabCut(photo[..., ::-1].copy(), mask, (0, 0, 1, 1), back, front, 5, cv2.GC_INIT_WITH_MASK)
         cut[row, 0] = torch.from_numpy(np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32))
     return cut
 
@@ -74,15 +74,15 @@ def errors(root: Path, seed: Path) -> dict[str, dict[str, float]]:
 
 def table(rows: pd.DataFrame) -> list[str]:
     lines = ["| teacher's matte | macro MSE | against its own | categories that gain |", "|---|---|---|---|"]
-    macro = rows.groupby(["matte", "seed"], sort=False)["mse"].mean().unstack()
-    own = rows[rows["matte"] == "its own"].groupby("category")["mse"].mean()
-    for name, values in macro.iterrows():
-        ratio = 100 * (values / macro.loc["its own"] - 1)
-        better = (rows[rows["matte"] == name].groupby("category")["mse"].mean() < own).sum()
-        spread = f"{ratio.mean():+.1f} % ({ratio.min():+.1f} to {ratio.max():+.1f})" if ratio.any() else ""
-        lines.append(
-            f"| {name} | {values.mean():.4f} | {spread} | {f'{better} of {len(own)}' if ratio.any() else ''} |"
-        )
+    own = rows[rows["matte"] == "its own"]
+    for name, of_name in rows.groupby("matte", sort=False):
+        macro, whole = (np.asarray(part.groupby("seed")["mse"].mean()) for part in (of_name, own))
+        better, before = (np.asarray(part.groupby("category")["mse"].mean()) for part in (of_name, own))
+        ratio, spread, gain = 100 * (macro / whole - 1), "", ""
+        if name != "its own":
+            spread = f"{ratio.mean():+.1f} % ({ratio.min():+.1f} to {ratio.max():+.1f})"
+            gain = f"{int((better < before).sum())} of {len(before)}"
+        lines.append(f"| {name} | {macro.mean():.4f} | {spread} | {gain} |")
     return lines
 
 
