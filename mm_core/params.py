@@ -1,6 +1,7 @@
 """`params.yaml`, typed once. Only values that change results live here; unknown keys are refused.
 
-Every field's docstring is its documentation. Bad combinations fail on construction.
+Every field's docstring is its documentation, and `mm params` prints them: that makes the file long, in one place, and
+in the order of params.yaml. Bad combinations fail on construction.
 """
 
 from __future__ import annotations
