@@ -1,8 +1,8 @@
 """Semi-supervised stage: cross-consistency training (Ouali, Hudelot and Tami, CVPR 2020) for a one-channel matte.
 
 The target of an unlabelled photo is the matte of a teacher: the best weights so far by validation, themselves a moving
-average (Tarvainen and Valpola 2017), without gradient. Part of it is its mean over the photo's pixels of like colour
-(`colours.py`), which knows of the photo what no weights do. Two terms follow it:
+average (Tarvainen and Valpola 2017), without gradient. It is corrected by what does not depend on weights: where the
+subjects of its category usually are (`places.py`), and the photo's own colours (`colours.py`). Two terms follow it:
 
 - `semi`, the paper's: auxiliary decoders see perturbed features and must agree with it. The gradient reaches them and
   the encoder. The paper ramps the loss up; here the ramp is on what reaches the encoder: the auxiliary decoders begin
@@ -30,6 +30,7 @@ from mm_core.params import LossParams, SemiParams
 from mm_core.training.colours import by_colour
 from mm_core.training.loop import Sample
 from mm_core.training.losses import consistency
+from mm_core.training.places import by_place, usual_places
 from mm_core.training.supervised import Features, Pools, Supervised
 from mm_core.training.views import altered
 
@@ -68,6 +69,11 @@ class Semi(Supervised):
         """`pools` may lack `unlabeled`: then this is Supervised. `weight` replaces `semi.weight`."""
         super().__init__(net, pools, loss)
         self._semi, self._weight = semi, semi.weight if weight is None else weight
+        if semi.place:
+            usual = usual_places(pools["labeled"])
+            self._row = {category: row for row, category in enumerate(usual)}
+            self._places: Tensor
+            self.register_buffer("_places", torch.stack(list(usual.values())).unsqueeze(1), persistent=False)
         active = "unlabeled" in pools and self._weight and semi.perturbations
         self.auxiliary = AuxiliaryDecoders(net, semi.perturbations) if active else None
 
@@ -81,10 +87,13 @@ class Semi(Supervised):
         return super().losses(taught, progress)
 
     def taught(self, name: str, batch: Sample, teacher: MattingNet) -> Sample:
-        """An unlabelled batch as the student sees it; its `alpha` is the teacher's matte of the photo itself."""
+        """An unlabelled batch as the student sees it; its `alpha` is the teacher's corrected matte of the photo itself."""
         if name == "labeled":
             return batch
         decoders, alpha = _told(batch, teacher)
+        if self._semi.place:
+            rows = [self._row.get(category, self._row[""]) for category in batch.categories]
+            alpha = by_place(batch.images, alpha, self._places[rows], self._semi.place)
         if self._semi.colour:
             alpha = torch.lerp(alpha, by_colour(batch.images, alpha), self._semi.colour)
         batch = replace(batch, decoders=decoders)

@@ -36,7 +36,7 @@ from mm_core.training.semi import Semi
 from mm_core.training.supervised import Supervised
 from mm_core.training.tracking import Tracker
 
-RECIPE = 5
+RECIPE = 6
 """Raised when this room's code changes what the same params and data lead to."""
 _FRAME_COLUMNS = ["sample_id", "category", "decoder", "caption", "alpha_sha256", "label_binary"]
 

@@ -18,6 +18,7 @@ from mm_core.store import LocalStore
 from mm_core.training.colours import by_colour
 from mm_core.training.loop import NEW_RATE, Sample, _groups, to_device
 from mm_core.training.multimodal import Multimodal, Towers, agreement, with_captions
+from mm_core.training.places import by_place, usual_places
 from mm_core.training.semi import Semi, ramp
 from mm_core.training.supervised import Supervised
 
@@ -174,7 +175,7 @@ def test_the_teacher_says_the_same_of_a_photo_and_its_mirror_image(
 def test_part_of_what_the_teacher_says_is_the_mean_of_like_colours(
     pools: dict, net: MattingNet, params: Params, share: float
 ) -> None:
-    semi = params.train.semi.model_copy(update={"view": 0.0, "colour": share})
+    semi = params.train.semi.model_copy(update={"view": 0.0, "place": 0.0, "colour": share})
     strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi)
     teacher, batch = build_model(params.model, 1).eval(), samples(strategy)["unlabeled"]
     own = torch.stack([whole_matte(teacher, batch, turn) for turn in (False, True)]).mean(0)
@@ -184,8 +185,24 @@ def test_part_of_what_the_teacher_says_is_the_mean_of_like_colours(
     assert torch.allclose(told, (1 - share) * own + share * alike, atol=1e-5)
 
 
+def test_the_teacher_hears_where_the_subjects_of_a_photo_s_category_usually_are(
+    pools: dict, net: MattingNet, params: Params
+) -> None:
+    semi = params.train.semi.model_copy(update={"view": 0.0, "colour": 0.0, "place": 0.7})
+    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi)
+    teacher, batch = build_model(params.model, 1).eval(), samples(strategy)["unlabeled"]
+    batch = replace(batch, categories=["unknown", *batch.categories[1:]])
+    own = torch.stack([whole_matte(teacher, batch, turn) for turn in (False, True)]).mean(0)
+    usual = usual_places(pools["labeled"])
+    places = torch.stack([usual.get(category, usual[""]) for category in batch.categories]).unsqueeze(1)
+    told = strategy.taught("unlabeled", batch, teacher).alpha
+    assert torch.allclose(told, by_place(batch.images, own, places, 0.7), atol=1e-5)
+    assert not torch.allclose(told, own, atol=1e-2)
+    assert "_places" not in strategy.state_dict()
+
+
 def test_the_student_follows_its_teacher_on_altered_photos(pools: dict, net: MattingNet, params: Params) -> None:
-    semi = params.train.semi.model_copy(update={"colour": 0.0})
+    semi = params.train.semi.model_copy(update={"place": 0.0, "colour": 0.0})
     strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi)
     teacher = build_model(params.model, 1).eval().requires_grad_(False)
     batch = samples(strategy)
