@@ -185,8 +185,8 @@ class SemiParams(StageParams):
     mix: float = Field(default=0.5, ge=0, le=1)
     """Share of the altered photos that get a rectangle of another photo (CutMix; French et al. 2020)."""
     place: float = Field(default=1.0, ge=0)
-    """Weight, beside the teacher's matte, of where subjects of its category usually are and of the photo's colours there
-    (`training.places`); 0 leaves it out."""
+    """Weight, beside the teacher's matte, of where subjects of its category usually are and of the photo's colours
+    there (`training.places`); 0 leaves it out."""
     colour: float = Field(default=0.5, ge=0, le=1)
     """Share of the teacher's matte that is its mean over the photo's pixels of like colour (`training.colours`)."""
     ramp_share: float = Field(default=0.1, gt=0, le=1)

@@ -1,9 +1,9 @@
 """Where in a photo the subjects of its category usually are, and what colours are there.
 
-A teacher that takes a whole wall for its subject knows no better next time. Two things do not depend on its weights: the
-mean matte of a category's labelled photos, and this photo's own colours at such places. Their log-odds are added to the
-teacher's, as a product of experts (Hinton 2002); place and colour as potentials beside a learned one are TextonBoost's
-(Shotton et al. 2006, sections 3.2 and 3.3).
+A teacher that takes a whole wall for its subject knows no better next time. Two things do not depend on its weights:
+the mean matte of a category's labelled photos, and this photo's own colours at such places. Their log-odds are added to
+the teacher's, as a product of experts (Hinton 2002); place and colour as potentials beside a learned one are
+TextonBoost's (Shotton et al. 2006, sections 3.2 and 3.3).
 """
 
 from __future__ import annotations

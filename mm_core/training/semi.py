@@ -87,7 +87,7 @@ class Semi(Supervised):
         return super().losses(taught, progress)
 
     def taught(self, name: str, batch: Sample, teacher: MattingNet) -> Sample:
-        """An unlabelled batch as the student sees it; its `alpha` is the teacher's corrected matte of the photo itself."""
+        """An unlabelled batch as the student sees it; its `alpha` is the corrected matte of the photo itself."""
         if name == "labeled":
             return batch
         decoders, alpha = _told(batch, teacher)
