@@ -48,6 +48,13 @@ class Strategy(Protocol):
         """The batches of a step by pool; a pure function, called ahead of time from other threads."""
         ...
 
+    def heed(self, teacher: Any) -> dict[str, float]:
+        """Called with each teacher that validation chose, before it teaches; returns what is to be logged.
+
+        What it keeps must depend on the teacher alone: a resumed run calls it again.
+        """
+        ...
+
     def losses(self, batches: Mapping[str, Sample], progress: float, teacher: Any) -> dict[str, Tensor]:
         """Named, weighted scalars whose sum is minimised; `progress` runs from 0 to 1.
 
@@ -173,6 +180,7 @@ def fit(
     if state.best:
         teacher = copy.deepcopy(average)
         teacher.load_state_dict(state.best)
+        log(state.step, strategy.heed(teacher))
     resumed_from, clock, waited, seen = state.step, 0.0, 0.0, 0
     devices = [device] if device.type == "cuda" else []
     parameters = list(module.parameters())
@@ -223,6 +231,7 @@ def fit(
                 scores = _consider(state, average, validate)
                 if scores and state.best_step == state.step:
                     teacher.load_state_dict(state.best)
+                    log(state.step, strategy.heed(teacher))
                 log(state.step, {f"val/{category}/mse": mse for category, mse in scores.items()})
             if pending.arrived or time.monotonic() - saved_at >= save_seconds:
                 if ranks.rank() == 0:

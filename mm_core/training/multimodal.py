@@ -111,9 +111,10 @@ class Multimodal(Semi):
         semi: SemiParams,
         multimodal: MultimodalParams,
         towers: Towers,
+        validation: Sequence[Sample] = (),
     ):
         """`pools` also holds `text`; `towers` knows its captions and those of `labeled`, and to distil every photo."""
-        super().__init__(net, pools, loss, semi, weight=multimodal.semi)
+        super().__init__(net, pools, loss, semi, weight=multimodal.semi, validation=validation)
         self._multimodal = multimodal
         self._place = {caption: row for row, caption in enumerate(towers.captions)}
         self._photo_place = {sample: row for row, sample in enumerate(towers.photos)}

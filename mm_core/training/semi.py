@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +28,17 @@ from mm_core.data.dataset import UNKNOWN
 from mm_core.model.auxiliary import AuxiliaryDecoders
 from mm_core.model.network import MattingNet
 from mm_core.params import LossParams, SemiParams
+from mm_core.training import ranks
 from mm_core.training.colours import by_colour
 from mm_core.training.loop import Sample
 from mm_core.training.losses import consistency
 from mm_core.training.places import by_place, usual_places
 from mm_core.training.supervised import Features, Pools, Supervised
 from mm_core.training.views import altered
+
+SHARES = (0.0, 0.25, 0.5, 1.0)
+"""Of `semi.place`, of which the validation photos choose one."""
+WITHOUT_VALIDATION = 0.5
 
 
 def ramp(progress: float, share: float) -> float:
@@ -65,10 +71,20 @@ def unrecorded(module: nn.Module) -> Iterator[None]:
 class Semi(Supervised):
     """Supervised plus agreement on unlabelled photos."""
 
-    def __init__(self, net: MattingNet, pools: Pools, loss: LossParams, semi: SemiParams, weight: float | None = None):
-        """`pools` may lack `unlabeled`: then this is Supervised. `weight` replaces `semi.weight`."""
+    def __init__(
+        self,
+        net: MattingNet,
+        pools: Pools,
+        loss: LossParams,
+        semi: SemiParams,
+        weight: float | None = None,
+        validation: Sequence[Sample] = (),
+    ):
+        """`pools` may lack `unlabeled`: then this is Supervised. `weight` replaces `semi.weight`; `validation` tells
+        how far a teacher needs correcting."""
         super().__init__(net, pools, loss)
         self._semi, self._weight = semi, semi.weight if weight is None else weight
+        self._validation, self._weight_of_place = validation, semi.place * WITHOUT_VALIDATION
         if semi.place:
             usual = usual_places(pools["labeled"])
             self._row = {category: row for row, category in enumerate(usual)}
@@ -91,16 +107,38 @@ class Semi(Supervised):
         if name == "labeled":
             return batch
         decoders, alpha = _told(batch, teacher)
-        if self._semi.place:
-            rows = [self._row.get(category, self._row[""]) for category in batch.categories]
-            alpha = by_place(batch.images, alpha, self._places[rows], self._semi.place)
-        if self._semi.colour:
-            alpha = torch.lerp(alpha, by_colour(batch.images, alpha), self._semi.colour)
+        alpha = self._corrected(batch, alpha, self._weight_of_place)
         batch = replace(batch, decoders=decoders)
         if not self._semi.view:
             return replace(batch, alpha=alpha, taught=True)
         images, alpha = altered(batch.images, alpha, batch.decoders, self._semi.mix)
         return replace(batch, images=images, alpha=alpha, taught=True)
+
+    @torch.no_grad()
+    def heed(self, teacher: MattingNet) -> dict[str, float]:
+        """Takes the weight of place with which this teacher's mattes of the validation photos come nearest to theirs.
+
+        A student that has learned what is usual where would be told so twice.
+        """
+        if not (self._semi.place and self._validation):
+            return {}
+        errors: dict[float, dict[str, list[float]]] = {self._semi.place * share: {} for share in SHARES}
+        for batch in self._validation:
+            alpha = _told(batch, teacher)[1]
+            for place, by_category in errors.items():
+                squared = (self._corrected(batch, alpha, place) - batch.alpha).square().mean((1, 2, 3)).tolist()
+                for category, error in zip(batch.categories, squared, strict=True):
+                    by_category.setdefault(category, []).append(error)
+        macro = {place: fmean(fmean(values) for values in found.values()) for place, found in errors.items()}
+        self._weight_of_place = ranks.agreed(min(macro, key=macro.__getitem__))
+        return {"place": self._weight_of_place}
+
+    def _corrected(self, batch: Sample, alpha: Tensor, place: float) -> Tensor:
+        """A teacher's mattes `alpha` with what the usual place, by weight `place`, and the photo's colours say."""
+        if place:
+            rows = [self._row.get(category, self._row[""]) for category in batch.categories]
+            alpha = by_place(batch.images, alpha, self._places[rows], place)
+        return torch.lerp(alpha, by_colour(batch.images, alpha), self._semi.colour) if self._semi.colour else alpha
 
     def terms(
         self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ from mm_core.params import CommonTrainParams, Params, StageParams
 from mm_core.records import Report, digest_of, sha256_file, write_bytes, write_json
 from mm_core.store import Store
 from mm_core.training import ranks
-from mm_core.training.loop import Result, fit, pick_device, to_device
+from mm_core.training.loop import Result, Sample, fit, pick_device, to_device
 from mm_core.training.multimodal import Multimodal, embed, with_captions
 from mm_core.training.semi import Semi
 from mm_core.training.supervised import Supervised
@@ -177,8 +177,8 @@ def _train(
         cache = PixelCache(layout.cache, params.model.size)
         for frame in data.used():
             cache.fill(store, frame, progress)
-        strategy = _strategy(stage, params, layout, data, cache, net, progress)
         check = _Validation(Pool(data.validation, cache, params.seed, "validation"), params.train.common.batch, device)
+        strategy = _strategy(stage, params, layout, data, cache, net, check.samples, progress)
         tags = {k: str(recipe[k]) for k in ("data", "snapshot", "start")}
         tracker = Tracker(layout.settings)
         with tracker.stage_run(layout, f"train-{stage}", recipe["params"], tags) if first else nullcontext() as run:
@@ -265,6 +265,7 @@ def _strategy(
     data: Data,
     cache: PixelCache,
     net: MattingNet,
+    validation: Sequence[Sample],
     progress: Callable[[str, int, int], None],
 ) -> Supervised:
     train, batch = params.train, params.train.common.batch
@@ -300,9 +301,9 @@ def _strategy(
         # Auxiliary decoders and fusion begin from the seed, whatever ran in this process before.
         torch.manual_seed(params.seed + TRAIN_STAGES.index(stage))
         if stage == "semi":
-            return Semi(net, pools, train.loss, train.semi)
+            return Semi(net, pools, train.loss, train.semi, validation=validation)
         if towers is not None:
-            return Multimodal(net, pools, train.loss, train.semi, train.multimodal, towers)
+            return Multimodal(net, pools, train.loss, train.semi, train.multimodal, towers, validation)
         return Supervised(net, pools, train.loss)
 
 
@@ -316,16 +317,16 @@ class _Validation:
     """Mean squared error per category at the model's size, in float32."""
 
     def __init__(self, pool: Pool, batch: int, device: torch.device):
-        self._batches = [(to_device(b, device), b.categories) for b in pool.in_order(batch)] if len(pool) else []
+        self.samples = [to_device(b, device) for b in pool.in_order(batch)] if len(pool) else []
 
     @torch.no_grad()
     def __call__(self, net: nn.Module) -> dict[str, float]:
         assert isinstance(net, MattingNet)
         errors: dict[str, list[float]] = {}
-        for sample, categories in self._batches:
+        for sample in self.samples:
             alpha = net.route(net.encode(sample.images), sample.decoders)[0].sigmoid()
             squared = ((alpha - sample.alpha) ** 2).mean((1, 2, 3)).tolist()
-            for category, error in zip(categories, squared, strict=True):
+            for category, error in zip(sample.categories, squared, strict=True):
                 errors.setdefault(category, []).append(error)
         return {category: float(np.mean(values)) for category, values in sorted(errors.items())}
 
@@ -335,9 +336,9 @@ class _Validation:
         net.eval()
         right = [
             name == decoder
-            for sample, categories in self._batches
+            for sample in self.samples
             for name, decoder, category in zip(
-                net.chosen(net.encode(sample.images)), sample.decoders, categories, strict=True
+                net.chosen(net.encode(sample.images)), sample.decoders, sample.categories, strict=True
             )
             if category != UNKNOWN
         ]

@@ -19,7 +19,7 @@ from mm_core.training.colours import by_colour
 from mm_core.training.loop import NEW_RATE, Sample, _groups, to_device
 from mm_core.training.multimodal import Multimodal, Towers, agreement, with_captions
 from mm_core.training.places import by_place, usual_places
-from mm_core.training.semi import Semi, ramp
+from mm_core.training.semi import WITHOUT_VALIDATION, Semi, ramp
 from mm_core.training.supervised import Supervised
 
 CPU = torch.device("cpu")
@@ -196,9 +196,44 @@ def test_the_teacher_hears_where_the_subjects_of_a_photo_s_category_usually_are(
     usual = usual_places(pools["labeled"])
     places = torch.stack([usual.get(category, usual[""]) for category in batch.categories]).unsqueeze(1)
     told = strategy.taught("unlabeled", batch, teacher).alpha
-    assert torch.allclose(told, by_place(batch.images, own, places, 0.7), atol=1e-5)
+    assert torch.allclose(told, by_place(batch.images, own, places, 0.7 * WITHOUT_VALIDATION), atol=1e-5)
     assert not torch.allclose(told, own, atol=1e-2)
     assert "_places" not in strategy.state_dict()
+
+
+class Remembered(torch.nn.Module):
+    """A teacher that answers with set mattes, whatever it is shown."""
+
+    def __init__(self, mattes: torch.Tensor):
+        super().__init__()
+        self._mattes, self._turned = mattes, False
+
+    def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
+        self._turned = not self._turned
+        return [(self._mattes if self._turned else self._mattes.flip(-1)).logit(eps=1e-4)]
+
+    def chosen(self, features: list[torch.Tensor]) -> list[str]:
+        return ["saliency"] * len(features[0])
+
+    def route(self, features: list[torch.Tensor], decoders: list[str]) -> list[torch.Tensor]:
+        return features
+
+
+def test_validation_photos_say_how_far_a_teacher_needs_correcting(pools: dict, net: MattingNet, params: Params) -> None:
+    semi = params.train.semi.model_copy(update={"view": 0.0, "colour": 0.0, "place": 2.0})
+    photos = samples(Supervised(net, {"labeled": pools["labeled"]}, params.train.loss))["labeled"]
+    usual = usual_places(pools["labeled"])
+    places = torch.stack([usual[category] for category in photos.categories]).unsqueeze(1)
+    right = by_place(photos.images, torch.full_like(places, 0.6), places, 1.0)
+    strategy = Semi(
+        net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi,
+        validation=[replace(photos, alpha=right)],
+    )  # fmt: skip
+    knowing, ignorant = Remembered(right), Remembered(torch.full_like(places, 0.6))
+    assert strategy.heed(knowing) == {"place": 0.0}  # pyright: ignore[reportArgumentType]
+    assert torch.allclose(strategy.taught("unlabeled", photos, knowing).alpha, right, atol=1e-3)  # pyright: ignore
+    assert strategy.heed(ignorant) == {"place": 1.0}  # pyright: ignore[reportArgumentType]
+    assert torch.allclose(strategy.taught("unlabeled", photos, ignorant).alpha, right, atol=1e-3)  # pyright: ignore
 
 
 def test_the_student_follows_its_teacher_on_altered_photos(pools: dict, net: MattingNet, params: Params) -> None:
