@@ -1,6 +1,6 @@
 """How good are the mattes that the semi-supervised stage learns from? Errors on photos whose truth is known.
 
-The models are those that the stage starts from in `stage_order.py` (run it first, same `--work`); the photos are the
+The models are those that the stages start from in `stage_order.py` (run it first, same `--work`); the photos are the
 eval ones, which no training sees, at the model's size. Peer: OpenCV's GrabCut, begun from the same mattes.
 
     python benchmarks/teacher.py --work FOLDER
@@ -24,9 +24,15 @@ from mm_core.data.snapshot import read_pool
 from mm_core.model.files import load_model
 from mm_core.training.colours import by_colour
 from mm_core.training.loop import Sample, to_device
+from mm_core.training.places import by_place, usual_places
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
+MODELS = {
+    "after the supervised stages": "common/cycle/models/hard/model.safetensors",
+    "after the semi-supervised one": "semi/cycle/models/semi/model.safetensors",
+}
+"""Whose mattes the semi-supervised and the multimodal stage begin with."""
 
 
 def grab_cut(sample: Sample, photos: np.ndarray, matte: Tensor) -> Tensor:
@@ -44,13 +50,16 @@ def grab_cut(sample: Sample, photos: np.ndarray, matte: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def errors(root: Path, seed: Path) -> dict[str, dict[str, float]]:
-    """MSE by kind of matte and category, of the model that the semi-supervised stage of a seed starts from."""
+def errors(root: Path, seed: Path, model: str) -> dict[str, dict[str, float]]:
+    """MSE by kind of matte and category, of a model of a seed."""
     layout = workspace(seed, workspace(root))
-    net, _ = load_model(seed / "arms/common/cycle/models/hard/model.safetensors")
+    net, _ = load_model(seed / "arms" / model)
     net.eval()
     cache, frame = PixelCache(layout.cache, net.config.size), read_pool(layout.snapshot, "eval")
-    cache.fill(stages.store_of(layout), frame)
+    labelled = read_pool(layout.snapshot, "train_labeled")
+    for photos in (frame, labelled):
+        cache.fill(stages.store_of(layout), photos)
+    usual = usual_places([(Pool(labelled, cache, 0, "teacher"), 8)])
     found: dict[str, dict[str, list[float]]] = {}
     for batch in Pool(frame, cache, 0, "teacher").in_order(32):
         sample = to_device(batch, CPU)
@@ -63,8 +72,14 @@ def errors(root: Path, seed: Path) -> dict[str, dict[str, float]]:
         alike = by_colour(sample.images, both)
         mattes = {"its own": own, "with the mirror image": both}
         mattes |= {f"of that, {100 * w:.0f} % by colour": torch.lerp(both, alike, w) for w in (0.25, 0.5, 0.75, 1.0)}
+        places = torch.stack([usual.get(category, usual[""]) for category in sample.categories]).unsqueeze(1)
+        for weight in (0.25, 0.5, 1.0, 2.0):
+            placed = by_place(sample.images, both, places, weight)
+            name = f"with place by {weight:g}, then 50 % by colour"
+            mattes[name] = torch.lerp(placed, by_colour(sample.images, placed), 0.5)
         cut = grab_cut(sample, batch.images, both)
-        mattes |= {"of that, 50 % by GrabCut": torch.lerp(both, cut, 0.5), "GrabCut alone": cut}
+        mattes |= {"50 % by GrabCut instead": torch.lerp(both, cut, 0.5), "GrabCut alone": cut}
+        mattes |= {"the usual place alone": places, "the mean of that by colour": by_colour(sample.images, places)}
         for name, matte in mattes.items():
             mse = (matte - sample.alpha).square().mean((1, 2, 3)).tolist()
             for category, value in zip(sample.categories, mse, strict=True):
@@ -97,20 +112,22 @@ def main() -> None:
         "# What the semi-supervised stage is told: the teacher's mattes",
         "",
         "Runner: `benchmarks/teacher.py`, after `benchmarks/stage_order.py` in the same folder. Mattes of the models",
-        "that the stage starts from, on the eval photos, at 64 px; mean over seeds, in brackets the extremes.",
+        "that the stages start from, on the eval photos, at 64 px; mean over seeds, in brackets the extremes.",
     ]
     for data in ("generated", "real"):
-        models = sorted((args.work / data).glob("seed-*/arms/common/cycle/models/hard/model.safetensors"))
-        seeds = [path.parents[5] for path in models]
-        seeds = [seed for seed in seeds if not args.seeds or int(seed.name.removeprefix("seed-")) in args.seeds]
-        rows = [
-            {"seed": seed.name, "matte": name, "category": category, "mse": mse}
-            for seed in seeds
-            for name, by_category in errors(args.work / data, seed).items()
-            for category, mse in by_category.items()
-        ]
-        if rows:
-            lines += ["", f"## {data.capitalize()} photos, {len(seeds)} seeds", "", *table(pd.DataFrame(rows))]
+        for what, model in MODELS.items():
+            found = sorted((args.work / data).glob(f"seed-*/arms/{model}"))
+            seeds = [path.parents[5] for path in found]
+            seeds = [seed for seed in seeds if not args.seeds or int(seed.name.removeprefix("seed-")) in args.seeds]
+            rows = [
+                {"seed": seed.name, "matte": name, "category": category, "mse": mse}
+                for seed in seeds
+                for name, by_category in errors(args.work / data, seed, model).items()
+                for category, mse in by_category.items()
+            ]
+            if rows:
+                lines += ["", f"## {data.capitalize()} photos, {what}, {len(seeds)} seeds", ""]
+                lines += table(pd.DataFrame(rows))
     args.out.write_text("\n".join(lines) + "\n")
 
 
