@@ -24,6 +24,7 @@ from mm_core.model.network import build_model
 from mm_core.params import Params
 from mm_core.records import Report, sha256_bytes, sha256_file
 from mm_core.store import LocalStore
+from mm_core.training.semi import SHARES
 from mm_core.training.tracking import Tracker
 from mm_core.training.train import train_stage
 
@@ -117,6 +118,24 @@ def test_who_listens_hears_the_numbers_and_which_epoch_it_is(workspace: Layout, 
     assert {"lr", "val/pets/mse"} <= names and any(name.startswith("loss/") for name in names)
 
 
+def test_with_each_teacher_it_is_told_how_much_place_counts(workspace: Layout, params: Params) -> None:
+    class Ear:
+        def __init__(self) -> None:
+            self.places: list[float] = []
+
+        def __call__(self, what: str, done: int, total: int) -> None: ...
+
+        def numbers(self, values: Mapping[str, float]) -> None:
+            self.places += [value for name, value in values.items() if name == "place"]
+
+    train("simple", params, workspace)
+    store, start = LocalStore(Path(workspace.settings.store)), workspace.model("simple")
+    for stage in ("semi", "multimodal"):
+        ear = Ear()
+        train_stage(stage, params, workspace, store, Report(stage), start=start, progress=ear)
+        assert ear.places and set(ear.places) <= {params.train.semi.place * share for share in SHARES}
+
+
 SCRIPT = """
 import sys, torch
 from pathlib import Path
@@ -127,6 +146,7 @@ from mm_core.params import Params
 from mm_core.records import Report
 from mm_core.settings import Settings
 from mm_core.store import LocalStore
+from mm_core.training.semi import SHARES
 from mm_core.training.train import train_stage
 loop.fit.__kwdefaults__["save_seconds"] = 0.0
 layout = Layout(Settings.from_env(sys.argv[1]))
