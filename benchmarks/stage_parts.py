@@ -21,8 +21,9 @@ HERE = Path(__file__).parent
 PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "semi": {
         "as it is": {},
+        "place 0": {"train.semi.place": 0.0},
         "colour 0": {"train.semi.colour": 0.0},
-        "a quarter of the rate": {"train.semi.lr": 1e-3},
+        "place 0, colour 0": {"train.semi.place": 0.0, "train.semi.colour": 0.0},
         "nothing unlabelled": {"train.semi.view": 0.0, "train.semi.weight": 0.0},
     },
     "multimodal": {
