@@ -24,7 +24,7 @@ from mm_core.data.snapshot import read_pool
 from mm_core.model.files import load_model
 from mm_core.training.colours import by_colour
 from mm_core.training.loop import Sample, to_device
-from mm_core.training.places import by_place, usual_places
+from mm_core.training.places import by_evidence, evidence, usual_places
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -73,8 +73,9 @@ def errors(root: Path, seed: Path, model: str) -> dict[str, dict[str, float]]:
         mattes = {"its own": own, "with the mirror image": both}
         mattes |= {f"of that, {100 * w:.0f} % by colour": torch.lerp(both, alike, w) for w in (0.25, 0.5, 0.75, 1.0)}
         places = torch.stack([usual.get(category, usual[""]) for category in sample.categories]).unsqueeze(1)
+        said = evidence(sample.images, places)
         for weight in (0.25, 0.5, 1.0, 2.0):
-            placed = by_place(sample.images, both, places, weight)
+            placed = by_evidence(both, said, weight)
             name = f"with place by {weight:g}, then 50 % by colour"
             mattes[name] = torch.lerp(placed, by_colour(sample.images, placed), 0.5)
         cut = grab_cut(sample, batch.images, both)

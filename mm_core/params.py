@@ -181,13 +181,14 @@ class SemiParams(StageParams):
     weight: float = Field(default=1.0, ge=0)
     """Weight of the consistency loss (Ouali et al. 2020 use 30 for 21 classes)."""
     view: float = Field(default=2.0, ge=0)
-    """Weight of following the teacher's matte on strongly altered photos; 0 leaves the paper's term alone."""
+    """Weight of following the teacher's matte on strongly altered photos, unlabelled and captioned ones; 0 leaves the
+    paper's term alone."""
     mix: float = Field(default=0.5, ge=0, le=1)
     """Share of the altered photos that get a rectangle of another photo (CutMix; French et al. 2020)."""
     place: float = Field(default=1.0, ge=0)
     """Most weight, beside the teacher's matte, of where subjects of its category usually are and of the photo's colours
-    there (`training.places`). The validation photos choose none, a quarter, half or all of it for each teacher; without
-    them it is half."""
+    there (`training.places`). Up to 32 validation photos of each category choose none, a quarter, half or all of it
+    for each teacher; without them it is half."""
     colour: float = Field(default=0.5, ge=0, le=1)
     """Share of the teacher's matte that is its mean over the photo's pixels of like colour (`training.colours`)."""
     ramp_share: float = Field(default=0.1, gt=0, le=1)

@@ -180,7 +180,7 @@ def fit(
     if state.best:
         teacher = copy.deepcopy(average)
         teacher.load_state_dict(state.best)
-        _heed(strategy, teacher, state.step, log)
+        _heed(strategy, teacher, state.best_step, log)
     resumed_from, clock, waited, seen = state.step, 0.0, 0.0, 0
     devices = [device] if device.type == "cuda" else []
     parameters = list(module.parameters())
@@ -231,7 +231,7 @@ def fit(
                 scores = _consider(state, average, validate)
                 if scores and state.best_step == state.step:
                     teacher.load_state_dict(state.best)
-                    _heed(strategy, teacher, state.step, log)
+                    _heed(strategy, teacher, state.best_step, log)
                 log(state.step, {f"val/{category}/mse": mse for category, mse in scores.items()})
             if pending.arrived or time.monotonic() - saved_at >= save_seconds:
                 if ranks.rank() == 0:

@@ -116,7 +116,7 @@ class Multimodal(Semi):
         """`pools` also holds `text`; `towers` knows its captions and those of `labeled`, and to distil every photo."""
         super().__init__(net, pools, loss, semi, weight=multimodal.semi, validation=validation)
         self._multimodal = multimodal
-        self._place = {caption: row for row, caption in enumerate(towers.captions)}
+        self._caption_place = {caption: row for row, caption in enumerate(towers.captions)}
         self._photo_place = {sample: row for row, sample in enumerate(towers.photos)}
         self._vectors: Tensor
         self._looks: Tensor
@@ -161,7 +161,7 @@ class Multimodal(Semi):
 
     def texts(self, captions: Sequence[str]) -> Tensor:
         """(B, D), of zero mean and unit variance over all captions."""
-        return self._vectors[torch.tensor([self._place[c] for c in captions], device=self._vectors.device)]
+        return self._vectors[torch.tensor([self._caption_place[c] for c in captions], device=self._vectors.device)]
 
     def _distil(self, features: Mapping[str, Features], batches: Mapping[str, Sample], rise: float) -> Tensor:
         assert self.reader is not None
@@ -174,7 +174,7 @@ class Multimodal(Semi):
     def _contrast(self, maps: Features, fused: Features, text: Tensor, captions: Sequence[str]) -> Tensor:
         shifts = range(1, min(NEGATIVES, len(captions) - 1) + 1)
         wrong = [self.fusion.project(self.fusion(maps, text.roll(shift, 0))[-1]) for shift in shifts]
-        ids = torch.tensor([self._place[c] for c in captions], device=text.device)
+        ids = torch.tensor([self._caption_place[c] for c in captions], device=text.device)
         allowed = torch.stack([ids != ids.roll(shift) for shift in shifts], 1)
         anchor, positive = self.fusion.project(fused[-1]), self.fusion.project(maps[-1])
         return contrastive(anchor, positive, torch.stack(wrong, 1), allowed, self._multimodal.temperature)

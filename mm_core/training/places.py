@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mm_core.data.dataset import Pool
+from mm_core.data.dataset import UNKNOWN, Pool
 from mm_core.training.colours import by_colour
 
 VIEWS = 64
@@ -26,7 +26,7 @@ SUREST = 0.99
 
 
 def usual_places(sources: Sequence[tuple[Pool, int]]) -> dict[str, Tensor]:
-    """Mean matte (S, S) in [0, 1] of each category, and of all under "", left and right alike.
+    """Mean matte (S, S) in [0, 1] of each category, and of all under "", also for photos of none; left and right alike.
 
     `sources`: pools of labelled photos and how many each gives per step. Depends on them alone: a resumed run finds the
     same, and so does every process of several.
@@ -41,21 +41,27 @@ def usual_places(sources: Sequence[tuple[Pool, int]]) -> dict[str, Tensor]:
                 sums[category] = sums.get(category, torch.zeros_like(matte)) + (matte + matte.flip(-1)) / 2
                 seen[category] += 1
     means = {category: total / seen[category] for category, total in sums.items()}
+    if len(means) > 1:
+        means.pop(UNKNOWN, None)  # not a category: its photos have no place in common
     of_all = torch.stack(list(means.values())).mean(0)
     own = {c: (held[c] * mean + BORROWED * of_all) / (held[c] + BORROWED) for c, mean in means.items()}
     return own | {"": of_all}
 
 
-def by_place(images: Tensor, matte: Tensor, places: Tensor, weight: float) -> Tensor:
-    """`matte` with what place and colour say beside it: (B, 1, S, S) in [0, 1], float32.
+def evidence(images: Tensor, places: Tensor) -> Tensor:
+    """Log-odds (B, 1, S, S), float32, of what place and colour say for the subject and against it.
 
-    images (B, 3, S, S), ImageNet-normalised; matte and `places`, the usual one of each photo's category, (B, 1, S, S)
-    in [0, 1]; `weight` of the log-odds of places and of the photo's colours there, 0: the matte. Only differences
-    within a photo count, so that a photo's subject is not made larger or smaller than the teacher has it.
+    images (B, 3, S, S), ImageNet-normalised; `places`, the usual one of each photo's category, (B, 1, S, S) in [0, 1].
+    Zero where the subject is as likely as in the mean over the photo: how large it usually is the teacher knows.
     """
     usual = _log_odds(places.mean((2, 3), keepdim=True))
-    evidence = _log_odds(places) + _log_odds(by_colour(images, places)) - 2 * usual
-    return torch.sigmoid(_log_odds(matte) + weight * evidence)
+    return _log_odds(places) + _log_odds(by_colour(images, places)) - 2 * usual
+
+
+def by_evidence(matte: Tensor, said: Tensor, weight: float) -> Tensor:
+    """`matte`, (B, 1, S, S) in [0, 1], with the `evidence` that `said` holds beside it by `weight`: of the same shape,
+    float32, between 1 - `SUREST` and `SUREST` where nothing is said."""
+    return torch.sigmoid(_log_odds(matte) + weight * said)
 
 
 def _log_odds(share: Tensor) -> Tensor:

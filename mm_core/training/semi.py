@@ -32,13 +32,14 @@ from mm_core.training import ranks
 from mm_core.training.colours import by_colour
 from mm_core.training.loop import Sample
 from mm_core.training.losses import consistency
-from mm_core.training.places import by_place, usual_places
+from mm_core.training.places import by_evidence, evidence, usual_places
 from mm_core.training.supervised import Features, Pools, Supervised
 from mm_core.training.views import altered
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
 """Of `semi.place`, of which the validation photos choose one."""
 WITHOUT_VALIDATION = 0.5
+"""Share of `semi.place` that counts where no photos can choose one."""
 
 
 def ramp(progress: float, share: float) -> float:
@@ -84,14 +85,17 @@ class Semi(Supervised):
         how far a teacher needs correcting."""
         super().__init__(net, pools, loss)
         self._semi, self._weight = semi, semi.weight if weight is None else weight
-        self._validation, self._weight_of_place = validation, semi.place * WITHOUT_VALIDATION
-        if semi.place:
+        self._validation, self._weight_of_place = validation, 0.0
+        self._weights_of_place: list[float] = []
+        active = "unlabeled" in pools and self._weight and semi.perturbations
+        self.auxiliary = AuxiliaryDecoders(net, semi.perturbations) if active else None
+        if semi.place and (active or (semi.view and {"unlabeled", "text"} & set(pools))):
+            self._weights_of_place = [semi.place * share for share in SHARES]
+            self._weight_of_place = semi.place * WITHOUT_VALIDATION
             usual = usual_places(pools["labeled"])
             self._row = {category: row for row, category in enumerate(usual)}
             self._places: Tensor
             self.register_buffer("_places", torch.stack(list(usual.values())).unsqueeze(1), persistent=False)
-        active = "unlabeled" in pools and self._weight and semi.perturbations
-        self.auxiliary = AuxiliaryDecoders(net, semi.perturbations) if active else None
 
     def losses(
         self, batches: Mapping[str, Sample], progress: float, teacher: MattingNet | None = None
@@ -107,37 +111,43 @@ class Semi(Supervised):
         if name == "labeled":
             return batch
         decoders, alpha = _told(batch, teacher)
-        alpha = self._corrected(batch, alpha, self._weight_of_place)
+        if self._weight_of_place:
+            alpha = by_evidence(alpha, self._evidence(batch), self._weight_of_place)
+        alpha = self._coloured(batch, alpha)
         batch = replace(batch, decoders=decoders)
         if not self._semi.view:
             return replace(batch, alpha=alpha, taught=True)
         images, alpha = altered(batch.images, alpha, batch.decoders, self._semi.mix)
         return replace(batch, images=images, alpha=alpha, taught=True)
 
-    @torch.no_grad()
     def heed(self, teacher: MattingNet) -> dict[str, float]:
         """Takes the weight of place with which this teacher's mattes of the validation photos come nearest to theirs.
 
         A student that has learned what is usual where would be told so twice.
         """
-        if not (self._semi.place and self._validation):
+        if not (self._weights_of_place and self._validation):
             return {}
-        errors: dict[float, dict[str, list[float]]] = {self._semi.place * share: {} for share in SHARES}
-        for batch in self._validation:
-            alpha = _told(batch, teacher)[1]
-            for place, by_category in errors.items():
-                squared = (self._corrected(batch, alpha, place) - batch.alpha).square().mean((1, 2, 3)).tolist()
-                for category, error in zip(batch.categories, squared, strict=True):
-                    by_category.setdefault(category, []).append(error)
-        macro = {place: fmean(fmean(values) for values in found.values()) for place, found in errors.items()}
-        self._weight_of_place = ranks.agreed(min(macro, key=macro.__getitem__))
+        self._weight_of_place = ranks.agreed(self._best_weight(teacher) if ranks.rank() == 0 else 0.0)
         return {"place": self._weight_of_place}
 
-    def _corrected(self, batch: Sample, alpha: Tensor, place: float) -> Tensor:
-        """A teacher's mattes `alpha` with what the usual place, by weight `place`, and the photo's colours say."""
-        if place:
-            rows = [self._row.get(category, self._row[""]) for category in batch.categories]
-            alpha = by_place(batch.images, alpha, self._places[rows], place)
+    @torch.no_grad()
+    def _best_weight(self, teacher: MattingNet) -> float:
+        errors: dict[float, dict[str, list[float]]] = {weight: {} for weight in self._weights_of_place}
+        for batch in self._validation:
+            alpha, said = _told(batch, teacher)[1], self._evidence(batch)
+            for weight, by_category in errors.items():
+                corrected = self._coloured(batch, by_evidence(alpha, said, weight) if weight else alpha)
+                squared = (corrected - batch.alpha).square().mean((1, 2, 3)).tolist()
+                for category, error in zip(batch.categories, squared, strict=True):
+                    by_category.setdefault(category, []).append(error)
+        macro = {weight: fmean(fmean(values) for values in found.values()) for weight, found in errors.items()}
+        return min(macro, key=macro.__getitem__)
+
+    def _evidence(self, batch: Sample) -> Tensor:
+        rows = [self._row.get(category, self._row[""]) for category in batch.categories]
+        return evidence(batch.images, self._places[rows])
+
+    def _coloured(self, batch: Sample, alpha: Tensor) -> Tensor:
         return torch.lerp(alpha, by_colour(batch.images, alpha), self._semi.colour) if self._semi.colour else alpha
 
     def terms(

@@ -15,10 +15,11 @@ from mm_core.data.dataset import PixelCache, Pool
 from mm_core.model.network import MattingNet, build_model
 from mm_core.params import Params
 from mm_core.store import LocalStore
+from mm_core.training import ranks
 from mm_core.training.colours import by_colour
 from mm_core.training.loop import NEW_RATE, Sample, _groups, to_device
 from mm_core.training.multimodal import Multimodal, Towers, agreement, with_captions
-from mm_core.training.places import by_place, usual_places
+from mm_core.training.places import by_evidence, evidence, usual_places
 from mm_core.training.semi import WITHOUT_VALIDATION, Semi, ramp
 from mm_core.training.supervised import Supervised
 
@@ -196,7 +197,7 @@ def test_the_teacher_hears_where_the_subjects_of_a_photo_s_category_usually_are(
     usual = usual_places(pools["labeled"])
     places = torch.stack([usual.get(category, usual[""]) for category in batch.categories]).unsqueeze(1)
     told = strategy.taught("unlabeled", batch, teacher).alpha
-    assert torch.allclose(told, by_place(batch.images, own, places, 0.7 * WITHOUT_VALIDATION), atol=1e-5)
+    assert torch.allclose(told, by_evidence(own, evidence(batch.images, places), 0.7 * WITHOUT_VALIDATION), atol=1e-5)
     assert not torch.allclose(told, own, atol=1e-2)
     assert "_places" not in strategy.state_dict()
 
@@ -224,7 +225,7 @@ def test_validation_photos_say_how_far_a_teacher_needs_correcting(pools: dict, n
     photos = samples(Supervised(net, {"labeled": pools["labeled"]}, params.train.loss))["labeled"]
     usual = usual_places(pools["labeled"])
     places = torch.stack([usual[category] for category in photos.categories]).unsqueeze(1)
-    right = by_place(photos.images, torch.full_like(places, 0.6), places, 1.0)
+    right = by_evidence(torch.full_like(places, 0.6), evidence(photos.images, places), 1.0)
     strategy = Semi(
         net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi,
         validation=[replace(photos, alpha=right)],
@@ -234,6 +235,28 @@ def test_validation_photos_say_how_far_a_teacher_needs_correcting(pools: dict, n
     assert torch.allclose(strategy.taught("unlabeled", photos, knowing).alpha, right, atol=1e-3)  # pyright: ignore
     assert strategy.heed(ignorant) == {"place": 1.0}  # pyright: ignore[reportArgumentType]
     assert torch.allclose(strategy.taught("unlabeled", photos, ignorant).alpha, right, atol=1e-3)  # pyright: ignore
+
+
+def test_process_0_chooses_for_all(
+    pools: dict, net: MattingNet, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = samples(Supervised(net, {"labeled": pools["labeled"]}, params.train.loss))["labeled"]
+    strategy = Semi(
+        net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, params.train.semi, validation=[photos]
+    )
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    monkeypatch.setattr(ranks, "agreed", lambda own: 0.25)
+    # Without a teacher to ask: it is not asked here.
+    assert strategy.heed(None) == {"place": 0.25}  # pyright: ignore[reportArgumentType]
+
+
+def test_where_nothing_follows_a_teacher_none_is_judged(pools: dict, net: MattingNet, params: Params) -> None:
+    photos = samples(Supervised(net, {"labeled": pools["labeled"]}, params.train.loss))["labeled"]
+    silent = params.train.semi.model_copy(update={"view": 0.0, "weight": 0.0})
+    for names, semi in ((("labeled",), params.train.semi), (("labeled", "unlabeled"), silent)):
+        own = {name: pools[name] for name in names}
+        strategy = Semi(net, own, params.train.loss, semi, validation=[photos])
+        assert strategy.heed(None) == {}  # pyright: ignore[reportArgumentType]
 
 
 def test_the_student_follows_its_teacher_on_altered_photos(pools: dict, net: MattingNet, params: Params) -> None:

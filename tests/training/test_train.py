@@ -146,7 +146,6 @@ from mm_core.params import Params
 from mm_core.records import Report
 from mm_core.settings import Settings
 from mm_core.store import LocalStore
-from mm_core.training.semi import SHARES
 from mm_core.training.train import train_stage
 loop.fit.__kwdefaults__["save_seconds"] = 0.0
 layout = Layout(Settings.from_env(sys.argv[1]))
