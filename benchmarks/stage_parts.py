@@ -3,7 +3,7 @@
 Starts from the models that `stage_order.py generated` left in the same `--work`; its regime, its seeds. A row per
 finished training goes into benchmarks/stage_parts.csv; killed, the next call goes on after the last of them.
 
-    python benchmarks/stage_parts.py --work FOLDER --seeds 120 123
+    python benchmarks/stage_parts.py --work FOLDER --seeds 130 133
 """
 
 from __future__ import annotations
