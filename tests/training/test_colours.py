@@ -8,16 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm_core.data.samplegen import generate
-from mm_core.model.preprocess import MEAN, STD
 from mm_core.records import CATEGORIES
 from mm_core.training.colours import BINS, SPREAD, by_colour
-
-
-def normalised(colours: torch.Tensor) -> torch.Tensor:
-    """(B, 3, S, S) in [0, 1] as the network sees it."""
-    mean, std = (torch.from_numpy(channels).view(1, 3, 1, 1) for channels in (MEAN, STD))
-    return (colours - mean) / std
+from tests.training.photos import doubted, normalised
 
 
 def test_each_of_two_colours_gets_its_mean() -> None:
@@ -65,12 +58,8 @@ def test_it_corrects_doubtful_mattes(category: str) -> None:
     torch.manual_seed(0)
     errors = []
     for seed in range(6):
-        sample = generate(category, seed, size=64)
-        truth = torch.from_numpy(sample.alpha).float().view(1, 1, 64, 64)
-        clouds = torch.nn.functional.interpolate(torch.randn(1, 1, 8, 8), (64, 64), mode="bilinear")
-        doubtful = (0.2 + 0.6 * truth + 0.3 * clouds).clamp(0, 1)
-        photo = torch.from_numpy(sample.image).float().div(255).permute(2, 0, 1).unsqueeze(0)
-        better = torch.lerp(doubtful, by_colour(normalised(photo), doubtful), 0.5)
+        photo, truth, doubtful = doubted(category, seed, 0.2, 0.6, clouds=8)
+        better = torch.lerp(doubtful, by_colour(photo, doubtful), 0.5)
         errors.append([float((matte - truth).square().mean()) for matte in (doubtful, better)])
     before, after = np.mean(errors, 0)
     assert after < 0.9 * before

@@ -13,17 +13,11 @@ from scipy.special import expit, logit
 
 from mm_core.data.dataset import PixelCache, Pool
 from mm_core.data.samplegen import generate
-from mm_core.model.preprocess import MEAN, STD
 from mm_core.params import Params
 from mm_core.records import CATEGORIES
 from mm_core.store import LocalStore
 from mm_core.training.places import BORROWED, SUREST, by_evidence, evidence, usual_places
-
-
-def normalised(colours: torch.Tensor) -> torch.Tensor:
-    """(B, 3, S, S) in [0, 1] as the network sees it."""
-    mean, std = (torch.from_numpy(channels).view(1, 3, 1, 1) for channels in (MEAN, STD))
-    return (colours - mean) / std
+from tests.training.photos import doubted, normalised
 
 
 class Flat:
@@ -119,12 +113,8 @@ def test_it_finds_the_subject_where_the_teacher_is_led_astray(category: str) -> 
     usual = torch.stack([(one + one.flip(-1)) / 2 for one in others]).mean(0).view(1, 1, 64, 64)
     errors = []
     for seed in range(8):
-        sample = generate(category, seed, size=64)
-        truth = torch.from_numpy(sample.alpha).float().view(1, 1, 64, 64)
-        clouds = torch.nn.functional.interpolate(torch.randn(1, 1, 4, 4), (64, 64), mode="bilinear")
-        astray = (0.4 + 0.2 * truth + 0.3 * clouds).clamp(0, 1)
-        photo = torch.from_numpy(sample.image).float().div(255).permute(2, 0, 1).unsqueeze(0)
-        better = by_evidence(astray, evidence(normalised(photo), usual), 1.0)
+        photo, truth, astray = doubted(category, seed, 0.4, 0.2, clouds=4)
+        better = by_evidence(astray, evidence(photo, usual), 1.0)
         errors.append([of_usual_size(matte, truth) for matte in (astray, better)])
     before, after = np.mean(errors, 0)
     assert after < 0.8 * before
