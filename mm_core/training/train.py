@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -180,9 +180,7 @@ def _train(
         for frame in data.used():
             cache.fill(store, frame, progress)
         check = _Validation(Pool(data.validation, cache, params.seed, "validation"), params.train.common.batch, device)
-        few = data.validation.groupby(data.validation["category"].fillna(UNKNOWN)).head(HEEDED)
-        some = _Validation(Pool(few, cache, params.seed, "validation"), params.train.common.batch, device)
-        strategy = _strategy(stage, params, layout, data, cache, net, some.samples, progress)
+        strategy = _strategy(stage, params, layout, data, cache, net, device, progress)
         tags = {k: str(recipe[k]) for k in ("data", "snapshot", "start")}
         tracker = Tracker(layout.settings)
         with tracker.stage_run(layout, f"train-{stage}", recipe["params"], tags) if first else nullcontext() as run:
@@ -269,13 +267,17 @@ def _strategy(
     data: Data,
     cache: PixelCache,
     net: MattingNet,
-    validation: Sequence[Sample],
+    device: torch.device,
     progress: Callable[[str, int, int], None],
 ) -> Supervised:
     train, batch = params.train, params.train.common.batch
 
     def pool(frame: pd.DataFrame, name: str, share: float = 0.0) -> Pool:
         return Pool(frame, cache, params.seed, f"{stage}/{name}", recompose=share, backdrops=backdrops)
+
+    def judges() -> list[Sample]:
+        few = data.validation.groupby(data.validation["category"].fillna(UNKNOWN)).head(HEEDED)
+        return _on(device, Pool(few, cache, params.seed, "validation"), batch)
 
     # Photos that the stage decodes anyway; unlabelled ones where it has them.
     plain = [frame for frame in (data.unlabeled, data.text_image) if not frame.empty] or [data.labeled]
@@ -305,9 +307,9 @@ def _strategy(
         # Auxiliary decoders and fusion begin from the seed, whatever ran in this process before.
         torch.manual_seed(params.seed + TRAIN_STAGES.index(stage))
         if stage == "semi":
-            return Semi(net, pools, train.loss, train.semi, validation=validation)
+            return Semi(net, pools, train.loss, train.semi, validation=judges())
         if towers is not None:
-            return Multimodal(net, pools, train.loss, train.semi, train.multimodal, towers, validation)
+            return Multimodal(net, pools, train.loss, train.semi, train.multimodal, towers, judges())
         return Supervised(net, pools, train.loss)
 
 
@@ -317,17 +319,21 @@ def epochs(common: CommonTrainParams, data: Data, step: int) -> float:
     return step * (common.batch - replayed) / len(data.labeled) if len(data.labeled) else 0.0
 
 
+def _on(device: torch.device, pool: Pool, batch: int) -> list[Sample]:
+    return [to_device(drawn, device) for drawn in pool.in_order(batch)]
+
+
 class _Validation:
     """Mean squared error per category at the model's size, in float32."""
 
     def __init__(self, pool: Pool, batch: int, device: torch.device):
-        self.samples = [to_device(b, device) for b in pool.in_order(batch)] if len(pool) else []
+        self._samples = _on(device, pool, batch)
 
     @torch.no_grad()
     def __call__(self, net: nn.Module) -> dict[str, float]:
         assert isinstance(net, MattingNet)
         errors: dict[str, list[float]] = {}
-        for sample in self.samples:
+        for sample in self._samples:
             alpha = net.route(net.encode(sample.images), sample.decoders)[0].sigmoid()
             squared = ((alpha - sample.alpha) ** 2).mean((1, 2, 3)).tolist()
             for category, error in zip(sample.categories, squared, strict=True):
@@ -340,7 +346,7 @@ class _Validation:
         net.eval()
         right = [
             name == decoder
-            for sample in self.samples
+            for sample in self._samples
             for name, decoder, category in zip(
                 net.chosen(net.encode(sample.images)), sample.decoders, sample.categories, strict=True
             )
