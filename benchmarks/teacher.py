@@ -50,8 +50,8 @@ def grab_cut(sample: Sample, photos: np.ndarray, matte: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def errors(root: Path, seed: Path, model: str) -> dict[str, dict[str, float]]:
-    """MSE by kind of matte and category, of a model of a seed."""
+def errors(root: Path, seed: Path, model: str, cut: bool) -> dict[str, dict[str, float]]:
+    """MSE by kind of matte and category, of a model of a seed, on whole photos or on three cuts of each."""
     layout = workspace(seed, workspace(root))
     net, _ = load_model(seed / "arms" / model)
     net.eval()
@@ -61,7 +61,8 @@ def errors(root: Path, seed: Path, model: str) -> dict[str, dict[str, float]]:
         cache.fill(stages.store_of(layout), photos)
     usual = usual_places([(Pool(labelled, cache, 0, "teacher"), 8)])
     found: dict[str, dict[str, list[float]]] = {}
-    for batch in Pool(frame, cache, 0, "teacher").in_order(32):
+    pool = Pool(frame, cache, 0, "teacher")
+    for batch in (pool.draw(step, 32) for step in range(3 * len(pool) // 32)) if cut else pool.in_order(32):
         sample = to_device(batch, CPU)
 
         def asked(images: Tensor, sample: Sample = sample) -> Tensor:
@@ -113,21 +114,23 @@ def main() -> None:
         "# What the semi-supervised stage is told: the teacher's mattes",
         "",
         "Runner: `benchmarks/teacher.py`, after `benchmarks/stage_order.py` in the same folder. Mattes of the models",
-        "that the stages start from, on the eval photos, at 64 px; mean over seeds, in brackets the extremes.",
+        "that the stages start from, on the eval photos, at 64 px; mean over seeds, in brackets the extremes. Cuts: as",
+        "labelled photos are drawn in training, other light, blur and noise included (three times as many as photos).",
     ]
     for data in ("generated", "real"):
-        for what, model in MODELS.items():
+        for what, cut in ((what, cut) for what in MODELS for cut in (False, True)):
+            model = MODELS[what]
             found = sorted((args.work / data).glob(f"seed-*/arms/{model}"))
             seeds = [path.parents[5] for path in found]
             seeds = [seed for seed in seeds if not args.seeds or int(seed.name.removeprefix("seed-")) in args.seeds]
             rows = [
                 {"seed": seed.name, "matte": name, "category": category, "mse": mse}
                 for seed in seeds
-                for name, by_category in errors(args.work / data, seed, model).items()
+                for name, by_category in errors(args.work / data, seed, model, cut).items()
                 for category, mse in by_category.items()
             ]
             if rows:
-                lines += ["", f"## {data.capitalize()} photos, {what}, {len(seeds)} seeds", ""]
+                lines += ["", f"## {data.capitalize()} photos{', cut' * cut}, {what}, {len(seeds)} seeds", ""]
                 lines += table(pd.DataFrame(rows))
     args.out.write_text("\n".join(lines) + "\n")
 

@@ -247,14 +247,17 @@ class Pool:
         *,
         recompose: float = 0.0,
         backdrops: Sequence[str] = (),
+        whole: bool = False,
     ):
         """`stream` names the use (`hard/replay`), so that two pools of one stage do not draw in step.
 
         `recompose`: share of labelled photos drawn with their subject before another of `backdrops` (sample ids);
-        `fill_foregrounds` comes first.
+        `fill_foregrounds` comes first. `whole`: photos are drawn uncut, mirrored half of the time and otherwise as they
+        are, for a teacher that knows most of whole photos.
         """
         self._cache, self._seed, self._stream = cache, seed, stream
         self._recompose, self._backdrops = (recompose if backdrops else 0.0), list(backdrops)
+        self._whole = whole
         self._ids = frame["sample_id"].tolist()
         self._alphas = [digest if isinstance(digest, str) else None for digest in frame["alpha_sha256"]]
         self._binary = frame["label_binary"].fillna(False).astype(bool).to_numpy()
@@ -267,10 +270,15 @@ class Pool:
         return len(self._ids)
 
     def draw(self, step: int, count: int, *, rank: int = 0, world: int = 1) -> Batch:
-        """The augmented batch of a step: of slots step·count … (step + 1)·count − 1, every world-th from `rank` on."""
+        """The batch of a step, augmented or `whole`: of slots step·count … (step + 1)·count − 1, every world-th from
+        `rank` on."""
         slots = range(step * count + rank, (step + 1) * count, world)
         rngs = [rng_of(self._seed, self._stream, "cut", slot) for slot in slots]
         return self._batch([self._order.row(slot) for slot in slots], rngs)
+
+    def uncut(self, step: int, count: int) -> Batch:
+        """All rows that `draw` gives in this step, unchanged but for the size."""
+        return self._batch([self._order.row(slot) for slot in range(step * count, (step + 1) * count)], None)
 
     def in_order(self, count: int) -> Iterator[Batch]:
         """All rows once, unchanged but for the size."""
@@ -283,10 +291,11 @@ class Pool:
         for i, row in enumerate(rows):
             digest = self._alphas[row]
             photo, matte = self._cache.photos[self._ids[row]], None if digest is None else self._cache.mattes[digest]
-            if rngs is None:
-                images[i] = cv2.resize(photo, (size, size), interpolation=cv2.INTER_AREA)
+            if rngs is None or self._whole:
+                aside = -1 if rngs is not None and rngs[i].random() < 0.5 else 1
+                images[i] = cv2.resize(photo, (size, size), interpolation=cv2.INTER_AREA)[:, ::aside]
                 if matte is not None:
-                    alphas[i] = cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA)
+                    alphas[i] = cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA)[:, ::aside]
             else:
                 if digest is not None and self._recompose and rngs[i].random() < self._recompose:
                     photo = self._recomposed(self._ids[row], digest, rngs[i])

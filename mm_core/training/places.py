@@ -18,7 +18,7 @@ from mm_core.data.dataset import UNKNOWN, Pool
 from mm_core.training.colours import by_colour
 
 VIEWS = 64
-"""Labelled photos, cut as in training, that a category's mean is taken over."""
+"""Labelled photos that a category's mean is taken over."""
 BORROWED = 2.0
 """Photos' worth of the mean over all categories in each: of a category's one photo nobody knows what is usual."""
 SUREST = 0.99
@@ -36,7 +36,7 @@ def usual_places(sources: Sequence[tuple[Pool, int]]) -> dict[str, Tensor]:
     for pool, count in sources:
         held.update(pool.categories)
         steps = -(-VIEWS * len(set(pool.categories)) // count) if count else 0
-        for batch in (pool.draw(step, count) for step in range(steps)):
+        for batch in (pool.uncut(step, count) for step in range(steps)):
             for category, matte in zip(batch.categories, torch.from_numpy(batch.alphas).float() / 255, strict=True):
                 sums[category] = sums.get(category, torch.zeros_like(matte)) + (matte + matte.flip(-1)) / 2
                 seen[category] += 1

@@ -2,7 +2,9 @@
 
 The target of an unlabelled photo is the matte of a teacher: the best weights so far by validation, themselves a moving
 average (Tarvainen and Valpola 2017), without gradient. It is corrected by what does not depend on weights: where the
-subjects of its category usually are (`places.py`), and the photo's own colours (`colours.py`). Two terms follow it:
+subjects of its category usually are (`places.py`), and the photo's own colours (`colours.py`). Unlabelled photos are
+drawn whole, as at inference: of a cut a teacher knows less, and place says less (benchmarks/teacher.md). Two terms
+follow it:
 
 - `semi`, the paper's: auxiliary decoders see perturbed features and must agree with it. The gradient reaches them and
   the encoder. The paper ramps the loss up; here the ramp is on what reaches the encoder: the auxiliary decoders begin

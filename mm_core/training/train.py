@@ -36,7 +36,7 @@ from mm_core.training.semi import Semi
 from mm_core.training.supervised import Supervised
 from mm_core.training.tracking import Tracker
 
-RECIPE = 6
+RECIPE = 7
 """Raised when this room's code changes what the same params and data lead to."""
 HEEDED = 32
 """Validation photos of each category that choose how far a teacher is corrected: one of four takes no thousands."""
@@ -272,8 +272,8 @@ def _strategy(
 ) -> Supervised:
     train, batch = params.train, params.train.common.batch
 
-    def pool(frame: pd.DataFrame, name: str, share: float = 0.0) -> Pool:
-        return Pool(frame, cache, params.seed, f"{stage}/{name}", recompose=share, backdrops=backdrops)
+    def pool(frame: pd.DataFrame, name: str, share: float = 0.0, whole: bool = False) -> Pool:
+        return Pool(frame, cache, params.seed, f"{stage}/{name}", recompose=share, backdrops=backdrops, whole=whole)
 
     def judges() -> list[Sample]:
         few = data.validation.groupby(data.validation["category"].fillna(UNKNOWN)).head(HEEDED)
@@ -300,9 +300,9 @@ def _strategy(
         fresh, old = pool(labeled, "labeled", share), pool(data.replay, "replay", share)
         pools["labeled"] = [(fresh, batch - again), (old, again)]
     if not data.unlabeled.empty:
-        pools["unlabeled"] = [(pool(data.unlabeled, "unlabeled"), batch)]
+        pools["unlabeled"] = [(pool(data.unlabeled, "unlabeled", whole=True), batch)]
     if not data.text_image.empty:
-        pools["text"] = [(pool(data.text_image, "text"), batch)]
+        pools["text"] = [(pool(data.text_image, "text", whole=True), batch)]
     with torch.random.fork_rng(devices=[]):
         # Auxiliary decoders and fusion begin from the seed, whatever ran in this process before.
         torch.manual_seed(params.seed + TRAIN_STAGES.index(stage))

@@ -132,6 +132,27 @@ def test_unlabelled_rows_have_empty_mattes_and_order_is_kept(tmp_path: Path, sto
     assert batches[1].categories[0] == "unknown"
 
 
+def test_whole_photos_are_drawn_as_they_are_or_mirrored(tmp_path: Path, store: LocalStore) -> None:
+    frame = frame_of(store, 6)
+    cache = PixelCache(tmp_path / "cache", SIZE)
+    cache.fill(store, frame)
+    pool = Pool(frame, cache, 0, "s", whole=True)
+    as_is = {i: pair for b in pool.in_order(4) for i, *pair in zip(b.ids, b.images, b.alphas, strict=True)}
+    mirrored = set()
+    for step in range(6):
+        drawn, uncut = pool.draw(step, 5), pool.uncut(step, 5)
+        assert drawn.ids == uncut.ids == Pool(frame, cache, 0, "s").draw(step, 5).ids
+        for sample, image, alpha in zip(drawn.ids, drawn.images, drawn.alphas, strict=True):
+            aside = not (image == as_is[sample][0]).all()
+            pair = (image[:, ::-1], alpha[:, ::-1]) if aside else (image, alpha)
+            assert all((one == other).all() for one, other in zip(pair, as_is[sample], strict=True))
+            mirrored.add(aside)
+        for sample, image, alpha in zip(uncut.ids, uncut.images, uncut.alphas, strict=True):
+            assert (image == as_is[sample][0]).all() and (alpha == as_is[sample][1]).all()
+    assert mirrored == {True, False}
+    assert (pool.draw(3, 5).images == pool.draw(3, 5).images).all()
+
+
 def test_photo_and_matte_are_cut_alike() -> None:
     """Where the photo is bright, the matte is: any cut must keep that."""
     alpha = np.zeros((80, 80), np.uint8)

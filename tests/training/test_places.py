@@ -27,7 +27,7 @@ class Flat:
         self.categories = [category for category, count in photos.items() for _ in range(count)]
         self._values = values
 
-    def draw(self, step: int, count: int):
+    def uncut(self, step: int, count: int):
         names = [list(self._values)[(step * count + k) % len(self._values)] for k in range(count)]
         mattes = np.stack([np.full((4, 4), self._values[name], np.uint8) for name in names])
         return type("Drawn", (), {"categories": names, "alphas": mattes})()

@@ -42,7 +42,7 @@ def pools(tmp_path: Path, store: LocalStore, draw, params: Params) -> dict:
     pools = {}
     for name, frame in frames.items():
         cache.fill(store, frame)
-        pools[name] = [(Pool(frame, cache, 0, name), 4)]
+        pools[name] = [(Pool(frame, cache, 0, name, whole=name != "labeled"), 4)]
     return pools
 
 

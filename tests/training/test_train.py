@@ -12,19 +12,24 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from mm_core.data.dataset import PixelCache
 from mm_core.errors import InputError, NothingToTrainOn
 from mm_core.layout import Layout
 from mm_core.model.clip import Clip
 from mm_core.model.files import load_model
-from mm_core.model.network import build_model
+from mm_core.model.network import MattingNet, build_model
+from mm_core.model.preprocess import MEAN, STD
 from mm_core.params import Params
 from mm_core.records import Report, sha256_bytes, sha256_file
 from mm_core.store import LocalStore
-from mm_core.training.semi import SHARES
+from mm_core.training.loop import Sample
+from mm_core.training.semi import SHARES, Semi
 from mm_core.training.tracking import Tracker
 from mm_core.training.train import train_stage
 
@@ -154,6 +159,30 @@ def progress(what, done, total):
     print(what, done, flush=True)
 train_stage("semi", params, layout, LocalStore(Path(layout.settings.store)), Report("x"), start=None, progress=progress)
 """
+
+
+def test_a_teacher_is_asked_for_whole_photos(
+    workspace: Layout, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[tuple[str, np.ndarray]]] = {}
+    taught = Semi.taught
+
+    def watched(self: Semi, name: str, batch: Sample, teacher: MattingNet) -> Sample:
+        colours = batch.images.permute(0, 2, 3, 1).numpy() * STD + MEAN
+        seen.setdefault(name, []).extend(zip(batch.ids, np.rint(colours * 255), strict=True))
+        return taught(self, name, batch, teacher)
+
+    monkeypatch.setattr(Semi, "taught", watched)
+    train("simple", params.with_values(**{"train.simple.steps": 0}), workspace)
+    train("multimodal", params, workspace, workspace.model("simple"))
+    cache = PixelCache(workspace.cache, params.model.size)
+
+    def is_whole(sample: str, image: np.ndarray) -> bool:
+        photo = cv2.resize(cache.photos[sample], image.shape[:2], interpolation=cv2.INTER_AREA)
+        return any((image == turned).all() for turned in (photo, photo[:, ::-1]))
+
+    shares = {name: np.mean([is_whole(*drawn) for drawn in rows]) for name, rows in seen.items()}
+    assert shares == {"labeled": 0, "unlabeled": 1, "text": 1}
 
 
 def test_killed_mid_training_it_ends_with_the_same_bytes(workspace: Layout, params: Params, tmp_path: Path) -> None:
