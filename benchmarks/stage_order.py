@@ -70,7 +70,7 @@ class Regime:
 
 REGIMES = {
     "generated": Regime(labelled=12, validation=20, judged=0, steps=(1500, 300, 600, 600), rates=(4e-3, 2e-3)),
-    "real": Regime(labelled=8, validation=4, judged=12, steps=(40, 20, 150, 150), rates=(1e-3, 1e-3), warm=True),
+    "real": Regime(labelled=8, validation=4, judged=12, steps=(40, 20, 150, 150), rates=(3e-3, 2e-3), warm=True),
 }
 
 

@@ -180,7 +180,7 @@ class SemiParams(StageParams):
     lr: float = Field(default=1e-3, gt=0)
     weight: float = Field(default=1.0, ge=0)
     """Weight of the consistency loss (Ouali et al. 2020 use 30 for 21 classes)."""
-    view: float = Field(default=2.0, ge=0)
+    view: float = Field(default=4.0, ge=0)
     """Weight of following the teacher's matte on strongly altered photos, unlabelled and captioned ones; 0 leaves the
     paper's term alone."""
     mix: float = Field(default=0.5, ge=0, le=1)

@@ -49,10 +49,11 @@ def augment(
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         return cv2.warpAffine(image, full, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
 
-    return _recolour(cut(photo), rng), None if matte is None else cut(matte)
+    return relit(cut(photo), rng), None if matte is None else cut(matte)
 
 
-def _recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def relit(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The photo, uint8 (H, W, 3), in other light and by another camera, with its blur, noise and JPEG blocks."""
     levels = np.linspace(0, 1, 256)[:, None] ** math.exp(rng.uniform(-0.3, 0.3))
     levels = (levels - 0.5) * rng.uniform(0.8, 1.2) + 0.5 + rng.uniform(-0.08, 0.08)
     table = np.rint(np.clip(levels * rng.uniform(0.92, 1.08, 3), 0, 1) * 255).astype(np.uint8)

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from mm_core.data.augment import augment, backdrop, estimate_layers, recompose
+from mm_core.data.augment import augment, backdrop, estimate_layers, recompose, relit
 from mm_core.data.images import load_alpha, load_rgb
 from mm_core.store import Store, fetch_blob
 
@@ -191,10 +191,14 @@ class Batch:
     """Empty where there is none."""
     categories: list[str]
     """`unknown` where there is none."""
+    lit: np.ndarray | None = None
+    """uint8 (B, S, S, 3): the same in other light (`augment.relit`), where `images` are as they came; only of pools
+    that draw whole photos."""
 
     @staticmethod
     def join(parts: Sequence[Batch]) -> Batch:
-        """One batch of several, in order."""
+        """One batch of several of one kind, in order."""
+        lit = [p.lit for p in parts if p.lit is not None]
         return Batch(
             sum((p.ids for p in parts), []),
             np.concatenate([p.images for p in parts]),
@@ -203,6 +207,7 @@ class Batch:
             sum((p.decoders for p in parts), []),
             sum((p.captions for p in parts), []),
             sum((p.categories for p in parts), []),
+            np.concatenate(lit) if lit else None,
         )
 
 
@@ -253,7 +258,7 @@ class Pool:
 
         `recompose`: share of labelled photos drawn with their subject before another of `backdrops` (sample ids);
         `fill_foregrounds` comes first. `whole`: photos are drawn uncut, mirrored half of the time and otherwise as they
-        are, for a teacher that knows most of whole photos.
+        are, for a teacher, who knows most of such; for who learns from it there is `Batch.lit`.
         """
         self._cache, self._seed, self._stream = cache, seed, stream
         self._recompose, self._backdrops = (recompose if backdrops else 0.0), list(backdrops)
@@ -288,6 +293,7 @@ class Pool:
     def _batch(self, rows: list[int], rngs: list[np.random.Generator] | None) -> Batch:
         size = self._cache.size
         images, alphas = np.empty((len(rows), size, size, 3), np.uint8), np.zeros((len(rows), size, size), np.uint8)
+        lit = np.empty_like(images) if self._whole and rngs is not None else None
         for i, row in enumerate(rows):
             digest = self._alphas[row]
             photo, matte = self._cache.photos[self._ids[row]], None if digest is None else self._cache.mattes[digest]
@@ -296,6 +302,8 @@ class Pool:
                 images[i] = cv2.resize(photo, (size, size), interpolation=cv2.INTER_AREA)[:, ::aside]
                 if matte is not None:
                     alphas[i] = cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA)[:, ::aside]
+                if lit is not None and rngs is not None:
+                    lit[i] = relit(images[i], rngs[i])
             else:
                 if digest is not None and self._recompose and rngs[i].random() < self._recompose:
                     photo = self._recomposed(self._ids[row], digest, rngs[i])
@@ -309,6 +317,7 @@ class Pool:
             [self._decoders[r] for r in rows],
             [self._captions[r] for r in rows],
             [self.categories[r] for r in rows],
+            lit,
         )
 
     def _recomposed(self, sample: str, digest: str, rng: np.random.Generator) -> np.ndarray:

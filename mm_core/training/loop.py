@@ -79,21 +79,27 @@ class Sample:
     captions: list[str]
     categories: list[str]
     """`unknown` where there is none; `decoders` then has the first one's name."""
+    lit: Tensor | None = None
+    """`Batch.lit`, as `images`."""
     taught: bool = False
     """`alpha` is a teacher's matte."""
 
 
 def to_device(batch: Batch, device: torch.device) -> Sample:
-    width = batch.images.shape[2]
-    # A row at once: an inner loop over three channels takes five times as long.
-    mean, std = (torch.from_numpy(channels).to(device).repeat(width) for channels in (MEAN, STD))
-    rows = torch.from_numpy(batch.images).to(device).float().flatten(2).div_(255).sub_(mean).div_(std)
-    images = rows.unflatten(2, (width, 3))
     alpha = torch.from_numpy(batch.alphas).to(device).float().div_(255).unsqueeze(1)
     binary = torch.from_numpy(np.asarray(batch.binary)).to(device)
-    return Sample(
-        batch.ids, images.permute(0, 3, 1, 2), alpha, binary, batch.decoders, batch.captions, batch.categories
-    )
+    images = _normalised(batch.images, device)
+    lit = None if batch.lit is None else _normalised(batch.lit, device)
+    return Sample(batch.ids, images, alpha, binary, batch.decoders, batch.captions, batch.categories, lit)
+
+
+def _normalised(photos: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (B, S, S, 3) → (B, 3, S, S), channels last."""
+    width = photos.shape[2]
+    # A row at once: an inner loop over three channels takes five times as long.
+    mean, std = (torch.from_numpy(channels).to(device).repeat(width) for channels in (MEAN, STD))
+    rows = torch.from_numpy(photos).to(device).float().flatten(2).div_(255).sub_(mean).div_(std)
+    return rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
 
 
 def pick_device(name: str) -> torch.device:

@@ -116,11 +116,10 @@ class Semi(Supervised):
         if self._weight_of_place:
             alpha = by_evidence(alpha, self._evidence(batch), self._weight_of_place)
         alpha = self._coloured(batch, alpha)
-        batch = replace(batch, decoders=decoders)
-        if not self._semi.view:
-            return replace(batch, alpha=alpha, taught=True)
-        images, alpha = altered(batch.images, alpha, batch.decoders, self._semi.mix)
-        return replace(batch, images=images, alpha=alpha, taught=True)
+        images = batch.images if batch.lit is None else batch.lit
+        if self._semi.view:
+            images, alpha = altered(images, alpha, decoders, self._semi.mix)
+        return replace(batch, images=images, alpha=alpha, decoders=decoders, taught=True)
 
     def heed(self, teacher: MattingNet) -> dict[str, float]:
         """Takes the weight of place with which this teacher's mattes of the validation photos come nearest to theirs.
