@@ -48,23 +48,25 @@ class Supervised(nn.Module):
         sizes = [len(batch.ids) for batch in batches.values()]
         parts = zip(*(torch.split(m, sizes) for m in maps), strict=True)
         features = {name: list(part) for name, part in zip(batches, parts, strict=True)}
-        return self.terms(features, batches, progress)
+        terms = self.terms(features, batches, progress)
+        if self._loss.choice:
+            terms["choice"] = self._loss.choice * choice_loss(self.net.choice(maps), list(batches.values()))
+        return terms
 
     def terms(
         self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
     ) -> dict[str, Tensor]:
         batch = batches["labeled"]
         outputs = self.net.route(features["labeled"], batch.decoders)
-        terms = matting_losses(outputs, batch.alpha, batch.binary, self._loss)
-        if self._loss.choice:
-            terms["choice"] = self._loss.choice * choice_loss(self.net.choice(features["labeled"]), batch)
-        return terms
+        return matting_losses(outputs, batch.alpha, batch.binary, self._loss)
 
 
-def choice_loss(logits: Tensor, batch: Sample) -> Tensor:
-    """Cross-entropy of the chooser's logits (B, 3), mean over the samples whose category is known: scalar."""
-    truth = torch.tensor([DECODERS.index(name) for name in batch.decoders], device=logits.device)
-    known = torch.tensor([category != UNKNOWN for category in batch.categories], device=logits.device)
+def choice_loss(logits: Tensor, batches: Sequence[Sample]) -> Tensor:
+    """Cross-entropy of the chooser's logits (B, 3) of the batches in turn, with or without mattes, mean over the samples
+    whose category is known: scalar."""
+    truth = torch.tensor([DECODERS.index(name) for batch in batches for name in batch.decoders], device=logits.device)
+    categories = [category for batch in batches for category in batch.categories]
+    known = torch.tensor([category != UNKNOWN for category in categories], device=logits.device)
     return (F.cross_entropy(logits.float(), truth, reduction="none") * known).sum() / known.sum().clamp_min(1)
 
 

@@ -277,7 +277,7 @@ def _strategy(
 
     def judges() -> list[Sample]:
         few = data.validation.groupby(data.validation["category"].fillna(UNKNOWN)).head(HEEDED)
-        return _on(device, Pool(few, cache, params.seed, "validation"), batch)
+        return list(_on(device, Pool(few, cache, params.seed, "validation"), batch))
 
     # Photos that the stage decodes anyway; unlabelled ones where it has them.
     plain = [frame for frame in (data.unlabeled, data.text_image) if not frame.empty] or [data.labeled]
@@ -319,21 +319,24 @@ def epochs(common: CommonTrainParams, data: Data, step: int) -> float:
     return step * (common.batch - replayed) / len(data.labeled) if len(data.labeled) else 0.0
 
 
-def _on(device: torch.device, pool: Pool, batch: int) -> list[Sample]:
-    return [to_device(drawn, device) for drawn in pool.in_order(batch)]
+def _on(device: torch.device, pool: Pool, batch: int) -> Iterator[Sample]:
+    return (to_device(drawn, device) for drawn in pool.in_order(batch))
 
 
 class _Validation:
-    """Mean squared error per category at the model's size, in float32."""
+    """Mean squared error per category at the model's size, in float32.
+
+    The photos are read anew each time: thousands of them would fill a device's memory.
+    """
 
     def __init__(self, pool: Pool, batch: int, device: torch.device):
-        self._samples = _on(device, pool, batch)
+        self._pool, self._batch, self._device = pool, batch, device
 
     @torch.no_grad()
     def __call__(self, net: nn.Module) -> dict[str, float]:
         assert isinstance(net, MattingNet)
         errors: dict[str, list[float]] = {}
-        for sample in self._samples:
+        for sample in _on(self._device, self._pool, self._batch):
             alpha = net.route(net.encode(sample.images), sample.decoders)[0].sigmoid()
             squared = ((alpha - sample.alpha) ** 2).mean((1, 2, 3)).tolist()
             for category, error in zip(sample.categories, squared, strict=True):
@@ -346,7 +349,7 @@ class _Validation:
         net.eval()
         right = [
             name == decoder
-            for sample in self._samples
+            for sample in _on(self._device, self._pool, self._batch)
             for name, decoder, category in zip(
                 net.chosen(net.encode(sample.images)), sample.decoders, sample.categories, strict=True
             )
