@@ -62,8 +62,10 @@ class Supervised(nn.Module):
 
 
 def choice_loss(logits: Tensor, batches: Sequence[Sample]) -> Tensor:
-    """Cross-entropy of the chooser's logits (B, 3) of the batches in turn, with or without mattes, mean over the samples
-    whose category is known: scalar."""
+    """Cross-entropy of the chooser's logits (B, 3), mean over the samples whose category is known: scalar.
+
+    Rows as in `batches`, one after the other; whether they have mattes makes no difference.
+    """
     truth = torch.tensor([DECODERS.index(name) for batch in batches for name in batch.decoders], device=logits.device)
     categories = [category for batch in batches for category in batch.categories]
     known = torch.tensor([category != UNKNOWN for category in categories], device=logits.device)

@@ -109,6 +109,12 @@ def test_choosing_a_decoder_moves_the_chooser_alone_and_unknown_photos_say_nothi
     assert not moved(net.decoders, term)
     unknown = replace(batch, categories=["unknown"] * len(batch.ids))
     assert float(strategy.losses({"labeled": unknown}, 0.0)["choice"].detach()) == 0
+    both = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, params.train.semi)
+    plain = replace(samples(both)["unlabeled"], decoders=["scenery"] * 4, categories=["scenery"] * 4)
+    torch.nn.init.constant_(net.chooser.bias[2:], 5.0)
+    # The photos with mattes say nothing here, those without are sure.
+    sure = both.losses({"labeled": unknown, "unlabeled": plain}, 0.0)["choice"]
+    assert float(sure.detach()) == pytest.approx(params.train.loss.choice * math.log(1 + 2 * math.exp(-5)), rel=1e-3)
     off = Supervised(net, {"labeled": pools["labeled"]}, params.train.loss.model_copy(update={"choice": 0.0}))
     assert "choice" not in off.losses({"labeled": batch}, 0.0)
 
