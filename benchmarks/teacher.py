@@ -19,15 +19,19 @@ from stage_order import workspace
 from torch import Tensor
 
 from mm_core import stages
-from mm_core.data.dataset import PixelCache, Pool
+from mm_core.data.augment import augment
+from mm_core.data.dataset import PixelCache, Pool, rng_of
 from mm_core.data.snapshot import read_pool
 from mm_core.model.files import load_model
+from mm_core.model.network import MattingNet
 from mm_core.training.colours import by_colour
 from mm_core.training.loop import Sample, to_device
 from mm_core.training.places import by_evidence, evidence, usual_places
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
+BATCH, CUTS = 32, 3
+PLACED = "with place by {:g}, then 50 % by colour"
 MODELS = {
     "after the supervised stages": "common/cycle/models/hard/model.safetensors",
     "after the semi-supervised one": "semi/cycle/models/semi/model.safetensors",
@@ -50,8 +54,40 @@ def grab_cut(sample: Sample, photos: np.ndarray, matte: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def errors(root: Path, seed: Path, model: str, cut: bool) -> dict[str, dict[str, float]]:
-    """MSE by kind of matte and category, of a model of a seed, on whole photos or on three cuts of each."""
+def told(net: MattingNet, sample: Sample, photos: np.ndarray, usual: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The teacher's mattes of a batch, by what was done to them."""
+
+    def asked(images: Tensor) -> Tensor:
+        return net.route(net.encode(images), sample.decoders)[0].sigmoid()
+
+    own = asked(sample.images)
+    both = (own + asked(sample.images.flip(-1)).flip(-1)) / 2
+    alike = by_colour(sample.images, both)
+    mattes = {"its own": own, "with the mirror image": both}
+    mattes |= {f"of that, {100 * w:.0f} % by colour": torch.lerp(both, alike, w) for w in (0.25, 0.5, 0.75, 1.0)}
+    places = torch.stack([usual.get(category, usual[""]) for category in sample.categories]).unsqueeze(1)
+    said = evidence(sample.images, places)
+    for weight in (0.25, 0.5, 1.0, 2.0):
+        placed = by_evidence(both, said, weight)
+        mattes[PLACED.format(weight)] = torch.lerp(placed, by_colour(sample.images, placed), 0.5)
+    grabbed = grab_cut(sample, photos, both)
+    mattes |= {"50 % by GrabCut instead": torch.lerp(both, grabbed, 0.5), "GrabCut alone": grabbed}
+    return mattes | {"the usual place alone": places, "the mean of that by colour": by_colour(sample.images, places)}
+
+
+Errors = dict[str, dict[str, list[float]]]
+"""Mean squared errors by kind of matte and category."""
+
+
+def add(errors: Errors, sample: Sample, mattes: dict[str, Tensor]) -> None:
+    for name, matte in mattes.items():
+        mse = (matte - sample.alpha).square().mean((1, 2, 3)).tolist()
+        for category, value in zip(sample.categories, mse, strict=True):
+            errors.setdefault(name, {}).setdefault(category, []).append(value)
+
+
+def errors_of(root: Path, seed: Path, model: str) -> dict[str, Errors]:
+    """Of a model of a seed, on eval photos ("") and on cuts of them ("cut")."""
     layout = workspace(seed, workspace(root))
     net, _ = load_model(seed / "arms" / model)
     net.eval()
@@ -60,33 +96,24 @@ def errors(root: Path, seed: Path, model: str, cut: bool) -> dict[str, dict[str,
     for photos in (frame, labelled):
         cache.fill(stages.store_of(layout), photos)
     usual = usual_places([(Pool(labelled, cache, 0, "teacher"), 8)])
-    found: dict[str, dict[str, list[float]]] = {}
-    pool = Pool(frame, cache, 0, "teacher")
-    for batch in (pool.draw(step, 32) for step in range(3 * len(pool) // 32)) if cut else pool.in_order(32):
+    pool, whole, cut, kept = Pool(frame, cache, 0, "teacher"), Errors(), Errors(), dict[str, np.ndarray]()
+    for batch in pool.in_order(BATCH):
         sample = to_device(batch, CPU)
-
-        def asked(images: Tensor, sample: Sample = sample) -> Tensor:
-            return net.route(net.encode(images), sample.decoders)[0].sigmoid()
-
-        own = asked(sample.images)
-        both = (own + asked(sample.images.flip(-1)).flip(-1)) / 2
-        alike = by_colour(sample.images, both)
-        mattes = {"its own": own, "with the mirror image": both}
-        mattes |= {f"of that, {100 * w:.0f} % by colour": torch.lerp(both, alike, w) for w in (0.25, 0.5, 0.75, 1.0)}
-        places = torch.stack([usual.get(category, usual[""]) for category in sample.categories]).unsqueeze(1)
-        said = evidence(sample.images, places)
-        for weight in (0.25, 0.5, 1.0, 2.0):
-            placed = by_evidence(both, said, weight)
-            name = f"with place by {weight:g}, then 50 % by colour"
-            mattes[name] = torch.lerp(placed, by_colour(sample.images, placed), 0.5)
-        cut = grab_cut(sample, batch.images, both)
-        mattes |= {"50 % by GrabCut instead": torch.lerp(both, cut, 0.5), "GrabCut alone": cut}
-        mattes |= {"the usual place alone": places, "the mean of that by colour": by_colour(sample.images, places)}
-        for name, matte in mattes.items():
-            mse = (matte - sample.alpha).square().mean((1, 2, 3)).tolist()
-            for category, value in zip(sample.categories, mse, strict=True):
-                found.setdefault(name, {}).setdefault(category, []).append(value)
-    return {name: {c: float(np.mean(v)) for c, v in by.items()} for name, by in found.items()}
+        mattes = told(net, sample, batch.images, usual)
+        add(whole, sample, mattes)
+        squares = (mattes[PLACED.format(1.0)][:, 0].numpy() * 255).round().astype(np.uint8)
+        kept |= {i: cv2.resize(square, (cache.side, cache.side)) for i, square in zip(sample.ids, squares, strict=True)}
+    for step in range(-(-CUTS * len(pool) // BATCH)):
+        batch = pool.draw(step, BATCH)
+        sample = to_device(batch, CPU)
+        # The random numbers that the pool cut the photos by.
+        rngs = [rng_of(0, "teacher", "cut", slot) for slot in range(step * BATCH, (step + 1) * BATCH)]
+        pairs = zip(sample.ids, rngs, strict=True)
+        alike = [augment(cache.photos[i], kept[i], cache.size, rng)[1] for i, rng in pairs]
+        then_cut = torch.from_numpy(np.stack(alike)).float().div(255).unsqueeze(1)  # pyright: ignore
+        mattes = told(net, sample, batch.images, usual)
+        add(cut, sample, mattes | {f"{PLACED.format(1.0)}, of the whole photo, cut afterwards": then_cut})
+    return {"": whole, ", cut": cut}
 
 
 def table(rows: pd.DataFrame) -> list[str]:
@@ -114,23 +141,24 @@ def main() -> None:
         "# What the semi-supervised stage is told: the teacher's mattes",
         "",
         "Runner: `benchmarks/teacher.py`, after `benchmarks/stage_order.py` in the same folder. Mattes of the models",
-        "that the stages start from, on the eval photos, at 64 px; mean over seeds, in brackets the extremes. Cuts: as",
-        "labelled photos are drawn in training, other light, blur and noise included (three times as many as photos).",
+        "that the stages start from, on the eval photos, at 64 px; mean over seeds, in brackets the extremes. Photos",
+        "cut: as labelled ones are in training, other light, blur and noise included; about three cuts of a photo.",
+        "Place is the mean over whole mattes in all tables.",
     ]
     for data in ("generated", "real"):
-        for what, cut in ((what, cut) for what in MODELS for cut in (False, True)):
-            model = MODELS[what]
+        for what, model in MODELS.items():
             found = sorted((args.work / data).glob(f"seed-*/arms/{model}"))
             seeds = [path.parents[5] for path in found]
             seeds = [seed for seed in seeds if not args.seeds or int(seed.name.removeprefix("seed-")) in args.seeds]
-            rows = [
-                {"seed": seed.name, "matte": name, "category": category, "mse": mse}
-                for seed in seeds
-                for name, by_category in errors(args.work / data, seed, model, cut).items()
-                for category, mse in by_category.items()
-            ]
-            if rows:
-                lines += ["", f"## {data.capitalize()} photos{', cut' * cut}, {what}, {len(seeds)} seeds", ""]
+            of_seeds = {seed.name: errors_of(args.work / data, seed, model) for seed in seeds}
+            for kind in ("", ", cut") if seeds else ():
+                rows = [
+                    {"seed": seed, "matte": name, "category": category, "mse": np.mean(values)}
+                    for seed, by_kind in of_seeds.items()
+                    for name, by_category in by_kind[kind].items()
+                    for category, values in by_category.items()
+                ]
+                lines += ["", f"## {data.capitalize()} photos{kind}, {what}, {len(seeds)} seeds", ""]
                 lines += table(pd.DataFrame(rows))
     args.out.write_text("\n".join(lines) + "\n")
 

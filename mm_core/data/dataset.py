@@ -1,4 +1,4 @@
-"""Pixels for training: each photo is decoded once, then only cut.
+"""Pixels for training: each photo is decoded once, then only cut or shrunk.
 
 `PixelCache` keeps every photo and matte as a square of uint8 in two growing memory-mapped files, so that
 an epoch never decodes a JPEG. `Pool` draws batches from it. A batch is a pure function of
@@ -207,7 +207,7 @@ class Batch:
             sum((p.decoders for p in parts), []),
             sum((p.captions for p in parts), []),
             sum((p.categories for p in parts), []),
-            np.concatenate(lit) if lit else None,
+            np.concatenate(lit) if len(lit) == len(parts) else None,
         )
 
 
@@ -257,8 +257,8 @@ class Pool:
         """`stream` names the use (`hard/replay`), so that two pools of one stage do not draw in step.
 
         `recompose`: share of labelled photos drawn with their subject before another of `backdrops` (sample ids);
-        `fill_foregrounds` comes first. `whole`: photos are drawn uncut, mirrored half of the time and otherwise as they
-        are, for a teacher, who knows most of such; for who learns from it there is `Batch.lit`.
+        `fill_foregrounds` comes first. `whole`: photos are drawn uncut and not recomposed, mirrored half of the time;
+        `Batch.lit` has them in other light.
         """
         self._cache, self._seed, self._stream = cache, seed, stream
         self._recompose, self._backdrops = (recompose if backdrops else 0.0), list(backdrops)

@@ -18,7 +18,7 @@ from mm_core.data.dataset import UNKNOWN, Pool
 from mm_core.training.colours import by_colour
 
 VIEWS = 64
-"""Labelled photos that a category's mean is taken over."""
+"""Draws of labelled photos that a category's mean is taken over; a few photos come up again and again."""
 BORROWED = 2.0
 """Photos' worth of the mean over all categories in each: of a category's one photo nobody knows what is usual."""
 SUREST = 0.99

@@ -2,9 +2,9 @@
 
 The target of an unlabelled photo is the matte of a teacher: the best weights so far by validation, themselves a moving
 average (Tarvainen and Valpola 2017), without gradient. It is corrected by what does not depend on weights: where the
-subjects of its category usually are (`places.py`), and the photo's own colours (`colours.py`). Unlabelled photos are
-drawn whole, as at inference: of a cut the teacher knows less (benchmarks/teacher.md). The teacher sees them as they
-came, the network in other light. Two terms follow the teacher:
+subjects of its category usually are (`places.py`), and the photo's own colours (`colours.py`). Unlabelled and
+captioned photos are drawn whole, as at inference: of a cut the teacher knows less (benchmarks/teacher.md). It sees them
+as they came, the network in other light. Two terms follow the teacher:
 
 - `semi`, the paper's: auxiliary decoders see perturbed features and must agree with it. The gradient reaches them and
   the encoder. The paper ramps the loss up; here the ramp is on what reaches the encoder: the auxiliary decoders begin

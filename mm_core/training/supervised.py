@@ -62,14 +62,15 @@ class Supervised(nn.Module):
 
 
 def choice_loss(logits: Tensor, batches: Sequence[Sample]) -> Tensor:
-    """Cross-entropy of the chooser's logits (B, 3), mean over the samples whose category is known: scalar.
+    """Cross-entropy of the chooser's logits (B, 3), 0 for samples of unknown category, mean over all: scalar.
 
     Rows as in `batches`, one after the other; whether they have mattes makes no difference.
     """
     truth = torch.tensor([DECODERS.index(name) for batch in batches for name in batch.decoders], device=logits.device)
     categories = [category for batch in batches for category in batch.categories]
     known = torch.tensor([category != UNKNOWN for category in categories], device=logits.device)
-    return (F.cross_entropy(logits.float(), truth, reduction="none") * known).sum() / known.sum().clamp_min(1)
+    # Over all, not over those of known category: so the mean over several processes' rows is that of one process.
+    return (F.cross_entropy(logits.float(), truth, reduction="none") * known).mean()
 
 
 def _shares(sources: Sequence[tuple[Pool, int]], step: int) -> list[Batch]:

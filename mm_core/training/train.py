@@ -204,7 +204,8 @@ def _train(
             )
         net.load_state_dict(result.weights)
         metrics = _metrics(stage, result) | {f"{stage}/epochs": epochs(params.train.common, data, settings.steps)}
-        metrics |= {f"{stage}/val/choice": share for share in check.rightly_chosen(net)}
+        if first:
+            metrics |= {f"{stage}/val/choice": share for share in check.rightly_chosen(net)}
         facts |= {"steps": settings.steps, "best_step": result.best_step, "resumed_from": result.resumed_from}
         if not result.validation:
             facts["validation"] = "empty: the last averaged weights were kept"

@@ -14,6 +14,7 @@ import torch
 from mm_core.data.dataset import PixelCache, Pool
 from mm_core.model.network import MattingNet, build_model
 from mm_core.params import Params
+from mm_core.records import DECODERS
 from mm_core.store import LocalStore
 from mm_core.training import ranks
 from mm_core.training.colours import by_colour
@@ -21,7 +22,7 @@ from mm_core.training.loop import NEW_RATE, Sample, _groups, to_device
 from mm_core.training.multimodal import Multimodal, Towers, agreement, with_captions
 from mm_core.training.places import by_evidence, evidence, usual_places
 from mm_core.training.semi import WITHOUT_VALIDATION, Semi, ramp
-from mm_core.training.supervised import Supervised
+from mm_core.training.supervised import Supervised, choice_loss
 
 CPU = torch.device("cpu")
 
@@ -114,7 +115,13 @@ def test_choosing_a_decoder_moves_the_chooser_alone_and_unknown_photos_say_nothi
     torch.nn.init.constant_(net.chooser.bias[2:], 5.0)
     # The photos with mattes say nothing here, those without are sure.
     sure = both.losses({"labeled": unknown, "unlabeled": plain}, 0.0)["choice"]
-    assert float(sure.detach()) == pytest.approx(params.train.loss.choice * math.log(1 + 2 * math.exp(-5)), rel=1e-3)
+    one = params.train.loss.choice * math.log(1 + 2 * math.exp(-5))
+    assert float(sure.detach()) == pytest.approx(one / 2, rel=1e-3)
+    # Row for row: logits that are right for each photo of both batches, and for none where the batches change places.
+    known = {"labeled": replace(batch, decoders=["portrait"] * 4, categories=["portrait"] * 4), "unlabeled": plain}
+    logits = 9 * torch.eye(3)[[DECODERS.index(name) for b in known.values() for name in b.decoders]]
+    assert float(choice_loss(logits, list(known.values()))) < 1e-3
+    assert float(choice_loss(logits, list(known.values())[::-1])) == pytest.approx(9, rel=1e-3)
     off = Supervised(net, {"labeled": pools["labeled"]}, params.train.loss.model_copy(update={"choice": 0.0}))
     assert "choice" not in off.losses({"labeled": batch}, 0.0)
 
