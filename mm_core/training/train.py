@@ -278,7 +278,8 @@ def _strategy(
 
     def judges() -> list[Sample]:
         few = data.validation.groupby(data.validation["category"].fillna(UNKNOWN)).head(HEEDED)
-        return list(_on(device, Pool(few, cache, params.seed, "validation"), batch))
+        drawn = Pool(few, cache, params.seed, "validation").in_order(batch)
+        return [to_device(photos, device) for photos in drawn]
 
     # Photos that the stage decodes anyway; unlabelled ones where it has them.
     plain = [frame for frame in (data.unlabeled, data.text_image) if not frame.empty] or [data.labeled]
@@ -320,24 +321,20 @@ def epochs(common: CommonTrainParams, data: Data, step: int) -> float:
     return step * (common.batch - replayed) / len(data.labeled) if len(data.labeled) else 0.0
 
 
-def _on(device: torch.device, pool: Pool, batch: int) -> Iterator[Sample]:
-    return (to_device(drawn, device) for drawn in pool.in_order(batch))
-
-
 class _Validation:
     """Mean squared error per category at the model's size, in float32.
 
-    The photos are read anew each time: thousands of them would fill a device's memory.
+    The photos are kept as bytes, in the host's memory: as floats thousands of them would fill a device.
     """
 
     def __init__(self, pool: Pool, batch: int, device: torch.device):
-        self._pool, self._batch, self._device = pool, batch, device
+        self._batches, self._device = list(pool.in_order(batch)), device
 
     @torch.no_grad()
     def __call__(self, net: nn.Module) -> dict[str, float]:
         assert isinstance(net, MattingNet)
         errors: dict[str, list[float]] = {}
-        for sample in _on(self._device, self._pool, self._batch):
+        for sample in (to_device(batch, self._device) for batch in self._batches):
             alpha = net.route(net.encode(sample.images), sample.decoders)[0].sigmoid()
             squared = ((alpha - sample.alpha) ** 2).mean((1, 2, 3)).tolist()
             for category, error in zip(sample.categories, squared, strict=True):
@@ -350,7 +347,7 @@ class _Validation:
         net.eval()
         right = [
             name == decoder
-            for sample in _on(self._device, self._pool, self._batch)
+            for sample in (to_device(batch, self._device) for batch in self._batches)
             for name, decoder, category in zip(
                 net.chosen(net.encode(sample.images)), sample.decoders, sample.categories, strict=True
             )
