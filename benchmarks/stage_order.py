@@ -40,7 +40,7 @@ from mm_core.params import Params
 from mm_core.records import CATEGORIES, Report, digest_of
 from mm_core.settings import Settings
 from mm_core.structuring.split import split_by_difficulty
-from mm_core.training.train import train_stage
+from mm_core.training.train import RECIPE, train_stage
 
 ARMS = ("Pixel_Sup", "+Semi_Sup", "+Mlt_Sup")
 METRICS = ("mse", "biou", "maxf", "conn")
@@ -288,10 +288,10 @@ def main() -> None:
         base = prepare(data, args.work / data, args.photos, args.extra, args.pool, args.held_out)
         for seed in args.seeds:
             layout, own = draw(base, regime, params, seed), params.with_values(seed=seed)
-            key = own.cycle_digest()[:12]
+            key = f"{data}-r{RECIPE}-{own.cycle_digest()[:12]}"
             for arm in args.arms:
                 done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["key", "arm"])
-                if len(done[(done["key"] == f"{data}-{key}") & (done["arm"] == arm)]):
+                if len(done[(done["key"] == key) & (done["arm"] == arm)]):
                     continue
                 trainings = Trainings(layout, own, f"{data} {seed}")
                 start = champion(args.work) if regime.warm else None
@@ -300,13 +300,14 @@ def main() -> None:
                 seconds = sum(trainings.seconds[part] for part in parts)
                 images = sum(trainings.images[part] for part in parts)
                 rows = [
-                    {"key": f"{data}-{key}", "data": data, "seed": seed, "arm": arm, "category": category,
+                    {"key": key, "data": data, "seed": seed, "arm": arm, "category": category,
                      **scores.loc[category, [*METRICS, "images"]], "seconds": round(seconds), "seen": round(images)}
                     for category in (*CATEGORIES, "macro", "weighted")
                 ]  # fmt: skip
                 pd.concat([done, pd.DataFrame(rows)]).to_csv(table, index=False, float_format="%.6g")
                 print(f"\r{data} {seed} {arm} {[round(r['mse'], 4) for r in rows]} {seconds:.0f} s")
-        write(pd.read_csv(table), args.out.with_suffix(".md"))
+        rows = pd.read_csv(table)
+        write(rows[rows["key"].str.contains(f"-r{RECIPE}-")], args.out.with_suffix(".md"))
 
 
 def change(before: np.ndarray, after: np.ndarray) -> str:

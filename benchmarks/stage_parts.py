@@ -3,7 +3,7 @@
 Starts from the models that `stage_order.py generated` left in the same `--work`; its regime, its seeds. A row per
 finished training goes into benchmarks/stage_parts.csv; killed, the next call goes on after the last of them.
 
-    python benchmarks/stage_parts.py --work FOLDER --seeds 130 133
+    python benchmarks/stage_parts.py --work FOLDER --seeds 140 143
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import pandas as pd
 import torch
 from stage_order import METRICS, Trainings, judged, params_of, workspace
 
+from mm_core.training.train import RECIPE
+
 HERE = Path(__file__).parent
 
 PARTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -24,6 +26,7 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
         "place 0": {"train.semi.place": 0.0},
         "colour 0": {"train.semi.colour": 0.0},
         "place 0, colour 0": {"train.semi.place": 0.0, "train.semi.colour": 0.0},
+        "view 2": {"train.semi.view": 2.0},
         "nothing unlabelled": {"train.semi.view": 0.0, "train.semi.weight": 0.0},
     },
     "multimodal": {
@@ -55,16 +58,19 @@ def main() -> None:
             arm = "common/cycle/models/hard" if stage == "semi" else "semi/cycle/models/semi"
             start = layout.root / "arms" / arm / "model.safetensors"
             for part, changed in PARTS[stage].items():
-                done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["stage", "part", "seed"])
-                if ((done["stage"] == stage) & (done["part"] == part) & (done["seed"] == seed)).any():
+                done = (
+                    pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["recipe", "stage", "part", "seed"])
+                )
+                row = {"recipe": RECIPE, "stage": stage, "part": part, "seed": seed}
+                if (done[list(row)] == pd.Series(row)).all(axis=1).any():
                     continue
                 params = params_of("generated", args.work, changed).with_values(seed=seed)
                 model = Trainings(layout, params, f"{seed} {part}").step(f"part {part}", stage, start)
-                row = {"stage": stage, "part": part, "seed": seed}
                 row |= {metric: judged(layout, base, model).loc["macro", metric] for metric in METRICS}
                 pd.concat([done, pd.DataFrame([row])]).to_csv(table, index=False, float_format="%.6g")
                 print(f"\r{row}")
-    write(pd.read_csv(table), args.out.with_suffix(".md"))
+    rows = pd.read_csv(table)
+    write(rows[rows["recipe"] == RECIPE], args.out.with_suffix(".md"))
 
 
 def write(rows: pd.DataFrame, out: Path) -> None:
