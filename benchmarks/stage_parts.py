@@ -70,7 +70,7 @@ def main() -> None:
                 pd.concat([done, pd.DataFrame([row])]).to_csv(table, index=False, float_format="%.6g")
                 print(f"\r{row}")
     rows = pd.read_csv(table)
-    write(rows[rows["recipe"] == RECIPE], args.out.with_suffix(".md"))
+    write(rows.loc[rows["recipe"] == RECIPE, :], args.out.with_suffix(".md"))
 
 
 def write(rows: pd.DataFrame, out: Path) -> None:

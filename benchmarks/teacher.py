@@ -102,7 +102,10 @@ def errors_of(root: Path, seed: Path, model: str) -> dict[str, Errors]:
         mattes = told(net, sample, batch.images, usual)
         add(whole, sample, mattes)
         squares = (mattes[PLACED.format(1.0)][:, 0].numpy() * 255).round().astype(np.uint8)
-        kept |= {i: cv2.resize(square, (cache.side, cache.side)) for i, square in zip(sample.ids, squares, strict=True)}
+        kept |= {
+            i: cv2.resize(np.asarray(square), (cache.side, cache.side))
+            for i, square in zip(sample.ids, squares, strict=True)
+        }
     for step in range(-(-CUTS * len(pool) // BATCH)):
         batch = pool.draw(step, BATCH)
         sample = to_device(batch, CPU)
