@@ -87,7 +87,7 @@ def add(errors: Errors, sample: Sample, mattes: dict[str, Tensor]) -> None:
 
 
 def errors_of(root: Path, seed: Path, model: str) -> dict[str, Errors]:
-    """Of a model of a seed, on eval photos ("") and on cuts of them ("cut")."""
+    """Of a model of a seed, on eval photos and on cuts of them, by what the table's title says of that."""
     layout = workspace(seed, workspace(root))
     net, _ = load_model(seed / "arms" / model)
     net.eval()

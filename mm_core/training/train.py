@@ -330,11 +330,14 @@ class _Validation:
     def __init__(self, pool: Pool, batch: int, device: torch.device):
         self._batches, self._device = list(pool.in_order(batch)), device
 
+    def _samples(self) -> Iterator[Sample]:
+        return (to_device(batch, self._device) for batch in self._batches)
+
     @torch.no_grad()
     def __call__(self, net: nn.Module) -> dict[str, float]:
         assert isinstance(net, MattingNet)
         errors: dict[str, list[float]] = {}
-        for sample in (to_device(batch, self._device) for batch in self._batches):
+        for sample in self._samples():
             alpha = net.route(net.encode(sample.images), sample.decoders)[0].sigmoid()
             squared = ((alpha - sample.alpha) ** 2).mean((1, 2, 3)).tolist()
             for category, error in zip(sample.categories, squared, strict=True):
@@ -347,7 +350,7 @@ class _Validation:
         net.eval()
         right = [
             name == decoder
-            for sample in (to_device(batch, self._device) for batch in self._batches)
+            for sample in self._samples()
             for name, decoder, category in zip(
                 net.chosen(net.encode(sample.images)), sample.decoders, sample.categories, strict=True
             )
