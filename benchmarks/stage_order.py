@@ -7,6 +7,8 @@ Three arms, the same optimiser steps in each, the same first two stages, several
 * +Mlt_Sup:  simple, hard, cross-consistency, then text-image consistency, contrast and distillation.
 
     python benchmarks/stage_order.py generated real --seeds 1 2 3 --photos FOLDER
+    python benchmarks/stage_order.py generated-128 --seeds 1 --arms Pixel_Sup
+    python benchmarks/stage_order.py real-128 --seeds 1 2 3 --photos FOLDER
 
 Each seed draws its own labelled and validation photos as well as its own weights. A row per finished training and
 category goes into benchmarks/stage_order.csv; killed, the next call goes on after the last of them. `--set` and `--out`
@@ -64,13 +66,19 @@ class Regime:
     """Of the four stages."""
     rates: tuple[float, float]
     """Peak learning rates of the last two, alike in all arms."""
-    warm: bool = False
-    """Whether all arms start from a champion of generated photos."""
+    champion: str = ""
+    """The data set whose Pixel_Sup model all arms start from; without, from scratch."""
+    size: int = 64
+    precision: str = "fp32"
 
 
+GENERATED = Regime(labelled=12, validation=20, judged=0, steps=(1500, 300, 600, 600), rates=(4e-3, 2e-3))
+REAL = Regime(8, validation=4, judged=12, steps=(40, 20, 150, 150), rates=(3e-3, 2e-3), champion="generated")
 REGIMES = {
-    "generated": Regime(labelled=12, validation=20, judged=0, steps=(1500, 300, 600, 600), rates=(4e-3, 2e-3)),
-    "real": Regime(labelled=8, validation=4, judged=12, steps=(40, 20, 150, 150), rates=(3e-3, 2e-3), warm=True),
+    "generated": GENERATED,
+    "generated-128": replace(GENERATED, size=128, precision="bf16"),
+    "real": REAL,
+    "real-128": replace(REAL, champion="generated-128", size=128, precision="bf16"),
 }
 
 
@@ -92,9 +100,9 @@ def prepare(data: str, root: Path, photos: Path | None, extra: int, pool: int, h
     layout = workspace(root)
     if (layout.snapshot / "snapshot.json").exists():
         return layout
-    if data == "real":
+    if data.startswith("real"):
         if photos is None:
-            raise SystemExit("--photos: name the folder of drops for `real`")
+            raise SystemExit(f"--photos: name the folder of drops for `{data}`")
         layout = Layout(replace(layout.settings, inbox=str(photos)))
     else:
         inbox = Path(layout.settings.inbox)
@@ -169,11 +177,11 @@ def stand_in(root: Path, steps: int) -> Path:
     return path
 
 
-def champion(root: Path) -> Path:
-    """The Pixel_Sup model of the first generated seed: all arms on real photos start from it."""
-    found = sorted(root.glob("generated/seed-*/arms/Pixel_Sup/cycle/models/hard/model.safetensors"))
+def champion(root: Path, data: str) -> Path:
+    """The Pixel_Sup model of the first seed of generated photos: all arms on real ones start from it."""
+    found = sorted(root.glob(f"{data}/seed-*/arms/Pixel_Sup/cycle/models/hard/model.safetensors"))
     if not found:
-        raise SystemExit("run `generated` first: real photos start from its Pixel_Sup")
+        raise SystemExit(f"run `{data} --arms Pixel_Sup` first: real photos start from its model")
     return found[0]
 
 
@@ -229,8 +237,8 @@ def params_of(data: str, work: Path, changed: dict[str, Any], clip_steps: int = 
     """The params of a data set's regime, but for what is changed."""
     regime = REGIMES[data]
     values: dict[str, Any] = {
-        "model.size": 64,
-        "train.common.precision": "fp32",
+        "model.size": regime.size,
+        "train.common.precision": regime.precision,
         "train.common.validate_every": 30,
         "train.semi.perturbations": (),
         "snapshot.validation_share": 0.3,
@@ -262,7 +270,7 @@ def value_of(text: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", default=["generated"], help="generated, real")
+    parser.add_argument("data", nargs="*", default=["generated"], help=", ".join(REGIMES))
     parser.add_argument("--work", type=Path, default=Path("data/bench/stage_order"))
     parser.add_argument("--photos", type=Path, help="inbox of real drops")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -294,7 +302,7 @@ def main() -> None:
                 if len(done[(done["key"] == key) & (done["arm"] == arm)]):
                     continue
                 trainings = Trainings(layout, own, f"{data} {seed}")
-                start = champion(args.work) if regime.warm else None
+                start = champion(args.work, regime.champion) if regime.champion else None
                 scores = judged(layout, base, trainings.arm(arm, start))
                 parts = ("common", arm) if arm == ARMS[0] else ("common", "semi", arm)
                 seconds = sum(trainings.seconds[part] for part in parts)
@@ -326,11 +334,13 @@ def write(table: Any, out: Path) -> None:
     for data, rows in table.groupby("data"):
         regime, whole = REGIMES[str(data)], rows[rows["category"] == "macro"]
         common = "/".join(map(str, regime.steps))
-        lines += [f"### {str(data).capitalize()} photos", ""]
+        kind, _, size = str(data).partition("-")
+        lines += [f"### {kind.capitalize()} photos{f', {size} px' if size else ''}", ""]
         lines += [
             f"{whole['seed'].nunique()} seeds; per category about {regime.labelled} labelled photos and"
             f" {regime.validation} that choose checkpoints, {whole['images'].mean():.0f} judged in all; steps {common}"
-            f"{', all arms from Pixel_Sup of a generated seed' if regime.warm else ''}."
+            f"{f', all arms from Pixel_Sup of a seed of `{regime.champion}`' if regime.champion else ''};"
+            f" {regime.size} px, {regime.precision}."
             f" {platform.machine()}, {os.cpu_count()} cores, one thread. Mean ± standard deviation over seeds.",
             "",
             "| arm | optimiser steps | images seen | seconds |",

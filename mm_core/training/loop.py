@@ -37,6 +37,8 @@ NEW_RATE = 5.0
 """What a strategy adds to the net (auxiliary decoders, fusion) starts from nothing and learns this much faster."""
 SAVE_SECONDS = 30.0
 """Time between checkpoints; what a kill can cost."""
+WORKERS = 4
+"""Threads that draw batches at most. How many changes nothing but the time."""
 
 
 class Strategy(Protocol):
@@ -368,7 +370,7 @@ def _restore(
 @contextmanager
 def _ahead(draw: Callable[[int], dict[str, Batch]], first: int, last: int) -> Iterator[Iterator[Future]]:
     """Draws the batches of steps first … last − 1 in threads, a few steps ahead, and hands them out in order."""
-    workers = min(4, os.cpu_count() or 1)
+    workers = min(WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers, thread_name_prefix="draw") as pool:
 
         def stream() -> Iterator[Future]:
