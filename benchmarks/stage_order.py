@@ -6,8 +6,8 @@ Three arms, the same optimiser steps in each, the same first two stages, several
 * +Semi_Sup: simple, hard, then cross-consistency with unlabelled photos, twice;
 * +Mlt_Sup:  simple, hard, cross-consistency, then text-image consistency, contrast and distillation.
 
+    python benchmarks/stage_order.py generated generated-128 --seeds 130 --arms Pixel_Sup
     python benchmarks/stage_order.py generated real --seeds 1 2 3 --photos FOLDER
-    python benchmarks/stage_order.py generated-128 --seeds 1 --arms Pixel_Sup
     python benchmarks/stage_order.py real-128 --seeds 1 2 3 --photos FOLDER
 
 Each seed draws its own labelled and validation photos as well as its own weights. A row per finished training and
@@ -48,6 +48,8 @@ ARMS = ("Pixel_Sup", "+Semi_Sup", "+Mlt_Sup")
 METRICS = ("mse", "biou", "maxf", "conn")
 HERE = Path(__file__).parent
 MARKS = ("<!-- tables -->", "<!-- end of tables -->")
+CHAMPION = 130
+"""The seed of generated photos whose Pixel_Sup model real photos start from."""
 PAIRS = 300
 """Generated photos with captions per category that the stand-in for a pretrained CLIP learns from."""
 
@@ -178,11 +180,11 @@ def stand_in(root: Path, steps: int) -> Path:
 
 
 def champion(root: Path, data: str) -> Path:
-    """The Pixel_Sup model of the first seed of generated photos: all arms on real ones start from it."""
-    found = sorted(root.glob(f"{data}/seed-*/arms/Pixel_Sup/cycle/models/hard/model.safetensors"))
-    if not found:
-        raise SystemExit(f"run `{data} --arms Pixel_Sup` first: real photos start from its model")
-    return found[0]
+    """The Pixel_Sup model of a seed of generated photos: all arms on real ones start from it."""
+    path = root / data / f"seed-{CHAMPION}" / "arms/Pixel_Sup/cycle/models/hard/model.safetensors"
+    if not path.is_file():
+        raise SystemExit(f"run `{data} --seeds {CHAMPION} --arms Pixel_Sup` first: real photos start from its model")
+    return path
 
 
 def shown(what: str) -> Any:
@@ -332,6 +334,8 @@ def write(table: Any, out: Path) -> None:
     """The tables between the two marks of `out`; what people wrote around them stays."""
     lines = [MARKS[0], ""]
     for data, rows in table.groupby("data"):
+        if set(rows["arm"]) < set(ARMS):
+            continue
         regime, whole = REGIMES[str(data)], rows[rows["category"] == "macro"]
         common = "/".join(map(str, regime.steps))
         kind, _, size = str(data).partition("-")
@@ -339,7 +343,7 @@ def write(table: Any, out: Path) -> None:
         lines += [
             f"{whole['seed'].nunique()} seeds; per category about {regime.labelled} labelled photos and"
             f" {regime.validation} that choose checkpoints, {whole['images'].mean():.0f} judged in all; steps {common}"
-            f"{f', all arms from Pixel_Sup of a seed of `{regime.champion}`' if regime.champion else ''};"
+            f"{f', all arms from Pixel_Sup of seed {CHAMPION} of `{regime.champion}`' if regime.champion else ''};"
             f" {regime.size} px, {regime.precision}."
             f" {platform.machine()}, {os.cpu_count()} cores, one thread. Mean ± standard deviation over seeds.",
             "",

@@ -76,7 +76,7 @@ class Watch:
             while not done.wait(0.05):
                 self.samples.append(self._nvml.nvmlDeviceGetUtilizationRates(self._card).gpu)
 
-        thread = threading.Thread(target=sample)
+        thread = threading.Thread(target=sample, daemon=True)
         thread.start()
         try:
             yield
@@ -182,7 +182,7 @@ def strategy_of(stage: str, photos: Path, batch: int, params: Params) -> Supervi
 
 
 def alike(photos: Path, steps: int = 20) -> dict[str, float]:
-    """Relative distance of the weights that the same semi steps end with, in float32: of GPU and CPU, of two runs on
+    """Relative distance of the state that the same semi steps end with, in float32: of GPU and CPU, of two runs on
     the GPU, and of a run that was killed half way and resumed."""
     torch.backends.cudnn.allow_tf32 = False
     params = Params().with_values(**{"train.common.precision": "fp32", "model.size": SIDE, "train.semi.steps": steps})
@@ -251,9 +251,9 @@ def main() -> None:
 
 
 def tables(out: Path, lines: list[str]) -> None:
-    """Replaces what stands before the first words of people."""
-    said = out.read_text().partition(SAID) if out.exists() else ("", SAID, "\n")
-    out.write_text("\n".join([*lines, "", ""]) + "".join(said[1:]))
+    """Replaces what stands before the words of people; a text without their heading stays whole, below."""
+    text = out.read_text() if out.exists() else f"{SAID}\n"
+    out.write_text("\n".join([*lines, "", ""]) + text[max(0, text.find(SAID)) :])
 
 
 def middle(rounds: list[dict[str, dict[str, float]]], job: str, key: str) -> float:
@@ -267,8 +267,8 @@ def heading(args: argparse.Namespace) -> list[str]:
         "# Training on a GPU",
         "",
         f"Runner: `benchmarks/training_gpu.py`. {card}, {os.cpu_count()} CPU cores, torch {torch.__version__};"
-        f" {args.steps} steps after {WARM} warm ones, {args.rounds} rounds in turn, medians. GB: torch's peak of"
-        " allocated memory. Utilisation: the share of time in which any kernel ran (NVML).",
+        f" {args.steps} steps after {WARM} warm ones, {args.rounds} rounds in turn, medians; fp32 lets cuDNN"
+        " use TF32. GB: torch's peak of allocated memory. Utilisation: share of time in which any kernel ran (NVML).",
     ]
 
 
@@ -315,9 +315,9 @@ def how_alike(far: dict[str, float]) -> list[str]:
         "",
         "## The same numbers",
         "",
-        f"20 semi steps of 4 and 4 photos, float32 without TF32; relative distance of the weights from those of an"
-        f" uninterrupted run on the GPU: on the CPU {far['cpu']:.1e}, on the GPU again {far['again']:.1e}, killed half"
-        f" way and resumed {far['resumed']:.1e}.",
+        "20 semi steps of 4 and 4 photos, float32 without TF32; relative distance of the state (batch norms' statistics"
+        f" included) from that of an uninterrupted run on the GPU: on the CPU {far['cpu']:.1e}, on the GPU again"
+        f" {far['again']:.1e}, killed half way and resumed {far['resumed']:.1e}.",
     ]
 
 

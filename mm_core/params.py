@@ -144,7 +144,7 @@ class StageParams(_Section):
 
 class CommonTrainParams(_Section):
     batch: int = Field(default=8, ge=2)
-    """Samples of one step and pool, of all processes; a large GPU wants 64 or more (benchmarks/training_gpu.md)."""
+    """Samples of one step and pool, of all processes; large GPUs want 64 or more each (benchmarks/training_gpu.md)."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Mixed precision of the forward pass."""
     weight_decay: float = Field(default=1e-4, ge=0)
