@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import spearmanr
+from words import replace_tables
 
 from mm_core.data.dataset import PixelCache, Pool
 from mm_core.data.images import load_alpha, load_rgb
@@ -311,9 +312,7 @@ def write(table: list[dict[str, Any]], worth: Any, args: argparse.Namespace, wro
             lines.append(
                 f"| {about} | {arm} | {part['error'].mean():.4f} | {part['band'].mean():.4f} | {against} | {better} |"
             )
-    path = HERE / "difficulty.md"
-    _, mark, said = (path.read_text() if path.exists() else "").partition(FOLLOWS)
-    path.write_text("\n".join(lines) + "\n" + mark + said)
+    replace_tables(HERE / "difficulty.md", lines, FOLLOWS)
 
 
 if __name__ == "__main__":

@@ -334,7 +334,7 @@ def write(table: Any, out: Path) -> None:
     """The tables between the two marks of `out`; what people wrote around them stays."""
     lines = [MARKS[0], ""]
     for data, rows in table.groupby("data"):
-        if set(rows["arm"]) < set(ARMS):
+        if set(rows["arm"]) < set(ARMS):  # a champion, or Pixel_Sup at other rates: nothing to compare
             continue
         regime, whole = REGIMES[str(data)], rows[rows["category"] == "macro"]
         common = "/".join(map(str, regime.steps))

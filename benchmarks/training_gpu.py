@@ -4,9 +4,9 @@
 
 The steps of benchmarks/training_step.py on CUDA: the plain U2-NetP loop (float32, contiguous, which lets cuDNN use
 TF32) against ours for the same network, batch and size, then the mobile default. Then whole stages of the mobile
-default on generated photos, drawn and augmented by the loader as in a cycle. Utilisation is
-NVML's: the share of time in which any kernel ran. Last, does the GPU end where the CPU ends? Needs torch with CUDA,
-timm, pydantic, pymatting and pynvml; no MLflow, no store. Writes benchmarks/training_gpu.md.
+default on generated photos, drawn and augmented by the loader as in a cycle. Utilisation is NVML's: the share of
+time in which any kernel ran. Last, does the GPU end where the CPU ends? Needs torch with CUDA, timm, pydantic,
+pymatting and pynvml; no MLflow, no store. Writes benchmarks/training_gpu.md.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from training_step import Fixed, plain_step, random_batch
+from words import replace_tables
 
 from mm_core.data.dataset import PixelCache, Pool
 from mm_core.data.samplegen import generate
@@ -39,7 +40,7 @@ from mm_core.training.supervised import Supervised
 
 HERE = Path(__file__).parent
 CUDA = torch.device("cuda")
-SAID = "## What it comes to"
+FOLLOWS = "\n## What it comes to\n"
 WARM = 8
 """Steps before the clock starts."""
 PHOTOS = 96
@@ -236,7 +237,7 @@ def main() -> None:
     args = parser.parse_args()
     rounds = [{job: measure(job, args) for job in STEPS} for _ in range(args.rounds)]
     lines = heading(args) + steps_table(rounds)
-    tables(args.out, lines)
+    replace_tables(args.out, lines, FOLLOWS)
     with tempfile.TemporaryDirectory() as folder:
         photos = decoded(Path(folder))
         staged: dict[int, list[dict[str, dict[str, float]]]] = {workers: [] for workers in args.workers}
@@ -244,16 +245,10 @@ def main() -> None:
             for loop.WORKERS in args.workers:
                 staged[loop.WORKERS].append({job: measure(job, args, photos) for job in STAGES})
         lines += stages_table(staged)
-        tables(args.out, lines)
+        replace_tables(args.out, lines, FOLLOWS)
         lines += how_alike(alike(photos))
-    tables(args.out, lines)
+    replace_tables(args.out, lines, FOLLOWS)
     print("\n".join(lines))
-
-
-def tables(out: Path, lines: list[str]) -> None:
-    """Replaces what stands before the words of people; a text without their heading stays whole, below."""
-    text = out.read_text() if out.exists() else f"{SAID}\n"
-    out.write_text("\n".join([*lines, "", ""]) + text[max(0, text.find(SAID)) :])
 
 
 def middle(rounds: list[dict[str, dict[str, float]]], job: str, key: str) -> float:
