@@ -42,6 +42,7 @@ PARAMS = Params().with_values(
     **{
         "structure.ocr": (),
         "model.encoder": "test_efficientnet",
+        "model.pretrained": "",
         "model.size": 64,
         "model.width": 8,
         "train.simple.steps": 20,

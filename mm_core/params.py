@@ -79,7 +79,10 @@ class IngestParams(_Section):
 
 class StructureParams(_Section):
     tags: int = Field(default=5, ge=1, le=1000)
-    """ImageNet classes kept per photo, the likeliest first; made only where `clip` names pretrained weights."""
+    """ImageNet classes kept per photo, the likeliest first."""
+    classifier: str = "tf_efficientnet_lite0"
+    """timm model whose packaged ImageNet weights tag photos and give their vectors where `clip` names no pretrained
+    weights; empty: no tags, and classical vectors of colours, layout and edges."""
     tag_templates: Literal["simple", "openai"] = "simple"
     """Sentences that a class name is put into: 7 or 80. Encoded once per CLIP: 7,000 or 80,000 texts."""
     aesthetic_head: str = ""
@@ -118,6 +121,9 @@ class SplitParams(_Section):
     hard_share: float = Field(default=0.11, gt=0, lt=1)
     """Share of labelled samples, by difficulty, that forms the hard set of each category: about 1 of 9, as in the paper
     (160k simple, 20k hard)."""
+    min_hard: int = Field(default=64, ge=0)
+    """Hard photos that a stage of their own needs; fewer are learned together with the simple ones. A stage on 17
+    photos was never better than its start."""
     model_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the difficulty that is the champion's error in the soft band, where there is a champion; the rest is the
     label's own. 0 asks no model: a high error is also what a wrong label looks like, and the split that it makes
@@ -125,28 +131,33 @@ class SplitParams(_Section):
 
 
 class ModelParams(_Section):
-    encoder: str = "mobilenetv4_conv_small"
+    encoder: str = "tf_efficientnet_lite0"
     """A timm model name (used with features_only), `u2net` or `u2netp`."""
-    pretrained: str = ""
-    """Weights to begin with: empty, `timm` (the hub's default for the encoder), or a local file."""
-    size: int = Field(default=320, ge=32, le=2048, multiple_of=32)
+    pretrained: str = "packaged"
+    """Weights to begin with: `packaged` (ImageNet weights that an installed package ships, for
+    `tf_efficientnet_lite0`, and for lite1 and lite2 where their package is installed), `timm` (the hub's default for
+    the encoder), a local file, or empty for random weights."""
+    size: int = Field(default=288, ge=32, le=2048, multiple_of=32)
     """Side of the square input in pixels."""
     width: int = Field(default=32, ge=4)
     """Channels of the light decoders."""
 
 
 class StageParams(_Section):
-    steps: int = Field(default=1000, ge=0)
+    steps: int = Field(default=700, ge=0)
     """Optimiser steps."""
-    lr: float = Field(default=2e-3, gt=0)
+    lr: float = Field(default=2.5e-3, gt=0)
     """Peak learning rate (AdamW, one-cycle cosine with 5 % warm-up)."""
 
 
 class CommonTrainParams(_Section):
     batch: int = Field(default=8, ge=2)
     """Samples of one step and pool, of all processes; large GPUs want 64 or more each (benchmarks/training_gpu.md)."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Mixed precision of the forward pass."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of the forward pass: mixed with bfloat16, or plain float32. `auto` takes bfloat16 where the CPU or
+    GPU computes in it, and says which it took."""
+    encoder_lr: float = Field(default=0.2, ge=0)
+    """Learning rate of a pretrained encoder as a multiple of the stage's own."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """AdamW's."""
     ema: float = Field(default=0.99, ge=0, lt=1)

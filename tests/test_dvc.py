@@ -24,6 +24,7 @@ DVC = PROJECT / ".tools" / "dvc" / "bin" / "dvc"
 STAGES: dict[str, Any] = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
 TINY: dict[str, Any] = {
     "model.encoder": "test_efficientnet",
+    "model.pretrained": "",
     "model.size": 64,
     "model.width": 8,
     "train.common.batch": 2,

@@ -22,6 +22,7 @@ from mm_core.settings import Settings
 TINY = Params().with_values(
     **{
         "model.encoder": "test_efficientnet",
+        "model.pretrained": "",
         "model.size": 64,
         "model.width": 8,
         "train.common.batch": 2,

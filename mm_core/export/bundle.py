@@ -31,7 +31,7 @@ from mm_core.export.provenance import code_revision
 from mm_core.export.runtime import CHOICE, SUFFIX, input_size, open_session
 from mm_core.export.signature import UNSIGNED, sign_file
 from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.model.preprocess import MEAN, STD, prepare, resize
+from mm_core.model.preprocess import prepare, resize
 from mm_core.params import Params
 from mm_core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.store import Store
@@ -245,9 +245,9 @@ def _assemble(
             "shape": [1, 3, size, size],
             "colour": "sRGB, upright, channels red, green, blue",
             "resize": "to S × S, aspect ratio not kept; axes that shrink by area means, axes that grow bilinearly",
-            "scale": "value / 255, then (value - mean) / std per channel",
-            "mean": [float(f"{v:.6g}") for v in MEAN],
-            "std": [float(f"{v:.6g}") for v in STD],
+            "scale": "value / 255, then (value - mean) / std per channel; the file normalises for its encoder itself",
+            "mean": [0.0, 0.0, 0.0],
+            "std": [1.0, 1.0, 1.0],
         },
         "output": {
             "name": "alpha",

@@ -30,6 +30,7 @@ from mm_core.params import CommonTrainParams, Params, StageParams
 from mm_core.records import Report, digest_of, sha256_file, write_bytes, write_json
 from mm_core.store import Store
 from mm_core.training import ranks
+from mm_core.training.checkpoint import Errors
 from mm_core.training.loop import Result, Sample, fit, pick_device, to_device
 from mm_core.training.multimodal import Multimodal, embed, with_captions
 from mm_core.training.semi import Semi
@@ -206,9 +207,8 @@ def _train(
         metrics = _metrics(stage, result) | {f"{stage}/epochs": epochs(params.train.common, data, settings.steps)}
         if first:
             metrics |= {f"{stage}/val/choice": share for share in check.rightly_chosen(net)}
-        facts |= {"steps": settings.steps, "best_step": result.best_step, "resumed_from": result.resumed_from}
-        if not result.validation:
-            facts["validation"] = "empty: the last averaged weights were kept"
+        facts |= {"steps": settings.steps, "kept_step": result.kept_step, "resumed_from": result.resumed_from}
+        facts |= {"checkpoint": result.kept_because, "precision": result.precision}
     if not first:
         return
     net.to("cpu")
@@ -253,7 +253,7 @@ def _why_idle(stage: str, settings: StageParams, data: Data) -> str | None:
     if settings.steps == 0:
         return f"train.{stage}.steps is 0"
     if stage == "hard" and data.labeled.empty:
-        return "the split found no hard sample"
+        return "the split has no hard samples, or too few for a stage of their own (split.min_hard)"
     if stage == "semi" and data.unlabeled.empty:
         return "the snapshot holds no unlabelled photo: drop some as kind unlabeled"
     if stage == "multimodal" and len(set(data.text_image["caption"])) < 2:
@@ -322,7 +322,7 @@ def epochs(common: CommonTrainParams, data: Data, step: int) -> float:
 
 
 class _Validation:
-    """Mean squared error per category at the model's size, in float32.
+    """Squared error of each validation photo by category, at the model's size, in float32.
 
     The photos are kept as bytes, in the host's memory: as floats thousands of them would fill a device.
     """
@@ -334,15 +334,15 @@ class _Validation:
         return (to_device(batch, self._device) for batch in self._batches)
 
     @torch.no_grad()
-    def __call__(self, net: nn.Module) -> dict[str, float]:
+    def __call__(self, net: nn.Module) -> Errors:
         assert isinstance(net, MattingNet)
-        errors: dict[str, list[float]] = {}
+        errors: Errors = {}
         for sample in self._samples():
             alpha = net.route(net.encode(sample.images), sample.decoders)[0].sigmoid()
             squared = ((alpha - sample.alpha) ** 2).mean((1, 2, 3)).tolist()
             for category, error in zip(sample.categories, squared, strict=True):
                 errors.setdefault(category, []).append(error)
-        return {category: float(np.mean(values)) for category, values in sorted(errors.items())}
+        return dict(sorted(errors.items()))
 
     @torch.no_grad()
     def rightly_chosen(self, net: MattingNet) -> list[float]:

@@ -28,7 +28,8 @@ from mm_core.store import Store, put_blob
 
 SIZE = 64
 PARAMS = Params(
-    model=ModelParams(encoder="test_efficientnet", size=SIZE, width=8), export=ExportParams(calibration_images=6)
+    model=ModelParams(pretrained="", encoder="test_efficientnet", size=SIZE, width=8),
+    export=ExportParams(calibration_images=6),
 )
 
 

@@ -17,6 +17,7 @@ from mm_core.settings import Settings
 TINY: dict[str, Any] = {
     "structure.ocr": (),
     "model.encoder": "test_efficientnet",
+    "model.pretrained": "",
     "model.size": 64,
     "model.width": 8,
     "train.common.batch": 2,

@@ -24,7 +24,6 @@ from mm_core.layout import Layout
 from mm_core.model.clip import Clip
 from mm_core.model.files import load_model
 from mm_core.model.network import MattingNet, build_model
-from mm_core.model.preprocess import MEAN, STD
 from mm_core.params import Params
 from mm_core.records import Report, sha256_bytes, sha256_file
 from mm_core.store import LocalStore
@@ -168,7 +167,7 @@ def test_a_teacher_is_asked_for_whole_photos(
     taught = Semi.taught
 
     def watched(self: Semi, name: str, batch: Sample, teacher: MattingNet) -> Sample:
-        colours = batch.images.permute(0, 2, 3, 1).numpy() * STD + MEAN
+        colours = batch.images.permute(0, 2, 3, 1).numpy()
         seen.setdefault(name, []).extend(zip(batch.ids, np.rint(colours * 255), strict=True))
         return taught(self, name, batch, teacher)
 
@@ -286,7 +285,7 @@ def test_no_labels_at_all(workspace: Layout, params: Params) -> None:
 def test_without_validation_the_last_weights_are_kept(workspace: Layout, params: Params) -> None:
     empty(workspace.snapshot / "validation.parquet")
     report = train("simple", params, workspace)
-    assert report.facts["best_step"] == params.train.simple.steps
+    assert report.facts["kept_step"] == params.train.simple.steps
     assert "empty" in report.facts["validation"]
     assert "simple/val_mse" not in report.metrics
 
