@@ -338,7 +338,7 @@ class LimitParams(_Section):
 class ExportParams(_Section):
     calibration_images: int = Field(default=32, ge=1)
     """Training photos that set the quantisation ranges, per decoder."""
-    max_int8_mse: float = Field(default=1e-4, ge=0)
+    max_int8_mse: float = Field(default=5e-4, ge=0)
     """Where int8 mattes differ more than this (mean square, the worst category's, on the calibration photos) from float
     ones, the convolutions that int8 hurts most stay in float, in every format."""
     formats: list[Literal["onnx", "executorch", "litert"]] = ["onnx"]
