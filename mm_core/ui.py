@@ -47,7 +47,7 @@ def serve(settings: Settings, port: int) -> None:
     }
     scripts = Path(sys.executable).parent
     # `dagster dev` with its web server behind `mm_core.web_guard`.
-    dagster = [sys.executable, "-m", "pipelines.dev", "-w", PROJECT / "workspace.yaml", "-h", "127.0.0.1", "-p", port]
+    dagster = [PROJECT / "pipelines" / "dev.py", "-w", PROJECT / "workspace.yaml", "-h", "127.0.0.1", "-p", port]
     mlflow = [scripts / "mlflow", "server", "--backend-store-uri", settings.mlflow_uri, "--host", "127.0.0.1"]
     mlflow += ["--port", port + 1, "--workers", 1]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -8,7 +8,7 @@ from typing import Any
 from dagster._cli import dev
 
 OWN = "dagster_webserver"
-_open = dev.open_ipc_subprocess
+_open = dev.open_ipc_subprocess  # pyright: ignore[reportPrivateImportUsage]
 
 
 def open_guarded(command: Sequence[str], **options: Any) -> Any:
@@ -18,7 +18,7 @@ def open_guarded(command: Sequence[str], **options: Any) -> Any:
 
 def main() -> None:
     """Run Dagster's command. Tests of `mm ui` hold that the server which answers is the guarded one."""
-    dev.open_ipc_subprocess = open_guarded
+    dev.open_ipc_subprocess = open_guarded  # pyright: ignore[reportPrivateImportUsage]
     dev.dev_command()
 
 

@@ -34,7 +34,7 @@ def main() -> None:
         allowed_hosts()
     except InputError as error:
         sys.exit(f"mm: {error}")
-    cli.create_app_from_workspace_process_context = guarded_app
+    cli.create_app_from_workspace_process_context = guarded_app  # pyright: ignore[reportPrivateImportUsage]
     cli.main()
 
 

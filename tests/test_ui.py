@@ -19,8 +19,8 @@ import pytest
 from mm_core.ui import shown
 
 PROJECT = Path(__file__).resolve().parent.parent
-PROGRAMS = ("pipelines.dev", "code-server start", "api grpc", "pipelines.webserver", "dagster._daemon", "mlflow.server",
-            "mm_core.pages")  # fmt: skip
+PROGRAMS = ("pipelines/dev.py", "code-server start", "api grpc", "pipelines.webserver", "dagster._daemon",
+            "mlflow.server", "mm_core.pages")  # fmt: skip
 """What the family must be seen to consist of, or its end shows nothing."""
 
 
