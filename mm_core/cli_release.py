@@ -144,8 +144,8 @@ def keys(path: Annotated[Path, typer.Argument(help="File of the new private key.
 @app.command()
 def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], json_: Json = False) -> None:
     """Checks a bundle: signature, digests, and golden pairs in a fresh process with onnxruntime alone."""
-    from mm_core.export.bundle import checked_manifest, read_manifest
     from mm_core.export.bundle import verify as run_selfcheck
+    from mm_core.export.bundle_manifest import checked_manifest, read_manifest
     from mm_core.export.signature import check_file
 
     read_manifest(bundle)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -207,8 +208,10 @@ class Judge:
             gx.ValidationDefinition(name=name, data=data, suite=context.suites.add_or_update(suite))
         )
         run = RunIdentifier(run_name=self.batch)
+        # Data Docs put values into their pages as they are. What a rule allows holds no character that is escaped.
+        escaped = table.map(lambda value: escape(value) if isinstance(value, str) else value)
         outcome = definition.run(
-            batch_parameters={"dataframe": table},
+            batch_parameters={"dataframe": escaped},
             run_id=run,
             result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
         )

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mm_core.catalog import Catalog
+from mm_core.data.batch_names import name_fault, safe_alias
 from mm_core.data.manifest import MAX_BYTES
 from mm_core.errors import BlobNotFound, BlobTooLarge
 from mm_core.records import KINDS, digest_of, sha256_bytes, sha256_file
@@ -22,12 +23,15 @@ class ReadyBatch:
 
     kind: str
     batch: str
+    """The folder's name; of a refused one an alias that is safe everywhere."""
     manifest_key: str
     """In the inbox."""
     manifest_sha256: str
     key: str
     """Of the ledger: digest over kind, batch and manifest digest."""
     uri: str
+    refused: str = ""
+    """Why the drop is held without being read: its name is not safe to use."""
 
     @property
     def name(self) -> str:
@@ -57,8 +61,8 @@ def arrived_batches(inbox: Store) -> list[ReadyBatch]:
     places = []
     for kind in KINDS:
         for entry in inbox.list(kind, delimiter=True):
-            batch = entry.key.rstrip("/").rpartition("/")[2]
-            if entry.key.endswith("/") and not batch.startswith("."):
+            batch = entry.key.removeprefix(f"{kind}/").removesuffix("/")
+            if entry.key.endswith("/") and batch and not is_hidden(batch):
                 places.append((kind, batch))
     # S3 is asked for the manifest's ETag and sends one again only where that has changed.
     with ThreadPoolExecutor(LOOKS) as pool:
@@ -66,7 +70,18 @@ def arrived_batches(inbox: Store) -> list[ReadyBatch]:
         return [batch for batch in found if batch is not None]
 
 
+def is_hidden(batch: str) -> bool:
+    """Whether a folder is none of a producer's: systems and synchronisers keep theirs under a leading dot."""
+    return batch.startswith(".") and batch not in (".", "..")
+
+
 def _arrived(inbox: Store, kind: str, batch: str) -> ReadyBatch | None:
+    if fault := name_fault(batch):
+        # `.` and `..` would lead elsewhere. Of the others only whether they are drops is asked.
+        if batch not in (".", "..") and not any(inbox.exists(f"{kind}/{batch}/{name}") for name in MANIFESTS):
+            return None
+        alias = safe_alias(batch)
+        return ReadyBatch(kind, alias, "", "", digest_of([kind, alias]), f"{inbox.url}/{kind}", fault)
     for manifest in MANIFESTS:
         key = f"{kind}/{batch}/{manifest}"
         try:

@@ -141,6 +141,8 @@ class Ingest:
         again = again or only is not None
         if not again and len(self.catalog.read("batches", filters=[("key", "=", self.batch.key)])):
             return
+        if self.batch.refused:
+            return self._write_ledger("held", self.batch.refused, 0)
         self.spool.mkdir(parents=True, exist_ok=True)
         remove_left_over(self.spool)
         with TemporaryDirectory(dir=self.spool) as spool:

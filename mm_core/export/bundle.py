@@ -22,6 +22,7 @@ from mm_core.data.samplegen import generate
 from mm_core.data.snapshot import TRAINING, read_pool
 from mm_core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.export import selfcheck
+from mm_core.export.bundle_manifest import by_file, read_manifest
 from mm_core.export.card import model_card
 from mm_core.export.formats.convert import convert
 from mm_core.export.limits import require_within
@@ -37,7 +38,6 @@ from mm_core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of
 from mm_core.store import Store
 
 SCHEMA_VERSION = 2
-MANIFEST_BYTES = 4 << 20
 GOLDEN = {"saliency": "pets", "portrait": "portrait", "scenery": "scenery"}
 """Category of the generated photo that each decoder is checked with: nobody's photo, nobody's licence."""
 TOLERANCE = {"mse": 1e-4, "max": 0.1}
@@ -92,48 +92,6 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
         {"exported": True, "bundle": version, "model": verdict.candidate, "verdict": verdict.decision},
     )
     return report
-
-
-def read_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of a bundle; raises InputError where there is none that can be read."""
-    path = bundle / "manifest.json"
-    if not path.is_file():
-        raise InputError(f"{path} is missing: run `mm export` first")
-    if (size := path.stat().st_size) > MANIFEST_BYTES:
-        raise InputError(f"{path}: {size} bytes, at most {MANIFEST_BYTES} are read: fetch the bundle again")
-    try:
-        manifest = json.loads(path.read_text())
-    except (ValueError, RecursionError):
-        manifest = None
-    if not isinstance(manifest, dict):
-        raise InputError(f"{path}: not a bundle's manifest; fetch the bundle again")
-    return manifest
-
-
-def checked_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of a bundle that came from elsewhere, once every file is the one that it names and lies in the
-    folder; raises InputError. Nothing of the bundle is run or opened otherwise."""
-    manifest = read_manifest(bundle)
-    try:
-        files = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()}
-        used = {*by_file(manifest), manifest["golden"]["file"]}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise InputError(f"{bundle / 'manifest.json'}: not a bundle's manifest; fetch the bundle again") from None
-    for name in sorted(used | set(files)):
-        path = bundle / name
-        if Path(name).name != name or path.is_symlink() or name not in files:
-            raise InputError(f"{bundle}: the manifest names {name!r}, which is no file of the bundle: do not use it")
-        size, digest = files[name]
-        if not path.is_file() or path.stat().st_size != size or sha256_file(path) != digest:
-            raise InputError(f"{path}: not the file that the manifest names; fetch the bundle again")
-    return manifest
-
-
-def by_file(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """File name → what the manifest says of it, the ONNX files first."""
-    entries = [*manifest["decoders"].values()]
-    entries += [other for row in manifest["decoders"].values() for other in row["formats"].values()]
-    return {entry["file"]: entry for entry in entries}
 
 
 def exported_bundle(layout: Layout, verdict: Verdict) -> Path:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mm_core.errors import InputError, ReleaseRefused
-from mm_core.export.bundle import exported_bundle, read_manifest
+from mm_core.export.bundle import exported_bundle
+from mm_core.export.bundle_manifest import checked_manifest
 from mm_core.export.lock import held
 from mm_core.export.provenance import gather
 from mm_core.layout import TRAIN_STAGES, Layout
@@ -214,7 +215,7 @@ class Registry:
 
     def _register(self, params: Params, layout: Layout, store: Store, verdict: Verdict, bundle: Path) -> str:
         """Blobs first, then artifacts, then the version with all its tags at once."""
-        manifest = read_manifest(bundle)
+        manifest = checked_manifest(bundle)
         weights = put_blob(store, layout.model(TRAIN_STAGES[-1]))
         if weights != verdict.candidate:
             raise ReleaseRefused(f"the candidate is {weights[:12]} now, the verdict is about {verdict.candidate[:12]}")
