@@ -11,9 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_core.cycle import Progress, catalog_of, pin, quiet, read_inputs, store_of, warm_start
+from mm_core.cycle import (
+    Progress,
+    catalog_of,
+    frozen_inputs,
+    in_the_cycle,
+    pin,
+    pin_when_idle,
+    quiet,
+    read_inputs,
+    store_of,
+    warm_start,
+)
 from mm_core.errors import InputError, MattingError
 from mm_core.layout import Layout
+from mm_core.locks import removal_lock
 from mm_core.params import Params
 from mm_core.records import Report, timed
 
@@ -44,6 +56,7 @@ def finished_work(layout: Layout) -> str | None:
     return digest_of(waiting)[:16] if any(waiting) else None
 
 
+@in_the_cycle
 def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | None = None) -> Report:
     """Removes photos from store, catalog and workspace for good, and names every model that learned from them.
 
@@ -56,7 +69,10 @@ def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | 
     from mm_core.labeling.forget import forget_on_server, forget_tasks
     from mm_core.labeling.local import connect
 
-    with timed(Report("forget"), layout.root / "reports" / "forget.json") as report:
+    with (
+        removal_lock(layout, "forget"),
+        timed(Report("forget"), layout.root / "reports" / "forget.json") as report,
+    ):
         catalog, store = catalog_of(layout), store_of(layout)
         ids = forget_photos(catalog, store, samples, group)
         # A killed measurement or rebuild keeps what it decoded in folders of its own.
@@ -82,29 +98,34 @@ def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | 
     return report
 
 
+@in_the_cycle
 def compact(params: Params, layout: Layout) -> Report:
     """Puts the catalog's small files together and removes data files of versions that nobody reads any more."""
     from mm_core.tables import SCHEMAS
 
-    with timed(Report("compact")) as report:
+    with removal_lock(layout, "catalog compact"), timed(Report("compact")) as report:
         catalog = catalog_of(layout)
-        pinned = read_inputs(layout)["catalog"] if layout.inputs.exists() else {}
+        pinned = [read_inputs(layout)["catalog"]] if layout.inputs.exists() else []
+        if (layout.snapshot / "snapshot.json").is_file():
+            pinned.append(frozen_inputs(layout)["catalog"])
         for table in SCHEMAS:
             report.metrics[f"compact/{table}/merged"] = catalog.compact(table)
-            keep = [pinned[table]] if table in pinned else []
+            keep = [versions[table] for versions in pinned if table in versions]
             report.metrics[f"compact/{table}/removed"] = catalog.vacuum(table, keep=keep)
     return report
 
 
+@in_the_cycle
 def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Progress = quiet) -> Report:
     """Trains this cycle's snapshot with other seeds: how far their scores spread is no gain to the gate."""
     from mm_core.training.noise import measure_noise
 
     with timed(Report("gate-noise"), layout.root / "reports" / "gate-noise.json") as report:
-        start = warm_start(params, layout, read_inputs(layout))
+        start = warm_start(params, layout, frozen_inputs(layout))
         return measure_noise(params, layout, store_of(layout), report, start=start, seeds=seeds, progress=progress)
 
 
+@in_the_cycle
 def label_compare(
     params: Params, layout: Layout, *, seeds: int = 1, fewest: int = 1, progress: Progress = quiet
 ) -> Report:
@@ -197,12 +218,15 @@ def moments(
 
 
 def rollback(params: Params, layout: Layout, version: str | None = None, *, reason: str = "") -> Report:
-    """Makes an earlier champion champion again: the one before, or a named version."""
+    """Makes an earlier champion champion again: the one before, or a named version.
+
+    It waits for no cycle. A cycle at work, whose candidate was compared with the champion that falls, is not promoted.
+    """
     from mm_core.export.registry import Registry
 
     with timed(Report("rollback"), layout.root / "reports" / "rollback.json") as report:
         Registry(layout.settings).rollback(version, reason or "no reason given", report)
-    pin(params, layout)
+    pin_when_idle(params, layout)
     return report
 
 
@@ -212,7 +236,7 @@ def anchor(params: Params, layout: Layout, version: str, *, reason: str) -> Repo
 
     with timed(Report("anchor"), layout.root / "reports" / "anchor.json") as report:
         Registry(layout.settings).move_anchor(version, reason, report)
-    pin(params, layout)
+    pin_when_idle(params, layout)
     return report
 
 

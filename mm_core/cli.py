@@ -20,7 +20,9 @@ from mm_core.cli_label import app as label_app
 from mm_core.cli_operate import app as operate_app
 from mm_core.cli_release import app as release_app
 from mm_core.errors import InputError, MattingError
-from mm_core.layout import TRAIN_STAGES
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.locks import cycle_holder
+from mm_core.params import Params
 from mm_core.records import KINDS, Report
 from mm_core.settings import Settings
 from mm_core.terminal import Inbox, Json, layout_and_params, progress_bars, say, table
@@ -82,8 +84,14 @@ def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -
     report.facts |= structured.facts
     report.tables |= {"drift": structured.tables.get("drift", [])}
     report.pictures |= structured.pictures
-    stages.pin_inputs(params, layout)
+    _pin_after_arrivals(params, layout, report)
     say(report, json_)
+
+
+def _pin_after_arrivals(params: Params, layout: Layout, report: Report) -> None:
+    """Pins for the next cycle; the report says so where a cycle at work leaves that for its end."""
+    if "pins" in (facts := stages.pin_when_idle(params, layout)):
+        report.facts["pins"] = facts["pins"]
 
 
 @app.command()
@@ -102,6 +110,7 @@ def status(json_: Json = False) -> None:
         "rejects": _counted(catalog, "rejects", "verdict", "reason"),
         "verdict": stages.recorded_verdict(layout).decision if layout.verdict.exists() else None,
         "champion": (Registry(layout.settings).pin("champion") or {}).get("version"),
+        "cycle": cycle_holder(layout),
     }
     if json_:
         return say(result, True)
@@ -111,6 +120,7 @@ def status(json_: Json = False) -> None:
     typer.echo(f"labelled photos: {result['labelled']}")
     typer.echo(f"last verdict:    {result['verdict'] or 'no cycle yet'}")
     typer.echo(f"champion:        {result['champion'] or 'none yet'}")
+    typer.echo(f"cycle at work:   {result['cycle'] or 'none'}")
 
 
 def _counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, Any]]:
@@ -181,7 +191,7 @@ def quarantine_accept(
         why=why,
     )
     stages.structure(params, layout)
-    stages.pin_inputs(params, layout)
+    _pin_after_arrivals(params, layout, report)
     say(report, json_)
 
 
@@ -203,7 +213,7 @@ def quarantine_retry(
         layout.spool,
     )
     stages.structure(params, layout)
-    stages.pin_inputs(params, layout)
+    _pin_after_arrivals(params, layout, report)
     say(report, json_)
 
 
