@@ -312,19 +312,23 @@ app.registered_groups += release_app.registered_groups
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Photos.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the mattes.")],
+    images: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the mattes; no photo is ever replaced.")],
     model: Annotated[str, typer.Option(help="champion, a registry version, or a .safetensors file.")] = "champion",
     category: Annotated[str, typer.Option(help="Chooses the decoder: portrait, multi_person, scenery, …")] = "",
     cutout: Annotated[bool, typer.Option("--cutout", help="Also write the cut-out as RGBA PNG.")] = False,
     json_: Json = False,
 ) -> None:
-    """Writes `<stem>.png`, the matte at the photo's own size, for each photo."""
+    """Writes `<stem>.png`, the matte at the photo's own size, for each photo; exits with 2 where one is unreadable."""
     from mm_core.predict import predict_files
 
     layout, _ = layout_and_params()
     with progress_bars() as progress:
-        say(predict_files(layout, images, out, model=model, category=category, cutout=cutout, progress=progress), json_)
+        report = predict_files(layout, images, out, model=model, category=category, cutout=cutout, progress=progress)
+    say(report, json_)
+    if unreadable := report.tables["unreadable"]:
+        first = unreadable[0]["reason"]
+        raise InputError(f"{len(unreadable)} of {len(unreadable) + len(report.tables['mattes'])} photos: {first}")
 
 
 @app.command()

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,19 +73,8 @@ def workspace(first: Layout, tmp_path: Path) -> Layout:
 
 def in_another_thread(work: Callable[[], object]) -> None:
     """The cycle lock is re-entrant within a thread alone: another thread stands for another process."""
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
 
 
 def once_while_training(work: Callable[[], object]) -> Callable[[str, int, int], None]:
