@@ -219,13 +219,29 @@ def quarantine_retry(
 
 @app.command()
 def forget(
-    samples: Annotated[list[str] | None, typer.Argument(help="Sample ids (sha256 of the photo's bytes).")] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(help="Sample ids or their beginnings, photo files, drops (kind/batch)."),
+    ] = None,
     group: Annotated[str | None, typer.Option(help="All photos of this declared group.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and remove nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; scripts need it.")] = False,
     json_: Json = False,
 ) -> None:
     """Removes photos from store and catalog for good, and lists every model trained on them."""
     layout, params = layout_and_params()
-    say(stages.forget(params, layout, samples or [], group), json_)
+    plan = stages.plan_forgetting(layout, photos or [], group)
+    if dry_run:
+        return say(plan, json_)
+    if not yes:
+        goes = plan.tables["goes"]
+        typer.echo(
+            table(goes) if goes else "these photos have gone already; what a killed run left is removed", err=True
+        )
+        if not sys.stdin.isatty():
+            raise InputError(f"mm forget: {plan.metrics['forget/photos']:.0f} photos would go for good: add --yes")
+        typer.confirm(f"Remove {plan.metrics['forget/photos']:.0f} photos for good?", abort=True, err=True)
+    say(stages.forget(params, layout, plan.facts["ids"]), json_)
 
 
 @catalog_app.command("compact")

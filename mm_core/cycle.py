@@ -148,7 +148,7 @@ def _is_done(params: Params, layout: Layout, inputs: dict) -> bool:
     facts = Report.read(judged).facts
     if {name: facts.get(name) for name in about} != about or pinned["catalog"] != inputs["catalog"]:
         return False
-    if verdict.candidate != sha256_file(candidate):  # another training has begun since
+    if verdict.candidate != sha256_file(candidate) or _is_mixed(layout):  # other work has begun since
         return False
     if verdict.decision == "PROMOTE" and not layout.stage_report("promote").is_file():
         return False
@@ -156,6 +156,16 @@ def _is_done(params: Params, layout: Layout, inputs: dict) -> bool:
         # The first champion ever is the anchor too.
         return inputs["anchor"] == (pinned["anchor"] or inputs["champion"])
     return all(inputs[role] == pinned[role] for role in ("champion", "anchor"))
+
+
+def _is_mixed(layout: Layout) -> bool:
+    """Whether the models that lie there were not trained on the snapshot and split that lie there."""
+    from mm_core.training.record import find_mismatches
+
+    try:
+        return bool(find_mismatches(layout))
+    except InputError:  # a file of the cycle is missing
+        return True
 
 
 def warm_start(params: Params, layout: Layout, inputs: dict) -> Path | None:

@@ -43,7 +43,7 @@ def check_outputs(
             raise InputError(f"{blocking} is a file and no folder: {remedy}")
         if not target.exists():
             continue
-        if target in above and not is_ours(output):
+        if target in above:
             raise InputError(f"{output} holds files that were given and would be replaced: {remedy}")
         if not is_ours(output):
             raise InputError(f"{output} is there already and was not made by this command: {remedy}")

