@@ -47,6 +47,8 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a folder with photos")
     target = inbox / kind / batch
+    if target.resolve().is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(target.resolve()):
+        raise InputError(f"{folder} and the drop {target} lie in one another: name another folder, batch or --inbox")
     if (target / "manifest.csv").exists():
         raise InputError(f"{target}: --batch {batch!r} already exists; choose another batch name")
     photos = [

@@ -97,8 +97,8 @@ def evaluate_models(
         raise InputError(
             f"{layout.snapshot / 'eval.parquet'} holds no photos: drop more labelled photos, or some with role `eval`"
         )
-    inputs = json.loads(layout.inputs.read_text()) if layout.inputs.is_file() else {}
-    about = identity(layout, inputs)
+    # The champion and anchor that the snapshot froze, not those that are pinned for the next cycle.
+    about = identity(layout, json.loads((layout.snapshot / "snapshot.json").read_text()))
     rows = score_all(frame, models, store, params.max_side, progress)
     table = rows.sort_values(["model", "precision", "sample_id"], ignore_index=True)
     _write_parquet(layout.per_image, table, about)

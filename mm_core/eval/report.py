@@ -364,8 +364,7 @@ def _costs(stages: Mapping[str, Report]) -> list[dict[str, Any]]:
 
 def _identifiers(layout: Layout, verdict: Verdict | None, candidate: str) -> list[tuple[str, str]]:
     snapshot = _snapshot(layout)
-    inputs = json.loads(layout.inputs.read_text()) if layout.inputs.is_file() else {}
-    pins = [(role, inputs.get(role) or {}) for role in ("champion", "anchor")]
+    pins = [(role, snapshot.get(role) or {}) for role in ("champion", "anchor")]
     bundle = layout.cycle_bundle / "export.json"
     rows = [
         ("candidate", candidate),

@@ -26,12 +26,12 @@ from mm_core.export.bundle_manifest import by_file, read_manifest
 from mm_core.export.card import model_card
 from mm_core.export.formats.convert import convert
 from mm_core.export.limits import require_within
-from mm_core.export.lock import held
 from mm_core.export.measured import decoder_entry, run_all, torch_latencies
 from mm_core.export.provenance import code_revision
 from mm_core.export.runtime import CHOICE, SUFFIX, input_size, open_session
 from mm_core.export.signature import UNSIGNED, sign_file
 from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.locks import exclusive
 from mm_core.model.preprocess import prepare, resize
 from mm_core.params import Params
 from mm_core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
@@ -55,7 +55,7 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
     version = verdict.candidate[:12]
     target = layout.bundles / version
     about = _about(layout, verdict)
-    with held(layout.bundles / ".lock"):
+    with exclusive(layout.bundles / ".lock"):
         made = convert(params.export, layout.model(TRAIN_STAGES[-1]), about["quantised"], layout, store)
         asked = {
             "limits": params.export.limits.model_dump(mode="json"),

@@ -34,8 +34,10 @@ _BYTES = 4096
 
 def make_keys(path: Path) -> str:
     """Writes a new private key (mode 0600) and `<path>.pub`; returns the key's fingerprint. Never replaces a file."""
-    if path.exists():
-        raise InputError(f"{path} is there already: name another file")
+    public_path = path.with_name(f"{path.name}.pub")
+    for file in (path, public_path):
+        if file.exists():
+            raise InputError(f"{file} is there already: name another file")
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -44,7 +46,7 @@ def make_keys(path: Path) -> str:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
         stream.write(private)
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    write_bytes(path.with_name(f"{path.name}.pub"), public)
+    write_bytes(public_path, public)
     return fingerprint(key.public_key())
 
 

@@ -7,10 +7,9 @@ stage goes on where it was, and a stage that was trained before is not trained a
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import nn
 from mm_core.data.dataset import UNKNOWN, PixelCache, Pool
 from mm_core.errors import InputError, NothingToTrainOn
 from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.locks import exclusive
 from mm_core.model.files import load_model, save_model
 from mm_core.model.network import MattingNet, build_model
 from mm_core.params import CommonTrainParams, Params, StageParams
@@ -105,7 +105,7 @@ def train_stage(
     with ranks.joined(device):
         first = ranks.rank() == 0
         waiting = partial(progress, f"train {stage}: another process trains the same", 0, 1)
-        with _locked(folder, waiting) if first else nullcontext():
+        with exclusive(folder / "lock", waiting) if first else nullcontext():
             reused = ranks.agreed((folder / "done.json").is_file())
             if not reused:
                 ranks.check_batch(params.train.common.batch, ranks.world())
@@ -382,16 +382,3 @@ def _relevant(stage: str, params: Params) -> dict[str, Any]:
         train["semi"] = params.train.semi
         whole["clip"] = params.clip.model_dump(mode="json")
     return whole | {"train": {name: section.model_dump(mode="json") for name, section in train.items()}}
-
-
-@contextmanager
-def _locked(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Only one process at a time works under a content key; the lock ends with its process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
