@@ -112,8 +112,10 @@ def read_header(path: Path) -> Header:
     """Format and size without decoding; raises NotAnImage, CorruptImage or TooManyPixels."""
     with _opened(path) as image:
         orientation = _declared_orientation(image)
-        size = image.size[::-1] if _shows_upright_size(image) and orientation > 4 else image.size
-        return Header(image.format or "", image.mode, *size, orientation)
+        width, height = image.size
+        if _shows_upright_size(image) and orientation > 4:
+            width, height = height, width
+        return Header(image.format or "", image.mode, width, height, orientation)
 
 
 def load_rgb(path: Path, max_side: int | None = None) -> np.ndarray:
@@ -134,7 +136,7 @@ def load_rgb(path: Path, max_side: int | None = None) -> np.ndarray:
         image.load()
         # Pillow turns a TIFF upright while it loads, and takes the tag away: what is left to do is asked afterwards.
         orientation = _orientation(image)
-        size = _scaled(full if image.size == drafted else full[::-1], scale)
+        size = _scaled(full if image.size == drafted else (full[1], full[0]), scale)
         if scale < 1:
             image = _shrunk(image, size)
         rgb = _to_srgb(image)
@@ -269,7 +271,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _declared_orientation(image: Image.Image) -> int:
     """What the file says before it is loaded, also where its decoder turns the picture: HEIF's keeps the tag aside."""
-    kept_aside = image.info.get("original_orientation")
+    kept_aside: int = image.info.get("original_orientation") or 1
     return kept_aside if kept_aside in range(2, 9) else _orientation(image)
 
 

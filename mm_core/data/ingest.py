@@ -335,7 +335,7 @@ def said_rows(measured: Measured, decisions: Sequence[Decision], listing: Listin
     """The rows of a drop as its statement keeps them."""
     for (row, probe, _), decision in zip(measured, decisions, strict=True):
         values = {column: word(value) for column, value in stated(row, probe).items()}
-        yield SaidRow(row.row, probe.sha256, decision.verdict, values, listing.of(row))
+        yield SaidRow(row.row, word(probe.sha256) if probe.sha256 else None, decision.verdict, values, listing.of(row))
 
 
 def is_as_it_arrived(inbox: Store, batch: ReadyBatch) -> bool:

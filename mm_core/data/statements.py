@@ -2,7 +2,7 @@
 
 The ledger's latest row of a drop names its statement. Against it, a corrected manifest shows which rows say something
 new and which are gone, and an unchanged manifest shows which files were replaced in place. Words are kept as digests:
-a statement holds no text about people that `mm forget` would have to find.
+a statement holds neither text nor photo ids that `mm forget` would have to find.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ABSENT = (-1, "")
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
-        ("sample", pa.string()),  # null: its photo could not be read
+        ("sample", pa.string()),  # digest of its photo's id; null: the photo could not be read
         ("verdict", pa.string()),  # as of `Decision`
         ("values", pa.string()),  # JSON: column → digest of what it said
         ("files", pa.string()),  # JSON: digest of the name → size, stamp
@@ -135,7 +135,7 @@ class Statement:
         return key
 
     def by_sample(self) -> dict[str, dict[str, str]]:
-        """What the rows that counted said of each photo: sample id → column → digest; of two rows the first."""
+        """What the rows that counted said: digest of the photo's id → column → digest; of two rows the first."""
         found: dict[str, dict[str, str]] = {}
         for number in sorted(self.rows):
             row = self.rows[number]
@@ -144,7 +144,7 @@ class Statement:
         return found
 
     def taken(self) -> frozenset[str]:
-        """Photos of which the catalog holds what this drop said."""
+        """Photos, by digests of their ids, of which the catalog holds what this drop said."""
         return frozenset(row.sample for row in self.rows.values() if row.sample and row.verdict in TAKEN)
 
     def replaced(self, listing: Listing) -> frozenset[int]:
@@ -185,7 +185,7 @@ class Arrival:
         return Statement((dict(self.seen.rows) if partial else {}) | {row.row: row for row in rows})
 
     def gone(self, now: Statement) -> dict[str, str]:
-        """Photos that counted and that the drop no longer lists: sample id → digest of its matte's word.
+        """Photos that counted and that the drop no longer lists: digest of the id → digest of what its matte was.
 
         A row whose photo cannot be read now still lists the photo that it listed before.
         """

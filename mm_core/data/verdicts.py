@@ -34,7 +34,7 @@ from mm_core.data.manifest import ManifestRow
 from mm_core.data.measured import Finding
 from mm_core.data.neighbours import Candidates, Hashed, find_candidates
 from mm_core.data.probe import Probe
-from mm_core.data.statements import ALPHA, COLUMNS, TAKEN, Statement, stated
+from mm_core.data.statements import ALPHA, COLUMNS, TAKEN, Statement, stated, word
 from mm_core.faults import patient
 from mm_core.records import sha256_bytes
 
@@ -214,10 +214,10 @@ def decide(
         sample = known.samples.get(identity)
         if sample is not None:
             changes = changes_of(
-                values, sample, known.labels.get(identity, []), known.history, said.get(identity, {}),
+                values, sample, known.labels.get(identity, []), known.history, said.get(word(identity), {}),
                 meant.get(row.row, ()),
             )  # fmt: skip
-            is_own = (sample["kind"], sample["batch"], sample["name"]) == (kind, batch, name) or identity in own
+            is_own = (sample["kind"], sample["batch"], sample["name"]) == (kind, batch, name) or word(identity) in own
             decision = _again(row.row, sample, known.labels.get(identity, []), values, changes, is_own)
             if decision.is_taken:
                 taken[identity] = name

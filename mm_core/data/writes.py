@@ -139,24 +139,30 @@ class Writes:
         }
 
     def withdraw(self, gone: Mapping[str, str], arrival: str) -> None:
-        """Withdraws the labels that this drop brought of photos (id → digest of the matte's word) that it no longer
-        lists, and writes down that they are gone."""
-        labels: Any = self.catalog.read("labels", filters=[("sample_id", "in", sorted(gone))]).astype(object)
-        names: Any = self.catalog.read("samples", columns=["id", "name"], filters=[("id", "in", sorted(gone))])
+        """Withdraws the labels that this drop brought of photos that it no longer lists, and writes down that they are
+        gone.
+
+        `gone`: digest of the photo's id → digest of what its matte was (`Arrival.gone`).
+        """
+        if not gone:
+            return
+        everyone = (i for piece in self.catalog.scan("samples", columns=["id"]) for i in piece["id"].to_pylist())
+        ids = [i for i in everyone if word(i) in gone]
+        labels: Any = self.catalog.read("labels", filters=[("sample_id", "in", ids)]).astype(object)
+        names: Any = self.catalog.read("samples", columns=["id", "name"], filters=[("id", "in", ids)])
         why = f"no longer in the manifest of {self.batch.name}"
         name_of = dict(zip(names["id"], names["name"], strict=True))
         mine = [
             row
             for row in labels.where(labels.notna(), None).to_dict("records")
             if (row["origin"], row["batch"]) == ("drop", self.batch.batch)
-            and word(row["alpha_sha256"]) == gone[row["sample_id"]]
+            and word(row["alpha_sha256"]) == gone[word(row["sample_id"])]
         ]
         withdrawn = {row["sample_id"]: row["alpha_sha256"] for row in mine}
         rows = [
             self._correction(arrival, i, Change("removed", withdrawn.get(i), "", 0), -1, name_of[i])
             | {"verdict": "removed", "column": ALPHA, "new": None, "row": None}
-            for i in gone
-            if i in name_of
+            for i in ids
         ]
         fresh = [row for row in mine if not row["withdrawn_at"]]
         self.catalog.upsert("labels", [row | {"withdrawn_at": self.now, "withdrawn_why": why} for row in fresh])
