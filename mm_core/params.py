@@ -53,6 +53,8 @@ class SuspectParams(_Section):
     """Below: the photo's edges lie beside the matte's edge."""
     edge_contrast: float = Field(default=2.5)
     """Below, in standard deviations: the photo has no edge where the matte has one."""
+    way_up: float = Field(default=1.0, ge=0)
+    """Below, in standard deviations: of a turned photo, the matte's two ways agree alike with the photo's edges."""
     least_foreground: float = Field(default=0.001, ge=0, lt=1)
     """Below, share of the picture: hardly any foreground."""
     most_foreground: float = Field(default=0.995, gt=0, le=1)

@@ -41,33 +41,33 @@ UNFINISHED = [
     description="One run for each ready drop of the inbox that the catalog's ledger does not hold yet.",
 )
 def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult | dg.SkipReason:
-    """A run key is made of kind, batch and manifest digest: a changed manifest runs again, a seen one only where its
-    run was lost.
+    """A run key is made of kind, batch and manifest digest: a changed manifest or file runs again, a seen one only
+    where its run was lost.
 
     The cursor is the list of keys that were asked for and are still ready, so it stays as short as the inbox's queue.
     """
     from mm_core.data.ingest import ready_batches
 
     layout = workspace.layout()
-    ready = list(ready_batches(stages.inbox_of(layout), stages.catalog_of(layout)))
-    asked = set(json.loads(context.cursor or "[]")) & {batch.key for batch in ready}
-    tries = {batch.key: lost(context.instance, batch.key) for batch in ready if batch.key in asked}
-    new = [batch for batch in ready if batch.key not in asked or tries[batch.key]][:MAX_REQUESTS]
+    ready = list(ready_batches(stages.inbox_of(layout), stages.catalog_of(layout), stages.store_of(layout)))
+    asked = set(json.loads(context.cursor or "[]")) & {batch.request for batch in ready}
+    tries = {batch.request: lost(context.instance, batch.request) for batch in ready if batch.request in asked}
+    new = [batch for batch in ready if batch.request not in asked or tries[batch.request]][:MAX_REQUESTS]
     if not new:
         context.update_cursor(json.dumps(sorted(asked)))
         return dg.SkipReason(f"nothing new in {layout.settings.inbox}")
     return dg.SensorResult(
         run_requests=[
             asked_for(
-                batch.key,
-                tries.get(batch.key, 0),
+                batch.request,
+                tries.get(batch.request, 0),
                 partition=partition_of(batch.kind, batch.batch),
                 tags={"matting/kind": batch.kind, "matting/batch": batch.batch},
             )
             for batch in new
         ],
         dynamic_partitions_requests=[batches.build_add_request([partition_of(b.kind, b.batch) for b in new])],
-        cursor=json.dumps(sorted(asked | {batch.key for batch in new})),
+        cursor=json.dumps(sorted(asked | {batch.request for batch in new})),
     )
 
 

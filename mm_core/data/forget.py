@@ -123,7 +123,10 @@ def erase(catalog: Catalog, store: Store, ids: Collection[str]) -> None:
     that is another photo's too, byte for byte, stays. Refused rows about the photos stay as counts, without words.
     """
     alphas = _remember(catalog, ids)
-    for table, column in (("samples", "id"), *((t, "sample_id") for t in ("labels", "reviews", "features"))):
+    for table, column in (
+        ("samples", "id"),
+        *((t, "sample_id") for t in ("labels", "reviews", "features", "corrections")),
+    ):
         catalog.delete(table, column, ids)
     copies = [f"quarantine/{i}" for i in sorted(ids)]
     refused = {
@@ -139,7 +142,7 @@ def erase(catalog: Catalog, store: Store, ids: Collection[str]) -> None:
     )
     for key in (*map(blob_key, sorted(ids)), *copies, *(blob_key(alpha) for alpha in alphas if alpha not in shared)):
         store.delete(key)
-    for table in ("samples", "labels", "reviews", "features", "rejects"):
+    for table in ("samples", "labels", "reviews", "features", "corrections", "rejects"):
         catalog.vacuum(table, days=0)
 
 
