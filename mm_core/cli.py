@@ -1,7 +1,4 @@
-"""The `mm` command: a thin door to `mm_core.stages`.
-
-Results go to stdout (one JSON object with `--json`), progress to stderr. Bad input exits with 2 and one line.
-"""
+"""The `mm` command. Every verb calls a function of `mm_core.stages` or of a room and prints what it returns."""
 
 from __future__ import annotations
 
@@ -14,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mm_core import stages
+from mm_core import __version__, stages
 from mm_core.catalog import Catalog
+from mm_core.cli_help import OrderedGroup, arrange
 from mm_core.cli_label import app as label_app
 from mm_core.cli_operate import app as operate_app
 from mm_core.cli_release import app as release_app
@@ -25,12 +23,34 @@ from mm_core.records import KINDS, Report
 from mm_core.settings import Settings
 from mm_core.terminal import Inbox, Json, layout_and_params, progress_bars, say, table
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+HELP = """Turn photos that keep arriving into better matting models.
+
+Results go to stdout (as one JSON object with `--json`), progress to stderr. Bad input exits with 2 and one line.
+`mm VERB --help` explains a verb; `mm --install-completion` completes verbs and options in your shell.
+"""
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, cls=OrderedGroup)
 quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
 catalog_app = typer.Typer(no_args_is_help=True, help="Care of the catalog's files.")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(label_app, name="label")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mm {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+]
+
+
+@app.callback(help=HELP)
+def options(version: Version = False) -> None:
+    """Hold the options of `mm` itself; `HELP` is what `mm --help` shows."""
+
 
 Again = Annotated[bool, typer.Option("--again", help="Also where nothing is new since the last cycle.")]
 
@@ -360,6 +380,9 @@ def ui(
     settings = shown(demo_)
     typer.echo(f"workspace  {settings.workspace}")
     serve(settings, port)
+
+
+arrange(app)
 
 
 def main() -> None:
