@@ -17,8 +17,9 @@ from mm_core.cli_help import OrderedGroup, arrange
 from mm_core.cli_label import app as label_app
 from mm_core.cli_operate import app as operate_app
 from mm_core.cli_release import app as release_app
+from mm_core.cli_words import drop_words, ingest_words, reject_words
 from mm_core.errors import InputError, MattingError
-from mm_core.layout import TRAIN_STAGES
+from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.records import KINDS, Report
 from mm_core.settings import Settings
 from mm_core.terminal import Inbox, Json, layout_and_params, progress_bars, say, table
@@ -80,7 +81,7 @@ def drop(
     json_: Json = False,
 ) -> None:
     """Packages a folder of photos as a drop."""
-    from mm_core.data.drop import package_folder
+    from mm_core.data.drop import package_folder, summarize_drop
 
     layout, _ = layout_and_params(inbox)
     if "://" in layout.settings.inbox:
@@ -88,7 +89,8 @@ def drop(
             f"mm drop writes to a folder, not to {layout.settings.inbox}: give --inbox FOLDER and upload it"
         )
     path = package_folder(folder, Path(layout.settings.inbox), kind, batch)
-    say({"drop": str(path)}, json_)
+    summary = summarize_drop(folder, path)
+    say(summary, True) if json_ else typer.echo(drop_words(summary))
 
 
 @app.command()
@@ -103,7 +105,21 @@ def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -
     report.tables |= {"drift": structured.tables.get("drift", [])}
     report.pictures |= structured.pictures
     stages.pin_inputs(params, layout)
-    say(report, json_)
+    _say_arrivals(report, layout, json_)
+
+
+def _say_arrivals(report: Report, layout: Layout, as_json: bool) -> None:
+    """Print what came of drops, with the photos that they brought into the catalog by category."""
+    if as_json:
+        return say(report, True)
+    names = {f"{row['kind']}/{row['batch']}" for row in report.tables.get("batches", [])}
+    catalog = stages.catalog_of(layout)
+    if not names or catalog.version("samples") < 0:
+        return typer.echo(ingest_words(report, []))
+    samples = catalog.read("samples", columns=["kind", "batch", "category"])
+    mine = samples[(samples["kind"] + "/" + samples["batch"]).isin(names)]
+    counts = mine["category"].fillna("").replace("", "(none)").value_counts().sort_index()
+    typer.echo(ingest_words(report, [{"category": name, "photos": int(count)} for name, count in counts.items()]))
 
 
 @app.command()
@@ -164,16 +180,19 @@ def quarantine_list(json_: Json = False) -> None:
     if json_:
         return say({"rejects": rows}, True)
     shown = [{n: r[n] for n in ("key", "batch", "image", "verdict", "reason", "detail")} for r in rows]
-    typer.echo(table([row | {"key": row["key"][:10]} for row in shown]) if rows else "quarantine is empty")
+    typer.echo(table(shown) if rows else "quarantine is empty")
 
 
 @quarantine_app.command("show")
-def quarantine_show(key: Annotated[str, typer.Argument(help="Key (or its beginning) from the list.")]) -> None:
+def quarantine_show(
+    key: Annotated[str, typer.Argument(help="Key (or its beginning) from the list.")], json_: Json = False
+) -> None:
     """One refused row in full, and where its file lies; of a suspect matte also a view beside its photo."""
     from mm_core.data.quarantine import show
 
     layout, _ = layout_and_params()
-    say(show(stages.catalog_of(layout), stages.store_of(layout), key, layout.views), True)
+    row = show(stages.catalog_of(layout), stages.store_of(layout), key, layout.views)
+    say(row, True) if json_ else typer.echo(reject_words(row))
 
 
 @quarantine_app.command("accept")
@@ -202,7 +221,7 @@ def quarantine_accept(
     )
     stages.structure(params, layout)
     stages.pin_inputs(params, layout)
-    say(report, json_)
+    _say_arrivals(report, layout, json_)
 
 
 @quarantine_app.command("retry")
@@ -224,7 +243,7 @@ def quarantine_retry(
     )
     stages.structure(params, layout)
     stages.pin_inputs(params, layout)
-    say(report, json_)
+    _say_arrivals(report, layout, json_)
 
 
 @app.command()
