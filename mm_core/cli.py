@@ -113,13 +113,11 @@ def _say_arrivals(report: Report, layout: Layout, as_json: bool) -> None:
     if as_json:
         return say(report, True)
     names = {f"{row['kind']}/{row['batch']}" for row in report.tables.get("batches", [])}
-    catalog = stages.catalog_of(layout)
-    if not names or catalog.version("samples") < 0:
-        return typer.echo(ingest_words(report, []))
-    samples = catalog.read("samples", columns=["kind", "batch", "category"])
-    mine = samples[(samples["kind"] + "/" + samples["batch"]).isin(names)]
-    counts = mine["category"].fillna("").replace("", "(none)").value_counts().sort_index()
-    typer.echo(ingest_words(report, [{"category": name, "photos": int(count)} for name, count in counts.items()]))
+    counts: dict[str, int] = {}
+    for row in _counted(stages.catalog_of(layout), "samples", "kind", "batch", "category"):
+        if f"{row['kind']}/{row['batch']}" in names:
+            counts[row["category"]] = counts.get(row["category"], 0) + row["photos"]
+    typer.echo(ingest_words(report, [{"category": name, "photos": counts[name]} for name in sorted(counts)]))
 
 
 @app.command()
