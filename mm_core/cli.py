@@ -364,9 +364,16 @@ def moments(
     json_: Json = False,
 ) -> None:
     """Groups a gallery into moments by time and place, with titles, best photos and finished pieces."""
+    _require_photos(gallery)
     layout, params = layout_and_params()
     with progress_bars() as progress:
         say(stages.moments(params, layout, gallery, out or layout.moments, model=model, progress=progress), json_)
+
+
+def _require_photos(folder: Path) -> None:
+    """Raise InputError where a folder of photos is missing: before a model is asked for, which is another remedy."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a folder with photos")
 
 
 @app.command()
@@ -380,6 +387,7 @@ def gallery(
     """The page of moments: lift, place, change and correct; the model runs in the browser. Until Ctrl-C."""
     from mm_core.gallery.serve import serve
 
+    _require_photos(folder)
     layout, params = layout_and_params()
     serve(params, layout, folder, moments_ or layout.moments, model=model, host=host, port=port)
 

@@ -44,6 +44,11 @@ def mm(*arguments: str, workspace: Path, **environment: str) -> subprocess.Compl
         (("export",), "mm gate"),
         (("drop", "nowhere", "--kind", "pixel_labeled", "--batch", "b"), "nowhere"),
         (("evaluate", "--truth", "x.csv"), "--pred"),
+        (("gate",), "mm ingest"),
+        (("gallery", "NONEXISTENT"), "NONEXISTENT: no such folder"),
+        (("moments", "NONEXISTENT"), "NONEXISTENT: no such folder"),
+        (("verify", "NONEXISTENT"), "this workspace has none yet: `mm run`"),
+        (("bench-bundle", "NONEXISTENT"), "this workspace has none yet: `mm run`"),
         (("predict", "nothing.jpg", "-o", "out", "--category", "dinosaur"), "dinosaur"),
     ],
 )
