@@ -1,8 +1,10 @@
 # make demo | test | check | ui | clean     each works as the first command on a fresh machine with Python 3.11
-PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The Python of the environment that is there already, so that `make PYTHON=…` is said once.
+PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
 READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev $(VENV)/.ready-ray $(VENV)/.ready-postgres $(VENV)/.ready-browser
 DVC := .tools/dvc/.ready
 OCR := .tools/ocr/.ready
 EXECUTORCH := .tools/executorch/.ready
@@ -10,57 +12,60 @@ LITERT := .tools/litert/.ready
 LABELSTUDIO := .tools/labelstudio/.ready
 ORTWEB := .tools/onnxruntime-web/.ready
 SHELL := /bin/bash
+# Makes an environment by uv, which is told what pip is configured with; by pip where uv cannot be had.
+MAKE_ENV := $(PYTHON) infra/make_env.py
 
-.PHONY: demo test check ui clean setup lock ocr formats labelstudio gallery screenshots peers audit
+.PHONY: demo test check ui clean setup dev lock ray postgres browser ocr formats labelstudio gallery peers audit
 .DELETE_ON_ERROR:
 
-setup: $(READY) $(DVC) $(OCR)
+# What README's commands need: the product, DVC, the reader of photos' text, and the page of moments where npm is there.
+setup: $(READY) $(DVC) $(OCR) $(if $(shell command -v npm),$(ORTWEB))
 
-$(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
-	  || { echo "Python 3.11 is needed; say where: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+# What `make test` and `make check` need beside it.
+dev: setup $(DEV) $(LABELSTUDIO)
+
+# One lock pins all; requirements.in and infra/extras/ say which of it is installed. setuptools installs the project.
+$(READY): requirements.lock requirements.in pyproject.toml infra/make_env.py
+	$(MAKE_ENV) $(VENV) -c requirements.lock -r requirements.in setuptools
+	$(MAKE_ENV) $(VENV) --no-deps --no-build-isolation -e .
 	$(BIN)/python -m pip check
+	@touch $@
+
+ray postgres browser: %: $(VENV)/.ready-%
+
+$(VENV)/.ready-%: infra/extras/%.in $(READY)
+	$(MAKE_ENV) $(VENV) -c requirements.lock -r $<
 	@touch $@
 
 # DVC brings omegaconf, which breaks Dagster's selections: an environment of its own, called as a program.
 $(DVC): infra/dvc.lock $(READY)
-	$(PYTHON) -m venv .tools/dvc
-	.tools/dvc/bin/python -m pip install --quiet --disable-pip-version-check -r infra/dvc.lock
+	$(MAKE_ENV) .tools/dvc -r $<
 	ln -sf ../../.tools/dvc/bin/dvc $(BIN)/dvc
 	@touch $@
 
 # rapidocr brings omegaconf too; its models lie in its wheel. Photos' text is read by this environment's Python.
 $(OCR): infra/ocr.lock
-	$(PYTHON) -m venv .tools/ocr
-	.tools/ocr/bin/python -m pip install --quiet --disable-pip-version-check -r infra/ocr.lock
+	$(MAKE_ENV) .tools/ocr -r $<
 	@touch $@
 
 ocr: $(OCR)
 
 # ExecuTorch brings omegaconf, LiteRT's converter pins its own torch: large, so only for who ships these formats.
 $(EXECUTORCH): infra/executorch.lock
-	$(PYTHON) -m venv .tools/executorch
-	.tools/executorch/bin/python -m pip install --quiet --disable-pip-version-check -r infra/executorch.lock
+	$(MAKE_ENV) .tools/executorch -r $<
 	@touch $@
 
 $(LITERT): infra/litert.lock
-	$(PYTHON) -m venv .tools/litert
-	.tools/litert/bin/python -m pip install --quiet --disable-pip-version-check -r infra/litert.lock
+	$(MAKE_ENV) .tools/litert -r $<
 	@touch $@
 
 formats: $(EXECUTORCH) $(LITERT)
 
-# Label Studio's server, called as a program by `mm label serve` and the tests. By uv, in seconds instead of minutes,
-# where uv finds the packages too. An empty database is made once: from it a server starts at once.
+# Label Studio's server, called as a program by `mm label serve` and the tests. An empty database is made once: from
+# it a server starts at once.
 $(LABELSTUDIO): infra/labelstudio.lock
 	rm -rf .tools/labelstudio
-	$(PYTHON) -m venv .tools/labelstudio
-	.tools/labelstudio/bin/python -m pip install --quiet --disable-pip-version-check $$(grep ^uv== $<)
-	.tools/labelstudio/bin/uv pip install --quiet --python .tools/labelstudio/bin/python -r infra/labelstudio.lock \
-	  || .tools/labelstudio/bin/python -m pip install --quiet --disable-pip-version-check -r infra/labelstudio.lock
+	$(MAKE_ENV) .tools/labelstudio -r $<
 	cd .tools/labelstudio && mkdir -p home prepared && env -i PATH="$$PWD/bin:/usr/bin:/bin" HOME="$$PWD/home" LANG=C.UTF-8 \
 	  LABEL_STUDIO_BASE_DATA_DIR="$$PWD/prepared" COLLECT_ANALYTICS=false SENTRY_DSN= FRONTEND_SENTRY_DSN= \
 	  LATEST_VERSION_CHECK=false label-studio init -q </dev/null >home/init.txt 2>&1 || { cat home/init.txt; exit 1; }
@@ -84,16 +89,15 @@ gallery: $(READY) $(ORTWEB)
 
 # What benchmarks/ingest_throughput.py compares ingest with; FiftyOne's database comes as a wheel.
 peers:
-	for peer in peers fastdup; do $(PYTHON) -m venv .tools/$$peer && \
-	  .tools/$$peer/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r infra/$$peer.lock || exit 1; done
+	for peer in peers fastdup; do $(MAKE_ENV) .tools/$$peer --no-deps -r infra/$$peer.lock || exit 1; done
 
-demo: $(READY)
+demo: setup
 	$(BIN)/mm demo
 
-test: $(READY) $(DVC) $(OCR) $(LABELSTUDIO) $(if $(shell command -v npm),$(ORTWEB))
+test: dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations=10
 
-check: $(READY)
+check: $(READY) $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
@@ -106,20 +110,17 @@ audit: .tools/audit/.ready
 	.tools/audit/bin/python infra/audit.py .tools/audit/bin/pip-audit requirements.lock $(AUDITED:%=infra/%.lock)
 
 .tools/audit/.ready: infra/audit.lock
-	$(PYTHON) -m venv .tools/audit
-	.tools/audit/bin/python -m pip install --quiet --disable-pip-version-check -r infra/audit.lock
+	$(MAKE_ENV) .tools/audit -r $<
 	@touch $@
 
 ui: $(READY)
 	$(BIN)/mm ui
 
-# Pins everything that requirements.in brings; `+cpu` is cut so that a GPU machine takes its own build of torch.
-lock: $(READY)
-	$(BIN)/python -m pip install --quiet -r requirements.in
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
-	.tools/dvc/bin/python -m pip freeze > infra/dvc.lock
-	.tools/ocr/bin/python -m pip freeze > infra/ocr.lock
-	for tool in executorch litert labelstudio; do [ ! -x .tools/$$tool/bin/python ] || \
+# Pins everything that requirements.in and the extras bring; `+cpu` is cut so that a GPU machine takes its own torch.
+lock: $(READY) $(DEV)
+	$(MAKE_ENV) $(VENV) -r requirements.in $(patsubst %,-r %,$(wildcard infra/extras/*.in)) setuptools
+	$(BIN)/python -m pip freeze --all --exclude-editable | grep -vE '^(pip|wheel)==' | sed 's/+cpu$$//' > requirements.lock
+	for tool in dvc ocr executorch litert labelstudio; do [ ! -x .tools/$$tool/bin/python ] || \
 	  .tools/$$tool/bin/python -m pip freeze | sed 's/+cpu$$//' > infra/$$tool.lock; done
 
 clean:

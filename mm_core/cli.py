@@ -1,7 +1,4 @@
-"""The `mm` command: a thin door to `mm_core.stages`.
-
-Results go to stdout (one JSON object with `--json`), progress to stderr. Bad input exits with 2 and one line.
-"""
+"""The `mm` command. Every verb calls a function of `mm_core.stages` or of a room and prints what it returns."""
 
 from __future__ import annotations
 
@@ -14,11 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from mm_core import stages
+from mm_core import __version__, stages
 from mm_core.catalog import Catalog
+from mm_core.cli_help import OrderedGroup, arrange
 from mm_core.cli_label import app as label_app
 from mm_core.cli_operate import app as operate_app
 from mm_core.cli_release import app as release_app
+from mm_core.cli_words import drop_words, ingest_words, reject_words
 from mm_core.errors import InputError, MattingError
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.locks import cycle_holder
@@ -27,12 +26,34 @@ from mm_core.records import KINDS, Report
 from mm_core.settings import Settings
 from mm_core.terminal import Inbox, Json, layout_and_params, progress_bars, say, table
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+HELP = """Turn photos that keep arriving into better matting models.
+
+Results go to stdout (as one JSON object with `--json`), progress to stderr. Bad input exits with 2 and one line.
+`mm VERB --help` explains a verb; `mm --install-completion` completes verbs and options in your shell.
+"""
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, cls=OrderedGroup)
 quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
 catalog_app = typer.Typer(no_args_is_help=True, help="Care of the catalog's files.")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(label_app, name="label")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mm {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+]
+
+
+@app.callback(help=HELP)
+def options(version: Version = False) -> None:
+    """Hold the options of `mm` itself; `HELP` is what `mm --help` shows."""
+
 
 Again = Annotated[bool, typer.Option("--again", help="Also where nothing is new since the last cycle.")]
 
@@ -62,7 +83,7 @@ def drop(
     json_: Json = False,
 ) -> None:
     """Packages a folder of photos as a drop."""
-    from mm_core.data.drop import package_folder
+    from mm_core.data.drop import package_folder, summarize_drop
 
     layout, _ = layout_and_params(inbox)
     if "://" in layout.settings.inbox:
@@ -70,7 +91,8 @@ def drop(
             f"mm drop writes to a folder, not to {layout.settings.inbox}: give --inbox FOLDER and upload it"
         )
     path = package_folder(folder, Path(layout.settings.inbox), kind, batch)
-    say({"drop": str(path)}, json_)
+    summary = summarize_drop(folder, path)
+    say(summary, True) if json_ else typer.echo(drop_words(summary))
 
 
 @app.command()
@@ -85,7 +107,19 @@ def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -
     report.tables |= {"drift": structured.tables.get("drift", [])}
     report.pictures |= structured.pictures
     _pin_after_arrivals(params, layout, report)
-    say(report, json_)
+    _say_arrivals(report, layout, json_)
+
+
+def _say_arrivals(report: Report, layout: Layout, as_json: bool) -> None:
+    """Print what came of drops, with the photos that they brought into the catalog by category."""
+    if as_json:
+        return say(report, True)
+    names = {f"{row['kind']}/{row['batch']}" for row in report.tables.get("batches", [])}
+    counts: dict[str, int] = {}
+    for row in _counted(stages.catalog_of(layout), "samples", "kind", "batch", "category"):
+        if f"{row['kind']}/{row['batch']}" in names:
+            counts[row["category"]] = counts.get(row["category"], 0) + row["photos"]
+    typer.echo(ingest_words(report, [{"category": name, "photos": counts[name]} for name in sorted(counts)]))
 
 
 def _pin_after_arrivals(params: Params, layout: Layout, report: Report) -> None:
@@ -154,16 +188,19 @@ def quarantine_list(json_: Json = False) -> None:
     if json_:
         return say({"rejects": rows}, True)
     shown = [{n: r[n] for n in ("key", "batch", "image", "verdict", "reason", "detail")} for r in rows]
-    typer.echo(table([row | {"key": row["key"][:10]} for row in shown]) if rows else "quarantine is empty")
+    typer.echo(table(shown) if rows else "quarantine is empty")
 
 
 @quarantine_app.command("show")
-def quarantine_show(key: Annotated[str, typer.Argument(help="Key (or its beginning) from the list.")]) -> None:
+def quarantine_show(
+    key: Annotated[str, typer.Argument(help="Key (or its beginning) from the list.")], json_: Json = False
+) -> None:
     """One refused row in full, and where its file lies; of a suspect matte also a view beside its photo."""
     from mm_core.data.quarantine import show
 
     layout, _ = layout_and_params()
-    say(show(stages.catalog_of(layout), stages.store_of(layout), key, layout.views), True)
+    row = show(stages.catalog_of(layout), stages.store_of(layout), key, layout.views)
+    say(row, True) if json_ else typer.echo(reject_words(row))
 
 
 @quarantine_app.command("accept")
@@ -192,7 +229,7 @@ def quarantine_accept(
     )
     stages.structure(params, layout)
     _pin_after_arrivals(params, layout, report)
-    say(report, json_)
+    _say_arrivals(report, layout, json_)
 
 
 @quarantine_app.command("retry")
@@ -214,7 +251,7 @@ def quarantine_retry(
     )
     stages.structure(params, layout)
     _pin_after_arrivals(params, layout, report)
-    say(report, json_)
+    _say_arrivals(report, layout, json_)
 
 
 @app.command()
@@ -357,9 +394,16 @@ def moments(
     json_: Json = False,
 ) -> None:
     """Groups a gallery into moments by time and place, with titles, best photos and finished pieces."""
+    _require_photos(gallery)
     layout, params = layout_and_params()
     with progress_bars() as progress:
         say(stages.moments(params, layout, gallery, out or layout.moments, model=model, progress=progress), json_)
+
+
+def _require_photos(folder: Path) -> None:
+    """Raise InputError where a folder of photos is missing: before a model is asked for, which is another remedy."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a folder with photos")
 
 
 @app.command()
@@ -373,6 +417,7 @@ def gallery(
     """The page of moments: lift, place, change and correct; the model runs in the browser. Until Ctrl-C."""
     from mm_core.gallery.serve import serve
 
+    _require_photos(folder)
     layout, params = layout_and_params()
     serve(params, layout, folder, moments_ or layout.moments, model=model, host=host, port=port)
 
@@ -390,6 +435,9 @@ def ui(
     settings = shown(demo_)
     typer.echo(f"workspace  {settings.workspace}")
     serve(settings, port)
+
+
+arrange(app)
 
 
 def main() -> None:

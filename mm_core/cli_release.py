@@ -9,11 +9,13 @@ import typer
 
 from mm_core import stages
 from mm_core.errors import InputError
+from mm_core.layout import Layout
 from mm_core.records import write_json
 from mm_core.settings import Settings
 from mm_core.terminal import Json, layout_and_params, progress_bars, say, table
 
 app = typer.Typer()
+Unsigned = Annotated[bool, typer.Option("--unsigned", help="Take a bundle that the key of MM_VERIFY_KEY did not sign.")]
 gate_app = typer.Typer(help="Decides PROMOTE, REJECT or INCONCLUSIVE and records it; show, simulate, noise.")
 app.add_typer(gate_app, name="gate")
 
@@ -142,16 +144,23 @@ def keys(path: Annotated[Path, typer.Argument(help="File of the new private key.
 
 
 @app.command()
-def verify(bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")], json_: Json = False) -> None:
-    """Checks a bundle: signature, digests, and golden pairs in a fresh process with onnxruntime alone."""
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    unsigned: Unsigned = False,
+    json_: Json = False,
+) -> None:
+    """Checks a bundle: signature (where MM_VERIFY_KEY is set), digests, and golden pairs in a fresh process."""
     from mm_core.export.bundle import verify as run_selfcheck
     from mm_core.export.bundle_manifest import checked_manifest, read_manifest
-    from mm_core.export.signature import check_file
+    from mm_core.export.trust import check_signer, require_bundle
 
+    require_bundle(bundle, Layout(Settings.from_env()).bundles)
     read_manifest(bundle)
-    signer = check_file(bundle / "manifest.json")
+    signer, warning = check_signer(bundle / "manifest.json", unsigned=unsigned)
     checked_manifest(bundle)
-    say({"signed_by": signer, **run_selfcheck(bundle)}, json_)
+    checked = run_selfcheck(bundle)
+    _warn(warning)
+    say({"signed_by": signer, **({"warning": warning} if warning else {}), **checked}, json_)
 
 
 @app.command("bench-bundle")
@@ -161,7 +170,7 @@ def bench_bundle(
         list[str] | None, typer.Option(help="onnx|executorch|litert|onnxruntime-web; default: all.")
     ] = None,
     threads: Annotated[list[int] | None, typer.Option(min=1, help="Default: 1, 2, 4, … up to the cores.")] = None,
-    unsigned: Annotated[bool, typer.Option("--unsigned", help="Take a bundle that nobody signed.")] = False,
+    unsigned: Unsigned = False,
     json_: Json = False,
 ) -> None:
     """Checks a bundle, measures it in each runtime, and picks the fastest runtime and thread count of this device."""
@@ -169,7 +178,14 @@ def bench_bundle(
 
     layout, params = layout_and_params()
     limits = params.export.limits
-    say(bench(layout, bundle, limits, runtimes=runtime or (), threads=threads or (), unsigned=unsigned), json_)
+    report = bench(layout, bundle, limits, runtimes=runtime or (), threads=threads or (), unsigned=unsigned)
+    _warn(report.facts.get("warning", ""))
+    say(report, json_)
+
+
+def _warn(text: str) -> None:
+    if text:
+        typer.secho(f"mm: WARNING: {text}", err=True, fg=typer.colors.RED, bold=True)
 
 
 @app.command()

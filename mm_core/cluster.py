@@ -21,7 +21,10 @@ def join(settings: Settings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers use the environment that this program was installed into, not one that Ray makes for `uv run`.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    import ray
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise InputError("MM_ENGINE=ray: Ray is not installed here; run `make ray` in the project") from None
 
     if not ray.is_initialized():
         here = {} if settings.ray_address else {"num_cpus": settings.ray_workers, "include_dashboard": False}

@@ -19,7 +19,7 @@ from mm_core.export.bundle_manifest import checked_manifest, read_manifest
 from mm_core.export.formats.run import SUFFIX, run_file
 from mm_core.export.formats.run_web import run_web
 from mm_core.export.limits import too_large
-from mm_core.export.signature import check_file
+from mm_core.export.trust import check_signer, require_bundle
 from mm_core.layout import Layout
 from mm_core.params import LimitParams
 from mm_core.records import Report, timed
@@ -41,7 +41,8 @@ def bench_bundle(
     """Measures every file of a bundle in its runtime, each in a process of its own, and picks.
 
     `runtimes`: of RUNTIMES; empty: all. `threads`: empty: 1, 2, … doubled up to the device's cores. `unsigned` takes a
-    bundle that nobody signed. Raises InputError where signature or a digest does not hold; a runtime that is not
+    bundle that the configured key did not sign; where no key is configured, fact `warning` says that nobody vouches
+    for the bundle. Raises InputError where signature or a digest does not hold; a runtime that is not
     available here, or whose mattes are not the golden ones, is left out with its reason.
 
     `report.facts["picked"]`: decoder → runtime, threads, milliseconds; `report.tables["runs"]`: a row per decoder,
@@ -53,8 +54,10 @@ def bench_bundle(
         raise InputError(f"--runtime {unknown[0]}: unknown; one of {', '.join(RUNTIMES)}")
     counts = tuple(threads) or tuple(2**n for n in range((os.cpu_count() or 1).bit_length()))
     with timed(Report("bench-bundle"), layout.root / "reports" / "bench-bundle.json") as report:
+        require_bundle(bundle, layout.bundles)
         read_manifest(bundle)
-        report.facts |= {"bundle": str(bundle), "signed_by": None if unsigned else check_file(bundle / "manifest.json")}
+        signer, warning = check_signer(bundle / "manifest.json", unsigned=unsigned)
+        report.facts |= {"bundle": str(bundle), "signed_by": signer} | ({"warning": warning} if warning else {})
         manifest = checked_manifest(bundle)
         rows: list[dict[str, Any]] = []
         left_out: dict[str, str] = {}

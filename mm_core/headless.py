@@ -5,6 +5,7 @@ Chromium is the system's own, driven by Playwright; nothing is downloaded.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -29,9 +30,16 @@ def chromium() -> str:
     return found
 
 
+def require_playwright() -> None:
+    """Raise InputError where Playwright, which only some need, is not installed."""
+    if importlib.util.find_spec("playwright") is None:
+        raise InputError("Playwright is not installed here: run `make browser` in the project")
+
+
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """An open browser. Raises InputError as `chromium`."""
+    """An open browser. Raises InputError as `chromium` and `require_playwright`."""
+    require_playwright()
     from playwright.sync_api import sync_playwright
 
     path = chromium()

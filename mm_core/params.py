@@ -6,7 +6,6 @@ in the order of params.yaml. Bad combinations fail on construction.
 
 from __future__ import annotations
 
-import reprlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,22 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mm_core.errors import ParamsError
+from mm_core.params_file import explain, read_yaml
 from mm_core.records import digest_of
-
-MOST_BYTES = 1 << 20
-"""Of a params file."""
-
-
-def _plain_yaml(path: Path) -> Any:
-    """What a YAML file says. One without aliases: of a few bytes they make values that fill the memory."""
-    with path.open("rb") as stream:
-        data = stream.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ParamsError(f"{path}: more than {MOST_BYTES} bytes: is it the params file?")
-    text = data.decode()
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-        raise ParamsError(f"{path}: has aliases (*name): write the values out")
-    return yaml.safe_load(text)
 
 
 class _Section(BaseModel):
@@ -436,19 +421,9 @@ class Params(_Section):
     def load(path: Path) -> Params:
         """Reads `params.yaml`; raises ParamsError that names file, field and remedy."""
         try:
-            raw: Any = _plain_yaml(path)
-        except FileNotFoundError:
-            raise ParamsError(f"{path}: no such file; run in the project's folder or set MM_PARAMS") from None
-        except OSError as error:
-            raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-        try:
-            return Params.model_validate(raw or {})
+            return Params.model_validate(read_yaml(path) or {})
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])[:200] or "the file"
-            raise ParamsError(f"{path}: {field}: {first['msg']} (got {reprlib.repr(first.get('input'))})") from None
+            raise ParamsError(f"{path}: {explain(error, Params)}") from None
 
     def with_values(self, **dotted: Any) -> Params:
         """A changed copy: `with_values(**{"train.simple.steps": 10})`."""

@@ -278,8 +278,13 @@ def gate(params: Params, layout: Layout) -> Report:
     from mm_core.training.noise import recorded_noise
     from mm_core.training.tracking import Tracker
 
+    weights = layout.model(TRAIN_STAGES[-1])
+    if not weights.is_file():
+        raise InputError(
+            f"{weights} is missing: run `mm train-{TRAIN_STAGES[-1]}` first, or `mm run` for a whole cycle"
+        )
     require_one_cycle(layout)
-    store, candidate = store_of(layout), sha256_file(layout.model(TRAIN_STAGES[-1]))
+    store, candidate = store_of(layout), sha256_file(weights)
     with timed(Report("gate"), layout.stage_report("gate")) as report:
         for later in ("export", "promote"):
             # What an earlier verdict led to is not this one's.

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from mm_core import __version__
+from mm_core.cli import app
+from mm_core.cli_help import EXAMPLES
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -36,6 +44,11 @@ def mm(*arguments: str, workspace: Path, **environment: str) -> subprocess.Compl
         (("export",), "mm gate"),
         (("drop", "nowhere", "--kind", "pixel_labeled", "--batch", "b"), "nowhere"),
         (("evaluate", "--truth", "x.csv"), "--pred"),
+        (("gate",), "mm ingest"),
+        (("gallery", "NONEXISTENT"), "NONEXISTENT: no such folder"),
+        (("moments", "NONEXISTENT"), "NONEXISTENT: no such folder"),
+        (("verify", "NONEXISTENT"), "this workspace has none yet: `mm run`"),
+        (("bench-bundle", "NONEXISTENT"), "this workspace has none yet: `mm run`"),
         (("predict", "nothing.jpg", "-o", "out", "--category", "dinosaur"), "dinosaur"),
     ],
 )
@@ -73,3 +86,40 @@ def test_start_up_loads_neither_torch_nor_mlflow() -> None:
     code = f"import sys, mm_core.cli; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, timeout=60)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_version_is_the_one_of_the_package_and_of_the_first_release(tmp_path: Path) -> None:
+    told = mm("--version", workspace=tmp_path).stdout.split()
+    released = re.findall(r"^## \[(\d[\d.]*)\]", (PROJECT / "CHANGELOG.md").read_text(), re.M)
+    cited = re.search(r"^version: (\S+)$", (PROJECT / "CITATION.cff").read_text(), re.M)
+    assert told == ["mm", __version__] and released[0] == __version__ and cited and cited[1] == __version__
+
+
+def test_every_verb_has_a_panel_and_an_example_that_its_options_allow() -> None:
+    assert {info.rich_help_panel for info in (*app.registered_commands, *app.registered_groups)} == {
+        f"{panel}: {next(iter(verbs.values()))}" for panel, verbs in EXAMPLES.items()
+    }, "a verb is missing in mm_core/cli_help.py"
+    group = get_command(app)
+    for verbs in EXAMPLES.values():
+        for verb, example in verbs.items():
+            words = shlex.split(example)
+            arguments = words[words.index("mm") + 1 :]
+            assert arguments[0] == verb
+            # With --help a line is parsed and nothing is run: an option that is not there still fails.
+            result = CliRunner().invoke(app, [*arguments, "--help"])
+            assert result.exit_code == 0, f"{example}: {result.output}"
+    assert group.list_commands(None)[:3] == ["drop", "ingest", "status"]  # type: ignore[attr-defined]
+
+
+def test_help_shows_the_groups_in_order_and_speaks_of_what_the_program_does() -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "100"}).output
+    places = [shown.index(f"─ {panel}: mm ") for panel in ("Data", "Cycle", "Labels", "Release", "Use")]
+    assert places == sorted(places) and "Care" in shown
+    assert "thin door" not in shown and "better matting models" in shown
+
+
+def test_the_shell_completes_verbs() -> None:
+    script = Path(sys.executable).parent / "mm"
+    words = {"_MM_COMPLETE": "complete_bash", "COMP_WORDS": "mm quar", "COMP_CWORD": "1"}
+    done = subprocess.run([script], capture_output=True, text=True, env=os.environ | words, cwd=PROJECT)
+    assert done.stdout.split() == ["quarantine"]

@@ -138,6 +138,39 @@ def test_unknown_runtimes_are_named_and_unsigned_bundles_taken_only_if_said(layo
     shutil.rmtree(made)
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_without_a_key_a_bundle_is_checked_and_the_missing_word_is_loud(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signed: bool
+) -> None:
+    made = small_bundle(tmp_path / "plain")
+    for name in ("MM_SIGNING_KEY", "MM_VERIFY_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    if signed:
+        make_keys(tmp_path / "key")
+        with monkeypatch.context() as patch:
+            patch.setenv("MM_SIGNING_KEY", str(tmp_path / "key"))
+            sign_file(made / "manifest.json")
+    report = bench_bundle(layout, made, LimitParams(), runtimes=("onnx",), threads=(1,))
+    assert report.facts["signed_by"] is None
+    assert report.facts["warning"].startswith("SIGNATURE NOT CHECKED" if signed else "UNSIGNED")
+    with (made / "portrait.int8.onnx").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(InputError, match="fetch the bundle again"):
+        bench_bundle(layout, made, LimitParams(), runtimes=("onnx",), threads=(1,))
+
+
+def test_where_a_key_is_named_an_unsigned_bundle_needs_a_word(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = small_bundle(tmp_path / "plain")
+    make_keys(tmp_path / "key")
+    monkeypatch.setenv("MM_VERIFY_KEY", str(tmp_path / "key.pub"))
+    with pytest.raises(InputError, match="no signature"):
+        bench_bundle(layout, made, LimitParams(), runtimes=("onnx",), threads=(1,))
+    report = bench_bundle(layout, made, LimitParams(), runtimes=("onnx",), threads=(1,), unsigned=True)
+    assert report.facts["warning"].startswith("UNSIGNED")
+
+
 def test_of_runs_about_as_fast_the_one_with_fewer_threads_is_picked() -> None:
     def row(threads: int, ms: float, beyond: tuple[str, ...] = (), runtime: str = "onnx") -> dict:
         return {"decoder": "portrait", "runtime": runtime, "threads": threads, "ms": ms, "beyond": list(beyond)}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mm_core.errors import ParamsError
-from mm_core.params import MOST_BYTES, Params
+from mm_core.params import Params
+from mm_core.params_file import MOST_BYTES, dotted_names
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +34,33 @@ def test_a_mistake_names_file_and_field(tmp_path: Path, text: str, named: str) -
         Params.load(path)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("train: {simple: {stepps: 3}}", "did you mean train.simple.steps?"),
+        ("trian: {simple: {steps: 3}}", "did you mean train?"),
+        ("train: {lr: 0.1}", "train.simple.lr"),
+        ("gate: {resample: 200}", "did you mean gate.resamples?"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest_known_one(tmp_path: Path, text: str, meant: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError) as caught:
+        Params.load(path)
+    assert meant in str(caught.value)
+
+
+def test_a_name_that_is_like_no_other_gets_no_guess_and_a_bad_value_none_either(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    for text in ("zzqqxx: 1", "gate: {resamples: many}"):
+        path.write_text(text)
+        with pytest.raises(ParamsError) as caught:
+            Params.load(path)
+        assert "did you mean" not in str(caught.value)
+    assert {"train.simple.lr", "seed", "gate.floors"} <= set(dotted_names(Params))
 
 
 NAMES = "abcdefghijk"

@@ -7,6 +7,7 @@ import io
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mm_core.data.batch_names import name_fault
 from mm_core.errors import InputError
@@ -72,6 +73,53 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Path:
         rows.append(row)
     write_manifest(target, rows)
     return target
+
+
+def summarize_drop(folder: Path, target: Path) -> dict[str, Any]:
+    """Return what of a folder a drop holds and what it left out.
+
+    Args:
+        folder: the folder that `package_folder` was given.
+        target: the drop's directory, which it returned.
+
+    Returns:
+        `drop` (path), `photos` (count), `categories` (category, or `(none)` → `photos`, `mattes`), `left_out`
+        (`file`, `reason` of each file of the folder that is not in the drop) and `other_folders` (sub-folders
+        whose name is no category).
+    """
+    kind = target.parent.name
+    with (target / "manifest.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    categories: dict[str, dict[str, int]] = {}
+    for row in sorted(rows, key=lambda row: (not row.get("category"), row.get("category"))):
+        counts = categories.setdefault(row.get("category") or "(none)", {"photos": 0, "mattes": 0})
+        counts["photos"] += 1
+        counts["mattes"] += bool(row.get("alpha"))
+    photos = [folder / row["image"].removeprefix("images/") for row in rows]
+    used = set(photos)
+    if kind == "pixel_labeled":
+        used |= {_alpha_of(photo, folder) for photo in photos}
+    if kind == "text_image":
+        used |= {folder / "captions.csv", *(photo.with_suffix(".txt") for photo in photos)}
+    left_out = [
+        {"file": path.relative_to(folder).as_posix(), "reason": _why_left_out(path, folder, kind)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path not in used
+    ]
+    bare = [photo.relative_to(folder) for photo, row in zip(photos, rows, strict=True) if not row.get("category")]
+    return {
+        "drop": str(target),
+        "photos": len(rows),
+        "categories": categories,
+        "left_out": left_out,
+        "other_folders": sorted({inside.parts[0] for inside in bare if len(inside.parts) > 1}),
+    }
+
+
+def _why_left_out(path: Path, folder: Path, kind: str) -> str:
+    if path.suffix.lower() not in PHOTOS:
+        return f"not a photo ({path.suffix or 'no suffix'})"
+    return "matte without a photo" if kind == "pixel_labeled" else f"matte (a drop of kind {kind} takes none)"
 
 
 def _is_alpha(path: Path, folder: Path) -> bool:

@@ -80,7 +80,12 @@ def test_no_code_of_a_bundle_is_run_and_no_file_beside_it_is_named(exported, tmp
     shutil.copytree(bundle_of(exported), folder)
     sign_file(folder / "manifest.json")
     ran = CliRunner().invoke(app, ["verify", str(folder), "--json"])
-    assert json.loads(ran.stdout)["ok"], ran.output
+    assert json.loads(ran.stdout)["ok"] and not ran.stderr, ran.output
+    with monkeypatch.context() as patch:
+        patch.delenv("MM_SIGNING_KEY")
+        loud = CliRunner().invoke(app, ["verify", str(folder), "--json"])
+    assert json.loads(loud.stdout)["ok"] and json.loads(loud.stdout)["signed_by"] is None
+    assert "WARNING: SIGNATURE NOT CHECKED" in loud.stderr
     own = (folder / "selfcheck.py").read_text()
     (folder / "selfcheck.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     refused = CliRunner().invoke(app, ["verify", str(folder)])

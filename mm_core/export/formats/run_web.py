@@ -14,7 +14,7 @@ import numpy as np
 
 from mm_core.errors import InputError, MattingError
 from mm_core.export.formats.measure import RUNS, SECONDS, WARM_UP
-from mm_core.headless import browser, served
+from mm_core.headless import browser, require_playwright, served
 from mm_core.settings import Settings
 
 ISOLATED = {"cross-origin-opener-policy": "same-origin", "cross-origin-embedder-policy": "require-corp"}
@@ -47,6 +47,7 @@ def run_web(
 
     Raises InputError where Chromium or onnxruntime-web is missing, MattingError where the page fails.
     """
+    require_playwright()
     from playwright.sync_api import Error
 
     runtime = settings.onnxruntime_web

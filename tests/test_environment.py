@@ -1,0 +1,171 @@
+"""infra/make_env.py and the lists of packages: uv looks where pip looks, and production holds no test tool."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PROJECT = Path(__file__).resolve().parent.parent
+EXTRAS = PROJECT / "infra" / "extras"
+UV = next(
+    (path for tool in ("uv", "labelstudio") if (path := PROJECT / ".tools" / tool / "bin" / "uv").is_file()), None
+)
+
+
+@pytest.fixture(scope="module")
+def make_env() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_env", PROJECT / "infra" / "make_env.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_pip_is_told_in_a_file_and_in_the_environment_reaches_uv(make_env: ModuleType, tmp_path: Path) -> None:
+    """pip itself prints the settings here, so that its own precedence and quoting are what is read."""
+    (tmp_path / "pip.conf").write_text(
+        "[global]\nindex-url = http://127.0.0.1:1/simple\nfind-links = /never\ncert = /etc/ca.pem\n"
+        "extra-index-url =\n    file:///a/simple\n    file:///b/simple\ntrusted-host = h1 h2\n"
+        "[install]\nconstraint = /c.txt\n[list]\nformat = json\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    environment = kept | {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "PIP_FIND_LINKS": "/wheels /more wheels"}
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    settings = make_env.parse_pip_config(told)
+    assert "format" not in settings
+    variables = make_env.uv_variables(settings)
+    # This machine's own pip.conf may lie beneath; what is named here wins over it.
+    assert variables["UV_DEFAULT_INDEX"] == "http://127.0.0.1:1/simple"
+    assert variables["UV_EXTRA_INDEX_URL"] == "file:///a/simple file:///b/simple"
+    assert variables["UV_FIND_LINKS"] == "/wheels,/more,wheels"
+    assert variables["SSL_CERT_FILE"] == "/etc/ca.pem" and variables["UV_INSECURE_HOST"] == "h1 h2"
+    assert variables["UV_CONSTRAINT"] == "/c.txt"
+    assert variables["UV_INDEX_STRATEGY"] == "unsafe-best-match"
+
+
+def test_without_any_setting_uv_keeps_its_own_places(make_env: ModuleType) -> None:
+    assert set(make_env.uv_variables({})) == {"UV_INDEX_STRATEGY", "UV_PYTHON_DOWNLOADS"}
+    assert make_env.uv_flags({"no-index": "true"}) == ["--no-index"] and make_env.uv_flags({}) == []
+
+
+def write_wheel(folder: Path, version: str) -> None:
+    """A wheel of the package `mmtiny`, written by hand."""
+    import zipfile
+
+    folder.mkdir(exist_ok=True)
+    info = f"mmtiny-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"mmtiny-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("mmtiny.py", f"VERSION = {version!r}\n")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: mmtiny\nVersion: {version}\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+@pytest.mark.skipif(UV is None, reason="no uv in .tools: `make labelstudio` brings it")
+def test_uv_takes_the_local_build_that_pip_would_take(
+    make_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mmtiny==1.0` in a lock, `1.0+cpu` in pip's find-links: as torch is pinned and offered."""
+    for name in [name for name in os.environ if name.startswith("UV_")]:
+        monkeypatch.delenv(name)
+    write_wheel(tmp_path / "wheels", "1.0+cpu")
+    environment = tmp_path / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (tmp_path / "lock").write_text("mmtiny==1.0\n")
+    pip = {"find-links": str(tmp_path / "wheels"), "no-index": "true"}
+    assert make_env.install_by_uv(UV, environment, ["-c", str(tmp_path / "lock"), "mmtiny"], pip)
+    code = "import mmtiny; print(mmtiny.VERSION)"
+    found = subprocess.run([environment / "bin" / "python", "-c", code], capture_output=True, text=True).stdout
+    assert found.strip() == "1.0+cpu"
+
+
+def test_where_uv_fails_pip_does_it_and_says_so(
+    make_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_wheel(tmp_path / "wheels", "2.0")
+    broken = tmp_path / "bin" / "uv"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{broken.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(make_env, "TOOL", tmp_path / "tool")
+    arguments = ["--no-index", "--find-links", str(tmp_path / "wheels"), "mmtiny==2.0"]
+    assert make_env.main(tmp_path / "env", arguments) == 0
+    said = capsys.readouterr().err
+    assert "pip does the same now" in said and "ready" in said
+    code = "import mmtiny; print(mmtiny.VERSION)"
+    done = subprocess.run([tmp_path / "env" / "bin" / "python", "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "2.0"
+    assert make_env.main(tmp_path / "env", [*arguments[:-1], "mmtiny==9.9"]) == 1
+    assert "FAILED" in capsys.readouterr().err
+
+
+def closure(*lists: Path) -> set[str]:
+    """Every package that the lists bring with them here, by the metadata of what is installed."""
+    wanted = [Requirement(line) for path in lists for line in path.read_text().splitlines() if line[:1].isalpha()]
+    found: set[tuple[str, str]] = set()
+    while wanted:
+        requirement = wanted.pop()
+        for extra in ("", *requirement.extras):
+            name = canonicalize_name(requirement.name)
+            if (name, extra) not in found:
+                found.add((name, extra))
+                needs = [Requirement(text) for text in metadata.requires(name) or ()]
+                wanted += [need for need in needs if not need.marker or need.marker.evaluate({"extra": extra})]
+    return {name for name, _ in found}
+
+
+def test_the_lock_pins_what_each_list_brings_and_nothing_else() -> None:
+    locked = {
+        canonicalize_name(line.split("==")[0]) for line in (PROJECT / "requirements.lock").read_text().splitlines()
+    }
+    needed = closure(PROJECT / "requirements.in", *EXTRAS.glob("*.in"))
+    assert needed - locked == set()
+    # setuptools installs the project; what else is pinned must be needed.
+    assert locked - needed <= {"setuptools"}
+
+
+def test_production_holds_no_test_tool() -> None:
+    copied = re.findall(r"infra/extras/(\w+)\.in", (PROJECT / "infra" / "Dockerfile").read_text())
+    assert copied and "dev" not in copied
+    production = closure(PROJECT / "requirements.in", *(EXTRAS / f"{name}.in" for name in copied))
+    tools = {
+        canonicalize_name(re.split(r"[\[=<>]", line)[0])
+        for line in (EXTRAS / "dev.in").read_text().splitlines()
+        if line[:1].isalpha()
+    }
+    assert tools >= {"pytest", "ruff", "moto", "pyright"}
+    assert production & tools == set()
+
+
+def test_make_tells_every_extra_and_the_demo_leaves_what_readme_needs() -> None:
+    def planned(*goals: str) -> str:
+        # A folder without an environment: nothing is there yet.
+        command = [
+            "make",
+            "--dry-run",
+            "VENV=/nonexistent/venv",
+            "DVC=/nonexistent/dvc",
+            "OCR=/nonexistent/ocr",
+            *goals,
+        ]
+        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+
+    demo = planned("demo")
+    for step in ("requirements.in", "infra/dvc.lock", "infra/ocr.lock", "bin/mm demo"):
+        assert step in demo
+    assert "dev.in" not in demo and "ray.in" not in demo
+    for path in EXTRAS.glob("*.in"):
+        assert f"infra/extras/{path.name}" in planned("test")
+        assert f"infra/extras/{path.name}" in planned(path.stem)
