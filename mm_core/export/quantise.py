@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from mm_core.code_digest import code_digest
 from mm_core.errors import MattingError
 from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
 from mm_core.export.runtime import CHOICE, SUFFIX, open_session
@@ -40,8 +41,6 @@ from mm_core.store import Store
 
 TORCH_TOLERANCE = 1e-3
 """The float ONNX graph must give torch's alpha to within this."""
-_RECIPE = 5
-"""Raised with every change here that changes bytes, so that kept results are made again."""
 
 
 def quantise(
@@ -64,7 +63,7 @@ def quantise(
     chosen = {decoder: calibration_ids(snapshot_dir, decoder, params.calibration_images) for decoder in DECODERS}
     key = digest_of(
         {
-            "recipe": _RECIPE,
+            "code": code_digest(__name__),
             "model": sha256_file(model),
             "calibration": chosen,
             "params": {"calibration_images": params.calibration_images, "max_int8_mse": params.max_int8_mse},

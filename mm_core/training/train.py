@@ -1,6 +1,6 @@
 """One training stage of the cycle, from the snapshot's frames to a model file (called by `stages.py`).
 
-What a stage makes is decided by its content key: stage, params, data, start weights, recipe. Under that key lie the
+What a stage makes is decided by its content key: stage, params, data, start weights, code. Under that key lie the
 checkpoint of an unfinished run and the model of a finished one, outside the cycle's folder: a killed
 stage goes on where it was, and a stage that was trained before is not trained again.
 """
@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from mm_core.code_digest import code_digest
 from mm_core.data.dataset import UNKNOWN, PixelCache, Pool
 from mm_core.errors import InputError, NothingToTrainOn
 from mm_core.layout import TRAIN_STAGES, Layout
@@ -37,8 +38,6 @@ from mm_core.training.semi import Semi
 from mm_core.training.supervised import Supervised
 from mm_core.training.tracking import Tracker
 
-RECIPE = 7
-"""Raised when this room's code changes what the same params and data lead to."""
 HEEDED = 32
 """Validation photos of each category that choose how far a teacher is corrected: one of four takes no thousands."""
 _FRAME_COLUMNS = ["sample_id", "category", "decoder", "caption", "alpha_sha256", "label_binary"]
@@ -97,7 +96,7 @@ def train_stage(
         "snapshot": snapshot,
         "data": data.digest(),
         "start": sha256_file(start) if start else None,
-        "recipe": RECIPE,
+        "code": code_digest(__name__),
     }
     folder = layout.checkpoints / digest_of(recipe)
     report.facts |= {"key": folder.name, "start": recipe["start"], "snapshot": snapshot, "data": recipe["data"]}
