@@ -12,7 +12,7 @@ from mm_core import code_digest as cd
 
 FILES = {
     "__init__.py": "",
-    "top.py": '"""Doc."""\nfrom mm_core_sample import inner\ndef run() -> int:\n    """Doc."""\n    return inner.VALUE\n',
+    "top.py": '"""Doc."""\nfrom mm_core_sample import inner\ndef run():\n    """Doc."""\n    return inner.VALUE\n',
     "inner.py": 'VALUE = 1\n"""What it is."""\n',
     "apart.py": "OTHER = 1\n",
 }
