@@ -108,6 +108,9 @@ class DriftParams(_Section):
 class SnapshotParams(_Section):
     eval_share: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of labelled groups that become the frozen evaluation set, by stable hash of the group."""
+    eval_least: int = Field(default=8, ge=0)
+    """Evaluation groups that each category gets first, while there are few labels: at least `gate.min_images`, and up
+    to a third of the category's groups. Only arriving groups join."""
     validation_share: float = Field(default=0.1, gt=0, lt=0.9)
     """Share of the remaining labelled groups that choose checkpoints while training."""
     near_duplicate_bits: int = Field(default=3, ge=0, le=12)
@@ -418,6 +421,15 @@ class Params(_Section):
     gate: GateParams = GateParams()
     export: ExportParams = ExportParams()
     moments: MomentsParams = MomentsParams()
+
+    @model_validator(mode="after")
+    def _eval_is_filled_up_to_what_the_gate_needs(self) -> Params:
+        if self.snapshot.eval_least < self.gate.min_images:
+            raise ValueError(
+                f"snapshot.eval_least is {self.snapshot.eval_least}, gate.min_images {self.gate.min_images}: "
+                "raise snapshot.eval_least to it, or no verdict can be reached"
+            )
+        return self
 
     @staticmethod
     def load(path: Path) -> Params:
