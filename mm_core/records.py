@@ -119,6 +119,8 @@ class Verdict(BaseModel):
     anchor: str | None
     snapshot: str
     eval_digest: str
+    left_out: dict[str, str] = {}
+    """Eval photos that did not judge: sample id → the judged model that has learnt from them or their scene."""
     cells: list[Cell]
     created_at: str
 

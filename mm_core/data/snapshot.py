@@ -16,9 +16,10 @@ Same catalog version and parameters, same bytes.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm_core.catalog import Catalog
-from mm_core.data.holdout import hold_out
+from mm_core.data.holdout import LEARNT, MOST_SHARE, hold_out
 from mm_core.data.neighbours import connected
 from mm_core.errors import InputError, MattingError
 from mm_core.params import SnapshotParams
-from mm_core.records import ALL_CATEGORIES, Report, decoder_of, digest_of, write_json
+from mm_core.records import ALL_CATEGORIES, CATEGORIES, Report, decoder_of, digest_of, write_json
 
 TRAINING = ("train_labeled", "train_unlabeled", "train_text_image")
 POOLS = (*TRAINING, "validation", "eval")
@@ -123,7 +124,8 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
     newest: Any = newest_labels(labels)[["sample_id", "alpha_sha256", "version", "binary"]]
     newest = newest.rename(columns={"version": "label_version", "binary": "label_binary"})
     samples = samples.sort_values("id", ignore_index=True)
-    component = components(samples, params.near_duplicate_bits)
+    links = _links(samples, params.near_duplicate_bits)
+    component = _connect(samples, links)
     table: Any = samples.rename(columns={"id": "sample_id"}).merge(newest, on="sample_id", how="left")
     table["category"] = table["category"].where(table["category"].isin(ALL_CATEGORIES), None)
     table["decoder"] = table["category"].map(decoder_of, na_action=None)
@@ -140,7 +142,7 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
             eval_share_of=declared.map(groups["eval"]),
             validation_share_of=declared.map(groups["validation"]),
         ),
-        _links(samples, params.near_duplicate_bits),
+        links,
     )
     judged = pd.Series(held.evaluation, index=table.index)
     refused = pd.Series(held.refused, index=table.index)
@@ -166,17 +168,63 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
     return table
 
 
+def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str] = ()) -> dict[str, Any]:
+    """Return how far the evaluation set of the catalog's newest version is.
+
+    Args:
+        params: Shares and least numbers.
+        catalog: The catalog.
+        batches: Batches, as kind/batch, of which refused rows are listed; all of the catalog's where empty.
+
+    Returns:
+        `categories`, one row each: category, eval (photos), needed, labelled (photos), labelled_needed; `refused`, the
+        rows of role `eval` that cannot judge: sample_id, batch, why; `words`, a line for each category below its need
+        and for the refused rows.
+    """
+    samples = catalog.read("samples")
+    if samples.empty:
+        return {"categories": [], "refused": [], "words": []}
+    table: Any = place(params, samples, catalog.read("labels"))
+    labelled = table.loc[table["alpha_sha256"].notna()]
+    rows, words = [], []
+    wanted = math.ceil(params.eval_least / MOST_SHARE)
+    for category in CATEGORIES:
+        here = labelled["category"] == category
+        judging, count = int(labelled.loc[here, "eval"].sum()), int(here.sum())
+        row = {"category": category, "eval": judging, "needed": params.eval_least, "labelled": count}
+        rows.append(row | {"labelled_needed": wanted})
+        if judging < params.eval_least:
+            words.append(
+                f"{category}: {judging} of {params.eval_least} eval photos; {count} of about {wanted} labelled"
+            )
+    refused = table.loc[table["dropped"] == LEARNT]
+    if batches:
+        refused = refused.loc[(refused["kind"] + "/" + refused["batch"]).isin(set(batches))]
+    listed = [
+        {"sample_id": sample, "batch": batch, "why": why}
+        for sample, batch, why in zip(refused["sample_id"], refused["batch"], refused["dropped"], strict=True)
+    ]
+    if listed:
+        some = ", ".join(row["sample_id"][:12] for row in listed[:5])
+        words.append(f"{len(listed)} photos cannot judge and are not trained on ({LEARNT}): {some}")
+    return {"categories": rows, "refused": listed, "words": words}
+
+
 def components(samples: pd.DataFrame, bits: int) -> np.ndarray:
     """A number per sample, equal where declared groups, near-duplicate hashes or `near` connect samples.
 
     `samples`: columns id, group, phash and near (ids, or null) of the catalog.
     """
+    return _connect(samples, _links(samples, bits))
+
+
+def _connect(samples: pd.DataFrame, links: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     count = len(samples)
     groups = count + pd.factorize(_declared(samples))[0]
-    left, right = _links(samples, bits)
+    left, right = links
     rows, columns = np.concatenate((np.arange(count), left)), np.concatenate((groups, right))
     nodes = int(groups.max()) + 1 if count else 0
     edges = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(nodes, nodes))

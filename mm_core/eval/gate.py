@@ -22,6 +22,7 @@ from scipy.special import ndtri
 from mm_core.data.snapshot import read_pool
 from mm_core.eval.evaluate import identity
 from mm_core.eval.evidence import CANDIDATE, Evidence, gather, problems_with, read_scores
+from mm_core.eval.independence import in_words
 from mm_core.eval.shadow import disagreement
 from mm_core.eval.statistics import Interval, Quantity, confidence, fewest_groups
 from mm_core.layout import Layout
@@ -58,16 +59,20 @@ def decide(
     *,
     noise: Mapping[str, float] | None = None,
     uses: float = 0.0,
+    left_out: Mapping[str, str] | None = None,
 ) -> Verdict:
     """The verdict on the candidate that lies in the workspace; `inputs` as from `stages.read_inputs`.
 
     `noise`: category → standard deviation of the primary metric's relative difference between two trainings that
     differ by their seed, where it was measured; `uses`: other candidates that these eval photos have judged before
-    (`mm_core.eval.uses`). Reads per_image.parquet, the snapshot and the files judged. Raises InputError where there
-    are no scores at all; scores that do not fit are INCONCLUSIVE.
+    (`mm_core.eval.uses`); `left_out`: eval photos that a judged model has learnt from, with words for that model
+    (`mm_core.eval.independence`). Reads per_image.parquet, the snapshot and the files judged. Raises InputError where
+    there are no scores at all; scores that do not fit are INCONCLUSIVE.
     """
     scores, about = read_scores(layout)
-    eval_frame = read_pool(layout.snapshot, "eval")
+    whole_frame, left_out = read_pool(layout.snapshot, "eval"), dict(left_out or {})
+    eval_frame = whole_frame.loc[~whole_frame["sample_id"].isin(list(left_out))]
+    scores = scores.loc[~scores["sample_id"].isin(list(left_out))]
     candidate = sha256_file(layout.model(CANDIDATE))
     champion, anchor = ((inputs.get(role) or {}).get("digest") for role in ("champion", "anchor"))
     questions = questions_for(params, champion is not None, anchor not in (None, champion))
@@ -86,6 +91,8 @@ def decide(
     if decision == "PROMOTE" and (text := _held_by_shadow(params, layout, identity(layout, inputs))):
         decision, reasons = "INCONCLUSIVE", [text, *reasons]
     if not problems:
+        if text := in_words(left_out, whole_frame):
+            reasons.append(text)
         reasons += _cautions(params, decision == "PROMOTE" and champion is not None, noise, uses)
     return Verdict(
         decision=decision,
@@ -96,6 +103,7 @@ def decide(
         anchor=anchor,
         snapshot=str(about.get("snapshot")),
         eval_digest=str(about.get("eval_digest")),
+        left_out=left_out,
         cells=cells,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -237,6 +237,20 @@ def test_leaked_photo_blocks(tmp_path: Path) -> None:
         assert found.decision == "INCONCLUSIVE" and "train_unlabeled belong to the eval set" in found.reasons[0]
 
 
+def test_photos_that_a_judged_model_has_learnt_from_do_not_judge(tmp_path: Path) -> None:
+    """A third of one category was learnt by the champion, which is nearly perfect there: the true gain is seen."""
+    scores, frame = tables(simulate(16, photos=60, gains=0.3))
+    learnt = frame.loc[frame["category"] == "cards", "sample_id"].iloc[:20]
+    contaminated = scores["sample_id"].isin(learnt) & (scores["model"] == "champion")
+    scores.loc[contaminated, ["mse", "conn"]] *= 0.05
+    layout = workspace(tmp_path, scores, frame)
+    assert decide(PARAMS, layout, INPUTS).decision != "PROMOTE"
+    found = decide(PARAMS, layout, INPUTS, left_out=dict.fromkeys(learnt, "version 2 (train_labeled)"))
+    assert found.decision == "PROMOTE" and set(found.left_out) == set(learnt)
+    assert {cell.images for cell in found.cells if cell.category == "cards"} == {40}
+    assert any("left out: 20 eval photos" in r and "cards 20" in r and "version 2" in r for r in found.reasons)
+
+
 def test_no_scores_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     layout = workspace(tmp_path, *tables(simulate(17)))
     layout.per_image.unlink()
