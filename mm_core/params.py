@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mm_core.errors import ParamsError
+from mm_core.params_gate import GateParams
+from mm_core.params_gate import Section as _Section
 from mm_core.records import digest_of
 
 MOST_BYTES = 1 << 20
@@ -30,10 +32,6 @@ def _plain_yaml(path: Path) -> Any:
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
         raise ParamsError(f"{path}: has aliases (*name): write the values out")
     return yaml.safe_load(text)
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class SuspectParams(_Section):
@@ -269,47 +267,6 @@ class EvaluateParams(_Section):
     """Mattes are compared at the photo's own size, at most this many pixels on the long side."""
     shadow_photos: int = Field(default=48, ge=0)
     """Newest unlabelled photos on which the int8 candidate and champion are compared with each other."""
-
-
-class GateParams(_Section):
-    mode: Literal["primary", "strict"] = "primary"
-    """`primary`: the primary metric must be superior and the others non-inferior, in every category; `strict`: all of
-    mse, maxf, biou and conn must be superior in every category (24 cells)."""
-    primary: Literal["mse", "sad", "conn", "grad", "maxf", "biou"] = "mse"
-    """The metric that must improve in every category."""
-    alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    """One-sided error level of each comparison; the intersection-union rule keeps it for the whole verdict."""
-    delta: float = Field(default=0.0, ge=0)
-    """The gain of the primary metric must exceed this share of the champion's value, with confidence."""
-    guard: float = Field(default=0.03, ge=0)
-    """A true loss of this share of the champion's primary metric must be excluded in every category…"""
-    guard_alpha: float = Field(default=0.005, gt=0, lt=0.5)
-    """…with this one-sided error level: with few photos a lucky draw passes `alpha` too often."""
-    seed_noise: float = Field(default=1.0, ge=0)
-    """Where `mm gate noise` measured how much two trainings differ by their seeds alone: the gain must also exceed this
-    many standard deviations of that difference, in each category; 0 leaves it aside."""
-    shadow_difference: float = Field(default=0.1, ge=0, le=1)
-    """Mattes of a shadow photo disagree where they differ by more than this on average (absolute, of 1)."""
-    shadow_share: float = Field(default=1.0, ge=0, le=1)
-    """More disagreeing shadow photos than this share hold a promotion back for people to look; 1 never does."""
-    eval_budget: int = Field(default=104, ge=1)
-    """Candidates that one set of eval photos may judge: warned of from four fifths on, INCONCLUSIVE beyond, until fresh
-    eval photos arrive. Whoever asks the same photos often enough is told yes by chance."""
-    margins: dict[Literal["mse", "maxf", "biou", "conn"], float] = {
-        "mse": 0.05,
-        "maxf": 0.02,
-        "biou": 0.03,
-        "conn": 0.1,
-    }
-    """Non-inferiority margins of the other metrics: relative for mse and conn, absolute for maxf and biou."""
-    floors: dict[Literal["mse", "maxf", "biou", "conn"], float] = {"mse": 0.12, "maxf": 0.5}
-    """What a first model must reach in every category, with no champion to compare with."""
-    quantised_mse: float = Field(default=0.05, ge=0)
-    """int8 may cost at most this share of the float model's MSE in each category (plus 1e-4 absolute)."""
-    min_images: int = Field(default=8, ge=2)
-    """Evaluation photos that each category needs; fewer is INCONCLUSIVE."""
-    resamples: int = Field(default=4000, ge=200)
-    """Bootstrap resamples over groups."""
 
 
 class LimitParams(_Section):

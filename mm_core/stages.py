@@ -286,7 +286,8 @@ def gate(params: Params, layout: Layout) -> Report:
             params.gate,
             layout,
             inputs,
-            noise=recorded_noise(store, params.gate.primary),
+            store=store,
+            noise=recorded_noise(params, layout, store),
             uses=record_use(store, frame["sample_id"], candidate),
             left_out=learnt_photos(frame, samples, learnt, params.snapshot.near_duplicate_bits),
         )
@@ -311,11 +312,14 @@ def export(params: Params, layout: Layout) -> Report:
 
 def promote(params: Params, layout: Layout) -> Report:
     """Registers the bundled model in MLflow and moves the alias `champion`; repeating it changes nothing."""
+    from mm_core.eval.ratchet import update_best
     from mm_core.export.registry import Registry
 
     with timed(Report("promote"), layout.stage_report("promote")) as report:
-        verdict, override = require_promote(layout)
-        Registry(layout.settings).promote(params, layout, store_of(layout), verdict, report, override=override)
+        (verdict, override), registry, store = require_promote(layout), Registry(layout.settings), store_of(layout)
+        registry.promote(params, layout, store, verdict, report, override=override)
+        if anchor := registry.pin("anchor"):
+            report.facts["best"] = update_best(params.gate, layout, store, anchor["digest"], verdict.candidate)
     return report
 
 

@@ -37,6 +37,7 @@ TINY = Params().with_values(
         "gate.floors": {"mse": 1.0, "maxf": 0.0},
         "gate.quantised_mse": 5.0,
         "gate.min_images": 2,
+        "gate.beat_blind": False,
         "export.calibration_images": 2,
     }
 )
@@ -270,15 +271,21 @@ def test_a_model_of_another_seed_is_not_the_same(cycled) -> None:
 
 
 def test_seed_noise_is_measured_and_used(cycled) -> None:
-    from mm_core.training.noise import recorded_noise
+    from mm_core.training.noise import RECORD, recorded_noise
 
     layout, _ = cycled
     store = stages.store_of(layout)
-    assert recorded_noise(store, "mse") is None
+    assert recorded_noise(TINY, layout, store) is None
     report = stages.seed_noise(TINY, layout, seeds=3)
-    noise = recorded_noise(store, "mse")
+    noise = recorded_noise(TINY, layout, store)
     assert noise is not None and set(noise) == set(CATEGORIES) and all(value > 0 for value in noise.values())
-    assert recorded_noise(store, "maxf") is None, "measured for another metric"
+    for other in ({"gate.primary": "maxf"}, {"train.simple.steps": 5}, {"model.width": 16}):
+        assert recorded_noise(TINY.with_values(**other), layout, store) is None, "measured for something else"
+    record = json.loads(store.fetch(RECORD).read_text())
+    for stale in ({"photos": 10 * record["photos"]}, {"measured_at": "2020-01-01T00:00:00+00:00"}):
+        store.put(RECORD, json.dumps(record | stale).encode())
+        assert recorded_noise(TINY, layout, store) is None
+    store.put(RECORD, json.dumps(record).encode())
     row = report.tables["noise"][0]
     values = np.array([row[f"seed {n}"] for n in (1, 2, 3)])
     assert row["noise"] == pytest.approx(np.sqrt(2) * values.std(ddof=1) / values.mean(), rel=0.02)
