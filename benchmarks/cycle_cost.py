@@ -53,6 +53,7 @@ PARAMS = Params().with_values(
         "gate.floors": {"mse": 1.0, "maxf": 0.0},
         "gate.quantised_mse": 5.0,
         "gate.min_images": 2,
+        "gate.beat_blind": False,
         "evaluate.shadow_photos": 8,
     }
 )

@@ -131,9 +131,10 @@ def _pin_after_arrivals(params: Params, layout: Layout, report: Report) -> None:
 @app.command()
 def status(json_: Json = False) -> None:
     """Batches, samples per kind and category, quarantine, the last cycle and the champion."""
+    from mm_core.data.snapshot import eval_state
     from mm_core.export.registry import Registry
 
-    layout, _ = layout_and_params()
+    layout, params = layout_and_params()
     catalog = stages.catalog_of(layout)
     batches = catalog.read("batches", columns=["kind", "batch", "state", "accepted", "quarantined", "duplicates"])
     result = {
@@ -145,12 +146,15 @@ def status(json_: Json = False) -> None:
         "verdict": stages.recorded_verdict(layout).decision if layout.verdict.exists() else None,
         "champion": (Registry(layout.settings).pin("champion") or {}).get("version"),
         "cycle": cycle_holder(layout),
+        "eval": eval_state(params.snapshot, catalog),
     }
     if json_:
         return say(result, True)
     typer.echo(f"workspace {result['workspace']}\n")
     for name in ("batches", "samples", "rejects"):
         typer.echo(f"{name}\n{table(result[name])}\n" if result[name] else f"{name}: none\n")
+    if lines := result["eval"]["words"]:
+        typer.echo("evaluation photos\n" + "\n".join(f"  {line}" for line in lines) + "\n")
     typer.echo(f"labelled photos: {result['labelled']}")
     typer.echo(f"last verdict:    {result['verdict'] or 'no cycle yet'}")
     typer.echo(f"champion:        {result['champion'] or 'none yet'}")

@@ -84,8 +84,7 @@ def drop_samples(inbox: Path, cycle: int) -> None:
         return dict.fromkeys(ALL_CATEGORIES, count)
 
     if cycle == 1:
-        # Thin things and hair vary most from photo to photo: fewer than these leave a regression there possible.
-        counts = each(40) | {"accessories": 160, "portrait": 80}
+        counts = each(60)
         _drop(inbox, "pixel_labeled", "2026-w01-eval", counts, seed=900, role="eval")
         # Dishes are the easiest to learn: were there as many as of the rest, a second week could show no gain on them.
         _drop(inbox, "pixel_labeled", "2026-w01", each(28) | {"delicacy": 8}, seed=100, role="train")

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mm_core.errors import ParamsError
 from mm_core.params_file import explain, read_yaml
+from mm_core.params_gate import GateParams
+from mm_core.params_gate import Section as _Section
 from mm_core.records import digest_of
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SuspectParams(_Section):
@@ -98,6 +96,9 @@ class DriftParams(_Section):
 class SnapshotParams(_Section):
     eval_share: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of labelled groups that become the frozen evaluation set, by stable hash of the group."""
+    eval_least: int = Field(default=8, ge=0)
+    """Evaluation groups that each category gets first, while there are few labels: at least `gate.min_images`, and up
+    to a third of the category's groups. Only arriving groups join."""
     validation_share: float = Field(default=0.1, gt=0, lt=0.9)
     """Share of the remaining labelled groups that choose checkpoints while training."""
     near_duplicate_bits: int = Field(default=3, ge=0, le=12)
@@ -266,47 +267,6 @@ class EvaluateParams(_Section):
     """Newest unlabelled photos on which the int8 candidate and champion are compared with each other."""
 
 
-class GateParams(_Section):
-    mode: Literal["primary", "strict"] = "primary"
-    """`primary`: the primary metric must be superior and the others non-inferior, in every category; `strict`: all of
-    mse, maxf, biou and conn must be superior in every category (24 cells)."""
-    primary: Literal["mse", "sad", "conn", "grad", "maxf", "biou"] = "mse"
-    """The metric that must improve in every category."""
-    alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    """One-sided error level of each comparison; the intersection-union rule keeps it for the whole verdict."""
-    delta: float = Field(default=0.0, ge=0)
-    """The gain of the primary metric must exceed this share of the champion's value, with confidence."""
-    guard: float = Field(default=0.03, ge=0)
-    """A true loss of this share of the champion's primary metric must be excluded in every category…"""
-    guard_alpha: float = Field(default=0.005, gt=0, lt=0.5)
-    """…with this one-sided error level: with few photos a lucky draw passes `alpha` too often."""
-    seed_noise: float = Field(default=1.0, ge=0)
-    """Where `mm gate noise` measured how much two trainings differ by their seeds alone: the gain must also exceed this
-    many standard deviations of that difference, in each category; 0 leaves it aside."""
-    shadow_difference: float = Field(default=0.1, ge=0, le=1)
-    """Mattes of a shadow photo disagree where they differ by more than this on average (absolute, of 1)."""
-    shadow_share: float = Field(default=1.0, ge=0, le=1)
-    """More disagreeing shadow photos than this share hold a promotion back for people to look; 1 never does."""
-    eval_budget: int = Field(default=104, ge=1)
-    """Candidates that one set of eval photos may judge: warned of from four fifths on, INCONCLUSIVE beyond, until fresh
-    eval photos arrive. Whoever asks the same photos often enough is told yes by chance."""
-    margins: dict[Literal["mse", "maxf", "biou", "conn"], float] = {
-        "mse": 0.05,
-        "maxf": 0.02,
-        "biou": 0.03,
-        "conn": 0.1,
-    }
-    """Non-inferiority margins of the other metrics: relative for mse and conn, absolute for maxf and biou."""
-    floors: dict[Literal["mse", "maxf", "biou", "conn"], float] = {"mse": 0.12, "maxf": 0.5}
-    """What a first model must reach in every category, with no champion to compare with."""
-    quantised_mse: float = Field(default=0.05, ge=0)
-    """int8 may cost at most this share of the float model's MSE in each category (plus 1e-4 absolute)."""
-    min_images: int = Field(default=8, ge=2)
-    """Evaluation photos that each category needs; fewer is INCONCLUSIVE."""
-    resamples: int = Field(default=4000, ge=200)
-    """Bootstrap resamples over groups."""
-
-
 class LimitParams(_Section):
     """What no released file may exceed, whatever the gate said; measured at export, on the machine that exports."""
 
@@ -416,6 +376,15 @@ class Params(_Section):
     gate: GateParams = GateParams()
     export: ExportParams = ExportParams()
     moments: MomentsParams = MomentsParams()
+
+    @model_validator(mode="after")
+    def _eval_is_filled_up_to_what_the_gate_needs(self) -> Params:
+        if self.snapshot.eval_least < self.gate.min_images:
+            raise ValueError(
+                f"snapshot.eval_least is {self.snapshot.eval_least}, gate.min_images {self.gate.min_images}: "
+                "raise snapshot.eval_least to it, or no verdict can be reached"
+            )
+        return self
 
     @staticmethod
     def load(path: Path) -> Params:

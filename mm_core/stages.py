@@ -63,11 +63,13 @@ if TYPE_CHECKING:
 def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress: Progress = quiet) -> Report:
     """Takes every ready drop of the inbox (or one): accepted, quarantined with reasons, or duplicate."""
     from mm_core.data.ingest import ingest_ready
+    from mm_core.data.snapshot import eval_state
 
     with timed(Report("ingest"), layout.root / "reports" / "ingest.json") as report:
-        return ingest_ready(
+        catalog = catalog_of(layout)
+        ingest_ready(
             params.ingest,
-            catalog_of(layout),
+            catalog,
             store_of(layout),
             inbox_of(layout),
             report,
@@ -76,6 +78,12 @@ def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress
             spool=layout.spool,
             progress=progress,
         )
+        taken = [f"{row['kind']}/{row['batch']}" for row in report.tables["batches"]]
+        if any(name.startswith("pixel_labeled/") for name in taken):
+            state = eval_state(params.snapshot, catalog, taken)
+            report.facts["eval"] = state["words"]
+            report.tables |= {"eval": state["categories"], "eval_refused": state["refused"]}
+        return report
 
 
 def structure(params: Params, layout: Layout, *, batch: str | None = None, progress: Progress = quiet) -> Report:
@@ -273,7 +281,9 @@ def gate(params: Params, layout: Layout) -> Report:
     """
     from mm_core.data.snapshot import read_pool
     from mm_core.eval.gate import decide
+    from mm_core.eval.independence import learnt_photos
     from mm_core.eval.uses import record_use
+    from mm_core.export.lineage import learnt_by
     from mm_core.records import sha256_file
     from mm_core.training.noise import recorded_noise
     from mm_core.training.tracking import Tracker
@@ -289,18 +299,26 @@ def gate(params: Params, layout: Layout) -> Report:
         for later in ("export", "promote"):
             # What an earlier verdict led to is not this one's.
             layout.stage_report(later).unlink(missing_ok=True)
-        inputs = frozen_inputs(layout)
+        inputs, frame = frozen_inputs(layout), read_pool(layout.snapshot, "eval")
+        judged = [pin["digest"] for role in ("champion", "anchor") if (pin := inputs[role])]
+        samples = catalog_of(layout).read(
+            "samples", version=inputs["catalog"]["samples"], columns=["id", "group", "phash", "near"]
+        )
+        learnt = learnt_by(layout.settings, store, judged)
         verdict = decide(
             params.gate,
             layout,
             inputs,
-            noise=recorded_noise(store, params.gate.primary),
-            uses=record_use(store, read_pool(layout.snapshot, "eval")["sample_id"], candidate),
+            store=store,
+            noise=recorded_noise(params, layout, store),
+            uses=record_use(store, frame["sample_id"], candidate),
+            left_out=learnt_photos(frame, samples, learnt, params.snapshot.near_duplicate_bits),
         )
         write_json(layout.verdict, verdict.model_dump())
         report.facts |= {"decision": verdict.decision, "reasons": verdict.reasons, "candidate": verdict.candidate}
         report.facts |= {"inputs": digest_of(inputs), "params": params.cycle_digest()}
         report.tables["cells"] = [cell.model_dump() for cell in verdict.cells]
+        report.metrics["gate/left_out"] = float(len(verdict.left_out))
         report.metrics["gate/promote"] = float(verdict.decision == "PROMOTE")
     Tracker(layout.settings).log_report(layout, report)
     return report
@@ -319,11 +337,14 @@ def export(params: Params, layout: Layout) -> Report:
 @in_the_cycle
 def promote(params: Params, layout: Layout) -> Report:
     """Registers the bundled model in MLflow and moves the alias `champion`; repeating it changes nothing."""
+    from mm_core.eval.ratchet import update_best
     from mm_core.export.registry import Registry
 
     with timed(Report("promote"), layout.stage_report("promote")) as report:
-        verdict, override = require_promote(layout)
-        Registry(layout.settings).promote(params, layout, store_of(layout), verdict, report, override=override)
+        (verdict, override), registry, store = require_promote(layout), Registry(layout.settings), store_of(layout)
+        registry.promote(params, layout, store, verdict, report, override=override)
+        if anchor := registry.pin("anchor"):
+            report.facts["best"] = update_best(params.gate, layout, store, anchor["digest"], verdict.candidate)
     return report
 
 

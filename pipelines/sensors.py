@@ -1,4 +1,4 @@
-"""What starts runs by itself: a drop, finished work of people, enough new labels (fewer after a refusal), drift."""
+"""What starts runs by itself: a drop, finished work of people, enough new labels (fewer after a REJECT), drift."""
 
 import json
 import time
@@ -107,7 +107,8 @@ def new_labels(
 ) -> dg.SensorResult | dg.SkipReason:
     """Counts distinct labels against the last request (cursor) and what the last cycle, however started, could see.
 
-    Where the gate refused that cycle's model, fewer are enough: what people have corrected since may turn it.
+    Where the gate rejected that cycle's model, fewer are enough: what people have corrected since may turn it. An
+    INCONCLUSIVE verdict is no rejection: it asks for eval photos, and a few more training labels would not settle it.
     """
     layout = workspace.layout()
     if waiting := arrivals_on_their_way(context.instance):
@@ -116,7 +117,7 @@ def new_labels(
         return dg.SensorResult(run_requests=[asked_for(f"labels-{context.cursor}", tries)], cursor=context.cursor)
     known = labels_at(layout, None)
     learned = max(int(context.cursor or 0), labels_of_last_cycle(layout))
-    refused = layout.verdict.is_file() and stages.recorded_verdict(layout).decision != "PROMOTE"
+    refused = layout.verdict.is_file() and stages.recorded_verdict(layout).decision == "REJECT"
     enough = retrain_policy.new_labels_after_refusal if refused else retrain_policy.new_labels
     if known - learned < enough:
         why = " after a refusal" if refused else ""

@@ -32,6 +32,7 @@ TINY = {
     "evaluate.max_side": 64,
     "export.calibration_images": 4,
     "gate.min_images": 2,
+    "gate.beat_blind": False,
     "gate.resamples": 200,
 }
 

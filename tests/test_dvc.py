@@ -37,6 +37,7 @@ TINY: dict[str, Any] = {
     "evaluate.max_side": 64,
     "export.calibration_images": 2,
     "gate.min_images": 2,
+    "gate.beat_blind": False,
     "gate.resamples": 200,
 }
 RUN = [name for name, stage in STAGES.items() if not stage.get("frozen")]

@@ -31,6 +31,7 @@ TINY: dict[str, Any] = {
     "evaluate.max_side": 64,
     "export.calibration_images": 4,
     "gate.min_images": 2,
+    "gate.beat_blind": False,
     "gate.resamples": 200,
     "gate.quantised_mse": 100.0,
 }
