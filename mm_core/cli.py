@@ -67,8 +67,7 @@ def drop(
         raise InputError(
             f"mm drop writes to a folder, not to {layout.settings.inbox}: give --inbox FOLDER and upload it"
         )
-    path = package_folder(folder, Path(layout.settings.inbox), kind, batch)
-    say({"drop": str(path)}, json_)
+    say(package_folder(folder, Path(layout.settings.inbox), kind, batch).facts(), json_)
 
 
 @app.command()
