@@ -90,7 +90,7 @@ def drop(
         raise InputError(
             f"mm drop writes to a folder, not to {layout.settings.inbox}: give --inbox FOLDER and upload it"
         )
-    path = package_folder(folder, Path(layout.settings.inbox), kind, batch)
+    path = package_folder(folder, Path(layout.settings.inbox), kind, batch).path
     summary = summarize_drop(folder, path)
     say(summary, True) if json_ else typer.echo(drop_words(summary))
 

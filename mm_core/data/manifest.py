@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from mm_core.data.drop import MANIFEST_COLUMNS
+from mm_core.data.drop import MANIFEST_COLUMNS, unescaped
+from mm_core.data.spellings import category_of
 from mm_core.errors import DropError
 
 MAX_BYTES = 64 << 20
@@ -86,12 +87,13 @@ def _rows(path: Path) -> Iterator[ManifestRow]:
 
 
 def _tidy(values: dict[str, str]) -> dict[str, str]:
-    """Spelling that carries no meaning: `Multi-Person ` is multi_person."""
-    for name in ("category", "role", "sha256"):
+    """Spelling that carries no meaning: `Multi-Person ` is multi_person, `'-5°C` was escaped for spreadsheets."""
+    values = {name: unescaped(value) for name, value in values.items()}
+    for name in ("role", "sha256"):
         if name in values:
             values[name] = values[name].lower()
-    if "category" in values:
-        values["category"] = values["category"].replace(" ", "_").replace("-", "_")
+    if values.get("category"):
+        values["category"] = category_of(values["category"])
     return {"image": ""} | values
 
 

@@ -34,8 +34,9 @@ from mm_core.records import sha256_file
 from mm_core.store import Store
 
 MAX_LINK_BYTES = 4096
-FORMULA = re.compile(r"=|[+\-@].*[(|!]")
-"""What spreadsheets run when a table is opened; a dash or a sign before plain words is none."""
+FORMULA = re.compile(r"=[\w\"'(+\-@$]|[+\-@]\s*[A-Z][A-Z0-9.]*\(|[+\-@].*\|.*!")
+"""What spreadsheets run and nobody writes: a formula, a call of a function, a program (`cmd|'…'!A0`). A dash or a sign
+before words is a caption ("-5°C in the snow!"); it is escaped where a CSV leaves (`drop.escaped`)."""
 
 
 @dataclass(slots=True)

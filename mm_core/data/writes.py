@@ -89,7 +89,8 @@ class Writes:
         for row, probe, decision in self._accepted(decisions):
             sample, values = known.samples.get(decision.sample_id), decision.values
             if sample is not None:
-                if any(change.column != ALPHA for change in decision.changes):
+                changes = [change for change in decision.changes if change.column != ALPHA]
+                if any(sample[change.column] != change.new for change in changes):
                     yield apply_changes(sample, decision.changes)
                 continue
             yield {

@@ -7,7 +7,7 @@ models. What the gate needs is `per_image.parquet`; the rest is for people.
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from mm_core.data.images import load_alpha, load_rgb
 from mm_core.data.snapshot import read_pool
+from mm_core.data.truths import Truth, read_truths
 from mm_core.errors import InputError
 from mm_core.eval.blind import NAME as BLIND_NAME
 from mm_core.eval.blind import BlindMattes
@@ -142,43 +143,26 @@ def evaluate_models(
 def evaluate_folder(truth_manifest: Path, pred_dir: Path) -> Report:
     """The metric suite on any folder of mattes: the prediction for the row of `image` a/b/c.jpg is `pred_dir/c.png`.
 
-    The manifest (CSV or parquet) has the columns image, alpha and, if you like, category; paths are relative
-    to it. Raises InputError that names the row where a file is missing, unreadable or of another size.
+    The manifest (CSV or parquet) is read as ingest reads one (`truths.read_truths`); paths are relative to it. Raises
+    InputError that names the row where a file is missing, unreadable or of another size.
     """
-    if not truth_manifest.is_file():
-        raise InputError(f"{truth_manifest}: no such file; give a manifest with the columns image, alpha, category")
-    parquet = truth_manifest.suffix == ".parquet"
-    frame = (pd.read_parquet(truth_manifest) if parquet else pd.read_csv(truth_manifest, dtype=str)).fillna("")
-    for column in ("image", "alpha"):
-        if column not in frame.columns:
-            has = ", ".join(map(str, frame.columns))
-            raise InputError(f"{truth_manifest}: column {column!r} is missing; it has {has}")
-    if frame.empty:
-        raise InputError(f"{truth_manifest}: no rows; list at least one photo")
-    if "category" not in frame.columns:
-        frame["category"] = ""
-    for stem, rows in Counter(Path(name).stem for name in frame["image"]).items():
-        if rows > 1:
-            raise InputError(f"{truth_manifest}: {rows} rows would be predicted as {stem}.png; rename the images")
+    truths = read_truths(truth_manifest)
 
-    def score(job: tuple[int, Any]) -> dict[str, Any]:
-        number, row = job
-        where = f"{truth_manifest}, row {number + 1} ({row.image})"
-        truth, predicted = truth_manifest.parent / row.alpha, pred_dir / f"{Path(row.image).stem}.png"
-        for field, path in (("alpha", truth), ("prediction", predicted)):
-            if not path.is_file():
-                raise InputError(f"{where}: {field}: {path} is missing")
-        alpha, matte = load_alpha(truth), load_alpha(predicted)
+    def score(truth: Truth) -> dict[str, Any]:
+        predicted = pred_dir / f"{truth.stem}.png"
+        if not predicted.is_file():
+            raise InputError(f"{truth.where}: prediction: {predicted} is missing")
+        alpha, matte = truth.load(), load_alpha(predicted)
         if alpha.shape != matte.shape:
             size = "{1} × {0}".format
             raise InputError(
-                f"{where}: {predicted} is {size(*matte.shape)} pixels, its truth {size(*alpha.shape)}: "
+                f"{truth.where}: {predicted} is {size(*matte.shape)} pixels, its truth {size(*alpha.shape)}: "
                 "predict at the photo's own size"
             )
-        return {"image": row.image, "category": row.category or "unknown"} | TruthMatte(alpha).score(matte)
+        return {"image": truth.image, "category": truth.category or "unknown"} | TruthMatte(alpha).score(matte)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        table = pd.DataFrame(list(pool.map(score, enumerate(frame.itertuples(index=False)))))
+        table = pd.DataFrame(list(pool.map(score, truths)))
     scores = category_scores(table)
     report = Report("evaluate-folder", facts={"truth": str(truth_manifest), "predictions": str(pred_dir)})
     report.metrics = {f"{category}/{metric}": value for category, metric, value in _cells(scores) if np.isfinite(value)}

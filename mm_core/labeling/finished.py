@@ -14,13 +14,14 @@ import numpy as np
 from mm_core.catalog import Catalog
 from mm_core.data.images import encode_alpha, load_rgb
 from mm_core.data.snapshot import newest_labels
+from mm_core.data.verdicts import read_history
 from mm_core.errors import InputError
 from mm_core.labeling.consensus import Answer, Outcome, settle
 from mm_core.labeling.label_studio import Annotation, BadAnnotation, read_annotation
 from mm_core.labeling.review import category_stays, sent, suspect_photos
 from mm_core.labeling.unknown import solve_unknown
 from mm_core.params import LabelParams
-from mm_core.records import Report, sha256_bytes
+from mm_core.records import Report, digest_of, sha256_bytes
 from mm_core.store import Store, fetch_blob, put_blob
 
 REFUSED = "refused_photo"
@@ -62,6 +63,10 @@ class Asked:
     """Version of the model whose matte the task began with."""
     keeps_category: bool = False
     """The category that people choose is not taken over (`review.category_stays`)."""
+    category_changes: int = 0
+    """How often the category changed."""
+    category_at: str | None = None
+    """When the category was stated last, ISO 8601."""
 
 
 @dataclass
@@ -106,7 +111,7 @@ def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Wo
     point, the same call again comes to the same end.
     """
     asked = _asked(catalog, store, {work.key for work in works if work.key})
-    categories, labels, refusals, disputed = [], [], [], []
+    categories, corrections, labels, refusals, disputed = [], [], [], [], []
     known = [(work, asked[work.key]) for work in works if work.key in asked]
     answered = _answered(store, known)
     for work in works:
@@ -130,10 +135,11 @@ def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Wo
             if _is_news(photo, work, news):
                 labels.append(news)
                 taken.counts["new_labels"] += 1
-                if photo.row["category"] != answer.category and not photo.keeps_category:
-                    categories.append({**photo.row, "category": answer.category})
             else:
                 taken.counts["unchanged"] += 1
+            if _is_newer_category(photo, answer):
+                categories.append({**photo.row, "category": answer.category})
+                corrections.append(_category_correction(photo, work, answer))
             continue
         if answer is not None:
             refusals.append(_refusal(work, answer))
@@ -144,8 +150,9 @@ def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Wo
             gone = _withdrawn(photo, work, why)
             labels += gone
             taken.counts["withdrawn"] += len(gone)
-    # The category first: killed in between, the label is still missing and the work is done again.
-    catalog.upsert("samples", categories)
+    # What counted before, then the category, then the label: killed in between, the work is done again.
+    catalog.add("corrections", corrections)
+    catalog.upsert("samples", categories, columns=("category",))
     # By upsert: a person may go back to an earlier matte, whose row then counts as the newest version again.
     catalog.upsert("labels", labels)
     catalog.upsert("features", refusals)
@@ -225,16 +232,55 @@ def _label(store: Store, photo: Asked, work: Work, answer: Answer) -> dict[str, 
 def _is_news(photo: Asked, work: Work, label: Mapping[str, Any]) -> bool:
     """Whether a settled matte replaces the label that counts.
 
-    Not where it is that matte. About its own earlier labels a task is right; any other label of a person stays if it
-    is younger, and so does a withdrawal of this very work (an old export does not bring back what was deleted).
+    Not where it is that matte. About its own earlier labels a task is right; any other label, of a person or of a drop,
+    stays if it is younger, and so does a withdrawal of this very work (an old export does not bring back what was
+    deleted). An answer that is read again is as old as it was.
     """
     current = photo.current
     if current is not None and current["alpha_sha256"] == label["alpha_sha256"]:
         return False
-    if current is not None and current["origin"] == "label_studio":
-        return _of_task(current, work) or current["created_at"] <= label["created_at"]
+    if current is not None:
+        if _of_task(current, work):
+            return True
+        if _moment(current["created_at"]) > _moment(label["created_at"]):
+            return False
+        if current["origin"] == "label_studio":
+            return True
     before = [row for row in photo.labels if row["id"] == label["id"] and not _of_task(row, work)]
-    return not any(row["created_at"] >= label["created_at"] for row in before)
+    return not any(_moment(row["created_at"]) >= _moment(label["created_at"]) for row in before)
+
+
+def _is_newer_category(photo: Asked, answer: Answer) -> bool:
+    """Whether the category that people chose replaces the photo's: it is another one, and was not stated before it."""
+    if photo.keeps_category or photo.row["category"] == answer.category:
+        return False
+    return _moment(answer.updated_at) >= _moment(photo.category_at or photo.row.get("accepted_at"))
+
+
+def _category_correction(photo: Asked, work: Work, answer: Answer) -> dict[str, Any]:
+    """The row of `corrections` of a category that people changed."""
+    source = work.task or work.batch
+    return {
+        "key": digest_of([source, photo.row["id"], "category", photo.category_changes]),
+        "arrival": source,
+        "sample_id": photo.row["id"],
+        "verdict": "update",
+        "column": "category",
+        "old": photo.row["category"],
+        "new": answer.category,
+        "origin": "label_studio",
+        "kind": photo.row.get("kind"),
+        "batch": work.batch,
+        "row": None,
+        "image": photo.row.get("name"),
+        "stated_at": answer.updated_at,
+    }
+
+
+def _moment(text: str | None) -> datetime:
+    """A time of the catalog; the distant past where none is known."""
+    moment = datetime.fromisoformat(text) if text else datetime.min
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _withdrawn(photo: Asked, work: Work, why: str) -> list[dict[str, Any]]:
@@ -291,9 +337,20 @@ def _asked(catalog: Catalog, store: Store, keys: Collection[str]) -> dict[str, A
     for row in _records(labels):
         all_of.setdefault(row["sample_id"], []).append(row)
 
+    history = read_history(catalog, sorted(keys))
+
     def asked(row: Mapping[str, Any]) -> Asked:
         key = row["id"]
-        return Asked(row, all_of.get(key, []), current.get(key), about[key].model, category_stays(about[key]))
+        changes = history.get((key, "category"), [])
+        return Asked(
+            row,
+            all_of.get(key, []),
+            current.get(key),
+            about[key].model,
+            category_stays(about[key]),
+            len(changes),
+            max((change["stated_at"] for change in changes), key=_moment, default=None),
+        )
 
     return {row["id"]: asked(row) for row in [*samples, *held]}
 

@@ -21,7 +21,7 @@ from mm_core.structuring.aesthetic import aesthetic
 from mm_core.structuring.composition import composition
 
 EXTRACTOR = "photo"
-VERSION = "2"
+VERSION = "3"
 """Rises whenever a number below may come out differently; older rows are then computed again."""
 
 SIDE = 512
@@ -128,9 +128,10 @@ def _origin(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, str]:
 
 def _place(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, float]:
     gps = exif["gps"]
-    latitude = _degrees(gps.get(ExifTags.GPS.GPSLatitude), _text(gps.get(ExifTags.GPS.GPSLatitudeRef)), 90)
-    longitude = _degrees(gps.get(ExifTags.GPS.GPSLongitude), _text(gps.get(ExifTags.GPS.GPSLongitudeRef)), 180)
-    if latitude is None or longitude is None:
+    latitude = _degrees(gps.get(ExifTags.GPS.GPSLatitude), _text(gps.get(ExifTags.GPS.GPSLatitudeRef)), "NS", 90)
+    longitude = _degrees(gps.get(ExifTags.GPS.GPSLongitude), _text(gps.get(ExifTags.GPS.GPSLongitudeRef)), "EW", 180)
+    # Cameras without a fix write 0/0, a place in the Gulf of Guinea.
+    if latitude is None or longitude is None or (latitude == 0 and longitude == 0):
         return {}
     altitude = _number(gps.get(ExifTags.GPS.GPSAltitude))
     below = gps.get(ExifTags.GPS.GPSAltitudeRef) in (1, b"\x01")
@@ -138,15 +139,22 @@ def _place(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, float]:
     return {"latitude": latitude, "longitude": longitude} | height
 
 
-def _degrees(parts: Any, hemisphere: str, limit: float) -> float | None:
-    """Degrees, minutes, seconds to signed degrees; None where they are absent or impossible."""
+def _degrees(parts: Any, reference: str, signs: str, limit: float) -> float | None:
+    """Degrees, minutes, seconds to signed degrees; None where they are absent or impossible.
+
+    `signs`: the letters of the positive and the negative half. `reference` begins with one of them, in either case
+    (`N`, `s`, `West`); without one it is not known on which half the place is.
+    """
     if not isinstance(parts, tuple) or len(parts) != 3:
         return None
     numbers = [_number(part) for part in parts]
+    half = reference[:1].upper()
+    if any(n is not None and n < 0 for n in numbers) or not half or half not in signs:
+        return None
     degrees = sum(n / 60**i if n is not None else math.nan for i, n in enumerate(numbers))
     if not 0 <= degrees <= limit:
         return None
-    return -degrees if hemisphere in ("S", "W") else degrees
+    return -degrees if half == signs[1] else degrees
 
 
 def _number(value: Any) -> float | None:

@@ -190,7 +190,7 @@ def test_a_full_disk_is_said_and_more_space_ends_it(
     calm.ingest()
     shop = workshop_at(store=small_disk / "store")
     told = []
-    for size in range(24, 2400, 36):
+    for size in range(24, 2400, 20):
         subprocess.run(["mount", "-o", f"remount,size={size}k", str(small_disk)], check=True)
         try:
             shop.ingest()
