@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mm_core.catalog import Catalog
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -73,3 +75,19 @@ def test_start_up_loads_neither_torch_nor_mlflow() -> None:
     code = f"import sys, mm_core.cli; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, timeout=60)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_forget_shows_and_asks_and_removes_only_with_yes(tmp_path: Path) -> None:
+    catalog = Catalog(str(tmp_path / "data" / "store"))
+    rows = [{"id": digit * 64, "kind": "unlabeled", "batch": "week", "name": f"{digit}.jpg"} for digit in "ab"]
+    catalog.add("samples", rows)
+    workspace = tmp_path / "data"
+    shown = mm("forget", "aaaaaa", "--dry-run", "--json", workspace=workspace)
+    assert shown.returncode == 0 and json.loads(shown.stdout)["tables"]["goes"][0]["name"] == "a.jpg"
+    asked = mm("forget", "week", workspace=workspace)
+    assert asked.returncode == 2 and "2 photos would go for good: add --yes" in asked.stderr
+    assert "a.jpg" in asked.stderr and "b.jpg" in asked.stderr
+    assert len(catalog.read("samples")) == 2
+    gone = mm("forget", "aaaaaa", "--yes", workspace=workspace)
+    assert gone.returncode == 0, gone.stderr
+    assert list(catalog.read("samples")["name"]) == ["b.jpg"]
