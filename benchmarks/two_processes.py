@@ -5,7 +5,8 @@
 
 Each round starts from a copy of one tiny workspace. The end state (catalog, forgotten photos, champion and its history,
 pools of a snapshot taken afterwards, whether that snapshot lacks a photo) must equal the one after `A; B` or the one
-after `B; A`. Processes are forked from one that has loaded the libraries. Writes benchmarks/two_processes.csv and .md.
+after `B; A`. Processes are forked from one that has loaded the libraries. Writes
+benchmarks/two_processes.csv, and its table into benchmarks/two_processes.md.
 """
 
 from __future__ import annotations
@@ -287,10 +288,22 @@ def main() -> None:
 
 
 def write_table(rows: list[dict[str, Any]]) -> None:
+    """The rows as CSV, and as the table of the page."""
     with (HERE / "two_processes.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    lines = [
+        "| pair | rounds | as one of the serial orders | rounds that lost a photo | differs in |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['pair']} | {row['rounds']} | {row['as_serial']} | {row['lost_photos']} | {row['different_in']} |"
+        for row in rows
+    ]
+    page = HERE / "two_processes.md"
+    text, mark, _ = page.read_text().partition("<!-- table -->\n")
+    page.write_text(text + mark + "\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
