@@ -5,7 +5,8 @@ digest, so that the next backup copies only what is new. The JSON is written las
 one goes on from what it copied.
 
 What refers is copied before what it refers to (databases, then the catalog's log, then data and blobs), so a backup
-taken while the system works is whole; only `mm forget` and `mm catalog compact` must not run beside it.
+taken while the system works is whole. `mm forget` and `mm catalog compact`, which remove what it copies, wait for it,
+and so does a second backup.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from urllib.parse import unquote, urlsplit
 
 from mm_core.errors import InputError, StoreError
 from mm_core.layout import Layout
+from mm_core.locks import removal_lock
 from mm_core.records import Report, sha256_file, write_bytes, write_json
 from mm_core.settings import Settings, secret
 from mm_core.store import BLOBS, Entry, Store, blob_key, fetch_blob, open_store
 
 DATABASES = "MM_BACKUP_DATABASES"
 """Environment: postgresql:// URLs of Dagster's and MLflow's databases, separated by spaces; sqlite needs none."""
-LEFT_OUT = ("cache", "checkpoints", "locks", "scratch")
+LEFT_OUT = ("cache", "checkpoints", "scratch")
 """Folders of the workspace that are made again; the inbox is its producers'."""
 _SQLITE = b"SQLite format 3\x00"
 Progress = Callable[[str, int, int], None]
@@ -44,6 +46,11 @@ def back_up(
     Without `photos`, blobs are left out: for stores that are copied by other means. `keep` newest backups stay, and
     what only older ones hold is deleted; 0 keeps all. Raises StoreError where something cannot be read or written.
     """
+    with removal_lock(Layout(settings), "backup"):
+        return _back_up(settings, to, report, photos=photos, keep=keep, progress=progress)
+
+
+def _back_up(settings: Settings, to: str, report: Report, *, photos: bool, keep: int, progress: Progress) -> Report:
     layout = Layout(settings)
     target, store = _open(settings, to), open_store(settings.store, layout.cache)
     files: dict[str, dict[str, Any]] = {}
@@ -155,6 +162,9 @@ def _open(settings: Settings, url: str) -> Store:
     absolute = url if "://" in url else str(Path(url).expanduser().absolute())
     if "://" not in absolute and Path(absolute).is_relative_to(settings.workspace):
         raise InputError(f"{url} lies in the workspace that is backed up: choose a place outside of it")
+    for name, own in (("store", settings.store), ("inbox", settings.inbox)):
+        if f"{absolute.rstrip('/')}/".startswith(f"{own.rstrip('/')}/"):
+            raise InputError(f"{url} lies in the {name} {own} that is backed up: choose a place outside of it")
     return open_store(absolute, settings.workspace / "cache" / "backup")
 
 

@@ -137,8 +137,8 @@ class Layout:
 
     @property
     def locks(self) -> Path:
-        """Lock files of `mm_core.locks`, and who held them last."""
-        return self.root / "locks"
+        """Lock files of `mm_core.locks`, and who held them last: of this machine alone, so no backup holds them."""
+        return self.cache / "locks"
 
     @property
     def mlflow_artifacts(self) -> Path:

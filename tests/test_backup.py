@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -241,3 +242,35 @@ def test_postgres_comes_back(filled: Layout, tmp_path: Path, postgres: str, monk
 def psql(server: str, database: str, sql: str) -> str:
     command = ["psql", "-v", "ON_ERROR_STOP=1", "-qtA", f"{server}/{database}", "-c", sql]
     return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout.strip()
+
+
+@pytest.mark.parametrize("inside", ["store", "store/backups", "inbox"])
+def test_a_backup_into_what_it_copies_is_refused(tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `--keep`, everything in the store that no backup names would be deleted."""
+    monkeypatch.setenv("MM_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("MM_INBOX", str(tmp_path / "inbox"))
+    settings = Settings.from_env(tmp_path / "data")
+    with pytest.raises(InputError, match="choose a place outside of it"):
+        save(settings, tmp_path / inside, keep=1)
+    assert not (tmp_path / inside).exists()
+
+
+def test_what_removes_photos_waits_for_a_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(Settings.from_env(tmp_path / "data"))
+    fill(layout, "w01", 1)
+    one = stages.catalog_of(layout).read("samples")["id"].iloc[0]
+    threads: list[threading.Thread] = []
+
+    def begin_forgetting(what: str, done: int, total: int) -> None:
+        if not threads:
+            threads.append(threading.Thread(target=stages.forget, args=(PARAMS, layout, [one])))
+            threads[0].start()
+        threads[0].join(0.01)
+        assert threads[0].is_alive()
+
+    back_up(layout.settings, str(tmp_path / "backup"), Report("backup"), progress=begin_forgetting)
+    threads[0].join()
+    assert one not in set(stages.catalog_of(layout).read("samples")["id"])
+    restored = elsewhere(tmp_path)
+    bring(restored.settings, tmp_path / "backup")
+    assert one in set(Catalog(restored.settings.store).read("samples")["id"])

@@ -15,6 +15,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from mm_core import __version__
+from mm_core.catalog import Catalog
 from mm_core.cli import app
 from mm_core.cli_help import EXAMPLES
 
@@ -123,3 +124,19 @@ def test_the_shell_completes_verbs() -> None:
     words = {"_MM_COMPLETE": "complete_bash", "COMP_WORDS": "mm quar", "COMP_CWORD": "1"}
     done = subprocess.run([script], capture_output=True, text=True, env=os.environ | words, cwd=PROJECT)
     assert done.stdout.split() == ["quarantine"]
+
+
+def test_forget_shows_and_asks_and_removes_only_with_yes(tmp_path: Path) -> None:
+    catalog = Catalog(str(tmp_path / "data" / "store"))
+    rows = [{"id": digit * 64, "kind": "unlabeled", "batch": "week", "name": f"{digit}.jpg"} for digit in "ab"]
+    catalog.add("samples", rows)
+    workspace = tmp_path / "data"
+    shown = mm("forget", "aaaaaa", "--dry-run", "--json", workspace=workspace)
+    assert shown.returncode == 0 and json.loads(shown.stdout)["tables"]["goes"][0]["name"] == "a.jpg"
+    asked = mm("forget", "week", workspace=workspace)
+    assert asked.returncode == 2 and "2 photos would go for good: add --yes" in asked.stderr
+    assert "a.jpg" in asked.stderr and "b.jpg" in asked.stderr
+    assert len(catalog.read("samples")) == 2
+    gone = mm("forget", "aaaaaa", "--yes", workspace=workspace)
+    assert gone.returncode == 0, gone.stderr
+    assert list(catalog.read("samples")["name"]) == ["b.jpg"]

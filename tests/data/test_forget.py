@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from mm_core.catalog import Catalog
 from mm_core.data import forget as forgetting
 from mm_core.data.data_docs import DataDocs
-from mm_core.data.forget import erase, forget_photos
+from mm_core.data.forget import SHORTEST_PREFIX, describe_photos, erase, find_photos, forget_photos
 from mm_core.errors import InputError
 from mm_core.records import sha256_bytes
 from mm_core.store import LocalStore, Store, blob_key
@@ -90,6 +91,51 @@ def test_what_never_was_cannot_be_forgotten(workshop) -> None:
         with pytest.raises(InputError):
             forget_photos(workshop.catalog, workshop.store, samples, group)
     assert workshop.catalog.version("forgotten") == -1
+
+
+def test_a_photo_is_named_by_its_file_a_drop_or_the_beginning_of_its_id(workshop, make, tmp_path: Path) -> None:
+    rows = [make.row(1), make.row(2)]
+    workshop.drop("pixel_labeled", "a", rows)
+    workshop.drop("unlabeled", "a", [make.row(3)])
+    workshop.ingest()
+    one, two, three = (sample(workshop, n) for n in (1, 2, 3))
+    file = tmp_path / "1.jpg"
+    file.write_bytes(rows[0]["image_bytes"])
+    find = lambda *names: find_photos(workshop.catalog, names)  # noqa: E731
+    assert find(str(file)) == find(one) == find(one[:SHORTEST_PREFIX]) == [one]
+    assert find("pixel_labeled/a") == sorted([one, two]) and find("unlabeled/a") == [three]
+    assert find("a") == sorted([one, two, three]), "two drops of one name"
+    assert find("pixel_labeled/a", three[:12], str(file)) == sorted([one, two, three])
+    shown = describe_photos(workshop.catalog, [one, three])
+    assert [(row["drop"], row["name"], row["mattes"]) for row in shown] == [
+        ("pixel_labeled/a", "images/1.jpg", 1),
+        ("unlabeled/a", "images/3.jpg", 0),
+    ]
+    assert forget_photos(workshop.catalog, workshop.store, [str(file)]) == [one]
+    assert find(one[:8]) == [one], "also once it is gone, so that a killed run can be finished"
+
+
+def test_a_name_that_leads_nowhere_or_to_two_things_is_told(workshop, make, tmp_path: Path, monkeypatch) -> None:
+    rows = [make.row(1), make.row(2)]
+    workshop.drop("pixel_labeled", "week", rows)
+    workshop.ingest()
+    ids = ["abcdef" + digit * 58 for digit in "01"]
+    workshop.catalog.add("samples", [{"id": i, "kind": "unlabeled", "batch": "twins"} for i in ids])
+    monkeypatch.chdir(tmp_path)
+    Path("week").write_bytes(rows[0]["image_bytes"])
+    Path("other.jpg").write_bytes(b"another picture")
+    for name, words in {
+        "abcdef": "begins 2 ids",
+        "abc": "no sample's id or its beginning",
+        "week": "is a drop and a file: write ./week",
+        "other.jpg": "no photo of exactly these bytes",
+        "gone.jpg": "no photo's file",
+        "text_image/week": "no drop with photos",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            forget_photos(workshop.catalog, workshop.store, [ids[0], name])
+    assert workshop.catalog.version("forgotten") == -1, "nothing of it was forgotten"
+    assert find_photos(workshop.catalog, ["./week"]) == [sample(workshop, 1)]
 
 
 class Killed(BaseException):
