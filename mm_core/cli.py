@@ -20,6 +20,7 @@ from mm_core.cli_label import app as label_app
 from mm_core.cli_operate import app as operate_app
 from mm_core.cli_release import app as release_app
 from mm_core.errors import InputError, MattingError
+from mm_core.faults import plain_fault
 from mm_core.layout import TRAIN_STAGES
 from mm_core.records import KINDS, Report
 from mm_core.settings import Settings
@@ -371,3 +372,10 @@ def main() -> None:
     except MattingError as error:
         typer.echo(f"mm: {error}", err=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    # Not swallowed: what is no fault of a disk or a file goes on with its traceback.
+    except Exception as error:
+        said = plain_fault(error)
+        if said is None:
+            raise
+        typer.echo(f"mm: {said}", err=True)
+        sys.exit(1)
