@@ -7,44 +7,107 @@ one goes on from what it copied.
 What refers is copied before what it refers to (databases, then the catalog's log, then data and blobs), so a backup
 taken while the system works is whole. `mm forget` and `mm catalog compact`, which remove what it copies, wait for it,
 and so does a second backup.
+A file that grows meanwhile is copied first, and named by the digest of the copy.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from mm_core.errors import InputError, StoreError
+from mm_core.backup_target import (
+    RUNNING,
+    at_work,
+    chosen,
+    next_name,
+    prune,
+    read_manifest,
+    wait_for_deletions,
+    whole,
+)
+from mm_core.errors import BlobNotFound, InputError, StoreError
+from mm_core.faults import disk_faults_of
 from mm_core.layout import Layout
 from mm_core.locks import removal_lock
-from mm_core.records import Report, sha256_file, write_bytes, write_json
+from mm_core.records import Report, sha256_file, write_json
 from mm_core.settings import Settings, secret
-from mm_core.store import BLOBS, Entry, Store, blob_key, fetch_blob, open_store
+from mm_core.store import BLOBS, Entry, LocalStore, Store, blob_key, open_store
+from mm_core.training.rehome import rehome
 
 DATABASES = "MM_BACKUP_DATABASES"
 """Environment: postgresql:// URLs of Dagster's and MLflow's databases, separated by spaces; sqlite needs none."""
 LEFT_OUT = ("cache", "checkpoints", "scratch")
 """Folders of the workspace that are made again; the inbox is its producers'."""
+REQUIRED = ("store/catalog/", "postgres/", "workspace/inputs.json", "workspace/mlflow/")
+"""Beginnings of names without which a restore is of no use; it goes on past any other file and says so."""
 _SQLITE = b"SQLite format 3\x00"
 Progress = Callable[[str, int, int], None]
+
+
+class _Writer:
+    """Copies files to a place of backups, each content once, and keeps what the manifest will say."""
+
+    def __init__(self, target: Store, spool: Path, progress: Progress):
+        self.target, self.spool, self.progress = target, spool, progress
+        self.files: dict[str, dict[str, Any]] = {}
+        self.new_bytes = 0
+        self.vanished: list[str] = []
+        self._sizes = {entry.key.rpartition("/")[2]: entry.size for entry in target.list(BLOBS)}
+
+    def holds(self, digest: str, size: int) -> bool:
+        """Whether the place has this content, in its whole length."""
+        return self._sizes.get(digest) == size
+
+    def add(self, name: str, path: Path, *, mode: int | None = None) -> None:
+        """Copy a file under its digest; one that is no longer there is left out."""
+        try:
+            digest, size = sha256_file(path), path.stat().st_size
+            if not self.holds(digest, size):
+                digest, size = self._copy(path)
+        except FileNotFoundError:
+            self.vanished.append(name)
+            return
+        self.note(name, digest, size, mode)
+
+    def note(self, name: str, digest: str, size: int, mode: int | None = None) -> None:
+        """Write a content that the place has into the manifest."""
+        self.files[name] = {"sha256": digest, "bytes": size} | ({} if mode is None else {"mode": mode})
+        self.progress("backup", len(self.files), len(self.files))
+
+    def _copy(self, path: Path) -> tuple[str, int]:
+        """Copy what the file holds now, though others write to it; return digest and bytes of the copy."""
+        copy = self.spool / "copy"
+        shutil.copyfile(path, copy)
+        digest, size = sha256_file(copy), copy.stat().st_size
+        if not self.holds(digest, size):
+            self.target.put(blob_key(digest), copy, sha256=digest)
+            # S3 compared checksums itself.
+            if isinstance(self.target, LocalStore) and whole(self.target, digest) is None:
+                raise StoreError(f"{self.target.url}/{blob_key(digest)}: read back, it is not what was written: {path}")
+            self._sizes[digest] = size
+            self.new_bytes += size
+        copy.unlink()
+        return digest, size
 
 
 def back_up(
     settings: Settings, to: str, report: Report, *, photos: bool = True, keep: int = 0, progress: Progress
 ) -> Report:
-    """Writes a backup to the folder or `s3://bucket/prefix` `to`; facts: `backup` (its time), files, bytes, new_bytes.
+    """Write a backup to the folder or `s3://bucket/prefix` `to`; facts: `backup` (its name), files, new_bytes.
 
-    Without `photos`, blobs are left out: for stores that are copied by other means. `keep` newest backups stay, and
-    what only older ones hold is deleted; 0 keeps all. Raises StoreError where something cannot be read or written.
+    Without `photos`, blobs are left out: for stores that are copied by other means. The `keep` newest backups stay,
+    this one among them, and what only older ones hold is deleted; 0 keeps all. Nothing is deleted while another backup
+    is written to the same place. Raises StoreError where something cannot be read or written.
     """
     with removal_lock(Layout(settings), "backup"):
         return _back_up(settings, to, report, photos=photos, keep=keep, progress=progress)
@@ -53,109 +116,154 @@ def back_up(
 def _back_up(settings: Settings, to: str, report: Report, *, photos: bool, keep: int, progress: Progress) -> Report:
     layout = Layout(settings)
     target, store = _open(settings, to), open_store(settings.store, layout.cache)
-    files: dict[str, dict[str, Any]] = {}
-    new = 0
-
-    def add(name: str, path: Path) -> None:
-        nonlocal new
-        digest = sha256_file(path)
-        if not target.exists(blob_key(digest)):
-            target.put(blob_key(digest), path)
-            new += path.stat().st_size
-        files[name] = {"sha256": digest, "bytes": path.stat().st_size}
-        progress("backup", len(files), len(files))
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name, url in _databases().items():
-            path = Path(folder) / "dump"
-            _postgres("pg_dump", url, "--format=custom", f"--file={path}")
-            add(f"postgres/{name}", path)
-        for name, path in _of_workspace(layout):
-            if _is_sqlite(path):
-                add(name, _copy_of_database(path, Path(folder)))
-            else:
-                add(name, path)
-    for entry in _in_order(store):
-        digest = entry.key.rpartition("/")[2]
-        if not entry.key.startswith(BLOBS):
-            add(f"store/{entry.key}", store.fetch(entry.key))
-        elif photos and target.exists(blob_key(digest)):
-            files[f"store/{entry.key}"] = {"sha256": digest, "bytes": entry.size}
-        elif photos:
-            path = store.fetch(entry.key)
-            if sha256_file(path) != digest:
-                raise StoreError(f"{store.url}/{entry.key} is damaged: bring it back from an older backup")
-            add(f"store/{entry.key}", path)
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    manifest = {"workspace": str(layout.root), "photos": photos, "files": files}
-    target.put(f"backups/{stamp}.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
-    report.facts |= {"backup": stamp, "files": len(files), "new_bytes": new}
-    if keep:
-        report.facts["deleted"] = _prune(target, keep)
+    if isinstance(target, LocalStore):
+        with disk_faults_of(target.root):
+            # Secrets of the workspace lie in it under their digests.
+            target.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with at_work(target, RUNNING) as marker:
+        wait_for_deletions(target)
+        with tempfile.TemporaryDirectory() as folder, disk_faults_of(Path(folder)):
+            writer = _Writer(target, Path(folder), progress)
+            _copy_databases(writer, Path(folder))
+            _copy_workspace(writer, layout, Path(folder))
+            _copy_store(writer, store, photos)
+        name = next_name(target)
+        manifest = {"workspace": str(layout.root), "photos": photos, "files": writer.files}
+        target.put(f"backups/{name}.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
+        read_manifest(target, name)
+        report.facts |= {"backup": name, "files": len(writer.files), "new_bytes": writer.new_bytes}
+        if writer.vanished:
+            report.facts["vanished_meanwhile"] = sorted(writer.vanished)[:20]
+        if keep:
+            report.facts["deleted"], why = prune(target, keep, name, marker)
+            if why:
+                report.facts["not_deleted"] = why
     return report
 
 
-def restore(settings: Settings, source: str, report: Report, *, at: str | None = None, progress: Progress) -> Report:
-    """Writes a backup (the newest, or that of time `at`) into an empty workspace and an empty store.
+def _copy_databases(writer: _Writer, folder: Path) -> None:
+    for name, url in _databases().items():
+        path = folder / "dump"
+        _postgres("pg_dump", url, "--format=custom", f"--file={path}")
+        writer.add(f"postgres/{name}", path)
 
-    Each file is checked against its digest before it takes its place. Killed, the next call goes on. Raises InputError
-    where there is no such backup or where something lies in its way, StoreError where a file of it is damaged.
+
+def _copy_workspace(writer: _Writer, layout: Layout, folder: Path) -> None:
+    for name, path in _of_workspace(layout):
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+        except FileNotFoundError:
+            continue
+        writer.add(name, _copy_of_database(path, folder) if is_sqlite(path) else path, mode=mode)
+
+
+def _copy_store(writer: _Writer, store: Store, photos: bool) -> None:
+    for entry in _in_order(store):
+        name, digest = f"store/{entry.key}", entry.key.rpartition("/")[2]
+        blob = entry.key.startswith(BLOBS)
+        if blob and not photos:
+            continue
+        if blob and writer.holds(digest, entry.size):
+            writer.note(name, digest, entry.size)
+            continue
+        try:
+            path = store.fetch(entry.key)
+        except BlobNotFound:
+            writer.vanished.append(name)
+            continue
+        if blob and sha256_file(path) != digest:
+            store.drop_copy(entry.key)
+            raise StoreError(f"{store.url}/{entry.key} is damaged: run `mm check --repair`")
+        writer.add(name, path)
+
+
+def restore(settings: Settings, source: str, report: Report, *, at: str | None = None, progress: Progress) -> Report:
+    """Write a backup (the newest, or that of name `at`) into an empty workspace and an empty store.
+
+    Each file is checked against its digest before it takes its place, and gets the mode that it had. A damaged file is
+    left out and listed in `report.tables["left_out"]`, but for REQUIRED ones. Killed, the next call goes on.
+
+    Raises InputError where there is no such backup or where something lies in its way, StoreError where a file of it
+    that is required is damaged.
     """
     layout = Layout(settings)
     origin, store = _open(settings, source), open_store(settings.store, layout.cache)
-    stamp = _chosen(origin, at)
-    manifest = json.loads(origin.fetch(f"backups/{stamp}.json").read_text())
-    marker = layout.root / "restoring.json"
-    begun = json.loads(marker.read_text()) if marker.is_file() else None
-    if begun is None:
-        _require_empty(layout, store)
-        begun = {"backup": stamp, "databases": []}
-        write_json(marker, begun)
-    elif begun["backup"] != stamp:
-        raise InputError(
-            f"{marker}: the backup {begun['backup']} is half restored: name it by --at, or empty the folder"
-        )
+    name = chosen(origin, at)
+    manifest = read_manifest(origin, name)
     databases = _databases()
     missing = {n.removeprefix("postgres/") for n in manifest["files"] if n.startswith("postgres/")} - set(databases)
     if missing:
         raise InputError(f"the backup holds the databases {', '.join(sorted(missing))}: give their URLs in {DATABASES}")
-    for done, (name, entry) in enumerate(sorted(manifest["files"].items(), key=lambda item: item[0])):
-        where, _, key = name.partition("/")
+    marker, begun = _begin(layout, store, name)
+    left_out = []
+    for done, (file, entry) in enumerate(sorted(manifest["files"].items(), key=lambda item: item[0])):
+        where, _, key = file.partition("/")
+        if where == "workspace":
+            _inside(layout.root, key)
         if where == "postgres" and key in begun["databases"]:
             continue
-        path = fetch_blob(origin, entry["sha256"])
-        if sha256_file(path) != entry["sha256"]:
-            raise StoreError(f"{origin.url}/{blob_key(entry['sha256'])} is damaged: {name} cannot be restored from it")
-        if where == "store":
-            store.put(key, path)
+        path = whole(origin, entry["sha256"])
+        if path is None and file.startswith(REQUIRED):
+            raise StoreError(
+                f"{origin.url}/{blob_key(entry['sha256'])} is damaged: {file} cannot be restored from it: "
+                "name an older backup by --at"
+            )
+        if path is None:
+            left_out.append({"file": file, "sha256": entry["sha256"], "why": "damaged or missing in the backup"})
+        elif where == "store":
+            store.put(key, path, sha256=entry["sha256"])
         elif where == "workspace":
-            write_bytes(_inside(layout.root, key), path.read_bytes())
+            _place(_inside(layout.root, key), path, entry.get("mode"))
         else:
             _postgres("pg_restore", databases[key], "--single-transaction", "--exit-on-error", "--no-owner", str(path))
             begun["databases"].append(key)
             write_json(marker, begun)
         progress("restore", done + 1, len(manifest["files"]))
     marker.unlink()
-    report.facts |= {"backup": stamp, "files": len(manifest["files"])}
+    report.facts |= {"backup": name, "files": len(manifest["files"]) - len(left_out)}
+    if left_out:
+        report.facts["left_out"] = f"{len(left_out)} files, first {left_out[0]['file']}: run `mm check --repair`"
+        report.tables["left_out"] = left_out
     if manifest["workspace"] != str(layout.root):
-        report.facts["moved"] = f"MLflow's links to artifacts of old runs still point into {manifest['workspace']}"
+        report.facts["moved"] = f"from {manifest['workspace']}; MLflow's artifact addresses changed: {rehome(settings)}"
     if not manifest["photos"]:
         report.facts["photos"] = "not in this backup: the store needs its blobs/ from elsewhere"
     return report
 
 
-def backups(target: Store) -> list[str]:
-    """Times of the backups, oldest first."""
-    return [entry.key.removeprefix("backups/").removesuffix(".json") for entry in target.list("backups")]
+def _begin(layout: Layout, store: Store, name: str) -> tuple[Path, dict[str, Any]]:
+    """The file that says which restore was begun here, and what it says."""
+    marker = layout.root / "restoring.json"
+    if not marker.is_file():
+        _require_empty(layout, store)
+        begun: dict[str, Any] = {"backup": name, "databases": []}
+        write_json(marker, begun)
+        return marker, begun
+    try:
+        begun = json.loads(marker.read_bytes())
+        same = begun["backup"] == name and isinstance(begun["databases"], list)
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{marker} is damaged: empty the folder and restore again") from None
+    if not same:
+        raise InputError(
+            f"{marker}: the backup {begun['backup']} is half restored: name it by --at, or empty the folder"
+        )
+    return marker, begun
 
 
-def _chosen(origin: Store, at: str | None) -> str:
-    known = backups(origin)
-    if not known:
-        raise InputError(f"{origin.url} holds no backup: `mm backup` writes one")
-    if at is not None and at not in known:
-        raise InputError(f"{origin.url} holds no backup {at!r}: it has {', '.join(known[-5:])}")
-    return at or known[-1]
+def _place(path: Path, source: Path, mode: int | None) -> None:
+    """Copy a file to its place whole; nobody else can read it before it has its mode."""
+    with disk_faults_of(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as writer:
+            with source.open("rb") as reader:
+                shutil.copyfileobj(reader, writer)
+            os.fchmod(writer.fileno(), 0o644 if mode is None else mode & 0o777)
+            writer.flush()
+            os.fsync(writer.fileno())
+        temporary.replace(path)
 
 
 def _open(settings: Settings, url: str) -> Store:
@@ -176,7 +284,7 @@ def _of_workspace(layout: Layout) -> Iterator[tuple[str, Path]]:
     for folder, folders, names in os.walk(layout.root):
         folders[:] = sorted(name for name in folders if Path(folder) / name not in left_out)
         found += [Path(folder) / name for name in names if not name.endswith((".tmp", "-wal", "-shm", "-journal"))]
-    for path in sorted(found, key=lambda path: (not _is_sqlite(path), path)):
+    for path in sorted(found, key=lambda path: (not is_sqlite(path), path)):
         if path.is_file() and not path.is_symlink():
             yield f"workspace/{path.relative_to(layout.root).as_posix()}", path
 
@@ -189,7 +297,8 @@ def _in_order(store: Store) -> Iterator[Entry]:
     yield from (entry for entry in store.list() if "/_delta_log/" not in entry.key)
 
 
-def _is_sqlite(path: Path) -> bool:
+def is_sqlite(path: Path) -> bool:
+    """Whether a file begins as sqlite's databases do."""
     try:
         with path.open("rb") as stream:
             return stream.read(len(_SQLITE)) == _SQLITE
@@ -198,11 +307,19 @@ def _is_sqlite(path: Path) -> bool:
 
 
 def _copy_of_database(path: Path, folder: Path) -> Path:
-    """A copy as of one moment, though others write to it."""
+    """A copy as of one moment, though others write to it; raises StoreError where the database is damaged."""
     copy = folder / "copy.db"
     copy.unlink(missing_ok=True)
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
-        source.backup(target)
+    try:
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+            (said,) = target.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        said = str(error)
+    if said != "ok":
+        raise StoreError(
+            f"{path} is a damaged database ({' '.join(said.split())}): run `mm check`, or bring it back from a backup"
+        )
     return copy
 
 
@@ -249,17 +366,3 @@ def _postgres(program: str, url: str, *arguments: str) -> None:
         raise InputError(f"{program} is missing: install PostgreSQL's client programs") from None
     if done.returncode:
         raise StoreError(f"{program} of {given['PGDATABASE']}: {' '.join(done.stderr.split())[:500]}")
-
-
-def _prune(target: Store, keep: int) -> int:
-    """Deletes all backups but the newest `keep`, and contents that none of those names; returns how many contents."""
-    known = backups(target)
-    for stamp in known[:-keep]:
-        target.delete(f"backups/{stamp}.json")
-    kept: set[str] = set()
-    for stamp in known[-keep:]:
-        kept |= {e["sha256"] for e in json.loads(target.fetch(f"backups/{stamp}.json").read_text())["files"].values()}
-    gone = [entry.key for entry in target.list(BLOBS) if entry.key.rpartition("/")[2] not in kept]
-    for key in gone:
-        target.delete(key)
-    return len(gone)

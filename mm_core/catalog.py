@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -27,6 +28,7 @@ import pyarrow.compute as pc
 
 from mm_core.errors import CatalogError
 from mm_core.faults import patient
+from mm_core.seals import seal
 from mm_core.settings import s3_timeout
 from mm_core.tables import ADDED, KEYS, SCHEMAS
 
@@ -198,6 +200,7 @@ class Catalog:
                 time.sleep(random.uniform(0, 0.05 * lost))
             except (DeltaError, OSError) as error:
                 raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+        self._seal(table)
         return deleted
 
     @patient
@@ -214,6 +217,7 @@ class Catalog:
             return 0  # another writer replaced one of the files: its compaction, or the next, does the work
         except (DeltaError, OSError) as error:
             raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+        self._seal(table)
         return int(done["numFilesRemoved"])
 
     @patient
@@ -232,7 +236,9 @@ class Catalog:
         try:
             if not delta.vacuum(hours, enforce_retention_duration=False, keep_versions=versions):
                 return 0  # a vacuum of nothing would still move the version
-            return len(delta.vacuum(hours, False, enforce_retention_duration=False, keep_versions=versions))
+            removed = len(delta.vacuum(hours, False, enforce_retention_duration=False, keep_versions=versions))
+            self._seal(table)
+            return removed
         except (DeltaError, OSError) as error:
             raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
 
@@ -270,6 +276,7 @@ class Catalog:
                             changed.append(merged)
                 if new.num_rows or changed:
                     _commit(delta, table, new, changed)
+                    self._seal(table)
                     self._tidy(table)
                 return new.num_rows
             except CommitFailedError as error:
@@ -290,6 +297,11 @@ class Catalog:
         found = (row for batch in batches for row in batch.to_pylist())
         by_key = ((tuple(row[k] for k in keys), row) for row in found)
         return {key: row for key, row in by_key if key in wanted}
+
+    def _seal(self, table: str) -> None:
+        """Keep the digests of the files that a commit made; S3 keeps its own."""
+        if self._options is None:
+            seal(Path(self._uri(table)))
 
     def _tidy(self, table: str) -> None:
         version = self.version(table)

@@ -19,6 +19,7 @@ from mm_core.cli_operate import app as operate_app
 from mm_core.cli_release import app as release_app
 from mm_core.cli_words import drop_words, ingest_words, reject_words
 from mm_core.errors import InputError, MattingError
+from mm_core.faults import plain_fault
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.locks import cycle_holder
 from mm_core.params import Params
@@ -453,3 +454,10 @@ def main() -> None:
     except MattingError as error:
         typer.echo(f"mm: {error}", err=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    # Not swallowed: what is no fault of a disk or a file goes on with its traceback.
+    except Exception as error:
+        said = plain_fault(error)
+        if said is None:
+            raise
+        typer.echo(f"mm: {said}", err=True)
+        sys.exit(1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
+from mm_core.layout import Layout
 from mm_core.records import Report, timed
 from mm_core.settings import Settings
 from mm_core.terminal import Json, progress_bars, say
@@ -43,6 +45,34 @@ def restore(
     with progress_bars() as progress, timed(Report("restore")) as report:
         bring_back(Settings.from_env(), source, report, at=at, progress=progress)
     say(report, json_)
+
+
+@app.command()
+def check(
+    repair: Annotated[bool, typer.Option("--repair", help="Bring back what can be, clear what is made again.")] = False,
+    json_: Json = False,
+) -> None:
+    """Every blob, row, pin, registry entry, bundle, checkpoint, snapshot and database against one another.
+
+    Exits with 1 where a fault is left.
+    """
+    from mm_core.check import check as look
+    from mm_core.repair import repair as mend
+
+    layout = Layout(Settings.from_env())
+    with progress_bars() as progress, timed(Report("check")) as report:
+        faults = look(layout, report, progress=progress)
+        if repair and faults:
+            mend(layout, faults)
+            left = look(layout, report, progress=progress)
+            report.tables["repaired"] = [asdict(fault) for fault in faults if fault.repaired]
+            # Where nothing could be done, the words of the attempt are better.
+            tried = {(fault.kind, fault.where): fault for fault in faults if not fault.repaired}
+            faults = [tried.get((fault.kind, fault.where), fault) for fault in left]
+            report.tables["faults"] = [asdict(fault) for fault in faults]
+    say(report, json_)
+    if faults:
+        raise typer.Exit(1)
 
 
 @app.command()

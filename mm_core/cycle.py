@@ -125,7 +125,16 @@ def read_inputs(layout: Layout) -> dict:
     """
     if not layout.inputs.exists():
         raise InputError(f"{layout.inputs} is missing: run `mm ingest` first, so that there is a catalog to learn from")
-    return json.loads(layout.inputs.read_text())
+    try:
+        inputs = json.loads(layout.inputs.read_bytes())
+        pins = [inputs[role] for role in ("champion", "anchor") if inputs.get(role)]
+        good = all({"version", "digest", "files"} <= set(pin) for pin in pins)
+        good = good and all(isinstance(version, int) for version in inputs["catalog"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise InputError(f"{layout.inputs} is damaged: delete it, then `mm ingest` pins anew")
+    return inputs
 
 
 def frozen_inputs(layout: Layout) -> dict:
@@ -182,7 +191,10 @@ def recorded_verdict(layout: Layout) -> Verdict:
     """The verdict on record; raises InputError where the gate has not spoken."""
     if not layout.verdict.is_file():
         raise InputError(f"{layout.verdict} is missing: run `mm gate` first")
-    return Verdict.model_validate_json(layout.verdict.read_text())
+    try:
+        return Verdict.model_validate_json(layout.verdict.read_bytes())
+    except ValueError:
+        raise InputError(f"{layout.verdict} is damaged: run `mm gate` again") from None
 
 
 def require_one_cycle(layout: Layout) -> None:

@@ -7,6 +7,7 @@ MattingError
 │   └── UnreadableImage a file that is no image, a broken one, or one of too many pixels (`data/images.py`)
 ├── StoreError          blobs or inbox could not be read or written
 │   ├── BlobNotFound
+│   ├── BlobDamaged
 │   └── BlobTooLarge    more bytes than the caller takes
 ├── LabelServerError    Label Studio does not answer, or refuses the key or a request
 ├── CatalogError        a table is missing, of an unknown version, or lost a race too often
@@ -44,6 +45,10 @@ class DropMoved(StoreError):
 
 class BlobNotFound(StoreError):
     """The store holds nothing under that key."""
+
+
+class BlobDamaged(StoreError):
+    """The bytes that the store holds under a digest are others: nothing may be made of them."""
 
 
 class BlobTooLarge(StoreError):

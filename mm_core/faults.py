@@ -7,6 +7,7 @@ import os
 import random
 import re
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -42,6 +43,44 @@ def disk_faults_of(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"{error.filename or place}: {disk_fault(error)}") from error
+
+
+READERS = ("sqlite3", "sqlalchemy", "mlflow", "pyarrow", "safetensors", "deltalake", "pydantic_core", "json", "zipfile")
+"""Packages whose errors, where they reach a command, are about a file of the workspace that cannot be read."""
+
+
+def plain_fault(error: BaseException) -> str | None:
+    """Return an error of the disk or of a damaged file as one line with its remedy; None for any other error.
+
+    Where a reader knew the file it has raised a MattingError already; this is for what libraries raise by themselves.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        named = " ".join(str(name) for name in (error.filename, error.filename2) if name)
+        if error.errno in _REMEDIES:
+            return f"{named or 'the disk'}: {disk_fault(error)}"
+        return f"{named}: {error.strerror}: run `mm check`" if named else None
+    packages = {cls.__module__.split(".")[0].lstrip("_") for cls in type(error).__mro__}
+    if isinstance(error, UnicodeDecodeError) or packages & set(READERS):
+        cause: BaseException | None = error
+        while cause is not None:  # a library may wrap what the disk said
+            if isinstance(cause, OSError) and cause.errno in _REMEDIES:
+                return plain_fault(cause)
+            cause = cause.__cause__ or cause.__context__
+        said = " ".join(str(error).split())[:300]
+        if "database or disk is full" in said:
+            return f"{said}: {_REMEDIES[errno.ENOSPC]}"
+        return f"a file of the workspace is damaged or unreadable ({type(error).__name__}: {said}): run `mm check`"
+    return None
+
+
+def archive_fault(path: Path) -> str:
+    """Return what is wrong with a file of `torch.save`, by the CRC-32 of its members; "" where nothing is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
+        return f"not an archive that can be read: {error}"
+    return f"{damaged} is damaged" if damaged else ""
 
 
 def patient(verb: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from mm_core.energy import joules, watts
+from mm_core.errors import InputError
 
 CATEGORIES = ("portrait", "multi_person", "pets", "accessories", "cards", "delicacy")
 """The six that the gate judges (Matting Moments, Table 1)."""
@@ -59,7 +60,11 @@ class Report:
 
     @staticmethod
     def read(path: Path) -> Report:
-        return Report(**json.loads(path.read_text()))
+        """Read what `write` wrote; raises InputError where the file is damaged."""
+        try:
+            return Report(**json.loads(path.read_bytes()))
+        except (ValueError, TypeError):
+            raise InputError(f"{path} is damaged: delete it and run its stage again") from None
 
 
 @contextmanager

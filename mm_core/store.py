@@ -13,14 +13,14 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
-from mm_core.errors import BlobNotFound, BlobTooLarge, InputError, StoreError
+from mm_core.errors import BlobDamaged, BlobNotFound, BlobTooLarge, InputError, StoreError
 from mm_core.faults import disk_fault
 from mm_core.records import sha256_bytes, sha256_file
 from mm_core.settings import s3_timeout
@@ -69,7 +69,17 @@ class Store(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Removes an object and its local copy; no error where there is none."""
+        """Removes an object, its local copy, and where the bucket keeps versions all of them; no error where there is
+        none. Raises StoreError where versions stay: they can still be read."""
+        ...
+
+    def purge(self, prefix: str) -> int:
+        """Removes the versions under a prefix that are no longer current, after others deleted or replaced objects
+        there; returns how many. Nothing in a folder, and in a bucket where `delete` met no versions."""
+        ...
+
+    def drop_copy(self, key: str) -> None:
+        """Removes a local copy that turned out to be damaged; the object itself stays."""
         ...
 
     def apart(self, cache: Path) -> Store:
@@ -104,8 +114,19 @@ def put_blob(store: Store, source: Path | bytes, digest: str | None = None) -> s
 
 
 def fetch_blob(store: Store, digest: str) -> Path:
-    """Local path of a blob; raises BlobNotFound."""
-    return store.fetch(blob_key(digest))
+    """Return the local path of a blob whose bytes have this sha256.
+
+    Raises BlobNotFound, and BlobDamaged where the store's bytes are others. A damaged download is fetched again.
+    """
+    key = blob_key(digest)
+    path = store.fetch(key)
+    if sha256_file(path) != digest:
+        store.drop_copy(key)
+        path = store.fetch(key)
+        if (found := sha256_file(path)) != digest:
+            store.drop_copy(key)
+            raise BlobDamaged(f"{store.url}/{key} is damaged, its sha256 is {found[:12]}: run `mm check --repair`")
+    return path
 
 
 class LocalStore:
@@ -178,6 +199,12 @@ class LocalStore:
         except OSError as error:
             raise StoreError(f"deleting {self.url}/{key}: {disk_fault(error)}") from error
 
+    def purge(self, prefix: str) -> int:
+        return 0
+
+    def drop_copy(self, key: str) -> None:
+        """The files are the objects themselves: there is no copy."""
+
     def apart(self, cache: Path) -> Store:
         return self
 
@@ -191,6 +218,7 @@ class S3Store:
         self._drafts = _Drafts(self.cache / TEMPORARY)
         self._client_or_none: Any = None
         self._lock = threading.Lock()
+        self._versioned = False
 
     @property
     def _client(self) -> Any:
@@ -270,9 +298,40 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         with self._plain_errors("deleting", key):
-            self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
-            for folder in ("objects", "etags"):
-                (self.cache / folder / _inside(key)).unlink(missing_ok=True)
+            answer = self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
+            self.drop_copy(key)
+        # A bucket that keeps versions says so: it only marked the object as deleted.
+        if answer.get("DeleteMarker") or answer.get("VersionId"):
+            self._versioned = True
+            self._delete_versions(self._key(key), lambda entry: entry["Key"] == self._key(key))
+
+    def purge(self, prefix: str) -> int:
+        if not self._versioned:
+            return 0
+        return self._delete_versions(f"{self._key(prefix)}/", lambda entry: not entry["IsLatest"])
+
+    def _delete_versions(self, start: str, wanted: Callable[[dict[str, Any]], bool]) -> int:
+        """Deletes versions and deletion marks of keys that begin with `start`; returns how many."""
+        from botocore.exceptions import ClientError
+
+        removed = 0
+        try:
+            pages = self._client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=start)
+            for page in pages:
+                for entry in filter(wanted, [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]):
+                    version = {"Key": entry["Key"], "VersionId": entry["VersionId"]}
+                    self._client.delete_object(Bucket=self.bucket, **version)
+                    removed += 1
+        except ClientError as error:
+            raise StoreError(
+                f"s3://{self.bucket}/{start} is deleted, but its versions stay and can be read ({error}): give the key "
+                "s3:ListBucketVersions and s3:DeleteObjectVersion (infra/s3/policy.json), then run again"
+            ) from error
+        return removed
+
+    def drop_copy(self, key: str) -> None:
+        for folder in ("objects", "etags"):
+            (self.cache / folder / _inside(key)).unlink(missing_ok=True)
 
     def apart(self, cache: Path) -> Store:
         return S3Store(self.bucket, self.prefix, cache)

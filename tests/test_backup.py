@@ -3,17 +3,23 @@
 import json
 import os
 import shutil
+import socket
 import sqlite3
+import stat
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from mm_core import stages
-from mm_core.backup import back_up, backups, restore
+from mm_core.backup import back_up, restore
+from mm_core.backup_target import at_work, backups, read_manifest
 from mm_core.catalog import Catalog
 from mm_core.data.samplegen import write_drop
 from mm_core.errors import InputError, StoreError
@@ -23,6 +29,8 @@ from mm_core.records import Report, sha256_file
 from mm_core.settings import Settings
 from mm_core.store import BLOBS, blob_key, open_store
 from mm_core.tables import SCHEMAS
+from mm_core.training.rehome import rehome
+from mm_core.training.tracking import Tracker
 
 PARAMS = Params().with_values(**{"structure.ocr": ()})
 
@@ -274,3 +282,174 @@ def test_what_removes_photos_waits_for_a_backup(tmp_path: Path, monkeypatch: pyt
     restored = elsewhere(tmp_path)
     bring(restored.settings, tmp_path / "backup")
     assert one in set(Catalog(restored.settings.store).read("samples")["id"])
+
+
+def test_a_file_that_grows_meanwhile_can_be_restored(filled: Layout, tmp_path: Path) -> None:
+    """A log of a run at work: each of ten backups names what it wrote."""
+    own = Layout(Settings.from_env(tmp_path / "own"))
+    shutil.copytree(filled.root, own.root)
+    log, ended = own.root / "dagster" / "worker.log", threading.Event()
+
+    def grow() -> None:
+        with log.open("ab", buffering=0) as stream:
+            while not ended.is_set() and stream.tell() < 64 << 20:
+                stream.write(os.urandom(1 << 14))
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        for _ in range(10):
+            save(own.settings, tmp_path / "backup")
+    finally:
+        ended.set()
+        writer.join()
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    digests = set()
+    for name in backups(target):
+        for entry in read_manifest(target, name)["files"].values():
+            path = target.fetch(blob_key(entry["sha256"]))
+            assert sha256_file(path) == entry["sha256"] and path.stat().st_size == entry["bytes"]
+        digests.add(read_manifest(target, name)["files"]["workspace/dagster/worker.log"]["sha256"])
+    assert len(digests) > 1, "it grew"
+    bring(elsewhere(tmp_path).settings, tmp_path / "backup")
+
+
+def test_modes_come_back_and_a_secret_is_readable_by_nobody_else(filled: Layout, tmp_path: Path) -> None:
+    own = Layout(Settings.from_env(tmp_path / "own"))
+    shutil.copytree(filled.root, own.root)
+    secret, program = own.root / "labels" / "webhook.token", own.root / "labels" / "run"
+    for path, mode in ((secret, 0o600), (program, 0o750)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(path.name)
+        path.chmod(mode)
+    save(own.settings, tmp_path / "backup")
+    assert stat.S_IMODE((tmp_path / "backup").stat().st_mode) == 0o700
+    other = elsewhere(tmp_path)
+    bring(other.settings, tmp_path / "backup")
+    found = {name: stat.S_IMODE((other.root / "labels" / name).stat().st_mode) for name in ("webhook.token", "run")}
+    assert found == {"webhook.token": 0o600, "run": 0o750}
+
+
+def test_a_restore_goes_on_past_a_file_that_is_not_needed_and_says_so(filled: Layout, tmp_path: Path) -> None:
+    own = Layout(Settings.from_env(tmp_path / "own"))
+    shutil.copytree(filled.root, own.root)
+    (own.root / "reports").mkdir(exist_ok=True)
+    (own.root / "reports" / "old.html").write_text("a page")
+    save(own.settings, tmp_path / "backup")
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    files = read_manifest(target, backups(target)[-1])["files"]
+    photo = next(name for name in files if name.startswith("store/blobs/"))
+    (target.fetch(blob_key(files["workspace/reports/old.html"]["sha256"]))).write_text("A page")
+    target.delete(blob_key(files[photo]["sha256"]))
+    other = elsewhere(tmp_path)
+    report = bring(other.settings, tmp_path / "backup")
+    assert {row["file"] for row in report.tables["left_out"]} == {"workspace/reports/old.html", photo}
+    assert "2 files" in report.facts["left_out"] and report.facts["files"] == len(files) - 2
+    assert not (other.root / "reports" / "old.html").exists()
+    assert len(Catalog(other.settings.store).read("samples")) == 3
+    # The next backup notices what is gone from its place and writes it again.
+    save(own.settings, tmp_path / "backup")
+    assert sha256_file(target.fetch(blob_key(files[photo]["sha256"]))) == files[photo]["sha256"]
+
+
+def test_a_clock_that_was_ahead_costs_no_backup(filled: Layout, tmp_path: Path) -> None:
+    save(filled.settings, tmp_path / "backup")
+    folder = tmp_path / "backup" / "backups"
+    (first,) = folder.iterdir()
+    first.rename(folder / "20991231T000000.000000Z.json")
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    for _ in range(3):
+        kept = save(filled.settings, tmp_path / "backup", keep=2).facts["backup"]
+        assert backups(target)[-1] == kept, "the newest is the one that was just written"
+    assert len(backups(target)) == 2
+    last = save(filled.settings, tmp_path / "backup", keep=1).facts["backup"]
+    assert backups(target) == [last]
+    assert bring(elsewhere(tmp_path).settings, tmp_path / "backup").facts["backup"] == last
+
+
+def test_of_two_backups_at_once_each_can_be_restored(filled: Layout, tmp_path: Path) -> None:
+    """Two processes, `--keep 1`, three times: whatever is left is whole."""
+    own = Layout(Settings.from_env(tmp_path / "own"))
+    shutil.copytree(filled.root, own.root)
+    command = [sys.executable, "-m", "mm_core", "backup", str(tmp_path / "backup"), "--keep", "1", "--json"]
+    environment = os.environ | {"MM_WORKSPACE": str(own.root), "PYTHONPATH": str(Path(__file__).parents[1])}
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    for n in range(3):
+        (own.root / "note.txt").write_text(f"round {n}")
+        both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
+        said = [json.loads(process.communicate()[0])["facts"]["backup"] for process in both]
+        assert [process.returncode for process in both] == [0, 0]
+        names = backups(target)
+        assert names and set(names) & set(said)
+        for name in names:
+            for entry in read_manifest(target, name)["files"].values():
+                assert sha256_file(target.fetch(blob_key(entry["sha256"]))) == entry["sha256"]
+    assert list(target.list("running")) == list(target.list("pruning")) == []
+    save(own.settings, tmp_path / "backup", keep=1)
+    assert len(backups(target)) == 1, "the next one alone tidies up"
+
+
+def test_nothing_is_deleted_beside_a_backup_of_a_living_process_and_the_dead_hold_nobody_up(
+    filled: Layout, tmp_path: Path
+) -> None:
+    save(filled.settings, tmp_path / "backup")
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    with at_work(target, "running"):
+        report = save(filled.settings, tmp_path / "backup", keep=1)
+        assert "at work" in report.facts["not_deleted"] and len(backups(target)) == 2
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    about = {"host": socket.gethostname(), "pid": dead.pid, "alive": time.time()}
+    for key in ("running/a.json", "pruning/b.json"):
+        target.put(key, json.dumps(about).encode())
+    target.put("running/c.json", b"scribble")
+    assert save(filled.settings, tmp_path / "backup", keep=1).facts["deleted"] >= 0
+    assert len(backups(target)) == 1 and not list(target.list("running"))
+
+
+def test_a_damaged_database_is_named_and_no_backup_is_written(filled: Layout, tmp_path: Path) -> None:
+    own = Layout(Settings.from_env(tmp_path / "own"))
+    shutil.copytree(filled.root, own.root)
+    path = own.root / "dagster" / "runs.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode=DELETE")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2 - 10))
+    with pytest.raises(StoreError, match=r"runs\.db is a damaged database .*mm check"):
+        save(own.settings, tmp_path / "backup")
+    assert backups(open_store(str(tmp_path / "backup"), tmp_path)) == []
+
+
+@pytest.mark.parametrize("how", ["moved", "copied", "restored"])
+def test_artifacts_of_mlflow_follow_the_workspace(filled: Layout, tmp_path: Path, how: str) -> None:
+    """Old runs' artifacts are found and new ones written in the workspace, whatever became of the old place."""
+    source = Layout(Settings.from_env(tmp_path / "before and after" / "data"))
+    shutil.copytree(filled.root, source.root)
+    (source.root / "cycle" / "snapshot").mkdir(parents=True)
+    (source.root / "cycle" / "snapshot" / "snapshot.json").write_text('{"digest": "abc"}')
+    # By another process: MLflow remembers a run's address for as long as a process lives.
+    code = "import sys; from mm_core.records import Report; from mm_core.training.tracking import Tracker\n"
+    code += "from mm_core.layout import Layout; from mm_core.settings import Settings\n"
+    code += "settings = Settings.from_env(sys.argv[1]); rows = {'t': [{'a': 1}]}\n"
+    code += "print(Tracker(settings).log_report(Layout(settings), Report('split', tables=rows)))"
+    command = [sys.executable, "-c", code, str(source.root)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    run = done.stdout.split()[-1]
+    other = elsewhere(tmp_path)
+    other.root.parent.mkdir()
+    if how == "restored":
+        save(source.settings, tmp_path / "backup")
+        bring(other.settings, tmp_path / "backup")
+    elif how == "moved":
+        source.root.rename(other.root)
+    else:
+        shutil.copytree(source.root, other.root)
+    shutil.rmtree(source.root, ignore_errors=True)
+    tracker = Tracker(other.settings)
+    assert tracker.log_report(other, Report("split", tables={"t": [{"a": 2}]})) == run
+    client = MlflowClient(tracking_uri=other.settings.mlflow_uri)
+    assert client.get_run(run).info.artifact_uri.startswith(other.mlflow_artifacts.as_uri())
+    assert json.loads(Path(client.download_artifacts(run, "tables/t.json")).read_text()) == [{"a": 2}]
+    assert not source.root.exists(), "nothing is written to the old place"
+    assert rehome(other.settings) == 0, "done once"

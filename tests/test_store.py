@@ -6,6 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import boto3
 import pytest
 
 from mm_core.errors import BlobNotFound, InputError, StoreError
@@ -180,3 +181,33 @@ def test_a_file_that_is_another_by_now_is_not_stored(store: Store, tmp_path: Pat
     assert not store.exists(blob_key(digest)) and not list(store.list("blobs"))
     source.write_bytes(b"pixels")
     assert put_blob(store, source, digest) == digest and fetch_blob(store, digest).read_bytes() == b"pixels"
+
+
+def test_in_a_bucket_that_keeps_versions_nothing_deleted_can_be_read(bucket: str, tmp_path: Path) -> None:
+    """As infra/s3 sets it up: the object, its replaced contents and what others deleted under a prefix."""
+    client, name = boto3.session.Session().client("s3"), bucket.removeprefix("s3://")
+    client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    store = open_store(f"{bucket}/store", tmp_path)
+    for content in (b"one", b"two"):
+        store.put("a/photo", content)
+        store.put("a/photo2", content)
+        store.put("catalog/t/x", content)
+    store.delete("a/photo")
+    store.delete("a/photo")
+    client.delete_object(Bucket=name, Key="store/catalog/t/x")  # as delta-rs does
+    assert store.purge("catalog") == 2
+
+    def versions(key: str) -> list[dict]:
+        found = client.list_object_versions(Bucket=name, Prefix=f"store/{key}")
+        return found.get("Versions", [])
+
+    assert [v for v in versions("a/photo") if v["Key"] == "store/a/photo"] == []
+    assert versions("catalog") == []
+    assert len(versions("a/photo2")) == 2 and store.fetch("a/photo2").read_bytes() == b"two", "nothing else went"
+
+
+def test_without_versions_nothing_is_asked_of_them(bucket: str, tmp_path: Path) -> None:
+    store = open_store(f"{bucket}/store", tmp_path)
+    store.put("a", b"x")
+    store.delete("a")
+    assert store.purge("catalog") == 0 and not store.exists("a")

@@ -144,6 +144,7 @@ def erase(catalog: Catalog, store: Store, ids: Collection[str]) -> None:
         store.delete(key)
     for table in ("samples", "labels", "reviews", "features", "corrections", "rejects"):
         catalog.vacuum(table, days=0)
+    store.purge("catalog")  # a bucket that keeps versions keeps what was vacuumed
 
 
 def _remember(catalog: Catalog, ids: Collection[str]) -> list[str]:

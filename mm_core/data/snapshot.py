@@ -73,8 +73,8 @@ def build_snapshot(
     dropped: Any = placed[placed["dropped"] != ""]
     counts = {pool: _counts(frames[pool]) for pool in POOLS}
     facts = {
-        "digest": digest_of({pool: _frame_digest(frames[pool], SCHEMA.names) for pool in POOLS}),
-        "eval_digest": _frame_digest(frames["eval"], ("sample_id", "category", "alpha_sha256")),
+        "digest": digest_of({pool: frame_digest(frames[pool], SCHEMA.names) for pool in POOLS}),
+        "eval_digest": frame_digest(frames["eval"], ("sample_id", "category", "alpha_sha256")),
         "catalog": dict(pinned),
         "champion": inputs.get("champion"),
         "anchor": inputs.get("anchor"),
@@ -103,7 +103,11 @@ def read_pool(snapshot_dir: Path, pool: str) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path} is missing: run `mm snapshot` first")
     nullable = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
-    return pq.read_table(path).to_pandas(types_mapper=nullable.get)
+    try:
+        return pq.read_table(path).to_pandas(types_mapper=nullable.get)
+    except (pa.ArrowException, OSError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is damaged ({said}): run `mm snapshot` again") from None
 
 
 def newest_labels(labels: pd.DataFrame) -> pd.DataFrame:
@@ -299,7 +303,8 @@ def _counts(frame: pd.DataFrame) -> dict[str, int]:
     return {str(category): int(count) for category, count in counted.items()}
 
 
-def _frame_digest(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+def frame_digest(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Return the digest of some columns of a frame, as `snapshot.json` keeps it."""
     return hashlib.sha256(frame.to_csv(columns=list(columns), index=False, lineterminator="\n").encode()).hexdigest()
 
 

@@ -27,6 +27,7 @@ from mm_core.params import Params
 from mm_core.records import Report, Verdict
 from mm_core.settings import Settings
 from mm_core.store import Store, put_blob
+from mm_core.training.rehome import rehome
 from mm_core.training.tracking import Tracker
 
 NAME = "matting"
@@ -291,6 +292,7 @@ class Registry:
             uri = self._settings.mlflow_uri
             if uri.startswith("sqlite:///"):
                 Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            rehome(self._settings)
             self._client_or_none = MlflowClient(tracking_uri=uri, registry_uri=uri)
         return self._client_or_none
 

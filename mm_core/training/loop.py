@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from mm_core.data.dataset import Batch
-from mm_core.errors import NonFiniteLoss
+from mm_core.errors import InputError, NonFiniteLoss
+from mm_core.faults import archive_fault
 from mm_core.params import CommonTrainParams, StageParams
 from mm_core.training import ranks
 from mm_core.training.checkpoint import Errors, can_choose, choose_checkpoint, macro_error, mean_errors
@@ -366,6 +367,8 @@ def _restore(
     optimiser: torch.optim.Optimizer,
     device: torch.device,
 ) -> None:
+    if fault := archive_fault(path):  # torch itself does not compare the archive's checksums
+        raise InputError(f"{path}: {fault}: `mm check --repair` removes it, then the stage trains anew")
     saved = torch.load(path, map_location=device, weights_only=True)
     module.load_state_dict(saved["module"])
     average.load_state_dict(saved["average"])

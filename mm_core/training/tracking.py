@@ -18,6 +18,7 @@ from mm_core.errors import InputError
 from mm_core.layout import Layout
 from mm_core.records import Report
 from mm_core.settings import Settings
+from mm_core.training.rehome import rehome
 
 EXPERIMENT = "matting"
 _TAG_LIMIT = 5000
@@ -96,6 +97,7 @@ class Tracker:
         uri = self._settings.mlflow_uri
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        rehome(self._settings)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def _experiment(self, client: Any) -> str:

@@ -109,7 +109,7 @@ def train_stage(
             if not reused:
                 ranks.check_batch(params.train.common.batch, ranks.world())
                 _train(stage, params, layout, store, folder, recipe, data, start, ranks.own_device(device), progress)
-            done = ranks.agreed(json.loads((folder / "done.json").read_text()) if first else {})
+            done = ranks.agreed(_read_done(folder) if first else {})
             if first:
                 write_bytes(layout.model(stage), (folder / "model.safetensors").read_bytes())
     report.metrics |= done["metrics"]
@@ -123,6 +123,18 @@ def train_stage(
     steps = _stage_params(stage, params).steps
     progress(f"train {stage}", steps, steps)
     return report
+
+
+def _read_done(folder: Path) -> dict[str, Any]:
+    """Return what a finished training says of itself; raises InputError where its model is another than it wrote."""
+    try:
+        done = json.loads((folder / "done.json").read_bytes())
+        good = sha256_file(folder / "model.safetensors") == done["facts"]["digest"] and "metrics" in done
+    except (ValueError, KeyError, TypeError, FileNotFoundError):
+        done, good = {}, False
+    if not good:
+        raise InputError(f"{folder} is damaged: `mm check --repair` removes it, then the stage trains anew")
+    return done
 
 
 def read_data(stage: str, layout: Layout) -> Data:

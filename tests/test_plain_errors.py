@@ -1,0 +1,96 @@
+"""A full disk and a damaged file end a command in one line that names the file and the remedy, never in a traceback."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import sqlite3
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mm_core import stages
+from mm_core.cli import main
+from mm_core.data.samplegen import write_drop
+from mm_core.faults import plain_fault
+from mm_core.layout import Layout
+from mm_core.params import Params
+from mm_core.settings import Settings
+
+PARAMS = Params().with_values(**{"structure.ocr": ()})
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MM_STORE", "MM_INBOX", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
+        layout = Layout(Settings.from_env(tmp_path_factory.mktemp("filled") / "data"))
+        write_drop(Path(layout.settings.inbox), "pixel_labeled", "w01", {"pets": 2}, seed=1, size=64)
+        stages.ingest(PARAMS, layout)
+        stages.pin_inputs(PARAMS, layout)
+        yield layout
+
+
+def said(words: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command writes to stderr when it fails."""
+    monkeypatch.setenv("MM_WORKSPACE", str(workspace))
+    monkeypatch.setattr(sys, "argv", ["mm", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (1, 2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mm: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "command", "remedy"),
+    [
+        ("inputs.json", "snapshot", "inputs.json is damaged: delete it"),
+        ("inputs.json", "pin-inputs", "inputs.json is damaged: delete it"),
+        ("cycle/gate/verdict.json", "gate show", "verdict.json is damaged: run `mm gate`"),
+        ("cycle/gate/verdict.json", "status", "verdict.json is damaged: run `mm gate`"),
+        ("mlflow/mlflow.db", "status", "mm check"),
+        ("store/catalog/samples/_delta_log/00000000000000000000.json", "status", "samples"),
+        ("cycle/snapshot/eval.parquet", "split", "parquet is damaged"),
+        ("cycle/snapshot/train_labeled.parquet", "train-simple", "mm "),
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"\xff\x00scribble" * 50])
+def test_a_damaged_file_is_told_in_one_line(
+    filled: Layout,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    command: str,
+    remedy: str,
+    content: bytes,
+) -> None:
+    own = tmp_path / "data"
+    shutil.copytree(filled.root, own)
+    if file.startswith("cycle/snapshot"):
+        stages.snapshot(PARAMS, Layout(Settings.from_env(own)))
+    if file.endswith(".db") and not content:
+        pytest.skip("sqlite takes an empty file for a new database")
+    path = own / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    assert remedy in said(command, own, monkeypatch, capsys)
+
+
+def test_what_libraries_raise_about_disks_and_files_has_a_remedy() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/data/x")
+    assert plain_fault(full) == "/data/x: No space left on device: free some space or move the store, then run again"
+    wrapped = sqlite3.OperationalError("disk I/O error")
+    wrapped.__cause__ = full
+    assert "/data/x: No space left" in str(plain_fault(wrapped))
+    assert "free some space" in str(plain_fault(sqlite3.OperationalError("database or disk is full")))
+    with pytest.raises(json.JSONDecodeError) as broken:
+        json.loads("{")
+    assert "mm check" in str(plain_fault(broken.value))
+    assert plain_fault(KeyError("a")) is None and plain_fault(ZeroDivisionError()) is None, "our own faults are shown"
