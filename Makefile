@@ -107,8 +107,7 @@ check: $(READY) $(DEV)
 # Known vulnerabilities of all that is pinned; asks the network, so it is no part of `check`.
 AUDITED := audit dvc executorch fastdup k8s labelstudio litert ocr peers
 audit: .tools/audit/.ready
-	for lock in requirements $(AUDITED:%=infra/%); do \
-	  .tools/audit/bin/pip-audit --no-deps --disable-pip -r $$lock.lock || failed=1; done; exit $${failed:-0}
+	.tools/audit/bin/python infra/audit.py .tools/audit/bin/pip-audit requirements.lock $(AUDITED:%=infra/%.lock)
 
 .tools/audit/.ready: infra/audit.lock
 	$(MAKE_ENV) .tools/audit -r $<

@@ -54,7 +54,11 @@ ORPHANED_SECONDS = 5.0
 """How long a process may outlive the one that started it."""
 # Stages that last some seconds, so that a kill finds them at work.
 STEPS = {"train.simple.steps": 120, "train.hard.steps": 80, "train.semi.steps": 40, "train.multimodal.steps": 40}
-VALUES = TINY | STEPS | {"train.common.validate_every": 40, "gate.floors": {"mse": 1.0}, "gate.alpha": 0.4}
+VALUES = (
+    TINY
+    | STEPS
+    | {"train.common.validate_every": 40, "gate.floors": {"mse": 1.0}, "gate.beat_blind": False, "gate.alpha": 0.4}
+)
 
 
 class Chaos(threading.Thread):

@@ -42,6 +42,7 @@ PARAMS = Params().with_values(
     **{
         "structure.ocr": (),
         "model.encoder": "test_efficientnet",
+        "model.pretrained": "",
         "model.size": 64,
         "model.width": 8,
         "train.simple.steps": 20,
@@ -52,6 +53,7 @@ PARAMS = Params().with_values(
         "gate.floors": {"mse": 1.0, "maxf": 0.0},
         "gate.quantised_mse": 5.0,
         "gate.min_images": 2,
+        "gate.beat_blind": False,
         "evaluate.shadow_photos": 8,
     }
 )

@@ -55,7 +55,7 @@ SHARES = {
 HARD_SHARE, BURST_SHARE, LONGEST_BURST = 0.15, 0.5, 9
 TARGET = 0.7
 ARMS = ("ours", "uncertainty", "random")
-MODEL = ModelParams(encoder="test_efficientnet", size=SIZE, width=16)
+MODEL = ModelParams(pretrained="", encoder="test_efficientnet", size=SIZE, width=16)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def prepare(root: Path, steps: int) -> tuple[Params, Layout]:
     """Generated samples, ingested and split, and the params of a small model."""
     values = {
         "model.encoder": "test_efficientnet",
+        "model.pretrained": "",
         "model.size": 64,
         "model.width": 8,
         "structure.ocr": (),

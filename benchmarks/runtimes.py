@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "export"))
 import export_cycle as cycle  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-NETWORK = {"model.encoder": "mobilenetv4_conv_small", "model.size": 96, "model.width": 32}
+NETWORK = {"model.pretrained": "", "model.encoder": "mobilenetv4_conv_small", "model.size": 96, "model.width": 32}
 TOOLS = ("executorch_python", "litert_python", "onnxruntime_web")
 ABOUT = """Runner: `benchmarks/runtimes.py`. {network}, briefly trained, all formats in one signed bundle. Each
 decoder's file in a process of its own, median of its runs, after it gave its golden matte. onnxruntime-web: in headless

@@ -88,7 +88,7 @@ class Watch:
 
 def peer(batch: int, size: int, steps: int, watch: Watch) -> float:
     """Seconds of a step."""
-    net = build_model(ModelParams(encoder="u2netp", size=size), 0).train().to(CUDA)
+    net = build_model(ModelParams(pretrained="", encoder="u2netp", size=size), 0).train().to(CUDA)
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
     images, alpha = torch.randn(batch, 3, size, size, device=CUDA), torch.rand(batch, 1, size, size, device=CUDA)
     for _ in range(WARM):
@@ -133,7 +133,12 @@ def step_cost(job: str, steps: int, watch: Watch) -> dict[str, float]:
         return {"seconds": peer(int(batch), int(size), steps, watch)}
     kind, precision = name.split("-")
     encoder = "u2netp" if kind == "u2netp" else Params().model.encoder
-    values = {"model.encoder": encoder, "model.size": int(size), "train.common.precision": precision}
+    values = {
+        "model.pretrained": "",
+        "model.encoder": encoder,
+        "model.size": int(size),
+        "train.common.precision": precision,
+    }
     params = Params().with_values(**values)
     strategy = Fixed(build_model(params.model, 0), {}, params.train.loss)
     strategy.batches = [random_batch(int(batch), int(size))]

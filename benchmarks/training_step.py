@@ -81,7 +81,7 @@ def plain_step(net: MattingNet, optimiser: torch.optim.Optimizer, images: Tensor
 
 def peer_cost(count: int, size: int, steps: int) -> tuple[float, float]:
     """CPU and clock seconds of a step."""
-    net = build_model(ModelParams(encoder="u2netp", size=size), 0).train()
+    net = build_model(ModelParams(pretrained="", encoder="u2netp", size=size), 0).train()
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
     images, alpha = torch.randn(count, 3, size, size), torch.rand(count, 1, size, size)
     plain_step(net, optimiser, images, alpha)
@@ -93,7 +93,9 @@ def peer_cost(count: int, size: int, steps: int) -> tuple[float, float]:
 
 def our_cost(encoder: str, precision: str, count: int, size: int, steps: int) -> tuple[float, float]:
     """CPU and clock seconds of a step, between the ends of the first and the last one."""
-    params = Params().with_values(**{"model.encoder": encoder, "model.size": size, "train.common.precision": precision})
+    params = Params().with_values(
+        **{"model.pretrained": "", "model.encoder": encoder, "model.size": size, "train.common.precision": precision}
+    )
     strategy = Fixed(build_model(params.model, 0), {}, params.train.loss)
     strategy.batches = [random_batch(count, size)]
     at: list[tuple[float, float]] = []
@@ -149,7 +151,13 @@ def learnt(steps: int, seeds: int, size: int = 64) -> list[str]:
     train, test = drawn(96, size, 0), drawn(48, size, 1)
     batches = [batch_of(train[0][at : at + 8], train[1][at : at + 8]) for at in range(0, 96, 8)]
     held = to_device(batch_of(*test), CPU)
-    values = {"model.encoder": "u2netp", "model.size": size, "train.common.ema": 0.0, "train.common.clip_norm": 1e9}
+    values = {
+        "model.pretrained": "",
+        "model.encoder": "u2netp",
+        "model.size": size,
+        "train.common.ema": 0.0,
+        "train.common.clip_norm": 1e9,
+    }
     values |= {"train.common.weight_decay": 0.0, "train.simple.steps": steps, "train.simple.lr": 1e-3}
     values |= {f"train.loss.{name}": 0.0 for name in ("l1", "band", "laplacian", "gradient")}
     values |= {"train.loss.bce": 1.0, "train.loss.deep": 1.0}

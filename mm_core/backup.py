@@ -30,7 +30,7 @@ from mm_core.store import BLOBS, Entry, Store, blob_key, fetch_blob, open_store
 
 DATABASES = "MM_BACKUP_DATABASES"
 """Environment: postgresql:// URLs of Dagster's and MLflow's databases, separated by spaces; sqlite needs none."""
-LEFT_OUT = ("cache", "checkpoints", "scratch")
+LEFT_OUT = ("cache", "checkpoints", "locks", "scratch")
 """Folders of the workspace that are made again; the inbox is its producers'."""
 _SQLITE = b"SQLite format 3\x00"
 Progress = Callable[[str, int, int], None]

@@ -11,9 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_core.cycle import Progress, catalog_of, pin, quiet, read_inputs, store_of, warm_start
+from mm_core.cycle import (
+    Progress,
+    catalog_of,
+    frozen_inputs,
+    in_the_cycle,
+    pin,
+    pin_when_idle,
+    quiet,
+    read_inputs,
+    store_of,
+    warm_start,
+)
 from mm_core.errors import InputError, MattingError
 from mm_core.layout import Layout
+from mm_core.locks import removal_lock
 from mm_core.params import Params
 from mm_core.records import Report, timed
 
@@ -44,11 +56,51 @@ def finished_work(layout: Layout) -> str | None:
     return digest_of(waiting)[:16] if any(waiting) else None
 
 
+def plan_forgetting(layout: Layout, samples: Sequence[str], group: str | None = None) -> Report:
+    """What `forget` would remove, without removing it.
+
+    `report.tables`: `goes` (a row per photo that is still there), `models` and `remaining` as of `forget`.
+    `report.facts["ids"]`: the ids, whole. Raises InputError as `mm_core.data.forget.find_photos`.
+    """
+    from mm_core.data.forget import describe_photos, find_photos
+    from mm_core.export.lineage import models_with
+
+    with timed(Report("forget-plan")) as report:
+        catalog = catalog_of(layout)
+        ids = find_photos(catalog, samples, group)
+        report.facts |= {"ids": ids, **_last_cycle_with(layout, ids)}
+        report.tables["goes"] = describe_photos(catalog, ids)
+        report.tables["models"] = models_with(layout.settings, set(ids))
+        report.tables["remaining"] = _pages_with(layout, ids)
+        report.metrics["forget/photos"] = len(ids)
+    return report
+
+
+def _pages_with(layout: Layout, ids: Sequence[str]) -> list[dict[str, str]]:
+    """Reports that show one of the photos, which a person has to remove."""
+    pages = [*layout.reports.rglob("*.html"), layout.html_report]
+    shown = [str(page) for page in pages if page.is_file() and any(i in page.read_text() for i in ids)]
+    return [{"what": "page", "where": page} for page in shown]
+
+
+def _last_cycle_with(layout: Layout, ids: Sequence[str]) -> dict[str, str]:
+    """A fact where snapshot and models of the last cycle, promoted or not, still hold some of the photos."""
+    from mm_core.data.snapshot import POOLS, read_pool
+
+    if not (layout.snapshot / "snapshot.json").is_file():
+        return {}
+    frozen = {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]}
+    held = len(frozen & set(ids))
+    return {"last_cycle": f"its snapshot holds {held} of them: no model of it is promoted any more"} if held else {}
+
+
+@in_the_cycle
 def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | None = None) -> Report:
     """Removes photos from store, catalog and workspace for good, and names every model that learned from them.
 
-    `report.tables`: `forgotten` (ids), `models` (registry versions with aliases and pools), `remaining` (what a person
-    has to remove: pages that show a photo, and drops that the producer keeps).
+    A cycle at work ends first: what it trains and promotes is then among the models. `samples`: ids or their
+    beginnings, photo files, drops. `report.tables`: `forgotten` (ids), `models` (registry versions with aliases and
+    pools), `remaining` (what a person has to remove: pages that show a photo, and drops that the producer keeps).
     """
     from mm_core.data.dataset import PixelCache
     from mm_core.data.forget import forget_photos
@@ -56,17 +108,18 @@ def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | 
     from mm_core.labeling.forget import forget_on_server, forget_tasks
     from mm_core.labeling.local import connect
 
-    with timed(Report("forget"), layout.root / "reports" / "forget.json") as report:
-        catalog, store = catalog_of(layout), store_of(layout)
-        ids = forget_photos(catalog, store, samples, group)
+    with (
+        removal_lock(layout, "forget"),
+        timed(Report("forget"), layout.root / "reports" / "forget.json") as report,
+    ):
+        ids = forget_photos(catalog_of(layout), store_of(layout), samples, group)
         # A killed measurement or rebuild keeps what it decoded in folders of its own.
         for cache in (layout.cache, *(layout.root / "scratch").rglob("cache")):
             PixelCache.clear(cache)
         report.tables["forgotten"] = [{"id": i} for i in ids]
         report.tables["models"] = models_with(layout.settings, set(ids))
-        pages = [*layout.reports.rglob("*.html"), layout.html_report]
-        shown = [str(page) for page in pages if page.is_file() and any(i in page.read_text() for i in ids)]
-        report.tables["remaining"] = [{"what": "page", "where": page} for page in shown]
+        report.tables["remaining"] = _pages_with(layout, ids)
+        report.facts |= _last_cycle_with(layout, ids)
         try:
             server = connect(layout)
             report.metrics["forget/tasks_on_server"] = forget_on_server(server, set(ids)) if server else 0
@@ -82,29 +135,34 @@ def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | 
     return report
 
 
+@in_the_cycle
 def compact(params: Params, layout: Layout) -> Report:
     """Puts the catalog's small files together and removes data files of versions that nobody reads any more."""
     from mm_core.tables import SCHEMAS
 
-    with timed(Report("compact")) as report:
+    with removal_lock(layout, "catalog compact"), timed(Report("compact")) as report:
         catalog = catalog_of(layout)
-        pinned = read_inputs(layout)["catalog"] if layout.inputs.exists() else {}
+        pinned = [read_inputs(layout)["catalog"]] if layout.inputs.exists() else []
+        if (layout.snapshot / "snapshot.json").is_file():
+            pinned.append(frozen_inputs(layout)["catalog"])
         for table in SCHEMAS:
             report.metrics[f"compact/{table}/merged"] = catalog.compact(table)
-            keep = [pinned[table]] if table in pinned else []
+            keep = [versions[table] for versions in pinned if table in versions]
             report.metrics[f"compact/{table}/removed"] = catalog.vacuum(table, keep=keep)
     return report
 
 
+@in_the_cycle
 def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Progress = quiet) -> Report:
     """Trains this cycle's snapshot with other seeds: how far their scores spread is no gain to the gate."""
     from mm_core.training.noise import measure_noise
 
     with timed(Report("gate-noise"), layout.root / "reports" / "gate-noise.json") as report:
-        start = warm_start(params, layout, read_inputs(layout))
+        start = warm_start(params, layout, frozen_inputs(layout))
         return measure_noise(params, layout, store_of(layout), report, start=start, seeds=seeds, progress=progress)
 
 
+@in_the_cycle
 def label_compare(
     params: Params, layout: Layout, *, seeds: int = 1, fewest: int = 1, progress: Progress = quiet
 ) -> Report:
@@ -183,10 +241,15 @@ def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:
 def moments(
     params: Params, layout: Layout, gallery: Path, out: Path, *, model: str = "champion", progress: Progress = quiet
 ) -> Report:
-    """Groups a folder of photos into moments, with titles and finished pieces; new photos cost what is new."""
+    """Groups a folder of photos into moments, with titles and finished pieces; new photos cost what is new.
+
+    Raises InputError where `out` lies in the gallery: the pieces would be its photos at the next run.
+    """
     from mm_core.aigc.gallery import read_gallery
     from mm_core.aigc.moments import make_moments
 
+    if out.resolve().is_relative_to(gallery.resolve()):
+        raise InputError(f"{out} lies in the gallery {gallery}: choose a folder outside of it with -o")
     with timed(Report("moments"), layout.root / "reports" / "moments.json") as report:
         predictor, name = predictor_of(layout, model)
         found = read_gallery(gallery, params, layout, catalog_of(layout), progress=progress)
@@ -197,12 +260,15 @@ def moments(
 
 
 def rollback(params: Params, layout: Layout, version: str | None = None, *, reason: str = "") -> Report:
-    """Makes an earlier champion champion again: the one before, or a named version."""
+    """Makes an earlier champion champion again: the one before, or a named version.
+
+    It waits for no cycle. A cycle at work, whose candidate was compared with the champion that falls, is not promoted.
+    """
     from mm_core.export.registry import Registry
 
     with timed(Report("rollback"), layout.root / "reports" / "rollback.json") as report:
         Registry(layout.settings).rollback(version, reason or "no reason given", report)
-    pin(params, layout)
+    pin_when_idle(params, layout)
     return report
 
 
@@ -212,7 +278,7 @@ def anchor(params: Params, layout: Layout, version: str, *, reason: str) -> Repo
 
     with timed(Report("anchor"), layout.root / "reports" / "anchor.json") as report:
         Registry(layout.settings).move_anchor(version, reason, report)
-    pin(params, layout)
+    pin_when_idle(params, layout)
     return report
 
 

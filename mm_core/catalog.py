@@ -156,9 +156,19 @@ class Catalog:
         """
         return self._merge(table, as_table(table, rows), at=at)
 
-    def upsert(self, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Inserts rows, or replaces those of the same key, in one commit; returns how many were new."""
-        return self._merge(table, as_table(table, rows), replace=SCHEMAS[table].names)
+    def upsert(
+        self,
+        table: str,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        columns: Sequence[str] = (),
+        at: int | None = None,
+    ) -> int:
+        """Inserts rows, or replaces those of the same key, in one commit; returns how many were new.
+
+        With `columns`, only these are replaced of rows that are there. `at` as for `add`.
+        """
+        return self._merge(table, as_table(table, rows), replace=columns or SCHEMAS[table].names, at=at)
 
     def fill(
         self, table: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, at: int | None = None
@@ -381,7 +391,7 @@ def _literal(value: Any) -> str:
 def _configuration(table: str) -> dict[str, str | None]:
     """Properties of a new table. Statistics are kept of what is looked up, not of words about people."""
     text = {"caption", "name", "image", "detail", "source", "license", "taken_at", "numbers", "texts", "vector"}
-    text |= {"landmarks", "near"}
+    text |= {"landmarks", "near", "old", "new"}
     return {
         "delta.logRetentionDuration": f"interval {RETENTION_DAYS} days",
         "delta.deletedFileRetentionDuration": f"interval {RETENTION_DAYS} days",

@@ -20,6 +20,8 @@ from mm_core.cli_release import app as release_app
 from mm_core.cli_words import drop_words, ingest_words, reject_words
 from mm_core.errors import InputError, MattingError
 from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.locks import cycle_holder
+from mm_core.params import Params
 from mm_core.records import KINDS, Report
 from mm_core.settings import Settings
 from mm_core.terminal import Inbox, Json, layout_and_params, progress_bars, say, table
@@ -104,7 +106,7 @@ def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -
     report.facts |= structured.facts
     report.tables |= {"drift": structured.tables.get("drift", [])}
     report.pictures |= structured.pictures
-    stages.pin_inputs(params, layout)
+    _pin_after_arrivals(params, layout, report)
     _say_arrivals(report, layout, json_)
 
 
@@ -120,12 +122,19 @@ def _say_arrivals(report: Report, layout: Layout, as_json: bool) -> None:
     typer.echo(ingest_words(report, [{"category": name, "photos": counts[name]} for name in sorted(counts)]))
 
 
+def _pin_after_arrivals(params: Params, layout: Layout, report: Report) -> None:
+    """Pins for the next cycle; the report says so where a cycle at work leaves that for its end."""
+    if "pins" in (facts := stages.pin_when_idle(params, layout)):
+        report.facts["pins"] = facts["pins"]
+
+
 @app.command()
 def status(json_: Json = False) -> None:
     """Batches, samples per kind and category, quarantine, the last cycle and the champion."""
+    from mm_core.data.snapshot import eval_state
     from mm_core.export.registry import Registry
 
-    layout, _ = layout_and_params()
+    layout, params = layout_and_params()
     catalog = stages.catalog_of(layout)
     batches = catalog.read("batches", columns=["kind", "batch", "state", "accepted", "quarantined", "duplicates"])
     result = {
@@ -136,15 +145,20 @@ def status(json_: Json = False) -> None:
         "rejects": _counted(catalog, "rejects", "verdict", "reason"),
         "verdict": stages.recorded_verdict(layout).decision if layout.verdict.exists() else None,
         "champion": (Registry(layout.settings).pin("champion") or {}).get("version"),
+        "cycle": cycle_holder(layout),
+        "eval": eval_state(params.snapshot, catalog),
     }
     if json_:
         return say(result, True)
     typer.echo(f"workspace {result['workspace']}\n")
     for name in ("batches", "samples", "rejects"):
         typer.echo(f"{name}\n{table(result[name])}\n" if result[name] else f"{name}: none\n")
+    if lines := result["eval"]["words"]:
+        typer.echo("evaluation photos\n" + "\n".join(f"  {line}" for line in lines) + "\n")
     typer.echo(f"labelled photos: {result['labelled']}")
     typer.echo(f"last verdict:    {result['verdict'] or 'no cycle yet'}")
     typer.echo(f"champion:        {result['champion'] or 'none yet'}")
+    typer.echo(f"cycle at work:   {result['cycle'] or 'none'}")
 
 
 def _counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, Any]]:
@@ -218,7 +232,7 @@ def quarantine_accept(
         why=why,
     )
     stages.structure(params, layout)
-    stages.pin_inputs(params, layout)
+    _pin_after_arrivals(params, layout, report)
     _say_arrivals(report, layout, json_)
 
 
@@ -240,19 +254,35 @@ def quarantine_retry(
         layout.spool,
     )
     stages.structure(params, layout)
-    stages.pin_inputs(params, layout)
+    _pin_after_arrivals(params, layout, report)
     _say_arrivals(report, layout, json_)
 
 
 @app.command()
 def forget(
-    samples: Annotated[list[str] | None, typer.Argument(help="Sample ids (sha256 of the photo's bytes).")] = None,
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(help="Sample ids or their beginnings, photo files, drops (kind/batch)."),
+    ] = None,
     group: Annotated[str | None, typer.Option(help="All photos of this declared group.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and remove nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; scripts need it.")] = False,
     json_: Json = False,
 ) -> None:
     """Removes photos from store and catalog for good, and lists every model trained on them."""
     layout, params = layout_and_params()
-    say(stages.forget(params, layout, samples or [], group), json_)
+    plan = stages.plan_forgetting(layout, photos or [], group)
+    if dry_run:
+        return say(plan, json_)
+    if not yes:
+        goes = plan.tables["goes"]
+        typer.echo(
+            table(goes) if goes else "these photos have gone already; what a killed run left is removed", err=True
+        )
+        if not sys.stdin.isatty():
+            raise InputError(f"mm forget: {plan.metrics['forget/photos']:.0f} photos would go for good: add --yes")
+        typer.confirm(f"Remove {plan.metrics['forget/photos']:.0f} photos for good?", abort=True, err=True)
+    say(stages.forget(params, layout, plan.facts["ids"]), json_)
 
 
 @catalog_app.command("compact")
@@ -339,19 +369,23 @@ app.registered_groups += release_app.registered_groups
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Photos.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the mattes.")],
+    images: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the mattes; no photo is ever replaced.")],
     model: Annotated[str, typer.Option(help="champion, a registry version, or a .safetensors file.")] = "champion",
     category: Annotated[str, typer.Option(help="Chooses the decoder: portrait, multi_person, scenery, …")] = "",
     cutout: Annotated[bool, typer.Option("--cutout", help="Also write the cut-out as RGBA PNG.")] = False,
     json_: Json = False,
 ) -> None:
-    """Writes `<stem>.png`, the matte at the photo's own size, for each photo."""
+    """Writes `<stem>.png`, the matte at the photo's own size, for each photo; exits with 2 where one is unreadable."""
     from mm_core.predict import predict_files
 
     layout, _ = layout_and_params()
     with progress_bars() as progress:
-        say(predict_files(layout, images, out, model=model, category=category, cutout=cutout, progress=progress), json_)
+        report = predict_files(layout, images, out, model=model, category=category, cutout=cutout, progress=progress)
+    say(report, json_)
+    if unreadable := report.tables["unreadable"]:
+        first = unreadable[0]["reason"]
+        raise InputError(f"{len(unreadable)} of {len(unreadable) + len(report.tables['mattes'])} photos: {first}")
 
 
 @app.command()

@@ -46,23 +46,31 @@ def gate_show(json_: Json = False) -> None:
 @gate_app.command("simulate")
 def gate_simulate(
     runs: Annotated[int, typer.Option(min=1, help="Simulated retrainings per line.")] = 300,
-    photos: Annotated[list[int], typer.Option(min=2, help="Eval photos per category; may be repeated.")] = [50, 200],  # noqa: B006
-    burst: Annotated[int, typer.Option(min=1, help="Photos per scene.")] = 1,
+    photos: Annotated[list[int], typer.Option(min=2, help="Eval photos per category; may be repeated.")] = [60, 150],  # noqa: B006
+    burst: Annotated[int, typer.Option(min=1, help="Photos per scene, without an evaluation.")] = 1,
     retraining: Annotated[
-        float, typer.Option(min=0.0, help="Spread of a retrained model's log error per photo.")
+        float, typer.Option(min=0.0, help="Spread of a retrained model's log error, without an evaluation.")
     ] = 0.25,
     json_: Json = False,
 ) -> None:
-    """How often this gate (params.yaml) promotes no-ops, regressions and true gains, beside two common rules."""
-    from mm_core.eval.simulate import World, characteristics
+    """How often this gate (params.yaml) promotes no-ops, regressions and true gains, and the photos that it needs.
 
-    _, params = layout_and_params()
+    The noise of photos and models is that of the last evaluation, where there is one.
+    """
+    from mm_core.eval.simulate import World, characteristics, photos_needed
+    from mm_core.eval.variances import last_pairs
+
+    layout, params = layout_and_params()
+    pairs, source = last_pairs(layout)
+    world = World(pairs=pairs) if pairs else World(burst=burst, retraining=retraining)
     with progress_bars() as progress:
-        world = World(burst=burst, retraining=retraining)
         rows = characteristics(params.gate, world, runs, photos=tuple(photos), progress=progress)
+    needed = photos_needed(params.gate, pairs) if pairs else []
     if json_:
-        return say({"runs": runs, "rows": rows}, True)
-    typer.echo(f"share of {runs} retrainings promoted\n\n{table(rows)}")
+        return say({"runs": runs, "noise": source, "rows": rows, "photos_needed": needed}, True)
+    typer.echo(f"noise: {source}\nshare of {runs} retrainings promoted\n\n{table(rows)}")
+    if needed:
+        typer.echo(f"\neval photos with which all six pass in 80 % of cases\n\n{table(needed)}")
 
 
 @gate_app.command("noise")
@@ -70,7 +78,7 @@ def gate_noise(
     seeds: Annotated[int, typer.Option(help="Trainings, at least 3.")] = 3,
     json_: Json = False,
 ) -> None:
-    """Trains this cycle's snapshot with other seeds; the spread of their scores joins what a gain must exceed."""
+    """Trains this cycle's snapshot with other seeds; a verdict warns of gains within the spread of their scores."""
     layout, params = layout_and_params()
     with progress_bars() as progress:
         say(stages.seed_noise(params, layout, seeds=seeds, progress=progress), json_)
@@ -150,8 +158,8 @@ def verify(
     json_: Json = False,
 ) -> None:
     """Checks a bundle: signature (where MM_VERIFY_KEY is set), digests, and golden pairs in a fresh process."""
-    from mm_core.export.bundle import checked_manifest, read_manifest
     from mm_core.export.bundle import verify as run_selfcheck
+    from mm_core.export.bundle_manifest import checked_manifest, read_manifest
     from mm_core.export.trust import check_signer, require_bundle
 
     require_bundle(bundle, Layout(Settings.from_env()).bundles)

@@ -38,6 +38,10 @@ class StoreError(MattingError):
     """A blob or an inbox file could not be read or written after retries."""
 
 
+class DropMoved(StoreError):
+    """A drop left the inbox, or changed, while it was read."""
+
+
 class BlobNotFound(StoreError):
     """The store holds nothing under that key."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mm_core.errors import InputError, MattingError
-from mm_core.export.bundle import checked_manifest, read_manifest
+from mm_core.export.bundle_manifest import checked_manifest, read_manifest
 from mm_core.export.formats.run import SUFFIX, run_file
 from mm_core.export.formats.run_web import run_web
 from mm_core.export.limits import too_large

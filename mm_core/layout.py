@@ -136,6 +136,11 @@ class Layout:
         return self.cache / "quarantine"
 
     @property
+    def locks(self) -> Path:
+        """Lock files of `mm_core.locks`, and who held them last."""
+        return self.root / "locks"
+
+    @property
     def mlflow_artifacts(self) -> Path:
         return self.root / "mlflow" / "artifacts"
 

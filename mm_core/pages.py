@@ -11,7 +11,6 @@ from pathlib import PurePath
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import Mount, Route
@@ -19,6 +18,21 @@ from starlette.staticfiles import StaticFiles
 
 from mm_core.layout import Layout
 from mm_core.settings import Settings
+from mm_core.web_guard import WebGuard, allowed_hosts
+
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Pages run no script and load nothing from elsewhere. Their bars and heat maps are style attributes."""
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",
+}
 
 
 def application() -> Starlette:
@@ -42,8 +56,7 @@ def application() -> Starlette:
             Route(f"/{layout.html_report.relative_to(layout.root).as_posix()}", report),
             *(pages(folder.name) for folder in (layout.data_docs, layout.reports)),
         ],
-        # A name of someone else's that resolves to loopback must not make their page read ours.
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
+        middleware=[Middleware(WebGuard, hosts=allowed_hosts(), headers=HEADERS)],
     )
 
 

@@ -85,23 +85,27 @@ class Cell(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     category: str
+    """`all`: the mean over the six."""
     metric: str
     against: str
-    """`champion`, `anchor`, `floor`, or `float` (the int8 file against the float model)."""
-    role: Literal["superior", "non_inferior", "guard", "floor"]
-    """`guard`: a loss beyond the margin is excluded with much more confidence than the other comparisons have."""
+    """`champion`, `anchor` (the best so far), `floor`, `blind`, or `float` (the int8 file against the float model)."""
+    role: Literal["gain", "macro", "superior", "non_inferior", "guard", "floor"]
+    """`gain`: the mean must be better; `macro`: so must the mean over the categories, with confidence; `guard`: a large
+    loss of the plain mean is excluded, whatever a few photos do."""
     reference: float | None
     candidate: float
     gain: float
     """Mean paired difference, positive = candidate better."""
     bound: float
     """One-sided lower confidence bound of the gain."""
+    upper: float | None = None
+    """One-sided upper confidence bound of the gain; None in verdicts of earlier versions."""
     margin: float
-    """The bound must lie above this."""
+    """The bound must lie above this; for `gain` the gain itself."""
     images: int
     groups: int
     result: Literal["pass", "fail", "unclear"]
-    """`fail`: the upper bound lies below the margin, a regression is shown; `unclear`: neither is shown."""
+    """`fail`: a loss is shown, beyond the margin where there is one; `unclear`: neither is shown."""
 
 
 class Verdict(BaseModel):
@@ -119,6 +123,8 @@ class Verdict(BaseModel):
     anchor: str | None
     snapshot: str
     eval_digest: str
+    left_out: dict[str, str] = {}
+    """Eval photos that did not judge: sample id → the judged model that has learnt from them or their scene."""
     cells: list[Cell]
     created_at: str
 

@@ -6,11 +6,13 @@ The `mm` command, `dvc.yaml` and the Dagster assets are three thin doors to thes
     catalog ─► pin_inputs ─► snapshot ─► split ─► train simple ─► hard ─► semi ─► multimodal
             ─► evaluate ─► gate ─► export ─► promote ─► report             per cycle
 
-`cycle.py` has what a cycle stands on (store, pins, verdict), `beside.py` what is done beside it.
+`cycle.py` has what a cycle stands on (store, pins, verdict), `beside.py` what is done beside it. Every stage of the
+cycle holds the workspace's cycle lock (`in_the_cycle`); the stages of an arrival may run beside it.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from mm_core.beside import (  # noqa: F401  what callers find here too
@@ -22,6 +24,7 @@ from mm_core.beside import (  # noqa: F401  what callers find here too
     label_compare,
     labelling,
     moments,
+    plan_forgetting,
     predictor_of,
     reproduce,
     rollback,
@@ -30,17 +33,22 @@ from mm_core.beside import (  # noqa: F401  what callers find here too
 from mm_core.cycle import (
     Progress,
     catalog_of,
+    frozen_inputs,
+    in_the_cycle,
     inbox_of,
     inputs_now,
     pin,
+    pin_when_idle,  # noqa: F401  what callers find here too
     quiet,
     read_inputs,
     recorded_verdict,
+    require_one_cycle,
     require_promote,
+    settle_late_pins,
     store_of,
     warm_start,
 )
-from mm_core.errors import InputError
+from mm_core.errors import InputError, ReleaseRefused
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.params import Params
 from mm_core.records import Report, digest_of, timed, write_json
@@ -55,11 +63,13 @@ if TYPE_CHECKING:
 def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress: Progress = quiet) -> Report:
     """Takes every ready drop of the inbox (or one): accepted, quarantined with reasons, or duplicate."""
     from mm_core.data.ingest import ingest_ready
+    from mm_core.data.snapshot import eval_state
 
     with timed(Report("ingest"), layout.root / "reports" / "ingest.json") as report:
-        return ingest_ready(
+        catalog = catalog_of(layout)
+        ingest_ready(
             params.ingest,
-            catalog_of(layout),
+            catalog,
             store_of(layout),
             inbox_of(layout),
             report,
@@ -68,6 +78,12 @@ def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress
             spool=layout.spool,
             progress=progress,
         )
+        taken = [f"{row['kind']}/{row['batch']}" for row in report.tables["batches"]]
+        if any(name.startswith("pixel_labeled/") for name in taken):
+            state = eval_state(params.snapshot, catalog, taken)
+            report.facts["eval"] = state["words"]
+            report.tables |= {"eval": state["categories"], "eval_refused": state["refused"]}
+        return report
 
 
 def structure(params: Params, layout: Layout, *, batch: str | None = None, progress: Progress = quiet) -> Report:
@@ -138,6 +154,7 @@ def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Re
 # ── per cycle ────────────────────────────────────────────────────────────────────────────────────
 
 
+@in_the_cycle
 def pin_inputs(params: Params, layout: Layout, *, again: bool = False) -> Report:
     """Writes what the next cycle starts from: catalog versions, champion and anchor (design: explicit inputs).
 
@@ -149,14 +166,17 @@ def pin_inputs(params: Params, layout: Layout, *, again: bool = False) -> Report
     return report
 
 
+@in_the_cycle
 def snapshot(params: Params, layout: Layout) -> Report:
     """Freezes one catalog version into parquet manifests; eval never moves and never leaks."""
     from mm_core.data.snapshot import build_snapshot
 
+    settle_late_pins(params, layout)
     with timed(Report("snapshot"), layout.stage_report("snapshot")) as report:
         return build_snapshot(params.snapshot, catalog_of(layout), read_inputs(layout), layout.snapshot, report)
 
 
+@in_the_cycle
 def split(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Divides train_labeled into simple and hard by difficulty."""
     from mm_core.model.predict import TorchPredictor
@@ -165,7 +185,7 @@ def split(params: Params, layout: Layout, *, progress: Progress = quiet) -> Repo
     from mm_core.structuring.split import split_by_difficulty
 
     with timed(Report("split"), layout.stage_report("split")) as report:
-        catalog, store, inputs = catalog_of(layout), store_of(layout), read_inputs(layout)
+        catalog, store, inputs = catalog_of(layout), store_of(layout), frozen_inputs(layout)
         digest = (inputs.get("champion") or {}).get("digest", "")
 
         def champion(labels: Any) -> Any:
@@ -179,37 +199,36 @@ def split(params: Params, layout: Layout, *, progress: Progress = quiet) -> Repo
         )
 
 
+@in_the_cycle
 def train_simple(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Supervised on the simple set, from the champion or from scratch."""
     return _train("simple", params, layout, progress)
 
 
+@in_the_cycle
 def train_hard(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Supervised on the hard set, with a share of simple ones against forgetting."""
     return _train("hard", params, layout, progress)
 
 
+@in_the_cycle
 def train_semi(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Adds unlabelled photos by cross-consistency with perturbed auxiliary decoders."""
     return _train("semi", params, layout, progress)
 
 
+@in_the_cycle
 def train_multimodal(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Adds text: consistency of image-only and text-image mattes, and text-aware contrast."""
     return _train("multimodal", params, layout, progress)
 
 
 def _train(stage: str, params: Params, layout: Layout, progress: Progress) -> Report:
+    from mm_core.training.record import require_start
     from mm_core.training.train import train_stage
 
-    store, inputs = store_of(layout), read_inputs(layout)
-    index = TRAIN_STAGES.index(stage)
-    if index:
-        start = layout.model(TRAIN_STAGES[index - 1])
-        if not start.is_file():
-            raise InputError(f"{start} is missing: run `mm train-{TRAIN_STAGES[index - 1]}` before `mm train-{stage}`")
-    else:
-        start = warm_start(params, layout, inputs)
+    store = store_of(layout)
+    start = require_start(stage, layout) or warm_start(params, layout, frozen_inputs(layout))
     with timed(Report(f"train-{stage}"), layout.stage_report(f"train-{stage}")) as report:
         if layout.settings.engine == "ray":
             from mm_core.training.on_ray import train_stage_on_ray
@@ -218,6 +237,7 @@ def _train(stage: str, params: Params, layout: Layout, progress: Progress) -> Re
         return train_stage(stage, params, layout, store, report, start=start, progress=progress)
 
 
+@in_the_cycle
 def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Every stage, champion and anchor on the frozen eval set; the candidate also as the int8 files that would ship."""
     from mm_core.eval.evaluate import evaluate_models, identity
@@ -228,7 +248,8 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
     from mm_core.store import fetch_blob
     from mm_core.training.tracking import Tracker
 
-    store, inputs = store_of(layout), read_inputs(layout)
+    store, inputs = store_of(layout), frozen_inputs(layout)
+    require_one_cycle(layout)
     with timed(Report("evaluate"), layout.stage_report("evaluate")) as report:
         candidate = layout.model(TRAIN_STAGES[-1])
         quantise(params.export, candidate, layout.snapshot, store, layout.quantised, report, progress=progress)
@@ -252,41 +273,58 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
     return report
 
 
+@in_the_cycle
 def gate(params: Params, layout: Layout) -> Report:
-    """Decides PROMOTE, REJECT or INCONCLUSIVE on paired per-image differences and records it."""
+    """Decides PROMOTE, REJECT or INCONCLUSIVE on paired per-image differences and records it.
+
+    Refuses, without a verdict, models that were trained on other data than the snapshot that lies there.
+    """
     from mm_core.data.snapshot import read_pool
     from mm_core.eval.gate import decide
+    from mm_core.eval.independence import learnt_photos
     from mm_core.eval.uses import record_use
+    from mm_core.export.lineage import learnt_by
     from mm_core.records import sha256_file
     from mm_core.training.noise import recorded_noise
     from mm_core.training.tracking import Tracker
 
-    inputs, weights = read_inputs(layout), layout.model(TRAIN_STAGES[-1])
+    weights = layout.model(TRAIN_STAGES[-1])
     if not weights.is_file():
         raise InputError(
             f"{weights} is missing: run `mm train-{TRAIN_STAGES[-1]}` first, or `mm run` for a whole cycle"
         )
+    require_one_cycle(layout)
     store, candidate = store_of(layout), sha256_file(weights)
     with timed(Report("gate"), layout.stage_report("gate")) as report:
         for later in ("export", "promote"):
             # What an earlier verdict led to is not this one's.
             layout.stage_report(later).unlink(missing_ok=True)
+        inputs, frame = frozen_inputs(layout), read_pool(layout.snapshot, "eval")
+        judged = [pin["digest"] for role in ("champion", "anchor") if (pin := inputs[role])]
+        samples = catalog_of(layout).read(
+            "samples", version=inputs["catalog"]["samples"], columns=["id", "group", "phash", "near"]
+        )
+        learnt = learnt_by(layout.settings, store, judged)
         verdict = decide(
             params.gate,
             layout,
             inputs,
-            noise=recorded_noise(store, params.gate.primary),
-            uses=record_use(store, read_pool(layout.snapshot, "eval")["sample_id"], candidate),
+            store=store,
+            noise=recorded_noise(params, layout, store),
+            uses=record_use(store, frame["sample_id"], candidate),
+            left_out=learnt_photos(frame, samples, learnt, params.snapshot.near_duplicate_bits),
         )
         write_json(layout.verdict, verdict.model_dump())
         report.facts |= {"decision": verdict.decision, "reasons": verdict.reasons, "candidate": verdict.candidate}
         report.facts |= {"inputs": digest_of(inputs), "params": params.cycle_digest()}
         report.tables["cells"] = [cell.model_dump() for cell in verdict.cells]
+        report.metrics["gate/left_out"] = float(len(verdict.left_out))
         report.metrics["gate/promote"] = float(verdict.decision == "PROMOTE")
     Tracker(layout.settings).log_report(layout, report)
     return report
 
 
+@in_the_cycle
 def export(params: Params, layout: Layout) -> Report:
     """Assembles the mobile bundle of a candidate whose recorded verdict is PROMOTE."""
     from mm_core.export.bundle import write_bundle
@@ -296,13 +334,17 @@ def export(params: Params, layout: Layout) -> Report:
         return write_bundle(params, layout, store_of(layout), verdict, report)
 
 
+@in_the_cycle
 def promote(params: Params, layout: Layout) -> Report:
     """Registers the bundled model in MLflow and moves the alias `champion`; repeating it changes nothing."""
+    from mm_core.eval.ratchet import update_best
     from mm_core.export.registry import Registry
 
     with timed(Report("promote"), layout.stage_report("promote")) as report:
-        verdict, override = require_promote(layout)
-        Registry(layout.settings).promote(params, layout, store_of(layout), verdict, report, override=override)
+        (verdict, override), registry, store = require_promote(layout), Registry(layout.settings), store_of(layout)
+        registry.promote(params, layout, store, verdict, report, override=override)
+        if anchor := registry.pin("anchor"):
+            report.facts["best"] = update_best(params.gate, layout, store, anchor["digest"], verdict.candidate)
     return report
 
 
@@ -312,12 +354,13 @@ def label_value(params: Params, layout: Layout) -> Report:
     from mm_core.labeling.value import value_of_labels
 
     with timed(Report("label-value"), layout.stage_report("label-value")) as report:
-        champion = read_inputs(layout)["champion"]
+        champion = frozen_inputs(layout)["champion"]
         store = store_of(layout)
         learned = training_labels(layout.settings, store, champion["version"]) if champion else {}
         return value_of_labels(catalog_of(layout), layout, learned, report)
 
 
+@in_the_cycle
 def html_report(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """One page about the cycle: verdict, tables with bounds, mattes side by side, labels, quarantine, costs.
 
@@ -338,6 +381,7 @@ def html_report(params: Params, layout: Layout, *, progress: Progress = quiet) -
     return report
 
 
+@in_the_cycle
 def override(params: Params, layout: Layout, version: str, *, reason: str, days: int) -> Report:
     """Promotes against the gate: `candidate` (the workspace's) or a registered version. Signed, logged, expiring."""
     from mm_core.export.override import write_override
@@ -365,14 +409,34 @@ ARRIVAL = (ingest, structure)
 TRAIN = {"simple": train_simple, "hard": train_hard, "semi": train_semi, "multimodal": train_multimodal}
 
 
+RESTARTS = 3
+"""Cycles that one `mm run` begins, at most, where a person moves the champion while it trains."""
+
+
 def run_cycle(params: Params, layout: Layout, *, again: bool = False, progress: Progress = quiet) -> dict[str, Report]:
     """`mm run`: one whole cycle. A refusal by the gate is a result, not an error.
 
-    Where nothing is new since the last one it ends after `pin_inputs`, unless it shall run `again`.
+    Where nothing is new since the last one it ends after `pin_inputs`, unless it shall run `again`. Arrivals are taken
+    beside whatever cycle is at work; the rest holds the cycle lock from pins to page. A champion that a person moves
+    meanwhile (`mm rollback`) leaves the candidate without its comparison: the cycle begins again, from that champion.
     """
     reports = {"ingest": ingest(params, layout, progress=progress)}
     reports["structure"] = structure(params, layout, progress=progress)
-    reports["pin_inputs"] = pin_inputs(params, layout, again=again)
+    for attempt in range(RESTARTS):
+        try:
+            return reports | _run(params, layout, again=again, progress=progress)
+        except ReleaseRefused as refusal:
+            moved = frozen_inputs(layout)["champion"] != inputs_now(layout)["champion"]
+            if not moved or attempt + 1 == RESTARTS:
+                raise
+            logging.getLogger(__name__).warning("the cycle begins again: %s", refusal)
+    raise AssertionError("the last attempt returns or raises")
+
+
+@in_the_cycle
+def _run(params: Params, layout: Layout, *, again: bool, progress: Progress) -> dict[str, Report]:
+    """What `mm run` does under the cycle lock."""
+    reports = {"pin_inputs": pin_inputs(params, layout, again=again)}
     if "nothing_new" in reports["pin_inputs"].facts:
         return reports
     reports["snapshot"] = snapshot(params, layout)

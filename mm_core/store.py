@@ -41,6 +41,8 @@ class Entry:
     key: str
     size: int
     """Bytes."""
+    stamp: str = ""
+    """Differs once the object has been written again: time of change of a file, ETag on S3."""
 
 
 class Store(Protocol):
@@ -138,7 +140,10 @@ class LocalStore:
         path = self._path(key)
         if not os.path.isfile(path):  # unlike Path.is_file, no error on names that no file can have
             raise BlobNotFound(f"{self.url} holds no {key}")
-        _no_larger(key, path.stat().st_size, most)
+        try:
+            _no_larger(key, path.stat().st_size, most)
+        except FileNotFoundError:  # it went in this moment
+            raise BlobNotFound(f"{self.url} holds no {key}") from None
         return path
 
     def exists(self, key: str) -> bool:
@@ -152,12 +157,16 @@ class LocalStore:
         """Entries in the order of their keys, as S3 has it; linked folders are named, not entered."""
         if not folder.is_dir():
             return
-        children = {f"{c.name}/" if c.is_dir() else c.name: c for c in os.scandir(folder)}
+        children: dict[str, os.DirEntry[str]] = {}
+        with suppress(FileNotFoundError):  # the folder went in this moment
+            children = {f"{c.name}/" if c.is_dir() else c.name: c for c in os.scandir(folder)}
         for name, child in sorted(children.items()):
             if _is_temporary(name.rstrip("/")):
                 continue
             if not name.endswith("/"):
-                yield Entry(f"{place}{name}", child.stat(follow_symlinks=False).st_size)
+                with suppress(FileNotFoundError):
+                    status = child.stat(follow_symlinks=False)
+                    yield Entry(f"{place}{name}", status.st_size, str(status.st_mtime_ns))
             elif delimiter:
                 yield Entry(f"{place}{name}", 0)
             elif not child.is_symlink():
@@ -252,7 +261,9 @@ class S3Store:
             )
             for page in pages:
                 folders = [Entry(folder["Prefix"][skip:], 0) for folder in page.get("CommonPrefixes", ())]
-                objects = [Entry(item["Key"][skip:], item["Size"]) for item in page.get("Contents", ())]
+                objects = [
+                    Entry(item["Key"][skip:], item["Size"], item.get("ETag", "")) for item in page.get("Contents", ())
+                ]
                 # Consoles make empty objects named like folders.
                 found = folders + [entry for entry in objects if not entry.key.endswith("/") and entry.key]
                 yield from sorted(found, key=lambda entry: entry.key)

@@ -21,7 +21,12 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("quarantined", pa.int64()),
             ("duplicates", pa.int64()),
             ("uri", pa.string()),
-            ("ingested_at", pa.string()),  # ISO 8601, UTC
+            ("ingested_at", pa.string()),  # ISO 8601, UTC; the latest row of a (kind, batch) says what it holds now
+            ("updated", pa.int64()),  # of the accepted rows: those that changed a known photo
+            ("conflicts", pa.int64()),  # rows of photos about which the drop says two things
+            ("arrival", pa.string()),  # digest over the key and the arrival before: a manifest may come back
+            ("statement", pa.string()),  # store key: what each row said, and its files' sizes and stamps
+            ("files", pa.string()),  # digest of the drop's listing
         ]
     ),
     # One row per distinct image; id = sha256 of the file's bytes.
@@ -72,12 +77,30 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("batch", pa.string()),
             ("row", pa.int64()),  # 0-based row of the manifest
             ("image", pa.string()),
-            ("verdict", pa.string()),  # quarantine | duplicate
+            ("verdict", pa.string()),  # quarantine | duplicate | conflict
             ("reason", pa.string()),  # plain words, from a fixed list
             ("detail", pa.string()),  # what was measured
             ("sample_id", pa.string()),  # of a duplicate: the sample it repeats
             ("where", pa.string()),  # store key of the kept copy, if any
             ("rejected_at", pa.string()),
+        ]
+    ),
+    # Every change of mind about a known photo, by producers and people: what counted before and what counts since.
+    "corrections": pa.schema(
+        [
+            ("key", pa.string()),  # sha256 over arrival (or task), row, column and how often it changed before
+            ("arrival", pa.string()),  # of the drop; address of the task or digest of the export
+            ("sample_id", pa.string()),
+            ("verdict", pa.string()),  # update | removed
+            ("column", pa.string()),  # of `samples`, or alpha
+            ("old", pa.string()),  # null: nothing was known
+            ("new", pa.string()),  # null: withdrawn
+            ("origin", pa.string()),  # drop | label_studio
+            ("kind", pa.string()),
+            ("batch", pa.string()),
+            ("row", pa.int64()),  # 0-based row of the manifest
+            ("image", pa.string()),
+            ("stated_at", pa.string()),
         ]
     ),
     # Suspect mattes that a person looked at and took as they are: none of them is held again.
@@ -116,6 +139,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     ),
 }
 ADDED: Mapping[str, tuple[str, ...]] = {
+    "batches": ("updated", "conflicts", "arrival", "statement", "files"),
     "features": ("vector",),
     "samples": ("landmarks", "near"),
     "labels": ("task", "prediction", "withdrawn_at", "withdrawn_why"),
@@ -126,6 +150,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "samples": ("id",),
     "labels": ("id",),
     "rejects": ("key",),
+    "corrections": ("key",),
     "reviews": ("id",),
     "forgotten": ("id",),
     "features": ("sample_id", "extractor", "version"),

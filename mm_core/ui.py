@@ -46,7 +46,8 @@ def serve(settings: Settings, port: int) -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for judges of language models
     }
     scripts = Path(sys.executable).parent
-    dagster = [scripts / "dagster", "dev", "-w", PROJECT / "workspace.yaml", "-h", "127.0.0.1", "-p", port]
+    # `dagster dev` with its web server behind `mm_core.web_guard`.
+    dagster = [PROJECT / "pipelines" / "dev.py", "-w", PROJECT / "workspace.yaml", "-h", "127.0.0.1", "-p", port]
     mlflow = [scripts / "mlflow", "server", "--backend-store-uri", settings.mlflow_uri, "--host", "127.0.0.1"]
     mlflow += ["--port", port + 1, "--workers", 1]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

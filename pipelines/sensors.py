@@ -1,4 +1,4 @@
-"""What starts runs by itself: a drop, finished work of people, enough new labels (fewer after a refusal), drift."""
+"""What starts runs by itself: a drop, finished work of people, enough new labels (fewer after a REJECT), drift."""
 
 import json
 import time
@@ -41,33 +41,33 @@ UNFINISHED = [
     description="One run for each ready drop of the inbox that the catalog's ledger does not hold yet.",
 )
 def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult | dg.SkipReason:
-    """A run key is made of kind, batch and manifest digest: a changed manifest runs again, a seen one only where its
-    run was lost.
+    """A run key is made of kind, batch and manifest digest: a changed manifest or file runs again, a seen one only
+    where its run was lost.
 
     The cursor is the list of keys that were asked for and are still ready, so it stays as short as the inbox's queue.
     """
     from mm_core.data.ingest import ready_batches
 
     layout = workspace.layout()
-    ready = list(ready_batches(stages.inbox_of(layout), stages.catalog_of(layout)))
-    asked = set(json.loads(context.cursor or "[]")) & {batch.key for batch in ready}
-    tries = {batch.key: lost(context.instance, batch.key) for batch in ready if batch.key in asked}
-    new = [batch for batch in ready if batch.key not in asked or tries[batch.key]][:MAX_REQUESTS]
+    ready = list(ready_batches(stages.inbox_of(layout), stages.catalog_of(layout), stages.store_of(layout)))
+    asked = set(json.loads(context.cursor or "[]")) & {batch.request for batch in ready}
+    tries = {batch.request: lost(context.instance, batch.request) for batch in ready if batch.request in asked}
+    new = [batch for batch in ready if batch.request not in asked or tries[batch.request]][:MAX_REQUESTS]
     if not new:
         context.update_cursor(json.dumps(sorted(asked)))
         return dg.SkipReason(f"nothing new in {layout.settings.inbox}")
     return dg.SensorResult(
         run_requests=[
             asked_for(
-                batch.key,
-                tries.get(batch.key, 0),
+                batch.request,
+                tries.get(batch.request, 0),
                 partition=partition_of(batch.kind, batch.batch),
                 tags={"matting/kind": batch.kind, "matting/batch": batch.batch},
             )
             for batch in new
         ],
         dynamic_partitions_requests=[batches.build_add_request([partition_of(b.kind, b.batch) for b in new])],
-        cursor=json.dumps(sorted(asked | {batch.key for batch in new})),
+        cursor=json.dumps(sorted(asked | {batch.request for batch in new})),
     )
 
 
@@ -107,7 +107,8 @@ def new_labels(
 ) -> dg.SensorResult | dg.SkipReason:
     """Counts distinct labels against the last request (cursor) and what the last cycle, however started, could see.
 
-    Where the gate refused that cycle's model, fewer are enough: what people have corrected since may turn it.
+    Where the gate rejected that cycle's model, fewer are enough: what people have corrected since may turn it. An
+    INCONCLUSIVE verdict is no rejection: it asks for eval photos, and a few more training labels would not settle it.
     """
     layout = workspace.layout()
     if waiting := arrivals_on_their_way(context.instance):
@@ -116,7 +117,7 @@ def new_labels(
         return dg.SensorResult(run_requests=[asked_for(f"labels-{context.cursor}", tries)], cursor=context.cursor)
     known = labels_at(layout, None)
     learned = max(int(context.cursor or 0), labels_of_last_cycle(layout))
-    refused = layout.verdict.is_file() and stages.recorded_verdict(layout).decision != "PROMOTE"
+    refused = layout.verdict.is_file() and stages.recorded_verdict(layout).decision == "REJECT"
     enough = retrain_policy.new_labels_after_refusal if refused else retrain_policy.new_labels
     if known - learned < enough:
         why = " after a refusal" if refused else ""

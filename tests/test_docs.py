@@ -22,6 +22,7 @@ BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```(?P<language>\w*)
 TINY = {
     "structure.ocr": (),
     "model.encoder": "test_efficientnet",
+    "model.pretrained": "",
     "model.size": 64,
     "model.width": 8,
     "train.common.batch": 2,
@@ -33,6 +34,7 @@ TINY = {
     "evaluate.max_side": 64,
     "export.calibration_images": 4,
     "gate.min_images": 2,
+    "gate.beat_blind": False,
     "gate.resamples": 200,
 }
 

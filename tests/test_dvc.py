@@ -24,6 +24,7 @@ DVC = PROJECT / ".tools" / "dvc" / "bin" / "dvc"
 STAGES: dict[str, Any] = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
 TINY: dict[str, Any] = {
     "model.encoder": "test_efficientnet",
+    "model.pretrained": "",
     "model.size": 64,
     "model.width": 8,
     "train.common.batch": 2,
@@ -36,6 +37,7 @@ TINY: dict[str, Any] = {
     "evaluate.max_side": 64,
     "export.calibration_images": 2,
     "gate.min_images": 2,
+    "gate.beat_blind": False,
     "gate.resamples": 200,
 }
 RUN = [name for name, stage in STAGES.items() if not stage.get("frozen")]

@@ -54,10 +54,76 @@ def test_secrets_come_from_the_environment_alone() -> None:
     assert set(re.findall(r"\$\{([A-Z_]+)", COMPOSE)) == set(example)
     for name, value in example.items():
         assert not value or name == "AWS_DEFAULT_REGION", name
+    assert all(name in example for names in NEEDED.values() for name in names)
     for service in SERVICES.values():
         for name, value in service.get("environment", {}).items():
             if re.search(r"PASSWORD|KEY|TOKEN|SECRET|DATABASES|URI", name) and "TRACKING" not in name:
                 assert "${" in value or value in ("true", "false"), name
+
+
+S3_KEY = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+MINIO_ROOT = {"MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"}
+USERS = ("dagster", "mlflow", "labelstudio")
+NEEDED: dict[str, set[str]] = {
+    "postgres": {"POSTGRES_PASSWORD", *(f"{user.upper()}_PG_PASSWORD" for user in USERS)},
+    "s3": MINIO_ROOT,
+    "s3-setup": MINIO_ROOT | S3_KEY,
+    "mlflow": {"MLFLOW_PG_PASSWORD"} | S3_KEY,
+    "label-studio": {
+        "LABELSTUDIO_PG_PASSWORD", "LABEL_STUDIO_USERNAME", "LABEL_STUDIO_PASSWORD", "LABEL_STUDIO_API_KEY"
+    },
+    "code": {"DAGSTER_PG_PASSWORD", "LABEL_STUDIO_API_KEY", "MM_SIGNING_KEY", "MM_WEBHOOK_URL"} | S3_KEY,
+    "daemon": {"DAGSTER_PG_PASSWORD"},
+    "webserver": {"DAGSTER_PG_PASSWORD"},
+    "pages": set(),
+    "backup": {*(f"{user.upper()}_PG_PASSWORD" for user in USERS)} | S3_KEY,
+}  # fmt: skip
+NO_SECRETS = {"AWS_DEFAULT_REGION", "MM_TIME_ZONE", "MM_ALLOWED_HOSTS"}
+
+
+def test_a_service_gets_the_secrets_that_it_uses_and_no_others() -> None:
+    given = {name: set(re.findall(r"\$\{([A-Z0-9_]+)", json.dumps(service))) for name, service in SERVICES.items()}
+    assert {name: found - NO_SECRETS for name, found in given.items()} == NEEDED
+
+
+def test_each_service_has_a_database_user_that_reaches_no_other_database(postgres: str) -> None:
+    """infra/postgres/init.sh on a real server; run again it changes nothing but passwords."""
+    host, port = postgres.rpartition("@")[2].split(":")
+    passwords = {f"{user.upper()}_PG_PASSWORD": f"it's {user}" for user in USERS}
+    environment = os.environ | passwords | {"PGHOST": host, "PGPORT": port, "POSTGRES_USER": "mm"}
+
+    def psql(user: str, database: str, sql: str) -> subprocess.CompletedProcess[str]:
+        command = ["psql", "-qtA", "-v", "ON_ERROR_STOP=1", "-U", user, "-d", database, "-c", sql]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    try:
+        for _ in range(2):
+            done = subprocess.run([INFRA / "postgres" / "init.sh"], env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        for user in USERS:
+            assert psql(user, user, "CREATE TABLE IF NOT EXISTS t (n int); DROP TABLE t").returncode == 0
+            for other in (*USERS, "postgres"):
+                assert other == user or "permission denied" in psql(user, other, "SELECT 1").stderr
+        rights = "SELECT count(*) FROM pg_authid WHERE rolname IN ('dagster', 'mlflow', 'labelstudio')"
+        rights += " AND rolpassword LIKE 'SCRAM-SHA-256$%' AND NOT (rolsuper OR rolcreatedb OR rolcreaterole)"
+        assert psql("mm", "postgres", rights).stdout.strip() == "3"
+        empty = environment | {"MLFLOW_PG_PASSWORD": ""}
+        refused = subprocess.run([INFRA / "postgres" / "init.sh"], env=empty, capture_output=True, text=True)
+        assert refused.returncode == 1 and "mlflow is empty" in refused.stderr
+    finally:
+        psql("mm", "postgres", "GRANT ALL ON DATABASE postgres TO PUBLIC")
+        for user in USERS:
+            psql("mm", "postgres", f"DROP DATABASE IF EXISTS {user}")
+            psql("mm", "postgres", f"DROP ROLE IF EXISTS {user}")
+
+
+def test_on_kubernetes_and_in_compose_dagster_s_server_is_the_guarded_one() -> None:
+    assert SERVICES["webserver"]["command"][:3] == ["python", "-m", "pipelines.webserver"]
+    (run,) = [words for name, words in instructions() if name == "RUN" and "dagster-webserver" in words]
+    assert 'python -m pipelines.webserver "$@"' in run
+    for part in ("dagsterWebserver", "dagsterDaemon"):
+        assert f"{HELM[part]['image']['repository']}:{HELM[part]['image']['tag']}" == SERVICES["code"]["image"]
+    assert "dagster-webserver" not in COMPOSE.replace("# ", "")
 
 
 def test_the_image_is_built_from_files_that_are_there_by_a_user_without_rights() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import boto3
 import numpy as np
+import pandas as pd
 import pytest
 
 from mm_core import stages
@@ -22,6 +25,7 @@ from mm_core.settings import Settings
 TINY = Params().with_values(
     **{
         "model.encoder": "test_efficientnet",
+        "model.pretrained": "",
         "model.size": 64,
         "model.width": 8,
         "train.common.batch": 2,
@@ -34,6 +38,7 @@ TINY = Params().with_values(
         "gate.floors": {"mse": 1.0, "maxf": 0.0},
         "gate.quantised_mse": 5.0,
         "gate.min_images": 2,
+        "gate.beat_blind": False,
         "export.calibration_images": 2,
     }
 )
@@ -74,6 +79,22 @@ def test_a_first_model_is_promoted_and_everything_agrees(cycled) -> None:
     for name, entry in manifest["files"].items():
         assert sha256_file(bundles[0] / name) == entry["sha256"]
     assert shipped <= set(manifest["files"])
+
+
+def test_lineage_knows_what_a_champion_learnt_from(cycled) -> None:
+    from mm_core.data.snapshot import POOLS, read_pool
+    from mm_core.eval.independence import learnt_photos
+    from mm_core.export.lineage import learnt_by
+
+    layout, _ = cycled
+    learnt = learnt_by(layout.settings, stages.store_of(layout), [stages.recorded_verdict(layout).candidate])
+    pools = {pool: set(read_pool(layout.snapshot, pool)["sample_id"]) for pool in POOLS}
+    assert set(learnt) == set.union(*(pools[pool] for pool in POOLS if pool != "eval"))
+    samples = stages.catalog_of(layout).read("samples")
+    assert learnt_photos(read_pool(layout.snapshot, "eval"), samples, learnt, 3) == {}
+    trained = read_pool(layout.snapshot, "train_labeled")
+    assert set(learnt_photos(trained, samples, learnt, 3)) == set(trained["sample_id"])
+    assert stages.recorded_verdict(layout).left_out == {}
 
 
 def test_every_stage_is_measured_in_every_category(cycled) -> None:
@@ -251,15 +272,21 @@ def test_a_model_of_another_seed_is_not_the_same(cycled) -> None:
 
 
 def test_seed_noise_is_measured_and_used(cycled) -> None:
-    from mm_core.training.noise import recorded_noise
+    from mm_core.training.noise import RECORD, recorded_noise
 
     layout, _ = cycled
     store = stages.store_of(layout)
-    assert recorded_noise(store, "mse") is None
+    assert recorded_noise(TINY, layout, store) is None
     report = stages.seed_noise(TINY, layout, seeds=3)
-    noise = recorded_noise(store, "mse")
+    noise = recorded_noise(TINY, layout, store)
     assert noise is not None and set(noise) == set(CATEGORIES) and all(value > 0 for value in noise.values())
-    assert recorded_noise(store, "maxf") is None, "measured for another metric"
+    for other in ({"gate.primary": "maxf"}, {"train.simple.steps": 5}, {"model.width": 16}):
+        assert recorded_noise(TINY.with_values(**other), layout, store) is None, "measured for something else"
+    record = json.loads(store.fetch(RECORD).read_text())
+    for stale in ({"photos": 10 * record["photos"]}, {"measured_at": "2020-01-01T00:00:00+00:00"}):
+        store.put(RECORD, json.dumps(record | stale).encode())
+        assert recorded_noise(TINY, layout, store) is None
+    store.put(RECORD, json.dumps(record).encode())
     row = report.tables["noise"][0]
     values = np.array([row[f"seed {n}"] for n in (1, 2, 3)])
     assert row["noise"] == pytest.approx(np.sqrt(2) * values.std(ddof=1) / values.mean(), rel=0.02)
@@ -368,3 +395,26 @@ def _kept(layout: Layout, path: Path) -> bool:
     if path == layout.stage_report("label-compare"):
         return False
     return path.is_relative_to(layout.cycle) or path.parts[len(layout.root.parts)] in ("inputs.json", "mlflow", "store")
+
+
+def test_ingest_says_which_eval_rows_cannot_judge_and_what_is_missing(tmp_path: Path) -> None:
+    layout = Layout(Settings.from_env(tmp_path / "data"))
+    inbox = Path(layout.settings.inbox)
+    write_drop(inbox, "pixel_labeled", "w1", {"pets": 3, "cards": 3}, seed=5, size=64, role="train", burst_share=0)
+    first = stages.ingest(TINY, layout)
+    assert "pets: 0 of 8 eval photos; 3 of about 24 labelled" in first.facts["eval"]
+    assert first.tables["eval_refused"] == []
+    rows = stages.catalog_of(layout).read("samples")
+    taken = {row.category: row.group or row.id for row in rows.itertuples()}
+    late = inbox / "pixel_labeled" / "w2"
+    write_drop(inbox, "pixel_labeled", "w2", {"pets": 2}, seed=70, size=64, role="eval", burst_share=0)
+    manifest = pd.read_csv(late / "manifest.csv")
+    manifest.loc[0, "group"] = taken["pets"]
+    manifest.to_csv(late / "manifest.csv", index=False)
+    later = rows["accepted_at"].max()
+    while datetime.now(UTC).isoformat(timespec="seconds") <= later:
+        time.sleep(0.05)
+    second = stages.ingest(TINY, layout)
+    assert len(second.tables["eval_refused"]) == 1, second.tables
+    assert "arrived earlier for training" in second.tables["eval_refused"][0]["why"]
+    assert any("cannot judge and are not trained on" in line for line in second.facts["eval"])

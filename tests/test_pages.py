@@ -25,6 +25,15 @@ class Served:
     root: Path
     port: int
 
+    def headers(self, path: str) -> dict[str, str]:
+        """Headers of the answer, their names in lower case."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("GET", path)
+            return {name.lower(): value for name, value in connection.getresponse().getheaders()}
+        finally:
+            connection.close()
+
     def get(self, path: str, *, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, str, bytes]:
         """Status, content type and body; the path goes out as it is, where other clients would tidy it."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -133,3 +142,12 @@ def test_pages_are_only_read_and_only_under_loopback_s_names(served: Served) -> 
     assert served.get("/data_docs/index.html", host=f"localhost:{served.port}")[0] == 200
     assert served.get("/data_docs/index.html", host="elsewhere.example")[0] == 400
     assert "--host 127.0.0.1" in " ".join(pages_command(1))
+
+
+@pytest.mark.parametrize("path", ["/data_docs/index.html", "/reports/notes/picture.svg", "/nothing-here"])
+def test_a_page_runs_no_script_and_loads_nothing_from_elsewhere(served: Served, path: str) -> None:
+    headers = served.headers(path)
+    policy = dict(rule.strip().split(" ", 1) for rule in headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'none'" and "script-src" not in policy and "connect-src" not in policy
+    assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"

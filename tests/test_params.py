@@ -125,3 +125,14 @@ def test_every_field_is_documented() -> None:
 
     inherited = {f"train.{s}.{f}" for s in ("hard", "semi", "multimodal") for f in ("steps", "lr")}
     assert set(undocumented(Params)) <= inherited
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+@pytest.mark.parametrize(
+    "field", ["train: {loss: {bce: VALUE}}", "gate: {alpha: VALUE}", "ingest: {suspect: {edge_contrast: VALUE}}"]
+)
+def test_numbers_that_are_none_are_refused(tmp_path: Path, field: str, value: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(field.replace("VALUE", value))
+    with pytest.raises(ParamsError, match="finite number"):
+        Params.load(path)

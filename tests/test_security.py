@@ -1,6 +1,7 @@
 """What the whole tree must not contain, and what the servers must not do."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -112,10 +113,38 @@ def test_everything_that_is_installed_is_pinned_and_audited() -> None:
         odd = [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", line)]
         assert len(lines) > 5 and not odd, f"{lock.name}: {odd}"
     command = subprocess.run(["make", "-n", "audit"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-    audited = next(line for line in command.splitlines() if line.startswith("for lock in")).rstrip("; do\\").split()[3:]
-    assert set(audited) == {lock.relative_to(PROJECT).with_suffix("").as_posix() for lock in locks}
+    audited = next(line for line in command.splitlines() if "infra/audit.py" in line).split()[3:]
+    assert set(audited) == {lock.relative_to(PROJECT).as_posix() for lock in locks}
     (npm,) = (PROJECT / "infra" / "onnxruntime-web.lock").read_text().splitlines()
     assert re.fullmatch(r"onnxruntime-web [0-9.]+ sha512-[A-Za-z0-9+/=]{88}", npm)
+
+
+GOOD = {"name": "a", "version": "1", "vulns": []}
+SKIPPED = {"name": "b", "skip_reason": "Dependency not found on PyPI and could not be audited: b (1)"}
+BAD = {"name": "c", "version": "1", "vulns": [{"id": "CVE-2026-1", "fix_versions": ["2"]}]}
+
+
+@pytest.mark.parametrize(
+    ("packages", "status", "said"),
+    [
+        ([GOOD], 0, "1 packages looked up, 0 faults"),
+        ([GOOD, SKIPPED], 1, "b was not looked up"),
+        ([SKIPPED], 1, "no package was looked up"),
+        ([GOOD, BAD], 1, "c 1: CVE-2026-1, fixed in 2"),
+        (None, 1, "could not look anything up: no network"),
+    ],
+)
+def test_the_audit_fails_where_it_could_not_look_up(
+    tmp_path: Path, packages: list[object] | None, status: int, said: str
+) -> None:
+    """pip-audit itself exits with 0 where it skips every package; a program that answers in its form stands for it."""
+    program = tmp_path / "pip-audit"
+    answer = "echo no network >&2; exit 1" if packages is None else f"echo '{json.dumps({'dependencies': packages})}'"
+    program.write_text(f"#!/bin/sh\n{answer}\n")
+    program.chmod(0o755)
+    command = [sys.executable, PROJECT / "infra" / "audit.py", program, "some.lock"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == status and said in done.stdout, done.stdout + done.stderr
 
 
 def test_files_with_secrets_are_not_committed() -> None:

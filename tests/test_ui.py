@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -18,8 +19,8 @@ import pytest
 from mm_core.ui import shown
 
 PROJECT = Path(__file__).resolve().parent.parent
-PROGRAMS = ("dagster dev", "code-server start", "api grpc", "dagster_webserver", "dagster._daemon", "mlflow.server",
-            "mm_core.pages")  # fmt: skip
+PROGRAMS = ("pipelines/dev.py", "code-server start", "api grpc", "pipelines.webserver", "dagster._daemon",
+            "mlflow.server", "mm_core.pages")  # fmt: skip
 """What the family must be seen to consist of, or its end shows nothing."""
 
 
@@ -45,6 +46,33 @@ def started(workspace: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[int
     finally:
         process.kill()
         process.wait()
+
+
+def foreign_pages_are_refused(port: int) -> None:
+    """Dagster's server, asked as a page of somebody else's would ask it; its own page is answered."""
+    own, mutation = f"127.0.0.1:{port}", "mutation { setConcurrencyLimit(concurrencyKey: %22training%22, limit: 9) }"
+    by_get = f"/graphql?query={mutation.replace(' ', '%20')}"
+    version = b'{"query": "{ version }"}'
+    assert answer(port, "GET", "/", own)[0] == 200
+    assert answer(port, "GET", "/", "rebound.example")[0] == 400
+    assert answer(port, "GET", by_get, own)[0] == 405
+    assert answer(port, "POST", by_get, own, {"origin": "https://evil.example"})[0] == 403
+    assert answer(port, "POST", by_get, own, {"origin": "null", "content-type": "text/plain"})[0] == 403
+    asked = {"origin": f"http://{own}", "content-type": "application/json"}
+    assert answer(port, "POST", "/graphql", own, asked, version) == (200, b'{"data":{"version":"1.13.27"}}')
+
+
+def answer(
+    port: int, method: str, path: str, host: str, headers: dict[str, str] | None = None, body: bytes = b""
+) -> tuple[int, bytes]:
+    """Status and body of one request."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, path, body, {"Host": host, **(headers or {})})
+        reply = connection.getresponse()
+        return reply.status, reply.read()
+    finally:
+        connection.close()
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -78,6 +106,9 @@ def test_every_server_listens_on_loopback_alone_and_leaves_with_the_command(
         assert all(member.environ()["MLFLOW_DISABLE_TELEMETRY"] == "true" for member in members[1:])
         words = "\n".join(" ".join(member.cmdline()) for member in members)
         assert all(program in words for program in PROGRAMS), words
+        assert "dagster_webserver" not in words, "Dagster's own server has no guard"
+        if how is signal.SIGTERM:
+            foreign_pages_are_refused(int(members[0].cmdline()[-1]))
         process.send_signal(how)
         left = psutil.wait_procs(members, timeout=20 if how is signal.SIGKILL else 90)[1]
         said = {member.pid: " ".join(member.cmdline()) for member in left}

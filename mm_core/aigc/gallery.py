@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,10 +20,10 @@ from mm_core.errors import InputError
 from mm_core.layout import Layout
 from mm_core.params import Params
 from mm_core.records import digest_of, read_keyed, sha256_file, write_json
-from mm_core.structuring import embedding, photo
+from mm_core.structuring import photo
 from mm_core.structuring.extractors import Chosen, chosen, decode, shrunk
 from mm_core.structuring.guess import Guesser, guesser_of
-from mm_core.structuring.rows import Found, Photo
+from mm_core.structuring.rows import Found, Photo, best_vector
 
 VERSION = "1"
 """Rises whenever a record below may come out differently."""
@@ -41,7 +41,7 @@ class Picture:
     digest: str
     """sha256 of the file."""
     found: dict[str, Found]
-    """Extractor → what it found; the vectors that say most are under `clip`, else `embedding`."""
+    """Extractor → what it found; `VECTORS` are looked up in this order."""
     phash: str
     landmarks: bytes
     category: str | None
@@ -49,7 +49,7 @@ class Picture:
 
     @property
     def vector(self) -> np.ndarray:
-        return _vector(self.found)
+        return best_vector(self.found)
 
     @property
     def place(self) -> tuple[float, float]:
@@ -104,7 +104,7 @@ def read_gallery(
         raise InputError(f"{folder}: no photos found; put {', '.join(sorted(PHOTOS))} files there")
     with ExitStack() as stack:
         tools = chosen(params, layout, stack)
-        guesser, vectors_from = guesser_of(catalog, tools.clip)
+        guesser, vectors_from = guesser_of(catalog, tools)
         key = digest_of(
             [VERSION, photo.VERSION, params.structure.model_dump(mode="json"), vectors_from]
             + [(e.name, e.version) for e in tools.extractors]
@@ -158,7 +158,7 @@ def _look(
             if extractor.categories is None:
                 for row, result in zip(found, extractor.run(photos), strict=True):
                     row[extractor.name] = result
-        vectors = np.stack([_vector(row) for row in found])
+        vectors = np.stack([best_vector(row) for row in found])
         categories = []
         for guess in guesser.guess(vectors):
             sure = guess is not None and guess.confidence >= params.structure.guess_confidence
@@ -181,12 +181,6 @@ def _look(
                 for name, f in row.items()
             }
             yield one.sample_id, json.loads(json.dumps(record))
-
-
-def _vector(found: Mapping[str, Found]) -> np.ndarray:
-    vector = (found.get("clip") or found[embedding.EXTRACTOR]).vector
-    assert vector is not None
-    return vector
 
 
 def _picture(path: Path, name: str, digest: str, record: dict[str, Any]) -> Picture:

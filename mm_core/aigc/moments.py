@@ -26,6 +26,7 @@ from mm_core.data.duplicates import LOOK_SIDE, glance, same_picture, same_scene
 from mm_core.data.images import load_rgb
 from mm_core.data.neighbours import Hashed, find_candidates
 from mm_core.model.predict import Predictor
+from mm_core.outputs import check_outputs
 from mm_core.params import MomentsParams
 from mm_core.records import Report, digest_of, read_keyed, write_bytes, write_json
 
@@ -113,10 +114,16 @@ def make_moments(
     """Writes `out/moments.json` and a folder per moment with its pieces; what has not changed is left as it is.
 
     `predictor` None: moments without pieces. `model` names it in what is kept and said. Folders of moments that are
-    no more are removed. Killed at any point, the next run goes on: moments.json is written last.
+    no more are removed. Killed at any point, the next run goes on: moments.json is written last. Raises InputError,
+    before anything is written, where a folder or file of another origin would be replaced.
     """
     made, counts = [], {"new": 0, "kept": 0}
     events = events_of(gallery, params, bits)
+    check_outputs(
+        [out / "moments.json", *(out / event.name for event in events)],
+        [p.path for p in gallery.pictures],
+        is_ours=_is_ours,
+    )
     for number, event in enumerate(events):
         key = digest_of(
             [VERSION, model, params.model_dump(mode="json"), [(p.digest, p.name, p.category) for p in event.pictures]]
@@ -152,10 +159,22 @@ def make_moments(
     return report
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether an earlier run made this moment's folder, or this `moments.json`."""
+    if path.is_dir():
+        return (path / "moment.json").is_file() or not any(path.iterdir())
+    try:
+        return "moments" in json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+
+
 def _moment(event: Event, folder: Path, params: MomentsParams, predictor: Predictor | None, model: str) -> dict:
     """One moment as JSON values; its pieces are written to `folder`."""
     if folder.exists():
         shutil.rmtree(folder)
+    # Before the pieces: what a killed run leaves can be told from a folder of the user's.
+    write_json(folder / "moment.json", {"key": "in the making"})
     facts = [Facts.of(p.category, p.found) for p in event.pictures]
     scores = np.array([p.quality for p in event.pictures])
     kinds = [p.category or "unknown" for p in event.pictures]

@@ -46,12 +46,12 @@ class Facts:
     def of(category: str | None, found: Mapping[str, Found]) -> Facts:
         """From the rows of `features`: extractor → what it found."""
         photo, ocr = found.get("photo", Found()), found.get("ocr", Found())
-        guess, clip = found.get("guess", Found()), found.get("clip", Found())
+        guess, tags = found.get("guess", Found()), found.get("clip") or found.get("classifier", Found())
         numbers = photo.numbers
         stamp = photo.texts.get("taken_at")
         return Facts(
             category=category or guess.texts.get("category"),
-            tags=tuple(tag for tag in clip.texts.get("tags", "").split("; ") if tag),
+            tags=tuple(tag for tag in tags.texts.get("tags", "").split("; ") if tag),
             text=ocr.texts.get("text", ""),
             text_share=ocr.numbers.get("text_share", 0.0),
             aesthetic=numbers.get("aesthetic"),

@@ -17,6 +17,14 @@ from typing import Any
 
 CLOCK_STEP = 2.0
 """Seconds by which a file system's times may lie behind the clock."""
+SCRIPTS = re.compile(r"<script\b.*?</script\s*>", re.DOTALL | re.IGNORECASE)
+HANDLERS = re.compile(r"""(<[a-z][^<>]*?)\s+on[a-z]+\s*=\s*("[^"]*"|'[^']*')""", re.IGNORECASE)
+"""The library's own buttons; what producers wrote is escaped before it comes into a page."""
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; base-uri 'none'\">"
+)
+"""For who opens a page as a file; `mm_core.pages` sends it as a header too."""
 REMOTE = re.compile(
     r"<script\b[^>]*\bsrc=\"https?://[^>]*>\s*</script>|<link\b[^>]*\bhref=\"https?://[^>]*>|<img\b[^>]*\bsrc=\"https?://[^>]*>",
     re.DOTALL,
@@ -67,11 +75,12 @@ class DataDocs:
             began = time.time() - CLOCK_STEP
             self.context.build_data_docs(resource_identifiers=self.pages)
             self.pages = []
-            for page in self.folder.rglob("*.html"):
-                if page.stat().st_mtime >= began:
-                    page.write_text(self_contained(page.read_text()))
             index = self.folder / "index.html"
-            index.write_text(index_page(index.read_text()))
+            for page in self.folder.rglob("*.html"):
+                if page == index:  # its rows stand in a script
+                    page.write_text(index_page(page.read_text()))
+                elif page.stat().st_mtime >= began:
+                    page.write_text(self_contained(page.read_text()))
 
 
 def index_page(page: str) -> str:
@@ -87,8 +96,9 @@ def index_page(page: str) -> str:
     ]
     rules = [f"<li>{_link(row, row['expectation_suite_name'])}</li>" for row in suites]
     return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Data Docs</title>{STYLE}</head><body>'
-        f"<h1>What was judged of each drop</h1><table><tr><th>Result</th><th>When</th><th>Batch</th><th>Rules</th></tr>"
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{POLICY}<title>Data Docs</title>{STYLE}</head>'
+        "<body><h1>What was judged of each drop</h1>"
+        "<table><tr><th>Result</th><th>When</th><th>Batch</th><th>Rules</th></tr>"
         f"{''.join(lines)}</table><h2>Rules</h2><ul>{''.join(rules)}</ul></body></html>\n"
     )
 
@@ -98,8 +108,12 @@ def _link(row: dict[str, Any], words: str) -> str:
 
 
 def self_contained(page: str) -> str:
-    """A page that fetches nothing and looks plain and tidy."""
-    local = REMOTE.sub("", page)
+    """A page that fetches nothing, runs nothing, and looks plain and tidy."""
+    local = SCRIPTS.sub("", REMOTE.sub("", page))
+    while (without := HANDLERS.sub(r"\1", local)) != local:
+        local = without
+    if POLICY not in local:
+        local = local.replace("<head>", f"<head>{POLICY}", 1)
     return local if STYLE in local else local.replace("</head>", f"{STYLE}</head>", 1)
 
 

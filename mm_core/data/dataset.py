@@ -7,7 +7,6 @@ an epoch never decodes a JPEG. `Pool` draws batches from it. A batch is a pure f
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
 import os
@@ -15,7 +14,6 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ import pandas as pd
 
 from mm_core.data.augment import augment, backdrop, estimate_layers, recompose, relit
 from mm_core.data.images import load_alpha, load_rgb
+from mm_core.locks import exclusive
 from mm_core.store import Store, fetch_blob
 
 CACHE_SCALE = 1.25
@@ -108,7 +107,7 @@ class PixelCache:
 
         Safe beside other processes and when killed. Raises BlobNotFound or the InputError of an unreadable file.
         """
-        with locked(self.folder / ".lock"):
+        with exclusive(self.folder / ".lock"):
             self.photos.reload()
             self.mattes.reload()
             jobs = [(self.photos, row.sample_id, row) for row in _first(frame, "sample_id", self.photos)]
@@ -130,7 +129,7 @@ class PixelCache:
 
         Returns how many were missing. They lie on the shelf `foregrounds` under `foreground_key`.
         """
-        with locked(self.folder / ".lock"):
+        with exclusive(self.folder / ".lock"):
             self.foregrounds.reload()
             rows = frame.dropna(subset=["alpha_sha256"])
             pairs = {foreground_key(s, a): (s, a) for s, a in zip(rows["sample_id"], rows["alpha_sha256"], strict=True)}
@@ -164,15 +163,6 @@ def _first(frame: pd.DataFrame, column: str, shelf: Shelf) -> list:
     """The first row of each key of `column` that is not on the shelf."""
     wanted = frame.dropna(subset=[column]).drop_duplicates(column)
     return [row for row in wanted.itertuples(index=False) if getattr(row, column) not in shelf]
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time; the lock ends with its process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass(frozen=True)

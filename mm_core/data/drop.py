@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mm_core.data.batch_names import name_fault
 from mm_core.errors import InputError
 from mm_core.records import ALL_CATEGORIES, KINDS, sha256_file, write_bytes
 
@@ -42,11 +43,13 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Path:
     """
     if kind not in KINDS:
         raise InputError(f"--kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
-    if not batch or batch in (".", "..") or any(sign in batch for sign in "/\\"):
-        raise InputError(f"--batch {batch!r} cannot be a folder's name; use letters, digits, dots and dashes")
+    if fault := name_fault(batch):
+        raise InputError(f"--batch: {fault}")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a folder with photos")
     target = inbox / kind / batch
+    if target.resolve().is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(target.resolve()):
+        raise InputError(f"{folder} and the drop {target} lie in one another: name another folder, batch or --inbox")
     if (target / "manifest.csv").exists():
         raise InputError(f"{target}: --batch {batch!r} already exists; choose another batch name")
     photos = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -72,6 +73,7 @@ RULES: tuple[Rule, ...] = (
     Rule("alpha_exists", "row", "missing alpha", "alpha_found", kinds=LABELED),
     Rule("alpha_not_huge", "row", "file too large", "alpha_bytes", "alpha: {alpha_bytes} bytes", LABELED),
     Rule("alpha_decodes", "row", "corrupt alpha", "alpha_decodes", "{note}", LABELED),
+    Rule("alpha_is_grey", "row", "colour picture as alpha", "alpha_grey", "{note}", LABELED),
     Rule("alpha_size", "row", "size mismatch", "alpha_fits", "alpha {alpha_size}, image {width}×{height}", LABELED),
     Rule(
         "alpha_has_foreground",
@@ -92,7 +94,9 @@ RULES: tuple[Rule, ...] = (
     Rule("category_known", "row", "unknown category", "category", "{category!r}"),
     Rule("role_known", "row", "unknown role", "role", "{role!r}: train, eval or nothing"),
     Rule("caption_there", "row", "missing caption", "caption_length", kinds=("text_image",)),
-    # Suspects: a person looks at them (`mm quarantine accept`). Numbers of `matte_quality`.
+    # Suspects: a person looks at them (`mm quarantine accept`). Numbers of `matte_quality` and `mattes`.
+    Rule("matte_is_no_photo", "row", f"{SUSPECT}: the photo itself", "alpha_is_photo", "its brightness", LABELED),
+    Rule("matte_way_up", "row", f"{SUSPECT}: which way up", "alpha_way_up", "{way_up}", LABELED),
     *(
         Rule(f"matte_{name}", "row", f"{SUSPECT}: {said}", column, "{matte_numbers}", LABELED)
         for name, said, column in (
@@ -207,8 +211,10 @@ class Judge:
             gx.ValidationDefinition(name=name, data=data, suite=context.suites.add_or_update(suite))
         )
         run = RunIdentifier(run_name=self.batch)
+        # Data Docs put values into their pages as they are. What a rule allows holds no character that is escaped.
+        escaped = table.map(lambda value: escape(value) if isinstance(value, str) else value)
         outcome = definition.run(
-            batch_parameters={"dataframe": table},
+            batch_parameters={"dataframe": escaped},
             run_id=run,
             result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
         )
@@ -252,7 +258,11 @@ def _columns(probe: Probe) -> dict[str, Any]:
     columns = asdict(probe)
     measures = columns.pop("matte") or dict.fromkeys(MATTE_MEASURES)
     said = (f"{name.replace('_', ' ')} {value:.3f}" for name, value in measures.items() if value is not None)
-    return columns | {f"matte_{name}": value for name, value in measures.items()} | {"matte_numbers": ", ".join(said)}
+    way = f"the photo is turned by its EXIF tag; the two ways of its matte differ by {probe.alpha_way_up or 0:.2f}"
+    if probe.alpha_way_up is not None:
+        said = [*said, way]
+    named = {f"matte_{name}": value for name, value in measures.items()}
+    return columns | named | {"matte_numbers": ", ".join(said), "way_up": f"{way}: send it upright"}
 
 
 def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float], float] | None]) -> Expectation:
@@ -281,6 +291,7 @@ def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float
         "matte_not_inverted": {"max_value": suspect.inversion},
         "matte_reaches_one": {"min_value": 1 - suspect.range},
         "matte_reaches_zero": {"max_value": suspect.range},
+        "matte_way_up": {"min_value": suspect.way_up},
         "matte_area": {"min_value": suspect.least_foreground, "max_value": suspect.most_foreground},
         "matte_is_no_trimap": {"max_value": suspect.plateau},
         "matte_without_holes": {"max_value": suspect.holes},
@@ -302,6 +313,8 @@ def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float
         return gxe.ExpectColumnMeanToBeBetween(column=column, **means[rule.name], **common)
     if rule.name in sets:
         return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=list(sets[rule.name]), **common)
+    if rule.name == "matte_is_no_photo":
+        return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[False], **common)
     if rule.name == "category_given":
         return gxe.ExpectColumnValuesToNotBeNull(column=column, mostly=0.5, **common)
     return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[True], **common)

@@ -25,6 +25,12 @@ from mm_core.errors import InputError
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF", "JPEG2000")
 MAX_SCANS = 64
 """Scans of one JPEG: encoders write about ten, and each costs a pass over the whole picture."""
+COLOUR_SIDE = 512
+"""Long side, in pixels, at which a matte is looked through for colours."""
+MEAN_TINT, MOST_TINT = 2.0, 24.0
+"""Levels of 255 between the channels, on average and in 99 of 100 pixels, that a grey picture may have."""
+INVERSE = {6: 8, 8: 6}
+"""The orientations whose turn another one undoes; the others undo themselves."""
 _ORIENTATION = 0x0112
 _JPEG_SEGMENT = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])(..)", re.DOTALL)
 _START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
@@ -59,6 +65,10 @@ class CorruptImage(UnreadableImage):
     """The file begins as a picture but cannot be decoded to its end."""
 
 
+class ColourPicture(UnreadableImage):
+    """The file is a picture in colour where a matte was asked for."""
+
+
 class TooManyPixels(UnreadableImage):
     """The header claims more pixels than may be decoded."""
 
@@ -81,7 +91,8 @@ class Header:
     """Pixels as stored, before orientation."""
     raw_height: int
     orientation: int
-    """EXIF orientation, 1 to 8."""
+    """1 to 8, as EXIF counts: what turns the stored pixels upright, be it
+    this module or the format's decoder."""
 
     @property
     def pixels(self) -> int:
@@ -100,7 +111,11 @@ class Header:
 def read_header(path: Path) -> Header:
     """Format and size without decoding; raises NotAnImage, CorruptImage or TooManyPixels."""
     with _opened(path) as image:
-        return Header(image.format or "", image.mode, *image.size, _orientation(image))
+        orientation = _declared_orientation(image)
+        width, height = image.size
+        if _shows_upright_size(image) and orientation > 4:
+            width, height = height, width
+        return Header(image.format or "", image.mode, width, height, orientation)
 
 
 def load_rgb(path: Path, max_side: int | None = None) -> np.ndarray:
@@ -113,12 +128,15 @@ def load_rgb(path: Path, max_side: int | None = None) -> np.ndarray:
     """
     with _opened(path) as image:
         _refuse_scan_bomb(path, image)
-        orientation = _orientation(image)
-        scale = min(1.0, (max_side or max(image.size)) / max(image.size))
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        full = image.size
+        scale = min(1.0, (max_side or max(full)) / max(full))
         if scale < 1:
-            image.draft(None, size)  # pyright: ignore[reportArgumentType]
+            image.draft(None, _scaled(full, scale))  # pyright: ignore[reportArgumentType]
+        drafted = image.size
         image.load()
+        # Pillow turns a TIFF upright while it loads, and takes the tag away: what is left to do is asked afterwards.
+        orientation = _orientation(image)
+        size = _scaled(full if image.size == drafted else (full[1], full[0]), scale)
         if scale < 1:
             image = _shrunk(image, size)
         rgb = _to_srgb(image)
@@ -126,28 +144,47 @@ def load_rgb(path: Path, max_side: int | None = None) -> np.ndarray:
     return orient(pixels, orientation)
 
 
-def load_alpha(path: Path) -> np.ndarray:
+def load_alpha(path: Path, *, by_own_tag: bool = True) -> np.ndarray:
     """A matte as float32 (H, W) in [0, 1].
 
-    Grey of 1, 8, 16 bits or float; of RGBA and LA the alpha channel where it says anything (is not
-    constant), the luminance otherwise; palettes and RGB by luminance. Raises UnreadableImage.
+    Grey of 1, 8, 16 bits or float; of RGBA and LA the alpha channel, which is an empty or full matte where it is
+    constant; palettes and RGB where they are grey. `by_own_tag`: turned as the file's own orientation says. Raises
+    UnreadableImage, ColourPicture where there are colours and no alpha channel.
     """
     with _opened(path) as image:
         _refuse_scan_bomb(path, image)
-        orientation = _orientation(image)
+        declared = _declared_orientation(image)
         image.load()
+        orientation = _orientation(image)
         if _is_wide(image):
             alpha = _unit(np.asarray(image))
         else:
-            plain = image.mode != "LAB" and not image.has_transparency_data
-            grey = (image if plain else _as_rgb(image)).convert("L")
             if image.has_transparency_data:
-                channel = image.convert("RGBA").getchannel("A")
-                low, high = channel.getextrema()
-                grey = channel if low != high else grey
+                grey = image.convert("RGBA").getchannel("A")
+            else:
+                colours = image if image.mode in ("1", "L") else _as_rgb(image)
+                _refuse_colours(path, colours)
+                grey = colours.convert("L")
             alpha = np.array(grey, np.float32)
             alpha /= 255  # in place, here and below: a huge matte stands in memory as seldom as possible
+    if not by_own_tag:
+        return alpha if orientation == declared else orient(alpha, INVERSE.get(declared, declared))
     return orient(alpha, orientation)
+
+
+def _refuse_colours(path: Path, image: Image.Image) -> None:
+    """Raises ColourPicture for a picture that is no shade of grey; compression may tint one by a few levels."""
+    if image.mode != "RGB":
+        return
+    reduced = image.resize(_scaled(image.size, min(1.0, COLOUR_SIDE / max(image.size))), Image.Resampling.NEAREST)
+    pixels = np.asarray(reduced).astype(np.int16)
+    spread = pixels.max(axis=2) - pixels.min(axis=2)
+    if spread.mean() > MEAN_TINT or np.quantile(spread, 0.99) > MOST_TINT:
+        raise ColourPicture(f"{path}: a picture in colour is no matte: save the matte in grey or as an alpha channel")
+
+
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -187,7 +224,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """The picture, its decoder's errors turned into ours. What was loaded stays usable afterwards."""
     _open_plugins()
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        # From a stream: of a plain TIFF that Pillow maps by its name, it takes the turned size for that of the rows.
+        with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
             yield image
     except Image.DecompressionBombError as error:
         claimed = re.search(r"\d+", str(error))
@@ -229,6 +267,19 @@ def _orientation(image: Image.Image) -> int:
     except _DECODER_ERRORS:
         return 1
     return value if value in range(1, 9) else 1
+
+
+def _declared_orientation(image: Image.Image) -> int:
+    """What the file says before it is loaded, also where its decoder turns the picture: HEIF's keeps the tag aside."""
+    kept_aside: int = image.info.get("original_orientation") or 1
+    return kept_aside if kept_aside in range(2, 9) else _orientation(image)
+
+
+def _shows_upright_size(image: Image.Image) -> bool:
+    """Whether `image.size`, before loading, is that of the upright picture already."""
+    if image.format == "TIFF":
+        return getattr(image, "tag_v2", {}).get(_ORIENTATION) in range(5, 9)
+    return image.info.get("original_orientation") in range(2, 9)
 
 
 def _shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:

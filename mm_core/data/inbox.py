@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from mm_core.catalog import Catalog
+from mm_core.data.batch_names import name_fault, safe_alias
 from mm_core.data.manifest import MAX_BYTES
+from mm_core.data.statements import Listing, Statement
 from mm_core.errors import BlobNotFound, BlobTooLarge
 from mm_core.records import KINDS, digest_of, sha256_bytes, sha256_file
 from mm_core.store import Store
@@ -22,12 +25,22 @@ class ReadyBatch:
 
     kind: str
     batch: str
+    """The folder's name; of a refused one an alias that is safe everywhere."""
     manifest_key: str
     """In the inbox."""
     manifest_sha256: str
     key: str
     """Of the ledger: digest over kind, batch and manifest digest."""
     uri: str
+    refused: str = ""
+    """Why the drop is held without being read: its name is not safe to use."""
+    after: str = ""
+    """What the ledger held of this drop before, or what its files have become: empty for one that is new."""
+
+    @property
+    def request(self) -> str:
+        """Differs for each arrival that is to be ingested, also where the same manifest comes again."""
+        return digest_of([self.key, self.after]) if self.after else self.key
 
     @property
     def name(self) -> str:
@@ -57,8 +70,8 @@ def arrived_batches(inbox: Store) -> list[ReadyBatch]:
     places = []
     for kind in KINDS:
         for entry in inbox.list(kind, delimiter=True):
-            batch = entry.key.rstrip("/").rpartition("/")[2]
-            if entry.key.endswith("/") and not batch.startswith("."):
+            batch = entry.key.removeprefix(f"{kind}/").removesuffix("/")
+            if entry.key.endswith("/") and batch and not is_hidden(batch):
                 places.append((kind, batch))
     # S3 is asked for the manifest's ETag and sends one again only where that has changed.
     with ThreadPoolExecutor(LOOKS) as pool:
@@ -66,21 +79,56 @@ def arrived_batches(inbox: Store) -> list[ReadyBatch]:
         return [batch for batch in found if batch is not None]
 
 
+def is_hidden(batch: str) -> bool:
+    """Whether a folder is none of a producer's: systems and synchronisers keep theirs under a leading dot."""
+    return batch.startswith(".") and batch not in (".", "..")
+
+
 def _arrived(inbox: Store, kind: str, batch: str) -> ReadyBatch | None:
+    if fault := name_fault(batch):
+        # `.` and `..` would lead elsewhere. Of the others only whether they are drops is asked.
+        if batch not in (".", "..") and not any(inbox.exists(f"{kind}/{batch}/{name}") for name in MANIFESTS):
+            return None
+        alias = safe_alias(batch)
+        return ReadyBatch(kind, alias, "", "", digest_of([kind, alias]), f"{inbox.url}/{kind}", fault)
     for manifest in MANIFESTS:
         key = f"{kind}/{batch}/{manifest}"
         try:
             digest = sha256_file(inbox.fetch(key, most=MAX_BYTES))
-        except BlobNotFound:
+        except (BlobNotFound, FileNotFoundError):
             continue
         except BlobTooLarge as error:
             digest = f"{error.size} bytes"  # what it is held for; nobody reads it
+        except OSError as error:
+            digest = f"unreadable: {error.strerror}"  # held until it can be read, as what it then is
         identity = digest_of([kind, batch, digest])
         return ReadyBatch(kind, batch, key, digest, identity, f"{inbox.url}/{kind}/{batch}")
     return None
 
 
-def ready_batches(inbox: Store, catalog: Catalog) -> list[ReadyBatch]:
-    """The drops that the ledger does not hold yet; a changed manifest makes a batch ready again."""
-    done = set(catalog.read("batches", columns=["key"])["key"])
-    return [batch for batch in arrived_batches(inbox) if batch.key not in done]
+def latest_arrivals(catalog: Catalog, state: str = "") -> dict[tuple[str, str], dict[str, Any]]:
+    """The ledger's row of what each (kind, batch) brought last; with `state`, of the rows in that state."""
+    rows: Any = catalog.read("batches", filters=[("state", "=", state)] if state else None).astype(object)
+    ordered = rows.where(rows.notna(), None).sort_values("ingested_at", kind="stable")
+    return {(row["kind"], row["batch"]): row for row in ordered.to_dict("records")}
+
+
+def ready_batches(inbox: Store, catalog: Catalog, store: Store | None = None) -> list[ReadyBatch]:
+    """The drops that say something which the ledger does not hold yet.
+
+    These are new ones, those whose manifest is another one than the last (an earlier one that came back is another
+    one, too), and, where `store` is given, those whose files were replaced in place.
+    """
+    latest = latest_arrivals(catalog)
+    ready = []
+    for batch in arrived_batches(inbox):
+        row = latest.get((batch.kind, batch.batch))
+        if row is None:
+            ready.append(batch)
+        elif row["key"] != batch.key:
+            ready.append(replace(batch, after=str(row["arrival"] or row["key"])))
+        elif store is not None and row["statement"]:
+            listing = Listing.read(inbox, batch)
+            if listing.digest != row["files"] and Statement.read(store, row["statement"]).replaced(listing):
+                ready.append(replace(batch, after=listing.digest))
+    return ready

@@ -13,9 +13,9 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
@@ -26,23 +26,25 @@ from typing import Any
 import numpy as np
 
 from mm_core.catalog import Catalog, CatalogMoved
+from mm_core.data.changes import Change
 from mm_core.data.data_docs import DataDocs
 from mm_core.data.duplicates import LOOK_SIDE, glance
 from mm_core.data.expectations import Judge
 from mm_core.data.forget import erase, forgotten_among
 from mm_core.data.guard import safely
 from mm_core.data.images import load_rgb
-from mm_core.data.inbox import ReadyBatch, arrived_batches, ready_batches
+from mm_core.data.inbox import ReadyBatch, arrived_batches, latest_arrivals, ready_batches
 from mm_core.data.manifest import MAX_BYTES, Manifest, read_manifest
 from mm_core.data.measured import PIECE, Finding, Measured
 from mm_core.data.mix import Mix, catalog_mix, classes_of, mix_of
 from mm_core.data.probe import Probe, Prober
+from mm_core.data.statements import Arrival, Listing, SaidRow, Statement, stated, word
 from mm_core.data.verdicts import Decision, Known, decide, label_id, photos_of
-from mm_core.data.writes import Progress, Writes, write_ledger
-from mm_core.errors import BlobNotFound, BlobTooLarge, CatalogError, DropError, InputError, StoreError
+from mm_core.data.writes import LedgerEntry, Progress, Writes, write_ledger
+from mm_core.errors import BlobNotFound, BlobTooLarge, CatalogError, DropError, DropMoved, InputError, StoreError
 from mm_core.faults import disk_faults_of
 from mm_core.params import IngestParams
-from mm_core.records import Report, sha256_file
+from mm_core.records import Report, digest_of, sha256_file
 from mm_core.store import Store, fetch_blob, remove_left_over
 
 WORKERS = min(8, os.cpu_count() or 1)
@@ -64,22 +66,32 @@ def ingest_ready(
 ) -> Report:
     """Takes every ready drop, or the one named `batch` or `kind/batch`; one that is done already is only reported.
 
-    Fills `report`: metrics ingest/{batches,accepted,quarantined,duplicates}; tables `batches` (ledger rows),
-    `rejects`, `expectations`; fact `data_docs`. Raises InputError for an unknown `batch`, StoreError and
-    CatalogError where those fail; a drop that cannot be read is held with its reason and the others go on.
+    Fills `report`: metrics ingest/{batches,held,accepted,updated,quarantined,duplicates,conflicts}; tables `batches`
+    (ledger rows), `rejects`, `updates` (old and new value of what changed), `removed` (photos that a corrected manifest
+    no longer lists), `expectations`, `vanished` (drops that left while they were read); fact `data_docs`. Raises
+    InputError for an unknown `batch`, StoreError and CatalogError where those fail; a drop that cannot be read is held
+    with its reason and the others go on.
     """
-    chosen = ready_batches(inbox, catalog)
+    chosen = ready_batches(inbox, catalog, store)
     if batch is not None:
         chosen = [one for one in arrived_batches(inbox) if batch in (one.batch, one.name)]
         if not chosen:
             raise InputError(f"batch {batch!r}: no manifest at {inbox.url}/<kind>/{batch}: check --batch and --inbox")
     docs = DataDocs(data_docs)
+    vanished = []
     for one in chosen:
-        with disk_faults_of(spool):
-            Ingest(params, catalog, store, inbox, one, docs, spool, progress).run()
+        try:
+            with disk_faults_of(spool):
+                Ingest(params, catalog, store, inbox, one, docs, spool, progress).run()
+        except StoreError as error:
+            if not isinstance(error, DropMoved) and is_as_it_arrived(inbox, one):
+                raise
+            vanished.append({"kind": one.kind, "batch": one.batch, "reason": str(error)})
     with disk_faults_of(data_docs):
         docs.build()
-    return describe(report, catalog, store, chosen, data_docs)
+    describe(report, catalog, store, chosen, data_docs)
+    report.tables["vanished"] = vanished
+    return report
 
 
 def describe(report: Report, catalog: Catalog, store: Store, batches: Sequence[ReadyBatch], data_docs: Path) -> Report:
@@ -91,12 +103,24 @@ def describe(report: Report, catalog: Catalog, store: Store, batches: Sequence[R
     for one in batches:
         report.tables["rejects"] += rejects_of(catalog, one)
         report.tables["expectations"] += read_record(store, one).get("expectations", [])
+    changes = corrections_of(catalog, [line["arrival"] for line in report.tables["batches"]])
+    report.tables["updates"] = [row for row in changes if row["verdict"] == "update"]
+    report.tables["removed"] = [row for row in changes if row["verdict"] == "removed"]
     lines = report.tables["batches"]
     report.metrics |= {"ingest/batches": len(lines), "ingest/held": sum(line["state"] == "held" for line in lines)}
-    for count in ("accepted", "quarantined", "duplicates"):
-        report.metrics[f"ingest/{count}"] = sum(int(line[count]) for line in lines)
+    for count in ("accepted", "updated", "quarantined", "duplicates", "conflicts"):
+        report.metrics[f"ingest/{count}"] = sum(int(line[count] or 0) for line in lines)
     report.facts["data_docs"] = str(data_docs / "index.html")
     return report
+
+
+def corrections_of(catalog: Catalog, arrivals: Sequence[str]) -> list[dict[str, Any]]:
+    """What these arrivals changed of known photos, in the order of their rows, as a report shows it."""
+    columns = ["kind", "batch", "row", "image", "verdict", "column", "old", "new", "sample_id"]
+    named = sorted(filter(None, arrivals))
+    frame: Any = catalog.read("corrections", columns=columns, filters=[("arrival", "in", named)])
+    ordered = frame.sort_values(["kind", "batch", "row", "image", "column"]).astype(object)
+    return ordered.where(ordered.notna(), "").to_dict("records")
 
 
 def rejects_of(catalog: Catalog, batch: ReadyBatch) -> list[dict[str, Any]]:
@@ -108,7 +132,8 @@ def rejects_of(catalog: Catalog, batch: ReadyBatch) -> list[dict[str, Any]]:
 
 
 def read_record(store: Store, batch: ReadyBatch) -> dict[str, Any]:
-    """What was found about a batch, empty before its first run: `expectations` (lines), `fills` (rows), `mix`."""
+    """What was found about a batch, empty before its first run: `expectations` (lines), `mix`, and of `arrival` the
+    `changes` that it meant to make (row → column, old, new, number)."""
     try:
         return json.loads(store.fetch(batch.record_key).read_text())
     except BlobNotFound:
@@ -134,39 +159,71 @@ class Ingest:
         self.now = datetime.now(UTC).isoformat(timespec="seconds")
 
     def run(self, *, again: bool = False, only: frozenset[int] | None = None) -> None:
-        """Does the batch unless the ledger holds it.
+        """Does the batch unless the ledger holds it as it lies in the inbox.
 
         `again`: whatever the ledger says; `only`: as `again`, these rows alone, which no longer can hold the drop.
+        Rows whose files were replaced in place are always looked at. Raises DropMoved for a drop that left.
         """
-        again = again or only is not None
-        if not again and len(self.catalog.read("batches", filters=[("key", "=", self.batch.key)])):
-            return
+        if self.batch.refused:
+            return self._hold_unread(again)
+        arrival, before = self._arrival()
+        if before and not again:
+            replaced = frozenset()
+            if before["statement"] and arrival.listing.digest != before["files"]:
+                replaced = arrival.seen.replaced(arrival.listing)
+            if only is None and not replaced:
+                return
+            only = (only or frozenset()) | replaced if before["state"] == "ingested" else None
         self.spool.mkdir(parents=True, exist_ok=True)
         remove_left_over(self.spool)
         with TemporaryDirectory(dir=self.spool) as spool:
             try:
                 manifest = read_manifest(self._manifest(Path(spool)))
             except DropError as error:
-                return self._write_ledger("held", str(error), 0)
-            held = self._take(manifest, only, Path(spool)) if only is None or only else ""
-            self._write_ledger("held" if held else "ingested", held, len(manifest))
+                return write_ledger(self.catalog, self.batch, self.now, LedgerEntry("held", str(error), 0, arrival.id))
+            held, after = "", arrival.seen
+            if only is None or only:
+                held, after = self._take(manifest, only, Path(spool), arrival)
+            entry = LedgerEntry("held" if held else "ingested", held, len(manifest), arrival.id)
+            entry = replace(entry, statement=after.write(self.store), files=arrival.listing.digest)
+            write_ledger(self.catalog, self.batch, self.now, entry)
+
+    def _hold_unread(self, again: bool) -> None:
+        """Record a drop whose name is not safe to use, without reading anything of it."""
+        if again or not len(self.catalog.read("batches", filters=[("key", "=", self.batch.key)])):
+            entry = LedgerEntry("held", self.batch.refused, 0, self.batch.key)
+            write_ledger(self.catalog, self.batch, self.now, entry)
+
+    def _arrival(self) -> tuple[Arrival, dict[str, Any] | None]:
+        """This coming of the drop, and the ledger's row of it where the ledger holds this very manifest as the last."""
+        name = (self.batch.kind, self.batch.batch)
+        last = latest_arrivals(self.catalog).get(name)
+        counts = latest_arrivals(self.catalog, "ingested").get(name)
+        seen, said = (Statement.read(self.store, row["statement"] if row else None) for row in (last, counts))
+        listing = Listing.read(self.inbox, self.batch)
+        if last and last["key"] == self.batch.key:
+            return Arrival(last["arrival"] or self.batch.key, listing, seen, said), last
+        return Arrival(digest_of([self.batch.key, last["arrival"] if last else None]), listing, seen, said), None
 
     def _manifest(self, spool: Path) -> Path:
         """A copy of the manifest, which is read several times: the producer may replace the file in between."""
         try:
             source = self.inbox.fetch(self.batch.manifest_key, most=MAX_BYTES)
+            copy = Path(shutil.copyfile(source, spool / source.name))
         except BlobTooLarge as error:
             raise DropError(f"{error}: split the drop") from None
-        copy = Path(shutil.copyfile(source, spool / source.name))
+        except (BlobNotFound, FileNotFoundError):
+            raise DropMoved(f"{self.batch.uri} left the inbox while it was read: put it there again") from None
+        except PermissionError as error:
+            raise DropError(f"{source.name} cannot be read: {error.strerror}: change its rights") from None
         if sha256_file(copy) != self.batch.manifest_sha256:
-            raise StoreError(f"{self.batch.uri}/{source.name} changed while it was read: run again")
+            raise DropMoved(f"{self.batch.uri}/{source.name} changed while it was read: run again")
         return copy
 
-    def _write_ledger(self, state: str, reason: str, rows: int) -> None:
-        write_ledger(self.catalog, self.batch, self.now, state, reason, rows)
-
-    def _take(self, manifest: Manifest, only: frozenset[int] | None, spool: Path) -> str:
-        """Everything up to the ledger; why the drop is held, or nothing."""
+    def _take(
+        self, manifest: Manifest, only: frozenset[int] | None, spool: Path, arrival: Arrival
+    ) -> tuple[str, Statement]:
+        """Everything up to the ledger; why the drop is held, or nothing, and what it says now."""
         # Downloads go with the batch: a cache of drops would grow with everything that ever arrived.
         inbox = self.inbox.apart(spool)
         prober = Prober(inbox, self.batch.manifest_key, self.batch.kind, self.params, spool)
@@ -184,7 +241,9 @@ class Ingest:
                     self.progress(self.batch.name, len(measured) + len(probes), total)
                 faults = judge.rows(probes, self._reviewed(probes))
                 measured.add([Finding(row, p, faults.get(row.row)) for row, p in zip(piece, probes, strict=True)])
-        return self._settle(prober, judge, measured, partial=only is not None)
+        if not self.inbox.exists(self.batch.manifest_key):
+            raise DropMoved(f"{self.batch.uri} left the inbox while it was read: put it there again")
+        return self._settle(prober, judge, measured, arrival, partial=only is not None)
 
     def _reviewed(self, probes: Sequence[Probe]) -> frozenset[int]:
         """Rows whose very matte a person has looked at and taken."""
@@ -193,10 +252,13 @@ class Ingest:
         known = set(self.catalog.read("reviews", columns=["id"])["id"])
         return frozenset(p.row for p in probes if p.sha256 and label_id(p.sha256, p.alpha_sha256 or "") in known)
 
-    def _settle(self, prober: Prober, judge: Judge, measured: Measured, *, partial: bool) -> str:
-        """Verdicts and their writes, again where the catalog moved; why the drop is held, or nothing."""
+    def _settle(
+        self, prober: Prober, judge: Judge, measured: Measured, arrival: Arrival, *, partial: bool
+    ) -> tuple[str, Statement]:
+        """Verdicts and their writes, again where the catalog moved; why the drop is held, or nothing, and what it
+        says now."""
         earlier = read_record(self.store, self.batch)
-        fills = frozenset(earlier.get("fills", ()))
+        meant = _meant(earlier, arrival)
         glances = self._glances(prober, measured)
         near_bits = self.params.near_duplicate_bits
         writes = Writes(self.catalog, self.store, self.batch, prober, measured, self.now)
@@ -205,28 +267,33 @@ class Ingest:
             held = ""
             judge.results += [line for line in earlier.get("expectations", ()) if line["scope"] == "batch"]
         taken = mix_of(probe for _, probe, fault in measured if not fault)
+        mix = earlier["mix"] if partial and "mix" in earlier else taken
         photos = photos_of(measured)
         for _ in range(ATTEMPTS):
             known = Known.read(self.catalog, photos, near_bits)
             decisions = decide(
-                self.batch.kind, self.batch.batch, measured, known, glances, near_bits, filled_before=fills
+                self.batch.kind, self.batch.batch, measured, known, glances, near_bits, arrival.said, meant
             )
             if held is None:
                 held = self._judge_whole(judge, measured, decisions)
             if held:
                 decisions = [d if d.verdict == "quarantine" else replace(d, verdict="held") for d in decisions]
-            self._write_record(judge, decisions, earlier["mix"] if partial and "mix" in earlier else taken)
+            self._write_record(judge, decisions, mix, arrival)
             try:
                 writes.accepted(decisions, known, self.progress)
             except CatalogMoved:
                 # Perhaps by this very commit, whose answer was lost.
-                fills |= {d.row for d in decisions if d.fills}
+                meant |= {d.row: d.changes for d in decisions if d.changes}
                 continue
             if late := forgotten_among(self.catalog, known.photos) - known.forgotten:
                 erase(self.catalog, self.store, late)
                 continue
+            after = arrival.statement(said_rows(measured, decisions, arrival.listing), partial)
+            if not held:
+                writes.withdraw(arrival.gone(after), arrival.id)
+                writes.corrections(decisions, arrival.id)
             writes.rejects(decisions, partial=partial)
-            return held
+            return held, after
         raise CatalogError(f"{self.batch.name}: the catalog moved {ATTEMPTS} times under it: run again")
 
     def _judge_whole(self, judge: Judge, measured: Measured, decisions: Sequence[Decision]) -> str:
@@ -259,7 +326,29 @@ class Ingest:
 
         return look
 
-    def _write_record(self, judge: Judge, decisions: Sequence[Decision], mix: Mix) -> None:
-        """Said before it is done: an interrupted run can tell what it meant to fill from what was there."""
-        record = {"expectations": judge.results, "fills": [d.row for d in decisions if d.fills], "mix": mix}
+    def _write_record(self, judge: Judge, decisions: Sequence[Decision], mix: Mix, arrival: Arrival) -> None:
+        """Said before it is done: an interrupted run can tell what it meant to change from what was there."""
+        changes = {d.row: [astuple(change) for change in d.changes] for d in decisions if d.changes and d.is_taken}
+        record = {"expectations": judge.results, "arrival": arrival.id, "changes": changes, "mix": mix}
         self.store.put(self.batch.record_key, json.dumps(record, sort_keys=True).encode())
+
+
+def _meant(record: Mapping[str, Any], arrival: Arrival) -> dict[int, tuple[Change, ...]]:
+    """The changes that an interrupted run of this arrival meant to make, by row."""
+    changes = record.get("changes", {}) if record.get("arrival") == arrival.id else {}
+    return {int(row): tuple(Change(*change) for change in listed) for row, listed in changes.items()}
+
+
+def said_rows(measured: Measured, decisions: Sequence[Decision], listing: Listing) -> Iterator[SaidRow]:
+    """The rows of a drop as its statement keeps them."""
+    for (row, probe, _), decision in zip(measured, decisions, strict=True):
+        values = {column: word(value) for column, value in stated(row, probe).items()}
+        yield SaidRow(row.row, word(probe.sha256) if probe.sha256 else None, decision.verdict, values, listing.of(row))
+
+
+def is_as_it_arrived(inbox: Store, batch: ReadyBatch) -> bool:
+    """Whether a drop still lies in the inbox with the manifest that it arrived with."""
+    try:
+        return sha256_file(inbox.fetch(batch.manifest_key, most=MAX_BYTES)) == batch.manifest_sha256
+    except (BlobNotFound, BlobTooLarge, FileNotFoundError):
+        return False

@@ -95,6 +95,17 @@ def measure(alpha: np.ndarray, rgb: np.ndarray, category: str | None = None) -> 
     )
 
 
+def edge_contrast_of(alpha: np.ndarray, rgb: np.ndarray) -> float | None:
+    """The edge contrast, as `measure` takes it, of a matte float32 (H, W) on its photo uint8 (h, w, 3).
+
+    None where the photo is too small; 0 for a matte without an edge.
+    """
+    photo = _reduced(rgb, EDGE_SIDE)
+    if min(photo.shape[:2]) < LEAST_EDGE_SIDE:
+        return None
+    return edge_agreement(photo, _resized(alpha, photo.shape[1::-1]))[1] or 0.0
+
+
 def inversion(alpha: np.ndarray, category: str | None = None) -> float:
     """Above 0 where the frame's rim is mostly foreground and more so than the centre; in [-1, 1], alpha (H, W).
 

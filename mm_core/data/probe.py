@@ -17,21 +17,20 @@ import numpy as np
 from mm_core.data.duplicates import LOOK_SIDE, glance, landmarks, perceptual_hash
 from mm_core.data.guard import safely
 from mm_core.data.images import (
+    ColourPicture,
     Header,
     NotAnImage,
     TooManyPixels,
     UnreadableImage,
-    encode_alpha,
-    load_alpha,
     load_rgb,
-    orient,
     read_header,
 )
 from mm_core.data.manifest import ManifestRow
-from mm_core.data.matte_quality import MatteQuality, measure
+from mm_core.data.matte_quality import MatteQuality
+from mm_core.data.mattes import take_matte
 from mm_core.errors import BlobNotFound, BlobTooLarge
 from mm_core.params import IngestParams
-from mm_core.records import sha256_bytes, sha256_file
+from mm_core.records import sha256_file
 from mm_core.store import Store
 
 MAX_LINK_BYTES = 4096
@@ -76,6 +75,12 @@ class Probe:
     alpha_found: bool | None = None
     alpha_bytes: int | None = None
     alpha_decodes: bool | None = None
+    alpha_grey: bool | None = None
+    """No picture in colour."""
+    alpha_way_up: float | None = None
+    """Where it could lie in two ways: by how much the photo's edges prefer the one taken (`mattes.turned_upright`)."""
+    alpha_is_photo: bool | None = None
+    """Its values are the brightness of the photo itself."""
     alpha_size: str | None = None
     """As width×height."""
     alpha_fits: bool | None = None
@@ -215,48 +220,19 @@ class Prober:
                 probe.alpha_decodes, probe.alpha_fits = None, False
                 return
             matte = safely(take_matte, path, header, photo, look, probe.category, self.alpha_copy(row.row))
+        except ColourPicture as error:
+            probe.alpha_decodes, probe.alpha_grey, probe.note = None, False, _remark(error)
+            return
         except UnreadableImage as error:
             probe.note = _remark(error)
             if isinstance(error, NotAnImage) and (target := _link_as_text(path, row.alpha)):
                 probe.alpha_inside, probe.alpha_decodes = False, None
                 probe.note = f"a link, written as text, to {target}"
             return
-        probe.alpha_decodes = probe.alpha_fits = True
+        probe.alpha_decodes = probe.alpha_fits = probe.alpha_grey = True
+        probe.alpha_way_up, probe.alpha_is_photo = matte.way_up, matte.is_photo
         probe.alpha_lowest, probe.alpha_highest, probe.alpha_binary = matte.lowest, matte.highest, matte.binary
         probe.matte, probe.alpha_sha256 = matte.quality, matte.sha256
-
-
-@dataclass(frozen=True)
-class Matte:
-    """What was measured of a matte; values in [0, 1]."""
-
-    lowest: float
-    highest: float
-    binary: bool
-    quality: MatteQuality
-    sha256: str
-    """Of its normalised copy."""
-
-
-def take_matte(path: Path, header: Header, photo: Header, look: np.ndarray, category: str | None, copy: Path) -> Matte:
-    """Measures a matte of its photo's size and writes its normalised copy: grey PNG, upright. Raises UnreadableImage.
-
-    `look`: the photo uint8 (h, w, 3), reduced.
-    """
-    alpha = load_alpha(path)
-    if alpha.shape != (photo.height, photo.width):  # as stored
-        alpha = orient(alpha, photo.orientation)
-    data = encode_alpha(alpha, sixteen_bit=header.mode == "F" or header.mode.startswith("I"))
-    copy.write_bytes(data)
-    between = alpha > 1 / 255
-    between &= alpha < 254 / 255
-    return Matte(
-        lowest=float(alpha.min()),
-        highest=float(alpha.max()),
-        binary=not bool(between.any()),
-        quality=measure(alpha, look, category),
-        sha256=sha256_bytes(data),
-    )
 
 
 class OutsideBatch(Exception):

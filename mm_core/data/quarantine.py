@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from mm_core.catalog import Catalog
+from mm_core.catalog import Catalog, Filter
 from mm_core.data.data_docs import DataDocs
 from mm_core.data.expectations import SUSPECT
 from mm_core.data.images import load_alpha, load_rgb
-from mm_core.data.inbox import arrived_batches, kept_matte
+from mm_core.data.inbox import arrived_batches, kept_matte, latest_arrivals
 from mm_core.data.ingest import Ingest, describe
 from mm_core.data.verdicts import label_id
 from mm_core.data.writes import Progress
@@ -107,7 +107,7 @@ def accept(
         said = {"reason": row["reason"], "detail": row["detail"], "reviewer": reviewer, "why": why, "reviewed_at": now}
         reviews.append({"id": label_id(sample, alpha), "sample_id": sample, "alpha_sha256": alpha} | said)
     catalog.add("reviews", reviews)
-    ledger = catalog.read("batches").set_index("key")["state"].to_dict()
+    ledger = {row["key"]: row["state"] for row in latest_arrivals(catalog).values()}
     docs, taken, waiting = DataDocs(data_docs), [], {row["key"]: row["image"] for row in rows}
     for one in arrived_batches(inbox):
         mine = {one.reject_key(int(row["row"])): int(row["row"]) for row in rows}
@@ -133,13 +133,14 @@ def retry(
     spool: Path,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
-    """Looks at the quarantined rows of `batch` (or `kind/batch`) again, or at all rows of one that was held.
+    """Looks again at the refused rows of `batch` (or `kind/batch`) and at rows whose files were replaced, or at all
+    rows of one that was held.
 
     For a producer who repaired files under the same names; a changed manifest is a new arrival and taken by
     `mm ingest`. Rows that are good now enter the catalog and leave quarantine. Raises InputError where the
     batch was never ingested or has left the inbox.
     """
-    ledger = catalog.read("batches").set_index("key")["state"].to_dict()
+    ledger = {row["key"]: row["state"] for row in latest_arrivals(catalog).values()}
     chosen = [one for one in arrived_batches(inbox) if batch in (one.batch, one.name)]
     known = [one for one in chosen if one.key in ledger]
     if not known:
@@ -151,7 +152,8 @@ def retry(
         if ledger[one.key] == "held":
             work.run(again=True)
         else:
-            filters = [("kind", "=", one.kind), ("batch", "=", one.batch), ("verdict", "=", "quarantine")]
+            refused = ["quarantine", "conflict"]
+            filters: list[Filter] = [("kind", "=", one.kind), ("batch", "=", one.batch), ("verdict", "in", refused)]
             work.run(only=frozenset(catalog.read("rejects", columns=["row"], filters=filters)["row"].tolist()))
     docs.build()
     return describe(Report("quarantine-retry"), catalog, store, known, data_docs)

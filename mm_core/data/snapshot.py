@@ -2,14 +2,13 @@
 
 The rules, in the order in which they hold:
 
-1. **Eval never moves.** Whether a sample is evaluated depends only on itself and its declared group (its own id where
-   none is declared), so that it cannot change when data grows: role `eval` is in, role `train` is out, and of the rest
-   a photo that arrived labelled is in where a stable hash of its group lies under `eval_share`. Where chance gives a
-   category less than its share, more groups join, and they stay (`_topped_up`). A photo that arrived unlabelled may
-   have been trained on since, so a later label never makes it an eval photo.
+1. **Only arriving groups are held out** (`mm_core.data.holdout`): of a group that arrived earlier for training no
+   photo can judge any more, whatever its role. Role `train` is out. Of the rest a photo that arrived labelled is in
+   where a stable hash of its group lies under `eval_share`, and where its category has fewer than it needs. An eval
+   photo stays one. A row of role `eval` that cannot judge is in no pool, and `dropped` says why.
 2. **Eval wins.** Declared groups that share near-duplicates (perceptual hash) form one component. Whatever stands in a
    component with an eval sample, and is none itself, leaves every training pool.
-3. Validation is drawn from the rest, by another hash of the component; its components leave the other pools too.
+3. Validation is drawn from the rest in the same way; its components leave the other pools too.
 
 Same catalog version and parameters, same bytes.
 """
@@ -17,10 +16,10 @@ Same catalog version and parameters, same bytes.
 from __future__ import annotations
 
 import hashlib
-import heapq
+import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm_core.catalog import Catalog
+from mm_core.data.holdout import LEARNT, MOST_SHARE, hold_out
 from mm_core.data.neighbours import connected
 from mm_core.errors import InputError, MattingError
 from mm_core.params import SnapshotParams
-from mm_core.records import ALL_CATEGORIES, Report, decoder_of, digest_of, write_json
+from mm_core.records import ALL_CATEGORIES, CATEGORIES, Report, decoder_of, digest_of, write_json
 
 TRAINING = ("train_labeled", "train_unlabeled", "train_text_image")
 POOLS = (*TRAINING, "validation", "eval")
@@ -53,8 +53,6 @@ SCHEMA = pa.schema(
         ("batch", pa.string()),
     ]
 )
-ENOUGH_GROUPS = 5
-"""A category with this many labelled groups gets at least one for eval and one for validation."""
 
 
 def build_snapshot(
@@ -126,44 +124,90 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
     newest: Any = newest_labels(labels)[["sample_id", "alpha_sha256", "version", "binary"]]
     newest = newest.rename(columns={"version": "label_version", "binary": "label_binary"})
     samples = samples.sort_values("id", ignore_index=True)
-    component = components(samples, params.near_duplicate_bits)
+    links = _links(samples, params.near_duplicate_bits)
+    component = _connect(samples, links)
     table: Any = samples.rename(columns={"id": "sample_id"}).merge(newest, on="sample_id", how="left")
     table["category"] = table["category"].where(table["category"].isin(ALL_CATEGORIES), None)
     table["decoder"] = table["category"].map(decoder_of, na_action=None)
     declared = _declared(samples)
     table["group"] = declared.groupby(component).transform("min")
 
-    role = table["role"].fillna("")
     labelled = table["alpha_sha256"].notna()
-    drawable = (table["kind"] == "pixel_labeled") & (role == "") & (table["near"].str.len().fillna(0) == 0)
-    share = declared.map({group: stable_share(group, "eval") for group in declared.unique()})
-    by_hash = drawable & (share < params.eval_share)
-    topped_up = _topped_up(
+    groups = {salt: {g: stable_share(g, salt) for g in declared.unique()} for salt in ("eval", "validation")}
+    held = hold_out(
         params,
-        table.assign(declared=declared, share=share)[labelled & (drawable | (role == "eval"))],
-        by_hash | (role == "eval"),
+        table.assign(
+            declared=declared,
+            lost_at=table["sample_id"].map(_lost_at(labels)).where(~labelled, None),
+            eval_share_of=declared.map(groups["eval"]),
+            validation_share_of=declared.map(groups["validation"]),
+        ),
+        links,
     )
-    judged = (role == "eval") | by_hash | (drawable & declared.isin(topped_up))
+    judged = pd.Series(held.evaluation, index=table.index)
+    refused = pd.Series(held.refused, index=table.index)
     near_eval = judged.groupby(component).transform("any")
     caption = table["caption"].fillna("") != ""
 
     # An eval photo of unknown category waits: no row of the verdict could count it.
     table["eval"] = judged & labelled & table["category"].notna()
     free = ~near_eval
-    table["validation"] = free & labelled & table["group"].isin(_validation_groups(params, table[free & labelled]))
+    table["validation"] = free & labelled & held.validation
     near_validation = table["validation"].groupby(component).transform("any")
-    learnable = free & ~near_validation
+    learnable = free & ~near_validation & (refused == "")
     text = caption & ((table["kind"] == "text_image") | ~labelled)
     table["train_labeled"] = learnable & labelled
     table["train_text_image"] = learnable & text
     table["train_unlabeled"] = learnable & ~labelled & ~text
     unused = ~table[list(POOLS)].any(axis=1)
     table["dropped"] = np.select(
-        [unused & judged, unused & near_eval, unused & near_validation],
-        ["eval without label or category", "near an eval photo", "near a validation photo"],
+        [unused & (refused != ""), unused & judged, unused & near_eval, unused & near_validation],
+        [refused, "eval without label or category", "near an eval photo", "near a validation photo"],
         default="",
     )
     return table
+
+
+def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str] = ()) -> dict[str, Any]:
+    """Return how far the evaluation set of the catalog's newest version is.
+
+    Args:
+        params: Shares and least numbers.
+        catalog: The catalog.
+        batches: Batches, as kind/batch, of which refused rows are listed; all of the catalog's where empty.
+
+    Returns:
+        `categories`, one row each: category, eval (photos), needed, labelled (photos), labelled_needed; `refused`, the
+        rows of role `eval` that cannot judge: sample_id, batch, why; `words`, a line for each category below its need
+        and for the refused rows.
+    """
+    samples = catalog.read("samples")
+    if samples.empty:
+        return {"categories": [], "refused": [], "words": []}
+    table: Any = place(params, samples, catalog.read("labels"))
+    labelled = table.loc[table["alpha_sha256"].notna()]
+    rows, words = [], []
+    wanted = math.ceil(params.eval_least / MOST_SHARE)
+    for category in CATEGORIES:
+        here = labelled["category"] == category
+        judging, count = int(labelled.loc[here, "eval"].sum()), int(here.sum())
+        row = {"category": category, "eval": judging, "needed": params.eval_least, "labelled": count}
+        rows.append(row | {"labelled_needed": wanted})
+        if judging < params.eval_least:
+            words.append(
+                f"{category}: {judging} of {params.eval_least} eval photos; {count} of about {wanted} labelled"
+            )
+    refused = table.loc[table["dropped"] == LEARNT]
+    if batches:
+        refused = refused.loc[(refused["kind"] + "/" + refused["batch"]).isin(set(batches))]
+    listed = [
+        {"sample_id": sample, "batch": batch, "why": why}
+        for sample, batch, why in zip(refused["sample_id"], refused["batch"], refused["dropped"], strict=True)
+    ]
+    if listed:
+        some = ", ".join(row["sample_id"][:12] for row in listed[:5])
+        words.append(f"{len(listed)} photos cannot judge and are not trained on ({LEARNT}): {some}")
+    return {"categories": rows, "refused": listed, "words": words}
 
 
 def components(samples: pd.DataFrame, bits: int) -> np.ndarray:
@@ -171,21 +215,49 @@ def components(samples: pd.DataFrame, bits: int) -> np.ndarray:
 
     `samples`: columns id, group, phash and near (ids, or null) of the catalog.
     """
+    return _connect(samples, _links(samples, bits))
+
+
+def _connect(samples: pd.DataFrame, links: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     count = len(samples)
     groups = count + pd.factorize(_declared(samples))[0]
+    left, right = links
+    rows, columns = np.concatenate((np.arange(count), left)), np.concatenate((groups, right))
+    nodes = int(groups.max()) + 1 if count else 0
+    edges = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(nodes, nodes))
+    return connected_components(edges, directed=False)[1][:count]
+
+
+def _links(samples: pd.DataFrame, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of samples that show the same, by perceptual hash or by what ingest found (`near`).
+
+    Of samples with equal hashes the one that arrived first is linked with the others, so that the links between the
+    samples of a moment do not depend on later arrivals.
+    """
     hashed = np.flatnonzero(samples["phash"].fillna("").to_numpy(dtype=object) != "")
+    if "accepted_at" in samples:
+        arrival = samples["accepted_at"].fillna("").to_numpy(dtype=object)[hashed]
+        hashed = hashed[np.argsort(arrival, kind="stable")]
     left, right = connected(np.array([int(text, 16) for text in samples["phash"].iloc[hashed]], np.uint64), bits)
     linked = pd.Series(samples["near"].to_numpy(dtype=object)).explode().dropna()
     earlier = pd.Index(samples["id"]).get_indexer(pd.Index(linked))  # -1: it has been forgotten
     known = earlier >= 0
-    rows = np.concatenate((np.arange(count), hashed[left], linked.index.to_numpy(int)[known]))
-    columns = np.concatenate((groups, hashed[right], earlier[known]))
-    nodes = int(groups.max()) + 1 if count else 0
-    edges = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(nodes, nodes))
-    return connected_components(edges, directed=False)[1][:count]
+    return (
+        np.concatenate((hashed[left], linked.index.to_numpy(int)[known])),
+        np.concatenate((hashed[right], earlier[known])),
+    )
+
+
+def _lost_at(labels: pd.DataFrame) -> dict[str, str]:
+    """Sample id → when its last label was withdrawn, of samples that have lost all of theirs."""
+    if "withdrawn_at" not in labels:
+        return {}
+    gone = labels.loc[~labels["sample_id"].isin(labels_in_use(labels)["sample_id"])]
+    newest = gone.sort_values("withdrawn_at").drop_duplicates("sample_id", keep="last")
+    return dict(zip(newest["sample_id"], newest["withdrawn_at"], strict=True))
 
 
 def _declared(samples: pd.DataFrame) -> pd.Series:
@@ -216,50 +288,6 @@ def assert_no_leak(frames: Mapping[str, pd.DataFrame], samples: pd.DataFrame, bi
             if found:
                 some = ", ".join(sorted(found)[:5])
                 raise MattingError(f"leak: {len(found)} samples of {pool} belong with {guarded} photos ({some})")
-
-
-def _topped_up(params: SnapshotParams, table: Any, judged: pd.Series) -> set[str]:
-    """Declared groups that become eval because chance left their category less than its share of groups.
-
-    The smallest hashes fill the quota. A pick must stay one when later batches bring smaller hashes or end the need, so
-    arrivals are replayed in order, and every pick that was right at its time counts.
-    `table`: labelled samples that may be evaluated, with columns declared, share, category, accepted_at.
-    """
-    # One run of ingest writes one time into all its rows, and commits them at once.
-    table = table.assign(arrival=table["accepted_at"].fillna(""), judged=judged.reindex(table.index))
-    picks: set[str] = set()
-    for _, rows in table.groupby("category"):
-        seen: set[str] = set()
-        waiting: list[tuple[float, str]] = []
-        filled = 0
-        groups = rows.groupby(["arrival", "declared"], as_index=False).agg({"share": "first", "judged": "any"})
-        for _, arrived in groups.groupby("arrival"):
-            for group, share, chosen in zip(arrived["declared"], arrived["share"], arrived["judged"], strict=True):
-                if group not in seen:
-                    filled += bool(chosen)
-                    if not chosen:
-                        heapq.heappush(waiting, (share, group))
-                seen.add(group)
-            while filled < _quota(len(seen), params.eval_share) and waiting:
-                picks.add(heapq.heappop(waiting)[1])
-                filled += 1
-    return picks
-
-
-def _validation_groups(params: SnapshotParams, table: Any) -> set[str]:
-    """By hash of the component, topped up by the smallest hashes where a category has less than its share."""
-    share_of = {group: stable_share(group, "validation") for group in table["group"].unique()}
-    chosen = {group for group, share in share_of.items() if share < params.validation_share}
-    for _, rows in table.groupby("category"):
-        groups = sorted(set(rows["group"]), key=lambda group: (share_of[group], group))
-        # Eval may have taken the fifth.
-        chosen |= set(groups[: _quota(len(groups), params.validation_share, ENOUGH_GROUPS - 1)])
-    return chosen
-
-
-def _quota(groups: int, share: float, enough: int = ENOUGH_GROUPS) -> int:
-    """Groups that a category with so many must have: its share, rounded down, and one where there are enough."""
-    return max(int(share * groups), int(groups >= enough))
 
 
 def _frame(table: Any) -> pd.DataFrame:

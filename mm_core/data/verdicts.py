@@ -1,10 +1,11 @@
-"""What becomes of each row of a drop: accepted, quarantined, or a duplicate of what is known.
+"""What becomes of each row of a drop: accepted, an update, quarantined, a conflict, or a duplicate of what is known.
 
 Deciding is a pure function of the rows, their probes and the catalog as read at one version, so that a
 worker whose catalog moved in the meantime decides again, and one that was killed decides the same.
 
-- The same bytes again are a duplicate, unless they bring what the catalog lacks: a new matte becomes a
-  new label version; a caption or category fills an empty one.
+- The same bytes again are an update where the row says something new of them (`changes`): a matte becomes the newest
+  label version, every other column of the manifest replaces what the catalog holds. Otherwise they are a duplicate.
+- A photo that the drop lists twice with different words is a conflict: none of its rows is used until they agree.
 - The same picture saved again (re-encoded, resized, brightened) is a near-duplicate, unless both rows declare the
   same `group`: a burst is kept whole, and the group keeps it on one side of train and eval.
 - The same photo edited (cropped, framed, written on) or of the same burst is accepted, for it may teach something;
@@ -25,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mm_core.catalog import Catalog, Filter
+from mm_core.data.changes import Change, History, Repeated, changes_of, label_in_use
 from mm_core.data.duplicates import same_picture, same_scene
 from mm_core.data.expectations import Fault
 from mm_core.data.forget import FORGOTTEN, forgotten_among
@@ -32,18 +34,22 @@ from mm_core.data.manifest import ManifestRow
 from mm_core.data.measured import Finding
 from mm_core.data.neighbours import Candidates, Hashed, find_candidates
 from mm_core.data.probe import Probe
+from mm_core.data.statements import ALPHA, COLUMNS, TAKEN, Statement, stated, word
 from mm_core.faults import patient
 from mm_core.records import sha256_bytes
 
-SAMPLE_COLUMNS = ("id", "kind", "batch", "name", "category", "caption", "group", "width", "height")
+SAMPLE_COLUMNS = ("id", "kind", "batch", "name", "width", "height", *COLUMNS)
 HASH_COLUMNS = ("id", "phash", "landmarks")
-LABEL_COLUMNS = ("id", "sample_id", "version", "batch", "alpha_sha256")
+LABEL_COLUMNS = ("id", "sample_id", "version", "origin", "batch", "alpha_sha256", "created_at", "withdrawn_at")
 MAX_LOOKS = 8
 """Photos that one is compared with as an edit, likeliest first: bounds work where many share a backdrop."""
 ASKED = 1 << 14
 """Photos looked up at once: of a larger drop the search takes no more memory, it reads the catalog again."""
 SAME_ASPECT = 0.04
 """Copies of one picture have the same width by height, up to rounding."""
+
+CONFLICT = "rows of one photo disagree"
+"""Reason of a conflict."""
 
 Glances = Callable[[str], np.ndarray]
 """What the second look needs of a photo, by its sha256, read when it is needed."""
@@ -66,19 +72,26 @@ class Decision:
     """The verdict on one row."""
 
     row: int
-    verdict: Literal["accept", "quarantine", "duplicate", "held"]
+    verdict: Literal["accept", "update", "quarantine", "duplicate", "conflict", "held"]
     """`held`: nothing becomes of the row, as its drop is held back whole."""
     reason: str = ""
     detail: str = ""
     sample_id: str = ""
     label_version: int = 0
     """Version of the label that the row brings; 0 where it brings none."""
-    fills: bool = False
-    """The row brings a caption or category that a known sample lacked."""
+    changes: tuple[Change, ...] = ()
+    """Of an update: what the row changes of a known photo."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """What the row, and those that list the same photo again, say (`statements.stated`)."""
     group: str = ""
     """Declared, or that of the earlier photo which this one shows again; empty: a group of its own."""
     near: tuple[str, ...] = ()
     """Earlier photos, by id, that this one shows again, edited: one of each group."""
+
+    @property
+    def is_taken(self) -> bool:
+        """The catalog holds what the row says."""
+        return self.verdict in TAKEN
 
 
 def label_id(sample_id: str, alpha_sha256: str) -> str:
@@ -102,6 +115,8 @@ class Known:
     """Ids that this batch brings."""
     forgotten: frozenset[str] = frozenset()
     """Those of them that must not come back."""
+    history: History = field(default_factory=dict)
+    """Earlier changes of them."""
 
     @staticmethod
     @patient
@@ -125,17 +140,28 @@ class Known:
         frame = catalog.read("samples", version=versions[0], columns=SAMPLE_COLUMNS, filters=named)
         clean: pd.DataFrame = frame.astype(object).where(frame.notna(), None)
         samples: dict[str, Mapping[str, Any]] = {str(row["id"]): row for row in clean.to_dict("records")}
-        labels: dict[str, list[Mapping[str, Any]]] = {}
         of_mine: list[Filter] = [("sample_id", "in", sorted(photos.ids.tolist()))]
-        rows: pd.DataFrame = catalog.read("labels", version=versions[1], columns=LABEL_COLUMNS, filters=of_mine)
-        for row in rows.to_dict("records"):
+        rows: Any = catalog.read("labels", version=versions[1], columns=LABEL_COLUMNS, filters=of_mine).astype(object)
+        labels: dict[str, list[Mapping[str, Any]]] = {}
+        for row in rows.where(rows.notna(), None).to_dict("records"):
             labels.setdefault(row["sample_id"], []).append(row)
         ids = frozenset(photos.ids.tolist())
-        return Known(*versions, samples, labels, candidates, ids, forgotten_among(catalog, ids))
+        forgotten = forgotten_among(catalog, ids)
+        return Known(*versions, samples, labels, candidates, ids, forgotten, read_history(catalog, sorted(ids)))
 
     def entry(self, identity: str) -> Entry:
         row = self.samples[identity]
         return Entry(identity, row["name"], row["group"] or identity, row["width"] / row["height"])
+
+
+def read_history(catalog: Catalog, ids: Sequence[str]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The changes of these samples so far, by sample and column, oldest first."""
+    columns = ("sample_id", "column", "verdict", "old", "new", "origin", "kind", "batch", "stated_at", "key")
+    frame: Any = catalog.read("corrections", columns=columns, filters=[("sample_id", "in", list(ids))]).astype(object)
+    history: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in frame.where(frame.notna(), None).sort_values(["stated_at", "key"]).to_dict("records"):
+        history.setdefault((row["sample_id"], row["column"]), []).append(row)
+    return history
 
 
 def photos_of(findings: Iterable[Finding]) -> Hashed:
@@ -151,12 +177,17 @@ def decide(
     known: Known,
     glances: Glances,
     near_bits: int,
-    filled_before: frozenset[int] = frozenset(),
+    before: Statement | None = None,
+    meant: Mapping[int, Sequence[Change]] | None = None,
 ) -> list[Decision]:
     """Verdicts in the order of the rows; the first of several copies is the one that stays.
 
-    `filled_before`: rows that an interrupted run of this batch meant to fill captions or categories with.
+    `before`: what this drop said last. `meant`: row → the changes that an interrupted run of
+    this arrival meant to make.
     """
+    said, own = (before.by_sample(), before.taken()) if before else ({}, frozenset())
+    meant = meant or {}
+    repeated = Repeated.find(findings)
     listed: dict[str, str] = {}
     taken: dict[str, str] = {}
     """Photos that this batch brings: by sha256, their names."""
@@ -170,6 +201,8 @@ def decide(
         identity, name = probe.sha256 or "", row.image
         assert probe.phash and probe.width and probe.height, "accepted rows are measured whole"
         here = next(beside)
+        if identity in repeated.conflicts:
+            return Decision(row.row, "conflict", CONFLICT, repeated.conflicts[identity], identity)
         if name in listed:
             return Decision(row.row, "duplicate", "listed twice", f"{name} is in the manifest already", listed[name])
         listed[name] = identity
@@ -177,10 +210,16 @@ def decide(
             return Decision(row.row, "duplicate", "duplicate", f"same bytes as {taken[identity]}", identity)
         if identity in known.forgotten:
             return Decision(row.row, "duplicate", FORGOTTEN, "this photo was to be forgotten")
+        values = repeated.values.get(identity) or stated(row, probe)
         sample = known.samples.get(identity)
         if sample is not None:
-            decision = _again(kind, batch, row, probe, sample, known.labels.get(identity, []), filled_before)
-            if decision.verdict == "accept":
+            changes = changes_of(
+                values, sample, known.labels.get(identity, []), known.history, said.get(word(identity), {}),
+                meant.get(row.row, ()),
+            )  # fmt: skip
+            is_own = (sample["kind"], sample["batch"], sample["name"]) == (kind, batch, name) or word(identity) in own
+            decision = _again(row.row, sample, known.labels.get(identity, []), values, changes, is_own)
+            if decision.is_taken:
                 taken[identity] = name
             return decision
         far = known.candidates.get(identity, Candidates())
@@ -191,11 +230,13 @@ def decide(
             fits = abs(other.aspect / aspect - 1) < SAME_ASPECT and (not row.group or other.group != row.group)
             if fits and same_picture(glances(identity), glances(other.identity)):
                 return Decision(row.row, "duplicate", "near-duplicate", f"the photo of {other.name}", other.identity)
-        group, near = _relatives(identity, row.group, [e for e in (*edits, *copies) if e], glances)
+        group, near = _relatives(identity, values.get("group", ""), [e for e in (*edits, *copies) if e], glances)
         taken[identity] = name
         entries[place] = Entry(identity, name, group or identity, aspect)
         version = _label_version(batch, probe, known.labels.get(identity, []))
-        return Decision(row.row, "accept", sample_id=identity, label_version=version, group=group, near=near)
+        return Decision(
+            row.row, "accept", sample_id=identity, label_version=version, group=group, near=near, values=values
+        )
 
     return [verdict_on(place, *finding) for place, finding in enumerate(findings)]
 
@@ -229,26 +270,28 @@ def _relatives(identity: str, declared: str, others: Sequence[Entry], glances: G
 
 
 def _again(
-    kind: str,
-    batch: str,
-    row: ManifestRow,
-    probe: Probe,
+    row: int,
     sample: Mapping[str, Any],
     labels: Sequence[Mapping[str, Any]],
-    filled_before: frozenset[int],
+    values: Mapping[str, str],
+    changes: Sequence[Change],
+    own: bool,
 ) -> Decision:
-    """The verdict on bytes that the catalog holds."""
-    own = (sample["kind"], sample["batch"], sample["name"]) == (kind, batch, row.image)
-    fills = any(
-        value and (sample[name] is None or (row.row in filled_before and sample[name] == value))
-        for name, value in (("caption", row.caption), ("category", probe.category))
-    )
-    version = _label_version(batch, probe, labels)
-    if own or fills or version:
-        known_as = probe.sha256 or ""
-        return Decision(row.row, "accept", sample_id=known_as, label_version=version, fills=fills, group=row.group)
+    """The verdict on bytes that the catalog holds; `own`: this drop brought them, or was taken with them before."""
+    known_as = str(sample["id"])
+    if changes:
+        version = 0
+        if any(change.column == ALPHA for change in changes):
+            newest = label_in_use(labels)
+            is_done = newest is not None and newest["alpha_sha256"] == values[ALPHA]
+            version = newest["version"] if newest and is_done else 1 + max((x["version"] for x in labels), default=0)
+        return Decision(
+            row, "update", sample_id=known_as, label_version=int(version), changes=tuple(changes), values=values
+        )
+    if own:
+        return Decision(row, "accept", sample_id=known_as, values=values)
     place = f"{sample['kind']}/{sample['batch']}/{sample['name']}"
-    return Decision(row.row, "duplicate", "duplicate", f"same bytes as {place}", probe.sha256 or "")
+    return Decision(row, "duplicate", "duplicate", f"same bytes as {place}", known_as)
 
 
 def _label_version(batch: str, probe: Probe, labels: Sequence[Mapping[str, Any]]) -> int:

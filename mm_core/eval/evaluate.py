@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 from mm_core.data.images import load_alpha, load_rgb
 from mm_core.data.snapshot import read_pool
 from mm_core.errors import InputError
+from mm_core.eval.blind import NAME as BLIND_NAME
+from mm_core.eval.blind import BlindMattes
 from mm_core.eval.mattes import Example, choose, choose_regressions, write_examples
 from mm_core.eval.metrics import SPEC, TruthMatte, category_scores
 from mm_core.layout import TRAIN_STAGES, Layout
@@ -35,6 +37,7 @@ from mm_core.store import Store, fetch_blob
 Progress = Callable[[str, int, int], None]
 Key = tuple[str, str]
 """(model, precision): `("champion", "int8")`."""
+BLIND: Key = (BLIND_NAME, "float")
 PHOTOS_AT_ONCE, THREADS = 4, 2
 GOOD = 0.9
 """MaxF of a photo from which its matte counts as good, in the count of flips."""
@@ -97,14 +100,15 @@ def evaluate_models(
         raise InputError(
             f"{layout.snapshot / 'eval.parquet'} holds no photos: drop more labelled photos, or some with role `eval`"
         )
-    inputs = json.loads(layout.inputs.read_text()) if layout.inputs.is_file() else {}
-    about = identity(layout, inputs)
-    rows = score_all(frame, models, store, params.max_side, progress)
+    # The champion and anchor that the snapshot froze, not those that are pinned for the next cycle.
+    about = identity(layout, json.loads((layout.snapshot / "snapshot.json").read_text()))
+    blind = blind_mattes(frame, store)
+    rows = score_all(frame, models, store, params.max_side, progress, blind)
     table = rows.sort_values(["model", "precision", "sample_id"], ignore_index=True)
     _write_parquet(layout.per_image, table, about)
 
     report.metrics["evaluate/photos"] = len(frame)
-    scores = {key: category_scores(_of(table, key)) for key in models}
+    scores = {key: category_scores(_of(table, key)) for key in (*models, BLIND)}
     for key, score in scores.items():
         report.metrics |= {f"{_name(key)}/{category}/{m}": v for category, m, v in _cells(score) if np.isfinite(v)}
     report.tables["per_category"] = [
@@ -206,10 +210,22 @@ def flips(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[dict[str, Any
     return found
 
 
+def blind_mattes(frame: pd.DataFrame, store: Store) -> BlindMattes:
+    """Return the mean mattes of the frame's categories, each without the group of the photo that it is asked for."""
+    rows = list(frame.itertuples(index=False))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return BlindMattes(rows, pool.map(lambda row: load_alpha(fetch_blob(store, row.alpha_sha256)), rows))
+
+
 def score_all(
-    frame: pd.DataFrame, models: Mapping[Key, Predictor], store: Store, max_side: int, progress: Progress
+    frame: pd.DataFrame,
+    models: Mapping[Key, Predictor],
+    store: Store,
+    max_side: int,
+    progress: Progress,
+    blind: BlindMattes | None = None,
 ) -> pd.DataFrame:
-    """SCHEMA's columns, one row per photo of the eval frame and model."""
+    """SCHEMA's columns, one row per photo of the eval frame and model; `blind` is scored as one more model."""
     rows, done = list(frame.itertuples(index=False)), 0
     scored: list[dict[str, Any]] = []
     waiting: deque[Future[list[dict[str, Any]]]] = deque()
@@ -219,7 +235,10 @@ def score_all(
             photos, decoders = [item.photo for item in batch], [item.row.decoder for item in batch]
             mattes = {key: model.predict(photos, decoders) for key, model in models.items()}
             for index, item in enumerate(batch):
-                waiting.append(pool.submit(_score, item, {key: found[index] for key, found in mattes.items()}))
+                own = {key: found[index] for key, found in mattes.items()}
+                if blind:
+                    own[BLIND] = blind.predict(item.row, *item.alpha.shape)
+                waiting.append(pool.submit(_score, item, own))
             while len(waiting) > PHOTOS_AT_ONCE:
                 scored += waiting.popleft().result()
             done += len(batch)

@@ -20,6 +20,11 @@ from mm_core.layout import TRAIN_STAGES, Layout
 Key = tuple[str, str]
 """(model, precision) as in per_image.parquet."""
 CANDIDATE = TRAIN_STAGES[-1]
+FLOAT: Key = (CANDIDATE, "float")
+INT8: Key = (CANDIDATE, "int8")
+CHAMPION: Key = ("champion", "int8")
+ANCHOR: Key = ("anchor", "int8")
+"""The best model so far: the anchor, or for each category and metric what `mm_core.eval.ratchet` put in its place."""
 SCALARS = ("mse", "sad", "grad", "conn", "biou")
 
 
@@ -30,6 +35,8 @@ class Evidence:
     category: np.ndarray
     """(photos,) str."""
     group: np.ndarray
+    """(photos,) str."""
+    sample_id: np.ndarray
     """(photos,) str."""
     values: Mapping[Key, Mapping[str, np.ndarray]]
     """Metric → (photos, 1); `maxf` → (photos, 256), the F curves."""
@@ -118,5 +125,5 @@ def gather(
         values[key] = found
     if problems or not ids:
         return None, problems or ["the eval set is empty"]
-    category, group = (np.asarray(expected[name], dtype=str) for name in ("category", "group"))
-    return Evidence(category, group, values), []
+    category, group, sample_id = (np.asarray(expected[name], dtype=str) for name in ("category", "group", "sample_id"))
+    return Evidence(category, group, sample_id, values), []

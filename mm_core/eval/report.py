@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mm_core.catalog import Catalog
 from mm_core.data.images import UnreadableImage, load_rgb, read_header
 from mm_core.data.snapshot import labels_in_use
 from mm_core.errors import BlobNotFound
+from mm_core.eval.blind import NAME as BLIND_NAME
 from mm_core.eval.mattes import small
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.params import Params
@@ -77,6 +79,8 @@ def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, r
     )
     page = environment.get_template("report.html.j2").render(
         verdict=verdict,
+        headline=headline(verdict) if verdict else "",
+        about=_about(layout, catalog, verdict),
         stale=bool(verdict and candidate and verdict.candidate != candidate),
         titles=TITLES,
         heat=_heat(verdict, scores),
@@ -108,6 +112,30 @@ def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, r
     return report
 
 
+def headline(verdict: Verdict) -> str:
+    """Return the decision in one sentence."""
+    if verdict.decision == "PROMOTE":
+        return "The candidate may ship."
+    if verdict.decision == "REJECT" and verdict.basis == "bootstrap":
+        return "The first model is below the floor: nothing leaves."
+    if verdict.decision == "REJECT":
+        return "A loss is shown: nothing leaves."
+    return "Neither a sufficient gain nor a loss is shown: nothing leaves."
+
+
+def _about(layout: Layout, catalog: Catalog, verdict: Verdict | None) -> list[tuple[str, str]]:
+    """Workspace, newest batch of the snapshot, and date: what tells one page from another."""
+    version = (_snapshot(layout).get("catalog") or {}).get("samples")
+    samples = catalog.read("samples", version=version, columns=["batch", "accepted_at"])
+    newest = samples.sort_values("accepted_at").iloc[-1] if len(samples) else None
+    rows = [
+        ("workspace", str(layout.root)),
+        ("newest batch", str(newest["batch"]) if newest is not None else "none"),
+        ("date", verdict.created_at if verdict else datetime.now(UTC).isoformat(timespec="seconds")),
+    ]
+    return rows
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """Fixed digits for what is near 1, so that a column can be compared at a glance; a dash for nothing."""
     if value is None or not math.isfinite(value):
@@ -129,7 +157,7 @@ def _heat(verdict: Verdict | None, scores: Mapping[tuple[str, str, str], Mapping
     cells = {
         (c.category, c.metric): c
         for c in (verdict.cells if verdict else [])
-        if c.against in ("champion", "floor") and c.role != "guard"
+        if c.against in ("champion", "floor") and c.role not in ("guard", "gain")
     }
     rows = []
     for category in ALL_CATEGORIES:
@@ -177,16 +205,16 @@ def _other_cells(verdict: Verdict | None) -> list[dict[str, Any]]:
     """Cells against the anchor, against the candidate's own float model, and the guard against regressions."""
     return [
         {"category": c.category, "metric": c.metric}
-        | {"against": "champion, guard" if c.role == "guard" else c.against}
+        | {"against": f"champion, {c.role}" if c.role in ("guard", "gain", "macro") else c.against}
         | _heat_cell(c)
         for c in (verdict.cells if verdict else [])
-        if c.against in ("anchor", "float") or c.role == "guard"
+        if c.against in ("anchor", "float", "blind") or c.role in ("guard", "gain", "macro")
     ]
 
 
 def _bars(scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
     """MSE of each stage and the champion per category, with bar widths in percent of the category's largest."""
-    models = [m for m in (*TRAIN_STAGES, "champion") if any(k[:2] == (m, "float") for k in scores)]
+    models = [m for m in (*TRAIN_STAGES, "champion", BLIND_NAME) if any(k[:2] == (m, "float") for k in scores)]
     groups = []
     for category in (*ALL_CATEGORIES, "macro"):
         found = [(model, scores.get((model, "float", category), {}).get("mse")) for model in models]
@@ -364,8 +392,7 @@ def _costs(stages: Mapping[str, Report]) -> list[dict[str, Any]]:
 
 def _identifiers(layout: Layout, verdict: Verdict | None, candidate: str) -> list[tuple[str, str]]:
     snapshot = _snapshot(layout)
-    inputs = json.loads(layout.inputs.read_text()) if layout.inputs.is_file() else {}
-    pins = [(role, inputs.get(role) or {}) for role in ("champion", "anchor")]
+    pins = [(role, snapshot.get(role) or {}) for role in ("champion", "anchor")]
     bundle = layout.cycle_bundle / "export.json"
     rows = [
         ("candidate", candidate),

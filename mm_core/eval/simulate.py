@@ -1,141 +1,203 @@
 """What the gate's rule does in the long run, by simulation: how often it promotes what is no gain, and misses what is.
 
-Per-photo errors are drawn as retraining gives them, and judged by the gate's own code. The same draws go through two
-rules in common use: the point rule (every mean better) and a threshold rule on means (better by a share, as TFMA's
-`GenericChangeThreshold` with `relative` asks).
+Per-photo errors are drawn as retraining gives them, or from the pairs of a real per_image table, and judged by the
+gate's own code. The same draws go through the rule of the mode `primary` and two rules in common use: the point rule
+(every mean better) and a threshold rule on means (better by a share, as TFMA's `GenericChangeThreshold` with `relative`
+asks).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from scipy.special import ndtri
 
-from mm_core.eval.evidence import Evidence
-from mm_core.eval.gate import ANCHOR, CHAMPION, FLOAT, INT8, judge_category, more_photos, questions_for
+from mm_core.eval.cells import judge_category, macro_cell
+from mm_core.eval.evidence import ANCHOR, CHAMPION, FLOAT, INT8, Evidence, Key
+from mm_core.eval.questions import RELATIVE, SLACK, not_worse, questions_for
+from mm_core.eval.statistics import Quantity, softened, student
+from mm_core.eval.words import SETTLED, more_photos
 from mm_core.params import GateParams
-from mm_core.records import CATEGORIES
+from mm_core.records import CATEGORIES, Cell
 
-RULES: tuple[str, ...] = ("gate", "point", "threshold")
+RULES: tuple[str, ...] = ("gate", "primary", "point", "threshold")
+"""`gate` is the params' own mode; `primary` asks for superiority in each category."""
 THRESHOLD = 0.01
 """Relative gain that the threshold rule asks of each mean."""
-RESAMPLES = 2000
+RESAMPLES = 1000
 """Bootstrap resamples per cell, fewer than the gate's own for speed."""
-CURVE = 1 - 0.3 * (np.linspace(0, 1, 64) - 0.4) ** 2
-"""F over thresholds, around its peak, of a typical photo."""
+METRICS = ("mse", "conn", "biou", "maxf")
+SIX: tuple[str, ...] = tuple(map(str, CATEGORIES))
 
 
 @dataclass(frozen=True)
 class World:
-    """How photos and models err. Defaults lie near what retrainings on generated photos showed."""
+    """How photos and models err. The default has mild tails: models' errors correlate to 0.88."""
 
     photos: int = 100
     """Per category."""
     burst: int = 1
     """Photos of one group."""
-    difficulty: float = 0.8
+    difficulty: float = 0.76
     """Standard deviation of a photo's log error, shared by all models: a few photos make most of the error."""
     retraining: float = 0.25
     """Standard deviation of one model's log error around the photo's difficulty."""
-    within: float = 0.5
+    within: float = 0.0
     """Share of `retraining`'s variance that a whole group has in common, in [0, 1]."""
-    level: float = -4.0
-    """Mean log MSE."""
+    level: float = 0.05
+    """Mean MSE."""
+    others: float = 0.2
+    """Standard deviation, on the log scale, that each of the other metrics adds to a photo's error."""
+    pairs: Mapping[str, pd.DataFrame] | None = None
+    """Category → real pairs of two models' scores (`pairs_of`), drawn by groups instead of the formula."""
 
 
-Scores = Mapping[tuple[str, str], Mapping[str, np.ndarray]]
-"""(model, precision) → metric → (photos, columns)."""
+HEAVY = World(difficulty=1.0, retraining=0.42)
+"""Heavy tails: the worst tenth of the photos makes more than a third of the error; errors correlate to 0.8."""
+Model = Mapping[str, np.ndarray]
+"""Metric → (photos, 1)."""
+Scores = Mapping[Key, Model]
 
 
-def draw(world: World, gain: float, rng: np.random.Generator) -> Scores:
-    """Scores of one category: the candidate's mean MSE is (1 - gain) of the champion's; the anchor is a tenth worse.
+class Photos:
+    """The eval photos of one category, which models of any quality can be drawn for."""
 
-    The other metrics follow from the MSE of the photo, so that a gain or loss shows in all of them.
+    def __init__(self, world: World, category: str, rng: np.random.Generator):
+        self.world, self.rng = world, rng
+        self.pairs = world.pairs[category] if world.pairs else None
+        if self.pairs is None:
+            self.group = np.arange(world.photos) // world.burst
+            spread = world.difficulty**2 + world.retraining**2
+            self.shared = rng.normal(np.log(world.level) - spread / 2, world.difficulty, world.photos)
+        else:
+            codes = pd.factorize(self.pairs["group"])[0]
+            members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
+            drawn: list[np.ndarray] = []
+            while sum(map(len, drawn)) < world.photos:
+                drawn.append(members[rng.integers(len(members))])
+            self.rows = np.concatenate(drawn)[: world.photos]
+            self.group = np.repeat(np.arange(len(drawn)), [len(rows) for rows in drawn])[: world.photos]
+
+    def model(self, factor: float) -> dict[str, np.ndarray]:
+        """Return the scores of a fresh training whose expected errors are `factor` times the reference level."""
+        if self.pairs is not None:
+            return self._real(factor)
+        world, count = self.world, len(self.group)
+        own = self.rng.normal(size=count) * np.sqrt(1 - world.within)
+        common = self.rng.normal(size=int(self.group[-1]) + 1)[self.group] * np.sqrt(world.within)
+        log_error = np.log(factor) + self.shared + world.retraining * (own + common)
+        noise = world.others * self.rng.normal(size=(3, count))
+        mse, conn, edge, fit = (np.minimum(np.exp(log_error + extra), 1.0) for extra in (0.0, *noise))
+        scores = {"mse": mse, "conn": 1.2 * conn, "biou": 1 - 2 * np.sqrt(edge), "maxf": 1 - np.sqrt(fit)}
+        return {metric: np.clip(values, 0, 2)[:, None] for metric, values in scores.items()}
+
+    def _real(self, factor: float) -> dict[str, np.ndarray]:
+        """One of the two real models for each photo, by chance, so that two draws differ as real models do."""
+        assert self.pairs is not None
+        first = self.rng.random(len(self.rows)) < 0.5
+        scores = {}
+        for metric in METRICS:
+            one, other = (self.pairs[f"{metric}_{side}"].to_numpy(float)[self.rows] for side in ("a", "b"))
+            value = np.where(first, one, other)
+            error = value if metric in RELATIVE else 1 - value
+            error = error * (factor if metric in RELATIVE else np.sqrt(factor))
+            scores[metric] = (error if metric in RELATIVE else 1 - error)[:, None]
+        return scores
+
+
+def pairs_of(table: pd.DataFrame, one: Key, other: Key) -> dict[str, pd.DataFrame]:
+    """Return category → columns group, <metric>_a and <metric>_b of two models in a per_image table.
+
+    Models of unequal level are brought to their common mean first, so that only their noise is left.
     """
-    group = np.arange(world.photos) // world.burst
-    shared = rng.normal(world.level, world.difficulty, world.photos)
+    sides = []
+    for key, side in ((one, "a"), (other, "b")):
+        rows = table.loc[(table["model"] == key[0]) & (table["precision"] == key[1])]
+        named = rows.set_index("sample_id")[["category", "group", *METRICS]]
+        sides.append(named.rename(columns={metric: f"{metric}_{side}" for metric in METRICS}))
+    both = sides[0].join(sides[1].drop(columns=["category", "group"]), how="inner")
+    found: dict[str, pd.DataFrame] = {}
+    for category, rows in both.groupby("category"):
+        rows = rows.copy()
+        for metric in METRICS:
+            a, b = (rows[f"{metric}_{side}"] for side in ("a", "b"))
+            middle = (float(a.mean()) + float(b.mean())) / 2
+            for side, values in (("a", a), ("b", b)):
+                if metric in RELATIVE:
+                    rows[f"{metric}_{side}"] = values * (middle / max(float(values.mean()), 1e-12))
+                else:
+                    rows[f"{metric}_{side}"] = values + (middle - float(values.mean()))
+        found[str(category)] = rows.reset_index()
+    return found
 
-    def model(factor: float) -> np.ndarray:
-        own = rng.normal(size=world.photos) * np.sqrt(1 - world.within)
-        common = rng.normal(size=group[-1] + 1)[group] * np.sqrt(world.within)
-        return factor * np.exp(shared + world.retraining * (own + common))
 
-    candidate = model(1 - gain)
-    int8 = candidate * (1 + 0.005 * rng.normal(size=world.photos))
-    errors = {FLOAT: candidate, INT8: int8, CHAMPION: model(1.0), ANCHOR: model(1.1)}
-    return {
-        key: {
-            "mse": mse[:, None],
-            "conn": 1.2 * mse[:, None],
-            "biou": np.maximum(0, 1 - 2 * np.sqrt(mse))[:, None],
-            "maxf": np.maximum(0.05, 1 - np.sqrt(mse))[:, None] * CURVE,
-        }
-        for key, mse in errors.items()
-    }
+def draw(photos: Photos, gain: float) -> dict[Key, dict[str, np.ndarray]]:
+    """Return scores of one category: the candidate's mean MSE is (1 - gain) of the champion's; the anchor's a tenth
+    worse."""
+    candidate = photos.model(1 - gain)
+    noise = 1 + 0.005 * photos.rng.normal(size=(len(photos.group), 1))
+    int8 = {m: values * noise if m in RELATIVE else values for m, values in candidate.items()}
+    return {FLOAT: candidate, INT8: int8, CHAMPION: photos.model(1.0), ANCHOR: photos.model(1.1)}
 
 
-def promoted(params: GateParams, world: World, gains: Mapping[str, float], rng: np.random.Generator) -> dict[str, bool]:
-    """Whether each rule promotes one retraining of these true relative gains (0 where a category is not named)."""
-    questions = questions_for(params, champion=True, anchor=True)
-    answer: dict[str, bool] = dict.fromkeys(RULES, True)
+def promoted(
+    params: GateParams,
+    world: World,
+    gains: Mapping[str, float],
+    rng: np.random.Generator,
+    rules: Sequence[str] = RULES,
+) -> dict[str, bool]:
+    """Return whether each rule promotes one retraining of these true relative gains (0 where none is named)."""
+    answer = dict.fromkeys(rules, True)
+    cells: list[Cell] = []
     # The smallest gain first: a rule that has refused once needs no further category.
-    for category in sorted(CATEGORIES, key=lambda c: gains.get(c, 0.0)):
-        values = draw(world, gains.get(category, 0.0), rng)
-        better = 1 - float(values[INT8]["mse"].mean() / values[CHAMPION]["mse"].mean())
-        answer["point"] &= better > 0
-        answer["threshold"] &= better >= THRESHOLD
-        if answer["gate"]:
-            evidence = _evidence(values, category, world.burst)
-            # The gain first: what shows none need not be asked the rest.
-            for asked in (questions[:1], questions[1:]):
-                cells = judge_category(params, evidence, category, asked, rng) if answer["gate"] else []
-                answer["gate"] = bool(cells) and all(cell.result == "pass" for cell in cells)
+    for category in sorted(SIX, key=lambda name: gains.get(name, 0.0)):
+        photos = Photos(world, category, rng)
+        scores = draw(photos, gains.get(category, 0.0))
+        cells += _ask(params, category, photos, scores, rng, answer)
         if not any(answer.values()):
             break
+    if answer.get("gate") and params.mode == "macro":
+        answer["gate"] = all(cell.result == "pass" for cell in macro_cell(params, cells))
     return answer
 
 
-def settling(params: GateParams, world: World, gain: float, runs: int, seed: int, most: int = 100) -> dict[str, float]:
-    """Whether the photos that an INCONCLUSIVE verdict asks for do settle it, about the primary metric of one category.
-
-    Of `runs` retrainings with this true gain: `unclear`, the share not settled; of those `numbered`, the share told a
-    number of photos; of those `median_more` (photos) and `settled`, the share that is settled when as many more of the
-    same world have come. Numbers beyond `most` times the photos at hand count as not settled.
-    """
-    params, rng = params.model_copy(update={"resamples": min(params.resamples, RESAMPLES)}), np.random.default_rng(seed)
-    question, category = questions_for(params, champion=True, anchor=False)[:1], str(CATEGORIES[0])
-
-    def judged(scores: Scores) -> Any:
-        return judge_category(params, _evidence(scores, category, world.burst), category, question, rng)[0]
-
-    unclear, asked, settled = 0, [], 0
-    for _ in range(runs):
-        first = draw(world, gain, rng)
-        cell = judged(first)
-        if cell.result != "unclear":
+def _ask(
+    params: GateParams,
+    category: str,
+    photos: Photos,
+    scores: Scores,
+    rng: np.random.Generator,
+    answer: dict[str, bool],
+) -> list[Cell]:
+    """Strikes out the rules that refuse because of this category; returns the cells of the params' own mode."""
+    better = 1 - float(scores[INT8]["mse"].mean() / scores[CHAMPION]["mse"].mean())
+    for rule, needed in (("point", 0.0), ("threshold", THRESHOLD)):
+        if rule in answer:
+            answer[rule] &= better > needed
+    cells: list[Cell] = []
+    evidence = evidence_of(scores, category, photos.group)
+    anchor = ANCHOR in scores
+    for rule, mode in (("gate", params), ("primary", params.model_copy(update={"mode": "primary"}))):
+        if not answer.get(rule):
             continue
-        unclear += 1
-        more = more_photos(params, cell)
-        if more is None:
-            continue
-        asked.append(more)
-        if more <= most * world.photos:
-            then = draw(replace(world, photos=more), gain, rng)
-            both = {k: {m: np.concatenate([v, then[k][m]]) for m, v in of.items()} for k, of in first.items()}
-            settled += judged(both).result != "unclear"
-    return {
-        "unclear": unclear / runs,
-        "numbered": len(asked) / unclear if unclear else np.nan,
-        "median_more": float(np.median(asked)) if asked else np.nan,
-        "settled": settled / len(asked) if asked else np.nan,
-    }
+        questions = questions_for(mode, champion=True, anchor=anchor)
+        # The gain first: what shows none need not be asked the rest.
+        for asked in (questions[:1], questions[1:]):
+            if answer[rule]:
+                found = judge_category(mode, evidence, category, asked, rng)
+                answer[rule] = bool(found) and all(cell.result == "pass" for cell in found)
+                cells += found if rule == "gate" else []
+    return cells
 
 
-def _evidence(scores: Scores, category: str, burst: int) -> Evidence:
-    photos = len(scores[INT8]["mse"])
-    return Evidence(np.full(photos, category), np.char.mod("%d", np.arange(photos) // burst), scores)
+def evidence_of(scores: Scores, category: str, group: np.ndarray) -> Evidence:
+    names = np.char.mod("%d", np.arange(len(group)))
+    return Evidence(np.full(len(group), category), np.char.mod("%d", group), names, scores)
 
 
 def rates(
@@ -145,15 +207,146 @@ def rates(
     runs: int,
     seed: int,
     progress: Callable[[int], None] = lambda done: None,
+    rules: Sequence[str] = RULES,
 ) -> dict[str, float]:
-    """Share of `runs` retrainings that each rule promotes."""
+    """Return the share of `runs` retrainings that each rule promotes."""
     params, rng = params.model_copy(update={"resamples": min(params.resamples, RESAMPLES)}), np.random.default_rng(seed)
-    count: dict[str, int] = dict.fromkeys(RULES, 0)
+    count = dict.fromkeys(rules, 0)
     for run in range(runs):
-        for rule, yes in promoted(params, world, gains, rng).items():
+        for rule, yes in promoted(params, world, gains, rng, rules).items():
             count[rule] += yes
         progress(run + 1)
-    return {rule: count[rule] / runs for rule in RULES}
+    return {rule: count[rule] / runs for rule in rules}
+
+
+def year(
+    params: GateParams, world: World, weekly: float, seed: int, weeks: int = 52, rule: str = "gate"
+) -> tuple[int, float]:
+    """Return how often a year of weekly retrainings is promoted, and the last champion's true MSE (first: 1).
+
+    Each week's true error is (1 - `weekly`) of the week before, of all metrics; all are judged on the same photos,
+    against the champion and the best model so far, so that the luck by which a champion won stays with it.
+    """
+    params = params.model_copy(update={"resamples": min(params.resamples, RESAMPLES)})
+    rng = np.random.default_rng(seed)
+    photos = {category: Photos(world, category, rng) for category in SIX}
+    champion = {category: photos[category].model(1.0) for category in SIX}
+    best = {(category, metric): champion[category][metric] for category in SIX for metric in METRICS}
+    promotions, level = 0, 1.0
+    for week in range(1, weeks + 1):
+        answer, cells, fresh = {rule: True}, [], {}
+        for category in SIX:
+            candidate = photos[category].model((1 - weekly) ** week)
+            anchor = {metric: best[category, metric] for metric in METRICS}
+            fresh[category] = candidate
+            scores = {FLOAT: candidate, INT8: candidate, CHAMPION: champion[category], ANCHOR: anchor}
+            cells += _ask(params, category, photos[category], scores, rng, answer)
+            if not answer[rule]:
+                break
+        if answer[rule] and (
+            rule != "gate" or params.mode != "macro" or all(c.result == "pass" for c in macro_cell(params, cells))
+        ):
+            promotions, level, champion = promotions + 1, (1 - weekly) ** week, fresh
+            _ratchet(params, best, fresh, photos)
+    return promotions, level
+
+
+def _ratchet(
+    params: GateParams,
+    best: dict[tuple[str, str], np.ndarray],
+    fresh: Mapping[str, Model],
+    photos: Mapping[str, Photos],
+) -> None:
+    """As `mm_core.eval.ratchet`: a place moves to a model that is better than its holder with confidence."""
+    for (category, metric), held in best.items():
+        scores = {INT8: fresh[category], ANCHOR: {metric: held}}
+        question = not_worse(params, metric, "anchor", ANCHOR)
+        evidence = evidence_of(scores, category, photos[category].group)
+        cells = judge_category(params, evidence, category, [question], np.random.default_rng(0))
+        if cells and cells[0].bound > 0:
+            best[category, metric] = fresh[category][metric]
+
+
+def settling(params: GateParams, world: World, gain: float, runs: int, seed: int, most: int = 100) -> dict[str, float]:
+    """Return whether the photos that an INCONCLUSIVE verdict asks for settle it, about one category's primary metric.
+
+    Of `runs` retrainings with this true gain: `unclear`, the share not settled; of those `numbered`, the share told a
+    number of photos; of those `median_more` (photos) and `settled`, the share that is settled when as many more of the
+    same world have come. Numbers beyond `most` times the photos at hand count as not settled.
+    """
+    rng, category = np.random.default_rng(seed), SIX[0]
+    question = [not_worse(params, params.primary, "champion", CHAMPION)]
+
+    def cell_of(scores: Scores, group: np.ndarray) -> Cell:
+        return judge_category(params, evidence_of(scores, category, group), category, question, rng)[0]
+
+    unclear, asked, settled = 0, [], 0
+    for _ in range(runs):
+        photos = Photos(world, category, rng)
+        first = draw(photos, gain)
+        cell = cell_of(first, photos.group)
+        if cell.result != "unclear":
+            continue
+        unclear += 1
+        more = more_photos(params, cell)
+        if more is None:
+            continue
+        asked.append(more)
+        if more <= most * world.photos:
+            others = Photos(replace(world, photos=more), category, rng)
+            then = draw(others, gain)
+            both = {k: {m: np.concatenate([v, then[k][m]]) for m, v in of.items()} for k, of in first.items()}
+            group = np.concatenate([photos.group, others.group + photos.group.max() + 1])
+            settled += cell_of(both, group).result != "unclear"
+    return {
+        "unclear": unclear / runs,
+        "numbered": len(asked) / unclear if unclear else np.nan,
+        "median_more": float(np.median(asked)) if asked else np.nan,
+        "settled": settled / len(asked) if asked else np.nan,
+    }
+
+
+def photos_needed(
+    params: GateParams, pairs: Mapping[str, pd.DataFrame], gains: Sequence[float] = (0.05, 0.1, 0.2)
+) -> list[dict[str, Any]]:
+    """Return, per category, the eval photos with which all six pass in 80 % of cases at true gains in MSE.
+
+    The spread of each category is that of its real pairs. Each category must then pass in 0.8^(1/6) of cases. The other
+    metrics are taken to gain with the MSE (an error of 1 - BIoU as its root); the metric that needs most photos counts.
+    """
+    power = float(ndtri(SETTLED ** (1 / len(SIX)))) - float(ndtri(params.alpha))
+    rows = []
+    for category in SIX:
+        if category not in pairs or len(pairs[category]) < 2:
+            continue
+        table = pairs[category]
+        row: dict[str, Any] = {"category": category, "photos": len(table)}
+        for gain in gains:
+            needed = {}
+            for metric in METRICS:
+                spread, level = _spread(table, metric)
+                question = not_worse(params, metric, "champion", CHAMPION)
+                if metric in RELATIVE:
+                    room = gain - question.share
+                else:
+                    room = (1 - np.sqrt(1 - gain)) * (1 - level) - question.slack
+                needed[metric] = (power * spread / room) ** 2
+            most = max(needed, key=lambda metric: needed[metric])
+            row[f"at +{100 * gain:g} %"] = max(params.min_images, int(np.ceil(needed[most])))
+            row[f"by, +{100 * gain:g} %"] = most
+        rows.append(row)
+    return rows
+
+
+def _spread(table: pd.DataFrame, metric: str) -> tuple[float, float]:
+    """Standard deviation of one photo's difference (relative for errors), groups respected, and the mean level."""
+    a, b = (table[f"{metric}_{side}"].to_numpy(float) for side in ("a", "b"))
+    difference = softened(a, b, SLACK) if metric in RELATIVE else a - b
+    groups = table["group"].astype(str).to_numpy()
+    if len(np.unique(groups)) < 2:
+        groups = np.arange(len(a)).astype(str)
+    interval = student([Quantity(((1.0, difference[:, None]),))], groups, alpha=0.16)[0]
+    return (interval.estimate - interval.lower) * float(np.sqrt(len(a))), float((a.mean() + b.mean()) / 2)
 
 
 def characteristics(
@@ -168,16 +361,16 @@ def characteristics(
 ) -> list[dict[str, Any]]:
     """Operating characteristics: one row per case and number of photos, with the share that each rule promotes.
 
-    Cases: a no-op retrain; a no-op in one category beside a true gain of 20 % in the others (the hardest null of
-    the intersection-union test); a regression of 5 % in one category beside gains of 20 %; equal true gains.
+    Cases: a no-op retrain; a no-op in one category beside a true gain of 20 % in the others (the price of asking for
+    point gains); a regression of 5 % in one category beside gains of 20 %; equal true gains.
     """
-    most: dict[str, float] = dict.fromkeys(map(str, CATEGORIES), 0.2)
+    most: dict[str, float] = dict.fromkeys(SIX, 0.2)
     cases: list[tuple[str, dict[str, float]]] = [
         ("no-op retrain", {}),
         ("no-op in one category, +20 % in five", most | {"cards": 0.0}),
         ("-5 % in one category, +20 % in five", most | {"cards": -0.05}),
     ]
-    cases += [(f"+{100 * gain:.0f} % in all six", dict.fromkeys(map(str, CATEGORIES), gain)) for gain in gains]
+    cases += [(f"+{100 * gain:.0f} % in all six", dict.fromkeys(SIX, gain)) for gain in gains]
     rows = []
     for name, true in cases:
         for count in photos:

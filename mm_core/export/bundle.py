@@ -22,22 +22,22 @@ from mm_core.data.samplegen import generate
 from mm_core.data.snapshot import TRAINING, read_pool
 from mm_core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.export import selfcheck
+from mm_core.export.bundle_manifest import by_file, read_manifest
 from mm_core.export.card import model_card
 from mm_core.export.formats.convert import convert
 from mm_core.export.limits import require_within
-from mm_core.export.lock import held
 from mm_core.export.measured import decoder_entry, run_all, torch_latencies
 from mm_core.export.provenance import code_revision
 from mm_core.export.runtime import CHOICE, SUFFIX, input_size, open_session
 from mm_core.export.signature import UNSIGNED, sign_file
 from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.model.preprocess import MEAN, STD, prepare, resize
+from mm_core.locks import exclusive
+from mm_core.model.preprocess import prepare, resize
 from mm_core.params import Params
 from mm_core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.store import Store
 
 SCHEMA_VERSION = 2
-MANIFEST_BYTES = 4 << 20
 GOLDEN = {"saliency": "pets", "portrait": "portrait", "scenery": "scenery"}
 """Category of the generated photo that each decoder is checked with: nobody's photo, nobody's licence."""
 TOLERANCE = {"mse": 1e-4, "max": 0.1}
@@ -55,7 +55,7 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
     version = verdict.candidate[:12]
     target = layout.bundles / version
     about = _about(layout, verdict)
-    with held(layout.bundles / ".lock"):
+    with exclusive(layout.bundles / ".lock"):
         made = convert(params.export, layout.model(TRAIN_STAGES[-1]), about["quantised"], layout, store)
         asked = {
             "limits": params.export.limits.model_dump(mode="json"),
@@ -92,48 +92,6 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
         {"exported": True, "bundle": version, "model": verdict.candidate, "verdict": verdict.decision},
     )
     return report
-
-
-def read_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of a bundle; raises InputError where there is none that can be read."""
-    path = bundle / "manifest.json"
-    if not path.is_file():
-        raise InputError(f"{path} is missing: run `mm export` first")
-    if (size := path.stat().st_size) > MANIFEST_BYTES:
-        raise InputError(f"{path}: {size} bytes, at most {MANIFEST_BYTES} are read: fetch the bundle again")
-    try:
-        manifest = json.loads(path.read_text())
-    except (ValueError, RecursionError):
-        manifest = None
-    if not isinstance(manifest, dict):
-        raise InputError(f"{path}: not a bundle's manifest; fetch the bundle again")
-    return manifest
-
-
-def checked_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of a bundle that came from elsewhere, once every file is the one that it names and lies in the
-    folder; raises InputError. Nothing of the bundle is run or opened otherwise."""
-    manifest = read_manifest(bundle)
-    try:
-        files = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()}
-        used = {*by_file(manifest), manifest["golden"]["file"]}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise InputError(f"{bundle / 'manifest.json'}: not a bundle's manifest; fetch the bundle again") from None
-    for name in sorted(used | set(files)):
-        path = bundle / name
-        if Path(name).name != name or path.is_symlink() or name not in files:
-            raise InputError(f"{bundle}: the manifest names {name!r}, which is no file of the bundle: do not use it")
-        size, digest = files[name]
-        if not path.is_file() or path.stat().st_size != size or sha256_file(path) != digest:
-            raise InputError(f"{path}: not the file that the manifest names; fetch the bundle again")
-    return manifest
-
-
-def by_file(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """File name → what the manifest says of it, the ONNX files first."""
-    entries = [*manifest["decoders"].values()]
-    entries += [other for row in manifest["decoders"].values() for other in row["formats"].values()]
-    return {entry["file"]: entry for entry in entries}
 
 
 def exported_bundle(layout: Layout, verdict: Verdict) -> Path:
@@ -245,9 +203,9 @@ def _assemble(
             "shape": [1, 3, size, size],
             "colour": "sRGB, upright, channels red, green, blue",
             "resize": "to S × S, aspect ratio not kept; axes that shrink by area means, axes that grow bilinearly",
-            "scale": "value / 255, then (value - mean) / std per channel",
-            "mean": [float(f"{v:.6g}") for v in MEAN],
-            "std": [float(f"{v:.6g}") for v in STD],
+            "scale": "value / 255, then (value - mean) / std per channel; the file normalises for its encoder itself",
+            "mean": [0.0, 0.0, 0.0],
+            "std": [1.0, 1.0, 1.0],
         },
         "output": {
             "name": "alpha",

@@ -90,6 +90,37 @@ def training_labels(settings: Settings, store: Store, version: str) -> dict[str,
     return {row["sample_id"]: row["alpha_sha256"] for row in samples if row["pool"] == "train_labeled"}
 
 
+def learnt_by(settings: Settings, store: Store, digests: Collection[str]) -> dict[str, str]:
+    """Return what models have learnt from, with the models that their weights started from.
+
+    Args:
+        settings: Where the registry is.
+        store: Holds the snapshots of registered versions.
+        digests: Digests of the models' weights; one that the registry does not know tells nothing.
+
+    Returns:
+        Sample id → words for the model that learnt from it (the first one found), of training and validation pools.
+    """
+    registry = Registry(settings)
+    tags = [found for version in registry.versions() if (found := registry.tags(version)) and "provenance" in found]
+    by_digest = {found["model_digest"]: found for found in tags}
+    learnt: dict[str, str] = {}
+    waiting, done = [digest for digest in digests if digest in by_digest], set()
+    while waiting:
+        digest = waiting.pop(0)
+        if digest in done:
+            continue
+        done.add(digest)
+        found = by_digest[digest]
+        provenance = json.loads(fetch_blob(store, found["provenance"]).read_text())
+        for row in samples_of(provenance, store):
+            if row["pool"] != "eval":
+                learnt.setdefault(row["sample_id"], f"version {found['version']} ({row['pool']})")
+        if provenance["start"] in by_digest:
+            waiting.append(provenance["start"])
+    return learnt
+
+
 def models_with(settings: Settings, ids: Collection[str]) -> list[dict[str, Any]]:
     """The registered versions whose snapshot holds any of the samples: `version, aliases, pools` (samples of each)."""
     registry, store = Registry(settings), open_store(settings.store, Layout(settings).cache)

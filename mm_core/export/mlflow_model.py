@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-import mm_core
 from mm_core.data.samplegen import generate
 from mm_core.errors import InputError
 from mm_core.export.runtime import OnnxPredictor
@@ -95,7 +94,7 @@ def save_mlflow_model(bundle: Path, weights: Path, target: Path) -> None:
             target,
             loader_module=__name__,
             data_path=str(data),
-            code_paths=[str(Path(mm_core.__file__).parent)],
+            code_paths=[str(Path(__file__).resolve().parent.parent)],
             signature=signature,
             input_example=generate("pets", 0, size=EXAMPLE_SIDE).image,
             pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],

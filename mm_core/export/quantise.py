@@ -1,7 +1,8 @@
 """From trained weights to one static int8 ONNX file per decoder.
 
 Post-training quantisation as in Jacob et al. 2018 (arXiv:1712.05877): weights int8 per output channel,
-activations uint8 per tensor with ranges seen on training photos, in QDQ form. Shapes are fixed
+activations int8 per tensor with ranges seen on training photos, in QDQ form. Signed activations give the same values
+on every CPU: unsigned ones times signed weights saturate 16-bit sums on x86 without VNNI (ADR 0032). Shapes are fixed
 (one image, S × S): the delegates of phones want that. The last convolution stays in float, which cuts the error for
 little time; a decoder that still strays too far from float in a category keeps the convolutions that int8 hurts most
 (`mm_core.export.sensitivity`).
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from mm_core.code_digest import code_digest
 from mm_core.errors import MattingError
 from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
 from mm_core.export.runtime import CHOICE, SUFFIX, open_session
@@ -39,8 +41,6 @@ from mm_core.store import Store
 
 TORCH_TOLERANCE = 1e-3
 """The float ONNX graph must give torch's alpha to within this."""
-_RECIPE = 4
-"""Raised with every change here that changes bytes, so that kept results are made again."""
 
 
 def quantise(
@@ -63,7 +63,7 @@ def quantise(
     chosen = {decoder: calibration_ids(snapshot_dir, decoder, params.calibration_images) for decoder in DECODERS}
     key = digest_of(
         {
-            "recipe": _RECIPE,
+            "code": code_digest(__name__),
             "model": sha256_file(model),
             "calibration": chosen,
             "params": {"calibration_images": params.calibration_images, "max_int8_mse": params.max_int8_mse},
@@ -237,7 +237,7 @@ def quantise_graph(
                 # Sorted: the default is a set, whose order changes the bytes from run to run.
                 op_types_to_quantize=sorted({*QLinearOpsRegistry, *QDQRegistry}),
                 per_channel=True,
-                activation_type=QuantType.QUInt8,
+                activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=sorted({*float_nodes(float_graph, kept), *choosing_nodes(float_graph)}),
                 calibration_cache_path=str(folder / "ranges.json"),

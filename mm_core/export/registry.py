@@ -19,11 +19,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mm_core.errors import InputError, ReleaseRefused
-from mm_core.export.bundle import exported_bundle, read_manifest
-from mm_core.export.lock import held
+from mm_core.export.bundle import exported_bundle
+from mm_core.export.bundle_manifest import checked_manifest
 from mm_core.export.mlflow_model import save_mlflow_model
 from mm_core.export.provenance import gather
 from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.locks import exclusive
 from mm_core.params import Params
 from mm_core.records import Report, Verdict
 from mm_core.settings import Settings
@@ -97,7 +98,7 @@ class Registry:
         the candidate was rolled back and no later `override` takes that back.
         """
         bundle = exported_bundle(layout, verdict)
-        with held(self._lock):
+        with exclusive(self._lock):
             if self._model() is None:
                 self._client.create_registered_model(
                     NAME, description="Alpha mattes on phones: encoder, three decoders."
@@ -131,7 +132,7 @@ class Registry:
         """
         if self._model() is None:
             raise InputError("no model was ever promoted: there is nothing to roll back")
-        with held(self._lock):
+        with exclusive(self._lock):
             self._settle()
             moves, reign = self.history(), self.champions()
             if version is None:
@@ -153,7 +154,7 @@ class Registry:
         tags = self.tags(version)
         if tags is None:
             raise InputError(f"{NAME} has no version {version!r}: see `mm status` or the registry's page")
-        with held(self._lock):
+        with exclusive(self._lock):
             self._settle()
             moves = self.history()
             if not moves or moves[-1]["to"] != tags["version"]:
@@ -175,7 +176,7 @@ class Registry:
         known = list(dict.fromkeys(move["to"] for move in self.history()))
         if version not in known:
             raise InputError(f"version {version} was never champion; promoted were {', '.join(known) or 'none'}")
-        with held(self._lock):
+        with exclusive(self._lock):
             moves, model = self.anchor_history(), self._model()
             before = model.aliases.get("anchor")
             if str(before) != version:
@@ -216,7 +217,7 @@ class Registry:
 
     def _register(self, params: Params, layout: Layout, store: Store, verdict: Verdict, bundle: Path) -> str:
         """Blobs first, then artifacts, then the version with all its tags at once."""
-        manifest = read_manifest(bundle)
+        manifest = checked_manifest(bundle)
         weights = put_blob(store, layout.model(TRAIN_STAGES[-1]))
         if weights != verdict.candidate:
             raise ReleaseRefused(f"the candidate is {weights[:12]} now, the verdict is about {verdict.candidate[:12]}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mm_core.errors import InputError
+from mm_core.export.bundle_manifest import MANIFEST, checked_manifest
 from mm_core.model.preprocess import finish, prepare
 from mm_core.model.upsample import guided_upsample
 from mm_core.records import DECODERS
@@ -75,7 +76,13 @@ class OnnxPredictor:
 
     @classmethod
     def of_folder(cls, folder: Path, threads: int | None = None, guided: bool = False) -> OnnxPredictor:
-        """The int8 files of a folder (a bundle, or what `quantise` left); raises InputError where there are none."""
+        """The int8 files of a folder: those that a bundle's manifest lists, or what `quantise` left.
+
+        Raises InputError where there are none, and where a bundle's files are not those of its manifest.
+        """
+        if (folder / MANIFEST).is_file():
+            listed = {entry["file"] for entry in checked_manifest(folder)["decoders"].values()}
+            return cls({name: folder / name for name in sorted(listed)}, threads, guided)
         found = {path.name: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
         if not found:
             raise InputError(f"{folder} holds no *{SUFFIX}: run `mm evaluate`, which quantises the candidate")

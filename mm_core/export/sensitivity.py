@@ -21,7 +21,7 @@ def ranked(served: Any, images: np.ndarray) -> list[int]:
     """Numbers of the convolutions (in the order of execution, the last left out), most sensitive first.
 
     `served`: a torch module, image (1,3,S,S) → alpha; `images` float32 (N,3,S,S), prepared. Each convolution alone is
-    quantised as a phone would (input uint8 per tensor over the range seen, weights int8 per output channel); the mean
+    quantised as a phone would (input 8 bits per tensor over the range seen, weights int8 per output channel); the mean
     square of what that moves the alpha is its rank. The last convolution is in float anyway.
     """
     import torch

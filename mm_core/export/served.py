@@ -20,10 +20,10 @@ def served(model: Path, decoder: str) -> Any:
         def __init__(self) -> None:
             super().__init__()
             # Only what this decoder needs: the others' weights would go into an exported program too.
-            self.encoder, self.decoder = net.encoder, net.decoders[decoder]
+            self.normalize, self.encoder, self.decoder = net.normalize, net.encoder, net.decoders[decoder]
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
-            return torch.sigmoid(self.decoder(self.encoder(image))[0])
+            return torch.sigmoid(self.decoder(self.encoder(self.normalize(image)))[0])
 
     return Served().eval()
 

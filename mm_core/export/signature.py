@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,21 @@ from mm_core.records import write_bytes, write_json
 
 UNSIGNED = "UNSIGNED: set MM_SIGNING_KEY (`mm keys FILE` makes one) and export again"
 SUFFIX = ".sig"
+_FORMS = {
+    "algorithm": re.compile(r"Ed25519"),
+    "key": re.compile(r"[0-9a-f]{16}"),
+    "signature": re.compile(r"[A-Za-z0-9+/]{86}=="),
+}
+_BYTES = 4096
+"""Of a `.sig`; ours have about 200."""
 
 
 def make_keys(path: Path) -> str:
     """Writes a new private key (mode 0600) and `<path>.pub`; returns the key's fingerprint. Never replaces a file."""
-    if path.exists():
-        raise InputError(f"{path} is there already: name another file")
+    public_path = path.with_name(f"{path.name}.pub")
+    for file in (path, public_path):
+        if file.exists():
+            raise InputError(f"{file} is there already: name another file")
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -36,7 +46,7 @@ def make_keys(path: Path) -> str:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
         stream.write(private)
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    write_bytes(path.with_name(f"{path.name}.pub"), public)
+    write_bytes(public_path, public)
     return fingerprint(key.public_key())
 
 
@@ -58,13 +68,13 @@ def sign(data: bytes) -> dict[str, str] | None:
 def check(data: bytes, signature: dict[str, Any] | None) -> str:
     """Fingerprint of the trusted key that signed `data`; raises InputError where none did, or no key is configured."""
     key = _trusted()
-    if signature is None:
+    if not isinstance(signature, dict):
         raise InputError("there is no signature: sign with MM_SIGNING_KEY")
     try:
         key.verify(base64.b64decode(str(signature.get("signature")), validate=True), data)
     except (InvalidSignature, ValueError):
         raise InputError(
-            f"the signature (key {signature.get('key')}) is not by the trusted key {fingerprint(key)}: "
+            f"the signature (key {str(signature.get('key'))[:16]!r}) is not by the trusted key {fingerprint(key)}: "
             "do not use what it came with, or set MM_VERIFY_KEY to the signer's public key"
         ) from None
     return fingerprint(key)
@@ -76,23 +86,39 @@ def sign_file(path: Path) -> str | None:
     beside = path.with_name(path.name + SUFFIX)
     if signature is None:
         return None
-    if read_signature(path) != signature:
+    try:
+        present = read_signature(path)
+    except InputError:
+        present = None
+    if present != signature:
         write_json(beside, signature)
     return signature["key"]
 
 
-def read_signature(path: Path) -> dict[str, Any] | None:
-    """What lies in `<path>.sig`, None where there is none; raises InputError where it is no JSON object."""
+def read_signature(path: Path) -> dict[str, str] | None:
+    """Return algorithm, key and signature from `<path>.sig`, None where there is none.
+
+    Raises InputError where it is not of the form that `sign` gives: what is returned is safe to show.
+    """
     beside = path.with_name(path.name + SUFFIX)
-    if not beside.is_file():
+    if not beside.exists() and not beside.is_symlink():
         return None
-    try:
-        found = json.loads(beside.read_text())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
+    found: Any = None
+    if beside.is_file() and beside.stat().st_size <= _BYTES:
+        try:
+            found = json.loads(beside.read_bytes())
+        except (ValueError, RecursionError):
+            found = None
+    if not isinstance(found, dict) or not all(
+        isinstance(found.get(name), str) and form.fullmatch(found[name]) for name, form in _FORMS.items()
+    ):
         raise InputError(f"{beside}: not a signature; fetch the bundle again")
-    return found
+    return {name: found[name] for name in _FORMS}
+
+
+def can_verify() -> bool:
+    """Return whether a key to verify with is configured."""
+    return bool(os.environ.get("MM_VERIFY_KEY") or os.environ.get("MM_SIGNING_KEY"))
 
 
 def check_file(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""May a bundle be trusted? Its signature where there is a key to check it with; a loud word where there is none."""
+"""May a bundle's folder be trusted? Its signature decides where there is a key to check it with."""
 
 from __future__ import annotations
 

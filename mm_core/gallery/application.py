@@ -7,6 +7,7 @@ and decoded before it is kept. Beyond loopback every request needs the token (a 
 from __future__ import annotations
 
 import hmac
+import math
 import re
 import tempfile
 from collections.abc import Callable
@@ -90,9 +91,12 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
         tap = None
         if "x" in asked:
             try:
-                tap = min(max(float(asked["x"]), 0.0), 1.0), min(max(float(asked["y"]), 0.0), 1.0)
+                x, y = float(asked["x"]), float(asked["y"])
             except (ValueError, KeyError):
-                raise HTTPException(400, "x and y are shares of width and height") from None
+                x = y = math.nan
+            if not (math.isfinite(x) and math.isfinite(y)):
+                raise HTTPException(400, "x and y are shares of width and height, from 0 to 1")
+            tap = min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)
         suffix, data = await _found(
             library.apply, request.path_params["id"], asked.get("function", ""), asked.get("choice", ""), tap
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from PIL import Image
 
 from mm_core.aigc.cutout import Cutout
 from mm_core.aigc.eraser import erase
+from mm_core.aigc.moments_file import read_moments
 from mm_core.aigc.pieces import Matted, file_of, finished
 from mm_core.aigc.sky import SKIES, painted_sky
 from mm_core.aigc.strategy import FUNCTIONS, Offer
@@ -23,8 +23,9 @@ from mm_core.aigc.subjects import Subjects
 from mm_core.data.drop import PHOTOS
 from mm_core.data.images import TooManyPixels, UnreadableImage, encode_alpha, load_rgb, read_header
 from mm_core.errors import InputError
-from mm_core.export.bundle import checked_manifest
+from mm_core.export.bundle_manifest import MANIFEST, checked_manifest
 from mm_core.export.runtime import OnnxPredictor
+from mm_core.export.signature import can_verify, check_file
 from mm_core.model.predict import decoders_for
 from mm_core.records import ALL_CATEGORIES, decoder_of, sha256_bytes, sha256_file, write_bytes
 
@@ -51,16 +52,20 @@ class Library:
     """Safe to use from several threads; heavy work goes one by one, so that a page cannot fill the memory."""
 
     def __init__(self, gallery: Path, moments: Path, bundle: Path, uploads: Path, max_pixels: int):
-        """`moments`: the folder that `mm moments` wrote; `bundle`: the model's. Raises InputError where one is none."""
+        """`moments`: the folder that `mm moments` wrote; `bundle`: the model's. Raises InputError where one is none.
+
+        Where `MM_VERIFY_KEY` or `MM_SIGNING_KEY` is set, the bundle must be signed by that key.
+        """
         if not (moments / "moments.json").is_file():
             raise InputError(f"{moments} holds no moments.json: run `mm moments {gallery}` first")
+        told = read_moments(moments / "moments.json")
         self.moments_folder, self.bundle, self.uploads, self.max_pixels = moments, bundle, uploads, max_pixels
+        self.signed_by = check_file(bundle / MANIFEST) if can_verify() else None
         self.manifest = checked_manifest(bundle)
         self.predictor = OnnxPredictor.of_folder(bundle, guided=True)
         self._busy = threading.Lock()
         self._mattes: OrderedDict[tuple[str, str], Matted] = OrderedDict()
         self._decoders: dict[str, str] = {}
-        told = json.loads((moments / "moments.json").read_text())
         self.moments: list[dict[str, Any]] = told["moments"]
         self._pieces = {piece["file"] for moment in self.moments for piece in moment["pieces"]}
         self.photos: dict[str, Entry] = {}

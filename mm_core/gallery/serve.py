@@ -15,6 +15,7 @@ from mm_core.gallery.library import Library
 from mm_core.layout import Layout
 from mm_core.params import Params
 
+NOT_CHECKED = "its signature is not checked: set MM_VERIFY_KEY to the signer's public key"
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
@@ -40,6 +41,7 @@ def serve(params: Params, layout: Layout, gallery: Path, moments: Path, *, model
     library = Library(
         gallery, moments, bundle_of(layout, model), layout.root / "gallery-uploads", params.ingest.max_pixels
     )
+    print(f"Model    {library.manifest['version']}, " + (f"signed by {s}" if (s := library.signed_by) else NOT_CHECKED))
     open_to_all = host not in LOOPBACK
     secret = (os.environ.get("MM_GALLERY_TOKEN") or secrets.token_urlsafe(24)) if open_to_all else None
     app = application(

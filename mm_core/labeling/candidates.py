@@ -17,7 +17,8 @@ from mm_core.labeling.choice import UNKNOWN, mean_need, spread_out
 from mm_core.labeling.need import Need
 from mm_core.labeling.send import ROUTED
 from mm_core.params import RouteParams, SnapshotParams
-from mm_core.structuring import embedding, guess
+from mm_core.structuring import guess
+from mm_core.structuring.rows import VECTORS
 
 FIRST_PASS = 4
 """The first pass reads the features of this many times `route.look` photos."""
@@ -25,8 +26,6 @@ KNOWN = 4000
 """Photos labelled or sent before that new ones are compared with, at most."""
 FEEDBACK = "feedback"
 """Extractor of rows that say that users complained of a photo's cut."""
-CLIP = "clip"
-"""Extractor of CLIP's vectors and tags (`structuring.tags`)."""
 
 
 def candidates(catalog: Catalog, params: SnapshotParams) -> Any:
@@ -126,16 +125,16 @@ def _draw(found: Any, limit: int, need: Mapping[str, float], complained: set[str
 
 
 def _vectors(catalog: Catalog, ids: list[str], known: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of `ids` in their order (NaN where there is none) and of `known`, all of one extractor: CLIP where most
-    photos have its vector, else the classical one."""
+    """Vectors of `ids` in their order (NaN where there is none) and of `known`, all of one extractor: the first of
+    `VECTORS` that most photos have."""
     wanted = sorted({*ids, *known})
-    filters: list[Filter] = [("extractor", "in", [CLIP, embedding.EXTRACTOR]), ("sample_id", "in", wanted)]
+    filters: list[Filter] = [("extractor", "in", list(VECTORS)), ("sample_id", "in", wanted)]
     rows = catalog.read("features", columns=["sample_id", "extractor", "version", "vector"], filters=filters)
     rows = rows[rows["vector"].notna()]
     if rows.empty:
         return np.full((len(ids), 1), np.nan, np.float32), np.zeros((0, 1), np.float32)
     counts = rows.groupby(["extractor", "version"]).size()
-    source = max(counts.index, key=lambda s: (s[0] == CLIP and counts[s] * 2 > len(ids), counts[s]))
+    source = max(counts.index, key=lambda s: (counts[s] * 2 > len(ids), -VECTORS.index(s[0]), counts[s]))
     mine = rows[(rows["extractor"] == source[0]) & (rows["version"] == source[1])]
     of = dict(zip(mine["sample_id"], mine["vector"], strict=True))
     none = np.full(len(next(iter(of.values()))), np.nan, np.float32)

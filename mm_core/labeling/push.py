@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from mm_core.labeling.collect import key_of
 from mm_core.labeling.label_studio import outbox
 from mm_core.labeling.server import Server
 from mm_core.layout import Layout
+from mm_core.locks import exclusive
 from mm_core.records import Report, write_json
 
 AT_ONCE = 20
@@ -28,7 +27,8 @@ def push_tasks(layout: Layout, server: Server, report: Report, *, progress: Call
     unused once the next has run. Which batches have arrived is in
     `labels/delivered.json`, by the project's address; without that file everything is looked up again.
     """
-    with _alone(layout.labels):
+    # Two pushes of one workspace would both find a photo missing.
+    with exclusive(layout.labels / ".push.lock"):
         counts = {"batches": 0, "tasks": 0, "already_there": 0}
         delivered = _delivered(layout)
         done = set(delivered.get(server.link(), []))
@@ -129,12 +129,3 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def _delivered(layout: Layout) -> dict[str, list[str]]:
     path = layout.labels / "delivered.json"
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two pushes of one workspace would both find a photo missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".push.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

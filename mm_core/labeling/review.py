@@ -142,7 +142,7 @@ def doubted_labels(params: RouteParams, layout: Layout) -> pd.DataFrame:
     about = json.loads((table.schema.metadata or {}).get(b"mm", b"{}"))
     if about.get("eval_digest") != json.loads(snapshot.read_text())["eval_digest"]:
         return none
-    scores: Any = table.to_pandas().query("precision == 'float'")
+    scores: Any = table.to_pandas().query("precision == 'float' and model != 'blind'")
     if scores["model"].nunique() < LEAST_MODELS:
         return none
     usual = scores.groupby(["model", "category"])["mse"].transform("median").clip(lower=1e-6)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from mm_core.catalog import Catalog, Filter
 from mm_core.data.images import load_rgb
-from mm_core.labeling.candidates import CLIP, candidates, first_pass, nothing, sent_today
+from mm_core.labeling.candidates import candidates, first_pass, nothing, sent_today
 from mm_core.labeling.choice import UNKNOWN, choose
 from mm_core.labeling.need import Need, category_need
 from mm_core.labeling.review import eval_reviews, suspect_reviews
@@ -29,6 +29,7 @@ from mm_core.params import RouteParams, SnapshotParams
 from mm_core.records import Report
 from mm_core.store import Store, fetch_blob
 from mm_core.structuring import photo
+from mm_core.structuring.rows import VECTORS
 
 if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
@@ -187,8 +188,11 @@ def _matte_of(predictor: Predictor, category: str | None) -> Callable[[np.ndarra
 
 
 def _tags(catalog: Catalog, ids: list[str]) -> dict[str, list[str]]:
-    filters: list[Filter] = [("extractor", "=", CLIP), ("sample_id", "in", ids)]
-    rows = catalog.read("features", columns=["sample_id", "texts"], filters=filters)
+    filters: list[Filter] = [("extractor", "in", list(VECTORS)), ("sample_id", "in", ids)]
+    rows = catalog.read("features", columns=["sample_id", "extractor", "texts"], filters=filters)
+    # The most telling extractor comes last, so that its words win.
+    rows = rows.sort_values("extractor", key=lambda names: -names.map(VECTORS.index), kind="stable")
+    rows = rows[[bool(dict(texts).get("tags")) for texts in rows["texts"]]]
     words = [dict(texts).get("tags", "").split("; ") for texts in rows["texts"]]
     return {i: [word for word in found if word] for i, found in zip(rows["sample_id"], words, strict=True)}
 

@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mm_core.data.dataset import Shelf, locked
+from mm_core.data.dataset import Shelf
 from mm_core.data.images import load_rgb
 from mm_core.errors import InputError, NothingToTrainOn
+from mm_core.locks import exclusive
 from mm_core.model.predict import pick_device
 from mm_core.model.preprocess import resize
 from mm_core.model.torchvision_shim import ensure_torchvision
@@ -197,7 +198,7 @@ def cached_embeddings(
     shelf = Shelf(cache, f"{clip.digest[:16]}-{tower}", (4 * clip.dim,))
     names = {key: sha256_bytes(key.encode()) for key in dict.fromkeys(keys)}
     encode = clip.encode_image if tower == "image" else clip.encode_text
-    with locked(cache / ".lock"):
+    with exclusive(cache / ".lock"):
         shelf.reload()
         missing = [key for key, name in names.items() if name not in shelf]
         for start in range(0, len(missing), save_every):

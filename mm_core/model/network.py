@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from mm_core.errors import InputError
 from mm_core.model import u2net
+from mm_core.model.packaged import load_packaged_weights
 from mm_core.model.torchvision_shim import ensure_torchvision
 from mm_core.params import ModelParams
 from mm_core.records import DECODERS
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Channel statistics of ImageNet's photos, in [0, 1]; the ones that U2-Net was published with."""
 DETAIL_CHANNELS = 8
 """Full-resolution features of the image itself, for edges that the encoder's first stride has lost."""
 
@@ -26,6 +29,26 @@ def conv_bn_relu(channels: int, out: int, kernel: int = 3) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
     )
+
+
+class Normalization(nn.Module):
+    """Channel statistics of the encoder's pretraining, applied inside the network.
+
+    Because the network takes plain RGB in [0, 1], its normalisation travels with the weights into every exported file.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
+        """Args: mean, std: three values each, of RGB in [0, 1]."""
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise RGB (B, 3, H, W) in [0, 1]."""
+        return (images - self.mean) / self.std
 
 
 class TimmEncoder(nn.Module):
@@ -99,6 +122,7 @@ class MattingNet(nn.Module):
     Random weights; `build_model` begins from a seed and pretrained files, `files.load_model` from a saved model.
     """
 
+    normalize: Normalization
     encoder: nn.Module
     decoders: nn.ModuleDict
     channels: list[int]
@@ -122,8 +146,11 @@ class MattingNet(nn.Module):
                 raise InputError(f"params.yaml: model.size: {config.encoder} needs at least 64, not {config.size}")
             encoder = u2net.U2Encoder(config.encoder)
             decoders: dict[str, nn.Module] = {name: u2net.U2Decoder(config.encoder) for name in DECODERS}
+            self.normalize = Normalization()
         else:
-            encoder = TimmEncoder(body or create_body(config.encoder))
+            body = body or create_body(config.encoder)
+            encoder = TimmEncoder(body)
+            self.normalize = normalization_of(body)
             decoders = {name: LightDecoder(encoder.channels, encoder.reductions, config.width) for name in DECODERS}
         self.encoder, self.decoders = encoder, nn.ModuleDict(decoders)
         self.channels, self.reductions = encoder.channels, encoder.reductions
@@ -135,9 +162,15 @@ class MattingNet(nn.Module):
     def bottleneck_channels(self) -> int:
         return self.channels[-1]
 
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """List the parameters that pretrained weights gave: the timm backbone's; none where it began at random."""
+        if self.config.pretrained and isinstance(self.encoder, TimmEncoder):
+            return list(self.encoder.body.parameters())
+        return []
+
     def encode(self, images: Tensor) -> list[Tensor]:
-        """(B,3,S,S) normalised images → features fine→coarse; the last is the bottleneck. S a multiple of 32."""
-        return self.encoder(images)
+        """RGB (B,3,S,S) in [0,1] → features fine→coarse; the last is the bottleneck. S a multiple of 32."""
+        return self.encoder(self.normalize(images))
 
     def decode(self, features: list[Tensor], decoder: str) -> list[Tensor]:
         """Logits, each (B,1,S,S): the main one first, then U2-Net's six side outputs where it is one."""
@@ -180,8 +213,23 @@ class MattingNet(nn.Module):
         return self.decode(self.encode(images), decoder)[0]
 
 
+def normalization_of(body: nn.Module) -> Normalization:
+    """Return the channel statistics that a timm backbone was pretrained with."""
+    known: Any = getattr(body, "pretrained_cfg", None) or getattr(body, "default_cfg", None) or {}
+    return Normalization(known.get("mean") or IMAGENET_MEAN, known.get("std") or IMAGENET_STD)
+
+
 def create_body(name: str, pretrained: str = "") -> nn.Module:
-    """A timm backbone with features_only. `pretrained`: "" (random), `timm` (its hub), or a local checkpoint of it."""
+    """Create a timm backbone with features_only.
+
+    Args:
+        name: timm model name.
+        pretrained: `packaged` (weights that an installed package ships), `timm` (its hub), a local checkpoint of the
+            model, or nothing for random weights.
+
+    Raises:
+        InputError: The model or its weights cannot be had, or do not fit each other.
+    """
     ensure_torchvision()
     import timm
 
@@ -191,16 +239,22 @@ def create_body(name: str, pretrained: str = "") -> nn.Module:
     options: dict[str, Any] = {}
     if pretrained == "timm":
         options = {"pretrained": True}
-    elif pretrained:
+    elif pretrained and pretrained != "packaged":
         if not Path(pretrained).is_file():
-            raise InputError(f"params.yaml: model.pretrained: no file {pretrained}; give a file, `timm` or nothing")
+            raise InputError(
+                f"params.yaml: model.pretrained: no file {pretrained}; give a file, `packaged`, `timm` or nothing"
+            )
         options = {"pretrained": True, "pretrained_cfg_overlay": {"file": pretrained}}
     try:
         body = timm.create_model(name, features_only=True, **options)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"params.yaml: model.encoder {name!r}, pretrained {pretrained!r}: {reason}") from error
-    if pretrained and pretrained != "timm":
+    if pretrained == "packaged":
+        weights = load_packaged_weights(name)
+        # The last layers serve the classifier alone; everything that the body has must be there.
+        body.load_state_dict({key: weights[key] for key in body.state_dict() if key in weights})
+    elif pretrained and pretrained != "timm":
         _check_loaded(body, Path(pretrained))
     return body
 
@@ -228,8 +282,10 @@ def build_model(config: ModelParams, seed: int) -> MattingNet:
         torch.manual_seed(seed)
         if config.encoder in u2net.NAMES:
             net = MattingNet(config)
-            if config.pretrained == "timm":
-                raise InputError("params.yaml: model.pretrained: `timm` has no U2-Net; give its public file or nothing")
+            if config.pretrained in ("timm", "packaged"):
+                raise InputError(
+                    f"params.yaml: model.pretrained: `{config.pretrained}` has no U2-Net; give its file or nothing"
+                )
             if config.pretrained:
                 load_u2net_checkpoint(net, Path(config.pretrained))
         else:

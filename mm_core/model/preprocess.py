@@ -5,10 +5,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-STD = np.array([0.229, 0.224, 0.225], np.float32)
-"""ImageNet's channel statistics, of values in [0,1]."""
-
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes (H,W) or (H,W,C): axes that shrink by area averages, axes that grow bilinearly, each on its own."""
@@ -22,11 +18,14 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def prepare(rgb: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (H,W,3) sRGB → float32 (3,size,size), ImageNet-normalised; the aspect ratio is not kept."""
+    """uint8 (H,W,3) sRGB → float32 (3,size,size) in [0,1]; the aspect ratio is not kept.
+
+    The network normalises by itself (`model.network.Normalization`).
+    """
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise ValueError(f"a photo must be uint8 of (H,W,3), not {rgb.dtype} of {rgb.shape}")
     square = resize(rgb, size, size).astype(np.float32)
-    return np.ascontiguousarray(((square / 255.0 - MEAN) / STD).transpose(2, 0, 1))
+    return np.ascontiguousarray((square / 255.0).transpose(2, 0, 1))
 
 
 def finish(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -50,6 +50,8 @@ class Chosen:
     left_out: dict[str, str]
     """Extractor → why it is not there."""
     clip: ClipTags | None
+    vectors: tuple[str, str]
+    """Extractor and version of the vectors that say most: CLIP's, else the classifier's, else the classical ones."""
 
 
 def decode(path: Path) -> np.ndarray:
@@ -76,22 +78,30 @@ def chosen(params: Params, layout: Layout, stack: ExitStack) -> Chosen:
 
     Programs that they start end with `stack`. Raises InputError for weights that are named but cannot be had.
     """
-    found = [
-        Extractor(photo.EXTRACTOR, photo.VERSION, _each(_photo)),
-        Extractor(embedding.EXTRACTOR, embedding.VERSION, _each(lambda p: Found(vector=embedding.embedding(p.small)))),
-    ]
+    found = [Extractor(photo.EXTRACTOR, photo.VERSION, _each(_photo))]
     left_out: dict[str, str] = {}
     clip = None
     if params.clip.model == "local":
         # A CLIP trained on our few captions has seen no ImageNet class: its tags would be noise.
-        left_out["clip"] = (
-            "clip.model is `local`: name an open_clip model and `pretrained` weights for tags and vectors"
-        )
+        left_out["clip"] = "clip.model is `local`: name an open_clip model and `pretrained` weights for its vectors"
+        if params.structure.classifier:
+            from mm_core.structuring.classifier import ClassifierTags
+
+            tagger = ClassifierTags(params.structure.classifier, params.structure.tags, layout.settings.device)
+            found.append(Extractor(tagger.extractor, tagger.version, tagger.run, together=True))
+        else:
+            left_out["classifier"] = "structure.classifier is empty"
+            found.append(
+                Extractor(
+                    embedding.EXTRACTOR, embedding.VERSION, _each(lambda p: Found(vector=embedding.embedding(p.small)))
+                )
+            )
     else:
         from mm_core.structuring.tags import EXTRACTOR, ClipTags
 
         clip = ClipTags(params.clip, params.structure, layout.cache / "clip", layout.settings.device)
         found.append(Extractor(EXTRACTOR, clip.version, clip.run, together=True))
+    vectors = found[-1].name, found[-1].version
     if not params.structure.ocr:
         left_out["ocr"] = "structure.ocr is empty"
     elif not layout.settings.ocr_python.is_file():
@@ -103,7 +113,7 @@ def chosen(params: Params, layout: Layout, stack: ExitStack) -> Chosen:
                 ocr.EXTRACTOR, ocr.VERSION, program.run, together=True, categories=frozenset(params.structure.ocr)
             )
         )
-    return Chosen(found, left_out, clip)
+    return Chosen(found, left_out, clip, vectors)
 
 
 def _each(measure: Callable[[Photo], Found]) -> Callable[[Sequence[Photo]], list[Found]]:

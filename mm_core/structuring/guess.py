@@ -1,8 +1,8 @@
 """The category of photos whose manifest gives none: a guess, stored beside the sample, never in its place.
 
 With pretrained CLIP weights: zero-shot over sentences about the seven categories. Without: linear discriminant analysis
-(scikit-learn, Ledoit-Wolf shrinkage) on the classical embedding of the photos whose category is known; its confidence
-is what held-out photos say: the share of right guesses among those as sure (isotonic regression).
+(scikit-learn, Ledoit-Wolf shrinkage) on the vectors (`Chosen.vectors`) of the photos whose category is known; its
+confidence is what held-out photos say: the share of right guesses among those as sure (isotonic regression).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import pandas as pd
 from mm_core.catalog import Catalog
 from mm_core.params import StructureParams
 from mm_core.records import ALL_CATEGORIES, Report
-from mm_core.structuring import embedding
 from mm_core.structuring.rows import Found, row_of
 
 if TYPE_CHECKING:
+    from mm_core.structuring.extractors import Chosen
     from mm_core.structuring.tags import ClipTags
 
 EXTRACTOR = "guess"
@@ -114,14 +114,14 @@ class LearnedGuesser:
         ]
 
 
-def guess_new(params: StructureParams, catalog: Catalog, clip: ClipTags | None, report: Report) -> None:
+def guess_new(params: StructureParams, catalog: Catalog, tools: Chosen, report: Report) -> None:
     """Adds a row `guess` for each sample without category that lacks one.
 
     Text `category` and number `confidence`; below
     `structure.guess_confidence`, or where nothing can be guessed from, the text is `withheld` with the reason instead.
     Counts in `report.metrics` (structure/guesses, structure/guesses_withheld).
     """
-    source = (clip.extractor, clip.version) if clip else (embedding.EXTRACTOR, embedding.VERSION)
+    source, clip = tools.vectors, tools.clip
     version = f"{VERSION}/{source[0]}/{source[1]}" + ("" if clip else f"/{_doublings(_known(catalog))}")
     todo = _unguessed(catalog, version)
     if not todo:
@@ -139,14 +139,14 @@ def guess_new(params: StructureParams, catalog: Catalog, clip: ClipTags | None, 
     report.metrics |= {"structure/guesses": given, "structure/guesses_withheld": withheld}
 
 
-def guesser_of(catalog: Catalog, clip: ClipTags | None) -> tuple[Guesser, str]:
+def guesser_of(catalog: Catalog, tools: Chosen) -> tuple[Guesser, str]:
     """Who guesses the categories of photos that are in no catalog, and what their guesses depend on.
 
-    The vectors to give it are CLIP's where there is one, else the classical embedding's.
+    The vectors to give it are those of `tools.vectors`.
     """
-    if clip:
-        return ClipGuesser(clip), f"{VERSION}/{clip.version}"
-    source = (embedding.EXTRACTOR, embedding.VERSION)
+    if tools.clip:
+        return ClipGuesser(tools.clip), f"{VERSION}/{tools.clip.version}"
+    source = tools.vectors
     return _learned(catalog, source), f"{VERSION}/{source[0]}/{source[1]}/{_doublings(_known(catalog))}"
 
 

@@ -26,6 +26,10 @@ class Photo:
     """The same at long side `photo.SIDE` at most."""
 
 
+VECTORS = ("clip", "classifier", "embedding")
+"""Extractors that give vectors, the most telling first (`tags`, `classifier`, `embedding`)."""
+
+
 @dataclass(frozen=True)
 class Found:
     """What an extractor says about one photo: numbers, texts and vector of its row."""
@@ -33,6 +37,14 @@ class Found:
     numbers: Mapping[str, float] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     vector: np.ndarray | None = None
+
+
+def best_vector(found: Mapping[str, Found]) -> np.ndarray:
+    """Return the most telling vector that extractors gave for a photo; raises KeyError where none gave one."""
+    for extractor in VECTORS:
+        if extractor in found and found[extractor].vector is not None:
+            return np.asarray(found[extractor].vector)
+    raise KeyError("no extractor gave a vector")
 
 
 def row_of(sample_id: str, extractor: str, version: str, found: Found) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def split_by_difficulty(
 
     Within each category, the `hard_share` of highest difficulty is hard; at least one on each side where there are two
     or more, and a lone sample is simple. Equal scores are told apart by sample id, so the same input gives the same
-    files. Raises InputError where a label of the snapshot has not been scored at the pinned catalog version.
+    files. Where fewer than `min_hard` would be hard, all are simple. Raises InputError where a label of the snapshot
+    has not been scored at the pinned catalog version.
     """
     pool: Any = read_pool(snapshot_dir, "train_labeled")
     features = scores_of(catalog, version=inputs["catalog"]["features"])
@@ -67,6 +68,12 @@ def split_by_difficulty(
                 "mean_hard": round(float(hard["difficulty"].mean()), 4) if len(hard) else None,
             }
         )
+    if 0 < is_hard.sum() < params.min_hard:
+        report.facts["hard"] = (
+            f"{int(is_hard.sum())} hard photos are fewer than split.min_hard {params.min_hard}: "
+            "they are learned with the simple ones"
+        )
+        is_hard[:] = False
     write_frames(out_dir, {"simple": pool[~is_hard], "hard": pool[is_hard]}, SPLIT_SCHEMA)
     report.metrics |= {"split/simple": int((~is_hard).sum()), "split/hard": int(is_hard.sum())}
     return report

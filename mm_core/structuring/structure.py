@@ -19,7 +19,7 @@ from mm_core.layout import Layout
 from mm_core.params import Params
 from mm_core.records import Report
 from mm_core.store import Store
-from mm_core.structuring import difficulty, embedding, photo
+from mm_core.structuring import difficulty, photo
 from mm_core.structuring.extractors import Extractor, chosen
 from mm_core.structuring.guess import guess_new
 from mm_core.structuring.measure import Done, Task, measured
@@ -41,7 +41,7 @@ def structure_new(
 ) -> tuple[str, str]:
     """Adds the rows that the current extractors and their versions lack, then the guesses.
 
-    Returns extractor and version of the vectors that say most: CLIP's where there is one.
+    Returns extractor and version of the vectors that say most (`Chosen.vectors`).
 
     Counts in `report.metrics` (structure/photos, structure/labels, structure/unreadable, …), extractors that are not
     there and why in `report.facts["left_out"]`, what could not be read in `report.tables["unreadable"]` (tried again
@@ -71,8 +71,7 @@ def structure_new(
             rows.update(row["extractor"] for row in done.rows)
             finished += len({entry["sample_id"] for entry in done.rows + done.failures})
             progress("structure", min(finished, len(tasks)), len(tasks))
-    source = (found.clip.extractor, found.clip.version) if found.clip else (embedding.EXTRACTOR, embedding.VERSION)
-    guess_new(params.structure, catalog, found.clip, report)
+    guess_new(params.structure, catalog, found, report)
     report.metrics |= {
         "structure/samples": int(catalog.query("SELECT count(*) AS photos FROM samples").iloc[0, 0]),
         "structure/photos": rows.pop(photo.EXTRACTOR, 0),
@@ -84,7 +83,7 @@ def structure_new(
         report.facts["left_out"] = found.left_out
     report.tables["unreadable"] = unreadable
     report.tables["difficulty"] = difficulty_table(samples, labels, scores_of(catalog, lacking))
-    return source
+    return found.vectors
 
 
 def unfinished(catalog: Catalog, extractors: Sequence[Extractor]) -> list[str]:

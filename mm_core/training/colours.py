@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mm_core.model.preprocess import MEAN, STD
-
 BINS = 32
 """Of each channel."""
 SPREAD = 0.8
@@ -23,12 +21,11 @@ SPREAD = 0.8
 def by_colour(images: Tensor, matte: Tensor) -> Tensor:
     """At each pixel the mean of `matte` over its photo's pixels of like colour: (B, 1, S, S) in [0, 1], float32.
 
-    images (B, 3, S, S), ImageNet-normalised; matte (B, 1, S, S) in [0, 1]. A bilateral grid (Chen, Paris and Durand
+    images (B, 3, S, S) in [0, 1]; matte (B, 1, S, S) in [0, 1]. A bilateral grid (Chen, Paris and Durand
     2007) of colours alone: the cost is that of the grid and grows with the pixels no faster than they do.
     """
     with torch.autocast(images.device.type, enabled=False):
-        mean, std = (torch.from_numpy(channels).to(images.device).view(1, 3, 1, 1) for channels in (MEAN, STD))
-        colours = (images.float() * std + mean).clamp(0, 1)
+        colours = images.float().clamp(0, 1)
         cells = (colours * (BINS - 1)).round().long().flatten(2)
         cells = (cells[:, 0] * BINS + cells[:, 1]) * BINS + cells[:, 2]
         both = torch.cat([matte.float(), torch.ones_like(matte, dtype=torch.float32)], 1).flatten(2)

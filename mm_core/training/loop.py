@@ -26,11 +26,12 @@ from torch import Tensor, nn
 
 from mm_core.data.dataset import Batch
 from mm_core.errors import NonFiniteLoss
-from mm_core.model.preprocess import MEAN, STD
 from mm_core.params import CommonTrainParams, StageParams
 from mm_core.training import ranks
+from mm_core.training.checkpoint import Errors, can_choose, choose_checkpoint, macro_error, mean_errors
 from mm_core.training.interrupts import deferred_signals
 from mm_core.training.memory import kept_memory
+from mm_core.training.precision import choose_precision
 
 WARMUP = 0.05
 NEW_RATE = 5.0
@@ -72,7 +73,7 @@ class Sample:
 
     ids: list[str]
     images: Tensor
-    """(B, 3, S, S), ImageNet-normalised, channels last."""
+    """RGB (B, 3, S, S) in [0, 1], channels last."""
     alpha: Tensor
     """(B, 1, S, S) in [0, 1]; zeros where there is no matte."""
     binary: Tensor
@@ -90,18 +91,14 @@ class Sample:
 def to_device(batch: Batch, device: torch.device) -> Sample:
     alpha = torch.from_numpy(batch.alphas).to(device).float().div_(255).unsqueeze(1)
     binary = torch.from_numpy(np.asarray(batch.binary)).to(device)
-    images = _normalised(batch.images, device)
-    lit = None if batch.lit is None else _normalised(batch.lit, device)
+    images = _as_floats(batch.images, device)
+    lit = None if batch.lit is None else _as_floats(batch.lit, device)
     return Sample(batch.ids, images, alpha, binary, batch.decoders, batch.captions, batch.categories, lit)
 
 
-def _normalised(photos: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (B, S, S, 3) → (B, 3, S, S), channels last."""
-    width = photos.shape[2]
-    # A row at once: an inner loop over three channels takes five times as long.
-    mean, std = (torch.from_numpy(channels).to(device).repeat(width) for channels in (MEAN, STD))
-    rows = torch.from_numpy(photos).to(device).float().flatten(2).div_(255).sub_(mean).div_(std)
-    return rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
+def _as_floats(photos: np.ndarray, device: torch.device) -> Tensor:
+    """Turn uint8 (B, S, S, 3) into float32 (B, 3, S, S) in [0, 1], channels last."""
+    return torch.from_numpy(photos).to(device).float().div_(255).permute(0, 3, 1, 2)
 
 
 def pick_device(name: str) -> torch.device:
@@ -115,23 +112,28 @@ class State:
 
     step: int = 0
     best_step: int = 0
-    best_score: float = math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
-    validation: dict[str, float] = field(default_factory=dict)
-    """Mean squared error per category of the best weights."""
+    """The averaged weights with the lowest macro MSE so far; empty where validation cannot choose."""
+    best_errors: Errors = field(default_factory=dict)
+    """Of the best weights."""
     losses: dict[str, float] = field(default_factory=dict)
     """The last values."""
-    looks: int = 0
-    """Validations since the best one."""
+    evaluations_since_best: int = 0
 
 
 @dataclass
 class Result:
-    """How a run ended; `weights` are the best by validation, on the CPU."""
+    """How a run ended."""
 
     weights: dict[str, Tensor]
-    best_step: int
+    """The averaged weights that `choose_checkpoint` keeps, on the CPU."""
+    kept_step: int
+    """Their step."""
+    kept_because: str
     validation: dict[str, float]
+    """Mean squared error per category of these weights."""
+    precision: str
+    """Number format of the forward pass: bf16 or fp32."""
     losses: dict[str, float]
     resumed_from: int
     images: int
@@ -157,32 +159,33 @@ def fit(
     common: CommonTrainParams,
     *,
     seed: int,
-    validate: Callable[[nn.Module], dict[str, float]],
+    validate: Callable[[nn.Module], Errors],
     checkpoint: Path,
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
     log: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     save_seconds: float = SAVE_SECONDS,
 ) -> Result:
-    """Trains `strategy` for `stage.steps` steps and returns the best weights of its `net`.
+    """Train `strategy` for `stage.steps` steps and return the averaged weights of its `net`.
 
-    `validate` maps a net to the MSE per category; the mean over categories chooses. The weights it starts with are a
-    candidate too, so a stage never ends worse on validation than it began. Without validation samples (an empty dict)
-    the last averaged weights are kept. Goes on from `checkpoint` where that exists. SIGINT and SIGTERM are
-    answered between two steps, after a checkpoint. Raises NonFiniteLoss.
+    `validate` maps a net to the squared error of each validation photo, by category and always in the same order.
+    `choose_checkpoint` says whether the last averaged weights or earlier ones are kept; the weights that the stage
+    starts with are a candidate too. Goes on from `checkpoint` where that exists. SIGINT and SIGTERM are answered
+    between two steps, after a checkpoint. Raises NonFiniteLoss.
     """
+    precision = choose_precision(common.precision, device)
     module: nn.Module = strategy  # type: ignore[assignment]
     module.to(device)
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average = copy.deepcopy(strategy.net).eval().requires_grad_(False)
     fused = device.type in ("cpu", "cuda")
-    optimiser = torch.optim.AdamW(_groups(strategy, common.weight_decay), lr=stage.lr, fused=fused)
+    optimiser = torch.optim.AdamW(_groups(strategy, common), lr=stage.lr, fused=fused)
     pairs = list(zip(average.state_dict().values(), strategy.net.state_dict().values(), strict=True))
-    state = State()
+    state, scores, evaluated = State(), Errors(), -1
     if checkpoint.is_file():
         _restore(checkpoint, state, module, average, optimiser, device)
     else:
-        _consider(state, average, validate)
+        scores, evaluated = _consider(state, average, validate), 0
     # At a high rate the average is for a while worse than where the stage began; who follows it learns its mistakes.
     teacher = average
     if state.best:
@@ -202,7 +205,7 @@ def fit(
     ):
         saved_at = time.monotonic()
         for batches in ahead:
-            if common.patience and state.looks >= common.patience:
+            if common.patience and state.evaluations_since_best >= common.patience:
                 break
             begun = time.monotonic()
             drawn = batches.result()
@@ -212,9 +215,9 @@ def fit(
             torch.manual_seed(seed * 1_000_003 + step)
             lr = rate(step, stage.steps, stage.lr)
             for group in optimiser.param_groups:
-                group["lr"] = lr * group["haste"]
+                group["lr"] = lr * group["lr_multiplier"]
             module.train()
-            with torch.autocast(device.type, torch.bfloat16, enabled=common.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 terms = strategy.losses(samples, step / stage.steps, teacher)
             total = torch.stack([term.float() for term in terms.values()]).sum()
             if not torch.isfinite(total):
@@ -236,19 +239,26 @@ def fit(
                 state.losses = {name: float(term.detach()) for name, term in terms.items()}
                 log(state.step, {f"loss/{name}": value for name, value in state.losses.items()} | {"lr": lr})
             if state.step % common.validate_every == 0 or state.step == stage.steps:
-                scores = _consider(state, average, validate)
-                if scores and state.best_step == state.step:
+                scores, evaluated = _consider(state, average, validate), state.step
+                if state.best and state.best_step == state.step:
                     teacher.load_state_dict(state.best)
                     _heed(strategy, teacher, state.best_step, log)
-                log(state.step, {f"val/{category}/mse": mse for category, mse in scores.items()})
+                log(state.step, {f"val/{category}/mse": mse for category, mse in mean_errors(scores).items()})
             if pending.arrived or time.monotonic() - saved_at >= save_seconds:
                 if ranks.rank() == 0:
                     _save(checkpoint, state, module, average, optimiser)
                 saved_at = time.monotonic()
                 pending.deliver()
             progress(state.step, stage.steps)
-    weights = state.best or _weights(average)
-    return Result(weights, state.best_step, state.validation, state.losses, resumed_from, seen, clock, waited)
+    # A run that was resumed with no step left to take has not evaluated its last weights.
+    last = scores if evaluated == state.step else ranks.agreed(validate(average) if ranks.rank() == 0 else {})
+    keep_best, reason = choose_checkpoint(state.best_errors, last, stage_start=state.best_step == 0)
+    weights, kept, errors = _weights(average), state.step, last
+    if keep_best:
+        weights, kept, errors = state.best, state.best_step, state.best_errors
+    return Result(
+        weights, kept, reason, mean_errors(errors), precision, state.losses, resumed_from, seen, clock, waited
+    )
 
 
 def _heed(strategy: Strategy, teacher: nn.Module, step: int, log: Callable[[int, dict[str, float]], None]) -> None:
@@ -279,35 +289,33 @@ def _in_float(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return forward(x.float())
 
 
-def _groups(strategy: Strategy, decay: float) -> list[dict[str, Any]]:
-    """Norms and biases are not decayed."""
+def _groups(strategy: Strategy, common: CommonTrainParams) -> list[dict[str, Any]]:
+    """Split the parameters by learning rate and decay: norms and biases are not decayed."""
     module: nn.Module = strategy  # type: ignore[assignment]
-    old = {id(p) for p in strategy.net.parameters()}
-    groups = [
-        {
-            "params": [p for p in module.parameters() if (p.ndim > 1, id(p) in old) == (matrix, in_net)],
-            "weight_decay": decay if matrix else 0.0,
-            "haste": 1.0 if in_net else NEW_RATE,
-        }
-        for matrix in (True, False)
-        for in_net in (True, False)
-    ]
-    return [group for group in groups if group["params"]]
+    multipliers = {id(p): 1.0 for p in strategy.net.parameters()}
+    multipliers |= {id(p): common.encoder_lr for p in strategy.net.pretrained_parameters()}
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for parameter in module.parameters():
+        multiplier, is_matrix = multipliers.get(id(parameter), NEW_RATE), parameter.ndim > 1
+        group = groups.setdefault(
+            (is_matrix, multiplier),
+            {"params": [], "weight_decay": common.weight_decay if is_matrix else 0.0, "lr_multiplier": multiplier},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
 
 
-def _consider(state: State, average: nn.Module, validate: Callable[[nn.Module], dict[str, float]]) -> dict[str, float]:
-    """Validates the averaged weights and keeps them if they are the best so far."""
-    scores = ranks.agreed(validate(average) if ranks.rank() == 0 else {})
-    if scores:
-        score = sum(scores.values()) / len(scores)
-        if score < state.best_score:
-            state.best_step, state.best_score, state.best = state.step, score, _weights(average)
-            state.validation, state.looks = scores, 0
-        else:
-            state.looks += 1
-    else:
+def _consider(state: State, average: nn.Module, validate: Callable[[nn.Module], Errors]) -> Errors:
+    """Validate the averaged weights and remember them if their macro MSE is the lowest so far."""
+    errors = ranks.agreed(validate(average) if ranks.rank() == 0 else {})
+    if not can_choose(errors):
         state.best_step = state.step
-    return scores
+    elif not state.best or macro_error(errors) < macro_error(state.best_errors):
+        state.best_step, state.best, state.best_errors = state.step, _weights(average), errors
+        state.evaluations_since_best = 0
+    else:
+        state.evaluations_since_best += 1
+    return errors
 
 
 def _weights(net: nn.Module) -> dict[str, Tensor]:

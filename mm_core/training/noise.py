@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ from mm_core.eval.metrics import category_scores
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.model.predict import TorchPredictor
 from mm_core.params import Params
-from mm_core.records import CATEGORIES, Report
+from mm_core.records import CATEGORIES, Report, digest_of
 from mm_core.store import Store
 from mm_core.training.scratch import copy_data, part_of, scratch_layout, train_all
 
 RECORD = "gate/noise.json"
 """Store key of the last measurement."""
 FEWEST = 3
+TRAINED_BY = {"model", "train", "clip", "split"}
+"""Sections of the params that a training depends on; the seed is what differs."""
+SIZE_RATIO, MAX_AGE = 1.5, timedelta(days=90)
+"""How far a training set may have grown, and time have passed, since the noise was measured."""
 
 
 def measure_noise(
@@ -63,6 +67,8 @@ def measure_noise(
         "noise": found,
         "values": values,
         "snapshot": digest,
+        "training": digest_of(params.model_dump(mode="json", include=TRAINED_BY)),
+        "photos": len(read_pool(layout.snapshot, "train_labeled")),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     store.put(RECORD, json.dumps(record, sort_keys=True).encode())
@@ -87,10 +93,22 @@ def relative_noise(values: list[dict[Any, Any]]) -> dict[str, float]:
     return found
 
 
-def recorded_noise(store: Store, metric: str) -> dict[str, float] | None:
-    """What was measured last, or None where nothing was, or for another metric."""
+def recorded_noise(params: Params, layout: Layout, store: Store) -> dict[str, float] | None:
+    """Return what was measured last, category → noise, where it still says something about this cycle; else None.
+
+    It does not where it was measured for another metric, with other params of training, for a training set smaller or
+    larger by more than SIZE_RATIO, or more than MAX_AGE ago.
+    """
     try:
         record = json.loads(store.fetch(RECORD).read_text())
     except BlobNotFound:
         return None
-    return record["noise"] if record["metric"] == metric else None
+    photos = max(1, len(read_pool(layout.snapshot, "train_labeled")))
+    measured = max(1, int(record.get("photos", 0)))
+    fits = (
+        record["metric"] == params.gate.primary
+        and record.get("training") == digest_of(params.model_dump(mode="json", include=TRAINED_BY))
+        and max(photos, measured) <= SIZE_RATIO * min(photos, measured)
+        and datetime.now(UTC) - datetime.fromisoformat(record["measured_at"]) <= MAX_AGE
+    )
+    return record["noise"] if fits else None

@@ -51,7 +51,7 @@ def usual_places(sources: Sequence[tuple[Pool, int]]) -> dict[str, Tensor]:
 def evidence(images: Tensor, places: Tensor) -> Tensor:
     """Log-odds (B, 1, S, S), float32, of what place and colour say for the subject and against it.
 
-    images (B, 3, S, S), ImageNet-normalised; `places`, the usual one of each photo's category, (B, 1, S, S) in [0, 1].
+    images (B, 3, S, S), in [0, 1]; `places`, the usual one of each photo's category, (B, 1, S, S) in [0, 1].
     Zero where the subject is as likely as in the mean over the photo: how large it usually is the teacher knows.
     """
     usual = _log_odds(places.mean((2, 3), keepdim=True))

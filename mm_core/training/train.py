@@ -1,16 +1,15 @@
 """One training stage of the cycle, from the snapshot's frames to a model file (called by `stages.py`).
 
-What a stage makes is decided by its content key: stage, params, data, start weights, recipe. Under that key lie the
+What a stage makes is decided by its content key: stage, params, data, start weights, code. Under that key lie the
 checkpoint of an unfinished run and the model of a finished one, outside the cycle's folder: a killed
 stage goes on where it was, and a stage that was trained before is not trained again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,23 +20,24 @@ import pandas as pd
 import torch
 from torch import nn
 
+from mm_core.code_digest import code_digest
 from mm_core.data.dataset import UNKNOWN, PixelCache, Pool
 from mm_core.errors import InputError, NothingToTrainOn
 from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.locks import exclusive
 from mm_core.model.files import load_model, save_model
 from mm_core.model.network import MattingNet, build_model
 from mm_core.params import CommonTrainParams, Params, StageParams
 from mm_core.records import Report, digest_of, sha256_file, write_bytes, write_json
 from mm_core.store import Store
 from mm_core.training import ranks
+from mm_core.training.checkpoint import Errors
 from mm_core.training.loop import Result, Sample, fit, pick_device, to_device
 from mm_core.training.multimodal import Multimodal, embed, with_captions
 from mm_core.training.semi import Semi
 from mm_core.training.supervised import Supervised
 from mm_core.training.tracking import Tracker
 
-RECIPE = 7
-"""Raised when this room's code changes what the same params and data lead to."""
 HEEDED = 32
 """Validation photos of each category that choose how far a teacher is corrected: one of four takes no thousands."""
 _FRAME_COLUMNS = ["sample_id", "category", "decoder", "caption", "alpha_sha256", "label_binary"]
@@ -96,7 +96,7 @@ def train_stage(
         "snapshot": snapshot,
         "data": data.digest(),
         "start": sha256_file(start) if start else None,
-        "recipe": RECIPE,
+        "code": code_digest(__name__),
     }
     folder = layout.checkpoints / digest_of(recipe)
     report.facts |= {"key": folder.name, "start": recipe["start"], "snapshot": snapshot, "data": recipe["data"]}
@@ -104,7 +104,7 @@ def train_stage(
     with ranks.joined(device):
         first = ranks.rank() == 0
         waiting = partial(progress, f"train {stage}: another process trains the same", 0, 1)
-        with _locked(folder, waiting) if first else nullcontext():
+        with exclusive(folder / "lock", waiting) if first else nullcontext():
             reused = ranks.agreed((folder / "done.json").is_file())
             if not reused:
                 ranks.check_batch(params.train.common.batch, ranks.world())
@@ -206,9 +206,8 @@ def _train(
         metrics = _metrics(stage, result) | {f"{stage}/epochs": epochs(params.train.common, data, settings.steps)}
         if first:
             metrics |= {f"{stage}/val/choice": share for share in check.rightly_chosen(net)}
-        facts |= {"steps": settings.steps, "best_step": result.best_step, "resumed_from": result.resumed_from}
-        if not result.validation:
-            facts["validation"] = "empty: the last averaged weights were kept"
+        facts |= {"steps": settings.steps, "kept_step": result.kept_step, "resumed_from": result.resumed_from}
+        facts |= {"checkpoint": result.kept_because, "precision": result.precision}
     if not first:
         return
     net.to("cpu")
@@ -253,7 +252,7 @@ def _why_idle(stage: str, settings: StageParams, data: Data) -> str | None:
     if settings.steps == 0:
         return f"train.{stage}.steps is 0"
     if stage == "hard" and data.labeled.empty:
-        return "the split found no hard sample"
+        return "the split has no hard samples, or too few for a stage of their own (split.min_hard)"
     if stage == "semi" and data.unlabeled.empty:
         return "the snapshot holds no unlabelled photo: drop some as kind unlabeled"
     if stage == "multimodal" and len(set(data.text_image["caption"])) < 2:
@@ -322,7 +321,7 @@ def epochs(common: CommonTrainParams, data: Data, step: int) -> float:
 
 
 class _Validation:
-    """Mean squared error per category at the model's size, in float32.
+    """Squared error of each validation photo by category, at the model's size, in float32.
 
     The photos are kept as bytes, in the host's memory: as floats thousands of them would fill a device.
     """
@@ -334,15 +333,15 @@ class _Validation:
         return (to_device(batch, self._device) for batch in self._batches)
 
     @torch.no_grad()
-    def __call__(self, net: nn.Module) -> dict[str, float]:
+    def __call__(self, net: nn.Module) -> Errors:
         assert isinstance(net, MattingNet)
-        errors: dict[str, list[float]] = {}
+        errors: Errors = {}
         for sample in self._samples():
             alpha = net.route(net.encode(sample.images), sample.decoders)[0].sigmoid()
             squared = ((alpha - sample.alpha) ** 2).mean((1, 2, 3)).tolist()
             for category, error in zip(sample.categories, squared, strict=True):
                 errors.setdefault(category, []).append(error)
-        return {category: float(np.mean(values)) for category, values in sorted(errors.items())}
+        return dict(sorted(errors.items()))
 
     @torch.no_grad()
     def rightly_chosen(self, net: MattingNet) -> list[float]:
@@ -382,16 +381,3 @@ def _relevant(stage: str, params: Params) -> dict[str, Any]:
         train["semi"] = params.train.semi
         whole["clip"] = params.clip.model_dump(mode="json")
     return whole | {"train": {name: section.model_dump(mode="json") for name, section in train.items()}}
-
-
-@contextmanager
-def _locked(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Only one process at a time works under a content key; the lock ends with its process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -21,7 +21,7 @@ MIX_SHARE = (0.1, 0.4)
 def altered(images: Tensor, target: Tensor, decoders: Sequence[str], mix: float) -> tuple[Tensor, Tensor]:
     """Other light, blur and noise, and with probability `mix` a rectangle of another photo of the same decoder.
 
-    images (B, 3, S, S), ImageNet-normalised; target (B, 1, S, S) in [0, 1]. Where a rectangle goes in, its target does.
+    images (B, 3, S, S), in [0, 1]; target (B, 1, S, S) in [0, 1]. Where a rectangle goes in, its target does.
     """
     with torch.autocast(images.device.type, enabled=False):
         return mixed(_noisy(_blurred(_recoloured(images))), target, decoders, mix)
@@ -57,10 +57,10 @@ def _partners(decoders: Sequence[str]) -> list[int]:
 def _recoloured(images: Tensor) -> Tensor:
     count = len(images)
     contrast = torch.exp(0.4 * (2 * torch.rand(count, 1, 1, 1) - 1))
-    gain, shift = 1 + 0.15 * (2 * torch.rand(count, 3, 1, 1) - 1), 0.5 * (2 * torch.rand(count, 1, 1, 1) - 1)
+    gain, shift = 1 + 0.15 * (2 * torch.rand(count, 3, 1, 1) - 1), 0.11 * (2 * torch.rand(count, 1, 1, 1) - 1)
     on = torch.rand(count, 1, 1, 1) < COLOUR
     scale, shift = torch.where(on, contrast * gain, 1.0), torch.where(on, shift, 0.0)
-    images = images * scale.to(images.device) + shift.to(images.device)
+    images = (images - 0.45) * scale.to(images.device) + 0.45 + shift.to(images.device)
     grey = (torch.rand(count, 1, 1, 1) < GREY).to(images.device)
     return torch.where(grey, images.mean(1, keepdim=True), images)
 
@@ -73,7 +73,7 @@ def _blurred(images: Tensor) -> Tensor:
 
 
 def _noisy(images: Tensor) -> Tensor:
-    return images + 0.25 * torch.randn_like(images) * _some(len(images), NOISE).to(images.device)
+    return images + 0.056 * torch.randn_like(images) * _some(len(images), NOISE).to(images.device)
 
 
 def _some(count: int, share: float) -> Tensor:

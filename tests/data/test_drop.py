@@ -80,7 +80,7 @@ def test_captions_from_files_and_table(tmp_path: Path) -> None:
     ("kind", "batch", "files", "message"),
     [
         ("labelled", "b", ["a.jpg"], r"--kind 'labelled' is unknown; use one of pixel_labeled"),
-        ("unlabeled", "../b", ["a.jpg"], r"--batch '../b' cannot be a folder's name"),
+        ("unlabeled", "../b", ["a.jpg"], r"--batch: the folder's name '../b' is not safe to use: rename it"),
         ("unlabeled", "b", ["a.md"], r"no photos found; put .*\.jpg"),
         (
             "pixel_labeled",

@@ -41,6 +41,9 @@ GOOD = Probe(
     alpha_inside=True,
     alpha_found=True,
     alpha_decodes=True,
+    alpha_grey=True,
+    alpha_way_up=None,
+    alpha_is_photo=False,
     alpha_size="64×48",
     alpha_fits=True,
     alpha_highest=1.0,
@@ -50,6 +53,9 @@ GOOD = Probe(
     matte=MATTE,
 )
 BREAKS: dict[str, dict[str, Any]] = {
+    "alpha_is_grey": {"alpha_grey": False},
+    "matte_is_no_photo": {"alpha_is_photo": True},
+    "matte_way_up": {"alpha_way_up": 0.2},
     "row_is_whole": {"extra_fields": 2},
     "row_is_plain_text": {"plain_text": False},
     "image_inside_batch": {"image_inside": False},

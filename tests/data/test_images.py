@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mm_core.data.images import (
+    ColourPicture,
     CorruptImage,
     NotAnImage,
     TooManyPixels,
@@ -85,22 +86,84 @@ def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
     assert rgb[0, :, 0].tolist() == [255, 127, 0]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
-    """Pillow's own transposition is the oracle; the header tells the upright size without decoding."""
-    from PIL import ImageOps
+FORMATS_WITH_ORIENTATION: list[tuple[str, dict]] = [
+    ("JPEG", {"quality": 95, "subsampling": 0}),
+    ("MPO", {"quality": 95, "subsampling": 0}),
+    ("PNG", {}),
+    ("WEBP", {"lossless": True}),
+    ("AVIF", {"quality": 95, "subsampling": "4:4:4"}),
+    ("HEIF", {"quality": 95, "chroma": 444}),
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("TIFF", {"compression": "jpeg", "quality": 95}),
+    ("JPEG2000", {}),
+    ("BMP", {}),
+    ("GIF", {}),
+]
 
+
+def transposed(path: Path) -> np.ndarray:
+    """Pillow's own transposition, RGB: the oracle. From a stream: by name, Pillow 13 garbles plain grey TIFFs."""
+    with path.open("rb") as stream, Image.open(stream) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def mean_difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one.astype(float) - other.astype(float)).mean())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("format", "options"), FORMATS_WITH_ORIENTATION)
+def test_orientation_of_every_format(tmp_path: Path, format: str, options: dict, orientation: int) -> None:
+    """Photo, reduced photo, matte and header are as `exif_transpose` has them; BMP and GIF keep no orientation."""
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
     exif = Image.Exif()
     exif[0x0112] = orientation
+    path = written(tmp_path, Image.fromarray(QUARTERS[:, :54]), format, exif=exif, **options)
+    expected = transposed(path)
+    rgb, header, small = load_rgb(path), read_header(path), load_rgb(path, 27)
+    assert rgb.shape == expected.shape and mean_difference(rgb, expected) < 3
+    assert (header.height, header.width) == rgb.shape[:2]
+    if header.orientation > 4:
+        assert (header.raw_height, header.raw_width) == (rgb.shape[1], rgb.shape[0])
+    reduced = np.asarray(Image.fromarray(expected).resize(small.shape[1::-1], Image.Resampling.BOX))
+    assert max(small.shape) == 27 and mean_difference(small, reduced) < 12
+    grey = np.linspace(0, 255, 48 * 54).reshape(48, 54).astype(np.uint8)
+    matte = written(tmp_path, Image.fromarray(grey), format, exif=exif, **options)
+    alpha = load_alpha(matte)
+    assert alpha.shape == transposed(matte).shape[:2]
+    assert mean_difference(alpha * 255, transposed(matte)[..., 0]) < 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orient_is_exif_transpose(orientation: int) -> None:
     image = Image.fromarray(QUARTERS[:, :50])
-    path = written(tmp_path, image, "PNG", exif=exif)
-    with Image.open(path) as again:
-        expected = np.asarray(ImageOps.exif_transpose(again))
-    rgb = load_rgb(path)
-    assert np.array_equal(rgb, expected)
+    image.getexif()[0x0112] = orientation
+    assert np.array_equal(orient(QUARTERS[:, :50], orientation), np.asarray(ImageOps.exif_transpose(image)))
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_matte_without_its_own_tag(tmp_path: Path, format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = written(tmp_path, Image.fromarray(GREY), format, exif=exif)
+    assert np.array_equal(np.rint(load_alpha(path, by_own_tag=False) * 255), GREY)
+
+
+def test_an_orientation_that_only_xmp_tells(tmp_path: Path) -> None:
+    """Of a TIFF Pillow turns it while it loads, and its size before does not show that."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    path = written(tmp_path, Image.fromarray(QUARTERS[:, :54]), "TIFF", tiffinfo={700: xmp})
+    expected = transposed(path)
+    assert load_rgb(path).shape == expected.shape and mean_difference(load_rgb(path), expected) < 3
     header = read_header(path)
-    assert (header.height, header.width) == rgb.shape[:2] and (header.raw_height, header.raw_width) == (48, 50)
-    assert np.array_equal(orient(QUARTERS[:, :50], orientation), expected)
+    assert (header.height, header.width) == expected.shape[:2]
+    assert load_rgb(path, 27).shape[0] == 27 * (expected.shape[0] > expected.shape[1]) + 24 * (
+        expected.shape[0] <= expected.shape[1]
+    )
 
 
 def test_nonsense_orientation_is_upright(tmp_path: Path) -> None:
@@ -203,17 +266,47 @@ def rgba(colour: np.ndarray, alpha: np.ndarray) -> Image.Image:
         (Image.fromarray(GREY).convert("RGB"), "PNG"),
         (Image.fromarray(GREY).convert("P"), "PNG"),
         (rgba(np.full_like(GREY, 7), GREY), "PNG"),
-        (rgba(GREY, np.full_like(GREY, 255)), "PNG"),
-        (rgba(GREY, np.full_like(GREY, 0)), "PNG"),
         (Image.merge("LA", [Image.new("L", (30, 20), 9), Image.fromarray(GREY)]), "PNG"),
         (Image.fromarray(GREY), "JPEG"),
     ],
-    ids=["8", "16", "float", "float255", "rgb", "palette", "rgba", "rgba-opaque", "rgba-clear", "la", "jpeg"],
+    ids=["8", "16", "float", "float255", "rgb", "palette", "rgba", "la", "jpeg"],
 )
 def test_alphas(tmp_path: Path, image: Image.Image, format: str) -> None:
     alpha = load_alpha(written(tmp_path, image, format))
     assert alpha.shape == (20, 30) and alpha.dtype == np.float32
     assert np.abs(alpha - ALPHA).max() <= (0.02 if format == "JPEG" else 0.003)
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_a_constant_alpha_channel_is_that_matte(tmp_path: Path, mode: str, value: int) -> None:
+    """Whatever the colours below are: a picture that was saved with an opaque channel is no matte of its brightness."""
+    image = rgba(GREY, np.full_like(GREY, value))
+    image = image.convert("LA") if mode == "LA" else image.quantize(16) if mode == "PA" else image
+    alpha = load_alpha(written(tmp_path, image, "PNG"))
+    assert np.allclose(alpha, value / 255, atol=0.003)
+
+
+@pytest.mark.parametrize(
+    ("mode", "format"),
+    [(m, f) for m in ("RGB", "P", "YCbCr", "CMYK", "LAB") for f in ("PNG", "JPEG", "WEBP", "TIFF", "BMP")],
+)
+def test_a_picture_in_colour_is_no_matte(tmp_path: Path, mode: str, format: str) -> None:
+    image = Image.fromarray(QUARTERS).convert(mode)
+    try:
+        path = written(tmp_path, image, format)
+    except (OSError, KeyError, ValueError):
+        pytest.skip(f"{format} has no {mode}")
+    with pytest.raises(ColourPicture, match="save the matte in grey"):
+        load_alpha(path)
+
+
+@pytest.mark.parametrize("quality", [10, 50, 95])
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "AVIF"])
+def test_compression_does_not_make_a_grey_matte_coloured(tmp_path: Path, format: str, quality: int) -> None:
+    disc = np.hypot(*np.mgrid[-60:60, -80:80]) < 40
+    image = Image.fromarray((disc * 255).astype(np.uint8)).convert("RGB")
+    assert mean_difference(load_alpha(written(tmp_path, image, format, quality=quality)), disc) < 0.05
 
 
 def test_sixteen_bits_survive_the_way_into_the_store(tmp_path: Path) -> None:
@@ -248,7 +341,8 @@ def test_lab_pictures(tmp_path: Path) -> None:
     """Pillow's colour management is the way there and back."""
     path = written(tmp_path, Image.fromarray(QUARTERS).convert("LAB"), "TIFF")
     assert np.abs(load_rgb(path).astype(int) - QUARTERS).mean() < 8
-    assert load_alpha(path).shape == (48, 64)
+    grey = written(tmp_path, Image.fromarray(GREY).convert("RGB").convert("LAB"), "TIFF")
+    assert np.abs(load_alpha(grey) - ALPHA).max() < 0.02
 
 
 def test_a_jpeg_of_endless_scans_is_refused(tmp_path: Path) -> None:

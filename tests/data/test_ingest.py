@@ -34,8 +34,10 @@ def test_a_drop_ends_in_the_catalog(any_workshop: Any, make: Any) -> None:
         "ingest/batches": 1,
         "ingest/held": 0,
         "ingest/accepted": 4,
+        "ingest/updated": 0,
         "ingest/quarantined": 1,
         "ingest/duplicates": 3,
+        "ingest/conflicts": 0,
     }
     assert shop.verdicts() == MIXED_VERDICTS
     assert [row["row"] for row in report.tables["rejects"]] == [2, 3, 4, 5]
@@ -85,14 +87,14 @@ def test_folders_without_manifest_wait(workshop: Any, make: Any) -> None:
 
 
 def test_a_known_photo_brings_what_the_catalog_lacks(workshop: Any, make: Any) -> None:
-    """Unlabelled, then captioned, then labelled, then labelled better; each again adds nothing."""
+    """Unlabelled, then captioned twice, then labelled, then labelled better; each again adds nothing."""
     photo = {"image": "x.jpg", "image_bytes": make.encoded(make.photo(1)), "category": ""}
     labelled = photo | {"alpha": "x.png", "category": "cards"}
     drops = [
         ("unlabeled", "a", photo, 1),
         ("unlabeled", "b", photo, 0),
         ("text_image", "c", photo | {"caption": "A playing card."}, 1),
-        ("text_image", "d", photo | {"caption": "Something else."}, 0),
+        ("text_image", "d", photo | {"caption": "Something else."}, 1),
         ("pixel_labeled", "e", labelled | {"alpha_bytes": make.encoded(make.matte(1), "PNG")}, 1),
         ("pixel_labeled", "f", labelled | {"alpha_bytes": make.encoded(make.matte(1), "PNG")}, 0),
         ("pixel_labeled", "g", labelled | {"alpha_bytes": make.encoded(make.matte(2), "PNG")}, 1),
@@ -102,7 +104,7 @@ def test_a_known_photo_brings_what_the_catalog_lacks(workshop: Any, make: Any) -
         assert workshop.ingest(batch=batch).metrics["ingest/accepted"] == accepted, batch
     (sample,) = workshop.catalog.read("samples").to_dict("records")
     assert (sample["kind"], sample["batch"]) == ("unlabeled", "a")
-    assert (sample["caption"], sample["category"]) == ("A playing card.", "cards")
+    assert (sample["caption"], sample["category"]) == ("Something else.", "cards")
     labels = workshop.catalog.read("labels").sort_values("version")
     assert list(zip(labels["version"], labels["batch"], strict=True)) == [(1, "e"), (2, "g")]
 

@@ -171,7 +171,7 @@ def test_the_same_matte_in_another_coding_is_the_same_label(batch: Path, make: A
 def test_a_matte_of_another_size_is_not_decoded(batch: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (batch / "a.jpg").write_bytes(make.encoded(make.photo(1)))
     (batch / "a.png").write_bytes(make.encoded(make.matte(1, 640, 480), "PNG"))
-    monkeypatch.setattr("mm_core.data.probe.load_alpha", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("mm_core.data.mattes.load_alpha", lambda *_: pytest.fail("decoded"))
     probe = measured(batch, alpha="a.png")
     assert probe.alpha_fits is False and probe.alpha_decodes is None and probe.alpha_size == "640×480"
 

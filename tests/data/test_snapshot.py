@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm_core.catalog import Catalog
+from mm_core.data.holdout import LEARNT
 from mm_core.data.snapshot import (
     POOLS,
     TRAINING,
@@ -64,7 +65,7 @@ def train_group(start=0):
 
 def placed(samples, labels=None, params=PARAMS):
     labels = [label(row) for row in samples if row["kind"] == "pixel_labeled"] if labels is None else labels
-    columns = list(label(sample(0)))
+    columns = [*label(sample(0)), "withdrawn_at"]
     return place(params, pd.DataFrame(samples), pd.DataFrame(labels, columns=columns)).set_index("sample_id")
 
 
@@ -246,25 +247,94 @@ def evaluated(rows):
     return set(table.loc[table["eval"], "group"])
 
 
-def test_a_category_that_chance_left_without_eval_gets_the_smallest_hash_and_keeps_it():
+def later(week):
+    """Values of a sample that arrives that many weeks after the first batch."""
+    return {"batch": f"b{week}", "accepted_at": f"2026-02-{week:02d}T00:00:00"}
+
+
+def test_a_category_that_chance_left_without_eval_gets_the_smallest_hashes_and_keeps_them():
     names = train_groups(5)
     rows = [sample(n, group=name) for n, name in enumerate(names)]
-    assert evaluated(rows[:4]) == set()
+    assert evaluated(rows[:2]) == set(), "a third at most: the others train"
     lowest = min(names, key=lambda name: stable_share(name, "eval"))
     assert evaluated(rows) == {lowest}
     assert placed(rows)["validation"].any()
-    later = {"batch": "b1", "accepted_at": "2026-02-01T00:00:00"}
-    no_more_need = sample(100, group=eval_group(), **later)
+    no_more_need = sample(100, group=eval_group(), **later(1))
     assert evaluated([*rows, no_more_need]) == {lowest, no_more_need["group"]}
 
 
-def test_every_category_has_its_share_of_groups_in_eval_and_in_validation():
-    names = train_groups(45)
-    rows = [sample(n, group=name, category=("pets", "cards")[n < 15]) for n, name in enumerate(names)]
+def test_eval_is_filled_first_up_to_what_the_gate_needs_and_then_by_share():
+    names = train_groups(90)
+    category = ["cards"] * 15 + ["pets"] * 30 + ["portrait"] * 45
+    rows = [sample(n, group=name, category=category[n]) for n, name in enumerate(names)]
     table = placed(rows).query("eval or validation or train_labeled").groupby("category")[list(POOLS)].sum()
-    assert table["eval"].to_dict() == {"cards": 3, "pets": 6}
-    assert (table["validation"] >= [1, 2]).all()
-    assert (table["train_labeled"] >= [8, 15]).all()
+    assert table["eval"].to_dict() == {"cards": 5, "pets": 8, "portrait": 9}
+    assert (table["validation"] >= [1, 2, 3]).all()
+    assert (table["train_labeled"] >= [8, 15, 30]).all()
+    more = SnapshotParams(eval_least=12)
+    assert placed(rows, params=more).groupby("category")["eval"].sum().to_dict() == {
+        "cards": 5, "pets": 10, "portrait": 12,
+    }  # fmt: skip
+
+
+def test_only_arriving_groups_are_held_out():
+    """Eight weekly drops of three groups each: whatever is held out was held out from its first week on."""
+    rows, learnt = [], set()
+    names = train_groups(24)
+    for week in range(1, 9):
+        rows += [sample(n, group=names[n], **later(week)) for n in range(3 * week - 3, 3 * week)]
+        table = placed(rows)
+        held_out = set(table.index[table["eval"] | table["validation"]])
+        assert not held_out & learnt
+        learnt |= set(table.index[table["train_labeled"]])
+    assert table["eval"].sum() >= 6
+
+
+def test_role_eval_cannot_make_a_judge_of_what_was_learnt():
+    """Edits, group members and near-duplicates of photos that arrived earlier for training are reported, not used."""
+    names = train_groups(4)
+    learnt = sample(1, group=names[1], role="train", phash="00000000ffff0000")
+    seen_unlabelled = sample(2, group=names[2], kind="unlabeled")
+    late = [
+        sample(11, group=names[1], role="eval", **later(1)),
+        sample(12, group="other", role="eval", near=[learnt["id"]], **later(1)),
+        sample(13, group="else", role="eval", phash="00000000ffff0001", **later(1)),
+        sample(14, group=names[2], role="eval", **later(1)),
+        sample(15, group="fresh", role="eval", **later(1)),
+    ]
+    table = placed([learnt, seen_unlabelled, *late])
+    assert set(table.index[table["eval"]]) == {"s00015"}
+    for row in late[:4]:
+        assert pools_of(table, row["id"]) == set(), "not trained on silently"
+        assert table.loc[row["id"], "dropped"] == LEARNT
+    assert pools_of(table, learnt["id"]) == {"train_labeled"}, "the photo that was learnt from stays a training photo"
+
+
+def test_what_arrives_near_a_learnt_photo_is_no_validation_photo():
+    learnt = sample(1, kind="unlabeled", group=train_group())
+    all_of_it = SnapshotParams(validation_share=0.89, eval_share=1e-9, eval_least=0)
+    edits = [sample(2 + n, group=name, near=[learnt["id"]], **later(1)) for n, name in enumerate(train_groups(5)[1:])]
+    assert placed([learnt, *edits], params=all_of_it).loc[[row["id"] for row in edits], "train_labeled"].all()
+    alone = placed([row | {"near": None} for row in edits], params=all_of_it)
+    assert alone["validation"].any()
+
+
+def test_a_late_label_never_makes_a_validation_photo():
+    rows = [sample(n, kind="unlabeled", group=name) for n, name in enumerate(train_groups(12))]
+    table = placed(rows, [label(row) for row in rows], SnapshotParams(validation_share=0.89))
+    assert table["train_labeled"].all()
+
+
+def test_a_withdrawn_label_is_made_up_for_by_arriving_groups_alone():
+    names = train_groups(40)
+    rows = [sample(n, group=name) for n, name in enumerate(names[:24])]
+    before = set(placed(rows).query("eval").index)
+    gone = sorted(before)[0]
+    labels = [label(row, withdrawn_at="2026-01-15T00:00:00" if row["id"] == gone else None) for row in rows]
+    assert set(placed(rows, labels).query("eval").index) == before - {gone}
+    new = [sample(100 + n, group=name, **later(1)) for n, name in enumerate(names[24:])]
+    after = set(placed([*rows, *new], [*labels, *(label(row, withdrawn_at=None) for row in new)]).query("eval").index)
+    assert before - {gone} < after and after - before <= {row["id"] for row in new}
 
 
 def test_a_retried_row_of_an_old_batch_does_not_push_an_eval_photo_out():
@@ -275,13 +345,16 @@ def test_a_retried_row_of_an_old_batch_does_not_push_an_eval_photo_out():
     assert evaluated(rows) <= evaluated([*rows, retried])
 
 
-@settings(max_examples=20)
+@settings(max_examples=30)
 @given(st.data())
 def test_eval_never_shrinks_and_nothing_leaks_as_batches_arrive(data):
-    """The catalog grows batch by batch, with near-duplicates across groups; every eval photo stays one."""
+    """The catalog grows batch by batch, with near-duplicates across groups; every eval photo stays one.
+
+    What a week could train on is never held out later.
+    """
     number = data.draw(st.integers(1, 4), label="batches")
     hashes = [f"{n * 0x0F0F0F0F:016x}" for n in range(6)]
-    rows, before, count = [], set(), 0
+    rows, before, count, learnt = [], set(), 0, set()
     for batch in range(number):
         for _ in range(data.draw(st.integers(1, 8))):
             kind = data.draw(st.sampled_from(["pixel_labeled", "pixel_labeled", "unlabeled", "text_image"]))
@@ -300,6 +373,8 @@ def test_eval_never_shrinks_and_nothing_leaks_as_batches_arrive(data):
         now = set(table.index[table["eval"]])
         assert before <= now
         before = now
+        assert not learnt & (now | set(table.index[table["validation"]]))
+        learnt |= set(table.index[table[list(TRAINING)].any(axis=1)])
     frames = {pool: table[table[pool]].reset_index() for pool in POOLS}
     assert_no_leak(frames, pd.DataFrame(rows), 3)
 

@@ -12,6 +12,7 @@ import pandas as pd
 from mm_core.data.images import encode_alpha
 from mm_core.data.samplegen import generate
 from mm_core.data.snapshot import POOLS, SCHEMA
+from mm_core.eval.evaluate import BLIND
 from mm_core.eval.evidence import Evidence
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.records import ALL_CATEGORIES, decoder_of, digest_of, write_json
@@ -104,16 +105,24 @@ def simulate(
         | {"biou": np.maximum(0, 1 - 6 * mse)[:, None], "maxf": (1 - np.minimum(0.9, 3 * mse))[:, None] * curve}
         for key, mse in zip(KEYS, (candidate, int8, champion, anchor), strict=True)
     }
+    blind = np.exp(rng.normal(np.log(0.2), 0.3, count))
+    values[BLIND] = {m: np.full(count, 0.1)[:, None] for m in ("sad", "grad", "conn", "biou")} | {
+        "mse": blind[:, None], "maxf": np.full((count, 256), 0.3),
+    }  # fmt: skip
     group = np.array([f"{c}-g{i % photos // burst:04d}" for i, c in enumerate(category)])
-    return Evidence(category, group, values)
+    sample_id = np.array([f"{c}{i:04d}" for i, c in enumerate(category)])
+    return Evidence(category, group, sample_id, values)
 
 
 def tables(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The same as per-image rows and eval frame."""
-    names = [f"{category}{index:04d}" for index, category in enumerate(evidence.category)]
-    frame = pd.DataFrame({"sample_id": names, "category": evidence.category, "group": evidence.group})
+    frame = pd.DataFrame(
+        {"sample_id": evidence.sample_id, "category": evidence.category, "group": evidence.group}
+        | {"alpha_sha256": [f"alpha of {name}" for name in evidence.sample_id]}
+    )
     parts = [
-        frame.assign(model=model, precision=precision, decoder="saliency", fcurve=list(values["maxf"]))
+        frame.drop(columns="alpha_sha256")
+        .assign(model=model, precision=precision, decoder="saliency", fcurve=list(values["maxf"]))
         .assign(**{metric: column[:, 0] for metric, column in values.items() if metric != "maxf"})
         .assign(mse_band=3 * values["mse"][:, 0], maxf=values["maxf"].max(axis=1))
         for (model, precision), values in evidence.values.items()

@@ -13,8 +13,10 @@ from eval_workspace import simulate, tables, write_snapshot
 
 from mm_core.errors import InputError
 from mm_core.eval import evaluate
+from mm_core.eval.cells import judge
 from mm_core.eval.evidence import Evidence
-from mm_core.eval.gate import conclude, decide, judge, questions_for
+from mm_core.eval.gate import conclude, decide
+from mm_core.eval.questions import questions_for
 from mm_core.layout import Layout
 from mm_core.params import GateParams
 from mm_core.records import CATEGORIES, Cell, Verdict
@@ -22,6 +24,8 @@ from mm_core.settings import Settings
 
 PARAMS = GateParams.model_validate({"resamples": 1000})
 QUICK = GateParams.model_validate({"resamples": 200})
+PRIMARY, QUICK_PRIMARY = (params.model_copy(update={"mode": "primary"}) for params in (PARAMS, QUICK))
+"""The rule before 0025: superiority in each category."""
 INPUTS = {"champion": {"digest": "c" * 64}, "anchor": {"digest": "a" * 64}}
 FIRST = {"champion": None, "anchor": None}
 
@@ -42,22 +46,24 @@ def verdict(root: Path, evidence: Evidence, params: GateParams = PARAMS, inputs:
     return decide(params, workspace(root, *tables(evidence), inputs), inputs)
 
 
-def quick(evidence: Evidence, seed: int) -> str:
+def quick(evidence: Evidence, seed: int, params: GateParams = QUICK) -> str:
     """The decision without files."""
-    questions = questions_for(QUICK, champion=True, anchor=True)
-    return conclude(QUICK, judge(QUICK, evidence, questions, seed), [], same=False)[0]
+    questions = questions_for(params, champion=True, anchor=True)
+    return conclude(params, judge(params, evidence, questions, seed), [], same=False)[0]
 
 
 def test_clear_gain_in_all_six_is_promoted(tmp_path: Path) -> None:
     found = verdict(tmp_path, simulate(1, gains=0.3))
     assert found.decision == "PROMOTE" and found.basis == "paired"
-    judged = [cell for cell in found.cells if cell.category in CATEGORIES]
-    assert len(judged) == 6 * 7 and {cell.result for cell in judged} == {"pass"}
+    judged = [cell for cell in found.cells if cell.category in (*CATEGORIES, "all")]
+    # Gain, four margins, tail guard, four against the best so far, int8; and the mean over the six.
+    assert len(judged) == 6 * 11 + 1 and {cell.result for cell in judged} == {"pass"}
     for cell in judged:
-        assert cell.bound <= cell.gain and cell.bound > cell.margin
-        if cell.role == "superior":
+        assert cell.bound <= cell.gain <= (cell.upper or 0) and (cell.bound > cell.margin or cell.role == "gain")
+        if cell.role == "gain":
             assert cell.gain == pytest.approx((cell.reference or 0) - cell.candidate)
-    assert "all 6 categories" in found.reasons[0]
+    assert "all 6 categories" in found.reasons[0] and "on average with confidence" in found.reasons[0]
+    assert not any("worse than" in reason for reason in found.reasons)
     Verdict.model_validate_json(found.model_dump_json())
 
 
@@ -68,7 +74,7 @@ def test_cells_show_plain_means(tmp_path: Path) -> None:
     cell = {(c.category, c.metric, c.against): c for c in found.cells}["pets", "conn", "champion"]
     assert cell.candidate == pytest.approx(pets["conn"].mean()["multimodal", "int8"])
     assert cell.reference == pytest.approx(pets["conn"].mean()["champion", "int8"])
-    assert cell.margin == pytest.approx(-0.1 * cell.reference - 1e-4)
+    assert cell.margin == pytest.approx(-0.075 * cell.reference - 1e-4)
     cell = {(c.category, c.metric, c.against): c for c in found.cells}["pets", "maxf", "champion"]
     curves = np.stack(
         list(
@@ -77,14 +83,16 @@ def test_cells_show_plain_means(tmp_path: Path) -> None:
             ]["fcurve"]
         )
     )
-    assert cell.candidate == pytest.approx(curves.mean(0).max(), abs=1e-6) and cell.margin == pytest.approx(-0.02)
+    assert cell.candidate == pytest.approx(curves.mean(0).max(), abs=1e-6) and cell.margin == pytest.approx(-0.015)
 
 
 def test_one_category_regression_rejects(tmp_path: Path) -> None:
     found = verdict(tmp_path, simulate(3, gains=dict.fromkeys(CATEGORIES, 0.3) | {"cards": -0.3}))
     assert found.decision == "REJECT"
-    assert all(reason.startswith("cards:") for reason in found.reasons)
-    assert "worse than the champion's" in found.reasons[0]
+    *shown, listed = [reason for reason in found.reasons if not reason.startswith("advice")]
+    assert shown and all(reason.startswith("cards:") for reason in shown)
+    assert "worse than the champion's" in shown[0]
+    assert listed.startswith("worse than the champion: cards mse -") and "at worst" in listed and "pets" not in listed
 
 
 def test_small_gain_with_few_photos_is_inconclusive(tmp_path: Path) -> None:
@@ -101,7 +109,7 @@ def test_estimate_of_missing_photos() -> None:
     )  # fmt: skip
     assert "about 82 more photos" in conclude(PARAMS, [cell], [], same=False)[1][-1]
     worse = cell.model_copy(update={"gain": -0.001})
-    assert "more photos would not settle it" in conclude(PARAMS, [worse], [], same=False)[1][-1]
+    assert "more photos would not settle it" in conclude(PARAMS, [worse], [], same=False)[1][-2]
 
 
 def test_identical_candidate_never_promotes(tmp_path: Path) -> None:
@@ -133,38 +141,60 @@ def test_slow_erosion_is_seen_by_the_anchor(tmp_path: Path) -> None:
     for metric in ("mse", "conn"):
         scores.loc[anchor, metric] *= 0.5
     found = decide(PARAMS, workspace(tmp_path, scores, frame), INPUTS)
-    assert found.decision == "REJECT" and all("anchor" in reason for reason in found.reasons)
+    shown = [reason for reason in found.reasons if not reason.startswith(("advice", "worse than the champion:"))]
+    assert found.decision == "REJECT" and all("worse than the best so far" in reason for reason in shown)
 
 
 def test_costly_int8_is_not_promoted(tmp_path: Path) -> None:
     found = verdict(tmp_path, simulate(8, gains=0.5, int8_cost=0.3))
-    assert found.decision == "REJECT" and all("its own float" in reason for reason in found.reasons)
+    assert found.decision == "REJECT" and all("its own float" in reason for reason in found.reasons[:6])
 
 
-def test_scenery_only_warns(tmp_path: Path) -> None:
-    found = verdict(tmp_path, simulate(9, gains=dict.fromkeys(CATEGORIES, 0.3) | {"scenery": -0.5}))
-    assert found.decision == "PROMOTE"
-    assert found.reasons[1].startswith("warning, not judged: scenery")
+def test_a_certain_loss_in_scenery_blocks_unless_it_is_accepted_by_name(tmp_path: Path) -> None:
+    data = simulate(9, gains=dict.fromkeys(CATEGORIES, 0.3) | {"scenery": -0.5})
+    found = verdict(tmp_path, data)
+    assert found.decision == "REJECT" and all(r.startswith("scenery:") for r in found.reasons[:2])
+    accepting = verdict(tmp_path, data, PARAMS.model_copy(update={"accept_loss": ("scenery",)}))
+    assert accepting.decision == "PROMOTE"
+    assert any(r.startswith("accepted by gate.accept_loss: scenery: mse") for r in accepting.reasons)
+    assert any(r.startswith("worse than the champion: scenery mse") for r in accepting.reasons)
+    unsure = verdict(tmp_path, simulate(9, gains=dict.fromkeys(CATEGORIES, 0.3)))
+    assert unsure.decision == "PROMOTE", "scenery need not gain"
 
 
 def test_too_few_photos_or_scenes(tmp_path: Path) -> None:
     assert "8 are needed" in verdict(tmp_path, simulate(10, photos=6, gains=0.5)).reasons[0]
     found = verdict(tmp_path, simulate(10, photos=12, gains=0.5, burst=3))
-    assert found.decision == "INCONCLUSIVE" and "show 4 scenes, 8 are needed" in found.reasons[0]
+    assert found.decision == "INCONCLUSIVE" and "show 4 scenes, 5 are needed" in found.reasons[0]
 
 
 def test_first_model_meets_floors(tmp_path: Path) -> None:
     found = verdict(tmp_path, simulate(11), inputs=FIRST)
     assert (found.decision, found.basis, found.champion) == ("PROMOTE", "bootstrap", None)
-    assert {cell.against for cell in found.cells} == {"floor", "float"}
+    assert {cell.against for cell in found.cells} == {"floor", "float", "blind"}
     poor = verdict(tmp_path, simulate(11, level=-1.0), inputs=FIRST)
-    assert poor.decision == "REJECT" and "worse than the required" in poor.reasons[0]
+    assert poor.decision == "REJECT" and "is below the floor 0.05" in poor.reasons[0]
+    assert not any("worse than the champion" in reason for reason in poor.reasons)
 
 
-def test_delta_asks_for_more(tmp_path: Path) -> None:
+def test_a_first_model_must_beat_the_blind_matte_in_each_category(tmp_path: Path) -> None:
+    """It clears floors that somebody set too low, and is no better than a matte that ignores the photo."""
+    lax = PARAMS.model_copy(update={"floors": {"mse": 1.0}})
+    scores, frame = tables(simulate(11))
+    assert decide(lax, workspace(tmp_path, scores, frame, FIRST), FIRST).decision == "PROMOTE"
+    ours = scores.loc[(scores["model"] == "multimodal") & (scores["precision"] == "int8")].set_index("sample_id")["mse"]
+    cards = (scores["model"] == "blind") & (scores["category"] == "cards")
+    scores.loc[cards, "mse"] = scores.loc[cards, "sample_id"].map(ours) * 1.001
+    scores.loc[cards, "mse"] *= 0.5
+    found = decide(lax, workspace(tmp_path, scores, frame, FIRST), FIRST)
+    assert found.decision == "REJECT" and "cards: mse" in found.reasons[0] and "blind matte's" in found.reasons[0]
+
+
+def test_delta_asks_for_more_and_an_improvement_is_never_called_worse(tmp_path: Path) -> None:
     data = simulate(12, photos=60, gains=0.15)
-    assert verdict(tmp_path, data).decision == "PROMOTE"
-    assert verdict(tmp_path, data, PARAMS.model_copy(update={"delta": 0.3})).decision == "REJECT"
+    assert verdict(tmp_path, data, PRIMARY).decision == "PROMOTE"
+    found = verdict(tmp_path, data, PRIMARY.model_copy(update={"delta": 0.3}))
+    assert found.decision == "INCONCLUSIVE" and not any("worse" in reason for reason in found.reasons)
 
 
 @pytest.mark.parametrize("primary", ["conn", "maxf", "biou", "sad"])
@@ -237,6 +267,20 @@ def test_leaked_photo_blocks(tmp_path: Path) -> None:
         assert found.decision == "INCONCLUSIVE" and "train_unlabeled belong to the eval set" in found.reasons[0]
 
 
+def test_photos_that_a_judged_model_has_learnt_from_do_not_judge(tmp_path: Path) -> None:
+    """A third of one category was learnt by the champion, which is nearly perfect there: the true gain is seen."""
+    scores, frame = tables(simulate(16, photos=60, gains=0.3))
+    learnt = frame.loc[frame["category"] == "cards", "sample_id"].iloc[:20]
+    contaminated = scores["sample_id"].isin(learnt) & (scores["model"] == "champion")
+    scores.loc[contaminated, ["mse", "conn"]] *= 0.05
+    layout = workspace(tmp_path, scores, frame)
+    assert decide(PARAMS, layout, INPUTS).decision != "PROMOTE"
+    found = decide(PARAMS, layout, INPUTS, left_out=dict.fromkeys(learnt, "version 2 (train_labeled)"))
+    assert found.decision == "PROMOTE" and set(found.left_out) == set(learnt)
+    assert {cell.images for cell in found.cells if cell.category == "cards"} == {40}
+    assert any("left out: 20 eval photos" in r and "cards 20" in r and "version 2" in r for r in found.reasons)
+
+
 def test_no_scores_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     layout = workspace(tmp_path, *tables(simulate(17)))
     layout.per_image.unlink()
@@ -255,7 +299,9 @@ def test_noop_retrain_is_not_promoted() -> None:
 def test_level_of_the_hardest_null() -> None:
     """Five categories far better and one unchanged: what the intersection-union test guarantees is this case."""
     gains = dict.fromkeys(CATEGORIES, 0.6) | {"delicacy": 0.0}
-    promoted = [quick(simulate(500 + run, photos=12, gains=gains), run) for run in range(200)].count("PROMOTE")
+    promoted = [quick(simulate(500 + run, photos=12, gains=gains), run, QUICK_PRIMARY) for run in range(200)].count(
+        "PROMOTE"
+    )
     assert promoted / 200 <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 200)
 
 
@@ -283,26 +329,73 @@ def test_strict_wants_every_one_of_the_24_cells(tmp_path: Path) -> None:
     assert found.decision == "INCONCLUSIVE" and all(reason.startswith("cards: conn") for reason in found.reasons)
 
 
-def test_a_gain_within_seed_noise_is_no_gain(tmp_path: Path) -> None:
+def test_seed_noise_is_advice(tmp_path: Path) -> None:
+    """What is judged is the file that ships, whatever another seed would have given."""
     layout = workspace(tmp_path, *tables(simulate(21, photos=40, gains=0.3)))
     known = decide(PARAMS, layout, INPUTS, noise=dict.fromkeys(CATEGORIES, 0.05))
-    assert known.decision == "PROMOTE" and not any("noise" in reason for reason in known.reasons)
-    cell = next(c for c in known.cells if c.category == "pets" and c.role == "superior")
-    assert cell.margin == pytest.approx(0.05 * (cell.reference or 0))
+    assert known.decision == "PROMOTE" and not any("advice" in reason for reason in known.reasons)
     found = decide(PARAMS, layout, INPUTS, noise=dict.fromkeys(CATEGORIES, 0.05) | {"cards": 0.5})
-    assert found.decision == "REJECT" and all(reason.startswith("cards: mse") for reason in found.reasons)
+    assert found.decision == "PROMOTE"
+    assert found.reasons[-1].startswith("advice: gains within what another seed") and "cards" in found.reasons[-1]
     assert "mm gate noise" in decide(PARAMS, layout, INPUTS).reasons[-1]
 
 
-def test_worn_out_eval_photos_warn_and_then_stop(tmp_path: Path) -> None:
+def test_worn_out_eval_photos_warn_and_ask_for_fresh_ones(tmp_path: Path) -> None:
     params, layout = PARAMS.model_copy(update={"eval_budget": 10}), workspace(tmp_path, *tables(simulate(1, gains=0.3)))
     assert "judged 8 candidates before" in decide(params, layout, INPUTS, uses=8).reasons[-1]
     assert "judged" not in " ".join(decide(params, layout, INPUTS, uses=7).reasons)
     worn = decide(params, layout, INPUTS, uses=10)
-    assert worn.decision == "INCONCLUSIVE" and not worn.cells and "role eval" in worn.reasons[0]
+    assert worn.decision == "PROMOTE" and "drop fresh labelled photos with role eval" in worn.reasons[-1]
 
 
 def test_the_guard_needs_scenes_enough_for_its_level(tmp_path: Path) -> None:
-    """Seven scenes can give level 5 %, not 0.5 %: 2^-7 is more."""
-    found = verdict(tmp_path, simulate(22, photos=14, burst=2, gains=0.6))
+    """Seven scenes can give level 5 %, not the 0.5 % of the mode primary's guard: 2^-7 is more."""
+    found = verdict(tmp_path, simulate(22, photos=14, burst=2, gains=0.6), PRIMARY)
     assert found.decision == "INCONCLUSIVE" and "show 7 scenes, 8 are needed" in found.reasons[0]
+
+
+def test_a_gain_in_all_six_need_not_be_certain_in_each() -> None:
+    """Gains of 8 % are no certainty with 60 photos in each category; on the mean over the six they are."""
+    found = [simulate(700 + run, photos=60, gains=0.08) for run in range(30)]
+    new = [quick(data, run) for run, data in enumerate(found)].count("PROMOTE")
+    old = [quick(data, run, QUICK_PRIMARY) for run, data in enumerate(found)].count("PROMOTE")
+    assert new >= 20 and old <= 5
+
+
+def test_one_category_without_a_gain_holds_back_but_is_no_loss(tmp_path: Path) -> None:
+    """Cards are half a percent worse, within the noise of 60 photos: no promotion, and no REJECT."""
+    scores, frame = tables(simulate(3, photos=60, gains=0.3))
+    ours = (scores["model"] == "multimodal") & (scores["category"] == "cards")
+    before = scores.loc[scores["model"] == "champion"].set_index("sample_id")["mse"]
+    noisy = scores.loc[ours, "sample_id"].map(before) * np.exp(np.random.default_rng(0).normal(0, 0.2, ours.sum()))
+    for precision in ("float", "int8"):
+        here = ours & (scores["precision"] == precision)
+        scaled = noisy[here] * (1.005 * before[frame.loc[frame["category"] == "cards", "sample_id"]].mean())
+        scores.loc[here, "mse"] = scaled / noisy[here].mean()
+    found = decide(PARAMS, workspace(tmp_path, scores, frame), INPUTS)
+    assert found.decision == "INCONCLUSIVE"
+    assert any("cards: mse is not better" in r and "nor is a loss shown" in r for r in found.reasons), found.reasons
+
+
+def test_a_few_catastrophes_do_not_hide_behind_softened_errors(tmp_path: Path) -> None:
+    """Nine photos of ten gain 30 %, the tenth is ten times worse: softened errors play it down."""
+    scores, frame = tables(simulate(23, photos=60, gains=0.3))
+    ruined = frame.loc[frame["category"] == "pets", "sample_id"].iloc[::10]
+    rows = scores["sample_id"].isin(ruined) & (scores["model"] == "multimodal")
+    scores.loc[rows, "mse"] *= 10
+    found = decide(PARAMS, workspace(tmp_path, scores, frame), INPUTS)
+    assert found.decision != "PROMOTE" and any(reason.startswith("pets: mse") for reason in found.reasons)
+
+
+def test_every_metric_and_category_that_got_worse_is_listed_with_its_bound(tmp_path: Path) -> None:
+    scores, frame = tables(simulate(24, photos=60, gains=0.3))
+    worse = (scores["model"] == "multimodal") & (scores["category"] == "cards")
+    champion = scores[(scores["model"] == "champion")].set_index("sample_id")
+    scores.loc[worse, "conn"] = scores.loc[worse, "sample_id"].map(champion["conn"]) * 1.01
+    scores.loc[worse, "biou"] = scores.loc[worse, "sample_id"].map(champion["biou"]) - 0.001
+    inputs = {"champion": INPUTS["champion"], "anchor": INPUTS["champion"]}
+    found = decide(PARAMS, workspace(tmp_path, scores, frame, inputs), inputs)
+    assert found.decision == "PROMOTE", found.reasons
+    listed = next(reason for reason in found.reasons if reason.startswith("worse than the champion:"))
+    assert "cards biou -0.1 points (at worst" in listed and "cards conn -1 %" in listed
+    assert "pets" not in listed and "cards mse" not in listed

@@ -35,7 +35,8 @@ def cycle(root: Path, *, photos: int = 8, size: int = 64, champion: bool = True)
         "champion": {"version": "4", "digest": "c" * 64, "files": {}} if champion else None,
         "anchor": {"version": "1", "digest": "a" * 64, "files": {}} if champion else None,
     }
-    write_json(layout.inputs, inputs)
+    frozen = json.loads((layout.snapshot / "snapshot.json").read_text())
+    write_json(layout.snapshot / "snapshot.json", frozen | inputs)
     models = {(stage, "float"): Blurred(truths, error) for stage, error in ERRORS.items()}
     models["multimodal", "int8"] = Blurred(truths, 0.251)
     if champion:

@@ -25,10 +25,12 @@ from mm_core.params import ExportParams, ModelParams, Params
 from mm_core.records import ALL_CATEGORIES, DECODERS, Verdict, decoder_of, sha256_file, write_json
 from mm_core.settings import Settings
 from mm_core.store import Store, put_blob
+from mm_core.training.train import read_data
 
 SIZE = 64
 PARAMS = Params(
-    model=ModelParams(encoder="test_efficientnet", size=SIZE, width=8), export=ExportParams(calibration_images=6)
+    model=ModelParams(pretrained="", encoder="test_efficientnet", size=SIZE, width=8),
+    export=ExportParams(calibration_images=6),
 )
 
 
@@ -102,8 +104,11 @@ def fill_catalog(layout: Layout, per_category: int = 9) -> None:
 
 
 def write_models(layout: Layout, net: MattingNet, seed: int) -> None:
+    """One network as every stage's model, each with the record that training writes."""
+    snapshot, start = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"], None
     for stage in TRAIN_STAGES:
-        save_model(layout.model(stage), net, {"stage": stage, "params": {"seed": seed}, "start": None})
+        record = {"snapshot": snapshot, "data": read_data(stage, layout).digest(), "start": start}
+        start = save_model(layout.model(stage), net, {"stage": stage, "params": {"seed": seed}, **record})
 
 
 def stop_clocks(patch: pytest.MonkeyPatch) -> None:

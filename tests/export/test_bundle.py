@@ -16,6 +16,7 @@ from mm_core import stages
 from mm_core.cli import app
 from mm_core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.export import bundle as b
+from mm_core.export import bundle_manifest as m
 from mm_core.export.signature import make_keys, sign_file
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.records import DECODERS, Report, sha256_file
@@ -39,7 +40,7 @@ def test_the_manifest_says_what_was_judged_and_every_digest_holds(exported):
     scores = json.loads((exported.evaluation / "metrics.json").read_text())
     assert manifest["metrics"]["pets"]["int8"] == scores["multimodal.int8"]["pets"]
     assert manifest["metrics"]["pets"]["float"] == scores["multimodal"]["pets"]
-    assert manifest["input"]["shape"] == [1, 3, 64, 64] and manifest["input"]["mean"] == [0.485, 0.456, 0.406]
+    assert manifest["input"]["shape"] == [1, 3, 64, 64] and manifest["input"]["mean"] == [0.0, 0.0, 0.0]
     assert sorted(r["license"] for r in manifest["data"]["sources"]) == ["CC0-1.0", "not stated"]
     training = sum(len(b.read_pool(exported.snapshot, pool)) for pool in b.TRAINING)
     assert sum(r["photos"] for r in manifest["data"]["sources"]) == training
@@ -99,30 +100,31 @@ def test_no_code_of_a_bundle_is_run_and_no_file_beside_it_is_named(exported, tmp
     for name in ("../key", str(tmp_path / "key")):
         (folder / "manifest.json").write_text(json.dumps(manifest | {"files": manifest["files"] | {name: key}}))
         with pytest.raises(InputError, match="no file of the bundle"):
-            b.checked_manifest(folder)
+            m.checked_manifest(folder)
     golden = {"golden": manifest["golden"] | {"file": "../key"}}
     (folder / "manifest.json").write_text(json.dumps(manifest | golden))
     with pytest.raises(InputError, match="no file of the bundle"):
-        b.checked_manifest(folder)
+        m.checked_manifest(folder)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "golden.npz").rename(tmp_path / "golden.npz")
     (folder / "golden.npz").symlink_to(tmp_path / "golden.npz")
     with pytest.raises(InputError, match="no file of the bundle"):
-        b.checked_manifest(folder)
+        m.checked_manifest(folder)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", "{}", '{"files": 1}', "[" * 100_000, '{"files": {}}'])
+@pytest.mark.parametrize("text", ["[]", "{", "{}", '{"files": 1}', "[" * 100_000, '{"files": {}}',
+                                  '{"files": {"a": {"bytes": Infinity, "sha256": "0"}}}'])  # fmt: skip
 def test_what_is_no_manifest_is_told(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match="not a bundle's manifest"):
-        b.checked_manifest(tmp_path)
+        m.checked_manifest(tmp_path)
 
 
 def test_a_huge_manifest_is_not_read(tmp_path):
     with (tmp_path / "manifest.json").open("wb") as stream:
-        stream.truncate(b.MANIFEST_BYTES + 1)
+        stream.truncate(m.MANIFEST_BYTES + 1)
     with pytest.raises(InputError, match="at most"):
-        b.read_manifest(tmp_path)
+        m.read_manifest(tmp_path)
 
 
 def test_a_finished_bundle_is_kept_a_damaged_one_made_again(cycle, unmeasured):

@@ -78,3 +78,39 @@ def test_a_key_that_is_none_is_named_without_being_shown(text: str, monkeypatch)
 def test_no_secret_in_the_signature(key: Path) -> None:
     secret = key.read_text().splitlines()[1]
     assert secret not in json.dumps(sign(b"words"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b"null",
+        b"{}",
+        b'{"algorithm": "Ed25519", "key": "' + b"0" * 16 + b'", "signature": 1}',
+        b'{"algorithm": "none", "key": "' + b"0" * 16 + b'", "signature": "' + b"A" * 86 + b'=="}',
+        b'{"algorithm": "Ed25519", "key": "\\u001b[2J\\n", "signature": "' + b"A" * 86 + b'=="}',
+        b'{"algorithm": "Ed25519", "key": ["a"], "signature": NaN}',
+        b" " * (1 << 20),
+    ],
+)
+def test_a_hostile_signature_is_refused_in_one_line(key: Path, tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "manifest.json"
+    file.write_text("{}")
+    beside = tmp_path / "manifest.json.sig"
+    beside.write_bytes(text)
+    with pytest.raises(InputError, match=r"manifest\.json\.sig: not a signature") as error:
+        check_file(file)
+    assert str(error.value).isprintable()
+    assert sign_file(file) == check_file(file), "signing again replaces it"
+
+
+def test_a_signature_that_is_no_file_is_refused(key: Path, tmp_path: Path) -> None:
+    file = tmp_path / "manifest.json"
+    file.write_text("{}")
+    (tmp_path / "manifest.json.sig").mkdir()
+    with pytest.raises(InputError, match="not a signature"):
+        check_file(file)
+    for wrong in ([], "x", 1):
+        with pytest.raises(InputError, match="no signature"):
+            check(b"words", wrong)  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import struct
 import zlib
 from io import BytesIO
@@ -14,9 +16,12 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from mm_core import stages
+from mm_core.aigc.moments_file import read_moments
 from mm_core.data.samplegen import generate
 from mm_core.data.samplegen.gallery import jpeg
 from mm_core.errors import InputError
+from mm_core.export.runtime import OnnxPredictor
+from mm_core.export.signature import make_keys, sign_file
 from mm_core.gallery.application import COOKIE, application
 from mm_core.gallery.library import UPLOAD_BYTES, Library
 from mm_core.layout import Layout
@@ -87,7 +92,8 @@ def test_the_servers_matte_and_functions(client: TestClient, made: SimpleNamespa
     erased = client.post(f"/api/apply/{photo}?function=eraser&x=0.5&y=0.5", headers=OURS)
     assert Image.open(BytesIO(erased.content)).size == (256, 192)
     assert client.post(f"/api/apply/{photo}?function=rm&choice=-rf", headers=OURS).status_code == 422
-    assert client.post(f"/api/apply/{photo}?function=blur&x=nan1&y=2", headers=OURS).status_code == 400
+    for x, y in (("nan1", "2"), ("nan", "0.5"), ("0.5", "inf"), ("-inf", "nan"), ("1e999", "0")):
+        assert client.post(f"/api/apply/{photo}?function=blur&x={x}&y={y}", headers=OURS).status_code == 400
 
 
 def test_a_photo_that_is_sent_joins_and_stays(
@@ -183,3 +189,80 @@ def test_a_photo_that_was_replaced_is_not_shown(
     (own_gallery / photo["name"]).write_bytes(jpeg(generate("pets", 1, size=64).image, None, None))
     library = Library(own_gallery, made.moments, bundle, tmp_path / "u", 12_000_000)
     assert photo["id"] not in library.photos and len(library.photos) == 5
+
+
+def test_a_model_file_that_the_manifest_does_not_list_is_not_loaded(
+    made: SimpleNamespace, bundle: Path, layout: Layout, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    manifest = json.loads((own / "manifest.json").read_text())
+    del manifest["decoders"]["scenery"], manifest["files"]["scenery.int8.onnx"]
+    (own / "manifest.json").write_text(json.dumps(manifest))
+    library = Library(made.gallery, made.moments, own, layout.root / "gallery-uploads", 12_000_000)
+    assert sorted(library.predictor.files) == ["portrait", "saliency"]
+    with pytest.raises(InputError, match="no file for decoder 'scenery'"):
+        OnnxPredictor.of_folder(own).predict([np.zeros((8, 8, 3), np.uint8)], ["scenery"])
+    data = bytearray((own / "portrait.int8.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (own / "portrait.int8.onnx").write_bytes(data)
+    with pytest.raises(InputError, match="portrait.int8.onnx: not the file"):
+        OnnxPredictor.of_folder(own)
+
+
+def test_where_there_is_a_key_the_bundle_must_be_signed_by_it(
+    made: SimpleNamespace, bundle: Path, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+
+    def opened() -> Library:
+        return Library(made.gallery, made.moments, own, layout.root / "gallery-uploads", 12_000_000)
+
+    assert opened().signed_by is None
+    signer = make_keys(tmp_path / "key")
+    monkeypatch.setenv("MM_SIGNING_KEY", str(tmp_path / "key"))
+    with pytest.raises(InputError, match="no signature"):
+        opened()
+    sign_file(own / "manifest.json")
+    assert opened().signed_by == signer
+    make_keys(tmp_path / "other")
+    monkeypatch.setenv("MM_VERIFY_KEY", str(tmp_path / "other.pub"))
+    with pytest.raises(InputError, match="not by the trusted key"):
+        opened()
+
+
+PIECE = {"file": "m/a.png", "function": "blur", "why": "x"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pieces": [PIECE | {"file": "../../../../etc/passwd"}]},
+        {"pieces": [PIECE | {"file": "/etc/passwd"}]},
+        {"pieces": [PIECE | {"file": "a\n.png"}]},
+        {"pieces": [PIECE | {"file": "out/passwd"}]},
+        {"pieces": "all"},
+        {"photos": [{"id": "../../x", "name": "a", "category": None}]},
+        {"photos": [{"id": 1, "name": "a", "category": None}]},
+        {"title": {"toString": 1}},
+        {"best": None},
+        {"repeated": float("nan")},
+    ],
+)
+def test_moments_of_another_hand_are_refused_in_one_line(
+    made: SimpleNamespace, bundle: Path, layout: Layout, tmp_path: Path, change: dict[str, object]
+) -> None:
+    own = Path(shutil.copytree(made.moments, tmp_path / "moments"))
+    (own / "out").symlink_to("/etc")
+    told = json.loads((own / "moments.json").read_text())
+    told["moments"][0] |= change
+    (own / "moments.json").write_text(json.dumps(told))
+    with pytest.raises(InputError, match=r"moments\.json: .*run `mm moments` again") as error:
+        Library(made.gallery, own, bundle, layout.root / "gallery-uploads", 12_000_000)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"\xff", b"[]", b"{}", b'{"moments": 1}'])
+def test_what_is_no_moments_file_is_told(made: SimpleNamespace, tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "moments.json").write_bytes(text)
+    with pytest.raises(InputError, match=r"moments\.json: .*run `mm moments` again"):
+        read_moments(tmp_path / "moments.json")

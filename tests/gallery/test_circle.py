@@ -28,6 +28,7 @@ from mm_core.settings import Settings
 TINY = Params().with_values(
     **{
         "model.encoder": "test_efficientnet",
+        "model.pretrained": "",
         "model.size": 64,
         "model.width": 8,
         "structure.ocr": [],
@@ -42,6 +43,7 @@ TINY = Params().with_values(
         "gate.floors": {"mse": 1.0, "maxf": 0.0},
         "gate.quantised_mse": 5.0,
         "gate.min_images": 2,
+        "gate.beat_blind": False,
         "export.calibration_images": 1,
     }
 )

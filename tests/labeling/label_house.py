@@ -67,7 +67,7 @@ class LabelHouse:
         from mm_core.model.files import save_model
         from mm_core.model.network import build_model
 
-        net = build_model(ModelParams(encoder="u2netp", size=64, width=4), seed=0)
+        net = build_model(ModelParams(pretrained="", encoder="u2netp", size=64, width=4), seed=0)
         save_model(root / "champion.safetensors", net, {"stage": "multimodal"})
         return {"version": "3", "digest": put_blob(self.store, root / "champion.safetensors"), "files": {}}
 

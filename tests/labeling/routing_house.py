@@ -55,7 +55,7 @@ class House:
         from mm_core.model.network import build_model
         from mm_core.params import ModelParams
 
-        net = build_model(ModelParams(encoder="test_efficientnet", size=64, width=4), seed=0)
+        net = build_model(ModelParams(pretrained="", encoder="test_efficientnet", size=64, width=4), seed=0)
         save_model(path, net, {"stage": "multimodal"})
         self.inputs["champion"] = {"version": "3", "digest": put_blob(self.store, path), "files": {}}
 

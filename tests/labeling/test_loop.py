@@ -93,7 +93,7 @@ def champion(house, tmp_path):
     from mm_core.model.network import build_model
     from mm_core.params import ModelParams
 
-    net = build_model(ModelParams(encoder="u2netp", size=64, width=4), seed=0)
+    net = build_model(ModelParams(pretrained="", encoder="u2netp", size=64, width=4), seed=0)
     save_model(tmp_path / "m.safetensors", net, {"stage": "multimodal"})
     digest = put_blob(house.store, tmp_path / "m.safetensors")
     house.inputs["champion"] = {"version": "3", "digest": digest, "files": {}}

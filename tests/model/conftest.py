@@ -11,7 +11,7 @@ import torch
 from mm_core.model.network import MattingNet, build_model
 from mm_core.params import ModelParams
 
-TINY = ModelParams(encoder="test_efficientnet", size=64, width=8)
+TINY = ModelParams(pretrained="", encoder="test_efficientnet", size=64, width=8)
 
 
 @pytest.fixture(autouse=True)

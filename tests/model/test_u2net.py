@@ -47,7 +47,7 @@ def test_dilation_is_two_at_the_bottom_of_a_block_only():
 
 @pytest.mark.parametrize("counters", [True, False], ids=["whole", "without batch counters"])
 def test_a_checkpoint_of_one_network_loads_into_all_three_decoders(tmp_path, counters):
-    donor = build_model(ModelParams(encoder="u2netp", size=64), seed=7).eval()
+    donor = build_model(ModelParams(pretrained="", encoder="u2netp", size=64), seed=7).eval()
     whole = donor.encoder.state_dict() | donor.decoders["saliency"].state_dict()
     if not counters:
         whole = {name: value for name, value in whole.items() if not name.endswith("num_batches_tracked")}
@@ -63,7 +63,7 @@ def test_a_checkpoint_of_one_network_loads_into_all_three_decoders(tmp_path, cou
 
 @pytest.mark.parametrize("damage", ["missing", "extra"])
 def test_loading_is_strict(tmp_path, damage):
-    donor = build_model(ModelParams(encoder="u2netp", size=64), seed=7)
+    donor = build_model(ModelParams(pretrained="", encoder="u2netp", size=64), seed=7)
     whole = donor.encoder.state_dict() | donor.decoders["saliency"].state_dict()
     if damage == "missing":
         del whole["stage3.rebnconv1.conv_s1.weight"]
@@ -76,11 +76,11 @@ def test_loading_is_strict(tmp_path, damage):
 
 def test_too_small_an_input_is_refused():
     with pytest.raises(InputError, match=r"model\.size: u2netp needs at least 64"):
-        build_model(ModelParams(encoder="u2netp", size=32), seed=0)
+        build_model(ModelParams(pretrained="", encoder="u2netp", size=32), seed=0)
 
 
 def test_a_single_row_of_a_decoder_can_train_at_the_smallest_size():
-    net = build_model(ModelParams(encoder="u2netp", size=64), seed=0).train()
+    net = build_model(ModelParams(pretrained="", encoder="u2netp", size=64), seed=0).train()
     net.route(net.encode(torch.randn(3, 3, 64, 64)), DECODERS)[0].sum().backward()
 
 
@@ -91,7 +91,7 @@ def test_the_hub_has_no_u2net():
 
 def test_odd_sizes_follow_ceil_mode():
     """70 px: the pools round up (35, 18, 9, 5, 3) and the outputs come back to 70."""
-    net = build_model(ModelParams(encoder="u2netp", size=64), seed=0).eval()
+    net = build_model(ModelParams(pretrained="", encoder="u2netp", size=64), seed=0).eval()
     with torch.inference_mode():
         features = net.encode(torch.randn(1, 3, 70, 70))
         assert [f.shape[-1] for f in features] == [70, 35, 18, 9, 5, 3]

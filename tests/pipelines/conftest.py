@@ -17,6 +17,7 @@ from mm_core.settings import Settings
 TINY: dict[str, Any] = {
     "structure.ocr": (),
     "model.encoder": "test_efficientnet",
+    "model.pretrained": "",
     "model.size": 64,
     "model.width": 8,
     "train.common.batch": 2,
@@ -30,6 +31,7 @@ TINY: dict[str, Any] = {
     "evaluate.max_side": 64,
     "export.calibration_images": 4,
     "gate.min_images": 2,
+    "gate.beat_blind": False,
     "gate.resamples": 200,
     "gate.quantised_mse": 100.0,
 }

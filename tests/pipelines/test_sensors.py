@@ -174,10 +174,11 @@ def test_after_a_refusal_fewer_labels_are_enough(
         policy = RetrainPolicy(new_labels=known, new_labels_after_refusal=known - 1)
         asked = new_labels(context, workspace=workspace, retrain_policy=policy)
         assert isinstance(asked, dg.SensorResult)
-        write_json(plant.layout.verdict, verdict("PROMOTE"))
-        context = dg.build_sensor_context(instance=instance, cursor="1")
-        refused = new_labels(context, workspace=workspace, retrain_policy=policy)
-        assert isinstance(refused, dg.SkipReason)
+        for no_refusal in ("INCONCLUSIVE", "PROMOTE"):
+            write_json(plant.layout.verdict, verdict(no_refusal))
+            context = dg.build_sensor_context(instance=instance, cursor="1")
+            waits = new_labels(context, workspace=workspace, retrain_policy=policy)
+            assert isinstance(waits, dg.SkipReason) and "after a refusal" not in said(waits)
     finally:
         plant.layout.snapshot.with_name("aside").rename(plant.layout.snapshot)
         plant.layout.verdict.unlink()

@@ -10,6 +10,7 @@ from mm_core.catalog import Catalog
 from mm_core.params import StructureParams
 from mm_core.records import Report
 from mm_core.structuring import embedding
+from mm_core.structuring.extractors import Chosen
 from mm_core.structuring.guess import EXTRACTOR, LEAST, LearnedGuesser, guess_new
 
 PLACES = {"pets": (3.0, 0, 0, 0), "cards": (0, 3.0, 0, 0), "scenery": (0, 0, 3.0, 0)}
@@ -77,9 +78,11 @@ def test_guesses_are_features_made_once_and_again_when_what_is_known_has_doubled
         source = {"extractor": embedding.EXTRACTOR, "version": embedding.VERSION}
         catalog.add("features", [{"sample_id": i, "vector": v, **source} for i, v in zip(ids, vectors, strict=True)])
 
+    tools = Chosen([], {}, None, (embedding.EXTRACTOR, embedding.VERSION))
+
     def guess() -> tuple[Report, pd.DataFrame]:
         report = Report("structure")
-        guess_new(StructureParams(), catalog, None, report)
+        guess_new(StructureParams(), catalog, tools, report)
         return report, catalog.read("features", filters=[("extractor", "=", EXTRACTOR)])
 
     arrive(None, np.array([[0, y, 0, 0] for y in (3, 4, 5)], np.float32), "u")

@@ -38,8 +38,8 @@ def prepare(catalog, tmp_path, scores):
     return {"catalog": {"features": catalog.version("features")}}
 
 
-def split(catalog, tmp_path, inputs, share=0.25):
-    params = SplitParams(hard_share=share)
+def split(catalog, tmp_path, inputs, share=0.25, min_hard=0):
+    params = SplitParams(hard_share=share, min_hard=min_hard)
     report = Report("split")
     split_by_difficulty(params, catalog, inputs, tmp_path / "snapshot", tmp_path / "split", report)
     return report, read_pool(tmp_path / "split", "simple"), read_pool(tmp_path / "split", "hard")
@@ -58,6 +58,14 @@ def test_the_hardest_of_each_category_are_hard(catalog, tmp_path):
         {"category": "pets", "simple": 6, "hard": 2, "threshold": 0.6, "mean_simple": 0.25, "mean_hard": 0.65},
     ]
     assert report.metrics == {"split/simple": 9, "split/hard": 3}
+
+
+def test_too_few_hard_photos_are_learned_with_the_simple_ones(catalog, tmp_path):
+    inputs = prepare(catalog, tmp_path, {(f"p{n}", "pets"): n / 10 for n in range(8)})
+    report, simple, hard = split(catalog, tmp_path, inputs, min_hard=3)
+    assert (len(simple), len(hard)) == (8, 0) and report.metrics == {"split/simple": 8, "split/hard": 0}
+    assert "2 hard photos are fewer than split.min_hard 3" in report.facts["hard"]
+    assert len(split(catalog, tmp_path, inputs, min_hard=2)[2]) == 2
 
 
 def test_same_input_same_bytes_also_with_equal_scores(catalog, tmp_path):
@@ -142,7 +150,7 @@ def test_what_the_champion_gets_wrong_is_hard_where_it_has_a_say(catalog, tmp_pa
         return lambda labels: judged(labels, digest, lambda: sure, catalog, store, lambda what, done, total: None)
 
     def hard(share, digest="c" * 64):
-        params, report = SplitParams(hard_share=0.34, model_share=share), Report("split")
+        params, report = SplitParams(hard_share=0.34, model_share=share, min_hard=0), Report("split")
         at = (tmp_path / "snapshot", tmp_path / "split", report)
         split_by_difficulty(params, catalog, inputs, *at, champion(digest))
         return read_pool(tmp_path / "split", "hard")["sample_id"].tolist(), report.metrics

@@ -66,11 +66,11 @@ def test_every_photo_and_label_is_measured_once(catalog, store):
     report, seen = run(catalog, store)
     assert report.metrics == {
         "structure/samples": 2, "structure/photos": 2, "structure/labels": 1, "structure/unreadable": 0,
-        "structure/embedding": 2, "structure/guesses": 0, "structure/guesses_withheld": 1,
+        "structure/classifier": 2, "structure/guesses": 0, "structure/guesses_withheld": 1,
     }  # fmt: skip
     assert seen[-1] == ("structure", 2, 2)
     features = catalog.read("features")
-    assert sorted(features["extractor"]) == ["difficulty", "embedding", "embedding", "guess", "photo", "photo"]
+    assert sorted(features["extractor"]) == ["classifier", "classifier", "difficulty", "guess", "photo", "photo"]
     assert report.tables["difficulty"][0]["category"] == "pets"
     before = catalog.version("features")
     report, _ = run(catalog, store)
@@ -105,7 +105,7 @@ def test_a_killed_run_keeps_its_chunks_and_the_next_goes_on(catalog, store, monk
     assert catalog.read("features")["sample_id"].nunique() == 8
     report, _ = run(catalog, store)
     assert report.metrics["structure/photos"] == 4
-    assert catalog.read("features").groupby("extractor").size().to_dict() == {"embedding": 12, "photo": 12}
+    assert catalog.read("features").groupby("extractor").size().to_dict() == {"classifier": 12, "photo": 12}
 
 
 def test_a_lost_blob_is_reported_and_tried_again(catalog, store):
@@ -122,13 +122,15 @@ def test_a_lost_blob_is_reported_and_tried_again(catalog, store):
 
 def test_what_is_not_there_is_said_and_nothing_is_made_up(catalog, store):
     add_photo(catalog, store, disk(), category="cards")
-    params = PARAMS.with_values(**{"structure.ocr": ("cards",)})
+    params = PARAMS.with_values(**{"structure.ocr": ("cards",), "structure.classifier": ""})
     layout = Layout(replace(layout_of(store).settings, ocr_python=Path("nowhere/python")))
     report = Report("structure")
     assert structure_new(params, catalog, store, layout, report, progress=lambda *_: None)[0] == "embedding"
-    assert set(report.facts["left_out"]) == {"clip", "ocr"}
+    assert set(report.facts["left_out"]) == {"clip", "classifier", "ocr"}
     assert "make ocr" in report.facts["left_out"]["ocr"] and "pretrained" in report.facts["left_out"]["clip"]
-    assert set(catalog.read("features")["extractor"]) == {"photo", "embedding"}
+    features = catalog.read("features").set_index("extractor")
+    assert set(features.index) == {"photo", "embedding"}
+    assert len(features.loc["embedding", "vector"]) == DIM
 
 
 def test_a_photo_is_decoded_once_for_all_that_look_at_it(catalog, store, monkeypatch):
@@ -143,10 +145,10 @@ def test_a_photo_is_decoded_once_for_all_that_look_at_it(catalog, store, monkeyp
     monkeypatch.setattr(measure, "decode", counting)
     run(catalog, store)
     rows = catalog.read("features").set_index("extractor")
-    assert set(rows.index) == {"photo", "embedding", "difficulty"} and len(decoded) == 1
+    assert set(rows.index) == {"photo", "classifier", "difficulty"} and len(decoded) == 1
     assert rows.loc["photo", "texts"]["path"] == blob_key(sample)
     assert 0 < rows.loc["photo", "numbers"]["aesthetic"] < 1
-    assert len(rows.loc["embedding", "vector"]) == DIM
+    assert len(rows.loc["classifier", "vector"]) == 1280 and rows.loc["classifier", "texts"]["tags"]
 
 
 @pytest.mark.parametrize("width", [300, DECODE_SIDE + 40, 2 * DECODE_SIDE + 40])

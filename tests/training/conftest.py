@@ -21,6 +21,7 @@ from mm_core.store import LocalStore, put_blob
 TINY = Params().with_values(
     **{
         "model.encoder": "test_efficientnet",
+        "model.pretrained": "",
         "model.size": 64,
         "model.width": 8,
         "train.common.batch": 4,

@@ -6,13 +6,6 @@ import torch
 from torch.nn.functional import interpolate
 
 from mm_core.data.samplegen import generate
-from mm_core.model.preprocess import MEAN, STD
-
-
-def normalised(colours: torch.Tensor) -> torch.Tensor:
-    """(B, 3, S, S) in [0, 1] as the network sees it."""
-    mean, std = (torch.from_numpy(channels).view(1, 3, 1, 1) for channels in (MEAN, STD))
-    return (colours - mean) / std
 
 
 def doubted(category: str, seed: int, level: float, contrast: float, clouds: int) -> tuple[torch.Tensor, ...]:
@@ -21,4 +14,4 @@ def doubted(category: str, seed: int, level: float, contrast: float, clouds: int
     photo = torch.from_numpy(sample.image).float().div(255).permute(2, 0, 1).unsqueeze(0)
     truth = torch.from_numpy(sample.alpha).float().view(1, 1, 64, 64)
     error = interpolate(torch.randn(1, 1, clouds, clouds), (64, 64), mode="bilinear")
-    return normalised(photo), truth, (level + contrast * truth + 0.3 * error).clamp(0, 1)
+    return photo, truth, (level + contrast * truth + 0.3 * error).clamp(0, 1)

@@ -18,6 +18,7 @@ from mm_core.errors import NonFiniteLoss
 from mm_core.model.network import build_model
 from mm_core.params import Params, StageParams
 from mm_core.store import LocalStore
+from mm_core.training.checkpoint import MIN_VALIDATION_PHOTOS, Errors
 from mm_core.training.loop import Result, fit, rate, to_device
 from mm_core.training.supervised import Supervised
 
@@ -53,6 +54,11 @@ def same(a: Result, b: Result) -> bool:
     return all(torch.equal(a.weights[name], b.weights[name]) for name in a.weights)
 
 
+def errors(level: float) -> list[float]:
+    """Squared errors of as many validation photos as choosing needs."""
+    return [level] * MIN_VALIDATION_PHOTOS
+
+
 class OneBatch(Supervised):
     """Draws the unaugmented samples at every step."""
 
@@ -85,7 +91,12 @@ def test_it_learns_what_the_plain_loop_learns(
 ) -> None:
     """Against the loop that everyone writes first, with the public recipe of U2-Net in both."""
     steps, lr = 5, 1e-3
-    values = {"model.encoder": "u2netp", "train.common.precision": precision, "train.common.clip_norm": 1e9}
+    values = {
+        "model.pretrained": "",
+        "model.encoder": "u2netp",
+        "train.common.precision": precision,
+        "train.common.clip_norm": 1e9,
+    }
     values |= {"train.common.weight_decay": 0.0, "train.common.ema": 0.0, "train.loss.bce": 1.0, "train.loss.deep": 1.0}
     values |= {"train.loss.choice": 0.0}
     values |= {f"train.loss.{name}": 0.0 for name in ("l1", "band", "laplacian", "gradient")}
@@ -174,11 +185,11 @@ def test_the_teacher_is_the_best_so_far_by_validation(pool: Pool, params: Params
     params = params.with_values(**{"train.common.validate_every": 2})
     strategy = Follower(pool, params)
     start = next(strategy.net.parameters()).detach().clone()
-    result = train(strategy, params, tmp_path / "c.pt", 6, validate=lambda net: {"pets": next(scores)})
+    result = train(strategy, params, tmp_path / "c.pt", 6, validate=lambda net: {"pets": errors(next(scores))})
     by = strategy.taught_by
     assert all(torch.equal(seen, start) for seen in by[:4])  # worse after two steps: the start teaches on
     name = next(iter(dict(strategy.net.named_parameters())))
-    assert result.best_step == 4
+    assert result.kept_step == 4
     assert all(torch.equal(seen, result.weights[name]) for seen in by[4:])
     assert not torch.equal(by[4], start)
     assert len(strategy.heeded) == 2 and torch.equal(strategy.heeded[0], start)
@@ -204,8 +215,8 @@ def test_a_resumed_run_ends_bit_equal(
     validated: bool,
     make: Callable[[Pool, Params], Supervised],
 ) -> None:
-    def validate(net: torch.nn.Module) -> dict[str, float]:
-        return {"pets": float(next(net.parameters()).detach().double().abs().sum())} if validated else {}
+    def validate(net: torch.nn.Module) -> Errors:
+        return {"pets": errors(float(next(net.parameters()).detach().double().abs().sum()))} if validated else {}
 
     whole = train(make(pool, params), params, tmp_path / "whole.pt", 7, validate=validate)
 
@@ -219,8 +230,8 @@ def test_a_resumed_run_ends_bit_equal(
     resumed = train(make(pool, params), params, tmp_path / "cut.pt", 7, validate=validate)
     assert resumed.resumed_from == killed_after
     assert same(whole, resumed)
-    assert (resumed.best_step, resumed.validation, resumed.losses) == (
-        whole.best_step,
+    assert (resumed.kept_step, resumed.validation, resumed.losses) == (
+        whole.kept_step,
         whole.validation,
         whole.losses,
     )
@@ -237,14 +248,14 @@ def test_torchs_generator_is_left_as_it_was(pool: Pool, params: Params, tmp_path
 def test_the_start_weights_are_a_candidate(pool: Pool, params: Params, tmp_path: Path) -> None:
     looks: list[int] = []
 
-    def worse_each_time(net: torch.nn.Module) -> dict[str, float]:
+    def worse_each_time(net: torch.nn.Module) -> Errors:
         looks.append(len(looks))
-        return {"pets": float(len(looks)), "cards": 0.0}
+        return {"pets": errors(float(len(looks))), "cards": errors(0.0)}
 
     strategy = strategy_of(pool, params)
     before = {name: value.clone() for name, value in strategy.net.state_dict().items()}
     result = train(strategy, params, tmp_path / "c.pt", 6, validate=worse_each_time)
-    assert result.best_step == 0
+    assert result.kept_step == 0
     assert all(torch.equal(result.weights[name], before[name]) for name in before)
     # At the start, every 4 steps, and at the end.
     assert len(looks) == 3
@@ -257,14 +268,14 @@ def test_a_stage_that_gains_nothing_stops_early(
     scores = iter([0.5, 0.4, 0.45, 0.41, 0.3, 0.2])
     seen: list[float] = []
 
-    def validate(net: torch.nn.Module) -> dict[str, float]:
+    def validate(net: torch.nn.Module) -> Errors:
         seen.append(next(scores))
-        return {"pets": seen[-1]}
+        return {"pets": errors(seen[-1])}
 
     params = params.with_values(**{"train.common.patience": patience, "train.common.validate_every": 2})
     result = train(strategy_of(pool, params), params, tmp_path / "c.pt", 10, validate=validate)
     assert len(seen) == looks
-    assert (result.best_step, result.validation["pets"]) == ((10, 0.2) if patience == 0 else (2, 0.4))
+    assert (result.kept_step, result.validation["pets"]) == ((10, 0.2) if patience == 0 else (2, 0.4))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -17,7 +17,7 @@ from mm_core.params import Params
 from mm_core.records import CATEGORIES
 from mm_core.store import LocalStore
 from mm_core.training.places import BORROWED, SUREST, by_evidence, evidence, usual_places
-from tests.training.photos import doubted, normalised
+from tests.training.photos import doubted
 
 
 class Flat:
@@ -77,7 +77,7 @@ def test_log_odds_of_teacher_place_and_colour_are_added() -> None:
     sides = np.concatenate([np.full((8, 4), places[:, :4].mean()), np.full((8, 4), places[:, 4:].mean())], 1)
     expected = expit(logit(matte) + 0.5 * (logit(places) + logit(sides) - 2 * logit(places.mean())))
     one, two = (torch.from_numpy(values).float().view(1, 1, 8, 8) for values in (matte, places))
-    found = by_evidence(one, evidence(normalised(colours), two), 0.5)
+    found = by_evidence(one, evidence(colours, two), 0.5)
     assert np.allclose(found[0, 0], expected, atol=1e-4)
 
 
@@ -85,13 +85,13 @@ def test_log_odds_of_teacher_place_and_colour_are_added() -> None:
 @settings(max_examples=20, deadline=None)
 def test_without_weight_or_without_a_usual_place_the_matte_stays(seed: int, level: float) -> None:
     torch.manual_seed(seed)
-    colours, matte = normalised(torch.rand(2, 3, 8, 8)), torch.rand(2, 1, 8, 8) * 0.96 + 0.02
+    colours, matte = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8) * 0.96 + 0.02
     assert torch.allclose(by_evidence(matte, evidence(colours, torch.rand(2, 1, 8, 8)), 0.0), matte, atol=1e-5)
     assert torch.allclose(by_evidence(matte, evidence(colours, torch.full((2, 1, 8, 8), level)), 1.0), matte, atol=1e-3)
 
 
 def test_a_sure_answer_of_any_expert_stays_finite() -> None:
-    colours = normalised(torch.rand(1, 3, 8, 8))
+    colours = torch.rand(1, 3, 8, 8)
     bounds = by_evidence(torch.tensor([0.0, 1.0]).view(1, 1, 1, 2), torch.zeros(1, 1, 1, 2), 1.0).flatten()
     assert torch.allclose(bounds, torch.tensor([1 - SUREST, SUREST]), atol=1e-5)
     sure = (torch.arange(64).view(1, 1, 8, 8) < 32).float()

@@ -13,7 +13,7 @@ import torch
 
 from mm_core.data.dataset import PixelCache, Pool
 from mm_core.model.network import MattingNet, build_model
-from mm_core.params import Params
+from mm_core.params import CommonTrainParams, Params
 from mm_core.records import DECODERS
 from mm_core.store import LocalStore
 from mm_core.training import ranks
@@ -434,9 +434,9 @@ def test_texts_are_spread_and_new_modules_learn_faster(multimodal: Multimodal) -
     """A narrow cone of CLIP vectors would hide what tells two captions apart."""
     assert multimodal._vectors.mean(0).abs().max() < 1e-5
     assert float(multimodal._vectors.std(unbiased=False)) == pytest.approx(1, rel=0.01)
-    groups = _groups(multimodal, 0.1)
-    haste = {id(p): group["haste"] for group in groups for p in group["params"]}
-    assert set(haste) == {id(p) for p in multimodal.parameters()}
-    assert {haste[id(p)] for p in multimodal.net.parameters()} == {1.0}
-    assert {haste[id(p)] for p in multimodal.fusion.parameters()} == {NEW_RATE}
+    groups = _groups(multimodal, CommonTrainParams(weight_decay=0.1))
+    multipliers = {id(p): group["lr_multiplier"] for group in groups for p in group["params"]}
+    assert set(multipliers) == {id(p) for p in multimodal.parameters()}
+    assert {multipliers[id(p)] for p in multimodal.net.parameters()} == {1.0}
+    assert {multipliers[id(p)] for p in multimodal.fusion.parameters()} == {NEW_RATE}
     assert all((group["weight_decay"] > 0) == (p.ndim > 1) for group in groups for p in group["params"])

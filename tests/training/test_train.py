@@ -24,10 +24,10 @@ from mm_core.layout import Layout
 from mm_core.model.clip import Clip
 from mm_core.model.files import load_model
 from mm_core.model.network import MattingNet, build_model
-from mm_core.model.preprocess import MEAN, STD
 from mm_core.params import Params
 from mm_core.records import Report, sha256_bytes, sha256_file
 from mm_core.store import LocalStore
+from mm_core.training import checkpoint
 from mm_core.training.loop import Sample
 from mm_core.training.semi import SHARES, Semi
 from mm_core.training.tracking import Tracker
@@ -123,7 +123,11 @@ def test_who_listens_hears_the_numbers_and_which_epoch_it_is(workspace: Layout, 
     assert {"lr", "val/pets/mse"} <= names and any(name.startswith("loss/") for name in names)
 
 
-def test_with_each_teacher_it_is_told_how_much_place_counts(workspace: Layout, params: Params) -> None:
+def test_with_each_teacher_it_is_told_how_much_place_counts(
+    workspace: Layout, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "MIN_VALIDATION_PHOTOS", 1)
+
     class Ear:
         def __init__(self) -> None:
             self.places: list[float] = []
@@ -168,7 +172,7 @@ def test_a_teacher_is_asked_for_whole_photos(
     taught = Semi.taught
 
     def watched(self: Semi, name: str, batch: Sample, teacher: MattingNet) -> Sample:
-        colours = batch.images.permute(0, 2, 3, 1).numpy() * STD + MEAN
+        colours = batch.images.permute(0, 2, 3, 1).numpy()
         seen.setdefault(name, []).extend(zip(batch.ids, np.rint(colours * 255), strict=True))
         return taught(self, name, batch, teacher)
 
@@ -286,8 +290,8 @@ def test_no_labels_at_all(workspace: Layout, params: Params) -> None:
 def test_without_validation_the_last_weights_are_kept(workspace: Layout, params: Params) -> None:
     empty(workspace.snapshot / "validation.parquet")
     report = train("simple", params, workspace)
-    assert report.facts["best_step"] == params.train.simple.steps
-    assert "empty" in report.facts["validation"]
+    assert report.facts["kept_step"] == params.train.simple.steps
+    assert "no validation photos" in report.facts["checkpoint"]
     assert "simple/val_mse" not in report.metrics
 
 

@@ -1,0 +1,211 @@
+"""Answers the gate's questions: one cell per category, metric and reference, with its confidence bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import stdtrit
+
+from mm_core.eval.evidence import INT8, Evidence
+from mm_core.eval.questions import RELATIVE, SLACK, Question, scenery_questions
+from mm_core.eval.statistics import Interval, Quantity, confidence, fewest_groups, softened, student
+from mm_core.params import GateParams
+from mm_core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
+
+MACRO = "all"
+"""Category of the cell about the mean over the six."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An interval of gain minus margin, with what the cell shows beside it."""
+
+    interval: Interval
+    margin: float
+    reference: float
+    candidate: float
+    images: int
+    groups: int
+
+
+def judge(params: GateParams, evidence: Evidence, questions: list[Question], seed: int) -> list[Cell]:
+    """Return the cells of the six categories and of their mean, then, with a champion, those of scenery."""
+    rng = np.random.default_rng(seed)
+    cells: list[Cell] = []
+    for category in CATEGORIES:
+        cells += judge_category(params, evidence, category, questions, rng)
+    if any(question.role == "gain" for question in questions):
+        cells += macro_cell(params, cells)
+    if any(question.against == "champion" for question in questions):
+        asked = scenery_questions(params)
+        # One certain loss among its metrics blocks, so each is tested at its share of the level.
+        each = params.model_copy(update={"alpha": params.alpha / len(asked)})
+        cells += judge_category(each, evidence, "scenery", asked, rng)
+    return cells
+
+
+def judge_category(
+    params: GateParams, evidence: Evidence, category: str, questions: list[Question], rng: np.random.Generator
+) -> list[Cell]:
+    """Return one cell per question about one category; none where it has fewer than two groups of photos."""
+    here = evidence.category == category
+    if len(np.unique(evidence.group[here])) < 2:
+        return []
+    answers: dict[int, Answer] = {}
+    pending: list[int] = []
+    for number, question in enumerate(questions):
+        mask = here & _known(question, evidence)
+        if len(np.unique(evidence.group[mask])) < 2:
+            continue
+        if question.method == "bootstrap" and np.array_equal(mask, here):
+            pending.append(number)
+        else:
+            answers[number] = _answer(params, question, evidence, mask)
+    if pending:
+        asked = [questions[number] for number in pending]
+        quantities = [_quantity(question, evidence, here) for question in asked]
+        alphas = [_alpha(params, question) for question in asked]
+        groups = evidence.group[here]
+        found = confidence(quantities, groups, alpha=alphas, resamples=params.resamples, rng=rng)
+        for number, interval in zip(pending, found, strict=True):
+            answers[number] = _shown_with(interval, questions[number], evidence, here)
+    return [_cell(params, questions[number], answers[number], category) for number in sorted(answers)]
+
+
+def macro_cell(params: GateParams, cells: list[Cell]) -> list[Cell]:
+    """Return the cell about the mean relative gain over the six categories; empty where one of them is missing.
+
+    The gain of each category is the one of its non-inferiority cell of the primary metric (softened), whose standard
+    error is read off its bound. The categories' photos are different ones, so their errors are independent.
+    """
+    found = [
+        cell for cell in cells if (cell.metric, cell.against, cell.role) == (params.primary, "champion", "non_inferior")
+    ]
+    if {cell.category for cell in found} != set(CATEGORIES):
+        return []
+    relative = params.primary in RELATIVE
+    scale = np.array([max(cell.reference or 0.0, SLACK) if relative else 1.0 for cell in found])
+    gains = np.array([cell.gain for cell in found]) / scale
+    reach = np.array([stdtrit(cell.groups - 1, 1 - params.alpha) for cell in found])
+    errors = np.array([cell.gain - cell.bound for cell in found]) / scale / reach
+    variance = errors**2
+    # Welch and Satterthwaite: degrees of freedom of a sum of estimated variances.
+    total = variance.sum()
+    freedom = total**2 / (variance**2 / np.array([cell.groups - 1 for cell in found])).sum() if total > 0 else 1.0
+    half = float(np.sqrt(total)) / len(found) * float(stdtrit(freedom, 1 - params.alpha))
+    gain = float(gains.mean())
+    result: Literal["pass", "fail", "unclear"] = "unclear"
+    if all(_enough(params, cell.images, cell.groups, params.alpha) for cell in found):
+        result = "pass" if gain - half > 0 else "fail" if gain + half < 0 else "unclear"
+    return [
+        Cell(
+            category=MACRO,
+            metric=params.primary,
+            against="champion",
+            role="macro",
+            reference=1.0 if relative else float(np.mean([cell.reference for cell in found])),
+            candidate=(1.0 - gain) if relative else float(np.mean([cell.candidate for cell in found])),
+            gain=gain,
+            bound=gain - half,
+            upper=gain + half,
+            margin=0.0,
+            images=sum(cell.images for cell in found),
+            groups=sum(cell.groups for cell in found),
+            result=result,
+        )
+    ]
+
+
+def _alpha(params: GateParams, question: Question) -> float:
+    return params.guard_alpha if question.role == "guard" and question.method == "bootstrap" else params.alpha
+
+
+def _enough(params: GateParams, images: int, groups: int, alpha: float) -> bool:
+    return images >= params.min_images and groups >= fewest_groups(alpha)
+
+
+def _known(question: Question, evidence: Evidence) -> np.ndarray:
+    """Photos for which the question's reference has scores: the best model so far may not have seen the newest."""
+    if not isinstance(question.reference, tuple):
+        return np.ones(len(evidence.category), bool)
+    return np.isfinite(evidence.values[question.reference][question.metric]).all(axis=1)
+
+
+def _answer(params: GateParams, question: Question, evidence: Evidence, mask: np.ndarray) -> Answer:
+    """By Student's t, on softened errors where the question asks for it."""
+    groups, alpha = evidence.group[mask], _alpha(params, question)
+    if question.method != "softened":
+        interval = student([_quantity(question, evidence, mask)], groups, alpha=alpha)[0]
+        return _shown_with(interval, question, evidence, mask)
+    assert isinstance(question.reference, tuple)
+    candidate, reference = (evidence.values[key][question.metric][mask][:, 0] for key in (INT8, question.reference))
+    mean = float(reference.mean())
+    gains = softened(candidate, reference, SLACK) * mean
+    margin = question.share * mean + question.slack
+    interval = student([Quantity(((1.0, gains[:, None]),), -margin)], groups, alpha=alpha)[0]
+    return _shown_with(interval, question, evidence, mask)
+
+
+def _shown_with(interval: Interval, question: Question, evidence: Evidence, mask: np.ndarray) -> Answer:
+    candidate = float(evidence.values[INT8][question.metric][mask].mean(axis=0).max())
+    if isinstance(question.reference, tuple):
+        reference = float(evidence.values[question.reference][question.metric][mask].mean(axis=0).max())
+        margin = question.share * reference + question.slack
+    else:
+        reference, margin = question.reference, question.slack
+    groups = len(np.unique(evidence.group[mask]))
+    return Answer(interval, margin, reference, candidate, int(mask.sum()), groups)
+
+
+def _quantity(question: Question, evidence: Evidence, mask: np.ndarray) -> Quantity:
+    """Gain minus margin: above zero is above the margin, also where the margin is a share of the reference."""
+    sign = 1.0 if question.metric in HIGHER_IS_BETTER else -1.0
+    candidate = evidence.values[INT8][question.metric][mask]
+    if not isinstance(question.reference, tuple):
+        return Quantity(((sign, candidate),), -sign * question.reference - question.slack)
+    reference = evidence.values[question.reference][question.metric][mask]
+    weight = -sign - question.share
+    if candidate.shape[1] > 1:
+        return Quantity(((sign, candidate), (weight, reference)), -question.slack)
+    return Quantity(((1.0, sign * candidate + weight * reference),), -question.slack)
+
+
+def _cell(params: GateParams, question: Question, answer: Answer, category: str) -> Cell:
+    interval, margin = answer.interval, answer.margin
+    result: Literal["pass", "fail", "unclear"] = "unclear"
+    if _enough(params, answer.images, answer.groups, _alpha(params, question)):
+        # A gain that misses its margin is no loss: only a loss fails, beyond the margin that is allowed.
+        loss = interval.upper + margin < min(margin, 0.0)
+        passes = interval.estimate > 0 if question.role == "gain" else interval.lower > 0
+        result = "pass" if passes else "fail" if loss else "unclear"
+    return Cell(
+        category=category,
+        metric=question.metric,
+        against=question.against,
+        role=question.role,
+        reference=answer.reference,
+        candidate=answer.candidate,
+        gain=interval.estimate + margin,
+        bound=interval.lower + margin,
+        upper=interval.upper + margin,
+        margin=margin,
+        images=answer.images,
+        groups=answer.groups,
+        result=result,
+    )
+
+
+def seed_noise_words(params: GateParams, cells: list[Cell], noise: Mapping[str, float]) -> list[str]:
+    """Return the categories whose gain lies within what another seed alone changes, as one line; empty where none."""
+    within = []
+    for cell in cells:
+        spread = params.seed_noise * noise.get(cell.category, 0.0)
+        shown = cell.metric == params.primary and cell.against == "champion" and cell.role in ("gain", "superior")
+        if shown and cell.reference and 0 < cell.gain / cell.reference < spread:
+            within.append(f"{cell.category} {100 * cell.gain / cell.reference:.1f} % of {100 * spread:.1f} %")
+    if not within:
+        return []
+    return [f"advice: gains within what another seed alone changes (`mm gate noise`): {', '.join(within)}"]

@@ -1,0 +1,34 @@
+"""How much photos and models vary, read off the workspace's last evaluation."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from mm_core.errors import InputError
+from mm_core.eval.evidence import CHAMPION, INT8, read_scores
+from mm_core.eval.simulate import pairs_of
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.records import CATEGORIES
+
+
+def last_pairs(layout: Layout) -> tuple[dict[str, pd.DataFrame] | None, str]:
+    """Return the paired scores of the last evaluation by category, and words for where they come from.
+
+    The pair is candidate and champion as int8, or before the first champion the last two training stages, which are
+    more alike than two weeks' models. None where there is no evaluation, or one of the six categories is not in it.
+    """
+    formula = "the formula of mm_core/eval/simulate.py (mild tails)"
+    try:
+        scores, _ = read_scores(layout)
+    except InputError:
+        return None, f"{formula}: no evaluation yet, run `mm evaluate`"
+    names = {
+        (str(model), str(precision)) for model, precision in zip(scores["model"], scores["precision"], strict=True)
+    }
+    stages = (TRAIN_STAGES[-1], "float"), (TRAIN_STAGES[-2], "float")
+    one, other = (INT8, CHAMPION) if CHAMPION in names else stages
+    pairs = pairs_of(scores, one, other)
+    missing = [category for category in CATEGORIES if len(pairs.get(category, [])) < 2]
+    if missing:
+        return None, f"{formula}: the last evaluation has fewer than two photos of {', '.join(missing)}"
+    return pairs, f"{one[0]} ({one[1]}) against {other[0]} ({other[1]}) in the last evaluation"

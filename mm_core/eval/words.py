@@ -1,0 +1,139 @@
+"""What a verdict says: each sentence follows from the numbers of a cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from scipy.special import ndtri
+
+from mm_core.eval.cells import MACRO
+from mm_core.eval.statistics import fewest_groups
+from mm_core.params import GateParams
+from mm_core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
+
+SETTLED = 0.8
+"""Share of cases in which the photos that an INCONCLUSIVE verdict asks for shall be enough."""
+WHOSE = {
+    "champion": "the champion's",
+    "anchor": "the best so far,",
+    "floor": "the required",
+    "blind": "the blind matte's",
+    "float": "its own float model's",
+}
+
+
+def loss(cell: Cell) -> str:
+    """Say what is shown to be worse, and by how much."""
+    where = "on average over the six" if cell.category == MACRO else cell.category
+    if cell.against == "floor":
+        return (
+            f"{where}: {cell.metric} {cell.candidate:.4g} is below the floor {cell.reference:.4g} "
+            f"(at best {_best(cell)})"
+        )
+    return (
+        f"{where}: {cell.metric} {cell.candidate:.4g} is worse than {WHOSE[cell.against]} {cell.reference:.4g} "
+        f"({change(cell, cell.gain)}, at best {change(cell, _upper(cell))}, allowed {change(cell, cell.margin)})"
+    )
+
+
+def worse_list(cells: Sequence[Cell]) -> str:
+    """List every category and metric whose mean is worse than the champion's, with its bound; empty where none is."""
+    rows: dict[tuple[str, str], Cell] = {}
+    for cell in cells:
+        if cell.against == "champion" and cell.category != MACRO and cell.gain < 0:
+            known = rows.get((cell.category, cell.metric))
+            if known is None or known.role in ("gain", "guard"):
+                rows[cell.category, cell.metric] = cell
+    if not rows:
+        return ""
+    each = ", ".join(
+        f"{category} {metric} {change(cell, cell.gain)} (at worst {change(cell, cell.bound)})"
+        for (category, metric), cell in rows.items()
+    )
+    return f"worse than the champion: {each}"
+
+
+def change(cell: Cell, value: float) -> str:
+    """Write a gain as a share of the reference, or in points where the metric is a share itself."""
+    if cell.metric in HIGHER_IS_BETTER or not cell.reference:
+        return f"{100 * value:+.2g} points"
+    return f"{100 * value / cell.reference:+.2g} %"
+
+
+def _upper(cell: Cell) -> float:
+    return cell.gain if cell.upper is None else cell.upper
+
+
+def _best(cell: Cell) -> str:
+    sign = 1 if cell.metric in HIGHER_IS_BETTER else -1
+    return f"{(cell.reference or 0.0) + sign * _upper(cell):.4g}"
+
+
+def too_few(params: GateParams, category: str, cells: Sequence[Cell]) -> str:
+    """Say that a category has too few photos or scenes for a verdict; empty where it has enough."""
+    found = next(((cell.images, cell.groups) for cell in cells if cell.category == category), None)
+    if found is None:
+        return f"{category}: fewer than two groups of eval photos; drop labelled {category} photos"
+    images, groups = found
+    if images < params.min_images:
+        return f"{category}: {images} eval photos, {params.min_images} are needed; drop labelled {category} photos"
+    guarded = params.mode != "macro" and any(cell.role == "guard" for cell in cells)
+    needed = fewest_groups(min(params.alpha, params.guard_alpha) if guarded else params.alpha)
+    if groups < needed:
+        return f"{category}: its {images} eval photos show {groups} scenes, {needed} are needed; drop photos of others"
+    return ""
+
+
+def more_photos(params: GateParams, cell: Cell) -> int | None:
+    """Return how many more photos like these settle an unclear cell in SETTLED of cases, were the seen gain true.
+
+    None where the gain seen lies below the margin: more photos would show no more. The standard error is read off the
+    bound and shrinks with the root of the number of photos (Lehr 1992, as any sample size formula).
+    """
+    if cell.gain <= cell.margin or cell.role == "gain":
+        return None
+    alpha = params.guard_alpha if cell.role == "guard" and params.mode != "macro" else params.alpha
+    needed = (cell.gain - cell.bound) * (1 + ndtri(SETTLED) / -ndtri(alpha))
+    return max(1, math.ceil(cell.images * ((needed / (cell.gain - cell.margin)) ** 2 - 1)))
+
+
+def not_settled(params: GateParams, cell: Cell) -> str:
+    """Say what an unclear cell shows, what it would have to show, and how many photos more that takes."""
+    if cell.role == "gain":
+        return (
+            f"{cell.category}: {cell.metric} is not better than the champion's {cell.reference:.4g} "
+            f"({change(cell, cell.gain)}), nor is a loss shown (at best {change(cell, _upper(cell))})"
+        )
+    where = "the mean over the six" if cell.category == MACRO else cell.category
+    text = (
+        f"{where}: {cell.metric} against {WHOSE[cell.against].rstrip(',')} {cell.reference:.4g} is not settled: "
+        f"{change(cell, cell.gain)}, at worst {change(cell, cell.bound)}, needed above {change(cell, cell.margin)}"
+    )
+    more = more_photos(params, cell)
+    if more is None:
+        return f"{text}; at this gain more photos would not settle it"
+    return f"{text}; about {more} more photo{'s' * (more > 1)} like these would settle it"
+
+
+def promoted(params: GateParams, cells: Sequence[Cell]) -> str:
+    """Say why a candidate may ship."""
+    count = len(CATEGORIES)
+    if not any(cell.against == "champion" for cell in cells):
+        floors = ", ".join(f"{metric} {value:g}" for metric, value in params.floors.items())
+        blind = " and beat the blind matte" if params.beat_blind else ""
+        return f"first model: all {count} categories reach the floors ({floors}){blind}"
+    gains = [
+        f"{cell.category} {change(cell, cell.gain)}"
+        for cell in cells
+        if cell.role in ("gain", "superior") and cell.metric == params.primary and cell.reference
+    ]
+    if params.mode == "strict":
+        rest = "so are all of mse, maxf, biou and conn, with confidence"
+    elif params.mode == "primary":
+        rest = "each with confidence, and no other metric is worse by more than its margin"
+    else:
+        mean = next((cell for cell in cells if cell.role == "macro"), None)
+        certain = f" (at least {change(mean, mean.bound)})" if mean else ""
+        rest = f"on average with confidence{certain}, and no metric is worse by more than its margin"
+    return f"{params.primary} is better in all {count} categories: {', '.join(gains)}; {rest}"

@@ -1,0 +1,92 @@
+"""Whether the models of a cycle were trained on what lies in the workspace now.
+
+Each model file records the snapshot, the digest of its rows and the weights that it started from. The gate compares
+these records with the files that lie there, so that a model is judged and registered only with the data that made it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mm_core.data.snapshot import read_pool
+from mm_core.errors import InputError
+from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.model.files import read_meta
+from mm_core.records import sha256_file
+from mm_core.training.train import read_data
+
+_ROW = ["sample_id", "alpha_sha256"]
+
+
+def require_start(stage: str, layout: Layout) -> Path | None:
+    """Return the model of the stage before, which `stage` starts from; None for the first stage.
+
+    Raises:
+        InputError: The split or that model is missing, or is of another snapshot than the one that lies there.
+    """
+    if stage in ("simple", "hard") and (mismatches := split_mismatches(layout)):
+        raise InputError(f"{mismatches[0]}: run `mm split` before `mm train-{stage}`")
+    if stage == TRAIN_STAGES[0]:
+        return None
+    before = TRAIN_STAGES[TRAIN_STAGES.index(stage) - 1]
+    start, remedy = layout.model(before), f"run `mm train-{before}` before `mm train-{stage}`"
+    if not start.is_file():
+        raise InputError(f"{start} is missing: {remedy}")
+    if read_meta(start).get("snapshot") != json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]:
+        raise InputError(f"{start} was trained on another snapshot: {remedy}")
+    return start
+
+
+def find_mismatches(layout: Layout) -> list[str]:
+    """Return why the cycle's models are not those of its snapshot and split, a line each; empty where they are.
+
+    Compared are, of each stage, the recorded snapshot, the recorded digest of the rows, and the start weights: the
+    file of the stage before, or the champion that the snapshot froze.
+
+    Raises:
+        InputError: A file of the cycle is missing or is no model of ours.
+    """
+    frozen = json.loads((layout.snapshot / "snapshot.json").read_text())
+    mismatches = split_mismatches(layout)
+    start: str | None = None
+    for stage in TRAIN_STAGES:
+        path = layout.model(stage)
+        meta = read_meta(path)
+        if stage == TRAIN_STAGES[0]:
+            start = _first_start(meta, frozen)
+        wanted = {
+            "snapshot": (frozen["digest"], "on another snapshot"),
+            "data": (read_data(stage, layout).digest(), "on other rows than its snapshot and split hold"),
+            "start": (start, "from other weights than those of the stage before"),
+        }
+        if stage == TRAIN_STAGES[0]:
+            wanted["start"] = (start, "from other weights than the champion that the snapshot froze")
+        mismatches += [
+            f"{path} was trained {words}" for name, (value, words) in wanted.items() if meta.get(name) != value
+        ]
+        start = sha256_file(path)
+    return mismatches
+
+
+def split_mismatches(layout: Layout) -> list[str]:
+    """Return whether the split divides other rows than the snapshot's labelled pool holds, as a list of one line."""
+    halves = [layout.split / f"{name}.parquet" for name in ("simple", "hard")]
+    if missing := [path for path in halves if not path.is_file()]:
+        return [f"{missing[0]} is missing"]
+    pool = read_pool(layout.snapshot, "train_labeled")[_ROW]
+    halves = [pd.read_parquet(path, columns=_ROW) for path in halves]
+    divided = {row for half in halves for row in half.itertuples(index=False, name=None)}
+    if divided == set(pool.itertuples(index=False, name=None)):
+        return []
+    return [f"{layout.split} divides another snapshot than the one in {layout.snapshot}"]
+
+
+def _first_start(meta: dict[str, Any], frozen: dict[str, Any]) -> str | None:
+    """The digest that the first stage must have started from; None: from scratch."""
+    warm = meta.get("params", {}).get("train", {}).get("common", {}).get("warm_start")
+    champion = frozen.get("champion")
+    return champion["digest"] if warm == "champion" and champion else None

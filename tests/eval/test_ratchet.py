@@ -1,0 +1,92 @@
+"""The anchor ratchets to the best so far, so that no metric erodes step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from eval_workspace import simulate, tables
+from test_gate import FIRST, PARAMS, workspace
+
+from mm_core.eval import evaluate
+from mm_core.eval.gate import decide
+from mm_core.eval.ratchet import read_best, update_best
+from mm_core.layout import Layout
+from mm_core.records import Verdict, sha256_file
+from mm_core.store import LocalStore
+
+STEP = {"mse": 0.9, "conn": 1.03}
+"""One week: MSE falls by 10 %, Conn rises by 3 %, within its margin of 7.5 %."""
+
+
+def named(scores: pd.DataFrame, model: str) -> pd.DataFrame:
+    """The candidate's int8 scores as those of champion or anchor."""
+    ours = scores[(scores["model"] == "multimodal") & (scores["precision"] == "int8")]
+    return ours.assign(model=model)
+
+
+def week(
+    root: Path, store: LocalStore, scores: pd.DataFrame, frame: pd.DataFrame, inputs: dict, name: str
+) -> tuple[Verdict, Layout]:
+    layout = workspace(root, scores, frame, inputs)
+    layout.model("multimodal").write_bytes(name.encode())
+    evaluate._write_parquet(layout.per_image, scores, evaluate.identity(layout, inputs))
+    return decide(PARAMS, layout, inputs, store=store), layout
+
+
+LARGE = {"mse": 0.9, "conn": 1.08, "biou": -0.02, "maxf": -0.015}
+"""What was promoted twelve times in a row by the rule before 0025."""
+
+
+@pytest.mark.parametrize("step", [STEP, LARGE], ids=["small", "large"])
+def test_no_metric_erodes_week_by_week(tmp_path: Path, step: dict[str, float]) -> None:
+    """Twelve candidates, each worse in Conn than the champion of its week: at most two of them pass."""
+    store = LocalStore(tmp_path / "store")
+    scores, frame = tables(simulate(1, photos=60))
+    verdict, layout = week(tmp_path, store, scores, frame, FIRST, "first")
+    assert verdict.decision == "PROMOTE"
+    first = sha256_file(layout.model("multimodal"))
+    update_best(PARAMS, layout, store, first, first)
+    champion, held, passed = first, named(scores, "champion"), 0
+    anchor = held.assign(model="anchor")
+    others = scores[scores["model"].isin(["multimodal", "blind"])]
+    for number in range(12):
+        before, others = others, others.copy()
+        ours = (others["model"] == "multimodal") & (others["category"] != "scenery")
+        others.loc[ours, "mse"] *= step["mse"]
+        others.loc[ours, "conn"] *= step["conn"]
+        others.loc[ours, "biou"] += step.get("biou", 0.0)
+        lost = step.get("maxf", 0.0) * ours
+        others["fcurve"] = [curve + by for curve, by in zip(others["fcurve"], lost, strict=True)]
+        inputs = {"champion": {"digest": champion}, "anchor": {"digest": first}}
+        everyone = pd.concat([others, held, anchor], ignore_index=True)
+        verdict, layout = week(tmp_path, store, everyone, frame, inputs, f"week {number}")
+        if verdict.decision == "PROMOTE":
+            passed += 1
+            champion, held = verdict.candidate, named(others, "champion")
+            update_best(PARAMS, layout, store, first, champion)
+        else:
+            others = before
+    assert passed == (2 if step is STEP else 0)
+    assert verdict.decision == "REJECT"
+    if step is STEP:
+        assert any(": conn" in reason and "the best so far" in reason for reason in verdict.reasons)
+
+
+def test_a_place_moves_only_with_confidence_and_a_better_model_holds_it(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    scores, frame = tables(simulate(2, photos=60))
+    layout = workspace(tmp_path, scores, frame, FIRST)
+    assert set(update_best(PARAMS, layout, store, "anchor", "one")) == {*frame["category"]}
+    assert update_best(PARAMS, layout, store, "anchor", "one") == {}, "repeating it changes nothing"
+    again, _ = tables(simulate(3, photos=60))
+    workspace(tmp_path, again, frame, FIRST)
+    lucky = update_best(PARAMS, layout, store, "anchor", "two")
+    assert sum(len(metrics) for metrics in lucky.values()) <= 6, "another seed is no better model"
+    better, _ = tables(simulate(2, photos=60, gains=0.4))
+    workspace(tmp_path, better, frame, FIRST)
+    won = update_best(PARAMS, layout, store, "anchor", "three")
+    assert all("mse" in won[category] and "conn" in won[category] for category in won) and len(won) == 7
+    assert read_best(store, "anchor")["pets"]["mse"] == "three"
+    assert read_best(store, "another anchor") == {} and read_best(store, None) == {}

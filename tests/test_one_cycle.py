@@ -1,0 +1,257 @@
+"""One cycle at a time: pins that stay while it works, and a gate that knows what the models were trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mm_core import stages
+from mm_core.data.samplegen import write_drop
+from mm_core.data.snapshot import POOLS, read_pool
+from mm_core.errors import InputError, ReleaseRefused
+from mm_core.export.lineage import lineage
+from mm_core.export.registry import Registry
+from mm_core.export.signature import make_keys
+from mm_core.layout import Layout
+from mm_core.model.files import read_meta
+from mm_core.params import Params
+from mm_core.records import ALL_CATEGORIES, Report, digest_of, sha256_file
+from mm_core.settings import Settings
+
+TINY = Params().with_values(
+    **{
+        "structure.ocr": (),
+        "model.encoder": "test_efficientnet",
+        "model.size": 64,
+        "model.width": 8,
+        "train.common.batch": 2,
+        "train.common.precision": "fp32",
+        "train.simple.steps": 1,
+        "train.hard.steps": 1,
+        "train.semi.steps": 1,
+        "train.multimodal.steps": 1,
+        "clip.steps": 1,
+        "evaluate.max_side": 64,
+        "gate.floors": {"mse": 1.0, "maxf": 0.0},
+        "gate.quantised_mse": 100.0,
+        "gate.min_images": 2,
+        "gate.resamples": 200,
+        "export.calibration_images": 2,
+        "label.compare_seeds": 0,
+    }
+)
+
+
+def drop(inbox: Path, batch: str, each: int, seed: int, role: str) -> None:
+    counts: dict[str, int] = dict.fromkeys(ALL_CATEGORIES, each)
+    write_drop(inbox, "pixel_labeled", batch, counts, seed=seed, size=64, role=role, burst_share=0)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[Path], Path]) -> Layout:
+    """A workspace after its first cycle, which promoted; read-only."""
+    layout = Layout(Settings.from_env(with_tables(tmp_path_factory.mktemp("first") / "data")))
+    drop(Path(layout.settings.inbox), "eval", 5, 1, "eval")
+    drop(Path(layout.settings.inbox), "train", 3, 50, "train")
+    reports = stages.run_cycle(TINY, layout)
+    assert reports["gate"].facts["decision"] == "PROMOTE", reports["gate"].facts["reasons"]
+    return layout
+
+
+@pytest.fixture
+def workspace(first: Layout, tmp_path: Path) -> Layout:
+    """A copy of it to write to."""
+    shutil.copytree(first.root, tmp_path / "data")
+    return Layout(Settings.from_env(tmp_path / "data"))
+
+
+def in_another_thread(work: Callable[[], object]) -> None:
+    """The cycle lock is re-entrant within a thread alone: another thread stands for another process."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
+
+
+def once_while_training(work: Callable[[], object]) -> Callable[[str, int, int], None]:
+    """A progress that does `work` elsewhere at the first sign of training."""
+    todo = [work]
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what.startswith("train ") and todo:
+            in_another_thread(todo.pop())
+
+    return progress
+
+
+def photos_of(layout: Layout, pools: tuple[str, ...] = POOLS) -> set[str]:
+    return {i for pool in pools for i in read_pool(layout.snapshot, pool)["sample_id"]}
+
+
+def test_a_drop_that_comes_while_a_cycle_trains_is_seen_by_the_next_one(workspace: Layout) -> None:
+    """Its photos were in the catalog and in no pool, for good: the gate stored the later pins as seen."""
+    pinned: list[bytes] = []
+
+    def arrive() -> None:
+        before = workspace.inputs.read_bytes()
+        drop(Path(workspace.settings.inbox), "late", 3, 90, "train")
+        stages.ingest(TINY, workspace)
+        stages.structure(TINY, workspace)
+        facts = stages.pin_when_idle(TINY, workspace)
+        assert "until `mm run`" in facts["pins"]
+        assert workspace.inputs.read_bytes() == before, "the pins of a running cycle do not move"
+        pinned.append(before)
+
+    reports = stages.run_cycle(TINY, workspace, again=True, progress=once_while_training(arrive))
+    assert pinned and reports["gate"].facts["inputs"] == digest_of(stages.frozen_inputs(workspace))
+    assert json.loads(pinned[0]) == stages.frozen_inputs(workspace), "it was judged on what it froze"
+    assert stages.read_inputs(workspace)["catalog"] == stages.inputs_now(workspace)["catalog"], "pinned at its end"
+    seen = photos_of(workspace)
+    reports = stages.run_cycle(TINY, workspace)
+    assert "nothing_new" not in reports["pin_inputs"].facts
+    late = set(stages.catalog_of(workspace).read("samples", filters=[("batch", "=", "late")])["id"])
+    assert late and not late & seen
+    assert late <= photos_of(workspace), "every one of them is in a pool"
+    assert "nothing_new" in stages.run_cycle(TINY, workspace)["pin_inputs"].facts
+
+
+def test_a_second_run_waits_and_finds_nothing_new(workspace: Layout) -> None:
+    second: list[dict[str, Report]] = []
+    threads: list[threading.Thread] = []
+
+    def start() -> None:
+        threads.append(threading.Thread(target=lambda: second.append(stages.run_cycle(TINY, workspace))))
+        threads[0].start()
+
+    drop(Path(workspace.settings.inbox), "more", 2, 300, "train")
+    reports = stages.run_cycle(TINY, workspace, progress=once_while_training(start))
+    threads[0].join()
+    assert reports["gate"].facts["decision"] in ("PROMOTE", "REJECT", "INCONCLUSIVE")
+    assert list(second[0]) == ["ingest", "structure", "pin_inputs"]
+    assert "nothing_new" in second[0]["pin_inputs"].facts
+
+
+def test_pins_that_a_killed_cycle_left_undone_are_made_by_the_next_snapshot(workspace: Layout) -> None:
+    class Killed(BaseException): ...
+
+    def die() -> None:
+        drop(Path(workspace.settings.inbox), "late", 1, 120, "train")
+        stages.ingest(TINY, workspace)
+        stages.structure(TINY, workspace)
+        stages.pin_when_idle(TINY, workspace)
+        raise Killed
+
+    with pytest.raises(Killed):
+        stages.run_cycle(TINY, workspace, again=True, progress=once_while_training(die))
+    assert stages.read_inputs(workspace)["catalog"] != stages.inputs_now(workspace)["catalog"]
+    stages.snapshot(TINY, workspace)
+    assert stages.read_inputs(workspace)["catalog"] == stages.inputs_now(workspace)["catalog"]
+    late = set(stages.catalog_of(workspace).read("samples", filters=[("batch", "=", "late")])["id"])
+    assert late and late <= photos_of(workspace)
+
+
+def test_a_photo_is_forgotten_after_the_cycle_that_trains_on_it_and_its_model_is_named(workspace: Layout) -> None:
+    """`mm forget` beside a cycle answered that no model had learned from the photo, and the cycle then promoted one."""
+    answers: list[Report] = []
+    threads: list[threading.Thread] = []
+    one = read_pool(workspace.snapshot, "train_labeled")["sample_id"].iloc[0]
+
+    def forget() -> None:
+        threads.append(threading.Thread(target=lambda: answers.append(stages.forget(TINY, workspace, [one]))))
+        threads[0].start()
+        threads[0].join(0.3)
+        assert not answers, "it waits"
+
+    stages.run_cycle(TINY, workspace, again=True, progress=once_while_training(forget))
+    threads[0].join()
+    assert [row["version"] for row in answers[0].tables["models"]] == Registry(workspace.settings).versions()
+
+
+def test_the_registry_and_the_champions_own_record_name_one_snapshot(first: Layout) -> None:
+    told = lineage(first.settings, "champion")
+    assert told["snapshot"]["digest"] == read_meta(first.model("multimodal"))["snapshot"]
+    assert told["model"] == sha256_file(first.model("multimodal"))
+
+
+def other_snapshot(layout: Layout) -> None:
+    drop(Path(layout.settings.inbox), "other", 2, 700, "train")
+    stages.ingest(TINY, layout)
+    stages.structure(TINY, layout)
+    stages.pin_inputs(TINY, layout)
+    stages.snapshot(TINY, layout)
+
+
+def other_split(layout: Layout) -> None:
+    stages.split(TINY.with_values(**{"split.hard_share": 0.45}), layout)
+
+
+def other_stage(layout: Layout) -> None:
+    stages.train_hard(TINY.with_values(**{"train.hard.steps": 2}), layout)
+
+
+def other_start(layout: Layout) -> None:
+    stages.pin_inputs(TINY, layout, again=True)
+    stages.snapshot(TINY, layout)  # the same rows; it freezes the champion, and the models began from scratch
+
+
+def forgotten_photo(layout: Layout) -> None:
+    stages.forget(TINY, layout, [read_pool(layout.snapshot, "train_labeled")["sample_id"].iloc[0]])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (other_snapshot, "another snapshot"),
+        (other_split, "was trained on other rows than its snapshot and split hold"),
+        (other_stage, "was trained from other weights than those of the stage before"),
+        (other_start, "from other weights than the champion that the snapshot froze"),
+        (forgotten_photo, "1 photos that were forgotten since"),
+    ],
+)
+def test_what_was_not_trained_on_the_present_cycle_is_not_judged_and_not_released(
+    workspace: Layout, change: Callable[[Layout], None], words: str
+) -> None:
+    change(workspace)
+    verdict = workspace.verdict.read_bytes()
+    with pytest.raises(InputError, match=f"{words}.*run `mm run`"):
+        stages.gate(TINY, workspace)
+    assert workspace.verdict.read_bytes() == verdict
+    for stage in (stages.evaluate, stages.export, stages.promote):
+        with pytest.raises((InputError, ReleaseRefused), match="run `mm run`"):
+            stage(TINY, workspace)
+    assert "nothing_new" not in stages.pin_inputs(TINY, workspace).facts, "the next `mm run` does what is missing"
+
+
+@pytest.mark.parametrize(("stage", "remedy"), [("simple", "mm split"), ("hard", "mm split"), ("semi", "mm train-hard")])
+def test_a_stage_does_not_start_from_another_snapshots_work(workspace: Layout, stage: str, remedy: str) -> None:
+    other_snapshot(workspace)
+    with pytest.raises(InputError, match=f"run `{remedy}` before `mm train-{stage}`"):
+        stages.TRAIN[stage](TINY, workspace)
+
+
+def test_a_rollback_does_not_wait_and_the_cycle_begins_again_from_that_champion(
+    workspace: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The champion falls while a better candidate trains; the candidate was compared with the one that fell."""
+    make_keys(tmp_path / "key.pem")
+    monkeypatch.setenv("MM_SIGNING_KEY", str(tmp_path / "key.pem"))
+    scratch = {"train.common.warm_start": "scratch", "gate.alpha": 0.49, "gate.guard": 10.0}
+    poor = TINY.with_values(**scratch, seed=3)
+    stages.run_cycle(poor, workspace)
+    if Registry(workspace.settings).pin("champion")["version"] == "1":  # type: ignore[index]
+        stages.override(poor, workspace, "candidate", reason="for the test", days=1)
+    assert Registry(workspace.settings).champions() == ["1", "2"]
+    good = TINY.with_values(
+        **scratch,
+        **{"train.simple.steps": 60, "gate.margins": dict.fromkeys(("mse", "maxf", "biou", "conn"), 50.0)},
+    )
+    roll = once_while_training(lambda: stages.rollback(good, workspace, reason="halos"))
+    reports = stages.run_cycle(good, workspace, progress=roll)
+    assert reports["gate"].facts["decision"] == "PROMOTE", reports["gate"].facts["reasons"]
+    kinds = [(move["kind"], move["from"], move["to"]) for move in Registry(workspace.settings).history()[2:]]
+    assert kinds == [("rollback", "2", "1"), ("promote", "1", "3")]
+    assert stages.frozen_inputs(workspace)["champion"]["version"] == "1"
