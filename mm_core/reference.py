@@ -10,7 +10,8 @@ from mm_core.params import PER_ARRIVAL, Params
 HEAD = """# Parameters
 
 All of `params.yaml`. Only values that change results live there; what is elsewhere on each machine is the environment
-(README). Unknown names and values out of range are refused with the name. Written by `mm params`; do not edit.
+([environment.md](environment.md)). Unknown names and values out of range are refused with the name.
+Written by `mm params`; do not edit.
 """
 
 

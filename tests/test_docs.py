@@ -1,6 +1,7 @@
 """The docs are true: their commands run, the messages that they explain exist, their links lead somewhere."""
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -14,7 +15,8 @@ from mm_core.params import Params
 from mm_core.records import ALL_CATEGORIES
 
 PROJECT = Path(__file__).resolve().parent.parent
-PAGES = sorted((PROJECT / "docs").glob("*.md"))
+README = PROJECT / "README.md"
+PAGES = [README, *sorted((PROJECT / "docs").glob("*.md"))]
 GUIDE = PROJECT / "docs" / "operators-guide.md"
 BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)```", re.S)
 TINY = {
@@ -41,9 +43,9 @@ def blocks(page: Path) -> list[re.Match[str]]:
     return [*BLOCK.finditer(page.read_text())]
 
 
-@pytest.mark.timeout(1800)
-def test_the_guides_commands_run(tmp_path: Path) -> None:
-    """In order, in one folder, as a person types them; each must succeed."""
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A folder with params.yaml and photos as README's layout has them: sub-folder = category, mattes in alphas/."""
     (tmp_path / "params.yaml").write_text(Params().with_values(**TINY).to_yaml())
     for folder, kind, each in (("labelled", "pixel_labeled", 6), ("more", "unlabeled", 1)):
         made = write_drop(tmp_path / "made", kind, folder, dict.fromkeys(ALL_CATEGORIES, each), seed=each, size=64)
@@ -53,26 +55,59 @@ def test_the_guides_commands_run(tmp_path: Path) -> None:
                     target = tmp_path / "photos" / folder / part / row["category"] / Path(row["image"]).name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     (made / name).rename(target.with_suffix(Path(name).suffix))
+    return tmp_path
+
+
+def run_blocks(page: Path, folder: Path) -> int:
+    """Run the `sh` blocks of a page, in order, in one folder, as a person types them; each line must succeed.
+
+    Returns how many lines ran.
+    """
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("MM_", "MLFLOW_", "DAGSTER_"))}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MM_DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",
-        "DAGSTER_HOME": str(tmp_path / "dagster"),
+        "DAGSTER_HOME": str(folder / "dagster"),
         "PYTHONPATH": str(PROJECT),
     }
-    (tmp_path / "dagster").mkdir()
+    (folder / "dagster").mkdir()
     ran = 0
-    for block in blocks(GUIDE):
+    for block in blocks(page):
         if block["language"] == "sh" and not block["why"]:
             for line in block["text"].splitlines():
-                done = subprocess.run(
-                    ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True
-                )
+                done = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True)
                 assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
                 ran += 1
-    assert ran >= 12
-    assert (tmp_path / "restored" / "inputs.json").is_file()
+    return ran
+
+
+@pytest.mark.timeout(1800)
+def test_the_guides_commands_run(house: Path) -> None:
+    assert run_blocks(GUIDE, house) >= 12
+    assert (house / "restored" / "inputs.json").is_file()
+
+
+@pytest.mark.timeout(1800)
+def test_the_readmes_commands_run_on_the_layout_that_it_shows(house: Path) -> None:
+    assert run_blocks(README, house) >= 4
+    status = subprocess.run(
+        [sys.executable, "-m", "mm_core", "status", "--json"],
+        cwd=house,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    counts = json.loads(status.stdout)
+    assert counts["labelled"] == 6 * len(ALL_CATEGORIES) and counts["verdict"]
+    assert {row["category"] for row in counts["samples"]} == set(ALL_CATEGORIES)
+
+
+def test_readme_names_every_category_and_every_page() -> None:
+    text = README.read_text()
+    assert not [name for name in ALL_CATEGORIES if f"`{name}`" not in text]
+    assert not [page.name for page in PAGES[1:] if f"docs/{page.name}" not in text]
 
 
 def test_what_is_not_run_says_why_and_where_it_is_run() -> None:
@@ -99,7 +134,7 @@ def test_every_message_that_is_explained_exists() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, PROJECT / "README.md"]:
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -44,6 +44,6 @@ def test_every_stage_function_has_a_verb() -> None:
 
 def test_the_readme_names_only_verbs_that_exist() -> None:
     verbs = set(get_command(app).commands)  # type: ignore[attr-defined]
-    fenced = "\n".join(re.findall(r"```\n(.*?)```", (PROJECT / "README.md").read_text(), re.S))
+    fenced = "\n".join(re.findall(r"```(?:sh|text)\n(.*?)```", (PROJECT / "README.md").read_text(), re.S))
     used = set(re.findall(r"^mm ([a-z-]+)", fenced, re.M))
     assert used and used <= verbs

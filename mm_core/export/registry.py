@@ -15,11 +15,13 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mm_core.errors import InputError, ReleaseRefused
 from mm_core.export.bundle import exported_bundle
 from mm_core.export.bundle_manifest import checked_manifest
+from mm_core.export.mlflow_model import save_mlflow_model
 from mm_core.export.provenance import gather
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.locks import exclusive
@@ -223,7 +225,11 @@ class Registry:
         files = {row["file"]: put_blob(store, bundle / row["file"]) for row in manifest["decoders"].values()}
         provenance = gather(params, layout, store, verdict)
         run = Tracker(self._settings).log_report(layout, Report("promote", facts={"model": verdict.candidate}))
-        self._client.log_artifacts(run, str(bundle), "bundle")
+        scratch = self._settings.workspace / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="mlflow-model-", dir=scratch) as folder:
+            save_mlflow_model(bundle, layout.model(TRAIN_STAGES[-1]), Path(folder) / "model")
+            self._client.log_artifacts(run, str(Path(folder) / "model"), "model")
         tags = {
             "model_digest": verdict.candidate,
             "files": json.dumps(files, sort_keys=True),
@@ -237,7 +243,7 @@ class Registry:
         }
         made = self._client.create_model_version(
             NAME,
-            source=f"{self._client.get_run(run).info.artifact_uri}/bundle",
+            source=f"{self._client.get_run(run).info.artifact_uri}/model",
             run_id=run,
             tags=tags,
             description=(bundle / "MODEL_CARD.md").read_text(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from export_cycle import PARAMS, clone, layout_at, stop_clocks, verdict_of, write_models
@@ -112,8 +113,8 @@ def test_a_pin_leads_to_the_very_files(promoted):
 def test_the_bundle_lies_with_the_run(promoted):
     client = Registry(promoted.settings)._client
     (version,) = client.search_model_versions(f"name = '{NAME}'")
-    names = {item.path for item in client.list_artifacts(version.run_id, "bundle")}
-    assert {"bundle/manifest.json", "bundle/MODEL_CARD.md", "bundle/portrait.int8.onnx"} <= names
+    names = {item.path for item in client.list_artifacts(version.run_id, "model/data/matting/bundle")}
+    assert {Path(name).name for name in names} >= {"manifest.json", "MODEL_CARD.md", "portrait.int8.onnx"}
     parent = client.get_run(client.get_run(version.run_id).data.tags["mlflow.parentRunId"])
     assert parent.data.tags["mm.snapshot"] == version.tags["snapshot"]
 

@@ -1,0 +1,102 @@
+"""A released bundle as an MLflow model, so that MLflow's own tools load and serve it.
+
+    model = mlflow.pyfunc.load_model("models:/matting@champion")
+    alpha = model.predict(image)                                  # uint8 (H, W, 3) sRGB → float32 (H, W) in [0, 1]
+
+The model folder holds the int8 bundle that ships (`data/matting/bundle`), the float weights that it was made from
+(`data/matting/model.safetensors`, for `mm predict --model FILE`), the code that runs it, and pinned requirements.
+Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_core.data.samplegen import generate
+from mm_core.errors import InputError
+from mm_core.export.runtime import OnnxPredictor
+from mm_core.model.predict import decoders_for
+from mm_core.records import ALL_CATEGORIES
+
+DATA = "matting"
+"""Name of the folder within `data/` of the MLflow model."""
+REQUIREMENTS = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "pydantic")
+"""What predicting needs; pinned to the versions of the environment that releases."""
+EXAMPLE_SIDE = 32
+
+
+class MattingModel:
+    """What `mlflow.pyfunc.load_model` wraps: int8 ONNX files in onnxruntime."""
+
+    def __init__(self, bundle: Path):
+        """Open the bundle in a folder; raises InputError where there is none."""
+        self._predictor = OnnxPredictor.of_folder(bundle, guided=True)
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Return the alpha matte of one photo at the photo's own size.
+
+        Args:
+            model_input: uint8 (H, W, 3), sRGB, upright.
+            params: `category` chooses the decoder; without it the model chooses.
+
+        Returns:
+            float32 (H, W) in [0, 1].
+
+        Raises:
+            InputError: the input is no photo, or the category is unknown.
+        """
+        photo = np.asarray(model_input)
+        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
+            raise InputError(f"a photo is uint8 (height, width, 3), not {photo.dtype} {photo.shape}")
+        category = (params or {}).get("category") or ""
+        if category and category not in ALL_CATEGORIES:
+            raise InputError(f"category {category!r} is unknown; one of {', '.join(ALL_CATEGORIES)}")
+        decoders = decoders_for(self._predictor, [photo], [category])
+        return self._predictor.predict([photo], decoders)[0].astype(np.float32)
+
+
+def _load_pyfunc(data_path: str) -> MattingModel:
+    """Return the model in MLflow's data folder; MLflow calls this function by its name."""
+    return MattingModel(Path(data_path) / "bundle")
+
+
+def save_mlflow_model(bundle: Path, weights: Path, target: Path) -> None:
+    """Write the folder of an MLflow model.
+
+    Args:
+        bundle: folder of the released bundle.
+        weights: the float weights, a .safetensors file.
+        target: the folder to write; it must not exist.
+    """
+    # MLflow notes the versions that it finds; it must not look anything up for that.
+    os.environ.setdefault("MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS", "false")
+    from mlflow.models import ModelSignature
+    from mlflow.pyfunc import save_model
+    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, 3))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
+        params=ParamSchema([ParamSpec("category", "string", "")]),
+    )
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        data = Path(folder) / DATA
+        shutil.copytree(bundle, data / "bundle")
+        shutil.copyfile(weights, data / "model.safetensors")
+        save_model(
+            target,
+            loader_module=__name__,
+            data_path=str(data),
+            code_paths=[str(Path(__file__).resolve().parent.parent)],
+            signature=signature,
+            input_example=generate("pets", 0, size=EXAMPLE_SIDE).image,
+            pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],
+            metadata={"bundle": bundle.name},
+        )

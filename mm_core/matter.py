@@ -1,0 +1,95 @@
+"""The Python API: a released model and one verb.
+
+    from mm_core import Matter
+
+    matter = Matter.load("champion")            # or a registry version, a bundle's folder, a .safetensors file
+    alpha = matter.predict("holiday.jpg")       # float32 (H, W) in [0, 1], at the photo's own size
+
+A notebook that uses it is `docs/predict.ipynb`.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mm_core.data.images import load_rgb
+from mm_core.errors import InputError
+from mm_core.export.runtime import OnnxPredictor
+from mm_core.layout import Layout
+from mm_core.model.predict import Predictor, decoders_for
+from mm_core.records import ALL_CATEGORIES
+from mm_core.settings import Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Matter:
+    """A matting model that is ready to predict. `Matter.load` makes one."""
+
+    def __init__(self, predictor: Predictor, name: str):
+        self._predictor = predictor
+        self.name = name
+        """Registry version, name of the bundle's folder, or beginning of the weights' digest."""
+
+    @classmethod
+    def load(cls, model: str | PathLike[str] = "champion", workspace: str | PathLike[str] | None = None) -> Matter:
+        """Load a model.
+
+        Args:
+            model: the folder of a bundle; `champion`, another alias or a version of the registry (its int8 files);
+                or a .safetensors file (float, needs torch).
+            workspace: where the registry and the store are; default `MM_WORKSPACE`, else `data`. A bundle's folder
+                needs no workspace.
+
+        Raises:
+            InputError: there is no such model.
+        """
+        from mm_core.beside import predictor_of
+
+        if Path(model).is_dir():
+            return cls(OnnxPredictor.of_folder(Path(model), guided=True), Path(model).name)
+        settings = Settings.from_env(workspace) if workspace is not None else Settings.from_env()
+        predictor, name = predictor_of(Layout(settings), str(model))
+        if predictor is None:
+            raise InputError("Matter.load: name a model; `none` predicts nothing")
+        return cls(predictor, name)
+
+    def predict(self, photo: str | PathLike[str] | np.ndarray | Image, category: str = "") -> np.ndarray:
+        """Return the alpha matte of a photo.
+
+        Args:
+            photo: path of a photo, a Pillow image, or uint8 (H, W, 3) in sRGB. Files and Pillow images are turned
+                upright as their EXIF data say.
+            category: one of the categories; it chooses the decoder. Without it the model chooses.
+
+        Returns:
+            float32 (H, W) in [0, 1] at the photo's own size; 1 is the subject.
+
+        Raises:
+            InputError: the file is no photo, the array has another shape or type, or the category is unknown.
+        """
+        if category and category not in ALL_CATEGORIES:
+            raise InputError(f"category {category!r} is unknown; one of {', '.join(ALL_CATEGORIES)}")
+        pixels = _pixels_of(photo)
+        decoders = decoders_for(self._predictor, [pixels], [category])
+        return self._predictor.predict([pixels], decoders)[0]
+
+
+def _pixels_of(photo: str | PathLike[str] | np.ndarray | Image) -> np.ndarray:
+    """The photo as uint8 (H, W, 3), upright."""
+    if isinstance(photo, (str, PathLike)):
+        if not Path(photo).is_file():
+            raise InputError(f"{photo}: no such file; name a photo")
+        return load_rgb(Path(photo))
+    if isinstance(photo, np.ndarray):
+        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
+            raise InputError(f"a photo is uint8 (height, width, 3), not {photo.dtype} {photo.shape}")
+        return photo
+    from PIL import ImageOps
+
+    return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))
