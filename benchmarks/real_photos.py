@@ -47,10 +47,10 @@ FAR_SOURCES = ("AIM", "AM-2k", "GFM", "P3M", "SmartDoc", "kalem", "Kuih", "Penn-
 """Beginnings of the names of sources that are only ever judged."""
 NEAR_SHARE, FAR_SHARE, FAR_PHOTOS = 0.3, 0.5, 24
 """Share of `inbox` groups and of ECSSD photos that are judged; far photos of each category at most."""
-PAPER = {"train.semi.view": 0.0, "train.semi.mix": 0.0, "train.semi.place": 0.0, "train.semi.colour": 0.0}
+PAPER = {"train.semi.view": 0.0}
 """Cross-consistency as in Ouali et al. 2020: the main decoder is the target, perturbed auxiliary decoders learn."""
-OURS = {"train.semi.perturbations": ()}
-"""A teacher's corrected matte on strongly altered photos; no auxiliary decoders."""
+OURS = {"train.semi.perturbations": (), "train.semi.view": 1.0}
+"""A teacher's matte on strongly altered photos; no auxiliary decoders."""
 ARMS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "scratch": [("simple", {"model.pretrained": "", "train.common.encoder_lr": 1.0})],
     "simple": [("simple", {})],

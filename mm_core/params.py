@@ -132,7 +132,7 @@ class ModelParams(_Section):
 
 
 class StageParams(_Section):
-    steps: int = Field(default=700, ge=0)
+    steps: int = Field(default=600, ge=0)
     """Optimiser steps."""
     lr: float = Field(default=2.5e-3, gt=0)
     """Peak learning rate (AdamW, one-cycle cosine with 5 % warm-up)."""
@@ -175,21 +175,15 @@ class HardParams(StageParams):
 
 
 class SemiParams(StageParams):
-    steps: int = Field(default=500, ge=0)
+    steps: int = Field(default=50, ge=0)
     lr: float = Field(default=1e-3, gt=0)
     weight: float = Field(default=1.0, ge=0)
     """Weight of the consistency loss (Ouali et al. 2020 use 30 for 21 classes)."""
-    view: float = Field(default=4.0, ge=0)
+    view: float = Field(default=0.0, ge=0)
     """Weight of following the teacher's matte on strongly altered photos, unlabelled and captioned ones; 0 leaves the
     paper's term alone."""
     mix: float = Field(default=0.5, ge=0, le=1)
     """Share of the altered photos that get a rectangle of another photo (CutMix; French et al. 2020)."""
-    place: float = Field(default=1.0, ge=0)
-    """Most weight, beside the teacher's matte, of where subjects of its category usually are and of the photo's colours
-    there (`training.places`). Up to 32 validation photos of each category choose none, a quarter, half or all of it
-    for each teacher; without them it is half."""
-    colour: float = Field(default=0.5, ge=0, le=1)
-    """Share of the teacher's matte that is its mean over the photo's pixels of like colour (`training.colours`)."""
     ramp_share: float = Field(default=0.1, gt=0, le=1)
     """Share of the steps over which what reaches the encoder rises as exp(-5 (1 - t)^2)."""
     perturbations: tuple[
@@ -199,7 +193,7 @@ class SemiParams(StageParams):
 
 
 class MultimodalParams(StageParams):
-    steps: int = Field(default=500, ge=0)
+    steps: int = Field(default=50, ge=0)
     lr: float = Field(default=1e-3, gt=0)
     consistency: float = Field(default=1.0, ge=0)
     """Weight of the consistency between the image-only and the text-image prediction."""

@@ -52,13 +52,6 @@ class Strategy(Protocol):
         """The batches of a step by pool; a pure function, called ahead of time from other threads."""
         ...
 
-    def heed(self, teacher: Any) -> dict[str, float]:
-        """Called with each teacher that validation chose, before it teaches; returns what is to be logged.
-
-        What it keeps must depend on the teacher alone: a resumed run calls it again.
-        """
-        ...
-
     def losses(self, batches: Mapping[str, Sample], progress: float, teacher: Any) -> dict[str, Tensor]:
         """Named, weighted scalars whose sum is minimised; `progress` runs from 0 to 1.
 
@@ -192,7 +185,6 @@ def fit(
     if state.best:
         teacher = copy.deepcopy(average)
         teacher.load_state_dict(state.best)
-        _heed(strategy, teacher, state.best_step, log)
     resumed_from, clock, waited, seen = state.step, 0.0, 0.0, 0
     devices = [device] if device.type == "cuda" else []
     parameters = list(module.parameters())
@@ -243,7 +235,6 @@ def fit(
                 scores, evaluated = _consider(state, average, validate), state.step
                 if state.best and state.best_step == state.step:
                     teacher.load_state_dict(state.best)
-                    _heed(strategy, teacher, state.best_step, log)
                 log(state.step, {f"val/{category}/mse": mse for category, mse in mean_errors(scores).items()})
             if pending.arrived or time.monotonic() - saved_at >= save_seconds:
                 if ranks.rank() == 0:
@@ -260,12 +251,6 @@ def fit(
     return Result(
         weights, kept, reason, mean_errors(errors), precision, state.losses, resumed_from, seen, clock, waited
     )
-
-
-def _heed(strategy: Strategy, teacher: nn.Module, step: int, log: Callable[[int, dict[str, float]], None]) -> None:
-    said = strategy.heed(teacher)
-    if said:
-        log(step, said)
 
 
 @contextmanager

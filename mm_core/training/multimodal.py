@@ -34,7 +34,7 @@ from mm_core.params import LossParams, MultimodalParams, Params, SemiParams
 from mm_core.records import digest_of
 from mm_core.training.loop import Sample
 from mm_core.training.losses import consistency, contrastive, matting_losses
-from mm_core.training.semi import Semi, damped, followed, ramp, unrecorded
+from mm_core.training.semi import Semi, frozen_batch_norm_stats, pseudo_label_loss, ramp, scale_gradient
 from mm_core.training.supervised import Features, Pools
 
 NEGATIVES = 4
@@ -111,10 +111,9 @@ class Multimodal(Semi):
         semi: SemiParams,
         multimodal: MultimodalParams,
         towers: Towers,
-        validation: Sequence[Sample] = (),
     ):
         """`pools` also holds `text`; `towers` knows its captions and those of `labeled`, and to distil every photo."""
-        super().__init__(net, pools, loss, semi, weight=multimodal.semi, validation=validation)
+        super().__init__(net, pools, loss, semi, weight=multimodal.semi)
         self._multimodal = multimodal
         self._caption_place = {caption: row for row, caption in enumerate(towers.captions)}
         self._photo_place = {sample: row for row, sample in enumerate(towers.photos)}
@@ -122,16 +121,16 @@ class Multimodal(Semi):
         self._looks: Tensor
         self.register_buffer("_vectors", _spread(torch.stack(list(towers.captions.values()))), persistent=False)
         self.fusion = TextFusion(net.bottleneck_channels, self._vectors.shape[1])
-        self.reader = None
+        self.projection_head = None
         if multimodal.distil:
             self.register_buffer("_looks", _centred(torch.stack(list(towers.photos.values()))), persistent=False)
-            self.reader = reader(net.bottleneck_channels, self._looks.shape[1])
+            self.projection_head = projection_head(net.bottleneck_channels, self._looks.shape[1])
 
     def terms(
         self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
     ) -> dict[str, Tensor]:
         terms = super().terms(features, batches, progress)
-        with unrecorded(self.net.decoders):
+        with frozen_batch_norm_stats(self.net.decoders):
             return terms | self._text_terms(features, batches, ramp(progress, self._semi.ramp_share))
 
     def _text_terms(
@@ -150,12 +149,12 @@ class Multimodal(Semi):
             image_logits = self.net.route(maps, batch.decoders)[0]
             text_logits = self.net.route(fused, batch.decoders)[0]
             terms["text"] = options.consistency * rise * agreement(image_logits, text_logits, options.teacher)
-            if batch.taught and self._semi.view:
-                both = followed(image_logits, batch.alpha) + followed(text_logits, batch.alpha)
+            if batch.taught:
+                both = pseudo_label_loss(image_logits, batch.alpha) + pseudo_label_loss(text_logits, batch.alpha)
                 terms["text_view"] = self._semi.view * rise * both
         if options.contrastive:
             terms["contrast"] = options.contrastive * self._contrast(maps, fused, text, batch.captions)
-        if self.reader is not None:
+        if self.projection_head is not None:
             terms["distil"] = options.distil * self._distil(features, batches, rise)
         return terms
 
@@ -164,12 +163,12 @@ class Multimodal(Semi):
         return self._vectors[torch.tensor([self._caption_place[c] for c in captions], device=self._vectors.device)]
 
     def _distil(self, features: Mapping[str, Features], batches: Mapping[str, Sample], rise: float) -> Tensor:
-        assert self.reader is not None
+        assert self.projection_head is not None
         pooled = torch.cat([features[name][-1].float().mean((2, 3)) for name in batches])
         rows = [self._photo_place[sample] for batch in batches.values() for sample in batch.ids]
         looks = self._looks[torch.tensor(rows, device=self._looks.device)]
-        # The reader begins from nothing: until it reads well, what it asks of the encoder is noise.
-        return 1 - F.cosine_similarity(self.reader(damped(pooled, rise)), looks).mean()
+        # The head begins from nothing: until it reads well, what it asks of the encoder is noise.
+        return 1 - F.cosine_similarity(self.projection_head(scale_gradient(pooled, rise)), looks).mean()
 
     def _contrast(self, maps: Features, fused: Features, text: Tensor, captions: Sequence[str]) -> Tensor:
         shifts = range(1, min(NEGATIVES, len(captions) - 1) + 1)
@@ -180,7 +179,7 @@ class Multimodal(Semi):
         return contrastive(anchor, positive, torch.stack(wrong, 1), allowed, self._multimodal.temperature)
 
 
-def reader(channels: int, dim: int, hidden: int = 256) -> nn.Module:
+def projection_head(channels: int, dim: int, hidden: int = 256) -> nn.Module:
     """(B, channels) → (B, dim): reads a tower's vector from the pooled bottleneck."""
     return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, dim))
 

@@ -35,10 +35,6 @@ class Supervised(nn.Module):
         """This process's rows of each batch: every n-th of n processes', counted through its pools."""
         return {name: Batch.join(_shares(sources, step)) for name, sources in self._pools.items()}
 
-    def heed(self, teacher: MattingNet) -> dict[str, float]:
-        """Mattes need no teacher."""
-        return {}
-
     def losses(
         self, batches: Mapping[str, Sample], progress: float, teacher: MattingNet | None = None
     ) -> dict[str, Tensor]:

@@ -38,8 +38,6 @@ from mm_core.training.semi import Semi
 from mm_core.training.supervised import Supervised
 from mm_core.training.tracking import Tracker
 
-HEEDED = 32
-"""Validation photos of each category that choose how far a teacher is corrected: one of four takes no thousands."""
 _FRAME_COLUMNS = ["sample_id", "category", "decoder", "caption", "alpha_sha256", "label_binary"]
 
 
@@ -287,11 +285,6 @@ def _strategy(
     def pool(frame: pd.DataFrame, name: str, share: float = 0.0, whole: bool = False) -> Pool:
         return Pool(frame, cache, params.seed, f"{stage}/{name}", recompose=share, backdrops=backdrops, whole=whole)
 
-    def judges() -> list[Sample]:
-        few = data.validation.groupby(data.validation["category"].fillna(UNKNOWN)).head(HEEDED)
-        drawn = Pool(few, cache, params.seed, "validation").in_order(batch)
-        return [to_device(photos, device) for photos in drawn]
-
     # Photos that the stage decodes anyway; unlabelled ones where it has them.
     plain = [frame for frame in (data.unlabeled, data.text_image) if not frame.empty] or [data.labeled]
     backdrops = sorted({sample for frame in plain for sample in frame["sample_id"]})
@@ -320,9 +313,9 @@ def _strategy(
         # Auxiliary decoders and fusion begin from the seed, whatever ran in this process before.
         torch.manual_seed(params.seed + TRAIN_STAGES.index(stage))
         if stage == "semi":
-            return Semi(net, pools, train.loss, train.semi, validation=judges())
+            return Semi(net, pools, train.loss, train.semi)
         if towers is not None:
-            return Multimodal(net, pools, train.loss, train.semi, train.multimodal, towers, judges())
+            return Multimodal(net, pools, train.loss, train.semi, train.multimodal, towers)
         return Supervised(net, pools, train.loss)
 
 

@@ -29,6 +29,7 @@ TINY = Params().with_values(
         "train.simple.steps": 6,
         "train.hard.steps": 4,
         "train.semi.steps": 4,
+        "train.semi.view": 4.0,
         "train.multimodal.steps": 4,
         "clip.steps": 4,
     }

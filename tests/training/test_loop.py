@@ -163,13 +163,6 @@ class Follower(Supervised):
     def __init__(self, pool: Pool, params: Params):
         super().__init__(build_model(params.model, 0), {"labeled": [(pool, 4)]}, params.train.loss)
         self.taught_by: list[torch.Tensor] = []
-        self.heeded: list[torch.Tensor] = []
-        self._pull = 1.0
-
-    def heed(self, teacher):
-        self.heeded.append(next(teacher.parameters()).clone())
-        self._pull = float(self.heeded[-1].abs().mean())
-        return {"pull": self._pull}
 
     def losses(self, batches, progress, teacher=None):
         assert teacher is not None and not teacher.training
@@ -177,7 +170,7 @@ class Follower(Supervised):
         matte = teacher.route(teacher.encode(batch.images), batch.decoders)[0]
         self.taught_by.append(next(teacher.parameters()).clone())
         own = self.net.route(self.net.encode(batch.images), batch.decoders)[0]
-        return super().losses(batches, progress) | {"follow": self._pull * (own - matte).square().mean()}
+        return super().losses(batches, progress) | {"follow": (own - matte).square().mean()}
 
 
 def test_the_teacher_is_the_best_so_far_by_validation(pool: Pool, params: Params, tmp_path: Path) -> None:
@@ -192,8 +185,6 @@ def test_the_teacher_is_the_best_so_far_by_validation(pool: Pool, params: Params
     assert result.kept_step == 4
     assert all(torch.equal(seen, result.weights[name]) for seen in by[4:])
     assert not torch.equal(by[4], start)
-    assert len(strategy.heeded) == 2 and torch.equal(strategy.heeded[0], start)
-    assert torch.equal(strategy.heeded[1], by[4])
 
 
 def test_without_validation_photos_the_average_teaches(pool: Pool, params: Params, tmp_path: Path) -> None:
@@ -201,7 +192,6 @@ def test_without_validation_photos_the_average_teaches(pool: Pool, params: Param
     train(strategy, params, tmp_path / "c.pt", 3)
     assert not torch.equal(strategy.taught_by[1], strategy.taught_by[0])
     assert not torch.equal(strategy.taught_by[2], strategy.taught_by[1])
-    assert not strategy.heeded
 
 
 @pytest.mark.parametrize("make", [strategy_of, Follower])

@@ -16,12 +16,9 @@ from mm_core.model.network import MattingNet, build_model
 from mm_core.params import CommonTrainParams, Params
 from mm_core.records import DECODERS
 from mm_core.store import LocalStore
-from mm_core.training import ranks
-from mm_core.training.colours import by_colour
 from mm_core.training.loop import NEW_RATE, Sample, _groups, to_device
 from mm_core.training.multimodal import Multimodal, Towers, agreement, with_captions
-from mm_core.training.places import by_evidence, evidence, usual_places
-from mm_core.training.semi import WITHOUT_VALIDATION, Semi, ramp
+from mm_core.training.semi import Semi, predict_pseudo_labels, ramp
 from mm_core.training.supervised import Supervised, choice_loss
 
 CPU = torch.device("cpu")
@@ -134,7 +131,7 @@ def test_the_teacher_chooses_the_decoder_of_unlabelled_photos_of_unknown_categor
     teacher.chooser.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))  # DECODERS: scenery is the last
     batch = samples(strategy)["unlabeled"]
     odd = replace(batch, categories=["unknown", *batch.categories[1:]], decoders=["saliency", *batch.decoders[1:]])
-    assert strategy.taught("unlabeled", odd, teacher).decoders == ["scenery", *batch.decoders[1:]]
+    assert strategy.pseudo_labeled("unlabeled", odd, teacher).decoders == ["scenery", *batch.decoders[1:]]
 
 
 def test_semi_teaches_the_auxiliaries_and_the_encoder_and_never_the_target(
@@ -176,100 +173,12 @@ def whole_matte(net: MattingNet, batch: Sample, mirrored: bool) -> torch.Tensor:
 def test_the_teacher_says_the_same_of_a_photo_and_its_mirror_image(
     pools: dict, net: MattingNet, params: Params
 ) -> None:
-    semi = params.train.semi.model_copy(update={"view": 0.0})
-    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi)
+    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, params.train.semi)
     teacher, batch = build_model(params.model, 1).eval(), samples(strategy)["unlabeled"]
     one, turned = batch, replace(batch, images=batch.images.flip(-1))
-    told, of_mirror = (strategy.taught("unlabeled", photos, teacher).alpha for photos in (one, turned))
+    told, of_mirror = (predict_pseudo_labels(photos, teacher)[1] for photos in (one, turned))
     assert torch.allclose(told, of_mirror.flip(-1), atol=1e-6)
     assert not torch.allclose(told, whole_matte(teacher, batch, False), atol=1e-4)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_part_of_what_the_teacher_says_is_the_mean_of_like_colours(
-    pools: dict, net: MattingNet, params: Params, share: float
-) -> None:
-    semi = params.train.semi.model_copy(update={"view": 0.0, "place": 0.0, "colour": share})
-    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi)
-    teacher, batch = build_model(params.model, 1).eval(), samples(strategy)["unlabeled"]
-    own = torch.stack([whole_matte(teacher, batch, turn) for turn in (False, True)]).mean(0)
-    alike = by_colour(batch.images, own)
-    assert not torch.allclose(own, alike, atol=1e-4)
-    told = strategy.taught("unlabeled", batch, teacher).alpha
-    assert torch.allclose(told, (1 - share) * own + share * alike, atol=1e-5)
-
-
-def test_the_teacher_hears_where_the_subjects_of_a_photo_s_category_usually_are(
-    pools: dict, net: MattingNet, params: Params
-) -> None:
-    semi = params.train.semi.model_copy(update={"view": 0.0, "colour": 0.0, "place": 0.7})
-    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi)
-    teacher, batch = build_model(params.model, 1).eval(), samples(strategy)["unlabeled"]
-    batch = replace(batch, categories=["unknown", *batch.categories[1:]])
-    own = torch.stack([whole_matte(teacher, batch, turn) for turn in (False, True)]).mean(0)
-    usual = usual_places(pools["labeled"])
-    places = torch.stack([usual.get(category, usual[""]) for category in batch.categories]).unsqueeze(1)
-    told = strategy.taught("unlabeled", batch, teacher).alpha
-    assert torch.allclose(told, by_evidence(own, evidence(batch.images, places), 0.7 * WITHOUT_VALIDATION), atol=1e-5)
-    assert not torch.allclose(told, own, atol=1e-2)
-    assert "_places" not in strategy.state_dict()
-
-
-class Remembered(torch.nn.Module):
-    """A teacher that answers with set mattes, whatever it is shown."""
-
-    def __init__(self, mattes: torch.Tensor):
-        super().__init__()
-        self._mattes, self._turned = mattes, False
-
-    def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
-        self._turned = not self._turned
-        return [(self._mattes if self._turned else self._mattes.flip(-1)).logit(eps=1e-4)]
-
-    def chosen(self, features: list[torch.Tensor]) -> list[str]:
-        return ["saliency"] * len(features[0])
-
-    def route(self, features: list[torch.Tensor], decoders: list[str]) -> list[torch.Tensor]:
-        return features
-
-
-def test_validation_photos_say_how_far_a_teacher_needs_correcting(pools: dict, net: MattingNet, params: Params) -> None:
-    semi = params.train.semi.model_copy(update={"view": 0.0, "colour": 0.0, "place": 2.0})
-    photos = samples(Supervised(net, {"labeled": pools["labeled"]}, params.train.loss))["labeled"]
-    usual = usual_places(pools["labeled"])
-    places = torch.stack([usual[category] for category in photos.categories]).unsqueeze(1)
-    right = by_evidence(torch.full_like(places, 0.6), evidence(photos.images, places), 1.0)
-    strategy = Semi(
-        net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi,
-        validation=[replace(photos, alpha=right)],
-    )  # fmt: skip
-    knowing, ignorant = Remembered(right), Remembered(torch.full_like(places, 0.6))
-    assert strategy.heed(knowing) == {"place": 0.0}  # pyright: ignore[reportArgumentType]
-    assert torch.allclose(strategy.taught("unlabeled", photos, knowing).alpha, right, atol=1e-3)  # pyright: ignore
-    assert strategy.heed(ignorant) == {"place": 1.0}  # pyright: ignore[reportArgumentType]
-    assert torch.allclose(strategy.taught("unlabeled", photos, ignorant).alpha, right, atol=1e-3)  # pyright: ignore
-
-
-def test_process_0_chooses_for_all(
-    pools: dict, net: MattingNet, params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photos = samples(Supervised(net, {"labeled": pools["labeled"]}, params.train.loss))["labeled"]
-    strategy = Semi(
-        net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, params.train.semi, validation=[photos]
-    )
-    monkeypatch.setattr(ranks, "rank", lambda: 1)
-    monkeypatch.setattr(ranks, "agreed", lambda own: 0.25)
-    # Without a teacher to ask: it is not asked here.
-    assert strategy.heed(None) == {"place": 0.25}  # pyright: ignore[reportArgumentType]
-
-
-def test_where_nothing_follows_a_teacher_none_is_judged(pools: dict, net: MattingNet, params: Params) -> None:
-    photos = samples(Supervised(net, {"labeled": pools["labeled"]}, params.train.loss))["labeled"]
-    silent = params.train.semi.model_copy(update={"view": 0.0, "weight": 0.0})
-    for names, semi in ((("labeled",), params.train.semi), (("labeled", "unlabeled"), silent)):
-        own = {name: pools[name] for name in names}
-        strategy = Semi(net, own, params.train.loss, semi, validation=[photos])
-        assert strategy.heed(None) == {}  # pyright: ignore[reportArgumentType]
 
 
 def test_the_student_follows_its_teacher_on_altered_photos(pools: dict, net: MattingNet, params: Params) -> None:
@@ -278,11 +187,11 @@ def test_the_student_follows_its_teacher_on_altered_photos(pools: dict, net: Mat
     teacher = build_model(params.model, 1).eval().requires_grad_(False)
     batch = samples(strategy)
     torch.manual_seed(0)
-    seen = strategy.taught("unlabeled", batch["unlabeled"], teacher)
+    seen = strategy.pseudo_labeled("unlabeled", batch["unlabeled"], teacher)
     clean = torch.stack([whole_matte(teacher, batch["unlabeled"], turn) for turn in (False, True)]).mean(0)
     assert not torch.equal(seen.images, batch["unlabeled"].images)
     whole = torch.isclose(seen.alpha, clean, atol=1e-5).all(1).all(1).all(1)
-    untouched = strategy.taught("labeled", batch["labeled"], teacher)
+    untouched = strategy.pseudo_labeled("labeled", batch["labeled"], teacher)
     assert untouched is batch["labeled"]
     # Photos that got no rectangle keep the teacher's matte of the clean photo.
     assert whole.any()
@@ -298,9 +207,15 @@ def test_without_the_view_term_the_paper_s_remains(pools: dict, net: MattingNet,
     semi = params.train.semi.model_copy(update={"view": 0.0})
     strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi)
     batch, teacher = samples(strategy), build_model(params.model, 1).eval()
-    assert torch.equal(strategy.taught("unlabeled", batch["unlabeled"], teacher).images, batch["unlabeled"].lit)  # pyright: ignore
+    asked: list[torch.Tensor] = []
+    assert strategy.auxiliary is not None
+    strategy.auxiliary.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[1]))
     terms = strategy.losses(batch, 1.0, teacher)
     assert "view" not in terms and float(terms["semi"].detach()) > 0
+    # The target is the main decoder's own matte, and no gradient reaches that decoder from it.
+    assert not asked[0].requires_grad and asked[0].shape == batch["unlabeled"].alpha.shape
+    assert not moved(net.decoders, terms["semi"])
+    assert moved(net.encoder, terms["semi"])
 
 
 def test_semi_without_unlabelled_photos_is_supervised(pools: dict, net: MattingNet, params: Params) -> None:
@@ -340,8 +255,8 @@ def test_distilling_ends_where_the_reader_says_what_the_tower_says(multimodal: M
     features = {name: multimodal.net.encode(batch.images) for name, batch in batches.items()}
     looks = torch.cat([multimodal._looks[[multimodal._photo_place[i] for i in b.ids]] for b in batches.values()])
     for said, distance in ((looks, 0.0), (-looks, 2.0)):
-        multimodal.reader = torch.nn.Module()
-        multimodal.reader.forward = lambda pooled, said=said: said
+        multimodal.projection_head = torch.nn.Module()
+        multimodal.projection_head.forward = lambda pooled, said=said: said
         assert float(multimodal._distil(features, batches, 1.0)) == pytest.approx(distance, abs=1e-5)
 
 

@@ -27,9 +27,8 @@ from mm_core.model.network import MattingNet, build_model
 from mm_core.params import Params
 from mm_core.records import Report, sha256_bytes, sha256_file
 from mm_core.store import LocalStore
-from mm_core.training import checkpoint
 from mm_core.training.loop import Sample
-from mm_core.training.semi import SHARES, Semi
+from mm_core.training.semi import Semi
 from mm_core.training.tracking import Tracker
 from mm_core.training.train import train_stage
 
@@ -123,28 +122,6 @@ def test_who_listens_hears_the_numbers_and_which_epoch_it_is(workspace: Layout, 
     assert {"lr", "val/pets/mse"} <= names and any(name.startswith("loss/") for name in names)
 
 
-def test_with_each_teacher_it_is_told_how_much_place_counts(
-    workspace: Layout, params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint, "MIN_VALIDATION_PHOTOS", 1)
-
-    class Ear:
-        def __init__(self) -> None:
-            self.places: list[float] = []
-
-        def __call__(self, what: str, done: int, total: int) -> None: ...
-
-        def numbers(self, values: Mapping[str, float]) -> None:
-            self.places += [value for name, value in values.items() if name == "place"]
-
-    train("simple", params, workspace)
-    store, start = LocalStore(Path(workspace.settings.store)), workspace.model("simple")
-    for stage in ("semi", "multimodal"):
-        ear = Ear()
-        train_stage(stage, params, workspace, store, Report(stage), start=start, progress=ear)
-        assert ear.places and set(ear.places) <= {params.train.semi.place * share for share in SHARES}
-
-
 SCRIPT = """
 import sys, torch
 from pathlib import Path
@@ -169,14 +146,14 @@ def test_a_teacher_is_asked_for_whole_photos(
     workspace: Layout, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[tuple[str, np.ndarray]]] = {}
-    taught = Semi.taught
+    taught = Semi.pseudo_labeled
 
     def watched(self: Semi, name: str, batch: Sample, teacher: MattingNet) -> Sample:
         colours = batch.images.permute(0, 2, 3, 1).numpy()
         seen.setdefault(name, []).extend(zip(batch.ids, np.rint(colours * 255), strict=True))
         return taught(self, name, batch, teacher)
 
-    monkeypatch.setattr(Semi, "taught", watched)
+    monkeypatch.setattr(Semi, "pseudo_labeled", watched)
     train("simple", params.with_values(**{"train.simple.steps": 0}), workspace)
     train("multimodal", params, workspace, workspace.model("simple"))
     cache = PixelCache(workspace.cache, params.model.size)
