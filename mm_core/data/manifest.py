@@ -61,7 +61,7 @@ def read_manifest(path: Path) -> Manifest:
         raise DropError(f"{path.name}: {path.stat().st_size} bytes, at most {MAX_BYTES} are read: split the drop")
     rows = sum(1 for _ in _rows(path))
     if not rows:
-        raise DropError(f"{path.name}: lists no images")
+        raise DropError(f"{path.name}: lists no images (no rows)")
     return Manifest(path, rows)
 
 

@@ -31,11 +31,6 @@ class Truth:
     """None where the photo does not lie there: its matte is then taken as it is."""
     alpha: Path
 
-    @property
-    def stem(self) -> str:
-        """Name of the photo's prediction, without suffix."""
-        return posixpath.splitext(posixpath.basename(self.image.replace("\\", "/")))[0]
-
     def load(self) -> np.ndarray:
         """The true matte float32 (H, W) in [0, 1], upright as its photo; raises UnreadableImage."""
         if self.photo is None:
@@ -60,11 +55,15 @@ def read_truths(manifest: Path) -> list[Truth]:
     rows = list(read_manifest(manifest))
     if not any(row.alpha for row in rows):
         raise InputError(f"{manifest}: column 'alpha' is missing or empty; name the true matte of each photo there")
-    truths = [_truth(manifest, row) for row in rows]
-    for stem, count in Counter(truth.stem for truth in truths).items():
+    for stem, count in Counter(stem_of(row.image) for row in rows).items():
         if count > 1:
             raise InputError(f"{manifest}: {count} rows would be predicted as {stem}.png; rename the images")
-    return truths
+    return [_truth(manifest, row) for row in rows]
+
+
+def stem_of(image: str) -> str:
+    """Name of a photo's prediction, without suffix."""
+    return posixpath.splitext(posixpath.basename(image.replace("\\", "/")))[0]
 
 
 def _truth(manifest: Path, row: ManifestRow) -> Truth:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from mm_core.data.images import load_alpha, load_rgb
 from mm_core.data.snapshot import read_pool
-from mm_core.data.truths import Truth, read_truths
+from mm_core.data.truths import Truth, read_truths, stem_of
 from mm_core.errors import InputError
 from mm_core.eval.blind import NAME as BLIND_NAME
 from mm_core.eval.blind import BlindMattes
@@ -149,7 +149,7 @@ def evaluate_folder(truth_manifest: Path, pred_dir: Path) -> Report:
     truths = read_truths(truth_manifest)
 
     def score(truth: Truth) -> dict[str, Any]:
-        predicted = pred_dir / f"{truth.stem}.png"
+        predicted = pred_dir / f"{stem_of(truth.image)}.png"
         if not predicted.is_file():
             raise InputError(f"{truth.where}: prediction: {predicted} is missing")
         alpha, matte = truth.load(), load_alpha(predicted)

@@ -254,7 +254,10 @@ def _is_newer_category(photo: Asked, answer: Answer) -> bool:
     """Whether the category that people chose replaces the photo's: it is another one, and was not stated before it."""
     if photo.keeps_category or photo.row["category"] == answer.category:
         return False
-    return _moment(answer.updated_at) >= _moment(photo.category_at or photo.row.get("accepted_at"))
+    current = photo.current
+    by_person = current["created_at"] if current and current["origin"] == "label_studio" else None
+    known = (photo.category_at or photo.row.get("accepted_at"), by_person)  # a person's matte came with a category
+    return _moment(answer.updated_at) >= max(map(_moment, known))
 
 
 def _category_correction(photo: Asked, work: Work, answer: Answer) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def champion(house, tmp_path):
     return digest
 
 
-def finished(task, alpha, when="2026-11-02T10:00:00Z", category="pets", number=1, **values):
+def finished(task, alpha, when="2099-11-02T10:00:00Z", category="pets", number=1, **values):
     """What the export holds after a person worked on a task."""
     choice = {"type": "choices", "from_name": "category", "to_name": "image", "value": {"choices": [category]}}
     work = {
@@ -247,16 +247,16 @@ def test_edits_become_versions_and_old_exports_do_not_undo_them(house):
     house.route()
     (task,) = house.tasks()
     first, second = painted(1), painted(2)
-    house.hand_in([finished(task, first, "2026-11-02T10:00:00Z")], "1.json")
+    house.hand_in([finished(task, first, "2099-11-02T10:00:00Z")], "1.json")
     house.collect()
-    house.hand_in([finished(task, second, "2026-11-03T10:00:00Z")], "2.json")
+    house.hand_in([finished(task, second, "2099-11-03T10:00:00Z")], "2.json")
     house.collect()
     assert house.labels().loc[sample, "version"] == 2
-    house.hand_in([finished(task, first, "2026-11-02T10:00:00Z", category="cards")], "late copy of 1.json")
+    house.hand_in([finished(task, first, "2099-11-02T10:00:00Z", category="cards")], "late copy of 1.json")
     house.collect()
     assert np.array_equal(house.matte(sample), second)
     assert house.catalog.read("samples")["category"].iloc[0] == "pets"
-    house.hand_in([finished(task, first, "2026-11-04T10:00:00Z")], "the person went back.json")
+    house.hand_in([finished(task, first, "2099-11-04T10:00:00Z")], "the person went back.json")
     house.collect()
     assert np.array_equal(house.matte(sample), first)
     assert house.labels().loc[sample, "version"] == 3
@@ -266,10 +266,10 @@ def test_of_several_annotations_the_latest_counts_and_cancelled_ones_do_not(hous
     sample = house.add(1)
     house.route()
     (task,) = house.tasks()
-    task = finished(task, painted(1), "2026-11-02T12:00:00+02:00", number=1)
-    task = finished(task, painted(2), "2026-11-02T11:00:00Z", number=2)
-    task = finished(task, painted(3), "2026-11-02T09:00:00Z", number=3)
-    task = finished(task, painted(4), "2026-11-09T09:00:00Z", number=4, was_cancelled=True)
+    task = finished(task, painted(1), "2099-11-02T12:00:00+02:00", number=1)
+    task = finished(task, painted(2), "2099-11-02T11:00:00Z", number=2)
+    task = finished(task, painted(3), "2099-11-02T09:00:00Z", number=3)
+    task = finished(task, painted(4), "2099-11-09T09:00:00Z", number=4, was_cancelled=True)
     house.hand_in([task])
     metrics = house.collect().metrics
     assert np.array_equal(house.matte(sample), painted(2))

@@ -45,7 +45,7 @@ def house(tmp_path):
     return house
 
 
-def answer(task, alpha, when="2026-11-02T10:00:00Z", category="cards"):
+def answer(task, alpha, when="2099-11-02T10:00:00Z", category="cards"):
     choice = {"type": "choices", "from_name": "category", "to_name": "image", "value": {"choices": [category]}}
     work = {"id": 1, "completed_by": 5, "updated_at": when, "result": [brush_region(alpha), choice]}
     return {**task, "annotations": [work]}

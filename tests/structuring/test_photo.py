@@ -42,6 +42,48 @@ def test_time_place_and_camera(tmp_path):
     assert "altitude" not in found.numbers
 
 
+def placed(path, latitude, latitude_ref, longitude, longitude_ref):
+    exif = Image.Exif()
+    gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    gps[ExifTags.GPS.GPSLatitude], gps[ExifTags.GPS.GPSLongitude] = latitude, longitude
+    for tag, reference in ((ExifTags.GPS.GPSLatitudeRef, latitude_ref), (ExifTags.GPS.GPSLongitudeRef, longitude_ref)):
+        if reference is not None:
+            gps[tag] = reference
+    found = features(saved(path, np.full((40, 60, 3), 99, np.uint8), exif=exif)).numbers
+    return found.get("latitude"), found.get("longitude")
+
+
+@pytest.mark.parametrize(
+    ("refs", "signs"),
+    [
+        (("N", "E"), (1, 1)), (("s", "w"), (-1, -1)), (("South", "West"), (-1, -1)), (("north ", "EAST"), (1, 1)),
+        ((" S", "W\0"), (-1, -1)), (("n", "west"), (1, -1)),
+    ],
+)  # fmt: skip
+def test_references_in_any_spelling(tmp_path, refs, signs):
+    found = placed(tmp_path / "a.jpg", (30.0, 30.0, 0.0), refs[0], (60.0, 15.0, 0.0), refs[1])
+    assert found == (pytest.approx(30.5 * signs[0]), pytest.approx(60.25 * signs[1]))
+
+
+@pytest.mark.parametrize(
+    ("latitude", "refs", "longitude"),
+    [
+        ((0.0, 0.0, 0.0), ("N", "E"), (0.0, 0.0, 0.0)),
+        ((0.0, 0.0, 0.0), (None, None), (0.0, 0.0, 0.0)),
+        ((30.0, 0.0, 0.0), (None, "E"), (60.0, 0.0, 0.0)),
+        ((30.0, 0.0, 0.0), ("N", "?"), (60.0, 0.0, 0.0)),
+        ((30.0, 0.0, 0.0), ("E", "N"), (60.0, 0.0, 0.0)),
+        ((91.0, 0.0, 0.0), ("N", "E"), (60.0, 0.0, 0.0)),
+    ],
+)
+def test_what_is_no_place(tmp_path, latitude, refs, longitude):
+    assert placed(tmp_path / "a.jpg", latitude, refs[0], longitude, refs[1]) == (None, None)
+
+
+def test_a_place_on_the_equator_is_one(tmp_path):
+    assert placed(tmp_path / "a.jpg", (0.0, 0.0, 0.0), "N", (9.0, 0.0, 0.0), "E") == (0, 9)
+
+
 def test_nonsense_exif_is_left_out(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.DateTime] = "0000:00:00 00:00:00"
