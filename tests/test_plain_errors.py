@@ -56,7 +56,7 @@ def said(words: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         ("cycle/gate/verdict.json", "status", "verdict.json is damaged: run `mm gate`"),
         ("mlflow/mlflow.db", "status", "mm check"),
         ("store/catalog/samples/_delta_log/00000000000000000000.json", "status", "samples"),
-        ("cycle/snapshot/eval.parquet", "split", "parquet is damaged"),
+        ("cycle/snapshot/train_labeled.parquet", "split", "parquet is damaged"),
         ("cycle/snapshot/train_labeled.parquet", "train-simple", "mm "),
     ],
 )

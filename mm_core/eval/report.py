@@ -21,7 +21,7 @@ import pandas as pd
 from mm_core.catalog import Catalog
 from mm_core.data.images import UnreadableImage, load_rgb, read_header
 from mm_core.data.snapshot import labels_in_use
-from mm_core.errors import BlobNotFound
+from mm_core.errors import BlobDamaged, BlobNotFound
 from mm_core.eval.blind import NAME as BLIND_NAME
 from mm_core.eval.mattes import small
 from mm_core.layout import TRAIN_STAGES, Layout
@@ -429,7 +429,7 @@ def _thumbnail(path_of: Callable[[], Path]) -> str:
         if read_header(path).pixels > SAFE_PIXELS:
             return ""
         return _embedded(load_rgb(path, THUMB))
-    except (UnreadableImage, BlobNotFound):
+    except (UnreadableImage, BlobDamaged, BlobNotFound):
         return ""
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from mm_core.catalog import Catalog
 from mm_core.data.images import UnreadableImage, load_rgb
 from mm_core.data.snapshot import labels_in_use
-from mm_core.errors import BlobNotFound
+from mm_core.errors import BlobDamaged, BlobNotFound
 from mm_core.eval.mattes import small, write_png
 from mm_core.layout import Layout
 from mm_core.model.predict import Predictor, decoders_for
@@ -65,7 +65,7 @@ def run_shadow(
     def read(row: Any) -> np.ndarray | None:
         try:
             return load_rgb(fetch_blob(store, row.id), SIDE)
-        except (UnreadableImage, BlobNotFound):
+        except (UnreadableImage, BlobDamaged, BlobNotFound):
             return None
 
     with ThreadPoolExecutor(2) as pool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mm_core.data.images import UnreadableImage, load_alpha
-from mm_core.errors import BlobNotFound
+from mm_core.errors import BlobDamaged, BlobNotFound
 from mm_core.store import Store, fetch_blob
 from mm_core.structuring import difficulty, photo
 from mm_core.structuring.extractors import Extractor, decode, shrunk
@@ -81,7 +81,7 @@ def _one(store: Store, task: Task, each: Sequence[Extractor]) -> tuple[Done, Pho
             found = Found(signals.numbers(), {"alpha_sha256": task.alpha})
             version = difficulty.version_for(task.alpha)
             done.rows.append(row_of(task.sample_id, difficulty.EXTRACTOR, version, found))
-    except (UnreadableImage, BlobNotFound) as error:
+    except (UnreadableImage, BlobDamaged, BlobNotFound) as error:
         return Done(failures=[{"sample_id": task.sample_id, "reason": str(error)}]), None
     return done, decoded
 

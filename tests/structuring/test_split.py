@@ -9,7 +9,7 @@ from mm_core.data.snapshot import SCHEMA, read_pool, write_frames
 from mm_core.errors import InputError
 from mm_core.params import SplitParams
 from mm_core.records import Report
-from mm_core.store import LocalStore, fetch_blob, put_blob
+from mm_core.store import LocalStore, put_blob
 from mm_core.structuring.difficulty import EXTRACTOR, version_for
 from mm_core.structuring.judged import judged, measure
 from mm_core.structuring.split import hard_count, split_by_difficulty
@@ -125,16 +125,15 @@ class Sure:
 def test_what_the_champion_gets_wrong_is_hard_where_it_has_a_say(catalog, tmp_path):
     """The label's own difficulty says the opposite; what was measured is kept per champion and label."""
     store = LocalStore(tmp_path / "store")
-    grey = put_blob(store, cv2.imencode(".png", np.full((40, 60, 3), 99, np.uint8))[1].tobytes())
+    grey = cv2.imencode(".png", np.full((40, 60, 3), 99, np.uint8))[1].tobytes()
     mattes = {}
     for n in range(4):
         alpha = np.zeros((40, 60), np.float32)
         alpha[:, 10 * n :] = 1
         alpha[:10] = 0.2 * n + 0.1
         mattes[n] = put_blob(store, encode_alpha(alpha))
-    photos = [f"{n}{grey[1:]}" for n in range(4)]
-    for photo in photos:  # distinct ids of one picture
-        store.put(f"blobs/{photo[:2]}/{photo[2:4]}/{photo}", fetch_blob(store, grey).read_bytes())
+    # Distinct files of one picture: what follows a PNG's end is not read.
+    photos = sorted(put_blob(store, grey + bytes([n])) for n in range(4))
     inputs = prepare(catalog, tmp_path, {(photo, "pets" if n else None): n / 10 for n, photo in enumerate(photos)})
     frame = read_pool(tmp_path / "snapshot", "train_labeled").assign(alpha_sha256=[mattes[n] for n in range(4)])
     write_frames(tmp_path / "snapshot", {"train_labeled": frame}, SCHEMA)
