@@ -13,7 +13,7 @@ import typer
 
 from mm_core import __version__, stages
 from mm_core.catalog import Catalog
-from mm_core.cli_help import OrderedGroup, arrange
+from mm_core.cli_help import HELP, OrderedGroup, arrange
 from mm_core.cli_label import app as label_app
 from mm_core.cli_operate import app as operate_app
 from mm_core.cli_release import app as release_app
@@ -27,11 +27,6 @@ from mm_core.records import KINDS, Report
 from mm_core.settings import Settings
 from mm_core.terminal import Inbox, Json, layout_and_params, progress_bars, say, table
 
-HELP = """Turn photos that keep arriving into better matting models.
-
-Results go to stdout (as one JSON object with `--json`), progress to stderr. Bad input exits with 2 and one line.
-`mm VERB --help` explains a verb; `mm --install-completion` completes verbs and options in your shell.
-"""
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, cls=OrderedGroup)
 quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
 catalog_app = typer.Typer(no_args_is_help=True, help="Care of the catalog's files.")

@@ -7,6 +7,11 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+HELP = """Turn photos that keep arriving into better matting models.
+
+Results go to stdout (as one JSON object with `--json`), progress to stderr. Bad input exits with 2 and one line.
+`mm VERB --help` explains a verb; `mm --install-completion` completes verbs and options in your shell.
+"""
 OTHER = "Other"
 """The panel of a verb that `EXAMPLES` does not name; tests/test_cli.py allows none."""
 

@@ -290,9 +290,8 @@ def gate(params: Params, layout: Layout) -> Report:
 
     weights = layout.model(TRAIN_STAGES[-1])
     if not weights.is_file():
-        raise InputError(
-            f"{weights} is missing: run `mm train-{TRAIN_STAGES[-1]}` first, or `mm run` for a whole cycle"
-        )
+        read_inputs(layout)  # Where nothing ever arrived, it names that remedy.
+        raise InputError(f"{weights} is missing: run `mm train-{TRAIN_STAGES[-1]}`, or `mm run` for a whole cycle")
     require_one_cycle(layout)
     store, candidate = store_of(layout), sha256_file(weights)
     with timed(Report("gate"), layout.stage_report("gate")) as report:

@@ -67,17 +67,18 @@ def _load_pyfunc(data_path: str) -> MattingModel:
     return MattingModel(Path(data_path) / "bundle")
 
 
-def save_mlflow_model(bundle: Path, weights: Path, target: Path) -> None:
+def save_mlflow_model(bundle: Path, weights: Path, target: Path, run: str) -> None:
     """Write the folder of an MLflow model.
 
     Args:
         bundle: folder of the released bundle.
         weights: the float weights, a .safetensors file.
-        target: the folder to write; it must not exist.
+        target: the folder to write; it must not exist. Its name is the artifact's in the run.
+        run: id of the MLflow run that the folder is logged to.
     """
     # MLflow notes the versions that it finds; it must not look anything up for that.
     os.environ.setdefault("MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS", "false")
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.pyfunc import save_model
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
@@ -92,6 +93,7 @@ def save_mlflow_model(bundle: Path, weights: Path, target: Path) -> None:
         shutil.copyfile(weights, data / "model.safetensors")
         save_model(
             target,
+            mlflow_model=Model(artifact_path=target.name, run_id=run),
             loader_module=__name__,
             data_path=str(data),
             code_paths=[str(Path(__file__).resolve().parent.parent)],

@@ -228,7 +228,7 @@ class Registry:
         scratch = self._settings.workspace / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix="mlflow-model-", dir=scratch) as folder:
-            save_mlflow_model(bundle, layout.model(TRAIN_STAGES[-1]), Path(folder) / "model")
+            save_mlflow_model(bundle, layout.model(TRAIN_STAGES[-1]), Path(folder) / "model", run)
             self._client.log_artifacts(run, str(Path(folder) / "model"), "model")
         tags = {
             "model_digest": verdict.candidate,
