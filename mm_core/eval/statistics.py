@@ -104,9 +104,9 @@ def confidence(
 def student(quantities: Sequence[Quantity], groups: np.ndarray, *, alpha: float) -> list[Interval]:
     """Return one Interval per quantity by Student's t on the linearised influence of each group.
 
-    For errors that `softened` has tamed, or metrics in [0, 1]: there it holds its level with 16 photos (4.4 to 5.8 %
+    For errors that `softened` has tamed, or metrics in [0, 1]: there it holds its level with 16 photos (4.4 to 6 %
     where 5 % is nominal; benchmarks/gate_characteristics.md), and needs no resampling. On plain errors with heavy tails
-    it does not (8 to 13 %): `confidence` is for those.
+    it does not, where the truth lies at a margin (6 to 12 %): `confidence` is for those.
 
     Args:
         quantities: Numbers about the same photos.

@@ -38,7 +38,9 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, Report,
 def test_one_row_per_model_and_photo(evaluated) -> None:
     layout, _, table = evaluated
     assert list(table.columns) == SCHEMA.names
-    assert len(table) == 6 * 3 * len(ALL_CATEGORIES) and not table.duplicated(["model", "precision", "sample_id"]).any()
+    assert len(table) == (6 + 1) * 3 * len(ALL_CATEGORIES), "six models, and the blind matte"
+    assert set(table.loc[table["model"] == "blind", "mse"] > 0) == {True}
+    assert not table.duplicated(["model", "precision", "sample_id"]).any()
     assert table.drop(columns="fcurve").notna().all().all()
     assert {len(curve) for curve in table["fcurve"]} == {256}
     about = json.loads(pq.read_schema(layout.per_image).metadata[b"mm"])

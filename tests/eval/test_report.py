@@ -15,10 +15,10 @@ from eval_workspace import Blurred, make
 from mm_core.catalog import Catalog
 from mm_core.eval.evaluate import evaluate_models
 from mm_core.eval.gate import decide
-from mm_core.eval.report import write_html
+from mm_core.eval.report import headline, write_html
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.params import EvaluateParams, Params
-from mm_core.records import ALL_CATEGORIES, CATEGORIES, Report, write_json
+from mm_core.records import ALL_CATEGORIES, Report, Verdict, write_json
 from mm_core.settings import Settings
 from mm_core.store import LocalStore
 
@@ -131,7 +131,28 @@ def test_whole_cycle(whole: tuple[Layout, str]) -> None:
     assert all(src.startswith("data:image/webp;base64,") for src in images)
     for category in ALL_CATEGORIES:
         assert category.replace("_", " ") in page
-    assert page.count('<td class="pass"') == 4 * len(CATEGORIES) + 1  # and scenery's MSE
+    assert page.count('<td class="pass"') == 4 * len(ALL_CATEGORIES)
+    assert f"<b>workspace</b> {layout.root}" in page and "<b>newest batch</b>" in page and "<b>date</b>" in page
+    assert page.index("<b>workspace</b>") < page.index("<strong>PROMOTE</strong>")
+    assert '<div class="bar blind">' in page, "the blind matte stands beside the stages"
+
+
+@pytest.mark.parametrize(
+    ("decision", "basis", "words"),
+    [
+        ("REJECT", "bootstrap", "below the floor"),
+        ("REJECT", "paired", "A loss is shown"),
+        ("INCONCLUSIVE", "paired", "Neither"),
+        ("PROMOTE", "paired", "may ship"),
+    ],
+)
+def test_the_headline_follows_the_verdict(whole: tuple[Layout, str], decision: str, basis: str, words: str) -> None:
+    verdict = Verdict.model_validate_json(whole[0].verdict.read_text())
+    assert words in headline(verdict.model_copy(update={"decision": decision, "basis": basis}))
+
+
+def test_one_page_is_kept(whole: tuple[Layout, str]) -> None:
+    layout, _ = whole
     assert len(list(layout.reports.glob("*.html"))) == 1
 
 
