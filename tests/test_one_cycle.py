@@ -186,7 +186,7 @@ def other_snapshot(layout: Layout) -> None:
 
 
 def other_split(layout: Layout) -> None:
-    stages.split(TINY.with_values(**{"split.hard_share": 0.45}), layout)
+    stages.split(TINY.with_values(**{"split.hard_share": 0.6}), layout)
 
 
 def other_stage(layout: Layout) -> None:
