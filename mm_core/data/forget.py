@@ -101,7 +101,7 @@ def _meant_by(name: str, catalog: Catalog) -> set[str]:
 def describe_photos(catalog: Catalog, ids: Collection[str]) -> list[dict[str, Any]]:
     """What would go of each photo, by drop and name: `id, drop, name, category, mattes`; no rows of what has gone."""
     chosen: list[Filter] = [("id", "in", list(ids))]
-    samples = catalog.read("samples", columns=["id", "kind", "batch", "name", "category"], filters=chosen)
+    samples = catalog.read("samples", columns=["id", "kind", "batch", "name", "category"], filters=chosen).fillna("")
     labels = catalog.read("labels", columns=["sample_id"], filters=[("sample_id", "in", list(ids))])
     mattes = Counter(labels["sample_id"])
     return [
