@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -132,7 +133,7 @@ def of_table(path: Path, runs: int) -> None:
 
 
 def table(done: pd.DataFrame, part: str, columns: dict[str, str], unit: float = 100) -> str:
-    rows = done[done["part"] == part]
+    rows: Any = done[done["part"] == part]
     head = ["noise", "case", "photos", "runs", *columns.values()]
     text = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows.to_dict("records"):

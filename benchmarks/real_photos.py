@@ -78,7 +78,7 @@ def catalog_frame(layout: Layout, photos: Path) -> pd.DataFrame:
     catalog = stages.catalog_of(layout)
     samples = catalog.read("samples").sort_values("id", ignore_index=True)
     samples["group"] = components(samples, 3).astype(str)
-    labels = newest_labels(catalog.read("labels"))[["sample_id", "alpha_sha256", "version", "binary"]]
+    labels: Any = newest_labels(catalog.read("labels"))[["sample_id", "alpha_sha256", "version", "binary"]]
     labels = labels.rename(columns={"version": "label_version", "binary": "label_binary"})
     table: Any = samples.rename(columns={"id": "sample_id"}).merge(labels, on="sample_id", how="left")
     table["decoder"] = table["category"].map(decoder_of, na_action=None).fillna("saliency")
@@ -87,7 +87,7 @@ def catalog_frame(layout: Layout, photos: Path) -> pd.DataFrame:
     return table
 
 
-def split_photos(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def split_photos(table: Any) -> tuple[Any, Any, Any]:
     """Return the photos to learn from, and the judged ones, near and far; a group stays on one side."""
     labelled = table[table["alpha_sha256"].notna() & table["category"].isin(CATEGORIES)]
     source = labelled["source"].fillna("")
@@ -108,7 +108,7 @@ def _order(sample: str) -> float:
     return stable_share(sample, "half")
 
 
-def frames_of(learned: pd.DataFrame, regime: str) -> dict[str, pd.DataFrame]:
+def frames_of(learned: Any, regime: str) -> dict[str, pd.DataFrame]:
     """Return the snapshot's pools of a regime; validation is empty, so the last averaged weights are kept."""
     rows = learned[learned["small"]] if regime == "small" else learned
     labelled = rows[rows["alpha_sha256"].notna()]
@@ -185,7 +185,8 @@ def scores_of(frame: pd.DataFrame, weights: Path | None, base: Layout) -> pd.Dat
 def write_page(rows: pd.DataFrame, path: Path) -> None:
     """Write the table of means over seeds, as MSE and as share of the blind matte's."""
     lines = []
-    for (regime, judged), part in rows.groupby(["regime", "judged"], sort=False):
+    for names, part in rows.groupby(["regime", "judged"], sort=False):
+        regime, judged = str(names).strip("()").replace("'", "").split(", ")
         blind = part[(part["arm"] == "blind") & (part["category"] == "macro")]["mse"].mean()
         lines += ["", f"**{regime}, judged on {judged}**", ""]
         lines += ["| arm | seeds | " + " | ".join(CATEGORIES) + " | macro MSE | of blind | Conn | BIoU | MaxF | s |"]

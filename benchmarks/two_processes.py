@@ -134,7 +134,7 @@ class Bench:
 
     def choose_words(self) -> None:
         """What the commands' placeholders stand for. Not in the parent: delta-rs has threads, which no fork keeps."""
-        rejects = stages.catalog_of(self.layout).read("rejects", filters=[("verdict", "=", "quarantine")])
+        rejects: Any = stages.catalog_of(self.layout).read("rejects", filters=[("verdict", "=", "quarantine")])
         suspects = rejects.loc[rejects["reason"].str.startswith("suspect"), "key"]
         if suspects.empty or len(rejects) == len(suspects):
             raise SystemExit(f"no repaired row or no suspect matte: {rejects[['image', 'reason']].to_dict('records')}")

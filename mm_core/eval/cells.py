@@ -106,8 +106,8 @@ def macro_cell(params: GateParams, cells: list[Cell]) -> list[Cell]:
             metric=params.primary,
             against="champion",
             role="macro",
-            reference=1.0 if relative else float(np.mean([cell.reference for cell in found])),
-            candidate=(1.0 - gain) if relative else float(np.mean([cell.candidate for cell in found])),
+            reference=1.0 if relative else float(np.mean([cell.reference or 0.0 for cell in found])),
+            candidate=(1.0 - gain) if relative else float(np.mean([cell.candidate or 0.0 for cell in found])),
             gain=gain,
             bound=gain - half,
             upper=gain + half,
@@ -131,7 +131,7 @@ def _known(question: Question, evidence: Evidence) -> np.ndarray:
     """Photos for which the question's reference has scores: the best model so far may not have seen the newest."""
     if not isinstance(question.reference, tuple):
         return np.ones(len(evidence.category), bool)
-    return np.isfinite(evidence.values[question.reference][question.metric]).all(axis=1)
+    return np.asarray(np.isfinite(evidence.values[question.reference][question.metric]).all(axis=1))
 
 
 def _answer(params: GateParams, question: Question, evidence: Evidence, mask: np.ndarray) -> Answer:
