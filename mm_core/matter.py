@@ -53,7 +53,7 @@ class Matter:
 
         if Path(model).is_dir():
             return cls(OnnxPredictor.of_folder(Path(model), guided=True), Path(model).name)
-        settings = Settings.from_env(Path(workspace)) if workspace is not None else Settings.from_env()
+        settings = Settings.from_env(None if workspace is None else Path(workspace))
         predictor, name = predictor_of(Layout(settings), str(model))
         if predictor is None:
             raise InputError("Matter.load: name a model; `none` predicts nothing")

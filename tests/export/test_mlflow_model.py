@@ -80,7 +80,7 @@ def test_float_weights_lie_beside_the_bundle_and_requirements_are_pinned(promote
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=promoted.settings.mlflow_uri, registry_uri=promoted.settings.mlflow_uri)
-    folder = Path(client.get_model_version_by_alias("matting", "champion").source.removeprefix("file://"))
+    folder = Path(str(client.get_model_version_by_alias("matting", "champion").source).removeprefix("file://"))
     net, _ = load_model(folder / "data" / "matting" / "model.safetensors", "cpu")
     assert net.config.size == 64
     lines = (folder / "requirements.txt").read_text().splitlines()
