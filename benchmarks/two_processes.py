@@ -53,6 +53,7 @@ from mm_core.settings import Settings  # noqa: E402
 TINY: dict[str, Any] = {
     "structure.ocr": (),
     "model.encoder": "test_efficientnet",
+    "model.pretrained": "",
     "model.size": 64,
     "model.width": 8,
     "train.common.batch": 2,
@@ -63,6 +64,7 @@ TINY: dict[str, Any] = {
     "train.multimodal.steps": 0,
     "evaluate.max_side": 64,
     "evaluate.shadow_photos": 0,
+    "gate.beat_blind": False,
     "gate.floors": {"mse": 1.0, "maxf": 0.0},
     "gate.quantised_mse": 100.0,
     "gate.min_images": 2,

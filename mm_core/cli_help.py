@@ -58,6 +58,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "Care": {
         "backup": "mm backup s3://bucket/backups --keep 8",
         "restore": "MM_WORKSPACE=restored mm restore s3://bucket/backups",
+        "check": "mm check --repair",
         "catalog": "mm catalog compact",
         "params": "mm params",
     },

@@ -24,6 +24,8 @@ POISONED = "accessories"
 
 DEMO_VALUES: dict[str, Any] = {
     "model.size": 128,
+    # Reading the text of generated cards costs more than a cycle's training.
+    "structure.ocr": (),
     # Few labels: a tenth of them would choose checkpoints by chance.
     "snapshot.validation_share": 0.2,
     "train.common.validate_every": 60,

@@ -176,7 +176,7 @@ class HardParams(StageParams):
 
 class SemiParams(StageParams):
     steps: int = Field(default=50, ge=0)
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=5e-4, gt=0)
     weight: float = Field(default=1.0, ge=0)
     """Weight of the consistency loss (Ouali et al. 2020 use 30 for 21 classes)."""
     view: float = Field(default=0.0, ge=0)
@@ -194,7 +194,7 @@ class SemiParams(StageParams):
 
 class MultimodalParams(StageParams):
     steps: int = Field(default=50, ge=0)
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=5e-4, gt=0)
     consistency: float = Field(default=1.0, ge=0)
     """Weight of the consistency between the image-only and the text-image prediction."""
     contrastive: float = Field(default=0.1, ge=0)

@@ -37,7 +37,7 @@ def mm(*arguments: str, workspace: Path, **environment: str) -> subprocess.Compl
     ("arguments", "named"),
     [
         (("snapshot",), "mm ingest"),
-        (("train-hard",), "mm ingest"),
+        (("train-hard",), "mm split"),
         (("gate", "show"), "mm gate"),
         (("gate", "noise", "--seeds", "2"), "mm ingest"),
         (("label", "compare"), "mm snapshot"),

@@ -27,6 +27,7 @@ TINY = Params().with_values(
     **{
         "structure.ocr": (),
         "model.encoder": "test_efficientnet",
+        "model.pretrained": "",
         "model.size": 64,
         "model.width": 8,
         "train.common.batch": 2,
@@ -37,6 +38,7 @@ TINY = Params().with_values(
         "train.multimodal.steps": 1,
         "clip.steps": 1,
         "evaluate.max_side": 64,
+        "gate.beat_blind": False,
         "gate.floors": {"mse": 1.0, "maxf": 0.0},
         "gate.quantised_mse": 100.0,
         "gate.min_images": 2,

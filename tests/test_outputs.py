@@ -25,7 +25,11 @@ from mm_core.settings import Settings
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_model(path, build_model(ModelParams(encoder="test_efficientnet", size=64, width=8), 0), {"stage": "simple"})
+    save_model(
+        path,
+        build_model(ModelParams(pretrained="", encoder="test_efficientnet", size=64, width=8), 0),
+        {"stage": "simple"},
+    )
     return str(path)
 
 
