@@ -192,7 +192,7 @@ def _tags(catalog: Catalog, ids: list[str]) -> dict[str, list[str]]:
     rows = catalog.read("features", columns=["sample_id", "extractor", "texts"], filters=filters)
     # The most telling extractor comes last, so that its words win.
     rows = rows.assign(rank=[-VECTORS.index(name) for name in rows["extractor"]]).sort_values("rank", kind="stable")
-    rows = rows[[bool(dict(texts).get("tags")) for texts in rows["texts"]]]
+    rows = rows.loc[np.array([bool(dict(texts).get("tags")) for texts in rows["texts"]], bool)]
     words = [dict(texts).get("tags", "").split("; ") for texts in rows["texts"]]
     return {i: [word for word in found if word] for i, found in zip(rows["sample_id"], words, strict=True)}
 
