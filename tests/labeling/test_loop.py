@@ -190,9 +190,9 @@ def test_an_empty_catalog_and_no_budget_send_nothing(house):
 def test_killed_while_sending_the_next_run_sends_each_photo_once(house, monkeypatch, moment):
     samples = {house.add(n) for n in range(4)}
 
-    def dying(table, rows):
+    def dying(table, rows, **options):
         if moment == "after the rows":
-            Catalog(house.store.url).upsert(table, rows)
+            Catalog(house.store.url).upsert(table, rows, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -333,8 +333,8 @@ def test_killed_between_commits_the_next_run_completes(house, monkeypatch, table
     house.route()
     house.hand_in([finished(house.tasks()[0], painted())])
 
-    def dying(name, rows):
-        count = Catalog(house.store.url).upsert(name, rows)
+    def dying(name, rows, **options):
+        count = Catalog(house.store.url).upsert(name, rows, **options)
         if name == table:
             raise KeyboardInterrupt
         return count
