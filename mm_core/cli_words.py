@@ -127,7 +127,7 @@ def reject_words(row: Mapping[str, Any]) -> str:
     }
     lines = [f"{name:10}{value}" for name, value in named.items() if value]
     if row["view"]:
-        lines.append("          (photo, matte, and the matte's edge on the photo; what looks wrong is circled)")
+        lines.append("          (photo, matte, and the matte's edge on the photo)")
     key = row["key"][:12]
     if row["verdict"] == "duplicate":
         remedy = "nothing is to be done: the photo is in the catalog already"

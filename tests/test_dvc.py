@@ -25,6 +25,7 @@ STAGES: dict[str, Any] = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["sta
 TINY: dict[str, Any] = {
     "model.encoder": "test_efficientnet",
     "model.pretrained": "",
+    "split.min_hard": 0,
     "model.size": 64,
     "model.width": 8,
     "train.common.batch": 2,

@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("matter") / "bundle"
     folder.mkdir()
-    net = build_model(ModelParams(encoder="test_efficientnet", size=64, width=8), 0).eval()
+    net = build_model(ModelParams(pretrained="", encoder="test_efficientnet", size=64, width=8), 0).eval()
     for decoder in DECODERS:
 
         class One(torch.nn.Module):

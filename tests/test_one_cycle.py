@@ -28,6 +28,7 @@ TINY = Params().with_values(
         "structure.ocr": (),
         "model.encoder": "test_efficientnet",
         "model.pretrained": "",
+        "split.min_hard": 0,
         "model.size": 64,
         "model.width": 8,
         "train.common.batch": 2,

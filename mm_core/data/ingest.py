@@ -156,7 +156,8 @@ class Ingest:
     ):
         self.params, self.catalog, self.store, self.inbox = params, catalog, store, inbox
         self.batch, self.docs, self.spool, self.progress = batch, docs, spool, progress
-        self.now = datetime.now(UTC).isoformat(timespec="seconds")
+        # To the microsecond: of two manifests of one drop within a second the later one counts.
+        self.now = datetime.now(UTC).isoformat(timespec="microseconds")
 
     def run(self, *, again: bool = False, only: frozenset[int] | None = None) -> None:
         """Does the batch unless the ledger holds it as it lies in the inbox.

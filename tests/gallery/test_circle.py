@@ -29,6 +29,7 @@ TINY = Params().with_values(
     **{
         "model.encoder": "test_efficientnet",
         "model.pretrained": "",
+        "split.min_hard": 0,
         "model.size": 64,
         "model.width": 8,
         "structure.ocr": [],

@@ -18,6 +18,7 @@ TINY: dict[str, Any] = {
     "structure.ocr": (),
     "model.encoder": "test_efficientnet",
     "model.pretrained": "",
+    "split.min_hard": 0,
     "model.size": 64,
     "model.width": 8,
     "train.common.batch": 2,
