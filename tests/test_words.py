@@ -53,8 +53,10 @@ def test_ingest_tells_counts_and_reasons_and_no_digest(told: str) -> None:
     row = next(line.split() for line in told.splitlines() if line.startswith("pixel_labeled/w01"))
     names = next(line.split() for line in told.splitlines() if line.startswith("batch "))
     counts = dict(zip(names, row, strict=True))
-    assert counts["photos"] == "7" and counts["accepted"] == "5" and counts["quarantined"] == "1"
-    assert re.search(r"^portrait +3$", told, re.M) and re.search(r"^pets +2$", told, re.M)
+    assert counts["photos"] == "7" and counts["accepted"] == "4" and counts["quarantined"] == "1"
+    # One photo under two names, with two mattes: neither row is taken.
+    assert counts["conflicts"] == "2" and "rows of one photo disagree" in told
+    assert re.search(r"^portrait +2$", told, re.M) and re.search(r"^pets +2$", told, re.M)
     assert "truncated" in told and f"{LONG}:" in told
     assert "mm quarantine list" in told
     # Rules that passed are not listed.
