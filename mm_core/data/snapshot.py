@@ -53,6 +53,7 @@ SCHEMA = pa.schema(
         ("batch", pa.string()),
     ]
 )
+NULLABLE = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
 def build_snapshot(
@@ -102,9 +103,8 @@ def read_pool(snapshot_dir: Path, pool: str) -> pd.DataFrame:
     path = snapshot_dir / f"{pool}.parquet"
     if not path.is_file():
         raise InputError(f"{path} is missing: run `mm snapshot` first")
-    nullable = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
     try:
-        return pq.read_table(path).to_pandas(types_mapper=nullable.get)
+        return pq.read_table(path).to_pandas(types_mapper=NULLABLE.get)
     except (pa.ArrowException, OSError) as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is damaged ({said}): run `mm snapshot` again") from None
@@ -295,7 +295,9 @@ def assert_no_leak(frames: Mapping[str, pd.DataFrame], samples: pd.DataFrame, bi
 
 
 def _frame(table: Any) -> pd.DataFrame:
-    return table[SCHEMA.names].reset_index(drop=True)
+    """The frame as `read_pool` reads it back: the digest of what is written is the digest of what is read."""
+    arrow = pa.Table.from_pandas(table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
+    return arrow.replace_schema_metadata(None).to_pandas(types_mapper=NULLABLE.get)
 
 
 def _counts(frame: pd.DataFrame) -> dict[str, int]:

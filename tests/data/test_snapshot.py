@@ -11,17 +11,19 @@ from mm_core.catalog import Catalog
 from mm_core.data.holdout import LEARNT
 from mm_core.data.snapshot import (
     POOLS,
+    SCHEMA,
     TRAINING,
     assert_no_leak,
     build_snapshot,
     components,
+    frame_digest,
     place,
     read_pool,
     stable_share,
 )
 from mm_core.errors import InputError, MattingError
 from mm_core.params import SnapshotParams
-from mm_core.records import CATEGORIES, Report
+from mm_core.records import CATEGORIES, Report, digest_of
 
 PARAMS = SnapshotParams()
 
@@ -110,6 +112,7 @@ def test_frames_on_disk(catalog, tmp_path):
     assert set(portraits["decoder"]) == {"portrait"}
     written = json.loads((tmp_path / "snapshot" / "snapshot.json").read_text())
     assert written["digest"] == report.facts["digest"]
+    assert written["digest"] == digest_of({p: frame_digest(frame, SCHEMA.names) for p, frame in frames.items()})
     assert written["catalog"] == inputs["catalog"]
     assert sum(written["counts"]["eval"].values()) == len(frames["eval"]) == report.metrics["snapshot/eval"]
     assert_no_leak(frames, catalog.read("samples"), PARAMS.near_duplicate_bits)

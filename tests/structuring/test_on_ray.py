@@ -48,7 +48,12 @@ def test_two_workers_leave_the_same_catalog(tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "BATCH", 2)
     (alone, said), (together, said_together) = (structured(tmp_path / e, e) for e in ("local", "ray"))
     one, two = (np.array(frame.pop("vector").dropna().tolist()) for frame in (alone, together))
-    assert len(one) == 6 and np.array_equal(one, two)
+    assert len(one) == 6
+    # A batch of another size, or another number of threads, rounds elsewhere.
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+    numbers, numbers_together = (frame.pop("numbers").tolist() for frame in (alone, together))
+    for row, row_together in zip(numbers, numbers_together, strict=True):
+        assert row == pytest.approx(row_together, rel=1e-3, abs=1e-6)
     pd.testing.assert_frame_equal(alone, together)
     assert said.metrics == said_together.metrics and said.metrics["structure/unreadable"] == 1
     assert [row["sample_id"] for row in said.tables["unreadable"]] == [
