@@ -1,4 +1,4 @@
-"""What the functions of mm_core/aigc get right where the truth is known, beside the plain way of doing each.
+"""What `mm_core/effects` and `mm_core/moments` get right on known truth, compared with the plain way of doing each.
 
     python benchmarks/aigc_quality.py [--photos FOLDER]
 

@@ -38,7 +38,7 @@ import mlflow  # noqa: E402, F401  loaded before the processes are forked
 import timm  # noqa: E402, F401
 
 from mm_core import stages  # noqa: E402
-from mm_core.cli import app  # noqa: E402
+from mm_core.cli.app import app  # noqa: E402
 from mm_core.core.errors import MattingError  # noqa: E402
 from mm_core.core.layout import Layout  # noqa: E402
 from mm_core.core.params import Params  # noqa: E402

@@ -116,7 +116,8 @@ class Repository:
             shutil.copy(PROJECT / name, root / name)
         if (PROJECT / ".dvc" / "plots").exists():
             shutil.copytree(PROJECT / ".dvc" / "plots", root / ".dvc" / "plots")
-        shutil.copytree(PROJECT / "mm_core", root / "mm_core", ignore=shutil.ignore_patterns("__pycache__"))
+        for package in ("mm_core", "samplegen"):
+            shutil.copytree(PROJECT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
         self.run("git", "init", "-q")
 
     def run(self, *command: str) -> str:

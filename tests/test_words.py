@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from mm_core.cli import app
+from mm_core.cli.app import app
 from mm_core.cli.terminal import table
 from mm_core.core.records import ALL_CATEGORIES
 from samplegen import write_drop

@@ -66,7 +66,7 @@ def _imports(module: str) -> tuple[str, ...]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module)
-            # `from mm_core.data import images` names a module, `from mm_core.core.errors import InputError` does not.
+            # `from mm_core.imaging import images` names a module, `from mm_core.imaging.images import load_rgb` none.
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     ours = {name for name in found if name.split(".")[0] in ROOTS}
     return tuple(sorted(name for name in ours if _is_module(name)))

@@ -15,7 +15,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from mm_core import __version__
-from mm_core.cli import app
+from mm_core.cli.app import app
 from mm_core.cli.help import EXAMPLES
 from mm_core.storage.catalog import Catalog
 
@@ -84,7 +84,7 @@ def test_a_mistake_in_params_is_named(tmp_path: Path) -> None:
 
 def test_start_up_loads_neither_torch_nor_mlflow() -> None:
     heavy = "('torch', 'mlflow', 'great_expectations', 'dagster', 'onnxruntime', 'open_clip')"
-    code = f"import sys, mm_core.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, mm_core.cli.app; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, timeout=60)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 

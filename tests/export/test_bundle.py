@@ -13,7 +13,7 @@ from export_cycle import PARAMS, stop_clocks, verdict_of
 from typer.testing import CliRunner
 
 from mm_core import stages
-from mm_core.cli import app
+from mm_core.cli.app import app
 from mm_core.core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import DECODERS, Report, sha256_file

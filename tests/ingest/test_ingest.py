@@ -224,7 +224,7 @@ def test_a_manifest_of_more_bytes_than_are_read_holds_its_drop_alone(
 ) -> None:
     """On S3 it is not even fetched, however often one looks; a smaller one is a new arrival."""
     for module in ("inbox", "ingest", "manifest"):
-        monkeypatch.setattr(f"mm_core.data.{module}.MAX_BYTES", 400)
+        monkeypatch.setattr(f"mm_core.ingest.{module}.MAX_BYTES", 400)
     many = [make.row(n, caption="words " * 20) for n in range(4)]
     folder = any_workshop.drop("text_image", "long", many)
     any_workshop.drop("unlabeled", "good", [make.row(9)])
