@@ -13,7 +13,7 @@ cycle holds the workspace's cycle lock (`in_the_cycle`); the stages of an arriva
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
@@ -179,24 +179,11 @@ def snapshot(params: Params, layout: Layout) -> Report:
 @in_the_cycle
 def split(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Divides train_labeled into simple and hard by difficulty."""
-    from mm_core.model.predict import TorchPredictor
-    from mm_core.storage.store import fetch_blob
-    from mm_core.structuring.judged import judged
     from mm_core.structuring.split import split_by_difficulty
 
     with timed(Report("split"), layout.stage_report("split")) as report:
-        catalog, store, inputs = catalog_of(layout), store_of(layout), frozen_inputs(layout)
-        digest = (inputs.get("champion") or {}).get("digest", "")
-
-        def champion(labels: Any) -> Any:
-            def load() -> Predictor:
-                return TorchPredictor(fetch_blob(store, digest), layout.settings.device)
-
-            return judged(labels, digest, load, catalog, store, progress)
-
-        return split_by_difficulty(
-            params.split, catalog, inputs, layout.snapshot, layout.split, report, champion if digest else None
-        )
+        inputs = frozen_inputs(layout)
+        return split_by_difficulty(params.split, catalog_of(layout), inputs, layout.snapshot, layout.split, report)
 
 
 @in_the_cycle
@@ -404,7 +391,6 @@ def override(params: Params, layout: Layout, version: str, *, reason: str, days:
         return registry.crown(version, said, report)
 
 
-ARRIVAL = (ingest, structure)
 TRAIN = {"simple": train_simple, "hard": train_hard, "semi": train_semi, "multimodal": train_multimodal}
 
 

@@ -34,7 +34,6 @@ from mm_core.training.tracking import Tracker
 
 NAME = "matting"
 PROMOTE, ROLLBACK, OVERRIDE, ANCHOR = "promote", "rollback", "override", "anchor"
-ALIASES = ("champion", "anchor", "candidate")
 """What serves; the first model ever promoted (or one that a person named), against slow erosion; the newest."""
 
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 LOOK_SIDE, LOOK_BATCH = 512, 8
 """Long side in pixels at which the champion looks, and photos at once."""
-QUALITY = ("sharpness", "light")
 Progress = Callable[[str, int, int], None]
 __all__ = ["ROUTED", "route_hard"]
 
