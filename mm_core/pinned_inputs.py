@@ -17,8 +17,11 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import cycle_holder, cycle_lock, try_cycle_lock
 from mm_core.core.params import Params
 from mm_core.core.records import Report, Verdict, digest_of, sha256_file, write_json
+from mm_core.export.override import valid_override
+from mm_core.export.registry import Registry
+from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.storage.catalog import Catalog
-from mm_core.storage.store import Store, open_store
+from mm_core.storage.store import Store, fetch_blob, open_store
 
 Progress = Callable[[str, int, int], None]
 """Called as (what, done, total): the CLI draws bars, Dagster logs observations."""
@@ -107,8 +110,6 @@ def pin(params: Params, layout: Layout, *, again: bool = False) -> dict:
 
 def inputs_now(layout: Layout) -> dict:
     """Catalog versions, champion and anchor of this moment, as `read_inputs` returns them."""
-    from mm_core.export.registry import Registry
-
     registry, catalog = Registry(layout.settings), catalog_of(layout)
     return {
         "catalog": {table: catalog.version(table) for table in ("samples", "labels", "features")},
@@ -179,8 +180,6 @@ def _is_mixed(layout: Layout) -> bool:
 
 def warm_start(params: Params, layout: Layout, inputs: dict) -> Path | None:
     """The weights that the first stage starts from; None: from scratch."""
-    from mm_core.storage.store import fetch_blob
-
     champion = inputs["champion"]
     if params.train.common.warm_start != "champion" or not champion:
         return None
@@ -218,8 +217,6 @@ def require_one_cycle(layout: Layout) -> None:
 
 def forgotten_in_cycle(layout: Layout) -> list[str]:
     """The ids of forgotten photos that a pool of the cycle's snapshot holds, sorted."""
-    from mm_core.ingest.snapshot import POOLS, read_pool
-
     forgotten = set(catalog_of(layout).read("forgotten", columns=["id"])["id"])
     return sorted(forgotten & {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]})
 
@@ -249,6 +246,4 @@ def require_promote(layout: Layout) -> tuple[Verdict, dict | None]:
 
 def standing_override(layout: Layout, verdict: Verdict) -> dict | None:
     """A person's signed word that the judged candidate may leave all the same, where it stands and has not expired."""
-    from mm_core.export.override import valid_override
-
     return valid_override(store_of(layout), verdict.candidate)

@@ -11,7 +11,9 @@ from mm_core.core.errors import MattingError
 from mm_core.core.layout import Layout
 from mm_core.core.records import digest_of
 from mm_core.core.settings import tick_seconds
+from mm_core.ingest.ingest import ready_batches
 from mm_core.labeling.webhook import hinted_at
+from mm_core.structuring.drift import drifted_batches
 from pipelines.jobs import arrivals, collect, retrain
 from pipelines.partitions import batches, partition_of
 from pipelines.resources import RetrainPolicy, Workspace
@@ -46,8 +48,6 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
 
     The cursor is the list of keys that were asked for and are still ready, so it stays as short as the inbox's queue.
     """
-    from mm_core.ingest.ingest import ready_batches
-
     layout = workspace.layout()
     ready = list(ready_batches(stages.inbox_of(layout), stages.catalog_of(layout), stages.store_of(layout)))
     asked = set(json.loads(context.cursor or "[]")) & {batch.request for batch in ready}
@@ -136,8 +136,6 @@ def drifted_arrivals(
     context: dg.SensorEvaluationContext, workspace: Workspace, retrain_policy: RetrainPolicy
 ) -> dg.SensorResult | dg.SkipReason:
     """Counts drifted batches that the last cycle, however started, could not see; the cursor lists those asked for."""
-    from mm_core.structuring.drift import drifted_batches
-
     layout = workspace.layout()
     if waiting := arrivals_on_their_way(context.instance):
         return waiting

@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from getpass import getuser
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mm_core import __version__, stages
+from mm_core import __version__
+from mm_core.cli.deferred import Deferred
 from mm_core.cli.help import HELP, OrderedGroup, arrange
 from mm_core.cli.label import app as label_app
 from mm_core.cli.operate import app as operate_app
@@ -19,13 +21,18 @@ from mm_core.cli.release import app as release_app
 from mm_core.cli.terminal import Inbox, Json, layout_and_params, progress_bars, say, table
 from mm_core.cli.words import drop_words, ingest_words, reject_words
 from mm_core.core.errors import InputError, MattingError
-from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.layout import Layout
 from mm_core.core.locks import cycle_holder
 from mm_core.core.params import Params
 from mm_core.core.records import KINDS, Report
 from mm_core.core.settings import Settings
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import plain_fault
+
+if TYPE_CHECKING:
+    from mm_core import stages
+else:
+    stages = Deferred("mm_core.stages")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, cls=OrderedGroup)
 quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
@@ -211,8 +218,6 @@ def quarantine_accept(
     json_: Json = False,
 ) -> None:
     """Takes suspect mattes as they are; they are not held again."""
-    from getpass import getuser
-
     from mm_core.ingest.quarantine import accept
 
     layout, params = layout_and_params()
@@ -310,9 +315,12 @@ def run(inbox: Inbox = None, again: Again = False, json_: Json = False) -> None:
     typer.echo(f"report:  {layout.html_report}")
 
 
-def _stage_command(name: str, stage: Callable[..., Report], *, shows_progress: bool) -> None:
+def _stage_command(name: str, summary: str, function: str = "", *, shows_progress: bool = True) -> None:
+    """Add a verb for a function of `stages`, by default the one of the verb's name."""
+
     def command(json_: Json = False) -> None:
         layout, params = layout_and_params()
+        stage: Callable[..., Report] = getattr(stages, function or name.replace("-", "_"))
         if shows_progress:
             with progress_bars() as progress:
                 report = stage(params, layout, progress=progress)
@@ -320,20 +328,23 @@ def _stage_command(name: str, stage: Callable[..., Report], *, shows_progress: b
             report = stage(params, layout)
         say(report, json_)
 
-    app.command(name, help=stage.__doc__)(command)
+    app.command(name, help=summary)(command)
 
 
-@app.command("pin-inputs", help=stages.pin_inputs.__doc__)
+@app.command("pin-inputs")
 def pin_inputs(again: Again = False, json_: Json = False) -> None:
+    """Decide whether there is a cycle, and pin what it starts from."""
     layout, params = layout_and_params()
     say(stages.pin_inputs(params, layout, again=again), json_)
 
 
-_stage_command("snapshot", stages.snapshot, shows_progress=False)
-_stage_command("split", stages.split, shows_progress=True)
-for _stage in TRAIN_STAGES:
-    _stage_command(f"train-{_stage}", stages.TRAIN[_stage], shows_progress=True)
-_stage_command("report", stages.html_report, shows_progress=True)
+_stage_command("snapshot", "Freeze one catalog version; eval photos never move and never leak.", shows_progress=False)
+_stage_command("split", "Divide the labelled training photos into simple and hard.")
+_stage_command("train-simple", "Train on the simple photos, from the champion or from scratch.")
+_stage_command("train-hard", "Train on the hard photos, with a share of simple ones against forgetting.")
+_stage_command("train-semi", "Train on unlabelled photos by agreement.")
+_stage_command("train-multimodal", "Train with captions, which help where the photo alone is unsure.")
+_stage_command("report", "Write the HTML page about the cycle, after the comparison of labels.", "html_report")
 
 
 @app.command()

@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from mm_core.core.errors import BlobDamaged, BlobNotFound
 from mm_core.core.layout import TRAIN_STAGES, Layout
@@ -63,8 +64,6 @@ SAFE_PIXELS = 40_000_000
 
 def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, report: Report) -> Report:
     """Writes `layout.html_report` and a copy under `layout.reports`, named by snapshot and candidate."""
-    from jinja2 import Environment, FileSystemLoader, select_autoescape
-
     stages = _stage_reports(layout)
     verdict = Verdict.model_validate_json(layout.verdict.read_text()) if layout.verdict.is_file() else None
     evaluation = stages.get("evaluate", Report("evaluate"))

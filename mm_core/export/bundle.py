@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
-from mm_core.export import selfcheck
 from mm_core.export.bundle_costs import decoder_entry, run_all, torch_latencies
 from mm_core.export.bundle_manifest import by_file, read_manifest
 from mm_core.export.card import model_card
@@ -38,6 +38,8 @@ from mm_core.storage.store import Store
 from samplegen import generate
 
 SCHEMA_VERSION = 2
+SELFCHECK = Path(__file__).with_name("selfcheck.py")
+"""Copied into each bundle. Not imported here: it needs onnxruntime, which takes time to load."""
 GOLDEN = {"saliency": "pets", "portrait": "portrait", "scenery": "scenery"}
 """Category of the generated photo that each decoder is checked with: nobody's photo, nobody's licence."""
 TOLERANCE = {"mse": 1e-4, "max": 0.1}
@@ -107,7 +109,7 @@ def verify(bundle: Path) -> dict[str, Any]:
 
     Our own copy of it: the one in the bundle may be anybody's.
     """
-    command = [sys.executable, "-I", selfcheck.__file__, str(bundle)]
+    command = [sys.executable, "-I", str(SELFCHECK), str(bundle)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if done.returncode:
         said = " ".join((done.stdout + done.stderr).split())[-400:]
@@ -161,8 +163,6 @@ def _about(layout: Layout, verdict: Verdict) -> dict[str, Any]:
 
 def judged_files(layout: Layout) -> dict[str, str]:
     """Name → digest of the int8 files that the recorded scores are about."""
-    import pyarrow.parquet as pq
-
     if not layout.per_image.is_file():
         raise InputError(f"{layout.per_image} is missing: run `mm evaluate` first")
     metadata = pq.read_schema(layout.per_image).metadata or {}
@@ -178,7 +178,7 @@ def _assemble(
         shutil.copyfile(layout.quantised / f"{decoder}{SUFFIX}", folder / f"{decoder}{SUFFIX}")
         for rows in about["made"].values():
             shutil.copyfile(layout.formats / rows[decoder]["file"], folder / rows[decoder]["file"])
-    shutil.copyfile(selfcheck.__file__, folder / "selfcheck.py")
+    shutil.copyfile(SELFCHECK, folder / "selfcheck.py")
     size = input_size(open_session(folder / f"{DECODERS[0]}{SUFFIX}"))
     golden = {d: resize(generate(c, i, size=size).image, size, size) for i, (d, c) in enumerate(GOLDEN.items())}
     runs = run_all(folder, layout, store, golden, about)

@@ -25,7 +25,7 @@ from mm_core.labeling.outbox import QUEUES, ROUTED, Outgoing, finish_pending, se
 from mm_core.labeling.review import eval_reviews, suspect_reviews
 from mm_core.labeling.selection import UNKNOWN, choose
 from mm_core.labeling.signals import UNCERTAINTY, look
-from mm_core.model.predict import decoders_for
+from mm_core.model.predict import TorchPredictor, decoders_for
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.store import Store, fetch_blob
 from mm_core.structuring import photo_features
@@ -201,8 +201,6 @@ def _version(champion: Mapping[str, Any] | None) -> str:
 
 
 def _predictor(champion: Mapping[str, Any], store: Store, layout: Layout) -> Predictor:
-    from mm_core.model.predict import TorchPredictor
-
     return TorchPredictor(fetch_blob(store, champion["digest"]), layout.settings.device)
 
 
