@@ -5,7 +5,6 @@ Part of the interface of `mm_core.stages`, where callers find it.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from mm_core.core.errors import InputError, MattingError
 from mm_core.core.layout import Layout
 from mm_core.core.locks import removal_lock
 from mm_core.core.params import Params
+from mm_core.core.pins import has_snapshot, read_snapshot
 from mm_core.core.records import Report, digest_of, sha256_file, timed
 from mm_core.export.lineage import models_with, training_labels
 from mm_core.export.registry import Registry
@@ -90,7 +90,7 @@ def _pages_with(layout: Layout, ids: Sequence[str]) -> list[dict[str, str]]:
 
 def _last_cycle_with(layout: Layout, ids: Sequence[str]) -> dict[str, str]:
     """A fact where snapshot and models of the last cycle, promoted or not, still hold some of the photos."""
-    if not (layout.snapshot / "snapshot.json").is_file():
+    if not has_snapshot(layout):
         return {}
     frozen = {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]}
     held = len(frozen & set(ids))
@@ -138,7 +138,7 @@ def compact(params: Params, layout: Layout) -> Report:
     with removal_lock(layout, "catalog compact"), timed(Report("compact")) as report:
         catalog = catalog_of(layout)
         pinned = [read_inputs(layout)["catalog"]] if layout.inputs.exists() else []
-        if (layout.snapshot / "snapshot.json").is_file():
+        if has_snapshot(layout):
             pinned.append(frozen_inputs(layout)["catalog"])
         for table in SCHEMAS:
             report.metrics[f"compact/{table}/merged"] = catalog.compact(table)
@@ -153,7 +153,7 @@ def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Prog
     from mm_core.experiments.seed_noise import measure_noise
 
     with timed(Report("gate-noise"), layout.root / "reports" / "gate-noise.json") as report:
-        start = warm_start(params, layout, frozen_inputs(layout))
+        start = warm_start(params, layout, frozen_inputs(layout)["champion"])
         return measure_noise(params, layout, store_of(layout), report, start=start, seeds=seeds, progress=progress)
 
 
@@ -164,17 +164,14 @@ def label_compare(
     """Trains on routed and on as many random photos that came since the snapshot's champion: what choosing is worth."""
     from mm_core.experiments.label_ablation import compare_labels
 
-    about = layout.snapshot / "snapshot.json"
-    if not about.is_file():
-        raise InputError(f"{about} is missing: run `mm ingest`, then `mm snapshot`")
     # The snapshot's champion and not the pinned one, which may have learned from this very snapshot.
-    champion = json.loads(about.read_text())["champion"]
+    champion = read_snapshot(layout)["champion"]
     store = store_of(layout)
     learned = training_labels(layout.settings, store, champion["version"]) if champion else {}
     if champion and not learned:
         raise InputError(f"the registry does not say what champion {champion['version']} learned from: nothing is new")
     with timed(Report("label-compare"), layout.stage_report("label-compare")) as report:
-        start = warm_start(params, layout, {"champion": champion})
+        start = warm_start(params, layout, champion)
         return compare_labels(
             params, catalog_of(layout), layout, store, learned, report,
             start=start, seeds=seeds, fewest=fewest, progress=progress,
@@ -189,7 +186,7 @@ def compare_after_cycle(params: Params, layout: Layout, progress: Progress) -> s
     if not seeds:
         return "label.compare_seeds is 0"
     steps = affordable(params)
-    digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
+    digest = read_snapshot(layout)["digest"]
     done = Report.read(path).facts if path.is_file() else {}
     if done.get("snapshot") == digest and done.get("seeds", 0) >= seeds and done["steps"] >= steps:
         return ""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
+from mm_core.core.pins import ROLES, has_snapshot
 from mm_core.core.records import Report, digest_of, sha256_file, timed, write_json
 from mm_core.eval.eval_budget import record_use
 from mm_core.eval.evaluate import evaluate_models, identity
@@ -223,7 +224,7 @@ def _train(stage: str, params: Params, layout: Layout, progress: Progress) -> Re
     from mm_core.training.stage import train_stage
 
     store = store_of(layout)
-    start = require_start(stage, layout) or warm_start(params, layout, frozen_inputs(layout))
+    start = require_start(stage, layout) or warm_start(params, layout, frozen_inputs(layout)["champion"])
     with timed(Report(f"train-{stage}"), layout.stage_report(f"train-{stage}")) as report:
         if layout.settings.engine == "ray":
             from mm_core.training.on_ray import train_stage_on_ray
@@ -244,7 +245,7 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
         models: dict[tuple[str, str], Predictor] = {}
         models |= {(stage, "float"): TorchPredictor(layout.model(stage), device) for stage in TRAIN_STAGES}
         models[TRAIN_STAGES[-1], "int8"] = OnnxPredictor.of_folder(layout.quantised)
-        for role in ("champion", "anchor"):
+        for role in ROLES:
             pin = inputs[role]
             if pin:
                 models[role, "float"] = TorchPredictor(fetch_blob(store, pin["digest"]), device)
@@ -279,7 +280,7 @@ def gate(params: Params, layout: Layout) -> Report:
             # What an earlier verdict led to is not this one's.
             layout.stage_report(later).unlink(missing_ok=True)
         inputs, frame = frozen_inputs(layout), read_pool(layout.snapshot, "eval")
-        judged = [pin["digest"] for role in ("champion", "anchor") if (pin := inputs[role])]
+        judged = [pin["digest"] for role in ROLES if (pin := inputs[role])]
         samples = catalog_of(layout).read(
             "samples", version=inputs["catalog"]["samples"], columns=["id", "group", "phash", "near"]
         )
@@ -339,12 +340,12 @@ def html_report(params: Params, layout: Layout, *, progress: Progress = quiet) -
     `report.facts["not_compared"]` say why.
     """
     with timed(Report("report")) as report:
-        if (layout.snapshot / "snapshot.json").is_file():
+        if has_snapshot(layout):
             label_value(params, layout)
             if why_not := compare_after_cycle(params, layout, progress):
                 report.facts["not_compared"] = why_not
         write_html(params, layout, catalog_of(layout), store_of(layout), report)
-    if (layout.snapshot / "snapshot.json").is_file():
+    if has_snapshot(layout):
         Tracker(layout.settings).log_report(layout, report, files=[layout.html_report])
     return report
 

@@ -22,6 +22,7 @@ from mm_core.core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.params import Params
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.export.bundle_costs import decoder_entry, run_all, torch_latencies
 from mm_core.export.bundle_manifest import by_file, read_manifest
@@ -183,7 +184,7 @@ def _assemble(
     golden = {d: resize(generate(c, i, size=size).image, size, size) for i, (d, c) in enumerate(GOLDEN.items())}
     runs = run_all(folder, layout, store, golden, about)
     _write_golden(folder, golden, runs)
-    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
+    snapshot = read_snapshot(layout)
     torch_ms = torch_latencies(layout.model(TRAIN_STAGES[-1]))
     manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,

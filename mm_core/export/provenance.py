@@ -11,6 +11,7 @@ from typing import Any
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Verdict, sha256_file
 from mm_core.export.quantise import tool_versions
 from mm_core.storage.store import Store, put_blob
@@ -23,7 +24,7 @@ def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> di
     """
     from mm_core.model.files import read_meta
 
-    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
+    snapshot = read_snapshot(layout)
     stages = {}
     for stage in TRAIN_STAGES:
         meta = read_meta(layout.model(stage))

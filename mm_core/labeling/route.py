@@ -6,7 +6,6 @@ suspect mattes in quarantine, eval labels that every model contradicts ─► re
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ import pandas as pd
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import RouteParams, SnapshotParams
+from mm_core.core.pins import ModelPin, PinnedInputs, has_snapshot, read_snapshot
 from mm_core.core.records import Report
 from mm_core.imaging.images import load_rgb
 from mm_core.labeling.candidates import candidates, first_pass, nothing, sent_today
@@ -44,7 +44,7 @@ def route_hard(
     params: RouteParams,
     catalog: Catalog,
     store: Store,
-    inputs: Mapping[str, Any],
+    inputs: PinnedInputs,
     layout: Layout,
     report: Report,
     *,
@@ -200,11 +200,10 @@ def _version(champion: Mapping[str, Any] | None) -> str:
     return f"{champion['version']}:{champion['digest'][:12]}" if champion else "none"
 
 
-def _predictor(champion: Mapping[str, Any], store: Store, layout: Layout) -> Predictor:
+def _predictor(champion: ModelPin, store: Store, layout: Layout) -> Predictor:
     return TorchPredictor(fetch_blob(store, champion["digest"]), layout.settings.device)
 
 
 def _snapshot_params(layout: Layout) -> SnapshotParams:
     """Those of the last snapshot, so that its eval photos are known; the defaults before the first."""
-    path = layout.snapshot / "snapshot.json"
-    return SnapshotParams.model_validate(json.loads(path.read_text())["params"] if path.is_file() else {})
+    return SnapshotParams.model_validate(read_snapshot(layout)["params"] if has_snapshot(layout) else {})

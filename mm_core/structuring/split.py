@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 
 from mm_core.core.errors import InputError
 from mm_core.core.params import SplitParams
+from mm_core.core.pins import PinnedInputs
 from mm_core.core.records import Report
 from mm_core.ingest.snapshot import SCHEMA, read_pool, write_frames
 from mm_core.storage.catalog import Catalog
@@ -22,7 +22,7 @@ SPLIT_SCHEMA = SCHEMA.append(pa.field("difficulty", pa.float64()))
 def split_by_difficulty(
     params: SplitParams,
     catalog: Catalog,
-    inputs: Mapping[str, Any],
+    inputs: PinnedInputs,
     snapshot_dir: Path,
     out_dir: Path,
     report: Report,

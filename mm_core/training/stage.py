@@ -25,6 +25,7 @@ from mm_core.core.errors import InputError, NothingToTrainOn
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.params import CommonTrainParams, Params, StageParams
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report, digest_of, sha256_file, write_bytes, write_json
 from mm_core.imaging.pixel_cache import UNKNOWN, PixelCache, Pool
 from mm_core.model.files import load_model, save_model
@@ -87,7 +88,7 @@ def train_stage(
     empty passes its start weights on and says so in the facts.
     """
     data = read_data(stage, layout)
-    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
+    snapshot = read_snapshot(layout)["digest"]
     recipe = {
         "stage": stage,
         "params": _relevant(stage, params),
