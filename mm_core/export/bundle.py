@@ -22,10 +22,10 @@ from mm_core.core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.params import Params
-from mm_core.core.pins import read_snapshot
+from mm_core.core.pins import SnapshotFacts, read_snapshot
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.export.bundle_costs import decoder_entry, run_all, torch_latencies
-from mm_core.export.bundle_manifest import by_file, read_manifest
+from mm_core.export.bundle_manifest import BundleManifest, FileEntry, Requests, by_file, read_manifest
 from mm_core.export.card import model_card
 from mm_core.export.formats.convert import convert
 from mm_core.export.limits import require_within
@@ -60,7 +60,7 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
     about = _about(layout, verdict)
     with exclusive(layout.bundles / ".lock"):
         made = convert(params.export, layout.model(TRAIN_STAGES[-1]), about["quantised"], layout, store)
-        asked = {
+        asked: Requests = {
             "limits": params.export.limits.model_dump(mode="json"),
             "formats": {name: {d: row["sha256"] for d, row in rows.items()} for name, rows in made.items()},
         }
@@ -186,7 +186,7 @@ def _assemble(
     _write_golden(folder, golden, runs)
     snapshot = read_snapshot(layout)
     torch_ms = torch_latencies(layout.model(TRAIN_STAGES[-1]))
-    manifest: dict[str, Any] = {
+    manifest: BundleManifest = {
         "schema_version": SCHEMA_VERSION,
         "key": about["key"],
         "version": version,
@@ -226,14 +226,16 @@ def _assemble(
         "data": {"counts": snapshot.get("counts", {}), "sources": _sources(layout, snapshot)},
         "opset": _opset(folder / f"{DECODERS[0]}{SUFFIX}"),
         "versions": about["quantised"]["versions"],
-    }
-    manifest["files"] = {
-        path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
+        "files": {path.name: _file_entry(path) for path in sorted(folder.iterdir())},
     }
     (folder / "MODEL_CARD.md").write_text(model_card(manifest))
     card = folder / "MODEL_CARD.md"
-    manifest["files"][card.name] = {"sha256": sha256_file(card), "bytes": card.stat().st_size}
+    manifest["files"][card.name] = _file_entry(card)
     write_json(folder / "manifest.json", manifest)
+
+
+def _file_entry(path: Path) -> FileEntry:
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 
 def _write_golden(folder: Path, golden: dict[str, np.ndarray], runs: dict[str, dict[str, dict[str, Any]]]) -> None:
@@ -250,7 +252,7 @@ def _write_golden(folder: Path, golden: dict[str, np.ndarray], runs: dict[str, d
     np.savez_compressed(folder / "golden.npz", **pairs)  # pyright: ignore[reportArgumentType]
 
 
-def _sources(layout: Layout, snapshot: dict[str, Any]) -> list[dict[str, Any]]:
+def _sources(layout: Layout, snapshot: SnapshotFacts) -> list[dict[str, Any]]:
     """How many training photos came from which source under which licence."""
     samples = Catalog(layout.settings.store).read(
         "samples", version=snapshot["catalog"]["samples"], columns=["id", "source", "license"]
