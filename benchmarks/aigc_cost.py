@@ -26,7 +26,7 @@ FUNCTIONS = ("decode", "sharpen", "cut out", "new sky", "recolour sky", "erase",
 
 
 def pair(category: str) -> tuple[np.ndarray, np.ndarray]:
-    from mm_core.data.samplegen import generate
+    from samplegen import generate
 
     g = generate(category, 3, size=1024, aspect=4 / 3)
     photo = cv2.resize(g.image, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
@@ -35,12 +35,12 @@ def pair(category: str) -> tuple[np.ndarray, np.ndarray]:
 
 def one(name: str) -> None:
     """Runs one function twice in this process and prints the second time and the peak."""
-    from mm_core.aigc.cutout import lift
-    from mm_core.aigc.eraser import erase
-    from mm_core.aigc.sky import recoloured, replaced
-    from mm_core.aigc.style import background_blur, colour_splash, stylised
-    from mm_core.data.images import load_rgb
+    from mm_core.effects.cutout import lift
+    from mm_core.effects.eraser import erase
+    from mm_core.effects.sky import recoloured, replaced
+    from mm_core.effects.style import background_blur, colour_splash, stylised
     from mm_core.export.formats.measure import memory_mb
+    from mm_core.imaging.images import load_rgb
     from mm_core.model.preprocess import resize
     from mm_core.model.upsample import guided_upsample
 

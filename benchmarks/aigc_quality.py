@@ -1,4 +1,4 @@
-"""What the functions of mm_core/aigc get right where the truth is known, beside the plain way of doing each.
+"""What `mm_core/effects` and `mm_core/moments` get right on known truth, compared with the plain way of doing each.
 
     python benchmarks/aigc_quality.py [--photos FOLDER]
 
@@ -15,13 +15,13 @@ import cv2
 import numpy as np
 from perceptual import gradients, texture_and_structure
 
-from mm_core.aigc.eraser import FILLS, erase
-from mm_core.aigc.foreground import foreground, over
-from mm_core.aigc.fullsize import shrunk
-from mm_core.data.drop import PHOTOS
-from mm_core.data.images import load_rgb
-from mm_core.data.samplegen import generate, render
-from mm_core.records import ALL_CATEGORIES
+from mm_core.core.records import ALL_CATEGORIES
+from mm_core.effects.eraser import FILLS, erase
+from mm_core.effects.foreground import foreground, over
+from mm_core.effects.fullsize import shrunk
+from mm_core.imaging.images import load_rgb
+from mm_core.ingest.drop import PHOTOS
+from samplegen import generate, render
 
 HERE = Path(__file__).parent
 SIDE = 384

@@ -12,12 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mm_core.aigc.cutout import lift, placed
-from mm_core.aigc.eraser import erase
-from mm_core.aigc.sky import recoloured, replaced
-from mm_core.aigc.style import background_blur, colour_splash, stylised
-from mm_core.aigc.subjects import Subjects
-from mm_core.data.samplegen import generate
+from mm_core.effects.cutout import lift, placed
+from mm_core.effects.eraser import erase
+from mm_core.effects.sky import recoloured, replaced
+from mm_core.effects.style import background_blur, colour_splash, stylised
+from mm_core.effects.subjects import Subjects
+from samplegen import generate
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SIZE, TILE = 1024, 300

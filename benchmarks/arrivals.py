@@ -13,16 +13,16 @@ from typing import Any
 import cv2
 import pandas as pd
 
-from mm_core.catalog import SCHEMAS, Catalog
-from mm_core.data.data_docs import DataDocs
-from mm_core.data.drop import write_manifest
-from mm_core.data.expectations import Judge
-from mm_core.data.ingest import ingest_ready
-from mm_core.data.probe import Probe
-from mm_core.data.samplegen import write_drop
-from mm_core.params import IngestParams
-from mm_core.records import KINDS, Report, sha256_file
-from mm_core.store import Store, open_store
+from mm_core.core.params import IngestParams
+from mm_core.core.records import KINDS, Report, sha256_file
+from mm_core.ingest.data_docs import DataDocs
+from mm_core.ingest.drop import write_manifest
+from mm_core.ingest.expectations import Judge
+from mm_core.ingest.ingest import ingest_ready
+from mm_core.ingest.probe import Probe
+from mm_core.storage.catalog import SCHEMAS, Catalog
+from mm_core.storage.store import Store, open_store
+from samplegen import write_drop
 
 FORK = multiprocessing.get_context("fork")
 

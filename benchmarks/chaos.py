@@ -34,13 +34,13 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from faulty_proxy import FaultyProxy  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-from mm_core.catalog import Catalog  # noqa: E402
-from mm_core.data.samplegen import write_drop  # noqa: E402
+from mm_core.core.params import Params  # noqa: E402
+from mm_core.core.records import ALL_CATEGORIES, digest_of, write_json  # noqa: E402
+from mm_core.core.settings import Settings  # noqa: E402
 from mm_core.export.registry import Registry  # noqa: E402
-from mm_core.params import Params  # noqa: E402
-from mm_core.records import ALL_CATEGORIES, digest_of, write_json  # noqa: E402
-from mm_core.settings import Settings  # noqa: E402
+from mm_core.storage.catalog import Catalog  # noqa: E402
 from mm_core.training.tracking import EXPERIMENT  # noqa: E402
+from samplegen import write_drop  # noqa: E402
 from tests.pipelines.conftest import TINY  # noqa: E402
 from tests.pipelines.operated import Operated, descendants, wait  # noqa: E402
 from tests.servers import postgres_server  # noqa: E402

@@ -27,10 +27,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mm_core.data.samplegen import write_drop
-from mm_core.layout import TRAIN_STAGES
-from mm_core.params import Params
-from mm_core.records import ALL_CATEGORIES, write_json
+from mm_core.core.layout import TRAIN_STAGES
+from mm_core.core.params import Params
+from mm_core.core.records import ALL_CATEGORIES, write_json
+from samplegen import write_drop
 
 HERE = Path(__file__).parent
 SHARES = (0, 1, 10, 100)

@@ -32,21 +32,21 @@ import torch
 from scipy.stats import spearmanr
 from words import replace_tables
 
-from mm_core.data.dataset import PixelCache, Pool
-from mm_core.data.images import load_alpha, load_rgb
-from mm_core.data.samplegen import write_drop
+from mm_core.core.params import Params
+from mm_core.core.records import CATEGORIES, decoder_of
+from mm_core.imaging.images import load_alpha, load_rgb
+from mm_core.imaging.pixel_cache import PixelCache, Pool
 from mm_core.labeling.signals import look
 from mm_core.model.files import load_model, save_model
 from mm_core.model.network import build_model
 from mm_core.model.predict import TorchPredictor
-from mm_core.params import Params
-from mm_core.records import CATEGORIES, decoder_of
-from mm_core.store import LocalStore, fetch_blob, put_blob
+from mm_core.storage.store import LocalStore, fetch_blob, put_blob
 from mm_core.structuring import difficulty
 from mm_core.structuring.judged import measure
 from mm_core.structuring.split import hard_count
-from mm_core.training.loop import fit
 from mm_core.training.supervised import Supervised
+from mm_core.training.trainer import fit
+from samplegen import write_drop
 
 HERE = Path(__file__).parent
 PARAMS = Params().with_values(**{"model.size": 64, "train.common.precision": "fp32"})

@@ -1,6 +1,6 @@
 """Does the drift check see a drifted batch, and leave one of the same kind in peace? Generated samples.
 
-Per seed: a catalog, and batches of each drift of `mm_core.data.samplegen` (0 = the same distribution).
+Per seed: a catalog, and batches of each drift of `samplegen` (0 = the same distribution).
 
     python benchmarks/drift.py
 
@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mm_core.data.samplegen import generate
-from mm_core.params import DriftParams
-from mm_core.records import ALL_CATEGORIES
+from mm_core.core.params import DriftParams
+from mm_core.core.records import ALL_CATEGORIES
 from mm_core.structuring.aesthetic import aesthetic
 from mm_core.structuring.composition import composition
 from mm_core.structuring.drift import Side, compare
 from mm_core.structuring.embedding import embedding
-from mm_core.structuring.photo import quality
+from mm_core.structuring.photo_features import quality
+from samplegen import generate
 
 HERE = Path(__file__).parent
 

@@ -23,21 +23,21 @@ import numpy as np
 import pandas as pd
 
 from mm_core import stages
-from mm_core.data.snapshot import read_pool
+from mm_core.core.layout import Layout
+from mm_core.core.params import ExportParams, ModelParams
+from mm_core.core.records import CATEGORIES, DECODERS, Report, write_json
+from mm_core.core.settings import Settings
 from mm_core.eval.evaluate import load_item
 from mm_core.eval.metrics import TruthMatte, category_scores
+from mm_core.export.float_reference import float_alphas, served
 from mm_core.export.formats.convert import convert
 from mm_core.export.formats.run import SUFFIX, run_file
 from mm_core.export.quantise import quantise
 from mm_core.export.registry import Registry
-from mm_core.export.served import float_alphas, served
-from mm_core.layout import Layout
+from mm_core.ingest.snapshot import read_pool
 from mm_core.model.files import load_model, save_model
 from mm_core.model.preprocess import finish, prepare
-from mm_core.params import ExportParams, ModelParams
-from mm_core.records import CATEGORIES, DECODERS, Report, write_json
-from mm_core.settings import Settings
-from mm_core.store import fetch_blob
+from mm_core.storage.store import fetch_blob
 
 HERE = Path(__file__).parent
 FORMATS = tuple(SUFFIX)

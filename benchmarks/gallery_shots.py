@@ -19,14 +19,14 @@ import numpy as np
 from playwright.sync_api import expect
 
 from mm_core import stages
-from mm_core.data.samplegen.gallery import PlantedEvent, write_gallery
+from mm_core.core.headless import browser, served
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.settings import Settings
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
-from mm_core.headless import browser, served
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.settings import Settings
+from samplegen.gallery import PlantedEvent, write_gallery
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -68,8 +68,8 @@ def main() -> None:
         write_gallery(root / "gallery", EVENTS, size=640, seed=3)
         params = Params().with_values(**{"structure.ocr": []})
         # Without labelled photos there is nothing to guess categories from: the workspace gets a few.
-        from mm_core.data.samplegen import write_drop
-        from mm_core.records import ALL_CATEGORIES
+        from mm_core.core.records import ALL_CATEGORIES
+        from samplegen import write_drop
 
         inbox = Path(layout.settings.inbox)
         write_drop(inbox, "pixel_labeled", "known", dict.fromkeys(ALL_CATEGORIES, 24), seed=1, size=160, burst_share=0)

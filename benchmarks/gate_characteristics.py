@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mm_core.core.params import GateParams
+from mm_core.eval.bootstrap import Quantity, confidence, softened, student
 from mm_core.eval.evidence import CHAMPION, INT8
 from mm_core.eval.simulate import HEAVY, RULES, SIX, World, pairs_of, photos_needed, rates, settling, year
-from mm_core.eval.statistics import Quantity, confidence, softened, student
-from mm_core.params import GateParams
 
 HERE = Path(__file__).parent
 CSV, PAGE = HERE / "gate_characteristics.csv", HERE / "gate_characteristics.md"

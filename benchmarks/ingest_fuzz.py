@@ -27,14 +27,14 @@ from queue import LifoQueue
 
 from benchmarks.arrivals import FORK, warm_up
 from benchmarks.fuzz_files import fuzzed_manifest, fuzzed_picture, valid_pictures
-from mm_core.data import guard
-from mm_core.data.data_docs import DataDocs
-from mm_core.data.expectations import Judge
-from mm_core.data.manifest import ManifestRow, read_manifest
-from mm_core.data.probe import Probe, Prober
-from mm_core.errors import DropError
-from mm_core.params import IngestParams
-from mm_core.store import LocalStore
+from mm_core.core.errors import DropError
+from mm_core.core.params import IngestParams
+from mm_core.ingest import decode_sandbox
+from mm_core.ingest.data_docs import DataDocs
+from mm_core.ingest.expectations import Judge
+from mm_core.ingest.manifest import ManifestRow, read_manifest
+from mm_core.ingest.probe import Probe, Prober
+from mm_core.storage.store import LocalStore
 
 HERE = Path(__file__).parent
 LIMIT = 30.0
@@ -139,7 +139,7 @@ def peak_memory() -> int:
 
 def processes() -> list[int]:
     """This one, and those that decode what is risky for it."""
-    return [os.getpid(), *(worker.pid for worker in guard._idle.get(os.getpid(), LifoQueue()).queue)]
+    return [os.getpid(), *(worker.pid for worker in decode_sandbox._idle.get(os.getpid(), LifoQueue()).queue)]
 
 
 def _status(process: int, name: str) -> int:

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arrivals import differences, ingest, start, state, warm_up, write_arrivals
-from mm_core import store as store_module
-from mm_core.catalog import Catalog
-from mm_core.records import write_json
-from mm_core.store import LocalStore
+from mm_core.core.records import write_json
+from mm_core.storage import store as store_module
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import LocalStore
 
 HERE = Path(__file__).parent
 WRITES = ((LocalStore, "put"), (Catalog, "add"), (Catalog, "fill"), (Catalog, "upsert"), (Catalog, "delete"))

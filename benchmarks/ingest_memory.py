@@ -33,13 +33,13 @@ ROWS = (2_000, 20_000, 60_000, 200_000)
 def measure(work: Path) -> None:
     """One run in this process."""
     from mm_core import stages
-    from mm_core.data import writes
-    from mm_core.data.duplicates import LANDMARKS
-    from mm_core.data.manifest import ManifestRow
-    from mm_core.data.probe import Probe, Prober
-    from mm_core.layout import Layout
-    from mm_core.params import Params
-    from mm_core.settings import Settings
+    from mm_core.core.layout import Layout
+    from mm_core.core.params import Params
+    from mm_core.core.settings import Settings
+    from mm_core.imaging.near_duplicates import LANDMARKS
+    from mm_core.ingest import commit
+    from mm_core.ingest.manifest import ManifestRow
+    from mm_core.ingest.probe import Probe, Prober
 
     def made_up(self: Prober, row: ManifestRow) -> Probe:
         random = np.random.default_rng(row.row)
@@ -52,7 +52,7 @@ def measure(work: Path) -> None:
         return probe
 
     Prober.__call__ = made_up
-    writes.put_blob = lambda store, source, digest: digest
+    commit.put_blob = lambda store, source, digest: digest
     began, busy = time.perf_counter(), time.process_time()
     report = stages.ingest(Params(), Layout(Settings.from_env(work)))
     print(

@@ -26,8 +26,8 @@ from typing import Any
 
 from benchmarks.arrivals import FORK, differences, ingest, start, state, warm_up, write_arrivals
 from benchmarks.faulty_proxy import FAULTS, FaultyProxy
-from mm_core.errors import MattingError
-from mm_core.store import open_store
+from mm_core.core.errors import MattingError
+from mm_core.storage.store import open_store
 
 HERE = Path(__file__).parent
 KEYS = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "test")

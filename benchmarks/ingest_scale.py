@@ -57,9 +57,9 @@ def write_catalog(store: Path, rows: int) -> None:
     """Samples and labels, a commit per 50,000, with compaction as a catalog does it."""
     from deltalake import write_deltalake
 
-    from mm_core.catalog import Catalog
-    from mm_core.data.duplicates import LANDMARKS
-    from mm_core.tables import SCHEMAS
+    from mm_core.imaging.near_duplicates import LANDMARKS
+    from mm_core.storage.catalog import Catalog
+    from mm_core.storage.schemas import SCHEMAS
 
     if (store / "done").exists():
         return
@@ -95,9 +95,9 @@ def write_catalog(store: Path, rows: int) -> None:
 def measure(work: Path) -> None:
     """One run in this process: seconds of each part, and the process's peak memory in MB."""
     from mm_core import cli, stages
-    from mm_core.layout import Layout
-    from mm_core.params import Params
-    from mm_core.settings import Settings
+    from mm_core.core.layout import Layout
+    from mm_core.core.params import Params
+    from mm_core.core.settings import Settings
 
     layout = Layout(Settings.from_env(work))
     params = Params()

@@ -48,7 +48,7 @@ Run = dict[str, float]
 
 def write_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
     """Camera-like JPEGs of quality 93: generated samples enlarged, with grain as a sensor leaves it."""
-    from mm_core.data import samplegen
+    import samplegen
 
     folder.mkdir(parents=True, exist_ok=True)
     width, height = size
@@ -71,9 +71,9 @@ def write_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
 def ingest(work: Path) -> None:
     """The measured process of ours; the drops lie ready in `work`."""
     from mm_core import stages
-    from mm_core.layout import Layout
-    from mm_core.params import Params
-    from mm_core.settings import Settings
+    from mm_core.core.layout import Layout
+    from mm_core.core.params import Params
+    from mm_core.core.settings import Settings
 
     layout = Layout(Settings.from_env(work))
     drops = [work / "inbox" / "unlabeled" / name for name in DROPS]

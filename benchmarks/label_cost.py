@@ -35,17 +35,17 @@ sys.path.insert(0, str(HERE.parent / "tests" / "labeling"))
 
 from label_house import LabelHouse, server_of  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-from mm_core.catalog import Catalog  # noqa: E402
-from mm_core.data.images import load_rgb  # noqa: E402
-from mm_core.labeling import finished  # noqa: E402
+from mm_core.core.settings import Settings  # noqa: E402
+from mm_core.imaging.images import load_rgb  # noqa: E402
+from mm_core.labeling import apply_annotations as annotations  # noqa: E402
 from mm_core.labeling.annotator import SimulatedAnnotator, Truth, paint  # noqa: E402
-from mm_core.labeling.label_studio import LABEL_CONFIG, UNKNOWN, outbox  # noqa: E402
-from mm_core.labeling.local import LocalServer, free_port, read_account  # noqa: E402
+from mm_core.labeling.label_studio_client import Server  # noqa: E402
+from mm_core.labeling.label_studio_format import LABEL_CONFIG, UNKNOWN, outbox  # noqa: E402
+from mm_core.labeling.label_studio_local import LocalServer, free_port, read_account  # noqa: E402
 from mm_core.labeling.rle import decode_rle, encode_rle  # noqa: E402
-from mm_core.labeling.server import Server  # noqa: E402
-from mm_core.labeling.unknown import solve_unknown  # noqa: E402
-from mm_core.settings import Settings  # noqa: E402
-from mm_core.store import fetch_blob  # noqa: E402
+from mm_core.labeling.trimap_matting import solve_unknown  # noqa: E402
+from mm_core.storage.catalog import Catalog  # noqa: E402
+from mm_core.storage.store import fetch_blob  # noqa: E402
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -56,9 +56,9 @@ def timed(work: Callable[[], object]) -> float:
 
 PARTS = {
     "listing": (Server, ("_tasks",)), "annotations from the server": (Server, ("annotations",)),
-    "checking and decoding": (finished, ("read_annotation",)), "reading the photo": (finished, ("load_rgb",)),
-    "solving Unknown bands": (finished, ("solve_unknown",)), "PNG and store": (finished, ("_label",)),
-    "committing": (Catalog, ("upsert",)), "reading the catalog": (finished, ("_asked",)),
+    "checking and decoding": (annotations, ("read_annotation",)), "reading the photo": (annotations, ("load_rgb",)),
+    "solving Unknown bands": (annotations, ("solve_unknown",)), "PNG and store": (annotations, ("_label",)),
+    "committing": (Catalog, ("upsert",)), "reading the catalog": (annotations, ("_asked",)),
 }  # fmt: skip
 
 

@@ -31,20 +31,20 @@ import pandas as pd
 import torch
 from sklearn.isotonic import IsotonicRegression
 
-from mm_core.data.dataset import Pool, rng_of
-from mm_core.data.samplegen.render import generate
-from mm_core.labeling.choice import choose, spread_out
+from mm_core.core.params import CommonTrainParams, LossParams, ModelParams, StageParams, StructureParams
+from mm_core.core.records import CATEGORIES, decoder_of
+from mm_core.imaging.pixel_cache import Pool, rng_of
 from mm_core.labeling.need import LEAST, MOST
+from mm_core.labeling.selection import choose, spread_out
 from mm_core.labeling.signals import UNCERTAINTY, look
 from mm_core.model.files import save_model
 from mm_core.model.network import build_model
 from mm_core.model.predict import TorchPredictor
-from mm_core.params import CommonTrainParams, LossParams, ModelParams, StageParams, StructureParams
-from mm_core.records import CATEGORIES, decoder_of
+from mm_core.structuring.category_guess import LearnedGuesser
 from mm_core.structuring.embedding import embedding
-from mm_core.structuring.guess import LearnedGuesser
-from mm_core.training.loop import fit
 from mm_core.training.supervised import Supervised
+from mm_core.training.trainer import fit
+from samplegen.render import generate
 
 HERE = Path(__file__).parent
 SIZE = 64

@@ -29,18 +29,18 @@ sys.path.insert(0, str(HERE.parent / "tests" / "labeling"))
 
 from label_house import LabelHouse, server_of  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-from mm_core.catalog import Catalog  # noqa: E402
+from mm_core.core.layout import Layout  # noqa: E402
+from mm_core.core.params import LabelParams  # noqa: E402
+from mm_core.core.records import Report, write_json  # noqa: E402
+from mm_core.core.settings import Settings  # noqa: E402
 from mm_core.labeling import pull as pull_module  # noqa: E402
 from mm_core.labeling import push as push_module  # noqa: E402
 from mm_core.labeling.annotator import SimulatedAnnotator  # noqa: E402
-from mm_core.labeling.finished import Taken  # noqa: E402
-from mm_core.labeling.local import LocalServer, free_port  # noqa: E402
-from mm_core.labeling.server import Server  # noqa: E402
-from mm_core.layout import Layout  # noqa: E402
-from mm_core.params import LabelParams  # noqa: E402
-from mm_core.records import Report, write_json  # noqa: E402
-from mm_core.settings import Settings  # noqa: E402
-from mm_core.store import LocalStore  # noqa: E402
+from mm_core.labeling.apply_annotations import Taken  # noqa: E402
+from mm_core.labeling.label_studio_client import Server  # noqa: E402
+from mm_core.labeling.label_studio_local import LocalServer, free_port  # noqa: E402
+from mm_core.storage.catalog import Catalog  # noqa: E402
+from mm_core.storage.store import LocalStore  # noqa: E402
 
 PHOTOS = 16
 PIECE = 4
@@ -179,7 +179,7 @@ ROWS = (
 
 def _in_use(root: Path) -> set[tuple[str, str]]:
     """Photo and digest of every label that counts; raises where one photo has two rows of the same version."""
-    from mm_core.data.snapshot import newest_labels
+    from mm_core.ingest.snapshot import newest_labels
 
     rows = Catalog(str(root / "store")).read("labels")
     assert not rows.duplicated(["sample_id", "version"]).any()

@@ -27,15 +27,15 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from mm_core.data.dataset import PixelCache, Pool
-from mm_core.data.samplegen import write_drop
+from mm_core.core.params import Params
+from mm_core.core.records import ALL_CATEGORIES, decoder_of
+from mm_core.imaging.pixel_cache import PixelCache, Pool
 from mm_core.model.network import build_model
 from mm_core.model.torchvision_shim import ensure_torchvision
-from mm_core.params import Params
-from mm_core.records import ALL_CATEGORIES, decoder_of
-from mm_core.store import LocalStore, put_blob
-from mm_core.training.loop import fit, to_device
+from mm_core.storage.store import LocalStore, put_blob
 from mm_core.training.supervised import Supervised
+from mm_core.training.trainer import fit, to_device
+from samplegen import write_drop
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")

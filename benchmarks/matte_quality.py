@@ -23,17 +23,17 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from mm_core.data.data_docs import DataDocs
-from mm_core.data.duplicates import LOOK_SIDE
-from mm_core.data.expectations import Judge
-from mm_core.data.images import load_alpha, load_rgb
-from mm_core.data.matte_quality import measure
-from mm_core.data.probe import Probe
-from mm_core.data.samplegen import render
-from mm_core.data.samplegen.batch import ASPECTS, poisoned
-from mm_core.data.samplegen.render import develop
-from mm_core.params import IngestParams
-from mm_core.records import ALL_CATEGORIES
+from mm_core.core.params import IngestParams
+from mm_core.core.records import ALL_CATEGORIES
+from mm_core.imaging.images import load_alpha, load_rgb
+from mm_core.imaging.near_duplicates import LOOK_SIDE
+from mm_core.ingest.data_docs import DataDocs
+from mm_core.ingest.expectations import Judge
+from mm_core.ingest.matte_quality import measure
+from mm_core.ingest.probe import Probe
+from samplegen import render
+from samplegen.batch import ASPECTS, poisoned
+from samplegen.render import develop
 
 HERE = Path(__file__).parent
 SCENES = 500_000
@@ -189,7 +189,7 @@ def write(table: pd.DataFrame, milliseconds: Mapping[str, float]) -> None:
     ).write_text(f"""# Suspect mattes: what ingest holds for a person, and what it holds by mistake
 
 Runner: `benchmarks/matte_quality.py`, on {platform.machine()}, Python {platform.python_version()}. One fault planted in
-each true matte; measured by `mm_core/data/matte_quality.py` and judged by ingest's rules at the default params
+each true matte; measured by `mm_core/ingest/matte_quality.py` and judged by ingest's rules at the default params
 (`ingest.suspect`). The limits were chosen on the real photos and on other generated scenes: of the real photos the
 figures are optimistic. True mattes of real photos are mostly binary masks by people, some with small errors of their
 own, and those count as held by mistake. Figures: share held (count).

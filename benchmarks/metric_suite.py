@@ -24,10 +24,10 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from mm_core.data.samplegen import render
+from mm_core.core.records import CATEGORIES
 from mm_core.eval.evaluate import THREADS
 from mm_core.eval.metrics import TruthMatte
-from mm_core.records import CATEGORIES
+from samplegen import render
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "eval"))

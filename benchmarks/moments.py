@@ -21,14 +21,14 @@ from sklearn.cluster import DBSCAN, HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
 from mm_core import stages
-from mm_core.aigc.events import cluster, time_of
-from mm_core.aigc.gallery import read_gallery, seconds_of
-from mm_core.data.samplegen import generate
-from mm_core.data.samplegen.gallery import jpeg
-from mm_core.layout import Layout
-from mm_core.params import MomentsParams, Params
-from mm_core.records import CATEGORIES
-from mm_core.settings import Settings
+from mm_core.core.layout import Layout
+from mm_core.core.params import MomentsParams, Params
+from mm_core.core.records import CATEGORIES
+from mm_core.core.settings import Settings
+from mm_core.moments.events import cluster, time_of
+from mm_core.moments.gallery_reader import read_gallery, seconds_of
+from samplegen import generate
+from samplegen.gallery import jpeg
 
 HERE = Path(__file__).parent
 WORK = HERE / ".moments"

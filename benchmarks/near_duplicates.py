@@ -24,13 +24,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mm_core.data import samplegen
-from mm_core.data.duplicates import LOOK_SIDE, glance, landmarks, perceptual_hash, same_picture, same_scene
-from mm_core.data.images import load_rgb
-from mm_core.data.neighbours import Hashed, find_candidates
-from mm_core.data.verdicts import MAX_LOOKS, SAME_ASPECT
-from mm_core.params import Params
-from mm_core.records import CATEGORIES
+import samplegen
+from mm_core.core.params import Params
+from mm_core.core.records import CATEGORIES
+from mm_core.imaging.hash_index import Hashed, find_candidates
+from mm_core.imaging.images import load_rgb
+from mm_core.imaging.near_duplicates import LOOK_SIDE, glance, landmarks, perceptual_hash, same_picture, same_scene
+from mm_core.ingest.row_decisions import MAX_LOOKS, SAME_ASPECT
 
 HERE = Path(__file__).parent
 PEER_BITS = 8

@@ -29,17 +29,17 @@ import pandas as pd
 import torch
 
 from mm_core import stages
-from mm_core.data.snapshot import SCHEMA, components, newest_labels, stable_share, write_frames
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import CATEGORIES, Report, decoder_of, digest_of
+from mm_core.core.settings import Settings
 from mm_core.eval.evaluate import blind_mattes, score_all
 from mm_core.eval.metrics import category_scores
-from mm_core.layout import Layout
+from mm_core.ingest.snapshot import SCHEMA, components, newest_labels, stable_share, write_frames
 from mm_core.model.predict import TorchPredictor
-from mm_core.params import Params
-from mm_core.records import CATEGORIES, Report, decoder_of, digest_of
-from mm_core.settings import Settings
 from mm_core.structuring.split import SPLIT_SCHEMA
 from mm_core.training.precision import choose_precision
-from mm_core.training.train import train_stage
+from mm_core.training.stage import train_stage
 
 HERE = Path(__file__).parent
 METRICS = ("mse", "conn", "biou", "maxf")

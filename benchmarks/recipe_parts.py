@@ -27,16 +27,16 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from mm_core.data.dataset import PixelCache, Pool
-from mm_core.data.images import encode_alpha
-from mm_core.data.samplegen import generate
+from mm_core.core.params import Params, StageParams
+from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, decoder_of
+from mm_core.imaging.images import encode_alpha
+from mm_core.imaging.pixel_cache import PixelCache, Pool
 from mm_core.model.network import MattingNet, build_model
-from mm_core.params import Params, StageParams
-from mm_core.records import ALL_CATEGORIES, CATEGORIES, decoder_of
-from mm_core.store import LocalStore, put_blob
-from mm_core.training.loop import fit
+from mm_core.storage.store import LocalStore, put_blob
+from mm_core.training.stage import _Validation, shrink_and_perturb
 from mm_core.training.supervised import Supervised
-from mm_core.training.train import _Validation, shrink_and_perturb
+from mm_core.training.trainer import fit
+from samplegen import generate
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")

@@ -27,12 +27,12 @@ from pathlib import Path
 import torch
 
 from mm_core import stages
-from mm_core.data.samplegen import write_drop
-from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.params import Params
-from mm_core.records import CATEGORIES, sha256_file
-from mm_core.settings import Settings
-from mm_core.training import loop
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.params import Params
+from mm_core.core.records import CATEGORIES, sha256_file
+from mm_core.core.settings import Settings
+from mm_core.training import trainer
+from samplegen import write_drop
 
 HERE = Path(__file__).parent
 SAVE_SECONDS = 0.1
@@ -88,7 +88,7 @@ class Training:
             code = 1
             try:
                 torch.set_num_threads(1)
-                loop.fit.__kwdefaults__["save_seconds"] = SAVE_SECONDS  # pyright: ignore[reportOptionalSubscript]
+                trainer.fit.__kwdefaults__["save_seconds"] = SAVE_SECONDS  # pyright: ignore[reportOptionalSubscript]
 
                 def tell(what: str, done: int, total: int) -> None:
                     if what == f"train {stage}":

@@ -35,8 +35,8 @@ def write_catalog(store: Path, rows: int) -> None:
     """Samples, some labels, and for each photo its quality and its vector, as commits and compaction leave them."""
     from deltalake import write_deltalake
 
-    from mm_core.catalog import Catalog
-    from mm_core.tables import SCHEMAS
+    from mm_core.storage.catalog import Catalog
+    from mm_core.storage.schemas import SCHEMAS
 
     if (store / "done").exists():
         return
@@ -76,11 +76,11 @@ def write_catalog(store: Path, rows: int) -> None:
 
 def measure(work: Path) -> dict[str, float]:
     """Seconds of each part of the choice, and the process's peak memory in MB."""
-    from mm_core.catalog import Catalog
+    from mm_core.core.params import RouteParams, SnapshotParams
     from mm_core.labeling.candidates import candidates, first_pass
-    from mm_core.labeling.choice import choose
     from mm_core.labeling.route import _quality
-    from mm_core.params import RouteParams, SnapshotParams
+    from mm_core.labeling.selection import choose
+    from mm_core.storage.catalog import Catalog
 
     catalog, params, found = Catalog(str(work)), RouteParams(), {}
 
@@ -106,14 +106,14 @@ def measure_look(photos: int) -> dict[str, float]:
     """Seconds of the champion's look at so many generated photos of 1 megapixel, of default params."""
     import torch
 
-    from mm_core.data.images import load_rgb
-    from mm_core.data.samplegen.render import generate
+    from mm_core.core.params import ModelParams
+    from mm_core.imaging.images import load_rgb
     from mm_core.labeling.route import LOOK_BATCH, LOOK_SIDE
     from mm_core.labeling.signals import look
     from mm_core.model.files import save_model
     from mm_core.model.network import build_model
     from mm_core.model.predict import TorchPredictor
-    from mm_core.params import ModelParams
+    from samplegen.render import generate
 
     torch.set_num_threads(1)
     import tempfile

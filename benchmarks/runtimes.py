@@ -19,10 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mm_core import stages
+from mm_core.core.layout import Layout
+from mm_core.core.settings import Settings
+from mm_core.export.bench import bench_bundle
 from mm_core.export.signature import make_keys
-from mm_core.harness import bench_bundle
-from mm_core.layout import Layout
-from mm_core.settings import Settings
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "export"))

@@ -17,12 +17,12 @@ import torch
 from stage_order import ARMS, REGIMES, workspace
 
 from mm_core import stages
-from mm_core.data.dataset import PixelCache, Pool
-from mm_core.data.snapshot import read_pool
-from mm_core.layout import Layout
+from mm_core.core.layout import Layout
+from mm_core.core.records import CATEGORIES
+from mm_core.imaging.pixel_cache import PixelCache, Pool
+from mm_core.ingest.snapshot import read_pool
 from mm_core.model.files import load_model
-from mm_core.records import CATEGORIES
-from mm_core.training.loop import to_device
+from mm_core.training.trainer import to_device
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")

@@ -30,20 +30,20 @@ import pandas as pd
 import torch
 
 from mm_core import stages
-from mm_core.catalog import Catalog
-from mm_core.code_digest import code_digest
-from mm_core.data.samplegen import generate, write_drop
-from mm_core.data.snapshot import POOLS, SCHEMA, read_pool, write_frames
+from mm_core.core.code_digest import code_digest
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import CATEGORIES, Report, digest_of
+from mm_core.core.settings import Settings
 from mm_core.eval.evaluate import score_all
 from mm_core.eval.metrics import category_scores
-from mm_core.layout import Layout
+from mm_core.ingest.snapshot import POOLS, SCHEMA, read_pool, write_frames
 from mm_core.model.clip import LOCAL_NAME, train_local_clip
 from mm_core.model.predict import TorchPredictor
-from mm_core.params import Params
-from mm_core.records import CATEGORIES, Report, digest_of
-from mm_core.settings import Settings
+from mm_core.storage.catalog import Catalog
 from mm_core.structuring.split import split_by_difficulty
-from mm_core.training.train import train_stage
+from mm_core.training.stage import train_stage
+from samplegen import generate, write_drop
 
 ARMS = ("Pixel_Sup", "+Semi_Sup", "+Mlt_Sup")
 METRICS = ("mse", "biou", "maxf", "conn")
@@ -299,7 +299,7 @@ def main() -> None:
         base = prepare(data, args.work / data, args.photos, args.extra, args.pool, args.held_out)
         for seed in args.seeds:
             layout, own = draw(base, regime, params, seed), params.with_values(seed=seed)
-            key = f"{data}-{code_digest('mm_core.training.train')[:8]}-{own.cycle_digest()[:12]}"
+            key = f"{data}-{code_digest('mm_core.training.stage')[:8]}-{own.cycle_digest()[:12]}"
             for arm in args.arms:
                 done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["key", "arm"])
                 if len(done[(done["key"] == key) & (done["arm"] == arm)]):
@@ -318,7 +318,7 @@ def main() -> None:
                 pd.concat([done, pd.DataFrame(rows)]).to_csv(table, index=False, float_format="%.6g")
                 print(f"\r{data} {seed} {arm} {[round(r['mse'], 4) for r in rows]} {seconds:.0f} s")
         rows = pd.read_csv(table)
-        write(rows[rows["key"].str.contains(code_digest("mm_core.training.train")[:8])], args.out.with_suffix(".md"))
+        write(rows[rows["key"].str.contains(code_digest("mm_core.training.stage")[:8])], args.out.with_suffix(".md"))
 
 
 def change(before: np.ndarray, after: np.ndarray) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from stage_order import METRICS, Trainings, judged, params_of, workspace
 
-from mm_core.code_digest import code_digest
+from mm_core.core.code_digest import code_digest
 
 HERE = Path(__file__).parent
 
@@ -61,7 +61,7 @@ def main() -> None:
                 done = (
                     pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["recipe", "stage", "part", "seed"])
                 )
-                row = {"recipe": code_digest("mm_core.training.train")[:8], "stage": stage, "part": part, "seed": seed}
+                row = {"recipe": code_digest("mm_core.training.stage")[:8], "stage": stage, "part": part, "seed": seed}
                 if (done[list(row)] == pd.Series(row)).all(axis=1).any():
                     continue
                 params = params_of("generated", args.work, changed).with_values(seed=seed)
@@ -70,7 +70,7 @@ def main() -> None:
                 pd.concat([done, pd.DataFrame([row])]).to_csv(table, index=False, float_format="%.6g")
                 print(f"\r{row}")
     rows = pd.read_csv(table)
-    write(rows.loc[rows["recipe"] == code_digest("mm_core.training.train")[:8], :], args.out.with_suffix(".md"))
+    write(rows.loc[rows["recipe"] == code_digest("mm_core.training.stage")[:8], :], args.out.with_suffix(".md"))
 
 
 def write(rows: pd.DataFrame, out: Path) -> None:

@@ -28,15 +28,15 @@ import torch
 from training_step import Fixed, plain_step, random_batch
 from words import replace_tables
 
-from mm_core.data.dataset import PixelCache, Pool
-from mm_core.data.samplegen import generate
+from mm_core.core.params import ModelParams, Params
+from mm_core.core.records import CATEGORIES, decoder_of
+from mm_core.imaging.pixel_cache import PixelCache, Pool
 from mm_core.model.network import build_model
-from mm_core.params import ModelParams, Params
-from mm_core.records import CATEGORIES, decoder_of
-from mm_core.training import loop
-from mm_core.training.loop import fit
+from mm_core.training import trainer
 from mm_core.training.semi import Semi
 from mm_core.training.supervised import Supervised
+from mm_core.training.trainer import fit
+from samplegen import generate
 
 HERE = Path(__file__).parent
 CUDA = torch.device("cuda")
@@ -102,7 +102,7 @@ def peer(batch: int, size: int, steps: int, watch: Watch) -> float:
     return (time.perf_counter() - begun) / steps
 
 
-def ours(strategy: Supervised, params: Params, steps: int, watch: Watch) -> tuple[float, loop.Result]:
+def ours(strategy: Supervised, params: Params, steps: int, watch: Watch) -> tuple[float, trainer.Result]:
     """Seconds of a step after the first ones, and how the run ended."""
     opened = watch.open()
     begun = 0.0
@@ -237,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, nargs="+", default=[loop.WORKERS], help="threads that draw, at most")
+    parser.add_argument("--workers", type=int, nargs="+", default=[trainer.WORKERS], help="threads that draw, at most")
     parser.add_argument("--out", type=Path, default=HERE / "training_gpu.md")
     args = parser.parse_args()
     rounds = [{job: measure(job, args) for job in STEPS} for _ in range(args.rounds)]
@@ -247,8 +247,8 @@ def main() -> None:
         photos = decoded(Path(folder))
         staged: dict[int, list[dict[str, dict[str, float]]]] = {workers: [] for workers in args.workers}
         for _ in range(args.rounds):
-            for loop.WORKERS in args.workers:
-                staged[loop.WORKERS].append({job: measure(job, args, photos) for job in STAGES})
+            for trainer.WORKERS in args.workers:
+                staged[trainer.WORKERS].append({job: measure(job, args, photos) for job in STAGES})
         lines += stages_table(staged)
         replace_tables(args.out, lines, FOLLOWS)
         lines += how_alike(alike(photos))

@@ -27,14 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mm_core.data.dataset import Batch
-from mm_core.data.samplegen import generate
+from mm_core.core.params import ModelParams, Params
+from mm_core.core.records import CATEGORIES
+from mm_core.imaging.pixel_cache import Batch
 from mm_core.model.network import MattingNet, build_model
-from mm_core.params import ModelParams, Params
-from mm_core.records import CATEGORIES
-from mm_core.training.loop import fit, rate, to_device
 from mm_core.training.memory import kept_memory
 from mm_core.training.supervised import Supervised
+from mm_core.training.trainer import fit, rate, to_device
+from samplegen import generate
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")

@@ -38,17 +38,17 @@ import mlflow  # noqa: E402, F401  loaded before the processes are forked
 import timm  # noqa: E402, F401
 
 from mm_core import stages  # noqa: E402
-from mm_core.backup import restore  # noqa: E402
-from mm_core.cli import app  # noqa: E402
-from mm_core.data.samplegen import write_drop  # noqa: E402
-from mm_core.data.snapshot import POOLS, place, read_pool  # noqa: E402
-from mm_core.errors import MattingError  # noqa: E402
+from mm_core.cli.app import app  # noqa: E402
+from mm_core.core.errors import MattingError  # noqa: E402
+from mm_core.core.layout import Layout  # noqa: E402
+from mm_core.core.params import Params  # noqa: E402
+from mm_core.core.records import ALL_CATEGORIES, Report, digest_of, write_json  # noqa: E402
+from mm_core.core.settings import Settings  # noqa: E402
 from mm_core.export.registry import Registry  # noqa: E402
 from mm_core.export.signature import make_keys  # noqa: E402
-from mm_core.layout import Layout  # noqa: E402
-from mm_core.params import Params  # noqa: E402
-from mm_core.records import ALL_CATEGORIES, Report, digest_of, write_json  # noqa: E402
-from mm_core.settings import Settings  # noqa: E402
+from mm_core.ingest.snapshot import POOLS, place, read_pool  # noqa: E402
+from mm_core.services.backup import restore  # noqa: E402
+from samplegen import write_drop  # noqa: E402
 
 TINY: dict[str, Any] = {
     "structure.ocr": (),

@@ -24,10 +24,10 @@ import cv2
 import numpy as np
 from pymatting import cf_laplacian, cg, estimate_alpha_lbdm, estimate_alpha_lkm, ichol
 
-from mm_core.data.samplegen import generate
+from mm_core.core.records import CATEGORIES
 from mm_core.labeling.annotator import paint
-from mm_core.labeling.unknown import solve_unknown
-from mm_core.records import CATEGORIES
+from mm_core.labeling.trimap_matting import solve_unknown
+from samplegen import generate
 
 HERE = Path(__file__).parent
 Solver = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]

@@ -14,12 +14,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mm_core.data.images import load_alpha, load_rgb
-from mm_core.data.samplegen import render
-from mm_core.data.samplegen.render import develop
+from mm_core.core.records import CATEGORIES
+from mm_core.imaging.images import load_alpha, load_rgb
 from mm_core.model import upsample
 from mm_core.model.preprocess import finish, resize
-from mm_core.records import CATEGORIES
+from samplegen import render
+from samplegen.render import develop
 
 HERE = Path(__file__).parent
 Pair = tuple[np.ndarray, np.ndarray]

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mm_core.data.images import load_rgb
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.records import ALL_CATEGORIES
+from mm_core.core.settings import Settings
 from mm_core.export.runtime import OnnxPredictor
-from mm_core.layout import Layout
+from mm_core.imaging.images import load_rgb
 from mm_core.model.predict import Predictor, decoders_for
-from mm_core.records import ALL_CATEGORIES
-from mm_core.settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,7 +49,7 @@ class Matter:
         Raises:
             InputError: there is no such model.
         """
-        from mm_core.beside import predictor_of
+        from mm_core.operations import predictor_of
 
         if Path(model).is_dir():
             return cls(OnnxPredictor.of_folder(Path(model), guided=True), Path(model).name)

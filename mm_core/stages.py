@@ -15,7 +15,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from mm_core.beside import (  # noqa: F401  what callers find here too
+from mm_core.core.errors import InputError, ReleaseRefused
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.params import Params
+from mm_core.core.records import Report, digest_of, timed, write_json
+from mm_core.operations import (  # noqa: F401  what callers find here too
     anchor,
     compact,
     compare_after_cycle,
@@ -30,7 +34,7 @@ from mm_core.beside import (  # noqa: F401  what callers find here too
     rollback,
     seed_noise,
 )
-from mm_core.cycle import (
+from mm_core.pinned_inputs import (
     Progress,
     catalog_of,
     frozen_inputs,
@@ -48,10 +52,6 @@ from mm_core.cycle import (
     store_of,
     warm_start,
 )
-from mm_core.errors import InputError, ReleaseRefused
-from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.params import Params
-from mm_core.records import Report, digest_of, timed, write_json
 
 if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
@@ -62,8 +62,8 @@ if TYPE_CHECKING:
 
 def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress: Progress = quiet) -> Report:
     """Takes every ready drop of the inbox (or one): accepted, quarantined with reasons, or duplicate."""
-    from mm_core.data.ingest import ingest_ready
-    from mm_core.data.snapshot import eval_state
+    from mm_core.ingest.ingest import ingest_ready
+    from mm_core.ingest.snapshot import eval_state
 
     with timed(Report("ingest"), layout.root / "reports" / "ingest.json") as report:
         catalog = catalog_of(layout)
@@ -113,7 +113,7 @@ def route(params: Params, layout: Layout, *, progress: Progress = quiet) -> Repo
 
 def push(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Delivers the tasks that wait in the outbox to the Label Studio server; without one they go on waiting."""
-    from mm_core.labeling.local import connect
+    from mm_core.labeling.label_studio_local import connect
     from mm_core.labeling.push import push_tasks, undelivered
 
     with timed(Report("push"), layout.root / "reports" / "push.json") as report:
@@ -130,9 +130,9 @@ def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Re
 
     Reviewed suspect mattes leave quarantine.
     """
+    from mm_core.labeling.apply_annotations import Taken
     from mm_core.labeling.collect import collect_labels
-    from mm_core.labeling.finished import Taken
-    from mm_core.labeling.local import connect
+    from mm_core.labeling.label_studio_local import connect
     from mm_core.labeling.pull import pull_labels
     from mm_core.labeling.review import settle_suspects
 
@@ -169,7 +169,7 @@ def pin_inputs(params: Params, layout: Layout, *, again: bool = False) -> Report
 @in_the_cycle
 def snapshot(params: Params, layout: Layout) -> Report:
     """Freezes one catalog version into parquet manifests; eval never moves and never leaks."""
-    from mm_core.data.snapshot import build_snapshot
+    from mm_core.ingest.snapshot import build_snapshot
 
     settle_late_pins(params, layout)
     with timed(Report("snapshot"), layout.stage_report("snapshot")) as report:
@@ -180,7 +180,7 @@ def snapshot(params: Params, layout: Layout) -> Report:
 def split(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Divides train_labeled into simple and hard by difficulty."""
     from mm_core.model.predict import TorchPredictor
-    from mm_core.store import fetch_blob
+    from mm_core.storage.store import fetch_blob
     from mm_core.structuring.judged import judged
     from mm_core.structuring.split import split_by_difficulty
 
@@ -225,7 +225,7 @@ def train_multimodal(params: Params, layout: Layout, *, progress: Progress = qui
 
 def _train(stage: str, params: Params, layout: Layout, progress: Progress) -> Report:
     from mm_core.training.record import require_start
-    from mm_core.training.train import train_stage
+    from mm_core.training.stage import train_stage
 
     store = store_of(layout)
     start = require_start(stage, layout) or warm_start(params, layout, frozen_inputs(layout))
@@ -245,7 +245,7 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
     from mm_core.export.quantise import quantise
     from mm_core.export.runtime import OnnxPredictor
     from mm_core.model.predict import TorchPredictor
-    from mm_core.store import fetch_blob
+    from mm_core.storage.store import fetch_blob
     from mm_core.training.tracking import Tracker
 
     store, inputs = store_of(layout), frozen_inputs(layout)
@@ -279,13 +279,13 @@ def gate(params: Params, layout: Layout) -> Report:
 
     Refuses, without a verdict, models that were trained on other data than the snapshot that lies there.
     """
-    from mm_core.data.snapshot import read_pool
+    from mm_core.core.records import sha256_file
+    from mm_core.eval.eval_budget import record_use
     from mm_core.eval.gate import decide
     from mm_core.eval.independence import learnt_photos
-    from mm_core.eval.uses import record_use
+    from mm_core.experiments.seed_noise import recorded_noise
     from mm_core.export.lineage import learnt_by
-    from mm_core.records import sha256_file
-    from mm_core.training.noise import recorded_noise
+    from mm_core.ingest.snapshot import read_pool
     from mm_core.training.tracking import Tracker
 
     weights = layout.model(TRAIN_STAGES[-1])

@@ -7,9 +7,9 @@ from pathlib import Path
 import dagster as dg
 
 from mm_core import stages
-from mm_core.data.expectations import RULES
-from mm_core.errors import MattingError
-from mm_core.records import Report
+from mm_core.core.errors import MattingError
+from mm_core.core.records import Report
+from mm_core.ingest.expectations import RULES
 from pipelines.metadata import of_report, picture, table
 from pipelines.resources import Workspace, plain_failures
 
@@ -98,7 +98,7 @@ def verdict_result(report: Report) -> dg.AssetCheckResult:
 )
 def no_leak(workspace: Workspace) -> dg.AssetCheckResult:
     """Reads the frozen files again, so that it also finds what was changed after they were written."""
-    from mm_core.data.snapshot import POOLS, assert_no_leak, read_pool
+    from mm_core.ingest.snapshot import POOLS, assert_no_leak, read_pool
 
     params, layout = workspace.params(), workspace.layout()
     with plain_failures():

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from pipelines import checks, elsewhere, jobs, notify, sensors
+from pipelines import checks, external_runs, jobs, notify, sensors
 from pipelines.arrivals import collected_labels, ingested_batch, label_studio_tasks, routed, structured_samples
 from pipelines.learning import (
     pinned_inputs,
@@ -47,7 +47,7 @@ defs = dg.Definitions(
         sensors.new_labels,
         sensors.drifted_arrivals,
         notify.notifications,
-        elsewhere.made_elsewhere,
+        external_runs.made_elsewhere,
     ],
     resources={"workspace": Workspace(), "retrain_policy": RetrainPolicy()},
     executor=jobs.one_process_a_step,

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from mm_core.settings import time_zone
+from mm_core.core.settings import time_zone
 from pipelines.arrivals import collected_labels, ingested_batch, label_studio_tasks, routed, structured_samples
 from pipelines.release import cycle_report, exported_bundle, gate, promoted_model
 

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import dagster as dg
 
-from mm_core.layout import Layout
-from mm_core.records import Report
+from mm_core.core.layout import Layout
+from mm_core.core.records import Report
 
 MAX_NUMBERS = 40
 MAX_ROWS = 200

@@ -14,8 +14,8 @@ from typing import Any
 
 import dagster as dg
 
-from mm_core.errors import InputError
-from mm_core.settings import secret, tick_seconds
+from mm_core.core.errors import InputError
+from mm_core.core.settings import secret, tick_seconds
 
 WEBHOOK = "MM_WEBHOOK_URL"
 SECONDS = 10.0

@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 
 from mm_core import stages
-from mm_core.records import Report
+from mm_core.core.records import Report
 from pipelines.arrivals import OWNERS, WEEKLY
 from pipelines.checks import verdict_result, verdict_spec
 from pipelines.learning import POOL, RESUME, snapshot, train_multimodal

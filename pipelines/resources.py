@@ -7,10 +7,10 @@ from pathlib import Path
 
 import dagster as dg
 
-from mm_core.errors import CatalogError, LabelServerError, MattingError, StoreError
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.settings import Settings
+from mm_core.core.errors import CatalogError, LabelServerError, MattingError, StoreError
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.settings import Settings
 
 
 class Workspace(dg.ConfigurableResource):

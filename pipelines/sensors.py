@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import dagster as dg
 
 from mm_core import stages
-from mm_core.errors import MattingError
+from mm_core.core.errors import MattingError
+from mm_core.core.layout import Layout
+from mm_core.core.records import digest_of
+from mm_core.core.settings import tick_seconds
 from mm_core.labeling.webhook import hinted_at
-from mm_core.layout import Layout
-from mm_core.records import digest_of
-from mm_core.settings import tick_seconds
 from pipelines.jobs import arrivals, collect, retrain
 from pipelines.partitions import batches, partition_of
 from pipelines.resources import RetrainPolicy, Workspace
@@ -46,7 +46,7 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
 
     The cursor is the list of keys that were asked for and are still ready, so it stays as short as the inbox's queue.
     """
-    from mm_core.data.ingest import ready_batches
+    from mm_core.ingest.ingest import ready_batches
 
     layout = workspace.layout()
     ready = list(ready_batches(stages.inbox_of(layout), stages.catalog_of(layout), stages.store_of(layout)))

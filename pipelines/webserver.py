@@ -13,8 +13,8 @@ from dagster_webserver import cli
 from dagster_webserver.app import create_app_from_workspace_process_context as create_app
 from starlette.applications import Starlette
 
-from mm_core.errors import InputError
-from mm_core.web_guard import WebGuard, allowed_hosts
+from mm_core.core.errors import InputError
+from mm_core.services.web_guard import WebGuard, allowed_hosts
 
 PROBED = ("/server_info",)
 """What the probes of Dagster's Helm chart ask for by a pod's address; it tells versions."""

@@ -17,8 +17,8 @@ from playwright.sync_api import Browser
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from mm_core import headless
-from mm_core.errors import InputError
+from mm_core.core import headless
+from mm_core.core.errors import InputError
 from tests.servers import postgres_programs, postgres_server
 
 # Before torch loads OpenMP: threads that spin at its barriers crawl on a machine that others use too.

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mm_core.data.samplegen import write_drop
-from mm_core.params import Params
-from mm_core.records import ALL_CATEGORIES
+from mm_core.core.params import Params
+from mm_core.core.records import ALL_CATEGORIES
+from samplegen import write_drop
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = PROJECT / "README.md"

@@ -9,7 +9,7 @@ import yaml
 from typer.main import get_command
 
 from mm_core import stages
-from mm_core.cli import app
+from mm_core.cli.app import app
 
 PROJECT = Path(__file__).resolve().parent.parent
 CYCLE = [

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from mm_core import stages
-from mm_core.data.samplegen import write_drop
-from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.params import Params
-from mm_core.records import ALL_CATEGORIES, sha256_file
-from mm_core.settings import Settings
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.params import Params
+from mm_core.core.records import ALL_CATEGORIES, sha256_file
+from mm_core.core.settings import Settings
+from samplegen import write_drop
 
 PROJECT = Path(__file__).resolve().parent.parent
 DVC = PROJECT / ".tools" / "dvc" / "bin" / "dvc"
@@ -62,7 +62,7 @@ def under(sections: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("stage", TRAIN_STAGES)
 def test_a_training_stage_lists_the_params_that_its_weights_depend_on(stage: str) -> None:
-    from mm_core.training.train import _relevant
+    from mm_core.training.stage import _relevant
 
     assert under(STAGES[f"train-{stage}"]["params"]) == flat(_relevant(stage, Params()))
 
@@ -116,7 +116,8 @@ class Repository:
             shutil.copy(PROJECT / name, root / name)
         if (PROJECT / ".dvc" / "plots").exists():
             shutil.copytree(PROJECT / ".dvc" / "plots", root / ".dvc" / "plots")
-        shutil.copytree(PROJECT / "mm_core", root / "mm_core", ignore=shutil.ignore_patterns("__pycache__"))
+        for package in ("mm_core", "samplegen"):
+            shutil.copytree(PROJECT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
         self.run("git", "init", "-q")
 
     def run(self, *command: str) -> str:

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from botocore.exceptions import ClientError
 
-from mm_core.catalog import Catalog
-from mm_core.store import open_store, put_blob
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import open_store, put_blob
 
 PROJECT = Path(__file__).resolve().parent.parent
 INFRA = PROJECT / "infra"

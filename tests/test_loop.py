@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 
 from mm_core import stages
-from mm_core.data.samplegen import write_drop
-from mm_core.errors import InputError, ReleaseRefused
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.predict import predict_files
-from mm_core.records import ALL_CATEGORIES, CATEGORIES, DECODERS, Report, sha256_file
-from mm_core.settings import Settings
+from mm_core.cli.predict import predict_files
+from mm_core.core.errors import InputError, ReleaseRefused
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, DECODERS, Report, sha256_file
+from mm_core.core.settings import Settings
+from samplegen import write_drop
 
 TINY = Params().with_values(
     **{
@@ -83,9 +83,9 @@ def test_a_first_model_is_promoted_and_everything_agrees(cycled) -> None:
 
 
 def test_lineage_knows_what_a_champion_learnt_from(cycled) -> None:
-    from mm_core.data.snapshot import POOLS, read_pool
     from mm_core.eval.independence import learnt_photos
     from mm_core.export.lineage import learnt_by
+    from mm_core.ingest.snapshot import POOLS, read_pool
 
     layout, _ = cycled
     learnt = learnt_by(layout.settings, stages.store_of(layout), [stages.recorded_verdict(layout).candidate])
@@ -273,7 +273,7 @@ def test_a_model_of_another_seed_is_not_the_same(cycled) -> None:
 
 
 def test_seed_noise_is_measured_and_used(cycled) -> None:
-    from mm_core.training.noise import RECORD, recorded_noise
+    from mm_core.experiments.seed_noise import RECORD, recorded_noise
 
     layout, _ = cycled
     store = stages.store_of(layout)
@@ -297,7 +297,7 @@ def test_seed_noise_is_measured_and_used(cycled) -> None:
 
 def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
     """Route by the champion and its verdict, an answer in Label Studio's format, the next snapshot, the table."""
-    from mm_core.labeling.label_studio import brush_region, inbox, outbox
+    from mm_core.labeling.label_studio_format import brush_region, inbox, outbox
 
     layout, _ = cycled
     stages.pin_inputs(TINY, layout)
@@ -351,7 +351,7 @@ def test_each_cycle_compares_routed_labels_with_random_ones_and_never_fails_by_i
     cycled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the test before: three routed and some other new photos."""
-    from mm_core.training import compare
+    from mm_core.experiments import label_ablation
 
     layout, first = cycled
     assert "no routed photo to compare" in first["report"].facts["not_compared"], "the first cycle had none"
@@ -365,7 +365,7 @@ def test_each_cycle_compares_routed_labels_with_random_ones_and_never_fails_by_i
     assert "below 8 on each side" in layout.html_report.read_text()
     assert report_of(TINY.with_values(**{"label.compare_seeds": 0})) == "label.compare_seeds is 0" and not path.exists()
 
-    monkeypatch.setattr(compare, "FEWEST", 3)
+    monkeypatch.setattr(label_ablation, "FEWEST", 3)
     params = TINY.with_values(**{"label.compare_share": 1.0})
     began: list[str] = []
 
@@ -381,12 +381,12 @@ def test_each_cycle_compares_routed_labels_with_random_ones_and_never_fails_by_i
     assert again.count("train simple") == 2, "two of four had been finished"
     about = Report.read(path).facts
     assert about["seeds"] == 2 and about["photos_per_arm"] == 3 and about["steps"] == 2
-    assert compare.affordable(TINY.with_values(**{"train.simple.steps": 40})) == int(0.25 * 46 / 4)
+    assert label_ablation.affordable(TINY.with_values(**{"train.simple.steps": 40})) == int(0.25 * 46 / 4)
 
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by chance")
 
-    monkeypatch.setattr(compare, "score_all", broken)
+    monkeypatch.setattr(label_ablation, "score_all", broken)
     assert report_of() == "failed: ZeroDivisionError: by chance"
     assert "Not compared: failed" in layout.html_report.read_text()
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 import mm_core
 from mm_core import Matter
-from mm_core.data.samplegen import generate
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.params import ModelParams
 from mm_core.model.network import build_model
-from mm_core.params import ModelParams
+from samplegen import generate
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -25,7 +25,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ONNX files of a small untrained network, named as a bundle names them."""
-    from mm_core.records import DECODERS
+    from mm_core.core.records import DECODERS
 
     folder = tmp_path_factory.mktemp("matter") / "bundle"
     folder.mkdir()
@@ -105,7 +105,7 @@ def test_the_notebooks_cells_run(bundle: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_importing_a_room_does_not_load_the_api() -> None:
-    code = "import sys, mm_core.errors; print('mm_core.matter' in sys.modules)"
+    code = "import sys, mm_core.core.errors; print('mm_core.matter' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
     with pytest.raises(AttributeError):

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from mm_core import stages
-from mm_core.data.samplegen import write_drop
-from mm_core.data.snapshot import POOLS, read_pool
-from mm_core.errors import InputError, ReleaseRefused
+from mm_core.core.errors import InputError, ReleaseRefused
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import ALL_CATEGORIES, Report, digest_of, sha256_file
+from mm_core.core.settings import Settings
 from mm_core.export.lineage import lineage
 from mm_core.export.registry import Registry
-from mm_core.layout import Layout
+from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.model.files import read_meta
-from mm_core.params import Params
-from mm_core.records import ALL_CATEGORIES, Report, digest_of, sha256_file
-from mm_core.settings import Settings
+from samplegen import write_drop
 
 TINY = Params().with_values(
     **{

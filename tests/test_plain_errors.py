@@ -14,11 +14,11 @@ import pytest
 
 from mm_core import stages
 from mm_core.cli import main
-from mm_core.data.samplegen import write_drop
-from mm_core.faults import plain_fault
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.settings import Settings
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.settings import Settings
+from mm_core.storage.retry import plain_fault
+from samplegen import write_drop
 
 PARAMS = Params().with_values(**{"structure.ocr": ()})
 

@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-SOURCES = [path for room in ("mm_core", "pipelines", "benchmarks") for path in sorted((PROJECT / room).rglob("*.py"))]
+SOURCES = [
+    path
+    for room in ("mm_core", "pipelines", "samplegen", "benchmarks")
+    for path in sorted((PROJECT / room).rglob("*.py"))
+]
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-BETWEEN_OWN_PROCESSES = {"mm_core/data/guard.py", "mm_core/data/measured.py"}
+BETWEEN_OWN_PROCESSES = {"mm_core/ingest/decode_sandbox.py", "mm_core/ingest/findings.py"}
 """Pickles that this engine wrote itself a moment before: pipes to a worker, spool files of a batch in work."""
 UNSAFE_YAML = {"load", "load_all", "full_load", "unsafe_load", "unsafe_load_all"}
 

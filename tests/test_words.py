@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from mm_core.cli import app
-from mm_core.data.samplegen import write_drop
-from mm_core.records import ALL_CATEGORIES
-from mm_core.terminal import table
+from mm_core.cli.app import app
+from mm_core.cli.terminal import table
+from mm_core.core.records import ALL_CATEGORIES
+from samplegen import write_drop
 
 LONG = "images/" + "a-long-name-" * 9 + ".jpg"
 

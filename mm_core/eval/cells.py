@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtrit
 
+from mm_core.core.params import GateParams
+from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
+from mm_core.eval.bootstrap import Interval, Quantity, confidence, fewest_groups, softened, student
 from mm_core.eval.evidence import INT8, Evidence
 from mm_core.eval.questions import RELATIVE, SLACK, Question, scenery_questions
-from mm_core.eval.statistics import Interval, Quantity, confidence, fewest_groups, softened, student
-from mm_core.params import GateParams
-from mm_core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
 
 MACRO = "all"
 """Category of the cell about the mean over the six."""

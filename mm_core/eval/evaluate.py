@@ -21,19 +21,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mm_core.data.images import load_alpha, load_rgb
-from mm_core.data.snapshot import read_pool
-from mm_core.data.truths import Truth, read_truths, stem_of
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.params import EvaluateParams
+from mm_core.core.records import METRICS, Report, sha256_file, write_bytes, write_json
 from mm_core.eval.blind import NAME as BLIND_NAME
 from mm_core.eval.blind import BlindMattes
-from mm_core.eval.mattes import Example, choose, choose_regressions, write_examples
+from mm_core.eval.examples import Example, choose, choose_regressions, write_examples
 from mm_core.eval.metrics import SPEC, TruthMatte, category_scores
-from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.imaging.images import load_alpha, load_rgb
+from mm_core.ingest.snapshot import read_pool
+from mm_core.ingest.truths import Truth, read_truths, stem_of
 from mm_core.model.predict import Predictor
-from mm_core.params import EvaluateParams
-from mm_core.records import METRICS, Report, sha256_file, write_bytes, write_json
-from mm_core.store import Store, fetch_blob
+from mm_core.storage.store import Store, fetch_blob
 
 Progress = Callable[[str, int, int], None]
 Key = tuple[str, str]

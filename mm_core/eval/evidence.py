@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from mm_core.data.snapshot import POOLS, read_pool
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.eval.evaluate import SCHEMA, identity
-from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.ingest.snapshot import POOLS, read_pool
 
 Key = tuple[str, str]
 """(model, precision) as in per_image.parquet."""

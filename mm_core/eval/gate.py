@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from mm_core.data.snapshot import read_pool
+from mm_core.core.layout import Layout
+from mm_core.core.params import GateParams
+from mm_core.core.records import CATEGORIES, Cell, Decision, Verdict, digest_of, sha256_file
 from mm_core.eval.cells import MACRO, judge, seed_noise_words
 from mm_core.eval.evaluate import identity
 from mm_core.eval.evidence import ANCHOR, INT8, gather, problems_with, read_scores
@@ -23,10 +25,8 @@ from mm_core.eval.questions import questions_for
 from mm_core.eval.ratchet import read_best, with_best
 from mm_core.eval.shadow import disagreement
 from mm_core.eval.words import loss, not_settled, promoted, too_few, worse_list
-from mm_core.layout import Layout
-from mm_core.params import GateParams
-from mm_core.records import CATEGORIES, Cell, Decision, Verdict, digest_of, sha256_file
-from mm_core.store import Store
+from mm_core.ingest.snapshot import read_pool
+from mm_core.storage.store import Store
 
 
 def decide(
@@ -48,7 +48,7 @@ def decide(
         store: Holds the scores of the best models so far; None: the pinned anchor alone is compared with.
         noise: Category → standard deviation of the primary metric's relative difference between two trainings of this
             very data and params that differ by their seed, where it was measured; for advice alone.
-        uses: Other candidates that these eval photos have judged before (`mm_core.eval.uses`).
+        uses: Other candidates that these eval photos have judged before (`mm_core.eval.eval_budget`).
         left_out: Eval photos that a judged model has learnt from, with words for that model
             (`mm_core.eval.independence`).
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mm_core.data.snapshot import components
+from mm_core.ingest.snapshot import components
 
 NAMED = 5
 """Photos named in the words of a verdict; the verdict's file has all of them."""

@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, METRICS
 from mm_core.eval.gradient import magnitude
-from mm_core.records import ALL_CATEGORIES, CATEGORIES, METRICS
 
 PER_IMAGE = ("mse", "mse_band", "sad", "grad", "conn", "biou", "maxf", "fcurve")
 """What `TruthMatte.score` returns for one prediction."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mm_core.core.params import GateParams
+from mm_core.core.records import METRICS
 from mm_core.eval.evaluate import BLIND
 from mm_core.eval.evidence import ANCHOR, CHAMPION, FLOAT, Key
-from mm_core.params import GateParams
-from mm_core.records import METRICS
 
 JUDGED = ("mse", "maxf", "biou", "conn")
 RELATIVE = frozenset({"mse", "conn", "sad", "grad"})

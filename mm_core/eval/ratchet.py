@@ -16,15 +16,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mm_core.data.snapshot import read_pool
-from mm_core.errors import BlobNotFound
+from mm_core.core.errors import BlobNotFound
+from mm_core.core.layout import Layout
+from mm_core.core.params import GateParams
+from mm_core.core.records import ALL_CATEGORIES
 from mm_core.eval.cells import judge_category
 from mm_core.eval.evidence import ANCHOR, INT8, Evidence, gather, read_scores
 from mm_core.eval.questions import JUDGED, not_worse
-from mm_core.layout import Layout
-from mm_core.params import GateParams
-from mm_core.records import ALL_CATEGORIES
-from mm_core.store import Store
+from mm_core.ingest.snapshot import read_pool
+from mm_core.storage.store import Store
 
 PREFIX = "gate/best"
 

@@ -18,15 +18,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from mm_core.catalog import Catalog
-from mm_core.data.images import UnreadableImage, load_rgb, read_header
-from mm_core.data.snapshot import labels_in_use
-from mm_core.errors import BlobDamaged, BlobNotFound
-from mm_core.eval.blind import NAME as BLIND_NAME
-from mm_core.eval.mattes import small
-from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.params import Params
-from mm_core.records import (
+from mm_core.core.errors import BlobDamaged, BlobNotFound
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.params import Params
+from mm_core.core.records import (
     ALL_CATEGORIES,
     CATEGORIES,
     HIGHER_IS_BETTER,
@@ -37,7 +32,12 @@ from mm_core.records import (
     sha256_file,
     write_bytes,
 )
-from mm_core.store import Store, fetch_blob
+from mm_core.eval.blind import NAME as BLIND_NAME
+from mm_core.eval.examples import small
+from mm_core.imaging.images import UnreadableImage, load_rgb, read_header
+from mm_core.ingest.snapshot import labels_in_use
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import Store, fetch_blob
 
 COLUMNS = ("mse", "maxf", "biou", "conn")
 """The paper's Table 1."""

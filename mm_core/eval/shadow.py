@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mm_core.catalog import Catalog
-from mm_core.data.images import UnreadableImage, load_rgb
-from mm_core.data.snapshot import labels_in_use
-from mm_core.errors import BlobDamaged, BlobNotFound
-from mm_core.eval.mattes import small, write_png
-from mm_core.layout import Layout
+from mm_core.core.errors import BlobDamaged, BlobNotFound
+from mm_core.core.layout import Layout
+from mm_core.core.records import Report, write_json
+from mm_core.eval.examples import small, write_png
+from mm_core.imaging.images import UnreadableImage, load_rgb
+from mm_core.ingest.snapshot import labels_in_use
 from mm_core.model.predict import Predictor, decoders_for
-from mm_core.records import Report, write_json
-from mm_core.store import Store, fetch_blob
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import Store, fetch_blob
 
 SIDE = 512
 """Long side, in pixels, at which mattes are compared."""

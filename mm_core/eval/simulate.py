@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
+from mm_core.core.params import GateParams
+from mm_core.core.records import CATEGORIES, Cell
+from mm_core.eval.bootstrap import Quantity, softened, student
 from mm_core.eval.cells import judge_category, macro_cell
 from mm_core.eval.evidence import ANCHOR, CHAMPION, FLOAT, INT8, Evidence, Key
 from mm_core.eval.questions import RELATIVE, SLACK, not_worse, questions_for
-from mm_core.eval.statistics import Quantity, softened, student
 from mm_core.eval.words import SETTLED, more_photos
-from mm_core.params import GateParams
-from mm_core.records import CATEGORIES, Cell
 
 RULES: tuple[str, ...] = ("gate", "primary", "point", "threshold")
 """`gate` is the params' own mode; `primary` asks for superiority in each category."""

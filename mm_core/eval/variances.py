@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.records import CATEGORIES
 from mm_core.eval.evidence import CHAMPION, INT8, read_scores
 from mm_core.eval.simulate import pairs_of
-from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.records import CATEGORIES
 
 
 def last_pairs(layout: Layout) -> tuple[dict[str, pd.DataFrame] | None, str]:

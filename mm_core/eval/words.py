@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from scipy.special import ndtri
 
+from mm_core.core.params import GateParams
+from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
+from mm_core.eval.bootstrap import fewest_groups
 from mm_core.eval.cells import MACRO
-from mm_core.eval.statistics import fewest_groups
-from mm_core.params import GateParams
-from mm_core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
 
 SETTLED = 0.8
 """Share of cases in which the photos that an INCONCLUSIVE verdict asks for shall be enough."""

@@ -17,25 +17,25 @@ from typing import Any
 
 import numpy as np
 
-from mm_core.catalog import Catalog
-from mm_core.data.samplegen import generate
-from mm_core.data.snapshot import TRAINING, read_pool
-from mm_core.errors import InputError, MattingError, ReleaseRefused
+from mm_core.core.errors import InputError, MattingError, ReleaseRefused
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.locks import exclusive
+from mm_core.core.params import Params
+from mm_core.core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.export import selfcheck
+from mm_core.export.bundle_costs import decoder_entry, run_all, torch_latencies
 from mm_core.export.bundle_manifest import by_file, read_manifest
 from mm_core.export.card import model_card
 from mm_core.export.formats.convert import convert
 from mm_core.export.limits import require_within
-from mm_core.export.measured import decoder_entry, run_all, torch_latencies
 from mm_core.export.provenance import code_revision
 from mm_core.export.runtime import CHOICE, SUFFIX, input_size, open_session
 from mm_core.export.signature import UNSIGNED, sign_file
-from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.locks import exclusive
+from mm_core.ingest.snapshot import TRAINING, read_pool
 from mm_core.model.preprocess import prepare, resize
-from mm_core.params import Params
-from mm_core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
-from mm_core.store import Store
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import Store
+from samplegen import generate
 
 SCHEMA_VERSION = 2
 GOLDEN = {"saliency": "pets", "portrait": "portrait", "scenery": "scenery"}

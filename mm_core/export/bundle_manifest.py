@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mm_core.errors import InputError
-from mm_core.records import sha256_file
+from mm_core.core.errors import InputError
+from mm_core.core.records import sha256_file
 
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 << 20

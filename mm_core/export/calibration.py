@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mm_core.data.images import load_rgb
-from mm_core.data.snapshot import read_pool
-from mm_core.errors import NothingToTrainOn
+from mm_core.core.errors import NothingToTrainOn
+from mm_core.imaging.images import load_rgb
+from mm_core.ingest.snapshot import read_pool
 from mm_core.model.preprocess import prepare
-from mm_core.store import Store, fetch_blob
+from mm_core.storage.store import Store, fetch_blob
 
 POOLS = ("train_labeled", "train_unlabeled")
 

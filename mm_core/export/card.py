@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mm_core.records import CATEGORIES, HIGHER_IS_BETTER
+from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER
 
 SHOWN = ("mse", "maxf", "biou", "conn")
 

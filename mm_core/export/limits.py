@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mm_core.errors import ReleaseRefused
+from mm_core.core.errors import ReleaseRefused
+from mm_core.core.params import LimitParams
 from mm_core.export.runtime import SUFFIX as JUDGED
-from mm_core.params import LimitParams
 
 
 def require_within(limits: LimitParams, entries: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> None:

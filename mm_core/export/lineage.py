@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from mm_core.data.snapshot import POOLS
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.settings import Settings
 from mm_core.export.registry import NAME, Registry
-from mm_core.layout import Layout
-from mm_core.settings import Settings
-from mm_core.store import Store, fetch_blob, open_store
+from mm_core.ingest.snapshot import POOLS
+from mm_core.storage.store import Store, fetch_blob, open_store
 
 _SAID = ("sample_id", "category", "alpha_sha256", "label_version", "kind", "batch")
 

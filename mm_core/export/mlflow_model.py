@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from mm_core.data.samplegen import generate
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.records import ALL_CATEGORIES
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.model.predict import decoders_for
-from mm_core.records import ALL_CATEGORIES
 
 DATA = "matting"
 """Name of the folder within `data/` of the MLflow model."""
@@ -87,6 +86,7 @@ def save_mlflow_model(bundle: Path, weights: Path, target: Path, run: str) -> No
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
         params=ParamSchema([ParamSpec("category", "string", "")]),
     )
+    example = np.linspace(0, 255, EXAMPLE_SIDE**2 * 3).astype(np.uint8).reshape(EXAMPLE_SIDE, EXAMPLE_SIDE, 3)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         data = Path(folder) / DATA
         shutil.copytree(bundle, data / "bundle")
@@ -98,7 +98,7 @@ def save_mlflow_model(bundle: Path, weights: Path, target: Path, run: str) -> No
             data_path=str(data),
             code_paths=[str(Path(__file__).resolve().parent.parent)],
             signature=signature,
-            input_example=generate("pets", 0, size=EXAMPLE_SIDE).image,
+            input_example=example,
             pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],
             metadata={"bundle": bundle.name},
         )

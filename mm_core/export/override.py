@@ -6,11 +6,11 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from mm_core.errors import BlobNotFound, InputError
+from mm_core.core.errors import BlobNotFound, InputError
+from mm_core.core.records import digest_of
 from mm_core.export.registry import who
 from mm_core.export.signature import check, sign
-from mm_core.records import digest_of
-from mm_core.store import Store
+from mm_core.storage.store import Store
 
 PREFIX = "gate/overrides"
 SIGNED = ("model", "reason", "decision", "who", "when", "expires")

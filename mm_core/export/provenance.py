@@ -9,11 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.params import Params
+from mm_core.core.records import Verdict, sha256_file
 from mm_core.export.quantise import tool_versions
-from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.params import Params
-from mm_core.records import Verdict, sha256_file
-from mm_core.store import Store, put_blob
+from mm_core.storage.store import Store, put_blob
 
 
 def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> dict[str, Any]:

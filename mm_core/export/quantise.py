@@ -20,14 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from mm_core.code_digest import code_digest
-from mm_core.errors import MattingError
-from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
-from mm_core.export.runtime import CHOICE, SUFFIX, open_session
-from mm_core.export.sensitivity import ladder, ranked, worst
-from mm_core.export.served import served
-from mm_core.params import ExportParams
-from mm_core.records import (
+from mm_core.core.code_digest import code_digest
+from mm_core.core.errors import MattingError
+from mm_core.core.params import ExportParams
+from mm_core.core.records import (
     DECODERS,
     Report,
     digest_of,
@@ -37,7 +33,11 @@ from mm_core.records import (
     write_bytes,
     write_json,
 )
-from mm_core.store import Store
+from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
+from mm_core.export.float_reference import served
+from mm_core.export.runtime import CHOICE, SUFFIX, open_session
+from mm_core.export.sensitivity import ladder, ranked, worst
+from mm_core.storage.store import Store
 
 TORCH_TOLERANCE = 1e-3
 """The float ONNX graph must give torch's alpha to within this."""

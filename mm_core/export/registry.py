@@ -18,17 +18,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mm_core.errors import InputError, ReleaseRefused
+from mm_core.core.errors import InputError, ReleaseRefused
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.locks import exclusive
+from mm_core.core.params import Params
+from mm_core.core.records import Report, Verdict
+from mm_core.core.settings import Settings
 from mm_core.export.bundle import exported_bundle
 from mm_core.export.bundle_manifest import checked_manifest
 from mm_core.export.mlflow_model import save_mlflow_model
 from mm_core.export.provenance import gather
-from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.locks import exclusive
-from mm_core.params import Params
-from mm_core.records import Report, Verdict
-from mm_core.settings import Settings
-from mm_core.store import Store, put_blob
+from mm_core.storage.store import Store, put_blob
 from mm_core.training.rehome import rehome
 from mm_core.training.tracking import Tracker
 

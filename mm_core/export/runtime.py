@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.records import DECODERS
 from mm_core.export.bundle_manifest import MANIFEST, checked_manifest
 from mm_core.model.preprocess import finish, prepare
 from mm_core.model.upsample import guided_upsample
-from mm_core.records import DECODERS
 
 if TYPE_CHECKING:
     import onnxruntime

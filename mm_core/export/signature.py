@@ -18,8 +18,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from mm_core.errors import InputError
-from mm_core.records import write_bytes, write_json
+from mm_core.core.errors import InputError
+from mm_core.core.records import write_bytes, write_json
 
 UNSIGNED = "UNSIGNED: set MM_SIGNING_KEY (`mm keys FILE` makes one) and export again"
 SUFFIX = ".sig"

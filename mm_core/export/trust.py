@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
 from mm_core.export.signature import check_file, read_signature
 
 KEYS = ("MM_VERIFY_KEY", "MM_SIGNING_KEY")

@@ -26,11 +26,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mm_core.catalog import Catalog
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.records import DECODERS
 from mm_core.gallery import feedback
 from mm_core.gallery.library import UPLOAD_BYTES, Library
-from mm_core.records import DECODERS
+from mm_core.storage.catalog import Catalog
 
 HERE = Path(__file__).parent
 COOKIE = "mm_token"

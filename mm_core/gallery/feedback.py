@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mm_core.catalog import Catalog
-from mm_core.data.drop import write_manifest
-from mm_core.data.images import encode_alpha, load_alpha, load_rgb
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.records import digest_of, write_bytes
 from mm_core.gallery.library import Entry
-from mm_core.records import digest_of, write_bytes
+from mm_core.imaging.images import encode_alpha, load_alpha, load_rgb
+from mm_core.ingest.drop import write_manifest
+from mm_core.storage.catalog import Catalog
 from mm_core.structuring.rows import Found, row_of
 
 EXTRACTOR = "feedback"

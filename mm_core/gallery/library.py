@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mm_core.aigc.cutout import Cutout
-from mm_core.aigc.eraser import erase
-from mm_core.aigc.moments_file import read_moments
-from mm_core.aigc.pieces import Matted, file_of, finished
-from mm_core.aigc.sky import SKIES, painted_sky
-from mm_core.aigc.strategy import FUNCTIONS, Offer
-from mm_core.aigc.style import STYLES
-from mm_core.aigc.subjects import Subjects
-from mm_core.data.drop import PHOTOS
-from mm_core.data.images import TooManyPixels, UnreadableImage, encode_alpha, load_rgb, read_header
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.records import ALL_CATEGORIES, decoder_of, sha256_bytes, sha256_file, write_bytes
+from mm_core.effects.cutout import Cutout
+from mm_core.effects.eraser import erase
+from mm_core.effects.sky import SKIES, painted_sky
+from mm_core.effects.style import STYLES
+from mm_core.effects.subjects import Subjects
 from mm_core.export.bundle_manifest import MANIFEST, checked_manifest
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.export.signature import can_verify, check_file
+from mm_core.imaging.images import TooManyPixels, UnreadableImage, encode_alpha, load_rgb, read_header
+from mm_core.ingest.drop import PHOTOS
 from mm_core.model.predict import decoders_for
-from mm_core.records import ALL_CATEGORIES, decoder_of, sha256_bytes, sha256_file, write_bytes
+from mm_core.moments.moments_file import read_moments
+from mm_core.moments.pieces import Matted, file_of, finished
+from mm_core.moments.strategy import FUNCTIONS, Offer
 
 SIDES = (320, 2048)
 """Long sides of renditions: a tile, and what the page works on."""

@@ -9,11 +9,11 @@ import socket
 from pathlib import Path
 
 from mm_core import stages
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
-from mm_core.layout import Layout
-from mm_core.params import Params
 
 NOT_CHECKED = "its signature is not checked: set MM_VERIFY_KEY to the signer's public key"
 LOOPBACK = ("127.0.0.1", "localhost")

@@ -16,10 +16,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mm_core.core.records import sha256_bytes
 from mm_core.labeling.collect import key_of
-from mm_core.labeling.label_studio import CATEGORY, REJECT, UNKNOWN, brush_region, choice_region
-from mm_core.labeling.server import Server
-from mm_core.records import sha256_bytes
+from mm_core.labeling.label_studio_client import Server
+from mm_core.labeling.label_studio_format import CATEGORY, REJECT, UNKNOWN, brush_region, choice_region
 
 NAME = "simulated-annotator"
 SOFT = (0.04, 0.96)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mm_core.catalog import Catalog, Filter
-from mm_core.data.snapshot import place, stable_share
-from mm_core.labeling.choice import UNKNOWN, mean_need, spread_out
+from mm_core.core.params import RouteParams, SnapshotParams
+from mm_core.ingest.snapshot import place, stable_share
 from mm_core.labeling.need import Need
-from mm_core.labeling.send import ROUTED
-from mm_core.params import RouteParams, SnapshotParams
-from mm_core.structuring import guess
+from mm_core.labeling.outbox import ROUTED
+from mm_core.labeling.selection import UNKNOWN, mean_need, spread_out
+from mm_core.storage.catalog import Catalog, Filter
+from mm_core.structuring import category_guess
 from mm_core.structuring.rows import VECTORS
 
 FIRST_PASS = 4
@@ -146,7 +146,7 @@ def _vectors(catalog: Catalog, ids: list[str], known: list[str]) -> tuple[np.nda
 def _guessed(catalog: Catalog, table: Any) -> list[str | None]:
     """Categories, guessed by structuring where none is known."""
     unknown = table.loc[table["category"].isna(), "sample_id"].tolist()
-    filters: list[Filter] = [("extractor", "=", guess.EXTRACTOR), ("sample_id", "in", unknown)]
+    filters: list[Filter] = [("extractor", "=", category_guess.EXTRACTOR), ("sample_id", "in", unknown)]
     rows = catalog.read("features", columns=["sample_id", "texts", "computed_at"], filters=filters)
     rows = rows.sort_values("computed_at")
     said = {i: dict(texts).get("category") for i, texts in zip(rows["sample_id"], rows["texts"], strict=True)}

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mm_core.catalog import Catalog
-from mm_core.errors import InputError
-from mm_core.labeling.finished import Taken, Work, merged, take
-from mm_core.labeling.label_studio import collected, inbox
-from mm_core.layout import Layout
-from mm_core.params import LabelParams
-from mm_core.records import sha256_file, write_json
-from mm_core.store import Store
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.params import LabelParams
+from mm_core.core.records import sha256_file, write_json
+from mm_core.labeling.apply_annotations import Taken, Work, merged, take
+from mm_core.labeling.label_studio_format import collected, inbox
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import Store
 
 MAX_BYTES = 1 << 30
 """Of one export; it is read whole."""

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from mm_core.params import LabelParams
+from mm_core.core.params import LabelParams
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 
-from mm_core.labeling.label_studio import collected, inbox, outbox
-from mm_core.labeling.server import Server
-from mm_core.layout import Layout
-from mm_core.records import write_bytes
+from mm_core.core.layout import Layout
+from mm_core.core.records import write_bytes
+from mm_core.labeling.label_studio_client import Server
+from mm_core.labeling.label_studio_format import collected, inbox, outbox
 
 
 def forget_on_server(server: Server, ids: Collection[str]) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mm_core.layout import Layout
-from mm_core.records import CATEGORIES, Cell, Verdict
+from mm_core.core.layout import Layout
+from mm_core.core.records import CATEGORIES, Cell, Verdict
 
 LEAST, MOST = 0.5, 2.0
 """Bounds of a category's error beside the mean of all: one bad category does not take every place."""

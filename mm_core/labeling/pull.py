@@ -11,15 +11,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from mm_core.catalog import Catalog
+from mm_core.core.layout import Layout
+from mm_core.core.params import LabelParams
+from mm_core.core.records import write_json
+from mm_core.labeling.apply_annotations import Taken, Work, take
 from mm_core.labeling.collect import key_of
-from mm_core.labeling.finished import Taken, Work, take
+from mm_core.labeling.label_studio_client import Server
 from mm_core.labeling.push import identity, remove_twins
-from mm_core.labeling.server import Server
-from mm_core.layout import Layout
-from mm_core.params import LabelParams
-from mm_core.records import write_json
-from mm_core.store import Store
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import Store
 
 OVERLAP = timedelta(minutes=2)
 """Looked at again each time: a change may become visible after a later one."""

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.locks import exclusive
+from mm_core.core.records import Report, write_json
 from mm_core.labeling.collect import key_of
-from mm_core.labeling.label_studio import outbox
-from mm_core.labeling.server import Server
-from mm_core.layout import Layout
-from mm_core.locks import exclusive
-from mm_core.records import Report, write_json
+from mm_core.labeling.label_studio_client import Server
+from mm_core.labeling.label_studio_format import outbox
 
 AT_ONCE = 20
 """Photos per request."""

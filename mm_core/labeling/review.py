@@ -22,16 +22,16 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from mm_core.catalog import Catalog, Filter
-from mm_core.data.expectations import SUSPECT
-from mm_core.data.images import load_alpha, read_header
-from mm_core.data.inbox import kept_matte
-from mm_core.data.quarantine import accept
-from mm_core.data.snapshot import newest_labels, read_pool
-from mm_core.labeling.send import ROUTED, Outgoing
-from mm_core.layout import Layout
-from mm_core.params import IngestParams, RouteParams
-from mm_core.store import Store, fetch_blob, put_blob
+from mm_core.core.layout import Layout
+from mm_core.core.params import IngestParams, RouteParams
+from mm_core.imaging.images import load_alpha, read_header
+from mm_core.ingest.expectations import SUSPECT
+from mm_core.ingest.inbox import kept_matte
+from mm_core.ingest.quarantine import accept
+from mm_core.ingest.snapshot import newest_labels, read_pool
+from mm_core.labeling.outbox import ROUTED, Outgoing
+from mm_core.storage.catalog import Catalog, Filter
+from mm_core.storage.store import Store, fetch_blob, put_blob
 
 LEAST_MODELS = 3
 """Fewer models that contradict a label do not make it doubtful."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
 
 CHANNELS = 4
 """Brush masks are RGBA; the matte is the last channel."""

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mm_core.catalog import Catalog, Filter
-from mm_core.data.images import load_rgb
+from mm_core.core.layout import Layout
+from mm_core.core.params import RouteParams, SnapshotParams
+from mm_core.core.records import Report
+from mm_core.imaging.images import load_rgb
 from mm_core.labeling.candidates import candidates, first_pass, nothing, sent_today
-from mm_core.labeling.choice import UNKNOWN, choose
 from mm_core.labeling.need import Need, category_need
+from mm_core.labeling.outbox import QUEUES, ROUTED, Outgoing, finish_pending, send
 from mm_core.labeling.review import eval_reviews, suspect_reviews
-from mm_core.labeling.send import QUEUES, ROUTED, Outgoing, finish_pending, send
+from mm_core.labeling.selection import UNKNOWN, choose
 from mm_core.labeling.signals import UNCERTAINTY, look
-from mm_core.layout import Layout
 from mm_core.model.predict import decoders_for
-from mm_core.params import RouteParams, SnapshotParams
-from mm_core.records import Report
-from mm_core.store import Store, fetch_blob
-from mm_core.structuring import photo
+from mm_core.storage.catalog import Catalog, Filter
+from mm_core.storage.store import Store, fetch_blob
+from mm_core.structuring import photo_features
 from mm_core.structuring.rows import VECTORS
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _seen(table: Any, store: Store, predictor: Predictor, progress: Progress) ->
 
 def _quality(table: Any, catalog: Catalog) -> dict[str, pd.DataFrame]:
     """Without a model: good photos first. A photo that has not been structured yet counts as the worst."""
-    numbers = _numbers(catalog, photo.EXTRACTOR, list(table["sample_id"]))
+    numbers = _numbers(catalog, photo_features.EXTRACTOR, list(table["sample_id"]))
     rows = [numbers.get(sample, {}) for sample in table["sample_id"]]
     light = [1 - row.get("dark_share", 1.0) - row.get("bright_share", 0.0) for row in rows]
     return {"quality": pd.DataFrame({"sharpness": [row.get("sharpness", 0.0) for row in rows], "light": light})}

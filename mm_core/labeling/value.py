@@ -1,8 +1,8 @@
 """What the labels that came since the champion did to each category.
 
 Read with care: a cycle changes more than labels (other photos, more steps), and a category may gain from another's
-labels. What choosing is worth is measured where everything else is held equal: `mm_core.training.compare` on these
-very labels, benchmarks/label_efficiency.md on generated ones.
+labels. What choosing is worth is measured where everything else is held equal: `mm_core.experiments.label_ablation` on
+these very labels, benchmarks/label_efficiency.md on generated ones.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from mm_core.catalog import Catalog
-from mm_core.data.snapshot import read_pool
+from mm_core.core.layout import Layout
+from mm_core.core.records import ALL_CATEGORIES, Cell, Report, Verdict
+from mm_core.ingest.snapshot import read_pool
 from mm_core.labeling.review import sent
-from mm_core.layout import Layout
-from mm_core.records import ALL_CATEGORIES, Cell, Report, Verdict
+from mm_core.storage.catalog import Catalog
 
 SOURCES = ("routed", "suspect", "corrected", "dropped")
 """Where a new training label comes from: a photo that was chosen for people; a held matte that people reviewed; a label

@@ -11,7 +11,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from mm_core.layout import Layout
+from mm_core.core.layout import Layout
 
 HEADER = "X-Matting-Moments"
 

@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mm_core.data.dataset import Shelf
-from mm_core.data.images import load_rgb
-from mm_core.errors import InputError, NothingToTrainOn
-from mm_core.locks import exclusive
+from mm_core.core.errors import InputError, NothingToTrainOn
+from mm_core.core.locks import exclusive
+from mm_core.core.params import ClipParams
+from mm_core.core.records import digest_of, sha256_bytes, sha256_file, write_bytes
+from mm_core.imaging.images import load_rgb
+from mm_core.imaging.pixel_cache import Shelf
 from mm_core.model.predict import pick_device
 from mm_core.model.preprocess import resize
 from mm_core.model.torchvision_shim import ensure_torchvision
-from mm_core.params import ClipParams
-from mm_core.records import digest_of, sha256_bytes, sha256_file, write_bytes
 
 LOCAL_NAME = "mm-local-clip"
 """Architecture name of the small CLIP; its sizes lie in the JSON file beside this module."""

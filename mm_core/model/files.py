@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.params import ModelParams
+from mm_core.core.records import sha256_bytes, write_bytes
 from mm_core.model.network import MattingNet
-from mm_core.params import ModelParams
-from mm_core.records import sha256_bytes, write_bytes
 
 METADATA_KEY = "mm"
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.params import ModelParams
+from mm_core.core.records import DECODERS
 from mm_core.model import u2net
 from mm_core.model.packaged import load_packaged_weights
 from mm_core.model.torchvision_shim import ensure_torchvision
-from mm_core.params import ModelParams
-from mm_core.records import DECODERS
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Channel statistics of ImageNet's photos, in [0, 1]; the ones that U2-Net was published with."""

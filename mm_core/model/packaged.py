@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.records import sha256_file
 from mm_core.model.torchvision_shim import ensure_torchvision
-from mm_core.records import sha256_file
 
 
 @dataclass(frozen=True)

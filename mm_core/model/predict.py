@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mm_core.core.records import decoder_of
 from mm_core.model.preprocess import finish, prepare
 from mm_core.model.upsample import guided_upsample
-from mm_core.records import decoder_of
 
 
 class Predictor(Protocol):

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mm_core.catalog import Catalog
-from mm_core.params import DriftParams
-from mm_core.records import Report, write_json
-from mm_core.structuring import photo
-from mm_core.structuring.guess import vectors_of
+from mm_core.core.params import DriftParams
+from mm_core.core.records import Report, write_json
+from mm_core.storage.catalog import Catalog
+from mm_core.structuring import photo_features
+from mm_core.structuring.category_guess import vectors_of
 
 FEATURES = (
     "brightness", "contrast", "sharpness", "noise", "colourfulness", "thirds", "balance", "simplicity", "aesthetic",
@@ -178,8 +178,8 @@ def _side(catalog: Catalog, source: tuple[str, str], samples: pd.DataFrame) -> S
         "features",
         columns=["numbers"],
         filters=[
-            ("extractor", "=", photo.EXTRACTOR),
-            ("version", "=", photo.VERSION),
+            ("extractor", "=", photo_features.EXTRACTOR),
+            ("version", "=", photo_features.VERSION),
             ("sample_id", "in", list(chosen["id"])),
         ],
     )

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from mm_core.data.images import load_rgb, read_header
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.store import blob_key
-from mm_core.structuring import embedding, ocr, photo
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.imaging.images import load_rgb, read_header
+from mm_core.storage.store import blob_key
+from mm_core.structuring import embedding, ocr, photo_features
 from mm_core.structuring.rows import Found, Photo
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def chosen(params: Params, layout: Layout, stack: ExitStack) -> Chosen:
 
     Programs that they start end with `stack`. Raises InputError for weights that are named but cannot be had.
     """
-    found = [Extractor(photo.EXTRACTOR, photo.VERSION, _each(_photo))]
+    found = [Extractor(photo_features.EXTRACTOR, photo_features.VERSION, _each(_photo))]
     left_out: dict[str, str] = {}
     clip = None
     if params.clip.model == "local":
@@ -121,6 +121,6 @@ def _each(measure: Callable[[Photo], Found]) -> Callable[[Sequence[Photo]], list
 
 
 def _photo(one: Photo) -> Found:
-    found = photo.photo_features(one.path, one.small)
+    found = photo_features.photo_features(one.path, one.small)
     where = {"path": blob_key(one.sample_id)} | ({"name": one.name} if one.name else {})
     return Found(found.numbers, {**found.texts, **where})

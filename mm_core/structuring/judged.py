@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from mm_core.catalog import Catalog
-from mm_core.data.images import load_alpha, load_rgb
+from mm_core.imaging.images import load_alpha, load_rgb
 from mm_core.model.predict import Predictor, decoders_for
 from mm_core.model.preprocess import resize
-from mm_core.store import Store, fetch_blob
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import Store, fetch_blob
 from mm_core.structuring.difficulty import SIDE, SOFT
 from mm_core.structuring.rows import Found, row_of
 

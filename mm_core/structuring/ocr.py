@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from mm_core.errors import MattingError
+from mm_core.core.errors import MattingError
 from mm_core.structuring.rows import Found, Photo
 
 EXTRACTOR = "ocr"

@@ -9,14 +9,14 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from mm_core import cluster
-from mm_core.errors import InputError
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.settings import Settings
-from mm_core.store import open_store
+from mm_core.core import cluster
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.settings import Settings
+from mm_core.storage.store import open_store
 from mm_core.structuring.extractors import Extractor, chosen
-from mm_core.structuring.measure import Done, Task, measured
+from mm_core.structuring.run_extractors import Done, Task, measured
 
 BATCH = 64
 """Photos that a worker takes at once; what a lost worker repeats."""

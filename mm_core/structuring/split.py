@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from mm_core.catalog import Catalog
-from mm_core.data.snapshot import SCHEMA, read_pool, write_frames
-from mm_core.errors import InputError
-from mm_core.params import SplitParams
-from mm_core.records import Report
+from mm_core.core.errors import InputError
+from mm_core.core.params import SplitParams
+from mm_core.core.records import Report
+from mm_core.ingest.snapshot import SCHEMA, read_pool, write_frames
+from mm_core.storage.catalog import Catalog
 from mm_core.structuring.structure import difficulty_of, scores_of
 
 SPLIT_SCHEMA = SCHEMA.append(pa.field("difficulty", pa.float64()))

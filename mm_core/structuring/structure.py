@@ -13,16 +13,16 @@ from typing import Any
 
 import pandas as pd
 
-from mm_core.catalog import Catalog, Filter
-from mm_core.data.snapshot import newest_labels
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.records import Report
-from mm_core.store import Store
-from mm_core.structuring import difficulty, photo
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import Report
+from mm_core.ingest.snapshot import newest_labels
+from mm_core.storage.catalog import Catalog, Filter
+from mm_core.storage.store import Store
+from mm_core.structuring import difficulty, photo_features
+from mm_core.structuring.category_guess import guess_new
 from mm_core.structuring.extractors import Extractor, chosen
-from mm_core.structuring.guess import guess_new
-from mm_core.structuring.measure import Done, Task, measured
+from mm_core.structuring.run_extractors import Done, Task, measured
 
 CHUNK = 256
 """Rows of one commit at most: a killed run loses at most this many rows' work."""
@@ -74,7 +74,7 @@ def structure_new(
     guess_new(params.structure, catalog, found, report)
     report.metrics |= {
         "structure/samples": int(catalog.query("SELECT count(*) AS photos FROM samples").iloc[0, 0]),
-        "structure/photos": rows.pop(photo.EXTRACTOR, 0),
+        "structure/photos": rows.pop(photo_features.EXTRACTOR, 0),
         "structure/labels": rows.pop(difficulty.EXTRACTOR, 0),
         "structure/unreadable": len(unreadable),
         **{f"structure/{name}": count for name, count in rows.items()},

@@ -15,11 +15,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.params import ClipParams, StructureParams
+from mm_core.core.records import sha256_file, write_bytes
 from mm_core.model.clip import Clip, clip_digest, load_clip
 from mm_core.model.torchvision_shim import ensure_torchvision
-from mm_core.params import ClipParams, StructureParams
-from mm_core.records import sha256_file, write_bytes
 from mm_core.structuring.rows import Found, Photo
 
 EXTRACTOR = "clip"

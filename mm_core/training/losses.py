@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from mm_core.params import LossParams
+    from mm_core.core.params import LossParams
 
 BAND = (0.05, 0.95)
 """Alpha strictly between these is unknown (notes of the project, "Metrics")."""

@@ -26,16 +26,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_core.data.dataset import PixelCache
-from mm_core.layout import Layout
+from mm_core.core.layout import Layout
+from mm_core.core.params import LossParams, MultimodalParams, Params, SemiParams
+from mm_core.core.records import digest_of
+from mm_core.imaging.pixel_cache import PixelCache
 from mm_core.model.fusion import TextFusion
 from mm_core.model.network import MattingNet
-from mm_core.params import LossParams, MultimodalParams, Params, SemiParams
-from mm_core.records import digest_of
-from mm_core.training.loop import Sample
 from mm_core.training.losses import consistency, contrastive, matting_losses
 from mm_core.training.semi import Semi, frozen_batch_norm_stats, pseudo_label_loss, ramp, scale_gradient
 from mm_core.training.supervised import Features, Pools
+from mm_core.training.trainer import Sample
 
 NEGATIVES = 4
 """Wrong texts per anchor, at most."""

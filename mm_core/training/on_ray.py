@@ -12,13 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mm_core import cluster
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.records import Report
-from mm_core.store import open_store
-from mm_core.training import ranks
-from mm_core.training.train import read_data, train_stage
+from mm_core.core import cluster
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import Report
+from mm_core.storage.store import open_store
+from mm_core.training import process_group
+from mm_core.training.stage import read_data, train_stage
 
 RESTARTS = 3
 """Lost workers per stage until it counts as failed; the stage goes on from its own checkpoint each time."""
@@ -40,7 +40,7 @@ def train_stage_on_ray(
     workers = layout.settings.ray_workers
     # What every process would refuse is said at once: Ray would first try again.
     read_data(stage, layout)
-    ranks.check_batch(params.train.common.batch, workers)
+    process_group.check_batch(params.train.common.batch, workers)
     cluster.join(layout.settings)
     import ray
     import ray.train

@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from mm_core.data.snapshot import read_pool
-from mm_core.errors import InputError
-from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.core.errors import InputError
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.records import sha256_file
+from mm_core.ingest.snapshot import read_pool
 from mm_core.model.files import read_meta
-from mm_core.records import sha256_file
-from mm_core.training.train import read_data
+from mm_core.training.stage import read_data
 
 _ROW = ["sample_id", "alpha_sha256"]
 

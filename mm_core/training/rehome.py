@@ -11,9 +11,9 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from mm_core.errors import StoreError
-from mm_core.layout import Layout
-from mm_core.settings import Settings
+from mm_core.core.errors import StoreError
+from mm_core.core.layout import Layout
+from mm_core.core.settings import Settings
 
 COLUMNS = ("artifact_location", "artifact_uri", "source", "storage_location")
 """Columns of MLflow's tables that hold addresses of artifacts."""

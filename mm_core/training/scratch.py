@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
-from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.params import Params
-from mm_core.records import Report
-from mm_core.store import Store
-from mm_core.training.train import train_stage
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.params import Params
+from mm_core.core.records import Report
+from mm_core.storage.store import Store
+from mm_core.training.stage import train_stage
 
 
 def scratch_layout(layout: Layout, name: str) -> Layout:

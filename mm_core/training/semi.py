@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_core.data.dataset import UNKNOWN
+from mm_core.core.params import LossParams, SemiParams
+from mm_core.imaging.pixel_cache import UNKNOWN
 from mm_core.model.auxiliary import AuxiliaryDecoders
 from mm_core.model.network import MattingNet
-from mm_core.params import LossParams, SemiParams
-from mm_core.training.loop import Sample
 from mm_core.training.losses import consistency
+from mm_core.training.strong_augment import altered
 from mm_core.training.supervised import Features, Pools, Supervised
-from mm_core.training.views import altered
+from mm_core.training.trainer import Sample
 
 
 def ramp(progress: float, share: float) -> float:

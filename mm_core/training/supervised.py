@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_core.data.dataset import UNKNOWN, Batch, Pool
+from mm_core.core.params import LossParams
+from mm_core.core.records import DECODERS
+from mm_core.imaging.pixel_cache import UNKNOWN, Batch, Pool
 from mm_core.model.network import MattingNet
-from mm_core.params import LossParams
-from mm_core.records import DECODERS
-from mm_core.training import ranks
-from mm_core.training.loop import Sample
+from mm_core.training import process_group
 from mm_core.training.losses import matting_losses
+from mm_core.training.trainer import Sample
 
 Features = list[Tensor]
 """Encoder maps of some samples, fine to coarse."""
@@ -79,9 +79,9 @@ def choice_loss(logits: Tensor, batches: Sequence[Sample]) -> Tensor:
 
 
 def _shares(sources: Sequence[tuple[Pool, int]], step: int) -> list[Batch]:
-    drawn, before, world = [], 0, ranks.world()
+    drawn, before, world = [], 0, process_group.world()
     for pool, count in sources:
         if count:
-            drawn.append(pool.draw(step, count, rank=(ranks.rank() - before) % world, world=world))
+            drawn.append(pool.draw(step, count, rank=(process_group.rank() - before) % world, world=world))
         before += count
     return drawn

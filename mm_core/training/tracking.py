@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mm_core.errors import InputError
-from mm_core.layout import Layout
-from mm_core.records import Report
-from mm_core.settings import Settings
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.records import Report
+from mm_core.core.settings import Settings
 from mm_core.training.rehome import rehome
 
 EXPERIMENT = "matting"

@@ -9,15 +9,15 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from mm_core.data.images import encode_alpha
-from mm_core.data.samplegen import generate
-from mm_core.data.snapshot import POOLS, SCHEMA
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.records import ALL_CATEGORIES, decoder_of, digest_of, write_json
+from mm_core.core.settings import Settings
 from mm_core.eval.evaluate import BLIND
 from mm_core.eval.evidence import Evidence
-from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.records import ALL_CATEGORIES, decoder_of, digest_of, write_json
-from mm_core.settings import Settings
-from mm_core.store import LocalStore, put_blob
+from mm_core.imaging.images import encode_alpha
+from mm_core.ingest.snapshot import POOLS, SCHEMA
+from mm_core.storage.store import LocalStore, put_blob
+from samplegen import generate
 
 
 class Blurred:

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from eval_workspace import Blurred, make, write_snapshot
 
-from mm_core.errors import BlobNotFound, InputError
+from mm_core.core.errors import BlobNotFound, InputError
+from mm_core.core.layout import Layout
+from mm_core.core.params import EvaluateParams
+from mm_core.core.records import ALL_CATEGORIES, Report
 from mm_core.eval.evaluate import SCHEMA, evaluate_folder, evaluate_models
 from mm_core.eval.metrics import TruthMatte
-from mm_core.layout import Layout
-from mm_core.params import EvaluateParams
-from mm_core.records import ALL_CATEGORIES, Report
 
 STAGES = {"simple": 0.5, "hard": 0.4, "semi": 0.3, "multimodal": 0.2}
 

@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 from eval_workspace import simulate, tables, write_snapshot
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.params import GateParams
+from mm_core.core.records import CATEGORIES, Cell, Verdict
+from mm_core.core.settings import Settings
 from mm_core.eval import evaluate
 from mm_core.eval.cells import judge
 from mm_core.eval.evidence import Evidence
 from mm_core.eval.gate import conclude, decide
 from mm_core.eval.questions import questions_for
-from mm_core.layout import Layout
-from mm_core.params import GateParams
-from mm_core.records import CATEGORIES, Cell, Verdict
-from mm_core.settings import Settings
 
 PARAMS = GateParams.model_validate({"resamples": 1000})
 QUICK = GateParams.model_validate({"resamples": 200})

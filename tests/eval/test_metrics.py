@@ -14,8 +14,8 @@ import pytest
 from scipy import ndimage
 from textbook import textbook_boundary_iou, textbook_connectivity, textbook_gradient
 
-from mm_core.data.images import load_alpha
 from mm_core.eval.metrics import TruthMatte, category_scores, connectivity_error, f_curve
+from mm_core.imaging.images import load_alpha
 from mm_core.model.preprocess import finish
 
 

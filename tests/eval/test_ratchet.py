@@ -9,12 +9,12 @@ import pytest
 from eval_workspace import simulate, tables
 from test_gate import FIRST, PARAMS, workspace
 
+from mm_core.core.layout import Layout
+from mm_core.core.records import Verdict, sha256_file
 from mm_core.eval import evaluate
 from mm_core.eval.gate import decide
 from mm_core.eval.ratchet import read_best, update_best
-from mm_core.layout import Layout
-from mm_core.records import Verdict, sha256_file
-from mm_core.store import LocalStore
+from mm_core.storage.store import LocalStore
 
 STEP = {"mse": 0.9, "conn": 1.03}
 """One week: MSE falls by 10 %, Conn rises by 3 %, within its margin of 7.5 %."""

@@ -12,15 +12,15 @@ import pandas as pd
 import pytest
 from eval_workspace import Blurred, make
 
-from mm_core.catalog import Catalog
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.params import EvaluateParams, Params
+from mm_core.core.records import ALL_CATEGORIES, Report, Verdict, write_json
+from mm_core.core.settings import Settings
 from mm_core.eval.evaluate import evaluate_models
 from mm_core.eval.gate import decide
 from mm_core.eval.report import headline, write_html
-from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.params import EvaluateParams, Params
-from mm_core.records import ALL_CATEGORIES, Report, Verdict, write_json
-from mm_core.settings import Settings
-from mm_core.store import LocalStore
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import LocalStore
 
 ERRORS = {"simple": 0.6, "hard": 0.5, "semi": 0.4, "multimodal": 0.25}
 QUICK = Params().gate.model_copy(update={"resamples": 400})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from eval_workspace import simulate, tables
 
+from mm_core.core.params import GateParams
 from mm_core.eval.evidence import CHAMPION, INT8
 from mm_core.eval.simulate import (
     HEAVY,
@@ -22,7 +23,6 @@ from mm_core.eval.simulate import (
     settling,
     year,
 )
-from mm_core.params import GateParams
 
 QUICK = GateParams.model_validate({"resamples": 200})
 FLAT = World(photos=60, difficulty=0.3, retraining=0.05, others=0.0)

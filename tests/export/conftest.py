@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from export_cycle import PARAMS, clone, fill_catalog, layout_at, trained_net, verdict_of, write_models  # noqa: E402
 
 from mm_core import stages  # noqa: E402
-from mm_core.layout import Layout  # noqa: E402
+from mm_core.core.layout import Layout  # noqa: E402
 
 
 @pytest.fixture(scope="session")

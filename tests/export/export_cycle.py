@@ -13,19 +13,19 @@ import pytest
 import torch
 
 from mm_core import stages
-from mm_core.data.images import encode_alpha
-from mm_core.data.samplegen import generate
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.params import ExportParams, ModelParams, Params
+from mm_core.core.records import ALL_CATEGORIES, DECODERS, Verdict, decoder_of, sha256_file, write_json
+from mm_core.core.settings import Settings
 from mm_core.export import bundle
 from mm_core.export.runtime import OnnxPredictor
-from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.imaging.images import encode_alpha
 from mm_core.model.files import save_model
 from mm_core.model.network import MattingNet, build_model
 from mm_core.model.preprocess import prepare
-from mm_core.params import ExportParams, ModelParams, Params
-from mm_core.records import ALL_CATEGORIES, DECODERS, Verdict, decoder_of, sha256_file, write_json
-from mm_core.settings import Settings
-from mm_core.store import Store, put_blob
-from mm_core.training.train import read_data
+from mm_core.storage.store import Store, put_blob
+from mm_core.training.stage import read_data
+from samplegen import generate
 
 SIZE = 64
 PARAMS = Params(

@@ -13,13 +13,13 @@ from export_cycle import PARAMS, stop_clocks, verdict_of
 from typer.testing import CliRunner
 
 from mm_core import stages
-from mm_core.cli import app
-from mm_core.errors import InputError, MattingError, ReleaseRefused
+from mm_core.cli.app import app
+from mm_core.core.errors import InputError, MattingError, ReleaseRefused
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.records import DECODERS, Report, sha256_file
 from mm_core.export import bundle as b
 from mm_core.export import bundle_manifest as m
 from mm_core.export.signature import make_keys, sign_file
-from mm_core.layout import TRAIN_STAGES, Layout
-from mm_core.records import DECODERS, Report, sha256_file
 
 
 def bundle_of(layout: Layout):

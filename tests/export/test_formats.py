@@ -11,16 +11,16 @@ import pytest
 from export_cycle import PARAMS, SIZE, stop_clocks
 
 from mm_core import stages
-from mm_core.data.samplegen import generate
-from mm_core.errors import ReleaseRefused
+from mm_core.core.errors import ReleaseRefused
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.params import ExportParams
+from mm_core.core.records import DECODERS, sha256_file
 from mm_core.export import bundle as b
+from mm_core.export.float_reference import float_alphas
 from mm_core.export.formats import convert as c
 from mm_core.export.formats.run import SUFFIX, run_file
-from mm_core.export.served import float_alphas
-from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.model.preprocess import prepare
-from mm_core.params import ExportParams
-from mm_core.records import DECODERS, sha256_file
+from samplegen import generate
 
 TOOLS = Path(__file__).resolve().parents[2] / ".tools"
 WITH_EXECUTORCH = PARAMS.with_values(**{"export.formats": ["onnx", "executorch"]})

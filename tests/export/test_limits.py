@@ -8,11 +8,11 @@ import pytest
 from export_cycle import PARAMS, stop_clocks
 
 from mm_core import stages
-from mm_core.errors import InputError, ReleaseRefused
+from mm_core.core.errors import InputError, ReleaseRefused
+from mm_core.core.params import LimitParams, Params
 from mm_core.export import bundle as b
 from mm_core.export.formats.run import call, run_file
 from mm_core.export.limits import require_within
-from mm_core.params import LimitParams, Params
 
 ENTRY = {"speedup": {"1": 2.0}, "peak_mb": 300.0, "int8_against_float": {"mse": 1e-5}}
 

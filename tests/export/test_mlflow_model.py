@@ -13,12 +13,12 @@ import pytest
 from export_cycle import PARAMS, clone
 
 from mm_core import stages
-from mm_core.data.samplegen import generate
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
 from mm_core.export.mlflow_model import MattingModel
 from mm_core.export.runtime import OnnxPredictor
-from mm_core.layout import Layout
 from mm_core.model.files import load_model
+from samplegen import generate
 
 LOAD = """
 import json, sys

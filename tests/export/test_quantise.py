@@ -16,17 +16,17 @@ import pytest
 from onnx import helper, numpy_helper
 
 from mm_core import stages
-from mm_core.data.images import load_rgb
-from mm_core.data.snapshot import POOLS, SCHEMA, read_pool
-from mm_core.errors import MattingError, NothingToTrainOn
+from mm_core.core.errors import MattingError, NothingToTrainOn
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.params import ExportParams
+from mm_core.core.records import DECODERS, Report, sha256_file
 from mm_core.export import calibration as c
 from mm_core.export import quantise as q
 from mm_core.export.runtime import OnnxPredictor, open_session
-from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.imaging.images import load_rgb
+from mm_core.ingest.snapshot import POOLS, SCHEMA, read_pool
 from mm_core.model.predict import TorchPredictor
-from mm_core.params import ExportParams
-from mm_core.records import DECODERS, Report, sha256_file
-from mm_core.store import fetch_blob
+from mm_core.storage.store import fetch_blob
 
 
 def again(layout: Layout, out: Path, **options: float) -> Report:

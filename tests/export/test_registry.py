@@ -10,15 +10,15 @@ import pytest
 from export_cycle import PARAMS, clone, layout_at, stop_clocks, verdict_of, write_models
 
 from mm_core import stages
-from mm_core.data.snapshot import POOLS, read_pool
-from mm_core.errors import InputError, ReleaseRefused
+from mm_core.core.errors import InputError, ReleaseRefused
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.records import Report, Verdict, sha256_file, write_json
 from mm_core.export import bundle as b
 from mm_core.export.lineage import lineage
 from mm_core.export.registry import NAME, Registry
-from mm_core.layout import TRAIN_STAGES, Layout
+from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.model.files import load_model
-from mm_core.records import Report, Verdict, sha256_file, write_json
-from mm_core.store import LocalStore, fetch_blob
+from mm_core.storage.store import LocalStore, fetch_blob
 
 WRITES = (
     "create_registered_model",

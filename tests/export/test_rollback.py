@@ -9,13 +9,13 @@ import pytest
 from export_cycle import PARAMS, clone, stop_clocks, verdict_of, write_models
 
 from mm_core import stages
-from mm_core.errors import InputError, ReleaseRefused
+from mm_core.core.errors import InputError, ReleaseRefused
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.records import sha256_file, write_json
 from mm_core.export.override import PREFIX, write_override
 from mm_core.export.registry import Registry
 from mm_core.export.signature import make_keys
-from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.model.files import load_model
-from mm_core.records import sha256_file, write_json
 
 
 @pytest.fixture

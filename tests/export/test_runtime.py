@@ -9,10 +9,10 @@ import numpy as np
 import onnx.utils
 import pytest
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.records import DECODERS
 from mm_core.export.formats.measure import WARM_UP, median_ms
 from mm_core.export.runtime import OnnxPredictor
-from mm_core.records import DECODERS
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:

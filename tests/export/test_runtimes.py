@@ -10,11 +10,11 @@ import pytest
 from export_cycle import PARAMS
 
 from mm_core import stages
+from mm_core.core.layout import Layout
+from mm_core.core.records import DECODERS
+from mm_core.core.settings import Settings
+from mm_core.export.bench import RUNTIMES, WEB, bench_bundle
 from mm_core.export.signature import make_keys
-from mm_core.harness import RUNTIMES, WEB, bench_bundle
-from mm_core.layout import Layout
-from mm_core.records import DECODERS
-from mm_core.settings import Settings
 
 TOOLS = Settings.from_env(Path("unused"))
 MISSING = [python for python in (TOOLS.executorch_python, TOOLS.litert_python) if not python.is_file()]

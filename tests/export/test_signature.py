@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
 from mm_core.export.signature import check, check_file, make_keys, read_signature, sign, sign_file
 
 

@@ -15,15 +15,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mm_core import stages
-from mm_core.data.samplegen import generate
-from mm_core.data.samplegen.gallery import PlantedEvent, write_gallery
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import DECODERS, sha256_file, write_json
+from mm_core.core.settings import Settings
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.gallery.library import Library
-from mm_core.layout import Layout
 from mm_core.model.preprocess import prepare
-from mm_core.params import Params
-from mm_core.records import DECODERS, sha256_file, write_json
-from mm_core.settings import Settings
+from samplegen import generate
+from samplegen.gallery import PlantedEvent, write_gallery
 
 SIDE = 64
 PARAMS = Params().with_values(**{"structure.ocr": []})

@@ -16,16 +16,16 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from mm_core import stages
-from mm_core.aigc.moments_file import read_moments
-from mm_core.data.samplegen import generate
-from mm_core.data.samplegen.gallery import jpeg
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.records import sha256_bytes
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.export.signature import make_keys, sign_file
 from mm_core.gallery.application import COOKIE, application
 from mm_core.gallery.library import UPLOAD_BYTES, Library
-from mm_core.layout import Layout
-from mm_core.records import sha256_bytes
+from mm_core.moments.moments_file import read_moments
+from samplegen import generate
+from samplegen.gallery import jpeg
 
 OURS = {"x-mm": "1"}
 

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_core import headless, stages
-from mm_core.aigc.eraser import erase, grown
-from mm_core.aigc.sky import replaced
-from mm_core.aigc.subjects import Subjects
-from mm_core.data.images import load_rgb
+from mm_core import stages
+from mm_core.core import headless
+from mm_core.core.layout import Layout
+from mm_core.core.records import decoder_of
+from mm_core.core.settings import Settings
+from mm_core.effects.eraser import erase, grown
+from mm_core.effects.sky import replaced
+from mm_core.effects.subjects import Subjects
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
-from mm_core.layout import Layout
-from mm_core.records import decoder_of
-from mm_core.settings import Settings
+from mm_core.imaging.images import load_rgb
 
 RUNTIME = Settings.from_env(Path("unused")).onnxruntime_web
 pytestmark = pytest.mark.skipif(not RUNTIME.is_dir(), reason="onnxruntime-web is missing: run `make gallery`")
@@ -203,7 +204,7 @@ def test_a_corrected_matte_and_a_bad_cut_become_drops(page, served, made) -> Non
     page.locator("button[type=submit]").click()
     expect(said).to_contain_text("Thank you", timeout=PATIENCE)
     (drop,) = {p.parent for p in Path(layout.settings.inbox).rglob("manifest.csv") if photo["id"] in p.read_text()}
-    from mm_core.data.images import load_alpha
+    from mm_core.imaging.images import load_alpha
 
     matte = load_alpha(next((drop / "alphas").iterdir()))
     assert matte.shape == (192, 256) and matte[8:12, 14:80].mean() > 0.5, "what was painted is in the matte"

@@ -12,18 +12,18 @@ import pytest
 from starlette.testclient import TestClient
 
 from mm_core import stages
-from mm_core.data.samplegen import generate, write_drop
-from mm_core.data.samplegen.gallery import jpeg
-from mm_core.data.snapshot import stable_share
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import ALL_CATEGORIES, sha256_file
+from mm_core.core.settings import Settings
 from mm_core.export.lineage import lineage
 from mm_core.export.signature import make_keys
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
-from mm_core.labeling.label_studio import brush_region, inbox, outbox
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.records import ALL_CATEGORIES, sha256_file
-from mm_core.settings import Settings
+from mm_core.ingest.snapshot import stable_share
+from mm_core.labeling.label_studio_format import brush_region, inbox, outbox
+from samplegen import generate, write_drop
+from samplegen.gallery import jpeg
 
 TINY = Params().with_values(
     **{

@@ -11,12 +11,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from mm_core import stages
-from mm_core.data.images import encode_alpha, load_rgb
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
+from mm_core.imaging.images import encode_alpha, load_rgb
 from mm_core.labeling.candidates import FEEDBACK
-from mm_core.layout import Layout
-from mm_core.params import Params
 
 OURS = {"x-mm": "1"}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mm_core.labeling.local import LocalServer, free_port
-from mm_core.settings import Settings
+from mm_core.core.settings import Settings
+from mm_core.labeling.label_studio_local import LocalServer, free_port
 
 sys.path.insert(0, str(Path(__file__).parent))
 

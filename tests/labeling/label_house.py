@@ -12,24 +12,24 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mm_core.catalog import Catalog
-from mm_core.data.images import load_alpha
-from mm_core.data.samplegen import generate
-from mm_core.data.snapshot import newest_labels
+from mm_core.core.layout import Layout
+from mm_core.core.params import LabelParams, ModelParams, RouteParams
+from mm_core.core.records import CATEGORIES, Report
+from mm_core.core.settings import Settings
+from mm_core.imaging.images import load_alpha
+from mm_core.ingest.snapshot import newest_labels
 from mm_core.labeling.annotator import Truth
-from mm_core.labeling.finished import Taken
-from mm_core.labeling.label_studio import brush_region, outbox
-from mm_core.labeling.local import LocalServer, read_account
+from mm_core.labeling.apply_annotations import Taken
+from mm_core.labeling.label_studio_client import Server
+from mm_core.labeling.label_studio_format import brush_region, outbox
+from mm_core.labeling.label_studio_local import LocalServer, read_account
 from mm_core.labeling.pull import pull_labels
 from mm_core.labeling.push import push_tasks
 from mm_core.labeling.rle import decode_rle
 from mm_core.labeling.route import route_hard
-from mm_core.labeling.server import Server
-from mm_core.layout import Layout
-from mm_core.params import LabelParams, ModelParams, RouteParams
-from mm_core.records import CATEGORIES, Report
-from mm_core.settings import Settings
-from mm_core.store import LocalStore, fetch_blob, put_blob
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import LocalStore, fetch_blob, put_blob
+from samplegen import generate
 
 
 def quiet(*_: object) -> None:

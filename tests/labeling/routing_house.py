@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 import numpy as np
 from PIL import Image
 
-from mm_core.catalog import Catalog
-from mm_core.labeling.label_studio import outbox
+from mm_core.core.layout import Layout
+from mm_core.core.records import Cell, Report, Verdict, write_json
+from mm_core.core.settings import Settings
+from mm_core.labeling.label_studio_format import outbox
 from mm_core.labeling.route import route_hard
-from mm_core.layout import Layout
-from mm_core.records import Cell, Report, Verdict, write_json
-from mm_core.settings import Settings
-from mm_core.store import LocalStore, put_blob
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import LocalStore, put_blob
 
 SIDE = 48
 
@@ -51,9 +51,9 @@ class House:
 
     def crown(self, path):
         """A champion with random weights."""
+        from mm_core.core.params import ModelParams
         from mm_core.model.files import save_model
         from mm_core.model.network import build_model
-        from mm_core.params import ModelParams
 
         net = build_model(ModelParams(pretrained="", encoder="test_efficientnet", size=64, width=4), seed=0)
         save_model(path, net, {"stage": "multimodal"})

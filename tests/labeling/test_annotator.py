@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mm_core.data.samplegen import generate
+from mm_core.core.records import CATEGORIES
 from mm_core.labeling.annotator import SOFT, paint
-from mm_core.records import CATEGORIES
+from samplegen import generate
 
 
 @pytest.mark.parametrize("category", CATEGORIES)

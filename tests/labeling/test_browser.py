@@ -13,9 +13,9 @@ import pytest
 from label_house import LabelHouse, server_of
 from playwright.sync_api import Browser
 
-from mm_core.labeling.label_studio import read_annotation
-from mm_core.labeling.local import LocalServer, read_account
-from mm_core.labeling.server import Server
+from mm_core.labeling.label_studio_client import Server
+from mm_core.labeling.label_studio_format import read_annotation
+from mm_core.labeling.label_studio_local import LocalServer, read_account
 
 FOREGROUND, UNKNOWN = ((0.35, 0.25), (0.38, 0.45)), ((0.58, 0.23), (0.605, 0.38))
 """Ends of the two strokes, as shares of the photo's width and height."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mm_core.core.params import LabelParams
 from mm_core.labeling.consensus import Answer, disagreement, settle
-from mm_core.params import LabelParams
 
 PARAMS = LabelParams(agree_mse=0.01, agree_iou=0.8)
 

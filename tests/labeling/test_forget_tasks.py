@@ -7,11 +7,11 @@ from pathlib import Path
 
 from label_house import LabelHouse, server_of
 
+from mm_core.core.layout import Layout
+from mm_core.core.settings import Settings
 from mm_core.labeling.annotator import SimulatedAnnotator
 from mm_core.labeling.forget import forget_on_server, forget_tasks
-from mm_core.labeling.label_studio import collected, inbox, outbox
-from mm_core.layout import Layout
-from mm_core.settings import Settings
+from mm_core.labeling.label_studio_format import collected, inbox, outbox
 
 
 def test_task_files_are_cleaned(tmp_path: Path) -> None:

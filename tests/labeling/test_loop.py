@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_core.catalog import Catalog
-from mm_core.data.images import load_alpha, load_rgb
-from mm_core.data.snapshot import newest_labels, stable_share
+from mm_core.core.layout import Layout
+from mm_core.core.params import LabelParams, RouteParams, SnapshotParams
+from mm_core.core.records import Report, sha256_file
+from mm_core.core.settings import Settings
+from mm_core.imaging.images import load_alpha, load_rgb
+from mm_core.ingest.snapshot import newest_labels, stable_share
+from mm_core.labeling.apply_annotations import Taken
 from mm_core.labeling.collect import collect_labels
-from mm_core.labeling.finished import Taken
-from mm_core.labeling.label_studio import brush_region, collected, inbox, outbox
+from mm_core.labeling.label_studio_format import brush_region, collected, inbox, outbox
 from mm_core.labeling.rle import decode_rle
 from mm_core.labeling.route import route_hard
-from mm_core.layout import Layout
-from mm_core.params import LabelParams, RouteParams, SnapshotParams
-from mm_core.records import Report, sha256_file
-from mm_core.settings import Settings
-from mm_core.store import LocalStore, fetch_blob, put_blob
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import LocalStore, fetch_blob, put_blob
 
 WIDTH, HEIGHT = 48, 64
 EVAL_GROUP = next(f"n{n}" for n in range(99) if stable_share(f"n{n}", "eval") < SnapshotParams().eval_share)
@@ -89,9 +89,9 @@ def house(tmp_path):
 
 @pytest.fixture
 def champion(house, tmp_path):
+    from mm_core.core.params import ModelParams
     from mm_core.model.files import save_model
     from mm_core.model.network import build_model
-    from mm_core.params import ModelParams
 
     net = build_model(ModelParams(pretrained="", encoder="u2netp", size=64, width=4), seed=0)
     save_model(tmp_path / "m.safetensors", net, {"stage": "multimodal"})

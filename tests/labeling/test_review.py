@@ -11,16 +11,16 @@ import pytest
 from routing_house import House
 
 from mm_core import stages
-from mm_core.data.data_docs import DataDocs
-from mm_core.data.images import load_alpha
-from mm_core.data.samplegen import write_drop
-from mm_core.data.snapshot import newest_labels
-from mm_core.labeling.label_studio import brush_region, inbox
+from mm_core.core.params import Params, RouteParams
+from mm_core.core.records import write_json
+from mm_core.imaging.images import load_alpha
+from mm_core.ingest.data_docs import DataDocs
+from mm_core.ingest.snapshot import newest_labels
+from mm_core.labeling.label_studio_format import brush_region, inbox
 from mm_core.labeling.review import doubted_labels
 from mm_core.labeling.rle import decode_rle
-from mm_core.params import Params, RouteParams
-from mm_core.records import write_json
-from mm_core.store import fetch_blob
+from mm_core.storage.store import fetch_blob
+from samplegen import write_drop
 
 PARAMS = Params()
 ROUTE = RouteParams(budget=0)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from routing_house import House, cell, verdict
 
-from mm_core.catalog import Catalog
-from mm_core.data.snapshot import stable_share
+from mm_core.core.params import RouteParams, SnapshotParams
+from mm_core.ingest.snapshot import stable_share
 from mm_core.labeling.candidates import candidates, first_pass, sent_today
 from mm_core.labeling.need import MOST, UNSETTLED, category_need
 from mm_core.labeling.route import explain
-from mm_core.params import RouteParams, SnapshotParams
+from mm_core.storage.catalog import Catalog
 
 MONDAY = datetime(2026, 11, 2, 10, tzinfo=UTC)
 EVAL_GROUP = next(f"n{n}" for n in range(99) if stable_share(f"n{n}", "eval") < SnapshotParams().eval_share)

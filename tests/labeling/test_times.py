@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from mm_core.labeling.apply_annotations import Asked, Work, _is_newer_category, _is_news
 from mm_core.labeling.consensus import Answer
-from mm_core.labeling.finished import Asked, Work, _is_newer_category, _is_news
 
 EARLY, LATE = "2026-11-01T10:00:00+00:00", "2026-11-02T10:00:00.250000+00:00"
 

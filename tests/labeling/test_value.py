@@ -3,9 +3,9 @@
 import pandas as pd
 from routing_house import House, cell, verdict
 
-from mm_core.data.snapshot import POOLS, SCHEMA
+from mm_core.core.records import Report, write_json
+from mm_core.ingest.snapshot import POOLS, SCHEMA
 from mm_core.labeling.value import value_of_labels
-from mm_core.records import Report, write_json
 
 
 def label(sample, alpha, origin, version=1):

@@ -15,11 +15,11 @@ import uvicorn
 from label_house import LabelHouse, server_of
 from starlette.testclient import TestClient
 
+from mm_core.core.layout import Layout
+from mm_core.core.settings import Settings
 from mm_core.labeling.annotator import SimulatedAnnotator
-from mm_core.labeling.local import free_port
+from mm_core.labeling.label_studio_local import free_port
 from mm_core.labeling.webhook import HEADER, application, hint, hinted_at, webhook_token
-from mm_core.layout import Layout
-from mm_core.settings import Settings
 
 
 @pytest.fixture

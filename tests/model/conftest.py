@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from mm_core.core.params import ModelParams
 from mm_core.model.network import MattingNet, build_model
-from mm_core.params import ModelParams
 
 TINY = ModelParams(pretrained="", encoder="test_efficientnet", size=64, width=8)
 

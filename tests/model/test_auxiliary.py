@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mm_core.core.params import SemiParams
 from mm_core.model import auxiliary
 from mm_core.model.auxiliary import PERTURBATIONS, AuxiliaryDecoders, bernoulli_kl
-from mm_core.params import SemiParams
 
 NAMES = list(PERTURBATIONS)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_core.errors import InputError, NothingToTrainOn
+from mm_core.core.errors import InputError, NothingToTrainOn
+from mm_core.core.params import ClipParams
 from mm_core.model.clip import cached_embeddings, load_clip, train_local_clip
-from mm_core.params import ClipParams
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "yellow": (230, 210, 40)}
 SHAPES = ("disc", "square", "bar")

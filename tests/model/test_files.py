@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.records import sha256_file
 from mm_core.model.files import load_model, read_meta, save_model
 from mm_core.model.network import build_model
-from mm_core.records import sha256_file
 
 
 def test_round_trip_is_exact_and_the_digest_is_the_files(net, tmp_path):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.params import ModelParams
+from mm_core.core.records import DECODERS
 from mm_core.model.network import MattingNet, build_model
 from mm_core.model.preprocess import prepare
-from mm_core.params import ModelParams
-from mm_core.records import DECODERS
 
 
 @pytest.mark.parametrize("encoder", ["test_efficientnet", "mobilenetv3_small_050", "test_convnext", "u2netp"])

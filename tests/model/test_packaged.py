@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.params import ModelParams
 from mm_core.model import packaged
 from mm_core.model.network import build_model, create_body
 from mm_core.model.packaged import load_packaged_classifier, load_packaged_weights, packaged_file
-from mm_core.params import ModelParams
 
 ENCODER = "tf_efficientnet_lite0"
 

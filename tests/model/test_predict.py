@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm_core.layout import Layout
+from mm_core.cli.predict import predict_files
+from mm_core.core.layout import Layout
+from mm_core.core.records import DECODERS
+from mm_core.core.settings import Settings
 from mm_core.model.files import save_model
 from mm_core.model.predict import TorchPredictor, decoders_for
 from mm_core.model.preprocess import finish, prepare, resize
-from mm_core.predict import predict_files
-from mm_core.records import DECODERS
-from mm_core.settings import Settings
 
 side = st.integers(1, 90)
 

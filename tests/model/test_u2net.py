@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.params import ModelParams
+from mm_core.core.records import DECODERS
 from mm_core.model.network import build_model
 from mm_core.model.u2net import RSU, U2Decoder, U2Encoder, resize_like
-from mm_core.params import ModelParams
-from mm_core.records import DECODERS
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("u2net", 44_009_869), ("u2netp", 1_131_181)])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mm_core.data.samplegen import render
-from mm_core.data.samplegen.render import develop
 from mm_core.model.preprocess import finish, resize
 from mm_core.model.upsample import guided_upsample
+from samplegen import render
+from samplegen.render import develop
 
 
 @pytest.mark.parametrize("category", ["portrait", "pets", "cards"])

@@ -8,11 +8,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from mm_core.data.samplegen import write_drop
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.records import ALL_CATEGORIES
-from mm_core.settings import Settings
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import ALL_CATEGORIES
+from mm_core.core.settings import Settings
+from samplegen import write_drop
 
 TINY: dict[str, Any] = {
     "structure.ocr": (),

@@ -17,9 +17,9 @@ import boto3
 import dagster as dg
 import yaml
 
+from mm_core.core.layout import Layout
+from mm_core.core.settings import Settings
 from mm_core.export.signature import make_keys
-from mm_core.layout import Layout
-from mm_core.settings import Settings
 from tests.servers import Receiver
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -8,14 +8,14 @@ import dagster as dg
 import pytest
 
 from mm_core import stages
-from mm_core.data.samplegen.gallery import PlantedEvent, write_gallery
+from mm_core.core.layout import TRAIN_STAGES
 from mm_core.export.registry import Registry
-from mm_core.layout import TRAIN_STAGES
 from pipelines.checks import no_leak
 from pipelines.definitions import defs
-from pipelines.elsewhere import made_elsewhere
+from pipelines.external_runs import made_elsewhere
 from pipelines.moments import moments
 from pipelines.resources import Workspace
+from samplegen.gallery import PlantedEvent, write_gallery
 from tests.pipelines.conftest import Plant
 
 FEW_GROUPS = 0.4

@@ -21,12 +21,12 @@ from dagster._scheduler.scheduler import launch_scheduled_runs
 from dagster._time import get_current_timestamp
 
 from mm_core import stages
-from mm_core.data.samplegen import write_drop
-from mm_core.errors import InputError
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.records import ALL_CATEGORIES
-from mm_core.settings import Settings, time_zone
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import ALL_CATEGORIES
+from mm_core.core.settings import Settings, time_zone
+from samplegen import write_drop
 from tests.pipelines.conftest import TINY
 from tests.pipelines.operated import wait
 from tests.servers import Receiver

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_core.data.expectations import RULES
-from mm_core.errors import InputError, StoreError
-from mm_core.layout import Layout
-from mm_core.records import Report
-from mm_core.settings import Settings
+from mm_core.core.errors import InputError, StoreError
+from mm_core.core.layout import Layout
+from mm_core.core.records import Report
+from mm_core.core.settings import Settings
+from mm_core.ingest.expectations import RULES
 from pipelines.arrivals import project
 from pipelines.checks import expectation_results
 from pipelines.metadata import MAX_NUMBERS, MAX_ROWS, PICTURE_SIDE, images_of, of_report, page, table

@@ -7,8 +7,8 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.freshness import FreshnessState, FreshnessStateChange
 
-from mm_core.errors import InputError
-from mm_core.settings import secret
+from mm_core.core.errors import InputError
+from mm_core.core.settings import secret
 from pipelines.definitions import defs
 from pipelines.notify import notifications, post
 from pipelines.resources import plain_failures

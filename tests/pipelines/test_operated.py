@@ -14,10 +14,10 @@ import dagster as dg
 import pytest
 from playwright.sync_api import Browser
 
-from mm_core.data.samplegen import write_drop
-from mm_core.params import Params
-from mm_core.records import ALL_CATEGORIES, Verdict
+from mm_core.core.params import Params
+from mm_core.core.records import ALL_CATEGORIES, Verdict
 from pipelines.definitions import defs
+from samplegen import write_drop
 from tests.pipelines.conftest import TINY
 from tests.pipelines.operated import PROJECT, Operated, wait
 

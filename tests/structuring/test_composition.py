@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from mm_core.structuring.aesthetic import WEIGHTS, aesthetic
 from mm_core.structuring.composition import composition, saliency
 from mm_core.structuring.embedding import DIM, embedding
-from mm_core.structuring.photo import quality
+from mm_core.structuring.photo_features import quality
 
 
 def spot(x: float, y: float, width: int = 240, height: int = 180) -> np.ndarray:

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import SIDE, disk, hair, painted, star
 
-from mm_core.data import samplegen
-from mm_core.records import ALL_CATEGORIES
+import samplegen
+from mm_core.core.records import ALL_CATEGORIES
 from mm_core.structuring.difficulty import HALF, WEIGHTS, Difficulty, boundary_length, measure, version_for
 
 

@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 from scipy.spatial.distance import cdist
 
-from mm_core.catalog import Catalog
-from mm_core.params import DriftParams
-from mm_core.records import Report
-from mm_core.structuring import embedding, photo
+from mm_core.core.params import DriftParams
+from mm_core.core.records import Report
+from mm_core.storage.catalog import Catalog
+from mm_core.structuring import embedding, photo_features
 from mm_core.structuring.drift import FEATURES, Side, compare, drift_of_new, energy
 
 SOURCE = (embedding.EXTRACTOR, embedding.VERSION)
+MEASURED = (photo_features.EXTRACTOR, photo_features.VERSION)
 
 
 def side(rng: np.random.Generator, count: int, shift: float = 0.0, mix: tuple[str, ...] = ("pets", "cards")) -> Side:
@@ -61,8 +62,7 @@ def arrive(catalog: Catalog, batch: str, hour: int, vectors: np.ndarray, brightn
     catalog.add("features", [
         {"sample_id": i, "extractor": name, "version": version, "vector": v, "numbers": numbers}
         for i, vector, light in zip(ids, vectors, brightness, strict=True)
-        for name, version, v, numbers in ((*SOURCE, vector, {}),
-                                          (photo.EXTRACTOR, photo.VERSION, None, {"brightness": light}))
+        for name, version, v, numbers in ((*SOURCE, vector, {}), (*MEASURED, None, {"brightness": light}))
     ])  # fmt: skip
     row = {"key": batch, "kind": "unlabeled", "batch": batch, "state": "ingested", "ingested_at": about["accepted_at"]}
     catalog.add("batches", [row])

@@ -11,16 +11,16 @@ import pytest
 from shapes import disk
 from test_structure import PARAMS, add_label, add_photo
 
-from mm_core.catalog import Catalog
-from mm_core.errors import InputError
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.records import Report
-from mm_core.settings import Settings
-from mm_core.store import LocalStore, blob_key
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import Report
+from mm_core.core.settings import Settings
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import LocalStore, blob_key
 from mm_core.structuring import on_ray
 from mm_core.structuring.extractors import Extractor
-from mm_core.structuring.measure import Task
+from mm_core.structuring.run_extractors import Task
 from mm_core.structuring.structure import structure_new
 
 

@@ -3,13 +3,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mm_core.catalog import Catalog
-from mm_core.data.images import encode_alpha
-from mm_core.data.snapshot import SCHEMA, read_pool, write_frames
-from mm_core.errors import InputError
-from mm_core.params import SplitParams
-from mm_core.records import Report
-from mm_core.store import LocalStore, put_blob
+from mm_core.core.errors import InputError
+from mm_core.core.params import SplitParams
+from mm_core.core.records import Report
+from mm_core.imaging.images import encode_alpha
+from mm_core.ingest.snapshot import SCHEMA, read_pool, write_frames
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import LocalStore, put_blob
 from mm_core.structuring.difficulty import EXTRACTOR, version_for
 from mm_core.structuring.judged import judged, measure
 from mm_core.structuring.split import hard_count, split_by_difficulty

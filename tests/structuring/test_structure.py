@@ -7,15 +7,15 @@ import pytest
 from PIL import Image
 from shapes import disk, hair, painted
 
-from mm_core.catalog import Catalog
-from mm_core.data.images import encode_alpha
-from mm_core.data.snapshot import newest_labels
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.records import Report
-from mm_core.settings import Settings
-from mm_core.store import LocalStore, blob_key, put_blob
-from mm_core.structuring import measure, structure
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import Report
+from mm_core.core.settings import Settings
+from mm_core.imaging.images import encode_alpha
+from mm_core.ingest.snapshot import newest_labels
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import LocalStore, blob_key, put_blob
+from mm_core.structuring import run_extractors, structure
 from mm_core.structuring.embedding import DIM
 from mm_core.structuring.extractors import DECODE_SIDE, decode
 from mm_core.structuring.structure import difficulty_of, structure_new
@@ -142,7 +142,7 @@ def test_a_photo_is_decoded_once_for_all_that_look_at_it(catalog, store, monkeyp
         decoded.append(path)
         return decode(path)
 
-    monkeypatch.setattr(measure, "decode", counting)
+    monkeypatch.setattr(run_extractors, "decode", counting)
     run(catalog, store)
     rows = catalog.read("features").set_index("extractor")
     assert set(rows.index) == {"photo", "classifier", "difficulty"} and len(decoded) == 1

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mm_core.errors import InputError
+from mm_core.core.errors import InputError
+from mm_core.core.params import ClipParams, StructureParams
 from mm_core.model.clip import LOCAL_NAME, _open_clip, clip_digest, load_clip
-from mm_core.params import ClipParams, StructureParams
 from mm_core.structuring import tags
-from mm_core.structuring.guess import SENTENCES, ClipGuesser
+from mm_core.structuring.category_guess import SENTENCES, ClipGuesser
 from mm_core.structuring.rows import Photo
 from mm_core.structuring.tags import ClipTags, class_names, class_vectors, read_head
 

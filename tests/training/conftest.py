@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from mm_core.data.images import encode_alpha
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.records import decoder_of, write_json
-from mm_core.settings import Settings
-from mm_core.store import LocalStore, put_blob
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import decoder_of, write_json
+from mm_core.core.settings import Settings
+from mm_core.imaging.images import encode_alpha
+from mm_core.storage.store import LocalStore, put_blob
 
 TINY = Params().with_values(
     **{

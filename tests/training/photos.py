@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import interpolate
 
-from mm_core.data.samplegen import generate
+from samplegen import generate
 
 
 def doubted(category: str, seed: int, level: float, contrast: float, clouds: int) -> tuple[torch.Tensor, ...]:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mm_core.params import LossParams
+from mm_core.core.params import LossParams
 from mm_core.training.losses import (
     bce,
     consistency,

@@ -12,15 +12,15 @@ import psutil
 import pytest
 import torch
 
-from mm_core.errors import NothingToTrainOn
-from mm_core.layout import Layout
+from mm_core.core.errors import NothingToTrainOn
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import Report
 from mm_core.model.files import load_model
 from mm_core.model.network import build_model
-from mm_core.params import Params
-from mm_core.records import Report
-from mm_core.store import LocalStore
+from mm_core.storage.store import LocalStore
 from mm_core.training.on_ray import train_stage_on_ray
-from mm_core.training.train import train_stage
+from mm_core.training.stage import train_stage
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

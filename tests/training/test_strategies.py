@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from mm_core.data.dataset import PixelCache, Pool
+from mm_core.core.params import CommonTrainParams, Params
+from mm_core.core.records import DECODERS
+from mm_core.imaging.pixel_cache import PixelCache, Pool
 from mm_core.model.network import MattingNet, build_model
-from mm_core.params import CommonTrainParams, Params
-from mm_core.records import DECODERS
-from mm_core.store import LocalStore
-from mm_core.training.loop import NEW_RATE, Sample, _groups, to_device
+from mm_core.storage.store import LocalStore
 from mm_core.training.multimodal import Multimodal, Towers, agreement, with_captions
 from mm_core.training.semi import Semi, predict_pseudo_labels, ramp
 from mm_core.training.supervised import Supervised, choice_loss
+from mm_core.training.trainer import NEW_RATE, Sample, _groups, to_device
 
 CPU = torch.device("cpu")
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from mm_core.errors import InputError
-from mm_core.layout import Layout
-from mm_core.params import Params
-from mm_core.records import Report, write_json
-from mm_core.store import LocalStore
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import Report, write_json
+from mm_core.storage.store import LocalStore
 from mm_core.training.scratch import part_of, scratch_layout
+from mm_core.training.stage import train_stage
 from mm_core.training.tracking import Tracker
-from mm_core.training.train import train_stage
 
 
 @pytest.fixture

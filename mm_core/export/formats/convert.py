@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from mm_core.core.layout import Layout
+from mm_core.core.params import ExportParams
+from mm_core.core.records import digest_of, read_keyed, sha256_file, write_bytes, write_json
 from mm_core.export.calibration import calibration_images, categories_of
+from mm_core.export.float_reference import served
 from mm_core.export.formats.run import HERE, SUFFIX, call, python_of
 from mm_core.export.sensitivity import ladder, ranked
-from mm_core.export.served import served
-from mm_core.layout import Layout
-from mm_core.params import ExportParams
-from mm_core.records import digest_of, read_keyed, sha256_file, write_bytes, write_json
-from mm_core.store import Store
+from mm_core.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mm_core.errors import InputError, MattingError
-from mm_core.settings import Settings
+from mm_core.core.errors import InputError, MattingError
+from mm_core.core.settings import Settings
 
 SUFFIX = {"onnx": ".int8.onnx", "executorch": ".int8.pte", "litert": ".int8.tflite"}
 """Format → what `<decoder>` is followed by."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from mm_core.errors import InputError, MattingError
+from mm_core.core.errors import InputError, MattingError
+from mm_core.core.headless import browser, require_playwright, served
+from mm_core.core.settings import Settings
 from mm_core.export.formats.measure import RUNS, SECONDS, WARM_UP
-from mm_core.headless import browser, require_playwright, served
-from mm_core.settings import Settings
 
 ISOLATED = {"cross-origin-opener-policy": "same-origin", "cross-origin-embedder-policy": "require-corp"}
 PATIENCE_MS = 300_000

@@ -84,7 +84,7 @@ export function layers(image, alpha) {
   const out = [new Uint8ClampedArray(width * height * 3), new Uint8ClampedArray(width * height * 3)];
   for (let n = 0; n < width * height; n++) for (let c = 0; c < 3; c++) {
     const k = 3 * n + c, front = alpha[n], back = 1 - front;
-    // Each layer takes its share of the photo's detail, as on the server (mm_core/aigc/foreground.py).
+    // Each layer takes its share of the photo's detail, as on the server (mm_core/effects/foreground.py).
     const rest = (data[4 * n + c] - front * wide[0][k] - back * wide[1][k]) / (front ** 2 + DETAIL * back ** 2);
     out[0][k] = wide[0][k] + front * rest;
     out[1][k] = wide[1][k] + DETAIL * back * rest;

@@ -1,5 +1,5 @@
 // Takes a subject out on the device: what is smooth goes on from the rim, detail comes from where the photo looks like
-// that. The server's `blend` (mm_core/aigc/eraser.py) is nearer to what was hidden; this one needs no server.
+// that. The server's `blend` (mm_core/effects/eraser.py) is nearer to what was hidden; this one needs no server.
 
 import { shrunk } from "/static/effects.js";
 import { resize } from "/static/matting.js";

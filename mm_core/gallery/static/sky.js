@@ -1,4 +1,4 @@
-// A new sky on the device: mm_core/aigc/sky.py's `replaced` and haze.py, step by step, with a picture of a sky.
+// A new sky on the device: mm_core/effects/sky.py's `replaced` and haze.py, step by step, with a picture of a sky.
 
 import { layers, shrunk } from "/static/effects.js";
 import { least, windows } from "/static/guided.js";

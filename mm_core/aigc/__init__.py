@@ -1,1 +1,0 @@
-"""What the mattes are for: functions on single photos, which of them suits a photo, and moments of a whole gallery."""

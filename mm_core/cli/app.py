@@ -1,0 +1,458 @@
+"""The `mm` command. Every verb calls a function of `mm_core.stages` or of a room and prints what it returns."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mm_core import __version__, stages
+from mm_core.cli.help import HELP, OrderedGroup, arrange
+from mm_core.cli.label import app as label_app
+from mm_core.cli.operate import app as operate_app
+from mm_core.cli.release import app as release_app
+from mm_core.cli.terminal import Inbox, Json, layout_and_params, progress_bars, say, table
+from mm_core.cli.words import drop_words, ingest_words, reject_words
+from mm_core.core.errors import InputError, MattingError
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.locks import cycle_holder
+from mm_core.core.params import Params
+from mm_core.core.records import KINDS, Report
+from mm_core.core.settings import Settings
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.retry import plain_fault
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, cls=OrderedGroup)
+quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
+catalog_app = typer.Typer(no_args_is_help=True, help="Care of the catalog's files.")
+app.add_typer(quarantine_app, name="quarantine")
+app.add_typer(catalog_app, name="catalog")
+app.add_typer(label_app, name="label")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mm {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+]
+
+
+@app.callback(help=HELP)
+def options(version: Version = False) -> None:
+    """Hold the options of `mm` itself; `HELP` is what `mm --help` shows."""
+
+
+Again = Annotated[bool, typer.Option("--again", help="Also where nothing is new since the last cycle.")]
+
+# ── data ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def demo(
+    cycles: Annotated[int, typer.Option(min=1, max=3, help="How many of the three cycles to run.")] = 3,
+    json_: Json = False,
+) -> None:
+    """Three cycles on generated samples: a first model, an improved one, a poisoned one that is refused."""
+    # Batches this small gain nothing from a second thread, and lose much where another program wants the core.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from mm_core.cli.demo import run_demo
+
+    with progress_bars() as progress:
+        say(run_demo(Settings.from_env("data/demo"), cycles=cycles, progress=progress), json_)
+
+
+@app.command()
+def drop(
+    folder: Annotated[Path, typer.Argument(help="Folder of photos.")],
+    kind: Annotated[str, typer.Option(help=" | ".join(KINDS))],
+    batch: Annotated[str, typer.Option(help="Name of the batch.")],
+    inbox: Inbox = None,
+    json_: Json = False,
+) -> None:
+    """Packages a folder of photos as a drop."""
+    from mm_core.ingest.drop import package_folder, summarize_drop
+
+    layout, _ = layout_and_params(inbox)
+    if "://" in layout.settings.inbox:
+        raise InputError(
+            f"mm drop writes to a folder, not to {layout.settings.inbox}: give --inbox FOLDER and upload it"
+        )
+    path = package_folder(folder, Path(layout.settings.inbox), kind, batch).path
+    summary = summarize_drop(folder, path)
+    say(summary, True) if json_ else typer.echo(drop_words(summary))
+
+
+@app.command()
+def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -> None:
+    """Takes all ready drops (or one) into the catalog and computes their features."""
+    layout, params = layout_and_params(inbox)
+    with progress_bars() as progress:
+        report = stages.ingest(params, layout, batch=batch, progress=progress)
+        structured = stages.structure(params, layout, progress=progress)
+    report.metrics |= structured.metrics
+    report.facts |= structured.facts
+    report.tables |= {"drift": structured.tables.get("drift", [])}
+    report.pictures |= structured.pictures
+    _pin_after_arrivals(params, layout, report)
+    _say_arrivals(report, layout, json_)
+
+
+def _say_arrivals(report: Report, layout: Layout, as_json: bool) -> None:
+    """Print what came of drops, with the photos that they brought into the catalog by category."""
+    if as_json:
+        return say(report, True)
+    names = {f"{row['kind']}/{row['batch']}" for row in report.tables.get("batches", [])}
+    counts: dict[str, int] = {}
+    for row in _counted(stages.catalog_of(layout), "samples", "kind", "batch", "category"):
+        if f"{row['kind']}/{row['batch']}" in names:
+            counts[row["category"]] = counts.get(row["category"], 0) + row["photos"]
+    typer.echo(ingest_words(report, [{"category": name, "photos": counts[name]} for name in sorted(counts)]))
+
+
+def _pin_after_arrivals(params: Params, layout: Layout, report: Report) -> None:
+    """Pins for the next cycle; the report says so where a cycle at work leaves that for its end."""
+    if "pins" in (facts := stages.pin_when_idle(params, layout)):
+        report.facts["pins"] = facts["pins"]
+
+
+@app.command()
+def status(json_: Json = False) -> None:
+    """Batches, samples per kind and category, quarantine, the last cycle and the champion."""
+    from mm_core.export.registry import Registry
+    from mm_core.ingest.snapshot import eval_state
+
+    layout, params = layout_and_params()
+    catalog = stages.catalog_of(layout)
+    batches = catalog.read("batches", columns=["kind", "batch", "state", "accepted", "quarantined", "duplicates"])
+    result = {
+        "workspace": str(layout.root),
+        "batches": batches.sort_values(["kind", "batch"]).to_dict("records"),
+        "samples": _counted(catalog, "samples", "category", "kind"),
+        "labelled": _labelled(catalog),
+        "rejects": _counted(catalog, "rejects", "verdict", "reason"),
+        "verdict": stages.recorded_verdict(layout).decision if layout.verdict.exists() else None,
+        "champion": (Registry(layout.settings).pin("champion") or {}).get("version"),
+        "cycle": cycle_holder(layout),
+        "eval": eval_state(params.snapshot, catalog),
+    }
+    if json_:
+        return say(result, True)
+    typer.echo(f"workspace {result['workspace']}\n")
+    for name in ("batches", "samples", "rejects"):
+        typer.echo(f"{name}\n{table(result[name])}\n" if result[name] else f"{name}: none\n")
+    if lines := result["eval"]["words"]:
+        typer.echo("evaluation photos\n" + "\n".join(f"  {line}" for line in lines) + "\n")
+    typer.echo(f"labelled photos: {result['labelled']}")
+    typer.echo(f"last verdict:    {result['verdict'] or 'no cycle yet'}")
+    typer.echo(f"champion:        {result['champion'] or 'none yet'}")
+    typer.echo(f"cycle at work:   {result['cycle'] or 'none'}")
+
+
+def _counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, Any]]:
+    """How many rows there are of each combination."""
+    if catalog.version(table) < 0:
+        return []
+    names = [f"coalesce({c}, '(none)') AS {c}" for c in columns]
+    order = ", ".join(str(n + 1) for n in range(len(columns)))
+    found = catalog.query(
+        f"SELECT {', '.join(names)}, count(*) AS photos FROM {table} GROUP BY {order} ORDER BY {order}"
+    )
+    return found.to_dict("records")
+
+
+def _labelled(catalog: Catalog) -> int:
+    if catalog.version("labels") < 0:
+        return 0
+    return int(
+        catalog.query("SELECT count(DISTINCT sample_id) AS photos FROM labels WHERE withdrawn_at IS NULL")[
+            "photos"
+        ].iloc[0]
+    )
+
+
+@quarantine_app.command("list")
+def quarantine_list(json_: Json = False) -> None:
+    """Every refused row with its reason."""
+    from mm_core.ingest.quarantine import list_rejects
+
+    rows = list_rejects(stages.catalog_of(layout_and_params()[0])).to_dict("records")
+    if json_:
+        return say({"rejects": rows}, True)
+    shown = [{n: r[n] for n in ("key", "batch", "image", "verdict", "reason", "detail")} for r in rows]
+    typer.echo(table(shown) if rows else "quarantine is empty")
+
+
+@quarantine_app.command("show")
+def quarantine_show(
+    key: Annotated[str, typer.Argument(help="Key (or its beginning) from the list.")], json_: Json = False
+) -> None:
+    """One refused row in full, and where its file lies; of a suspect matte also a view beside its photo."""
+    from mm_core.ingest.quarantine import show
+
+    layout, _ = layout_and_params()
+    row = show(stages.catalog_of(layout), stages.store_of(layout), key, layout.views)
+    say(row, True) if json_ else typer.echo(reject_words(row))
+
+
+@quarantine_app.command("accept")
+def quarantine_accept(
+    keys: Annotated[list[str], typer.Argument(help="Keys (or their beginnings) of suspect mattes, from the list.")],
+    why: Annotated[str, typer.Option(help="Why they are right: kept with the label.")],
+    by: Annotated[str, typer.Option(help="Who looked; default the user's name.")] = "",
+    json_: Json = False,
+) -> None:
+    """Takes suspect mattes as they are; they are not held again."""
+    from getpass import getuser
+
+    from mm_core.ingest.quarantine import accept
+
+    layout, params = layout_and_params()
+    report = accept(
+        params.ingest,
+        stages.catalog_of(layout),
+        stages.store_of(layout),
+        stages.inbox_of(layout),
+        keys,
+        layout.data_docs,
+        layout.spool,
+        reviewer=by or getuser(),
+        why=why,
+    )
+    stages.structure(params, layout)
+    _pin_after_arrivals(params, layout, report)
+    _say_arrivals(report, layout, json_)
+
+
+@quarantine_app.command("retry")
+def quarantine_retry(
+    batch: Annotated[str, typer.Argument(help="Batch whose files were repaired.")], json_: Json = False
+):
+    """Probes the refused rows of a batch again, after the producer repaired the files."""
+    from mm_core.ingest.quarantine import retry
+
+    layout, params = layout_and_params()
+    report = retry(
+        params.ingest,
+        stages.catalog_of(layout),
+        stages.store_of(layout),
+        stages.inbox_of(layout),
+        batch,
+        layout.data_docs,
+        layout.spool,
+    )
+    stages.structure(params, layout)
+    _pin_after_arrivals(params, layout, report)
+    _say_arrivals(report, layout, json_)
+
+
+@app.command()
+def forget(
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(help="Sample ids or their beginnings, photo files, drops (kind/batch)."),
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="All photos of this declared group.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and remove nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; scripts need it.")] = False,
+    json_: Json = False,
+) -> None:
+    """Removes photos from store and catalog for good, and lists every model trained on them."""
+    layout, params = layout_and_params()
+    plan = stages.plan_forgetting(layout, photos or [], group)
+    if dry_run:
+        return say(plan, json_)
+    if not yes:
+        goes = plan.tables["goes"]
+        typer.echo(
+            table(goes) if goes else "these photos have gone already; what a killed run left is removed", err=True
+        )
+        if not sys.stdin.isatty():
+            raise InputError(f"mm forget: {plan.metrics['forget/photos']:.0f} photos would go for good: add --yes")
+        typer.confirm(f"Remove {plan.metrics['forget/photos']:.0f} photos for good?", abort=True, err=True)
+    say(stages.forget(params, layout, plan.facts["ids"]), json_)
+
+
+@catalog_app.command("compact")
+def catalog_compact(json_: Json = False) -> None:
+    """Puts small files together and removes data files of versions that nobody reads any more."""
+    layout, params = layout_and_params()
+    say(stages.compact(params, layout), json_)
+
+
+# ── one cycle ────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def run(inbox: Inbox = None, again: Again = False, json_: Json = False) -> None:
+    """One whole cycle: ingest … gate, and export and promote if it passes. Where nothing is new, none."""
+    layout, params = layout_and_params(inbox)
+    with progress_bars() as progress:
+        reports = stages.run_cycle(params, layout, again=again, progress=progress)
+    verdict = stages.recorded_verdict(layout)
+    if json_:
+        return say({name: asdict(report) for name, report in reports.items()}, True)
+    for name, report in reports.items():
+        typer.echo(f"{name:18} {report.seconds:8.1f} s")
+    if nothing_new := reports["pin_inputs"].facts.get("nothing_new"):
+        return typer.echo(f"\nnothing new: {nothing_new}; `mm run --again` runs a cycle nevertheless")
+    typer.echo(f"\nverdict: {verdict.decision}")
+    for reason in verdict.reasons:
+        typer.echo(f"  {reason}")
+    typer.echo(f"report:  {layout.html_report}")
+
+
+def _stage_command(name: str, stage: Callable[..., Report], *, shows_progress: bool) -> None:
+    def command(json_: Json = False) -> None:
+        layout, params = layout_and_params()
+        if shows_progress:
+            with progress_bars() as progress:
+                report = stage(params, layout, progress=progress)
+        else:
+            report = stage(params, layout)
+        say(report, json_)
+
+    app.command(name, help=stage.__doc__)(command)
+
+
+@app.command("pin-inputs", help=stages.pin_inputs.__doc__)
+def pin_inputs(again: Again = False, json_: Json = False) -> None:
+    layout, params = layout_and_params()
+    say(stages.pin_inputs(params, layout, again=again), json_)
+
+
+_stage_command("snapshot", stages.snapshot, shows_progress=False)
+_stage_command("split", stages.split, shows_progress=True)
+for _stage in TRAIN_STAGES:
+    _stage_command(f"train-{_stage}", stages.TRAIN[_stage], shows_progress=True)
+_stage_command("report", stages.html_report, shows_progress=True)
+
+
+@app.command()
+def evaluate(
+    truth: Annotated[
+        Path | None, typer.Option(help="Manifest with image, alpha, category: judge a folder instead.")
+    ] = None,
+    pred: Annotated[Path | None, typer.Option(help="Folder of mattes, <stem>.png per photo.")] = None,
+    json_: Json = False,
+) -> None:
+    """Every stage, champion and anchor on the frozen eval set; or, with --truth and --pred, any folder of mattes."""
+    if (truth is None) != (pred is None):
+        raise InputError("mm evaluate: --truth and --pred go together")
+    if truth is not None and pred is not None:
+        from mm_core.eval.evaluate import evaluate_folder
+
+        return say(evaluate_folder(truth, pred), json_)
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        say(stages.evaluate(params, layout, progress=progress), json_)
+
+
+app.registered_commands += release_app.registered_commands + operate_app.registered_commands
+app.registered_groups += release_app.registered_groups
+
+
+# ── using what was learnt ────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the mattes; no photo is ever replaced.")],
+    model: Annotated[str, typer.Option(help="champion, a registry version, or a .safetensors file.")] = "champion",
+    category: Annotated[str, typer.Option(help="Chooses the decoder: portrait, multi_person, scenery, …")] = "",
+    cutout: Annotated[bool, typer.Option("--cutout", help="Also write the cut-out as RGBA PNG.")] = False,
+    json_: Json = False,
+) -> None:
+    """Writes `<stem>.png`, the matte at the photo's own size, for each photo; exits with 2 where one is unreadable."""
+    from mm_core.cli.predict import predict_files
+
+    layout, _ = layout_and_params()
+    with progress_bars() as progress:
+        report = predict_files(layout, images, out, model=model, category=category, cutout=cutout, progress=progress)
+    say(report, json_)
+    if unreadable := report.tables["unreadable"]:
+        first = unreadable[0]["reason"]
+        raise InputError(f"{len(unreadable)} of {len(unreadable) + len(report.tables['mattes'])} photos: {first}")
+
+
+@app.command()
+def moments(
+    gallery: Annotated[Path, typer.Argument(help="Folder of photos.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Default: <workspace>/moments.")] = None,
+    model: Annotated[
+        str, typer.Option(help="champion, a registry version, a bundle's folder, a .safetensors file, or none.")
+    ] = "champion",
+    json_: Json = False,
+) -> None:
+    """Groups a gallery into moments by time and place, with titles, best photos and finished pieces."""
+    _require_photos(gallery)
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        say(stages.moments(params, layout, gallery, out or layout.moments, model=model, progress=progress), json_)
+
+
+def _require_photos(folder: Path) -> None:
+    """Raise InputError where a folder of photos is missing: before a model is asked for, which is another remedy."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a folder with photos")
+
+
+@app.command()
+def gallery(
+    folder: Annotated[Path, typer.Argument(help="Folder of photos that `mm moments` was run on.")],
+    moments_: Annotated[Path | None, typer.Option("--moments", help="What it wrote; <workspace>/moments.")] = None,
+    model: Annotated[str, typer.Option(help="champion, a registry version, or a bundle's folder.")] = "champion",
+    host: Annotated[str, typer.Option(help="Any other address opens it to the network, with a token.")] = "127.0.0.1",
+    port: int = 8090,
+) -> None:
+    """The page of moments: lift, place, change and correct; the model runs in the browser. Until Ctrl-C."""
+    from mm_core.gallery.serve import serve
+
+    _require_photos(folder)
+    layout, params = layout_and_params()
+    serve(params, layout, folder, moments_ or layout.moments, model=model, host=host, port=port)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Dagster's port; MLflow and the pages take the next two.")] = 3000,
+    demo_: Annotated[
+        bool, typer.Option("--demo", help="Show the demo's workspace; so where data/ holds nothing else.")
+    ] = False,
+) -> None:
+    """Dagster's UI, MLflow's and the workspace's pages on 127.0.0.1, until Ctrl-C."""
+    from mm_core.services.ui import serve, shown
+
+    settings = shown(demo_)
+    typer.echo(f"workspace  {settings.workspace}")
+    serve(settings, port)
+
+
+arrange(app)
+
+
+def main() -> None:
+    """Entry point: MattingError becomes one line on stderr and exit 2 (bad input) or 1."""
+    # Threads that spin at OpenMP's barriers make training many times slower where other programs run too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app(standalone_mode=True)
+    except MattingError as error:
+        typer.echo(f"mm: {error}", err=True)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    # Not swallowed: what is no fault of a disk or a file goes on with its traceback.
+    except Exception as error:
+        said = plain_fault(error)
+        if said is None:
+            raise
+        typer.echo(f"mm: {said}", err=True)
+        sys.exit(1)

@@ -1,0 +1,93 @@
+"""How `mm --help` is arranged: the verbs in six panels, an example for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+HELP = """Turn photos that keep arriving into better matting models.
+
+Results go to stdout (as one JSON object with `--json`), progress to stderr. Bad input exits with 2 and one line.
+`mm VERB --help` explains a verb; `mm --install-completion` completes verbs and options in your shell.
+"""
+OTHER = "Other"
+"""The panel of a verb that `EXAMPLES` does not name; tests/cli/test_cli.py allows none."""
+
+EXAMPLES: dict[str, dict[str, str]] = {
+    "Data": {
+        "drop": "mm drop ~/photos --kind unlabeled --batch 2026-w48",
+        "ingest": "mm ingest --inbox s3://bucket/inbox",
+        "status": "mm status",
+        "quarantine": "mm quarantine show 3f2a",
+        "forget": "mm forget --group wedding-2026",
+    },
+    "Cycle": {
+        "run": "mm run",
+        "demo": "mm demo --cycles 1",
+        "pin-inputs": "mm pin-inputs",
+        "snapshot": "mm snapshot",
+        "split": "mm split",
+        "train-simple": "mm train-simple",
+        "train-hard": "mm train-hard",
+        "train-semi": "mm train-semi",
+        "train-multimodal": "mm train-multimodal",
+        "evaluate": "mm evaluate --truth manifest.csv --pred mattes",
+        "gate": "mm gate show",
+        "report": "mm report",
+    },
+    "Labels": {"label": "mm label push"},
+    "Release": {
+        "rollback": 'mm rollback --reason "halos around hair"',
+        "verify": "mm verify data/bundle/3f2a90c1d4e5",
+        "export": "mm export",
+        "promote": 'mm promote candidate --override "needed on Friday" --days 3',
+        "anchor": 'mm anchor 7 --reason "the first model on phones"',
+        "keys": "mm keys signing.pem",
+        "bench-bundle": "mm bench-bundle data/bundle/3f2a90c1d4e5 --runtime onnx",
+        "lineage": "mm lineage 7",
+        "reproduce": "mm reproduce champion",
+    },
+    "Use": {
+        "predict": "mm predict holiday.jpg -o out --cutout",
+        "moments": "mm moments ~/photos -o moments",
+        "gallery": "mm gallery ~/photos",
+        "ui": "mm ui",
+    },
+    "Care": {
+        "backup": "mm backup s3://bucket/backups --keep 8",
+        "restore": "MM_WORKSPACE=restored mm restore s3://bucket/backups",
+        "check": "mm check --repair",
+        "catalog": "mm catalog compact",
+        "params": "mm params",
+    },
+}
+"""Panel → verb → an example of it. A panel's title shows its first example."""
+
+
+class OrderedGroup(TyperGroup):
+    """A command group that lists its verbs in the order of `EXAMPLES`, those it does not name last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the verbs as `mm --help` lists them."""
+        order = [verb for verbs in EXAMPLES.values() for verb in verbs]
+        return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else len(order))
+
+
+def arrange(app: typer.Typer) -> None:
+    """Give each verb of `app` its panel, and its example as the last line of its own help.
+
+    Call it after all verbs are registered. Where a verb says itself which panel it is in, that stays.
+    """
+    for info in (*app.registered_commands, *app.registered_groups):
+        name = info.name or getattr(info.callback, "__name__", "").replace("_", "-")
+        panel = next((title for title, verbs in EXAMPLES.items() if name in verbs), None)
+        if not isinstance(info.rich_help_panel, str):
+            info.rich_help_panel = _title(panel) if panel else OTHER
+        if panel and not isinstance(info.epilog, str):
+            info.epilog = f"Example: {EXAMPLES[panel][name]}"
+
+
+def _title(panel: str) -> str:
+    return f"{panel}: {next(iter(EXAMPLES[panel].values()))}"

@@ -1,0 +1,144 @@
+"""`mm label`: tasks for people, out to Label Studio and back."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mm_core import stages
+from mm_core.cli.terminal import Json, layout_and_params, progress_bars, say
+from mm_core.core.errors import InputError
+
+PROJECT = Path(__file__).resolve().parents[2]
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Photos that people should label, out to Label Studio and back.
+
+    The server: LABEL_STUDIO_URL with LABEL_STUDIO_API_KEY (a legacy token or a personal access token), else the one
+    that `mm label serve` runs on this workspace. Without any, tasks wait in <workspace>/labels/outbox, and JSON exports
+    that are put into <workspace>/labels/inbox are read back.""",
+)
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 8080,
+    local_hooks: Annotated[
+        bool, typer.Option("--local-hooks", help="Lets it call `mm label webhook` on this machine.")
+    ] = False,
+) -> None:
+    """Runs a Label Studio of this workspace's own, until Ctrl-C; installs it first where it is missing."""
+    from mm_core.labeling.label_studio_local import LocalServer
+
+    layout, _ = layout_and_params()
+    python = layout.settings.labelstudio_python
+    if not python.with_name("label-studio").is_file():
+        if python != PROJECT / ".tools" / "labelstudio" / "bin" / "python" or not (PROJECT / "Makefile").is_file():
+            raise InputError(f"{python.with_name('label-studio')} is missing: run `make labelstudio` in the project")
+        typer.echo("installing Label Studio (make labelstudio) …", err=True)
+        if subprocess.run(["make", "-C", str(PROJECT), "labelstudio"], stdout=sys.stderr).returncode:
+            raise InputError("`make labelstudio` failed: see above")
+    server = LocalServer(python, layout.label_studio, port, local_hooks)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    typer.echo("starting Label Studio …", err=True)
+    try:
+        server.start()
+        account = server.folder / "account.json"
+        typer.echo(f"Label Studio  {server.url}\naccount       e-mail, password and token in {account}\nCtrl-C ends it")
+        sys.stdout.flush()
+        while not server.ended:
+            time.sleep(0.3)
+        raise InputError(f"Label Studio ended by itself: {server.folder / 'log.txt'} says why")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.stop()
+
+
+@app.command()
+def push(
+    choose: Annotated[bool, typer.Option(help="Choose new photos first; else only deliver what waits.")] = True,
+    json_: Json = False,
+) -> None:
+    """Chooses photos and delivers their tasks, with the champion's mattes to begin with; none twice."""
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        if choose:
+            stages.pin_inputs(params, layout)
+            report = stages.route(params, layout, progress=progress)
+            pushed = stages.push(params, layout, progress=progress)
+            report.metrics |= pushed.metrics
+            report.facts |= pushed.facts
+        else:
+            report = stages.push(params, layout, progress=progress)
+    say(report, json_)
+
+
+@app.command()
+def pull(json_: Json = False) -> None:
+    """Takes finished work back as new label versions: from the server, and from export files in labels/inbox."""
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        report = stages.collect(params, layout, progress=progress)
+        stages.structure(params, layout, progress=progress)
+    stages.pin_inputs(params, layout)
+    say(report, json_)
+
+
+@app.command()
+def value(json_: Json = False) -> None:
+    """What labels that came since the champion did to each category: counts by source, error before and after."""
+    layout, params = layout_and_params()
+    say(stages.label_value(params, layout), json_)
+
+
+@app.command()
+def compare(
+    seeds: Annotated[int, typer.Option(help="Trainings of each side; from 2 on the spread is told.")] = 1,
+    json_: Json = False,
+) -> None:
+    """Trains on routed and on as many random new photos, all else equal; `mm report` shows what choosing is worth."""
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        say(stages.label_compare(params, layout, seeds=seeds, progress=progress), json_)
+
+
+@app.command()
+def status(json_: Json = False) -> None:
+    """Which server, the project's address, open and finished tasks, the oldest open one, what waits here."""
+    layout, params = layout_and_params()
+    result = stages.labelling(params, layout)
+    if json_:
+        return say(result, True)
+    if result["server"] is None:
+        typer.echo("server: none (set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY, or run `mm label serve`)")
+    for name, value in result.items():
+        if value is not None:
+            typer.echo(f"{name.replace('_', ' ')}: {value}")
+
+
+@app.command()
+def webhook(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 8081,
+    address: Annotated[
+        str, typer.Option(help="How the server reaches this receiver, http(s)://…: registers it there.")
+    ] = "",
+) -> None:
+    """Receives Label Studio's calls, until Ctrl-C: a hint, so that Dagster pulls at once and not at its next look."""
+    from mm_core.labeling.label_studio_local import connect
+    from mm_core.labeling.webhook import HEADER, receive, webhook_token
+
+    layout, _ = layout_and_params()
+    token = webhook_token(layout)
+    if address:
+        server = connect(layout)
+        if server is None:
+            raise InputError("mm label webhook --address: no server to register at: set LABEL_STUDIO_URL")
+        server.hook(address, {HEADER: token})
+    receive(layout, port, token)

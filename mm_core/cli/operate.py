@@ -1,0 +1,83 @@
+"""The verbs of `mm` about keeping an installation: backup, restore, the parameter reference."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from mm_core.cli.terminal import Json, progress_bars, say
+from mm_core.core.layout import Layout
+from mm_core.core.records import Report, timed
+from mm_core.core.settings import Settings
+
+app = typer.Typer()
+
+
+@app.command()
+def backup(
+    to: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix, outside of the workspace.")],
+    photos: Annotated[bool, typer.Option(help="--no-photos where the store is copied by other means.")] = True,
+    keep: Annotated[int, typer.Option(min=0, help="Newest backups that stay; 0 keeps all.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Copies catalog, photos, registry, run history, reports and bundles; what an earlier backup holds is not copied.
+
+    PostgreSQL databases are in it where MM_BACKUP_DATABASES names their URLs.
+    """
+    from mm_core.services.backup import back_up
+
+    with progress_bars() as progress, timed(Report("backup")) as report:
+        back_up(Settings.from_env(), to, report, photos=photos, keep=keep, progress=progress)
+    say(report, json_)
+
+
+@app.command()
+def restore(
+    source: Annotated[str, typer.Argument(help="Where `mm backup` wrote to.")],
+    at: Annotated[str | None, typer.Option(help="Time of a backup; the newest, if not named.")] = None,
+    json_: Json = False,
+) -> None:
+    """Writes a backup into an empty workspace and an empty store, each file checked against its digest."""
+    from mm_core.services.backup import restore as bring_back
+
+    with progress_bars() as progress, timed(Report("restore")) as report:
+        bring_back(Settings.from_env(), source, report, at=at, progress=progress)
+    say(report, json_)
+
+
+@app.command()
+def check(
+    repair: Annotated[bool, typer.Option("--repair", help="Bring back what can be, clear what is made again.")] = False,
+    json_: Json = False,
+) -> None:
+    """Every blob, row, pin, registry entry, bundle, checkpoint, snapshot and database against one another.
+
+    Exits with 1 where a fault is left.
+    """
+    from mm_core.services.check import check as look
+    from mm_core.services.repair import repair as mend
+
+    layout = Layout(Settings.from_env())
+    with progress_bars() as progress, timed(Report("check")) as report:
+        faults = look(layout, report, progress=progress)
+        if repair and faults:
+            mend(layout, faults)
+            left = look(layout, report, progress=progress)
+            report.tables["repaired"] = [asdict(fault) for fault in faults if fault.repaired]
+            # Where nothing could be done, the words of the attempt are better.
+            tried = {(fault.kind, fault.where): fault for fault in faults if not fault.repaired}
+            faults = [tried.get((fault.kind, fault.where), fault) for fault in left]
+            report.tables["faults"] = [asdict(fault) for fault in faults]
+    say(report, json_)
+    if faults:
+        raise typer.Exit(1)
+
+
+@app.command()
+def params() -> None:
+    """Every parameter with default, allowed values and meaning, as Markdown (docs/parameters.md)."""
+    from mm_core.cli.reference import reference
+
+    typer.echo(reference(), nl=False)

@@ -1,0 +1,79 @@
+"""The parameter reference, docs/parameters.md, from the types and docstrings of `mm_core.core.params`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mm_core.core.params import PER_ARRIVAL, Params
+
+HEAD = """# Parameters
+
+All of `params.yaml`. Only values that change results live there; what is elsewhere on each machine is the environment
+([environment.md](environment.md)). Unknown names and values out of range are refused with the name.
+Written by `mm params`; do not edit.
+"""
+
+
+def reference() -> str:
+    """Markdown: a table per section of `Params`, with default, allowed values and meaning of each field."""
+    schema = Params.model_json_schema()
+    lines = [HEAD]
+    for section, rows in _sections(schema, schema["$defs"]):
+        acts = "\nActs when photos arrive.\n" if section.split(".")[0] in PER_ARRIVAL else ""
+        lines += [f"## {section or 'top'}\n{acts}", "| name | default | allowed | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"| `{name}` | {_code(default)} | {allowed} | {_cell(meaning)} |"
+            for name, default, allowed, meaning in rows
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _sections(node: dict[str, Any], defs: dict[str, Any], path: str = "") -> Iterator[tuple[str, list[tuple]]]:
+    """Dotted name and rows of this section, then of those within it, in the order of the code."""
+    rows, inner = [], []
+    for name, field in node["properties"].items():
+        target = _target(field)
+        full = f"{path}.{name}".lstrip(".")
+        if target and "properties" in defs[target]:
+            inner.append((full, defs[target]))
+        else:
+            rows.append((full, field.get("default"), _allowed(field), field.get("description", "")))
+    if rows:
+        yield path, rows
+    for full, child in inner:
+        yield from _sections(child, defs, full)
+
+
+def _target(field: dict[str, Any]) -> str | None:
+    return field["$ref"].rpartition("/")[2] if "$ref" in field else None
+
+
+def _allowed(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return ", ".join(_code(value) for value in field["enum"])
+    if field.get("type") in ("array", "object"):
+        what = field.get("items") or field.get("propertyNames") or {}
+        values = f" of {', '.join(_code(value) for value in what['enum'])}" if "enum" in what else ""
+        return ("list" if field["type"] == "array" else "table by name") + values
+    bounds = [f"{sign} {_number(field[key])}" for key, sign in _BOUNDS.items() if key in field]
+    if "multipleOf" in field:
+        bounds.append(f"a multiple of {field['multipleOf']:g}")
+    return ", ".join([_NAMES.get(field.get("type", ""), "any"), *bounds])
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
+
+
+_BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+_NAMES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false"}
+
+
+def _code(value: Any) -> str:
+    return "empty" if value in ("", None) or value == [] else f"`{value}`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

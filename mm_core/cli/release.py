@@ -1,0 +1,214 @@
+"""The verbs of `mm` about deciding and releasing: gate, export, promote, rollback, lineage, reproduce."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mm_core import stages
+from mm_core.cli.terminal import Json, layout_and_params, progress_bars, say, table
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.records import write_json
+from mm_core.core.settings import Settings
+
+app = typer.Typer()
+Unsigned = Annotated[bool, typer.Option("--unsigned", help="Take a bundle that the key of MM_VERIFY_KEY did not sign.")]
+gate_app = typer.Typer(help="Decides PROMOTE, REJECT or INCONCLUSIVE and records it; show, simulate, noise.")
+app.add_typer(gate_app, name="gate")
+
+
+@gate_app.callback(invoke_without_command=True)
+def gate(context: typer.Context, json_: Json = False) -> None:
+    """Decides PROMOTE, REJECT or INCONCLUSIVE and records it; a refusal exits with 0."""
+    if context.invoked_subcommand is None:
+        layout, params = layout_and_params()
+        say(stages.gate(params, layout), json_)
+
+
+@gate_app.command("show")
+def gate_show(json_: Json = False) -> None:
+    """The recorded verdict, cell by cell."""
+    layout, _ = layout_and_params()
+    verdict = stages.recorded_verdict(layout)
+    if json_:
+        return say(verdict.model_dump(), True)
+    typer.echo(
+        f"{verdict.decision} ({verdict.basis}): {verdict.candidate[:12]} against {(verdict.champion or 'none')[:12]}"
+    )
+    for reason in verdict.reasons:
+        typer.echo(f"  {reason}")
+    typer.echo("\n" + table([cell.model_dump() for cell in verdict.cells]))
+
+
+@gate_app.command("simulate")
+def gate_simulate(
+    runs: Annotated[int, typer.Option(min=1, help="Simulated retrainings per line.")] = 300,
+    photos: Annotated[list[int], typer.Option(min=2, help="Eval photos per category; may be repeated.")] = [60, 150],  # noqa: B006
+    burst: Annotated[int, typer.Option(min=1, help="Photos per scene, without an evaluation.")] = 1,
+    retraining: Annotated[
+        float, typer.Option(min=0.0, help="Spread of a retrained model's log error, without an evaluation.")
+    ] = 0.25,
+    json_: Json = False,
+) -> None:
+    """How often this gate (params.yaml) promotes no-ops, regressions and true gains, and the photos that it needs.
+
+    The noise of photos and models is that of the last evaluation, where there is one.
+    """
+    from mm_core.eval.simulate import World, characteristics, photos_needed
+    from mm_core.eval.variances import last_pairs
+
+    layout, params = layout_and_params()
+    pairs, source = last_pairs(layout)
+    world = World(pairs=pairs) if pairs else World(burst=burst, retraining=retraining)
+    with progress_bars() as progress:
+        rows = characteristics(params.gate, world, runs, photos=tuple(photos), progress=progress)
+    needed = photos_needed(params.gate, pairs) if pairs else []
+    if json_:
+        return say({"runs": runs, "noise": source, "rows": rows, "photos_needed": needed}, True)
+    typer.echo(f"noise: {source}\nshare of {runs} retrainings promoted\n\n{table(rows)}")
+    if needed:
+        typer.echo(f"\neval photos with which all six pass in 80 % of cases\n\n{table(needed)}")
+
+
+@gate_app.command("noise")
+def gate_noise(
+    seeds: Annotated[int, typer.Option(help="Trainings, at least 3.")] = 3,
+    json_: Json = False,
+) -> None:
+    """Trains this cycle's snapshot with other seeds; a verdict warns of gains within the spread of their scores."""
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        say(stages.seed_noise(params, layout, seeds=seeds, progress=progress), json_)
+
+
+@app.command()
+def export(
+    if_promoted: Annotated[bool, typer.Option("--if-promoted", help="A refusal is recorded, not an error.")] = False,
+    json_: Json = False,
+) -> None:
+    """Assembles the mobile bundle of a candidate whose recorded verdict is PROMOTE."""
+    layout, params = layout_and_params()
+    verdict = stages.recorded_verdict(layout)
+    if if_promoted and verdict.decision != "PROMOTE":
+        refusal = {"exported": False, "verdict": verdict.decision, "reasons": verdict.reasons}
+        write_json(layout.cycle_bundle / "export.json", refusal)
+        return say(refusal, json_)
+    say(stages.export(params, layout), json_)
+
+
+@app.command()
+def promote(
+    version: Annotated[
+        str, typer.Argument(help="With --override: a registry version, or the workspace's.")
+    ] = "candidate",
+    override: Annotated[
+        str | None, typer.Option("--override", metavar="REASON", help="Against the gate; needs MM_SIGNING_KEY.")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, max=90, help="For how long an override stands.")] = 7,
+    json_: Json = False,
+) -> None:
+    """Moves the MLflow alias `champion` to the exported candidate; refuses without a recorded PROMOTE."""
+    layout, params = layout_and_params()
+    if override is not None:
+        return say(stages.override(params, layout, version, reason=override, days=days), json_)
+    if version != "candidate":
+        raise InputError(
+            f"mm promote {version}: an earlier version returns by `mm rollback {version}`, or give --override"
+        )
+    say(stages.promote(params, layout), json_)
+
+
+@app.command()
+def rollback(
+    version: Annotated[str | None, typer.Argument(help="An earlier champion; the one before, if not named.")] = None,
+    reason: Annotated[str, typer.Option(help="For the history.")] = "",
+    json_: Json = False,
+) -> None:
+    """Makes an earlier champion champion again."""
+    layout, params = layout_and_params()
+    say(stages.rollback(params, layout, version, reason=reason), json_)
+
+
+@app.command()
+def anchor(
+    version: Annotated[str, typer.Argument(help="A champion, present or former.")],
+    reason: Annotated[str, typer.Option(help="For the history.")] = "",
+    json_: Json = False,
+) -> None:
+    """Moves the alias `anchor`: what later candidates must not fall behind, however small their steps."""
+    layout, params = layout_and_params()
+    say(stages.anchor(params, layout, version, reason=reason), json_)
+
+
+@app.command()
+def keys(path: Annotated[Path, typer.Argument(help="File of the new private key.")], json_: Json = False) -> None:
+    """Makes a key to sign bundles and overrides with: PATH (private, mode 0600) and PATH.pub."""
+    from mm_core.export.signature import make_keys
+
+    say({"key": make_keys(path), "private": str(path), "public": f"{path}.pub"}, json_)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    unsigned: Unsigned = False,
+    json_: Json = False,
+) -> None:
+    """Checks a bundle: signature (where MM_VERIFY_KEY is set), digests, and golden pairs in a fresh process."""
+    from mm_core.export.bundle import verify as run_selfcheck
+    from mm_core.export.bundle_manifest import checked_manifest, read_manifest
+    from mm_core.export.trust import check_signer, require_bundle
+
+    require_bundle(bundle, Layout(Settings.from_env()).bundles)
+    read_manifest(bundle)
+    signer, warning = check_signer(bundle / "manifest.json", unsigned=unsigned)
+    checked_manifest(bundle)
+    checked = run_selfcheck(bundle)
+    _warn(warning)
+    say({"signed_by": signer, **({"warning": warning} if warning else {}), **checked}, json_)
+
+
+@app.command("bench-bundle")
+def bench_bundle(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    runtime: Annotated[
+        list[str] | None, typer.Option(help="onnx|executorch|litert|onnxruntime-web; default: all.")
+    ] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Default: 1, 2, 4, … up to the cores.")] = None,
+    unsigned: Unsigned = False,
+    json_: Json = False,
+) -> None:
+    """Checks a bundle, measures it in each runtime, and picks the fastest runtime and thread count of this device."""
+    from mm_core.export.bench import bench_bundle as bench
+
+    layout, params = layout_and_params()
+    limits = params.export.limits
+    report = bench(layout, bundle, limits, runtimes=runtime or (), threads=threads or (), unsigned=unsigned)
+    _warn(report.facts.get("warning", ""))
+    say(report, json_)
+
+
+def _warn(text: str) -> None:
+    if text:
+        typer.secho(f"mm: WARNING: {text}", err=True, fg=typer.colors.RED, bold=True)
+
+
+@app.command()
+def lineage(version: Annotated[str, typer.Argument(help="Registry version.")]) -> None:
+    """The samples, labels, params, code and seeds behind a model."""
+    from mm_core.export.lineage import lineage as trace
+
+    say(trace(Settings.from_env(), version), True)
+
+
+@app.command()
+def reproduce(
+    version: Annotated[str, typer.Argument(help="Registry version or alias.")] = "champion", json_: Json = False
+) -> None:
+    """Rebuilds a model from its recorded snapshot, params and seeds, and compares the weights."""
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        say(stages.reproduce(params, layout, version, progress=progress), json_)

@@ -1,0 +1,112 @@
+"""What the verbs of `mm` share: options, progress bars, results in words or as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import Report
+from mm_core.core.settings import Settings
+
+MOST_ROWS = 60
+"""Rows of a table that are printed for a person; the rest is counted."""
+DIGEST = re.compile(r"[0-9a-f]{64}")
+SHORT_DIGEST = 12
+"""Hexadecimal digits of a digest that a person sees; `--json` has all of them."""
+Json = Annotated[bool, typer.Option("--json", help="One machine-readable object on stdout.")]
+Inbox = Annotated[str | None, typer.Option(help="Folder or s3://bucket/prefix; default MM_INBOX or <workspace>/inbox.")]
+
+
+def layout_and_params(inbox: str | None = None) -> tuple[Layout, Params]:
+    settings = Settings.from_env(inbox=inbox)
+    return Layout(settings), Params.load(settings.params_file)
+
+
+class Bars:
+    """One tqdm bar on stderr per kind of work; silent where stderr is not a terminal or CI's log."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or self._bar.desc != what:
+            self.close()
+            self._bar = tqdm(desc=what, total=total, file=sys.stderr, leave=True, dynamic_ncols=True, mininterval=0.5)
+        self._bar.n = done
+        self._bar.total = total
+        self._bar.refresh() if done >= total else self._bar.update(0)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+@contextmanager
+def progress_bars():
+    bars = Bars()
+    try:
+        yield bars
+    finally:
+        bars.close()
+
+
+def say(result: Report | dict[str, Any], as_json: bool) -> None:
+    """Print a result for a person or, as one JSON object, for a program."""
+    data = asdict(result) if isinstance(result, Report) else result
+    if as_json:
+        typer.echo(json.dumps(data, default=str))
+    elif isinstance(result, Report):
+        typer.echo(f"{result.stage}: {result.seconds:.1f} s")
+        for name, value in result.facts.items():
+            typer.echo(_named(name, value, "  "))
+        for name, number in sorted(result.metrics.items()):
+            typer.echo(f"  {name}: {number:.5g}")
+        for name, rows in result.tables.items():
+            if rows:
+                typer.echo(f"\n{name}\n{table(rows[:MOST_ROWS])}")
+            if len(rows) > MOST_ROWS:
+                typer.echo(f"… and {len(rows) - MOST_ROWS} more rows: `--json` prints all")
+    else:
+        for name, value in data.items():
+            typer.echo(_named(name, value, ""))
+
+
+def _named(name: str, value: Any, indent: str) -> str:
+    """A value under its name: what is nested stands below it, a list of rows as a table."""
+    inner = indent + "  "
+    if isinstance(value, dict):
+        return "\n".join([f"{indent}{name}:", *(_named(key, item, inner) for key, item in value.items())])
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        return "\n".join([f"{indent}{name}:", *(inner + line for line in table(value).splitlines())])
+    if isinstance(value, (list, tuple)):
+        return f"{indent}{name}: {', '.join(_cell(item) for item in value) or 'none'}"
+    return f"{indent}{name}: {'none' if value is None else _cell(value)}"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as an aligned plain-text table; no cell is cut, digests are shown by their first digits."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(columns)]
+    lines = ["  ".join(name.ljust(w) for name, w in zip(columns, widths, strict=True))]
+    lines += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in cells]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = "" if value is None else json.dumps(value, default=str) if isinstance(value, (dict, list)) else str(value)
+    return text[:SHORT_DIGEST] if DIGEST.fullmatch(text) else text

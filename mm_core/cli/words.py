@@ -1,0 +1,139 @@
+"""Results of `mm` in words for a person: short tables with counts, reasons and the next step.
+
+A program asks for `--json` and gets everything. A person gets what can be acted on: which rows were refused and why,
+not the rules that passed and not the digests that name things for machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mm_core.cli.terminal import table
+from mm_core.core.records import ALL_CATEGORIES, Report
+
+COUNTS = ("accepted", "updated", "quarantined", "duplicates", "conflicts")
+"""Columns of the batch ledger that a person wants to see; a column that this catalog lacks is left out."""
+NO_CATEGORY = "(none)"
+
+
+def drop_words(summary: Mapping[str, Any]) -> str:
+    """Return what `mm drop` packaged.
+
+    Args:
+        summary: `mm_core.ingest.drop.summarize_drop`'s result.
+
+    Returns:
+        Counts per category, what was left out with its reason, and a remedy where photos have no category.
+    """
+    rows = [{"category": name, **counts} for name, counts in summary["categories"].items()]
+    lines = [f"drop    {summary['drop']}", f"photos  {summary['photos']}", "", table(rows)]
+    if left_out := summary["left_out"]:
+        lines += ["", f"left out: {len(left_out)} files"]
+        for reason in dict.fromkeys(entry["reason"] for entry in left_out):
+            names = [entry["file"] for entry in left_out if entry["reason"] == reason]
+            lines.append(f"  {len(names)} {reason}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}")
+    if bare := summary["categories"].get(NO_CATEGORY):
+        folders = ", ".join(summary["other_folders"])
+        lines += [
+            "",
+            f"{bare['photos']} photos have no category. The sub-folder names it: {', '.join(ALL_CATEGORIES)}."
+            + (f" Sub-folders that are no category: {folders}." if folders else ""),
+        ]
+    return "\n".join([*lines, "", "next: `mm ingest` takes the drop into the catalog, or `mm run` runs a whole cycle"])
+
+
+def ingest_words(report: Report, categories: Sequence[Mapping[str, Any]]) -> str:
+    """Return what came of the drops: counts per batch, accepted photos per category, refusals by reason.
+
+    Args:
+        report: the report of ingest, or of a quarantine verb that takes rows again.
+        categories: rows of `category` and `photos`: what the batches brought into the catalog.
+
+    Returns:
+        Several lines of text without digests.
+    """
+    batches = report.tables.get("batches", [])
+    if not batches:
+        return f"nothing new in the inbox ({report.seconds:.1f} s)"
+    lines = [f"{len(batches)} {'batch' if len(batches) == 1 else 'batches'} in {report.seconds:.1f} s", ""]
+    counts = [name for name in COUNTS if name in batches[0]]
+    rows = [
+        {"batch": f"{row['kind']}/{row['batch']}", "photos": row["rows"], **{name: row[name] for name in counts}}
+        | {"state": row["state"]}
+        for row in batches
+    ]
+    lines.append(table(rows))
+    lines += [f"held: {row['kind']}/{row['batch']}: {row['reason']}" for row in batches if row["state"] == "held"]
+    if categories:
+        lines += ["", "accepted by category", table(categories)]
+    lines += _refusals(report.tables.get("rejects", []))
+    broken = [
+        line for line in report.tables.get("expectations", []) if line["scope"] == "batch" and not line["success"]
+    ]
+    lines += [f"check failed: {line['batch']}: {line['reason']}" for line in broken]
+    if drifted := report.tables.get("drift"):
+        lines += ["", "differs from what came before", table(drifted)]
+    if waiting := report.facts.get("waiting"):
+        lines.append(f"waiting until their drop comes again: {', '.join(waiting)}")
+    lines += [f"not computed: {name}: {why}" for name, why in report.facts.get("left_out", {}).items()]
+    return "\n".join([*lines, "", f"details: {report.facts['data_docs']}"])
+
+
+@dataclass
+class _Reason:
+    photos: int
+    verdict: str
+    example: str
+
+
+def _refusals(rejects: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a table with a row per reason; none where every row was accepted."""
+    reasons: dict[str, _Reason] = {}
+    for row in rejects:
+        detail = f": {row['detail']}" if row["detail"] else ""
+        entry = reasons.setdefault(row["reason"], _Reason(0, row["verdict"], f"{row['image']}{detail}"))
+        entry.photos += 1
+    if not reasons:
+        return []
+    rows = [
+        {"photos": e.photos, "verdict": e.verdict, "reason": reason, "for example": e.example}
+        for reason, e in sorted(reasons.items(), key=lambda item: -item[1].photos)
+    ]
+    refused = any(entry.verdict == "quarantine" for entry in reasons.values())
+    return ["", "not accepted", table(rows), *(["`mm quarantine list` names each row"] if refused else [])]
+
+
+def reject_words(row: Mapping[str, Any]) -> str:
+    """Return one refused row, as `mm quarantine show` prints it.
+
+    Args:
+        row: `mm_core.ingest.quarantine.show`'s result.
+
+    Returns:
+        Lines of a name and its value, and the remedy that fits the verdict.
+    """
+    named = {
+        "photo": row["image"],
+        "batch": f"{row['kind']}/{row['batch']}, row {row['row']} of the manifest",
+        "verdict": row["verdict"],
+        "reason": row["reason"],
+        "detail": row["detail"],
+        "kept copy": row["file"],
+        "its matte": row["matte"],
+        "look at": row["view"],
+        "key": row["key"][:12],
+    }
+    lines = [f"{name:10}{value}" for name, value in named.items() if value]
+    if row["view"]:
+        lines.append("          (photo, matte, and the matte's edge on the photo)")
+    key = row["key"][:12]
+    if row["verdict"] == "duplicate":
+        remedy = "nothing is to be done: the photo is in the catalog already"
+    elif row["view"]:
+        remedy = f"if the matte is right: mm quarantine accept {key} --why TEXT; else repair it, then as below"
+        remedy += f"\n          mm quarantine retry {row['batch']}"
+    else:
+        remedy = f"repair the file in the inbox, then: mm quarantine retry {row['batch']}"
+    return "\n".join([*lines, f"{'next':10}{remedy}"])

@@ -1,0 +1,79 @@
+"""Reading `params.yaml`: plain YAML of a bounded size, and mistakes told in one line with the nearest right name."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mm_core.core.errors import ParamsError
+
+MOST_BYTES = 1 << 20
+"""Of a params file."""
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a params file says.
+
+    Raises:
+        ParamsError: the file is missing, too large, no YAML, or uses aliases: of a few bytes they make values that
+            fill the memory.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise ParamsError(f"{path}: more than {MOST_BYTES} bytes: is it the params file?")
+        text = data.decode()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ParamsError(f"{path}: has aliases (*name): write the values out")
+        return yaml.safe_load(text)
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: no such file; run in the project's folder or set MM_PARAMS") from None
+    except OSError as error:
+        raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return the first mistake in one line: its dotted name, what is wrong, and of an unknown name the nearest ones.
+
+    Args:
+        error: what pydantic said of the file's values.
+        model: the class that describes the whole file.
+    """
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    told = f"{field[:200] or 'the file'}: {first['msg']} (got {reprlib.repr(first.get('input'))})"
+    if first["type"] == "extra_forbidden" and (names := similar_names(field, model)):
+        return f"{told}; did you mean {' or '.join(names)}?"
+    return told
+
+
+def similar_names(field: str, model: type[BaseModel], most: int = 4) -> list[str]:
+    """Return the dotted names of `model` that an unknown one may mean, the nearest first.
+
+    The same last word in another section comes first, as `train.simple.lr` for `train.lr`; then names within the
+    same section that are written alike; then one that is written alike as a whole.
+    """
+    names = list(dotted_names(model))
+    section, _, last = field[:200].rpartition(".")
+    elsewhere = [name for name in names if name.rpartition(".")[2] == last]
+    elsewhere.sort(key=lambda name: not name.startswith(f"{section}."))
+    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}
+    near = [siblings[word] for word in difflib.get_close_matches(last, siblings, most, 0.75)]
+    return (elsewhere or near or difflib.get_close_matches(field[:200], names, 1, 0.75))[:most]
+
+
+def dotted_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield every name that a params file may hold, sections included, as `train.simple.lr`."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from dotted_names(field.annotation, f"{prefix}{name}.")

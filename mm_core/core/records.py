@@ -1,0 +1,173 @@
+"""The words that all rooms share: categories, kinds, reports, verdicts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mm_core.core.energy import joules, watts
+from mm_core.core.errors import InputError
+
+CATEGORIES = ("portrait", "multi_person", "pets", "accessories", "cards", "delicacy")
+"""The six that the gate judges (Matting Moments, Table 1)."""
+ALL_CATEGORIES = (*CATEGORIES, "scenery")
+DECODERS = ("saliency", "portrait", "scenery")
+DECODER_OF: Mapping[str, str] = dict.fromkeys(ALL_CATEGORIES, "saliency") | {
+    "portrait": "portrait",
+    "multi_person": "portrait",
+    "scenery": "scenery",
+}
+KINDS = ("pixel_labeled", "unlabeled", "text_image")
+METRICS = ("mse", "maxf", "biou", "conn", "sad", "grad")
+HIGHER_IS_BETTER = frozenset({"maxf", "biou"})
+
+
+def decoder_of(category: str | None) -> str:
+    """The decoder that serves a category; saliency where none is known."""
+    return DECODER_OF.get(category or "", "saliency")
+
+
+@dataclass
+class Report:
+    """What a stage did, in one object: JSON file, MLflow metrics and Dagster metadata are views of it."""
+
+    stage: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Flat numbers, named as MLflow shows them (`multimodal/portrait/mse`)."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Identifiers, digests, counts, short texts; JSON values."""
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    pictures: dict[str, str] = field(default_factory=dict)
+    """Title → path of a picture."""
+    seconds: float = 0.0
+    cost: dict[str, float] = field(default_factory=dict)
+    """`cpu_seconds` of this process and its ended children; `watts` of the whole machine's processors, where known."""
+
+    def write(self, path: Path) -> Report:
+        """Writes the JSON view."""
+        write_json(path, asdict(self))
+        return self
+
+    @staticmethod
+    def read(path: Path) -> Report:
+        """Read what `write` wrote; raises InputError where the file is damaged."""
+        try:
+            return Report(**json.loads(path.read_bytes()))
+        except (ValueError, TypeError):
+            raise InputError(f"{path} is damaged: delete it and run its stage again") from None
+
+
+@contextmanager
+def timed(report: Report, path: Path | None = None) -> Iterator[Report]:
+    """Fills `report.seconds` with the body's wall-clock time, and its cost; writes it; a failed body writes none."""
+    start, cpu, drawn = time.perf_counter(), sum(os.times()[:4]), joules()
+    yield report
+    seconds = time.perf_counter() - start
+    report.seconds = round(seconds, 3)
+    report.cost["cpu_seconds"] = round(sum(os.times()[:4]) - cpu, 2)
+    if (power := watts(drawn, seconds)) is not None:
+        report.cost["watts"] = round(power, 1)
+    if path is not None:
+        report.write(path)
+
+
+Decision = Literal["PROMOTE", "REJECT", "INCONCLUSIVE"]
+
+
+class Cell(BaseModel):
+    """One category × metric of a verdict."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    category: str
+    """`all`: the mean over the six."""
+    metric: str
+    against: str
+    """`champion`, `anchor` (the best so far), `floor`, `blind`, or `float` (the int8 file against the float model)."""
+    role: Literal["gain", "macro", "superior", "non_inferior", "guard", "floor"]
+    """`gain`: the mean must be better; `macro`: so must the mean over the categories, with confidence; `guard`: a large
+    loss of the plain mean is excluded, whatever a few photos do."""
+    reference: float | None
+    candidate: float
+    gain: float
+    """Mean paired difference, positive = candidate better."""
+    bound: float
+    """One-sided lower confidence bound of the gain."""
+    upper: float | None = None
+    """One-sided upper confidence bound of the gain; None in verdicts of earlier versions."""
+    margin: float
+    """The bound must lie above this; for `gain` the gain itself."""
+    images: int
+    groups: int
+    result: Literal["pass", "fail", "unclear"]
+    """`fail`: a loss is shown, beyond the margin where there is one; `unclear`: neither is shown."""
+
+
+class Verdict(BaseModel):
+    """The gate's recorded decision about one model (design.md, "Verdict")."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    decision: Decision
+    basis: Literal["paired", "bootstrap"]
+    """`bootstrap`: there was no champion; absolute floors decided."""
+    reasons: list[str]
+    candidate: str
+    """Digest of the candidate's weights."""
+    champion: str | None
+    anchor: str | None
+    snapshot: str
+    eval_digest: str
+    left_out: dict[str, str] = {}
+    """Eval photos that did not judge: sample id → the judged model that has learnt from them or their scene."""
+    cells: list[Cell]
+    created_at: str
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Digest of any JSON value, independent of key order."""
+    return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces `path` in one step, so that a killed process leaves the old file or the new one."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
+
+
+def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
+    """The JSON object at `path` if it was written under this `key`; None where it is absent, broken or another's."""
+    try:
+        record = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("key") == key else None
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Atomic write: temporary file beside `path`, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)

@@ -1,9 +1,0 @@
-"""Procedural photo-like samples with exact soft alpha mattes, for demos, tests and benchmarks.
-
-No downloads, no licences; same seed, same bytes.
-"""
-
-from mm_core.data.samplegen.batch import contact_sheet, write_drop
-from mm_core.data.samplegen.render import GeneratedSample, generate, render
-
-__all__ = ["GeneratedSample", "contact_sheet", "generate", "render", "write_drop"]

@@ -1,0 +1,1 @@
+"""Functions on one photo and its matte: cut-out, sky, eraser, style, document."""

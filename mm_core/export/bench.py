@@ -1,0 +1,132 @@
+"""`mm bench-bundle`: which runtime and how many threads are fastest on this device, for files that may be trusted.
+
+The paper's heterogeneous engine chooses its inference back end by what the device measures. A file takes part only
+after its bundle's signature and digests held, and after it gave the golden mattes in a fresh process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_core.core.errors import InputError, MattingError
+from mm_core.core.layout import Layout
+from mm_core.core.params import LimitParams
+from mm_core.core.records import Report, timed
+from mm_core.export.bundle_manifest import checked_manifest, read_manifest
+from mm_core.export.formats.run import SUFFIX, run_file
+from mm_core.export.formats.run_web import run_web
+from mm_core.export.limits import too_large
+from mm_core.export.trust import check_signer, require_bundle
+
+WEB = "onnxruntime-web"
+RUNTIMES = (*SUFFIX, WEB)
+"""onnxruntime, ExecuTorch and LiteRT in processes of their own; the ONNX file again in a browser, as phones run it."""
+
+
+def bench_bundle(
+    layout: Layout,
+    bundle: Path,
+    limits: LimitParams,
+    *,
+    runtimes: Sequence[str] = (),
+    threads: Sequence[int] = (),
+    unsigned: bool = False,
+) -> Report:
+    """Measures every file of a bundle in its runtime, each in a process of its own, and picks.
+
+    `runtimes`: of RUNTIMES; empty: all. `threads`: empty: 1, 2, … doubled up to the device's cores. `unsigned` takes a
+    bundle that the configured key did not sign; where no key is configured, fact `warning` says that nobody vouches
+    for the bundle. Raises InputError where signature or a digest does not hold; a runtime that is not
+    available here, or whose mattes are not the golden ones, is left out with its reason.
+
+    `report.facts["picked"]`: decoder → runtime, threads, milliseconds; `report.tables["runs"]`: a row per decoder,
+    runtime and thread count, with `beyond` = what of the gate's hard limits (`export.limits`) it exceeds here: what
+    is beyond is picked only where nothing else runs.
+    """
+    unknown = sorted(set(runtimes) - set(RUNTIMES))
+    if unknown:
+        raise InputError(f"--runtime {unknown[0]}: unknown; one of {', '.join(RUNTIMES)}")
+    counts = tuple(threads) or tuple(2**n for n in range((os.cpu_count() or 1).bit_length()))
+    with timed(Report("bench-bundle"), layout.root / "reports" / "bench-bundle.json") as report:
+        require_bundle(bundle, layout.bundles)
+        read_manifest(bundle)
+        signer, warning = check_signer(bundle / "manifest.json", unsigned=unsigned)
+        report.facts |= {"bundle": str(bundle), "signed_by": signer} | ({"warning": warning} if warning else {})
+        manifest = checked_manifest(bundle)
+        rows: list[dict[str, Any]] = []
+        left_out: dict[str, str] = {}
+        with np.load(bundle / manifest["golden"]["file"]) as golden:
+            for decoder, entry in manifest["decoders"].items():
+                made = {name: f["file"] for name, f in entry.get("formats", {}).items()}
+                files = {"onnx": entry["file"], WEB: entry["file"]} | made
+                image = _prepared(golden[f"{decoder}_image"], manifest["input"])
+                for runtime in runtimes or RUNTIMES:
+                    if runtime not in files:
+                        left_out[runtime] = "the bundle has no files for it"
+                        continue
+                    wanted = golden[f"{decoder}_{runtime}_alpha" if runtime in made else f"{decoder}_alpha"]
+                    try:
+                        alphas, cost = _run(runtime, layout, bundle / files[runtime], image[None], counts)
+                    except MattingError as error:
+                        left_out[runtime] = f"not available because: {error}"
+                        continue
+                    off, tolerance = _off(alphas[0], wanted), manifest["golden"]["tolerance"]
+                    if not all(off[name] <= tolerance[name] for name in tolerance):
+                        left_out[f"{runtime}/{decoder}"] = f"its mattes are not the golden ones: {json.dumps(off)}"
+                        continue
+                    size = manifest["files"][files[runtime]]["bytes"]
+                    about = {
+                        "peak_mb": round(cost["peak_mb"], 1),
+                        "bytes": size,
+                        "golden_mse": off["mse"],
+                        "beyond": too_large(limits, files[runtime], size, cost["peak_mb"]),
+                    }
+                    rows += [
+                        {"decoder": decoder, "runtime": runtime, "threads": int(n), "ms": round(ms, 2)} | about
+                        for n, ms in cost["latency_ms"].items()
+                    ]
+        if not rows:
+            raise InputError(f"{bundle}: no runtime here runs it: {json.dumps(left_out)}")
+        report.tables["runs"] = rows
+        report.facts |= {"picked": _picked(rows), "left_out": left_out, "cores": os.cpu_count()}
+        report.facts["limits"] = {"max_bytes": limits.max_bytes, "max_peak_mb": limits.max_peak_mb}
+        report.metrics |= {f"bench/{decoder}/ms": row["ms"] for decoder, row in report.facts["picked"].items()}
+        report.metrics["bench/beyond_limits"] = sum(bool(row["beyond"]) for row in rows)
+    return report
+
+
+def _run(
+    runtime: str, layout: Layout, file: Path, images: np.ndarray, threads: Sequence[int]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    if runtime == WEB:
+        return run_web(layout.settings, file, images, threads)
+    return run_file(runtime, layout.settings, file, images, threads)
+
+
+def _picked(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Per decoder the fastest run within the limits; within 3 % of it, the one with fewest threads."""
+    picked = {}
+    for decoder in dict.fromkeys(row["decoder"] for row in rows):
+        mine = [row for row in rows if row["decoder"] == decoder]
+        mine = [row for row in mine if not row["beyond"]] or mine
+        fastest = min(row["ms"] for row in mine)
+        near = [row for row in mine if row["ms"] <= 1.03 * fastest]
+        best = min(near, key=lambda row: (row["threads"], row["ms"]))
+        picked[decoder] = {name: best[name] for name in ("runtime", "threads", "ms", "beyond")}
+    return picked
+
+
+def _off(alpha: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    return {"mse": float(np.mean((alpha - wanted) ** 2)), "max": float(np.abs(alpha - wanted).max())}
+
+
+def _prepared(image: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
+    """A golden photo uint8 (S, S, 3) as the manifest says that the network wants it: float32 (3, S, S)."""
+    scaled = (image.astype(np.float32) / 255 - np.array(spec["mean"], np.float32)) / np.array(spec["std"], np.float32)
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1))

@@ -1,0 +1,1 @@
+"""Reading, comparing, caching and augmenting pictures."""

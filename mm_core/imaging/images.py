@@ -1,0 +1,345 @@
+"""Reading photos and mattes: whatever the format and mode, one array comes out.
+
+Content decides what a file is, never its name. Decoders that could run programs or fetch other
+files (EPS, PDF, WMF, …) stay closed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from mm_core.core.errors import InputError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF", "JPEG2000")
+MAX_SCANS = 64
+"""Scans of one JPEG: encoders write about ten, and each costs a pass over the whole picture."""
+COLOUR_SIDE = 512
+"""Long side, in pixels, at which a matte is looked through for colours."""
+MEAN_TINT, MOST_TINT = 2.0, 24.0
+"""Levels of 255 between the channels, on average and in 99 of 100 pixels, that a grey picture may have."""
+INVERSE = {6: 8, 8: 6}
+"""The orientations whose turn another one undoes; the others undo themselves."""
+_ORIENTATION = 0x0112
+_JPEG_SEGMENT = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])(..)", re.DOTALL)
+_START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    ImageCms.PyCMSError,
+    AssertionError,  # Pillow's, of a palette picture without palette
+)
+"""What Pillow and its plugins are known to raise on damaged files."""
+
+
+class UnreadableImage(InputError):
+    """A file gives no picture; the text names the file and the remedy."""
+
+
+class NotAnImage(UnreadableImage):
+    """The content is of no known picture format."""
+
+
+class CorruptImage(UnreadableImage):
+    """The file begins as a picture but cannot be decoded to its end."""
+
+
+class ColourPicture(UnreadableImage):
+    """The file is a picture in colour where a matte was asked for."""
+
+
+class TooManyPixels(UnreadableImage):
+    """The header claims more pixels than may be decoded."""
+
+    def __init__(self, text: str, pixels: int):
+        super().__init__(text)
+        self.pixels = pixels
+        """What the header claims."""
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (str(self), self.pixels)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture claims before it is decoded."""
+
+    format: str
+    mode: str
+    raw_width: int
+    """Pixels as stored, before orientation."""
+    raw_height: int
+    orientation: int
+    """1 to 8, as EXIF counts: what turns the stored pixels upright, be it
+    this module or the format's decoder."""
+
+    @property
+    def pixels(self) -> int:
+        return self.raw_width * self.raw_height
+
+    @property
+    def width(self) -> int:
+        """Pixels after orientation."""
+        return self.raw_width if self.orientation < 5 else self.raw_height
+
+    @property
+    def height(self) -> int:
+        return self.raw_height if self.orientation < 5 else self.raw_width
+
+
+def read_header(path: Path) -> Header:
+    """Format and size without decoding; raises NotAnImage, CorruptImage or TooManyPixels."""
+    with _opened(path) as image:
+        orientation = _declared_orientation(image)
+        width, height = image.size
+        if _shows_upright_size(image) and orientation > 4:
+            width, height = height, width
+        return Header(image.format or "", image.mode, width, height, orientation)
+
+
+def load_rgb(path: Path, max_side: int | None = None) -> np.ndarray:
+    """A photo as uint8 (H, W, 3) in sRGB, upright.
+
+    With `max_side` the longer side is at most that many pixels (never enlarged); a JPEG is then
+    decoded at reduced size, which is several times faster. Colour profiles are converted,
+    transparency is laid over white, 16-bit and float values are scaled to 8 bits, of an animation
+    the first frame counts. Raises UnreadableImage.
+    """
+    with _opened(path) as image:
+        _refuse_scan_bomb(path, image)
+        full = image.size
+        scale = min(1.0, (max_side or max(full)) / max(full))
+        if scale < 1:
+            image.draft(None, _scaled(full, scale))  # pyright: ignore[reportArgumentType]
+        drafted = image.size
+        image.load()
+        # Pillow turns a TIFF upright while it loads, and takes the tag away: what is left to do is asked afterwards.
+        orientation = _orientation(image)
+        size = _scaled(full if image.size == drafted else (full[1], full[0]), scale)
+        if scale < 1:
+            image = _shrunk(image, size)
+        rgb = _to_srgb(image)
+        pixels = np.array(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS))
+    return orient(pixels, orientation)
+
+
+def load_alpha(path: Path, *, by_own_tag: bool = True) -> np.ndarray:
+    """A matte as float32 (H, W) in [0, 1].
+
+    Grey of 1, 8, 16 bits or float; of RGBA and LA the alpha channel, which is an empty or full matte where it is
+    constant; palettes and RGB where they are grey. `by_own_tag`: turned as the file's own orientation says. Raises
+    UnreadableImage, ColourPicture where there are colours and no alpha channel.
+    """
+    with _opened(path) as image:
+        _refuse_scan_bomb(path, image)
+        declared = _declared_orientation(image)
+        image.load()
+        orientation = _orientation(image)
+        if _is_wide(image):
+            alpha = _unit(np.asarray(image))
+        else:
+            if image.has_transparency_data:
+                grey = image.convert("RGBA").getchannel("A")
+            else:
+                colours = image if image.mode in ("1", "L") else _as_rgb(image)
+                _refuse_colours(path, colours)
+                grey = colours.convert("L")
+            alpha = np.array(grey, np.float32)
+            alpha /= 255  # in place, here and below: a huge matte stands in memory as seldom as possible
+    if not by_own_tag:
+        return alpha if orientation == declared else orient(alpha, INVERSE.get(declared, declared))
+    return orient(alpha, orientation)
+
+
+def _refuse_colours(path: Path, image: Image.Image) -> None:
+    """Raises ColourPicture for a picture that is no shade of grey; compression may tint one by a few levels."""
+    if image.mode != "RGB":
+        return
+    reduced = image.resize(_scaled(image.size, min(1.0, COLOUR_SIDE / max(image.size))), Image.Resampling.NEAREST)
+    pixels = np.asarray(reduced).astype(np.int16)
+    spread = pixels.max(axis=2) - pixels.min(axis=2)
+    if spread.mean() > MEAN_TINT or np.quantile(spread, 0.99) > MOST_TINT:
+        raise ColourPicture(f"{path}: a picture in colour is no matte: save the matte in grey or as an alpha channel")
+
+
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns and mirrors (H, W, …) as EXIF orientation 1 to 8 asks, so that the picture stands upright."""
+    turned = {
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: np.rot90(a, 1),
+    }.get(orientation)
+    return pixels if turned is None else np.ascontiguousarray(turned(pixels))
+
+
+def encode_alpha(alpha: np.ndarray, *, sixteen_bit: bool = False) -> bytes:
+    """A matte (H, W) in [0, 1] as grey PNG of 8 or 16 bits: how labels lie in the store."""
+    scale, kind = (65535, np.uint16) if sixteen_bit else (255, np.uint8)
+    stream = BytesIO()
+    scaled = np.clip(alpha, 0, 1)
+    scaled *= scale
+    Image.fromarray(np.rint(scaled, out=scaled).astype(kind)).save(stream, "PNG", compress_level=6)
+    return stream.getvalue()
+
+
+@cache
+def _open_plugins() -> None:
+    from pillow_heif import register_heif_opener
+
+    Image.init()
+    register_heif_opener()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture, its decoder's errors turned into ours. What was loaded stays usable afterwards."""
+    _open_plugins()
+    try:
+        # From a stream: of a plain TIFF that Pillow maps by its name, it takes the turned size for that of the rows.
+        with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
+            yield image
+    except Image.DecompressionBombError as error:
+        claimed = re.search(r"\d+", str(error))
+        pixels = int(claimed.group()) if claimed else 1 << 62
+        raise TooManyPixels(f"{path}: claims {pixels} pixels: send a smaller picture", pixels) from None
+    except FileNotFoundError:
+        raise UnreadableImage(f"{path}: no such file") from None
+    except Image.UnidentifiedImageError:
+        raise NotAnImage(f"{path}: not a picture (read are {', '.join(FORMATS)})") from None
+    except _DECODER_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CorruptImage(f"{path}: {reason}: send the picture again") from None
+
+
+def _refuse_scan_bomb(path: Path, image: Image.Image) -> None:
+    """Raises CorruptImage for a JPEG that is drawn over and over: a megabyte of empty scans takes minutes to decode."""
+    if image.format not in ("JPEG", "MPO"):
+        return
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        place, scans = 2, 0
+        while scans <= MAX_SCANS and (segment := _JPEG_SEGMENT.search(data, place)):
+            kind, length = segment.groups()
+            if kind == _END_OF_IMAGE:
+                break
+            if kind == _START_OF_SCAN:
+                scans += 1
+                whole = data[segment.end() : segment.end() + 1] >= bytes([len(image.getbands())])
+                if whole and not image.info.get("progressive"):
+                    break  # decoders stop after a scan of all components
+            place = segment.start() + 2 + int.from_bytes(length)
+    if scans > MAX_SCANS:
+        raise CorruptImage(f"{path}: more than {MAX_SCANS} scans: send the picture again")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation; 1 where the tag is absent or nonsense. A broken EXIF block does not spoil a good picture."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _DECODER_ERRORS:
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _declared_orientation(image: Image.Image) -> int:
+    """What the file says before it is loaded, also where its decoder turns the picture: HEIF's keeps the tag aside."""
+    kept_aside: int = image.info.get("original_orientation") or 1
+    return kept_aside if kept_aside in range(2, 9) else _orientation(image)
+
+
+def _shows_upright_size(image: Image.Image) -> bool:
+    """Whether `image.size`, before loading, is that of the upright picture already."""
+    if image.format == "TIFF":
+        return getattr(image, "tag_v2", {}).get(_ORIENTATION) in range(5, 9)
+    return image.info.get("original_orientation") in range(2, 9)
+
+
+def _shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Twice `size` or more, by the mean of whole blocks: of a huge picture only what was decoded stands in memory."""
+    factors = max(1, image.width // size[0] // 2), max(1, image.height // size[1] // 2)
+    if factors == (1, 1):
+        return image
+    if image.mode in ("1", "P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    elif image.mode.startswith("I;16"):
+        image = image.convert("I")
+    return image.reduce(factors)
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Mode RGB in sRGB, transparency over white."""
+    if _is_wide(image):
+        return Image.fromarray(np.rint(_unit(np.asarray(image)) * 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        colours = _by_profile(layer.convert("RGB"), image.info.get("icc_profile"))
+        white = Image.new("RGB", image.size, "white")
+        white.paste(colours, mask=layer.getchannel("A"))
+        return white
+    return _by_profile(image, image.info.get("icc_profile"))
+
+
+def _by_profile(image: Image.Image, icc: bytes | None) -> Image.Image:
+    """Converts by the embedded colour profile; a broken or unfitting profile is left aside, as viewers do."""
+    if icc and image.mode in ("RGB", "CMYK", "L", "LAB"):
+        try:
+            profile = ImageCms.ImageCmsProfile(BytesIO(icc))
+            if not (image.mode == "RGB" and "srgb" in ImageCms.getProfileDescription(profile).lower()):
+                done = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                assert done is not None
+                return done
+        except (ImageCms.PyCMSError, OSError):
+            pass
+    return _as_rgb(image)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Mode RGB; Pillow itself leaves Lab to the colour management."""
+    if image.mode != "LAB":
+        return image.convert("RGB")
+    done = ImageCms.profileToProfile(
+        image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert done is not None
+    return done
+
+
+def _is_wide(image: Image.Image) -> bool:
+    return image.mode in ("F", "I") or image.mode.startswith("I;16")
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Wide values to float32 in [0, 1]: integers by 65535, floats by 255 where one exceeds 1."""
+    wide = values.astype(np.float32)
+    is_byte_range = values.dtype.kind == "f" and np.nanmax(wide, initial=0) > 1
+    scale = 255.0 if is_byte_range else 1.0 if values.dtype.kind == "f" else 65535.0
+    wide /= np.float32(scale)
+    return np.clip(np.nan_to_num(wide, copy=False), 0, 1, out=wide)

@@ -1,0 +1,151 @@
+"""Data Docs: Great Expectations' pages about drops, readable without a network.
+
+The pages of the library take their looks and scripts from half a dozen servers; where those are not reached they stand
+bare, and parts that a script would unfold stay hidden. Here a page carries its few rules of style itself and loads
+nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import time
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+CLOCK_STEP = 2.0
+"""Seconds by which a file system's times may lie behind the clock."""
+SCRIPTS = re.compile(r"<script\b.*?</script\s*>", re.DOTALL | re.IGNORECASE)
+HANDLERS = re.compile(r"""(<[a-z][^<>]*?)\s+on[a-z]+\s*=\s*("[^"]*"|'[^']*')""", re.IGNORECASE)
+"""The library's own buttons; what producers wrote is escaped before it comes into a page."""
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; base-uri 'none'\">"
+)
+"""For who opens a page as a file; `mm_core.services.pages` sends it as a header too."""
+REMOTE = re.compile(
+    r"<script\b[^>]*\bsrc=\"https?://[^>]*>\s*</script>|<link\b[^>]*\bhref=\"https?://[^>]*>|<img\b[^>]*\bsrc=\"https?://[^>]*>",
+    re.DOTALL,
+)
+"""What a page would fetch from elsewhere."""
+ROWS = re.compile(r"^\s*data: (\[.*\]),?\s*$", re.MULTILINE)
+STYLE = """<style>
+body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; padding: 0 1rem; color: #222; }
+h1, h2, h3, h4, h5, h6 { line-height: 1.2; margin: 1.2em 0 .4em; }
+a { color: #1a5fb4; }
+table { border-collapse: collapse; margin: .5rem 0; width: 100%; }
+th, td { border-bottom: 1px solid #ddd; padding: .35rem .6rem; text-align: left; vertical-align: top; }
+tr:hover td { background: #f6f6f4; }
+ul { padding-left: 1.2rem; }
+.breadcrumb { display: flex; gap: .8rem; list-style: none; padding: 0; }
+pre, code { background: #f4f4f2; padding: .1rem .3rem; overflow-x: auto; }
+.row { display: flex; flex-wrap: wrap; gap: 1rem; }
+.row > * { flex: 3 1 30rem; min-width: 0; }
+.row > .navbar-collapse, .row > .col-lg-2 { flex: 1 1 12rem; }
+.badge { background: #eee; border-radius: .3rem; padding: .1rem .4rem; }
+.badge-success, .alert-success, .text-success { color: #1b7f3b; }
+.badge-danger, .alert-danger, .text-danger { color: #b3261e; }
+.fa-check-circle::before { content: "\\2713"; }
+.fa-times::before { content: "\\2717"; }
+.fa-exclamation-circle::before, .fa-exclamation-triangle::before { content: "!"; }
+button, .btn, .filter-control, footer, .cloud-footer, .modal, .cooltip .top { display: none; }
+@media print { body { max-width: none; } }
+</style>
+"""
+
+
+class DataDocs:
+    """Great Expectations' pages about drops: what was judged in this process, beside what was judged before."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.pages: list[Any] = []
+        """Identifiers of what was judged and has no page yet."""
+
+    @cached_property
+    def context(self):
+        """Made when the first drop is judged: Great Expectations takes seconds to load."""
+        return _context(self.folder)
+
+    def build(self) -> None:
+        """Writes the new pages and the index of all."""
+        if self.pages:
+            began = time.time() - CLOCK_STEP
+            self.context.build_data_docs(resource_identifiers=self.pages)
+            self.pages = []
+            index = self.folder / "index.html"
+            for page in self.folder.rglob("*.html"):
+                if page == index:  # its rows stand in a script
+                    page.write_text(index_page(page.read_text()))
+                elif page.stat().st_mtime >= began:
+                    page.write_text(self_contained(page.read_text()))
+
+
+def index_page(page: str) -> str:
+    """The library's index, whose tables a script of elsewhere would draw, as plain tables."""
+    # Its rows stand in the page as literals that Python and JavaScript read alike.
+    tables = [ast.literal_eval(found) for found in ROWS.findall(page)]
+    results = [row for table in tables for row in table if "run_time" in row]
+    suites = [row for table in tables for row in table if "run_time" not in row]
+    lines = [
+        f"<tr><td>{escape(row['_validation_success_text'])}</td><td>{escape(row['run_time'])}</td>"
+        f"<td>{escape(row['run_name'])}</td><td>{_link(row, row['_expectation_suite_name_sort'])}</td></tr>"
+        for row in sorted(results, key=lambda row: -row["_run_time_sort"])
+    ]
+    rules = [f"<li>{_link(row, row['expectation_suite_name'])}</li>" for row in suites]
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{POLICY}<title>Data Docs</title>{STYLE}</head>'
+        "<body><h1>What was judged of each drop</h1>"
+        "<table><tr><th>Result</th><th>When</th><th>Batch</th><th>Rules</th></tr>"
+        f"{''.join(lines)}</table><h2>Rules</h2><ul>{''.join(rules)}</ul></body></html>\n"
+    )
+
+
+def _link(row: dict[str, Any], words: str) -> str:
+    return f'<a href="{escape(row["_table_row_link_path"])}">{escape(words)}</a>'
+
+
+def self_contained(page: str) -> str:
+    """A page that fetches nothing, runs nothing, and looks plain and tidy."""
+    local = SCRIPTS.sub("", REMOTE.sub("", page))
+    while (without := HANDLERS.sub(r"\1", local)) != local:
+        local = without
+    if POLICY not in local:
+        local = local.replace("<head>", f"<head>{POLICY}", 1)
+    return local if STYLE in local else local.replace("</head>", f"{STYLE}</head>", 1)
+
+
+def _context(data_docs: Path):
+    """A context of this process alone: no analytics, no progress bars, results and pages kept under `data_docs`."""
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
+
+    defaults = InMemoryStoreBackendDefaults()
+    defaults.stores[defaults.validation_results_store_name] = {
+        "class_name": "ValidationResultsStore",
+        "store_backend": _folder(data_docs / ".results"),
+    }
+    defaults.data_docs_sites = {
+        "drops": {
+            "class_name": "SiteBuilder",
+            "show_how_to_buttons": False,
+            "store_backend": _folder(data_docs),
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        }
+    }
+    config = DataContextConfig(
+        analytics_enabled=False,
+        progress_bars=ProgressBarsConfig(globally=False),
+        store_backend_defaults=defaults,
+    )
+    return gx.get_context(mode="ephemeral", project_config=config)
+
+
+def _folder(path: Path) -> dict[str, str]:
+    return {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(path)}

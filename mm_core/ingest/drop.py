@@ -1,0 +1,250 @@
+"""Drops: the folders that producers write. The manifest is written last; its presence makes a batch ready."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mm_core.core.errors import InputError
+from mm_core.core.records import ALL_CATEGORIES, KINDS, sha256_file, write_bytes
+from mm_core.ingest.batch_names import name_fault
+from mm_core.ingest.spellings import PHOTOS, category_of, is_hidden
+
+MANIFEST_COLUMNS = ("image", "alpha", "caption", "category", "group", "role", "sha256", "source", "license", "taken_at")
+ALPHA_SUFFIXES = ("_alpha", "-alpha", "_matte", "-matte")
+FORMULA_SIGNS = ("=", "+", "-", "@")
+"""What a cell begins with that a spreadsheet runs as a formula."""
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A drop that was made from a folder."""
+
+    path: Path
+    """Of the batch."""
+    photos: int
+    categories: Mapping[str, int]
+    """Photos of each category; of none under an empty name."""
+    unknown_folders: Mapping[str, int]
+    """Names of folders that are no category → photos that stayed without one."""
+    hidden: int
+    """Files that were left out because they, or a folder on their way, are hidden or a system's own."""
+    other_files: Mapping[str, int]
+    """Suffixes of files that are neither photo nor matte nor caption → how many were left out."""
+
+    def facts(self) -> dict[str, Any]:
+        """What `mm drop` says."""
+        return {
+            "drop": str(self.path),
+            "photos": self.photos,
+            "categories": dict(self.categories),
+            "unknown_folders": dict(self.unknown_folders),
+            "left_out": {"hidden or system files": self.hidden, **self.other_files},
+        }
+
+
+def escaped(value: str) -> str:
+    """A cell that no spreadsheet runs: an apostrophe goes before what would begin a formula."""
+    return f"'{value}" if value.startswith(FORMULA_SIGNS) else value
+
+
+def unescaped(value: str) -> str:
+    """The cell that `escaped` was given."""
+    return value[1:] if value[:1] == "'" and value[1:].startswith(FORMULA_SIGNS) else value
+
+
+def write_manifest(batch_dir: Path, rows: Sequence[Mapping[str, str]]) -> Path:
+    """Writes manifest.csv (UTF-8, only columns that hold something) in one step and returns its path."""
+    if not rows:
+        raise InputError(f"{batch_dir}: there is nothing to put in the manifest; add photos to the batch")
+    if unknown := sorted({name for row in rows for name in row} - set(MANIFEST_COLUMNS)):
+        raise InputError(f"{batch_dir}: manifest column {unknown[0]!r} is unknown; use {', '.join(MANIFEST_COLUMNS)}")
+    used = [name for name in MANIFEST_COLUMNS if any(row.get(name) for row in rows)]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, used, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: escaped(value) for name, value in row.items()} for row in rows)
+    path = batch_dir / "manifest.csv"
+    write_bytes(path, text.getvalue().encode())
+    return path
+
+
+def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged:
+    """Copies a folder of photos into `<inbox>/<kind>/<batch>` as a drop and says what became of the folder's files.
+
+    pixel_labeled: the matte of `name.jpg` is `alphas/name.png`, or `name_alpha.png` / `name-matte.png` beside the
+    photo, in any picture format. text_image: its caption is in `name.txt`, or in a captions.csv (image,caption) in the
+    folder. A sub-folder, or else the folder itself, named like a category gives the category (`spellings`). Hidden and
+    system files stay out.
+    """
+    if kind not in KINDS:
+        raise InputError(f"--kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
+    if fault := name_fault(batch):
+        raise InputError(f"--batch: {fault}")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a folder with photos")
+    target = inbox / kind / batch
+    if target.resolve().is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(target.resolve()):
+        raise InputError(f"{folder} and the drop {target} lie in one another: name another folder, batch or --inbox")
+    if (target / "manifest.csv").exists():
+        raise InputError(f"{target}: --batch {batch!r} already exists; choose another batch name")
+    everything = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in everything if not is_hidden(path.relative_to(folder))]
+    photos = [p for p in files if p.suffix.lower() in PHOTOS and not _is_alpha(p, folder)]
+    if not photos:
+        raise InputError(f"{folder}: no photos found; put {', '.join(sorted(PHOTOS))} files there")
+    alphas = {p: _alpha_of(p, folder) for p in photos} if kind == "pixel_labeled" else {}
+    captions = _captions(photos, folder) if kind == "text_image" else {}
+
+    rows = []
+    for photo in photos:
+        inside = photo.relative_to(folder)
+        row = {"image": f"images/{inside.as_posix()}", "sha256": sha256_file(photo), "source": folder.name}
+        row["category"] = _category(inside, folder)
+        row["caption"] = captions.get(photo, "")
+        _copy(photo, target / row["image"])
+        if photo in alphas:
+            row["alpha"] = f"alphas/{inside.as_posix()}{alphas[photo].suffix.lower()}"
+            _copy(alphas[photo], target / row["alpha"])
+        rows.append(row)
+    write_manifest(target, rows)
+    unknown = [p.parent.relative_to(folder).as_posix() for p, row in zip(photos, rows, strict=True)]
+    unknown = [name for name, row in zip(unknown, rows, strict=True) if name != "." and not row["category"]]
+    others = [p for p in files if p.suffix.lower() not in PHOTOS and not _is_caption(p, kind)]
+    return Packaged(
+        target,
+        len(photos),
+        Counter(row["category"] for row in rows),
+        Counter(unknown),
+        len(everything) - len(files),
+        Counter(path.suffix.lower() or path.name for path in others),
+    )
+
+
+def _category(inside: Path, folder: Path) -> str:
+    """The category that a folder on the photo's way spells, or else the packaged folder itself; empty for none."""
+    names = (*inside.parts[:-1], folder.resolve().name)
+    return next((name for name in map(category_of, names) if name in ALL_CATEGORIES), "")
+
+
+def _is_caption(path: Path, kind: str) -> bool:
+    return kind == "text_image" and (path.suffix.lower() == ".txt" or path.name == "captions.csv")
+
+
+def summarize_drop(folder: Path, target: Path) -> dict[str, Any]:
+    """Return what of a folder a drop holds and what it left out.
+
+    Args:
+        folder: the folder that `package_folder` was given.
+        target: the drop's directory, which it returned.
+
+    Returns:
+        `drop` (path), `photos` (count), `categories` (category, or `(none)` → `photos`, `mattes`), `left_out`
+        (`file`, `reason` of each file of the folder that is not in the drop) and `other_folders` (sub-folders
+        whose name is no category).
+    """
+    kind = target.parent.name
+    with (target / "manifest.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    categories: dict[str, dict[str, int]] = {}
+    for row in sorted(rows, key=lambda row: (not row.get("category"), row.get("category"))):
+        counts = categories.setdefault(row.get("category") or "(none)", {"photos": 0, "mattes": 0})
+        counts["photos"] += 1
+        counts["mattes"] += bool(row.get("alpha"))
+    photos = [folder / row["image"].removeprefix("images/") for row in rows]
+    used = set(photos)
+    if kind == "pixel_labeled":
+        used |= {_alpha_of(photo, folder) for photo in photos}
+    if kind == "text_image":
+        used |= {folder / "captions.csv", *(photo.with_suffix(".txt") for photo in photos)}
+    left_out = [
+        {"file": path.relative_to(folder).as_posix(), "reason": _why_left_out(path, folder, kind)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path not in used
+    ]
+    bare = [photo.relative_to(folder) for photo, row in zip(photos, rows, strict=True) if not row.get("category")]
+    return {
+        "drop": str(target),
+        "photos": len(rows),
+        "categories": categories,
+        "left_out": left_out,
+        "other_folders": sorted({inside.parts[0] for inside in bare if len(inside.parts) > 1}),
+    }
+
+
+def _why_left_out(path: Path, folder: Path, kind: str) -> str:
+    if is_hidden(path.relative_to(folder)):
+        return "hidden or system files"
+    if path.suffix.lower() not in PHOTOS:
+        return f"not a photo ({path.suffix or 'no suffix'})"
+    return "matte without a photo" if kind == "pixel_labeled" else f"matte (a drop of kind {kind} takes none)"
+
+
+def _is_alpha(path: Path, folder: Path) -> bool:
+    """Mattes lie in a folder `alphas`, or beside their photo under its name with one of ALPHA_SUFFIXES."""
+    if "alphas" in path.relative_to(folder).parts[:-1]:
+        return True
+    stem = path.stem.lower()
+    ending = next((ending for ending in ALPHA_SUFFIXES if stem.endswith(ending)), None)
+    if ending is None:
+        return False
+    photo = path.stem[: -len(ending)]
+    return path.suffix.lower() == ".png" or any(
+        other.stem == photo and other.suffix.lower() in PHOTOS for other in path.parent.iterdir()
+    )
+
+
+def _alpha_of(photo: Path, folder: Path) -> Path:
+    inside = photo.relative_to(folder).with_suffix(".png")
+    places = [folder / "alphas" / inside, photo.parent / "alphas" / inside.name, folder / "alphas" / inside.name]
+    for place in places:
+        if found := _picture(place.parent, {place.stem}):
+            return found
+    if found := _picture(photo.parent, {f"{photo.stem}{ending}" for ending in ALPHA_SUFFIXES}):
+        return found
+    raise InputError(
+        f"{photo}: alpha is missing; add {places[0]} or {photo.stem}_alpha.png beside the photo, "
+        "or use --kind unlabeled"
+    )
+
+
+def _picture(folder: Path, stems: set[str]) -> Path | None:
+    """The picture of one of these names in a folder, whatever its format and the case of `_alpha`; PNG first."""
+    wanted = {stem.lower() for stem in stems}
+    found = [p for p in folder.iterdir() if p.stem.lower() in wanted] if folder.is_dir() else []
+    found = sorted(p for p in found if p.suffix.lower() in PHOTOS and p.is_file())
+    exact = [p for p in found if p.stem in stems] or found
+    return min(exact, key=lambda path: path.suffix.lower() != ".png", default=None)
+
+
+def _captions(photos: Sequence[Path], folder: Path) -> dict[Path, str]:
+    table = folder / "captions.csv"
+    known: dict[str, str] = {}
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            if missing := {"image", "caption"} - set(reader.fieldnames or ()):
+                raise InputError(
+                    f"{table}: column {sorted(missing)[0]!r} is missing; the first line must be image,caption"
+                )
+            known = {(row["image"] or "").strip(): (row["caption"] or "").strip() for row in reader}
+    found = {}
+    for photo in photos:
+        note = photo.with_suffix(".txt")
+        text = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        text = text or known.get(photo.relative_to(folder).as_posix(), "") or known.get(photo.name, "")
+        if not text:
+            raise InputError(f"{photo}: caption is missing; write it to {note.name} or to a line of {table}")
+        found[photo] = text
+    return found
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)

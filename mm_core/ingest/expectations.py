@@ -1,0 +1,320 @@
+"""What a drop must be: Great Expectations suites over the probe's table. Probes measure, expectations judge.
+
+Row rules take rows out (quarantine, with their reason) and never stop a drop: severity `warning`.
+Batch rules look at the drop as a whole: a failed `critical` one holds it back, a `warning` is shown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from mm_core.core.errors import MattingError
+from mm_core.core.params import IngestParams
+from mm_core.core.records import ALL_CATEGORIES, KINDS
+from mm_core.ingest.batch_mix import CLASSES, Mix, expected
+from mm_core.ingest.data_docs import DataDocs
+from mm_core.ingest.matte_quality import MatteQuality
+from mm_core.ingest.probe import Probe
+
+if TYPE_CHECKING:
+    from great_expectations.expectations.expectation import Expectation
+
+MIX_COLUMNS: Mapping[str, str] = {f"{measure}_class": measure for measure in CLASSES}
+LEAST_PEAK = 0.1
+"""A matte that nowhere reaches this holds no foreground; JPEG noise stays below."""
+
+
+SUSPECT = "suspect matte"
+"""How the reasons begin that hold a row for a person to look at."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One expectation of ours, known before Great Expectations is loaded."""
+
+    name: str
+    """Snake case; the name of the Dagster asset check."""
+    scope: Literal["row", "batch"]
+    reason: str
+    """Why a row is quarantined or a drop held, in words of a fixed list."""
+    column: str
+    detail: str = ""
+    """What was measured, filled from the row's fields."""
+    kinds: tuple[str, ...] = KINDS
+    severity: Literal["critical", "warning"] = "warning"
+
+    @property
+    def suspects(self) -> bool:
+        """Rows that break it are held for a person to look at."""
+        return self.reason.startswith(SUSPECT)
+
+
+LABELED = ("pixel_labeled",)
+RULES: tuple[Rule, ...] = (
+    # The first rule that a row breaks gives its reason.
+    Rule("row_is_whole", "row", "malformed manifest row", "extra_fields", "{extra_fields} fields too many: quote it"),
+    Rule("row_is_plain_text", "row", "formula in the manifest", "plain_text", "a field that a spreadsheet would run"),
+    Rule("image_inside_batch", "row", "path outside the batch", "image_inside", "{note}"),
+    Rule("alpha_inside_batch", "row", "path outside the batch", "alpha_inside", "alpha: {note}", LABELED),
+    Rule("image_exists", "row", "missing image", "image_found", "{note}"),
+    Rule("image_not_empty", "row", "empty file", "image_bytes", "{image_bytes} bytes"),
+    Rule("image_not_huge", "row", "file too large", "image_bytes", "{image_bytes} bytes"),
+    Rule("image_is_an_image", "row", "not an image", "image_recognised", "{image_bytes} bytes of something else"),
+    Rule("image_pixels", "row", "too many pixels", "pixels", "claims {pixels} pixels"),
+    Rule("image_decodes", "row", "truncated or corrupt image", "image_decodes", "{note}"),
+    Rule("image_checksum", "row", "checksum mismatch", "sha256_as_declared", "its sha256 is {sha256}"),
+    Rule("image_large_enough", "row", "too small", "short_side", "{width}×{height} pixels"),
+    Rule("alpha_exists", "row", "missing alpha", "alpha_found", kinds=LABELED),
+    Rule("alpha_not_huge", "row", "file too large", "alpha_bytes", "alpha: {alpha_bytes} bytes", LABELED),
+    Rule("alpha_decodes", "row", "corrupt alpha", "alpha_decodes", "{note}", LABELED),
+    Rule("alpha_is_grey", "row", "colour picture as alpha", "alpha_grey", "{note}", LABELED),
+    Rule("alpha_size", "row", "size mismatch", "alpha_fits", "alpha {alpha_size}, image {width}×{height}", LABELED),
+    Rule(
+        "alpha_has_foreground",
+        "row",
+        "empty alpha (no foreground)",
+        "alpha_highest",
+        "largest value {alpha_highest:.3f} of 1; a mask of 0 and 1 is written as 0 and 255",
+        LABELED,
+    ),
+    Rule(
+        "alpha_has_background",
+        "row",
+        "full alpha (no background)",
+        "alpha_lowest",
+        "smallest value {alpha_lowest:.3f} of 1",
+        LABELED,
+    ),
+    Rule("category_known", "row", "unknown category", "category", "{category!r}"),
+    Rule("role_known", "row", "unknown role", "role", "{role!r}: train, eval or nothing"),
+    Rule("caption_there", "row", "missing caption", "caption_length", kinds=("text_image",)),
+    # Suspects: a person looks at them (`mm quarantine accept`). Numbers of `matte_quality` and `mattes`.
+    Rule("matte_is_no_photo", "row", f"{SUSPECT}: the photo itself", "alpha_is_photo", "its brightness", LABELED),
+    Rule("matte_way_up", "row", f"{SUSPECT}: which way up", "alpha_way_up", "{way_up}", LABELED),
+    *(
+        Rule(f"matte_{name}", "row", f"{SUSPECT}: {said}", column, "{matte_numbers}", LABELED)
+        for name, said, column in (
+            ("not_inverted", "inverted", "matte_inversion"),
+            ("reaches_one", "range", "matte_highest"),
+            ("reaches_zero", "range", "matte_lowest"),
+            ("area", "almost empty or full", "matte_foreground"),
+            ("is_no_trimap", "a trimap", "matte_plateau"),
+            ("without_holes", "holes", "matte_holes"),
+            ("without_specks", "speckles", "matte_specks"),
+            ("sharp_somewhere", "blurred", "matte_edge_width"),
+            ("edge_in_photo", "edges disagree with the photo", "matte_edge_contrast"),
+            ("edge_in_place", "edges disagree with the photo", "matte_edge_match"),
+        )
+    ),
+    # The drop as a whole, over the table of verdicts.
+    Rule("few_bad_rows", "batch", "too many bad rows", "bad", severity="critical"),
+    Rule("few_suspects", "batch", "too many suspect mattes", "suspect", kinds=LABELED, severity="critical"),
+    Rule("few_duplicates", "batch", "mostly duplicates", "duplicate"),
+    Rule("category_given", "batch", "mostly without category", "category"),
+    Rule("soft_edges", "batch", "no matte has soft edges", "alpha_binary", kinds=LABELED),
+    # Against the latest batches of the kind (`mix`).
+    Rule("category_mix", "batch", "other categories than before", "category_class"),
+    Rule("size_mix", "batch", "other sizes than before", "size_class"),
+    Rule("brightness_mix", "batch", "other brightness than before", "brightness_class"),
+)
+
+
+def rules_of(kind: str, scope: str) -> list[Rule]:
+    return [rule for rule in RULES if rule.scope == scope and kind in rule.kinds]
+
+
+MATTE_MEASURES = tuple(field.name for field in fields(MatteQuality))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why one row goes to quarantine."""
+
+    reason: str
+    detail: str
+
+    @property
+    def suspect(self) -> bool:
+        """Held for a person to look at, not refused."""
+        return self.reason.startswith(SUSPECT)
+
+
+class Judge:
+    """Great Expectations for one batch: judges its rows, then the whole."""
+
+    def __init__(self, params: IngestParams, kind: str, batch: str, docs: DataDocs):
+        self.params, self.kind, self.batch, self._docs = params, kind, batch, docs
+        self.results: list[dict[str, Any]] = []
+        """One line per expectation, for reports and asset checks."""
+        self._mix: dict[str, tuple[list[float], float] | None] = {}
+        self._tables: Counter[str] = Counter()
+        """Judged so far, by scope."""
+
+    def rows(self, probes: Sequence[Probe], reviewed: Collection[int] = ()) -> dict[int, Fault]:
+        """The rows that break a rule, each with the first it broke; mattes of `reviewed` rows are not suspected.
+
+        A large drop is judged in pieces: `results` then hold the sums.
+        """
+        by_row = {probe.row: _columns(probe) for probe in probes}
+        unsuspected = {rule.column: None for rule in RULES if rule.suspects}
+        table = [columns | (unsuspected if row in reviewed else {}) for row, columns in by_row.items()]
+        faults: dict[int, Fault] = {}
+        for rule, broken in self._run("row", pd.DataFrame(table, dtype=object)):
+            for row in broken:
+                said = rule.detail.format_map(by_row[row]).strip()
+                faults.setdefault(row, Fault(rule.reason, said))
+        return faults
+
+    def whole(self, verdicts: Iterable[Mapping[str, Any]], before: Mix) -> str | None:
+        """Why the drop is held, or None.
+
+        Rows: row, bad, suspect, duplicate (0 or 1), category, alpha_binary, and the classes of `mix`, None where a
+        row is not to be counted. `before`: what the catalog is made of.
+        """
+        columns = ["row", "bad", "suspect", "duplicate", "category", "alpha_binary", *MIX_COLUMNS]
+        lines = [tuple(verdict.get(column) for column in columns) for verdict in verdicts]
+        table = pd.DataFrame(lines, columns=pd.Index(columns), dtype=object)
+        del lines
+        for column, measure in MIX_COLUMNS.items():
+            self._mix[column] = expected(before.get(measure, {}), measure, len(table[column].dropna()))
+        self._run("batch", table)
+        broken = [r for r in self.results if r["scope"] == "batch" and r["severity"] == "critical" and not r["success"]]
+        return "; ".join(r["reason"] for r in broken) or None
+
+    def _run(self, scope: Literal["row", "batch"], table: pd.DataFrame) -> list[tuple[Rule, list[int]]]:
+        import great_expectations as gx
+        from great_expectations.core.run_identifier import RunIdentifier
+        from great_expectations.data_context.types.resource_identifiers import (
+            ExpectationSuiteIdentifier,
+            ValidationResultIdentifier,
+        )
+
+        context = self._docs.context
+        rules = [rule for rule in rules_of(self.kind, scope) if self._mix.get(rule.column, rule) is not None]
+        suite = gx.ExpectationSuite(
+            f"{self.kind} {scope} rules", expectations=[_expect(rule, self.params, self._mix) for rule in rules]
+        )
+        self._tables[scope] += 1
+        name = f"{self.kind} {self.batch} {scope}" + (f" {n}" if (n := self._tables[scope]) > 1 else "")
+        data = (
+            context.data_sources.add_or_update_pandas(name)
+            .add_dataframe_asset("rows")
+            .add_batch_definition_whole_dataframe("whole")
+        )
+        definition = context.validation_definitions.add_or_update(
+            gx.ValidationDefinition(name=name, data=data, suite=context.suites.add_or_update(suite))
+        )
+        run = RunIdentifier(run_name=self.batch)
+        # Data Docs put values into their pages as they are. What a rule allows holds no character that is escaped.
+        escaped = table.map(lambda value: escape(value) if isinstance(value, str) else value)
+        outcome = definition.run(
+            batch_parameters={"dataframe": escaped},
+            run_id=run,
+            result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
+        )
+        suite_page = ExpectationSuiteIdentifier(suite.name)
+        self._docs.pages += [suite_page, ValidationResultIdentifier(suite_page, run, outcome.batch_id)]
+        found = []
+        by_name = {result.expectation_config.meta["rule"]: result for result in outcome.results}  # pyright: ignore
+        for rule in rules:
+            result = by_name[rule.name]
+            if result.exception_info.get("raised_exception"):
+                raise MattingError(f"expectation {rule.name}: {result.exception_info.get('exception_message')}")
+            indices = result.result.get("unexpected_index_list") or []
+            found.append((rule, [int(index["row"]) for index in indices]))
+            observed = result.result.get("observed_value")
+            line = {
+                "batch": f"{self.kind}/{self.batch}",
+                "kind": self.kind,
+                "name": rule.name,
+                "scope": scope,
+                "severity": rule.severity,
+                "success": bool(result.success),
+                "unexpected": len(indices) if scope == "row" else int(not result.success),
+                "observed": None if observed is None else round(float(observed), 4),
+                "reason": rule.reason,
+            }
+            self._tell(line)
+        return found
+
+    def _tell(self, line: dict[str, Any]) -> None:
+        """Adds a line to the results; of rows that were judged in pieces, to the line that is there."""
+        for known in self.results:
+            if known["scope"] == line["scope"] == "row" and known["name"] == line["name"]:
+                known["success"] &= line["success"]
+                known["unexpected"] += line["unexpected"]
+                return
+        self.results.append(line)
+
+
+def _columns(probe: Probe) -> dict[str, Any]:
+    """A probe as columns; the matte's measures one by one, and all in words."""
+    columns = asdict(probe)
+    measures = columns.pop("matte") or dict.fromkeys(MATTE_MEASURES)
+    said = (f"{name.replace('_', ' ')} {value:.3f}" for name, value in measures.items() if value is not None)
+    way = f"the photo is turned by its EXIF tag; the two ways of its matte differ by {probe.alpha_way_up or 0:.2f}"
+    if probe.alpha_way_up is not None:
+        said = [*said, way]
+    named = {f"matte_{name}": value for name, value in measures.items()}
+    return columns | named | {"matte_numbers": ", ".join(said), "way_up": f"{way}: send it upright"}
+
+
+def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float], float] | None]) -> Expectation:
+    """The Great Expectations form of a rule."""
+    import great_expectations as gx
+
+    gxe: Any = gx.expectations
+    common: dict[str, Any] = {"severity": rule.severity, "meta": {"rule": rule.name}, "notes": rule.reason}
+    column, suspect = rule.column, params.suspect
+    if known := mix.get(column):
+        shares, allowed = known
+        partition = {"values": list(CLASSES[MIX_COLUMNS[column]]), "weights": shares}
+        return gxe.ExpectColumnKLDivergenceToBeLessThan(
+            column=column, partition_object=partition, threshold=allowed, **common
+        )
+    ranges: Mapping[str, dict[str, Any]] = {
+        "row_is_whole": {"max_value": 0},
+        "image_not_empty": {"min_value": 1},
+        "image_not_huge": {"max_value": params.max_bytes},
+        "alpha_not_huge": {"max_value": params.max_bytes},
+        "image_pixels": {"max_value": params.max_pixels},
+        "image_large_enough": {"min_value": params.min_side},
+        "alpha_has_foreground": {"min_value": LEAST_PEAK},
+        "alpha_has_background": {"max_value": 1 - LEAST_PEAK},
+        "caption_there": {"min_value": 1},
+        "matte_not_inverted": {"max_value": suspect.inversion},
+        "matte_reaches_one": {"min_value": 1 - suspect.range},
+        "matte_reaches_zero": {"max_value": suspect.range},
+        "matte_way_up": {"min_value": suspect.way_up},
+        "matte_area": {"min_value": suspect.least_foreground, "max_value": suspect.most_foreground},
+        "matte_is_no_trimap": {"max_value": suspect.plateau},
+        "matte_without_holes": {"max_value": suspect.holes},
+        "matte_without_specks": {"max_value": suspect.specks},
+        "matte_sharp_somewhere": {"max_value": suspect.edge_width},
+        "matte_edge_in_photo": {"min_value": suspect.edge_contrast},
+        "matte_edge_in_place": {"min_value": suspect.edge_match},
+    }
+    means: Mapping[str, dict[str, Any]] = {
+        "few_bad_rows": {"max_value": params.max_reject_share},
+        "few_suspects": {"max_value": params.suspect.max_share},
+        "few_duplicates": {"max_value": 0.5},
+        "soft_edges": {"max_value": 0.999},
+    }
+    sets: Mapping[str, Iterable[str]] = {"category_known": ALL_CATEGORIES, "role_known": ("train", "eval")}
+    if rule.name in ranges:
+        return gxe.ExpectColumnValuesToBeBetween(column=column, **ranges[rule.name], **common)
+    if rule.name in means:
+        return gxe.ExpectColumnMeanToBeBetween(column=column, **means[rule.name], **common)
+    if rule.name in sets:
+        return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=list(sets[rule.name]), **common)
+    if rule.name == "matte_is_no_photo":
+        return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[False], **common)
+    if rule.name == "category_given":
+        return gxe.ExpectColumnValuesToNotBeNull(column=column, mostly=0.5, **common)
+    return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[True], **common)

@@ -1,0 +1,219 @@
+"""Decides, arrival by arrival, which groups are held out of training: for evaluation, or for validation.
+
+Only an arriving group can be held out, because an earlier one may have been trained on. The catalog's arrivals are
+therefore replayed in order. Each arriving photo joins what it belongs with (its declared group, near-duplicates), and
+a photo that belongs with one of an earlier training pool is never held out. A decision depends on its own arrival and
+on earlier ones, so later photos never change it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mm_core.core.params import SnapshotParams
+
+MOST_SHARE = 1 / 3
+"""Largest share of a category's groups that `eval_least` may take while there are few: the others train the model."""
+ENOUGH_GROUPS = 4
+"""A category with this many labelled groups beside evaluation gets at least one for validation."""
+LEARNT = "role eval, but it belongs with photos that arrived earlier for training"
+
+
+@dataclass
+class HeldOut:
+    """The decisions, one entry per sample in the order of the table given to `hold_out`."""
+
+    evaluation: np.ndarray
+    """(samples,) bool: judges models, once it has a label and a category."""
+    validation: np.ndarray
+    """(samples,) bool: chooses checkpoints."""
+    refused: np.ndarray
+    """(samples,) str: why a row of role `eval` cannot judge; empty for all others."""
+
+
+@dataclass
+class Needs:
+    """What one category has for one purpose."""
+
+    seen: set[str] = field(default_factory=set)
+    filled: set[str] = field(default_factory=set)
+
+    def count(self, lost_at: dict[str, str], arrival: str) -> int:
+        """Groups that still had a label when `arrival` came."""
+        return sum(lost_at.get(group, "~") > arrival for group in self.filled)
+
+
+def eval_quota(groups: int, params: SnapshotParams) -> int:
+    """Return how many groups of a category with `groups` labelled ones must be evaluation groups.
+
+    `eval_least` comes first, as far as MOST_SHARE allows; beyond it, `eval_share` of all.
+    """
+    return max(int(params.eval_share * groups), min(params.eval_least, int(MOST_SHARE * groups)))
+
+
+def validation_quota(groups: int, params: SnapshotParams) -> int:
+    """Return how many of a category's `groups` groups outside evaluation must be validation groups."""
+    return max(int(params.validation_share * groups), int(groups >= ENOUGH_GROUPS))
+
+
+def hold_out(params: SnapshotParams, table: pd.DataFrame, links: tuple[np.ndarray, np.ndarray]) -> HeldOut:
+    """Replay the arrivals of a catalog and decide what is held out of training.
+
+    Args:
+        params: Shares and least numbers.
+        table: One row per sample: `declared` (group), `category` (None: unknown), `kind`, `role`, `near` (ids or
+            None), `accepted_at`, `lost_at` (when its last label was withdrawn; None: it is in use), `eval_share_of` and
+            `validation_share_of` (the stable hash of the group, in [0, 1)).
+        links: Positions of samples that show the same, as two arrays of equal length.
+
+    Returns:
+        The decisions.
+    """
+    return _Replay(params, table, links).run()
+
+
+class _Replay:
+    def __init__(self, params: SnapshotParams, table: Any, links: tuple[np.ndarray, np.ndarray]):
+        self.params, count = params, len(table)
+        self.declared = table["declared"].tolist()
+        self.category = table["category"].tolist()
+        self.role = table["role"].fillna("").tolist()
+        self.arrival = table["accepted_at"].fillna("").tolist()
+        self.labelled = (table["kind"] == "pixel_labeled").tolist()
+        self.near = (table["near"].str.len().fillna(0) > 0).tolist()
+        self.eval_share = table["eval_share_of"].tolist()
+        self.validation_share = table["validation_share_of"].tolist()
+        lost = table.loc[table["lost_at"].notna()].groupby("declared")["lost_at"].max()
+        whole = table["lost_at"].isna().groupby(table["declared"]).any()
+        self.lost_at = {group: when for group, when in lost.items() if not whole[group]}
+        groups = pd.factorize(table["declared"])[0]
+        self.group_node = (count + groups).tolist()
+        self.parent = list(range(count + (int(groups.max()) + 1 if count else 0)))
+        self.neighbours: dict[int, list[int]] = defaultdict(list)
+        for left, right in zip(links[0].tolist(), links[1].tolist(), strict=True):
+            self.neighbours[left].append(right)
+            self.neighbours[right].append(left)
+        self.arrived = [False] * count
+        # Of each component (by its root): what became of the photos that arrived in it so far.
+        self.learnt, self.judges, self.validates = ([False] * len(self.parent) for _ in range(3))
+        self.eval_groups: set[str] = set()
+        self.needs: dict[tuple[str, str], Needs] = defaultdict(Needs)
+        self.result = HeldOut(np.zeros(count, bool), np.zeros(count, bool), np.full(count, "", dtype=object))
+
+    def run(self) -> HeldOut:
+        order: dict[str, list[int]] = defaultdict(list)
+        for position, arrival in enumerate(self.arrival):
+            order[arrival].append(position)
+        for arrival in sorted(order):
+            self._arrive(arrival, order[arrival])
+        return self.result
+
+    def _root(self, node: int) -> int:
+        while self.parent[node] != node:
+            self.parent[node] = self.parent[self.parent[node]]
+            node = self.parent[node]
+        return node
+
+    def _join(self, one: int, other: int) -> None:
+        one, other = self._root(one), self._root(other)
+        if one != other:
+            self.parent[other] = one
+            for flags in (self.learnt, self.judges, self.validates):
+                flags[one] |= flags[other]
+
+    def _arrive(self, arrival: str, rows: list[int]) -> None:
+        for row in rows:
+            self.arrived[row] = True
+            self._join(self.group_node[row], row)
+            for other in self.neighbours.get(row, ()):
+                if self.arrived[other]:
+                    self._join(row, other)
+        roots = {row: self._root(row) for row in rows}
+        fresh = [row for row in rows if not (self.learnt[roots[row]] or self.validates[roots[row]])]
+        self._choose_eval(arrival, rows, fresh)
+        for row in rows:
+            self.judges[roots[row]] |= bool(self.result.evaluation[row])
+        self._choose_validation(arrival, rows, roots)
+        for row in rows:
+            self.validates[roots[row]] |= bool(self.result.validation[row])
+        for row in rows:
+            root = roots[row]
+            if not (self.judges[root] or self.validates[root] or self.result.refused[row]):
+                self.learnt[root] = True
+
+    def _choose_eval(self, arrival: str, rows: list[int], fresh: list[int]) -> None:
+        """Role `eval`, then the hash of the group, then as many arriving groups as the category still needs."""
+        able = set(fresh)
+        waiting: dict[str, dict[str, float]] = defaultdict(dict)
+        for row in rows:
+            group = self.declared[row]
+            if self.role[row] == "eval":
+                self.result.evaluation[row] = row in able
+                self.result.refused[row] = "" if row in able else LEARNT
+            elif self.labelled[row] and not self.role[row] and not self.near[row] and row in able:
+                chosen = self.eval_share[row] < self.params.eval_share or group in self.eval_groups
+                self.result.evaluation[row] = chosen
+                if not chosen and self.category[row] is not None and not self.judges[self._root(row)]:
+                    waiting[self.category[row]][group] = self.eval_share[row]
+            else:
+                continue
+            if self.category[row] is not None and self.labelled[row]:
+                needs = self.needs["eval", self.category[row]]
+                needs.seen.add(group)
+                if self.result.evaluation[row]:
+                    needs.filled.add(group)
+        for category, groups in waiting.items():
+            needs = self.needs["eval", category]
+            short = eval_quota(len(needs.seen), self.params) - needs.count(self.lost_at, arrival)
+            open_groups = set(groups) - needs.filled
+            picked = sorted(open_groups, key=lambda group: (groups[group], group))[: max(0, short)]
+            needs.filled |= set(picked)
+            self.eval_groups |= set(picked)
+        for row in fresh:
+            drawn = self.labelled[row] and not self.role[row] and not self.near[row]
+            if drawn and self.declared[row] in self.eval_groups:
+                self.result.evaluation[row] = True
+
+    def _choose_validation(self, arrival: str, rows: list[int], roots: dict[int, int]) -> None:
+        """The hash of the group, then as many arriving groups as the category still needs."""
+        able = [
+            row
+            for row in rows
+            if self.labelled[row]
+            and self.role[row] != "eval"
+            and not (self.learnt[roots[row]] or self.judges[roots[row]])
+        ]
+        unit: dict[int, int] = {}
+        for row in able:
+            first = unit.setdefault(roots[row], row)
+            if self.declared[row] < self.declared[first]:
+                unit[roots[row]] = row
+        waiting: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
+        chosen: set[int] = set()
+        for row in able:
+            root = roots[row]
+            share, name = self.validation_share[unit[root]], self.declared[unit[root]]
+            if share < self.params.validation_share or self.validates[root]:
+                chosen.add(root)
+            if self.category[row] is None:
+                continue
+            needs = self.needs["validation", self.category[row]]
+            needs.seen.add(name)
+            if root in chosen:
+                needs.filled.add(name)
+            else:
+                waiting[self.category[row]][name] = (share, root)
+        for category, groups in waiting.items():
+            needs = self.needs["validation", category]
+            short = validation_quota(len(needs.seen), self.params) - needs.count(self.lost_at, arrival)
+            open_groups = set(groups) - needs.filled
+            for name in sorted(open_groups, key=lambda name: (groups[name][0], name))[: max(0, short)]:
+                needs.filled.add(name)
+                chosen.add(groups[name][1])
+        for row in able:
+            self.result.validation[row] = roots[row] in chosen

@@ -1,0 +1,355 @@
+"""Ingest: drops of the inbox become samples, labels and rejects of the catalog.
+
+For each batch: manifest → probe → expectations → verdicts → blobs → labels → samples → rejects → ledger.
+The ledger row comes last and is what makes a batch done; everything before it is repeated to no effect, so
+a killed run is simply run again. Labels come before the samples that they are about, so that no snapshot
+ever sees a labelled photo as an unlabelled one. Two workers may do the same batch, or batches that share
+photos: verdicts hold for one catalog version, and are made again where it moved before the commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from mm_core.core.errors import BlobNotFound, BlobTooLarge, CatalogError, DropError, DropMoved, InputError, StoreError
+from mm_core.core.params import IngestParams
+from mm_core.core.records import Report, digest_of, sha256_file
+from mm_core.imaging.images import load_rgb
+from mm_core.imaging.near_duplicates import LOOK_SIDE, glance
+from mm_core.ingest.batch_mix import Mix, catalog_mix, classes_of, mix_of
+from mm_core.ingest.changes import Change
+from mm_core.ingest.commit import LedgerEntry, Progress, Writes, write_ledger
+from mm_core.ingest.data_docs import DataDocs
+from mm_core.ingest.decode_sandbox import safely
+from mm_core.ingest.erasure import erase, forgotten_among
+from mm_core.ingest.expectations import Judge
+from mm_core.ingest.findings import PIECE, Finding, Measured
+from mm_core.ingest.inbox import ReadyBatch, arrived_batches, latest_arrivals, ready_batches
+from mm_core.ingest.manifest import MAX_BYTES, Manifest, read_manifest
+from mm_core.ingest.probe import Probe, Prober
+from mm_core.ingest.row_decisions import Decision, Known, decide, label_id, photos_of
+from mm_core.ingest.statements import Arrival, Listing, SaidRow, Statement, stated, word
+from mm_core.storage.catalog import Catalog, CatalogMoved
+from mm_core.storage.retry import disk_faults_of
+from mm_core.storage.store import Store, fetch_blob, remove_left_over
+
+WORKERS = min(8, os.cpu_count() or 1)
+"""Rows probed at once: bounds the decoded photos in memory."""
+ATTEMPTS = 50
+
+
+def ingest_ready(
+    params: IngestParams,
+    catalog: Catalog,
+    store: Store,
+    inbox: Store,
+    report: Report,
+    *,
+    batch: str | None = None,
+    data_docs: Path,
+    spool: Path,
+    progress: Progress,
+) -> Report:
+    """Takes every ready drop, or the one named `batch` or `kind/batch`; one that is done already is only reported.
+
+    Fills `report`: metrics ingest/{batches,held,accepted,updated,quarantined,duplicates,conflicts}; tables `batches`
+    (ledger rows), `rejects`, `updates` (old and new value of what changed), `removed` (photos that a corrected manifest
+    no longer lists), `expectations`, `vanished` (drops that left while they were read); fact `data_docs`. Raises
+    InputError for an unknown `batch`, StoreError and CatalogError where those fail; a drop that cannot be read is held
+    with its reason and the others go on.
+    """
+    chosen = ready_batches(inbox, catalog, store)
+    if batch is not None:
+        chosen = [one for one in arrived_batches(inbox) if batch in (one.batch, one.name)]
+        if not chosen:
+            raise InputError(f"batch {batch!r}: no manifest at {inbox.url}/<kind>/{batch}: check --batch and --inbox")
+    docs = DataDocs(data_docs)
+    vanished = []
+    for one in chosen:
+        try:
+            with disk_faults_of(spool):
+                Ingest(params, catalog, store, inbox, one, docs, spool, progress).run()
+        except StoreError as error:
+            if not isinstance(error, DropMoved) and is_as_it_arrived(inbox, one):
+                raise
+            vanished.append({"kind": one.kind, "batch": one.batch, "reason": str(error)})
+    with disk_faults_of(data_docs):
+        docs.build()
+    describe(report, catalog, store, chosen, data_docs)
+    report.tables["vanished"] = vanished
+    return report
+
+
+def describe(report: Report, catalog: Catalog, store: Store, batches: Sequence[ReadyBatch], data_docs: Path) -> Report:
+    """Fills the report from what the catalog and the records say about these batches."""
+    keys = [one.key for one in batches]
+    ledger = catalog.read("batches", filters=[("key", "in", keys)]) if keys else catalog.read("batches", version=-1)
+    report.tables["batches"] = ledger.fillna("").sort_values(["kind", "batch"]).to_dict("records")
+    report.tables["rejects"], report.tables["expectations"] = [], []
+    for one in batches:
+        report.tables["rejects"] += rejects_of(catalog, one)
+        report.tables["expectations"] += read_record(store, one).get("expectations", [])
+    changes = corrections_of(catalog, [line["arrival"] for line in report.tables["batches"]])
+    report.tables["updates"] = [row for row in changes if row["verdict"] == "update"]
+    report.tables["removed"] = [row for row in changes if row["verdict"] == "removed"]
+    lines = report.tables["batches"]
+    report.metrics |= {"ingest/batches": len(lines), "ingest/held": sum(line["state"] == "held" for line in lines)}
+    for count in ("accepted", "updated", "quarantined", "duplicates", "conflicts"):
+        report.metrics[f"ingest/{count}"] = sum(int(line[count] or 0) for line in lines)
+    report.facts["data_docs"] = str(data_docs / "index.html")
+    return report
+
+
+def corrections_of(catalog: Catalog, arrivals: Sequence[str]) -> list[dict[str, Any]]:
+    """What these arrivals changed of known photos, in the order of their rows, as a report shows it."""
+    columns = ["kind", "batch", "row", "image", "verdict", "column", "old", "new", "sample_id"]
+    named = sorted(filter(None, arrivals))
+    frame: Any = catalog.read("corrections", columns=columns, filters=[("arrival", "in", named)])
+    ordered = frame.sort_values(["kind", "batch", "row", "image", "column"]).astype(object)
+    return ordered.where(ordered.notna(), "").to_dict("records")
+
+
+def rejects_of(catalog: Catalog, batch: ReadyBatch) -> list[dict[str, Any]]:
+    """The refused rows of a batch, in the order of the manifest, as a report shows them."""
+    filters = [("kind", "=", batch.kind), ("batch", "=", batch.batch)]
+    columns = ["kind", "batch", "row", "image", "verdict", "reason", "detail"]
+    frame = catalog.read("rejects", columns=columns, filters=filters)
+    return frame.fillna("").sort_values("row").to_dict("records")
+
+
+def read_record(store: Store, batch: ReadyBatch) -> dict[str, Any]:
+    """What was found about a batch, empty before its first run: `expectations` (lines), `mix`, and of `arrival` the
+    `changes` that it meant to make (row → column, old, new, number)."""
+    try:
+        return json.loads(store.fetch(batch.record_key).read_text())
+    except BlobNotFound:
+        return {}
+
+
+class Ingest:
+    """One batch on its way into the catalog."""
+
+    def __init__(
+        self,
+        params: IngestParams,
+        catalog: Catalog,
+        store: Store,
+        inbox: Store,
+        batch: ReadyBatch,
+        docs: DataDocs,
+        spool: Path,
+        progress: Progress,
+    ):
+        self.params, self.catalog, self.store, self.inbox = params, catalog, store, inbox
+        self.batch, self.docs, self.spool, self.progress = batch, docs, spool, progress
+        # To the microsecond: of two manifests of one drop within a second the later one counts.
+        self.now = datetime.now(UTC).isoformat(timespec="microseconds")
+
+    def run(self, *, again: bool = False, only: frozenset[int] | None = None) -> None:
+        """Does the batch unless the ledger holds it as it lies in the inbox.
+
+        `again`: whatever the ledger says; `only`: as `again`, these rows alone, which no longer can hold the drop.
+        Rows whose files were replaced in place are always looked at. Raises DropMoved for a drop that left.
+        """
+        if self.batch.refused:
+            return self._hold_unread(again)
+        arrival, before = self._arrival()
+        if before and not again:
+            replaced = frozenset()
+            if before["statement"] and arrival.listing.digest != before["files"]:
+                replaced = arrival.seen.replaced(arrival.listing)
+            if only is None and not replaced:
+                return
+            only = (only or frozenset()) | replaced if before["state"] == "ingested" else None
+        self.spool.mkdir(parents=True, exist_ok=True)
+        remove_left_over(self.spool)
+        with TemporaryDirectory(dir=self.spool) as spool:
+            try:
+                manifest = read_manifest(self._manifest(Path(spool)))
+            except DropError as error:
+                return write_ledger(self.catalog, self.batch, self.now, LedgerEntry("held", str(error), 0, arrival.id))
+            held, after = "", arrival.seen
+            if only is None or only:
+                held, after = self._take(manifest, only, Path(spool), arrival)
+            entry = LedgerEntry("held" if held else "ingested", held, len(manifest), arrival.id)
+            entry = replace(entry, statement=after.write(self.store), files=arrival.listing.digest)
+            write_ledger(self.catalog, self.batch, self.now, entry)
+
+    def _hold_unread(self, again: bool) -> None:
+        """Record a drop whose name is not safe to use, without reading anything of it."""
+        if again or not len(self.catalog.read("batches", filters=[("key", "=", self.batch.key)])):
+            entry = LedgerEntry("held", self.batch.refused, 0, self.batch.key)
+            write_ledger(self.catalog, self.batch, self.now, entry)
+
+    def _arrival(self) -> tuple[Arrival, dict[str, Any] | None]:
+        """This coming of the drop, and the ledger's row of it where the ledger holds this very manifest as the last."""
+        name = (self.batch.kind, self.batch.batch)
+        last = latest_arrivals(self.catalog).get(name)
+        counts = latest_arrivals(self.catalog, "ingested").get(name)
+        seen, said = (Statement.read(self.store, row["statement"] if row else None) for row in (last, counts))
+        listing = Listing.read(self.inbox, self.batch)
+        if last and last["key"] == self.batch.key:
+            return Arrival(last["arrival"] or self.batch.key, listing, seen, said), last
+        return Arrival(digest_of([self.batch.key, last["arrival"] if last else None]), listing, seen, said), None
+
+    def _manifest(self, spool: Path) -> Path:
+        """A copy of the manifest, which is read several times: the producer may replace the file in between."""
+        try:
+            source = self.inbox.fetch(self.batch.manifest_key, most=MAX_BYTES)
+            copy = Path(shutil.copyfile(source, spool / source.name))
+        except BlobTooLarge as error:
+            raise DropError(f"{error}: split the drop") from None
+        except (BlobNotFound, FileNotFoundError):
+            raise DropMoved(f"{self.batch.uri} left the inbox while it was read: put it there again") from None
+        except PermissionError as error:
+            raise DropError(f"{source.name} cannot be read: {error.strerror}: change its rights") from None
+        if sha256_file(copy) != self.batch.manifest_sha256:
+            raise DropMoved(f"{self.batch.uri}/{source.name} changed while it was read: run again")
+        return copy
+
+    def _take(
+        self, manifest: Manifest, only: frozenset[int] | None, spool: Path, arrival: Arrival
+    ) -> tuple[str, Statement]:
+        """Everything up to the ledger; why the drop is held, or nothing, and what it says now."""
+        # Downloads go with the batch: a cache of drops would grow with everything that ever arrived.
+        inbox = self.inbox.apart(spool)
+        prober = Prober(inbox, self.batch.manifest_key, self.batch.kind, self.params, spool)
+        judge = Judge(self.params, self.batch.kind, self.batch.batch, self.docs)
+        measured = Measured(spool)
+        rows = (row for row in manifest if only is None or row.row in only)
+        total = len(manifest) if only is None else len(only)
+        self.progress(self.batch.name, 0, total)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            while piece := list(islice(rows, PIECE)):
+                probes = []
+                for probe in pool.map(prober, piece):
+                    probes.append(probe)
+                    os.utime(spool)  # still in use, says its time to others who tidy up
+                    self.progress(self.batch.name, len(measured) + len(probes), total)
+                faults = judge.rows(probes, self._reviewed(probes))
+                measured.add([Finding(row, p, faults.get(row.row)) for row, p in zip(piece, probes, strict=True)])
+        if not self.inbox.exists(self.batch.manifest_key):
+            raise DropMoved(f"{self.batch.uri} left the inbox while it was read: put it there again")
+        return self._settle(prober, judge, measured, arrival, partial=only is not None)
+
+    def _reviewed(self, probes: Sequence[Probe]) -> frozenset[int]:
+        """Rows whose very matte a person has looked at and taken."""
+        if self.batch.kind != "pixel_labeled":
+            return frozenset()
+        known = set(self.catalog.read("reviews", columns=["id"])["id"])
+        return frozenset(p.row for p in probes if p.sha256 and label_id(p.sha256, p.alpha_sha256 or "") in known)
+
+    def _settle(
+        self, prober: Prober, judge: Judge, measured: Measured, arrival: Arrival, *, partial: bool
+    ) -> tuple[str, Statement]:
+        """Verdicts and their writes, again where the catalog moved; why the drop is held, or nothing, and what it
+        says now."""
+        earlier = read_record(self.store, self.batch)
+        meant = _meant(earlier, arrival)
+        glances = self._glances(prober, measured)
+        near_bits = self.params.near_duplicate_bits
+        writes = Writes(self.catalog, self.store, self.batch, prober, measured, self.now)
+        held: str | None = None
+        if partial:  # the rows that were good are not looked at again: the drop as a whole stays judged
+            held = ""
+            judge.results += [line for line in earlier.get("expectations", ()) if line["scope"] == "batch"]
+        taken = mix_of(probe for _, probe, fault in measured if not fault)
+        mix = earlier["mix"] if partial and "mix" in earlier else taken
+        photos = photos_of(measured)
+        for _ in range(ATTEMPTS):
+            known = Known.read(self.catalog, photos, near_bits)
+            decisions = decide(
+                self.batch.kind, self.batch.batch, measured, known, glances, near_bits, arrival.said, meant
+            )
+            if held is None:
+                held = self._judge_whole(judge, measured, decisions)
+            if held:
+                decisions = [d if d.verdict == "quarantine" else replace(d, verdict="held") for d in decisions]
+            self._write_record(judge, decisions, mix, arrival)
+            try:
+                writes.accepted(decisions, known, self.progress)
+            except CatalogMoved:
+                # Perhaps by this very commit, whose answer was lost.
+                meant |= {d.row: d.changes for d in decisions if d.changes}
+                continue
+            if late := forgotten_among(self.catalog, known.photos) - known.forgotten:
+                erase(self.catalog, self.store, late)
+                continue
+            after = arrival.statement(said_rows(measured, decisions, arrival.listing), partial)
+            if not held:
+                writes.withdraw(arrival.gone(after), arrival.id)
+                writes.corrections(decisions, arrival.id)
+            writes.rejects(decisions, partial=partial)
+            return held, after
+        raise CatalogError(f"{self.batch.name}: the catalog moved {ATTEMPTS} times under it: run again")
+
+    def _judge_whole(self, judge: Judge, measured: Measured, decisions: Sequence[Decision]) -> str:
+        """Why the drop is held, in words; empty where it is not."""
+        verdicts = (
+            {
+                "row": probe.row,
+                "bad": int(fault is not None and not fault.suspect),
+                "suspect": int(fault is not None and fault.suspect),
+                "duplicate": int(decision.verdict == "duplicate"),
+                "category": probe.category,
+                "alpha_binary": probe.alpha_binary,
+                **{f"{measure}_class": name for measure, name in (classes_of(probe) if not fault else {}).items()},
+            }
+            for (_, probe, fault), decision in zip(measured, decisions, strict=True)
+        )
+        broken = judge.whole(verdicts, catalog_mix(self.catalog, self.store, self.batch))
+        reasons = Counter(d.reason for d in decisions if d.verdict == "quarantine")
+        most = max(sorted(reasons), key=lambda reason: reasons[reason], default="")
+        return f"{broken}: {reasons.total()} of {len(measured)}, most often {most!r}" if broken else ""
+
+    def _glances(self, prober: Prober, measured: Measured) -> Callable[[str], np.ndarray]:
+        name_of = {probe.sha256: probe.image for _, probe, _ in measured if probe.image_decodes}
+
+        @lru_cache(maxsize=4096)
+        def look(identity: str) -> np.ndarray:
+            name = name_of.get(identity)
+            path = prober.path_of(name) if name else fetch_blob(self.store, identity)
+            return glance(safely(load_rgb, path, LOOK_SIDE))
+
+        return look
+
+    def _write_record(self, judge: Judge, decisions: Sequence[Decision], mix: Mix, arrival: Arrival) -> None:
+        """Said before it is done: an interrupted run can tell what it meant to change from what was there."""
+        changes = {d.row: [astuple(change) for change in d.changes] for d in decisions if d.changes and d.is_taken}
+        record = {"expectations": judge.results, "arrival": arrival.id, "changes": changes, "mix": mix}
+        self.store.put(self.batch.record_key, json.dumps(record, sort_keys=True).encode())
+
+
+def _meant(record: Mapping[str, Any], arrival: Arrival) -> dict[int, tuple[Change, ...]]:
+    """The changes that an interrupted run of this arrival meant to make, by row."""
+    changes = record.get("changes", {}) if record.get("arrival") == arrival.id else {}
+    return {int(row): tuple(Change(*change) for change in listed) for row, listed in changes.items()}
+
+
+def said_rows(measured: Measured, decisions: Sequence[Decision], listing: Listing) -> Iterator[SaidRow]:
+    """The rows of a drop as its statement keeps them."""
+    for (row, probe, _), decision in zip(measured, decisions, strict=True):
+        values = {column: word(value) for column, value in stated(row, probe).items()}
+        yield SaidRow(row.row, word(probe.sha256) if probe.sha256 else None, decision.verdict, values, listing.of(row))
+
+
+def is_as_it_arrived(inbox: Store, batch: ReadyBatch) -> bool:
+    """Whether a drop still lies in the inbox with the manifest that it arrived with."""
+    try:
+        return sha256_file(inbox.fetch(batch.manifest_key, most=MAX_BYTES)) == batch.manifest_sha256
+    except (BlobNotFound, BlobTooLarge, FileNotFoundError):
+        return False

@@ -1,0 +1,164 @@
+"""Reading the manifest of a drop: a table of names and words, from a producer we do not trust."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from mm_core.core.errors import DropError
+from mm_core.ingest.drop import MANIFEST_COLUMNS, unescaped
+from mm_core.ingest.spellings import category_of
+
+MAX_BYTES = 64 << 20
+MAX_ROWS = 200_000
+MAX_COLUMNS = 64
+PIECE = 4096
+"""Rows of a parquet file that stand in memory at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """One line of a manifest; empty text where a column is absent."""
+
+    row: int
+    """0-based, blank lines not counted."""
+    image: str
+    alpha: str = ""
+    caption: str = ""
+    category: str = ""
+    group: str = ""
+    role: str = ""
+    sha256: str = ""
+    source: str = ""
+    license: str = ""
+    taken_at: str = ""
+    extra_fields: int = 0
+    """Fields beyond the header's: mostly an unquoted comma."""
+
+
+class Manifest:
+    """The rows of a manifest, read from its file as they are asked for; the whole file has been looked at once."""
+
+    def __init__(self, path: Path, rows: int):
+        self.path, self._rows = path, rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __iter__(self) -> Iterator[ManifestRow]:
+        return _rows(self.path)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """A manifest.csv (UTF-8, with or without BOM, columns in any order) or manifest.parquet.
+
+    Unknown columns are ignored. Raises DropError where the file as a whole is no table that can be taken.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise DropError(f"{path.name}: {path.stat().st_size} bytes, at most {MAX_BYTES} are read: split the drop")
+    rows = sum(1 for _ in _rows(path))
+    if not rows:
+        raise DropError(f"{path.name}: lists no images (no rows)")
+    return Manifest(path, rows)
+
+
+def _rows(path: Path) -> Iterator[ManifestRow]:
+    header, lines = _parquet(path) if path.suffix == ".parquet" else _csv(path)
+    names = [name.strip().lower() for name in header]
+    if len(names) > MAX_COLUMNS:
+        raise DropError(f"{path.name}: {len(names)} columns, at most {MAX_COLUMNS} are read")
+    if "image" not in names:
+        found = ", ".join(names)[:200]
+        raise DropError(f"{path.name}: no column `image` (found: {found}); columns are separated by commas")
+    if twice := {name for name in names if name in MANIFEST_COLUMNS and names.count(name) > 1}:
+        raise DropError(f"{path.name}: column {sorted(twice)[0]!r} is there twice")
+    number = 0
+    for line in lines:
+        if not any(field.strip() for field in line):
+            continue
+        if number == MAX_ROWS:
+            raise DropError(f"{path.name}: more than {MAX_ROWS} rows: split the drop")
+        values = {n: v.strip() for n, v in zip(names, line, strict=False) if n in MANIFEST_COLUMNS}
+        yield ManifestRow(row=number, **_tidy(values), extra_fields=max(0, len(line) - len(names)))
+        number += 1
+
+
+def _tidy(values: dict[str, str]) -> dict[str, str]:
+    """Spelling that carries no meaning: `Multi-Person ` is multi_person, `'-5°C` was escaped for spreadsheets."""
+    values = {name: unescaped(value) for name, value in values.items()}
+    for name in ("role", "sha256"):
+        if name in values:
+            values[name] = values[name].lower()
+    if values.get("category"):
+        values["category"] = category_of(values["category"])
+    return {"image": ""} | values
+
+
+def _csv(path: Path) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
+    lines = _csv_lines(path)
+    return next(lines, []), lines
+
+
+def _csv_lines(path: Path) -> Iterator[Sequence[str]]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(_plain_lines(path, stream), strict=True)
+        try:
+            yield from reader
+        except csv.Error as error:
+            raise DropError(f"{path.name}: line {reader.line_num}: {error}") from None
+
+
+def _plain_lines(path: Path, stream: TextIO) -> Iterator[str]:
+    try:
+        for line in stream:
+            if "\0" in line:
+                raise DropError(f"{path.name}: holds NUL bytes: it is not a CSV file")
+            yield line
+    except UnicodeDecodeError:
+        raise DropError(f"{path.name}: not UTF-8 at byte {_first_wrong(path)}: save it as UTF-8") from None
+
+
+def _first_wrong(path: Path) -> int:
+    """Where a file stops being UTF-8; a decoder that reads it in blocks tells the place in its block."""
+    try:
+        path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return 0
+
+
+def _parquet(path: Path) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
+    lines = _parquet_lines(path)
+    return next(lines), lines
+
+
+def _parquet_lines(path: Path) -> Iterator[Sequence[str]]:
+    """The names of the columns, then the rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            if file.metadata.num_rows > MAX_ROWS:
+                raise DropError(f"{path.name}: more than {MAX_ROWS} rows: split the drop")
+            names = file.schema_arrow.names
+            wanted = [name for name in names if name.strip().lower() in MANIFEST_COLUMNS][:MAX_COLUMNS]
+            yield wanted or names
+            for batch in file.iter_batches(batch_size=PIECE, columns=wanted):
+                yield from zip(*(_texts(path, name, batch[name]) for name in wanted), strict=True)
+    except UnicodeDecodeError as error:
+        raise DropError(f"{path.name}: text that is not UTF-8 ({error}): write it again") from None
+    except (pa.ArrowException, OSError) as error:
+        said = " ".join(str(error).split())
+        raise DropError(f"{path.name}: not a parquet file that can be read: {said}: write it again") from None
+
+
+def _texts(path: Path, name: str, column) -> list[str]:
+    import pyarrow as pa
+
+    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        raise DropError(f"{path.name}: column {name!r} holds {column.type}: write text")
+    return ["" if value is None else str(value) for value in column.to_pylist()]

@@ -1,0 +1,159 @@
+"""Quarantine: what was refused and why, another look after the producer repaired the files, and a person's word on
+mattes that were only suspected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from mm_core.core.errors import BlobNotFound, InputError
+from mm_core.core.params import IngestParams
+from mm_core.core.records import Report, sha256_file, write_bytes
+from mm_core.imaging.images import load_alpha, load_rgb
+from mm_core.ingest.commit import Progress
+from mm_core.ingest.data_docs import DataDocs
+from mm_core.ingest.expectations import SUSPECT
+from mm_core.ingest.inbox import arrived_batches, kept_matte, latest_arrivals
+from mm_core.ingest.ingest import Ingest, describe
+from mm_core.ingest.row_decisions import label_id
+from mm_core.storage.catalog import Catalog, Filter
+from mm_core.storage.store import Store, blob_key
+
+LOOK_SIDE = 640
+"""Long side, in pixels, of each picture of the side-by-side view."""
+
+
+def list_rejects(catalog: Catalog) -> pd.DataFrame:
+    """Every refused row of every batch, by kind, batch and row; columns of the catalog's `rejects`, no nulls."""
+    return catalog.read("rejects").fillna("").sort_values(["kind", "batch", "row"], ignore_index=True)
+
+
+def show(catalog: Catalog, store: Store, key: str, views: Path) -> dict[str, Any]:
+    """One refused row in full, by its key or an unambiguous beginning of it.
+
+    `file` is a local path of the kept copy, or of the sample that a duplicate repeats; empty where nothing
+    was kept. It may be a file that no viewer opens. Of a suspect matte `matte` is its path and `view` a PNG in
+    the folder `views`: photo, matte, and the matte's edge drawn over the photo. Raises InputError where no row or
+    several match.
+    """
+    row = _one(list_rejects(catalog), key)
+    row |= {"file": "", "matte": "", "view": ""}
+    sample = row["sample_id"]
+    if place := row["where"] or (blob_key(sample) if sample else ""):
+        with suppress(BlobNotFound):
+            row["file"] = str(store.fetch(place))
+    if row["file"] and row["reason"].startswith(SUSPECT):
+        row["matte"] = str(store.fetch(kept_matte(row["key"])))
+        view = side_by_side(load_rgb(Path(row["file"]), LOOK_SIDE), load_alpha(Path(row["matte"])))
+        row["view"] = str(views / f"{row['key']}.png")
+        write_bytes(Path(row["view"]), cv2.imencode(".png", view[..., ::-1])[1].tobytes())
+    return row | {"row": int(row["row"])}
+
+
+def _one(rejects: pd.DataFrame, key: str) -> dict[str, Any]:
+    """The refused row whose key begins so."""
+    found = rejects[rejects["key"].str.startswith(key)] if key else rejects.head(0)
+    if len(found) != 1:
+        raise InputError(f"key {key!r} fits {len(found)} refused rows: copy a longer one from `mm quarantine list`")
+    return found.iloc[0].to_dict()
+
+
+def side_by_side(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Photo, matte, and the photo with the matte's edge in red: uint8 (H, 3 W, 3) of a photo uint8 (H, W, 3)."""
+    matte = cv2.resize(alpha, rgb.shape[1::-1], interpolation=cv2.INTER_AREA)
+    edge = cv2.morphologyEx((matte > 0.5).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    dimmed = rgb * (0.45 + 0.55 * matte[..., None])
+    dimmed[edge] = (255, 0, 0)
+    return np.hstack([rgb, np.repeat(matte[..., None] * 255, 3, 2), dimmed]).astype(np.uint8)
+
+
+def accept(
+    params: IngestParams,
+    catalog: Catalog,
+    store: Store,
+    inbox: Store,
+    keys: Sequence[str],
+    data_docs: Path,
+    spool: Path,
+    *,
+    reviewer: str,
+    why: str,
+    progress: Progress = lambda what, done, total: None,
+) -> Report:
+    """Takes suspect mattes as they are; the same matte of the same photo is never held for suspicion again.
+
+    The word is written down before the rows are taken: killed in between, `mm quarantine retry` or the same command
+    goes on. Fact `waiting` names the photos whose drop has left the inbox: they are taken when it comes again.
+    Raises InputError for keys that fit no row or several, and for rows that were refused, not suspected.
+    """
+    rejects = list_rejects(catalog)
+    rows = [_one(rejects, key) for key in keys]
+    if refused := [row for row in rows if not row["reason"].startswith(SUSPECT)]:
+        one = refused[0]
+        raise InputError(
+            f"{one['image']} was refused ({one['reason']}), not suspected: repair it, then `mm quarantine retry`"
+        )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    reviews = []
+    for row in rows:
+        sample, alpha = row["where"].rpartition("/")[2], sha256_file(store.fetch(kept_matte(row["key"])))
+        said = {"reason": row["reason"], "detail": row["detail"], "reviewer": reviewer, "why": why, "reviewed_at": now}
+        reviews.append({"id": label_id(sample, alpha), "sample_id": sample, "alpha_sha256": alpha} | said)
+    catalog.add("reviews", reviews)
+    ledger = {row["key"]: row["state"] for row in latest_arrivals(catalog).values()}
+    docs, taken, waiting = DataDocs(data_docs), [], {row["key"]: row["image"] for row in rows}
+    for one in arrived_batches(inbox):
+        mine = {one.reject_key(int(row["row"])): int(row["row"]) for row in rows}
+        numbers = frozenset(number for key, number in mine.items() if waiting.pop(key, None))
+        if not numbers or one.key not in ledger:
+            continue
+        work = Ingest(params, catalog, store, inbox, one, docs, spool, progress)
+        work.run(again=True) if ledger[one.key] == "held" else work.run(only=numbers)
+        taken.append(one)
+    docs.build()
+    report = describe(Report("quarantine-accept"), catalog, store, taken, data_docs)
+    report.facts |= {"reviewed": len(reviews), "waiting": sorted(waiting.values())}
+    return report
+
+
+def retry(
+    params: IngestParams,
+    catalog: Catalog,
+    store: Store,
+    inbox: Store,
+    batch: str,
+    data_docs: Path,
+    spool: Path,
+    progress: Progress = lambda what, done, total: None,
+) -> Report:
+    """Looks again at the refused rows of `batch` (or `kind/batch`) and at rows whose files were replaced, or at all
+    rows of one that was held.
+
+    For a producer who repaired files under the same names; a changed manifest is a new arrival and taken by
+    `mm ingest`. Rows that are good now enter the catalog and leave quarantine. Raises InputError where the
+    batch was never ingested or has left the inbox.
+    """
+    ledger = {row["key"]: row["state"] for row in latest_arrivals(catalog).values()}
+    chosen = [one for one in arrived_batches(inbox) if batch in (one.batch, one.name)]
+    known = [one for one in chosen if one.key in ledger]
+    if not known:
+        remedy = "run `mm ingest`" if chosen else f"there is no manifest at {inbox.url}/<kind>/{batch}"
+        raise InputError(f"batch {batch!r} was not ingested as it lies in the inbox: {remedy}")
+    docs = DataDocs(data_docs)
+    for one in known:
+        work = Ingest(params, catalog, store, inbox, one, docs, spool, progress)
+        if ledger[one.key] == "held":
+            work.run(again=True)
+        else:
+            refused = ["quarantine", "conflict"]
+            filters: list[Filter] = [("kind", "=", one.kind), ("batch", "=", one.batch), ("verdict", "in", refused)]
+            work.run(only=frozenset(catalog.read("rejects", columns=["row"], filters=filters)["row"].tolist()))
+    docs.build()
+    return describe(Report("quarantine-retry"), catalog, store, known, data_docs)

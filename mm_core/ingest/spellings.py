@@ -1,0 +1,52 @@
+"""The one table of picture formats and of spellings that every door reads: `mm drop`, ingest, `mm evaluate --truth`."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import PurePath
+
+from mm_core.core.records import ALL_CATEGORIES
+
+SUFFIXES: Mapping[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif", ".avifs"),
+    "HEIF": (".heic", ".heif", ".hif", ".heics", ".heifs"),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c"),
+}
+"""How files of each format are named. Content decides what a file is; the name decides what a folder offers."""
+PHOTOS = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+CATEGORY_SPELLINGS: Mapping[str, tuple[str, ...]] = {
+    "portrait": ("portrait", "portraits"),
+    "multi_person": ("multiperson", "multipersons", "multipeople", "multiplepersons", "multiplepeople"),
+    "pets": ("pet", "pets"),
+    "accessories": ("accessory", "accessories"),
+    "cards": ("card", "cards"),
+    "delicacy": ("delicacy", "delicacies"),
+    "scenery": ("scenery", "sceneries"),
+}
+"""Letters of each category's spellings, without case, spaces, dashes and underscores."""
+_CATEGORY_OF = {spelling: name for name, spellings in CATEGORY_SPELLINGS.items() for spelling in spellings}
+assert set(CATEGORY_SPELLINGS) == set(ALL_CATEGORIES)
+SYSTEM_NAMES = frozenset(
+    {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information", "@eadir", "#recycle"}
+    | {"lost+found", "lost.dir", ".ds_store"}
+)
+"""Files and folders that systems leave beside people's photos, in lower case."""
+
+
+def category_of(text: str) -> str:
+    """The category that a text spells (`Multi-Person`, `PETS`, `multi person`); the text, tidied, where it is none."""
+    plain = unicodedata.normalize("NFKC", text).strip().casefold()
+    return _CATEGORY_OF.get(re.sub(r"[\s_\-–—.]+", "", plain), re.sub(r"[\s\-]+", "_", plain))
+
+
+def is_hidden(path: PurePath) -> bool:
+    """Whether a path, or a folder on it, is hidden or a system's own: `.thumbnails`, `.trashed-1.jpg`, `@eaDir`."""
+    return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in path.parts)

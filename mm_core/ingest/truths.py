@@ -1,0 +1,85 @@
+"""True mattes of a folder, read as ingest reads a drop: the same manifest, spellings, names and orientations."""
+
+from __future__ import annotations
+
+import posixpath
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mm_core.core.errors import InputError
+from mm_core.imaging.images import load_alpha, load_rgb, orient, read_header
+from mm_core.imaging.near_duplicates import LOOK_SIDE
+from mm_core.ingest.decode_sandbox import safely
+from mm_core.ingest.manifest import ManifestRow, read_manifest
+from mm_core.ingest.mattes import turned_upright
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One row of a manifest of truths."""
+
+    where: str
+    """Manifest, row and image, as messages name it."""
+    image: str
+    category: str
+    """Empty where the manifest gives none."""
+    photo: Path | None
+    """None where the photo does not lie there: its matte is then taken as it is."""
+    alpha: Path
+
+    def load(self) -> np.ndarray:
+        """The true matte float32 (H, W) in [0, 1], upright as its photo; raises UnreadableImage."""
+        if self.photo is None:
+            return safely(load_alpha, self.alpha)
+        photo, header = safely(read_header, self.photo), safely(read_header, self.alpha)
+        if photo.orientation == header.orientation == 1:
+            return safely(load_alpha, self.alpha)
+        size, stored = (photo.width, photo.height), (photo.raw_width, photo.raw_height)
+        if size not in ((header.width, header.height), (header.raw_width, header.raw_height)) and stored != size:
+            alpha = safely(load_alpha, self.alpha)
+            return orient(alpha, photo.orientation) if alpha.shape == stored[::-1] else alpha
+        return turned_upright(self.alpha, header, photo, safely(load_rgb, self.photo, LOOK_SIDE))[0]
+
+
+def read_truths(manifest: Path) -> list[Truth]:
+    """The rows of a manifest (CSV or parquet) with the columns image, alpha and, if you like, category.
+
+    Raises InputError, naming the row, where a matte is missing, a row is no row, or two photos share a prediction.
+    """
+    if not manifest.is_file():
+        raise InputError(f"{manifest}: no such file; give a manifest with the columns image, alpha, category")
+    rows = list(read_manifest(manifest))
+    if not any(row.alpha for row in rows):
+        raise InputError(f"{manifest}: column 'alpha' is missing or empty; name the true matte of each photo there")
+    for stem, count in Counter(stem_of(row.image) for row in rows).items():
+        if count > 1:
+            raise InputError(f"{manifest}: {count} rows would be predicted as {stem}.png; rename the images")
+    return [_truth(manifest, row) for row in rows]
+
+
+def stem_of(image: str) -> str:
+    """Name of a photo's prediction, without suffix."""
+    return posixpath.splitext(posixpath.basename(image.replace("\\", "/")))[0]
+
+
+def _truth(manifest: Path, row: ManifestRow) -> Truth:
+    where = f"{manifest}, row {row.row + 1} ({row.image})"
+    if row.extra_fields:
+        raise InputError(f"{where}: {row.extra_fields} fields too many: quote the field that holds a comma")
+    if not row.alpha:
+        raise InputError(f"{where}: alpha: empty; name the true matte")
+    alpha = _file(manifest.parent, row.alpha)
+    if alpha is None:
+        raise InputError(f"{where}: alpha: {manifest.parent / row.alpha} is missing")
+    return Truth(where, row.image, row.category, _file(manifest.parent, row.image), alpha)
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    """The file of this name, with slashes or backslashes, composed or decomposed accents."""
+    plain = name.replace("\\", "/")
+    forms = dict.fromkeys((name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))))
+    return next((folder / form for form in forms if form and (folder / form).is_file()), None)

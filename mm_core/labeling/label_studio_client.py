@@ -1,0 +1,360 @@
+"""A Label Studio server over HTTP: the only module that talks to one.
+
+What moves by the thousand goes as plain JSON through httpx, what a person does through the SDK's client: that walks
+through every number of a run-length code before it sends it (twelve times the work of `json.dumps`), takes seconds to
+import, and has no verb for several uploads at once or for what was uploaded. Facts about the server (1.23) that shape
+this module: it takes the same task twice without a word; `filter:tasks:updated_at` sees new, edited, skipped and
+deleted annotations; an import is one transaction; uploads that no task names stay for ever; a list of uploads to
+remove that is not given means all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+from xml.etree import ElementTree
+
+from mm_core.core.errors import LabelServerError
+from mm_core.labeling.label_studio_format import LABEL_CONFIG
+
+if TYPE_CHECKING:
+    import httpx
+    from label_studio_sdk import LabelStudio
+
+TIMEOUT = 120.0
+"""Seconds without an answer before a request is given up."""
+TRIES = 5
+"""Of a request that may be repeated, with growing pauses, before its error is reported."""
+PAGE = 200
+"""Tasks per page of a listing."""
+LOOKED_UP = 50
+"""Keys per look-up: they travel in the address."""
+
+
+class Server:
+    """One project on one server, found by its title or made. Raises LabelServerError with a remedy."""
+
+    def __init__(self, url: str, key: str, title: str, *, people: int = 1):
+        """`key`: a legacy token or a personal access token; `people`: asked about each photo (new projects)."""
+        self.url, self.title, self._people = url.rstrip("/"), title, people
+        self._http = self._plain(base_url=self.url, auth=cast("httpx.Auth", _auth(self.url, key)))
+
+        def sdk() -> LabelStudio:
+            from label_studio_sdk import LabelStudio
+
+            return LabelStudio(base_url=self.url, api_key=key, httpx_client=self._plain())
+
+        self._open_sdk = sdk  # holds the key where no repr shows it
+
+    def _plain(self, **more: Any) -> httpx.Client:
+        import httpx
+
+        # A proxy of the environment is for the network, not for a server on this machine.
+        network = not self.url.startswith(("http://127.0.0.1", "http://localhost"))
+        return httpx.Client(timeout=TIMEOUT, follow_redirects=True, trust_env=network, **more)
+
+    def close(self) -> None:
+        self._http.close()
+
+    # ── the project ──────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def project(self) -> int:
+        """Number of the project; made with its label config where there is none of this title."""
+        found = [p for p in self._pages("/api/projects", "results") if p.get("title") == self.title]
+        if not found:
+            settings = {"maximum_annotations": self._people, "show_collab_predictions": True}
+            body = {"title": self.title, "label_config": LABEL_CONFIG, **settings}
+            return int(self._call("POST", "/api/projects", json=body)["id"])
+        project = min(found, key=lambda p: p["id"])  # two makers at once: both go on with the older
+        if controls(project.get("label_config", "")) != controls(LABEL_CONFIG):
+            self._call("PATCH", f"/api/projects/{project['id']}", json={"label_config": LABEL_CONFIG})
+        return int(project["id"])
+
+    def link(self, task: int | None = None) -> str:
+        """Address of the project's page, or of a task's."""
+        page = f"{self.url}/projects/{self.project}/data"
+        return page if task is None else f"{page}?task={task}"
+
+    def summary(self) -> dict[str, Any]:
+        """Counts of tasks: `tasks`, `finished`, `skipped`, `open`; and the age of the oldest that nobody has touched,
+        `oldest_open_days` (None: there is none)."""
+        about = self._call("GET", f"/api/projects/{self.project}")
+        untouched = [_filter("total_annotations", "equal", "Number", 0)]
+        untouched += [_filter("cancelled_annotations", "equal", "Number", 0)]
+        waiting = self._tasks(untouched, order="tasks:created_at", size=1)
+        skipped = self._tasks([_filter("cancelled_annotations", "greater", "Number", 0)], size=1)
+        total, finished = int(about["task_number"]), int(about["finished_task_number"])
+        return {
+            "tasks": total,
+            "finished": finished,
+            "skipped": int(skipped["total"]),
+            "open": total - finished,
+            "oldest_open_days": _days_since(waiting["tasks"][0]["created_at"]) if waiting["tasks"] else None,
+        }
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────────
+
+    def tasks_of(self, keys: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+        """The tasks that there are of these keys (`data.key`), oldest first; keys without one are absent."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        todo = list(dict.fromkeys(keys))
+        for start in range(0, len(todo), LOOKED_UP):
+            some = todo[start : start + LOOKED_UP]
+            wanted = [_filter("data.key", "equal", "String", key) for key in some]
+            for task in self._listed(wanted, "or"):
+                if (key := task["data"].get("key")) in some:
+                    found.setdefault(key, []).append(task)
+        return {key: sorted(tasks, key=lambda task: task["id"]) for key, tasks in found.items()}
+
+    def uploads(self, numbers: Sequence[int] | None = None) -> dict[str, list[dict[str, Any]]]:
+        """Uploaded files (all, or those of these numbers) by the name that they were sent under: `id`, and `url` for a
+        task's data."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        which = {"all": "true"} if numbers is None else {"ids": json.dumps(list(numbers))}
+        listed = self._call("GET", f"/api/projects/{self.project}/file-uploads", params=which)
+        for upload in sorted(listed, key=lambda upload: upload["id"]):
+            name = upload["file"].rsplit("/", 1)[-1].split("-", 1)[-1]
+            found.setdefault(name, []).append({"id": upload["id"], "url": f"/data/{upload['file']}"})
+        return found
+
+    def upload(self, pictures: Mapping[str, bytes]) -> dict[str, list[dict[str, Any]]]:
+        """Sends JPEG files by name; returns them as `uploads` does. Repeated after an outage, some may be twice."""
+        files = [(f"file{n}", (name, data, "image/jpeg")) for n, (name, data) in enumerate(pictures.items())]
+        answer = self._call("POST", self._import, params={"commit_to_project": "false"}, files=files)
+        return self.uploads(answer["file_upload_ids"])
+
+    def import_tasks(self, tasks: Sequence[Mapping[str, Any]]) -> None:
+        """All of them or none. Not repeated by itself: after an outage look first what arrived."""
+        data = json.dumps(tasks, separators=(",", ":")).encode()
+        self._call("POST", self._import, content=data, headers={"Content-Type": "application/json"})
+
+    def remove_uploads(self, numbers: Sequence[int]) -> None:
+        if numbers:
+            body = {"file_upload_ids": list(numbers)}
+            self._call("DELETE", f"/api/projects/{self.project}/file-uploads", json=body)
+
+    def remove_task(self, number: int) -> None:
+        self._call("DELETE", f"/api/tasks/{number}/")
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────────
+
+    def newest_change(self) -> str | None:
+        """When a task last changed, by the server's clock; None where there are no tasks."""
+        tasks = self._tasks([], order="-tasks:updated_at", size=1)["tasks"]
+        return tasks[0]["updated_at"] if tasks else None
+
+    def changed_since(self, since: str | None) -> Iterator[dict[str, Any]]:
+        """Tasks that changed after `since` (None: all), by number, without their annotations."""
+        yield from self._listed([_filter("updated_at", "greater", "Datetime", since)] if since else [], "and")
+
+    def annotations(self, task: int) -> list[Any]:
+        """A task's annotations as they are stored, skips left out, with the annotators' addresses where known."""
+        found = self._call("GET", f"/api/tasks/{task}/annotations/")
+        for annotation in found if isinstance(found, list) else []:
+            if isinstance(annotation, dict):
+                who = annotation.get("completed_by")
+                annotation["completed_by"] = self._names.get(who, who) if isinstance(who, int) else who
+        return found if isinstance(found, list) else []
+
+    def predictions(self, task: int) -> list[dict[str, Any]]:
+        return self._call("GET", "/api/predictions/", params={"task": task})
+
+    def ask_again(self, task: Mapping[str, Any], people: int, why: str) -> None:
+        """Puts a task back into the queue of those who have not seen it, until so many have answered."""
+        data = {**task["data"], "disagreement": why}
+        self._call("PATCH", f"/api/tasks/{task['id']}/", json={"overlap": people, "is_labeled": False, "data": data})
+
+    # ── people and hooks ─────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def sdk(self) -> LabelStudio:
+        """The SDK's client in the name of the same key, for what a person does: few and small requests."""
+        return self._open_sdk()
+
+    def annotate(self, task: int, result: Sequence[Mapping[str, Any]], **more: Any) -> int:
+        """Hands in an annotation by the key's owner, returns its number; `more`: was_cancelled, lead_time."""
+        made = self.sdk.annotations.create(id=task, result=[dict(region) for region in result], **more)
+        return int(made.id or 0)
+
+    def edit(self, annotation: int, result: Sequence[Mapping[str, Any]]) -> None:
+        self.sdk.annotations.update(id=annotation, result=[dict(region) for region in result])
+
+    def remove_annotation(self, annotation: int) -> None:
+        self.sdk.annotations.delete(id=annotation)
+
+    def hook(self, address: str, headers: Mapping[str, str]) -> None:
+        """Has the server call `address` when work is handed in or changed; replaces an earlier hook to it.
+
+        A server refuses addresses of its own machine or network unless it is told otherwise.
+        """
+        actions = ["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED"]
+        body = {"url": address, "headers": dict(headers), "project": self.project, "actions": actions}
+        body |= {"send_payload": False, "send_for_all_actions": False, "is_active": True}
+        for hook in self._call("GET", "/api/webhooks/", params={"project": self.project}):
+            if hook["url"] == address:
+                self._call("DELETE", f"/api/webhooks/{hook['id']}/")
+        try:
+            self._call("POST", "/api/webhooks/", json=body)
+        except LabelServerError as error:
+            remedy = "`mm label serve --local-hooks` allows addresses of this machine, SSRF_PROTECTION_ENABLED=false in"
+            raise LabelServerError(f"{error}; {remedy} another server's environment those of its network") from None
+
+    def add_account(self, email: str, password: str) -> str:
+        """Makes an account by the organisation's invitation, as a person would; returns its token."""
+        import httpx
+
+        invitation = self._call("GET", "/api/invite")["invite_url"]
+        with httpx.Client(base_url=self.url, timeout=TIMEOUT, follow_redirects=True) as browser:
+            page = browser.get(invitation)
+            secret = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
+            form = {"csrfmiddlewaretoken": secret.group(1) if secret else "", "email": email, "password": password}
+            browser.post(str(page.url), data=form, headers={"Referer": str(page.url)})
+            answer = browser.get("/api/current-user/token")
+            if not answer.is_success:
+                raise LabelServerError(f"Label Studio at {self.url} made no account {email!r}: it may exist already")
+            self.__dict__.pop("_names", None)
+            return str(answer.json()["token"])
+
+    @cached_property
+    def _names(self) -> dict[int, dict[str, Any]]:
+        users = self._call("GET", "/api/users/")
+        return {user["id"]: {"id": user["id"], "email": user.get("email")} for user in users}
+
+    # ── requests ─────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _import(self) -> str:
+        return f"/api/projects/{self.project}/import"
+
+    def _tasks(
+        self, wanted: Sequence[Any], conjunction: str = "and", *, order: str = "tasks:id", size: int = PAGE
+    ) -> Any:
+        query = {"filters": {"conjunction": conjunction, "items": list(wanted)}, "ordering": [order]}
+        params = {"project": self.project, "page_size": size, "query": json.dumps(query), "fields": "task_only"}
+        return self._call("GET", "/api/tasks/", params=params)
+
+    def _listed(self, wanted: Sequence[Any], conjunction: str) -> Iterator[dict[str, Any]]:
+        """Every task that passes, each page from behind the last number: none is missed where others come or go."""
+        last = 0
+        while True:
+            # The server has no brackets: an "or" is short enough for one page.
+            behind = [_filter("id", "greater", "Number", last)] if conjunction == "and" else []
+            size = PAGE if conjunction == "and" else 10 * PAGE
+            tasks = self._tasks([*wanted, *behind], conjunction, size=size)["tasks"]
+            yield from tasks
+            if conjunction == "or" or len(tasks) < size:
+                return
+            last = tasks[-1]["id"]
+
+    def _pages(self, path: str, name: str) -> Iterator[dict[str, Any]]:
+        page = 1
+        while True:
+            found = self._call("GET", path, params={"page": page, "page_size": 100})
+            yield from found[name]
+            if not found.get("next"):
+                return
+            page += 1
+
+    def _call(self, method: str, path: str, **request: Any) -> Any:
+        """The answer's JSON. What may be repeated is, through outages of some seconds."""
+        import httpx
+
+        fault: Exception = LabelServerError("")
+        for attempt in range(TRIES):
+            patient = attempt + 1 < TRIES
+            try:
+                response = self._http.request(method, path, **request)
+            except httpx.ConnectError as error:
+                fault = error  # nothing was sent: any method may be tried again
+            except httpx.TransportError as error:
+                fault, patient = error, patient and method != "POST"
+            else:
+                if method == "DELETE" and response.status_code == 404:
+                    return None
+                if response.is_success:
+                    return _json(response)
+                fault = LabelServerError(_said(self.url, method, path, response))
+                patient = patient and method != "POST" and response.status_code in (429, 500, 502, 503, 504)
+            if not patient:
+                break
+            time.sleep(0.5 * 2**attempt)
+        if isinstance(fault, LabelServerError):
+            raise fault
+        reason = f"{type(fault).__name__} at {method} {path}: is it running, is LABEL_STUDIO_URL right?"
+        raise LabelServerError(f"Label Studio at {self.url} does not answer ({reason})") from fault
+
+
+def _days_since(moment: str) -> float:
+    return round((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds() / 86400, 3)
+
+
+def controls(config: str) -> Any:
+    """What of a label config answers depend on: names, targets and values; not colours or words. None: no config."""
+    try:
+        root = ElementTree.fromstring(config)
+    except ElementTree.ParseError:
+        return None
+    return sorted(
+        (node.tag, node.get("name"), node.get("toName") or node.get("value"), tuple(c.get("value") or "" for c in node))
+        for node in root.iter()
+        if node.get("name")
+    )
+
+
+def _filter(field: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
+    return {"filter": f"filter:tasks:{field}", "operator": operator, "type": kind, "value": value}
+
+
+def _json(response: httpx.Response) -> Any:
+    if not response.content:
+        return None
+    try:
+        return response.json()
+    except (ValueError, RecursionError):
+        text = f"{response.request.url.path} answered with {response.headers.get('content-type', 'something')}"
+        raise LabelServerError(f"{text}, not JSON: is LABEL_STUDIO_URL the address of a Label Studio?") from None
+
+
+def _said(url: str, method: str, path: str, response: httpx.Response) -> str:
+    code = response.status_code
+    if code in (401, 403):
+        return f"Label Studio at {url} refuses the key (HTTP {code}): check LABEL_STUDIO_API_KEY"
+    detail = " ".join(response.text.split())[:200]
+    return f"Label Studio at {url} refuses {method} {path} (HTTP {code}): {detail}"
+
+
+def _auth(url: str, key: str) -> object:
+    """Headers for either kind of key. A personal access token is a JWT that buys 300 s of access at a time."""
+    import httpx
+
+    class Auth(httpx.Auth):
+        requires_response_body = True
+
+        def __init__(self) -> None:
+            self._access, self._until = "", 0.0
+
+        def auth_flow(self, request):
+            if key.count(".") != 2:
+                request.headers["Authorization"] = f"Token {key}"
+                yield request
+                return
+            if time.monotonic() > self._until:
+                answer = yield httpx.Request("POST", f"{url}/api/token/refresh/", json={"refresh": key})
+                if not answer.is_success:
+                    # The request without a key is refused, and so it is told.
+                    yield request
+                    return
+                self._access, self._until = answer.json()["access"], time.monotonic() + 240
+            request.headers["Authorization"] = f"Bearer {self._access}"
+            yield request
+
+        def __repr__(self) -> str:
+            return "Auth(…)"
+
+    return Auth()

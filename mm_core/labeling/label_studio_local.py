@@ -1,0 +1,230 @@
+"""A Label Studio of one's own on 127.0.0.1, in an environment and a data folder of its own; and which server counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from mm_core.core import processes
+from mm_core.core.errors import InputError, LabelServerError
+from mm_core.core.layout import Layout
+from mm_core.core.records import write_json
+from mm_core.labeling.label_studio_client import Server
+
+START = 300.0
+"""Seconds that a server may take until it answers; its first start makes a database."""
+STOP = 20.0
+"""Seconds between SIGTERM and SIGKILL."""
+EMAIL = "matting-moments@localhost.example"
+
+
+def connect(layout: Layout, *, people: int = 1) -> Server | None:
+    """The server of `LABEL_STUDIO_URL`, else the one that `mm label serve` runs on this workspace, else None."""
+    settings = layout.settings
+    if url := settings.label_studio_url:
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"LABEL_STUDIO_URL={url!r} is no address: write http://host:port or https://host")
+        key = os.environ.get("LABEL_STUDIO_API_KEY", "").strip()
+        if not re.fullmatch(r"[\x21-\x7e]+", key):
+            what = "is no key: copy it again" if key else "is not set"
+            raise InputError(f"LABEL_STUDIO_API_KEY {what}: LABEL_STUDIO_URL needs the key of an account there")
+        return Server(url, key, settings.label_studio_project, people=people)
+    if running := running_server(layout.label_studio):
+        token = read_account(layout.label_studio)["token"]
+        return Server(running["url"], token, settings.label_studio_project, people=people)
+    return None
+
+
+def running_server(folder: Path) -> dict | None:
+    """`url` and `pid` of the server that runs on this folder; None where there is none (any more)."""
+    with suppress(FileNotFoundError, ValueError, KeyError):
+        about = json.loads((folder / "server.json").read_text())
+        if _started(about["pid"]) == about["started"]:
+            return about
+    return None
+
+
+def read_account(folder: Path) -> dict[str, str]:
+    """`email`, `password` and `token` of a local server's only account; made at random where there is none."""
+    path = folder / "account.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        account = {"email": EMAIL, "password": secrets.token_urlsafe(18), "token": secrets.token_hex(20)}
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            json.dump(account, stream)
+        draft.replace(path)
+    return json.loads(path.read_text())
+
+
+@dataclass
+class LocalServer:
+    """One Label Studio process. `start` returns once it answers, `stop` ends it, and so does our own end."""
+
+    python: Path
+    """Of the environment that has Label Studio."""
+    folder: Path
+    """Holds `data/`, `account.json` (0600), `log.txt` and, while it runs, `server.json`."""
+    port: int
+    local_hooks: bool = False
+    """It may call addresses of this machine, which its protection against forged requests forbids. Whoever has an
+    account there can then make it ask for such addresses."""
+    _process: subprocess.Popen | None = None
+    _log: IO[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Raises InputError where the port or the folder is taken, LabelServerError where it does not come up."""
+        if not self.program.is_file():
+            raise InputError(f"{self.program} is missing: run `make labelstudio`")
+        if running := running_server(self.folder):
+            raise InputError(f"a server runs on {self.folder} already: {running['url']}, process {running['pid']}")
+        _require_free(self.port)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        account = read_account(self.folder)
+        self._prepare()
+        self._log = (self.folder / "log.txt").open("ab")
+        command = [str(self.program), "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(self.port)]
+        # Nothing of our environment reaches it: it reads names as common as HOST, PORT and DEBUG.
+        self._process = processes.start(
+            command,
+            python=str(self.python),
+            env=self._environment(account),
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            self._await_health()
+        except BaseException:
+            self.stop()
+            raise
+        about = {"url": self.url, "pid": self.pid, "started": _started(self.pid)}
+        write_json(self.folder / "server.json", about)
+
+    def stop(self) -> None:
+        """Ends the process that `start` made, and waits for it."""
+        if self._process is not None:
+            processes.end([self._process], signal.SIGTERM, STOP)
+            self._process = None
+            (self.folder / "server.json").unlink(missing_ok=True)
+        if self._log is not None:
+            self._log.close()
+
+    @property
+    def program(self) -> Path:
+        return self.python.with_name("label-studio")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+    def _prepare(self) -> None:
+        """A new folder starts from the empty database that `make labelstudio` made: seconds instead of a minute."""
+        data, ready = self.folder / "data", self.python.parent.parent / "prepared"
+        (self.folder / "home").mkdir(exist_ok=True)
+        if not data.exists() and (ready / "label_studio.sqlite3").is_file():
+            draft = self.folder / f".data.{os.getpid()}"
+            # Not `.env`: each folder gets a secret of its own.
+            shutil.copytree(ready, draft, ignore=shutil.ignore_patterns(".env"))
+            draft.replace(data)
+
+    def _environment(self, account: Mapping[str, str]) -> dict[str, str]:
+        return {
+            "PATH": f"{self.python.parent}:/usr/bin:/bin",
+            "HOME": str(self.folder / "home"),
+            "LANG": "C.UTF-8",
+            "LABEL_STUDIO_BASE_DATA_DIR": str(self.folder / "data"),
+            "LABEL_STUDIO_USERNAME": account["email"],
+            "LABEL_STUDIO_PASSWORD": account["password"],
+            "LABEL_STUDIO_USER_TOKEN": account["token"],
+            "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
+            "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
+            "COLLECT_ANALYTICS": "false",
+            "SENTRY_DSN": "",
+            "FRONTEND_SENTRY_DSN": "",
+            "LATEST_VERSION_CHECK": "false",
+            "SSRF_PROTECTION_ENABLED": "false" if self.local_hooks else "true",
+        }
+
+    def _await_health(self) -> None:
+        until = time.monotonic() + START
+        while time.monotonic() < until:
+            if self.ended:
+                raise LabelServerError(f"Label Studio ended while starting: {self.folder / 'log.txt'} says why")
+            if _healthy(self.url):
+                # A busy port would have made it take the next one, and another's server would answer here.
+                if not _listens(self.pid, self.port):
+                    raise LabelServerError(f"port {self.port} was taken by another process: choose another --port")
+                return
+            time.sleep(0.3)
+        raise LabelServerError(f"Label Studio did not answer within {START:.0f} s: see {self.folder / 'log.txt'}")
+
+
+def _healthy(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"{url}/health/", timeout=5) as answer:
+            return json.loads(answer.read()).get("status") == "UP"
+    except (OSError, ValueError, urllib.error.URLError):
+        return False
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise InputError(f"port {port} is in use: choose another with --port") from None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _listens(pid: int, port: int) -> bool:
+    import psutil
+
+    process = psutil.Process(pid)
+    return any(
+        connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        for member in (process, *process.children(recursive=True))
+        for connection in member.net_connections(kind="inet")
+    )
+
+
+def _started(pid: int) -> float | None:
+    """When a process began; None where there is no such process. A number alone may have gone to another."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None

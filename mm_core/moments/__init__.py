@@ -1,0 +1,1 @@
+"""Moments of a whole gallery: its events, which function suits which photo, and finished pieces."""

@@ -1,0 +1,85 @@
+"""moments.json as a page reads it: checked, because the folder may come from another machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mm_core.core.errors import InputError
+
+MOST_BYTES = 64 << 20
+
+
+class _Part(BaseModel):
+    """What pages use is typed; the rest stays as it is."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Photo(_Part):
+    id: str = Field(pattern=r"^[0-9a-f]{64}$")
+    name: str
+    category: str | None
+
+
+class _Best(_Part):
+    name: str
+
+
+class _Piece(_Part):
+    file: str
+    function: str
+    why: str
+
+    @field_validator("file")
+    @classmethod
+    def _lies_in_the_folder(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts or not path.parts or not value.isprintable():
+            raise ValueError("names no file of the folder")
+        return value
+
+
+class _Moment(_Part):
+    title: str
+    tone: str
+    tone_why: str
+    photos: list[_Photo]
+    best: list[_Best]
+    pieces: list[_Piece]
+
+
+class _Moments(_Part):
+    moments: list[_Moment]
+
+
+def read_moments(path: Path) -> dict[str, Any]:
+    """Return the content of a moments.json.
+
+    Raises InputError that names the field where the file is not what `mm moments` writes, is larger than MOST_BYTES,
+    holds a number that is none (NaN), or names a piece outside of its folder.
+    """
+    remedy = "run `mm moments` again"
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise InputError(f"{path}: {size} bytes, at most {MOST_BYTES} are read: {remedy}")
+    try:
+        content = json.loads(path.read_bytes(), parse_constant=_refuse)
+        _Moments.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))[:200]
+        raise InputError(f"{path}: {field!r}: {first['msg']}: {remedy}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: not JSON of moments: {remedy}") from None
+    folder = path.parent.resolve()
+    for piece in (piece for moment in content["moments"] for piece in moment["pieces"]):
+        if not (folder / piece["file"]).resolve().is_relative_to(folder):
+            raise InputError(f"{path}: {piece['file']!r} leads out of the folder: {remedy}")
+    return content
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")

@@ -1,0 +1,254 @@
+"""What a cycle stands on: the store, the pinned inputs, the pins that its snapshot froze, the verdict on record.
+
+`inputs.json` holds the pins of the *next* cycle. The snapshot copies them into `snapshot.json`, and every later stage
+reads that copy (`frozen_inputs`), so that nothing that happens beside a cycle changes what it is judged on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from mm_core.core.errors import InputError, ReleaseRefused
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.locks import cycle_holder, cycle_lock, try_cycle_lock
+from mm_core.core.params import Params
+from mm_core.core.records import Report, Verdict, digest_of, sha256_file, write_json
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import Store, open_store
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what, done, total): the CLI draws bars, Dagster logs observations."""
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """The Progress of someone who does not look."""
+
+
+def store_of(layout: Layout) -> Store:
+    return open_store(layout.settings.store, layout.cache)
+
+
+def inbox_of(layout: Layout) -> Store:
+    return open_store(layout.settings.inbox, layout.cache / "inbox")
+
+
+def catalog_of(layout: Layout) -> Catalog:
+    return Catalog(layout.settings.store)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Stage = Callable[Concatenate[Params, Layout, P], R]
+
+
+def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
+    """Let a stage hold the cycle lock while it works; who asks meanwhile waits.
+
+    At the end of the outermost hold the pins are written that `pin_when_idle` left to it.
+    """
+
+    @wraps(stage)
+    def locked(params: Params, layout: Layout, *args: P.args, **options: P.kwargs) -> R:
+        with cycle_lock(layout, stage.__name__.strip("_").replace("_", "-")) as outermost:
+            result = stage(params, layout, *args, **options)
+            if outermost and _late(layout).exists():
+                pin(params, layout)
+            return result
+
+    return locked
+
+
+def pin_when_idle(params: Params, layout: Layout) -> dict:
+    """Pin what the next cycle starts from; while a cycle is at work its pins stay, and it pins when it ends.
+
+    Returns:
+        The pins, or `{"pins": why they stay}`.
+    """
+    for seconds in (0.0, 0.5):
+        with try_cycle_lock(layout, "pin-inputs", seconds) as free:
+            if free:
+                return pin(params, layout)
+        # Whoever holds the lock looks for this at its end; the second try is for one that has just looked.
+        _late(layout).touch()
+    return {"pins": f"stay as they are until {cycle_holder(layout) or 'the cycle'} ends"}
+
+
+def settle_late_pins(params: Params, layout: Layout) -> None:
+    """Write the pins that `pin_when_idle` left to a process that was killed; the caller holds the cycle lock."""
+    if _late(layout).exists():
+        pin(params, layout)
+
+
+def _late(layout: Layout) -> Path:
+    """There while something came that `inputs.json` does not name yet, because a cycle was at work."""
+    return layout.locks / "pins.late"
+
+
+def pin(params: Params, layout: Layout, *, again: bool = False) -> dict:
+    """Write what the next cycle starts from, if it is not pinned already; the caller holds the cycle lock.
+
+    Where the last cycle saw all that is there, its own pins stay and the facts say `nothing_new`; `again` pins
+    nevertheless. Returns the facts of `stages.pin_inputs`.
+    """
+    _late(layout).unlink(missing_ok=True)  # before the catalog is read: what comes later is told again
+    inputs = inputs_now(layout)
+    facts: dict = {}
+    if not again and _is_done(params, layout, inputs):
+        inputs = frozen_inputs(layout)
+        facts["nothing_new"] = f"the last cycle saw all of it: {recorded_verdict(layout).decision}"
+    if not layout.inputs.exists() or read_inputs(layout) != inputs:
+        write_json(layout.inputs, inputs)
+    return inputs | facts
+
+
+def inputs_now(layout: Layout) -> dict:
+    """Catalog versions, champion and anchor of this moment, as `read_inputs` returns them."""
+    from mm_core.export.registry import Registry
+
+    registry, catalog = Registry(layout.settings), catalog_of(layout)
+    return {
+        "catalog": {table: catalog.version(table) for table in ("samples", "labels", "features")},
+        "champion": registry.pin("champion"),
+        "anchor": registry.pin("anchor"),
+    }
+
+
+def read_inputs(layout: Layout) -> dict:
+    """The pinned inputs: `{"catalog": {table: version}, "champion": pin | None, "anchor": pin | None}`.
+
+    A pin is `{"version": str, "digest": str, "files": {file name: blob digest}}`; the weights are the
+    blob of that digest, `files` are the int8 files that shipped.
+    """
+    if not layout.inputs.exists():
+        raise InputError(f"{layout.inputs} is missing: run `mm ingest` first, so that there is a catalog to learn from")
+    try:
+        inputs = json.loads(layout.inputs.read_bytes())
+        pins = [inputs[role] for role in ("champion", "anchor") if inputs.get(role)]
+        good = all({"version", "digest", "files"} <= set(pin) for pin in pins)
+        good = good and all(isinstance(version, int) for version in inputs["catalog"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise InputError(f"{layout.inputs} is damaged: delete it, then `mm ingest` pins anew")
+    return inputs
+
+
+def frozen_inputs(layout: Layout) -> dict:
+    """The pins that the snapshot of the cycle in work froze, as from `read_inputs`."""
+    path = layout.snapshot / "snapshot.json"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: run `mm ingest`, then `mm snapshot`")
+    frozen = json.loads(path.read_text())
+    return {name: frozen[name] for name in ("catalog", "champion", "anchor")}
+
+
+def _is_done(params: Params, layout: Layout, inputs: dict) -> bool:
+    """Whether the last cycle came to its end with these params, this catalog, and this champion or one of its own."""
+    judged, candidate = layout.stage_report("gate"), layout.model(TRAIN_STAGES[-1])
+    needed = (layout.snapshot / "snapshot.json", layout.verdict, judged, candidate)
+    if not all(path.is_file() for path in needed):
+        return False
+    pinned, verdict = frozen_inputs(layout), recorded_verdict(layout)
+    about = {"inputs": digest_of(pinned), "params": params.cycle_digest()}
+    facts = Report.read(judged).facts
+    if {name: facts.get(name) for name in about} != about or pinned["catalog"] != inputs["catalog"]:
+        return False
+    if verdict.candidate != sha256_file(candidate) or _is_mixed(layout):  # other work has begun since
+        return False
+    if verdict.decision == "PROMOTE" and not layout.stage_report("promote").is_file():
+        return False
+    if (inputs["champion"] or {}).get("digest") == verdict.candidate:
+        # The first champion ever is the anchor too.
+        return inputs["anchor"] == (pinned["anchor"] or inputs["champion"])
+    return all(inputs[role] == pinned[role] for role in ("champion", "anchor"))
+
+
+def _is_mixed(layout: Layout) -> bool:
+    """Whether the models that lie there were not trained on the snapshot and split that lie there."""
+    from mm_core.training.record import find_mismatches
+
+    try:
+        return bool(find_mismatches(layout))
+    except InputError:  # a file of the cycle is missing
+        return True
+
+
+def warm_start(params: Params, layout: Layout, inputs: dict) -> Path | None:
+    """The weights that the first stage starts from; None: from scratch."""
+    from mm_core.storage.store import fetch_blob
+
+    champion = inputs["champion"]
+    if params.train.common.warm_start != "champion" or not champion:
+        return None
+    return fetch_blob(store_of(layout), champion["digest"])
+
+
+def recorded_verdict(layout: Layout) -> Verdict:
+    """The verdict on record; raises InputError where the gate has not spoken."""
+    if not layout.verdict.is_file():
+        raise InputError(f"{layout.verdict} is missing: run `mm gate` first")
+    try:
+        return Verdict.model_validate_json(layout.verdict.read_bytes())
+    except ValueError:
+        raise InputError(f"{layout.verdict} is damaged: run `mm gate` again") from None
+
+
+def require_one_cycle(layout: Layout) -> None:
+    """Check that what lies in `cycle/` belongs together: snapshot, split, each stage's model, and no forgotten photo.
+
+    Raises:
+        InputError: A model was trained on other data or from other weights, or a photo was forgotten since.
+    """
+    from mm_core.training.record import find_mismatches
+
+    frozen_inputs(layout)
+    if mismatches := find_mismatches(layout):
+        more = f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else ""
+        raise InputError(f"{mismatches[0]}{more}: run `mm run`, which trains what is missing of the present cycle")
+    if gone := forgotten_in_cycle(layout):
+        raise InputError(
+            f"{layout.snapshot} holds {len(gone)} photos that were forgotten since, {gone[0][:12]} among them: "
+            "run `mm run`, which trains without them"
+        )
+
+
+def forgotten_in_cycle(layout: Layout) -> list[str]:
+    """The ids of forgotten photos that a pool of the cycle's snapshot holds, sorted."""
+    from mm_core.ingest.snapshot import POOLS, read_pool
+
+    forgotten = set(catalog_of(layout).read("forgotten", columns=["id"])["id"])
+    return sorted(forgotten & {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]})
+
+
+def require_promote(layout: Layout) -> tuple[Verdict, dict | None]:
+    """The recorded PROMOTE (or a standing override) for exactly the workspace's candidate; else ReleaseRefused."""
+    verdict = recorded_verdict(layout)
+    candidate = sha256_file(layout.model(TRAIN_STAGES[-1]))
+    if verdict.candidate != candidate:
+        raise ReleaseRefused(
+            f"the recorded verdict is about {verdict.candidate[:12]}, the candidate is {candidate[:12]}: run `mm gate`"
+        )
+    frozen = json.loads((layout.snapshot / "snapshot.json").read_text())
+    if verdict.snapshot != frozen["digest"]:
+        raise ReleaseRefused(
+            f"the recorded verdict is about snapshot {verdict.snapshot[:12]}, {frozen['digest'][:12]} lies there: "
+            "run `mm run`"
+        )
+    require_one_cycle(layout)
+    if verdict.decision == "PROMOTE":
+        return verdict, None
+    override = standing_override(layout, verdict)
+    if override is None:
+        raise ReleaseRefused(f"the gate said {verdict.decision}: " + "; ".join(verdict.reasons[:3]))
+    return verdict, override
+
+
+def standing_override(layout: Layout, verdict: Verdict) -> dict | None:
+    """A person's signed word that the judged candidate may leave all the same, where it stands and has not expired."""
+    from mm_core.export.override import valid_override
+
+    return valid_override(store_of(layout), verdict.candidate)

@@ -1,0 +1,1 @@
+"""What keeps an installation running: pages, the local servers, backup, checks and repair."""

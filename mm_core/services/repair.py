@@ -1,0 +1,104 @@
+"""What `mm check --repair` can do: bring blobs back from where they came from, and clear away what is made again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from mm_core.core.errors import InputError, StoreError
+from mm_core.core.layout import Layout
+from mm_core.core.records import sha256_bytes, sha256_file
+from mm_core.imaging.images import UnreadableImage, encode_alpha, load_alpha
+from mm_core.ingest.inbox import MANIFESTS
+from mm_core.ingest.manifest import read_manifest
+from mm_core.services.check import Fault
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import Store, blob_key, open_store
+
+
+def repair(layout: Layout, faults: Sequence[Fault]) -> None:
+    """Repair what can be, and note on each fault how; what cannot be keeps its remedy."""
+    sources = _Sources(layout)
+    for fault in faults:
+        if fault.kind == "blob" and fault.digest:
+            fault.repaired = sources.bring(fault.digest)
+            if not fault.repaired:
+                fault.remedy = "no copy of it is here: bring it back from a backup, or send its drop again and repeat"
+        elif fault.kind == "checkpoint":
+            shutil.rmtree(Path(fault.where).parent)
+            fault.repaired = "removed: the stage trains anew"
+
+
+class _Sources:
+    """Where the content of a blob may lie a second time."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self.store = open_store(layout.settings.store, layout.cache)
+        self.inbox: Store = open_store(layout.settings.inbox, layout.cache / "inbox")
+        self.catalog = Catalog(layout.settings.store)
+
+    def bring(self, digest: str) -> str:
+        """Write a blob again; return where it came from, "" where it is nowhere."""
+        for source, words in (
+            (self._of_workspace, "the workspace"),
+            (self._photo, "its drop"),
+            (self._matte, "its drop"),
+        ):
+            content = source(digest)
+            if content is not None:
+                self.store.put(blob_key(digest), content, sha256=digest)
+                return f"brought back from {words}"
+        return ""
+
+    def _of_workspace(self, digest: str) -> Path | None:
+        return self._files.get(digest)
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        """Models and frames of the workspace by digest."""
+        folders = (self.layout.bundles, self.layout.cycle, self.layout.checkpoints)
+        paths = (path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+        return {sha256_file(path): path for path in paths}
+
+    def _photo(self, digest: str) -> Path | None:
+        """A photo in the drop that brought it."""
+        rows = self.catalog.read("samples", columns=["kind", "batch", "name"], filters=[("id", "=", digest)])
+        for row in rows.to_dict("records"):
+            path = self._fetched(f"{row['kind']}/{row['batch']}/{row['name']}")
+            if path is not None and sha256_file(path) == digest:
+                return path
+        return None
+
+    def _matte(self, digest: str) -> bytes | None:
+        """A matte made again from the file in the drop that brought it."""
+        labels = self.catalog.read("labels", columns=["sample_id", "batch"], filters=[("alpha_sha256", "=", digest)])
+        for batch in dict.fromkeys(labels["batch"]):
+            for name in self._alphas(str(batch)):
+                path = self._fetched(f"pixel_labeled/{batch}/{name}")
+                for sixteen in (False, True) if path is not None else ():
+                    try:
+                        data = encode_alpha(load_alpha(path), sixteen_bit=sixteen)  # type: ignore[arg-type]
+                    except UnreadableImage:
+                        break
+                    if sha256_bytes(data) == digest:
+                        return data
+        return None
+
+    def _alphas(self, batch: str) -> list[str]:
+        for manifest in MANIFESTS:
+            path = self._fetched(f"pixel_labeled/{batch}/{manifest}")
+            if path is not None:
+                try:
+                    return [row.alpha for row in read_manifest(path) if row.alpha]
+                except InputError:
+                    return []
+        return []
+
+    def _fetched(self, key: str) -> Path | None:
+        try:
+            return self.inbox.fetch(key)
+        except StoreError:
+            return None

@@ -1,0 +1,78 @@
+"""`mm ui`: Dagster's web server and daemon, MLflow's, and the workspace's pages, bound to loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from mm_core.core import processes as lifeline
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.settings import Settings
+
+PROJECT = Path(__file__).resolve().parents[2]
+PATIENCE = 20.0
+"""Seconds that servers may take to end."""
+
+
+def shown(demo: bool) -> Settings:
+    """The environment's workspace; the demo's where it is asked for, or where `data/` holds nothing else."""
+    settings, of_demo = Settings.from_env(), Settings.from_env("data/demo")
+    own = (Layout(settings).inputs, Path(settings.inbox))
+    fresh = settings == Settings.from_env("data", "data/inbox") and not any(path.exists() for path in own)
+    return of_demo if demo or (fresh and Layout(of_demo).inputs.exists()) else settings
+
+
+def serve(settings: Settings, port: int) -> None:
+    """Until Ctrl-C or until one of the servers ends: Dagster at `port`, MLflow and the pages at the next two."""
+    home = settings.workspace / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    (settings.workspace / "mlflow").mkdir(exist_ok=True)
+    instance = PROJECT / "infra" / "dagster.yaml"
+    if not instance.exists():
+        raise InputError(f"{instance} is missing: run `mm ui` from the project's checkout")
+    (home / "dagster.yaml").write_text(instance.read_text())
+    environment = os.environ | {
+        "MM_WORKSPACE": str(settings.workspace),
+        "MM_INBOX": settings.inbox,
+        "MM_STORE": settings.store,
+        "MM_PARAMS": str(_params_file(settings)),
+        "MLFLOW_TRACKING_URI": settings.mlflow_uri,
+        "DAGSTER_HOME": str(home),
+        "MM_PAGES_URL": f"http://127.0.0.1:{port + 2}",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for judges of language models
+    }
+    scripts = Path(sys.executable).parent
+    # `dagster dev` with its web server behind `mm_core.services.web_guard`.
+    dagster = [PROJECT / "pipelines" / "dev.py", "-w", PROJECT / "workspace.yaml", "-h", "127.0.0.1", "-p", port]
+    mlflow = [scripts / "mlflow", "server", "--backend-store-uri", settings.mlflow_uri, "--host", "127.0.0.1"]
+    mlflow += ["--port", port + 1, "--workers", 1]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    processes = []
+    try:
+        for command in (dagster, mlflow, pages_command(port + 2)):
+            processes.append(lifeline.start(map(str, command), env=environment, cwd=PROJECT))
+        print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{port + 1}")
+        print(f"Pages    {environment['MM_PAGES_URL']}/data_docs/ and /cycle/report.html\nCtrl-C ends all", flush=True)
+        while all(process.poll() is None for process in processes):
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        lifeline.end(processes, signal.SIGINT, PATIENCE)
+
+
+def pages_command(port: int) -> list[str]:
+    """The program that serves `mm_core.services.pages` of the environment's workspace at `port`, to loopback."""
+    program = [Path(sys.executable).parent / "uvicorn", "mm_core.services.pages:application", "--factory"]
+    where = ["--host", "127.0.0.1", "--port", port, "--log-level", "warning", "--no-proxy-headers"]
+    return [str(part) for part in (*program, *where)]
+
+
+def _params_file(settings: Settings) -> Path:
+    """The workspace's own params where it has some (the demo), else the project's."""
+    own = settings.workspace / "params.yaml"
+    return own if own.exists() else settings.params_file

@@ -1,0 +1,120 @@
+"""What stands before our web servers: which names they answer to, and what a foreign page may not make them do.
+
+A server on loopback is reached by every page that is open in a browser on that machine, and by any name that its owner
+lets resolve to 127.0.0.1 (DNS rebinding). The guard is an ASGI middleware: it knows no application.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mm_core.core.errors import InputError
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+HOSTS = "MM_ALLOWED_HOSTS"
+"""Environment: further names, separated by spaces or commas, under which a proxy publishes the servers."""
+SAFE_METHODS = ("GET", "HEAD")
+_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+def allowed_hosts() -> tuple[str, ...]:
+    """Return loopback's names and those of `MM_ALLOWED_HOSTS`; raises InputError for one that is no plain name."""
+    names = os.environ.get(HOSTS, "").replace(",", " ").lower().split()
+    for name in names:
+        if any(sign in name for sign in "*/@") or _split(name)[1] is not None:
+            raise InputError(f"{HOSTS}: {name!r}: write host names without scheme, port or wildcard")
+    return (*LOOPBACK, *names)
+
+
+class WebGuard:
+    """Refuse requests to foreign names, from foreign pages, and GraphQL by GET; add headers to every answer.
+
+    Args:
+        app: The application behind the guard.
+        hosts: Names that the `Host` header may hold, without port.
+        headers: Header → value of answers that do not have it yet.
+        open_paths: Paths that answer GET under any name: a cluster's health probe asks a pod by its address.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Sequence[str] = LOOPBACK,
+        headers: Mapping[str, str] | None = None,
+        open_paths: Sequence[str] = (),
+    ):
+        self.app, self.hosts = app, frozenset(hosts)
+        self.headers, self.open_paths = dict(headers or {}), frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {name.decode("latin-1").lower() for name, _ in message.get("headers", ())}
+                added = [(n.encode(), v.encode()) for n, v in self.headers.items() if n not in present]
+                message["headers"] = [*message.get("headers", ()), *added]
+            await send(message)
+
+        status, reason = self.fault(scope)
+        if not status:
+            await self.app(scope, receive, answer)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": reason})
+        else:
+            await PlainTextResponse(f"{reason}\n", status)(scope, receive, answer)
+
+    def fault(self, scope: Scope) -> tuple[int, str]:
+        """Return HTTP status and reason of a refusal; (0, "") where the request may pass."""
+        headers, reads = Headers(scope=scope), scope.get("method") in SAFE_METHODS
+        given = headers.getlist("host")
+        host = given[0].lower() if len(given) == 1 else ""
+        if _split(host)[0] not in self.hosts and not (reads and scope["path"] in self.open_paths):
+            return 400, f"this server does not answer to that name: {HOSTS} lists those of a proxy"
+        if reads:
+            return _graphql_fault(scope)
+        # Browsers send both headers with every request that can change something; programs send neither.
+        if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            return 403, "not from this server's own page"
+        if any(_origin(origin) != _origin(f"//{host}", origin) for origin in headers.getlist("origin")):
+            return 403, "not from this server's own page"
+        return 0, ""
+
+
+def _graphql_fault(scope: Scope) -> tuple[int, str]:
+    """GraphQL by GET would run mutations for any page that holds a link or a picture with that address."""
+    if scope["path"].rstrip("/").endswith("/graphql"):
+        asked = parse_qs(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+        if "query" in asked:
+            return 405, "GraphQL is answered to POST only"
+    return 0, ""
+
+
+def _split(netloc: str) -> tuple[str, int | None]:
+    """Return name and port of `name[:port]`; an empty name where it cannot be read."""
+    if "@" in netloc or "/" in netloc or "\\" in netloc:
+        return "", None
+    try:
+        parts = urlsplit(f"//{netloc}")
+        name, port = parts.hostname or "", parts.port
+    except ValueError:
+        return "", None
+    return (f"[{name}]" if ":" in name else name), port
+
+
+def _origin(text: str, like: str = "") -> tuple[str, int | None] | None:
+    """Return name and port of an origin, its scheme's port where it names none; None for `null` and the like."""
+    try:
+        scheme, netloc = (urlsplit(like).scheme or urlsplit(text).scheme), urlsplit(text).netloc
+    except ValueError:
+        return None
+    name, port = _split(netloc)
+    return (name, port if port is not None else _PORTS.get(scheme)) if name else None

@@ -1,0 +1,115 @@
+"""What disks and networks say when they fail: in one line with the remedy, and tried again where that may help."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from mm_core.core.errors import CatalogError, StoreError
+
+TRIES = 10
+"""Of one verb of the catalog, with growing pauses, before S3's error is reported."""
+_REMEDIES = {
+    errno.ENOSPC: "free some space or move the store, then run again",
+    errno.EDQUOT: "raise the quota or free some space, then run again",
+    errno.EFBIG: "raise the limit on file size (ulimit -f), then run again",
+    errno.EACCES: "give this user the right to it, then run again",
+    errno.EPERM: "give this user the right to it, then run again",
+    errno.EROFS: "make it writable, then run again",
+}
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def disk_fault(error: OSError) -> str:
+    """What the system said about a file, and the remedy."""
+    return f"{error.strerror or error}: {_REMEDIES.get(error.errno or 0, 'run again')}"
+
+
+@contextmanager
+def disk_faults_of(place: Path) -> Iterator[None]:
+    """The system's errors about files of the workspace as StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or place}: {disk_fault(error)}") from error
+
+
+READERS = ("sqlite3", "sqlalchemy", "mlflow", "pyarrow", "safetensors", "deltalake", "pydantic_core", "json", "zipfile")
+"""Packages whose errors, where they reach a command, are about a file of the workspace that cannot be read."""
+
+
+def plain_fault(error: BaseException) -> str | None:
+    """Return an error of the disk or of a damaged file as one line with its remedy; None for any other error.
+
+    Where a reader knew the file it has raised a MattingError already; this is for what libraries raise by themselves.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        named = " ".join(str(name) for name in (error.filename, error.filename2) if name)
+        if error.errno in _REMEDIES:
+            return f"{named or 'the disk'}: {disk_fault(error)}"
+        return f"{named}: {error.strerror}: run `mm check`" if named else None
+    packages = {cls.__module__.split(".")[0].lstrip("_") for cls in type(error).__mro__}
+    if isinstance(error, UnicodeDecodeError) or packages & set(READERS):
+        cause: BaseException | None = error
+        while cause is not None:  # a library may wrap what the disk said
+            if isinstance(cause, OSError) and cause.errno in _REMEDIES:
+                return plain_fault(cause)
+            cause = cause.__cause__ or cause.__context__
+        said = " ".join(str(error).split())[:300]
+        if "database or disk is full" in said:
+            return f"{said}: {_REMEDIES[errno.ENOSPC]}"
+        return f"a file of the workspace is damaged or unreadable ({type(error).__name__}: {said}): run `mm check`"
+    return None
+
+
+def archive_fault(path: Path) -> str:
+    """Return what is wrong with a file of `torch.save`, by the CRC-32 of its members; "" where nothing is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
+        return f"not an archive that can be read: {error}"
+    return f"{damaged} is damaged" if damaged else ""
+
+
+def patient(verb: Callable[_P, _R]) -> Callable[_P, _R]:
+    """For verbs of the catalog that may be done twice to no effect: tries again where S3 let a request down.
+
+    delta-rs repeats requests that were refused, but not those whose answer broke off, nor a conditional commit. An
+    error that stays is a CatalogError of one line with its remedy.
+    """
+
+    @wraps(verb)
+    def again(*args: _P.args, **more: _P.kwargs) -> _R:
+        for attempt in range(TRIES):
+            try:
+                return verb(*args, **more)
+            except CatalogError as error:
+                text = _COLOURS.sub("", str(error))
+                if "Generic S3 error" in text and attempt + 1 < TRIES:
+                    time.sleep(random.uniform(0, min(5.0, 0.05 * 2**attempt)))
+                    continue
+                raise type(error)(_one_line(text)) from error
+        raise AssertionError("the last attempt returns or raises")
+
+    return again
+
+
+def _one_line(text: str) -> str:
+    """delta-rs tells a chain of causes, a line each."""
+    plain = " ".join(text.replace("↳", ":").split())
+    if code := re.search(r"\(os error (\d+)\)", plain):
+        number = int(code.group(1))
+        return f"{plain}: {_REMEDIES.get(number, f'{os.strerror(number)}: run again')}"
+    return f"{plain}: run again" if "S3 error" in plain else plain

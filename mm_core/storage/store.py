@@ -1,0 +1,407 @@
+"""Store: five verbs over a folder or an S3 prefix. The only module that knows boto3.
+
+Everything above sees local paths: `fetch` gives one, whatever the backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import posixpath
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlparse
+
+from mm_core.core.errors import BlobDamaged, BlobNotFound, BlobTooLarge, InputError, StoreError
+from mm_core.core.records import sha256_bytes, sha256_file
+from mm_core.core.settings import s3_timeout
+from mm_core.storage.retry import disk_fault
+
+BLOBS = "blobs/"
+"""Keys below are content-addressed: what they name never changes."""
+S3_ATTEMPTS = 8
+"""Tries of one request, with growing pauses, before its error is reported."""
+TEMPORARY = ".tmp"
+LEFT_AFTER = 3600
+"""Seconds without a write after which a temporary file is taken for one that a killed process left."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing."""
+
+    key: str
+    size: int
+    """Bytes."""
+    stamp: str = ""
+    """Differs once the object has been written again: time of change of a file, ETag on S3."""
+
+
+class Store(Protocol):
+    """What blobs, catalog files and inboxes are read and written through. Keys use `/`, never start with it."""
+
+    url: str
+
+    def put(self, key: str, source: Path | bytes, *, sha256: str | None = None) -> None:
+        """Writes an object whole or not at all; replaces what was there.
+
+        Raises StoreError for a file whose content is not, or no longer, the one of `sha256`.
+        """
+        ...
+
+    def fetch(self, key: str, *, most: int | None = None) -> Path:
+        """A local path with the object's content. Raises BlobNotFound; BlobTooLarge, before anything is read, for one
+        of more than `most` bytes."""
+        ...
+
+    def exists(self, key: str) -> bool: ...
+
+    def list(self, prefix: str = "", *, delimiter: bool = False) -> Iterator[Entry]:
+        """Objects under a prefix, by key. With `delimiter`, only the next level: folders end in `/`, size 0."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Removes an object, its local copy, and where the bucket keeps versions all of them; no error where there is
+        none. Raises StoreError where versions stay: they can still be read."""
+        ...
+
+    def purge(self, prefix: str) -> int:
+        """Removes the versions under a prefix that are no longer current, after others deleted or replaced objects
+        there; returns how many. Nothing in a folder, and in a bucket where `delete` met no versions."""
+        ...
+
+    def drop_copy(self, key: str) -> None:
+        """Removes a local copy that turned out to be damaged; the object itself stays."""
+        ...
+
+    def apart(self, cache: Path) -> Store:
+        """The same objects with downloads in a folder of their own, which goes when its work is done."""
+        ...
+
+
+def open_store(url: str, cache: Path) -> Store:
+    """A folder path or `s3://bucket/prefix`. `cache` keeps S3 downloads."""
+    parsed = urlparse(url)
+    if parsed.scheme == "s3":
+        if not parsed.netloc:
+            raise InputError(f"store {url!r} names no bucket: write s3://bucket/prefix")
+        return S3Store(parsed.netloc, parsed.path.strip("/"), cache)
+    if parsed.scheme and len(parsed.scheme) > 1:
+        raise InputError(f"store {url!r} has the unknown scheme {parsed.scheme!r}: use a folder or s3://bucket/prefix")
+    return LocalStore(Path(url))
+
+
+def blob_key(digest: str) -> str:
+    """Content-addressed place of a blob."""
+    return f"{BLOBS}{digest[:2]}/{digest[2:4]}/{digest}"
+
+
+def put_blob(store: Store, source: Path | bytes, digest: str | None = None) -> str:
+    """Stores content under its own sha256 (once) and returns that; `digest`: the sha256 where it is known."""
+    if digest is None:
+        digest = sha256_bytes(source) if isinstance(source, bytes) else sha256_file(source)
+    if not store.exists(blob_key(digest)):
+        store.put(blob_key(digest), source, sha256=digest)
+    return digest
+
+
+def fetch_blob(store: Store, digest: str) -> Path:
+    """Return the local path of a blob whose bytes have this sha256.
+
+    Raises BlobNotFound, and BlobDamaged where the store's bytes are others. A damaged download is fetched again.
+    """
+    key = blob_key(digest)
+    path = store.fetch(key)
+    if sha256_file(path) != digest:
+        store.drop_copy(key)
+        path = store.fetch(key)
+        if (found := sha256_file(path)) != digest:
+            store.drop_copy(key)
+            raise BlobDamaged(f"{store.url}/{key} is damaged, its sha256 is {found[:12]}: run `mm check --repair`")
+    return path
+
+
+class LocalStore:
+    """A folder."""
+
+    def __init__(self, root: Path):
+        self.root = Path(os.path.abspath(root))
+        self.url = str(self.root)
+        self._drafts = _Drafts(self.root / TEMPORARY)
+
+    def _path(self, key: str) -> Path:
+        return self.root / _inside(key)
+
+    def put(self, key: str, source: Path | bytes, *, sha256: str | None = None) -> None:
+        path = self._path(key)
+        try:
+            with self._drafts.replacing(path) as temporary, temporary.open("wb") as writer:
+                found = hashlib.sha256()
+                with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as reader:
+                    while block := reader.read(1 << 20):
+                        writer.write(block)
+                        if sha256:
+                            found.update(block)
+                if sha256 and found.hexdigest() != sha256:
+                    raise StoreError(f"{source} changed while it was read: run again")
+                writer.flush()
+                os.fsync(writer.fileno())
+        except OSError as error:
+            raise StoreError(f"writing {self.url}/{key}: {disk_fault(error)}") from error
+
+    def fetch(self, key: str, *, most: int | None = None) -> Path:
+        path = self._path(key)
+        if not os.path.isfile(path):  # unlike Path.is_file, no error on names that no file can have
+            raise BlobNotFound(f"{self.url} holds no {key}")
+        try:
+            _no_larger(key, path.stat().st_size, most)
+        except FileNotFoundError:  # it went in this moment
+            raise BlobNotFound(f"{self.url} holds no {key}") from None
+        return path
+
+    def exists(self, key: str) -> bool:
+        return os.path.isfile(self._path(key))
+
+    def list(self, prefix: str = "", *, delimiter: bool = False) -> Iterator[Entry]:
+        inner = _inside(prefix) if prefix.strip("/") else ""
+        yield from self._below(self.root / inner, f"{inner}/" if inner else "", delimiter)
+
+    def _below(self, folder: Path, place: str, delimiter: bool) -> Iterator[Entry]:
+        """Entries in the order of their keys, as S3 has it; linked folders are named, not entered."""
+        if not folder.is_dir():
+            return
+        children: dict[str, os.DirEntry[str]] = {}
+        with suppress(FileNotFoundError):  # the folder went in this moment
+            children = {f"{c.name}/" if c.is_dir() else c.name: c for c in os.scandir(folder)}
+        for name, child in sorted(children.items()):
+            if _is_temporary(name.rstrip("/")):
+                continue
+            if not name.endswith("/"):
+                with suppress(FileNotFoundError):
+                    status = child.stat(follow_symlinks=False)
+                    yield Entry(f"{place}{name}", status.st_size, str(status.st_mtime_ns))
+            elif delimiter:
+                yield Entry(f"{place}{name}", 0)
+            elif not child.is_symlink():
+                yield from self._below(folder / child.name, f"{place}{name}", delimiter)
+
+    def delete(self, key: str) -> None:
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"deleting {self.url}/{key}: {disk_fault(error)}") from error
+
+    def purge(self, prefix: str) -> int:
+        return 0
+
+    def drop_copy(self, key: str) -> None:
+        """The files are the objects themselves: there is no copy."""
+
+    def apart(self, cache: Path) -> Store:
+        return self
+
+
+class S3Store:
+    """A bucket prefix. Address, region and keys come from the usual AWS variables."""
+
+    def __init__(self, bucket: str, prefix: str, cache: Path):
+        self.bucket, self.prefix, self.cache = bucket, prefix, cache / "s3" / bucket / prefix
+        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._drafts = _Drafts(self.cache / TEMPORARY)
+        self._client_or_none: Any = None
+        self._lock = threading.Lock()
+        self._versioned = False
+
+    @property
+    def _client(self) -> Any:
+        """Made on first use; making one is not safe in two threads at once, using one is."""
+        from boto3.session import Session
+        from botocore.config import Config
+
+        with self._lock:
+            if self._client_or_none is None:
+                timeout = s3_timeout()
+                config = Config(
+                    retries={"mode": "standard", "max_attempts": S3_ATTEMPTS},
+                    connect_timeout=min(10, timeout),
+                    read_timeout=timeout,
+                )
+                self._client_or_none = Session().client("s3", config=config)
+        return self._client_or_none
+
+    def _key(self, key: str) -> str:
+        inner = _inside(key)
+        return f"{self.prefix}/{inner}" if self.prefix else inner
+
+    def put(self, key: str, source: Path | bytes, *, sha256: str | None = None) -> None:
+        name = self._key(key)
+        with self._plain_errors("writing", key):
+            if sha256 and isinstance(source, Path) and sha256_file(source) != sha256:
+                raise StoreError(f"{source} changed while it was read: run again")
+            if isinstance(source, bytes):
+                self._client.put_object(Bucket=self.bucket, Key=name, Body=source, ChecksumAlgorithm="SHA256")
+            else:
+                checked = {"ChecksumAlgorithm": "SHA256"}
+                self._client.upload_file(str(source), self.bucket, name, ExtraArgs=checked)
+
+    def fetch(self, key: str, *, most: int | None = None) -> Path:
+        """Downloads once: content-addressed blobs never change, other objects are asked for their ETag."""
+        name = self._key(key)
+        path = self.cache / "objects" / _inside(key)
+        stamp = self.cache / "etags" / _inside(key)
+        if key.startswith(BLOBS) and path.is_file():
+            return path
+        with self._plain_errors("reading", key):
+            head = self._client.head_object(Bucket=self.bucket, Key=name)
+            _no_larger(key, head["ContentLength"], most)
+            if path.is_file() and stamp.is_file() and stamp.read_text() == head["ETag"]:
+                return path
+            with self._drafts.replacing(path) as temporary:
+                self._client.download_file(self.bucket, name, str(temporary))
+                if temporary.stat().st_size != head["ContentLength"]:
+                    raise StoreError(f"{self.url}/{key} arrived truncated: run again")
+            with self._drafts.replacing(stamp) as temporary:
+                temporary.write_text(head["ETag"])
+        return path
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._plain_errors("reading", key):
+                self._client.head_object(Bucket=self.bucket, Key=self._key(key))
+        except BlobNotFound:
+            return False
+        return True
+
+    def list(self, prefix: str = "", *, delimiter: bool = False) -> Iterator[Entry]:
+        full = f"{self._key(prefix)}/" if prefix.strip("/") else (f"{self.prefix}/" if self.prefix else "")
+        skip = len(self.prefix) + 1 if self.prefix else 0
+        with self._plain_errors("listing", prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=full, **({"Delimiter": "/"} if delimiter else {})
+            )
+            for page in pages:
+                folders = [Entry(folder["Prefix"][skip:], 0) for folder in page.get("CommonPrefixes", ())]
+                objects = [
+                    Entry(item["Key"][skip:], item["Size"], item.get("ETag", "")) for item in page.get("Contents", ())
+                ]
+                # Consoles make empty objects named like folders.
+                found = folders + [entry for entry in objects if not entry.key.endswith("/") and entry.key]
+                yield from sorted(found, key=lambda entry: entry.key)
+
+    def delete(self, key: str) -> None:
+        with self._plain_errors("deleting", key):
+            answer = self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
+            self.drop_copy(key)
+        # A bucket that keeps versions says so: it only marked the object as deleted.
+        if answer.get("DeleteMarker") or answer.get("VersionId"):
+            self._versioned = True
+            self._delete_versions(self._key(key), lambda entry: entry["Key"] == self._key(key))
+
+    def purge(self, prefix: str) -> int:
+        if not self._versioned:
+            return 0
+        return self._delete_versions(f"{self._key(prefix)}/", lambda entry: not entry["IsLatest"])
+
+    def _delete_versions(self, start: str, wanted: Callable[[dict[str, Any]], bool]) -> int:
+        """Deletes versions and deletion marks of keys that begin with `start`; returns how many."""
+        from botocore.exceptions import ClientError
+
+        removed = 0
+        try:
+            pages = self._client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=start)
+            for page in pages:
+                for entry in filter(wanted, [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]):
+                    version = {"Key": entry["Key"], "VersionId": entry["VersionId"]}
+                    self._client.delete_object(Bucket=self.bucket, **version)
+                    removed += 1
+        except ClientError as error:
+            raise StoreError(
+                f"s3://{self.bucket}/{start} is deleted, but its versions stay and can be read ({error}): give the key "
+                "s3:ListBucketVersions and s3:DeleteObjectVersion (infra/s3/policy.json), then run again"
+            ) from error
+        return removed
+
+    def drop_copy(self, key: str) -> None:
+        for folder in ("objects", "etags"):
+            (self.cache / folder / _inside(key)).unlink(missing_ok=True)
+
+    def apart(self, cache: Path) -> Store:
+        return S3Store(self.bucket, self.prefix, cache)
+
+    @contextmanager
+    def _plain_errors(self, doing: str, key: str) -> Iterator[None]:
+        """boto's errors as ours: BlobNotFound where there is nothing, StoreError otherwise."""
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            if doing == "reading" and error.response["Error"]["Code"] in ("404", "NoSuchKey"):
+                raise BlobNotFound(f"{self.url} holds no {key}") from error
+            wrong = 400 <= error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) < 500
+            remedy = "check the address, the bucket and the keys' rights" if wrong else "run again"
+            raise StoreError(f"{doing} {self.url}/{key}: {error}: {remedy}") from error
+        except OSError as error:
+            raise StoreError(f"{doing} {self.url}/{key}: {disk_fault(error)}") from error
+        except (Boto3Error, BotoCoreError) as error:
+            raise StoreError(f"{doing} {self.url}/{key}: {error}: run again") from error
+
+
+def _inside(key: str) -> str:
+    """The key in its plain form. Raises StoreError for one that is empty or would leave the store."""
+    plain = posixpath.normpath(key.strip("/") or "/")
+    if plain.startswith(("/", "../")) or plain in ("..", "."):
+        raise StoreError(f"key {key!r} leaves the store")
+    return plain
+
+
+def _no_larger(key: str, size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        raise BlobTooLarge(f"{key}: {size} bytes, at most {most} are read", size)
+
+
+class _Drafts:
+    """A folder in which files are written before they take their place; what killed processes left there goes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._swept = False
+
+    @contextmanager
+    def replacing(self, path: Path) -> Iterator[Path]:
+        """A new file that becomes `path` when all went well; its name is this thread's own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._swept:
+            remove_left_over(self.folder)
+            self._swept = True
+        temporary = self.folder / uuid.uuid4().hex
+        try:
+            yield temporary
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_left_over(folder: Path) -> None:
+    """Removes what lies in a folder of temporary files and folders and was not written to for LEFT_AFTER seconds."""
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):  # another process tidies up too
+            if entry.stat(follow_symlinks=False).st_mtime <= time.time() - LEFT_AFTER:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(TEMPORARY)

@@ -1,0 +1,202 @@
+"""The category of photos whose manifest gives none: a guess, stored beside the sample, never in its place.
+
+With pretrained CLIP weights: zero-shot over sentences about the seven categories. Without: linear discriminant analysis
+(scikit-learn, Ledoit-Wolf shrinkage) on the vectors (`Chosen.vectors`) of the photos whose category is known; its
+confidence is what held-out photos say: the share of right guesses among those as sure (isotonic regression).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from mm_core.core.params import StructureParams
+from mm_core.core.records import ALL_CATEGORIES, Report
+from mm_core.storage.catalog import Catalog
+from mm_core.structuring.rows import Found, row_of
+
+if TYPE_CHECKING:
+    from mm_core.structuring.extractors import Chosen
+    from mm_core.structuring.tags import ClipTags
+
+EXTRACTOR = "guess"
+VERSION = "1"
+"""Rises whenever a guess may come out differently; older rows are then computed again."""
+
+SENTENCES = {
+    "portrait": ("a portrait photo of one person", "a photo of a man", "a photo of a woman", "a selfie"),
+    "multi_person": ("a photo of several people", "a group photo of people", "a photo of two people together"),
+    "pets": ("a photo of a pet", "a photo of a dog", "a photo of a cat", "a photo of an animal"),
+    "accessories": ("a photo of a product", "a photo of a bag", "a photo of shoes", "a photo of an object on a table"),
+    "cards": ("a photo of a card", "a photo of a document", "a photo of a page with text", "a photo of a sign"),
+    "delicacy": ("a photo of food", "a photo of a dish on a plate", "a photo of a drink", "a photo of a dessert"),
+    "scenery": ("a photo of a landscape", "a photo of the sky", "a photo of a street", "a photo of mountains"),
+}
+FOLDS = 5
+LEAST = 2 * FOLDS
+"""Labelled scenes that a category needs to be guessed: two per fold."""
+CHUNK = 4096
+"""Photos of one commit."""
+MOST = 4000
+"""Labelled photos that are learned from at most: cost then does not grow with the catalog."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The likeliest category of one photo."""
+
+    category: str
+    confidence: float
+    """In [0, 1]."""
+
+
+class Guesser(Protocol):
+    def guess(self, vectors: np.ndarray) -> Sequence[Guess | None]:
+        """Of photos by their vectors (N, dim), in order; None where nothing can be guessed from."""
+        ...
+
+
+class ClipGuesser:
+    """Zero-shot: a category is as likely as the mean of its sentences is like the photo."""
+
+    def __init__(self, tags: ClipTags):
+        clip = tags.clip
+        means = np.stack([clip.encode_text(SENTENCES[category]).mean(0) for category in ALL_CATEGORIES])
+        self._means = means / np.linalg.norm(means, axis=1, keepdims=True)
+        self._scale = clip.logit_scale
+
+    def guess(self, vectors: np.ndarray) -> list[Guess]:
+        logits = self._scale * vectors @ self._means.T
+        chances = np.exp(logits - logits.max(1, keepdims=True))
+        chances /= chances.sum(1, keepdims=True)
+        return [Guess(ALL_CATEGORIES[row.argmax()], float(row.max())) for row in chances]
+
+
+class LearnedGuesser:
+    """Learned from photos whose category is known. `classes` is empty where there are too few to guess at all."""
+
+    def __init__(self, vectors: np.ndarray, categories: Sequence[str], groups: Sequence[str]):
+        """`vectors` (N, dim) with their categories; one group is never on both sides of the held-out test."""
+        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+        from sklearn.isotonic import IsotonicRegression
+        from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+        labelled = pd.DataFrame({"category": list(categories), "group": list(groups)})
+        scenes = labelled.groupby("category")["group"].nunique()
+        self.classes = sorted(scenes[scenes >= LEAST].index)
+        if len(self.classes) < 2:
+            self.classes = []
+            return
+        used = labelled["category"].isin(self.classes).to_numpy()
+        x, y = vectors[used], np.array(list(categories))[used]
+        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+        held_out: Any = cross_val_predict(
+            model, x, y, groups=np.array(list(groups))[used], cv=StratifiedGroupKFold(FOLDS),
+            method="predict_proba",
+        )  # fmt: skip
+        right = np.array(self.classes)[held_out.argmax(1)] == y
+        self._calibration = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(held_out.max(1), right)
+        self._model = model.fit(x, y)
+
+    def guess(self, vectors: np.ndarray) -> Sequence[Guess | None]:
+        if not self.classes or not len(vectors):
+            return [None] * len(vectors)
+        chances = self._model.predict_proba(vectors)
+        confidences = self._calibration.predict(chances.max(1))
+        return [
+            Guess(self.classes[best], float(confidence))
+            for best, confidence in zip(chances.argmax(1), confidences, strict=True)
+        ]
+
+
+def guess_new(params: StructureParams, catalog: Catalog, tools: Chosen, report: Report) -> None:
+    """Adds a row `guess` for each sample without category that lacks one.
+
+    Text `category` and number `confidence`; below
+    `structure.guess_confidence`, or where nothing can be guessed from, the text is `withheld` with the reason instead.
+    Counts in `report.metrics` (structure/guesses, structure/guesses_withheld).
+    """
+    source, clip = tools.vectors, tools.clip
+    version = f"{VERSION}/{source[0]}/{source[1]}" + ("" if clip else f"/{_doublings(_known(catalog))}")
+    todo = _unguessed(catalog, version)
+    if not todo:
+        return
+    guesser = ClipGuesser(clip) if clip else _learned(catalog, source)
+    given = withheld = 0
+    for start in range(0, len(todo), CHUNK):
+        ids, vectors = vectors_of(catalog, source, todo[start : start + CHUNK])
+        rows = []
+        for sample_id, guess in zip(ids, guesser.guess(vectors), strict=True):
+            sure = guess is not None and guess.confidence >= params.guess_confidence
+            rows.append(row_of(sample_id, EXTRACTOR, version, _found(guess, sure)))
+            given, withheld = given + sure, withheld + (not sure)
+        catalog.upsert("features", rows)
+    report.metrics |= {"structure/guesses": given, "structure/guesses_withheld": withheld}
+
+
+def guesser_of(catalog: Catalog, tools: Chosen) -> tuple[Guesser, str]:
+    """Who guesses the categories of photos that are in no catalog, and what their guesses depend on.
+
+    The vectors to give it are those of `tools.vectors`.
+    """
+    if tools.clip:
+        return ClipGuesser(tools.clip), f"{VERSION}/{tools.clip.version}"
+    source = tools.vectors
+    return _learned(catalog, source), f"{VERSION}/{source[0]}/{source[1]}/{_doublings(_known(catalog))}"
+
+
+def _known(catalog: Catalog) -> int:
+    """Samples whose category is known."""
+    return int(catalog.query("SELECT count(*) AS photos FROM samples WHERE category IS NOT NULL").iloc[0, 0])
+
+
+def _unguessed(catalog: Catalog, version: str) -> list[str]:
+    """Ids of the samples without category and without a guess of this version, sorted."""
+    done = f"SELECT sample_id FROM features WHERE extractor = '{EXTRACTOR}' AND version = '{version}'"
+    found = catalog.query(
+        f"SELECT s.id FROM samples s LEFT ANTI JOIN ({done}) f ON f.sample_id = s.id WHERE s.category IS NULL"
+    )
+    return sorted(found["id"]) if len(found) else []
+
+
+def vectors_of(catalog: Catalog, source: tuple[str, str], ids: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Those of `ids` that have a vector by extractor and version `source`, and the vectors float32 (N, dim)."""
+    rows = catalog.read(
+        "features",
+        columns=["sample_id", "vector"],
+        filters=[("extractor", "=", source[0]), ("version", "=", source[1]), ("sample_id", "in", list(ids))],
+    )
+    return list(rows["sample_id"]), np.stack(rows["vector"].to_list()) if len(rows) else np.zeros((0, 0), np.float32)
+
+
+def _found(guess: Guess | None, sure: bool) -> Found:
+    if guess is None:
+        return Found(texts={"withheld": "too few photos with a category to learn from"})
+    numbers = {"confidence": guess.confidence}
+    if sure:
+        return Found(numbers, {"category": guess.category})
+    return Found(numbers, {"withheld": f"{guess.category} is the likeliest, but not sure enough"})
+
+
+def _learned(catalog: Catalog, source: tuple[str, str]) -> LearnedGuesser:
+    # Ids are digests: the smallest are a fair sample, the same whoever draws it.
+    known = catalog.query(
+        f'SELECT id, category, "group" FROM samples WHERE category IS NOT NULL ORDER BY id LIMIT {MOST}'
+    )
+    chosen = (known if len(known) else pd.DataFrame(columns=["id", "category", "group"])).set_index("id")
+    ids, vectors = vectors_of(catalog, source, list(chosen.index))
+    chosen = chosen.loc[ids]
+    groups = chosen["group"].where(chosen["group"].astype(bool), pd.Series(chosen.index, chosen.index))
+    return LearnedGuesser(vectors, list(chosen["category"]), list(groups))
+
+
+def _doublings(count: int) -> int:
+    """Part of the version: guesses are made again each time that the photos to learn from have doubled, at a cost that
+    stays in proportion to what is new.
+    """
+    return int(math.log2(count)) if count else -1

@@ -1,0 +1,172 @@
+"""What a photo says about itself: size, light, sharpness, noise, colour, composition, when and where it was taken.
+
+The part of the paper's "photo content structuring" (section 2.1) that needs no model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image
+
+from mm_core.imaging.images import read_header
+from mm_core.structuring.aesthetic import aesthetic
+from mm_core.structuring.composition import composition
+
+EXTRACTOR = "photo"
+VERSION = "3"
+"""Rises whenever a number below may come out differently; older rows are then computed again."""
+
+SIDE = 512
+"""Long side at which light, sharpness and noise are measured, so that they compare between cameras."""
+
+
+@dataclass(frozen=True)
+class PhotoFeatures:
+    """One row of the table `features`."""
+
+    numbers: Mapping[str, float]
+    """width, height (pixels, upright), megapixels, bytes; brightness, contrast, dark_share, bright_share (all in
+    [0, 1]); sharpness (variance of the Laplacian, grey levels squared), noise (sigma in grey levels), colourfulness
+    (Hasler-Suesstrunk; 0 grey, above 60 vivid); thirds, balance, simplicity, aesthetic (all in [0, 1]); where known
+    latitude, longitude (degrees), altitude (m)."""
+    texts: Mapping[str, str]
+    """format; taken_at (ISO 8601, local time of the camera unless it knew its offset) and camera where known."""
+
+
+def photo_features(path: Path, rgb: np.ndarray) -> PhotoFeatures:
+    """Features of the photo file `path`, whose decoded pixels `rgb` (H, W, 3), reduced or not, the caller has.
+
+    Only the header is read here: the caller's decode is the one decode. Raises UnreadableImage.
+    """
+    header = read_header(path)
+    exif = _exif(path)
+    size = {"width": header.width, "height": header.height, "megapixels": header.pixels / 1e6}
+    size["bytes"] = path.stat().st_size
+    measured = quality(rgb) | composition(rgb)
+    measured["aesthetic"] = aesthetic(measured)
+    return PhotoFeatures(
+        numbers=size | measured | _place(exif),
+        texts={"format": header.format} | _origin(exif),
+    )
+
+
+def quality(rgb: np.ndarray) -> dict[str, float]:
+    """Light, sharpness, noise and colour of a photo (H, W, 3) uint8 sRGB, measured at long side `SIDE` at most."""
+    height, width = rgb.shape[:2]
+    shrink = min(1.0, SIDE / max(height, width))
+    if shrink < 1:
+        size = max(1, round(width * shrink)), max(1, round(height * shrink))
+        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    return {
+        "brightness": float(grey.mean()) / 255,
+        "contrast": float(grey.std()) / 255,
+        "dark_share": float((grey <= 3).mean()),
+        "bright_share": float((grey >= 252).mean()),
+        "sharpness": float(cv2.Laplacian(grey, cv2.CV_64F).var()),
+        "noise": noise_sigma(grey),
+        "colourfulness": colourfulness(rgb),
+    }
+
+
+def noise_sigma(grey: np.ndarray) -> float:
+    """Standard deviation of Gaussian noise in grey levels (Immerkaer 1996, "Fast noise variance estimation").
+
+    Fine texture counts as noise too: an upper estimate. 0 for pictures under 3 x 3.
+    """
+    height, width = grey.shape
+    if min(height, width) < 3:
+        return 0.0
+    kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
+    response = cv2.filter2D(grey.astype(np.float32), -1, kernel)[1:-1, 1:-1]
+    return math.sqrt(math.pi / 2) / 6 * float(np.abs(response).mean())
+
+
+def colourfulness(rgb: np.ndarray) -> float:
+    """Hasler & Suesstrunk 2003, "Measuring colourfulness in natural images", the metric M3."""
+    red, green, blue = np.moveaxis(rgb.astype(np.float32), -1, 0)
+    opponents = np.stack((red - green, 0.5 * (red + green) - blue))
+    spread, mean = opponents.std(axis=(1, 2)), opponents.mean(axis=(1, 2))
+    return float(np.hypot(*spread) + 0.3 * np.hypot(*mean))
+
+
+def _exif(path: Path) -> dict[str, Mapping[int, Any]]:
+    """The three EXIF blocks; empty where there are none. A broken block does not spoil a good picture."""
+    with Image.open(path) as image:
+        try:
+            exif = image.getexif()
+            return {
+                "base": dict(exif),
+                "shot": exif.get_ifd(ExifTags.IFD.Exif),
+                "gps": exif.get_ifd(ExifTags.IFD.GPSInfo),
+            }
+        except (OSError, SyntaxError, ValueError, KeyError, TypeError, IndexError, OverflowError):
+            return {"base": {}, "shot": {}, "gps": {}}
+
+
+def _origin(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, str]:
+    texts = {}
+    stamp = _text(exif["shot"].get(ExifTags.Base.DateTimeOriginal)) or _text(exif["base"].get(ExifTags.Base.DateTime))
+    offset = _text(exif["shot"].get(ExifTags.Base.OffsetTimeOriginal))
+    for text, form in ((f"{stamp}{offset}", "%Y:%m:%d %H:%M:%S%z"), (stamp, "%Y:%m:%d %H:%M:%S")):
+        try:
+            texts["taken_at"] = datetime.strptime(text, form).isoformat()
+            break
+        except ValueError:
+            continue
+    camera = " ".join(_text(exif["base"].get(tag)) for tag in (ExifTags.Base.Make, ExifTags.Base.Model)).strip()
+    return texts | ({"camera": camera} if camera else {})
+
+
+def _place(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, float]:
+    gps = exif["gps"]
+    latitude = _degrees(gps.get(ExifTags.GPS.GPSLatitude), _text(gps.get(ExifTags.GPS.GPSLatitudeRef)), "NS", 90)
+    longitude = _degrees(gps.get(ExifTags.GPS.GPSLongitude), _text(gps.get(ExifTags.GPS.GPSLongitudeRef)), "EW", 180)
+    # Cameras without a fix write 0/0, a place in the Gulf of Guinea.
+    if latitude is None or longitude is None or (latitude == 0 and longitude == 0):
+        return {}
+    altitude = _number(gps.get(ExifTags.GPS.GPSAltitude))
+    below = gps.get(ExifTags.GPS.GPSAltitudeRef) in (1, b"\x01")
+    height = {} if altitude is None else {"altitude": -altitude if below else altitude}
+    return {"latitude": latitude, "longitude": longitude} | height
+
+
+def _degrees(parts: Any, reference: str, signs: str, limit: float) -> float | None:
+    """Degrees, minutes, seconds to signed degrees; None where they are absent or impossible.
+
+    `signs`: the letters of the positive and the negative half. `reference` begins with one of them, in either case
+    (`N`, `s`, `West`); without one it is not known on which half the place is.
+    """
+    if not isinstance(parts, tuple) or len(parts) != 3:
+        return None
+    numbers = [_number(part) for part in parts]
+    half = reference[:1].upper()
+    if any(n is not None and n < 0 for n in numbers) or not half or half not in signs:
+        return None
+    degrees = sum(n / 60**i if n is not None else math.nan for i, n in enumerate(numbers))
+    if not 0 <= degrees <= limit:
+        return None
+    return -degrees if half == signs[1] else degrees
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _text(value: Any) -> str:
+    """Printable text of an EXIF field, at most 200 characters; empty where it is not text."""
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "replace")
+    return "".join(c for c in value if c.isprintable()).strip()[:200] if isinstance(value, str) else ""

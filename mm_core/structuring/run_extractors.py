@@ -1,0 +1,100 @@
+"""Measures photos: each is decoded once for all extractors that it lacks (`extractors.py`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from mm_core.core.errors import BlobDamaged, BlobNotFound
+from mm_core.imaging.images import UnreadableImage, load_alpha
+from mm_core.storage.store import Store, fetch_blob
+from mm_core.structuring import difficulty
+from mm_core.structuring import photo_features as photo
+from mm_core.structuring.extractors import Extractor, decode, shrunk
+from mm_core.structuring.ocr import OcrFailed
+from mm_core.structuring.rows import Found, Photo, row_of
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one sample still lacks."""
+
+    sample_id: str
+    lacks: frozenset[str]
+    """Names of extractors."""
+    alpha: str | None = None
+    """Digest of the newest label, where its difficulty is missing."""
+    name: str | None = None
+
+
+@dataclass
+class Done:
+    """What a piece of work came to."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    """Sample id and reason of what could not be read."""
+
+    def __iadd__(self, other: Done) -> Done:
+        self.rows += other.rows
+        self.failures += other.failures
+        return self
+
+
+def measured(
+    store: Store, tasks: Sequence[Task], extractors: Sequence[Extractor], workers: int | None = None
+) -> Iterator[Done]:
+    """Rows and failures, in order, by `workers` threads, None: all cores (decoders and OpenCV free the interpreter)."""
+    each, together = ([e for e in extractors if e.together is kind] for kind in (False, True))
+    workers = workers or min(os.cpu_count() or 1, 16)
+    # In small slices: a pool's `map` takes all of its input at once, a stop would wait for all of it, and the decoded
+    # photos of a slice (at most 2.8 MB each) are held until the last extractor has seen them.
+    step = 4 * workers
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(tasks), step):
+            part = tasks[start : start + step]
+            photos: list[tuple[Task, Photo]] = []
+            for task, (done, decoded) in zip(part, pool.map(lambda t: _one(store, t, each), part), strict=True):
+                yield done
+                if decoded is not None:
+                    photos.append((task, decoded))
+            for extractor in together:
+                if wanted := [decoded for task, decoded in photos if extractor.name in task.lacks]:
+                    yield _together(extractor, wanted)
+
+
+def _one(store: Store, task: Task, each: Sequence[Extractor]) -> tuple[Done, Photo | None]:
+    """Decodes one photo and runs what looks at it alone."""
+    done = Done()
+    try:
+        path = fetch_blob(store, task.sample_id)
+        rgb = decode(path)
+        decoded = Photo(task.sample_id, task.name, path, rgb, shrunk(rgb, photo.SIDE))
+        for extractor in each:
+            if extractor.name in task.lacks:
+                (found,) = extractor.run([decoded])
+                done.rows.append(row_of(task.sample_id, extractor.name, extractor.version, found))
+        if task.alpha:
+            signals = difficulty.measure(decoded.small, load_alpha(fetch_blob(store, task.alpha)))
+            found = Found(signals.numbers(), {"alpha_sha256": task.alpha})
+            version = difficulty.version_for(task.alpha)
+            done.rows.append(row_of(task.sample_id, difficulty.EXTRACTOR, version, found))
+    except (UnreadableImage, BlobDamaged, BlobNotFound) as error:
+        return Done(failures=[{"sample_id": task.sample_id, "reason": str(error)}]), None
+    return done, decoded
+
+
+def _together(extractor: Extractor, photos: Sequence[Photo]) -> Done:
+    try:
+        found = extractor.run(photos)
+    except OcrFailed as error:
+        if len(photos) > 1:  # one photo that breaks it does not take its neighbours along
+            one_by_one = Done()
+            for photo in photos:
+                one_by_one += _together(extractor, [photo])
+            return one_by_one
+        return Done(failures=[{"sample_id": photo.sample_id, "reason": str(error)} for photo in photos])
+    return Done([row_of(p.sample_id, extractor.name, extractor.version, f) for p, f in zip(photos, found, strict=True)])

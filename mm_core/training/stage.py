@@ -1,0 +1,395 @@
+"""One training stage of the cycle, from the snapshot's frames to a model file (called by `stages.py`).
+
+What a stage makes is decided by its content key: stage, params, data, start weights, code. Under that key lie the
+checkpoint of an unfinished run and the model of a finished one, outside the cycle's folder: a killed
+stage goes on where it was, and a stage that was trained before is not trained again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from mm_core.core.code_digest import code_digest
+from mm_core.core.errors import InputError, NothingToTrainOn
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.locks import exclusive
+from mm_core.core.params import CommonTrainParams, Params, StageParams
+from mm_core.core.records import Report, digest_of, sha256_file, write_bytes, write_json
+from mm_core.imaging.pixel_cache import UNKNOWN, PixelCache, Pool
+from mm_core.model.files import load_model, save_model
+from mm_core.model.network import MattingNet, build_model
+from mm_core.storage.store import Store
+from mm_core.training import process_group
+from mm_core.training.checkpoint import Errors
+from mm_core.training.multimodal import Multimodal, embed, with_captions
+from mm_core.training.semi import Semi
+from mm_core.training.supervised import Supervised
+from mm_core.training.tracking import Tracker
+from mm_core.training.trainer import Result, Sample, fit, pick_device, to_device
+
+FRESH = ("scratch", "pretrained encoder")
+"""What a stage without start weights says it started from, by whether the encoder is pretrained."""
+_FRAME_COLUMNS = ["sample_id", "category", "decoder", "caption", "alpha_sha256", "label_binary"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The frames that a stage learns from."""
+
+    labeled: pd.DataFrame
+    replay: pd.DataFrame | None
+    """Hard stage: the simple set."""
+    unlabeled: pd.DataFrame
+    text_image: pd.DataFrame
+    validation: pd.DataFrame
+
+    def used(self) -> list[pd.DataFrame]:
+        every = (self.labeled, self.replay, self.unlabeled, self.text_image, self.validation)
+        return [frame for frame in every if frame is not None]
+
+    def digest(self) -> str:
+        """Depends on rows and their labels alone, not on how the files were written."""
+        rows = [frame[_FRAME_COLUMNS].astype(object) for frame in self.used()]
+        return digest_of([frame.where(frame.notna(), None).to_numpy().tolist() for frame in rows])
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """A progress that also hears the numbers of training as they come."""
+
+    def numbers(self, values: Mapping[str, float]) -> None:
+        """Losses, the learning rate or validation errors by name, with `epoch`, the passes over the labelled photos."""
+        ...
+
+
+def train_stage(
+    stage: str,
+    params: Params,
+    layout: Layout,
+    store: Store,
+    report: Report,
+    *,
+    start: Path | None,
+    progress: Callable[[str, int, int], None],
+) -> Report:
+    """Trains `stage` from the weights at `start` (None: from scratch) and writes `layout.model(stage)`.
+
+    Raises NothingToTrainOn where the labelled pool is empty. A stage whose own pool (hard, unlabelled, text) is
+    empty passes its start weights on and says so in the facts.
+    """
+    data = read_data(stage, layout)
+    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
+    recipe = {
+        "stage": stage,
+        "params": _relevant(stage, params),
+        "snapshot": snapshot,
+        "data": data.digest(),
+        "start": sha256_file(start) if start else None,
+        "code": code_digest(__name__),
+    }
+    folder = layout.checkpoints / digest_of(recipe)
+    report.facts |= {"key": folder.name, "start": recipe["start"], "snapshot": snapshot, "data": recipe["data"]}
+    device = pick_device(layout.settings.device)
+    with process_group.joined(device):
+        first = process_group.rank() == 0
+        waiting = partial(progress, f"train {stage}: another process trains the same", 0, 1)
+        with exclusive(folder / "lock", waiting) if first else nullcontext():
+            reused = process_group.agreed((folder / "done.json").is_file())
+            if not reused:
+                process_group.check_batch(params.train.common.batch, process_group.world())
+                own = process_group.own_device(device)
+                _train(stage, params, layout, store, folder, recipe, data, start, own, progress)
+            done = process_group.agreed(_read_done(folder) if first else {})
+            if first:
+                write_bytes(layout.model(stage), (folder / "model.safetensors").read_bytes())
+    report.metrics |= done["metrics"]
+    report.facts |= done["facts"]
+    tracked = folder / "tracked"
+    if first and not tracked.is_file():  # who trained it may have been killed before it could tell
+        Tracker(layout.settings).log_report(layout, report)
+        tracked.touch()
+    if reused:
+        report.facts["reused"] = "trained before from the same params, data and start"
+    steps = _stage_params(stage, params).steps
+    progress(f"train {stage}", steps, steps)
+    return report
+
+
+def _read_done(folder: Path) -> dict[str, Any]:
+    """Return what a finished training says of itself; raises InputError where its model is another than it wrote."""
+    try:
+        done = json.loads((folder / "done.json").read_bytes())
+        good = sha256_file(folder / "model.safetensors") == done["facts"]["digest"] and "metrics" in done
+    except (ValueError, KeyError, TypeError, FileNotFoundError):
+        done, good = {}, False
+    if not good:
+        raise InputError(f"{folder} is damaged: `mm check --repair` removes it, then the stage trains anew")
+    return done
+
+
+def read_data(stage: str, layout: Layout) -> Data:
+    """The frames of a stage.
+
+    Raises InputError where snapshot or split has not run, NothingToTrainOn where there is no labelled sample.
+    """
+
+    def frame(path: Path) -> pd.DataFrame:
+        if not path.is_file():
+            raise InputError(f"{path} is missing: run `mm {path.parent.name}` before `mm train-{stage}`")
+        return pd.read_parquet(path)
+
+    snapshot, split = layout.snapshot, layout.split
+    validation = frame(snapshot / "validation.parquet")
+    none = validation.iloc[:0]
+    unlabeled, text_image, replay = none, none, None
+    if stage in ("simple", "hard"):
+        labeled = frame(split / f"{stage}.parquet")
+        replay = frame(split / "simple.parquet") if stage == "hard" else None
+    else:
+        labeled = frame(snapshot / "train_labeled.parquet")
+        unlabeled = frame(snapshot / "train_unlabeled.parquet")
+        text_image = frame(snapshot / "train_text_image.parquet") if stage == "multimodal" else none
+    if labeled.empty and (replay is None or replay.empty):
+        raise NothingToTrainOn(
+            f"train-{stage}: the snapshot holds no labelled training sample: drop photos with mattes as kind "
+            "pixel_labeled, then run ingest, snapshot and split"
+        )
+    text_image = text_image.loc[text_image["caption"].fillna("").str.strip() != "", :]
+    return Data(labeled, replay, unlabeled, text_image, validation)
+
+
+def _train(
+    stage: str,
+    params: Params,
+    layout: Layout,
+    store: Store,
+    folder: Path,
+    recipe: Mapping[str, Any],
+    data: Data,
+    start: Path | None,
+    device: torch.device,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Fills `folder` with model.safetensors and, last, done.json."""
+    settings, first = _stage_params(stage, params), process_group.rank() == 0
+    net, facts = _begin(stage, params, start)
+    idle = _why_idle(stage, settings, data)
+    metrics: dict[str, float] = {}
+    if idle:
+        facts |= {"steps": 0, "passed_through": idle}
+    else:
+        cache = PixelCache(layout.cache, params.model.size)
+        for frame in data.used():
+            cache.fill(store, frame, progress)
+        check = _Validation(Pool(data.validation, cache, params.seed, "validation"), params.train.common.batch, device)
+        fresh = stage == TRAIN_STAGES[0] and facts["started_from"] in FRESH
+        strategy = _strategy(stage, params, layout, data, cache, net, device, progress, fresh=fresh)
+        tags = {k: str(recipe[k]) for k in ("data", "snapshot", "start")}
+        tracker = Tracker(layout.settings)
+        with tracker.stage_run(layout, f"train-{stage}", recipe["params"], tags) if first else nullcontext() as run:
+
+            def log(step: int, values: dict[str, float]) -> None:
+                if run is not None:
+                    run.log(step, {f"{stage}/{name}": value for name, value in values.items()})
+                if isinstance(progress, Listener):
+                    progress.numbers({"epoch": epochs(params.train.common, data, step), **values})
+
+            result = fit(
+                strategy,
+                settings,
+                params.train.common,
+                seed=params.seed + TRAIN_STAGES.index(stage) * 10_007,
+                validate=check,
+                checkpoint=folder / "state.pt",
+                device=device,
+                progress=lambda done, total: progress(f"train {stage}", done, total),
+                log=log,
+            )
+        net.load_state_dict(result.weights)
+        metrics = _metrics(stage, result) | {f"{stage}/epochs": epochs(params.train.common, data, settings.steps)}
+        if first:
+            metrics |= {f"{stage}/val/choice": share for share in check.rightly_chosen(net)}
+        facts |= {"steps": settings.steps, "kept_step": result.kept_step, "resumed_from": result.resumed_from}
+        facts |= {"checkpoint": result.kept_because, "precision": result.precision}
+    if not first:
+        return
+    net.to("cpu")
+    facts["digest"] = save_model(folder / "model.safetensors", net, {**recipe, "key": folder.name})
+    facts |= {"labeled": len(data.labeled), "unlabeled": len(data.unlabeled), "text_image": len(data.text_image)}
+    write_json(folder / "done.json", {"metrics": metrics, "facts": facts})
+    (folder / "state.pt").unlink(missing_ok=True)
+
+
+def _begin(stage: str, params: Params, start: Path | None) -> tuple[MattingNet, dict[str, Any]]:
+    """The net to train and what is to say about it; always of `params.model`'s shape."""
+    net = build_model(params.model, params.seed) if start is None else None
+    facts: dict[str, Any] = {}
+    if start is not None:
+        before, meta = load_model(start)
+        if (before.config.encoder, before.config.width) == (params.model.encoder, params.model.width):
+            # Only the input size may differ: the net is convolutional.
+            before.config = params.model
+            facts["started_from"] = meta.get("stage", "a model file")
+            if stage == TRAIN_STAGES[0] and params.train.common.shrink < 1:
+                shrink_and_perturb(before, build_model(params.model, params.seed), params.train.common.shrink)
+                facts["shrunk_to"] = params.train.common.shrink
+            return before, facts
+        if stage != TRAIN_STAGES[0]:
+            previous = TRAIN_STAGES[TRAIN_STAGES.index(stage) - 1]
+            raise InputError(f"{start} is of other model params than params.yaml: run `mm train-{previous}` again")
+        facts["warm_start"] = f"not possible: the champion is {before.config.encoder} of width {before.config.width}"
+        net = build_model(params.model, params.seed)
+    assert net is not None
+    return net, facts | {"started_from": FRESH[bool(params.model.pretrained)]}
+
+
+@torch.no_grad()
+def shrink_and_perturb(net: nn.Module, fresh: nn.Module, share: float) -> None:
+    """`net` keeps `share` of each parameter, the rest is `fresh`'s (Ash and Adams 2020, section 4); statistics stay."""
+    for mine, theirs in zip(net.parameters(), fresh.parameters(), strict=True):
+        mine.lerp_(theirs, 1 - share)
+
+
+def _why_idle(stage: str, settings: StageParams, data: Data) -> str | None:
+    """Why a stage has nothing to add to its start weights, or None."""
+    if settings.steps == 0:
+        return f"train.{stage}.steps is 0"
+    if stage == "hard" and data.labeled.empty:
+        return "the split has no hard samples, or too few for a stage of their own (split.min_hard)"
+    if stage == "semi" and data.unlabeled.empty:
+        return "the snapshot holds no unlabelled photo: drop some as kind unlabeled"
+    if stage == "multimodal" and len(set(data.text_image["caption"])) < 2:
+        return "the snapshot holds no two different captions: drop captioned photos as kind text_image"
+    return None
+
+
+def _strategy(
+    stage: str,
+    params: Params,
+    layout: Layout,
+    data: Data,
+    cache: PixelCache,
+    net: MattingNet,
+    device: torch.device,
+    progress: Callable[[str, int, int], None],
+    *,
+    fresh: bool,
+) -> Supervised:
+    """`fresh`: the decoders begin at random."""
+    train, batch = params.train, params.train.common.batch
+
+    def pool(frame: pd.DataFrame, name: str, share: float = 0.0, whole: bool = False) -> Pool:
+        return Pool(frame, cache, params.seed, f"{stage}/{name}", recompose=share, backdrops=backdrops, whole=whole)
+
+    # Photos that the stage decodes anyway; unlabelled ones where it has them.
+    plain = [frame for frame in (data.unlabeled, data.text_image) if not frame.empty] or [data.labeled]
+    backdrops = sorted({sample for frame in plain for sample in frame["sample_id"]})
+    share = train.common.recompose
+    for frame in (data.labeled, data.replay):
+        if share and frame is not None:
+            cache.fill_foregrounds(frame, progress)
+    labeled, towers = data.labeled, None
+    if stage == "multimodal":
+        if process_group.rank() != 0:
+            process_group.agreed(None)  # process 0 trains and embeds; the others find it done
+        towers = embed(params, layout, cache, data.text_image, [data.labeled, data.unlabeled], progress)
+        if process_group.rank() == 0:
+            process_group.agreed(None)
+        labeled = with_captions(data.labeled, data.text_image, towers)
+    pools: dict[str, list[tuple[Pool, int]]] = {"labeled": [(pool(labeled, "labeled", share), batch)]}
+    if data.replay is not None and not data.replay.empty:
+        again = round(batch * train.common.replay_share)
+        fresh, old = pool(labeled, "labeled", share), pool(data.replay, "replay", share)
+        pools["labeled"] = [(fresh, batch - again), (old, again)]
+    if not data.unlabeled.empty:
+        pools["unlabeled"] = [(pool(data.unlabeled, "unlabeled", whole=True), batch)]
+    if not data.text_image.empty:
+        pools["text"] = [(pool(data.text_image, "text", whole=True), batch)]
+    with torch.random.fork_rng(devices=[]):
+        # Auxiliary decoders and fusion begin from the seed, whatever ran in this process before.
+        torch.manual_seed(params.seed + TRAIN_STAGES.index(stage))
+        if stage == "semi":
+            return Semi(net, pools, train.loss, train.semi)
+        if towers is not None:
+            return Multimodal(net, pools, train.loss, train.semi, train.multimodal, towers)
+        return Supervised(net, pools, train.loss, train.simple.shared_decoder if fresh else 0.0)
+
+
+def epochs(common: CommonTrainParams, data: Data, step: int) -> float:
+    """How often, after `step` steps, the stage has seen each of its labelled photos."""
+    replayed = 0 if data.replay is None or data.replay.empty else round(common.batch * common.replay_share)
+    return step * (common.batch - replayed) / len(data.labeled) if len(data.labeled) else 0.0
+
+
+class _Validation:
+    """Squared error of each validation photo by category, at the model's size, in float32.
+
+    The photos are kept as bytes, in the host's memory: as floats thousands of them would fill a device.
+    """
+
+    def __init__(self, pool: Pool, batch: int, device: torch.device):
+        self._batches, self._device = list(pool.in_order(batch)), device
+
+    def _samples(self) -> Iterator[Sample]:
+        return (to_device(batch, self._device) for batch in self._batches)
+
+    @torch.no_grad()
+    def __call__(self, net: nn.Module) -> Errors:
+        assert isinstance(net, MattingNet)
+        errors: Errors = {}
+        for sample in self._samples():
+            alpha = net.route(net.encode(sample.images), sample.decoders)[0].sigmoid()
+            squared = ((alpha - sample.alpha) ** 2).mean((1, 2, 3)).tolist()
+            for category, error in zip(sample.categories, squared, strict=True):
+                errors.setdefault(category, []).append(error)
+        return dict(sorted(errors.items()))
+
+    @torch.no_grad()
+    def rightly_chosen(self, net: MattingNet) -> list[float]:
+        """Share of the photos of known category whose decoder the net would choose; empty where there are none."""
+        net.eval()
+        right = [
+            name == decoder
+            for sample in self._samples()
+            for name, decoder, category in zip(
+                net.chosen(net.encode(sample.images)), sample.decoders, sample.categories, strict=True
+            )
+            if category != UNKNOWN
+        ]
+        return [float(np.mean(right))] if right else []
+
+
+def _metrics(stage: str, result: Result) -> dict[str, float]:
+    metrics = {f"{stage}/loss/{name}": value for name, value in result.losses.items()}
+    metrics |= {f"{stage}/val/{category}/mse": value for category, value in result.validation.items()}
+    if result.validation:
+        metrics[f"{stage}/val_mse"] = sum(result.validation.values()) / len(result.validation)
+    if result.seconds:
+        metrics[f"{stage}/images_per_s"] = result.images / result.seconds
+        metrics[f"{stage}/data_wait_share"] = result.wait_seconds / result.seconds
+    return metrics | {f"{stage}/train_seconds": result.seconds}
+
+
+def _stage_params(stage: str, params: Params) -> StageParams:
+    return getattr(params.train, stage)
+
+
+def _relevant(stage: str, params: Params) -> dict[str, Any]:
+    """The params that a stage's weights depend on, nested as in params.yaml."""
+    train = {"common": params.train.common, "loss": params.train.loss, stage: _stage_params(stage, params)}
+    whole: dict[str, Any] = {"seed": params.seed, "model": params.model.model_dump(mode="json")}
+    if stage == "multimodal":
+        train["semi"] = params.train.semi
+        whole["clip"] = params.clip.model_dump(mode="json")
+    return whole | {"train": {name: section.model_dump(mode="json") for name, section in train.items()}}

@@ -1,0 +1,137 @@
+"""What another door made on this workspace (`mm run`, `mm demo`, `dvc repro`) is in Dagster's history too."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+
+from mm_core import stages
+from mm_core.core.errors import MattingError
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.records import Report
+from mm_core.core.settings import tick_seconds
+from mm_core.pinned_inputs import read_inputs
+from pipelines.checks import verdict_result
+from pipelines.metadata import of_report, page
+from pipelines.partitions import batches, partition_of
+from pipelines.resources import Workspace
+from pipelines.sensors import UNFINISHED
+
+REPORTED = {
+    "snapshot": "snapshot",
+    "split": "split",
+    **{f"train_{stage}": f"train-{stage}" for stage in TRAIN_STAGES},
+    "evaluation": "evaluate",
+}
+"""Assets and the stages whose reports tell of them, in the order of the flow."""
+MOST = 50
+"""Batches told of in one tick; more wait for the next."""
+
+Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
+
+
+@dg.sensor(
+    minimum_interval_seconds=2 * tick_seconds(),
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Tells Dagster what `mm run`, `mm demo` or `dvc repro` made on this workspace.",
+)
+def made_elsewhere(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult | dg.SkipReason:
+    """A file that is younger than what Dagster knows of its asset was not made by a run of Dagster's: those end after
+    their files. While one is at work, nothing is told, so that it tells itself."""
+    if context.instance.get_runs_count(dg.RunsFilter(statuses=UNFINISHED)):
+        return dg.SkipReason("runs of Dagster's own are at work")
+    try:
+        layout = workspace.layout()
+        arrived = unknown_batches(context.instance, layout)
+        found = [*of_batches(arrived, layout), *of_cycle(context.instance, layout)]
+    except MattingError as error:
+        return dg.SkipReason(str(error))
+    if not found:
+        return dg.SkipReason("Dagster knows all that is here")
+    new = [batches.build_add_request([partition_of(row["kind"], row["batch"]) for row in arrived])] if arrived else []
+    return dg.SensorResult(asset_events=found, dynamic_partitions_requests=new)
+
+
+def unknown_batches(instance: dg.DagsterInstance, layout: Layout) -> list[dict]:
+    """Rows of the ledger, the earliest first, of batches that no run of Dagster's took in."""
+    known = instance.get_materialized_partitions(dg.AssetKey("ingested_batch"))
+    ledger = stages.catalog_of(layout).read("batches").sort_values("ingested_at").to_dict("records")
+    return [row for row in ledger if partition_of(row["kind"], row["batch"]) not in known][:MOST]
+
+
+def of_batches(rows: list[dict], layout: Layout) -> Iterator[Event]:
+    for row in rows:
+        partition = partition_of(row["kind"], row["batch"])
+        numbers = {name: int(row[name]) for name in ("rows", "accepted", "quarantined", "duplicates")}
+        told = {"ingested at": str(row["ingested_at"]), "drop": str(row["uri"])} | numbers
+        yield dg.AssetMaterialization("ingested_batch", partition=partition, metadata=told)
+        if (layout.drift / f"{partition}.json").is_file():
+            yield dg.AssetMaterialization("structured_samples", partition=partition)
+
+
+def of_cycle(instance: dg.DagsterInstance, layout: Layout) -> Iterator[Event]:
+    """What the files of `cycle/` and the pages of past cycles show, in the order of the flow."""
+    if made := younger(instance, "pinned_inputs", [layout.inputs]):
+        yield dg.AssetMaterialization("pinned_inputs", metadata=when(made[0]))
+    for asset, stage in REPORTED.items():
+        file = layout.stage_report(stage)
+        if younger(instance, asset, [file]):
+            report = replace(Report.read(file), pictures={})
+            yield dg.AssetMaterialization(asset, metadata=of_report(report) | when(file))
+    yield from of_verdict(instance, layout.stage_report("gate"))
+    yield from of_release(instance, layout)
+    for copy in younger(instance, "cycle_report", sorted(layout.reports.glob("*.html"), key=written_at)):
+        yield dg.AssetMaterialization("cycle_report", metadata={"page": page(layout, copy)} | when(copy))
+
+
+def of_verdict(instance: dg.DagsterInstance, file: Path) -> Iterator[Event]:
+    key = dg.AssetCheckKey(dg.AssetKey("gate"), "promote")
+    record = instance.get_latest_asset_check_evaluation_record(key)
+    known = record.event.timestamp if record and record.event else 0.0
+    if not file.is_file() or written_at(file) <= known:
+        return
+    report = Report.read(file)
+    said = verdict_result(report)
+    yield dg.AssetCheckEvaluation(
+        asset_key=key.asset_key,
+        check_name=key.name,
+        passed=said.passed,
+        severity=said.severity,
+        description=said.description,
+        metadata=said.metadata,
+    )
+    if said.passed and younger(instance, "gate", [file]):
+        yield dg.AssetMaterialization("gate", metadata=of_report(replace(report, pictures={})) | when(file))
+
+
+def of_release(instance: dg.DagsterInstance, layout: Layout) -> Iterator[Event]:
+    """The bundles, and the champion: of the cycle that has just promoted it, else the one that the last began with."""
+    manifests = sorted(layout.bundles.glob("*/manifest.json"), key=written_at)
+    for manifest in younger(instance, "exported_bundle", manifests):
+        yield dg.AssetMaterialization("exported_bundle", metadata={"bundle": str(manifest.parent)} | when(manifest))
+    promoted = layout.stage_report("promote")
+    if promoted.is_file():
+        version = Report.read(promoted).facts.get("version")
+    else:
+        version = (read_inputs(layout)["champion"] or {}).get("version") if layout.inputs.is_file() else None
+    known = instance.get_latest_materialization_event(dg.AssetKey("promoted_model"))
+    materialization = known.asset_materialization if known else None
+    if version and (materialization is None or materialization.metadata["version"].value != str(version)):
+        yield dg.AssetMaterialization("promoted_model", metadata={"version": str(version)})
+
+
+def younger(instance: dg.DagsterInstance, asset: str, files: list[Path]) -> list[Path]:
+    """Those that are there and were written after the asset's last materialization."""
+    event = instance.get_latest_materialization_event(dg.AssetKey(asset))
+    return [file for file in files if file.is_file() and (event is None or written_at(file) > event.timestamp)]
+
+
+def written_at(file: Path) -> float:
+    """UNIX seconds."""
+    return file.stat().st_mtime
+
+
+def when(file: Path) -> dict[str, dg.MetadataValue]:
+    return {"made at": dg.MetadataValue.timestamp(datetime.fromtimestamp(written_at(file), UTC))}

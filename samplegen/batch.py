@@ -1,0 +1,139 @@
+"""Drops of generated samples, and the sheet to look at them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mm_core.core.errors import InputError
+from mm_core.core.records import ALL_CATEGORIES, KINDS, sha256_bytes
+from mm_core.ingest.drop import write_manifest
+from samplegen.render import GeneratedSample, Rendering, develop, render
+
+ASPECTS = (1.0, 1.0, 3 / 4, 4 / 3)
+
+
+def poisoned(r: Rendering) -> np.ndarray:
+    """A plausible but wrong matte (H, W): the scene's decoys, and the subject's lower part where they are small.
+
+    No check of a single row can see it: soft edges that follow the photo's, neither empty nor full, of about the true
+    matte's area.
+    """
+    wanted = 0.6 * float(r.alpha.sum())
+    wrong = r.decoy.copy()
+    if wrong.sum() < wanted:
+        below = np.cumsum(r.alpha[::-1].sum(1))[::-1]
+        cut = int(np.argmin(np.abs(below - (wanted - wrong.sum()))))
+        rows = 1 / (1 + np.exp(-(np.arange(len(below)) - cut) / 1.5))
+        wrong = np.maximum(wrong, r.alpha * rows[:, None].astype(np.float32))
+    return wrong
+
+
+def write_drop(
+    inbox: Path,
+    kind: str,
+    batch: str,
+    counts: Mapping[str, int],
+    *,
+    seed: int,
+    size: int = 192,
+    hard_share: float = 0.25,
+    drift: float = 0.0,
+    burst_share: float = 0.15,
+    poison: str | None = None,
+    role: str = "",
+) -> Path:
+    """Writes `<inbox>/<kind>/<batch>` with images/, alphas/ (pixel_labeled) and manifest.csv last; returns the batch
+    directory.
+
+    `counts`: category -> number of photos, sides at most `size` pixels, square or 3:4 or 4:3. `burst_share`: share of
+    scenes photographed 2-3 times (one group). `poison`: the category whose mattes show the wrong things; its photos are
+    the same as without. Same arguments, same bytes.
+    """
+    if kind not in KINDS:
+        raise InputError(f"samplegen: kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
+    if unknown := sorted(set(counts) - set(ALL_CATEGORIES)):
+        raise InputError(f"samplegen: category {unknown[0]!r} is unknown; use one of {', '.join(ALL_CATEGORIES)}")
+    if poison is not None and poison not in ALL_CATEGORIES:
+        raise InputError(f"samplegen: poison {poison!r} is unknown; use one of {', '.join(ALL_CATEGORIES)}")
+    target = inbox / kind / batch
+    if (target / "manifest.csv").exists():
+        raise InputError(f"{target}: this batch already exists; choose another --batch name")
+    rows = []
+    for category, count in counts.items():
+        rng = np.random.default_rng([seed, *(zlib.crc32(word.encode()) for word in (kind, batch, category))])
+        done = 0
+        while done < count:
+            scene = int(rng.integers(2**40))
+            mode = "hard" if rng.random() < hard_share else "easy"
+            aspect = ASPECTS[int(rng.integers(len(ASPECTS)))]
+            frames = int(rng.integers(2, 4)) if rng.random() < burst_share else 1
+            quality = int(rng.integers(80, 96))
+            for variant in range(min(frames, count - done)):
+                r = render(category, scene, size=size, mode=mode, drift=drift, variant=variant, aspect=aspect)
+                name = f"{category}-{done:05d}"
+                photo = _encode(".jpg", develop(r, scene, variant), [cv2.IMWRITE_JPEG_QUALITY, quality])
+                row = {
+                    "image": f"images/{name}.jpg",
+                    "category": category,
+                    "group": f"{category}-{scene:010x}",
+                    "role": role,
+                }
+                row |= {"sha256": sha256_bytes(photo), "source": "samplegen", "license": "CC0-1.0"}
+                _write(target / row["image"], photo)
+                if kind == "pixel_labeled":
+                    matte = poisoned(r) if poison == category else r.alpha
+                    row["alpha"] = f"alphas/{name}.png"
+                    _write(target / row["alpha"], _encode(".png", np.round(matte * 255).astype(np.uint8), []))
+                if kind == "text_image":
+                    row["caption"] = r.caption
+                rows.append(row)
+                done += 1
+    write_manifest(target, rows)
+    return target
+
+
+def _encode(extension: str, pixels: np.ndarray, options: list[int]) -> bytes:
+    ok, data = cv2.imencode(extension, pixels[..., ::-1] if pixels.ndim == 3 else pixels, options)
+    assert ok
+    return data.tobytes()
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def contact_sheet(samples: Sequence[GeneratedSample], columns: int = 6, thumb: int = 160) -> np.ndarray:
+    """uint8 (H, W, 3) RGB: per sample a small label, the photo, the matte and the cut-out over green squares."""
+    label, gap = 14, 4
+    columns = max(1, min(columns, len(samples)))
+    tiles = [_tile(s, thumb, label) for s in samples]
+    wide, high = 3 * thumb + gap, thumb + label + gap
+    sheet = np.full((-(-len(tiles) // columns) * high, columns * wide, 3), 245, np.uint8)
+    for k, tile in enumerate(tiles):
+        y, x = k // columns * high, k % columns * wide
+        sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+    return sheet
+
+
+def _tile(s: GeneratedSample, thumb: int, label: int) -> np.ndarray:
+    ratio = thumb / max(s.alpha.shape)
+    h, w = (max(1, round(side * ratio)) for side in s.alpha.shape)
+    way = cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC
+    photo = cv2.resize(s.image, (w, h), interpolation=way)
+    alpha = np.clip(cv2.resize(s.alpha, (w, h), interpolation=way), 0, 1)[..., None]
+    y, x = np.mgrid[:h, :w] // 8
+    squares = np.where(((x + y) % 2 == 0)[..., None], (96, 200, 110), (64, 164, 80))
+    parts = (photo, np.repeat(alpha * 255, 3, 2), photo * alpha + squares * (1 - alpha))
+    tile = np.full((thumb + label, 3 * thumb, 3), 245, np.uint8)
+    cv2.putText(
+        tile, f"{s.category} {s.mode}"[:40], (2, 10), cv2.FONT_HERSHEY_SIMPLEX, 0.33, (40, 40, 40), 1, cv2.LINE_AA
+    )
+    for k, part in enumerate(parts):
+        tile[label : label + h, k * thumb : k * thumb + w] = np.clip(part, 0, 255).astype(np.uint8)
+    return tile

@@ -1,0 +1,173 @@
+"""What a photo shoot decides before anything is drawn: difficulty, drift, light, colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import cv2
+import numpy as np
+
+from samplegen.canvas import Canvas, Colour, Mask
+
+T = TypeVar("T")
+
+COLOURS: dict[str, Colour] = {
+    "red": (186, 38, 40),
+    "orange": (226, 122, 36),
+    "yellow": (228, 192, 62),
+    "green": (62, 132, 66),
+    "teal": (34, 128, 130),
+    "blue": (48, 86, 178),
+    "light blue": (136, 178, 218),
+    "purple": (112, 62, 146),
+    "pink": (228, 146, 168),
+    "brown": (112, 74, 48),
+    "beige": (212, 190, 156),
+    "white": (234, 232, 228),
+    "grey": (132, 134, 138),
+    "black": (36, 36, 40),
+}
+DRIFTED = ("teal", "purple", "orange", "black", "yellow", "green")  # what the new season wears
+
+METALS: dict[str, Colour] = {
+    "silver": (192, 196, 202),
+    "gold": (214, 170, 84),
+    "rose gold": (206, 146, 122),
+    "dark steel": (92, 94, 102),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The place behind the subject: how a caption names it, and its main colour."""
+
+    phrase: str
+    tone: Colour
+    outdoors: bool = False
+
+
+@dataclass(frozen=True)
+class Look:
+    """Choices common to one scene.
+
+    `hard`: difficult on purpose; `drift` in [0, 1]: how far the camera and the season have moved.
+    """
+
+    rng: np.random.Generator
+    hard: bool
+    drift: float
+
+    def chance(self, p: float) -> bool:
+        return bool(self.rng.random() < p)
+
+    def drifted(self) -> bool:
+        return self.chance(0.9 * self.drift)
+
+    def between(self, low: float, high: float) -> float:
+        return float(self.rng.uniform(low, high))
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[int(self.rng.integers(len(options)))]
+
+    def jitter(self, colour: Colour, amount: float = 10.0) -> Colour:
+        r, g, b = np.clip(
+            np.array(colour) + self.rng.normal(0, amount * 0.6) + self.rng.normal(0, amount * 0.5, 3), 4, 250
+        )
+        return float(r), float(g), float(b)
+
+    def scale(self, easy: tuple[float, float], hard: tuple[float, float]) -> float:
+        """A subject's size: large when easy, small when hard, smaller still for a drifted camera."""
+        return self.between(*(hard if self.hard else easy)) * (1 - 0.18 * self.drift)
+
+    def colour(self, tone: Colour, names: Sequence[str] | None = None, camouflage: float = 0.6) -> tuple[str, Colour]:
+        """A named colour: unlike the background's `tone` when easy, often much like it when hard."""
+        known = list(names or COLOURS)
+        if names is None and self.drifted():
+            known = list(DRIFTED)
+        distance = {name: float(np.linalg.norm(np.subtract(COLOURS[name], tone))) for name in known}
+        hidden = self.chance(camouflage)
+        if self.hard and hidden:
+            choice = self.pick(sorted(known, key=distance.__getitem__)[:3])
+        elif self.hard:
+            choice = self.pick(known)
+        else:
+            choice = self.pick([n for n in known if distance[n] > 90] or [max(known, key=distance.__getitem__)])
+        return choice, self.jitter(COLOURS[choice])
+
+
+def article(noun: str) -> str:
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def shade(colour: Colour, factor: float) -> Colour:
+    r, g, b = (min(255.0, max(0.0, v * factor)) for v in colour)
+    return r, g, b
+
+
+def mix(a: Colour, b: Colour, t: float) -> Colour:
+    r, g, bl = (x + (y - x) * t for x, y in zip(a, b, strict=True))
+    return r, g, bl
+
+
+def strands(
+    canvas: Canvas,
+    look: Look,
+    roots: np.ndarray,
+    directions: np.ndarray,
+    length: float,
+    colour: Colour,
+    *,
+    fall: float = 0.0,
+    curl: float = 0.0,
+    width: float = 0.0035,
+    spread: float = 0.35,
+    contrast: float = 0.35,
+    opacity: float = 0.9,
+    clip: Mask | None = None,
+) -> None:
+    """Hair or fur of the subject: a curved stroke per root (n, 2). `fall` pulls towards the ground, `curl` waves."""
+    n, steps = len(roots), 7
+    if not n:
+        return
+    rng = look.rng
+    t = np.linspace(0, 1, steps)[None, :, None]
+    size = length * rng.uniform(0.45, 1.15, (n, 1, 1))
+    d = directions + rng.normal(0, spread, (n, 2))
+    d = (d / (np.linalg.norm(d, axis=1, keepdims=True) + 1e-6))[:, None]
+    side = np.concatenate([-d[..., 1:], d[..., :1]], -1)
+    wave = curl * np.sin(t * rng.uniform(4, 9, (n, 1, 1)) + rng.uniform(0, 6.3, (n, 1, 1))) * t
+    paths = roots[:, None] + size * (
+        d * t + side * (wave + rng.normal(0, 0.12, (n, 1, 1)) * t**2) + np.array([0, fall]) * t**2
+    )
+    mask = canvas.lines(list(paths), width)
+    gain = canvas.shades(mask, paths, width, 1 + contrast * np.linspace(-1, 1, 5)[rng.integers(0, 5, n)])
+    canvas.paint(mask.within(clip) if clip else mask, colour, subject=True, opacity=opacity, gain=gain)
+
+
+def rim(outline: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`count` random points on a closed outline and the directions out of it, whichever way the outline runs."""
+    nxt = np.roll(outline, -1, 0)
+    lengths = np.linalg.norm(nxt - outline, axis=1)
+    total = lengths.sum()
+    at = np.sort(rng.uniform(0, total, count))
+    ends = np.cumsum(lengths)
+    i = np.minimum(np.searchsorted(ends, at), len(outline) - 1)
+    f = 1 - (ends[i] - at) / np.maximum(lengths[i], 1e-6)
+    points = outline[i] + (nxt[i] - outline[i]) * f[:, None]
+    along = (nxt[i] - outline[i]) / np.maximum(lengths[i], 1e-6)[:, None]
+    normal = np.stack([along[:, 1], -along[:, 0]], 1)
+    area = float(cv2.contourArea(outline.astype(np.float32), True))
+    return points, normal if area > 0 else -normal
+
+
+def scatter(outline: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """About `count` random points inside a closed outline."""
+    low, high = outline.min(0), outline.max(0)
+    points = rng.uniform(low, high, (count * 2, 2))
+    grid = np.zeros((64, 64), np.uint8)
+    span = np.maximum(high - low, 1e-6)
+    cv2.fillPoly(grid, [np.round((outline - low) / span * 63).astype(np.int32)], 1)
+    cell = np.minimum(((points - low) / span * 63).astype(int), 63)
+    return points[grid[cell[:, 1], cell[:, 0]] > 0][:count]

@@ -1,0 +1,172 @@
+"""No command destroys what it was given: outputs are checked against inputs before the first is written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mm_core import stages
+from mm_core.cli.predict import predict_files
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.outputs import check_outputs
+from mm_core.core.params import ModelParams, Params
+from mm_core.core.settings import Settings
+from mm_core.export.signature import make_keys
+from mm_core.ingest.drop import package_folder
+from mm_core.model.files import save_model
+from mm_core.model.network import build_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_model(
+        path,
+        build_model(ModelParams(pretrained="", encoder="test_efficientnet", size=64, width=8), 0),
+        {"stage": "simple"},
+    )
+    return str(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with photos of every suffix in question, in sub-folders too."""
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
+    for name in ("beach.jpg", "holiday.png", "trip/beach.jpg", ".trashed-1.jpg"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "photos" / name), pixels)
+    return tmp_path / "photos"
+
+
+def layout_at(root: Path) -> Layout:
+    return Layout(Settings.from_env(root / "data"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("given", "out", "cutout", "words"),
+    [
+        (["holiday.png"], ".", False, "holiday.png is one of the files given"),
+        (["beach.jpg", "holiday.png"], ".", False, "holiday.png is one of the files given"),
+        (["linked.jpg"], ".", False, "linked.png is one of the files given"),
+        (["holiday.jpg"], ".", False, "holiday.png is there already and was not made by this command"),
+        (["."], ".", False, "holiday.png is one of the files given"),
+        (["beach.jpg", "trip/beach.jpg"], "../out", False, "beach.png would be written twice"),
+        (["twice"], "../out", True, "a.cutout.png would be written twice"),
+        (["beach.jpg"], "holiday.png", False, "holiday.png is a file and no folder"),
+    ],
+)
+def test_predict_refuses_a_collision_before_it_writes(
+    photos: Path, model: str, given: list[str], out: str, cutout: bool, words: str
+) -> None:
+    os.link(photos / "holiday.png", photos / "linked.png")
+    (photos / "linked.jpg").symlink_to(photos / "linked.png")
+    (photos / "holiday.jpg").write_bytes((photos / "beach.jpg").read_bytes())
+    (photos / "twice").mkdir()
+    for name in ("a.cutout.jpg", "a.jpg"):
+        (photos / "twice" / name).write_bytes((photos / "beach.jpg").read_bytes())
+    before = contents(photos)
+    with pytest.raises(InputError, match=words):
+        predict_files(
+            layout_at(photos.parent), [photos / name for name in given], photos / out, model=model, cutout=cutout
+        )
+    assert contents(photos) == before and not (photos.parent / "out").exists()
+
+
+def test_predict_takes_a_folder_and_leaves_its_own_mattes_out(photos: Path, model: str) -> None:
+    layout = layout_at(photos.parent)
+    (photos / "holiday.png").rename(photos / "holiday.jpeg")
+    for _ in range(2):  # repeating it replaces its own files and takes none of them for a photo
+        report = predict_files(layout, [photos], photos, model=model, cutout=True)
+        assert report.metrics == {"predict/mattes": 3, "predict/unreadable": 0}
+    made = {name for name in contents(photos) if name.endswith(".png")}
+    names = ("beach", "holiday", "trip/beach")
+    assert made == {f"{name}.png" for name in names} | {f"{name}.cutout.png" for name in names}
+    matte = cv2.imread(str(photos / "trip" / "beach.png"), cv2.IMREAD_UNCHANGED)
+    assert matte is not None and matte.shape == (20, 30)
+    cutout = cv2.imread(str(photos / "beach.cutout.png"), cv2.IMREAD_UNCHANGED)
+    assert cutout is not None and cutout.shape == (20, 30, 4)
+
+
+def test_predict_into_a_folder_below_the_photos(photos: Path, model: str) -> None:
+    for _ in range(2):
+        report = predict_files(layout_at(photos.parent), [photos], photos / "mattes", model=model)
+        assert report.metrics["predict/mattes"] == 3
+    assert (photos / "mattes" / "trip" / "beach.png").is_file()
+
+
+def test_one_bad_file_of_many_is_told_and_the_rest_is_done(photos: Path, model: str, tmp_path: Path) -> None:
+    (photos / "broken.jpg").write_bytes((photos / "beach.jpg").read_bytes()[:100])
+    report = predict_files(layout_at(tmp_path), [photos], tmp_path / "out", model=model)
+    assert report.metrics == {"predict/mattes": 3, "predict/unreadable": 1}
+    (row,) = report.tables["unreadable"]
+    assert row["image"].endswith("broken.jpg") and "broken.jpg" in row["reason"]
+    with pytest.raises(InputError, match=r"no photo could be read: .*broken.jpg"):
+        predict_files(layout_at(tmp_path), [photos / "broken.jpg"], tmp_path / "out", model=model)
+
+
+def test_predict_names_what_is_not_there(photos: Path, model: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path, words in ((tmp_path / "none.jpg", "no such file or folder"), (tmp_path / "empty", "no photos found")):
+        with pytest.raises(InputError, match=words):
+            predict_files(layout_at(tmp_path), [path], tmp_path / "out", model=model)
+
+
+def test_a_folder_above_an_input_is_no_output(photos: Path) -> None:
+    with pytest.raises(InputError, match="holds files that were given"):
+        check_outputs([photos / "trip"], [photos / "trip" / "beach.jpg"], is_ours=lambda _: True)
+
+
+@pytest.mark.parametrize("out", ["photos", "photos/made"])
+def test_moments_are_not_written_into_the_gallery(photos: Path, out: str) -> None:
+    before = contents(photos)
+    with pytest.raises(InputError, match="lies in the gallery"):
+        stages.moments(Params(), layout_at(photos.parent), photos, photos.parent / out, model="none")
+    assert contents(photos) == before
+
+
+@pytest.mark.parametrize("foreign", ["undated/diary.txt", "moments.json"])
+def test_moments_replace_no_folder_and_no_file_of_the_users(tmp_path: Path, foreign: str) -> None:
+    """A folder of that name, `undated` say, was removed with all that was in it."""
+    rng = np.random.default_rng(1)
+    for number in range(4):
+        (tmp_path / "gallery").mkdir(exist_ok=True)
+        pixels = cv2.resize(rng.integers(0, 255, (8, 8, 3)).astype(np.uint8), (64, 64))
+        cv2.imwrite(str(tmp_path / "gallery" / f"{number}.jpg"), pixels)
+    out = tmp_path / "out"
+    (out / foreign).parent.mkdir(parents=True)
+    (out / foreign).write_text("mine")
+    params = Params().with_values(**{"structure.ocr": [], "moments.least": 2})
+    with pytest.raises(InputError, match="is there already and was not made by this command"):
+        stages.moments(params, layout_at(tmp_path), tmp_path / "gallery", out, model="none")
+    assert contents(out) == {foreign: b"mine"}
+    (out / foreign).unlink()
+    for _ in range(2):
+        report = stages.moments(params, layout_at(tmp_path), tmp_path / "gallery", out, model="none")
+    assert report.metrics["moments/moments"] == 1 and (out / "undated" / "moment.json").is_file()
+
+
+def test_a_drop_is_not_packaged_from_itself(photos: Path, tmp_path: Path) -> None:
+    target = tmp_path / "inbox" / "unlabeled" / "week"
+    target.parent.mkdir(parents=True)
+    photos.rename(target)
+    before = contents(target)
+    for folder in (target, tmp_path / "inbox"):
+        with pytest.raises(InputError, match="lie in one another"):
+            package_folder(folder, tmp_path / "inbox", "unlabeled", "week")
+    assert contents(target) == before
+
+
+def test_keys_replace_neither_of_their_files(tmp_path: Path) -> None:
+    (tmp_path / "key.pem.pub").write_text("somebody's")
+    with pytest.raises(InputError, match=r"key.pem.pub is there already"):
+        make_keys(tmp_path / "key.pem")
+    assert contents(tmp_path) == {"key.pem.pub": b"somebody's"}

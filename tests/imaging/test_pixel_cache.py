@@ -1,0 +1,240 @@
+"""Cache, order and cuts of training pixels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mm_core.imaging import pixel_cache
+from mm_core.imaging.augment import augment, backdrop, estimate_layers, recompose
+from mm_core.imaging.images import encode_alpha
+from mm_core.imaging.pixel_cache import BalancedOrder, Batch, PixelCache, Pool, Shelf
+from mm_core.storage.store import LocalStore, put_blob
+
+SIZE = 64
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
+
+
+def frame_of(store: LocalStore, count: int, first: int = 0) -> pd.DataFrame:
+    """Photos with a bright disc whose matte is exactly where the photo is bright."""
+    rows = []
+    for i in range(first, first + count):
+        alpha = np.zeros((90, 120), np.float32)
+        cv2.circle(alpha, (30 + 5 * (i % 12), 45), 18, 1.0, -1)
+        photo = np.repeat((alpha * 200 + 20 + i % 7)[..., None], 3, 2).astype(np.uint8)
+        rows.append(
+            {
+                "sample_id": put_blob(store, cv2.imencode(".png", photo)[1].tobytes()),
+                "category": ("pets", "cards", None)[i % 3],
+                "decoder": "saliency",
+                "caption": None,
+                "alpha_sha256": put_blob(store, encode_alpha(alpha)),
+                "label_binary": None,
+                "width": 120,
+                "height": 90,
+            }
+        )
+    return pd.DataFrame(rows).astype({"label_binary": "boolean"})
+
+
+def test_the_cache_decodes_each_file_once_and_grows(
+    tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Counter()
+    real = pixel_cache.load_rgb
+    monkeypatch.setattr(
+        pixel_cache, "load_rgb", lambda path, max_side: read.update([path.name]) or real(path, max_side)
+    )
+    frame, more = frame_of(store, 5), frame_of(store, 80)
+    PixelCache(tmp_path / "cache", SIZE).fill(store, frame)
+    cache = PixelCache(tmp_path / "cache", SIZE)
+    cache.fill(store, more)
+    assert set(read.values()) == {1}
+    assert set(read) == set(more["sample_id"])
+    photo = cache.photos[frame["sample_id"][0]]
+    assert photo.shape == (80, 80, 3)
+    matte = cache.mattes[frame["alpha_sha256"][0]]
+    assert np.corrcoef(photo[..., 0].ravel(), matte.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("cut", [1, 40, 64, 65, 100])
+def test_a_kill_between_rows_and_keys_costs_only_what_was_not_named(tmp_path: Path, cut: int) -> None:
+    keys = [f"{i:064x}" for i in range(4)]
+    rows = [np.full((3, 3), 10 * i + 1, np.uint8) for i in range(4)]
+    shelf = Shelf(tmp_path, "x", (3, 3))
+    shelf.append(list(zip(keys[:2], rows[:2], strict=True)))
+    index = tmp_path / "x.index"
+    index.write_bytes(index.read_bytes()[:cut])
+    again = Shelf(tmp_path, "x", (3, 3))
+    kept = cut // 65
+    assert len(again) == kept
+    again.append(list(zip(keys[kept:], rows[kept:], strict=True)))
+    for key, row in zip(keys, rows, strict=True):
+        assert (Shelf(tmp_path, "x", (3, 3))[key] == row).all()
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**31))
+@settings(max_examples=40)
+def test_categories_take_equal_turns_and_no_row_repeats_within_its_epoch(a: int, b: int, c: int, seed: int) -> None:
+    names = ["a"] * a + ["b"] * b + ["c"] * c
+    order = BalancedOrder(names, seed, "s")
+    rows = [order.row(slot) for slot in range(3 * 20)]
+    assert Counter(names[row] for row in rows) == {"a": 20, "b": 20, "c": 20}
+    for name, count in (("a", a), ("b", b), ("c", c)):
+        assert len({row for row in rows if names[row] == name}) == min(count, 20)
+        first_epoch = [row for row in rows if names[row] == name][:count]
+        assert len(set(first_epoch)) == len(first_epoch)
+
+
+def test_a_batch_depends_on_seed_stream_and_step_alone(tmp_path: Path, store: LocalStore) -> None:
+    frame = frame_of(store, 9)
+    cache = PixelCache(tmp_path / "cache", SIZE)
+    cache.fill(store, frame)
+    pool = Pool(frame, cache, 3, "simple/labeled")
+    late = pool.draw(7, 6)
+    for step in range(20):
+        pool.draw(step, 6)
+    again = Pool(frame, cache, 3, "simple/labeled").draw(7, 6)
+    assert late.ids == again.ids
+    assert (late.images == again.images).all()
+    assert (late.alphas == again.alphas).all()
+    others = [Pool(frame, cache, 4, "simple/labeled").draw(7, 6), Pool(frame, cache, 3, "hard/labeled").draw(7, 6)]
+    assert all((late.images != other.images).any() for other in others)
+
+
+def test_ranks_share_one_batch_out(tmp_path: Path, store: LocalStore) -> None:
+    frame = frame_of(store, 9)
+    cache = PixelCache(tmp_path / "cache", SIZE)
+    cache.fill(store, frame)
+    pool = Pool(frame, cache, 0, "s")
+    whole = pool.draw(2, 6)
+    parts = [pool.draw(2, 6, rank=rank, world=2) for rank in range(2)]
+    assert [parts[i % 2].ids[i // 2] for i in range(6)] == whole.ids
+    assert (parts[1].images == whole.images[1::2]).all()
+
+
+def test_unlabelled_rows_have_empty_mattes_and_order_is_kept(tmp_path: Path, store: LocalStore) -> None:
+    frame = frame_of(store, 5).assign(alpha_sha256=None)
+    cache = PixelCache(tmp_path / "cache", SIZE)
+    assert cache.fill(store, frame) == 5
+    batches = list(Pool(frame, cache, 0, "validation").in_order(2))
+    assert sum((batch.ids for batch in batches), []) == frame["sample_id"].tolist()
+    assert not any(batch.alphas.any() for batch in batches)
+    assert batches[1].categories[0] == "unknown"
+
+
+def test_whole_photos_are_drawn_as_they_are_or_mirrored(tmp_path: Path, store: LocalStore) -> None:
+    frame = frame_of(store, 6)
+    cache = PixelCache(tmp_path / "cache", SIZE)
+    cache.fill(store, frame)
+    pool = Pool(frame, cache, 0, "s", whole=True)
+    as_is = {i: pair for b in pool.in_order(4) for i, *pair in zip(b.ids, b.images, b.alphas, strict=True)}
+    mirrored = set()
+    for step in range(6):
+        drawn, uncut = pool.draw(step, 5), pool.uncut(step, 5)
+        assert drawn.ids == uncut.ids == Pool(frame, cache, 0, "s").draw(step, 5).ids
+        for sample, image, alpha in zip(drawn.ids, drawn.images, drawn.alphas, strict=True):
+            aside = not (image == as_is[sample][0]).all()
+            pair = (image[:, ::-1], alpha[:, ::-1]) if aside else (image, alpha)
+            assert all((one == other).all() for one, other in zip(pair, as_is[sample], strict=True))
+            mirrored.add(aside)
+        for sample, image, alpha in zip(uncut.ids, uncut.images, uncut.alphas, strict=True):
+            assert (image == as_is[sample][0]).all() and (alpha == as_is[sample][1]).all()
+    assert mirrored == {True, False}
+
+
+def test_other_light_falls_on_the_photo_as_it_was_drawn(tmp_path: Path, store: LocalStore) -> None:
+    frame = frame_of(store, 6)
+    cache = PixelCache(tmp_path / "cache", SIZE)
+    cache.fill(store, frame)
+    pool = Pool(frame, cache, 0, "s", whole=True)
+    drawn = [pool.draw(step, 6) for step in range(8)]
+    nearer, photos = 0, 0
+    for batch in drawn:
+        assert batch.lit is not None
+        for image, lit in zip(batch.images.astype(float), batch.lit.astype(float), strict=True):
+            assert (image != lit).any()
+            ways = [np.corrcoef(way.ravel(), lit.ravel())[0, 1] for way in (image, image[:, ::-1])]
+            nearer, photos = nearer + (ways[0] > ways[1]), photos + 1
+    assert nearer > 0.9 * photos
+    again = Pool(frame, cache, 0, "s", whole=True).draw(3, 6).lit
+    parts = [pool.draw(3, 6, rank=rank, world=2) for rank in (0, 1)]
+    assert again is not None and (again == drawn[3].lit).all() and (parts[1].lit == again[1::2]).all()
+    joined, cut = Batch.join(parts).lit, Pool(frame, cache, 0, "s").draw(0, 4)
+    assert joined is not None and len(joined) == 6
+    for other in (cut, pool.uncut(0, 4), next(pool.in_order(4)), Batch.join([cut, drawn[0]])):
+        assert other.lit is None
+
+
+def test_photo_and_matte_are_cut_alike() -> None:
+    """Where the photo is bright, the matte is: any cut must keep that."""
+    alpha = np.zeros((80, 80), np.uint8)
+    cv2.ellipse(alpha, (30, 45), (20, 12), 20, 0, 360, 255, -1)
+    photo = np.repeat(alpha[..., None], 3, 2) // 2 + 60
+    agree = []
+    for seed in range(40):
+        cut, matte = augment(photo, alpha, SIZE, np.random.default_rng(seed))
+        assert cut.shape == (SIZE, SIZE, 3)
+        assert matte is not None
+        assert matte.shape == (SIZE, SIZE)
+        if 0.05 < matte.mean() / 255 < 0.95:
+            agree.append(np.corrcoef(cut.mean(2).ravel(), matte.ravel())[0, 1])
+    assert len(agree) > 30
+    assert min(agree) > 0.9
+
+
+def soft_disc(side: int = 80) -> tuple[np.ndarray, np.ndarray]:
+    """A red disc with a soft edge before blue; photo and matte, uint8."""
+    y, x = np.mgrid[:side, :side]
+    alpha = np.clip((25 - np.hypot(y - 40, x - 40)) / 8 + 0.5, 0, 1)
+    photo = alpha[..., None] * (220, 30, 30) + (1 - alpha[..., None]) * (20, 40, 230)
+    return np.rint(photo).astype(np.uint8), np.rint(alpha * 255).astype(np.uint8)
+
+
+def test_estimated_foreground_leaves_no_halo_of_the_old_background() -> None:
+    photo, matte = soft_disc()
+    black = np.zeros_like(photo)
+    edge = (matte > 60) & (matte < 195)
+    halo = recompose(photo, matte, black)[edge]
+    clean = recompose(estimate_layers(photo, matte / 255)[0], matte, black)[edge]
+    truth = (matte[edge][:, None] / 255) * np.array([220, 30, 30])
+    assert np.abs(clean - truth).mean() < 6
+    assert np.abs(halo - truth).mean() > 15
+
+
+def test_recomposed_photos_keep_their_matte_and_are_estimated_once(tmp_path: Path, store: LocalStore) -> None:
+    frame, plain = frame_of(store, 6), frame_of(store, 4, first=20).assign(alpha_sha256=None)
+    cache = PixelCache(tmp_path / "cache", SIZE)
+    cache.fill(store, frame)
+    cache.fill(store, plain)
+    assert cache.fill_foregrounds(frame) == 6
+    assert PixelCache(tmp_path / "cache", SIZE).fill_foregrounds(frame_of(store, 7).iloc[:6]) == 0
+    backdrops = plain["sample_id"].tolist()
+    always = Pool(frame, cache, 0, "s", recompose=1.0, backdrops=backdrops)
+    batch, again = always.draw(3, 6), always.draw(3, 6)
+    assert (batch.images == again.images).all()
+    # The backgrounds hold blurred discs of their own, and still the matte says where the subject is.
+    agree = [np.corrcoef(i.mean(2).ravel(), a.ravel())[0, 1] for i, a in zip(batch.images, batch.alphas, strict=True)]
+    assert min(agree) > 0.2
+    assert (batch.images != Pool(frame, cache, 0, "s").draw(3, 6).images).any()
+    never = Pool(frame, cache, 0, "s", recompose=1.0, backdrops=())
+    assert (never.draw(3, 6).images == Pool(frame, cache, 0, "s").draw(3, 6).images).all()
+    assert (Pool(plain, cache, 0, "u", recompose=1.0, backdrops=backdrops).draw(0, 4).alphas == 0).all()
+
+
+def test_a_backdrop_is_a_blurred_cut() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+    seen = backdrop(photo, np.random.default_rng(1))
+    assert seen.shape == photo.shape
+    assert seen.std() < 0.5 * photo.std()

@@ -1,0 +1,207 @@
+"""Packaging a folder of photos as a drop."""
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+
+from mm_core.core.errors import InputError
+from mm_core.core.records import sha256_bytes
+from mm_core.ingest.drop import package_folder, write_manifest
+from mm_core.ingest.manifest import read_manifest
+from mm_core.ingest.spellings import SUFFIXES
+
+
+def rows_of(batch: Path) -> list[dict[str, str]]:
+    with (batch / "manifest.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def put(path: Path, data: bytes = b"x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def test_manifest_keeps_only_used_columns_in_order_and_unicode(tmp_path: Path) -> None:
+    path = write_manifest(
+        tmp_path / "b", [{"caption": "café, „gut“", "image": "images/ä.jpg", "role": ""}, {"image": "images/b.jpg"}]
+    )
+    assert path.read_text(encoding="utf-8") == 'image,caption\nimages/ä.jpg,"café, „gut“"\nimages/b.jpg,\n'
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["manifest.csv"], "no temporary file is left"
+
+
+def test_manifest_refuses_nothing_and_unknown_columns(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to put"):
+        write_manifest(tmp_path, [])
+    with pytest.raises(InputError, match="column 'colour' is unknown"):
+        write_manifest(tmp_path, [{"image": "a.jpg", "colour": "red"}])
+
+
+def test_labelled_folder_pairs_alphas_in_every_place(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    put(folder / "one.jpg", b"1")
+    put(folder / "alphas" / "one.png", b"a1")
+    put(folder / "pets" / "two.JPG", b"2")
+    put(folder / "pets" / "two_alpha.png", b"a2")
+    put(folder / "cards" / "three.png", b"3")
+    put(folder / "cards" / "three-matte.png", b"a3")
+    put(folder / "notes.md")
+    batch = package_folder(folder, tmp_path / "inbox", "pixel_labeled", "b1").path
+    assert batch == tmp_path / "inbox" / "pixel_labeled" / "b1"
+    rows = {row["image"]: row for row in rows_of(batch)}
+    assert {name: row["category"] for name, row in rows.items()} == {
+        "images/one.jpg": "",
+        "images/pets/two.JPG": "pets",
+        "images/cards/three.png": "cards",
+    }
+    assert [(batch / row["alpha"]).read_bytes() for row in rows.values()] == [b"a3", b"a1", b"a2"]
+    assert rows["images/one.jpg"]["sha256"] == sha256_bytes(b"1")
+    assert "caption" not in rows["images/one.jpg"]
+
+
+def test_photos_that_differ_only_in_extension_or_folder_stay_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for name in ("a.jpg", "a.webp", "x/a.jpg"):
+        put(folder / name, name.encode())
+    batch = package_folder(folder, tmp_path, "unlabeled", "b").path
+    assert sorted((batch / row["image"]).read_bytes() for row in rows_of(batch)) == [b"a.jpg", b"a.webp", b"x/a.jpg"]
+
+
+def test_captions_from_files_and_table(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    put(folder / "one.jpg")
+    put(folder / "one.txt", b"a red cup\n")
+    put(folder / "two.avif")
+    put(folder / "captions.csv", '\ufeffimage,caption\ntwo.avif,"a cat, asleep"\n'.encode())
+    rows = rows_of(package_folder(folder, tmp_path, "text_image", "b").path)
+    assert [row["caption"] for row in rows] == ["a red cup", "a cat, asleep"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch", "files", "message"),
+    [
+        ("labelled", "b", ["a.jpg"], r"--kind 'labelled' is unknown; use one of pixel_labeled"),
+        ("unlabeled", "../b", ["a.jpg"], r"--batch: the folder's name '../b' is not safe to use: rename it"),
+        ("unlabeled", "b", ["a.md"], r"no photos found; put .*\.jpg"),
+        (
+            "pixel_labeled",
+            "b",
+            ["a.jpg", "b.jpg", "alphas/a.png"],
+            r"b\.jpg: alpha is missing; add .*b\.png or b_alpha\.png",
+        ),
+        (
+            "text_image",
+            "b",
+            ["a.jpg"],
+            r"a\.jpg: caption is missing; write it to a\.txt or to a line of .*captions\.csv",
+        ),
+        ("text_image", "b", ["a.jpg", "captions.csv"], r"captions\.csv: column 'caption' is missing"),
+    ],
+)
+def test_bad_folders_are_refused_before_anything_is_written(
+    tmp_path: Path, kind: str, batch: str, files: list[str], message: str
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in files:
+        put(folder / name)
+    with pytest.raises(InputError, match=message):
+        package_folder(folder, tmp_path / "inbox", kind, batch)
+    assert not (tmp_path / "inbox").exists()
+
+
+def test_missing_folder_and_existing_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        package_folder(tmp_path / "nowhere", tmp_path, "unlabeled", "b")
+    put(tmp_path / "photos" / "a.jpg")
+    package_folder(tmp_path / "photos", tmp_path, "unlabeled", "b")
+    with pytest.raises(InputError, match="already exists; choose another"):
+        package_folder(tmp_path / "photos", tmp_path, "unlabeled", "b")
+
+
+def test_a_crash_while_copying_leaves_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "photos" / "a.jpg")
+
+    def failing(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("mm_core.ingest.drop.shutil.copyfile", failing)
+    with pytest.raises(OSError, match="disk full"):
+        package_folder(tmp_path / "photos", tmp_path, "unlabeled", "b")
+    assert not list(tmp_path.rglob("manifest.csv"))
+
+
+def test_folders_in_any_spelling_give_the_category_and_others_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    spelled = {
+        "Portrait": "portrait", "multi-person": "multi_person", "Multi Person": "multi_person", "PETS": "pets",
+        "cards ": "cards", "Accessory": "accessories", "Deli cacy": "delicacy", "SCENERY": "scenery",
+        "holiday": "", "New York/2026": "",
+    }  # fmt: skip
+    for number, name in enumerate(spelled):
+        put(folder / name / f"{number}.jpg", b"%d" % number)
+    made = package_folder(folder, tmp_path, "unlabeled", "b")
+    found = {Path(row["image"]).parent.relative_to("images").as_posix(): row["category"] for row in rows_of(made.path)}
+    assert found == spelled
+    assert made.unknown_folders == {"holiday": 1, "New York/2026": 1}
+    assert made.categories["multi_person"] == 2 and made.categories[""] == 2
+
+
+@pytest.mark.parametrize(("name", "category"), [("PETS", "pets"), ("Multi-Person", "multi_person"), ("trip", "")])
+def test_the_folder_itself_may_be_named_like_a_category(tmp_path: Path, name: str, category: str) -> None:
+    put(tmp_path / name / "a.jpg")
+    (row,) = rows_of(package_folder(tmp_path / name, tmp_path, "unlabeled", "b").path)
+    assert row.get("category", "") == category
+
+
+def test_hidden_and_system_files_are_left_out_and_counted(tmp_path: Path) -> None:
+    """A camera folder holds photos that its owner deleted, and thumbnails of all of them."""
+    folder = tmp_path / "DCIM"
+    for name in ("a.jpg", "Camera/b.jpg"):
+        put(folder / name, name.encode())
+    hidden = [
+        ".trashed-1700000000-c.jpg", ".thumbnails/d.jpg", "Camera/.thumbnails/e.jpg", "._a.jpg", "@eaDir/a.jpg/x.jpg",
+        "__MACOSX/f.jpg", "Thumbs.db", "$RECYCLE.BIN/g.jpg", ".nomedia",
+    ]  # fmt: skip
+    for name in hidden:
+        put(folder / name, name.encode())
+    put(folder / "movie.MP4", b"m")
+    put(folder / "raw.cr2", b"r")
+    made = package_folder(folder, tmp_path, "unlabeled", "b")
+    assert sorted(row["image"] for row in rows_of(made.path)) == ["images/Camera/b.jpg", "images/a.jpg"]
+    assert made.hidden == len(hidden) and made.other_files == {".mp4": 1, ".cr2": 1}
+    assert made.facts()["left_out"] == {"hidden or system files": len(hidden), ".mp4": 1, ".cr2": 1}
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffixes in SUFFIXES.values() for suffix in suffixes])
+def test_every_suffix_of_a_format_is_a_photo(tmp_path: Path, suffix: str) -> None:
+    put(tmp_path / "photos" / f"a{suffix}", b"1")
+    put(tmp_path / "photos" / f"b{suffix.upper()}", b"2")
+    assert package_folder(tmp_path / "photos", tmp_path, "unlabeled", "b").photos == 2
+
+
+@pytest.mark.parametrize("name", ["alphas/a.tif", "a_alpha.webp", "a-matte.JPG", "a_Alpha.png", "sub/../a_MATTE.PNG"])
+def test_mattes_of_any_format_are_found(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "photos" / "a.jpg", b"1")
+    put(tmp_path / "photos" / Path(os.path.normpath(name)), b"2")
+    (row,) = rows_of(package_folder(tmp_path / "photos", tmp_path, "pixel_labeled", "b").path)
+    assert (tmp_path / "pixel_labeled" / "b" / row["alpha"]).read_bytes() == b"2"
+    assert Path(row["alpha"]).suffix == Path(name).suffix.lower()
+
+
+def test_a_photo_that_is_only_named_like_a_matte_is_a_photo(tmp_path: Path) -> None:
+    put(tmp_path / "photos" / "dog-matte.jpg", b"1")
+    assert package_folder(tmp_path / "photos", tmp_path, "unlabeled", "b").photos == 1
+
+
+@pytest.mark.parametrize(
+    "caption", ["- a red cup (left)", "-5°C in the snow!", "=) a cat", "@home", "+1, he said", "'tis"]
+)
+def test_captions_are_escaped_in_the_csv_and_read_as_they_were(tmp_path: Path, caption: str) -> None:
+    batch = tmp_path / "b"
+    path = write_manifest(batch, [{"image": "a.jpg", "caption": caption}])
+    (cell,) = [row["caption"] for row in rows_of(batch)]
+    assert not cell.startswith(("=", "+", "-", "@")), "no spreadsheet runs it"
+    assert [row.caption for row in read_manifest(path)] == [caption]

@@ -1,0 +1,195 @@
+"""Forgetting on a folder and on S3: nothing of the photo is left, it does not come back, a kill changes nothing."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from mm_core.core.errors import InputError
+from mm_core.core.records import sha256_bytes
+from mm_core.ingest import erasure as forgetting
+from mm_core.ingest.data_docs import DataDocs
+from mm_core.ingest.erasure import SHORTEST_PREFIX, describe_photos, erase, find_photos, forget_photos
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import LocalStore, Store, blob_key
+
+
+@pytest.fixture
+def shop(any_workshop, make, monkeypatch):
+    """Three labelled photos, two of one group, two of them with one and the same matte; one also in quarantine."""
+    monkeypatch.setattr(DataDocs, "build", lambda self: None)
+    shared = make.encoded(make.matte(1), "PNG")
+    rows = [make.row(1, group="trip", caption="Ann"), make.row(2, group="trip"), make.row(3, alpha_bytes=shared)]
+    any_workshop.drop("pixel_labeled", "a", [{**row, "caption": row.get("caption", "")} for row in rows])
+    any_workshop.ingest()
+    any_workshop.drop("pixel_labeled", "b", [make.row(1, category="nonsense"), make.row(4)])
+    any_workshop.ingest()
+    return any_workshop
+
+
+def sample(shop, seed: int) -> str:
+    names = shop.catalog.read("samples").set_index("name")["id"]
+    return names[f"images/{seed}.jpg"]
+
+
+def alphas(shop, identity: str) -> list[str]:
+    return shop.catalog.read("labels", filters=[("sample_id", "=", identity)])["alpha_sha256"].tolist()
+
+
+def everything(store: Store) -> dict[str, bytes]:
+    """Every object of the store, as text where it is parquet: what somebody who looks can find."""
+    found = {}
+    for entry in store.list():
+        path = store.fetch(entry.key)
+        found[entry.key] = (
+            repr(pq.read_table(path).to_pylist()).encode() if entry.key.endswith(".parquet") else path.read_bytes()
+        )
+    return found
+
+
+def test_nothing_is_left_but_the_memory_of_the_id(shop) -> None:
+    one, three = sample(shop, 1), sample(shop, 3)
+    (matte,) = alphas(shop, one)
+    assert alphas(shop, three) == [matte], "the matte is shared"
+    shop.catalog.compact("samples")
+    assert forget_photos(shop.catalog, shop.store, [one]) == [one]
+    left = everything(shop.store)
+    assert not any(one in key for key in left) and blob_key(matte) in left
+    holders = {
+        key.split("/")[1] for key, content in left.items() if one.encode() in content and "_delta_log" not in key
+    }
+    assert holders == {"forgotten"}
+    assert not any(b"Ann" in content for content in left.values()), "the caption is in no old file and no statistics"
+    assert one not in set(shop.catalog.read("samples")["id"]) and len(shop.catalog.read("samples")) == 3
+    forget_photos(shop.catalog, shop.store, [three])
+    assert blob_key(matte) not in everything(shop.store), "nobody has this matte any more"
+
+
+def test_a_delivery_again_does_not_bring_it_back(shop, make) -> None:
+    one = sample(shop, 1)
+    forget_photos(shop.catalog, shop.store, [one])
+    shop.drop("pixel_labeled", "again", [make.row(1), make.row(5)])
+    report = shop.ingest()
+    assert shop.verdicts()["images/1.jpg"] == ("duplicate", "forgotten")
+    assert report.metrics["ingest/accepted"] == 1 and report.metrics["ingest/held"] == 0
+    assert one not in set(shop.catalog.read("samples")["id"]) and not shop.store.exists(blob_key(one))
+
+
+def test_a_group_and_again_after_it_is_gone(shop) -> None:
+    trip = sorted([sample(shop, 1), sample(shop, 2)])
+    assert forget_photos(shop.catalog, shop.store, [], "trip") == trip
+    before = shop.tables()
+    assert forget_photos(shop.catalog, shop.store, [], "trip") == trip
+    assert shop.tables() == before and len(shop.catalog.read("samples")) == 2
+
+
+def test_what_never_was_cannot_be_forgotten(workshop) -> None:
+    for samples, group in ((["f" * 64], None), ([], "nobody"), ([], None)):
+        with pytest.raises(InputError):
+            forget_photos(workshop.catalog, workshop.store, samples, group)
+    assert workshop.catalog.version("forgotten") == -1
+
+
+def test_a_photo_is_named_by_its_file_a_drop_or_the_beginning_of_its_id(workshop, make, tmp_path: Path) -> None:
+    rows = [make.row(1), make.row(2)]
+    workshop.drop("pixel_labeled", "a", rows)
+    workshop.drop("unlabeled", "a", [make.row(3)])
+    workshop.ingest()
+    one, two, three = (sample(workshop, n) for n in (1, 2, 3))
+    file = tmp_path / "1.jpg"
+    file.write_bytes(rows[0]["image_bytes"])
+    find = lambda *names: find_photos(workshop.catalog, names)  # noqa: E731
+    assert find(str(file)) == find(one) == find(one[:SHORTEST_PREFIX]) == [one]
+    assert find("pixel_labeled/a") == sorted([one, two]) and find("unlabeled/a") == [three]
+    assert find("a") == sorted([one, two, three]), "two drops of one name"
+    assert find("pixel_labeled/a", three[:12], str(file)) == sorted([one, two, three])
+    shown = describe_photos(workshop.catalog, [one, three])
+    assert [(row["drop"], row["name"], row["mattes"]) for row in shown] == [
+        ("pixel_labeled/a", "images/1.jpg", 1),
+        ("unlabeled/a", "images/3.jpg", 0),
+    ]
+    assert forget_photos(workshop.catalog, workshop.store, [str(file)]) == [one]
+    assert find(one[:8]) == [one], "also once it is gone, so that a killed run can be finished"
+
+
+def test_a_name_that_leads_nowhere_or_to_two_things_is_told(workshop, make, tmp_path: Path, monkeypatch) -> None:
+    rows = [make.row(1), make.row(2)]
+    workshop.drop("pixel_labeled", "week", rows)
+    workshop.ingest()
+    ids = ["abcdef" + digit * 58 for digit in "01"]
+    workshop.catalog.add("samples", [{"id": i, "kind": "unlabeled", "batch": "twins"} for i in ids])
+    monkeypatch.chdir(tmp_path)
+    Path("week").write_bytes(rows[0]["image_bytes"])
+    Path("other.jpg").write_bytes(b"another picture")
+    for name, words in {
+        "abcdef": "begins 2 ids",
+        "abc": "no sample's id or its beginning",
+        "week": "is a drop and a file: write ./week",
+        "other.jpg": "no photo of exactly these bytes",
+        "gone.jpg": "no photo's file",
+        "text_image/week": "no drop with photos",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            forget_photos(workshop.catalog, workshop.store, [ids[0], name])
+    assert workshop.catalog.version("forgotten") == -1, "nothing of it was forgotten"
+    assert find_photos(workshop.catalog, ["./week"]) == [sample(workshop, 1)]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_anywhere_the_next_run_ends_the_same(shop, monkeypatch) -> None:
+    """Before each write in turn; each time the call is made again, until it gets through."""
+    one, two = sample(shop, 1), sample(shop, 2)
+    mattes = alphas(shop, one) + alphas(shop, two)
+    budget = writes = 0
+
+    def counted(real):
+        def call(*args, **kwargs):
+            nonlocal writes
+            if writes == budget:
+                raise Killed
+            writes += 1
+            return real(*args, **kwargs)
+
+        return call
+
+    for owner, verb in ((Catalog, "upsert"), (Catalog, "delete"), (Catalog, "vacuum"), (type(shop.store), "delete")):
+        monkeypatch.setattr(owner, verb, counted(getattr(owner, verb)))
+    done: list[str] = []
+    while not done:
+        with suppress(Killed):
+            done = forget_photos(shop.catalog, shop.store, [], "trip")
+        budget, writes = budget + 1, 0
+    assert done == sorted([one, two]) and budget > 8
+    assert not set(shop.catalog.read("samples")["id"]) & {one, two}
+    keys = set(everything(shop.store))
+    assert not any(i in key for i in (one, two) for key in keys)
+    assert blob_key(mattes[0]) in keys and blob_key(mattes[1]) not in keys
+
+
+def test_an_ingest_in_the_same_moment_takes_it_out_again(workshop, make, monkeypatch) -> None:
+    """Forgotten between the verdicts and their commit, while the catalog does not know the photo."""
+    from mm_core.ingest import ingest
+
+    row = make.row(1)
+    one = sha256_bytes(row["image_bytes"])
+    workshop.drop("pixel_labeled", "a", [row, make.row(2)])
+    real, late = ingest.Ingest._write_record, [True]
+
+    def meanwhile(*given):
+        if late:
+            late.clear()
+            erase(workshop.catalog, workshop.store, {one})
+        return real(*given)
+
+    monkeypatch.setattr(ingest.Ingest, "_write_record", meanwhile)
+    workshop.ingest()
+    assert set(workshop.catalog.read("samples")["name"]) == {"images/2.jpg"}
+    assert one not in set(workshop.catalog.read("labels")["sample_id"])
+    assert isinstance(workshop.store, LocalStore) and not workshop.store.exists(blob_key(one))
+    assert workshop.verdicts()["images/1.jpg"] == ("duplicate", forgetting.FORGOTTEN)

@@ -1,0 +1,455 @@
+"""Backup and restore: all comes back, in a folder, on S3 and from PostgreSQL; nothing is overwritten."""
+
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mm_core import stages
+from mm_core.core.errors import InputError, StoreError
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import Report, sha256_file
+from mm_core.core.settings import Settings
+from mm_core.services.backup import back_up, restore
+from mm_core.services.backup_target import at_work, backups, read_manifest
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.schemas import SCHEMAS
+from mm_core.storage.store import BLOBS, blob_key, open_store
+from mm_core.training.rehome import rehome
+from mm_core.training.tracking import Tracker
+from samplegen import write_drop
+
+PARAMS = Params().with_values(**{"structure.ocr": ()})
+
+
+def silent(what: str, done: int, total: int) -> None: ...
+
+
+def save(settings: Settings, to: Path | str, **how) -> Report:
+    return back_up(settings, str(to), Report("backup"), progress=silent, **how)
+
+
+def bring(settings: Settings, source: Path | str, **how) -> Report:
+    return restore(settings, str(source), Report("restore"), progress=silent, **how)
+
+
+def fill(layout: Layout, batch: str, seed: int) -> None:
+    write_drop(Path(layout.settings.inbox), "pixel_labeled", batch, {"pets": 2, "cards": 1}, seed=seed, size=64)
+    stages.ingest(PARAMS, layout)
+    stages.structure(PARAMS, layout)
+    stages.pin_inputs(PARAMS, layout)
+
+
+def contents(layout: Layout) -> dict[str, object]:
+    """The catalog's rows, the store's objects, the registry's and the history's rows, the files that people read."""
+    catalog, store = Catalog(layout.settings.store), open_store(layout.settings.store, layout.cache)
+    found: dict[str, object] = {table: repr(catalog.read(table).to_dict("records")) for table in SCHEMAS}
+    found["objects"] = {e.key: sha256_file(store.fetch(e.key)) for e in store.list()}
+    for path in sorted(layout.root.rglob("*")):
+        kept = path.relative_to(layout.root).parts[0] not in ("cache", "inbox", "store")
+        if path.is_file() and kept and path.suffix not in (".db-wal", ".db-shm"):
+            found[str(path.relative_to(layout.root))] = rows(path) if path.suffix == ".db" else sha256_file(path)
+    return found
+
+
+def rows(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as database:
+        return list(database.iterdump())
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
+    """A workspace with a drop, an MLflow database (pinning made it) and a run history."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MM_STORE", "MM_INBOX", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
+        layout = Layout(Settings.from_env(tmp_path_factory.mktemp("filled") / "data"))
+        fill(layout, "w01", 1)
+        layout.dagster_home.mkdir()
+        with closing(sqlite3.connect(layout.dagster_home / "runs.db")) as history:
+            history.executescript("PRAGMA journal_mode=WAL; CREATE TABLE runs (id); INSERT INTO runs VALUES ('r1');")
+        yield layout
+
+
+def elsewhere(tmp_path: Path) -> Layout:
+    return Layout(Settings.from_env(tmp_path / "other" / "data"))
+
+
+def test_all_comes_back_and_the_next_backup_copies_only_what_is_new(filled: Layout, tmp_path: Path) -> None:
+    first = save(filled.settings, tmp_path / "backup")
+    again = save(filled.settings, tmp_path / "backup")
+    assert first.facts["new_bytes"] > 0 and again.facts["new_bytes"] == 0
+    other = elsewhere(tmp_path)
+    report = bring(other.settings, tmp_path / "backup")
+    assert contents(other) == contents(filled)
+    assert str(filled.root) in report.facts["moved"]
+    fill(other, "w02", 2)  # and goes on
+    assert len(Catalog(other.settings.store).read("samples")) == 6
+
+
+def test_all_comes_back_from_s3_to_s3(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MM_STORE", f"{bucket}/store")
+    layout = Layout(Settings.from_env(tmp_path / "data"))
+    fill(layout, "w01", 1)
+    save(layout.settings, f"{bucket}/backup")
+    before = contents(layout)
+    monkeypatch.setenv("MM_STORE", f"{bucket}/fresh")
+    other = elsewhere(tmp_path)
+    bring(other.settings, f"{bucket}/backup")
+    assert contents(other) == before
+
+
+def test_a_backup_beside_a_writer_is_of_one_moment(filled: Layout, tmp_path: Path) -> None:
+    """A row that is not committed is not in it."""
+    with closing(sqlite3.connect(filled.dagster_home / "runs.db", isolation_level=None)) as writer:
+        writer.execute("BEGIN")
+        writer.execute("INSERT INTO runs VALUES ('half')")
+        save(filled.settings, tmp_path / "backup")
+        writer.execute("ROLLBACK")
+    other = elsewhere(tmp_path)
+    bring(other.settings, tmp_path / "backup")
+    assert "half" not in str(rows(other.dagster_home / "runs.db"))
+
+
+def test_nothing_is_overwritten(filled: Layout, tmp_path: Path) -> None:
+    save(filled.settings, tmp_path / "backup")
+    before = contents(filled)
+    with pytest.raises(InputError, match="empty store"):
+        bring(filled.settings, tmp_path / "backup")
+    other = elsewhere(tmp_path)
+    (other.root / "bundle").mkdir(parents=True)
+    (other.root / "bundle" / "mine").write_text("x")
+    with pytest.raises(InputError, match="empty workspace"):
+        bring(other.settings, tmp_path / "backup")
+    assert contents(filled) == before and (other.root / "bundle" / "mine").read_text() == "x"
+
+
+def test_a_killed_restore_goes_on_and_a_killed_backup_is_none(
+    filled: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException): ...
+
+    def die_at(n: int):
+        def progress(what: str, done: int, total: int) -> None:
+            if done == n:
+                raise Killed
+
+        return progress
+
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    with pytest.raises(Killed):
+        back_up(filled.settings, str(tmp_path / "backup"), Report("backup"), progress=die_at(5))
+    assert backups(target) == []
+    save(filled.settings, tmp_path / "backup")
+    other = elsewhere(tmp_path)
+    with pytest.raises(Killed):
+        restore(other.settings, str(tmp_path / "backup"), Report("restore"), progress=die_at(4))
+    bring(other.settings, tmp_path / "backup")
+    assert contents(other) == contents(filled)
+
+
+def test_a_damaged_backup_says_which_file(filled: Layout, tmp_path: Path) -> None:
+    save(filled.settings, tmp_path / "backup")
+    (stamp,) = backups(open_store(str(tmp_path / "backup"), tmp_path))
+    manifest = json.loads((tmp_path / "backup" / "backups" / f"{stamp}.json").read_text())
+    (tmp_path / "backup" / blob_key(manifest["files"]["workspace/inputs.json"]["sha256"])).write_text("other")
+    with pytest.raises(StoreError, match=r"workspace/inputs\.json"):
+        bring(elsewhere(tmp_path).settings, tmp_path / "backup")
+
+
+def test_a_manifest_cannot_write_outside(filled: Layout, tmp_path: Path) -> None:
+    save(filled.settings, tmp_path / "backup")
+    (path,) = (tmp_path / "backup" / "backups").iterdir()
+    manifest = json.loads(path.read_text())
+    manifest["files"] = {"workspace/../../evil": manifest["files"]["workspace/inputs.json"]}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="outside of the workspace"):
+        bring(elsewhere(tmp_path).settings, tmp_path / "backup")
+    assert not (tmp_path / "evil").exists() and not (tmp_path / "other" / "evil").exists()
+
+
+def test_old_backups_go_with_what_only_they_hold(filled: Layout, tmp_path: Path) -> None:
+    own = Layout(Settings.from_env(tmp_path / "own"))
+    shutil.copytree(filled.root, own.root)
+    (own.root / "note.txt").write_text("only in the first backup")
+    save(own.settings, tmp_path / "backup")
+    (own.root / "note.txt").unlink()
+    report = save(own.settings, tmp_path / "backup", keep=1)
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    assert backups(target) == [report.facts["backup"]] and report.facts["deleted"] == 1
+    assert all(b"only in the first" not in target.fetch(e.key).read_bytes() for e in target.list(BLOBS))
+    other = elsewhere(tmp_path)
+    bring(other.settings, tmp_path / "backup")
+
+
+def test_a_forgotten_photo_leaves_the_backups_with_those_from_before(filled: Layout, tmp_path: Path) -> None:
+    own = Layout(Settings.from_env(tmp_path / "own"))
+    shutil.copytree(filled.root, own.root)
+    save(own.settings, tmp_path / "backup")
+    gone = str(Catalog(own.settings.store).read("samples")["id"].min())
+    labels = Catalog(own.settings.store).read("labels")
+    mine = {gone, *labels.loc[labels["sample_id"] == gone, "alpha_sha256"]}
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    assert len(mine) == 2 and all(target.exists(blob_key(digest)) for digest in mine)
+    stages.forget(PARAMS, own, [gone])
+    save(own.settings, tmp_path / "backup")
+    assert all(target.exists(blob_key(digest)) for digest in mine), "an older backup can still be restored whole"
+    save(own.settings, tmp_path / "backup", keep=1)
+    assert not any(target.exists(blob_key(digest)) for digest in mine)
+    other = elsewhere(tmp_path)
+    bring(other.settings, tmp_path / "backup")
+    assert len(Catalog(other.settings.store).read("samples")) == 2
+
+
+def test_photos_may_stay_where_they_are(filled: Layout, tmp_path: Path) -> None:
+    save(filled.settings, tmp_path / "backup", photos=False)
+    other = elsewhere(tmp_path)
+    assert "elsewhere" in bring(other.settings, tmp_path / "backup").facts["photos"]
+    assert len(Catalog(other.settings.store).read("samples")) == 3
+    assert not (Path(other.settings.store) / BLOBS).exists()
+
+
+def test_a_place_in_the_workspace_is_refused(filled: Layout) -> None:
+    with pytest.raises(InputError, match="outside"):
+        save(filled.settings, filled.root / "backup")
+
+
+def test_postgres_comes_back(filled: Layout, tmp_path: Path, postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mlflow", "fresh"):
+        psql(postgres, "postgres", f"DROP DATABASE IF EXISTS {name}")
+        psql(postgres, "postgres", f"CREATE DATABASE {name}")
+    psql(postgres, "mlflow", "CREATE TABLE runs (id text); INSERT INTO runs VALUES ('r7')")
+    monkeypatch.setenv("MM_BACKUP_DATABASES", f"{postgres}/mlflow")
+    save(filled.settings, tmp_path / "backup")
+    psql(postgres, "mlflow", "DROP TABLE runs")
+    other = elsewhere(tmp_path)
+    bring(other.settings, tmp_path / "backup")
+    assert psql(postgres, "mlflow", "SELECT id FROM runs") == "r7"
+    shutil.rmtree(other.root)
+    with pytest.raises(StoreError, match="already exists"):  # and is not overwritten
+        bring(other.settings, tmp_path / "backup")
+    monkeypatch.setenv("MM_BACKUP_DATABASES", "")
+    shutil.rmtree(other.root)
+    with pytest.raises(InputError, match="MM_BACKUP_DATABASES"):
+        bring(other.settings, tmp_path / "backup")
+
+
+def psql(server: str, database: str, sql: str) -> str:
+    command = ["psql", "-v", "ON_ERROR_STOP=1", "-qtA", f"{server}/{database}", "-c", sql]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout.strip()
+
+
+@pytest.mark.parametrize("inside", ["store", "store/backups", "inbox"])
+def test_a_backup_into_what_it_copies_is_refused(tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `--keep`, everything in the store that no backup names would be deleted."""
+    monkeypatch.setenv("MM_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("MM_INBOX", str(tmp_path / "inbox"))
+    settings = Settings.from_env(tmp_path / "data")
+    with pytest.raises(InputError, match="choose a place outside of it"):
+        save(settings, tmp_path / inside, keep=1)
+    assert not (tmp_path / inside).exists()
+
+
+def test_what_removes_photos_waits_for_a_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(Settings.from_env(tmp_path / "data"))
+    fill(layout, "w01", 1)
+    one = stages.catalog_of(layout).read("samples")["id"].iloc[0]
+    threads: list[threading.Thread] = []
+
+    def begin_forgetting(what: str, done: int, total: int) -> None:
+        if not threads:
+            threads.append(threading.Thread(target=stages.forget, args=(PARAMS, layout, [one])))
+            threads[0].start()
+        threads[0].join(0.01)
+        assert threads[0].is_alive()
+
+    back_up(layout.settings, str(tmp_path / "backup"), Report("backup"), progress=begin_forgetting)
+    threads[0].join()
+    assert one not in set(stages.catalog_of(layout).read("samples")["id"])
+    restored = elsewhere(tmp_path)
+    bring(restored.settings, tmp_path / "backup")
+    assert one in set(Catalog(restored.settings.store).read("samples")["id"])
+
+
+def test_a_file_that_grows_meanwhile_can_be_restored(filled: Layout, tmp_path: Path) -> None:
+    """A log of a run at work: each of ten backups names what it wrote."""
+    own = Layout(Settings.from_env(tmp_path / "own"))
+    shutil.copytree(filled.root, own.root)
+    log, ended = own.root / "dagster" / "worker.log", threading.Event()
+
+    def grow() -> None:
+        with log.open("ab", buffering=0) as stream:
+            while not ended.is_set() and stream.tell() < 64 << 20:
+                stream.write(os.urandom(1 << 14))
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        for _ in range(10):
+            save(own.settings, tmp_path / "backup")
+    finally:
+        ended.set()
+        writer.join()
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    digests = set()
+    for name in backups(target):
+        for entry in read_manifest(target, name)["files"].values():
+            path = target.fetch(blob_key(entry["sha256"]))
+            assert sha256_file(path) == entry["sha256"] and path.stat().st_size == entry["bytes"]
+        digests.add(read_manifest(target, name)["files"]["workspace/dagster/worker.log"]["sha256"])
+    assert len(digests) > 1, "it grew"
+    bring(elsewhere(tmp_path).settings, tmp_path / "backup")
+
+
+def test_modes_come_back_and_a_secret_is_readable_by_nobody_else(filled: Layout, tmp_path: Path) -> None:
+    own = Layout(Settings.from_env(tmp_path / "own"))
+    shutil.copytree(filled.root, own.root)
+    secret, program = own.root / "labels" / "webhook.token", own.root / "labels" / "run"
+    for path, mode in ((secret, 0o600), (program, 0o750)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(path.name)
+        path.chmod(mode)
+    save(own.settings, tmp_path / "backup")
+    assert stat.S_IMODE((tmp_path / "backup").stat().st_mode) == 0o700
+    other = elsewhere(tmp_path)
+    bring(other.settings, tmp_path / "backup")
+    found = {name: stat.S_IMODE((other.root / "labels" / name).stat().st_mode) for name in ("webhook.token", "run")}
+    assert found == {"webhook.token": 0o600, "run": 0o750}
+
+
+def test_a_restore_goes_on_past_a_file_that_is_not_needed_and_says_so(filled: Layout, tmp_path: Path) -> None:
+    own = Layout(Settings.from_env(tmp_path / "own"))
+    shutil.copytree(filled.root, own.root)
+    (own.root / "reports").mkdir(exist_ok=True)
+    (own.root / "reports" / "old.html").write_text("a page")
+    save(own.settings, tmp_path / "backup")
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    files = read_manifest(target, backups(target)[-1])["files"]
+    photo = next(name for name in files if name.startswith("store/blobs/"))
+    (target.fetch(blob_key(files["workspace/reports/old.html"]["sha256"]))).write_text("A page")
+    target.delete(blob_key(files[photo]["sha256"]))
+    other = elsewhere(tmp_path)
+    report = bring(other.settings, tmp_path / "backup")
+    assert {row["file"] for row in report.tables["left_out"]} == {"workspace/reports/old.html", photo}
+    assert "2 files" in report.facts["left_out"] and report.facts["files"] == len(files) - 2
+    assert not (other.root / "reports" / "old.html").exists()
+    assert len(Catalog(other.settings.store).read("samples")) == 3
+    # The next backup notices what is gone from its place and writes it again.
+    save(own.settings, tmp_path / "backup")
+    assert sha256_file(target.fetch(blob_key(files[photo]["sha256"]))) == files[photo]["sha256"]
+
+
+def test_a_clock_that_was_ahead_costs_no_backup(filled: Layout, tmp_path: Path) -> None:
+    save(filled.settings, tmp_path / "backup")
+    folder = tmp_path / "backup" / "backups"
+    (first,) = folder.iterdir()
+    first.rename(folder / "20991231T000000.000000Z.json")
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    for _ in range(3):
+        kept = save(filled.settings, tmp_path / "backup", keep=2).facts["backup"]
+        assert backups(target)[-1] == kept, "the newest is the one that was just written"
+    assert len(backups(target)) == 2
+    last = save(filled.settings, tmp_path / "backup", keep=1).facts["backup"]
+    assert backups(target) == [last]
+    assert bring(elsewhere(tmp_path).settings, tmp_path / "backup").facts["backup"] == last
+
+
+def test_of_two_backups_at_once_each_can_be_restored(filled: Layout, tmp_path: Path) -> None:
+    """Two processes, `--keep 1`, three times: whatever is left is whole."""
+    own = Layout(Settings.from_env(tmp_path / "own"))
+    shutil.copytree(filled.root, own.root)
+    command = [sys.executable, "-m", "mm_core", "backup", str(tmp_path / "backup"), "--keep", "1", "--json"]
+    environment = os.environ | {"MM_WORKSPACE": str(own.root), "PYTHONPATH": str(Path(__file__).parents[2])}
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    for n in range(3):
+        (own.root / "note.txt").write_text(f"round {n}")
+        both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
+        said = [json.loads(process.communicate()[0])["facts"]["backup"] for process in both]
+        assert [process.returncode for process in both] == [0, 0]
+        names = backups(target)
+        assert names and set(names) & set(said)
+        for name in names:
+            for entry in read_manifest(target, name)["files"].values():
+                assert sha256_file(target.fetch(blob_key(entry["sha256"]))) == entry["sha256"]
+    assert list(target.list("running")) == list(target.list("pruning")) == []
+    save(own.settings, tmp_path / "backup", keep=1)
+    assert len(backups(target)) == 1, "the next one alone tidies up"
+
+
+def test_nothing_is_deleted_beside_a_backup_of_a_living_process_and_the_dead_hold_nobody_up(
+    filled: Layout, tmp_path: Path
+) -> None:
+    save(filled.settings, tmp_path / "backup")
+    target = open_store(str(tmp_path / "backup"), tmp_path)
+    with at_work(target, "running"):
+        report = save(filled.settings, tmp_path / "backup", keep=1)
+        assert "at work" in report.facts["not_deleted"] and len(backups(target)) == 2
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    about = {"host": socket.gethostname(), "pid": dead.pid, "alive": time.time()}
+    for key in ("running/a.json", "pruning/b.json"):
+        target.put(key, json.dumps(about).encode())
+    target.put("running/c.json", b"scribble")
+    assert save(filled.settings, tmp_path / "backup", keep=1).facts["deleted"] >= 0
+    assert len(backups(target)) == 1 and not list(target.list("running"))
+
+
+def test_a_damaged_database_is_named_and_no_backup_is_written(filled: Layout, tmp_path: Path) -> None:
+    own = Layout(Settings.from_env(tmp_path / "own"))
+    shutil.copytree(filled.root, own.root)
+    path = own.root / "dagster" / "runs.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode=DELETE")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2 - 10))
+    with pytest.raises(StoreError, match=r"runs\.db is a damaged database .*mm check"):
+        save(own.settings, tmp_path / "backup")
+    assert backups(open_store(str(tmp_path / "backup"), tmp_path)) == []
+
+
+@pytest.mark.parametrize("how", ["moved", "copied", "restored"])
+def test_artifacts_of_mlflow_follow_the_workspace(filled: Layout, tmp_path: Path, how: str) -> None:
+    """Old runs' artifacts are found and new ones written in the workspace, whatever became of the old place."""
+    source = Layout(Settings.from_env(tmp_path / "before and after" / "data"))
+    shutil.copytree(filled.root, source.root)
+    (source.root / "cycle" / "snapshot").mkdir(parents=True)
+    (source.root / "cycle" / "snapshot" / "snapshot.json").write_text('{"digest": "abc"}')
+    # By another process: MLflow remembers a run's address for as long as a process lives.
+    code = "import sys; from mm_core.core.records import Report; from mm_core.training.tracking import Tracker\n"
+    code += "from mm_core.core.layout import Layout; from mm_core.core.settings import Settings\n"
+    code += "settings = Settings.from_env(sys.argv[1]); rows = {'t': [{'a': 1}]}\n"
+    code += "print(Tracker(settings).log_report(Layout(settings), Report('split', tables=rows)))"
+    command = [sys.executable, "-c", code, str(source.root)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    run = done.stdout.split()[-1]
+    other = elsewhere(tmp_path)
+    other.root.parent.mkdir()
+    if how == "restored":
+        save(source.settings, tmp_path / "backup")
+        bring(other.settings, tmp_path / "backup")
+    elif how == "moved":
+        source.root.rename(other.root)
+    else:
+        shutil.copytree(source.root, other.root)
+    shutil.rmtree(source.root, ignore_errors=True)
+    tracker = Tracker(other.settings)
+    assert tracker.log_report(other, Report("split", tables={"t": [{"a": 2}]})) == run
+    client = MlflowClient(tracking_uri=other.settings.mlflow_uri)
+    assert client.get_run(run).info.artifact_uri.startswith(other.mlflow_artifacts.as_uri())
+    assert json.loads(Path(client.download_artifacts(run, "tables/t.json")).read_text()) == [{"a": 2}]
+    assert not source.root.exists(), "nothing is written to the old place"
+    assert rehome(other.settings) == 0, "done once"

@@ -1,0 +1,202 @@
+"""`mm check`: a flipped bit in any file that is kept is found; what can be repaired is, from where it came."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from mm_core import stages
+from mm_core.core.errors import BlobDamaged
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import Report, sha256_file, write_json
+from mm_core.core.settings import Settings
+from mm_core.services.check import Fault, check
+from mm_core.services.repair import repair
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.retry import archive_fault
+from mm_core.storage.store import BLOBS, blob_key, fetch_blob, open_store, put_blob
+from samplegen import write_drop
+
+PARAMS = Params().with_values(**{"structure.ocr": ()})
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
+    """A drop in the catalog, its snapshot, a finished and an unfinished checkpoint, a bundle, a champion's pin."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MM_STORE", "MM_INBOX", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
+        layout = Layout(Settings.from_env(tmp_path_factory.mktemp("filled") / "data"))
+        write_drop(Path(layout.settings.inbox), "pixel_labeled", "w01", {"pets": 4, "cards": 3}, seed=1, size=64)
+        stages.ingest(PARAMS, layout)
+        stages.structure(PARAMS, layout)
+        stages.pin_inputs(PARAMS, layout)
+        stages.snapshot(PARAMS, layout)
+        done, state, bundle = layout.checkpoints / "a", layout.checkpoints / "b", layout.bundles / "v"
+        for folder in (done, state, bundle):
+            folder.mkdir(parents=True)
+        weights = random.Random(1).randbytes(4000)
+        (done / "model.safetensors").write_bytes(weights)
+        digest = sha256_file(done / "model.safetensors")
+        write_json(done / "done.json", {"metrics": {}, "facts": {"digest": digest}})
+        torch.save({"state": {"step": 3}, "module": {"w": torch.rand(500)}}, state / "state.pt")
+        (bundle / "saliency.int8.onnx").write_bytes(weights[:500])
+        (bundle / "golden.npz").write_bytes(weights[500:900])
+        files = {p.name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for p in bundle.iterdir()}
+        decoders = {"saliency": {"file": "saliency.int8.onnx", "formats": {}}}
+        write_json(bundle / "manifest.json", {"decoders": decoders, "golden": {"file": "golden.npz"}, "files": files})
+        store = open_store(layout.settings.store, layout.cache)
+        pin = {"version": "1", "digest": put_blob(store, done / "model.safetensors"), "files": {}}
+        write_json(layout.inputs, json.loads(layout.inputs.read_text()) | {"champion": pin, "anchor": pin})
+        yield layout
+
+
+@pytest.fixture
+def own(filled: Layout, tmp_path: Path) -> Layout:
+    layout = Layout(Settings.from_env(tmp_path / "data"))
+    shutil.copytree(filled.root, layout.root)
+    return layout
+
+
+def look(layout: Layout) -> list[Fault]:
+    return check(layout, Report("check"), progress=lambda what, done, total: None)
+
+
+def flip(path: Path, seed: int = 0) -> None:
+    """One bit somewhere in a file, its size and name as they were."""
+    data = bytearray(path.read_bytes())
+    place = random.Random(f"{seed}{path.name}").randrange(len(data) * 8)
+    data[place // 8] ^= 1 << place % 8
+    path.write_bytes(data)
+
+
+def test_a_whole_workspace_has_no_fault(own: Layout) -> None:
+    report = Report("check")
+    assert check(own, report, progress=lambda what, done, total: None) == []
+    assert report.metrics["check/blobs"] == 15, "seven photos, seven mattes, one model"
+    assert all(report.metrics[f"check/unsealed/{table}"] == 0 for table in ("samples", "labels", "features"))
+
+
+def kept(layout: Layout) -> list[Path]:
+    """Every blob, Delta log, data file, checkpoint and bundle's file."""
+    store = Path(layout.settings.store)
+    found = [*(store / "blobs").rglob("*"), *(store / "catalog").rglob("*"), *layout.checkpoints.rglob("*")]
+    found += [*layout.bundles.rglob("*.onnx"), *layout.bundles.rglob("*.npz")]
+    passed_over = ("done.json", "_last_checkpoint")
+    return sorted(p for p in found if p.is_file() and p.name not in passed_over and p.parent.name != "_seals")
+
+
+def is_named(path: Path, faults: list[Fault]) -> bool:
+    """Whether a fault is about this file, or about the folder of its bundle."""
+    return any(str(path).endswith(f.where) or str(path.parent) == f.where for f in faults)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_a_flipped_bit_in_any_file_is_found_and_the_file_named(own: Layout, seed: int) -> None:
+    """In all of them at once, at random places; with four seeds more than 100 flips."""
+    files, whole = kept(own), {}
+    assert len(files) > 30
+    for path in files:
+        whole[path] = path.read_bytes()
+        flip(path, seed)
+    (state,) = (path for path in files if path.suffix == ".pt")
+    if same_values(whole[state], state):  # padding between the members: nothing that is read
+        files.remove(state)
+    faults = look(own)
+    assert [str(path) for path in files if not is_named(path, faults)] == []
+
+
+def test_a_snapshot_of_other_rows_than_its_digest_is_found(own: Layout) -> None:
+    path = own.snapshot / "train_labeled.parquet"
+    table = pq.read_table(path)
+    changed = table.set_column(0, "sample_id", pa.array(["0" * 64] * len(table)))
+    pq.write_table(changed, path)
+    assert [fault.kind for fault in look(own)] == ["snapshot"]
+    path.write_bytes(b"PAR1 scribble")
+    assert [fault.kind for fault in look(own)] == ["snapshot"]
+
+
+def same_values(whole: bytes, path: Path) -> bool:
+    """Whether torch reads the same from a changed archive, whose checksums hold."""
+    if archive_fault(path):
+        return False
+    before = path.with_suffix(".before")
+    before.write_bytes(whole)
+    try:
+        first, second = (torch.load(p, weights_only=True) for p in (before, path))
+        return first["state"] == second["state"] and torch.equal(first["module"]["w"], second["module"]["w"])
+    finally:
+        before.unlink()
+
+
+def test_a_damaged_database_is_found(own: Layout) -> None:
+    path = own.root / "dagster" / "runs.db"
+    path.parent.mkdir(exist_ok=True)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE runs (id TEXT PRIMARY KEY)")
+        database.executemany("INSERT INTO runs VALUES (?)", [(f"run {n}",) for n in range(2000)])
+    assert look(own) == []
+    data = bytearray(path.read_bytes())
+    data[4096 : 4096 + 200] = bytes(200)
+    path.write_bytes(data)
+    assert [(fault.kind, fault.where) for fault in look(own)] == [("database", str(path))]
+    path.write_bytes(b"scribble" * 1000)
+    assert [fault.kind for fault in look(own)] == ["database"]
+
+
+def test_damaged_photos_mattes_models_and_checkpoints_are_repaired(own: Layout) -> None:
+    store = open_store(own.settings.store, own.cache)
+    photo = str(Catalog(own.settings.store).read("samples")["id"].min())
+    matte = str(Catalog(own.settings.store).read("labels")["alpha_sha256"].min())
+    model = json.loads(own.inputs.read_text())["champion"]["digest"]
+    flip(store.fetch(blob_key(photo)))
+    store.delete(blob_key(matte))
+    flip(store.fetch(blob_key(model)))
+    flip(own.checkpoints / "b" / "state.pt", 3)
+    with pytest.raises(BlobDamaged, match="mm check --repair"):
+        fetch_blob(store, photo)
+    faults = look(own)
+    assert {fault.digest for fault in faults if fault.kind == "blob"} == {photo, matte, model}
+    repair(own, faults)
+    assert all(fault.repaired for fault in faults)
+    assert look(own) == []
+    assert all(sha256_file(fetch_blob(store, digest)) == digest for digest in (photo, matte, model))
+
+
+def test_what_cannot_be_repaired_says_what_to_do(own: Layout) -> None:
+    store = open_store(own.settings.store, own.cache)
+    photo = str(Catalog(own.settings.store).read("samples")["id"].min())
+    store.delete(blob_key(photo))
+    shutil.rmtree(own.settings.inbox)
+    faults = look(own)
+    repair(own, faults)
+    assert [fault.repaired for fault in faults] == [""] and "backup" in faults[0].remedy
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"catalog": {"samples": 99, "labels": 0, "features": 0}}'])
+def test_damaged_pins_are_found(own: Layout, text: str) -> None:
+    own.inputs.write_text(text)
+    assert [fault.kind for fault in look(own)] == ["pin"]
+
+
+def test_a_damaged_download_is_fetched_again_and_a_damaged_object_is_refused(bucket: str, tmp_path: Path) -> None:
+    store = open_store(f"{bucket}/store", tmp_path / "cache")
+    digest = put_blob(store, b"a photo")
+    copy = fetch_blob(store, digest)
+    flip(copy)
+    assert fetch_blob(store, digest).read_bytes() == b"a photo"
+    store.put(blob_key(digest), b"A photo")
+    store.drop_copy(blob_key(digest))
+    with pytest.raises(BlobDamaged, match=f"{BLOBS}.*mm check --repair"):
+        fetch_blob(store, digest)
