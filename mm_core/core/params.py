@@ -159,6 +159,12 @@ class CommonTrainParams(_Section):
     """What the first stage starts from where a champion exists."""
 
 
+class SimpleParams(StageParams):
+    shared_decoder: float = Field(default=0.6, ge=0, le=1)
+    """Share of the steps in which one decoder learns from all photos and the others copy it; only where they are
+    fresh, without a champion to start from. Later each learns from the photos of its own categories."""
+
+
 class HardParams(StageParams):
     steps: int = Field(default=300, ge=0)
     lr: float = Field(default=1e-3, gt=0)
@@ -208,6 +214,8 @@ class LossParams(_Section):
     """Binary cross-entropy against the soft matte."""
     l1: float = Field(default=1.0, ge=0)
     """Absolute error over the whole image."""
+    iou: float = Field(default=1.0, ge=0)
+    """Soft intersection over union: small subjects count as much as large ones."""
     band: float = Field(default=0.5, ge=0)
     """Absolute error over the unknown band."""
     laplacian: float = Field(default=0.5, ge=0)
@@ -223,7 +231,7 @@ class LossParams(_Section):
 class TrainParams(_Section):
     common: CommonTrainParams = CommonTrainParams()
     loss: LossParams = LossParams()
-    simple: StageParams = StageParams()
+    simple: SimpleParams = SimpleParams()
     hard: HardParams = HardParams()
     semi: SemiParams = SemiParams()
     multimodal: MultimodalParams = MultimodalParams()

@@ -197,6 +197,13 @@ class MattingNet(nn.Module):
         back = torch.argsort(torch.tensor(order, device=device))
         return [torch.cat(maps).index_select(0, back) for maps in zip(*parts, strict=True)]
 
+    @torch.no_grad()
+    def copy_first_decoder(self) -> None:
+        """Give the other decoders the weights and statistics of the first one."""
+        first, *others = self.decoders.values()
+        for decoder in others:
+            decoder.load_state_dict(first.state_dict())
+
     def choice(self, features: list[Tensor]) -> Tensor:
         """Logits (B, 3) of `DECODERS`, from the bottleneck. Their gradient stays in the chooser: mattes are not
         traded for it (docs/decisions/0016-unknown-category.md)."""

@@ -2,7 +2,7 @@
 
 Everything is computed in float32, per sample first, so that a sample's label kind can decide what it drives:
 a binary mask (`binary`) says nothing about the soft band along its edge, so the pixels there are left out of
-BCE and L1, and the band, Laplacian and gradient terms come from soft mattes alone.
+BCE, L1 and IoU, and the band, Laplacian and gradient terms come from soft mattes alone.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def matting_losses(outputs: Sequence[Tensor], alpha: Tensor, binary: Tensor, wei
         terms["laplacian"] = weights.laplacian * _mean_of(laplacian(predicted, alpha), soft)
     if weights.gradient:
         terms["gradient"] = weights.gradient * _mean_of(gradient(predicted, alpha), soft)
+    if weights.iou:
+        terms["iou"] = weights.iou * soft_iou_loss(predicted, alpha, trusted)
     if weights.deep and len(outputs) > 1:
         terms["deep"] = weights.deep * torch.stack([bce(o.float(), alpha, trusted) for o in outputs[1:]]).sum()
     return terms
@@ -51,6 +53,18 @@ def matting_losses(outputs: Sequence[Tensor], alpha: Tensor, binary: Tensor, wei
 def bce(logits: Tensor, alpha: Tensor, trusted: Tensor) -> Tensor:
     """Binary cross-entropy against a soft target, mean over trusted pixels, then over samples: scalar."""
     return _weighted(F.binary_cross_entropy_with_logits(logits, alpha, reduction="none"), trusted).mean()
+
+
+def soft_iou_loss(predicted: Tensor, alpha: Tensor, trusted: Tensor) -> Tensor:
+    """One minus the soft intersection over union of trusted pixels, mean over samples: scalar.
+
+    predicted, alpha (B, 1, S, S) in [0, 1], trusted the same of 0 and 1. The term of BASNet
+    (Qin et al. 2019, eq. 7), with minimum and maximum in place of product and sum: equal for binary mattes, and 0
+    where a soft matte is met. One pixel is added to both areas, so that an empty matte has a finite loss.
+    """
+    both = (torch.minimum(predicted, alpha) * trusted).sum((1, 2, 3))
+    either = (torch.maximum(predicted, alpha) * trusted).sum((1, 2, 3))
+    return (1 - (both + 1) / (either + 1)).mean()
 
 
 def unknown_band(alpha: Tensor, reach: int = 2) -> Tensor:

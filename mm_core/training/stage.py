@@ -39,6 +39,8 @@ from mm_core.training.supervised import Supervised
 from mm_core.training.tracking import Tracker
 from mm_core.training.trainer import Result, Sample, fit, pick_device, to_device
 
+FRESH = ("scratch", "pretrained encoder")
+"""What a stage without start weights says it started from, by whether the encoder is pretrained."""
 _FRAME_COLUMNS = ["sample_id", "category", "decoder", "caption", "alpha_sha256", "label_binary"]
 
 
@@ -192,7 +194,8 @@ def _train(
         for frame in data.used():
             cache.fill(store, frame, progress)
         check = _Validation(Pool(data.validation, cache, params.seed, "validation"), params.train.common.batch, device)
-        strategy = _strategy(stage, params, layout, data, cache, net, device, progress)
+        fresh = stage == TRAIN_STAGES[0] and facts["started_from"] in FRESH
+        strategy = _strategy(stage, params, layout, data, cache, net, device, progress, fresh=fresh)
         tags = {k: str(recipe[k]) for k in ("data", "snapshot", "start")}
         tracker = Tracker(layout.settings)
         with tracker.stage_run(layout, f"train-{stage}", recipe["params"], tags) if first else nullcontext() as run:
@@ -246,7 +249,7 @@ def _begin(stage: str, params: Params, start: Path | None) -> tuple[MattingNet, 
         facts["warm_start"] = f"not possible: the champion is {before.config.encoder} of width {before.config.width}"
         net = build_model(params.model, params.seed)
     assert net is not None
-    return net, facts | {"started_from": "pretrained encoder" if params.model.pretrained else "scratch"}
+    return net, facts | {"started_from": FRESH[bool(params.model.pretrained)]}
 
 
 def _why_idle(stage: str, settings: StageParams, data: Data) -> str | None:
@@ -271,7 +274,10 @@ def _strategy(
     net: MattingNet,
     device: torch.device,
     progress: Callable[[str, int, int], None],
+    *,
+    fresh: bool,
 ) -> Supervised:
+    """`fresh`: the decoders begin at random."""
     train, batch = params.train, params.train.common.batch
 
     def pool(frame: pd.DataFrame, name: str, whole: bool = False) -> Pool:
@@ -301,7 +307,7 @@ def _strategy(
             return Semi(net, pools, train.loss, train.semi)
         if towers is not None:
             return Multimodal(net, pools, train.loss, train.semi, train.multimodal, towers)
-        return Supervised(net, pools, train.loss)
+        return Supervised(net, pools, train.loss, train.simple.shared_decoder if fresh else 0.0)
 
 
 def epochs(common: CommonTrainParams, data: Data, step: int) -> float:

@@ -25,11 +25,15 @@ Pools = Mapping[str, Sequence[tuple[Pool, int]]]
 class Supervised(nn.Module):
     """Learns from mattes. The later stages add terms to this one."""
 
-    def __init__(self, net: MattingNet, pools: Pools, loss: LossParams):
-        """`pools` holds `labeled`: one pool, or hard and simple ones for replay."""
+    def __init__(self, net: MattingNet, pools: Pools, loss: LossParams, shared_decoder: float = 0.0):
+        """`pools` holds `labeled`: one pool, or hard and simple ones for replay.
+
+        `shared_decoder`: share of the steps, in [0, 1], in which the first decoder learns from all photos and the
+        others copy it (docs/decisions/0035-shared-decoder.md).
+        """
         super().__init__()
         self.net = net
-        self._pools, self._loss = pools, loss
+        self._pools, self._loss, self._shared_decoder = pools, loss, shared_decoder
 
     def draw(self, step: int) -> dict[str, Batch]:
         """This process's rows of each batch: every n-th of n processes', counted through its pools."""
@@ -53,7 +57,12 @@ class Supervised(nn.Module):
         self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
     ) -> dict[str, Tensor]:
         batch = batches["labeled"]
-        outputs = self.net.route(features["labeled"], batch.decoders)
+        if progress < self._shared_decoder:
+            # The copies are one step behind, and so is their moving average: nothing else has to be told.
+            self.net.copy_first_decoder()
+            outputs = self.net.decode(features["labeled"], DECODERS[0])
+        else:
+            outputs = self.net.route(features["labeled"], batch.decoders)
         return matting_losses(outputs, batch.alpha, batch.binary, self._loss)
 
 

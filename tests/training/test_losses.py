@@ -15,10 +15,11 @@ from mm_core.training.losses import (
     gradient,
     laplacian,
     matting_losses,
+    soft_iou_loss,
     unknown_band,
 )
 
-ALL = LossParams(bce=1, l1=1, band=1, laplacian=1, gradient=1, deep=1)
+ALL = LossParams(bce=1, l1=1, iou=1, band=1, laplacian=1, gradient=1, deep=1)
 SOFT = torch.tensor([False])
 BINARY = torch.tensor([True])
 
@@ -32,7 +33,7 @@ def step_edge(size: int = 32) -> torch.Tensor:
 def test_a_perfect_matte_costs_nothing() -> None:
     alpha = step_edge()
     terms = matting_losses([(alpha - 0.5) * 100], alpha, SOFT, ALL)
-    assert set(terms) == {"bce", "l1", "band", "laplacian", "gradient"}
+    assert set(terms) == {"bce", "l1", "iou", "band", "laplacian", "gradient"}
     assert all(float(term) < 1e-5 for term in terms.values())
 
 
@@ -115,6 +116,20 @@ def test_laplacian_halves_as_a_textbook_pyramid() -> None:
     image = np.random.default_rng(0).random((32, 32)).astype(np.float32)
     ours = _halve(torch.from_numpy(image)[None, None])[0, 0].numpy()
     assert ours[1:-1, 1:-1] == pytest.approx(cv2.pyrDown(image)[1:-1, 1:-1], abs=1e-6)
+
+
+def test_soft_iou_of_known_areas() -> None:
+    alpha, trusted = torch.zeros(1, 1, 10, 10), torch.ones(1, 1, 10, 10)
+    alpha[..., :5, :] = 1  # 50 pixels
+    half = alpha * 0.5
+    assert float(soft_iou_loss(half, alpha, trusted)) == pytest.approx(1 - 26 / 51)
+    shifted = alpha.roll(2, dims=2)  # 30 pixels in common, 70 in either
+    assert float(soft_iou_loss(shifted, alpha, trusted)) == pytest.approx(1 - 31 / 71)
+    assert float(soft_iou_loss(half, half, trusted)) == pytest.approx(0, abs=1e-6)
+    assert float(soft_iou_loss(alpha * 0, alpha * 0, trusted)) == 0
+    assert float(soft_iou_loss(shifted, alpha, alpha)) == pytest.approx(1 - 31 / 51), (
+        "pixels without trust do not count"
+    )
 
 
 def test_gradient_of_a_ramp() -> None:

@@ -75,6 +75,23 @@ def test_replay_takes_its_share_of_each_batch(pools: dict, net: MattingNet, para
         assert [sample in hard._ids for sample in ids] == [True, True, True, False]
 
 
+def test_one_decoder_learns_from_all_photos_until_each_has_its_own(
+    pools: dict, net: MattingNet, params: Params
+) -> None:
+    strategy = Supervised(net, {"labeled": pools["labeled"]}, params.train.loss, shared_decoder=0.5)
+    batch = samples(strategy)
+    assert set(batch["labeled"].decoders) > {"portrait"}
+    first, *others = net.decoders.values()
+    early = torch.stack(list(strategy.losses(batch, 0.49).values())).sum()
+    assert moved(first, early) and not any(moved(decoder, early) for decoder in others)
+    for decoder in others:
+        assert all(torch.equal(a, b) for a, b in zip(decoder.parameters(), first.parameters(), strict=True))
+    late = torch.stack(list(strategy.losses(batch, 0.5).values())).sum()
+    assert [moved(net.decoders[name], late) for name in DECODERS] == [
+        name in batch["labeled"].decoders for name in DECODERS
+    ]
+
+
 def test_supervised_reaches_only_the_decoders_of_the_batch(pools: dict, net: MattingNet, params: Params) -> None:
     strategy = Supervised(net, {"labeled": pools["labeled"]}, params.train.loss)
     batch = samples(strategy)["labeled"]
