@@ -18,7 +18,7 @@ from mm_core.core.locks import cycle_holder, cycle_lock, try_cycle_lock
 from mm_core.core.params import Params
 from mm_core.core.pins import ROLES, ModelPin, PinnedInputs, read_snapshot
 from mm_core.core.records import Report, Verdict, digest_of, sha256_file, write_json
-from mm_core.export.override import valid_override
+from mm_core.export.override import Override, valid_override
 from mm_core.export.registry import Registry
 from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.storage.catalog import Catalog
@@ -222,7 +222,7 @@ def forgotten_in_cycle(layout: Layout) -> list[str]:
     return sorted(forgotten & {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]})
 
 
-def require_promote(layout: Layout) -> tuple[Verdict, dict | None]:
+def require_promote(layout: Layout) -> tuple[Verdict, Override | None]:
     """The recorded PROMOTE (or a standing override) for exactly the workspace's candidate; else ReleaseRefused."""
     verdict = recorded_verdict(layout)
     candidate = sha256_file(layout.model(TRAIN_STAGES[-1]))
@@ -245,6 +245,6 @@ def require_promote(layout: Layout) -> tuple[Verdict, dict | None]:
     return verdict, override
 
 
-def standing_override(layout: Layout, verdict: Verdict) -> dict | None:
+def standing_override(layout: Layout, verdict: Verdict) -> Override | None:
     """A person's signed word that the judged candidate may leave all the same, where it stands and has not expired."""
     return valid_override(store_of(layout), verdict.candidate)
