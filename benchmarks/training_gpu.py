@@ -171,7 +171,7 @@ def decoded(folder: Path) -> Path:
 
 
 def strategy_of(stage: str, photos: Path, batch: int, params: Params) -> Supervised:
-    """A stage as `train.py` sets it up, half of the photos without their mattes."""
+    """A stage as `training/stage.py` sets it up, half of the photos without their mattes."""
     cache, frame = PixelCache(photos, params.model.size), pd.read_parquet(photos / "frame.parquet")
     half = len(frame) // 2
     labelled = Pool(frame.iloc[:half], cache, 0, "labeled")

@@ -6,8 +6,8 @@ The `mm` command, `dvc.yaml` and the Dagster assets are three thin doors to thes
     catalog ─► pin_inputs ─► snapshot ─► split ─► train simple ─► hard ─► semi ─► multimodal
             ─► evaluate ─► gate ─► export ─► promote ─► report             per cycle
 
-`cycle.py` has what a cycle stands on (store, pins, verdict), `beside.py` what is done beside it. Every stage of the
-cycle holds the workspace's cycle lock (`in_the_cycle`); the stages of an arrival may run beside it.
+`pinned_inputs.py` has what a cycle starts from (store, pins, verdict), `operations.py` what is done beside the cycle.
+Every stage of the cycle holds the workspace's cycle lock (`in_the_cycle`); the stages of an arrival may run meanwhile.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def route_hard(
 
     Each task's `data` says `queue`, `why` in one sentence, `score` and `tags`; the score's parts go to `features`.
     `train`: photos without a label that were not sent before and are neither eval photos nor near one, chosen by value
-    (`choice.py`) within the budgets per run, day (UTC) and category. `suspect` and `eval`: labels to look at
+    (`selection.py`) within the budgets per run, day (UTC) and category. `suspect` and `eval`: labels to look at
     (`review.py`), with budgets of their own. Without a champion, photos are valued by quality instead of uncertainty
     and difficulty. Killed at any point, the next run finishes or forgets the unfinished batch: no photo is sent twice.
     """
