@@ -26,7 +26,7 @@ DEMO_VALUES: dict[str, Any] = {
     "model.size": 128,
     # Reading the text of generated cards costs more than a cycle's training.
     "structure.ocr": (),
-    # Few labels: a tenth of them would choose checkpoints by chance.
+    # A larger share, so that the second week already has the validation photos that choose checkpoints.
     "snapshot.validation_share": 0.2,
     "train.common.validate_every": 60,
     "train.simple.steps": 240,

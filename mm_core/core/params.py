@@ -100,7 +100,8 @@ class SnapshotParams(_Section):
     """Evaluation groups that each category gets first, while there are few labels: at least `gate.min_images`, and up
     to a third of the category's groups. Only arriving groups join."""
     validation_share: float = Field(default=0.1, gt=0, lt=0.9)
-    """Share of the remaining labelled groups that choose checkpoints while training."""
+    """Share of the remaining labelled groups that choose checkpoints while training. A category for which it gives
+    fewer than 8 photos has none: they are trained on."""
     near_duplicate_bits: int = Field(default=3, ge=0, le=12)
     """Groups with photos whose perceptual hashes differ in at most this many bits stay on one side of eval."""
 

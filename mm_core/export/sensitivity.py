@@ -60,12 +60,10 @@ def ranked(served: Any, images: np.ndarray) -> list[int]:
 
 
 def ladder(rank: Sequence[int]) -> list[list[int]]:
-    """What to keep in float, tried in this order: nothing, then the most sensitive one, two, four, … convolutions."""
-    steps, count = [[]], 1
-    while count <= MOST * len(rank):
-        steps.append(sorted(rank[:count]))
-        count *= 2
-    return steps
+    """What to keep in float, tried in this order: nothing, then the most sensitive 1, 2, 4, 6, 8, 12, 16, 24 …
+    convolutions. The early layers are the most sensitive ones and the smallest, so each step more costs more bytes."""
+    counts = [1, 2, *(count for power in range(2, 11) for count in (2**power, 3 * 2 ** (power - 1)))]
+    return [[], *(sorted(rank[:count]) for count in counts if count <= MOST * len(rank))]
 
 
 def worst(difference: np.ndarray, categories: Sequence[str]) -> float:

@@ -19,8 +19,8 @@ from mm_core.core.params import SnapshotParams
 
 MOST_SHARE = 1 / 3
 """Largest share of a category's groups that `eval_least` may take while there are few: the others train the model."""
-ENOUGH_GROUPS = 4
-"""A category with this many labelled groups beside evaluation gets at least one for validation."""
+MIN_VALIDATION_PHOTOS = 8
+"""Photos with which a category's validation begins: fewer cannot choose a checkpoint, so they are trained on."""
 LEARNT = "role eval, but it belongs with photos that arrived earlier for training"
 
 
@@ -57,8 +57,12 @@ def eval_quota(groups: int, params: SnapshotParams) -> int:
 
 
 def validation_quota(groups: int, params: SnapshotParams) -> int:
-    """Return how many of a category's `groups` groups outside evaluation must be validation groups."""
-    return max(int(params.validation_share * groups), int(groups >= ENOUGH_GROUPS))
+    """Return how many of a category's `groups` groups outside evaluation must be validation groups.
+
+    None where `validation_share` gives fewer than MIN_VALIDATION_PHOTOS.
+    """
+    quota = int(params.validation_share * groups)
+    return quota if quota >= MIN_VALIDATION_PHOTOS else 0
 
 
 def hold_out(params: SnapshotParams, table: pd.DataFrame, links: tuple[np.ndarray, np.ndarray]) -> HeldOut:
@@ -180,7 +184,10 @@ class _Replay:
                 self.result.evaluation[row] = True
 
     def _choose_validation(self, arrival: str, rows: list[int], roots: dict[int, int]) -> None:
-        """The hash of the group, then as many arriving groups as the category still needs."""
+        """As many arriving groups as the category's share asks for, of the smallest hashes; nothing below the least.
+
+        What belongs with a validation photo joins it. A photo of unknown category is drawn with its group alone.
+        """
         able = [
             row
             for row in rows
@@ -194,26 +201,32 @@ class _Replay:
             if self.declared[row] < self.declared[first]:
                 unit[roots[row]] = row
         waiting: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
-        chosen: set[int] = set()
+        chosen = {roots[row] for row in able if self.validates[roots[row]]}
         for row in able:
-            root = roots[row]
-            share, name = self.validation_share[unit[root]], self.declared[unit[root]]
-            if share < self.params.validation_share or self.validates[root]:
-                chosen.add(root)
             if self.category[row] is None:
                 continue
+            root = roots[row]
+            name = self.declared[unit[root]]
             needs = self.needs["validation", self.category[row]]
             needs.seen.add(name)
             if root in chosen:
                 needs.filled.add(name)
             else:
-                waiting[self.category[row]][name] = (share, root)
+                waiting[self.category[row]][name] = (self.validation_share[unit[root]], root)
         for category, groups in waiting.items():
-            needs = self.needs["validation", category]
-            short = validation_quota(len(needs.seen), self.params) - needs.count(self.lost_at, arrival)
-            open_groups = set(groups) - needs.filled
-            for name in sorted(open_groups, key=lambda name: (groups[name][0], name))[: max(0, short)]:
-                needs.filled.add(name)
-                chosen.add(groups[name][1])
+            chosen |= self._draw_validation(category, groups, arrival)
         for row in able:
             self.result.validation[row] = roots[row] in chosen
+
+    def _draw_validation(self, category: str, groups: dict[str, tuple[float, int]], arrival: str) -> set[int]:
+        """Return the roots drawn from the waiting `groups` of a category: name → (hash, root)."""
+        needs = self.needs["validation", category]
+        quota, count = validation_quota(len(needs.seen), self.params), needs.count(self.lost_at, arrival)
+        open_groups = set(groups) - needs.filled
+        # The first photos come all at once. Where drops are too small for that, they gather from twice the least on.
+        begun = count > 0 or count + len(open_groups) >= MIN_VALIDATION_PHOTOS or quota >= 2 * MIN_VALIDATION_PHOTOS
+        if not begun:
+            return set()
+        drawn = sorted(open_groups, key=lambda name: (groups[name][0], name))[: max(0, quota - count)]
+        needs.filled |= set(drawn)
+        return {groups[name][1] for name in drawn}

@@ -8,7 +8,8 @@ The rules, in the order in which they hold:
    photo stays one. A row of role `eval` that cannot judge is in no pool, and `dropped` says why.
 2. **Eval wins.** Declared groups that share near-duplicates (perceptual hash) form one component. Whatever stands in a
    component with an eval sample, and is none itself, leaves every training pool.
-3. Validation is drawn from the rest in the same way; its components leave the other pools too.
+3. Validation is drawn from the rest's arriving groups where a category has enough of them to choose a checkpoint;
+   its components leave the other pools too.
 
 Same catalog version and parameters, same bytes.
 """

@@ -7,8 +7,8 @@ from statistics import fmean
 
 import numpy as np
 
-MIN_VALIDATION_PHOTOS = 8
-"""Photos of each category below which validation chooses nothing: among few, a single photo decides (decision 0032)."""
+from mm_core.ingest.holdout import MIN_VALIDATION_PHOTOS
+
 STANDARD_ERRORS = 2.0
 """An earlier checkpoint is kept where it is better than the last by this many standard errors of the difference."""
 
@@ -22,13 +22,18 @@ def mean_errors(errors: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def macro_error(errors: Mapping[str, list[float]]) -> float:
-    """Return the mean over categories of their mean squared errors."""
-    return fmean(mean_errors(errors).values())
+    """Return the mean over the categories that can be compared of their mean squared errors."""
+    return fmean(mean_errors(comparable(errors)).values())
+
+
+def comparable(errors: Mapping[str, list[float]]) -> Errors:
+    """Return the categories with enough validation photos: among fewer, a single photo decides (decision 0032)."""
+    return {category: values for category, values in errors.items() if len(values) >= MIN_VALIDATION_PHOTOS}
 
 
 def can_choose(errors: Mapping[str, list[float]]) -> bool:
-    """Tell whether every category has enough validation photos to choose between checkpoints."""
-    return bool(errors) and min(map(len, errors.values())) >= MIN_VALIDATION_PHOTOS
+    """Tell whether a category has enough validation photos to choose between checkpoints."""
+    return bool(comparable(errors))
 
 
 def choose_checkpoint(
@@ -38,6 +43,7 @@ def choose_checkpoint(
 
     The learning rate ends near zero and the weights are averaged, so the last ones are the default. The best of many
     looks at few photos is partly the luckiest, so it must win by more than the noise of the paired difference.
+    A category with too few validation photos has no say; the reason names those that have.
 
     Args:
         best: Errors of the checkpoint with the lowest macro MSE; empty where validation cannot choose.
@@ -49,17 +55,17 @@ def choose_checkpoint(
     """
     if not last:
         return False, "no validation photos: the last averaged weights are kept"
-    if not can_choose(last) or not best:
-        fewest = min(last, key=lambda category: len(last[category]))
-        return False, (
-            f"too few validation photos to choose ({fewest}: {len(last[fewest])} of {MIN_VALIDATION_PHOTOS}): "
-            "the last averaged weights are kept"
-        )
+    last, best, all_of_them = comparable(last), comparable(best), last
+    if not last or not best:
+        most = max(all_of_them, key=lambda category: len(all_of_them[category]))
+        count = f"at most {len(all_of_them[most])} of {MIN_VALIDATION_PHOTOS}, {most}"
+        return False, f"too few validation photos to choose ({count}): the last averaged weights are kept"
     differences = {category: np.subtract(last[category], best[category]) for category in last}
     gain = fmean(float(values.mean()) for values in differences.values())
     variance = sum(float(values.var(ddof=1)) / len(values) for values in differences.values())
     noise = float(np.sqrt(variance)) / len(differences)
+    by = f", by the validation photos of {', '.join(last)}"
     if gain > STANDARD_ERRORS * noise:
         where = "the stage's start" if stage_start else "an earlier checkpoint"
-        return True, f"{where} is better than the last averaged weights by {gain:.4f} ± {noise:.4f} macro MSE"
-    return False, "no earlier checkpoint is better beyond noise: the last averaged weights are kept"
+        return True, f"{where} is better than the last averaged weights by {gain:.4f} ± {noise:.4f} macro MSE{by}"
+    return False, f"no earlier checkpoint is better beyond noise: the last averaged weights are kept{by}"

@@ -294,8 +294,8 @@ def _strategy(
     pools: dict[str, list[tuple[Pool, int]]] = {"labeled": [(pool(labeled, "labeled"), batch)]}
     if data.replay is not None and not data.replay.empty:
         again = round(batch * train.common.replay_share)
-        fresh, old = pool(labeled, "labeled"), pool(data.replay, "replay")
-        pools["labeled"] = [(fresh, batch - again), (old, again)]
+        own, old = pool(labeled, "labeled"), pool(data.replay, "replay")
+        pools["labeled"] = [(own, batch - again), (old, again)]
     if not data.unlabeled.empty:
         pools["unlabeled"] = [(pool(data.unlabeled, "unlabeled", whole=True), batch)]
     if not data.text_image.empty:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.params import SnapshotParams
 from mm_core.core.records import CATEGORIES, Report, digest_of
-from mm_core.ingest.holdout import LEARNT
+from mm_core.ingest.holdout import LEARNT, MIN_VALIDATION_PHOTOS
 from mm_core.ingest.snapshot import (
     POOLS,
     SCHEMA,
@@ -97,11 +97,11 @@ def many(count=140):
 
 
 def test_frames_on_disk(catalog, tmp_path):
-    inputs = fill(catalog, many())
-    report = build_snapshot(PARAMS, catalog, inputs, tmp_path / "snapshot", Report("snapshot"))
+    inputs, params = fill(catalog, many(300)), SnapshotParams(validation_share=0.25)
+    report = build_snapshot(params, catalog, inputs, tmp_path / "snapshot", Report("snapshot"))
     frames = {pool: read_pool(tmp_path / "snapshot", pool) for pool in POOLS}
     assert all(len(frame) for frame in frames.values())
-    assert sum(len(frame) for frame in frames.values()) == 160
+    assert sum(len(frame) for frame in frames.values()) == 320
     for frame in frames.values():
         assert list(frame["sample_id"]) == sorted(frame["sample_id"])
     assert frames["train_labeled"]["label_version"].eq(1).all()
@@ -261,7 +261,6 @@ def test_a_category_that_chance_left_without_eval_gets_the_smallest_hashes_and_k
     assert evaluated(rows[:2]) == set(), "a third at most: the others train"
     lowest = min(names, key=lambda name: stable_share(name, "eval"))
     assert evaluated(rows) == {lowest}
-    assert placed(rows)["validation"].any()
     no_more_need = sample(100, group=eval_group(), **later(1))
     assert evaluated([*rows, no_more_need]) == {lowest, no_more_need["group"]}
 
@@ -272,8 +271,8 @@ def test_eval_is_filled_first_up_to_what_the_gate_needs_and_then_by_share():
     rows = [sample(n, group=name, category=category[n]) for n, name in enumerate(names)]
     table = placed(rows).query("eval or validation or train_labeled").groupby("category")[list(POOLS)].sum()
     assert table["eval"].to_dict() == {"cards": 5, "pets": 8, "portrait": 9}
-    assert (table["validation"] >= [1, 2, 3]).all()
-    assert (table["train_labeled"] >= [8, 15, 30]).all()
+    assert (table["validation"] == 0).all()
+    assert (table["train_labeled"] == [10, 22, 36]).all()
     more = SnapshotParams(eval_least=12)
     assert placed(rows, params=more).groupby("category")["eval"].sum().to_dict() == {
         "cards": 5, "pets": 10, "portrait": 12,
@@ -316,10 +315,43 @@ def test_role_eval_cannot_make_a_judge_of_what_was_learnt():
 def test_what_arrives_near_a_learnt_photo_is_no_validation_photo():
     learnt = sample(1, kind="unlabeled", group=train_group())
     all_of_it = SnapshotParams(validation_share=0.89, eval_share=1e-9, eval_least=0)
-    edits = [sample(2 + n, group=name, near=[learnt["id"]], **later(1)) for n, name in enumerate(train_groups(5)[1:])]
+    names = train_groups(13)[1:]
+    edits = [sample(2 + n, group=name, near=[learnt["id"]], **later(1)) for n, name in enumerate(names)]
     assert placed([learnt, *edits], params=all_of_it).loc[[row["id"] for row in edits], "train_labeled"].all()
     alone = placed([row | {"near": None} for row in edits], params=all_of_it)
     assert alone["validation"].any()
+
+
+def test_validation_begins_with_enough_photos_to_choose_and_all_at_once():
+    """By a share of a tenth 8 photos need 80 groups outside evaluation: below that all of them are trained on."""
+    names = train_groups(130)
+    few = [sample(n, group=name, role="train") for n, name in enumerate(names[:79])]
+    table = placed(few)
+    assert not table["validation"].any() and table["train_labeled"].all()
+    drop = [sample(100 + n, group=name, role="train", **later(1)) for n, name in enumerate(names[79:87])]
+    grown = placed([*few, *drop])
+    held = set(grown.index[grown["validation"]])
+    assert len(held) == MIN_VALIDATION_PHOTOS == 8
+    assert held <= {row["id"] for row in drop}, "the first week was trained on"
+    more = [sample(200 + n, group=name, role="train", **later(2)) for n, name in enumerate(names[87:])]
+    later_on = placed([*few, *drop, *more])
+    assert held <= set(later_on.index[later_on["validation"]]) and later_on["validation"].sum() == 13
+
+
+@pytest.mark.parametrize(("weeks", "expected"), [(13, 0), (14, 6)])
+def test_drops_too_small_for_a_first_validation_set_gather_once_the_share_gives_twice_as_many(weeks, expected):
+    """79 groups, then 6 a week: the first week in which a tenth is 16 holds its 6 out."""
+    week = [0] * 79 + [1 + n // 6 for n in range(6 * weeks)]
+    rows = [sample(n, group=name, role="train") for n, name in enumerate(train_groups(len(week)))]
+    rows = [row | (later(number) if number else {}) for row, number in zip(rows, week, strict=True)]
+    assert placed(rows)["validation"].sum() == expected
+    assert not placed([row | {"accepted_at": "2026-01-01"} for row in rows[:79]])["validation"].any()
+
+
+def test_each_category_begins_by_itself():
+    rows = [sample(n, group=name, category="cards" if n < 95 else "pets") for n, name in enumerate(train_groups(130))]
+    table = placed(rows, params=SnapshotParams(eval_share=1e-9, eval_least=0))
+    assert table.groupby("category")["validation"].sum().to_dict() == {"cards": 9, "pets": 0}
 
 
 def test_a_late_label_never_makes_a_validation_photo():
@@ -356,10 +388,11 @@ def test_eval_never_shrinks_and_nothing_leaks_as_batches_arrive(data):
     What a week could train on is never held out later.
     """
     number = data.draw(st.integers(1, 4), label="batches")
+    params = SnapshotParams(validation_share=data.draw(st.sampled_from([0.1, 0.89])))
     hashes = [f"{n * 0x0F0F0F0F:016x}" for n in range(6)]
     rows, before, count, learnt = [], set(), 0, set()
     for batch in range(number):
-        for _ in range(data.draw(st.integers(1, 8))):
+        for _ in range(data.draw(st.integers(1, 12))):
             kind = data.draw(st.sampled_from(["pixel_labeled", "pixel_labeled", "unlabeled", "text_image"]))
             values = {
                 "group": data.draw(st.sampled_from(["", *(f"scene{n}" for n in range(20))])),
@@ -372,7 +405,7 @@ def test_eval_never_shrinks_and_nothing_leaks_as_batches_arrive(data):
                 values["near"] = data.draw(st.lists(st.sampled_from([row["id"] for row in rows]), max_size=2))
             rows.append(sample(count, kind=kind, batch=f"b{batch}", accepted_at=f"2026-01-{batch + 1:02d}", **values))
             count += 1
-        table = placed(rows)
+        table = placed(rows, params=params)
         now = set(table.index[table["eval"]])
         assert before <= now
         before = now
