@@ -25,8 +25,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, QueryBuilder, Schema, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from mm_core.core.errors import CatalogError
 from mm_core.core.settings import s3_timeout
@@ -136,6 +134,9 @@ class Catalog:
                 yield rows.select(list(names)).cast(schema)
 
     def _stream(self, sql: str, tables: Mapping[str, DeltaTable]) -> Iterator[pa.RecordBatch]:
+        from deltalake import QueryBuilder
+        from deltalake.exceptions import DeltaError
+
         engine = QueryBuilder()
         for name, delta in tables.items():
             engine = engine.register(name, delta)
@@ -180,6 +181,9 @@ class Catalog:
     @patient
     def delete(self, table: str, column: str, values: Collection[str]) -> int:
         """Deletes the rows whose `column` is one of `values`; returns how many."""
+        from deltalake import CommitProperties
+        from deltalake.exceptions import CommitFailedError, DeltaError
+
         todo, deleted, lost = sorted(set(values)), 0, 0
         while todo and (delta := self._open(table)) is not None:
             where = _sql((column, "in", todo[:PUSHED]))
@@ -202,6 +206,8 @@ class Catalog:
     @patient
     def compact(self, table: str) -> int:
         """Puts small files together; returns how many went. Rows and their order of keys stay; safe beside writers."""
+        from deltalake.exceptions import CommitFailedError, DeltaError
+
         delta = self._open(table)
         if delta is None:
             return 0
@@ -220,6 +226,8 @@ class Catalog:
 
         Files of commits in the making are not touched: only what the log says was replaced goes.
         """
+        from deltalake.exceptions import DeltaError
+
         delta = self._open(table)
         if delta is None:
             return 0
@@ -244,6 +252,8 @@ class Catalog:
         fill: Sequence[str] = (),
         at: int | None = None,
     ) -> int:
+        from deltalake.exceptions import CommitFailedError, DeltaError
+
         schema, keys = SCHEMAS[table], KEYS[table]
         if not given.num_rows:
             return 0
@@ -302,6 +312,9 @@ class Catalog:
         return f"{self.url}/{table}"
 
     def _open(self, table: str, version: int | None = None) -> DeltaTable | None:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError, TableNotFoundError
+
         try:
             delta = DeltaTable(self._uri(table), version=version, storage_options=self._options)
         except TableNotFoundError:
@@ -313,6 +326,9 @@ class Catalog:
         return delta
 
     def _open_or_create(self, table: str) -> DeltaTable:
+        from deltalake import DeltaTable, Schema
+        from deltalake.exceptions import DeltaError
+
         if delta := self._open(table):
             if absent := _lacking(delta, table):
                 columns = pa.schema([field for field in SCHEMAS[table] if field.name in absent])
@@ -350,6 +366,8 @@ def as_table(table: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 def _commit(delta: DeltaTable, table: str, new: pa.Table, changed: Sequence[Mapping[str, Any]]) -> None:
     """New and changed rows in one commit on exactly the version that was read; raises CommitFailedError otherwise."""
+    from deltalake import CommitProperties, write_deltalake
+
     alone = CommitProperties(max_commit_retries=0)
     if not changed:
         write_deltalake(delta, new, mode="append", commit_properties=alone)
