@@ -24,18 +24,23 @@ class Deviation(TypedDict):
     photos: int
 
 
-class FormatEntry(TypedDict):
-    """One int8 file: how it was made and what it costs on the machine that exported."""
+class Cost(TypedDict):
+    """What a file costs on the machine that exported."""
 
-    file: str
-    int8_against_float: Deviation
-    float_convolutions: list[str]
     latency_ms: dict[str, float]
     """Milliseconds per photo by number of threads."""
     speedup: dict[str, float]
     """Against torch's float network, by number of threads."""
     peak_mb: float
     model_mb: float
+
+
+class FormatEntry(Cost):
+    """One int8 file: how it was made and what it costs."""
+
+    file: str
+    int8_against_float: Deviation
+    float_convolutions: list[str]
     versions: NotRequired[dict[str, str]]
     """Of the toolchain and the runtime; in formats other than ONNX."""
     undelegated: NotRequired[int]

@@ -13,7 +13,6 @@ from mm_core.export.signature import check, sign
 from mm_core.storage.store import Store
 
 PREFIX = "gate/overrides"
-SIGNED = ("model", "reason", "decision", "who", "when", "expires")
 
 
 class Override(TypedDict):
@@ -73,4 +72,5 @@ def valid_override(store: Store, model: str) -> Override | None:
 
 
 def _signed(record: Override) -> bytes:
-    return json.dumps([record[name] for name in SIGNED]).encode()
+    signed = [record["model"], record["reason"], record["decision"], record["who"], record["when"], record["expires"]]
+    return json.dumps(signed).encode()

@@ -7,7 +7,7 @@ import os
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
@@ -75,7 +75,7 @@ def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> Pr
     for stage in TRAIN_STAGES:
         meta = read_meta(layout.model(stage))
         known = {name: meta[name] for name in ("start", "data", "recipe", "params", "model") if name in meta}
-        stages[stage] = {"digest": sha256_file(layout.model(stage)), **known}  # pyright: ignore[reportArgumentType]
+        stages[stage] = cast(StageProvenance, {"digest": sha256_file(layout.model(stage)), **known})
     return {
         "model": verdict.candidate,
         "stages": stages,

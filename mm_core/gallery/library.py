@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -188,8 +189,8 @@ class Library:
 
     def about(self) -> dict[str, Any]:
         """What the page begins with."""
-        shown = ("version", "input", "golden", "metrics")
-        model = {name: self.manifest[name] for name in shown if name in self.manifest}
+        manifest: Mapping[str, Any] = self.manifest
+        model = {name: manifest[name] for name in ("version", "input", "golden", "metrics") if name in manifest}
         files = {decoder: entry["file"] for decoder, entry in self.manifest["decoders"].items()}
         digests = {file: self.manifest["files"][file]["sha256"] for file in files.values()}
         return {
