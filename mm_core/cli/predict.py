@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from mm_core.core.errors import InputError
@@ -158,8 +159,6 @@ def _is_photo_of(path: Path, folder: Path, out: Path) -> bool:
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    import cv2
-
     order = cv2.COLOR_RGBA2BGRA if pixels.ndim == 3 else None
     ok, encoded = cv2.imencode(".png", pixels if order is None else cv2.cvtColor(pixels, order))
     assert ok

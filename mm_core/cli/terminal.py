@@ -12,6 +12,7 @@ from itertools import zip_longest
 from typing import Annotated, Any
 
 import typer
+from tqdm import tqdm
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
@@ -39,8 +40,6 @@ class Bars:
         self._bar: Any = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
         if self._bar is None or self._bar.desc != what:
             self.close()
             self._bar = tqdm(desc=what, total=total, file=sys.stderr, leave=True, dynamic_ncols=True, mininterval=0.5)

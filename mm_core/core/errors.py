@@ -4,7 +4,7 @@ MattingError
 ├── InputError          what a person or producer gave is wrong: names the file, the field and the remedy (exit 2)
 │   ├── ParamsError     params.yaml
 │   ├── DropError       a drop that cannot be read at all (a bad row is quarantined, not raised)
-│   └── UnreadableImage a file that is no image, a broken one, or one of too many pixels (`data/images.py`)
+│   └── UnreadableImage a file that is no image, a broken one, or one of too many pixels (`imaging/images.py`)
 ├── StoreError          blobs or inbox could not be read or written
 │   ├── BlobNotFound
 │   ├── BlobDamaged

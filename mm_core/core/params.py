@@ -113,10 +113,6 @@ class SplitParams(_Section):
     min_hard: int = Field(default=64, ge=0)
     """Hard photos that a stage of their own needs; fewer are learned together with the simple ones. A stage on 17
     photos was never better than its start."""
-    model_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the difficulty that is the champion's error in the soft band, where there is a champion; the rest is the
-    label's own. 0 asks no model: a high error is also what a wrong label looks like, and the split that it makes
-    trained no better (benchmarks/difficulty.md)."""
 
 
 class ModelParams(_Section):
@@ -162,12 +158,6 @@ class CommonTrainParams(_Section):
     """Share of each batch of the hard stage drawn from the simple set, against forgetting."""
     warm_start: Literal["champion", "scratch"] = "champion"
     """What the first stage starts from where a champion exists."""
-    shrink: float = Field(default=1.0, ge=0, le=1)
-    """What is kept of the champion's weights, the rest being fresh ones: shrink and perturb (Ash and Adams 2020),
-    against models that learn ever less from new photos."""
-    recompose: float = Field(default=0.0, ge=0, le=1)
-    """Share of labelled photos whose subject is put before another photo's blurred background, in the supervised terms
-    of each stage, with estimated foreground colours (Germer et al. 2020) against halos."""
 
 
 class SimpleParams(StageParams):

@@ -1,13 +1,12 @@
 """Magic eraser: takes chosen subjects out of a photo and fills what they hid.
 
-`blend`, the default, is the mean of three fills that err in different ways, with the texture of one of them: OpenCV's
-`telea` and `ns`, which carry edges and colours on but leave streaks, and `clone`. Pieces of the same photo whose
-surroundings look like the hole's (offsets, as in He & Sun 2012, "Statistics of patch offsets for image completion"; by
-OpenCV's masked template matching) are set in by their gradients (Pérez et al. 2003, "Poisson image editing"; OpenCV's
-seamlessClone): right texture, at times of the wrong thing. The mean is nearer to the hidden pixels than any of the
-three; what is finer than its blur is replaced by the clone's (figures: benchmarks/aigc_quality.md). `harmonic` is the
-smooth solution of Laplace's equation, `biharmonic` scikit-image's; `learned` runs a TorchScript file of LaMa's form
-(Suvorov et al. 2022): (image, mask) -> image.
+`blend` is the default fill: the mean of three fills that err in different ways, with the texture of one of them. Two
+are OpenCV's Telea and Navier-Stokes methods, which continue edges and colours but leave streaks. The third, `_clone`,
+copies pieces of the same photo whose surroundings look like the hole's (offsets as in He & Sun 2012, "Statistics of
+patch offsets for image completion"; found by OpenCV's masked template matching). It joins them by their gradients
+(Pérez et al. 2003, "Poisson image editing"; OpenCV's seamlessClone). The mean is closer to the hidden pixels than each
+of the three, and detail finer than its blur comes from the copied pieces (figures: benchmarks/aigc_quality.md).
+`learned` runs a TorchScript file of LaMa's form (Suvorov et al. 2022): (image, mask) -> image.
 """
 
 from __future__ import annotations
@@ -33,36 +32,34 @@ TEXTURE, FINE = 0.75, 0.008
 """How much of the clone's detail goes into the blend, and the blur, as a share of the long side, that detail is finer
 than. Chosen on every third of the photos of benchmarks/aigc_quality.md."""
 Fill = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""Photo uint8 (h, w, 3), hole uint8 (h, w) of 0 and 1, what must not be copied, likewise → filled photo."""
+"""Photo uint8 (H, W, 3), hole uint8 (H, W) of 0 and 1, what must not be copied, likewise → filled photo."""
 
 
 def erase(
-    photo: np.ndarray,
-    alpha: np.ndarray,
-    *,
-    keep: np.ndarray | None = None,
-    method: str = "blend",
-    model: Path | None = None,
+    photo: np.ndarray, alpha: np.ndarray, *, keep: np.ndarray | None = None, fill: Fill | None = None
 ) -> np.ndarray:
-    """The photo uint8 (H, W, 3) without what the matte float (H, W) in [0, 1] holds.
+    """Remove what a matte holds from a photo.
 
-    The matte is grown by the width of its own soft band: colours that are mixed with the subject's go too. `keep`:
-    matte of what stays, that nothing is copied from. `model`: the file of method `learned`. Raises InputError where
-    a method or its file does not work.
+    The matte is grown by the width of its own soft band, so that colours mixed with the subject's go too.
+
+    Args:
+        photo: uint8 (H, W, 3), sRGB.
+        alpha: Matte of what goes, float (H, W) in [0, 1].
+        keep: Matte of what stays; nothing is copied from it.
+        fill: Fills the hole; `blend` by default.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        InputError: The sizes differ, or the file of a learned fill does not work.
     """
     check_pair(photo, alpha)
-    if method not in FILLS and method != "learned":
-        raise InputError(f"inpainting method {method!r}: one of {', '.join([*FILLS, 'learned'])}")
     hole = grown(alpha)
     if not hole.any():
         return photo.copy()
     avoid = (keep > 0.1).astype(np.uint8) if keep is not None else np.zeros_like(hole)
-    fill: Fill = FILLS[method] if method != "learned" else _learned(model)
-    if method in AT_FULL_SIZE:
-        filled = fill(photo, hole, avoid)
-    else:
-        small = fill(shrunk(photo), touched(hole, shrunk(photo)), touched(avoid, shrunk(photo)))
-        filled = enlarged(small, photo)
+    filled = (fill or blend)(photo, hole, avoid)
     feather = max(3, 2 * round(max(photo.shape[:2]) / 1500) + 1)
     soft = np.maximum(cv2.GaussianBlur(hole.astype(np.float32), (0, 0), feather / 3), hole.astype(np.float32))
     return over(filled, soft, photo)
@@ -81,12 +78,12 @@ def grown(alpha: np.ndarray) -> np.ndarray:
     return cv2.dilate(seen, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1)))
 
 
-def _blend(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
-    """The mean of `ns`, `telea` and `clone`, its detail replaced by the clone's, within the hole's window."""
+def blend(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
+    """Return the mean of OpenCV's two fills and `_clone`, with the detail of `_clone`, within the hole's window."""
     small = shrunk(photo, SEARCH_SIDE)
     missing = touched(hole, small)
     cloned = _clone(photo, hole, avoid)
-    smooth = [enlarged(fill(small, missing, missing), photo) for fill in (_ns, _telea)]
+    smooth = [enlarged(cv2.inpaint(small, missing, 5, method), photo) for method in (cv2.INPAINT_NS, cv2.INPAINT_TELEA)]
     sigma = FINE * max(photo.shape[:2])
     x, y, width, height = cv2.boundingRect(hole)
     margin = round(4 * sigma) + 1
@@ -199,62 +196,29 @@ def _set_in(photo: np.ndarray, piece: np.ndarray, offset: tuple[int, int]) -> No
     photo[y : y + height, x : x + width][inside] = blended[margin:-margin, margin:-margin][inside]
 
 
-def _telea(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
-    return cv2.inpaint(photo, hole, 5, cv2.INPAINT_TELEA)
-
-
-def _ns(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
-    return cv2.inpaint(photo, hole, 5, cv2.INPAINT_NS)
-
-
-def _biharmonic(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
-    from skimage.restoration import inpaint_biharmonic
-
-    small = shrunk(photo, SEARCH_SIDE)
-    found = inpaint_biharmonic(small / 255.0, touched(hole, small) > 0, channel_axis=-1)
-    return enlarged(np.rint(np.clip(found, 0, 1) * 255).astype(np.uint8), photo)
-
-
-def _harmonic(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
-    return harmonic(photo, hole)
-
-
-FILLS: dict[str, Fill] = {
-    "blend": _blend,
-    "clone": _clone,
-    "harmonic": _harmonic,
-    "telea": _telea,
-    "ns": _ns,
-    "biharmonic": _biharmonic,
-}
-AT_FULL_SIZE = ("blend", "clone", "harmonic")
-"""Fills that need no photo of reduced size."""
-
-
-def _learned(model: Path | None) -> Fill:
-    if model is None:
-        raise InputError(
-            "inpainting method 'learned' needs a TorchScript file: name it in params.yaml, moments.inpainting"
-        )
+def learned(model: Path) -> Fill:
+    """Return the fill that runs a TorchScript file at reduced size."""
 
     def fill(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
         import torch
 
-        height, width = hole.shape
+        small = shrunk(photo)
+        missing = touched(hole, small)
+        height, width = missing.shape
         below, right = -height % 8, -width % 8
-        image = cv2.copyMakeBorder(photo, 0, below, 0, right, cv2.BORDER_REFLECT_101)
-        mask = cv2.copyMakeBorder(hole, 0, below, 0, right, cv2.BORDER_CONSTANT)
+        image = cv2.copyMakeBorder(small, 0, below, 0, right, cv2.BORDER_REFLECT_101)
+        mask = cv2.copyMakeBorder(missing, 0, below, 0, right, cv2.BORDER_CONSTANT)
         net = _script(model)
         try:
             with torch.inference_mode():
-                found = net(
+                result = net(
                     torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)[None],
                     torch.from_numpy(mask.astype(np.float32))[None, None],
                 )[0]
         except (RuntimeError, TypeError) as error:
             raise InputError(f"{model}: does not take (image, mask): {' '.join(str(error).split())[-200:]}") from None
-        filled = found.clamp(0, 1).numpy().transpose(1, 2, 0)[:height, :width]
-        return np.rint(filled * 255).astype(np.uint8)
+        filled = result.clamp(0, 1).numpy().transpose(1, 2, 0)[:height, :width]
+        return enlarged(np.rint(filled * 255).astype(np.uint8), photo)
 
     return fill
 

@@ -95,41 +95,6 @@ def replaced(photo: np.ndarray, sky: np.ndarray, new: np.ndarray | str, seed: in
     return result
 
 
-def recoloured(photo: np.ndarray, sky: np.ndarray, tone: str) -> np.ndarray:
-    """The photo with its own clouds in another sky's colours: lightness detail stays, colour and mood change.
-
-    `tone`: a name of `SKIES`; arguments otherwise as `replaced`.
-    """
-    check_pair(photo, sky)
-    small_sky = shrunk(sky.astype(np.float32))
-    if small_sky.max() < 0.5:
-        return photo.copy()
-    goal = painted_sky(tone, photo.shape[0], photo.shape[1])
-    weights = sky.astype(np.float32)
-    old, new = _mean_lab(shrunk(photo), small_sky), _mean_lab(shrunk(goal), small_sky)
-    own = photo.copy()
-    for part in strips(photo):
-        lab = cv2.cvtColor(photo[part].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-        aim = cv2.cvtColor(goal[part].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-        lab = aim + (lab - old) * np.array([0.8, 0.3, 0.3], np.float32) * np.array(
-            [new[0] / max(old[0], 20), 1, 1], np.float32
-        )
-        lab[..., 0] = np.clip(lab[..., 0], 0, 100)
-        moved = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB) * 255
-        own[part] = np.rint(np.clip(moved, 0, 255))
-    return _joined(photo, weights, own, old, new)
-
-
-def _joined(photo: np.ndarray, sky: np.ndarray, new: np.ndarray, old_mean: np.ndarray, new_mean: np.ndarray):
-    land_layer = layers(photo, 1 - sky)[0]
-    result = np.empty_like(photo)
-    for part in strips(photo):
-        a = np.clip(sky[part, :, None], 0, 1)
-        land = _relit(land_layer[part], old_mean, new_mean)
-        result[part] = np.rint(np.clip(a * new[part] + (1 - a) * land, 0, 255))
-    return result
-
-
 def _fitted(picture: np.ndarray, height: int, photo: np.ndarray) -> np.ndarray:
     """A picture of a sky, covering (height, photo's width): scaled by one factor, cut at the top and the sides."""
     width = photo.shape[1]

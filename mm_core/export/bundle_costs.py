@@ -9,6 +9,7 @@ import numpy as np
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, decoder_of
+from mm_core.export.bundle_manifest import DecoderEntry, FormatEntry
 from mm_core.export.calibration import calibration_images
 from mm_core.export.float_reference import float_alphas
 from mm_core.export.formats.measure import median_ms
@@ -53,7 +54,7 @@ def decoder_entry(
     made: dict[str, dict[str, dict[str, Any]]],
     runs: dict[str, dict[str, Any]],
     torch_ms: dict[str, float],
-) -> dict[str, Any]:
+) -> DecoderEntry:
     """What the manifest says of one decoder: `row` from `quantise`, `made` from `convert`, `runs` from `run_all`."""
 
     def cost(run: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def decoder_entry(
         memory = {name: round(run[name], 1) for name in ("peak_mb", "model_mb")}
         return {"latency_ms": here, "speedup": speedup, **memory}
 
-    others = {}
+    others: dict[str, FormatEntry] = {}
     for name, rows in made.items():
         record = rows[decoder]
         others[name] = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import sha256_file
@@ -16,7 +16,87 @@ MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 << 20
 
 
-def read_manifest(bundle: Path) -> dict[str, Any]:
+class Deviation(TypedDict):
+    """How far the mattes of an int8 file are from those of the float network."""
+
+    mse: float
+    max: float
+    photos: int
+
+
+class FormatEntry(TypedDict):
+    """One int8 file: how it was made and what it costs on the machine that exported."""
+
+    file: str
+    int8_against_float: Deviation
+    float_convolutions: list[str]
+    latency_ms: dict[str, float]
+    """Milliseconds per photo by number of threads."""
+    speedup: dict[str, float]
+    """Against torch's float network, by number of threads."""
+    peak_mb: float
+    model_mb: float
+    versions: NotRequired[dict[str, str]]
+    """Of the toolchain and the runtime; in formats other than ONNX."""
+    undelegated: NotRequired[int]
+    """Operators that the accelerator does not take; in ExecuTorch files."""
+
+
+class DecoderEntry(FormatEntry):
+    """A decoder's ONNX file, and its files in other formats."""
+
+    categories: list[str]
+    torch_float_ms: dict[str, float]
+    formats: dict[str, FormatEntry]
+
+
+class Golden(TypedDict):
+    file: str
+    tolerance: dict[str, float]
+
+
+class FileEntry(TypedDict):
+    sha256: str
+    bytes: int
+
+
+class Requests(TypedDict):
+    """What the exporting params asked for."""
+
+    limits: dict[str, float]
+    formats: dict[str, dict[str, str]]
+    """Format → decoder → sha256."""
+
+
+class BundleManifest(TypedDict):
+    """The content of `manifest.json`. Of a bundle from elsewhere only what `checked_manifest` reads is certain."""
+
+    schema_version: int
+    key: str
+    """Digest of model, files, scores and verdict."""
+    version: str
+    model: str
+    """sha256 of the float weights."""
+    snapshot: str
+    eval_digest: str
+    code_revision: str
+    verdict: dict[str, Any]
+    """The gate's `Verdict` without its cells, as JSON."""
+    metrics: dict[str, dict[str, dict[str, float]]]
+    """Category → `float` or `int8` → metric."""
+    asked: Requests
+    decoders: dict[str, DecoderEntry]
+    input: dict[str, Any]
+    output: dict[str, Any]
+    choice: dict[str, Any]
+    golden: Golden
+    data: dict[str, Any]
+    opset: int
+    versions: dict[str, str]
+    files: dict[str, FileEntry]
+
+
+def read_manifest(bundle: Path) -> BundleManifest:
     """The manifest of a bundle; raises InputError where there is none that can be read."""
     path = bundle / "manifest.json"
     if not path.is_file():
@@ -29,10 +109,10 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
         manifest = None
     if not isinstance(manifest, dict):
         raise InputError(f"{path}: not a bundle's manifest; fetch the bundle again")
-    return manifest
+    return manifest  # pyright: ignore[reportReturnType]
 
 
-def checked_manifest(bundle: Path) -> dict[str, Any]:
+def checked_manifest(bundle: Path) -> BundleManifest:
     """The manifest of a bundle that came from elsewhere, once every file is the one that it names and lies in the
     folder; raises InputError. Nothing of the bundle is run or opened otherwise."""
     manifest = read_manifest(bundle)
@@ -52,9 +132,9 @@ def checked_manifest(bundle: Path) -> dict[str, Any]:
     return manifest
 
 
-def by_file(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def by_file(manifest: BundleManifest) -> dict[str, FormatEntry]:
     """File name → what the manifest says of it, the ONNX files first."""
-    entries = [*manifest["decoders"].values()]
+    entries: list[FormatEntry] = [*manifest["decoders"].values()]
     entries += [other for row in manifest["decoders"].values() for other in row["formats"].values()]
     return {entry["file"]: entry for entry in entries}
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER
+from mm_core.export.bundle_manifest import BundleManifest
 
 SHOWN = ("mse", "maxf", "biou", "conn")
 
 
-def model_card(manifest: Mapping[str, Any]) -> str:
+def model_card(manifest: BundleManifest) -> str:
     """The card of a bundle, from its manifest alone."""
     verdict, size = manifest["verdict"], manifest["input"]["shape"][-1]
     metrics = manifest["metrics"]

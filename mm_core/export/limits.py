@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from mm_core.core.errors import ReleaseRefused
 from mm_core.core.params import LimitParams
+from mm_core.export.bundle_manifest import FormatEntry
 from mm_core.export.runtime import SUFFIX as JUDGED
 
 
-def require_within(limits: LimitParams, entries: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> None:
+def require_within(limits: LimitParams, entries: Mapping[str, FormatEntry], sizes: Mapping[str, int]) -> None:
     """Raises ReleaseRefused that names every file beyond a limit, with what was measured and what to do.
 
     `entries`: file name → `speedup`, `peak_mb`, `int8_against_float`, and `undelegated` where the format has it;

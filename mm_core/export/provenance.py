@@ -7,33 +7,86 @@ import os
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
+from mm_core.core.pins import ModelPin, read_snapshot
 from mm_core.core.records import Verdict, sha256_file
 from mm_core.export.quantise import tool_versions
-from mm_core.storage.store import Store, put_blob
+from mm_core.storage.store import Store, fetch_blob, put_blob
 
 
-def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> dict[str, Any]:
-    """The provenance of the cycle's candidate, as JSON; the snapshot's and the split's files become blobs.
+class StageProvenance(TypedDict):
+    """What trained one stage, from the stage's own model file."""
+
+    digest: str
+    """sha256 of the weights."""
+    start: NotRequired[str | None]
+    """Digest of the weights that it began from; None: from scratch."""
+    data: NotRequired[str]
+    """Digest of the rows that it learned from."""
+    recipe: NotRequired[str]
+    params: dict[str, Any]
+    """The sections of params.yaml that concern it."""
+    model: NotRequired[dict[str, Any]]
+
+
+class SnapshotPin(TypedDict):
+    """Which snapshot a model was trained on."""
+
+    digest: str
+    eval_digest: str | None
+    catalog: dict[str, int] | None
+    champion: ModelPin | None
+    anchor: ModelPin | None
+
+
+class Provenance(TypedDict):
+    """What is recorded of a version when it is registered."""
+
+    model: str
+    stages: dict[str, StageProvenance]
+    start: str | None
+    snapshot: SnapshotPin
+    snapshot_files: dict[str, str]
+    """File name → blob digest."""
+    split_files: dict[str, str]
+    params: dict[str, Any]
+    seed: int
+    calibration: dict[str, list[str]]
+    """Decoder → ids of the photos that set int8's ranges."""
+    code_revision: str
+    versions: dict[str, str]
+    """Of libraries."""
+    verdict: dict[str, Any]
+    """The gate's `Verdict` as JSON."""
+
+
+def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> Provenance:
+    """Return the provenance of the cycle's candidate; the snapshot's and the split's files become blobs.
 
     What trained a stage (params, start, data) comes from the stage's own file: params.yaml may have changed since.
     """
     from mm_core.model.files import read_meta
 
-    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
-    stages = {}
+    snapshot = read_snapshot(layout)
+    stages: dict[str, StageProvenance] = {}
     for stage in TRAIN_STAGES:
         meta = read_meta(layout.model(stage))
-        stages[stage] = {"digest": sha256_file(layout.model(stage))}
-        stages[stage] |= {name: meta[name] for name in ("start", "data", "recipe", "params", "model") if name in meta}
+        known = {name: meta[name] for name in ("start", "data", "recipe", "params", "model") if name in meta}
+        stages[stage] = {"digest": sha256_file(layout.model(stage)), **known}  # pyright: ignore[reportArgumentType]
     return {
         "model": verdict.candidate,
         "stages": stages,
         "start": stages[TRAIN_STAGES[0]].get("start"),
-        "snapshot": {name: snapshot.get(name) for name in ("digest", "eval_digest", "catalog", "champion", "anchor")},
+        "snapshot": {
+            "digest": snapshot["digest"],
+            "eval_digest": snapshot.get("eval_digest"),
+            "catalog": snapshot.get("catalog"),
+            "champion": snapshot.get("champion"),
+            "anchor": snapshot.get("anchor"),
+        },
         "snapshot_files": _blobs(layout.snapshot, store),
         "split_files": _blobs(layout.split, store),
         "params": params.model_dump(mode="json"),
@@ -43,6 +96,11 @@ def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> di
         "versions": versions(),
         "verdict": verdict.model_dump(mode="json"),
     }
+
+
+def read_provenance(store: Store, digest: str) -> Provenance:
+    """Read a provenance from its blob; raises BlobNotFound."""
+    return json.loads(fetch_blob(store, digest).read_text())
 
 
 def versions() -> dict[str, str]:

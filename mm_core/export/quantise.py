@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -304,8 +305,6 @@ def _alphas(file: Path, images: np.ndarray) -> np.ndarray:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the exporters' running commentary out of logs; their errors are exceptions and still come."""
-    import warnings
-
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

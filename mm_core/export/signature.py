@@ -65,7 +65,7 @@ def sign(data: bytes) -> dict[str, str] | None:
     return {"algorithm": "Ed25519", "key": fingerprint(key.public_key()), "signature": signature}
 
 
-def check(data: bytes, signature: dict[str, Any] | None) -> str:
+def check(data: bytes, signature: dict[str, str] | None) -> str:
     """Fingerprint of the trusted key that signed `data`; raises InputError where none did, or no key is configured."""
     key = _trusted()
     if not isinstance(signature, dict):

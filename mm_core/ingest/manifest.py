@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from mm_core.core.errors import DropError
 from mm_core.ingest.drop import MANIFEST_COLUMNS, unescaped
 from mm_core.ingest.spellings import category_of
@@ -137,9 +140,6 @@ def _parquet(path: Path) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
 
 def _parquet_lines(path: Path) -> Iterator[Sequence[str]]:
     """The names of the columns, then the rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(path) as file:
             if file.metadata.num_rows > MAX_ROWS:
@@ -157,8 +157,6 @@ def _parquet_lines(path: Path) -> Iterator[Sequence[str]]:
 
 
 def _texts(path: Path, name: str, column) -> list[str]:
-    import pyarrow as pa
-
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         raise DropError(f"{path.name}: column {name!r} holds {column.type}: write text")
     return ["" if value is None else str(value) for value in column.to_pylist()]

@@ -36,7 +36,7 @@ class Facts:
     taken_at: datetime | None = None
     located: bool = False
     haze: float | None = None
-    """`aigc.haze`'s share, of scenery."""
+    """`effects.haze`'s share, of scenery."""
     subjects: int | None = None
     """Separate subjects in the matte."""
     subject_share: float | None = None

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from mm_core.core.errors import BlobDamaged, BlobNotFound, BlobTooLarge, InputError, StoreError
 from mm_core.core.records import sha256_bytes, sha256_file
 from mm_core.core.settings import s3_timeout
@@ -312,8 +314,6 @@ class S3Store:
 
     def _delete_versions(self, start: str, wanted: Callable[[dict[str, Any]], bool]) -> int:
         """Deletes versions and deletion marks of keys that begin with `start`; returns how many."""
-        from botocore.exceptions import ClientError
-
         removed = 0
         try:
             pages = self._client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=start)
@@ -340,7 +340,6 @@ class S3Store:
     def _plain_errors(self, doing: str, key: str) -> Iterator[None]:
         """boto's errors as ours: BlobNotFound where there is nothing, StoreError otherwise."""
         from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             yield

@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.headless import browser, require_playwright, served
@@ -80,12 +86,6 @@ def run_web(
 
 
 def _application(file: Path, images: np.ndarray, runtime: Path) -> Any:
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import FileResponse, HTMLResponse, Response
-    from starlette.routing import Mount, Route
-    from starlette.staticfiles import StaticFiles
-
     async def page(request: Request) -> Response:
         return HTMLResponse("<!doctype html><link rel=icon href=data:,><title>bench</title>", headers=ISOLATED)
 
@@ -112,8 +112,6 @@ def _application(file: Path, images: np.ndarray, runtime: Path) -> Any:
 
 def _renderers() -> set[int]:
     """Process ids of the pages of the browsers that this process started."""
-    import psutil
-
     found = set()
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
@@ -124,8 +122,6 @@ def _renderers() -> set[int]:
 
 def _peak_mb(pid: int) -> float:
     """Megabytes, 1e6 bytes, that a process held at most (Linux), else now."""
-    import psutil
-
     try:
         fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024 / 1e6
