@@ -68,7 +68,7 @@ def decoder_entry(
     others: dict[str, FormatEntry] = {}
     for name, rows in made.items():
         record = rows[decoder]
-        others[name] = {
+        entry: Any = {
             "file": record["file"],
             "versions": record["versions"] | runs[name]["versions"],
             "int8_against_float": runs[name]["diff"],
@@ -76,7 +76,8 @@ def decoder_entry(
             **{key: record[key] for key in ("undelegated",) if key in record},
             **cost(runs[name]),
         }
-    return {
+        others[name] = entry
+    whole: Any = {
         "file": f"{decoder}{SUFFIX['onnx']}",
         "categories": [c for c in ALL_CATEGORIES if decoder_of(c) == decoder],
         "float_convolutions": row["float_convolutions"],
@@ -85,6 +86,7 @@ def decoder_entry(
         **cost(runs["onnx"]),
         "formats": others,
     }
+    return whole
 
 
 def torch_latencies(model: Path) -> dict[str, dict[str, float]]:

@@ -33,9 +33,9 @@ def require_within(limits: LimitParams, entries: Mapping[str, FormatEntry], size
                 f"{file} strays {mse:.2g} (mean square) from the float mattes, export.limits.max_diff_mse is "
                 f"{limits.max_diff_mse:g}: raise export.calibration_images, or leave this format out"
             )
-        if entry.get("undelegated", 0):
+        if undelegated := entry.get("undelegated", 0):
             beyond.append(
-                f"{file} leaves {entry['undelegated']} operators to slow portable kernels: choose a model.encoder "
+                f"{file} leaves {undelegated} operators to slow portable kernels: choose a model.encoder "
                 "whose operators XNNPACK takes, or leave executorch out of export.formats"
             )
     if beyond:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.pins import read_snapshot
+from mm_core.core.pins import SnapshotFacts, read_snapshot
 from mm_core.core.records import sha256_file
 from mm_core.ingest.snapshot import read_pool
 from mm_core.model.files import read_meta
@@ -85,7 +85,7 @@ def split_mismatches(layout: Layout) -> list[str]:
     return [f"{layout.split} divides another snapshot than the one in {layout.snapshot}"]
 
 
-def _first_start(meta: dict[str, Any], frozen: dict[str, Any]) -> str | None:
+def _first_start(meta: dict[str, Any], frozen: SnapshotFacts) -> str | None:
     """The digest that the first stage must have started from; None: from scratch."""
     warm = meta.get("params", {}).get("train", {}).get("common", {}).get("warm_start")
     champion = frozen.get("champion")
