@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mm_core.data.drop import PHOTOS
+from mm_core.data.spellings import PHOTOS, is_hidden
 from mm_core.errors import InputError
 from mm_core.layout import Layout
 from mm_core.outputs import check_outputs
@@ -151,7 +151,7 @@ def _job(photo: Path, out: Path, below: Path) -> Job:
 
 def _is_photo_of(path: Path, folder: Path, out: Path) -> bool:
     inside = path.relative_to(folder)
-    if not path.is_file() or path.suffix.lower() not in PHOTOS or any(part.startswith(".") for part in inside.parts):
+    if not path.is_file() or path.suffix.lower() not in PHOTOS or is_hidden(inside):
         return False
     in_out = path.resolve().is_relative_to(out.resolve()) and out.resolve() != folder.resolve()
     return not in_out and not is_own_matte(path)

@@ -186,8 +186,7 @@ class LocalStore:
                 continue
             if not name.endswith("/"):
                 with suppress(FileNotFoundError):
-                    status = child.stat(follow_symlinks=False)
-                    yield Entry(f"{place}{name}", status.st_size, str(status.st_mtime_ns))
+                    yield Entry(f"{place}{name}", *_size_and_stamp(child))
             elif delimiter:
                 yield Entry(f"{place}{name}", 0)
             elif not child.is_symlink():
@@ -401,6 +400,18 @@ def remove_left_over(folder: Path) -> None:
                     shutil.rmtree(entry.path)
                 else:
                     os.unlink(entry.path)
+
+
+def _size_and_stamp(file: os.DirEntry[str]) -> tuple[int, str]:
+    """Size in bytes, and the time of the last change of a file, or of what a link leads to.
+
+    Copies that keep the time of their original (`cp -p`, rsync) change the inode's time only, so the later one counts.
+    """
+    states = [file.stat(follow_symlinks=False)]
+    if file.is_symlink():
+        with suppress(OSError):  # the link leads nowhere
+            states.append(file.stat())
+    return states[-1].st_size, str(max(max(state.st_mtime_ns, state.st_ctime_ns) for state in states))
 
 
 def _is_temporary(name: str) -> bool:

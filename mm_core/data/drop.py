@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_core.data.batch_names import name_fault
+from mm_core.data.csv_text import csv_lines
 from mm_core.data.spellings import PHOTOS, category_of, is_hidden
 from mm_core.errors import InputError
 from mm_core.records import ALL_CATEGORIES, KINDS, sha256_file, write_bytes
@@ -50,13 +51,14 @@ class Packaged:
 
 
 def escaped(value: str) -> str:
-    """A cell that no spreadsheet runs: an apostrophe goes before what would begin a formula."""
-    return f"'{value}" if value.startswith(FORMULA_SIGNS) else value
+    """A cell that no spreadsheet runs: an apostrophe goes before what would begin a formula,
+    and before apostrophes that would be taken for such a one."""
+    return f"'{value}" if value.lstrip("'").startswith(FORMULA_SIGNS) else value
 
 
 def unescaped(value: str) -> str:
     """The cell that `escaped` was given."""
-    return value[1:] if value[:1] == "'" and value[1:].startswith(FORMULA_SIGNS) else value
+    return value[1:] if value[:1] == "'" and value.lstrip("'").startswith(FORMULA_SIGNS) else value
 
 
 def write_manifest(batch_dir: Path, rows: Sequence[Mapping[str, str]]) -> Path:
@@ -225,24 +227,34 @@ def _picture(folder: Path, stems: set[str]) -> Path | None:
 
 def _captions(photos: Sequence[Path], folder: Path) -> dict[Path, str]:
     table = folder / "captions.csv"
-    known: dict[str, str] = {}
-    if table.is_file():
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            if missing := {"image", "caption"} - set(reader.fieldnames or ()):
-                raise InputError(
-                    f"{table}: column {sorted(missing)[0]!r} is missing; the first line must be image,caption"
-                )
-            known = {(row["image"] or "").strip(): (row["caption"] or "").strip() for row in reader}
+    known = _caption_table(table) if table.is_file() else {}
     found = {}
     for photo in photos:
         note = photo.with_suffix(".txt")
-        text = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        text = _text_of(note) if note.is_file() else ""
         text = text or known.get(photo.relative_to(folder).as_posix(), "") or known.get(photo.name, "")
         if not text:
             raise InputError(f"{photo}: caption is missing; write it to {note.name} or to a line of {table}")
         found[photo] = text
     return found
+
+
+def _caption_table(path: Path) -> dict[str, str]:
+    """Name of each photo → caption; columns in any order, case and spacing."""
+    lines = (line for line in csv_lines(path) if any(field.strip() for field in line))
+    names = [name.strip().lower() for name in next(lines, [])]
+    if missing := {"image", "caption"} - set(names):
+        raise InputError(f"{path}: column {sorted(missing)[0]!r} is missing; the first line must be image,caption")
+    image, caption = names.index("image"), names.index("caption")
+    cells = ([*line, *[""] * len(names)] for line in lines)
+    return {line[image].strip().replace("\\", "/"): unescaped(line[caption].strip()) for line in cells}
+
+
+def _text_of(note: Path) -> str:
+    try:
+        return note.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{note}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
 
 
 def _copy(source: Path, target: Path) -> None:

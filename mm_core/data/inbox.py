@@ -10,7 +10,7 @@ from mm_core.catalog import Catalog
 from mm_core.data.batch_names import name_fault, safe_alias
 from mm_core.data.manifest import MAX_BYTES
 from mm_core.data.statements import Listing, Statement
-from mm_core.errors import BlobNotFound, BlobTooLarge
+from mm_core.errors import BlobNotFound, BlobTooLarge, InputError
 from mm_core.records import KINDS, digest_of, sha256_bytes, sha256_file
 from mm_core.store import Store
 
@@ -77,6 +77,19 @@ def arrived_batches(inbox: Store) -> list[ReadyBatch]:
     with ThreadPoolExecutor(LOOKS) as pool:
         found = pool.map(lambda place: _arrived(inbox, *place), places)
         return [batch for batch in found if batch is not None]
+
+
+def named_batches(inbox: Store, name: str) -> list[ReadyBatch]:
+    """The drops that a person names, as `batch` or `kind/batch`, by the folder's name or by the ledger's.
+
+    Raises InputError where the name is not safe to use and no drop has it.
+    """
+    kind, _, batch = name.rpartition("/")
+    alias = safe_alias(batch) if name_fault(batch) else batch
+    arrived = [one for one in arrived_batches(inbox) if alias == one.batch and kind in ("", one.kind)]
+    if not arrived and alias != batch:
+        raise InputError(f"no drop of this name lies at {inbox.url}, and none would be read: {name_fault(batch)}")
+    return arrived
 
 
 def is_hidden(batch: str) -> bool:

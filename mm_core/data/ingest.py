@@ -33,12 +33,12 @@ from mm_core.data.expectations import Judge
 from mm_core.data.forget import erase, forgotten_among
 from mm_core.data.guard import safely
 from mm_core.data.images import load_rgb
-from mm_core.data.inbox import ReadyBatch, arrived_batches, latest_arrivals, ready_batches
+from mm_core.data.inbox import ReadyBatch, latest_arrivals, named_batches, ready_batches
 from mm_core.data.manifest import MAX_BYTES, Manifest, read_manifest
 from mm_core.data.measured import PIECE, Finding, Measured
 from mm_core.data.mix import Mix, catalog_mix, classes_of, mix_of
 from mm_core.data.probe import Probe, Prober
-from mm_core.data.statements import Arrival, Listing, SaidRow, Statement, stated, word
+from mm_core.data.statements import ALPHA, Arrival, Listing, SaidRow, Statement, stated, word
 from mm_core.data.verdicts import Decision, Known, decide, label_id, photos_of
 from mm_core.data.writes import LedgerEntry, Progress, Writes, write_ledger
 from mm_core.errors import BlobNotFound, BlobTooLarge, CatalogError, DropError, DropMoved, InputError, StoreError
@@ -74,7 +74,7 @@ def ingest_ready(
     """
     chosen = ready_batches(inbox, catalog, store)
     if batch is not None:
-        chosen = [one for one in arrived_batches(inbox) if batch in (one.batch, one.name)]
+        chosen = named_batches(inbox, batch)
         if not chosen:
             raise InputError(f"batch {batch!r}: no manifest at {inbox.url}/<kind>/{batch}: check --batch and --inbox")
     docs = DataDocs(data_docs)
@@ -291,7 +291,8 @@ class Ingest:
                 continue
             after = arrival.statement(said_rows(measured, decisions, arrival.listing), partial)
             if not held:
-                writes.withdraw(arrival.gone(after), arrival.id)
+                gone = arrival.gone(after)
+                writes.withdraw(gone, other_holders(self.catalog, self.store, self.batch, gone), arrival.id)
                 writes.corrections(decisions, arrival.id)
             writes.rejects(decisions, partial=partial)
             return held, after
@@ -345,6 +346,21 @@ def said_rows(measured: Measured, decisions: Sequence[Decision], listing: Listin
     for (row, probe, _), decision in zip(measured, decisions, strict=True):
         values = {column: word(value) for column, value in stated(row, probe).items()}
         yield SaidRow(row.row, word(probe.sha256) if probe.sha256 else None, decision.verdict, values, listing.of(row))
+
+
+def other_holders(catalog: Catalog, store: Store, batch: ReadyBatch, gone: Mapping[str, str]) -> dict[str, str]:
+    """The photos of `gone` whose matte another drop states too: digest of the photo's id → that drop's batch.
+
+    `gone`: as `Arrival.gone` gives it.
+    """
+    holders: dict[str, str] = {}
+    arrivals = latest_arrivals(catalog, "ingested") if gone else {}
+    for (kind, name), row in arrivals.items():
+        if (kind, name) == (batch.kind, batch.batch):
+            continue
+        values = Statement.read(store, row["statement"]).by_sample()
+        holders |= {photo: name for photo, matte in gone.items() if matte and values.get(photo, {}).get(ALPHA) == matte}
+    return holders
 
 
 def is_as_it_arrived(inbox: Store, batch: ReadyBatch) -> bool:
