@@ -102,7 +102,11 @@ def install_by_uv(uv: Path, folder: Path, arguments: Sequence[str], pip: Mapping
 
 
 def install_by_pip(folder: Path, arguments: Sequence[str]) -> bool:
-    """Make the environment where its pip is missing and install by pip; return whether both succeeded."""
+    """Make the environment where its pip is missing and install by pip; return whether both succeeded.
+
+    One digest in a lock makes pip ask for a digest of everything. The packages that a GPU build of torch brings have
+    none in our locks: such an environment needs uv, which checks what there is.
+    """
     python = folder / "bin" / "python"
     if subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode if python.exists() else True:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -116,7 +120,7 @@ def find_uv() -> Path | None:
         return Path(own)
     fetched = TOOL / "bin" / "uv"
     if not fetched.is_file():
-        (pin,) = re.findall(r"^uv==\S+$", UV_PIN.read_text(), re.M)
+        (pin,) = re.findall(r"^uv==[^\s\\]+", UV_PIN.read_text(), re.M)
         say(f"fetching {pin}")
         install_by_pip(TOOL, ["--quiet", pin])
     return fetched if fetched.is_file() else None
