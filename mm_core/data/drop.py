@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import filecmp
 import io
 import shutil
 from collections import Counter
@@ -15,6 +16,7 @@ from mm_core.data.batch_names import name_fault
 from mm_core.data.csv_text import csv_lines
 from mm_core.data.spellings import PHOTOS, category_of, is_hidden
 from mm_core.errors import InputError
+from mm_core.outputs import check_outputs
 from mm_core.records import ALL_CATEGORIES, KINDS, sha256_file, write_bytes
 
 MANIFEST_COLUMNS = ("image", "alpha", "caption", "category", "group", "role", "sha256", "source", "license", "taken_at")
@@ -94,7 +96,7 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
     target = inbox / kind / batch
     if target.resolve().is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(target.resolve()):
         raise InputError(f"{folder} and the drop {target} lie in one another: name another folder, batch or --inbox")
-    if (target / "manifest.csv").exists():
+    if any((target / f"manifest.{suffix}").exists() for suffix in ("csv", "parquet")):
         raise InputError(f"{target}: --batch {batch!r} already exists; choose another batch name")
     everything = sorted(path for path in folder.rglob("*") if path.is_file())
     files = [path for path in everything if not is_hidden(path.relative_to(folder))]
@@ -104,17 +106,22 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
     alphas = {p: _alpha_of(p, folder) for p in photos} if kind == "pixel_labeled" else {}
     captions = _captions(photos, folder) if kind == "text_image" else {}
 
-    rows = []
+    rows, copies = [], {}
     for photo in photos:
         inside = photo.relative_to(folder)
         row = {"image": f"images/{inside.as_posix()}", "sha256": sha256_file(photo), "source": folder.name}
         row["category"] = _category(inside, folder)
         row["caption"] = captions.get(photo, "")
-        _copy(photo, target / row["image"])
+        copies[target / row["image"]] = photo
         if photo in alphas:
             row["alpha"] = f"alphas/{inside.as_posix()}{alphas[photo].suffix.lower()}"
-            _copy(alphas[photo], target / row["alpha"])
+            copies[target / row["alpha"]] = alphas[photo]
         rows.append(row)
+    # What a killed run copied is the same file; anything else there belongs to somebody who is writing this drop.
+    is_copied = lambda path: path.is_file() and filecmp.cmp(path, copies[path], shallow=False)  # noqa: E731
+    check_outputs(list(copies), copies.values(), is_ours=is_copied, remedy="choose another --batch")
+    for path, source in copies.items():
+        _copy(source, path)
     write_manifest(target, rows)
     unknown = [p.parent.relative_to(folder).as_posix() for p, row in zip(photos, rows, strict=True)]
     unknown = [name for name, row in zip(unknown, rows, strict=True) if name != "." and not row["category"]]
