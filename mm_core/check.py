@@ -21,7 +21,7 @@ from mm_core.export.registry import Registry
 from mm_core.faults import archive_fault
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.records import Report, Verdict, digest_of, sha256_file
-from mm_core.seals import broken_seals, unsealed
+from mm_core.seals import SEALED_KEYS, broken_files, broken_seals, unsealed
 from mm_core.store import BLOBS, LocalStore, Store, blob_key, open_store
 from mm_core.tables import SCHEMAS
 
@@ -33,7 +33,7 @@ class Fault:
     """One thing that is not as it was written."""
 
     kind: str
-    """blob | table | database | pin | registry | bundle | checkpoint | snapshot | cycle | ledger."""
+    """blob | record | table | database | pin | registry | bundle | checkpoint | snapshot | cycle | ledger."""
     where: str
     """Path or key."""
     fault: str
@@ -51,6 +51,7 @@ def check(layout: Layout, report: Report, *, progress: Progress) -> list[Fault]:
     present: set[str] = set()
     parts: list[tuple[str, Iterator[Fault]]] = [
         ("blobs", _blobs(store, present, progress)),
+        ("records", _records(store)),
         ("tables", _tables(store, catalog, report)),
         ("rows", _rows(catalog, present)),
         ("databases", _databases(layout)),
@@ -83,6 +84,19 @@ def _blobs(store: Store, present: set[str], progress: Progress) -> Iterator[Faul
         else:
             present.add(digest)
         progress("check blobs", n + 1, len(entries))
+
+
+def _records(store: Store) -> Iterator[Fault]:
+    """The store's other objects: against the digests in their names, or their seals."""
+    remedy = "bring it back from a backup, or delete it: what it says is lost then"
+    for key in (entry.key for prefix in SEALED_KEYS for entry in store.list(prefix.rstrip("/"))):
+        if isinstance(store, LocalStore) and (what := store.seals.fault(key)):
+            yield Fault("record", f"{store.url}/{key}", what, remedy)
+            continue
+        digest = key.rpartition("/")[2].removesuffix(".parquet")
+        is_named = key.startswith("ingest/statements/") or key == f"quarantine/{digest}"
+        if is_named and sha256_file(store.fetch(key)) != digest:
+            yield Fault("record", f"{store.url}/{key}", "its bytes are not those of its digest", remedy)
 
 
 def _tables(store: Store, catalog: Catalog, report: Report) -> Iterator[Fault]:
@@ -226,6 +240,8 @@ def _cycle(layout: Layout) -> Iterator[Fault]:
                 continue
             if digest and sha256_file(model) != digest:
                 yield Fault("cycle", str(model), "its bytes are not those that training wrote", f"mm train-{stage}")
+    for path, what in broken_files(layout.evaluation):
+        yield Fault("cycle", str(path), what, "mm evaluate")
     if layout.verdict.is_file():
         try:
             Verdict.model_validate_json(layout.verdict.read_bytes())

@@ -23,6 +23,7 @@ from urllib.parse import urlparse
 from mm_core.errors import BlobDamaged, BlobNotFound, BlobTooLarge, InputError, StoreError
 from mm_core.faults import disk_fault
 from mm_core.records import sha256_bytes, sha256_file
+from mm_core.seals import KEY_SEALS, KeySeals
 from mm_core.settings import s3_timeout
 
 BLOBS = "blobs/"
@@ -136,6 +137,7 @@ class LocalStore:
         self.root = Path(os.path.abspath(root))
         self.url = str(self.root)
         self._drafts = _Drafts(self.root / TEMPORARY)
+        self.seals = KeySeals(self.root)
 
     def _path(self, key: str) -> Path:
         return self.root / _inside(key)
@@ -148,12 +150,12 @@ class LocalStore:
                 with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as reader:
                     while block := reader.read(1 << 20):
                         writer.write(block)
-                        if sha256:
-                            found.update(block)
+                        found.update(block)
                 if sha256 and found.hexdigest() != sha256:
                     raise StoreError(f"{source} changed while it was read: run again")
                 writer.flush()
                 os.fsync(writer.fileno())
+                self.seals.write(key, found.hexdigest())
         except OSError as error:
             raise StoreError(f"writing {self.url}/{key}: {disk_fault(error)}") from error
 
@@ -165,6 +167,8 @@ class LocalStore:
             _no_larger(key, path.stat().st_size, most)
         except FileNotFoundError:  # it went in this moment
             raise BlobNotFound(f"{self.url} holds no {key}") from None
+        if fault := self.seals.fault(key):
+            raise BlobDamaged(f"{path} is damaged, {fault}: bring it back from a backup, or delete it")
         return path
 
     def exists(self, key: str) -> bool:
@@ -182,7 +186,7 @@ class LocalStore:
         with suppress(FileNotFoundError):  # the folder went in this moment
             children = {f"{c.name}/" if c.is_dir() else c.name: c for c in os.scandir(folder)}
         for name, child in sorted(children.items()):
-            if _is_temporary(name.rstrip("/")):
+            if _is_temporary(name.rstrip("/")) or f"{place}{name}" == f"{KEY_SEALS}/":
                 continue
             if not name.endswith("/"):
                 with suppress(FileNotFoundError):
@@ -195,6 +199,7 @@ class LocalStore:
     def delete(self, key: str) -> None:
         try:
             self._path(key).unlink(missing_ok=True)
+            self.seals.remove(key)
         except OSError as error:
             raise StoreError(f"deleting {self.url}/{key}: {disk_fault(error)}") from error
 
