@@ -32,6 +32,7 @@ from mm_core.catalog import Catalog
 from mm_core.data.holdout import LEARNT, MOST_SHARE, hold_out
 from mm_core.data.neighbours import connected
 from mm_core.errors import InputError, MattingError
+from mm_core.faults import disk_faults_of
 from mm_core.params import SnapshotParams
 from mm_core.records import ALL_CATEGORIES, CATEGORIES, Report, decoder_of, digest_of, write_json
 
@@ -321,7 +322,8 @@ def write_frames(
     fresh.mkdir(parents=True)
     for name, frame in frames.items():
         table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
-        pq.write_table(table, fresh / f"{name}.parquet", compression="zstd")
+        with disk_faults_of(out_dir / f"{name}.parquet"):
+            pq.write_table(table, fresh / f"{name}.parquet", compression="zstd")
     if facts is not None:
         write_json(fresh / "snapshot.json", facts)
     if out_dir.exists():

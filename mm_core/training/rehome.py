@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mm_core.errors import StoreError
+from mm_core.faults import database_remedy
 from mm_core.layout import Layout
 from mm_core.settings import Settings
 
@@ -42,7 +43,8 @@ def rehome(settings: Settings) -> int:
                 database.execute("BEGIN IMMEDIATE")
                 return sum(_move(database, before, after) for root in old for before, after in _forms(root, here))
     except sqlite3.Error as error:
-        raise StoreError(f"{path}: {error}: run `mm check`, or bring it back from a backup") from None
+        remedy = database_remedy(str(error)) or "run `mm check`, or bring it back from a backup"
+        raise StoreError(f"{path}: {error}: {remedy}") from None
 
 
 def _old_roots(database: sqlite3.Connection, here: Path) -> list[Path]:
