@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 import time
@@ -151,6 +152,20 @@ def digest_of(value: Any) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Replaces `path` in one step, so that a killed process leaves the old file or the new one."""
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
+
+
+def parse_finite_json(data: bytes | str) -> Any:
+    """Return the content of a JSON text from elsewhere; raises ValueError also for NaN, Infinity and 1e999."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name[:20]} is no finite number")
+
+    def parse_float(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            refuse(text)
+        return number
+
+    return json.loads(data, parse_constant=refuse, parse_float=parse_float)
 
 
 def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
