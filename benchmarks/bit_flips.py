@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import random
 import sys
 import tempfile
@@ -42,7 +43,7 @@ KINDS = {
     "models of the cycle": "cycle/models/**/*",
     "int8 files of the cycle": "cycle/quantised/*",
     "evaluation": "cycle/eval*/**/*",
-    "bundles": "bundles/*/*",
+    "bundles": "bundle/*/*",
     "pins": "inputs.json",
     "sqlite": "**/*.db",
 }
@@ -55,12 +56,14 @@ def files_of(root: Path) -> dict[str, list[Path]]:
 
 
 def flip(path: Path, place: int) -> None:
-    """Flip the bit of this number."""
+    """Flip the bit of this number; the file's time stays, as where a disk rots."""
+    status = path.stat()
     with path.open("r+b") as stream:
         stream.seek(place // 8)
         (byte,) = stream.read(1)
         stream.seek(place // 8)
         stream.write(bytes([byte ^ (1 << place % 8)]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def is_found(layout: Layout) -> str:

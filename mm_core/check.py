@@ -21,7 +21,7 @@ from mm_core.export.registry import Registry
 from mm_core.faults import archive_fault
 from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.records import Report, Verdict, digest_of, sha256_file
-from mm_core.seals import SEALED_KEYS, broken_files, broken_seals, unsealed
+from mm_core.seals import SEALED_KEYS, broken_files, broken_seals, database_fault, databases_of, unsealed
 from mm_core.store import BLOBS, LocalStore, Store, blob_key, open_store
 from mm_core.tables import SCHEMAS
 
@@ -137,10 +137,8 @@ def _rows(catalog: Catalog, present: set[str]) -> Iterator[Fault]:
 
 
 def _databases(layout: Layout) -> Iterator[Fault]:
-    """Every sqlite file of the workspace, by sqlite's own check."""
-    for path in sorted(layout.root.rglob("*.db")) if layout.root.is_dir() else ():
-        if layout.cache in path.parents or not path.is_file():
-            continue
+    """Every sqlite file of the workspace, by sqlite's own check, and against its seal where nobody wrote since."""
+    for path in databases_of(layout.root, layout.cache):
         said = "not a database" if path.stat().st_size and not is_sqlite(path) else "ok"
         try:
             if said == "ok":
@@ -148,6 +146,7 @@ def _databases(layout: Layout) -> Iterator[Fault]:
                     said = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
         except sqlite3.Error as error:
             said = str(error)
+        said = database_fault(layout.root, path) or said if said == "ok" else said
         if said != "ok":
             yield Fault("database", str(path), said[:300], "bring it back from a backup")
 

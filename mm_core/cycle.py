@@ -18,6 +18,7 @@ from mm_core.layout import TRAIN_STAGES, Layout
 from mm_core.locks import cycle_holder, cycle_lock, try_cycle_lock
 from mm_core.params import Params
 from mm_core.records import Report, Verdict, digest_of, sha256_file, write_json
+from mm_core.seals import seal_databases
 from mm_core.store import Store, open_store
 
 Progress = Callable[[str, int, int], None]
@@ -48,7 +49,7 @@ Stage = Callable[Concatenate[Params, Layout, P], R]
 def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
     """Let a stage hold the cycle lock while it works; who asks meanwhile waits.
 
-    At the end of the outermost hold the pins are written that `pin_when_idle` left to it.
+    At the end of the outermost hold the pins are written that `pin_when_idle` left to it, and databases are sealed.
     """
 
     @wraps(stage)
@@ -57,6 +58,8 @@ def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
             result = stage(params, layout, *args, **options)
             if outermost and _late(layout).exists():
                 pin(params, layout)
+            if outermost:
+                seal_databases(layout.root, layout.cache)
             return result
 
     return locked

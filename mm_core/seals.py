@@ -5,14 +5,17 @@ After each commit the new files of the table's folder are sealed; `mm check` com
 keeps checksums of its objects itself.
 
 An evaluation's scores are sealed as a folder, and so are the records of a store that lies on a disk (`KeySeals`).
+Databases change in place, also by programs of others: their seal holds for the size and time that they had.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from mm_core.errors import InputError
@@ -26,6 +29,10 @@ DIGESTS = "digests.json"
 SEALED_KEYS = ("ingest/", "quarantine/", "gate/")
 """Beginnings of the store's keys that are sealed one by one: records that are written again under the same key."""
 KEY_SEALS = ".seals"
+DATABASES = "databases.json"
+"""In the workspace: path of each sqlite file → size, time of change in ns, digest."""
+_TICK = 0.05
+"""Seconds that a file system's clock may stand still."""
 _LAST = 8
 """Digests that a key's seal remembers: two writers may replace it at once, and a killed one may not get that far."""
 
@@ -111,6 +118,51 @@ def require_unbroken(folder: Path, remedy: str) -> None:
     """Raise InputError that names the first file of a sealed folder that is another now, and the remedy."""
     for path, what in broken_files(folder):
         raise InputError(f"{path} is damaged, {what}: {remedy}")
+
+
+def databases_of(root: Path, left_out: Path) -> list[Path]:
+    """Return the sqlite files of a workspace, but those in the folder `left_out`."""
+    found = sorted(root.rglob("*.db")) if root.is_dir() else []
+    return [path for path in found if left_out not in path.parents and path.is_file()]
+
+
+def seal_databases(root: Path, left_out: Path) -> None:
+    """Write size, time and digest of a workspace's databases; those that are written in this moment are left aside."""
+    seals = _database_seals(root)
+    for path in databases_of(root, left_out):
+        name, before = path.relative_to(root).as_posix(), _size_and_time(path)
+        if seals.get(name, [])[:2] == before:
+            continue
+        if (age := time.time() - before[1] / 1e9) < _TICK:
+            # A later write in the same tick of the file system's clock would not change the time.
+            time.sleep(min(_TICK, _TICK - age))
+            before = _size_and_time(path)
+        digest = sha256_file(path)
+        seals.pop(name, None)
+        if _size_and_time(path) == before:
+            seals[name] = [*before, digest]
+    if seals:
+        write_json(root / DATABASES, seals)
+
+
+def database_fault(root: Path, path: Path) -> str:
+    """Return why a database is not the one that was sealed, though its size and time are the same; empty else."""
+    *state, digest = _database_seals(root).get(path.relative_to(root).as_posix(), ["", "", ""])
+    if state != _size_and_time(path) or sha256_file(path) == digest:
+        return ""
+    return "its bytes changed and its time did not"
+
+
+def _database_seals(root: Path) -> dict[str, list[Any]]:
+    try:
+        return dict(json.loads((root / DATABASES).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _size_and_time(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 class KeySeals:

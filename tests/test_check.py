@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -236,3 +237,23 @@ def test_scores_with_a_flipped_bit_are_not_judged(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"is damaged.*run `mm evaluate` again"):
             require_unbroken(folder, "run `mm evaluate` again")
         (folder / name).write_bytes(b"score")
+
+
+def test_a_value_that_flips_in_a_database_is_found(tmp_path: Path) -> None:
+    """sqlite's own check finds a broken structure, and no other value. Bits that rot leave the time of the file."""
+    layout = Layout(Settings.from_env(tmp_path / "data"))
+    path = layout.root / "history.db"
+    path.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript("CREATE TABLE t (v); INSERT INTO t VALUES ('the value');")
+    stages.pin_inputs(PARAMS, layout)
+    assert check(layout, Report("check"), progress=stages.quiet) == []
+    status, data = path.stat(), path.read_bytes()
+    path.write_bytes(data.replace(b"the value", b"the valud"))
+    assert check(layout, Report("check"), progress=stages.quiet) == [], "somebody wrote to it since"
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    (fault,) = check(layout, Report("check"), progress=stages.quiet)
+    assert (fault.kind, fault.fault) == ("database", "its bytes changed and its time did not")
+    path.write_bytes(data)
+    stages.pin_inputs(PARAMS, layout)
+    assert check(layout, Report("check"), progress=stages.quiet) == []
