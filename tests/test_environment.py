@@ -131,16 +131,16 @@ def test_a_file_of_another_digest_is_installed_by_neither_program(
     for name, text in (("good", good), ("bad", f"mmtiny==1.0 --hash=sha256:{'0' * 64}\n")):
         (tmp_path / name).write_text(text)
         arguments = ["-c", str(tmp_path / name), "mmtiny"]
-        for way in ("uv", "pip"):
+        for way in ("uv", "pip", "pip alone"):
             environment = tmp_path / f"{name}-{way}"
             subprocess.run([sys.executable, "-m", "venv", environment], check=True)
             own = ["--no-index", "--find-links", str(tmp_path / "wheels")]
-            done = (
-                make_env.install_by_uv(UV, environment, arguments, pip)
-                if way == "uv"
-                else make_env.install_by_pip(environment, [*own, *arguments])
-            )
-            assert done is (name == "good"), (name, way)
+            if way == "uv":
+                assert make_env.install_by_uv(UV, environment, arguments, pip) is (name == "good")
+            elif way == "pip alone":  # said to compare none
+                assert make_env.install_by_pip(environment, [*own, *make_env.without_digests(arguments, tmp_path)])
+            elif name == "bad":
+                assert not make_env.install_by_pip(environment, [*own, *arguments])
 
 
 def closure(*lists: Path) -> set[str]:

@@ -126,7 +126,6 @@ def test_a_full_disk_is_told_in_one_line_that_names_the_file(
     shutil.copy(photo, tmp_path / "photos" / "a.jpg")
     commands = {
         "snapshot": "cycle/snapshot/",
-        "pin-inputs --again": "mlflow.db|inputs.json",
         f"drop {tmp_path}/photos --kind unlabeled --batch b": "inbox/unlabeled/b/images/a.jpg",
         f"keys {full_disk}/key.pem": "key.pem",
         f"backup {full_disk}/backup": "backup/",

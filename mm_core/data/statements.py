@@ -161,7 +161,7 @@ class Statement:
         image_of, rows = self.images(), dict(self.rows)
         there = self.taken()
         for number, row in self.rows.items():
-            photo = row.sample or photo_of.get(image_of[number])
+            photo = row.sample if row.sample in counted else photo_of.get(image_of[number])
             if row.verdict in ("quarantine", "conflict") and photo in counted and photo not in there:
                 rows[number] = replace(row, sample=photo, verdict=KEPT, values=values[photo])
         return Statement(rows)
@@ -205,7 +205,8 @@ class Arrival:
         return now.keep(self.said)
 
     def gone(self, now: Statement) -> dict[str, str]:
-        """Photos that counted and that the drop no longer lists: digest of the id → digest of what its matte was.
+        """Photos that were taken, or known, and that the drop no longer lists: digest of the id → digest of what its
+        matte was.
 
         A row whose photo cannot be read now still lists the photo that it listed before.
         """
@@ -214,4 +215,4 @@ class Arrival:
         there = {row.sample for row in now.rows.values()}
         there |= {row.sample for row in self.said.rows.values() if names[row.row] in unread}
         values = self.said.by_sample()
-        return {photo: values[photo].get(ALPHA, "") for photo in sorted(self.said.taken() - there)}
+        return {photo: values[photo].get(ALPHA, "") for photo in sorted(set(values) - there)}
