@@ -129,7 +129,9 @@ def wait_for_deletions(target: Store) -> None:
 
 
 def prune(target: Store, keep: int, own: str, marker: str) -> tuple[int, str]:
-    """Delete all backups but the newest `keep` and `own`, and contents that none of those names.
+    """Delete a workspace's backups but the newest `keep` and `own`, and contents that no backup names any more.
+
+    Backups of other workspaces at the same place stay.
 
     Returns:
         How many contents went, and why none did: somebody else is at work. The next backup then does it.
@@ -138,9 +140,11 @@ def prune(target: Store, keep: int, own: str, marker: str) -> tuple[int, str]:
         others = others_at_work(target, RUNNING, marker) + others_at_work(target, PRUNING, mine)
         if others:
             return 0, f"nothing was deleted: {others[0]} is at work on {target.url} too"
-        older = [name for name in backups(target) if name != own]
-        kept = {own, *older[max(0, len(older) - keep + 1) :]}
         try:
+            workspace = read_manifest(target, own).get("workspace")
+            others_backups = {name for name in backups(target) if not _is_of(target, name, workspace)}
+            older = [name for name in backups(target) if name != own and name not in others_backups]
+            kept = {own, *others_backups, *older[max(0, len(older) - keep + 1) :]}
             named = {entry["sha256"] for name in kept for entry in read_manifest(target, name)["files"].values()}
         except StoreError as error:  # what it names would be taken for garbage
             return 0, f"nothing was deleted: {error}"
@@ -175,6 +179,14 @@ def whole(origin: Store, digest: str) -> Path | None:
         return path
     origin.drop_copy(blob_key(digest))
     return None
+
+
+def _is_of(target: Store, name: str, workspace: Any) -> bool:
+    """Whether a backup is of this workspace; one that cannot be read is taken for it."""
+    try:
+        return read_manifest(target, name).get("workspace") == workspace
+    except StoreError:
+        return True
 
 
 def is_blob_key(key: str, digest: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -228,3 +229,14 @@ def test_a_backup_is_not_written_into_a_store_and_deletes_nobodys_files(tmp_path
     left = contents(other)
     assert left["blobs/ab/cd/photo"] == b"a photo" and left["backups/zip of mine"] == b"mine"
     assert len([name for name in left if name.startswith("backups/2")]) == 1
+
+
+def test_two_workspaces_may_keep_their_backups_in_one_place(tmp_path: Path) -> None:
+    """`--keep 1` of the one deleted the only backup of the other."""
+    for name in ("one", "other", "one"):
+        layout = layout_at(tmp_path / name)
+        layout.root.mkdir(parents=True, exist_ok=True)
+        layout.inputs.write_text(f'{{"of": "{name}"}}')
+        backup.back_up(layout.settings, str(tmp_path / "place"), Report("backup"), keep=1, progress=stages.quiet)
+    kept = [json.loads(path.read_text())["workspace"] for path in sorted((tmp_path / "place" / "backups").iterdir())]
+    assert kept == [str(tmp_path / "other" / "data"), str(tmp_path / "one" / "data")]
