@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -112,4 +113,5 @@ def is_photo_itself(alpha: np.ndarray, look: np.ndarray) -> bool:
         return True
     if float(((reduced > 0.1) & (reduced < 0.9)).mean()) < GREY_SHARE:
         return False
-    return abs(float(np.corrcoef(np.stack([reduced.ravel(), grey.ravel()]))[0, 1])) > ALIKE_SHAPE
+    pixels: Any = np.stack([reduced.ravel(), grey.ravel()])
+    return abs(float(np.corrcoef(pixels)[0, 1])) > ALIKE_SHAPE

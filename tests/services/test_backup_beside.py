@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.services.backup_workspace import PARAMS, bring, elsewhere, fill, make_filled, save
 
 from mm_core import stages
 from mm_core.core.layout import Layout
@@ -22,6 +21,7 @@ from mm_core.services.backup import back_up
 from mm_core.services.backup_target import at_work, backups, read_manifest
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.store import blob_key, open_store
+from tests.services.backup_workspace import PARAMS, bring, elsewhere, fill, make_filled, save
 
 
 @pytest.fixture(scope="module")
