@@ -22,6 +22,7 @@ from mm_core.export.override import Override, valid_override
 from mm_core.export.registry import Registry
 from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.seals import seal_databases
 from mm_core.storage.store import Store, fetch_blob, open_store
 
 Progress = Callable[[str, int, int], None]
@@ -52,7 +53,7 @@ Stage = Callable[Concatenate[Params, Layout, P], R]
 def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
     """Let a stage hold the cycle lock while it works; who asks meanwhile waits.
 
-    At the end of the outermost hold the pins are written that `pin_when_idle` left to it.
+    At the end of the outermost hold the pins are written that `pin_when_idle` left to it, and databases are sealed.
     """
 
     @wraps(stage)
@@ -61,6 +62,8 @@ def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
             result = stage(params, layout, *args, **options)
             if outermost and _late(layout).exists():
                 pin(params, layout)
+            if outermost:
+                seal_databases(layout.root, layout.cache)
             return result
 
     return locked

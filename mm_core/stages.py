@@ -77,6 +77,7 @@ from mm_core.pinned_inputs import (
     store_of,
     warm_start,
 )
+from mm_core.storage.seals import require_unbroken, seal_folder
 from mm_core.storage.store import fetch_blob
 from mm_core.structuring.drift import drift_of_new
 from mm_core.structuring.split import split_by_difficulty
@@ -151,8 +152,7 @@ def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Re
     """
     with timed(Report("collect"), layout.root / "reports" / "collect.json") as report:
         catalog, store, taken = catalog_of(layout), store_of(layout), Taken()
-        files = collect_labels(params.label, catalog, store, layout, taken, progress=progress)
-        report.metrics["collect/files"] = files
+        report.metrics["collect/files"] = collect_labels(params.label, catalog, store, layout, taken, progress=progress)
         try:
             if server := connect(layout, people=params.label.people):
                 tasks = pull_labels(params.label, catalog, store, layout, server, taken, progress=progress)
@@ -255,8 +255,8 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
         if inputs["champion"] and params.evaluate.shadow_photos:
             photos = newest_unlabelled(catalog_of(layout), inputs["catalog"], params.evaluate.shadow_photos)
             int8, champion = models[TRAIN_STAGES[-1], "int8"], models["champion", "int8"]
-            about = identity(layout, inputs)
-            run_shadow(photos, int8, champion, about, layout, store, report, progress=progress)
+            run_shadow(photos, int8, champion, identity(layout, inputs), layout, store, report, progress=progress)
+        seal_folder(layout.evaluation, [path for path in sorted(layout.quantised.iterdir()) if path.is_file()])
     Tracker(layout.settings).log_report(layout, report)
     return report
 
@@ -274,6 +274,7 @@ def gate(params: Params, layout: Layout) -> Report:
         read_inputs(layout)  # Where nothing ever arrived, it names that remedy.
         raise InputError(f"{weights} is missing: run `mm train-{TRAIN_STAGES[-1]}`, or `mm run` for a whole cycle")
     require_one_cycle(layout)
+    require_unbroken(layout.evaluation, "run `mm evaluate` again")
     store, candidate = store_of(layout), sha256_file(weights)
     with timed(Report("gate"), layout.stage_report("gate")) as report:
         for later in ("export", "promote"):
@@ -298,8 +299,8 @@ def gate(params: Params, layout: Layout) -> Report:
         report.facts |= {"decision": verdict.decision, "reasons": verdict.reasons, "candidate": verdict.candidate}
         report.facts |= {"inputs": digest_of(inputs), "params": params.cycle_digest()}
         report.tables["cells"] = [cell.model_dump() for cell in verdict.cells]
-        report.metrics["gate/left_out"] = float(len(verdict.left_out))
-        report.metrics["gate/promote"] = float(verdict.decision == "PROMOTE")
+        counts = {"gate/left_out": len(verdict.left_out), "gate/promote": verdict.decision == "PROMOTE"}
+        report.metrics |= {name: float(count) for name, count in counts.items()}
     Tracker(layout.settings).log_report(layout, report)
     return report
 
@@ -357,18 +358,16 @@ def override(params: Params, layout: Layout, version: str, *, reason: str, days:
     with timed(Report("override"), layout.root / "reports" / "override.json") as report:
         if version == "candidate":
             verdict = recorded_verdict(layout)
-            report.facts["override"] = write_override(
-                store_of(layout), verdict.candidate, reason, verdict.decision, days
-            )
+            signed = write_override(store_of(layout), verdict.candidate, reason, verdict.decision, days)
             export(params, layout)
-            report.facts |= promote(params, layout).facts
+            report.facts |= {"override": signed} | promote(params, layout).facts
             return report
         tags = registry.tags(version)
         if tags is None:
             raise InputError(f"the registry has no version {version!r}: name one, or `candidate`")
-        said = write_override(store_of(layout), tags["model_digest"], reason, tags["verdict"], days)
-        report.facts["override"] = said
-        return registry.crown(version, said, report)
+        signed = write_override(store_of(layout), tags["model_digest"], reason, tags["verdict"], days)
+        report.facts["override"] = signed
+        return registry.crown(version, signed, report)
 
 
 TRAIN = {"simple": train_simple, "hard": train_hard, "semi": train_semi, "multimodal": train_multimodal}

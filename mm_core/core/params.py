@@ -309,7 +309,7 @@ class RouteParams(_Section):
     eval_doubt: float = Field(default=4.0, gt=1)
     """An eval label is doubted where every model errs at least this many times as much as is usual for it in the
     category."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Draws what the champion looks at, and settles ties."""
 
 
@@ -353,7 +353,7 @@ class MomentsParams(_Section):
 class Params(_Section):
     """All of `params.yaml`."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Of weight initialisation, batch order and augmentation."""
     ingest: IngestParams = IngestParams()
     structure: StructureParams = StructureParams()

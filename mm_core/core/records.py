@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -153,6 +154,20 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
 
 
+def parse_finite_json(data: bytes | str) -> Any:
+    """Return the content of a JSON text from elsewhere; raises ValueError also for NaN, Infinity and 1e999."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name[:20]} is no finite number")
+
+    def parse_float(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            refuse(text)
+        return number
+
+    return json.loads(data, parse_constant=refuse, parse_float=parse_float)
+
+
 def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
     """The JSON object at `path` if it was written under this `key`; None where it is absent, broken or another's."""
     try:
@@ -163,11 +178,17 @@ def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Atomic write: temporary file beside `path`, fsync, rename."""
+    """Atomic write: temporary file beside `path`, fsync, rename. Where it fails, the OSError names `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        error.filename = str(path)  # a full disk names no file
+        raise

@@ -5,12 +5,11 @@ It knows no model and no runtime, so that nothing of a bundle is opened before i
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from mm_core.core.errors import InputError
-from mm_core.core.records import sha256_file
+from mm_core.core.records import parse_finite_json, sha256_file
 
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 << 20
@@ -109,7 +108,7 @@ def read_manifest(bundle: Path) -> BundleManifest:
     if (size := path.stat().st_size) > MANIFEST_BYTES:
         raise InputError(f"{path}: {size} bytes, at most {MANIFEST_BYTES} are read: fetch the bundle again")
     try:
-        manifest = json.loads(path.read_text(), parse_constant=_refuse_constant)
+        manifest = parse_finite_json(path.read_text())
     except (ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict):
@@ -142,7 +141,3 @@ def by_file(manifest: BundleManifest) -> dict[str, FormatEntry]:
     entries: list[FormatEntry] = [*manifest["decoders"].values()]
     entries += [other for row in manifest["decoders"].values() for other in row["formats"].values()]
     return {entry["file"]: entry for entry in entries}
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")

@@ -18,8 +18,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from mm_core.core.errors import InputError
+from mm_core.core.errors import InputError, StoreError
 from mm_core.core.records import write_bytes, write_json
+from mm_core.storage.retry import disk_faults_of
 
 UNSIGNED = "UNSIGNED: set MM_SIGNING_KEY (`mm keys FILE` makes one) and export again"
 SUFFIX = ".sig"
@@ -43,10 +44,16 @@ def make_keys(path: Path) -> str:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(private)
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    write_bytes(public_path, public)
+    stream = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+    try:
+        with disk_faults_of(path):
+            with stream:
+                stream.write(private)
+            write_bytes(public_path, public)
+    except StoreError:
+        path.unlink(missing_ok=True)  # half a pair is none
+        raise
     return fingerprint(key.public_key())
 
 

@@ -36,6 +36,7 @@ from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, Report, decoder_of,
 from mm_core.imaging.hash_index import connected
 from mm_core.ingest.holdout import LEARNT, MOST_SHARE, hold_out
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.retry import disk_faults_of
 
 TRAINING = ("train_labeled", "train_unlabeled", "train_text_image")
 POOLS = (*TRAINING, "validation", "eval")
@@ -323,7 +324,8 @@ def write_frames(
     fresh.mkdir(parents=True)
     for name, frame in frames.items():
         table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
-        pq.write_table(table, fresh / f"{name}.parquet", compression="zstd")
+        with disk_faults_of(out_dir / f"{name}.parquet"):
+            pq.write_table(table, fresh / f"{name}.parquet", compression="zstd")
     if facts is not None:
         write_json(fresh / "snapshot.json", facts)
     if out_dir.exists():
