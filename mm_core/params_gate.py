@@ -32,8 +32,8 @@ class GateParams(Section):
     guard_alpha: float = Field(default=0.005, gt=0, lt=0.5)
     """…with this one-sided error level: with few photos a lucky draw passes `alpha` too often."""
     tail_guard: float = Field(default=0.15, ge=0)
-    """Mode macro: comparisons of mse and conn soften the largest errors. Of the plain mean of the primary metric a loss
-    of this share must therefore be excluded too."""
+    """Mode macro: comparisons of mse and conn soften the largest errors and winsorise. Of the plain mean of the primary
+    metric a loss of this share must therefore be excluded too."""
     seed_noise: float = Field(default=1.0, ge=0)
     """Where `mm gate noise` measured how much two trainings differ by their seeds alone: a gain of fewer than so many
     standard deviations of that difference is warned of; 0 leaves it aside."""
@@ -44,7 +44,7 @@ class GateParams(Section):
     eval_budget: int = Field(default=104, ge=1)
     """Candidates that one set of eval photos should judge: the verdict asks for fresh eval photos from four fifths on.
     Whoever asks the same photos often enough is told yes by chance."""
-    margins: dict[Metric, float] = {"mse": 0.05, "maxf": 0.015, "biou": 0.02, "conn": 0.075}
+    margins: dict[Metric, float] = {"mse": 0.05, "maxf": 0.01, "biou": 0.015, "conn": 0.05}
     """By how much a metric may seem worse than the champion's, and than the best model's so far: relative for mse and
     conn, absolute for maxf and biou."""
     accept_loss: tuple[Literal["scenery"], ...] = ()

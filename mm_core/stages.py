@@ -284,6 +284,7 @@ def gate(params: Params, layout: Layout) -> Report:
     from mm_core.eval.independence import learnt_photos
     from mm_core.eval.uses import record_use
     from mm_core.export.lineage import learnt_by
+    from mm_core.export.registry import Registry
     from mm_core.records import sha256_file
     from mm_core.training.noise import recorded_noise
     from mm_core.training.tracking import Tracker
@@ -308,7 +309,7 @@ def gate(params: Params, layout: Layout) -> Report:
             params.gate,
             layout,
             inputs,
-            store=store,
+            ratchet=Registry(layout.settings).ratchet(store, inputs["anchor"]),
             noise=recorded_noise(params, layout, store),
             uses=record_use(store, frame["sample_id"], candidate),
             left_out=learnt_photos(frame, samples, learnt, params.snapshot.near_duplicate_bits),
@@ -342,8 +343,8 @@ def promote(params: Params, layout: Layout) -> Report:
     with timed(Report("promote"), layout.stage_report("promote")) as report:
         (verdict, override), registry, store = require_promote(layout), Registry(layout.settings), store_of(layout)
         registry.promote(params, layout, store, verdict, report, override=override)
-        if anchor := registry.pin("anchor"):
-            report.facts["best"] = update_best(params.gate, layout, store, anchor["digest"], verdict.candidate)
+        if (ratchet := registry.ratchet(store, registry.pin("anchor"))).anchor:
+            report.facts["best"] = update_best(params.gate, layout, ratchet, verdict.candidate)
     return report
 
 

@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 
 from mm_core.eval.evidence import INT8, Evidence
 from mm_core.eval.questions import RELATIVE, SLACK, Question, scenery_questions
-from mm_core.eval.statistics import Interval, Quantity, confidence, fewest_groups, softened, student
+from mm_core.eval.statistics import Interval, Quantity, confidence, fewest_groups, softened, student, winsorised
 from mm_core.params import GateParams
 from mm_core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
 
@@ -135,7 +135,7 @@ def _known(question: Question, evidence: Evidence) -> np.ndarray:
 
 
 def _answer(params: GateParams, question: Question, evidence: Evidence, mask: np.ndarray) -> Answer:
-    """By Student's t, on softened errors where the question asks for it."""
+    """By Student's t, on softened and winsorised errors where the question asks for it."""
     groups, alpha = evidence.group[mask], _alpha(params, question)
     if question.method != "softened":
         interval = student([_quantity(question, evidence, mask)], groups, alpha=alpha)[0]
@@ -143,7 +143,7 @@ def _answer(params: GateParams, question: Question, evidence: Evidence, mask: np
     assert isinstance(question.reference, tuple)
     candidate, reference = (evidence.values[key][question.metric][mask][:, 0] for key in (INT8, question.reference))
     mean = float(reference.mean())
-    gains = softened(candidate, reference, SLACK) * mean
+    gains = winsorised(softened(candidate, reference, SLACK)) * mean
     margin = question.share * mean + question.slack
     interval = student([Quantity(((1.0, gains[:, None]),), -margin)], groups, alpha=alpha)[0]
     return _shown_with(interval, question, evidence, mask)

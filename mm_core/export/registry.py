@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mm_core.errors import InputError, ReleaseRefused
+from mm_core.eval.ratchet import Ratchet
 from mm_core.export.bundle import exported_bundle
 from mm_core.export.bundle_manifest import checked_manifest
 from mm_core.export.mlflow_model import save_mlflow_model
@@ -203,6 +204,12 @@ class Registry:
             else:
                 reign.append(move["to"])
         return reign
+
+    def ratchet(self, store: Store, anchor: Mapping[str, Any] | None) -> Ratchet:
+        """Return the record of the best models so far of an anchor (`pin`), without those that were rolled back."""
+        fallen = {move["to"] for move in self.history()} - set(self.champions())
+        digests = {tags["model_digest"] for version in fallen if (tags := self.tags(version))}
+        return Ratchet(store, anchor["digest"] if anchor else None, digests)
 
     def _refuse_rolled_back(self, version: str, override: Mapping[str, Any] | None) -> None:
         fallen = [m for m in self.history() if m.get("kind") == ROLLBACK and m["from"] == version]

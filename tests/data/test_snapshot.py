@@ -338,6 +338,17 @@ def test_validation_begins_with_enough_photos_to_choose_and_all_at_once():
     assert held <= set(later_on.index[later_on["validation"]]) and later_on["validation"].sum() == 13
 
 
+def test_of_a_first_drop_of_212_labels_all_photos_judge_or_teach():
+    """The default real drop: before, 15 of them were validation photos of six categories, too few to choose."""
+    counts = dict(zip(CATEGORIES, [60, 30, 40, 26, 27, 29], strict=True))
+    category = [name for name, count in counts.items() for _ in range(count)]
+    rows = [sample(n, group=name, category=category[n]) for n, name in enumerate(train_groups(212))]
+    table = placed(rows)
+    assert not table["validation"].any()
+    judging = table.groupby("category")["eval"].sum()
+    assert (judging >= PARAMS.eval_least).all() and judging.sum() + table["train_labeled"].sum() == 212
+
+
 @pytest.mark.parametrize(("weeks", "expected"), [(13, 0), (14, 6)])
 def test_drops_too_small_for_a_first_validation_set_gather_once_the_share_gives_twice_as_many(weeks, expected):
     """79 groups, then 6 a week: the first week in which a tenth is 16 holds its 6 out."""
