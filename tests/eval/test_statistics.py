@@ -9,6 +9,7 @@ from scipy import stats
 from mm_core.eval.statistics import (
     Interval,
     Quantity,
+    calibrated,
     confidence,
     fewest_groups,
     softened,
@@ -75,8 +76,9 @@ def test_the_maximum_of_the_mean_curve_is_taken_in_each_resample(columns: int) -
     value, error = at(np.ones(6))
     again = np.array([at(w) for w in draws])
     t = (again[:, 0] - value) / np.maximum(again[:, 1], 0.5 * error)
-    widened = stats.norm.cdf(-np.sqrt(6 / 5) * stats.t.ppf(0.95, 5))
-    by_t = error * np.quantile(t, 0.95, method="higher")
+    level = calibrated(0.05, 6)
+    widened = stats.norm.cdf(-np.sqrt(6 / 5) * stats.t.ppf(1 - level, 5))
+    by_t = error * np.quantile(t, 1 - level, method="higher")
     by_percentile = value - np.quantile(again[:, 0], widened, method="lower")
     expected = 0.5 + value - max(by_t, by_percentile)
     assert found.lower == pytest.approx(expected, abs=1e-6)
@@ -98,12 +100,27 @@ def test_level_is_held(name: str) -> None:
     assert wrong / 1000 < 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 1000)
 
 
+@pytest.mark.parametrize("photos", [16, 30, 60])
+@pytest.mark.parametrize("kind", ["a model's errors", "two models' errors"])
+def test_level_of_the_bootstrap_with_heavy_tails(photos: int, kind: str) -> None:
+    """A mean at the floor, or no gain: of log-normal errors (sigma 0.8; 1), 7 to 8.6 % before they were calibrated."""
+    rng, wrong, runs = np.random.default_rng(photos), 0, 600
+    for trial in range(runs):
+        if kind == "a model's errors":
+            values = np.exp(0.32) - np.exp(rng.normal(0, 0.8, photos))
+        else:
+            one, other = np.exp(rng.normal(0, 1, photos) + rng.normal(0, 0.42, (2, photos)))
+            values = one - other
+        wrong += bounds(values, seed=trial, resamples=300).lower > 0
+    assert wrong / runs < 0.055 + 2 * np.sqrt(0.05 * 0.95 / runs)
+
+
 @pytest.mark.parametrize("photos", [16, 60])
 @pytest.mark.parametrize("loss", [0.0, 0.05])
 def test_level_of_softened_gains_with_heavy_tails(photos: int, loss: float) -> None:
     """The gate's own bound: of errors that correlate to 0.8, where a tenth of the photos makes four tenths of the error
     and log ratios have heavy tails too, a true loss at the margin is passed in 5 % of cases, as is a gain of zero."""
-    rng, wrong, runs = np.random.default_rng(photos), 0, 2000
+    rng, wrong, runs = np.random.default_rng(photos), 0, 1000
     for _ in range(runs):
         shared = rng.normal(size=photos)
         tails = 0.42 * np.sqrt(3 / 5) * rng.standard_t(5, size=(2, photos))
@@ -132,8 +149,8 @@ def test_one_large_gain_does_not_hide_that_all_gained() -> None:
 
 
 def test_one_bad_photo_does_not_make_the_rest_worthless() -> None:
-    """Eight photos near 0.98 and one of 0.8: the mean is 0.96, and surely above 0.9."""
-    assert bounds(np.array([0.98, 0.985, 0.979, 0.981, 0.982, 0.98, 0.978, 0.983, 0.8])).lower > 0.9
+    """Eight photos near 0.98 and one of 0.8: the mean is 0.96, and surely above 0.89."""
+    assert bounds(np.array([0.98, 0.985, 0.979, 0.981, 0.982, 0.98, 0.978, 0.983, 0.8])).lower > 0.89
 
 
 def test_rare_large_losses_are_feared() -> None:
