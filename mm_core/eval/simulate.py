@@ -83,9 +83,9 @@ class Photos:
         else:
             codes = pd.factorize(self.pairs["group"])[0]
             members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
-            drawn: list[np.ndarray] = []
-            while sum(map(len, drawn)) < world.photos:
-                drawn.append(members[rng.integers(len(members))])
+            # As many groups as photos are enough photos.
+            drawn = [members[code] for code in rng.integers(len(members), size=world.photos)]
+            drawn = drawn[: 1 + int(np.searchsorted(np.cumsum([len(rows) for rows in drawn]), world.photos))]
             self.rows = np.concatenate(drawn)[: world.photos]
             self.group = np.repeat(np.arange(len(drawn)), [len(rows) for rows in drawn])[: world.photos]
 
