@@ -163,6 +163,15 @@ def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Prog
 
 
 @in_the_cycle
+def crossfit(params: Params, layout: Layout, *, folds: int = 3, progress: Progress = quiet) -> Report:
+    """Judges a first model that has too few evaluation photos by cross-fitting; nothing ships by it."""
+    from mm_core.training.crossfit import NAME, cross_fit, report_file
+
+    with timed(Report(NAME), report_file(layout)) as report:
+        return cross_fit(params, layout, store_of(layout), report, folds=folds, progress=progress)
+
+
+@in_the_cycle
 def label_compare(
     params: Params, layout: Layout, *, seeds: int = 1, fewest: int = 1, progress: Progress = quiet
 ) -> Report:

@@ -367,7 +367,7 @@ app.registered_groups += release_app.registered_groups
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the mattes; no photo is ever replaced.")],
-    model: Annotated[str, typer.Option(help="champion, a registry version, or a .safetensors file.")] = "champion",
+    model: Annotated[str, typer.Option(help="champion, candidate, a version, or a .safetensors file.")] = "champion",
     category: Annotated[str, typer.Option(help="Chooses the decoder: portrait, multi_person, scenery, …")] = "",
     cutout: Annotated[bool, typer.Option("--cutout", help="Also write the cut-out as RGBA PNG.")] = False,
     json_: Json = False,

@@ -84,6 +84,19 @@ def gate_noise(
         say(stages.seed_noise(params, layout, seeds=seeds, progress=progress), json_)
 
 
+@gate_app.command("crossfit")
+def gate_crossfit(
+    folds: Annotated[int, typer.Option(help="Trainings, at least 2.")] = 3,
+    json_: Json = False,
+) -> None:
+    """Judges a first model with too few eval photos by cross-fitting, for `mm predict --model candidate` alone."""
+    from mm_core.beside import crossfit
+
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        say(crossfit(params, layout, folds=folds, progress=progress), json_)
+
+
 @app.command()
 def export(
     if_promoted: Annotated[bool, typer.Option("--if-promoted", help="A refusal is recorded, not an error.")] = False,

@@ -33,18 +33,24 @@ class Job:
     cutout: Path
 
 
-def model_file(layout: Layout, model: str) -> Path:
-    """Path of the weights behind `champion`, another alias, a registry version, or a .safetensors file."""
+def model_file(layout: Layout, model: str) -> tuple[Path, str]:
+    """Return the weights behind `champion`, another alias, a registry version, or a .safetensors file, and a warning.
+
+    `candidate`, before any model was promoted, is the workspace's own where cross-fitting found it usable.
+    """
     from mm_core.export.registry import Registry
+    from mm_core.training.crossfit import provisional_candidate
 
     if model.endswith(".safetensors"):
         if not Path(model).is_file():
             raise InputError(f"--model {model}: no such file")
-        return Path(model)
+        return Path(model), ""
     pin = Registry(layout.settings).pin(model)
+    if pin is None and model == "candidate":
+        return provisional_candidate(layout)
     if pin is None:
         raise InputError(f"--model {model}: the registry has no such version or alias; run a cycle first (`mm run`)")
-    return fetch_blob(store_of(layout), pin["digest"])
+    return fetch_blob(store_of(layout), pin["digest"]), ""
 
 
 def predict_files(
@@ -87,9 +93,12 @@ def predict_files(
     jobs = plan_jobs(images, out)
     outputs = [path for job in jobs for path in ((job.matte, job.cutout) if cutout else (job.matte,))]
     check_outputs(outputs, [job.photo for job in jobs], is_ours=is_own_matte)
-    predictor = TorchPredictor(model_file(layout, model), layout.settings.device, guided=True)
+    weights, warning = model_file(layout, model)
+    predictor = TorchPredictor(weights, layout.settings.device, guided=True)
     mattes, unreadable = [], []
     with timed(Report("predict")) as report:
+        if warning:
+            report.facts["warning"] = warning
         for index, job in enumerate(jobs):
             progress("predict", index + 1, len(jobs))
             try:

@@ -40,6 +40,7 @@ def mm(*arguments: str, workspace: Path, **environment: str) -> subprocess.Compl
         (("train-hard",), "mm split"),
         (("gate", "show"), "mm gate"),
         (("gate", "noise", "--seeds", "2"), "mm ingest"),
+        (("gate", "crossfit"), "mm ingest"),
         (("label", "compare"), "mm snapshot"),
         (("reproduce", "7"), "no version '7'"),
         (("export",), "mm gate"),
