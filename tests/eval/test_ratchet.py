@@ -17,7 +17,7 @@ from mm_core.records import Verdict, sha256_file
 from mm_core.store import LocalStore
 
 STEP = {"mse": 0.9, "conn": 1.03}
-"""One week: MSE falls by 10 %, Conn rises by 3 %, within its margin of 7.5 %."""
+"""One week: MSE falls by 10 %, Conn rises by 3 %, within its margin of 5 %."""
 
 
 def named(scores: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -42,7 +42,7 @@ LARGE = {"mse": 0.9, "conn": 1.08, "biou": -0.02, "maxf": -0.015}
 
 @pytest.mark.parametrize("step", [STEP, LARGE], ids=["small", "large"])
 def test_no_metric_erodes_week_by_week(tmp_path: Path, step: dict[str, float]) -> None:
-    """Twelve candidates, each worse in Conn than the champion of its week: at most two of them pass."""
+    """Twelve candidates, each worse in Conn than the champion of its week: at most one of them passes."""
     store = LocalStore(tmp_path / "store")
     scores, frame = tables(simulate(1, photos=60))
     verdict, layout = week(tmp_path, store, scores, frame, FIRST, "first")
@@ -69,7 +69,7 @@ def test_no_metric_erodes_week_by_week(tmp_path: Path, step: dict[str, float]) -
             update_best(PARAMS, layout, Ratchet(store, first), champion)
         else:
             others = before
-    assert passed == (2 if step is STEP else 0)
+    assert passed == (1 if step is STEP else 0)
     assert verdict.decision == "REJECT"
     if step is STEP:
         assert any(": conn" in reason and "the best so far" in reason for reason in verdict.reasons)
