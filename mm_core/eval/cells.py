@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -143,10 +144,11 @@ def _answer(params: GateParams, question: Question, evidence: Evidence, mask: np
     assert isinstance(question.reference, tuple)
     candidate, reference = (evidence.values[key][question.metric][mask][:, 0] for key in (INT8, question.reference))
     mean = float(reference.mean())
-    gains = winsorised(softened(candidate, reference, SLACK)) * mean
+    gains = winsorised(softened(candidate, reference, SLACK))
+    logarithmic = student([Quantity(((1.0, gains[:, None]),))], groups, alpha=alpha)[0]
     margin = question.share * mean + question.slack
-    interval = student([Quantity(((1.0, gains[:, None]),), -margin)], groups, alpha=alpha)[0]
-    return _shown_with(interval, question, evidence, mask)
+    ends = (logarithmic.estimate, logarithmic.lower, logarithmic.upper)
+    return _shown_with(Interval(*(-mean * math.expm1(-gain) - margin for gain in ends)), question, evidence, mask)
 
 
 def _shown_with(interval: Interval, question: Question, evidence: Evidence, mask: np.ndarray) -> Answer:

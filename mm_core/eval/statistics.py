@@ -146,11 +146,12 @@ def student(quantities: Sequence[Quantity], groups: np.ndarray, *, alpha: float)
 
 
 def softened(candidate: np.ndarray, reference: np.ndarray, least: float) -> np.ndarray:
-    """Return each photo's relative gain of the candidate, large errors softened: (photos,), its mean is the gain.
+    """Return each photo's logarithmic gain of the candidate, large errors softened: (photos,).
 
     A photo's error e counts as log(1 + e / s) with s = SOFTENING times the models' mean error, scaled so that errors
-    which all shrink by a small share g give g. A few photos with very large errors then no longer make most of the
-    variance, while hard photos still count more than easy ones.
+    which all shrink by a small share g give g. A mean of x stands for errors of exp(-x) times the reference's. A few
+    photos with very large errors then no longer make most of the variance, while hard photos still count more than easy
+    ones.
 
     Args:
         candidate: (photos,) errors, at least 0.
