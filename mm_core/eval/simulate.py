@@ -129,7 +129,7 @@ def pairs_of(table: pd.DataFrame, one: Key, other: Key) -> dict[str, pd.DataFram
     """
     sides = []
     for key, side in ((one, "a"), (other, "b")):
-        rows = table.loc[(table["model"] == key[0]) & (table["precision"] == key[1])].copy()
+        rows = table.loc[(table["model"] == key[0]) & (table["precision"] == key[1])].reset_index(drop=True)
         for _, of_category in rows.groupby("category"):
             curves = np.stack([np.asarray(curve, np.float64) for curve in of_category["fcurve"]])
             rows.loc[of_category.index, "maxf"] = curves[:, curves.mean(axis=0).argmax()]
