@@ -124,11 +124,11 @@ def main() -> None:
     parser.add_argument("--models", nargs=2, default=["multimodal:int8", "champion:int8"], metavar="NAME:PRECISION")
     parser.add_argument("--name", default="real", help="what the lines of --per-image are called")
     args = parser.parse_args()
-    done = pd.read_csv(CSV) if CSV.exists() else pd.DataFrame(columns=COLUMNS)
+    done: Any = pd.read_csv(CSV) if CSV.exists() else pd.DataFrame(columns=COLUMNS)
     worlds, asked = dict(WORLDS), list(lines(args.runs, args.years))
     if args.per_image:
-        one, other = (tuple(name.split(":")) for name in args.models)
-        pairs = pairs_of(pd.read_parquet(args.per_image), one, other)
+        one, other = (name.partition(":") for name in args.models)
+        pairs = pairs_of(pd.read_parquet(args.per_image), (one[0], one[2]), (other[0], other[2]))
         worlds, asked = {args.name: World(pairs=pairs)}, list(lines_of(args.name, args.runs, args.years))
         done = done[~((done["part"] == "spread") & (done["world"] == args.name))]
         done = pd.concat([done, pd.DataFrame(spreads(pairs, args.name))], ignore_index=True)

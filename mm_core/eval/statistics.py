@@ -178,6 +178,7 @@ def winsorised(values: np.ndarray) -> np.ndarray:
     if scale == 0:
         return values
     reach = CLIP * scale
+    pulled, share = np.clip(values - centre, -reach, reach), 1.0
     for _ in range(50):
         pulled = np.clip(values - centre, -reach, reach)
         share = max(float((np.abs(values - centre) < reach).mean()), 0.5)

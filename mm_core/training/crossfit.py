@@ -74,10 +74,10 @@ def cross_fit(
     weights = layout.model(TRAIN_STAGES[-1])
     if not weights.is_file():
         raise InputError(f"{weights} is missing: run `mm run`")
-    judging = read_pool(layout.snapshot, "eval")["category"].value_counts()
+    judging: Any = read_pool(layout.snapshot, "eval")["category"].value_counts()
     if all(judging.get(category, 0) >= params.gate.min_images for category in CATEGORIES):
         raise InputError(f"each category has {params.gate.min_images} eval photos: `mm gate` judges the candidate")
-    frame = labelled_photos(layout)
+    frame: Any = labelled_photos(layout)
     fold = deal(frame, folds)
     base = scratch_layout(layout, f"crossfit-{about['digest'][:12]}")
     blind, scores = blind_mattes(frame, store), []
@@ -95,7 +95,7 @@ def cross_fit(
 def labelled_photos(layout: Layout) -> pd.DataFrame:
     """Return the labelled photos of the six categories, whatever pool of the snapshot they are in."""
     pools = [read_pool(layout.snapshot, pool) for pool in ("train_labeled", "validation", "eval")]
-    frame = pd.concat(pools, ignore_index=True).drop_duplicates("sample_id")
+    frame: Any = pd.concat(pools, ignore_index=True).drop_duplicates("sample_id")
     return frame[frame["category"].isin(CATEGORIES)].sort_values("sample_id", ignore_index=True)
 
 
@@ -106,7 +106,7 @@ def deal(frame: pd.DataFrame, folds: int) -> np.ndarray:
         groups = sorted(frame.loc[frame["category"] == category, "group"].unique())
         for turn, group in enumerate(sorted(groups, key=lambda name: stable_share(name, "crossfit"))):
             dealt.setdefault(group, turn % folds)
-    return frame["group"].map(dealt).to_numpy(int)
+    return np.array([dealt[group] for group in frame["group"]])
 
 
 def _verdict(params: Params, scores: pd.DataFrame, frame: pd.DataFrame, candidate: str, report: Report) -> Report:
