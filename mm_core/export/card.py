@@ -8,18 +8,21 @@ from typing import Any
 from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER
 
 SHOWN = ("mse", "maxf", "biou", "conn")
+"""Metrics in the card's table of quality."""
 
 
 def model_card(manifest: Mapping[str, Any]) -> str:
-    """The card of a bundle, from its manifest alone."""
+    """Return the model card as Markdown, from the manifest alone."""
     verdict, size = manifest["verdict"], manifest["input"]["shape"][-1]
     metrics = manifest["metrics"]
+    # One row per category and precision.
     quality = [
         [c, p, *(_number(metrics[c][p].get(m)) for m in SHOWN)]
         for c in metrics
         for p in ("float", "int8")
         if p in metrics[c]
     ]
+    # One row per file: size, latency and speedup, memory, difference to float.
     speed = [
         [file["file"], f"{manifest['files'][file['file']]['bytes'] / 1e6:.2f} MB"]
         + [f"{file['latency_ms'][t]:.1f} ms ({file['speedup'][t]:.1f} ×)" for t in ("1", "2")]
@@ -33,6 +36,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     ]
     head = ["file", "size", "1 thread (against torch float)", "2 threads", "peak memory"]
     head += ["off float: MSE, max", "in float"]
+    # The facts below the tables.
     limits = ", ".join(f"{name} {value:g}" for name, value in manifest["asked"]["limits"].items())
     sources = [[row["pool"], row["source"], row["license"], row["photos"]] for row in manifest["data"]["sources"]]
     better = ", ".join(m if m not in HIGHER_IS_BETTER else f"{m} (higher is better)" for m in SHOWN)

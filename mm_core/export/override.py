@@ -1,4 +1,4 @@
-"""A person's word against the gate's: signed, logged, and good for a few days only."""
+"""A person's override of the gate's verdict: signed, logged, and valid for a few days."""
 
 from __future__ import annotations
 
@@ -14,15 +14,29 @@ from mm_core.storage.store import Store
 
 PREFIX = "gate/overrides"
 SIGNED = ("model", "reason", "decision", "who", "when", "expires")
+"""Fields covered by the signature, in this order."""
 
 
 def write_override(store: Store, model: str, reason: str, decision: str, days: int) -> dict[str, Any]:
-    """Records that the model of this digest may be promoted although the gate said `decision`; returns the record.
+    """Record that a model may be promoted against the gate's decision.
 
-    Every override stays in the store. Raises InputError without a reason or a signing key.
+    Every override stays in the store.
+
+    Args:
+        store: Keeps the record.
+        model: Digest of the model's weights.
+        reason: The person's reason.
+        decision: The gate's decision.
+        days: Validity.
+
+    Returns:
+        The signed record.
+
+    Raises:
+        InputError: The reason is empty, or no signing key is configured.
     """
     if not reason.strip():
-        raise InputError("--override needs a reason: who reads the history will ask")
+        raise InputError("--override needs a reason: it is kept in the history")
     now = datetime.now(UTC)
     record = {
         "model": model,
@@ -32,6 +46,7 @@ def write_override(store: Store, model: str, reason: str, decision: str, days: i
         "when": now.isoformat(timespec="seconds"),
         "expires": (now + timedelta(days=days)).isoformat(timespec="seconds"),
     }
+    # An unsigned override would let anyone with access to the store promote a model.
     signature = sign(_signed(record))
     if signature is None:
         raise InputError("an override must be signed: set MM_SIGNING_KEY (`mm keys FILE` makes a key)")
@@ -41,7 +56,7 @@ def write_override(store: Store, model: str, reason: str, decision: str, days: i
 
 
 def valid_override(store: Store, model: str) -> dict[str, Any] | None:
-    """The newest unexpired override of this model, or None; raises InputError where its signature is false."""
+    """Return the newest unexpired override of this model, or None; raise InputError for a false signature."""
     found: list[dict[str, Any]] = []
     try:
         for entry in store.list(f"{PREFIX}/{model[:32]}"):
@@ -49,6 +64,7 @@ def valid_override(store: Store, model: str) -> dict[str, Any] | None:
     except BlobNotFound:
         return None
     now = datetime.now(UTC).isoformat(timespec="seconds")
+    # The folder name holds only a part of the digest, so the record's own field is compared.
     alive = sorted((o for o in found if o["model"] == model and o["expires"] > now), key=lambda o: o["when"])
     if not alive:
         return None

@@ -1,4 +1,4 @@
-"""What made a model: everything that `mm lineage` tells and a rebuild needs, gathered at promotion."""
+"""Gather a model's provenance at promotion: all facts for `mm lineage` and for a rebuild."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from mm_core.storage.store import Store, put_blob
 
 
 def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> dict[str, Any]:
-    """The provenance of the cycle's candidate, as JSON; the snapshot's and the split's files become blobs.
+    """Return the provenance of the cycle's candidate as JSON; files of snapshot and split are stored as blobs.
 
-    What trained a stage (params, start, data) comes from the stage's own file: params.yaml may have changed since.
+    The params, start and data of a training stage come from its model file, because params.yaml may have changed.
     """
     from mm_core.model.files import read_meta
 
     snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
     stages = {}
+    # Each model file records how its stage was trained.
     for stage in TRAIN_STAGES:
         meta = read_meta(layout.model(stage))
         stages[stage] = {"digest": sha256_file(layout.model(stage))}
@@ -46,7 +47,7 @@ def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> di
 
 
 def versions() -> dict[str, str]:
-    """Libraries that shape weights and files; threads that sums are split over (other threads, other last bits)."""
+    """Return versions of libraries that influence weights and files, and the thread count (it changes last bits)."""
     import torch
 
     found = {name: version(name) for name in ("numpy", "open_clip_torch", "opencv-python-headless", "timm")}
@@ -54,14 +55,15 @@ def versions() -> dict[str, str]:
 
 
 def _blobs(folder: Path, store: Store) -> dict[str, str]:
+    # Blobs are stored once, so an unchanged file costs nothing.
     files = sorted(path for path in folder.iterdir() if path.suffix in (".parquet", ".json"))
     return {path.name: put_blob(store, path) for path in files}
 
 
 def code_revision() -> str:
-    """The commit of this code, with `-dirty` where tracked files differ; the package's version outside a checkout.
+    """Return the commit of this code, with `-dirty` for changed tracked files; outside a checkout, the version.
 
-    `MM_CODE_REVISION` wins: an image built from a commit has no checkout inside.
+    `MM_CODE_REVISION` takes precedence, because an image built from a commit contains no checkout.
     """
     if named := os.environ.get("MM_CODE_REVISION"):
         return named

@@ -1,4 +1,4 @@
-"""Builds a registered model again from what the registry recorded of it, and compares the weights."""
+"""Rebuild a registered model from the registry's records, and compare the weights."""
 
 from __future__ import annotations
 
@@ -21,22 +21,38 @@ from mm_core.training.scratch import scratch_layout, train_all
 def reproduce(
     layout: Layout, store: Store, version: str, report: Report, *, progress: Callable[[str, int, int], None]
 ) -> Report:
-    """Trains version `version` (number or alias) anew: its snapshot, split, params, seeds and start weights.
+    """Train a version again with its recorded snapshot, split, params, seeds and start weights.
 
-    Facts: `bit_equal`, per stage in table `stages` the digests and the largest difference of a weight, and `differs`:
-    what of code, libraries and threads is not as it was (bit-equal weights are only promised where nothing is).
-    Killed, the next call goes on. Raises InputError where there is no such version.
+    After a kill, the next call continues.
+
+    Args:
+        layout: The workspace.
+        store: Holds the recorded files.
+        version: A version number or an alias.
+        report: Receives `bit_equal`, the table `stages` with digests per stage, and `differs`: differences of code,
+            libraries and threads. Weights are bit-equal only without any of them. For unequal weights also
+            `largest_difference` and `rebuilt_at`.
+        progress: Called with stage name, finished and total steps.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: The version does not exist.
     """
     made = provenance_of(layout.settings, store, version)
     own = scratch_layout(layout, f"reproduce-{made['model'][:12]}")
     for folder, files in ((own.snapshot, made["snapshot_files"]), (own.split, made["split_files"])):
+        # The rebuild has a layout of its own, so that it leaves the current cycle alone.
         folder.mkdir(parents=True, exist_ok=True)
         for name, digest in files.items():
             shutil.copyfile(fetch_blob(store, digest), folder / name)
+    # Training runs through the same code as in the cycle.
     params = params_of(made)
     start = fetch_blob(store, made["start"]) if made["start"] else None
     train_all(params, own, store, start, progress)
     rows = []
+    # Compare stage by stage: the first unequal one shows the origin of a difference.
     for stage in TRAIN_STAGES:
         recorded, now = made["stages"][stage]["digest"], sha256_file(own.model(stage))
         rows.append({"stage": stage, "recorded": recorded, "rebuilt": now, "equal": recorded == now})
@@ -54,7 +70,7 @@ def reproduce(
 
 
 def params_of(made: dict[str, Any]) -> Params:
-    """The params of that cycle; each stage's as its own file names them (params.yaml may have changed in between)."""
+    """Return the params of the recorded cycle; each stage uses those in its model file, which may differ."""
     whole = dict(made["params"])
     for stage in TRAIN_STAGES:
         own = made["stages"][stage]["params"]
@@ -64,7 +80,7 @@ def params_of(made: dict[str, Any]) -> Params:
 
 
 def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In words, what is not as it was when the model was made."""
+    """Return texts about differences of code, libraries and threads since the model was made."""
     found = []
     if recorded["code_revision"] != now["code_revision"]:
         found.append(f"code {recorded['code_revision']} then, {now['code_revision']} now")
@@ -76,7 +92,8 @@ def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def largest_difference(one: Path, other: Path) -> float | None:
-    """Largest absolute difference of two files' weights; None where their tensors do not match."""
+    """Return the largest absolute difference of two files' weights; None for different tensor shapes or names."""
+    # The comparison is made in float64, so that it adds no rounding.
     a, b = load_file(one), load_file(other)
     if {name: t.shape for name, t in a.items()} != {name: t.shape for name, t in b.items()}:
         return None

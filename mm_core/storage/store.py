@@ -283,7 +283,7 @@ class S3Store:
                 return path
             with self._drafts.replacing(path) as temporary:
                 self._client.download_file(self.bucket, name, str(temporary))
-                # boto3 does not check the length of a download that the server ended early.
+                # Guard against a truncated download.
                 if temporary.stat().st_size != head["ContentLength"]:
                     raise StoreError(f"{self.url}/{key} arrived truncated: run again")
             with self._drafts.replacing(stamp) as temporary:

@@ -1,7 +1,7 @@
-"""Runs a `.tflite` file with LiteRT; see measure.py. Quantises the input and the output where the file wants int8."""
+"""Run a `.tflite` file with LiteRT (see measure.py); inputs and outputs in int8 are converted here."""
 
 # pyright: reportMissingImports=false
-# (they lie in the environment that runs this file)
+# (these imports exist only in the environment that runs this file)
 from __future__ import annotations
 
 import importlib.metadata
@@ -17,6 +17,7 @@ def open_model(file: str, threads: int) -> measure.Run:
     (given,), (got,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def run(image: np.ndarray) -> np.ndarray:
+        # Quantise the input if the file expects integers.
         if given["dtype"] != np.float32:
             scale, zero = given["quantization"]
             limits = np.iinfo(given["dtype"])
@@ -24,6 +25,7 @@ def open_model(file: str, threads: int) -> measure.Run:
         interpreter.set_tensor(given["index"], image)
         interpreter.invoke()
         alpha = interpreter.get_tensor(got["index"])
+        # Dequantise the output in the same way.
         if got["dtype"] != np.float32:
             scale, zero = got["quantization"]
             alpha = (alpha.astype(np.float32) - zero) * np.float32(scale)
