@@ -1,6 +1,6 @@
-"""Structuring → strategy: which function suits a photo, and why (Matting Moments, section 2.1).
+"""Choose effects for a photo and state the reasons (Matting Moments, section 2.1: from structuring to strategy).
 
-Rules over what `mm_core.structuring` found; each names its reason. They order offers for a person; nothing is lost.
+The rules use the results of `mm_core.structuring`, and each has its reason. They only order offers for a person.
 """
 
 from __future__ import annotations
@@ -13,38 +13,40 @@ from mm_core.effects.haze import FOGGY, HAZY
 from mm_core.structuring.rows import Found
 
 FUNCTIONS = ("document", "sky", "cutout", "eraser", "splash", "blur", "stylise")
+"""Names of all effects; the order breaks ties."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a photo; a field that nobody measured is None or empty, and no rule looks at it."""
+    """Known facts about a photo; an unmeasured field is None or empty, and the rules ignore it."""
 
     category: str | None = None
     """Known or guessed."""
     tags: tuple[str, ...] = ()
-    """Likeliest first."""
+    """Most probable first."""
     text: str = ""
     text_share: float = 0.0
-    """Share of the frame that text covers."""
+    """Share of the frame covered by text."""
     aesthetic: float | None = None
     """In [0, 1]."""
     brightness: float | None = None
     colourfulness: float | None = None
     """Hasler-Suesstrunk: 0 grey, above 60 vivid."""
     simplicity: float | None = None
-    """In [0, 1]: how little there is beside what is salient."""
+    """In [0, 1]; high for a frame with little beyond the salient subject."""
     taken_at: datetime | None = None
     located: bool = False
     haze: float | None = None
-    """`aigc.haze`'s share, of scenery."""
+    """Share of haze (`effects.haze`), for scenery."""
     subjects: int | None = None
     """Separate subjects in the matte."""
     subject_share: float | None = None
-    """Share of the frame that the dominant one covers."""
+    """Share of the frame covered by the dominant subject."""
 
     @staticmethod
     def of(category: str | None, found: Mapping[str, Found]) -> Facts:
-        """From the rows of `features`: extractor → what it found."""
+        """Create an instance from rows of `features`: extractor → result."""
+        # CLIP's tags are preferred to those of the classifier.
         photo, ocr = found.get("photo", Found()), found.get("ocr", Found())
         guess, tags = found.get("guess", Found()), found.get("clip") or found.get("classifier", Found())
         numbers = photo.numbers
@@ -65,7 +67,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Offer:
-    """One function for one photo."""
+    """One effect for one photo."""
 
     function: str
     """One of FUNCTIONS."""
@@ -74,21 +76,24 @@ class Offer:
     why: str
     """A sentence for people."""
     choice: str = ""
-    """The function's own choice: a sky's or a style's name."""
+    """Option of the effect: name of a sky or a style."""
 
 
 def offers(facts: Facts) -> list[Offer]:
-    """What suits a photo, best first; a photo that nothing is known of is offered a cut-out."""
+    """Return the effects that suit a photo, best first; a photo without any facts gets a cutout."""
     made = [offer for rule in RULES if (offer := rule(facts)) is not None]
+    # Keep the best offer of each effect: several rules may name one effect.
     best: dict[str, Offer] = {}
     for offer in made:
         if offer.function not in best or offer.score > best[offer.function].score:
             best[offer.function] = offer
+    # Highest score first; ties in the order of FUNCTIONS.
     found = sorted(best.values(), key=lambda offer: (-offer.score, FUNCTIONS.index(offer.function)))
-    return found or [Offer("cutout", 0.1, "Nothing is known of this photo: its subject can always be lifted.")]
+    return found or [Offer("cutout", 0.1, "Nothing is known about this photo: its subject can always be lifted.")]
 
 
 def _document(f: Facts) -> Offer | None:
+    # A few lines occur on signs and shirts; a document has more, and they fill the frame.
     lines = len([line for line in f.text.splitlines() if line.strip()])
     if f.category == "cards" and lines:
         return Offer("document", 0.95, f"A card or document with {_count(lines, 'line')} of text: straighten it.")
@@ -109,6 +114,7 @@ def _foggy_sky(f: Facts) -> Offer | None:
 def _dull_sky(f: Facts) -> Offer | None:
     if f.category != "scenery":
         return None
+    # Without a time of day the photo counts as taken by day.
     hour = f.taken_at.hour if f.taken_at else None
     if f.colourfulness is not None and f.colourfulness < 25:
         return Offer("sky", 0.85, "Scenery with little colour: another sky changes that.", "clouds")
