@@ -17,8 +17,8 @@ def joules() -> float | None:
     # `intel-rapl:0` is a package; `intel-rapl:0:1` is a part of it and would be counted twice.
     packages = [counter for counter in found if counter.parent.name.count(":") == 1]
     try:
-        return sum(int(counter.read_text()) for counter in packages) / 1e6 if packages else None
         # The files hold microjoules.
+        return sum(int(counter.read_text()) for counter in packages) / 1e6 if packages else None
     except (OSError, ValueError):
         return None
 

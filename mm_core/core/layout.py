@@ -122,8 +122,9 @@ class Layout:
         """Training state by content key, outside `cycle/`: DVC must not delete the files that a resume needs."""
         return self.root / "checkpoints"
 
-    @property
     # Files that can be deleted: they are made again when they are needed.
+
+    @property
     def cache(self) -> Path:
         """Reproducible data: decoded images, S3 downloads, CLIP towers."""
         return self.root / "cache"
@@ -143,8 +144,9 @@ class Layout:
         """Lock files of `core/locks.py` and their last holders; they belong to this machine and are not backed up."""
         return self.cache / "locks"
 
-    @property
     # Folders of third-party tools.
+
+    @property
     def mlflow_artifacts(self) -> Path:
         return self.root / "mlflow" / "artifacts"
 

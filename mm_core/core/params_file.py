@@ -24,9 +24,9 @@ def read_yaml(path: Path) -> Any:
         ParamsError: the file is missing, too large, not YAML, or uses aliases. A few bytes of aliases can expand to
             values that fill the memory.
     """
-    # One byte more than allowed shows that the file is too large without reading all of it.
     try:
         with path.open("rb") as stream:
+            # One byte more than allowed shows that the file is too large without reading all of it.
             data = stream.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise ParamsError(f"{path}: more than {MOST_BYTES} bytes: is it the params file?")

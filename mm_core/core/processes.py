@@ -49,7 +49,6 @@ def start(command: Iterable[str], *, python: str = sys.executable, **options: An
         options: Options of Popen.
     """
     # -P keeps this file's folder, which is full of modules with common names, out of sys.path.
-    # -P: this script's folder is full of modules with common names.
     watched = [python, "-P", __file__, str(os.getpid()), *command]
     return subprocess.Popen(watched, start_new_session=True, **options)
 
@@ -62,9 +61,9 @@ def end(processes: Sequence[subprocess.Popen[Any]], how: signal.Signals, seconds
         how: The signal to send first, such as SIGINT.
         seconds: Total time to wait before the kill.
     """
-    # All get the signal first, so that they end in parallel.
     # One deadline for all processes together.
     until = time.monotonic() + seconds
+    # All get the signal first, so that they end in parallel.
     for process in processes:
         if process.poll() is None:
             process.send_signal(how)

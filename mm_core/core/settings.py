@@ -19,7 +19,6 @@ class Settings:
     """
 
     # Folders, stores and the device.
-
     workspace: Path
     """`MM_WORKSPACE`, default `data/` of the current folder: all files that the system writes on this machine."""
     inbox: str
@@ -97,7 +96,6 @@ def _tool(name: str) -> Path:
 
 
 def _absolute(url: str) -> str:
-    # S3 and HTTP addresses stay as they are.
     # Only folders are made absolute; they must not depend on the current folder later.
     return url if "://" in url else str(Path(url).expanduser().absolute())
 

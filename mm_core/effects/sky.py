@@ -86,9 +86,9 @@ def replaced(photo: np.ndarray, sky: np.ndarray, new: np.ndarray | str, seed: in
     if not len(rows):
         return photo.copy()
     horizon = int(rows[-1]) + 1
-    # Below the horizon the sky's last row is repeated, for soft pixels of the matte there.
     said = haze(photo, sky)
     drawn = painted_sky(new, horizon, photo.shape[1], seed) if isinstance(new, str) else _fitted(new, horizon, photo)
+    # Below the horizon the sky's last row is repeated, for soft pixels of the matte there.
     whole = np.concatenate([drawn, np.repeat(drawn[-1:], photo.shape[0] - horizon, 0)])
     land_layer = layers(photo, 1 - sky.astype(np.float32))[0]
     old_mean = _mean_lab(shrunk(photo), shrunk(sky.astype(np.float32)))

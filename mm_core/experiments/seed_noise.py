@@ -70,9 +70,9 @@ def measure_noise(
     digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
     base = scratch_layout(layout, f"noise-{digest[:12]}")
     for index in range(1, seeds + 1):
-        # Seeds far apart from each other and from the cycle's own.
         own = part_of(base, str(index))
         copy_data(layout, own)
+        # Seeds far apart from each other and from the cycle's own.
         weights = train_all(params.with_values(seed=params.seed + 1009 * index), own, store, start, progress)
         model = TorchPredictor(weights, layout.settings.device)
         rows = score_all(frame, {(TRAIN_STAGES[-1], "float"): model}, store, params.evaluate.max_side, progress)

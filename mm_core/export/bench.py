@@ -137,8 +137,8 @@ def _picked(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _off(alpha: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    return {"mse": float(np.mean((alpha - wanted) ** 2)), "max": float(np.abs(alpha - wanted).max())}
     # Mean squared and largest absolute difference of two mattes in [0, 1].
+    return {"mse": float(np.mean((alpha - wanted) ** 2)), "max": float(np.abs(alpha - wanted).max())}
 
 
 def _prepared(image: np.ndarray, spec: dict[str, Any]) -> np.ndarray:

@@ -77,8 +77,8 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
             require_within(params.export.limits, by_file(manifest), sizes)
             verify(fresh)
             _move_in(fresh, target)
-        signer = sign_file(target / "manifest.json")
         # The key may have changed since the bundle was written, so it is signed in any case.
+        signer = sign_file(target / "manifest.json")
     manifest = read_manifest(target)
     report.facts |= {"bundle": str(target), "model": verdict.candidate, "opset": manifest["opset"]}
     report.facts["signature"] = f"Ed25519, key {signer}" if signer else UNSIGNED

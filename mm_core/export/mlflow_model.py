@@ -89,8 +89,8 @@ def save_mlflow_model(bundle: Path, weights: Path, target: Path, run: str) -> No
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
         params=ParamSchema([ParamSpec("category", "string", "")]),
     )
-    example = np.linspace(0, 255, EXAMPLE_SIDE**2 * 3).astype(np.uint8).reshape(EXAMPLE_SIDE, EXAMPLE_SIDE, 3)
     # A synthetic gradient serves as example, so that no photo enters the registry.
+    example = np.linspace(0, 255, EXAMPLE_SIDE**2 * 3).astype(np.uint8).reshape(EXAMPLE_SIDE, EXAMPLE_SIDE, 3)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         data = Path(folder) / DATA
         shutil.copytree(bundle, data / "bundle")

@@ -135,8 +135,8 @@ def _make_all(
     progress("quantise", 1, len(DECODERS) + 1)
     rows = {}
     for done, decoder in enumerate(DECODERS, start=2):
-        # The ranking of layers is passed as a function: it takes long, and most decoders do not need it.
         images = calibration_images(chosen[decoder], size, store)
+        # The ranking of layers is passed as a function: it takes long, and most decoders do not need it.
         rows[decoder], data = quantise_graph(
             _extract(graph, decoder),
             images,
@@ -178,11 +178,11 @@ def float_graph(model: Path) -> tuple[Any, Callable[[str], tuple[np.ndarray, np.
 
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), _quiet():
-        # `strict=False`: the network's outputs have the choice after the alphas.
         program = torch.onnx.export(
             Served().eval(), (image,), dynamo=True, input_names=["image"], output_names=[*DECODERS, CHOICE],
             verbose=False,
         )  # fmt: skip
+        # `strict=False`: the network's outputs have the choice after the alphas.
         alphas = {str(name): alpha for name, alpha in zip(DECODERS, Served()(image), strict=False)}
     assert program is not None
     return program.model_proto, lambda decoder: (image.numpy(), alphas[decoder].numpy())
@@ -327,8 +327,8 @@ def choosing_nodes(graph: Any) -> list[str]:
 def _require_close(float_file: Path, reference: tuple[np.ndarray, np.ndarray]) -> None:
     image, alpha = reference
     error = float(np.abs(_alphas(float_file, image)[0] - alpha[0, 0]).max())
+    # Written as `not <=`, so that NaN fails too.
     if not error <= TORCH_TOLERANCE:
-        # Written as `not <=`, so that NaN fails too.
         raise MattingError(
             f"the exported graph strays {error:.4f} from torch's alpha: an operator was translated wrongly"
         )

@@ -312,8 +312,8 @@ class Registry:
             uri = self._settings.mlflow_uri
             if uri.startswith("sqlite:///"):
                 Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            rehome(self._settings)
             # A workspace that was moved to another path has old artifact paths in its database.
+            rehome(self._settings)
             self._client_or_none = MlflowClient(tracking_uri=uri, registry_uri=uri)
         return self._client_or_none
 

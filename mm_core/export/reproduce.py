@@ -41,9 +41,9 @@ def reproduce(
         InputError: The version does not exist.
     """
     made = provenance_of(layout.settings, store, version)
+    # The rebuild has a layout of its own, so that it leaves the current cycle alone.
     own = scratch_layout(layout, f"reproduce-{made['model'][:12]}")
     for folder, files in ((own.snapshot, made["snapshot_files"]), (own.split, made["split_files"])):
-        # The rebuild has a layout of its own, so that it leaves the current cycle alone.
         folder.mkdir(parents=True, exist_ok=True)
         for name, digest in files.items():
             shutil.copyfile(fetch_blob(store, digest), folder / name)

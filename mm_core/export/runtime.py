@@ -35,8 +35,8 @@ def open_session(file: Path, threads: int | None = None) -> onnxruntime.Inferenc
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore
 
+    # onnxruntime has one exception class per status code, without a common base.
     broken = tuple(
-        # onnxruntime has one exception class per status code, without a common base.
         getattr(state, name)
         for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
     )

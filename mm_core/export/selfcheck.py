@@ -43,8 +43,8 @@ def check(folder: Path) -> dict:
         session = onnxruntime.InferenceSession(str(folder / entry["file"]), providers=["CPUExecutionProvider"])
         names = [manifest["output"]["name"], manifest["choice"]["name"]]
         alpha, choice = session.run(names, {spec["name"]: image.transpose(2, 0, 1)[None]})
-        # Logits are compared as probabilities, because their scale has no meaning.
         difference = np.asarray(alpha)[0, 0] - golden[f"{decoder}_alpha"]
+        # Logits are compared as probabilities, because their scale has no meaning.
         shares = softmax(np.asarray(choice)[0]) - softmax(golden[f"{decoder}_choice"])
         found = {"mse": np.mean(difference**2), "max": np.abs(difference).max(), "choice": np.abs(shares).max()}
         result["decoders"][decoder] = {name: float(value) for name, value in found.items()}

@@ -232,11 +232,11 @@ class Library:
 
     def _matted(self, entry: Entry, decoder: str) -> Matted:
         key = entry.id, decoder
-        # Least recently used mattes are dropped first.
         if key not in self._mattes:
             photo = load_rgb(entry.path, 4096)
             alpha = self.predictor.predict([photo], [decoder])[0]
             self._mattes[key] = Matted(photo, alpha, Subjects(alpha))
+            # Least recently used mattes are dropped first.
             while len(self._mattes) > KEPT_MATTES:
                 self._mattes.popitem(last=False)
         self._mattes.move_to_end(key)

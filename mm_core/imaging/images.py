@@ -141,8 +141,8 @@ def load_rgb(path: Path, max_side: int | None = None) -> np.ndarray:
         full = image.size
         scale = min(1.0, (max_side or max(full)) / max(full))
         if scale < 1:
-            image.draft(None, _scaled(full, scale))  # pyright: ignore[reportArgumentType]
             # `draft` makes libjpeg decode at 1/2, 1/4 or 1/8 of the size.
+            image.draft(None, _scaled(full, scale))  # pyright: ignore[reportArgumentType]
         drafted = image.size
         image.load()
         # Pillow rotates a TIFF while it loads and removes the tag, so the remaining orientation is read afterwards.

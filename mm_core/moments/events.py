@@ -166,7 +166,7 @@ def representatives(
     while len(chosen) < min(count, len(scores)):
         like = (unit @ unit[chosen].T).max(1) if chosen else np.zeros(len(scores))
         again = np.array([sum(kinds[c] == kind for c in chosen) for kind in kinds])
-        # At most two photos of one kind are penalised; later ones differ by similarity only.
+        # The penalty for a kind grows with up to two chosen photos of it.
         value = weight * scores - (1 - weight) * (np.clip(like, 0, 1) + 0.5 * np.minimum(again, 2))
         value[chosen] = -np.inf
         chosen.append(int(np.argmax(value)))

@@ -46,8 +46,8 @@ class Facts:
     @staticmethod
     def of(category: str | None, found: Mapping[str, Found]) -> Facts:
         """Create an instance from rows of `features`: extractor → result."""
-        # CLIP's tags are preferred to those of the classifier.
         photo, ocr = found.get("photo", Found()), found.get("ocr", Found())
+        # CLIP's tags are preferred to those of the classifier.
         guess, tags = found.get("guess", Found()), found.get("clip") or found.get("classifier", Found())
         numbers = photo.numbers
         stamp = photo.texts.get("taken_at")
@@ -93,12 +93,12 @@ def offers(facts: Facts) -> list[Offer]:
 
 
 def _document(f: Facts) -> Offer | None:
-    # A few lines occur on signs and shirts; a document has more, and they fill the frame.
     lines = len([line for line in f.text.splitlines() if line.strip()])
     if f.category == "cards" and lines:
         return Offer("document", 0.95, f"A card or document with {_count(lines, 'line')} of text: straighten it.")
     if f.category == "cards":
         return Offer("document", 0.8, "A card or document: straighten it.")
+    # A few lines occur on signs and shirts; a document has more, and they fill the frame.
     if lines >= 4 and f.text_share > 0.08:
         return Offer("document", 0.75, f"{_count(lines, 'line')} of text fill much of the frame: a document.")
     return None
@@ -114,7 +114,7 @@ def _foggy_sky(f: Facts) -> Offer | None:
 def _dull_sky(f: Facts) -> Offer | None:
     if f.category != "scenery":
         return None
-    # Without a time of day the photo counts as taken by day.
+    # None for an unknown time; the evening rule then does not apply.
     hour = f.taken_at.hour if f.taken_at else None
     if f.colourfulness is not None and f.colourfulness < 25:
         return Offer("sky", 0.85, "Scenery with little colour: another sky changes that.", "clouds")

@@ -190,8 +190,8 @@ class Catalog:
         todo, deleted, lost = sorted(set(values)), 0, 0
         while todo and (delta := self._open(table)) is not None:
             where = _sql((column, "in", todo[:PUSHED]))
-            # No retries by the library: it would apply the deletion to a version that was not read.
             try:
+                # No retries by the library: it would apply the deletion to a version that was not read.
                 alone = CommitProperties(max_commit_retries=0)
                 deleted += int(delta.delete(where, commit_properties=alone)["num_deleted_rows"])
                 todo = todo[PUSHED:]
