@@ -34,9 +34,11 @@ def join(settings: Settings) -> None:
 
     if not ray.is_initialized():
         # An existing cluster has its own processor count; only a local one takes ours.
-        here = {} if settings.ray_address else {"num_cpus": settings.ray_workers, "include_dashboard": False}
+        local_options = {} if settings.ray_address else {"num_cpus": settings.ray_workers, "include_dashboard": False}
         try:
-            ray.init(settings.ray_address or "local", logging_level=logging.WARNING, log_to_driver=False, **here)
+            ray.init(
+                settings.ray_address or "local", logging_level=logging.WARNING, log_to_driver=False, **local_options
+            )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(f"MM_RAY_ADDRESS={settings.ray_address!r}: no Ray cluster answers: {error}") from error
     processors = int(ray.cluster_resources().get("CPU", 0))

@@ -39,15 +39,15 @@ def first_party_closure(*modules: str) -> list[str]:
 
     Imports inside functions count; those for type checkers alone do not.
     """
-    # Depth-first walk of the import graph; `known` holds the visited modules.
-    known: set[str] = set()
+    # Depth-first walk of the import graph; `visited` holds the modules seen so far.
+    visited: set[str] = set()
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name not in known:
-            known.add(name)
+        if name not in visited:
+            visited.add(name)
             waiting += _imports(name)
-    return sorted(known)
+    return sorted(visited)
 
 
 def source_path(module: str) -> Path:
@@ -61,15 +61,15 @@ def source_path(module: str) -> Path:
 @cache
 def _imports(module: str) -> tuple[str, ...]:
     tree = _WithoutTypeChecking().visit(ast.parse(source_path(module).read_text()))
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module)
+            names.add(node.module)
             # `from mm_core.imaging import images` names a module; `from mm_core.imaging.images import load_rgb` not.
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = {name for name in found if name.split(".")[0] in ROOTS}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {name for name in names if name.split(".")[0] in ROOTS}
     return tuple(sorted(name for name in ours if _is_module(name)))
 
 

@@ -13,9 +13,9 @@ def joules() -> float | None:
 
     The counters include the energy of all other programs on the machine.
     """
-    found = sorted(COUNTERS.glob("intel-rapl:[0-9]*/energy_uj"))
+    counters = sorted(COUNTERS.glob("intel-rapl:[0-9]*/energy_uj"))
     # `intel-rapl:0` is a package; `intel-rapl:0:1` is a part of it and would be counted twice.
-    packages = [counter for counter in found if counter.parent.name.count(":") == 1]
+    packages = [counter for counter in counters if counter.parent.name.count(":") == 1]
     try:
         # The files hold microjoules.
         return sum(int(counter.read_text()) for counter in packages) / 1e6 if packages else None

@@ -25,10 +25,10 @@ def chromium() -> str:
     """Return the path of `MM_CHROMIUM` or of the system's Chromium; raise InputError if none is found."""
     # The environment variable wins; the other names are those of common packages.
     names = (os.environ.get("MM_CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, (shutil.which(name) for name in names if name)), None)
-    if found is None:
+    path = next(filter(None, (shutil.which(name) for name in names if name)), None)
+    if path is None:
         raise InputError("no Chromium here: install Debian's `chromium`, or set MM_CHROMIUM to a browser's path")
-    return found
+    return path
 
 
 def require_playwright() -> None:

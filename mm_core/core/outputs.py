@@ -27,14 +27,14 @@ def check_outputs(
         InputError: An output is an input or a folder above one, two outputs are the same file, an existing file was
             not made by this command, or a file blocks a needed folder.
     """
-    given = {path.resolve() for path in inputs}
+    input_paths = {path.resolve() for path in inputs}
     # Inputs are compared by resolved path and by inode, because a hard link has a different path.
-    places = {_place(path) for path in given if path.exists()}
-    above = {folder for path in given for folder in path.parents}
+    places = {_place(path) for path in input_paths if path.exists()}
+    above = {folder for path in input_paths for folder in path.parents}
     taken: dict[Path, Path] = {}
     for output in outputs:
         target = output.resolve()
-        if target in given or (target.exists() and _place(target) in places):
+        if target in input_paths or (target.exists() and _place(target) in places):
             raise InputError(f"{output} is one of the files given and would be replaced: {remedy}")
         if target in taken:
             raise InputError(f"{output} would be written twice: {remedy}, or give the files apart")

@@ -50,11 +50,11 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         model: the class that describes the whole file.
     """
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    told = f"{field[:200] or 'the file'}: {first['msg']} (got {reprlib.repr(first.get('input'))})"
+    field = ".".join(str(name) for name in first["loc"])
+    message = f"{field[:200] or 'the file'}: {first['msg']} (got {reprlib.repr(first.get('input'))})"
     if first["type"] == "extra_forbidden" and (names := similar_names(field, model)):
-        return f"{told}; did you mean {' or '.join(names)}?"
-    return told
+        return f"{message}; did you mean {' or '.join(names)}?"
+    return message
 
 
 def similar_names(field: str, model: type[BaseModel], most: int = 4) -> list[str]:

@@ -108,14 +108,14 @@ def encoded(cutout: Cutout, form: str = "PNG", **about: Any) -> bytes:
     """
     if form not in ("PNG", "WEBP"):
         raise ValueError(f"form {form!r}: PNG or WEBP")
-    said = json.dumps({"box": cutout.box, "photo_size": cutout.photo_size, **about}, sort_keys=True)
+    metadata = json.dumps({"box": cutout.box, "photo_size": cutout.photo_size, **about}, sort_keys=True)
     image, stream = Image.fromarray(cutout.rgba), BytesIO()
     if form == "PNG":
         chunk = PngImagePlugin.PngInfo()
-        chunk.add_itxt("mm", said)
+        chunk.add_itxt("mm", metadata)
         image.save(stream, "PNG", pnginfo=chunk, compress_level=4)
     else:
         exif = Image.Exif()
-        exif[0x010E] = said  # ImageDescription
+        exif[0x010E] = metadata  # ImageDescription
         image.save(stream, "WEBP", lossless=True, method=2, exif=exif)
     return stream.getvalue()

@@ -110,10 +110,10 @@ def _blend(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray
     inside = hole[window].astype(np.float32)
     share = np.maximum(cv2.GaussianBlur(inside, (0, 0), sigma), 1e-3)[..., None]
     # Blur within the hole only (normalised convolution), so that its surroundings stay sharp.
-    own = cloned[window].astype(np.float32)
-    mean = (own + smooth[0][window] + smooth[1][window]) / 3
-    low, mean = (cv2.GaussianBlur(part * inside[..., None], (0, 0), sigma) / share for part in (own, mean))
-    mixed = np.rint(np.clip(mean + TEXTURE * (own - low), 0, 255)).astype(np.uint8)
+    clone = cloned[window].astype(np.float32)
+    mean = (clone + smooth[0][window] + smooth[1][window]) / 3
+    low, mean = (cv2.GaussianBlur(layer * inside[..., None], (0, 0), sigma) / share for layer in (clone, mean))
+    mixed = np.rint(np.clip(mean + TEXTURE * (clone - low), 0, 255)).astype(np.uint8)
     result = photo.copy()
     result[window] = np.where(inside[..., None] > 0, mixed, photo[window])
     return result
@@ -130,8 +130,8 @@ def _clone(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray
     missing, avoid = (touched(mask, small) for mask in (hole, avoid))
     todo = _tiles(missing)
     while todo:
-        known = [float(_ring(tile, missing)[0].sum()) / float(tile.sum()) ** 0.5 for tile in todo]
-        tile = todo.pop(int(np.argmax(known)))
+        scores = [float(_ring(tile, missing)[0].sum()) / float(tile.sum()) ** 0.5 for tile in todo]
+        tile = todo.pop(int(np.argmax(scores)))
         offset = _best_offset(small, tile, missing, avoid)
         if offset is None:
             continue
@@ -148,7 +148,7 @@ def _tiles(hole: np.ndarray) -> list[np.ndarray]:
     """Return the tiles of a hole, uint8 (H, W) each; none is larger than about TILE of the long side."""
     count, labels = cv2.connectedComponents(hole, connectivity=8)
     side = max(8, round(TILE * max(hole.shape)))
-    found = []
+    tiles = []
     for number in range(1, count):
         piece = (labels == number).astype(np.uint8)
         x, y, width, height = cv2.boundingRect(piece)
@@ -159,8 +159,8 @@ def _tiles(hole: np.ndarray) -> list[np.ndarray]:
                 tile = np.zeros_like(piece)
                 tile[top:bottom, left:right] = piece[top:bottom, left:right]
                 if tile.any():
-                    found.append(tile)
-    return found
+                    tiles.append(tile)
+    return tiles
 
 
 def _cuts(start: int, length: int, parts: int) -> tuple[list[int], list[int]]:
@@ -234,8 +234,8 @@ def _biharmonic(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.nd
 
     # The solver's time grows fast with the size of the hole.
     small = shrunk(photo, SEARCH_SIDE)
-    found = inpaint_biharmonic(small / 255.0, touched(hole, small) > 0, channel_axis=-1)
-    return enlarged(np.rint(np.clip(found, 0, 1) * 255).astype(np.uint8), photo)
+    solution = inpaint_biharmonic(small / 255.0, touched(hole, small) > 0, channel_axis=-1)
+    return enlarged(np.rint(np.clip(solution, 0, 1) * 255).astype(np.uint8), photo)
 
 
 def _harmonic(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
@@ -271,13 +271,13 @@ def _learned(model: Path | None) -> Fill:
         net = _script(model)
         try:
             with torch.inference_mode():
-                found = net(
+                result = net(
                     torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)[None],
                     torch.from_numpy(mask.astype(np.float32))[None, None],
                 )[0]
         except (RuntimeError, TypeError) as error:
             raise InputError(f"{model}: does not take (image, mask): {' '.join(str(error).split())[-200:]}") from None
-        filled = found.clamp(0, 1).numpy().transpose(1, 2, 0)[:height, :width]
+        filled = result.clamp(0, 1).numpy().transpose(1, 2, 0)[:height, :width]
         return np.rint(filled * 255).astype(np.uint8)
 
     return fill

@@ -58,11 +58,11 @@ def harmonic(photo: np.ndarray, hole: np.ndarray) -> np.ndarray:
     unknown = touched(hole, small) > 0
     if unknown.all():
         return photo.copy()
-    found = _pulled(small, (~unknown).astype(np.float32))
+    smooth = _pulled(small, (~unknown).astype(np.float32))
     for _ in range(ROUNDS):
         # Known pixels are reset in each iteration: they are the boundary condition.
-        found = np.where(unknown[..., None], cv2.blur(found, (3, 3), borderType=cv2.BORDER_REPLICATE), small)
-    filled = enlarged(np.rint(found).astype(np.uint8), photo)
+        smooth = np.where(unknown[..., None], cv2.blur(smooth, (3, 3), borderType=cv2.BORDER_REPLICATE), small)
+    filled = enlarged(np.rint(smooth).astype(np.uint8), photo)
     return np.where(hole[..., None] > 0, filled, photo)
 
 

@@ -61,8 +61,8 @@ def painted_sky(name: str, height: int, width: int, seed: int = 0) -> np.ndarray
     full = resize(sky, height, width)
     grain = rng.standard_normal((min(height, 512), min(width, 512), 1), np.float32)  # against banding
     tiled = np.tile(grain, (-(-height // grain.shape[0]), -(-width // grain.shape[1]), 1))[:height, :width]
-    for part in strips(full):
-        full[part] += 0.8 * tiled[part]
+    for strip in strips(full):
+        full[strip] += 0.8 * tiled[strip]
     return np.clip(full, 0, 255).astype(np.uint8)
 
 
@@ -86,7 +86,7 @@ def replaced(photo: np.ndarray, sky: np.ndarray, new: np.ndarray | str, seed: in
     if not len(rows):
         return photo.copy()
     horizon = int(rows[-1]) + 1
-    said = haze(photo, sky)
+    mist = haze(photo, sky)
     drawn = painted_sky(new, horizon, photo.shape[1], seed) if isinstance(new, str) else _fitted(new, horizon, photo)
     # Below the horizon the sky's last row is repeated, for soft pixels of the matte there.
     whole = np.concatenate([drawn, np.repeat(drawn[-1:], photo.shape[0] - horizon, 0)])
@@ -94,17 +94,17 @@ def replaced(photo: np.ndarray, sky: np.ndarray, new: np.ndarray | str, seed: in
     old_mean = _mean_lab(shrunk(photo), shrunk(sky.astype(np.float32)))
     new_mean = _mean_lab(shrunk(whole), shrunk(sky.astype(np.float32)))
     edge = _height_of_land(sky)
-    veil = np.array(_veil(said.light, whole[horizon - 1].reshape(-1, 3).mean(0)), np.float32)
+    veil = np.array(_veil(mist.light, whole[horizon - 1].reshape(-1, 3).mean(0)), np.float32)
     result = np.empty_like(photo)
-    for part in strips(photo):
+    for strip in strips(photo):
         # Per pixel: fade of the sky into haze, then land over sky.
-        y = np.arange(part.start, part.stop, dtype=np.float32)[:, None]
+        y = np.arange(strip.start, strip.stop, dtype=np.float32)[:, None]
         above = np.clip((edge[None] - y) / max(1.0, FEATHER * horizon), 0, 1)[..., None]
-        fade = np.float32(min(0.85, 0.25 + said.share)) * (1 - above) ** 2
-        air = whole[part] * (1 - fade) + veil * fade
-        land = _relit(land_layer[part], old_mean, new_mean)
-        a = np.clip(sky[part, :, None], 0, 1).astype(np.float32)
-        result[part] = np.rint(np.clip(a * air + (1 - a) * land, 0, 255))
+        fade = np.float32(min(0.85, 0.25 + mist.share)) * (1 - above) ** 2
+        air = whole[strip] * (1 - fade) + veil * fade
+        land = _relit(land_layer[strip], old_mean, new_mean)
+        a = np.clip(sky[strip, :, None], 0, 1).astype(np.float32)
+        result[strip] = np.rint(np.clip(a * air + (1 - a) * land, 0, 255))
     return result
 
 
@@ -120,26 +120,26 @@ def recoloured(photo: np.ndarray, sky: np.ndarray, tone: str) -> np.ndarray:
     goal = painted_sky(tone, photo.shape[0], photo.shape[1])
     weights = sky.astype(np.float32)
     old, new = _mean_lab(shrunk(photo), small_sky), _mean_lab(shrunk(goal), small_sky)
-    own = photo.copy()
-    for part in strips(photo):
-        lab = cv2.cvtColor(photo[part].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-        aim = cv2.cvtColor(goal[part].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    clouds = photo.copy()
+    for strip in strips(photo):
+        lab = cv2.cvtColor(photo[strip].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+        aim = cv2.cvtColor(goal[strip].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
         lab = aim + (lab - old) * np.array([0.8, 0.3, 0.3], np.float32) * np.array(
             [new[0] / max(old[0], 20), 1, 1], np.float32
         )
         lab[..., 0] = np.clip(lab[..., 0], 0, 100)
         moved = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB) * 255
-        own[part] = np.rint(np.clip(moved, 0, 255))
-    return _joined(photo, weights, own, old, new)
+        clouds[strip] = np.rint(np.clip(moved, 0, 255))
+    return _joined(photo, weights, clouds, old, new)
 
 
 def _joined(photo: np.ndarray, sky: np.ndarray, new: np.ndarray, old_mean: np.ndarray, new_mean: np.ndarray):
     land_layer = layers(photo, 1 - sky)[0]
     result = np.empty_like(photo)
-    for part in strips(photo):
-        a = np.clip(sky[part, :, None], 0, 1)
-        land = _relit(land_layer[part], old_mean, new_mean)
-        result[part] = np.rint(np.clip(a * new[part] + (1 - a) * land, 0, 255))
+    for strip in strips(photo):
+        a = np.clip(sky[strip, :, None], 0, 1)
+        land = _relit(land_layer[strip], old_mean, new_mean)
+        result[strip] = np.rint(np.clip(a * new[strip] + (1 - a) * land, 0, 255))
     return result
 
 

@@ -60,14 +60,14 @@ def background_blur(photo: np.ndarray, alpha: np.ndarray, strength: float = 0.5)
     result = np.empty_like(photo)
     full = [enlarged(layer, photo) for layer in blurred]
     depth = enlarged(depth, photo)
-    for part in strips(photo):
-        a = np.clip(alpha[part, :, None], 0, 1).astype(np.float32)
-        d = depth[part, :, None]
+    for strip in strips(photo):
+        a = np.clip(alpha[strip, :, None], 0, 1).astype(np.float32)
+        d = depth[strip, :, None]
         # Piecewise linear interpolation between the sharp layer and the levels 1 to LEVELS.
-        back = photo[part] * np.clip(1 - d, 0, 1)
+        back = photo[strip] * np.clip(1 - d, 0, 1)
         for level, layer in enumerate(full, start=1):
-            back = back + layer[part] * np.clip(1 - np.abs(d - level), 0, 1)
-        result[part] = np.rint(np.clip(a * front[part] + (1 - a) * back, 0, 255))
+            back = back + layer[strip] * np.clip(1 - np.abs(d - level), 0, 1)
+        result[strip] = np.rint(np.clip(a * front[strip] + (1 - a) * back, 0, 255))
     return result
 
 
@@ -91,33 +91,33 @@ def stylised(photo: np.ndarray, alpha: np.ndarray, style: np.ndarray | str, stre
     front, back = layers(photo, alpha)
     # Statistics of the background only.
     weight = 1 - np.clip(shrunk(alpha.astype(np.float32)), 0, 1)
-    own = _lab(shrunk(back))
-    mean, spread = _statistics(own, weight)
+    background = _lab(shrunk(back))
+    mean, spread = _statistics(background, weight)
     if isinstance(style, str):
         goal_mean, deviations, gain = STYLES[style]
         goal_mean, goal_spread = np.array(goal_mean, np.float64), np.diag(np.array(deviations, np.float64) ** 2)
     else:
-        other = _lab(shrunk(style))
-        everywhere = np.ones(other.shape[:2], np.float32)
-        goal_mean, goal_spread = _statistics(other, everywhere)
+        example = _lab(shrunk(style))
+        everywhere = np.ones(example.shape[:2], np.float32)
+        goal_mean, goal_spread = _statistics(example, everywhere)
         # Gain of the detail relative to the change of the colours' spread.
-        wanted = _detail(other, everywhere) / max(float(np.sqrt(goal_spread[0, 0])), 1.0)
-        had = _detail(own, weight) / max(float(np.sqrt(spread[0, 0])), 1.0)
+        wanted = _detail(example, everywhere) / max(float(np.sqrt(goal_spread[0, 0])), 1.0)
+        had = _detail(background, weight) / max(float(np.sqrt(spread[0, 0])), 1.0)
         gain = float(np.clip(wanted / max(had, 1e-3), 0.6, 1.6))
     linear = _within(transport(spread, goal_spread), *GAINS).astype(np.float32)
     sigma = 0.01 * max(photo.shape[:2])
     smooth = enlarged(
-        cv2.GaussianBlur(own[..., 0], (0, 0), sigma * WORK_SIDE / max(WORK_SIDE, *photo.shape[:2])), photo
+        cv2.GaussianBlur(background[..., 0], (0, 0), sigma * WORK_SIDE / max(WORK_SIDE, *photo.shape[:2])), photo
     )
     moved = np.empty_like(photo)
-    for part in strips(photo):
-        lab = _lab(back[part])
+    for strip in strips(photo):
+        lab = _lab(back[strip])
         new = (lab - mean.astype(np.float32)) @ linear.T + goal_mean.astype(np.float32)
         # Lightness detail is scaled in addition to the linear map.
-        new[..., 0] += (gain - 1) * linear[0, 0] * (lab[..., 0] - smooth[part])
+        new[..., 0] += (gain - 1) * linear[0, 0] * (lab[..., 0] - smooth[strip])
         new = strength * new + (1 - strength) * lab
         new[..., 0] = np.clip(new[..., 0], 0, 100)
-        moved[part] = np.rint(np.clip(cv2.cvtColor(new, cv2.COLOR_LAB2RGB) * 255, 0, 255))
+        moved[strip] = np.rint(np.clip(cv2.cvtColor(new, cv2.COLOR_LAB2RGB) * 255, 0, 255))
     return over(front, alpha, moved)
 
 
@@ -169,8 +169,8 @@ def _disc_blur(light: np.ndarray, free: np.ndarray, radius: float) -> np.ndarray
     share = cv2.filter2D(free, -1, disc, borderType=cv2.BORDER_REPLICATE)
     mixed = cv2.filter2D(light * free[..., None], -1, disc, borderType=cv2.BORDER_REPLICATE)
     # Deep inside the subject no background is within reach; the result there is hidden and only has to be smooth.
-    found = (mixed + 1e-4 * light) / (share + 1e-4)[..., None]
-    return np.rint(np.clip(found, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
+    blurred = (mixed + 1e-4 * light) / (share + 1e-4)[..., None]
+    return np.rint(np.clip(blurred, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
 
 
 def _depth(matte: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ class Subjects:
         reach = 2 * round(0.004 * max(small.shape)) + 1
         firm = cv2.morphologyEx((small > FIRM).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((reach, reach), np.uint8))
         count, labels = cv2.connectedComponents(firm, connectivity=8)
-        found = []
+        subjects = []
         y, x = np.mgrid[:height, :width]
         for number in range(1, count):
             inside = labels == number
@@ -59,17 +59,17 @@ class Subjects:
             off = np.hypot(*(centre + 0.5 - np.array([width, height]) / 2)) / (np.hypot(width, height) / 2)
             box = columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
             weight = area * float(np.exp(-(off**2) / (2 * CENTRE_SIGMA**2)))
-            found.append(Subject(number, area, (float(box[0]), float(box[1]), float(box[2]), float(box[3])), weight))
-        self.all = sorted(found, key=lambda subject: -subject.weight)
-        self._nearest = _nearest(labels, [subject.number for subject in found])
+            subjects.append(Subject(number, area, (float(box[0]), float(box[1]), float(box[2]), float(box[3])), weight))
+        self.all = sorted(subjects, key=lambda subject: -subject.weight)
+        self._nearest = _nearest(labels, [subject.number for subject in subjects])
 
     def at(self, x: float, y: float) -> Subject | None:
         """Return the subject under a tap at (x, y), shares of width and height; None on the background."""
         height, width = self._nearest.shape
         row, column = min(int(y * height), height - 1), min(int(x * width), width - 1)
-        here = shrunk(self._alpha.astype(np.float32), SIDE)[row, column]
+        value = shrunk(self._alpha.astype(np.float32), SIDE)[row, column]
         number = int(self._nearest[row, column])
-        return next((s for s in self.all if s.number == number), None) if here > 0.1 else None
+        return next((s for s in self.all if s.number == number), None) if value > 0.1 else None
 
     def of(self, *chosen: Subject) -> np.ndarray:
         """Return the matte of some subjects, float32 (H, W); soft pixels belong to the nearest subject."""
@@ -84,8 +84,8 @@ def _nearest(labels: np.ndarray, numbers: list[int]) -> np.ndarray:
     """Return the number of the nearest subject for each pixel; 0 everywhere without subjects."""
     from scipy.ndimage import distance_transform_edt
 
-    known = np.isin(labels, numbers)
-    if not known.any():
+    core = np.isin(labels, numbers)
+    if not core.any():
         return np.zeros_like(labels)
-    found = distance_transform_edt(~known, return_distances=False, return_indices=True)
-    return labels[tuple(np.asarray(found))]
+    indices = distance_transform_edt(~core, return_distances=False, return_indices=True)
+    return labels[tuple(np.asarray(indices))]

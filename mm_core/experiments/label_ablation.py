@@ -85,16 +85,16 @@ def compare_labels(
     if judges.empty:
         raise InputError(f"{layout.snapshot / 'eval.parquet'} holds no photos: drop labelled photos with role `eval`")
     # New photos since the champion are divided into the arms; all others are common to both.
-    known = pool["sample_id"].isin(list(learned))
-    new = dict(pool.loc[~known, ["sample_id", "alpha_sha256"]].itertuples(index=False, name=None))
+    is_known = pool["sample_id"].isin(list(learned))
+    new = dict(pool.loc[~is_known, ["sample_id", "alpha_sha256"]].itertuples(index=False, name=None))
     source = sources(catalog, new, learned)
     # Fails early, before any training, if an arm is too small.
     draw_arms(source, params.seed, fewest)
     digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
     base = scratch_layout(layout, f"compare-{digest[:12]}")
-    for left in base.root.parent.glob("compare-*"):
-        if left != base.root:  # left by a killed comparison on an older snapshot
-            shutil.rmtree(left)
+    for leftover in base.root.parent.glob("compare-*"):
+        if leftover != base.root:  # left by a killed comparison on an older snapshot
+            shutil.rmtree(leftover)
     photos = {arm: Counter() for arm in ARMS}
     scores: dict[str, list[dict[Any, float]]] = {arm: [] for arm in ARMS}
     for index in range(1, seeds + 1):
@@ -104,12 +104,12 @@ def compare_labels(
         for arm, ids in draw_arms(source, seeded.seed).items():
             chosen = pool["sample_id"].isin(ids)
             photos[arm].update(pool.loc[chosen, "category"].fillna("unknown"))
-            own = part_of(base, f"{index}-{arm}")
+            arm_layout = part_of(base, f"{index}-{arm}")
             # An empty validation pool: the last weights are scored, not the best ones.
-            write_frames(own.snapshot, {"validation": pool.head(0)}, SCHEMA, {"digest": digest})
-            write_frames(own.split, {SUPERVISED: pool[known | chosen]}, SCHEMA)
-            train_stage(SUPERVISED, seeded, own, store, Report(arm), start=start, progress=progress)
-            models[arm, "float"] = TorchPredictor(own.model(SUPERVISED), layout.settings.device)
+            write_frames(arm_layout.snapshot, {"validation": pool.head(0)}, SCHEMA, {"digest": digest})
+            write_frames(arm_layout.split, {SUPERVISED: pool[is_known | chosen]}, SCHEMA)
+            train_stage(SUPERVISED, seeded, arm_layout, store, Report(arm), start=start, progress=progress)
+            models[arm, "float"] = TorchPredictor(arm_layout.model(SUPERVISED), layout.settings.device)
         # Both models are scored on the same photos, so their difference is paired.
         rows = score_all(judges, models, store, params.evaluate.max_side, progress)
         for arm in ARMS:
@@ -125,7 +125,7 @@ def compare_labels(
         "snapshot": digest,
         "seeds": seeds,
         "steps": params.train.simple.steps,
-        "base": int(known.sum()),
+        "base": int(is_known.sum()),
         "photos_per_arm": each,
         "available": {"routed": counted["routed"], "random": counted.total() - counted["routed"]},
     }
@@ -171,8 +171,8 @@ def draw_arms(source: Mapping[str, str], seed: int, fewest: int = 1) -> dict[str
     # Both arms have the size of the smaller side.
     count, rng = min(len(side) for side in sides.values()), np.random.default_rng(seed)
     if count < fewest:
-        found = " and ".join(f"{len(side)} {arm}" for arm, side in sides.items())
-        raise InputError(f"{found} new photos: below {fewest} on each side the comparison has no meaning")
+        counts = " and ".join(f"{len(side)} {arm}" for arm, side in sides.items())
+        raise InputError(f"{counts} new photos: below {fewest} on each side the comparison has no meaning")
     return {arm: sorted(map(str, rng.choice(side, count, replace=False))) for arm, side in sides.items()}
 
 

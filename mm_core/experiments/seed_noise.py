@@ -70,19 +70,19 @@ def measure_noise(
     digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
     base = scratch_layout(layout, f"noise-{digest[:12]}")
     for index in range(1, seeds + 1):
-        own = part_of(base, str(index))
-        copy_data(layout, own)
+        seed_layout = part_of(base, str(index))
+        copy_data(layout, seed_layout)
         # Seeds far apart from each other and from the cycle's own.
-        weights = train_all(params.with_values(seed=params.seed + 1009 * index), own, store, start, progress)
+        weights = train_all(params.with_values(seed=params.seed + 1009 * index), seed_layout, store, start, progress)
         model = TorchPredictor(weights, layout.settings.device)
         rows = score_all(frame, {(TRAIN_STAGES[-1], "float"): model}, store, params.evaluate.max_side, progress)
         values.append(category_scores(rows)[metric].to_dict())
-    found = relative_noise(values)
+    noise = relative_noise(values)
     # The record names the conditions of the measurement, so that `recorded_noise` can check them.
     record = {
         "metric": metric,
         "seeds": seeds,
-        "noise": found,
+        "noise": noise,
         "values": values,
         "snapshot": digest,
         "training": digest_of(params.model_dump(mode="json", include=TRAINED_BY)),
@@ -93,24 +93,24 @@ def measure_noise(
     # The models are needed no longer once the record is stored.
     shutil.rmtree(base.root)
     report.facts |= {"metric": metric, "seeds": seeds, "snapshot": digest, "stored": f"{store.url}/{RECORD}"}
-    report.metrics |= {f"noise/{category}": value for category, value in found.items()}
+    report.metrics |= {f"noise/{category}": value for category, value in noise.items()}
     report.tables["noise"] = [
         {"category": category, "noise": round(value, 4)}
         | {f"seed {i + 1}": round(float(scores[category]), 6) for i, scores in enumerate(values)}
-        for category, value in found.items()
+        for category, value in noise.items()
     ]
     return report
 
 
 def relative_noise(values: list[dict[Any, Any]]) -> dict[str, float]:
     """Return category → √2 · s / mean over the seeds' scores: the noise of a difference of two trainings."""
-    found = {}
+    noise = {}
     for category in CATEGORIES:
         scores = np.array([seed[category] for seed in values if category in seed], np.float64)
         # A category must have a score in every training.
         if len(scores) == len(values) and scores.mean() > 0:
-            found[category] = float(math.sqrt(2) * scores.std(ddof=1) / scores.mean())
-    return found
+            noise[category] = float(math.sqrt(2) * scores.std(ddof=1) / scores.mean())
+    return noise
 
 
 def recorded_noise(params: Params, layout: Layout, store: Store) -> dict[str, float] | None:

@@ -73,16 +73,16 @@ def bench_bundle(
         left_out: dict[str, str] = {}
         with np.load(bundle / manifest["golden"]["file"]) as golden:
             for decoder, entry in manifest["decoders"].items():
-                made = {name: f["file"] for name, f in entry.get("formats", {}).items()}
+                format_files = {name: f["file"] for name, f in entry.get("formats", {}).items()}
                 # The web runtime uses the ONNX file; further formats have files of their own.
-                files = {"onnx": entry["file"], WEB: entry["file"]} | made
+                files = {"onnx": entry["file"], WEB: entry["file"]} | format_files
                 image = _prepared(golden[f"{decoder}_image"], manifest["input"])
                 for runtime in runtimes or RUNTIMES:
                     # A missing runtime is reported, and the others are still measured.
                     if runtime not in files:
                         left_out[runtime] = "the bundle has no files for it"
                         continue
-                    wanted = golden[f"{decoder}_{runtime}_alpha" if runtime in made else f"{decoder}_alpha"]
+                    wanted = golden[f"{decoder}_{runtime}_alpha" if runtime in format_files else f"{decoder}_alpha"]
                     try:
                         alphas, cost = _run(runtime, layout, bundle / files[runtime], image[None], counts)
                     except MattingError as error:
@@ -94,14 +94,14 @@ def bench_bundle(
                         left_out[f"{runtime}/{decoder}"] = f"its mattes are not the golden ones: {json.dumps(off)}"
                         continue
                     size = manifest["files"][files[runtime]]["bytes"]
-                    about = {
+                    costs = {
                         "peak_mb": round(cost["peak_mb"], 1),
                         "bytes": size,
                         "golden_mse": off["mse"],
                         "beyond": too_large(limits, files[runtime], size, cost["peak_mb"]),
                     }
                     rows += [
-                        {"decoder": decoder, "runtime": runtime, "threads": int(n), "ms": round(ms, 2)} | about
+                        {"decoder": decoder, "runtime": runtime, "threads": int(n), "ms": round(ms, 2)} | costs
                         for n, ms in cost["latency_ms"].items()
                     ]
         if not rows:

@@ -57,20 +57,20 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
     # Twelve hex digits identify a model and are short enough for a folder name.
     version = verdict.candidate[:12]
     target = layout.bundles / version
-    about = _about(layout, verdict)
+    facts = _about(layout, verdict)
     with exclusive(layout.bundles / ".lock"):
-        made = convert(params.export, layout.model(TRAIN_STAGES[-1]), about["quantised"], layout, store)
+        formats = convert(params.export, layout.model(TRAIN_STAGES[-1]), facts["quantised"], layout, store)
         # The request is a part of the manifest; a bundle made for another request is made again.
-        asked = {
+        request = {
             "limits": params.export.limits.model_dump(mode="json"),
-            "formats": {name: {d: row["sha256"] for d, row in rows.items()} for name, rows in made.items()},
+            "formats": {name: {d: row["sha256"] for d, row in rows.items()} for name, rows in formats.items()},
         }
-        if _key_of(target) != about["key"] or read_manifest(target)["asked"] != asked:
+        if _key_of(target) != facts["key"] or read_manifest(target)["asked"] != request:
             # Half-made folders of killed processes; the lock excludes a running one.
-            for left in layout.bundles.glob(".*.tmp"):
-                shutil.rmtree(left)
+            for leftover in layout.bundles.glob(".*.tmp"):
+                shutil.rmtree(leftover)
             fresh = layout.bundles / f".{version}.{os.getpid()}.tmp"
-            _assemble(fresh, version, layout, store, verdict, about | {"asked": asked, "made": made})
+            _assemble(fresh, version, layout, store, verdict, facts | {"asked": request, "made": formats})
             manifest = read_manifest(fresh)
             # Limits and golden mattes are checked before the folder becomes visible.
             sizes = {name: file["bytes"] for name, file in manifest["files"].items()}
@@ -116,8 +116,8 @@ def verify(bundle: Path) -> dict[str, Any]:
     command = [sys.executable, "-I", selfcheck.__file__, str(bundle)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if done.returncode:
-        said = " ".join((done.stdout + done.stderr).split())[-400:]
-        raise MattingError(f"{bundle}: the files do not give the golden mattes in a fresh process: {said}")
+        output = " ".join((done.stdout + done.stderr).split())[-400:]
+        raise MattingError(f"{bundle}: the files do not give the golden mattes in a fresh process: {output}")
     return json.loads(done.stdout)
 
 
@@ -142,13 +142,13 @@ def _about(layout: Layout, verdict: Verdict) -> dict[str, Any]:
     if quantised["model"] != verdict.candidate:
         raise ReleaseRefused(f"{layout.quantised} holds another model's int8 files: run `mm evaluate` and `mm gate`")
     if digests != judged:
-        other = sorted(name for name in {*digests, *judged} if digests.get(name) != judged.get(name))
+        changed = sorted(name for name in {*digests, *judged} if digests.get(name) != judged.get(name))
         raise ReleaseRefused(
-            f"{', '.join(other)} in {layout.quantised} was not what the gate judged: run `mm evaluate`"
+            f"{', '.join(changed)} in {layout.quantised} was not what the gate judged: run `mm evaluate`"
         )
     scores = _json(layout.evaluation / "metrics.json", "mm evaluate")
     candidate = TRAIN_STAGES[-1]
-    about = {
+    facts = {
         "verdict": verdict.model_dump(mode="json", exclude={"cells"}),
         "cells": digest_of([cell.model_dump(mode="json") for cell in verdict.cells]),
         "metrics": {
@@ -163,8 +163,8 @@ def _about(layout: Layout, verdict: Verdict) -> dict[str, Any]:
         "quantised": quantised,
     }
     # The time of the verdict does not change the bundle, so it is not in the key.
-    stable = about | {"verdict": {k: v for k, v in about["verdict"].items() if k != "created_at"}, "files": digests}
-    return about | {"key": digest_of({"schema": SCHEMA_VERSION, **stable})}
+    stable = facts | {"verdict": {k: v for k, v in facts["verdict"].items() if k != "created_at"}, "files": digests}
+    return facts | {"key": digest_of({"schema": SCHEMA_VERSION, **stable})}
 
 
 def judged_files(layout: Layout) -> dict[str, str]:
@@ -178,36 +178,36 @@ def judged_files(layout: Layout) -> dict[str, str]:
 
 
 def _assemble(
-    folder: Path, version: str, layout: Layout, store: Store, verdict: Verdict, about: dict[str, Any]
+    folder: Path, version: str, layout: Layout, store: Store, verdict: Verdict, facts: dict[str, Any]
 ) -> None:
     # The files: ONNX, the further formats, and the self-check program.
     folder.mkdir()
-    quantised = about["quantised"]["decoders"]
+    quantised = facts["quantised"]["decoders"]
     for decoder in quantised:
         shutil.copyfile(layout.quantised / f"{decoder}{SUFFIX}", folder / f"{decoder}{SUFFIX}")
-        for rows in about["made"].values():
+        for rows in facts["made"].values():
             shutil.copyfile(layout.formats / rows[decoder]["file"], folder / rows[decoder]["file"])
     shutil.copyfile(selfcheck.__file__, folder / "selfcheck.py")
     # Golden pairs: generated photos with the mattes of each format on this machine.
     size = input_size(open_session(folder / f"{DECODERS[0]}{SUFFIX}"))
     golden = {d: resize(generate(c, i, size=size).image, size, size) for i, (d, c) in enumerate(GOLDEN.items())}
-    runs = run_all(folder, layout, store, golden, about)
+    runs = run_all(folder, layout, store, golden, facts)
     _write_golden(folder, golden, runs)
     # The manifest names data, code and verdict, and describes input and output for an application.
     snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
     torch_ms = torch_latencies(layout.model(TRAIN_STAGES[-1]))
     manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "key": about["key"],
+        "key": facts["key"],
         "version": version,
         "model": verdict.candidate,
         "snapshot": snapshot["digest"],
         "eval_digest": snapshot["eval_digest"],
         "code_revision": code_revision(),
-        "verdict": about["verdict"],
-        "metrics": about["metrics"],
-        "asked": about["asked"],
-        "decoders": {d: decoder_entry(d, row, about["made"], runs[d], torch_ms[d]) for d, row in quantised.items()},
+        "verdict": facts["verdict"],
+        "metrics": facts["metrics"],
+        "asked": facts["asked"],
+        "decoders": {d: decoder_entry(d, row, facts["made"], runs[d], torch_ms[d]) for d, row in quantised.items()},
         "input": {
             "name": "image",
             "dtype": "float32",
@@ -235,7 +235,7 @@ def _assemble(
         "golden": {"file": "golden.npz", "tolerance": TOLERANCE},
         "data": {"counts": snapshot.get("counts", {}), "sources": _sources(layout, snapshot)},
         "opset": _opset(folder / f"{DECODERS[0]}{SUFFIX}"),
-        "versions": about["quantised"]["versions"],
+        "versions": facts["quantised"]["versions"],
     }
     # The card is written from the manifest, and its digest is added last.
     manifest["files"] = {
@@ -274,9 +274,12 @@ def _sources(layout: Layout, snapshot: dict[str, Any]) -> list[dict[str, Any]]:
     samples = samples.fillna("").replace("", "not stated").set_index("id")
     rows = []
     for pool in TRAINING:
-        found = samples.reindex(read_pool(layout.snapshot, pool)["sample_id"]).fillna("not stated")
-        pairs = Counter(zip(found["source"], found["license"], strict=True))
-        rows += [{"pool": pool, "source": s, "license": given, "photos": n} for (s, given), n in sorted(pairs.items())]
+        rows_of_pool = samples.reindex(read_pool(layout.snapshot, pool)["sample_id"]).fillna("not stated")
+        pairs = Counter(zip(rows_of_pool["source"], rows_of_pool["license"], strict=True))
+        rows += [
+            {"pool": pool, "source": s, "license": license_name, "photos": n}
+            for (s, license_name), n in sorted(pairs.items())
+        ]
     return rows
 
 

@@ -37,10 +37,10 @@ def run_all(
     Returns:
         Decoder → format → costs, `golden` matte, and `diff` to the float network on the calibration photos.
     """
-    model, found = layout.model(TRAIN_STAGES[-1]), {}
+    model, runs = layout.model(TRAIN_STAGES[-1]), {}
     for decoder, photo in golden.items():
         image = prepare(photo, photo.shape[0])[None]
-        found[decoder] = {}
+        runs[decoder] = {}
         for name in ("onnx", *about["made"]):
             images = image
             if name != "onnx":
@@ -50,16 +50,16 @@ def run_all(
                 images = np.concatenate([photos, image])
             file = folder / f"{decoder}{SUFFIX[name]}"
             alphas, cost = run_file(name, layout.settings, file, images, THREADS)
-            found[decoder][name] = cost | {"golden": alphas[-1]}
+            runs[decoder][name] = cost | {"golden": alphas[-1]}
             if name != "onnx":
                 # Only other formats are compared here: `quantise` has compared ONNX.
                 difference = alphas[:-1] - float_alphas(model, decoder, images[:-1])
-                found[decoder][name]["diff"] = {
+                runs[decoder][name]["diff"] = {
                     "mse": float(np.mean(difference**2)),
                     "max": float(np.abs(difference).max()),
                     "photos": len(photos),
                 }
-    return found
+    return runs
 
 
 def decoder_entry(
@@ -72,12 +72,12 @@ def decoder_entry(
     """Return one decoder's manifest entry from `row` of `quantise`, `made` of `convert` and `runs` of `run_all`."""
 
     def cost(run: dict[str, Any]) -> dict[str, Any]:
-        here = {threads: round(ms, 2) for threads, ms in run["latency_ms"].items()}
+        latency = {threads: round(ms, 2) for threads, ms in run["latency_ms"].items()}
         speedup = {threads: round(torch_ms[threads] / ms, 2) for threads, ms in run["latency_ms"].items()}
         # On one thread, processor time equals latency, and other programs on the machine do not disturb it.
         speedup["1"] = round(torch_ms["cpu"] / run["cpu_ms"]["1"], 2)
         memory = {name: round(run[name], 1) for name in ("peak_mb", "model_mb")}
-        return {"latency_ms": here, "speedup": speedup, **memory}
+        return {"latency_ms": latency, "speedup": speedup, **memory}
 
     # Entries of the further formats.
     others = {}
@@ -116,14 +116,14 @@ def torch_latencies(model: Path) -> dict[str, dict[str, float]]:
     image = torch.zeros(1, 3, net.config.size, net.config.size)
     # Thread settings are global to the process; they are restored afterwards.
     before = torch.get_num_threads()
-    found: dict[str, dict[str, float]] = {decoder: {} for decoder in DECODERS}
+    latencies: dict[str, dict[str, float]] = {decoder: {} for decoder in DECODERS}
     try:
         with torch.inference_mode():
             for threads in THREADS:
                 torch.set_num_threads(threads)
-                for decoder, row in found.items():
+                for decoder, row in latencies.items():
                     wall, spent = median_ms(lambda d=decoder: net(image, d))
                     row |= {str(threads): round(wall, 2)} | ({"cpu": round(spent, 2)} if threads == 1 else {})
     finally:
         torch.set_num_threads(before)
-    return found
+    return latencies

@@ -36,8 +36,8 @@ def calibration_ids(snapshot_dir: Path, decoder: str, count: int) -> list[str]:
         NothingToTrainOn: The snapshot has no training photo.
     """
     frames = [read_pool(snapshot_dir, pool) for pool in POOLS]
-    own = [_in_turn(frame.loc[frame["decoder"] == decoder]) for frame in frames]
-    ids = list(dict.fromkeys(own[0] + own[1])) or list(dict.fromkeys(_in_turn(frames[0]) + _in_turn(frames[1])))
+    own_ids = [_in_turn(frame.loc[frame["decoder"] == decoder]) for frame in frames]
+    ids = list(dict.fromkeys(own_ids[0] + own_ids[1])) or list(dict.fromkeys(_in_turn(frames[0]) + _in_turn(frames[1])))
     if not ids:
         raise NothingToTrainOn(f"{snapshot_dir}: no training photo to calibrate int8 with: drop labelled ones first")
     return ids[:count]
@@ -45,11 +45,11 @@ def calibration_ids(snapshot_dir: Path, decoder: str, count: int) -> list[str]:
 
 def categories_of(snapshot_dir: Path, ids: Sequence[str]) -> list[str]:
     """Return the category of each calibration photo; empty for an unknown one."""
-    known: dict[str, str] = {}
+    categories: dict[str, str] = {}
     for pool in POOLS:
         frame = read_pool(snapshot_dir, pool)
-        known |= dict(zip(frame["sample_id"], frame["category"].fillna(""), strict=True))
-    return [known[i] for i in ids]
+        categories |= dict(zip(frame["sample_id"], frame["category"].fillna(""), strict=True))
+    return [categories[i] for i in ids]
 
 
 def calibration_images(ids: Sequence[str], size: int, store: Store) -> np.ndarray:

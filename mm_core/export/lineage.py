@@ -64,9 +64,10 @@ def tags_of(registry: Registry, version: str) -> dict[str, str]:
     """Return `Registry.tags` of an existing version; raise InputError for a missing one."""
     tags = registry.tags(version)
     if tags is None:
-        known = list(dict.fromkeys(move["to"] for move in registry.history()))
+        promoted = list(dict.fromkeys(move["to"] for move in registry.history()))
         raise InputError(
-            f"{NAME} has no version {version!r}: " + (f"promoted were {', '.join(known)}" if known else "none yet")
+            f"{NAME} has no version {version!r}: "
+            + (f"promoted were {', '.join(promoted)}" if promoted else "none yet")
         )
     return tags
 
@@ -113,8 +114,12 @@ def learnt_by(settings: Settings, store: Store, digests: Collection[str]) -> dic
     """
     registry = Registry(settings)
     # Versions without provenance cannot be traced.
-    tags = [found for version in registry.versions() if (found := registry.tags(version)) and "provenance" in found]
-    by_digest = {found["model_digest"]: found for found in tags}
+    tags = [
+        version_tags
+        for version in registry.versions()
+        if (version_tags := registry.tags(version)) and "provenance" in version_tags
+    ]
+    by_digest = {version_tags["model_digest"]: version_tags for version_tags in tags}
     learnt: dict[str, str] = {}
     # Breadth-first walk from each model to its start weights.
     waiting, done = [digest for digest in digests if digest in by_digest], set()
@@ -123,11 +128,11 @@ def learnt_by(settings: Settings, store: Store, digests: Collection[str]) -> dic
         if digest in done:
             continue
         done.add(digest)
-        found = by_digest[digest]
-        provenance = json.loads(fetch_blob(store, found["provenance"]).read_text())
+        version_tags = by_digest[digest]
+        provenance = json.loads(fetch_blob(store, version_tags["provenance"]).read_text())
         for row in samples_of(provenance, store):
             if row["pool"] != "eval":
-                learnt.setdefault(row["sample_id"], f"version {found['version']} ({row['pool']})")
+                learnt.setdefault(row["sample_id"], f"version {version_tags['version']} ({row['pool']})")
         if provenance["start"] in by_digest:
             waiting.append(provenance["start"])
     return learnt
@@ -136,7 +141,7 @@ def learnt_by(settings: Settings, store: Store, digests: Collection[str]) -> dic
 def models_with(settings: Settings, ids: Collection[str]) -> list[dict[str, Any]]:
     """Return registered versions with any of the samples in their snapshot: `version, aliases, pools` (counts)."""
     registry, store = Registry(settings), open_store(settings.store, Layout(settings).cache)
-    found = []
+    models = []
     for version in registry.versions():
         tags = registry.tags(version)
         if tags is None or "provenance" not in tags:
@@ -144,5 +149,5 @@ def models_with(settings: Settings, ids: Collection[str]) -> list[dict[str, Any]
         samples = samples_of(json.loads(fetch_blob(store, tags["provenance"]).read_text()), store)
         pools = Counter(sample["pool"] for sample in samples if sample["sample_id"] in ids)
         if pools:
-            found.append({"version": version, "aliases": json.loads(tags["aliases"]), "pools": dict(pools)})
-    return found
+            models.append({"version": version, "aliases": json.loads(tags["aliases"]), "pools": dict(pools)})
+    return models

@@ -57,15 +57,15 @@ def write_override(store: Store, model: str, reason: str, decision: str, days: i
 
 def valid_override(store: Store, model: str) -> dict[str, Any] | None:
     """Return the newest unexpired override of this model, or None; raise InputError for a false signature."""
-    found: list[dict[str, Any]] = []
+    overrides: list[dict[str, Any]] = []
     try:
         for entry in store.list(f"{PREFIX}/{model[:32]}"):
-            found.append(json.loads(store.fetch(entry.key).read_text()))
+            overrides.append(json.loads(store.fetch(entry.key).read_text()))
     except BlobNotFound:
         return None
     now = datetime.now(UTC).isoformat(timespec="seconds")
     # The folder name holds only a part of the digest, so the record's own field is compared.
-    alive = sorted((o for o in found if o["model"] == model and o["expires"] > now), key=lambda o: o["when"])
+    alive = sorted((o for o in overrides if o["model"] == model and o["expires"] > now), key=lambda o: o["when"])
     if not alive:
         return None
     check(_signed(alive[-1]), alive[-1].get("signature"))

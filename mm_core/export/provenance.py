@@ -50,8 +50,8 @@ def versions() -> dict[str, str]:
     """Return versions of libraries that influence weights and files, and the thread count (it changes last bits)."""
     import torch
 
-    found = {name: version(name) for name in ("numpy", "open_clip_torch", "opencv-python-headless", "timm")}
-    return tool_versions() | found | {"threads": str(torch.get_num_threads())}
+    installed = {name: version(name) for name in ("numpy", "open_clip_torch", "opencv-python-headless", "timm")}
+    return tool_versions() | installed | {"threads": str(torch.get_num_threads())}
 
 
 def _blobs(folder: Path, store: Store) -> dict[str, str]:
@@ -67,10 +67,10 @@ def code_revision() -> str:
     """
     if named := os.environ.get("MM_CODE_REVISION"):
         return named
-    here = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=here,
+        cwd=folder,
         capture_output=True,
         text=True,
     )

@@ -192,19 +192,19 @@ def _extract(graph: Any, decoder: str) -> Any:
     """Return the part of the graph for one decoder and the choice, with the output `alpha` and without metadata."""
     import onnx.utils
 
-    part = onnx.utils.Extractor(graph).extract_model(["image"], [decoder, CHOICE])
-    for node in part.graph.node:
+    subgraph = onnx.utils.Extractor(graph).extract_model(["image"], [decoder, CHOICE])
+    for node in subgraph.graph.node:
         node.output[:] = ["alpha" if name == decoder else name for name in node.output]
-    part.graph.output[0].name = "alpha"
-    return _stripped(part)
+    subgraph.graph.output[0].name = "alpha"
+    return _stripped(subgraph)
 
 
 def _stripped(model: Any) -> Any:
     """Remove metadata with paths, versions or times: they would change the bytes from machine to machine."""
     graph = model.graph
-    for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
+    for element in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        element.ClearField("metadata_props")
+        element.ClearField("doc_string")
     graph.name = "matting"
     return model
 
@@ -313,13 +313,13 @@ def choosing_nodes(graph: Any) -> list[str]:
 
     def behind(output: str) -> set[str]:
         # All nodes from which a path leads to the output.
-        found, waiting = set(), [output]
+        nodes, waiting = set(), [output]
         while waiting:
             node = makers.get(waiting.pop())
-            if node is not None and node.name not in found:
-                found.add(node.name)
+            if node is not None and node.name not in nodes:
+                nodes.add(node.name)
                 waiting += node.input
-        return found
+        return nodes
 
     return sorted(behind(CHOICE) - behind("alpha"))
 

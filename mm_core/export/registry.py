@@ -115,11 +115,11 @@ class Registry:
                     f"version {before['version']} became champion after the verdict, which compares with "
                     f"{(verdict.champion or 'none')[:12]}: run another cycle (`mm run`)"
                 )
-            known = self._version_of(verdict.candidate)
+            registered = self._version_of(verdict.candidate)
             # The model may be registered already: by a killed call, or as a former champion.
-            if known and (not before or before["digest"] != verdict.candidate):
-                self._refuse_rolled_back(known, override)
-            version = known or self._register(params, layout, store, verdict, bundle)
+            if registered and (not before or before["digest"] != verdict.candidate):
+                self._refuse_rolled_back(registered, override)
+            version = registered or self._register(params, layout, store, verdict, bundle)
             self._point("candidate", version)
             # The aliases move last, when the version is complete.
             if not before or before["digest"] != verdict.candidate:
@@ -149,8 +149,8 @@ class Registry:
                     raise InputError(f"version {reign[-1]} is the only champion there ever was: nothing to go back to")
                 version = reign[-2]
             if version not in [move["to"] for move in moves]:
-                known = ", ".join(dict.fromkeys(move["to"] for move in moves))
-                raise InputError(f"version {version} was never champion; promoted were {known}")
+                promoted = ", ".join(dict.fromkeys(move["to"] for move in moves))
+                raise InputError(f"version {version} was never champion; promoted were {promoted}")
             if moves[-1]["to"] != version:
                 self._crown(version, why, ROLLBACK)
         report.facts |= {"version": version, "move": self.history()[-1]}
@@ -183,9 +183,9 @@ class Registry:
                 "mm anchor needs --reason: the anchor guards against slow decline, so each move is kept with a reason"
             )
         # Only a model that served may become the anchor.
-        known = list(dict.fromkeys(move["to"] for move in self.history()))
-        if version not in known:
-            raise InputError(f"version {version} was never champion; promoted were {', '.join(known) or 'none'}")
+        champions = list(dict.fromkeys(move["to"] for move in self.history()))
+        if version not in champions:
+            raise InputError(f"version {version} was never champion; promoted were {', '.join(champions) or 'none'}")
         with exclusive(self._lock):
             moves, model = self.anchor_history(), self._model()
             before = model.aliases.get("anchor")
@@ -291,8 +291,8 @@ class Registry:
             self._client.set_registered_model_alias(NAME, alias, version)
 
     def _version_of(self, digest: str) -> str | None:
-        found = self._client.search_model_versions(f"name = '{NAME}' and tags.`model_digest` = '{digest}'")
-        return str(min(int(version.version) for version in found)) if found else None
+        matches = self._client.search_model_versions(f"name = '{NAME}' and tags.`model_digest` = '{digest}'")
+        return str(min(int(version.version) for version in matches)) if matches else None
 
     def _model(self) -> Any:
         """Return the registered model with aliases and tags, or None; creates no database if none exists."""

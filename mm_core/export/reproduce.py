@@ -40,32 +40,32 @@ def reproduce(
     Raises:
         InputError: The version does not exist.
     """
-    made = provenance_of(layout.settings, store, version)
+    provenance = provenance_of(layout.settings, store, version)
     # The rebuild has a layout of its own, so that it leaves the current cycle alone.
-    own = scratch_layout(layout, f"reproduce-{made['model'][:12]}")
-    for folder, files in ((own.snapshot, made["snapshot_files"]), (own.split, made["split_files"])):
+    rebuild = scratch_layout(layout, f"reproduce-{provenance['model'][:12]}")
+    for folder, files in ((rebuild.snapshot, provenance["snapshot_files"]), (rebuild.split, provenance["split_files"])):
         folder.mkdir(parents=True, exist_ok=True)
         for name, digest in files.items():
             shutil.copyfile(fetch_blob(store, digest), folder / name)
     # Training runs through the same code as in the cycle.
-    params = params_of(made)
-    start = fetch_blob(store, made["start"]) if made["start"] else None
-    train_all(params, own, store, start, progress)
+    params = params_of(provenance)
+    start = fetch_blob(store, provenance["start"]) if provenance["start"] else None
+    train_all(params, rebuild, store, start, progress)
     rows = []
     # Compare stage by stage: the first unequal one shows the origin of a difference.
     for stage in TRAIN_STAGES:
-        recorded, now = made["stages"][stage]["digest"], sha256_file(own.model(stage))
+        recorded, now = provenance["stages"][stage]["digest"], sha256_file(rebuild.model(stage))
         rows.append({"stage": stage, "recorded": recorded, "rebuilt": now, "equal": recorded == now})
-    differs = differences(made, {"code_revision": code_revision(), "versions": versions()})
+    differs = differences(provenance, {"code_revision": code_revision(), "versions": versions()})
     report.tables["stages"] = rows
-    report.facts |= {"model": made["model"], "bit_equal": rows[-1]["equal"], "differs": differs}
+    report.facts |= {"model": provenance["model"], "bit_equal": rows[-1]["equal"], "differs": differs}
     if not rows[-1]["equal"]:
         report.facts["largest_difference"] = largest_difference(
-            fetch_blob(store, made["model"]), own.model(TRAIN_STAGES[-1])
+            fetch_blob(store, provenance["model"]), rebuild.model(TRAIN_STAGES[-1])
         )
-        report.facts["rebuilt_at"] = str(own.model(TRAIN_STAGES[-1]))
+        report.facts["rebuilt_at"] = str(rebuild.model(TRAIN_STAGES[-1]))
     else:
-        shutil.rmtree(own.root)
+        shutil.rmtree(rebuild.root)
     return report
 
 
@@ -73,22 +73,22 @@ def params_of(made: dict[str, Any]) -> Params:
     """Return the params of the recorded cycle; each stage uses those in its model file, which may differ."""
     whole = dict(made["params"])
     for stage in TRAIN_STAGES:
-        own = made["stages"][stage]["params"]
-        whole |= {name: value for name, value in own.items() if name != "train"}
-        whole["train"] = whole["train"] | own["train"]
+        stage_params = made["stages"][stage]["params"]
+        whole |= {name: value for name, value in stage_params.items() if name != "train"}
+        whole["train"] = whole["train"] | stage_params["train"]
     return Params.model_validate(whole)
 
 
 def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return texts about differences of code, libraries and threads since the model was made."""
-    found = []
+    texts = []
     if recorded["code_revision"] != now["code_revision"]:
-        found.append(f"code {recorded['code_revision']} then, {now['code_revision']} now")
+        texts.append(f"code {recorded['code_revision']} then, {now['code_revision']} now")
     then = recorded["versions"]
     for name in sorted(set(then) | set(now["versions"])):
         if then.get(name) != now["versions"].get(name):
-            found.append(f"{name} {then.get(name)} then, {now['versions'].get(name)} now")
-    return found
+            texts.append(f"{name} {then.get(name)} then, {now['versions'].get(name)} now")
+    return texts
 
 
 def largest_difference(one: Path, other: Path) -> float | None:

@@ -90,10 +90,10 @@ class OnnxPredictor:
         if (folder / MANIFEST).is_file():
             listed = {entry["file"] for entry in checked_manifest(folder)["decoders"].values()}
             return cls({name: folder / name for name in sorted(listed)}, threads, guided)
-        found = {path.name: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
-        if not found:
+        files = {path.name: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+        if not files:
             raise InputError(f"{folder} holds no *{SUFFIX}: run `mm evaluate`, which quantises the candidate")
-        return cls(found, threads, guided)
+        return cls(files, threads, guided)
 
     def predict(self, photos: Sequence[np.ndarray], decoders: Sequence[str]) -> list[np.ndarray]:
         """Return mattes like `Predictor.predict`: photos uint8 (H, W, 3), a decoder each → float32 (H, W) in [0, 1]."""

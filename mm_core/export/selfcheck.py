@@ -46,8 +46,8 @@ def check(folder: Path) -> dict:
         difference = np.asarray(alpha)[0, 0] - golden[f"{decoder}_alpha"]
         # Logits are compared as probabilities, because their scale has no meaning.
         shares = softmax(np.asarray(choice)[0]) - softmax(golden[f"{decoder}_choice"])
-        found = {"mse": np.mean(difference**2), "max": np.abs(difference).max(), "choice": np.abs(shares).max()}
-        result["decoders"][decoder] = {name: float(value) for name, value in found.items()}
+        costs = {"mse": np.mean(difference**2), "max": np.abs(difference).max(), "choice": np.abs(shares).max()}
+        result["decoders"][decoder] = {name: float(value) for name, value in costs.items()}
     result["ok"] = all(
         d["mse"] <= tolerance["mse"] and max(d["max"], d["choice"]) <= tolerance["max"]
         for d in result["decoders"].values()

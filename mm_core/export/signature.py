@@ -107,17 +107,17 @@ def read_signature(path: Path) -> dict[str, str] | None:
     sidecar = path.with_name(path.name + SUFFIX)
     if not sidecar.exists() and not sidecar.is_symlink():
         return None
-    found: Any = None
+    content: Any = None
     if sidecar.is_file() and sidecar.stat().st_size <= _BYTES:
         try:
-            found = json.loads(sidecar.read_bytes())
+            content = json.loads(sidecar.read_bytes())
         except (ValueError, RecursionError):
-            found = None
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(name), str) and form.fullmatch(found[name]) for name, form in _FORMS.items()
+            content = None
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(name), str) and form.fullmatch(content[name]) for name, form in _FORMS.items()
     ):
         raise InputError(f"{sidecar}: not a signature; fetch the bundle again")
-    return {name: found[name] for name in _FORMS}
+    return {name: content[name] for name in _FORMS}
 
 
 def can_verify() -> bool:

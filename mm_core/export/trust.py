@@ -24,9 +24,11 @@ def require_bundle(bundle: Path, bundles: Path) -> None:
     if (bundle / "manifest.json").is_file():
         return
     # The message lists the existing bundles, so that the user can copy a path.
-    here = sorted(str(path.parent) for path in bundles.glob("*/manifest.json"))
+    existing = sorted(str(path.parent) for path in bundles.glob("*/manifest.json"))
     remedy = (
-        f"bundles of this workspace: {', '.join(here)}" if here else "this workspace has none yet: `mm run` makes one"
+        f"bundles of this workspace: {', '.join(existing)}"
+        if existing
+        else "this workspace has none yet: `mm run` makes one"
     )
     raise InputError(f"{bundle}: no bundle there (no manifest.json); {remedy}")
 

@@ -105,11 +105,11 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
         return JSONResponse({"decoder": await _found(library.decoder, request.path_params["id"])})
 
     async def apply(request: Request) -> Response:
-        asked = request.query_params
+        query = request.query_params
         tap = None
-        if "x" in asked:
+        if "x" in query:
             try:
-                x, y = float(asked["x"]), float(asked["y"])
+                x, y = float(query["x"]), float(query["y"])
             except (ValueError, KeyError):
                 x = y = math.nan
             if not (math.isfinite(x) and math.isfinite(y)):
@@ -117,7 +117,7 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
             # Shares slightly outside of the photo come from rounding in the browser.
             tap = min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)
         suffix, data = await _found(
-            library.apply, request.path_params["id"], asked.get("function", ""), asked.get("choice", ""), tap
+            library.apply, request.path_params["id"], query.get("function", ""), query.get("choice", ""), tap
         )
         return Response(data, media_type={".png": "image/png", ".jpg": "image/jpeg"}[suffix])
 
@@ -127,12 +127,12 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
         return JSONResponse({"id": entry.id, "name": entry.name, "category": entry.category}, 201)
 
     async def say(request: Request) -> Response:
-        asked, body = request.query_params, await _body(request)
-        words = {name: asked.get(name, "") for name in ("group", "device")}
+        query, body = request.query_params, await _body(request)
+        words = {name: query.get(name, "") for name in ("group", "device")}
         for name, word in words.items():
             if not WORD.fullmatch(word):
                 raise HTTPException(400, f"{name}: letters, digits, spaces and . , ( ) + - only, at most 80")
-        entry = await _found(library.entry, asked.get("photo", ""))
+        entry = await _found(library.entry, query.get("photo", ""))
 
         def give() -> tuple[str, bool]:
             # Runs in a worker thread, because it decodes pictures.
@@ -142,7 +142,7 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
                     matte = Path(folder) / "matte.png"
                     matte.write_bytes(body)
                 return feedback.give(
-                    inbox, catalog, entry, asked.get("said", ""), consent=asked.get("consent") == "yes",
+                    inbox, catalog, entry, query.get("said", ""), consent=query.get("consent") == "yes",
                     model=str(library.manifest["version"]), matte=matte, **words,
                 )  # fmt: skip
 
@@ -189,11 +189,11 @@ async def _found(work: Callable[..., Any], *arguments: Any) -> Any:
 async def _body(request: Request) -> bytes:
     """Return the body of at most UPLOAD_BYTES; the declared length is not trusted."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
+    async for chunk in request.stream():
+        size += len(chunk)
         if size > UPLOAD_BYTES:
             raise HTTPException(413, f"more than {UPLOAD_BYTES // 1_000_000} MB")
-        parts.append(part)
+        parts.append(chunk)
     return b"".join(parts)
 
 
@@ -214,8 +214,8 @@ class _Guard:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = {name.decode().lower() for name, _ in message["headers"]}
-                extra = [(n.encode(), v.encode()) for n, v in HEADERS.items() if n not in own]
+                present = {name.decode().lower() for name, _ in message["headers"]}
+                extra = [(n.encode(), v.encode()) for n, v in HEADERS.items() if n not in present]
                 message["headers"] = [*message["headers"], *extra]
             await send(message)
 

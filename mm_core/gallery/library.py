@@ -68,7 +68,7 @@ class Library:
         """
         if not (moments / "moments.json").is_file():
             raise InputError(f"{moments} holds no moments.json: run `mm moments {gallery}` first")
-        told = read_moments(moments / "moments.json")
+        record = read_moments(moments / "moments.json")
         self.moments_folder, self.bundle, self.uploads, self.max_pixels = moments, bundle, uploads, max_pixels
         self.signed_by = check_file(bundle / MANIFEST) if can_verify() else None
         self.manifest = checked_manifest(bundle)
@@ -76,7 +76,7 @@ class Library:
         self._busy = threading.Lock()
         self._mattes: OrderedDict[tuple[str, str], Matted] = OrderedDict()
         self._decoders: dict[str, str] = {}
-        self.moments: list[dict[str, Any]] = told["moments"]
+        self.moments: list[dict[str, Any]] = record["moments"]
         self._pieces = {piece["file"] for moment in self.moments for piece in moment["pieces"]}
         self.photos: dict[str, Entry] = {}
         for photo in (p for moment in self.moments for p in moment["photos"]):
@@ -157,25 +157,25 @@ class Library:
         entry = self.photos[id]
         with self._busy:
             matted = self._matted(entry, decoder_of("scenery") if function == "sky" else self._decoder(entry))
-            made: np.ndarray | Cutout | None
+            result: np.ndarray | Cutout | None
             if function == "eraser" and tap:
                 # Erase the tapped subject and protect the others.
                 subject = matted.subjects.at(*tap)
                 others = [s for s in matted.subjects.all if s != subject]
                 keep = matted.subjects.of(*others) if others else None
-                made = None if subject is None else erase(matted.photo, matted.subjects.of(subject), keep=keep)
+                result = None if subject is None else erase(matted.photo, matted.subjects.of(subject), keep=keep)
             elif tap and matted.subjects.at(*tap):
                 # Limit the function to the tapped subject.
                 subject = matted.subjects.at(*tap)
                 assert subject is not None
                 alpha = matted.subjects.of(subject)
-                made = finished(Matted(matted.photo, alpha, Subjects(alpha)), Offer(function, 1.0, "", choice))
+                result = finished(Matted(matted.photo, alpha, Subjects(alpha)), Offer(function, 1.0, "", choice))
             else:
                 # Without a tap the function uses the whole matte.
-                made = finished(matted, Offer(function, 1.0, "", choice))
-        if made is None:
+                result = finished(matted, Offer(function, 1.0, "", choice))
+        if result is None:
             raise InputError("no subject was found there: tap on the subject, or choose another photo")
-        return file_of(made, model=str(self.manifest["version"]), function=function)
+        return file_of(result, model=str(self.manifest["version"]), function=function)
 
     def add(self, data: bytes) -> Entry:
         """Add an uploaded photo; raise UnreadableImage or InputError with the reason, and keep nothing, if it is bad.

@@ -104,6 +104,6 @@ def estimate_layers(photo: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, n
     """
     from pymatting import estimate_foreground_ml
 
-    found = estimate_foreground_ml(photo / 255.0, np.clip(alpha, 0, 1).astype(np.float64), return_background=True)
-    front, back = (np.rint(np.asarray(layer).clip(0, 1) * 255).astype(np.uint8) for layer in found)
+    layers = estimate_foreground_ml(photo / 255.0, np.clip(alpha, 0, 1).astype(np.float64), return_background=True)
+    front, back = (np.rint(np.asarray(layer).clip(0, 1) * 255).astype(np.uint8) for layer in layers)
     return front, back

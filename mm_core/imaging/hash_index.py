@@ -47,24 +47,24 @@ class HashIndex:
 
     def near(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return every pair within `bits` once: positions in the index and in `hashes`, uint64 (M,)."""
-        found: list[tuple[np.ndarray, np.ndarray]] = []
+        pairs: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, max(1, len(hashes)), CHUNK):
-            part = hashes[start : start + CHUNK]
+            chunk = hashes[start : start + CHUNK]
             for number, (order, starts, counts) in enumerate(self._tables):
-                slots = self._slots(part, number)
+                slots = self._slots(chunk, number)
                 hit = np.flatnonzero(counts[slots])
                 # Step n compares each queried hash with the n-th hash of its slot.
                 for step in range(int(counts[slots[hit]].max(initial=0))):
                     hit = hit[counts[slots[hit]] > step]
                     inside = order[starts[slots[hit]] + step]
-                    differing = self.hashes[inside] ^ part[hit]
+                    differing = self.hashes[inside] ^ chunk[hit]
                     near = np.bitwise_count(differing) <= self.bits
                     for shift, mask in self._bands[:number]:  # pairs with an equal earlier band are reported there
                         near &= (differing >> shift & mask) != 0
-                    found.append((inside[near], hit[near] + start))
-        positions, asked = zip(*found, strict=True) if found else ((), ())
+                    pairs.append((inside[near], hit[near] + start))
+        positions, queried = zip(*pairs, strict=True) if pairs else ((), ())
         empty = np.empty(0, np.int64)
-        return np.concatenate((empty, *positions)), np.concatenate((empty, *asked))
+        return np.concatenate((empty, *positions)), np.concatenate((empty, *queried))
 
     def _slots(self, hashes: np.ndarray, number: int) -> np.ndarray:
         """Return the slots of hashes in the table of a band, int64."""
@@ -140,16 +140,16 @@ def find_candidates(asked: Hashed, known: Iterable[Hashed], bits: int) -> list[C
         _collect(edits, by_mark, part.landmarks, part.ids, part.owners, by_distance=False)
     # Combine the landmarks of each photo: count how many of them each candidate shares.
     ends = np.searchsorted(asked.owners, np.arange(len(asked.whole) + 1))
-    found = []
+    candidates = []
     for photo, whole in enumerate(whole_of.tolist()):
         shared: dict[Any, int] = {}
         for mark in set(mark_of[ends[photo] : ends[photo + 1]].tolist()):
-            for _, one in edits.get(mark, ()):
-                shared[one] = shared.get(one, 0) + 1
+            for _, match in edits.get(mark, ()):
+                shared[match] = shared.get(match, 0) + 1
         # Most shared landmarks first, ties by id.
-        likely = sorted((-count, one) for one, count in shared.items() if count >= LEAST_SHARED)[:MAX_CANDIDATES]
-        found.append(Candidates([one for _, one in copies.get(whole, ())], [one for _, one in likely]))
-    return found
+        likely = sorted((-count, match) for match, count in shared.items() if count >= LEAST_SHARED)[:MAX_CANDIDATES]
+        candidates.append(Candidates([match for _, match in copies.get(whole, ())], [match for _, match in likely]))
+    return candidates
 
 
 def _collect(
@@ -161,15 +161,15 @@ def _collect(
     by_distance: bool = True,
 ) -> None:
     """Add (differing bits or 0, id) to the entries of each index hash, and keep the MAX_CANDIDATES smallest."""
-    inside, asked = index.near(hashes)
+    inside, queried = index.near(hashes)
     order = np.argsort(inside, kind="stable")
-    inside, asked = inside[order], asked[order]
-    distance = np.bitwise_count(index.hashes[inside] ^ hashes[asked]) if by_distance else np.zeros(len(inside), int)
+    inside, queried = inside[order], queried[order]
+    distance = np.bitwise_count(index.hashes[inside] ^ hashes[queried]) if by_distance else np.zeros(len(inside), int)
     # One group per hash of the index.
-    for these in np.split(np.arange(len(inside)), np.flatnonzero(np.diff(inside)) + 1):
-        if len(these):
-            ranked = zip(distance[these].tolist(), ids[owners[asked[these]]], strict=True)
-            slot = int(inside[these[0]])
+    for group in np.split(np.arange(len(inside)), np.flatnonzero(np.diff(inside)) + 1):
+        if len(group):
+            ranked = zip(distance[group].tolist(), ids[owners[queried[group]]], strict=True)
+            slot = int(inside[group[0]])
             kept[slot] = heapq.nsmallest(MAX_CANDIDATES, {*ranked, *kept.get(slot, ())})
 
 

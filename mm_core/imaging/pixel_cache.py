@@ -140,8 +140,8 @@ class PixelCache:
             missing = [(key, *pair) for key, pair in pairs.items() if key not in self.foregrounds]
             for start in range(0, len(missing), 16):
                 chunk = missing[start : start + 16]
-                found = [(key, estimate_layers(self.photos[s], self.mattes[a] / 255)[0]) for key, s, a in chunk]
-                self.foregrounds.append(found)
+                foregrounds = [(key, estimate_layers(self.photos[s], self.mattes[a] / 255)[0]) for key, s, a in chunk]
+                self.foregrounds.append(foregrounds)
                 if progress:
                     progress("estimate foregrounds", start + len(chunk), len(missing))
         return len(missing)
@@ -226,9 +226,9 @@ class BalancedOrder:
         turn, place = divmod(slot, len(self._names))
         name = self._names[rng_of(self._seed, self._stream, "turn", turn).permutation(len(self._names))[place]]
         epoch, within = divmod(turn, len(self._rows[name]))
-        known, order = self._epochs.get(name, (-1, self._rows[name]))
+        cached, order = self._epochs.get(name, (-1, self._rows[name]))
         # A category's permutation is kept until its epoch ends.
-        if known != epoch:
+        if cached != epoch:
             order = rng_of(self._seed, self._stream, name, epoch).permutation(self._rows[name])
             self._epochs[name] = (epoch, order)
         return int(order[within])

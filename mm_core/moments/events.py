@@ -100,14 +100,14 @@ def _dense(
         columns.append(near)
     r, c = np.concatenate(rows), np.concatenate(columns)
     graph = coo_matrix((np.ones(2 * len(r)), (np.r_[r, c], np.r_[c, r])), shape=(len(order), len(order))).tocsr()
-    found = DBSCAN(eps=1.5, min_samples=DENSE, metric="precomputed").fit_predict(graph)
+    clusters = DBSCAN(eps=1.5, min_samples=DENSE, metric="precomputed").fit_predict(graph)
     # Photos below the density form events too: pairs and single photos.
-    sparse = np.flatnonzero(found < 0)
+    sparse = np.flatnonzero(clusters < 0)
     if len(sparse):
         rest = DBSCAN(eps=1.5, min_samples=1, metric="precomputed").fit_predict(graph[sparse][:, sparse])
-        found[sparse] = rest + found.max(initial=-1) + 1
+        clusters[sparse] = rest + clusters.max(initial=-1) + 1
     # Numbers continue after those of earlier passes.
-    labels[order] = found + labels.max(initial=-1) + 1
+    labels[order] = clusters + labels.max(initial=-1) + 1
 
 
 def haversine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -131,10 +131,10 @@ def time_of(taken_at: str | None, name: str) -> datetime | None:
     """Return a photo's local time from EXIF, or from a file name such as IMG_20260501_183000.jpg; None if unknown."""
     if taken_at:
         return datetime.fromisoformat(taken_at).replace(tzinfo=None)
-    found = _IN_NAME.search(name)
-    if not found:
+    match = _IN_NAME.search(name)
+    if not match:
         return None
-    parts = [int(part) if part else None for part in found.groups()]
+    parts = [int(text) if text else None for text in match.groups()]
     try:
         # Messengers name only the day; noon has the least distance to all its hours.
         return datetime(*(parts[:3]), *(parts[3:] if parts[3] is not None else (12, 0, 0)))  # pyright: ignore

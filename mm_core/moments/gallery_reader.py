@@ -126,9 +126,9 @@ def read_gallery(
         digests = {path: sha256_file(path) for path in files}
         records: dict[str, dict[str, Any]] = {}
         for digest in set(digests.values()):
-            known = read_keyed(_record(layout, digest), key)
-            if known is not None:
-                records[digest] = known
+            cached = read_keyed(_record(layout, digest), key)
+            if cached is not None:
+                records[digest] = cached
         # Equal files share one record.
         new = {digest: path for path, digest in digests.items() if digest not in records}
         for done, (digest, record) in enumerate(_look(list(new.items()), tools, guesser, params), start=1):
@@ -168,13 +168,13 @@ def _look(
             photos.append(Photo(digest, path.name, path, rgb, shrunk(rgb, photo_features.SIDE)))
         if not photos:
             continue
-        found: list[dict[str, Found]] = [{} for _ in photos]
+        rows: list[dict[str, Found]] = [{} for _ in photos]
         # Extractors for all categories run first: the category guess needs their vectors.
         for extractor in tools.extractors:
             if extractor.categories is None:
-                for row, result in zip(found, extractor.run(photos), strict=True):
+                for row, result in zip(rows, extractor.run(photos), strict=True):
                     row[extractor.name] = result
-        vectors = np.stack([best_vector(row) for row in found])
+        vectors = np.stack([best_vector(row) for row in rows])
         categories = []
         for guess in guesser.guess(vectors):
             sure = guess is not None and guess.confidence >= params.structure.guess_confidence
@@ -184,10 +184,10 @@ def _look(
             wanted = [n for n, category in enumerate(categories) if extractor.categories and extractor.wants(category)]
             if wanted:
                 for n, result in zip(wanted, extractor.run([photos[n] for n in wanted]), strict=True):
-                    found[n][extractor.name] = result
-        for one, row, category in zip(photos, found, categories, strict=True):
+                    rows[n][extractor.name] = result
+        for photo, row, category in zip(photos, rows, categories, strict=True):
             # Hashes use a picture of fixed size, so that they are comparable with the catalog's.
-            look = load_rgb(one.path, LOOK_SIDE)
+            look = load_rgb(photo.path, LOOK_SIDE)
             record: dict[str, Any] = {"category": category, "phash": perceptual_hash(look)}
             record["landmarks"] = landmarks(glance(look)).astype(">u8").tobytes().hex()
             record["found"] = {
@@ -199,16 +199,16 @@ def _look(
                 for name, f in row.items()
             }
             # The round trip through JSON makes a fresh record equal to one from the cache.
-            yield one.sample_id, json.loads(json.dumps(record))
+            yield photo.sample_id, json.loads(json.dumps(record))
 
 
 def _picture(path: Path, name: str, digest: str, record: dict[str, Any]) -> Picture:
-    found = {
+    features = {
         extractor: Found(f["numbers"], f["texts"], None if f["vector"] is None else np.array(f["vector"], np.float32))
         for extractor, f in record["found"].items()
     }
     marks = bytes.fromhex(record["landmarks"])
-    return Picture(path, name, digest, found, record["phash"], marks, record["category"])
+    return Picture(path, name, digest, features, record["phash"], marks, record["category"])
 
 
 def seconds_of(times: Sequence[datetime | None]) -> np.ndarray:

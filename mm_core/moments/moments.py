@@ -61,14 +61,14 @@ def events_of(gallery: Gallery, params: MomentsParams, bits: int) -> list[Event]
         seconds_of(times), places, [p.camera for p in pictures],
         gap_hours=params.gap_hours, radius_km=params.radius_km, speed_kmh=params.speed_kmh,
     )  # fmt: skip
-    found = []
+    events = []
     # Label -1 holds the undated photos.
     for label in [*range(labels.max(initial=-1) + 1), -1]:
         members = sorted(np.flatnonzero(labels == label), key=lambda n: (times[n] or datetime.min, pictures[n].name))
         kept = [members[n] for n in distinct([pictures[m] for m in members], bits)]
         if len(kept) >= params.least:
-            found.append(Event([pictures[n] for n in kept], [times[n] for n in kept], len(members) - len(kept)))
-    return found
+            events.append(Event([pictures[n] for n in kept], [times[n] for n in kept], len(members) - len(kept)))
+    return events
 
 
 def distinct(pictures: Sequence[Picture], bits: int) -> list[int]:
@@ -135,7 +135,7 @@ def make_moments(
     Raises:
         InputError: A folder or file of another origin would be replaced; nothing has been written then.
     """
-    made, counts = [], {"new": 0, "kept": 0}
+    moments, counts = [], {"new": 0, "kept": 0}
     events = events_of(gallery, params, bits)
     check_outputs(
         [out / "moments.json", *(out / event.name for event in events)],
@@ -147,34 +147,35 @@ def make_moments(
         key = digest_of(
             [VERSION, model, params.model_dump(mode="json"), [(p.digest, p.name, p.category) for p in event.pictures]]
         )
-        known = read_keyed(out / event.name / "moment.json", key)
-        if known is None:
-            known = _moment(event, out / event.name, params, predictor, model)
-            write_json(out / event.name / "moment.json", known | {"key": key})
+        moment = read_keyed(out / event.name / "moment.json", key)
+        if moment is None:
+            moment = _moment(event, out / event.name, params, predictor, model)
+            write_json(out / event.name / "moment.json", moment | {"key": key})
             counts["new"] += 1
         else:
             counts["kept"] += 1
-        made.append({name: value for name, value in known.items() if name != "key"})
+        moments.append({name: value for name, value in moment.items() if name != "key"})
         progress("moments", number + 1, len(events))
     # Remove only after all writing: a killed run leaves too much rather than too little.
     _remove_others(out, {event.name for event in events})
-    write_json(out / "moments.json", {"model": model, "moments": made, "unreadable": gallery.unreadable})
-    in_moments = sum(len(m["photos"]) + m["repeated"] for m in made)
+    write_json(out / "moments.json", {"model": model, "moments": moments, "unreadable": gallery.unreadable})
+    in_moments = sum(len(m["photos"]) + m["repeated"] for m in moments)
     report.metrics |= {
         "moments/photos": len(gallery.pictures),
         "moments/looked_at": gallery.looked_at,
         "moments/unreadable": len(gallery.unreadable),
-        "moments/moments": len(made),
+        "moments/moments": len(moments),
         "moments/made": counts["new"],
         "moments/kept": counts["kept"],
         "moments/photos_in_moments": in_moments,
-        "moments/pieces": sum(len(m["pieces"]) for m in made),
+        "moments/pieces": sum(len(m["pieces"]) for m in moments),
     }
     report.facts |= {"out": str(out), "model": model}
     report.tables["moments"] = [
-        {"title": m["title"], "tone": m["tone"], "photos": len(m["photos"]), "pieces": len(m["pieces"])} for m in made
+        {"title": m["title"], "tone": m["tone"], "photos": len(m["photos"]), "pieces": len(m["pieces"])}
+        for m in moments
     ]
-    report.pictures |= {m["title"]: str(out / m["pieces"][0]["file"]) for m in made if m["pieces"]}
+    report.pictures |= {m["title"]: str(out / m["pieces"][0]["file"]) for m in moments if m["pieces"]}
     report.tables["unreadable"] = list(gallery.unreadable)
     return report
 
@@ -204,19 +205,19 @@ def _moment(event: Event, folder: Path, params: MomentsParams, predictor: Predic
     mood, why = tone(facts, event.times)
     pieces: list[dict[str, Any]] = []
     if predictor is not None:
-        for name, piece, about in _pieces(event, facts, best, mood, params, predictor):
-            suffix, data = file_of(piece, model=model, function=about["function"])
+        for name, piece, description in _pieces(event, facts, best, mood, params, predictor):
+            suffix, data = file_of(piece, model=model, function=description["function"])
             write_bytes(folder / f"{name}{suffix}", data)
-            pieces.append(about | {"file": f"{folder.name}/{name}{suffix}"})
+            pieces.append(description | {"file": f"{folder.name}/{name}{suffix}"})
     # Undated photos do not limit the period.
-    known = [t for t in event.times if t]
+    dated = [t for t in event.times if t]
     return {
         "id": event.name,
         "title": title(facts, event.times),
         "tone": mood,
         "tone_why": why,
-        "from": min(known).isoformat() if known else None,
-        "to": max(known).isoformat() if known else None,
+        "from": min(dated).isoformat() if dated else None,
+        "to": max(dated).isoformat() if dated else None,
         "photos": [
             {"name": p.name, "id": p.digest, "category": p.category, "taken_at": t.isoformat() if t else None}
             for p, t in zip(event.pictures, event.times, strict=True)
@@ -239,7 +240,7 @@ def _pieces(
 ) -> list[tuple[str, np.ndarray | Cutout, dict[str, Any]]]:
     """Return name, piece and description; each photo gives its first successful offer, and each effect is used once."""
     inpainting = Path(params.inpainting) if params.inpainting else None
-    made: list[tuple[str, np.ndarray | Cutout, dict[str, Any]]] = []
+    pieces: list[tuple[str, np.ndarray | Cutout, dict[str, Any]]] = []
     lifted: list[tuple[str, Cutout]] = []
     # Variety within a moment: each effect is used once.
     used: set[str] = set()
@@ -259,7 +260,7 @@ def _pieces(
             cutout = finished(matted, Offer("cutout", 1.0, ""))
             if isinstance(cutout, Cutout):
                 lifted.append((picture.name, cutout))
-        if len(made) >= MOST_PIECES:
+        if len(pieces) >= MOST_PIECES:
             continue
         for offer in offers(facts[n]):
             if offer.function in used:
@@ -267,14 +268,19 @@ def _pieces(
             piece = finished(matted, offer, inpainting)
             if piece is not None:
                 used.add(offer.function)
-                about = {"function": offer.function, "choice": offer.choice, "photos": [picture.name], "why": offer.why}
-                made.append((f"{offer.function}-{picture.digest[:8]}", piece, about))
+                description = {
+                    "function": offer.function,
+                    "choice": offer.choice,
+                    "photos": [picture.name],
+                    "why": offer.why,
+                }
+                pieces.append((f"{offer.function}-{picture.digest[:8]}", piece, description))
                 break
     if len(lifted) >= COLLAGE:
         why = f"{len(lifted)} subjects of this moment together, in its {mood} colours."
-        about = {"function": "collage", "choice": mood, "photos": [name for name, _ in lifted][:6], "why": why}
-        made.insert(0, ("collage", collage([cutout for _, cutout in lifted], mood), about))
-    return made
+        description = {"function": "collage", "choice": mood, "photos": [name for name, _ in lifted][:6], "why": why}
+        pieces.insert(0, ("collage", collage([cutout for _, cutout in lifted], mood), description))
+    return pieces
 
 
 def _remove_others(out: Path, names: set[str]) -> None:

@@ -18,17 +18,17 @@ OUTDOORS = frozenset({"alp", "valley", "cliff", "lakeside", "seashore", "volcano
 
 def title(facts: Sequence[Facts], times: Sequence[datetime | None]) -> str:
     """Return a title in a person's words: `Saturday evening with friends, 12 December 2026`."""
-    known = sorted(t for t in times if t is not None)
+    dated = sorted(t for t in times if t is not None)
     what = _company(facts)
-    if not known:
+    if not dated:
         return f"Undated photos {what}".strip()
-    first, last = known[0], known[-1]
+    first, last = dated[0], dated[-1]
     # Several days: a night alone does not make a trip.
     if (last.date() - first.date()).days >= 1 and (last - first).total_seconds() > 18 * 3600:
         days = (last.date() - first.date()).days + 1
         return f"{days} days {what}, {_span(first, last)}".replace(" ,", ",")
     # The median photo represents the event: the first may be hours earlier.
-    middle = known[len(known) // 2]
+    middle = dated[len(dated) // 2]
     return f"{_weekday(middle)} {_part(middle).lower()} {what}, {_date(middle)}".replace(" ,", ",")
 
 
@@ -114,5 +114,5 @@ def _span(first: datetime, last: datetime) -> str:
 
 
 def _mean(values: Sequence[float | None], default: float) -> float:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else default
+    numbers = [v for v in values if v is not None]
+    return sum(numbers) / len(numbers) if numbers else default

@@ -81,15 +81,15 @@ class Offer:
 
 def offers(facts: Facts) -> list[Offer]:
     """Return the effects that suit a photo, best first; a photo without any facts gets a cutout."""
-    made = [offer for rule in RULES if (offer := rule(facts)) is not None]
+    candidates = [offer for rule in RULES if (offer := rule(facts)) is not None]
     # Keep the best offer of each effect: several rules may name one effect.
     best: dict[str, Offer] = {}
-    for offer in made:
+    for offer in candidates:
         if offer.function not in best or offer.score > best[offer.function].score:
             best[offer.function] = offer
     # Highest score first; ties in the order of FUNCTIONS.
-    found = sorted(best.values(), key=lambda offer: (-offer.score, FUNCTIONS.index(offer.function)))
-    return found or [Offer("cutout", 0.1, "Nothing is known about this photo: its subject can always be lifted.")]
+    ranked = sorted(best.values(), key=lambda offer: (-offer.score, FUNCTIONS.index(offer.function)))
+    return ranked or [Offer("cutout", 0.1, "Nothing is known about this photo: its subject can always be lifted.")]
 
 
 def _document(f: Facts) -> Offer | None:

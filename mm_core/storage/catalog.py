@@ -131,8 +131,8 @@ class Catalog:
         schema = pa.schema([SCHEMAS[table].field(name) for name in names])
         for rows in self._stream(query, {table: delta}):
             for column, verb, values in wanted:
-                found = pc.is_in(rows[column], values)
-                rows = rows.filter(found if verb == "in" else pc.invert(found))
+                matches = pc.is_in(rows[column], values)
+                rows = rows.filter(matches if verb == "in" else pc.invert(matches))
             if rows.num_rows:
                 yield rows.select(list(names)).cast(schema)
 
@@ -251,7 +251,7 @@ class Catalog:
     def _merge(
         self,
         table: str,
-        given: pa.Table,
+        rows: pa.Table,
         *,
         replace: Sequence[str] = (),
         fill: Sequence[str] = (),
@@ -260,22 +260,22 @@ class Catalog:
         from deltalake.exceptions import CommitFailedError, DeltaError
 
         schema, keys = SCHEMAS[table], KEYS[table]
-        if not given.num_rows:
+        if not rows.num_rows:
             return 0
-        asked = list(zip(*(given[key].to_pylist() for key in keys), strict=True))
+        new_keys = list(zip(*(rows[key].to_pylist() for key in keys), strict=True))
         for attempt in range(ATTEMPTS):
             try:
                 delta = self._open_or_create(table)
                 if at is not None and delta.version() != max(at, 0):
                     raise CatalogMoved(f"{table}: version {delta.version()}, decided on {at}")
                 # Split the given rows into new ones, changed ones and those without a difference.
-                there = self._rows_of(delta, table, asked, schema.names if replace or fill else keys)
-                new = given.filter(pa.array([key not in there for key in asked]))
+                old_rows = self._rows_of(delta, table, new_keys, schema.names if replace or fill else keys)
+                new = rows.filter(pa.array([key not in old_rows for key in new_keys]))
                 changed = []
                 if replace or fill:
-                    known = given.filter(pa.array([key in there for key in asked]))
-                    for row in known.to_pylist():
-                        old = there[tuple(row[k] for k in keys)]
+                    present = rows.filter(pa.array([key in old_rows for key in new_keys]))
+                    for row in present.to_pylist():
+                        old = old_rows[tuple(row[k] for k in keys)]
                         merged = old | {c: row[c] for c in replace}
                         merged |= {c: row[c] for c in fill if merged[c] is None}
                         if merged != old:
@@ -295,15 +295,15 @@ class Catalog:
         raise CatalogError(f"catalog table {table} at {self.url}: {ATTEMPTS} commits lost to other writers; run again")
 
     def _rows_of(
-        self, delta: DeltaTable, table: str, asked: Sequence[tuple[Any, ...]], names: Sequence[str]
+        self, delta: DeltaTable, table: str, wanted_keys: Sequence[tuple[Any, ...]], names: Sequence[str]
     ) -> dict[tuple[Any, ...], dict[str, Any]]:
         """Return the table's rows with these keys, by key."""
-        keys, wanted = KEYS[table], set(asked)
+        keys, wanted = KEYS[table], set(wanted_keys)
         # The first key column narrows the rows; the full key is compared below.
-        filters: list[Filter] = [(keys[0], "in", sorted({key[0] for key in asked}))]
+        filters: list[Filter] = [(keys[0], "in", sorted({key[0] for key in wanted_keys}))]
         batches = self._select(delta, table, names, filters)
-        found = (row for batch in batches for row in batch.to_pylist())
-        by_key = ((tuple(row[k] for k in keys), row) for row in found)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        by_key = ((tuple(row[k] for k in keys), row) for row in rows)
         return {key: row for key, row in by_key if key in wanted}
 
     def _seal(self, table: str) -> None:

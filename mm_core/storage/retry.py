@@ -70,10 +70,10 @@ def plain_fault(error: BaseException) -> str | None:
             if isinstance(cause, OSError) and cause.errno in _REMEDIES:
                 return plain_fault(cause)
             cause = cause.__cause__ or cause.__context__
-        said = " ".join(str(error).split())[:300]
-        if "database or disk is full" in said:
-            return f"{said}: {_REMEDIES[errno.ENOSPC]}"
-        return f"a file of the workspace is damaged or unreadable ({type(error).__name__}: {said}): run `mm check`"
+        message = " ".join(str(error).split())[:300]
+        if "database or disk is full" in message:
+            return f"{message}: {_REMEDIES[errno.ENOSPC]}"
+        return f"a file of the workspace is damaged or unreadable ({type(error).__name__}: {message}): run `mm check`"
     return None
 
 

@@ -27,9 +27,9 @@ def seal(table: Path) -> int:
     log, seals = table / "_delta_log", table / FOLDER
     if not log.is_dir():
         return 0
-    known = {path.name for path in seals.iterdir()} if seals.is_dir() else set()
+    sealed = {path.name for path in seals.iterdir()} if seals.is_dir() else set()
     # Log files never change, so an existing seal stays valid.
-    fresh = [path for path in log.iterdir() if path.suffix in _LOGS and f"{path.name}.json" not in known]
+    fresh = [path for path in log.iterdir() if path.suffix in _LOGS and f"{path.name}.json" not in sealed]
     for path in fresh:
         try:
             # A seal covers the log file of a commit and the data files that the commit added.
@@ -62,8 +62,8 @@ def unsealed(table: Path) -> int:
     log, seals = table / "_delta_log", table / FOLDER
     if not log.is_dir():
         return 0
-    known = {path.name for path in seals.iterdir()} if seals.is_dir() else set()
-    return sum(path.suffix in _LOGS and f"{path.name}.json" not in known for path in log.iterdir())
+    sealed = {path.name for path in seals.iterdir()} if seals.is_dir() else set()
+    return sum(path.suffix in _LOGS and f"{path.name}.json" not in sealed for path in log.iterdir())
 
 
 def _added(log: Path) -> Iterator[str]:

@@ -134,9 +134,9 @@ def fetch_blob(store: Store, digest: str) -> Path:
         # The first copy may be a damaged download; the second one shows the store's own bytes.
         store.drop_copy(key)
         path = store.fetch(key)
-        if (found := sha256_file(path)) != digest:
+        if (actual := sha256_file(path)) != digest:
             store.drop_copy(key)
-            raise BlobDamaged(f"{store.url}/{key} is damaged, its sha256 is {found[:12]}: run `mm check --repair`")
+            raise BlobDamaged(f"{store.url}/{key} is damaged, its sha256 is {actual[:12]}: run `mm check --repair`")
     return path
 
 
@@ -156,13 +156,13 @@ class LocalStore:
         try:
             with self._drafts.replacing(path) as temporary, temporary.open("wb") as writer:
                 # Copy and hash in one pass: the file may change between a check and a copy.
-                found = hashlib.sha256()
+                hasher = hashlib.sha256()
                 with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as reader:
                     while block := reader.read(1 << 20):
                         writer.write(block)
                         if sha256:
-                            found.update(block)
-                if sha256 and found.hexdigest() != sha256:
+                            hasher.update(block)
+                if sha256 and hasher.hexdigest() != sha256:
                     raise StoreError(f"{source} changed while it was read: run again")
                 writer.flush()
                 # Without fsync a power failure could leave an empty file under the final name.
@@ -312,8 +312,8 @@ class S3Store:
                     Entry(item["Key"][skip:], item["Size"], item.get("ETag", "")) for item in page.get("Contents", ())
                 ]
                 # Web consoles create empty objects with folder names; they are skipped.
-                found = folders + [entry for entry in objects if not entry.key.endswith("/") and entry.key]
-                yield from sorted(found, key=lambda entry: entry.key)
+                entries = folders + [entry for entry in objects if not entry.key.endswith("/") and entry.key]
+                yield from sorted(entries, key=lambda entry: entry.key)
 
     def delete(self, key: str) -> None:
         with self._plain_errors("deleting", key):

@@ -94,26 +94,34 @@ def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
     return record
 
 
-def _make(name: str, model: Path, decoder: str, about: _Photos, params: ExportParams, layout: Layout) -> dict[str, Any]:
+def _make(
+    name: str, model: Path, decoder: str, data_of_photos: _Photos, params: ExportParams, layout: Layout
+) -> dict[str, Any]:
     import torch
 
     network = served(model, decoder)
-    rank = about.sensitive
+    rank = data_of_photos.sensitive
     with tempfile.TemporaryDirectory(prefix="mm-convert-") as folder:
-        program, calibration, plan, made = (Path(folder) / part for part in ("float.pt2", "photos.npz", "plan", "made"))
-        torch.export.save(torch.export.export(network, (torch.from_numpy(about.images[:1]),)), program)
-        np.savez(calibration, images=about.images, categories=np.unique(about.categories, return_inverse=True)[1])
+        program, calibration, plan, result = (
+            Path(folder) / part for part in ("float.pt2", "photos.npz", "plan", "made")
+        )
+        torch.export.save(torch.export.export(network, (torch.from_numpy(data_of_photos.images[:1]),)), program)
+        np.savez(
+            calibration,
+            images=data_of_photos.images,
+            categories=np.unique(data_of_photos.categories, return_inverse=True)[1],
+        )
 
         def run(steps: list[list[int]]) -> dict[str, Any]:
             write_json(plan, {"float": steps, "max_mse": params.max_int8_mse})
-            return call(name, layout.settings, f"to_{name}.py", [program, calibration, plan, made])
+            return call(name, layout.settings, f"to_{name}.py", [program, calibration, plan, result])
 
         # The ranking of ONNX is used if it exists; it is computed here only if plain int8 is not close enough.
-        said = run(ladder(rank) if rank else [[]])
-        if said["diff_mse"] > params.max_int8_mse and not rank:
-            said = run(ladder(ranked(network, about.images)))
+        record = run(ladder(rank) if rank else [[]])
+        if record["diff_mse"] > params.max_int8_mse and not rank:
+            record = run(ladder(ranked(network, data_of_photos.images)))
         # Write the file before its record: a record without a file never exists.
-        data = made.read_bytes()
+        data = result.read_bytes()
         target = layout.formats / f"{decoder}{SUFFIX[name]}"
         write_bytes(target, data)
-    return said | {"sha256": sha256_file(target), "bytes": len(data)}
+    return record | {"sha256": sha256_file(target), "bytes": len(data)}

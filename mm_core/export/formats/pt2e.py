@@ -51,7 +51,7 @@ def choose(
     import torch
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    data, asked = np.load(calibration), json.loads(plan.read_text())
+    data, settings = np.load(calibration), json.loads(plan.read_text())
     # `image[None]` would give the new axis stride 0, which ExecuTorch refuses.
     images = torch.from_numpy(data["images"]).split(1)
 
@@ -62,7 +62,7 @@ def choose(
     truth = alphas(torch.export.load(program).module())
     best: tuple[dict[str, Any], Any, Any, Any] | None = None
     # PT2E: insert observers, run the calibration photos, convert to int8.
-    for kept in asked["float"]:
+    for kept in settings["float"]:
         quantiser = quantiser_of(kept)
         prepared = prepare_pt2e(torch.export.load(program).module(), quantiser)
         for image in images:
@@ -72,7 +72,7 @@ def choose(
         mse = max(float(squares[data["categories"] == name].mean()) for name in set(data["categories"].tolist()))
         if best is None or mse < best[0]["diff_mse"]:
             best = {"float_convolutions": kept, "diff_mse": mse}, converted, quantiser, images[0]
-        if mse <= asked["max_mse"]:
+        if mse <= settings["max_mse"]:
             break
     assert best is not None
     return best

@@ -51,8 +51,10 @@ def call(name: str, settings: Settings, program: str, arguments: Iterable[str | 
     except subprocess.TimeoutExpired:
         raise MattingError(f"{program} took more than {PATIENCE} s; try again on a less busy machine") from None
     if done.returncode:
-        said = " ".join(done.stderr.split())[-400:]
-        raise MattingError(f"{program} failed (exit {done.returncode}); run `make formats` to renew its tools: {said}")
+        message = " ".join(done.stderr.split())[-400:]
+        raise MattingError(
+            f"{program} failed (exit {done.returncode}); run `make formats` to renew its tools: {message}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -14,15 +14,15 @@ from ai_edge_litert.interpreter import Interpreter
 def open_model(file: str, threads: int) -> measure.Run:
     interpreter = Interpreter(model_path=file, num_threads=threads)
     interpreter.allocate_tensors()
-    (given,), (got,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (source,), (got,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def run(image: np.ndarray) -> np.ndarray:
         # Quantise the input if the file expects integers.
-        if given["dtype"] != np.float32:
-            scale, zero = given["quantization"]
-            limits = np.iinfo(given["dtype"])
-            image = np.clip(np.round(image / scale) + zero, limits.min, limits.max).astype(given["dtype"])
-        interpreter.set_tensor(given["index"], image)
+        if source["dtype"] != np.float32:
+            scale, zero = source["quantization"]
+            limits = np.iinfo(source["dtype"])
+            image = np.clip(np.round(image / scale) + zero, limits.min, limits.max).astype(source["dtype"])
+        interpreter.set_tensor(source["index"], image)
         interpreter.invoke()
         alpha = interpreter.get_tensor(got["index"])
         # Dequantise the output in the same way.

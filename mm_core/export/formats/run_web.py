@@ -70,15 +70,15 @@ def run_web(
                 page = context.new_page()
                 page.set_default_timeout(PATIENCE_MS)
                 page.goto(address)
-                found = page.evaluate(MEASURE, [count, side, RUNS, WARM_UP, 1e3 * SECONDS])
-                if count > 1 and not found["isolated"]:
+                result = page.evaluate(MEASURE, [count, side, RUNS, WARM_UP, 1e3 * SECONDS])
+                if count > 1 and not result["isolated"]:
                     raise MattingError("the page is not cross-origin isolated: it has one thread only")
-                alphas = np.array(found["alphas"], np.float32).reshape(-1, side, side)
-                cost["latency_ms"][str(count)] = found["ms"]
+                alphas = np.array(result["alphas"], np.float32).reshape(-1, side, side)
+                cost["latency_ms"][str(count)] = result["ms"]
                 # The page's process is the new renderer since the start.
                 peaks = [_peak_mb(pid) for pid in _renderers() - before]
                 cost["peak_mb"] = max([cost["peak_mb"], *peaks])
-                cost["versions"] = {"onnxruntime-web": found["version"], "chromium": version}
+                cost["versions"] = {"onnxruntime-web": result["version"], "chromium": version}
                 context.close()
     except Error as error:
         raise MattingError(f"onnxruntime-web failed: {' '.join(error.message.split())[:400]}") from None
@@ -120,12 +120,12 @@ def _renderers() -> set[int]:
     """Return the process ids of page renderers below this process."""
     import psutil
 
-    found = set()
+    pids = set()
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             if "--type=renderer" in child.cmdline():
-                found.add(child.pid)
-    return found
+                pids.add(child.pid)
+    return pids
 
 
 def _peak_mb(pid: int) -> float:

@@ -30,15 +30,15 @@ def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, A
     record, converted, _, image = pt2e.choose(program, calibration, plan, quantiser)
     lowered = to_edge_transform_and_lower(torch.export.export(converted, (image,)), partitioner=[XnnpackPartitioner()])
     # Lower to XNNPACK, and count the operators that stay on portable kernels.
-    found = get_delegation_info(lowered.exported_program().graph_module)
-    left = {
+    delegation = get_delegation_info(lowered.exported_program().graph_module)
+    undelegated = {
         operator: counts.non_delegated
-        for operator, counts in found.delegation_by_operator.items()
+        for operator, counts in delegation.delegation_by_operator.items()
         # `getitem` only passes on the delegate's result and does no work.
         if counts.non_delegated and operator != "getitem"
     }
     out.write_bytes(lowered.to_executorch().buffer)
-    return record | {"undelegated": sum(left.values()), "delegates": found.num_delegated_subgraphs}
+    return record | {"undelegated": sum(undelegated.values()), "delegates": delegation.num_delegated_subgraphs}
 
 
 if __name__ == "__main__":
