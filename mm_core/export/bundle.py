@@ -144,7 +144,7 @@ def _about(layout: Layout, verdict: Verdict) -> dict[str, Any]:
     if digests != judged:
         changed = sorted(name for name in {*digests, *judged} if digests.get(name) != judged.get(name))
         raise ReleaseRefused(
-            f"{', '.join(changed)} in {layout.quantised} was not what the gate judged: run `mm evaluate`"
+            f"{', '.join(changed)} in {layout.quantised} is not the file that the gate judged: run `mm evaluate`"
         )
     scores = _json(layout.evaluation / "metrics.json", "mm evaluate")
     candidate = TRAIN_STAGES[-1]

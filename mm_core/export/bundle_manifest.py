@@ -49,7 +49,7 @@ def checked_manifest(bundle: Path) -> dict[str, Any]:
         # Plain names only: a path or a link could lead out of the folder.
         path = bundle / name
         if Path(name).name != name or path.is_symlink() or name not in files:
-            raise InputError(f"{bundle}: the manifest names {name!r}, which is no file of the bundle: do not use it")
+            raise InputError(f"{bundle}: the manifest names {name!r}, which is not a file of the bundle: do not use it")
         size, digest = files[name]
         if not path.is_file() or path.stat().st_size != size or sha256_file(path) != digest:
             shown = name.encode("unicode_escape").decode()
@@ -67,4 +67,4 @@ def by_file(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")

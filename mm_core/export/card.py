@@ -60,8 +60,8 @@ Verdict: {verdict["decision"]} ({verdict["basis"]}), {verdict["created_at"]}.
 ## Size and speed here
 {_table(head, speed)}
 Measured on the machine that exported, each file in a fresh process with its format's runtime; peak memory is that
-process's, Python included; × of one thread by processor time. A phone's numbers differ, their ratio less. In float: how
-many convolutions beside the last.
+process's, with Python; × of one thread is measured in processor time. The numbers differ on a phone, their ratio
+less. In float: the number of convolutions besides the last one.
 The gate judged the ONNX files. Limits: {limits}.
 
 ## Training data
@@ -69,7 +69,7 @@ The gate judged the ONNX files. Limits: {limits}.
 Snapshot `{manifest["snapshot"][:12]}`; `mm lineage` lists every photo and label version.
 
 ## Limits
-- Photos are seen at {size} × {size}: hair and lace finer than a pixel there come out soft.
+- The model sees photos at {size} × {size}: hair and lace finer than a pixel there become soft.
 - Categories with few evaluation photos have wide error bars; the verdict in the registry has the bounds.
 - Subjects of other kinds go through the saliency decoder and were not evaluated.
 

@@ -78,7 +78,7 @@ def check(data: bytes, signature: dict[str, Any] | None) -> str:
     except (InvalidSignature, ValueError):
         raise InputError(
             f"the signature (key {str(signature.get('key'))[:16]!r}) is not by the trusted key {fingerprint(key)}: "
-            "do not use what it came with, or set MM_VERIFY_KEY to the signer's public key"
+            "do not use the signed content, or set MM_VERIFY_KEY to the signer's public key"
         ) from None
     return fingerprint(key)
 

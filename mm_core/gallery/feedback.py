@@ -58,9 +58,9 @@ def give(
     if not consent:
         raise InputError("consent is missing: without it nothing leaves the gallery")
     if said not in KINDS:
-        raise InputError(f"{said!r}: say one of {', '.join(KINDS)}")
+        raise InputError(f"{said!r}: use one of {', '.join(KINDS)}")
     if (matte is not None) != (said == "corrected"):
-        raise InputError("a corrected matte goes with `corrected`, and only with it")
+        raise InputError("send a matte with `corrected`, and only with it")
     alpha = None if matte is None else _fitting(matte, entry.path)
     # The name is a digest of the content, so that a repeated request finds its earlier drop.
     batch = "feedback-" + digest_of([entry.id, said, None if alpha is None else alpha.tobytes().hex()])[:16]

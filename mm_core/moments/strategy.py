@@ -126,7 +126,7 @@ def _dull_sky(f: Facts) -> Offer | None:
 def _cutout(f: Facts) -> Offer | None:
     if f.category in ("pets", "accessories", "delicacy"):
         what = {"pets": "A pet", "accessories": "A thing", "delicacy": "A dish"}[f.category]
-        return Offer("cutout", 0.8, f"{what} by itself makes a good sticker: lift it.")
+        return Offer("cutout", 0.8, f"{what} alone makes a good sticker: lift it.")
     if f.category == "portrait":
         return Offer("cutout", 0.65, "One person: lift them and put them elsewhere.")
     if f.category == "multi_person":
@@ -140,7 +140,7 @@ def _eraser(f: Facts) -> Offer | None:
     if f.subjects is None or f.subjects < 2 or f.category not in ("portrait", "scenery", "pets", "accessories"):
         return None
     others = _count(f.subjects - 1, "other subject")
-    return Offer("eraser", 0.7, f"{others} beside the main one: take out who is in the way.")
+    return Offer("eraser", 0.7, f"{others} besides the main one: remove those in the way.")
 
 
 def _splash(f: Facts) -> Offer | None:
