@@ -95,21 +95,21 @@ def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
 
 
 def _make(
-    name: str, model: Path, decoder: str, data_of_photos: _Photos, params: ExportParams, layout: Layout
+    name: str, model: Path, decoder: str, photos: _Photos, params: ExportParams, layout: Layout
 ) -> dict[str, Any]:
     import torch
 
     network = served(model, decoder)
-    rank = data_of_photos.sensitive
+    rank = photos.sensitive
     with tempfile.TemporaryDirectory(prefix="mm-convert-") as folder:
         program, calibration, plan, result = (
             Path(folder) / part for part in ("float.pt2", "photos.npz", "plan", "made")
         )
-        torch.export.save(torch.export.export(network, (torch.from_numpy(data_of_photos.images[:1]),)), program)
+        torch.export.save(torch.export.export(network, (torch.from_numpy(photos.images[:1]),)), program)
         np.savez(
             calibration,
-            images=data_of_photos.images,
-            categories=np.unique(data_of_photos.categories, return_inverse=True)[1],
+            images=photos.images,
+            categories=np.unique(photos.categories, return_inverse=True)[1],
         )
 
         def run(steps: list[list[int]]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _make(
         # The ranking of ONNX is used if it exists; it is computed here only if plain int8 is not close enough.
         record = run(ladder(rank) if rank else [[]])
         if record["diff_mse"] > params.max_int8_mse and not rank:
-            record = run(ladder(ranked(network, data_of_photos.images)))
+            record = run(ladder(ranked(network, photos.images)))
         # Write the file before its record: a record without a file never exists.
         data = result.read_bytes()
         target = layout.formats / f"{decoder}{SUFFIX[name]}"
