@@ -1,6 +1,5 @@
 """What is checked and shown beside the assets: Great Expectations' results, leaks, the verdict."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,8 +7,10 @@ import dagster as dg
 
 from mm_core import stages
 from mm_core.core.errors import MattingError
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report
 from mm_core.ingest.expectations import RULES
+from mm_core.ingest.snapshot import POOLS, assert_no_leak, read_pool
 from pipelines.metadata import of_report, picture, table
 from pipelines.resources import Workspace, plain_failures
 
@@ -98,12 +99,10 @@ def verdict_result(report: Report) -> dg.AssetCheckResult:
 )
 def no_leak(workspace: Workspace) -> dg.AssetCheckResult:
     """Reads the frozen files again, so that it also finds what was changed after they were written."""
-    from mm_core.ingest.snapshot import POOLS, assert_no_leak, read_pool
-
     params, layout = workspace.params(), workspace.layout()
     with plain_failures():
         frames = {pool: read_pool(layout.snapshot, pool) for pool in POOLS}
-        pinned = json.loads((layout.snapshot / "snapshot.json").read_text())["catalog"]
+        pinned = read_snapshot(layout)["catalog"]
         samples = stages.catalog_of(layout).read(
             "samples", version=pinned["samples"], columns=["id", "group", "phash", "near"]
         )

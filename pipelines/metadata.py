@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
+from PIL import Image
 
 from mm_core.core.layout import Layout
 from mm_core.core.records import Report
@@ -74,8 +75,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
 
 def picture(title: str, png: Path) -> dg.MarkdownMetadataValue:
     """A PNG file as an inline image, scaled to at most PICTURE_SIDE pixels."""
-    from PIL import Image
-
     with Image.open(png) as image:
         image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
         data = io.BytesIO()

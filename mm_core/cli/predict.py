@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.outputs import check_outputs
 from mm_core.core.records import ALL_CATEGORIES, Report, timed, write_bytes
-from mm_core.ingest.drop import PHOTOS
+from mm_core.ingest.spellings import PHOTOS, is_hidden
 from mm_core.stages import Progress, quiet, store_of
 from mm_core.storage.store import fetch_blob
 
@@ -151,15 +152,13 @@ def _job(photo: Path, out: Path, below: Path) -> Job:
 
 def _is_photo_of(path: Path, folder: Path, out: Path) -> bool:
     inside = path.relative_to(folder)
-    if not path.is_file() or path.suffix.lower() not in PHOTOS or any(part.startswith(".") for part in inside.parts):
+    if not path.is_file() or path.suffix.lower() not in PHOTOS or is_hidden(inside):
         return False
     in_out = path.resolve().is_relative_to(out.resolve()) and out.resolve() != folder.resolve()
     return not in_out and not is_own_matte(path)
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    import cv2
-
     order = cv2.COLOR_RGBA2BGRA if pixels.ndim == 3 else None
     ok, encoded = cv2.imencode(".png", pixels if order is None else cv2.cvtColor(pixels, order))
     assert ok

@@ -119,10 +119,6 @@ class SplitParams(_Section):
     min_hard: int = Field(default=64, ge=0)
     """Least number of hard photos for a separate hard stage; fewer are learned together with the simple ones. A stage
     on 17 photos never improved on its start."""
-    model_share: float = Field(default=0.0, ge=0, le=1)
-    """Weight of the champion's error in the soft band within the difficulty, if there is a champion; the rest is the
-    label's own difficulty. 0 uses no model. A wrong label also causes a high error, and the resulting split trained no
-    better (benchmarks/difficulty.md)."""
 
 
 class ModelParams(_Section):
@@ -172,12 +168,6 @@ class CommonTrainParams(_Section):
     """Share of each hard-stage batch that is drawn from the simple set, against forgetting."""
     warm_start: Literal["champion", "scratch"] = "champion"
     """Start of the first stage if a champion exists."""
-    shrink: float = Field(default=1.0, ge=0, le=1)
-    """Share of the champion's weights that is kept; the rest is fresh: shrink and perturb (Ash and Adams 2020). It
-    counters models that learn less from each new set of photos."""
-    recompose: float = Field(default=0.0, ge=0, le=1)
-    """Share of labelled photos that are recomposed with another photo's blurred background in the supervised terms of
-    each stage. Estimated foreground colours (Germer et al. 2020) prevent halos."""
 
 
 class SimpleParams(StageParams):
@@ -337,7 +327,7 @@ class RouteParams(_Section):
     eval_doubt: float = Field(default=4.0, gt=1)
     """An evaluation label is doubted if the error of every model is at least this many times its usual error in the
     category."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the sample that the champion scores, and of the order among ties."""
 
 
@@ -387,7 +377,7 @@ class MomentsParams(_Section):
 class Params(_Section):
     """All of `params.yaml`."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of weight initialisation, batch order and augmentation."""
     # Arrival of photos.
     ingest: IngestParams = IngestParams()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -162,6 +163,20 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
 
 
+def parse_finite_json(data: bytes | str) -> Any:
+    """Return the content of a JSON text from elsewhere; raises ValueError also for NaN, Infinity and 1e999."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name[:20]} is no finite number")
+
+    def parse_float(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            refuse(text)
+        return number
+
+    return json.loads(data, parse_constant=refuse, parse_float=parse_float)
+
+
 def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
     """Return the JSON object at `path` if its `key` matches; None if it is absent, broken or has another key."""
     try:
@@ -172,13 +187,19 @@ def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: temporary file in the same folder, fsync, rename."""
+    """Write a file atomically: temporary file in the same folder, fsync, rename; a raised OSError names `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Process and thread id keep two writers of one file apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        # Without fsync a power failure could leave an empty file under the final name.
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            # Without fsync a power failure could leave an empty file under the final name.
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        error.filename = str(path)  # the error of a full disk names no file
+        raise

@@ -1,14 +1,13 @@
 """Magic eraser: remove chosen subjects from a photo and fill the holes.
 
-The default method `blend` is the mean of three fills with different errors, with the texture of one of them. OpenCV's
-`telea` and `ns` continue edges and colours but leave streaks. `clone` copies parts of the same photo with similar
-surroundings: it finds offsets as in He & Sun 2012 ("Statistics of patch offsets for image completion") with OpenCV's
-masked template matching, and blends gradients as in Pérez et al. 2003 ("Poisson image editing") with OpenCV's
-seamlessClone. It has realistic texture, but sometimes of a wrong object. The mean is closer to the hidden pixels than
-each of the three fills. Detail finer than its blur is replaced by the clone's (figures: benchmarks/aigc_quality.md).
+`blend` is the default fill: the mean of three fills with different errors, with the texture of one of them. Two are
+OpenCV's Telea and Navier-Stokes methods, which continue edges and colours but leave streaks. The third, `_clone`,
+copies parts of the same photo with similar surroundings: it finds offsets as in He & Sun 2012 ("Statistics of patch
+offsets for image completion") with OpenCV's masked template matching, and joins them by their gradients (Pérez et al.
+2003, "Poisson image editing"; OpenCV's seamlessClone). The mean is closer to the hidden pixels than each of the three.
+Detail finer than its blur is taken from the copied parts (figures: benchmarks/aigc_quality.md).
 
-`harmonic` is the smooth solution of Laplace's equation, `biharmonic` is scikit-image's. `learned` runs a TorchScript
-file with LaMa's interface (Suvorov et al. 2022): (image, mask) -> image.
+`learned` runs a TorchScript file with LaMa's interface (Suvorov et al. 2022): (image, mask) -> image.
 """
 
 from __future__ import annotations
@@ -34,47 +33,34 @@ TEXTURE, FINE = 0.75, 0.008
 """Share of the clone's detail in the blend; and the blur that separates detail, as a share of the long side. Chosen on
 every third photo of benchmarks/aigc_quality.md."""
 Fill = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""Photo uint8 (h, w, 3), hole uint8 (h, w) of 0 and 1, and pixels not to copy, in the same form → filled photo."""
+"""Photo uint8 (H, W, 3), hole uint8 (H, W) of 0 and 1, and pixels not to copy, in the same form → filled photo."""
 
 
 def erase(
-    photo: np.ndarray,
-    alpha: np.ndarray,
-    *,
-    keep: np.ndarray | None = None,
-    method: str = "blend",
-    model: Path | None = None,
+    photo: np.ndarray, alpha: np.ndarray, *, keep: np.ndarray | None = None, fill: Fill | None = None
 ) -> np.ndarray:
     """Remove the content of a matte from a photo.
 
     The matte is extended by the width of its soft band, because colours there are mixed with the subject's.
 
     Args:
-        photo: uint8 (H, W, 3).
+        photo: uint8 (H, W, 3), sRGB.
         alpha: Matte of the content to remove, float (H, W) in [0, 1].
         keep: Matte of subjects that stay; no pixels are copied from them.
-        method: A key of FILLS, or `learned`.
-        model: TorchScript file for method `learned`.
+        fill: Fills the hole; `blend` by default.
 
     Returns:
         uint8 (H, W, 3).
 
     Raises:
-        InputError: The method is unknown, or its file does not work.
+        InputError: The sizes differ, or the file of a learned fill does not work.
     """
     check_pair(photo, alpha)
-    if method not in FILLS and method != "learned":
-        raise InputError(f"inpainting method {method!r}: one of {', '.join([*FILLS, 'learned'])}")
     hole = grown(alpha)
     if not hole.any():
         return photo.copy()
     avoid = (keep > 0.1).astype(np.uint8) if keep is not None else np.zeros_like(hole)
-    fill: Fill = FILLS[method] if method != "learned" else _learned(model)
-    if method in AT_FULL_SIZE:
-        filled = fill(photo, hole, avoid)
-    else:
-        small = fill(shrunk(photo), touched(hole, shrunk(photo)), touched(avoid, shrunk(photo)))
-        filled = enlarged(small, photo)
+    filled = (fill or blend)(photo, hole, avoid)
     # A soft transition hides the border of the filled area.
     feather = max(3, 2 * round(max(photo.shape[:2]) / 1500) + 1)
     soft = np.maximum(cv2.GaussianBlur(hole.astype(np.float32), (0, 0), feather / 3), hole.astype(np.float32))
@@ -95,13 +81,13 @@ def grown(alpha: np.ndarray) -> np.ndarray:
     return cv2.dilate(seen, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1)))
 
 
-def _blend(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
-    """Return the mean of `ns`, `telea` and `clone` with the clone's detail, within the hole's window."""
+def blend(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
+    """Return the mean of OpenCV's two fills and `_clone`, with the detail of `_clone`, within the hole's window."""
     small = shrunk(photo, SEARCH_SIDE)
     missing = touched(hole, small)
     # The clone works at full size, the two smooth fills at reduced size.
     cloned = _clone(photo, hole, avoid)
-    smooth = [enlarged(fill(small, missing, missing), photo) for fill in (_ns, _telea)]
+    smooth = [enlarged(cv2.inpaint(small, missing, 5, method), photo) for method in (cv2.INPAINT_NS, cv2.INPAINT_TELEA)]
     sigma = FINE * max(photo.shape[:2])
     # All further work is limited to the window around the hole.
     x, y, width, height = cv2.boundingRect(hole)
@@ -221,53 +207,19 @@ def _set_in(photo: np.ndarray, piece: np.ndarray, offset: tuple[int, int]) -> No
     photo[y : y + height, x : x + width][inside] = blended[margin:-margin, margin:-margin][inside]
 
 
-def _telea(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
-    return cv2.inpaint(photo, hole, 5, cv2.INPAINT_TELEA)
-
-
-def _ns(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
-    return cv2.inpaint(photo, hole, 5, cv2.INPAINT_NS)
-
-
-def _biharmonic(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
-    from skimage.restoration import inpaint_biharmonic
-
-    # The solver's time grows fast with the size of the hole.
-    small = shrunk(photo, SEARCH_SIDE)
-    solution = inpaint_biharmonic(small / 255.0, touched(hole, small) > 0, channel_axis=-1)
-    return enlarged(np.rint(np.clip(solution, 0, 1) * 255).astype(np.uint8), photo)
-
-
-def _harmonic(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
-    return harmonic(photo, hole)
-
-
-FILLS: dict[str, Fill] = {
-    "blend": _blend,
-    "clone": _clone,
-    "harmonic": _harmonic,
-    "telea": _telea,
-    "ns": _ns,
-    "biharmonic": _biharmonic,
-}
-AT_FULL_SIZE = ("blend", "clone", "harmonic")
-"""Fills that take the photo at full size."""
-
-
-def _learned(model: Path | None) -> Fill:
-    if model is None:
-        raise InputError(
-            "inpainting method 'learned' needs a TorchScript file: name it in params.yaml, moments.inpainting"
-        )
+def learned(model: Path) -> Fill:
+    """Return the fill that runs a TorchScript file at reduced size."""
 
     def fill(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
         import torch
 
-        height, width = hole.shape
+        small = shrunk(photo)
+        missing = touched(hole, small)
+        height, width = missing.shape
         # LaMa's network needs sides that are multiples of 8.
         below, right = -height % 8, -width % 8
-        image = cv2.copyMakeBorder(photo, 0, below, 0, right, cv2.BORDER_REFLECT_101)
-        mask = cv2.copyMakeBorder(hole, 0, below, 0, right, cv2.BORDER_CONSTANT)
+        image = cv2.copyMakeBorder(small, 0, below, 0, right, cv2.BORDER_REFLECT_101)
+        mask = cv2.copyMakeBorder(missing, 0, below, 0, right, cv2.BORDER_CONSTANT)
         net = _script(model)
         try:
             with torch.inference_mode():
@@ -278,7 +230,7 @@ def _learned(model: Path | None) -> Fill:
         except (RuntimeError, TypeError) as error:
             raise InputError(f"{model}: does not take (image, mask): {' '.join(str(error).split())[-200:]}") from None
         filled = result.clamp(0, 1).numpy().transpose(1, 2, 0)[:height, :width]
-        return np.rint(filled * 255).astype(np.uint8)
+        return enlarged(np.rint(filled * 255).astype(np.uint8), photo)
 
     return fill
 

@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 
 from mm_core.effects.fullsize import WORK_SIDE, check_pair, enlarged, harmonic, shrunk
-from mm_core.imaging.augment import estimate_layers
 
 STRIP = 512
 """Rows processed in one step at full size, so that 12 megapixels are never in memory as floats."""
@@ -52,6 +51,19 @@ def layers(photo: np.ndarray, alpha: np.ndarray, side: int = WORK_SIDE) -> tuple
         rest = (photo[rows] - a * f - (1 - a) * b) / (a**2 + DETAIL * (1 - a) ** 2)
         front[rows] = np.rint((f + a * rest).clip(0, 255))
         back[rows] = np.rint((b + DETAIL * (1 - a) * rest).clip(0, 255))
+    return front, back
+
+
+def estimate_layers(photo: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The subject's own colours and the background's, smooth where a layer has no share (Germer et al. 2020,
+    multi-level, by PyMatting).
+
+    photo uint8 (H, W, 3), alpha float (H, W) in [0, 1] → uint8 (H, W, 3) each.
+    """
+    from pymatting import estimate_foreground_ml
+
+    found = estimate_foreground_ml(photo / 255.0, np.clip(alpha, 0, 1).astype(np.float64), return_background=True)
+    front, back = (np.rint(np.asarray(layer).clip(0, 1) * 255).astype(np.uint8) for layer in found)
     return front, back
 
 

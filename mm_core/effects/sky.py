@@ -108,41 +108,6 @@ def replaced(photo: np.ndarray, sky: np.ndarray, new: np.ndarray | str, seed: in
     return result
 
 
-def recoloured(photo: np.ndarray, sky: np.ndarray, tone: str) -> np.ndarray:
-    """Recolour the sky, keeping the photo's own clouds: detail of lightness stays, colour and mood change.
-
-    `tone` is a name of `SKIES`; the other arguments are as in `replaced`.
-    """
-    check_pair(photo, sky)
-    small_sky = shrunk(sky.astype(np.float32))
-    if small_sky.max() < 0.5:
-        return photo.copy()
-    goal = painted_sky(tone, photo.shape[0], photo.shape[1])
-    weights = sky.astype(np.float32)
-    old, new = _mean_lab(shrunk(photo), small_sky), _mean_lab(shrunk(goal), small_sky)
-    clouds = photo.copy()
-    for strip in strips(photo):
-        lab = cv2.cvtColor(photo[strip].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-        aim = cv2.cvtColor(goal[strip].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-        lab = aim + (lab - old) * np.array([0.8, 0.3, 0.3], np.float32) * np.array(
-            [new[0] / max(old[0], 20), 1, 1], np.float32
-        )
-        lab[..., 0] = np.clip(lab[..., 0], 0, 100)
-        moved = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB) * 255
-        clouds[strip] = np.rint(np.clip(moved, 0, 255))
-    return _joined(photo, weights, clouds, old, new)
-
-
-def _joined(photo: np.ndarray, sky: np.ndarray, new: np.ndarray, old_mean: np.ndarray, new_mean: np.ndarray):
-    land_layer = layers(photo, 1 - sky)[0]
-    result = np.empty_like(photo)
-    for strip in strips(photo):
-        a = np.clip(sky[strip, :, None], 0, 1)
-        land = _relit(land_layer[strip], old_mean, new_mean)
-        result[strip] = np.rint(np.clip(a * new[strip] + (1 - a) * land, 0, 255))
-    return result
-
-
 def _fitted(picture: np.ndarray, height: int, photo: np.ndarray) -> np.ndarray:
     """Fit a picture of a sky to (height, photo's width): one scale factor, cropped at the top and the sides."""
     width = photo.shape[1]

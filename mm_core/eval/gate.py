@@ -16,6 +16,7 @@ from typing import Any
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import GateParams
+from mm_core.core.pins import ROLES, PinnedInputs
 from mm_core.core.records import CATEGORIES, Cell, Decision, Verdict, digest_of, sha256_file
 from mm_core.eval.cells import MACRO, judge, seed_noise_words
 from mm_core.eval.evaluate import identity
@@ -32,7 +33,7 @@ from mm_core.storage.store import Store
 def decide(
     params: GateParams,
     layout: Layout,
-    inputs: Mapping[str, Any],
+    inputs: PinnedInputs,
     *,
     store: Store | None = None,
     noise: Mapping[str, float] | None = None,
@@ -60,7 +61,7 @@ def decide(
     eval_frame = whole_frame.loc[~whole_frame["sample_id"].isin(list(left_out))]
     scores = scores.loc[~scores["sample_id"].isin(list(left_out))]
     candidate = sha256_file(layout.model(INT8[0]))
-    champion, anchor = ((inputs.get(role) or {}).get("digest") for role in ("champion", "anchor"))
+    champion, anchor = ((inputs.get(role) or {}).get("digest") for role in ROLES)
     best = read_best(store, anchor) if store and champion else {}
     other = anchor not in (None, champion)
     questions = questions_for(params, champion=champion is not None, anchor=other or bool(best))

@@ -6,7 +6,6 @@ remains here: people painted the mattes of routed photos, while other labels wer
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, Report
 from mm_core.eval.evaluate import score_all
 from mm_core.eval.metrics import category_scores
@@ -90,7 +90,7 @@ def compare_labels(
     source = sources(catalog, new, learned)
     # Fails early, before any training, if an arm is too small.
     draw_arms(source, params.seed, fewest)
-    digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
+    digest = read_snapshot(layout)["digest"]
     base = scratch_layout(layout, f"compare-{digest[:12]}")
     for leftover in base.root.parent.glob("compare-*"):
         if leftover != base.root:  # left by a killed comparison on an older snapshot

@@ -15,6 +15,7 @@ import numpy as np
 from mm_core.core.errors import BlobNotFound, InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import CATEGORIES, Report, digest_of
 from mm_core.eval.evaluate import score_all
 from mm_core.eval.metrics import category_scores
@@ -67,7 +68,7 @@ def measure_noise(
     if seeds < FEWEST:
         raise InputError(f"--seeds {seeds}: a spread needs at least {FEWEST} trainings")
     frame, metric, values = read_pool(layout.snapshot, "eval"), params.gate.primary, []
-    digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
+    digest = read_snapshot(layout)["digest"]
     base = scratch_layout(layout, f"noise-{digest[:12]}")
     for index in range(1, seeds + 1):
         seed_layout = part_of(base, str(index))

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.params import Params
+from mm_core.core.pins import SnapshotFacts, read_snapshot
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
-from mm_core.export import selfcheck
 from mm_core.export.bundle_costs import decoder_entry, run_all, torch_latencies
-from mm_core.export.bundle_manifest import by_file, read_manifest
+from mm_core.export.bundle_manifest import BundleManifest, FileEntry, Requests, by_file, read_manifest
 from mm_core.export.card import model_card
 from mm_core.export.formats.convert import convert
 from mm_core.export.limits import require_within
@@ -38,6 +39,8 @@ from mm_core.storage.store import Store
 from samplegen import generate
 
 SCHEMA_VERSION = 2
+SELFCHECK = Path(__file__).with_name("selfcheck.py")
+"""Copied into each bundle. Not imported here: it needs onnxruntime, which takes time to load."""
 GOLDEN = {"saliency": "pets", "portrait": "portrait", "scenery": "scenery"}
 """Category of the generated photo that checks each decoder; a generated photo has neither an owner nor a licence."""
 TOLERANCE = {"mse": 1e-4, "max": 0.1}
@@ -61,7 +64,7 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
     with exclusive(layout.bundles / ".lock"):
         formats = convert(params.export, layout.model(TRAIN_STAGES[-1]), facts["quantised"], layout, store)
         # The request is a part of the manifest; a bundle made for another request is made again.
-        request = {
+        request: Requests = {
             "limits": params.export.limits.model_dump(mode="json"),
             "formats": {name: {d: row["sha256"] for d, row in rows.items()} for name, rows in formats.items()},
         }
@@ -113,7 +116,7 @@ def exported_bundle(layout: Layout, verdict: Verdict) -> Path:
 def verify(bundle: Path) -> dict[str, Any]:
     """Run the self-check in a fresh, isolated process and return its result; raise MattingError if it fails."""
     # Run our own copy of the program: the copy inside the bundle is not trusted.
-    command = [sys.executable, "-I", selfcheck.__file__, str(bundle)]
+    command = [sys.executable, "-I", str(SELFCHECK), str(bundle)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if done.returncode:
         output = " ".join((done.stdout + done.stderr).split())[-400:]
@@ -169,8 +172,6 @@ def _about(layout: Layout, verdict: Verdict) -> dict[str, Any]:
 
 def judged_files(layout: Layout) -> dict[str, str]:
     """Return the digests of the int8 files that the recorded scores belong to: file name → sha256."""
-    import pyarrow.parquet as pq
-
     if not layout.per_image.is_file():
         raise InputError(f"{layout.per_image} is missing: run `mm evaluate` first")
     metadata = pq.read_schema(layout.per_image).metadata or {}
@@ -187,16 +188,16 @@ def _assemble(
         shutil.copyfile(layout.quantised / f"{decoder}{SUFFIX}", folder / f"{decoder}{SUFFIX}")
         for rows in facts["made"].values():
             shutil.copyfile(layout.formats / rows[decoder]["file"], folder / rows[decoder]["file"])
-    shutil.copyfile(selfcheck.__file__, folder / "selfcheck.py")
+    shutil.copyfile(SELFCHECK, folder / "selfcheck.py")
     # Golden pairs: generated photos with the mattes of each format on this machine.
     size = input_size(open_session(folder / f"{DECODERS[0]}{SUFFIX}"))
     golden = {d: resize(generate(c, i, size=size).image, size, size) for i, (d, c) in enumerate(GOLDEN.items())}
     runs = run_all(folder, layout, store, golden, facts)
     _write_golden(folder, golden, runs)
     # The manifest names data, code and verdict, and describes input and output for an application.
-    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
+    snapshot = read_snapshot(layout)
     torch_ms = torch_latencies(layout.model(TRAIN_STAGES[-1]))
-    manifest: dict[str, Any] = {
+    manifest: BundleManifest = {
         "schema_version": SCHEMA_VERSION,
         "key": facts["key"],
         "version": version,
@@ -236,16 +237,17 @@ def _assemble(
         "data": {"counts": snapshot.get("counts", {}), "sources": _sources(layout, snapshot)},
         "opset": _opset(folder / f"{DECODERS[0]}{SUFFIX}"),
         "versions": facts["quantised"]["versions"],
-    }
-    # The card is written from the manifest, and its digest is added last.
-    manifest["files"] = {
-        path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
+        "files": {path.name: _file_entry(path) for path in sorted(folder.iterdir())},
     }
     (folder / "MODEL_CARD.md").write_text(model_card(manifest))
     # The card itself is a file of the bundle.
     card = folder / "MODEL_CARD.md"
-    manifest["files"][card.name] = {"sha256": sha256_file(card), "bytes": card.stat().st_size}
+    manifest["files"][card.name] = _file_entry(card)
     write_json(folder / "manifest.json", manifest)
+
+
+def _file_entry(path: Path) -> FileEntry:
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 
 def _write_golden(folder: Path, golden: dict[str, np.ndarray], runs: dict[str, dict[str, dict[str, Any]]]) -> None:
@@ -265,7 +267,7 @@ def _write_golden(folder: Path, golden: dict[str, np.ndarray], runs: dict[str, d
     np.savez_compressed(folder / "golden.npz", **pairs)  # pyright: ignore[reportArgumentType]
 
 
-def _sources(layout: Layout, snapshot: dict[str, Any]) -> list[dict[str, Any]]:
+def _sources(layout: Layout, snapshot: SnapshotFacts) -> list[dict[str, Any]]:
     """Return the numbers of training photos per pool, source and licence."""
     samples = Catalog(layout.settings.store).read(
         "samples", version=snapshot["catalog"]["samples"], columns=["id", "source", "license"]

@@ -9,6 +9,7 @@ import numpy as np
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, decoder_of
+from mm_core.export.bundle_manifest import Cost, DecoderEntry, FormatEntry
 from mm_core.export.calibration import calibration_images
 from mm_core.export.float_reference import float_alphas
 from mm_core.export.formats.measure import median_ms
@@ -68,19 +69,19 @@ def decoder_entry(
     made: dict[str, dict[str, dict[str, Any]]],
     runs: dict[str, dict[str, Any]],
     torch_ms: dict[str, float],
-) -> dict[str, Any]:
+) -> DecoderEntry:
     """Return one decoder's manifest entry from `row` of `quantise`, `made` of `convert` and `runs` of `run_all`."""
 
-    def cost(run: dict[str, Any]) -> dict[str, Any]:
+    def cost(run: dict[str, Any]) -> Cost:
         latency = {threads: round(ms, 2) for threads, ms in run["latency_ms"].items()}
         speedup = {threads: round(torch_ms[threads] / ms, 2) for threads, ms in run["latency_ms"].items()}
         # On one thread, processor time equals latency, and other programs on the machine do not disturb it.
         speedup["1"] = round(torch_ms["cpu"] / run["cpu_ms"]["1"], 2)
-        memory = {name: round(run[name], 1) for name in ("peak_mb", "model_mb")}
-        return {"latency_ms": latency, "speedup": speedup, **memory}
+        peak, model = round(run["peak_mb"], 1), round(run["model_mb"], 1)
+        return {"latency_ms": latency, "speedup": speedup, "peak_mb": peak, "model_mb": model}
 
     # Entries of the further formats.
-    others = {}
+    others: dict[str, FormatEntry] = {}
     for name, rows in made.items():
         record = rows[decoder]
         others[name] = {
@@ -88,9 +89,10 @@ def decoder_entry(
             "versions": record["versions"] | runs[name]["versions"],
             "int8_against_float": runs[name]["diff"],
             "float_convolutions": record["float_convolutions"],
-            **{key: record[key] for key in ("undelegated",) if key in record},
             **cost(runs[name]),
         }
+        if "undelegated" in record:
+            others[name]["undelegated"] = record["undelegated"]
     return {
         "file": f"{decoder}{SUFFIX['onnx']}",
         "categories": [c for c in ALL_CATEGORIES if decoder_of(c) == decoder],

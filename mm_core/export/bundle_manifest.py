@@ -5,19 +5,103 @@ The module uses no model and no runtime, so a bundle can be checked before any o
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from mm_core.core.errors import InputError
-from mm_core.core.records import sha256_file
+from mm_core.core.records import parse_finite_json, sha256_file
 
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 << 20
 """Largest size of a manifest, 4 MiB."""
 
 
-def read_manifest(bundle: Path) -> dict[str, Any]:
+class Deviation(TypedDict):
+    """Difference of the mattes of an int8 file from those of the float network."""
+
+    mse: float
+    max: float
+    photos: int
+
+
+class Cost(TypedDict):
+    """Costs of a file on the exporting machine."""
+
+    latency_ms: dict[str, float]
+    """Milliseconds per photo by number of threads."""
+    speedup: dict[str, float]
+    """Relative to torch's float network, by number of threads."""
+    peak_mb: float
+    model_mb: float
+
+
+class FormatEntry(Cost):
+    """One int8 file with its origin and its costs."""
+
+    file: str
+    int8_against_float: Deviation
+    float_convolutions: list[str]
+    versions: NotRequired[dict[str, str]]
+    """Of the toolchain and the runtime; in formats other than ONNX."""
+    undelegated: NotRequired[int]
+    """Operators that the accelerator does not take; in ExecuTorch files."""
+
+
+class DecoderEntry(FormatEntry):
+    """A decoder's ONNX file, and its files in other formats."""
+
+    categories: list[str]
+    torch_float_ms: dict[str, float]
+    formats: dict[str, FormatEntry]
+
+
+class Golden(TypedDict):
+    file: str
+    tolerance: dict[str, float]
+
+
+class FileEntry(TypedDict):
+    sha256: str
+    bytes: int
+
+
+class Requests(TypedDict):
+    """The request of the exporting params."""
+
+    limits: dict[str, float]
+    formats: dict[str, dict[str, str]]
+    """Format → decoder → sha256."""
+
+
+class BundleManifest(TypedDict):
+    """The content of `manifest.json`. `checked_manifest` verifies only the fields that it reads."""
+
+    schema_version: int
+    key: str
+    """Digest of model, files, scores and verdict."""
+    version: str
+    model: str
+    """sha256 of the float weights."""
+    snapshot: str
+    eval_digest: str
+    code_revision: str
+    verdict: dict[str, Any]
+    """The gate's `Verdict` without its cells, as JSON."""
+    metrics: dict[str, dict[str, dict[str, float]]]
+    """Category → `float` or `int8` → metric."""
+    asked: Requests
+    decoders: dict[str, DecoderEntry]
+    input: dict[str, Any]
+    output: dict[str, Any]
+    choice: dict[str, Any]
+    golden: Golden
+    data: dict[str, Any]
+    opset: int
+    versions: dict[str, str]
+    files: dict[str, FileEntry]
+
+
+def read_manifest(bundle: Path) -> BundleManifest:
     """Return the manifest of a bundle; raise InputError if it is missing or unreadable."""
     path = bundle / "manifest.json"
     if not path.is_file():
@@ -26,15 +110,15 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
     if (size := path.stat().st_size) > MANIFEST_BYTES:
         raise InputError(f"{path}: {size} bytes, at most {MANIFEST_BYTES} are read: fetch the bundle again")
     try:
-        manifest = json.loads(path.read_text(), parse_constant=_refuse_constant)
+        manifest = parse_finite_json(path.read_text())
     except (ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict):
         raise InputError(f"{path}: not a bundle's manifest; fetch the bundle again")
-    return manifest
+    return manifest  # pyright: ignore[reportReturnType]
 
 
-def checked_manifest(bundle: Path) -> dict[str, Any]:
+def checked_manifest(bundle: Path) -> BundleManifest:
     """Return the manifest of a foreign bundle after checking that every named file exists with its digest.
 
     Raises InputError for any difference. No file of the bundle is run or opened before.
@@ -58,13 +142,9 @@ def checked_manifest(bundle: Path) -> dict[str, Any]:
     return manifest
 
 
-def by_file(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def by_file(manifest: BundleManifest) -> dict[str, FormatEntry]:
     """Return the manifest's entries by file name, ONNX files first."""
-    entries = [*manifest["decoders"].values()]
+    entries: list[FormatEntry] = [*manifest["decoders"].values()]
     # ONNX entries come first; later entries are those of other formats.
     entries += [other for row in manifest["decoders"].values() for other in row["formats"].values()]
     return {entry["file"]: entry for entry in entries}
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER
+from mm_core.export.bundle_manifest import BundleManifest
 
 SHOWN = ("mse", "maxf", "biou", "conn")
 """Metrics in the card's table of quality."""
 
 
-def model_card(manifest: Mapping[str, Any]) -> str:
+def model_card(manifest: BundleManifest) -> str:
     """Return the model card as Markdown, from the manifest alone."""
     verdict, size = manifest["verdict"], manifest["input"]["shape"][-1]
     metrics = manifest["metrics"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from mm_core.core.errors import ReleaseRefused
 from mm_core.core.params import LimitParams
+from mm_core.export.bundle_manifest import FormatEntry
 from mm_core.export.runtime import SUFFIX as JUDGED
 
 
-def require_within(limits: LimitParams, entries: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> None:
+def require_within(limits: LimitParams, entries: Mapping[str, FormatEntry], sizes: Mapping[str, int]) -> None:
     """Check files against the hard limits.
 
     Args:
@@ -40,9 +40,9 @@ def require_within(limits: LimitParams, entries: Mapping[str, Mapping[str, Any]]
                 f"{file} strays {mse:.2g} (mean square) from the float mattes, export.limits.max_diff_mse is "
                 f"{limits.max_diff_mse:g}: raise export.calibration_images, or leave this format out"
             )
-        if entry.get("undelegated", 0):
+        if undelegated := entry.get("undelegated", 0):
             beyond.append(
-                f"{file} leaves {entry['undelegated']} operators to slow portable kernels: choose a model.encoder "
+                f"{file} leaves {undelegated} operators to slow portable kernels: choose a model.encoder "
                 "whose operators XNNPACK takes, or leave executorch out of export.formats"
             )
     if beyond:

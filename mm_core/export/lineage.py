@@ -12,6 +12,7 @@ import pandas as pd
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.settings import Settings
+from mm_core.export.provenance import Provenance, read_provenance
 from mm_core.export.registry import NAME, Registry
 from mm_core.ingest.snapshot import POOLS
 from mm_core.storage.store import Store, fetch_blob, open_store
@@ -35,7 +36,7 @@ def lineage(settings: Settings, version: str) -> dict[str, Any]:
     """
     registry, store = Registry(settings), open_store(settings.store, Layout(settings).cache)
     tags = tags_of(registry, version)
-    provenance = json.loads(fetch_blob(store, tags["provenance"]).read_text())
+    provenance = read_provenance(store, tags["provenance"])
     samples = samples_of(provenance, store)
     return {
         "version": tags["version"],
@@ -72,13 +73,13 @@ def tags_of(registry: Registry, version: str) -> dict[str, str]:
     return tags
 
 
-def provenance_of(settings: Settings, store: Store, version: str) -> dict[str, Any]:
+def provenance_of(settings: Settings, store: Store, version: str) -> Provenance:
     """Return the provenance that `mm_core.export.provenance` recorded when the version was registered."""
     tags = tags_of(Registry(settings), version)
-    return json.loads(fetch_blob(store, tags["provenance"]).read_text())
+    return read_provenance(store, tags["provenance"])
 
 
-def samples_of(provenance: dict[str, Any], store: Store) -> list[dict[str, Any]]:
+def samples_of(provenance: Provenance, store: Store) -> list[dict[str, Any]]:
     """Return every sample of a snapshot with its pool and label version; missing values are None."""
     rows: list[dict[str, Any]] = []
     for pool in POOLS:
@@ -97,7 +98,7 @@ def training_labels(settings: Settings, store: Store, version: str) -> dict[str,
     tags = Registry(settings).tags(version)
     if tags is None or "provenance" not in tags:
         return {}
-    samples = samples_of(json.loads(fetch_blob(store, tags["provenance"]).read_text()), store)
+    samples = samples_of(read_provenance(store, tags["provenance"]), store)
     return {row["sample_id"]: row["alpha_sha256"] for row in samples if row["pool"] == "train_labeled"}
 
 
@@ -129,7 +130,7 @@ def learnt_by(settings: Settings, store: Store, digests: Collection[str]) -> dic
             continue
         done.add(digest)
         version_tags = by_digest[digest]
-        provenance = json.loads(fetch_blob(store, version_tags["provenance"]).read_text())
+        provenance = read_provenance(store, version_tags["provenance"])
         for row in samples_of(provenance, store):
             if row["pool"] != "eval":
                 learnt.setdefault(row["sample_id"], f"version {version_tags['version']} ({row['pool']})")
@@ -146,7 +147,7 @@ def models_with(settings: Settings, ids: Collection[str]) -> list[dict[str, Any]
         tags = registry.tags(version)
         if tags is None or "provenance" not in tags:
             continue
-        samples = samples_of(json.loads(fetch_blob(store, tags["provenance"]).read_text()), store)
+        samples = samples_of(read_provenance(store, tags["provenance"]), store)
         pools = Counter(sample["pool"] for sample in samples if sample["sample_id"] in ids)
         if pools:
             models.append({"version": version, "aliases": json.loads(tags["aliases"]), "pools": dict(pools)})

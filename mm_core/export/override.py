@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TypedDict
 
 from mm_core.core.errors import BlobNotFound, InputError
 from mm_core.core.records import digest_of
@@ -13,11 +13,24 @@ from mm_core.export.signature import check, sign
 from mm_core.storage.store import Store
 
 PREFIX = "gate/overrides"
-SIGNED = ("model", "reason", "decision", "who", "when", "expires")
-"""Fields covered by the signature, in this order."""
 
 
-def write_override(store: Store, model: str, reason: str, decision: str, days: int) -> dict[str, Any]:
+class Override(TypedDict):
+    """A person's decision to promote a model against the gate."""
+
+    model: str
+    reason: str
+    decision: str
+    """The gate's decision."""
+    who: str
+    when: str
+    expires: str
+    """ISO 8601, UTC, like `when`."""
+    signature: dict[str, str] | None
+    """None until it is signed."""
+
+
+def write_override(store: Store, model: str, reason: str, decision: str, days: int) -> Override:
     """Record that a model may be promoted against the gate's decision.
 
     Every override stays in the store.
@@ -38,26 +51,27 @@ def write_override(store: Store, model: str, reason: str, decision: str, days: i
     if not reason.strip():
         raise InputError("--override needs a reason: it is kept in the history")
     now = datetime.now(UTC)
-    record = {
+    record: Override = {
         "model": model,
         "reason": reason.strip(),
         "decision": decision,
         "who": who(),
         "when": now.isoformat(timespec="seconds"),
         "expires": (now + timedelta(days=days)).isoformat(timespec="seconds"),
+        "signature": None,
     }
     # An unsigned override would let anyone with access to the store promote a model.
     signature = sign(_signed(record))
     if signature is None:
         raise InputError("an override must be signed: set MM_SIGNING_KEY (`mm keys FILE` makes a key)")
-    whole = record | {"signature": signature}
+    whole: Override = {**record, "signature": signature}
     store.put(f"{PREFIX}/{model[:32]}/{digest_of(whole)[:16]}.json", json.dumps(whole, sort_keys=True).encode())
     return whole
 
 
-def valid_override(store: Store, model: str) -> dict[str, Any] | None:
+def valid_override(store: Store, model: str) -> Override | None:
     """Return the newest unexpired override of this model, or None; raise InputError for a false signature."""
-    overrides: list[dict[str, Any]] = []
+    overrides: list[Override] = []
     try:
         for entry in store.list(f"{PREFIX}/{model[:32]}"):
             overrides.append(json.loads(store.fetch(entry.key).read_text()))
@@ -72,5 +86,6 @@ def valid_override(store: Store, model: str) -> dict[str, Any] | None:
     return alive[-1]
 
 
-def _signed(record: dict[str, Any]) -> bytes:
-    return json.dumps([record[name] for name in SIGNED]).encode()
+def _signed(record: Override) -> bytes:
+    signed = [record["model"], record["reason"], record["decision"], record["who"], record["when"], record["expires"]]
+    return json.dumps(signed).encode()

@@ -7,34 +7,87 @@ import os
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
+from mm_core.core.pins import ModelPin, read_snapshot
 from mm_core.core.records import Verdict, sha256_file
 from mm_core.export.quantise import tool_versions
-from mm_core.storage.store import Store, put_blob
+from mm_core.storage.store import Store, fetch_blob, put_blob
 
 
-def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> dict[str, Any]:
-    """Return the provenance of the cycle's candidate as JSON; files of snapshot and split are stored as blobs.
+class StageProvenance(TypedDict):
+    """Origin of one stage's weights, from its own model file."""
+
+    digest: str
+    """sha256 of the weights."""
+    start: NotRequired[str | None]
+    """Digest of the start weights; None: trained from scratch."""
+    data: NotRequired[str]
+    """Digest of the training rows."""
+    recipe: NotRequired[str]
+    params: dict[str, Any]
+    """The sections of params.yaml for this stage."""
+    model: NotRequired[dict[str, Any]]
+
+
+class SnapshotPin(TypedDict):
+    """The snapshot that a model was trained on."""
+
+    digest: str
+    eval_digest: str | None
+    catalog: dict[str, int] | None
+    champion: ModelPin | None
+    anchor: ModelPin | None
+
+
+class Provenance(TypedDict):
+    """The record of a version, written when it is registered."""
+
+    model: str
+    stages: dict[str, StageProvenance]
+    start: str | None
+    snapshot: SnapshotPin
+    snapshot_files: dict[str, str]
+    """File name → blob digest."""
+    split_files: dict[str, str]
+    params: dict[str, Any]
+    seed: int
+    calibration: dict[str, list[str]]
+    """Decoder → ids of the photos that set int8's ranges."""
+    code_revision: str
+    versions: dict[str, str]
+    """Versions of libraries."""
+    verdict: dict[str, Any]
+    """The gate's `Verdict` as JSON."""
+
+
+def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> Provenance:
+    """Return the provenance of the cycle's candidate; files of snapshot and split are stored as blobs.
 
     The params, start and data of a training stage come from its model file, because params.yaml may have changed.
     """
     from mm_core.model.files import read_meta
 
-    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
-    stages = {}
+    snapshot = read_snapshot(layout)
+    stages: dict[str, StageProvenance] = {}
     # Each model file records how its stage was trained.
     for stage in TRAIN_STAGES:
         meta = read_meta(layout.model(stage))
-        stages[stage] = {"digest": sha256_file(layout.model(stage))}
-        stages[stage] |= {name: meta[name] for name in ("start", "data", "recipe", "params", "model") if name in meta}
+        known = {name: meta[name] for name in ("start", "data", "recipe", "params", "model") if name in meta}
+        stages[stage] = cast(StageProvenance, {"digest": sha256_file(layout.model(stage)), **known})
     return {
         "model": verdict.candidate,
         "stages": stages,
         "start": stages[TRAIN_STAGES[0]].get("start"),
-        "snapshot": {name: snapshot.get(name) for name in ("digest", "eval_digest", "catalog", "champion", "anchor")},
+        "snapshot": {
+            "digest": snapshot["digest"],
+            "eval_digest": snapshot.get("eval_digest"),
+            "catalog": snapshot.get("catalog"),
+            "champion": snapshot.get("champion"),
+            "anchor": snapshot.get("anchor"),
+        },
         "snapshot_files": _blobs(layout.snapshot, store),
         "split_files": _blobs(layout.split, store),
         "params": params.model_dump(mode="json"),
@@ -44,6 +97,11 @@ def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> di
         "versions": versions(),
         "verdict": verdict.model_dump(mode="json"),
     }
+
+
+def read_provenance(store: Store, digest: str) -> Provenance:
+    """Read a provenance from its blob; raises BlobNotFound."""
+    return json.loads(fetch_blob(store, digest).read_text())
 
 
 def versions() -> dict[str, str]:

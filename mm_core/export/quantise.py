@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -343,8 +344,6 @@ def _alphas(file: Path, images: np.ndarray) -> np.ndarray:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress log messages and warnings of the exporters; their errors are exceptions and still appear."""
-    import warnings
-
     # Logging is global, so the former level is restored.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

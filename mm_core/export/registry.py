@@ -22,6 +22,7 @@ from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.params import Params
+from mm_core.core.pins import ModelPin
 from mm_core.core.records import Report, Verdict
 from mm_core.core.settings import Settings
 from mm_core.export.bundle import exported_bundle
@@ -34,9 +35,7 @@ from mm_core.training.tracking import Tracker
 
 NAME = "matting"
 PROMOTE, ROLLBACK, OVERRIDE, ANCHOR = "promote", "rollback", "override", "anchor"
-ALIASES = ("champion", "anchor", "candidate")
-"""champion: the serving model. anchor: the first promoted model, or one named by a person, as a guard against slow
-decline. candidate: the newest version."""
+"""What serves; the first model ever promoted (or one that a person named), against slow erosion; the newest."""
 
 
 class Registry:
@@ -46,11 +45,8 @@ class Registry:
         self._settings = settings
         self._client_or_none: Any = None
 
-    def pin(self, name: str) -> dict[str, Any] | None:
-        """Return `{"version", "digest", "files"}` of an alias or version number; None for a missing version.
-
-        `digest` names the weights' blob; `files` maps names of the released int8 files to their blobs.
-        """
+    def pin(self, name: str) -> ModelPin | None:
+        """Return the pin of an alias or version number; None for a missing version."""
         tags = self.tags(name)
         if tags is None:
             return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 
@@ -13,7 +12,7 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
 from mm_core.core.records import Report, sha256_file
 from mm_core.export.lineage import provenance_of
-from mm_core.export.provenance import code_revision, versions
+from mm_core.export.provenance import Provenance, code_revision, versions
 from mm_core.storage.store import Store, fetch_blob
 from mm_core.training.scratch import scratch_layout, train_all
 
@@ -56,7 +55,7 @@ def reproduce(
     for stage in TRAIN_STAGES:
         recorded, now = provenance["stages"][stage]["digest"], sha256_file(rebuild.model(stage))
         rows.append({"stage": stage, "recorded": recorded, "rebuilt": now, "equal": recorded == now})
-    differs = differences(provenance, {"code_revision": code_revision(), "versions": versions()})
+    differs = differences(provenance, code_revision(), versions())
     report.tables["stages"] = rows
     report.facts |= {"model": provenance["model"], "bit_equal": rows[-1]["equal"], "differs": differs}
     if not rows[-1]["equal"]:
@@ -69,7 +68,7 @@ def reproduce(
     return report
 
 
-def params_of(made: dict[str, Any]) -> Params:
+def params_of(made: Provenance) -> Params:
     """Return the params of the recorded cycle; each stage uses those in its model file, which may differ."""
     whole = dict(made["params"])
     for stage in TRAIN_STAGES:
@@ -79,15 +78,15 @@ def params_of(made: dict[str, Any]) -> Params:
     return Params.model_validate(whole)
 
 
-def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(recorded: Provenance, code: str, now: dict[str, str]) -> list[str]:
     """Return texts about differences of code, libraries and threads since the model was made."""
     texts = []
-    if recorded["code_revision"] != now["code_revision"]:
-        texts.append(f"code {recorded['code_revision']} then, {now['code_revision']} now")
+    if recorded["code_revision"] != code:
+        texts.append(f"code {recorded['code_revision']} then, {code} now")
     then = recorded["versions"]
-    for name in sorted(set(then) | set(now["versions"])):
-        if then.get(name) != now["versions"].get(name):
-            texts.append(f"{name} {then.get(name)} then, {now['versions'].get(name)} now")
+    for name in sorted(set(then) | set(now)):
+        if then.get(name) != now.get(name):
+            texts.append(f"{name} {then.get(name)} then, {now.get(name)} now")
     return texts
 
 

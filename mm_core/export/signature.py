@@ -18,8 +18,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from mm_core.core.errors import InputError
+from mm_core.core.errors import InputError, StoreError
 from mm_core.core.records import write_bytes, write_json
+from mm_core.storage.retry import disk_faults_of
 
 UNSIGNED = "UNSIGNED: set MM_SIGNING_KEY (`mm keys FILE` makes one) and export again"
 SUFFIX = ".sig"
@@ -45,11 +46,16 @@ def make_keys(path: Path) -> str:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The mode is set on creation, so that the key is never readable by others; O_EXCL refuses an existing file.
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(private)
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    write_bytes(public_path, public)
+    stream = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+    try:
+        with disk_faults_of(path):
+            with stream:
+                stream.write(private)
+            write_bytes(public_path, public)
+    except StoreError:
+        path.unlink(missing_ok=True)  # half a pair is none
+        raise
     return fingerprint(key.public_key())
 
 
@@ -68,7 +74,7 @@ def sign(data: bytes) -> dict[str, str] | None:
     return {"algorithm": "Ed25519", "key": fingerprint(key.public_key()), "signature": signature}
 
 
-def check(data: bytes, signature: dict[str, Any] | None) -> str:
+def check(data: bytes, signature: dict[str, str] | None) -> str:
     """Return the trusted key's fingerprint if it signed `data`; raise InputError otherwise, or without a key."""
     key = _trusted()
     if not isinstance(signature, dict):

@@ -12,6 +12,7 @@ from mm_core.core.records import digest_of, write_bytes
 from mm_core.gallery.library import Entry
 from mm_core.imaging.images import encode_alpha, load_alpha, load_rgb
 from mm_core.ingest.drop import write_manifest
+from mm_core.model.preprocess import finish
 from mm_core.storage.catalog import Catalog
 from mm_core.structuring.rows import Found, row_of
 
@@ -87,8 +88,6 @@ def give(
 
 def _fitting(matte: Path, photo: Path) -> np.ndarray:
     """Return the matte at the photo's own size, float32 (H, W); raise InputError for another aspect ratio."""
-    from mm_core.model.preprocess import finish
-
     alpha, size = load_alpha(matte), load_rgb(photo).shape[:2]
     ratio = (alpha.shape[1] / alpha.shape[0]) / (size[1] / size[0])
     # Rounding to whole pixels changes the ratio by less than 2 %.

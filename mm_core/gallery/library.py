@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -216,9 +217,9 @@ class Library:
 
     def about(self) -> dict[str, Any]:
         """Return the start data of the page: model, moments, photos and choices."""
-        shown = ("version", "input", "golden", "metrics")
+        manifest: Mapping[str, Any] = self.manifest
         # Only these fields of the manifest are public.
-        model = {name: self.manifest[name] for name in shown if name in self.manifest}
+        model = {name: manifest[name] for name in ("version", "input", "golden", "metrics") if name in manifest}
         files = {decoder: entry["file"] for decoder, entry in self.manifest["decoders"].items()}
         digests = {file: self.manifest["files"][file]["sha256"] for file in files.values()}
         return {

@@ -12,6 +12,7 @@ from mm_core import stages
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.export.registry import Registry
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
 
@@ -21,8 +22,6 @@ LOOPBACK = ("127.0.0.1", "localhost")
 
 def bundle_of(layout: Layout, name: str) -> Path:
     """Return the folder of a bundle: a folder, `champion`, or a registry version; raise InputError if none exists."""
-    from mm_core.export.registry import Registry
-
     if Path(name).is_dir():
         return Path(name)
     tags = Registry(layout.settings).tags(name)

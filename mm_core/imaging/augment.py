@@ -1,4 +1,4 @@
-"""Augmentations that keep a photo and its matte consistent: crops, camera light and noise, another background."""
+"""Augmentations that keep a photo and its matte consistent: crops, and the light and flaws of another camera."""
 
 from __future__ import annotations
 
@@ -6,26 +6,6 @@ import math
 
 import cv2
 import numpy as np
-
-
-def backdrop(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a blurred crop of a third to half of a photo as a background, uint8 (H, W, 3).
-
-    The blur keeps the subject of that photo from competing with the new one.
-    """
-    height, width = photo.shape[:2]
-    share = rng.uniform(0.33, 0.5)
-    h, w = max(2, round(share * height)), max(2, round(share * width))
-    y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    cut = cv2.resize(photo[y : y + h, x : x + w], (width, height), interpolation=cv2.INTER_LINEAR)
-    return cv2.GaussianBlur(cut, (0, 0), rng.uniform(0.01, 0.05) * width)
-
-
-def recompose(foreground: np.ndarray, matte: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Return matte · foreground + (1 - matte) · background, all uint8, (H, W, 3) and (H, W)."""
-    # The sum is rounded once, at the end.
-    alpha = matte[..., None].astype(np.float32) / 255
-    return np.rint(alpha * foreground + (1 - alpha) * background).astype(np.uint8)
 
 
 def augment(
@@ -88,22 +68,3 @@ def relit(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 90))]
         image = np.asarray(cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR))
     return image
-
-
-def estimate_layers(photo: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Estimate the colours of foreground and background (Germer et al. 2020, multi-level, by PyMatting).
-
-    The colours are smooth where their layer is not visible.
-
-    Args:
-        photo: uint8 (H, W, 3).
-        alpha: float (H, W) in [0, 1].
-
-    Returns:
-        Foreground and background, uint8 (H, W, 3) each.
-    """
-    from pymatting import estimate_foreground_ml
-
-    layers = estimate_foreground_ml(photo / 255.0, np.clip(alpha, 0, 1).astype(np.float64), return_background=True)
-    front, back = (np.rint(np.asarray(layer).clip(0, 1) * 255).astype(np.uint8) for layer in layers)
-    return front, back

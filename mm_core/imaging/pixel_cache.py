@@ -7,7 +7,6 @@ resumed run draws the same batches as an uninterrupted one.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import shutil
@@ -23,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from mm_core.core.locks import exclusive
-from mm_core.imaging.augment import augment, backdrop, estimate_layers, recompose, relit
+from mm_core.imaging.augment import augment, relit
 from mm_core.imaging.images import load_alpha, load_rgb
 from mm_core.storage.store import Store, fetch_blob
 
@@ -96,7 +95,6 @@ class PixelCache:
         self.folder = folder / "pixels" / str(self.side)
         self.photos = Shelf(self.folder, "photos", (self.side, self.side, 3))
         self.mattes = Shelf(self.folder, "mattes", (self.side, self.side))
-        self.foregrounds = Shelf(self.folder, "foregrounds", (self.side, self.side, 3))
 
     @staticmethod
     def clear(folder: Path) -> None:
@@ -127,25 +125,6 @@ class PixelCache:
                         progress("decode", start + len(chunk), len(jobs))
         return len(jobs)
 
-    def fill_foregrounds(self, frame: pd.DataFrame, progress: Callable[[str, int, int], None] | None = None) -> int:
-        """Estimate missing foreground colours (`estimate_layers`) of labelled rows that `fill` has decoded.
-
-        Returns their number. The results are in `foregrounds` under `foreground_key`.
-        """
-        with exclusive(self.folder / ".lock"):
-            self.foregrounds.reload()
-            rows = frame.dropna(subset=["alpha_sha256"])
-            pairs = {foreground_key(s, a): (s, a) for s, a in zip(rows["sample_id"], rows["alpha_sha256"], strict=True)}
-            # Small chunks: estimating the colours takes much longer than decoding.
-            missing = [(key, *pair) for key, pair in pairs.items() if key not in self.foregrounds]
-            for start in range(0, len(missing), 16):
-                chunk = missing[start : start + 16]
-                foregrounds = [(key, estimate_layers(self.photos[s], self.mattes[a] / 255)[0]) for key, s, a in chunk]
-                self.foregrounds.append(foregrounds)
-                if progress:
-                    progress("estimate foregrounds", start + len(chunk), len(missing))
-        return len(missing)
-
     def _square(self, store: Store, shelf: Shelf, key: str, row: Any) -> np.ndarray:
         path = fetch_blob(store, key)
         if shelf is self.mattes:
@@ -159,11 +138,6 @@ class PixelCache:
         # Area means avoid aliasing when shrinking; bilinear interpolation enlarges smoothly.
         shrinks = min(image.shape[:2]) >= self.side
         return cv2.resize(image, (self.side, self.side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def foreground_key(sample_id: str, alpha_sha256: str) -> str:
-    """Return a sha256 in hex; foreground colours depend on the photo and on its matte."""
-    return hashlib.sha256(f"{sample_id} {alpha_sha256}".encode()).hexdigest()
 
 
 def _first(frame: pd.DataFrame, column: str, shelf: Shelf) -> list:
@@ -250,8 +224,6 @@ class Pool:
         seed: int,
         stream: str,
         *,
-        recompose: float = 0.0,
-        backdrops: Sequence[str] = (),
         whole: bool = False,
     ):
         """Prepare a pool.
@@ -261,13 +233,9 @@ class Pool:
             cache: Holds their pixels.
             seed: Seed of all draws.
             stream: Name of the use (`hard/replay`), so that two pools of one stage draw differently.
-            recompose: Share of labelled photos with their subject before one of `backdrops`; needs `fill_foregrounds`.
-            backdrops: Sample ids of background photos.
-            whole: Draw photos uncropped and not recomposed, mirrored half of the time; `Batch.lit` has them in other
-                light.
+            whole: Draw photos uncropped, mirrored half of the time; `Batch.lit` has them in other light.
         """
         self._cache, self._seed, self._stream = cache, seed, stream
-        self._recompose, self._backdrops = (recompose if backdrops else 0.0), list(backdrops)
         self._whole = whole
         self._ids = frame["sample_id"].tolist()
         self._alphas = [digest if isinstance(digest, str) else None for digest in frame["alpha_sha256"]]
@@ -314,9 +282,7 @@ class Pool:
                 if lit is not None and rngs is not None:
                     lit[i] = relit(images[i], rngs[i])
             else:
-                # Training: recompose some photos, then crop and change the light.
-                if digest is not None and self._recompose and rngs[i].random() < self._recompose:
-                    photo = self._recomposed(self._ids[row], digest, rngs[i])
+                # Training: a random crop in another light.
                 images[i], cut = augment(photo, matte, size, rngs[i])
                 alphas[i] = 0 if cut is None else cut
         return Batch(
@@ -329,8 +295,3 @@ class Pool:
             [self.categories[r] for r in rows],
             lit,
         )
-
-    def _recomposed(self, sample: str, digest: str, rng: np.random.Generator) -> np.ndarray:
-        other = self._cache.photos[self._backdrops[int(rng.integers(len(self._backdrops)))]]
-        colours = self._cache.foregrounds[foreground_key(sample, digest)]
-        return recompose(colours, self._cache.mattes[digest], backdrop(other, rng))

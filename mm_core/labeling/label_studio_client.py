@@ -19,6 +19,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree
 
+import httpx
+
 from mm_core.core.errors import LabelServerError
 from mm_core.labeling.label_studio_format import LABEL_CONFIG
 
@@ -52,8 +54,6 @@ class Server:
         self._open_sdk = sdk  # holds the key where no repr shows it
 
     def _plain(self, **more: Any) -> httpx.Client:
-        import httpx
-
         # A proxy of the environment is for the network, not for a server on this machine.
         network = not self.url.startswith(("http://127.0.0.1", "http://localhost"))
         return httpx.Client(timeout=TIMEOUT, follow_redirects=True, trust_env=network, **more)
@@ -207,8 +207,6 @@ class Server:
 
     def add_account(self, email: str, password: str) -> str:
         """Makes an account by the organisation's invitation, as a person would; returns its token."""
-        import httpx
-
         invitation = self._call("GET", "/api/invite")["invite_url"]
         with httpx.Client(base_url=self.url, timeout=TIMEOUT, follow_redirects=True) as browser:
             page = browser.get(invitation)
@@ -263,8 +261,6 @@ class Server:
 
     def _call(self, method: str, path: str, **request: Any) -> Any:
         """The answer's JSON. What may be repeated is, through outages of some seconds."""
-        import httpx
-
         fault: Exception = LabelServerError("")
         for attempt in range(TRIES):
             patient = attempt + 1 < TRIES
@@ -331,7 +327,6 @@ def _said(url: str, method: str, path: str, response: httpx.Response) -> str:
 
 def _auth(url: str, key: str) -> object:
     """Headers for either kind of key. A personal access token is a JWT that buys 300 s of access at a time."""
-    import httpx
 
     class Auth(httpx.Auth):
         requires_response_body = True

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from mm_core.core import processes
 from mm_core.core.errors import InputError, LabelServerError
 from mm_core.core.layout import Layout
@@ -210,8 +212,6 @@ def free_port() -> int:
 
 
 def _listens(pid: int, port: int) -> bool:
-    import psutil
-
     process = psutil.Process(pid)
     return any(
         connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
@@ -222,8 +222,6 @@ def _listens(pid: int, port: int) -> bool:
 
 def _started(pid: int) -> float | None:
     """When a process began; None where there is no such process. A number alone may have gone to another."""
-    import psutil
-
     try:
         return psutil.Process(pid).create_time()
     except psutil.Error:

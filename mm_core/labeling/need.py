@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from mm_core.core.layout import Layout
+from mm_core.core.pins import PinnedInputs
 from mm_core.core.records import CATEGORIES, Cell, Verdict
 
 LEAST, MOST = 0.5, 2.0
@@ -25,7 +24,7 @@ class Need:
     """Plain words; empty where nothing is known."""
 
 
-def category_need(layout: Layout, inputs: Mapping[str, Any]) -> dict[str, Need]:
+def category_need(layout: Layout, inputs: PinnedInputs) -> dict[str, Need]:
     """Need of each of the six categories; empty before the first verdict.
 
     Weight: MSE of the model in use (the champion where there is one, else the last candidate) over the mean of the

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import IngestParams, RouteParams
+from mm_core.core.pins import has_snapshot, read_snapshot
 from mm_core.imaging.images import load_alpha, read_header
 from mm_core.ingest.expectations import SUSPECT
 from mm_core.ingest.inbox import kept_matte
@@ -135,12 +136,11 @@ def doubted_labels(params: RouteParams, layout: Layout) -> pd.DataFrame:
     label contradicts all models alike. Empty where the scores are about another eval set, or of too few models.
     """
     none = pd.DataFrame(columns=["sample_id", "category", "alpha_sha256", "doubt"])
-    snapshot = layout.snapshot / "snapshot.json"
-    if not (layout.per_image.is_file() and snapshot.is_file()):
+    if not (layout.per_image.is_file() and has_snapshot(layout)):
         return none
     table = pq.read_table(layout.per_image, columns=["model", "precision", "sample_id", "category", "mse"])
     about = json.loads((table.schema.metadata or {}).get(b"mm", b"{}"))
-    if about.get("eval_digest") != json.loads(snapshot.read_text())["eval_digest"]:
+    if about.get("eval_digest") != read_snapshot(layout)["eval_digest"]:
         return none
     scores: Any = table.to_pandas().query("precision == 'float' and model != 'blind'")
     if scores["model"].nunique() < LEAST_MODELS:

@@ -11,6 +11,11 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
 from mm_core.core.layout import Layout
 
 HEADER = "X-Matting-Moments"
@@ -45,10 +50,6 @@ def webhook_token(layout: Layout) -> str:
 
 def application(layout: Layout, token: str) -> Any:
     """The ASGI application: POST / with the header → 204 and a touched hint; without it → 403."""
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import Response
-    from starlette.routing import Route
 
     def called(request: Request) -> Response:
         if not secrets.compare_digest(request.headers.get(HEADER, "").encode(), token.encode()):

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save
 from torch import Tensor
 
 from mm_core.core.errors import InputError, NothingToTrainOn
@@ -120,8 +121,6 @@ def train_local_clip(
     `pairs`: a photo (path, or uint8 (H,W,3)) and its caption. `progress` is called as (step, steps). The same pairs,
     steps and seed give the same file on the same machine. Raises NothingToTrainOn with fewer than two captions.
     """
-    from safetensors.torch import save
-
     open_clip = _open_clip()
     distinct = list(dict.fromkeys(caption for _, caption in pairs))
     if len(distinct) < 2:

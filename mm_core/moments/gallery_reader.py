@@ -18,7 +18,7 @@ from mm_core.core.params import Params
 from mm_core.core.records import digest_of, read_keyed, sha256_file, write_json
 from mm_core.imaging.images import UnreadableImage, load_rgb
 from mm_core.imaging.near_duplicates import LOOK_SIDE, glance, landmarks, perceptual_hash
-from mm_core.ingest.drop import PHOTOS
+from mm_core.ingest.spellings import PHOTOS, is_hidden
 from mm_core.storage.catalog import Catalog
 from mm_core.structuring import photo_features
 from mm_core.structuring.category_guess import Guesser, guesser_of
@@ -93,7 +93,7 @@ def read_gallery(
 ) -> Gallery:
     """Read every photo of a folder and its subfolders, sorted by name.
 
-    Records are cached in the workspace by content. Hidden files are ignored.
+    Records are cached in the workspace by content. Hidden and system files are ignored (`spellings.is_hidden`).
 
     Args:
         folder: The folder of photos.
@@ -111,7 +111,9 @@ def read_gallery(
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a folder with photos")
     files = sorted(
-        p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() in PHOTOS and not _hidden(p, folder)
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix.lower() in PHOTOS and not is_hidden(p.relative_to(folder))
     )
     if not files:
         raise InputError(f"{folder}: no photos found; put {', '.join(sorted(PHOTOS))} files there")
@@ -143,10 +145,6 @@ def read_gallery(
         else:
             pictures.append(_picture(path, name, digests[path], record))
     return Gallery(pictures, unreadable, len(new))
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _record(layout: Layout, digest: str) -> Path:

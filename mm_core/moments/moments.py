@@ -32,6 +32,8 @@ from mm_core.moments.strategy import Facts, Offer, offers
 
 MOST_PIECES = 3
 """Largest number of finished pieces per moment in addition to the collage."""
+_IN_THE_MAKING = "in the making"
+"""Key of a moment with unfinished pieces."""
 COLLAGE = 2
 """Least number of cutouts in a collage."""
 
@@ -117,7 +119,8 @@ def make_moments(
 ) -> Report:
     """Write `out/moments.json` and a folder per moment with its pieces; unchanged moments are kept.
 
-    Folders of vanished moments are removed. moments.json is written last, so after a kill the next run continues.
+    Folders of vanished moments are removed, unless they hold foreign files. moments.json is written last, so after a
+    kill the next run continues.
 
     Args:
         gallery: The photos.
@@ -137,17 +140,17 @@ def make_moments(
     """
     moments, counts = [], {"new": 0, "kept": 0}
     events = events_of(gallery, params, bits)
-    check_outputs(
-        [out / "moments.json", *(out / event.name for event in events)],
-        [p.path for p in gallery.pictures],
-        is_ours=_is_ours,
-    )
-    for number, event in enumerate(events):
-        # The key covers everything that the moment depends on.
-        key = digest_of(
-            [VERSION, model, params.model_dump(mode="json"), [(p.digest, p.name, p.category) for p in event.pictures]]
+    # The key covers everything that a moment depends on.
+    keys = [
+        digest_of(
+            [VERSION, model, params.model_dump(mode="json"), [(p.digest, p.name, p.category) for p in e.pictures]]
         )
-        moment = read_keyed(out / event.name / "moment.json", key)
+        for e in events
+    ]
+    kept = [read_keyed(out / event.name / "moment.json", key) for event, key in zip(events, keys, strict=True)]
+    to_write = [out / event.name for event, moment in zip(events, kept, strict=True) if moment is None]
+    check_outputs([out / "moments.json", *to_write], [p.path for p in gallery.pictures], is_ours=_is_ours)
+    for number, (event, key, moment) in enumerate(zip(events, keys, kept, strict=True)):
         if moment is None:
             moment = _moment(event, out / event.name, params, predictor, model)
             write_json(out / event.name / "moment.json", moment | {"key": key})
@@ -183,11 +186,27 @@ def make_moments(
 def _is_ours(path: Path) -> bool:
     """Return whether an earlier run made this moment's folder or this `moments.json`."""
     if path.is_dir():
-        return (path / "moment.json").is_file() or not any(path.iterdir())
+        return not _foreign_files(path)
     try:
         return "moments" in json.loads(path.read_text())
     except (OSError, ValueError):
         return False
+
+
+def _foreign_files(folder: Path) -> list[Path]:
+    """The files of a moment's folder that no run made: all but `moment.json` and the pieces that it names.
+
+    Of a run that was killed the names of the pieces are not known: its folder then counts as ours.
+    """
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    try:
+        moment = json.loads((folder / "moment.json").read_text())
+        ours = {"moment.json", *(Path(piece["file"]).name for piece in moment.get("pieces", ()))}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return files
+    if moment.get("key") == _IN_THE_MAKING:
+        return []
+    return [path for path in files if path.parent != folder or path.name not in ours]
 
 
 def _moment(event: Event, folder: Path, params: MomentsParams, predictor: Predictor | None, model: str) -> dict:
@@ -196,7 +215,7 @@ def _moment(event: Event, folder: Path, params: MomentsParams, predictor: Predic
     if folder.exists():
         shutil.rmtree(folder)
     # Written before the pieces, so that the folder of a killed run is recognised as ours.
-    write_json(folder / "moment.json", {"key": "in the making"})
+    write_json(folder / "moment.json", {"key": _IN_THE_MAKING})
     facts = [Facts.of(p.category, p.found) for p in event.pictures]
     scores = np.array([p.quality for p in event.pictures])
     kinds = [p.category or "unknown" for p in event.pictures]
@@ -291,5 +310,5 @@ def _remove_others(out: Path, names: set[str]) -> None:
         return
     for moment in before:
         folder = out / Path(str(moment["id"])).name
-        if moment["id"] not in names and (folder / "moment.json").is_file():
+        if moment["id"] not in names and (folder / "moment.json").is_file() and not _foreign_files(folder):
             shutil.rmtree(folder)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mm_core.core.errors import InputError
+from mm_core.core.records import parse_finite_json
 
 MOST_BYTES = 64 << 20
 """Largest size of a moments.json."""
@@ -70,7 +70,7 @@ def read_moments(path: Path) -> dict[str, Any]:
     if (size := path.stat().st_size) > MOST_BYTES:
         raise InputError(f"{path}: {size} bytes, at most {MOST_BYTES} are read: {remedy}")
     try:
-        content = json.loads(path.read_bytes(), parse_constant=_refuse)
+        content = parse_finite_json(path.read_bytes())
         _Moments.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
@@ -84,7 +84,3 @@ def read_moments(path: Path) -> dict[str, Any]:
         if not (folder / piece["file"]).resolve().is_relative_to(folder):
             raise InputError(f"{path}: {piece['file']!r} leads out of the folder: {remedy}")
     return content
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mm_core.effects.cutout import Cutout, encoded, lift, placed
 from mm_core.effects.document import find_quad, straightened
-from mm_core.effects.eraser import erase
+from mm_core.effects.eraser import erase, learned
 from mm_core.effects.fullsize import shrunk
 from mm_core.effects.haze import haze
 from mm_core.effects.sky import replaced
@@ -78,8 +78,8 @@ def finished(matted: Matted, offer: Offer, inpainting: Path | None = None) -> np
     main = subjects.of(subjects.all[0])
     if offer.function == "eraser":
         others = subjects.of(*subjects.all[1:]) if len(subjects.all) > 1 else None
-        method = "learned" if inpainting else "blend"
-        return None if others is None else erase(photo, others, keep=main, method=method, model=inpainting)
+        fill = learned(inpainting) if inpainting else None
+        return None if others is None else erase(photo, others, keep=main, fill=fill)
     if offer.function == "splash":
         return colour_splash(photo, alpha)
     if offer.function == "blur":

@@ -37,6 +37,7 @@ from mm_core.services.backup_target import (
     next_name,
     prune,
     read_manifest,
+    require_place,
     wait_for_deletions,
     whole,
 )
@@ -120,6 +121,7 @@ def _back_up(settings: Settings, to: str, report: Report, *, photos: bool, keep:
         with disk_faults_of(target.root):
             # Secrets of the workspace lie in it under their digests.
             target.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_place(target)
     with at_work(target, RUNNING) as marker:
         wait_for_deletions(target)
         with tempfile.TemporaryDirectory() as folder, disk_faults_of(Path(folder)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -24,6 +25,9 @@ from mm_core.core.records import sha256_file
 from mm_core.storage.store import BLOBS, Store, blob_key
 
 RUNNING, PRUNING = "running", "pruning"
+STORE_FOLDERS = ("catalog/", "ingest/", "quarantine/")
+"""What a store of photos has beside its blobs, and a place of backups has not."""
+_NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z.*")
 STALE_AFTER = 24 * 3600.0
 """Seconds after which the marker of a process that cannot be asked is taken for one that died."""
 WAIT = 600.0
@@ -33,7 +37,15 @@ WAIT = 600.0
 def backups(target: Store) -> list[str]:
     """Return the names of the backups, oldest first."""
     # By name and not by key: the ending would change the order.
-    return sorted(entry.key.removeprefix("backups/").removesuffix(".json") for entry in target.list("backups"))
+    names = (entry.key.removeprefix("backups/").removesuffix(".json") for entry in target.list("backups"))
+    return sorted(filter(_NAME.fullmatch, names))
+
+
+def require_place(target: Store) -> None:
+    """Raise InputError where a place is a store of photos: deleting old backups would delete its photos."""
+    found = [entry.key for entry in target.list(delimiter=True) if entry.key in STORE_FOLDERS]
+    if found:
+        raise InputError(f"{target.url} holds {found[0]}: it is a store of photos, choose another place for backups")
 
 
 def next_name(target: Store) -> str:
@@ -117,7 +129,9 @@ def wait_for_deletions(target: Store) -> None:
 
 
 def prune(target: Store, keep: int, own: str, marker: str) -> tuple[int, str]:
-    """Delete all backups but the newest `keep` and `own`, and contents that none of those names.
+    """Delete a workspace's backups but the newest `keep` and `own`, and contents that no backup names any more.
+
+    Backups of other workspaces at the same place stay.
 
     Returns:
         How many contents went, and why none did: somebody else is at work. The next backup then does it.
@@ -126,16 +140,20 @@ def prune(target: Store, keep: int, own: str, marker: str) -> tuple[int, str]:
         others = others_at_work(target, RUNNING, marker) + others_at_work(target, PRUNING, mine)
         if others:
             return 0, f"nothing was deleted: {others[0]} is at work on {target.url} too"
-        older = [name for name in backups(target) if name != own]
-        kept = {own, *older[max(0, len(older) - keep + 1) :]}
         try:
+            workspace = read_manifest(target, own).get("workspace")
+            others_backups = {name for name in backups(target) if not _is_of(target, name, workspace)}
+            older = [name for name in backups(target) if name != own and name not in others_backups]
+            kept = {own, *others_backups, *older[max(0, len(older) - keep + 1) :]}
             named = {entry["sha256"] for name in kept for entry in read_manifest(target, name)["files"].values()}
         except StoreError as error:  # what it names would be taken for garbage
             return 0, f"nothing was deleted: {error}"
         for name in older:
             if name not in kept:
                 target.delete(f"backups/{name}.json")
-        gone = [entry.key for entry in target.list(BLOBS) if entry.key.rpartition("/")[2] not in named]
+        digests = ((entry.key, entry.key.rpartition("/")[2]) for entry in target.list(BLOBS))
+        # Files of somebody else's, whose names are no digests in our places, are not ours to delete.
+        gone = [key for key, digest in digests if digest not in named and is_blob_key(key, digest)]
         for key in gone:
             target.delete(key)
     return len(gone), ""
@@ -161,6 +179,19 @@ def whole(origin: Store, digest: str) -> Path | None:
         return path
     origin.drop_copy(blob_key(digest))
     return None
+
+
+def _is_of(target: Store, name: str, workspace: Any) -> bool:
+    """Whether a backup is of this workspace; one that cannot be read is taken for it."""
+    try:
+        return read_manifest(target, name).get("workspace") == workspace
+    except StoreError:
+        return True
+
+
+def is_blob_key(key: str, digest: str) -> bool:
+    """Whether a key is that of the content with this digest."""
+    return re.fullmatch("[0-9a-f]{64}", digest) is not None and key == blob_key(digest)
 
 
 def _lives(pid: int) -> bool:

@@ -22,7 +22,7 @@ from mm_core.services.backup import is_sqlite
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import archive_fault
 from mm_core.storage.schemas import SCHEMAS
-from mm_core.storage.seals import broken_seals, unsealed
+from mm_core.storage.seals import SEALED_KEYS, broken_files, broken_seals, database_fault, databases_of, unsealed
 from mm_core.storage.store import BLOBS, LocalStore, Store, blob_key, open_store
 
 Progress = Callable[[str, int, int], None]
@@ -33,7 +33,7 @@ class Fault:
     """One thing that is not as it was written."""
 
     kind: str
-    """blob | table | database | pin | registry | bundle | checkpoint | snapshot | cycle | ledger."""
+    """blob | record | table | database | pin | registry | bundle | checkpoint | snapshot | cycle | ledger."""
     where: str
     """Path or key."""
     fault: str
@@ -51,6 +51,7 @@ def check(layout: Layout, report: Report, *, progress: Progress) -> list[Fault]:
     present: set[str] = set()
     parts: list[tuple[str, Iterator[Fault]]] = [
         ("blobs", _blobs(store, present, progress)),
+        ("records", _records(store)),
         ("tables", _tables(store, catalog, report)),
         ("rows", _rows(catalog, present)),
         ("databases", _databases(layout)),
@@ -83,6 +84,19 @@ def _blobs(store: Store, present: set[str], progress: Progress) -> Iterator[Faul
         else:
             present.add(digest)
         progress("check blobs", n + 1, len(entries))
+
+
+def _records(store: Store) -> Iterator[Fault]:
+    """The store's other objects: against the digests in their names, or their seals."""
+    remedy = "bring it back from a backup, or delete it: what it says is lost then"
+    for key in (entry.key for prefix in SEALED_KEYS for entry in store.list(prefix.rstrip("/"))):
+        if isinstance(store, LocalStore) and (what := store.seals.fault(key)):
+            yield Fault("record", f"{store.url}/{key}", what, remedy)
+            continue
+        digest = key.rpartition("/")[2].removesuffix(".parquet")
+        is_named = key.startswith("ingest/statements/") or key == f"quarantine/{digest}"
+        if is_named and sha256_file(store.fetch(key)) != digest:
+            yield Fault("record", f"{store.url}/{key}", "its bytes are not those of its digest", remedy)
 
 
 def _tables(store: Store, catalog: Catalog, report: Report) -> Iterator[Fault]:
@@ -123,10 +137,8 @@ def _rows(catalog: Catalog, present: set[str]) -> Iterator[Fault]:
 
 
 def _databases(layout: Layout) -> Iterator[Fault]:
-    """Every sqlite file of the workspace, by sqlite's own check."""
-    for path in sorted(layout.root.rglob("*.db")) if layout.root.is_dir() else ():
-        if layout.cache in path.parents or not path.is_file():
-            continue
+    """Every sqlite file of the workspace, by sqlite's own check, and against its seal where nobody wrote since."""
+    for path in databases_of(layout.root, layout.cache):
         said = "not a database" if path.stat().st_size and not is_sqlite(path) else "ok"
         try:
             if said == "ok":
@@ -134,6 +146,7 @@ def _databases(layout: Layout) -> Iterator[Fault]:
                     said = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
         except sqlite3.Error as error:
             said = str(error)
+        said = database_fault(layout.root, path) or said if said == "ok" else said
         if said != "ok":
             yield Fault("database", str(path), said[:300], "bring it back from a backup")
 
@@ -226,6 +239,8 @@ def _cycle(layout: Layout) -> Iterator[Fault]:
                 continue
             if digest and sha256_file(model) != digest:
                 yield Fault("cycle", str(model), "its bytes are not those that training wrote", f"mm train-{stage}")
+    for path, what in broken_files(layout.evaluation):
+        yield Fault("cycle", str(path), what, "mm evaluate")
     if layout.verdict.is_file():
         try:
             Verdict.model_validate_json(layout.verdict.read_bytes())

@@ -43,7 +43,15 @@ def disk_faults_of(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{error.filename or place}: {disk_fault(error)}") from error
+        raise StoreError(f"{_named(error) or place}: {disk_fault(error)}") from error
+
+
+def _named(error: OSError) -> str:
+    """The file that an error is about; of two, where there is no room, the one that was to be written."""
+    names = [str(name) for name in (error.filename, error.filename2) if name]
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        names = names[-1:]
+    return " ".join(names)
 
 
 READERS = ("sqlite3", "sqlalchemy", "mlflow", "pyarrow", "safetensors", "deltalake", "pydantic_core", "json", "zipfile")
@@ -57,8 +65,7 @@ def plain_fault(error: BaseException) -> str | None:
     """
     # The error names the file itself.
     if isinstance(error, OSError) and error.errno is not None:
-        # A rename has two file names.
-        named = " ".join(str(name) for name in (error.filename, error.filename2) if name)
+        named = _named(error)
         if error.errno in _REMEDIES:
             return f"{named or 'the disk'}: {disk_fault(error)}"
         return f"{named}: {error.strerror}: run `mm check`" if named else None
@@ -71,10 +78,15 @@ def plain_fault(error: BaseException) -> str | None:
                 return plain_fault(cause)
             cause = cause.__cause__ or cause.__context__
         message = " ".join(str(error).split())[:300]
-        if "database or disk is full" in message:
-            return f"{message}: {_REMEDIES[errno.ENOSPC]}"
+        if remedy := database_remedy(message):
+            return f"{message}: {remedy}"
         return f"a file of the workspace is damaged or unreadable ({type(error).__name__}: {message}): run `mm check`"
     return None
+
+
+def database_remedy(said: str) -> str:
+    """Return the remedy for what sqlite says where the disk is at fault and not the database; else ""."""
+    return _REMEDIES[errno.ENOSPC] if "database or disk is full" in said else ""
 
 
 def archive_fault(path: Path) -> str:

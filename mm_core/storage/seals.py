@@ -1,22 +1,40 @@
-"""Digests of the files of a Delta table, stored in the table's folder.
+"""Digests of files without one in their names, stored next to new files.
 
 Delta keeps no checksum of its logs, and parquet pages have none: a flipped bit in a value is read as another value.
 Each commit seals its new files, and `mm check` compares them. Tables on S3 are not sealed, because S3 keeps checksums
 of its objects.
+
+An evaluation's scores are sealed as a folder, and so are the records of a store on a disk (`KeySeals`). Databases
+change in place, also by other programs: their seal is valid for one size and modification time.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
+from mm_core.core.errors import InputError
 from mm_core.core.records import sha256_file, write_json
 
 FOLDER = "_seals"
 """Subfolder of the table; Delta's readers skip names that begin with an underscore."""
 _LOGS = (".json", ".parquet")
+DIGESTS = "digests.json"
+"""In a sealed folder: path of each file → its digest."""
+SEALED_KEYS = ("ingest/", "quarantine/", "gate/")
+"""Beginnings of the store's keys that are sealed one by one: records that are written again under the same key."""
+KEY_SEALS = ".seals"
+DATABASES = "databases.json"
+"""In the workspace: path of each sqlite file → size, time of change in ns, digest."""
+_TICK = 0.05
+"""Seconds that a file system's clock may stand still."""
+_LAST = 8
+"""Digests that a key's seal remembers: two writers may replace it at once, and a killed one may not get that far."""
 
 
 def seal(table: Path) -> int:
@@ -74,3 +92,114 @@ def _added(log: Path) -> Iterator[str]:
             action = json.loads(line)
             if "add" in action:
                 yield unquote(action["add"]["path"])
+
+
+def seal_folder(folder: Path, others: Sequence[Path] = ()) -> None:
+    """Write the digests of all files of a folder, and of `others` beside it, into its `digests.json`."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DIGESTS]
+    digests = {os.path.relpath(path, folder): sha256_file(path) for path in (*files, *others)}
+    write_json(folder / DIGESTS, digests)
+
+
+def broken_files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each file that a folder's seal names and that is another now; nothing where there is no seal."""
+    seals = folder / DIGESTS
+    if not seals.is_file():
+        return
+    try:
+        digests = dict(json.loads(seals.read_bytes()))
+    except (ValueError, TypeError):
+        yield seals, "not the digests that were written"
+        return
+    for name, digest in digests.items():
+        file = folder / name
+        if not file.is_file() or sha256_file(file) != digest:
+            yield file, "its bytes are not those that were written"
+
+
+def require_unbroken(folder: Path, remedy: str) -> None:
+    """Raise InputError that names the first file of a sealed folder that is another now, and the remedy."""
+    for path, what in broken_files(folder):
+        raise InputError(f"{path} is damaged, {what}: {remedy}")
+
+
+def databases_of(root: Path, left_out: Path) -> list[Path]:
+    """Return the sqlite files of a workspace, but those in the folder `left_out`."""
+    found = sorted(root.rglob("*.db")) if root.is_dir() else []
+    return [path for path in found if left_out not in path.parents and path.is_file()]
+
+
+def seal_databases(root: Path, left_out: Path) -> None:
+    """Write size, time and digest of a workspace's databases; those that are written in this moment are left aside."""
+    seals = _database_seals(root)
+    for path in databases_of(root, left_out):
+        name, before = path.relative_to(root).as_posix(), _size_and_time(path)
+        if seals.get(name, [])[:2] == before:
+            continue
+        if (age := time.time() - before[1] / 1e9) < _TICK:
+            # A later write in the same tick of the file system's clock would not change the time.
+            time.sleep(min(_TICK, _TICK - age))
+            before = _size_and_time(path)
+        digest = sha256_file(path)
+        seals.pop(name, None)
+        if _size_and_time(path) == before:
+            seals[name] = [*before, digest]
+    if seals:
+        write_json(root / DATABASES, seals)
+
+
+def database_fault(root: Path, path: Path) -> str:
+    """Return why a database is not the one that was sealed, though its size and time are the same; empty else."""
+    *state, digest = _database_seals(root).get(path.relative_to(root).as_posix(), ["", "", ""])
+    if state != _size_and_time(path) or sha256_file(path) == digest:
+        return ""
+    return "its bytes changed and its time did not"
+
+
+def _database_seals(root: Path) -> dict[str, list[Any]]:
+    try:
+        return dict(json.loads((root / DATABASES).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _size_and_time(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+class KeySeals:
+    """Digests of a folder store's records, by key, in a hidden folder of it."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def path_of(self, key: str) -> Path | None:
+        """Where the seal of a key lies; None for keys that have none."""
+        return self.root / KEY_SEALS / f"{key}.json" if key.startswith(SEALED_KEYS) else None
+
+    def write(self, key: str, digest: str) -> None:
+        """Remember a digest before the content takes its place."""
+        if path := self.path_of(key):
+            write_json(path, [digest, *self._read(path)][:_LAST])
+
+    def remove(self, key: str) -> None:
+        """Forget a key."""
+        if path := self.path_of(key):
+            path.unlink(missing_ok=True)
+
+    def fault(self, key: str) -> str:
+        """Return why the content of a key is not what was written; empty where it is, or where it has no seal."""
+        path = self.path_of(key)
+        if path is None or not path.is_file():
+            return ""
+        known = self._read(path)
+        if not known:
+            return f"its seal {path} is damaged"
+        return "" if sha256_file(self.root / key) in known else "its bytes are not those that were written"
+
+    def _read(self, path: Path) -> list[str]:
+        try:
+            return [str(digest) for digest in json.loads(path.read_bytes())]
+        except (OSError, ValueError, TypeError):
+            return []

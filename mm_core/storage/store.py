@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from mm_core.core.errors import BlobDamaged, BlobNotFound, BlobTooLarge, InputError, StoreError
 from mm_core.core.records import sha256_bytes, sha256_file
 from mm_core.core.settings import s3_timeout
 from mm_core.storage.retry import disk_fault
+from mm_core.storage.seals import KEY_SEALS, KeySeals
 
 BLOBS = "blobs/"
 """Prefix of content-addressed keys: their objects never change."""
@@ -147,6 +150,7 @@ class LocalStore:
         self.root = Path(os.path.abspath(root))
         self.url = str(self.root)
         self._drafts = _Drafts(self.root / TEMPORARY)
+        self.seals = KeySeals(self.root)
 
     def _path(self, key: str) -> Path:
         return self.root / _inside(key)
@@ -160,13 +164,13 @@ class LocalStore:
                 with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as reader:
                     while block := reader.read(1 << 20):
                         writer.write(block)
-                        if sha256:
-                            hasher.update(block)
+                        hasher.update(block)
                 if sha256 and hasher.hexdigest() != sha256:
                     raise StoreError(f"{source} changed while it was read: run again")
                 writer.flush()
                 # Without fsync a power failure could leave an empty file under the final name.
                 os.fsync(writer.fileno())
+                self.seals.write(key, hasher.hexdigest())
         except OSError as error:
             raise StoreError(f"writing {self.url}/{key}: {disk_fault(error)}") from error
 
@@ -178,6 +182,8 @@ class LocalStore:
             _no_larger(key, path.stat().st_size, most)
         except FileNotFoundError:  # removed by another process after the check
             raise BlobNotFound(f"{self.url} holds no {key}") from None
+        if fault := self.seals.fault(key):
+            raise BlobDamaged(f"{path} is damaged, {fault}: bring it back from a backup, or delete it")
         return path
 
     def exists(self, key: str) -> bool:
@@ -196,12 +202,11 @@ class LocalStore:
             # The trailing slash of folders takes part in the order, as it does on S3.
             children = {f"{c.name}/" if c.is_dir() else c.name: c for c in os.scandir(folder)}
         for name, child in sorted(children.items()):
-            if _is_temporary(name.rstrip("/")):
+            if _is_temporary(name.rstrip("/")) or f"{place}{name}" == f"{KEY_SEALS}/":
                 continue
             if not name.endswith("/"):
                 with suppress(FileNotFoundError):
-                    status = child.stat(follow_symlinks=False)
-                    yield Entry(f"{place}{name}", status.st_size, str(status.st_mtime_ns))
+                    yield Entry(f"{place}{name}", *_size_and_stamp(child))
             elif delimiter:
                 yield Entry(f"{place}{name}", 0)
             elif not child.is_symlink():
@@ -210,6 +215,7 @@ class LocalStore:
     def delete(self, key: str) -> None:
         try:
             self._path(key).unlink(missing_ok=True)
+            self.seals.remove(key)
         except OSError as error:
             raise StoreError(f"deleting {self.url}/{key}: {disk_fault(error)}") from error
 
@@ -331,8 +337,6 @@ class S3Store:
 
     def _delete_versions(self, start: str, wanted: Callable[[dict[str, Any]], bool]) -> int:
         """Delete versions and deletion markers of keys that begin with `start`; return their number."""
-        from botocore.exceptions import ClientError
-
         # A deleted object of a versioned bucket stays readable until each version is removed.
         removed = 0
         try:
@@ -360,7 +364,6 @@ class S3Store:
     def _plain_errors(self, doing: str, key: str) -> Iterator[None]:
         """Raise boto's errors as ours: BlobNotFound for a missing object, StoreError otherwise."""
         from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             yield
@@ -424,6 +427,18 @@ def remove_left_over(folder: Path) -> None:
                     shutil.rmtree(entry.path)
                 else:
                     os.unlink(entry.path)
+
+
+def _size_and_stamp(file: os.DirEntry[str]) -> tuple[int, str]:
+    """Size in bytes, and the time of the last change of a file, or of what a link leads to.
+
+    Copies that keep the time of their original (`cp -p`, rsync) change the inode's time only, so the later one counts.
+    """
+    states = [file.stat(follow_symlinks=False)]
+    if file.is_symlink():
+        with suppress(OSError):  # the link leads nowhere
+            states.append(file.stat())
+    return states[-1].st_size, str(max(max(state.st_mtime_ns, state.st_ctime_ns) for state in states))
 
 
 def _is_temporary(name: str) -> bool:

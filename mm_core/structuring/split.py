@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 
 from mm_core.core.errors import InputError
 from mm_core.core.params import SplitParams
+from mm_core.core.pins import PinnedInputs
 from mm_core.core.records import Report
 from mm_core.ingest.snapshot import SCHEMA, read_pool, write_frames
 from mm_core.storage.catalog import Catalog
@@ -22,16 +22,12 @@ SPLIT_SCHEMA = SCHEMA.append(pa.field("difficulty", pa.float64()))
 def split_by_difficulty(
     params: SplitParams,
     catalog: Catalog,
-    inputs: Mapping[str, Any],
+    inputs: PinnedInputs,
     snapshot_dir: Path,
     out_dir: Path,
     report: Report,
-    champion: Callable[[pd.DataFrame], pd.Series] | None = None,
 ) -> Report:
     """Writes `simple.parquet` and `hard.parquet` into `out_dir`: the columns of the snapshot plus `difficulty`.
-
-    `champion`: labels → its error by sample id, in [0, 1] (`judged.py`); where there is one, `params.model_share` of
-    the difficulty is that, the rest the label's own.
 
     Within each category, the `hard_share` of highest difficulty is hard; at least one on each side where there are two
     or more, and a lone sample is simple. Equal scores are told apart by sample id, so the same input gives the same
@@ -47,10 +43,6 @@ def split_by_difficulty(
             f"{snapshot_dir / 'train_labeled.parquet'}: {unscored} of {len(pool)} labels have no difficulty in the "
             f"pinned catalog ({catalog.url}): run `mm ingest`, which scores what is new, and start the cycle again"
         )
-    if champion is not None and params.model_share and len(pool):
-        errors = champion(pool).to_numpy()
-        pool["difficulty"] = (1 - params.model_share) * pool["difficulty"] + params.model_share * errors
-        report.metrics["split/champion_error"] = float(errors.mean())
     pool["category"] = pool["category"].astype(object).where(pool["category"].notna(), None)
     is_hard = pd.Series(False, index=pool.index)
     for category, rows in pool.groupby(pool["category"].fillna("unknown")):

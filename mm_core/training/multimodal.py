@@ -30,6 +30,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import LossParams, MultimodalParams, Params, SemiParams
 from mm_core.core.records import digest_of
 from mm_core.imaging.pixel_cache import PixelCache
+from mm_core.model.clip import cached_embeddings, load_clip, train_local_clip
 from mm_core.model.fusion import TextFusion
 from mm_core.model.network import MattingNet
 from mm_core.training.losses import consistency, contrastive, matting_losses
@@ -62,8 +63,6 @@ def embed(
 
     With `clip.model: local` a small CLIP is trained on `text_image` first, once per set of pairs.
     """
-    from mm_core.model.clip import cached_embeddings, load_clip, train_local_clip
-
     local = None
     if params.clip.model == "local":
         pairs = sorted(zip(text_image["sample_id"], text_image["caption"], strict=True))

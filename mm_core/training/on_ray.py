@@ -1,4 +1,4 @@
-"""Training by Ray Train: the same loop as by `torchrun` (`ranks.py`), its processes placed and restarted by Ray."""
+"""Training by Ray Train: the same loop as by `torchrun` (`process_group.py`); Ray places and restarts the processes."""
 
 from __future__ import annotations
 

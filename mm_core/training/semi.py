@@ -5,8 +5,9 @@ Two terms are on offer, and `params.train.semi` weighs them:
 - `semi`: cross-consistency (Ouali et al. 2020). Auxiliary decoders see perturbed features of the photo and must agree
   with the target; the gradient reaches them and the encoder. The encoder listens only as far as the ramp has risen,
   because the auxiliary decoders begin from nothing.
-- `view`: the network sees a strongly altered photo (`views.py`) and follows the matte that a teacher gives of the photo
-  as it came. The teacher is the best averaged weights so far; its matte is the mean over photo and mirror image.
+- `view`: the network sees a strongly altered photo (`strong_augment.py`) and follows the matte that a teacher gives of
+  the photo as it came. The teacher is the best averaged weights so far; its matte is the mean over photo and mirror
+  image.
 
 Unlabelled and captioned photos are drawn whole, as at inference.
 """

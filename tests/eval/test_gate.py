@@ -21,6 +21,7 @@ from mm_core.eval.cells import judge
 from mm_core.eval.evidence import Evidence
 from mm_core.eval.gate import conclude, decide
 from mm_core.eval.questions import questions_for
+from mm_core.eval.words import _signed
 
 PARAMS = GateParams.model_validate({"resamples": 1000})
 QUICK = GateParams.model_validate({"resamples": 200})
@@ -399,3 +400,8 @@ def test_every_metric_and_category_that_got_worse_is_listed_with_its_bound(tmp_p
     listed = next(reason for reason in found.reasons if reason.startswith("worse than the champion:"))
     assert "cards biou -0.1 points (at worst" in listed and "cards conn -1 %" in listed
     assert "pets" not in listed and "cards mse" not in listed
+
+
+@pytest.mark.parametrize(("number", "text"), [(-316.7, "-317"), (-58.2, "-58"), (5.83, "+5.8"), (0.0, "+0")])
+def test_numbers_of_a_verdict_have_two_digits_and_no_exponent(number: float, text: str) -> None:
+    assert _signed(number) == text

@@ -113,7 +113,8 @@ def test_no_code_of_a_bundle_is_run_and_no_file_beside_it_is_named(exported, tmp
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "{}", '{"files": 1}', "[" * 100_000, '{"files": {}}',
-                                  '{"files": {"a": {"bytes": Infinity, "sha256": "0"}}}'])  # fmt: skip
+                                  '{"files": {"a": {"bytes": Infinity, "sha256": "0"}}}',
+                                  '{"files": {}, "decoders": {}, "golden": {"file": "a"}, "size": 1e999}'])  # fmt: skip
 def test_what_is_no_manifest_is_told(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match="not a bundle's manifest"):

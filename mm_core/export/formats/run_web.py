@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.headless import browser, require_playwright, served
@@ -86,12 +92,6 @@ def run_web(
 
 
 def _application(file: Path, images: np.ndarray, runtime: Path) -> Any:
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import FileResponse, HTMLResponse, Response
-    from starlette.routing import Mount, Route
-    from starlette.staticfiles import StaticFiles
-
     async def page(request: Request) -> Response:
         return HTMLResponse("<!doctype html><link rel=icon href=data:,><title>bench</title>", headers=ISOLATED)
 
@@ -118,8 +118,6 @@ def _application(file: Path, images: np.ndarray, runtime: Path) -> Any:
 
 def _renderers() -> set[int]:
     """Return the process ids of page renderers below this process."""
-    import psutil
-
     pids = set()
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
@@ -130,8 +128,6 @@ def _renderers() -> set[int]:
 
 def _peak_mb(pid: int) -> float:
     """Return the peak memory of a process in megabytes (1e6 bytes) on Linux; its present memory on other systems."""
-    import psutil
-
     try:
         fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024 / 1e6

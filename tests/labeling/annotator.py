@@ -1,4 +1,4 @@
-"""A simulated annotator for demos and tests on generated samples: it knows the exact matte, and errs as people do.
+"""A simulated annotator for tests and benchmarks on generated samples: it knows the exact matte, and errs as people do.
 
 It is no person and says so: its account is called `simulated-annotator`, which stands in every label that it makes.
 What it does wrong, each seeded by photo: the painted edge wanders by a four-hundredth of the photo's side, thin parts
