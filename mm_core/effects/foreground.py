@@ -55,10 +55,16 @@ def layers(photo: np.ndarray, alpha: np.ndarray, side: int = WORK_SIDE) -> tuple
 
 
 def estimate_layers(photo: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The subject's own colours and the background's, smooth where a layer has no share (Germer et al. 2020,
-    multi-level, by PyMatting).
+    """Estimate the colours of foreground and background (Germer et al. 2020, multi-level, by PyMatting).
 
-    photo uint8 (H, W, 3), alpha float (H, W) in [0, 1] → uint8 (H, W, 3) each.
+    The colours are smooth where their layer is invisible.
+
+    Args:
+        photo: uint8 (H, W, 3).
+        alpha: float (H, W) in [0, 1].
+
+    Returns:
+        Foreground and background, uint8 (H, W, 3) each.
     """
     from pymatting import estimate_foreground_ml
 

@@ -16,6 +16,7 @@ MANIFEST_BYTES = 4 << 20
 """Largest size of a manifest, 4 MiB."""
 
 
+# The types below describe the parts of manifest.json, from the smallest up.
 class Deviation(TypedDict):
     """Difference of the mattes of an int8 file from those of the float network."""
 
@@ -42,11 +43,12 @@ class FormatEntry(Cost):
     int8_against_float: Deviation
     float_convolutions: list[str]
     versions: NotRequired[dict[str, str]]
-    """Of the toolchain and the runtime; in formats other than ONNX."""
+    """Versions of toolchain and runtime; in formats other than ONNX."""
     undelegated: NotRequired[int]
     """Operators that the accelerator does not take; in ExecuTorch files."""
 
 
+# An ONNX entry has more fields than those of other formats.
 class DecoderEntry(FormatEntry):
     """A decoder's ONNX file, and its files in other formats."""
 
@@ -73,6 +75,7 @@ class Requests(TypedDict):
     """Format → decoder → sha256."""
 
 
+# The whole manifest.
 class BundleManifest(TypedDict):
     """The content of `manifest.json`. `checked_manifest` verifies only the fields that it reads."""
 

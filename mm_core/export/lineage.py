@@ -17,6 +17,7 @@ from mm_core.export.registry import NAME, Registry
 from mm_core.ingest.snapshot import POOLS
 from mm_core.storage.store import Store, fetch_blob, open_store
 
+# Columns of a snapshot's frames that the lineage shows.
 _SAID = ("sample_id", "category", "alpha_sha256", "label_version", "kind", "batch")
 
 
@@ -142,6 +143,7 @@ def learnt_by(settings: Settings, store: Store, digests: Collection[str]) -> dic
 def models_with(settings: Settings, ids: Collection[str]) -> list[dict[str, Any]]:
     """Return registered versions with any of the samples in their snapshot: `version, aliases, pools` (counts)."""
     registry, store = Registry(settings), open_store(settings.store, Layout(settings).cache)
+    # A version belongs to the result if any of its pools holds a sample.
     models = []
     for version in registry.versions():
         tags = registry.tags(version)

@@ -15,6 +15,7 @@ from mm_core.storage.store import Store
 PREFIX = "gate/overrides"
 
 
+# Every field except the signature is covered by the signature.
 class Override(TypedDict):
     """A person's decision to promote a model against the gate."""
 

@@ -17,6 +17,7 @@ from mm_core.export.quantise import tool_versions
 from mm_core.storage.store import Store, fetch_blob, put_blob
 
 
+# The types below describe the JSON record of a version.
 class StageProvenance(TypedDict):
     """Origin of one stage's weights, from its own model file."""
 

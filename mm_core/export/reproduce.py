@@ -70,6 +70,7 @@ def reproduce(
 
 def params_of(made: Provenance) -> Params:
     """Return the params of the recorded cycle; each stage uses those in its model file, which may differ."""
+    # Start from the cycle's params, then apply each stage's own ones.
     whole = dict(made["params"])
     for stage in TRAIN_STAGES:
         stage_params = made["stages"][stage]["params"]

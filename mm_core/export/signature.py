@@ -47,6 +47,7 @@ def make_keys(path: Path) -> str:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    # Mode 0600 from the start, so that others can never read the key; O_EXCL refuses an existing file.
     stream = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
     try:
         with disk_faults_of(path):
@@ -54,7 +55,7 @@ def make_keys(path: Path) -> str:
                 stream.write(private)
             write_bytes(public_path, public)
     except StoreError:
-        path.unlink(missing_ok=True)  # half a pair is none
+        path.unlink(missing_ok=True)  # a private key without its public part is useless
         raise
     return fingerprint(key.public_key())
 

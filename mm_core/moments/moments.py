@@ -194,9 +194,9 @@ def _is_ours(path: Path) -> bool:
 
 
 def _foreign_files(folder: Path) -> list[Path]:
-    """The files of a moment's folder that no run made: all but `moment.json` and the pieces that it names.
+    """Return the foreign files of a moment's folder: all except `moment.json` and the pieces that it names.
 
-    Of a run that was killed the names of the pieces are not known: its folder then counts as ours.
+    After a killed run the names of the pieces are unknown; the whole folder then counts as ours.
     """
     files = [path for path in folder.rglob("*") if not path.is_dir()]
     try:

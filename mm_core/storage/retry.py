@@ -47,8 +47,10 @@ def disk_faults_of(place: Path) -> Iterator[None]:
 
 
 def _named(error: OSError) -> str:
-    """The file that an error is about; of two, where there is no room, the one that was to be written."""
+    """Return the file of an error; for a full disk the target, if the error names two files."""
+    # A rename or copy has two file names.
     names = [str(name) for name in (error.filename, error.filename2) if name]
+    # Here only the target can be the cause.
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         names = names[-1:]
     return " ".join(names)
@@ -85,7 +87,7 @@ def plain_fault(error: BaseException) -> str | None:
 
 
 def database_remedy(said: str) -> str:
-    """Return the remedy for what sqlite says where the disk is at fault and not the database; else ""."""
+    """Return the remedy for an error text of sqlite that the disk causes; "" for any other text."""
     return _REMEDIES[errno.ENOSPC] if "database or disk is full" in said else ""
 
 

@@ -430,10 +430,11 @@ def remove_left_over(folder: Path) -> None:
 
 
 def _size_and_stamp(file: os.DirEntry[str]) -> tuple[int, str]:
-    """Size in bytes, and the time of the last change of a file, or of what a link leads to.
+    """Return size in bytes and time of the last change of a file, or of a link's target.
 
     Copies that keep the time of their original (`cp -p`, rsync) change the inode's time only, so the later one counts.
     """
+    # The link itself, then its target.
     states = [file.stat(follow_symlinks=False)]
     if file.is_symlink():
         with suppress(OSError):  # the link leads nowhere
