@@ -1,4 +1,4 @@
-"""The records of `inputs.json` and `snapshot.json`: what a cycle starts from, and what its snapshot froze."""
+"""The records of `inputs.json` and `snapshot.json`: the pinned start of a cycle, and its frozen snapshot."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ModelPin(TypedDict):
     digest: str
     """sha256 of the weights, which are a blob of the store."""
     files: dict[str, str]
-    """Name of each int8 file that shipped, and its blob's digest."""
+    """Name of each released int8 file → digest of its blob."""
 
 
 class PinnedInputs(TypedDict):
-    """What the next cycle starts from."""
+    """The pinned start of the next cycle."""
 
     catalog: dict[str, int]
     """Version of each table."""
@@ -32,18 +32,18 @@ class PinnedInputs(TypedDict):
 
 
 class SnapshotFacts(PinnedInputs):
-    """What `snapshot.json` says of the frames beside it."""
+    """The content of `snapshot.json`: facts about the frames in the same folder."""
 
     digest: str
-    """Of all frames."""
+    """Digest of all frames."""
     eval_digest: str
-    """Of the eval frame's photos, categories and mattes."""
+    """Digest of the photos, categories and mattes in the eval frame."""
     params: dict[str, Any]
     """The section `snapshot` of the parameters."""
     counts: dict[str, dict[str, int]]
     """Photos by pool and category."""
     dropped_for_leakage: dict[str, int]
-    """Photos that are in no pool, by reason."""
+    """Photos outside of all pools, by reason."""
 
 
 def has_snapshot(layout: Layout) -> bool:
@@ -52,10 +52,10 @@ def has_snapshot(layout: Layout) -> bool:
 
 
 def read_snapshot(layout: Layout) -> SnapshotFacts:
-    """Read the facts of the snapshot of the cycle in work.
+    """Read the facts of the present cycle's snapshot.
 
     Raises:
-        InputError: There is no snapshot, or its file is damaged.
+        InputError: The snapshot is missing or damaged.
     """
     path = layout.snapshot / "snapshot.json"
     if not path.is_file():

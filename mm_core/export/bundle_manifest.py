@@ -1,6 +1,6 @@
-"""A bundle's manifest: which files it has, and whether they are the ones that lie in the folder.
+"""Read a bundle's manifest and check the folder's files against it.
 
-It knows no model and no runtime, so that nothing of a bundle is opened before it was checked.
+The module uses no model and no runtime, so a bundle can be checked before any of its files is opened.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from mm_core.core.records import parse_finite_json, sha256_file
 
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 << 20
+"""Largest size of a manifest, 4 MiB."""
 
 
+# The types below describe the parts of manifest.json, from the smallest up.
 class Deviation(TypedDict):
-    """How far the mattes of an int8 file are from those of the float network."""
+    """Difference of the mattes of an int8 file from those of the float network."""
 
     mse: float
     max: float
@@ -24,28 +26,29 @@ class Deviation(TypedDict):
 
 
 class Cost(TypedDict):
-    """What a file costs on the machine that exported."""
+    """Costs of a file on the exporting machine."""
 
     latency_ms: dict[str, float]
     """Milliseconds per photo by number of threads."""
     speedup: dict[str, float]
-    """Against torch's float network, by number of threads."""
+    """Relative to torch's float network, by number of threads."""
     peak_mb: float
     model_mb: float
 
 
 class FormatEntry(Cost):
-    """One int8 file: how it was made and what it costs."""
+    """One int8 file with its origin and its costs."""
 
     file: str
     int8_against_float: Deviation
     float_convolutions: list[str]
     versions: NotRequired[dict[str, str]]
-    """Of the toolchain and the runtime; in formats other than ONNX."""
+    """Versions of toolchain and runtime; in formats other than ONNX."""
     undelegated: NotRequired[int]
     """Operators that the accelerator does not take; in ExecuTorch files."""
 
 
+# An ONNX entry has more fields than those of other formats.
 class DecoderEntry(FormatEntry):
     """A decoder's ONNX file, and its files in other formats."""
 
@@ -65,15 +68,16 @@ class FileEntry(TypedDict):
 
 
 class Requests(TypedDict):
-    """What the exporting params asked for."""
+    """The request of the exporting params."""
 
     limits: dict[str, float]
     formats: dict[str, dict[str, str]]
     """Format → decoder → sha256."""
 
 
+# The whole manifest.
 class BundleManifest(TypedDict):
-    """The content of `manifest.json`. Of a bundle from elsewhere only what `checked_manifest` reads is certain."""
+    """The content of `manifest.json`. `checked_manifest` verifies only the fields that it reads."""
 
     schema_version: int
     key: str
@@ -101,10 +105,11 @@ class BundleManifest(TypedDict):
 
 
 def read_manifest(bundle: Path) -> BundleManifest:
-    """The manifest of a bundle; raises InputError where there is none that can be read."""
+    """Return the manifest of a bundle; raise InputError if it is missing or unreadable."""
     path = bundle / "manifest.json"
     if not path.is_file():
         raise InputError(f"{path} is missing: run `mm export` first")
+    # A foreign file must not fill the memory.
     if (size := path.stat().st_size) > MANIFEST_BYTES:
         raise InputError(f"{path}: {size} bytes, at most {MANIFEST_BYTES} are read: fetch the bundle again")
     try:
@@ -117,8 +122,10 @@ def read_manifest(bundle: Path) -> BundleManifest:
 
 
 def checked_manifest(bundle: Path) -> BundleManifest:
-    """The manifest of a bundle that came from elsewhere, once every file is the one that it names and lies in the
-    folder; raises InputError. Nothing of the bundle is run or opened otherwise."""
+    """Return the manifest of a foreign bundle after checking that every named file exists with its digest.
+
+    Raises InputError for any difference. No file of the bundle is run or opened before.
+    """
     manifest = read_manifest(bundle)
     try:
         files = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()}
@@ -126,18 +133,21 @@ def checked_manifest(bundle: Path) -> BundleManifest:
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{bundle / 'manifest.json'}: not a bundle's manifest; fetch the bundle again") from None
     for name in sorted(used | set(files)):
+        # Plain names only: a path or a link could lead out of the folder.
         path = bundle / name
         if Path(name).name != name or path.is_symlink() or name not in files:
-            raise InputError(f"{bundle}: the manifest names {name!r}, which is no file of the bundle: do not use it")
+            raise InputError(f"{bundle}: the manifest names {name!r}, which is not a file of the bundle: do not use it")
         size, digest = files[name]
         if not path.is_file() or path.stat().st_size != size or sha256_file(path) != digest:
             shown = name.encode("unicode_escape").decode()
+            # Escaped, because a foreign name may hold control characters.
             raise InputError(f"{bundle}/{shown}: not the file that the manifest names; fetch the bundle again")
     return manifest
 
 
 def by_file(manifest: BundleManifest) -> dict[str, FormatEntry]:
-    """File name → what the manifest says of it, the ONNX files first."""
+    """Return the manifest's entries by file name, ONNX files first."""
     entries: list[FormatEntry] = [*manifest["decoders"].values()]
+    # ONNX entries come first; later entries are those of other formats.
     entries += [other for row in manifest["decoders"].values() for other in row["formats"].values()]
     return {entry["file"]: entry for entry in entries}

@@ -1,4 +1,4 @@
-"""A person's word against the gate's: signed, logged, and good for a few days only."""
+"""A person's override of the gate's verdict: signed, logged, and valid for a few days."""
 
 from __future__ import annotations
 
@@ -15,28 +15,42 @@ from mm_core.storage.store import Store
 PREFIX = "gate/overrides"
 
 
+# Every field except the signature is covered by the signature.
 class Override(TypedDict):
     """A person's decision to promote a model against the gate."""
 
     model: str
     reason: str
     decision: str
-    """What the gate said."""
+    """The gate's decision."""
     who: str
     when: str
     expires: str
-    """As `when`: ISO 8601, UTC."""
+    """ISO 8601, UTC, like `when`."""
     signature: dict[str, str] | None
     """None until it is signed."""
 
 
 def write_override(store: Store, model: str, reason: str, decision: str, days: int) -> Override:
-    """Records that the model of this digest may be promoted although the gate said `decision`; returns the record.
+    """Record that a model may be promoted against the gate's decision.
 
-    Every override stays in the store. Raises InputError without a reason or a signing key.
+    Every override stays in the store.
+
+    Args:
+        store: Keeps the record.
+        model: Digest of the model's weights.
+        reason: The person's reason.
+        decision: The gate's decision.
+        days: Validity.
+
+    Returns:
+        The signed record.
+
+    Raises:
+        InputError: The reason is empty, or no signing key is configured.
     """
     if not reason.strip():
-        raise InputError("--override needs a reason: who reads the history will ask")
+        raise InputError("--override needs a reason: it is kept in the history")
     now = datetime.now(UTC)
     record: Override = {
         "model": model,
@@ -47,6 +61,7 @@ def write_override(store: Store, model: str, reason: str, decision: str, days: i
         "expires": (now + timedelta(days=days)).isoformat(timespec="seconds"),
         "signature": None,
     }
+    # An unsigned override would let anyone with access to the store promote a model.
     signature = sign(_signed(record))
     if signature is None:
         raise InputError("an override must be signed: set MM_SIGNING_KEY (`mm keys FILE` makes a key)")
@@ -56,15 +71,16 @@ def write_override(store: Store, model: str, reason: str, decision: str, days: i
 
 
 def valid_override(store: Store, model: str) -> Override | None:
-    """The newest unexpired override of this model, or None; raises InputError where its signature is false."""
-    found: list[Override] = []
+    """Return the newest unexpired override of this model, or None; raise InputError for a false signature."""
+    overrides: list[Override] = []
     try:
         for entry in store.list(f"{PREFIX}/{model[:32]}"):
-            found.append(json.loads(store.fetch(entry.key).read_text()))
+            overrides.append(json.loads(store.fetch(entry.key).read_text()))
     except BlobNotFound:
         return None
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    alive = sorted((o for o in found if o["model"] == model and o["expires"] > now), key=lambda o: o["when"])
+    # The folder name holds only a part of the digest, so the record's own field is compared.
+    alive = sorted((o for o in overrides if o["model"] == model and o["expires"] > now), key=lambda o: o["when"])
     if not alive:
         return None
     check(_signed(alive[-1]), alive[-1].get("signature"))

@@ -1,4 +1,4 @@
-"""What made a model: everything that `mm lineage` tells and a rebuild needs, gathered at promotion."""
+"""Gather a model's provenance at promotion: all facts for `mm lineage` and for a rebuild."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from mm_core.export.quantise import tool_versions
 from mm_core.storage.store import Store, fetch_blob, put_blob
 
 
+# The types below describe the JSON record of a version.
 class StageProvenance(TypedDict):
-    """What trained one stage, from the stage's own model file."""
+    """Origin of one stage's weights, from its own model file."""
 
     digest: str
     """sha256 of the weights."""
     start: NotRequired[str | None]
-    """Digest of the weights that it began from; None: from scratch."""
+    """Digest of the start weights; None: trained from scratch."""
     data: NotRequired[str]
-    """Digest of the rows that it learned from."""
+    """Digest of the training rows."""
     recipe: NotRequired[str]
     params: dict[str, Any]
-    """The sections of params.yaml that concern it."""
+    """The sections of params.yaml for this stage."""
     model: NotRequired[dict[str, Any]]
 
 
 class SnapshotPin(TypedDict):
-    """Which snapshot a model was trained on."""
+    """The snapshot that a model was trained on."""
 
     digest: str
     eval_digest: str | None
@@ -43,7 +44,7 @@ class SnapshotPin(TypedDict):
 
 
 class Provenance(TypedDict):
-    """What is recorded of a version when it is registered."""
+    """The record of a version, written when it is registered."""
 
     model: str
     stages: dict[str, StageProvenance]
@@ -58,20 +59,21 @@ class Provenance(TypedDict):
     """Decoder → ids of the photos that set int8's ranges."""
     code_revision: str
     versions: dict[str, str]
-    """Of libraries."""
+    """Versions of libraries."""
     verdict: dict[str, Any]
     """The gate's `Verdict` as JSON."""
 
 
 def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> Provenance:
-    """Return the provenance of the cycle's candidate; the snapshot's and the split's files become blobs.
+    """Return the provenance of the cycle's candidate; files of snapshot and split are stored as blobs.
 
-    What trained a stage (params, start, data) comes from the stage's own file: params.yaml may have changed since.
+    The params, start and data of a training stage come from its model file, because params.yaml may have changed.
     """
     from mm_core.model.files import read_meta
 
     snapshot = read_snapshot(layout)
     stages: dict[str, StageProvenance] = {}
+    # Each model file records how its stage was trained.
     for stage in TRAIN_STAGES:
         meta = read_meta(layout.model(stage))
         known = {name: meta[name] for name in ("start", "data", "recipe", "params", "model") if name in meta}
@@ -104,29 +106,30 @@ def read_provenance(store: Store, digest: str) -> Provenance:
 
 
 def versions() -> dict[str, str]:
-    """Libraries that shape weights and files; threads that sums are split over (other threads, other last bits)."""
+    """Return versions of libraries that influence weights and files, and the thread count (it changes last bits)."""
     import torch
 
-    found = {name: version(name) for name in ("numpy", "open_clip_torch", "opencv-python-headless", "timm")}
-    return tool_versions() | found | {"threads": str(torch.get_num_threads())}
+    installed = {name: version(name) for name in ("numpy", "open_clip_torch", "opencv-python-headless", "timm")}
+    return tool_versions() | installed | {"threads": str(torch.get_num_threads())}
 
 
 def _blobs(folder: Path, store: Store) -> dict[str, str]:
+    # Blobs are stored once, so an unchanged file costs nothing.
     files = sorted(path for path in folder.iterdir() if path.suffix in (".parquet", ".json"))
     return {path.name: put_blob(store, path) for path in files}
 
 
 def code_revision() -> str:
-    """The commit of this code, with `-dirty` where tracked files differ; the package's version outside a checkout.
+    """Return the commit of this code, with `-dirty` for changed tracked files; outside a checkout, the version.
 
-    `MM_CODE_REVISION` wins: an image built from a commit has no checkout inside.
+    `MM_CODE_REVISION` takes precedence, because an image built from a commit contains no checkout.
     """
     if named := os.environ.get("MM_CODE_REVISION"):
         return named
-    here = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=here,
+        cwd=folder,
         capture_output=True,
         text=True,
     )
