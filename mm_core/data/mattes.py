@@ -112,4 +112,5 @@ def is_photo_itself(alpha: np.ndarray, look: np.ndarray) -> bool:
         return True
     if float(((reduced > 0.1) & (reduced < 0.9)).mean()) < GREY_SHARE:
         return False
-    return abs(float(np.corrcoef(reduced.ravel(), grey.ravel())[0, 1])) > ALIKE_SHAPE
+    pair = np.stack([np.asarray(reduced, np.float64).ravel(), np.asarray(grey, np.float64).ravel()])
+    return abs(float(np.corrcoef(pair)[0, 1])) > ALIKE_SHAPE
