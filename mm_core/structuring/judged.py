@@ -1,12 +1,12 @@
-"""How hard a labelled photo is to the champion: what its mattes say, beside what the label says (`difficulty.py`).
+"""Measure how hard a labelled photo is for the champion, by the errors of its mattes (`difficulty.py` uses the label).
 
-| signal   | what                                                                              |
-|----------|-----------------------------------------------------------------------------------|
-| band     | mean absolute error where the label is soft or has an edge: what a matte is about |
-| error    | mean squared error of the whole matte                                             |
-| entropy  | the champion's own doubt: binary entropy in bits, mean over the photo             |
+| signal   | meaning                                                                            |
+|----------|------------------------------------------------------------------------------------|
+| band     | mean absolute error in areas in which the label is soft or has an edge             |
+| error    | mean squared error of the whole matte                                              |
+| entropy  | uncertainty of the champion: binary entropy in bits, mean over the photo           |
 
-A high error is also what a wrong label looks like: the review of labels looks for those (`labeling/review.py`).
+A wrong label has a high error too; the review of labels searches for those (`labeling/review.py`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from mm_core.structuring.rows import Found, row_of
 EXTRACTOR = "judged"
 VERSION = "1"
 CHUNK = 32
-"""Photos of one commit."""
+"""Photos per commit."""
 REACH = 5
-"""Side of the square by which the band is widened, in pixels at `SIDE`."""
+"""Side in pixels, at `SIDE`, of the square by which the band is dilated."""
 
 
 def version_for(model: str, alpha_sha256: str) -> str:
-    """Version of a sample's row: another champion or another label gives another row."""
+    """Return the version of a sample's row; another champion or label gives another row."""
     return f"{VERSION}/{model[:16]}/{alpha_sha256[:16]}"
 
 
@@ -47,47 +47,56 @@ def judged(
     store: Store,
     progress: Callable[[str, int, int], None],
 ) -> pd.Series:
-    """`band` in [0, 1] by sample id, of the champion with digest `model`; rows that the catalog lacks are added to it.
+    """Return `band` in [0, 1] by sample id for the champion with digest `model`; missing rows are added to the catalog.
 
-    `labels`: columns sample_id, alpha_sha256, category, one row per sample. `predictor` is called where a row is
-    missing. Killed half-way, the next call goes on.
+    After a kill the next call continues.
+
+    Args:
+        labels: Columns sample_id, alpha_sha256, category; one row per sample.
+        model: Digest of the champion.
+        predictor: Loads the champion; called only if a row is missing.
+        catalog: The catalog.
+        store: Store of photos and mattes.
+        progress: Called with a label, the photos done and the total.
     """
     ids = labels["sample_id"].tolist()
     versions = {sample: version_for(model, alpha) for sample, alpha in zip(ids, labels["alpha_sha256"], strict=True)}
     columns = ["sample_id", "version", "numbers"]
     have = catalog.read("features", columns=columns, filters=[("extractor", "=", EXTRACTOR), ("sample_id", "in", ids)])
-    known = {
+    bands = {
         sample: dict(numbers)["band"]
         for sample, version, numbers in zip(have["sample_id"], have["version"], have["numbers"], strict=True)
         if versions[sample] == version
     }
-    missing = labels[~labels["sample_id"].isin(known)]
-    asked = predictor() if len(missing) else None
+    missing = labels[~labels["sample_id"].isin(bands)]
+    champion = predictor() if len(missing) else None
     for start in range(0, len(missing), CHUNK):
-        part: Any = missing.iloc[start : start + CHUNK]
-        photos = [load_rgb(fetch_blob(store, sample), SIDE) for sample in part["sample_id"]]
-        truths = [load_alpha(fetch_blob(store, alpha)) for alpha in part["alpha_sha256"]]
-        assert asked is not None
-        categories = [c if isinstance(c, str) else None for c in part["category"]]
-        mattes = asked.predict(photos, decoders_for(asked, photos, categories))
+        chunk: Any = missing.iloc[start : start + CHUNK]
+        photos = [load_rgb(fetch_blob(store, sample), SIDE) for sample in chunk["sample_id"]]
+        truths = [load_alpha(fetch_blob(store, alpha)) for alpha in chunk["alpha_sha256"]]
+        assert champion is not None
+        categories = [c if isinstance(c, str) else None for c in chunk["category"]]
+        mattes = champion.predict(photos, decoders_for(champion, photos, categories))
         rows = []
-        for sample, truth, matte in zip(part["sample_id"], truths, mattes, strict=True):
+        for sample, truth, matte in zip(chunk["sample_id"], truths, mattes, strict=True):
             numbers = measure(truth, matte)
-            known[sample] = numbers["band"]
+            bands[sample] = numbers["band"]
             rows.append(row_of(sample, EXTRACTOR, versions[sample], Found(numbers)))
         catalog.upsert("features", rows)
-        progress("ask the champion", start + len(part), len(missing))
-    return pd.Series(known, dtype="float64").reindex(ids)
+        progress("predict by the champion", start + len(chunk), len(missing))
+    return pd.Series(bands, dtype="float64").reindex(ids)
 
 
 def measure(truth: np.ndarray, matte: np.ndarray) -> dict[str, float]:
-    """The signals of one label (H, W) and one matte (h, w), both in [0, 1]; compared at the matte's size."""
+    """Return the signals of one label (H, W) and one matte (h, w), both in [0, 1], compared at the matte's size."""
     truth = resize(truth.astype(np.float32), *matte.shape)
     off = np.abs(matte.astype(np.float64) - truth)
+    # The band: soft pixels and hard edges, dilated.
     square = np.ones((3, 3), np.uint8)
     edge = cv2.dilate(truth, square) - cv2.erode(truth, square) > 0.5
     soft = ((truth > SOFT[0]) & (truth < SOFT[1])) | edge
     band = cv2.dilate(soft.astype(np.uint8), np.ones((REACH, REACH), np.uint8)) > 0
+    # Avoid the logarithm of 0.
     p = np.clip(matte.astype(np.float64), 1e-6, 1 - 1e-6)
     return {
         "band": float(off[band].mean()) if band.any() else float(off.mean()),
