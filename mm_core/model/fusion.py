@@ -65,6 +65,6 @@ class TextFusion(nn.Module):
     def project(self, bottleneck: Tensor) -> Tensor:
         """Return unit vectors (B, projection), float32, of bottlenecks (B, C, h, w)."""
         pooled = bottleneck.float().mean((2, 3))
-        # Normalising in half precision loses too many digits.
+        # Project and normalise in float32, also under autocast.
         with torch.autocast(pooled.device.type, enabled=False):
             return F.normalize(self.head(pooled), dim=1)

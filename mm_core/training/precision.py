@@ -33,7 +33,7 @@ def has_bf16_instructions() -> bool:
     `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA` restrict the instructions that torch uses, so torch is queried for
     both instead of the processor.
     """
-    # Below AVX-512 oneDNN has no bfloat16 kernels.
+    # These levels exclude the bfloat16 instructions.
     capability = torch.backends.cpu.get_cpu_capability()
     if capability in ("DEFAULT", "NO AVX", "AVX2") or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False

@@ -70,7 +70,7 @@ def _recoloured(images: Tensor) -> Tensor:
     # Factor 1 and shift 0 leave a photo's colours unchanged.
     on = torch.rand(count, 1, 1, 1) < COLOUR
     scale, shift = torch.where(on, contrast * gain, 1.0), torch.where(on, shift, 0.0)
-    # Scale around 0.45, the mean of natural photos.
+    # Scale the contrast around a middle grey of 0.45.
     images = (images - 0.45) * scale.to(images.device) + 0.45 + shift.to(images.device)
     grey = (torch.rand(count, 1, 1, 1) < GREY).to(images.device)
     return torch.where(grey, images.mean(1, keepdim=True), images)

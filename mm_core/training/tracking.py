@@ -48,7 +48,7 @@ class Tracker:
         client = self._client()
         parent = self._cycle_run(client, layout)
         run = self._stage_run(client, parent, report.stage)
-        # `v == v` leaves NaN out, which MLflow cannot store in every database.
+        # `v == v` leaves NaN out.
         numbers = {n: float(v) for n, v in {**report.metrics, "seconds": report.seconds}.items() if v == v}
         _log_metrics(client, run, numbers)
         _log_metrics(client, parent, {n: v for n, v in numbers.items() if n != "seconds"})

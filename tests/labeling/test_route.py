@@ -104,9 +104,7 @@ def test_a_weak_category_gets_its_share_of_the_look_and_the_tasks(house):
     sent = [task["data"]["category"] for task in house.tasks()]
     assert sent.count("cards") == 5, "all there are: one in nine photos"
     assert report.tables["need"][0]["category"] == "cards"
-    assert "result was unclear" in next(
-        t["data"]["why"] for t in house.tasks() if t["data"]["category"] == "cards"
-    )
+    assert "result was unclear" in next(t["data"]["why"] for t in house.tasks() if t["data"]["category"] == "cards")
 
 
 def test_eval_photos_and_their_groups_are_never_looked_at(house, champion):
