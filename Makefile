@@ -116,12 +116,14 @@ audit: .tools/audit/.ready
 ui: $(READY)
 	$(BIN)/mm ui
 
-# Pins everything that requirements.in and the extras bring; `+cpu` is cut so that a GPU machine takes its own torch.
+# Pins everything that requirements.in and the extras bring, each file by its digest; `+cpu` is cut so that a GPU machine
+# takes its own torch.
 lock: $(READY) $(DEV)
 	$(MAKE_ENV) $(VENV) -r requirements.in $(patsubst %,-r %,$(wildcard infra/extras/*.in)) setuptools
-	$(BIN)/python -m pip freeze --all --exclude-editable | grep -vE '^(pip|wheel)==' | sed 's/+cpu$$//' > requirements.lock
+	$(BIN)/python -m pip freeze --all --exclude-editable | grep -vE '^(pip|wheel)==' | \
+	  $(PYTHON) infra/lock.py requirements.lock
 	for tool in dvc ocr executorch litert labelstudio; do [ ! -x .tools/$$tool/bin/python ] || \
-	  .tools/$$tool/bin/python -m pip freeze | sed 's/+cpu$$//' > infra/$$tool.lock; done
+	  .tools/$$tool/bin/python -m pip freeze | $(PYTHON) infra/lock.py infra/$$tool.lock || exit 1; done
 
 clean:
 	rm -rf $(VENV) .tools data .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -22,7 +22,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 4000, 3000
-FUNCTIONS = ("decode", "sharpen", "cut out", "new sky", "recolour sky", "erase", "splash", "blur", "stylise")
+FUNCTIONS = ("decode", "sharpen", "cut out", "new sky", "erase", "splash", "blur", "stylise")
 
 
 def pair(category: str) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +37,7 @@ def one(name: str) -> None:
     """Runs one function twice in this process and prints the second time and the peak."""
     from mm_core.effects.cutout import lift
     from mm_core.effects.eraser import erase
-    from mm_core.effects.sky import recoloured, replaced
+    from mm_core.effects.sky import replaced
     from mm_core.effects.style import background_blur, colour_splash, stylised
     from mm_core.export.formats.measure import memory_mb
     from mm_core.imaging.images import load_rgb
@@ -54,7 +54,6 @@ def one(name: str) -> None:
             "sharpen": lambda: guided_upsample(small, photo),
             "cut out": lambda: lift(photo, alpha),
             "new sky": lambda: replaced(photo, alpha, "sunset"),
-            "recolour sky": lambda: recoloured(photo, alpha, "evening"),
             "erase": lambda: erase(photo, alpha),
             "splash": lambda: colour_splash(photo, alpha),
             "blur": lambda: background_blur(photo, alpha),

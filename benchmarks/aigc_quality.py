@@ -14,11 +14,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from perceptual import gradients, texture_and_structure
+from skimage.restoration import inpaint_biharmonic
 
 from mm_core.core.records import ALL_CATEGORIES
-from mm_core.effects.eraser import FILLS, erase
+from mm_core.effects.eraser import SEARCH_SIDE, Fill, _clone, blend, erase
 from mm_core.effects.foreground import foreground, over
-from mm_core.effects.fullsize import shrunk
+from mm_core.effects.fullsize import WORK_SIDE, enlarged, harmonic, shrunk, touched
 from mm_core.imaging.images import load_rgb
 from mm_core.ingest.drop import PHOTOS
 from samplegen import generate, render
@@ -26,6 +27,31 @@ from samplegen import generate, render
 HERE = Path(__file__).parent
 SIDE = 384
 CUT = ("portrait", "multi_person", "pets", "accessories", "delicacy")
+
+
+def _small(fill: Fill, side: int = WORK_SIDE) -> Fill:
+    """The fill at reduced size."""
+
+    def run(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
+        small = shrunk(photo, side)
+        return enlarged(fill(small, touched(hole, small), touched(avoid, small)), photo)
+
+    return run
+
+
+def _biharmonic(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
+    result = inpaint_biharmonic(photo / 255.0, hole > 0, channel_axis=-1)
+    return np.rint(np.clip(result, 0, 1) * 255).astype(np.uint8)
+
+
+FILLS: dict[str, Fill] = {
+    "blend": blend,
+    "clone": _clone,
+    "harmonic": lambda photo, hole, avoid: harmonic(photo, hole),
+    "telea": _small(lambda photo, hole, avoid: cv2.inpaint(photo, hole, 5, cv2.INPAINT_TELEA)),
+    "ns": _small(lambda photo, hole, avoid: cv2.inpaint(photo, hole, 5, cv2.INPAINT_NS)),
+    "biharmonic": _small(_biharmonic, SEARCH_SIDE),
+}
 
 
 def photo_of(light: np.ndarray) -> np.ndarray:
@@ -92,8 +118,8 @@ def eraser_scores(photos: list[np.ndarray]) -> dict[str, np.ndarray]:
         seen = photo_of(photo * (1 - alpha[..., None]) + figure * alpha[..., None])
         x, y, wide, tall = cv2.boundingRect((alpha > 0.5).astype(np.uint8))
         window = slice(max(0, y - 24), y + tall + 24), slice(max(0, x - 24), x + wide + 24)
-        for method in FILLS:
-            done, truth, hole = erase(seen, alpha, method=method)[window], photo[window], alpha[window] > 0.5
+        for method, fill in FILLS.items():
+            done, truth, hole = erase(seen, alpha, fill=fill)[window], photo[window], alpha[window] > 0.5
             error = np.mean((done[hole].astype(float) - truth[hole]) ** 2)
             psnr = float(10 * np.log10(255**2 / max(error, 1e-6)))
             found[method].append([psnr, *texture_and_structure(done, truth, hole)[::-1], gradients(done, truth, hole)])

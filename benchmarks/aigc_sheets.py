@@ -11,10 +11,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from aigc_quality import FILLS
 
 from mm_core.effects.cutout import lift, placed
 from mm_core.effects.eraser import erase
-from mm_core.effects.sky import recoloured, replaced
+from mm_core.effects.sky import replaced
 from mm_core.effects.style import background_blur, colour_splash, stylised
 from mm_core.effects.subjects import Subjects
 from samplegen import generate
@@ -59,8 +60,7 @@ def main() -> None:
     sheet(
         "sky",
         [
-            [("photo", s.image), *((name, replaced(s.image, s.alpha, name)) for name in ("clouds", "sunset", "night")),
-             ("recoloured: evening", recoloured(s.image, s.alpha, "evening"))]
+            [("photo", s.image), *((name, replaced(s.image, s.alpha, name)) for name in ("clouds", "sunset", "night"))]
             for s in scenes
         ],
     )  # fmt: skip
@@ -74,7 +74,7 @@ def main() -> None:
         marked = np.rint(
             group.image * (1 - 0.6 * matte[..., None]) + 0.6 * matte[..., None] * np.array([230, 40, 60], np.float32)
         )
-        fills = [(m, erase(group.image, matte, keep=keep, method=m)) for m in ("blend", "telea", "harmonic")]
+        fills = [(m, erase(group.image, matte, keep=keep, fill=FILLS[m])) for m in ("blend", "telea", "harmonic")]
         rows.append([("photo", group.image), ("taken out", marked.astype(np.uint8)), *fills])
     sheet("eraser", rows)
     rows = []

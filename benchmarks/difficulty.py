@@ -3,7 +3,7 @@
     python benchmarks/difficulty.py
 
 Generated photos. A champion learns from a first week. The labelled photos of the second week get their difficulty from
-the label (`structuring/difficulty.py`) and from the champion: its error (`structuring/judged.py`), its entropy, its
+the label (`structuring/difficulty.py`) and from the champion: its error (`measure` below), its entropy, its
 disagreement with itself over mirrored and relit views (`labeling/signals.py`), between a photo and its mirror image,
 and between its two decoders (six categories train no third). The truth: the error of later models, warm from the
 champion, trained on the first week and one half of the second and judged on the other half, so that no photo is judged
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -40,9 +41,10 @@ from mm_core.labeling.signals import look
 from mm_core.model.files import load_model, save_model
 from mm_core.model.network import build_model
 from mm_core.model.predict import TorchPredictor
+from mm_core.model.preprocess import resize
 from mm_core.storage.store import LocalStore, fetch_blob, put_blob
 from mm_core.structuring import difficulty
-from mm_core.structuring.judged import measure
+from mm_core.structuring.difficulty import SOFT
 from mm_core.structuring.split import hard_count
 from mm_core.training.supervised import Supervised
 from mm_core.training.trainer import fit
@@ -56,8 +58,28 @@ WRONG = 0.1
 ERRORS = ("band", "error")
 FOLLOWS = "\n## What follows\n"
 """What people wrote below this stays."""
+REACH = 5
+"""Side of the square by which the band is widened, in pixels of the matte."""
 Frame = Any
 Series = Any
+
+
+def measure(truth: np.ndarray, matte: np.ndarray) -> dict[str, float]:
+    """The signals of one label (H, W) and one matte (h, w), both in [0, 1]; compared at the matte's size."""
+    truth = resize(truth.astype(np.float32), *matte.shape)
+    off = np.abs(matte.astype(np.float64) - truth)
+    square = np.ones((3, 3), np.uint8)
+    edge = cv2.dilate(truth, square) - cv2.erode(truth, square) > 0.5
+    soft = ((truth > SOFT[0]) & (truth < SOFT[1])) | edge
+    band = cv2.dilate(soft.astype(np.uint8), np.ones((REACH, REACH), np.uint8)) > 0
+    p = np.clip(matte.astype(np.float64), 1e-6, 1 - 1e-6)
+    return {
+        "band": float(off[band].mean()) if band.any() else float(off.mean()),
+        "error": float((off**2).mean()),
+        "entropy": float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean()),
+    }
+
+
 """Of pandas, whose annotations know too little of what an index may be."""
 Stages = Sequence[tuple[list[tuple[Frame, int]], int, float]]
 """Frames with their samples of a batch, optimiser steps and peak rate, one after the other."""

@@ -33,12 +33,12 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "labeling"))
 
+from annotator import SimulatedAnnotator, Truth, paint  # noqa: E402  # pyright: ignore[reportMissingImports]
 from label_house import LabelHouse, server_of  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from mm_core.core.settings import Settings  # noqa: E402
 from mm_core.imaging.images import load_rgb  # noqa: E402
 from mm_core.labeling import apply_annotations as annotations  # noqa: E402
-from mm_core.labeling.annotator import SimulatedAnnotator, Truth, paint  # noqa: E402
 from mm_core.labeling.label_studio_client import Server  # noqa: E402
 from mm_core.labeling.label_studio_format import LABEL_CONFIG, UNKNOWN, outbox  # noqa: E402
 from mm_core.labeling.label_studio_local import LocalServer, free_port, read_account  # noqa: E402

@@ -27,6 +27,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "labeling"))
 
+from annotator import SimulatedAnnotator  # noqa: E402  # pyright: ignore[reportMissingImports]
 from label_house import LabelHouse, server_of  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from mm_core.core.layout import Layout  # noqa: E402
@@ -35,7 +36,6 @@ from mm_core.core.records import Report, write_json  # noqa: E402
 from mm_core.core.settings import Settings  # noqa: E402
 from mm_core.labeling import pull as pull_module  # noqa: E402
 from mm_core.labeling import push as push_module  # noqa: E402
-from mm_core.labeling.annotator import SimulatedAnnotator  # noqa: E402
 from mm_core.labeling.apply_annotations import Taken  # noqa: E402
 from mm_core.labeling.label_studio_client import Server  # noqa: E402
 from mm_core.labeling.label_studio_local import LocalServer, free_port  # noqa: E402

@@ -154,7 +154,7 @@ def stage_cost(job: str, photos: Path, steps: int, watch: Watch) -> dict[str, fl
 
 
 def decoded(folder: Path) -> Path:
-    """Generated photos as `PixelCache.fill` and `fill_foregrounds` leave them."""
+    """Generated photos as `PixelCache.fill` leaves them."""
     cache = PixelCache(folder, SIDE)
     rows = []
     for k in range(PHOTOS):
@@ -166,17 +166,15 @@ def decoded(folder: Path) -> Path:
         rows.append({"sample_id": key, "alpha_sha256": key, "label_binary": False, "category": category})
         rows[-1] |= {"decoder": decoder_of(category), "caption": ""}
     frame = pd.DataFrame(rows)
-    cache.fill_foregrounds(frame.iloc[: PHOTOS // 2])
     frame.to_parquet(folder / "frame.parquet")
     return folder
 
 
 def strategy_of(stage: str, photos: Path, batch: int, params: Params) -> Supervised:
-    """A stage as `train.py` sets it up, half of the photos without their mattes."""
+    """A stage as `training/stage.py` sets it up, half of the photos without their mattes."""
     cache, frame = PixelCache(photos, params.model.size), pd.read_parquet(photos / "frame.parquet")
     half = len(frame) // 2
-    share, ids = params.train.common.recompose, frame["sample_id"].tolist()
-    labelled = Pool(frame.iloc[:half], cache, 0, "labeled", recompose=share, backdrops=ids)
+    labelled = Pool(frame.iloc[:half], cache, 0, "labeled")
     pools = {"labeled": [(labelled, batch)]}
     net = build_model(params.model, 0)
     if stage == "supervised":

@@ -35,7 +35,6 @@ sys.path.insert(0, str(HERE.parent))
 import cv2  # noqa: E402
 import dagster as dg  # noqa: E402
 import mlflow  # noqa: E402, F401  loaded before the processes are forked
-import timm  # noqa: E402, F401
 
 from mm_core import stages  # noqa: E402
 from mm_core.cli.app import app  # noqa: E402
@@ -47,8 +46,12 @@ from mm_core.core.settings import Settings  # noqa: E402
 from mm_core.export.registry import Registry  # noqa: E402
 from mm_core.export.signature import make_keys  # noqa: E402
 from mm_core.ingest.snapshot import POOLS, place, read_pool  # noqa: E402
+from mm_core.model.torchvision_shim import ensure_torchvision  # noqa: E402
 from mm_core.services.backup import restore  # noqa: E402
 from samplegen import write_drop  # noqa: E402
+
+ensure_torchvision()
+import timm  # noqa: E402, F401  loaded before the processes are forked
 
 TINY: dict[str, Any] = {
     "structure.ocr": (),
@@ -91,13 +94,15 @@ class Bench:
     """One base workspace and a place where copies of it are worked on."""
 
     def __init__(self, root: Path):
+        root.mkdir(parents=True, exist_ok=True)
         self.base, self.work, self.backup = root / "base", root / "work", root / "backup"
         self.params_file = root / "params.yaml"
         self.params = Params().with_values(**TINY)
         self.params_file.write_text(self.params.to_yaml())
         for name in ("MM_STORE", "MM_INBOX", "MLFLOW_TRACKING_URI"):
             os.environ.pop(name, None)
-        make_keys(root / "key.pem")
+        if not (root / "key.pem").exists():
+            make_keys(root / "key.pem")
         os.environ |= {
             "MM_WORKSPACE": str(self.work),
             "MM_PARAMS": str(self.params_file),
@@ -111,6 +116,9 @@ class Bench:
 
     def prepare(self) -> None:
         """Two champions, a refused photo that was repaired, a suspect matte, and a drop that waits in the inbox."""
+        if self.base.is_dir():
+            self.words = json.loads((self.work.parent / "words.json").read_text())
+            return
         inbox = self.work / "inbox"
         drop(inbox, "eval", 5, 1, "eval")
         drop(inbox, "train", 2, 50, "train")
@@ -261,6 +269,7 @@ def compare(bench: Bench, first: str, second: str, rounds: int, draw: random.Ran
         same += digest_of(state) in serial
         lost += bool(state["lost"])
         if digest_of(state) not in serial:
+            write_json(bench.work.parent / f"{first}-{second}.different.json", {"state": state, "serial": serial})
             nearest = next(iter(serial.values()))
             different.append(",".join(sorted(name for name in state if state[name] != nearest[name])))
     return {
@@ -278,16 +287,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--pair", nargs=2, action="append", choices=list(COMMANDS), help="default: every pair")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--base", type=Path, help="Folder for the prepared workspace; a later call finds it there.")
+    parser.add_argument("--minutes", type=float, default=1e9, help="No pair is begun after this time.")
     arguments = parser.parse_args()
     pairs = arguments.pair or list(combinations_with_replacement(COMMANDS, 2))
+    begun, rows = time.monotonic(), read_table()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
+        bench = Bench(arguments.base or Path(folder))
         bench.prepare()
-        draw, rows = random.Random(arguments.seed), []
         for first, second in pairs:
-            rows.append(compare(bench, first, second, arguments.rounds, draw))
-            print(json.dumps(rows[-1]), flush=True)
-            write_table(rows)
+            name = f"{first} + {second}"
+            if time.monotonic() - begun > 60 * arguments.minutes:
+                break
+            if rows.get(name, {}).get("rounds", 0) >= arguments.rounds:
+                continue
+            draw = random.Random(f"{arguments.seed} {name}")
+            rows[name] = compare(bench, first, second, arguments.rounds, draw)
+            print(json.dumps(rows[name]), flush=True)
+            write_table(list(rows.values()))
+
+
+def read_table() -> dict[str, dict[str, Any]]:
+    """The rows of an earlier call by pair; their pairs are not run again unless more rounds are asked for."""
+    if not (HERE / "two_processes.csv").exists():
+        return {}
+    with (HERE / "two_processes.csv").open(newline="") as stream:
+        return {row["pair"]: row | {"rounds": int(row["rounds"])} for row in csv.DictReader(stream)}
 
 
 def write_table(rows: list[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ import contextlib
 import io
 import os
 import platform
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -24,12 +25,15 @@ import cv2
 import numpy as np
 from pymatting import cf_laplacian, cg, estimate_alpha_lbdm, estimate_alpha_lkm, ichol
 
-from mm_core.core.records import CATEGORIES
-from mm_core.labeling.annotator import paint
-from mm_core.labeling.trimap_matting import solve_unknown
-from samplegen import generate
-
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests" / "labeling"))
+
+from annotator import paint  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+from mm_core.core.records import CATEGORIES  # noqa: E402
+from mm_core.labeling.trimap_matting import solve_unknown  # noqa: E402
+from samplegen import generate  # noqa: E402
+
 Solver = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """Photo uint8 (H, W, 3), strokes uint8 (H, W), band bool (H, W) → alpha float (H, W)."""
 

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,6 +102,21 @@ def install_by_uv(uv: Path, folder: Path, arguments: Sequence[str], pip: Mapping
     return subprocess.run([*command, *arguments], env=environment).returncode == 0
 
 
+def without_digests(arguments: Sequence[str], folder: Path) -> list[str]:
+    """Return pip's arguments with copies of the locks in `folder` that name versions alone.
+
+    One digest in a lock makes pip ask for a digest of everything, and it takes no local build (`torch 2.13.0+cpu`) for
+    the version that is pinned. So pip compares digests of a lock with torch not at all; uv compares what there is.
+    """
+    changed = list(arguments)
+    for place, (option, name) in enumerate(zip(arguments, arguments[1:], strict=False), start=1):
+        if option in ("-c", "-r") and " --hash=" in (text := Path(name).read_text()):
+            copy = folder / f"{place}-{Path(name).name}"
+            copy.write_text(re.sub(r"(?: \\\n)? +--hash=\S+", "", text))
+            changed[place] = str(copy)
+    return changed
+
+
 def install_by_pip(folder: Path, arguments: Sequence[str]) -> bool:
     """Make the environment where its pip is missing and install by pip; return whether both succeeded."""
     python = folder / "bin" / "python"
@@ -116,7 +132,7 @@ def find_uv() -> Path | None:
         return Path(own)
     fetched = TOOL / "bin" / "uv"
     if not fetched.is_file():
-        (pin,) = re.findall(r"^uv==\S+$", UV_PIN.read_text(), re.M)
+        (pin,) = re.findall(r"^uv==[^\s\\]+", UV_PIN.read_text(), re.M)
         say(f"fetching {pin}")
         install_by_pip(TOOL, ["--quiet", pin])
     return fetched if fetched.is_file() else None
@@ -145,8 +161,13 @@ def main(folder: Path, arguments: Sequence[str]) -> int:
     pip, uv = read_pip_settings(), find_uv()
     say(f"{folder}: {' '.join(arguments)}")
     done = uv is not None and install_by_uv(uv, folder, arguments, pip)
-    if not done:
-        say("uv cannot be had here" if uv is None else "uv did not succeed (see above)")
+    if uv is None:
+        say("uv cannot be had here: pip does the same now, in minutes, and does not compare the files' digests")
+        with tempfile.TemporaryDirectory() as copies:
+            done = install_by_pip(folder, without_digests(arguments, Path(copies)))
+    elif not done:
+        # With the digests: a file that uv refused is not installed after all.
+        say("uv did not succeed (see above)")
         say("pip does the same now, in minutes instead of seconds")
         done = install_by_pip(folder, arguments)
     say(f"{folder}: {'ready' if done else 'FAILED'} after {time.monotonic() - start:.0f} s")

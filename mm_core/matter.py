@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import ImageOps
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
@@ -23,6 +24,7 @@ from mm_core.core.settings import Settings
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.imaging.images import load_rgb
 from mm_core.model.predict import Predictor, decoders_for
+from mm_core.operations import predictor_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,8 +51,6 @@ class Matter:
         Raises:
             InputError: there is no such model.
         """
-        from mm_core.operations import predictor_of
-
         if Path(model).is_dir():
             return cls(OnnxPredictor.of_folder(Path(model), guided=True), Path(model).name)
         settings = Settings.from_env(None if workspace is None else Path(workspace))
@@ -90,6 +90,5 @@ def _pixels_of(photo: str | PathLike[str] | np.ndarray | Image) -> np.ndarray:
         if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
             raise InputError(f"a photo is uint8 (height, width, 3), not {photo.dtype} {photo.shape}")
         return photo
-    from PIL import ImageOps
 
     return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))

@@ -5,7 +5,6 @@ Part of the interface of `mm_core.stages`, where callers find it.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,22 @@ from mm_core.core.errors import InputError, MattingError
 from mm_core.core.layout import Layout
 from mm_core.core.locks import removal_lock
 from mm_core.core.params import Params
-from mm_core.core.records import Report, timed
+from mm_core.core.pins import has_snapshot, read_snapshot
+from mm_core.core.records import Report, digest_of, sha256_file, timed
+from mm_core.export.lineage import models_with, training_labels
+from mm_core.export.registry import Registry
+from mm_core.export.runtime import OnnxPredictor
+from mm_core.imaging.pixel_cache import PixelCache
+from mm_core.ingest.erasure import describe_photos, find_photos, forget_photos
+from mm_core.ingest.snapshot import POOLS, read_pool
+from mm_core.labeling.forget import forget_on_server, forget_tasks
+from mm_core.labeling.label_studio_format import inbox
+from mm_core.labeling.label_studio_local import connect
+from mm_core.labeling.pull import news
+from mm_core.labeling.push import undelivered
+from mm_core.model.predict import TorchPredictor
+from mm_core.moments.gallery_reader import read_gallery
+from mm_core.moments.moments import make_moments
 from mm_core.pinned_inputs import (
     Progress,
     catalog_of,
@@ -28,6 +42,8 @@ from mm_core.pinned_inputs import (
     store_of,
     warm_start,
 )
+from mm_core.storage.schemas import SCHEMAS
+from mm_core.storage.store import fetch_blob
 
 if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
@@ -36,9 +52,6 @@ if TYPE_CHECKING:
 def labelling(params: Params, layout: Layout) -> dict[str, Any]:
     """How labelling stands: `server` and `project` (addresses, None without a server), `batches_waiting` in the outbox,
     counts of `tasks`, `finished`, `skipped`, `open`, and `oldest_open_days`."""
-    from mm_core.labeling.label_studio_local import connect
-    from mm_core.labeling.push import undelivered
-
     server = connect(layout, people=params.label.people)
     about: dict[str, Any] = {"server": None, "batches_waiting": undelivered(layout, server)}
     return about | {"server": server.url, "project": server.link(), **server.summary()} if server else about
@@ -46,11 +59,6 @@ def labelling(params: Params, layout: Layout) -> dict[str, Any]:
 
 def finished_work(layout: Layout) -> str | None:
     """A digest of the work that waits to be collected; None where there is none. One small request to the server."""
-    from mm_core.core.records import digest_of
-    from mm_core.labeling.label_studio_format import inbox
-    from mm_core.labeling.label_studio_local import connect
-    from mm_core.labeling.pull import news
-
     server = connect(layout)
     waiting = [news(layout, server) if server else None, *sorted(path.name for path in inbox(layout).glob("*.json"))]
     return digest_of(waiting)[:16] if any(waiting) else None
@@ -62,9 +70,6 @@ def plan_forgetting(layout: Layout, samples: Sequence[str], group: str | None = 
     `report.tables`: `goes` (a row per photo that is still there), `models` and `remaining` as of `forget`.
     `report.facts["ids"]`: the ids, whole. Raises InputError as `mm_core.ingest.erasure.find_photos`.
     """
-    from mm_core.export.lineage import models_with
-    from mm_core.ingest.erasure import describe_photos, find_photos
-
     with timed(Report("forget-plan")) as report:
         catalog = catalog_of(layout)
         ids = find_photos(catalog, samples, group)
@@ -85,9 +90,7 @@ def _pages_with(layout: Layout, ids: Sequence[str]) -> list[dict[str, str]]:
 
 def _last_cycle_with(layout: Layout, ids: Sequence[str]) -> dict[str, str]:
     """A fact where snapshot and models of the last cycle, promoted or not, still hold some of the photos."""
-    from mm_core.ingest.snapshot import POOLS, read_pool
-
-    if not (layout.snapshot / "snapshot.json").is_file():
+    if not has_snapshot(layout):
         return {}
     frozen = {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]}
     held = len(frozen & set(ids))
@@ -102,12 +105,6 @@ def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | 
     beginnings, photo files, drops. `report.tables`: `forgotten` (ids), `models` (registry versions with aliases and
     pools), `remaining` (what a person has to remove: pages that show a photo, and drops that the producer keeps).
     """
-    from mm_core.export.lineage import models_with
-    from mm_core.imaging.pixel_cache import PixelCache
-    from mm_core.ingest.erasure import forget_photos
-    from mm_core.labeling.forget import forget_on_server, forget_tasks
-    from mm_core.labeling.label_studio_local import connect
-
     with (
         removal_lock(layout, "forget"),
         timed(Report("forget"), layout.root / "reports" / "forget.json") as report,
@@ -138,12 +135,10 @@ def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | 
 @in_the_cycle
 def compact(params: Params, layout: Layout) -> Report:
     """Puts the catalog's small files together and removes data files of versions that nobody reads any more."""
-    from mm_core.storage.schemas import SCHEMAS
-
     with removal_lock(layout, "catalog compact"), timed(Report("compact")) as report:
         catalog = catalog_of(layout)
         pinned = [read_inputs(layout)["catalog"]] if layout.inputs.exists() else []
-        if (layout.snapshot / "snapshot.json").is_file():
+        if has_snapshot(layout):
             pinned.append(frozen_inputs(layout)["catalog"])
         for table in SCHEMAS:
             report.metrics[f"compact/{table}/merged"] = catalog.compact(table)
@@ -158,8 +153,17 @@ def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Prog
     from mm_core.experiments.seed_noise import measure_noise
 
     with timed(Report("gate-noise"), layout.root / "reports" / "gate-noise.json") as report:
-        start = warm_start(params, layout, frozen_inputs(layout))
+        start = warm_start(params, layout, frozen_inputs(layout)["champion"])
         return measure_noise(params, layout, store_of(layout), report, start=start, seeds=seeds, progress=progress)
+
+
+@in_the_cycle
+def crossfit(params: Params, layout: Layout, *, folds: int = 3, progress: Progress = quiet) -> Report:
+    """Judges a first model that has too few evaluation photos by cross-fitting; nothing ships by it."""
+    from mm_core.experiments.crossfit import NAME, cross_fit, report_file
+
+    with timed(Report(NAME), report_file(layout)) as report:
+        return cross_fit(params, layout, store_of(layout), report, folds=folds, progress=progress)
 
 
 @in_the_cycle
@@ -168,19 +172,15 @@ def label_compare(
 ) -> Report:
     """Trains on routed and on as many random photos that came since the snapshot's champion: what choosing is worth."""
     from mm_core.experiments.label_ablation import compare_labels
-    from mm_core.export.lineage import training_labels
 
-    about = layout.snapshot / "snapshot.json"
-    if not about.is_file():
-        raise InputError(f"{about} is missing: run `mm ingest`, then `mm snapshot`")
     # The snapshot's champion and not the pinned one, which may have learned from this very snapshot.
-    champion = json.loads(about.read_text())["champion"]
+    champion = read_snapshot(layout)["champion"]
     store = store_of(layout)
     learned = training_labels(layout.settings, store, champion["version"]) if champion else {}
     if champion and not learned:
         raise InputError(f"the registry does not say what champion {champion['version']} learned from: nothing is new")
     with timed(Report("label-compare"), layout.stage_report("label-compare")) as report:
-        start = warm_start(params, layout, {"champion": champion})
+        start = warm_start(params, layout, champion)
         return compare_labels(
             params, catalog_of(layout), layout, store, learned, report,
             start=start, seeds=seeds, fewest=fewest, progress=progress,
@@ -195,7 +195,7 @@ def compare_after_cycle(params: Params, layout: Layout, progress: Progress) -> s
     if not seeds:
         return "label.compare_seeds is 0"
     steps = affordable(params)
-    digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
+    digest = read_snapshot(layout)["digest"]
     done = Report.read(path).facts if path.is_file() else {}
     if done.get("snapshot") == digest and done.get("seeds", 0) >= seeds and done["steps"] >= steps:
         return ""
@@ -217,12 +217,6 @@ def compare_after_cycle(params: Params, layout: Layout, progress: Progress) -> s
 def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:
     """Who makes mattes along the photos' edges, and a name for it: `champion` or a registry version (its int8 files), a
     bundle's folder, a .safetensors file, or `none`. Raises InputError where there is no such model."""
-    from mm_core.core.records import sha256_file
-    from mm_core.export.registry import Registry
-    from mm_core.export.runtime import OnnxPredictor
-    from mm_core.model.predict import TorchPredictor
-    from mm_core.storage.store import fetch_blob
-
     if model == "none":
         return None, "none"
     if model.endswith(".safetensors") and Path(model).is_file():
@@ -245,9 +239,6 @@ def moments(
 
     Raises InputError where `out` lies in the gallery: the pieces would be its photos at the next run.
     """
-    from mm_core.moments.gallery_reader import read_gallery
-    from mm_core.moments.moments import make_moments
-
     if out.resolve().is_relative_to(gallery.resolve()):
         raise InputError(f"{out} lies in the gallery {gallery}: choose a folder outside of it with -o")
     with timed(Report("moments"), layout.root / "reports" / "moments.json") as report:
@@ -264,8 +255,6 @@ def rollback(params: Params, layout: Layout, version: str | None = None, *, reas
 
     It waits for no cycle. A cycle at work, whose candidate was compared with the champion that falls, is not promoted.
     """
-    from mm_core.export.registry import Registry
-
     with timed(Report("rollback"), layout.root / "reports" / "rollback.json") as report:
         Registry(layout.settings).rollback(version, reason or "no reason given", report)
     pin_when_idle(params, layout)
@@ -274,8 +263,6 @@ def rollback(params: Params, layout: Layout, version: str | None = None, *, reas
 
 def anchor(params: Params, layout: Layout, version: str, *, reason: str) -> Report:
     """Makes a champion, present or former, the anchor of the next cycles' gate; on record with who and why."""
-    from mm_core.export.registry import Registry
-
     with timed(Report("anchor"), layout.root / "reports" / "anchor.json") as report:
         Registry(layout.settings).move_anchor(version, reason, report)
     pin_when_idle(params, layout)

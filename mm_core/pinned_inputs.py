@@ -10,15 +10,20 @@ import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import cycle_holder, cycle_lock, try_cycle_lock
 from mm_core.core.params import Params
+from mm_core.core.pins import ROLES, ModelPin, PinnedInputs, read_snapshot
 from mm_core.core.records import Report, Verdict, digest_of, sha256_file, write_json
+from mm_core.export.override import Override, valid_override
+from mm_core.export.registry import Registry
+from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.storage.catalog import Catalog
-from mm_core.storage.store import Store, open_store
+from mm_core.storage.seals import seal_databases
+from mm_core.storage.store import Store, fetch_blob, open_store
 
 Progress = Callable[[str, int, int], None]
 """Called as (what, done, total): the CLI draws bars, Dagster logs observations."""
@@ -48,7 +53,7 @@ Stage = Callable[Concatenate[Params, Layout, P], R]
 def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
     """Let a stage hold the cycle lock while it works; who asks meanwhile waits.
 
-    At the end of the outermost hold the pins are written that `pin_when_idle` left to it.
+    At the end of the outermost hold the pins are written that `pin_when_idle` left to it, and databases are sealed.
     """
 
     @wraps(stage)
@@ -57,12 +62,14 @@ def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
             result = stage(params, layout, *args, **options)
             if outermost and _late(layout).exists():
                 pin(params, layout)
+            if outermost:
+                seal_databases(layout.root, layout.cache)
             return result
 
     return locked
 
 
-def pin_when_idle(params: Params, layout: Layout) -> dict:
+def pin_when_idle(params: Params, layout: Layout) -> dict[str, Any]:
     """Pin what the next cycle starts from; while a cycle is at work its pins stay, and it pins when it ends.
 
     Returns:
@@ -88,7 +95,7 @@ def _late(layout: Layout) -> Path:
     return layout.locks / "pins.late"
 
 
-def pin(params: Params, layout: Layout, *, again: bool = False) -> dict:
+def pin(params: Params, layout: Layout, *, again: bool = False) -> dict[str, Any]:
     """Write what the next cycle starts from, if it is not pinned already; the caller holds the cycle lock.
 
     Where the last cycle saw all that is there, its own pins stay and the facts say `nothing_new`; `again` pins
@@ -96,19 +103,17 @@ def pin(params: Params, layout: Layout, *, again: bool = False) -> dict:
     """
     _late(layout).unlink(missing_ok=True)  # before the catalog is read: what comes later is told again
     inputs = inputs_now(layout)
-    facts: dict = {}
+    facts: dict[str, str] = {}
     if not again and _is_done(params, layout, inputs):
         inputs = frozen_inputs(layout)
         facts["nothing_new"] = f"the last cycle saw all of it: {recorded_verdict(layout).decision}"
     if not layout.inputs.exists() or read_inputs(layout) != inputs:
         write_json(layout.inputs, inputs)
-    return inputs | facts
+    return {**inputs, **facts}
 
 
-def inputs_now(layout: Layout) -> dict:
+def inputs_now(layout: Layout) -> PinnedInputs:
     """Catalog versions, champion and anchor of this moment, as `read_inputs` returns them."""
-    from mm_core.export.registry import Registry
-
     registry, catalog = Registry(layout.settings), catalog_of(layout)
     return {
         "catalog": {table: catalog.version(table) for table in ("samples", "labels", "features")},
@@ -117,17 +122,17 @@ def inputs_now(layout: Layout) -> dict:
     }
 
 
-def read_inputs(layout: Layout) -> dict:
-    """The pinned inputs: `{"catalog": {table: version}, "champion": pin | None, "anchor": pin | None}`.
+def read_inputs(layout: Layout) -> PinnedInputs:
+    """Read `inputs.json`.
 
-    A pin is `{"version": str, "digest": str, "files": {file name: blob digest}}`; the weights are the
-    blob of that digest, `files` are the int8 files that shipped.
+    Raises:
+        InputError: The file is missing or damaged.
     """
     if not layout.inputs.exists():
         raise InputError(f"{layout.inputs} is missing: run `mm ingest` first, so that there is a catalog to learn from")
     try:
         inputs = json.loads(layout.inputs.read_bytes())
-        pins = [inputs[role] for role in ("champion", "anchor") if inputs.get(role)]
+        pins = [inputs[role] for role in ROLES if inputs.get(role)]
         good = all({"version", "digest", "files"} <= set(pin) for pin in pins)
         good = good and all(isinstance(version, int) for version in inputs["catalog"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -137,16 +142,17 @@ def read_inputs(layout: Layout) -> dict:
     return inputs
 
 
-def frozen_inputs(layout: Layout) -> dict:
-    """The pins that the snapshot of the cycle in work froze, as from `read_inputs`."""
-    path = layout.snapshot / "snapshot.json"
-    if not path.is_file():
-        raise InputError(f"{path} is missing: run `mm ingest`, then `mm snapshot`")
-    frozen = json.loads(path.read_text())
-    return {name: frozen[name] for name in ("catalog", "champion", "anchor")}
+def frozen_inputs(layout: Layout) -> PinnedInputs:
+    """Return the pins that the snapshot of the cycle in work froze.
+
+    Raises:
+        InputError: There is no snapshot, or its file is damaged.
+    """
+    frozen = read_snapshot(layout)
+    return {"catalog": frozen["catalog"], "champion": frozen["champion"], "anchor": frozen["anchor"]}
 
 
-def _is_done(params: Params, layout: Layout, inputs: dict) -> bool:
+def _is_done(params: Params, layout: Layout, inputs: PinnedInputs) -> bool:
     """Whether the last cycle came to its end with these params, this catalog, and this champion or one of its own."""
     judged, candidate = layout.stage_report("gate"), layout.model(TRAIN_STAGES[-1])
     needed = (layout.snapshot / "snapshot.json", layout.verdict, judged, candidate)
@@ -164,7 +170,7 @@ def _is_done(params: Params, layout: Layout, inputs: dict) -> bool:
     if (inputs["champion"] or {}).get("digest") == verdict.candidate:
         # The first champion ever is the anchor too.
         return inputs["anchor"] == (pinned["anchor"] or inputs["champion"])
-    return all(inputs[role] == pinned[role] for role in ("champion", "anchor"))
+    return all(inputs[role] == pinned[role] for role in ROLES)
 
 
 def _is_mixed(layout: Layout) -> bool:
@@ -177,11 +183,8 @@ def _is_mixed(layout: Layout) -> bool:
         return True
 
 
-def warm_start(params: Params, layout: Layout, inputs: dict) -> Path | None:
-    """The weights that the first stage starts from; None: from scratch."""
-    from mm_core.storage.store import fetch_blob
-
-    champion = inputs["champion"]
+def warm_start(params: Params, layout: Layout, champion: ModelPin | None) -> Path | None:
+    """Return the weights that the first stage starts from; None: from scratch."""
     if params.train.common.warm_start != "champion" or not champion:
         return None
     return fetch_blob(store_of(layout), champion["digest"])
@@ -218,13 +221,11 @@ def require_one_cycle(layout: Layout) -> None:
 
 def forgotten_in_cycle(layout: Layout) -> list[str]:
     """The ids of forgotten photos that a pool of the cycle's snapshot holds, sorted."""
-    from mm_core.ingest.snapshot import POOLS, read_pool
-
     forgotten = set(catalog_of(layout).read("forgotten", columns=["id"])["id"])
     return sorted(forgotten & {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]})
 
 
-def require_promote(layout: Layout) -> tuple[Verdict, dict | None]:
+def require_promote(layout: Layout) -> tuple[Verdict, Override | None]:
     """The recorded PROMOTE (or a standing override) for exactly the workspace's candidate; else ReleaseRefused."""
     verdict = recorded_verdict(layout)
     candidate = sha256_file(layout.model(TRAIN_STAGES[-1]))
@@ -232,7 +233,7 @@ def require_promote(layout: Layout) -> tuple[Verdict, dict | None]:
         raise ReleaseRefused(
             f"the recorded verdict is about {verdict.candidate[:12]}, the candidate is {candidate[:12]}: run `mm gate`"
         )
-    frozen = json.loads((layout.snapshot / "snapshot.json").read_text())
+    frozen = read_snapshot(layout)
     if verdict.snapshot != frozen["digest"]:
         raise ReleaseRefused(
             f"the recorded verdict is about snapshot {verdict.snapshot[:12]}, {frozen['digest'][:12]} lies there: "
@@ -247,8 +248,6 @@ def require_promote(layout: Layout) -> tuple[Verdict, dict | None]:
     return verdict, override
 
 
-def standing_override(layout: Layout, verdict: Verdict) -> dict | None:
+def standing_override(layout: Layout, verdict: Verdict) -> Override | None:
     """A person's signed word that the judged candidate may leave all the same, where it stands and has not expired."""
-    from mm_core.export.override import valid_override
-
     return valid_override(store_of(layout), verdict.candidate)

@@ -6,19 +6,44 @@ The `mm` command, `dvc.yaml` and the Dagster assets are three thin doors to thes
     catalog ─► pin_inputs ─► snapshot ─► split ─► train simple ─► hard ─► semi ─► multimodal
             ─► evaluate ─► gate ─► export ─► promote ─► report             per cycle
 
-`cycle.py` has what a cycle stands on (store, pins, verdict), `beside.py` what is done beside it. Every stage of the
-cycle holds the workspace's cycle lock (`in_the_cycle`); the stages of an arrival may run beside it.
+`pinned_inputs.py` has what a cycle starts from (store, pins, verdict), `operations.py` what is done beside the cycle.
+Every stage of the cycle holds the workspace's cycle lock (`in_the_cycle`); the stages of an arrival may run meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
-from mm_core.core.records import Report, digest_of, timed, write_json
+from mm_core.core.pins import ROLES, has_snapshot
+from mm_core.core.records import Report, digest_of, sha256_file, timed, write_json
+from mm_core.eval.eval_budget import record_use
+from mm_core.eval.evaluate import evaluate_models, identity
+from mm_core.eval.gate import decide
+from mm_core.eval.independence import learnt_photos
+from mm_core.eval.ratchet import update_best
+from mm_core.eval.report import write_html
+from mm_core.eval.shadow import newest_unlabelled, run_shadow
+from mm_core.export.bundle import write_bundle
+from mm_core.export.lineage import learnt_by, training_labels
+from mm_core.export.override import write_override
+from mm_core.export.quantise import quantise
+from mm_core.export.registry import Registry
+from mm_core.export.runtime import OnnxPredictor
+from mm_core.ingest.ingest import ingest_ready
+from mm_core.ingest.snapshot import build_snapshot, eval_state, read_pool
+from mm_core.labeling.apply_annotations import Taken
+from mm_core.labeling.collect import collect_labels
+from mm_core.labeling.label_studio_local import connect
+from mm_core.labeling.pull import pull_labels
+from mm_core.labeling.push import push_tasks, undelivered
+from mm_core.labeling.review import settle_suspects
+from mm_core.labeling.route import route_hard
+from mm_core.labeling.value import value_of_labels
+from mm_core.model.predict import TorchPredictor
 from mm_core.operations import (  # noqa: F401  what callers find here too
     anchor,
     compact,
@@ -52,6 +77,12 @@ from mm_core.pinned_inputs import (
     store_of,
     warm_start,
 )
+from mm_core.storage.seals import require_unbroken, seal_folder
+from mm_core.storage.store import fetch_blob
+from mm_core.structuring.drift import drift_of_new
+from mm_core.structuring.split import split_by_difficulty
+from mm_core.structuring.structure import structure_new
+from mm_core.training.tracking import Tracker
 
 if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
@@ -62,9 +93,6 @@ if TYPE_CHECKING:
 
 def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress: Progress = quiet) -> Report:
     """Takes every ready drop of the inbox (or one): accepted, quarantined with reasons, or duplicate."""
-    from mm_core.ingest.ingest import ingest_ready
-    from mm_core.ingest.snapshot import eval_state
-
     with timed(Report("ingest"), layout.root / "reports" / "ingest.json") as report:
         catalog = catalog_of(layout)
         ingest_ready(
@@ -91,9 +119,6 @@ def structure(params: Params, layout: Layout, *, batch: str | None = None, progr
 
     Then compares new batches (and `batch`, as kind/batch, anew) with the catalog before them.
     """
-    from mm_core.structuring.drift import drift_of_new
-    from mm_core.structuring.structure import structure_new
-
     catalog = catalog_of(layout)
     with timed(Report("structure"), layout.root / "reports" / "structure.json") as report:
         source = structure_new(params, catalog, store_of(layout), layout, report, progress=progress)
@@ -103,8 +128,6 @@ def structure(params: Params, layout: Layout, *, batch: str | None = None, progr
 
 def route(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Chooses the photos that people should label; Label Studio tasks start from the champion's matte."""
-    from mm_core.labeling.route import route_hard
-
     with timed(Report("route")) as report:
         return route_hard(
             params.route, catalog_of(layout), store_of(layout), inputs_now(layout), layout, report, progress=progress
@@ -113,9 +136,6 @@ def route(params: Params, layout: Layout, *, progress: Progress = quiet) -> Repo
 
 def push(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Delivers the tasks that wait in the outbox to the Label Studio server; without one they go on waiting."""
-    from mm_core.labeling.label_studio_local import connect
-    from mm_core.labeling.push import push_tasks, undelivered
-
     with timed(Report("push"), layout.root / "reports" / "push.json") as report:
         server = connect(layout, people=params.label.people)
         if server is None:
@@ -130,16 +150,9 @@ def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Re
 
     Reviewed suspect mattes leave quarantine.
     """
-    from mm_core.labeling.apply_annotations import Taken
-    from mm_core.labeling.collect import collect_labels
-    from mm_core.labeling.label_studio_local import connect
-    from mm_core.labeling.pull import pull_labels
-    from mm_core.labeling.review import settle_suspects
-
     with timed(Report("collect"), layout.root / "reports" / "collect.json") as report:
         catalog, store, taken = catalog_of(layout), store_of(layout), Taken()
-        files = collect_labels(params.label, catalog, store, layout, taken, progress=progress)
-        report.metrics["collect/files"] = files
+        report.metrics["collect/files"] = collect_labels(params.label, catalog, store, layout, taken, progress=progress)
         try:
             if server := connect(layout, people=params.label.people):
                 tasks = pull_labels(params.label, catalog, store, layout, server, taken, progress=progress)
@@ -169,8 +182,6 @@ def pin_inputs(params: Params, layout: Layout, *, again: bool = False) -> Report
 @in_the_cycle
 def snapshot(params: Params, layout: Layout) -> Report:
     """Freezes one catalog version into parquet manifests; eval never moves and never leaks."""
-    from mm_core.ingest.snapshot import build_snapshot
-
     settle_late_pins(params, layout)
     with timed(Report("snapshot"), layout.stage_report("snapshot")) as report:
         return build_snapshot(params.snapshot, catalog_of(layout), read_inputs(layout), layout.snapshot, report)
@@ -179,24 +190,9 @@ def snapshot(params: Params, layout: Layout) -> Report:
 @in_the_cycle
 def split(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Divides train_labeled into simple and hard by difficulty."""
-    from mm_core.model.predict import TorchPredictor
-    from mm_core.storage.store import fetch_blob
-    from mm_core.structuring.judged import judged
-    from mm_core.structuring.split import split_by_difficulty
-
     with timed(Report("split"), layout.stage_report("split")) as report:
-        catalog, store, inputs = catalog_of(layout), store_of(layout), frozen_inputs(layout)
-        digest = (inputs.get("champion") or {}).get("digest", "")
-
-        def champion(labels: Any) -> Any:
-            def load() -> Predictor:
-                return TorchPredictor(fetch_blob(store, digest), layout.settings.device)
-
-            return judged(labels, digest, load, catalog, store, progress)
-
-        return split_by_difficulty(
-            params.split, catalog, inputs, layout.snapshot, layout.split, report, champion if digest else None
-        )
+        inputs = frozen_inputs(layout)
+        return split_by_difficulty(params.split, catalog_of(layout), inputs, layout.snapshot, layout.split, report)
 
 
 @in_the_cycle
@@ -228,7 +224,7 @@ def _train(stage: str, params: Params, layout: Layout, progress: Progress) -> Re
     from mm_core.training.stage import train_stage
 
     store = store_of(layout)
-    start = require_start(stage, layout) or warm_start(params, layout, frozen_inputs(layout))
+    start = require_start(stage, layout) or warm_start(params, layout, frozen_inputs(layout)["champion"])
     with timed(Report(f"train-{stage}"), layout.stage_report(f"train-{stage}")) as report:
         if layout.settings.engine == "ray":
             from mm_core.training.on_ray import train_stage_on_ray
@@ -240,14 +236,6 @@ def _train(stage: str, params: Params, layout: Layout, progress: Progress) -> Re
 @in_the_cycle
 def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
     """Every stage, champion and anchor on the frozen eval set; the candidate also as the int8 files that would ship."""
-    from mm_core.eval.evaluate import evaluate_models, identity
-    from mm_core.eval.shadow import newest_unlabelled, run_shadow
-    from mm_core.export.quantise import quantise
-    from mm_core.export.runtime import OnnxPredictor
-    from mm_core.model.predict import TorchPredictor
-    from mm_core.storage.store import fetch_blob
-    from mm_core.training.tracking import Tracker
-
     store, inputs = store_of(layout), frozen_inputs(layout)
     require_one_cycle(layout)
     with timed(Report("evaluate"), layout.stage_report("evaluate")) as report:
@@ -257,7 +245,7 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
         models: dict[tuple[str, str], Predictor] = {}
         models |= {(stage, "float"): TorchPredictor(layout.model(stage), device) for stage in TRAIN_STAGES}
         models[TRAIN_STAGES[-1], "int8"] = OnnxPredictor.of_folder(layout.quantised)
-        for role in ("champion", "anchor"):
+        for role in ROLES:
             pin = inputs[role]
             if pin:
                 models[role, "float"] = TorchPredictor(fetch_blob(store, pin["digest"]), device)
@@ -267,8 +255,8 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
         if inputs["champion"] and params.evaluate.shadow_photos:
             photos = newest_unlabelled(catalog_of(layout), inputs["catalog"], params.evaluate.shadow_photos)
             int8, champion = models[TRAIN_STAGES[-1], "int8"], models["champion", "int8"]
-            about = identity(layout, inputs)
-            run_shadow(photos, int8, champion, about, layout, store, report, progress=progress)
+            run_shadow(photos, int8, champion, identity(layout, inputs), layout, store, report, progress=progress)
+        seal_folder(layout.evaluation, [path for path in sorted(layout.quantised.iterdir()) if path.is_file()])
     Tracker(layout.settings).log_report(layout, report)
     return report
 
@@ -279,27 +267,21 @@ def gate(params: Params, layout: Layout) -> Report:
 
     Refuses, without a verdict, models that were trained on other data than the snapshot that lies there.
     """
-    from mm_core.core.records import sha256_file
-    from mm_core.eval.eval_budget import record_use
-    from mm_core.eval.gate import decide
-    from mm_core.eval.independence import learnt_photos
     from mm_core.experiments.seed_noise import recorded_noise
-    from mm_core.export.lineage import learnt_by
-    from mm_core.ingest.snapshot import read_pool
-    from mm_core.training.tracking import Tracker
 
     weights = layout.model(TRAIN_STAGES[-1])
     if not weights.is_file():
         read_inputs(layout)  # Where nothing ever arrived, it names that remedy.
         raise InputError(f"{weights} is missing: run `mm train-{TRAIN_STAGES[-1]}`, or `mm run` for a whole cycle")
     require_one_cycle(layout)
+    require_unbroken(layout.evaluation, "run `mm evaluate` again")
     store, candidate = store_of(layout), sha256_file(weights)
     with timed(Report("gate"), layout.stage_report("gate")) as report:
         for later in ("export", "promote"):
             # What an earlier verdict led to is not this one's.
             layout.stage_report(later).unlink(missing_ok=True)
         inputs, frame = frozen_inputs(layout), read_pool(layout.snapshot, "eval")
-        judged = [pin["digest"] for role in ("champion", "anchor") if (pin := inputs[role])]
+        judged = [pin["digest"] for role in ROLES if (pin := inputs[role])]
         samples = catalog_of(layout).read(
             "samples", version=inputs["catalog"]["samples"], columns=["id", "group", "phash", "near"]
         )
@@ -308,7 +290,7 @@ def gate(params: Params, layout: Layout) -> Report:
             params.gate,
             layout,
             inputs,
-            store=store,
+            ratchet=Registry(layout.settings).ratchet(store, inputs["anchor"]),
             noise=recorded_noise(params, layout, store),
             uses=record_use(store, frame["sample_id"], candidate),
             left_out=learnt_photos(frame, samples, learnt, params.snapshot.near_duplicate_bits),
@@ -317,8 +299,8 @@ def gate(params: Params, layout: Layout) -> Report:
         report.facts |= {"decision": verdict.decision, "reasons": verdict.reasons, "candidate": verdict.candidate}
         report.facts |= {"inputs": digest_of(inputs), "params": params.cycle_digest()}
         report.tables["cells"] = [cell.model_dump() for cell in verdict.cells]
-        report.metrics["gate/left_out"] = float(len(verdict.left_out))
-        report.metrics["gate/promote"] = float(verdict.decision == "PROMOTE")
+        counts = {"gate/left_out": len(verdict.left_out), "gate/promote": verdict.decision == "PROMOTE"}
+        report.metrics |= {name: float(count) for name, count in counts.items()}
     Tracker(layout.settings).log_report(layout, report)
     return report
 
@@ -326,8 +308,6 @@ def gate(params: Params, layout: Layout) -> Report:
 @in_the_cycle
 def export(params: Params, layout: Layout) -> Report:
     """Assembles the mobile bundle of a candidate whose recorded verdict is PROMOTE."""
-    from mm_core.export.bundle import write_bundle
-
     with timed(Report("export"), layout.stage_report("export")) as report:
         verdict, _ = require_promote(layout)
         return write_bundle(params, layout, store_of(layout), verdict, report)
@@ -336,22 +316,16 @@ def export(params: Params, layout: Layout) -> Report:
 @in_the_cycle
 def promote(params: Params, layout: Layout) -> Report:
     """Registers the bundled model in MLflow and moves the alias `champion`; repeating it changes nothing."""
-    from mm_core.eval.ratchet import update_best
-    from mm_core.export.registry import Registry
-
     with timed(Report("promote"), layout.stage_report("promote")) as report:
         (verdict, override), registry, store = require_promote(layout), Registry(layout.settings), store_of(layout)
         registry.promote(params, layout, store, verdict, report, override=override)
-        if anchor := registry.pin("anchor"):
-            report.facts["best"] = update_best(params.gate, layout, store, anchor["digest"], verdict.candidate)
+        if (ratchet := registry.ratchet(store, registry.pin("anchor"))).anchor:
+            report.facts["best"] = update_best(params.gate, layout, ratchet, verdict.candidate)
     return report
 
 
 def label_value(params: Params, layout: Layout) -> Report:
     """What the labels that came since the champion did to each category: counts by source, MSE before and after."""
-    from mm_core.export.lineage import training_labels
-    from mm_core.labeling.value import value_of_labels
-
     with timed(Report("label-value"), layout.stage_report("label-value")) as report:
         champion = frozen_inputs(layout)["champion"]
         store = store_of(layout)
@@ -366,16 +340,13 @@ def html_report(params: Params, layout: Layout, *, progress: Progress = quiet) -
     Before it, `label_compare` within the budget of `params.label`; where that cannot be done, or fails, the page and
     `report.facts["not_compared"]` say why.
     """
-    from mm_core.eval.report import write_html
-    from mm_core.training.tracking import Tracker
-
     with timed(Report("report")) as report:
-        if (layout.snapshot / "snapshot.json").is_file():
+        if has_snapshot(layout):
             label_value(params, layout)
             if why_not := compare_after_cycle(params, layout, progress):
                 report.facts["not_compared"] = why_not
         write_html(params, layout, catalog_of(layout), store_of(layout), report)
-    if (layout.snapshot / "snapshot.json").is_file():
+    if has_snapshot(layout):
         Tracker(layout.settings).log_report(layout, report, files=[layout.html_report])
     return report
 
@@ -383,28 +354,22 @@ def html_report(params: Params, layout: Layout, *, progress: Progress = quiet) -
 @in_the_cycle
 def override(params: Params, layout: Layout, version: str, *, reason: str, days: int) -> Report:
     """Promotes against the gate: `candidate` (the workspace's) or a registered version. Signed, logged, expiring."""
-    from mm_core.export.override import write_override
-    from mm_core.export.registry import Registry
-
     registry = Registry(layout.settings)
     with timed(Report("override"), layout.root / "reports" / "override.json") as report:
         if version == "candidate":
             verdict = recorded_verdict(layout)
-            report.facts["override"] = write_override(
-                store_of(layout), verdict.candidate, reason, verdict.decision, days
-            )
+            signed = write_override(store_of(layout), verdict.candidate, reason, verdict.decision, days)
             export(params, layout)
-            report.facts |= promote(params, layout).facts
+            report.facts |= {"override": signed} | promote(params, layout).facts
             return report
         tags = registry.tags(version)
         if tags is None:
             raise InputError(f"the registry has no version {version!r}: name one, or `candidate`")
-        said = write_override(store_of(layout), tags["model_digest"], reason, tags["verdict"], days)
-        report.facts["override"] = said
-        return registry.crown(version, said, report)
+        signed = write_override(store_of(layout), tags["model_digest"], reason, tags["verdict"], days)
+        report.facts["override"] = signed
+        return registry.crown(version, signed, report)
 
 
-ARRIVAL = (ingest, structure)
 TRAIN = {"simple": train_simple, "hard": train_hard, "semi": train_semi, "multimodal": train_multimodal}
 
 

@@ -1,6 +1,5 @@
 """Asset checks: Great Expectations' results, drift, leaks and the verdict."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,8 +7,10 @@ import dagster as dg
 
 from mm_core import stages
 from mm_core.core.errors import MattingError
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report
 from mm_core.ingest.expectations import RULES
+from mm_core.ingest.snapshot import POOLS, assert_no_leak, read_pool
 from pipelines.metadata import of_report, picture, table
 from pipelines.resources import Workspace, plain_failures
 
@@ -103,13 +104,11 @@ def verdict_result(report: Report) -> dg.AssetCheckResult:
 )
 def no_leak(workspace: Workspace) -> dg.AssetCheckResult:
     """Read the frozen files again, so that changes after they were written are found too."""
-    from mm_core.ingest.snapshot import POOLS, assert_no_leak, read_pool
-
     params, layout = workspace.params(), workspace.layout()
     with plain_failures():
         frames = {pool: read_pool(layout.snapshot, pool) for pool in POOLS}
         # Compare with the catalog version that was frozen, not the newest.
-        pinned = json.loads((layout.snapshot / "snapshot.json").read_text())["catalog"]
+        pinned = read_snapshot(layout)["catalog"]
         samples = stages.catalog_of(layout).read(
             "samples", version=pinned["samples"], columns=["id", "group", "phash", "near"]
         )

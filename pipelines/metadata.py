@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
+from PIL import Image
 
 from mm_core.core.layout import Layout
 from mm_core.core.records import Report
@@ -78,9 +79,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
 
 def picture(title: str, png: Path) -> dg.MarkdownMetadataValue:
     """Return a PNG file as an inline image, scaled to at most PICTURE_SIDE pixels."""
-    # Imported here, since only stages with pictures need it.
-    from PIL import Image
-
     with Image.open(png) as image:
         # Shrinks in place and never enlarges.
         image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))

@@ -9,9 +9,12 @@ import dagster as dg
 from mm_core import stages
 from mm_core.core.errors import MattingError
 from mm_core.core.layout import Layout
+from mm_core.core.pins import has_snapshot, read_snapshot
 from mm_core.core.records import digest_of
 from mm_core.core.settings import tick_seconds
+from mm_core.ingest.ingest import ready_batches
 from mm_core.labeling.webhook import hinted_at
+from mm_core.structuring.drift import drifted_batches
 from pipelines.jobs import arrivals, collect, retrain
 from pipelines.partitions import batches, partition_of
 from pipelines.resources import RetrainPolicy, Workspace
@@ -47,9 +50,6 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
     unchanged batch runs again only if its run was lost. The cursor lists the requested keys that are still ready, so
     it stays as short as the inbox's queue.
     """
-    # Imported here, since its dependencies are slow to import.
-    from mm_core.ingest.ingest import ready_batches
-
     layout = workspace.layout()
     ready = list(ready_batches(stages.inbox_of(layout), stages.catalog_of(layout), stages.store_of(layout)))
     requested = set(json.loads(context.cursor or "[]")) & {batch.request for batch in ready}
@@ -150,8 +150,6 @@ def drifted_arrivals(
     context: dg.SensorEvaluationContext, workspace: Workspace, retrain_policy: RetrainPolicy
 ) -> dg.SensorResult | dg.SkipReason:
     """Request a cycle for drifted batches that the last cycle did not include; the cursor lists the requested ones."""
-    from mm_core.structuring.drift import drifted_batches
-
     layout = workspace.layout()
     if waiting := arrivals_on_their_way(context.instance):
         return waiting
@@ -203,11 +201,10 @@ def arrivals_on_their_way(instance: dg.DagsterInstance) -> dg.SkipReason | None:
 
 def batches_of_last_cycle(layout: Layout) -> set[str]:
     """Return the batches, as kind/batch, in the last snapshot; empty before the first."""
-    frozen = layout.snapshot / "snapshot.json"
-    if not frozen.is_file():
+    if not has_snapshot(layout):
         return set()
-    version = json.loads(frozen.read_text())["catalog"]["samples"]
     # Batches in the catalog version that the snapshot froze.
+    version = read_snapshot(layout)["catalog"]["samples"]
     seen = stages.catalog_of(layout).read("samples", version=version, columns=["kind", "batch"]).drop_duplicates()
     return {partition_of(kind, batch) for kind, batch in zip(seen["kind"], seen["batch"], strict=True)}
 
@@ -219,7 +216,6 @@ def labels_at(layout: Layout, version: int | None) -> int:
 
 def labels_of_last_cycle(layout: Layout) -> int:
     """Return the number of distinct labels in the last snapshot; 0 before the first."""
-    frozen = layout.snapshot / "snapshot.json"
-    if not frozen.is_file():
+    if not has_snapshot(layout):
         return 0
-    return labels_at(layout, json.loads(frozen.read_text())["catalog"]["labels"])
+    return labels_at(layout, read_snapshot(layout)["catalog"]["labels"])

@@ -111,6 +111,38 @@ def test_where_uv_fails_pip_does_it_and_says_so(
     assert "FAILED" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(UV is None, reason="no uv in .tools: `make labelstudio` brings it")
+def test_a_file_of_another_digest_is_installed_by_neither_program(
+    make_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock with digests as a constraint, as the Makefile gives it; `1.0+cpu` is pinned as `1.0`."""
+    for name in [name for name in os.environ if name.startswith(("UV_", "PIP_"))]:
+        monkeypatch.delenv(name)
+    write_wheel(tmp_path / "wheels", "1.0+cpu")
+    spec = importlib.util.spec_from_file_location("lock", PROJECT / "infra" / "lock.py")
+    assert spec and spec.loader
+    lock_module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "make_env", make_env)
+    spec.loader.exec_module(lock_module)
+    (tmp_path / "wheels" / "other.whl").touch()
+    good = lock_module.add_local_hashes(f"mmtiny==1.0 \\\n    --hash=sha256:{'0' * 64}\n", str(tmp_path / "wheels"))
+    assert good.count("--hash=sha256:") == 2
+    pip = {"find-links": str(tmp_path / "wheels"), "no-index": "true"}
+    for name, text in (("good", good), ("bad", f"mmtiny==1.0 --hash=sha256:{'0' * 64}\n")):
+        (tmp_path / name).write_text(text)
+        arguments = ["-c", str(tmp_path / name), "mmtiny"]
+        for way in ("uv", "pip", "pip alone"):
+            environment = tmp_path / f"{name}-{way}"
+            subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+            own = ["--no-index", "--find-links", str(tmp_path / "wheels")]
+            if way == "uv":
+                assert make_env.install_by_uv(UV, environment, arguments, pip) is (name == "good")
+            elif way == "pip alone":  # said to compare none
+                assert make_env.install_by_pip(environment, [*own, *make_env.without_digests(arguments, tmp_path)])
+            elif name == "bad":
+                assert not make_env.install_by_pip(environment, [*own, *arguments])
+
+
 def closure(*lists: Path) -> set[str]:
     """Every package that the lists bring with them here, by the metadata of what is installed."""
     wanted = [Requirement(line) for path in lists for line in path.read_text().splitlines() if line[:1].isalpha()]
@@ -127,9 +159,8 @@ def closure(*lists: Path) -> set[str]:
 
 
 def test_the_lock_pins_what_each_list_brings_and_nothing_else() -> None:
-    locked = {
-        canonicalize_name(line.split("==")[0]) for line in (PROJECT / "requirements.lock").read_text().splitlines()
-    }
+    lines = (PROJECT / "requirements.lock").read_text().splitlines()
+    locked = {canonicalize_name(line.split("==")[0]) for line in lines if "==" in line}
     needed = closure(PROJECT / "requirements.in", *EXTRAS.glob("*.in"))
     assert needed - locked == set()
     # setuptools installs the project; what else is pinned must be needed.

@@ -12,8 +12,10 @@ import boto3
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from mm_core import stages
+from mm_core.cli.app import app
 from mm_core.cli.predict import predict_files
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import Layout
@@ -361,7 +363,7 @@ def test_each_cycle_compares_routed_labels_with_random_ones_and_never_fails_by_i
         path.unlink(missing_ok=True)
         return stages.html_report(params, layout).facts.get("not_compared", "")
 
-    assert report_of().startswith("3 routed and ") and report_of().endswith("a comparison would say nothing")
+    assert report_of().startswith("3 routed and ") and report_of().endswith("the comparison has no meaning")
     assert "below 8 on each side" in layout.html_report.read_text()
     assert report_of(TINY.with_values(**{"label.compare_seeds": 0})) == "label.compare_seeds is 0" and not path.exists()
 
@@ -398,12 +400,17 @@ def _kept(layout: Layout, path: Path) -> bool:
     return path.is_relative_to(layout.cycle) or path.parts[len(layout.root.parts)] in ("inputs.json", "mlflow", "store")
 
 
-def test_ingest_says_which_eval_rows_cannot_judge_and_what_is_missing(tmp_path: Path) -> None:
+def test_ingest_and_status_say_which_eval_rows_cannot_judge_and_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout = Layout(Settings.from_env(tmp_path / "data"))
     inbox = Path(layout.settings.inbox)
     write_drop(inbox, "pixel_labeled", "w1", {"pets": 3, "cards": 3}, seed=5, size=64, role="train", burst_share=0)
     first = stages.ingest(TINY, layout)
     assert "pets: 0 of 8 eval photos; 3 of about 24 labelled" in first.facts["eval"]
+    monkeypatch.setenv("MM_WORKSPACE", str(layout.root))
+    shown = CliRunner().invoke(app, ["status"], env={"COLUMNS": "200"}).output
+    assert "  pets: 0 of 8 eval photos; 3 of about 24 labelled\n" in shown
     assert first.tables["eval_refused"] == []
     rows = stages.catalog_of(layout).read("samples")
     taken = {row.category: row.group or row.id for row in rows.itertuples()}

@@ -8,8 +8,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from mm_core import stages
 from mm_core.core.errors import InputError, ReleaseRefused
@@ -18,7 +20,8 @@ from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES, Report, digest_of, sha256_file
 from mm_core.core.settings import Settings
 from mm_core.export.lineage import lineage
-from mm_core.export.registry import Registry
+from mm_core.export.registry import NAME, Registry
+from mm_core.export.signature import make_keys
 from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.model.files import read_meta
 from samplegen import write_drop
@@ -171,6 +174,36 @@ def test_a_photo_is_forgotten_after_the_cycle_that_trains_on_it_and_its_model_is
     stages.run_cycle(TINY, workspace, again=True, progress=once_while_training(forget))
     threads[0].join()
     assert [row["version"] for row in answers[0].tables["models"]] == Registry(workspace.settings).versions()
+
+
+def test_a_rollback_beside_a_cycle_lets_it_begin_again_from_that_champion(
+    workspace: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A candidate that was not compared with the present champion is not promoted; here, with none at all."""
+    make_keys(tmp_path / "key.pem")
+    monkeypatch.setenv("MM_SIGNING_KEY", str(tmp_path / "key.pem"))
+    registry = Registry(workspace.settings)
+    stages.run_cycle(TINY.with_values(seed=1), workspace, again=True)
+    if registry.versions() == ["1"]:
+        stages.override(TINY, workspace, "candidate", reason="a second champion", days=1)
+    # Without a champion the gate promotes on its floors alone.
+    uri = workspace.settings.mlflow_uri
+    MlflowClient(tracking_uri=uri, registry_uri=uri).delete_registered_model_alias(NAME, "champion")
+    trained: list[Any] = []
+    go_back = once_while_training(lambda: stages.rollback(TINY, workspace, reason="halos"))
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "train simple" and done == total:
+            trained.append(stages.frozen_inputs(workspace)["champion"])
+        go_back(what, done, total)
+
+    stages.run_cycle(TINY.with_values(seed=2), workspace, again=True, progress=progress)
+    first_champion = registry.tags("1")
+    assert first_champion is not None
+    assert trained[0] is None and trained[-1]["version"] == "1"
+    assert stages.recorded_verdict(workspace).champion == first_champion["model_digest"]
+    moves = [(move["kind"], move["to"]) for move in registry.history()]
+    assert ("rollback", "1") in moves[2:], "the candidate of the first attempt was not promoted before it"
 
 
 def test_the_registry_and_the_champions_own_record_name_one_snapshot(first: Layout) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from mm_core.cli import main
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.settings import Settings
+from mm_core.export.registry import Registry
 from mm_core.storage.retry import plain_fault
 from samplegen import write_drop
 
@@ -94,3 +98,40 @@ def test_what_libraries_raise_about_disks_and_files_has_a_remedy() -> None:
         json.loads("{")
     assert "mm check" in str(plain_fault(broken.value))
     assert plain_fault(KeyError("a")) is None and plain_fault(ZeroDivisionError()) is None, "our own faults are shown"
+
+
+@pytest.fixture
+def full_disk(filled: Layout, tmp_path: Path) -> Iterator[Path]:
+    """A real file system with the workspace on it and no byte left; skipped where this user may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    shutil.copytree(filled.root, folder / "data")
+    Registry(Settings.from_env(folder / "data")).pin("champion")  # MLflow makes its database
+    with (folder / "filler").open("wb", buffering=0) as stream:
+        for size in (1 << 16, 1):
+            with suppress(OSError):
+                while True:
+                    stream.write(b"x" * size)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_in_one_line_that_names_the_file(
+    full_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    photo = next((full_disk / "data" / "inbox" / "pixel_labeled" / "w01" / "images").iterdir())
+    shutil.copy(photo, tmp_path / "photos" / "a.jpg")
+    commands = {
+        "snapshot": "cycle/snapshot/",
+        f"drop {tmp_path}/photos --kind unlabeled --batch b": "inbox/unlabeled/b/images/a.jpg",
+        f"keys {full_disk}/key.pem": "key.pem",
+        f"backup {full_disk}/backup": "backup/",
+        "status": "mlflow.db",
+    }
+    for command, file in commands.items():
+        line = said(command, full_disk / "data", monkeypatch, capsys)
+        assert re.search(rf"{full_disk}/\S*({file})", line) and "free some space" in line, line
+    assert not (full_disk / "key.pem").exists(), "half a pair is none"

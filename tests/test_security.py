@@ -109,12 +109,14 @@ def test_nothing_is_sent_home(door: str) -> None:
 
 
 def test_everything_that_is_installed_is_pinned_and_audited() -> None:
-    """Each lock of Python packages names exact versions from the registry; `make audit` looks up all of them."""
+    """Each lock of Python packages names exact versions and digests of files; `make audit` looks up all of them."""
     locks = {path for path in (PROJECT / "infra").glob("*.lock") if path.stem != "onnxruntime-web"}
     locks |= {PROJECT / "requirements.lock"}
     for lock in locks:
-        lines = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
-        odd = [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", line)]
+        text = re.sub(r"^#.*\n", "", lock.read_text(), flags=re.M).replace("\\\n", " ")
+        lines = [line for line in text.splitlines() if line]
+        form = r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+( +--hash=sha256:[0-9a-f]{64})+"
+        odd = [line[:80] for line in lines if not re.fullmatch(form, line)]
         assert len(lines) > 5 and not odd, f"{lock.name}: {odd}"
     command = subprocess.run(["make", "-n", "audit"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     audited = next(line for line in command.splitlines() if "infra/audit.py" in line).split()[3:]

@@ -128,3 +128,16 @@ def test_tables_are_not_cut_and_shorten_digests() -> None:
     digest = "ab" * 32
     shown = table([{"name": "x" * 300, "key": digest, "share": 0.123456}])
     assert "x" * 300 in shown and digest not in shown and digest[:12] in shown and "0.1235" in shown
+
+
+def test_a_list_of_texts_has_a_line_for_each_in_the_last_column() -> None:
+    rows = [
+        {"cycle": 1, "reasons": ["first model"], "seconds": 414.4},
+        {"cycle": 2, "reasons": ["a", "b"], "seconds": 3.0},
+    ]
+    assert table(rows).splitlines() == [
+        "cycle  seconds  reasons",
+        "1      414.4    first model",
+        "2      3        a",
+        "                b",
+    ]

@@ -7,28 +7,32 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mm_core import __version__, stages
+from mm_core import __version__
+from mm_core.cli.deferred import Deferred
 from mm_core.cli.help import HELP, OrderedGroup, arrange
 from mm_core.cli.label import app as label_app
 from mm_core.cli.operate import app as operate_app
+from mm_core.cli.quarantine import counted, pin_after_arrivals, quarantine_app, say_arrivals
 from mm_core.cli.release import app as release_app
 from mm_core.cli.terminal import Inbox, Json, layout_and_params, progress_bars, say, table
-from mm_core.cli.words import drop_words, ingest_words, reject_words
+from mm_core.cli.words import drop_words
 from mm_core.core.errors import InputError, MattingError
-from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import cycle_holder
-from mm_core.core.params import Params
 from mm_core.core.records import KINDS, Report
 from mm_core.core.settings import Settings
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import plain_fault
 
+if TYPE_CHECKING:
+    from mm_core import stages
+else:
+    stages = Deferred("mm_core.stages")
+
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, cls=OrderedGroup)
-quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
 catalog_app = typer.Typer(no_args_is_help=True, help="Care of the catalog's files.")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(catalog_app, name="catalog")
@@ -102,26 +106,8 @@ def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -
     report.facts |= structured.facts
     report.tables |= {"drift": structured.tables.get("drift", [])}
     report.pictures |= structured.pictures
-    _pin_after_arrivals(params, layout, report)
-    _say_arrivals(report, layout, json_)
-
-
-def _say_arrivals(report: Report, layout: Layout, as_json: bool) -> None:
-    """Print what came of drops, with the photos that they brought into the catalog by category."""
-    if as_json:
-        return say(report, True)
-    names = {f"{row['kind']}/{row['batch']}" for row in report.tables.get("batches", [])}
-    counts: dict[str, int] = {}
-    for row in _counted(stages.catalog_of(layout), "samples", "kind", "batch", "category"):
-        if f"{row['kind']}/{row['batch']}" in names:
-            counts[row["category"]] = counts.get(row["category"], 0) + row["photos"]
-    typer.echo(ingest_words(report, [{"category": name, "photos": counts[name]} for name in sorted(counts)]))
-
-
-def _pin_after_arrivals(params: Params, layout: Layout, report: Report) -> None:
-    """Pins for the next cycle; the report says so where a cycle at work leaves that for its end."""
-    if "pins" in (facts := stages.pin_when_idle(params, layout)):
-        report.facts["pins"] = facts["pins"]
+    pin_after_arrivals(params, layout, report)
+    say_arrivals(report, layout, json_)
 
 
 @app.command()
@@ -136,9 +122,9 @@ def status(json_: Json = False) -> None:
     result = {
         "workspace": str(layout.root),
         "batches": batches.sort_values(["kind", "batch"]).to_dict("records"),
-        "samples": _counted(catalog, "samples", "category", "kind"),
+        "samples": counted(catalog, "samples", "category", "kind"),
         "labelled": _labelled(catalog),
-        "rejects": _counted(catalog, "rejects", "verdict", "reason"),
+        "rejects": counted(catalog, "rejects", "verdict", "reason"),
         "verdict": stages.recorded_verdict(layout).decision if layout.verdict.exists() else None,
         "champion": (Registry(layout.settings).pin("champion") or {}).get("version"),
         "cycle": cycle_holder(layout),
@@ -157,18 +143,6 @@ def status(json_: Json = False) -> None:
     typer.echo(f"cycle at work:   {result['cycle'] or 'none'}")
 
 
-def _counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, Any]]:
-    """How many rows there are of each combination."""
-    if catalog.version(table) < 0:
-        return []
-    names = [f"coalesce({c}, '(none)') AS {c}" for c in columns]
-    order = ", ".join(str(n + 1) for n in range(len(columns)))
-    found = catalog.query(
-        f"SELECT {', '.join(names)}, count(*) AS photos FROM {table} GROUP BY {order} ORDER BY {order}"
-    )
-    return found.to_dict("records")
-
-
 def _labelled(catalog: Catalog) -> int:
     if catalog.version("labels") < 0:
         return 0
@@ -177,81 +151,6 @@ def _labelled(catalog: Catalog) -> int:
             "photos"
         ].iloc[0]
     )
-
-
-@quarantine_app.command("list")
-def quarantine_list(json_: Json = False) -> None:
-    """Every refused row with its reason."""
-    from mm_core.ingest.quarantine import list_rejects
-
-    rows = list_rejects(stages.catalog_of(layout_and_params()[0])).to_dict("records")
-    if json_:
-        return say({"rejects": rows}, True)
-    shown = [{n: r[n] for n in ("key", "batch", "image", "verdict", "reason", "detail")} for r in rows]
-    typer.echo(table(shown) if rows else "quarantine is empty")
-
-
-@quarantine_app.command("show")
-def quarantine_show(
-    key: Annotated[str, typer.Argument(help="Key (or its beginning) from the list.")], json_: Json = False
-) -> None:
-    """One refused row in full, and where its file lies; of a suspect matte also a view beside its photo."""
-    from mm_core.ingest.quarantine import show
-
-    layout, _ = layout_and_params()
-    row = show(stages.catalog_of(layout), stages.store_of(layout), key, layout.views)
-    say(row, True) if json_ else typer.echo(reject_words(row))
-
-
-@quarantine_app.command("accept")
-def quarantine_accept(
-    keys: Annotated[list[str], typer.Argument(help="Keys (or their beginnings) of suspect mattes, from the list.")],
-    why: Annotated[str, typer.Option(help="Why they are right: kept with the label.")],
-    by: Annotated[str, typer.Option(help="Who looked; default the user's name.")] = "",
-    json_: Json = False,
-) -> None:
-    """Takes suspect mattes as they are; they are not held again."""
-    from getpass import getuser
-
-    from mm_core.ingest.quarantine import accept
-
-    layout, params = layout_and_params()
-    report = accept(
-        params.ingest,
-        stages.catalog_of(layout),
-        stages.store_of(layout),
-        stages.inbox_of(layout),
-        keys,
-        layout.data_docs,
-        layout.spool,
-        reviewer=by or getuser(),
-        why=why,
-    )
-    stages.structure(params, layout)
-    _pin_after_arrivals(params, layout, report)
-    _say_arrivals(report, layout, json_)
-
-
-@quarantine_app.command("retry")
-def quarantine_retry(
-    batch: Annotated[str, typer.Argument(help="Batch whose files were repaired.")], json_: Json = False
-):
-    """Probes the refused rows of a batch again, after the producer repaired the files."""
-    from mm_core.ingest.quarantine import retry
-
-    layout, params = layout_and_params()
-    report = retry(
-        params.ingest,
-        stages.catalog_of(layout),
-        stages.store_of(layout),
-        stages.inbox_of(layout),
-        batch,
-        layout.data_docs,
-        layout.spool,
-    )
-    stages.structure(params, layout)
-    _pin_after_arrivals(params, layout, report)
-    _say_arrivals(report, layout, json_)
 
 
 @app.command()
@@ -310,9 +209,12 @@ def run(inbox: Inbox = None, again: Again = False, json_: Json = False) -> None:
     typer.echo(f"report:  {layout.html_report}")
 
 
-def _stage_command(name: str, stage: Callable[..., Report], *, shows_progress: bool) -> None:
+def _stage_command(name: str, summary: str, function: str = "", *, shows_progress: bool = True) -> None:
+    """Add a verb for a function of `stages`, by default the one of the verb's name."""
+
     def command(json_: Json = False) -> None:
         layout, params = layout_and_params()
+        stage: Callable[..., Report] = getattr(stages, function or name.replace("-", "_"))
         if shows_progress:
             with progress_bars() as progress:
                 report = stage(params, layout, progress=progress)
@@ -320,20 +222,23 @@ def _stage_command(name: str, stage: Callable[..., Report], *, shows_progress: b
             report = stage(params, layout)
         say(report, json_)
 
-    app.command(name, help=stage.__doc__)(command)
+    app.command(name, help=summary)(command)
 
 
-@app.command("pin-inputs", help=stages.pin_inputs.__doc__)
+@app.command("pin-inputs")
 def pin_inputs(again: Again = False, json_: Json = False) -> None:
+    """Decide whether there is a cycle, and pin what it starts from."""
     layout, params = layout_and_params()
     say(stages.pin_inputs(params, layout, again=again), json_)
 
 
-_stage_command("snapshot", stages.snapshot, shows_progress=False)
-_stage_command("split", stages.split, shows_progress=True)
-for _stage in TRAIN_STAGES:
-    _stage_command(f"train-{_stage}", stages.TRAIN[_stage], shows_progress=True)
-_stage_command("report", stages.html_report, shows_progress=True)
+_stage_command("snapshot", "Freeze one catalog version; eval photos never move and never leak.", shows_progress=False)
+_stage_command("split", "Divide the labelled training photos into simple and hard.")
+_stage_command("train-simple", "Train on the simple photos, from the champion or from scratch.")
+_stage_command("train-hard", "Train on the hard photos, with a share of simple ones against forgetting.")
+_stage_command("train-semi", "Train on unlabelled photos by agreement.")
+_stage_command("train-multimodal", "Train with captions, which help where the photo alone is unsure.")
+_stage_command("report", "Write the HTML page about the cycle, after the comparison of labels.", "html_report")
 
 
 @app.command()
@@ -367,7 +272,7 @@ app.registered_groups += release_app.registered_groups
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the mattes; no photo is ever replaced.")],
-    model: Annotated[str, typer.Option(help="champion, a registry version, or a .safetensors file.")] = "champion",
+    model: Annotated[str, typer.Option(help="champion, candidate, a version, or a .safetensors file.")] = "champion",
     category: Annotated[str, typer.Option(help="Chooses the decoder: portrait, multi_person, scenery, …")] = "",
     cutout: Annotated[bool, typer.Option("--cutout", help="Also write the cut-out as RGBA PNG.")] = False,
     json_: Json = False,

@@ -7,13 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mm_core import stages
+from mm_core.cli.deferred import Deferred
 from mm_core.cli.terminal import Json, layout_and_params, progress_bars, say
 from mm_core.core.errors import InputError
+
+if TYPE_CHECKING:
+    from mm_core import stages
+else:
+    stages = Deferred("mm_core.stages")
 
 PROJECT = Path(__file__).resolve().parents[2]
 app = typer.Typer(

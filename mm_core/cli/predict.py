@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.outputs import check_outputs
 from mm_core.core.records import ALL_CATEGORIES, Report, timed, write_bytes
-from mm_core.ingest.drop import PHOTOS
+from mm_core.ingest.spellings import PHOTOS, is_hidden
 from mm_core.stages import Progress, quiet, store_of
 from mm_core.storage.store import fetch_blob
 
@@ -33,18 +34,24 @@ class Job:
     cutout: Path
 
 
-def model_file(layout: Layout, model: str) -> Path:
-    """Path of the weights behind `champion`, another alias, a registry version, or a .safetensors file."""
+def model_file(layout: Layout, model: str) -> tuple[Path, str]:
+    """Return the weights behind `champion`, another alias, a registry version, or a .safetensors file, and a warning.
+
+    `candidate`, before any model was promoted, is the workspace's own where cross-fitting found it usable.
+    """
+    from mm_core.experiments.crossfit import provisional_candidate
     from mm_core.export.registry import Registry
 
     if model.endswith(".safetensors"):
         if not Path(model).is_file():
             raise InputError(f"--model {model}: no such file")
-        return Path(model)
+        return Path(model), ""
     pin = Registry(layout.settings).pin(model)
+    if pin is None and model == "candidate":
+        return provisional_candidate(layout)
     if pin is None:
         raise InputError(f"--model {model}: the registry has no such version or alias; run a cycle first (`mm run`)")
-    return fetch_blob(store_of(layout), pin["digest"])
+    return fetch_blob(store_of(layout), pin["digest"]), ""
 
 
 def predict_files(
@@ -87,9 +94,12 @@ def predict_files(
     jobs = plan_jobs(images, out)
     outputs = [path for job in jobs for path in ((job.matte, job.cutout) if cutout else (job.matte,))]
     check_outputs(outputs, [job.photo for job in jobs], is_ours=is_own_matte)
-    predictor = TorchPredictor(model_file(layout, model), layout.settings.device, guided=True)
+    weights, warning = model_file(layout, model)
+    predictor = TorchPredictor(weights, layout.settings.device, guided=True)
     mattes, unreadable = [], []
     with timed(Report("predict")) as report:
+        if warning:
+            report.facts["warning"] = warning
         for index, job in enumerate(jobs):
             progress("predict", index + 1, len(jobs))
             try:
@@ -151,15 +161,13 @@ def _job(photo: Path, out: Path, below: Path) -> Job:
 
 def _is_photo_of(path: Path, folder: Path, out: Path) -> bool:
     inside = path.relative_to(folder)
-    if not path.is_file() or path.suffix.lower() not in PHOTOS or any(part.startswith(".") for part in inside.parts):
+    if not path.is_file() or path.suffix.lower() not in PHOTOS or is_hidden(inside):
         return False
     in_out = path.resolve().is_relative_to(out.resolve()) and out.resolve() != folder.resolve()
     return not in_out and not is_own_matte(path)
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    import cv2
-
     order = cv2.COLOR_RGBA2BGRA if pixels.ndim == 3 else None
     ok, encoded = cv2.imencode(".png", pixels if order is None else cv2.cvtColor(pixels, order))
     assert ok

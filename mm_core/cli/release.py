@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mm_core import stages
+from mm_core.cli.deferred import Deferred
 from mm_core.cli.terminal import Json, layout_and_params, progress_bars, say, table
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.records import write_json
 from mm_core.core.settings import Settings
+
+if TYPE_CHECKING:
+    from mm_core import stages
+else:
+    stages = Deferred("mm_core.stages")
 
 app = typer.Typer()
 Unsigned = Annotated[bool, typer.Option("--unsigned", help="Take a bundle that the key of MM_VERIFY_KEY did not sign.")]
@@ -82,6 +87,19 @@ def gate_noise(
     layout, params = layout_and_params()
     with progress_bars() as progress:
         say(stages.seed_noise(params, layout, seeds=seeds, progress=progress), json_)
+
+
+@gate_app.command("crossfit")
+def gate_crossfit(
+    folds: Annotated[int, typer.Option(help="Trainings, at least 2.")] = 3,
+    json_: Json = False,
+) -> None:
+    """Judges a first model with too few eval photos by cross-fitting, for `mm predict --model candidate` alone."""
+    from mm_core.operations import crossfit
+
+    layout, params = layout_and_params()
+    with progress_bars() as progress:
+        say(crossfit(params, layout, folds=folds, progress=progress), json_)
 
 
 @app.command()

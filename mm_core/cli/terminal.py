@@ -8,9 +8,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import zip_longest
 from typing import Annotated, Any
 
 import typer
+from tqdm import tqdm
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
@@ -38,8 +40,6 @@ class Bars:
         self._bar: Any = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
         if self._bar is None or self._bar.desc != what:
             self.close()
             self._bar = tqdm(desc=what, total=total, file=sys.stderr, leave=True, dynamic_ncols=True, mininterval=0.5)
@@ -96,13 +96,27 @@ def _named(name: str, value: Any, indent: str) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as an aligned plain-text table; no cell is cut, digests are shown by their first digits."""
+    """Return rows as an aligned plain-text table; no cell is cut, digests are shown by their first digits.
+
+    A list of texts has a line of its own for each; columns with lists come last, where long lines disturb least.
+    """
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(columns)]
+    columns.sort(key=lambda name: any(_is_texts(row.get(name)) for row in rows))
+    cells = [[_cell_lines(row.get(name)) for name in columns] for row in rows]
+    widths = [max(len(name), *(len(text) for line in cells for text in line[i])) for i, name in enumerate(columns)]
     lines = ["  ".join(name.ljust(w) for name, w in zip(columns, widths, strict=True))]
-    lines += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in cells]
+    for row in cells:
+        for texts in zip_longest(*row, fillvalue=""):
+            lines.append("  ".join(text.ljust(w) for text, w in zip(texts, widths, strict=True)))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _cell_lines(value: Any) -> list[str]:
+    return value if _is_texts(value) else [_cell(value)]
 
 
 def _cell(value: Any) -> str:

@@ -1,1 +1,1 @@
-"""What every room uses: parameters, settings, the workspace's paths, errors, shared record types, locks, processes."""
+"""Shared by all rooms: parameters, settings, workspace paths, errors, record types, locks and processes."""

@@ -1,7 +1,7 @@
-"""The identity of code: a digest over a module and every module of ours that it imports, directly or not.
+"""Compute the identity of code: a digest over a module and all first-party modules that it imports.
 
-Whatever is kept under a key (a trained model, a quantised file) has this digest in the key, so that changed code never
-returns an old result. Docstrings, comments and layout do not count.
+Every key of a cached result (a trained model, a quantised file) contains this digest. Changed code therefore never
+returns an old result. Docstrings, comments and formatting do not change the digest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOTS = ("mm_core", "samplegen")
-"""The packages whose modules count."""
+"""The first-party packages."""
 
 
 def code_digest(*modules: str) -> str:
@@ -39,18 +39,19 @@ def first_party_closure(*modules: str) -> list[str]:
 
     Imports inside functions count; those for type checkers alone do not.
     """
-    known: set[str] = set()
+    # Depth-first walk of the import graph; `visited` holds the modules seen so far.
+    visited: set[str] = set()
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name not in known:
-            known.add(name)
+        if name not in visited:
+            visited.add(name)
             waiting += _imports(name)
-    return sorted(known)
+    return sorted(visited)
 
 
 def source_path(module: str) -> Path:
-    """Return the source file of a module; raises ValueError where there is none."""
+    """Return the source file of a module; raise ValueError if the module is not found."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ValueError(f"no source of module {module}")
@@ -60,20 +61,21 @@ def source_path(module: str) -> Path:
 @cache
 def _imports(module: str) -> tuple[str, ...]:
     tree = _WithoutTypeChecking().visit(ast.parse(source_path(module).read_text()))
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module)
-            # `from mm_core.imaging import images` names a module, `from mm_core.imaging.images import load_rgb` none.
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = {name for name in found if name.split(".")[0] in ROOTS}
+            names.add(node.module)
+            # `from mm_core.imaging import images` names a module; `from mm_core.imaging.images import load_rgb` not.
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {name for name in names if name.split(".")[0] in ROOTS}
     return tuple(sorted(name for name in ours if _is_module(name)))
 
 
 def _is_module(name: str) -> bool:
     parent = name.rpartition(".")[0]
+    # `find_spec` of a child imports the parent, and fails if the parent is not a package.
     if parent and not _is_package(parent):
         return False
     return find_spec(name) is not None
@@ -92,6 +94,7 @@ def _normalised_source(module: str) -> str:
 
 class _WithoutTypeChecking(ast.NodeTransformer):
     def visit_If(self, node: ast.If) -> ast.AST | None:
+        # Imports for type checkers are never executed, so they cannot change a result.
         self.generic_visit(node)
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             return None
@@ -103,7 +106,7 @@ class _WithoutDocstrings(ast.NodeTransformer):
         super().generic_visit(node)
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            # Also the strings that document a field or constant on the line above them.
+            # This also drops the strings that document a field or constant on the line above them.
             kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
             node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
         return node

@@ -1,26 +1,26 @@
-"""Every error that the system raises on purpose.
+"""All errors that the system raises on purpose.
 
 MattingError
-├── InputError          what a person or producer gave is wrong: names the file, the field and the remedy (exit 2)
+├── InputError          input from a person or producer is wrong: names the file, the field and the remedy (exit 2)
 │   ├── ParamsError     params.yaml
 │   ├── DropError       a drop that cannot be read at all (a bad row is quarantined, not raised)
-│   └── UnreadableImage a file that is no image, a broken one, or one of too many pixels (`data/images.py`)
+│   └── UnreadableImage a file that is not an image, is broken, or has too many pixels (`imaging/images.py`)
 ├── StoreError          blobs or inbox could not be read or written
 │   ├── BlobNotFound
 │   ├── BlobDamaged
 │   └── BlobTooLarge    more bytes than the caller takes
 ├── LabelServerError    Label Studio does not answer, or refuses the key or a request
-├── CatalogError        a table is missing, of an unknown version, or lost a race too often
+├── CatalogError        a table is missing, has an unknown version, or lost too many commit races
 ├── NothingToTrainOn    the snapshot has no usable samples for a stage
 ├── NonFiniteLoss       a loss became NaN or infinite; names the samples of the batch
-└── ReleaseRefused      export or promotion asked for without a recorded PROMOTE for that model
+└── ReleaseRefused      export or promotion requested without a recorded PROMOTE for that model
 """
 
 from __future__ import annotations
 
 
 class MattingError(Exception):
-    """Base of all; its text is one line that a person can act on."""
+    """Base class; the text is one line that a person can act on."""
 
 
 class InputError(MattingError):
@@ -28,11 +28,11 @@ class InputError(MattingError):
 
 
 class ParamsError(InputError):
-    """params.yaml is missing, malformed, or holds a value that cannot work."""
+    """params.yaml is missing, malformed, or holds an invalid value."""
 
 
 class DropError(InputError):
-    """A drop as a whole cannot be read: no manifest, not a table, no `image` column, absurd size."""
+    """A whole drop cannot be read: no manifest, not a table, no `image` column, or an absurd size."""
 
 
 class StoreError(MattingError):
@@ -40,7 +40,7 @@ class StoreError(MattingError):
 
 
 class DropMoved(StoreError):
-    """A drop left the inbox, or changed, while it was read."""
+    """A drop left the inbox or changed while it was read."""
 
 
 class BlobNotFound(StoreError):
@@ -48,11 +48,11 @@ class BlobNotFound(StoreError):
 
 
 class BlobDamaged(StoreError):
-    """The bytes that the store holds under a digest are others: nothing may be made of them."""
+    """The stored bytes do not match their digest and must not be used."""
 
 
 class BlobTooLarge(StoreError):
-    """An object has more bytes than the caller takes; nothing of it was read."""
+    """An object has more bytes than the caller accepts; none of them were read."""
 
     def __init__(self, text: str, size: int):
         super().__init__(text)
@@ -60,7 +60,7 @@ class BlobTooLarge(StoreError):
 
 
 class LabelServerError(MattingError):
-    """Label Studio does not answer, or refuses the key or a request; the text says which and what to check."""
+    """Label Studio does not answer, or refuses the key or a request; the text names the cause and the check to make."""
 
 
 class CatalogError(MattingError):
@@ -68,7 +68,7 @@ class CatalogError(MattingError):
 
 
 class NothingToTrainOn(MattingError):
-    """A training stage found no samples; the text says which pool is empty and what to drop there."""
+    """A training stage found no samples; the text names the empty pool and the kind of data to drop."""
 
 
 class NonFiniteLoss(MattingError):
@@ -76,4 +76,4 @@ class NonFiniteLoss(MattingError):
 
 
 class ReleaseRefused(MattingError):
-    """Export or promote was asked for a model whose recorded verdict is not PROMOTE."""
+    """Export or promotion was requested for a model without a recorded PROMOTE verdict."""

@@ -1,6 +1,6 @@
-"""A browser without a window, and a page of ours for it to open: what runs on a phone is measured in what phones run.
+"""A headless browser and a local page for it: code for phones is measured in the engine that phones use.
 
-Chromium is the system's own, driven by Playwright; nothing is downloaded.
+Playwright drives the Chromium of the system. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ if TYPE_CHECKING:
 
 
 def chromium() -> str:
-    """The path of `MM_CHROMIUM`, or of this machine's Chromium. Raises InputError where there is none."""
+    """Return the path of `MM_CHROMIUM` or of the system's Chromium; raise InputError if none is found."""
+    # The environment variable wins; the other names are those of common packages.
     names = (os.environ.get("MM_CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, (shutil.which(name) for name in names if name)), None)
-    if found is None:
+    path = next(filter(None, (shutil.which(name) for name in names if name)), None)
+    if path is None:
         raise InputError("no Chromium here: install Debian's `chromium`, or set MM_CHROMIUM to a browser's path")
-    return found
+    return path
 
 
 def require_playwright() -> None:
-    """Raise InputError where Playwright, which only some need, is not installed."""
+    """Raise InputError if Playwright, an optional package, is not installed."""
     if importlib.util.find_spec("playwright") is None:
         raise InputError("Playwright is not installed here: run `make browser` in the project")
 
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """An open browser. Raises InputError as `chromium` and `require_playwright`."""
+    """Yield an open browser; raise InputError like `chromium` and `require_playwright`."""
     require_playwright()
     from playwright.sync_api import sync_playwright
 
@@ -54,15 +55,17 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def served(app: Any) -> Iterator[str]:
-    """The address of an ASGI application that a thread serves on a free port of this machine."""
+    """Yield the address of an ASGI application that a thread serves on a free local port."""
     import uvicorn
 
+    # Port 0 makes the system choose a free port; uvicorn then binds to the same number.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
+    # The page may only be opened once the server accepts connections.
     while not server.started:
         time.sleep(0.02)
     try:

@@ -1,4 +1,4 @@
-"""Every path of the workspace, said once."""
+"""Every path of a workspace, defined in one place."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from mm_core.core.settings import Settings
 
 TRAIN_STAGES = ("simple", "hard", "semi", "multimodal")
-"""The paper's hierarchical order; each starts from the stage before (Matting Moments, section 2.2)."""
+"""The paper's hierarchical order; each stage starts from the stage before it (Matting Moments, section 2.2)."""
 
 
 class Layout:
-    """Where each file of a workspace lies.
+    """The paths of one workspace.
 
-    `cycle/` holds the one cycle in work (what `dvc repro` tracks); what must outlive it lies beside:
+    `cycle/` holds the files of the current cycle, which `dvc repro` tracks. Files that outlive a cycle are outside it:
     blobs and catalog in the store, checkpoints by content key, bundles and reports by version.
     """
 
@@ -21,9 +21,10 @@ class Layout:
         self.settings = settings
         self.root = settings.workspace
 
+    # Files of the current cycle.
     @property
     def inputs(self) -> Path:
-        """What the next cycle starts from: catalog versions, champion and anchor, pinned."""
+        """The pinned start of the next cycle: catalog versions, champion and anchor."""
         return self.root / "inputs.json"
 
     @property
@@ -41,12 +42,12 @@ class Layout:
         return self.cycle / "split"
 
     def model(self, stage: str) -> Path:
-        """The weights that training stage `stage` of this cycle left."""
+        """The weights that training stage `stage` of this cycle wrote."""
         return self.cycle / "models" / stage / "model.safetensors"
 
     @property
     def evaluation(self) -> Path:
-        """per_image.parquet, the quantised candidate, sample mattes."""
+        """Folder of per_image.parquet, the quantised candidate and sample mattes."""
         return self.cycle / "evaluation"
 
     @property
@@ -55,17 +56,17 @@ class Layout:
 
     @property
     def shadow(self) -> Path:
-        """How candidate and champion differ on the newest unlabelled photos."""
+        """The differences between candidate and champion on the newest unlabelled photos."""
         return self.evaluation / "shadow.json"
 
     @property
     def quantised(self) -> Path:
-        """The candidate as int8 files: what the gate judges and the bundle ships."""
+        """The candidate's int8 files; the gate judges them and the bundle ships them."""
         return self.cycle / "quantised"
 
     @property
     def formats(self) -> Path:
-        """The candidate in further formats, kept by key beside what DVC tracks: making them takes minutes."""
+        """The candidate in further formats, cached by key outside DVC's outputs because conversion takes minutes."""
         return self.cycle / "formats"
 
     @property
@@ -74,7 +75,7 @@ class Layout:
 
     @property
     def cycle_bundle(self) -> Path:
-        """export.json: where the bundle went, or why nothing left."""
+        """Folder of export.json, which names the bundle or the reason for no export."""
         return self.cycle / "export"
 
     def stage_report(self, stage: str) -> Path:
@@ -85,6 +86,7 @@ class Layout:
     def html_report(self) -> Path:
         return self.cycle / "report.html"
 
+    # Files that outlive a cycle.
     @property
     def reports(self) -> Path:
         """The HTML reports of past cycles."""
@@ -92,17 +94,17 @@ class Layout:
 
     @property
     def labels(self) -> Path:
-        """What is exchanged with people: outbox, inbox, collected, and how far a server has been read."""
+        """Files exchanged with people: outbox, inbox, collected answers, and the read position of a label server."""
         return self.root / "labels"
 
     @property
     def label_studio(self) -> Path:
-        """The server of `mm label serve`: its data, its account (0600), and `server.json` while it runs."""
+        """The server of `mm label serve`: its data, its account (mode 0600), and `server.json` while it runs."""
         return self.root / "labelstudio"
 
     @property
     def drift(self) -> Path:
-        """How each batch compares with the catalog before it: <kind>/<batch>.json and .png."""
+        """Comparison of each batch with the earlier catalog: <kind>/<batch>.json and .png."""
         return self.reports / "drift"
 
     @property
@@ -117,28 +119,32 @@ class Layout:
 
     @property
     def checkpoints(self) -> Path:
-        """Training state by content key: outside `cycle/`, so that DVC never deletes what a resume needs."""
+        """Training state by content key, outside `cycle/`: DVC must not delete the files that a resume needs."""
         return self.root / "checkpoints"
+
+    # Files that can be deleted: they are made again when they are needed.
 
     @property
     def cache(self) -> Path:
-        """Anything that can be made again: decoded images, S3 downloads, CLIP towers."""
+        """Reproducible data: decoded images, S3 downloads, CLIP towers."""
         return self.root / "cache"
 
     @property
     def spool(self) -> Path:
-        """What a batch in work keeps on disk."""
+        """Temporary files of the batch being ingested."""
         return self.cache / "ingest"
 
     @property
     def views(self) -> Path:
-        """Suspect mattes beside their photos, as `mm quarantine show` drew them."""
+        """Pictures of suspect mattes next to their photos, drawn by `mm quarantine show`."""
         return self.cache / "quarantine"
 
     @property
     def locks(self) -> Path:
-        """Lock files of `core/locks.py` and their last holders: of this machine alone, so no backup holds them."""
+        """Lock files of `core/locks.py` and their last holders; they belong to this machine and are not backed up."""
         return self.cache / "locks"
+
+    # Folders of third-party tools.
 
     @property
     def mlflow_artifacts(self) -> Path:

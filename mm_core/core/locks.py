@@ -1,14 +1,14 @@
-"""Locks between processes on one machine. The only module that knows `filelock`.
+"""Locks between processes on one machine. Only this module uses `filelock`.
 
-Each lock is an advisory `flock` on a file that stays: the kernel releases it when its process ends, however it ends.
-Where a file system has no `flock`, filelock falls back to lock files that name their process.
+Each lock is an advisory `flock` on a file that is never removed. The kernel releases it when its process ends, even
+after a crash. On a file system without `flock`, filelock falls back to lock files that name their process.
 
 Two locks guard a workspace:
 
-- the **cycle lock**: whatever writes `cycle/` or `inputs.json`, or removes what a cycle reads, holds it. Every door
-  (`mm`, `dvc repro`, Dagster) goes through `mm_core.stages`, which takes it. It is re-entrant within a thread.
-- the **removal lock**: whatever deletes photos or old catalog files (`mm forget`, `mm catalog compact`) and whatever
-  copies all of them (`mm backup`) holds it. Who needs both takes the cycle lock first.
+- the **cycle lock** is held by code that writes `cycle/` or `inputs.json`, or removes files that a cycle reads. `mm`,
+  `dvc repro` and Dagster all use `mm_core.stages`, which takes it. It is re-entrant within a thread.
+- the **removal lock** is held by code that deletes photos or old catalog files (`mm forget`, `mm catalog compact`) or
+  copies all of them (`mm backup`). Code that needs both locks takes the cycle lock first.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from mm_core.core.layout import Layout
 from mm_core.core.records import write_json
 
 POLL_SECONDS = 0.1
-"""Pause between two attempts of a process that waits."""
+"""Pause between two attempts to take a lock, in seconds."""
 _log = logging.getLogger(__name__)
 
 
 class _Held(threading.local):
-    """How often the present thread has entered each lock that it holds."""
+    """The depth of each lock that the present thread has entered."""
 
     def __init__(self) -> None:
         self.depth: dict[Path, int] = {}
@@ -47,16 +47,17 @@ _held = _Held()
 
 @contextmanager
 def exclusive(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock file `path` for the body; wait for as long as another process or thread holds it.
+    """Hold the lock file `path` for the body; wait while another process or thread holds it.
 
     Args:
-        path: The lock file; it is made where it is missing, and stays.
+        path: The lock file; it is created if it is missing, and is never removed.
         waiting: Called once if the lock is not free.
 
     Raises:
-        InputError: The file system takes no locks, or the file cannot be opened.
+        InputError: The file system does not support locks, or the file cannot be opened.
     """
     lock = _open(path)
+    # First try without waiting, so that the caller can announce a wait.
     if not _acquire(lock, path, 0):
         if waiting is not None:
             waiting()
@@ -69,14 +70,14 @@ def exclusive(path: Path, waiting: Callable[[], None] | None = None) -> Iterator
 
 @contextmanager
 def cycle_lock(layout: Layout, what: str) -> Iterator[bool]:
-    """Hold the workspace's cycle lock for the body, and say on the log for whom it has to wait.
+    """Hold the workspace's cycle lock for the body; log the holder if this process has to wait.
 
     Args:
         layout: The workspace.
-        what: The `mm` verb that asks, for those who wait.
+        what: The `mm` verb that takes the lock; other processes show it while they wait.
 
     Yields:
-        Whether this is the outermost hold of the present thread.
+        True for the outermost hold of the present thread, False for a nested one.
     """
     with _reentrant(_cycle_path(layout), what, _wait_for_cycle(layout, what)) as outermost:
         yield outermost
@@ -86,8 +87,9 @@ def cycle_lock(layout: Layout, what: str) -> Iterator[bool]:
 def try_cycle_lock(layout: Layout, what: str, seconds: float = 0.0) -> Iterator[bool]:
     """Hold the cycle lock for the body if it is free within `seconds`; yields whether it is held.
 
-    A thread that holds it already gets it.
+    A thread that already holds the lock gets it again.
     """
+    # Re-entrance: the outer holder of this thread releases the lock.
     path = _cycle_path(layout)
     if path in _held.depth:
         yield True
@@ -113,16 +115,17 @@ def removal_lock(layout: Layout, what: str) -> Iterator[None]:
 
 
 def cycle_holder(layout: Layout) -> str | None:
-    """Return who holds the cycle lock and since when, in words; None where nobody does."""
+    """Return a text with the holder of the cycle lock and its start time; None if the lock is free."""
     path = _cycle_path(layout)
     if not path.exists():
         return None
+    # The lock itself is the truth: the file with the holder's name stays after its process has ended.
     with try_cycle_lock(layout, "status") as free:
         return None if free else holder_of(path) or "another process"
 
 
 def holder_of(path: Path) -> str:
-    """Return what the last holder of a lock wrote about itself; empty where it wrote nothing."""
+    """Return a text about the last holder of a lock; empty if the holder wrote none."""
     try:
         entry = json.loads(_about(path).read_text())
         return f"`mm {entry['what']}` of {entry['who']} (process {entry['process']}), at work since {entry['since']}"
@@ -148,6 +151,7 @@ def _about(path: Path) -> Path:
 
 @contextmanager
 def _reentrant(path: Path, what: str, waiting: Callable[[], None]) -> Iterator[bool]:
+    # A nested hold only counts; the outermost one takes and releases the file lock.
     if path in _held.depth:
         _held.depth[path] += 1
         try:
@@ -165,10 +169,10 @@ def _reentrant(path: Path, what: str, waiting: Callable[[], None]) -> Iterator[b
 
 @contextmanager
 def _entered(path: Path, what: str, lock: FileLock) -> Iterator[None]:
-    """The time between taking a lock that is new to this thread and letting it go."""
+    """Record the holder of a newly taken lock, and release the lock after the body."""
     _held.depth[path] = 1
     try:
-        with suppress(OSError):  # what others are told; the lock itself holds without it
+        with suppress(OSError):  # this file only informs others; the lock works without it
             since = datetime.now(UTC).isoformat(timespec="seconds")
             who = {"who": f"{_user()}@{socket.gethostname()}", "process": os.getpid()}
             write_json(_about(path), {"what": what, "since": since, **who})
@@ -194,7 +198,7 @@ def _open(path: Path) -> FileLock:
 
 
 def _acquire(lock: FileLock, path: Path, seconds: float) -> bool:
-    """Whether the lock is held after at most `seconds` (below 0: however long it takes)."""
+    """Return whether the lock is held after at most `seconds`; a negative value waits without limit."""
     try:
         lock.acquire(timeout=seconds, poll_interval=POLL_SECONDS)
     except Timeout:

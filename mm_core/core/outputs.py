@@ -1,4 +1,4 @@
-"""What a command may write into a folder that the user names: nothing given, nothing twice, nothing foreign."""
+"""Check the output paths of a command: it overwrites no input, no other output and no foreign file."""
 
 from __future__ import annotations
 
@@ -15,34 +15,37 @@ def check_outputs(
     is_ours: Callable[[Path], bool] = lambda _: False,
     remedy: str = "choose another folder with -o",
 ) -> None:
-    """Check every path that a command is going to write, before it writes the first.
+    """Check all paths that a command will write, before it writes the first one.
 
     Args:
-        outputs: The files and folders to be written, in the order of the work.
-        inputs: The files that the command reads; links to them count as them.
-        is_ours: Whether something that lies at an output's path was made by an earlier run and may be replaced.
-        remedy: What the user can do, for the message.
+        outputs: The files and folders to be written, in order.
+        inputs: The files that the command reads; a link to an input counts as the input.
+        is_ours: Returns whether an existing file was made by an earlier run and may be replaced.
+        remedy: The action for the user, for the message.
 
     Raises:
-        InputError: An output is one of the inputs or a folder above one, two outputs are one file, something lies there
-            that no earlier run made, or a file lies where a folder is needed.
+        InputError: An output is an input or a folder above one, two outputs are the same file, an existing file was
+            not made by this command, or a file blocks a needed folder.
     """
-    given = {path.resolve() for path in inputs}
-    places = {_place(path) for path in given if path.exists()}
-    above = {folder for path in given for folder in path.parents}
+    input_paths = {path.resolve() for path in inputs}
+    # Inputs are compared by resolved path and by inode, because a hard link has a different path.
+    places = {_place(path) for path in input_paths if path.exists()}
+    above = {folder for path in input_paths for folder in path.parents}
     taken: dict[Path, Path] = {}
     for output in outputs:
         target = output.resolve()
-        if target in given or (target.exists() and _place(target) in places):
+        if target in input_paths or (target.exists() and _place(target) in places):
             raise InputError(f"{output} is one of the files given and would be replaced: {remedy}")
         if target in taken:
             raise InputError(f"{output} would be written twice: {remedy}, or give the files apart")
         taken[target] = output
+        # A file in the middle of the path would make `mkdir` fail halfway through the work.
         blocking = next((folder for folder in target.parents if folder.exists()), None)
         if blocking is not None and not blocking.is_dir():
             raise InputError(f"{blocking} is a file and no folder: {remedy}")
         if not target.exists():
             continue
+        # An existing folder above an input would be replaced together with the input.
         if target in above:
             raise InputError(f"{output} holds files that were given and would be replaced: {remedy}")
         if not is_ours(output):
@@ -50,6 +53,6 @@ def check_outputs(
 
 
 def _place(path: Path) -> tuple[int, int]:
-    """What a file is, whatever its name: hard links share it."""
+    """Return device and inode of a file; hard links share both."""
     status = path.stat()
     return status.st_dev, status.st_ino

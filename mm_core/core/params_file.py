@@ -1,4 +1,4 @@
-"""Reading `params.yaml`: plain YAML of a bounded size, and mistakes told in one line with the nearest right name."""
+"""Read `params.yaml`: plain YAML of limited size; mistakes are reported in one line with the nearest valid name."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from pydantic import BaseModel, ValidationError
 from mm_core.core.errors import ParamsError
 
 MOST_BYTES = 1 << 20
-"""Of a params file."""
+"""Largest size of a params file."""
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a params file says.
+    """Return the parsed content of a params file.
 
     Raises:
-        ParamsError: the file is missing, too large, no YAML, or uses aliases: of a few bytes they make values that
-            fill the memory.
+        ParamsError: the file is missing, too large, not YAML, or uses aliases. A few bytes of aliases can expand to
+            values that fill the memory.
     """
     try:
         with path.open("rb") as stream:
+            # One byte more than allowed shows that the file is too large without reading all of it.
             data = stream.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise ParamsError(f"{path}: more than {MOST_BYTES} bytes: is it the params file?")
@@ -42,28 +43,29 @@ def read_yaml(path: Path) -> Any:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return the first mistake in one line: its dotted name, what is wrong, and of an unknown name the nearest ones.
+    """Return the first mistake in one line: its dotted name, the problem, and the nearest valid names.
 
     Args:
-        error: what pydantic said of the file's values.
+        error: pydantic's validation error for the file's values.
         model: the class that describes the whole file.
     """
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    told = f"{field[:200] or 'the file'}: {first['msg']} (got {reprlib.repr(first.get('input'))})"
+    field = ".".join(str(name) for name in first["loc"])
+    message = f"{field[:200] or 'the file'}: {first['msg']} (got {reprlib.repr(first.get('input'))})"
     if first["type"] == "extra_forbidden" and (names := similar_names(field, model)):
-        return f"{told}; did you mean {' or '.join(names)}?"
-    return told
+        return f"{message}; did you mean {' or '.join(names)}?"
+    return message
 
 
 def similar_names(field: str, model: type[BaseModel], most: int = 4) -> list[str]:
-    """Return the dotted names of `model` that an unknown one may mean, the nearest first.
+    """Return the dotted names of `model` that an unknown name may mean, the nearest first.
 
-    The same last word in another section comes first, as `train.simple.lr` for `train.lr`; then names within the
-    same section that are written alike; then one that is written alike as a whole.
+    Names with the same last part in another section come first (`train.simple.lr` for `train.lr`). Names of similar
+    spelling in the same section follow, then names that are similar as a whole.
     """
     names = list(dotted_names(model))
     section, _, last = field[:200].rpartition(".")
+    # Candidates in other sections, those of the same parent section first.
     elsewhere = [name for name in names if name.rpartition(".")[2] == last]
     elsewhere.sort(key=lambda name: not name.startswith(f"{section}."))
     siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}

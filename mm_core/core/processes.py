@@ -1,10 +1,11 @@
-"""Processes end with those that started them: a run's worker and steps, the servers of `mm ui` and `mm label serve`.
+"""Child processes that end with their parent: a run's worker and steps, the servers of `mm ui` and `mm label serve`.
 
-Dagster starts a run's worker from the code location, and the worker its steps, by `multiprocessing`: a SIGKILL of one
-leaves what is below it at work. A step that nobody waits for would train beside the one that is started in its place;
-servers that nobody waits for hold their ports, and their daemon starts runs that nobody asked for.
+Dagster starts a run's worker from the code location, and the worker starts its steps, with `multiprocessing`. A SIGKILL
+of one process leaves its children running. An orphaned step would train in parallel with its replacement. Orphaned
+servers would keep their ports, and Dagster's daemon would start unwanted runs.
 
-It is run as a script too (`start`), by the Python of environments without our packages: the standard library alone.
+`start` also runs this file as a script, with the Python of environments without our packages. The file therefore uses
+the standard library only.
 """
 
 from __future__ import annotations
@@ -22,40 +23,54 @@ from contextlib import suppress
 from typing import Any
 
 LOOK_EVERY = 1.0
-"""Seconds."""
+"""Seconds between two checks of the parent."""
 
 
 def end_with_parent() -> None:
-    """From now on this process dies at once where its parent does; without effect but in multiprocessing's children.
+    """Kill this process as soon as its parent ends; does nothing outside of multiprocessing's children.
 
-    By SIGKILL: what is in work is safe against that anyway, and nobody is left to hear more.
+    SIGKILL is safe here: all stages survive it, and no process waits for a result.
     """
     if parent := multiprocessing.parent_process():
-        # A step's parent is the worker; what the system calls its parent is the fork server between them.
+        # The parent of a step is the worker; the parent id of the system is that of the fork server between them.
         above = os.getppid()
         _watch(lambda: parent.is_alive() and os.getppid() == above, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def start(command: Iterable[str], *, python: str = sys.executable, **options: Any) -> subprocess.Popen[Any]:
-    """Python's console script with its words, in a session of its own: Ctrl-C reaches it through us alone, so that it
-    is asked once and waited for. It and all that it starts die at once where this process does.
+    """Start a console script of a Python environment that ends with this process.
 
-    `python`: of the script's environment; `options`: of Popen.
+    The script gets a session of its own. Ctrl-C therefore reaches it only through this process, which stops it in
+    order. The script and all its children are killed if this process ends.
+
+    Args:
+        command: The script's path and its arguments.
+        python: The Python of the script's environment.
+        options: Options of Popen.
     """
-    # -P: this script's folder is full of modules with common names.
+    # -P keeps this file's folder, which is full of modules with common names, out of sys.path.
     watched = [python, "-P", __file__, str(os.getpid()), *command]
     return subprocess.Popen(watched, start_new_session=True, **options)
 
 
 def end(processes: Sequence[subprocess.Popen[Any]], how: signal.Signals, seconds: float) -> None:
-    """Asks what `start` made to end and waits for all; whatever of their sessions is then left is killed."""
+    """Send a signal to processes of `start`, wait for them, and kill the rest of their sessions.
+
+    Args:
+        processes: Processes that `start` returned.
+        how: The signal to send first, such as SIGINT.
+        seconds: Total time to wait before the kill.
+    """
+    # One deadline for all processes together.
     until = time.monotonic() + seconds
+    # All get the signal first, so that they end in parallel.
     for process in processes:
         if process.poll() is None:
             process.send_signal(how)
     for process in processes:
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, until - time.monotonic()))
+        # The session may still hold children of a process that has ended.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -71,9 +86,10 @@ def _watch(alive: Callable[[], bool], die: Callable[[], None]) -> None:
 
 
 def _main(above: int, program: str) -> None:
-    """`above` by number: a parent that has died already would not be missed else."""
+    """Watch the parent with process id `above`, and run `program` in this process."""
+    # A given id also detects a parent that ended before the watch began.
     _watch(lambda: os.getppid() == above, lambda: os.killpg(0, signal.SIGKILL))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores SIGINT by default
     runpy.run_path(program, run_name="__main__")
 
 

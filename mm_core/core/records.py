@@ -1,14 +1,15 @@
-"""The words that all rooms share: categories, kinds, reports, verdicts."""
+"""Names and records that all rooms share: categories, kinds, reports, verdicts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +20,10 @@ from mm_core.core.energy import joules, watts
 from mm_core.core.errors import InputError
 
 CATEGORIES = ("portrait", "multi_person", "pets", "accessories", "cards", "delicacy")
-"""The six that the gate judges (Matting Moments, Table 1)."""
+"""The six categories that the gate judges (Matting Moments, Table 1)."""
 ALL_CATEGORIES = (*CATEGORIES, "scenery")
 DECODERS = ("saliency", "portrait", "scenery")
+# Every category is served by one of three decoders.
 DECODER_OF: Mapping[str, str] = dict.fromkeys(ALL_CATEGORIES, "saliency") | {
     "portrait": "portrait",
     "multi_person": "portrait",
@@ -33,17 +35,17 @@ HIGHER_IS_BETTER = frozenset({"maxf", "biou"})
 
 
 def decoder_of(category: str | None) -> str:
-    """The decoder that serves a category; saliency where none is known."""
+    """Return the decoder that serves a category; saliency for an unknown one."""
     return DECODER_OF.get(category or "", "saliency")
 
 
 @dataclass
 class Report:
-    """What a stage did, in one object: JSON file, MLflow metrics and Dagster metadata are views of it."""
+    """The result of a stage in one object; the JSON file, MLflow metrics and Dagster metadata are views of it."""
 
     stage: str
     metrics: dict[str, float] = field(default_factory=dict)
-    """Flat numbers, named as MLflow shows them (`multimodal/portrait/mse`)."""
+    """Flat numbers, with the names that MLflow shows (`multimodal/portrait/mse`)."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Identifiers, digests, counts, short texts; JSON values."""
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -51,16 +53,16 @@ class Report:
     """Title → path of a picture."""
     seconds: float = 0.0
     cost: dict[str, float] = field(default_factory=dict)
-    """`cpu_seconds` of this process and its ended children; `watts` of the whole machine's processors, where known."""
+    """`cpu_seconds` of this process and its ended children; `watts` of all processors of the machine, if readable."""
 
     def write(self, path: Path) -> Report:
-        """Writes the JSON view."""
+        """Write the JSON view to `path`; return the report."""
         write_json(path, asdict(self))
         return self
 
     @staticmethod
     def read(path: Path) -> Report:
-        """Read what `write` wrote; raises InputError where the file is damaged."""
+        """Read a report that `write` wrote; raise InputError if the file is damaged."""
         try:
             return Report(**json.loads(path.read_bytes()))
         except (ValueError, TypeError):
@@ -69,7 +71,11 @@ class Report:
 
 @contextmanager
 def timed(report: Report, path: Path | None = None) -> Iterator[Report]:
-    """Fills `report.seconds` with the body's wall-clock time, and its cost; writes it; a failed body writes none."""
+    """Fill `report.seconds` and `report.cost` with the body's time and cost, and write the report to `path`.
+
+    An exception in the body writes no report.
+    """
+    # os.times: user and system time of this process and of its ended children; the fifth value is the wall clock.
     start, cpu, drawn = time.perf_counter(), sum(os.times()[:4]), joules()
     yield report
     seconds = time.perf_counter() - start
@@ -90,14 +96,15 @@ class Cell(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     category: str
-    """`all`: the mean over the six."""
+    """A category, or `all` for the mean over the six."""
     metric: str
     against: str
     """`champion`, `anchor` (the best so far), `floor`, `blind`, or `float` (the int8 file against the float model)."""
     role: Literal["gain", "macro", "superior", "non_inferior", "guard", "floor"]
-    """`gain`: the mean must be better; `macro`: so must the mean over the categories, with confidence; `guard`: a large
-    loss of the plain mean is excluded, whatever a few photos do."""
+    """`gain`: the mean must be better. `macro`: the mean over the categories must be better with confidence. `guard`: a
+    large loss of the plain mean is excluded, independent of single photos."""
     reference: float | None
+    # The compared values and the confidence interval of their difference.
     candidate: float
     gain: float
     """Mean paired difference, positive = candidate better."""
@@ -106,11 +113,11 @@ class Cell(BaseModel):
     upper: float | None = None
     """One-sided upper confidence bound of the gain; None in verdicts of earlier versions."""
     margin: float
-    """The bound must lie above this; for `gain` the gain itself."""
+    """The bound must be above this; for `gain` the gain itself."""
     images: int
     groups: int
     result: Literal["pass", "fail", "unclear"]
-    """`fail`: a loss is shown, beyond the margin where there is one; `unclear`: neither is shown."""
+    """`fail`: a loss is proven, beyond the margin if there is one; `unclear`: neither gain nor loss is proven."""
 
 
 class Verdict(BaseModel):
@@ -118,18 +125,20 @@ class Verdict(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    # The outcome and its reasons.
     decision: Decision
     basis: Literal["paired", "bootstrap"]
-    """`bootstrap`: there was no champion; absolute floors decided."""
+    """`bootstrap`: there was no champion, so absolute floors decided."""
     reasons: list[str]
     candidate: str
     """Digest of the candidate's weights."""
     champion: str | None
     anchor: str | None
+    # The data that the verdict is based on.
     snapshot: str
     eval_digest: str
     left_out: dict[str, str] = {}
-    """Eval photos that did not judge: sample id → the judged model that has learnt from them or their scene."""
+    """Excluded evaluation photos: sample id → the judged model that was trained on them or on their scene."""
     cells: list[Cell]
     created_at: str
 
@@ -144,17 +153,32 @@ def sha256_file(path: Path) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Digest of any JSON value, independent of key order."""
+    """Return the digest of any JSON value, independent of key order."""
+    # `default=str` covers paths and dates.
     return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces `path` in one step, so that a killed process leaves the old file or the new one."""
+    """Write a JSON file atomically: a killed process leaves the old file or the new one."""
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
 
 
+def parse_finite_json(data: bytes | str) -> Any:
+    """Return the content of a JSON text from elsewhere; raises ValueError also for NaN, Infinity and 1e999."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name[:20]} is no finite number")
+
+    def parse_float(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            refuse(text)
+        return number
+
+    return json.loads(data, parse_constant=refuse, parse_float=parse_float)
+
+
 def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
-    """The JSON object at `path` if it was written under this `key`; None where it is absent, broken or another's."""
+    """Return the JSON object at `path` if its `key` matches; None if it is absent, broken or has another key."""
     try:
         record = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -163,11 +187,19 @@ def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Atomic write: temporary file beside `path`, fsync, rename."""
+    """Write a file atomically: temporary file in the same folder, fsync, rename; a raised OSError names `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Process and thread id keep two writers of one file apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            # Without fsync a power failure could leave an empty file under the final name.
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        error.filename = str(path)  # the error of a full disk names no file
+        raise

@@ -1,4 +1,4 @@
-"""The environment: where things are. Nothing here changes a result (that is `params.yaml`)."""
+"""Environment variables with paths and addresses. Values that change results are in `params.yaml`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from mm_core.core.errors import InputError
 class Settings:
     """Roots and addresses of one installation, read from the environment.
 
-    Secrets (AWS keys, database passwords) are not fields: the libraries that need them read the
-    environment themselves, so that no repr or log of ours can show one.
+    Secrets (AWS keys, database passwords) are not fields. The libraries that need them read the environment themselves,
+    so no repr or log of this class can show one.
     """
 
+    # Folders, stores and the device.
     workspace: Path
-    """`MM_WORKSPACE`, default `data/` of the current folder: everything the system writes on this machine."""
+    """`MM_WORKSPACE`, default `data/` of the current folder: all files that the system writes on this machine."""
     inbox: str
     """`MM_INBOX`: folder or `s3://bucket/prefix` where drops arrive; default `<workspace>/inbox`."""
     store: str
@@ -30,38 +31,40 @@ class Settings:
     """`MM_PARAMS`; default `params.yaml` of the current folder."""
     device: str
     """`MM_DEVICE`: `cpu`, `cuda`, … ; default `auto`."""
+    # Tools in separate environments, and services.
     ocr_python: Path = Path(".tools/ocr/bin/python")
-    """`MM_OCR_PYTHON`: the Python that has rapidocr; default where `make ocr` puts it. Absent: no text is read."""
+    """`MM_OCR_PYTHON`: the Python that has rapidocr; default: the path of `make ocr`. Absent: no text is read."""
     pages_url: str = ""
-    """`MM_PAGES_URL`, set by `mm ui`: where it serves the workspace's pages. Empty: nowhere."""
+    """`MM_PAGES_URL`: the address at which `mm ui` serves the workspace's pages; it sets the variable. Empty: none."""
     executorch_python: Path = Path(".tools/executorch/bin/python")
-    """`MM_EXECUTORCH_PYTHON`: the Python that has ExecuTorch; default where `make formats` puts it."""
+    """`MM_EXECUTORCH_PYTHON`: the Python that has ExecuTorch; default: the path of `make formats`."""
     litert_python: Path = Path(".tools/litert/bin/python")
-    """`MM_LITERT_PYTHON`: the Python that has LiteRT; default where `make formats` puts it."""
+    """`MM_LITERT_PYTHON`: the Python that has LiteRT; default: the path of `make formats`."""
 
     onnxruntime_web: Path = Path(".tools/onnxruntime-web/package/dist")
-    """`MM_ONNXRUNTIME_WEB`: onnxruntime-web's files; default where `make gallery` puts them. Absent: the gallery's
-    mattes come from the server."""
+    """`MM_ONNXRUNTIME_WEB`: the files of onnxruntime-web; default: the path of `make gallery`. Absent: the server
+    computes the gallery's mattes."""
     gallery: Path = Path("gallery")
-    """`MM_GALLERY`: the folder of photos that Dagster makes moments of; default `<workspace>/gallery`."""
+    """`MM_GALLERY`: the folder of photos from which Dagster makes moments; default `<workspace>/gallery`."""
     label_studio_url: str = ""
-    """`LABEL_STUDIO_URL`: the server that people label on; its key is in `LABEL_STUDIO_API_KEY`. Empty: the one that
-    `mm label serve` runs on this workspace, or none."""
+    """`LABEL_STUDIO_URL`: the label server; its key is in `LABEL_STUDIO_API_KEY`. Empty: the server of `mm label serve`
+    on this workspace, or none."""
     label_studio_project: str = "Matting Moments"
-    """`LABEL_STUDIO_PROJECT`: title of the project on it, made where there is none."""
+    """`LABEL_STUDIO_PROJECT`: title of the project on the server; it is created if it is missing."""
     labelstudio_python: Path = Path(".tools/labelstudio/bin/python")
-    """`MM_LABELSTUDIO_PYTHON`: the Python that has Label Studio; default where `make labelstudio` puts it."""
+    """`MM_LABELSTUDIO_PYTHON`: the Python that has Label Studio; default: the path of `make labelstudio`."""
 
+    # Ray.
     engine: str = "local"
-    """`MM_ENGINE`: `local`, or `ray`: structuring by Ray Data, training by Ray Train."""
+    """`MM_ENGINE`: `local`, or `ray` for structuring by Ray Data and training by Ray Train."""
     ray_address: str = ""
-    """`MM_RAY_ADDRESS`: the cluster (`host:port`, `auto` on one of its machines). Empty: one is started here."""
+    """`MM_RAY_ADDRESS`: the cluster (`host:port`, or `auto` on one of its machines). Empty: a local one is started."""
     ray_workers: int = 2
-    """`MM_RAY_WORKERS`: processes that structure or train together."""
+    """`MM_RAY_WORKERS`: number of processes that structure or train together."""
 
     @staticmethod
     def from_env(workspace: str | Path | None = None, inbox: str | None = None) -> Settings:
-        """Reads the environment; arguments win over it."""
+        """Read the environment; arguments take precedence."""
         root = Path(workspace or os.environ.get("MM_WORKSPACE") or "data").expanduser().absolute()
         return Settings(
             workspace=root,
@@ -88,18 +91,19 @@ class Settings:
 
 
 def _tool(name: str) -> Path:
-    """The Python of an isolated environment, as `MM_<NAME>_PYTHON` says or as the Makefile makes it."""
+    """Return the Python of an isolated environment: `MM_<NAME>_PYTHON`, or the Makefile's default."""
     return Path(os.environ.get(f"MM_{name.upper()}_PYTHON") or f".tools/{name}/bin/python").expanduser().absolute()
 
 
 def _absolute(url: str) -> str:
+    # Only folders are made absolute; they must not depend on the current folder later.
     return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
 def secret(name: str) -> str:
-    """A secret: the variable `name`, or the content of the file that `<name>_FILE` names; "" where neither is set.
+    """Return a secret: the variable `name`, or the content of the file named by `<name>_FILE`; "" if neither is set.
 
-    Raises InputError where the file cannot be read. Neither value nor path may reach a log.
+    Neither value nor path may reach a log. Raises InputError if the file cannot be read.
     """
     if path := os.environ.get(f"{name}_FILE"):
         try:
@@ -110,12 +114,12 @@ def secret(name: str) -> str:
 
 
 def tick_seconds() -> int:
-    """`MM_TICK_SECONDS`, default 30: how often the sensors look for drops and for what people should be told."""
+    """Return `MM_TICK_SECONDS`, default 30: seconds between two checks of the sensors for drops and notices."""
     return _whole("MM_TICK_SECONDS", 30, 1, 86_400)
 
 
 def time_zone() -> str:
-    """`MM_TIME_ZONE`, default UTC: where the schedule's Monday, 03:00, is. A name such as `Asia/Shanghai`."""
+    """Return `MM_TIME_ZONE`, default UTC, for the schedule (Monday 03:00). A name such as `Asia/Shanghai`."""
     name = os.environ.get("MM_TIME_ZONE") or "UTC"
     try:
         return ZoneInfo(name).key
@@ -138,7 +142,7 @@ def _engine() -> str:
 
 
 def s3_timeout() -> float:
-    """`MM_S3_TIMEOUT`, default 60: seconds that S3 may be silent before a request is given up and tried again."""
+    """Return `MM_S3_TIMEOUT`, default 60: seconds without an answer from S3 before a request is repeated."""
     text = os.environ.get("MM_S3_TIMEOUT") or "60"
     try:
         seconds = float(text)

@@ -1,1 +1,1 @@
-"""Functions on one photo and its matte: cut-out, sky, eraser, style, document."""
+"""Effects on one photo and its matte: cutout, sky, eraser, style, document."""

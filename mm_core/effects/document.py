@@ -1,4 +1,4 @@
-"""Documents and cards: found as a quadrangle, straightened to the rectangle that they are."""
+"""Documents and cards: find the quadrangle in a photo and rectify it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,35 @@ import numpy as np
 from mm_core.effects.fullsize import shrunk
 
 SIDE = 640
-"""Long side at which the quadrangle is looked for."""
+"""Long side of the picture in which the quadrangle is searched."""
 LEAST_SHARE, MOST_SHARE = 0.05, 0.97
-"""Shares of the frame between which a quadrangle is something in the photo."""
+"""Smallest and largest share of the frame for a quadrangle."""
 
 
 def find_quad(photo: np.ndarray, alpha: np.ndarray | None = None) -> np.ndarray | None:
-    """Corners (4, 2) as x, y shares of width and height: top left, top right, bottom right, bottom left; or None.
+    """Find the corners of a card or document.
 
-    With a matte float (H, W) its outline is taken; else the largest closed four-sided contour of the photo uint8
-    (H, W, 3). What the quadrangle covers must agree with what was found: four corners alone make no card.
+    The matte's outline is searched first, then the largest closed contours with four sides. The quadrangle's area must
+    agree with the contour's: four corners alone do not make a card.
+
+    Args:
+        photo: uint8 (H, W, 3).
+        alpha: Matte, float (H, W) in [0, 1], or None.
+
+    Returns:
+        Corners (4, 2) as x, y shares of width and height: top left, top right, bottom right, bottom left; or None.
     """
     small = shrunk(photo, SIDE)
     height, width = small.shape[:2]
     for mask in _masks(small, None if alpha is None else shrunk(alpha.astype(np.float32), SIDE)):
         contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        # The three largest contours are enough: a document is large.
         for contour in sorted(contours, key=cv2.contourArea, reverse=True)[:3]:
             hull = cv2.convexHull(contour)
             area = cv2.contourArea(hull)
             if not LEAST_SHARE * height * width <= area <= MOST_SHARE * height * width:
                 continue
+            # The convex hull closes gaps such as a finger over the edge.
             quad = _four_corners(hull)
             if quad is not None and 0.9 < cv2.contourArea(contour) / cv2.contourArea(quad.astype(np.float32)) < 1.1:
                 return _ordered(quad) / np.array([width, height], np.float32)
@@ -35,9 +44,9 @@ def find_quad(photo: np.ndarray, alpha: np.ndarray | None = None) -> np.ndarray 
 
 
 def straightened(photo: np.ndarray, quad: np.ndarray) -> np.ndarray:
-    """What lies in the quadrangle (as `find_quad` gives it), as uint8 (h, w, 3) seen from straight above.
+    """Return the content of a quadrangle (from `find_quad`) as uint8 (h, w, 3), rectified.
 
-    Sides get the mean length of the two that are opposite each other, in the photo's pixels.
+    Width and height are the mean lengths of opposite sides, in pixels of the photo.
     """
     height, width = photo.shape[:2]
     corners = (quad * np.array([width, height])).astype(np.float32)
@@ -49,7 +58,7 @@ def straightened(photo: np.ndarray, quad: np.ndarray) -> np.ndarray:
 
 
 def _masks(small: np.ndarray, alpha: np.ndarray | None):
-    """Candidate masks uint8 (h, w), the likeliest first."""
+    """Yield candidate masks, uint8 (h, w), most probable first: the matte, bright areas, closed edges."""
     kernel = np.ones((5, 5), np.uint8)
     if alpha is not None:
         yield cv2.morphologyEx((alpha > 0.5).astype(np.uint8), cv2.MORPH_CLOSE, kernel)
@@ -64,8 +73,9 @@ def _masks(small: np.ndarray, alpha: np.ndarray | None):
 
 
 def _four_corners(hull: np.ndarray) -> np.ndarray | None:
-    """A hull simplified until it has four corners, float (4, 2); None where it has none."""
+    """Return a hull simplified to four corners, float (4, 2), or None."""
     length = cv2.arcLength(hull, True)
+    # A growing tolerance removes more corners until four are left.
     for share in (0.02, 0.03, 0.05, 0.08):
         corners = cv2.approxPolyDP(hull, share * length, True)[:, 0]
         if len(corners) == 4:
@@ -76,7 +86,7 @@ def _four_corners(hull: np.ndarray) -> np.ndarray | None:
 
 
 def _ordered(quad: np.ndarray) -> np.ndarray:
-    """Corners clockwise from the one nearest to the frame's top left."""
+    """Return the corners clockwise, starting with the one nearest to the frame's top left."""
     centre = quad.mean(0)
     turn = np.arctan2(quad[:, 1] - centre[1], quad[:, 0] - centre[0])
     clockwise = quad[np.argsort(turn)]

@@ -1,6 +1,6 @@
-"""How much haze lies over a photo, by the dark channel prior (He, Sun & Tang 2009, "Single image haze removal").
+"""Measure the haze in a photo by the dark channel prior (He, Sun & Tang 2009, "Single image haze removal").
 
-Without haze, some channel of some pixel of nearly every patch of land is dark; haze lifts it: I = J t + A (1 - t).
+In nearly every haze-free patch of land, some channel of some pixel is dark. Haze brightens it: I = J t + A (1 - t).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 from mm_core.effects.fullsize import shrunk
 
 SIDE, PATCH, KEPT = 400, 15, 0.95
-"""The paper's picture size, patch and omega."""
+"""Picture size, patch size and omega of the paper."""
 HAZY, FOGGY = 0.35, 0.6
-"""Haze from which we say so; set on generated photos with known haze (tests/effects/test_sky.py)."""
+"""Least haze for the words hazy and foggy; set on generated photos with known haze (tests/effects/test_sky.py)."""
 
 
 @dataclass(frozen=True)
 class Haze:
-    """What the prior says of the land, which is all that is not sky."""
+    """The haze over the land, which is everything except sky."""
 
     share: float
     """Mean 1 - t over the land, in [0, 1]."""
@@ -33,21 +33,30 @@ class Haze:
 
 
 def haze(photo: np.ndarray, sky: np.ndarray) -> Haze:
-    """Haze over the land of a photo uint8 (H, W, 3) with sky matte float (H, W) in [0, 1].
+    """Measure the haze over the land.
 
-    All sky: no land to judge, share 0. Snow and white walls read as haze, as the paper says.
+    Snow and white walls count as haze, as the paper states.
+
+    Args:
+        photo: uint8 (H, W, 3).
+        sky: Sky matte, float (H, W) in [0, 1].
+
+    Returns:
+        The haze; share 0 for a photo without land.
     """
     small = shrunk(photo, SIDE).astype(np.float32) / 255
     land = shrunk(sky.astype(np.float32), SIDE) < 0.05
     kernel = np.ones((PATCH, PATCH), np.uint8)
     dark = cv2.erode(small.min(2), kernel)
+    # Airlight: the brightest of the 0.1 % haziest pixels.
     haziest = np.argsort(dark, axis=None)[-max(1, dark.size // 1000) :]
     candidates = small.reshape(-1, 3)[haziest]
     light = candidates[np.argmax(candidates.sum(1))]
-    # A patch that reaches into the sky says nothing of the land.
+    # Patches that reach into the sky do not describe the land.
     land = cv2.erode(land.astype(np.uint8), kernel) > 0
     if land.sum() < 0.01 * land.size:
         return Haze(0.0, _bytes(light))
+    # Equation for the transmission of the paper, with the airlight per channel.
     transmission = 1 - KEPT * cv2.erode((small / np.maximum(light, 0.05)).min(2), kernel)
     return Haze(float(np.clip(1 - transmission[land].mean(), 0, 1)), _bytes(light))
 

@@ -1,8 +1,8 @@
-"""Stylise and colourise: the subject stays as it is, the background changes.
+"""Stylise and colourise the background; the subject stays unchanged.
 
-Colours go over by the closed form of optimal transport between Gaussians (Pitié & Kokaram 2007, "The linear
-Monge-Kantorovitch linear colour mapping"): whitening and colouring with the rotation that moves colours least. Local
-contrast follows by the gain of each band of a difference-of-Gaussians pyramid (Bae et al. 2006's two-scale transfer).
+Colours are transferred by the closed form of optimal transport between Gaussians (Pitié & Kokaram 2007, "The linear
+Monge-Kantorovitch linear colour mapping"): whitening and colouring with the least movement of colours. Local contrast
+follows by the gain of each band of a difference-of-Gaussians pyramid (two-scale transfer of Bae et al. 2006).
 """
 
 from __future__ import annotations
@@ -21,30 +21,38 @@ STYLES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float], 
     "golden": ((60, 10, 34), (22, 8, 12), 0.9),
     "noir": ((38, 0, 0), (30, 0.5, 0.5), 1.2),
 }
-"""Name → mean and standard deviation of CIELAB, and the gain of local contrast."""
+"""Name → mean and standard deviation in CIELAB, and the gain of local contrast."""
 GAINS = (0.3, 1.8)
-"""By how much colours may draw together or spread along any direction: noise and banding grow with them."""
+"""Least and largest scaling of colours along any direction; larger ones amplify noise and banding."""
 LEVELS = 4
-"""Blurred layers between which depth chooses."""
+"""Number of blurred layers that are interpolated by depth."""
 
 
 def colour_splash(photo: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The subject in colour, the rest grey of the same lightness. Photo uint8 (H, W, 3), matte float (H, W)."""
+    """Keep the subject in colour and turn the rest grey. Photo uint8 (H, W, 3), matte float (H, W) in [0, 1]."""
     front, back = layers(photo, alpha)
     grey = cv2.cvtColor(back, cv2.COLOR_RGB2GRAY)
     return over(front, alpha, cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB))
 
 
 def background_blur(photo: np.ndarray, alpha: np.ndarray, strength: float = 0.5) -> np.ndarray:
-    """The background as an open lens would show it, blurrier the farther it lies behind the subject.
+    """Blur the background like a lens with a large aperture, more for greater depth.
 
-    Depth is guessed from the frame: the ground rises from where the subject stands, and what is above its feet lies
-    farther back. The blur is a disc of at most `strength` times a twentieth of the long side, in linear light; the
-    subject does not bleed into it. A matte without a subject: everything is background.
+    Depth is estimated from the frame: the ground rises from the subject's foot, and pixels above it are farther back.
+    The blur is a disc in linear light; the subject does not bleed into it.
+
+    Args:
+        photo: uint8 (H, W, 3).
+        alpha: Matte, float (H, W) in [0, 1]; without a subject everything is background.
+        strength: Largest radius of the disc, in twentieths of the long side.
+
+    Returns:
+        uint8 (H, W, 3).
     """
     front, _ = layers(photo, alpha)
     small, matte = shrunk(photo), np.clip(shrunk(alpha.astype(np.float32)), 0, 1)
     light = (small.astype(np.float32) / 255) ** 2.2
+    # Background pixels only; the dilation excludes the soft edge.
     free = 1 - cv2.dilate(matte, np.ones((3, 3), np.uint8))
     largest = max(1.0, strength * 0.05 * max(small.shape[:2]))
     blurred = [_disc_blur(light, free, largest * (level + 1) / LEVELS) for level in range(LEVELS)]
@@ -52,64 +60,77 @@ def background_blur(photo: np.ndarray, alpha: np.ndarray, strength: float = 0.5)
     result = np.empty_like(photo)
     full = [enlarged(layer, photo) for layer in blurred]
     depth = enlarged(depth, photo)
-    for part in strips(photo):
-        a = np.clip(alpha[part, :, None], 0, 1).astype(np.float32)
-        d = depth[part, :, None]
-        # Weights of a piecewise linear way through sharp, level 1, … level LEVELS.
-        back = photo[part] * np.clip(1 - d, 0, 1)
+    for strip in strips(photo):
+        a = np.clip(alpha[strip, :, None], 0, 1).astype(np.float32)
+        d = depth[strip, :, None]
+        # Piecewise linear interpolation between the sharp layer and the levels 1 to LEVELS.
+        back = photo[strip] * np.clip(1 - d, 0, 1)
         for level, layer in enumerate(full, start=1):
-            back = back + layer[part] * np.clip(1 - np.abs(d - level), 0, 1)
-        result[part] = np.rint(np.clip(a * front[part] + (1 - a) * back, 0, 255))
+            back = back + layer[strip] * np.clip(1 - np.abs(d - level), 0, 1)
+        result[strip] = np.rint(np.clip(a * front[strip] + (1 - a) * back, 0, 255))
     return result
 
 
 def stylised(photo: np.ndarray, alpha: np.ndarray, style: np.ndarray | str, strength: float = 1.0) -> np.ndarray:
-    """The background in the colours and local contrast of another photo uint8 (h, w, 3), or of one of `STYLES`.
+    """Give the background the colours and local contrast of a style.
 
-    `strength` in [0, 1] mixes with the background as it was. Raises InputError for an unknown name.
+    Args:
+        photo: uint8 (H, W, 3).
+        alpha: Matte, float (H, W) in [0, 1].
+        style: Another photo, uint8 (h, w, 3), or a name of `STYLES`.
+        strength: Mixing with the original background, in [0, 1].
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        InputError: The name is unknown.
     """
     if isinstance(style, str) and style not in STYLES:
         raise InputError(f"style {style!r}: one of {', '.join(STYLES)}, or a photo")
     front, back = layers(photo, alpha)
+    # Statistics of the background only.
     weight = 1 - np.clip(shrunk(alpha.astype(np.float32)), 0, 1)
-    own = _lab(shrunk(back))
-    mean, spread = _statistics(own, weight)
+    background = _lab(shrunk(back))
+    mean, spread = _statistics(background, weight)
     if isinstance(style, str):
         goal_mean, deviations, gain = STYLES[style]
         goal_mean, goal_spread = np.array(goal_mean, np.float64), np.diag(np.array(deviations, np.float64) ** 2)
     else:
-        other = _lab(shrunk(style))
-        everywhere = np.ones(other.shape[:2], np.float32)
-        goal_mean, goal_spread = _statistics(other, everywhere)
-        # Detail that exceeds the colours' own change of spread.
-        wanted = _detail(other, everywhere) / max(float(np.sqrt(goal_spread[0, 0])), 1.0)
-        had = _detail(own, weight) / max(float(np.sqrt(spread[0, 0])), 1.0)
+        example = _lab(shrunk(style))
+        everywhere = np.ones(example.shape[:2], np.float32)
+        goal_mean, goal_spread = _statistics(example, everywhere)
+        # Gain of the detail relative to the change of the colours' spread.
+        wanted = _detail(example, everywhere) / max(float(np.sqrt(goal_spread[0, 0])), 1.0)
+        had = _detail(background, weight) / max(float(np.sqrt(spread[0, 0])), 1.0)
         gain = float(np.clip(wanted / max(had, 1e-3), 0.6, 1.6))
     linear = _within(transport(spread, goal_spread), *GAINS).astype(np.float32)
     sigma = 0.01 * max(photo.shape[:2])
     smooth = enlarged(
-        cv2.GaussianBlur(own[..., 0], (0, 0), sigma * WORK_SIDE / max(WORK_SIDE, *photo.shape[:2])), photo
+        cv2.GaussianBlur(background[..., 0], (0, 0), sigma * WORK_SIDE / max(WORK_SIDE, *photo.shape[:2])), photo
     )
     moved = np.empty_like(photo)
-    for part in strips(photo):
-        lab = _lab(back[part])
+    for strip in strips(photo):
+        lab = _lab(back[strip])
         new = (lab - mean.astype(np.float32)) @ linear.T + goal_mean.astype(np.float32)
-        new[..., 0] += (gain - 1) * linear[0, 0] * (lab[..., 0] - smooth[part])
+        # Lightness detail is scaled in addition to the linear map.
+        new[..., 0] += (gain - 1) * linear[0, 0] * (lab[..., 0] - smooth[strip])
         new = strength * new + (1 - strength) * lab
         new[..., 0] = np.clip(new[..., 0], 0, 100)
-        moved[part] = np.rint(np.clip(cv2.cvtColor(new, cv2.COLOR_LAB2RGB) * 255, 0, 255))
+        moved[strip] = np.rint(np.clip(cv2.cvtColor(new, cv2.COLOR_LAB2RGB) * 255, 0, 255))
     return over(front, alpha, moved)
 
 
 def transport(source: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """The symmetric map T (3, 3) with T source T = goal that moves Gaussian colours least."""
+    """Return the symmetric map T (3, 3) with T source T = goal that moves Gaussian colours least."""
+    # The small constant keeps the covariance of a one-coloured picture invertible.
     half = _root(source + 1e-3 * np.eye(len(source)))
     inverse = np.linalg.inv(half)
     return inverse @ _root(half @ goal @ half) @ inverse
 
 
 def _within(matrix: np.ndarray, least: float, most: float) -> np.ndarray:
-    """A symmetric matrix with its eigenvalues kept between two bounds."""
+    """Return a symmetric matrix with its eigenvalues clipped to two bounds."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.clip(values, least, most)) @ vectors.T
 
@@ -120,7 +141,7 @@ def _root(matrix: np.ndarray) -> np.ndarray:
 
 
 def _statistics(lab: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted mean (3,) and covariance (3, 3)."""
+    """Return the weighted mean (3,) and covariance (3, 3)."""
     flat, w = lab.reshape(-1, 3).astype(np.float64), weight.reshape(-1).astype(np.float64)
     total = max(float(w.sum()), 1e-6)
     mean = (flat * w[:, None]).sum(0) / total
@@ -129,7 +150,7 @@ def _statistics(lab: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _detail(lab: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted standard deviation of lightness about its blurred self."""
+    """Return the weighted standard deviation of lightness about its blurred version."""
     fine = lab[..., 0] - cv2.GaussianBlur(lab[..., 0], (0, 0), 0.01 * max(lab.shape[:2]))
     return float(np.sqrt((fine**2 * weight).sum() / max(float(weight.sum()), 1e-6)))
 
@@ -139,20 +160,21 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def _disc_blur(light: np.ndarray, free: np.ndarray, radius: float) -> np.ndarray:
-    """Linear light blurred by a disc over what is free alone, back as sRGB uint8 (h, w, 3)."""
+    """Blur linear light by a disc over the free pixels only; return sRGB uint8 (h, w, 3)."""
     reach = int(np.ceil(radius))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disc = np.clip(radius + 0.5 - np.hypot(x, y), 0, 1).astype(np.float32)
     disc /= disc.sum()
+    # Normalised convolution: divide by the share of free pixels under the disc.
     share = cv2.filter2D(free, -1, disc, borderType=cv2.BORDER_REPLICATE)
     mixed = cv2.filter2D(light * free[..., None], -1, disc, borderType=cv2.BORDER_REPLICATE)
-    # Deep inside the subject no background is in reach: the light there is never seen, only its seam must be smooth.
-    found = (mixed + 1e-4 * light) / (share + 1e-4)[..., None]
-    return np.rint(np.clip(found, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
+    # Deep inside the subject no background is within reach; the result there is hidden and only has to be smooth.
+    blurred = (mixed + 1e-4 * light) / (share + 1e-4)[..., None]
+    return np.rint(np.clip(blurred, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
 
 
 def _depth(matte: np.ndarray) -> np.ndarray:
-    """How far behind the subject each pixel may lie: float32 (h, w) in [0, 1]."""
+    """Return the estimated distance of each pixel behind the subject: float32 (h, w) in [0, 1]."""
     height = matte.shape[0]
     rows = np.flatnonzero((matte > 0.5).any(1))
     if not len(rows):
@@ -161,6 +183,6 @@ def _depth(matte: np.ndarray) -> np.ndarray:
     y = (np.arange(height, dtype=np.float32) + 0.5) / height
     behind = np.clip((foot - y) / 0.25, 0, 1)
     before = np.clip((y - foot) / 0.35, 0, 1) * 0.5
-    # A subject that the frame cuts off stands nearer than all that is seen.
+    # A subject cropped by the lower edge is nearer than all visible ground.
     depth = np.ones_like(y) if foot > 0.97 else np.where(y < foot, behind, before)
     return np.repeat(depth[:, None], matte.shape[1], 1).astype(np.float32)

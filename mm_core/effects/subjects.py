@@ -1,4 +1,4 @@
-"""Who is in a matte: its separate subjects, the dominant one, the one under a tap."""
+"""Find the subjects of a matte: separate ones, the dominant one, and the tapped one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from mm_core.effects.fullsize import enlarged, shrunk
 
 SIDE = 640
-"""Long side at which subjects are told apart."""
+"""Long side of the picture in which subjects are separated."""
 FIRM = 0.5
-"""Pixels of more alpha belong to a subject; what is softer goes to the subject that is nearest."""
+"""Least alpha of a subject's core; softer pixels belong to the nearest subject."""
 LEAST_SHARE = 0.002
-"""Share of the frame below which a separate piece is a speck, not a subject."""
+"""Least share of the frame; a smaller piece is a speck."""
 CENTRE_SIGMA = 0.35
-"""Distance from the middle, in half diagonals, at which a subject's weight falls to 0.61."""
+"""Distance from the centre, in half diagonals, at which a subject's weight is 0.61."""
 
 
 @dataclass(frozen=True)
@@ -24,53 +24,56 @@ class Subject:
     """One connected piece of a matte."""
 
     number: int
-    """1, 2, …; what `of` calls it."""
+    """Number of the subject, from 1; used by `of`."""
     area: float
     """Share of the frame, by alpha."""
     box: tuple[float, float, float, float]
     """Left, top, right, bottom as shares of width and height."""
     weight: float
-    """Area times how central it is: the largest is the dominant subject."""
+    """Area times centrality; the dominant subject has the largest weight."""
 
 
 class Subjects:
-    """The subjects of one matte float (H, W) in [0, 1], the dominant one first in `all`."""
+    """The subjects of one matte, float (H, W) in [0, 1]; the dominant one is first in `all`."""
 
     def __init__(self, alpha: np.ndarray):
         self._alpha = alpha
         small = shrunk(alpha.astype(np.float32), SIDE)
         height, width = small.shape
-        # Fingers and hair come apart at one pixel: closed over a hundredth of the frame they are one subject.
+        # Fingers and hair are separated by single pixels: closing over a hundredth of the frame joins them.
         reach = 2 * round(0.004 * max(small.shape)) + 1
         firm = cv2.morphologyEx((small > FIRM).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((reach, reach), np.uint8))
         count, labels = cv2.connectedComponents(firm, connectivity=8)
-        found = []
+        subjects = []
         y, x = np.mgrid[:height, :width]
         for number in range(1, count):
             inside = labels == number
             mass = float(small[inside].sum())
             area = mass / small.size
             if area < LEAST_SHARE:
+                # Too small: a speck.
                 continue
             rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
             centre = np.array([(x[inside] * small[inside]).sum() / mass, (y[inside] * small[inside]).sum() / mass])
+            # Distance from the frame's centre in half diagonals.
             off = np.hypot(*(centre + 0.5 - np.array([width, height]) / 2)) / (np.hypot(width, height) / 2)
             box = columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
             weight = area * float(np.exp(-(off**2) / (2 * CENTRE_SIGMA**2)))
-            found.append(Subject(number, area, (float(box[0]), float(box[1]), float(box[2]), float(box[3])), weight))
-        self.all = sorted(found, key=lambda subject: -subject.weight)
-        self._nearest = _nearest(labels, [subject.number for subject in found])
+            subjects.append(Subject(number, area, (float(box[0]), float(box[1]), float(box[2]), float(box[3])), weight))
+        self.all = sorted(subjects, key=lambda subject: -subject.weight)
+        self._nearest = _nearest(labels, [subject.number for subject in subjects])
 
     def at(self, x: float, y: float) -> Subject | None:
-        """The subject under a tap at (x, y), shares of width and height; None where the tap is on the background."""
+        """Return the subject under a tap at (x, y), shares of width and height; None on the background."""
         height, width = self._nearest.shape
         row, column = min(int(y * height), height - 1), min(int(x * width), width - 1)
-        here = shrunk(self._alpha.astype(np.float32), SIDE)[row, column]
+        value = shrunk(self._alpha.astype(np.float32), SIDE)[row, column]
         number = int(self._nearest[row, column])
-        return next((s for s in self.all if s.number == number), None) if here > 0.1 else None
+        return next((s for s in self.all if s.number == number), None) if value > 0.1 else None
 
     def of(self, *chosen: Subject) -> np.ndarray:
-        """The matte of some subjects alone, float32 (H, W); the soft pixels go to the nearest subject."""
+        """Return the matte of some subjects, float32 (H, W); soft pixels belong to the nearest subject."""
+        # With all subjects the matte is complete, specks included.
         if len(chosen) == len(self.all):
             return np.clip(self._alpha, 0, 1).astype(np.float32)
         keep = np.isin(self._nearest, [subject.number for subject in chosen]).astype(np.float32)
@@ -78,11 +81,11 @@ class Subjects:
 
 
 def _nearest(labels: np.ndarray, numbers: list[int]) -> np.ndarray:
-    """For each pixel the number of the nearest subject; 0 everywhere where there is none."""
+    """Return the number of the nearest subject for each pixel; 0 everywhere without subjects."""
     from scipy.ndimage import distance_transform_edt
 
-    known = np.isin(labels, numbers)
-    if not known.any():
+    core = np.isin(labels, numbers)
+    if not core.any():
         return np.zeros_like(labels)
-    found = distance_transform_edt(~known, return_distances=False, return_indices=True)
-    return labels[tuple(np.asarray(found))]
+    indices = distance_transform_edt(~core, return_distances=False, return_indices=True)
+    return labels[tuple(np.asarray(indices))]

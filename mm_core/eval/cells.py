@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +12,7 @@ from scipy.special import stdtrit
 
 from mm_core.core.params import GateParams
 from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
-from mm_core.eval.bootstrap import Interval, Quantity, confidence, fewest_groups, softened, student
+from mm_core.eval.bootstrap import Interval, Quantity, confidence, fewest_groups, softened, student, winsorised
 from mm_core.eval.evidence import INT8, Evidence
 from mm_core.eval.questions import RELATIVE, SLACK, Question, scenery_questions
 
@@ -135,7 +136,7 @@ def _known(question: Question, evidence: Evidence) -> np.ndarray:
 
 
 def _answer(params: GateParams, question: Question, evidence: Evidence, mask: np.ndarray) -> Answer:
-    """By Student's t, on softened errors where the question asks for it."""
+    """By Student's t, on softened and winsorised errors where the question asks for it."""
     groups, alpha = evidence.group[mask], _alpha(params, question)
     if question.method != "softened":
         interval = student([_quantity(question, evidence, mask)], groups, alpha=alpha)[0]
@@ -143,10 +144,11 @@ def _answer(params: GateParams, question: Question, evidence: Evidence, mask: np
     assert isinstance(question.reference, tuple)
     candidate, reference = (evidence.values[key][question.metric][mask][:, 0] for key in (INT8, question.reference))
     mean = float(reference.mean())
-    gains = softened(candidate, reference, SLACK) * mean
+    gains = winsorised(softened(candidate, reference, SLACK))
+    logarithmic = student([Quantity(((1.0, gains[:, None]),))], groups, alpha=alpha)[0]
     margin = question.share * mean + question.slack
-    interval = student([Quantity(((1.0, gains[:, None]),), -margin)], groups, alpha=alpha)[0]
-    return _shown_with(interval, question, evidence, mask)
+    ends = (logarithmic.estimate, logarithmic.lower, logarithmic.upper)
+    return _shown_with(Interval(*(-mean * math.expm1(-gain) - margin for gain in ends)), question, evidence, mask)
 
 
 def _shown_with(interval: Interval, question: Question, evidence: Evidence, mask: np.ndarray) -> Answer:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import EvaluateParams
+from mm_core.core.pins import ROLES, PinnedInputs, read_snapshot
 from mm_core.core.records import METRICS, Report, sha256_file, write_bytes, write_json
 from mm_core.eval.blind import NAME as BLIND_NAME
 from mm_core.eval.blind import BlindMattes
@@ -61,23 +62,21 @@ class EvalItem:
     """float32 (H, W), [0, 1]."""
 
 
-def identity(layout: Layout, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def identity(layout: Layout, inputs: PinnedInputs) -> dict[str, Any]:
     """What a set of scores is about; the gate refuses scores that are about anything else than what lies here now.
 
     Raises InputError where the snapshot or the candidate is missing.
     """
-    candidate, snapshot = layout.model(TRAIN_STAGES[-1]), layout.snapshot / "snapshot.json"
-    for path, stage in ((snapshot, "snapshot"), (candidate, f"train-{TRAIN_STAGES[-1]}")):
-        if not path.is_file():
-            raise InputError(f"{path} is missing: run `mm {stage}` first")
-    frozen = json.loads(snapshot.read_text())
+    frozen, candidate = read_snapshot(layout), layout.model(TRAIN_STAGES[-1])
+    if not candidate.is_file():
+        raise InputError(f"{candidate} is missing: run `mm train-{TRAIN_STAGES[-1]}` first")
     return {
         "metrics": SPEC,
         "snapshot": frozen["digest"],
         "eval_digest": frozen["eval_digest"],
         "candidate": sha256_file(candidate),
         "quantised": {path.name: sha256_file(path) for path in sorted(layout.quantised.glob("*.onnx"))},
-        **{role: (inputs.get(role) or {}).get("digest") for role in ("champion", "anchor")},
+        **{role: (inputs.get(role) or {}).get("digest") for role in ROLES},
     }
 
 
@@ -102,7 +101,7 @@ def evaluate_models(
             f"{layout.snapshot / 'eval.parquet'} holds no photos: drop more labelled photos, or some with role `eval`"
         )
     # The champion and anchor that the snapshot froze, not those that are pinned for the next cycle.
-    about = identity(layout, json.loads((layout.snapshot / "snapshot.json").read_text()))
+    about = identity(layout, read_snapshot(layout))
     blind = blind_mattes(frame, store)
     rows = score_all(frame, models, store, params.max_side, progress, blind)
     table = rows.sort_values(["model", "precision", "sample_id"], ignore_index=True)

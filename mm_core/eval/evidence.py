@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.pins import PinnedInputs
 from mm_core.eval.evaluate import SCHEMA, identity
 from mm_core.ingest.snapshot import POOLS, read_pool
 
@@ -54,7 +55,7 @@ def read_scores(layout: Layout) -> tuple[pd.DataFrame, dict[str, Any]]:
     return table.to_pandas(), json.loads(about)
 
 
-def problems_with(layout: Layout, inputs: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
+def problems_with(layout: Layout, inputs: PinnedInputs, about: Mapping[str, Any]) -> list[str]:
     """Why scores written with identity `about` say nothing on what lies in the workspace now; empty where they do."""
     words = {
         "metrics": "were made with other metric definitions",

@@ -16,25 +16,25 @@ from typing import Any
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import GateParams
+from mm_core.core.pins import ROLES, PinnedInputs
 from mm_core.core.records import CATEGORIES, Cell, Decision, Verdict, digest_of, sha256_file
 from mm_core.eval.cells import MACRO, judge, seed_noise_words
 from mm_core.eval.evaluate import identity
 from mm_core.eval.evidence import ANCHOR, INT8, gather, problems_with, read_scores
 from mm_core.eval.independence import in_words
 from mm_core.eval.questions import questions_for
-from mm_core.eval.ratchet import read_best, with_best
+from mm_core.eval.ratchet import Ratchet, read_best, with_best
 from mm_core.eval.shadow import disagreement
 from mm_core.eval.words import loss, not_settled, promoted, too_few, worse_list
 from mm_core.ingest.snapshot import read_pool
-from mm_core.storage.store import Store
 
 
 def decide(
     params: GateParams,
     layout: Layout,
-    inputs: Mapping[str, Any],
+    inputs: PinnedInputs,
     *,
-    store: Store | None = None,
+    ratchet: Ratchet | None = None,
     noise: Mapping[str, float] | None = None,
     uses: float = 0.0,
     left_out: Mapping[str, str] | None = None,
@@ -45,7 +45,7 @@ def decide(
         params: The rule.
         layout: Holds per_image.parquet, the snapshot and the files judged.
         inputs: As from `stages.read_inputs`.
-        store: Holds the scores of the best models so far; None: the pinned anchor alone is compared with.
+        ratchet: The record of the best models so far; None: the pinned anchor alone is compared with.
         noise: Category → standard deviation of the primary metric's relative difference between two trainings of this
             very data and params that differ by their seed, where it was measured; for advice alone.
         uses: Other candidates that these eval photos have judged before (`mm_core.eval.eval_budget`).
@@ -60,8 +60,8 @@ def decide(
     eval_frame = whole_frame.loc[~whole_frame["sample_id"].isin(list(left_out))]
     scores = scores.loc[~scores["sample_id"].isin(list(left_out))]
     candidate = sha256_file(layout.model(INT8[0]))
-    champion, anchor = ((inputs.get(role) or {}).get("digest") for role in ("champion", "anchor"))
-    best = read_best(store, anchor) if store and champion else {}
+    champion, anchor = ((inputs.get(role) or {}).get("digest") for role in ROLES)
+    best = read_best(ratchet) if ratchet and champion else {}
     other = anchor not in (None, champion)
     questions = questions_for(params, champion=champion is not None, anchor=other or bool(best))
     needed = {key for q in questions if isinstance(key := q.reference, tuple) and (key != ANCHOR or other)}
@@ -70,8 +70,8 @@ def decide(
     problems += problems_with(layout, inputs, about)
     cells: list[Cell] = []
     if evidence and not problems:
-        if store:
-            evidence = with_best(evidence, eval_frame, store, best, champion)
+        if ratchet:
+            evidence = with_best(evidence, eval_frame, ratchet.store, best, champion)
         seed = int(digest_of([about.get("eval_digest"), candidate, champion, anchor])[:16], 16)
         cells = judge(params, evidence, questions, seed)
     decision, reasons = conclude(params, cells, problems, same=candidate == champion)

@@ -31,7 +31,7 @@ class Question:
     share: float = 0.0
     slack: float = 0.0
     method: Method = "bootstrap"
-    """How the bound is made; `softened` is Student's t on softened errors."""
+    """How the bound is made; `softened` is Student's t on softened and winsorised errors."""
 
 
 def questions_for(params: GateParams, *, champion: bool, anchor: bool) -> list[Question]:

@@ -3,11 +3,14 @@
 A promoted candidate takes a place only where it is better than the place's holder with confidence, so luck does not
 move the bar. Scores are kept per photo: a later candidate is compared on the photos that both have seen, with the same
 true matte. The record belongs to the pinned anchor: a person who moves the anchor (`mm anchor`) starts it anew.
+Each place remembers its earlier holders: where a model was rolled back, the one before it holds the place again.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -29,18 +32,47 @@ from mm_core.storage.store import Store
 PREFIX = "gate/best"
 
 
-def read_best(store: Store, anchor: str | None) -> dict[str, Any]:
-    """Return category → metric → digest of the best model's weights; empty where nothing was promoted since."""
-    if anchor is None:
+Places = dict[str, dict[str, list[str]]]
+"""Category → metric → digests of the weights of the models that took this place, oldest first."""
+
+
+@dataclass(frozen=True)
+class Ratchet:
+    """Where the best models so far are on record."""
+
+    store: Store
+    anchor: str | None
+    """Digest of the pinned anchor, whom the record belongs to; None before the first promotion."""
+    fallen: Collection[str] = ()
+    """Digests of the models that were rolled back: they hold no place."""
+
+
+def read_best(ratchet: Ratchet) -> dict[str, dict[str, str]]:
+    """Return category → metric → digest of the best model that stands; empty where nothing was promoted since."""
+    best: dict[str, dict[str, str]] = {}
+    for category, of_metric in _read_places(ratchet).items():
+        for metric, holders in of_metric.items():
+            if standing := [holder for holder in holders if holder not in ratchet.fallen]:
+                best.setdefault(category, {})[metric] = standing[-1]
+    return best
+
+
+def _read_places(ratchet: Ratchet) -> Places:
+    if ratchet.anchor is None:
         return {}
     try:
-        return json.loads(store.fetch(f"{PREFIX}/{anchor}.json").read_text())
+        record = json.loads(ratchet.store.fetch(f"{PREFIX}/{ratchet.anchor}.json").read_text())
     except BlobNotFound:
         return {}
+    # Records of before have one digest per place.
+    return {
+        category: {metric: [held] if isinstance(held, str) else held for metric, held in of_metric.items()}
+        for category, of_metric in record.items()
+    }
 
 
 def with_best(
-    evidence: Evidence, eval_frame: pd.DataFrame, store: Store, best: dict[str, Any], champion: str | None
+    evidence: Evidence, eval_frame: pd.DataFrame, store: Store, best: dict[str, dict[str, str]], champion: str | None
 ) -> Evidence:
     """Return the evidence with the best models' scores as ANCHOR, NaN for photos that they have not seen.
 
@@ -74,7 +106,7 @@ def with_best(
     return Evidence(evidence.category, evidence.group, evidence.sample_id, {**evidence.values, ANCHOR: merged})
 
 
-def update_best(params: GateParams, layout: Layout, store: Store, anchor: str, candidate: str) -> dict[str, Any]:
+def update_best(params: GateParams, layout: Layout, ratchet: Ratchet, candidate: str) -> dict[str, list[str]]:
     """Give a promoted candidate the places in which it is the best so far; return them, category → metrics.
 
     Repeating it changes nothing. The candidate's scores are those of this cycle's evaluation.
@@ -84,8 +116,9 @@ def update_best(params: GateParams, layout: Layout, store: Store, anchor: str, c
     evidence, _ = gather(scores, frame, [INT8], [])
     if evidence is None:
         return {}
+    store = ratchet.store
     _write_scores(store, candidate, evidence, frame)
-    best = read_best(store, anchor)
+    places, best = _read_places(ratchet), read_best(ratchet)
     compared = with_best(evidence, frame, store, best, candidate)
     won: dict[str, list[str]] = {}
     for category in ALL_CATEGORIES:
@@ -95,9 +128,9 @@ def update_best(params: GateParams, layout: Layout, store: Store, anchor: str, c
             holder = best.get(category, {}).get(metric)
             if holder == candidate or (holder and not _is_better(params, compared, category, metric)):
                 continue
-            best.setdefault(category, {})[metric] = candidate
+            places.setdefault(category, {}).setdefault(metric, []).append(candidate)
             won.setdefault(category, []).append(metric)
-    store.put(f"{PREFIX}/{anchor}.json", json.dumps(best, sort_keys=True).encode())
+    store.put(f"{PREFIX}/{ratchet.anchor}.json", json.dumps(places, sort_keys=True).encode())
     return won
 
 

@@ -17,10 +17,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from mm_core.core.errors import BlobDamaged, BlobNotFound
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
+from mm_core.core.pins import ROLES, SnapshotFacts, has_snapshot, read_snapshot
 from mm_core.core.records import (
     ALL_CATEGORIES,
     CATEGORIES,
@@ -63,8 +65,6 @@ SAFE_PIXELS = 40_000_000
 
 def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, report: Report) -> Report:
     """Writes `layout.html_report` and a copy under `layout.reports`, named by snapshot and candidate."""
-    from jinja2 import Environment, FileSystemLoader, select_autoescape
-
     stages = _stage_reports(layout)
     verdict = Verdict.model_validate_json(layout.verdict.read_text()) if layout.verdict.is_file() else None
     evaluation = stages.get("evaluate", Report("evaluate"))
@@ -392,7 +392,7 @@ def _costs(stages: Mapping[str, Report]) -> list[dict[str, Any]]:
 
 def _identifiers(layout: Layout, verdict: Verdict | None, candidate: str) -> list[tuple[str, str]]:
     snapshot = _snapshot(layout)
-    pins = [(role, snapshot.get(role) or {}) for role in ("champion", "anchor")]
+    pins = [(role, snapshot.get(role) or {}) for role in ROLES]
     bundle = layout.cycle_bundle / "export.json"
     rows = [
         ("candidate", candidate),
@@ -406,9 +406,8 @@ def _identifiers(layout: Layout, verdict: Verdict | None, candidate: str) -> lis
     return [(name, text) for name, text in rows if text]
 
 
-def _snapshot(layout: Layout) -> dict[str, Any]:
-    path = layout.snapshot / "snapshot.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _snapshot(layout: Layout) -> SnapshotFacts | dict[str, Any]:
+    return read_snapshot(layout) if has_snapshot(layout) else {}
 
 
 def _stage_reports(layout: Layout) -> dict[str, Report]:

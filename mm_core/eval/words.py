@@ -57,8 +57,8 @@ def worse_list(cells: Sequence[Cell]) -> str:
 def change(cell: Cell, value: float) -> str:
     """Write a gain as a share of the reference, or in points where the metric is a share itself."""
     if cell.metric in HIGHER_IS_BETTER or not cell.reference:
-        return f"{100 * value:+.2g} points"
-    return f"{100 * value / cell.reference:+.2g} %"
+        return f"{_signed(100 * value)} points"
+    return f"{_signed(100 * value / cell.reference)} %"
 
 
 def _upper(cell: Cell) -> float:
@@ -137,3 +137,8 @@ def promoted(params: GateParams, cells: Sequence[Cell]) -> str:
         certain = f" (at least {change(mean, mean.bound)})" if mean else ""
         rest = f"on average with confidence{certain}, and no metric is worse by more than its margin"
     return f"{params.primary} is better in all {count} categories: {', '.join(gains)}; {rest}"
+
+
+def _signed(number: float) -> str:
+    """Two digits, as -0.58, -5.8 or -58; larger numbers whole, as -317."""
+    return f"{number:+.0f}" if abs(number) >= 10 else f"{number:+.2g}"

@@ -1,1 +1,1 @@
-"""Measurements beside the cycle that train models of their own: label ablation and seed noise."""
+"""Measurements outside the cycle that train models of their own: label ablation and seed noise."""

@@ -1,12 +1,11 @@
-"""Routed photos against randomly chosen ones of the same number, everything else equal: what choosing is worth.
+"""Label ablation: compare training on routed photos with training on as many random ones, all else equal.
 
-What the table of `mm_core.labeling.value` cannot tell apart: there, a cycle changed more than labels. One difference
-besides the choice stays: people painted the routed photos, other labels came with their drops.
+The table of `mm_core.labeling.value` cannot separate the effect of labels from other changes of a cycle. One difference
+remains here: people painted the mattes of routed photos, while other labels were a part of their drops.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, Report
 from mm_core.eval.evaluate import score_all
 from mm_core.eval.metrics import category_scores
@@ -32,7 +32,7 @@ from mm_core.training.stage import train_stage
 ARMS = ("routed", "random")
 SUPERVISED = TRAIN_STAGES[0]
 FEWEST = 8
-"""Photos on each side that a cycle compares at least: of fewer, chance would speak."""
+"""Least number of photos per arm in the comparison after a cycle; with fewer, chance dominates."""
 
 
 def compare_labels(
@@ -48,49 +48,69 @@ def compare_labels(
     fewest: int = 1,
     progress: Callable[[str, int, int], None],
 ) -> Report:
-    """Trains the first stage twice per seed from `start`, on the photos that the champion learned from with one arm's,
-    and fills `report.tables["compare"]`: per category the photos of each arm, the MSE of both float models on the eval
-    photos, `gain` (random minus routed: above 0 choosing was worth it) and its standard deviation over seeds, `spread`.
+    """Train the first stage twice per seed, with the routed or the random photos, and compare the models' errors.
 
-    The arms are drawn anew for each seed (`draw_arms`), so that the spread holds the luck of the draw too. Photos that
-    the champion knows carry today's label in both arms; those that have left the pool since are in none. All steps are
-    made and the last weights judged: nothing is chosen by validation or eval photos, and no use of the eval set is
-    counted. Killed, the next call goes on with the trainings that are not done; the cycle's files stay as they are.
+    Both arms start from `start` and contain the champion's training photos. The arms are drawn again for each seed
+    (`draw_arms`), so that the spread includes the luck of the draw. Photos known to the champion have their present
+    label in both arms; photos that have left the pool are in neither. All steps are made and the last weights are
+    scored: nothing is selected by validation or evaluation photos, and no use of the evaluation set is counted. After
+    a kill, the next call continues with the missing trainings. The cycle's files are not changed.
 
-    `learned`: sample id → digest of the matte that the champion was trained on; empty without a champion. Raises
-    InputError where an arm has less than `fewest` photos, there are no eval photos, or params leave nothing to train.
+    Args:
+        params: Parameters of the training.
+        catalog: Gives the origin of each label.
+        layout: The workspace with a snapshot.
+        store: Holds the photos.
+        learned: Sample id → digest of the matte that the champion was trained on; empty without a champion.
+        report: Receives `tables["compare"]`: per category the photos of each arm, the MSE of both float models on the
+            evaluation photos, `gain` (random minus routed, positive = routing helps) and `spread`, the standard
+            deviation of the gain over seeds.
+        start: Weights to start from, or None.
+        seeds: Number of trainings per arm.
+        fewest: Least number of photos per arm.
+        progress: Called with stage name, finished and total steps.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: An arm has fewer than `fewest` photos, the evaluation set is empty, or the stage has no steps.
     """
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: give 1 or more")
     if not params.train.simple.steps:
-        raise InputError("train.simple.steps is 0: both arms would end where they start; set it in params.yaml")
+        raise InputError("train.simple.steps is 0: both arms would stay at their start; set it in params.yaml")
     pool: Any = read_pool(layout.snapshot, "train_labeled")
     judges = read_pool(layout.snapshot, "eval")
     if judges.empty:
         raise InputError(f"{layout.snapshot / 'eval.parquet'} holds no photos: drop labelled photos with role `eval`")
-    known = pool["sample_id"].isin(list(learned))
-    new = dict(pool.loc[~known, ["sample_id", "alpha_sha256"]].itertuples(index=False, name=None))
+    # New photos since the champion are divided into the arms; all others are common to both.
+    is_known = pool["sample_id"].isin(list(learned))
+    new = dict(pool.loc[~is_known, ["sample_id", "alpha_sha256"]].itertuples(index=False, name=None))
     source = sources(catalog, new, learned)
+    # Fails early, before any training, if an arm is too small.
     draw_arms(source, params.seed, fewest)
-    digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
+    digest = read_snapshot(layout)["digest"]
     base = scratch_layout(layout, f"compare-{digest[:12]}")
-    for left in base.root.parent.glob("compare-*"):
-        if left != base.root:  # of a killed comparison on a snapshot that is no more
-            shutil.rmtree(left)
+    for leftover in base.root.parent.glob("compare-*"):
+        if leftover != base.root:  # left by a killed comparison on an older snapshot
+            shutil.rmtree(leftover)
     photos = {arm: Counter() for arm in ARMS}
     scores: dict[str, list[dict[Any, float]]] = {arm: [] for arm in ARMS}
     for index in range(1, seeds + 1):
-        # A seed of its own per training, as in noise.py; both arms of a seed share it.
+        # Each training has its own seed, as in seed_noise.py; both arms of a seed share it.
         seeded = params.with_values(seed=params.seed + 1009 * index)
         models: dict[tuple[str, str], TorchPredictor] = {}
         for arm, ids in draw_arms(source, seeded.seed).items():
             chosen = pool["sample_id"].isin(ids)
             photos[arm].update(pool.loc[chosen, "category"].fillna("unknown"))
-            own = part_of(base, f"{index}-{arm}")
-            write_frames(own.snapshot, {"validation": pool.head(0)}, SCHEMA, {"digest": digest})
-            write_frames(own.split, {SUPERVISED: pool[known | chosen]}, SCHEMA)
-            train_stage(SUPERVISED, seeded, own, store, Report(arm), start=start, progress=progress)
-            models[arm, "float"] = TorchPredictor(own.model(SUPERVISED), layout.settings.device)
+            arm_layout = part_of(base, f"{index}-{arm}")
+            # An empty validation pool: the last weights are scored, not the best ones.
+            write_frames(arm_layout.snapshot, {"validation": pool.head(0)}, SCHEMA, {"digest": digest})
+            write_frames(arm_layout.split, {SUPERVISED: pool[is_known | chosen]}, SCHEMA)
+            train_stage(SUPERVISED, seeded, arm_layout, store, Report(arm), start=start, progress=progress)
+            models[arm, "float"] = TorchPredictor(arm_layout.model(SUPERVISED), layout.settings.device)
+        # Both models are scored on the same photos, so their difference is paired.
         rows = score_all(judges, models, store, params.evaluate.max_side, progress)
         for arm in ARMS:
             scores[arm].append(category_scores(rows.loc[rows["model"] == arm])["mse"].to_dict())
@@ -99,12 +119,13 @@ def compare_labels(
     report.tables["compare"] = _rows(photos, scores, judges["category"].value_counts().to_dict(), seeds)
     rows = [row for row in report.tables["compare"] if row["gain"] is not None]
     report.metrics |= {f"compare/{row['category']}/gain": row["gain"] for row in rows}
+    # The numbers of available photos show how much the sampling left out.
     counted = Counter(source.values())
     report.facts |= {
         "snapshot": digest,
         "seeds": seeds,
         "steps": params.train.simple.steps,
-        "base": int(known.sum()),
+        "base": int(is_known.sum()),
         "photos_per_arm": each,
         "available": {"routed": counted["routed"], "random": counted.total() - counted["routed"]},
     }
@@ -112,17 +133,26 @@ def compare_labels(
 
 
 def affordable(params: Params) -> int:
-    """Steps of one training of the comparison after a cycle: `label.compare_share` of the cycle's, shared out."""
+    """Return the steps of one training in the comparison: all of them together use at most `label.compare_share`."""
     train, trainings = params.train, len(ARMS) * max(1, params.label.compare_seeds)
+    # All stages count, because the share refers to the whole cycle.
     total = train.simple.steps + train.hard.steps + train.semi.steps + train.multimodal.steps
     return min(train.simple.steps, max(1, int(params.label.compare_share * total / trainings)))
 
 
 def draw_arms(source: Mapping[str, str], seed: int, fewest: int = 1) -> dict[str, list[str]]:
-    """Sample ids of each arm, sorted: as many of the routed as of the others, at random by `seed` where there are more.
+    """Draw equally many routed and other new photos; the larger side is sampled at random.
 
-    `source`: of each new photo where its label comes from, as `labeling.value.sources` says. Raises InputError where
-    one side has less than `fewest`.
+    Args:
+        source: New photo → origin of its label, from `labeling.value.sources`.
+        seed: Seed of the sample.
+        fewest: Least number of photos per arm.
+
+    Returns:
+        Sorted sample ids of each arm.
+
+    Raises:
+        InputError: One side has fewer than `fewest` photos.
     """
     sides = {
         "routed": sorted(sample for sample, origin in source.items() if origin == "routed"),
@@ -136,24 +166,26 @@ def draw_arms(source: Mapping[str, str], seed: int, fewest: int = 1) -> dict[str
     if not sides["random"]:
         raise InputError(
             f"nothing to compare the {len(sides['routed'])} routed photos with: no other training photo is new since "
-            "the champion; drop photos with mattes that nobody chose (kind pixel_labeled), then `mm snapshot`"
+            "the champion; drop photos with unselected mattes (kind pixel_labeled), then `mm snapshot`"
         )
+    # Both arms have the size of the smaller side.
     count, rng = min(len(side) for side in sides.values()), np.random.default_rng(seed)
     if count < fewest:
-        found = " and ".join(f"{len(side)} {arm}" for arm, side in sides.items())
-        raise InputError(f"{found} new photos: below {fewest} on each side a comparison would say nothing")
+        counts = " and ".join(f"{len(side)} {arm}" for arm, side in sides.items())
+        raise InputError(f"{counts} new photos: below {fewest} on each side the comparison has no meaning")
     return {arm: sorted(map(str, rng.choice(side, count, replace=False))) for arm, side in sides.items()}
 
 
 def _rows(
     photos: Mapping[str, Counter], scores: Mapping[str, list[dict[Any, float]]], judges: Mapping[Any, int], seeds: int
 ) -> list[dict[str, Any]]:
-    """A row per category and `macro`, the mean of the six that the gate judges; photos are means over seeds."""
+    """Return a row per category, and `macro` for the mean of the six judged ones; photos are means over seeds."""
     rows = []
     for category in (*ALL_CATEGORIES, "unknown", "macro"):
         counts = {arm: c.total() if category == "macro" else c[category] for arm, c in photos.items()}
         row: dict[str, Any] = {"category": category} | {arm: round(n / seeds, 1) for arm, n in counts.items()}
         errors = {arm: np.array([of.get(category, np.nan) for of in scores[arm]]) for arm in ARMS}
+        # A category without evaluation photos has NaN for its error.
         judged = not np.isnan(errors["routed"]).any()
         if not judged and not any(counts.values()):
             continue

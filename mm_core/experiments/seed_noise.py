@@ -1,4 +1,4 @@
-"""How much two trainings differ by their seed alone: what the gate must not take for a gain."""
+"""Measure the difference of two trainings that differ only by seed; the gate must not take it for a gain."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from mm_core.core.errors import BlobNotFound, InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import CATEGORIES, Report, digest_of
 from mm_core.eval.evaluate import score_all
 from mm_core.eval.metrics import category_scores
@@ -26,10 +27,11 @@ from mm_core.training.scratch import copy_data, part_of, scratch_layout, train_a
 RECORD = "gate/noise.json"
 """Store key of the last measurement."""
 FEWEST = 3
+"""Least number of trainings for a standard deviation."""
 TRAINED_BY = {"model", "train", "clip", "split"}
-"""Sections of the params that a training depends on; the seed is what differs."""
+"""Sections of the params that influence a training; only the seed may differ."""
 SIZE_RATIO, MAX_AGE = 1.5, timedelta(days=90)
-"""How far a training set may have grown, and time have passed, since the noise was measured."""
+"""A measurement stays valid up to this ratio of the training sets' sizes, and up to this age."""
 
 
 def measure_noise(
@@ -42,29 +44,46 @@ def measure_noise(
     seeds: int,
     progress: Callable[[str, int, int], None],
 ) -> Report:
-    """Trains the cycle's snapshot `seeds` times with other seeds and keeps, per category, the standard deviation of the
-    relative difference of the primary metric between two such models, as `RECORD` in the store.
+    """Train the cycle's snapshot with several seeds, and store the noise of the primary metric as `RECORD`.
 
-    The float models are scored on the eval photos; nothing is chosen by the scores. Killed, the next call goes on with
-    the seeds that are not done. Raises InputError for fewer than 3 seeds.
+    The noise is, per category, the standard deviation of the relative difference between two such models. The float
+    models are scored on the evaluation photos; nothing is selected by the scores. After a kill, the next call
+    continues with the missing seeds.
+
+    Args:
+        params: Parameters of the training.
+        layout: The workspace with a snapshot.
+        store: Receives the record.
+        report: Receives the noise as metrics and as a table.
+        start: Weights to start from, or None.
+        seeds: Number of trainings, at least 3.
+        progress: Called with stage name, finished and total steps.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: Fewer than 3 seeds.
     """
     if seeds < FEWEST:
         raise InputError(f"--seeds {seeds}: a spread needs at least {FEWEST} trainings")
     frame, metric, values = read_pool(layout.snapshot, "eval"), params.gate.primary, []
-    digest = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
+    digest = read_snapshot(layout)["digest"]
     base = scratch_layout(layout, f"noise-{digest[:12]}")
     for index in range(1, seeds + 1):
-        own = part_of(base, str(index))
-        copy_data(layout, own)
-        weights = train_all(params.with_values(seed=params.seed + 1009 * index), own, store, start, progress)
+        seed_layout = part_of(base, str(index))
+        copy_data(layout, seed_layout)
+        # Seeds far apart from each other and from the cycle's own.
+        weights = train_all(params.with_values(seed=params.seed + 1009 * index), seed_layout, store, start, progress)
         model = TorchPredictor(weights, layout.settings.device)
         rows = score_all(frame, {(TRAIN_STAGES[-1], "float"): model}, store, params.evaluate.max_side, progress)
         values.append(category_scores(rows)[metric].to_dict())
-    found = relative_noise(values)
+    noise = relative_noise(values)
+    # The record names the conditions of the measurement, so that `recorded_noise` can check them.
     record = {
         "metric": metric,
         "seeds": seeds,
-        "noise": found,
+        "noise": noise,
         "values": values,
         "snapshot": digest,
         "training": digest_of(params.model_dump(mode="json", include=TRAINED_BY)),
@@ -72,32 +91,33 @@ def measure_noise(
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     store.put(RECORD, json.dumps(record, sort_keys=True).encode())
+    # The models are needed no longer once the record is stored.
     shutil.rmtree(base.root)
     report.facts |= {"metric": metric, "seeds": seeds, "snapshot": digest, "stored": f"{store.url}/{RECORD}"}
-    report.metrics |= {f"noise/{category}": value for category, value in found.items()}
+    report.metrics |= {f"noise/{category}": value for category, value in noise.items()}
     report.tables["noise"] = [
         {"category": category, "noise": round(value, 4)}
         | {f"seed {i + 1}": round(float(scores[category]), 6) for i, scores in enumerate(values)}
-        for category, value in found.items()
+        for category, value in noise.items()
     ]
     return report
 
 
 def relative_noise(values: list[dict[Any, Any]]) -> dict[str, float]:
-    """Category → √2 · s / mean over the seeds (`values`, one each): the spread of a difference of two trainings."""
-    found = {}
+    """Return category → √2 · s / mean over the seeds' scores: the noise of a difference of two trainings."""
+    noise = {}
     for category in CATEGORIES:
         scores = np.array([seed[category] for seed in values if category in seed], np.float64)
+        # A category must have a score in every training.
         if len(scores) == len(values) and scores.mean() > 0:
-            found[category] = float(math.sqrt(2) * scores.std(ddof=1) / scores.mean())
-    return found
+            noise[category] = float(math.sqrt(2) * scores.std(ddof=1) / scores.mean())
+    return noise
 
 
 def recorded_noise(params: Params, layout: Layout, store: Store) -> dict[str, float] | None:
-    """Return what was measured last, category → noise, where it still says something about this cycle; else None.
+    """Return the last measurement, category → noise, if it applies to this cycle; else None.
 
-    It does not where it was measured for another metric, with other params of training, for a training set smaller or
-    larger by more than SIZE_RATIO, or more than MAX_AGE ago.
+    It applies for the same metric and training params, a training set within SIZE_RATIO, and an age up to MAX_AGE.
     """
     try:
         record = json.loads(store.fetch(RECORD).read_text())
@@ -105,6 +125,7 @@ def recorded_noise(params: Params, layout: Layout, store: Store) -> dict[str, fl
         return None
     photos = max(1, len(read_pool(layout.snapshot, "train_labeled")))
     measured = max(1, int(record.get("photos", 0)))
+    # Other conditions make the measurement invalid.
     fits = (
         record["metric"] == params.gate.primary
         and record.get("training") == digest_of(params.model_dump(mode="json", include=TRAINED_BY))

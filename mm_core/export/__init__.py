@@ -1,1 +1,1 @@
-
+"""Export, registry and provenance of released models."""

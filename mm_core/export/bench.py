@@ -1,7 +1,7 @@
-"""`mm bench-bundle`: which runtime and how many threads are fastest on this device, for files that may be trusted.
+"""`mm bench-bundle`: measure runtimes and thread counts of a bundle on this device, and pick the fastest.
 
-The paper's heterogeneous engine chooses its inference back end by what the device measures. A file takes part only
-after its bundle's signature and digests held, and after it gave the golden mattes in a fresh process.
+The paper's heterogeneous engine chooses its inference back end by measurements on the device. A file takes part only
+if its bundle's signature and digests are valid and a fresh process reproduces the golden mattes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mm_core.export.trust import check_signer, require_bundle
 
 WEB = "onnxruntime-web"
 RUNTIMES = (*SUFFIX, WEB)
-"""onnxruntime, ExecuTorch and LiteRT in processes of their own; the ONNX file again in a browser, as phones run it."""
+"""onnxruntime, ExecuTorch and LiteRT in processes of their own, and the ONNX file in a browser, as on phones."""
 
 
 def bench_bundle(
@@ -38,22 +38,32 @@ def bench_bundle(
     threads: Sequence[int] = (),
     unsigned: bool = False,
 ) -> Report:
-    """Measures every file of a bundle in its runtime, each in a process of its own, and picks.
+    """Measure every file of a bundle in its runtime, each in a process of its own, and pick the fastest.
 
-    `runtimes`: of RUNTIMES; empty: all. `threads`: empty: 1, 2, … doubled up to the device's cores. `unsigned` takes a
-    bundle that the configured key did not sign; where no key is configured, fact `warning` says that nobody vouches
-    for the bundle. Raises InputError where signature or a digest does not hold; a runtime that is not
-    available here, or whose mattes are not the golden ones, is left out with its reason.
+    Args:
+        layout: The workspace; its settings name the environments of the runtimes.
+        bundle: The bundle's folder.
+        limits: Hard limits of `export.limits`; a run above them is picked only if no other run exists.
+        runtimes: Some of RUNTIMES; empty: all.
+        threads: Thread counts; empty: 1, 2, 4, … up to the device's cores.
+        unsigned: Accept a bundle that the configured key did not sign.
 
-    `report.facts["picked"]`: decoder → runtime, threads, milliseconds; `report.tables["runs"]`: a row per decoder,
-    runtime and thread count, with `beyond` = what of the gate's hard limits (`export.limits`) it exceeds here: what
-    is beyond is picked only where nothing else runs.
+    Returns:
+        A report. `facts["picked"]`: decoder → runtime, threads, milliseconds. `facts["left_out"]`: runtimes that are
+        not available or do not reproduce the golden mattes, with the reason. `facts["warning"]`: present if the
+        signer was not checked. `tables["runs"]`: a row per decoder, runtime and thread count, with the exceeded
+        limits in `beyond`.
+
+    Raises:
+        InputError: The signature or a digest is wrong, a runtime is unknown, or no runtime runs the bundle.
     """
     unknown = sorted(set(runtimes) - set(RUNTIMES))
     if unknown:
         raise InputError(f"--runtime {unknown[0]}: unknown; one of {', '.join(RUNTIMES)}")
+    # Powers of two up to the number of cores.
     counts = tuple(threads) or tuple(2**n for n in range((os.cpu_count() or 1).bit_length()))
     with timed(Report("bench-bundle"), layout.root / "reports" / "bench-bundle.json") as report:
+        # Trust first: no file is opened before the signature and the digests are checked.
         require_bundle(bundle, layout.bundles)
         read_manifest(bundle)
         signer, warning = check_signer(bundle / "manifest.json", unsigned=unsigned)
@@ -63,32 +73,35 @@ def bench_bundle(
         left_out: dict[str, str] = {}
         with np.load(bundle / manifest["golden"]["file"]) as golden:
             for decoder, entry in manifest["decoders"].items():
-                made = {name: f["file"] for name, f in entry.get("formats", {}).items()}
-                files = {"onnx": entry["file"], WEB: entry["file"]} | made
+                format_files = {name: f["file"] for name, f in entry.get("formats", {}).items()}
+                # The web runtime uses the ONNX file; further formats have files of their own.
+                files = {"onnx": entry["file"], WEB: entry["file"]} | format_files
                 image = _prepared(golden[f"{decoder}_image"], manifest["input"])
                 for runtime in runtimes or RUNTIMES:
+                    # A missing runtime is reported, and the others are still measured.
                     if runtime not in files:
                         left_out[runtime] = "the bundle has no files for it"
                         continue
-                    wanted = golden[f"{decoder}_{runtime}_alpha" if runtime in made else f"{decoder}_alpha"]
+                    wanted = golden[f"{decoder}_{runtime}_alpha" if runtime in format_files else f"{decoder}_alpha"]
                     try:
                         alphas, cost = _run(runtime, layout, bundle / files[runtime], image[None], counts)
                     except MattingError as error:
                         left_out[runtime] = f"not available because: {error}"
                         continue
+                    # A fast runtime with wrong mattes must not be picked.
                     off, tolerance = _off(alphas[0], wanted), manifest["golden"]["tolerance"]
                     if not all(off[name] <= tolerance[name] for name in tolerance):
                         left_out[f"{runtime}/{decoder}"] = f"its mattes are not the golden ones: {json.dumps(off)}"
                         continue
                     size = manifest["files"][files[runtime]]["bytes"]
-                    about = {
+                    costs = {
                         "peak_mb": round(cost["peak_mb"], 1),
                         "bytes": size,
                         "golden_mse": off["mse"],
                         "beyond": too_large(limits, files[runtime], size, cost["peak_mb"]),
                     }
                     rows += [
-                        {"decoder": decoder, "runtime": runtime, "threads": int(n), "ms": round(ms, 2)} | about
+                        {"decoder": decoder, "runtime": runtime, "threads": int(n), "ms": round(ms, 2)} | costs
                         for n, ms in cost["latency_ms"].items()
                     ]
         if not rows:
@@ -110,10 +123,11 @@ def _run(
 
 
 def _picked(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per decoder the fastest run within the limits; within 3 % of it, the one with fewest threads."""
+    """Return each decoder's fastest run within the limits; among runs within 3 % of it, the one with fewest threads."""
     picked = {}
     for decoder in dict.fromkeys(row["decoder"] for row in rows):
         mine = [row for row in rows if row["decoder"] == decoder]
+        # Runs above a limit count only if the decoder has no other run.
         mine = [row for row in mine if not row["beyond"]] or mine
         fastest = min(row["ms"] for row in mine)
         near = [row for row in mine if row["ms"] <= 1.03 * fastest]
@@ -123,10 +137,12 @@ def _picked(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _off(alpha: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    # Mean squared and largest absolute difference of two mattes in [0, 1].
     return {"mse": float(np.mean((alpha - wanted) ** 2)), "max": float(np.abs(alpha - wanted).max())}
 
 
 def _prepared(image: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
-    """A golden photo uint8 (S, S, 3) as the manifest says that the network wants it: float32 (3, S, S)."""
+    """Return a golden photo, uint8 (S, S, 3), as the network's input: float32 (3, S, S), normalised by the manifest."""
+    # The network expects channels first.
     scaled = (image.astype(np.float32) / 255 - np.array(spec["mean"], np.float32)) / np.array(spec["std"], np.float32)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))

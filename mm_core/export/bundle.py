@@ -1,7 +1,7 @@
-"""The mobile bundle: int8 files, manifest, golden pairs, self-check and model card, moved into place whole.
+"""The mobile bundle: int8 files, manifest, golden pairs, self-check and model card, moved into place atomically.
 
-Folder: `bundle/<first 12 hex digits of the candidate's digest>/`. The registry's version number is not known before
-promotion; its tag `bundle` names the folder.
+Folder: `bundle/<first 12 hex digits of the candidate's digest>/`. The registry's version number exists only after
+promotion; the version's tag `bundle` names the folder.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.params import Params
+from mm_core.core.pins import SnapshotFacts, read_snapshot
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
-from mm_core.export import selfcheck
 from mm_core.export.bundle_costs import decoder_entry, run_all, torch_latencies
-from mm_core.export.bundle_manifest import by_file, read_manifest
+from mm_core.export.bundle_manifest import BundleManifest, FileEntry, Requests, by_file, read_manifest
 from mm_core.export.card import model_card
 from mm_core.export.formats.convert import convert
 from mm_core.export.limits import require_within
@@ -38,44 +39,54 @@ from mm_core.storage.store import Store
 from samplegen import generate
 
 SCHEMA_VERSION = 2
+SELFCHECK = Path(__file__).with_name("selfcheck.py")
+"""Copied into each bundle. Not imported here: it needs onnxruntime, which takes time to load."""
 GOLDEN = {"saliency": "pets", "portrait": "portrait", "scenery": "scenery"}
-"""Category of the generated photo that each decoder is checked with: nobody's photo, nobody's licence."""
+"""Category of the generated photo that checks each decoder; a generated photo has neither an owner nor a licence."""
 TOLERANCE = {"mse": 1e-4, "max": 0.1}
-"""What another machine may differ by: ARM against x86 was seen to reach 3e-6 and 0.055 (notes on mobile export)."""
+"""Allowed difference on another machine: ARM differed from x86 by up to 3e-6 and 0.055 (notes on mobile export)."""
 
 
 def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict, report: Report) -> Report:
-    """Writes `layout.bundles/<digest12>/` for the candidate of a PROMOTE verdict and `export.json` beside the cycle.
+    """Write `layout.bundles/<digest12>/` for the candidate of a PROMOTE verdict, and `export.json` of the cycle.
 
-    The bundle is checked by a fresh process with nothing but numpy and onnxruntime before it is moved in. A finished
-    bundle of the same model, files, scores and verdict is kept. Raises ReleaseRefused where the int8 files are not
-    the ones that were judged or one is beyond `export.limits`, InputError where a stage before is missing or
-    `export.formats` asks for one whose tools are.
+    A fresh process with only numpy and onnxruntime checks the bundle before it is moved into place. A finished bundle
+    of the same model, files, scores and verdict is kept.
+
+    Raises:
+        ReleaseRefused: The int8 files differ from the judged ones, or one exceeds `export.limits`.
+        InputError: A previous stage is missing, or the tools of a format in `export.formats` are.
     """
+    # Twelve hex digits identify a model and are short enough for a folder name.
     version = verdict.candidate[:12]
     target = layout.bundles / version
-    about = _about(layout, verdict)
+    facts = _about(layout, verdict)
     with exclusive(layout.bundles / ".lock"):
-        made = convert(params.export, layout.model(TRAIN_STAGES[-1]), about["quantised"], layout, store)
-        asked = {
+        formats = convert(params.export, layout.model(TRAIN_STAGES[-1]), facts["quantised"], layout, store)
+        # The request is a part of the manifest; a bundle made for another request is made again.
+        request: Requests = {
             "limits": params.export.limits.model_dump(mode="json"),
-            "formats": {name: {d: row["sha256"] for d, row in rows.items()} for name, rows in made.items()},
+            "formats": {name: {d: row["sha256"] for d, row in rows.items()} for name, rows in formats.items()},
         }
-        if _key_of(target) != about["key"] or read_manifest(target)["asked"] != asked:
-            for left in layout.bundles.glob(".*.tmp"):
-                shutil.rmtree(left)
+        if _key_of(target) != facts["key"] or read_manifest(target)["asked"] != request:
+            # Half-made folders of killed processes; the lock excludes a running one.
+            for leftover in layout.bundles.glob(".*.tmp"):
+                shutil.rmtree(leftover)
             fresh = layout.bundles / f".{version}.{os.getpid()}.tmp"
-            _assemble(fresh, version, layout, store, verdict, about | {"asked": asked, "made": made})
+            _assemble(fresh, version, layout, store, verdict, facts | {"asked": request, "made": formats})
             manifest = read_manifest(fresh)
+            # Limits and golden mattes are checked before the folder becomes visible.
             sizes = {name: file["bytes"] for name, file in manifest["files"].items()}
             require_within(params.export.limits, by_file(manifest), sizes)
             verify(fresh)
             _move_in(fresh, target)
+        # The key may have changed since the bundle was written, so it is signed in any case.
         signer = sign_file(target / "manifest.json")
     manifest = read_manifest(target)
     report.facts |= {"bundle": str(target), "model": verdict.candidate, "opset": manifest["opset"]}
     report.facts["signature"] = f"Ed25519, key {signer}" if signer else UNSIGNED
     report.metrics["export/bytes"] = float(sum(file["bytes"] for file in manifest["files"].values()))
+    # The report shows size, latency and difference of every file.
     report.tables["bundle"] = [
         {"file": file, "bytes": manifest["files"][file]["bytes"], "in_float": len(row["float_convolutions"])}
         | {f"ms_{t}_threads": row["latency_ms"][t] for t in row["latency_ms"]}
@@ -95,7 +106,7 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
 
 
 def exported_bundle(layout: Layout, verdict: Verdict) -> Path:
-    """The bundle of exactly the judged candidate; raises InputError where it has not been exported."""
+    """Return the bundle of exactly the judged candidate; raise InputError if it has not been exported."""
     bundle = layout.bundles / verdict.candidate[:12]
     if read_manifest(bundle)["key"] != _about(layout, verdict)["key"]:
         raise InputError(f"{bundle} is about another verdict or other files: run `mm export` again")
@@ -103,20 +114,18 @@ def exported_bundle(layout: Layout, verdict: Verdict) -> Path:
 
 
 def verify(bundle: Path) -> dict[str, Any]:
-    """Runs the self-check in a fresh, isolated process; raises MattingError where it fails.
-
-    Our own copy of it: the one in the bundle may be anybody's.
-    """
-    command = [sys.executable, "-I", selfcheck.__file__, str(bundle)]
+    """Run the self-check in a fresh, isolated process and return its result; raise MattingError if it fails."""
+    # Run our own copy of the program: the copy inside the bundle is not trusted.
+    command = [sys.executable, "-I", str(SELFCHECK), str(bundle)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if done.returncode:
-        said = " ".join((done.stdout + done.stderr).split())[-400:]
-        raise MattingError(f"{bundle}: the files do not give the golden mattes in a fresh process: {said}")
+        output = " ".join((done.stdout + done.stderr).split())[-400:]
+        raise MattingError(f"{bundle}: the files do not give the golden mattes in a fresh process: {output}")
     return json.loads(done.stdout)
 
 
 def _key_of(bundle: Path) -> str | None:
-    """The key of a whole bundle, None of one that is absent or damaged."""
+    """Return the key of an intact bundle; None if it is absent or damaged."""
     if not (bundle / "manifest.json").is_file():
         return None
     manifest = read_manifest(bundle)
@@ -127,21 +136,22 @@ def _key_of(bundle: Path) -> str | None:
 
 
 def _about(layout: Layout, verdict: Verdict) -> dict[str, Any]:
-    """What the bundle will say that was not made here: scores, quantisation, and that they are about these files."""
+    """Return the facts for the bundle from earlier stages (verdict, scores, quantisation), and the bundle's key."""
     quantised = _json(layout.quantised / "quantised.json", "mm evaluate")
     files = {f"{d}{SUFFIX}": layout.quantised / f"{d}{SUFFIX}" for d in quantised["decoders"]}
     digests = {name: sha256_file(path) for name, path in files.items()}
+    # The gate's scores and these files must belong together.
     judged = judged_files(layout)
     if quantised["model"] != verdict.candidate:
         raise ReleaseRefused(f"{layout.quantised} holds another model's int8 files: run `mm evaluate` and `mm gate`")
     if digests != judged:
-        other = sorted(name for name in {*digests, *judged} if digests.get(name) != judged.get(name))
+        changed = sorted(name for name in {*digests, *judged} if digests.get(name) != judged.get(name))
         raise ReleaseRefused(
-            f"{', '.join(other)} in {layout.quantised} was not what the gate judged: run `mm evaluate`"
+            f"{', '.join(changed)} in {layout.quantised} is not the file that the gate judged: run `mm evaluate`"
         )
     scores = _json(layout.evaluation / "metrics.json", "mm evaluate")
     candidate = TRAIN_STAGES[-1]
-    about = {
+    facts = {
         "verdict": verdict.model_dump(mode="json", exclude={"cells"}),
         "cells": digest_of([cell.model_dump(mode="json") for cell in verdict.cells]),
         "metrics": {
@@ -155,14 +165,13 @@ def _about(layout: Layout, verdict: Verdict) -> dict[str, Any]:
         },
         "quantised": quantised,
     }
-    stable = about | {"verdict": {k: v for k, v in about["verdict"].items() if k != "created_at"}, "files": digests}
-    return about | {"key": digest_of({"schema": SCHEMA_VERSION, **stable})}
+    # The time of the verdict does not change the bundle, so it is not in the key.
+    stable = facts | {"verdict": {k: v for k, v in facts["verdict"].items() if k != "created_at"}, "files": digests}
+    return facts | {"key": digest_of({"schema": SCHEMA_VERSION, **stable})}
 
 
 def judged_files(layout: Layout) -> dict[str, str]:
-    """Name → digest of the int8 files that the recorded scores are about."""
-    import pyarrow.parquet as pq
-
+    """Return the digests of the int8 files that the recorded scores belong to: file name → sha256."""
     if not layout.per_image.is_file():
         raise InputError(f"{layout.per_image} is missing: run `mm evaluate` first")
     metadata = pq.read_schema(layout.per_image).metadata or {}
@@ -170,33 +179,36 @@ def judged_files(layout: Layout) -> dict[str, str]:
 
 
 def _assemble(
-    folder: Path, version: str, layout: Layout, store: Store, verdict: Verdict, about: dict[str, Any]
+    folder: Path, version: str, layout: Layout, store: Store, verdict: Verdict, facts: dict[str, Any]
 ) -> None:
+    # The files: ONNX, the further formats, and the self-check program.
     folder.mkdir()
-    quantised = about["quantised"]["decoders"]
+    quantised = facts["quantised"]["decoders"]
     for decoder in quantised:
         shutil.copyfile(layout.quantised / f"{decoder}{SUFFIX}", folder / f"{decoder}{SUFFIX}")
-        for rows in about["made"].values():
+        for rows in facts["made"].values():
             shutil.copyfile(layout.formats / rows[decoder]["file"], folder / rows[decoder]["file"])
-    shutil.copyfile(selfcheck.__file__, folder / "selfcheck.py")
+    shutil.copyfile(SELFCHECK, folder / "selfcheck.py")
+    # Golden pairs: generated photos with the mattes of each format on this machine.
     size = input_size(open_session(folder / f"{DECODERS[0]}{SUFFIX}"))
     golden = {d: resize(generate(c, i, size=size).image, size, size) for i, (d, c) in enumerate(GOLDEN.items())}
-    runs = run_all(folder, layout, store, golden, about)
+    runs = run_all(folder, layout, store, golden, facts)
     _write_golden(folder, golden, runs)
-    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
+    # The manifest names data, code and verdict, and describes input and output for an application.
+    snapshot = read_snapshot(layout)
     torch_ms = torch_latencies(layout.model(TRAIN_STAGES[-1]))
-    manifest: dict[str, Any] = {
+    manifest: BundleManifest = {
         "schema_version": SCHEMA_VERSION,
-        "key": about["key"],
+        "key": facts["key"],
         "version": version,
         "model": verdict.candidate,
         "snapshot": snapshot["digest"],
         "eval_digest": snapshot["eval_digest"],
         "code_revision": code_revision(),
-        "verdict": about["verdict"],
-        "metrics": about["metrics"],
-        "asked": about["asked"],
-        "decoders": {d: decoder_entry(d, row, about["made"], runs[d], torch_ms[d]) for d, row in quantised.items()},
+        "verdict": facts["verdict"],
+        "metrics": facts["metrics"],
+        "asked": facts["asked"],
+        "decoders": {d: decoder_entry(d, row, facts["made"], runs[d], torch_ms[d]) for d, row in quantised.items()},
         "input": {
             "name": "image",
             "dtype": "float32",
@@ -224,20 +236,26 @@ def _assemble(
         "golden": {"file": "golden.npz", "tolerance": TOLERANCE},
         "data": {"counts": snapshot.get("counts", {}), "sources": _sources(layout, snapshot)},
         "opset": _opset(folder / f"{DECODERS[0]}{SUFFIX}"),
-        "versions": about["quantised"]["versions"],
-    }
-    manifest["files"] = {
-        path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
+        "versions": facts["quantised"]["versions"],
+        "files": {path.name: _file_entry(path) for path in sorted(folder.iterdir())},
     }
     (folder / "MODEL_CARD.md").write_text(model_card(manifest))
+    # The card itself is a file of the bundle.
     card = folder / "MODEL_CARD.md"
-    manifest["files"][card.name] = {"sha256": sha256_file(card), "bytes": card.stat().st_size}
+    manifest["files"][card.name] = _file_entry(card)
     write_json(folder / "manifest.json", manifest)
 
 
+def _file_entry(path: Path) -> FileEntry:
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+
+
 def _write_golden(folder: Path, golden: dict[str, np.ndarray], runs: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """Per decoder a generated photo, uint8 (S, S, 3), the matte of each format's file here, float32 (S, S):
-    `<decoder>_alpha` of ONNX, `<decoder>_<format>_alpha` of the others; and ONNX' `<decoder>_choice`, float32 (3,)."""
+    """Write golden.npz: per decoder a generated photo and its mattes.
+
+    Arrays: `<decoder>_image` uint8 (S, S, 3); `<decoder>_alpha` of ONNX and `<decoder>_<format>_alpha` of the other
+    formats, float32 (S, S); `<decoder>_choice` of ONNX, float32 (3,).
+    """
     pairs: dict[str, np.ndarray] = {}
     for decoder, photo in golden.items():
         pairs[f"{decoder}_image"] = photo
@@ -249,17 +267,21 @@ def _write_golden(folder: Path, golden: dict[str, np.ndarray], runs: dict[str, d
     np.savez_compressed(folder / "golden.npz", **pairs)  # pyright: ignore[reportArgumentType]
 
 
-def _sources(layout: Layout, snapshot: dict[str, Any]) -> list[dict[str, Any]]:
-    """How many training photos came from which source under which licence."""
+def _sources(layout: Layout, snapshot: SnapshotFacts) -> list[dict[str, Any]]:
+    """Return the numbers of training photos per pool, source and licence."""
     samples = Catalog(layout.settings.store).read(
         "samples", version=snapshot["catalog"]["samples"], columns=["id", "source", "license"]
     )
+    # A missing source or licence is shown as such instead of being dropped.
     samples = samples.fillna("").replace("", "not stated").set_index("id")
     rows = []
     for pool in TRAINING:
-        found = samples.reindex(read_pool(layout.snapshot, pool)["sample_id"]).fillna("not stated")
-        pairs = Counter(zip(found["source"], found["license"], strict=True))
-        rows += [{"pool": pool, "source": s, "license": given, "photos": n} for (s, given), n in sorted(pairs.items())]
+        rows_of_pool = samples.reindex(read_pool(layout.snapshot, pool)["sample_id"]).fillna("not stated")
+        pairs = Counter(zip(rows_of_pool["source"], rows_of_pool["license"], strict=True))
+        rows += [
+            {"pool": pool, "source": s, "license": license_name, "photos": n}
+            for (s, license_name), n in sorted(pairs.items())
+        ]
     return rows
 
 
@@ -271,7 +293,7 @@ def _opset(file: Path) -> int:
 
 
 def _move_in(fresh: Path, target: Path) -> None:
-    """Readers see the old bundle, for an instant none, then the new one; never half of one."""
+    """Replace the old bundle: readers see the old one, briefly none, then the new one, but never a partial one."""
     if target.exists():
         old = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
         target.rename(old)

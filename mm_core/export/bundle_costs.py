@@ -1,4 +1,4 @@
-"""What the bundle's files give and cost here: each run by a fresh process with its format's runtime, against torch."""
+"""Outputs and costs of the bundle's files on this machine: fresh processes with each runtime, compared with torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, decoder_of
+from mm_core.export.bundle_manifest import Cost, DecoderEntry, FormatEntry
 from mm_core.export.calibration import calibration_images
 from mm_core.export.float_reference import float_alphas
 from mm_core.export.formats.measure import median_ms
@@ -17,34 +18,49 @@ from mm_core.model.preprocess import prepare
 from mm_core.storage.store import Store
 
 THREADS = (1, 2)
+"""Thread counts of the measurements."""
 
 
 def run_all(
     folder: Path, layout: Layout, store: Store, golden: dict[str, np.ndarray], about: dict[str, Any]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Decoder → format → what a fresh process with that format's runtime gave: `golden` matte, `diff` against the
-    float network on the calibration photos, and what it cost. ONNX runs the golden photo only: it was judged."""
-    model, found = layout.model(TRAIN_STAGES[-1]), {}
+    """Run every file of a bundle in a fresh process with its format's runtime.
+
+    ONNX runs only the golden photo, because the gate has judged it on the evaluation set.
+
+    Args:
+        folder: The bundle's folder with the files.
+        layout: The workspace.
+        store: Holds the calibration photos.
+        golden: Decoder → photo, uint8 (S, S, 3).
+        about: `made` of `convert` and `quantised` of `quantise`.
+
+    Returns:
+        Decoder → format → costs, `golden` matte, and `diff` to the float network on the calibration photos.
+    """
+    model, runs = layout.model(TRAIN_STAGES[-1]), {}
     for decoder, photo in golden.items():
         image = prepare(photo, photo.shape[0])[None]
-        found[decoder] = {}
+        runs[decoder] = {}
         for name in ("onnx", *about["made"]):
             images = image
             if name != "onnx":
                 ids = about["quantised"]["calibration"][decoder]
                 photos = calibration_images(ids, image.shape[-1], store)
+                # The golden photo is last: its matte is the last of the results.
                 images = np.concatenate([photos, image])
             file = folder / f"{decoder}{SUFFIX[name]}"
             alphas, cost = run_file(name, layout.settings, file, images, THREADS)
-            found[decoder][name] = cost | {"golden": alphas[-1]}
+            runs[decoder][name] = cost | {"golden": alphas[-1]}
             if name != "onnx":
+                # Only other formats are compared here: `quantise` has compared ONNX.
                 difference = alphas[:-1] - float_alphas(model, decoder, images[:-1])
-                found[decoder][name]["diff"] = {
+                runs[decoder][name]["diff"] = {
                     "mse": float(np.mean(difference**2)),
                     "max": float(np.abs(difference).max()),
                     "photos": len(photos),
                 }
-    return found
+    return runs
 
 
 def decoder_entry(
@@ -53,18 +69,19 @@ def decoder_entry(
     made: dict[str, dict[str, dict[str, Any]]],
     runs: dict[str, dict[str, Any]],
     torch_ms: dict[str, float],
-) -> dict[str, Any]:
-    """What the manifest says of one decoder: `row` from `quantise`, `made` from `convert`, `runs` from `run_all`."""
+) -> DecoderEntry:
+    """Return one decoder's manifest entry from `row` of `quantise`, `made` of `convert` and `runs` of `run_all`."""
 
-    def cost(run: dict[str, Any]) -> dict[str, Any]:
-        here = {threads: round(ms, 2) for threads, ms in run["latency_ms"].items()}
+    def cost(run: dict[str, Any]) -> Cost:
+        latency = {threads: round(ms, 2) for threads, ms in run["latency_ms"].items()}
         speedup = {threads: round(torch_ms[threads] / ms, 2) for threads, ms in run["latency_ms"].items()}
-        # Of one thread the processor's time says the same, and no other work on the machine disturbs it.
+        # On one thread, processor time equals latency, and other programs on the machine do not disturb it.
         speedup["1"] = round(torch_ms["cpu"] / run["cpu_ms"]["1"], 2)
-        memory = {name: round(run[name], 1) for name in ("peak_mb", "model_mb")}
-        return {"latency_ms": here, "speedup": speedup, **memory}
+        peak, model = round(run["peak_mb"], 1), round(run["model_mb"], 1)
+        return {"latency_ms": latency, "speedup": speedup, "peak_mb": peak, "model_mb": model}
 
-    others = {}
+    # Entries of the further formats.
+    others: dict[str, FormatEntry] = {}
     for name, rows in made.items():
         record = rows[decoder]
         others[name] = {
@@ -72,9 +89,10 @@ def decoder_entry(
             "versions": record["versions"] | runs[name]["versions"],
             "int8_against_float": runs[name]["diff"],
             "float_convolutions": record["float_convolutions"],
-            **{key: record[key] for key in ("undelegated",) if key in record},
             **cost(runs[name]),
         }
+        if "undelegated" in record:
+            others[name]["undelegated"] = record["undelegated"]
     return {
         "file": f"{decoder}{SUFFIX['onnx']}",
         "categories": [c for c in ALL_CATEGORIES if decoder_of(c) == decoder],
@@ -87,23 +105,27 @@ def decoder_entry(
 
 
 def torch_latencies(model: Path) -> dict[str, dict[str, float]]:
-    """Decoder → median ms of torch's float network, eager, one photo: threads → wall clock, and `cpu`, the processor
-    time of one thread."""
+    """Return median milliseconds of torch's eager float network on one photo.
+
+    Returns:
+        Decoder → thread count → wall-clock time, and `cpu` → processor time on one thread.
+    """
     import torch
 
     from mm_core.model.files import load_model
 
     net, _ = load_model(model)
     image = torch.zeros(1, 3, net.config.size, net.config.size)
+    # Thread settings are global to the process; they are restored afterwards.
     before = torch.get_num_threads()
-    found: dict[str, dict[str, float]] = {decoder: {} for decoder in DECODERS}
+    latencies: dict[str, dict[str, float]] = {decoder: {} for decoder in DECODERS}
     try:
         with torch.inference_mode():
             for threads in THREADS:
                 torch.set_num_threads(threads)
-                for decoder, row in found.items():
+                for decoder, row in latencies.items():
                     wall, spent = median_ms(lambda d=decoder: net(image, d))
                     row |= {str(threads): round(wall, 2)} | ({"cpu": round(spent, 2)} if threads == 1 else {})
     finally:
         torch.set_num_threads(before)
-    return found
+    return latencies

@@ -1,40 +1,131 @@
-"""A bundle's manifest: which files it has, and whether they are the ones that lie in the folder.
+"""Read a bundle's manifest and check the folder's files against it.
 
-It knows no model and no runtime, so that nothing of a bundle is opened before it was checked.
+The module uses no model and no runtime, so a bundle can be checked before any of its files is opened.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from mm_core.core.errors import InputError
-from mm_core.core.records import sha256_file
+from mm_core.core.records import parse_finite_json, sha256_file
 
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 << 20
+"""Largest size of a manifest, 4 MiB."""
 
 
-def read_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of a bundle; raises InputError where there is none that can be read."""
+# The types below describe the parts of manifest.json, from the smallest up.
+class Deviation(TypedDict):
+    """Difference of the mattes of an int8 file from those of the float network."""
+
+    mse: float
+    max: float
+    photos: int
+
+
+class Cost(TypedDict):
+    """Costs of a file on the exporting machine."""
+
+    latency_ms: dict[str, float]
+    """Milliseconds per photo by number of threads."""
+    speedup: dict[str, float]
+    """Relative to torch's float network, by number of threads."""
+    peak_mb: float
+    model_mb: float
+
+
+class FormatEntry(Cost):
+    """One int8 file with its origin and its costs."""
+
+    file: str
+    int8_against_float: Deviation
+    float_convolutions: list[str]
+    versions: NotRequired[dict[str, str]]
+    """Versions of toolchain and runtime; in formats other than ONNX."""
+    undelegated: NotRequired[int]
+    """Operators that the accelerator does not take; in ExecuTorch files."""
+
+
+# An ONNX entry has more fields than those of other formats.
+class DecoderEntry(FormatEntry):
+    """A decoder's ONNX file, and its files in other formats."""
+
+    categories: list[str]
+    torch_float_ms: dict[str, float]
+    formats: dict[str, FormatEntry]
+
+
+class Golden(TypedDict):
+    file: str
+    tolerance: dict[str, float]
+
+
+class FileEntry(TypedDict):
+    sha256: str
+    bytes: int
+
+
+class Requests(TypedDict):
+    """The request of the exporting params."""
+
+    limits: dict[str, float]
+    formats: dict[str, dict[str, str]]
+    """Format → decoder → sha256."""
+
+
+# The whole manifest.
+class BundleManifest(TypedDict):
+    """The content of `manifest.json`. `checked_manifest` verifies only the fields that it reads."""
+
+    schema_version: int
+    key: str
+    """Digest of model, files, scores and verdict."""
+    version: str
+    model: str
+    """sha256 of the float weights."""
+    snapshot: str
+    eval_digest: str
+    code_revision: str
+    verdict: dict[str, Any]
+    """The gate's `Verdict` without its cells, as JSON."""
+    metrics: dict[str, dict[str, dict[str, float]]]
+    """Category → `float` or `int8` → metric."""
+    asked: Requests
+    decoders: dict[str, DecoderEntry]
+    input: dict[str, Any]
+    output: dict[str, Any]
+    choice: dict[str, Any]
+    golden: Golden
+    data: dict[str, Any]
+    opset: int
+    versions: dict[str, str]
+    files: dict[str, FileEntry]
+
+
+def read_manifest(bundle: Path) -> BundleManifest:
+    """Return the manifest of a bundle; raise InputError if it is missing or unreadable."""
     path = bundle / "manifest.json"
     if not path.is_file():
         raise InputError(f"{path} is missing: run `mm export` first")
+    # A foreign file must not fill the memory.
     if (size := path.stat().st_size) > MANIFEST_BYTES:
         raise InputError(f"{path}: {size} bytes, at most {MANIFEST_BYTES} are read: fetch the bundle again")
     try:
-        manifest = json.loads(path.read_text(), parse_constant=_refuse_constant)
+        manifest = parse_finite_json(path.read_text())
     except (ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict):
         raise InputError(f"{path}: not a bundle's manifest; fetch the bundle again")
-    return manifest
+    return manifest  # pyright: ignore[reportReturnType]
 
 
-def checked_manifest(bundle: Path) -> dict[str, Any]:
-    """The manifest of a bundle that came from elsewhere, once every file is the one that it names and lies in the
-    folder; raises InputError. Nothing of the bundle is run or opened otherwise."""
+def checked_manifest(bundle: Path) -> BundleManifest:
+    """Return the manifest of a foreign bundle after checking that every named file exists with its digest.
+
+    Raises InputError for any difference. No file of the bundle is run or opened before.
+    """
     manifest = read_manifest(bundle)
     try:
         files = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()}
@@ -42,22 +133,21 @@ def checked_manifest(bundle: Path) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{bundle / 'manifest.json'}: not a bundle's manifest; fetch the bundle again") from None
     for name in sorted(used | set(files)):
+        # Plain names only: a path or a link could lead out of the folder.
         path = bundle / name
         if Path(name).name != name or path.is_symlink() or name not in files:
-            raise InputError(f"{bundle}: the manifest names {name!r}, which is no file of the bundle: do not use it")
+            raise InputError(f"{bundle}: the manifest names {name!r}, which is not a file of the bundle: do not use it")
         size, digest = files[name]
         if not path.is_file() or path.stat().st_size != size or sha256_file(path) != digest:
             shown = name.encode("unicode_escape").decode()
+            # Escaped, because a foreign name may hold control characters.
             raise InputError(f"{bundle}/{shown}: not the file that the manifest names; fetch the bundle again")
     return manifest
 
 
-def by_file(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """File name → what the manifest says of it, the ONNX files first."""
-    entries = [*manifest["decoders"].values()]
+def by_file(manifest: BundleManifest) -> dict[str, FormatEntry]:
+    """Return the manifest's entries by file name, ONNX files first."""
+    entries: list[FormatEntry] = [*manifest["decoders"].values()]
+    # ONNX entries come first; later entries are those of other formats.
     entries += [other for row in manifest["decoders"].values() for other in row["formats"].values()]
     return {entry["file"]: entry for entry in entries}
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")

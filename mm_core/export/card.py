@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER
+from mm_core.export.bundle_manifest import BundleManifest
 
 SHOWN = ("mse", "maxf", "biou", "conn")
+"""Metrics in the card's table of quality."""
 
 
-def model_card(manifest: Mapping[str, Any]) -> str:
-    """The card of a bundle, from its manifest alone."""
+def model_card(manifest: BundleManifest) -> str:
+    """Return the model card as Markdown, from the manifest alone."""
     verdict, size = manifest["verdict"], manifest["input"]["shape"][-1]
     metrics = manifest["metrics"]
+    # One row per category and precision.
     quality = [
         [c, p, *(_number(metrics[c][p].get(m)) for m in SHOWN)]
         for c in metrics
         for p in ("float", "int8")
         if p in metrics[c]
     ]
+    # One row per file: size, latency and speedup, memory, difference to float.
     speed = [
         [file["file"], f"{manifest['files'][file['file']]['bytes'] / 1e6:.2f} MB"]
         + [f"{file['latency_ms'][t]:.1f} ms ({file['speedup'][t]:.1f} ×)" for t in ("1", "2")]
@@ -33,6 +37,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     ]
     head = ["file", "size", "1 thread (against torch float)", "2 threads", "peak memory"]
     head += ["off float: MSE, max", "in float"]
+    # The facts below the tables.
     limits = ", ".join(f"{name} {value:g}" for name, value in manifest["asked"]["limits"].items())
     sources = [[row["pool"], row["source"], row["license"], row["photos"]] for row in manifest["data"]["sources"]]
     better = ", ".join(m if m not in HIGHER_IS_BETTER else f"{m} (higher is better)" for m in SHOWN)
@@ -56,8 +61,8 @@ Verdict: {verdict["decision"]} ({verdict["basis"]}), {verdict["created_at"]}.
 ## Size and speed here
 {_table(head, speed)}
 Measured on the machine that exported, each file in a fresh process with its format's runtime; peak memory is that
-process's, Python included; × of one thread by processor time. A phone's numbers differ, their ratio less. In float: how
-many convolutions beside the last.
+process's, with Python; × of one thread is measured in processor time. The numbers differ on a phone, their ratio
+less. In float: the number of convolutions besides the last one.
 The gate judged the ONNX files. Limits: {limits}.
 
 ## Training data
@@ -65,7 +70,7 @@ The gate judged the ONNX files. Limits: {limits}.
 Snapshot `{manifest["snapshot"][:12]}`; `mm lineage` lists every photo and label version.
 
 ## Limits
-- Photos are seen at {size} × {size}: hair and lace finer than a pixel there come out soft.
+- The model sees photos at {size} × {size}: hair and lace finer than a pixel there become soft.
 - Categories with few evaluation photos have wide error bars; the verdict in the registry has the bounds.
 - Subjects of other kinds go through the saliency decoder and were not evaluated.
 

@@ -1,4 +1,4 @@
-"""The float network as a phone would run it: one decoder, image to alpha. What every int8 file is measured against."""
+"""The float network of one decoder, image to alpha: the reference for every int8 file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def served(model: Path, decoder: str) -> Any:
-    """A torch module in eval mode, image float32 (B,3,S,S), prepared → alpha (B,1,S,S) in [0,1]."""
+    """Return one decoder as a torch module in eval mode: float32 (B, 3, S, S), prepared → (B, 1, S, S) in [0, 1]."""
     import torch
 
     from mm_core.model.files import load_model
@@ -19,7 +19,7 @@ def served(model: Path, decoder: str) -> Any:
     class Served(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            # Only what this decoder needs: the others' weights would go into an exported program too.
+            # Only this decoder's parts: the weights of the others would enter an exported program too.
             self.normalize, self.encoder, self.decoder = net.normalize, net.encoder, net.decoders[decoder]
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -29,9 +29,10 @@ def served(model: Path, decoder: str) -> Any:
 
 
 def float_alphas(model: Path, decoder: str, images: np.ndarray) -> np.ndarray:
-    """The float network's mattes: float32 (N,3,S,S) → (N,S,S)."""
+    """Return the float network's mattes: float32 (N, 3, S, S) → (N, S, S)."""
     import torch
 
     network = served(model, decoder)
+    # One photo at a time, like the runtimes on phones.
     with torch.inference_mode():
         return np.concatenate([network(torch.from_numpy(image[None])).numpy()[:, 0] for image in images])

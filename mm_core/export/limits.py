@@ -1,20 +1,25 @@
-"""What no released file may exceed, whatever the gate said: `export.limits` in params.yaml."""
+"""Hard limits of released files, independent of the gate: `export.limits` in params.yaml."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from mm_core.core.errors import ReleaseRefused
 from mm_core.core.params import LimitParams
+from mm_core.export.bundle_manifest import FormatEntry
 from mm_core.export.runtime import SUFFIX as JUDGED
 
 
-def require_within(limits: LimitParams, entries: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> None:
-    """Raises ReleaseRefused that names every file beyond a limit, with what was measured and what to do.
+def require_within(limits: LimitParams, entries: Mapping[str, FormatEntry], sizes: Mapping[str, int]) -> None:
+    """Check files against the hard limits.
 
-    `entries`: file name → `speedup`, `peak_mb`, `int8_against_float`, and `undelegated` where the format has it;
-    `sizes`: file name → bytes.
+    Args:
+        limits: `export.limits`.
+        entries: File name → `speedup`, `peak_mb`, `int8_against_float`, and `undelegated` if the format has it.
+        sizes: File name → bytes.
+
+    Raises:
+        ReleaseRefused: Names every file above a limit, the measured value and the remedy.
     """
     beyond = []
     for file, entry in entries.items():
@@ -26,16 +31,18 @@ def require_within(limits: LimitParams, entries: Mapping[str, Mapping[str, Any]]
                 f"{file} takes {ratio:.2f} × the float network's time, export.limits.max_latency_ratio is "
                 f"{limits.max_latency_ratio}: choose a model.encoder that int8 speeds up, or leave this format out"
             )
+        # The gate judges the quality of ONNX files; the checks below are for the other formats.
         if file.endswith(JUDGED):
             continue
+        # Written as `not <=`, so that NaN fails too.
         if not mse <= limits.max_diff_mse:
             beyond.append(
                 f"{file} strays {mse:.2g} (mean square) from the float mattes, export.limits.max_diff_mse is "
                 f"{limits.max_diff_mse:g}: raise export.calibration_images, or leave this format out"
             )
-        if entry.get("undelegated", 0):
+        if undelegated := entry.get("undelegated", 0):
             beyond.append(
-                f"{file} leaves {entry['undelegated']} operators to slow portable kernels: choose a model.encoder "
+                f"{file} leaves {undelegated} operators to slow portable kernels: choose a model.encoder "
                 "whose operators XNNPACK takes, or leave executorch out of export.formats"
             )
     if beyond:
@@ -43,7 +50,7 @@ def require_within(limits: LimitParams, entries: Mapping[str, Mapping[str, Any]]
 
 
 def too_large(limits: LimitParams, file: str, size: int, peak_mb: float) -> list[str]:
-    """What a file of `size` bytes that needed `peak_mb` exceeds on any device, with what to do; empty: nothing."""
+    """Return the limits on size and memory that a file exceeds on any device, with remedies; empty if none."""
     beyond = []
     if size > limits.max_bytes:
         beyond.append(

@@ -1,4 +1,4 @@
-"""What made a model: everything that `mm lineage` tells and a rebuild needs, gathered at promotion."""
+"""Gather a model's provenance at promotion: all facts for `mm lineage` and for a rebuild."""
 
 from __future__ import annotations
 
@@ -7,33 +7,88 @@ import os
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
+from mm_core.core.pins import ModelPin, read_snapshot
 from mm_core.core.records import Verdict, sha256_file
 from mm_core.export.quantise import tool_versions
-from mm_core.storage.store import Store, put_blob
+from mm_core.storage.store import Store, fetch_blob, put_blob
 
 
-def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> dict[str, Any]:
-    """The provenance of the cycle's candidate, as JSON; the snapshot's and the split's files become blobs.
+# The types below describe the JSON record of a version.
+class StageProvenance(TypedDict):
+    """Origin of one stage's weights, from its own model file."""
 
-    What trained a stage (params, start, data) comes from the stage's own file: params.yaml may have changed since.
+    digest: str
+    """sha256 of the weights."""
+    start: NotRequired[str | None]
+    """Digest of the start weights; None: trained from scratch."""
+    data: NotRequired[str]
+    """Digest of the training rows."""
+    recipe: NotRequired[str]
+    params: dict[str, Any]
+    """The sections of params.yaml for this stage."""
+    model: NotRequired[dict[str, Any]]
+
+
+class SnapshotPin(TypedDict):
+    """The snapshot that a model was trained on."""
+
+    digest: str
+    eval_digest: str | None
+    catalog: dict[str, int] | None
+    champion: ModelPin | None
+    anchor: ModelPin | None
+
+
+class Provenance(TypedDict):
+    """The record of a version, written when it is registered."""
+
+    model: str
+    stages: dict[str, StageProvenance]
+    start: str | None
+    snapshot: SnapshotPin
+    snapshot_files: dict[str, str]
+    """File name → blob digest."""
+    split_files: dict[str, str]
+    params: dict[str, Any]
+    seed: int
+    calibration: dict[str, list[str]]
+    """Decoder → ids of the photos that set int8's ranges."""
+    code_revision: str
+    versions: dict[str, str]
+    """Versions of libraries."""
+    verdict: dict[str, Any]
+    """The gate's `Verdict` as JSON."""
+
+
+def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> Provenance:
+    """Return the provenance of the cycle's candidate; files of snapshot and split are stored as blobs.
+
+    The params, start and data of a training stage come from its model file, because params.yaml may have changed.
     """
     from mm_core.model.files import read_meta
 
-    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())
-    stages = {}
+    snapshot = read_snapshot(layout)
+    stages: dict[str, StageProvenance] = {}
+    # Each model file records how its stage was trained.
     for stage in TRAIN_STAGES:
         meta = read_meta(layout.model(stage))
-        stages[stage] = {"digest": sha256_file(layout.model(stage))}
-        stages[stage] |= {name: meta[name] for name in ("start", "data", "recipe", "params", "model") if name in meta}
+        known = {name: meta[name] for name in ("start", "data", "recipe", "params", "model") if name in meta}
+        stages[stage] = cast(StageProvenance, {"digest": sha256_file(layout.model(stage)), **known})
     return {
         "model": verdict.candidate,
         "stages": stages,
         "start": stages[TRAIN_STAGES[0]].get("start"),
-        "snapshot": {name: snapshot.get(name) for name in ("digest", "eval_digest", "catalog", "champion", "anchor")},
+        "snapshot": {
+            "digest": snapshot["digest"],
+            "eval_digest": snapshot.get("eval_digest"),
+            "catalog": snapshot.get("catalog"),
+            "champion": snapshot.get("champion"),
+            "anchor": snapshot.get("anchor"),
+        },
         "snapshot_files": _blobs(layout.snapshot, store),
         "split_files": _blobs(layout.split, store),
         "params": params.model_dump(mode="json"),
@@ -45,30 +100,36 @@ def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> di
     }
 
 
+def read_provenance(store: Store, digest: str) -> Provenance:
+    """Read a provenance from its blob; raises BlobNotFound."""
+    return json.loads(fetch_blob(store, digest).read_text())
+
+
 def versions() -> dict[str, str]:
-    """Libraries that shape weights and files; threads that sums are split over (other threads, other last bits)."""
+    """Return versions of libraries that influence weights and files, and the thread count (it changes last bits)."""
     import torch
 
-    found = {name: version(name) for name in ("numpy", "open_clip_torch", "opencv-python-headless", "timm")}
-    return tool_versions() | found | {"threads": str(torch.get_num_threads())}
+    installed = {name: version(name) for name in ("numpy", "open_clip_torch", "opencv-python-headless", "timm")}
+    return tool_versions() | installed | {"threads": str(torch.get_num_threads())}
 
 
 def _blobs(folder: Path, store: Store) -> dict[str, str]:
+    # Blobs are stored once, so an unchanged file costs nothing.
     files = sorted(path for path in folder.iterdir() if path.suffix in (".parquet", ".json"))
     return {path.name: put_blob(store, path) for path in files}
 
 
 def code_revision() -> str:
-    """The commit of this code, with `-dirty` where tracked files differ; the package's version outside a checkout.
+    """Return the commit of this code, with `-dirty` for changed tracked files; outside a checkout, the version.
 
-    `MM_CODE_REVISION` wins: an image built from a commit has no checkout inside.
+    `MM_CODE_REVISION` takes precedence, because an image built from a commit contains no checkout.
     """
     if named := os.environ.get("MM_CODE_REVISION"):
         return named
-    here = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=here,
+        cwd=folder,
         capture_output=True,
         text=True,
     )

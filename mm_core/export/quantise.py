@@ -1,10 +1,10 @@
-"""From trained weights to one static int8 ONNX file per decoder.
+"""Quantise trained weights to one static int8 ONNX file per decoder.
 
-Post-training quantisation as in Jacob et al. 2018 (arXiv:1712.05877): weights int8 per output channel,
-activations int8 per tensor with ranges seen on training photos, in QDQ form. Signed activations give the same values
-on every CPU: unsigned ones times signed weights saturate 16-bit sums on x86 without VNNI (ADR 0032). Shapes are fixed
-(one image, S × S): the delegates of phones want that. The last convolution stays in float, which cuts the error for
-little time; a decoder that still strays too far from float in a category keeps the convolutions that int8 hurts most
+Post-training quantisation as in Jacob et al. 2018 (arXiv:1712.05877): int8 weights per output channel, int8 activations
+per tensor with ranges from training photos, in QDQ form. Signed activations give the same values on every CPU;
+unsigned ones times signed weights saturate 16-bit sums on x86 without VNNI (ADR 0032). Shapes are fixed to one image
+of S × S, as the delegates of phones require. The last convolution stays in float, which reduces the error at little
+cost in time. A decoder with a large error in a category also keeps its most sensitive convolutions in float
 (`mm_core.export.sensitivity`).
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ from mm_core.export.sensitivity import ladder, ranked, worst
 from mm_core.storage.store import Store
 
 TORCH_TOLERANCE = 1e-3
-"""The float ONNX graph must give torch's alpha to within this."""
+"""Largest difference of the float ONNX graph's alpha from torch's, absolute."""
 
 
 def quantise(
@@ -53,14 +54,29 @@ def quantise(
     *,
     progress: Callable[[str, int, int], None],
 ) -> Report:
-    """Writes `<decoder>.int8.onnx` for each decoder and `quantised.json` (digests, calibration ids, what it cost).
+    """Write `<decoder>.int8.onnx` for each decoder, and `quantised.json` (digests, calibration ids, errors).
 
-    The same model and the same calibration photos give the same bytes, and a finished result for them is
-    kept. `quantised.json` comes last: without it, or with another key in it, everything is made again.
-    Adds to `report`: `quantise/<decoder>/diff_mse`, `…/diff_max` (int8 alpha against float alpha on the
-    calibration photos), `…/bytes`, and a table. Raises NothingToTrainOn where the snapshot has no training photo.
+    The same model and calibration photos give the same bytes, and a finished result is kept. `quantised.json` is
+    written last; without it, or with another key in it, all files are made again.
+
+    Args:
+        params: `export` of params.yaml.
+        model: The trained weights.
+        snapshot_dir: Folder of the snapshot with the training pools.
+        store: Holds the photos.
+        out_dir: Folder of the results.
+        report: Receives `quantise/<decoder>/diff_mse`, `…/diff_max` (int8 against float alpha on the calibration
+            photos), `…/bytes`, and a table.
+        progress: Called with stage name, finished and total steps.
+
+    Returns:
+        The report.
+
+    Raises:
+        NothingToTrainOn: The snapshot has no training photo.
     """
     chosen = {decoder: calibration_ids(snapshot_dir, decoder, params.calibration_images) for decoder in DECODERS}
+    # The key covers all inputs of the files: code, weights, photos, parameters and tools.
     key = digest_of(
         {
             "code": code_digest(__name__),
@@ -73,6 +89,7 @@ def quantise(
     record_file = out_dir / "quantised.json"
     record = _kept(record_file, key)
     if record is None:
+        # Without its record, an interrupted run does not pass for a finished one.
         record_file.unlink(missing_ok=True)
         record = {"key": key, "model": sha256_file(model), "calibration": chosen, "versions": tool_versions()}
         categories = {decoder: categories_of(snapshot_dir, ids) for decoder, ids in chosen.items()}
@@ -87,7 +104,7 @@ def quantise(
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of what shapes the files."""
+    """Return the versions of the tools that influence the files."""
     return {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
 
 
@@ -112,12 +129,15 @@ def _make_all(
     progress: Callable[[str, int, int], None],
 ) -> dict[str, dict[str, Any]]:
     progress("quantise", 0, len(DECODERS) + 1)
+    # One export serves all decoders; each decoder's part is cut from it.
     graph, check = float_graph(model)
+    # The graph's shapes are fixed, so the input size can be read from it.
     size = graph.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
     progress("quantise", 1, len(DECODERS) + 1)
     rows = {}
     for done, decoder in enumerate(DECODERS, start=2):
         images = calibration_images(chosen[decoder], size, store)
+        # The ranking of layers is passed as a function: it takes long, and most decoders do not need it.
         rows[decoder], data = quantise_graph(
             _extract(graph, decoder),
             images,
@@ -133,11 +153,12 @@ def _make_all(
 
 
 def float_graph(model: Path) -> tuple[Any, Callable[[str], tuple[np.ndarray, np.ndarray]]]:
-    """The float network as one ONNX graph: input `image` (1, 3, S, S), one alpha output named after each decoder, and
-    `decoder` (1, 3), logits of which of them the photo is for.
+    """Export the float network as one ONNX graph for all decoders, because the export takes most of the time.
 
-    One export for all decoders: it costs most of the time.
-    Also gives torch's own (image, alpha) of a decoder on a fixed random image, to check the graph with.
+    Returns:
+        The graph: input `image` (1, 3, S, S), one alpha output per decoder with its name, and `decoder` (1, 3), logits
+        of the decoder for the photo. And a function from a decoder to torch's (image, alpha) on a fixed random image,
+        to check the graph with.
     """
     import torch
 
@@ -162,29 +183,29 @@ def float_graph(model: Path) -> tuple[Any, Callable[[str], tuple[np.ndarray, np.
             Served().eval(), (image,), dynamo=True, input_names=["image"], output_names=[*DECODERS, CHOICE],
             verbose=False,
         )  # fmt: skip
+        # `strict=False`: the network's outputs have the choice after the alphas.
         alphas = {str(name): alpha for name, alpha in zip(DECODERS, Served()(image), strict=False)}
     assert program is not None
     return program.model_proto, lambda decoder: (image.numpy(), alphas[decoder].numpy())
 
 
 def _extract(graph: Any, decoder: str) -> Any:
-    """The part of the graph that one decoder and the choice need, its output named `alpha`, without traces of where
-    it was made."""
+    """Return the part of the graph for one decoder and the choice, with the output `alpha` and without metadata."""
     import onnx.utils
 
-    part = onnx.utils.Extractor(graph).extract_model(["image"], [decoder, CHOICE])
-    for node in part.graph.node:
+    subgraph = onnx.utils.Extractor(graph).extract_model(["image"], [decoder, CHOICE])
+    for node in subgraph.graph.node:
         node.output[:] = ["alpha" if name == decoder else name for name in node.output]
-    part.graph.output[0].name = "alpha"
-    return _stripped(part)
+    subgraph.graph.output[0].name = "alpha"
+    return _stripped(subgraph)
 
 
 def _stripped(model: Any) -> Any:
-    """Without metadata that names paths, versions or times."""
+    """Remove metadata with paths, versions or times: they would change the bytes from machine to machine."""
     graph = model.graph
-    for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
+    for element in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        element.ClearField("metadata_props")
+        element.ClearField("doc_string")
     graph.name = "matting"
     return model
 
@@ -197,11 +218,22 @@ def quantise_graph(
     max_mse: float,
     reference: tuple[np.ndarray, np.ndarray],
 ) -> tuple[dict[str, Any], bytes]:
-    """One decoder's int8 file as bytes, and what it cost: `diff_mse` (of the worst category), `diff_max`,
-    `float_convolutions` (numbers in the order of execution), and `sensitive`, the ranking where it was asked for.
+    """Quantise the graph of one decoder.
 
-    `images` are prepared, float32 (N, 3, S, S), each of one of `categories`. Convolutions that int8 hurts most (`rank`)
-    stay in float, ever more, until no category differs from float by more than `max_mse`; else the closest file wins.
+    The convolutions most sensitive to int8 stay in float, in growing number, until every category's mean squared
+    difference from float is at most `max_mse`. If none of the steps reaches it, the closest file is returned.
+
+    Args:
+        graph: The float ONNX graph with outputs `alpha` and `decoder`.
+        images: Prepared calibration photos, float32 (N, 3, S, S).
+        categories: The category of each photo.
+        rank: Computes the ranking of convolutions, most sensitive first.
+        max_mse: The allowed mean squared difference.
+        reference: torch's image and alpha, to check the graph with.
+
+    Returns:
+        The costs `diff_mse` (worst category), `diff_max`, `float_convolutions` (numbers in the order of execution) and
+        `sensitive` (the ranking, or None if it was not needed); and the file as bytes.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -220,13 +252,16 @@ def quantise_graph(
     sensitive: list[int] | None = None
     with tempfile.TemporaryDirectory(prefix="mm-quantise-") as name, _quiet():
         folder = Path(name)
+        # Exported graph, simplified float graph, quantised graph.
         plain, ready, made = folder / "plain.onnx", folder / "float.onnx", folder / "int8.onnx"
         onnx.save(graph, plain)
         quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+        # The simplified float graph must still agree with torch before it is quantised.
         _require_close(ready, reference)
         float_graph = onnx.load(ready).graph
         truth = _alphas(ready, images)
         steps: list[list[int]] = [[]]
+        # Start with all convolutions but the last in int8; add steps only if the error is too large.
         while steps:
             kept = steps.pop(0)
             quantize_static(
@@ -234,12 +269,13 @@ def quantise_graph(
                 str(made),
                 Reader(),
                 quant_format=QuantFormat.QDQ,
-                # Sorted: the default is a set, whose order changes the bytes from run to run.
+                # Sorted: the default is a set, and its order changes the bytes from run to run.
                 op_types_to_quantize=sorted({*QLinearOpsRegistry, *QDQRegistry}),
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=sorted({*float_nodes(float_graph, kept), *choosing_nodes(float_graph)}),
+                # The first pass writes the ranges to this file; later passes read them.
                 calibration_cache_path=str(folder / "ranges.json"),
             )
             data = _stripped(onnx.load(made)).SerializeToString(deterministic=True)
@@ -250,6 +286,7 @@ def quantise_graph(
                 "diff_max": float(np.abs(difference).max()),
                 "float_convolutions": kept,
             }
+            # Keep the closest file so far.
             if best is None or row["diff_mse"] < best[0]["diff_mse"]:
                 best = row, data
             if row["diff_mse"] <= max_mse:
@@ -262,8 +299,8 @@ def quantise_graph(
 
 
 def float_nodes(graph: Any, kept: Sequence[int]) -> list[str]:
-    """Names of the nodes that stay in float: these convolutions and the last one, each with what follows it."""
-    # The exporter numbers its nodes in the order of execution, which simplifying may change.
+    """Return the names of nodes that stay in float: convolutions `kept` and the last one, with their followers."""
+    # The exporter numbers nodes in the order of execution; simplification may change the numbers in the names.
     starts = [i for i, node in enumerate(graph.node) if node.op_type == "Conv"]
     names = [node.name for node in graph.node]
     ends = [*starts[1:], len(names)]
@@ -271,17 +308,19 @@ def float_nodes(graph: Any, kept: Sequence[int]) -> list[str]:
 
 
 def choosing_nodes(graph: Any) -> list[str]:
-    """Names of the nodes that only the choice of a decoder needs: next to nothing to compute, so they stay in float."""
+    """Return the names of nodes that only the choice of a decoder needs; they are cheap and stay in float."""
+    # Output name → the node that computes it.
     makers = {name: node for node in graph.node for name in node.output}
 
     def behind(output: str) -> set[str]:
-        found, waiting = set(), [output]
+        # All nodes from which a path leads to the output.
+        nodes, waiting = set(), [output]
         while waiting:
             node = makers.get(waiting.pop())
-            if node is not None and node.name not in found:
-                found.add(node.name)
+            if node is not None and node.name not in nodes:
+                nodes.add(node.name)
                 waiting += node.input
-        return found
+        return nodes
 
     return sorted(behind(CHOICE) - behind("alpha"))
 
@@ -289,6 +328,7 @@ def choosing_nodes(graph: Any) -> list[str]:
 def _require_close(float_file: Path, reference: tuple[np.ndarray, np.ndarray]) -> None:
     image, alpha = reference
     error = float(np.abs(_alphas(float_file, image)[0] - alpha[0, 0]).max())
+    # Written as `not <=`, so that NaN fails too.
     if not error <= TORCH_TOLERANCE:
         raise MattingError(
             f"the exported graph strays {error:.4f} from torch's alpha: an operator was translated wrongly"
@@ -296,16 +336,15 @@ def _require_close(float_file: Path, reference: tuple[np.ndarray, np.ndarray]) -
 
 
 def _alphas(file: Path, images: np.ndarray) -> np.ndarray:
-    """(N,3,S,S) → (N,S,S)."""
+    """Return a file's mattes: float32 (N, 3, S, S) → (N, S, S)."""
     session = open_session(file)
     return np.stack([np.asarray(session.run(["alpha"], {"image": image[None]})[0])[0, 0] for image in images])
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporters' running commentary out of logs; their errors are exceptions and still come."""
-    import warnings
-
+    """Suppress log messages and warnings of the exporters; their errors are exceptions and still appear."""
+    # Logging is global, so the former level is restored.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

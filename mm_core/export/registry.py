@@ -1,9 +1,9 @@
-"""The MLflow model registry `matting`: what was promoted, from what, and which version is champion now.
+"""The MLflow model registry `matting`: promoted versions, their provenance, and the present champion.
 
-The alias `champion` is the one truth about which model serves; the history (tags `history.0001`, … of the registered
-model) follows it; moves of the anchor by a person stand in `anchor.0001`, …. A move is announced in the tag `pending`,
-then made, then written down, so that whoever comes after a killed promoter knows whether the move happened. A version
-is created in one transaction with all its tags, after every blob and artifact that they name.
+The alias `champion` alone decides which model serves. The history (tags `history.0001`, … of the registered model)
+follows the alias. Moves of the anchor by a person are recorded in `anchor.0001`, …. A move is announced in the tag
+`pending`, then made, then recorded; after a kill, the next process detects from it whether the move happened. A version
+is created in one transaction with all its tags, after all blobs and artifacts that they name.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.params import Params
+from mm_core.core.pins import ModelPin
 from mm_core.core.records import Report, Verdict
 from mm_core.core.settings import Settings
+from mm_core.eval.ratchet import Ratchet
 from mm_core.export.bundle import exported_bundle
 from mm_core.export.bundle_manifest import checked_manifest
 from mm_core.export.mlflow_model import save_mlflow_model
@@ -34,29 +36,25 @@ from mm_core.training.tracking import Tracker
 
 NAME = "matting"
 PROMOTE, ROLLBACK, OVERRIDE, ANCHOR = "promote", "rollback", "override", "anchor"
-ALIASES = ("champion", "anchor", "candidate")
 """What serves; the first model ever promoted (or one that a person named), against slow erosion; the newest."""
 
 
 class Registry:
-    """Reads and moves the registry of `settings.mlflow_uri` (sqlite in the workspace by default, or a server)."""
+    """Read and move the registry at `settings.mlflow_uri` (by default sqlite in the workspace, or a server)."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
         self._client_or_none: Any = None
 
-    def pin(self, name: str) -> dict[str, Any] | None:
-        """`{"version", "digest", "files"}` of an alias or version number, or None where there is no such version.
-
-        `digest` names the weights' blob, `files` maps the names of the int8 files that shipped to their blobs.
-        """
+    def pin(self, name: str) -> ModelPin | None:
+        """Return the pin of an alias or version number; None for a missing version."""
         tags = self.tags(name)
         if tags is None:
             return None
         return {"version": tags["version"], "digest": tags["model_digest"], "files": json.loads(tags["files"])}
 
     def tags(self, name: str) -> dict[str, str] | None:
-        """All tags of an alias or version number, with `version` and `aliases` (JSON list), or None."""
+        """Return all tags of an alias or version number with `version` and `aliases` (JSON list), or None."""
         model = self._model()
         number = name if name.isdecimal() else model and model.aliases.get(name)
         if model is None or not number:
@@ -64,20 +62,20 @@ class Registry:
         version = _or_none(lambda: self._client.get_model_version(NAME, str(number)))
         if version is None or "model_digest" not in version.tags:
             return None
-        # MLflow's numbers come as text or int, depending on the backend.
+        # MLflow returns version numbers as text or int, depending on the backend.
         held_by = sorted(alias for alias, at in model.aliases.items() if str(at) == str(version.version))
         return {**version.tags, "version": str(version.version), "aliases": json.dumps(held_by)}
 
     def versions(self) -> list[str]:
-        """Every registered version, oldest first."""
+        """Return every registered version, oldest first."""
         if self._model() is None:
             return []
         return sorted((str(v.version) for v in self._client.search_model_versions(f"name = '{NAME}'")), key=int)
 
     def history(self) -> list[dict[str, Any]]:
-        """Every move of `champion`, oldest first: `n, kind, from, to` (versions), `who, when` (ISO, UTC), `why`.
+        """Return every move of `champion`, oldest first: `n, kind, from, to` (versions), `who, when` (ISO, UTC), `why`.
 
-        `kind`: promote, rollback, override, or unknown (the alias was moved by hand).
+        `kind`: promote, rollback, override, or unknown for a move by hand.
         """
         model = self._model()
         return _history(model) if model else []
@@ -92,11 +90,14 @@ class Registry:
         *,
         override: Mapping[str, Any] | None = None,
     ) -> Report:
-        """Registers the bundled candidate of a PROMOTE verdict (or of an `override`), once, and makes it champion.
+        """Register the exported candidate of a PROMOTE verdict (or of an `override`) and make it champion.
 
-        Repeating it changes nothing; killed anywhere, the next call completes it. Raises InputError where the
-        candidate has not been exported, ReleaseRefused where another champion was crowned since the verdict, or where
-        the candidate was rolled back and no later `override` takes that back.
+        A repeated call changes nothing. After a kill at any point, the next call completes the promotion.
+
+        Raises:
+            InputError: The candidate has not been exported.
+            ReleaseRefused: Another model became champion after the verdict, or the candidate was rolled back and no
+                later `override` reverses that.
         """
         bundle = exported_bundle(layout, verdict)
         with exclusive(self._lock):
@@ -105,16 +106,19 @@ class Registry:
                     NAME, description="Alpha mattes on phones: encoder, three decoders."
                 )
             before = self.pin("champion")
+            # The verdict compares with one champion; it is void for another one.
             if before and before["digest"] not in (verdict.champion, verdict.candidate):
                 raise ReleaseRefused(
                     f"version {before['version']} became champion after the verdict, which compares with "
                     f"{(verdict.champion or 'none')[:12]}: run another cycle (`mm run`)"
                 )
-            known = self._version_of(verdict.candidate)
-            if known and (not before or before["digest"] != verdict.candidate):
-                self._refuse_rolled_back(known, override)
-            version = known or self._register(params, layout, store, verdict, bundle)
+            registered = self._version_of(verdict.candidate)
+            # The model may be registered already: by a killed call, or as a former champion.
+            if registered and (not before or before["digest"] != verdict.candidate):
+                self._refuse_rolled_back(registered, override)
+            version = registered or self._register(params, layout, store, verdict, bundle)
             self._point("candidate", version)
+            # The aliases move last, when the version is complete.
             if not before or before["digest"] != verdict.candidate:
                 why = f"gate: {verdict.decision} ({verdict.basis}); " + "; ".join(verdict.reasons[:3])
                 self._crown(version, said(override) if override else why, OVERRIDE if override else PROMOTE)
@@ -127,9 +131,9 @@ class Registry:
         return report
 
     def rollback(self, version: str | None, why: str, report: Report) -> Report:
-        """Makes an earlier champion champion again: `version`, or the one before the present one.
+        """Make an earlier champion champion again: `version`, or the one before the present one.
 
-        Repeating it with a version changes nothing. Raises InputError where there is no such earlier champion.
+        A repeated call with a version changes nothing. Raises InputError if no such earlier champion exists.
         """
         if self._model() is None:
             raise InputError("no model was ever promoted: there is nothing to roll back")
@@ -137,12 +141,13 @@ class Registry:
             self._settle()
             moves, reign = self.history(), self.champions()
             if version is None:
+                # Without a version: the champion before the present one, rolled-back ones left out.
                 if len(reign) < 2:
                     raise InputError(f"version {reign[-1]} is the only champion there ever was: nothing to go back to")
                 version = reign[-2]
             if version not in [move["to"] for move in moves]:
-                known = ", ".join(dict.fromkeys(move["to"] for move in moves))
-                raise InputError(f"version {version} was never champion; promoted were {known}")
+                promoted = ", ".join(dict.fromkeys(move["to"] for move in moves))
+                raise InputError(f"version {version} was never champion; promoted were {promoted}")
             if moves[-1]["to"] != version:
                 self._crown(version, why, ROLLBACK)
         report.facts |= {"version": version, "move": self.history()[-1]}
@@ -151,7 +156,7 @@ class Registry:
         return report
 
     def crown(self, version: str, override: Mapping[str, Any], report: Report) -> Report:
-        """Makes a registered version champion by a person's override; repeating it changes nothing."""
+        """Make a registered version champion by a person's override; a repeated call changes nothing."""
         tags = self.tags(version)
         if tags is None:
             raise InputError(f"{NAME} has no version {version!r}: see `mm status` or the registry's page")
@@ -165,23 +170,24 @@ class Registry:
         return report
 
     def move_anchor(self, version: str, why: str, report: Report) -> Report:
-        """Makes a champion, present or former, the anchor that later candidates must not fall behind.
+        """Make a present or former champion the anchor that later candidates must not fall behind.
 
-        Who, when and why are on record before the alias moves; repeating it changes nothing. Raises InputError where
-        `version` was never champion or no reason is given.
+        Person, time and reason are recorded before the alias moves. A repeated call changes nothing. Raises InputError
+        if `version` was never champion or the reason is empty.
         """
         if not why.strip():
             raise InputError(
-                "mm anchor needs --reason: the anchor guards against slow erosion, and who moves it says why"
+                "mm anchor needs --reason: the anchor guards against slow decline, so each move is kept with a reason"
             )
-        known = list(dict.fromkeys(move["to"] for move in self.history()))
-        if version not in known:
-            raise InputError(f"version {version} was never champion; promoted were {', '.join(known) or 'none'}")
+        # Only a model that served may become the anchor.
+        champions = list(dict.fromkeys(move["to"] for move in self.history()))
+        if version not in champions:
+            raise InputError(f"version {version} was never champion; promoted were {', '.join(champions) or 'none'}")
         with exclusive(self._lock):
             moves, model = self.anchor_history(), self._model()
             before = model.aliases.get("anchor")
             if str(before) != version:
-                # One that a killed process announced is not written down twice.
+                # A move announced by a killed process is not recorded twice.
                 if not moves or (moves[-1]["from"], moves[-1]["to"]) != (str(before), version):
                     entry = _move(len(moves) + 1, ANCHOR, str(before), version, why.strip())
                     self._client.set_registered_model_tag(NAME, f"anchor.{entry['n']:04d}", json.dumps(entry))
@@ -190,12 +196,13 @@ class Registry:
         return report
 
     def anchor_history(self) -> list[dict[str, Any]]:
-        """Every move of `anchor` by a person, oldest first, as `history`."""
+        """Return every move of `anchor` by a person, oldest first, in the form of `history`."""
         model = self._model()
         return _recorded(model, "anchor") if model else []
 
     def champions(self) -> list[str]:
-        """The versions in office below and including the present champion: a rollback ends those after its target."""
+        """Return the line of champions up to the present one; a rollback removes those after its target."""
+        # Replay the history: a rollback to a former champion shortens the line.
         reign: list[str] = []
         for move in self.history():
             if move.get("kind") == ROLLBACK and move["to"] in reign:
@@ -204,7 +211,14 @@ class Registry:
                 reign.append(move["to"])
         return reign
 
+    def ratchet(self, store: Store, anchor: Mapping[str, Any] | None) -> Ratchet:
+        """Return the record of the best models so far of an anchor (`pin`), without those that were rolled back."""
+        fallen = {move["to"] for move in self.history()} - set(self.champions())
+        digests = {tags["model_digest"] for version in fallen if (tags := self.tags(version))}
+        return Ratchet(store, anchor["digest"] if anchor else None, digests)
+
     def _refuse_rolled_back(self, version: str, override: Mapping[str, Any] | None) -> None:
+        # Only an override given after the last rollback reverses it.
         fallen = [m for m in self.history() if m.get("kind") == ROLLBACK and m["from"] == version]
         if fallen and (override is None or override["when"] < fallen[-1]["when"]):
             raise ReleaseRefused(
@@ -217,13 +231,15 @@ class Registry:
         return self._settings.workspace / "mlflow" / ".promote.lock"
 
     def _register(self, params: Params, layout: Layout, store: Store, verdict: Verdict, bundle: Path) -> str:
-        """Blobs first, then artifacts, then the version with all its tags at once."""
+        """Store blobs, then artifacts, then create the version with all tags in one transaction; return its number."""
         manifest = checked_manifest(bundle)
+        # Every file is verified before it becomes a part of the registry.
         weights = put_blob(store, layout.model(TRAIN_STAGES[-1]))
         if weights != verdict.candidate:
             raise ReleaseRefused(f"the candidate is {weights[:12]} now, the verdict is about {verdict.candidate[:12]}")
         files = {row["file"]: put_blob(store, bundle / row["file"]) for row in manifest["decoders"].values()}
         provenance = gather(params, layout, store, verdict)
+        # The run holds the model's folder as an artifact.
         run = Tracker(self._settings).log_report(layout, Report("promote", facts={"model": verdict.candidate}))
         scratch = self._settings.workspace / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
@@ -249,11 +265,11 @@ class Registry:
             description=(bundle / "MODEL_CARD.md").read_text(),
             await_creation_for=0,
         )
-        # Of two machines that register one model at once, the lower number counts.
+        # If two machines register one model concurrently, the lower number counts.
         return self._version_of(verdict.candidate) or str(made.version)
 
     def _crown(self, version: str, why: str, kind: str) -> None:
-        """Moves `champion` and writes it down; the announcement tells the next one what a killed process was doing."""
+        """Announce, make and record a move of `champion`; the announcement survives a killed process."""
         self._settle()
         moves = self.history()
         entry = _move(len(moves) + 1, kind, moves[-1]["to"] if moves else None, version, why)
@@ -262,7 +278,7 @@ class Registry:
         self._settle()
 
     def _settle(self) -> None:
-        """Writes down moves that happened and are not in the tags yet."""
+        """Record moves that happened but are missing in the tags."""
         model = self._model()
         for entry in _history(model) if model else []:
             key = f"history.{entry['n']:04d}"
@@ -278,11 +294,11 @@ class Registry:
             self._client.set_registered_model_alias(NAME, alias, version)
 
     def _version_of(self, digest: str) -> str | None:
-        found = self._client.search_model_versions(f"name = '{NAME}' and tags.`model_digest` = '{digest}'")
-        return str(min(int(version.version) for version in found)) if found else None
+        matches = self._client.search_model_versions(f"name = '{NAME}' and tags.`model_digest` = '{digest}'")
+        return str(min(int(version.version) for version in matches)) if matches else None
 
     def _model(self) -> Any:
-        """The registered model with its aliases and tags, or None; asks nothing where no database was ever made."""
+        """Return the registered model with aliases and tags, or None; creates no database if none exists."""
         uri = self._settings.mlflow_uri
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
             return None
@@ -291,6 +307,7 @@ class Registry:
     @property
     def _client(self) -> Any:
         if self._client_or_none is None:
+            # Database migrations and MLflow log their routine work.
             for noisy in ("alembic", "mlflow"):
                 logging.getLogger(noisy).setLevel(logging.WARNING)
             from mlflow import MlflowClient
@@ -298,16 +315,18 @@ class Registry:
             uri = self._settings.mlflow_uri
             if uri.startswith("sqlite:///"):
                 Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            # A workspace that was moved to another path has old artifact paths in its database.
             rehome(self._settings)
             self._client_or_none = MlflowClient(tracking_uri=uri, registry_uri=uri)
         return self._client_or_none
 
 
 def _history(model: Any) -> list[dict[str, Any]]:
-    """The moves on record, and the last one where the alias has moved but nobody wrote it down."""
+    """Return the recorded moves, and the last one if the alias moved without a record."""
     moves = _recorded(model, "history")
     champion, last = model.aliases.get("champion"), moves[-1]["to"] if moves else None
     if champion is not None and str(champion) != last:
+        # The announced move happened if the alias has its target.
         announced = json.loads(model.tags.get("pending", "{}"))
         if announced.get("to") == str(champion) and announced.get("n") == len(moves) + 1:
             moves.append(announced)
@@ -336,12 +355,12 @@ def _move(n: int, kind: str, before: str | None, to: str, why: str) -> dict[str,
 
 
 def said(override: Mapping[str, Any]) -> str:
-    """An override in the history's words."""
+    """Return an override as text for the history."""
     return f"override until {override['expires']} of {override['decision']}: {override['reason']}"
 
 
 def who() -> str:
-    """Who promotes: the login name."""
+    """Return the login name of the promoting person."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -349,7 +368,7 @@ def who() -> str:
 
 
 def _or_none(call: Any) -> Any:
-    """The call's result, None where the registry has no such thing."""
+    """Return the call's result; None if the registry has no such entry."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,11 +1,10 @@
-"""Builds a registered model again from what the registry recorded of it, and compares the weights."""
+"""Rebuild a registered model from the registry's records, and compare the weights."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 
@@ -13,7 +12,7 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
 from mm_core.core.records import Report, sha256_file
 from mm_core.export.lineage import provenance_of
-from mm_core.export.provenance import code_revision, versions
+from mm_core.export.provenance import Provenance, code_revision, versions
 from mm_core.storage.store import Store, fetch_blob
 from mm_core.training.scratch import scratch_layout, train_all
 
@@ -21,62 +20,80 @@ from mm_core.training.scratch import scratch_layout, train_all
 def reproduce(
     layout: Layout, store: Store, version: str, report: Report, *, progress: Callable[[str, int, int], None]
 ) -> Report:
-    """Trains version `version` (number or alias) anew: its snapshot, split, params, seeds and start weights.
+    """Train a version again with its recorded snapshot, split, params, seeds and start weights.
 
-    Facts: `bit_equal`, per stage in table `stages` the digests and the largest difference of a weight, and `differs`:
-    what of code, libraries and threads is not as it was (bit-equal weights are only promised where nothing is).
-    Killed, the next call goes on. Raises InputError where there is no such version.
+    After a kill, the next call continues.
+
+    Args:
+        layout: The workspace.
+        store: Holds the recorded files.
+        version: A version number or an alias.
+        report: Receives `bit_equal`, the table `stages` with digests per stage, and `differs`: differences of code,
+            libraries and threads. Weights are bit-equal only without any of them. For unequal weights also
+            `largest_difference` and `rebuilt_at`.
+        progress: Called with stage name, finished and total steps.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: The version does not exist.
     """
-    made = provenance_of(layout.settings, store, version)
-    own = scratch_layout(layout, f"reproduce-{made['model'][:12]}")
-    for folder, files in ((own.snapshot, made["snapshot_files"]), (own.split, made["split_files"])):
+    provenance = provenance_of(layout.settings, store, version)
+    # The rebuild has a layout of its own, so that it leaves the current cycle alone.
+    rebuild = scratch_layout(layout, f"reproduce-{provenance['model'][:12]}")
+    for folder, files in ((rebuild.snapshot, provenance["snapshot_files"]), (rebuild.split, provenance["split_files"])):
         folder.mkdir(parents=True, exist_ok=True)
         for name, digest in files.items():
             shutil.copyfile(fetch_blob(store, digest), folder / name)
-    params = params_of(made)
-    start = fetch_blob(store, made["start"]) if made["start"] else None
-    train_all(params, own, store, start, progress)
+    # Training runs through the same code as in the cycle.
+    params = params_of(provenance)
+    start = fetch_blob(store, provenance["start"]) if provenance["start"] else None
+    train_all(params, rebuild, store, start, progress)
     rows = []
+    # Compare stage by stage: the first unequal one shows the origin of a difference.
     for stage in TRAIN_STAGES:
-        recorded, now = made["stages"][stage]["digest"], sha256_file(own.model(stage))
+        recorded, now = provenance["stages"][stage]["digest"], sha256_file(rebuild.model(stage))
         rows.append({"stage": stage, "recorded": recorded, "rebuilt": now, "equal": recorded == now})
-    differs = differences(made, {"code_revision": code_revision(), "versions": versions()})
+    differs = differences(provenance, code_revision(), versions())
     report.tables["stages"] = rows
-    report.facts |= {"model": made["model"], "bit_equal": rows[-1]["equal"], "differs": differs}
+    report.facts |= {"model": provenance["model"], "bit_equal": rows[-1]["equal"], "differs": differs}
     if not rows[-1]["equal"]:
         report.facts["largest_difference"] = largest_difference(
-            fetch_blob(store, made["model"]), own.model(TRAIN_STAGES[-1])
+            fetch_blob(store, provenance["model"]), rebuild.model(TRAIN_STAGES[-1])
         )
-        report.facts["rebuilt_at"] = str(own.model(TRAIN_STAGES[-1]))
+        report.facts["rebuilt_at"] = str(rebuild.model(TRAIN_STAGES[-1]))
     else:
-        shutil.rmtree(own.root)
+        shutil.rmtree(rebuild.root)
     return report
 
 
-def params_of(made: dict[str, Any]) -> Params:
-    """The params of that cycle; each stage's as its own file names them (params.yaml may have changed in between)."""
+def params_of(made: Provenance) -> Params:
+    """Return the params of the recorded cycle; each stage uses those in its model file, which may differ."""
+    # Start from the cycle's params, then apply each stage's own ones.
     whole = dict(made["params"])
     for stage in TRAIN_STAGES:
-        own = made["stages"][stage]["params"]
-        whole |= {name: value for name, value in own.items() if name != "train"}
-        whole["train"] = whole["train"] | own["train"]
+        stage_params = made["stages"][stage]["params"]
+        whole |= {name: value for name, value in stage_params.items() if name != "train"}
+        whole["train"] = whole["train"] | stage_params["train"]
     return Params.model_validate(whole)
 
 
-def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In words, what is not as it was when the model was made."""
-    found = []
-    if recorded["code_revision"] != now["code_revision"]:
-        found.append(f"code {recorded['code_revision']} then, {now['code_revision']} now")
+def differences(recorded: Provenance, code: str, now: dict[str, str]) -> list[str]:
+    """Return texts about differences of code, libraries and threads since the model was made."""
+    texts = []
+    if recorded["code_revision"] != code:
+        texts.append(f"code {recorded['code_revision']} then, {code} now")
     then = recorded["versions"]
-    for name in sorted(set(then) | set(now["versions"])):
-        if then.get(name) != now["versions"].get(name):
-            found.append(f"{name} {then.get(name)} then, {now['versions'].get(name)} now")
-    return found
+    for name in sorted(set(then) | set(now)):
+        if then.get(name) != now.get(name):
+            texts.append(f"{name} {then.get(name)} then, {now.get(name)} now")
+    return texts
 
 
 def largest_difference(one: Path, other: Path) -> float | None:
-    """Largest absolute difference of two files' weights; None where their tensors do not match."""
+    """Return the largest absolute difference of two files' weights; None for different tensor shapes or names."""
+    # The comparison is made in float64, so that it adds no rounding.
     a, b = load_file(one), load_file(other)
     if {name: t.shape for name, t in a.items()} != {name: t.shape for name, t in b.items()}:
         return None

@@ -1,6 +1,6 @@
-"""The int8 files in the runtime that phones use: onnxruntime, numpy and OpenCV, no torch.
+"""Run the int8 files in the runtime of phones: onnxruntime, numpy and OpenCV, without torch.
 
-What the gate judges runs through here, so that what is judged is what ships.
+The gate evaluates through this module, so it judges exactly the released files.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ SUFFIX = ".int8.onnx"
 """`<decoder>.int8.onnx`: input `image` float32 (1,3,S,S), normalised; outputs `alpha` float32 (1,1,S,S) in [0,1] and
 `CHOICE`."""
 CHOICE = "decoder"
-"""Logits float32 (1,3) of DECODERS: which of them the photo is for. Files from before it was there lack it."""
+"""Logits float32 (1, 3) over DECODERS, which choose the decoder for the photo; files of early versions lack it."""
 
 
 def open_session(file: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on the CPU; `threads` None leaves the choice to the runtime.
+    """Open an onnxruntime session on the CPU; with `threads` None the runtime chooses the thread count.
 
-    Raises InputError where the file is no model that this runtime reads.
+    Raises InputError if this runtime cannot read the file.
     """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore
 
+    # onnxruntime has one exception class per status code, without a common base.
     broken = tuple(
         getattr(state, name)
         for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
     )
     options = onnxruntime.SessionOptions()
+    # Level 3: errors only.
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
@@ -51,22 +53,27 @@ def open_session(file: Path, threads: int | None = None) -> onnxruntime.Inferenc
 
 
 def input_size(session: onnxruntime.InferenceSession) -> int:
-    """Side S of the square input in pixels."""
+    """Return side S of the square input in pixels."""
     return int(session.get_inputs()[0].shape[-1])
 
 
 class OnnxPredictor:
-    """`mm_core.model.predict`'s Predictor over `<decoder>.int8.onnx` files.
+    """The Predictor of `mm_core.model.predict` for `<decoder>.int8.onnx` files.
 
-    `files` maps file names to paths (a promoted model's files lie in the store under their digests);
-    names of other formats are passed over.
-    Sessions open when a decoder is first asked for. `guided`: as in TorchPredictor.
+    Sessions open on a decoder's first use.
+
+    Args:
+        files: File name → path (a promoted model's files are in the store under their digests); names of other
+            formats are ignored.
+        threads: Thread count, or None for the runtime's choice.
+        guided: See TorchPredictor.
     """
 
     def __init__(self, files: Mapping[str, Path], threads: int | None = None, guided: bool = False):
         self.files = {name.removesuffix(SUFFIX): path for name, path in files.items() if name.endswith(SUFFIX)}
         self.threads, self.guided = threads, guided
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        # A misspelled file name would otherwise surface only at prediction.
         unknown = sorted(set(self.files) - set(DECODERS))
         if unknown or not self.files:
             raise InputError(
@@ -76,20 +83,20 @@ class OnnxPredictor:
 
     @classmethod
     def of_folder(cls, folder: Path, threads: int | None = None, guided: bool = False) -> OnnxPredictor:
-        """The int8 files of a folder: those that a bundle's manifest lists, or what `quantise` left.
+        """Open the int8 files of a folder: those in a bundle's manifest, or the output of `quantise`.
 
-        Raises InputError where there are none, and where a bundle's files are not those of its manifest.
+        Raises InputError if the folder has none, or if a bundle's files differ from its manifest.
         """
         if (folder / MANIFEST).is_file():
             listed = {entry["file"] for entry in checked_manifest(folder)["decoders"].values()}
             return cls({name: folder / name for name in sorted(listed)}, threads, guided)
-        found = {path.name: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
-        if not found:
+        files = {path.name: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+        if not files:
             raise InputError(f"{folder} holds no *{SUFFIX}: run `mm evaluate`, which quantises the candidate")
-        return cls(found, threads, guided)
+        return cls(files, threads, guided)
 
     def predict(self, photos: Sequence[np.ndarray], decoders: Sequence[str]) -> list[np.ndarray]:
-        """As `Predictor.predict`: photos uint8 (H,W,3), one decoder each → float32 (H,W) in [0,1]."""
+        """Return mattes like `Predictor.predict`: photos uint8 (H, W, 3), a decoder each → float32 (H, W) in [0, 1]."""
         if len(photos) != len(decoders):
             raise ValueError(f"{len(photos)} photos and {len(decoders)} decoders: give one decoder per photo")
         mattes = []
@@ -100,12 +107,13 @@ class OnnxPredictor:
         return mattes
 
     def alpha(self, image: np.ndarray, decoder: str) -> np.ndarray:
-        """What the file itself gives: prepared float32 (3,S,S) → float32 (S,S) in [0,1]."""
+        """Return the file's own output: prepared float32 (3, S, S) → float32 (S, S) in [0, 1]."""
         (alpha,) = self._session(decoder).run(["alpha"], {"image": image[None]})
         return np.asarray(alpha)[0, 0]
 
     def choose(self, photos: Sequence[np.ndarray]) -> list[str]:
-        """As `Predictor.choose`; the first decoder where the files do not say."""
+        """Return a decoder per photo like `Predictor.choose`; the first decoder if the files have no such output."""
+        # Every file has the same chooser, so any of them will do.
         session = self._session(next(name for name in DECODERS if name in self.files))
         if CHOICE not in [output.name for output in session.get_outputs()]:
             return [DECODERS[0]] * len(photos)

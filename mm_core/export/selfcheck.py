@@ -1,8 +1,9 @@
-"""Checks a bundle where it is used: file digests, then golden inputs against golden mattes; by numpy and onnxruntime.
+"""Check a bundle on the machine that uses it: file digests, then golden inputs against golden mattes.
 
-    python selfcheck.py [BUNDLE]        BUNDLE: the folder of this file unless given
+    python selfcheck.py [BUNDLE]        BUNDLE: default is this file's folder
 
-A copy of this file lies in every bundle; exit 0 means that this machine's runtime gives the mattes that were judged.
+It needs numpy and onnxruntime only. Every bundle contains a copy of this file. Exit code 0 means that this machine's
+runtime reproduces the judged mattes.
 """
 
 import hashlib
@@ -15,13 +16,18 @@ import onnxruntime
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of logits of any shape."""
     shares = np.exp(logits - logits.max())
     return shares / shares.sum()
 
 
 def check(folder: Path) -> dict:
-    """Per decoder `mse` and `max` of the mattes' difference, `choice` of the decoders' shares, and whether all are
-    within the manifest's tolerance (`ok`)."""
+    """Compare this machine's mattes with the golden ones.
+
+    Returns:
+        Per decoder `mse` and `max` of the mattes' difference and `choice`, the largest difference of the decoders'
+        probabilities; and `ok`: all are within the manifest's tolerance.
+    """
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, file in manifest["files"].items():
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != file["sha256"]:
@@ -30,6 +36,7 @@ def check(folder: Path) -> dict:
     golden = np.load(folder / manifest["golden"]["file"])
     result: dict = {"decoders": {}, "onnxruntime": onnxruntime.__version__}
     for decoder, entry in manifest["decoders"].items():
+        # Scale and normalise the photo as the manifest describes.
         image = (golden[f"{decoder}_image"].astype(np.float32) / 255 - np.float32(spec["mean"])) / np.float32(
             spec["std"]
         )
@@ -37,9 +44,10 @@ def check(folder: Path) -> dict:
         names = [manifest["output"]["name"], manifest["choice"]["name"]]
         alpha, choice = session.run(names, {spec["name"]: image.transpose(2, 0, 1)[None]})
         difference = np.asarray(alpha)[0, 0] - golden[f"{decoder}_alpha"]
+        # Logits are compared as probabilities, because their scale has no meaning.
         shares = softmax(np.asarray(choice)[0]) - softmax(golden[f"{decoder}_choice"])
-        found = {"mse": np.mean(difference**2), "max": np.abs(difference).max(), "choice": np.abs(shares).max()}
-        result["decoders"][decoder] = {name: float(value) for name, value in found.items()}
+        costs = {"mse": np.mean(difference**2), "max": np.abs(difference).max(), "choice": np.abs(shares).max()}
+        result["decoders"][decoder] = {name: float(value) for name, value in costs.items()}
     result["ok"] = all(
         d["mse"] <= tolerance["mse"] and max(d["max"], d["choice"]) <= tolerance["max"]
         for d in result["decoders"].values()

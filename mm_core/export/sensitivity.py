@@ -1,7 +1,7 @@
-"""Which convolutions int8 hurts most, so that those few can stay in float where a file strays too far.
+"""Rank convolutions by their sensitivity to int8; the most sensitive ones can stay in float.
 
-Layers are named by the order in which the network runs its convolutions: every format's graph has the same order,
-whatever it calls its nodes.
+Layers are numbered in the order in which the network runs its convolutions. This order is the same in every format's
+graph; the names of nodes differ.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ from typing import Any
 import numpy as np
 
 RANKED_ON = 6
-"""Photos that the ranking looks at; each costs one run per convolution."""
+"""Number of photos for the ranking; each costs one run per convolution."""
 MOST = 0.5
-"""Share of the convolutions that may stay in float: beyond it the file is hardly an int8 one."""
+"""Largest share of convolutions in float; above it the file is hardly an int8 file."""
 
 
 def ranked(served: Any, images: np.ndarray) -> list[int]:
-    """Numbers of the convolutions (in the order of execution, the last left out), most sensitive first.
+    """Rank the convolutions by their sensitivity to int8.
 
-    `served`: a torch module, image (1,3,S,S) → alpha; `images` float32 (N,3,S,S), prepared. Each convolution alone is
-    quantised as a phone would (input 8 bits per tensor over the range seen, weights int8 per output channel); the mean
-    square of what that moves the alpha is its rank. The last convolution is in float anyway.
+    Each convolution alone is quantised as on a phone: its input to 8 bits per tensor over the observed range, its
+    weights to int8 per output channel. The mean squared change of the alpha is its sensitivity. The last convolution
+    always stays in float.
+
+    Args:
+        served: A torch module, image (1, 3, S, S) → alpha.
+        images: Prepared photos, float32 (N, 3, S, S).
+
+    Returns:
+        Numbers of the convolutions in the order of execution, without the last one, most sensitive first.
     """
     import torch
 
@@ -31,12 +38,14 @@ def ranked(served: Any, images: np.ndarray) -> list[int]:
     low, high = {}, {}
 
     def watch(module: Any, inputs: Any) -> None:
+        # First pass: the order of execution and each input's range.
         if module not in low:
             order.append(module)
         low[module] = min(low.get(module, 0.0), float(inputs[0].min()))
         high[module] = max(high.get(module, 0.0), float(inputs[0].max()))
 
     def rounded(module: Any, inputs: Any) -> Any:
+        # Fake quantisation of the input, asymmetric over its range.
         scale = max(high[module] - low[module], 1e-12) / 255
         zero = round(-low[module] / scale)
         return (((inputs[0] / scale).round() + zero).clamp(0, 255) - zero) * scale
@@ -48,6 +57,7 @@ def ranked(served: Any, images: np.ndarray) -> list[int]:
         for handle in watches:
             handle.remove()
         moved = []
+        # Second pass: quantise one convolution at a time, and restore its weights.
         for module in order[:-1]:
             weight = module.weight.data
             scale = weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12) / 127
@@ -60,14 +70,16 @@ def ranked(served: Any, images: np.ndarray) -> list[int]:
 
 
 def ladder(rank: Sequence[int]) -> list[list[int]]:
-    """What to keep in float, tried in this order: nothing, then the most sensitive 1, 2, 4, 6, 8, 12, 16, 24 …
-    convolutions. The early layers are the most sensitive ones and the smallest, so each step more costs more bytes."""
+    """Return the sets of convolutions to keep in float, in the order of trial: none, then the 1, 2, 4, 6, 8, 12, …
+    most sensitive ones. Early layers are the most sensitive and the smallest, so later steps cost more bytes."""
+    # Steps between the powers of two keep the files small.
     counts = [1, 2, *(count for power in range(2, 11) for count in (2**power, 3 * 2 ** (power - 1)))]
     return [[], *(sorted(rank[:count]) for count in counts if count <= MOST * len(rank))]
 
 
 def worst(difference: np.ndarray, categories: Sequence[str]) -> float:
-    """The largest of the categories' mean squares; `difference` (N,S,S), one category per photo."""
+    """Return the largest mean square over categories of `difference` (N, S, S), with one category per photo."""
+    # The worst category decides, so that no category pays for the mean.
     squares = np.mean(np.asarray(difference, np.float64) ** 2, axis=(1, 2))
     names = np.asarray(categories)
     return max(float(squares[names == name].mean()) for name in set(categories))

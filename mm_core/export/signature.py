@@ -1,7 +1,7 @@
-"""Detached Ed25519 signatures (RFC 8032, by `cryptography`): who released a bundle, who overrode a verdict.
+"""Detached Ed25519 signatures (RFC 8032, by `cryptography`) of released bundles and of overrides.
 
-`MM_SIGNING_KEY` is a private key in PEM or the path of such a file, `MM_VERIFY_KEY` a public one; the public part of
-the signing key verifies where no other is named. Keys never reach a report or a log.
+`MM_SIGNING_KEY` is a private key in PEM or the path of such a file, `MM_VERIFY_KEY` a public one. Without
+`MM_VERIFY_KEY`, the public part of the signing key verifies. Keys never enter a report or a log.
 """
 
 from __future__ import annotations
@@ -18,45 +18,55 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from mm_core.core.errors import InputError
+from mm_core.core.errors import InputError, StoreError
 from mm_core.core.records import write_bytes, write_json
+from mm_core.storage.retry import disk_faults_of
 
 UNSIGNED = "UNSIGNED: set MM_SIGNING_KEY (`mm keys FILE` makes one) and export again"
 SUFFIX = ".sig"
+# Forms of the fields: values from a foreign file are shown to people only if they match.
 _FORMS = {
     "algorithm": re.compile(r"Ed25519"),
     "key": re.compile(r"[0-9a-f]{16}"),
     "signature": re.compile(r"[A-Za-z0-9+/]{86}=="),
 }
 _BYTES = 4096
-"""Of a `.sig`; ours have about 200."""
+"""Largest size of a `.sig` file; ours have about 200 bytes."""
 
 
 def make_keys(path: Path) -> str:
-    """Writes a new private key (mode 0600) and `<path>.pub`; returns the key's fingerprint. Never replaces a file."""
+    """Write a new private key (mode 0600) and `<path>.pub`; return the fingerprint; raise InputError if one exists."""
     public_path = path.with_name(f"{path.name}.pub")
     for file in (path, public_path):
         if file.exists():
             raise InputError(f"{file} is there already: name another file")
+    # An existing key is never replaced: bundles signed with it could no longer be verified.
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(private)
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    write_bytes(public_path, public)
+    # Mode 0600 from the start, so that others can never read the key; O_EXCL refuses an existing file.
+    stream = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+    try:
+        with disk_faults_of(path):
+            with stream:
+                stream.write(private)
+            write_bytes(public_path, public)
+    except StoreError:
+        path.unlink(missing_ok=True)  # a private key without its public part is useless
+        raise
     return fingerprint(key.public_key())
 
 
 def fingerprint(key: Ed25519PublicKey) -> str:
-    """sha256 of the raw public key, first 16 hex digits."""
+    """Return the sha256 of the raw public key, first 16 hex digits."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
 def sign(data: bytes) -> dict[str, str] | None:
-    """The signature of `data` as JSON values (algorithm, key, signature), or None where no key is configured."""
+    """Return the signature of `data` as JSON values (algorithm, key, signature); None without a configured key."""
     text = os.environ.get("MM_SIGNING_KEY")
     if not text:
         return None
@@ -65,8 +75,8 @@ def sign(data: bytes) -> dict[str, str] | None:
     return {"algorithm": "Ed25519", "key": fingerprint(key.public_key()), "signature": signature}
 
 
-def check(data: bytes, signature: dict[str, Any] | None) -> str:
-    """Fingerprint of the trusted key that signed `data`; raises InputError where none did, or no key is configured."""
+def check(data: bytes, signature: dict[str, str] | None) -> str:
+    """Return the trusted key's fingerprint if it signed `data`; raise InputError otherwise, or without a key."""
     key = _trusted()
     if not isinstance(signature, dict):
         raise InputError("there is no signature: sign with MM_SIGNING_KEY")
@@ -75,58 +85,60 @@ def check(data: bytes, signature: dict[str, Any] | None) -> str:
     except (InvalidSignature, ValueError):
         raise InputError(
             f"the signature (key {str(signature.get('key'))[:16]!r}) is not by the trusted key {fingerprint(key)}: "
-            "do not use what it came with, or set MM_VERIFY_KEY to the signer's public key"
+            "do not use the signed content, or set MM_VERIFY_KEY to the signer's public key"
         ) from None
     return fingerprint(key)
 
 
 def sign_file(path: Path) -> str | None:
-    """Writes `<path>.sig` beside a file; returns the key's fingerprint, None where no key is configured."""
+    """Write `<path>.sig` next to a file; return the key's fingerprint, or None without a configured key."""
     signature = sign(path.read_bytes())
-    beside = path.with_name(path.name + SUFFIX)
+    sidecar = path.with_name(path.name + SUFFIX)
     if signature is None:
         return None
     try:
+        # An identical signature is kept, so that a repeated export changes no file.
         present = read_signature(path)
     except InputError:
         present = None
     if present != signature:
-        write_json(beside, signature)
+        write_json(sidecar, signature)
     return signature["key"]
 
 
 def read_signature(path: Path) -> dict[str, str] | None:
-    """Return algorithm, key and signature from `<path>.sig`, None where there is none.
+    """Return algorithm, key and signature from `<path>.sig`; None if the file is missing.
 
-    Raises InputError where it is not of the form that `sign` gives: what is returned is safe to show.
+    Raises InputError unless the file has the form that `sign` writes. The returned values are safe to show.
     """
-    beside = path.with_name(path.name + SUFFIX)
-    if not beside.exists() and not beside.is_symlink():
+    sidecar = path.with_name(path.name + SUFFIX)
+    if not sidecar.exists() and not sidecar.is_symlink():
         return None
-    found: Any = None
-    if beside.is_file() and beside.stat().st_size <= _BYTES:
+    content: Any = None
+    if sidecar.is_file() and sidecar.stat().st_size <= _BYTES:
         try:
-            found = json.loads(beside.read_bytes())
+            content = json.loads(sidecar.read_bytes())
         except (ValueError, RecursionError):
-            found = None
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(name), str) and form.fullmatch(found[name]) for name, form in _FORMS.items()
+            content = None
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(name), str) and form.fullmatch(content[name]) for name, form in _FORMS.items()
     ):
-        raise InputError(f"{beside}: not a signature; fetch the bundle again")
-    return {name: found[name] for name in _FORMS}
+        raise InputError(f"{sidecar}: not a signature; fetch the bundle again")
+    return {name: content[name] for name in _FORMS}
 
 
 def can_verify() -> bool:
-    """Return whether a key to verify with is configured."""
+    """Return whether a verification key is configured."""
     return bool(os.environ.get("MM_VERIFY_KEY") or os.environ.get("MM_SIGNING_KEY"))
 
 
 def check_file(path: Path) -> str:
-    """As `check`, for a file and its `.sig`."""
+    """Check a file against its `.sig`; returns and raises like `check`."""
     return check(path.read_bytes(), read_signature(path))
 
 
 def _trusted() -> Ed25519PublicKey:
+    # An explicit public key takes precedence over the signing key.
     if text := os.environ.get("MM_VERIFY_KEY"):
         try:
             key = serialization.load_pem_public_key(_pem("MM_VERIFY_KEY", text))

@@ -1,4 +1,4 @@
-"""May a bundle's folder be trusted? Its signature decides where there is a key to check it with."""
+"""Decide whether a bundle's folder can be trusted: by its signature if a key is configured."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ KEYS = ("MM_VERIFY_KEY", "MM_SIGNING_KEY")
 
 
 def require_bundle(bundle: Path, bundles: Path) -> None:
-    """Check that a folder is a bundle's.
+    """Check that a folder holds a bundle.
 
     Args:
-        bundle: the folder that a person named.
-        bundles: where this workspace keeps its bundles; they are named in the error.
+        bundle: the folder named by the user.
+        bundles: the folder of this workspace's bundles; the error lists them.
 
     Raises:
         InputError: the folder holds no `manifest.json`.
     """
     if (bundle / "manifest.json").is_file():
         return
-    here = sorted(str(path.parent) for path in bundles.glob("*/manifest.json"))
+    # The message lists the existing bundles, so that the user can copy a path.
+    existing = sorted(str(path.parent) for path in bundles.glob("*/manifest.json"))
     remedy = (
-        f"bundles of this workspace: {', '.join(here)}" if here else "this workspace has none yet: `mm run` makes one"
+        f"bundles of this workspace: {', '.join(existing)}"
+        if existing
+        else "this workspace has none yet: `mm run` makes one"
     )
     raise InputError(f"{bundle}: no bundle there (no manifest.json); {remedy}")
 
@@ -34,21 +37,22 @@ def check_signer(manifest: Path, *, unsigned: bool = False) -> tuple[str | None,
     """Check who signed a bundle's manifest.
 
     Args:
-        manifest: the path of `manifest.json`; its signature lies beside it.
-        unsigned: take the bundle whoever signed it.
+        manifest: the path of `manifest.json`; its signature is in the same folder.
+        unsigned: accept the bundle with any signer or without one.
 
     Returns:
-        The fingerprint of the trusted key that signed it, and an empty text; or None and a warning that says why
-        nobody vouches for the files.
+        The fingerprint of the trusted key that signed it, and an empty text; or None and a warning with the reason
+        for the missing check.
 
     Raises:
-        InputError: a key is configured, `unsigned` is not said, and that key did not sign the manifest.
+        InputError: a key is configured, `unsigned` is False, and that key did not sign the manifest.
     """
     if any(os.environ.get(name) for name in KEYS) and not unsigned:
         return check_file(manifest), ""
     signature = read_signature(manifest)
+    # Without a check of the signer, the caller shows a warning.
     if signature is None:
-        why = "UNSIGNED: nobody vouches for this bundle; sign it with MM_SIGNING_KEY (`mm keys FILE` makes a key)"
+        why = "UNSIGNED: the origin of this bundle is unknown; sign it with MM_SIGNING_KEY (`mm keys FILE` makes a key)"
     else:
         why = (
             f"SIGNATURE NOT CHECKED: key {signature.get('key')} signed it; set MM_VERIFY_KEY to the signer's public key"

@@ -1,1 +1,1 @@
-"""The page: a gallery of moments, whose matting runs on the phone that looks at it."""
+"""The gallery page: moments in a browser, with matting on the phone that shows it."""

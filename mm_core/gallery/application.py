@@ -1,7 +1,8 @@
-"""The page over HTTP: what may be asked, by whom, and what is refused.
+"""The gallery over HTTP: routes, access control and limits.
 
-Nothing is fetched from elsewhere; no name that a client gives becomes a path; what is sent is limited before it is read
-and decoded before it is kept. Beyond loopback every request needs the token (a cookie after the first visit).
+The server fetches nothing from other hosts. No name from a client becomes a path. Uploads are limited before they are
+read, and decoded before they are kept. Outside of loopback every request needs the token (a cookie after the first
+visit).
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ from mm_core.storage.catalog import Catalog
 
 HERE = Path(__file__).parent
 COOKIE = "mm_token"
+# Scripts and connections only from this server; WASM needs its own permission.
 POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; worker-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# The cross-origin headers isolate the page, which WASM threads require.
 HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -47,12 +50,25 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-cache",
 }
+# Free text from a client: short, without control characters and markup.
 WORD = re.compile(r"[\w .,()+-]{0,80}")
 
 
 def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, token: str | None = None) -> Starlette:
-    """The ASGI application. `runtime`: the folder with onnxruntime-web's files (may be absent: mattes then come from
-    the server). `token` None: only this machine may ask."""
+    """Create the ASGI application.
+
+    Args:
+        library: The photos and the model.
+        catalog: Receives features of the feedback.
+        inbox: Folder for feedback drops.
+        runtime: Folder of onnxruntime-web's files; if it is absent, the server computes the mattes.
+        token: Access token; None admits only requests from this machine.
+
+    Returns:
+        The application.
+    """
+
+    # Reading: the start data, photos, pieces, skies and model files.
 
     async def about(request: Request) -> Response:
         return JSONResponse(library.about() | {"runtime": (runtime / "ort.wasm.min.mjs").is_file()})
@@ -69,6 +85,7 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
 
     async def model(request: Request) -> Response:
         name = request.path_params["file"]
+        # Only files named in the manifest are served.
         if name not in {entry["file"] for entry in library.manifest["decoders"].values()}:
             raise HTTPException(404)
         return FileResponse(library.bundle / name, media_type="application/octet-stream")
@@ -77,6 +94,7 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
         data = await _found(library.golden, request.path_params["decoder"])
         return Response(data, media_type="application/octet-stream")
 
+    # Computation on the server, for browsers that cannot run the model.
     async def matte(request: Request) -> Response:
         decoder = request.query_params.get("decoder", "")
         if decoder not in DECODERS:
@@ -87,41 +105,44 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
         return JSONResponse({"decoder": await _found(library.decoder, request.path_params["id"])})
 
     async def apply(request: Request) -> Response:
-        asked = request.query_params
+        query = request.query_params
         tap = None
-        if "x" in asked:
+        if "x" in query:
             try:
-                x, y = float(asked["x"]), float(asked["y"])
+                x, y = float(query["x"]), float(query["y"])
             except (ValueError, KeyError):
                 x = y = math.nan
             if not (math.isfinite(x) and math.isfinite(y)):
                 raise HTTPException(400, "x and y are shares of width and height, from 0 to 1")
+            # Shares slightly outside of the photo come from rounding in the browser.
             tap = min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)
         suffix, data = await _found(
-            library.apply, request.path_params["id"], asked.get("function", ""), asked.get("choice", ""), tap
+            library.apply, request.path_params["id"], query.get("function", ""), query.get("choice", ""), tap
         )
         return Response(data, media_type={".png": "image/png", ".jpg": "image/jpeg"}[suffix])
 
+    # Writing: uploads and feedback.
     async def upload(request: Request) -> Response:
         entry = await _found(library.add, await _body(request))
         return JSONResponse({"id": entry.id, "name": entry.name, "category": entry.category}, 201)
 
     async def say(request: Request) -> Response:
-        asked, body = request.query_params, await _body(request)
-        words = {name: asked.get(name, "") for name in ("group", "device")}
+        query, body = request.query_params, await _body(request)
+        words = {name: query.get(name, "") for name in ("group", "device")}
         for name, word in words.items():
             if not WORD.fullmatch(word):
                 raise HTTPException(400, f"{name}: letters, digits, spaces and . , ( ) + - only, at most 80")
-        entry = await _found(library.entry, asked.get("photo", ""))
+        entry = await _found(library.entry, query.get("photo", ""))
 
         def give() -> tuple[str, bool]:
+            # Runs in a worker thread, because it decodes pictures.
             with tempfile.TemporaryDirectory(prefix="mm-feedback-") as folder:
                 matte = None
                 if body:
                     matte = Path(folder) / "matte.png"
                     matte.write_bytes(body)
                 return feedback.give(
-                    inbox, catalog, entry, asked.get("said", ""), consent=asked.get("consent") == "yes",
+                    inbox, catalog, entry, query.get("said", ""), consent=query.get("consent") == "yes",
                     model=str(library.manifest["version"]), matte=matte, **words,
                 )  # fmt: skip
 
@@ -150,13 +171,13 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
         routes.append(Mount("/ort", StaticFiles(directory=runtime)))
     guards = [Middleware(_Guard, token=token)]
     if token is None:
-        # A name of someone else's that resolves to loopback must not make their page read ours.
+        # DNS rebinding: a foreign host name that resolves to loopback must not read this server.
         guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]))
     return Starlette(routes=routes, middleware=guards, exception_handlers={HTTPException: _refused})
 
 
 async def _found(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What `work` gives, run beside the loop; 404 for what is not there, 422 with the reason for bad input."""
+    """Return the result of `work`, run in a thread; 404 for a KeyError, 422 with the reason for bad input."""
     try:
         return await run_in_threadpool(work, *arguments)
     except KeyError:
@@ -166,13 +187,13 @@ async def _found(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def _body(request: Request) -> bytes:
-    """At most UPLOAD_BYTES, whatever the header claims."""
+    """Return the body of at most UPLOAD_BYTES; the declared length is not trusted."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
+    async for chunk in request.stream():
+        size += len(chunk)
         if size > UPLOAD_BYTES:
             raise HTTPException(413, f"more than {UPLOAD_BYTES // 1_000_000} MB")
-        parts.append(part)
+        parts.append(chunk)
     return b"".join(parts)
 
 
@@ -182,7 +203,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 class _Guard:
-    """The token, what a foreign page may not do, and the headers of every answer."""
+    """Middleware that checks the token, refuses requests of foreign pages, and adds headers to every answer."""
 
     def __init__(self, app: ASGIApp, token: str | None):
         self.app, self.token = app, token
@@ -193,12 +214,13 @@ class _Guard:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = {name.decode().lower() for name, _ in message["headers"]}
-                extra = [(n.encode(), v.encode()) for n, v in HEADERS.items() if n not in own]
+                present = {name.decode().lower() for name, _ in message["headers"]}
+                extra = [(n.encode(), v.encode()) for n, v in HEADERS.items() if n not in present]
                 message["headers"] = [*message["headers"], *extra]
             await send(message)
 
         request = Request(scope)
+        # The first visit has the token in the address; a cookie carries it afterwards, out of logs and history.
         if self.token is not None and not self._known(request):
             given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
             if request.url.path == "/" and self._is_token(given):
@@ -206,7 +228,7 @@ class _Guard:
                 reply.set_cookie(COOKIE, self.token, httponly=True, samesite="strict", max_age=30 * 86_400)
                 return await reply(scope, receive, answer)
             return await PlainTextResponse("open the address that mm gallery printed\n", 401)(scope, receive, answer)
-        # A foreign page cannot set this header without being asked first, and we never say yes.
+        # A foreign page cannot set this header without a CORS preflight, which this server never allows.
         if request.method not in ("GET", "HEAD") and request.headers.get("x-mm") != "1":
             return await PlainTextResponse("not from this page\n", 403)(scope, receive, answer)
         await self.app(scope, receive, answer)
@@ -215,4 +237,5 @@ class _Guard:
         return self._is_token(request.cookies.get(COOKIE, ""))
 
     def _is_token(self, given: str) -> bool:
+        # Constant time, so that the answer's delay reveals nothing about the token.
         return hmac.compare_digest(given.encode(), (self.token or "").encode())

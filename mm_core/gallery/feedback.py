@@ -1,4 +1,4 @@
-"""What people say of a cut becomes a drop like any other producer's, and raises the photo's routing score."""
+"""Feedback on a cutout becomes a drop in the inbox, and raises the photo's routing score."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from mm_core.core.records import digest_of, write_bytes
 from mm_core.gallery.library import Entry
 from mm_core.imaging.images import encode_alpha, load_alpha, load_rgb
 from mm_core.ingest.drop import write_manifest
+from mm_core.model.preprocess import finish
 from mm_core.storage.catalog import Catalog
 from mm_core.structuring.rows import Found, row_of
 
 EXTRACTOR = "feedback"
 VERSION = "1"
 KINDS = {"bad_cut": "unlabeled", "corrected": "pixel_labeled"}
-"""What is said → the drop's kind."""
+"""Feedback → kind of the drop."""
 LICENSE = "user consent to training"
 
 
@@ -34,22 +35,39 @@ def give(
     model: str,
     matte: Path | None = None,
 ) -> tuple[str, bool]:
-    """Writes `<inbox>/<kind>/feedback-…/` with the photo's own bytes and, of `corrected`, the matte; the manifest last.
+    """Write `<inbox>/<kind>/feedback-…/` with the photo's original bytes and, for `corrected`, the matte.
 
-    Returns the batch's name and whether it is new: the same photo, word and matte are one drop however often they are
-    sent. `group`: a scene's name, where several photos show it: they stay on one side of the evaluation.
-    Raises InputError without consent, for an unknown word, or a matte that is none or of another shape.
+    The manifest is written last.
+
+    Args:
+        inbox: The inbox folder.
+        catalog: Receives the features of the feedback.
+        entry: The photo.
+        said: One of KINDS.
+        consent: True if the user allows training with the photo.
+        group: Name of the scene, for several photos of it; the evaluation split keeps them together.
+        device: Name of the user's device.
+        model: Version of the model that made the matte.
+        matte: File of the corrected matte.
+
+    Returns:
+        The batch's name, and whether it is new: repeated feedback of the same content gives the same drop.
+
+    Raises:
+        InputError: No consent, unknown feedback, or a matte that is unreadable or of another aspect ratio.
     """
     if not consent:
         raise InputError("consent is missing: without it nothing leaves the gallery")
     if said not in KINDS:
-        raise InputError(f"{said!r}: say one of {', '.join(KINDS)}")
+        raise InputError(f"{said!r}: use one of {', '.join(KINDS)}")
     if (matte is not None) != (said == "corrected"):
-        raise InputError("a corrected matte goes with `corrected`, and only with it")
+        raise InputError("send a matte with `corrected`, and only with it")
     alpha = None if matte is None else _fitting(matte, entry.path)
+    # The name is a digest of the content, so that a repeated request finds its earlier drop.
     batch = "feedback-" + digest_of([entry.id, said, None if alpha is None else alpha.tobytes().hex()])[:16]
     target = inbox / KINDS[said] / batch
     new = not (target / "manifest.csv").exists()
+    # The manifest completes a drop; without it a killed request is repeated.
     if new:
         photo = f"images/{entry.id}{entry.path.suffix.lower()}"
         (target / photo).parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +79,7 @@ def give(
             row["alpha"] = f"alphas/{entry.id}.png"
             write_bytes(target / row["alpha"], encode_alpha(alpha))
         write_manifest(target, [row])
+    # The features exist also for an old batch: routing reads them from the catalog.
     numbers = {"bad_cut": 1.0, "corrected": float(alpha is not None)}
     texts = {"model": model, "device": device, "batch": batch}
     catalog.upsert("features", [row_of(entry.id, EXTRACTOR, VERSION, Found(numbers, texts))])
@@ -68,11 +87,10 @@ def give(
 
 
 def _fitting(matte: Path, photo: Path) -> np.ndarray:
-    """The matte at the photo's own size, float32 (H, W). Raises InputError."""
-    from mm_core.model.preprocess import finish
-
+    """Return the matte at the photo's own size, float32 (H, W); raise InputError for another aspect ratio."""
     alpha, size = load_alpha(matte), load_rgb(photo).shape[:2]
     ratio = (alpha.shape[1] / alpha.shape[0]) / (size[1] / size[0])
+    # Rounding to whole pixels changes the ratio by less than 2 %.
     if not 0.98 < ratio < 1.02:
-        raise InputError(f"the matte is {alpha.shape[1]} x {alpha.shape[0]}, of another shape than the photo")
+        raise InputError(f"the matte is {alpha.shape[1]} x {alpha.shape[0]}, its aspect ratio differs from the photo's")
     return finish(alpha, (size[0], size[1]))

@@ -1,9 +1,10 @@
-"""What the page shows: the photos of a gallery and those that were sent to it, their renditions, and their mattes."""
+"""Data of the gallery page: photos of a gallery and uploads, their renditions, and their mattes."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -30,16 +31,17 @@ from mm_core.moments.pieces import Matted, file_of, finished
 from mm_core.moments.strategy import FUNCTIONS, Offer
 
 SIDES = (320, 2048)
-"""Long sides of renditions: a tile, and what the page works on."""
+"""Long sides of renditions in pixels: a tile, and the working size of the page."""
 UPLOAD_BYTES = 40_000_000
+"""Largest size of an uploaded photo, 40 MB."""
 UPLOAD_FORMATS = frozenset({"JPEG", "PNG", "WEBP", "AVIF", "HEIF"})
 KEPT_MATTES = 8
-"""Mattes kept in memory: a tap after a tap does not run the network again."""
+"""Mattes kept in memory, so that repeated taps do not run the network again."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One photo."""
+    """One photo of the library."""
 
     id: str
     """sha256 of the file."""
@@ -49,16 +51,25 @@ class Entry:
 
 
 class Library:
-    """Safe to use from several threads; heavy work goes one by one, so that a page cannot fill the memory."""
+    """Photos, mattes and pieces, safe for several threads; heavy work is serialised to limit the memory."""
 
     def __init__(self, gallery: Path, moments: Path, bundle: Path, uploads: Path, max_pixels: int):
-        """`moments`: the folder that `mm moments` wrote; `bundle`: the model's. Raises InputError where one is none.
+        """Open the library.
 
-        Where `MM_VERIFY_KEY` or `MM_SIGNING_KEY` is set, the bundle must be signed by that key.
+        Args:
+            gallery: Folder of the photos.
+            moments: Folder that `mm moments` wrote.
+            bundle: Folder of the model's bundle. If `MM_VERIFY_KEY` or `MM_SIGNING_KEY` is set, that key must have
+                signed it.
+            uploads: Folder of uploaded photos.
+            max_pixels: Limit for uploads.
+
+        Raises:
+            InputError: A folder lacks its content, or the bundle is invalid.
         """
         if not (moments / "moments.json").is_file():
             raise InputError(f"{moments} holds no moments.json: run `mm moments {gallery}` first")
-        told = read_moments(moments / "moments.json")
+        record = read_moments(moments / "moments.json")
         self.moments_folder, self.bundle, self.uploads, self.max_pixels = moments, bundle, uploads, max_pixels
         self.signed_by = check_file(bundle / MANIFEST) if can_verify() else None
         self.manifest = checked_manifest(bundle)
@@ -66,31 +77,32 @@ class Library:
         self._busy = threading.Lock()
         self._mattes: OrderedDict[tuple[str, str], Matted] = OrderedDict()
         self._decoders: dict[str, str] = {}
-        self.moments: list[dict[str, Any]] = told["moments"]
+        self.moments: list[dict[str, Any]] = record["moments"]
         self._pieces = {piece["file"] for moment in self.moments for piece in moment["pieces"]}
         self.photos: dict[str, Entry] = {}
         for photo in (p for moment in self.moments for p in moment["photos"]):
             path = (gallery / photo["name"]).resolve()
-            # The record may be older than the folder: a photo that was replaced since is another photo.
+            # moments.json may be older than the folder; a replaced photo has another digest and is skipped.
             if path.is_relative_to(gallery.resolve()) and path.is_file() and sha256_file(path) == photo["id"]:
                 self.photos[photo["id"]] = Entry(photo["id"], path, photo["name"], photo["category"])
         if uploads.is_dir():
+            # Uploads have no category; their name is their digest.
             for path in sorted(uploads.iterdir()):
                 if path.suffix in PHOTOS and sha256_file(path) == path.stem:
                     self.photos[path.stem] = Entry(path.stem, path, f"added {path.stem[:8]}", None)
 
     def entry(self, id: str) -> Entry:
-        """Raises KeyError."""
+        """Return a photo by id; raise KeyError for an unknown one."""
         return self.photos[id]
 
     def piece(self, file: str) -> Path:
-        """Path of a finished piece that moments.json names; raises KeyError for anything else."""
+        """Return the path of a finished piece that moments.json names; raise KeyError for any other."""
         if file not in self._pieces:
             raise KeyError(file)
         return self.moments_folder / file
 
     def rendition(self, id: str, side: int) -> bytes:
-        """A JPEG of long side `side` at most, upright, sRGB, without metadata. Raises KeyError."""
+        """Return a JPEG of long side `side` at most, upright, sRGB, without metadata; raise KeyError if unknown."""
         entry = self.photos[id]
         if side not in SIDES:
             raise KeyError(side)
@@ -100,7 +112,7 @@ class Library:
         return stream.getvalue()
 
     def sky(self, name: str) -> bytes:
-        """A JPEG of one of SKIES, 1024 x 512, for the page to put behind the land. Raises KeyError."""
+        """Return a JPEG of one of SKIES, 1024 x 512, as the page's background; raise KeyError for any other."""
         if name not in SKIES:
             raise KeyError(name)
         stream = BytesIO()
@@ -108,13 +120,13 @@ class Library:
         return stream.getvalue()
 
     def matte(self, id: str, decoder: str) -> bytes:
-        """The matte of the page's rendition as grey PNG: what a browser gets that cannot run the model."""
+        """Return the matte of the page's rendition as grey PNG, for browsers that cannot run the model."""
         with self._busy:
             photo = load_rgb(self.photos[id].path, max(SIDES))
             return encode_alpha(self.predictor.predict([photo], [decoder])[0])
 
     def decoder(self, id: str) -> str:
-        """The decoder that a photo is for: its category's, or where none is known the one that the model chooses."""
+        """Return the decoder for a photo: by its category, or chosen by the model for an unknown one."""
         with self._busy:
             return self._decoder(self.photos[id])
 
@@ -125,36 +137,51 @@ class Library:
         return self._decoders[entry.id]
 
     def apply(self, id: str, function: str, choice: str, tap: tuple[float, float] | None) -> tuple[str, bytes]:
-        """Suffix and bytes of the photo at its own size after one of FUNCTIONS. Raises KeyError, InputError.
+        """Apply one of FUNCTIONS to a photo at its own size.
 
-        `tap`: for the eraser what goes, else what the function is about.
+        Args:
+            id: The photo.
+            function: One of FUNCTIONS.
+            choice: A sky or a style, or empty.
+            tap: Position as shares of width and height; the eraser removes the subject there, other functions use it
+                as their subject.
+
+        Returns:
+            File suffix and bytes of the result.
+
+        Raises:
+            KeyError: Unknown photo.
+            InputError: Unknown function or choice, or no subject found.
         """
         if function not in FUNCTIONS or (choice and choice not in (*SKIES, *STYLES)):
             raise InputError(f"{function} {choice}: no such function or choice")
         entry = self.photos[id]
         with self._busy:
             matted = self._matted(entry, decoder_of("scenery") if function == "sky" else self._decoder(entry))
-            made: np.ndarray | Cutout | None
+            result: np.ndarray | Cutout | None
             if function == "eraser" and tap:
+                # Erase the tapped subject and protect the others.
                 subject = matted.subjects.at(*tap)
                 others = [s for s in matted.subjects.all if s != subject]
                 keep = matted.subjects.of(*others) if others else None
-                made = None if subject is None else erase(matted.photo, matted.subjects.of(subject), keep=keep)
+                result = None if subject is None else erase(matted.photo, matted.subjects.of(subject), keep=keep)
             elif tap and matted.subjects.at(*tap):
+                # Limit the function to the tapped subject.
                 subject = matted.subjects.at(*tap)
                 assert subject is not None
                 alpha = matted.subjects.of(subject)
-                made = finished(Matted(matted.photo, alpha, Subjects(alpha)), Offer(function, 1.0, "", choice))
+                result = finished(Matted(matted.photo, alpha, Subjects(alpha)), Offer(function, 1.0, "", choice))
             else:
-                made = finished(matted, Offer(function, 1.0, "", choice))
-        if made is None:
-            raise InputError("nothing was found there: tap on the subject, or choose another photo")
-        return file_of(made, model=str(self.manifest["version"]), function=function)
+                # Without a tap the function uses the whole matte.
+                result = finished(matted, Offer(function, 1.0, "", choice))
+        if result is None:
+            raise InputError("no subject was found there: tap on the subject, or choose another photo")
+        return file_of(result, model=str(self.manifest["version"]), function=function)
 
     def add(self, data: bytes) -> Entry:
-        """Takes a photo that somebody sent. Raises UnreadableImage or InputError with the reason, and keeps nothing.
+        """Add an uploaded photo; raise UnreadableImage or InputError with the reason, and keep nothing, if it is bad.
 
-        Its name plays no part: the content decides what it is and what it is called.
+        The content decides format and name; the client's file name is ignored.
         """
         digest = sha256_bytes(data)
         if digest in self.photos:
@@ -162,6 +189,7 @@ class Library:
         waiting = self.uploads / f".{digest}.waiting"
         write_bytes(waiting, data)
         try:
+            # Header first: format and size are checked before anything is decoded.
             header = read_header(waiting)
             if header.format not in UPLOAD_FORMATS:
                 raise InputError(f"{header.format} is not taken: send JPEG, PNG, WebP, AVIF or HEIF")
@@ -170,6 +198,7 @@ class Library:
             if min(header.width, header.height) < 32:
                 raise InputError("a side is shorter than 32 pixels: send a larger picture")
             with self._busy:
+                # A complete decoding shows that the file is intact.
                 load_rgb(waiting, max(SIDES))
             path = self.uploads / f"{digest}.{header.format.lower().replace('jpeg', 'jpg')}"
             waiting.replace(path)
@@ -181,15 +210,16 @@ class Library:
         return self.photos[digest]
 
     def golden(self, decoder: str) -> bytes:
-        """A golden photo, uint8 S x S x 3, and its matte, float32 little-endian S x S, one after the other."""
+        """Return a golden photo, uint8 S x S x 3, followed by its matte, float32 little-endian S x S, as bytes."""
         with np.load(self.bundle / self.manifest["golden"]["file"]) as pairs:
             image, alpha = pairs[f"{decoder}_image"], pairs[f"{decoder}_alpha"]
         return image.astype(np.uint8).tobytes() + alpha.astype("<f4").tobytes()
 
     def about(self) -> dict[str, Any]:
-        """What the page begins with."""
-        shown = ("version", "input", "golden", "metrics")
-        model = {name: self.manifest[name] for name in shown if name in self.manifest}
+        """Return the start data of the page: model, moments, photos and choices."""
+        manifest: Mapping[str, Any] = self.manifest
+        # Only these fields of the manifest are public.
+        model = {name: manifest[name] for name in ("version", "input", "golden", "metrics") if name in manifest}
         files = {decoder: entry["file"] for decoder, entry in self.manifest["decoders"].items()}
         digests = {file: self.manifest["files"][file]["sha256"] for file in files.values()}
         return {
@@ -207,6 +237,7 @@ class Library:
             photo = load_rgb(entry.path, 4096)
             alpha = self.predictor.predict([photo], [decoder])[0]
             self._mattes[key] = Matted(photo, alpha, Subjects(alpha))
+            # Least recently used mattes are dropped first.
             while len(self._mattes) > KEPT_MATTES:
                 self._mattes.popitem(last=False)
         self._mattes.move_to_end(key)

@@ -1,4 +1,4 @@
-"""`mm gallery`: serves the page until Ctrl-C, to this machine or, with a token, to the network."""
+"""`mm gallery`: serve the page until Ctrl-C, to this machine or, with a token, to the network."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mm_core import stages
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.export.registry import Registry
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
 
@@ -20,9 +21,7 @@ LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def bundle_of(layout: Layout, name: str) -> Path:
-    """The folder of a bundle: a folder, `champion`, or a registry version. Raises InputError where there is none."""
-    from mm_core.export.registry import Registry
-
+    """Return the folder of a bundle: a folder, `champion`, or a registry version; raise InputError if none exists."""
     if Path(name).is_dir():
         return Path(name)
     tags = Registry(layout.settings).tags(name)
@@ -33,7 +32,7 @@ def bundle_of(layout: Layout, name: str) -> Path:
 
 
 def serve(params: Params, layout: Layout, gallery: Path, moments: Path, *, model: str, host: str, port: int) -> None:
-    """Blocks. Beyond loopback a token is needed: `MM_GALLERY_TOKEN`, else a new one, printed once."""
+    """Serve until interrupted. Outside of loopback a token is required: `MM_GALLERY_TOKEN`, or a new printed one."""
     import uvicorn
 
     if "://" in layout.settings.inbox:
@@ -50,15 +49,15 @@ def serve(params: Params, layout: Layout, gallery: Path, moments: Path, *, model
     if secret:
         shown = _address() if _is_any(host) else host
         print(f"Gallery  http://{shown}:{port}/?token={secret}", flush=True)
-        print("Whoever has this address sees the photos; what it sends is not encrypted.", flush=True)
+        print("Everyone with this address can see the photos; transfers are not encrypted.", flush=True)
     else:
         print(f"Gallery  http://127.0.0.1:{port}/", flush=True)
-    # Its access log would hold the token.
+    # No access log: it would contain the token.
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, proxy_headers=False)
 
 
 def _is_any(host: str) -> bool:
-    """Whether it stands for all addresses of this machine."""
+    """Return whether a host address means all addresses of this machine."""
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
@@ -66,7 +65,8 @@ def _is_any(host: str) -> bool:
 
 
 def _address() -> str:
-    """This machine's address in its network; no packet is sent."""
+    """Return this machine's address in its network."""
+    # Connecting a datagram socket selects an interface and sends no packet.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))

@@ -1,1 +1,1 @@
-"""Reading, comparing, caching and augmenting pictures."""
+"""Read, compare, cache and augment pictures."""

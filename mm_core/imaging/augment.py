@@ -1,4 +1,4 @@
-"""Changes of a training photo that a matte survives: cuts, another camera's light and flaws, another background."""
+"""Augmentations that keep a photo and its matte consistent: crops, and the light and flaws of another camera."""
 
 from __future__ import annotations
 
@@ -8,39 +8,34 @@ import cv2
 import numpy as np
 
 
-def backdrop(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (H, W, 3): a cut of a third to half of the photo, blurred so that its own subject does not compete."""
-    height, width = photo.shape[:2]
-    share = rng.uniform(0.33, 0.5)
-    h, w = max(2, round(share * height)), max(2, round(share * width))
-    y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    cut = cv2.resize(photo[y : y + h, x : x + w], (width, height), interpolation=cv2.INTER_LINEAR)
-    return cv2.GaussianBlur(cut, (0, 0), rng.uniform(0.01, 0.05) * width)
-
-
-def recompose(foreground: np.ndarray, matte: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """matte · foreground + (1 - matte) · background, all uint8, (H, W, 3) and (H, W)."""
-    alpha = matte[..., None].astype(np.float32) / 255
-    return np.rint(alpha * foreground + (1 - alpha) * background).astype(np.uint8)
-
-
 def augment(
     photo: np.ndarray, matte: np.ndarray | None, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """A random cut of a photo and its matte, with the light, blur and noise of another camera.
+    """Return a random crop of a photo and its matte, with the light, blur and noise of another camera.
 
-    photo uint8 (H, W, 3), matte uint8 (H, W) → (size, size, 3) and (size, size). Geometry: mirror (half of the time),
-    zoom 0.85 to 1.5, aspect ±10 %, turn ±8° (half of the time), anywhere within the frame, edges reflected. Photo
-    only: gamma, contrast, white balance, saturation; blur, noise and JPEG blocks now and then.
+    Geometry: mirror (half of the time), zoom 0.85 to 1.5, aspect ±10 %, rotation ±8° (half of the time), any position
+    within the frame, reflected edges. Photo only: gamma, contrast, white balance, saturation; sometimes blur, noise
+    and JPEG blocks.
+
+    Args:
+        photo: uint8 (H, W, 3).
+        matte: uint8 (H, W), or None.
+        size: Side S of the result in pixels.
+        rng: Source of all random values.
+
+    Returns:
+        Photo (S, S, 3), and matte (S, S) or None.
     """
     height, width = photo.shape[:2]
+    # Zoom and aspect are drawn on a log scale, so that both directions are equally likely.
     zoom, aspect = math.exp(rng.uniform(math.log(0.85), math.log(1.5))), math.exp(rng.uniform(-0.1, 0.1))
     angle = math.radians(rng.uniform(-8, 8)) if rng.random() < 0.5 else 0.0
     across, down = width / (size * zoom) * aspect, height / (size * zoom) / aspect
     flip = -1.0 if rng.random() < 0.5 else 1.0
-    # The matrix takes output pixels to source pixels around the two centres.
+    # The matrix maps output pixels to source pixels, relative to the two centres.
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     matrix = turn @ np.diag([across * flip, down])
+    # The crop's centre may move as far as the crop stays within the frame.
     room = np.maximum(np.array([width, height]) - np.array([across, down]) * size, 0) / 2
     centre = np.array([width, height]) / 2 + rng.uniform(-1, 1, 2) * room - 0.5
     full = np.column_stack([matrix, centre - matrix @ np.full(2, size / 2 - 0.5)])
@@ -53,14 +48,17 @@ def augment(
 
 
 def relit(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The photo, uint8 (H, W, 3), in other light and by another camera, with its blur, noise and JPEG blocks."""
+    """Return the photo, uint8 (H, W, 3), in other light and with another camera's blur, noise and JPEG blocks."""
+    # One lookup table per channel: gamma, contrast and brightness, then white balance.
     levels = np.linspace(0, 1, 256)[:, None] ** math.exp(rng.uniform(-0.3, 0.3))
     levels = (levels - 0.5) * rng.uniform(0.8, 1.2) + 0.5 + rng.uniform(-0.08, 0.08)
     table = np.rint(np.clip(levels * rng.uniform(0.92, 1.08, 3), 0, 1) * 255).astype(np.uint8)
     image = cv2.LUT(image, table.reshape(256, 1, 3))
     saturation = rng.uniform(0.7, 1.3)
+    # Saturation: mix the picture with its grey version.
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     image = cv2.addWeighted(image, saturation, grey, 1 - saturation, 0)
+    # Camera flaws, each in some of the photos only.
     if rng.random() < 0.15:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.2))
     if rng.random() < 0.2:
@@ -70,16 +68,3 @@ def relit(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 90))]
         image = np.asarray(cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR))
     return image
-
-
-def estimate_layers(photo: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The subject's own colours and the background's, smooth where a layer has no share (Germer et al. 2020,
-    multi-level, by PyMatting).
-
-    photo uint8 (H, W, 3), alpha float (H, W) in [0, 1] → uint8 (H, W, 3) each.
-    """
-    from pymatting import estimate_foreground_ml
-
-    found = estimate_foreground_ml(photo / 255.0, np.clip(alpha, 0, 1).astype(np.float64), return_background=True)
-    front, back = (np.rint(np.asarray(layer).clip(0, 1) * 255).astype(np.uint8) for layer in found)
-    return front, back

@@ -1,9 +1,9 @@
-"""Neighbours: which photos of a catalog a batch may repeat, without comparing all pairs.
+"""Find photos of the catalog that a batch may repeat, without a comparison of all pairs.
 
-The 64 bits of a hash are cut in `bits + 1` bands: two hashes within `bits` of each other agree in at least one band
-whole (pigeonhole), so only hashes that share a band are compared at all. The batch is the index and the catalog streams
-past it, so memory follows the batch. Work stays bounded where many photos look alike (a million flat pictures, one
-watermark on everything): of what is near a hash a fixed number is kept.
+The 64 bits of a hash are cut into `bits + 1` bands. Two hashes within `bits` of each other agree in at least one whole
+band (pigeonhole principle), so only hashes with a common band are compared. The batch is the index and the catalog is
+streamed, so memory depends on the batch. A fixed number of neighbours is kept per hash. This bounds the work for many
+similar photos, such as a million flat pictures or one watermark on all.
 """
 
 from __future__ import annotations
@@ -16,27 +16,29 @@ from typing import Any
 import numpy as np
 
 MAX_CANDIDATES = 64
-"""Photos kept of those that are near one hash: the nearest, then by id."""
+"""Photos kept per hash: the nearest ones, ties broken by id."""
 MAX_BUCKET = 1024
-"""Different hashes of a batch compared of those that share a band; more of them have been made up by somebody."""
+"""Hashes of a batch compared per band value; larger buckets occur only in constructed data."""
 LEAST_SHARED = 2
-"""Landmarks that two photos must share before they are looked at. Of 50,403 pairs of unrelated photos none shares two
-and one shares one, which would be a look in vain for every 20,000 photos of the catalog."""
+"""Landmarks that two photos must share before their pixels are compared. Among 50,403 pairs of unrelated photos,
+one shared one landmark and none two: one useless comparison per 20,000 photos of the catalog."""
 CHUNK = 1 << 20
-"""Hashes compared at once."""
+"""Hashes compared in one step."""
 
 
 class HashIndex:
-    """Hashes uint64 (N,) without repetitions, to be found within a number of differing bits."""
+    """An index of distinct hashes, uint64 (N,), for searches within a number of differing bits."""
 
     def __init__(self, hashes: np.ndarray, bits: int, *, bucket: int | None = None):
-        """`bucket`: compares no more hashes of those that share a band, at the risk of missing some."""
+        """Build the index; `bucket` limits the hashes compared per band value, at the risk of missing some."""
         self.hashes, self.bits = hashes, bits
+        # Bands of nearly equal width.
         edges = np.linspace(0, 64, bits + 2).astype(int).tolist()
-        # Of a wide band the lowest 16 bits say where a hash stands in its table: no pair is lost, and it stays small.
+        # A band's lowest 16 bits select the table slot: this loses no pair, and the table stays small.
         widths = np.minimum(np.diff(edges), 16).tolist()
         self._bands = [(np.uint64(e), np.uint64((1 << w) - 1)) for e, w in zip(edges[:-1], widths, strict=True)]
         self._tables = []
+        # Per band: the hashes' order by slot, and each slot's start and count in that order.
         for number in range(len(self._bands)):
             slots = self._slots(hashes, number)
             counts = np.bincount(slots, minlength=1 << 16)
@@ -44,47 +46,48 @@ class HashIndex:
             self._tables.append((np.argsort(slots, kind="stable"), starts, np.minimum(counts, bucket or len(hashes))))
 
     def near(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Every pair within `bits` once: positions in the index and positions in the hashes uint64 (M,) asked for."""
-        found: list[tuple[np.ndarray, np.ndarray]] = []
+        """Return every pair within `bits` once: positions in the index and in `hashes`, uint64 (M,)."""
+        pairs: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, max(1, len(hashes)), CHUNK):
-            part = hashes[start : start + CHUNK]
+            chunk = hashes[start : start + CHUNK]
             for number, (order, starts, counts) in enumerate(self._tables):
-                slots = self._slots(part, number)
+                slots = self._slots(chunk, number)
                 hit = np.flatnonzero(counts[slots])
+                # Step n compares each queried hash with the n-th hash of its slot.
                 for step in range(int(counts[slots[hit]].max(initial=0))):
                     hit = hit[counts[slots[hit]] > step]
                     inside = order[starts[slots[hit]] + step]
-                    differing = self.hashes[inside] ^ part[hit]
+                    differing = self.hashes[inside] ^ chunk[hit]
                     near = np.bitwise_count(differing) <= self.bits
-                    for shift, mask in self._bands[:number]:  # an earlier band has found these
+                    for shift, mask in self._bands[:number]:  # pairs with an equal earlier band are reported there
                         near &= (differing >> shift & mask) != 0
-                    found.append((inside[near], hit[near] + start))
-        positions, asked = zip(*found, strict=True) if found else ((), ())
+                    pairs.append((inside[near], hit[near] + start))
+        positions, queried = zip(*pairs, strict=True) if pairs else ((), ())
         empty = np.empty(0, np.int64)
-        return np.concatenate((empty, *positions)), np.concatenate((empty, *asked))
+        return np.concatenate((empty, *positions)), np.concatenate((empty, *queried))
 
     def _slots(self, hashes: np.ndarray, number: int) -> np.ndarray:
-        """Where hashes stand in the table of a band, int64."""
+        """Return the slots of hashes in the table of a band, int64."""
         shift, mask = self._bands[number]
         return (hashes >> shift & mask).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Hashed:
-    """Photos by their hashes."""
+    """Photos and their hashes."""
 
     ids: np.ndarray
-    """What names a photo, and decides between equally near ones: (N,)."""
+    """Identifiers of the photos (N,); they also break ties between equally near ones."""
     whole: np.ndarray
     """Hash of each whole photo, uint64 (N,)."""
     landmarks: np.ndarray
     """Hashes of all landmarks, uint64 (L,)."""
     owners: np.ndarray
-    """The photo of each landmark, as its position, ascending, (L,)."""
+    """Position of each landmark's photo, ascending, (L,)."""
 
     @staticmethod
     def of(ids: Sequence[Any], phashes: Sequence[str], landmarks: Sequence[bytes | None]) -> Hashed:
-        """From columns of the catalog: 16 hex digits, and 8 bytes (highest first) for each landmark."""
+        """Create an instance from columns of the catalog: 16 hex digits, and 8 bytes (big-endian) per landmark."""
         marks = [m or b"" for m in landmarks]
         owners = np.repeat(np.arange(len(marks)), [len(m) // 8 for m in marks])
         whole = np.array([int(text, 16) for text in phashes], np.uint64)
@@ -94,28 +97,39 @@ class Hashed:
         return len(self.ids)
 
     def part(self, start: int, end: int) -> Hashed:
-        """The photos from one position up to another."""
+        """Return the photos from position `start` up to `end`."""
         first, last = np.searchsorted(self.owners, [start, end]).tolist()
         owners = self.owners[first:last] - start
         return Hashed(self.ids[start:end], self.whole[start:end], self.landmarks[first:last], owners)
 
     def parts(self, size: int) -> Iterator[Hashed]:
+        """Yield all photos in parts of `size`."""
         for start in range(0, len(self), size):
             yield self.part(start, start + size)
 
 
 @dataclass(slots=True)
 class Candidates:
-    """Photos that one photo may repeat, by id, likeliest first, itself included: at most MAX_CANDIDATES each."""
+    """Photos that one photo may repeat, by id, most probable first, itself included: at most MAX_CANDIDATES each."""
 
     copies: list[Any] = field(default_factory=list)
-    """The whole picture has a hash within `bits`."""
+    """Photos with a whole-picture hash within `bits`."""
     edits: list[Any] = field(default_factory=list)
-    """At least LEAST_SHARED landmarks do: those that share most first."""
+    """Photos with at least LEAST_SHARED landmarks in common, most landmarks first."""
 
 
 def find_candidates(asked: Hashed, known: Iterable[Hashed], bits: int) -> list[Candidates]:
-    """For each photo asked about, what it may repeat; the known come in pieces of any size, to the same result."""
+    """Find possible originals of photos.
+
+    Args:
+        asked: The photos to find originals for.
+        known: Earlier photos in parts of any size; the parts do not change the result.
+        bits: Largest number of differing bits of two hashes.
+
+    Returns:
+        Candidates for each photo, in the same order.
+    """
+    # Equal hashes are searched once.
     wholes, whole_of = np.unique(asked.whole, return_inverse=True)
     marks, mark_of = np.unique(asked.landmarks, return_inverse=True)
     by_whole, by_mark = HashIndex(wholes, bits, bucket=MAX_BUCKET), HashIndex(marks, bits, bucket=MAX_BUCKET)
@@ -124,16 +138,18 @@ def find_candidates(asked: Hashed, known: Iterable[Hashed], bits: int) -> list[C
     for part in known:
         _collect(copies, by_whole, part.whole, part.ids, np.arange(len(part.ids)))
         _collect(edits, by_mark, part.landmarks, part.ids, part.owners, by_distance=False)
+    # Combine the landmarks of each photo: count how many of them each candidate shares.
     ends = np.searchsorted(asked.owners, np.arange(len(asked.whole) + 1))
-    found = []
+    candidates = []
     for photo, whole in enumerate(whole_of.tolist()):
         shared: dict[Any, int] = {}
         for mark in set(mark_of[ends[photo] : ends[photo + 1]].tolist()):
-            for _, one in edits.get(mark, ()):
-                shared[one] = shared.get(one, 0) + 1
-        likely = sorted((-count, one) for one, count in shared.items() if count >= LEAST_SHARED)[:MAX_CANDIDATES]
-        found.append(Candidates([one for _, one in copies.get(whole, ())], [one for _, one in likely]))
-    return found
+            for _, match in edits.get(mark, ()):
+                shared[match] = shared.get(match, 0) + 1
+        # Most shared landmarks first, ties by id.
+        likely = sorted((-count, match) for match, count in shared.items() if count >= LEAST_SHARED)[:MAX_CANDIDATES]
+        candidates.append(Candidates([match for _, match in copies.get(whole, ())], [match for _, match in likely]))
+    return candidates
 
 
 def _collect(
@@ -144,21 +160,23 @@ def _collect(
     owners: np.ndarray,
     by_distance: bool = True,
 ) -> None:
-    """Adds (differing bits or 0, id) to what is kept for each hash of the index: the MAX_CANDIDATES first of them."""
-    inside, asked = index.near(hashes)
+    """Add (differing bits or 0, id) to the entries of each index hash, and keep the MAX_CANDIDATES smallest."""
+    inside, queried = index.near(hashes)
     order = np.argsort(inside, kind="stable")
-    inside, asked = inside[order], asked[order]
-    distance = np.bitwise_count(index.hashes[inside] ^ hashes[asked]) if by_distance else np.zeros(len(inside), int)
-    for these in np.split(np.arange(len(inside)), np.flatnonzero(np.diff(inside)) + 1):
-        if len(these):
-            ranked = zip(distance[these].tolist(), ids[owners[asked[these]]], strict=True)
-            slot = int(inside[these[0]])
+    inside, queried = inside[order], queried[order]
+    distance = np.bitwise_count(index.hashes[inside] ^ hashes[queried]) if by_distance else np.zeros(len(inside), int)
+    # One group per hash of the index.
+    for group in np.split(np.arange(len(inside)), np.flatnonzero(np.diff(inside)) + 1):
+        if len(group):
+            ranked = zip(distance[group].tolist(), ids[owners[queried[group]]], strict=True)
+            slot = int(inside[group[0]])
             kept[slot] = heapq.nsmallest(MAX_CANDIDATES, {*ranked, *kept.get(slot, ())})
 
 
 def connected(hashes: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of positions in hashes uint64 (N,) that connect all that are within `bits` of each other."""
+    """Return pairs of positions in hashes, uint64 (N,), that connect all hashes within `bits` of each other."""
     unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    # Equal hashes are linked to their first occurrence; distinct ones come from the index.
     left, right = HashIndex(unique, bits).near(unique)
     once = left < right
     return np.concatenate((first[inverse], first[left[once]])), np.concatenate(

@@ -1,7 +1,7 @@
-"""Reading photos and mattes: whatever the format and mode, one array comes out.
+"""Read photos and mattes: files of many formats and modes become one kind of array.
 
-Content decides what a file is, never its name. Decoders that could run programs or fetch other
-files (EPS, PDF, WMF, …) stay closed.
+The content decides the format; the file name does not. Decoders that could run programs or fetch other files (EPS, PDF,
+WMF, …) are disabled.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from mm_core.core.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF", "JPEG2000")
 MAX_SCANS = 64
-"""Scans of one JPEG: encoders write about ten, and each costs a pass over the whole picture."""
+"""Largest number of scans of a JPEG: encoders write about ten, and each costs a pass over the whole picture."""
 COLOUR_SIDE = 512
-"""Long side, in pixels, at which a matte is looked through for colours."""
+"""Long side, in pixels, of the reduced picture in which a matte is searched for colours."""
 MEAN_TINT, MOST_TINT = 2.0, 24.0
-"""Levels of 255 between the channels, on average and in 99 of 100 pixels, that a grey picture may have."""
+"""Largest difference between the channels of a grey picture, in levels of 255: mean and 99 % quantile."""
 INVERSE = {6: 8, 8: 6}
-"""The orientations whose turn another one undoes; the others undo themselves."""
+"""Orientations that another orientation inverts; all others are their own inverse."""
 _ORIENTATION = 0x0112
 _JPEG_SEGMENT = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])(..)", re.DOTALL)
 _START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
@@ -48,51 +48,51 @@ _DECODER_ERRORS = (
     struct.error,
     zlib.error,
     ImageCms.PyCMSError,
-    AssertionError,  # Pillow's, of a palette picture without palette
+    AssertionError,  # Pillow's, for a palette picture without a palette
 )
-"""What Pillow and its plugins are known to raise on damaged files."""
+"""Exceptions that Pillow and its plugins raise on damaged files."""
 
 
 class UnreadableImage(InputError):
-    """A file gives no picture; the text names the file and the remedy."""
+    """A file contains no readable picture; the text names the file and the remedy."""
 
 
 class NotAnImage(UnreadableImage):
-    """The content is of no known picture format."""
+    """The content has no known picture format."""
 
 
 class CorruptImage(UnreadableImage):
-    """The file begins as a picture but cannot be decoded to its end."""
+    """The file begins like a picture but cannot be decoded completely."""
 
 
 class ColourPicture(UnreadableImage):
-    """The file is a picture in colour where a matte was asked for."""
+    """The file is a colour picture instead of a matte."""
 
 
 class TooManyPixels(UnreadableImage):
-    """The header claims more pixels than may be decoded."""
+    """The header claims more pixels than the limit for decoding."""
 
     def __init__(self, text: str, pixels: int):
         super().__init__(text)
         self.pixels = pixels
-        """What the header claims."""
+        """Number of pixels in the header."""
 
     def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        # Without this, pickle would drop the second argument on the way out of a worker process.
         return type(self), (str(self), self.pixels)
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture claims before it is decoded."""
+    """Properties of a picture from its header."""
 
     format: str
     mode: str
     raw_width: int
-    """Pixels as stored, before orientation."""
+    """Stored pixels, before orientation."""
     raw_height: int
     orientation: int
-    """1 to 8, as EXIF counts: what turns the stored pixels upright, be it
-    this module or the format's decoder."""
+    """EXIF orientation, 1 to 8, that turns the stored pixels upright; applied here or by the format's decoder."""
 
     @property
     def pixels(self) -> int:
@@ -109,32 +109,43 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Format and size without decoding; raises NotAnImage, CorruptImage or TooManyPixels."""
+    """Read format and size without decoding; raise NotAnImage, CorruptImage or TooManyPixels."""
     with _opened(path) as image:
         orientation = _declared_orientation(image)
         width, height = image.size
         if _shows_upright_size(image) and orientation > 4:
+            # Some decoders report the rotated size; the header describes the stored one.
             width, height = height, width
         return Header(image.format or "", image.mode, width, height, orientation)
 
 
 def load_rgb(path: Path, max_side: int | None = None) -> np.ndarray:
-    """A photo as uint8 (H, W, 3) in sRGB, upright.
+    """Read a photo as uint8 (H, W, 3) in sRGB, upright.
 
-    With `max_side` the longer side is at most that many pixels (never enlarged); a JPEG is then
-    decoded at reduced size, which is several times faster. Colour profiles are converted,
-    transparency is laid over white, 16-bit and float values are scaled to 8 bits, of an animation
-    the first frame counts. Raises UnreadableImage.
+    Colour profiles are converted, transparency is composited over white, and 16-bit and float values are scaled to 8
+    bits. An animation gives its first frame.
+
+    Args:
+        path: The picture.
+        max_side: Limit of the longer side in pixels; smaller pictures are not enlarged. A JPEG is then decoded at
+            reduced size, which is several times faster.
+
+    Returns:
+        The pixels.
+
+    Raises:
+        UnreadableImage: The file is not a picture, is damaged, or has too many pixels.
     """
     with _opened(path) as image:
         _refuse_scan_bomb(path, image)
         full = image.size
         scale = min(1.0, (max_side or max(full)) / max(full))
         if scale < 1:
+            # `draft` makes libjpeg decode at 1/2, 1/4 or 1/8 of the size.
             image.draft(None, _scaled(full, scale))  # pyright: ignore[reportArgumentType]
         drafted = image.size
         image.load()
-        # Pillow turns a TIFF upright while it loads, and takes the tag away: what is left to do is asked afterwards.
+        # Pillow rotates a TIFF while it loads and removes the tag, so the remaining orientation is read afterwards.
         orientation = _orientation(image)
         size = _scaled(full if image.size == drafted else (full[1], full[0]), scale)
         if scale < 1:
@@ -145,11 +156,21 @@ def load_rgb(path: Path, max_side: int | None = None) -> np.ndarray:
 
 
 def load_alpha(path: Path, *, by_own_tag: bool = True) -> np.ndarray:
-    """A matte as float32 (H, W) in [0, 1].
+    """Read a matte as float32 (H, W) in [0, 1].
 
-    Grey of 1, 8, 16 bits or float; of RGBA and LA the alpha channel, which is an empty or full matte where it is
-    constant; palettes and RGB where they are grey. `by_own_tag`: turned as the file's own orientation says. Raises
-    UnreadableImage, ColourPicture where there are colours and no alpha channel.
+    Grey pictures of 1, 8 or 16 bits or float are read directly. RGBA and LA give their alpha channel, even a constant
+    one. Palettes and RGB must be grey.
+
+    Args:
+        path: The picture.
+        by_own_tag: Apply the file's own orientation; otherwise return the stored pixels.
+
+    Returns:
+        The matte.
+
+    Raises:
+        UnreadableImage: The file is not a picture or is damaged.
+        ColourPicture: The file has colours and no alpha channel.
     """
     with _opened(path) as image:
         _refuse_scan_bomb(path, image)
@@ -157,6 +178,7 @@ def load_alpha(path: Path, *, by_own_tag: bool = True) -> np.ndarray:
         image.load()
         orientation = _orientation(image)
         if _is_wide(image):
+            # 16-bit and float values would lose precision in a conversion to 8 bits.
             alpha = _unit(np.asarray(image))
         else:
             if image.has_transparency_data:
@@ -166,21 +188,23 @@ def load_alpha(path: Path, *, by_own_tag: bool = True) -> np.ndarray:
                 _refuse_colours(path, colours)
                 grey = colours.convert("L")
             alpha = np.array(grey, np.float32)
-            alpha /= 255  # in place, here and below: a huge matte stands in memory as seldom as possible
+            alpha /= 255  # in place, here and below, to avoid copies of a huge matte
     if not by_own_tag:
+        # A decoder that has rotated the pixels is reversed.
         return alpha if orientation == declared else orient(alpha, INVERSE.get(declared, declared))
     return orient(alpha, orientation)
 
 
 def _refuse_colours(path: Path, image: Image.Image) -> None:
-    """Raises ColourPicture for a picture that is no shade of grey; compression may tint one by a few levels."""
+    """Raise ColourPicture for a colour picture; compression may tint a grey one by a few levels."""
     if image.mode != "RGB":
         return
+    # Nearest-neighbour sampling keeps the colours of single pixels.
     reduced = image.resize(_scaled(image.size, min(1.0, COLOUR_SIDE / max(image.size))), Image.Resampling.NEAREST)
     pixels = np.asarray(reduced).astype(np.int16)
     spread = pixels.max(axis=2) - pixels.min(axis=2)
     if spread.mean() > MEAN_TINT or np.quantile(spread, 0.99) > MOST_TINT:
-        raise ColourPicture(f"{path}: a picture in colour is no matte: save the matte in grey or as an alpha channel")
+        raise ColourPicture(f"{path}: a matte cannot have colours: save it in grey or as an alpha channel")
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -188,7 +212,7 @@ def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 
 def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns and mirrors (H, W, …) as EXIF orientation 1 to 8 asks, so that the picture stands upright."""
+    """Rotate and mirror (H, W, …) by EXIF orientation 1 to 8, to an upright picture."""
     turned = {
         2: lambda a: a[:, ::-1],
         3: lambda a: a[::-1, ::-1],
@@ -202,7 +226,7 @@ def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def encode_alpha(alpha: np.ndarray, *, sixteen_bit: bool = False) -> bytes:
-    """A matte (H, W) in [0, 1] as grey PNG of 8 or 16 bits: how labels lie in the store."""
+    """Return a matte (H, W) in [0, 1] as grey PNG of 8 or 16 bits, the form of labels in the store."""
     scale, kind = (65535, np.uint16) if sixteen_bit else (255, np.uint8)
     stream = BytesIO()
     scaled = np.clip(alpha, 0, 1)
@@ -213,6 +237,7 @@ def encode_alpha(alpha: np.ndarray, *, sixteen_bit: bool = False) -> bytes:
 
 @cache
 def _open_plugins() -> None:
+    # Registering the plugins takes time, so it is done once and on first use.
     from pillow_heif import register_heif_opener
 
     Image.init()
@@ -221,13 +246,14 @@ def _open_plugins() -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture, its decoder's errors turned into ours. What was loaded stays usable afterwards."""
+    """Yield the picture and convert its decoder's errors to ours; loaded pixels stay usable afterwards."""
     _open_plugins()
     try:
-        # From a stream: of a plain TIFF that Pillow maps by its name, it takes the turned size for that of the rows.
+        # A stream, because Pillow maps a plain TIFF opened by name, and then takes the rotated size for the rows.
         with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
             yield image
     except Image.DecompressionBombError as error:
+        # Pillow's message is the only source of the claimed number of pixels.
         claimed = re.search(r"\d+", str(error))
         pixels = int(claimed.group()) if claimed else 1 << 62
         raise TooManyPixels(f"{path}: claims {pixels} pixels: send a smaller picture", pixels) from None
@@ -241,10 +267,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _refuse_scan_bomb(path: Path, image: Image.Image) -> None:
-    """Raises CorruptImage for a JPEG that is drawn over and over: a megabyte of empty scans takes minutes to decode."""
+    """Raise CorruptImage for a JPEG with too many scans: a megabyte of empty scans takes minutes to decode."""
     if image.format not in ("JPEG", "MPO"):
         return
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        # Walk over the segments; each has a marker and, except for the end of image, a length.
         place, scans = 2, 0
         while scans <= MAX_SCANS and (segment := _JPEG_SEGMENT.search(data, place)):
             kind, length = segment.groups()
@@ -261,7 +288,7 @@ def _refuse_scan_bomb(path: Path, image: Image.Image) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation; 1 where the tag is absent or nonsense. A broken EXIF block does not spoil a good picture."""
+    """Return the EXIF orientation; 1 if the tag is absent or invalid. A broken EXIF block does not fail the picture."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except _DECODER_ERRORS:
@@ -270,20 +297,21 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _declared_orientation(image: Image.Image) -> int:
-    """What the file says before it is loaded, also where its decoder turns the picture: HEIF's keeps the tag aside."""
+    """Return the orientation in the file before loading; HEIF's decoder rotates, and keeps the tag elsewhere."""
     kept_aside: int = image.info.get("original_orientation") or 1
     return kept_aside if kept_aside in range(2, 9) else _orientation(image)
 
 
 def _shows_upright_size(image: Image.Image) -> bool:
-    """Whether `image.size`, before loading, is that of the upright picture already."""
+    """Return whether `image.size`, before loading, is already the size of the upright picture."""
     if image.format == "TIFF":
         return getattr(image, "tag_v2", {}).get(_ORIENTATION) in range(5, 9)
     return image.info.get("original_orientation") in range(2, 9)
 
 
 def _shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Twice `size` or more, by the mean of whole blocks: of a huge picture only what was decoded stands in memory."""
+    """Reduce to at least twice `size` by means over whole blocks, to hold few copies of a huge picture in memory."""
+    # The final resize needs at least twice the target size for a good result.
     factors = max(1, image.width // size[0] // 2), max(1, image.height // size[1] // 2)
     if factors == (1, 1):
         return image
@@ -295,11 +323,12 @@ def _shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """Mode RGB in sRGB, transparency over white."""
+    """Convert to mode RGB in sRGB, with transparency over white."""
     if _is_wide(image):
         return Image.fromarray(np.rint(_unit(np.asarray(image)) * 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
+        # The profile applies to colours only, never to the alpha channel.
         colours = _by_profile(layer.convert("RGB"), image.info.get("icc_profile"))
         white = Image.new("RGB", image.size, "white")
         white.paste(colours, mask=layer.getchannel("A"))
@@ -308,7 +337,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 
 def _by_profile(image: Image.Image, icc: bytes | None) -> Image.Image:
-    """Converts by the embedded colour profile; a broken or unfitting profile is left aside, as viewers do."""
+    """Convert by the embedded colour profile; ignore a broken or unsuitable profile, as viewers do."""
     if icc and image.mode in ("RGB", "CMYK", "L", "LAB"):
         try:
             profile = ImageCms.ImageCmsProfile(BytesIO(icc))
@@ -318,11 +347,12 @@ def _by_profile(image: Image.Image, icc: bytes | None) -> Image.Image:
                 return done
         except (ImageCms.PyCMSError, OSError):
             pass
+    # Without a usable profile the values are taken as sRGB.
     return _as_rgb(image)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """Mode RGB; Pillow itself leaves Lab to the colour management."""
+    """Convert to mode RGB; Pillow converts Lab only with colour management."""
     if image.mode != "LAB":
         return image.convert("RGB")
     done = ImageCms.profileToProfile(
@@ -337,7 +367,7 @@ def _is_wide(image: Image.Image) -> bool:
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    """Wide values to float32 in [0, 1]: integers by 65535, floats by 255 where one exceeds 1."""
+    """Scale wide values to float32 in [0, 1]: integers by 65535, floats by 255 if one exceeds 1."""
     wide = values.astype(np.float32)
     is_byte_range = values.dtype.kind == "f" and np.nanmax(wide, initial=0) > 1
     scale = 255.0 if is_byte_range else 1.0 if values.dtype.kind == "f" else 65535.0

@@ -1,13 +1,12 @@
-"""Pixels for training: each photo is decoded once, then only cut or shrunk.
+"""Pixels for training: each photo is decoded once, then only cropped or reduced.
 
-`PixelCache` keeps every photo and matte as a square of uint8 in two growing memory-mapped files, so that
-an epoch never decodes a JPEG. `Pool` draws batches from it. A batch is a pure function of
-(seed, stream, step): there is no random state to save, and a resumed run draws what the killed one would have.
+`PixelCache` keeps every photo and matte as a uint8 square in growing memory-mapped files, so an epoch decodes no JPEG.
+`Pool` draws batches from it. A batch is a pure function of (seed, stream, step). No random state has to be saved: a
+resumed run draws the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import shutil
@@ -23,23 +22,23 @@ import numpy as np
 import pandas as pd
 
 from mm_core.core.locks import exclusive
-from mm_core.imaging.augment import augment, backdrop, estimate_layers, recompose, relit
+from mm_core.imaging.augment import augment, relit
 from mm_core.imaging.images import load_alpha, load_rgb
 from mm_core.storage.store import Store, fetch_blob
 
 CACHE_SCALE = 1.25
-"""Cached squares are this much larger than the model's input, so that crops keep their detail."""
+"""Side of cached squares relative to the model's input; the reserve keeps detail in crops."""
 UNKNOWN = "unknown"
-"""Category of a row that has none."""
+"""Category of a row without one."""
 _KEY = 64
 """Characters of a key: a sha256 in hex."""
 
 
 class Shelf:
-    """Rows of one shape in a growing file, found by sha256; what is on it never changes.
+    """Rows of one shape in a growing file, found by sha256; stored rows never change.
 
-    `<name>.u8` holds the rows, `<name>.index` one key and newline per row, written after the row. A process
-    killed in between leaves a row without a key (written over next time) or half a key (cut off).
+    `<name>.u8` holds the rows, `<name>.index` one key and newline per row. The key is written after its row. A killed
+    process leaves a row without a key (overwritten by the next write) or half a key (cut off).
     """
 
     def __init__(self, folder: Path, name: str, shape: tuple[int, ...]):
@@ -50,8 +49,9 @@ class Shelf:
         self.reload()
 
     def reload(self) -> None:
-        """Takes in what other processes have appended."""
+        """Read the rows that other processes have appended."""
         raw = self._index.read_bytes() if self._index.is_file() else b""
+        # The integer division ignores half a key at the end.
         count = len(raw) // (_KEY + 1)
         lines = raw[: count * (_KEY + 1)].decode("ascii").split("\n")
         self._place = {key: row for row, key in enumerate(lines[:count])}
@@ -64,7 +64,7 @@ class Shelf:
         return len(self._place)
 
     def append(self, items: Sequence[tuple[str, np.ndarray]]) -> None:
-        """Adds rows; the caller holds the folder's lock and has called `reload` under it."""
+        """Add rows; the caller holds the folder's lock and has called `reload` under it."""
         self._data.parent.mkdir(parents=True, exist_ok=True)
         count, size = len(self), math.prod(self.shape)
         with self._data.open("r+b" if self._data.exists() else "w+b") as data:
@@ -72,6 +72,7 @@ class Shelf:
             for _, row in items:
                 data.write(np.ascontiguousarray(row, np.uint8).data)
             data.flush()
+            # The rows must be on disk before their keys.
             os.fsync(data.fileno())
         with self._index.open("r+b" if self._index.exists() else "w+b") as index:
             index.seek(count * (_KEY + 1))
@@ -80,40 +81,40 @@ class Shelf:
         self.reload()
 
     def __getitem__(self, key: str) -> np.ndarray:
-        """A read-only view of one row."""
+        """Return a read-only view of one row."""
         assert self._rows is not None
         return self._rows[self._place[key]]
 
 
 class PixelCache:
-    """Photos (side, side, 3) by sample id and mattes (side, side) by alpha digest, stretched to the square."""
+    """Photos (side, side, 3) by sample id and mattes (side, side) by alpha digest, stretched to squares."""
 
     def __init__(self, folder: Path, size: int):
-        """`size` is the model's input side in pixels; the cached side is `CACHE_SCALE` times that."""
+        """Open the cache; `size` is the model's input side in pixels, the cached side is `CACHE_SCALE` times that."""
         self.size, self.side = size, round(size * CACHE_SCALE)
         self.folder = folder / "pixels" / str(self.side)
         self.photos = Shelf(self.folder, "photos", (self.side, self.side, 3))
         self.mattes = Shelf(self.folder, "mattes", (self.side, self.side))
-        self.foregrounds = Shelf(self.folder, "foregrounds", (self.side, self.side, 3))
 
     @staticmethod
     def clear(folder: Path) -> None:
-        """Removes everything decoded, of all sizes, and what CLIP learned and said of it."""
+        """Remove all decoded pixels, of all sizes, and the results of CLIP for them."""
         for name in ("pixels", "clip"):
             shutil.rmtree(folder / name, ignore_errors=True)
 
     def fill(self, store: Store, frame: pd.DataFrame, progress: Callable[[str, int, int], None] | None = None) -> int:
-        """Decodes what `frame` names and the cache lacks; returns how many files that were.
+        """Decode the files of `frame` that the cache lacks; return their number.
 
-        Safe beside other processes and when killed. Raises BlobNotFound or the InputError of an unreadable file.
+        Safe with concurrent processes and after a kill. Raises BlobNotFound, or the InputError of an unreadable file.
         """
         with exclusive(self.folder / ".lock"):
             self.photos.reload()
             self.mattes.reload()
             jobs = [(self.photos, row.sample_id, row) for row in _first(frame, "sample_id", self.photos)]
             jobs += [(self.mattes, row.alpha_sha256, row) for row in _first(frame, "alpha_sha256", self.mattes)]
+            # Only the cores that this process may use.
             workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            # A chunk bounds the memory and what a kill can lose.
+            # A chunk limits the memory and the loss by a kill.
             with ThreadPoolExecutor(workers) as pool:
                 for start in range(0, len(jobs), 64):
                     chunk = jobs[start : start + 64]
@@ -124,43 +125,23 @@ class PixelCache:
                         progress("decode", start + len(chunk), len(jobs))
         return len(jobs)
 
-    def fill_foregrounds(self, frame: pd.DataFrame, progress: Callable[[str, int, int], None] | None = None) -> int:
-        """Estimates the foreground colours (`estimate_layers`) of labelled rows that `fill` has decoded, each once.
-
-        Returns how many were missing. They lie on the shelf `foregrounds` under `foreground_key`.
-        """
-        with exclusive(self.folder / ".lock"):
-            self.foregrounds.reload()
-            rows = frame.dropna(subset=["alpha_sha256"])
-            pairs = {foreground_key(s, a): (s, a) for s, a in zip(rows["sample_id"], rows["alpha_sha256"], strict=True)}
-            missing = [(key, *pair) for key, pair in pairs.items() if key not in self.foregrounds]
-            for start in range(0, len(missing), 16):
-                chunk = missing[start : start + 16]
-                found = [(key, estimate_layers(self.photos[s], self.mattes[a] / 255)[0]) for key, s, a in chunk]
-                self.foregrounds.append(found)
-                if progress:
-                    progress("estimate foregrounds", start + len(chunk), len(missing))
-        return len(missing)
-
     def _square(self, store: Store, shelf: Shelf, key: str, row: Any) -> np.ndarray:
         path = fetch_blob(store, key)
         if shelf is self.mattes:
+            # A matte is resized in float, then rounded once.
             return np.rint(self._resize(load_alpha(path)) * 255).astype(np.uint8)
         short, long = sorted((int(row.width), int(row.height)))
+        # The shorter side must not be smaller than the square after decoding at reduced size.
         return self._resize(load_rgb(path, max_side=math.ceil(self.side * long / max(short, 1))))
 
     def _resize(self, image: np.ndarray) -> np.ndarray:
+        # Area means avoid aliasing when shrinking; bilinear interpolation enlarges smoothly.
         shrinks = min(image.shape[:2]) >= self.side
         return cv2.resize(image, (self.side, self.side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def foreground_key(sample_id: str, alpha_sha256: str) -> str:
-    """sha256 in hex: another matte of the same photo has other foreground colours."""
-    return hashlib.sha256(f"{sample_id} {alpha_sha256}".encode()).hexdigest()
-
-
 def _first(frame: pd.DataFrame, column: str, shelf: Shelf) -> list:
-    """The first row of each key of `column` that is not on the shelf."""
+    """Return the first row of each key of `column` that the shelf lacks."""
     wanted = frame.dropna(subset=[column]).drop_duplicates(column)
     return [row for row in wanted.itertuples(index=False) if getattr(row, column) not in shelf]
 
@@ -173,21 +154,21 @@ class Batch:
     images: np.ndarray
     """uint8 (B, S, S, 3), sRGB."""
     alphas: np.ndarray
-    """uint8 (B, S, S); zeros where there is no matte."""
+    """uint8 (B, S, S); zeros for samples without a matte."""
     binary: np.ndarray
-    """bool (B,): the matte is a mask that says nothing about the soft band."""
+    """bool (B,): the matte is a mask without information on the soft band."""
     decoders: list[str]
     captions: list[str]
-    """Empty where there is none."""
+    """Empty for samples without a caption."""
     categories: list[str]
-    """`unknown` where there is none."""
+    """`unknown` for samples without a category."""
     lit: np.ndarray | None = None
-    """uint8 (B, S, S, 3): the same in other light (`augment.relit`), where `images` are as they came; only of pools
-    that draw whole photos."""
+    """uint8 (B, S, S, 3): `images` in other light (`augment.relit`), while `images` are unchanged; only from pools of
+    whole photos."""
 
     @staticmethod
     def join(parts: Sequence[Batch]) -> Batch:
-        """One batch of several of one kind, in order."""
+        """Join several batches of one kind, in order."""
         lit = [p.lit for p in parts if p.lit is not None]
         return Batch(
             sum((p.ids for p in parts), []),
@@ -202,10 +183,10 @@ class Batch:
 
 
 class BalancedOrder:
-    """Which row stands at slot 0, 1, 2, …: categories take turns, each goes through its rows without repeats.
+    """The row for slot 0, 1, 2, …: categories take turns, and each runs through its rows without repeats.
 
-    Slot n belongs to round n // C of C categories; the order of categories within a round and of rows
-    within a category's epoch are permutations drawn from (seed, stream, round or epoch) alone.
+    Slot n belongs to round n // C of C categories. The order of categories within a round, and of rows within a
+    category's epoch, are permutations that depend only on (seed, stream, round or epoch).
     """
 
     def __init__(self, categories: Sequence[str], seed: int, stream: str):
@@ -215,23 +196,26 @@ class BalancedOrder:
         self._epochs: dict[str, tuple[int, np.ndarray]] = {}
 
     def row(self, slot: int) -> int:
+        """Return the row for a slot."""
         turn, place = divmod(slot, len(self._names))
         name = self._names[rng_of(self._seed, self._stream, "turn", turn).permutation(len(self._names))[place]]
         epoch, within = divmod(turn, len(self._rows[name]))
-        known, order = self._epochs.get(name, (-1, self._rows[name]))
-        if known != epoch:
+        cached, order = self._epochs.get(name, (-1, self._rows[name]))
+        # A category's permutation is kept until its epoch ends.
+        if cached != epoch:
             order = rng_of(self._seed, self._stream, name, epoch).permutation(self._rows[name])
             self._epochs[name] = (epoch, order)
         return int(order[within])
 
 
 def rng_of(seed: int, *names: str | int) -> np.random.Generator:
-    """A generator that depends on nothing but its arguments (and not on Python's hash seed)."""
+    """Return a generator that depends only on its arguments, not on Python's hash seed."""
+    # crc32 instead of hash(): the hash of a string differs between processes.
     return np.random.default_rng([seed, *(n if isinstance(n, int) else zlib.crc32(n.encode()) for n in names)])
 
 
 class Pool:
-    """The rows of one snapshot frame as batches."""
+    """Batches from the rows of one snapshot frame."""
 
     def __init__(
         self,
@@ -240,18 +224,18 @@ class Pool:
         seed: int,
         stream: str,
         *,
-        recompose: float = 0.0,
-        backdrops: Sequence[str] = (),
         whole: bool = False,
     ):
-        """`stream` names the use (`hard/replay`), so that two pools of one stage do not draw in step.
+        """Prepare a pool.
 
-        `recompose`: share of labelled photos drawn with their subject before another of `backdrops` (sample ids);
-        `fill_foregrounds` comes first. `whole`: photos are drawn uncut and not recomposed, mirrored half of the time;
-        `Batch.lit` has them in other light.
+        Args:
+            frame: Rows of a snapshot.
+            cache: Holds their pixels.
+            seed: Seed of all draws.
+            stream: Name of the use (`hard/replay`), so that two pools of one stage draw differently.
+            whole: Draw photos uncropped, mirrored half of the time; `Batch.lit` has them in other light.
         """
         self._cache, self._seed, self._stream = cache, seed, stream
-        self._recompose, self._backdrops = (recompose if backdrops else 0.0), list(backdrops)
         self._whole = whole
         self._ids = frame["sample_id"].tolist()
         self._alphas = [digest if isinstance(digest, str) else None for digest in frame["alpha_sha256"]]
@@ -265,18 +249,20 @@ class Pool:
         return len(self._ids)
 
     def draw(self, step: int, count: int, *, rank: int = 0, world: int = 1) -> Batch:
-        """The batch of a step, augmented or `whole`: of slots step·count … (step + 1)·count − 1, every world-th from
-        `rank` on."""
+        """Return the batch of a step, augmented or `whole`.
+
+        It has the slots from step·count up to (step + 1)·count, every `world`-th from `rank` on.
+        """
         slots = range(step * count + rank, (step + 1) * count, world)
         rngs = [rng_of(self._seed, self._stream, "cut", slot) for slot in slots]
         return self._batch([self._order.row(slot) for slot in slots], rngs)
 
     def uncut(self, step: int, count: int) -> Batch:
-        """All rows that `draw` gives in this step, unchanged but for the size."""
+        """Return all rows that `draw` uses in this step, changed only in size."""
         return self._batch([self._order.row(slot) for slot in range(step * count, (step + 1) * count)], None)
 
     def in_order(self, count: int) -> Iterator[Batch]:
-        """All rows once, unchanged but for the size."""
+        """Yield all rows once, changed only in size."""
         for start in range(0, len(self), count):
             yield self._batch(list(range(start, min(start + count, len(self)))), None)
 
@@ -287,6 +273,7 @@ class Pool:
         for i, row in enumerate(rows):
             digest = self._alphas[row]
             photo, matte = self._cache.photos[self._ids[row]], None if digest is None else self._cache.mattes[digest]
+            # Whole photos and evaluation: resize, and mirror at most.
             if rngs is None or self._whole:
                 aside = -1 if rngs is not None and rngs[i].random() < 0.5 else 1
                 images[i] = cv2.resize(photo, (size, size), interpolation=cv2.INTER_AREA)[:, ::aside]
@@ -295,8 +282,7 @@ class Pool:
                 if lit is not None and rngs is not None:
                     lit[i] = relit(images[i], rngs[i])
             else:
-                if digest is not None and self._recompose and rngs[i].random() < self._recompose:
-                    photo = self._recomposed(self._ids[row], digest, rngs[i])
+                # Training: a random crop in another light.
                 images[i], cut = augment(photo, matte, size, rngs[i])
                 alphas[i] = 0 if cut is None else cut
         return Batch(
@@ -309,8 +295,3 @@ class Pool:
             [self.categories[r] for r in rows],
             lit,
         )
-
-    def _recomposed(self, sample: str, digest: str, rng: np.random.Generator) -> np.ndarray:
-        other = self._cache.photos[self._backdrops[int(rng.integers(len(self._backdrops)))]]
-        colours = self._cache.foregrounds[foreground_key(sample, digest)]
-        return recompose(colours, self._cache.mattes[digest], backdrop(other, rng))

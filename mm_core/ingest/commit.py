@@ -139,11 +139,12 @@ class Writes:
             "stated_at": self.now,
         }
 
-    def withdraw(self, gone: Mapping[str, str], arrival: str) -> None:
+    def withdraw(self, gone: Mapping[str, str], holders: Mapping[str, str], arrival: str) -> None:
         """Withdraws the labels that this drop brought of photos that it no longer lists, and writes down that they are
         gone.
 
-        `gone`: digest of the photo's id → digest of what its matte was (`Arrival.gone`).
+        `gone`: digest of the photo's id → digest of what its matte was (`Arrival.gone`). `holders`: digest of the
+        photo's id → the batch of another drop that states the same matte; the label stays and becomes that drop's.
         """
         if not gone:
             return
@@ -159,6 +160,8 @@ class Writes:
             if (row["origin"], row["batch"]) == ("drop", self.batch.batch)
             and word(row["alpha_sha256"]) == gone[word(row["sample_id"])]
         ]
+        handed_over = [row for row in mine if word(row["sample_id"]) in holders]
+        mine = [row for row in mine if word(row["sample_id"]) not in holders]
         withdrawn = {row["sample_id"]: row["alpha_sha256"] for row in mine}
         rows = [
             self._correction(arrival, i, Change("removed", withdrawn.get(i), "", 0), -1, name_of[i])
@@ -166,7 +169,11 @@ class Writes:
             for i in ids
         ]
         fresh = [row for row in mine if not row["withdrawn_at"]]
-        self.catalog.upsert("labels", [row | {"withdrawn_at": self.now, "withdrawn_why": why} for row in fresh])
+        self.catalog.upsert(
+            "labels",
+            [row | {"withdrawn_at": self.now, "withdrawn_why": why} for row in fresh]
+            + [row | {"batch": holders[word(row["sample_id"])]} for row in handed_over],
+        )
         self.catalog.add("corrections", rows)
 
     def rejects(self, decisions: Sequence[Decision], *, partial: bool) -> None:

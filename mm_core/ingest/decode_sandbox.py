@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from queue import Empty, LifoQueue
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
-from mm_core.imaging.images import CorruptImage
+from mm_core.imaging.images import CorruptImage, UnreadableImage, read_header
 
 PLAIN = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 """How JPEG and PNG begin."""
@@ -70,8 +70,6 @@ def risky(path: Path) -> bool:
 
 def _pixels(path: Path, start: bytes) -> int:
     """As the header claims; 0 where it cannot be read."""
-    from mm_core.imaging.images import UnreadableImage, read_header
-
     if start.startswith(PLAIN[1]):
         return int.from_bytes(start[16:20]) * int.from_bytes(start[20:24])
     try:

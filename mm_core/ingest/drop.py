@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import filecmp
 import io
 import shutil
 from collections import Counter
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mm_core.core.errors import InputError
+from mm_core.core.outputs import check_outputs
 from mm_core.core.records import ALL_CATEGORIES, KINDS, sha256_file, write_bytes
 from mm_core.ingest.batch_names import name_fault
+from mm_core.ingest.csv_text import csv_lines
 from mm_core.ingest.spellings import PHOTOS, category_of, is_hidden
 
 MANIFEST_COLUMNS = ("image", "alpha", "caption", "category", "group", "role", "sha256", "source", "license", "taken_at")
@@ -50,13 +53,14 @@ class Packaged:
 
 
 def escaped(value: str) -> str:
-    """A cell that no spreadsheet runs: an apostrophe goes before what would begin a formula."""
-    return f"'{value}" if value.startswith(FORMULA_SIGNS) else value
+    """A cell that no spreadsheet runs: an apostrophe goes before what would begin a formula,
+    and before apostrophes that would be taken for such a one."""
+    return f"'{value}" if value.lstrip("'").startswith(FORMULA_SIGNS) else value
 
 
 def unescaped(value: str) -> str:
     """The cell that `escaped` was given."""
-    return value[1:] if value[:1] == "'" and value[1:].startswith(FORMULA_SIGNS) else value
+    return value[1:] if value[:1] == "'" and value.lstrip("'").startswith(FORMULA_SIGNS) else value
 
 
 def write_manifest(batch_dir: Path, rows: Sequence[Mapping[str, str]]) -> Path:
@@ -92,7 +96,7 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
     target = inbox / kind / batch
     if target.resolve().is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(target.resolve()):
         raise InputError(f"{folder} and the drop {target} lie in one another: name another folder, batch or --inbox")
-    if (target / "manifest.csv").exists():
+    if any((target / f"manifest.{suffix}").exists() for suffix in ("csv", "parquet")):
         raise InputError(f"{target}: --batch {batch!r} already exists; choose another batch name")
     everything = sorted(path for path in folder.rglob("*") if path.is_file())
     files = [path for path in everything if not is_hidden(path.relative_to(folder))]
@@ -102,17 +106,22 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
     alphas = {p: _alpha_of(p, folder) for p in photos} if kind == "pixel_labeled" else {}
     captions = _captions(photos, folder) if kind == "text_image" else {}
 
-    rows = []
+    rows, copies = [], {}
     for photo in photos:
         inside = photo.relative_to(folder)
         row = {"image": f"images/{inside.as_posix()}", "sha256": sha256_file(photo), "source": folder.name}
         row["category"] = _category(inside, folder)
         row["caption"] = captions.get(photo, "")
-        _copy(photo, target / row["image"])
+        copies[target / row["image"]] = photo
         if photo in alphas:
             row["alpha"] = f"alphas/{inside.as_posix()}{alphas[photo].suffix.lower()}"
-            _copy(alphas[photo], target / row["alpha"])
+            copies[target / row["alpha"]] = alphas[photo]
         rows.append(row)
+    # What a killed run copied is the same file; anything else there belongs to somebody who is writing this drop.
+    is_copied = lambda path: path.is_file() and filecmp.cmp(path, copies[path], shallow=False)  # noqa: E731
+    check_outputs(list(copies), copies.values(), is_ours=is_copied, remedy="choose another --batch")
+    for path, source in copies.items():
+        _copy(source, path)
     write_manifest(target, rows)
     unknown = [p.parent.relative_to(folder).as_posix() for p, row in zip(photos, rows, strict=True)]
     unknown = [name for name, row in zip(unknown, rows, strict=True) if name != "." and not row["category"]]
@@ -225,24 +234,34 @@ def _picture(folder: Path, stems: set[str]) -> Path | None:
 
 def _captions(photos: Sequence[Path], folder: Path) -> dict[Path, str]:
     table = folder / "captions.csv"
-    known: dict[str, str] = {}
-    if table.is_file():
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            if missing := {"image", "caption"} - set(reader.fieldnames or ()):
-                raise InputError(
-                    f"{table}: column {sorted(missing)[0]!r} is missing; the first line must be image,caption"
-                )
-            known = {(row["image"] or "").strip(): (row["caption"] or "").strip() for row in reader}
+    known = _caption_table(table) if table.is_file() else {}
     found = {}
     for photo in photos:
         note = photo.with_suffix(".txt")
-        text = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        text = _text_of(note) if note.is_file() else ""
         text = text or known.get(photo.relative_to(folder).as_posix(), "") or known.get(photo.name, "")
         if not text:
             raise InputError(f"{photo}: caption is missing; write it to {note.name} or to a line of {table}")
         found[photo] = text
     return found
+
+
+def _caption_table(path: Path) -> dict[str, str]:
+    """Name of each photo → caption; columns in any order, case and spacing."""
+    lines = (line for line in csv_lines(path) if any(field.strip() for field in line))
+    names = [name.strip().lower() for name in next(lines, [])]
+    if missing := {"image", "caption"} - set(names):
+        raise InputError(f"{path}: column {sorted(missing)[0]!r} is missing; the first line must be image,caption")
+    image, caption = names.index("image"), names.index("caption")
+    cells = ([*line, *[""] * len(names)] for line in lines)
+    return {line[image].strip().replace("\\", "/"): unescaped(line[caption].strip()) for line in cells}
+
+
+def _text_of(note: Path) -> str:
+    try:
+        return note.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{note}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
 
 
 def _copy(source: Path, target: Path) -> None:

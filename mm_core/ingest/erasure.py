@@ -43,7 +43,8 @@ def find_photos(catalog: Catalog, names: Sequence[str], group: str | None = None
 
     Args:
         catalog: The catalog.
-        names: Each a sample's id or its beginning, the path of a photo's file, or a drop as `batch` or `kind/batch`:
+        names: Each a sample's id or its beginning, the path of a photo's file (also of a refused one
+            that quarantine keeps), or a drop as `batch` or `kind/batch`:
             the photos that this drop brought first.
         group: A declared group, all of whose photos are meant.
 
@@ -70,6 +71,12 @@ def _known(catalog: Catalog, *filters: Filter) -> set[str]:
     return {i for table in ("samples", "forgotten") for i in catalog.read(table, columns=["id"], filters=filters)["id"]}
 
 
+def _kept_refused(catalog: Catalog, digest: str) -> set[str]:
+    """The digest, where quarantine keeps a copy of the photo."""
+    refused = catalog.read("rejects", columns=["key"], filters=[("where", "=", f"quarantine/{digest}")])
+    return {digest} if len(refused) else set()
+
+
 def _meant_by(name: str, catalog: Catalog) -> set[str]:
     """The ids that one name leads to; raises InputError where these are none, or of more than one meaning."""
     meanings: dict[str, set[str]] = {}
@@ -81,10 +88,13 @@ def _meant_by(name: str, catalog: Catalog) -> set[str]:
         meanings["the beginning of an id"] = begun
     kind, _, batch = name.rpartition("/")
     of_drop: list[Filter] = [("batch", "=", batch), *([("kind", "=", kind)] if kind else [])]
-    meanings["a drop"] = set(catalog.read("samples", columns=["id"], filters=of_drop)["id"])
+    brought = catalog.read("samples", columns=["id", "kind"], filters=of_drop)
+    if len(kinds := sorted(set(brought["kind"]))) > 1:
+        raise InputError(f"{name!r} names drops of {' and '.join(kinds)}: write kind/batch, as {kinds[0]}/{batch}")
+    meanings["a drop"] = set(brought["id"])
     if (path := Path(name)).is_file():
         digest = sha256_file(path)
-        meanings["a file"] = _known(catalog, ("id", "=", digest))
+        meanings["a file"] = _known(catalog, ("id", "=", digest)) or _kept_refused(catalog, digest)
         if not any(meanings.values()):
             raise InputError(f"{name}: the catalog holds no photo of exactly these bytes ({digest[:12]})")
     found = {what: ids for what, ids in meanings.items() if ids}
@@ -99,12 +109,21 @@ def _meant_by(name: str, catalog: Catalog) -> set[str]:
 
 
 def describe_photos(catalog: Catalog, ids: Collection[str]) -> list[dict[str, Any]]:
-    """What would go of each photo, by drop and name: `id, drop, name, category, mattes`; no rows of what has gone."""
+    """What would go of each photo, by drop and name: `id, drop, name, category, mattes`; no rows of what has gone.
+
+    Copies that quarantine keeps come first, with `refused` for a category.
+    """
     chosen: list[Filter] = [("id", "in", list(ids))]
     samples = catalog.read("samples", columns=["id", "kind", "batch", "name", "category"], filters=chosen).fillna("")
     labels = catalog.read("labels", columns=["sample_id"], filters=[("sample_id", "in", list(ids))])
     mattes = Counter(labels["sample_id"])
+    kept: list[Filter] = [("where", "in", [f"quarantine/{i}" for i in set(ids) - set(samples["id"])])]
+    refused = catalog.read("rejects", columns=["where", "kind", "batch", "image"], filters=kept)
     return [
+        {"id": row["where"].rpartition("/")[2][:12], "drop": f"{row['kind']}/{row['batch']}", "name": row["image"]}
+        | {"category": "refused", "mattes": 0}
+        for row in refused.sort_values(["kind", "batch", "image"]).to_dict("records")
+    ] + [
         {"id": row["id"][:12], "drop": f"{row['kind']}/{row['batch']}", "name": row["name"]}
         | {"category": row["category"] or "unknown", "mattes": mattes[row["id"]]}
         for row in samples.sort_values(["kind", "batch", "name"]).to_dict("records")

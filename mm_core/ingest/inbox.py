@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mm_core.core.errors import BlobNotFound, BlobTooLarge
+from mm_core.core.errors import BlobNotFound, BlobTooLarge, InputError
 from mm_core.core.records import KINDS, digest_of, sha256_bytes, sha256_file
 from mm_core.ingest.batch_names import name_fault, safe_alias
 from mm_core.ingest.manifest import MAX_BYTES
@@ -77,6 +77,19 @@ def arrived_batches(inbox: Store) -> list[ReadyBatch]:
     with ThreadPoolExecutor(LOOKS) as pool:
         found = pool.map(lambda place: _arrived(inbox, *place), places)
         return [batch for batch in found if batch is not None]
+
+
+def named_batches(inbox: Store, name: str) -> list[ReadyBatch]:
+    """The drops that a person names, as `batch` or `kind/batch`, by the folder's name or by the ledger's.
+
+    Raises InputError where the name is not safe to use and no drop has it.
+    """
+    kind, _, batch = name.rpartition("/")
+    alias = safe_alias(batch) if name_fault(batch) else batch
+    arrived = [one for one in arrived_batches(inbox) if alias == one.batch and kind in ("", one.kind)]
+    if not arrived and alias != batch:
+        raise InputError(f"no drop of this name lies at {inbox.url}, and none would be read: {name_fault(batch)}")
+    return arrived
 
 
 def is_hidden(batch: str) -> bool:

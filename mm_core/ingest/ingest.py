@@ -38,11 +38,11 @@ from mm_core.ingest.decode_sandbox import safely
 from mm_core.ingest.erasure import erase, forgotten_among
 from mm_core.ingest.expectations import Judge
 from mm_core.ingest.findings import PIECE, Finding, Measured
-from mm_core.ingest.inbox import ReadyBatch, arrived_batches, latest_arrivals, ready_batches
+from mm_core.ingest.inbox import ReadyBatch, latest_arrivals, named_batches, ready_batches
 from mm_core.ingest.manifest import MAX_BYTES, Manifest, read_manifest
 from mm_core.ingest.probe import Probe, Prober
 from mm_core.ingest.row_decisions import Decision, Known, decide, label_id, photos_of
-from mm_core.ingest.statements import Arrival, Listing, SaidRow, Statement, stated, word
+from mm_core.ingest.statements import ALPHA, Arrival, Listing, SaidRow, Statement, stated, word
 from mm_core.storage.catalog import Catalog, CatalogMoved
 from mm_core.storage.retry import disk_faults_of
 from mm_core.storage.store import Store, fetch_blob, remove_left_over
@@ -74,7 +74,7 @@ def ingest_ready(
     """
     chosen = ready_batches(inbox, catalog, store)
     if batch is not None:
-        chosen = [one for one in arrived_batches(inbox) if batch in (one.batch, one.name)]
+        chosen = named_batches(inbox, batch)
         if not chosen:
             raise InputError(f"batch {batch!r}: no manifest at {inbox.url}/<kind>/{batch}: check --batch and --inbox")
     docs = DataDocs(data_docs)
@@ -291,7 +291,8 @@ class Ingest:
                 continue
             after = arrival.statement(said_rows(measured, decisions, arrival.listing), partial)
             if not held:
-                writes.withdraw(arrival.gone(after), arrival.id)
+                gone = arrival.gone(after)
+                writes.withdraw(gone, other_holders(self.catalog, self.store, self.batch, gone), arrival.id)
                 writes.corrections(decisions, arrival.id)
             writes.rejects(decisions, partial=partial)
             return held, after
@@ -345,6 +346,21 @@ def said_rows(measured: Measured, decisions: Sequence[Decision], listing: Listin
     for (row, probe, _), decision in zip(measured, decisions, strict=True):
         values = {column: word(value) for column, value in stated(row, probe).items()}
         yield SaidRow(row.row, word(probe.sha256) if probe.sha256 else None, decision.verdict, values, listing.of(row))
+
+
+def other_holders(catalog: Catalog, store: Store, batch: ReadyBatch, gone: Mapping[str, str]) -> dict[str, str]:
+    """The photos of `gone` whose matte another drop states too: digest of the photo's id → that drop's batch.
+
+    `gone`: as `Arrival.gone` gives it.
+    """
+    holders: dict[str, str] = {}
+    arrivals = latest_arrivals(catalog, "ingested") if gone else {}
+    for (kind, name), row in arrivals.items():
+        if (kind, name) == (batch.kind, batch.batch):
+            continue
+        values = Statement.read(store, row["statement"]).by_sample()
+        holders |= {photo: name for photo, matte in gone.items() if matte and values.get(photo, {}).get(ALPHA) == matte}
+    return holders
 
 
 def is_as_it_arrived(inbox: Store, batch: ReadyBatch) -> bool:

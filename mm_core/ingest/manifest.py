@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mm_core.core.errors import DropError
+from mm_core.ingest.csv_text import csv_lines
 from mm_core.ingest.drop import MANIFEST_COLUMNS, unescaped
 from mm_core.ingest.spellings import category_of
 
@@ -82,8 +84,13 @@ def _rows(path: Path) -> Iterator[ManifestRow]:
         if number == MAX_ROWS:
             raise DropError(f"{path.name}: more than {MAX_ROWS} rows: split the drop")
         values = {n: v.strip() for n, v in zip(names, line, strict=False) if n in MANIFEST_COLUMNS}
-        yield ManifestRow(row=number, **_tidy(values), extra_fields=max(0, len(line) - len(names)))
+        yield ManifestRow(row=number, **_tidy(values), extra_fields=_count_extra(line, len(names)))
         number += 1
+
+
+def _count_extra(line: Sequence[str], columns: int) -> int:
+    """Fields beyond the header's; empty ones at the end of a line, which spreadsheets write, are none."""
+    return max((n + 1 - columns for n, field in enumerate(line) if n >= columns and field.strip()), default=0)
 
 
 def _tidy(values: dict[str, str]) -> dict[str, str]:
@@ -98,36 +105,8 @@ def _tidy(values: dict[str, str]) -> dict[str, str]:
 
 
 def _csv(path: Path) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
-    lines = _csv_lines(path)
-    return next(lines, []), lines
-
-
-def _csv_lines(path: Path) -> Iterator[Sequence[str]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(_plain_lines(path, stream), strict=True)
-        try:
-            yield from reader
-        except csv.Error as error:
-            raise DropError(f"{path.name}: line {reader.line_num}: {error}") from None
-
-
-def _plain_lines(path: Path, stream: TextIO) -> Iterator[str]:
-    try:
-        for line in stream:
-            if "\0" in line:
-                raise DropError(f"{path.name}: holds NUL bytes: it is not a CSV file")
-            yield line
-    except UnicodeDecodeError:
-        raise DropError(f"{path.name}: not UTF-8 at byte {_first_wrong(path)}: save it as UTF-8") from None
-
-
-def _first_wrong(path: Path) -> int:
-    """Where a file stops being UTF-8; a decoder that reads it in blocks tells the place in its block."""
-    try:
-        path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        return error.start
-    return 0
+    lines = csv_lines(path)
+    return next((line for line in lines if any(field.strip() for field in line)), []), lines
 
 
 def _parquet(path: Path) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
@@ -137,9 +116,6 @@ def _parquet(path: Path) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
 
 def _parquet_lines(path: Path) -> Iterator[Sequence[str]]:
     """The names of the columns, then the rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(path) as file:
             if file.metadata.num_rows > MAX_ROWS:
@@ -157,8 +133,6 @@ def _parquet_lines(path: Path) -> Iterator[Sequence[str]]:
 
 
 def _texts(path: Path, name: str, column) -> list[str]:
-    import pyarrow as pa
-
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         raise DropError(f"{path.name}: column {name!r} holds {column.type}: write text")
     return ["" if value is None else str(value) for value in column.to_pylist()]

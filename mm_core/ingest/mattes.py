@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +23,9 @@ ALIKE = 0.005
 """Mean difference up to which two ways of a matte are one: a round plate."""
 SAME_AS_PHOTO = 0.03
 """Mean difference from the photo's brightness up to which a matte is taken for the photo itself."""
+GREY_SHARE, ALIKE_SHAPE = 0.2, 0.95
+"""Share of values between black and white, and correlation with the photo's brightness, from which a matte is taken for
+the photo inverted, stretched or with another gamma."""
 LEAST_SPREAD = 0.02
 """Share of values between black and white from which a photo's brightness is no mask by itself."""
 
@@ -97,9 +101,17 @@ def _ways(path: Path, header: Header, photo: Header) -> Iterator[np.ndarray]:
 
 
 def is_photo_itself(alpha: np.ndarray, look: np.ndarray) -> bool:
-    """Whether a matte (H, W) is the brightness of its photo uint8 (h, w, 3); a photo in black and white is no proof."""
+    """Whether a matte (H, W) is the brightness of its photo uint8 (h, w, 3).
+
+    It may be inverted or of another contrast. A photo in black and white is no proof.
+    """
     grey = cv2.cvtColor(look, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
     if float(((grey > 0.1) & (grey < 0.9)).mean()) < LEAST_SPREAD:
         return False
     reduced = cv2.resize(alpha, grey.shape[::-1], interpolation=cv2.INTER_AREA)
-    return float(np.abs(reduced - grey).mean()) < SAME_AS_PHOTO
+    if float(np.abs(reduced - grey).mean()) < SAME_AS_PHOTO:
+        return True
+    if float(((reduced > 0.1) & (reduced < 0.9)).mean()) < GREY_SHARE:
+        return False
+    pixels: Any = np.stack([reduced.ravel(), grey.ravel()])
+    return abs(float(np.corrcoef(pixels)[0, 1])) > ALIKE_SHAPE

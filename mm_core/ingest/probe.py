@@ -34,9 +34,10 @@ from mm_core.ingest.mattes import take_matte
 from mm_core.storage.store import Store
 
 MAX_LINK_BYTES = 4096
-FORMULA = re.compile(r"=[\w\"'(+\-@$]|[+\-@]\s*[A-Z][A-Z0-9.]*\(|[+\-@].*\|.*!")
+FORMULA = re.compile(r"=[\w\"'(+\-@$]|[+\-@]\s*[A-Z][A-Z0-9.]*\((?=[^a-z]*\)\W*$|.*[\"'])|[+\-@].*\w\|.*!\w")
 """What spreadsheets run and nobody writes: a formula, a call of a function, a program (`cmd|'…'!A0`). A dash or a sign
-before words is a caption ("-5°C in the snow!"); it is escaped where a CSV leaves (`drop.escaped`)."""
+before words is a caption ("-5°C in the snow!", "@NASA(2024) launch"); it is escaped where a CSV leaves
+(`drop.escaped`)."""
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from mm_core.imaging.images import load_alpha, load_rgb
 from mm_core.ingest.commit import Progress
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.expectations import SUSPECT
-from mm_core.ingest.inbox import arrived_batches, kept_matte, latest_arrivals
+from mm_core.ingest.inbox import arrived_batches, kept_matte, latest_arrivals, named_batches
 from mm_core.ingest.ingest import Ingest, describe
 from mm_core.ingest.row_decisions import label_id
 from mm_core.storage.catalog import Catalog, Filter
@@ -141,7 +141,7 @@ def retry(
     batch was never ingested or has left the inbox.
     """
     ledger = {row["key"]: row["state"] for row in latest_arrivals(catalog).values()}
-    chosen = [one for one in arrived_batches(inbox) if batch in (one.batch, one.name)]
+    chosen = named_batches(inbox, batch)
     known = [one for one in chosen if one.key in ledger]
     if not known:
         remedy = "run `mm ingest`" if chosen else f"there is no manifest at {inbox.url}/<kind>/{batch}"

@@ -31,10 +31,12 @@ import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.params import SnapshotParams
+from mm_core.core.pins import PinnedInputs, SnapshotFacts
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, Report, decoder_of, digest_of, write_json
 from mm_core.imaging.hash_index import connected
 from mm_core.ingest.holdout import LEARNT, MOST_SHARE, hold_out
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.retry import disk_faults_of
 
 TRAINING = ("train_labeled", "train_unlabeled", "train_text_image")
 POOLS = (*TRAINING, "validation", "eval")
@@ -58,7 +60,7 @@ NULLABLE = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
 def build_snapshot(
-    params: SnapshotParams, catalog: Catalog, inputs: Mapping[str, Any], out_dir: Path, report: Report
+    params: SnapshotParams, catalog: Catalog, inputs: PinnedInputs, out_dir: Path, report: Report
 ) -> Report:
     """Writes `<pool>.parquet` for each of POOLS and `snapshot.json` into `out_dir`, replacing it whole.
 
@@ -74,7 +76,7 @@ def build_snapshot(
     assert_no_leak(frames, samples, params.near_duplicate_bits)
     dropped: Any = placed[placed["dropped"] != ""]
     counts = {pool: _counts(frames[pool]) for pool in POOLS}
-    facts = {
+    facts: SnapshotFacts = {
         "digest": digest_of({pool: frame_digest(frames[pool], SCHEMA.names) for pool in POOLS}),
         "eval_digest": frame_digest(frames["eval"], ("sample_id", "category", "alpha_sha256")),
         "catalog": dict(pinned),
@@ -322,7 +324,8 @@ def write_frames(
     fresh.mkdir(parents=True)
     for name, frame in frames.items():
         table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
-        pq.write_table(table, fresh / f"{name}.parquet", compression="zstd")
+        with disk_faults_of(out_dir / f"{name}.parquet"):
+            pq.write_table(table, fresh / f"{name}.parquet", compression="zstd")
     if facts is not None:
         write_json(fresh / "snapshot.json", facts)
     if out_dir.exists():

@@ -11,7 +11,7 @@ import json
 import posixpath
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -31,13 +31,16 @@ COLUMNS = ("category", "caption", "group", "role", "source", "license", "taken_a
 ALPHA = "alpha"
 TAKEN = ("accept", "update")
 """Verdicts on rows of which the catalog holds what they say."""
+KEPT = "kept"
+"""Verdict, in statements alone, on a row that is refused now: what it said before still counts."""
+COUNTING = (*TAKEN, KEPT)
 ABSENT = (-1, "")
 """Size and stamp of a file that is not there."""
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
         ("sample", pa.string()),  # digest of its photo's id; null: the photo could not be read
-        ("verdict", pa.string()),  # as of `Decision`
+        ("verdict", pa.string()),  # as of `Decision`, or KEPT
         ("values", pa.string()),  # JSON: column → digest of what it said
         ("files", pa.string()),  # JSON: digest of the name → size, stamp
     ]
@@ -139,13 +142,29 @@ class Statement:
         found: dict[str, dict[str, str]] = {}
         for number in sorted(self.rows):
             row = self.rows[number]
-            if row.sample and row.verdict in (*TAKEN, "duplicate"):
+            if row.sample and row.verdict in (*COUNTING, "duplicate"):
                 found[row.sample] = {**row.values, **found.get(row.sample, {})}
         return found
 
     def taken(self) -> frozenset[str]:
         """Photos, by digests of their ids, of which the catalog holds what this drop said."""
-        return frozenset(row.sample for row in self.rows.values() if row.sample and row.verdict in TAKEN)
+        return frozenset(row.sample for row in self.rows.values() if row.sample and row.verdict in COUNTING)
+
+    def keep(self, before: Statement) -> Statement:
+        """This statement, with what `before` said of the photos whose rows are refused now.
+
+        Such a row lists its photo still. Once it is removed, what it said before has to be withdrawn.
+        """
+        counted, values = before.taken(), before.by_sample()
+        names = before.images()
+        photo_of = {names[row.row]: row.sample for row in before.rows.values() if row.sample in counted}
+        image_of, rows = self.images(), dict(self.rows)
+        there = self.taken()
+        for number, row in self.rows.items():
+            photo = row.sample if row.sample in counted else photo_of.get(image_of[number])
+            if row.verdict in ("quarantine", "conflict") and photo in counted and photo not in there:
+                rows[number] = replace(row, sample=photo, verdict=KEPT, values=values[photo])
+        return Statement(rows)
 
     def replaced(self, listing: Listing) -> frozenset[int]:
         """Rows whose files were written again since, or have come; files that left the inbox say nothing.
@@ -182,10 +201,12 @@ class Arrival:
 
     def statement(self, rows: Iterable[SaidRow], partial: bool) -> Statement:
         """The statement after a run; a partial run leaves the rows that it did not look at as they were."""
-        return Statement((dict(self.seen.rows) if partial else {}) | {row.row: row for row in rows})
+        now = Statement((dict(self.seen.rows) if partial else {}) | {row.row: row for row in rows})
+        return now.keep(self.said)
 
     def gone(self, now: Statement) -> dict[str, str]:
-        """Photos that counted and that the drop no longer lists: digest of the id → digest of what its matte was.
+        """Photos that were taken, or known, and that the drop no longer lists: digest of the id → digest of what its
+        matte was.
 
         A row whose photo cannot be read now still lists the photo that it listed before.
         """
@@ -194,4 +215,4 @@ class Arrival:
         there = {row.sample for row in now.rows.values()}
         there |= {row.sample for row in self.said.rows.values() if names[row.row] in unread}
         values = self.said.by_sample()
-        return {photo: values[photo].get(ALPHA, "") for photo in sorted(self.said.taken() - there)}
+        return {photo: values[photo].get(ALPHA, "") for photo in sorted(set(values) - there)}

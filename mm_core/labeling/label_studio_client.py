@@ -22,6 +22,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree
 
+import httpx
+
 from mm_core.core.errors import LabelServerError
 from mm_core.labeling.label_studio_format import LABEL_CONFIG
 
@@ -56,8 +58,6 @@ class Server:
 
     def _plain(self, **more: Any) -> httpx.Client:
         """Return an HTTP client for the server."""
-        import httpx
-
         # A proxy of the environment must not be used for a server on this machine.
         network = not self.url.startswith(("http://127.0.0.1", "http://localhost"))
         return httpx.Client(timeout=TIMEOUT, follow_redirects=True, trust_env=network, **more)
@@ -230,8 +230,6 @@ class Server:
 
     def add_account(self, email: str, password: str) -> str:
         """Create an account by the organisation's invitation, as a person would; return its token."""
-        import httpx
-
         invitation = self._call("GET", "/api/invite")["invite_url"]
         with httpx.Client(base_url=self.url, timeout=TIMEOUT, follow_redirects=True) as browser:
             # The sign-up form needs the CSRF token of its page.
@@ -292,8 +290,6 @@ class Server:
 
     def _call(self, method: str, path: str, **request: Any) -> Any:
         """Send a request and return the response's JSON; repeat repeatable requests through outages of seconds."""
-        import httpx
-
         # Repeat with growing pauses while the fault may pass by itself and a repetition does no harm.
         fault: Exception = LabelServerError("")
         for attempt in range(TRIES):
@@ -364,7 +360,6 @@ def _refusal(url: str, method: str, path: str, response: httpx.Response) -> str:
 
 def _auth(url: str, key: str) -> object:
     """Return the authentication for either kind of key; a personal access token is a JWT that is valid for 300 s."""
-    import httpx
 
     class Auth(httpx.Auth):
         requires_response_body = True

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from mm_core.core import processes
 from mm_core.core.errors import InputError, LabelServerError
 from mm_core.core.layout import Layout
@@ -235,8 +237,6 @@ def free_port() -> int:
 
 def _listens(pid: int, port: int) -> bool:
     """Return whether the process or one of its children listens on the port."""
-    import psutil
-
     process = psutil.Process(pid)
     return any(
         connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
@@ -247,8 +247,6 @@ def _listens(pid: int, port: int) -> bool:
 
 def _started(pid: int) -> float | None:
     """Return the start time of a process, or None; a process number alone may have been reused."""
-    import psutil
-
     try:
         return psutil.Process(pid).create_time()
     except psutil.Error:

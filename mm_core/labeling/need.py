@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from mm_core.core.layout import Layout
+from mm_core.core.pins import PinnedInputs
 from mm_core.core.records import CATEGORIES, Cell, Verdict
 
 LEAST, MOST = 0.5, 2.0
@@ -27,7 +26,7 @@ class Need:
     """Reason in plain words; empty without information."""
 
 
-def category_need(layout: Layout, inputs: Mapping[str, Any]) -> dict[str, Need]:
+def category_need(layout: Layout, inputs: PinnedInputs) -> dict[str, Need]:
     """Return the need of each of the six categories; empty before the first verdict.
 
     The weight is the MSE of the model in use divided by the mean over categories, within [LEAST, MOST]. It is

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import IngestParams, RouteParams
+from mm_core.core.pins import has_snapshot, read_snapshot
 from mm_core.imaging.images import load_alpha, read_header
 from mm_core.ingest.expectations import SUSPECT
 from mm_core.ingest.inbox import kept_matte
@@ -144,12 +145,11 @@ def doubted_labels(params: RouteParams, layout: Layout) -> pd.DataFrame:
         to too few models.
     """
     none = pd.DataFrame(columns=["sample_id", "category", "alpha_sha256", "doubt"])
-    snapshot = layout.snapshot / "snapshot.json"
-    if not (layout.per_image.is_file() and snapshot.is_file()):
+    if not (layout.per_image.is_file() and has_snapshot(layout)):
         return none
     table = pq.read_table(layout.per_image, columns=["model", "precision", "sample_id", "category", "mse"])
     metadata = json.loads((table.schema.metadata or {}).get(b"mm", b"{}"))
-    if metadata.get("eval_digest") != json.loads(snapshot.read_text())["eval_digest"]:
+    if metadata.get("eval_digest") != read_snapshot(layout)["eval_digest"]:
         return none
     # The blind predictor sees no photo, so its errors carry no evidence about a label.
     scores: Any = table.to_pandas().query("precision == 'float' and model != 'blind'")

@@ -6,7 +6,6 @@ suspect mattes in quarantine, eval labels that every model contradicts ─► re
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ import pandas as pd
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import RouteParams, SnapshotParams
+from mm_core.core.pins import ModelPin, PinnedInputs, has_snapshot, read_snapshot
 from mm_core.core.records import Report
 from mm_core.imaging.images import load_rgb
 from mm_core.labeling.candidates import candidates, first_pass, nothing, sent_today
@@ -25,7 +25,7 @@ from mm_core.labeling.outbox import QUEUES, ROUTED, Outgoing, finish_pending, se
 from mm_core.labeling.review import eval_reviews, suspect_reviews
 from mm_core.labeling.selection import UNKNOWN, choose
 from mm_core.labeling.signals import UNCERTAINTY, look
-from mm_core.model.predict import decoders_for
+from mm_core.model.predict import TorchPredictor, decoders_for
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.store import Store, fetch_blob
 from mm_core.structuring import photo_features
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 LOOK_SIDE, LOOK_BATCH = 512, 8
 """Long side in pixels of the photos that the champion predicts, and photos per batch."""
-QUALITY = ("sharpness", "light")
 Progress = Callable[[str, int, int], None]
 __all__ = ["ROUTED", "route_hard"]
 
@@ -45,7 +44,7 @@ def route_hard(
     params: RouteParams,
     catalog: Catalog,
     store: Store,
-    inputs: Mapping[str, Any],
+    inputs: PinnedInputs,
     layout: Layout,
     report: Report,
     *,
@@ -225,13 +224,10 @@ def _version(champion: Mapping[str, Any] | None) -> str:
     return f"{champion['version']}:{champion['digest'][:12]}" if champion else "none"
 
 
-def _predictor(champion: Mapping[str, Any], store: Store, layout: Layout) -> Predictor:
-    from mm_core.model.predict import TorchPredictor
-
+def _predictor(champion: ModelPin, store: Store, layout: Layout) -> Predictor:
     return TorchPredictor(fetch_blob(store, champion["digest"]), layout.settings.device)
 
 
 def _snapshot_params(layout: Layout) -> SnapshotParams:
     """Return the params of the last snapshot, which define the eval photos; the defaults before the first snapshot."""
-    path = layout.snapshot / "snapshot.json"
-    return SnapshotParams.model_validate(json.loads(path.read_text())["params"] if path.is_file() else {})
+    return SnapshotParams.model_validate(read_snapshot(layout)["params"] if has_snapshot(layout) else {})

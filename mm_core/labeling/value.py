@@ -7,12 +7,12 @@ benchmarks/label_efficiency.md on generated ones.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from mm_core.core.layout import Layout
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import ALL_CATEGORIES, Cell, Report, Verdict
 from mm_core.ingest.snapshot import read_pool
 from mm_core.labeling.review import sent
@@ -82,7 +82,7 @@ def _cells(layout: Layout) -> dict[str, Cell]:
     if not layout.verdict.is_file():
         return {}
     verdict = Verdict.model_validate_json(layout.verdict.read_text())
-    if verdict.snapshot != json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]:
+    if verdict.snapshot != read_snapshot(layout)["digest"]:
         # A verdict on another snapshot would be about other labels.
         return {}
     wanted = (c for c in verdict.cells if c.metric == "mse" and c.against in ("champion", "floor"))

@@ -11,6 +11,11 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
 from mm_core.core.layout import Layout
 
 HEADER = "X-Matting-Moments"
@@ -47,10 +52,6 @@ def webhook_token(layout: Layout) -> str:
 
 def application(layout: Layout, token: str) -> Any:
     """Return the ASGI application: POST / with the header touches the hint file and returns 204, otherwise 403."""
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import Response
-    from starlette.routing import Route
 
     def called(request: Request) -> Response:
         # Constant-time comparison: response times must not reveal the secret.

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save
 from torch import Tensor
 
 from mm_core.core.errors import InputError, NothingToTrainOn
@@ -142,8 +143,6 @@ def train_local_clip(
     Raises:
         NothingToTrainOn: There are fewer than two different captions.
     """
-    from safetensors.torch import save
-
     open_clip = _open_clip()
     distinct = list(dict.fromkeys(caption for _, caption in pairs))
     if len(distinct) < 2:

@@ -1,1 +1,1 @@
-"""Moments of a whole gallery: its events, which function suits which photo, and finished pieces."""
+"""Moments of a gallery: its events, suitable effects for each photo, and finished pieces."""

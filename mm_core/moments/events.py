@@ -1,10 +1,10 @@
-"""Which photos belong to one event: density clustering by time and place.
+"""Group photos into events by density clustering in time and place.
 
-ST-DBSCAN (Birant & Kut 2007): two photos are neighbours where both their times and their places are near, and clusters
-are what neighbours connect (DBSCAN, Ester et al. 1996, by scikit-learn, on the sparse graph of neighbours). One camera
-may have travelled between two photos that it took soon after each other, so that a trip is one event; what another
-camera took elsewhere meanwhile is not of it. Photos without a place join the event that is nearest in time, of their
-own camera where it has one; photos without a time make no event.
+ST-DBSCAN (Birant & Kut 2007): two photos are neighbours if both their times and their places are close. Clusters are
+connected neighbours (DBSCAN, Ester et al. 1996, by scikit-learn, on the sparse graph of neighbours). The owner of a
+camera may travel between two consecutive photos, so that a trip is one event. Photos of another camera at another place
+do not belong to it. Photos without a place join the event nearest in time, if possible of their own camera. Photos
+without a time form no event.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 
 EARTH_KM = 6371.0
 DENSE = 3
-"""Photos, itself included, that make one a core of an event: a lone photo on the way does not join two events."""
+"""Photos, itself included, that make a photo a core of an event; a single photo on the way joins no two events."""
 TRAVEL_HOURS = 1.25
-"""Between photos farther apart in time nobody is taken to have been on the way: elsewhere then is another event. Chosen
-on other seeds than those that benchmarks/moments.md reports."""
+"""Largest time between two photos of one camera for which a journey is assumed; beyond it a distant place is another
+event. Chosen on other seeds than those in benchmarks/moments.md."""
 _IN_NAME = re.compile(r"(20\d{2})-?([01]\d)-?([0-3]\d)(?:[-_T ]+(?:at )?([0-2]\d)[-.:]?([0-5]\d)[-.:]?([0-5]\d))?")
 
 
@@ -33,27 +33,37 @@ def cluster(
     radius_km: float = 1.5,
     speed_kmh: float = 15.0,
 ) -> np.ndarray:
-    """Event of each photo, int64 (N,), numbered by time from 0; -1: no time known.
+    """Assign photos to events.
 
-    `seconds` float (N,) of any epoch, NaN unknown; `places` float (N, 2) latitude and longitude in degrees, NaN
-    unknown; `cameras`: a name each, None: all are one's. Photos farther than `gap_hours` or `radius_km` from any other
-    of an event are not of it; two of one camera soon after each other (TRAVEL_HOURS) may be farther apart by the way
-    that `speed_kmh` allows.
+    Args:
+        seconds: Times, float (N,), from any epoch; NaN for unknown.
+        places: Latitude and longitude in degrees, float (N, 2); NaN for unknown.
+        cameras: Names of the cameras; None: all photos are of one.
+        gap_hours: Largest time between neighbours.
+        radius_km: Largest distance between neighbours.
+        speed_kmh: Speed of travel that extends the distance between photos of one camera within TRAVEL_HOURS.
+
+    Returns:
+        Number of each photo's event, int64 (N,), by time from 0; -1 for photos without a time.
     """
     camera = np.unique(np.asarray(cameras if cameras is not None else [""] * len(seconds), str), return_inverse=True)[1]
+    # Seconds, kilometres, and kilometres per second.
     limits = gap_hours * 3600, radius_km, speed_kmh / 3600
     labels = np.full(len(seconds), -1, np.int64)
     timed = np.isfinite(seconds)
     located = timed & np.isfinite(places).all(1)
+    # First pass: photos with time and place form the events.
     _dense(labels, np.flatnonzero(located), seconds, places, camera, limits)
     loose = np.flatnonzero(timed & ~located)
     anchors = np.flatnonzero(labels >= 0)
+    # Second pass: photos without a place join an event close in time, first of their own camera.
     for photo in loose:
         off = np.abs(seconds[anchors] - seconds[photo])
         for mine in (camera[anchors] == camera[photo], np.ones(len(anchors), bool)):
             near = mine & (off <= limits[0])
             if labels[photo] < 0 and near.any():
                 labels[photo] = labels[anchors[near][np.argmin(off[near])]]
+    # Third pass: the remaining ones form events by time alone.
     loose = loose[labels[loose] < 0]
     _dense(labels, loose, seconds, np.zeros((len(seconds), 2)), camera, limits)
     return _by_time(labels, seconds)
@@ -67,7 +77,7 @@ def _dense(
     camera: np.ndarray,
     limits: tuple[float, float, float],
 ) -> None:
-    """Clusters the given photos, in place, under new numbers. `limits`: seconds, kilometres, kilometres a second."""
+    """Cluster the given photos under new numbers, in place; `limits`: seconds, kilometres, kilometres per second."""
     from scipy.sparse import coo_matrix
     from sklearn.cluster import DBSCAN
 
@@ -77,11 +87,12 @@ def _dense(
     gap, radius, speed = limits
     times, spots, owners = seconds[order], np.radians(places[order]), camera[order]
     rows, columns = [], []
+    # All later photos within the time gap of each photo.
     ends = np.searchsorted(times, times + gap, side="right")
     for first in range(len(order)):
         near = np.arange(first + 1, ends[first])
-        # A neighbour in time that is far away must not hide a near one behind it, so all are looked at; in a burst of
-        # thousands at one place the first hundreds connect the rest.
+        # All neighbours in time are examined, because a distant one must not hide a near one behind it. In a burst of
+        # thousands of photos at one place, the first 256 links connect the rest.
         passed = times[near] - times[first]
         travelled = speed * passed * ((owners[near] == owners[first]) & (passed <= TRAVEL_HOURS * 3600))
         near = near[haversine(spots[first], spots[near]) <= radius + travelled][:256]
@@ -89,23 +100,25 @@ def _dense(
         columns.append(near)
     r, c = np.concatenate(rows), np.concatenate(columns)
     graph = coo_matrix((np.ones(2 * len(r)), (np.r_[r, c], np.r_[c, r])), shape=(len(order), len(order))).tocsr()
-    found = DBSCAN(eps=1.5, min_samples=DENSE, metric="precomputed").fit_predict(graph)
-    # What is too sparse to be dense is an event all the same: pairs, and photos by themselves.
-    sparse = np.flatnonzero(found < 0)
+    clusters = DBSCAN(eps=1.5, min_samples=DENSE, metric="precomputed").fit_predict(graph)
+    # Photos below the density form events too: pairs and single photos.
+    sparse = np.flatnonzero(clusters < 0)
     if len(sparse):
         rest = DBSCAN(eps=1.5, min_samples=1, metric="precomputed").fit_predict(graph[sparse][:, sparse])
-        found[sparse] = rest + found.max(initial=-1) + 1
-    labels[order] = found + labels.max(initial=-1) + 1
+        clusters[sparse] = rest + clusters.max(initial=-1) + 1
+    # Numbers continue after those of earlier passes.
+    labels[order] = clusters + labels.max(initial=-1) + 1
 
 
 def haversine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Kilometres between a place (2,) and places (N, 2), latitude and longitude in radians."""
+    """Return the distances in kilometres from a place (2,) to places (N, 2), latitude and longitude in radians."""
     across = np.sin((b - a) / 2) ** 2
     share = across[:, 0] + np.cos(a[0]) * np.cos(b[:, 0]) * across[:, 1]
     return 2 * EARTH_KM * np.arcsin(np.sqrt(np.clip(share, 0, 1)))
 
 
 def _by_time(labels: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    # Renumber the events by the time of their first photo.
     numbers = [n for n in np.unique(labels) if n >= 0]
     numbers.sort(key=lambda n: (float(seconds[labels == n].min()), int(n)))
     result = np.full_like(labels, -1)
@@ -115,15 +128,15 @@ def _by_time(labels: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 
 def time_of(taken_at: str | None, name: str) -> datetime | None:
-    """When a photo was taken: as its EXIF says, else as its file name does (IMG_20260501_183000.jpg); local time."""
+    """Return a photo's local time from EXIF, or from a file name such as IMG_20260501_183000.jpg; None if unknown."""
     if taken_at:
         return datetime.fromisoformat(taken_at).replace(tzinfo=None)
-    found = _IN_NAME.search(name)
-    if not found:
+    match = _IN_NAME.search(name)
+    if not match:
         return None
-    parts = [int(part) if part else None for part in found.groups()]
+    parts = [int(text) if text else None for text in match.groups()]
     try:
-        # A messenger's name has the day alone: noon is nearest to all of it.
+        # Messengers name only the day; noon has the least distance to all its hours.
         return datetime(*(parts[:3]), *(parts[3:] if parts[3] is not None else (12, 0, 0)))  # pyright: ignore
     except ValueError:
         return None
@@ -132,17 +145,28 @@ def time_of(taken_at: str | None, name: str) -> datetime | None:
 def representatives(
     scores: np.ndarray, vectors: np.ndarray, kinds: Sequence[str], count: int, weight: float = 0.6
 ) -> list[int]:
-    """Positions of the best photos of an event, best first: quality and variety, over its kinds.
+    """Choose the best photos of an event by quality and variety.
 
-    Maximal marginal relevance (Carbonell & Goldstein 1998): each next photo has the best `weight` x quality less the
-    rest x likeness to what is chosen. `scores` (N,) in [0, 1]; `vectors` (N, dim); `kinds`: a kind that has a photo
-    already counts as much as a likeness of a half.
+    Maximal marginal relevance (Carbonell & Goldstein 1998): each next photo maximises `weight` times its quality minus
+    the rest times its similarity to the chosen ones. A chosen photo of the same kind counts like a similarity of 0.5.
+
+    Args:
+        scores: Quality, (N,) in [0, 1].
+        vectors: Embeddings, (N, dim).
+        kinds: Kind of each photo.
+        count: Number of photos to choose.
+        weight: Weight of quality against variety, in [0, 1].
+
+    Returns:
+        Positions of the chosen photos, best first.
     """
+    # Cosine similarity needs vectors of unit length.
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
     chosen: list[int] = []
     while len(chosen) < min(count, len(scores)):
         like = (unit @ unit[chosen].T).max(1) if chosen else np.zeros(len(scores))
         again = np.array([sum(kinds[c] == kind for c in chosen) for kind in kinds])
+        # The penalty for a kind grows with up to two chosen photos of it.
         value = weight * scores - (1 - weight) * (np.clip(like, 0, 1) + 0.5 * np.minimum(again, 2))
         value[chosen] = -np.inf
         chosen.append(int(np.argmax(value)))

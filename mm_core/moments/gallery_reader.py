@@ -1,4 +1,4 @@
-"""The photos of a folder, structured as arrivals are; each file is looked at once, however often it is asked for."""
+"""Read the photos of a folder and extract their features; results are cached by content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mm_core.core.params import Params
 from mm_core.core.records import digest_of, read_keyed, sha256_file, write_json
 from mm_core.imaging.images import UnreadableImage, load_rgb
 from mm_core.imaging.near_duplicates import LOOK_SIDE, glance, landmarks, perceptual_hash
-from mm_core.ingest.drop import PHOTOS
+from mm_core.ingest.spellings import PHOTOS, is_hidden
 from mm_core.storage.catalog import Catalog
 from mm_core.structuring import photo_features
 from mm_core.structuring.category_guess import Guesser, guesser_of
@@ -26,26 +26,26 @@ from mm_core.structuring.extractors import Chosen, chosen, decode, shrunk
 from mm_core.structuring.rows import Found, Photo, best_vector
 
 VERSION = "1"
-"""Rises whenever a record below may come out differently."""
+"""Raised with every change that may alter a record."""
 CHUNK = 32
-"""Photos that are decoded before the extractors that take many at once."""
+"""Photos decoded together for extractors that process batches."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One photo of a gallery and what is known of it."""
+    """One photo of a gallery and its features."""
 
     path: Path
     name: str
-    """Relative to the gallery, with slashes."""
+    """Path relative to the gallery, with slashes."""
     digest: str
     """sha256 of the file."""
     found: dict[str, Found]
-    """Extractor → what it found; `VECTORS` are looked up in this order."""
+    """Extractor → its result; vectors are searched in the order of `VECTORS`."""
     phash: str
     landmarks: bytes
     category: str | None
-    """Guessed; None where the guess was not sure enough."""
+    """Guessed category; None if the guess was not confident enough."""
 
     @property
     def vector(self) -> np.ndarray:
@@ -53,7 +53,7 @@ class Picture:
 
     @property
     def place(self) -> tuple[float, float]:
-        """Latitude and longitude in degrees; NaN where unknown."""
+        """Latitude and longitude in degrees; NaN if unknown."""
         numbers = self.found[photo_features.EXTRACTOR].numbers
         return numbers.get("latitude", np.nan), numbers.get("longitude", np.nan)
 
@@ -63,7 +63,7 @@ class Picture:
 
     @property
     def camera(self) -> str:
-        """Maker and model as EXIF has them; empty where unknown."""
+        """Maker and model from EXIF; empty if unknown."""
         return self.found[photo_features.EXTRACTOR].texts.get("camera", "")
 
     @property
@@ -74,13 +74,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What a folder holds."""
+    """The content of a folder."""
 
     pictures: list[Picture]
     unreadable: list[dict[str, str]]
-    """Name and reason of files that give no picture."""
+    """Name and reason of unreadable files."""
     looked_at: int
-    """Photos that were new."""
+    """Number of photos that were not in the cache."""
 
 
 def read_gallery(
@@ -91,20 +91,36 @@ def read_gallery(
     *,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Gallery:
-    """Every photo of a folder and its sub-folders, by name; records lie in the workspace's cache by content.
+    """Read every photo of a folder and its subfolders, sorted by name.
 
-    Files that begin with a dot are left aside. Raises InputError where the folder is none, or holds no photo.
+    Records are cached in the workspace by content. Hidden and system files are ignored (`spellings.is_hidden`).
+
+    Args:
+        folder: The folder of photos.
+        params: Parameters of the feature extraction.
+        layout: The workspace with the cache.
+        catalog: Source of the category guesser.
+        progress: Called with stage name, finished and total photos.
+
+    Returns:
+        The photos and the unreadable files.
+
+    Raises:
+        InputError: The folder does not exist or holds no photo.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a folder with photos")
     files = sorted(
-        p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() in PHOTOS and not _hidden(p, folder)
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix.lower() in PHOTOS and not is_hidden(p.relative_to(folder))
     )
     if not files:
         raise InputError(f"{folder}: no photos found; put {', '.join(sorted(PHOTOS))} files there")
     with ExitStack() as stack:
         tools = chosen(params, layout, stack)
         guesser, vectors_from = guesser_of(catalog, tools)
+        # A change of extractors or parameters invalidates the records.
         key = digest_of(
             [VERSION, photo_features.VERSION, params.structure.model_dump(mode="json"), vectors_from]
             + [(e.name, e.version) for e in tools.extractors]
@@ -112,9 +128,10 @@ def read_gallery(
         digests = {path: sha256_file(path) for path in files}
         records: dict[str, dict[str, Any]] = {}
         for digest in set(digests.values()):
-            known = read_keyed(_record(layout, digest), key)
-            if known is not None:
-                records[digest] = known
+            cached = read_keyed(_record(layout, digest), key)
+            if cached is not None:
+                records[digest] = cached
+        # Equal files share one record.
         new = {digest: path for path, digest in digests.items() if digest not in records}
         for done, (digest, record) in enumerate(_look(list(new.items()), tools, guesser, params), start=1):
             records[digest] = record
@@ -130,10 +147,6 @@ def read_gallery(
     return Gallery(pictures, unreadable, len(new))
 
 
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
 def _record(layout: Layout, digest: str) -> Path:
     return layout.cache / "gallery" / digest[:2] / f"{digest}.json"
 
@@ -141,7 +154,7 @@ def _record(layout: Layout, digest: str) -> Path:
 def _look(
     new: Sequence[tuple[str, Path]], tools: Chosen, guesser: Guesser, params: Params
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Decodes and measures photos chunk by chunk; a file that gives no picture has `unreadable`, its reason."""
+    """Decode and measure photos in chunks; the record of an unreadable file has only `unreadable`, its reason."""
     for start in range(0, len(new), CHUNK):
         photos: list[Photo] = []
         for digest, path in new[start : start + CHUNK]:
@@ -153,23 +166,26 @@ def _look(
             photos.append(Photo(digest, path.name, path, rgb, shrunk(rgb, photo_features.SIDE)))
         if not photos:
             continue
-        found: list[dict[str, Found]] = [{} for _ in photos]
+        rows: list[dict[str, Found]] = [{} for _ in photos]
+        # Extractors for all categories run first: the category guess needs their vectors.
         for extractor in tools.extractors:
             if extractor.categories is None:
-                for row, result in zip(found, extractor.run(photos), strict=True):
+                for row, result in zip(rows, extractor.run(photos), strict=True):
                     row[extractor.name] = result
-        vectors = np.stack([best_vector(row) for row in found])
+        vectors = np.stack([best_vector(row) for row in rows])
         categories = []
         for guess in guesser.guess(vectors):
             sure = guess is not None and guess.confidence >= params.structure.guess_confidence
             categories.append(guess.category if guess is not None and sure else None)
+        # Extractors limited to categories (text recognition) run on the guessed ones.
         for extractor in tools.extractors:
             wanted = [n for n, category in enumerate(categories) if extractor.categories and extractor.wants(category)]
             if wanted:
                 for n, result in zip(wanted, extractor.run([photos[n] for n in wanted]), strict=True):
-                    found[n][extractor.name] = result
-        for one, row, category in zip(photos, found, categories, strict=True):
-            look = load_rgb(one.path, LOOK_SIDE)
+                    rows[n][extractor.name] = result
+        for photo, row, category in zip(photos, rows, categories, strict=True):
+            # Hashes use a picture of fixed size, so that they are comparable with the catalog's.
+            look = load_rgb(photo.path, LOOK_SIDE)
             record: dict[str, Any] = {"category": category, "phash": perceptual_hash(look)}
             record["landmarks"] = landmarks(glance(look)).astype(">u8").tobytes().hex()
             record["found"] = {
@@ -180,18 +196,19 @@ def _look(
                 }
                 for name, f in row.items()
             }
-            yield one.sample_id, json.loads(json.dumps(record))
+            # The round trip through JSON makes a fresh record equal to one from the cache.
+            yield photo.sample_id, json.loads(json.dumps(record))
 
 
 def _picture(path: Path, name: str, digest: str, record: dict[str, Any]) -> Picture:
-    found = {
+    features = {
         extractor: Found(f["numbers"], f["texts"], None if f["vector"] is None else np.array(f["vector"], np.float32))
         for extractor, f in record["found"].items()
     }
     marks = bytes.fromhex(record["landmarks"])
-    return Picture(path, name, digest, found, record["phash"], marks, record["category"])
+    return Picture(path, name, digest, features, record["phash"], marks, record["category"])
 
 
 def seconds_of(times: Sequence[datetime | None]) -> np.ndarray:
-    """Local times as seconds since 1970, float (N,); NaN where unknown."""
+    """Return local times as seconds since 1970, float (N,); NaN for unknown."""
     return np.array([np.nan if t is None else (t - datetime(1970, 1, 1)).total_seconds() for t in times])

@@ -1,7 +1,7 @@
-"""Moments: what happened in a gallery, told by its best photos and finished pieces (Matting Moments, section 2.3).
+"""Make moments of a gallery: its events with their best photos and finished pieces (Matting Moments, section 2.3).
 
-Events by time and place, one photo of those that repeat, the best by quality and variety, a title, a tone, and for
-each piece the reason why it was made. What was made is kept: a new photo costs its own event.
+Each event has distinct photos, the best of them by quality and variety, a title, a tone, and a reason for each piece.
+Results are cached: a new photo only changes its own event.
 """
 
 from __future__ import annotations
@@ -31,29 +31,31 @@ from mm_core.moments.story import title, tone
 from mm_core.moments.strategy import Facts, Offer, offers
 
 MOST_PIECES = 3
-"""Finished pieces of a moment beside the collage."""
+"""Largest number of finished pieces per moment in addition to the collage."""
+_IN_THE_MAKING = "in the making"
+"""Key of a moment with unfinished pieces."""
 COLLAGE = 2
-"""Cut-outs that a collage needs."""
+"""Least number of cutouts in a collage."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Photos that belong together."""
+    """Photos of one event."""
 
     pictures: list[Picture]
-    """By time; without repetitions."""
+    """Distinct photos, by time."""
     times: list[datetime | None]
     repeated: int
-    """Photos that repeat one of them."""
+    """Number of photos that repeat one of them."""
 
     @property
     def name(self) -> str:
-        """Stable while its first photo stays: the name of the moment's folder."""
+        """Name of the moment's folder; stable while the first photo stays the same."""
         return f"{self.times[0]:%Y-%m-%d}-{self.pictures[0].digest[:8]}" if self.times[0] else "undated"
 
 
 def events_of(gallery: Gallery, params: MomentsParams, bits: int) -> list[Event]:
-    """Events with `least` different photos or more, by time. Undated photos, if so many, are the last."""
+    """Return events with at least `least` distinct photos, by time; undated photos form the last one."""
     pictures = gallery.pictures
     times = [time_of(p.taken_at, p.path.name) for p in pictures]
     places = np.array([p.place for p in pictures], float).reshape(-1, 2)
@@ -61,17 +63,18 @@ def events_of(gallery: Gallery, params: MomentsParams, bits: int) -> list[Event]
         seconds_of(times), places, [p.camera for p in pictures],
         gap_hours=params.gap_hours, radius_km=params.radius_km, speed_kmh=params.speed_kmh,
     )  # fmt: skip
-    found = []
+    events = []
+    # Label -1 holds the undated photos.
     for label in [*range(labels.max(initial=-1) + 1), -1]:
         members = sorted(np.flatnonzero(labels == label), key=lambda n: (times[n] or datetime.min, pictures[n].name))
         kept = [members[n] for n in distinct([pictures[m] for m in members], bits)]
         if len(kept) >= params.least:
-            found.append(Event([pictures[n] for n in kept], [times[n] for n in kept], len(members) - len(kept)))
-    return found
+            events.append(Event([pictures[n] for n in kept], [times[n] for n in kept], len(members) - len(kept)))
+    return events
 
 
 def distinct(pictures: Sequence[Picture], bits: int) -> list[int]:
-    """Positions, in order, of the best photo of each set that shows the same: saved again, or frames of a burst."""
+    """Return the positions of the best photo of each set of repetitions: saved again, or frames of a burst."""
     hashed = Hashed.of(range(len(pictures)), [p.phash for p in pictures], [p.landmarks for p in pictures])
     looks: dict[int, np.ndarray] = {}
 
@@ -80,6 +83,7 @@ def distinct(pictures: Sequence[Picture], bits: int) -> list[int]:
             looks[n] = glance(load_rgb(pictures[n].path, LOOK_SIDE))
         return looks[n]
 
+    # Union-find: `root[n]` links a photo to another one of its set.
     root = list(range(len(pictures)))
 
     def leader(n: int) -> int:
@@ -92,11 +96,13 @@ def distinct(pictures: Sequence[Picture], bits: int) -> list[int]:
             if other >= n or leader(n) == leader(other):
                 continue
             same = pictures[n].digest == pictures[other].digest
+            # Cheap comparison first; pixels are read only if the files differ.
             if same or same_picture(look(n), look(other)) or same_scene(look(n), look(other)):
                 root[leader(n)] = leader(other)
     sets: dict[int, list[int]] = {}
     for n in range(len(pictures)):
         sets.setdefault(leader(n), []).append(n)
+    # The best photo of each set, ties to the earlier one.
     return sorted(max(members, key=lambda n: (pictures[n].quality, -n)) for members in sets.values())
 
 
@@ -111,89 +117,126 @@ def make_moments(
     model: str,
     progress: Callable[[str, int, int], None],
 ) -> Report:
-    """Writes `out/moments.json` and a folder per moment with its pieces; what has not changed is left as it is.
+    """Write `out/moments.json` and a folder per moment with its pieces; unchanged moments are kept.
 
-    `predictor` None: moments without pieces. `model` names it in what is kept and said. Folders of moments that are
-    no more are removed. Killed at any point, the next run goes on: moments.json is written last. Raises InputError,
-    before anything is written, where a folder or file of another origin would be replaced.
+    Folders of vanished moments are removed, unless they hold foreign files. moments.json is written last, so after a
+    kill the next run continues.
+
+    Args:
+        gallery: The photos.
+        out: Folder of the results.
+        params: Parameters of the moments.
+        bits: Largest number of differing bits of perceptual hashes of repetitions.
+        report: Receives counts and a table of moments.
+        predictor: The matting model; None gives moments without pieces.
+        model: Name of the model, stored with the pieces.
+        progress: Called with stage name, finished and total moments.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: A folder or file of another origin would be replaced; nothing has been written then.
     """
-    made, counts = [], {"new": 0, "kept": 0}
+    moments, counts = [], {"new": 0, "kept": 0}
     events = events_of(gallery, params, bits)
-    check_outputs(
-        [out / "moments.json", *(out / event.name for event in events)],
-        [p.path for p in gallery.pictures],
-        is_ours=_is_ours,
-    )
-    for number, event in enumerate(events):
-        key = digest_of(
-            [VERSION, model, params.model_dump(mode="json"), [(p.digest, p.name, p.category) for p in event.pictures]]
+    # The key covers everything that a moment depends on.
+    keys = [
+        digest_of(
+            [VERSION, model, params.model_dump(mode="json"), [(p.digest, p.name, p.category) for p in e.pictures]]
         )
-        known = read_keyed(out / event.name / "moment.json", key)
-        if known is None:
-            known = _moment(event, out / event.name, params, predictor, model)
-            write_json(out / event.name / "moment.json", known | {"key": key})
+        for e in events
+    ]
+    kept = [read_keyed(out / event.name / "moment.json", key) for event, key in zip(events, keys, strict=True)]
+    to_write = [out / event.name for event, moment in zip(events, kept, strict=True) if moment is None]
+    check_outputs([out / "moments.json", *to_write], [p.path for p in gallery.pictures], is_ours=_is_ours)
+    for number, (event, key, moment) in enumerate(zip(events, keys, kept, strict=True)):
+        if moment is None:
+            moment = _moment(event, out / event.name, params, predictor, model)
+            write_json(out / event.name / "moment.json", moment | {"key": key})
             counts["new"] += 1
         else:
             counts["kept"] += 1
-        made.append({name: value for name, value in known.items() if name != "key"})
+        moments.append({name: value for name, value in moment.items() if name != "key"})
         progress("moments", number + 1, len(events))
+    # Remove only after all writing: a killed run leaves too much rather than too little.
     _remove_others(out, {event.name for event in events})
-    write_json(out / "moments.json", {"model": model, "moments": made, "unreadable": gallery.unreadable})
-    in_moments = sum(len(m["photos"]) + m["repeated"] for m in made)
+    write_json(out / "moments.json", {"model": model, "moments": moments, "unreadable": gallery.unreadable})
+    in_moments = sum(len(m["photos"]) + m["repeated"] for m in moments)
     report.metrics |= {
         "moments/photos": len(gallery.pictures),
         "moments/looked_at": gallery.looked_at,
         "moments/unreadable": len(gallery.unreadable),
-        "moments/moments": len(made),
+        "moments/moments": len(moments),
         "moments/made": counts["new"],
         "moments/kept": counts["kept"],
         "moments/photos_in_moments": in_moments,
-        "moments/pieces": sum(len(m["pieces"]) for m in made),
+        "moments/pieces": sum(len(m["pieces"]) for m in moments),
     }
     report.facts |= {"out": str(out), "model": model}
     report.tables["moments"] = [
-        {"title": m["title"], "tone": m["tone"], "photos": len(m["photos"]), "pieces": len(m["pieces"])} for m in made
+        {"title": m["title"], "tone": m["tone"], "photos": len(m["photos"]), "pieces": len(m["pieces"])}
+        for m in moments
     ]
-    report.pictures |= {m["title"]: str(out / m["pieces"][0]["file"]) for m in made if m["pieces"]}
+    report.pictures |= {m["title"]: str(out / m["pieces"][0]["file"]) for m in moments if m["pieces"]}
     report.tables["unreadable"] = list(gallery.unreadable)
     return report
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether an earlier run made this moment's folder, or this `moments.json`."""
+    """Return whether an earlier run made this moment's folder or this `moments.json`."""
     if path.is_dir():
-        return (path / "moment.json").is_file() or not any(path.iterdir())
+        return not _foreign_files(path)
     try:
         return "moments" in json.loads(path.read_text())
     except (OSError, ValueError):
         return False
 
 
+def _foreign_files(folder: Path) -> list[Path]:
+    """Return the foreign files of a moment's folder: all except `moment.json` and the pieces that it names.
+
+    After a killed run the names of the pieces are unknown; the whole folder then counts as ours.
+    """
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    try:
+        moment = json.loads((folder / "moment.json").read_text())
+        ours = {"moment.json", *(Path(piece["file"]).name for piece in moment.get("pieces", ()))}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return files
+    if moment.get("key") == _IN_THE_MAKING:
+        return []
+    return [path for path in files if path.parent != folder or path.name not in ours]
+
+
 def _moment(event: Event, folder: Path, params: MomentsParams, predictor: Predictor | None, model: str) -> dict:
-    """One moment as JSON values; its pieces are written to `folder`."""
+    """Make one moment; write its pieces to `folder` and return its JSON values."""
+    # Pieces of an older version of the moment are removed.
     if folder.exists():
         shutil.rmtree(folder)
-    # Before the pieces: what a killed run leaves can be told from a folder of the user's.
-    write_json(folder / "moment.json", {"key": "in the making"})
+    # Written before the pieces, so that the folder of a killed run is recognised as ours.
+    write_json(folder / "moment.json", {"key": _IN_THE_MAKING})
     facts = [Facts.of(p.category, p.found) for p in event.pictures]
     scores = np.array([p.quality for p in event.pictures])
     kinds = [p.category or "unknown" for p in event.pictures]
     best = representatives(scores, np.stack([p.vector for p in event.pictures]), kinds, params.best)
+    # Title and tone use all photos of the event; pieces use the best ones.
     mood, why = tone(facts, event.times)
     pieces: list[dict[str, Any]] = []
     if predictor is not None:
-        for name, piece, about in _pieces(event, facts, best, mood, params, predictor):
-            suffix, data = file_of(piece, model=model, function=about["function"])
+        for name, piece, description in _pieces(event, facts, best, mood, params, predictor):
+            suffix, data = file_of(piece, model=model, function=description["function"])
             write_bytes(folder / f"{name}{suffix}", data)
-            pieces.append(about | {"file": f"{folder.name}/{name}{suffix}"})
-    known = [t for t in event.times if t]
+            pieces.append(description | {"file": f"{folder.name}/{name}{suffix}"})
+    # Undated photos do not limit the period.
+    dated = [t for t in event.times if t]
     return {
         "id": event.name,
         "title": title(facts, event.times),
         "tone": mood,
         "tone_why": why,
-        "from": min(known).isoformat() if known else None,
-        "to": max(known).isoformat() if known else None,
+        "from": min(dated).isoformat() if dated else None,
+        "to": max(dated).isoformat() if dated else None,
         "photos": [
             {"name": p.name, "id": p.digest, "category": p.category, "taken_at": t.isoformat() if t else None}
             for p, t in zip(event.pictures, event.times, strict=True)
@@ -214,26 +257,29 @@ def _moment(event: Event, folder: Path, params: MomentsParams, predictor: Predic
 def _pieces(
     event: Event, facts: list[Facts], best: list[int], mood: str, params: MomentsParams, predictor: Predictor
 ) -> list[tuple[str, np.ndarray | Cutout, dict[str, Any]]]:
-    """Name, piece and what is said of it. Of each photo the first offer that something comes of; each function once."""
+    """Return name, piece and description; each photo gives its first successful offer, and each effect is used once."""
     inpainting = Path(params.inpainting) if params.inpainting else None
-    made: list[tuple[str, np.ndarray | Cutout, dict[str, Any]]] = []
+    pieces: list[tuple[str, np.ndarray | Cutout, dict[str, Any]]] = []
     lifted: list[tuple[str, Cutout]] = []
+    # Variety within a moment: each effect is used once.
     used: set[str] = set()
     for n in best:
         picture = event.pictures[n]
         matted = Matted.of(picture.path, picture.category, predictor)
         seen = matted.subjects.all
+        # With the matte more is known, so the offers are ranked again.
         facts[n] = replace(
             facts[n],
             subjects=len(seen) if picture.category != "scenery" else None,
             subject_share=seen[0].area if seen else 0.0,
             haze=matted.haze() if picture.category == "scenery" else None,
         )
+        # Cutouts of all suitable photos are collected for the collage.
         if picture.category not in ("scenery", "cards"):
             cutout = finished(matted, Offer("cutout", 1.0, ""))
             if isinstance(cutout, Cutout):
                 lifted.append((picture.name, cutout))
-        if len(made) >= MOST_PIECES:
+        if len(pieces) >= MOST_PIECES:
             continue
         for offer in offers(facts[n]):
             if offer.function in used:
@@ -241,23 +287,28 @@ def _pieces(
             piece = finished(matted, offer, inpainting)
             if piece is not None:
                 used.add(offer.function)
-                about = {"function": offer.function, "choice": offer.choice, "photos": [picture.name], "why": offer.why}
-                made.append((f"{offer.function}-{picture.digest[:8]}", piece, about))
+                description = {
+                    "function": offer.function,
+                    "choice": offer.choice,
+                    "photos": [picture.name],
+                    "why": offer.why,
+                }
+                pieces.append((f"{offer.function}-{picture.digest[:8]}", piece, description))
                 break
     if len(lifted) >= COLLAGE:
         why = f"{len(lifted)} subjects of this moment together, in its {mood} colours."
-        about = {"function": "collage", "choice": mood, "photos": [name for name, _ in lifted][:6], "why": why}
-        made.insert(0, ("collage", collage([cutout for _, cutout in lifted], mood), about))
-    return made
+        description = {"function": "collage", "choice": mood, "photos": [name for name, _ in lifted][:6], "why": why}
+        pieces.insert(0, ("collage", collage([cutout for _, cutout in lifted], mood), description))
+    return pieces
 
 
 def _remove_others(out: Path, names: set[str]) -> None:
-    """Folders that an earlier run made and that are no moment any more; nothing that we did not make."""
+    """Remove folders of moments that no longer exist; only folders that an earlier run made."""
     try:
         before = json.loads((out / "moments.json").read_text())["moments"]
     except (FileNotFoundError, ValueError, KeyError):
         return
     for moment in before:
         folder = out / Path(str(moment["id"])).name
-        if moment["id"] not in names and (folder / "moment.json").is_file():
+        if moment["id"] not in names and (folder / "moment.json").is_file() and not _foreign_files(folder):
             shutil.rmtree(folder)

@@ -1,20 +1,21 @@
-"""moments.json as a page reads it: checked, because the folder may come from another machine."""
+"""Read and validate moments.json; the folder may come from another machine."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mm_core.core.errors import InputError
+from mm_core.core.records import parse_finite_json
 
 MOST_BYTES = 64 << 20
+"""Largest size of a moments.json."""
 
 
 class _Part(BaseModel):
-    """What pages use is typed; the rest stays as it is."""
+    """Base of the models: fields that pages use are typed, others are kept unchecked."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -38,6 +39,7 @@ class _Piece(_Part):
     @classmethod
     def _lies_in_the_folder(cls, value: str) -> str:
         path = PurePosixPath(value)
+        # Plain relative paths only.
         if path.is_absolute() or ".." in path.parts or not path.parts or not value.isprintable():
             raise ValueError("names no file of the folder")
         return value
@@ -59,14 +61,16 @@ class _Moments(_Part):
 def read_moments(path: Path) -> dict[str, Any]:
     """Return the content of a moments.json.
 
-    Raises InputError that names the field where the file is not what `mm moments` writes, is larger than MOST_BYTES,
-    holds a number that is none (NaN), or names a piece outside of its folder.
+    Raises:
+        InputError: The file differs from the output of `mm moments` (the text names the field), is larger than
+            MOST_BYTES, holds NaN, or names a piece outside of its folder.
     """
     remedy = "run `mm moments` again"
+    # The size is checked before the file is read into memory.
     if (size := path.stat().st_size) > MOST_BYTES:
         raise InputError(f"{path}: {size} bytes, at most {MOST_BYTES} are read: {remedy}")
     try:
-        content = json.loads(path.read_bytes(), parse_constant=_refuse)
+        content = parse_finite_json(path.read_bytes())
         _Moments.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
@@ -74,12 +78,9 @@ def read_moments(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {field!r}: {first['msg']}: {remedy}") from None
     except (ValueError, RecursionError):
         raise InputError(f"{path}: not JSON of moments: {remedy}") from None
+    # Links are resolved too: a piece may be a link that leads out of the folder.
     folder = path.parent.resolve()
     for piece in (piece for moment in content["moments"] for piece in moment["pieces"]):
         if not (folder / piece["file"]).resolve().is_relative_to(folder):
             raise InputError(f"{path}: {piece['file']!r} leads out of the folder: {remedy}")
     return content
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")

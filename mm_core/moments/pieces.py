@@ -1,4 +1,4 @@
-"""Finished pieces of a moment: a collage of cut-outs, a new sky, a splash, a straightened card, ready to look at."""
+"""Finished pieces of a moment: a collage of cutouts, a new sky, a colour splash, a rectified card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from mm_core.effects.cutout import Cutout, encoded, lift, placed
 from mm_core.effects.document import find_quad, straightened
-from mm_core.effects.eraser import erase
+from mm_core.effects.eraser import erase, learned
 from mm_core.effects.fullsize import shrunk
 from mm_core.effects.haze import haze
 from mm_core.effects.sky import replaced
@@ -24,9 +24,9 @@ from mm_core.model.predict import Predictor, decoders_for
 from mm_core.moments.strategy import Offer
 
 VERSION = "1"
-"""Rises whenever a piece may come out differently; older ones are then made again."""
+"""Raised with every change that may alter a piece; older pieces are then made again."""
 MAX_SIDE = 4096
-"""Long side of a finished piece; photos of 12 megapixels stay as they are."""
+"""Largest long side of a finished piece in pixels; photos of 12 megapixels are not reduced."""
 TONE_COLOURS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "joyful": ((255, 214, 120), (255, 150, 120)),
     "festive": ((120, 40, 90), (30, 20, 70)),
@@ -35,47 +35,51 @@ TONE_COLOURS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "adventurous": ((170, 206, 160), (70, 120, 110)),
     "everyday": ((226, 226, 222), (186, 188, 190)),
 }
-"""Tone → colours of a collage's backdrop, top and bottom."""
+"""Tone → colours of a collage's background, top and bottom."""
 
 
 @dataclass(frozen=True)
 class Matted:
-    """A photo at the size of finished pieces, with its matte."""
+    """A photo at the size of finished pieces, and its matte."""
 
     photo: np.ndarray
     """uint8 (H, W, 3)."""
     alpha: np.ndarray
-    """float32 (H, W) in [0, 1]; of scenery the sky's."""
+    """float32 (H, W) in [0, 1]; for scenery the matte of the sky."""
     subjects: Subjects
 
     @staticmethod
     def of(path: Path, category: str | None, predictor: Predictor) -> Matted:
+        """Read a photo and predict its matte."""
         photo = load_rgb(path, MAX_SIDE)
         alpha = predictor.predict([photo], decoders_for(predictor, [photo], [category]))[0]
         return Matted(photo, alpha, Subjects(alpha))
 
     def haze(self) -> float:
-        """As of scenery, whose matte is the sky's."""
+        """Return the share of haze in scenery, which has the sky as its matte."""
         return haze(self.photo, self.alpha).share
 
 
 def finished(matted: Matted, offer: Offer, inpainting: Path | None = None) -> np.ndarray | Cutout | None:
-    """The photo after the offered function: a picture uint8 (H, W, 3), a cut-out, or None where nothing came of it."""
+    """Apply an offered effect; return a picture uint8 (H, W, 3), a cutout, or None if the effect does not apply."""
     photo, alpha, subjects = matted.photo, matted.alpha, matted.subjects
     if offer.function == "document":
         quad = find_quad(photo, alpha)
         return None if quad is None else straightened(photo, quad)
+    # Without a visible sky its replacement has no effect.
     if offer.function == "sky":
         return replaced(photo, alpha, offer.choice or "sunset") if (alpha > 0.5).mean() > 0.02 else None
+    # All effects below need a subject.
     if not subjects.all:
         return None
     if offer.function == "cutout":
         return lift(photo, alpha)
+    # The dominant subject stays; the eraser removes the others.
     main = subjects.of(subjects.all[0])
     if offer.function == "eraser":
         others = subjects.of(*subjects.all[1:]) if len(subjects.all) > 1 else None
-        method = "learned" if inpainting else "blend"
-        return None if others is None else erase(photo, others, keep=main, method=method, model=inpainting)
+        fill = learned(inpainting) if inpainting else None
+        return None if others is None else erase(photo, others, keep=main, fill=fill)
     if offer.function == "splash":
         return colour_splash(photo, alpha)
     if offer.function == "blur":
@@ -84,18 +88,28 @@ def finished(matted: Matted, offer: Offer, inpainting: Path | None = None) -> np
 
 
 def collage(cutouts: Sequence[Cutout], tone: str, width: int = 1600) -> np.ndarray:
-    """Up to six cut-outs side by side on a backdrop in the tone's colours: uint8 (height, width, 3), flatter the more.
+    """Arrange up to six cutouts side by side on a background in the tone's colours.
 
-    Each has a soft shadow; those that their frame cut off at the bottom stand on the lower edge.
+    More cutouts give a flatter picture. Each has a soft shadow. Subjects cropped by the lower edge of their photo are
+    placed on the lower edge.
+
+    Args:
+        cutouts: The cutouts, best first.
+        tone: A key of TONE_COLOURS.
+        width: Width of the picture in pixels.
+
+    Returns:
+        uint8 (height, width, 3).
     """
     top, bottom = (np.array(colour, np.float32) for colour in TONE_COLOURS[tone])
     chosen = list(cutouts)[:6]
     height = round(width * {1: 0.9, 2: 0.75, 3: 0.6}.get(len(chosen), 0.5))
+    # Vertical gradient between the two colours.
     fall = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     backdrop = np.repeat(top * (1 - fall) + bottom * fall, width, 1)
     picture = np.rint(backdrop).astype(np.uint8)
     column = width / max(1, len(chosen))
-    # The outer ones first and larger ones behind: the best photo, which comes first, ends in front in the middle.
+    # Draw the outer ones first: the best photo is first in the list and ends in the middle, in front.
     places = sorted(range(len(chosen)), key=lambda n: abs(n - (len(chosen) - 1) / 2))
     for place, cutout in sorted(zip(places, chosen, strict=True), key=lambda pair: -abs(pair[0] - len(chosen) / 2)):
         tall, wide = cutout.rgba.shape[:2]
@@ -103,6 +117,7 @@ def collage(cutouts: Sequence[Cutout], tone: str, width: int = 1600) -> np.ndarr
         grounded = cutout.box[3] >= cutout.photo_size[1] - 2
         x = (place + 0.5) / len(chosen)
         y = 1 - share / 2 if grounded else 0.94 - share / 2
+        # The shadow is a black, blurred copy of the cutout, slightly shifted.
         shadow = np.dstack([np.zeros_like(cutout.rgba[..., :3]), _softened(cutout.rgba[..., 3])])
         under = Cutout(shadow, cutout.box, cutout.photo_size)
         picture = placed(under, picture, (x + 0.008, y + 0.01), share)
@@ -117,7 +132,7 @@ def _softened(matte: np.ndarray) -> np.ndarray:
 
 
 def file_of(piece: np.ndarray | Cutout, **about: str) -> tuple[str, bytes]:
-    """Suffix and bytes of a finished piece: JPEG, or PNG where it is transparent; without the photo's own metadata."""
+    """Return suffix and bytes of a piece: JPEG, or PNG with transparency, without the photo's own metadata."""
     if isinstance(piece, Cutout):
         return ".png", encoded(piece, "PNG", **about)
     stream = BytesIO()

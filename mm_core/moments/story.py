@@ -1,4 +1,4 @@
-"""Titles and tones in plain words, from when, what and how bright the photos of an event are."""
+"""Titles and tones of events from times, categories, tags and brightness of their photos."""
 
 from __future__ import annotations
 
@@ -10,37 +10,41 @@ from mm_core.moments.strategy import Facts
 
 TONES = ("joyful", "festive", "calm", "cosy", "adventurous", "everyday")
 PARTS = ((5, "Night"), (11, "Morning"), (14, "Midday"), (18, "Afternoon"), (22, "Evening"), (24, "Night"))
-"""Hours until which a part of the day lasts."""
+"""Parts of the day with the hour at which each ends."""
 FESTIVE = frozenset({"candle", "confectionery", "balloon", "wine", "goblet", "stage", "cake", "party", "gown"})
 OUTDOORS = frozenset({"alp", "valley", "cliff", "lakeside", "seashore", "volcano", "tent", "backpack", "mountain"})
-"""Words of tags that speak for a tone."""
+"""Words in tags that indicate a tone."""
 
 
 def title(facts: Sequence[Facts], times: Sequence[datetime | None]) -> str:
-    """As a person would call the event: `Saturday evening with friends, 12 December 2026`."""
-    known = sorted(t for t in times if t is not None)
+    """Return a title in a person's words: `Saturday evening with friends, 12 December 2026`."""
+    dated = sorted(t for t in times if t is not None)
     what = _company(facts)
-    if not known:
+    if not dated:
         return f"Undated photos {what}".strip()
-    first, last = known[0], known[-1]
+    first, last = dated[0], dated[-1]
+    # Several days: a night alone does not make a trip.
     if (last.date() - first.date()).days >= 1 and (last - first).total_seconds() > 18 * 3600:
         days = (last.date() - first.date()).days + 1
         return f"{days} days {what}, {_span(first, last)}".replace(" ,", ",")
-    middle = known[len(known) // 2]
+    # The median photo represents the event: the first may be hours earlier.
+    middle = dated[len(dated) // 2]
     return f"{_weekday(middle)} {_part(middle).lower()} {what}, {_date(middle)}".replace(" ,", ",")
 
 
 def tone(facts: Sequence[Facts], times: Sequence[datetime | None]) -> tuple[str, str]:
-    """One of TONES, and the sentence that says from what it was told."""
+    """Return one of TONES, and a sentence with the reason."""
     kinds = Counter(f.category for f in facts if f.category)
     total = max(1, len(facts))
     share = {kind: count / total for kind, count in kinds.items()}
     people = share.get("multi_person", 0.0) + share.get("portrait", 0.0)
     tags = {word for f in facts for tag in f.tags for word in (tag, *tag.split())}
     late = [t for t in times if t is not None and (t.hour >= 18 or t.hour < 3)]
+    # Share of dated photos between 18:00 and 03:00.
     evening = len(late) / max(1, sum(t is not None for t in times))
     bright = _mean([f.brightness for f in facts], 0.5)
     colour = _mean([f.colourfulness for f in facts], 35.0)
+    # Hand-set weights; the values are only compared with each other.
     scores = {
         "festive": share.get("multi_person", 0.0) * (0.5 + evening) + 0.5 * share.get("delicacy", 0.0) * evening
         + 0.4 * bool(tags & FESTIVE),
@@ -50,6 +54,7 @@ def tone(facts: Sequence[Facts], times: Sequence[datetime | None]) -> tuple[str,
         "cosy": (share.get("delicacy", 0.0) + 0.6 * share.get("pets", 0.0)) * (1.0 - 0.5 * bright),
         "everyday": 0.3 + 0.6 * (share.get("cards", 0.0) + share.get("accessories", 0.0)),
     }  # fmt: skip
+    # Ties go to the earlier tone.
     best = max(TONES, key=lambda name: (scores[name], -TONES.index(name)))
     return best, _why(best, kinds, total, evening)
 
@@ -66,6 +71,7 @@ def _company(facts: Sequence[Facts]) -> str:
     if not kinds:
         return ""
     total = sum(kinds.values())
+    # Company first, then place; each needs a share of the photos with a known category.
     if kinds["multi_person"] / total >= 0.25:
         with_whom = "with friends"
     elif kinds["pets"] / total >= 0.3:
@@ -108,5 +114,5 @@ def _span(first: datetime, last: datetime) -> str:
 
 
 def _mean(values: Sequence[float | None], default: float) -> float:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else default
+    numbers = [v for v in values if v is not None]
+    return sum(numbers) / len(numbers) if numbers else default

@@ -1,6 +1,6 @@
-"""Structuring → strategy: which function suits a photo, and why (Matting Moments, section 2.1).
+"""Choose effects for a photo and state the reasons (Matting Moments, section 2.1: from structuring to strategy).
 
-Rules over what `mm_core.structuring` found; each names its reason. They order offers for a person; nothing is lost.
+The rules use the results of `mm_core.structuring`, and each has its reason. They only order offers for a person.
 """
 
 from __future__ import annotations
@@ -13,39 +13,41 @@ from mm_core.effects.haze import FOGGY, HAZY
 from mm_core.structuring.rows import Found
 
 FUNCTIONS = ("document", "sky", "cutout", "eraser", "splash", "blur", "stylise")
+"""Names of all effects; the order breaks ties."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a photo; a field that nobody measured is None or empty, and no rule looks at it."""
+    """Known facts about a photo; an unmeasured field is None or empty, and the rules ignore it."""
 
     category: str | None = None
     """Known or guessed."""
     tags: tuple[str, ...] = ()
-    """Likeliest first."""
+    """Most probable first."""
     text: str = ""
     text_share: float = 0.0
-    """Share of the frame that text covers."""
+    """Share of the frame covered by text."""
     aesthetic: float | None = None
     """In [0, 1]."""
     brightness: float | None = None
     colourfulness: float | None = None
     """Hasler-Suesstrunk: 0 grey, above 60 vivid."""
     simplicity: float | None = None
-    """In [0, 1]: how little there is beside what is salient."""
+    """In [0, 1]; high for a frame with little beyond the salient subject."""
     taken_at: datetime | None = None
     located: bool = False
     haze: float | None = None
-    """`aigc.haze`'s share, of scenery."""
+    """Share of haze (`effects.haze`), for scenery."""
     subjects: int | None = None
     """Separate subjects in the matte."""
     subject_share: float | None = None
-    """Share of the frame that the dominant one covers."""
+    """Share of the frame covered by the dominant subject."""
 
     @staticmethod
     def of(category: str | None, found: Mapping[str, Found]) -> Facts:
-        """From the rows of `features`: extractor → what it found."""
+        """Create an instance from rows of `features`: extractor → result."""
         photo, ocr = found.get("photo", Found()), found.get("ocr", Found())
+        # CLIP's tags are preferred to those of the classifier.
         guess, tags = found.get("guess", Found()), found.get("clip") or found.get("classifier", Found())
         numbers = photo.numbers
         stamp = photo.texts.get("taken_at")
@@ -65,7 +67,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Offer:
-    """One function for one photo."""
+    """One effect for one photo."""
 
     function: str
     """One of FUNCTIONS."""
@@ -74,18 +76,20 @@ class Offer:
     why: str
     """A sentence for people."""
     choice: str = ""
-    """The function's own choice: a sky's or a style's name."""
+    """Option of the effect: name of a sky or a style."""
 
 
 def offers(facts: Facts) -> list[Offer]:
-    """What suits a photo, best first; a photo that nothing is known of is offered a cut-out."""
-    made = [offer for rule in RULES if (offer := rule(facts)) is not None]
+    """Return the effects that suit a photo, best first; a photo without any facts gets a cutout."""
+    candidates = [offer for rule in RULES if (offer := rule(facts)) is not None]
+    # Keep the best offer of each effect: several rules may name one effect.
     best: dict[str, Offer] = {}
-    for offer in made:
+    for offer in candidates:
         if offer.function not in best or offer.score > best[offer.function].score:
             best[offer.function] = offer
-    found = sorted(best.values(), key=lambda offer: (-offer.score, FUNCTIONS.index(offer.function)))
-    return found or [Offer("cutout", 0.1, "Nothing is known of this photo: its subject can always be lifted.")]
+    # Highest score first; ties in the order of FUNCTIONS.
+    ranked = sorted(best.values(), key=lambda offer: (-offer.score, FUNCTIONS.index(offer.function)))
+    return ranked or [Offer("cutout", 0.1, "Nothing is known about this photo: its subject can always be lifted.")]
 
 
 def _document(f: Facts) -> Offer | None:
@@ -94,6 +98,7 @@ def _document(f: Facts) -> Offer | None:
         return Offer("document", 0.95, f"A card or document with {_count(lines, 'line')} of text: straighten it.")
     if f.category == "cards":
         return Offer("document", 0.8, "A card or document: straighten it.")
+    # A few lines occur on signs and shirts; a document has more, and they fill the frame.
     if lines >= 4 and f.text_share > 0.08:
         return Offer("document", 0.75, f"{_count(lines, 'line')} of text fill much of the frame: a document.")
     return None
@@ -109,6 +114,7 @@ def _foggy_sky(f: Facts) -> Offer | None:
 def _dull_sky(f: Facts) -> Offer | None:
     if f.category != "scenery":
         return None
+    # None for an unknown time; the evening rule then does not apply.
     hour = f.taken_at.hour if f.taken_at else None
     if f.colourfulness is not None and f.colourfulness < 25:
         return Offer("sky", 0.85, "Scenery with little colour: another sky changes that.", "clouds")
@@ -120,7 +126,7 @@ def _dull_sky(f: Facts) -> Offer | None:
 def _cutout(f: Facts) -> Offer | None:
     if f.category in ("pets", "accessories", "delicacy"):
         what = {"pets": "A pet", "accessories": "A thing", "delicacy": "A dish"}[f.category]
-        return Offer("cutout", 0.8, f"{what} by itself makes a good sticker: lift it.")
+        return Offer("cutout", 0.8, f"{what} alone makes a good sticker: lift it.")
     if f.category == "portrait":
         return Offer("cutout", 0.65, "One person: lift them and put them elsewhere.")
     if f.category == "multi_person":
@@ -134,7 +140,7 @@ def _eraser(f: Facts) -> Offer | None:
     if f.subjects is None or f.subjects < 2 or f.category not in ("portrait", "scenery", "pets", "accessories"):
         return None
     others = _count(f.subjects - 1, "other subject")
-    return Offer("eraser", 0.7, f"{others} beside the main one: take out who is in the way.")
+    return Offer("eraser", 0.7, f"{others} besides the main one: remove those in the way.")
 
 
 def _splash(f: Facts) -> Offer | None:

@@ -37,6 +37,7 @@ from mm_core.services.backup_target import (
     next_name,
     prune,
     read_manifest,
+    require_place,
     wait_for_deletions,
     whole,
 )
@@ -131,6 +132,7 @@ def _back_up(settings: Settings, to: str, report: Report, *, photos: bool, keep:
         with disk_faults_of(target.root):
             # The place contains the workspace's secrets, so other users get no access.
             target.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_place(target)
     # The marker shows other writers that this one is running.
     with at_work(target, RUNNING) as marker:
         wait_for_deletions(target)

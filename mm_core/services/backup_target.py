@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -24,6 +25,9 @@ from mm_core.core.records import sha256_file
 from mm_core.storage.store import BLOBS, Store, blob_key
 
 RUNNING, PRUNING = "running", "pruning"
+STORE_FOLDERS = ("catalog/", "ingest/", "quarantine/")
+"""Folders that a store of photos has next to its blobs and a place of backups has not."""
+_NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z.*")
 STALE_AFTER = 24 * 3600.0
 """Age in seconds of a marker after which its process counts as dead, if the process is on another machine."""
 WAIT = 600.0
@@ -33,7 +37,15 @@ WAIT = 600.0
 def backups(target: Store) -> list[str]:
     """Return the names of the backups, oldest first."""
     # Sort by name and not by key, since the ending would change the order.
-    return sorted(entry.key.removeprefix("backups/").removesuffix(".json") for entry in target.list("backups"))
+    names = (entry.key.removeprefix("backups/").removesuffix(".json") for entry in target.list("backups"))
+    return sorted(filter(_NAME.fullmatch, names))
+
+
+def require_place(target: Store) -> None:
+    """Raise InputError if a place is a store of photos: deleting old backups would delete its photos."""
+    folders = [entry.key for entry in target.list(delimiter=True) if entry.key in STORE_FOLDERS]
+    if folders:
+        raise InputError(f"{target.url} holds {folders[0]}: it is a store of photos, choose another place for backups")
 
 
 def next_name(target: Store) -> str:
@@ -122,7 +134,9 @@ def wait_for_deletions(target: Store) -> None:
 
 
 def prune(target: Store, keep: int, own: str, marker: str) -> tuple[int, str]:
-    """Delete all backups except the newest `keep` and `own`, and contents that no remaining backup refers to.
+    """Delete a workspace's backups except the newest `keep` and `own`, and contents without a backup.
+
+    Backups of other workspaces at the same place are kept.
 
     Returns:
         The number of deleted contents, and the reason if none was deleted because another writer runs. The next backup
@@ -132,10 +146,12 @@ def prune(target: Store, keep: int, own: str, marker: str) -> tuple[int, str]:
         others = others_at_work(target, RUNNING, marker) + others_at_work(target, PRUNING, mine)
         if others:
             return 0, f"nothing was deleted: {others[0]} is writing to {target.url} too"
-        older = [name for name in backups(target) if name != own]
-        # The newest `keep` - 1 others; `own` counts as one of them.
-        kept = {own, *older[max(0, len(older) - keep + 1) :]}
         try:
+            workspace = read_manifest(target, own).get("workspace")
+            others_backups = {name for name in backups(target) if not _is_of(target, name, workspace)}
+            older = [name for name in backups(target) if name != own and name not in others_backups]
+            # The newest `keep` - 1 others; `own` counts as one of them.
+            kept = {own, *others_backups, *older[max(0, len(older) - keep + 1) :]}
             referenced = {entry["sha256"] for name in kept for entry in read_manifest(target, name)["files"].values()}
         except StoreError as error:  # contents of a damaged manifest would be deleted
             return 0, f"nothing was deleted: {error}"
@@ -143,7 +159,9 @@ def prune(target: Store, keep: int, own: str, marker: str) -> tuple[int, str]:
         for name in older:
             if name not in kept:
                 target.delete(f"backups/{name}.json")
-        gone = [entry.key for entry in target.list(BLOBS) if entry.key.rpartition("/")[2] not in referenced]
+        digests = ((entry.key, entry.key.rpartition("/")[2]) for entry in target.list(BLOBS))
+        # Files with another kind of name were not written by a backup and are kept.
+        gone = [key for key, digest in digests if digest not in referenced and is_blob_key(key, digest)]
         for key in gone:
             target.delete(key)
     return len(gone), ""
@@ -170,6 +188,19 @@ def whole(origin: Store, digest: str) -> Path | None:
     # Drop the damaged local copy, so that the next attempt fetches the content again.
     origin.drop_copy(blob_key(digest))
     return None
+
+
+def _is_of(target: Store, name: str, workspace: Any) -> bool:
+    """Return whether a backup is of this workspace; an unreadable one counts as this workspace's."""
+    try:
+        return read_manifest(target, name).get("workspace") == workspace
+    except StoreError:
+        return True
+
+
+def is_blob_key(key: str, digest: str) -> bool:
+    """Return whether a key is that of the content with this digest."""
+    return re.fullmatch("[0-9a-f]{64}", digest) is not None and key == blob_key(digest)
 
 
 def _lives(pid: int) -> bool:

@@ -23,7 +23,7 @@ from mm_core.services.backup import is_sqlite
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import archive_fault
 from mm_core.storage.schemas import SCHEMAS
-from mm_core.storage.seals import broken_seals, unsealed
+from mm_core.storage.seals import SEALED_KEYS, broken_files, broken_seals, database_fault, databases_of, unsealed
 from mm_core.storage.store import BLOBS, LocalStore, Store, blob_key, open_store
 
 Progress = Callable[[str, int, int], None]
@@ -34,7 +34,7 @@ class Fault:
     """One stored thing that is not in its original state."""
 
     kind: str
-    """blob | table | database | pin | registry | bundle | checkpoint | snapshot | cycle | ledger."""
+    """blob | record | table | database | pin | registry | bundle | checkpoint | snapshot | cycle | ledger."""
     where: str
     """Path or key."""
     fault: str
@@ -54,6 +54,7 @@ def check(layout: Layout, report: Report, *, progress: Progress) -> list[Fault]:
     # Each part yields faults; the blobs are first, because later parts need the set of intact ones.
     parts: list[tuple[str, Iterator[Fault]]] = [
         ("blobs", _blobs(store, present, progress)),
+        ("records", _records(store)),
         ("tables", _tables(store, catalog, report)),
         ("rows", _rows(catalog, present)),
         ("databases", _databases(layout)),
@@ -88,6 +89,19 @@ def _blobs(store: Store, present: set[str], progress: Progress) -> Iterator[Faul
         else:
             present.add(digest)
         progress("check blobs", n + 1, len(entries))
+
+
+def _records(store: Store) -> Iterator[Fault]:
+    """Compare the store's other objects with the digests in their names or with their seals."""
+    remedy = "restore it from a backup, or delete it: its contents are then lost"
+    for key in (entry.key for prefix in SEALED_KEYS for entry in store.list(prefix.rstrip("/"))):
+        if isinstance(store, LocalStore) and (what := store.seals.fault(key)):
+            yield Fault("record", f"{store.url}/{key}", what, remedy)
+            continue
+        digest = key.rpartition("/")[2].removesuffix(".parquet")
+        is_named = key.startswith("ingest/statements/") or key == f"quarantine/{digest}"
+        if is_named and sha256_file(store.fetch(key)) != digest:
+            yield Fault("record", f"{store.url}/{key}", "its bytes are not those of its digest", remedy)
 
 
 def _tables(store: Store, catalog: Catalog, report: Report) -> Iterator[Fault]:
@@ -129,11 +143,8 @@ def _rows(catalog: Catalog, present: set[str]) -> Iterator[Fault]:
 
 
 def _databases(layout: Layout) -> Iterator[Fault]:
-    """Check every sqlite file of the workspace by sqlite's own integrity check."""
-    for path in sorted(layout.root.rglob("*.db")) if layout.root.is_dir() else ():
-        # Databases in the cache can be deleted at any time.
-        if layout.cache in path.parents or not path.is_file():
-            continue
+    """Check every sqlite file of the workspace by sqlite's own check, and by its seal if it was not written since."""
+    for path in databases_of(layout.root, layout.cache):
         status = "not a database" if path.stat().st_size and not is_sqlite(path) else "ok"
         try:
             if status == "ok":
@@ -142,6 +153,7 @@ def _databases(layout: Layout) -> Iterator[Fault]:
                     status = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
         except sqlite3.Error as error:
             status = str(error)
+        status = database_fault(layout.root, path) or status if status == "ok" else status
         if status != "ok":
             yield Fault("database", str(path), status[:300], "restore it from a backup")
 
@@ -239,6 +251,8 @@ def _cycle(layout: Layout) -> Iterator[Fault]:
                 continue
             if digest and sha256_file(model) != digest:
                 yield Fault("cycle", str(model), "its bytes differ from those that training wrote", f"mm train-{stage}")
+    for path, what in broken_files(layout.evaluation):
+        yield Fault("cycle", str(path), what, "mm evaluate")
     if layout.verdict.is_file():
         try:
             Verdict.model_validate_json(layout.verdict.read_bytes())

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from mm_core.core import processes as lifeline
+from mm_core.core import processes
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.settings import Settings
@@ -54,19 +54,19 @@ def serve(settings: Settings, port: int) -> None:
     mlflow += ["--port", port + 1, "--workers", 1]
     # SIGTERM must run the `finally` below, which ends the servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    processes = []
+    servers = []
     try:
         for command in (dagster, mlflow, pages_command(port + 2)):
-            processes.append(lifeline.start(map(str, command), env=environment, cwd=PROJECT))
+            servers.append(processes.start(map(str, command), env=environment, cwd=PROJECT))
         print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{port + 1}")
         print(f"Pages    {environment['MM_PAGES_URL']}/data_docs/ and /cycle/report.html\nCtrl-C ends all", flush=True)
         # One server that ends stops the others too.
-        while all(process.poll() is None for process in processes):
+        while all(server.poll() is None for server in servers):
             time.sleep(0.5)
     except KeyboardInterrupt:
         pass
     finally:
-        lifeline.end(processes, signal.SIGINT, PATIENCE)
+        processes.end(servers, signal.SIGINT, PATIENCE)
 
 
 def pages_command(port: int) -> list[str]:

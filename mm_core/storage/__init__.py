@@ -1,1 +1,1 @@
-"""Blobs in a folder or S3, the catalog's Delta tables with their columns, and retries of failing disks and networks."""
+"""Blobs in a folder or on S3, the catalog's Delta tables, and retries after failures of disks and networks."""

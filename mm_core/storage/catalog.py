@@ -1,13 +1,12 @@
-"""The catalog: Delta tables in the store. The only module that knows deltalake.
+"""The catalog: Delta tables in the store. Only this module uses deltalake.
 
-Rows are only ever added or replaced by key, so that doing the same work twice leaves the same
-catalog, and every commit has a version that a snapshot can name.
+Rows are only added, or replaced by key. Repeated work therefore leaves the same catalog. Every commit has a version
+that a snapshot can name.
 
-Cost follows the new rows: keys are digests, so new rows are appended after one streamed look at the keys
-that are there, and only files that hold a changed row are written again. The many small files that this
-leaves are put together every COMPACT_EVERY commits, by the writer whose commit it was: the catalog then stays
-fast without a service that somebody has to run, and the version only moves where rows moved. What is no longer
-referenced stays for RETENTION_DAYS, until `mm catalog compact` removes it.
+The cost of a write depends on the new rows. Keys are digests, so new rows are appended after one streamed pass over
+the existing keys. Only files with changed rows are written again. Appending leaves many small files; every
+COMPACT_EVERY commits the writer compacts them, so the catalog needs no maintenance service. Unreferenced files stay
+for RETENTION_DAYS, until `mm catalog compact` removes them.
 """
 
 from __future__ import annotations
@@ -36,28 +35,28 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 ATTEMPTS = 20
-"""Commits tried against other writers before giving up."""
+"""Attempts to commit against other writers before an error."""
 COMPACT_EVERY = 64
 """Commits of a table between two compactions."""
 FILE_BYTES = 32 << 20
-"""Data files grow up to this size: a change of one row writes at most this much again."""
+"""Target size of data files in bytes: a change of one row rewrites at most this much."""
 RETENTION_DAYS = 90
-"""Old versions of a table can be read for this long; `inputs.json` names younger ones."""
+"""Days for which old versions of a table stay readable; `inputs.json` names younger versions."""
 PUSHED = 1000
-"""Values of an `in` that the query engine is given as text; its time grows with their square, so that longer lists
-are looked up here while the table streams by."""
+"""Largest number of `in` values passed to the query engine as text. Its time grows with the square of that number, so
+longer lists are applied in this process to the streamed rows."""
 PIECE = 4096
-"""Rows that stand in memory as Python objects while they are written."""
+"""Rows held in memory as Python objects during a write."""
 Filter = tuple[str, str, Any]
 """(column, one of = != < <= > >= in "not in", value)."""
 
 
 class CatalogMoved(CatalogError):
-    """Another writer committed to the table since it was read: read again, decide again."""
+    """Another writer committed to the table since it was read; the caller must read and decide again."""
 
 
 class Catalog:
-    """The tables under `<store>/catalog/`, on a folder or S3."""
+    """The tables under `<store>/catalog/`, in a folder or on S3."""
 
     def __init__(self, store_url: str):
         self.url = f"{store_url.rstrip('/')}/catalog"
@@ -65,7 +64,7 @@ class Catalog:
 
     @patient
     def version(self, table: str) -> int:
-        """Commit number of a table; -1 before its first row."""
+        """Return the commit number of a table; -1 before its first row."""
         delta = self._open(table)
         return -1 if delta is None else delta.version()
 
@@ -81,10 +80,11 @@ class Catalog:
         columns: Sequence[str] | None = None,
         filters: Sequence[Filter] | None = None,
     ) -> pd.DataFrame:
-        """A table (or some columns, some rows, an old version) as a DataFrame; maps come as dicts.
+        """Return a table, or some columns, some rows or an old version of it, as a DataFrame; maps become dicts.
 
-        Rows are in no order. All of `filters` must hold. Raises CatalogError where files are missing or broken.
+        The order of rows is undefined. All `filters` must hold. Raises CatalogError if files are missing or broken.
         """
+        # The schema of the result follows the requested columns, also for an empty table.
         names = list(columns or SCHEMAS[table].names)
         schema = pa.schema([SCHEMAS[table].field(name) for name in names])
         rows = pa.Table.from_batches(self.scan(table, version=version, columns=names, filters=filters), schema)
@@ -98,17 +98,18 @@ class Catalog:
         columns: Sequence[str],
         filters: Sequence[Filter] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """As `read`, in batches of a few thousand rows: what is not kept takes no memory."""
+        """Yield the result of `read` in batches of a few thousand rows, to bound the memory."""
         delta = None if version == -1 else self._open(table, version)
         if delta is not None:
             yield from self._select(delta, table, columns, filters or ())
 
     @patient
     def query(self, sql: str) -> pd.DataFrame:
-        """What an SQL SELECT over the tables finds (DataFusion's dialect): joins and counts without loading tables.
+        """Return the result of an SQL SELECT over the tables (DataFusion's dialect), without loading whole tables.
 
-        Tables that it names and that are not there yet are made. Raises CatalogError where it cannot be answered.
+        Missing tables named in the query are created. Raises CatalogError if the query fails.
         """
+        # Only tables named in the query are registered with the engine.
         named = [table for table in SCHEMAS if re.search(rf"\b{table}\b", sql)]
         batches = list(self._stream(sql, {table: self._open_or_create(table) for table in named}))
         return pa.Table.from_batches(batches).to_pandas() if batches else pd.DataFrame()
@@ -116,9 +117,11 @@ class Catalog:
     def _select(
         self, delta: DeltaTable, table: str, names: Sequence[str], filters: Sequence[Filter]
     ) -> Iterator[pa.RecordBatch]:
+        # Long `in` lists are applied to the streamed rows; all other filters become SQL.
         lookups = [f for f in filters if "in" in f[1] and len(f[2]) > PUSHED]
         conditions = [_sql(f) for f in filters if f not in lookups]
         columns = list(dict.fromkeys([*names, *(column for column, _, _ in lookups)]))
+        # Old versions of a table lack younger columns; they read as nulls.
         absent = _lacking(delta, table)
         shown = (f"NULL AS {_quoted(name)}" if name in absent else _quoted(name) for name in columns)
         query = f"SELECT {', '.join(shown)} FROM {table}"
@@ -128,8 +131,8 @@ class Catalog:
         schema = pa.schema([SCHEMAS[table].field(name) for name in names])
         for rows in self._stream(query, {table: delta}):
             for column, verb, values in wanted:
-                found = pc.is_in(rows[column], values)
-                rows = rows.filter(found if verb == "in" else pc.invert(found))
+                matches = pc.is_in(rows[column], values)
+                rows = rows.filter(matches if verb == "in" else pc.invert(matches))
             if rows.num_rows:
                 yield rows.select(list(names)).cast(schema)
 
@@ -141,9 +144,9 @@ class Catalog:
         for name, delta in tables.items():
             engine = engine.register(name, delta)
         try:
-            # As a stream of pyarrow, which lets go of the interpreter while it waits for data.
+            # A pyarrow stream releases the interpreter lock while it waits for data.
             stream = pa.RecordBatchReader.from_stream(engine.execute(sql))
-            # The engine describes text by string views, which pandas and pyarrow's comparisons do not take.
+            # The engine returns string views, which pandas and pyarrow's comparisons do not support.
             fields = [f.with_type(pa.string()) if pa.types.is_string_view(f.type) else f for f in stream.schema]
             for batch in stream:
                 yield batch.cast(pa.schema(fields))
@@ -151,10 +154,10 @@ class Catalog:
             raise CatalogError(f"catalog table {', '.join(tables)} at {self.url}: {error}") from error
 
     def add(self, table: str, rows: Iterable[Mapping[str, Any]], *, at: int | None = None) -> int:
-        """Inserts the rows whose key is not there yet, in one commit; returns how many were new.
+        """Insert rows with new keys in one commit; return the number of new rows.
 
-        Safe to repeat and safe beside other writers: a lost race is tried again on the new version.
-        With `at`, the version that the rows were decided on, a lost race raises CatalogMoved instead.
+        Safe to repeat and safe with concurrent writers: a lost race is repeated on the new version. With `at`, the
+        version on which the caller based its rows, a lost race raises CatalogMoved instead.
         """
         return self._merge(table, as_table(table, rows), at=at)
 
@@ -166,21 +169,21 @@ class Catalog:
         columns: Sequence[str] = (),
         at: int | None = None,
     ) -> int:
-        """Inserts rows, or replaces those of the same key, in one commit; returns how many were new.
+        """Insert rows or replace rows with the same key, in one commit; return the number of new rows.
 
-        With `columns`, only these are replaced of rows that are there. `at` as for `add`.
+        With `columns`, only these columns of existing rows are replaced. `at`: see `add`.
         """
         return self._merge(table, as_table(table, rows), replace=columns or SCHEMAS[table].names, at=at)
 
     def fill(
         self, table: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, at: int | None = None
     ) -> int:
-        """Like `add`, and of rows that are there already fills those of `columns` that are null."""
+        """Insert rows like `add`, and fill the nulls of `columns` in existing rows; return the number of new rows."""
         return self._merge(table, as_table(table, rows), fill=columns, at=at)
 
     @patient
     def delete(self, table: str, column: str, values: Collection[str]) -> int:
-        """Deletes the rows whose `column` is one of `values`; returns how many."""
+        """Delete the rows with one of `values` in `column`; return the number of deleted rows."""
         from deltalake import CommitProperties
         from deltalake.exceptions import CommitFailedError, DeltaError
 
@@ -188,6 +191,7 @@ class Catalog:
         while todo and (delta := self._open(table)) is not None:
             where = _sql((column, "in", todo[:PUSHED]))
             try:
+                # No retries by the library: it would apply the deletion to a version that was not read.
                 alone = CommitProperties(max_commit_retries=0)
                 deleted += int(delta.delete(where, commit_properties=alone)["num_deleted_rows"])
                 todo = todo[PUSHED:]
@@ -205,7 +209,7 @@ class Catalog:
 
     @patient
     def compact(self, table: str) -> int:
-        """Puts small files together; returns how many went. Rows and their order of keys stay; safe beside writers."""
+        """Merge small files; return the number of merged files. Keeps the rows; safe with concurrent writers."""
         from deltalake.exceptions import CommitFailedError, DeltaError
 
         delta = self._open(table)
@@ -214,7 +218,7 @@ class Catalog:
         try:
             done = delta.optimize.compact(target_size=FILE_BYTES, max_concurrent_tasks=1)
         except CommitFailedError:
-            return 0  # another writer replaced one of the files: its compaction, or the next, does the work
+            return 0  # another writer replaced one of the files; its compaction or the next one does the work
         except (DeltaError, OSError) as error:
             raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
         self._seal(table)
@@ -222,20 +226,21 @@ class Catalog:
 
     @patient
     def vacuum(self, table: str, *, keep: Iterable[int] = (), days: float = RETENTION_DAYS) -> int:
-        """Removes data files that no version of the last `days`, and none of `keep`, refers to; returns how many.
+        """Remove data files without a reference from versions of the last `days` or from `keep`; return their number.
 
-        Files of commits in the making are not touched: only what the log says was replaced goes.
+        Files of unfinished commits stay: only files that the log marks as replaced are removed.
         """
         from deltalake.exceptions import DeltaError
 
         delta = self._open(table)
         if delta is None:
             return 0
+        # Versions that a snapshot names must stay readable.
         versions = sorted({v for v in keep if 0 <= v <= delta.version()}) or None
         hours = int(days * 24)
         try:
             if not delta.vacuum(hours, enforce_retention_duration=False, keep_versions=versions):
-                return 0  # a vacuum of nothing would still move the version
+                return 0  # a vacuum without files would still create a new version
             removed = len(delta.vacuum(hours, False, enforce_retention_duration=False, keep_versions=versions))
             self._seal(table)
             return removed
@@ -246,7 +251,7 @@ class Catalog:
     def _merge(
         self,
         table: str,
-        given: pa.Table,
+        rows: pa.Table,
         *,
         replace: Sequence[str] = (),
         fill: Sequence[str] = (),
@@ -255,21 +260,22 @@ class Catalog:
         from deltalake.exceptions import CommitFailedError, DeltaError
 
         schema, keys = SCHEMAS[table], KEYS[table]
-        if not given.num_rows:
+        if not rows.num_rows:
             return 0
-        asked = list(zip(*(given[key].to_pylist() for key in keys), strict=True))
+        new_keys = list(zip(*(rows[key].to_pylist() for key in keys), strict=True))
         for attempt in range(ATTEMPTS):
             try:
                 delta = self._open_or_create(table)
                 if at is not None and delta.version() != max(at, 0):
                     raise CatalogMoved(f"{table}: version {delta.version()}, decided on {at}")
-                there = self._rows_of(delta, table, asked, schema.names if replace or fill else keys)
-                new = given.filter(pa.array([key not in there for key in asked]))
+                # Split the given rows into new ones, changed ones and those without a difference.
+                old_rows = self._rows_of(delta, table, new_keys, schema.names if replace or fill else keys)
+                new = rows.filter(pa.array([key not in old_rows for key in new_keys]))
                 changed = []
                 if replace or fill:
-                    known = given.filter(pa.array([key in there for key in asked]))
-                    for row in known.to_pylist():
-                        old = there[tuple(row[k] for k in keys)]
+                    present = rows.filter(pa.array([key in old_rows for key in new_keys]))
+                    for row in present.to_pylist():
+                        old = old_rows[tuple(row[k] for k in keys)]
                         merged = old | {c: row[c] for c in replace}
                         merged |= {c: row[c] for c in fill if merged[c] is None}
                         if merged != old:
@@ -282,24 +288,26 @@ class Catalog:
             except CommitFailedError as error:
                 if at is not None:
                     raise CatalogMoved(f"{table}: {error}") from error
+                # A random pause that grows with the attempts separates the writers.
                 time.sleep(random.uniform(0, 0.05 * (attempt + 1)))
             except (DeltaError, OSError) as error:
                 raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
         raise CatalogError(f"catalog table {table} at {self.url}: {ATTEMPTS} commits lost to other writers; run again")
 
     def _rows_of(
-        self, delta: DeltaTable, table: str, asked: Sequence[tuple[Any, ...]], names: Sequence[str]
+        self, delta: DeltaTable, table: str, wanted_keys: Sequence[tuple[Any, ...]], names: Sequence[str]
     ) -> dict[tuple[Any, ...], dict[str, Any]]:
-        """The table's rows that have these keys, by key."""
-        keys, wanted = KEYS[table], set(asked)
-        filters: list[Filter] = [(keys[0], "in", sorted({key[0] for key in asked}))]
+        """Return the table's rows with these keys, by key."""
+        keys, wanted = KEYS[table], set(wanted_keys)
+        # The first key column narrows the rows; the full key is compared below.
+        filters: list[Filter] = [(keys[0], "in", sorted({key[0] for key in wanted_keys}))]
         batches = self._select(delta, table, names, filters)
-        found = (row for batch in batches for row in batch.to_pylist())
-        by_key = ((tuple(row[k] for k in keys), row) for row in found)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        by_key = ((tuple(row[k] for k in keys), row) for row in rows)
         return {key: row for key, row in by_key if key in wanted}
 
     def _seal(self, table: str) -> None:
-        """Keep the digests of the files that a commit made; S3 keeps its own."""
+        """Record the digests of a commit's files; S3 keeps checksums of its own."""
         if self._options is None:
             seal(Path(self._uri(table)))
 
@@ -339,20 +347,20 @@ class Catalog:
                 self._uri(table), SCHEMAS[table], configuration=_configuration(table), storage_options=self._options
             )
         except (DeltaError, OSError) as error:
-            if delta := self._open(table):  # another process made it in this moment
+            if delta := self._open(table):  # another process created it at the same moment
                 return delta
-            raise CatalogError(f"catalog table {table} at {self.url} cannot be made: {error}") from error
+            raise CatalogError(f"catalog table {table} at {self.url} cannot be created: {error}") from error
 
 
 def _lacking(delta: DeltaTable, table: str) -> set[str]:
-    """Columns of today's schema that this version of a table has not."""
+    """Return the columns of the present schema that this version of a table lacks."""
     return set(SCHEMAS[table].names) - {field.name for field in delta.schema().fields}
 
 
 def as_table(table: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows with the types of the catalog's table, the last of those that share a key; other columns are left aside.
+    """Return rows with the column types of a catalog table; of rows with the same key, the last one.
 
-    The rows may be made as they are asked for: only their compact form stands in memory.
+    Other columns are dropped. `rows` may be a generator: only the compact Arrow form is kept in memory.
     """
     schema, keys = SCHEMAS[table], KEYS[table]
     rows, place, pieces = iter(rows), {}, []
@@ -365,18 +373,20 @@ def as_table(table: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def _commit(delta: DeltaTable, table: str, new: pa.Table, changed: Sequence[Mapping[str, Any]]) -> None:
-    """New and changed rows in one commit on exactly the version that was read; raises CommitFailedError otherwise."""
+    """Write new and changed rows in one commit on the version that was read; raise CommitFailedError otherwise."""
     from deltalake import CommitProperties, write_deltalake
 
+    # Without retries of the library, a concurrent commit makes this one fail.
     alone = CommitProperties(max_commit_retries=0)
     if not changed:
         write_deltalake(delta, new, mode="append", commit_properties=alone)
         return
     data = pa.concat_tables([new, pa.Table.from_pylist(list(changed), schema=SCHEMAS[table])])
+    # Delta's MERGE replaces the matching rows and inserts the others.
     keys = KEYS[table]
     on = " AND ".join(f"t.`{k}` = s.`{k}`" for k in keys)
     touched = sorted({row[keys[0]] for row in changed})
-    if len(touched) <= PUSHED:  # the engine then joins with a few rows, not with the whole table
+    if len(touched) <= PUSHED:  # the engine then joins with few rows instead of the whole table
         on += f" AND t.`{keys[0]}` IN ({', '.join(map(_literal, touched))})"
     merge = delta.merge(data, predicate=on, source_alias="s", target_alias="t", commit_properties=alone)
     merge.when_matched_update_all().when_not_matched_insert_all().execute()
@@ -396,12 +406,12 @@ def _quoted(name: str) -> str:
 
 
 def _literal(value: Any) -> str:
-    """A value as SQL has it."""
+    """Return a value as an SQL literal."""
     return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
 
 
 def _configuration(table: str) -> dict[str, str | None]:
-    """Properties of a new table. Statistics are kept of what is looked up, not of words about people."""
+    """Return the properties of a new table; statistics cover columns used in filters, not texts about people."""
     text = {"caption", "name", "image", "detail", "source", "license", "taken_at", "numbers", "texts", "vector"}
     text |= {"landmarks", "near", "old", "new"}
     return {
@@ -412,16 +422,16 @@ def _configuration(table: str) -> dict[str, str | None]:
 
 
 def _plain(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A row as pyarrow takes it: what pandas calls missing (NaN, NA) is None."""
+    """Return a row for pyarrow: pandas' missing values (NaN, NA) become None."""
     values = {name: row.get(name) for name in names}
     return {n: None if v is pd.NA or (isinstance(v, float) and math.isnan(v)) else v for n, v in values.items()}
 
 
 def _s3_options() -> dict[str, str]:
-    """delta-rs reads credentials from the environment itself; only the address differs by name."""
+    """Return delta-rs options for S3; it reads credentials from the environment, only the address has another name."""
     options = {
         "conditional_put": "etag",
-        # A request that S3 leaves without answer is given up and tried again, with growing pauses.
+        # A request without an answer is cancelled and repeated, with growing pauses.
         "timeout": f"{s3_timeout():g}s",
         "max_retries": "8",
         "retry_timeout": f"{10 * s3_timeout():g}s",

@@ -1,4 +1,4 @@
-"""What disks and networks say when they fail: in one line with the remedy, and tried again where that may help."""
+"""Errors of disks and networks as one line with a remedy, and retries of requests that may succeed later."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import ParamSpec, TypeVar
 from mm_core.core.errors import CatalogError, StoreError
 
 TRIES = 10
-"""Of one verb of the catalog, with growing pauses, before S3's error is reported."""
+"""Attempts of one catalog operation, with growing pauses, before S3's error is reported."""
+# Remedies for errors that a person can fix.
 _REMEDIES = {
     errno.ENOSPC: "free some space or move the store, then run again",
     errno.EDQUOT: "raise the quota or free some space, then run again",
@@ -32,49 +33,66 @@ _R = TypeVar("_R")
 
 
 def disk_fault(error: OSError) -> str:
-    """What the system said about a file, and the remedy."""
+    """Return the system's error text about a file, with a remedy."""
     return f"{error.strerror or error}: {_REMEDIES.get(error.errno or 0, 'run again')}"
 
 
 @contextmanager
 def disk_faults_of(place: Path) -> Iterator[None]:
-    """The system's errors about files of the workspace as StoreError."""
+    """Raise system errors about files of the workspace as StoreError."""
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{error.filename or place}: {disk_fault(error)}") from error
+        raise StoreError(f"{_named(error) or place}: {disk_fault(error)}") from error
+
+
+def _named(error: OSError) -> str:
+    """Return the file of an error; for a full disk the target, if the error names two files."""
+    # A rename or copy has two file names.
+    names = [str(name) for name in (error.filename, error.filename2) if name]
+    # Here only the target can be the cause.
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        names = names[-1:]
+    return " ".join(names)
 
 
 READERS = ("sqlite3", "sqlalchemy", "mlflow", "pyarrow", "safetensors", "deltalake", "pydantic_core", "json", "zipfile")
-"""Packages whose errors, where they reach a command, are about a file of the workspace that cannot be read."""
+"""Packages with errors that usually mean an unreadable file of the workspace."""
 
 
 def plain_fault(error: BaseException) -> str | None:
     """Return an error of the disk or of a damaged file as one line with its remedy; None for any other error.
 
-    Where a reader knew the file it has raised a MattingError already; this is for what libraries raise by themselves.
+    Our own readers raise a MattingError that names the file; this function handles errors of libraries.
     """
+    # The error names the file itself.
     if isinstance(error, OSError) and error.errno is not None:
-        named = " ".join(str(name) for name in (error.filename, error.filename2) if name)
+        named = _named(error)
         if error.errno in _REMEDIES:
             return f"{named or 'the disk'}: {disk_fault(error)}"
         return f"{named}: {error.strerror}: run `mm check`" if named else None
     packages = {cls.__module__.split(".")[0].lstrip("_") for cls in type(error).__mro__}
+    # The base classes are compared as well, because libraries raise subclasses from other modules.
     if isinstance(error, UnicodeDecodeError) or packages & set(READERS):
         cause: BaseException | None = error
-        while cause is not None:  # a library may wrap what the disk said
+        while cause is not None:  # a library may wrap the system's error
             if isinstance(cause, OSError) and cause.errno in _REMEDIES:
                 return plain_fault(cause)
             cause = cause.__cause__ or cause.__context__
-        said = " ".join(str(error).split())[:300]
-        if "database or disk is full" in said:
-            return f"{said}: {_REMEDIES[errno.ENOSPC]}"
-        return f"a file of the workspace is damaged or unreadable ({type(error).__name__}: {said}): run `mm check`"
+        message = " ".join(str(error).split())[:300]
+        if remedy := database_remedy(message):
+            return f"{message}: {remedy}"
+        return f"a file of the workspace is damaged or unreadable ({type(error).__name__}: {message}): run `mm check`"
     return None
 
 
+def database_remedy(said: str) -> str:
+    """Return the remedy for an error text of sqlite that the disk causes; "" for any other text."""
+    return _REMEDIES[errno.ENOSPC] if "database or disk is full" in said else ""
+
+
 def archive_fault(path: Path) -> str:
-    """Return what is wrong with a file of `torch.save`, by the CRC-32 of its members; "" where nothing is."""
+    """Return the damage of a file of `torch.save`, found by the CRC-32 of its members; "" for an intact file."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -84,10 +102,10 @@ def archive_fault(path: Path) -> str:
 
 
 def patient(verb: Callable[_P, _R]) -> Callable[_P, _R]:
-    """For verbs of the catalog that may be done twice to no effect: tries again where S3 let a request down.
+    """Repeat a catalog operation after failed S3 requests; for idempotent operations only.
 
-    delta-rs repeats requests that were refused, but not those whose answer broke off, nor a conditional commit. An
-    error that stays is a CatalogError of one line with its remedy.
+    delta-rs repeats refused requests, but neither requests with an interrupted answer nor conditional commits. The last
+    error becomes a CatalogError of one line with a remedy.
     """
 
     @wraps(verb)
@@ -98,6 +116,7 @@ def patient(verb: Callable[_P, _R]) -> Callable[_P, _R]:
             except CatalogError as error:
                 text = _COLOURS.sub("", str(error))
                 if "Generic S3 error" in text and attempt + 1 < TRIES:
+                    # Only S3 errors can pass; all others are reported immediately.
                     time.sleep(random.uniform(0, min(5.0, 0.05 * 2**attempt)))
                     continue
                 raise type(error)(_one_line(text)) from error
@@ -107,7 +126,7 @@ def patient(verb: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def _one_line(text: str) -> str:
-    """delta-rs tells a chain of causes, a line each."""
+    """Return delta-rs' error text, a chain of causes over several lines, as one line with a remedy."""
     plain = " ".join(text.replace("↳", ":").split())
     if code := re.search(r"\(os error (\d+)\)", plain):
         number = int(code.group(1))

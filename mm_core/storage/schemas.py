@@ -1,4 +1,4 @@
-"""The tables of the catalog: their columns and keys."""
+"""The columns and keys of the catalog's tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 SCHEMAS: Mapping[str, pa.Schema] = {
-    # The ledger: one row per (kind, batch, manifest digest), written last, when all its rows are in.
+    # The ledger of batches: one row per (kind, batch, manifest digest), written last, after all rows of the batch.
     "batches": pa.schema(
         [
             ("key", pa.string()),  # sha256 over kind, batch and manifest digest
@@ -15,17 +15,17 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("batch", pa.string()),
             ("manifest_sha256", pa.string()),
             ("state", pa.string()),  # ingested | held
-            ("reason", pa.string()),  # why a batch is held
+            ("reason", pa.string()),  # reason for holding a batch
             ("rows", pa.int64()),
             ("accepted", pa.int64()),
             ("quarantined", pa.int64()),
             ("duplicates", pa.int64()),
             ("uri", pa.string()),
-            ("ingested_at", pa.string()),  # ISO 8601, UTC; the latest row of a (kind, batch) says what it holds now
-            ("updated", pa.int64()),  # of the accepted rows: those that changed a known photo
-            ("conflicts", pa.int64()),  # rows of photos about which the drop says two things
-            ("arrival", pa.string()),  # digest over the key and the arrival before: a manifest may come back
-            ("statement", pa.string()),  # store key: what each row said, and its files' sizes and stamps
+            ("ingested_at", pa.string()),  # ISO 8601, UTC; the latest row of a (kind, batch) is its present state
+            ("updated", pa.int64()),  # number of accepted rows that changed a known photo
+            ("conflicts", pa.int64()),  # rows of photos with contradictory statements in one drop
+            ("arrival", pa.string()),  # digest over the key and the previous arrival: a manifest may arrive twice
+            ("statement", pa.string()),  # store key of all row values, with the files' sizes and stamps
             ("files", pa.string()),  # digest of the drop's listing
         ]
     ),
@@ -33,26 +33,26 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     "samples": pa.schema(
         [
             ("id", pa.string()),
-            ("kind", pa.string()),  # of the drop that brought it first
+            ("kind", pa.string()),  # of the drop that first contained it
             ("batch", pa.string()),
             ("category", pa.string()),  # null: unknown
             ("caption", pa.string()),
-            ("group", pa.string()),  # burst, scene, near-duplicates: never split over train and eval
-            ("role", pa.string()),  # "" | train | eval, as the manifest asks
+            ("group", pa.string()),  # burst, scene or near-duplicates; never split between train and eval
+            ("role", pa.string()),  # "" | train | eval, from the manifest
             ("width", pa.int32()),  # pixels, after EXIF orientation
             ("height", pa.int32()),
             ("format", pa.string()),  # JPEG, PNG, …
             ("phash", pa.string()),  # 64-bit perceptual hash, 16 hex digits
             ("landmarks", pa.binary()),  # 64-bit hashes of landmarks, 8 bytes each
-            ("near", pa.list_(pa.string())),  # ids of earlier photos that this one shows again, edited
+            ("near", pa.list_(pa.string())),  # ids of earlier photos that this one shows in edited form
             ("source", pa.string()),
             ("license", pa.string()),
             ("taken_at", pa.string()),
-            ("name", pa.string()),  # as the manifest called it
+            ("name", pa.string()),  # name in the manifest
             ("accepted_at", pa.string()),
         ]
     ),
-    # Every version of every alpha; the newest by (version) that is not withdrawn counts.
+    # Every version of every alpha. The newest `version` without a withdrawal is in use.
     "labels": pa.schema(
         [
             ("id", pa.string()),  # sha256 over sample id and alpha digest
@@ -62,14 +62,15 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("origin", pa.string()),  # drop | label_studio
             ("batch", pa.string()),
             ("annotator", pa.string()),
-            ("binary", pa.bool_()),  # a mask of 0 and 1 only: carries no soft band
+            ("binary", pa.bool_()),  # only values 0 and 1, therefore without a soft band
             ("created_at", pa.string()),
-            ("task", pa.string()),  # of label_studio: address of the task that it is the outcome of
-            ("prediction", pa.string()),  # version of the model whose matte the person began with
-            ("withdrawn_at", pa.string()),  # out of use since then: deleted, taken back, or in doubt
+            ("task", pa.string()),  # for label_studio: address of the task with this result
+            ("prediction", pa.string()),  # version of the model that drew the person's initial matte
+            ("withdrawn_at", pa.string()),  # start of the withdrawal: deleted, taken back, or in doubt
             ("withdrawn_why", pa.string()),
         ]
     ),
+    # Rows of manifests that were not accepted.
     "rejects": pa.schema(
         [
             ("key", pa.string()),  # sha256 over batch key and row number
@@ -78,22 +79,22 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("row", pa.int64()),  # 0-based row of the manifest
             ("image", pa.string()),
             ("verdict", pa.string()),  # quarantine | duplicate | conflict
-            ("reason", pa.string()),  # plain words, from a fixed list
-            ("detail", pa.string()),  # what was measured
-            ("sample_id", pa.string()),  # of a duplicate: the sample it repeats
-            ("where", pa.string()),  # store key of the kept copy, if any
+            ("reason", pa.string()),  # one text of a fixed list
+            ("detail", pa.string()),  # the measured values
+            ("sample_id", pa.string()),  # for a duplicate: the sample that it repeats
+            ("where", pa.string()),  # store key of the kept copy, if it exists
             ("rejected_at", pa.string()),
         ]
     ),
-    # Every change of mind about a known photo, by producers and people: what counted before and what counts since.
+    # Every change of a known photo by producers or people: the old value and the new one.
     "corrections": pa.schema(
         [
-            ("key", pa.string()),  # sha256 over arrival (or task), row, column and how often it changed before
-            ("arrival", pa.string()),  # of the drop; address of the task or digest of the export
+            ("key", pa.string()),  # sha256 over arrival (or task), row, column and number of earlier changes
+            ("arrival", pa.string()),  # of the drop; or address of the task, or digest of the export
             ("sample_id", pa.string()),
             ("verdict", pa.string()),  # update | removed
             ("column", pa.string()),  # of `samples`, or alpha
-            ("old", pa.string()),  # null: nothing was known
+            ("old", pa.string()),  # null: no earlier value
             ("new", pa.string()),  # null: withdrawn
             ("origin", pa.string()),  # drop | label_studio
             ("kind", pa.string()),
@@ -103,29 +104,29 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("stated_at", pa.string()),
         ]
     ),
-    # Suspect mattes that a person looked at and took as they are: none of them is held again.
+    # Suspect mattes that a person accepted unchanged; they are not held again.
     "reviews": pa.schema(
         [
             ("id", pa.string()),  # of the label: sha256 over sample id and alpha digest
             ("sample_id", pa.string()),
             ("alpha_sha256", pa.string()),
-            ("reason", pa.string()),  # what was suspected
-            ("detail", pa.string()),  # what was measured
+            ("reason", pa.string()),  # the suspicion
+            ("detail", pa.string()),  # the measured values
             ("reviewer", pa.string()),
             ("why", pa.string()),
             ("reviewed_at", pa.string()),
         ]
     ),
-    # Photos that must not come back: all that is kept of them.
+    # Photos that must not return; this row is the only remaining data about them.
     "forgotten": pa.schema(
         [
             ("id", pa.string()),
             ("group", pa.string()),
-            ("alphas", pa.string()),  # digests of its mattes, by spaces
+            ("alphas", pa.string()),  # digests of its mattes, separated by spaces
             ("forgotten_at", pa.string()),
         ]
     ),
-    # What extractors found, one row per sample, extractor and its version.
+    # Results of extractors: one row per sample, extractor and extractor version.
     "features": pa.schema(
         [
             ("sample_id", pa.string()),
@@ -134,17 +135,19 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("numbers", pa.map_(pa.string(), pa.float64())),
             ("texts", pa.map_(pa.string(), pa.string())),
             ("computed_at", pa.string()),
-            ("vector", pa.list_(pa.float32())),  # an embedding; null of extractors that make none
+            ("vector", pa.list_(pa.float32())),  # an embedding; null for extractors without one
         ]
     ),
 }
+# Keep this list in step with SCHEMAS.
 ADDED: Mapping[str, tuple[str, ...]] = {
     "batches": ("updated", "conflicts", "arrival", "statement", "files"),
     "features": ("vector",),
     "samples": ("landmarks", "near"),
     "labels": ("task", "prediction", "withdrawn_at", "withdrawn_why"),
 }
-"""Columns younger than the first catalogs: versions without them read as nulls, and the next write adds them."""
+"""Columns added after the first catalogs: older versions read as nulls, and the next write adds the columns."""
+# The columns that identify a row of each table.
 KEYS: Mapping[str, tuple[str, ...]] = {
     "batches": ("key",),
     "samples": ("id",),

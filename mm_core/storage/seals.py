@@ -1,46 +1,67 @@
-"""Digests of the files that a Delta table is made of, written beside them when they are new.
+"""Digests of files without one in their names, stored next to new files.
 
-Delta keeps no checksum of its logs, and parquet's pages carry none: a flipped bit in a value reads as another value.
-After each commit the new files of the table's folder are sealed; `mm check` compares. Tables on S3 are not sealed: S3
-keeps checksums of its objects itself.
+Delta keeps no checksum of its logs, and parquet pages have none: a flipped bit in a value is read as another value.
+Each commit seals its new files, and `mm check` compares them. Tables on S3 are not sealed, because S3 keeps checksums
+of its objects.
+
+An evaluation's scores are sealed as a folder, and so are the records of a store on a disk (`KeySeals`). Databases
+change in place, also by other programs: their seal is valid for one size and modification time.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
+from mm_core.core.errors import InputError
 from mm_core.core.records import sha256_file, write_json
 
 FOLDER = "_seals"
-"""In the table's folder; Delta's readers pass over names that begin with an underscore."""
+"""Subfolder of the table; Delta's readers skip names that begin with an underscore."""
 _LOGS = (".json", ".parquet")
+DIGESTS = "digests.json"
+"""Name of the file in a sealed folder: path of each file → its digest."""
+SEALED_KEYS = ("ingest/", "quarantine/", "gate/")
+"""Prefixes of the store's keys with one seal each: records that are rewritten under the same key."""
+KEY_SEALS = ".seals"
+DATABASES = "databases.json"
+"""Name of the file in the workspace: path of each sqlite file → size, modification time in ns, digest."""
+_TICK = 0.05
+"""Resolution of a file system's clock in seconds, at worst."""
+_LAST = 8
+"""Digests kept per key: two writers may replace it concurrently, and a killed one may not finish."""
 
 
+# Seals of Delta tables.
 def seal(table: Path) -> int:
-    """Write the digests of a table's log files and data files that have none yet; return how many log files that were.
+    """Write missing digests of a table's log files and data files; return the number of newly sealed log files.
 
-    Safe to repeat and safe beside other writers: all of them write the same.
+    Safe to repeat and safe with concurrent writers: all of them write the same content.
     """
     log, seals = table / "_delta_log", table / FOLDER
     if not log.is_dir():
         return 0
-    known = {path.name for path in seals.iterdir()} if seals.is_dir() else set()
-    fresh = [path for path in log.iterdir() if path.suffix in _LOGS and f"{path.name}.json" not in known]
+    sealed = {path.name for path in seals.iterdir()} if seals.is_dir() else set()
+    # Log files never change, so an existing seal stays valid.
+    fresh = [path for path in log.iterdir() if path.suffix in _LOGS and f"{path.name}.json" not in sealed]
     for path in fresh:
         try:
+            # A seal covers the log file of a commit and the data files that the commit added.
             files = [path, *(table / name for name in _added(path) if (table / name).is_file())]
             digests = {file.relative_to(table).as_posix(): sha256_file(file) for file in files}
         except (FileNotFoundError, ValueError):
-            continue  # another writer tidied up, or the file is damaged: `mm check` reads it
+            continue  # another writer removed the file, or it is damaged: `mm check` reports that
         write_json(seals / f"{path.name}.json", digests)
     return len(fresh)
 
 
 def broken_seals(table: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each sealed file of a table that is there and is another, with what is wrong."""
+    """Yield each existing sealed file with a wrong digest, with a text about the fault."""
     seals = table / FOLDER
     for path in sorted(seals.iterdir()) if seals.is_dir() else ():
         try:
@@ -50,24 +71,142 @@ def broken_seals(table: Path) -> Iterator[tuple[Path, str]]:
             continue
         for name, digest in digests.items():
             file = table / name
-            # What compaction and clean-up removed is no fault: a missing file that is needed is found by reading.
+            # Compaction and vacuum remove files on purpose. Reading the table finds a missing file that is needed.
             if file.is_file() and sha256_file(file) != digest:
                 yield file, "its bytes are not those that were written"
 
 
 def unsealed(table: Path) -> int:
-    """Return how many log files have no seal: written by an older version, or by a process that was killed."""
+    """Return the number of log files without a seal, from an older version or from a killed process."""
     log, seals = table / "_delta_log", table / FOLDER
     if not log.is_dir():
         return 0
-    known = {path.name for path in seals.iterdir()} if seals.is_dir() else set()
-    return sum(path.suffix in _LOGS and f"{path.name}.json" not in known for path in log.iterdir())
+    sealed = {path.name for path in seals.iterdir()} if seals.is_dir() else set()
+    return sum(path.suffix in _LOGS and f"{path.name}.json" not in sealed for path in log.iterdir())
 
 
 def _added(log: Path) -> Iterator[str]:
-    """Names of the data files that a commit adds."""
+    """Yield the names of the data files that a commit adds."""
+    # A log file has one JSON action per line; paths are percent-encoded.
     if log.suffix == ".json":
         for line in log.read_bytes().splitlines():
             action = json.loads(line)
             if "add" in action:
                 yield unquote(action["add"]["path"])
+
+
+# Seals of folders, and of databases in a workspace.
+def seal_folder(folder: Path, others: Sequence[Path] = ()) -> None:
+    """Write the digests of a folder's files, and of `others` outside of it, into its `digests.json`."""
+    # Paths are relative to the folder, so that a moved workspace stays sealed.
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DIGESTS]
+    digests = {os.path.relpath(path, folder): sha256_file(path) for path in (*files, *others)}
+    write_json(folder / DIGESTS, digests)
+
+
+def broken_files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each missing or changed file of a folder's seal; nothing for a folder without a seal."""
+    seals = folder / DIGESTS
+    if not seals.is_file():
+        return
+    try:
+        digests = dict(json.loads(seals.read_bytes()))
+    except (ValueError, TypeError):
+        yield seals, "not the digests that were written"
+        return
+    for name, digest in digests.items():
+        file = folder / name
+        if not file.is_file() or sha256_file(file) != digest:
+            yield file, "its bytes are not those that were written"
+
+
+def require_unbroken(folder: Path, remedy: str) -> None:
+    """Raise InputError with the first missing or changed file of a sealed folder, and with the remedy."""
+    for path, what in broken_files(folder):
+        raise InputError(f"{path} is damaged, {what}: {remedy}")
+
+
+def databases_of(root: Path, left_out: Path) -> list[Path]:
+    """Return the sqlite files of a workspace outside of the folder `left_out`."""
+    found = sorted(root.rglob("*.db")) if root.is_dir() else []
+    return [path for path in found if left_out not in path.parents and path.is_file()]
+
+
+def seal_databases(root: Path, left_out: Path) -> None:
+    """Write size, time and digest of a workspace's databases; skip databases during a write."""
+    seals = _database_seals(root)
+    for path in databases_of(root, left_out):
+        name, before = path.relative_to(root).as_posix(), _size_and_time(path)
+        if seals.get(name, [])[:2] == before:
+            # Unchanged since the last seal: no need to read the file.
+            continue
+        if (age := time.time() - before[1] / 1e9) < _TICK:
+            # A later write in the same tick of the file system's clock would not change the time.
+            time.sleep(min(_TICK, _TICK - age))
+            before = _size_and_time(path)
+        digest = sha256_file(path)
+        seals.pop(name, None)
+        # A database that changed while it was read gets no seal.
+        if _size_and_time(path) == before:
+            seals[name] = [*before, digest]
+    if seals:
+        write_json(root / DATABASES, seals)
+
+
+def database_fault(root: Path, path: Path) -> str:
+    """Return a text if a database changed without a change of its size and time; empty otherwise."""
+    *state, digest = _database_seals(root).get(path.relative_to(root).as_posix(), ["", "", ""])
+    # A new size or time is a normal write, not damage.
+    if state != _size_and_time(path) or sha256_file(path) == digest:
+        return ""
+    return "its bytes changed and its time did not"
+
+
+def _database_seals(root: Path) -> dict[str, list[Any]]:
+    try:
+        return dict(json.loads((root / DATABASES).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _size_and_time(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+class KeySeals:
+    """Digests of a folder store's records, by key, in a hidden folder of it."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def path_of(self, key: str) -> Path | None:
+        """Return the path of a key's seal; None for keys without one."""
+        return self.root / KEY_SEALS / f"{key}.json" if key.startswith(SEALED_KEYS) else None
+
+    def write(self, key: str, digest: str) -> None:
+        """Record a digest before the content is moved into place."""
+        # Seal first: after a kill in between, an older digest of the list still fits.
+        if path := self.path_of(key):
+            write_json(path, [digest, *self._read(path)][:_LAST])
+
+    def remove(self, key: str) -> None:
+        """Remove the seal of a key."""
+        if path := self.path_of(key):
+            path.unlink(missing_ok=True)
+
+    def fault(self, key: str) -> str:
+        """Return a text if the content of a key differs from its seal; empty if it fits or has no seal."""
+        path = self.path_of(key)
+        if path is None or not path.is_file():
+            return ""
+        digests = self._read(path)
+        if not digests:
+            return f"its seal {path} is damaged"
+        return "" if sha256_file(self.root / key) in digests else "its bytes are not those that were written"
+
+    def _read(self, path: Path) -> list[str]:
+        try:
+            return [str(digest) for digest in json.loads(path.read_bytes())]
+        except (OSError, ValueError, TypeError):
+            return []

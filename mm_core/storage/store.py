@@ -1,6 +1,6 @@
-"""Store: five verbs over a folder or an S3 prefix. The only module that knows boto3.
+"""Objects in a folder or under an S3 prefix, with one interface. Only this module uses boto3.
 
-Everything above sees local paths: `fetch` gives one, whatever the backend.
+Callers work with local paths: `fetch` returns one for either backend.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from mm_core.core.errors import BlobDamaged, BlobNotFound, BlobTooLarge, InputError, StoreError
 from mm_core.core.records import sha256_bytes, sha256_file
 from mm_core.core.settings import s3_timeout
 from mm_core.storage.retry import disk_fault
+from mm_core.storage.seals import KEY_SEALS, KeySeals
 
 BLOBS = "blobs/"
-"""Keys below are content-addressed: what they name never changes."""
+"""Prefix of content-addressed keys: their objects never change."""
 S3_ATTEMPTS = 8
-"""Tries of one request, with growing pauses, before its error is reported."""
+"""Attempts of one request, with growing pauses, before its error is reported."""
 TEMPORARY = ".tmp"
 LEFT_AFTER = 3600
-"""Seconds without a write after which a temporary file is taken for one that a killed process left."""
+"""Seconds without a write after which a temporary file is regarded as left by a killed process."""
 
 
 @dataclass(frozen=True)
@@ -42,70 +45,80 @@ class Entry:
     size: int
     """Bytes."""
     stamp: str = ""
-    """Differs once the object has been written again: time of change of a file, ETag on S3."""
+
+
+"""Changes with every write of the object: modification time of a file, ETag on S3."""
 
 
 class Store(Protocol):
-    """What blobs, catalog files and inboxes are read and written through. Keys use `/`, never start with it."""
+    """The interface for blobs, catalog files and inboxes. Keys use `/` and never start with it."""
 
     url: str
 
     def put(self, key: str, source: Path | bytes, *, sha256: str | None = None) -> None:
-        """Writes an object whole or not at all; replaces what was there.
+        """Write an object atomically; replace an existing one.
 
-        Raises StoreError for a file whose content is not, or no longer, the one of `sha256`.
+        Raises StoreError if the content of the source file does not, or no longer, match `sha256`.
         """
         ...
 
     def fetch(self, key: str, *, most: int | None = None) -> Path:
-        """A local path with the object's content. Raises BlobNotFound; BlobTooLarge, before anything is read, for one
-        of more than `most` bytes."""
+        """Return a local path with the object's content.
+
+        Raises BlobNotFound for a missing object, and BlobTooLarge, before reading, for one above `most` bytes.
+        """
         ...
 
     def exists(self, key: str) -> bool: ...
 
     def list(self, prefix: str = "", *, delimiter: bool = False) -> Iterator[Entry]:
-        """Objects under a prefix, by key. With `delimiter`, only the next level: folders end in `/`, size 0."""
+        """Yield the objects under a prefix, by key; with `delimiter` one level only: folders end in `/`, size 0."""
         ...
 
     def delete(self, key: str) -> None:
-        """Removes an object, its local copy, and where the bucket keeps versions all of them; no error where there is
-        none. Raises StoreError where versions stay: they can still be read."""
+        """Remove an object, its local copy, and all its versions in a versioned bucket; ignore a missing object.
+
+        Raises StoreError if versions stay, because they could still be read.
+        """
         ...
 
     def purge(self, prefix: str) -> int:
-        """Removes the versions under a prefix that are no longer current, after others deleted or replaced objects
-        there; returns how many. Nothing in a folder, and in a bucket where `delete` met no versions."""
+        """Remove superseded versions under a prefix, after other writers deleted or replaced objects there.
+
+        Returns their number. Does nothing in a folder, and in a bucket without versions seen by `delete`.
+        """
         ...
 
     def drop_copy(self, key: str) -> None:
-        """Removes a local copy that turned out to be damaged; the object itself stays."""
+        """Remove a damaged local copy; the object itself stays."""
         ...
 
     def apart(self, cache: Path) -> Store:
-        """The same objects with downloads in a folder of their own, which goes when its work is done."""
+        """Return a store of the same objects with a download folder of its own, removed after its use."""
         ...
 
 
 def open_store(url: str, cache: Path) -> Store:
-    """A folder path or `s3://bucket/prefix`. `cache` keeps S3 downloads."""
+    """Open a folder path or `s3://bucket/prefix`; `cache` holds downloads from S3. Raises InputError for other URLs."""
     parsed = urlparse(url)
     if parsed.scheme == "s3":
         if not parsed.netloc:
             raise InputError(f"store {url!r} names no bucket: write s3://bucket/prefix")
         return S3Store(parsed.netloc, parsed.path.strip("/"), cache)
+    # A scheme of one letter is a drive of Windows.
     if parsed.scheme and len(parsed.scheme) > 1:
         raise InputError(f"store {url!r} has the unknown scheme {parsed.scheme!r}: use a folder or s3://bucket/prefix")
     return LocalStore(Path(url))
 
 
 def blob_key(digest: str) -> str:
-    """Content-addressed place of a blob."""
+    """Return the content-addressed key of a blob."""
+    # Two levels of folders keep the listings of a file system short.
     return f"{BLOBS}{digest[:2]}/{digest[2:4]}/{digest}"
 
 
 def put_blob(store: Store, source: Path | bytes, digest: str | None = None) -> str:
-    """Stores content under its own sha256 (once) and returns that; `digest`: the sha256 where it is known."""
+    """Store content under its sha256 unless it exists, and return the digest; `digest`: the sha256 if it is known."""
     if digest is None:
         digest = sha256_bytes(source) if isinstance(source, bytes) else sha256_file(source)
     if not store.exists(blob_key(digest)):
@@ -114,28 +127,30 @@ def put_blob(store: Store, source: Path | bytes, digest: str | None = None) -> s
 
 
 def fetch_blob(store: Store, digest: str) -> Path:
-    """Return the local path of a blob whose bytes have this sha256.
+    """Return the local path of a blob with verified content.
 
-    Raises BlobNotFound, and BlobDamaged where the store's bytes are others. A damaged download is fetched again.
+    Raises BlobNotFound for a missing blob, BlobDamaged for wrong bytes. A damaged download is fetched again.
     """
     key = blob_key(digest)
     path = store.fetch(key)
     if sha256_file(path) != digest:
+        # The first copy may be a damaged download; the second one shows the store's own bytes.
         store.drop_copy(key)
         path = store.fetch(key)
-        if (found := sha256_file(path)) != digest:
+        if (actual := sha256_file(path)) != digest:
             store.drop_copy(key)
-            raise BlobDamaged(f"{store.url}/{key} is damaged, its sha256 is {found[:12]}: run `mm check --repair`")
+            raise BlobDamaged(f"{store.url}/{key} is damaged, its sha256 is {actual[:12]}: run `mm check --repair`")
     return path
 
 
 class LocalStore:
-    """A folder."""
+    """A store in a folder."""
 
     def __init__(self, root: Path):
         self.root = Path(os.path.abspath(root))
         self.url = str(self.root)
         self._drafts = _Drafts(self.root / TEMPORARY)
+        self.seals = KeySeals(self.root)
 
     def _path(self, key: str) -> Path:
         return self.root / _inside(key)
@@ -144,27 +159,31 @@ class LocalStore:
         path = self._path(key)
         try:
             with self._drafts.replacing(path) as temporary, temporary.open("wb") as writer:
-                found = hashlib.sha256()
+                # Copy and hash in one pass: the file may change between a check and a copy.
+                hasher = hashlib.sha256()
                 with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as reader:
                     while block := reader.read(1 << 20):
                         writer.write(block)
-                        if sha256:
-                            found.update(block)
-                if sha256 and found.hexdigest() != sha256:
+                        hasher.update(block)
+                if sha256 and hasher.hexdigest() != sha256:
                     raise StoreError(f"{source} changed while it was read: run again")
                 writer.flush()
+                # Without fsync a power failure could leave an empty file under the final name.
                 os.fsync(writer.fileno())
+                self.seals.write(key, hasher.hexdigest())
         except OSError as error:
             raise StoreError(f"writing {self.url}/{key}: {disk_fault(error)}") from error
 
     def fetch(self, key: str, *, most: int | None = None) -> Path:
         path = self._path(key)
-        if not os.path.isfile(path):  # unlike Path.is_file, no error on names that no file can have
+        if not os.path.isfile(path):  # Path.is_file raises an error for names that no file can have
             raise BlobNotFound(f"{self.url} holds no {key}")
         try:
             _no_larger(key, path.stat().st_size, most)
-        except FileNotFoundError:  # it went in this moment
+        except FileNotFoundError:  # removed by another process after the check
             raise BlobNotFound(f"{self.url} holds no {key}") from None
+        if fault := self.seals.fault(key):
+            raise BlobDamaged(f"{path} is damaged, {fault}: bring it back from a backup, or delete it")
         return path
 
     def exists(self, key: str) -> bool:
@@ -175,19 +194,19 @@ class LocalStore:
         yield from self._below(self.root / inner, f"{inner}/" if inner else "", delimiter)
 
     def _below(self, folder: Path, place: str, delimiter: bool) -> Iterator[Entry]:
-        """Entries in the order of their keys, as S3 has it; linked folders are named, not entered."""
+        """Yield entries in the order of their keys, like S3; linked folders are listed but not entered."""
         if not folder.is_dir():
             return
         children: dict[str, os.DirEntry[str]] = {}
-        with suppress(FileNotFoundError):  # the folder went in this moment
+        with suppress(FileNotFoundError):  # the folder was removed after the check
+            # The trailing slash of folders takes part in the order, as it does on S3.
             children = {f"{c.name}/" if c.is_dir() else c.name: c for c in os.scandir(folder)}
         for name, child in sorted(children.items()):
-            if _is_temporary(name.rstrip("/")):
+            if _is_temporary(name.rstrip("/")) or f"{place}{name}" == f"{KEY_SEALS}/":
                 continue
             if not name.endswith("/"):
                 with suppress(FileNotFoundError):
-                    status = child.stat(follow_symlinks=False)
-                    yield Entry(f"{place}{name}", status.st_size, str(status.st_mtime_ns))
+                    yield Entry(f"{place}{name}", *_size_and_stamp(child))
             elif delimiter:
                 yield Entry(f"{place}{name}", 0)
             elif not child.is_symlink():
@@ -196,6 +215,7 @@ class LocalStore:
     def delete(self, key: str) -> None:
         try:
             self._path(key).unlink(missing_ok=True)
+            self.seals.remove(key)
         except OSError as error:
             raise StoreError(f"deleting {self.url}/{key}: {disk_fault(error)}") from error
 
@@ -203,14 +223,14 @@ class LocalStore:
         return 0
 
     def drop_copy(self, key: str) -> None:
-        """The files are the objects themselves: there is no copy."""
+        """Do nothing: the files are the objects themselves."""
 
     def apart(self, cache: Path) -> Store:
         return self
 
 
 class S3Store:
-    """A bucket prefix. Address, region and keys come from the usual AWS variables."""
+    """A store under a bucket prefix. Address, region and keys come from the usual AWS variables."""
 
     def __init__(self, bucket: str, prefix: str, cache: Path):
         self.bucket, self.prefix, self.cache = bucket, prefix, cache / "s3" / bucket / prefix
@@ -222,10 +242,11 @@ class S3Store:
 
     @property
     def _client(self) -> Any:
-        """Made on first use; making one is not safe in two threads at once, using one is."""
+        """The boto3 client, created on first use. Its creation is not thread-safe; its use is."""
         from boto3.session import Session
         from botocore.config import Config
 
+        # The lock makes one thread create the client and the others wait.
         with self._lock:
             if self._client_or_none is None:
                 timeout = s3_timeout()
@@ -253,19 +274,22 @@ class S3Store:
                 self._client.upload_file(str(source), self.bucket, name, ExtraArgs=checked)
 
     def fetch(self, key: str, *, most: int | None = None) -> Path:
-        """Downloads once: content-addressed blobs never change, other objects are asked for their ETag."""
+        """Download an object once: blobs never change, and other objects are compared by their ETag."""
         name = self._key(key)
         path = self.cache / "objects" / _inside(key)
         stamp = self.cache / "etags" / _inside(key)
+        # Content-addressed: the local copy is current without a request.
         if key.startswith(BLOBS) and path.is_file():
             return path
         with self._plain_errors("reading", key):
+            # The size is checked before the download starts.
             head = self._client.head_object(Bucket=self.bucket, Key=name)
             _no_larger(key, head["ContentLength"], most)
             if path.is_file() and stamp.is_file() and stamp.read_text() == head["ETag"]:
                 return path
             with self._drafts.replacing(path) as temporary:
                 self._client.download_file(self.bucket, name, str(temporary))
+                # Guard against a truncated download.
                 if temporary.stat().st_size != head["ContentLength"]:
                     raise StoreError(f"{self.url}/{key} arrived truncated: run again")
             with self._drafts.replacing(stamp) as temporary:
@@ -282,6 +306,7 @@ class S3Store:
 
     def list(self, prefix: str = "", *, delimiter: bool = False) -> Iterator[Entry]:
         full = f"{self._key(prefix)}/" if prefix.strip("/") else (f"{self.prefix}/" if self.prefix else "")
+        # Keys of entries are relative to the prefix.
         skip = len(self.prefix) + 1 if self.prefix else 0
         with self._plain_errors("listing", prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -292,15 +317,15 @@ class S3Store:
                 objects = [
                     Entry(item["Key"][skip:], item["Size"], item.get("ETag", "")) for item in page.get("Contents", ())
                 ]
-                # Consoles make empty objects named like folders.
-                found = folders + [entry for entry in objects if not entry.key.endswith("/") and entry.key]
-                yield from sorted(found, key=lambda entry: entry.key)
+                # Web consoles create empty objects with folder names; they are skipped.
+                entries = folders + [entry for entry in objects if not entry.key.endswith("/") and entry.key]
+                yield from sorted(entries, key=lambda entry: entry.key)
 
     def delete(self, key: str) -> None:
         with self._plain_errors("deleting", key):
             answer = self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
             self.drop_copy(key)
-        # A bucket that keeps versions says so: it only marked the object as deleted.
+        # The answer of a versioned bucket has a version: the object was only marked as deleted.
         if answer.get("DeleteMarker") or answer.get("VersionId"):
             self._versioned = True
             self._delete_versions(self._key(key), lambda entry: entry["Key"] == self._key(key))
@@ -311,9 +336,8 @@ class S3Store:
         return self._delete_versions(f"{self._key(prefix)}/", lambda entry: not entry["IsLatest"])
 
     def _delete_versions(self, start: str, wanted: Callable[[dict[str, Any]], bool]) -> int:
-        """Deletes versions and deletion marks of keys that begin with `start`; returns how many."""
-        from botocore.exceptions import ClientError
-
+        """Delete versions and deletion markers of keys that begin with `start`; return their number."""
+        # A deleted object of a versioned bucket stays readable until each version is removed.
         removed = 0
         try:
             pages = self._client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=start)
@@ -338,15 +362,15 @@ class S3Store:
 
     @contextmanager
     def _plain_errors(self, doing: str, key: str) -> Iterator[None]:
-        """boto's errors as ours: BlobNotFound where there is nothing, StoreError otherwise."""
+        """Raise boto's errors as ours: BlobNotFound for a missing object, StoreError otherwise."""
         from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             yield
         except ClientError as error:
             if doing == "reading" and error.response["Error"]["Code"] in ("404", "NoSuchKey"):
                 raise BlobNotFound(f"{self.url} holds no {key}") from error
+            # Status 4xx: the request itself is wrong, so a repetition does not help.
             wrong = 400 <= error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) < 500
             remedy = "check the address, the bucket and the keys' rights" if wrong else "run again"
             raise StoreError(f"{doing} {self.url}/{key}: {error}: {remedy}") from error
@@ -357,7 +381,8 @@ class S3Store:
 
 
 def _inside(key: str) -> str:
-    """The key in its plain form. Raises StoreError for one that is empty or would leave the store."""
+    """Return the normalised key; raise StoreError for an empty key or one outside the store."""
+    # Normalise first, so that `a/../../b` cannot escape.
     plain = posixpath.normpath(key.strip("/") or "/")
     if plain.startswith(("/", "../")) or plain in ("..", "."):
         raise StoreError(f"key {key!r} leaves the store")
@@ -370,7 +395,7 @@ def _no_larger(key: str, size: int, most: int | None) -> None:
 
 
 class _Drafts:
-    """A folder in which files are written before they take their place; what killed processes left there goes."""
+    """A folder for unfinished files; leftovers of killed processes are removed on first use."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -378,11 +403,12 @@ class _Drafts:
 
     @contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:
-        """A new file that becomes `path` when all went well; its name is this thread's own."""
+        """Yield a new file of this thread that becomes `path` if the body succeeds."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._swept:
             remove_left_over(self.folder)
             self._swept = True
+        # A random name keeps threads and processes apart.
         temporary = self.folder / uuid.uuid4().hex
         try:
             yield temporary
@@ -393,14 +419,27 @@ class _Drafts:
 
 
 def remove_left_over(folder: Path) -> None:
-    """Removes what lies in a folder of temporary files and folders and was not written to for LEFT_AFTER seconds."""
+    """Remove temporary files and folders without a write in the last LEFT_AFTER seconds."""
     for entry in os.scandir(folder):
-        with suppress(FileNotFoundError):  # another process tidies up too
+        with suppress(FileNotFoundError):  # another process may clean up at the same time
             if entry.stat(follow_symlinks=False).st_mtime <= time.time() - LEFT_AFTER:
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path)
                 else:
                     os.unlink(entry.path)
+
+
+def _size_and_stamp(file: os.DirEntry[str]) -> tuple[int, str]:
+    """Return size in bytes and time of the last change of a file, or of a link's target.
+
+    Copies that keep the time of their original (`cp -p`, rsync) change the inode's time only, so the later one counts.
+    """
+    # The link itself, then its target.
+    states = [file.stat(follow_symlinks=False)]
+    if file.is_symlink():
+        with suppress(OSError):  # the link leads nowhere
+            states.append(file.stat())
+    return states[-1].st_size, str(max(max(state.st_mtime_ns, state.st_ctime_ns) for state in states))
 
 
 def _is_temporary(name: str) -> bool:

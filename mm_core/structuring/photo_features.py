@@ -145,8 +145,9 @@ def _place(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, float]:
     gps = exif["gps"]
     latitude = _degrees(gps.get(ExifTags.GPS.GPSLatitude), _text(gps.get(ExifTags.GPS.GPSLatitudeRef)), "NS", 90)
     longitude = _degrees(gps.get(ExifTags.GPS.GPSLongitude), _text(gps.get(ExifTags.GPS.GPSLongitudeRef)), "EW", 180)
-    # Cameras without a GPS fix write 0/0, a point in the Gulf of Guinea.
-    if latitude is None or longitude is None or (latitude == 0 and longitude == 0):
+    # Cameras without a GPS fix write 0/0, a point in the Gulf of Guinea, or the status V (void) with an old place.
+    is_void = _text(gps.get(ExifTags.GPS.GPSStatus)).upper().startswith("V")
+    if is_void or latitude is None or longitude is None or (latitude == 0 and longitude == 0):
         return {}
     altitude = _number(gps.get(ExifTags.GPS.GPSAltitude))
     below = gps.get(ExifTags.GPS.GPSAltitudeRef) in (1, b"\x01")

@@ -11,8 +11,7 @@ from typing import Any
 from mm_core.core.errors import BlobDamaged, BlobNotFound
 from mm_core.imaging.images import UnreadableImage, load_alpha
 from mm_core.storage.store import Store, fetch_blob
-from mm_core.structuring import difficulty
-from mm_core.structuring import photo_features as photo
+from mm_core.structuring import difficulty, photo_features
 from mm_core.structuring.extractors import Extractor, decode, shrunk
 from mm_core.structuring.ocr import OcrFailed
 from mm_core.structuring.rows import Found, Photo, row_of
@@ -81,7 +80,7 @@ def _one(store: Store, task: Task, each: Sequence[Extractor]) -> tuple[Done, Pho
     try:
         path = fetch_blob(store, task.sample_id)
         rgb = decode(path)
-        decoded = Photo(task.sample_id, task.name, path, rgb, shrunk(rgb, photo.SIDE))
+        decoded = Photo(task.sample_id, task.name, path, rgb, shrunk(rgb, photo_features.SIDE))
         for extractor in each:
             if extractor.name in task.lacks:
                 (result,) = extractor.run([decoded])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 
 from mm_core.core.errors import InputError
 from mm_core.core.params import SplitParams
+from mm_core.core.pins import PinnedInputs
 from mm_core.core.records import Report
 from mm_core.ingest.snapshot import SCHEMA, read_pool, write_frames
 from mm_core.storage.catalog import Catalog
@@ -22,11 +22,10 @@ SPLIT_SCHEMA = SCHEMA.append(pa.field("difficulty", pa.float64()))
 def split_by_difficulty(
     params: SplitParams,
     catalog: Catalog,
-    inputs: Mapping[str, Any],
+    inputs: PinnedInputs,
     snapshot_dir: Path,
     out_dir: Path,
     report: Report,
-    champion: Callable[[pd.DataFrame], pd.Series] | None = None,
 ) -> Report:
     """Write `simple.parquet` and `hard.parquet` to `out_dir`: the columns of the snapshot plus `difficulty`.
 
@@ -41,8 +40,6 @@ def split_by_difficulty(
         snapshot_dir: Folder of the snapshot.
         out_dir: Folder to write to.
         report: Report that is filled and returned.
-        champion: Maps labels to the champion's error by sample id, in [0, 1] (`judged.py`). Its weight in the
-            difficulty is `params.model_share`.
 
     Raises:
         InputError: A label of the snapshot has no score at the pinned catalog version.
@@ -56,11 +53,6 @@ def split_by_difficulty(
             f"{snapshot_dir / 'train_labeled.parquet'}: {unscored} of {len(pool)} labels have no difficulty in the "
             f"pinned catalog ({catalog.url}): run `mm ingest`, which scores what is new, and start the cycle again"
         )
-    # Blend the label's own difficulty with the champion's error.
-    if champion is not None and params.model_share and len(pool):
-        errors = champion(pool).to_numpy()
-        pool["difficulty"] = (1 - params.model_share) * pool["difficulty"] + params.model_share * errors
-        report.metrics["split/champion_error"] = float(errors.mean())
     # Photos without a category form their own group.
     pool["category"] = pool["category"].astype(object).where(pool["category"].notna(), None)
     is_hard = pd.Series(False, index=pool.index)

@@ -15,6 +15,8 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from mm_core.core.errors import InputError
 from mm_core.core.params import ClipParams, StructureParams
@@ -129,8 +131,6 @@ def read_head(path: Path, dim: int) -> tuple[np.ndarray, float]:
     import pickle
 
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
         data = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)

@@ -31,6 +31,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import LossParams, MultimodalParams, Params, SemiParams
 from mm_core.core.records import digest_of
 from mm_core.imaging.pixel_cache import PixelCache
+from mm_core.model.clip import cached_embeddings, load_clip, train_local_clip
 from mm_core.model.fusion import TextFusion
 from mm_core.model.network import MattingNet
 from mm_core.training.losses import consistency, contrastive, matting_losses
@@ -75,8 +76,6 @@ def embed(
         InputError: Model or weights are not available.
         NothingToTrainOn: The local CLIP has fewer than two different captions.
     """
-    from mm_core.model.clip import cached_embeddings, load_clip, train_local_clip
-
     local = None
     if params.clip.model == "local":
         # The file name is a digest of everything that the training depends on.

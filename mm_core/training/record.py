@@ -6,7 +6,6 @@ with the files in the workspace, so that a model is judged and registered only w
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pandas as pd
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.pins import SnapshotFacts, read_snapshot
 from mm_core.core.records import sha256_file
 from mm_core.ingest.snapshot import read_pool
 from mm_core.model.files import read_meta
@@ -36,7 +36,7 @@ def require_start(stage: str, layout: Layout) -> Path | None:
     start, remedy = layout.model(before), f"run `mm train-{before}` before `mm train-{stage}`"
     if not start.is_file():
         raise InputError(f"{start} is missing: {remedy}")
-    if read_meta(start).get("snapshot") != json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]:
+    if read_meta(start).get("snapshot") != read_snapshot(layout)["digest"]:
         raise InputError(f"{start} was trained on another snapshot: {remedy}")
     return start
 
@@ -50,7 +50,7 @@ def find_mismatches(layout: Layout) -> list[str]:
     Raises:
         InputError: A file of the cycle is missing or is not a model of this project.
     """
-    frozen = json.loads((layout.snapshot / "snapshot.json").read_text())
+    frozen = read_snapshot(layout)
     mismatches = split_mismatches(layout)
     start: str | None = None
     for stage in TRAIN_STAGES:
@@ -88,7 +88,7 @@ def split_mismatches(layout: Layout) -> list[str]:
     return [f"{layout.split} divides another snapshot than the one in {layout.snapshot}"]
 
 
-def _first_start(meta: dict[str, Any], frozen: dict[str, Any]) -> str | None:
+def _first_start(meta: dict[str, Any], frozen: SnapshotFacts) -> str | None:
     """Return the digest of the weights that the first stage must have started from; None means from scratch."""
     warm = meta.get("params", {}).get("train", {}).get("common", {}).get("warm_start")
     champion = frozen.get("champion")

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from mm_core.core.errors import StoreError
 from mm_core.core.layout import Layout
 from mm_core.core.settings import Settings
+from mm_core.storage.retry import database_remedy
 
 COLUMNS = ("artifact_location", "artifact_uri", "source", "storage_location")
 """Columns of MLflow's tables that hold artifact addresses."""
@@ -45,7 +46,8 @@ def rehome(settings: Settings) -> int:
                 database.execute("BEGIN IMMEDIATE")
                 return sum(_move(database, before, after) for root in old for before, after in _forms(root, here))
     except sqlite3.Error as error:
-        raise StoreError(f"{path}: {error}: run `mm check`, or restore it from a backup") from None
+        remedy = database_remedy(str(error)) or "run `mm check`, or restore it from a backup"
+        raise StoreError(f"{path}: {error}: {remedy}") from None
 
 
 def _old_roots(database: sqlite3.Connection, here: Path) -> list[Path]:

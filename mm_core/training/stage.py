@@ -25,6 +25,7 @@ from mm_core.core.errors import InputError, NothingToTrainOn
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.params import CommonTrainParams, Params, StageParams
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report, digest_of, sha256_file, write_bytes, write_json
 from mm_core.imaging.pixel_cache import UNKNOWN, PixelCache, Pool
 from mm_core.model.files import load_model, save_model
@@ -107,7 +108,7 @@ def train_stage(
         InputError: Snapshot, split or start weights are missing or do not match the params.
     """
     data = read_data(stage, layout)
-    snapshot = json.loads((layout.snapshot / "snapshot.json").read_text())["digest"]
+    snapshot = read_snapshot(layout)["digest"]
     # Everything that the weights depend on; its digest is the content key.
     recipe = {
         "stage": stage,
@@ -269,9 +270,6 @@ def _begin(stage: str, params: Params, start: Path | None) -> tuple[MattingNet, 
             # The encoder and the width match. The input size may differ, because the net is convolutional.
             before.config = params.model
             facts["started_from"] = meta.get("stage", "a model file")
-            if stage == TRAIN_STAGES[0] and params.train.common.shrink < 1:
-                shrink_and_perturb(before, build_model(params.model, params.seed), params.train.common.shrink)
-                facts["shrunk_to"] = params.train.common.shrink
             return before, facts
         if stage != TRAIN_STAGES[0]:
             previous = TRAIN_STAGES[TRAIN_STAGES.index(stage) - 1]
@@ -281,19 +279,6 @@ def _begin(stage: str, params: Params, start: Path | None) -> tuple[MattingNet, 
         net = build_model(params.model, params.seed)
     assert net is not None
     return net, facts | {"started_from": FRESH[bool(params.model.pretrained)]}
-
-
-@torch.no_grad()
-def shrink_and_perturb(net: nn.Module, fresh: nn.Module, share: float) -> None:
-    """Blend the parameters of `net` with fresh ones (Ash and Adams 2020, section 4); buffers stay unchanged.
-
-    Args:
-        net: Net that is changed in place.
-        fresh: Newly initialised net of the same shape.
-        share: Weight of the old parameters, in [0, 1]; the fresh ones get 1 − share.
-    """
-    for mine, theirs in zip(net.parameters(), fresh.parameters(), strict=True):
-        mine.lerp_(theirs, 1 - share)
 
 
 def _why_idle(stage: str, settings: StageParams, data: Data) -> str | None:
@@ -324,16 +309,9 @@ def _strategy(
     """Build the strategy of a stage with its pools; `fresh` is true if the decoders start from random weights."""
     train, batch = params.train, params.train.common.batch
 
-    def pool(frame: pd.DataFrame, name: str, share: float = 0.0, whole: bool = False) -> Pool:
-        return Pool(frame, cache, params.seed, f"{stage}/{name}", recompose=share, backdrops=backdrops, whole=whole)
+    def pool(frame: pd.DataFrame, name: str, whole: bool = False) -> Pool:
+        return Pool(frame, cache, params.seed, f"{stage}/{name}", whole=whole)
 
-    # Backdrops are photos that the stage decodes anyway: unlabelled ones if there are any.
-    plain = [frame for frame in (data.unlabeled, data.text_image) if not frame.empty] or [data.labeled]
-    backdrops = sorted({sample for frame in plain for sample in frame["sample_id"]})
-    share = train.common.recompose
-    for frame in (data.labeled, data.replay):
-        if share and frame is not None:
-            cache.fill_foregrounds(frame, progress)
     labeled, towers = data.labeled, None
     if stage == "multimodal":
         if process_group.rank() != 0:
@@ -343,10 +321,10 @@ def _strategy(
             process_group.agreed(None)
         labeled = with_captions(data.labeled, data.text_image, towers)
     # Replay: a share of each labelled batch comes from the simple set.
-    pools: dict[str, list[tuple[Pool, int]]] = {"labeled": [(pool(labeled, "labeled", share), batch)]}
+    pools: dict[str, list[tuple[Pool, int]]] = {"labeled": [(pool(labeled, "labeled"), batch)]}
     if data.replay is not None and not data.replay.empty:
         again = round(batch * train.common.replay_share)
-        own, old = pool(labeled, "labeled", share), pool(data.replay, "replay", share)
+        own, old = pool(labeled, "labeled"), pool(data.replay, "replay")
         pools["labeled"] = [(own, batch - again), (old, again)]
     if not data.unlabeled.empty:
         pools["unlabeled"] = [(pool(data.unlabeled, "unlabeled", whole=True), batch)]

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
 from mm_core.training.rehome import rehome
@@ -139,10 +139,7 @@ class Tracker:
 
     def _cycle_run(self, client: Any, layout: Layout) -> str:
         """Return the parent run of the cycle in the workspace."""
-        path = layout.snapshot / "snapshot.json"
-        if not path.is_file():
-            raise InputError(f"{path} is missing: run `mm snapshot` first")
-        digest = json.loads(path.read_text())["digest"]
+        digest = read_snapshot(layout)["digest"]
         return self._find_or_make(client, f"cycle {digest[:12]}", {"mm.snapshot": digest, "mm.stage": "cycle"})
 
     def _stage_run(self, client: Any, parent: str, stage: str) -> str:

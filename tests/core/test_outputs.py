@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.outputs import check_outputs
 from mm_core.core.params import ModelParams, Params
+from mm_core.core.records import Report
 from mm_core.core.settings import Settings
 from mm_core.export.signature import make_keys
 from mm_core.ingest.drop import package_folder
 from mm_core.model.files import save_model
 from mm_core.model.network import build_model
+from mm_core.services import backup
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +173,71 @@ def test_keys_replace_neither_of_their_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"key.pem.pub is there already"):
         make_keys(tmp_path / "key.pem")
     assert contents(tmp_path) == {"key.pem.pub": b"somebody's"}
+
+
+def test_moments_keep_what_the_user_put_into_a_moment(tmp_path: Path) -> None:
+    """A moment that changes is written anew, one that is no more is removed; neither with a file of the user's."""
+    rng = np.random.default_rng(1)
+    gallery, out = tmp_path / "gallery", tmp_path / "out"
+    gallery.mkdir()
+    for number in range(5):
+        pixels = cv2.resize(rng.integers(0, 255, (8, 8, 3)).astype(np.uint8), (64, 64))
+        cv2.imwrite(str(gallery / f"{number}.jpg"), pixels)
+    params = Params().with_values(**{"structure.ocr": [], "moments.least": 2})
+    layout = layout_at(tmp_path)
+    stages.moments(params, layout, gallery, out, model="none")
+    (out / "undated" / "diary.txt").write_text("mine")
+    stages.moments(params, layout, gallery, out, model="none")
+    (gallery / "4.jpg").unlink()
+    with pytest.raises(InputError, match="undated is there already and was not made by this command"):
+        stages.moments(params, layout, gallery, out, model="none")
+    stages.moments(params.with_values(**{"moments.least": 5}), layout, gallery, out, model="none")
+    assert (out / "undated" / "diary.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("there", ["manifest.parquet", "images/beach.jpg"])
+def test_a_drop_that_somebody_writes_is_not_replaced(photos: Path, tmp_path: Path, there: str) -> None:
+    file = tmp_path / "inbox" / "unlabeled" / "week" / there
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"somebody's")
+    with pytest.raises(InputError, match="already"):
+        package_folder(photos, tmp_path / "inbox", "unlabeled", "week")
+    assert contents(tmp_path / "inbox") == {f"unlabeled/week/{there}": b"somebody's"}
+    file.write_bytes((photos / "beach.jpg").read_bytes())
+    if there != "manifest.parquet":
+        assert package_folder(photos, tmp_path / "inbox", "unlabeled", "week").photos == 3, "as a killed run left it"
+
+
+def test_a_backup_is_not_written_into_a_store_and_deletes_nobodys_files(tmp_path: Path) -> None:
+    layout, other = layout_at(tmp_path), tmp_path / "other"
+    (layout.root).mkdir()
+    layout.inputs.write_text("{}")
+    for name in ("catalog/samples/x.parquet", "blobs/ab/cd/photo"):
+        (other / name).parent.mkdir(parents=True)
+        (other / name).write_bytes(b"a photo")
+    back_up = lambda: backup.back_up(layout.settings, str(other), Report("backup"), keep=1, progress=stages.quiet)  # noqa: E731
+    before = contents(other)
+    with pytest.raises(InputError, match="is a store of photos"):
+        back_up()
+    assert contents(other) == before
+    (other / "catalog" / "samples" / "x.parquet").unlink()
+    (other / "catalog" / "samples").rmdir()
+    (other / "catalog").rmdir()
+    (other / "backups").mkdir()
+    (other / "backups" / "zip of mine").write_bytes(b"mine")
+    for _ in range(2):
+        back_up()
+    left = contents(other)
+    assert left["blobs/ab/cd/photo"] == b"a photo" and left["backups/zip of mine"] == b"mine"
+    assert len([name for name in left if name.startswith("backups/2")]) == 1
+
+
+def test_two_workspaces_may_keep_their_backups_in_one_place(tmp_path: Path) -> None:
+    """`--keep 1` of the one deleted the only backup of the other."""
+    for name in ("one", "other", "one"):
+        layout = layout_at(tmp_path / name)
+        layout.root.mkdir(parents=True, exist_ok=True)
+        layout.inputs.write_text(f'{{"of": "{name}"}}')
+        backup.back_up(layout.settings, str(tmp_path / "place"), Report("backup"), keep=1, progress=stages.quiet)
+    kept = [json.loads(path.read_text())["workspace"] for path in sorted((tmp_path / "place" / "backups").iterdir())]
+    assert kept == [str(tmp_path / "other" / "data"), str(tmp_path / "one" / "data")]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mm_core.effects.cutout import cut, encoded, lift, placed
-from mm_core.effects.foreground import layers, over
+from mm_core.effects.foreground import estimate_layers, layers, over
 from mm_core.effects.subjects import Subjects
 from samplegen import render
 
@@ -133,3 +133,22 @@ def test_files_keep_soft_alpha_and_say_what_is_known(form: str) -> None:
 def test_a_matte_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="matte"):
         lift(np.zeros((8, 8, 3), np.uint8), np.zeros((4, 8), np.float32))
+
+
+def soft_disc(side: int = 80) -> tuple[np.ndarray, np.ndarray]:
+    """A red disc with a soft edge before blue; photo and matte, uint8."""
+    y, x = np.mgrid[:side, :side]
+    alpha = np.clip((25 - np.hypot(y - 40, x - 40)) / 8 + 0.5, 0, 1)
+    photo = alpha[..., None] * (220, 30, 30) + (1 - alpha[..., None]) * (20, 40, 230)
+    return np.rint(photo).astype(np.uint8), np.rint(alpha * 255).astype(np.uint8)
+
+
+def test_estimated_foreground_leaves_no_halo_of_the_old_background() -> None:
+    photo, matte = soft_disc()
+    black = np.zeros_like(photo)
+    edge = (matte > 60) & (matte < 195)
+    halo = over(photo, matte / 255, black)[edge]
+    clean = over(estimate_layers(photo, matte / 255)[0], matte / 255, black)[edge]
+    truth = (matte[edge][:, None] / 255) * np.array([220, 30, 30])
+    assert np.abs(clean - truth).mean() < 6
+    assert np.abs(halo - truth).mean() > 15

@@ -7,7 +7,7 @@ import pytest
 
 from mm_core.core.errors import InputError
 from mm_core.effects.haze import haze
-from mm_core.effects.sky import SKIES, painted_sky, recoloured, replaced
+from mm_core.effects.sky import SKIES, painted_sky, replaced
 from samplegen import render
 
 
@@ -66,18 +66,10 @@ def test_at_night_the_land_is_darker_than_at_noon() -> None:
     assert replaced(photo, sky, "night")[land].mean() < 0.7 * replaced(photo, sky, "clear")[land].mean()
 
 
-def test_recolouring_keeps_the_clouds() -> None:
-    photo, sky = scene(12)
-    done = recoloured(photo, sky, "evening")
-    firm = sky > 0.99
-    assert np.abs(done[firm].astype(int) - photo[firm]).mean() > 10
-
-
 def test_without_a_sky_nothing_changes_and_unknown_skies_are_named() -> None:
     photo, sky = scene(1)
     empty = np.zeros_like(sky)
     assert np.array_equal(replaced(photo, empty, "clear"), photo)
-    assert np.array_equal(recoloured(photo, empty, "clear"), photo)
     with pytest.raises(InputError, match="sunset"):
         replaced(photo, sky, "green")
 

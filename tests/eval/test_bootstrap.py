@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mm_core.eval.bootstrap import Interval, Quantity, confidence, fewest_groups
+from mm_core.eval.bootstrap import (
+    Interval,
+    Quantity,
+    calibrated,
+    confidence,
+    fewest_groups,
+    softened,
+    student,
+    winsorised,
+)
 
 
 def bounds(values: np.ndarray, groups: np.ndarray | None = None, *, seed: int = 0, resamples: int = 500) -> Interval:
@@ -67,8 +76,9 @@ def test_the_maximum_of_the_mean_curve_is_taken_in_each_resample(columns: int) -
     value, error = at(np.ones(6))
     again = np.array([at(w) for w in draws])
     t = (again[:, 0] - value) / np.maximum(again[:, 1], 0.5 * error)
-    widened = stats.norm.cdf(-np.sqrt(6 / 5) * stats.t.ppf(0.95, 5))
-    by_t = error * np.quantile(t, 0.95, method="higher")
+    level = calibrated(0.05, 6)
+    widened = stats.norm.cdf(-np.sqrt(6 / 5) * stats.t.ppf(1 - level, 5))
+    by_t = error * np.quantile(t, 1 - level, method="higher")
     by_percentile = value - np.quantile(again[:, 0], widened, method="lower")
     expected = 0.5 + value - max(by_t, by_percentile)
     assert found.lower == pytest.approx(expected, abs=1e-6)
@@ -90,6 +100,48 @@ def test_level_is_held(name: str) -> None:
     assert wrong / 1000 < 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 1000)
 
 
+@pytest.mark.parametrize("photos", [16, 30, 60])
+@pytest.mark.parametrize("kind", ["a model's errors", "two models' errors"])
+def test_level_of_the_bootstrap_with_heavy_tails(photos: int, kind: str) -> None:
+    """A mean at the floor, or no gain: of log-normal errors (sigma 0.8; 1), 7 to 8.6 % before they were calibrated."""
+    rng, wrong, runs = np.random.default_rng(photos), 0, 600
+    for trial in range(runs):
+        if kind == "a model's errors":
+            values = np.exp(0.32) - np.exp(rng.normal(0, 0.8, photos))
+        else:
+            one, other = np.exp(rng.normal(0, 1, photos) + rng.normal(0, 0.42, (2, photos)))
+            values = one - other
+        wrong += bounds(values, seed=trial, resamples=300).lower > 0
+    assert wrong / runs < 0.055 + 2 * np.sqrt(0.05 * 0.95 / runs)
+
+
+@pytest.mark.parametrize("photos", [16, 60])
+@pytest.mark.parametrize("loss", [0.0, 0.05])
+def test_level_of_softened_gains_with_heavy_tails(photos: int, loss: float) -> None:
+    """The gate's own bound: of errors that correlate to 0.8, where a tenth of the photos makes four tenths of the error
+    and log ratios have heavy tails too, a true loss at the margin is passed in 5 % of cases, as is a gain of zero."""
+    rng, wrong, runs = np.random.default_rng(photos), 0, 1000
+    for _ in range(runs):
+        shared = rng.normal(size=photos)
+        tails = 0.42 * np.sqrt(3 / 5) * rng.standard_t(5, size=(2, photos))
+        one, other = 0.03 * np.exp(shared + tails) * [[1 + loss], [1]]
+        gains = winsorised(softened(one, other, 1e-4)) + loss
+        wrong += student([Quantity(((1.0, gains[:, None]),))], np.arange(photos), alpha=0.05)[0].lower > 0
+    assert 0.03 < wrong / runs < 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / runs)
+
+
+def test_winsorised_values_are_the_values_without_outliers_and_limit_the_influence_of_one() -> None:
+    values = np.random.default_rng(0).uniform(-1, 1, 40)
+    assert winsorised(values) == pytest.approx(values), "nothing lies far out"
+    assert winsorised(np.full(5, 0.3)) == pytest.approx(np.full(5, 0.3))
+    far, farther = (winsorised(np.append(values, outlier)) for outlier in (20.0, 2000.0))
+    assert far.mean() < 0.2 < np.append(values, 20.0).mean()
+    assert winsorised(-np.append(values, 20.0)) == pytest.approx(-far)
+    assert farther.mean() < np.append(values, 2000.0).mean() / 4
+    a_quarter_lost = np.append(np.zeros(30), np.full(10, -0.5))
+    assert winsorised(a_quarter_lost).mean() < 0.6 * a_quarter_lost.mean(), "no outliers, though their median is zero"
+
+
 def test_one_large_gain_does_not_hide_that_all_gained() -> None:
     """Every photo gained, one of them a lot: Student's t would say no more than -0.026."""
     values = np.array([0.001, 0.002, 0.004, 0.003, 0.002, 0.005, 0.003, 0.002, 0.3])
@@ -97,8 +149,8 @@ def test_one_large_gain_does_not_hide_that_all_gained() -> None:
 
 
 def test_one_bad_photo_does_not_make_the_rest_worthless() -> None:
-    """Eight photos near 0.98 and one of 0.8: the mean is 0.96, and surely above 0.9."""
-    assert bounds(np.array([0.98, 0.985, 0.979, 0.981, 0.982, 0.98, 0.978, 0.983, 0.8])).lower > 0.9
+    """Eight photos near 0.98 and one of 0.8: the mean is 0.96, and surely above 0.89."""
+    assert bounds(np.array([0.98, 0.985, 0.979, 0.981, 0.982, 0.98, 0.978, 0.983, 0.8])).lower > 0.89
 
 
 def test_rare_large_losses_are_feared() -> None:

@@ -72,6 +72,32 @@ def test_the_bars_of_the_rule() -> None:
     assert loss <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 200)
 
 
+@pytest.mark.parametrize("photos", [60, 150])
+def test_heavy_tails_promote_no_loss(photos: int) -> None:
+    world = replace(HEAVY, photos=photos)
+    assert rates(QUICK, world, {}, 100, 3, rules=("gate",))["gate"] <= 0.02
+    loss = rates(QUICK, world, every(0.2) | {"cards": -0.05}, 150, 4, rules=("gate",))["gate"]
+    assert loss <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 150)
+
+
+def test_two_draws_of_real_pairs_differ_as_the_pairs_do() -> None:
+    pairs = pairs_of(tables(simulate(5, photos=80, noise=0.3))[0], INT8, CHAMPION)
+    photos = Photos(World(photos=20_000, pairs=pairs), "pets", np.random.default_rng(0))
+    one, other = photos.model(1.0), photos.model(1.0)
+    for metric in ("mse", "biou"):
+        a, b = (pairs["pets"][f"{metric}_{side}"] for side in ("a", "b"))
+        real, drawn = (np.log(a / b), np.log(one[metric] / other[metric])) if metric == "mse" else (a - b, 0)
+        drawn = drawn if metric == "mse" else one[metric] - other[metric]
+        assert np.sqrt((drawn**2).mean()) == pytest.approx(np.sqrt((real**2).mean()), rel=0.05)
+
+
+def test_maxf_of_a_pair_is_the_categorys() -> None:
+    scores = tables(simulate(5, photos=80))[0]
+    rows = scores[(scores["model"] == CHAMPION[0]) & (scores["category"] == "pets")]
+    pairs = pairs_of(scores, CHAMPION, CHAMPION)["pets"]
+    assert pairs["maxf_a"].mean() == pytest.approx(np.stack(list(rows["fcurve"])).mean(axis=0).max())
+
+
 def test_a_year_of_small_gains_is_promoted_several_times() -> None:
     promotions, level = year(QUICK, World(photos=150), 0.01, seed=5)
     assert promotions >= 5 and level < 0.7

@@ -12,6 +12,9 @@ from mm_core import stages
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import sha256_file, write_json
+from mm_core.eval.evaluate import _write_parquet
+from mm_core.eval.evidence import read_scores
+from mm_core.eval.ratchet import read_best
 from mm_core.export.override import PREFIX, write_override
 from mm_core.export.registry import Registry
 from mm_core.export.signature import make_keys
@@ -102,6 +105,27 @@ def test_what_was_rolled_back_does_not_return_by_a_repeated_promotion(three: Lay
     assert champion(three) == "3"
     last = Registry(three.settings).history()[-1]
     assert last["kind"] == "override" and "it was the viewer" in last["why"]
+
+
+def test_what_was_rolled_back_is_no_longer_the_best_so_far(three: Layout, key: Path) -> None:
+    """The ratchet compares with models that stand; one that is reinstated takes its places again."""
+    registry, store = Registry(three.settings), stages.store_of(three)
+    scores, about = read_scores(three)
+    next_candidate(three, 3)
+    candidate = stages.recorded_verdict(three).candidate
+    _write_parquet(three.per_image, scores.assign(mse=scores["mse"] / 4), about)
+    stages.export(PARAMS, three)
+    assert "mse" in stages.promote(PARAMS, three).facts["best"]["pets"]
+
+    def holder() -> str:
+        return read_best(registry.ratchet(store, registry.pin("anchor")))["pets"]["mse"]
+
+    assert holder() == candidate == (registry.pin("4") or {})["digest"]
+    stages.rollback(PARAMS, three, reason="halos on glass")
+    assert holder() in {(registry.pin(version) or {})["digest"] for version in "123"}
+    assert registry.ratchet(store, registry.pin("anchor")).fallen == {candidate}
+    stages.override(PARAMS, three, "4", reason="it was the viewer", days=1)
+    assert holder() == candidate
 
 
 def test_killed_in_a_rollback_the_next_call_completes_it(three: Layout, tmp_path: Path) -> None:

@@ -261,7 +261,9 @@ def test_moments_of_another_hand_are_refused_in_one_line(
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("text", [b"[" * 100_000, b"\xff", b"[]", b"{}", b'{"moments": 1}'])
+@pytest.mark.parametrize(
+    "text", [b"[" * 100_000, b"\xff", b"[]", b"{}", b'{"moments": 1}', b'{"moments": [], "a": 1e999}']
+)
 def test_what_is_no_moments_file_is_told(made: SimpleNamespace, tmp_path: Path, text: bytes) -> None:
     (tmp_path / "moments.json").write_bytes(text)
     with pytest.raises(InputError, match=r"moments\.json: .*run `mm moments` again"):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm_core.imaging import pixel_cache
-from mm_core.imaging.augment import augment, backdrop, estimate_layers, recompose
+from mm_core.imaging.augment import augment
 from mm_core.imaging.images import encode_alpha
 from mm_core.imaging.pixel_cache import BalancedOrder, Batch, PixelCache, Pool, Shelf
 from mm_core.storage.store import LocalStore, put_blob
@@ -192,49 +192,3 @@ def test_photo_and_matte_are_cut_alike() -> None:
             agree.append(np.corrcoef(cut.mean(2).ravel(), matte.ravel())[0, 1])
     assert len(agree) > 30
     assert min(agree) > 0.9
-
-
-def soft_disc(side: int = 80) -> tuple[np.ndarray, np.ndarray]:
-    """A red disc with a soft edge before blue; photo and matte, uint8."""
-    y, x = np.mgrid[:side, :side]
-    alpha = np.clip((25 - np.hypot(y - 40, x - 40)) / 8 + 0.5, 0, 1)
-    photo = alpha[..., None] * (220, 30, 30) + (1 - alpha[..., None]) * (20, 40, 230)
-    return np.rint(photo).astype(np.uint8), np.rint(alpha * 255).astype(np.uint8)
-
-
-def test_estimated_foreground_leaves_no_halo_of_the_old_background() -> None:
-    photo, matte = soft_disc()
-    black = np.zeros_like(photo)
-    edge = (matte > 60) & (matte < 195)
-    halo = recompose(photo, matte, black)[edge]
-    clean = recompose(estimate_layers(photo, matte / 255)[0], matte, black)[edge]
-    truth = (matte[edge][:, None] / 255) * np.array([220, 30, 30])
-    assert np.abs(clean - truth).mean() < 6
-    assert np.abs(halo - truth).mean() > 15
-
-
-def test_recomposed_photos_keep_their_matte_and_are_estimated_once(tmp_path: Path, store: LocalStore) -> None:
-    frame, plain = frame_of(store, 6), frame_of(store, 4, first=20).assign(alpha_sha256=None)
-    cache = PixelCache(tmp_path / "cache", SIZE)
-    cache.fill(store, frame)
-    cache.fill(store, plain)
-    assert cache.fill_foregrounds(frame) == 6
-    assert PixelCache(tmp_path / "cache", SIZE).fill_foregrounds(frame_of(store, 7).iloc[:6]) == 0
-    backdrops = plain["sample_id"].tolist()
-    always = Pool(frame, cache, 0, "s", recompose=1.0, backdrops=backdrops)
-    batch, again = always.draw(3, 6), always.draw(3, 6)
-    assert (batch.images == again.images).all()
-    # The backgrounds hold blurred discs of their own, and still the matte says where the subject is.
-    agree = [np.corrcoef(i.mean(2).ravel(), a.ravel())[0, 1] for i, a in zip(batch.images, batch.alphas, strict=True)]
-    assert min(agree) > 0.2
-    assert (batch.images != Pool(frame, cache, 0, "s").draw(3, 6).images).any()
-    never = Pool(frame, cache, 0, "s", recompose=1.0, backdrops=())
-    assert (never.draw(3, 6).images == Pool(frame, cache, 0, "s").draw(3, 6).images).all()
-    assert (Pool(plain, cache, 0, "u", recompose=1.0, backdrops=backdrops).draw(0, 4).alphas == 0).all()
-
-
-def test_a_backdrop_is_a_blurred_cut() -> None:
-    photo = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
-    seen = backdrop(photo, np.random.default_rng(1))
-    assert seen.shape == photo.shape
-    assert seen.std() < 0.5 * photo.std()

@@ -104,7 +104,8 @@ def test_a_photo_is_named_by_its_file_a_drop_or_the_beginning_of_its_id(workshop
     find = lambda *names: find_photos(workshop.catalog, names)  # noqa: E731
     assert find(str(file)) == find(one) == find(one[:SHORTEST_PREFIX]) == [one]
     assert find("pixel_labeled/a") == sorted([one, two]) and find("unlabeled/a") == [three]
-    assert find("a") == sorted([one, two, three]), "two drops of one name"
+    with pytest.raises(InputError, match="names drops of pixel_labeled and unlabeled"):
+        find("a")
     assert find("pixel_labeled/a", three[:12], str(file)) == sorted([one, two, three])
     shown = describe_photos(workshop.catalog, [one, three])
     assert [(row["drop"], row["name"], row["mattes"]) for row in shown] == [
@@ -193,3 +194,31 @@ def test_an_ingest_in_the_same_moment_takes_it_out_again(workshop, make, monkeyp
     assert one not in set(workshop.catalog.read("labels")["sample_id"])
     assert isinstance(workshop.store, LocalStore) and not workshop.store.exists(blob_key(one))
     assert workshop.verdicts()["images/1.jpg"] == ("duplicate", forgetting.FORGOTTEN)
+
+
+def test_a_name_of_several_drops_is_refused(workshop, make) -> None:
+    """With --yes both would have gone."""
+    workshop.drop("pixel_labeled", "week", [make.row(1)])
+    workshop.drop("unlabeled", "week", [{"image": "2.jpg", "image_bytes": make.encoded(make.photo(2))}])
+    workshop.ingest()
+    with pytest.raises(InputError, match="names drops of pixel_labeled and unlabeled: write kind/batch"):
+        find_photos(workshop.catalog, ["week"])
+    assert find_photos(workshop.catalog, ["pixel_labeled/week"]) == [sample(workshop, 1)]
+
+
+def test_a_refused_photo_that_quarantine_keeps_is_forgotten_by_its_file(workshop, make) -> None:
+    folder = workshop.drop("pixel_labeled", "a", [make.row(1, category="nonsense"), make.row(2), make.row(3)])
+    workshop.ingest()
+    name = str(folder / "images" / "1.jpg")
+    (photo,) = find_photos(workshop.catalog, [name])
+    assert workshop.store.exists(f"quarantine/{photo}")
+    (row,) = describe_photos(workshop.catalog, [photo])
+    assert (row["name"], row["category"]) == ("images/1.jpg", "refused")
+    forget_photos(workshop.catalog, workshop.store, [name])
+    assert not any(
+        photo in key or photo in repr(data)
+        for key, data in everything(workshop.store).items()
+        if "forgotten" not in key and "ingest/" not in key
+    )
+    workshop.ingest()
+    assert len(workshop.catalog.read("samples")) == 2

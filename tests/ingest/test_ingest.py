@@ -244,6 +244,7 @@ def test_a_manifest_of_more_bytes_than_are_read_holds_its_drop_alone(
 def test_formulas_of_spreadsheets_are_refused(workshop: Any, make: Any) -> None:
     texts = ["=cmd|'/C calc'!A0", "@SUM(A1:A9)", "+1+cmd|x!A0", "- a dog, asleep", "+1 for this dog", "1 = 1 dogs"]
     texts += ["- a red cup (left)", "-5°C in the snow!", "@home (again)!", "=) a cat | a dog!", "+1 (555) a phone!"]
+    texts += ["- a cat | in the snow!", "@NASA(2024) launch", "-5|6 points! wow", "-A(left)"]
     workshop.drop("text_image", "a", [make.row(n, caption=text) for n, text in enumerate(texts)])
     workshop.drop("unlabeled", "b", [make.row(9, image="=1.jpg"), make.row(8), make.row(7)])
     workshop.ingest()

@@ -73,7 +73,7 @@ def test_headers_spellings_and_blank_rows_as_ingest_reads_them(tmp_path: Path) -
         ("image,alpha\na.jpg,no.png\n", r"row 1 \(a.jpg\): alpha: .*no.png is missing"),
         ("image,alpha\na.jpg,a.png\nb/a.jpg,a.png\n", "2 rows would be predicted as a.png"),
         ("image,alpha\na.jpg,a.png,x\n", r"row 1 \(a.jpg\): 1 fields too many"),
-        ("image,alpha\na.jpg,colour.png\n", "a picture in colour is no matte"),
+        ("image,alpha\na.jpg,colour.png\n", "a matte cannot have colours"),
     ],
 )
 def test_what_cannot_be_judged_is_named(tmp_path: Path, text: str, message: str) -> None:

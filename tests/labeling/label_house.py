@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from annotator import Truth
 from PIL import Image
 
 from mm_core.core.layout import Layout
@@ -18,7 +19,6 @@ from mm_core.core.records import CATEGORIES, Report
 from mm_core.core.settings import Settings
 from mm_core.imaging.images import load_alpha
 from mm_core.ingest.snapshot import newest_labels
-from mm_core.labeling.annotator import Truth
 from mm_core.labeling.apply_annotations import Taken
 from mm_core.labeling.label_studio_client import Server
 from mm_core.labeling.label_studio_format import brush_region, outbox

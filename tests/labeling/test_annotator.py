@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from annotator import SOFT, paint
 
 from mm_core.core.records import CATEGORIES
-from mm_core.labeling.annotator import SOFT, paint
 from samplegen import generate
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from annotator import SimulatedAnnotator
 from label_house import LabelHouse
 
 from mm_core.core.params import LabelParams
 from mm_core.labeling import apply_annotations
-from mm_core.labeling.annotator import SimulatedAnnotator
 from mm_core.labeling.apply_annotations import Taken, Work, take
 from mm_core.storage.store import BlobNotFound, fetch_blob
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from annotator import SimulatedAnnotator
 from label_house import LabelHouse, server_of
 
 from mm_core.core.layout import Layout
 from mm_core.core.settings import Settings
-from mm_core.labeling.annotator import SimulatedAnnotator
 from mm_core.labeling.forget import forget_on_server, forget_tasks
 from mm_core.labeling.label_studio_format import collected, inbox, outbox
 

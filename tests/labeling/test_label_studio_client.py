@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from annotator import NAME, SimulatedAnnotator
 from label_house import LabelHouse, server_of
 from PIL import Image
 
 from mm_core.core.errors import LabelServerError
 from mm_core.core.params import LabelParams
-from mm_core.labeling.annotator import NAME, SimulatedAnnotator
 from mm_core.labeling.apply_annotations import REFUSED
 from mm_core.labeling.label_studio_client import Server
 from mm_core.labeling.label_studio_format import brush_region, choice_region

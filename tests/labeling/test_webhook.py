@@ -12,12 +12,12 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from annotator import SimulatedAnnotator
 from label_house import LabelHouse, server_of
 from starlette.testclient import TestClient
 
 from mm_core.core.layout import Layout
 from mm_core.core.settings import Settings
-from mm_core.labeling.annotator import SimulatedAnnotator
 from mm_core.labeling.label_studio_local import free_port
 from mm_core.labeling.webhook import HEADER, application, hint, hinted_at, webhook_token
 

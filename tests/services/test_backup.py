@@ -3,13 +3,10 @@
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import stat
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,72 +17,21 @@ from mlflow import MlflowClient
 from mm_core import stages
 from mm_core.core.errors import InputError, StoreError
 from mm_core.core.layout import Layout
-from mm_core.core.params import Params
 from mm_core.core.records import Report, sha256_file
 from mm_core.core.settings import Settings
 from mm_core.services.backup import back_up, restore
-from mm_core.services.backup_target import at_work, backups, read_manifest
+from mm_core.services.backup_target import backups, read_manifest
 from mm_core.storage.catalog import Catalog
-from mm_core.storage.schemas import SCHEMAS
 from mm_core.storage.store import BLOBS, blob_key, open_store
 from mm_core.training.rehome import rehome
 from mm_core.training.tracking import Tracker
-from samplegen import write_drop
-
-PARAMS = Params().with_values(**{"structure.ocr": ()})
-
-
-def silent(what: str, done: int, total: int) -> None: ...
-
-
-def save(settings: Settings, to: Path | str, **how) -> Report:
-    return back_up(settings, str(to), Report("backup"), progress=silent, **how)
-
-
-def bring(settings: Settings, source: Path | str, **how) -> Report:
-    return restore(settings, str(source), Report("restore"), progress=silent, **how)
-
-
-def fill(layout: Layout, batch: str, seed: int) -> None:
-    write_drop(Path(layout.settings.inbox), "pixel_labeled", batch, {"pets": 2, "cards": 1}, seed=seed, size=64)
-    stages.ingest(PARAMS, layout)
-    stages.structure(PARAMS, layout)
-    stages.pin_inputs(PARAMS, layout)
-
-
-def contents(layout: Layout) -> dict[str, object]:
-    """The catalog's rows, the store's objects, the registry's and the history's rows, the files that people read."""
-    catalog, store = Catalog(layout.settings.store), open_store(layout.settings.store, layout.cache)
-    found: dict[str, object] = {table: repr(catalog.read(table).to_dict("records")) for table in SCHEMAS}
-    found["objects"] = {e.key: sha256_file(store.fetch(e.key)) for e in store.list()}
-    for path in sorted(layout.root.rglob("*")):
-        kept = path.relative_to(layout.root).parts[0] not in ("cache", "inbox", "store")
-        if path.is_file() and kept and path.suffix not in (".db-wal", ".db-shm"):
-            found[str(path.relative_to(layout.root))] = rows(path) if path.suffix == ".db" else sha256_file(path)
-    return found
-
-
-def rows(path: Path) -> list[str]:
-    with closing(sqlite3.connect(path)) as database:
-        return list(database.iterdump())
+from tests.services.backup_workspace import PARAMS, bring, contents, elsewhere, fill, make_filled, rows, save
 
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
-    """A workspace with a drop, an MLflow database (pinning made it) and a run history."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MM_STORE", "MM_INBOX", "MLFLOW_TRACKING_URI"):
-            patch.delenv(name, raising=False)
-        layout = Layout(Settings.from_env(tmp_path_factory.mktemp("filled") / "data"))
-        fill(layout, "w01", 1)
-        layout.dagster_home.mkdir()
-        with closing(sqlite3.connect(layout.dagster_home / "runs.db")) as history:
-            history.executescript("PRAGMA journal_mode=WAL; CREATE TABLE runs (id); INSERT INTO runs VALUES ('r1');")
-        yield layout
-
-
-def elsewhere(tmp_path: Path) -> Layout:
-    return Layout(Settings.from_env(tmp_path / "other" / "data"))
+    """As `make_filled` makes it."""
+    yield from make_filled(tmp_path_factory)
 
 
 def test_all_comes_back_and_the_next_backup_copies_only_what_is_new(filled: Layout, tmp_path: Path) -> None:
@@ -263,57 +209,6 @@ def test_a_backup_into_what_it_copies_is_refused(tmp_path: Path, inside: str, mo
     assert not (tmp_path / inside).exists()
 
 
-def test_what_removes_photos_waits_for_a_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layout = Layout(Settings.from_env(tmp_path / "data"))
-    fill(layout, "w01", 1)
-    one = stages.catalog_of(layout).read("samples")["id"].iloc[0]
-    threads: list[threading.Thread] = []
-
-    def begin_forgetting(what: str, done: int, total: int) -> None:
-        if not threads:
-            threads.append(threading.Thread(target=stages.forget, args=(PARAMS, layout, [one])))
-            threads[0].start()
-        threads[0].join(0.01)
-        assert threads[0].is_alive()
-
-    back_up(layout.settings, str(tmp_path / "backup"), Report("backup"), progress=begin_forgetting)
-    threads[0].join()
-    assert one not in set(stages.catalog_of(layout).read("samples")["id"])
-    restored = elsewhere(tmp_path)
-    bring(restored.settings, tmp_path / "backup")
-    assert one in set(Catalog(restored.settings.store).read("samples")["id"])
-
-
-def test_a_file_that_grows_meanwhile_can_be_restored(filled: Layout, tmp_path: Path) -> None:
-    """A log of a run at work: each of ten backups names what it wrote."""
-    own = Layout(Settings.from_env(tmp_path / "own"))
-    shutil.copytree(filled.root, own.root)
-    log, ended = own.root / "dagster" / "worker.log", threading.Event()
-
-    def grow() -> None:
-        with log.open("ab", buffering=0) as stream:
-            while not ended.is_set() and stream.tell() < 64 << 20:
-                stream.write(os.urandom(1 << 14))
-
-    writer = threading.Thread(target=grow)
-    writer.start()
-    try:
-        for _ in range(10):
-            save(own.settings, tmp_path / "backup")
-    finally:
-        ended.set()
-        writer.join()
-    target = open_store(str(tmp_path / "backup"), tmp_path)
-    digests = set()
-    for name in backups(target):
-        for entry in read_manifest(target, name)["files"].values():
-            path = target.fetch(blob_key(entry["sha256"]))
-            assert sha256_file(path) == entry["sha256"] and path.stat().st_size == entry["bytes"]
-        digests.add(read_manifest(target, name)["files"]["workspace/dagster/worker.log"]["sha256"])
-    assert len(digests) > 1, "it grew"
-    bring(elsewhere(tmp_path).settings, tmp_path / "backup")
-
-
 def test_modes_come_back_and_a_secret_is_readable_by_nobody_else(filled: Layout, tmp_path: Path) -> None:
     own = Layout(Settings.from_env(tmp_path / "own"))
     shutil.copytree(filled.root, own.root)
@@ -350,61 +245,6 @@ def test_a_restore_goes_on_past_a_file_that_is_not_needed_and_says_so(filled: La
     # The next backup notices what is gone from its place and writes it again.
     save(own.settings, tmp_path / "backup")
     assert sha256_file(target.fetch(blob_key(files[photo]["sha256"]))) == files[photo]["sha256"]
-
-
-def test_a_clock_that_was_ahead_costs_no_backup(filled: Layout, tmp_path: Path) -> None:
-    save(filled.settings, tmp_path / "backup")
-    folder = tmp_path / "backup" / "backups"
-    (first,) = folder.iterdir()
-    first.rename(folder / "20991231T000000.000000Z.json")
-    target = open_store(str(tmp_path / "backup"), tmp_path)
-    for _ in range(3):
-        kept = save(filled.settings, tmp_path / "backup", keep=2).facts["backup"]
-        assert backups(target)[-1] == kept, "the newest is the one that was just written"
-    assert len(backups(target)) == 2
-    last = save(filled.settings, tmp_path / "backup", keep=1).facts["backup"]
-    assert backups(target) == [last]
-    assert bring(elsewhere(tmp_path).settings, tmp_path / "backup").facts["backup"] == last
-
-
-def test_of_two_backups_at_once_each_can_be_restored(filled: Layout, tmp_path: Path) -> None:
-    """Two processes, `--keep 1`, three times: whatever is left is whole."""
-    own = Layout(Settings.from_env(tmp_path / "own"))
-    shutil.copytree(filled.root, own.root)
-    command = [sys.executable, "-m", "mm_core", "backup", str(tmp_path / "backup"), "--keep", "1", "--json"]
-    environment = os.environ | {"MM_WORKSPACE": str(own.root), "PYTHONPATH": str(Path(__file__).parents[2])}
-    target = open_store(str(tmp_path / "backup"), tmp_path)
-    for n in range(3):
-        (own.root / "note.txt").write_text(f"round {n}")
-        both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
-        said = [json.loads(process.communicate()[0])["facts"]["backup"] for process in both]
-        assert [process.returncode for process in both] == [0, 0]
-        names = backups(target)
-        assert names and set(names) & set(said)
-        for name in names:
-            for entry in read_manifest(target, name)["files"].values():
-                assert sha256_file(target.fetch(blob_key(entry["sha256"]))) == entry["sha256"]
-    assert list(target.list("running")) == list(target.list("pruning")) == []
-    save(own.settings, tmp_path / "backup", keep=1)
-    assert len(backups(target)) == 1, "the next one alone tidies up"
-
-
-def test_nothing_is_deleted_beside_a_backup_of_a_living_process_and_the_dead_hold_nobody_up(
-    filled: Layout, tmp_path: Path
-) -> None:
-    save(filled.settings, tmp_path / "backup")
-    target = open_store(str(tmp_path / "backup"), tmp_path)
-    with at_work(target, "running"):
-        report = save(filled.settings, tmp_path / "backup", keep=1)
-        assert "at work" in report.facts["not_deleted"] and len(backups(target)) == 2
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    about = {"host": socket.gethostname(), "pid": dead.pid, "alive": time.time()}
-    for key in ("running/a.json", "pruning/b.json"):
-        target.put(key, json.dumps(about).encode())
-    target.put("running/c.json", b"scribble")
-    assert save(filled.settings, tmp_path / "backup", keep=1).facts["deleted"] >= 0
-    assert len(backups(target)) == 1 and not list(target.list("running"))
 
 
 def test_a_damaged_database_is_named_and_no_backup_is_written(filled: Layout, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from mm_core import stages
-from mm_core.core.errors import BlobDamaged
+from mm_core.core.errors import BlobDamaged, InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import Report, sha256_file, write_json
@@ -25,7 +26,8 @@ from mm_core.services.check import Fault, check
 from mm_core.services.repair import repair
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import archive_fault
-from mm_core.storage.store import BLOBS, blob_key, fetch_blob, open_store, put_blob
+from mm_core.storage.seals import require_unbroken, seal_folder
+from mm_core.storage.store import BLOBS, LocalStore, blob_key, fetch_blob, open_store, put_blob
 from samplegen import write_drop
 
 PARAMS = Params().with_values(**{"structure.ocr": ()})
@@ -200,3 +202,58 @@ def test_a_damaged_download_is_fetched_again_and_a_damaged_object_is_refused(buc
     store.drop_copy(blob_key(digest))
     with pytest.raises(BlobDamaged, match=f"{BLOBS}.*mm check --repair"):
         fetch_blob(store, digest)
+
+
+def test_a_record_of_the_store_with_a_flipped_bit_is_found_and_not_read(tmp_path: Path) -> None:
+    """Records keep their keys and change their contents: a seal beside the store's objects has their digests."""
+    store = LocalStore(tmp_path)
+    for key in ("ingest/a.json", "gate/best/b.parquet", "quarantine/mattes/c.png"):
+        store.put(key, b"before")
+        store.put(key, b"now")
+        assert store.fetch(key).read_bytes() == b"now"
+        (tmp_path / key).write_bytes(b"nov")
+        with pytest.raises(BlobDamaged, match=r"is damaged, its bytes are not those that were written"):
+            store.fetch(key)
+        store.put(key, b"now")
+        assert store.fetch(key)
+        (tmp_path / ".seals" / f"{key}.json").write_text("{")
+        with pytest.raises(BlobDamaged, match="its seal .* is damaged"):
+            store.fetch(key)
+        store.delete(key)
+    assert list(store.list()) == [] and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_scores_with_a_flipped_bit_are_not_judged(tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    (folder / "mattes").mkdir(parents=True)
+    (tmp_path / "quantised").mkdir()
+    for name in ("per_image.parquet", "mattes/best.png", "../quantised/a.onnx"):
+        (folder / name).write_bytes(b"score")
+    require_unbroken(folder, "run `mm evaluate` again")  # an older version sealed nothing
+    seal_folder(folder, [tmp_path / "quantised" / "a.onnx"])
+    require_unbroken(folder, "run `mm evaluate` again")
+    for name in ("per_image.parquet", "../quantised/a.onnx"):
+        (folder / name).write_bytes(b"scorf")
+        with pytest.raises(InputError, match=r"is damaged.*run `mm evaluate` again"):
+            require_unbroken(folder, "run `mm evaluate` again")
+        (folder / name).write_bytes(b"score")
+
+
+def test_a_value_that_flips_in_a_database_is_found(tmp_path: Path) -> None:
+    """sqlite's own check finds a broken structure, and no other value. Bits that rot leave the time of the file."""
+    layout = Layout(Settings.from_env(tmp_path / "data"))
+    path = layout.root / "history.db"
+    path.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript("CREATE TABLE t (v); INSERT INTO t VALUES ('the value');")
+    stages.pin_inputs(PARAMS, layout)
+    assert check(layout, Report("check"), progress=stages.quiet) == []
+    status, data = path.stat(), path.read_bytes()
+    path.write_bytes(data.replace(b"the value", b"the valud"))
+    assert check(layout, Report("check"), progress=stages.quiet) == [], "somebody wrote to it since"
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    (fault,) = check(layout, Report("check"), progress=stages.quiet)
+    assert (fault.kind, fault.fault) == ("database", "its bytes changed and its time did not")
+    path.write_bytes(data)
+    stages.pin_inputs(PARAMS, layout)
+    assert check(layout, Report("check"), progress=stages.quiet) == []

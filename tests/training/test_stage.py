@@ -25,7 +25,7 @@ from mm_core.core.records import Report, sha256_bytes, sha256_file
 from mm_core.imaging.pixel_cache import PixelCache
 from mm_core.model.clip import Clip
 from mm_core.model.files import load_model
-from mm_core.model.network import MattingNet, build_model
+from mm_core.model.network import MattingNet
 from mm_core.storage.store import LocalStore
 from mm_core.training.semi import Semi
 from mm_core.training.stage import train_stage
@@ -298,23 +298,3 @@ def test_steps_zero_hands_a_scratch_model_on(workspace: Layout, params: Params) 
     assert load_model(workspace.model("simple"))[1]["stage"] == "simple"
     assert time.monotonic() - started < 30
     assert not os.path.exists(workspace.cache / "pixels")
-
-
-def test_shrink_and_perturb_keeps_a_share_of_the_champion(workspace: Layout, params: Params) -> None:
-    train("simple", params.with_values(**{"train.simple.steps": 1}), workspace)
-    champion = workspace.root / "champion.safetensors"
-    champion.write_bytes(workspace.model("simple").read_bytes())
-    params = params.with_values(**{"train.simple.steps": 0, "train.common.shrink": 0.25, "seed": 9})
-    report = train("simple", params, workspace, champion)
-    assert report.facts["shrunk_to"] == 0.25
-    kept, fresh = load_model(champion)[0], build_model(params.model, 9)
-    got = dict(load_model(workspace.model("simple"))[0].named_parameters())
-    for (name, old), new in zip(kept.named_parameters(), fresh.parameters(), strict=True):
-        assert torch.allclose(got[name], 0.25 * old + 0.75 * new, atol=1e-6), name
-
-
-def test_recomposed_backgrounds_in_a_stage(workspace: Layout, params: Params) -> None:
-    params = params.with_values(**{"train.common.recompose": 0.5, "train.hard.steps": 2})
-    report = train("hard", params, workspace)
-    assert report.facts["steps"] == 2
-    assert list(workspace.cache.rglob("foregrounds.u8"))

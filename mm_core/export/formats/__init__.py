@@ -1,5 +1,5 @@
-"""Further formats of the int8 files, each made by a toolchain in an environment of its own and run as a program.
+"""Further formats of the int8 files, each made by a separate program in an environment of its own.
 
-`convert` calls `to_<format>.py` (makes the file) and `run_<format>.py` (runs it with nothing but its runtime); these
-programs import nothing of ours.
+`convert` calls `to_<format>.py` to make a file and `run_<format>.py` to run it with only its runtime. These programs
+import none of our packages.
 """

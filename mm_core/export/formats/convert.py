@@ -1,6 +1,6 @@
-"""The candidate as ExecuTorch and LiteRT files, made in the toolchains' own environments and kept by key.
+"""Convert the candidate to ExecuTorch and LiteRT files in the toolchains' own environments, and cache them by key.
 
-The float network goes over as a `torch.export` program, so that the toolchains need nothing of ours.
+The float network is passed as a `torch.export` program, so the toolchains need none of our packages.
 """
 
 from __future__ import annotations
@@ -25,33 +25,47 @@ from mm_core.storage.store import Store
 
 @dataclass(frozen=True)
 class _Photos:
-    """What a conversion learns its ranges from."""
+    """The calibration data of a conversion."""
 
     images: np.ndarray
     """float32 (N,3,S,S), prepared."""
     categories: list[str]
     sensitive: list[int] | None
-    """The ranking of convolutions, where ONNX needed it."""
+    """The ranking of convolutions, if the ONNX file needed it."""
 
 
 def convert(
     params: ExportParams, model: Path, quantised: Mapping[str, Any], layout: Layout, store: Store
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Writes `layout.formats/<decoder>.int8.<suffix>` and a `.json` beside it; gives format → decoder → that record.
+    """Write `layout.formats/<decoder>.int8.<suffix>` and a `.json` record for each file.
 
-    `quantised`: the record of `quantise`, for the calibration photos and the ranking of layers. A record here (`file`,
-    `sha256`, `bytes`, `key`, `versions`, `diff_mse`, `float_convolutions` and, for ExecuTorch, `undelegated`) comes
-    after its file, and what it describes is kept: a killed run makes only the rest. The same model, photos and tools
-    give the same bytes. Raises InputError where an environment is missing.
+    A record is written after its file, and an up-to-date file is kept: after a kill only the rest is made. The same
+    model, photos and tools give the same bytes.
+
+    Args:
+        params: `export` of params.yaml.
+        model: The trained weights.
+        quantised: The record of `quantise`, with calibration photos and ranking of layers.
+        layout: The workspace.
+        store: Holds the photos.
+
+    Returns:
+        Format → decoder → record: `file`, `sha256`, `bytes`, `key`, `versions`, `diff_mse`, `float_convolutions` and,
+        for ExecuTorch, `undelegated`.
+
+    Raises:
+        InputError: An environment is missing.
     """
     from mm_core.model.files import read_meta
 
     others = [name for name in params.formats if name != "onnx"]
+    # Check all environments before the first conversion, which takes minutes.
     for name in others:
         python_of(name, layout.settings)
     records: dict[str, dict[str, dict[str, Any]]] = {}
     for name in others:
         versions = call(name, layout.settings, f"to_{name}.py", ["versions"])
+        # The key covers tools, programs, weights and photos.
         programs = [sha256_file(HERE / program) for program in (f"to_{name}.py", "pt2e.py")]
         records[name] = {}
         for decoder, ids in quantised["calibration"].items():
@@ -80,24 +94,34 @@ def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
     return record
 
 
-def _make(name: str, model: Path, decoder: str, about: _Photos, params: ExportParams, layout: Layout) -> dict[str, Any]:
+def _make(
+    name: str, model: Path, decoder: str, photos: _Photos, params: ExportParams, layout: Layout
+) -> dict[str, Any]:
     import torch
 
     network = served(model, decoder)
-    rank = about.sensitive
+    rank = photos.sensitive
     with tempfile.TemporaryDirectory(prefix="mm-convert-") as folder:
-        program, calibration, plan, made = (Path(folder) / part for part in ("float.pt2", "photos.npz", "plan", "made"))
-        torch.export.save(torch.export.export(network, (torch.from_numpy(about.images[:1]),)), program)
-        np.savez(calibration, images=about.images, categories=np.unique(about.categories, return_inverse=True)[1])
+        program, calibration, plan, result = (
+            Path(folder) / part for part in ("float.pt2", "photos.npz", "plan", "made")
+        )
+        torch.export.save(torch.export.export(network, (torch.from_numpy(photos.images[:1]),)), program)
+        np.savez(
+            calibration,
+            images=photos.images,
+            categories=np.unique(photos.categories, return_inverse=True)[1],
+        )
 
         def run(steps: list[list[int]]) -> dict[str, Any]:
             write_json(plan, {"float": steps, "max_mse": params.max_int8_mse})
-            return call(name, layout.settings, f"to_{name}.py", [program, calibration, plan, made])
+            return call(name, layout.settings, f"to_{name}.py", [program, calibration, plan, result])
 
-        said = run(ladder(rank) if rank else [[]])
-        if said["diff_mse"] > params.max_int8_mse and not rank:
-            said = run(ladder(ranked(network, about.images)))
-        data = made.read_bytes()
+        # The ranking of ONNX is used if it exists; it is computed here only if plain int8 is not close enough.
+        record = run(ladder(rank) if rank else [[]])
+        if record["diff_mse"] > params.max_int8_mse and not rank:
+            record = run(ladder(ranked(network, photos.images)))
+        # Write the file before its record: a record without a file never exists.
+        data = result.read_bytes()
         target = layout.formats / f"{decoder}{SUFFIX[name]}"
         write_bytes(target, data)
-    return said | {"sha256": sha256_file(target), "bytes": len(data)}
+    return record | {"sha256": sha256_file(target), "bytes": len(data)}

@@ -1,10 +1,10 @@
-"""What the `run_<format>.py` programs share: they run one file and say what it gave and cost. Only numpy.
+"""Shared by the `run_<format>.py` programs: run one file, and report outputs and costs. Needs only numpy.
 
     python run_<format>.py MODEL INPUTS.npy OUT.npy [THREADS…]
 
-INPUTS: float32 (N,3,S,S), normalised. OUT: float32 (N,S,S) mattes. Prints one JSON line: `versions`, `latency_ms`
-(threads → median of one image, wall clock), `cpu_ms` (the same in processor time, which other work on the machine
-hardly changes), `peak_mb` of this process and `model_mb`, by how much the model raised it.
+INPUTS: float32 (N, 3, S, S), normalised. OUT: float32 (N, S, S) mattes. Prints one JSON line: `versions`, `latency_ms`
+(thread count → median wall-clock time of one image), `cpu_ms` (the same in processor time, which other programs hardly
+change), `peak_mb` of this process, and `model_mb`, the increase by the model.
 """
 
 from __future__ import annotations
@@ -20,29 +20,28 @@ from typing import Any
 import numpy as np
 
 WARM_UP, RUNS, SECONDS = 3, 12, 2.0
-"""The first calls are 2-3 times slower; fewer runs where they take more than SECONDS (a busy machine)."""
+"""Warm-up calls (the first calls are 2-3 times slower), measured calls, and the seconds after which no more start."""
 
 Run = Callable[[np.ndarray], np.ndarray]
 """One image (1,3,S,S) → its matte, S × S values in any shape."""
 
 
 def memory_mb() -> tuple[float, float]:
-    """Megabytes of this process: now and at most so far.
-
-    Linux carries the peak of the process that started this one over into getrusage's; /proc does not.
-    """
+    """Return the memory of this process in megabytes: at present, and the peak so far."""
+    # On Linux, getrusage's peak includes that of the parent process; /proc does not.
     status = Path("/proc/self/status")
     if status.is_file():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
         now, peak = (int(fields[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM"))
         return now, peak
+    # macOS reports bytes, other systems kilobytes.
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     return peak, peak
 
 
 def median_ms(call: Callable[[], Any], runs: int = RUNS) -> tuple[float, float]:
-    """Median milliseconds of a call after warm-up calls: wall clock, processor time of all threads."""
+    """Return median milliseconds of a call after warm-up calls: wall clock, and processor time of all threads."""
     for _ in range(WARM_UP):
         call()
     wall: list[float] = []
@@ -57,11 +56,12 @@ def median_ms(call: Callable[[], Any], runs: int = RUNS) -> tuple[float, float]:
 
 
 def main(open_model: Callable[[str, int], Run], versions: Callable[[], dict[str, str]]) -> None:
-    """`open_model(file, threads)` loads the file; called once per thread count."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not look like an answer
+    """Run the program's arguments; `open_model(file, threads)` loads the file, once per thread count."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # output of libraries must not mix with the JSON line
     model, inputs, out, *threads = sys.argv[1:]
     images = np.load(inputs)
     before, _ = memory_mb()
+    # Outputs and memory first, with one thread; then the latency per thread count.
     run = open_model(model, 1)
     np.save(out, np.stack([run(image[None]).reshape(image.shape[1:]) for image in images]).astype(np.float32))
     _, peak = memory_mb()

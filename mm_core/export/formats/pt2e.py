@@ -1,18 +1,19 @@
-"""What `to_executorch.py` and `to_litert.py` share: int8 by PyTorch's PT2E, with sensitive layers in float.
+"""Shared by `to_executorch.py` and `to_litert.py`: int8 by PyTorch's PT2E, with sensitive layers in float.
 
-Runs in the environments of these two; imports nothing of ours.
+Runs in the environments of these two programs and imports none of our packages.
 
     python to_<format>.py PROGRAM.pt2 CALIBRATION.npz PLAN.json OUT
     python to_<format>.py versions
 
-PROGRAM: a `torch.export` program, image (1,3,S,S) → alpha (1,1,S,S). CALIBRATION: `images` float32 (N,3,S,S),
-`categories` (N,) numbers. PLAN: `float`, lists of convolutions (numbers in the order of execution) to keep in float
-beside the last one, tried in turn until the worst category's mean square to float is at most `max_mse`; else the
-closest one is taken. Prints one JSON line: `float_convolutions`, `diff_mse`, and what the format adds.
+PROGRAM: a `torch.export` program, image (1, 3, S, S) → alpha (1, 1, S, S). CALIBRATION: `images` float32 (N, 3, S, S),
+`categories` (N,) numbers. PLAN: `float` is a list of sets of convolutions (numbers in the order of execution) to keep
+in float in addition to the last one. They are tried in turn until the worst category's mean squared difference from
+float is at most `max_mse`; if none reaches it, the closest one is used. Prints one JSON line: `float_convolutions`,
+`diff_mse`, and fields of the format.
 """
 
 # pyright: reportMissingImports=false
-# (they lie in the environment that runs this file)
+# (these imports exist only in the environment that runs this file)
 from __future__ import annotations
 
 import importlib.metadata
@@ -26,13 +27,14 @@ import numpy as np
 
 
 def partly(quantiser: type, kept: Sequence[int]) -> Any:
-    """An instance of this quantiser class that leaves the convolutions `kept`, and what follows each, in float."""
+    """Return an instance of a quantiser class that leaves convolutions `kept`, and their followers, in float."""
 
     class Partly(quantiser):
         def annotate(self, model: Any) -> Any:
             model = super().annotate(model)
             nodes = list(model.graph.nodes)
             starts = [i for i, n in enumerate(nodes) if n.op == "call_function" and "conv" in str(n.target)]
+            # A convolution's segment ends at the next convolution; without annotation its nodes stay in float.
             for number in {*kept, len(starts) - 1}:
                 end = starts[number + 1] if number + 1 < len(starts) else len(nodes)
                 for node in nodes[starts[number] : end]:
@@ -45,12 +47,12 @@ def partly(quantiser: type, kept: Sequence[int]) -> Any:
 def choose(
     program: Path, calibration: Path, plan: Path, quantiser_of: Callable[[Sequence[int]], Any], **options: Any
 ) -> tuple[dict[str, Any], Any, Any, Any]:
-    """The record, the converted module, its quantiser and one example image, of the first good entry of the plan."""
+    """Return record, converted module, quantiser and an example image of the first good entry of the plan."""
     import torch
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    data, asked = np.load(calibration), json.loads(plan.read_text())
-    # Not image[None]: ExecuTorch refuses the stride of 0 that numpy gives the new axis.
+    data, settings = np.load(calibration), json.loads(plan.read_text())
+    # `image[None]` would give the new axis stride 0, which ExecuTorch refuses.
     images = torch.from_numpy(data["images"]).split(1)
 
     def alphas(module: Any) -> np.ndarray:
@@ -59,7 +61,8 @@ def choose(
 
     truth = alphas(torch.export.load(program).module())
     best: tuple[dict[str, Any], Any, Any, Any] | None = None
-    for kept in asked["float"]:
+    # PT2E: insert observers, run the calibration photos, convert to int8.
+    for kept in settings["float"]:
         quantiser = quantiser_of(kept)
         prepared = prepare_pt2e(torch.export.load(program).module(), quantiser)
         for image in images:
@@ -69,14 +72,15 @@ def choose(
         mse = max(float(squares[data["categories"] == name].mean()) for name in set(data["categories"].tolist()))
         if best is None or mse < best[0]["diff_mse"]:
             best = {"float_convolutions": kept, "diff_mse": mse}, converted, quantiser, images[0]
-        if mse <= asked["max_mse"]:
+        if mse <= settings["max_mse"]:
             break
     assert best is not None
     return best
 
 
 def main(packages: Sequence[str], make: Callable[[Path, Path, Path, Path], dict[str, Any]]) -> None:
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not look like an answer
+    """Print the answer to the program's arguments as one JSON line."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # output of libraries must not mix with the JSON line
     if sys.argv[1] == "versions":
         answer = {name: importlib.metadata.version(name) for name in packages}
     else:

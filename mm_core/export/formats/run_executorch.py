@@ -1,7 +1,7 @@
-"""Runs a `.pte` file with ExecuTorch; see measure.py. The Python binding needs torch, a phone's runtime does not."""
+"""Run a `.pte` file with ExecuTorch (see measure.py). Only the Python binding needs torch, not a phone."""
 
 # pyright: reportMissingImports=false
-# (they lie in the environment that runs this file)
+# (these imports exist only in the environment that runs this file)
 from __future__ import annotations
 
 import importlib.metadata
@@ -13,6 +13,7 @@ from executorch.extension.pybindings import portable_lib
 
 
 def open_model(file: str, threads: int) -> measure.Run:
+    # The thread pool is global to the process.
     portable_lib._unsafe_reset_threadpool(threads)
     module = portable_lib._load_for_executorch(file)
     return lambda image: np.array(module.run_method("forward", (torch.from_numpy(image),))[0])

@@ -1,7 +1,7 @@
-"""Runs a `.tflite` file with LiteRT; see measure.py. Quantises the input and the output where the file wants int8."""
+"""Run a `.tflite` file with LiteRT (see measure.py); inputs and outputs in int8 are converted here."""
 
 # pyright: reportMissingImports=false
-# (they lie in the environment that runs this file)
+# (these imports exist only in the environment that runs this file)
 from __future__ import annotations
 
 import importlib.metadata
@@ -14,16 +14,18 @@ from ai_edge_litert.interpreter import Interpreter
 def open_model(file: str, threads: int) -> measure.Run:
     interpreter = Interpreter(model_path=file, num_threads=threads)
     interpreter.allocate_tensors()
-    (given,), (got,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (source,), (got,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def run(image: np.ndarray) -> np.ndarray:
-        if given["dtype"] != np.float32:
-            scale, zero = given["quantization"]
-            limits = np.iinfo(given["dtype"])
-            image = np.clip(np.round(image / scale) + zero, limits.min, limits.max).astype(given["dtype"])
-        interpreter.set_tensor(given["index"], image)
+        # Quantise the input if the file expects integers.
+        if source["dtype"] != np.float32:
+            scale, zero = source["quantization"]
+            limits = np.iinfo(source["dtype"])
+            image = np.clip(np.round(image / scale) + zero, limits.min, limits.max).astype(source["dtype"])
+        interpreter.set_tensor(source["index"], image)
         interpreter.invoke()
         alpha = interpreter.get_tensor(got["index"])
+        # Dequantise the output in the same way.
         if got["dtype"] != np.float32:
             scale, zero = got["quantization"]
             alpha = (alpha.astype(np.float32) - zero) * np.float32(scale)

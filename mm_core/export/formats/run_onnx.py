@@ -1,7 +1,7 @@
-"""Runs an ONNX file with onnxruntime; see measure.py."""
+"""Run an ONNX file with onnxruntime (see measure.py)."""
 
 # pyright: reportMissingImports=false
-# (they lie in the environment that runs this file)
+# (these imports exist only in the environment that runs this file)
 from __future__ import annotations
 
 import measure

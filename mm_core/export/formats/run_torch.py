@@ -1,4 +1,4 @@
-"""Runs a `torch.export` program in float, eager: what the formats are timed against; see measure.py."""
+"""Run a `torch.export` program in eager float: the baseline for the formats' latencies (see measure.py)."""
 
 from __future__ import annotations
 

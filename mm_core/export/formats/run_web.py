@@ -1,6 +1,6 @@
-"""Runs an ONNX file as the gallery's page does: by onnxruntime-web in headless Chromium, a page per thread count.
+"""Run an ONNX file like the gallery's page: with onnxruntime-web in headless Chromium, one page per thread count.
 
-The page is this machine's own and cross-origin isolated, so that WASM may have threads.
+The page is served locally and cross-origin isolated, which WASM threads require.
 """
 
 from __future__ import annotations
@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.headless import browser, require_playwright, served
@@ -19,6 +25,7 @@ from mm_core.export.formats.measure import RUNS, SECONDS, WARM_UP
 
 ISOLATED = {"cross-origin-opener-policy": "same-origin", "cross-origin-embedder-policy": "require-corp"}
 PATIENCE_MS = 300_000
+"""Limit of one page's work in milliseconds."""
 MEASURE = """async ([threads, side, runs, warmUp, patience]) => {
   const ort = await import("/ort/ort.wasm.min.mjs");
   Object.assign(ort.env.wasm, {wasmPaths: "/ort/", numThreads: threads});
@@ -43,10 +50,12 @@ MEASURE = """async ([threads, side, runs, warmUp, patience]) => {
 def run_web(
     settings: Settings, file: Path, images: np.ndarray, threads: Iterable[int]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """As `run.run_file`, in the browser: mattes and `latency_ms`, `peak_mb` (of the page's process), `versions`.
+    """Run a file in the browser; arguments and results as in `run.run_file`.
 
-    Raises InputError where Chromium or onnxruntime-web is missing, MattingError where the page fails.
+    The costs are `latency_ms`, `peak_mb` (of the page's process) and `versions`. Raises InputError if Chromium or
+    onnxruntime-web is missing, MattingError if the page fails.
     """
+    # Playwright is optional; its absence is reported before its import.
     require_playwright()
     from playwright.sync_api import Error
 
@@ -57,22 +66,25 @@ def run_web(
     alphas = np.empty(0, np.float32)
     side = images.shape[-1]
     before = _renderers()
+    # Renderer processes of other browsers are not measured.
     try:
         with browser() as opened, served(_application(file, images, runtime)) as address:
             version = opened.version
             for count in threads:
+                # A fresh context per thread count: WASM threads are fixed when the runtime loads.
                 context = opened.new_context()
                 page = context.new_page()
                 page.set_default_timeout(PATIENCE_MS)
                 page.goto(address)
-                found = page.evaluate(MEASURE, [count, side, RUNS, WARM_UP, 1e3 * SECONDS])
-                if count > 1 and not found["isolated"]:
+                result = page.evaluate(MEASURE, [count, side, RUNS, WARM_UP, 1e3 * SECONDS])
+                if count > 1 and not result["isolated"]:
                     raise MattingError("the page is not cross-origin isolated: it has one thread only")
-                alphas = np.array(found["alphas"], np.float32).reshape(-1, side, side)
-                cost["latency_ms"][str(count)] = found["ms"]
+                alphas = np.array(result["alphas"], np.float32).reshape(-1, side, side)
+                cost["latency_ms"][str(count)] = result["ms"]
+                # The page's process is the new renderer since the start.
                 peaks = [_peak_mb(pid) for pid in _renderers() - before]
                 cost["peak_mb"] = max([cost["peak_mb"], *peaks])
-                cost["versions"] = {"onnxruntime-web": found["version"], "chromium": version}
+                cost["versions"] = {"onnxruntime-web": result["version"], "chromium": version}
                 context.close()
     except Error as error:
         raise MattingError(f"onnxruntime-web failed: {' '.join(error.message.split())[:400]}") from None
@@ -80,12 +92,6 @@ def run_web(
 
 
 def _application(file: Path, images: np.ndarray, runtime: Path) -> Any:
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import FileResponse, HTMLResponse, Response
-    from starlette.routing import Mount, Route
-    from starlette.staticfiles import StaticFiles
-
     async def page(request: Request) -> Response:
         return HTMLResponse("<!doctype html><link rel=icon href=data:,><title>bench</title>", headers=ISOLATED)
 
@@ -96,7 +102,7 @@ def _application(file: Path, images: np.ndarray, runtime: Path) -> Any:
         return Response(np.ascontiguousarray(images, "<f4").tobytes(), media_type="application/octet-stream")
 
     async def isolated(scope: Any, receive: Any, send: Any) -> None:
-        # A worker's script must ask for the same isolation as its page.
+        # A worker's script needs the same isolation headers as its page.
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in ISOLATED.items())]
@@ -111,21 +117,17 @@ def _application(file: Path, images: np.ndarray, runtime: Path) -> Any:
 
 
 def _renderers() -> set[int]:
-    """Process ids of the pages of the browsers that this process started."""
-    import psutil
-
-    found = set()
+    """Return the process ids of page renderers below this process."""
+    pids = set()
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             if "--type=renderer" in child.cmdline():
-                found.add(child.pid)
-    return found
+                pids.add(child.pid)
+    return pids
 
 
 def _peak_mb(pid: int) -> float:
-    """Megabytes, 1e6 bytes, that a process held at most (Linux), else now."""
-    import psutil
-
+    """Return the peak memory of a process in megabytes (1e6 bytes) on Linux; its present memory on other systems."""
     try:
         fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024 / 1e6

@@ -1,10 +1,10 @@
-"""Makes one int8 ExecuTorch file, everything handed to XNNPACK; see pt2e.py for how it is called.
+"""Make one int8 ExecuTorch file with XNNPACK as its delegate; pt2e.py describes the arguments.
 
-Weights int8 per output channel, activations int8 per tensor.
+Weights are int8 per output channel, activations int8 per tensor.
 """
 
 # pyright: reportMissingImports=false
-# (they lie in the environment that runs this file)
+# (these imports exist only in the environment that runs this file)
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,7 +14,7 @@ import pt2e
 
 
 def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, Any]:
-    """Writes `out`; `undelegated` counts the operators that XNNPACK did not take (the phone would run them slowly)."""
+    """Write `out` and return its record; `undelegated` counts operators outside XNNPACK, which are slow on phones."""
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
@@ -29,15 +29,16 @@ def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, A
 
     record, converted, _, image = pt2e.choose(program, calibration, plan, quantiser)
     lowered = to_edge_transform_and_lower(torch.export.export(converted, (image,)), partitioner=[XnnpackPartitioner()])
-    found = get_delegation_info(lowered.exported_program().graph_module)
-    left = {
+    # Lower to XNNPACK, and count the operators that stay on portable kernels.
+    delegation = get_delegation_info(lowered.exported_program().graph_module)
+    undelegated = {
         operator: counts.non_delegated
-        for operator, counts in found.delegation_by_operator.items()
-        # `getitem` hands over the delegate's result: no work.
+        for operator, counts in delegation.delegation_by_operator.items()
+        # `getitem` only passes on the delegate's result and does no work.
         if counts.non_delegated and operator != "getitem"
     }
     out.write_bytes(lowered.to_executorch().buffer)
-    return record | {"undelegated": sum(left.values()), "delegates": found.num_delegated_subgraphs}
+    return record | {"undelegated": sum(undelegated.values()), "delegates": delegation.num_delegated_subgraphs}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Makes one int8 LiteRT file; see pt2e.py for how it is called.
+"""Make one int8 LiteRT file; pt2e.py describes the arguments.
 
-By PT2E: the default calibration of ai-edge-quantizer clipped the input's range (largest error 0.64).
+PT2E is used because the default calibration of ai-edge-quantizer clipped the input's range (largest error 0.64).
 """
 
 # pyright: reportMissingImports=false
-# (they lie in the environment that runs this file)
+# (these imports exist only in the environment that runs this file)
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,6 +14,7 @@ import pt2e
 
 
 def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, Any]:
+    """Write `out` and return its record."""
     import litert_torch
     from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
     from litert_torch.quantize.quant_config import QuantConfig
@@ -21,6 +22,7 @@ def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, A
     def quantiser(kept: Any) -> Any:
         return pt2e.partly(PT2EQuantizer, kept).set_global(get_symmetric_quantization_config(is_per_channel=True))
 
+    # LiteRT's converter takes quantised weights unfolded.
     record, converted, used, image = pt2e.choose(program, calibration, plan, quantiser, fold_quantize=False)
     litert_torch.convert(converted, (image,), quant_config=QuantConfig(pt2e_quantizer=used)).export(str(out))
     return record

@@ -1,4 +1,4 @@
-"""Simulate an annotator for demos and tests on generated samples: it paints the exact matte with human errors.
+"""Simulate an annotator for tests and benchmarks on generated samples: it paints the exact matte with human errors.
 
 Its account is called `simulated-annotator`, and this name is stored in every label that it makes. Its errors are seeded
 by photo. The painted edge deviates by 1/400 of the photo's side, thin parts are missed, and strokes are hard (0 or

@@ -1,0 +1,126 @@
+"""`mm quarantine`: refused rows, and what `mm ingest` and these verbs say of arrivals."""
+
+from __future__ import annotations
+
+from getpass import getuser
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mm_core.cli.deferred import Deferred
+from mm_core.cli.terminal import Json, layout_and_params, say, table
+from mm_core.cli.words import ingest_words, reject_words
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.records import Report
+from mm_core.storage.catalog import Catalog
+
+if TYPE_CHECKING:
+    from mm_core import stages
+else:
+    stages = Deferred("mm_core.stages")
+
+quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
+
+
+def say_arrivals(report: Report, layout: Layout, as_json: bool) -> None:
+    """Print what came of drops, with the photos that they brought into the catalog by category."""
+    if as_json:
+        return say(report, True)
+    names = {f"{row['kind']}/{row['batch']}" for row in report.tables.get("batches", [])}
+    counts: dict[str, int] = {}
+    for row in counted(stages.catalog_of(layout), "samples", "kind", "batch", "category"):
+        if f"{row['kind']}/{row['batch']}" in names:
+            counts[row["category"]] = counts.get(row["category"], 0) + row["photos"]
+    typer.echo(ingest_words(report, [{"category": name, "photos": counts[name]} for name in sorted(counts)]))
+
+
+def pin_after_arrivals(params: Params, layout: Layout, report: Report) -> None:
+    """Pins for the next cycle; the report says so where a cycle at work leaves that for its end."""
+    if "pins" in (facts := stages.pin_when_idle(params, layout)):
+        report.facts["pins"] = facts["pins"]
+
+
+def counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, Any]]:
+    """How many rows there are of each combination."""
+    if catalog.version(table) < 0:
+        return []
+    names = [f"coalesce({c}, '(none)') AS {c}" for c in columns]
+    order = ", ".join(str(n + 1) for n in range(len(columns)))
+    found = catalog.query(
+        f"SELECT {', '.join(names)}, count(*) AS photos FROM {table} GROUP BY {order} ORDER BY {order}"
+    )
+    return found.to_dict("records")
+
+
+@quarantine_app.command("list")
+def quarantine_list(json_: Json = False) -> None:
+    """Every refused row with its reason."""
+    from mm_core.ingest.quarantine import list_rejects
+
+    rows = list_rejects(stages.catalog_of(layout_and_params()[0])).to_dict("records")
+    if json_:
+        return say({"rejects": rows}, True)
+    shown = [{n: r[n] for n in ("key", "batch", "image", "verdict", "reason", "detail")} for r in rows]
+    typer.echo(table(shown) if rows else "quarantine is empty")
+
+
+@quarantine_app.command("show")
+def quarantine_show(
+    key: Annotated[str, typer.Argument(help="Key (or its beginning) from the list.")], json_: Json = False
+) -> None:
+    """One refused row in full, and where its file lies; of a suspect matte also a view beside its photo."""
+    from mm_core.ingest.quarantine import show
+
+    layout, _ = layout_and_params()
+    row = show(stages.catalog_of(layout), stages.store_of(layout), key, layout.views)
+    say(row, True) if json_ else typer.echo(reject_words(row))
+
+
+@quarantine_app.command("accept")
+def quarantine_accept(
+    keys: Annotated[list[str], typer.Argument(help="Keys (or their beginnings) of suspect mattes, from the list.")],
+    why: Annotated[str, typer.Option(help="Why they are right: kept with the label.")],
+    by: Annotated[str, typer.Option(help="Who looked; default the user's name.")] = "",
+    json_: Json = False,
+) -> None:
+    """Takes suspect mattes as they are; they are not held again."""
+    from mm_core.ingest.quarantine import accept
+
+    layout, params = layout_and_params()
+    report = accept(
+        params.ingest,
+        stages.catalog_of(layout),
+        stages.store_of(layout),
+        stages.inbox_of(layout),
+        keys,
+        layout.data_docs,
+        layout.spool,
+        reviewer=by or getuser(),
+        why=why,
+    )
+    stages.structure(params, layout)
+    pin_after_arrivals(params, layout, report)
+    say_arrivals(report, layout, json_)
+
+
+@quarantine_app.command("retry")
+def quarantine_retry(
+    batch: Annotated[str, typer.Argument(help="Batch whose files were repaired.")], json_: Json = False
+):
+    """Probes the refused rows of a batch again, after the producer repaired the files."""
+    from mm_core.ingest.quarantine import retry
+
+    layout, params = layout_and_params()
+    report = retry(
+        params.ingest,
+        stages.catalog_of(layout),
+        stages.store_of(layout),
+        stages.inbox_of(layout),
+        batch,
+        layout.data_docs,
+        layout.spool,
+    )
+    stages.structure(params, layout)
+    pin_after_arrivals(params, layout, report)
+    say_arrivals(report, layout, json_)

@@ -1,0 +1,69 @@
+"""The records of `inputs.json` and `snapshot.json`: the pinned start of a cycle, and its frozen snapshot."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, Literal, TypedDict
+
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+
+Role = Literal["champion", "anchor"]
+ROLES: Final[tuple[Role, Role]] = ("champion", "anchor")
+
+
+class ModelPin(TypedDict):
+    """A registered model."""
+
+    version: str
+    digest: str
+    """sha256 of the weights, which are a blob of the store."""
+    files: dict[str, str]
+    """Name of each released int8 file → digest of its blob."""
+
+
+class PinnedInputs(TypedDict):
+    """The pinned start of the next cycle."""
+
+    catalog: dict[str, int]
+    """Version of each table."""
+    champion: ModelPin | None
+    anchor: ModelPin | None
+
+
+class SnapshotFacts(PinnedInputs):
+    """The content of `snapshot.json`: facts about the frames in the same folder."""
+
+    digest: str
+    """Digest of all frames."""
+    eval_digest: str
+    """Digest of the photos, categories and mattes in the eval frame."""
+    params: dict[str, Any]
+    """The section `snapshot` of the parameters."""
+    counts: dict[str, dict[str, int]]
+    """Photos by pool and category."""
+    dropped_for_leakage: dict[str, int]
+    """Photos outside of all pools, by reason."""
+
+
+def has_snapshot(layout: Layout) -> bool:
+    """Return whether a snapshot was frozen."""
+    return (layout.snapshot / "snapshot.json").is_file()
+
+
+def read_snapshot(layout: Layout) -> SnapshotFacts:
+    """Read the facts of the present cycle's snapshot.
+
+    Raises:
+        InputError: The snapshot is missing or damaged.
+    """
+    path = layout.snapshot / "snapshot.json"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: run `mm ingest`, then `mm snapshot`")
+    try:
+        facts = json.loads(path.read_bytes())
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or "digest" not in facts:
+        raise InputError(f"{path} is damaged: run `mm snapshot` again")
+    return facts  # pyright: ignore[reportReturnType]

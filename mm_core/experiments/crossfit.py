@@ -1,0 +1,138 @@
+"""Cross-fitting: a provisional verdict on a first model that has too few evaluation photos for the gate.
+
+The labelled photos are dealt into folds by group. For each fold a model is trained on the other folds, and judges
+nothing but its own fold: each photo is scored by a model that has not seen its scene (Stone 1974). The pooled scores
+answer the gate's questions about a first model. What is judged is the recipe, by models that learnt from less than the
+candidate did; the answer lets people try the candidate and never ships it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mm_core.core.errors import InputError
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.params import Params
+from mm_core.core.records import CATEGORIES, Report, sha256_file
+from mm_core.eval.cells import judge
+from mm_core.eval.evaluate import BLIND, blind_mattes, score_all
+from mm_core.eval.evidence import FLOAT, INT8, gather
+from mm_core.eval.gate import conclude
+from mm_core.eval.questions import questions_for
+from mm_core.ingest.snapshot import SCHEMA, read_pool, stable_share, write_frames
+from mm_core.model.predict import TorchPredictor
+from mm_core.storage.store import Store
+from mm_core.training.scratch import part_of, scratch_layout
+from mm_core.training.stage import train_stage
+
+SUPERVISED = TRAIN_STAGES[0]
+NAME = "gate-crossfit"
+
+
+def report_file(layout: Layout) -> Path:
+    """Return where the last provisional verdict of a workspace stands."""
+    return layout.root / "reports" / f"{NAME}.json"
+
+
+def cross_fit(
+    params: Params,
+    layout: Layout,
+    store: Store,
+    report: Report,
+    *,
+    folds: int,
+    progress: Callable[[str, int, int], None],
+) -> Report:
+    """Judge the recipe of the workspace's candidate by `folds` trainings of the supervised stage.
+
+    Args:
+        params: Those of the cycle.
+        layout: Holds the snapshot and the candidate; its files stay as they are.
+        store: Holds photos and mattes.
+        report: Gets the facts `candidate` (digest), `decision`, `usable` and `reasons`, and the table `cells`.
+        folds: Trainings, at least 2.
+        progress: Called while it trains and scores.
+
+    Raises:
+        InputError: Where the gate itself can judge, where a champion has learnt from the photos, or where there is no
+            candidate.
+    """
+    if folds < 2:
+        raise InputError(f"--folds {folds}: give 2 or more")
+    if not (layout.snapshot / "snapshot.json").is_file():
+        raise InputError(f"{layout.snapshot} is missing: run `mm ingest`, then `mm run`")
+    about = json.loads((layout.snapshot / "snapshot.json").read_text())
+    if about.get("champion"):
+        raise InputError("a champion has learnt from the labelled photos: drop photos with role eval, and `mm gate`")
+    weights = layout.model(TRAIN_STAGES[-1])
+    if not weights.is_file():
+        raise InputError(f"{weights} is missing: run `mm run`")
+    judging: Any = read_pool(layout.snapshot, "eval")["category"].value_counts()
+    if all(judging.get(category, 0) >= params.gate.min_images for category in CATEGORIES):
+        raise InputError(f"each category has {params.gate.min_images} eval photos: `mm gate` judges the candidate")
+    frame: Any = labelled_photos(layout)
+    fold = deal(frame, folds)
+    base = scratch_layout(layout, f"crossfit-{about['digest'][:12]}")
+    blind, scores = blind_mattes(frame, store), []
+    for index in range(folds):
+        own = part_of(base, str(index))
+        write_frames(own.snapshot, {"validation": frame.head(0)}, SCHEMA, {"digest": about["digest"]})
+        write_frames(own.split, {SUPERVISED: frame[fold != index]}, SCHEMA)
+        train_stage(SUPERVISED, params, own, store, Report(str(index)), start=None, progress=progress)
+        model = TorchPredictor(own.model(SUPERVISED), layout.settings.device)
+        scores.append(score_all(frame[fold == index], {INT8: model}, store, params.evaluate.max_side, progress, blind))
+    shutil.rmtree(base.root)
+    return _verdict(params, pd.concat(scores, ignore_index=True), frame, sha256_file(weights), report)
+
+
+def labelled_photos(layout: Layout) -> pd.DataFrame:
+    """Return the labelled photos of the six categories, whatever pool of the snapshot they are in."""
+    pools = [read_pool(layout.snapshot, pool) for pool in ("train_labeled", "validation", "eval")]
+    frame: Any = pd.concat(pools, ignore_index=True).drop_duplicates("sample_id")
+    return frame[frame["category"].isin(CATEGORIES)].sort_values("sample_id", ignore_index=True)
+
+
+def deal(frame: pd.DataFrame, folds: int) -> np.ndarray:
+    """Return the fold of each photo, (photos,) int: groups whole, each category spread over all folds."""
+    dealt: dict[str, int] = {}
+    for category in CATEGORIES:
+        groups = sorted(frame.loc[frame["category"] == category, "group"].unique())
+        for turn, group in enumerate(sorted(groups, key=lambda name: stable_share(name, "crossfit"))):
+            dealt.setdefault(group, turn % folds)
+    return np.array([dealt[group] for group in frame["group"]])
+
+
+def _verdict(params: Params, scores: pd.DataFrame, frame: pd.DataFrame, candidate: str, report: Report) -> Report:
+    # The folds' models have no int8 files.
+    asked = [q for q in questions_for(params.gate, champion=False, anchor=False) if q.reference != FLOAT]
+    evidence, problems = gather(scores, frame, [INT8, BLIND], sorted({question.metric for question in asked}))
+    cells = judge(params.gate, evidence, asked, params.seed) if evidence else []
+    decision, reasons = conclude(params.gate, cells, problems, same=False)
+    report.facts |= {"candidate": candidate, "decision": decision, "usable": decision == "PROMOTE", "reasons": reasons}
+    report.facts["photos"] = {str(name): int(count) for name, count in frame["category"].value_counts().items()}
+    report.facts["note"] = "provisional: of models trained on less than the candidate; it never ships by this"
+    report.tables["cells"] = [cell.model_dump() for cell in cells]
+    return report
+
+
+def provisional_candidate(layout: Layout) -> tuple[Path, str]:
+    """Return the weights of the workspace's candidate where cross-fitting found it usable, and a warning in words.
+
+    Raises:
+        InputError: Where it was not cross-fitted, is another one, or was not found usable.
+    """
+    weights, path = layout.model(TRAIN_STAGES[-1]), report_file(layout)
+    facts: Mapping[str, Any] = json.loads(path.read_text())["facts"] if path.is_file() else {}
+    if not weights.is_file() or facts.get("candidate") != sha256_file(weights):
+        raise InputError("--model candidate: no candidate was judged by cross-fitting; run `mm gate crossfit`")
+    if not facts["usable"]:
+        reasons = "; ".join(facts["reasons"][:2])
+        raise InputError(f"--model candidate: cross-fitting says {facts['decision']}: {reasons}")
+    return weights, "the candidate is provisional: judged by cross-fitting alone, it is not released"

@@ -1,0 +1,141 @@
+"""Further cases of a producer's second word: refused rows, several drops with one matte, unsafe names, spreadsheets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mm_core.core.errors import InputError
+from mm_core.ingest.drop import escaped, package_folder, unescaped
+from mm_core.ingest.manifest import read_manifest
+from mm_core.ingest.mattes import is_photo_itself
+from mm_core.ingest.quarantine import retry
+from mm_core.ingest.snapshot import newest_labels
+
+
+def labelled_names(shop: Any) -> set[str]:
+    """Names of the photos that have a label which counts."""
+    names = shop.catalog.read("samples").set_index("id")["name"]
+    return set(names[newest_labels(shop.catalog.read("labels"))["sample_id"]])
+
+
+@pytest.mark.parametrize("fault", [{"sha256": "0" * 64}, {"category": "spoons"}, {"image_bytes": b"<html>"}])
+def test_a_row_that_was_refused_in_between_is_withdrawn_once_it_is_removed(
+    workshop: Any, make: Any, fault: dict[str, Any]
+) -> None:
+    rows = [make.row(n) for n in range(1, 5)]
+    workshop.drop("pixel_labeled", "a", rows)
+    workshop.ingest()
+    workshop.drop("pixel_labeled", "a", [*rows[:3], rows[3] | fault])
+    report = workshop.ingest()
+    assert report.metrics["ingest/quarantined"] == 1 and report.tables["removed"] == []
+    assert len(labelled_names(workshop)) == 4, "a refused correction changes nothing"
+    workshop.drop("pixel_labeled", "a", rows[:3])
+    assert [row["image"] for row in workshop.ingest().tables["removed"]] == ["images/4.jpg"]
+    assert labelled_names(workshop) == {"images/1.jpg", "images/2.jpg", "images/3.jpg"}
+
+
+def test_a_refused_row_that_is_repaired_says_nothing_new(workshop: Any, make: Any) -> None:
+    rows = [make.row(n) for n in range(1, 5)]
+    workshop.drop("pixel_labeled", "a", rows)
+    workshop.ingest()
+    before = workshop.tables()["labels"]
+    workshop.drop("pixel_labeled", "a", [*rows[:3], rows[3] | {"sha256": "0" * 64}])
+    workshop.ingest()
+    workshop.drop("pixel_labeled", "b", [rows[3] | {"category": "cards"}])
+    workshop.ingest()
+    workshop.drop("pixel_labeled", "a", [*rows[:3], rows[3] | {"sha256": ""}])
+    assert workshop.ingest().tables["updates"] == [], "the newer word of the other drop stays"
+    assert workshop.tables()["labels"] == before
+
+
+def test_a_matte_that_another_drop_states_too_stays(workshop: Any, make: Any) -> None:
+    """Until that drop takes its row back as well."""
+    workshop.drop("pixel_labeled", "a", [make.row(1), make.row(2)])
+    workshop.drop("pixel_labeled", "b", [make.row(1), make.row(3)])
+    workshop.ingest()
+    workshop.drop("pixel_labeled", "a", [make.row(2)])
+    (removed,) = workshop.ingest().tables["removed"]
+    assert removed["image"] == "images/1.jpg" and removed["old"] == ""
+    assert labelled_names(workshop) == {"images/1.jpg", "images/2.jpg", "images/3.jpg"}
+    workshop.drop("pixel_labeled", "b", [make.row(3)])
+    (removed,) = workshop.ingest().tables["removed"]
+    assert removed["old"] and labelled_names(workshop) == {"images/2.jpg", "images/3.jpg"}
+
+
+@pytest.mark.parametrize("name", ["a\\b", "pixel_labeled/a\\b"])
+def test_an_unsafe_name_is_named_where_a_person_asks_for_it(workshop: Any, make: Any, name: str) -> None:
+    with pytest.raises(InputError, match=r"no drop of this name lies at .*is not safe to use"):
+        workshop.ingest(batch=name)
+    workshop.drop("pixel_labeled", "a\\b", [make.row(1)])
+    workshop.drop("pixel_labeled", "c", [make.row(2)])
+    (line,) = workshop.ingest(batch=name).tables["batches"]
+    assert line["state"] == "held" and "is not safe to use" in line["reason"]
+    report = retry(
+        workshop.params, workshop.catalog, workshop.store, workshop.inbox, name, workshop.root, workshop.root / "spool"
+    )
+    assert report.metrics["ingest/held"] == 1
+
+
+@pytest.mark.parametrize("text", ["-5°C", "'-5°C", "''=1", "'t is", "=1+1", "plain", "@home", "'"])
+def test_what_is_escaped_for_spreadsheets_comes_back(text: str) -> None:
+    assert unescaped(escaped(text)) == text
+    assert not escaped(text).startswith(("=", "+", "-", "@"))
+
+
+def test_a_manifest_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.csv"
+    path.write_text(",,\n\n Image ,CATEGORY,,\na.jpg,Pets,,,,\n,,,\nb.jpg,multi person,,x\n", encoding="utf-8-sig")
+    rows = [(row.image, row.category, row.extra_fields) for row in read_manifest(path)]
+    assert rows == [("a.jpg", "pets", 0), ("b.jpg", "multi_person", 0)]
+    path.write_text("image,category\na.jpg,pets,,x,\n")
+    assert [row.extra_fields for row in read_manifest(path)] == [2]
+
+
+def test_captions_of_a_folder_are_read_as_manifests_are(tmp_path: Path, make: Any) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for n, name in enumerate(("a.jpg", "b.jpg")):
+        (folder / name).write_bytes(make.encoded(make.photo(n)))
+    table = folder / "captions.csv"
+    table.write_text("Caption , IMAGE,\n\n'-5°C in the snow!,a.jpg,\n", encoding="utf-8-sig")
+    (folder / "b.txt").write_bytes("A café.".encode("latin-1"))
+    with pytest.raises(InputError, match=r"b.txt: not UTF-8 at byte 5"):
+        package_folder(folder, tmp_path / "inbox", "text_image", "a")
+    (folder / "b.txt").write_text("A café.", encoding="utf-8-sig")
+    path = package_folder(folder, tmp_path / "inbox", "text_image", "b").path
+    assert [row.caption for row in read_manifest(path / "manifest.csv")] == ["-5°C in the snow!", "A café."]
+    table.write_bytes(b"image,caption\n\xff\n")
+    with pytest.raises(InputError, match=r"captions.csv: not UTF-8"):
+        package_folder(folder, tmp_path / "inbox", "text_image", "c")
+
+
+@pytest.mark.parametrize("change", ["inverted", "gamma", "stretched"])
+def test_the_photo_in_another_contrast_is_no_matte(make: Any, change: str) -> None:
+    photo = make.photo(1)
+    grey = photo.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
+    alpha = {"inverted": 1 - grey, "gamma": grey**2.2, "stretched": (grey - grey.min()) / np.ptp(grey)}[change]
+    assert is_photo_itself(alpha, photo)
+    assert not is_photo_itself(make.matte(1).astype(np.float32) / 255, photo)
+
+
+@pytest.mark.parametrize("way", ["time kept", "link"])
+def test_a_matte_replaced_where_names_and_times_say_nothing(workshop: Any, make: Any, way: str) -> None:
+    """By a copy of the same size that keeps the time; or behind a link."""
+    rows = [make.row(n, alpha_bytes=make.encoded(make.matte(n), "BMP")) for n in (1, 2)]
+    folder = workshop.drop("pixel_labeled", "a", rows)
+    matte = folder / "alphas" / "1.png"
+    if way == "link":
+        matte = matte.rename(folder / "kept.png")
+        (folder / "alphas" / "1.png").symlink_to("../kept.png")
+    workshop.ingest()
+    status = matte.stat()
+    matte.write_bytes(make.encoded(make.matte(5), "BMP"))
+    if way == "time kept":
+        os.utime(matte, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert [row["image"] for row in workshop.ingest().tables["updates"]] == ["images/1.jpg"]
+    assert workshop.ingest().tables["batches"] == []
