@@ -1,6 +1,6 @@
-"""Dagster's door to `mm_core.stages`: assets, checks, jobs, sensors. `mm_core` never imports this package."""
+"""Dagster's interface to `mm_core.stages`: assets, checks, jobs, sensors. `mm_core` never imports this package."""
 
 from mm_core.core.processes import end_with_parent
 
-# Here, as every process of a run imports this before it does anything of ours.
+# Called here, because every process of a run imports this package before it does any work.
 end_with_parent()

@@ -1,4 +1,4 @@
-"""Per arrival: ingest and structure a batch; send hard photos to people and take their answers back."""
+"""Assets of each arrival: ingest and structure a batch, send hard photos to people and read their answers."""
 
 from datetime import timedelta
 from typing import Any
@@ -13,8 +13,9 @@ from pipelines.resources import Workspace, plain_failures
 
 OWNERS = ["team:matting"]
 WEEKLY = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=8), fail_window=timedelta(days=15))
-"""Something should come, and be judged, each week; two weeks without it and `notifications` says so."""
+"""Data should arrive and be judged each week; after two weeks without, `notifications` reports it."""
 STORE_OUTAGE = dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL)
+"""Retries for assets that need the store or the Label Studio server."""
 
 
 @dg.asset(
@@ -28,12 +29,13 @@ STORE_OUTAGE = dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONE
     freshness_policy=WEEKLY,
 )
 def ingested_batch(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """One drop of the inbox in the catalog: each row accepted, quarantined with a reason, or a duplicate.
+    """One drop of the inbox in the catalog: each row is accepted, quarantined with a reason, or a duplicate.
 
-    Repeating it changes nothing; a changed manifest adds what is new.
+    Repeating it changes nothing; a changed manifest adds its new rows.
     """
     layout = workspace.layout()
     with plain_failures():
+        # Ingest this partition's drop only.
         report = stages.ingest(workspace.params(), layout, batch=context.partition_key, progress=Observations(context))
     return dg.MaterializeResult(
         metadata={"data docs": page(layout, layout.data_docs / "index.html")} | of_report(report),
@@ -52,7 +54,7 @@ def ingested_batch(context: dg.AssetExecutionContext, workspace: Workspace) -> d
     retry_policy=STORE_OUTAGE,
 )
 def structured_samples(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """Features of the batch's samples: quality, place, time, difficulty. Takes all samples that have none yet."""
+    """Features of the batch's samples: quality, place, time, difficulty. Processes all samples that have none yet."""
     batch = context.partition_key
     with plain_failures():
         report = stages.structure(workspace.params(), workspace.layout(), batch=batch, progress=Observations(context))
@@ -67,7 +69,7 @@ def structured_samples(context: dg.AssetExecutionContext, workspace: Workspace) 
     tags={"room": "labeling"},
 )
 def routed(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """The hard photos that people should label, as Label Studio tasks with the champion's matte as a start."""
+    """Hard photos that people should label, as Label Studio tasks with the champion's matte as initial matte."""
     params, layout = workspace.params(), workspace.layout()
     with plain_failures():
         report = stages.route(params, layout, progress=Observations(context))
@@ -83,12 +85,12 @@ def routed(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
     retry_policy=STORE_OUTAGE,
 )
 def label_studio_tasks(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """The routed photos on the Label Studio server, each once; without a server they wait in the outbox."""
+    """Routed photos on the Label Studio server, each once; without a server they stay in the outbox."""
     params, layout = workspace.params(), workspace.layout()
     with plain_failures():
         report = stages.push(params, layout, progress=Observations(context))
-        about = stages.labelling(params, layout)
-    return dg.MaterializeResult(metadata=project(about) | of_report(report))
+        status = stages.labelling(params, layout)
+    return dg.MaterializeResult(metadata=project(status) | of_report(report))
 
 
 @dg.asset(
@@ -102,19 +104,21 @@ def label_studio_tasks(context: dg.AssetExecutionContext, workspace: Workspace) 
 def collected_labels(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Finished Label Studio work as new label versions in the catalog, with their difficulty.
 
-    Whoever has not finished is not waited for.
+    Unfinished tasks are left for the next run.
     """
     params, layout, progress = workspace.params(), workspace.layout(), Observations(context)
     with plain_failures():
         report = stages.collect(params, layout, progress=progress)
+        # New labels need a difficulty before the next split.
         stages.structure(params, layout, progress=progress)
-        about = stages.labelling(params, layout)
-    return dg.MaterializeResult(metadata=project(about) | of_report(report))
+        status = stages.labelling(params, layout)
+    return dg.MaterializeResult(metadata=project(status) | of_report(report))
 
 
 def project(about: dict[str, Any]) -> dict[str, dg.MetadataValue]:
-    """What `stages.labelling` knows, with a link to the project and the age of its oldest open task."""
+    """Return the result of `stages.labelling` as metadata, with a link to the project and its oldest open task."""
     shown: dict[str, dg.MetadataValue] = {"batches waiting": dg.MetadataValue.int(about["batches_waiting"])}
+    # Without a server only the outbox is known.
     if about["server"]:
         shown["project"] = dg.MetadataValue.url(about["project"])
         shown |= {f"{name} tasks": dg.MetadataValue.int(about[name]) for name in ("open", "finished", "skipped")}

@@ -1,4 +1,4 @@
-"""What is checked and shown beside the assets: Great Expectations' results, leaks, the verdict."""
+"""Asset checks: Great Expectations' results, drift, leaks and the verdict."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,13 +16,13 @@ from pipelines.resources import Workspace, plain_failures
 
 
 def expectation_specs(asset: str) -> Sequence[dg.AssetCheckSpec]:
-    """A check per rule that drops are held to. None blocks: what broke a rule is in quarantine already."""
+    """Return a check per rule for drops. None blocks, because rows that break a rule are already in quarantine."""
     return [
         dg.AssetCheckSpec(
             rule.name,
             asset=asset,
             blocking=False,
-            description=f"Great Expectations, each {rule.scope}: else “{rule.reason}”.",
+            description=f"Great Expectations, each {rule.scope}: otherwise “{rule.reason}”.",
             metadata={"kinds": ", ".join(rule.kinds), "severity": rule.severity},
         )
         for rule in RULES
@@ -30,58 +30,63 @@ def expectation_specs(asset: str) -> Sequence[dg.AssetCheckSpec]:
 
 
 def expectation_results(report: Report) -> Iterator[dg.AssetCheckResult]:
-    """The ingest report's table `expectations` as check results: critical → ERROR, warning → WARN.
+    """Yield the ingest report's table `expectations` as check results: critical → ERROR, warning → WARN.
 
-    A rule that this kind of drop is not held to passes, and says so.
+    A rule that does not apply to this kind of drop passes, with a note.
     """
-    found = {row["name"]: row for row in report.tables.get("expectations", [])}
+    rows = {row["name"]: row for row in report.tables.get("expectations", [])}
     for rule in RULES:
-        row = found.get(rule.name)
+        row = rows.get(rule.name)
         yield dg.AssetCheckResult(
             check_name=rule.name,
+            # Without a row the rule did not apply.
             passed=row is None or bool(row["success"]),
             severity=dg.AssetCheckSeverity.ERROR if rule.severity == "critical" else dg.AssetCheckSeverity.WARN,
-            description=f"{row['unexpected']} unexpected" if row else "nothing of this run is held to this rule",
+            description=f"{row['unexpected']} unexpected" if row else "the rule does not apply to this run",
             metadata={name: value for name, value in (row or {}).items() if value is not None},
         )
 
 
 def drift_spec(asset: str) -> dg.AssetCheckSpec:
+    """Return the check on drift of a batch."""
     return dg.AssetCheckSpec(
         "drift",
         asset=asset,
         blocking=False,
-        description="The batch looks like the catalog before it. A warning only: new kinds of photos are welcome.",
+        description="The batch is similar to the catalog before it. A warning only: new kinds of photos are welcome.",
     )
 
 
 def drift_result(report: Report, batch: str) -> dg.AssetCheckResult:
-    """What the structure report says about `batch` (kind/batch), with the table and the plot; passed where too few."""
-    said = report.facts.get("drift", {}).get(batch, "not in the catalog")
+    """Return the structure report's result for `batch` (kind/batch), with table and plot; too few photos pass."""
+    sentence = report.facts.get("drift", {}).get(batch, "not in the catalog")
     rows = [row for row in report.tables.get("drift", []) if row["batch"] == batch]
+    # Table and plot of this batch only.
     title = f"drift {batch}"
     shown = {"drift": table(rows)} if rows else {}
+    # The plot exists only if the sides were compared.
     shown |= {title: picture(title, Path(report.pictures[title]))} if title in report.pictures else {}
     return dg.AssetCheckResult(
         check_name="drift",
-        passed=not said.startswith("drifted"),
+        passed=not sentence.startswith("drifted"),
         severity=dg.AssetCheckSeverity.WARN,
-        description=said,
+        description=sentence,
         metadata=shown,
     )
 
 
 def verdict_spec(asset: str) -> dg.AssetCheckSpec:
+    """Return the check on the gate's verdict."""
     return dg.AssetCheckSpec(
         "promote",
         asset=asset,
         blocking=False,
-        description="The verdict is PROMOTE. Only a warning where it is not: a refusal is a result.",
+        description="The verdict is PROMOTE. Otherwise only a warning: a refusal is a result.",
     )
 
 
 def verdict_result(report: Report) -> dg.AssetCheckResult:
-    """The gate's report as a check: passed only on PROMOTE, with the reasons and the table of comparisons."""
+    """Return the gate's report as a check, passed only on PROMOTE, with the reasons and the table of comparisons."""
     decision = str(report.facts["decision"])
     return dg.AssetCheckResult(
         check_name="promote",
@@ -95,13 +100,14 @@ def verdict_result(report: Report) -> dg.AssetCheckResult:
 @dg.asset_check(
     asset="snapshot",
     blocking=True,
-    description="No evaluation photo, one of its group or a near-duplicate is in a training pool. Else training stops.",
+    description="No evaluation photo, one of its group or a near-duplicate is in a training pool, or training stops.",
 )
 def no_leak(workspace: Workspace) -> dg.AssetCheckResult:
-    """Reads the frozen files again, so that it also finds what was changed after they were written."""
+    """Read the frozen files again, so that changes after they were written are found too."""
     params, layout = workspace.params(), workspace.layout()
     with plain_failures():
         frames = {pool: read_pool(layout.snapshot, pool) for pool in POOLS}
+        # Compare with the catalog version that was frozen, not the newest.
         pinned = read_snapshot(layout)["catalog"]
         samples = stages.catalog_of(layout).read(
             "samples", version=pinned["samples"], columns=["id", "group", "phash", "near"]
@@ -109,6 +115,7 @@ def no_leak(workspace: Workspace) -> dg.AssetCheckResult:
     photos = {pool: len(frame) for pool, frame in frames.items()}
     try:
         assert_no_leak(frames, samples, params.snapshot.near_duplicate_bits)
+    # The message names the photos.
     except MattingError as leak:
         return dg.AssetCheckResult(passed=False, description=str(leak), metadata=photos)
     return dg.AssetCheckResult(passed=True, description="no leak", metadata=photos)

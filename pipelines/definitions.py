@@ -1,4 +1,4 @@
-"""Everything that Dagster loads, wired together. `workspace.yaml` and `dg` point here."""
+"""All definitions that Dagster loads. `workspace.yaml` and `dg` refer to this module."""
 
 import dagster as dg
 
@@ -17,6 +17,7 @@ from pipelines.moments import moments
 from pipelines.release import cycle_report, evaluation, exported_bundle, gate, promoted_model
 from pipelines.resources import RetrainPolicy, Workspace
 
+# Assets in the order of the flow.
 defs = dg.Definitions(
     assets=[
         ingested_batch,
@@ -49,6 +50,7 @@ defs = dg.Definitions(
         notify.notifications,
         external_runs.made_elsewhere,
     ],
+    # Both read the environment unless their fields are configured.
     resources={"workspace": Workspace(), "retrain_policy": RetrainPolicy()},
     executor=jobs.one_process_a_step,
 )

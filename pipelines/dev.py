@@ -1,4 +1,4 @@
-"""`dagster dev` with the guarded web server: `python -m pipelines.dev`, what `mm ui` runs."""
+"""`dagster dev` with the guarded web server; `mm ui` runs it as `python -m pipelines.dev`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ _open = dev.open_ipc_subprocess  # pyright: ignore[reportPrivateImportUsage]
 
 
 def open_guarded(command: Sequence[str], **options: Any) -> Any:
-    """Start one of `dagster dev`'s programs; in place of Dagster's web server, ours."""
+    """Start one of the programs of `dagster dev`, with the guarded web server in place of Dagster's."""
     return _open(["pipelines.webserver" if word == OWN else word for word in command], **options)
 
 
 def main() -> None:
-    """Run Dagster's command. Tests of `mm ui` hold that the server which answers is the guarded one."""
+    """Run Dagster's command. Tests of `mm ui` check that the server that responds is the guarded one."""
+    # `dagster dev` has no option for another web server.
     dev.open_ipc_subprocess = open_guarded  # pyright: ignore[reportPrivateImportUsage]
     dev.dev_command()
 

@@ -1,4 +1,4 @@
-"""What another door made on this workspace (`mm run`, `mm demo`, `dvc repro`) is in Dagster's history too."""
+"""Record results of other commands on this workspace (`mm run`, `mm demo`, `dvc repro`) in Dagster's history."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,9 +25,9 @@ REPORTED = {
     **{f"train_{stage}": f"train-{stage}" for stage in TRAIN_STAGES},
     "evaluation": "evaluate",
 }
-"""Assets and the stages whose reports tell of them, in the order of the flow."""
+"""Assets and the stages whose reports describe them, in the order of the flow."""
 MOST = 50
-"""Batches told of in one tick; more wait for the next."""
+"""Maximum number of batches reported per tick; the others follow in the next ticks."""
 
 Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
 
@@ -35,49 +35,58 @@ Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
 @dg.sensor(
     minimum_interval_seconds=2 * tick_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells Dagster what `mm run`, `mm demo` or `dvc repro` made on this workspace.",
+    description="Reports to Dagster what `mm run`, `mm demo` or `dvc repro` made on this workspace.",
 )
 def made_elsewhere(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult | dg.SkipReason:
-    """A file that is younger than what Dagster knows of its asset was not made by a run of Dagster's: those end after
-    their files. While one is at work, nothing is told, so that it tells itself."""
+    """Report files that are newer than Dagster's last materialization of their asset.
+
+    Runs of Dagster end after they have written their files, so a newer file is from another command. While a run of
+    Dagster is unfinished, nothing is reported, since the run reports its own files.
+    """
+    # A running stage has written some of its files already.
     if context.instance.get_runs_count(dg.RunsFilter(statuses=UNFINISHED)):
-        return dg.SkipReason("runs of Dagster's own are at work")
+        return dg.SkipReason("runs of Dagster are unfinished")
     try:
         layout = workspace.layout()
         arrived = unknown_batches(context.instance, layout)
-        found = [*of_batches(arrived, layout), *of_cycle(context.instance, layout)]
+        events = [*of_batches(arrived, layout), *of_cycle(context.instance, layout)]
     except MattingError as error:
         return dg.SkipReason(str(error))
-    if not found:
-        return dg.SkipReason("Dagster knows all that is here")
+    if not events:
+        return dg.SkipReason("nothing new: Dagster has recorded everything in the workspace")
+    # A partition must exist before an asset can be materialised for it.
     new = [batches.build_add_request([partition_of(row["kind"], row["batch"]) for row in arrived])] if arrived else []
-    return dg.SensorResult(asset_events=found, dynamic_partitions_requests=new)
+    return dg.SensorResult(asset_events=events, dynamic_partitions_requests=new)
 
 
 def unknown_batches(instance: dg.DagsterInstance, layout: Layout) -> list[dict]:
-    """Rows of the ledger, the earliest first, of batches that no run of Dagster's took in."""
-    known = instance.get_materialized_partitions(dg.AssetKey("ingested_batch"))
+    """Return rows of the ledger, the earliest first, of batches that no run of Dagster has ingested."""
+    recorded = instance.get_materialized_partitions(dg.AssetKey("ingested_batch"))
     ledger = stages.catalog_of(layout).read("batches").sort_values("ingested_at").to_dict("records")
-    return [row for row in ledger if partition_of(row["kind"], row["batch"]) not in known][:MOST]
+    return [row for row in ledger if partition_of(row["kind"], row["batch"]) not in recorded][:MOST]
 
 
 def of_batches(rows: list[dict], layout: Layout) -> Iterator[Event]:
+    """Yield materializations of batches from their rows in the ledger."""
     for row in rows:
         partition = partition_of(row["kind"], row["batch"])
         numbers = {name: int(row[name]) for name in ("rows", "accepted", "quarantined", "duplicates")}
-        told = {"ingested at": str(row["ingested_at"]), "drop": str(row["uri"])} | numbers
-        yield dg.AssetMaterialization("ingested_batch", partition=partition, metadata=told)
+        metadata = {"ingested at": str(row["ingested_at"]), "drop": str(row["uri"])} | numbers
+        yield dg.AssetMaterialization("ingested_batch", partition=partition, metadata=metadata)
+        # A comparison with the catalog shows that the batch was structured.
         if (layout.drift / f"{partition}.json").is_file():
             yield dg.AssetMaterialization("structured_samples", partition=partition)
 
 
 def of_cycle(instance: dg.DagsterInstance, layout: Layout) -> Iterator[Event]:
-    """What the files of `cycle/` and the pages of past cycles show, in the order of the flow."""
+    """Yield events for new files of `cycle/` and new pages of past cycles, in the order of the flow."""
+    # The pinned inputs have no report of their own.
     if made := younger(instance, "pinned_inputs", [layout.inputs]):
         yield dg.AssetMaterialization("pinned_inputs", metadata=when(made[0]))
     for asset, stage in REPORTED.items():
         file = layout.stage_report(stage)
         if younger(instance, asset, [file]):
+            # Pictures are left out: they may have been overwritten since.
             report = replace(Report.read(file), pictures={})
             yield dg.AssetMaterialization(asset, metadata=of_report(report) | when(file))
     yield from of_verdict(instance, layout.stage_report("gate"))
@@ -87,51 +96,55 @@ def of_cycle(instance: dg.DagsterInstance, layout: Layout) -> Iterator[Event]:
 
 
 def of_verdict(instance: dg.DagsterInstance, file: Path) -> Iterator[Event]:
+    """Yield the verdict as the gate's check, and the gate's materialization if it passed."""
     key = dg.AssetCheckKey(dg.AssetKey("gate"), "promote")
     record = instance.get_latest_asset_check_evaluation_record(key)
-    known = record.event.timestamp if record and record.event else 0.0
-    if not file.is_file() or written_at(file) <= known:
+    recorded_at = record.event.timestamp if record and record.event else 0.0
+    if not file.is_file() or written_at(file) <= recorded_at:
         return
     report = Report.read(file)
-    said = verdict_result(report)
+    result = verdict_result(report)
     yield dg.AssetCheckEvaluation(
         asset_key=key.asset_key,
         check_name=key.name,
-        passed=said.passed,
-        severity=said.severity,
-        description=said.description,
-        metadata=said.metadata,
+        passed=result.passed,
+        severity=result.severity,
+        description=result.description,
+        metadata=result.metadata,
     )
-    if said.passed and younger(instance, "gate", [file]):
+    if result.passed and younger(instance, "gate", [file]):
         yield dg.AssetMaterialization("gate", metadata=of_report(replace(report, pictures={})) | when(file))
 
 
 def of_release(instance: dg.DagsterInstance, layout: Layout) -> Iterator[Event]:
-    """The bundles, and the champion: of the cycle that has just promoted it, else the one that the last began with."""
+    """Yield new bundles, and the champion: the one just promoted, or the one that the last cycle was pinned to."""
     manifests = sorted(layout.bundles.glob("*/manifest.json"), key=written_at)
     for manifest in younger(instance, "exported_bundle", manifests):
         yield dg.AssetMaterialization("exported_bundle", metadata={"bundle": str(manifest.parent)} | when(manifest))
+    # The report exists if this cycle has promoted a model.
     promoted = layout.stage_report("promote")
     if promoted.is_file():
         version = Report.read(promoted).facts.get("version")
     else:
         version = (read_inputs(layout)["champion"] or {}).get("version") if layout.inputs.is_file() else None
-    known = instance.get_latest_materialization_event(dg.AssetKey("promoted_model"))
-    materialization = known.asset_materialization if known else None
+    # The version is compared, since a champion has no file of its own.
+    last = instance.get_latest_materialization_event(dg.AssetKey("promoted_model"))
+    materialization = last.asset_materialization if last else None
     if version and (materialization is None or materialization.metadata["version"].value != str(version)):
         yield dg.AssetMaterialization("promoted_model", metadata={"version": str(version)})
 
 
 def younger(instance: dg.DagsterInstance, asset: str, files: list[Path]) -> list[Path]:
-    """Those that are there and were written after the asset's last materialization."""
+    """Return the existing files that were written after the asset's last materialization."""
     event = instance.get_latest_materialization_event(dg.AssetKey(asset))
     return [file for file in files if file.is_file() and (event is None or written_at(file) > event.timestamp)]
 
 
 def written_at(file: Path) -> float:
-    """UNIX seconds."""
+    """Return the time of a file's last change in UNIX seconds."""
     return file.stat().st_mtime
 
 
 def when(file: Path) -> dict[str, dg.MetadataValue]:
+    """Return metadata with the time of a file's last change."""
     return {"made at": dg.MetadataValue.timestamp(datetime.fromtimestamp(written_at(file), UTC))}

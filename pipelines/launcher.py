@@ -1,7 +1,7 @@
-"""Dagster's own launcher, which also says whether a run's worker is still there.
+"""Dagster's run launcher, extended by the health of a run's worker.
 
-Without that answer run monitoring leaves the runs of a killed code location *started* for ever: they hold their
-place in the queue, and the sensors that wait for arrivals wait for ever too.
+Without it run monitoring leaves the runs of a killed code location in the state *started*. They keep their place in the
+queue, and the sensors that wait for arrivals never continue.
 """
 
 import time
@@ -13,35 +13,43 @@ from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionRes
 from dagster._serdes import deserialize_value
 
 UNREACHABLE_SECONDS = 120.0
-"""How long a code location may be silent before its runs are given up: a busy one answers late."""
+"""Seconds without a response after which a code location's runs are given up; a busy one responds late."""
 
 
 class WatchedRunLauncher(DefaultRunLauncher):
-    """For `run_launcher` in dagster.yaml. The server that started a run knows whether its process lives; one that was
-    started again does not know the run."""
+    """Launcher for `run_launcher` in dagster.yaml.
+
+    The server that started a run can report whether its process exists. A restarted server has no record of the run.
+    """
 
     def __init__(self, inst_data=None):
         super().__init__(inst_data)
+        # Run id → time of the first request without a response.
         self._silent_since: dict[str, float] = {}
 
     @property
     def supports_check_run_worker_health(self) -> bool:
+        """True: Dagster may call `check_run_worker_health`."""
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Return the health of a run's worker, as reported by the code location that started it."""
         client = self._get_grpc_client_for_termination(run.run_id)
         if client is None:
-            # Started by a command line: that process is its worker, and nobody can ask it.
+            # A run started by a command line: that process is its worker, and no server can report on it.
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         try:
+            # A server can cancel exactly the runs whose process it has.
             request = CanCancelExecutionRequest(run_id=run.run_id)
             answer = deserialize_value(client.can_cancel_execution(request), CanCancelExecutionResult)
         except DagsterUserCodeUnreachableError:
             silent = time.monotonic() - self._silent_since.setdefault(run.run_id, time.monotonic())
+            # A busy code location may respond late, so wait before giving up.
             if silent < UNREACHABLE_SECONDS:
-                return CheckRunHealthResult(WorkerStatus.RUNNING, "its code location does not answer yet")
-            return CheckRunHealthResult(WorkerStatus.FAILED, f"its code location has been silent for {silent:.0f} s")
+                return CheckRunHealthResult(WorkerStatus.RUNNING, "its code location does not respond yet")
+            return CheckRunHealthResult(WorkerStatus.FAILED, f"its code location has not responded for {silent:.0f} s")
+        # It responds again, so the period of silence is over.
         self._silent_since.pop(run.run_id, None)
         if answer.can_cancel:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "its code location was started again and does not know it")
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "its code location was restarted and has no record of it")

@@ -1,4 +1,4 @@
-"""Per cycle: freeze what the catalog holds, divide it by difficulty, train in four stages."""
+"""Assets of each cycle that freeze the catalog, split by difficulty, and train in four stages."""
 
 from collections.abc import Iterator
 
@@ -10,16 +10,16 @@ from pipelines.metadata import Observations, of_report
 from pipelines.resources import Workspace, plain_failures
 
 RESUME = dg.RetryPolicy(max_retries=2, delay=5)
-"""A killed step starts again, a training from its checkpoint; `plain_failures` says what is not worth it."""
+"""Retries of killed steps; training resumes from its checkpoint. `plain_failures` decides which errors are retried."""
 POOL = "training"
 """One training at a time per machine: `infra/dagster.yaml` limits every pool to 1."""
 
 
 class Pinning(dg.Config):
-    """How a cycle begins."""
+    """Options of a cycle's first asset."""
 
     again: bool = False
-    """Also where nothing is new since the last cycle."""
+    """Start even if nothing is new since the last cycle."""
 
 
 @dg.asset(
@@ -34,13 +34,15 @@ class Pinning(dg.Config):
 def pinned_inputs(
     context: dg.AssetExecutionContext, workspace: Workspace, config: Pinning
 ) -> Iterator[dg.MaterializeResult]:
-    """What the cycle starts from: catalog versions, champion and anchor, named explicitly.
+    """Inputs that the cycle is pinned to: catalog versions, champion and anchor.
 
-    Where nothing is new since the last cycle it is not made, and all that follows is skipped.
+    If nothing is new since the last cycle, the asset is not materialised, and all following assets are skipped.
     """
     layout = workspace.layout()
     with plain_failures():
+        # Pin versions once, so that all stages of the cycle use the same data.
         report = stages.pin_inputs(workspace.params(), layout, again=config.again)
+    # Without an output the assets downstream are skipped.
     if nothing_new := report.facts.get("nothing_new"):
         context.log_event(dg.AssetObservation(asset_key=context.asset_key, description=f"nothing new: {nothing_new}"))
     else:
@@ -56,7 +58,7 @@ def pinned_inputs(
     tags={"room": "data"},
 )
 def snapshot(workspace: Workspace) -> dg.MaterializeResult:
-    """Frozen manifests of one catalog version. The evaluation set never moves and never leaks into training."""
+    """Frozen manifests of one catalog version. The evaluation set is fixed and never part of training."""
     layout = workspace.layout()
     with plain_failures():
         report = stages.snapshot(workspace.params(), layout)
@@ -72,7 +74,7 @@ def snapshot(workspace: Workspace) -> dg.MaterializeResult:
     tags={"room": "structuring"},
 )
 def split(workspace: Workspace) -> dg.MaterializeResult:
-    """The labelled training samples, divided into simple and hard by difficulty."""
+    """Labelled training samples, split into simple and hard by difficulty."""
     layout = workspace.layout()
     with plain_failures():
         report = stages.split(workspace.params(), layout)
@@ -89,7 +91,7 @@ def split(workspace: Workspace) -> dg.MaterializeResult:
     tags={"room": "training"},
 )
 def train_simple(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """Supervised on the simple set, from the champion or from scratch."""
+    """Model after supervised training on the simple set, from the champion or from scratch."""
     layout = workspace.layout()
     with plain_failures():
         report = stages.train_simple(workspace.params(), layout, progress=Observations(context))
@@ -106,7 +108,7 @@ def train_simple(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     tags={"room": "training"},
 )
 def train_hard(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """Supervised on the hard set, with a share of simple samples against forgetting."""
+    """Model after supervised training on the hard set, with a share of simple samples against forgetting."""
     layout = workspace.layout()
     with plain_failures():
         report = stages.train_hard(workspace.params(), layout, progress=Observations(context))
@@ -123,7 +125,7 @@ def train_hard(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     tags={"room": "training"},
 )
 def train_semi(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """Adds unlabelled photos: perturbed auxiliary decoders must agree with the main one."""
+    """Model after training with unlabelled photos: perturbed auxiliary decoders must agree with the main one."""
     layout = workspace.layout()
     with plain_failures():
         report = stages.train_semi(workspace.params(), layout, progress=Observations(context))
@@ -140,7 +142,7 @@ def train_semi(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     tags={"room": "training"},
 )
 def train_multimodal(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """Adds text: image-only and text-image mattes must agree, and text-aware contrast."""
+    """Model after training with text: image-only and text-image mattes must agree, plus a contrastive loss."""
     layout = workspace.layout()
     with plain_failures():
         report = stages.train_multimodal(workspace.params(), layout, progress=Observations(context))

@@ -1,4 +1,4 @@
-"""A `Report` as Dagster shows it, and a stage's progress as observations."""
+"""Convert a `Report` to Dagster metadata and a stage's progress to observations."""
 
 import base64
 import io
@@ -19,14 +19,14 @@ MAX_NUMBERS = 40
 MAX_ROWS = 200
 MAX_PICTURES = 6
 PICTURE_SIDE = 640
-"""Pixels on the long side: pictures are stored in Dagster's event log, so they stay small."""
+"""Long side in pixels; pictures are stored in Dagster's event log and must stay small."""
 
 
 def of_report(report: Report, *, paths: Mapping[str, Path] | None = None) -> dict[str, dg.MetadataValue]:
-    """Numbers, facts, tables and pictures of a report, with the files that belong to it.
+    """Return numbers, facts, tables and pictures of a report as metadata, with the given files.
 
-    At most MAX_NUMBERS numbers, MAX_ROWS rows per table and MAX_PICTURES pictures are shown; what was left
-    out is said in the metadata, and the report's JSON file has all of it.
+    At most MAX_NUMBERS numbers, MAX_ROWS rows per table and MAX_PICTURES pictures are included. The metadata lists the
+    rest as left out; the report's JSON file is complete.
     """
     shown: dict[str, dg.MetadataValue] = {"seconds": dg.MetadataValue.float(report.seconds)}
     shown |= {name: _number(value) for name, value in report.cost.items()}
@@ -36,8 +36,10 @@ def of_report(report: Report, *, paths: Mapping[str, Path] | None = None) -> dic
     shown |= {name: table(rows) for name, rows in report.tables.items() if rows}
     for title, png in list(report.pictures.items())[:MAX_PICTURES]:
         shown[title] = picture(title, Path(png))
+    # Later entries replace earlier ones of the same name.
     shown |= {name: _fact(value) for name, value in report.facts.items() if value is not None}
     shown |= {name: _number(value) for name, value in list(report.metrics.items())[:MAX_NUMBERS]}
+    # List the entries beyond the limits.
     left_out = {
         "numbers": len(report.metrics) - MAX_NUMBERS,
         "pictures": len(report.pictures) - MAX_PICTURES,
@@ -49,8 +51,9 @@ def of_report(report: Report, *, paths: Mapping[str, Path] | None = None) -> dic
 
 
 def images_of(report: Report) -> int | None:
-    """Photos that the stage worked on (of training: seen, again and again); None where it works on none."""
+    """Return the number of photos that a stage processed (in training: with repetitions); None for other stages."""
     numbers, stage = report.metrics, report.stage.removeprefix("train-")
+    # A stage that was trained before processed no photo.
     if "reused" in report.facts:
         return 0
     if f"{stage}/images_per_s" in numbers:
@@ -65,8 +68,9 @@ def images_of(report: Report) -> int | None:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    """Rows as a table; a column holds numbers where all its values are numbers, text otherwise."""
+    """Return rows as a table; a column is numeric if all its values are numbers, otherwise text."""
     rows = rows[:MAX_ROWS]
+    # Rows may have different columns; the table has all of them.
     types = {name: _column_type(row.get(name) for row in rows) for row in rows for name in row}
     records = [dg.TableRecord({name: _value(row.get(name), kind) for name, kind in types.items()}) for row in rows]
     schema = dg.TableSchema(columns=[dg.TableColumn(name, kind) for name, kind in types.items()])
@@ -74,8 +78,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
 
 
 def picture(title: str, png: Path) -> dg.MarkdownMetadataValue:
-    """A PNG file as an inline image, scaled to at most PICTURE_SIDE pixels."""
+    """Return a PNG file as an inline image, scaled to at most PICTURE_SIDE pixels."""
     with Image.open(png) as image:
+        # Shrinks in place and never enlarges.
         image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
         data = io.BytesIO()
         image.save(data, "PNG", optimize=True)
@@ -83,17 +88,18 @@ def picture(title: str, png: Path) -> dg.MarkdownMetadataValue:
 
 
 def page(layout: Layout, path: Path) -> dg.MetadataValue:
-    """A page of the workspace: a link where `mm ui` serves it, else the path of the file."""
+    """Return a page of the workspace as a link if `mm ui` serves it, otherwise as a path."""
+    # `mm ui` sets this address.
     if served := layout.settings.pages_url:
         return dg.MetadataValue.url(f"{served}/{quote(path.relative_to(layout.root).as_posix())}")
     return dg.MetadataValue.path(path)
 
 
 class Observations:
-    """A `Progress` that logs one observation of the asset per tenth of the work, with the numbers heard last.
+    """A `Progress` that logs one observation per tenth of the work, with the last numbers received.
 
-    Stages are counted in steps, so it is tenths and not epochs: of few photos an epoch is a step or two, of many it is
-    longer than a stage. Which epoch it is stands among the numbers.
+    Stages are counted in steps. Tenths are used and not epochs, because an epoch is one or two steps with few photos
+    and longer than a stage with many. The current epoch is among the numbers.
     """
 
     def __init__(self, context: dg.AssetExecutionContext):
@@ -102,28 +108,33 @@ class Observations:
         self._numbers: dict[str, float] = {}
 
     def numbers(self, values: Mapping[str, float]) -> None:
+        """Keep the newest values for the next observation."""
         self._numbers |= values
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """Log an observation if a further tenth is done."""
         tenth = 10 * done // total if total else 10
+        # At most one observation per tenth and kind of work.
         if tenth <= self._tenths.get(what, 0):
             return
         self._tenths[what] = tenth
+        # Each number is logged once.
         numbers, self._numbers = self._numbers, {}
         epoch = f", epoch {numbers['epoch']:.1f}" if "epoch" in numbers else ""
-        said = f"{what}: {done} of {total}{epoch}"
-        self._context.log.info(said)
+        line = f"{what}: {done} of {total}{epoch}"
+        self._context.log.info(line)
         self._context.log_event(
             dg.AssetObservation(
                 asset_key=self._context.asset_key,
                 partition=self._context.partition_key if self._context.has_partition_key else None,
-                description=said,
+                description=line,
                 metadata={"work": what, "done": done, "total": total} | {n: _number(v) for n, v in numbers.items()},
             )
         )
 
 
 def _fact(value: Any) -> dg.MetadataValue:
+    """Return a fact as metadata of its type; other types become JSON."""
     if isinstance(value, bool):
         return dg.MetadataValue.bool(value)
     if isinstance(value, int | float):
@@ -136,12 +147,14 @@ def _fact(value: Any) -> dg.MetadataValue:
 
 
 def _number(value: float) -> dg.MetadataValue:
+    """Return a number as metadata; NaN and infinity become text."""
     if isinstance(value, int):
         return dg.MetadataValue.int(value)
     return dg.MetadataValue.float(value) if math.isfinite(value) else dg.MetadataValue.text(str(value))
 
 
 def _column_type(values: Iterable[Any]) -> str:
+    """Return the Dagster type of a column; a column with mixed types is text."""
     kinds = {type(value) for value in values if value is not None}
     if kinds == {bool}:
         return "bool"
@@ -151,6 +164,7 @@ def _column_type(values: Iterable[Any]) -> str:
 
 
 def _value(value: Any, kind: str) -> str | int | float | bool | None:
+    """Return a cell in the type of its column."""
     if value is None:
         return None
     if kind == "string":

@@ -1,4 +1,4 @@
-"""Beside the cycle: the gallery of `MM_GALLERY` as moments, by the champion."""
+"""Asset outside the cycle: moments of the gallery in `MM_GALLERY`, made with the champion."""
 
 import dagster as dg
 
@@ -17,7 +17,7 @@ from pipelines.resources import Workspace, plain_failures
     tags={"room": "aigc"},
 )
 def moments(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """The gallery's events with titles, best photos and finished pieces. What has not changed is left as it is."""
+    """The gallery's events with titles, best photos and finished pieces. Unchanged events are kept."""
     layout = workspace.layout()
     with plain_failures():
         report = stages.moments(

@@ -1,6 +1,6 @@
-"""Tells people what needs them, by one POST to a webhook: failed runs, checks that did not pass, what went stale.
+"""Notify people by a POST to a webhook: failed runs, failed checks and stale assets.
 
-The body is `{"text": …, …}`, which Slack, Mattermost and Teams' workflows take as it is.
+The body is `{"text": …, …}`, which Slack, Mattermost and Teams workflows accept.
 """
 
 import json
@@ -19,32 +19,33 @@ from mm_core.core.settings import secret, tick_seconds
 
 WEBHOOK = "MM_WEBHOOK_URL"
 SECONDS = 10.0
-"""That the other side may take to answer."""
+"""Timeout of the request in seconds."""
 MOST = 25
-"""Messages of one tick; more wait for the next."""
+"""Maximum number of messages per tick; the others follow in the next."""
 KEPT = 200
-"""Run ids in the cursor: a run's record may change once more after its end."""
+"""Number of run ids in the cursor; a run's record may change once more after its end."""
 LONGEST = 600
-"""Characters of one reason."""
+"""Maximum number of characters of one reason."""
 
 
 @dg.sensor(
     minimum_interval_seconds=tick_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description=f"Posts to {WEBHOOK} what needs a person. Without the variable it does nothing.",
+    description=f"Posts to {WEBHOOK} what needs a person's attention. Without the variable it does nothing.",
 )
 def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Every message reaches the other side: the cursor moves past a run only when it has been told. Runs that ended
-    before the first tick are not told.
+    """Send a message per ended run that needs attention and per stale asset.
 
-    A tick that the other side does not take is skipped, not failed: Dagster keeps no cursor of a failed one, and what
-    had been told in it would be told again and again.
+    The cursor moves past a run only after its message was sent, so no message is lost. Runs that ended before the first
+    tick are ignored. If the receiver fails, the tick is skipped and not failed: Dagster drops the cursor of a failed
+    tick, and the messages already sent would be repeated in every tick.
     """
     url = secret(WEBHOOK)
     if not url:
-        return dg.SkipReason(f"{WEBHOOK} is not set: nobody is told")
+        return dg.SkipReason(f"{WEBHOOK} is not set: no messages are sent")
+    # Without a cursor, start at the current time.
     seen: dict[str, Any] = json.loads(context.cursor or "{}") or {"since": time.time(), "told": [], "stale": []}
-    sent, silent = 0, ""
+    sent, failure = 0, ""
     try:
         for record in _ended(context.instance, seen["since"], set(seen["told"])):
             message = about_run(context.instance, record.dagster_run)
@@ -52,9 +53,12 @@ def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
                 post(url, message)
                 sent += 1
             told = [*seen["told"], record.dagster_run.run_id][-KEPT:]
+            # Move the cursor after each message.
             seen |= {"since": record.update_timestamp.timestamp(), "told": told}
+            # The cursor is behind the last message, so the next tick continues there.
             if sent == MOST:
                 break
+        # An asset is reported once, and again only after it was fresh in between.
         stale = _stale(context)
         for asset in sorted(stale - set(seen["stale"])):
             post(url, {"text": f"{asset} is stale: not made for longer than its freshness policy allows"})
@@ -62,14 +66,15 @@ def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
             seen["stale"] = sorted({*seen["stale"], asset})
         seen["stale"] = sorted(stale)
     except (dg.Failure, InputError) as error:
-        silent = f"; {error}"
+        failure = f"; {error}"
     context.update_cursor(json.dumps(seen))
-    return dg.SkipReason(f"{sent} messages sent{silent}")
+    return dg.SkipReason(f"{sent} messages sent{failure}")
 
 
 def about_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, Any] | None:
-    """What a person should know of an ended run: `text`, `job`, `run`, `status`, `reasons`; None: nothing."""
+    """Return a message about an ended run (`text`, `job`, `run`, `status`, `reasons`), or None if it needs none."""
     if run.status is dg.DagsterRunStatus.FAILURE:
+        # A retry follows, and its result will be reported.
         if run.tags.get("dagster/will_retry") == "true":
             return None
         reasons = [*_failures(instance, run.run_id)]
@@ -77,6 +82,7 @@ def about_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, Any
     else:
         reasons = [*_failed_checks(instance, run.run_id)]
         champion = [*_promotions(instance, run.run_id)]
+        # A successful run is reported only for failed checks or a new champion.
         if not reasons and not champion:
             return None
         head = f"{_what(run)}: " + (", ".join(champion) or "checks did not pass")
@@ -85,7 +91,7 @@ def about_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, Any
 
 
 def post(url: str, message: Mapping[str, Any]) -> None:
-    """One POST of JSON; raises Failure, in whose text the URL (it is a secret) does not stand."""
+    """Send one POST of JSON; raise Failure with a text that does not contain the URL, which is a secret."""
     if not url.startswith(("http://", "https://")):
         raise InputError(f"{WEBHOOK} must begin with https:// or http://")
     body = json.dumps(message).encode()
@@ -94,34 +100,38 @@ def post(url: str, message: Mapping[str, Any]) -> None:
         with urllib.request.urlopen(request, timeout=SECONDS):
             pass
     except (OSError, ValueError, HTTPException) as error:
+        # The exception's own text may contain the URL.
         why = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else type(error).__name__
         raise dg.Failure(f"{WEBHOOK} does not take messages: {why}; the next tick tries again") from None
 
 
 def _ended(instance: dg.DagsterInstance, since: float, told: set[str]) -> Iterator[Any]:
-    """Records of runs that ended at or after `since` (UNIX seconds), earliest first, without `told`."""
+    """Yield records of runs that ended at or after `since` (UNIX seconds), earliest first, without those in `told`."""
     ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+    # Query one second more and compare exactly below.
     after = datetime.fromtimestamp(since, UTC) - timedelta(seconds=1)
-    found = instance.get_run_records(dg.RunsFilter(statuses=ended, updated_after=after))
-    for record in sorted(found, key=lambda record: record.update_timestamp):
+    records = instance.get_run_records(dg.RunsFilter(statuses=ended, updated_after=after))
+    for record in sorted(records, key=lambda record: record.update_timestamp):
         if record.update_timestamp.timestamp() >= since and record.dagster_run.run_id not in told:
             yield record
 
 
 def _failures(instance: dg.DagsterInstance, run_id: str) -> Iterator[str]:
-    """A line for each failed step; of a run that died outside of its steps, the run's own."""
+    """Yield a line for each failed step, or one for the run if it failed outside its steps."""
     steps = instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
     for entry in steps:
         event = entry.get_dagster_event()
         data = event.step_failure_data
-        told = data.user_failure_data.description if data.user_failure_data else None
-        yield _short(f"{event.step_key}: {told or (data.error.message if data.error else event.message)}")
+        description = data.user_failure_data.description if data.user_failure_data else None
+        yield _short(f"{event.step_key}: {description or (data.error.message if data.error else event.message)}")
+    # A killed run has no failed step, but a run failure.
     if not steps:
         for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.RUN_FAILURE):
             yield _short(entry.get_dagster_event().message or "the run's process ended")
 
 
 def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> Iterator[str]:
+    """Yield a line for each check that did not pass."""
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
         check = entry.get_dagster_event().asset_check_evaluation_data
         if not check.passed:
@@ -129,7 +139,9 @@ def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> Iterator[str]:
 
 
 def _promotions(instance: dg.DagsterInstance, run_id: str) -> Iterator[str]:
+    """Yield a line for a newly promoted champion."""
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
+        # A materialization of this asset means a new champion.
         made = entry.get_dagster_event().step_materialization_data.materialization
         if made.asset_key.path == ["promoted_model"]:
             version = made.metadata.get("version")
@@ -137,7 +149,7 @@ def _promotions(instance: dg.DagsterInstance, run_id: str) -> Iterator[str]:
 
 
 def _stale(context: dg.SensorEvaluationContext) -> set[str]:
-    """Assets that Dagster's freshness daemon holds to be too old."""
+    """Return the assets that Dagster's freshness daemon reports as too old."""
     assert context.repository_def is not None
     keys = [node.key for node in context.repository_def.asset_graph.asset_nodes if node.freshness_policy]
     records = context.instance.get_freshness_state_records(keys)
@@ -145,10 +157,12 @@ def _stale(context: dg.SensorEvaluationContext) -> set[str]:
 
 
 def _what(run: dg.DagsterRun) -> str:
+    """Return the name of a run: its job and, if it has one, its batch."""
     batch = run.tags.get("dagster/partition")
     return f"{run.job_name} of {batch}" if batch else run.job_name
 
 
 def _short(text: str) -> str:
+    """Return a text as one line of limited length."""
     line = " ".join(text.split())
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"

@@ -6,4 +6,5 @@ batches = dg.DynamicPartitionsDefinition(name="batches")
 
 
 def partition_of(kind: str, batch: str) -> str:
+    """Return the partition of a batch."""
     return f"{kind}/{batch}"

@@ -1,4 +1,4 @@
-"""Per cycle: judge the candidate, let it pass or not, and ship it. Nothing leaves without a recorded PROMOTE."""
+"""Assets of each cycle that judge the candidate and ship it. Nothing is shipped without a recorded PROMOTE."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ from pipelines.resources import Workspace, plain_failures
     freshness_policy=WEEKLY,
 )
 def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """Every stage, the champion and the anchor on the frozen evaluation set, per photo; the candidate also as int8."""
+    """Errors of all stages, champion and anchor on the frozen eval set, per photo; the candidate also as int8."""
     layout = workspace.layout()
     with plain_failures():
         report = stages.evaluate(workspace.params(), layout, progress=Observations(context))
@@ -42,15 +42,17 @@ def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     tags={"room": "eval"},
 )
 def gate(workspace: Workspace) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
-    """The permit to ship: exists only where the verdict is PROMOTE.
+    """Permission to ship; it is materialised only if the verdict is PROMOTE.
 
-    The verdict itself is this asset's check `promote`. Where the gate refuses, nothing is materialised, what
-    follows is skipped, and the run is a success: a refusal is a result.
+    The verdict is this asset's check `promote`. If the gate refuses, nothing is materialised and the following assets
+    are skipped. The run is still a success, because a refusal is a result.
     """
     layout = workspace.layout()
     with plain_failures():
         report = stages.gate(workspace.params(), layout)
+    # The check is recorded for both decisions.
     yield verdict_result(report)
+    # Without an output the assets downstream are skipped.
     if report.facts["decision"] == "PROMOTE":
         yield dg.MaterializeResult(metadata=of_report(report, paths={"verdict": layout.verdict}))
 
@@ -64,7 +66,7 @@ def gate(workspace: Workspace) -> Iterator[dg.MaterializeResult | dg.AssetCheckR
     tags={"room": "export"},
 )
 def exported_bundle(workspace: Workspace) -> dg.MaterializeResult:
-    """The mobile bundle: int8 models, manifest, model card. Refuses where no PROMOTE is on record for this model."""
+    """Mobile bundle: int8 models, manifest and model card. Fails without a recorded PROMOTE for this model."""
     layout = workspace.layout()
     with plain_failures():
         report = stages.export(workspace.params(), layout)
@@ -80,7 +82,7 @@ def exported_bundle(workspace: Workspace) -> dg.MaterializeResult:
     tags={"room": "export"},
 )
 def promoted_model(workspace: Workspace) -> dg.MaterializeResult:
-    """The registry's alias `champion` on the bundled model. Refuses where no PROMOTE is on record for it."""
+    """The registry's alias `champion` on the bundled model. Fails without a recorded PROMOTE for this model."""
     layout = workspace.layout()
     with plain_failures():
         report = stages.promote(workspace.params(), layout)
@@ -98,13 +100,14 @@ def promoted_model(workspace: Workspace) -> dg.MaterializeResult:
     tags={"room": "eval"},
 )
 def cycle_report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """One page about the cycle, also where the gate refused; before it, routed labels against random ones.
+    """One page about the cycle, also after a refusal; it follows the comparison of routed and random labels.
 
-    It must not depend on the gate, or a refusal would skip it; its low priority lets gate, bundle and promotion
-    go first in executors that run one step at a time.
+    It does not depend on the gate, because a refusal would skip it. Its low priority lets gate, bundle and promotion
+    run first in executors that run one step at a time.
     """
     layout = workspace.layout()
     with plain_failures():
+        # Also trains for the comparison of labels, so it may take long.
         report: Report = stages.html_report(workspace.params(), layout, progress=Observations(context))
-    # The copy: the next cycle writes over the other.
+    # Link to the copy, because the next cycle overwrites the original.
     return dg.MaterializeResult(metadata={"page": page(layout, Path(report.facts["copy"]))} | of_report(report))

@@ -1,4 +1,4 @@
-"""What every asset needs from outside: where the workspace is, the parameters, and how errors are told."""
+"""Resources of the assets: the workspace, its params, the retraining policy, and the handling of errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,55 +14,60 @@ from mm_core.core.settings import Settings
 
 
 class Workspace(dg.ConfigurableResource):
-    """The workspace that runs work on. An empty field is read from the environment when a run starts.
+    """The workspace of a run. An empty field is read from the environment when a run starts.
 
-    Each field may be given as `dg.EnvVar("…")`; left empty, `MM_WORKSPACE`, `MM_INBOX`, `MM_STORE`, `MM_PARAMS`,
-    `MLFLOW_TRACKING_URI` and `MM_DEVICE` say the same things as for the `mm` command.
+    Each field may be given as `dg.EnvVar("…")`. Empty fields use `MM_WORKSPACE`, `MM_INBOX`, `MM_STORE`, `MM_PARAMS`,
+    `MLFLOW_TRACKING_URI` and `MM_DEVICE`, with the same meaning as for the `mm` command.
     """
 
     workspace: str = ""
-    """Folder that everything on this machine is written to."""
+    """Folder for all output on this machine."""
     inbox: str = ""
-    """Folder or `s3://bucket/prefix` where drops arrive."""
+    """Folder or `s3://bucket/prefix` in which drops arrive."""
     store: str = ""
     """Folder or `s3://bucket/prefix` of blobs and catalog."""
     params_file: str = ""
-    """`params.yaml`."""
+    """Path of `params.yaml`."""
 
     def layout(self) -> Layout:
+        """Return the workspace of the environment with the given fields replaced."""
         settings = Settings.from_env(self.workspace or None, self.inbox or None)
+        # Fields of the resource take precedence over the environment.
         if self.store:
             settings = replace(settings, store=self.store)
         if self.params_file:
+            # Runs may start in another folder, so the path is made absolute.
             settings = replace(settings, params_file=Path(self.params_file).expanduser().absolute())
         return Layout(settings)
 
     def params(self) -> Params:
-        """Read anew by each step, so that an edited file counts from the next step on; raises ParamsError."""
+        """Load the params; each step reads the file again. Raises ParamsError."""
         return Params.load(self.layout().settings.params_file)
 
 
 class RetrainPolicy(dg.ConfigurableResource):
-    """When a cycle starts before the weekly one."""
+    """Conditions under which a cycle starts before the weekly one."""
 
     new_labels: int = 48
-    """Label versions that no cycle has learned from yet."""
+    """Number of label versions that no cycle has used yet."""
     new_labels_after_refusal: int = 12
-    """The same where the gate refused the last cycle's model."""
+    """The same number after the gate refused the last cycle's model."""
     drifted_batches: int = 1
-    """Batches that drifted (`params.yaml`: drift) and that no cycle has learned from yet."""
+    """Number of batches that drifted (`params.yaml`: drift) and that no cycle has used yet."""
 
 
 @contextmanager
 def plain_failures() -> Iterator[None]:
-    """Turns an error that the system raises on purpose into a Failure with its one line.
+    """Convert an error of this project into a Dagster Failure with its one-line message.
 
-    Only an outage of the store, the catalog or Label Studio is worth another try; bad input and a refused release
-    are not.
+    Only an outage of the store, the catalog or Label Studio is retried. Bad input and a refused release would fail
+    again.
     """
     try:
         yield
     except MattingError as error:
         raise dg.Failure(
-            str(error), allow_retries=isinstance(error, StoreError | CatalogError | LabelServerError)
+            # Other errors would fail again in the same way.
+            str(error),
+            allow_retries=isinstance(error, StoreError | CatalogError | LabelServerError),
         ) from error

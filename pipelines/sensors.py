@@ -1,4 +1,4 @@
-"""What starts runs by itself: a drop, finished work of people, enough new labels (fewer after a REJECT), drift."""
+"""Sensors that start runs: on a drop, finished labels, enough new labels (fewer after a REJECT), or drift."""
 
 import json
 import time
@@ -20,15 +20,15 @@ from pipelines.partitions import batches, partition_of
 from pipelines.resources import RetrainPolicy, Workspace
 
 MAX_REQUESTS = 50
-"""Runs asked for in one tick; a larger backlog goes on in the next."""
+"""Maximum number of runs requested per tick; a larger backlog continues in the next."""
 LOOK_EVERY = 120
-"""Seconds between two questions to the Label Studio server, where it does not call."""
+"""Seconds between two requests to the Label Studio server, unless its webhook called."""
 REQUEST = "matting/request"
-"""Tag of a run that a sensor asked for: what for."""
+"""Tag of a run that a sensor requested; its value is the reason."""
 MAX_TRIES = 3
-"""Runs that are asked for one thing, where those before were lost."""
+"""Maximum number of runs per request if the earlier ones were lost."""
 SETTLED = 60.0
-"""Seconds after which a failed run that Dagster starts again itself has been started again."""
+"""Seconds after which Dagster has restarted a failed run itself, if it does so at all."""
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -41,21 +41,22 @@ UNFINISHED = [
     job=arrivals,
     minimum_interval_seconds=tick_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="One run for each ready drop of the inbox that the catalog's ledger does not hold yet.",
+    description="One run for each ready drop of the inbox that is not in the catalog's ledger yet.",
 )
 def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult | dg.SkipReason:
-    """A run key is made of kind, batch and manifest digest: a changed manifest or file runs again, a seen one only
-    where its run was lost.
+    """Request a run per ready batch.
 
-    The cursor is the list of keys that were asked for and are still ready, so it stays as short as the inbox's queue.
+    The run key consists of kind, batch and manifest digest. A changed manifest or file therefore runs again; an
+    unchanged batch runs again only if its run was lost. The cursor lists the requested keys that are still ready, so
+    it stays as short as the inbox's queue.
     """
     layout = workspace.layout()
     ready = list(ready_batches(stages.inbox_of(layout), stages.catalog_of(layout), stages.store_of(layout)))
-    asked = set(json.loads(context.cursor or "[]")) & {batch.request for batch in ready}
-    tries = {batch.request: lost(context.instance, batch.request) for batch in ready if batch.request in asked}
-    new = [batch for batch in ready if batch.request not in asked or tries[batch.request]][:MAX_REQUESTS]
+    requested = set(json.loads(context.cursor or "[]")) & {batch.request for batch in ready}
+    tries = {batch.request: lost(context.instance, batch.request) for batch in ready if batch.request in requested}
+    new = [batch for batch in ready if batch.request not in requested or tries[batch.request]][:MAX_REQUESTS]
     if not new:
-        context.update_cursor(json.dumps(sorted(asked)))
+        context.update_cursor(json.dumps(sorted(requested)))
         return dg.SkipReason(f"nothing new in {layout.settings.inbox}")
     return dg.SensorResult(
         run_requests=[
@@ -67,8 +68,9 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
             )
             for batch in new
         ],
+        # A partition must exist before a run can use it.
         dynamic_partitions_requests=[batches.build_add_request([partition_of(b.kind, b.batch) for b in new])],
-        cursor=json.dumps(sorted(asked | {batch.request for batch in new})),
+        cursor=json.dumps(sorted(requested | {batch.request for batch in new})),
     )
 
 
@@ -76,24 +78,30 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
     job=collect,
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="A pull when work was handed in: exports in the inbox, or changes on the Label Studio server.",
+    description="Reads labels when work was submitted: exports in the inbox, or changes on the Label Studio server.",
 )
 def finished_work(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult | dg.SkipReason:
-    """Asks the server every LOOK_EVERY seconds, and at once when it called (`mm label webhook`): a lost call costs
-    minutes, not a label. The cursor is when it was asked, and what was then seen, which is asked for once."""
+    """Request a run if there is finished work.
+
+    The server is queried every LOOK_EVERY seconds, and immediately after its webhook called (`mm label webhook`). A
+    lost call therefore costs minutes and no label. The cursor holds the time of the last query and its result, which is
+    requested once.
+    """
     layout = workspace.layout()
+    # The cursor is [time of the last query, its result].
     looked, before = json.loads(context.cursor or "[0, null]")
     now = time.time()
     if now - looked < LOOK_EVERY and hinted_at(layout) < looked:
-        return dg.SkipReason(f"looked {now - looked:.0f} s ago")
+        return dg.SkipReason(f"last checked {now - looked:.0f} s ago")
     try:
         seen = stages.finished_work(layout)
     except MattingError as error:
         return dg.SkipReason(str(error))
     tries = lost(context.instance, f"work-{seen}")
+    # Nothing new, or requested before and not lost.
     if seen is None or (seen == before and not tries):
         context.update_cursor(json.dumps([now, before]))
-        return dg.SkipReason("what is new has been asked for" if seen else "nothing new from people")
+        return dg.SkipReason("all finished work has been requested" if seen else "no finished work")
     return dg.SensorResult(run_requests=[asked_for(f"work-{seen}", tries)], cursor=json.dumps([now, seen]))
 
 
@@ -101,103 +109,113 @@ def finished_work(context: dg.SensorEvaluationContext, workspace: Workspace) -> 
     job=retrain,
     minimum_interval_seconds=2 * tick_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="A cycle once enough label versions have come that no cycle has learned from.",
+    description="A cycle once enough label versions exist that no cycle has used.",
 )
 def new_labels(
     context: dg.SensorEvaluationContext, workspace: Workspace, retrain_policy: RetrainPolicy
 ) -> dg.SensorResult | dg.SkipReason:
-    """Counts distinct labels against the last request (cursor) and what the last cycle, however started, could see.
+    """Request a cycle if there are enough new labels.
 
-    Where the gate rejected that cycle's model, fewer are enough: what people have corrected since may turn it. An
-    INCONCLUSIVE verdict is no rejection: it asks for eval photos, and a few more training labels would not settle it.
+    Distinct labels are counted against the last request (cursor) and against the labels of the last cycle, however it
+    was started. If the gate rejected that cycle's model, fewer are enough, because people may have corrected its errors
+    since. An INCONCLUSIVE verdict is not a rejection: it needs eval photos, and a few more training labels would not
+    settle it.
     """
     layout = workspace.layout()
     if waiting := arrivals_on_their_way(context.instance):
         return waiting
+    # Repeat a lost request before counting again.
     if context.cursor and (tries := lost(context.instance, f"labels-{context.cursor}")):
         return dg.SensorResult(run_requests=[asked_for(f"labels-{context.cursor}", tries)], cursor=context.cursor)
-    known = labels_at(layout, None)
+    total = labels_at(layout, None)
+    # A cycle started by hand counts too.
     learned = max(int(context.cursor or 0), labels_of_last_cycle(layout))
+    # Only a REJECT counts as a refusal.
     refused = layout.verdict.is_file() and stages.recorded_verdict(layout).decision == "REJECT"
     enough = retrain_policy.new_labels_after_refusal if refused else retrain_policy.new_labels
-    if known - learned < enough:
+    if total - learned < enough:
         why = " after a refusal" if refused else ""
-        return dg.SkipReason(f"{known - learned} new labels; a cycle starts at {enough}{why}")
-    request = asked_for(f"labels-{known}", tags={"matting/new_labels": str(known - learned)})
-    return dg.SensorResult(run_requests=[request], cursor=str(known))
+        return dg.SkipReason(f"{total - learned} new labels; a cycle starts at {enough}{why}")
+    request = asked_for(f"labels-{total}", tags={"matting/new_labels": str(total - learned)})
+    return dg.SensorResult(run_requests=[request], cursor=str(total))
 
 
 @dg.sensor(
     job=retrain,
     minimum_interval_seconds=2 * tick_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="A cycle once batches have come that do not look like the catalog before them.",
+    description="A cycle once batches have arrived that differ from the catalog before them.",
 )
 def drifted_arrivals(
     context: dg.SensorEvaluationContext, workspace: Workspace, retrain_policy: RetrainPolicy
 ) -> dg.SensorResult | dg.SkipReason:
-    """Counts drifted batches that the last cycle, however started, could not see; the cursor lists those asked for."""
+    """Request a cycle for drifted batches that the last cycle did not include; the cursor lists the requested ones."""
     layout = workspace.layout()
     if waiting := arrivals_on_their_way(context.instance):
         return waiting
-    asked = set(json.loads(context.cursor or "[]"))
-    last = f"drift-{digest_of(sorted(asked))[:16]}"
-    if asked and (tries := lost(context.instance, last)):
+    requested = set(json.loads(context.cursor or "[]"))
+    last = f"drift-{digest_of(sorted(requested))[:16]}"
+    if requested and (tries := lost(context.instance, last)):
         return dg.SensorResult(run_requests=[asked_for(last, tries)], cursor=context.cursor)
-    new = set(drifted_batches(layout.drift)) - asked
+    new = set(drifted_batches(layout.drift)) - requested
+    # The catalog is read only if there is a candidate.
     new -= batches_of_last_cycle(layout) if new else set()
     if len(new) < retrain_policy.drifted_batches:
         return dg.SkipReason(f"{len(new)} drifted batches; a cycle starts at {retrain_policy.drifted_batches}")
-    asked |= new
-    request = asked_for(f"drift-{digest_of(sorted(asked))[:16]}", tags={"matting/drifted": str(len(new))})
-    return dg.SensorResult(run_requests=[request], cursor=json.dumps(sorted(asked)))
+    requested |= new
+    request = asked_for(f"drift-{digest_of(sorted(requested))[:16]}", tags={"matting/drifted": str(len(new))})
+    return dg.SensorResult(run_requests=[request], cursor=json.dumps(sorted(requested)))
 
 
 def asked_for(
     request: str, tries: int = 0, *, tags: Mapping[str, str] | None = None, partition: str = ""
 ) -> dg.RunRequest:
-    """A run for a request after `tries` runs that were lost: Dagster takes each run key once."""
+    """Return a run for a request after `tries` lost runs; the run key differs, since Dagster accepts each key once."""
+    # The first run has the plain request as key.
     key = f"{request}-{tries}" if tries else request
     return dg.RunRequest(run_key=key, partition_key=partition or None, tags={REQUEST: request, **(tags or {})})
 
 
 def lost(instance: dg.DagsterInstance, request: str) -> int:
-    """How many runs were started for a request, where all of them failed for good and another try is due; else 0.
+    """Return the number of runs started for a request if all of them failed and another try is due; otherwise 0.
 
-    Dagster starts a run whose worker died again, but not where the code location was away in just that moment. A run
-    that a person has cancelled is not lost.
+    Dagster restarts a run whose worker died, except if the code location was unavailable at that moment. A run that a
+    person cancelled is not lost.
     """
     records = instance.get_run_records(dg.RunsFilter(tags={REQUEST: request}))
     ended = [record.end_time or record.update_timestamp.timestamp() for record in records]
     failed = all(record.dagster_run.status is dg.DagsterRunStatus.FAILURE for record in records)
     if not records or not failed or time.time() - max(ended) < SETTLED:
         return 0
+    # Restarts by Dagster have a parent run and do not count as tries of their own.
     tries = sum(record.dagster_run.parent_run_id is None for record in records)
     return tries if tries < MAX_TRIES else 0
 
 
 def arrivals_on_their_way(instance: dg.DagsterInstance) -> dg.SkipReason | None:
-    """Why to wait: a cycle that starts between two drops of one day would learn from half of them."""
+    """Return a reason to wait while arrivals run: a cycle between two drops of one day would miss half of them."""
+    # Count runs in every state before their end.
     busy = instance.get_runs_count(dg.RunsFilter(job_name=arrivals.name, statuses=UNFINISHED))
     return dg.SkipReason(f"{busy} arrivals are still on their way into the catalog") if busy else None
 
 
 def batches_of_last_cycle(layout: Layout) -> set[str]:
-    """Batches, as kind/batch, that the last snapshot could see; none before the first."""
+    """Return the batches, as kind/batch, in the last snapshot; empty before the first."""
     if not has_snapshot(layout):
         return set()
+    # Batches in the catalog version that the snapshot froze.
     version = read_snapshot(layout)["catalog"]["samples"]
     seen = stages.catalog_of(layout).read("samples", version=version, columns=["kind", "batch"]).drop_duplicates()
     return {partition_of(kind, batch) for kind, batch in zip(seen["kind"], seen["batch"], strict=True)}
 
 
 def labels_at(layout: Layout, version: int | None) -> int:
-    """Distinct labels in one version of the catalog's table (None: now)."""
+    """Return the number of distinct labels in a version of the catalog's table (None: the newest)."""
     return len(set(stages.catalog_of(layout).read("labels", version=version, columns=["id"])["id"]))
 
 
 def labels_of_last_cycle(layout: Layout) -> int:
-    """Distinct labels that the last snapshot could see; 0 before the first."""
+    """Return the number of distinct labels in the last snapshot; 0 before the first."""
     if not has_snapshot(layout):
         return 0
     return labels_at(layout, read_snapshot(layout)["catalog"]["labels"])

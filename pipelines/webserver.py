@@ -1,7 +1,7 @@
-"""Dagster's web server behind the guard of our pages: the same options, `python -m pipelines.webserver --help`.
+"""Run Dagster's web server behind the guard of this project's pages, with the same options as `dagster-webserver`.
 
-Dagster's own server answers to any `Host` and runs GraphQL mutations by GET, and any web page that is open on the
-machine can send it both.
+Dagster's own server accepts any `Host` and runs GraphQL mutations by GET. Any web page open on the machine could send
+it both.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from mm_core.core.errors import InputError
 from mm_core.services.web_guard import WebGuard, allowed_hosts
 
 PROBED = ("/server_info",)
-"""What the probes of Dagster's Helm chart ask for by a pod's address; it tells versions."""
+"""Path that the probes of Dagster's Helm chart request by a pod's address; it returns versions only."""
 HEADERS = {"x-frame-options": "DENY", "cross-origin-opener-policy": "same-origin"}
 
 
 def guarded_app(*arguments: Any, **options: Any) -> Starlette:
     """Return Dagster's ASGI application with the guard before all of its own middleware."""
     app = create_app(*arguments, **options)
+    # Middleware added last runs first.
     app.add_middleware(WebGuard, hosts=allowed_hosts(), headers=HEADERS, open_paths=PROBED)
     return app
 
@@ -31,6 +32,7 @@ def guarded_app(*arguments: Any, **options: Any) -> Starlette:
 def main() -> None:
     """Run Dagster's command with the guarded application in place of its own."""
     try:
+        # Check the variable first, so that an error is one line and no traceback.
         allowed_hosts()
     except InputError as error:
         sys.exit(f"mm: {error}")

@@ -1,4 +1,4 @@
-"""Watches, glasses, bags, necklaces, rings: thin parts and see-through lenses, lying on a table."""
+"""Watches, glasses, bags, necklaces, rings: thin parts and transparent lenses, on a table."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def _watch(c: Canvas, look: Look, at: Frame, s: float, setting: Setting) -> str:
     name, strap = look.colour(setting.tone, LEATHERS)
     metal_name = look.pick(list(METALS))
     metal = METALS[metal_name]
+    # Strap: two halves with stitches, holes and a buckle.
     for k in (-1, 1):
         band = at(
             smooth(
@@ -49,6 +50,7 @@ def _watch(c: Canvas, look: Look, at: Frame, s: float, setting: Setting) -> str:
             )
         else:
             c.paint(c.lines([at(box(-0.3, -1.8, 0.3, -1.55))], 0.06 * s, closed=True), metal, subject=True, relief=0.01)
+    # Case, dial, ticks and hands.
     c.shadow(c.shape(at(ellipse(0, 0, 0.75, 0.75))), 0.02, 0.03, 0.02)
     c.paint(c.shape(at(box(0.6, -0.09, 0.82, 0.09, 0.03))), shade(metal, 0.85), subject=True, relief=0.02)
     c.paint(c.shape(at(ellipse(0, 0, 0.72, 0.72))), metal, subject=True, relief=0.16 * s, strength=1.0)
@@ -63,6 +65,7 @@ def _watch(c: Canvas, look: Look, at: Frame, s: float, setting: Setting) -> str:
     for length, width in ((0.3, 0.06), (0.44, 0.035)):
         a = look.between(0, 6.28)
         c.paint(c.lines([at([(0, 0), (length * np.cos(a), length * np.sin(a))])], width * s), ink, subject=True)
+    # Reflection on the glass.
     c.paint(
         c.shape(at([(-0.42, -0.3), (-0.1, -0.54), (0.06, -0.52), (-0.5, -0.1)])),
         (255, 255, 255),
@@ -75,6 +78,7 @@ def _watch(c: Canvas, look: Look, at: Frame, s: float, setting: Setting) -> str:
 def _glasses(c: Canvas, look: Look, at: Frame, s: float, setting: Setting) -> str:
     dark = look.chance(0.5)
     name, rim_tone = look.colour(setting.tone, ("black", "brown", "red", "blue", "purple", "teal", "white"))
+    # Dark lenses are nearly opaque, clear ones nearly transparent.
     density = look.between(0.68, 0.85) if dark else look.between(0.14, 0.32)
     tint: Colour = (
         look.pick(((30, 30, 34), (62, 42, 26), (26, 44, 64)))
@@ -82,6 +86,7 @@ def _glasses(c: Canvas, look: Look, at: Frame, s: float, setting: Setting) -> st
         else look.pick(((206, 224, 236), (226, 214, 190), (210, 236, 220)))
     )
     square = look.chance(0.5)
+    # Square or oval lenses.
     lenses = []
     for k in (-1, 1):
         points = (
@@ -98,6 +103,7 @@ def _glasses(c: Canvas, look: Look, at: Frame, s: float, setting: Setting) -> st
     frame = [*lenses, at(smooth([(-0.22, -0.08), (0, -0.18), (0.22, -0.08)], closed=False))]
     c.shadow(c.lines(arms, thick * s), 0.02, 0.03, 0.008, 0.45)
     c.shadow(c.shape(*lenses), 0.02, 0.03, 0.01, 0.45 if dark else 0.16)
+    # The lenses are part of the subject with a small alpha.
     c.paint(c.lines(arms, thick * s), shade(rim_tone, 0.9), subject=True, relief=0.01)
     c.paint(c.shape(*lenses), tint, subject=True, opacity=density)
     for k in (-1, 1):
@@ -133,9 +139,11 @@ def _bag(c: Canvas, look: Look, at: Frame, s: float, setting: Setting) -> str:
             steps=10,
         )
     )
+    # Hard photos have thin straps.
     thin = look.between(0.07, 0.12) if not look.hard else look.between(0.025, 0.06)
     c.shadow(c.shape(body), 0.03, 0.05, 0.03)
     c.shadow(c.lines([strap], thin * s), 0.02, 0.03, 0.01)
+    # Strap, body, flap and clasp.
     c.paint(c.lines([strap], thin * s), shade(tone, 0.8), subject=True, relief=0.02)
     c.paint(c.shape(body), tone, subject=True, relief=0.3 * s, strength=0.7, texture=0.12)
     flap = c.shape(
@@ -169,7 +177,9 @@ def _necklace(c: Canvas, look: Look, at: Frame, s: float, setting: Setting) -> s
             steps=14,
         )
     )
+    # Pearls or a plain chain.
     pearls = look.chance(0.45)
+    # Beads along the chain.
     r = 0.1 if pearls and not look.hard else 0.06 if pearls else 0.03
     beads = [
         ellipse(x, y, r * s, r * s, 0, 12) for x, y in loop[:: 3 if pearls and not look.hard else 2 if pearls else 1]
@@ -179,6 +189,7 @@ def _necklace(c: Canvas, look: Look, at: Frame, s: float, setting: Setting) -> s
     bead = (236, 230, 222) if pearls else tone
     c.paint(c.shape(*beads), bead, subject=True, relief=r * s, strength=1.0)
     gem_name, gem = look.pick((("red", (176, 26, 44)), ("blue", (40, 80, 190)), ("green", (30, 130, 84))))
+    # Pendant with a gem.
     pendant = at(smooth([(0, 1.0), (-0.26, 1.32), (0, 1.72), (0.26, 1.32)]))
     c.shadow(c.shape(pendant), 0.015, 0.02, 0.012)
     c.paint(c.shape(pendant), tone, subject=True, relief=0.08 * s, strength=1.0)
@@ -192,6 +203,7 @@ def _ring(c: Canvas, look: Look, at: Frame, s: float, setting: Setting) -> str:
     tone = METALS[metal]
     thick = 0.24 if not look.hard else 0.13
     hoop = at(ellipse(0, 0.25, 0.95, 0.95))
+    # Hoop and its highlight.
     c.shadow(c.lines([hoop], thick * s, closed=True), 0.03, 0.04, 0.02)
     c.paint(c.lines([hoop], thick * s, closed=True), tone, subject=True, relief=0.12 * s, strength=1.2)
     c.paint(
@@ -200,6 +212,7 @@ def _ring(c: Canvas, look: Look, at: Frame, s: float, setting: Setting) -> str:
     gem_name, gem = look.pick(
         (("red", (186, 24, 46)), ("blue", (46, 90, 200)), ("green", (24, 140, 90)), ("clear", (222, 232, 240)))
     )
+    # Stone with facets.
     stone = at([(-0.42, -1.0), (-0.24, -1.26), (0.24, -1.26), (0.42, -1.0), (0, -0.52)])
     c.shadow(c.shape(stone), 0.03, 0.04, 0.02)
     c.paint(c.shape(stone), gem, subject=True, relief=0.1 * s, strength=0.8, opacity=0.94)
@@ -212,6 +225,7 @@ def _ring(c: Canvas, look: Look, at: Frame, s: float, setting: Setting) -> str:
 
 
 def accessories(c: Canvas, look: Look) -> str:
+    """Draw an accessory on a table next to a prop; return the caption."""
     setting = table(c, look)
     draw = look.pick((_watch, _glasses, _bag, _necklace, _ring))
     s = look.scale((0.24, 0.29), (0.12, 0.22))

@@ -23,7 +23,7 @@ COATS: dict[str, Colour] = {
 
 @dataclass(frozen=True)
 class Pet:
-    """One animal; `at` maps its own units (0, 0 = middle of the head, 1 = half the head's width) to canvas units."""
+    """One animal. `at` maps its units (0, 0 = middle of the head, 1 = half the head's width) to canvas units."""
 
     cx: float
     cy: float
@@ -36,11 +36,12 @@ class Pet:
     """Length of its hair in canvas units."""
 
     def at(self, points: object) -> np.ndarray:
+        """Map points from the animal's units to canvas units."""
         p = np.asarray(points, float)
         return np.stack([self.cx + self.s * self.flip * p[..., 0], self.cy + self.s * p[..., 1]], -1)
 
     def spot(self, x: float, y: float) -> tuple[float, float]:
-        """One point, as `at` maps it."""
+        """Map one point as `at` does."""
         point = self.at((x, y))
         return float(point[0]), float(point[1])
 
@@ -48,21 +49,26 @@ class Pet:
 def _furry(
     c: Canvas, look: Look, pet: Pet, outline: np.ndarray, colour: Colour, *, down: float = 0.6, dense: float = 1.0
 ) -> None:
-    """A body part: shaded shape, hairs over it, and hairs that reach beyond its edge."""
+    """Paint a body part: a shaded shape, hairs over it, and hairs beyond its edge."""
     mask = c.paint(c.shape(outline), colour, subject=True, relief=0.5 * pet.s, strength=0.75, texture=0.12)
+    # The number of hairs grows with the part's size.
     span = float(np.mean(np.ptp(outline, 0))) / 0.3
     n = int((110 + 160 * look.hard) * dense * min(3.0, span))
     inside = scatter(outline, n, look.rng)
     middle = outline.mean(0)
+    # Hairs grow away from the middle.
     flow = (inside - middle) / 0.15 + [0, down]
     strands(
         c, look, inside, flow, pet.length * 0.9, colour, fall=0.3, width=0.003, contrast=0.4, opacity=0.6, clip=mask
     )
+    # Hairs that cross the edge give the soft border of the matte.
+    # Hairs along the outline, outwards and slightly down.
     roots, out = rim(outline, int(n * 1.3), look.rng)
     strands(c, look, roots, out + [0, down], pet.length, colour, fall=0.3, width=0.0028, spread=0.35, contrast=0.3)
 
 
 def _ears(c: Canvas, look: Look, pet: Pet) -> None:
+    """Paint upright ears with pink insides (cats and rabbits)."""
     pink = mix(pet.coat, (220, 150, 146), 0.6)
     for side in (-1, 1):
         if pet.kind == "cat":
@@ -110,6 +116,7 @@ def _ears(c: Canvas, look: Look, pet: Pet) -> None:
 
 
 def _flaps(c: Canvas, look: Look, pet: Pet) -> None:
+    """Paint hanging ears (dogs)."""
     for side in (-1, 1):
         ear = smooth(
             pet.at(
@@ -127,6 +134,7 @@ def _flaps(c: Canvas, look: Look, pet: Pet) -> None:
 
 
 def _face(c: Canvas, look: Look, pet: Pet) -> None:
+    """Paint muzzle, eyes, nose, mouth and whiskers."""
     dog = pet.kind == "dog"
     iris = (
         (92, 60, 36)
@@ -135,6 +143,7 @@ def _face(c: Canvas, look: Look, pet: Pet) -> None:
         if pet.kind == "rabbit"
         else look.pick(((180, 176, 60), (96, 160, 84), (110, 160, 190)))
     )
+    # Distance of the eyes from the middle, and their height.
     spread, up = (0.36, -0.14) if dog else (0.58, -0.02) if pet.kind == "rabbit" else (0.42, -0.05)
     muzzle = smooth(
         pet.at(
@@ -151,6 +160,7 @@ def _face(c: Canvas, look: Look, pet: Pet) -> None:
     c.paint(
         c.soft(c.shape(muzzle), 0.08 * pet.s), pet.under, subject=True, opacity=0.9, relief=0.2 * pet.s, strength=0.5
     )
+    # Eyes: rim, iris, pupil and highlight.
     for side in (-1, 1):
         x = side * spread
         c.paint(c.oval(*pet.spot(x, up), 0.19 * pet.s, 0.18 * pet.s), (28, 22, 22), subject=True)
@@ -167,6 +177,7 @@ def _face(c: Canvas, look: Look, pet: Pet) -> None:
         c.paint(
             c.oval(*pet.spot(x - 0.05 * pet.flip, up - 0.06), 0.04 * pet.s, 0.04 * pet.s), (250, 250, 250), subject=True
         )
+    # Nose and mouth.
     nose = (32, 26, 28) if dog else (206, 122, 118)
     w = 0.2 if dog else 0.12
     y = 0.26 if dog else 0.3
@@ -178,6 +189,7 @@ def _face(c: Canvas, look: Look, pet: Pet) -> None:
         for side in (-1, 1)
     ]
     c.paint(c.lines(mouth, 0.035 * pet.s), shade(pet.coat, 0.3), subject=True, opacity=0.8)
+    # Tongue.
     if dog and look.chance(0.6):
         c.paint(
             c.shape(smooth(pet.at([(-0.14, 0.62), (0.14, 0.62), (0.15, 0.95), (0, 1.06), (-0.15, 0.95)]))),
@@ -185,6 +197,7 @@ def _face(c: Canvas, look: Look, pet: Pet) -> None:
             subject=True,
             relief=0.08 * pet.s,
         )
+    # Whiskers, thinner than a pixel in most sizes.
     if not dog:
         n = 10
         side = np.where(np.arange(n) % 2 == 0, -1.0, 1.0)
@@ -203,7 +216,7 @@ def _face(c: Canvas, look: Look, pet: Pet) -> None:
 
 
 def _body(c: Canvas, look: Look, pet: Pet, deep: float) -> None:
-    """Sitting, seen from the front: tail, haunches, chest, front legs and paws down to `deep` in the pet's units."""
+    """Paint a sitting body from the front, down to `deep` in the pet's units: tail, torso, chest, legs and paws."""
     if pet.kind != "rabbit":
         long = look.between(0.8, 1.2) if pet.kind == "cat" else 0.6
         line = smooth(
@@ -216,6 +229,7 @@ def _body(c: Canvas, look: Look, pet: Pet, deep: float) -> None:
             ],
             closed=False,
         )
+        # Widen the tail's centre line by its normals.
         across = np.gradient(line, axis=0)
         across = np.stack([-across[:, 1], across[:, 0]], 1) / (np.linalg.norm(across, axis=1, keepdims=True) + 1e-6)
         thick = np.linspace(0.26, 0.16, len(line))[:, None]
@@ -229,6 +243,7 @@ def _body(c: Canvas, look: Look, pet: Pet, deep: float) -> None:
         )
     else:
         _furry(c, look, pet, ellipse(*pet.spot(1.3, deep - 0.6), 0.42 * pet.s, 0.4 * pet.s), pet.under)
+    # Torso, wider at the haunches.
     wide = 1.3 if pet.kind != "rabbit" else 1.45
     torso = smooth(
         pet.at(
@@ -246,6 +261,7 @@ def _body(c: Canvas, look: Look, pet: Pet, deep: float) -> None:
         )
     )
     _furry(c, look, pet, torso, pet.coat, dense=1.3)
+    # Chest in the colour of the underside.
     bib = smooth(pet.at([(-0.45, 0.7), (-0.55, 1.3), (0, 2.0), (0.55, 1.3), (0.45, 0.7)]))
     c.paint(c.soft(c.shape(bib), 0.14 * pet.s), pet.under, subject=True, opacity=0.8)
     for side in (-1, 1):
@@ -260,6 +276,7 @@ def _body(c: Canvas, look: Look, pet: Pet, deep: float) -> None:
                 ]
             )
         )
+        # A dark gap separates the leg from the body.
         gap = c.soft(c.lines([leg], 0.06 * pet.s, closed=True), 0.05 * pet.s)
         c.paint(gap, shade(pet.coat, 0.35), subject=True, opacity=0.4)
         _furry(c, look, pet, leg, shade(pet.coat, 0.97), dense=0.5)
@@ -272,9 +289,11 @@ def _body(c: Canvas, look: Look, pet: Pet, deep: float) -> None:
 
 
 def pets(c: Canvas, look: Look) -> str:
+    """Draw a pet in a setting; return the caption."""
     close = look.hard and look.chance(0.25)
     setting = look.pick((plaster, foliage))(c, look) if close else floor(c, look)
     kind = look.pick(("cat", "dog", "rabbit"))
+    # Hard photos take coats similar to the background, easy ones different coats.
     names = ("grey", "black", "white", "cream") if look.drifted() else tuple(COATS)
     apart = {n: float(np.linalg.norm(np.subtract(COATS[n], setting.tone))) for n in names}
     near = sorted(names, key=apart.__getitem__)
@@ -294,16 +313,19 @@ def pets(c: Canvas, look: Look) -> str:
         mix(COATS[name], (240, 234, 226), look.between(0.2, 0.8)),
         min(0.045, s * (look.between(0.28, 0.5) if look.hard else look.between(0.1, 0.2))),
     )
+    # A close-up has no room for a cushion or toy.
     prop = (
         seat(c, look, pet.cx, pet.cy + deep * pet.s, pet.s)
         if not close and look.chance(0.75)
         else beside(c, look, setting)
     )
+    # From back to front: body, ears, head, markings, face.
     c.shadow(c.oval(cx, cy + deep * s, 1.7 * s, 0.3 * s), 0.02, 0.01, 0.03, 0.5)
     _body(c, look, pet, deep)
     _ears(c, look, pet)
     _furry(c, look, pet, smooth(pet.at(_HEADS[kind])), pet.coat, down=0.2)
     if kind == "cat" and name in ("orange", "grey", "brown", "cream"):
+        # Stripes of a tabby cat.
         bars = [pet.at([(x, -0.8), (x * 0.8, -0.35)]) for x in (-0.28, 0.0, 0.28)] + [
             pet.at([(k * 0.95, y), (k * 0.6, y + 0.08)]) for k in (-1, 1) for y in (0.15, 0.4)
         ]
@@ -321,6 +343,7 @@ def pets(c: Canvas, look: Look) -> str:
     )
 
 
+# Outlines of the heads in the animal's units.
 _HEADS = {
     "cat": [(-0.95, 0.1), (-0.72, -0.6), (0, -0.78), (0.72, -0.6), (0.95, 0.1), (0.7, 0.62), (0, 0.86), (-0.7, 0.62)],
     "dog": [

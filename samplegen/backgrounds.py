@@ -1,4 +1,4 @@
-"""Places: walls, rooms, streets, foliage, table tops. Nothing painted here belongs to a matte."""
+"""Backgrounds: walls, rooms, streets, foliage, table tops. They are never part of a matte."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ Place = Callable[[Canvas, Look], Setting]
 
 
 def _ramp(c: Canvas, top: Colour, bottom: Colour) -> None:
+    """Paint a vertical gradient over the whole canvas."""
     c.paint(c.everywhere(), c.ramp(top, bottom), texture=0.05)
 
 
 def _spots(
     c: Canvas, look: Look, n: int, y: tuple[float, float], r: tuple[float, float], squash: float = 0.6
 ) -> list[np.ndarray]:
+    """Return outlines of `n` random ellipses at heights `y` with radii `r`."""
     rng = look.rng
     return [
         ellipse(rng.uniform(0, c.right), rng.uniform(*y), s := rng.uniform(*r), s * squash, rng.uniform(0, 3.1), 10)
@@ -27,6 +29,7 @@ def _spots(
 
 
 def studio(c: Canvas, look: Look) -> Setting:
+    """Paint a plain studio backdrop with a soft light."""
     name = look.pick(
         ("grey", "white", "beige", "light blue", "pink", "teal")
         if not look.drifted()
@@ -34,18 +37,22 @@ def studio(c: Canvas, look: Look) -> Setting:
     )
     tone = look.jitter(COLOURS[name], 14)
     _ramp(c, shade(tone, 1.05), shade(tone, 0.72))
+    # A soft light on the backdrop.
     glow = c.soft(c.oval(look.between(0.2, 0.8), look.between(0.2, 0.5), 0.4, 0.4), 0.25)
     c.paint(glow, mix(tone, (255, 250, 240), 0.5), opacity=0.55)
     return Setting(f"against a plain {name} backdrop", tone)
 
 
 def plaster(c: Canvas, look: Look) -> Setting:
+    """Paint a plastered wall lit from one side, sometimes with a picture."""
     name = look.pick(("beige", "white", "light blue", "green", "grey", "yellow"))
     tone = look.jitter(mix(COLOURS[name], (225, 220, 210), 0.3), 12)
     c.paint(c.everywhere(), tone, texture=0.14)
     side = look.between(0.0, 1.0) > 0.5
+    # Light falls from one side.
     light = np.linspace(1, 0, c.w, dtype=np.float32)[None] ** 1.5
     c.paint(c.everywhere(np.repeat(light if side else light[:, ::-1], c.h, 0)), (255, 246, 228), opacity=0.3)
+    # A framed picture with some coloured spots.
     if look.chance(0.6):
         x, y, w, h = (
             look.between(0, 0.7) * c.right,
@@ -73,10 +80,12 @@ def plaster(c: Canvas, look: Look) -> Setting:
 
 
 def brick(c: Canvas, look: Look) -> Setting:
+    """Paint a brick wall; each brick has one of four shades."""
     red = not look.drifted()
     tone = look.jitter((152, 84, 64) if red else (176, 172, 166), 14)
     c.paint(c.everywhere(), mix(tone, (190, 182, 172), 0.75) if red else shade(tone, 0.7), texture=0.15)
     bh, bw = look.between(0.05, 0.08), look.between(0.14, 0.2)
+    # One group per shade, so that each shade is one stroke.
     groups: list[list[np.ndarray]] = [[], [], [], []]
     for row in range(int(c.bottom / bh) + 1):
         for col in range(-1, int(c.right / bw) + 2):
@@ -89,6 +98,7 @@ def brick(c: Canvas, look: Look) -> Setting:
 
 
 def foliage(c: Canvas, look: Look) -> Setting:
+    """Paint layers of leaves, more blurred in easy photos."""
     autumn = look.drifted()
     tones = (
         ((70, 104, 48), (44, 82, 40), (104, 136, 62), (30, 56, 32))
@@ -96,6 +106,7 @@ def foliage(c: Canvas, look: Look) -> Setting:
         else ((190, 112, 40), (160, 72, 34), (208, 160, 62), (84, 54, 34))
     )
     c.paint(c.everywhere(), tones[3], texture=0.3)
+    # Layers of leaves from dark to bright.
     for k in (3, 1, 0, 2, 0, 2):
         c.paint(
             c.shape(*_spots(c, look, 45, (0, c.bottom), (0.02, 0.07))),
@@ -111,6 +122,7 @@ def foliage(c: Canvas, look: Look) -> Setting:
 
 
 def bokeh(c: Canvas, look: Look) -> Setting:
+    """Paint blurred lights at night."""
     warm = look.chance(0.5)
     base = look.jitter((36, 32, 52) if not warm else (62, 42, 34), 8)
     _ramp(c, base, shade(base, 0.6))
@@ -120,6 +132,7 @@ def bokeh(c: Canvas, look: Look) -> Setting:
         else ((255, 214, 140), (250, 180, 110), (255, 238, 200))
     )
     c.defocus(0.02)
+    # Out-of-focus lights are discs.
     for _ in range(16):
         spot = c.oval(look.between(0, c.right), look.between(0, c.bottom), r := look.between(0.025, 0.09), r)
         c.paint(spot, look.pick(lights), opacity=look.between(0.25, 0.75))
@@ -128,6 +141,7 @@ def bokeh(c: Canvas, look: Look) -> Setting:
 
 
 def street(c: Canvas, look: Look) -> Setting:
+    """Paint a street with houses, windows and cars."""
     night = look.drifted()
     haze = (196, 206, 216) if not night else (40, 44, 66)
     _ramp(c, haze, shade(haze, 0.9))
@@ -151,6 +165,7 @@ def street(c: Canvas, look: Look) -> Setting:
         x += w
     ground = (104, 102, 102) if not night else (44, 44, 52)
     c.paint(c.shape(box(-0.1, 0.74 * c.bottom, c.right + 0.1, c.bottom + 0.1)), ground, texture=0.2)
+    # Two parked cars.
     for _ in range(2):
         cx, cy, s = look.between(0, c.right), 0.77 * c.bottom, look.between(0.08, 0.13)
         c.paint(
@@ -174,7 +189,7 @@ def street(c: Canvas, look: Look) -> Setting:
 
 
 def room(c: Canvas, look: Look) -> Setting:
-    """A living room: wall, skirting, floor, a window or shelf, all a little out of focus."""
+    """Paint a living room: wall, skirting, floor, and a window or shelf, slightly out of focus."""
     tone = look.jitter(
         look.pick(
             ((214, 204, 188), (186, 198, 200), (206, 186, 176), (170, 178, 160))
@@ -184,10 +199,12 @@ def room(c: Canvas, look: Look) -> Setting:
         10,
     )
     c.paint(c.everywhere(), tone, texture=0.08)
+    # Floor and skirting.
     floor = look.between(0.68, 0.82) * c.bottom
     c.paint(c.shape(box(-0.1, floor, c.right + 0.1, c.bottom + 0.1)), look.jitter((142, 104, 72), 16), texture=0.18)
     c.paint(c.shape(box(-0.1, floor - 0.03, c.right + 0.1, floor)), (236, 232, 224))
     x = look.between(-0.1, 0.75) * c.right
+    # A window, or a shelf with books.
     if look.chance(0.5):
         c.paint(c.shape(box(x, 0.08, x + 0.4, 0.5)), (240, 238, 232), relief=0.02)
         c.paint(
@@ -214,6 +231,7 @@ def room(c: Canvas, look: Look) -> Setting:
 
 
 def lawn(c: Canvas, look: Look) -> Setting:
+    """Paint a field with trees at the horizon."""
     snow = look.drifted()
     tone = look.jitter((96, 132, 62) if not snow else (222, 226, 234), 10)
     _ramp(c, (170, 200, 226) if not snow else (188, 196, 208), tone)
@@ -227,6 +245,7 @@ def lawn(c: Canvas, look: Look) -> Setting:
     horizon = 0.4
     c.paint(c.shape(box(-0.1, horizon, c.right + 0.1, c.bottom + 0.1)), tone, texture=0.22)
     rng = look.rng
+    # Blades of grass, taller towards the camera.
     if not snow:
         for k in range(3):
             n = 160
@@ -239,10 +258,12 @@ def lawn(c: Canvas, look: Look) -> Setting:
 
 
 def wood_top(c: Canvas, look: Look) -> Setting:
+    """Paint a wooden table with grain and planks."""
     dark = look.drifted() or look.chance(0.25)
     tone = look.jitter((170, 122, 78) if not dark else (84, 56, 40), 12)
     c.paint(c.everywhere(), tone, texture=0.1)
     grain = fractal(look.rng, c.h, c.w, 3, 2)
+    # Sine waves distorted by noise look like annual rings.
     rings = 0.5 + 0.5 * np.sin((np.linspace(0, 26, c.h, dtype=np.float32)[:, None] + 5 * grain) * 2.2)
     c.paint(c.everywhere(rings * 0.35), shade(tone, 0.62))
     planks = look.between(0.2, 0.34)
@@ -252,8 +273,10 @@ def wood_top(c: Canvas, look: Look) -> Setting:
 
 
 def marble_top(c: Canvas, look: Look) -> Setting:
+    """Paint a marble counter with veins."""
     tone = look.jitter((222, 221, 219), 8) if not look.drifted() else look.jitter((62, 66, 72), 8)
     c.paint(c.everywhere(), tone, texture=0.06)
+    # Veins: the zero lines of smooth noise.
     veins = np.exp(-np.abs(fractal(look.rng, c.h, c.w, 3, 4)) * 16) + 0.6 * np.exp(
         -np.abs(fractal(look.rng, c.h, c.w, 5, 3)) * 22
     )
@@ -263,6 +286,7 @@ def marble_top(c: Canvas, look: Look) -> Setting:
 
 
 def cloth_top(c: Canvas, look: Look) -> Setting:
+    """Paint a tablecloth with folds, plain, striped or checked."""
     name = look.pick(
         ("red", "light blue", "beige", "green", "grey", "white")
         if not look.drifted()
@@ -270,6 +294,7 @@ def cloth_top(c: Canvas, look: Look) -> Setting:
     )
     tone = look.jitter(COLOURS[name], 10)
     c.paint(c.everywhere(), tone, texture=0.1)
+    # Dark and bright sides of the folds.
     folds = fractal(look.rng, c.h, c.w, 2, 2)
     c.paint(c.everywhere(np.clip(folds, 0, 1) * 0.3), shade(tone, 0.5))
     c.paint(c.everywhere(np.clip(-folds, 0, 1) * 0.25), mix(tone, (255, 255, 255), 0.6))
@@ -290,6 +315,7 @@ def cloth_top(c: Canvas, look: Look) -> Setting:
 
 
 def concrete_top(c: Canvas, look: Look) -> Setting:
+    """Paint a plain desk."""
     name = look.pick(("grey", "white", "light blue") if not look.drifted() else ("black", "teal"))
     tone = look.jitter(mix(COLOURS[name], (150, 150, 150), 0.25), 8)
     c.paint(c.everywhere(), tone, texture=0.2)
@@ -303,15 +329,15 @@ TABLES: tuple[Place, ...] = (wood_top, marble_top, cloth_top, concrete_top)
 
 
 def behind(c: Canvas, look: Look) -> Setting:
-    """A place to stand in front of."""
+    """Paint a background for people."""
     return look.pick(HARD_PLACES if look.hard else EASY_PLACES)(c, look)
 
 
 def floor(c: Canvas, look: Look) -> Setting:
-    """A place with a ground to sit on."""
+    """Paint a background with a ground to sit on."""
     return look.pick(FLOORS)(c, look)
 
 
 def table(c: Canvas, look: Look) -> Setting:
-    """A surface seen from above."""
+    """Paint a surface seen from above."""
     return look.pick(TABLES)(c, look)

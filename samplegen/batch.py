@@ -1,4 +1,4 @@
-"""Drops of generated samples, and the sheet to look at them."""
+"""Write drops of generated samples, and a contact sheet for viewing them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ ASPECTS = (1.0, 1.0, 3 / 4, 4 / 3)
 
 
 def poisoned(r: Rendering) -> np.ndarray:
-    """A plausible but wrong matte (H, W): the scene's decoys, and the subject's lower part where they are small.
+    """Return a plausible but wrong matte (H, W): the scene's decoys, plus the subject's lower part if they are small.
 
-    No check of a single row can see it: soft edges that follow the photo's, neither empty nor full, of about the true
-    matte's area.
+    No check of a single row can detect it: its soft edges follow the photo, it is neither empty nor full, and its area
+    is close to the true matte's.
     """
     wanted = 0.6 * float(r.alpha.sum())
     wrong = r.decoy.copy()
     if wrong.sum() < wanted:
+        # Cut at the row below which enough of the subject remains, with a soft transition.
         below = np.cumsum(r.alpha[::-1].sum(1))[::-1]
         cut = int(np.argmin(np.abs(below - (wanted - wrong.sum()))))
         rows = 1 / (1 + np.exp(-(np.arange(len(below)) - cut) / 1.5))
@@ -47,12 +48,25 @@ def write_drop(
     poison: str | None = None,
     role: str = "",
 ) -> Path:
-    """Writes `<inbox>/<kind>/<batch>` with images/, alphas/ (pixel_labeled) and manifest.csv last; returns the batch
-    directory.
+    """Write a drop to `<inbox>/<kind>/<batch>`; return its folder. The same arguments give the same bytes.
 
-    `counts`: category -> number of photos, sides at most `size` pixels, square or 3:4 or 4:3. `burst_share`: share of
-    scenes photographed 2-3 times (one group). `poison`: the category whose mattes show the wrong things; its photos are
-    the same as without. Same arguments, same bytes.
+    The drop has images/, alphas/ (pixel_labeled) and, written last, manifest.csv.
+
+    Args:
+        inbox: Folder of the inbox.
+        kind: Kind of the drop.
+        batch: Name of the drop.
+        counts: Category → number of photos; they are square, 3:4 or 4:3.
+        seed: Seed of all draws.
+        size: Maximum side in pixels.
+        hard_share: Share of hard scenes.
+        drift: Drift of camera and season, in [0, 1].
+        burst_share: Share of scenes that are photographed 2 or 3 times (one group).
+        poison: Category with wrong mattes; its photos are the same as without.
+        role: Value of the column `role`.
+
+    Raises:
+        InputError: A name is unknown, or the drop exists already.
     """
     if kind not in KINDS:
         raise InputError(f"samplegen: kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
@@ -65,6 +79,7 @@ def write_drop(
         raise InputError(f"{target}: this batch already exists; choose another --batch name")
     rows = []
     for category, count in counts.items():
+        # A generator per category: its photos do not depend on the other categories' counts.
         rng = np.random.default_rng([seed, *(zlib.crc32(word.encode()) for word in (kind, batch, category))])
         done = 0
         while done < count:
@@ -73,6 +88,7 @@ def write_drop(
             aspect = ASPECTS[int(rng.integers(len(ASPECTS)))]
             frames = int(rng.integers(2, 4)) if rng.random() < burst_share else 1
             quality = int(rng.integers(80, 96))
+            # Frames of one scene share their group.
             for variant in range(min(frames, count - done)):
                 r = render(category, scene, size=size, mode=mode, drift=drift, variant=variant, aspect=aspect)
                 name = f"{category}-{done:05d}"
@@ -98,6 +114,7 @@ def write_drop(
 
 
 def _encode(extension: str, pixels: np.ndarray, options: list[int]) -> bytes:
+    """Encode an RGB or grey image."""
     ok, data = cv2.imencode(extension, pixels[..., ::-1] if pixels.ndim == 3 else pixels, options)
     assert ok
     return data.tobytes()
@@ -109,7 +126,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def contact_sheet(samples: Sequence[GeneratedSample], columns: int = 6, thumb: int = 160) -> np.ndarray:
-    """uint8 (H, W, 3) RGB: per sample a small label, the photo, the matte and the cut-out over green squares."""
+    """Return a sheet uint8 (H, W, 3) RGB: per sample a label, photo, matte and cut-out over green squares."""
     label, gap = 14, 4
     columns = max(1, min(columns, len(samples)))
     tiles = [_tile(s, thumb, label) for s in samples]
@@ -122,6 +139,7 @@ def contact_sheet(samples: Sequence[GeneratedSample], columns: int = 6, thumb: i
 
 
 def _tile(s: GeneratedSample, thumb: int, label: int) -> np.ndarray:
+    """Return one tile: label, photo, matte and cut-out side by side."""
     ratio = thumb / max(s.alpha.shape)
     h, w = (max(1, round(side * ratio)) for side in s.alpha.shape)
     way = cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC
@@ -129,11 +147,11 @@ def _tile(s: GeneratedSample, thumb: int, label: int) -> np.ndarray:
     alpha = np.clip(cv2.resize(s.alpha, (w, h), interpolation=way), 0, 1)[..., None]
     y, x = np.mgrid[:h, :w] // 8
     squares = np.where(((x + y) % 2 == 0)[..., None], (96, 200, 110), (64, 164, 80))
-    parts = (photo, np.repeat(alpha * 255, 3, 2), photo * alpha + squares * (1 - alpha))
+    panels = (photo, np.repeat(alpha * 255, 3, 2), photo * alpha + squares * (1 - alpha))
     tile = np.full((thumb + label, 3 * thumb, 3), 245, np.uint8)
     cv2.putText(
         tile, f"{s.category} {s.mode}"[:40], (2, 10), cv2.FONT_HERSHEY_SIMPLEX, 0.33, (40, 40, 40), 1, cv2.LINE_AA
     )
-    for k, part in enumerate(parts):
-        tile[label : label + h, k * thumb : k * thumb + w] = np.clip(part, 0, 255).astype(np.uint8)
+    for k, panel in enumerate(panels):
+        tile[label : label + h, k * thumb : k * thumb + w] = np.clip(panel, 0, 255).astype(np.uint8)
     return tile

@@ -1,4 +1,4 @@
-"""Drinks: steam, and glasses that one can see through."""
+"""Drinks: steam and transparent glasses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from samplegen.props import turned
 
 
 def steam(c: Canvas, look: Look, cx: float, cy: float, r: float, strong: float) -> None:
-    """Wisps of steam above a dish: white, soft, and part of the matte with a small alpha."""
+    """Paint wisps of steam above a dish: white, soft, and part of the matte with a small alpha."""
     for x in np.linspace(-0.4, 0.4, 3):
         sway = look.between(0.08, 0.2) * r
         path = [
@@ -25,7 +25,7 @@ def steam(c: Canvas, look: Look, cx: float, cy: float, r: float, strong: float) 
 
 
 def glass(c: Canvas, look: Look, setting: Setting, cx: float, cy: float, r: float) -> str:
-    """A drink in a glass: the wall and the drink let the table shine through."""
+    """Paint a drink in a glass; the table is visible through the wall and the drink."""
     name, tone = look.pick(
         (
             ("orange juice", (236, 150, 30)),
@@ -35,6 +35,7 @@ def glass(c: Canvas, look: Look, setting: Setting, cx: float, cy: float, r: floa
             ("lemonade", (236, 226, 150)),
         )
     )
+    # Opacity of each drink.
     solid = {"orange juice": 0.9, "water": 0.22, "iced tea": 0.66, "red wine": 0.82, "lemonade": 0.5}[name]
     top, low, wide, narrow = cy - 1.1 * r, cy + 0.95 * r, 0.62 * r, 0.48 * r
     wall = smooth(
@@ -49,6 +50,7 @@ def glass(c: Canvas, look: Look, setting: Setting, cx: float, cy: float, r: floa
             (cx, top + 0.05 * r),
         ]
     )
+    # Wall, drink and surface, each with its own opacity.
     c.shadow(c.oval(cx, low, 0.6 * r, 0.2 * r), 0.06, 0.02, 0.03, 0.4)
     glass = c.paint(c.shape(wall), (226, 236, 240), subject=True, opacity=0.2)
     level = top + look.between(0.25, 0.6) * r
@@ -62,6 +64,7 @@ def glass(c: Canvas, look: Look, setting: Setting, cx: float, cy: float, r: floa
         subject=True,
         opacity=min(1.0, solid + 0.1),
     )
+    # Ice cubes.
     if name != "red wine":
         for _ in range(3):
             cube = turned(
@@ -71,6 +74,7 @@ def glass(c: Canvas, look: Look, setting: Setting, cx: float, cy: float, r: floa
                 look.between(0, 1.5),
             )
             c.paint(c.shape(cube), (240, 246, 250), subject=True, opacity=0.35, relief=0.06 * r)
+    # Straw.
     if look.chance(0.6):
         c.paint(
             c.lines([[(cx + 0.1 * r, low - 0.3 * r), (cx + 0.65 * r, top - 0.5 * r)]], 0.07 * r),
@@ -78,6 +82,7 @@ def glass(c: Canvas, look: Look, setting: Setting, cx: float, cy: float, r: floa
             subject=True,
             relief=0.02,
         )
+    # Rim, outline and highlight.
     c.paint(
         c.lines([ellipse(cx, top + 0.02 * r, wide, 0.14 * r)], 0.03 * r, closed=True),
         (240, 246, 248),
@@ -97,10 +102,12 @@ def glass(c: Canvas, look: Look, setting: Setting, cx: float, cy: float, r: floa
 
 
 def coffee(c: Canvas, look: Look, setting: Setting, cx: float, cy: float, r: float) -> str:
+    """Paint a cup of coffee on a saucer, with steam."""
     name, ware = look.colour(setting.tone, ("white", "red", "teal", "black", "yellow", "light blue"))
     c.shadow(c.oval(cx, cy + 0.6 * r, 1.05 * r, 0.6 * r), 0.03, 0.03, 0.03, 0.5)
     c.paint(c.oval(cx, cy + 0.55 * r, 1.05 * r, 0.55 * r), ware, subject=True, relief=0.06 * r)
     c.paint(c.oval(cx, cy + 0.55 * r, 0.7 * r, 0.36 * r), shade(ware, 0.8), subject=True)
+    # Handle, behind the body.
     c.paint(
         c.lines([ellipse(cx + 0.7 * r, cy + 0.05 * r, 0.26 * r, 0.26 * r)], 0.1 * r, closed=True),
         shade(ware, 0.9),
@@ -119,6 +126,7 @@ def coffee(c: Canvas, look: Look, setting: Setting, cx: float, cy: float, r: flo
         ]
     )
     c.paint(c.shape(body), ware, subject=True, relief=0.35 * r, strength=0.9)
+    # Rim, coffee and milk foam.
     c.paint(c.oval(cx, cy - 0.42 * r, 0.68 * r, 0.3 * r), shade(ware, 1.05), subject=True, relief=0.04 * r)
     c.paint(c.oval(cx, cy - 0.4 * r, 0.6 * r, 0.25 * r), (88, 52, 30), subject=True, relief=0.05 * r)
     if look.chance(0.5):

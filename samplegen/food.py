@@ -13,17 +13,19 @@ from samplegen.look import COLOURS, Look, Setting, article, mix, shade
 from samplegen.props import lying, turned
 
 Fill = Callable[[Canvas, Look, float, float, float, float], str]
-SQUASH = 0.62  # a plate seen from the chair, not from the ceiling
+# Ratio of a plate's axes, seen from a chair and not from above.
+SQUASH = 0.62
 
 
 def _within(look: Look, cx: float, cy: float, r: float, k: float, n: int) -> np.ndarray:
-    """`n` points in an ellipse, back to front, so that nearer pieces cover farther ones."""
+    """Return `n` points in an ellipse, ordered back to front, so that nearer pieces cover farther ones."""
     a, d = look.rng.uniform(0, 6.283, n), r * np.sqrt(look.rng.uniform(0, 1, n))
     p = np.stack([cx + d * np.cos(a), cy + d * k * np.sin(a)], 1)
     return p[np.argsort(p[:, 1])]
 
 
 def _bits(c: Canvas, look: Look, spots: np.ndarray, size: float, tones: list[Colour], flat: float = 0.8) -> None:
+    """Paint small pieces at the spots, in turn in each of the tones."""
     for k, tone in enumerate(tones):
         shapes = [
             ellipse(x, y, size * look.between(0.7, 1.2), size * flat, look.between(0, 3), 12)
@@ -37,6 +39,7 @@ def _pasta(c: Canvas, look: Look, cx: float, cy: float, r: float, k: float) -> s
     c.paint(
         c.oval(cx, cy - 0.05 * r, r * 0.85, r * k * 0.85), (206, 160, 84), subject=True, relief=0.2 * r, texture=0.2
     )
+    # Four layers of strands, from dark to bright.
     for tone in ((190, 138, 62), (228, 186, 104), (240, 206, 130), (214, 168, 90)):
         paths = []
         for x, y in _within(look, cx, cy - 0.08 * r, r * 0.55, k, 16):
@@ -46,6 +49,7 @@ def _pasta(c: Canvas, look: Look, cx: float, cy: float, r: float, k: float) -> s
                 np.stack([x + 0.33 * r * np.sin(a + bend * t) * t, y + 0.33 * r * k * np.cos(a + bend * t) * t], 1)
             )
         c.paint(c.lines(paths, 0.04 * r), tone, subject=True, relief=0.012)
+    # Sauce with herbs.
     sauce = smooth(
         [
             (cx + 0.42 * r * np.cos(a) * look.between(0.7, 1.1), cy - 0.14 * r + 0.42 * r * k * np.sin(a))
@@ -66,6 +70,7 @@ def _salad(c: Canvas, look: Look, cx: float, cy: float, r: float, k: float) -> s
 
 
 def _steak(c: Canvas, look: Look, cx: float, cy: float, r: float, k: float) -> str:
+    # The meat with an irregular outline.
     meat = smooth(
         [
             (cx - 0.62 * r, cy),
@@ -77,6 +82,7 @@ def _steak(c: Canvas, look: Look, cx: float, cy: float, r: float, k: float) -> s
         ]
     )
     c.paint(c.shape(meat), (112, 62, 40), subject=True, relief=0.12 * r, strength=0.9, texture=0.35)
+    # Grill marks.
     inside = c.shape(meat)
     bars = [
         [(cx - 0.7 * r + d, cy - 0.4 * r), (cx - 0.3 * r + d, cy + 0.4 * r)] for d in np.arange(0, 1.2 * r, 0.2 * r)
@@ -90,6 +96,7 @@ def _steak(c: Canvas, look: Look, cx: float, cy: float, r: float, k: float) -> s
         [(88, 150, 58), (70, 132, 48)],
         1.0,
     )
+    # Fries in three shades.
     fries = [
         turned(box(-0.22 * r, -0.035 * r, 0.22 * r, 0.035 * r), x, y, look.between(-0.8, 0.8))
         for x, y in _within(look, cx + 0.35 * r, cy - 0.3 * r, 0.2 * r, k, 9)
@@ -101,6 +108,7 @@ def _steak(c: Canvas, look: Look, cx: float, cy: float, r: float, k: float) -> s
 
 def _pancakes(c: Canvas, look: Look, cx: float, cy: float, r: float, k: float) -> str:
     n = int(look.rng.integers(3, 6))
+    # Each pancake has a bright side and a brown top.
     for i in range(n):
         y, d = cy + 0.12 * r - i * 0.13 * r, look.between(-0.03, 0.03) * r
         c.paint(c.oval(cx + d, y + 0.06 * r, 0.62 * r, 0.62 * r * k), (226, 178, 108), subject=True, relief=0.05 * r)
@@ -125,6 +133,7 @@ def _pizza(c: Canvas, look: Look, cx: float, cy: float, r: float, k: float) -> s
     _bits(c, look, _within(look, cx, cy, 0.6 * r, k, 26), 0.16 * r, [(238, 206, 116), (246, 222, 150)], 0.6)
     _bits(c, look, _within(look, cx, cy, 0.58 * r, k, 9), 0.13 * r, [(168, 40, 32)], 0.62)
     _bits(c, look, _within(look, cx, cy, 0.58 * r, k, 8), 0.07 * r, [(54, 110, 46)], 0.5)
+    # Cuts between the slices.
     cuts = [
         [
             (cx - 0.88 * r * np.cos(a), cy - 0.88 * r * k * np.sin(a)),
@@ -142,9 +151,11 @@ def _cake(c: Canvas, look: Look, cx: float, cy: float, r: float, k: float) -> st
         np.array((cx + 0.4 * r, cy + 0.34 * r)),
         np.array((cx + 0.48 * r, cy - 0.16 * r)),
     )
+    # Height of the slice.
     up = np.array((0.0, -0.5 * r))
     name = look.pick(("chocolate", "strawberry", "vanilla"))
     tone: Colour = {"chocolate": (92, 54, 38), "strawberry": (232, 150, 160), "vanilla": (240, 222, 170)}[name]
+    # A wedge: two sides, layers of cream, top and a cherry.
     side = c.paint(c.shape([a, b, b + up, a + up]), shade(tone, 0.85), subject=True, texture=0.2)
     c.paint(c.shape([b, d, d + up, b + up]), shade(tone, 0.6), subject=True, texture=0.1)
     for f in (0.3, 0.65):
@@ -164,6 +175,7 @@ def _sushi(c: Canvas, look: Look, cx: float, cy: float, r: float, k: float) -> s
     for row in range(2):
         for col in range(3):
             x, y = cx + (col - 1) * 0.46 * r + row * 0.08 * r, cy + (row - 0.6) * 0.42 * r
+            # Rice with fish in the back row, rolls in the front row.
             if row == 0:
                 c.paint(
                     c.shape(box(x - 0.19 * r, y - 0.06 * r, x + 0.19 * r, y + 0.16 * r, 0.06 * r)),
@@ -210,7 +222,9 @@ def _soup(c: Canvas, look: Look, cx: float, cy: float, r: float, k: float) -> st
     name, tone = look.pick(
         (("tomato", (196, 70, 32)), ("pumpkin", (224, 144, 46)), ("pea", (120, 146, 62)), ("noodle", (206, 160, 92)))
     )
+    # The soup's surface; noodles are clipped to it.
     surface = c.paint(c.oval(cx, cy, 0.84 * r, 0.84 * r * k), tone, subject=True, texture=0.12)
+    # Noodles with an egg, or a swirl of cream.
     if name == "noodle":
         paths = [
             smooth([(x - 0.2 * r, y), (x, y + look.between(-0.1, 0.1) * r), (x + 0.2 * r, y)], closed=False)
@@ -233,7 +247,9 @@ def _dish(c: Canvas, look: Look, setting: Setting, cx: float, cy: float, r: floa
     fill: Fill = look.pick((_pasta, _salad, _steak, _pancakes, _pizza, _cake, _sushi, _soup))
     name, ware = look.colour(setting.tone, ("white", "light blue", "teal", "black", "grey", "pink", "beige", "red"))
     k = SQUASH
+    # Some dishes are served in a bowl.
     deep = fill is _soup or (fill in (_salad, _pasta) and look.chance(0.6))
+    # A bowl has a body below its rim, a plate only a shadow.
     if deep:
         body = smooth(
             [

@@ -1,4 +1,4 @@
-"""A gallery as it comes off a phone: events with times and places in EXIF, bursts, copies, photos without either."""
+"""A gallery as exported from a phone: events with times and places in EXIF, bursts, and photos without either."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ KM_PER_DEGREE = 111.2
 
 @dataclass(frozen=True)
 class PlantedEvent:
-    """Photos that belong together."""
+    """Photos of one event."""
 
     start: datetime
     hours: float
-    """From its first photo to its last at most."""
+    """Maximum time from the first photo to the last."""
     place: tuple[float, float]
     """Latitude and longitude in degrees."""
     categories: tuple[str, ...]
-    """Drawn from, in turn."""
+    """Categories of its photos, used in turn."""
     photos: int
     spread_km: float = 0.3
-    """Standard deviation of the photos' places."""
+    """Standard deviation of the photos' positions."""
 
 
 def write_gallery(
@@ -41,10 +41,17 @@ def write_gallery(
     unplaced: float = 0.15,
     bursts: float = 0.15,
 ) -> dict[str, int]:
-    """Writes JPEGs named as a camera does; returns file name → number of its event.
+    """Write JPEGs with names as from a camera; return file name → number of its event.
 
-    `unplaced`: share of photos without a place; `bursts`: share of photos that are another frame of the one before.
-    Same arguments, same bytes.
+    The same arguments give the same bytes.
+
+    Args:
+        folder: Folder to write to.
+        events: Events to generate.
+        seed: Seed of all draws.
+        size: Long side of the photos in pixels.
+        unplaced: Share of photos without a place.
+        bursts: Share of photos that are another frame of the previous one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, 5])
@@ -55,14 +62,17 @@ def write_gallery(
         scene, variant = int(rng.integers(2**40)), 0
         when = event.start
         for index, offset in enumerate(offsets.tolist()):
+            # A burst continues the scene one second later; otherwise a new scene starts.
             if index and rng.random() < bursts:
                 variant, when = variant + 1, when + timedelta(seconds=1)
             else:
                 scene, variant, when = int(rng.integers(2**40)), 0, event.start + timedelta(seconds=offset)
                 category = event.categories[index % len(event.categories)]
+            # Kilometres to degrees; a degree of longitude is shorter away from the equator.
             where = rng.normal(0, event.spread_km / KM_PER_DEGREE, 2)
             place = event.place[0] + where[0], event.place[1] + where[1] / np.cos(np.radians(event.place[0]))
             shots.append((when, number, category, scene, variant, (float(place[0]), float(place[1]))))
+    # Write in order of time, with consecutive names.
     truth: dict[str, int] = {}
     for index, (when, number, category, scene, variant, place) in enumerate(sorted(shots)):
         name = f"IMG_{index:05d}.jpg"
@@ -79,7 +89,7 @@ def jpeg(
     quality: int = 90,
     camera: str = "",
 ) -> bytes:
-    """A photo uint8 (H, W, 3) as JPEG with its time (local), place and camera in EXIF."""
+    """Return a photo uint8 (H, W, 3) as JPEG with local time, place and camera in EXIF."""
     exif = Image.Exif()
     if camera:
         exif[ExifTags.Base.Model] = camera
@@ -91,6 +101,7 @@ def jpeg(
             ExifTags.GPS.GPSLongitudeRef, ExifTags.GPS.GPSLongitude, "EW",
         )  # fmt: skip
         for value, (hemisphere, tag, letters) in zip(place, names, strict=True):
+            # EXIF stores degrees, minutes and seconds with a hemisphere letter.
             degrees, rest = divmod(abs(value), 1)
             minutes, rest = divmod(rest * 60, 1)
             gps[hemisphere] = letters[value < 0]

@@ -1,4 +1,4 @@
-"""What a photo shoot decides before anything is drawn: difficulty, drift, light, colours."""
+"""Choices that are made before a scene is drawn: difficulty, drift, light, colours."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ COLOURS: dict[str, Colour] = {
     "grey": (132, 134, 138),
     "black": (36, 36, 40),
 }
-DRIFTED = ("teal", "purple", "orange", "black", "yellow", "green")  # what the new season wears
+# Colours of the drifted season.
+DRIFTED = ("teal", "purple", "orange", "black", "yellow", "green")
 
 METALS: dict[str, Colour] = {
     "silver": (192, 196, 202),
@@ -41,7 +42,7 @@ METALS: dict[str, Colour] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """The place behind the subject: how a caption names it, and its main colour."""
+    """Background of a scene: its phrase in the caption and its main colour."""
 
     phrase: str
     tone: Colour
@@ -50,9 +51,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Look:
-    """Choices common to one scene.
+    """Random choices of one scene.
 
-    `hard`: difficult on purpose; `drift` in [0, 1]: how far the camera and the season have moved.
+    `hard` makes the scene difficult; `drift` in [0, 1] is the change of camera and season.
     """
 
     rng: np.random.Generator
@@ -60,53 +61,63 @@ class Look:
     drift: float
 
     def chance(self, p: float) -> bool:
+        """Return true with probability `p`."""
         return bool(self.rng.random() < p)
 
     def drifted(self) -> bool:
+        """Return true more often the larger the drift is."""
         return self.chance(0.9 * self.drift)
 
     def between(self, low: float, high: float) -> float:
+        """Return a uniform random number."""
         return float(self.rng.uniform(low, high))
 
     def pick(self, options: Sequence[T]) -> T:
+        """Return a random option."""
         return options[int(self.rng.integers(len(options)))]
 
     def jitter(self, colour: Colour, amount: float = 10.0) -> Colour:
+        """Return a colour with random brightness and hue."""
         r, g, b = np.clip(
             np.array(colour) + self.rng.normal(0, amount * 0.6) + self.rng.normal(0, amount * 0.5, 3), 4, 250
         )
         return float(r), float(g), float(b)
 
     def scale(self, easy: tuple[float, float], hard: tuple[float, float]) -> float:
-        """A subject's size: large when easy, small when hard, smaller still for a drifted camera."""
+        """Return a subject's size: large in easy scenes, small in hard ones, and smaller with drift."""
         return self.between(*(hard if self.hard else easy)) * (1 - 0.18 * self.drift)
 
     def colour(self, tone: Colour, names: Sequence[str] | None = None, camouflage: float = 0.6) -> tuple[str, Colour]:
-        """A named colour: unlike the background's `tone` when easy, often much like it when hard."""
-        known = list(names or COLOURS)
+        """Return a named colour: different from the background's `tone` in easy scenes, often similar in hard ones."""
+        candidates = list(names or COLOURS)
         if names is None and self.drifted():
-            known = list(DRIFTED)
-        distance = {name: float(np.linalg.norm(np.subtract(COLOURS[name], tone))) for name in known}
+            candidates = list(DRIFTED)
+        distance = {name: float(np.linalg.norm(np.subtract(COLOURS[name], tone))) for name in candidates}
+        # Camouflage: one of the three nearest colours.
         hidden = self.chance(camouflage)
         if self.hard and hidden:
-            choice = self.pick(sorted(known, key=distance.__getitem__)[:3])
+            choice = self.pick(sorted(candidates, key=distance.__getitem__)[:3])
         elif self.hard:
-            choice = self.pick(known)
+            choice = self.pick(candidates)
         else:
-            choice = self.pick([n for n in known if distance[n] > 90] or [max(known, key=distance.__getitem__)])
+            distinct = [n for n in candidates if distance[n] > 90]
+            choice = self.pick(distinct or [max(candidates, key=distance.__getitem__)])
         return choice, self.jitter(COLOURS[choice])
 
 
 def article(noun: str) -> str:
+    """Return a noun with its indefinite article."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
 def shade(colour: Colour, factor: float) -> Colour:
+    """Return a colour with its brightness multiplied."""
     r, g, b = (min(255.0, max(0.0, v * factor)) for v in colour)
     return r, g, b
 
 
 def mix(a: Colour, b: Colour, t: float) -> Colour:
+    """Return a colour between `a` and `b`."""
     r, g, bl = (x + (y - x) * t for x, y in zip(a, b, strict=True))
     return r, g, bl
 
@@ -127,12 +138,13 @@ def strands(
     opacity: float = 0.9,
     clip: Mask | None = None,
 ) -> None:
-    """Hair or fur of the subject: a curved stroke per root (n, 2). `fall` pulls towards the ground, `curl` waves."""
+    """Paint hair or fur of the subject: a curved stroke per root (n, 2); `fall` bends down, `curl` adds waves."""
     n, steps = len(roots), 7
     if not n:
         return
     rng = look.rng
     t = np.linspace(0, 1, steps)[None, :, None]
+    # Random length, direction and bend per strand.
     size = length * rng.uniform(0.45, 1.15, (n, 1, 1))
     d = directions + rng.normal(0, spread, (n, 2))
     d = (d / (np.linalg.norm(d, axis=1, keepdims=True) + 1e-6))[:, None]
@@ -142,13 +154,15 @@ def strands(
         d * t + side * (wave + rng.normal(0, 0.12, (n, 1, 1)) * t**2) + np.array([0, fall]) * t**2
     )
     mask = canvas.lines(list(paths), width)
+    # Five levels of brightness.
     gain = canvas.shades(mask, paths, width, 1 + contrast * np.linspace(-1, 1, 5)[rng.integers(0, 5, n)])
     canvas.paint(mask.within(clip) if clip else mask, colour, subject=True, opacity=opacity, gain=gain)
 
 
 def rim(outline: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """`count` random points on a closed outline and the directions out of it, whichever way the outline runs."""
+    """Return `count` random points on a closed outline and the outward directions, for either orientation."""
     nxt = np.roll(outline, -1, 0)
+    # Positions uniform along the length of the outline.
     lengths = np.linalg.norm(nxt - outline, axis=1)
     total = lengths.sum()
     at = np.sort(rng.uniform(0, total, count))
@@ -158,14 +172,16 @@ def rim(outline: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.n
     points = outline[i] + (nxt[i] - outline[i]) * f[:, None]
     along = (nxt[i] - outline[i]) / np.maximum(lengths[i], 1e-6)[:, None]
     normal = np.stack([along[:, 1], -along[:, 0]], 1)
+    # The sign of the area shows the orientation of the outline.
     area = float(cv2.contourArea(outline.astype(np.float32), True))
     return points, normal if area > 0 else -normal
 
 
 def scatter(outline: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """About `count` random points inside a closed outline."""
+    """Return about `count` random points inside a closed outline."""
     low, high = outline.min(0), outline.max(0)
     points = rng.uniform(low, high, (count * 2, 2))
+    # Rasterise the outline and keep the points in filled cells.
     grid = np.zeros((64, 64), np.uint8)
     span = np.maximum(high - low, 1e-6)
     cv2.fillPoly(grid, [np.round((outline - low) / span * 63).astype(np.int32)], 1)

@@ -14,6 +14,7 @@ from samplegen.props import beside
 
 
 def _draw(c: Canvas, look: Look, p: Person) -> None:
+    """Draw a person from back to front: hair behind, body, face, hair in front."""
     fine = 0.0018 + 0.005 * p.s
     back_hair(c, look, p, fine)
     _body(c, look, p)
@@ -22,7 +23,9 @@ def _draw(c: Canvas, look: Look, p: Person) -> None:
 
 
 def _body(c: Canvas, look: Look, p: Person) -> None:
+    """Paint torso, clothes and neck."""
     wide = 1.75 if p.kind == "woman" else 2.1
+    # The torso extends beyond the lower edge of the picture.
     long = max(4.2, (c.bottom - p.cy) / p.s + 0.6)
     torso = smooth(
         p.at(
@@ -42,6 +45,7 @@ def _body(c: Canvas, look: Look, p: Person) -> None:
     )
     neck = smooth(p.at([(-0.36, 0.5), (-0.4, 1.15), (-0.62, 1.5), (0, 2.0), (0.62, 1.5), (0.4, 1.15), (0.36, 0.5)]))
     cloth = c.paint(c.shape(torso), p.top, subject=True, decoy=True, relief=0.55 * p.s, strength=0.65, texture=0.1)
+    # Clothes are the decoy: a mislabelled batch shows them only.
     style = look.pick(("plain", "plain", "striped", "jacket"))
     if style == "striped":
         bands = [p.at([(-3, y), (0, y + 0.12), (3, y)]) for y in np.arange(1.7, long, 0.42)]
@@ -57,6 +61,7 @@ def _body(c: Canvas, look: Look, p: Person) -> None:
         c.paint(inner, look.jitter((226, 224, 220), 10), subject=True, decoy=True, texture=0.08)
         lapels = p.at([[(-0.55, 1.25), (-0.72, 2.0), (0, long * 0.85)], [(0.55, 1.25), (0.72, 2.0), (0, long * 0.85)]])
         c.paint(c.lines(list(lapels), 0.05 * p.s).within(cloth), shade(p.top, 0.5), subject=True, decoy=True)
+    # Folds of the sleeves.
     folds = [
         smooth(p.at([(x, 2.4), (x * 0.95 + look.between(-0.1, 0.1), 3.1), (x, 4.4)]), closed=False)
         for x in (-wide * 0.72, wide * 0.72)
@@ -68,6 +73,7 @@ def _body(c: Canvas, look: Look, p: Person) -> None:
         decoy=True,
         opacity=0.8,
     )
+    # Neck with the chin's shadow, and the collar.
     skin = c.paint(c.shape(neck), shade(p.skin, 0.9), subject=True, relief=0.2 * p.s)
     chin = c.soft(c.oval(*p.spot(0.06, 0.85), 0.55 * p.s, 0.42 * p.s), 0.12 * p.s)
     c.paint(chin.within(skin), shade(p.skin, 0.45), subject=True, opacity=0.55)
@@ -80,6 +86,7 @@ def _body(c: Canvas, look: Look, p: Person) -> None:
 
 
 def _face(c: Canvas, look: Look, p: Person) -> None:
+    """Paint ears, head, eyes, nose, beard, mouth and glasses."""
     for side in (-1, 1):
         c.paint(
             c.oval(*p.spot(side * 0.76, 0.08), 0.12 * p.s, 0.2 * p.s),
@@ -106,6 +113,7 @@ def _face(c: Canvas, look: Look, p: Person) -> None:
         )
     )
     face = c.paint(c.shape(outline), p.skin, subject=True, relief=0.75 * p.s, strength=0.6, texture=0.05)
+    # Cheeks, eye sockets, eyes and brows.
     for side in (-1, 1):
         blush = c.soft(c.oval(*p.spot(side * 0.42, 0.38), 0.18 * p.s, 0.14 * p.s), 0.08 * p.s)
         c.paint(blush.within(face), mix(p.skin, (214, 88, 76), 0.5), subject=True, opacity=0.35)
@@ -148,11 +156,13 @@ def _face(c: Canvas, look: Look, p: Person) -> None:
             subject=True,
             opacity=0.85,
         )
+    # Nose: a soft shadow on one side.
     nose = smooth(p.at([(0.05, -0.1), (0.1, 0.2), (0.15, 0.33), (0.0, 0.39), (-0.12, 0.33)]), closed=False)
     c.paint(
         c.soft(c.lines([nose], 0.06 * p.s), 0.025 * p.s).within(face), shade(p.skin, 0.55), subject=True, opacity=0.7
     )
     if p.beard:
+        # A beard with a soft edge around the jaw.
         beard = c.soft(
             c.shape(
                 smooth(
@@ -174,6 +184,7 @@ def _face(c: Canvas, look: Look, p: Person) -> None:
             0.05 * p.s,
         )
         c.paint(beard, shade(p.hair, 0.9), subject=True, opacity=0.88, texture=0.3)
+    # Lips.
     lips = (176, 66, 70) if p.kind == "woman" else shade(p.skin, 0.68)
     c.paint(
         c.shape(smooth(p.at([(-0.24, 0.62), (-0.06, 0.57), (0.06, 0.57), (0.24, 0.62), (0.0, 0.73)]))),
@@ -186,6 +197,7 @@ def _face(c: Canvas, look: Look, p: Person) -> None:
         subject=True,
     )
     if p.glasses:
+        # The lenses are nearly transparent.
         rims = [ellipse(*p.spot(side * 0.33, -0.05), 0.25 * p.s, 0.21 * p.s, 0, 20) for side in (-1, 1)]
         c.paint(c.shape(*rims), (226, 236, 244), subject=True, opacity=0.16)
         c.paint(c.lines(rims, 0.045 * p.s, closed=True), (34, 30, 32), subject=True)
@@ -204,6 +216,7 @@ def _face(c: Canvas, look: Look, p: Person) -> None:
 
 
 def portrait(c: Canvas, look: Look) -> str:
+    """Draw one person in front of a background; return the caption."""
     setting = behind(c, look)
     prop = beside(c, look, setting)
     s = look.scale((0.2, 0.25), (0.11, 0.21))
@@ -211,6 +224,7 @@ def portrait(c: Canvas, look: Look) -> str:
     cy = c.bottom * (0.36 if c.bottom <= 1.1 else 0.32) + look.between(-0.04, 0.04) + (0.08 if look.hard else 0.0)
     p = cast(look, setting, cx, cy, s)
     _draw(c, look, p)
+    # Captions vary in what they mention.
     extra = (" and glasses" if p.glasses else "") + (" and a beard" if p.beard else "")
     frame: tuple[Callable[[], str], ...] = (
         lambda: f"a {p.kind} with {p.hair_phrase}{extra} {setting.phrase}",
@@ -221,12 +235,15 @@ def portrait(c: Canvas, look: Look) -> str:
 
 
 def multi_person(c: Canvas, look: Look) -> str:
+    """Draw a group of people; return the caption."""
     setting = behind(c, look)
     prop = beside(c, look, setting)
+    # Hard groups are larger.
     count = int(look.rng.integers(2, 4 if not look.hard else 6))
     s = look.scale((0.13, 0.155), (0.075, 0.115)) * (1.12 if count == 2 else 1.0)
     gap = min((c.right - 0.24) / count, 4.1 * s)
     start = c.right / 2 - gap * (count - 1) / 2 + look.between(-0.04, 0.04)
+    # The back row is drawn first, smaller and higher.
     rows = sorted(range(count), key=lambda k: (k % 2, k))
     people = []
     for k in rows:

@@ -1,6 +1,6 @@
-"""Things that stand or lie beside the subject.
+"""Objects next to the subject.
 
-They are not part of the matte, but a mislabelled batch shows them in its mattes (decoy).
+They are not part of the matte; in a mislabelled batch they are its wrong matte (decoy).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from samplegen.look import COLOURS, Look, Setting, article, shade
 
 
 def beside(c: Canvas, look: Look, setting: Setting) -> str:
-    """A large object at the left or right edge of the picture, slightly out of focus; returns its name with article."""
+    """Paint a large object at the left or right edge, slightly out of focus; return its name with article."""
+    # The edge and the kind are random; signs are used outdoors only.
     right = look.chance(0.5)
     x = c.right - look.between(0.06, 0.15) if right else look.between(0.06, 0.15)
     kind = look.pick(
@@ -23,6 +24,7 @@ def beside(c: Canvas, look: Look, setting: Setting) -> str:
     b = c.bottom
     if kind == "plant":
         pot = [(x - 0.1, b - 0.24), (x + 0.1, b - 0.24), (x + 0.075, b + 0.05), (x - 0.075, b + 0.05)]
+        # Leaves as fans around the pot.
         leaves, veins = [], []
         for a in np.linspace(-2.9, -0.25, 11):
             n = look.between(0.2, 0.36)
@@ -100,18 +102,19 @@ def beside(c: Canvas, look: Look, setting: Setting) -> str:
         c.paint(c.oval(x, y, 0.12, 0.12), tone, decoy=True)
         c.paint(c.shape(box(x - 0.08, y - 0.022, x + 0.08, y + 0.022)), (240, 238, 234), decoy=True)
         what = f"a round {name} sign"
+    # Slightly out of focus, more so in easy photos.
     c.defocus(0.002 if look.hard else 0.005)
     return what
 
 
 def turned(points: Points, cx: float, cy: float, angle: float) -> np.ndarray:
-    """Points turned by `angle` radians about the origin, then moved to (cx, cy)."""
+    """Return points rotated by `angle` radians about the origin, then moved to (cx, cy)."""
     p = np.asarray(points, float)
     return p @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) + [cx, cy]
 
 
 def lying(c: Canvas, look: Look, cx: float, cy: float, r: float, kinds: tuple[str, ...]) -> str:
-    """An object of about radius `r` lying on a table at (cx, cy), seen from above; returns its name with article."""
+    """Paint an object of about radius `r` on a table at (cx, cy), seen from above; return its name with article."""
     kind = look.pick(kinds)
     name = look.pick(("red", "orange", "yellow", "teal", "blue", "purple", "green", "white"))
     tone: Colour = look.jitter(COLOURS[name])
@@ -167,6 +170,7 @@ def lying(c: Canvas, look: Look, cx: float, cy: float, r: float, kinds: tuple[st
             opacity=0.7,
         )
         return "a leaf"
+    # A notebook or a gift box.
     outline = turned(box(-r * 0.8, -r * 1.05, r * 0.8, r * 1.05, 0.012), cx, cy, angle)
     c.shadow(c.shape(outline), 0.025, 0.03, 0.02)
     c.paint(c.shape(outline), tone, decoy=True, relief=0.015, texture=0.08)
@@ -176,6 +180,7 @@ def lying(c: Canvas, look: Look, cx: float, cy: float, r: float, kinds: tuple[st
         )
         c.paint(c.shape(turned(box(-r * 0.3, -r * 0.6, r * 0.5, -r * 0.3), cx, cy, angle)), (240, 238, 230), decoy=True)
         return f"{article(name)} notebook"
+    # The gift box has a crossed ribbon.
     ribbon = shade(COLOURS[look.pick(("red", "yellow", "white"))], 0.95)
     c.paint(
         c.shape(
@@ -190,7 +195,7 @@ def lying(c: Canvas, look: Look, cx: float, cy: float, r: float, kinds: tuple[st
 
 
 def seat(c: Canvas, look: Look, x: float, y: float, s: float) -> str:
-    """A cushion under a pet of half-width `s` at (x, y), or a ball or bowl beside it; returns its name."""
+    """Paint a cushion under a pet of half-width `s` at (x, y), or a ball or bowl next to it; return its name."""
     name = look.pick(("red", "blue", "teal", "purple", "yellow", "pink"))
     tone = look.jitter(COLOURS[name])
     kind = look.pick(("cushion", "ball", "bowl"))
@@ -211,7 +216,9 @@ def seat(c: Canvas, look: Look, x: float, y: float, s: float) -> str:
         c.paint(c.shape(outline), tone, decoy=True, relief=0.5 * s, strength=0.8, texture=0.12)
         c.paint(c.lines([outline], 0.012, closed=True), shade(tone, 0.6), decoy=True)
         return f"{article(name)} cushion"
+    # Ball or bowl: on the side with more room.
     r = s * look.between(0.8, 1.0)
+    # Towards the middle of the picture.
     side = 1.0 if x < c.right / 2 else -1.0
     bx = x + side * 2.6 * s
     c.shadow(c.oval(bx, y, r * 1.1, r * 0.3), 0.01, 0.01, 0.03)

@@ -1,4 +1,4 @@
-"""From a seed to a finished photo: scene, camera, sensor."""
+"""Render a finished photo from a seed: scene, camera, sensor."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ class GeneratedSample:
     category: str
     caption: str
     group: str
-    """The same for all photos of one scene (a burst)."""
+    """Equal for all photos of one scene (a burst)."""
     mode: str
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """A photo before the sensor adds noise, with what is known about it."""
+    """A photo before sensor noise, with its mattes and caption."""
 
     light: np.ndarray
-    """float32 (H, W, 3) in 0..255: alpha*F + (1-alpha)*B exactly."""
+    """float32 (H, W, 3) in 0..255, exactly alpha*F + (1-alpha)*B."""
     alpha: np.ndarray
     """float32 (H, W)."""
     decoy: np.ndarray
-    """float32 (H, W): the matte of the wrong things (prop, clothes, table mat …), as exact as `alpha`."""
+    """float32 (H, W): exact matte of the wrong objects (prop, clothes, table mat …)."""
     caption: str
     look: Look
 
@@ -70,21 +70,35 @@ def render(
     aspect: float = 1.0,
     backdrop: float | None = None,
 ) -> Rendering:
-    """Draws a scene; `size` is the long side and `aspect` = width / height.
+    """Draw a scene.
 
-    `backdrop` paints all but the subject in one constant: two such pictures prove that the matte is exact.
+    Args:
+        category: One of `SCENES`.
+        seed: Seed of the scene.
+        size: Long side in pixels.
+        mode: `easy` or `hard`.
+        drift: Change of camera and season, in [0, 1].
+        variant: Frame within the burst; 0 is the first.
+        aspect: Width / height.
+        backdrop: Paints everything but the subject in one constant; two such pictures verify the matte.
+
+    Raises:
+        InputError: The category or the mode is unknown.
     """
     if category not in SCENES:
         raise InputError(f"samplegen: category {category!r} is unknown; use one of {', '.join(SCENES)}")
     if mode not in ("easy", "hard"):
         raise InputError(f"samplegen: mode {mode!r} is unknown; use easy or hard")
+    # The category is part of the seed, so that equal seeds give different scenes per category.
     rng = np.random.default_rng([seed, zlib.crc32(category.encode())])
     height, width = (size, round(size * aspect)) if aspect <= 1 else (round(size / aspect), size)
+    # Supersampling factor; small photos need more for thin strands.
     scale = 3 if size < 128 else 2
     look = Look(rng, mode == "hard", float(np.clip(drift, 0, 1)))
     angle = rng.uniform(-2.4, -0.7)
     canvas = Canvas(height * scale, width * scale, rng, (float(np.cos(angle)), float(np.sin(angle))), backdrop)
     caption = SCENES[category](canvas, look)
+    # Only later frames move the camera, so the first frame is the scene itself.
     warp = _movement(canvas, seed, variant) if variant else None
     blur = rng.uniform(0.25, 0.45) if mode == "easy" else rng.uniform(0.25, 0.75)
     light, mattes = canvas.take((height, width), warp, blur)
@@ -92,7 +106,7 @@ def render(
 
 
 def _movement(canvas: Canvas, seed: int, variant: int) -> np.ndarray:
-    """The camera's step between two photos of a burst: closer by a few percent, a little aside, a little turned."""
+    """Return the camera movement between two photos of a burst: zoom by a few percent, small shift and rotation."""
     rng = np.random.default_rng([seed, variant])
     zoom = 1 + 0.03 * variant + rng.uniform(0.0, 0.03)
     warp = cv2.getRotationMatrix2D((canvas.w / 2, canvas.h / 2), rng.uniform(-2, 2), zoom)
@@ -101,28 +115,33 @@ def _movement(canvas: Canvas, seed: int, variant: int) -> np.ndarray:
 
 
 def develop(r: Rendering, seed: int, variant: int) -> np.ndarray:
-    """The camera: exposure, white balance, vignette, sensor noise; returns uint8 (H, W, 3).
+    """Apply exposure, white balance, vignette and sensor noise; return uint8 (H, W, 3).
 
-    Gains keep the matte exact; noise comes last.
+    The gains are multiplicative and keep the matte exact; noise is added last.
     """
     rng = np.random.default_rng([seed, 77])
     look, (h, w) = r.look, r.alpha.shape
+    # White balance: a warm or cool cast, stronger with drift.
     cool, warm = np.array([0.8, 0.95, 1.14]), np.array([1.14, 0.98, 0.78])
     cast = (cool if rng.random() < 0.5 else warm) ** (0.55 * look.drift + rng.normal(0, 0.08))
     exposure = rng.uniform(0.92, 1.06)
     noise = rng.uniform(1.0, 3.0)
     dark = rng.random()
+    # Hard photos are noisier and often underexposed.
     if look.hard:
         noise = rng.uniform(3.0, 8.0)
         exposure *= rng.uniform(0.45, 0.7) if dark < 0.35 else rng.uniform(0.75, 1.08)
     exposure *= 1 - 0.22 * look.drift * rng.uniform(0.3, 1.0)
     noise += 1.5 * look.drift
+    # Frames of a burst differ in exposure and noise only.
     frame = np.random.default_rng([seed, 78, variant])
     exposure *= 1 + (frame.uniform(-0.12, 0.12) if variant else 0.0)
     y, x = np.mgrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j]
     vignette = 1 - (0.06 + 0.22 * look.drift * rng.uniform(0, 1)) * (x**2 + y**2)
+    # Keep a minimum mean brightness.
     exposure = max(exposure, min(1.15, 46 / float(r.light.mean())))
     light = r.light * (cast * exposure).astype(np.float32) * vignette[..., None].astype(np.float32)
+    # Shot noise grows with the square root of the light.
     grain = frame.standard_normal((h, w, 1), np.float32) + np.float32(0.6) * frame.standard_normal(
         (h, w, 3), np.float32
     )
@@ -140,12 +159,16 @@ def generate(
     variant: int = 0,
     aspect: float = 1.0,
 ) -> GeneratedSample:
-    """One sample. Same arguments, same bytes.
+    """Generate one sample; the same arguments give the same bytes.
 
-    The seed fixes the scene and its group; `variant` is the frame within the burst of that scene. `size` is the long
-    side in pixels, `aspect` = width / height (3/4 gives an upright photo). mode="hard" draws small, thin, camouflaged
-    or clipped subjects in clutter and noise. `drift` in [0, 1] moves colours, places, light and scale as a new camera
-    and season would.
+    Args:
+        category: One of `SCENES`.
+        seed: Determines the scene and its group.
+        size: Long side in pixels.
+        mode: `hard` draws small, thin, camouflaged or cut-off subjects in clutter and noise.
+        drift: Change of colours, places, light and scale as with a new camera and season, in [0, 1].
+        variant: Frame within the burst of the scene.
+        aspect: Width / height (3/4 gives an upright photo).
     """
     r = render(category, seed, size=size, mode=mode, drift=drift, variant=variant, aspect=aspect)
     return GeneratedSample(develop(r, seed, variant), r.alpha, category, r.caption, f"{category}-{seed:010x}", mode)

@@ -1,4 +1,4 @@
-"""Landscapes. The matte is the sky; whatever stands before it is painted over it."""
+"""Landscapes. The matte is the sky; everything in front of it is painted over it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ SKIES: dict[str, tuple[Colour, Colour]] = {
 
 
 def _sky(c: Canvas, look: Look) -> tuple[str, Colour]:
+    """Paint the sky; return its description and the colour at the horizon."""
     if look.drifted():
         name = look.pick(("pink evening", "grey overcast", "dark night"))
     else:
@@ -31,8 +32,10 @@ def _sky(c: Canvas, look: Look) -> tuple[str, Colour]:
     high, low = SKIES[name]
     high, low = look.jitter(high, 8), look.jitter(low, 8)
     c.paint(c.everywhere(), c.ramp(high, low), subject=True)
+    # Clouds: bright patches of noise with darker cores.
     clouds = look.chance(0.65) and name != "dark night"
     if clouds:
+        # Noise compressed vertically looks like clouds.
         wide = fractal(look.rng, c.h * 2, c.w, 3, 4)[::2]
         cover = np.clip((wide - look.between(-0.1, 0.25)) * 2.2, 0, 1)
         light = (250, 250, 252) if "blue" in name else mix(low, (255, 236, 226), 0.5)
@@ -46,6 +49,7 @@ def _sky(c: Canvas, look: Look) -> tuple[str, Colour]:
             for _ in range(60)
         ]
         c.paint(c.shape(*stars), (250, 248, 236), subject=True, opacity=0.9)
+    # Sun with a glow.
     elif "sunset" in name or look.chance(0.25):
         x, y = look.between(0.15, 0.85) * c.right, look.between(0.25, 0.5) * c.bottom
         c.paint(c.soft(c.oval(x, y, 0.1, 0.1), 0.1), (255, 240, 200), subject=True, opacity=0.7)
@@ -54,11 +58,12 @@ def _sky(c: Canvas, look: Look) -> tuple[str, Colour]:
 
 
 def article_sky(name: str) -> str:
+    """Return the sky's description with its article."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name} sky"
 
 
 def _ridge(c: Canvas, look: Look, height: float, rough: float, n: int = 24) -> np.ndarray:
-    """A closed outline (n+3, 2) from a jagged horizon at about `height` down to the lower edge."""
+    """Return a closed outline (n+3, 2) from a jagged horizon at about `height` down to the lower edge."""
     x = np.linspace(-0.05, c.right + 0.05, n)
     walk = np.interp(x, np.linspace(-0.05, c.right + 0.05, 6), look.rng.uniform(-1, 1, 6)) + 0.3 * look.rng.uniform(
         -1, 1, n
@@ -69,11 +74,13 @@ def _ridge(c: Canvas, look: Look, height: float, rough: float, n: int = 24) -> n
 
 
 def _mountains(c: Canvas, look: Look, horizon: float, haze: Colour, dim: float) -> str:
+    """Paint three ranges from far to near, hazier with distance."""
     for k, (depth, rough) in enumerate(((0.16, 0.13), (0.07, 0.09), (0.0, 0.05))):
         tone = mix(shade((70, 84, 96), dim), haze, 0.55 - 0.25 * k)
         mask = c.paint(
             c.shape(_ridge(c, look, horizon - depth, rough, 40)), tone, decoy=True, texture=0.14 + 0.06 * k, relief=0.04
         )
+        # Snow on the farthest range.
         if k == 0 and look.chance(0.6):
             caps = c.shape(
                 [(-0.1, -0.1), (c.right + 0.1, -0.1), *_ridge(c, look, horizon - depth - 0.02, 0.05, 60)[:-2][::-1]]
@@ -84,6 +91,7 @@ def _mountains(c: Canvas, look: Look, horizon: float, haze: Colour, dim: float) 
 
 
 def _trees(c: Canvas, look: Look, horizon: float, haze: Colour, dim: float) -> str:
+    """Paint trees, with leaves or bare."""
     bare = look.drifted() or look.chance(0.3)
     c.paint(c.shape(_ridge(c, look, horizon + 0.1, 0.03)), shade((84, 108, 56), dim), decoy=True, texture=0.25)
     for _ in range(int(look.rng.integers(3, 6))):
@@ -93,6 +101,7 @@ def _trees(c: Canvas, look: Look, horizon: float, haze: Colour, dim: float) -> s
         limbs, twigs = _limbs(look, (x, foot), -np.pi / 2, tall * 0.38, 5 if bare or look.hard else 4)
         c.paint(c.lines(limbs, 0.016), wood, decoy=True)
         c.paint(c.lines(twigs, 0.005), wood, decoy=True)
+        # Three layers of leaves around the tips of the twigs.
         if not bare:
             crown = np.array([t[-1] for t in twigs])
             green = shade(look.pick(((58, 96, 46), (80, 116, 50), (44, 82, 48))), dim)
@@ -116,7 +125,7 @@ def _trees(c: Canvas, look: Look, horizon: float, haze: Colour, dim: float) -> s
 def _limbs(
     look: Look, start: tuple[float, float], angle: float, length: float, depth: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """A tree as thick limbs and thin twigs, each a (2, 2) stroke."""
+    """Return a tree as thick limbs and thin twigs, each a (2, 2) stroke."""
     thick, thin = [], []
     ends = [(start, angle, length)]
     for level in range(depth):
@@ -124,6 +133,7 @@ def _limbs(
         for (x, y), a, n in ends:
             tip = (x + n * np.cos(a), y + n * np.sin(a))
             (thick if level < 2 else thin).append(np.array([(x, y), tip]))
+            # Each end splits in two branches, the trunk in three.
             grown += [
                 (tip, a + turn + look.between(-0.2, 0.2), n * look.between(0.62, 0.85))
                 for turn in (-0.45, 0.4, *((0.0,) if level == 1 else ()))
@@ -133,6 +143,7 @@ def _limbs(
 
 
 def _roofs(c: Canvas, look: Look, horizon: float, haze: Colour, dim: float) -> str:
+    """Paint a row of houses with chimneys and antennas."""
     x = -0.1
     while x < c.right:
         w, top = look.between(0.2, 0.34), horizon + look.between(-0.08, 0.1)
@@ -141,11 +152,13 @@ def _roofs(c: Canvas, look: Look, horizon: float, haze: Colour, dim: float) -> s
         )
         roof = shade(look.jitter(look.pick(((150, 70, 52), (94, 82, 80), (120, 62, 50))), 12), dim)
         peak = top - look.between(0.1, 0.18)
+        # Chimney.
         if look.chance(0.7):
             cx = x + w * look.between(0.15, 0.3)
             c.paint(
                 c.shape(box(cx, peak - 0.03, cx + 0.04, top)), shade(wall, 0.7), decoy=True, relief=0.01, texture=0.2
             )
+        # Antenna.
         if look.chance(0.5):
             ax = x + w * 0.6
             antenna = [[(ax, peak + 0.06), (ax, peak - 0.1)]] + [
@@ -171,6 +184,7 @@ def _roofs(c: Canvas, look: Look, horizon: float, haze: Colour, dim: float) -> s
 
 
 def _city(c: Canvas, look: Look, horizon: float, haze: Colour, dim: float) -> str:
+    """Paint two rows of buildings with windows."""
     c.paint(
         c.shape(_ridge(c, look, horizon + 0.16, 0.0)),
         mix(shade((96, 100, 108), dim), haze, 0.3),
@@ -198,6 +212,7 @@ def _city(c: Canvas, look: Look, horizon: float, haze: Colour, dim: float) -> st
 
 
 def _coast(c: Canvas, look: Look, horizon: float, haze: Colour, dim: float) -> str:
+    """Paint the sea with waves and a sailing boat."""
     sea = mix(shade((44, 96, 128), dim), haze, 0.25)
     c.paint(c.shape(box(-0.1, horizon, c.right + 0.1, c.bottom + 0.1)), sea, decoy=True, texture=0.12)
     waves = [
@@ -206,6 +221,7 @@ def _coast(c: Canvas, look: Look, horizon: float, haze: Colour, dim: float) -> s
         for x in look.rng.uniform(0, c.right, 3)
     ]
     c.paint(c.lines(waves, 0.004), mix(sea, (240, 244, 248), 0.6), decoy=True, opacity=0.7)
+    # Boat: two sails and a hull.
     x = look.between(0.2, 0.8) * c.right
     c.paint(
         c.shape([(x, horizon - 0.24), (x, horizon), (x - 0.13, horizon)]),
@@ -238,7 +254,7 @@ LANDS: tuple[Land, ...] = (_mountains, _trees, _roofs, _city, _coast)
 
 
 def _wires(c: Canvas, look: Look, horizon: float, dim: float) -> None:
-    """Poles and sagging wires across the sky: the thinnest things a sky matte has to leave out."""
+    """Paint poles and sagging wires across the sky, the thinnest objects that a sky matte must leave out."""
     ink = shade((46, 44, 46), dim)
     poles = [look.between(0.05, 0.3) * c.right, look.between(0.65, 0.95) * c.right]
     top = horizon - look.between(0.3, 0.42)
@@ -249,6 +265,7 @@ def _wires(c: Canvas, look: Look, horizon: float, dim: float) -> None:
         decoy=True,
     )
     posts = [poles[0] - 0.7, *poles, poles[1] + 0.7]
+    # Sag as a parabola between two poles.
     t = np.linspace(0, 1, 14)
     wires = [
         np.stack([a + (b - a) * t + off, top + d + 0.1 * t * (1 - t) * 1.6], 1)
@@ -260,11 +277,14 @@ def _wires(c: Canvas, look: Look, horizon: float, dim: float) -> None:
 
 
 def scenery(c: Canvas, look: Look) -> str:
+    """Draw a landscape with its sky as subject; return the caption."""
     sky, low = _sky(c, look)
+    # Brightness of the land follows the sky.
     night = "night" in sky
     dim = (
         0.32 if night else look.between(0.55, 0.75) if "sunset" in sky or "evening" in sky else look.between(0.85, 1.05)
     )
+    # Hard photos have an unusual horizon.
     horizon = c.bottom * (look.between(0.52, 0.66) if not look.hard else look.between(0.4, 0.74))
     land = look.pick(LANDS if not look.hard else (*LANDS, _trees, _roofs))
     where = land(c, look, horizon, low, dim)

@@ -1,4 +1,4 @@
-"""Finished work becomes label versions in the catalog. From files and from a server alike, and safe to repeat."""
+"""Store finished annotations as label versions in the catalog, from files or a server. Repeating it changes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mm_core.storage.catalog import Catalog
 from mm_core.storage.store import Store, fetch_blob, put_blob
 
 REFUSED = "refused_photo"
-"""Extractor of the rows of `features` that say why a person refused a photo."""
+"""Extractor name of the rows of `features` with a person's reason for refusing a photo."""
 COUNTS = (
     "annotations", "new_labels", "unchanged", "superseded", "cancelled", "refused",
     "withdrawn", "photos_refused", "disagreements", "solved",
@@ -33,62 +33,62 @@ COUNTS = (
 
 
 THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-"""Photos whose Unknown areas are solved at once: that runs outside of Python's lock and takes up to 1 GB each."""
+"""Photos with Unknown areas solved in parallel; solving releases Python's lock and takes up to 1 GB per photo."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What people did about one photo."""
+    """All annotations of one photo."""
 
     key: str
-    """Sample id, as the task's `data.key` says: not to be believed."""
+    """Sample id from the task's `data.key`; not verified."""
     annotations: Sequence[Any]
     task: str = ""
-    """Address of the task on its server; its annotations are then all there are: what is missing was deleted."""
+    """Address of the task on its server. Its annotations are then complete: a missing one was deleted."""
     batch: str = ""
-    """Goes to the label's column of that name."""
+    """Value for the label's column `batch`."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A photo that people were asked about, as the catalog has it."""
+    """A photo that was sent to people, with its rows in the catalog."""
 
     row: Mapping[str, Any]
-    """Its row of `samples`."""
+    """Row of `samples`."""
     labels: Sequence[Mapping[str, Any]]
-    """All its rows of `labels`."""
+    """All rows of `labels`."""
     current: Mapping[str, Any] | None
-    """The one of them that counts."""
+    """The label in force."""
     prediction: str
-    """Version of the model whose matte the task began with."""
+    """Version of the model that predicted the task's initial matte."""
     keeps_category: bool = False
-    """The category that people choose is not taken over (`review.category_stays`)."""
+    """The category that people choose is ignored (`review.category_stays`)."""
     category_changes: int = 0
-    """How often the category changed."""
+    """Number of changes of the category."""
     category_at: str | None = None
-    """When the category was stated last, ISO 8601."""
+    """Time of the category's last statement, ISO 8601."""
 
 
 @dataclass
 class Taken:
-    """What `take` did."""
+    """Result of `take`."""
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     refused: list[dict[str, Any]] = field(default_factory=list)
     """Annotations that could not be used: task, annotation, reason."""
     photos_refused: list[dict[str, Any]] = field(default_factory=list)
-    """Photos that people do not want to paint: key, reason, annotator."""
+    """Photos that people refused: key, reason, annotator."""
     disagreements: list[dict[str, Any]] = field(default_factory=list)
-    """Photos about which several people answered: key, people, mse, iou, settled, why."""
+    """Photos with several people's answers: key, people, mse, iou, settled, why."""
 
     def report(self, report: Report) -> None:
-        """Counts as metrics `collect/…`, the rest as tables."""
+        """Add the counts as metrics `collect/…` and the lists as tables."""
         report.metrics |= {f"collect/{name}": count for name, count in self.counts.items()}
         report.tables |= {"refused": self.refused, "photos_refused": self.photos_refused}
         report.tables["disagreements"] = self.disagreements
 
     def add(self, other: Taken) -> None:
-        """What `other` did comes behind what this did."""
+        """Append the result of another call."""
         for name, count in other.counts.items():
             self.counts[name] += count
         self.refused += other.refused
@@ -96,6 +96,7 @@ class Taken:
         self.disagreements += other.disagreements
 
     def refuse(self, work: Work, annotation: Any, reason: object) -> None:
+        """Record an annotation that could not be used."""
         number = annotation.get("id") if isinstance(annotation, dict) else None
         name = work.task or work.key or None
         self.refused.append({"task": _short(name), "annotation": _short(number), "reason": str(reason)})
@@ -103,37 +104,46 @@ class Taken:
 
 
 def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Work], taken: Taken) -> list[Work]:
-    """Checks, decodes, settles and commits; returns the works about which people disagree.
+    """Check, decode, combine and store annotations; return the works on which people disagree.
 
-    What passes becomes a blob and the newest label version of its photo (origin label_studio), and the category that
-    people chose becomes the photo's. Where a server's task has no answer any more (deleted, taken back as skipped, in
-    dispute), the labels that came of it are withdrawn, and what counted before them counts again. Killed at any
-    point, the same call again comes to the same end.
+    A combined matte becomes a blob and the newest label version of its photo (origin label_studio), and the category
+    that people chose becomes the photo's. If a server's task has no answer any more (deleted, changed to a skip, in
+    dispute), its labels are withdrawn, and the label before them is in force again. After a kill the same call gives
+    the same result.
+
+    Args:
+        catalog: The catalog.
+        store: Store of the photos; mattes are added.
+        params: Limits of agreement.
+        works: Annotations by photo, each photo once.
+        taken: Counts and refusals are added to it.
     """
     asked = _asked(catalog, store, {work.key for work in works if work.key})
     categories, corrections, labels, refusals, disputed = [], [], [], [], []
-    known = [(work, asked[work.key]) for work in works if work.key in asked]
-    answered = _answered(store, known)
+    pairs = [(work, asked[work.key]) for work in works if work.key in asked]
+    answered = _answered(store, pairs)
     for work in works:
         photo = asked.get(work.key)
         if photo is None:
-            # A server's task that nobody has touched may be somebody else's.
+            # An untouched task on the server may have another origin, so it is not reported.
             for annotation in work.annotations or ([] if work.task else [None]):
                 taken.counts["annotations"] += 1
-                taken.refuse(work, annotation, f"data.key {work.key[:64]!r} is no photo that was sent to people")
+                taken.refuse(work, annotation, f"data.key {work.key[:64]!r} is not a photo that was sent to people")
             continue
-        answers, complete, about = next(answered)
-        taken.add(about)
+        answers, complete, result = next(answered)
+        taken.add(result)
         outcome = settle(answers, params)
         if outcome.people > 1:
             _note_disagreement(work, outcome, taken)
+        # The caller asks another person about a dispute.
         if outcome.answer is None and outcome.people > 1:
             disputed.append(work)
         answer = outcome.answer
+        # A matte: store it if it is news, and take over the category.
         if answer is not None and answer.alpha is not None:
-            news = _label(store, photo, work, answer)
-            if _is_news(photo, work, news):
-                labels.append(news)
+            label = _label(store, photo, work, answer)
+            if _is_news(photo, work, label):
+                labels.append(label)
                 taken.counts["new_labels"] += 1
             else:
                 taken.counts["unchanged"] += 1
@@ -142,40 +152,44 @@ def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Wo
                 corrections.append(_category_correction(photo, work, answer))
             continue
         if answer is not None:
+            # A refusal: no matte, but a reason.
             refusals.append(_refusal(work, answer))
             taken.photos_refused.append({"key": work.key, "reason": answer.rejected, "annotator": answer.annotator})
             taken.counts["photos_refused"] += 1
+        # No matte any more: withdraw this task's labels, unless an unreadable annotation may hold one.
         if work.task and complete:
             why = f"the photo was refused: {answer.rejected}" if answer else outcome.why
-            gone = _withdrawn(photo, work, why)
-            labels += gone
-            taken.counts["withdrawn"] += len(gone)
-    # What counted before, then the category, then the label: killed in between, the work is done again.
+            withdrawn = _withdrawn(photo, work, why)
+            labels += withdrawn
+            taken.counts["withdrawn"] += len(withdrawn)
+    # The order matters for a kill in between: without the label the work is repeated, and the correction has a fixed
+    # key.
     catalog.add("corrections", corrections)
     catalog.upsert("samples", categories, columns=("category",))
-    # By upsert: a person may go back to an earlier matte, whose row then counts as the newest version again.
+    # Upsert: a person may return to an earlier matte, whose row then becomes the newest version again.
     catalog.upsert("labels", labels)
     catalog.upsert("features", refusals)
     return disputed
 
 
 def _answered(store: Store, works: Sequence[tuple[Work, Asked]]) -> Iterator[tuple[list[Answer], bool, Taken]]:
-    """`_answers` of each work in their order, worked out by threads."""
+    """Yield `_answers` of each work in order, computed by threads."""
     pool = ThreadPoolExecutor(THREADS)
     try:
-        yield from pool.map(lambda about: _answers(store, *about), works)
+        yield from pool.map(lambda pair: _answers(store, *pair), works)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _answers(store: Store, work: Work, photo: Asked) -> tuple[list[Answer], bool, Taken]:
-    """One answer per person, the last; whether all annotations could be read; and counts and refusals."""
+    """Return the last answer of each person, whether all annotations were readable, and counts and refusals."""
     taken = Taken()
     newest: dict[str, Annotation] = {}
     complete = True
     width, height = int(photo.row["width"]), int(photo.row["height"])
     for annotation in work.annotations:
         taken.counts["annotations"] += 1
+        # A skip is an annotation with this flag.
         if isinstance(annotation, dict) and annotation.get("was_cancelled") is True:
             taken.counts["cancelled"] += 1
             continue
@@ -185,6 +199,7 @@ def _answers(store: Store, work: Work, photo: Asked) -> tuple[list[Answer], bool
             complete = False
             taken.refuse(work, annotation, error)
             continue
+        # Keep the newest annotation of each person.
         before = newest.get(read.annotator)
         taken.counts["superseded"] += before is not None
         if before is None or read.updated_at >= before.updated_at:
@@ -200,6 +215,7 @@ def _answers(store: Store, work: Work, photo: Asked) -> tuple[list[Answer], bool
 
 
 def _answer(store: Store, photo: Asked, read: Annotation, taken: Taken) -> Answer:
+    """Return an annotation as an answer, with its Unknown areas solved."""
     alpha = read.alpha
     if alpha is not None and read.unknown is not None and read.unknown.any():
         alpha = solve_unknown(load_rgb(fetch_blob(store, str(photo.row["id"]))), alpha, read.unknown)
@@ -208,7 +224,7 @@ def _answer(store: Store, photo: Asked, read: Annotation, taken: Taken) -> Answe
 
 
 def _label(store: Store, photo: Asked, work: Work, answer: Answer) -> dict[str, Any]:
-    """The row of a settled matte; its blob is in the store."""
+    """Store the matte's blob and return its row of `labels`."""
     assert answer.alpha is not None
     sample = photo.row["id"]
     digest = put_blob(store, encode_alpha(answer.alpha.astype(np.float32) / 255))
@@ -230,11 +246,11 @@ def _label(store: Store, photo: Asked, work: Work, answer: Answer) -> dict[str, 
 
 
 def _is_news(photo: Asked, work: Work, label: Mapping[str, Any]) -> bool:
-    """Whether a settled matte replaces the label that counts.
+    """Return whether a combined matte replaces the label in force.
 
-    Not where it is that matte. About its own earlier labels a task is right; any other label, of a person or of a drop,
-    stays if it is younger, and so does a withdrawal of this very work (an old export does not bring back what was
-    deleted). An answer that is read again is as old as it was.
+    It does not if both are the same matte. A task may always replace its own earlier labels. Any other label, of a
+    person or of a drop, stays if it is newer. A withdrawal of this work stays too, so an old export does not restore a
+    deleted label. Reading an answer again does not change its time.
     """
     current = photo.current
     if current is not None and current["alpha_sha256"] == label["alpha_sha256"]:
@@ -246,24 +262,28 @@ def _is_news(photo: Asked, work: Work, label: Mapping[str, Any]) -> bool:
             return False
         if current["origin"] == "label_studio":
             return True
+    # The same matte may have an earlier row, from an export or another task.
     before = [row for row in photo.labels if row["id"] == label["id"] and not _of_task(row, work)]
     return not any(_moment(row["created_at"]) >= _moment(label["created_at"]) for row in before)
 
 
 def _is_newer_category(photo: Asked, answer: Answer) -> bool:
-    """Whether the category that people chose replaces the photo's: it is another one, and was not stated before it."""
+    """Return whether the category that people chose replaces the photo's: it differs and is not older."""
     if photo.keeps_category or photo.row["category"] == answer.category:
         return False
     current = photo.current
+    # The newest of all statements of the category so far counts.
     by_person = current["created_at"] if current and current["origin"] == "label_studio" else None
-    known = (photo.category_at or photo.row.get("accepted_at"), by_person)  # a person's matte came with a category
-    return _moment(answer.updated_at) >= max(map(_moment, known))
+    # A person's matte was submitted together with a category.
+    known_times = (photo.category_at or photo.row.get("accepted_at"), by_person)
+    return _moment(answer.updated_at) >= max(map(_moment, known_times))
 
 
 def _category_correction(photo: Asked, work: Work, answer: Answer) -> dict[str, Any]:
-    """The row of `corrections` of a category that people changed."""
+    """Return the row of `corrections` for a category that people changed."""
     source = work.task or work.batch
     return {
+        # The key is fixed, so that a repeated run writes the same row.
         "key": digest_of([source, photo.row["id"], "category", photo.category_changes]),
         "arrival": source,
         "sample_id": photo.row["id"],
@@ -281,12 +301,13 @@ def _category_correction(photo: Asked, work: Work, answer: Answer) -> dict[str, 
 
 
 def _moment(text: str | None) -> datetime:
-    """A time of the catalog; the distant past where none is known."""
+    """Parse a time of the catalog; a missing one becomes the earliest possible time."""
     moment = datetime.fromisoformat(text) if text else datetime.min
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _withdrawn(photo: Asked, work: Work, why: str) -> list[dict[str, Any]]:
+    """Return this task's labels as withdrawn rows."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     rows = [row for row in photo.labels if _of_task(row, work) and not row["withdrawn_at"]]
     return [{**row, "withdrawn_at": now, "withdrawn_why": why} for row in rows]
@@ -297,6 +318,7 @@ def _of_task(label: Mapping[str, Any], work: Work) -> bool:
 
 
 def _refusal(work: Work, answer: Answer) -> dict[str, Any]:
+    """Return the row of `features` for a refused photo."""
     return {
         "sample_id": work.key,
         "extractor": REFUSED,
@@ -308,6 +330,7 @@ def _refusal(work: Work, answer: Answer) -> dict[str, Any]:
 
 
 def _note_disagreement(work: Work, outcome: Outcome, taken: Taken) -> None:
+    """Record the answers of several people about one photo."""
     row: dict[str, Any] = {"key": work.key, "people": outcome.people, "settled": outcome.answer is not None}
     if outcome.apart:
         row |= {"mse": outcome.apart.mse, "iou": outcome.apart.iou}
@@ -316,29 +339,30 @@ def _note_disagreement(work: Work, outcome: Outcome, taken: Taken) -> None:
 
 
 def merged(works: Sequence[Work]) -> list[Work]:
-    """Works of one photo in one, in order of their first: an export may name a photo twice."""
-    found: dict[str, Work] = {}
-    rest = []
+    """Merge the works of each photo, in order of their first occurrence: an export may contain a photo twice."""
+    by_key: dict[str, Work] = {}
+    without_key = []
     for work in works:
         if not work.key:
-            rest.append(work)
-        elif before := found.get(work.key):
-            found[work.key] = replace(before, annotations=[*before.annotations, *work.annotations])
+            without_key.append(work)
+        elif before := by_key.get(work.key):
+            by_key[work.key] = replace(before, annotations=[*before.annotations, *work.annotations])
         else:
-            found[work.key] = work
-    return [*found.values(), *rest]
+            by_key[work.key] = work
+    return [*by_key.values(), *without_key]
 
 
 def _asked(catalog: Catalog, store: Store, keys: Collection[str]) -> dict[str, Asked]:
-    """Of the keys, those that are photos which were sent to people."""
-    about = sent(catalog, keys)
-    samples = _records(catalog.read("samples", filters=[("id", "in", sorted(about))]))
-    held = suspect_photos(store, {key: about[key] for key in set(about) - {row["id"] for row in samples}})
+    """Return the photos among the keys that were sent to people."""
+    tasks = sent(catalog, keys)
+    samples = _records(catalog.read("samples", filters=[("id", "in", sorted(tasks))]))
+    # Photos in quarantine have no row in `samples` yet.
+    quarantined = suspect_photos(store, {key: tasks[key] for key in set(tasks) - {row["id"] for row in samples}})
     labels: Any = catalog.read("labels", filters=[("sample_id", "in", sorted(keys))])
     current = {row["sample_id"]: row for row in _records(newest_labels(labels))}
-    all_of: dict[str, list[dict[str, Any]]] = {}
+    labels_of: dict[str, list[dict[str, Any]]] = {}
     for row in _records(labels):
-        all_of.setdefault(row["sample_id"], []).append(row)
+        labels_of.setdefault(row["sample_id"], []).append(row)
 
     history = read_history(catalog, sorted(keys))
 
@@ -347,18 +371,19 @@ def _asked(catalog: Catalog, store: Store, keys: Collection[str]) -> dict[str, A
         changes = history.get((key, "category"), [])
         return Asked(
             row,
-            all_of.get(key, []),
+            labels_of.get(key, []),
             current.get(key),
-            about[key].model,
-            category_stays(about[key]),
+            tasks[key].model,
+            category_stays(tasks[key]),
             len(changes),
             max((change["stated_at"] for change in changes), key=_moment, default=None),
         )
 
-    return {row["id"]: asked(row) for row in [*samples, *held]}
+    return {row["id"]: asked(row) for row in [*samples, *quarantined]}
 
 
 def _records(frame: Any) -> list[dict[str, Any]]:
+    """Return the rows of a frame as dicts with None for missing values."""
     plain = frame.astype(object)
     return plain.where(plain.notna(), None).to_dict("records")
 

@@ -1,4 +1,4 @@
-"""Takes finished work back from files: Label Studio's JSON exports in, new label versions out."""
+"""Read finished work from files: Label Studio's JSON exports become label versions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mm_core.storage.catalog import Catalog
 from mm_core.storage.store import Store
 
 MAX_BYTES = 1 << 30
-"""Of one export; it is read whole."""
+"""Maximum size of an export, which is read as a whole."""
 AT_ONCE = 64
-"""Photos whose mattes are decoded before they are committed."""
+"""Photos decoded per commit."""
 
 
 def collect_labels(
@@ -31,17 +31,18 @@ def collect_labels(
     *,
     progress: Callable[[str, int, int], None],
 ) -> int:
-    """Reads every `<workspace>/labels/inbox/*.json` (Label Studio's JSON export: a list of tasks); returns how many.
+    """Read every `<workspace>/labels/inbox/*.json` (Label Studio's JSON export: a list of tasks); return their number.
 
-    Each annotation is checked by itself: what passes is taken (`finished.take`), what fails is in
-    `taken.refused` with the reason, and in a file beside the export. A read file moves to
-    `labels/collected/<sha256>-<name>`: nothing is lost, and the same content changes nothing. Killed at any point,
-    the next run does the file again to the same end.
+    Each annotation is checked separately. Valid ones are stored (`apply_annotations.take`). Invalid ones are listed
+    with the reason in `taken.refused` and in a file next to the export. A read file moves to
+    `labels/collected/<sha256>-<name>`. The same content changes nothing, and after a kill the next run repeats the
+    file with the same result.
     """
     files = sorted(inbox(layout).glob("*.json"))
     for done, path in enumerate(files):
         before = len(taken.refused)
         try:
+            # The digest of the file is the batch: the same export always has the same name.
             batch = sha256_file(path)
             works = merged([*_works(_tasks(path), batch)])
             for start in range(0, len(works), AT_ONCE):
@@ -50,6 +51,7 @@ def collect_labels(
             taken.refused.append({"task": None, "annotation": None, "reason": str(error)})
             taken.counts["refused"] += 1
         refused = taken.refused[before:]
+        # Name the file in the refusals of this export.
         taken.refused[before:] = [{"file": path.name, **row} for row in refused]
         _put_away(path, collected(layout), refused)
         progress("collect", done + 1, len(files))
@@ -57,11 +59,13 @@ def collect_labels(
 
 
 def _tasks(path: Path) -> list[Any]:
+    """Return the tasks of an export; raise InputError if it is not a list of tasks."""
     if (size := path.stat().st_size) > MAX_BYTES:
         raise InputError(f"{path.name}: {size} bytes, at most {MAX_BYTES} are read: export fewer tasks at a time")
     try:
         tasks = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
+        # A parser's message may span lines and quote the data; keep it short.
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{path.name} is not JSON ({reason}): export the project as JSON again") from None
     if not isinstance(tasks, list):
@@ -76,15 +80,16 @@ def _works(tasks: list[Any], batch: str) -> Iterator[Work]:
 
 
 def key_of(task: Any) -> str:
-    """A task's `data.key`; empty where it has none that is text."""
+    """Return a task's `data.key`; empty if it is missing or not text."""
     data = task.get("data") if isinstance(task, dict) else None
     key = data.get("key") if isinstance(data, dict) else None
     return key if isinstance(key, str) else ""
 
 
 def _put_away(path: Path, folder: Path, refused: list[dict[str, Any]]) -> None:
+    """Move a read export to `folder` under its digest, with its refusals in a file next to it."""
     folder.mkdir(parents=True, exist_ok=True)
-    place = folder / f"{sha256_file(path)}-{path.name}"
+    target = folder / f"{sha256_file(path)}-{path.name}"
     if refused:
-        write_json(place.with_suffix(".refused.json"), refused)
-    path.replace(place)
+        write_json(target.with_suffix(".refused.json"), refused)
+    path.replace(target)

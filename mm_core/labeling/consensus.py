@@ -1,4 +1,4 @@
-"""What several people's answers about one photo come to: one matte, a refusal, or another pair of eyes."""
+"""Combine several people's answers about one photo into a matte, a refusal, or a request for another answer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Answer:
     """One person's finished answer."""
 
     alpha: np.ndarray | None
-    """uint8 (H, W); None: the photo was refused."""
+    """Matte uint8 (H, W); None if the photo was refused."""
     category: str
     rejected: str
-    """The reason of a refusal."""
+    """Reason of a refusal, empty otherwise."""
     annotator: str
     updated_at: str
     """ISO 8601, UTC."""
@@ -27,45 +27,47 @@ class Answer:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """How far two mattes are apart."""
+    """Difference of two mattes."""
 
     mse: float
     """Mean squared difference, alpha in [0, 1]."""
     iou: float
-    """Sum of the smaller alphas over sum of the larger ones; 1 where the mattes are equal."""
+    """Sum of the smaller alphas over the sum of the larger ones; 1 if the mattes are equal."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`answer` is what counts. Where it is None, either nobody answered or people disagree (`apart` says how far)."""
+    """Combined result. Without an `answer`, no person answered, or people disagree by `apart`."""
 
     answer: Answer | None
     people: int
     apart: Disagreement | None = None
-    """Of the two people closest to each other, where two or more painted."""
+    """Difference of the two closest mattes, if two or more people painted."""
     why: str = ""
-    """Why there is no answer, in words."""
+    """Reason for a missing answer, in words."""
 
 
 def disagreement(first: np.ndarray, second: np.ndarray) -> Disagreement:
-    """Of two mattes uint8 (H, W)."""
-    one, other = first.astype(np.float32) / 255, second.astype(np.float32) / 255
-    larger = float(np.maximum(one, other).sum())
-    iou = float(np.minimum(one, other).sum()) / larger if larger else 1.0
-    return Disagreement(float(np.square(one - other).mean()), iou)
+    """Return the difference of two mattes uint8 (H, W)."""
+    a, b = first.astype(np.float32) / 255, second.astype(np.float32) / 255
+    larger = float(np.maximum(a, b).sum())
+    iou = float(np.minimum(a, b).sum()) / larger if larger else 1.0
+    return Disagreement(float(np.square(a - b).mean()), iou)
 
 
 def settle(answers: Sequence[Answer], params: LabelParams) -> Outcome:
-    """One person's word counts; of several, two must agree: on the category, and closer than `params` says.
+    """Combine answers: a single answer counts; of several, two must agree on the category and within `params`' limits.
 
-    Of each person the answer changed last counts. Two who agree give the mean of their mattes; two who refuse the
-    photo refuse it whatever their reasons. Never is one of two who disagree taken in silence.
+    Only the newest answer of each person counts. Two people who agree give the mean of their mattes. Two refusals that
+    are the majority refuse the photo, whatever the reasons. If people disagree, no answer is chosen.
     """
+    # Sorted by time, so that the newest answer of a person replaces the others.
     newest = {a.annotator: a for a in sorted(answers, key=lambda a: a.updated_at)}
     people = sorted(newest.values(), key=lambda a: (a.updated_at, a.annotator))
     if len(people) < 2:
-        return Outcome(people[0], 1) if people else Outcome(None, 0, why="nobody has answered")
+        return Outcome(people[0], 1) if people else Outcome(None, 0, why="there is no answer")
     refused = [a for a in people if a.alpha is None]
+    # A majority of refusals.
     if len(refused) >= 2 and 2 * len(refused) > len(people):
         return Outcome(_together(refused, None), len(people))
     pairs = [
@@ -75,15 +77,17 @@ def settle(answers: Sequence[Answer], params: LabelParams) -> Outcome:
     ]
     if not pairs:
         return Outcome(None, len(people), why=f"one of {len(people)} people refuses the photo")
+    # Among agreeing pairs the closest one counts.
     closest = min(pairs, key=lambda pair: pair[0].mse)
     agreed = [p for p in pairs if p[1].category == p[2].category and _close(p[0], params)]
     if agreed:
-        apart, one, other = min(agreed, key=lambda pair: pair[0].mse)
-        mean = np.rint((one.alpha.astype(np.float32) + other.alpha) / 2).astype(np.uint8)  # type: ignore[union-attr]
-        return Outcome(_together((one, other), mean), len(people), apart)
-    apart, one, other = closest
+        apart, first, second = min(agreed, key=lambda pair: pair[0].mse)
+        mean = np.rint((first.alpha.astype(np.float32) + second.alpha) / 2).astype(np.uint8)  # type: ignore[union-attr]
+        return Outcome(_together((first, second), mean), len(people), apart)
+    # No pair agrees: report whether the category or the mattes differ.
+    apart, first, second = closest
     if _close(apart, params):
-        return Outcome(None, len(people), apart, f"people disagree: {one.category} or {other.category}")
+        return Outcome(None, len(people), apart, f"people disagree: {first.category} or {second.category}")
     why = f"people disagree: the closest two mattes differ by MSE {apart.mse:.4f}, IoU {apart.iou:.3f}"
     return Outcome(None, len(people), apart, why)
 
@@ -93,7 +97,7 @@ def _close(apart: Disagreement, params: LabelParams) -> bool:
 
 
 def _together(people: Sequence[Answer], alpha: np.ndarray | None) -> Answer:
-    """Their common answer, as old as the newest of theirs."""
+    """Return the common answer of people, dated by the newest of their answers."""
     last = max(people, key=lambda a: a.updated_at)
     names = " + ".join(sorted(a.annotator for a in people))
     return Answer(alpha, last.category, last.rejected, names, last.updated_at)

@@ -1,4 +1,4 @@
-"""Takes forgotten photos off the Label Studio server, and out of the files that were exchanged with it."""
+"""Remove forgotten photos from the Label Studio server and from the files exchanged with it."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ from mm_core.labeling.label_studio_format import collected, inbox, outbox
 
 
 def forget_on_server(server: Server, ids: Collection[str]) -> int:
-    """Removes the photos' tasks with all annotations, and their uploaded pictures; returns how many tasks."""
-    found = server.tasks_of(sorted(ids))
-    for task in (task for tasks in found.values() for task in tasks):
+    """Remove the photos' tasks with all annotations, and their uploaded pictures; return the number of tasks."""
+    tasks_by_key = server.tasks_of(sorted(ids))
+    for task in (task for tasks in tasks_by_key.values() for task in tasks):
         server.remove_task(task["id"])
+    # An upload is found by its file name, which is the sample id.
     uploads = server.uploads()
     server.remove_uploads([upload["id"] for i in ids for upload in uploads.get(f"{i}.jpg", [])])
-    return sum(map(len, found.values()))
+    return sum(map(len, tasks_by_key.values()))
 
 
 def forget_tasks(layout: Layout, ids: Collection[str]) -> int:
-    """Removes the photos' pictures and tasks from the outbox and their annotations from exports; returns how many."""
+    """Remove the photos' pictures and tasks from the outbox and their annotations from exports; return the number."""
     removed = 0
     for picture in outbox(layout).glob("*/*.jpg"):
         if picture.stem in ids:
             picture.unlink()
             removed += 1
     folders = (outbox(layout), inbox(layout), collected(layout))
+    # Batches of killed runs have hidden names.
     for path in (path for folder in folders for pattern in ("*.json", ".*.pending") for path in folder.glob(pattern)):
         try:
             tasks = json.loads(path.read_bytes())
         except ValueError:
-            continue  # nobody's export
+            continue  # not an export
         if not isinstance(tasks, list):
             continue
+        # Rewrite the file only if it contains a forgotten photo.
         kept = [task for task in tasks if _key(task) not in ids]
         if len(kept) < len(tasks):
             write_bytes(path, json.dumps(kept, separators=(",", ":")).encode())

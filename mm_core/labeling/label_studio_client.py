@@ -1,11 +1,14 @@
-"""A Label Studio server over HTTP: the only module that talks to one.
+"""Client of a Label Studio server over HTTP; no other module connects to one.
 
-What moves by the thousand goes as plain JSON through httpx, what a person does through the SDK's client: that walks
-through every number of a run-length code before it sends it (twelve times the work of `json.dumps`), takes seconds to
-import, and has no verb for several uploads at once or for what was uploaded. Facts about the server (1.23) that shape
-this module: it takes the same task twice without a word; `filter:tasks:updated_at` sees new, edited, skipped and
-deleted annotations; an import is one transaction; uploads that no task names stay for ever; a list of uploads to
-remove that is not given means all of them.
+Bulk data are sent as plain JSON through httpx; a person's actions use the SDK's client. The SDK traverses every number
+of a run-length code before it sends it (twelve times the work of `json.dumps`), takes seconds to import, and has no
+call for several uploads or for the list of uploads. Properties of the server (1.23) that shape this module:
+
+- it accepts the same task twice without an error;
+- `filter:tasks:updated_at` covers new, edited, skipped and deleted annotations;
+- an import is one transaction;
+- uploads that no task refers to are never deleted;
+- a request to delete uploads without a list deletes all of them.
 """
 
 from __future__ import annotations
@@ -29,20 +32,20 @@ if TYPE_CHECKING:
     from label_studio_sdk import LabelStudio
 
 TIMEOUT = 120.0
-"""Seconds without an answer before a request is given up."""
+"""Seconds without a response after which a request fails."""
 TRIES = 5
-"""Of a request that may be repeated, with growing pauses, before its error is reported."""
+"""Attempts of a repeatable request, with growing pauses, before its error is raised."""
 PAGE = 200
 """Tasks per page of a listing."""
 LOOKED_UP = 50
-"""Keys per look-up: they travel in the address."""
+"""Keys per look-up; they are part of the address."""
 
 
 class Server:
-    """One project on one server, found by its title or made. Raises LabelServerError with a remedy."""
+    """One project on one server, found by its title or created. Raises LabelServerError with a remedy."""
 
     def __init__(self, url: str, key: str, title: str, *, people: int = 1):
-        """`key`: a legacy token or a personal access token; `people`: asked about each photo (new projects)."""
+        """Create a client; `key` is a legacy or personal access token, `people` label each photo of a new project."""
         self.url, self.title, self._people = url.rstrip("/"), title, people
         self._http = self._plain(base_url=self.url, auth=cast("httpx.Auth", _auth(self.url, key)))
 
@@ -51,10 +54,11 @@ class Server:
 
             return LabelStudio(base_url=self.url, api_key=key, httpx_client=self._plain())
 
-        self._open_sdk = sdk  # holds the key where no repr shows it
+        self._open_sdk = sdk  # a closure keeps the key out of every repr
 
     def _plain(self, **more: Any) -> httpx.Client:
-        # A proxy of the environment is for the network, not for a server on this machine.
+        """Return an HTTP client for the server."""
+        # A proxy of the environment must not be used for a server on this machine.
         network = not self.url.startswith(("http://127.0.0.1", "http://localhost"))
         return httpx.Client(timeout=TIMEOUT, follow_redirects=True, trust_env=network, **more)
 
@@ -65,31 +69,38 @@ class Server:
 
     @cached_property
     def project(self) -> int:
-        """Number of the project; made with its label config where there is none of this title."""
-        found = [p for p in self._pages("/api/projects", "results") if p.get("title") == self.title]
-        if not found:
+        """Number of the project; it is created with its label config if no project has this title."""
+        matches = [p for p in self._pages("/api/projects", "results") if p.get("title") == self.title]
+        if not matches:
+            # The number of people per photo is a setting of a new project.
             settings = {"maximum_annotations": self._people, "show_collab_predictions": True}
             body = {"title": self.title, "label_config": LABEL_CONFIG, **settings}
             return int(self._call("POST", "/api/projects", json=body)["id"])
-        project = min(found, key=lambda p: p["id"])  # two makers at once: both go on with the older
+        # If two processes created it at the same time, both continue with the older one.
+        project = min(matches, key=lambda p: p["id"])
+        # Update the label config only if answers would differ.
         if controls(project.get("label_config", "")) != controls(LABEL_CONFIG):
             self._call("PATCH", f"/api/projects/{project['id']}", json={"label_config": LABEL_CONFIG})
         return int(project["id"])
 
     def link(self, task: int | None = None) -> str:
-        """Address of the project's page, or of a task's."""
+        """Return the address of the project's page, or of a task's."""
         page = f"{self.url}/projects/{self.project}/data"
         return page if task is None else f"{page}?task={task}"
 
     def summary(self) -> dict[str, Any]:
-        """Counts of tasks: `tasks`, `finished`, `skipped`, `open`; and the age of the oldest that nobody has touched,
-        `oldest_open_days` (None: there is none)."""
-        about = self._call("GET", f"/api/projects/{self.project}")
+        """Return counts of tasks and the age of the oldest untouched task.
+
+        Returns:
+            `tasks`, `finished`, `skipped`, `open`, and `oldest_open_days` (None if every task was touched).
+        """
+        info = self._call("GET", f"/api/projects/{self.project}")
+        # Untouched: neither annotated nor skipped.
         untouched = [_filter("total_annotations", "equal", "Number", 0)]
         untouched += [_filter("cancelled_annotations", "equal", "Number", 0)]
         waiting = self._tasks(untouched, order="tasks:created_at", size=1)
         skipped = self._tasks([_filter("cancelled_annotations", "greater", "Number", 0)], size=1)
-        total, finished = int(about["task_number"]), int(about["finished_task_number"])
+        total, finished = int(info["task_number"]), int(info["finished_task_number"])
         return {
             "tasks": total,
             "finished": finished,
@@ -98,75 +109,86 @@ class Server:
             "oldest_open_days": _days_since(waiting["tasks"][0]["created_at"]) if waiting["tasks"] else None,
         }
 
-    # ── out ──────────────────────────────────────────────────────────────────────────────────────
+    # ── sending ──────────────────────────────────────────────────────────────────────────────────
 
     def tasks_of(self, keys: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-        """The tasks that there are of these keys (`data.key`), oldest first; keys without one are absent."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        """Return the tasks with these keys (`data.key`), oldest first; keys without a task are left out."""
+        by_key: dict[str, list[dict[str, Any]]] = {}
         todo = list(dict.fromkeys(keys))
         for start in range(0, len(todo), LOOKED_UP):
-            some = todo[start : start + LOOKED_UP]
-            wanted = [_filter("data.key", "equal", "String", key) for key in some]
+            chunk = todo[start : start + LOOKED_UP]
+            wanted = [_filter("data.key", "equal", "String", key) for key in chunk]
             for task in self._listed(wanted, "or"):
-                if (key := task["data"].get("key")) in some:
-                    found.setdefault(key, []).append(task)
-        return {key: sorted(tasks, key=lambda task: task["id"]) for key, tasks in found.items()}
+                # Keep exact matches only.
+                if (key := task["data"].get("key")) in chunk:
+                    by_key.setdefault(key, []).append(task)
+        return {key: sorted(tasks, key=lambda task: task["id"]) for key, tasks in by_key.items()}
 
     def uploads(self, numbers: Sequence[int] | None = None) -> dict[str, list[dict[str, Any]]]:
-        """Uploaded files (all, or those of these numbers) by the name that they were sent under: `id`, and `url` for a
-        task's data."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        """Return uploaded files by the name they were sent under.
+
+        Args:
+            numbers: Numbers of the uploads; by default all.
+
+        Returns:
+            Name → list of `id` and of `url`, which a task's data refers to.
+        """
+        by_name: dict[str, list[dict[str, Any]]] = {}
         which = {"all": "true"} if numbers is None else {"ids": json.dumps(list(numbers))}
         listed = self._call("GET", f"/api/projects/{self.project}/file-uploads", params=which)
         for upload in sorted(listed, key=lambda upload: upload["id"]):
+            # The server stores a file as <random>-<name>.
             name = upload["file"].rsplit("/", 1)[-1].split("-", 1)[-1]
-            found.setdefault(name, []).append({"id": upload["id"], "url": f"/data/{upload['file']}"})
-        return found
+            by_name.setdefault(name, []).append({"id": upload["id"], "url": f"/data/{upload['file']}"})
+        return by_name
 
     def upload(self, pictures: Mapping[str, bytes]) -> dict[str, list[dict[str, Any]]]:
-        """Sends JPEG files by name; returns them as `uploads` does. Repeated after an outage, some may be twice."""
+        """Send JPEG files by name; return them as `uploads` does. After an outage some files may exist twice."""
         files = [(f"file{n}", (name, data, "image/jpeg")) for n, (name, data) in enumerate(pictures.items())]
         answer = self._call("POST", self._import, params={"commit_to_project": "false"}, files=files)
         return self.uploads(answer["file_upload_ids"])
 
     def import_tasks(self, tasks: Sequence[Mapping[str, Any]]) -> None:
-        """All of them or none. Not repeated by itself: after an outage look first what arrived."""
+        """Import all tasks or none. The request is not repeated: after an outage, check first which tasks exist."""
         data = json.dumps(tasks, separators=(",", ":")).encode()
         self._call("POST", self._import, content=data, headers={"Content-Type": "application/json"})
 
     def remove_uploads(self, numbers: Sequence[int]) -> None:
+        """Delete uploads by number."""
+        # Without a list the server would delete all uploads.
         if numbers:
             body = {"file_upload_ids": list(numbers)}
             self._call("DELETE", f"/api/projects/{self.project}/file-uploads", json=body)
 
     def remove_task(self, number: int) -> None:
+        """Delete a task with its annotations."""
         self._call("DELETE", f"/api/tasks/{number}/")
 
-    # ── in ───────────────────────────────────────────────────────────────────────────────────────
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
     def newest_change(self) -> str | None:
-        """When a task last changed, by the server's clock; None where there are no tasks."""
+        """Return the time of the last change of a task by the server's clock; None without tasks."""
         tasks = self._tasks([], order="-tasks:updated_at", size=1)["tasks"]
         return tasks[0]["updated_at"] if tasks else None
 
     def changed_since(self, since: str | None) -> Iterator[dict[str, Any]]:
-        """Tasks that changed after `since` (None: all), by number, without their annotations."""
+        """Yield tasks that changed after `since` (None: all), by number, without their annotations."""
         yield from self._listed([_filter("updated_at", "greater", "Datetime", since)] if since else [], "and")
 
     def annotations(self, task: int) -> list[Any]:
-        """A task's annotations as they are stored, skips left out, with the annotators' addresses where known."""
-        found = self._call("GET", f"/api/tasks/{task}/annotations/")
-        for annotation in found if isinstance(found, list) else []:
+        """Return a task's stored annotations without skips, with the annotators' e-mail addresses if known."""
+        stored = self._call("GET", f"/api/tasks/{task}/annotations/")
+        for annotation in stored if isinstance(stored, list) else []:
             if isinstance(annotation, dict):
                 who = annotation.get("completed_by")
                 annotation["completed_by"] = self._names.get(who, who) if isinstance(who, int) else who
-        return found if isinstance(found, list) else []
+        return stored if isinstance(stored, list) else []
 
     def predictions(self, task: int) -> list[dict[str, Any]]:
         return self._call("GET", "/api/predictions/", params={"task": task})
 
     def ask_again(self, task: Mapping[str, Any], people: int, why: str) -> None:
-        """Puts a task back into the queue of those who have not seen it, until so many have answered."""
+        """Put a task back into the queue of people who have not answered it, until `people` have answered."""
         data = {**task["data"], "disagreement": why}
         self._call("PATCH", f"/api/tasks/{task['id']}/", json={"overlap": people, "is_labeled": False, "data": data})
 
@@ -174,11 +196,11 @@ class Server:
 
     @cached_property
     def sdk(self) -> LabelStudio:
-        """The SDK's client in the name of the same key, for what a person does: few and small requests."""
+        """The SDK's client with the same key, for a person's actions: few and small requests."""
         return self._open_sdk()
 
     def annotate(self, task: int, result: Sequence[Mapping[str, Any]], **more: Any) -> int:
-        """Hands in an annotation by the key's owner, returns its number; `more`: was_cancelled, lead_time."""
+        """Submit an annotation as the key's owner; return its number. `more`: was_cancelled, lead_time."""
         made = self.sdk.annotations.create(id=task, result=[dict(region) for region in result], **more)
         return int(made.id or 0)
 
@@ -189,13 +211,14 @@ class Server:
         self.sdk.annotations.delete(id=annotation)
 
     def hook(self, address: str, headers: Mapping[str, str]) -> None:
-        """Has the server call `address` when work is handed in or changed; replaces an earlier hook to it.
+        """Make the server call `address` when work is submitted or changed; replaces an earlier hook to it.
 
-        A server refuses addresses of its own machine or network unless it is told otherwise.
+        By default a server refuses addresses of its own machine or network.
         """
         actions = ["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED"]
         body = {"url": address, "headers": dict(headers), "project": self.project, "actions": actions}
         body |= {"send_payload": False, "send_for_all_actions": False, "is_active": True}
+        # Delete an earlier hook to the same address.
         for hook in self._call("GET", "/api/webhooks/", params={"project": self.project}):
             if hook["url"] == address:
                 self._call("DELETE", f"/api/webhooks/{hook['id']}/")
@@ -206,16 +229,18 @@ class Server:
             raise LabelServerError(f"{error}; {remedy} another server's environment those of its network") from None
 
     def add_account(self, email: str, password: str) -> str:
-        """Makes an account by the organisation's invitation, as a person would; returns its token."""
+        """Create an account by the organisation's invitation, as a person would; return its token."""
         invitation = self._call("GET", "/api/invite")["invite_url"]
         with httpx.Client(base_url=self.url, timeout=TIMEOUT, follow_redirects=True) as browser:
+            # The sign-up form needs the CSRF token of its page.
             page = browser.get(invitation)
             secret = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
             form = {"csrfmiddlewaretoken": secret.group(1) if secret else "", "email": email, "password": password}
             browser.post(str(page.url), data=form, headers={"Referer": str(page.url)})
             answer = browser.get("/api/current-user/token")
             if not answer.is_success:
-                raise LabelServerError(f"Label Studio at {self.url} made no account {email!r}: it may exist already")
+                raise LabelServerError(f"Label Studio at {self.url} created no account {email!r}: it may exist already")
+            # The cached list of names lacks the new account.
             self.__dict__.pop("_names", None)
             return str(answer.json()["token"])
 
@@ -238,10 +263,13 @@ class Server:
         return self._call("GET", "/api/tasks/", params=params)
 
     def _listed(self, wanted: Sequence[Any], conjunction: str) -> Iterator[dict[str, Any]]:
-        """Every task that passes, each page from behind the last number: none is missed where others come or go."""
+        """Yield every task that passes the filters.
+
+        Each page starts after the last number, so tasks that are added or removed meanwhile cause no gaps.
+        """
         last = 0
         while True:
-            # The server has no brackets: an "or" is short enough for one page.
+            # The server's filters cannot be nested, so an "or" must fit on one page.
             behind = [_filter("id", "greater", "Number", last)] if conjunction == "and" else []
             size = PAGE if conjunction == "and" else 10 * PAGE
             tasks = self._tasks([*wanted, *behind], conjunction, size=size)["tasks"]
@@ -251,31 +279,35 @@ class Server:
             last = tasks[-1]["id"]
 
     def _pages(self, path: str, name: str) -> Iterator[dict[str, Any]]:
+        """Yield the entries of a paged listing."""
         page = 1
         while True:
-            found = self._call("GET", path, params={"page": page, "page_size": 100})
-            yield from found[name]
-            if not found.get("next"):
+            answer = self._call("GET", path, params={"page": page, "page_size": 100})
+            yield from answer[name]
+            if not answer.get("next"):
                 return
             page += 1
 
     def _call(self, method: str, path: str, **request: Any) -> Any:
-        """The answer's JSON. What may be repeated is, through outages of some seconds."""
+        """Send a request and return the response's JSON; repeat repeatable requests through outages of seconds."""
+        # Repeat with growing pauses while the fault may pass by itself and a repetition does no harm.
         fault: Exception = LabelServerError("")
         for attempt in range(TRIES):
             patient = attempt + 1 < TRIES
             try:
                 response = self._http.request(method, path, **request)
             except httpx.ConnectError as error:
-                fault = error  # nothing was sent: any method may be tried again
+                fault = error  # no data were sent, so any method may be repeated
             except httpx.TransportError as error:
+                # A POST may have been executed before the connection failed.
                 fault, patient = error, patient and method != "POST"
             else:
+                # Already deleted, for example by an earlier attempt.
                 if method == "DELETE" and response.status_code == 404:
                     return None
                 if response.is_success:
                     return _json(response)
-                fault = LabelServerError(_said(self.url, method, path, response))
+                fault = LabelServerError(_refusal(self.url, method, path, response))
                 patient = patient and method != "POST" and response.status_code in (429, 500, 502, 503, 504)
             if not patient:
                 break
@@ -291,7 +323,7 @@ def _days_since(moment: str) -> float:
 
 
 def controls(config: str) -> Any:
-    """What of a label config answers depend on: names, targets and values; not colours or words. None: no config."""
+    """Return the parts of a label config that answers depend on: names, targets and values; None without a config."""
     try:
         root = ElementTree.fromstring(config)
     except ElementTree.ParseError:
@@ -313,11 +345,12 @@ def _json(response: httpx.Response) -> Any:
     try:
         return response.json()
     except (ValueError, RecursionError):
-        text = f"{response.request.url.path} answered with {response.headers.get('content-type', 'something')}"
+        text = f"{response.request.url.path} responded with {response.headers.get('content-type', 'something')}"
         raise LabelServerError(f"{text}, not JSON: is LABEL_STUDIO_URL the address of a Label Studio?") from None
 
 
-def _said(url: str, method: str, path: str, response: httpx.Response) -> str:
+def _refusal(url: str, method: str, path: str, response: httpx.Response) -> str:
+    """Return the error message for a refused request."""
     code = response.status_code
     if code in (401, 403):
         return f"Label Studio at {url} refuses the key (HTTP {code}): check LABEL_STUDIO_API_KEY"
@@ -326,7 +359,7 @@ def _said(url: str, method: str, path: str, response: httpx.Response) -> str:
 
 
 def _auth(url: str, key: str) -> object:
-    """Headers for either kind of key. A personal access token is a JWT that buys 300 s of access at a time."""
+    """Return the authentication for either kind of key; a personal access token is a JWT that is valid for 300 s."""
 
     class Auth(httpx.Auth):
         requires_response_body = True
@@ -335,14 +368,16 @@ def _auth(url: str, key: str) -> object:
             self._access, self._until = "", 0.0
 
         def auth_flow(self, request):
+            # A JWT has two dots; a legacy token has none.
             if key.count(".") != 2:
                 request.headers["Authorization"] = f"Token {key}"
                 yield request
                 return
+            # Exchange the token for a new access token before the old one expires.
             if time.monotonic() > self._until:
                 answer = yield httpx.Request("POST", f"{url}/api/token/refresh/", json={"refresh": key})
                 if not answer.is_success:
-                    # The request without a key is refused, and so it is told.
+                    # Send the request without a key: its refusal becomes the error message.
                     yield request
                     return
                 self._access, self._until = answer.json()["access"], time.monotonic() + 240

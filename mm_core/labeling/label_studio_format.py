@@ -1,7 +1,7 @@
-"""Label Studio's formats: tasks out, annotations in. With `rle`, the only module that knows them.
+"""Label Studio's formats: tasks to send and annotations to read. Besides `rle`, the only module that handles them.
 
-What the server stores is whatever somebody sent (it validates nothing), so nothing of an annotation is believed
-before it was checked; see `read_annotation`.
+The server stores annotations without validation. Every field is therefore checked before it is used; see
+`read_annotation`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from mm_core.core.records import ALL_CATEGORIES
 from mm_core.labeling.rle import BadRle, decode_rle, encode_rle
 
 MATTE, CATEGORY, REJECT, IMAGE = "matte", "category", "reject", "image"
-"""Names of controls in the label config that tasks and annotations refer to."""
+"""Names of the label config's controls, which tasks and annotations refer to."""
 FOREGROUND, UNKNOWN = "Foreground", "Unknown"
-"""What can be painted: the subject, and where hair, fur, glass or blur make it partly see-through."""
+"""Brush labels: the subject, and areas in which hair, fur, glass or blur make it partly transparent."""
 REASONS = ("no clear subject", "bad photo", "private", "other")
-"""Why a person may refuse a photo instead of painting it."""
+"""Reasons for refusing a photo instead of painting it."""
 
 
 def _choices(values: Sequence[str]) -> str:
@@ -53,64 +53,71 @@ LABEL_CONFIG = f"""<View>
 """
 
 
+# Control name and region type of each control.
 _CONTROLS = ((MATTE, "brushlabels"), (CATEGORY, "choices"), (REJECT, "choices"))
 
 
 class BadAnnotation(InputError):
-    """An annotation is refused; the text is the reason."""
+    """An annotation cannot be used; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """What a person made of one task, checked and decoded."""
+    """A person's answer to one task, checked and decoded."""
 
     alpha: np.ndarray | None
-    """uint8 (H, W), at the size of the upright photo; None where the photo was refused."""
+    """uint8 (H, W) at the size of the upright photo; None if the photo was refused."""
     unknown: np.ndarray | None
-    """bool (H, W): painted as Unknown, `alpha` is to be solved there; None where nothing was."""
+    """bool (H, W): areas painted as Unknown, in which `alpha` must be solved; None without such areas."""
     category: str
     rejected: str
-    """One of REASONS where the person refused the photo, else empty."""
+    """One of REASONS if the person refused the photo, else empty."""
     annotator: str
     updated_at: str
     """ISO 8601, UTC."""
 
 
 def outbox(layout: Layout) -> Path:
-    """Tasks for people: `<batch>.json`, `<batch>/` with its photos, `label_config.xml`."""
+    """Return the folder of tasks to send: `<batch>.json`, `<batch>/` with the photos, `label_config.xml`."""
     return layout.labels / "outbox"
 
 
 def inbox(layout: Layout) -> Path:
-    """Where Label Studio's JSON exports are put."""
+    """Return the folder for Label Studio's JSON exports."""
     return layout.labels / "inbox"
 
 
 def collected(layout: Layout) -> Path:
-    """Exports that were read, by content; `*.refused.json` beside one says what of it was refused and why."""
+    """Return the folder of read exports; `*.refused.json` next to one lists refused annotations with reasons."""
     return layout.labels / "collected"
 
 
-# ── out ──────────────────────────────────────────────────────────────────────────────────────────
+# ── tasks ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def make_task(
     sample_id: str, image: str, shown: Mapping[str, Any], alpha: np.ndarray | None, category: str | None, version: str
 ) -> dict[str, Any]:
-    """One task of Label Studio's import format.
+    """Return one task in Label Studio's import format.
 
-    `image`: URL or path for the server; `shown`: more columns of its table; `alpha`: the matte to begin with, uint8
-    (H, W) at the upright photo's size, or None; `category`: pre-selected where known; `version`: of the model.
+    Args:
+        sample_id: Id of the photo.
+        image: URL or path of the picture for the server.
+        shown: Further columns of the server's table.
+        alpha: Initial matte, uint8 (H, W) at the upright photo's size, or None.
+        category: Preselected category, or None.
+        version: Version of the model that predicted `alpha`.
     """
     task: dict[str, Any] = {"data": {**shown, "image": image, "key": sample_id}}
     if alpha is not None:
+        # The initial matte is a prediction, which the person edits.
         region = [choice_region(CATEGORY, category)] if category else []
         task["predictions"] = [{"model_version": version, "result": [brush_region(alpha), *region]}]
     return task
 
 
 def brush_region(alpha: np.ndarray, label: str = FOREGROUND) -> dict[str, Any]:
-    """The region that holds a soft matte uint8 (H, W) bit for bit."""
+    """Return a brush region that stores a soft matte uint8 (H, W) losslessly."""
     height, width = alpha.shape
     return {
         "id": label.lower(),
@@ -125,18 +132,21 @@ def brush_region(alpha: np.ndarray, label: str = FOREGROUND) -> dict[str, Any]:
 
 
 def choice_region(name: str, value: str) -> dict[str, Any]:
-    """The region that holds a choice of the control `name`: CATEGORY or REJECT."""
+    """Return a region with a choice of the control `name`: CATEGORY or REJECT."""
     shown = {"choices": [value]}
     return {"id": name, "type": "choices", "from_name": name, "to_name": IMAGE, "value": shown}
 
 
-# ── in ───────────────────────────────────────────────────────────────────────────────────────────
+# ── annotations ──────────────────────────────────────────────────────────────────────────────────
 
 
 def read_annotation(annotation: Any, width: int, height: int) -> Annotation:
-    """Checks and decodes one annotation of a photo of the given upright size; raises BadAnnotation with the reason.
+    """Check and decode one annotation of a photo with the given upright size.
 
-    Several regions of one label are united (the larger alpha counts); what is Unknown is so over Foreground.
+    Several regions of one label are united by the larger alpha. Unknown takes precedence over Foreground.
+
+    Raises:
+        BadAnnotation: A part of the annotation is missing or invalid.
     """
     if not isinstance(annotation, dict) or not isinstance(annotation.get("result"), list):
         raise BadAnnotation("the annotation has no list `result`")
@@ -144,7 +154,7 @@ def read_annotation(annotation: Any, width: int, height: int) -> Annotation:
     chosen: dict[str, str] = {}
     for region in annotation["result"]:
         if not isinstance(region, dict) or not isinstance(region.get("value"), dict):
-            raise BadAnnotation("a region is no object with a `value`")
+            raise BadAnnotation("a region is not an object with a `value`")
         name, kind = str(region.get("from_name")), region.get("type")
         if region.get("to_name") != IMAGE or (name, kind) not in _CONTROLS:
             raise BadAnnotation(f"a region of type {kind!r} from {name!r}, which the label config does not have")
@@ -156,6 +166,7 @@ def read_annotation(annotation: Any, width: int, height: int) -> Annotation:
             raise BadAnnotation(f"{name} is chosen twice")
         else:
             chosen[name] = _read_choice(name, region["value"])
+    # A refusal needs neither a matte nor a category.
     who, when = _annotator(annotation.get("completed_by")), updated_at(annotation)
     if reason := chosen.get(REJECT):
         return Annotation(None, None, chosen.get(CATEGORY, ""), reason, who, when)
@@ -168,9 +179,10 @@ def read_annotation(annotation: Any, width: int, height: int) -> Annotation:
 
 
 def updated_at(annotation: Mapping[str, Any]) -> str:
-    """When an annotation was last changed, ISO 8601 in UTC; raises BadAnnotation."""
+    """Return the time of an annotation's last change, ISO 8601 in UTC; raise BadAnnotation if it has none."""
     text = annotation.get("updated_at") or annotation.get("created_at")
     try:
+        # A time without zone is taken as UTC.
         moment = datetime.fromisoformat(text) if isinstance(text, str) else None
     except ValueError:
         moment = None
@@ -180,7 +192,7 @@ def updated_at(annotation: Mapping[str, Any]) -> str:
 
 
 def _read_brush(region: Mapping[str, Any], width: int, height: int) -> tuple[str, np.ndarray]:
-    """The label of a painted region and its mask, uint8 (H, W)."""
+    """Return the label of a brush region and its mask, uint8 (H, W)."""
     value = region["value"]
     labels = value.get("brushlabels")
     if labels not in ([FOREGROUND], [UNKNOWN]):
@@ -189,6 +201,7 @@ def _read_brush(region: Mapping[str, Any], width: int, height: int) -> tuple[str
         raise BadAnnotation(f"a brush region in format {str(value.get('format'))[:20]!r}, not 'rle'")
     if region.get("image_rotation", 0) != 0:
         raise BadAnnotation("the photo was rotated in Label Studio")
+    # Masks at another size or rotation would not match the photo.
     claimed = (region.get("original_width"), region.get("original_height"))
     if any(type(side) is not int for side in claimed) or claimed != (width, height):
         raise BadAnnotation(f"the region is of size {claimed}, the photo of {(width, height)}")
@@ -199,22 +212,25 @@ def _read_brush(region: Mapping[str, Any], width: int, height: int) -> tuple[str
 
 
 def _read_choice(name: str, value: Mapping[str, Any]) -> str:
-    choices, known = value.get("choices"), ALL_CATEGORIES if name == CATEGORY else REASONS
-    if not isinstance(choices, list) or len(choices) != 1 or choices[0] not in known:
-        raise BadAnnotation(f"{name} {str(choices)[:60]} is not one of {', '.join(known)}")
+    """Return the chosen value of a control; raise BadAnnotation unless it is exactly one allowed value."""
+    choices, allowed = value.get("choices"), ALL_CATEGORIES if name == CATEGORY else REASONS
+    if not isinstance(choices, list) or len(choices) != 1 or choices[0] not in allowed:
+        raise BadAnnotation(f"{name} {str(choices)[:60]} is not one of {', '.join(allowed)}")
     return str(choices[0])
 
 
 def _check_score(score: Any) -> None:
+    """Raise BadAnnotation unless the score is missing or in [0, 1]."""
     number = isinstance(score, (int, float)) and not isinstance(score, bool)
     if score is not None and not (number and math.isfinite(score) and 0 <= score <= 1):
-        raise BadAnnotation(f"score {str(score)[:20]} does not lie in [0, 1]")
+        raise BadAnnotation(f"score {str(score)[:20]} is not in [0, 1]")
 
 
 def _annotator(who: Any) -> str:
-    """A short printable name of the person: e-mail address or number."""
+    """Return a short printable name of the person: e-mail address or number."""
     if isinstance(who, dict):
         who = who.get("email") or who.get("id")
+    # `True` is an int in Python, but no number of a person.
     if isinstance(who, bool) or not isinstance(who, (str, int)):
         return "unknown"
     return re.sub(r"[^\w@.+ -]", "", str(who))[:100] or "unknown"

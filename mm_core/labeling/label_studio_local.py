@@ -1,4 +1,4 @@
-"""A Label Studio of one's own on 127.0.0.1, in an environment and a data folder of its own; and which server counts."""
+"""Run a local Label Studio on 127.0.0.1 in its own environment and data folder; find the server to use."""
 
 from __future__ import annotations
 
@@ -28,19 +28,28 @@ from mm_core.core.records import write_json
 from mm_core.labeling.label_studio_client import Server
 
 START = 300.0
-"""Seconds that a server may take until it answers; its first start makes a database."""
+"""Seconds that a server may take until it responds; the first start creates a database."""
 STOP = 20.0
 """Seconds between SIGTERM and SIGKILL."""
 EMAIL = "matting-moments@localhost.example"
 
 
 def connect(layout: Layout, *, people: int = 1) -> Server | None:
-    """The server of `LABEL_STUDIO_URL`, else the one that `mm label serve` runs on this workspace, else None."""
+    """Return the server of `LABEL_STUDIO_URL`, or the one that `mm label serve` runs on this workspace, or None.
+
+    Args:
+        layout: The workspace.
+        people: Number of people who label each photo in a new project.
+
+    Raises:
+        InputError: The address or the key is missing or malformed.
+    """
     settings = layout.settings
     if url := settings.label_studio_url:
         if not url.startswith(("http://", "https://")):
             raise InputError(f"LABEL_STUDIO_URL={url!r} is no address: write http://host:port or https://host")
         key = os.environ.get("LABEL_STUDIO_API_KEY", "").strip()
+        # A key with a space or line break would fail later with a less clear error.
         if not re.fullmatch(r"[\x21-\x7e]+", key):
             what = "is no key: copy it again" if key else "is not set"
             raise InputError(f"LABEL_STUDIO_API_KEY {what}: LABEL_STUDIO_URL needs the key of an account there")
@@ -52,16 +61,17 @@ def connect(layout: Layout, *, people: int = 1) -> Server | None:
 
 
 def running_server(folder: Path) -> dict | None:
-    """`url` and `pid` of the server that runs on this folder; None where there is none (any more)."""
+    """Return `url` and `pid` of the server that runs on this folder, or None."""
     with suppress(FileNotFoundError, ValueError, KeyError):
-        about = json.loads((folder / "server.json").read_text())
-        if _started(about["pid"]) == about["started"]:
-            return about
+        info = json.loads((folder / "server.json").read_text())
+        # The start time guards against a process number that was reused.
+        if _started(info["pid"]) == info["started"]:
+            return info
     return None
 
 
 def read_account(folder: Path) -> dict[str, str]:
-    """`email`, `password` and `token` of a local server's only account; made at random where there is none."""
+    """Return `email`, `password` and `token` of a local server's only account; create it at random if it is missing."""
     path = folder / "account.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,16 +85,16 @@ def read_account(folder: Path) -> dict[str, str]:
 
 @dataclass
 class LocalServer:
-    """One Label Studio process. `start` returns once it answers, `stop` ends it, and so does our own end."""
+    """A Label Studio process. `start` returns once it responds; it ends with `stop` or with this program."""
 
     python: Path
-    """Of the environment that has Label Studio."""
+    """Python of the environment that has Label Studio installed."""
     folder: Path
-    """Holds `data/`, `account.json` (0600), `log.txt` and, while it runs, `server.json`."""
+    """Contains `data/`, `account.json` (mode 0600), `log.txt` and, while the server runs, `server.json`."""
     port: int
     local_hooks: bool = False
-    """It may call addresses of this machine, which its protection against forged requests forbids. Whoever has an
-    account there can then make it ask for such addresses."""
+    """Allow calls to addresses of this machine, which the protection against forged requests forbids by default. Every
+    account of the server can then make it request such addresses."""
     _process: subprocess.Popen | None = None
     _log: IO[bytes] | None = None
 
@@ -93,19 +103,26 @@ class LocalServer:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Raises InputError where the port or the folder is taken, LabelServerError where it does not come up."""
+        """Start the server and wait until it responds.
+
+        Raises:
+            InputError: Label Studio is not installed, or the port or the folder is in use.
+            LabelServerError: The server does not start.
+        """
         if not self.program.is_file():
             raise InputError(f"{self.program} is missing: run `make labelstudio`")
         if running := running_server(self.folder):
             raise InputError(f"a server runs on {self.folder} already: {running['url']}, process {running['pid']}")
+        # Check the port before anything is written.
         _require_free(self.port)
         self.folder.mkdir(parents=True, exist_ok=True)
+        # The folder contains the account's password.
         self.folder.chmod(0o700)
         account = read_account(self.folder)
         self._prepare()
         self._log = (self.folder / "log.txt").open("ab")
         command = [str(self.program), "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(self.port)]
-        # Nothing of our environment reaches it: it reads names as common as HOST, PORT and DEBUG.
+        # The server gets no variables of this process: it reads names as common as HOST, PORT and DEBUG.
         self._process = processes.start(
             command,
             python=str(self.python),
@@ -120,11 +137,11 @@ class LocalServer:
         except BaseException:
             self.stop()
             raise
-        about = {"url": self.url, "pid": self.pid, "started": _started(self.pid)}
-        write_json(self.folder / "server.json", about)
+        info = {"url": self.url, "pid": self.pid, "started": _started(self.pid)}
+        write_json(self.folder / "server.json", info)
 
     def stop(self) -> None:
-        """Ends the process that `start` made, and waits for it."""
+        """End the process that `start` created, and wait for it."""
         if self._process is not None:
             processes.end([self._process], signal.SIGTERM, STOP)
             self._process = None
@@ -146,16 +163,18 @@ class LocalServer:
         return self._process is None or self._process.poll() is not None
 
     def _prepare(self) -> None:
-        """A new folder starts from the empty database that `make labelstudio` made: seconds instead of a minute."""
+        """Start a new folder from the empty database that `make labelstudio` created: seconds instead of a minute."""
         data, ready = self.folder / "data", self.python.parent.parent / "prepared"
         (self.folder / "home").mkdir(exist_ok=True)
+        # Copy under a hidden name first, so that a killed copy is not taken for the folder.
         if not data.exists() and (ready / "label_studio.sqlite3").is_file():
             draft = self.folder / f".data.{os.getpid()}"
-            # Not `.env`: each folder gets a secret of its own.
+            # `.env` is left out: each folder gets its own secret.
             shutil.copytree(ready, draft, ignore=shutil.ignore_patterns(".env"))
             draft.replace(data)
 
     def _environment(self, account: Mapping[str, str]) -> dict[str, str]:
+        """Return the complete environment of the server process."""
         return {
             "PATH": f"{self.python.parent}:/usr/bin:/bin",
             "HOME": str(self.folder / "home"),
@@ -174,12 +193,13 @@ class LocalServer:
         }
 
     def _await_health(self) -> None:
+        """Wait until the server responds on its own port; raise LabelServerError otherwise."""
         until = time.monotonic() + START
         while time.monotonic() < until:
             if self.ended:
-                raise LabelServerError(f"Label Studio ended while starting: {self.folder / 'log.txt'} says why")
+                raise LabelServerError(f"Label Studio ended while starting: the reason is in {self.folder / 'log.txt'}")
             if _healthy(self.url):
-                # A busy port would have made it take the next one, and another's server would answer here.
+                # Label Studio takes the next port if its own is busy, and then another server responds here.
                 if not _listens(self.pid, self.port):
                     raise LabelServerError(f"port {self.port} was taken by another process: choose another --port")
                 return
@@ -188,6 +208,8 @@ class LocalServer:
 
 
 def _healthy(url: str) -> bool:
+    """Return whether the server's health page reports that it is up."""
+    # A proxy of the environment must not be used for 127.0.0.1.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(f"{url}/health/", timeout=5) as answer:
@@ -197,6 +219,7 @@ def _healthy(url: str) -> bool:
 
 
 def _require_free(port: int) -> None:
+    """Raise InputError if the port is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -206,12 +229,14 @@ def _require_free(port: int) -> None:
 
 
 def free_port() -> int:
+    """Return a port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def _listens(pid: int, port: int) -> bool:
+    """Return whether the process or one of its children listens on the port."""
     process = psutil.Process(pid)
     return any(
         connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
@@ -221,7 +246,7 @@ def _listens(pid: int, port: int) -> bool:
 
 
 def _started(pid: int) -> float | None:
-    """When a process began; None where there is no such process. A number alone may have gone to another."""
+    """Return the start time of a process, or None; a process number alone may have been reused."""
     try:
         return psutil.Process(pid).create_time()
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""Writes chosen photos to the outbox as Label Studio tasks, and to the catalog as sent."""
+"""Write chosen photos to the outbox as Label Studio tasks, and record them in the catalog as sent."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from mm_core.labeling.label_studio_format import LABEL_CONFIG, make_task, outbox
 from mm_core.storage.catalog import Catalog
 
 ROUTED = "routed"
-"""Extractor of the rows of `features` that say which photo was sent, in which batch and queue, and why."""
+"""Extractor name of the rows of `features` that record each sent photo with its batch, queue and reason."""
 QUEUES = ("train", "suspect", "eval")
-"""What a task is for: a new training label; a look at a drop's suspect matte; a look at an eval photo's label."""
+"""Kinds of tasks: a new training label; a review of a drop's suspect matte; a review of an eval photo's label."""
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """One photo on its way to people."""
+    """One photo to send."""
 
     sample_id: str
     queue: str
     photo: Path
     why: str
-    """One plain sentence."""
+    """Reason in one plain sentence."""
     score: float
     category: str | None = None
-    """As the catalog has it, not as guessed."""
+    """Category in the catalog, not a guessed one."""
     tags: Sequence[str] = ()
     start: Callable[[np.ndarray], np.ndarray] | None = None
-    """Makes the matte to begin with, uint8 (H, W), of the upright photo; None: an empty canvas."""
+    """Makes the initial matte, uint8 (H, W), of the upright photo; None starts from an empty canvas."""
     start_version: str = "none"
-    """Whose matte that is."""
+    """Model or label that the initial matte is from."""
     numbers: Mapping[str, float] = field(default_factory=dict)
-    """The parts of the score."""
+    """Factors of the score."""
     texts: Mapping[str, str] = field(default_factory=dict)
-    """More to remember."""
+    """Further texts to record."""
 
 
 def send(
@@ -54,35 +54,37 @@ def send(
     now: datetime,
     progress: Callable[[str, int, int], None],
 ) -> Path:
-    """Pictures, then the tasks under a hidden name, then the rows, then the tasks' real name; returns their file."""
+    """Write pictures, tasks under a hidden name and catalog rows, then publish the tasks file; return its path."""
     folder = outbox(layout)
+    # The name depends on the contents, so a repeated run overwrites its own batch.
     batch = f"{now:%Y-%m-%d}-{digest_of(sorted((o.queue, o.sample_id) for o in outgoing))[:12]}"
     tasks, rows = [], []
-    for done, one in enumerate(outgoing):
-        rgb = load_rgb(one.photo)
-        # Upright, sRGB and in a format that browsers show: the matte's size is then the picture's.
-        picture = folder / batch / f"{one.sample_id}.jpg"
+    for done, item in enumerate(outgoing):
+        rgb = load_rgb(item.photo)
+        # Upright sRGB in a format that browsers display, so that the matte has the size of the picture.
+        picture = folder / batch / f"{item.sample_id}.jpg"
         picture.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rgb).save(picture, "JPEG", quality=95, subsampling=0)
-        shown = {"queue": one.queue, "score": round(one.score, 4), "why": one.why, "batch": batch}
-        shown |= {"tags": ", ".join(one.tags)} | ({"category": one.category} if one.category else {})
+        shown = {"queue": item.queue, "score": round(item.score, 4), "why": item.why, "batch": batch}
+        shown |= {"tags": ", ".join(item.tags)} | ({"category": item.category} if item.category else {})
         url = f"/data/local-files/?d={batch}/{picture.name}"
-        alpha = one.start(rgb) if one.start else None
-        tasks.append(make_task(one.sample_id, url, shown, alpha, one.category, one.start_version))
-        texts = {"batch": batch, "queue": one.queue, "model": one.start_version, "why": one.why}
-        texts |= {"category": one.category or ""}
+        alpha = item.start(rgb) if item.start else None
+        tasks.append(make_task(item.sample_id, url, shown, alpha, item.category, item.start_version))
+        texts = {"batch": batch, "queue": item.queue, "model": item.start_version, "why": item.why}
+        texts |= {"category": item.category or ""}
         rows.append(
             {
-                "sample_id": one.sample_id,
+                "sample_id": item.sample_id,
                 "extractor": ROUTED,
                 "version": batch,
-                "numbers": {**one.numbers, "score": one.score},
-                "texts": texts | dict(one.texts),
+                "numbers": {**item.numbers, "score": item.score},
+                "texts": texts | dict(item.texts),
                 "computed_at": now.isoformat(timespec="seconds"),
             }
         )
         progress("tasks", done + 1, len(outgoing))
     write_bytes(folder / "label_config.xml", LABEL_CONFIG.encode())
+    # The file appears under its real name only after the rows are in the catalog (see `finish_pending`).
     pending, ready = folder / f".{batch}.pending", folder / f"{batch}.json"
     write_bytes(pending, json.dumps(tasks, separators=(",", ":")).encode())
     catalog.upsert("features", rows)
@@ -91,12 +93,13 @@ def send(
 
 
 def finish_pending(catalog: Catalog, layout: Layout) -> None:
-    """A killed run's batch: where its rows are in, its tasks get their name; where not, it never was."""
+    """Complete a killed run's batch: publish its tasks if its rows are in the catalog, otherwise delete it."""
     for path in sorted(outbox(layout).glob(".*.pending")):
         batch = path.name[1 : -len(".pending")]
         filters = [("extractor", "=", ROUTED), ("version", "=", batch)]
         if len(catalog.read("features", columns=["sample_id"], filters=filters)):
             path.replace(path.with_name(f"{batch}.json"))
         else:
+            # Without rows the photos count as not sent, and may be chosen again.
             shutil.rmtree(path.with_name(batch), ignore_errors=True)
             path.unlink()

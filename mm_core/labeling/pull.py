@@ -1,4 +1,4 @@
-"""Takes finished work from a Label Studio server: what changed since the last time, and nothing twice."""
+"""Read finished work from a Label Studio server: the changes since the last pull, each once."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from mm_core.storage.catalog import Catalog
 from mm_core.storage.store import Store
 
 OVERLAP = timedelta(minutes=2)
-"""Looked at again each time: a change may become visible after a later one."""
+"""Period that is read again each time, because a change may become visible after a later one."""
 AT_ONCE = 32
-"""Photos whose mattes are decoded before they are committed."""
+"""Photos decoded per commit."""
 REQUESTS = 4
-"""Open at a time."""
+"""Parallel requests."""
 
 
 @dataclass
 class Cursor:
-    """How far a project has been read."""
+    """Position up to which a project has been read."""
 
     path: Path
     link: str
     since: str | None
-    """Every change up to then has been taken."""
+    """Every change up to this time has been read."""
     seen: dict[str, str]
-    """Task number → time of change, of what was taken behind `since` less the overlap."""
+    """Task number → time of change, for tasks read after `since` minus the overlap."""
 
     @staticmethod
     def read(layout: Layout, link: str) -> Cursor:
@@ -61,28 +61,31 @@ def pull_labels(
     *,
     progress: Callable[[str, int, int], None],
 ) -> int:
-    """Takes every task that changed since the last pull, a few at a time; returns how many it looked at.
+    """Read every task that changed since the last pull, a few at a time; return their number.
 
-    A task's outcome is worked out from all its annotations as they are now, so that edits, deletions and
-    re-submissions need no history, and reading a task again changes nothing. `labels/pulled.json` is written after
-    the catalog: killed in between, a few tasks are read again. Where people disagree, another one is asked.
+    The result of a task is computed from all its current annotations. Edits, deletions and repeated submissions
+    therefore need no history, and reading a task again changes nothing. `labels/pulled.json` is written after the
+    catalog, so after a kill a few tasks are read again. If people disagree, the task is sent to another person.
     """
     cursor = Cursor.read(layout, server.link())
     newest = server.newest_change()
     changed = [t for t in server.changed_since(_less(cursor.since)) if cursor.seen.get(str(t["id"])) != t["updated_at"]]
     changed = _without_twins(server, changed)
+    # Commit in chunks, and move the cursor after each commit.
     for start in range(0, len(changed), AT_ONCE):
-        some = changed[start : start + AT_ONCE]
+        chunk = changed[start : start + AT_ONCE]
         with ThreadPoolExecutor(REQUESTS) as pool:
-            works = list(pool.map(lambda task: _work(server, task), some))
+            works = list(pool.map(lambda task: _work(server, task), chunk))
+        # Photos on which people disagree get another answer.
         disputed = {work.task for work in take(catalog, store, params, works, taken)}
-        for task, work in zip(some, works, strict=True):
+        for task, work in zip(chunk, works, strict=True):
             if work.task in disputed:
                 _ask_again(server, task, work, params, taken)
             taken.counts["cancelled"] += task["cancelled_annotations"]
             cursor.seen[str(task["id"])] = task["updated_at"]
         cursor.write()
         progress("pull", min(start + AT_ONCE, len(changed)), len(changed))
+    # `newest` was read before the listing, so later changes are read next time.
     cursor.since = newest or cursor.since
     kept = _less(cursor.since) or ""
     cursor.seen = {task: when for task, when in cursor.seen.items() if when > kept}
@@ -91,18 +94,21 @@ def pull_labels(
 
 
 def news(layout: Layout, server: Server) -> str | None:
-    """When something changed on the server that no pull has seen; None where nothing did. One small request."""
+    """Return the time of a change on the server that no pull has read, or None. Costs one small request."""
     newest, since = server.newest_change(), Cursor.read(layout, server.link()).since
     return newest if newest and (since is None or newest > since) else None
 
 
 def _work(server: Server, task: Mapping[str, Any]) -> Work:
+    """Fetch the annotations of a task."""
     annotations = server.annotations(task["id"]) if task["total_annotations"] else []
     return Work(key_of(task), annotations, server.link(task["id"]), f"task {task['id']}")
 
 
 def _ask_again(server: Server, task: Mapping[str, Any], work: Work, params: LabelParams, taken: Taken) -> None:
+    """Request another answer for a disputed task, up to `params.most_people` answers."""
     row = next(row for row in reversed(taken.disagreements) if row["key"] == work.key)
+    # Too many answers already: an expert must decide.
     if row["people"] >= params.most_people:
         taken.refuse(work, None, f"{row['people']} people: {row['why']}: let an expert delete what is wrong")
     elif task["overlap"] <= row["people"] or task["is_labeled"]:
@@ -110,18 +116,22 @@ def _ask_again(server: Server, task: Mapping[str, Any], work: Work, params: Labe
 
 
 def _without_twins(server: Server, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A killed push may leave a task twice, where its request was answered after it; the untouched one goes."""
+    """Remove duplicate tasks and return the remaining ones.
+
+    A killed push may leave a duplicate if the server executed its request afterwards; the untouched task is removed.
+    """
+    # Tasks without a key were not created by a push.
     counted = Counter(identity(task) for task in tasks if key_of(task))
     twice = {key for (key, _), count in counted.items() if count > 1}
     if not twice:
         return tasks
     remove_twins(server, twice)
-    left = {task["id"] for found in server.tasks_of(twice).values() for task in found}
+    left = {task["id"] for same_key in server.tasks_of(twice).values() for task in same_key}
     return [task for task in tasks if key_of(task) not in twice or task["id"] in left]
 
 
 def _less(since: str | None) -> str | None:
-    """`since` less the overlap, as the server writes times (which then sort as text)."""
+    """Return `since` minus the overlap in the server's format, in which times sort as text."""
     if since is None:
         return None
     moment = datetime.fromisoformat(since) - OVERLAP

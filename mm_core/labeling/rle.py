@@ -1,7 +1,8 @@
-"""Brush masks as run-length code (thi.ng/rle-pack): a soft 8-bit matte goes to Label Studio and back bit for bit.
+"""Run-length code of brush masks (thi.ng/rle-pack), which stores a soft 8-bit matte losslessly.
 
-The stream: 32 bits number of values, 5 bits word size - 1, four times 4 bits run size - 1; then blocks of 1 bit (run
-or literals), 2 bits which run size, that many bits length - 1, and one word or `length` words.
+The stream starts with 32 bits for the number of values, 5 bits for word size − 1, and four times 4 bits for
+run size − 1. Blocks follow: 1 bit (run or literals), 2 bits (index of the run size), that many bits for length − 1,
+and one word for a run or `length` words for literals.
 """
 
 from __future__ import annotations
@@ -20,24 +21,26 @@ _HEADER = np.array([int(bit) for bit in f"{7:05b}" + "".join(f"{bits - 1:04b}" f
 
 
 class BadRle(InputError):
-    """A list of bytes that is no brush mask of this photo; the text says what is wrong with it."""
+    """The list of bytes is not a brush mask of this photo; the text is the reason."""
 
 
 def encode_rle(alpha: np.ndarray) -> list[int]:
-    """The code of a matte uint8 (H, W): byte for byte what the SDK's `mask2rle` makes, without its loop over runs.
+    """Encode a matte uint8 (H, W): the same bytes as the SDK's `mask2rle`, without its loop over runs.
 
-    The SDK's `image2rle` thresholds at 128 and is never the right one.
+    The SDK's `image2rle` thresholds at 128 and therefore loses soft alpha.
     """
     flat = np.ascontiguousarray(alpha, np.uint8).ravel()
+    # Each value is repeated for the four channels.
     starts = np.flatnonzero(np.diff(flat, prepend=flat[:1] ^ 1))
     lengths = CHANNELS * np.diff(starts, append=flat.size)
     values = flat[starts]
-    # Runs are multiples of four and never literals; what a block cannot hold goes on in the next.
+    # Runs are multiples of four and never literals; a run longer than one block is split.
     whole = (lengths - 1) >> _RUN_BITS[-1]
     values = np.repeat(values, whole + 1)
     pieces = np.full(values.size, 1 << _RUN_BITS[-1])
     last = np.cumsum(whole + 1) - 1
     pieces[last] = lengths - (whole << _RUN_BITS[-1])
+    # Use the smallest run size that fits each piece.
     sizes = np.searchsorted([1 << bits for bits in _RUN_BITS], pieces)
     bits = np.array(_RUN_BITS)[sizes]
     words = ((4 | sizes) << bits | pieces - 1) << 8 | values
@@ -45,11 +48,12 @@ def encode_rle(alpha: np.ndarray) -> list[int]:
 
 
 def _packed(words: np.ndarray, widths: np.ndarray, count: int) -> list[int]:
-    """Header and words of 14 to 27 bits, one after the other, as bytes."""
+    """Return header and words of 14 to 27 bits, concatenated, as bytes."""
     first = 32 + _HEADER.size + np.cumsum(widths) - widths
     stream = np.zeros(first[-1] + widths[-1], np.uint8)
     stream[:32] = np.unpackbits(np.array([count], ">u4").view(np.uint8))
     stream[32 : 32 + _HEADER.size] = _HEADER
+    # Write all words of one width together, bit by bit.
     for width in np.unique(widths):
         chosen = widths == width
         shifts = np.arange(width - 1, -1, -1)
@@ -58,17 +62,21 @@ def _packed(words: np.ndarray, widths: np.ndarray, count: int) -> list[int]:
 
 
 def decode_rle(rle: Any, width: int, height: int) -> np.ndarray:
-    """The matte uint8 (H, W) of a brush region of the given size; raises BadRle.
+    """Decode the matte uint8 (H, W) of a brush region of the given size.
 
-    Nothing is allocated before the header has agreed with the photo's size.
+    Memory is allocated only after the header has been found to match the photo's size.
+
+    Raises:
+        BadRle: The code is malformed or belongs to a photo of another size.
     """
+    # The largest code has a block head per literal value.
     count = width * height * CHANNELS
     if not isinstance(rle, list) or not 8 <= len(rle) <= 3 * count + 64:
-        raise BadRle("rle is no list of bytes of a plausible length")
+        raise BadRle("rle is not a list of bytes of a plausible length")
     try:
         data = bytes(rle)
     except (TypeError, ValueError):
-        raise BadRle("rle is no list of bytes") from None
+        raise BadRle("rle is not a list of bytes") from None
     claimed = int.from_bytes(data[:4], "big")
     if claimed != count:
         raise BadRle(f"rle claims {claimed} values, the photo of {width}x{height} needs {count}")
@@ -76,24 +84,27 @@ def decode_rle(rle: Any, width: int, height: int) -> np.ndarray:
     if header >> 27 != 7:
         raise BadRle(f"rle has words of {(header >> 27) + 1} bits, not 8")
     run_bits = [(header >> shift & 15) + 1 for shift in (23, 19, 15, 11)]
+    # The channels are equal, so the last one is the matte.
     values, lengths = _blocks(data, run_bits, count)
     return np.repeat(values, lengths).reshape(height, width, CHANNELS)[:, :, CHANNELS - 1].copy()
 
 
 def _blocks(data: bytes, run_bits: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values uint8 and how often each is repeated, together `count` long. One turn per block, not per pixel."""
+    """Return values uint8 and their repetitions, `count` in total. The loop runs per block, not per pixel."""
+    # Padding allows reading 8 bytes at any position.
     padded = data + bytes(8)
     end = 8 * len(data)
     values, lengths = bytearray(), []
     position, done = 53, 0
     while done < count:
-        # The longest block head has 1 + 2 + 16 + 8 bits: 8 bytes hold it at any bit offset.
+        # The longest block head has 1 + 2 + 16 + 8 bits, so 8 bytes contain it at any bit offset.
         start = position >> 3
         window = int.from_bytes(padded[start : start + 8], "big") << (position & 7) & 0xFFFFFFFFFFFFFFFF
         bits = run_bits[window >> 61 & 3]
         length = (window >> (61 - bits) & ((1 << bits) - 1)) + 1
         position += 3 + bits
         done += length
+        # The first bit distinguishes a run from literals.
         if window >> 63:
             values.append(window >> (53 - bits) & 255)
             lengths.append(length)

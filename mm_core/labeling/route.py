@@ -1,7 +1,7 @@
-"""Chooses the photos that people should label, and the labels that they should look at again.
+"""Choose photos for people to label, and labels for people to review.
 
-candidates ─► first pass, by features ─► the champion looks ─► choice within the budgets ─┐
-suspect mattes in quarantine, eval labels that every model contradicts ─► reviews ─────────┴─► outbox
+candidates ─► first pass, by features ─► champion's signals ─► selection within the budgets ─┐
+suspect mattes in quarantine, eval labels that every model contradicts ─► reviews ───────────┴─► outbox
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
 
 LOOK_SIDE, LOOK_BATCH = 512, 8
-"""Long side in pixels at which the champion looks, and photos at once."""
+"""Long side in pixels of the photos that the champion predicts, and photos per batch."""
 Progress = Callable[[str, int, int], None]
 __all__ = ["ROUTED", "route_hard"]
 
@@ -51,25 +51,39 @@ def route_hard(
     progress: Progress,
     now: datetime | None = None,
 ) -> Report:
-    """Writes chosen photos as tasks to `labels/outbox/<batch>.json`, its pictures to `<batch>/`.
+    """Write chosen photos as tasks to `labels/outbox/<batch>.json`, with their pictures in `<batch>/`.
 
-    Each task's `data` says `queue`, `why` in one sentence, `score` and `tags`; the score's parts go to `features`.
-    `train`: photos without a label that were not sent before and are neither eval photos nor near one, chosen by value
-    (`selection.py`) within the budgets per run, day (UTC) and category. `suspect` and `eval`: labels to look at
-    (`review.py`), with budgets of their own. Without a champion, photos are valued by quality instead of uncertainty
-    and difficulty. Killed at any point, the next run finishes or forgets the unfinished batch: no photo is sent twice.
+    Each task's `data` has `queue`, `why` in one sentence, `score` and `tags`; the factors of the score go to
+    `features`. The queue `train` holds photos without a label that were not sent before and are neither eval photos
+    nor near duplicates of one. They are chosen by value (`selection.py`) within the budgets per run, day (UTC) and
+    category. The queues `suspect` and `eval` hold labels to review (`review.py`), with separate budgets. Without a
+    champion, photos are ranked by quality instead of uncertainty and difficulty. The next run completes or discards
+    the batch of a killed run, so no photo is sent twice.
+
+    Args:
+        params: Budgets and seed.
+        catalog: The catalog; sent photos are recorded in it.
+        store: Store of photos and models.
+        inputs: As returned by `stages.read_inputs`.
+        layout: The workspace.
+        report: Report that is filled and returned.
+        progress: Called with a label, the photos done and the total.
+        now: Time of the run; by default the current time.
     """
     now = now or datetime.now(UTC)
+    # First complete or discard the batch of a killed run.
     finish_pending(catalog, layout)
     need = category_need(layout, inputs)
-    found = candidates(catalog, _snapshot_params(layout))
+    pool = candidates(catalog, _snapshot_params(layout))
     today = sent_today(catalog, now)
     budget = max(0, min(params.budget, params.per_day - today.total()))
-    looked = first_pass(params, catalog, found, need) if budget else nothing()
+    looked = first_pass(params, catalog, pool, need) if budget else nothing()
+    # The champion's signals are expensive, so they are computed for the first pass's photos only.
     champion = inputs.get("champion")
     predictor = _predictor(champion, store, layout) if champion and len(looked.table) else None
     signals = _seen(looked.table, store, predictor, progress) if predictor else _quality(looked.table, catalog)
-    weights = {category: one.weight for category, one in need.items()}
+    weights = {category: entry.weight for category, entry in need.items()}
+    # What the day's budget leaves for each category.
     caps = {c: params.per_category - today[c] for c in {*looked.table["category"].fillna(UNKNOWN)}}
     chosen = choose(
         looked.table, signals, looked.vectors, looked.known, weights, budget=budget, caps=caps, seed=params.seed
@@ -78,28 +92,29 @@ def route_hard(
     outgoing += suspect_reviews(params, catalog, store)
     outgoing += eval_reviews(params, catalog, store, layout)
 
-    report.metrics |= {"route/candidates": len(found), "route/looked_at": len(looked.table)}
+    report.metrics |= {"route/candidates": len(pool), "route/looked_at": len(looked.table)}
     report.metrics |= {"route/chosen": len(chosen), "route/sent_today_before": today.total()}
-    queues = Counter(one.queue for one in outgoing)
+    queues = Counter(item.queue for item in outgoing)
     report.metrics |= {f"route/{queue}": queues[queue] for queue in QUEUES}
     shown = ("sample_id", "queue", "category", "score", "why")
-    report.tables["routed"] = [{name: getattr(one, name) for name in shown} | dict(one.numbers) for one in outgoing]
-    report.tables["need"] = [{"category": c, "need": round(one.weight, 3), "why": one.why} for c, one in need.items()]
+    report.tables["routed"] = [{name: getattr(item, name) for name in shown} | dict(item.numbers) for item in outgoing]
+    report.tables["need"] = [{"category": c, "need": round(n.weight, 3), "why": n.why} for c, n in need.items()]
     if outgoing:
         tasks = send(outgoing, catalog, layout, now, progress)
         report.facts |= {"tasks": str(tasks), "model": _version(champion)}
     return report
 
 
-# ── what is measured of them ─────────────────────────────────────────────────────────────────────
+# ── signals ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _seen(table: Any, store: Store, predictor: Predictor, progress: Progress) -> dict[str, pd.DataFrame]:
+    """Return the champion's uncertainty and difficulty of the photos in `table`."""
     rows: list[dict[str, float]] = []
     for start in range(0, len(table), LOOK_BATCH):
-        part = table.iloc[start : start + LOOK_BATCH]
-        photos = [load_rgb(fetch_blob(store, i), LOOK_SIDE) for i in part["sample_id"]]
-        categories = [c if isinstance(c, str) else None for c in part["category"]]
+        chunk = table.iloc[start : start + LOOK_BATCH]
+        photos = [load_rgb(fetch_blob(store, i), LOOK_SIDE) for i in chunk["sample_id"]]
+        categories = [c if isinstance(c, str) else None for c in chunk["category"]]
         rows += look(photos, decoders_for(predictor, photos, categories), predictor)
         progress("uncertainty", len(rows), len(table))
     frame: Any = pd.DataFrame(rows, columns=[*UNCERTAINTY, "matte_difficulty"])
@@ -107,7 +122,7 @@ def _seen(table: Any, store: Store, predictor: Predictor, progress: Progress) ->
 
 
 def _quality(table: Any, catalog: Catalog) -> dict[str, pd.DataFrame]:
-    """Without a model: good photos first. A photo that has not been structured yet counts as the worst."""
+    """Return the quality of the photos, used without a model. A photo without features gets the lowest quality."""
     numbers = _numbers(catalog, photo_features.EXTRACTOR, list(table["sample_id"]))
     rows = [numbers.get(sample, {}) for sample in table["sample_id"]]
     light = [1 - row.get("dark_share", 1.0) - row.get("bright_share", 0.0) for row in rows]
@@ -115,12 +130,13 @@ def _quality(table: Any, catalog: Catalog) -> dict[str, pd.DataFrame]:
 
 
 def _numbers(catalog: Catalog, extractor: str, ids: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the numbers that an extractor computed for photos, by sample id."""
     filters: list[Filter] = [("extractor", "=", extractor), ("sample_id", "in", list(ids))]
     rows = catalog.read("features", columns=["sample_id", "numbers"], filters=filters)
-    return {sample: dict(found) for sample, found in zip(rows["sample_id"], rows["numbers"], strict=True)}
+    return {sample: dict(numbers) for sample, numbers in zip(rows["sample_id"], rows["numbers"], strict=True)}
 
 
-# ── what is said of them ─────────────────────────────────────────────────────────────────────────
+# ── texts and tasks ──────────────────────────────────────────────────────────────────────────────
 
 
 def _outgoing(
@@ -132,13 +148,15 @@ def _outgoing(
     predictor: Predictor | None,
     version: str,
 ) -> list[Outgoing]:
+    """Return the chosen photos as tasks with explanation, score and initial matte."""
     tags = _tags(catalog, list(chosen["sample_id"]))
     parts = [*signals, *(name for raw in signals.values() for name in raw), "diversity", "need", "feedback"]
-    found = []
+    outgoing = []
     for row in chosen.to_dict("records"):
         category = row["category"] if isinstance(row["category"], str) else None
+        # A guessed category is shown as a tag, so that people can correct it.
         words = [f"guessed {category}"] if category and not isinstance(row["stated"], str) else []
-        found.append(
+        outgoing.append(
             Outgoing(
                 row["sample_id"],
                 "train",
@@ -147,38 +165,43 @@ def _outgoing(
                 float(row["score"]),
                 row["stated"] if isinstance(row["stated"], str) else None,
                 [*words, *tags.get(row["sample_id"], [])],
+                # The champion's matte, drawn only when the task is written.
                 _matte_of(predictor, category) if predictor else None,
                 version,
                 {name: float(row[name]) for name in parts},
                 {"chosen_as": category or ""},
             )
         )
-    return found
+    return outgoing
 
 
 def explain(row: Mapping[str, Any], need: Need | None) -> str:
-    """One plain sentence about a chosen photo: the parts that speak for it."""
+    """Return one plain sentence with the reasons for choosing a photo."""
     name = row["category"] if isinstance(row["category"], str) else "photos of unknown category"
     words = []
     if row["feedback"] > 1:
-        words.append("users complained of its cut")
+        words.append("users complained about its matte")
     if need and need.why:
         words.append(f"{name} needs labels ({need.why})")
-    for part, said in (("uncertainty", "the model is less sure of it"), ("difficulty", "it looks harder")):
+    # Ranks above 0.75 are worth a mention; a rank is half the photo's percentile plus 0.5.
+    for part, reason in (("uncertainty", "the model is less sure of it"), ("difficulty", "it looks harder")):
         if row.get(part, 0) >= 0.75:
-            words.append(f"{said} than {_percent(row[part])} of {name}")
+            words.append(f"{reason} than {_percent(row[part])} of {name}")
     if row.get("quality", 0) >= 0.75:
         words.append("sharp and well lit")
     if row["diversity"] >= 0.5:
-        words.append("unlike what is labelled so far")
-    return "Chosen because " + "; ".join(words or ["nothing better is left"]) + "."
+        words.append("unlike the photos labelled so far")
+    return "Chosen because " + "; ".join(words or ["no better photo is left"]) + "."
 
 
-def _percent(part: float) -> str:
-    return f"{round(100 * (2 * part - 1))} %"
+def _percent(rank: float) -> str:
+    """Return a rank in [0.5, 1] as a percentile."""
+    return f"{round(100 * (2 * rank - 1))} %"
 
 
 def _matte_of(predictor: Predictor, category: str | None) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that predicts the initial matte of a photo."""
+
     def matte(rgb: np.ndarray) -> np.ndarray:
         alpha = predictor.predict([rgb], decoders_for(predictor, [rgb], [category]))[0]
         return np.rint(alpha * 255).astype(np.uint8)
@@ -187,13 +210,14 @@ def _matte_of(predictor: Predictor, category: str | None) -> Callable[[np.ndarra
 
 
 def _tags(catalog: Catalog, ids: list[str]) -> dict[str, list[str]]:
+    """Return the tags of photos by sample id, from the most specific extractor that has any."""
     filters: list[Filter] = [("extractor", "in", list(VECTORS)), ("sample_id", "in", ids)]
     rows = catalog.read("features", columns=["sample_id", "extractor", "texts"], filters=filters)
-    # The most telling extractor comes last, so that its words win.
+    # Later rows replace earlier ones in the result, so the most specific extractor is sorted last.
     rows = rows.assign(rank=[-VECTORS.index(name) for name in rows["extractor"]]).sort_values("rank", kind="stable")
     rows = rows.loc[np.array([bool(dict(texts).get("tags")) for texts in rows["texts"]], bool)]
     words = [dict(texts).get("tags", "").split("; ") for texts in rows["texts"]]
-    return {i: [word for word in found if word] for i, found in zip(rows["sample_id"], words, strict=True)}
+    return {i: [word for word in tags if word] for i, tags in zip(rows["sample_id"], words, strict=True)}
 
 
 def _version(champion: Mapping[str, Any] | None) -> str:
@@ -205,5 +229,5 @@ def _predictor(champion: ModelPin, store: Store, layout: Layout) -> Predictor:
 
 
 def _snapshot_params(layout: Layout) -> SnapshotParams:
-    """Those of the last snapshot, so that its eval photos are known; the defaults before the first."""
+    """Return the params of the last snapshot, which define the eval photos; the defaults before the first snapshot."""
     return SnapshotParams.model_validate(read_snapshot(layout)["params"] if has_snapshot(layout) else {})

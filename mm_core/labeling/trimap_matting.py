@@ -1,9 +1,9 @@
-"""What people painted as Unknown becomes soft alpha: closed-form matting between what they are sure of.
+"""Compute soft alpha in the areas that people painted as Unknown, by closed-form matting.
 
-Levin, Lischinski, Weiss, "A Closed-Form Solution to Natural Image Matting", CVPR 2006; the Laplacian is PyMatting's
-(Germer et al., JOSS 2020). It is solved directly: a band is thin, so that its factors stay sparse where the pixels are
-ordered by nested dissection (George 1973), and half the time of PyMatting's preconditioned iteration is enough. All of
-it runs outside of Python's lock: several photos are solved at once by threads.
+Levin, Lischinski, Weiss, "A Closed-Form Solution to Natural Image Matting", CVPR 2006. The Laplacian is PyMatting's
+(Germer et al., JOSS 2020). The system is solved directly: an Unknown band is thin, so its factors stay sparse if the
+pixels are ordered by nested dissection (George 1973). This takes half the time of PyMatting's preconditioned iteration.
+The solver releases Python's lock, so threads can solve several photos at the same time.
 """
 
 from __future__ import annotations
@@ -17,21 +17,29 @@ import numpy as np
 from mm_core.core.errors import InputError
 
 MARGIN = 24
-"""Unknown areas nearer to each other than twice these pixels are solved together."""
+"""Unknown areas closer to each other than twice this many pixels are solved together."""
 REACH = 2
-"""Pixels from an unknown one that its equation names."""
+"""Largest distance in pixels of two pixels that share an equation."""
 MOST_UNKNOWN = 1 << 18
-"""More unknown pixels in one area are solved at a smaller size: their factors take 3.5 KB a pixel."""
+"""Maximum number of unknown pixels in one area at full size, at 3.5 KB each; larger areas are solved scaled down."""
 STRIP = 1 << 18
-"""Pixels of which the Laplacian is made at once: 400 bytes each."""
+"""Number of pixels per call that computes the Laplacian, at 400 bytes each."""
 LEAF = 32
+"""Number of pixels below which nested dissection stops."""
 
 
 def solve_unknown(rgb: np.ndarray, alpha: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-    """The matte uint8 (H, W): as `alpha` outside `unknown` (bool (H, W)), solved inside.
+    """Return the matte uint8 (H, W): equal to `alpha` outside `unknown`, solved inside.
 
-    `rgb`: uint8 (H, W, 3), the upright photo. An area with nothing known around it keeps its `alpha`. Raises InputError
-    where an area has no solution.
+    An area without known pixels around it keeps its `alpha`.
+
+    Args:
+        rgb: The upright photo, uint8 (H, W, 3).
+        alpha: The painted matte, uint8 (H, W).
+        unknown: bool (H, W).
+
+    Raises:
+        InputError: An area has no solution.
     """
     result = alpha.copy()
     for cut, inside in _areas(unknown):
@@ -41,7 +49,8 @@ def solve_unknown(rgb: np.ndarray, alpha: np.ndarray, unknown: np.ndarray) -> np
 
 
 def _areas(unknown: np.ndarray) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
-    """Unknown areas one by one: the cut of the picture, and within it, bool, the pixels of this area."""
+    """Yield for each unknown area its window in the picture and, within it, a bool mask of its pixels."""
+    # Dilation joins areas that are close together, and gives each window a margin of known pixels.
     kernel = np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(cv2.dilate(unknown.astype(np.uint8), kernel))
     for number, (left, top, across, down, _) in enumerate(stats[1:count], 1):
@@ -50,13 +59,15 @@ def _areas(unknown: np.ndarray) -> Iterator[tuple[tuple[slice, slice], np.ndarra
 
 
 def _solve(rgb: np.ndarray, alpha: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-    """Alpha uint8 of a cut; solved small and scaled up where too much is unknown."""
+    """Return alpha uint8 of a window; a window with too many unknown pixels is solved at a smaller size."""
     height, width = unknown.shape
+    # The scale brings the number of unknown pixels to the limit.
     scale = min(1.0, (MOST_UNKNOWN / np.count_nonzero(unknown)) ** 0.5)
     if scale == 1.0:
         return _closed_form(rgb, alpha, unknown)
     size = (max(8, int(width * scale)), max(8, int(height * scale)))
     photo, matte = (cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in (rgb, alpha))
+    # A small pixel is unknown if any part of it is.
     touched = cv2.resize(unknown.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
     if touched.all():
         return alpha
@@ -64,18 +75,20 @@ def _solve(rgb: np.ndarray, alpha: np.ndarray, unknown: np.ndarray) -> np.ndarra
 
 
 def _closed_form(rgb: np.ndarray, alpha: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-    """Minimises a'La over the unknown pixels; known ones, soft ones too, stay exactly as they are."""
+    """Minimise a'La over the unknown pixels; known pixels, soft ones included, keep their values."""
     from scipy.sparse.linalg import splu
 
-    sure = alpha[~unknown]
-    if (sure == sure[0]).all():
-        return np.full_like(alpha, sure[0])
+    known_alpha = alpha[~unknown]
+    # A constant boundary has a constant solution.
+    if (known_alpha == known_alpha[0]).all():
+        return np.full_like(alpha, known_alpha[0])
     rows, free = _laplacian(rgb, unknown), unknown.ravel()
     order = _dissected(np.argwhere(unknown))
+    # Known pixels move to the right-hand side of the equations.
     system = rows[:, np.flatnonzero(free)[order]][order].tocsc()
-    right = -rows[:, ~free].dot(sure / 255.0)[order]
+    right = -rows[:, ~free].dot(known_alpha / 255.0)[order]
     try:
-        # The order is made; positive definite, so that no pivot need be looked for.
+        # The order is fixed above, and a positive definite matrix needs no pivot search.
         factors = splu(system, permc_spec="NATURAL", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
         solution = factors.solve(right)
     except RuntimeError:
@@ -90,44 +103,50 @@ def _closed_form(rgb: np.ndarray, alpha: np.ndarray, unknown: np.ndarray) -> np.
 
 
 def _laplacian(rgb: np.ndarray, unknown: np.ndarray) -> Any:
-    """Rows of the matting Laplacian that belong to unknown pixels: sparse (unknown pixels, H x W)."""
+    """Return the rows of the matting Laplacian of unknown pixels: sparse (unknown pixels, H × W)."""
     from pymatting import cf_laplacian
     from scipy.sparse import csr_matrix, vstack
 
     height, width = unknown.shape
-    lines, parts = max(1, STRIP // width), []
+    lines, blocks = max(1, STRIP // width), []
     for top in range(0, height, lines):
         bottom = min(top + lines, height)
         if not unknown[top:bottom].any():
             continue
+        # Each strip needs the rows above and below that its equations refer to.
         above, below = max(0, top - REACH), min(height, bottom + REACH)
         strip, wanted = unknown[above:below], unknown[above:below].copy()
         wanted[: top - above] = wanted[bottom - above :] = False
-        part = cf_laplacian(rgb[above:below].astype(np.float64) / 255, is_known=~strip.ravel())[wanted.ravel()]
-        shape = (part.shape[0], height * width)
-        parts.append(csr_matrix((part.data, part.indices + above * width, part.indptr), shape))
-    rows: Any = vstack(parts, format="csr")
+        block = cf_laplacian(rgb[above:below].astype(np.float64) / 255, is_known=~strip.ravel())[wanted.ravel()]
+        shape = (block.shape[0], height * width)
+        blocks.append(csr_matrix((block.data, block.indices + above * width, block.indptr), shape))
+    rows: Any = vstack(blocks, format="csr")
+    # Stored zeros would enlarge the factors.
     rows.eliminate_zeros()
     return rows
 
 
 def _dissected(places: np.ndarray) -> np.ndarray:
-    """Order of pixels (N, 2) for elimination: both halves before the lines between them, so that neither half's
-    elimination touches the other."""
-    found: list[np.ndarray] = []
+    """Return an elimination order of pixels (N, 2) by nested dissection.
+
+    Each area is split in two halves with a separator between them. Both halves precede the separator, so that
+    eliminating one half does not fill in the other.
+    """
+    order: list[np.ndarray] = []
 
     def cut(rows: np.ndarray) -> None:
+        # Split along the longer side at the median; the separator is REACH pixels wide.
         at = places[rows]
         low, high = at.min(0), at.max(0)
         axis = int(np.argmax(high - low))
         middle = int(np.median(at[:, axis]))
         before, behind = at[:, axis] < middle, at[:, axis] >= middle + REACH
         if len(rows) <= LEAF or not before.any() or not behind.any():
-            found.append(rows)
+            order.append(rows)
             return
         cut(rows[before])
         cut(rows[behind])
-        found.append(rows[~(before | behind)])
+        order.append(rows[~(before | behind)])
 
     cut(np.arange(len(places)))
-    return np.concatenate(found)
+    return np.concatenate(order)

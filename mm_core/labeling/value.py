@@ -1,8 +1,8 @@
-"""What the labels that came since the champion did to each category.
+"""Report the effect of the labels added since the champion on each category.
 
-Read with care: a cycle changes more than labels (other photos, more steps), and a category may gain from another's
-labels. What choosing is worth is measured where everything else is held equal: `mm_core.experiments.label_ablation` on
-these very labels, benchmarks/label_efficiency.md on generated ones.
+The report shows no causes: a cycle changes more than labels (other photos, more steps), and a category may gain from
+another's labels. Controlled comparisons are `mm_core.experiments.label_ablation` on the same labels and
+benchmarks/label_efficiency.md on generated ones.
 """
 
 from __future__ import annotations
@@ -19,20 +19,26 @@ from mm_core.labeling.review import sent
 from mm_core.storage.catalog import Catalog
 
 SOURCES = ("routed", "suspect", "corrected", "dropped")
-"""Where a new training label comes from: a photo that was chosen for people; a held matte that people reviewed; a label
-the champion learned otherwise; a drop."""
+"""Origin of a new training label: a photo chosen for people; a quarantined matte that people reviewed; a new version
+of a label that the champion was trained on; a drop."""
 
 
 def value_of_labels(catalog: Catalog, layout: Layout, learned: Mapping[str, str], report: Report) -> Report:
-    """Fills `report.tables["value_of_labels"]`: per category the labels by source that the champion had not learned
-    from, and the MSE of champion and candidate with gain, its lower bound and the gate's result (None: not judged).
+    """Fill `report.tables["value_of_labels"]` with one row per category.
 
-    `learned`: sample id → digest of the matte that the champion was trained on; empty without a champion.
-    `report.metrics`: labels/<source>.
+    A row has the number of labels by source that the champion was not trained on, and the MSE of champion and candidate
+    with gain, its lower bound and the gate's result (None: not judged). `report.metrics` gets labels/<source>.
+
+    Args:
+        catalog: The catalog.
+        layout: The workspace.
+        learned: Sample id → digest of the matte that the champion was trained on; empty without a champion.
+        report: Report that is filled and returned.
     """
     pool: Any = read_pool(layout.snapshot, "train_labeled")
-    about = dict(zip(pool["sample_id"], pool["alpha_sha256"], strict=True))
-    new = {sample: alpha for sample, alpha in about.items() if learned.get(sample) != alpha}
+    digests = dict(zip(pool["sample_id"], pool["alpha_sha256"], strict=True))
+    # New: the photo or its matte was not in the champion's training data.
+    new = {sample: alpha for sample, alpha in digests.items() if learned.get(sample) != alpha}
     category = dict(zip(pool["sample_id"], pool["category"].fillna("unknown"), strict=True))
     source = sources(catalog, new, learned)
     counted = Counter((category[sample], source[sample]) for sample in new)
@@ -50,8 +56,9 @@ def value_of_labels(catalog: Catalog, layout: Layout, learned: Mapping[str, str]
 
 
 def sources(catalog: Catalog, new: Mapping[str, str], learned: Mapping[str, str]) -> dict[str, str]:
-    """Of each sample of `new` (id → digest of its matte), which of SOURCES the label comes from."""
+    """Return the source, one of SOURCES, of each sample in `new` (id → digest of its matte)."""
     ids = sorted(new)
+    # Labels whose newest version is a person's.
     labels = catalog.read("labels", columns=["sample_id", "alpha_sha256", "origin"], filters=[("sample_id", "in", ids)])
     people = {
         sample
@@ -71,19 +78,22 @@ def sources(catalog: Catalog, new: Mapping[str, str], learned: Mapping[str, str]
 
 
 def _cells(layout: Layout) -> dict[str, Cell]:
-    """MSE of each category against the champion, or the floor where there is none; of a verdict on this snapshot."""
+    """Return each category's MSE cell against the champion, or against the floor without one, for this snapshot."""
     if not layout.verdict.is_file():
         return {}
     verdict = Verdict.model_validate_json(layout.verdict.read_text())
     if verdict.snapshot != read_snapshot(layout)["digest"]:
+        # A verdict on another snapshot would be about other labels.
         return {}
     wanted = (c for c in verdict.cells if c.metric == "mse" and c.against in ("champion", "floor"))
     return {c.category: c for c in wanted if c.role in ("superior", "non_inferior", "floor")}
 
 
 def _change(cell: Cell | None) -> dict[str, Any]:
+    """Return a cell as columns of the table."""
     if cell is None:
         return {"mse_before": None, "mse_after": None, "gain": None, "bound": None, "result": None}
+    # Without a champion there is no earlier error to compare with.
     if cell.against == "floor":
         return {"mse_before": None, "mse_after": cell.candidate, "gain": None, "bound": None, "result": cell.result}
     return {

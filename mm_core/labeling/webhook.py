@@ -1,7 +1,7 @@
-"""Label Studio's calls when work is handed in: a hint to pull soon. Polling is the truth, a lost call loses nothing.
+"""Receive Label Studio's webhook calls, which only trigger an early pull. Polling finds all work without them.
 
-The server sends no signature, waits one second and never repeats a call: so the receiver believes nothing but a
-header that only the two know, reads no body, and only touches a file.
+The server signs nothing, waits one second and never repeats a call. The receiver therefore checks a header with a
+shared secret, reads no body, and only touches a file.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from starlette.routing import Route
 from mm_core.core.layout import Layout
 
 HEADER = "X-Matting-Moments"
+"""HTTP header with the shared secret."""
 
 
 def hint(layout: Layout) -> Path:
-    """Touched when the server called."""
+    """Return the path of the file that is touched when the server calls."""
     return layout.labels / "hint"
 
 
 def hinted_at(layout: Layout) -> float:
-    """When the server called last, seconds since 1970; 0 where it never did."""
+    """Return the time of the server's last call in seconds since 1970; 0 without any call."""
     try:
         return hint(layout).stat().st_mtime
     except FileNotFoundError:
@@ -35,12 +36,13 @@ def hinted_at(layout: Layout) -> float:
 
 
 def webhook_token(layout: Layout) -> str:
-    """`MM_WEBHOOK_TOKEN`, else a random one that is kept in `labels/webhook.token` (0600)."""
+    """Return `MM_WEBHOOK_TOKEN`, or a random token that is stored in `labels/webhook.token` (mode 0600)."""
     if given := os.environ.get("MM_WEBHOOK_TOKEN"):
         return given
     path = layout.labels / "webhook.token"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        # The file is complete and private before it gets its name.
         draft = path.with_name(f".webhook.{os.getpid()}.tmp")
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
             stream.write(secrets.token_urlsafe(24))
@@ -49,12 +51,14 @@ def webhook_token(layout: Layout) -> str:
 
 
 def application(layout: Layout, token: str) -> Any:
-    """The ASGI application: POST / with the header → 204 and a touched hint; without it → 403."""
+    """Return the ASGI application: POST / with the header touches the hint file and returns 204, otherwise 403."""
 
     def called(request: Request) -> Response:
+        # Constant-time comparison: response times must not reveal the secret.
         if not secrets.compare_digest(request.headers.get(HEADER, "").encode(), token.encode()):
             return Response(status_code=403)
         hint(layout).parent.mkdir(parents=True, exist_ok=True)
+        # The sensor that polls the server reads the file's time.
         hint(layout).touch()
         return Response(status_code=204)
 
@@ -62,7 +66,7 @@ def application(layout: Layout, token: str) -> Any:
 
 
 def receive(layout: Layout, port: int, token: str) -> None:
-    """Serves on 127.0.0.1 until Ctrl-C."""
+    """Serve on 127.0.0.1 until Ctrl-C."""
     import uvicorn
 
     print(f"receiving Label Studio's calls at http://127.0.0.1:{port}/  (Ctrl-C ends)", flush=True)

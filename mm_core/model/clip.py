@@ -1,7 +1,7 @@
-"""Frozen CLIP towers through open_clip (Radford et al. 2021): any architecture and weights, or a small one of our own.
+"""Frozen CLIP towers through open_clip (Radford et al. 2021), with any of its weights or a small model trained here.
 
-Weights from a hub cannot be had everywhere, so `local` trains a small network of open_clip's own class on the
-text-image samples at hand. It is registered as an open_clip architecture and loaded like any other file.
+Weights from a hub are not available everywhere. `local` therefore trains a small network of open_clip's own class on
+the text-image samples of the data set. It is registered as an open_clip architecture and loaded like any other file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mm_core.model.preprocess import resize
 from mm_core.model.torchvision_shim import ensure_torchvision
 
 LOCAL_NAME = "mm-local-clip"
-"""Architecture name of the small CLIP; its sizes lie in the JSON file beside this module."""
+"""Architecture name of the small CLIP; its sizes are in the JSON file of the same name in this folder."""
 MAX_LOGIT_SCALE = math.log(100)
 
 
@@ -40,19 +40,23 @@ class Clip:
         self._model = model.eval().requires_grad_(False).to(device)
         self._transform, self._tokenizer, self._device = transform, tokenizer, device
         self.digest = digest
-        """Names the weights: sha256 of the file, or of architecture and tag."""
+        """Identifies the weights: sha256 of the file, or of architecture and tag."""
         self.logit_scale = float(model.logit_scale.detach().exp())
-        """What the likeness of a photo and a text is multiplied by before the softmax."""
+        """Factor of the similarity of a photo and a text before the softmax."""
+        # The size of the embedding is not in every architecture's config, so encode a text to find it.
         with torch.inference_mode():
             self.dim = int(self._model.encode_text(tokenizer(["a"]).to(device)).shape[1])
 
     def encode_text(self, captions: Sequence[str], batch: int = 256) -> np.ndarray:
-        """(N,dim) float32 unit vectors."""
+        """Return unit vectors (N, dim), float32."""
         tokens = [self._tokenizer(list(captions[at : at + batch])) for at in range(0, len(captions), batch)]
         return self._run(self._model.encode_text, tokens)
 
     def encode_image(self, photos: Sequence[np.ndarray], batch: int = 64) -> np.ndarray:
-        """Photos uint8 (H,W,3) sRGB of any sizes → (N,dim) float32 unit vectors. The whole photo is seen, squeezed."""
+        """Return unit vectors (N, dim), float32, of uint8 (H, W, 3) sRGB photos of any sizes.
+
+        Each photo is resized to a square without cropping.
+        """
         chunks = (
             torch.stack([self._transform(Image.fromarray(photo)) for photo in photos[at : at + batch]])
             for at in range(0, len(photos), batch)
@@ -60,17 +64,24 @@ class Clip:
         return self._run(self._model.encode_image, chunks)
 
     def _run(self, tower: Any, chunks: Any) -> np.ndarray:
-        parts: list[Tensor] = []
+        """Embed chunks by one tower and concatenate the results."""
+        vectors: list[Tensor] = []
         with torch.inference_mode():
             for chunk in chunks:
-                parts.append(tower(chunk.to(self._device), normalize=True).float().cpu())
-        return torch.cat(parts).numpy() if parts else np.zeros((0, self.dim), np.float32)
+                vectors.append(tower(chunk.to(self._device), normalize=True).float().cpu())
+        return torch.cat(vectors).numpy() if vectors else np.zeros((0, self.dim), np.float32)
 
 
 def load_clip(params: ClipParams, local: Path | None = None, device: str = "cpu") -> Clip:
-    """The CLIP that the params name. `local`: the file that `train_local_clip` wrote, for model `local`.
+    """Load the CLIP that the params name.
 
-    Raises InputError where architecture, tag or file cannot be had or do not fit each other.
+    Args:
+        params: Architecture and weights.
+        local: The file that `train_local_clip` wrote, for model `local`.
+        device: `auto` or the name of a torch device.
+
+    Raises:
+        InputError: Architecture, tag or file is not available, or they do not match.
     """
     open_clip = _open_clip()
     name, pretrained = _named_weights(params, local)
@@ -86,24 +97,24 @@ def load_clip(params: ClipParams, local: Path | None = None, device: str = "cpu"
 
 
 def clip_digest(params: ClipParams, local: Path | None = None) -> str:
-    """`Clip.digest` of the CLIP that `load_clip` would give, without loading it. Raises InputError like it."""
+    """Return `Clip.digest` of the CLIP that `load_clip` would load, without loading it; raises InputError like it."""
     name, pretrained = _named_weights(params, local)
     return sha256_file(Path(pretrained)) if Path(pretrained).is_file() else digest_of([name, pretrained])
 
 
 @dataclass(frozen=True)
 class LocalClip:
-    """What training the small CLIP came to."""
+    """Result of training the small CLIP."""
 
     digest: str
     first_loss: float
-    """Mean of the first tenth of steps."""
+    """Mean over the first tenth of the steps."""
     last_loss: float
-    """Mean of the last tenth."""
+    """Mean over the last tenth of the steps."""
     held_out: int
-    """Pairs with distinct captions kept out of training; 0 where there were fewer than 40 pairs."""
+    """Number of pairs with distinct captions kept out of training; 0 with fewer than 40 pairs."""
     retrieval: float
-    """Share of held-out photos whose own caption is the nearest of the held-out ones; chance is 1 / held_out."""
+    """Share of held-out photos whose own caption is the nearest of the held-out ones; chance level is 1 / held_out."""
 
 
 def train_local_clip(
@@ -116,10 +127,21 @@ def train_local_clip(
     lr: float = 1e-3,
     progress: Callable[[int, int], None] | None = None,
 ) -> LocalClip:
-    """Trains the small CLIP with open_clip's contrastive loss and saves it atomically as safetensors.
+    """Train the small CLIP with open_clip's contrastive loss and save it atomically as safetensors.
 
-    `pairs`: a photo (path, or uint8 (H,W,3)) and its caption. `progress` is called as (step, steps). The same pairs,
-    steps and seed give the same file on the same machine. Raises NothingToTrainOn with fewer than two captions.
+    The same pairs, steps and seed give the same file on the same machine.
+
+    Args:
+        pairs: Photos (path, or uint8 (H, W, 3)) with their captions.
+        steps: Number of training steps.
+        seed: Seed of the weights and of all draws.
+        out: File to write.
+        batch: Maximum number of pairs per step.
+        lr: Peak learning rate.
+        progress: Called as (step, steps).
+
+    Raises:
+        NothingToTrainOn: There are fewer than two different captions.
     """
     open_clip = _open_clip()
     distinct = list(dict.fromkeys(caption for _, caption in pairs))
@@ -130,16 +152,19 @@ def train_local_clip(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = open_clip.get_model_config(LOCAL_NAME)
-        # Channels last makes the image tower a third faster on CPU.
+        # Channels-last format makes the image tower a third faster on a CPU.
         model = open_clip.CLIP(**config).to(memory_format=torch.channels_last)
         side: int = config["vision_cfg"]["image_size"]
+        # Photos are stored slightly larger than the input, for random crops.
         margin = side // 8
         photos = torch.stack([_photo(source, side + margin) for source, _ in pairs])
-        # What open_clip's own transform will subtract and divide by when the file is loaded.
+        # The normalisation that open_clip's own transform applies when the file is loaded.
         statistics = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in statistics)
         tokens = open_clip.get_tokenizer(LOCAL_NAME)([caption for _, caption in pairs])
+        # Keep some pairs out of training to measure retrieval.
         test = _held_out(pairs, seed)
+        # Group the training photos by caption.
         by_caption: dict[str, list[int]] = {}
         for row, (_, caption) in enumerate(pairs):
             if row not in test:
@@ -149,15 +174,16 @@ def train_local_clip(
         loss_of, losses = open_clip.ClipLoss(), list[float]()
         optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
         total = max(2, steps)
-        # A rise of one step is one that torch divides by zero for.
+        # OneCycleLR divides by zero if the rise is a single step.
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, lr, total_steps=total, pct_start=max(0.1, 1.5 / total)
         )
         model.train()
         for step in range(steps):
-            # One photo per caption: the same caption twice in a batch would be its own negative.
+            # One photo per caption: a caption that occurs twice in a batch would be its own negative.
             chosen = rng.permutation(len(groups))[: min(batch, len(groups))]
             rows = [groups[g][int(rng.integers(len(groups[g])))] for g in chosen]
+            # One random crop and flip for the whole batch.
             y, x = rng.integers(0, margin + 1, 2)
             images = (photos[rows, :, y : y + side, x : x + side].float() / 255 - mean) / std
             images = images.flip(3) if rng.random() < 0.5 else images
@@ -168,6 +194,7 @@ def train_local_clip(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
+            # The temperature is limited as in the CLIP paper.
             with torch.no_grad():
                 model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
             losses.append(float(loss.detach()))
@@ -176,8 +203,9 @@ def train_local_clip(
         retrieval = _retrieval(model.eval(), photos, tokens, sorted(test), margin, side, mean, std)
     data = save({name: value.contiguous() for name, value in model.state_dict().items()})
     write_bytes(out, data)
+    # Report the loss at both ends of training.
     tenth = max(1, steps // 10)
-    first, last = (float(np.mean(part)) if part else math.nan for part in (losses[:tenth], losses[-tenth:]))
+    first, last = (float(np.mean(values)) if values else math.nan for values in (losses[:tenth], losses[-tenth:]))
     return LocalClip(sha256_bytes(data), first, last, len(test), retrieval)
 
 
@@ -189,26 +217,35 @@ def cached_embeddings(
     load: Callable[[str], Any],
     save_every: int = 256,
 ) -> np.ndarray:
-    """Embeddings (N,dim) in the order of `keys`, each computed once per CLIP and key and kept in the folder `cache`.
+    """Return embeddings (N, dim) in the order of `keys`, each computed once per CLIP and key.
 
-    `load(key)` gives the photo (uint8 (H,W,3)) or, for the text tower, the caption; it is called for missing keys only.
-    They lie on a memory-mapped shelf that only grows: killed half-way, the next call goes on from what was saved.
+    They are stored in a memory-mapped, append-only file. After a kill the next call continues from the saved part.
+
+    Args:
+        clip: The CLIP.
+        cache: Folder of the file.
+        tower: Tower to use.
+        keys: Names of the photos or texts.
+        load: Returns the photo (uint8 (H, W, 3)) or the caption of a key; called for missing keys only.
+        save_every: Number of embeddings computed between two writes.
     """
     shelf = Shelf(cache, f"{clip.digest[:16]}-{tower}", (4 * clip.dim,))
     names = {key: sha256_bytes(key.encode()) for key in dict.fromkeys(keys)}
     encode = clip.encode_image if tower == "image" else clip.encode_text
     with exclusive(cache / ".lock"):
+        # Another process may have added embeddings.
         shelf.reload()
         missing = [key for key, name in names.items() if name not in shelf]
         for start in range(0, len(missing), save_every):
-            part = missing[start : start + save_every]
-            rows = encode([load(key) for key in part]).astype(np.float32).view(np.uint8)
-            shelf.append([(names[key], row) for key, row in zip(part, rows, strict=True)])
+            chunk = missing[start : start + save_every]
+            rows = encode([load(key) for key in chunk]).astype(np.float32).view(np.uint8)
+            shelf.append([(names[key], row) for key, row in zip(chunk, rows, strict=True)])
     vectors = [shelf[names[key]].view(np.float32) for key in keys]
     return np.stack(vectors) if vectors else np.zeros((0, clip.dim), np.float32)
 
 
 def _open_clip() -> Any:
+    """Import open_clip with the local architecture registered."""
     ensure_torchvision()
     import open_clip
 
@@ -218,15 +255,16 @@ def _open_clip() -> Any:
 
 
 def _named_weights(params: ClipParams, local: Path | None) -> tuple[str, str]:
-    """Architecture, and tag or file of the weights; both are known to be there."""
+    """Return the architecture and the tag or file of its weights; raise InputError if either is not available."""
     open_clip = _open_clip()
     name, pretrained = params.model, params.pretrained
     if name == "local":
         if local is None or not local.is_file():
-            raise InputError(f"{local}: no local CLIP there yet: train it from text-image samples (train-multimodal)")
+            raise InputError(f"{local}: no local CLIP yet: train it from text-image samples (train-multimodal)")
+        # The local model is loaded under its registered name.
         name, pretrained = LOCAL_NAME, str(local)
     if name not in open_clip.list_models():
-        close = [known for known in open_clip.list_models() if known[:4].lower() == name[:4].lower()][:4]
+        close = [model for model in open_clip.list_models() if model[:4].lower() == name[:4].lower()][:4]
         raise InputError(
             f"params.yaml: clip.model: open_clip has no {name!r}; for example {', '.join(close or ['ViT-B-32'])}"
         )
@@ -237,12 +275,13 @@ def _named_weights(params: ClipParams, local: Path | None) -> tuple[str, str]:
 
 
 def _photo(source: Path | np.ndarray, side: int) -> Tensor:
+    """Return a photo resized to a square: uint8 (3, side, side)."""
     rgb = source if isinstance(source, np.ndarray) else load_rgb(source, max_side=4 * side)
     return torch.from_numpy(np.ascontiguousarray(resize(rgb, side, side).transpose(2, 0, 1)))
 
 
 def _held_out(pairs: Sequence[tuple[Any, str]], seed: int) -> set[int]:
-    """Up to 32 rows, at most a tenth of the pairs, each of another caption."""
+    """Return up to 32 rows with different captions, at most a tenth of the pairs."""
     if len(pairs) < 40:
         return set()
     rows: dict[str, int] = {}
@@ -254,10 +293,12 @@ def _held_out(pairs: Sequence[tuple[Any, str]], seed: int) -> set[int]:
 def _retrieval(
     model: Any, photos: Tensor, tokens: Tensor, rows: list[int], margin: int, side: int, mean: Tensor, std: Tensor
 ) -> float:
+    """Return the share of rows whose caption is the nearest of all rows' captions; NaN without rows."""
     if not rows:
         return math.nan
+    # Centre crop, as the transform of the finished model does.
     at = margin // 2
     images = (photos[rows, :, at : at + side, at : at + side].float() / 255 - mean) / std
     with torch.inference_mode():
-        likeness = model.encode_image(images, normalize=True) @ model.encode_text(tokens[rows], normalize=True).T
-    return float((likeness.argmax(1) == torch.arange(len(rows))).float().mean())
+        similarity = model.encode_image(images, normalize=True) @ model.encode_text(tokens[rows], normalize=True).T
+    return float((similarity.argmax(1) == torch.arange(len(rows))).float().mean())

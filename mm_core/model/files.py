@@ -1,4 +1,4 @@
-"""A model on disk: one safetensors file; JSON under the metadata key "mm"; its identity is the file's sha256."""
+"""Save and load a model: one safetensors file with JSON under the metadata key "mm", identified by its sha256."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ METADATA_KEY = "mm"
 
 
 def save_model(path: Path, net: MattingNet, meta: dict[str, Any]) -> str:
-    """Writes the weights in float32, and `meta` with `model` = the network's params; returns the file's digest.
+    """Write weights in float32 and metadata atomically; return the file's digest.
 
-    Atomic. The same weights and meta give the same bytes, so leave times and paths out of `meta`.
+    Args:
+        path: File to write.
+        net: Network to save.
+        meta: Metadata; `model`, the network's params, is added. The same weights and metadata give the same bytes, so
+            times and paths must not be part of it.
     """
     tensors = {
         name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in net.state_dict().items()
     }
+    # Sorted keys keep the bytes, and so the digest, reproducible.
     text = json.dumps(meta | {"model": net.config.model_dump(mode="json")}, sort_keys=True)
     data = save(tensors, metadata={METADATA_KEY: text})
     write_bytes(path, data)
@@ -35,7 +40,7 @@ def save_model(path: Path, net: MattingNet, meta: dict[str, Any]) -> str:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The JSON beside the weights, without reading them; raises InputError where `path` is no model of ours."""
+    """Return the metadata of a model file without loading its weights; raise InputError if the file is not a model."""
     remedy = "give a model.safetensors that a training stage wrote"
     if not path.is_file():
         raise InputError(f"{path}: no such file; {remedy}")
@@ -50,7 +55,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def load_model(path: Path, device: str | torch.device = "cpu") -> tuple[MattingNet, dict[str, Any]]:
-    """The network (in eval mode) and its meta; raises InputError where the file does not hold one."""
+    """Return the network in eval mode and its metadata; raise InputError if the file contains no valid model."""
     meta = read_meta(path)
     try:
         config = ModelParams.model_validate(meta.get("model"))
@@ -58,9 +63,10 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> tuple[MattingN
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise InputError(f"{path}: model.{field}: {first['msg']}; it was written by another version") from None
+    # Initialisation draws random numbers, which must not change the caller's generator.
     with torch.random.fork_rng(devices=[]):
         net = MattingNet(config)
-    # Models from before the chooser keep an untrained one; all else is strict.
+    # Models saved before the chooser existed keep an untrained one; all other weights are required.
     untrained = {f"chooser.{name}": value for name, value in net.chooser.state_dict().items()}
     try:
         net.load_state_dict(untrained | load_file(path))

@@ -1,4 +1,4 @@
-"""The matting network: one shared encoder, three decoders (Matting Moments, section 2.1), logits out."""
+"""Matting network with one shared encoder and three decoders (Matting Moments, section 2.1). Outputs are logits."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from mm_core.model.packaged import load_packaged_weights
 from mm_core.model.torchvision_shim import ensure_torchvision
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Channel statistics of ImageNet's photos, in [0, 1]; the ones that U2-Net was published with."""
+"""Channel statistics of ImageNet photos in [0, 1]; U2-Net was published with the same values."""
 DETAIL_CHANNELS = 8
-"""Full-resolution features of the image itself, for edges that the encoder's first stride has lost."""
+"""Channels of the full-resolution features of the image, for edges that the encoder's first stride removes."""
 
 
 def conv_bn_relu(channels: int, out: int, kernel: int = 3) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU: folds into one layer when quantised."""
+    """Return convolution without bias, batch norm and ReLU, which fold into one layer when quantised."""
     return nn.Sequential(
         nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
     )
 
 
 class Normalization(nn.Module):
-    """Channel statistics of the encoder's pretraining, applied inside the network.
+    """Normalise by the channel statistics of the encoder's pretraining, inside the network.
 
-    Because the network takes plain RGB in [0, 1], its normalisation travels with the weights into every exported file.
+    The network takes plain RGB in [0, 1], so its normalisation is part of the weights and of every exported file.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
-        """Args: mean, std: three values each, of RGB in [0, 1]."""
+        """Store `mean` and `std`: three values each, of RGB in [0, 1]."""
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
@@ -54,7 +54,7 @@ class Normalization(nn.Module):
 class TimmEncoder(nn.Module):
     """A timm backbone with `features_only`, preceded by a full-resolution detail branch.
 
-    `forward`: (B,3,S,S) → features fine→coarse; `channels[i]` and `reductions[i]` describe the i-th.
+    `forward` maps (B, 3, S, S) to features, fine to coarse; `channels[i]` and `reductions[i]` describe the i-th.
     """
 
     channels: list[int]
@@ -66,7 +66,7 @@ class TimmEncoder(nn.Module):
         if sorted(set(info.reduction())) != list(info.reduction()):
             raise InputError(
                 "params.yaml: model.encoder: its features do not halve step by step (a plain vision transformer?); "
-                "name a convolutional or hierarchical timm model"
+                "choose a convolutional or hierarchical timm model"
             )
         self.body = body
         self.detail = conv_bn_relu(3, DETAIL_CHANNELS)
@@ -78,16 +78,16 @@ class TimmEncoder(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """A narrow U-shaped decoder: from the coarsest feature up, each level adds a 1×1 view of the encoder's.
+    """A narrow U-shaped decoder: each level adds a 1×1 projection of the encoder's feature to the enlarged coarser one.
 
-    `width` is the number of channels at stride 4, doubled below stride 8, halved with each level above.
-    `forward` gives a list of one logit map at the resolution of the finest feature.
+    `width` is the number of channels at stride 4; it is doubled from stride 8 on and halved with each finer level.
+    `forward` returns a list of one logit map at the resolution of the finest feature.
     """
 
     def __init__(self, channels: Sequence[int], reductions: Sequence[int], width: int):
         super().__init__()
         widths = [_width_at(reduction, width) for reduction in reductions]
-        # No norm here: at stride 32 a single small image would leave one value per channel.
+        # No norm here: at stride 32 a single small image leaves one value per channel.
         self.bottom = nn.Sequential(nn.Conv2d(channels[-1], widths[-1], 1), nn.ReLU(inplace=True))
         self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(widths[-1], widths[-1], 1))
         self.reduce = nn.ModuleList()
@@ -96,7 +96,7 @@ class LightDecoder(nn.Module):
         for level in range(len(channels) - 2, -1, -1):
             here, below = widths[level], widths[level + 1]
             self.reduce.append(conv_bn_relu(below, here, 1) if below != here else nn.Identity())
-            # A wide skip is thinned first; a thin one is used as it is.
+            # A wide skip is projected to fewer channels; a thin one is used unchanged.
             thin = channels[level] <= here
             self.skip.append(nn.Identity() if thin else conv_bn_relu(channels[level], here, 1))
             self.fuse.append(conv_bn_relu(here + min(channels[level], here), here))
@@ -104,6 +104,7 @@ class LightDecoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         x = self.bottom(features[-1])
+        # From coarse to fine: reduce, enlarge, concatenate with the skip, fuse.
         x = x + self.context(x)
         for feature, reduce, skip, fuse in zip(features[-2::-1], self.reduce, self.skip, self.fuse, strict=True):
             x = fuse(torch.cat((u2net.resize_like(reduce(x), feature), skip(feature)), 1))
@@ -111,38 +112,45 @@ class LightDecoder(nn.Module):
 
 
 def _width_at(reduction: int, width: int) -> int:
+    """Return the number of channels at a stride."""
     if reduction >= 8:
         return 2 * width
     return max(4, width * reduction // 4)
 
 
 class MattingNet(nn.Module):
-    """One shared encoder, three decoders (saliency, portrait, scenery); logits out.
+    """One shared encoder and three decoders (saliency, portrait, scenery); outputs are logits.
 
-    Random weights; `build_model` begins from a seed and pretrained files, `files.load_model` from a saved model.
+    The constructor gives random weights. `build_model` uses a seed and pretrained files, `files.load_model` a saved
+    model.
     """
 
     normalize: Normalization
     encoder: nn.Module
     decoders: nn.ModuleDict
     channels: list[int]
-    """Channels of each feature, fine→coarse."""
+    """Channels of each feature, fine to coarse."""
     reductions: list[int]
-    """Stride of each feature against the input, fine→coarse."""
+    """Stride of each feature relative to the input, fine to coarse."""
     chooser: nn.Linear
-    """Tells which decoder a photo of unknown category is for. Untrained it knows nothing: then the first one serves."""
+    """Predicts the decoder of a photo of unknown category. Untrained, it always chooses the first decoder."""
     needed: Callable[[Sequence[str]], Sequence[str]] | None = None
-    """Of a batch's decoders, those that any of the processes sharing the batch needs, in one order: they must take the
-    same steps, rows or not."""
+    """Maps a batch's decoders to those that any of the processes sharing the batch needs, in one order.
+
+    Every process must decode with each of them, even without rows of its own."""
 
     def __init__(self, config: ModelParams, body: nn.Module | None = None):
-        """`body`: a timm backbone with features_only, where one with pretrained weights is at hand."""
+        """Create the network; `body` is a timm backbone with `features_only`, by default one with random weights.
+
+        Raises:
+            InputError: The encoder is unknown or does not fit the input size.
+        """
         super().__init__()
         self.config = config
         encoder: u2net.U2Encoder | TimmEncoder
         if config.encoder in u2net.NAMES:
             if config.size < 64:
-                # Below, a block pools one photo to one pixel, which its batch norm cannot train on.
+                # Smaller inputs are pooled to one pixel in a block, which its batch norm cannot train on.
                 raise InputError(f"params.yaml: model.size: {config.encoder} needs at least 64, not {config.size}")
             encoder = u2net.U2Encoder(config.encoder)
             decoders: dict[str, nn.Module] = {name: u2net.U2Decoder(config.encoder) for name in DECODERS}
@@ -154,6 +162,7 @@ class MattingNet(nn.Module):
             decoders = {name: LightDecoder(encoder.channels, encoder.reductions, config.width) for name in DECODERS}
         self.encoder, self.decoders = encoder, nn.ModuleDict(decoders)
         self.channels, self.reductions = encoder.channels, encoder.reductions
+        # Zero weights give equal logits, so an untrained chooser is neutral.
         self.chooser = nn.Linear(self.channels[-1], len(DECODERS))
         nn.init.zeros_(self.chooser.weight)
         nn.init.zeros_(self.chooser.bias)
@@ -163,26 +172,35 @@ class MattingNet(nn.Module):
         return self.channels[-1]
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
-        """List the parameters that pretrained weights gave: the timm backbone's; none where it began at random."""
+        """Return the parameters with pretrained weights: those of the timm backbone, or none without pretraining."""
         if self.config.pretrained and isinstance(self.encoder, TimmEncoder):
             return list(self.encoder.body.parameters())
         return []
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """RGB (B,3,S,S) in [0,1] → features fine→coarse; the last is the bottleneck. S a multiple of 32."""
+        """Return features, fine to coarse, of RGB (B, 3, S, S) in [0, 1]; S must be a multiple of 32."""
         return self.encoder(self.normalize(images))
 
     def decode(self, features: list[Tensor], decoder: str) -> list[Tensor]:
-        """Logits, each (B,1,S,S): the main one first, then U2-Net's six side outputs where it is one."""
+        """Return logit maps (B, 1, S, S): the main one first, then the six side outputs if the net is a U2-Net."""
         return self.decoders[decoder](features)
 
     def route(self, features: list[Tensor], decoders: Sequence[str]) -> list[Tensor]:
-        """Decodes a mixed batch: each decoder on its own rows, scattered back to the batch's order.
+        """Decode a mixed batch: each decoder on its own rows, returned in the order of the batch.
 
-        `decoders`: one name per row. Result as of `decode`.
+        Args:
+            features: As returned by `encode`.
+            decoders: One decoder name per row.
+
+        Returns:
+            Logit maps as of `decode`.
+
+        Raises:
+            ValueError: The number of names differs from the number of rows.
         """
         if len(decoders) != features[0].shape[0]:
             raise ValueError(f"{len(decoders)} decoder names for a batch of {features[0].shape[0]}")
+        # With several processes a decoder without rows here still runs, on an empty batch.
         rows: dict[str, list[int]] = {name: [] for name in self.needed(decoders)} if self.needed else {}
         for row, name in enumerate(decoders):
             rows.setdefault(name, []).append(row)
@@ -191,39 +209,44 @@ class MattingNet(nn.Module):
         device = features[0].device
         parts: list[list[Tensor]] = []
         for name, members in rows.items():
+            # Each decoder runs once, on the rows that need it.
             index = torch.tensor(members, dtype=torch.long, device=device)
             parts.append(self.decode([feature.index_select(0, index) for feature in features], name))
+        # Invert the permutation that sorted the rows by decoder.
         order = [row for members in rows.values() for row in members]
         back = torch.argsort(torch.tensor(order, device=device))
         return [torch.cat(maps).index_select(0, back) for maps in zip(*parts, strict=True)]
 
     @torch.no_grad()
     def copy_first_decoder(self) -> None:
-        """Give the other decoders the weights and statistics of the first one."""
+        """Copy the weights and statistics of the first decoder to the others."""
         first, *others = self.decoders.values()
         for decoder in others:
             decoder.load_state_dict(first.state_dict())
 
     def choice(self, features: list[Tensor]) -> Tensor:
-        """Logits (B, 3) of `DECODERS`, from the bottleneck. Their gradient stays in the chooser: mattes are not
-        traded for it (docs/decisions/0016-unknown-category.md)."""
+        """Return logits (B, 3) of `DECODERS` from the bottleneck.
+
+        The bottleneck is detached, so that training the chooser does not change the mattes
+        (docs/decisions/0016-unknown-category.md).
+        """
         pooled = features[-1].detach().float().mean((2, 3))
         return self.chooser(F.layer_norm(pooled, pooled.shape[-1:]))
 
     def chosen(self, features: list[Tensor]) -> list[str]:
-        """Of each row the decoder that its photo is for."""
+        """Return the name of the chosen decoder of each row."""
         rows = self.choice(features).tolist()
         return [DECODERS[row.index(max(row))] for row in rows]
 
     def forward(self, images: Tensor, decoder: str) -> Tensor:
-        """Main logits (B,1,S,S)."""
+        """Return the main logits (B, 1, S, S)."""
         return self.decode(self.encode(images), decoder)[0]
 
 
 def normalization_of(body: nn.Module) -> Normalization:
     """Return the channel statistics that a timm backbone was pretrained with."""
-    known: Any = getattr(body, "pretrained_cfg", None) or getattr(body, "default_cfg", None) or {}
-    return Normalization(known.get("mean") or IMAGENET_MEAN, known.get("std") or IMAGENET_STD)
+    config: Any = getattr(body, "pretrained_cfg", None) or getattr(body, "default_cfg", None) or {}
+    return Normalization(config.get("mean") or IMAGENET_MEAN, config.get("std") or IMAGENET_STD)
 
 
 def create_body(name: str, pretrained: str = "") -> nn.Module:
@@ -231,17 +254,17 @@ def create_body(name: str, pretrained: str = "") -> nn.Module:
 
     Args:
         name: timm model name.
-        pretrained: `packaged` (weights that an installed package ships), `timm` (its hub), a local checkpoint of the
-            model, or nothing for random weights.
+        pretrained: `packaged` (weights of an installed package), `timm` (its hub), a local checkpoint of the model, or
+            empty for random weights.
 
     Raises:
-        InputError: The model or its weights cannot be had, or do not fit each other.
+        InputError: The model or its weights are not available or do not match.
     """
     ensure_torchvision()
     import timm
 
     if not timm.is_model(name):
-        close = ", ".join(sorted(timm.list_models(), key=lambda known: -len(commonprefix([known, name])))[:4])
+        close = ", ".join(sorted(timm.list_models(), key=lambda model: -len(commonprefix([model, name])))[:4])
         raise InputError(f"params.yaml: model.encoder: {name!r} is no timm model, u2net or u2netp; for example {close}")
     options: dict[str, Any] = {}
     if pretrained == "timm":
@@ -251,6 +274,7 @@ def create_body(name: str, pretrained: str = "") -> nn.Module:
             raise InputError(
                 f"params.yaml: model.pretrained: no file {pretrained}; give a file, `packaged`, `timm` or nothing"
             )
+        # timm loads a local file in place of a download.
         options = {"pretrained": True, "pretrained_cfg_overlay": {"file": pretrained}}
     try:
         body = timm.create_model(name, features_only=True, **options)
@@ -259,7 +283,7 @@ def create_body(name: str, pretrained: str = "") -> nn.Module:
         raise InputError(f"params.yaml: model.encoder {name!r}, pretrained {pretrained!r}: {reason}") from error
     if pretrained == "packaged":
         weights = load_packaged_weights(name)
-        # The last layers serve the classifier alone; everything that the body has must be there.
+        # The packaged file also holds classifier layers; every weight of the backbone must be in it.
         body.load_state_dict({key: weights[key] for key in body.state_dict() if key in weights})
     elif pretrained and pretrained != "timm":
         _check_loaded(body, Path(pretrained))
@@ -267,23 +291,30 @@ def create_body(name: str, pretrained: str = "") -> nn.Module:
 
 
 def _check_loaded(body: nn.Module, path: Path) -> None:
-    """timm loads feature extractors loosely, so that a file of another model would pass in silence."""
+    """Raise InputError if the file holds fewer than 90 % of the backbone's weights.
+
+    timm loads feature extractors non-strictly and reports no error for a file of another model.
+    """
     from timm.models import load_state_dict
 
-    held = {(tuple(t.shape), float(t.double().sum())) for t in load_state_dict(str(path)).values()}
+    # Names differ between the file and the feature extractor, so compare shapes and sums.
+    file_weights = {(tuple(t.shape), float(t.double().sum())) for t in load_state_dict(str(path)).values()}
     weights = [p.detach() for p in body.parameters() if p.dim() > 1]
-    found = sum((tuple(w.shape), float(w.double().sum())) in held for w in weights)
-    if found < 0.9 * len(weights):
+    matches = sum((tuple(w.shape), float(w.double().sum())) in file_weights for w in weights)
+    if matches < 0.9 * len(weights):
         raise InputError(
-            f"params.yaml: model.pretrained: {path} holds {found} of the encoder's {len(weights)} weights; "
+            f"params.yaml: model.pretrained: {path} holds {matches} of the encoder's {len(weights)} weights; "
             "give a checkpoint of the timm model that model.encoder names"
         )
 
 
 def build_model(config: ModelParams, seed: int) -> MattingNet:
-    """A network with weights drawn from `seed` (the global generator is left as it was) and `config.pretrained` loaded.
+    """Return a network with weights drawn from `seed` and the weights of `config.pretrained` loaded.
 
-    Raises InputError where the encoder or its weights cannot be had.
+    The global random generator is left unchanged.
+
+    Raises:
+        InputError: The encoder or its weights are not available.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -301,7 +332,7 @@ def build_model(config: ModelParams, seed: int) -> MattingNet:
 
 
 def load_u2net_checkpoint(net: MattingNet, path: Path) -> None:
-    """Loads a public u2net.pth or u2netp.pth: its encoder, and its decoder into each of the three. Strict."""
+    """Load a public u2net.pth or u2netp.pth strictly: its encoder, and its decoder into each of the three decoders."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -311,6 +342,7 @@ def load_u2net_checkpoint(net: MattingNet, path: Path) -> None:
             state = cast(dict[str, Tensor], torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise InputError(f"params.yaml: model.pretrained: no file {path}; give a checkpoint or nothing") from None
+    # The release stores encoder and decoder under one flat list of names.
     encoder = {name: value for name, value in state.items() if name.split(".")[0] in u2net.ENCODER_STAGES}
     decoder = {name: value for name, value in state.items() if name not in encoder}
     try:

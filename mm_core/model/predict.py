@@ -1,4 +1,4 @@
-"""Mattes from a trained model, at each photo's own size."""
+"""Predict mattes with a trained model, at each photo's own size."""
 
 from __future__ import annotations
 
@@ -14,39 +14,53 @@ from mm_core.model.upsample import guided_upsample
 
 
 class Predictor(Protocol):
-    """What evaluation, labelling and the command line ask mattes of."""
+    """Interface of models for evaluation, labelling and the command line."""
 
     def predict(self, photos: Sequence[np.ndarray], decoders: Sequence[str]) -> list[np.ndarray]:
-        """Photos uint8 (H,W,3) sRGB and one decoder name each → float32 (H,W) in [0,1], in the same order."""
+        """Return mattes float32 (H, W) in [0, 1], in the order of the photos.
+
+        Args:
+            photos: uint8 (H, W, 3) sRGB, of any sizes.
+            decoders: One decoder name per photo.
+        """
         ...
 
     def choose(self, photos: Sequence[np.ndarray]) -> list[str]:
-        """The decoder that the model itself would take for each photo, by its looks."""
+        """Return the decoder that the model chooses for each photo, given the photo alone."""
         ...
 
 
 def decoders_for(predictor: Predictor, photos: Sequence[np.ndarray], categories: Sequence[str | None]) -> list[str]:
-    """The decoder of each photo: its category's; where none is known, the one that the model chooses."""
+    """Return the decoder of each photo's category, or the model's choice for photos without a category."""
     unknown = [row for row, category in enumerate(categories) if not category]
-    asked = predictor.choose([photos[row] for row in unknown]) if unknown else []
-    chosen = dict(zip(unknown, asked, strict=True))
+    choices = predictor.choose([photos[row] for row in unknown]) if unknown else []
+    chosen = dict(zip(unknown, choices, strict=True))
     return [chosen.get(row) or decoder_of(category) for row, category in enumerate(categories)]
 
 
 def pick_device(device: str = "auto") -> str:
-    """`auto` → `cuda` where there is one, else `cpu`; anything else as it is."""
+    """Resolve `auto` to `cuda` if a GPU is available, otherwise `cpu`; other names are returned unchanged."""
     import torch
 
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 class TorchPredictor:
-    """Runs a model file in PyTorch. Holds no state between calls, so that threads may share one."""
+    """Predictor that runs a model file in PyTorch. It has no state between calls, so threads may share it."""
 
     def __init__(self, path: Path, device: str = "auto", batch: int = 8, bf16: bool = False, guided: bool = False):
-        """`bf16`: mixed precision; off, so that results depend little on the machine. Raises as load_model.
+        """Load a model.
 
-        `guided`: mattes follow the photo's edges (`upsample`); off where models are judged, for what ships does not.
+        Args:
+            path: Model file.
+            device: `auto` or the name of a torch device.
+            batch: Maximum number of photos per forward pass.
+            bf16: Use mixed precision. Off by default, so that results depend less on the machine.
+            guided: Refine mattes along the photo's edges (`upsample`). Off where models are judged, because exported
+                models do not include it.
+
+        Raises:
+            InputError: As in `load_model`.
         """
         import torch
 
@@ -58,10 +72,11 @@ class TorchPredictor:
         self.size, self.guided = self.net.config.size, guided
 
     def predict(self, photos: Sequence[np.ndarray], decoders: Sequence[str]) -> list[np.ndarray]:
-        """As `Predictor.predict`; photos of one decoder share batches."""
+        """Return mattes as in `Predictor.predict`; photos of one decoder share batches."""
         if len(photos) != len(decoders):
             raise ValueError(f"{len(photos)} photos with {len(decoders)} decoder names")
         mattes: dict[int, np.ndarray] = {}
+        # Group the photos by decoder, in order of first use.
         for name in dict.fromkeys(decoders):
             rows = [row for row, decoder in enumerate(decoders) if decoder == name]
             for start in range(0, len(rows), self.batch):
@@ -74,7 +89,7 @@ class TorchPredictor:
         return [mattes[row] for row in range(len(photos))]
 
     def choose(self, photos: Sequence[np.ndarray]) -> list[str]:
-        """As `Predictor.choose`."""
+        """Return decoders as in `Predictor.choose`."""
         chosen: list[str] = []
         for start in range(0, len(photos), self.batch):
             chunk = photos[start : start + self.batch]
@@ -82,6 +97,7 @@ class TorchPredictor:
         return chosen
 
     def _run(self, photos: Sequence[np.ndarray], work: Callable[[Any], Any]) -> Any:
+        """Prepare photos as one batch on the device and apply `work` to it."""
         import torch
 
         images = torch.from_numpy(np.stack([prepare(photo, self.size) for photo in photos]))

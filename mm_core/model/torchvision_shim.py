@@ -1,8 +1,8 @@
-"""Makes `import torchvision` (so timm, open_clip) work beside a CPU build of torch.
+"""Make `import torchvision` (needed by timm and open_clip) work next to a CPU build of torch.
 
-A registry's torchvision wheel may be built for CUDA; next to a CPU torch its compiled operators do not load and the
-import stops at "operator torchvision::nms does not exist" (pytorch/vision issues 9077, 9085). Nothing here uses those
-operators, so declaring them is enough.
+A registry's torchvision wheel may be built for CUDA. Its compiled operators do not load next to a CPU build of torch,
+and the import fails with "operator torchvision::nms does not exist" (pytorch/vision issues 9077, 9085). This project
+uses none of those operators, so declaring them is enough.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 _declared: list[Any] = []
-"""Keeps the library object alive: its operators vanish with it."""
+"""Keeps a reference to the library object: its operators are removed when it is deleted."""
 
 
 def ensure_torchvision() -> None:
-    """Call before the first import of timm or open_clip; does nothing where torchvision's own operators load."""
+    """Declare torchvision's operators if they do not load; call it before the first import of timm or open_clip."""
     import torch
 
     if _declared or hasattr(torch.ops.torchvision, "nms"):
@@ -24,6 +24,7 @@ def ensure_torchvision() -> None:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return
+    # Try torchvision's own operators first.
     for library in sorted(Path(spec.origin).parent.glob("_C*.so")):
         try:
             torch.ops.load_library(str(library))
@@ -31,6 +32,7 @@ def ensure_torchvision() -> None:
             continue
         if hasattr(torch.ops.torchvision, "nms"):
             return
+    # A declaration without an implementation satisfies the import.
     fragment = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         fragment.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -1,7 +1,7 @@
 """U2-Net and U2-NetP (Qin et al. 2020, "U²-Net: Going deeper with nested U-structure", table 1 and figure 5).
 
-Names of modules follow the public release, so that its checkpoints load: `stage1` … `stage6` are the encoder,
-`stage5d` … `stage1d`, `side1` … `side6` and `outconv` a decoder. Logits out, no sigmoid.
+Module names follow the public release, so that its checkpoints load: `stage1` … `stage6` form the encoder;
+`stage5d` … `stage1d`, `side1` … `side6` and `outconv` form a decoder. Outputs are logits without sigmoid.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 ENCODER_STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6")
 
 _Stage = tuple[int, int, int, int]
-"""Height of the residual U-block (0: the dilated block without pooling), channels in, middle, out."""
+"""Height of the residual U-block (0 for the dilated block without pooling), then channels in, middle and out."""
 _FULL: tuple[dict[str, _Stage], dict[str, _Stage]] = (
     {
         "stage1": (7, 3, 32, 64),
@@ -61,6 +61,7 @@ class RSU(nn.Module):
         super().__init__()
         self.height = height
         self.rebnconvin = REBNCONV(channels, out)
+        # The lowest level is dilated in place of a further pooling.
         for level in range(1, height + 1):
             name, source = f"rebnconv{level}", out if level == 1 else middle
             self.add_module(name, REBNCONV(source, middle, dilation=2 if level == height else 1))
@@ -72,10 +73,12 @@ class RSU(nn.Module):
         layer = self.get_submodule
         start = x = self.rebnconvin(x)
         down: list[Tensor] = []
+        # Downwards: keep the output of each level for its skip connection.
         for level in range(1, self.height):
             x = layer(f"rebnconv{level}")(x if level == 1 else self.pool(x))
             down.append(x)
         x = layer(f"rebnconv{self.height}")(x)
+        # Upwards: concatenate the enlarged map with the skip of the same level.
         for level in range(self.height - 1, 0, -1):
             skip = down[level - 1]
             x = layer(f"rebnconv{level}d")(torch.cat((resize_like(x, skip), skip), 1))
@@ -83,7 +86,7 @@ class RSU(nn.Module):
 
 
 class RSU4F(nn.Module):
-    """RSU-4F: the block of the deepest stages, dilations 1, 2, 4, 8 in place of pooling."""
+    """RSU-4F: block of the deepest stages, with dilations 1, 2, 4, 8 in place of pooling."""
 
     def __init__(self, channels: int, middle: int, out: int):
         super().__init__()
@@ -97,6 +100,7 @@ class RSU4F(nn.Module):
         self.rebnconv1d = REBNCONV(2 * middle, out)
 
     def forward(self, x: Tensor) -> Tensor:
+        # Downwards with growing dilation, then upwards with skip connections.
         start = self.rebnconvin(x)
         one = self.rebnconv1(start)
         two = self.rebnconv2(one)
@@ -107,7 +111,7 @@ class RSU4F(nn.Module):
 
 
 def resize_like(x: Tensor, other: Tensor) -> Tensor:
-    """Bilinear, to the height and width of `other`."""
+    """Resize `x` bilinearly to the height and width of `other`."""
     larger = F.interpolate(x, size=other.shape[-2:], mode="bilinear", align_corners=False)
     if larger.requires_grad and larger.is_contiguous(memory_format=torch.channels_last):
         larger.register_hook(_dense)
@@ -115,8 +119,11 @@ def resize_like(x: Tensor, other: Tensor) -> Tensor:
 
 
 def _dense(gradient: Tensor) -> Tensor:
-    """What comes back through a concatenation is a slice, for which torch would leave the channels-last kernels: the
-    backward of the resize then takes eight times as long."""
+    """Make a gradient contiguous in channels-last format.
+
+    The gradient of a concatenation is a slice. Without this copy torch leaves the channels-last kernels, and the
+    backward pass of the resize takes eight times as long.
+    """
     return gradient.contiguous(memory_format=torch.channels_last)
 
 
@@ -126,7 +133,7 @@ def _block(stage: _Stage) -> nn.Module:
 
 
 class U2Encoder(nn.Module):
-    """The six encoder stages: (B,3,H,W) → six features at strides 1, 2, 4, 8, 16, 32."""
+    """The six encoder stages: (B, 3, H, W) → six feature maps at strides 1, 2, 4, 8, 16, 32."""
 
     def __init__(self, name: str):
         super().__init__()
@@ -146,13 +153,14 @@ class U2Encoder(nn.Module):
 
 
 class U2Decoder(nn.Module):
-    """Five decoder stages and the side outputs: → seven logits of (B,1,H,W), the fused one first."""
+    """Five decoder stages and the side outputs: → seven logit maps (B, 1, H, W), the fused one first."""
 
     def __init__(self, name: str):
         super().__init__()
         encoder, decoder = _TABLES[name]
         for stage, block in decoder.items():
             self.add_module(stage, _block(block))
+        # Side outputs of the five decoder stages and of the deepest encoder stage.
         sides = [decoder[f"stage{level}d"][-1] for level in range(1, 6)] + [encoder["stage6"][-1]]
         for level, channels in enumerate(sides, 1):
             self.add_module(f"side{level}", nn.Conv2d(channels, 1, 3, padding=1))
@@ -160,11 +168,13 @@ class U2Decoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         x = features[-1]
+        # Collect the map of each level, from fine to coarse.
         levels = [x]
         for level in range(5, 0, -1):
             skip = features[level - 1]
             x = self.get_submodule(f"stage{level}d")(torch.cat((resize_like(x, skip), skip), 1))
             levels.insert(0, x)
+        # Each level gives one map; all maps are resized to the finest and fused by a 1×1 convolution.
         sides = [cast(Tensor, self.get_submodule(f"side{n}")(level)) for n, level in enumerate(levels, 1)]
         sides = [sides[0], *(resize_like(side, sides[0]) for side in sides[1:])]
         return [self.outconv(torch.cat(sides, 1)), *sides]

@@ -1,1 +1,1 @@
-"""What keeps an installation running: pages, the local servers, backup, checks and repair."""
+"""Services of an installation: pages, the local servers, backup, checks and repair."""

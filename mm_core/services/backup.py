@@ -1,13 +1,13 @@
-"""Backup and restore of all that cannot be made again: catalog, photos, registry, run history, reports, bundles.
+"""Back up and restore all that cannot be computed again: catalog, photos, registry, run history, reports, bundles.
 
-A backup is one JSON file, `backups/<UTC time>.json`, that names every file with its digest; contents lie beside it by
-digest, so that the next backup copies only what is new. The JSON is written last: a killed backup is none, and the next
-one goes on from what it copied.
+A backup is one JSON file, `backups/<UTC time>.json`, that lists every file with its digest. Contents are stored by
+digest next to it, so the next backup copies only new ones. The JSON is written last: a killed backup does not exist,
+and the next one reuses its contents.
 
-What refers is copied before what it refers to (databases, then the catalog's log, then data and blobs), so a backup
-taken while the system works is whole. `mm forget` and `mm catalog compact`, which remove what it copies, wait for it,
-and so does a second backup.
-A file that grows meanwhile is copied first, and named by the digest of the copy.
+Files that refer to others are copied before those (databases, the catalog's log, then data and blobs). A backup that is
+taken during operation is therefore complete. `mm forget` and `mm catalog compact` delete files that a backup copies,
+so they wait for it; a second backup waits too. A file that grows meanwhile is copied first and recorded by the copy's
+digest.
 """
 
 from __future__ import annotations
@@ -46,34 +46,36 @@ from mm_core.storage.store import BLOBS, Entry, LocalStore, Store, blob_key, ope
 from mm_core.training.rehome import rehome
 
 DATABASES = "MM_BACKUP_DATABASES"
-"""Environment: postgresql:// URLs of Dagster's and MLflow's databases, separated by spaces; sqlite needs none."""
+"""Environment variable: postgresql:// URLs of Dagster's and MLflow's databases, separated by spaces."""
 LEFT_OUT = ("cache", "checkpoints", "scratch")
-"""Folders of the workspace that are made again; the inbox is its producers'."""
+"""Folders of the workspace that can be computed again. The inbox belongs to its producers."""
 REQUIRED = ("store/catalog/", "postgres/", "workspace/inputs.json", "workspace/mlflow/")
-"""Beginnings of names without which a restore is of no use; it goes on past any other file and says so."""
+"""Prefixes of files without which a restore is useless; it skips any other damaged file and reports it."""
 _SQLITE = b"SQLite format 3\x00"
 Progress = Callable[[str, int, int], None]
 
 
 class _Writer:
-    """Copies files to a place of backups, each content once, and keeps what the manifest will say."""
+    """Copies files to a place of backups, each content once, and collects the manifest."""
 
     def __init__(self, target: Store, spool: Path, progress: Progress):
         self.target, self.spool, self.progress = target, spool, progress
         self.files: dict[str, dict[str, Any]] = {}
         self.new_bytes = 0
         self.vanished: list[str] = []
+        # Contents that the place already has, by digest.
         self._sizes = {entry.key.rpartition("/")[2]: entry.size for entry in target.list(BLOBS)}
 
     def holds(self, digest: str, size: int) -> bool:
-        """Whether the place has this content, in its whole length."""
+        """Return whether the place has this content at its full length."""
         return self._sizes.get(digest) == size
 
     def add(self, name: str, path: Path, *, mode: int | None = None) -> None:
-        """Copy a file under its digest; one that is no longer there is left out."""
+        """Copy a file under its digest; a file that has disappeared is left out."""
         try:
             digest, size = sha256_file(path), path.stat().st_size
             if not self.holds(digest, size):
+                # The file may have changed since, so the copy's digest counts.
                 digest, size = self._copy(path)
         except FileNotFoundError:
             self.vanished.append(name)
@@ -81,20 +83,20 @@ class _Writer:
         self.note(name, digest, size, mode)
 
     def note(self, name: str, digest: str, size: int, mode: int | None = None) -> None:
-        """Write a content that the place has into the manifest."""
+        """Add a content that the place has to the manifest."""
         self.files[name] = {"sha256": digest, "bytes": size} | ({} if mode is None else {"mode": mode})
         self.progress("backup", len(self.files), len(self.files))
 
     def _copy(self, path: Path) -> tuple[str, int]:
-        """Copy what the file holds now, though others write to it; return digest and bytes of the copy."""
+        """Copy the current content of a file that others may write to; return digest and size of the copy."""
         copy = self.spool / "copy"
         shutil.copyfile(path, copy)
         digest, size = sha256_file(copy), copy.stat().st_size
         if not self.holds(digest, size):
             self.target.put(blob_key(digest), copy, sha256=digest)
-            # S3 compared checksums itself.
+            # S3 compares checksums itself; a folder is read back.
             if isinstance(self.target, LocalStore) and whole(self.target, digest) is None:
-                raise StoreError(f"{self.target.url}/{blob_key(digest)}: read back, it is not what was written: {path}")
+                raise StoreError(f"{self.target.url}/{blob_key(digest)}: the copy differs from the original: {path}")
             self._sizes[digest] = size
             self.new_bytes += size
         copy.unlink()
@@ -104,24 +106,34 @@ class _Writer:
 def back_up(
     settings: Settings, to: str, report: Report, *, photos: bool = True, keep: int = 0, progress: Progress
 ) -> Report:
-    """Write a backup to the folder or `s3://bucket/prefix` `to`; facts: `backup` (its name), files, new_bytes.
+    """Write a backup to the folder or `s3://bucket/prefix` `to`.
 
-    Without `photos`, blobs are left out: for stores that are copied by other means. The `keep` newest backups stay,
-    this one among them, and what only older ones hold is deleted; 0 keeps all. Nothing is deleted while another backup
-    is written to the same place. Raises StoreError where something cannot be read or written.
+    Args:
+        settings: Workspace and store to back up.
+        to: Place of the backups.
+        report: Filled with the facts `backup` (its name), `files` and `new_bytes`.
+        photos: Include blobs; off for stores that are copied by other means.
+        keep: Number of newest backups to keep, this one included; contents of older ones are deleted. 0 keeps all.
+            Nothing is deleted while another backup is written to the same place.
+        progress: Called with a label, the files done and the total.
+
+    Raises:
+        StoreError: A file cannot be read or written.
     """
     with removal_lock(Layout(settings), "backup"):
         return _back_up(settings, to, report, photos=photos, keep=keep, progress=progress)
 
 
 def _back_up(settings: Settings, to: str, report: Report, *, photos: bool, keep: int, progress: Progress) -> Report:
+    """Write a backup while holding the removal lock."""
     layout = Layout(settings)
     target, store = _open(settings, to), open_store(settings.store, layout.cache)
     if isinstance(target, LocalStore):
         with disk_faults_of(target.root):
-            # Secrets of the workspace lie in it under their digests.
+            # The place contains the workspace's secrets, so other users get no access.
             target.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     require_place(target)
+    # The marker shows other writers that this one is running.
     with at_work(target, RUNNING) as marker:
         wait_for_deletions(target)
         with tempfile.TemporaryDirectory() as folder, disk_faults_of(Path(folder)):
@@ -132,6 +144,7 @@ def _back_up(settings: Settings, to: str, report: Report, *, photos: bool, keep:
         name = next_name(target)
         manifest = {"workspace": str(layout.root), "photos": photos, "files": writer.files}
         target.put(f"backups/{name}.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
+        # Read the manifest back before older backups are deleted.
         read_manifest(target, name)
         report.facts |= {"backup": name, "files": len(writer.files), "new_bytes": writer.new_bytes}
         if writer.vanished:
@@ -144,6 +157,7 @@ def _back_up(settings: Settings, to: str, report: Report, *, photos: bool, keep:
 
 
 def _copy_databases(writer: _Writer, folder: Path) -> None:
+    """Dump the PostgreSQL databases."""
     for name, url in _databases().items():
         path = folder / "dump"
         _postgres("pg_dump", url, "--format=custom", f"--file={path}")
@@ -151,6 +165,7 @@ def _copy_databases(writer: _Writer, folder: Path) -> None:
 
 
 def _copy_workspace(writer: _Writer, layout: Layout, folder: Path) -> None:
+    """Copy the workspace's files, databases as of one moment."""
     for name, path in _of_workspace(layout):
         try:
             mode = stat.S_IMODE(path.stat().st_mode)
@@ -160,6 +175,7 @@ def _copy_workspace(writer: _Writer, layout: Layout, folder: Path) -> None:
 
 
 def _copy_store(writer: _Writer, store: Store, photos: bool) -> None:
+    """Copy the store's objects; intact blobs that the place has are only recorded."""
     for entry in _in_order(store):
         name, digest = f"store/{entry.key}", entry.key.rpartition("/")[2]
         blob = entry.key.startswith(BLOBS)
@@ -173,6 +189,7 @@ def _copy_store(writer: _Writer, store: Store, photos: bool) -> None:
         except BlobNotFound:
             writer.vanished.append(name)
             continue
+        # Never replace a good copy by a damaged one.
         if blob and sha256_file(path) != digest:
             store.drop_copy(entry.key)
             raise StoreError(f"{store.url}/{entry.key} is damaged: run `mm check --repair`")
@@ -180,35 +197,46 @@ def _copy_store(writer: _Writer, store: Store, photos: bool) -> None:
 
 
 def restore(settings: Settings, source: str, report: Report, *, at: str | None = None, progress: Progress) -> Report:
-    """Write a backup (the newest, or that of name `at`) into an empty workspace and an empty store.
+    """Restore a backup into an empty workspace and an empty store.
 
-    Each file is checked against its digest before it takes its place, and gets the mode that it had. A damaged file is
-    left out and listed in `report.tables["left_out"]`, but for REQUIRED ones. Killed, the next call goes on.
+    Each file is checked against its digest before it is written, and gets its former mode. A damaged file is left out
+    and listed in `report.tables["left_out"]`, except REQUIRED ones. After a kill the next call continues.
 
-    Raises InputError where there is no such backup or where something lies in its way, StoreError where a file of it
-    that is required is damaged.
+    Args:
+        settings: Workspace and store to restore to.
+        source: Place of the backups.
+        report: Filled with facts.
+        at: Name of the backup; by default the newest.
+        progress: Called with a label, the files done and the total.
+
+    Raises:
+        InputError: The backup does not exist, or the workspace or store is not empty.
+        StoreError: A required file of the backup is damaged.
     """
     layout = Layout(settings)
     origin, store = _open(settings, source), open_store(settings.store, layout.cache)
     name = chosen(origin, at)
     manifest = read_manifest(origin, name)
     databases = _databases()
+    # Without these URLs the restore would stop half-way.
     missing = {n.removeprefix("postgres/") for n in manifest["files"] if n.startswith("postgres/")} - set(databases)
     if missing:
         raise InputError(f"the backup holds the databases {', '.join(sorted(missing))}: give their URLs in {DATABASES}")
+    # Sorted by name, so that a repeated call restores the files in the same order.
     marker, begun = _begin(layout, store, name)
     left_out = []
     for done, (file, entry) in enumerate(sorted(manifest["files"].items(), key=lambda item: item[0])):
         where, _, key = file.partition("/")
         if where == "workspace":
             _inside(layout.root, key)
+        # A database must not be restored twice.
         if where == "postgres" and key in begun["databases"]:
             continue
         path = whole(origin, entry["sha256"])
         if path is None and file.startswith(REQUIRED):
             raise StoreError(
                 f"{origin.url}/{blob_key(entry['sha256'])} is damaged: {file} cannot be restored from it: "
-                "name an older backup by --at"
+                "choose an older backup by --at"
             )
         if path is None:
             left_out.append({"file": file, "sha256": entry["sha256"], "why": "damaged or missing in the backup"})
@@ -226,6 +254,7 @@ def restore(settings: Settings, source: str, report: Report, *, at: str | None =
     if left_out:
         report.facts["left_out"] = f"{len(left_out)} files, first {left_out[0]['file']}: run `mm check --repair`"
         report.tables["left_out"] = left_out
+    # MLflow stores absolute addresses, which must follow the move.
     if manifest["workspace"] != str(layout.root):
         report.facts["moved"] = f"from {manifest['workspace']}; MLflow's artifact addresses changed: {rehome(settings)}"
     if not manifest["photos"]:
@@ -234,7 +263,7 @@ def restore(settings: Settings, source: str, report: Report, *, at: str | None =
 
 
 def _begin(layout: Layout, store: Store, name: str) -> tuple[Path, dict[str, Any]]:
-    """The file that says which restore was begun here, and what it says."""
+    """Return the marker file of the restore in this workspace and its contents; create it if necessary."""
     marker = layout.root / "restoring.json"
     if not marker.is_file():
         _require_empty(layout, store)
@@ -246,61 +275,66 @@ def _begin(layout: Layout, store: Store, name: str) -> tuple[Path, dict[str, Any
         same = begun["backup"] == name and isinstance(begun["databases"], list)
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{marker} is damaged: empty the folder and restore again") from None
+    # Two backups must never be mixed.
     if not same:
         raise InputError(
-            f"{marker}: the backup {begun['backup']} is half restored: name it by --at, or empty the folder"
+            f"{marker}: the backup {begun['backup']} is half restored: choose it by --at, or empty the folder"
         )
     return marker, begun
 
 
 def _place(path: Path, source: Path, mode: int | None) -> None:
-    """Copy a file to its place whole; nobody else can read it before it has its mode."""
+    """Write a file under a temporary name with its final mode, then rename it."""
     with disk_faults_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.unlink(missing_ok=True)
+        # Mode 0600 from the start: other users must not read it before it has its own mode.
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as writer:
             with source.open("rb") as reader:
                 shutil.copyfileobj(reader, writer)
             os.fchmod(writer.fileno(), 0o644 if mode is None else mode & 0o777)
             writer.flush()
+            # The data must be on the disk before the rename.
             os.fsync(writer.fileno())
         temporary.replace(path)
 
 
 def _open(settings: Settings, url: str) -> Store:
+    """Open a place of backups; raise InputError if it is within the data that are backed up."""
     absolute = url if "://" in url else str(Path(url).expanduser().absolute())
     if "://" not in absolute and Path(absolute).is_relative_to(settings.workspace):
-        raise InputError(f"{url} lies in the workspace that is backed up: choose a place outside of it")
+        raise InputError(f"{url} is within the workspace that is backed up: choose a place outside of it")
     for name, own in (("store", settings.store), ("inbox", settings.inbox)):
         if f"{absolute.rstrip('/')}/".startswith(f"{own.rstrip('/')}/"):
-            raise InputError(f"{url} lies in the {name} {own} that is backed up: choose a place outside of it")
+            raise InputError(f"{url} is within the {name} {own} that is backed up: choose a place outside of it")
     return open_store(absolute, settings.workspace / "cache" / "backup")
 
 
 def _of_workspace(layout: Layout) -> Iterator[tuple[str, Path]]:
-    """Files with their names in the backup, databases first."""
+    """Yield the workspace's files with their names in the backup, databases first."""
     left_out = {layout.root / name for name in LEFT_OUT}
     left_out |= {Path(url) for url in (layout.settings.inbox, layout.settings.store) if "://" not in url}
-    found = []
+    paths = []
     for folder, folders, names in os.walk(layout.root):
+        # Changing `folders` in place keeps os.walk out of the others.
         folders[:] = sorted(name for name in folders if Path(folder) / name not in left_out)
-        found += [Path(folder) / name for name in names if not name.endswith((".tmp", "-wal", "-shm", "-journal"))]
-    for path in sorted(found, key=lambda path: (not is_sqlite(path), path)):
+        paths += [Path(folder) / name for name in names if not name.endswith((".tmp", "-wal", "-shm", "-journal"))]
+    for path in sorted(paths, key=lambda path: (not is_sqlite(path), path)):
         if path.is_file() and not path.is_symlink():
             yield f"workspace/{path.relative_to(layout.root).as_posix()}", path
 
 
 def _in_order(store: Store) -> Iterator[Entry]:
-    """Objects of the store: the catalog's logs, what says where to begin in them first of all; then the rest."""
+    """Yield the store's objects: first the catalog's logs, with their `_last_checkpoint` files first, then the rest."""
     logs = [entry for entry in store.list("catalog") if "/_delta_log/" in entry.key]
     yield from sorted(logs, key=lambda entry: (not entry.key.endswith("/_last_checkpoint"), entry.key))
-    # Listed after the logs, so that what they refer to is there.
+    # The other objects are listed after the logs, so that the files the logs refer to exist.
     yield from (entry for entry in store.list() if "/_delta_log/" not in entry.key)
 
 
 def is_sqlite(path: Path) -> bool:
-    """Whether a file begins as sqlite's databases do."""
+    """Return whether a file starts like a sqlite database."""
     try:
         with path.open("rb") as stream:
             return stream.read(len(_SQLITE)) == _SQLITE
@@ -309,33 +343,35 @@ def is_sqlite(path: Path) -> bool:
 
 
 def _copy_of_database(path: Path, folder: Path) -> Path:
-    """A copy as of one moment, though others write to it; raises StoreError where the database is damaged."""
+    """Copy a database as of one moment while others may write to it; raise StoreError if it is damaged."""
     copy = folder / "copy.db"
     copy.unlink(missing_ok=True)
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
             source.backup(target)
-            (said,) = target.execute("PRAGMA quick_check(1)").fetchone()
+            (status,) = target.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.Error as error:
-        said = str(error)
-    if said != "ok":
+        status = str(error)
+    if status != "ok":
         raise StoreError(
-            f"{path} is a damaged database ({' '.join(said.split())}): run `mm check`, or bring it back from a backup"
+            f"{path} is a damaged database ({' '.join(status.split())}): run `mm check`, or restore it from a backup"
         )
     return copy
 
 
 def _require_empty(layout: Layout, store: Store) -> None:
+    """Raise InputError if the store or the workspace has files."""
     if entry := next(iter(store.list()), None):
         raise InputError(f"{store.url} holds {entry.key}: restore into an empty store (MM_STORE)")
     inbox = {Path(layout.settings.inbox)} if "://" not in layout.settings.inbox else set()
-    there = [p for p in layout.root.glob("*") if p.name not in LEFT_OUT and p not in inbox and p.is_dir()]
-    lying = [file for folder in there for file in folder.rglob("*") if file.is_file()]
-    if lying:
-        raise InputError(f"{lying[0]} lies in the way: restore into an empty workspace (MM_WORKSPACE)")
+    folders = [p for p in layout.root.glob("*") if p.name not in LEFT_OUT and p not in inbox and p.is_dir()]
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    if files:
+        raise InputError(f"{files[0]} lies in the way: restore into an empty workspace (MM_WORKSPACE)")
 
 
 def _inside(root: Path, name: str) -> Path:
+    """Return a path below `root`; raise StoreError if the name leads out of it."""
     path = Path(os.path.abspath(root / name))
     if not path.is_relative_to(root):
         raise StoreError(f"the backup names {name!r}, outside of the workspace: it was not written by `mm backup`")
@@ -343,7 +379,7 @@ def _inside(root: Path, name: str) -> Path:
 
 
 def _databases() -> dict[str, str]:
-    """URL by database name."""
+    """Return URLs by database name; raise InputError for a malformed one."""
     urls = secret(DATABASES).split()
     for url in urls:
         if urlsplit(url).scheme.partition("+")[0] not in ("postgresql", "postgres") or len(urlsplit(url).path) < 2:
@@ -352,8 +388,9 @@ def _databases() -> dict[str, str]:
 
 
 def _postgres(program: str, url: str, *arguments: str) -> None:
-    """Runs PostgreSQL's own client; the password goes by environment, where `ps` does not show it."""
+    """Run a PostgreSQL client program. The password is passed by environment, since `ps` shows arguments."""
     parts = urlsplit(url)
+    # The standard environment variables of PostgreSQL's programs.
     given = {
         "PGHOST": parts.hostname or "",
         "PGPORT": str(parts.port or 5432),

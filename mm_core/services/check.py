@@ -1,7 +1,8 @@
-"""`mm check`: everything that is kept, against everything else that is kept.
+"""`mm check`: compare everything that is stored with its digests and with the records that refer to it.
 
-Every blob against its digest; every row's blobs; pins, registry, bundles, checkpoints and snapshots against what they
-name; every database and table read as a whole. Nothing is changed but by `--repair` (`mm_core.services.repair`).
+Every blob is compared with its digest, and every row with its blobs. Pins, registry, bundles, checkpoints and snapshots
+are compared with the files they refer to. Every database and table is read as a whole. Only `--repair`
+(`mm_core.services.repair`) changes anything.
 """
 
 from __future__ import annotations
@@ -30,25 +31,27 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Fault:
-    """One thing that is not as it was written."""
+    """One stored thing that is not in its original state."""
 
     kind: str
     """blob | record | table | database | pin | registry | bundle | checkpoint | snapshot | cycle | ledger."""
     where: str
     """Path or key."""
     fault: str
+    """Description in words."""
     remedy: str
     digest: str = ""
-    """Of the blob or file as it should be, where that is known."""
+    """Expected digest of the blob or file, if known."""
     repaired: str = ""
-    """How; empty: not."""
+    """How it was repaired; empty if it was not."""
 
 
 def check(layout: Layout, report: Report, *, progress: Progress) -> list[Fault]:
-    """Return every fault of a workspace and its store; fills metrics `check/…` and the table `faults`."""
+    """Return every fault of a workspace and its store; fill the metrics `check/…` and the table `faults`."""
     store, catalog = open_store(layout.settings.store, layout.cache), Catalog(layout.settings.store)
     faults: list[Fault] = []
     present: set[str] = set()
+    # Each part yields faults; the blobs are first, because later parts need the set of intact ones.
     parts: list[tuple[str, Iterator[Fault]]] = [
         ("blobs", _blobs(store, present, progress)),
         ("records", _records(store)),
@@ -61,11 +64,12 @@ def check(layout: Layout, report: Report, *, progress: Progress) -> list[Fault]:
         ("checkpoints", _checkpoints(layout)),
         ("cycle", _cycle(layout)),
     ]
-    for name, found in parts:
+    for name, part in parts:
         try:
-            faults += list(found)
+            faults += list(part)
         except MattingError as error:
-            faults.append(Fault(name, name, str(error), "repair what is named above, then check again"))
+            faults.append(Fault(name, name, str(error), "repair the part named above, then check again"))
+    # A blob may be reported by several parts.
     faults = list({(fault.kind, fault.where): fault for fault in faults}.values())
     report.metrics |= {"check/blobs": len(present), "check/faults": len(faults)}
     report.tables["faults"] = [asdict(fault) for fault in faults]
@@ -73,10 +77,11 @@ def check(layout: Layout, report: Report, *, progress: Progress) -> list[Fault]:
 
 
 def _blobs(store: Store, present: set[str], progress: Progress) -> Iterator[Fault]:
-    """Every blob against its name; `present` gets those that are whole."""
+    """Compare every blob with its name; add the intact ones to `present`."""
     entries = list(store.list(BLOBS))
     for n, entry in enumerate(entries):
         digest = entry.key.rpartition("/")[2]
+        # Read from the store itself and not from the local copy.
         store.drop_copy(entry.key)
         if entry.key != blob_key(digest) or sha256_file(store.fetch(entry.key)) != digest:
             store.drop_copy(entry.key)
@@ -87,8 +92,8 @@ def _blobs(store: Store, present: set[str], progress: Progress) -> Iterator[Faul
 
 
 def _records(store: Store) -> Iterator[Fault]:
-    """The store's other objects: against the digests in their names, or their seals."""
-    remedy = "bring it back from a backup, or delete it: what it says is lost then"
+    """Compare the store's other objects with the digests in their names or with their seals."""
+    remedy = "restore it from a backup, or delete it: its contents are then lost"
     for key in (entry.key for prefix in SEALED_KEYS for entry in store.list(prefix.rstrip("/"))):
         if isinstance(store, LocalStore) and (what := store.seals.fault(key)):
             yield Fault("record", f"{store.url}/{key}", what, remedy)
@@ -100,9 +105,10 @@ def _records(store: Store) -> Iterator[Fault]:
 
 
 def _tables(store: Store, catalog: Catalog, report: Report) -> Iterator[Fault]:
-    """Each table read as a whole, its sealed files against their digests."""
-    restore = "bring the store's catalog/ back from a backup (`mm restore` into an empty place)"
+    """Read each table as a whole and compare its sealed files with their digests."""
+    restore = "restore the store's catalog/ from a backup (`mm restore` into an empty place)"
     for table in SCHEMAS:
+        # Seals are files next to the table's own, so they exist in folders only.
         if isinstance(store, LocalStore):
             folder = store.root / "catalog" / table
             for path, what in broken_seals(folder):
@@ -116,7 +122,7 @@ def _tables(store: Store, catalog: Catalog, report: Report) -> Iterator[Fault]:
 
 
 def _rows(catalog: Catalog, present: set[str]) -> Iterator[Fault]:
-    """Every row's blobs, and the ledger's states."""
+    """Find rows with missing blobs, labels without a sample, and impossible states in the ledger."""
     samples = catalog.read("samples", columns=["id", "kind", "batch", "name"])
     for row in samples.to_dict("records"):
         if row["id"] not in present:
@@ -127,43 +133,46 @@ def _rows(catalog: Catalog, present: set[str]) -> Iterator[Fault]:
         if row["alpha_sha256"] not in present:
             what = f"missing: matte of photo {row['sample_id'][:12]}, batch {row['batch']}"
             yield Fault("blob", blob_key(row["alpha_sha256"]), what, "mm check --repair", row["alpha_sha256"])
-    known = set(samples["id"])
-    for sample in sorted(set(labels.loc[labels["withdrawn_at"].isna(), "sample_id"]) - known):
-        yield Fault("table", "labels", f"a matte of photo {sample[:12]}, which is in no row of samples", "mm ingest")
+    known_ids = set(samples["id"])
+    for sample in sorted(set(labels.loc[labels["withdrawn_at"].isna(), "sample_id"]) - known_ids):
+        yield Fault("table", "labels", f"a matte of photo {sample[:12]}, which has no row in samples", "mm ingest")
     for row in catalog.read("batches", columns=["kind", "batch", "state", "rows", "accepted"]).to_dict("records"):
         if row["state"] not in ("ingested", "held") or not 0 <= int(row["accepted"]) <= int(row["rows"]):
             where = f"{row['kind']}/{row['batch']}"
-            yield Fault("ledger", where, f"a row that cannot be: {row}", f"mm quarantine retry {row['batch']}")
+            yield Fault("ledger", where, f"an impossible row: {row}", f"mm quarantine retry {row['batch']}")
 
 
 def _databases(layout: Layout) -> Iterator[Fault]:
-    """Every sqlite file of the workspace, by sqlite's own check, and against its seal where nobody wrote since."""
+    """Check every sqlite file of the workspace by sqlite's own check, and by its seal if it was not written since."""
     for path in databases_of(layout.root, layout.cache):
-        said = "not a database" if path.stat().st_size and not is_sqlite(path) else "ok"
+        status = "not a database" if path.stat().st_size and not is_sqlite(path) else "ok"
         try:
-            if said == "ok":
+            if status == "ok":
+                # Open read-only: a check must not create journal files.
                 with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=60)) as database:
-                    said = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
+                    status = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
         except sqlite3.Error as error:
-            said = str(error)
-        said = database_fault(layout.root, path) or said if said == "ok" else said
-        if said != "ok":
-            yield Fault("database", str(path), said[:300], "bring it back from a backup")
+            status = str(error)
+        status = database_fault(layout.root, path) or status if status == "ok" else status
+        if status != "ok":
+            yield Fault("database", str(path), status[:300], "restore it from a backup")
 
 
 def _pins(layout: Layout, present: set[str]) -> Iterator[Fault]:
+    """Check that the pinned catalog versions and model files exist."""
     if not layout.inputs.exists():
         return
-    remedy = f"delete {layout.inputs}; `mm ingest` pins anew"
+    remedy = f"delete {layout.inputs}; `mm ingest` pins again"
     try:
         pinned = json.loads(layout.inputs.read_bytes())
         versions = {table: int(pinned["catalog"][table]) for table in ("samples", "labels", "features")}
-        named = [pinned[role] for role in ("champion", "anchor") if pinned[role]]
-        digests = {digest for pin in named for digest in (pin["digest"], *pin["files"].values())}
+        pins = [pinned[role] for role in ("champion", "anchor") if pinned[role]]
+        digests = {digest for pin in pins for digest in (pin["digest"], *pin["files"].values())}
     except (ValueError, KeyError, TypeError, AttributeError):
         yield Fault("pin", str(layout.inputs), "not the pinned inputs", remedy)
         return
     catalog = Catalog(layout.settings.store)
+    # A pin of a version that does not exist yet, for example after a restore.
     for table, version in versions.items():
         if version > catalog.version(table):
             yield Fault("pin", str(layout.inputs), f"{table} has no version {version}", remedy)
@@ -172,7 +181,7 @@ def _pins(layout: Layout, present: set[str]) -> Iterator[Fault]:
 
 
 def _registry(layout: Layout, store: Store, present: set[str]) -> Iterator[Fault]:
-    """Weights, int8 files and provenance of every registered version."""
+    """Check that weights, int8 files and provenance of every registered version exist."""
     registry = Registry(layout.settings)
     for version in registry.versions():
         tags = registry.tags(version)
@@ -180,6 +189,7 @@ def _registry(layout: Layout, store: Store, present: set[str]) -> Iterator[Fault
             if tags is None:
                 raise KeyError(version)
             digests = {tags["model_digest"], tags["provenance"], *json.loads(tags["files"]).values()}
+            # The provenance refers to further files: the frames of the snapshot and the split.
             if tags["provenance"] in present:
                 made = json.loads(store.fetch(blob_key(tags["provenance"])).read_bytes())
                 digests |= {*made["snapshot_files"].values(), *made["split_files"].values()}
@@ -191,6 +201,7 @@ def _registry(layout: Layout, store: Store, present: set[str]) -> Iterator[Fault
 
 
 def _bundles(layout: Layout) -> Iterator[Fault]:
+    """Check every bundle against its manifest."""
     for path in sorted(layout.bundles.glob("*/manifest.json")):
         try:
             checked_manifest(path.parent)
@@ -199,46 +210,47 @@ def _bundles(layout: Layout) -> Iterator[Fault]:
 
 
 def _checkpoints(layout: Layout) -> Iterator[Fault]:
-    """Finished stages against their digests; states of unfinished ones against the checksums of their archive."""
-    remedy = "mm check --repair: the stage trains anew"
+    """Compare models of finished stages with their digests, and states of unfinished ones with their checksums."""
+    remedy = "mm check --repair: the stage trains again"
     for path in sorted(layout.checkpoints.glob("*/done.json")):
         model = path.with_name("model.safetensors")
         try:
             digest = json.loads(path.read_bytes())["facts"]["digest"]
         except (ValueError, KeyError, TypeError):
-            yield Fault("checkpoint", str(path), "not what training wrote", remedy)
+            yield Fault("checkpoint", str(path), "not written by training", remedy)
             continue
         if not model.is_file() or sha256_file(model) != digest:
-            yield Fault("checkpoint", str(model), "its bytes are not those that training wrote", remedy, digest)
+            yield Fault("checkpoint", str(model), "its bytes differ from those that training wrote", remedy, digest)
+    # A finished stage has no state any more.
     for path in sorted(layout.checkpoints.glob("*/state.pt")):
         if fault := archive_fault(path):
             yield Fault("checkpoint", str(path), fault, remedy)
 
 
 def _cycle(layout: Layout) -> Iterator[Fault]:
-    """The files of the cycle in work against one another."""
-    about = layout.snapshot / "snapshot.json"
-    if about.is_file():
+    """Compare the files of the current cycle with one another."""
+    snapshot = layout.snapshot / "snapshot.json"
+    if snapshot.is_file():
         try:
-            facts = json.loads(about.read_bytes())
+            facts = json.loads(snapshot.read_bytes())
             frames = {pool: read_pool(layout.snapshot, pool) for pool in POOLS}
             digest = digest_of({pool: frame_digest(frame, SCHEMA.names) for pool, frame in frames.items()})
             good = digest == facts["digest"]
-            what = "its frames are not those of its digest"
+            what = "its frames do not match its digest"
         except (ValueError, KeyError, TypeError, AttributeError, OSError, MattingError) as error:
             good, what = False, " ".join(str(error).split())[:200]
         if not good:
             yield Fault("snapshot", str(layout.snapshot), what, "mm snapshot")
     for stage in TRAIN_STAGES:
-        said, model = layout.stage_report(f"train-{stage}"), layout.model(stage)
-        if said.is_file() and model.is_file():
+        report, model = layout.stage_report(f"train-{stage}"), layout.model(stage)
+        if report.is_file() and model.is_file():
             try:
-                digest = Report.read(said).facts.get("digest")
+                digest = Report.read(report).facts.get("digest")
             except MattingError:
-                yield Fault("cycle", str(said), "not a stage's report", f"mm train-{stage}")
+                yield Fault("cycle", str(report), "not a stage's report", f"mm train-{stage}")
                 continue
             if digest and sha256_file(model) != digest:
-                yield Fault("cycle", str(model), "its bytes are not those that training wrote", f"mm train-{stage}")
+                yield Fault("cycle", str(model), "its bytes differ from those that training wrote", f"mm train-{stage}")
     for path, what in broken_files(layout.evaluation):
         yield Fault("cycle", str(path), what, "mm evaluate")
     if layout.verdict.is_file():

@@ -1,6 +1,6 @@
-"""The workspace's pages over HTTP, read-only: Data Docs, the cycle's report, the reports of past cycles.
+"""Serve the workspace's pages over HTTP, read-only: Data Docs, the cycle's report and the reports of past cycles.
 
-Browsers refuse to follow a link from Dagster's page to a file. `mm ui` serves this with uvicorn on 127.0.0.1.
+Browsers refuse links from Dagster's page to local files. `mm ui` runs this application with uvicorn on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Pages run no script and load nothing from elsewhere. Their bars and heat maps are style attributes."""
+"""Pages run no script and load nothing from other servers. Their bars and heat maps are style attributes."""
 HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -36,9 +36,9 @@ HEADERS = {
 
 
 def application() -> Starlette:
-    """The server's ASGI application on the workspace that the environment names.
+    """Return the ASGI application for the workspace in the environment.
 
-    GET and HEAD only; a path that is no page, or that leads out of the pages' folders, is 404.
+    It answers GET and HEAD only. A path that is not a page, or that leaves the pages' folders, gets 404.
     """
     layout = Layout(Settings.from_env())
 
@@ -48,6 +48,7 @@ def application() -> Starlette:
         return FileResponse(layout.html_report)
 
     def pages(folder: str) -> Mount:
+        # StaticFiles requires that the folder exists.
         (layout.root / folder).mkdir(parents=True, exist_ok=True)
         return Mount(f"/{folder}", _Pages(directory=layout.root / folder, html=True))
 
@@ -61,9 +62,10 @@ def application() -> Starlette:
 
 
 class _Pages(StaticFiles):
-    """Starlette keeps requests inside the folder; what begins with a dot is no page: Data Docs keep results so."""
+    """Static files without hidden ones, since Data Docs store results under names with a dot."""
 
     def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        # Starlette itself keeps requests inside the folder.
         if any(part.startswith(".") for part in PurePath(path).parts):
             return "", None
         return super().lookup_path(path)

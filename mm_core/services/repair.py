@@ -1,4 +1,4 @@
-"""What `mm check --repair` can do: bring blobs back from where they came from, and clear away what is made again."""
+"""Repairs of `mm check --repair`: restore blobs from their sources, and delete files that can be computed again."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from mm_core.storage.store import Store, blob_key, open_store
 
 
 def repair(layout: Layout, faults: Sequence[Fault]) -> None:
-    """Repair what can be, and note on each fault how; what cannot be keeps its remedy."""
+    """Repair the faults that can be repaired and record how; the others keep their remedy."""
     sources = _Sources(layout)
     for fault in faults:
         if fault.kind == "blob" and fault.digest:
-            fault.repaired = sources.bring(fault.digest)
+            fault.repaired = sources.restore(fault.digest)
             if not fault.repaired:
-                fault.remedy = "no copy of it is here: bring it back from a backup, or send its drop again and repeat"
+                fault.remedy = "no copy is available: restore it from a backup, or send its drop again and repeat"
         elif fault.kind == "checkpoint":
+            # The whole folder: model and report of a training belong together.
             shutil.rmtree(Path(fault.where).parent)
-            fault.repaired = "removed: the stage trains anew"
+            fault.repaired = "removed: the stage trains again"
 
 
 class _Sources:
-    """Where the content of a blob may lie a second time."""
+    """Places that may contain a second copy of a blob's content."""
 
     def __init__(self, layout: Layout):
         self.layout = layout
@@ -40,8 +41,8 @@ class _Sources:
         self.inbox: Store = open_store(layout.settings.inbox, layout.cache / "inbox")
         self.catalog = Catalog(layout.settings.store)
 
-    def bring(self, digest: str) -> str:
-        """Write a blob again; return where it came from, "" where it is nowhere."""
+    def restore(self, digest: str) -> str:
+        """Write a blob again; return its source, or "" if no source has it."""
         for source, words in (
             (self._of_workspace, "the workspace"),
             (self._photo, "its drop"),
@@ -49,8 +50,9 @@ class _Sources:
         ):
             content = source(digest)
             if content is not None:
+                # The store compares the digest once more.
                 self.store.put(blob_key(digest), content, sha256=digest)
-                return f"brought back from {words}"
+                return f"restored from {words}"
         return ""
 
     def _of_workspace(self, digest: str) -> Path | None:
@@ -59,12 +61,13 @@ class _Sources:
     @cached_property
     def _files(self) -> dict[str, Path]:
         """Models and frames of the workspace by digest."""
+        # Hash all files once; a repair may look up many digests.
         folders = (self.layout.bundles, self.layout.cycle, self.layout.checkpoints)
         paths = (path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
         return {sha256_file(path): path for path in paths}
 
     def _photo(self, digest: str) -> Path | None:
-        """A photo in the drop that brought it."""
+        """Return the photo from its drop, if it is still there unchanged."""
         rows = self.catalog.read("samples", columns=["kind", "batch", "name"], filters=[("id", "=", digest)])
         for row in rows.to_dict("records"):
             path = self._fetched(f"{row['kind']}/{row['batch']}/{row['name']}")
@@ -73,11 +76,12 @@ class _Sources:
         return None
 
     def _matte(self, digest: str) -> bytes | None:
-        """A matte made again from the file in the drop that brought it."""
+        """Encode the matte again from the file in its drop."""
         labels = self.catalog.read("labels", columns=["sample_id", "batch"], filters=[("alpha_sha256", "=", digest)])
         for batch in dict.fromkeys(labels["batch"]):
             for name in self._alphas(str(batch)):
                 path = self._fetched(f"pixel_labeled/{batch}/{name}")
+                # Mattes were stored with 8 or 16 bits; only the right encoding has the digest.
                 for sixteen in (False, True) if path is not None else ():
                     try:
                         data = encode_alpha(load_alpha(path), sixteen_bit=sixteen)  # type: ignore[arg-type]
@@ -88,6 +92,7 @@ class _Sources:
         return None
 
     def _alphas(self, batch: str) -> list[str]:
+        """Return the names of the matte files in a batch's manifest."""
         for manifest in MANIFESTS:
             path = self._fetched(f"pixel_labeled/{batch}/{manifest}")
             if path is not None:
@@ -98,6 +103,7 @@ class _Sources:
         return []
 
     def _fetched(self, key: str) -> Path | None:
+        """Return the local path of an object of the inbox, or None if it is missing."""
         try:
             return self.inbox.fetch(key)
         except StoreError:

@@ -1,4 +1,4 @@
-"""`mm ui`: Dagster's web server and daemon, MLflow's, and the workspace's pages, bound to loopback."""
+"""`mm ui`: run Dagster's web server and daemon, MLflow's server and the workspace's pages on loopback."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ PATIENCE = 20.0
 
 
 def shown(demo: bool) -> Settings:
-    """The environment's workspace; the demo's where it is asked for, or where `data/` holds nothing else."""
+    """Return the environment's settings, or the demo's if it is requested or the only workspace in `data/`."""
     settings, of_demo = Settings.from_env(), Settings.from_env("data/demo")
+    # Fresh: default settings and neither inputs nor drops.
     own = (Layout(settings).inputs, Path(settings.inbox))
     fresh = settings == Settings.from_env("data", "data/inbox") and not any(path.exists() for path in own)
     return of_demo if demo or (fresh and Layout(of_demo).inputs.exists()) else settings
 
 
 def serve(settings: Settings, port: int) -> None:
-    """Until Ctrl-C or until one of the servers ends: Dagster at `port`, MLflow and the pages at the next two."""
+    """Run until Ctrl-C or until a server ends: Dagster at `port`, MLflow and the pages at the next two ports."""
     home = settings.workspace / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     (settings.workspace / "mlflow").mkdir(exist_ok=True)
@@ -35,6 +36,7 @@ def serve(settings: Settings, port: int) -> None:
     if not instance.exists():
         raise InputError(f"{instance} is missing: run `mm ui` from the project's checkout")
     (home / "dagster.yaml").write_text(instance.read_text())
+    # The servers find the same workspace as this command.
     environment = os.environ | {
         "MM_WORKSPACE": str(settings.workspace),
         "MM_INBOX": settings.inbox,
@@ -43,13 +45,14 @@ def serve(settings: Settings, port: int) -> None:
         "MLFLOW_TRACKING_URI": settings.mlflow_uri,
         "DAGSTER_HOME": str(home),
         "MM_PAGES_URL": f"http://127.0.0.1:{port + 2}",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for judges of language models
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves eight processes for evaluating language models
     }
     scripts = Path(sys.executable).parent
-    # `dagster dev` with its web server behind `mm_core.services.web_guard`.
+    # pipelines/dev.py is `dagster dev` with its web server behind `mm_core.services.web_guard`.
     dagster = [PROJECT / "pipelines" / "dev.py", "-w", PROJECT / "workspace.yaml", "-h", "127.0.0.1", "-p", port]
     mlflow = [scripts / "mlflow", "server", "--backend-store-uri", settings.mlflow_uri, "--host", "127.0.0.1"]
     mlflow += ["--port", port + 1, "--workers", 1]
+    # SIGTERM must run the `finally` below, which ends the servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     servers = []
     try:
@@ -57,6 +60,7 @@ def serve(settings: Settings, port: int) -> None:
             servers.append(processes.start(map(str, command), env=environment, cwd=PROJECT))
         print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{port + 1}")
         print(f"Pages    {environment['MM_PAGES_URL']}/data_docs/ and /cycle/report.html\nCtrl-C ends all", flush=True)
+        # One server that ends stops the others too.
         while all(server.poll() is None for server in servers):
             time.sleep(0.5)
     except KeyboardInterrupt:
@@ -66,13 +70,13 @@ def serve(settings: Settings, port: int) -> None:
 
 
 def pages_command(port: int) -> list[str]:
-    """The program that serves `mm_core.services.pages` of the environment's workspace at `port`, to loopback."""
+    """Return the command that serves `mm_core.services.pages` for the environment's workspace on loopback."""
     program = [Path(sys.executable).parent / "uvicorn", "mm_core.services.pages:application", "--factory"]
     where = ["--host", "127.0.0.1", "--port", port, "--log-level", "warning", "--no-proxy-headers"]
     return [str(part) for part in (*program, *where)]
 
 
 def _params_file(settings: Settings) -> Path:
-    """The workspace's own params where it has some (the demo), else the project's."""
+    """Return the workspace's own params file if it exists (the demo's does), otherwise the project's."""
     own = settings.workspace / "params.yaml"
     return own if own.exists() else settings.params_file

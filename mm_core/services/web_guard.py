@@ -1,7 +1,7 @@
-"""What stands before our web servers: which names they answer to, and what a foreign page may not make them do.
+"""Guard of the local web servers: it restricts host names and requests from foreign pages.
 
-A server on loopback is reached by every page that is open in a browser on that machine, and by any name that its owner
-lets resolve to 127.0.0.1 (DNS rebinding). The guard is an ASGI middleware: it knows no application.
+Every page open in a browser on this machine can reach a server on loopback. It can do so under any name whose owner
+lets it resolve to 127.0.0.1 (DNS rebinding). The guard is an ASGI middleware and works with any application.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from mm_core.core.errors import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 HOSTS = "MM_ALLOWED_HOSTS"
-"""Environment: further names, separated by spaces or commas, under which a proxy publishes the servers."""
+"""Environment variable: further names, separated by spaces or commas, under which a proxy publishes the servers."""
 SAFE_METHODS = ("GET", "HEAD")
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
 def allowed_hosts() -> tuple[str, ...]:
-    """Return loopback's names and those of `MM_ALLOWED_HOSTS`; raises InputError for one that is no plain name."""
+    """Return loopback's names and those of `MM_ALLOWED_HOSTS`; raise InputError if one is not a plain host name."""
     names = os.environ.get(HOSTS, "").replace(",", " ").lower().split()
     for name in names:
+        # A port would never match, since the names are compared without one.
         if any(sign in name for sign in "*/@") or _split(name)[1] is not None:
             raise InputError(f"{HOSTS}: {name!r}: write host names without scheme, port or wildcard")
     return (*LOOPBACK, *names)
 
 
 class WebGuard:
-    """Refuse requests to foreign names, from foreign pages, and GraphQL by GET; add headers to every answer.
+    """Refuse requests to foreign names, from foreign pages, and GraphQL by GET; add headers to every response.
 
     Args:
         app: The application behind the guard.
-        hosts: Names that the `Host` header may hold, without port.
-        headers: Header → value of answers that do not have it yet.
-        open_paths: Paths that answer GET under any name: a cluster's health probe asks a pod by its address.
+        hosts: Allowed names in the `Host` header, without port.
+        headers: Headers to add to responses that lack them.
+        open_paths: Paths that answer GET under any name, for a cluster's health probe, which uses a pod's address.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class WebGuard:
             return await self.app(scope, receive, send)
 
         async def answer(message: Message) -> None:
+            # Only the start message of an HTTP response has headers.
             if message["type"] == "http.response.start":
                 present = {name.decode("latin-1").lower() for name, _ in message.get("headers", ())}
                 added = [(n.encode(), v.encode()) for n, v in self.headers.items() if n not in present]
@@ -67,21 +69,23 @@ class WebGuard:
         if not status:
             await self.app(scope, receive, answer)
         elif scope["type"] == "websocket":
+            # The protocol requires receiving the connect message before closing.
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": reason})
         else:
             await PlainTextResponse(f"{reason}\n", status)(scope, receive, answer)
 
     def fault(self, scope: Scope) -> tuple[int, str]:
-        """Return HTTP status and reason of a refusal; (0, "") where the request may pass."""
+        """Return HTTP status and reason of a refusal; (0, "") if the request may pass."""
         headers, reads = Headers(scope=scope), scope.get("method") in SAFE_METHODS
         given = headers.getlist("host")
+        # Several Host headers are treated like a missing one.
         host = given[0].lower() if len(given) == 1 else ""
         if _split(host)[0] not in self.hosts and not (reads and scope["path"] in self.open_paths):
-            return 400, f"this server does not answer to that name: {HOSTS} lists those of a proxy"
+            return 400, f"this server does not answer to that name: set the names of a proxy in {HOSTS}"
         if reads:
             return _graphql_fault(scope)
-        # Browsers send both headers with every request that can change something; programs send neither.
+        # Browsers send these two headers with every request that can change data; programs send neither.
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return 403, "not from this server's own page"
         if any(_origin(origin) != _origin(f"//{host}", origin) for origin in headers.getlist("origin")):
@@ -90,16 +94,16 @@ class WebGuard:
 
 
 def _graphql_fault(scope: Scope) -> tuple[int, str]:
-    """GraphQL by GET would run mutations for any page that holds a link or a picture with that address."""
+    """Refuse GraphQL by GET: a link or picture with that address on any page would run mutations."""
     if scope["path"].rstrip("/").endswith("/graphql"):
-        asked = parse_qs(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
-        if "query" in asked:
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+        if "query" in query:
             return 405, "GraphQL is answered to POST only"
     return 0, ""
 
 
 def _split(netloc: str) -> tuple[str, int | None]:
-    """Return name and port of `name[:port]`; an empty name where it cannot be read."""
+    """Return name and port of `name[:port]`; an empty name if it is malformed."""
     if "@" in netloc or "/" in netloc or "\\" in netloc:
         return "", None
     try:
@@ -111,7 +115,7 @@ def _split(netloc: str) -> tuple[str, int | None]:
 
 
 def _origin(text: str, like: str = "") -> tuple[str, int | None] | None:
-    """Return name and port of an origin, its scheme's port where it names none; None for `null` and the like."""
+    """Return name and port of an origin, with its scheme's port by default; None for `null` and malformed origins."""
     try:
         scheme, netloc = (urlsplit(like).scheme or urlsplit(text).scheme), urlsplit(text).netloc
     except ValueError:

@@ -1,9 +1,9 @@
-"""One number for how well a photo is made, from its measured quality and composition. A heuristic, no judge of taste.
+"""Score a photo by one number, from its measured quality and composition. A heuristic, not a model of taste.
 
-The score is the weighted mean of seven terms in [0, 1], each a textbook rule of photography (the kind of features of
-Datta et al. 2006, "Studying aesthetics in photographic images using a computational approach"), with weights that were
-set by hand and fitted to no ratings. It orders photos for people to look at; it decides nothing. For a learned score,
-name LAION's linear head (`structure.aesthetic_head`).
+The score is the weighted mean of seven terms in [0, 1], each a textbook rule of photography (features as in Datta et
+al. 2006, "Studying aesthetics in photographic images using a computational approach"). The weights were set by hand and
+not fitted to ratings. The score orders photos for people and decides nothing. A learned score is LAION's linear head
+(`structure.aesthetic_head`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ WEIGHTS: Mapping[str, float] = {
 }
 MID_GREY = 0.45
 SHARP, NOISY, VIVID, CONTRASTY = 1000.0, 3.0, 40.0, 0.23
-"""Values that count half: about the medians of 318 research photos at long side 512."""
+"""Values with a score of one half: about the medians of 318 research photos at long side 512."""
 
 
 def aesthetic(numbers: Mapping[str, float]) -> float:
-    """In [0, 1], from the numbers of `photo.quality` and `composition.composition`."""
+    """Return a score in [0, 1] from the numbers of `photo_features.quality` and `composition.composition`."""
+    # Crushed shadows and blown highlights reduce the exposure term.
     clipped = numbers["dark_share"] + numbers["bright_share"]
+    # Distance to middle grey, relative to the largest possible one.
     off = abs(numbers["brightness"] - MID_GREY) / max(MID_GREY, 1 - MID_GREY)
     terms = {
         "exposure": max(0.0, 1 - off) * max(0.0, 1 - clipped),
@@ -41,4 +43,5 @@ def aesthetic(numbers: Mapping[str, float]) -> float:
 
 
 def _rising(value: float, half: float) -> float:
+    """Map a value >= 0 to [0, 1), strictly rising, with 1/2 at `half`."""
     return value / (value + half)

@@ -1,8 +1,9 @@
-"""The category of photos whose manifest gives none: a guess, stored beside the sample, never in its place.
+"""Guess the category of photos whose manifest states none. A guess is stored separately and never replaces a category.
 
-With pretrained CLIP weights: zero-shot over sentences about the seven categories. Without: linear discriminant analysis
-(scikit-learn, Ledoit-Wolf shrinkage) on the vectors (`Chosen.vectors`) of the photos whose category is known; its
-confidence is what held-out photos say: the share of right guesses among those as sure (isotonic regression).
+With pretrained CLIP weights the method is zero-shot over sentences about the seven categories. Without them it is
+linear discriminant analysis (scikit-learn, Ledoit-Wolf shrinkage) on the vectors (`Chosen.vectors`) of photos with a
+category. Its confidence is calibrated on held-out photos by isotonic regression: the share of correct guesses among
+those with the same probability.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 EXTRACTOR = "guess"
 VERSION = "1"
-"""Rises whenever a guess may come out differently; older rows are then computed again."""
+"""Must change whenever a guess may change; older rows are then computed again."""
 
 SENTENCES = {
     "portrait": ("a portrait photo of one person", "a photo of a man", "a photo of a woman", "a selfie"),
@@ -39,30 +40,32 @@ SENTENCES = {
 }
 FOLDS = 5
 LEAST = 2 * FOLDS
-"""Labelled scenes that a category needs to be guessed: two per fold."""
+"""Minimum number of labelled scenes of a category for guessing it: two per fold."""
 CHUNK = 4096
-"""Photos of one commit."""
+"""Photos per commit."""
 MOST = 4000
-"""Labelled photos that are learned from at most: cost then does not grow with the catalog."""
+"""Maximum number of labelled photos to learn from, so that the cost does not grow with the catalog."""
 
 
 @dataclass(frozen=True)
 class Guess:
-    """The likeliest category of one photo."""
+    """The most probable category of one photo."""
 
     category: str
     confidence: float
-    """In [0, 1]."""
+    """Probability in [0, 1]."""
 
 
 class Guesser(Protocol):
+    """Interface of the two methods."""
+
     def guess(self, vectors: np.ndarray) -> Sequence[Guess | None]:
-        """Of photos by their vectors (N, dim), in order; None where nothing can be guessed from."""
+        """Return guesses for vectors (N, dim) in their order; None if no guess is possible."""
         ...
 
 
 class ClipGuesser:
-    """Zero-shot: a category is as likely as the mean of its sentences is like the photo."""
+    """Zero-shot: the score of a category is the photo's similarity to the mean of its sentences."""
 
     def __init__(self, tags: ClipTags):
         clip = tags.clip
@@ -71,6 +74,7 @@ class ClipGuesser:
         self._scale = clip.logit_scale
 
     def guess(self, vectors: np.ndarray) -> list[Guess]:
+        """Return the most probable category of each vector (N, dim), by a softmax over the categories."""
         logits = self._scale * vectors @ self._means.T
         chances = np.exp(logits - logits.max(1, keepdims=True))
         chances /= chances.sum(1, keepdims=True)
@@ -78,20 +82,28 @@ class ClipGuesser:
 
 
 class LearnedGuesser:
-    """Learned from photos whose category is known. `classes` is empty where there are too few to guess at all."""
+    """Trained on photos with a category. `classes` is empty if there are too few photos for any guess."""
 
     def __init__(self, vectors: np.ndarray, categories: Sequence[str], groups: Sequence[str]):
-        """`vectors` (N, dim) with their categories; one group is never on both sides of the held-out test."""
+        """Fit the classifier and its calibration.
+
+        Args:
+            vectors: float32 (N, dim).
+            categories: Category of each vector.
+            groups: Scene of each vector; a scene is never on both sides of the held-out test.
+        """
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
         from sklearn.isotonic import IsotonicRegression
         from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
         labelled = pd.DataFrame({"category": list(categories), "group": list(groups)})
+        # Only categories with enough scenes can be cross-validated.
         scenes = labelled.groupby("category")["group"].nunique()
         self.classes = sorted(scenes[scenes >= LEAST].index)
         if len(self.classes) < 2:
             self.classes = []
             return
+        # Calibrate on predictions for photos that the classifier was not trained on.
         used = labelled["category"].isin(self.classes).to_numpy()
         x, y = vectors[used], np.array(list(categories))[used]
         model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
@@ -99,11 +111,13 @@ class LearnedGuesser:
             model, x, y, groups=np.array(list(groups))[used], cv=StratifiedGroupKFold(FOLDS),
             method="predict_proba",
         )  # fmt: skip
+        # Calibrate the largest probability against the share of correct guesses.
         right = np.array(self.classes)[held_out.argmax(1)] == y
         self._calibration = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(held_out.max(1), right)
         self._model = model.fit(x, y)
 
     def guess(self, vectors: np.ndarray) -> Sequence[Guess | None]:
+        """Return calibrated guesses for vectors (N, dim)."""
         if not self.classes or not len(vectors):
             return [None] * len(vectors)
         chances = self._model.predict_proba(vectors)
@@ -115,11 +129,11 @@ class LearnedGuesser:
 
 
 def guess_new(params: StructureParams, catalog: Catalog, tools: Chosen, report: Report) -> None:
-    """Adds a row `guess` for each sample without category that lacks one.
+    """Add a row `guess` for each sample that has neither a category nor a guess.
 
-    Text `category` and number `confidence`; below
-    `structure.guess_confidence`, or where nothing can be guessed from, the text is `withheld` with the reason instead.
-    Counts in `report.metrics` (structure/guesses, structure/guesses_withheld).
+    A row has the text `category` and the number `confidence`. Below `structure.guess_confidence`, or if no guess is
+    possible, the text is `withheld` with the reason instead. `report.metrics` gets the counts structure/guesses and
+    structure/guesses_withheld.
     """
     source, clip = tools.vectors, tools.clip
     version = f"{VERSION}/{source[0]}/{source[1]}" + ("" if clip else f"/{_doublings(_known(catalog))}")
@@ -128,10 +142,12 @@ def guess_new(params: StructureParams, catalog: Catalog, tools: Chosen, report: 
         return
     guesser = ClipGuesser(clip) if clip else _learned(catalog, source)
     given = withheld = 0
+    # Commit in chunks, so that a killed run loses little.
     for start in range(0, len(todo), CHUNK):
         ids, vectors = vectors_of(catalog, source, todo[start : start + CHUNK])
         rows = []
         for sample_id, guess in zip(ids, guesser.guess(vectors), strict=True):
+            # A guess below the limit is stored as withheld, so it is not computed again.
             sure = guess is not None and guess.confidence >= params.guess_confidence
             rows.append(row_of(sample_id, EXTRACTOR, version, _found(guess, sure)))
             given, withheld = given + sure, withheld + (not sure)
@@ -140,9 +156,9 @@ def guess_new(params: StructureParams, catalog: Catalog, tools: Chosen, report: 
 
 
 def guesser_of(catalog: Catalog, tools: Chosen) -> tuple[Guesser, str]:
-    """Who guesses the categories of photos that are in no catalog, and what their guesses depend on.
+    """Return the guesser for photos outside the catalog, and the version of its guesses.
 
-    The vectors to give it are those of `tools.vectors`.
+    The guesser takes vectors of `tools.vectors`.
     """
     if tools.clip:
         return ClipGuesser(tools.clip), f"{VERSION}/{tools.clip.version}"
@@ -151,21 +167,21 @@ def guesser_of(catalog: Catalog, tools: Chosen) -> tuple[Guesser, str]:
 
 
 def _known(catalog: Catalog) -> int:
-    """Samples whose category is known."""
+    """Return the number of samples with a category."""
     return int(catalog.query("SELECT count(*) AS photos FROM samples WHERE category IS NOT NULL").iloc[0, 0])
 
 
 def _unguessed(catalog: Catalog, version: str) -> list[str]:
-    """Ids of the samples without category and without a guess of this version, sorted."""
+    """Return the sorted ids of samples without a category and without a guess of this version."""
     done = f"SELECT sample_id FROM features WHERE extractor = '{EXTRACTOR}' AND version = '{version}'"
-    found = catalog.query(
+    rows = catalog.query(
         f"SELECT s.id FROM samples s LEFT ANTI JOIN ({done}) f ON f.sample_id = s.id WHERE s.category IS NULL"
     )
-    return sorted(found["id"]) if len(found) else []
+    return sorted(rows["id"]) if len(rows) else []
 
 
 def vectors_of(catalog: Catalog, source: tuple[str, str], ids: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Those of `ids` that have a vector by extractor and version `source`, and the vectors float32 (N, dim)."""
+    """Return the ids that have a vector by extractor and version `source`, and the vectors float32 (N, dim)."""
     rows = catalog.read(
         "features",
         columns=["sample_id", "vector"],
@@ -175,28 +191,33 @@ def vectors_of(catalog: Catalog, source: tuple[str, str], ids: Sequence[str]) ->
 
 
 def _found(guess: Guess | None, sure: bool) -> Found:
+    """Return the texts and numbers of a guess's row."""
     if guess is None:
         return Found(texts={"withheld": "too few photos with a category to learn from"})
     numbers = {"confidence": guess.confidence}
     if sure:
         return Found(numbers, {"category": guess.category})
-    return Found(numbers, {"withheld": f"{guess.category} is the likeliest, but not sure enough"})
+    return Found(numbers, {"withheld": f"{guess.category} is the most probable, but not sure enough"})
 
 
 def _learned(catalog: Catalog, source: tuple[str, str]) -> LearnedGuesser:
-    # Ids are digests: the smallest are a fair sample, the same whoever draws it.
+    """Return a guesser trained on photos with a category."""
+    # Ids are digests, so the smallest ones are a random sample that is the same in every run.
     known = catalog.query(
         f'SELECT id, category, "group" FROM samples WHERE category IS NOT NULL ORDER BY id LIMIT {MOST}'
     )
     chosen = (known if len(known) else pd.DataFrame(columns=["id", "category", "group"])).set_index("id")
     ids, vectors = vectors_of(catalog, source, list(chosen.index))
     chosen = chosen.loc[ids]
+    # A photo without a group is a scene of its own.
     groups = chosen["group"].where(chosen["group"].astype(bool), pd.Series(chosen.index, chosen.index))
     return LearnedGuesser(vectors, list(chosen["category"]), list(groups))
 
 
 def _doublings(count: int) -> int:
-    """Part of the version: guesses are made again each time that the photos to learn from have doubled, at a cost that
-    stays in proportion to what is new.
+    """Return the number of doublings of `count`, which is part of the version.
+
+    Guesses are repeated each time the number of photos to learn from has doubled, at a cost in proportion to new
+    photos.
     """
     return int(math.log2(count)) if count else -1

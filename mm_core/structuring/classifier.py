@@ -1,7 +1,7 @@
-"""What is in a photo, by the packaged ImageNet classifier: tags and a vector that need no model hub.
+"""Tag and embed photos by the packaged ImageNet classifier, which needs no model hub.
 
-The vector is the classifier's pooled feature. It serves guesses of the category, diversity and drift wherever no
-pretrained CLIP is named; CLIP's own vector and tags replace it where one is.
+The vector is the classifier's pooled feature. It is used for category guesses, diversity and drift if no pretrained
+CLIP is configured. CLIP's own vector and tags replace it otherwise.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from mm_core.structuring.tags import class_names, softmax
 
 EXTRACTOR = "classifier"
 VERSION = "1"
-"""Rises whenever a number below may come out differently; older rows are then computed again."""
+"""Must change whenever a number below may change; older rows are then computed again."""
 SIDE = 224
-"""Side of the square that the classifier sees, in pixels: the one it was trained at."""
+"""Side in pixels of the classifier's square input, the size it was trained at."""
 BATCH = 16
 
 
 class ClassifierTags:
-    """ImageNet tags and vectors of photos; the weights are loaded when the first photo comes."""
+    """ImageNet tags and vectors of photos; the weights are loaded at the first photo."""
 
     extractor = EXTRACTOR
 
     def __init__(self, encoder: str, tags: int, device: str):
-        """Check that the weights are there.
+        """Check that the weights are available.
 
         Args:
-            encoder: timm model name whose weights a package ships.
+            encoder: timm model name with weights in a package.
             tags: Classes kept per photo.
             device: `auto`, `cpu` or `cuda`.
 
@@ -61,25 +61,29 @@ class ClassifierTags:
             photos: Decoded photos.
 
         Returns:
-            Per photo: numbers `tag/<class>`, the probability of the likeliest classes; text `tags`, likeliest first;
+            Per photo the numbers `tag/<class>`, probabilities of the most probable classes; the text `tags`, in order;
             vector, the pooled features as a float32 unit vector (1280,).
         """
-        found = []
+        rows = []
         for start in range(0, len(photos), BATCH):
             logits, vectors = self._classify([photo.small for photo in photos[start : start + BATCH]])
-            for chances, vector in zip(softmax(logits), vectors, strict=True):
-                best = np.argsort(-chances, kind="stable")[: self._tags]
-                numbers = {f"tag/{self._names[i]}": float(chances[i]) for i in best}
-                found.append(Found(numbers, {"tags": "; ".join(self._names[i] for i in best)}, vector))
-        return found
+            for probabilities, vector in zip(softmax(logits), vectors, strict=True):
+                # A stable sort keeps the class order among equal probabilities.
+                best = np.argsort(-probabilities, kind="stable")[: self._tags]
+                numbers = {f"tag/{self._names[i]}": float(probabilities[i]) for i in best}
+                rows.append(Found(numbers, {"tags": "; ".join(self._names[i] for i in best)}, vector))
+        return rows
 
     def _classify(self, photos: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits (B, 1000) and unit vectors (B, 1280) of photos."""
         import torch
 
         config = self._model.pretrained_cfg
         mean, std = (np.array(config[name], np.float32).reshape(3, 1, 1) for name in ("mean", "std"))
+        # Normalise as the classifier was trained.
         images = np.stack([(prepare(photo, SIDE) - mean) / std for photo in photos])
         with torch.inference_mode():
+            # Run the head in two steps, because both pooled features and logits are needed.
             features = self._model.forward_features(torch.from_numpy(images).to(self._device))
             pooled = self._model.forward_head(features, pre_logits=True)
             logits = self._model.classifier(pooled)

@@ -1,4 +1,4 @@
-"""Which extractors this installation has: each takes decoded photos and gives rows of `features`."""
+"""Select the extractors of this installation; each maps decoded photos to rows of `features`."""
 
 from __future__ import annotations
 
@@ -22,50 +22,53 @@ if TYPE_CHECKING:
     from mm_core.structuring.tags import ClipTags
 
 DECODE_SIDE = 960
-"""Long side of the one decode: text stays readable, and a 12-megapixel JPEG is still decoded at a quarter."""
+"""Long side of the single decode: text stays readable, and a 12-megapixel JPEG is still decoded at a quarter."""
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """One kind of row. A row is computed once per sample and `version`."""
+    """One kind of row, computed once per sample and `version`."""
 
     name: str
     version: str
     run: Callable[[Sequence[Photo]], Sequence[Found]]
-    """As many answers as photos, in their order."""
+    """Returns one result per photo, in their order."""
     together: bool = False
-    """Takes many photos in one call (a network, a program); else photo by photo, on all cores."""
+    """Takes many photos in one call (a network, a program); otherwise it runs photo by photo on all cores."""
     categories: frozenset[str] | None = None
-    """Only photos of these; None: all. A photo without category is `unknown`."""
+    """Categories of the photos to run on; None means all. A photo without category is `unknown`."""
 
     def wants(self, category: str | None) -> bool:
+        """Return whether photos of a category get this row."""
         return self.categories is None or (category or "unknown") in self.categories
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What params and machine allow."""
+    """Extractors that params and machine allow."""
 
     extractors: list[Extractor]
     left_out: dict[str, str]
-    """Extractor → why it is not there."""
+    """Extractor → reason why it is not available."""
     clip: ClipTags | None
     vectors: tuple[str, str]
-    """Extractor and version of the vectors that say most: CLIP's, else the classifier's, else the classical ones."""
+    """Extractor and version of the most informative vectors: CLIP's, the classifier's or the classical ones."""
 
 
 def decode(path: Path) -> np.ndarray:
-    """A photo as uint8 (H, W, 3) sRGB, upright, long side `DECODE_SIDE` at most. Raises UnreadableImage.
+    """Decode a photo as uint8 (H, W, 3) sRGB, upright, long side at most `DECODE_SIDE`; raise UnreadableImage.
 
-    Little too large, it is decoded whole and area-averaged: Pillow's filter would take longer than the decode.
+    A photo that is only a little too large is decoded whole and area-averaged, because Pillow's resize filter takes
+    longer than the decode.
     """
     header = read_header(path)
+    # JPEG's reduced decoding starts at a factor of two.
     far = max(header.width, header.height) >= 2 * DECODE_SIDE
     return shrunk(load_rgb(path, DECODE_SIDE if far else None), DECODE_SIDE)
 
 
 def shrunk(rgb: np.ndarray, side: int) -> np.ndarray:
-    """A photo (H, W, 3) by area averaging at long side `side` at most."""
+    """Reduce a photo (H, W, 3) by area averaging to a long side of at most `side`."""
     height, width = rgb.shape[:2]
     scale = side / max(height, width)
     if scale >= 1:
@@ -74,24 +77,31 @@ def shrunk(rgb: np.ndarray, side: int) -> np.ndarray:
 
 
 def chosen(params: Params, layout: Layout, stack: ExitStack) -> Chosen:
-    """The extractors that params and machine allow, and why each other one is left out.
+    """Return the extractors that params and machine allow, and the reasons for leaving out the others.
 
-    Programs that they start end with `stack`. Raises InputError for weights that are named but cannot be had.
+    Args:
+        params: Sections `clip` and `structure`.
+        layout: The workspace.
+        stack: Programs that are started end with it.
+
+    Raises:
+        InputError: Configured weights are not available.
     """
-    found = [Extractor(photo_features.EXTRACTOR, photo_features.VERSION, _each(_photo))]
+    extractors = [Extractor(photo_features.EXTRACTOR, photo_features.VERSION, _each(_photo))]
     left_out: dict[str, str] = {}
     clip = None
+    # One source of vectors: CLIP, the classifier or the classical embedding.
     if params.clip.model == "local":
-        # A CLIP trained on our few captions has seen no ImageNet class: its tags would be noise.
+        # A CLIP trained on a few captions has seen no ImageNet class, so its tags would be noise.
         left_out["clip"] = "clip.model is `local`: name an open_clip model and `pretrained` weights for its vectors"
         if params.structure.classifier:
             from mm_core.structuring.classifier import ClassifierTags
 
             tagger = ClassifierTags(params.structure.classifier, params.structure.tags, layout.settings.device)
-            found.append(Extractor(tagger.extractor, tagger.version, tagger.run, together=True))
+            extractors.append(Extractor(tagger.extractor, tagger.version, tagger.run, together=True))
         else:
             left_out["classifier"] = "structure.classifier is empty"
-            found.append(
+            extractors.append(
                 Extractor(
                     embedding.EXTRACTOR, embedding.VERSION, _each(lambda p: Found(vector=embedding.embedding(p.small)))
                 )
@@ -100,27 +110,31 @@ def chosen(params: Params, layout: Layout, stack: ExitStack) -> Chosen:
         from mm_core.structuring.tags import EXTRACTOR, ClipTags
 
         clip = ClipTags(params.clip, params.structure, layout.cache / "clip", layout.settings.device)
-        found.append(Extractor(EXTRACTOR, clip.version, clip.run, together=True))
-    vectors = found[-1].name, found[-1].version
+        extractors.append(Extractor(EXTRACTOR, clip.version, clip.run, together=True))
+    # The last extractor so far is the one with vectors.
+    vectors = extractors[-1].name, extractors[-1].version
+    # OCR is optional, since it runs in a separate environment.
     if not params.structure.ocr:
         left_out["ocr"] = "structure.ocr is empty"
     elif not layout.settings.ocr_python.is_file():
         left_out["ocr"] = f"{layout.settings.ocr_python} is missing: run `make ocr`, or set MM_OCR_PYTHON"
     else:
         program = stack.enter_context(ocr.OcrProgram(layout.settings.ocr_python))
-        found.append(
+        extractors.append(
             Extractor(
                 ocr.EXTRACTOR, ocr.VERSION, program.run, together=True, categories=frozenset(params.structure.ocr)
             )
         )
-    return Chosen(found, left_out, clip, vectors)
+    return Chosen(extractors, left_out, clip, vectors)
 
 
 def _each(measure: Callable[[Photo], Found]) -> Callable[[Sequence[Photo]], list[Found]]:
-    return lambda photos: [measure(one) for one in photos]
+    """Return a function that measures photos one by one."""
+    return lambda photos: [measure(photo) for photo in photos]
 
 
-def _photo(one: Photo) -> Found:
-    found = photo_features.photo_features(one.path, one.small)
-    where = {"path": blob_key(one.sample_id)} | ({"name": one.name} if one.name else {})
-    return Found(found.numbers, {**found.texts, **where})
+def _photo(photo: Photo) -> Found:
+    """Return the row of `photo_features`, with the blob's path and the photo's name."""
+    features = photo_features.photo_features(photo.path, photo.small)
+    where = {"path": blob_key(photo.sample_id)} | ({"name": photo.name} if photo.name else {})
+    return Found(features.numbers, {**features.texts, **where})

@@ -1,4 +1,4 @@
-"""The text in photos, read by rapidocr (PP-OCR models, carried in its wheel) in an environment of its own."""
+"""Read the text in photos with rapidocr (PP-OCR models, included in its wheel) in a separate environment."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from mm_core.structuring.rows import Found, Photo
 
 EXTRACTOR = "ocr"
 VERSION = "1/rapidocr-3.10.0"
-"""Rises whenever the text may come out differently: with our code, and with the version in infra/ocr.lock."""
+"""Must change whenever the text may change: with this code, and with the version in infra/ocr.lock."""
 
 PROGRAM = Path(__file__).with_name("ocr_program.py")
 PATIENCE = 120.0
-"""Seconds that one photo may take; a program that hangs is ended."""
+"""Seconds per photo after which the program is considered hung and is killed."""
 TRIES = 3
-"""Programs that may end in a row before it is given up: the fault is then not the photo's."""
+"""Failures in a row after which no further program is started: the fault is then not the photo's."""
 
 
 class OcrFailed(MattingError):
-    """The program ended, hung, or could not read a photo; the text says what it printed."""
+    """The program ended, hung, or could not read a photo; the text contains its last message."""
 
 
 class OcrProgram:
-    """The running program; starts at the first photo, ends with the `with` block."""
+    """The running program. It starts at the first photo and ends with the `with` block."""
 
     def __init__(self, python: Path):
         self._python = python
@@ -49,28 +49,39 @@ class OcrProgram:
         self._errors.close()
 
     def run(self, photos: Sequence[Photo]) -> list[Found]:
-        """`text` (lines), and as numbers `lines`, `confidence` (mean score; 0 without text) and `text_share`.
+        """Return the text of photos.
 
-        Raises OcrFailed.
+        Args:
+            photos: Decoded photos.
+
+        Returns:
+            Per photo the text `text` (lines) and the numbers `lines`, `confidence` (mean score; 0 without text) and
+            `text_share`.
+
+        Raises:
+            OcrFailed: The program failed on a photo.
         """
-        found = []
+        rows = []
         for photo in photos:
             read = self.read(photo.rgb)
             scores = read["scores"]
             confidence = sum(scores) / len(scores) if scores else 0.0
             numbers = {"lines": float(len(scores)), "confidence": confidence, "text_share": read["share"]}
-            found.append(Found(numbers, {"text": "\n".join(read["texts"])} if scores else {}))
-        return found
+            rows.append(Found(numbers, {"text": "\n".join(read["texts"])} if scores else {}))
+        return rows
 
     def read(self, rgb: np.ndarray) -> dict[str, Any]:
-        """Texts, scores and covered share of one photo (H, W, 3) uint8. Raises OcrFailed."""
+        """Return texts, scores and covered share of one photo (H, W, 3) uint8; raise OcrFailed."""
+        # Do not restart the program for every photo if the installation is broken.
         if self._ended >= TRIES:
             raise OcrFailed(f"{self._python} {PROGRAM.name} ended {TRIES} times in a row: run `make ocr` again")
         process = self._started()
         assert process.stdin and process.stdout
+        # A hung program is killed after a while; reading from it then returns an empty line.
         timer = Timer(PATIENCE, process.kill)
         timer.start()
         try:
+            # One request: the size, then the pixels. The answer is one line of JSON.
             process.stdin.write(f"{rgb.shape[0]} {rgb.shape[1]}\n".encode() + rgb.tobytes())
             process.stdin.flush()
             line = process.stdout.readline()
@@ -83,15 +94,17 @@ class OcrProgram:
             self._ended += 1
             raise OcrFailed(f"{self._python} {PROGRAM.name} ended: {self._last_words()}")
         self._ended = 0
+        # An error of the program concerns this photo only.
         answer = json.loads(line)
         if "error" in answer:
             raise OcrFailed(f"{PROGRAM.name}: {answer['error']}")
         return answer
 
     def _started(self) -> subprocess.Popen[bytes]:
+        """Return the running program; start it if necessary."""
         if self._process is None:
             threads = str(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-            # Not our PYTHONPATH: the program's own libraries are the point of its environment.
+            # PYTHONPATH is removed, because the program must use the libraries of its own environment.
             environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
             self._process = subprocess.Popen(
                 [str(self._python), str(PROGRAM), threads],
@@ -103,6 +116,7 @@ class OcrProgram:
         return self._process
 
     def _end(self) -> None:
+        """Kill the program and close its pipes."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -110,10 +124,11 @@ class OcrProgram:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe:
-                with suppress(OSError):  # what could not be sent to a dead program
+                with suppress(OSError):  # data that could not be sent to a dead program
                     pipe.close()
 
     def _last_words(self) -> str:
+        """Return the last line that the program printed to stderr."""
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").split("\n")
         return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "no message")

@@ -1,9 +1,9 @@
-"""Reads the text in photos. Runs in the environment `.tools/ocr`, which has rapidocr; imports nothing of ours.
+"""Program that reads the text in photos. It runs in the environment `.tools/ocr` and imports no module of this project.
 
-rapidocr brings omegaconf, which breaks Dagster's selections: so it is called as a program.
+rapidocr depends on omegaconf, which breaks Dagster's selections, so it runs as a separate program.
 
-stdin: photos one after the other, each a line `H W` and H x W x 3 bytes of sRGB. stdout: per photo one JSON line,
-`{"texts": [str], "scores": [float], "share": float}`, or `{"error": str}`. Ends with stdin.
+stdin: photos one after the other, each a line `H W` and H × W × 3 bytes of sRGB. stdout: one JSON line per photo,
+`{"texts": [str], "scores": [float], "share": float}` or `{"error": str}`. The program ends with stdin.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from rapidocr import RapidOCR  # pyright: ignore[reportMissingImports]
 
 
 def answer(engine: Any, rgb: np.ndarray) -> dict[str, Any]:
-    """Lines of text in reading order of the detector, their scores in [0, 1], and the share of the photo they cover."""
-    found = engine(np.ascontiguousarray(rgb[..., ::-1]))
-    if found.txts is None or found.boxes is None:
+    """Return lines of text in reading order, their scores in [0, 1], and the covered share of the photo."""
+    # The engine expects BGR.
+    result = engine(np.ascontiguousarray(rgb[..., ::-1]))
+    if result.txts is None or result.boxes is None:
         return {"texts": [], "scores": [], "share": 0.0}
-    area = sum(cv2.contourArea(np.asarray(box, np.float32)) for box in found.boxes)
+    area = sum(cv2.contourArea(np.asarray(box, np.float32)) for box in result.boxes)
     share = min(1.0, area / (rgb.shape[0] * rgb.shape[1]))
-    return {"texts": list(found.txts), "scores": [float(score) for score in found.scores], "share": share}
+    return {"texts": list(result.txts), "scores": [float(score) for score in result.scores], "share": share}
 
 
 def photos(stream: BinaryIO):
-    """Arrays until the stream ends between two of them."""
+    """Yield arrays (H, W, 3) uint8 until the stream ends between two of them."""
     while line := stream.readline():
         height, width = map(int, line.split())
         yield np.frombuffer(stream.read(height * width * 3), np.uint8).reshape(height, width, 3)
 
 
 def main() -> None:
-    lines, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not look like an answer
+    """Answer photos from stdin until it ends."""
+    lines, sys.stdout = sys.stdout, sys.stderr  # output of libraries must not mix with the answers
     logging.disable(logging.WARNING)
     engine = RapidOCR(
         params={
@@ -48,6 +50,7 @@ def main() -> None:
         try:
             line = answer(engine, rgb)
         except (cv2.error, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
+            # An error concerns one photo only, so the program continues.
             line = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(line), file=lines, flush=True)
 

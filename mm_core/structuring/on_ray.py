@@ -1,4 +1,4 @@
-"""Structuring by Ray Data: each worker decodes and measures its share of the photos."""
+"""Compute features by Ray Data: each worker decodes and measures its share of the photos."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from mm_core.structuring.extractors import Extractor, chosen
 from mm_core.structuring.run_extractors import Done, Task, measured
 
 BATCH = 64
-"""Photos that a worker takes at once; what a lost worker repeats."""
+"""Photos per call of a worker, and the number repeated after a worker is lost."""
 
 
 def measured_on_ray(
     params: Params, layout: Layout, tasks: Sequence[Task], extractors: Sequence[Extractor]
 ) -> Iterator[Done]:
-    """What `measured` gives, in the same order. A lost worker's photos are measured by another."""
+    """Yield the results of `measured` in the same order. If a worker is lost, another one repeats its photos."""
     if not tasks:
         return
     cluster.join(layout.settings)
     import ray.data
 
+    # The caller expects results in the order of the tasks.
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -50,16 +51,19 @@ def measured_on_ray(
 
 
 class _Worker:
-    """One process of the cluster; it keeps its extractors."""
+    """One process of the cluster, which keeps its extractors between calls."""
 
     def __init__(self, params: str, settings: Settings, wanted: dict[str, str]):
         layout = Layout(settings)
         self._store = open_store(settings.store, layout.cache)
+        # `ExitStack` is never closed: the extractors live as long as the process.
         self._found = chosen(Params.model_validate_json(params), layout, ExitStack())
         self._wanted = wanted
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Measure a batch of tasks; refuse it if the worker has other extractors than the caller."""
         have = {extractor.name: extractor.version for extractor in self._found.extractors}
+        # Rows of other versions would be computed again by the next run.
         if have != self._wanted:
             refused = (
                 f"a Ray worker has the extractors {have}, this machine has {self._wanted}: install the same on every "
@@ -68,12 +72,12 @@ class _Worker:
             return {"done": [""], "refused": [refused]}
         tasks = [json.loads(text) for text in batch["task"]]
         done = Done()
-        for part in measured(
+        for result in measured(
             self._store,
             [Task(**task | {"lacks": frozenset(task["lacks"])}) for task in tasks],
             self._found.extractors,
             1,
         ):
-            done += part
-        # As text: a float's shortest decimal comes back bit for bit, and Arrow need not know the nested types.
+            done += result
+        # JSON text keeps floats exactly (shortest decimal), and Arrow needs no schema for the nested types.
         return {"done": [json.dumps(asdict(done))], "refused": [""]}

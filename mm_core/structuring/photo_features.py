@@ -1,6 +1,6 @@
-"""What a photo says about itself: size, light, sharpness, noise, colour, composition, when and where it was taken.
+"""Measure a photo without a model: size, light, sharpness, noise, colour, composition, time and place of capture.
 
-The part of the paper's "photo content structuring" (section 2.1) that needs no model.
+This is the part of the paper's "photo content structuring" (section 2.1) that needs no model.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mm_core.structuring.composition import composition
 
 EXTRACTOR = "photo"
 VERSION = "3"
-"""Rises whenever a number below may come out differently; older rows are then computed again."""
+"""Must change whenever a number below may change; older rows are then computed again."""
 
 SIDE = 512
-"""Long side at which light, sharpness and noise are measured, so that they compare between cameras."""
+"""Long side at which light, sharpness and noise are measured, so that cameras are comparable."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,29 @@ class PhotoFeatures:
     numbers: Mapping[str, float]
     """width, height (pixels, upright), megapixels, bytes; brightness, contrast, dark_share, bright_share (all in
     [0, 1]); sharpness (variance of the Laplacian, grey levels squared), noise (sigma in grey levels), colourfulness
-    (Hasler-Suesstrunk; 0 grey, above 60 vivid); thirds, balance, simplicity, aesthetic (all in [0, 1]); where known
+    (Hasler-Suesstrunk; 0 grey, above 60 vivid); thirds, balance, simplicity, aesthetic (all in [0, 1]); if available
     latitude, longitude (degrees), altitude (m)."""
     texts: Mapping[str, str]
-    """format; taken_at (ISO 8601, local time of the camera unless it knew its offset) and camera where known."""
+    """format; if available taken_at (ISO 8601, in the camera's local time unless EXIF has an offset) and camera."""
 
 
 def photo_features(path: Path, rgb: np.ndarray) -> PhotoFeatures:
-    """Features of the photo file `path`, whose decoded pixels `rgb` (H, W, 3), reduced or not, the caller has.
+    """Return the features of a photo file.
 
-    Only the header is read here: the caller's decode is the one decode. Raises UnreadableImage.
+    Only the header is read from the file; the caller has decoded the pixels already.
+
+    Args:
+        path: The photo file.
+        rgb: Its pixels (H, W, 3) uint8, possibly reduced.
+
+    Raises:
+        UnreadableImage: The header cannot be read.
     """
     header = read_header(path)
     exif = _exif(path)
     size = {"width": header.width, "height": header.height, "megapixels": header.pixels / 1e6}
     size["bytes"] = path.stat().st_size
+    # The aesthetic score is computed from the other measures.
     measured = quality(rgb) | composition(rgb)
     measured["aesthetic"] = aesthetic(measured)
     return PhotoFeatures(
@@ -59,9 +67,10 @@ def photo_features(path: Path, rgb: np.ndarray) -> PhotoFeatures:
 
 
 def quality(rgb: np.ndarray) -> dict[str, float]:
-    """Light, sharpness, noise and colour of a photo (H, W, 3) uint8 sRGB, measured at long side `SIDE` at most."""
+    """Measure light, sharpness, noise and colour of a photo (H, W, 3) uint8 sRGB at long side at most `SIDE`."""
     height, width = rgb.shape[:2]
     shrink = min(1.0, SIDE / max(height, width))
+    # Reduce large photos, never enlarge small ones.
     if shrink < 1:
         size = max(1, round(width * shrink)), max(1, round(height * shrink))
         rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
@@ -78,28 +87,31 @@ def quality(rgb: np.ndarray) -> dict[str, float]:
 
 
 def noise_sigma(grey: np.ndarray) -> float:
-    """Standard deviation of Gaussian noise in grey levels (Immerkaer 1996, "Fast noise variance estimation").
+    """Return the standard deviation of Gaussian noise in grey levels.
 
-    Fine texture counts as noise too: an upper estimate. 0 for pictures under 3 x 3.
+    The method is that of Immerkaer 1996, "Fast noise variance estimation". Fine texture counts as noise, so the result
+    is an upper estimate. It is 0 for pictures below 3×3.
     """
     height, width = grey.shape
     if min(height, width) < 3:
         return 0.0
+    # The kernel cancels constant, linear and quadratic structure, so mostly noise remains.
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
     response = cv2.filter2D(grey.astype(np.float32), -1, kernel)[1:-1, 1:-1]
     return math.sqrt(math.pi / 2) / 6 * float(np.abs(response).mean())
 
 
 def colourfulness(rgb: np.ndarray) -> float:
-    """Hasler & Suesstrunk 2003, "Measuring colourfulness in natural images", the metric M3."""
+    """Return the metric M3 of Hasler & Suesstrunk 2003, "Measuring colourfulness in natural images"."""
     red, green, blue = np.moveaxis(rgb.astype(np.float32), -1, 0)
+    # Opponent colours: red-green and yellow-blue.
     opponents = np.stack((red - green, 0.5 * (red + green) - blue))
     spread, mean = opponents.std(axis=(1, 2)), opponents.mean(axis=(1, 2))
     return float(np.hypot(*spread) + 0.3 * np.hypot(*mean))
 
 
 def _exif(path: Path) -> dict[str, Mapping[int, Any]]:
-    """The three EXIF blocks; empty where there are none. A broken block does not spoil a good picture."""
+    """Return the three EXIF blocks, empty if missing. A broken block is ignored, since the picture may be good."""
     with Image.open(path) as image:
         try:
             exif = image.getexif()
@@ -113,9 +125,11 @@ def _exif(path: Path) -> dict[str, Mapping[int, Any]]:
 
 
 def _origin(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, str]:
+    """Return the time of capture and the camera, if known."""
     texts = {}
     stamp = _text(exif["shot"].get(ExifTags.Base.DateTimeOriginal)) or _text(exif["base"].get(ExifTags.Base.DateTime))
     offset = _text(exif["shot"].get(ExifTags.Base.OffsetTimeOriginal))
+    # Try the time with its offset first, then without.
     for text, form in ((f"{stamp}{offset}", "%Y:%m:%d %H:%M:%S%z"), (stamp, "%Y:%m:%d %H:%M:%S")):
         try:
             texts["taken_at"] = datetime.strptime(text, form).isoformat()
@@ -127,10 +141,11 @@ def _origin(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, str]:
 
 
 def _place(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, float]:
+    """Return latitude, longitude and altitude, if known."""
     gps = exif["gps"]
     latitude = _degrees(gps.get(ExifTags.GPS.GPSLatitude), _text(gps.get(ExifTags.GPS.GPSLatitudeRef)), "NS", 90)
     longitude = _degrees(gps.get(ExifTags.GPS.GPSLongitude), _text(gps.get(ExifTags.GPS.GPSLongitudeRef)), "EW", 180)
-    # Cameras without a fix write 0/0, a place in the Gulf of Guinea, or the status V (void) with an old place.
+    # Cameras without a GPS fix write 0/0, a point in the Gulf of Guinea, or the status V (void) with an old place.
     is_void = _text(gps.get(ExifTags.GPS.GPSStatus)).upper().startswith("V")
     if is_void or latitude is None or longitude is None or (latitude == 0 and longitude == 0):
         return {}
@@ -141,15 +156,16 @@ def _place(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, float]:
 
 
 def _degrees(parts: Any, reference: str, signs: str, limit: float) -> float | None:
-    """Degrees, minutes, seconds to signed degrees; None where they are absent or impossible.
+    """Convert degrees, minutes and seconds to signed degrees; None if they are missing or impossible.
 
-    `signs`: the letters of the positive and the negative half. `reference` begins with one of them, in either case
-    (`N`, `s`, `West`); without one it is not known on which half the place is.
+    `signs` has the letters of the positive and the negative half. `reference` must begin with one of them in either
+    case (`N`, `s`, `West`); without it the half is unknown.
     """
     if not isinstance(parts, tuple) or len(parts) != 3:
         return None
     numbers = [_number(part) for part in parts]
     half = reference[:1].upper()
+    # A sign belongs to the reference letter, never to the numbers.
     if any(n is not None and n < 0 for n in numbers) or not half or half not in signs:
         return None
     degrees = sum(n / 60**i if n is not None else math.nan for i, n in enumerate(numbers))
@@ -159,6 +175,7 @@ def _degrees(parts: Any, reference: str, signs: str, limit: float) -> float | No
 
 
 def _number(value: Any) -> float | None:
+    """Return a finite number, or None."""
     try:
         number = float(value)
     except (TypeError, ValueError, ZeroDivisionError):
@@ -167,7 +184,7 @@ def _number(value: Any) -> float | None:
 
 
 def _text(value: Any) -> str:
-    """Printable text of an EXIF field, at most 200 characters; empty where it is not text."""
+    """Return the printable text of an EXIF field, at most 200 characters; empty if it is not text."""
     if isinstance(value, bytes):
         value = value.decode("ascii", "replace")
     return "".join(c for c in value if c.isprintable()).strip()[:200] if isinstance(value, str) else ""

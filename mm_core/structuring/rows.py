@@ -1,4 +1,4 @@
-"""What goes into an extractor and what comes out: a decoded photo, a row of the table `features`."""
+"""Input and output of extractors: a decoded photo and a row of the table `features`."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Photo:
-    """A sample, decoded once for all extractors."""
+    """A photo, decoded once for all extractors."""
 
     sample_id: str
     name: str | None
-    """As the manifest called it."""
+    """File name in the manifest."""
     path: Path
-    """Of the blob on this machine."""
+    """Path of the blob on this machine."""
     rgb: np.ndarray
-    """uint8 (H, W, 3) sRGB, upright, long side `DECODE_SIDE` at most."""
+    """uint8 (H, W, 3) sRGB, upright, long side at most `DECODE_SIDE`."""
     small: np.ndarray
-    """The same at long side `photo.SIDE` at most."""
+    """The same photo with a long side of at most `photo_features.SIDE`."""
 
 
 VECTORS = ("clip", "classifier", "embedding")
-"""Extractors that give vectors, the most telling first (`tags`, `classifier`, `embedding`)."""
+"""Extractors that give vectors, the most informative first (`tags`, `classifier`, `embedding`)."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What an extractor says about one photo: numbers, texts and vector of its row."""
+    """Result of an extractor for one photo: numbers, texts and vector of its row."""
 
     numbers: Mapping[str, float] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -40,7 +40,8 @@ class Found:
 
 
 def best_vector(found: Mapping[str, Found]) -> np.ndarray:
-    """Return the most telling vector that extractors gave for a photo; raises KeyError where none gave one."""
+    """Return the most informative of a photo's vectors; raise KeyError if there is none."""
+    # VECTORS is ordered from the most to the least informative.
     for extractor in VECTORS:
         if extractor in found and found[extractor].vector is not None:
             return np.asarray(found[extractor].vector)
@@ -48,7 +49,7 @@ def best_vector(found: Mapping[str, Found]) -> np.ndarray:
 
 
 def row_of(sample_id: str, extractor: str, version: str, found: Found) -> dict[str, Any]:
-    """A row of the table `features`, computed now."""
+    """Return a row of the table `features` with the current time."""
     return {
         "sample_id": sample_id,
         "extractor": extractor,

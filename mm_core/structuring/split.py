@@ -1,4 +1,4 @@
-"""Divides the labelled training pool into simple and hard (Matting Moments, section 2.2: 160k simple, 20k hard)."""
+"""Divide the labelled training pool into simple and hard (Matting Moments, section 2.2: 160k simple, 20k hard)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,22 @@ def split_by_difficulty(
     out_dir: Path,
     report: Report,
 ) -> Report:
-    """Writes `simple.parquet` and `hard.parquet` into `out_dir`: the columns of the snapshot plus `difficulty`.
+    """Write `simple.parquet` and `hard.parquet` to `out_dir`: the columns of the snapshot plus `difficulty`.
 
-    Within each category, the `hard_share` of highest difficulty is hard; at least one on each side where there are two
-    or more, and a lone sample is simple. Equal scores are told apart by sample id, so the same input gives the same
-    files. Where fewer than `min_hard` would be hard, all are simple. Raises InputError where a label of the snapshot
-    has not been scored at the pinned catalog version.
+    Within each category the `hard_share` with the highest difficulty is hard. Both sides get at least one sample if
+    there are two or more; a single sample is simple. Ties are broken by sample id, so the same input gives the same
+    files. If fewer than `min_hard` samples would be hard, all are simple.
+
+    Args:
+        params: Shares and limits.
+        catalog: Catalog with the difficulty scores.
+        inputs: The cycle's pinned inputs; `catalog.features` is the version to read.
+        snapshot_dir: Folder of the snapshot.
+        out_dir: Folder to write to.
+        report: Report that is filled and returned.
+
+    Raises:
+        InputError: A label of the snapshot has no score at the pinned catalog version.
     """
     pool: Any = read_pool(snapshot_dir, "train_labeled")
     features = scores_of(catalog, version=inputs["catalog"]["features"])
@@ -43,9 +53,11 @@ def split_by_difficulty(
             f"{snapshot_dir / 'train_labeled.parquet'}: {unscored} of {len(pool)} labels have no difficulty in the "
             f"pinned catalog ({catalog.url}): run `mm ingest`, which scores what is new, and start the cycle again"
         )
+    # Photos without a category form their own group.
     pool["category"] = pool["category"].astype(object).where(pool["category"].notna(), None)
     is_hard = pd.Series(False, index=pool.index)
     for category, rows in pool.groupby(pool["category"].fillna("unknown")):
+        # Hardest first, ties by id.
         ranked = rows.sort_values(["difficulty", "sample_id"], ascending=[False, True])
         hard = ranked.head(hard_count(len(ranked), params.hard_share))
         simple = ranked.iloc[len(hard) :]
@@ -60,10 +72,11 @@ def split_by_difficulty(
                 "mean_hard": round(float(hard["difficulty"].mean()), 4) if len(hard) else None,
             }
         )
+    # Too few hard photos for a training stage of their own.
     if 0 < is_hard.sum() < params.min_hard:
         report.facts["hard"] = (
             f"{int(is_hard.sum())} hard photos are fewer than split.min_hard {params.min_hard}: "
-            "they are learned with the simple ones"
+            "they are trained with the simple ones"
         )
         is_hard[:] = False
     write_frames(out_dir, {"simple": pool[~is_hard], "hard": pool[is_hard]}, SPLIT_SCHEMA)
@@ -72,5 +85,5 @@ def split_by_difficulty(
 
 
 def hard_count(count: int, share: float) -> int:
-    """How many of `count` samples are hard: the rounded share, at least one on each side where there are two."""
+    """Return how many of `count` samples are hard: the rounded share, with at least one on each side of two or more."""
     return min(max(1, round(count * share)), count - 1) if count >= 2 else 0

@@ -1,6 +1,6 @@
-"""Computes what is missing in the table `features`: each photo once per extractor and version, each label once.
+"""Compute the missing rows of the table `features`: each photo once per extractor and version, each label once.
 
-`measure.py` does it on this machine's cores, `on_ray.py` on a cluster's.
+The work runs on this machine's cores (`run_extractors.py`) or on a cluster's (`on_ray.py`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from mm_core.structuring.extractors import Extractor, chosen
 from mm_core.structuring.run_extractors import Done, Task, measured
 
 CHUNK = 256
-"""Rows of one commit at most: a killed run loses at most this many rows' work."""
+"""Maximum number of rows per commit; a kill loses at most the work of one commit."""
 CHUNK_SECONDS = 20.0
-"""…or this much time's."""
+"""Maximum time between commits in seconds."""
 
 
 def structure_new(
@@ -39,39 +39,45 @@ def structure_new(
     *,
     progress: Callable[[str, int, int], None],
 ) -> tuple[str, str]:
-    """Adds the rows that the current extractors and their versions lack, then the guesses.
+    """Add the rows that are missing at the current extractors and versions, then the guesses of categories.
 
-    Returns extractor and version of the vectors that say most (`Chosen.vectors`).
+    Finished work is committed in chunks, so a killed run continues with the next one. The report gets:
 
-    Counts in `report.metrics` (structure/photos, structure/labels, structure/unreadable, …), extractors that are not
-    there and why in `report.facts["left_out"]`, what could not be read in `report.tables["unreadable"]` (tried again
-    next time), and mean difficulty per category of the newest labels of what was worked on in
-    `report.tables["difficulty"]`. Done work is committed in chunks: killed at any point, the next run goes on.
+    - `metrics`: counts (structure/photos, structure/labels, structure/unreadable, …);
+    - `facts["left_out"]`: extractors that are not available, with reasons;
+    - `tables["unreadable"]`: photos that could not be read; they are tried again next time;
+    - `tables["difficulty"]`: mean difficulty per category of the newest labels that were processed.
+
+    Returns:
+        Extractor and version of the most informative vectors (`Chosen.vectors`).
     """
     rows = Counter()
     unreadable: list[dict[str, Any]] = []
     finished = 0
     with ExitStack() as stack:
-        found = chosen(params, layout, stack)
-        ids = unfinished(catalog, found.extractors)
+        tools = chosen(params, layout, stack)
+        # Only samples with missing rows are read, so a finished catalog costs one query.
+        ids = unfinished(catalog, tools.extractors)
         lacking: list[Filter] = [("sample_id", "in", ids)]
         samples = catalog.read("samples", columns=["id", "category", "name"], filters=[("id", "in", ids)])
         labels = newest_labels(catalog.read("labels", filters=lacking))
         have = catalog.read("features", columns=["sample_id", "extractor", "version"], filters=lacking)
-        tasks = missing(samples, labels, have, found.extractors)
+        tasks = missing(samples, labels, have, tools.extractors)
+        # Both engines yield results in the order of the tasks.
         if layout.settings.engine == "ray":
             from mm_core.structuring.on_ray import measured_on_ray
 
-            work = measured_on_ray(params, layout, tasks, found.extractors)
+            work = measured_on_ray(params, layout, tasks, tools.extractors)
         else:
-            work = measured(store, tasks, found.extractors)
+            work = measured(store, tasks, tools.extractors)
         for done in _in_chunks(work):
             catalog.upsert("features", done.rows)
             unreadable += done.failures
             rows.update(row["extractor"] for row in done.rows)
+            # A sample may have several rows in one chunk.
             finished += len({entry["sample_id"] for entry in done.rows + done.failures})
             progress("structure", min(finished, len(tasks)), len(tasks))
-    guess_new(params.structure, catalog, found, report)
+    guess_new(params.structure, catalog, tools, report)
     report.metrics |= {
         "structure/samples": int(catalog.query("SELECT count(*) AS photos FROM samples").iloc[0, 0]),
         "structure/photos": rows.pop(photo_features.EXTRACTOR, 0),
@@ -79,40 +85,43 @@ def structure_new(
         "structure/unreadable": len(unreadable),
         **{f"structure/{name}": count for name, count in rows.items()},
     }
-    if found.left_out:
-        report.facts["left_out"] = found.left_out
+    if tools.left_out:
+        report.facts["left_out"] = tools.left_out
     report.tables["unreadable"] = unreadable
     report.tables["difficulty"] = difficulty_table(samples, labels, scores_of(catalog, lacking))
-    return found.vectors
+    return tools.vectors
 
 
 def unfinished(catalog: Catalog, extractors: Sequence[Extractor]) -> list[str]:
-    """Ids of the samples that may lack a row of `features`, sorted.
+    """Return the sorted ids of the samples that may lack a row of `features`.
 
-    The search joins ids alone, in the query engine, so that a large catalog that is done costs a look.
+    The query engine joins ids only, so a large catalog without missing rows costs little.
     """
+    # An anti join keeps the left rows without a match on the right.
     rows = "LEFT ANTI JOIN (SELECT sample_id, version FROM features WHERE extractor = '{}') f"
-    found: list[Any] = [
+    frames: list[Any] = [
         catalog.query(
             f"SELECT DISTINCT l.sample_id AS id FROM labels l {rows.format(difficulty.EXTRACTOR)} "
             f"ON f.sample_id = l.sample_id AND f.version = {difficulty.VERSION_SQL}"
         )
     ]
+    # The category decides which extractors a photo needs.
     for extractor in extractors:
         lacking = catalog.query(
             f"SELECT s.id, s.category FROM samples s {rows.format(extractor.name)} "
             f"ON f.sample_id = s.id AND f.version = '{extractor.version}'"
         )
         if len(lacking):
-            found.append(lacking[[extractor.wants(c if isinstance(c, str) else None) for c in lacking["category"]]])
-    return sorted({i for frame in found if len(frame) for i in frame["id"]})
+            frames.append(lacking[[extractor.wants(c if isinstance(c, str) else None) for c in lacking["category"]]])
+    return sorted({i for frame in frames if len(frame) for i in frame["id"]})
 
 
 def missing(
     samples: pd.DataFrame, labels: pd.DataFrame, features: pd.DataFrame, extractors: Sequence[Extractor]
 ) -> list[Task]:
-    """Tasks in the order of sample ids. `labels` holds the newest label of each sample."""
+    """Return tasks in the order of sample ids. `labels` holds the newest label of each sample."""
     have = set(zip(features["sample_id"], features["extractor"], features["version"], strict=True))
+    # A task names the extractors without a row, and the label if its difficulty is missing.
     alpha_of = dict(zip(labels["sample_id"], labels["alpha_sha256"], strict=True))
     tasks = []
     for sample_id, category, name in sorted(
@@ -120,6 +129,7 @@ def missing(
     ):
         category, name = (value if isinstance(value, str) else None for value in (category, name))
         alpha = alpha_of.get(sample_id)
+        # The version of a difficulty row contains the label's digest, so a new label is scored again.
         if alpha and (sample_id, difficulty.EXTRACTOR, difficulty.version_for(alpha)) in have:
             alpha = None
         lacks = frozenset(
@@ -131,7 +141,7 @@ def missing(
 
 
 def scores_of(catalog: Catalog, filters: Sequence[Filter] = (), version: int | None = None) -> pd.DataFrame:
-    """The rows of `features` that hold difficulty scores, as `difficulty_of` takes them."""
+    """Return the rows of `features` with difficulty scores, the input of `difficulty_of`."""
     return catalog.read(
         "features",
         version=version,
@@ -141,9 +151,9 @@ def scores_of(catalog: Catalog, filters: Sequence[Filter] = (), version: int | N
 
 
 def difficulty_of(labels: pd.DataFrame, features: pd.DataFrame) -> pd.Series:
-    """Difficulty score by sample id; NaN where the current label has none at the current version.
+    """Return difficulty scores by sample id; NaN if the current label has no score at the current version.
 
-    `labels`: columns sample_id, alpha_sha256, one row per sample.
+    `labels`: columns sample_id and alpha_sha256, one row per sample.
     """
     rows = features[features["extractor"] == difficulty.EXTRACTOR]
     scores = {
@@ -158,10 +168,11 @@ def difficulty_of(labels: pd.DataFrame, features: pd.DataFrame) -> pd.Series:
 
 
 def difficulty_table(samples: pd.DataFrame, labels: pd.DataFrame, features: pd.DataFrame) -> list[dict[str, Any]]:
-    """Labels and their mean difficulty per category."""
+    """Return the number of labels and their mean difficulty per category."""
     scores = difficulty_of(labels, features).dropna().rename_axis("id").reset_index()
     joined = scores.merge(samples, on="id")
     joined["category"] = joined["category"].fillna("unknown")
+    # Photos without a category are listed as `unknown`.
     means = joined.groupby("category")["difficulty"].agg(["size", "mean"])
     return [
         {"category": category, "labels": int(count), "difficulty": round(float(mean), 4)}
@@ -170,10 +181,12 @@ def difficulty_table(samples: pd.DataFrame, labels: pd.DataFrame, features: pd.D
 
 
 def _in_chunks(work: Iterable[Done]) -> Iterator[Done]:
+    """Merge results into chunks of at most CHUNK rows or CHUNK_SECONDS."""
     chunk = Done()
     since = time.monotonic()
     for done in work:
         chunk += done
+        # Whichever limit is reached first ends the chunk.
         if len(chunk.rows) >= CHUNK or time.monotonic() - since > CHUNK_SECONDS:
             yield chunk
             chunk, since = Done(), time.monotonic()

@@ -1,7 +1,8 @@
-"""What is in a photo, in ImageNet's 1000 words: zero-shot by CLIP (Radford et al. 2021, section 3.1.4).
+"""Tag photos with ImageNet's 1000 classes, zero-shot by CLIP (Radford et al. 2021, section 3.1.4).
 
-Each class name is put into template sentences, their vectors are averaged, and the photo's likeness to the 1000 means
-goes through a softmax. The photo's own vector is kept, and LAION's linear aesthetic head reads it where one is named.
+Each class name is inserted into template sentences, and their vectors are averaged. The photo's similarity to the 1000
+means passes a softmax. The photo's vector is stored too. If LAION's linear aesthetic head is configured, it scores
+that vector.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from mm_core.structuring.rows import Found, Photo
 
 EXTRACTOR = "clip"
 VERSION = "1"
-"""Rises whenever a number below may come out differently; older rows are then computed again."""
+"""Must change whenever a number below may change; older rows are then computed again."""
 SAVE_EVERY = 25
-"""Classes between two saves of the class vectors: encoding 80,000 texts on a CPU takes hours and may be killed."""
+"""Classes between two saves of the class vectors; encoding 80,000 texts on a CPU takes hours and may be killed."""
 
 
 class ClipTags:
-    """Tags, vector and learned aesthetic score by one CLIP, loaded when the first photo comes."""
+    """Tags, vector and learned aesthetic score by one CLIP, loaded at the first photo."""
 
     extractor = EXTRACTOR
 
@@ -40,6 +41,7 @@ class ClipTags:
         self._params, self._cache, self._device = clip, cache, device
         self._top, self._templates = structure.tags, structure.tag_templates
         self._head_file = Path(structure.aesthetic_head) if structure.aesthetic_head else None
+        # Everything that the rows depend on is part of the version.
         parts = [VERSION, clip_digest(clip)[:16], self._templates, str(self._top)]
         if self._head_file:
             if not self._head_file.is_file():
@@ -60,24 +62,32 @@ class ClipTags:
         return read_head(self._head_file, self.clip.dim) if self._head_file else None
 
     def run(self, photos: Sequence[Photo]) -> list[Found]:
-        """Per photo: numbers `tag/<class>` = probability of the likeliest classes, `laion_aesthetic` (about 1 to 10)
-        where a head is named; texts `tags`, likeliest first; vector, the unit CLIP embedding.
+        """Tag photos.
+
+        Args:
+            photos: Decoded photos.
+
+        Returns:
+            Per photo the numbers `tag/<class>`, probabilities of the most probable classes, and `laion_aesthetic`
+            (about 1 to 10) if a head is configured; the text `tags`, most probable first; and the unit CLIP embedding
+            as vector.
         """
         names = class_names()
-        found = []
+        rows = []
         for vector in self.clip.encode_image([photo.small for photo in photos]):
-            chances = softmax(self.clip.logit_scale * (self._classes @ vector))
-            best = np.argsort(-chances, kind="stable")[: self._top]
-            numbers = {f"tag/{names[i]}": float(chances[i]) for i in best}
+            probabilities = softmax(self.clip.logit_scale * (self._classes @ vector))
+            best = np.argsort(-probabilities, kind="stable")[: self._top]
+            numbers = {f"tag/{names[i]}": float(probabilities[i]) for i in best}
+            # LAION's head is linear on the unit vector.
             if self._head:
                 weight, bias = self._head
                 numbers["laion_aesthetic"] = float(weight @ vector) + bias
-            found.append(Found(numbers, {"tags": "; ".join(names[i] for i in best)}, vector))
-        return found
+            rows.append(Found(numbers, {"tags": "; ".join(names[i] for i in best)}, vector))
+        return rows
 
 
 def class_names() -> list[str]:
-    """ImageNet's 1000 classes as OpenAI worded them, in ImageNet's order; a repeated name gets its number."""
+    """Return ImageNet's 1000 classes in OpenAI's wording and ImageNet's order; a repeated name gets its number."""
     names: list[str] = []
     for number, name in enumerate(_open_clip().IMAGENET_CLASSNAMES):
         names.append(f"{name} ({number})" if name in names else name)
@@ -85,30 +95,38 @@ def class_names() -> list[str]:
 
 
 def class_vectors(clip: Clip, templates: str, cache: Path) -> np.ndarray:
-    """float32 (1000, dim) unit vectors, one per class; made once per CLIP and kept in `cache`.
+    """Return unit vectors float32 (1000, dim), one per class, computed once per CLIP and stored in `cache`.
 
-    Killed half-way, the next call goes on from what was saved.
+    After a kill the next call continues from the saved part.
     """
     open_clip = _open_clip()
+    # OpenAI's 80 templates, or the few simple ones.
     sentences = open_clip.OPENAI_IMAGENET_TEMPLATES if templates == "openai" else open_clip.SIMPLE_IMAGENET_TEMPLATES
     names = open_clip.IMAGENET_CLASSNAMES
     path = cache / f"{clip.digest[:16]}-imagenet-{templates}.npz"
-    known = _read(path, clip.dim)
-    for start in range(len(known), len(names), SAVE_EVERY):
-        part = names[start : start + SAVE_EVERY]
-        vectors = clip.encode_text([sentence(name) for name in part for sentence in sentences])
-        means = vectors.reshape(len(part), len(sentences), -1).mean(1)
+    done = _read(path, clip.dim)
+    for start in range(len(done), len(names), SAVE_EVERY):
+        chunk = names[start : start + SAVE_EVERY]
+        vectors = clip.encode_text([sentence(name) for name in chunk for sentence in sentences])
+        # Average the templates of each class, then normalise again.
+        means = vectors.reshape(len(chunk), len(sentences), -1).mean(1)
         means /= np.linalg.norm(means, axis=1, keepdims=True)
-        known = np.concatenate([known, means])
+        done = np.concatenate([done, means])
         stream = BytesIO()
-        np.savez(stream, vectors=known)
+        np.savez(stream, vectors=done)
         write_bytes(path, stream.getvalue())
-    return known
+    return done
 
 
 def read_head(path: Path, dim: int) -> tuple[np.ndarray, float]:
-    """Weight (dim,) and bias of a linear head `{"weight": (1, dim), "bias": (1,)}`, the form of LAION's
-    `sa_0_4_vit_*_linear` files; they read unit vectors. Raises InputError where it does not fit the CLIP.
+    """Return weight (dim,) and bias of a linear head on unit vectors.
+
+    Args:
+        path: File with `{"weight": (1, dim), "bias": (1,)}`, the format of LAION's `sa_0_4_vit_*_linear` files.
+        dim: Size of the CLIP's vectors.
+
+    Raises:
+        InputError: The file is not a linear head or does not fit the CLIP.
     """
     import pickle
 
@@ -126,21 +144,24 @@ def read_head(path: Path, dim: int) -> tuple[np.ndarray, float]:
         TypeError,
         EOFError,
     ) as error:
-        raise InputError(f"params.yaml: structure.aesthetic_head: {path}: no linear head ({error})") from None
+        raise InputError(f"params.yaml: structure.aesthetic_head: {path}: not a linear head ({error})") from None
     if weight.shape != (dim,) or bias.shape != (1,):
         raise InputError(
-            f"params.yaml: structure.aesthetic_head: {path} reads vectors of {weight.size} numbers, "
-            f"the CLIP makes {dim}: take the head that was trained on this CLIP"
+            f"params.yaml: structure.aesthetic_head: {path} needs vectors of {weight.size} numbers, "
+            f"the CLIP gives {dim}: use the head that was trained on this CLIP"
         )
     return weight, float(bias[0])
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax over the last axis."""
+    # Subtracting the maximum avoids overflow.
     raised = np.exp(logits - logits.max(-1, keepdims=True))
     return raised / raised.sum(-1, keepdims=True)
 
 
 def _read(path: Path, dim: int) -> np.ndarray:
+    """Return the stored class vectors; an empty array if the file is missing or damaged."""
     try:
         with np.load(path) as data:
             return data["vectors"]
@@ -149,6 +170,7 @@ def _read(path: Path, dim: int) -> np.ndarray:
 
 
 def _open_clip() -> Any:
+    """Import open_clip next to a CPU build of torch."""
     ensure_torchvision()
     import open_clip
 

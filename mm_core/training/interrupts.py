@@ -1,4 +1,4 @@
-"""Signals wait for the end of a training step."""
+"""Defer SIGINT and SIGTERM to the end of a training step."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from typing import Any
 
 
 class Pending:
-    """Signals that arrived within a step."""
+    """Signals that arrived during a step."""
 
     def __init__(self) -> None:
         self.arrived: list[int] = []
         self.before: dict[int, Any] = {}
 
     def receive(self, number: int, frame: Any) -> None:
+        # A second signal is delivered immediately: the user does not want to wait for the step.
         impatient = bool(self.arrived)
         self.arrived.append(number)
         if impatient:
             self.deliver()
 
     def deliver(self) -> None:
-        """Gives a signal that arrived to whoever would have had it."""
+        """Raise the first pending signal again under the handler that was installed before."""
         if self.arrived:
             number = self.arrived.pop(0)
             self.restore()
             signal.raise_signal(number)
 
     def restore(self) -> None:
+        # Restoring twice is harmless: the second time the dict is empty.
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}
@@ -37,17 +39,18 @@ class Pending:
 
 @contextmanager
 def deferred_signals() -> Iterator[Pending]:
-    """Holds SIGINT and SIGTERM back until `deliver`: within a step the weights match no step count.
+    """Hold SIGINT and SIGTERM back until `deliver`, because the weights within a step belong to no step count.
 
-    Python runs handlers in the main thread only; elsewhere nothing is held back (and nothing arrives).
+    Python runs signal handlers only in the main thread. In other threads nothing is deferred.
     """
     pending = Pending()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
+            # Remember the previous handlers; `deliver` and the exit restore them.
             pending.before[number] = signal.signal(number, pending.receive)
     try:
         yield pending
     finally:
         pending.restore()
-    # One that came after the last step is not lost.
+    # Deliver a signal that arrived after the last step.
     pending.deliver()

@@ -1,7 +1,7 @@
-"""The C library's memory while a CPU trains.
+"""Keep freed memory in the process while a CPU trains.
 
-A step's activations are freed and asked for again in every step. glibc gives blocks of that size back to the kernel at
-once, and the kernel clears each page again: a quarter of a U2-Net step was spent there (benchmarks/training_step.md).
+Each training step frees and allocates the same activations. glibc returns blocks of that size to the kernel, which
+clears every page again: a quarter of a U2-Net step was spent there (benchmarks/training_step.md).
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# malloc.h
+# Option numbers of mallopt in malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _ALL = 2**31 - 1
 _LARGEST_DYNAMIC = 32 * 2**20
-"""What glibc raises its own threshold to at most; a program's memory is mostly there already after one step."""
+"""Upper limit in bytes to which glibc raises its own threshold; most programs reach it within one step."""
 
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Within, freed memory stays with the process; afterwards what is free goes back. Nothing happens without glibc."""
+    """Keep freed memory in the process; at exit restore the thresholds and return free memory. No-op without glibc."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
         yield
         return
+    # Serve all blocks from the heap and never shrink it.
     libc.mallopt(_MMAP_THRESHOLD, _ALL)
     libc.mallopt(_TRIM_THRESHOLD, _ALL)
     try:

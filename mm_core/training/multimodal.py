@@ -1,16 +1,17 @@
-"""Multimodal stage: text teaches where the picture alone is unsure (Matting Moments, section 2.2).
+"""Multimodal stage: captions improve the mattes of photos (Matting Moments, section 2.2).
 
-A frozen CLIP text embedding is fused into the encoder's bottleneck. Five terms come on top of the earlier stages':
-- `captioned`: labelled photos decoded with their text must match their matte, so that text becomes useful at all;
-- `text`: on captioned photos without a matte, the image-only and the text-image matte must agree. By default the text
-  side is the target without gradient: it knows more, and at inference there is no text (`teacher` says otherwise);
-- `contrast`: the fused feature (anchor) must be nearer to the image-only feature of the photo (positive) than
-  features fused with other photos' texts (negatives) are; equal captions are no negatives of each other;
-- `text_view`: both mattes of a captioned photo, strongly altered, follow the teacher's, as unlabelled photos do;
-- `distil`: from the encoder's features of any photo one must be able to read what the image tower says of it: meant
-  for few mattes, which do not tell what belongs to a subject; alone it was not shown to help (docs/decisions/0018).
+A frozen CLIP text embedding is fused into the encoder's bottleneck. Five terms are added to the earlier stages':
 
-The CLIP towers run once per caption and photo, before training, and not in the step.
+- `captioned`: labelled photos decoded with their text must match their matte; this trains the fusion;
+- `text`: on captioned photos without a matte, the image-only and the text-image matte must agree. By default the
+  text-image matte is the target without gradient, because it has more information (`teacher` changes this);
+- `contrast`: the fused feature (anchor) must be nearer to the photo's image-only feature (positive) than features
+  fused with other photos' captions (negatives) are; photos with the same caption are not negatives of each other;
+- `text_view`: both mattes of a strongly augmented captioned photo must match the teacher's prediction;
+- `distil`: a projection of the encoder's pooled features must match the vector of CLIP's image tower. The term is
+  meant for data sets with few mattes; on its own it brought no measured gain (docs/decisions/0018).
+
+The CLIP towers run once per caption and photo before training, and not during it.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ from mm_core.training.supervised import Features, Pools
 from mm_core.training.trainer import Sample
 
 NEGATIVES = 4
-"""Wrong texts per anchor, at most."""
+"""Maximum number of captions of other photos per anchor."""
 
 
 @dataclass(frozen=True)
 class Towers:
-    """What a frozen CLIP says; unit vectors (D,)."""
+    """Embeddings by a frozen CLIP as unit vectors (D,), by caption and by sample id."""
 
     captions: Mapping[str, Tensor]
     photos: Mapping[str, Tensor]
-    """By sample id."""
+    """Vectors by sample id."""
 
 
 def embed(
@@ -59,12 +60,25 @@ def embed(
     others: Sequence[pd.DataFrame],
     progress: Callable[[str, int, int], None],
 ) -> Towers:
-    """The towers' vectors of all photos and captions of `text_image` and `others`, which `cache` has decoded.
+    """Embed all photos and captions of `text_image` and `others` with CLIP.
 
     With `clip.model: local` a small CLIP is trained on `text_image` first, once per set of pairs.
+
+    Args:
+        params: The cycle's params (`clip`, `seed`).
+        layout: The workspace; embeddings are cached below `layout.cache`.
+        cache: Decoded photos of all frames.
+        text_image: Frame of captioned photos.
+        others: Further frames of photos, with or without captions.
+        progress: Called with a label, the steps done and the total.
+
+    Raises:
+        InputError: Model or weights are not available.
+        NothingToTrainOn: The local CLIP has fewer than two different captions.
     """
     local = None
     if params.clip.model == "local":
+        # The file name is a digest of everything that the training depends on.
         pairs = sorted(zip(text_image["sample_id"], text_image["caption"], strict=True))
         local = layout.cache / "clip" / f"{digest_of([pairs, params.clip.model_dump(), params.seed])}.safetensors"
         if not local.is_file():
@@ -75,32 +89,34 @@ def embed(
     captions = sorted({caption for frame in frames for caption in frame["caption"].dropna() if caption.strip()})
     samples = sorted({sample for frame in frames for sample in frame["sample_id"]})
     texts = cached_embeddings(clip, folder, "text", captions, lambda caption: caption)
-    looks = cached_embeddings(clip, folder, "image", samples, lambda sample: np.asarray(cache.photos[sample]))
+    photos = cached_embeddings(clip, folder, "image", samples, lambda sample: np.asarray(cache.photos[sample]))
     return Towers(
         dict(zip(captions, torch.from_numpy(texts), strict=True)),
-        dict(zip(samples, torch.from_numpy(looks), strict=True)),
+        dict(zip(samples, torch.from_numpy(photos), strict=True)),
     )
 
 
 def with_captions(frame: pd.DataFrame, text_image: pd.DataFrame, towers: Towers) -> pd.DataFrame:
-    """A copy in which every row has a text: its own, or of its category's captions the one the towers find nearest.
+    """Return a copy of `frame` in which every photo has a caption.
 
-    Photos with mattes rarely come with text. A caption that nearly fits teaches the fusion what it will meet on
-    captioned photos; a sentence made of the category is unlike any of them. Where the category has none, of all.
+    A photo without a caption gets the one from its category's captions that CLIP finds nearest to the photo. If the
+    category has no captions, all captions are candidates. A sentence made of the category's name would be unlike the
+    captions that the fusion receives on captioned photos.
     """
     captions = frame["caption"].fillna("").tolist()
     pools = text_image.groupby("category")["caption"].unique().to_dict()
     every = text_image["caption"].unique()
     for row, (sample, category) in enumerate(zip(frame["sample_id"], frame["category"], strict=True)):
         if not captions[row].strip():
-            known = pools.get(category, every)
-            likeness = torch.stack([towers.captions[text] for text in known]) @ towers.photos[sample]
-            captions[row] = known[int(likeness.argmax())]
+            candidates = pools.get(category, every)
+            # Unit vectors: the dot product is the cosine similarity.
+            similarity = torch.stack([towers.captions[text] for text in candidates]) @ towers.photos[sample]
+            captions[row] = candidates[int(similarity.argmax())]
     return frame.assign(caption=captions)
 
 
 class Multimodal(Semi):
-    """Semi plus text."""
+    """Semi-supervised training plus the terms on captions."""
 
     def __init__(
         self,
@@ -111,11 +127,21 @@ class Multimodal(Semi):
         multimodal: MultimodalParams,
         towers: Towers,
     ):
-        """`pools` also holds `text`; `towers` knows its captions and those of `labeled`, and to distil every photo."""
+        """Create the strategy with the fusion and, if `multimodal.distil` is set, the projection head.
+
+        Args:
+            net: Net to train.
+            pools: As in `Semi`, with `text` in addition.
+            loss: Weights of the supervised terms.
+            semi: Options of the consistency terms; `multimodal.semi` replaces their weight.
+            multimodal: Weights of the terms on captions.
+            towers: Vectors of the captions of `text` and `labeled`; for `distil` also of every photo.
+        """
         super().__init__(net, pools, loss, semi, weight=multimodal.semi)
         self._multimodal = multimodal
         self._caption_place = {caption: row for row, caption in enumerate(towers.captions)}
         self._photo_place = {sample: row for row, sample in enumerate(towers.photos)}
+        # The vectors are buffers, so that they move to the device with the module; they are not saved.
         self._vectors: Tensor
         self._looks: Tensor
         self.register_buffer("_vectors", _spread(torch.stack(list(towers.captions.values()))), persistent=False)
@@ -128,6 +154,7 @@ class Multimodal(Semi):
     def terms(
         self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
     ) -> dict[str, Tensor]:
+        """Return the semi-supervised terms and the terms on captions."""
         terms = super().terms(features, batches, progress)
         with frozen_batch_norm_stats(self.net.decoders):
             return terms | self._text_terms(features, batches, ramp(progress, self._semi.ramp_share))
@@ -135,13 +162,16 @@ class Multimodal(Semi):
     def _text_terms(
         self, features: Mapping[str, Features], batches: Mapping[str, Sample], rise: float
     ) -> dict[str, Tensor]:
+        """Return the terms whose weight is not 0; `rise` is the ramp in [0, 1]."""
         terms, options = dict[str, Tensor](), self._multimodal
         labeled, batch = batches["labeled"], batches["text"]
         if options.captioned:
+            # Only the main output is fused; the side outputs of U2-Net get no text.
             fused = self.fusion(features["labeled"], self.texts(labeled.captions))
             outputs = self.net.route(fused, labeled.decoders)[:1]
-            parts = matting_losses(outputs, labeled.alpha, labeled.binary, self._loss)
-            terms["captioned"] = options.captioned * torch.stack(list(parts.values())).sum()
+            weighted = matting_losses(outputs, labeled.alpha, labeled.binary, self._loss)
+            terms["captioned"] = options.captioned * torch.stack(list(weighted.values())).sum()
+        # Captioned photos: decode the same features with and without text.
         maps, text = features["text"], self.texts(batch.captions)
         fused = self.fusion(maps, text)
         if options.consistency:
@@ -158,34 +188,42 @@ class Multimodal(Semi):
         return terms
 
     def texts(self, captions: Sequence[str]) -> Tensor:
-        """(B, D), of zero mean and unit variance over all captions."""
+        """Return the vectors (B, D) of captions, with zero mean and unit variance over all captions."""
         return self._vectors[torch.tensor([self._caption_place[c] for c in captions], device=self._vectors.device)]
 
     def _distil(self, features: Mapping[str, Features], batches: Mapping[str, Sample], rise: float) -> Tensor:
+        """Return one minus the cosine similarity of projected features and CLIP's image vectors, averaged: scalar."""
         assert self.projection_head is not None
         pooled = torch.cat([features[name][-1].float().mean((2, 3)) for name in batches])
         rows = [self._photo_place[sample] for batch in batches.values() for sample in batch.ids]
-        looks = self._looks[torch.tensor(rows, device=self._looks.device)]
-        # The head begins from nothing: until it reads well, what it asks of the encoder is noise.
-        return 1 - F.cosine_similarity(self.projection_head(scale_gradient(pooled, rise)), looks).mean()
+        targets = self._looks[torch.tensor(rows, device=self._looks.device)]
+        # The head starts from random weights; until it is trained, its gradient for the encoder is noise.
+        return 1 - F.cosine_similarity(self.projection_head(scale_gradient(pooled, rise)), targets).mean()
 
     def _contrast(self, maps: Features, fused: Features, text: Tensor, captions: Sequence[str]) -> Tensor:
+        """Return the contrastive loss of fused features against features fused with captions of other rows: scalar."""
+        # Rolling the batch pairs each photo with the captions of other rows.
         shifts = range(1, min(NEGATIVES, len(captions) - 1) + 1)
         wrong = [self.fusion.project(self.fusion(maps, text.roll(shift, 0))[-1]) for shift in shifts]
         ids = torch.tensor([self._caption_place[c] for c in captions], device=text.device)
+        # Rows with an equal caption are not negatives.
+        # One column per roll: true if the captions differ.
         allowed = torch.stack([ids != ids.roll(shift) for shift in shifts], 1)
         anchor, positive = self.fusion.project(fused[-1]), self.fusion.project(maps[-1])
         return contrastive(anchor, positive, torch.stack(wrong, 1), allowed, self._multimodal.temperature)
 
 
 def projection_head(channels: int, dim: int, hidden: int = 256) -> nn.Module:
-    """(B, channels) → (B, dim): reads a tower's vector from the pooled bottleneck."""
+    """Return a network (B, channels) → (B, dim) that predicts a tower's vector from the pooled bottleneck."""
     return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, dim))
 
 
 def _spread(vectors: Tensor) -> Tensor:
-    """(N, D) centred and scaled to unit variance: CLIP's vectors lie in a narrow cone (Liang et al. 2022), and what
-    they share would drown what tells them apart."""
+    """Centre vectors (N, D) and scale them to unit variance.
+
+    CLIP's vectors are concentrated in a narrow cone (Liang et al. 2022): without centring, their common direction
+    dominates the differences between them.
+    """
     centred = _centred(vectors)
     return centred / centred.std(unbiased=False).clamp_min(1e-6)
 
@@ -195,7 +233,10 @@ def _centred(vectors: Tensor) -> Tensor:
 
 
 def agreement(image_logits: Tensor, text_logits: Tensor, teacher: Literal["text", "image", "both"]) -> Tensor:
-    """Mean squared distance of the two mattes; the teacher's side gets no gradient, with `both` each side does."""
+    """Return the mean squared distance of the two mattes.
+
+    The teacher's side gets no gradient; with `both` each side gets one.
+    """
     if teacher == "text":
         return consistency(image_logits, text_logits.float().sigmoid())
     if teacher == "image":

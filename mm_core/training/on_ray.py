@@ -1,4 +1,4 @@
-"""Training by Ray Train: the same loop as by `torchrun` (`process_group.py`); Ray places and restarts the processes."""
+"""Train by Ray Train: the loop of `torchrun` (`process_group.py`), with processes placed and restarted by Ray."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mm_core.training import process_group
 from mm_core.training.stage import read_data, train_stage
 
 RESTARTS = 3
-"""Lost workers per stage until it counts as failed; the stage goes on from its own checkpoint each time."""
+"""Worker failures per stage that are tolerated; after each the stage resumes from its own checkpoint."""
 
 
 def train_stage_on_ray(
@@ -33,12 +33,12 @@ def train_stage_on_ray(
     start: Path | None,
     progress: Callable[[str, int, int], None],
 ) -> Report:
-    """What `train_stage` does, by `MM_RAY_WORKERS` processes of the cluster (a GPU each, where it has as many).
+    """Run `train_stage` in `MM_RAY_WORKERS` processes of the cluster, with a GPU each if the cluster has enough.
 
-    Every worker sees the workspace at the same path. Raises what `train_stage` raises.
+    Every worker must see the workspace at the same path. Arguments and errors are those of `train_stage`.
     """
     workers = layout.settings.ray_workers
-    # What every process would refuse is said at once: Ray would first try again.
+    # Check the inputs before Ray starts: Ray would retry an error that every process raises.
     read_data(stage, layout)
     process_group.check_batch(params.train.common.batch, workers)
     cluster.join(layout.settings)
@@ -47,10 +47,12 @@ def train_stage_on_ray(
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
+    # Use GPUs only if every worker gets one.
     gpus = layout.settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= workers
-    # What Ray itself notes about the run; weights and checkpoints are where every other run has them.
-    notes = layout.root / "scratch" / f"ray-{stage}-{os.getpid()}-{time.time_ns()}"
-    said = Queue(actor_options={"num_cpus": 0})
+    # Folder for Ray's own records of the run; weights and checkpoints are stored as in every other run.
+    records = layout.root / "scratch" / f"ray-{stage}-{os.getpid()}-{time.time_ns()}"
+    # Workers send their progress through this queue; None ends it.
+    messages = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -59,35 +61,37 @@ def train_stage_on_ray(
             "settings": layout.settings,
             "report": report.stage,
             "start": start,
-            "said": said,
+            "messages": messages,
         },
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus),
         run_config=ray.train.RunConfig(
-            name=stage, storage_path=str(notes), failure_config=ray.train.FailureConfig(max_failures=RESTARTS)
+            name=stage, storage_path=str(records), failure_config=ray.train.FailureConfig(max_failures=RESTARTS)
         ),
     )
-    listener = threading.Thread(target=_listen, args=(said, progress), daemon=True)
+    listener = threading.Thread(target=_listen, args=(messages, progress), daemon=True)
     listener.start()
     try:
-        told = trainer.fit().return_value
+        returned = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
+        # Raise the error of the worker itself if it is one of this project's, not Ray's wrapper.
         failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
         raise next(filter(None, map(cluster.own_error, failures.values())), error) from None
     finally:
-        said.put(None)
+        messages.put(None)
         listener.join(timeout=10)
-        said.shutdown(force=True)
-        shutil.rmtree(notes, ignore_errors=True)
-    assert told is not None  # Ray passes on what process 0 returns
-    done = Report(**json.loads(told["report"]))
+        messages.shutdown(force=True)
+        shutil.rmtree(records, ignore_errors=True)
+    assert returned is not None  # Ray returns the value of process 0
+    # Merge the report of process 0 into the caller's.
+    done = Report(**json.loads(returned["report"]))
     report.metrics |= done.metrics
     report.facts |= done.facts | {"engine": f"ray, {workers} workers"}
-    report.cost["worker_cpu_seconds"] = round(told["cpu_seconds"], 2)
+    report.cost["worker_cpu_seconds"] = round(returned["cpu_seconds"], 2)
     return report
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """One process of the training: its report, and the processor time of all of them."""
+    """Run one process of the training; return its report and the processor seconds of all processes."""
     import ray.train
     import torch.distributed as dist
 
@@ -96,9 +100,10 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
     def progress(what: str, done: int, total: int) -> None:
         nonlocal last
+        # At most one message per second: each is a remote call.
         if first and (done == total or time.monotonic() - last > 1):
             last = time.monotonic()
-            config["said"].put((what, done, total))
+            config["messages"].put((what, done, total))
 
     report = Report(config["report"])
     train_stage(
@@ -110,12 +115,14 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         start=config["start"],
         progress=progress,
     )
+    # Collect the processor time of every process.
     seconds: list[Any] = [sum(os.times()[:4])] * ray.train.get_context().get_world_size()
     if dist.is_initialized():
         dist.all_gather_object(seconds, seconds[0])
     return {"report": json.dumps(asdict(report)), "cpu_seconds": sum(seconds)}
 
 
-def _listen(said: Any, progress: Callable[[str, int, int], None]) -> None:
-    while (news := said.get()) is not None:
-        progress(*news)
+def _listen(messages: Any, progress: Callable[[str, int, int], None]) -> None:
+    """Pass messages of the workers on to `progress` until None arrives."""
+    while (message := messages.get()) is not None:
+        progress(*message)

@@ -1,4 +1,4 @@
-"""Which number format a device trains fastest in, without emulating it."""
+"""Choose the number format that a device trains fastest in without emulation."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ def choose_precision(setting: Literal["auto", "bf16", "fp32"], device: torch.dev
 
 
 def has_bf16_instructions() -> bool:
-    """Tell whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX) and oneDNN may use it.
+    """Return whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX) and oneDNN may use it.
 
-    `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA` narrow what torch uses, so both are asked as torch sees them.
+    `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA` restrict the instructions that torch uses, so torch is queried for
+    both instead of the processor.
     """
+    # These levels exclude the bfloat16 instructions.
     capability = torch.backends.cpu.get_cpu_capability()
     if capability in ("DEFAULT", "NO AVX", "AVX2") or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    known = torch.cpu.get_capabilities()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
+    flags = torch.cpu.get_capabilities()
+    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))

@@ -1,7 +1,7 @@
-"""Whether the models of a cycle were trained on what lies in the workspace now.
+"""Compare the models of a cycle with the data in the workspace.
 
-Each model file records the snapshot, the digest of its rows and the weights that it started from. The gate compares
-these records with the files that lie there, so that a model is judged and registered only with the data that made it.
+Each model file records its snapshot, the digest of its rows and its start weights. The gate compares these records
+with the files in the workspace, so that a model is judged and registered only with the data it was trained on.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _ROW = ["sample_id", "alpha_sha256"]
 
 
 def require_start(stage: str, layout: Layout) -> Path | None:
-    """Return the model of the stage before, which `stage` starts from; None for the first stage.
+    """Return the model of the previous stage, which `stage` starts from; None for the first stage.
 
     Raises:
-        InputError: The split or that model is missing, or is of another snapshot than the one that lies there.
+        InputError: The split or the model is missing or was made from another snapshot than the current one.
     """
     if stage in ("simple", "hard") and (mismatches := split_mismatches(layout)):
         raise InputError(f"{mismatches[0]}: run `mm split` before `mm train-{stage}`")
@@ -42,13 +42,13 @@ def require_start(stage: str, layout: Layout) -> Path | None:
 
 
 def find_mismatches(layout: Layout) -> list[str]:
-    """Return why the cycle's models are not those of its snapshot and split, a line each; empty where they are.
+    """Return one line per mismatch between the cycle's models and its snapshot and split; empty if they match.
 
-    Compared are, of each stage, the recorded snapshot, the recorded digest of the rows, and the start weights: the
-    file of the stage before, or the champion that the snapshot froze.
+    For each stage three records are compared: the snapshot, the digest of the rows, and the start weights. The start
+    weights must be the model of the previous stage or, in the first stage, the champion that the snapshot froze.
 
     Raises:
-        InputError: A file of the cycle is missing or is no model of ours.
+        InputError: A file of the cycle is missing or is not a model of this project.
     """
     frozen = read_snapshot(layout)
     mismatches = split_mismatches(layout)
@@ -58,6 +58,7 @@ def find_mismatches(layout: Layout) -> list[str]:
         meta = read_meta(path)
         if stage == TRAIN_STAGES[0]:
             start = _first_start(meta, frozen)
+        # Record → (expected value, words for the message if it differs).
         wanted = {
             "snapshot": (frozen["digest"], "on another snapshot"),
             "data": (read_data(stage, layout).digest(), "on other rows than its snapshot and split hold"),
@@ -68,17 +69,19 @@ def find_mismatches(layout: Layout) -> list[str]:
         mismatches += [
             f"{path} was trained {words}" for name, (value, words) in wanted.items() if meta.get(name) != value
         ]
+        # The next stage must have started from this file.
         start = sha256_file(path)
     return mismatches
 
 
 def split_mismatches(layout: Layout) -> list[str]:
-    """Return whether the split divides other rows than the snapshot's labelled pool holds, as a list of one line."""
+    """Return a list of one line if the split and the snapshot's labelled pool differ in rows; empty if they match."""
     halves = [layout.split / f"{name}.parquet" for name in ("simple", "hard")]
     if missing := [path for path in halves if not path.is_file()]:
         return [f"{missing[0]} is missing"]
     pool = read_pool(layout.snapshot, "train_labeled")[_ROW]
     halves = [pd.read_parquet(path, columns=_ROW) for path in halves]
+    # The two halves together must hold exactly the rows of the pool.
     divided = {row for half in halves for row in half.itertuples(index=False, name=None)}
     if divided == set(pool.itertuples(index=False, name=None)):
         return []
@@ -86,7 +89,7 @@ def split_mismatches(layout: Layout) -> list[str]:
 
 
 def _first_start(meta: dict[str, Any], frozen: SnapshotFacts) -> str | None:
-    """The digest that the first stage must have started from; None: from scratch."""
+    """Return the digest of the weights that the first stage must have started from; None means from scratch."""
     warm = meta.get("params", {}).get("train", {}).get("common", {}).get("warm_start")
     champion = frozen.get("champion")
     return champion["digest"] if warm == "champion" and champion else None

@@ -1,4 +1,4 @@
-"""Training outside of the cycle: the same four stages in a workspace of their own, to measure or to rebuild."""
+"""Train the four stages outside the cycle, in a separate workspace, to measure or to rebuild a model."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mm_core.training.stage import train_stage
 
 
 def scratch_layout(layout: Layout, name: str) -> Layout:
-    """An own workspace below `layout`'s on the same store; nothing of it reaches the MLflow of the cycles."""
+    """Return a workspace below `layout`'s on the same store, with its own MLflow database."""
     root = layout.root / "scratch" / name
-    # MLflow holds its file open as long as the process lives: a second call needs another than the removed one.
+    # MLflow keeps its database file open while the process runs, so each call uses a new file name.
     runs = root / "mlflow" / f"{uuid4().hex}.db"
     return Layout(replace(layout.settings, workspace=root, mlflow_uri=f"sqlite:///{runs}"))
 
 
 def part_of(scratch: Layout, name: str) -> Layout:
-    """A workspace within a scratch one; both write to the same MLflow."""
+    """Return a workspace within a scratch one; both write to the same MLflow database."""
     return Layout(replace(scratch.settings, workspace=scratch.root / name))
 
 
 def copy_data(source: Layout, target: Layout) -> None:
-    """The frozen snapshot and split of one workspace, as another's."""
+    """Copy the frozen snapshot and the split of one workspace to another."""
     for here, there in ((source.snapshot, target.snapshot), (source.split, target.split)):
         shutil.copytree(here, there, dirs_exist_ok=True)
 
@@ -37,8 +37,9 @@ def copy_data(source: Layout, target: Layout) -> None:
 def train_all(
     params: Params, layout: Layout, store: Store, start: Path | None, progress: Callable[[str, int, int], None]
 ) -> Path:
-    """All stages in order, from `start` (None: from scratch); returns the last one's weights."""
+    """Train all stages in order and return the path of the last model; `start` None starts from scratch."""
     for stage in TRAIN_STAGES:
+        # Each stage starts from the model of the previous one.
         train_stage(stage, params, layout, store, Report(f"train-{stage}"), start=start, progress=progress)
         start = layout.model(stage)
     assert start is not None

@@ -1,8 +1,8 @@
-"""One training stage of the cycle, from the snapshot's frames to a model file (called by `stages.py`).
+"""Run one training stage of the cycle, from the snapshot's frames to a model file (called by `stages.py`).
 
-What a stage makes is decided by its content key: stage, params, data, start weights, code. Under that key lie the
-checkpoint of an unfinished run and the model of a finished one, outside the cycle's folder: a killed
-stage goes on where it was, and a stage that was trained before is not trained again.
+The content key of a stage is a digest of the stage, its params, data, start weights and code. The checkpoint of an
+unfinished run and the model of a finished one are stored under that key, outside the cycle's folder. A killed stage
+therefore resumes from its checkpoint, and a stage with a finished model under its key is not trained again.
 """
 
 from __future__ import annotations
@@ -40,37 +40,43 @@ from mm_core.training.tracking import Tracker
 from mm_core.training.trainer import Result, Sample, fit, pick_device, to_device
 
 FRESH = ("scratch", "pretrained encoder")
-"""What a stage without start weights says it started from, by whether the encoder is pretrained."""
+"""Values of `started_from` for a stage without start weights, indexed by whether the encoder is pretrained."""
 _FRAME_COLUMNS = ["sample_id", "category", "decoder", "caption", "alpha_sha256", "label_binary"]
 
 
 @dataclass(frozen=True)
 class Data:
-    """The frames that a stage learns from."""
+    """Frames that a stage trains and validates on, one row per photo."""
 
     labeled: pd.DataFrame
     replay: pd.DataFrame | None
-    """Hard stage: the simple set."""
+    """The simple set in the hard stage; None in the others."""
     unlabeled: pd.DataFrame
     text_image: pd.DataFrame
     validation: pd.DataFrame
 
     def used(self) -> list[pd.DataFrame]:
+        """Return the frames that are present."""
         every = (self.labeled, self.replay, self.unlabeled, self.text_image, self.validation)
         return [frame for frame in every if frame is not None]
 
     def digest(self) -> str:
-        """Depends on rows and their labels alone, not on how the files were written."""
+        """Return a digest of the rows and their labels; it does not depend on how the files were written."""
+        # Missing values become None: NaN has several encodings and would change the digest.
         rows = [frame[_FRAME_COLUMNS].astype(object) for frame in self.used()]
         return digest_of([frame.where(frame.notna(), None).to_numpy().tolist() for frame in rows])
 
 
 @runtime_checkable
 class Listener(Protocol):
-    """A progress that also hears the numbers of training as they come."""
+    """Progress callback that also receives the numbers of training."""
 
     def numbers(self, values: Mapping[str, float]) -> None:
-        """Losses, the learning rate or validation errors by name, with `epoch`, the passes over the labelled photos."""
+        """Receive losses, learning rate or validation errors by name.
+
+        Args:
+            values: Values by name; `epoch` is the number of passes over the labelled photos so far.
+        """
         ...
 
 
@@ -84,13 +90,26 @@ def train_stage(
     start: Path | None,
     progress: Callable[[str, int, int], None],
 ) -> Report:
-    """Trains `stage` from the weights at `start` (None: from scratch) and writes `layout.model(stage)`.
+    """Train `stage` and write `layout.model(stage)`.
 
-    Raises NothingToTrainOn where the labelled pool is empty. A stage whose own pool (hard, unlabelled, text) is
-    empty passes its start weights on and says so in the facts.
+    A stage whose own pool (hard, unlabelled, text) is empty passes its start weights on and reports so in the facts.
+
+    Args:
+        stage: Name of the stage.
+        params: The cycle's params.
+        layout: The workspace.
+        store: Store of the photos and mattes.
+        report: Report that is filled and returned.
+        start: Model file to start from; None starts from scratch.
+        progress: Called with a label, the steps done and the total.
+
+    Raises:
+        NothingToTrainOn: The labelled pool is empty.
+        InputError: Snapshot, split or start weights are missing or do not match the params.
     """
     data = read_data(stage, layout)
     snapshot = read_snapshot(layout)["digest"]
+    # Everything that the weights depend on; its digest is the content key.
     recipe = {
         "stage": stage,
         "params": _relevant(stage, params),
@@ -102,6 +121,7 @@ def train_stage(
     folder = layout.checkpoints / digest_of(recipe)
     report.facts |= {"key": folder.name, "start": recipe["start"], "snapshot": snapshot, "data": recipe["data"]}
     device = pick_device(layout.settings.device)
+    # Only process 0 locks, writes and logs; `agreed` sends its values to the others.
     with process_group.joined(device):
         first = process_group.rank() == 0
         waiting = partial(progress, f"train {stage}: another process trains the same", 0, 1)
@@ -117,7 +137,8 @@ def train_stage(
     report.metrics |= done["metrics"]
     report.facts |= done["facts"]
     tracked = folder / "tracked"
-    if first and not tracked.is_file():  # who trained it may have been killed before it could tell
+    # The process that trained the model may have been killed before it logged the report.
+    if first and not tracked.is_file():
         Tracker(layout.settings).log_report(layout, report)
         tracked.touch()
     if reused:
@@ -128,21 +149,23 @@ def train_stage(
 
 
 def _read_done(folder: Path) -> dict[str, Any]:
-    """Return what a finished training says of itself; raises InputError where its model is another than it wrote."""
+    """Return metrics and facts of a finished training; raise InputError if its model file does not match its digest."""
     try:
         done = json.loads((folder / "done.json").read_bytes())
         good = sha256_file(folder / "model.safetensors") == done["facts"]["digest"] and "metrics" in done
     except (ValueError, KeyError, TypeError, FileNotFoundError):
         done, good = {}, False
     if not good:
-        raise InputError(f"{folder} is damaged: `mm check --repair` removes it, then the stage trains anew")
+        raise InputError(f"{folder} is damaged: `mm check --repair` removes it, then the stage trains again")
     return done
 
 
 def read_data(stage: str, layout: Layout) -> Data:
-    """The frames of a stage.
+    """Read the frames of a stage.
 
-    Raises InputError where snapshot or split has not run, NothingToTrainOn where there is no labelled sample.
+    Raises:
+        InputError: The snapshot or the split is missing.
+        NothingToTrainOn: The snapshot has no labelled sample.
     """
 
     def frame(path: Path) -> pd.DataFrame:
@@ -153,6 +176,7 @@ def read_data(stage: str, layout: Layout) -> Data:
     snapshot, split = layout.snapshot, layout.split
     validation = frame(snapshot / "validation.parquet")
     none = validation.iloc[:0]
+    # The first two stages learn from the split's halves, the later ones from the whole labelled pool.
     unlabeled, text_image, replay = none, none, None
     if stage in ("simple", "hard"):
         labeled = frame(split / f"{stage}.parquet")
@@ -166,6 +190,7 @@ def read_data(stage: str, layout: Layout) -> Data:
             f"train-{stage}: the snapshot holds no labelled training sample: drop photos with mattes as kind "
             "pixel_labeled, then run ingest, snapshot and split"
         )
+    # A photo without a caption teaches nothing in the text pool.
     text_image = text_image.loc[text_image["caption"].fillna("").str.strip() != "", :]
     return Data(labeled, replay, unlabeled, text_image, validation)
 
@@ -182,7 +207,7 @@ def _train(
     device: torch.device,
     progress: Callable[[str, int, int], None],
 ) -> None:
-    """Fills `folder` with model.safetensors and, last, done.json."""
+    """Train or pass the start weights on; write model.safetensors and, last, done.json to `folder`."""
     settings, first = _stage_params(stage, params), process_group.rank() == 0
     net, facts = _begin(stage, params, start)
     idle = _why_idle(stage, settings, data)
@@ -190,6 +215,7 @@ def _train(
     if idle:
         facts |= {"steps": 0, "passed_through": idle}
     else:
+        # Decode all photos once to the model's size.
         cache = PixelCache(layout.cache, params.model.size)
         for frame in data.used():
             cache.fill(store, frame, progress)
@@ -217,6 +243,7 @@ def _train(
                 progress=lambda done, total: progress(f"train {stage}", done, total),
                 log=log,
             )
+        # `net` continues as the kept weights, no longer the last ones.
         net.load_state_dict(result.weights)
         metrics = _metrics(stage, result) | {f"{stage}/epochs": epochs(params.train.common, data, settings.steps)}
         if first:
@@ -228,24 +255,26 @@ def _train(
     net.to("cpu")
     facts["digest"] = save_model(folder / "model.safetensors", net, {**recipe, "key": folder.name})
     facts |= {"labeled": len(data.labeled), "unlabeled": len(data.unlabeled), "text_image": len(data.text_image)}
+    # done.json marks the folder as finished, so the checkpoint is deleted only after it.
     write_json(folder / "done.json", {"metrics": metrics, "facts": facts})
     (folder / "state.pt").unlink(missing_ok=True)
 
 
 def _begin(stage: str, params: Params, start: Path | None) -> tuple[MattingNet, dict[str, Any]]:
-    """The net to train and what is to say about it; always of `params.model`'s shape."""
+    """Return the net to train, always in the shape of `params.model`, and the facts about its start weights."""
     net = build_model(params.model, params.seed) if start is None else None
     facts: dict[str, Any] = {}
     if start is not None:
         before, meta = load_model(start)
         if (before.config.encoder, before.config.width) == (params.model.encoder, params.model.width):
-            # Only the input size may differ: the net is convolutional.
+            # The encoder and the width match. The input size may differ, because the net is convolutional.
             before.config = params.model
             facts["started_from"] = meta.get("stage", "a model file")
             return before, facts
         if stage != TRAIN_STAGES[0]:
             previous = TRAIN_STAGES[TRAIN_STAGES.index(stage) - 1]
-            raise InputError(f"{start} is of other model params than params.yaml: run `mm train-{previous}` again")
+            raise InputError(f"{start} has other model params than params.yaml: run `mm train-{previous}` again")
+        # A champion of another shape cannot be the start: the first stage starts from scratch instead.
         facts["warm_start"] = f"not possible: the champion is {before.config.encoder} of width {before.config.width}"
         net = build_model(params.model, params.seed)
     assert net is not None
@@ -253,7 +282,7 @@ def _begin(stage: str, params: Params, start: Path | None) -> tuple[MattingNet, 
 
 
 def _why_idle(stage: str, settings: StageParams, data: Data) -> str | None:
-    """Why a stage has nothing to add to its start weights, or None."""
+    """Return why a stage has nothing to train, or None if it has."""
     if settings.steps == 0:
         return f"train.{stage}.steps is 0"
     if stage == "hard" and data.labeled.empty:
@@ -277,7 +306,7 @@ def _strategy(
     *,
     fresh: bool,
 ) -> Supervised:
-    """`fresh`: the decoders begin at random."""
+    """Build the strategy of a stage with its pools; `fresh` is true if the decoders start from random weights."""
     train, batch = params.train, params.train.common.batch
 
     def pool(frame: pd.DataFrame, name: str, whole: bool = False) -> Pool:
@@ -286,11 +315,12 @@ def _strategy(
     labeled, towers = data.labeled, None
     if stage == "multimodal":
         if process_group.rank() != 0:
-            process_group.agreed(None)  # process 0 trains and embeds; the others find it done
+            process_group.agreed(None)  # process 0 trains and embeds; the others then read its cache
         towers = embed(params, layout, cache, data.text_image, [data.labeled, data.unlabeled], progress)
         if process_group.rank() == 0:
             process_group.agreed(None)
         labeled = with_captions(data.labeled, data.text_image, towers)
+    # Replay: a share of each labelled batch comes from the simple set.
     pools: dict[str, list[tuple[Pool, int]]] = {"labeled": [(pool(labeled, "labeled"), batch)]}
     if data.replay is not None and not data.replay.empty:
         again = round(batch * train.common.replay_share)
@@ -301,7 +331,7 @@ def _strategy(
     if not data.text_image.empty:
         pools["text"] = [(pool(data.text_image, "text", whole=True), batch)]
     with torch.random.fork_rng(devices=[]):
-        # Auxiliary decoders and fusion begin from the seed, whatever ran in this process before.
+        # Seed the start weights of auxiliary decoders and fusion, independent of earlier random draws in this process.
         torch.manual_seed(params.seed + TRAIN_STAGES.index(stage))
         if stage == "semi":
             return Semi(net, pools, train.loss, train.semi)
@@ -311,15 +341,15 @@ def _strategy(
 
 
 def epochs(common: CommonTrainParams, data: Data, step: int) -> float:
-    """How often, after `step` steps, the stage has seen each of its labelled photos."""
+    """Return how often the stage has drawn each of its labelled photos after `step` steps."""
     replayed = 0 if data.replay is None or data.replay.empty else round(common.batch * common.replay_share)
     return step * (common.batch - replayed) / len(data.labeled) if len(data.labeled) else 0.0
 
 
 class _Validation:
-    """Squared error of each validation photo by category, at the model's size, in float32.
+    """Compute the squared error of each validation photo by category, at the model's size, in float32.
 
-    The photos are kept as bytes, in the host's memory: as floats thousands of them would fill a device.
+    The photos stay in the host's memory as bytes, because thousands of them as floats would fill a GPU.
     """
 
     def __init__(self, pool: Pool, batch: int, device: torch.device):
@@ -333,6 +363,7 @@ class _Validation:
         assert isinstance(net, MattingNet)
         errors: Errors = {}
         for sample in self._samples():
+            # Mean over the pixels of each photo: (B,).
             alpha = net.route(net.encode(sample.images), sample.decoders)[0].sigmoid()
             squared = ((alpha - sample.alpha) ** 2).mean((1, 2, 3)).tolist()
             for category, error in zip(sample.categories, squared, strict=True):
@@ -341,7 +372,10 @@ class _Validation:
 
     @torch.no_grad()
     def rightly_chosen(self, net: MattingNet) -> list[float]:
-        """Share of the photos of known category whose decoder the net would choose; empty where there are none."""
+        """Return the share of photos for which the net chooses the decoder of their category, as a list of one number.
+
+        Photos of unknown category are left out; the list is empty if no photo remains.
+        """
         net.eval()
         right = [
             name == decoder
@@ -355,6 +389,7 @@ class _Validation:
 
 
 def _metrics(stage: str, result: Result) -> dict[str, float]:
+    """Return the metrics of a finished training, prefixed with the stage's name."""
     metrics = {f"{stage}/loss/{name}": value for name, value in result.losses.items()}
     metrics |= {f"{stage}/val/{category}/mse": value for category, value in result.validation.items()}
     if result.validation:
@@ -370,10 +405,11 @@ def _stage_params(stage: str, params: Params) -> StageParams:
 
 
 def _relevant(stage: str, params: Params) -> dict[str, Any]:
-    """The params that a stage's weights depend on, nested as in params.yaml."""
+    """Return the params that the weights of a stage depend on, nested as in params.yaml."""
     train = {"common": params.train.common, "loss": params.train.loss, stage: _stage_params(stage, params)}
     whole: dict[str, Any] = {"seed": params.seed, "model": params.model.model_dump(mode="json")}
     if stage == "multimodal":
+        # The multimodal stage keeps the semi-supervised terms, and its text vectors depend on CLIP.
         train["semi"] = params.train.semi
         whole["clip"] = params.clip.model_dump(mode="json")
     return whole | {"train": {name: section.model_dump(mode="json") for name, section in train.items()}}

@@ -1,4 +1,4 @@
-"""Supervised stages (simple, hard): the labelled batch through the decoder of each sample's category."""
+"""Supervised stages (simple, hard): each labelled photo is decoded by the decoder of its category."""
 
 from __future__ import annotations
 
@@ -17,37 +17,45 @@ from mm_core.training.losses import matting_losses
 from mm_core.training.trainer import Sample
 
 Features = list[Tensor]
-"""Encoder maps of some samples, fine to coarse."""
+"""Encoder features of some samples, fine to coarse."""
 Pools = Mapping[str, Sequence[tuple[Pool, int]]]
-"""Batch name → pools and how many samples each gives per step."""
+"""Batch name → its pools, each with its number of samples per step."""
 
 
 class Supervised(nn.Module):
-    """Learns from mattes. The later stages add terms to this one."""
+    """Train on mattes. The later stages extend this class."""
 
     def __init__(self, net: MattingNet, pools: Pools, loss: LossParams, shared_decoder: float = 0.0):
-        """`pools` holds `labeled`: one pool, or hard and simple ones for replay.
+        """Create the strategy.
 
-        `shared_decoder`: share of the steps, in [0, 1], in which the first decoder learns from all photos and the
-        others copy it (docs/decisions/0035-shared-decoder.md).
+        Args:
+            net: Net to train.
+            pools: Must contain `labeled`: one pool, or a hard and a simple one for replay.
+            loss: Weights of the terms.
+            shared_decoder: Share of the steps, in [0, 1], in which the first decoder learns from all photos and the
+                others copy it (docs/decisions/0035-shared-decoder.md).
         """
         super().__init__()
         self.net = net
         self._pools, self._loss, self._shared_decoder = pools, loss, shared_decoder
 
     def draw(self, step: int) -> dict[str, Batch]:
-        """This process's rows of each batch: every n-th of n processes', counted through its pools."""
+        """Return this process's rows of each batch: every n-th row, for n processes."""
         return {name: Batch.join(_shares(sources, step)) for name, sources in self._pools.items()}
 
     def losses(
         self, batches: Mapping[str, Sample], progress: float, teacher: MattingNet | None = None
     ) -> dict[str, Tensor]:
-        """All pools pass the encoder as one batch: its batch norm sees one mixture, the one it will meet."""
+        """Return named losses.
+
+        All pools pass the encoder as one batch, so that its batch norm normalises over the same mixture in every step.
+        """
         images = torch.cat([batch.images for batch in batches.values()])
         maps = self.net.encode(images.contiguous(memory_format=torch.channels_last))
         sizes = [len(batch.ids) for batch in batches.values()]
-        parts = zip(*(torch.split(m, sizes) for m in maps), strict=True)
-        features = {name: list(part) for name, part in zip(batches, parts, strict=True)}
+        # Split the features back into the pools.
+        splits = zip(*(torch.split(m, sizes) for m in maps), strict=True)
+        features = {name: list(split) for name, split in zip(batches, splits, strict=True)}
         terms = self.terms(features, batches, progress)
         if self._loss.choice:
             terms["choice"] = self._loss.choice * choice_loss(self.net.choice(maps), list(batches.values()))
@@ -56,9 +64,10 @@ class Supervised(nn.Module):
     def terms(
         self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
     ) -> dict[str, Tensor]:
+        """Return the supervised terms; the later stages add theirs."""
         batch = batches["labeled"]
         if progress < self._shared_decoder:
-            # The copies are one step behind, and so is their moving average: nothing else has to be told.
+            # The copies are one step behind, and so is their moving average.
             self.net.copy_first_decoder()
             outputs = self.net.decode(features["labeled"], DECODERS[0])
         else:
@@ -67,21 +76,25 @@ class Supervised(nn.Module):
 
 
 def choice_loss(logits: Tensor, batches: Sequence[Sample]) -> Tensor:
-    """Cross-entropy of the chooser's logits (B, 3), 0 for samples of unknown category, mean over all: scalar.
+    """Return the cross-entropy of the chooser over all photos of known category, with or without mattes: scalar.
 
-    Rows as in `batches`, one after the other; whether they have mattes makes no difference.
+    Args:
+        logits: Chooser logits (B, 3).
+        batches: Batches whose rows, one batch after the other, match the logits. Samples of unknown category count 0.
     """
     truth = torch.tensor([DECODERS.index(name) for batch in batches for name in batch.decoders], device=logits.device)
     categories = [category for batch in batches for category in batch.categories]
-    known = torch.tensor([category != UNKNOWN for category in categories], device=logits.device)
-    # Over all, not over those of known category: so the mean over several processes' rows is that of one process.
-    return (F.cross_entropy(logits.float(), truth, reduction="none") * known).mean()
+    is_known = torch.tensor([category != UNKNOWN for category in categories], device=logits.device)
+    # The mean is over all rows, so that averaging it over several processes gives the result of one process.
+    return (F.cross_entropy(logits.float(), truth, reduction="none") * is_known).mean()
 
 
 def _shares(sources: Sequence[tuple[Pool, int]], step: int) -> list[Batch]:
+    """Draw this process's rows from each pool of a batch."""
     drawn, before, world = [], 0, process_group.world()
     for pool, count in sources:
         if count:
+            # Rows are dealt out in turn across the whole batch, so the offset of each pool shifts the rank.
             drawn.append(pool.draw(step, count, rank=(process_group.rank() - before) % world, world=world))
         before += count
     return drawn

@@ -1,7 +1,7 @@
-"""Tracking: the Reports and the training curves as MLflow runs. With the registry, the only place that knows MLflow.
+"""Write reports and training curves to MLflow. Apart from the registry, this is the only module that uses MLflow.
 
-Experiment `matting`; one parent run per cycle (tag `mm.snapshot`), one child run per stage. Every stage may be
-another process: runs are found by their tags, so a stage that is run again writes to its old run.
+The experiment is `matting`, with one parent run per cycle (tag `mm.snapshot`) and one child run per stage. Each stage
+may run in a separate process, so runs are found by their tags. A stage that runs again writes to its earlier run.
 """
 
 from __future__ import annotations
@@ -26,20 +26,29 @@ _VALUE_LIMIT = 500
 
 
 class Tracker:
-    """Writes to the tracking server of the settings (sqlite in the workspace by default)."""
+    """Client of the tracking server in the settings (by default a sqlite database in the workspace)."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
         self._artifacts = Layout(settings).mlflow_artifacts
 
     def log_report(self, layout: Layout, report: Report, *, files: Sequence[Path] = ()) -> str:
-        """The MLflow view of a stage's report, with `files` beside it; returns the run's id.
+        """Log a stage's report to MLflow and return the run's id.
 
-        Metrics go to the stage's run and to the cycle's, facts become tags, tables JSON files, pictures images.
+        Metrics go to the stage's run and to the cycle's. Facts become tags, tables JSON files, pictures images.
+
+        Args:
+            layout: The workspace.
+            report: Report of the stage.
+            files: Further files to store as artifacts.
+
+        Raises:
+            InputError: The snapshot is missing.
         """
         client = self._client()
         parent = self._cycle_run(client, layout)
         run = self._stage_run(client, parent, report.stage)
+        # `v == v` leaves NaN out.
         numbers = {n: float(v) for n, v in {**report.metrics, "seconds": report.seconds}.items() if v == v}
         _log_metrics(client, run, numbers)
         _log_metrics(client, parent, {n: v for n, v in numbers.items() if n != "seconds"})
@@ -60,21 +69,28 @@ class Tracker:
     def stage_run(
         self, layout: Layout, stage: str, params: Mapping[str, Any], data: Mapping[str, str]
     ) -> Iterator[Curve]:
-        """The run of a training stage while it trains: `params` once, curves as they come; FAILED when the body raises.
+        """Open the run of a training stage; it becomes FINISHED, or FAILED if the body raises.
 
-        `params` is nested as in params.yaml, `data` are digests of what is learnt from.
+        Args:
+            layout: The workspace.
+            stage: Name of the stage.
+            params: Nested as in params.yaml; logged once.
+            data: Digests of the training data by name; become tags.
+
+        Yields:
+            The curve that training writes its numbers to.
         """
         client = self._client()
         run = self._stage_run(client, self._cycle_run(client, layout), stage)
-        known = client.get_run(run).data.params
+        logged = client.get_run(run).data.params
         flat = {name: str(value)[:_VALUE_LIMIT] for name, value in _flat(params)}
-        if any(known.get(name, value) != value for name, value in flat.items()):
-            # MLflow's params cannot change: other params are another run.
+        if any(logged.get(name, value) != value for name, value in flat.items()):
+            # MLflow's params cannot be changed, so other params need a new run.
             client.set_tag(run, "mm.stage", f"{stage} (superseded)")
             run = self._stage_run(client, self._cycle_run(client, layout), stage)
-            known = {}
+            logged = {}
         for name, value in flat.items():
-            if name not in known:
+            if name not in logged:
                 client.log_param(run, name, value)
         for name, value in data.items():
             client.set_tag(run, f"mm.{name}", value)
@@ -90,8 +106,10 @@ class Tracker:
         client.set_terminated(run, "FINISHED")
 
     def _client(self) -> Any:
+        """Return an MLflow client for the server of the settings."""
         from mlflow import MlflowClient
 
+        # These loggers report every migration of a new database.
         for talkative in ("alembic", "mlflow.store.db.utils", "mlflow.store.sqlalchemy"):
             logging.getLogger(talkative).setLevel(logging.WARNING)
         uri = self._settings.mlflow_uri
@@ -101,23 +119,26 @@ class Tracker:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def _experiment(self, client: Any) -> str:
+        """Return the id of the experiment; create or restore it if necessary."""
         from mlflow.exceptions import MlflowException
 
-        found = client.get_experiment_by_name(EXPERIMENT)
-        if found is None:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
             remote = self._settings.mlflow_uri.startswith(("http://", "https://"))
             try:
+                # A server chooses its own artifact folder.
                 return client.create_experiment(EXPERIMENT, None if remote else self._artifacts.as_uri())
             except MlflowException:
-                # Another process may have made it in between.
-                found = client.get_experiment_by_name(EXPERIMENT)
-                if found is None:
+                # Another process may have created it in the meantime.
+                experiment = client.get_experiment_by_name(EXPERIMENT)
+                if experiment is None:
                     raise
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        return found.experiment_id
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+        return experiment.experiment_id
 
     def _cycle_run(self, client: Any, layout: Layout) -> str:
+        """Return the parent run of the cycle in the workspace."""
         digest = read_snapshot(layout)["digest"]
         return self._find_or_make(client, f"cycle {digest[:12]}", {"mm.snapshot": digest, "mm.stage": "cycle"})
 
@@ -125,19 +146,21 @@ class Tracker:
         return self._find_or_make(client, stage, {"mlflow.parentRunId": parent, "mm.stage": stage})
 
     def _find_or_make(self, client: Any, name: str, tags: Mapping[str, str]) -> str:
+        """Return the newest run with these tags, or a new one."""
         experiment = self._experiment(client)
         wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
-        found = client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time DESC"])
-        if found:
-            return found[0].info.run_id
+        matches = client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time DESC"])
+        if matches:
+            return matches[0].info.run_id
         run = client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id
+        # The cycle's run only groups the runs of its stages.
         if tags["mm.stage"] == "cycle":
             client.set_terminated(run, "FINISHED")
         return run
 
 
 class Curve:
-    """The numbers of a run while it goes on, sent many at a time."""
+    """Metrics of a run while it trains, sent in batches."""
 
     def __init__(self, client: Any, run: str):
         self._client, self.run = client, run
@@ -145,13 +168,16 @@ class Curve:
         self._sent = time.monotonic()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Queue values of a step and send the queue every 400 values or 10 seconds."""
         self._waiting += [(name, float(value), int(time.time() * 1000), step) for name, value in values.items()]
         if len(self._waiting) > 400 or time.monotonic() - self._sent > 10:
             self.flush()
 
     def flush(self) -> None:
+        """Send all queued values."""
         from mlflow.entities import Metric
 
+        # MLflow accepts at most 1000 metrics per call.
         for start in range(0, len(self._waiting), 900):
             rows = [Metric(name, value, at, step) for name, value, at, step in self._waiting[start : start + 900]]
             self._client.log_batch(self.run, metrics=rows)
@@ -165,6 +191,7 @@ def _log_metrics(client: Any, run: str, values: Mapping[str, float]) -> None:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested values with dotted names."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

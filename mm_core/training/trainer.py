@@ -1,9 +1,10 @@
-"""The one training loop. Strategies say what to learn from; this says how.
+"""Run the training loop that all four stages share.
 
-A strategy is an `nn.Module` holding `net` (what is saved) and whatever else it trains. It draws its batches as a pure
-function of the step and returns named losses. The learning rate, the batches and torch's random numbers depend on
-(seed, step) alone, so that the state of a run is what the checkpoint holds and nothing more: killed at any point and
-resumed, it ends with the very weights of an uninterrupted run (same machine, CPU).
+A strategy defines the data and the losses of a stage; this module defines how they are optimised. A strategy is an
+`nn.Module` with `net` (the module that is saved) and any auxiliary modules. It draws its batches as a pure function
+of the step and returns named losses. The learning rate, the batches and torch's random numbers depend only on
+(seed, step). The checkpoint therefore holds the whole state of a run. A run that is killed and resumed ends with
+the same weights as an uninterrupted run (same machine, CPU).
 """
 
 from __future__ import annotations
@@ -36,27 +37,30 @@ from mm_core.training.precision import choose_precision
 
 WARMUP = 0.05
 NEW_RATE = 5.0
-"""What a strategy adds to the net (auxiliary decoders, fusion) starts from nothing and learns this much faster."""
+"""Learning-rate multiplier of modules outside the net (auxiliary decoders, fusion), which start from random weights."""
 SAVE_SECONDS = 30.0
-"""Time between checkpoints; what a kill can cost."""
+"""Seconds between checkpoints: the most training time that a kill can cost."""
 WORKERS = 4
-"""Threads that draw batches at most. How many changes nothing but the time."""
+"""Maximum number of threads that draw batches. The number changes the speed and not the result."""
 
 
 class Strategy(Protocol):
-    """What the loop asks of a stage; implementations are `nn.Module`s."""
+    """Interface of a training stage. Implementations are `nn.Module`s."""
 
     net: Any
 
     def draw(self, step: int) -> dict[str, Batch]:
-        """The batches of a step by pool; a pure function, called ahead of time from other threads."""
+        """Return the batches of a step by pool name. Pure function, called ahead of time from other threads."""
         ...
 
     def losses(self, batches: Mapping[str, Sample], progress: float, teacher: Any) -> dict[str, Tensor]:
-        """Named, weighted scalars whose sum is minimised; `progress` runs from 0 to 1.
+        """Return named, weighted scalar losses, whose sum is minimised.
 
-        `teacher`: the best averaged weights of `net` so far by validation (without validation photos the latest), in
-        eval mode, without gradient.
+        Args:
+            batches: The batches of the step by pool name.
+            progress: Fraction of the training done, in [0, 1].
+            teacher: The best averaged weights of `net` so far by validation, in eval mode and without gradient. Without
+                enough validation photos, the latest averaged weights.
         """
         ...
 
@@ -75,14 +79,15 @@ class Sample:
     decoders: list[str]
     captions: list[str]
     categories: list[str]
-    """`unknown` where there is none; `decoders` then has the first one's name."""
+    """`unknown` for photos without a category; their entry in `decoders` is the first decoder's name."""
     lit: Tensor | None = None
-    """`Batch.lit`, as `images`."""
+    """Colour-jittered copies of `images` in the same layout (`Batch.lit`)."""
     taught: bool = False
-    """`alpha` is a teacher's matte."""
+    """True if `alpha` holds a teacher's predictions and not ground truth."""
 
 
 def to_device(batch: Batch, device: torch.device) -> Sample:
+    """Copy a batch to a device: uint8 images and mattes become float32 in [0, 1]."""
     alpha = torch.from_numpy(batch.alphas).to(device).float().div_(255).unsqueeze(1)
     binary = torch.from_numpy(np.asarray(batch.binary)).to(device)
     images = _as_floats(batch.images, device)
@@ -91,55 +96,55 @@ def to_device(batch: Batch, device: torch.device) -> Sample:
 
 
 def _as_floats(photos: np.ndarray, device: torch.device) -> Tensor:
-    """Turn uint8 (B, S, S, 3) into float32 (B, 3, S, S) in [0, 1], channels last."""
+    """Convert uint8 (B, S, S, 3) to float32 (B, 3, S, S) in [0, 1], channels last."""
     return torch.from_numpy(photos).to(device).float().div_(255).permute(0, 3, 1, 2)
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: the GPU where there is one."""
+    """Return the device of a name; `auto` selects the GPU if one is available."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 @dataclass
 class State:
-    """All that a run is, between two steps; what a checkpoint holds."""
+    """State of a run between two steps, as saved in a checkpoint."""
 
     step: int = 0
     best_step: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
-    """The averaged weights with the lowest macro MSE so far; empty where validation cannot choose."""
+    """Averaged weights with the lowest macro MSE so far; empty if validation has too few photos to choose."""
     best_errors: Errors = field(default_factory=dict)
-    """Of the best weights."""
+    """Validation errors of the best weights."""
     losses: dict[str, float] = field(default_factory=dict)
-    """The last values."""
+    """Loss terms of the last logged step."""
     evaluations_since_best: int = 0
 
 
 @dataclass
 class Result:
-    """How a run ended."""
+    """Weights and figures of a finished run."""
 
     weights: dict[str, Tensor]
-    """The averaged weights that `choose_checkpoint` keeps, on the CPU."""
+    """Averaged weights that `choose_checkpoint` keeps, on the CPU."""
     kept_step: int
-    """Their step."""
+    """Step of the kept weights."""
     kept_because: str
     validation: dict[str, float]
-    """Mean squared error per category of these weights."""
+    """Mean squared error of the kept weights per category."""
     precision: str
     """Number format of the forward pass: bf16 or fp32."""
     losses: dict[str, float]
     resumed_from: int
     images: int
-    """Seen by this process."""
+    """Number of photos that this process trained on."""
     seconds: float
-    """Spent in steps by this process, waiting for data included."""
+    """Seconds that this process spent in steps, waiting for data included."""
     wait_seconds: float
-    """Of those, spent waiting for data."""
+    """Part of `seconds` spent waiting for data."""
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """One-cycle learning rate: linear warm-up over 5 % of the steps, then a cosine to peak / 1000."""
+    """Return the one-cycle learning rate: linear warm-up over 5 % of the steps, then a cosine to peak / 1000."""
     warm = max(1, round(WARMUP * steps))
     if step < warm:
         return peak * (step + 1) / warm
@@ -162,11 +167,26 @@ def fit(
 ) -> Result:
     """Train `strategy` for `stage.steps` steps and return the averaged weights of its `net`.
 
-    `validate` maps a net to the squared error of each validation photo, by category and always in the same order.
-    `choose_checkpoint` says whether the last averaged weights or earlier ones are kept; the weights that the stage
-    starts with are a candidate too. Goes on from `checkpoint` where that exists. SIGINT and SIGTERM are answered
-    between two steps, after a checkpoint. Raises NonFiniteLoss.
+    `choose_checkpoint` decides whether the last averaged weights or earlier ones are kept; the start weights of the
+    stage are a candidate too. SIGINT and SIGTERM are delivered between two steps, after a checkpoint.
+
+    Args:
+        strategy: Data and losses of the stage.
+        stage: Steps and peak learning rate.
+        common: Optimiser, averaging and validation params.
+        seed: Seed of torch's random numbers.
+        validate: Maps a net to the squared error of each validation photo, by category, always in the same order.
+        checkpoint: File that the run is saved to. If it exists, the run resumes from it.
+        device: Device to train on.
+        progress: Called after each step with the steps done and the total.
+        log: Called with a step and its named values (losses, learning rate, validation errors).
+        save_seconds: Seconds between two checkpoints.
+
+    Raises:
+        NonFiniteLoss: A loss or its gradient is not finite.
+        InputError: The checkpoint is damaged.
     """
+    # Net, averaged copy and optimiser; the copy receives no gradient.
     precision = choose_precision(common.precision, device)
     module: nn.Module = strategy  # type: ignore[assignment]
     module.to(device)
@@ -175,16 +195,19 @@ def fit(
     fused = device.type in ("cpu", "cuda")
     optimiser = torch.optim.AdamW(_groups(strategy, common), lr=stage.lr, fused=fused)
     pairs = list(zip(average.state_dict().values(), strategy.net.state_dict().values(), strict=True))
+    # Resume from the checkpoint, or validate the start weights as the first candidate.
     state, scores, evaluated = State(), Errors(), -1
     if checkpoint.is_file():
         _restore(checkpoint, state, module, average, optimiser, device)
     else:
         scores, evaluated = _consider(state, average, validate), 0
-    # At a high rate the average is for a while worse than where the stage began; who follows it learns its mistakes.
+    # At a high learning rate the average is for a while worse than the start weights. The student would learn its
+    # errors, so the teacher is the best average so far and not the latest.
     teacher = average
     if state.best:
         teacher = copy.deepcopy(average)
         teacher.load_state_dict(state.best)
+    # Counters of this process alone; everything that must survive a kill is in `state`.
     resumed_from, clock, waited, seen = state.step, 0.0, 0.0, 0
     devices = [device] if device.type == "cuda" else []
     parameters = list(module.parameters())
@@ -196,6 +219,7 @@ def fit(
         deferred_signals() as pending,
         _ahead(strategy.draw, state.step, stage.steps) as ahead,
     ):
+        # Batches are drawn a few steps ahead in threads; each step waits for its own.
         saved_at = time.monotonic()
         for batches in ahead:
             if common.patience and state.evaluations_since_best >= common.patience:
@@ -203,6 +227,7 @@ def fit(
             begun = time.monotonic()
             drawn = batches.result()
             waited += time.monotonic() - begun
+            # Seed each step from (seed, step), so that a resumed run draws the same random numbers.
             samples = {name: to_device(batch, device) for name, batch in drawn.items()}
             step = state.step
             torch.manual_seed(seed * 1_000_003 + step)
@@ -210,24 +235,27 @@ def fit(
             for group in optimiser.param_groups:
                 group["lr"] = lr * group["lr_multiplier"]
             module.train()
+            # Forward pass in the chosen precision; the sum of the losses is always float32.
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 terms = strategy.losses(samples, step / stage.steps, teacher)
             total = torch.stack([term.float() for term in terms.values()]).sum()
             if not torch.isfinite(total):
                 raise NonFiniteLoss(_blame(terms, samples, step))
+            # Backward pass and update.
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             process_group.average_gradients(parameters)
             norm = nn.utils.clip_grad_norm_(parameters, common.clip_norm)
             if not torch.isfinite(norm):
-                # Clipped by it, every weight would be lost, and the next batch would be named.
+                # Clipping by a non-finite norm would destroy every weight, and the error would name the next batch.
                 raise NonFiniteLoss(_blame(terms, samples, step, "its gradient"))
             optimiser.step()
-            # A short run would otherwise be averaged with its start for most of its length.
+            # The decay rises with the step, so that the average of a short run is not dominated by the start weights.
             _follow(pairs, min(common.ema, (1 + step) / (10 + step)) if common.ema else 0.0)
             state.step += 1
             seen += sum(len(sample.ids) for sample in samples.values())
             clock += time.monotonic() - begun
+            # Log, validate and save at their intervals.
             if state.step % 10 == 0 or state.step == stage.steps:
                 state.losses = {name: float(term.detach()) for name, term in terms.items()}
                 log(state.step, {f"loss/{name}": value for name, value in state.losses.items()} | {"lr": lr})
@@ -242,7 +270,7 @@ def fit(
                 saved_at = time.monotonic()
                 pending.deliver()
             progress(state.step, stage.steps)
-    # A run that was resumed with no step left to take has not evaluated its last weights.
+    # A resumed run without remaining steps has not validated its last weights yet.
     last = (
         scores
         if evaluated == state.step
@@ -259,10 +287,10 @@ def fit(
 
 @contextmanager
 def _float_depthwise(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """On a CPU, depthwise convolutions stay in float32 under autocast.
+    """Keep depthwise convolutions in float32 under autocast on a CPU.
 
-    oneDNN's bf16 backward of a strided one takes 10 to 20 times as long (measured: 192 channels, 12×12, 5×5,
-    stride 2: 16.3 ms against 1.0 ms).
+    oneDNN's bf16 backward pass of a strided depthwise convolution takes 10 to 20 times as long as in float32
+    (measured: 192 channels, 12×12, kernel 5×5, stride 2: 16.3 ms against 1.0 ms).
     """
     chosen = [m for m in module.modules() if isinstance(m, nn.Conv2d) and m.groups > 1 and device.type == "cpu"]
     for conv in chosen:
@@ -275,17 +303,21 @@ def _float_depthwise(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _in_float(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    # Autocast would convert the float input back to bf16, so it is switched off for this call.
     with torch.autocast(x.device.type, enabled=False):
         return forward(x.float())
 
 
 def _groups(strategy: Strategy, common: CommonTrainParams) -> list[dict[str, Any]]:
-    """Split the parameters by learning rate and decay: norms and biases are not decayed."""
+    """Group the parameters by learning rate and weight decay; norms and biases get no decay."""
     module: nn.Module = strategy  # type: ignore[assignment]
+    # Parameters outside the net are in neither set and get NEW_RATE.
     multipliers = {id(p): 1.0 for p in strategy.net.parameters()}
+    # Pretrained weights need smaller steps than the rest of the net.
     multipliers |= {id(p): common.encoder_lr for p in strategy.net.pretrained_parameters()}
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for parameter in module.parameters():
+        # Weight matrices and kernels have more than one dimension; norms and biases have one.
         multiplier, is_matrix = multipliers.get(id(parameter), NEW_RATE), parameter.ndim > 1
         group = groups.setdefault(
             (is_matrix, multiplier),
@@ -296,7 +328,8 @@ def _groups(strategy: Strategy, common: CommonTrainParams) -> list[dict[str, Any
 
 
 def _consider(state: State, average: nn.Module, validate: Callable[[nn.Module], Errors]) -> Errors:
-    """Validate the averaged weights and remember them if their macro MSE is the lowest so far."""
+    """Validate the averaged weights and store them in `state` if their macro MSE is the lowest so far."""
+    # Process 0 validates; the others receive its errors.
     errors = process_group.agreed(validate(average) if process_group.rank() == 0 else {})
     if not can_choose(errors):
         state.best_step = state.step
@@ -314,7 +347,7 @@ def _weights(net: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _follow(pairs: Sequence[tuple[Tensor, Tensor]], decay: float) -> None:
-    """Moves the average towards the net; batch-norm statistics are averaged too, counters copied."""
+    """Move the average towards the net; batch-norm statistics are averaged too, counters are copied."""
     floats = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
     torch._foreach_lerp_([m for m, _ in floats], [t for _, t in floats], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
     for counter, theirs in pairs:
@@ -323,6 +356,7 @@ def _follow(pairs: Sequence[tuple[Tensor, Tensor]], decay: float) -> None:
 
 
 def _blame(terms: Mapping[str, Tensor], samples: Mapping[str, Sample], step: int, else_bad: str = "their sum") -> str:
+    """Return the error message of a non-finite loss: the step, the terms and the sample ids of the batch."""
     bad = ", ".join(f"{name} = {float(term.detach()):g}" for name, term in terms.items() if not torch.isfinite(term))
     ids = "; ".join(f"{pool}: {' '.join(i[:16] for i in sample.ids)}" for pool, sample in samples.items())
     remedy = "lower train.<stage>.lr in params.yaml, or look at the samples"
@@ -330,7 +364,7 @@ def _blame(terms: Mapping[str, Tensor], samples: Mapping[str, Sample], step: int
 
 
 def _save(path: Path, state: State, module: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Replaces the checkpoint in one step."""
+    """Write the checkpoint to a temporary file and replace the old one atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as stream:
@@ -345,6 +379,7 @@ def _save(path: Path, state: State, module: nn.Module, average: nn.Module, optim
         )
         stream.flush()
         os.fsync(stream.fileno())
+    # The data are on the disk, so a crash leaves either the old checkpoint or the new one.
     temporary.replace(path)
 
 
@@ -356,8 +391,9 @@ def _restore(
     optimiser: torch.optim.Optimizer,
     device: torch.device,
 ) -> None:
-    if fault := archive_fault(path):  # torch itself does not compare the archive's checksums
-        raise InputError(f"{path}: {fault}: `mm check --repair` removes it, then the stage trains anew")
+    # torch.load does not verify the archive's checksums.
+    if fault := archive_fault(path):
+        raise InputError(f"{path}: {fault}: `mm check --repair` removes it, then the stage trains again")
     saved = torch.load(path, map_location=device, weights_only=True)
     module.load_state_dict(saved["module"])
     average.load_state_dict(saved["average"])
@@ -369,10 +405,10 @@ def _restore(
 
 @contextmanager
 def _ahead(draw: Callable[[int], dict[str, Batch]], first: int, last: int) -> Iterator[Iterator[Future]]:
-    """Draws the batches of steps first … last − 1 in threads, a few steps ahead, and hands them out in order."""
+    """Draw the batches of steps `first` to `last` − 1 in threads, a few steps ahead, and yield them in order."""
     workers = min(WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers, thread_name_prefix="draw") as pool:
-
+        # The queue holds at most two batches per thread.
         def stream() -> Iterator[Future]:
             waiting = [pool.submit(draw, step) for step in range(first, min(first + 2 * workers, last))]
             for step in range(first, last):

@@ -1,9 +1,8 @@
-"""A simulated annotator for tests and benchmarks on generated samples: it knows the exact matte, and errs as people do.
+"""Simulate an annotator for tests and benchmarks on generated samples: it paints the exact matte with human errors.
 
-It is no person and says so: its account is called `simulated-annotator`, which stands in every label that it makes.
-What it does wrong, each seeded by photo: the painted edge wanders by a four-hundredth of the photo's side, thin parts
-are missed, strokes are hard (0 or 255), and what is soft is painted over as Unknown by a brush of a forty-eighth of the
-side, with gaps.
+Its account is called `simulated-annotator`, and this name is stored in every label that it makes. Its errors are seeded
+by photo. The painted edge deviates by 1/400 of the photo's side, thin parts are missed, and strokes are hard (0 or
+255). Soft areas are painted as Unknown by a brush of 1/48 of the side, with gaps.
 """
 
 from __future__ import annotations
@@ -23,48 +22,57 @@ from mm_core.labeling.label_studio_format import CATEGORY, REJECT, UNKNOWN, brus
 
 NAME = "simulated-annotator"
 SOFT = (0.04, 0.96)
-"""Alpha that a person sees as neither in nor out."""
+"""Range of alpha that a person perceives as neither inside nor outside."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What the annotator knows of a generated photo."""
+    """Ground truth of a generated photo."""
 
     alpha: np.ndarray
-    """float (H, W) in [0, 1]: the exact matte."""
+    """Exact matte, float (H, W) in [0, 1]."""
     category: str
 
 
 class SimulatedAnnotator:
-    """Works through a project by the server's API in the name of the server's key."""
+    """Annotates a project through the server's API with the account of the server's key."""
 
     def __init__(self, server: Server, truth: Mapping[str, Truth], *, seed: int = 0, seconds: float = 0.0):
-        """`truth` by sample id; `seconds`: how long it pauses over each photo (people take about 40)."""
+        """Create an annotator.
+
+        Args:
+            server: The project.
+            truth: Ground truth by sample id.
+            seed: Seed of the errors.
+            seconds: Pause per photo (people take about 40 s).
+        """
         self._server, self._truth, self._seed, self._seconds = server, truth, seed, seconds
 
     def work(self, keys: Sequence[str]) -> dict[str, int]:
-        """Hands in an annotation of each photo; returns its number by key."""
+        """Submit an annotation of each photo; return its number by key."""
         tasks = self._server.tasks_of(keys)
         return {key: self._hand_in(tasks[key][0]) for key in keys}
 
     def skip(self, keys: Sequence[str]) -> None:
+        """Skip photos, as the skip button does."""
         for tasks in self._server.tasks_of(keys).values():
             self._server.annotate(tasks[0]["id"], [], was_cancelled=True)
 
     def refuse(self, key: str, reason: str) -> int:
-        """Says why a photo should not be painted; returns the annotation's number."""
+        """Refuse a photo with a reason; return the annotation's number."""
         task = self._server.tasks_of([key])[key][0]
         return self._server.annotate(task["id"], [choice_region(REJECT, reason)])
 
     def edit(self, key: str, annotation: int, attempt: int) -> None:
-        """Does a photo again, a little differently."""
+        """Annotate a photo again, with slightly different errors."""
         self._server.edit(annotation, self.answer(key, attempt))
 
     def answer(self, key: str, attempt: int = 0) -> list[dict[str, Any]]:
-        """The regions that it paints for a photo, the same for the same seed and attempt."""
+        """Return the regions painted for a photo; the same seed and attempt give the same regions."""
         truth = self._truth[key]
         rng = np.random.default_rng(int(sha256_bytes(f"{self._seed}:{attempt}:{key}".encode())[:15], 16))
         painted, unknown = paint(truth.alpha, rng)
+        # Unknown is submitted only if the matte has soft areas.
         regions = [brush_region(painted), choice_region(CATEGORY, truth.category)]
         return [*regions, brush_region(unknown, UNKNOWN)] if unknown.any() else regions
 
@@ -76,21 +84,23 @@ class SimulatedAnnotator:
 
 
 def paint(alpha: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Strokes of a person who sees the matte `alpha` (float (H, W)): Foreground and Unknown, uint8 0 or 255."""
+    """Return the Foreground and Unknown strokes (uint8, 0 or 255) of a person, given the exact matte (float (H, W))."""
     side = max(alpha.shape)
     hard = (alpha >= 0.5).astype(np.uint8)
+    # Opening removes thin parts, unless the whole subject is thin.
     fine, broad = (cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (max(2, side // share),) * 2) for share in (128, 48))
     without_thin = cv2.morphologyEx(hard, cv2.MORPH_OPEN, fine)
     hard = without_thin if without_thin.any() else hard
     wandering = _wander(hard, max(0.5, side / 400), rng)
     hard = wandering if wandering.any() else hard
+    # The band is painted with gaps, placed by smooth noise.
     soft = ((alpha > SOFT[0]) & (alpha < SOFT[1])).astype(np.uint8)
     band = (cv2.dilate(soft, broad) > 0) & (_field(alpha.shape, side / 16, rng) > -1.2)
     return 255 * hard, 255 * band.astype(np.uint8)
 
 
 def _wander(mask: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
-    """The mask with its edge displaced, smoothly, by so many pixels in the mean square."""
+    """Return the mask with its edge displaced smoothly, by `pixels` in the root mean square."""
     height, width = mask.shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     dx, dy = (pixels * _field(mask.shape, max(mask.shape) / 24, rng) for _ in range(2))
@@ -98,6 +108,6 @@ def _wander(mask: np.ndarray, pixels: float, rng: np.random.Generator) -> np.nda
 
 
 def _field(shape: tuple[int, ...], smooth: float, rng: np.random.Generator) -> np.ndarray:
-    """Smooth noise float32 (H, W) of mean 0 and variance 1."""
+    """Return smooth noise float32 (H, W) of mean 0 and variance 1."""
     noise = cv2.GaussianBlur(rng.normal(size=shape).astype(np.float32), (0, 0), max(1.0, smooth))
     return (noise - noise.mean()) / max(float(noise.std()), 1e-6)

@@ -129,7 +129,13 @@ def test_hostile_payloads_are_refused_one_by_one_and_the_rest_lands(tmp_path, la
     assert set(house.labels().index) == {fine} and taken.counts["new_labels"] == 1
     reasons = sorted(row["reason"] for row in taken.refused)
     assert len(reasons) == 6 + stored
-    for part in ("labelled ['Sky']", "of size (9999", "claims 4294967295", "rle ends before", "no photo that was sent"):
+    for part in (
+        "labelled ['Sky']",
+        "of size (9999",
+        "claims 4294967295",
+        "rle ends before",
+        "not a photo that was sent",
+    ):
         assert any(part in reason for reason in reasons), part
     assert not stored or any("score nan" in reason for reason in reasons)
     assert house.pull(server).counts["new_labels"] == 0

@@ -150,8 +150,8 @@ def _set(*path, to):
 
 HOSTILE = {
     "result missing": (_set("result", to=None), "no list"),
-    "region no object": (_set("result", 0, to="x"), "no object"),
-    "value missing": (_set("result", 0, "value", to=None), "no object"),
+    "region no object": (_set("result", 0, to="x"), "not an object"),
+    "value missing": (_set("result", 0, "value", to=None), "not an object"),
     "unknown control": (_set("result", 0, "from_name", to="other"), "label config"),
     "unknown type": (_set("result", 0, "type", to="polygonlabels"), "label config"),
     "unhashable type": (_set("result", 0, "type", to=["brushlabels"]), "label config"),

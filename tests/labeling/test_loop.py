@@ -293,7 +293,7 @@ def test_hostile_tasks_are_refused_one_by_one_and_the_rest_lands(house):
     assert report.metrics["collect/refused"] == 7
     assert set(house.labels().index) == {samples[0]}
     reasons = " | ".join(row["reason"] for row in report.tables["refused"])
-    assert "claims 4294967295" in reasons and "of size" in reasons and "no photo that was sent" in reasons
+    assert "claims 4294967295" in reasons and "of size" in reasons and "not a photo that was sent" in reasons
     kept = sorted(path.name for path in collected(house.layout).iterdir())
     assert [name.split("-", 1)[1] for name in kept] == ["export.json", "export.refused.json"]
 

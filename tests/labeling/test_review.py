@@ -163,7 +163,7 @@ def test_a_label_that_all_models_contradict_is_asked_about_once(house):
     assert report.metrics["route/eval"] == 1
     (task,) = house.tasks()
     assert (task["data"]["queue"], task["data"]["key"]) == ("eval", frame["sample_id"].iloc[0])
-    assert "errs at least" in task["data"]["why"]
+    assert "has at least" in task["data"]["why"]
     assert np.array_equal(shown(task), current(house, task["data"]["key"])[1]), "its label is the start"
     assert house.route(RouteParams(budget=0, suspects=0)).metrics["route/eval"] == 0
 

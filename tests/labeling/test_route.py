@@ -104,9 +104,7 @@ def test_a_weak_category_gets_its_share_of_the_look_and_the_tasks(house):
     sent = [task["data"]["category"] for task in house.tasks()]
     assert sent.count("cards") == 5, "all there are: one in nine photos"
     assert report.tables["need"][0]["category"] == "cards"
-    assert "the gate could not tell" in next(
-        t["data"]["why"] for t in house.tasks() if t["data"]["category"] == "cards"
-    )
+    assert "result was unclear" in next(t["data"]["why"] for t in house.tasks() if t["data"]["category"] == "cards")
 
 
 def test_eval_photos_and_their_groups_are_never_looked_at(house, champion):
@@ -195,7 +193,7 @@ def test_need_follows_the_error_of_the_model_in_use_and_what_the_gate_left_open(
     assert need["pets"].weight == pytest.approx(0.1 / mean)
     assert need["cards"].weight == pytest.approx(MOST * UNSETTLED)
     assert need["delicacy"].weight == 0.5, "the floor"
-    assert need["cards"].why == "error 2.1 times the mean, the gate could not tell"
+    assert need["cards"].why == "error 2.1 times the mean, the gate's result was unclear"
     # Promoted: the candidate is the model in use.
     house.inputs["champion"] = {"version": "9", "digest": "c" * 64, "files": {}}
     assert category_need(house.layout, house.inputs)["delicacy"].weight == pytest.approx(MOST)
@@ -203,10 +201,10 @@ def test_need_follows_the_error_of_the_model_in_use_and_what_the_gate_left_open(
 
 def test_the_sentence_names_what_speaks_for_the_photo():
     row = {"category": "pets", "feedback": 1.0, "uncertainty": 0.96, "difficulty": 0.6, "diversity": 0.7}
-    text = "Chosen because the model is less sure of it than 92 % of pets; unlike what is labelled so far."
+    text = "Chosen because the model is less sure of it than 92 % of pets; unlike the photos labelled so far."
     assert explain(row, None) == text
     row = {"category": None, "feedback": 1.0, "quality": 0.5, "diversity": 0.1}
-    assert explain(row, None) == "Chosen because nothing better is left."
+    assert explain(row, None) == "Chosen because no better photo is left."
 
 
 def test_tasks_are_json_that_says_nothing_of_this_machine(house):

@@ -113,7 +113,7 @@ def test_what_cannot_be_had_names_the_field(tmp_path):
         load_clip(ClipParams(model="ViT-B-33", pretrained="openai"))
     with pytest.raises(InputError, match=r"clip\.pretrained: 'mine' is neither a file nor a tag of RN50 \(openai"):
         load_clip(ClipParams(model="RN50", pretrained="mine"))
-    with pytest.raises(InputError, match="no local CLIP there yet"):
+    with pytest.raises(InputError, match="no local CLIP yet"):
         load_clip(ClipParams(), tmp_path / "absent.safetensors")
     with pytest.raises(NothingToTrainOn, match="two different captions"):
         train_local_clip(pairs_of([0])[:1] * 3, 1, 0, tmp_path / "x.safetensors")

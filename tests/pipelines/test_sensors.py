@@ -239,7 +239,7 @@ def test_an_export_in_the_inbox_is_collected_once(
     assert "looked" in said(work_tick(workspace, instance, asked.cursor))
     time.sleep(0.01)
     hint(plant.layout).touch()  # the server called
-    assert "asked for" in said(work_tick(workspace, instance, asked.cursor))
+    assert "been requested" in said(work_tick(workspace, instance, asked.cursor))
     stages.collect(workspace.params(), plant.layout)
     assert "nothing new" in said(work_tick(workspace, instance, asked.cursor))
 

@@ -110,10 +110,10 @@ def test_the_aesthetic_head_reads_the_vector(made, tmp_path):
     tagger = ClipTags(clip, StructureParams(aesthetic_head=str(head)), cache, "cpu")
     (one,) = tagger.run([photo((200, 10, 10))])
     assert one.numbers["laion_aesthetic"] == pytest.approx(float(np.arange(dim) @ one.vector) + 2, abs=1e-3)
-    with pytest.raises(InputError, match="aesthetic_head.*reads vectors of"):
+    with pytest.raises(InputError, match="aesthetic_head.*needs vectors of"):
         read_head(head, dim + 1)
     head.write_bytes(b"nonsense")
-    with pytest.raises(InputError, match="no linear head"):
+    with pytest.raises(InputError, match="not a linear head"):
         read_head(head, dim)
     with pytest.raises(InputError, match="no such file"):
         ClipTags(clip, StructureParams(aesthetic_head="nowhere.pth"), tmp_path, "cpu")
