@@ -112,7 +112,7 @@ def test_the_reference_is_what_mm_params_writes() -> None:
 
     text = (PROJECT / "docs" / "parameters.md").read_text()
     assert text == reference()
-    assert "| `gate.alpha` | `0.05` | number, > 0, < 0.5 |" in text and "| `seed` | `0` | whole number |" in text
+    assert "| `gate.alpha` | `0.05` | number, > 0, < 0.5 |" in text and "| `seed` | `0` | whole number, ≥ 0" in text
 
 
 def test_every_field_is_documented() -> None:

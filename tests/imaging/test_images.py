@@ -297,7 +297,7 @@ def test_a_picture_in_colour_is_no_matte(tmp_path: Path, mode: str, format: str)
         path = written(tmp_path, image, format)
     except (OSError, KeyError, ValueError):
         pytest.skip(f"{format} has no {mode}")
-    with pytest.raises(ColourPicture, match="save the matte in grey"):
+    with pytest.raises(ColourPicture, match="save it in grey"):
         load_alpha(path)
 
 
