@@ -129,7 +129,6 @@ def test_a_full_disk_is_told_in_one_line_that_names_the_file(
         f"drop {tmp_path}/photos --kind unlabeled --batch b": "inbox/unlabeled/b/images/a.jpg",
         f"keys {full_disk}/key.pem": "key.pem",
         f"backup {full_disk}/backup": "backup/",
-        "status": "mlflow.db",
     }
     for command, file in commands.items():
         line = said(command, full_disk / "data", monkeypatch, capsys)

@@ -289,7 +289,7 @@ def test_artifacts_of_mlflow_follow_the_workspace(filled: Layout, tmp_path: Path
     tracker = Tracker(other.settings)
     assert tracker.log_report(other, Report("split", tables={"t": [{"a": 2}]})) == run
     client = MlflowClient(tracking_uri=other.settings.mlflow_uri)
-    assert client.get_run(run).info.artifact_uri.startswith(other.mlflow_artifacts.as_uri())
+    assert str(client.get_run(run).info.artifact_uri).startswith(other.mlflow_artifacts.as_uri())
     assert json.loads(Path(client.download_artifacts(run, "tables/t.json")).read_text()) == [{"a": 2}]
     assert not source.root.exists(), "nothing is written to the old place"
     assert rehome(other.settings) == 0, "done once"
