@@ -135,7 +135,7 @@ class ModelParams(_Section):
 
 
 class StageParams(_Section):
-    steps: int = Field(default=600, ge=0)
+    steps: int = Field(default=900, ge=0)
     """Optimiser steps."""
     lr: float = Field(default=2.5e-3, gt=0)
     """Peak learning rate (AdamW, one-cycle cosine with 5 % warm-up)."""
