@@ -100,7 +100,8 @@ def verdict_result(report: Report) -> dg.AssetCheckResult:
 @dg.asset_check(
     asset="snapshot",
     blocking=True,
-    description="No evaluation photo, one of its group or a near-duplicate is in a training pool, or training stops.",
+    description="No evaluation photo, one of its group or a near-duplicate is in a training pool. "
+    "Otherwise training stops.",
 )
 def no_leak(workspace: Workspace) -> dg.AssetCheckResult:
     """Read the frozen files again, so that changes after they were written are found too."""

@@ -82,7 +82,7 @@ def exported_bundle(workspace: Workspace) -> dg.MaterializeResult:
     tags={"room": "export"},
 )
 def promoted_model(workspace: Workspace) -> dg.MaterializeResult:
-    """The registry's alias `champion` on the bundled model. Fails without a recorded PROMOTE for this model."""
+    """Set the registry's alias `champion` on the bundled model. Fail without a recorded PROMOTE for this model."""
     layout = workspace.layout()
     with plain_failures():
         report = stages.promote(workspace.params(), layout)

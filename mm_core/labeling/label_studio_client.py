@@ -196,7 +196,7 @@ class Server:
 
     @cached_property
     def sdk(self) -> LabelStudio:
-        """The SDK's client with the same key, for a person's actions: few and small requests."""
+        """Return the SDK's client with the same key, for a person's actions: few and small requests."""
         return self._open_sdk()
 
     def annotate(self, task: int, result: Sequence[Mapping[str, Any]], **more: Any) -> int:

@@ -231,17 +231,17 @@ def work_tick(
 def test_an_export_in_the_inbox_is_collected_once(
     plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
-    assert "nothing new" in said(work_tick(workspace, instance, None))
+    assert "no finished work" in said(work_tick(workspace, instance, None))
     inbox(plant.layout).mkdir(parents=True)
     (inbox(plant.layout) / "export.json").write_text("[]")
     asked = work_tick(workspace, instance, None)
     assert isinstance(asked, dg.SensorResult) and len(asked.run_requests or []) == 1
-    assert "looked" in said(work_tick(workspace, instance, asked.cursor))
+    assert "last checked" in said(work_tick(workspace, instance, asked.cursor))
     time.sleep(0.01)
     hint(plant.layout).touch()  # the server called
     assert "been requested" in said(work_tick(workspace, instance, asked.cursor))
     stages.collect(workspace.params(), plant.layout)
-    assert "nothing new" in said(work_tick(workspace, instance, asked.cursor))
+    assert "no finished work" in said(work_tick(workspace, instance, asked.cursor))
 
 
 def test_a_server_that_does_not_answer_is_said_and_asks_for_nothing(

@@ -125,7 +125,7 @@ def test_nothing_is_deleted_beside_a_backup_of_a_living_process_and_the_dead_hol
     target = open_store(str(tmp_path / "backup"), tmp_path)
     with at_work(target, "running"):
         report = save(filled.settings, tmp_path / "backup", keep=1)
-        assert "at work" in report.facts["not_deleted"] and len(backups(target)) == 2
+        assert "is writing to" in report.facts["not_deleted"] and len(backups(target)) == 2
     dead = subprocess.Popen(["true"])
     dead.wait()
     about = {"host": socket.gethostname(), "pid": dead.pid, "alive": time.time()}
