@@ -36,7 +36,7 @@ from mm_core.training.tracking import Tracker
 
 NAME = "matting"
 PROMOTE, ROLLBACK, OVERRIDE, ANCHOR = "promote", "rollback", "override", "anchor"
-"""What serves; the first model ever promoted (or one that a person named), against slow erosion; the newest."""
+"""Kinds of moves in the registry's history."""
 
 
 class Registry:
