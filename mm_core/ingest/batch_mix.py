@@ -64,6 +64,7 @@ def catalog_mix(catalog: Catalog, store: Store, batch: ReadyBatch) -> Mix:
     filters = [("kind", "=", batch.kind), ("state", "=", "ingested"), ("key", "!=", batch.key)]
     ledger = catalog.read("batches", columns=["key", "ingested_at"], filters=filters)
     total: dict[str, Counter[str]] = {measure: Counter() for measure in CLASSES}
+    # The key makes the order stable for batches with equal times.
     for key in ledger.sort_values(["ingested_at", "key"])["key"].tail(LATEST):
         try:
             # A missing record is skipped: the mix then represents fewer batches.

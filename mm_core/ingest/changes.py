@@ -109,6 +109,7 @@ class Repeated:
         Args:
             findings: All rows of the drop; iterated twice.
         """
+        # First pass: count the rows of each photo.
         counted = Counter(probe.sha256 for _, probe, fault in findings if not fault)
         rows: dict[str, list[tuple[int, str, dict[str, str]]]] = {}
         # Most drops repeat no photo. They skip the second pass.
@@ -122,7 +123,7 @@ class Repeated:
             apart = []
             for number, image, said in listed:
                 for column, value in said.items():
-                    # An empty cell is not in `said`, so it agrees with any value.
+                    # Empty cells have no entry here, so they agree with any value.
                     first = together.setdefault(column, (number, image, value))
                     if first[2] != value:
                         apart.append(_disagreement(column, first, (number, image, value)))

@@ -53,6 +53,7 @@ class Writes:
         """
         total, done = sum(d.is_taken for d in decisions), 0
         verdicts = iter(decisions)
+        # Write the blobs first: a row must never refer to a missing blob.
         with ThreadPoolExecutor(WRITERS) as pool:
             for piece in self.measured.pieces():
                 # Findings are read from disk piece by piece. Take the decisions in the same pieces.
@@ -178,7 +179,7 @@ class Writes:
         name_of = dict(zip(names["id"], names["name"], strict=True))
         mine = [
             row
-            # Keep this drop's labels whose matte its last statement names.
+            # Keep this drop's labels whose matte is in its last statement.
             for row in labels.where(labels.notna(), None).to_dict("records")
             if (row["origin"], row["batch"]) == ("drop", self.batch.batch)
             and word(row["alpha_sha256"]) == gone[word(row["sample_id"])]
@@ -209,6 +210,7 @@ class Writes:
             partial: Whether only some rows were measured. The other rows are then kept.
         """
         filters = [("kind", "=", self.batch.kind), ("batch", "=", self.batch.batch)]
+        # Unchanged rows are not written again, so that their time stays the same.
         before = self.catalog.read("rejects", columns=["key", *SAID], filters=filters).fillna("")
         old = {key: words for key, *words in before.itertuples(index=False)}
         refused = {self.batch.reject_key(d.row) for d in decisions if d.verdict in REFUSED}
@@ -232,6 +234,7 @@ class Writes:
         # A suspect photo is kept at any size, because a person must be able to review it.
         if decision.verdict == "quarantine" and probe.sha256 and kept:
             where = f"quarantine/{probe.sha256}"
+            # Several rows may have the same refused file. It is stored once per digest.
             if not self.store.exists(where):
                 self.store.put(where, self.prober.path_of(row.image))
         if suspect:
@@ -293,6 +296,7 @@ def write_ledger(catalog: Catalog, batch: ReadyBatch, now: str, entry: LedgerEnt
         entry: The values besides the counts.
     """
     filters = [("kind", "=", batch.kind), ("batch", "=", batch.batch)]
+    # An unread drop has no rows to count.
     verdicts = catalog.read("rejects", columns=["verdict"], filters=filters)["verdict"].tolist() if entry.rows else []
     refused = [verdicts.count(verdict) for verdict in REFUSED]
     # A partial run changes rows in several runs. The arrival's table rows give the total.

@@ -92,6 +92,7 @@ def index_page(page: str) -> str:
     """
     # The page holds its rows as literals that are valid in both Python and JavaScript.
     tables = [ast.literal_eval(found) for found in ROWS.findall(page)]
+    # Validation results have a run time, suites do not.
     results = [row for table in tables for row in table if "run_time" in row]
     suites = [row for table in tables for row in table if "run_time" not in row]
     lines = [
@@ -122,6 +123,7 @@ def self_contained(page: str) -> str:
     # One substitution removes one handler per tag. Repeat until none is left.
     while (without := HANDLERS.sub(r"\1", local)) != local:
         local = without
+    # A page that was converted before already has the policy and the style.
     if POLICY not in local:
         local = local.replace("<head>", f"<head>{POLICY}", 1)
     return local if STYLE in local else local.replace("</head>", f"{STYLE}</head>", 1)

@@ -52,7 +52,7 @@ def safely(function: Callable[_P, _R], *args: _P.args, **more: _P.kwargs) -> _R:
     """Return `function(path, …)`, called in a worker if `risky(path)`.
 
     Args:
-        function: A function whose first argument is the path of a picture. The function must be picklable.
+        function: A picklable function with the path of a picture as its first argument.
         *args: Its positional arguments, picklable; the first is the path.
         **more: Its keyword arguments, picklable.
 
@@ -97,10 +97,11 @@ def _in_worker(path: Path, function: Callable[..., _R], args: tuple[Any, ...], m
         worker = _start()
     assert worker.stdin and worker.stdout
     try:
+        # A worker answers one call at a time over its pipes.
         pickle.dump((function, args, more), worker.stdin)
         worker.stdin.flush()
         well, answer = _Answer(worker.stdout).load()
-    # The pipe broke: the worker has died. Its exit code tells the reason.
+    # The pipe broke: the worker has died. Its exit code gives the reason.
     except (OSError, EOFError, pickle.UnpicklingError):
         worker.kill()
         raise CorruptImage(f"{path}: {_end(worker.wait())}: send the picture again") from None
@@ -155,6 +156,7 @@ def main() -> None:
     questions = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output of a library must not mix with the answers
+    # A crash must not write a core dump.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     work(questions, answers)
 
@@ -176,6 +178,7 @@ def work(questions: BinaryIO, answers: BinaryIO) -> None:
         if not limited:
             _limit_memory()
             limited = True
+        # An unhandled SIGALRM ends the process, also inside a C library.
         signal.alarm(SECONDS)
         try:
             answer = True, function(*args, **more)
@@ -199,6 +202,7 @@ def _limit_memory() -> None:
     """Limit the address space if /proc gives its current size; other systems have the time limit only."""
     statistics = Path("/proc/self/statm")
     if statistics.exists():
+        # The first field is the size of the address space, in pages.
         now = int(statistics.read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, resource.RLIM_INFINITY))
 

@@ -84,6 +84,7 @@ def write_manifest(batch_dir: Path, rows: Sequence[Mapping[str, str]]) -> Path:
     """
     if not rows:
         raise InputError(f"{batch_dir}: there is nothing to put in the manifest; add photos to the batch")
+    # Reading ignores unknown columns, so a misspelled name would lose its values.
     if unknown := sorted({name for row in rows for name in row} - set(MANIFEST_COLUMNS)):
         raise InputError(f"{batch_dir}: manifest column {unknown[0]!r} is unknown; use {', '.join(MANIFEST_COLUMNS)}")
     used = [name for name in MANIFEST_COLUMNS if any(row.get(name) for row in rows)]
@@ -128,6 +129,7 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
         raise InputError(f"{folder} and the drop {target} lie in one another: name another folder, batch or --inbox")
     if any((target / f"manifest.{suffix}").exists() for suffix in ("csv", "parquet")):
         raise InputError(f"{target}: --batch {batch!r} already exists; choose another batch name")
+    # Sorted files give the same manifest on every run.
     everything = sorted(path for path in folder.rglob("*") if path.is_file())
     files = [path for path in everything if not is_hidden(path.relative_to(folder))]
     photos = [p for p in files if p.suffix.lower() in PHOTOS and not _is_alpha(p, folder)]
@@ -170,6 +172,7 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
 
 def _category(inside: Path, folder: Path) -> str:
     """Return the category that a sub-folder or the packaged folder is named after; "" for none."""
+    # Sub-folders from the outside in, then the packaged folder itself.
     names = (*inside.parts[:-1], folder.resolve().name)
     return next((name for name in map(category_of, names) if name in ALL_CATEGORIES), "")
 
@@ -200,6 +203,7 @@ def summarize_drop(folder: Path, target: Path) -> dict[str, Any]:
         counts["photos"] += 1
         counts["mattes"] += bool(row.get("alpha"))
     photos = [folder / row["image"].removeprefix("images/") for row in rows]
+    # The mattes and captions of the photos are used, too. All other files were left out.
     used = set(photos)
     if kind == "pixel_labeled":
         used |= {_alpha_of(photo, folder) for photo in photos}

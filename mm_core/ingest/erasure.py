@@ -65,6 +65,7 @@ def find_photos(catalog: Catalog, names: Sequence[str], group: str | None = None
     Raises:
         InputError: A name or the group refers to no photo or is ambiguous, or no name was given.
     """
+    # Look up all complete ids in one query.
     whole = [name for name in names if re.fullmatch("[0-9a-f]{64}", name)]
     ids = _known(catalog, ("id", "in", whole)) if whole else set()
     for name in names:
@@ -179,6 +180,7 @@ def erase(catalog: Catalog, store: Store, ids: Collection[str]) -> None:
         catalog.delete(table, column, ids)
     # Quarantine keeps copies of refused photos under their own digest.
     copies = [f"quarantine/{i}" for i in sorted(ids)]
+    # Blank all refused rows about the photos: file names and details may identify them.
     refused = {
         row["key"]: row | {"image": "", "reason": FORGOTTEN, "detail": "", "sample_id": None, "where": None}
         for column, values in (("sample_id", list(ids)), ("where", copies))
@@ -216,5 +218,6 @@ def _remember(catalog: Catalog, ids: Collection[str]) -> list[str]:
         # Merge with the record of a killed call, which may have deleted the labels already.
         found = {*row["alphas"].split(), *labels.loc[labels["sample_id"] == i, "alpha_sha256"]}
         row["alphas"] = " ".join(sorted(found))
+    # This record is the first write. A repeated call reads the ids and mattes from it.
     catalog.upsert("forgotten", rows.values())
     return sorted({alpha for row in rows.values() for alpha in row["alphas"].split()})

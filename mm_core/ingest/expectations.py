@@ -195,6 +195,7 @@ class Judge:
         table = pd.DataFrame(lines, columns=pd.Index(columns), dtype=object)
         # The list and the table together would double the memory of a large drop.
         del lines
+        # The mix is compared only if the drop and the catalog have enough rows.
         for column, measure in MIX_COLUMNS.items():
             self._mix[column] = expected(before.get(measure, {}), measure, len(table[column].dropna()))
         self._run("batch", table)
@@ -243,6 +244,7 @@ class Judge:
             # An expectation that fails to run must not count as a passed one.
             if result.exception_info.get("raised_exception"):
                 raise MattingError(f"expectation {rule.name}: {result.exception_info.get('exception_message')}")
+            # Only row rules list the failing rows.
             indices = result.result.get("unexpected_index_list") or []
             found.append((rule, [int(index["row"]) for index in indices]))
             observed = result.result.get("observed_value")

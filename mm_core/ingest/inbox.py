@@ -160,6 +160,7 @@ def ready_batches(inbox: Store, catalog: Catalog, store: Store | None = None) ->
     ready = []
     for batch in arrived_batches(inbox):
         row = latest.get((batch.kind, batch.batch))
+        # The ledger has no row of this drop: it is new.
         if row is None:
             ready.append(batch)
         elif row["key"] != batch.key:

@@ -114,18 +114,7 @@ def ingest_ready(
 
 
 def describe(report: Report, catalog: Catalog, store: Store, batches: Sequence[ReadyBatch], data_docs: Path) -> Report:
-    """Fill the report from the catalog and the records of these batches.
-
-    Args:
-        report: The report to fill.
-        catalog: The catalog.
-        store: The store with the records.
-        batches: The batches to report.
-        data_docs: Folder of the Data Docs pages.
-
-    Returns:
-        The same report.
-    """
+    """Fill the report from the catalog and the records of these batches, and return it."""
     keys = [one.key for one in batches]
     # Version -1 reads the empty table with its columns.
     ledger = catalog.read("batches", filters=[("key", "in", keys)]) if keys else catalog.read("batches", version=-1)
@@ -146,12 +135,7 @@ def describe(report: Report, catalog: Catalog, store: Store, batches: Sequence[R
 
 
 def corrections_of(catalog: Catalog, arrivals: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the changes of known photos by these arrivals, in the order of their rows, without nulls.
-
-    Args:
-        catalog: The catalog.
-        arrivals: Ids of arrivals; empty ones are ignored.
-    """
+    """Return the changes of known photos by these arrivals, in the order of their rows, without nulls."""
     columns = ["kind", "batch", "row", "image", "verdict", "column", "old", "new", "sample_id"]
     named = sorted(filter(None, arrivals))
     frame: Any = catalog.read("corrections", columns=columns, filters=[("arrival", "in", named)])
@@ -339,6 +323,7 @@ class Ingest:
             judge.results += [line for line in earlier.get("expectations", ()) if line["scope"] == "batch"]
         taken = mix_of(probe for _, probe, fault in measured if not fault)
         mix = earlier["mix"] if partial and "mix" in earlier else taken
+        # The photos of the drop are fixed. Only the catalog changes between the attempts.
         photos = photos_of(measured)
         # Optimistic concurrency: decide on one catalog version, and decide again if the commit finds another.
         for _ in range(ATTEMPTS):
@@ -395,6 +380,7 @@ class Ingest:
         """Return a cached function that loads the reduced photo of a sha256 from the drop or from the store."""
         name_of = {probe.sha256: probe.image for _, probe, _ in measured if probe.image_decodes}
 
+        # A photo is often compared several times. The cache bounds the memory.
         @lru_cache(maxsize=4096)
         def look(identity: str) -> np.ndarray:
             name = name_of.get(identity)

@@ -141,7 +141,7 @@ def _parquet_lines(path: Path) -> Iterator[Sequence[str]]:
 
 
 def _texts(path: Path, name: str, column) -> list[str]:
-    # Nested values could be very large as text, and binary values are not text.
+    # Nested and binary values are not plain text.
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         raise DropError(f"{path.name}: column {name!r} holds {column.type}: write text")
     return ["" if value is None else str(value) for value in column.to_pylist()]

@@ -184,8 +184,10 @@ def edge_agreement(rgb: np.ndarray, alpha: np.ndarray) -> tuple[float | None, fl
     Returns:
         `edge_match` (at most 1) and `edge_contrast`; both None for a matte without an edge.
     """
+    # Smooth first: a hard mask has gradients in few directions only.
     x, y = _gradients(cv2.GaussianBlur(alpha, (0, 0), 1))
     weight = np.hypot(x, y)
+    # A constant matte has no edge.
     if weight.sum(dtype=np.float64) < 1:
         return None, None
     across = 1 / np.maximum(weight, 1e-6)
@@ -213,6 +215,7 @@ def edge_agreement(rgb: np.ndarray, alpha: np.ndarray) -> tuple[float | None, fl
 
 def _edge_tensor(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return xx, xy and yy of a photo's structure tensor; its trace is in [0, 1) and saturates at high contrast."""
+    # Distances in Lab approximate perceived colour differences.
     lab = cv2.GaussianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB).astype(np.float32), (0, 0), 1)
     x, y = _gradients(lab)
     xx, xy, yy = (x * x).sum(2), (x * y).sum(2), (y * y).sum(2)
@@ -244,6 +247,7 @@ def _faulty_parts(alpha: np.ndarray, rgb: np.ndarray) -> tuple[float, float]:
         faulty = small & ~_unlike(parts, len(size), photo)
         mask = _resized(faulty[parts].astype(np.float32), rgb.shape[1::-1])
         _, contrast = edge_agreement(rgb, mask)
+        # With strong edge agreement the parts are real structure in the photo, such as lace.
         return 0.0 if contrast is not None and contrast >= SUPPORTED else float(size[faulty].sum()) / area
 
     return share(1 - solid, alpha < 0.1, 4, enclosed=True), share(solid, alpha > 0.9, 8, enclosed=False)

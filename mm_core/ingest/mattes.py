@@ -97,6 +97,7 @@ def turned_upright(path: Path, header: Header, photo: Header, look: np.ndarray) 
         return ways[0], None
     scores = [edge_contrast_of(way, look) for way in ways]
     known = [score for score in scores if score is not None]
+    # The photo is too small to compare edges. Keep the most likely orientation.
     if len(known) < len(scores):
         return ways[0], 0.0
     best = known.index(max(known))
@@ -116,6 +117,7 @@ def _ways(path: Path, header: Header, photo: Header) -> Iterator[np.ndarray]:
     """
     size = photo.height, photo.width
     tags = (True, False) if header.orientation != 1 else (True,)
+    # A matte's own tag may be wrong, for example copied from the photo.
     for by_own_tag in tags:
         alpha = load_alpha(path, by_own_tag=by_own_tag)
         if alpha.shape == size:
@@ -137,6 +139,7 @@ def is_photo_itself(alpha: np.ndarray, look: np.ndarray) -> bool:
     grey = cv2.cvtColor(look, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
     if float(((grey > 0.1) & (grey < 0.9)).mean()) < LEAST_SPREAD:
         return False
+    # Compare at the size of the reduced photo.
     reduced = cv2.resize(alpha, grey.shape[::-1], interpolation=cv2.INTER_AREA)
     if float(np.abs(reduced - grey).mean()) < SAME_AS_PHOTO:
         return True

@@ -84,6 +84,7 @@ def side_by_side(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         uint8 (H, 3 W, 3) sRGB.
     """
     matte = cv2.resize(alpha, rgb.shape[1::-1], interpolation=cv2.INTER_AREA)
+    # Dilation minus erosion of the mask is its edge.
     edge = cv2.morphologyEx((matte > 0.5).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
     # Darken the background, so that the selected area is visible.
     dimmed = rgb * (0.45 + 0.55 * matte[..., None])
@@ -145,6 +146,7 @@ def accept(
     catalog.add("reviews", reviews)
     ledger = {row["key"]: row["state"] for row in latest_arrivals(catalog).values()}
     docs, taken, waiting = DataDocs(data_docs), [], {row["key"]: row["image"] for row in rows}
+    # Find the drops of the rows. Rows of missing drops remain in `waiting`.
     for one in arrived_batches(inbox):
         mine = {one.reject_key(int(row["row"])): int(row["row"]) for row in rows}
         numbers = frozenset(number for key, number in mine.items() if waiting.pop(key, None))
@@ -193,6 +195,7 @@ def retry(
     """
     ledger = {row["key"]: row["state"] for row in latest_arrivals(catalog).values()}
     chosen = named_batches(inbox, batch)
+    # A changed manifest has another key and needs a normal ingest.
     known = [one for one in chosen if one.key in ledger]
     if not known:
         remedy = "run `mm ingest`" if chosen else f"there is no manifest at {inbox.url}/<kind>/{batch}"

@@ -158,6 +158,7 @@ class Known:
         for part in photos.parts(ASKED):
             found = find_candidates(part, catalog_in_pieces(), near_bits)
             candidates |= {i: c for i, c in zip(part.ids.tolist(), found, strict=True) if c.copies or c.edits}
+        # Read full rows only for repeated photos and their candidates.
         wanted = again.union(*((*c.copies, *c.edits) for c in candidates.values()))
         named: list[Filter] = [("id", "in", sorted(wanted))]
         frame = catalog.read("samples", version=versions[0], columns=SAMPLE_COLUMNS, filters=named)
@@ -296,6 +297,7 @@ def decide(
 def _beside(findings: Iterable[Finding], near_bits: int) -> Iterator[Candidates]:
     """Yield, for each row without a fault, the positions of rows in the batch that it may repeat."""
     good = [(n, p.phash, bytes.fromhex(p.landmarks or "")) for n, (_, p, fault) in enumerate(findings) if not fault]
+    # `zip(*...)` of an empty list cannot be unpacked.
     places, phashes, marks = zip(*good, strict=True) if good else ((), (), ())
     batch = Hashed.of(places, phashes, marks)
     # A drop can have 200 000 rows. Release the Python lists before the search.

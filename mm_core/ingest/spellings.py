@@ -33,6 +33,7 @@ CATEGORY_SPELLINGS: Mapping[str, tuple[str, ...]] = {
 }
 """Category → its spellings in lower case, without spaces, dashes and underscores."""
 _CATEGORY_OF = {spelling: name for name, spellings in CATEGORY_SPELLINGS.items() for spelling in spellings}
+# A new category must get its spellings in the table above.
 assert set(CATEGORY_SPELLINGS) == set(ALL_CATEGORIES)
 SYSTEM_NAMES = frozenset(
     {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information", "@eadir", "#recycle"}

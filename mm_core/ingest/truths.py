@@ -49,7 +49,7 @@ class Truth:
         size, stored = (photo.width, photo.height), (photo.raw_width, photo.raw_height)
         if size not in ((header.width, header.height), (header.raw_width, header.raw_height)) and stored != size:
             alpha = safely(load_alpha, self.alpha)
-            # A matte of another size is a reduced one. Turn it by the photo's tag if its shape fits only then.
+            # The upright size does not fit. If the matte has the stored size of the photo, turn it by the photo's tag.
             return orient(alpha, photo.orientation) if alpha.shape == stored[::-1] else alpha
         return turned_upright(self.alpha, header, photo, safely(load_rgb, self.photo, LOOK_SIDE))[0]
 
@@ -71,6 +71,7 @@ def read_truths(manifest: Path) -> list[Truth]:
     rows = list(read_manifest(manifest))
     if not any(row.alpha for row in rows):
         raise InputError(f"{manifest}: column 'alpha' is missing or empty; name the true matte of each photo there")
+    # Predictions are named after the stem of the photo, so stems must be unique.
     for stem, count in Counter(stem_of(row.image) for row in rows).items():
         if count > 1:
             raise InputError(f"{manifest}: {count} rows would be predicted as {stem}.png; rename the images")
@@ -97,5 +98,6 @@ def _truth(manifest: Path, row: ManifestRow) -> Truth:
 def _file(folder: Path, name: str) -> Path | None:
     """Return the file with this name, or None; slashes, backslashes and both Unicode forms of accents match."""
     plain = name.replace("\\", "/")
+    # File systems store accents in either of two forms.
     forms = dict.fromkeys((name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))))
     return next((folder / form for form in forms if form and (folder / form).is_file()), None)
