@@ -179,7 +179,7 @@ class Writes:
         name_of = dict(zip(names["id"], names["name"], strict=True))
         mine = [
             row
-            # Keep this drop's labels whose matte is in its last statement.
+            # Keep the labels of this drop with the matte of its last statement.
             for row in labels.where(labels.notna(), None).to_dict("records")
             if (row["origin"], row["batch"]) == ("drop", self.batch.batch)
             and word(row["alpha_sha256"]) == gone[word(row["sample_id"])]

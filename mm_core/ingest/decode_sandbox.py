@@ -101,7 +101,7 @@ def _in_worker(path: Path, function: Callable[..., _R], args: tuple[Any, ...], m
         pickle.dump((function, args, more), worker.stdin)
         worker.stdin.flush()
         well, answer = _Answer(worker.stdout).load()
-    # The pipe broke: the worker has died. Its exit code gives the reason.
+    # The worker died, or its answer is not acceptable. The exit code gives the reason for a death.
     except (OSError, EOFError, pickle.UnpicklingError):
         worker.kill()
         raise CorruptImage(f"{path}: {_end(worker.wait())}: send the picture again") from None

@@ -210,8 +210,8 @@ class Judge:
             ValidationResultIdentifier,
         )
 
-        # A mix rule without enough rows to compare is left out.
         context = self._docs.context
+        # A mix rule without enough rows to compare is left out.
         rules = [rule for rule in rules_of(self.kind, scope) if self._mix.get(rule.column, rule) is not None]
         suite = gx.ExpectationSuite(
             f"{self.kind} {scope} rules", expectations=[_expect(rule, self.params, self._mix) for rule in rules]

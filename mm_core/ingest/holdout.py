@@ -117,6 +117,7 @@ class _Replay:
         self.result = HeldOut(np.zeros(count, bool), np.zeros(count, bool), np.full(count, "", dtype=object))
 
     def run(self) -> HeldOut:
+        """Replay all arrivals in order of time."""
         order: dict[str, list[int]] = defaultdict(list)
         for position, arrival in enumerate(self.arrival):
             order[arrival].append(position)

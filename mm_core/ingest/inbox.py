@@ -44,6 +44,7 @@ class ReadyBatch:
 
     @property
     def name(self) -> str:
+        """Name for messages and reports: `kind/batch`."""
         return f"{self.kind}/{self.batch}"
 
     @property
@@ -57,6 +58,7 @@ class ReadyBatch:
 
     @staticmethod
     def record_of(key: str) -> str:
+        """Return the store's key of the record of the batch with this ledger key."""
         return f"ingest/{key}.json"
 
 

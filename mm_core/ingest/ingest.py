@@ -208,7 +208,7 @@ class Ingest:
                 replaced = arrival.seen.replaced(arrival.listing)
             if only is None and not replaced:
                 return
-            # A held drop has no accepted rows yet, so it is measured as a whole.
+            # A held manifest has no accepted rows, so it is measured as a whole.
             only = (only or frozenset()) | replaced if before["state"] == "ingested" else None
         self.spool.mkdir(parents=True, exist_ok=True)
         # Killed runs leave temporary folders.

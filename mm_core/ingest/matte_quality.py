@@ -278,7 +278,7 @@ def _unlike(parts: np.ndarray, count: int, rgb: np.ndarray) -> np.ndarray:
 
 
 def _colours(lab: np.ndarray, parts: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (N, 3) and standard deviation (N,) of the colours of each part."""
+    """Return the mean (count, 3) and the standard deviation (count,) of the colours of each part."""
     where = parts > 0
     labels, colours = parts[where], lab[where]
     pixels = np.maximum(np.bincount(labels, minlength=count), 1)[:, None]

@@ -105,7 +105,7 @@ class Probe:
 
 
 class Prober:
-    """Measures the rows of one batch; safe to call from several threads."""
+    """Measures the rows of one batch; several threads may call it."""
 
     def __init__(self, inbox: Store, manifest_key: str, kind: str, params: IngestParams, spool: Path):
         self.inbox, self.kind, self.spool = inbox, kind, spool

@@ -53,7 +53,7 @@ SAME_ASPECT = 0.04
 """Largest relative difference of the aspect ratios of two copies of one picture."""
 
 CONFLICT = "rows of one photo disagree"
-"""Reason of a conflict."""
+"""Reason of conflict rows."""
 
 Glances = Callable[[str], np.ndarray]
 """Function that loads the reduced photo of a sha256 for the second comparison."""
@@ -73,7 +73,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The verdict on one row."""
+    """The decision about one row."""
 
     row: int
     verdict: Literal["accept", "update", "quarantine", "duplicate", "conflict", "held"]
@@ -176,6 +176,7 @@ class Known:
         return Known(*versions, samples, labels, candidates, ids, forgotten, read_history(catalog, sorted(ids)))
 
     def entry(self, identity: str) -> Entry:
+        """Return the comparison entry of a sample in `samples`."""
         row = self.samples[identity]
         return Entry(identity, row["name"], row["group"] or identity, row["width"] / row["height"])
 
