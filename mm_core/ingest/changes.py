@@ -1,8 +1,8 @@
-"""Changes of mind: what a row says about a photo that the catalog knows, against what counts now.
+"""Find the values that a row changes for a photo in the catalog.
 
-The newest statement counts. What is new is a statement that differs from what the same drop said before (a corrected
-manifest restates most of its rows) and from what producers said last (a drop that is sent again takes no person's
-correction back). What counted before is kept in the table `corrections`.
+The newest value is used. A value is new if it differs from two earlier values. The first is the last value of the same
+drop, because a corrected manifest repeats most of its rows. The second is the last value of any producer, so that a
+drop that is sent again does not revert a person's correction. The table `corrections` keeps the previous values.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Change:
     """One value of a known photo that a row changes."""
 
     column: str
-    """Of `samples`, or `alpha`."""
+    """A column of `samples`, or `alpha`."""
     old: str | None
-    """None: nothing was known."""
+    """The previous value; None if there was none."""
     new: str
     number: int
-    """How many changes of this value came before."""
+    """Number of earlier changes of this value."""
 
 
 def changes_of(
@@ -40,29 +40,44 @@ def changes_of(
     before: Mapping[str, str],
     meant: Sequence[Change] = (),
 ) -> list[Change]:
-    """The changes that a row with these values (`statements.stated`) brings to a known sample.
+    """Return the changes that a row makes to a known sample.
 
-    `labels`: all labels of the sample. `before`: what this drop said of it last. `meant`: the changes that an
-    interrupted run of the same arrival meant to make; they stay changes where they have been made.
+    Args:
+        values: Values of the row (`statements.stated`).
+        sample: The catalog's row of the sample.
+        labels: All labels of the sample.
+        history: Earlier changes, by sample and column.
+        before: Column → digest of the last value in this drop.
+        meant: Changes that an interrupted run of the same arrival planned. They are returned even if the catalog holds
+            them already.
     """
     found = []
     for column, new in values.items():
+        # The drop repeats its own last value: not a change.
         if before.get(column) == word(new):
             continue
         told = history.get((str(sample["id"]), column), ())
         if column == ALPHA:
+            # A matte may also come from annotation. `last` is the newest one from a drop.
             current, last = _digest(label_in_use(labels)), _digest(label_in_use(labels, "drop"))
         else:
             current, last = sample[column] or None, _last_of_drops(told, sample[column] or None)
         if current == new:
+            # An interrupted run may have written the value already. Its planned change is still to be recorded.
             found += [change for change in meant if (change.column, change.new) == (column, new)]
+        # An old value of a producer must not replace a later correction.
         elif last != new:
             found.append(Change(column, current, new, len(told)))
     return found
 
 
 def label_in_use(labels: Sequence[Mapping[str, Any]], origin: str = "") -> Mapping[str, Any] | None:
-    """The newest label that is not withdrawn, of any origin or of one."""
+    """Return the newest label that is not withdrawn, or None.
+
+    Args:
+        labels: Labels of one sample.
+        origin: Only labels of this origin; all if empty.
+    """
     rows = [row for row in labels if not row["withdrawn_at"] and origin in ("", row["origin"])]
     return max(rows, key=lambda row: (int(row["version"]), row["created_at"] or "", row["id"]), default=None)
 
@@ -72,25 +87,32 @@ def _digest(label: Mapping[str, Any] | None) -> str | None:
 
 
 def _last_of_drops(told: Sequence[Mapping[str, Any]], current: str | None) -> str | None:
-    """What producers said last of a value."""
+    """Return the last value from any producer."""
+    # Without a change by a drop, the value before the first correction is the producer's.
     by_drops = [row["new"] for row in told if row["origin"] == "drop"]
     return by_drops[-1] if by_drops else told[0]["old"] if told else current
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """The photos that a drop lists more than once."""
+    """Photos that a drop lists more than once."""
 
     values: Mapping[str, Mapping[str, str]]
-    """Photo → what its rows say together, where they agree."""
+    """Photo → combined values of its rows, for rows that agree."""
     conflicts: Mapping[str, str]
-    """Photo → where its rows disagree, in words that name them."""
+    """Photo → message that names the rows and columns that disagree."""
 
     @staticmethod
     def find(findings: Iterable[Finding]) -> Repeated:
-        """Goes through the rows twice: first for the photos, then for what is said of those that come again."""
+        """Find repeated photos, then compare the values of their rows.
+
+        Args:
+            findings: All rows of the drop; iterated twice.
+        """
+        # First pass: count the rows of each photo.
         counted = Counter(probe.sha256 for _, probe, fault in findings if not fault)
         rows: dict[str, list[tuple[int, str, dict[str, str]]]] = {}
+        # Most drops repeat no photo. They skip the second pass.
         for row, probe, fault in findings if counted.total() > len(counted) else ():
             if not fault and probe.sha256 and counted[probe.sha256] > 1:
                 rows.setdefault(probe.sha256, []).append((row.row, row.image, stated(row, probe)))
@@ -101,6 +123,7 @@ class Repeated:
             apart = []
             for number, image, said in listed:
                 for column, value in said.items():
+                    # Empty cells have no entry here, so they agree with any value.
                     first = together.setdefault(column, (number, image, value))
                     if first[2] != value:
                         apart.append(_disagreement(column, first, (number, image, value)))
@@ -118,6 +141,6 @@ def _disagreement(column: str, one: tuple[int, str, str], other: tuple[int, str,
 
 
 def apply_changes(sample: Mapping[str, Any], changes: Iterable[Change]) -> dict[str, Any]:
-    """The sample's id with all its changeable columns, changed."""
+    """Return the sample's id and all its changeable columns with the changes applied."""
     changed = {change.column: change.new for change in changes if change.column != ALPHA}
     return {"id": sample["id"]} | {name: sample[name] for name in COLUMNS} | changed

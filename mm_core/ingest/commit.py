@@ -1,4 +1,4 @@
-"""What a decided batch leaves behind: blobs, labels, samples, refused rows with kept files, and its ledger row."""
+"""Write a decided batch: blobs, labels, samples, refused rows with kept files, and the ledger row."""
 
 from __future__ import annotations
 
@@ -22,39 +22,48 @@ from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.store import Store, put_blob
 
 WRITERS = 8
-"""Blobs written at once: each waits for its disk or network most of the time."""
+"""Blobs written in parallel; each write waits for disk or network most of the time."""
 KEEP_BYTES = 32 << 20
-"""Refused files up to this size are kept for people to look at."""
+"""Largest refused file, in bytes, that is kept for review."""
 REFUSED = ("quarantine", "duplicate", "conflict")
 SAID = ("verdict", "reason", "detail", "where")
-"""What makes a refused row another one than that of an earlier run."""
+"""Columns that are compared with an earlier run; a refused row is written again if one differs."""
 
 Progress = Callable[[str, int, int], None]
 
 
 class Writes:
-    """The writes of one batch, each of which can be repeated to no effect."""
+    """The writes of one batch; each can be repeated without effect."""
 
     def __init__(self, catalog: Catalog, store: Store, batch: ReadyBatch, prober: Prober, measured: Measured, now: str):
         self.catalog, self.store, self.batch, self.prober = catalog, store, batch, prober
         self.measured, self.now = measured, now
 
     def accepted(self, decisions: Sequence[Decision], known: Known, progress: Progress) -> None:
-        """Blobs, then labels, then samples. Raises CatalogMoved where the verdicts are out of date.
+        """Write the accepted rows: first blobs, then labels, then samples.
 
-        Raises StoreError for a file that is no longer the one that was measured.
+        Args:
+            decisions: One decision per row, in the order of the rows.
+            known: The part of the catalog on which the decisions are based.
+            progress: Called with a title, the number of rows done and the total.
+
+        Raises:
+            CatalogMoved: The catalog changed after the decisions.
+            StoreError: A file has changed since it was measured.
         """
         total, done = sum(d.is_taken for d in decisions), 0
         verdicts = iter(decisions)
+        # Write the blobs first: a row must never refer to a missing blob.
         with ThreadPoolExecutor(WRITERS) as pool:
             for piece in self.measured.pieces():
+                # Findings are read from disk piece by piece. Take the decisions in the same pieces.
                 decided = zip(piece, islice(verdicts, len(piece)), strict=True)
                 accepted = [(row, probe, d, known) for (row, probe, _), d in decided if d.is_taken]
                 for _ in pool.map(self._blobs, *zip(*accepted, strict=True)) if accepted else ():
                     done += 1
-                    os.utime(self.prober.spool)  # still in use, says its time to others who tidy up
+                    os.utime(self.prober.spool)  # a fresh time stamp protects the folder from clean-up
                     progress(f"{self.batch.name} store", done, total)
-        # By upsert: a producer may go back to an earlier matte, whose row then counts as the newest version again.
+        # Upsert instead of add: a producer may restore an earlier matte. Its row then becomes the newest version.
         self.catalog.upsert("labels", self._labels(decisions, known), at=known.labels_version)
         self.catalog.upsert("samples", self._samples(decisions, known), columns=COLUMNS, at=known.samples_version)
 
@@ -66,6 +75,7 @@ class Writes:
     def _blobs(self, row: ManifestRow, probe: Probe, decision: Decision, known: Known) -> None:
         if brings_label(probe, decision, known):
             put_blob(self.store, self.prober.alpha_copy(row.row), probe.alpha_sha256)
+        # The photo of an update is in the store already.
         if decision.sample_id not in known.samples:
             put_blob(self.store, self.prober.path_of(row.image), decision.sample_id)
 
@@ -90,6 +100,7 @@ class Writes:
             sample, values = known.samples.get(decision.sample_id), decision.values
             if sample is not None:
                 changes = [change for change in decision.changes if change.column != ALPHA]
+                # An interrupted run may have applied the changes already. Write only real differences.
                 if any(sample[change.column] != change.new for change in changes):
                     yield apply_changes(sample, decision.changes)
                 continue
@@ -112,7 +123,15 @@ class Writes:
             }
 
     def corrections(self, decisions: Sequence[Decision], arrival: str) -> int:
-        """Writes down what the updates changed; returns how many rows changed a photo."""
+        """Record the changes of all updates.
+
+        Args:
+            decisions: One decision per row, in the order of the rows.
+            arrival: Id of the arrival.
+
+        Returns:
+            The number of rows that changed a photo.
+        """
         updates = [(row, decision) for row, _, decision in self._accepted(decisions) if decision.changes]
         rows = (
             self._correction(arrival, decision.sample_id, change, row.row, row.image)
@@ -124,6 +143,7 @@ class Writes:
 
     def _correction(self, arrival: str, sample: str, change: Change, row: int, image: str) -> dict[str, Any]:
         return {
+            # The same change of the same arrival has the same key, so a repeated run adds no second row.
             "key": digest_of([arrival, sample, change.column, change.number]),
             "arrival": arrival,
             "sample_id": sample,
@@ -140,14 +160,17 @@ class Writes:
         }
 
     def withdraw(self, gone: Mapping[str, str], holders: Mapping[str, str], arrival: str) -> None:
-        """Withdraws the labels that this drop brought of photos that it no longer lists, and writes down that they are
-        gone.
+        """Withdraw this drop's labels of photos that it no longer lists, and record the removal.
 
-        `gone`: digest of the photo's id → digest of what its matte was (`Arrival.gone`). `holders`: digest of the
-        photo's id → the batch of another drop that states the same matte; the label stays and becomes that drop's.
+        Args:
+            gone: Digest of the photo's id → digest of its last matte (`Arrival.gone`).
+            holders: Digest of the photo's id → batch of another drop with the same matte. Such a label is kept and
+                assigned to that batch.
+            arrival: Id of the arrival.
         """
         if not gone:
             return
+        # Statements hold digests of ids only. Find the ids by hashing every id of the catalog.
         everyone = (i for piece in self.catalog.scan("samples", columns=["id"]) for i in piece["id"].to_pylist())
         ids = [i for i in everyone if word(i) in gone]
         labels: Any = self.catalog.read("labels", filters=[("sample_id", "in", ids)]).astype(object)
@@ -156,10 +179,12 @@ class Writes:
         name_of = dict(zip(names["id"], names["name"], strict=True))
         mine = [
             row
+            # Keep the labels of this drop with the matte of its last statement.
             for row in labels.where(labels.notna(), None).to_dict("records")
             if (row["origin"], row["batch"]) == ("drop", self.batch.batch)
             and word(row["alpha_sha256"]) == gone[word(row["sample_id"])]
         ]
+        # A label that another drop also states is not withdrawn.
         handed_over = [row for row in mine if word(row["sample_id"]) in holders]
         mine = [row for row in mine if word(row["sample_id"]) not in holders]
         withdrawn = {row["sample_id"]: row["alpha_sha256"] for row in mine}
@@ -168,6 +193,7 @@ class Writes:
             | {"verdict": "removed", "column": ALPHA, "new": None, "row": None}
             for i in ids
         ]
+        # A repeated run keeps the first time and reason of a withdrawal.
         fresh = [row for row in mine if not row["withdrawn_at"]]
         self.catalog.upsert(
             "labels",
@@ -177,14 +203,18 @@ class Writes:
         self.catalog.add("corrections", rows)
 
     def rejects(self, decisions: Sequence[Decision], *, partial: bool) -> None:
-        """Makes the batch's refused rows those decided now; rows of an older manifest of it go.
+        """Replace the refused rows of the batch, also those of its older manifests, with the current ones.
 
-        `partial`: rows that were not looked at stay.
+        Args:
+            decisions: One decision per measured row.
+            partial: Whether only some rows were measured. The other rows are then kept.
         """
         filters = [("kind", "=", self.batch.kind), ("batch", "=", self.batch.batch)]
+        # Unchanged rows are not written again, so that their time stays the same.
         before = self.catalog.read("rejects", columns=["key", *SAID], filters=filters).fillna("")
         old = {key: words for key, *words in before.itertuples(index=False)}
         refused = {self.batch.reject_key(d.row) for d in decisions if d.verdict in REFUSED}
+        # A partial run must not delete rows that it did not measure.
         looked_at = {self.batch.reject_key(d.row) for d in decisions} if partial else set(old)
         if gone := sorted(looked_at & set(old) - refused):
             self.catalog.delete("rejects", "key", gone)
@@ -197,12 +227,14 @@ class Writes:
                 yield row, probe, decision
 
     def _reject(self, row: ManifestRow, probe: Probe, decision: Decision) -> dict[str, Any]:
-        """The row of the catalog; what it names is kept first."""
+        """Store the files of a refused row, then return its catalog row."""
         where, key = None, self.batch.reject_key(row.row)
         suspect = Fault(decision.reason, "").suspect
         kept = 0 < (probe.image_bytes or 0) <= KEEP_BYTES or suspect
+        # A suspect photo is kept at any size, because a person must be able to review it.
         if decision.verdict == "quarantine" and probe.sha256 and kept:
             where = f"quarantine/{probe.sha256}"
+            # Several rows may have the same refused file. It is stored once per digest.
             if not self.store.exists(where):
                 self.store.put(where, self.prober.path_of(row.image))
         if suspect:
@@ -223,7 +255,13 @@ class Writes:
 
 
 def brings_label(probe: Probe, decision: Decision, known: Known) -> bool:
-    """Whether the row's matte becomes the label that counts, for the first time or again."""
+    """Return whether the row's matte becomes the newest label, for the first time or again.
+
+    Args:
+        probe: Measures of the row.
+        decision: Decision about the row.
+        known: The part of the catalog on which the decision is based.
+    """
     is_there = any(
         (label["alpha_sha256"], label["version"]) == (probe.alpha_sha256, decision.label_version)
         and not label["withdrawn_at"]
@@ -234,12 +272,12 @@ def brings_label(probe: Probe, decision: Decision, known: Known) -> bool:
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """What the ledger says of a drop's arrival, beside its counts."""
+    """The ledger row of an arrival, without its counts."""
 
     state: str
     """ingested | held"""
     reason: str
-    """Why it is held."""
+    """The reason for a held drop; empty for an ingested one."""
     rows: int
     arrival: str
     statement: str | None = None
@@ -247,10 +285,21 @@ class LedgerEntry:
 
 
 def write_ledger(catalog: Catalog, batch: ReadyBatch, now: str, entry: LedgerEntry) -> None:
-    """The last write of a batch. Counts come from the tables, so that a retry leaves them right too."""
+    """Write the ledger row, the last write of a batch.
+
+    The counts are computed from the tables, so that they are also correct after a retry.
+
+    Args:
+        catalog: The catalog.
+        batch: The drop.
+        now: Time of the run, ISO 8601 in UTC.
+        entry: The values besides the counts.
+    """
     filters = [("kind", "=", batch.kind), ("batch", "=", batch.batch)]
+    # An unread drop has no rows to count.
     verdicts = catalog.read("rejects", columns=["verdict"], filters=filters)["verdict"].tolist() if entry.rows else []
     refused = [verdicts.count(verdict) for verdict in REFUSED]
+    # A partial run changes rows in several runs. The arrival's table rows give the total.
     changed: list[Filter] = [("arrival", "=", entry.arrival), ("verdict", "=", "update")]
     row = {
         "key": batch.key,

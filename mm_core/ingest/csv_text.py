@@ -1,4 +1,4 @@
-"""Reading CSV files of producers: UTF-8 with or without BOM, and an error that names the line."""
+"""Read CSV files of producers in UTF-8, with or without BOM; errors name the line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from mm_core.core.errors import DropError
 def csv_lines(path: Path) -> Iterator[Sequence[str]]:
     """Yield the fields of each line of a CSV file in UTF-8, with or without BOM.
 
+    Args:
+        path: The file.
+
     Raises:
-        DropError: The file is no CSV file in UTF-8.
+        DropError: The file is not a CSV file in UTF-8.
     """
+    # `newline=""` leaves line breaks inside quoted fields to the csv module.
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(_plain_lines(path, stream), strict=True)
         try:
@@ -27,6 +31,7 @@ def csv_lines(path: Path) -> Iterator[Sequence[str]]:
 def _plain_lines(path: Path, stream: TextIO) -> Iterator[str]:
     try:
         for line in stream:
+            # A binary file usually has NUL bytes. Report it before the csv module fails with an unclear error.
             if "\0" in line:
                 raise DropError(f"{path.name}: holds NUL bytes: it is not a CSV file")
             yield line
@@ -35,7 +40,10 @@ def _plain_lines(path: Path, stream: TextIO) -> Iterator[str]:
 
 
 def _first_wrong(path: Path) -> int:
-    """Where a file stops being UTF-8; a decoder that reads it in blocks tells the place in its block."""
+    """Return the offset of the first byte that is not UTF-8.
+
+    The error of a stream gives the offset within its block, so the whole file is decoded again.
+    """
     try:
         path.read_bytes().decode()
     except UnicodeDecodeError as error:

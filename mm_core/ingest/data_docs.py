@@ -1,8 +1,8 @@
-"""Data Docs: Great Expectations' pages about drops, readable without a network.
+"""Write Great Expectations' Data Docs pages about drops so that they work without a network.
 
-The pages of the library take their looks and scripts from half a dozen servers; where those are not reached they stand
-bare, and parts that a script would unfold stay hidden. Here a page carries its few rules of style itself and loads
-nothing.
+The library's pages load styles and scripts from several servers. Without these servers, a page has no style and hides
+the parts that a script would unfold. This module embeds a short style sheet in each page and removes all remote
+content.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import Any
 
 CLOCK_STEP = 2.0
-"""Seconds by which a file system's times may lie behind the clock."""
+"""Seconds by which time stamps of a file system may be older than the clock."""
 SCRIPTS = re.compile(r"<script\b.*?</script\s*>", re.DOTALL | re.IGNORECASE)
 HANDLERS = re.compile(r"""(<[a-z][^<>]*?)\s+on[a-z]+\s*=\s*("[^"]*"|'[^']*')""", re.IGNORECASE)
-"""The library's own buttons; what producers wrote is escaped before it comes into a page."""
+"""Event handlers of the library's own buttons; text of producers is escaped before it is written to a page."""
 POLICY = (
     '<meta http-equiv="Content-Security-Policy" '
     "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; base-uri 'none'\">"
 )
-"""For who opens a page as a file; `mm_core.services.pages` sends it as a header too."""
+"""Policy for pages that are opened as files; `mm_core.services.pages` also sends it as a header."""
 REMOTE = re.compile(
     r"<script\b[^>]*\bsrc=\"https?://[^>]*>\s*</script>|<link\b[^>]*\bhref=\"https?://[^>]*>|<img\b[^>]*\bsrc=\"https?://[^>]*>",
     re.DOTALL,
 )
-"""What a page would fetch from elsewhere."""
+"""Scripts, style sheets and images that a page would fetch from a server."""
 ROWS = re.compile(r"^\s*data: (\[.*\]),?\s*$", re.MULTILINE)
 STYLE = """<style>
 body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; padding: 0 1rem; color: #222; }
@@ -57,36 +57,42 @@ button, .btn, .filter-control, footer, .cloud-footer, .modal, .cooltip .top { di
 
 
 class DataDocs:
-    """Great Expectations' pages about drops: what was judged in this process, beside what was judged before."""
+    """Great Expectations' pages about the validated drops of this process and of earlier ones."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.pages: list[Any] = []
-        """Identifiers of what was judged and has no page yet."""
+        """Identifiers of validation results without a page."""
 
     @cached_property
     def context(self):
-        """Made when the first drop is judged: Great Expectations takes seconds to load."""
+        """The context, created for the first validated drop because Great Expectations takes seconds to load."""
         return _context(self.folder)
 
     def build(self) -> None:
-        """Writes the new pages and the index of all."""
+        """Write the new pages and the index of all pages."""
         if self.pages:
+            # The library does not return the files that it writes. Find them by their time stamps.
             began = time.time() - CLOCK_STEP
             self.context.build_data_docs(resource_identifiers=self.pages)
             self.pages = []
             index = self.folder / "index.html"
             for page in self.folder.rglob("*.html"):
-                if page == index:  # its rows stand in a script
+                if page == index:  # a script holds its rows, so it is written anew
                     page.write_text(index_page(page.read_text()))
                 elif page.stat().st_mtime >= began:
                     page.write_text(self_contained(page.read_text()))
 
 
 def index_page(page: str) -> str:
-    """The library's index, whose tables a script of elsewhere would draw, as plain tables."""
-    # Its rows stand in the page as literals that Python and JavaScript read alike.
+    """Return the library's index with plain tables instead of tables that a remote script draws.
+
+    Args:
+        page: HTML of the index as the library writes it.
+    """
+    # The page holds its rows as literals that are valid in both Python and JavaScript.
     tables = [ast.literal_eval(found) for found in ROWS.findall(page)]
+    # Validation results have a run time, suites do not.
     results = [row for table in tables for row in table if "run_time" in row]
     suites = [row for table in tables for row in table if "run_time" not in row]
     lines = [
@@ -108,17 +114,26 @@ def _link(row: dict[str, Any], words: str) -> str:
 
 
 def self_contained(page: str) -> str:
-    """A page that fetches nothing, runs nothing, and looks plain and tidy."""
+    """Return a page without remote content and scripts, with the embedded style.
+
+    Args:
+        page: HTML of a page as the library writes it, or a page that was already converted.
+    """
     local = SCRIPTS.sub("", REMOTE.sub("", page))
+    # One substitution removes one handler per tag. Repeat until none is left.
     while (without := HANDLERS.sub(r"\1", local)) != local:
         local = without
+    # A page that was converted before already has the policy and the style.
     if POLICY not in local:
         local = local.replace("<head>", f"<head>{POLICY}", 1)
     return local if STYLE in local else local.replace("</head>", f"{STYLE}</head>", 1)
 
 
 def _context(data_docs: Path):
-    """A context of this process alone: no analytics, no progress bars, results and pages kept under `data_docs`."""
+    """Return a context for this process, without analytics and progress bars.
+
+    Results and pages are kept under `data_docs`.
+    """
     import great_expectations as gx
     from great_expectations.data_context.types.base import (
         DataContextConfig,
@@ -126,6 +141,7 @@ def _context(data_docs: Path):
         ProgressBarsConfig,
     )
 
+    # Suites live in memory. Results are kept on disk, because the index lists those of earlier runs.
     defaults = InMemoryStoreBackendDefaults()
     defaults.stores[defaults.validation_results_store_name] = {
         "class_name": "ValidationResultsStore",

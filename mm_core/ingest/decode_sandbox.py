@@ -1,8 +1,8 @@
-"""Decodes that may crash or swallow the machine's memory run in a process of their own.
+"""Decode risky pictures in a separate process with limits on memory and time.
 
-JPEG and PNG of usual size are decoded here, their libraries have seen every broken file there is. All else (HEIC,
-AVIF, WebP, TIFF, …) and what is huge goes to a worker with limits on memory and time: what kills it is one
-unreadable picture, and the next one gets a new worker.
+JPEG and PNG files of usual size are decoded in this process, because their libraries are robust against broken files.
+Other formats (HEIC, AVIF, WebP, TIFF, …) and very large pictures are decoded by a worker process. If a picture kills
+the worker, that picture counts as unreadable and the next picture gets a new worker.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from typing import Any, BinaryIO, ParamSpec, TypeVar
 from mm_core.imaging.images import CorruptImage, UnreadableImage, read_header
 
 PLAIN = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-"""How JPEG and PNG begin."""
+"""First bytes of JPEG and PNG files."""
 OTHERS = (b"II", b"MM", b"BM", b"GIF8", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")
-"""How TIFF, BMP, GIF and JPEG 2000 begin; WebP, HEIC and AVIF say it at other places."""
+"""First bytes of TIFF, BMP, GIF and JPEG 2000 files; WebP, HEIC and AVIF have their mark at other offsets."""
 HUGE = 32_000_000
-"""Pixels from which a JPEG or PNG goes to the worker too."""
+"""Largest number of pixels of a JPEG or PNG that is decoded in this process."""
 MEMORY = 2 << 30
-"""Bytes that a decode may take, above what the worker has when it starts."""
+"""Bytes that a decode may use in addition to the worker's memory at its start."""
 SECONDS = 60
-"""That a decode may take."""
+"""Time limit of one decode, in seconds."""
 
 ARRAYS = {
     ("numpy", "ndarray"),
@@ -40,19 +40,27 @@ ARRAYS = {
     ("numpy._core.multiarray", "scalar"),
     ("numpy._core.numeric", "_frombuffer"),
 }
-"""What pickled arrays are made by."""
+"""Functions and classes that a pickled array refers to."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _idle: dict[int, LifoQueue[subprocess.Popen[bytes]]] = {}
-"""Workers without work, by the process whose they are: one that was forked has none of its parent's."""
+"""Process id → its idle workers; a forked process must not use the workers of its parent."""
 
 
 def safely(function: Callable[_P, _R], *args: _P.args, **more: _P.kwargs) -> _R:
-    """`function(path, …)`, in a worker where the file's content calls for it; `risky` says when.
+    """Return `function(path, …)`, called in a worker if `risky(path)`.
 
-    Function, arguments and result have to go through pickle. Raises what the function raises, and CorruptImage
-    where the decode crashes or breaks the limits.
+    Args:
+        function: A picklable function with the path of a picture as its first argument.
+        *args: Its positional arguments, picklable; the first is the path.
+        **more: Its keyword arguments, picklable.
+
+    Returns:
+        The result of the function: dataclasses, arrays, paths and plain values only.
+
+    Raises:
+        CorruptImage: The decoder crashed or exceeded the limits. Errors of the function are raised unchanged.
     """
     path = args[0]
     assert isinstance(path, Path)
@@ -60,17 +68,19 @@ def safely(function: Callable[_P, _R], *args: _P.args, **more: _P.kwargs) -> _R:
 
 
 def risky(path: Path) -> bool:
-    """Whether a picture is to be decoded by a worker."""
+    """Return whether a worker must decode this picture."""
     with path.open("rb") as stream:
         start = stream.read(32)
     if start.startswith(PLAIN):
         return _pixels(path, start) > HUGE
+    # `ftyp` marks HEIC and AVIF. The reader rejects unknown formats without decoding them.
     return start.startswith(OTHERS) or start[4:8] == b"ftyp" or start[8:12] == b"WEBP"
 
 
 def _pixels(path: Path, start: bytes) -> int:
-    """As the header claims; 0 where it cannot be read."""
+    """Return the number of pixels in the header; 0 for an unreadable header."""
     if start.startswith(PLAIN[1]):
+        # The IHDR chunk of a PNG has a fixed position: width and height as 4 bytes each.
         return int.from_bytes(start[16:20]) * int.from_bytes(start[20:24])
     try:
         return read_header(path).pixels
@@ -79,6 +89,7 @@ def _pixels(path: Path, start: bytes) -> int:
 
 
 def _in_worker(path: Path, function: Callable[..., _R], args: tuple[Any, ...], more: dict[str, Any]) -> _R:
+    # The most recently used worker is the most likely to be in memory, so the queue is last in, first out.
     idle = _idle.setdefault(os.getpid(), LifoQueue())
     try:
         worker = idle.get_nowait()
@@ -86,13 +97,15 @@ def _in_worker(path: Path, function: Callable[..., _R], args: tuple[Any, ...], m
         worker = _start()
     assert worker.stdin and worker.stdout
     try:
+        # A worker answers one call at a time over its pipes.
         pickle.dump((function, args, more), worker.stdin)
         worker.stdin.flush()
         well, answer = _Answer(worker.stdout).load()
+    # The worker died, or its answer is not acceptable. The exit code gives the reason for a death.
     except (OSError, EOFError, pickle.UnpicklingError):
         worker.kill()
         raise CorruptImage(f"{path}: {_end(worker.wait())}: send the picture again") from None
-    except BaseException:  # an answer may still come, for a question that nobody asks any more
+    except BaseException:  # a late answer would be read as the answer to the next picture
         worker.kill()
         worker.wait()
         raise
@@ -103,7 +116,10 @@ def _in_worker(path: Path, function: Callable[..., _R], args: tuple[Any, ...], m
 
 
 class _Answer(pickle.Unpickler):
-    """Values only: a decoder that a hostile picture has taken over answers to us, and must not run code here."""
+    """Unpickler that accepts plain values only.
+
+    A hostile picture may control the worker. Its answer must not run code in this process.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] in ("mm_core", "builtins", "pathlib") or (module, name) in ARRAYS:
@@ -114,12 +130,12 @@ class _Answer(pickle.Unpickler):
 
 
 def _is_value(kind: Any) -> bool:
-    """Whether making one does nothing else: data of our own, errors, paths."""
+    """Return whether creating an instance has no side effects: our dataclasses, errors, enums and paths."""
     return isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, (Exception, PurePath, Enum)))
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # One thread and one heap: each more would count as memory.
+    # Use one thread and two heaps: each additional one counts towards the memory limit.
     quiet = {"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", __name__],
@@ -136,28 +152,37 @@ def _end(code: int) -> str:
 
 
 def main() -> None:
-    """The worker: answers until its owner is gone."""
+    """Run the worker until its owner closes the pipe."""
     questions = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not fall among the answers
+    os.dup2(2, 1)  # output of a library must not mix with the answers
+    # A crash must not write a core dump.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     work(questions, answers)
 
 
 def work(questions: BinaryIO, answers: BinaryIO) -> None:
+    """Answer pickled calls (function, args, keyword args) with pickled pairs (success, result or error).
+
+    Args:
+        questions: Stream of calls.
+        answers: Stream of results.
+    """
     limited = False
     while True:
         try:
             function, args, more = pickle.load(questions)  # noqa: S301 - our owner's
         except EOFError:
             return
+        # Set the limit after the first load, which imports the libraries of the function.
         if not limited:
             _limit_memory()
             limited = True
+        # An unhandled SIGALRM ends the process, also inside a C library.
         signal.alarm(SECONDS)
         try:
             answer = True, function(*args, **more)
-        # The boundary of a process: the owner raises it (`safely`), whatever a decoder threw.
+        # Process boundary: send any error of a decoder to the owner, which raises it (`safely`).
         except Exception as error:  # noqa: BLE001
             answer = False, _told(args[0], error)
         signal.alarm(0)
@@ -166,7 +191,7 @@ def work(questions: BinaryIO, answers: BinaryIO) -> None:
 
 
 def _told(path: Path, error: Exception) -> Exception:
-    """The error; a lack of memory, of which every library has its own words, in ours."""
+    """Return the error, or a CorruptImage for a lack of memory, which each library reports differently."""
     words = f"{type(error).__name__} {error}".lower()
     if "memory" in words or "allocate" in words:
         return CorruptImage(f"{path}: takes more than {MEMORY >> 30} GiB to decode: send a smaller picture")
@@ -174,9 +199,10 @@ def _told(path: Path, error: Exception) -> Exception:
 
 
 def _limit_memory() -> None:
-    """Where the system tells how much there is already; elsewhere time alone is limited."""
+    """Limit the address space if /proc gives its current size; other systems have the time limit only."""
     statistics = Path("/proc/self/statm")
     if statistics.exists():
+        # The first field is the size of the address space, in pages.
         now = int(statistics.read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, resource.RLIM_INFINITY))
 

@@ -1,4 +1,7 @@
-"""Drops: the folders that producers write. The manifest is written last; its presence makes a batch ready."""
+"""Package folders of photos as drops.
+
+The manifest is written last. A drop with a manifest is ready for ingest.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from mm_core.ingest.spellings import PHOTOS, category_of, is_hidden
 MANIFEST_COLUMNS = ("image", "alpha", "caption", "category", "group", "role", "sha256", "source", "license", "taken_at")
 ALPHA_SUFFIXES = ("_alpha", "-alpha", "_matte", "-matte")
 FORMULA_SIGNS = ("=", "+", "-", "@")
-"""What a cell begins with that a spreadsheet runs as a formula."""
+"""First characters of a cell that a spreadsheet runs as a formula."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,19 @@ class Packaged:
     """A drop that was made from a folder."""
 
     path: Path
-    """Of the batch."""
+    """Folder of the batch."""
     photos: int
     categories: Mapping[str, int]
-    """Photos of each category; of none under an empty name."""
+    """Category → number of photos; the empty name counts photos without a category."""
     unknown_folders: Mapping[str, int]
-    """Names of folders that are no category → photos that stayed without one."""
+    """Folder name that is not a category → number of its photos without a category."""
     hidden: int
-    """Files that were left out because they, or a folder on their way, are hidden or a system's own."""
+    """Number of files that were left out as hidden or system files or in such folders."""
     other_files: Mapping[str, int]
-    """Suffixes of files that are neither photo nor matte nor caption → how many were left out."""
+    """Suffix of files that are neither photo nor matte nor caption → number of files left out."""
 
     def facts(self) -> dict[str, Any]:
-        """What `mm drop` says."""
+        """Return the facts for the report of `mm drop`."""
         return {
             "drop": str(self.path),
             "photos": self.photos,
@@ -53,20 +56,35 @@ class Packaged:
 
 
 def escaped(value: str) -> str:
-    """A cell that no spreadsheet runs: an apostrophe goes before what would begin a formula,
-    and before apostrophes that would be taken for such a one."""
+    """Return a cell that no spreadsheet runs as a formula.
+
+    The cell gets a leading apostrophe if it begins like a formula. It also gets one if it begins with apostrophes
+    before such a sign, so that `unescaped` restores it exactly.
+    """
     return f"'{value}" if value.lstrip("'").startswith(FORMULA_SIGNS) else value
 
 
 def unescaped(value: str) -> str:
-    """The cell that `escaped` was given."""
+    """Return the original cell of an `escaped` one."""
     return value[1:] if value[:1] == "'" and value.lstrip("'").startswith(FORMULA_SIGNS) else value
 
 
 def write_manifest(batch_dir: Path, rows: Sequence[Mapping[str, str]]) -> Path:
-    """Writes manifest.csv (UTF-8, only columns that hold something) in one step and returns its path."""
+    """Write manifest.csv in one atomic step.
+
+    Args:
+        batch_dir: Folder of the drop.
+        rows: Column → text, one mapping per photo. Columns without any text are not written.
+
+    Returns:
+        The path of the manifest, UTF-8.
+
+    Raises:
+        InputError: `rows` is empty, or a column is unknown.
+    """
     if not rows:
         raise InputError(f"{batch_dir}: there is nothing to put in the manifest; add photos to the batch")
+    # Reading ignores unknown columns, so a misspelled name would lose its values.
     if unknown := sorted({name for row in rows for name in row} - set(MANIFEST_COLUMNS)):
         raise InputError(f"{batch_dir}: manifest column {unknown[0]!r} is unknown; use {', '.join(MANIFEST_COLUMNS)}")
     used = [name for name in MANIFEST_COLUMNS if any(row.get(name) for row in rows)]
@@ -80,12 +98,24 @@ def write_manifest(batch_dir: Path, rows: Sequence[Mapping[str, str]]) -> Path:
 
 
 def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged:
-    """Copies a folder of photos into `<inbox>/<kind>/<batch>` as a drop and says what became of the folder's files.
+    """Copy a folder of photos into `<inbox>/<kind>/<batch>` as a drop.
 
-    pixel_labeled: the matte of `name.jpg` is `alphas/name.png`, or `name_alpha.png` / `name-matte.png` beside the
-    photo, in any picture format. text_image: its caption is in `name.txt`, or in a captions.csv (image,caption) in the
-    folder. A sub-folder, or else the folder itself, named like a category gives the category (`spellings`). Hidden and
-    system files stay out.
+    pixel_labeled: the matte of `name.jpg` is `alphas/name.png`, or `name_alpha.png` / `name-matte.png` in the folder of
+    the photo, in any picture format. text_image: the caption is in `name.txt`, or in a captions.csv (image,caption) in
+    the folder. The category is the name of a sub-folder or of the folder (`spellings`). Hidden and system files are
+    left out.
+
+    Args:
+        folder: Folder with photos.
+        inbox: Root of the inbox.
+        kind: One of KINDS.
+        batch: Name of the new drop.
+
+    Returns:
+        Counts of the packaged and the omitted files.
+
+    Raises:
+        InputError: An argument is invalid, the drop exists, or a matte or caption is missing.
     """
     if kind not in KINDS:
         raise InputError(f"--kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
@@ -94,10 +124,12 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a folder with photos")
     target = inbox / kind / batch
+    # A drop inside its own source would be packaged again on the next call.
     if target.resolve().is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(target.resolve()):
         raise InputError(f"{folder} and the drop {target} lie in one another: name another folder, batch or --inbox")
     if any((target / f"manifest.{suffix}").exists() for suffix in ("csv", "parquet")):
         raise InputError(f"{target}: --batch {batch!r} already exists; choose another batch name")
+    # Sorted files give the same manifest on every run.
     everything = sorted(path for path in folder.rglob("*") if path.is_file())
     files = [path for path in everything if not is_hidden(path.relative_to(folder))]
     photos = [p for p in files if p.suffix.lower() in PHOTOS and not _is_alpha(p, folder)]
@@ -109,6 +141,7 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
     rows, copies = [], {}
     for photo in photos:
         inside = photo.relative_to(folder)
+        # Keep the sub-folders, so that photos with equal names do not collide.
         row = {"image": f"images/{inside.as_posix()}", "sha256": sha256_file(photo), "source": folder.name}
         row["category"] = _category(inside, folder)
         row["caption"] = captions.get(photo, "")
@@ -117,11 +150,12 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
             row["alpha"] = f"alphas/{inside.as_posix()}{alphas[photo].suffix.lower()}"
             copies[target / row["alpha"]] = alphas[photo]
         rows.append(row)
-    # What a killed run copied is the same file; anything else there belongs to somebody who is writing this drop.
+    # Files from a killed run are identical to the source. Any other file belongs to another writer of this drop.
     is_copied = lambda path: path.is_file() and filecmp.cmp(path, copies[path], shallow=False)  # noqa: E731
     check_outputs(list(copies), copies.values(), is_ours=is_copied, remedy="choose another --batch")
     for path, source in copies.items():
         _copy(source, path)
+    # The manifest makes the drop ready, so it is written after all files.
     write_manifest(target, rows)
     unknown = [p.parent.relative_to(folder).as_posix() for p, row in zip(photos, rows, strict=True)]
     unknown = [name for name, row in zip(unknown, rows, strict=True) if name != "." and not row["category"]]
@@ -137,7 +171,8 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
 
 
 def _category(inside: Path, folder: Path) -> str:
-    """The category that a folder on the photo's way spells, or else the packaged folder itself; empty for none."""
+    """Return the category that a sub-folder or the packaged folder is named after; "" for none."""
+    # Sub-folders from the outside in, then the packaged folder itself.
     names = (*inside.parts[:-1], folder.resolve().name)
     return next((name for name in map(category_of, names) if name in ALL_CATEGORIES), "")
 
@@ -147,26 +182,28 @@ def _is_caption(path: Path, kind: str) -> bool:
 
 
 def summarize_drop(folder: Path, target: Path) -> dict[str, Any]:
-    """Return what of a folder a drop holds and what it left out.
+    """Return the contents of a drop and the files of its source folder that are not in it.
 
     Args:
-        folder: the folder that `package_folder` was given.
-        target: the drop's directory, which it returned.
+        folder: The folder that `package_folder` packaged.
+        target: The drop's directory, which it returned.
 
     Returns:
         `drop` (path), `photos` (count), `categories` (category, or `(none)` → `photos`, `mattes`), `left_out`
         (`file`, `reason` of each file of the folder that is not in the drop) and `other_folders` (sub-folders
-        whose name is no category).
+        with a name that is not a category).
     """
     kind = target.parent.name
     with (target / "manifest.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     categories: dict[str, dict[str, int]] = {}
+    # Sort by category, photos without one last.
     for row in sorted(rows, key=lambda row: (not row.get("category"), row.get("category"))):
         counts = categories.setdefault(row.get("category") or "(none)", {"photos": 0, "mattes": 0})
         counts["photos"] += 1
         counts["mattes"] += bool(row.get("alpha"))
     photos = [folder / row["image"].removeprefix("images/") for row in rows]
+    # The mattes and captions of the photos are used, too. All other files were left out.
     used = set(photos)
     if kind == "pixel_labeled":
         used |= {_alpha_of(photo, folder) for photo in photos}
@@ -196,13 +233,17 @@ def _why_left_out(path: Path, folder: Path, kind: str) -> str:
 
 
 def _is_alpha(path: Path, folder: Path) -> bool:
-    """Mattes lie in a folder `alphas`, or beside their photo under its name with one of ALPHA_SUFFIXES."""
+    """Return whether a file is a matte.
+
+    A matte is in a folder `alphas`, or in the folder of its photo and named like it with one of ALPHA_SUFFIXES.
+    """
     if "alphas" in path.relative_to(folder).parts[:-1]:
         return True
     stem = path.stem.lower()
     ending = next((ending for ending in ALPHA_SUFFIXES if stem.endswith(ending)), None)
     if ending is None:
         return False
+    # A PNG with such a name is always a matte. Another format needs its photo in the same folder.
     photo = path.stem[: -len(ending)]
     return path.suffix.lower() == ".png" or any(
         other.stem == photo and other.suffix.lower() in PHOTOS for other in path.parent.iterdir()
@@ -212,6 +253,7 @@ def _is_alpha(path: Path, folder: Path) -> bool:
 def _alpha_of(photo: Path, folder: Path) -> Path:
     inside = photo.relative_to(folder).with_suffix(".png")
     places = [folder / "alphas" / inside, photo.parent / "alphas" / inside.name, folder / "alphas" / inside.name]
+    # A matte in a folder `alphas` takes precedence over one in the photo's folder.
     for place in places:
         if found := _picture(place.parent, {place.stem}):
             return found
@@ -224,10 +266,11 @@ def _alpha_of(photo: Path, folder: Path) -> Path:
 
 
 def _picture(folder: Path, stems: set[str]) -> Path | None:
-    """The picture of one of these names in a folder, whatever its format and the case of `_alpha`; PNG first."""
+    """Return the picture with one of these stems in a folder, PNG first; the stem's case and the format are free."""
     wanted = {stem.lower() for stem in stems}
     found = [p for p in folder.iterdir() if p.stem.lower() in wanted] if folder.is_dir() else []
     found = sorted(p for p in found if p.suffix.lower() in PHOTOS and p.is_file())
+    # Prefer the exact case: `A.png` and `a.png` may belong to different photos.
     exact = [p for p in found if p.stem in stems] or found
     return min(exact, key=lambda path: path.suffix.lower() != ".png", default=None)
 
@@ -239,6 +282,7 @@ def _captions(photos: Sequence[Path], folder: Path) -> dict[Path, str]:
     for photo in photos:
         note = photo.with_suffix(".txt")
         text = _text_of(note) if note.is_file() else ""
+        # The photo's own text file takes precedence. The table may name a path or a bare file name.
         text = text or known.get(photo.relative_to(folder).as_posix(), "") or known.get(photo.name, "")
         if not text:
             raise InputError(f"{photo}: caption is missing; write it to {note.name} or to a line of {table}")
@@ -247,12 +291,13 @@ def _captions(photos: Sequence[Path], folder: Path) -> dict[Path, str]:
 
 
 def _caption_table(path: Path) -> dict[str, str]:
-    """Name of each photo → caption; columns in any order, case and spacing."""
+    """Return photo name → caption; the header's order, case and spacing are free."""
     lines = (line for line in csv_lines(path) if any(field.strip() for field in line))
     names = [name.strip().lower() for name in next(lines, [])]
     if missing := {"image", "caption"} - set(names):
         raise InputError(f"{path}: column {sorted(missing)[0]!r} is missing; the first line must be image,caption")
     image, caption = names.index("image"), names.index("caption")
+    # Pad short lines, so that a missing caption reads as an empty one.
     cells = ([*line, *[""] * len(names)] for line in lines)
     return {line[image].strip().replace("\\", "/"): unescaped(line[caption].strip()) for line in cells}
 

@@ -1,8 +1,8 @@
-"""Forgetting: photos leave the store and the catalog with all that was made of them, and do not come back.
+"""Erase photos with all derived data from the store and the catalog, and block them from later drops.
 
-First the ids are remembered, then rows go, then blobs, then the data files of old catalog versions that still hold the
-rows: killed anywhere, the same call again ends the same. An ingest that took such a photo in the same moment erases it
-itself (it looks after its commit, this looks after its own), so that one of the two sees it.
+The order is: record the ids, delete the rows, delete the blobs, delete the data files of old catalog versions. A killed
+call can be repeated with the same result. An ingest may accept such a photo at the same time. It reads the recorded ids
+after its commit, and this module reads the catalog after recording the ids. One of the two therefore finds the photo.
 """
 
 from __future__ import annotations
@@ -21,17 +21,29 @@ from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.store import Store, blob_key
 
 FORGOTTEN = "forgotten"
-"""Reason of a row that would bring such a photo back, and of the blanked rows that were about one."""
+"""Reason of rows that list an erased photo, and of blanked rows about one."""
 
 
 SHORTEST_PREFIX = 6
-"""Hex digits that the beginning of an id must have: fewer are a slip more often than a choice."""
+"""Least number of hex digits of an abbreviated id; a shorter one is more likely a mistake."""
 
 
 def forget_photos(catalog: Catalog, store: Store, samples: Sequence[str], group: str | None = None) -> list[str]:
-    """Forget the photos that these names lead to (`find_photos`); returns their ids, sorted.
+    """Erase the photos that these names refer to (`find_photos`).
 
-    Repeating it is no error and finishes what was killed. Raises InputError for what never was.
+    The call can be repeated, for example after it was killed.
+
+    Args:
+        catalog: The catalog.
+        store: The store of blobs.
+        samples: Names of photos, as in `find_photos`.
+        group: A declared group.
+
+    Returns:
+        The ids of the photos, sorted.
+
+    Raises:
+        InputError: A name or the group refers to no photo or is ambiguous.
     """
     ids = find_photos(catalog, samples, group)
     erase(catalog, store, ids)
@@ -39,18 +51,21 @@ def forget_photos(catalog: Catalog, store: Store, samples: Sequence[str], group:
 
 
 def find_photos(catalog: Catalog, names: Sequence[str], group: str | None = None) -> list[str]:
-    """Return the ids of the photos that are meant, sorted; those that were forgotten before are among them.
+    """Return the ids of the photos that the names refer to, including erased photos.
 
     Args:
         catalog: The catalog.
-        names: Each a sample's id or its beginning, the path of a photo's file (also of a refused one
-            that quarantine keeps), or a drop as `batch` or `kind/batch`:
-            the photos that this drop brought first.
-        group: A declared group, all of whose photos are meant.
+        names: Each is a sample's id or its beginning, the path of a photo's file (also of a refused photo in
+            quarantine), or a drop as `batch` or `kind/batch`. A drop refers to the photos that it added first.
+        group: A declared group; it refers to all its photos.
+
+    Returns:
+        The ids, sorted.
 
     Raises:
-        InputError: A name or the group leads to no photo, or to more than one meaning; nothing was named.
+        InputError: A name or the group refers to no photo or is ambiguous, or no name was given.
     """
+    # Look up all complete ids in one query.
     whole = [name for name in names if re.fullmatch("[0-9a-f]{64}", name)]
     ids = _known(catalog, ("id", "in", whole)) if whole else set()
     for name in names:
@@ -67,21 +82,26 @@ def find_photos(catalog: Catalog, names: Sequence[str], group: str | None = None
 
 
 def _known(catalog: Catalog, *filters: Filter) -> set[str]:
-    """The ids of samples, present or forgotten, for which the filters hold."""
+    """Return the ids of present and erased samples that match the filters."""
     return {i for table in ("samples", "forgotten") for i in catalog.read(table, columns=["id"], filters=filters)["id"]}
 
 
 def _kept_refused(catalog: Catalog, digest: str) -> set[str]:
-    """The digest, where quarantine keeps a copy of the photo."""
+    """Return the digest if quarantine keeps a copy of the photo, otherwise an empty set."""
     refused = catalog.read("rejects", columns=["key"], filters=[("where", "=", f"quarantine/{digest}")])
     return {digest} if len(refused) else set()
 
 
 def _meant_by(name: str, catalog: Catalog) -> set[str]:
-    """The ids that one name leads to; raises InputError where these are none, or of more than one meaning."""
+    """Return the ids that one name refers to.
+
+    Raises:
+        InputError: The name refers to no photo or is ambiguous.
+    """
+    # Try every interpretation. Erasing is irreversible, so an ambiguous name is an error.
     meanings: dict[str, set[str]] = {}
     if re.fullmatch(rf"[0-9a-f]{{{SHORTEST_PREFIX},64}}", name):
-        # "g" follows "f": the ids between the two begin with the name.
+        # "g" follows "f" in order, so exactly the ids in this range begin with the name.
         begun = _known(catalog, ("id", ">=", name), ("id", "<", f"{name}g"))
         if len(begun) > 1:
             raise InputError(f"{name!r} begins {len(begun)} ids of the catalog: give more digits")
@@ -109,9 +129,15 @@ def _meant_by(name: str, catalog: Catalog) -> set[str]:
 
 
 def describe_photos(catalog: Catalog, ids: Collection[str]) -> list[dict[str, Any]]:
-    """What would go of each photo, by drop and name: `id, drop, name, category, mattes`; no rows of what has gone.
+    """Return a row for each photo that would be erased; photos that are already erased have none.
 
-    Copies that quarantine keeps come first, with `refused` for a category.
+    Args:
+        catalog: The catalog.
+        ids: Ids of photos.
+
+    Returns:
+        Rows with `id` (12 digits), `drop`, `name`, `category` and `mattes` (count), by drop and name. Copies in
+        quarantine are listed first, with the category `refused`.
     """
     chosen: list[Filter] = [("id", "in", list(ids))]
     samples = catalog.read("samples", columns=["id", "kind", "batch", "name", "category"], filters=chosen).fillna("")
@@ -131,15 +157,20 @@ def describe_photos(catalog: Catalog, ids: Collection[str]) -> list[dict[str, An
 
 
 def forgotten_among(catalog: Catalog, ids: Collection[str]) -> frozenset[str]:
-    """Those of the ids that must not come back."""
+    """Return the ids among these that were erased and must not be accepted again."""
     return frozenset(catalog.read("forgotten", columns=["id"], filters=[("id", "in", list(ids))])["id"])
 
 
 def erase(catalog: Catalog, store: Store, ids: Collection[str]) -> None:
-    """Remembers the ids and removes every row, blob and old data file that is about them; safe to repeat.
+    """Record the ids and remove all their rows, blobs and old data files; the call can be repeated.
 
-    Other photos' rows in the same tables stay, versions of these tables from before cannot be read any more. A matte
-    that is another photo's too, byte for byte, stays. Refused rows about the photos stay as counts, without words.
+    Rows of other photos are kept, but earlier versions of these tables become unreadable. A matte is kept if another
+    photo has the same one byte for byte. Refused rows about the photos are kept for the counts, with blank texts.
+
+    Args:
+        catalog: The catalog.
+        store: The store of blobs.
+        ids: Ids of photos.
     """
     alphas = _remember(catalog, ids)
     for table, column in (
@@ -147,27 +178,35 @@ def erase(catalog: Catalog, store: Store, ids: Collection[str]) -> None:
         *((t, "sample_id") for t in ("labels", "reviews", "features", "corrections")),
     ):
         catalog.delete(table, column, ids)
+    # Quarantine keeps copies of refused photos under their own digest.
     copies = [f"quarantine/{i}" for i in sorted(ids)]
+    # Blank all refused rows about the photos: file names and details may identify them.
     refused = {
         row["key"]: row | {"image": "", "reason": FORGOTTEN, "detail": "", "sample_id": None, "where": None}
         for column, values in (("sample_id", list(ids)), ("where", copies))
         for row in catalog.read("rejects", filters=[(column, "in", values)]).to_dict("records")
     }
-    for key in refused:  # before the rows that lead to them
+    for key in refused:  # delete the files before the rows that name them
         store.delete(kept_matte(key))
     catalog.upsert("rejects", refused.values())
+    # The rows of these photos are gone. The remaining labels with these mattes belong to other photos.
     shared = set(
         catalog.read("labels", columns=["alpha_sha256"], filters=[("alpha_sha256", "in", alphas)])["alpha_sha256"]
     )
     for key in (*map(blob_key, sorted(ids)), *copies, *(blob_key(alpha) for alpha in alphas if alpha not in shared)):
         store.delete(key)
+    # Old table versions still hold the deleted rows on disk.
     for table in ("samples", "labels", "reviews", "features", "corrections", "rejects"):
         catalog.vacuum(table, days=0)
-    store.purge("catalog")  # a bucket that keeps versions keeps what was vacuumed
+    store.purge("catalog")  # a versioned bucket still keeps the vacuumed files
 
 
 def _remember(catalog: Catalog, ids: Collection[str]) -> list[str]:
-    """Writes the ids down with what must be known once their rows are gone; returns the digests of their mattes."""
+    """Record the ids with their groups and mattes, which a repeated call needs after the rows are deleted.
+
+    Returns:
+        The digests of all their mattes, sorted.
+    """
     before = catalog.read("forgotten", filters=[("id", "in", list(ids))]).to_dict("records")
     rows = {row["id"]: row for row in before}
     samples = catalog.read("samples", columns=["id", "group"], filters=[("id", "in", list(ids))])
@@ -176,7 +215,9 @@ def _remember(catalog: Catalog, ids: Collection[str]) -> list[str]:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for i in ids:
         row = rows.setdefault(i, {"id": i, "group": group_of.get(i), "alphas": "", "forgotten_at": now})
+        # Merge with the record of a killed call, which may have deleted the labels already.
         found = {*row["alphas"].split(), *labels.loc[labels["sample_id"] == i, "alpha_sha256"]}
         row["alphas"] = " ".join(sorted(found))
+    # This record is the first write. A repeated call reads the ids and mattes from it.
     catalog.upsert("forgotten", rows.values())
     return sorted({alpha for row in rows.values() for alpha in row["alphas"].split()})

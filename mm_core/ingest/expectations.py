@@ -1,7 +1,7 @@
-"""What a drop must be: Great Expectations suites over the probe's table. Probes measure, expectations judge.
+"""Validate drops with Great Expectations suites over the table of probes.
 
-Row rules take rows out (quarantine, with their reason) and never stop a drop: severity `warning`.
-Batch rules look at the drop as a whole: a failed `critical` one holds it back, a `warning` is shown.
+Row rules have severity `warning`: a failed one moves its row to quarantine and does not stop the drop.
+Batch rules validate the whole drop: a failed `critical` rule holds the drop, a failed `warning` is only shown.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ if TYPE_CHECKING:
 
 MIX_COLUMNS: Mapping[str, str] = {f"{measure}_class": measure for measure in CLASSES}
 LEAST_PEAK = 0.1
-"""A matte that nowhere reaches this holds no foreground; JPEG noise stays below."""
+"""Least maximum of a matte with foreground, in [0, 1]; JPEG noise is lower."""
 
 
 SUSPECT = "suspect matte"
-"""How the reasons begin that hold a row for a person to look at."""
+"""Prefix of the reasons that hold a row for review by a person."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One expectation of ours, known before Great Expectations is loaded."""
+    """One expectation, declared without loading Great Expectations."""
 
     name: str
     """Snake case; the name of the Dagster asset check."""
     scope: Literal["row", "batch"]
     reason: str
-    """Why a row is quarantined or a drop held, in words of a fixed list."""
+    """Reason for the quarantine of a row or for a held drop; one of a fixed list."""
     column: str
     detail: str = ""
-    """What was measured, filled from the row's fields."""
+    """Format string for the measured values, filled from the row's fields."""
     kinds: tuple[str, ...] = KINDS
     severity: Literal["critical", "warning"] = "warning"
 
     @property
     def suspects(self) -> bool:
-        """Rows that break it are held for a person to look at."""
+        """Whether rows that break the rule are held for review by a person."""
         return self.reason.startswith(SUSPECT)
 
 
 LABELED = ("pixel_labeled",)
 RULES: tuple[Rule, ...] = (
-    # The first rule that a row breaks gives its reason.
+    # Order matters: the first rule that a row breaks gives its reason.
     Rule("row_is_whole", "row", "malformed manifest row", "extra_fields", "{extra_fields} fields too many: quote it"),
     Rule("row_is_plain_text", "row", "formula in the manifest", "plain_text", "a field that a spreadsheet would run"),
     Rule("image_inside_batch", "row", "path outside the batch", "image_inside", "{note}"),
@@ -94,7 +94,7 @@ RULES: tuple[Rule, ...] = (
     Rule("category_known", "row", "unknown category", "category", "{category!r}"),
     Rule("role_known", "row", "unknown role", "role", "{role!r}: train, eval or nothing"),
     Rule("caption_there", "row", "missing caption", "caption_length", kinds=("text_image",)),
-    # Suspects: a person looks at them (`mm quarantine accept`). Numbers of `matte_quality` and `mattes`.
+    # Suspect mattes: a person reviews them (`mm quarantine accept`). `matte_quality` and `mattes` measure them.
     Rule("matte_is_no_photo", "row", f"{SUSPECT}: the photo itself", "alpha_is_photo", "its brightness", LABELED),
     Rule("matte_way_up", "row", f"{SUSPECT}: which way up", "alpha_way_up", "{way_up}", LABELED),
     *(
@@ -112,13 +112,13 @@ RULES: tuple[Rule, ...] = (
             ("edge_in_place", "edges disagree with the photo", "matte_edge_match"),
         )
     ),
-    # The drop as a whole, over the table of verdicts.
+    # Rules about the whole drop, over the table of decisions.
     Rule("few_bad_rows", "batch", "too many bad rows", "bad", severity="critical"),
     Rule("few_suspects", "batch", "too many suspect mattes", "suspect", kinds=LABELED, severity="critical"),
     Rule("few_duplicates", "batch", "mostly duplicates", "duplicate"),
     Rule("category_given", "batch", "mostly without category", "category"),
     Rule("soft_edges", "batch", "no matte has soft edges", "alpha_binary", kinds=LABELED),
-    # Against the latest batches of the kind (`mix`).
+    # Comparison with the latest batches of the kind (`batch_mix`).
     Rule("category_mix", "batch", "other categories than before", "category_class"),
     Rule("size_mix", "batch", "other sizes than before", "size_class"),
     Rule("brightness_mix", "batch", "other brightness than before", "brightness_class"),
@@ -126,6 +126,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def rules_of(kind: str, scope: str) -> list[Rule]:
+    """Return the rules of a scope (`row` or `batch`) for a kind of drop, in order."""
     return [rule for rule in RULES if rule.scope == scope and kind in rule.kinds]
 
 
@@ -134,53 +135,67 @@ MATTE_MEASURES = tuple(field.name for field in fields(MatteQuality))
 
 @dataclass(frozen=True)
 class Fault:
-    """Why one row goes to quarantine."""
+    """The reason for the quarantine of one row."""
 
     reason: str
     detail: str
 
     @property
     def suspect(self) -> bool:
-        """Held for a person to look at, not refused."""
+        """Whether the row is held for review instead of refused."""
         return self.reason.startswith(SUSPECT)
 
 
 class Judge:
-    """Great Expectations for one batch: judges its rows, then the whole."""
+    """Validates one batch with Great Expectations: first its rows, then the whole drop."""
 
     def __init__(self, params: IngestParams, kind: str, batch: str, docs: DataDocs):
         self.params, self.kind, self.batch, self._docs = params, kind, batch, docs
         self.results: list[dict[str, Any]] = []
-        """One line per expectation, for reports and asset checks."""
+        """One result per expectation, for reports and asset checks."""
         self._mix: dict[str, tuple[list[float], float] | None] = {}
         self._tables: Counter[str] = Counter()
-        """Judged so far, by scope."""
+        """Scope → number of validated tables."""
 
     def rows(self, probes: Sequence[Probe], reviewed: Collection[int] = ()) -> dict[int, Fault]:
-        """The rows that break a rule, each with the first it broke; mattes of `reviewed` rows are not suspected.
+        """Validate rows; a large drop is validated in pieces, and `results` then holds the sums.
 
-        A large drop is judged in pieces: `results` then hold the sums.
+        Args:
+            probes: Measures of the rows.
+            reviewed: Rows with a matte that a person has accepted; the suspect rules ignore them.
+
+        Returns:
+            Row → the first rule that it breaks.
         """
         by_row = {probe.row: _columns(probe) for probe in probes}
+        # Expectations ignore null values, so null switches the suspect rules off.
         unsuspected = {rule.column: None for rule in RULES if rule.suspects}
         table = [columns | (unsuspected if row in reviewed else {}) for row, columns in by_row.items()]
         faults: dict[int, Fault] = {}
         for rule, broken in self._run("row", pd.DataFrame(table, dtype=object)):
             for row in broken:
                 said = rule.detail.format_map(by_row[row]).strip()
+                # `_run` returns the rules in order: keep the first one per row.
                 faults.setdefault(row, Fault(rule.reason, said))
         return faults
 
     def whole(self, verdicts: Iterable[Mapping[str, Any]], before: Mix) -> str | None:
-        """Why the drop is held, or None.
+        """Validate the whole drop.
 
-        Rows: row, bad, suspect, duplicate (0 or 1), category, alpha_binary, and the classes of `mix`, None where a
-        row is not to be counted. `before`: what the catalog is made of.
+        Args:
+            verdicts: One mapping per row: row, bad, suspect, duplicate (0 or 1), category, alpha_binary and the
+                classes of `batch_mix`. A None value is not counted.
+            before: Mix of the catalog.
+
+        Returns:
+            The reasons for holding the drop, or None.
         """
         columns = ["row", "bad", "suspect", "duplicate", "category", "alpha_binary", *MIX_COLUMNS]
         lines = [tuple(verdict.get(column) for column in columns) for verdict in verdicts]
         table = pd.DataFrame(lines, columns=pd.Index(columns), dtype=object)
+        # The list and the table together would double the memory of a large drop.
         del lines
+        # The mix is compared only if the drop and the catalog have enough rows.
         for column, measure in MIX_COLUMNS.items():
             self._mix[column] = expected(before.get(measure, {}), measure, len(table[column].dropna()))
         self._run("batch", table)
@@ -196,11 +211,13 @@ class Judge:
         )
 
         context = self._docs.context
+        # A mix rule without enough rows to compare is left out.
         rules = [rule for rule in rules_of(self.kind, scope) if self._mix.get(rule.column, rule) is not None]
         suite = gx.ExpectationSuite(
             f"{self.kind} {scope} rules", expectations=[_expect(rule, self.params, self._mix) for rule in rules]
         )
         self._tables[scope] += 1
+        # Each table needs a name of its own, or its page would replace the previous one.
         name = f"{self.kind} {self.batch} {scope}" + (f" {n}" if (n := self._tables[scope]) > 1 else "")
         data = (
             context.data_sources.add_or_update_pandas(name)
@@ -211,7 +228,7 @@ class Judge:
             gx.ValidationDefinition(name=name, data=data, suite=context.suites.add_or_update(suite))
         )
         run = RunIdentifier(run_name=self.batch)
-        # Data Docs put values into their pages as they are. What a rule allows holds no character that is escaped.
+        # Data Docs do not escape values. Escaping cannot change a result: allowed values have no special characters.
         escaped = table.map(lambda value: escape(value) if isinstance(value, str) else value)
         outcome = definition.run(
             batch_parameters={"dataframe": escaped},
@@ -224,8 +241,10 @@ class Judge:
         by_name = {result.expectation_config.meta["rule"]: result for result in outcome.results}  # pyright: ignore
         for rule in rules:
             result = by_name[rule.name]
+            # An expectation that fails to run must not count as a passed one.
             if result.exception_info.get("raised_exception"):
                 raise MattingError(f"expectation {rule.name}: {result.exception_info.get('exception_message')}")
+            # Only row rules list the failing rows.
             indices = result.result.get("unexpected_index_list") or []
             found.append((rule, [int(index["row"]) for index in indices]))
             observed = result.result.get("observed_value")
@@ -244,7 +263,7 @@ class Judge:
         return found
 
     def _tell(self, line: dict[str, Any]) -> None:
-        """Adds a line to the results; of rows that were judged in pieces, to the line that is there."""
+        """Add a result; a row result of a later piece is added to the existing one."""
         for known in self.results:
             if known["scope"] == line["scope"] == "row" and known["name"] == line["name"]:
                 known["success"] &= line["success"]
@@ -254,7 +273,7 @@ class Judge:
 
 
 def _columns(probe: Probe) -> dict[str, Any]:
-    """A probe as columns; the matte's measures one by one, and all in words."""
+    """Return a probe as columns: one per measure of the matte, and one text with all measures."""
     columns = asdict(probe)
     measures = columns.pop("matte") or dict.fromkeys(MATTE_MEASURES)
     said = (f"{name.replace('_', ' ')} {value:.3f}" for name, value in measures.items() if value is not None)
@@ -266,7 +285,13 @@ def _columns(probe: Probe) -> dict[str, Any]:
 
 
 def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float], float] | None]) -> Expectation:
-    """The Great Expectations form of a rule."""
+    """Return the Great Expectations object for a rule.
+
+    Args:
+        rule: The rule.
+        params: Thresholds.
+        mix: Column → expected class shares and largest divergence.
+    """
     import great_expectations as gx
 
     gxe: Any = gx.expectations
@@ -278,6 +303,7 @@ def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float
         return gxe.ExpectColumnKLDivergenceToBeLessThan(
             column=column, partition_object=partition, threshold=allowed, **common
         )
+    # Every value must be in the range.
     ranges: Mapping[str, dict[str, Any]] = {
         "row_is_whole": {"max_value": 0},
         "image_not_empty": {"min_value": 1},
@@ -300,12 +326,14 @@ def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float
         "matte_edge_in_photo": {"min_value": suspect.edge_contrast},
         "matte_edge_in_place": {"min_value": suspect.edge_match},
     }
+    # The mean over the drop, which is the share for a column of 0 and 1.
     means: Mapping[str, dict[str, Any]] = {
         "few_bad_rows": {"max_value": params.max_reject_share},
         "few_suspects": {"max_value": params.suspect.max_share},
         "few_duplicates": {"max_value": 0.5},
         "soft_edges": {"max_value": 0.999},
     }
+    # Every value must be in the set.
     sets: Mapping[str, Iterable[str]] = {"category_known": ALL_CATEGORIES, "role_known": ("train", "eval")}
     if rule.name in ranges:
         return gxe.ExpectColumnValuesToBeBetween(column=column, **ranges[rule.name], **common)
@@ -317,4 +345,5 @@ def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float
         return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[False], **common)
     if rule.name == "category_given":
         return gxe.ExpectColumnValuesToNotBeNull(column=column, mostly=0.5, **common)
+    # All other rules test a boolean column.
     return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[True], **common)

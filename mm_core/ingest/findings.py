@@ -1,4 +1,4 @@
-"""What was found about the rows of a drop, in their order, on disk: memory does not grow with the drop."""
+"""Keep the findings about the rows of a drop on disk, so that memory does not grow with the drop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mm_core.ingest.manifest import ManifestRow
 from mm_core.ingest.probe import Probe
 
 PIECE = 4096
-"""Rows that are measured and judged together, and stand in memory at once."""
+"""Number of rows that are measured and validated together and held in memory."""
 
 
 class Finding(NamedTuple):
-    """A row, what was measured of it, and the first rule that it breaks."""
+    """A row, its measures, and the first rule that it breaks (None for a good row)."""
 
     row: ManifestRow
     probe: Probe
@@ -24,14 +24,20 @@ class Finding(NamedTuple):
 
 
 class Measured:
-    """Findings in the order of the manifest; can be gone through again and again."""
+    """Findings in the order of the manifest; they can be iterated any number of times."""
 
     def __init__(self, folder: Path):
-        """`folder`: this process's own, it goes when the batch is done."""
+        """Create an empty list.
+
+        Args:
+            folder: A temporary folder of this process; the caller deletes it after the batch.
+        """
         self._folder, self._rows, self._pieces = folder, 0, 0
         self._newest: list[Finding] = []
 
     def add(self, findings: Sequence[Finding]) -> None:
+        """Append a piece of findings and write it to disk."""
+        # Keep the newest piece in memory. Small drops have one piece and need no read.
         self._newest = list(findings)
         self._place(self._pieces).write_bytes(pickle.dumps(self._newest, pickle.HIGHEST_PROTOCOL))
         self._rows += len(findings)
@@ -45,7 +51,7 @@ class Measured:
             yield from piece
 
     def pieces(self) -> Iterator[list[Finding]]:
-        """Some thousand findings at a time."""
+        """Yield the findings in the pieces in which they were added."""
         for number in range(self._pieces):
             is_newest = number + 1 == self._pieces
             yield self._newest if is_newest else pickle.loads(self._place(number).read_bytes())  # noqa: S301 - own

@@ -1,9 +1,9 @@
-"""Decides, arrival by arrival, which groups are held out of training: for evaluation, or for validation.
+"""Decide for each arrival which groups are held out of training for evaluation or validation.
 
-Only an arriving group can be held out, because an earlier one may have been trained on. The catalog's arrivals are
-therefore replayed in order. Each arriving photo joins what it belongs with (its declared group, near-duplicates), and
-a photo that belongs with one of an earlier training pool is never held out. A decision depends on its own arrival and
-on earlier ones, so later photos never change it.
+Only an arriving group can be held out, because a model may have been trained on an earlier one. This module therefore
+replays the arrivals of the catalog in order. Each arriving photo joins its component: its declared group and its
+near-duplicates. A photo is never held out if its component was in a training pool before. A decision depends only on
+its own arrival and earlier ones, so later photos never change it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import pandas as pd
 from mm_core.core.params import SnapshotParams
 
 MOST_SHARE = 1 / 3
-"""Largest share of a category's groups that `eval_least` may take while there are few: the others train the model."""
+"""Largest share of a category's groups that `eval_least` may use; the other groups train the model."""
 MIN_VALIDATION_PHOTOS = 8
-"""Photos with which a category's validation begins: fewer cannot choose a checkpoint, so they are trained on."""
+"""Least number of validation photos of a category; fewer cannot choose a checkpoint and are used for training."""
 LEARNT = "role eval, but it belongs with photos that arrived earlier for training"
 
 
@@ -29,59 +29,64 @@ class HeldOut:
     """The decisions, one entry per sample in the order of the table given to `hold_out`."""
 
     evaluation: np.ndarray
-    """(samples,) bool: judges models, once it has a label and a category."""
+    """(samples,) bool: used for evaluation when it has a label and a category."""
     validation: np.ndarray
-    """(samples,) bool: chooses checkpoints."""
+    """(samples,) bool: used to choose checkpoints."""
     refused: np.ndarray
-    """(samples,) str: why a row of role `eval` cannot judge; empty for all others."""
+    """(samples,) str: reason why a row of role `eval` cannot be used for evaluation; empty for all other rows."""
 
 
 @dataclass
 class Needs:
-    """What one category has for one purpose."""
+    """The groups of one category for one purpose (evaluation or validation)."""
 
     seen: set[str] = field(default_factory=set)
+    """Groups that have arrived."""
     filled: set[str] = field(default_factory=set)
+    """Groups that are held out."""
 
     def count(self, lost_at: dict[str, str], arrival: str) -> int:
-        """Groups that still had a label when `arrival` came."""
+        """Return the number of held-out groups with a label at the time of `arrival`."""
+        # "~" is greater than every ISO time: a group outside `lost_at` still has its label.
         return sum(lost_at.get(group, "~") > arrival for group in self.filled)
 
 
 def eval_quota(groups: int, params: SnapshotParams) -> int:
-    """Return how many groups of a category with `groups` labelled ones must be evaluation groups.
+    """Return the number of evaluation groups for a category with `groups` labelled groups.
 
-    `eval_least` comes first, as far as MOST_SHARE allows; beyond it, `eval_share` of all.
+    The number is at least `eval_least`, limited by MOST_SHARE, and at least `eval_share` of all groups.
     """
     return max(int(params.eval_share * groups), min(params.eval_least, int(MOST_SHARE * groups)))
 
 
 def validation_quota(groups: int, params: SnapshotParams) -> int:
-    """Return how many of a category's `groups` groups outside evaluation must be validation groups.
+    """Return the number of validation groups for a category with `groups` groups outside evaluation.
 
-    None where `validation_share` gives fewer than MIN_VALIDATION_PHOTOS.
+    The number is 0 if `validation_share` gives fewer than MIN_VALIDATION_PHOTOS.
     """
     quota = int(params.validation_share * groups)
     return quota if quota >= MIN_VALIDATION_PHOTOS else 0
 
 
 def hold_out(params: SnapshotParams, table: pd.DataFrame, links: tuple[np.ndarray, np.ndarray]) -> HeldOut:
-    """Replay the arrivals of a catalog and decide what is held out of training.
+    """Replay the arrivals of a catalog and decide which samples are held out of training.
 
     Args:
         params: Shares and least numbers.
         table: One row per sample: `declared` (group), `category` (None: unknown), `kind`, `role`, `near` (ids or
-            None), `accepted_at`, `lost_at` (when its last label was withdrawn; None: it is in use), `eval_share_of` and
-            `validation_share_of` (the stable hash of the group, in [0, 1)).
-        links: Positions of samples that show the same, as two arrays of equal length.
+            None), `accepted_at`, `lost_at` (time when its last label was withdrawn; None: it is in use),
+            `eval_share_of` and `validation_share_of` (the stable hash of the group, in [0, 1)).
+        links: Positions of samples with the same content, as two int arrays of equal length.
 
     Returns:
-        The decisions.
+        The decisions, in the order of the table.
     """
     return _Replay(params, table, links).run()
 
 
 class _Replay:
+    """One replay: a union-find forest over samples and groups, with flags at the roots of its components."""
+
     def __init__(self, params: SnapshotParams, table: Any, links: tuple[np.ndarray, np.ndarray]):
         self.params, count = params, len(table)
         self.declared = table["declared"].tolist()
@@ -92,33 +97,38 @@ class _Replay:
         self.near = (table["near"].str.len().fillna(0) > 0).tolist()
         self.eval_share = table["eval_share_of"].tolist()
         self.validation_share = table["validation_share_of"].tolist()
+        # A group has lost its label when all its photos have.
         lost = table.loc[table["lost_at"].notna()].groupby("declared")["lost_at"].max()
         whole = table["lost_at"].isna().groupby(table["declared"]).any()
         self.lost_at = {group: when for group, when in lost.items() if not whole[group]}
         groups = pd.factorize(table["declared"])[0]
         self.group_node = (count + groups).tolist()
+        # Nodes 0 to count - 1 are samples. The following nodes are declared groups.
         self.parent = list(range(count + (int(groups.max()) + 1 if count else 0)))
         self.neighbours: dict[int, list[int]] = defaultdict(list)
         for left, right in zip(links[0].tolist(), links[1].tolist(), strict=True):
             self.neighbours[left].append(right)
             self.neighbours[right].append(left)
         self.arrived = [False] * count
-        # Of each component (by its root): what became of the photos that arrived in it so far.
+        # Flags per component, stored at its root: whether its photos train, evaluate or validate.
         self.learnt, self.judges, self.validates = ([False] * len(self.parent) for _ in range(3))
         self.eval_groups: set[str] = set()
         self.needs: dict[tuple[str, str], Needs] = defaultdict(Needs)
         self.result = HeldOut(np.zeros(count, bool), np.zeros(count, bool), np.full(count, "", dtype=object))
 
     def run(self) -> HeldOut:
+        """Replay all arrivals in order of time."""
         order: dict[str, list[int]] = defaultdict(list)
         for position, arrival in enumerate(self.arrival):
             order[arrival].append(position)
+        # ISO times sort by time. Photos that one run accepted share a time and are decided together.
         for arrival in sorted(order):
             self._arrive(arrival, order[arrival])
         return self.result
 
     def _root(self, node: int) -> int:
         while self.parent[node] != node:
+            # Path halving keeps the trees flat.
             self.parent[node] = self.parent[self.parent[node]]
             node = self.parent[node]
         return node
@@ -127,6 +137,7 @@ class _Replay:
         one, other = self._root(one), self._root(other)
         if one != other:
             self.parent[other] = one
+            # A joined component has the flags of both parts.
             for flags in (self.learnt, self.judges, self.validates):
                 flags[one] |= flags[other]
 
@@ -135,9 +146,11 @@ class _Replay:
             self.arrived[row] = True
             self._join(self.group_node[row], row)
             for other in self.neighbours.get(row, ()):
+                # A link to a later photo takes effect when that photo arrives.
                 if self.arrived[other]:
                     self._join(row, other)
         roots = {row: self._root(row) for row in rows}
+        # Evaluation is decided first, so that validation cannot use an evaluation component.
         fresh = [row for row in rows if not (self.learnt[roots[row]] or self.validates[roots[row]])]
         self._choose_eval(arrival, rows, fresh)
         for row in rows:
@@ -147,22 +160,26 @@ class _Replay:
             self.validates[roots[row]] |= bool(self.result.validation[row])
         for row in rows:
             root = roots[row]
+            # All remaining photos train the model. Their components can never be held out later.
             if not (self.judges[root] or self.validates[root] or self.result.refused[row]):
                 self.learnt[root] = True
 
     def _choose_eval(self, arrival: str, rows: list[int], fresh: list[int]) -> None:
-        """Role `eval`, then the hash of the group, then as many arriving groups as the category still needs."""
+        """Choose evaluation groups: by role `eval`, by the group's hash, then as many as the category still needs."""
         able = set(fresh)
         waiting: dict[str, dict[str, float]] = defaultdict(dict)
         for row in rows:
             group = self.declared[row]
             if self.role[row] == "eval":
+                # The producer asked for evaluation. This fails only if related photos were in training.
                 self.result.evaluation[row] = row in able
                 self.result.refused[row] = "" if row in able else LEARNT
             elif self.labelled[row] and not self.role[row] and not self.near[row] and row in able:
+                # The stable hash gives the share without a random state. A chosen group stays chosen.
                 chosen = self.eval_share[row] < self.params.eval_share or group in self.eval_groups
                 self.result.evaluation[row] = chosen
                 if not chosen and self.category[row] is not None and not self.judges[self._root(row)]:
+                    # Candidates for the case that the hash gives too few groups.
                     waiting[self.category[row]][group] = self.eval_share[row]
             else:
                 continue
@@ -175,18 +192,20 @@ class _Replay:
             needs = self.needs["eval", category]
             short = eval_quota(len(needs.seen), self.params) - needs.count(self.lost_at, arrival)
             open_groups = set(groups) - needs.filled
+            # Smallest hashes first: a larger quota then extends the same set.
             picked = sorted(open_groups, key=lambda group: (groups[group], group))[: max(0, short)]
             needs.filled |= set(picked)
             self.eval_groups |= set(picked)
+        # Mark all photos of the groups that were picked above.
         for row in fresh:
             drawn = self.labelled[row] and not self.role[row] and not self.near[row]
             if drawn and self.declared[row] in self.eval_groups:
                 self.result.evaluation[row] = True
 
     def _choose_validation(self, arrival: str, rows: list[int], roots: dict[int, int]) -> None:
-        """As many arriving groups as the category's share asks for, of the smallest hashes; nothing below the least.
+        """Choose the arriving components with the smallest hashes up to the category's share.
 
-        What belongs with a validation photo joins it. A photo of unknown category is drawn with its group alone.
+        Photos of a validation component join it. A photo of unknown category is chosen only with its component.
         """
         able = [
             row
@@ -195,6 +214,7 @@ class _Replay:
             and self.role[row] != "eval"
             and not (self.learnt[roots[row]] or self.judges[roots[row]])
         ]
+        # Components are drawn as a unit. The alphabetically first group gives the unit its name and hash.
         unit: dict[int, int] = {}
         for row in able:
             first = unit.setdefault(roots[row], row)
@@ -223,7 +243,7 @@ class _Replay:
         needs = self.needs["validation", category]
         quota, count = validation_quota(len(needs.seen), self.params), needs.count(self.lost_at, arrival)
         open_groups = set(groups) - needs.filled
-        # The first photos come all at once. Where drops are too small for that, they gather from twice the least on.
+        # The first draw must reach the minimum in one step. With small drops it starts when the quota is twice that.
         begun = count > 0 or count + len(open_groups) >= MIN_VALIDATION_PHOTOS or quota >= 2 * MIN_VALIDATION_PHOTOS
         if not begun:
             return set()

@@ -1,4 +1,4 @@
-"""The inbox: which drops have arrived, and which of them the catalog does not hold yet."""
+"""List the drops in the inbox and find those that are not ingested yet."""
 
 from __future__ import annotations
 
@@ -16,75 +16,87 @@ from mm_core.storage.store import Store
 
 MANIFESTS = ("manifest.csv", "manifest.parquet")
 LOOKS = 8
-"""Manifests looked at once: one short request each, whether or not they changed."""
+"""Manifests checked in parallel; each needs one short request, changed or not."""
 
 
 @dataclass(frozen=True)
 class ReadyBatch:
-    """A drop whose manifest is there."""
+    """A drop with a manifest."""
 
     kind: str
     batch: str
-    """The folder's name; of a refused one an alias that is safe everywhere."""
+    """The folder's name, or a safe alias if the name is refused."""
     manifest_key: str
-    """In the inbox."""
+    """Key of the manifest in the inbox."""
     manifest_sha256: str
     key: str
-    """Of the ledger: digest over kind, batch and manifest digest."""
+    """Key in the ledger: digest over kind, batch and manifest digest."""
     uri: str
     refused: str = ""
-    """Why the drop is held without being read: its name is not safe to use."""
+    """Reason for holding the drop unread: its name is not safe to use."""
     after: str = ""
-    """What the ledger held of this drop before, or what its files have become: empty for one that is new."""
+    """The previous arrival of this drop, or the digest of its replaced files; empty for a new drop."""
 
     @property
     def request(self) -> str:
-        """Differs for each arrival that is to be ingested, also where the same manifest comes again."""
+        """A key that differs for each arrival, also if the same manifest arrives again."""
         return digest_of([self.key, self.after]) if self.after else self.key
 
     @property
     def name(self) -> str:
+        """Name for messages and reports: `kind/batch`."""
         return f"{self.kind}/{self.batch}"
 
     @property
     def record_key(self) -> str:
-        """Where the store keeps what was found and meant to be done."""
+        """Key in the store of the batch's record: validation results, mix and planned changes."""
         return self.record_of(self.key)
 
     def reject_key(self, row: int) -> str:
-        """Key of a refused row of this drop."""
+        """Return the key of a refused row of this drop."""
         return sha256_bytes(f"{self.key}:{row}".encode())
 
     @staticmethod
     def record_of(key: str) -> str:
+        """Return the store's key of the record of the batch with this ledger key."""
         return f"ingest/{key}.json"
 
 
 def kept_matte(reject: str) -> str:
-    """Where the store keeps the normalised matte of a refused row, by the key of the row."""
+    """Return the store's key of the normalised matte of a refused row.
+
+    Args:
+        reject: Key of the row (`ReadyBatch.reject_key`).
+    """
     return f"quarantine/mattes/{reject}.png"
 
 
 def arrived_batches(inbox: Store) -> list[ReadyBatch]:
-    """Every drop of the inbox whose manifest is there, ingested or not."""
+    """Return every drop of the inbox with a manifest, ingested or not."""
     places = []
     for kind in KINDS:
         for entry in inbox.list(kind, delimiter=True):
             batch = entry.key.removeprefix(f"{kind}/").removesuffix("/")
             if entry.key.endswith("/") and batch and not is_hidden(batch):
                 places.append((kind, batch))
-    # S3 is asked for the manifest's ETag and sends one again only where that has changed.
+    # S3 compares the manifest's ETag and sends the file again only if it has changed.
     with ThreadPoolExecutor(LOOKS) as pool:
         found = pool.map(lambda place: _arrived(inbox, *place), places)
         return [batch for batch in found if batch is not None]
 
 
 def named_batches(inbox: Store, name: str) -> list[ReadyBatch]:
-    """The drops that a person names, as `batch` or `kind/batch`, by the folder's name or by the ledger's.
+    """Return the drops with a given name.
 
-    Raises InputError where the name is not safe to use and no drop has it.
+    Args:
+        inbox: The inbox.
+        name: `batch` or `kind/batch`; the name of the folder or the name in the ledger.
+
+    Raises:
+        InputError: The name is not safe to use and no drop has it.
     """
     kind, _, batch = name.rpartition("/")
+    # The ledger lists a refused drop under its alias. Both names must find it.
     alias = safe_alias(batch) if name_fault(batch) else batch
     arrived = [one for one in arrived_batches(inbox) if alias == one.batch and kind in ("", one.kind)]
     if not arrived and alias != batch:
@@ -93,13 +105,13 @@ def named_batches(inbox: Store, name: str) -> list[ReadyBatch]:
 
 
 def is_hidden(batch: str) -> bool:
-    """Whether a folder is none of a producer's: systems and synchronisers keep theirs under a leading dot."""
+    """Return whether a folder belongs to a system or a synchroniser; their names have a leading dot."""
     return batch.startswith(".") and batch not in (".", "..")
 
 
 def _arrived(inbox: Store, kind: str, batch: str) -> ReadyBatch | None:
     if fault := name_fault(batch):
-        # `.` and `..` would lead elsewhere. Of the others only whether they are drops is asked.
+        # `.` and `..` point outside the drop, so they are not opened. Other names need a manifest to count as drops.
         if batch not in (".", "..") and not any(inbox.exists(f"{kind}/{batch}/{name}") for name in MANIFESTS):
             return None
         alias = safe_alias(batch)
@@ -111,36 +123,52 @@ def _arrived(inbox: Store, kind: str, batch: str) -> ReadyBatch | None:
         except (BlobNotFound, FileNotFoundError):
             continue
         except BlobTooLarge as error:
-            digest = f"{error.size} bytes"  # what it is held for; nobody reads it
+            digest = f"{error.size} bytes"  # the drop will be held for its size, unread
         except OSError as error:
-            digest = f"unreadable: {error.strerror}"  # held until it can be read, as what it then is
+            digest = f"unreadable: {error.strerror}"  # held; a readable manifest later is a new arrival
         identity = digest_of([kind, batch, digest])
         return ReadyBatch(kind, batch, key, digest, identity, f"{inbox.url}/{kind}/{batch}")
     return None
 
 
 def latest_arrivals(catalog: Catalog, state: str = "") -> dict[tuple[str, str], dict[str, Any]]:
-    """The ledger's row of what each (kind, batch) brought last; with `state`, of the rows in that state."""
+    """Return the ledger's newest row of each drop.
+
+    Args:
+        catalog: The catalog.
+        state: Only rows in this state (`ingested`, `held`); all if empty.
+
+    Returns:
+        (kind, batch) → row.
+    """
     rows: Any = catalog.read("batches", filters=[("state", "=", state)] if state else None).astype(object)
     ordered = rows.where(rows.notna(), None).sort_values("ingested_at", kind="stable")
+    # Later rows overwrite earlier ones, so the newest row remains.
     return {(row["kind"], row["batch"]): row for row in ordered.to_dict("records")}
 
 
 def ready_batches(inbox: Store, catalog: Catalog, store: Store | None = None) -> list[ReadyBatch]:
-    """The drops that say something which the ledger does not hold yet.
+    """Return the drops that must be ingested.
 
-    These are new ones, those whose manifest is another one than the last (an earlier one that came back is another
-    one, too), and, where `store` is given, those whose files were replaced in place.
+    A drop is ready if it is new or if its manifest differs from its last one. A restored earlier manifest also counts.
+    With `store`, a drop is also ready if files were replaced in place.
+
+    Args:
+        inbox: The inbox.
+        catalog: The catalog with the ledger.
+        store: The store with the statements of earlier arrivals, or None.
     """
     latest = latest_arrivals(catalog)
     ready = []
     for batch in arrived_batches(inbox):
         row = latest.get((batch.kind, batch.batch))
+        # The ledger has no row of this drop: it is new.
         if row is None:
             ready.append(batch)
         elif row["key"] != batch.key:
             ready.append(replace(batch, after=str(row["arrival"] or row["key"])))
         elif store is not None and row["statement"]:
+            # Compare the digest of the listing first. Only a difference needs the statement.
             listing = Listing.read(inbox, batch)
             if listing.digest != row["files"] and Statement.read(store, row["statement"]).replaced(listing):
                 ready.append(replace(batch, after=listing.digest))

@@ -1,10 +1,10 @@
-"""Ingest: drops of the inbox become samples, labels and rejects of the catalog.
+"""Ingest drops of the inbox as samples, labels and rejects of the catalog.
 
-For each batch: manifest → probe → expectations → verdicts → blobs → labels → samples → rejects → ledger.
-The ledger row comes last and is what makes a batch done; everything before it is repeated to no effect, so
-a killed run is simply run again. Labels come before the samples that they are about, so that no snapshot
-ever sees a labelled photo as an unlabelled one. Two workers may do the same batch, or batches that share
-photos: verdicts hold for one catalog version, and are made again where it moved before the commit.
+For each batch: manifest → probe → expectations → decisions → blobs → labels → samples → rejects → ledger.
+The ledger row is written last and marks the batch as done. All earlier writes can be repeated without effect, so a
+killed run is started again. Labels are written before their samples, so that no snapshot sees a labelled photo as
+unlabelled. Two workers may process the same batch, or batches with common photos. Decisions are valid for one catalog
+version and are repeated if the version changes before the commit.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ from mm_core.storage.retry import disk_faults_of
 from mm_core.storage.store import Store, fetch_blob, remove_left_over
 
 WORKERS = min(8, os.cpu_count() or 1)
-"""Rows probed at once: bounds the decoded photos in memory."""
+"""Rows probed in parallel; the number bounds the decoded photos in memory."""
 ATTEMPTS = 50
+"""Largest number of decisions about one batch while other workers change the catalog."""
 
 
 def ingest_ready(
@@ -64,13 +65,30 @@ def ingest_ready(
     spool: Path,
     progress: Progress,
 ) -> Report:
-    """Takes every ready drop, or the one named `batch` or `kind/batch`; one that is done already is only reported.
+    """Ingest every ready drop, or one named drop; a drop that is already ingested is only reported.
 
-    Fills `report`: metrics ingest/{batches,held,accepted,updated,quarantined,duplicates,conflicts}; tables `batches`
-    (ledger rows), `rejects`, `updates` (old and new value of what changed), `removed` (photos that a corrected manifest
-    no longer lists), `expectations`, `vanished` (drops that left while they were read); fact `data_docs`. Raises
-    InputError for an unknown `batch`, StoreError and CatalogError where those fail; a drop that cannot be read is held
-    with its reason and the others go on.
+    A drop that cannot be read is held with its reason. The other drops are still ingested.
+
+    Args:
+        params: Limits and thresholds.
+        catalog: The catalog.
+        store: The store of blobs and records.
+        inbox: The inbox.
+        report: The report to fill.
+        batch: Name of one drop, as `batch` or `kind/batch`; None for all ready drops.
+        data_docs: Folder of the Data Docs pages.
+        spool: Folder for temporary files.
+        progress: Called with a title, the number of rows done and the total.
+
+    Returns:
+        `report` with the metrics ingest/{batches,held,accepted,updated,quarantined,duplicates,conflicts}; the tables
+        `batches` (ledger rows), `rejects`, `updates` (old and new values), `removed` (photos that a corrected manifest
+        no longer lists), `expectations` and `vanished` (drops that were moved during the run); the fact `data_docs`.
+
+    Raises:
+        InputError: `batch` is unknown.
+        StoreError: The store or the inbox fails.
+        CatalogError: The catalog fails.
     """
     chosen = ready_batches(inbox, catalog, store)
     if batch is not None:
@@ -84,6 +102,7 @@ def ingest_ready(
             with disk_faults_of(spool):
                 Ingest(params, catalog, store, inbox, one, docs, spool, progress).run()
         except StoreError as error:
+            # A drop that a producer moved or changed is not an error of the store. Report it and continue.
             if not isinstance(error, DropMoved) and is_as_it_arrived(inbox, one):
                 raise
             vanished.append({"kind": one.kind, "batch": one.batch, "reason": str(error)})
@@ -95,8 +114,9 @@ def ingest_ready(
 
 
 def describe(report: Report, catalog: Catalog, store: Store, batches: Sequence[ReadyBatch], data_docs: Path) -> Report:
-    """Fills the report from what the catalog and the records say about these batches."""
+    """Fill the report from the catalog and the records of these batches, and return it."""
     keys = [one.key for one in batches]
+    # Version -1 reads the empty table with its columns.
     ledger = catalog.read("batches", filters=[("key", "in", keys)]) if keys else catalog.read("batches", version=-1)
     report.tables["batches"] = ledger.fillna("").sort_values(["kind", "batch"]).to_dict("records")
     report.tables["rejects"], report.tables["expectations"] = [], []
@@ -115,7 +135,7 @@ def describe(report: Report, catalog: Catalog, store: Store, batches: Sequence[R
 
 
 def corrections_of(catalog: Catalog, arrivals: Sequence[str]) -> list[dict[str, Any]]:
-    """What these arrivals changed of known photos, in the order of their rows, as a report shows it."""
+    """Return the changes of known photos by these arrivals, in the order of their rows, without nulls."""
     columns = ["kind", "batch", "row", "image", "verdict", "column", "old", "new", "sample_id"]
     named = sorted(filter(None, arrivals))
     frame: Any = catalog.read("corrections", columns=columns, filters=[("arrival", "in", named)])
@@ -124,7 +144,7 @@ def corrections_of(catalog: Catalog, arrivals: Sequence[str]) -> list[dict[str, 
 
 
 def rejects_of(catalog: Catalog, batch: ReadyBatch) -> list[dict[str, Any]]:
-    """The refused rows of a batch, in the order of the manifest, as a report shows them."""
+    """Return the refused rows of a batch in the order of the manifest, without nulls."""
     filters = [("kind", "=", batch.kind), ("batch", "=", batch.batch)]
     columns = ["kind", "batch", "row", "image", "verdict", "reason", "detail"]
     frame = catalog.read("rejects", columns=columns, filters=filters)
@@ -132,8 +152,16 @@ def rejects_of(catalog: Catalog, batch: ReadyBatch) -> list[dict[str, Any]]:
 
 
 def read_record(store: Store, batch: ReadyBatch) -> dict[str, Any]:
-    """What was found about a batch, empty before its first run: `expectations` (lines), `mix`, and of `arrival` the
-    `changes` that it meant to make (row → column, old, new, number)."""
+    """Return the record of a batch, empty before its first run.
+
+    Args:
+        store: The store with the records.
+        batch: The drop.
+
+    Returns:
+        `expectations` (results), `mix`, `arrival` (id) and `changes`, which the arrival planned (row → lists of column,
+        old, new, number).
+    """
     try:
         return json.loads(store.fetch(batch.record_key).read_text())
     except BlobNotFound:
@@ -141,7 +169,7 @@ def read_record(store: Store, batch: ReadyBatch) -> dict[str, Any]:
 
 
 class Ingest:
-    """One batch on its way into the catalog."""
+    """The ingest of one batch."""
 
     def __init__(
         self,
@@ -156,14 +184,20 @@ class Ingest:
     ):
         self.params, self.catalog, self.store, self.inbox = params, catalog, store, inbox
         self.batch, self.docs, self.spool, self.progress = batch, docs, spool, progress
-        # To the microsecond: of two manifests of one drop within a second the later one counts.
+        # Microseconds keep the order of two manifests of one drop that arrive within a second.
         self.now = datetime.now(UTC).isoformat(timespec="microseconds")
 
     def run(self, *, again: bool = False, only: frozenset[int] | None = None) -> None:
-        """Does the batch unless the ledger holds it as it lies in the inbox.
+        """Ingest the batch unless the ledger already holds it in its current state.
 
-        `again`: whatever the ledger says; `only`: as `again`, these rows alone, which no longer can hold the drop.
-        Rows whose files were replaced in place are always looked at. Raises DropMoved for a drop that left.
+        Rows with replaced files are always measured again.
+
+        Args:
+            again: Ingest the batch even if the ledger holds it.
+            only: Ingest only these rows, even if the ledger holds the batch. They cannot cause the drop to be held.
+
+        Raises:
+            DropMoved: The drop was removed or changed during the run.
         """
         if self.batch.refused:
             return self._hold_unread(again)
@@ -174,8 +208,10 @@ class Ingest:
                 replaced = arrival.seen.replaced(arrival.listing)
             if only is None and not replaced:
                 return
+            # A held manifest has no accepted rows, so it is measured as a whole.
             only = (only or frozenset()) | replaced if before["state"] == "ingested" else None
         self.spool.mkdir(parents=True, exist_ok=True)
+        # Killed runs leave temporary folders.
         remove_left_over(self.spool)
         with TemporaryDirectory(dir=self.spool) as spool:
             try:
@@ -185,18 +221,19 @@ class Ingest:
             held, after = "", arrival.seen
             if only is None or only:
                 held, after = self._take(manifest, only, Path(spool), arrival)
+            # The statement is stored before the ledger row that names it.
             entry = LedgerEntry("held" if held else "ingested", held, len(manifest), arrival.id)
             entry = replace(entry, statement=after.write(self.store), files=arrival.listing.digest)
             write_ledger(self.catalog, self.batch, self.now, entry)
 
     def _hold_unread(self, again: bool) -> None:
-        """Record a drop whose name is not safe to use, without reading anything of it."""
+        """Record a drop with an unsafe name as held without reading its files."""
         if again or not len(self.catalog.read("batches", filters=[("key", "=", self.batch.key)])):
             entry = LedgerEntry("held", self.batch.refused, 0, self.batch.key)
             write_ledger(self.catalog, self.batch, self.now, entry)
 
     def _arrival(self) -> tuple[Arrival, dict[str, Any] | None]:
-        """This coming of the drop, and the ledger's row of it where the ledger holds this very manifest as the last."""
+        """Return the current arrival, and the ledger's row if its last manifest of this drop is the same one."""
         name = (self.batch.kind, self.batch.batch)
         last = latest_arrivals(self.catalog).get(name)
         counts = latest_arrivals(self.catalog, "ingested").get(name)
@@ -204,10 +241,18 @@ class Ingest:
         listing = Listing.read(self.inbox, self.batch)
         if last and last["key"] == self.batch.key:
             return Arrival(last["arrival"] or self.batch.key, listing, seen, said), last
+        # The id includes the previous arrival: a restored earlier manifest is a new arrival.
         return Arrival(digest_of([self.batch.key, last["arrival"] if last else None]), listing, seen, said), None
 
     def _manifest(self, spool: Path) -> Path:
-        """A copy of the manifest, which is read several times: the producer may replace the file in between."""
+        """Return a copy of the manifest.
+
+        It is read several times, and the producer may replace the file during the run.
+
+        Raises:
+            DropError: The manifest is too large or not readable.
+            DropMoved: It was removed or changed since the inbox was listed.
+        """
         try:
             source = self.inbox.fetch(self.batch.manifest_key, most=MAX_BYTES)
             copy = Path(shutil.copyfile(source, spool / source.name))
@@ -224,8 +269,12 @@ class Ingest:
     def _take(
         self, manifest: Manifest, only: frozenset[int] | None, spool: Path, arrival: Arrival
     ) -> tuple[str, Statement]:
-        """Everything up to the ledger; why the drop is held, or nothing, and what it says now."""
-        # Downloads go with the batch: a cache of drops would grow with everything that ever arrived.
+        """Process the batch up to the ledger row.
+
+        Returns:
+            The reason for holding the drop ("" if it is not held), and its new statement.
+        """
+        # Delete the downloads with the batch. A permanent cache would grow with every drop.
         inbox = self.inbox.apart(spool)
         prober = Prober(inbox, self.batch.manifest_key, self.batch.kind, self.params, spool)
         judge = Judge(self.params, self.batch.kind, self.batch.batch, self.docs)
@@ -234,20 +283,22 @@ class Ingest:
         total = len(manifest) if only is None else len(only)
         self.progress(self.batch.name, 0, total)
         with ThreadPoolExecutor(WORKERS) as pool:
+            # Measure and validate in pieces, so that memory does not grow with the drop.
             while piece := list(islice(rows, PIECE)):
                 probes = []
                 for probe in pool.map(prober, piece):
                     probes.append(probe)
-                    os.utime(spool)  # still in use, says its time to others who tidy up
+                    os.utime(spool)  # a fresh time stamp protects the folder from clean-up
                     self.progress(self.batch.name, len(measured) + len(probes), total)
                 faults = judge.rows(probes, self._reviewed(probes))
                 measured.add([Finding(row, p, faults.get(row.row)) for row, p in zip(piece, probes, strict=True)])
+        # Files of a removed drop look missing. Do not record them as rejects.
         if not self.inbox.exists(self.batch.manifest_key):
             raise DropMoved(f"{self.batch.uri} left the inbox while it was read: put it there again")
         return self._settle(prober, judge, measured, arrival, partial=only is not None)
 
     def _reviewed(self, probes: Sequence[Probe]) -> frozenset[int]:
-        """Rows whose very matte a person has looked at and taken."""
+        """Return the rows with exactly a matte that a person has reviewed and accepted."""
         if self.batch.kind != "pixel_labeled":
             return frozenset()
         known = set(self.catalog.read("reviews", columns=["id"])["id"])
@@ -256,20 +307,25 @@ class Ingest:
     def _settle(
         self, prober: Prober, judge: Judge, measured: Measured, arrival: Arrival, *, partial: bool
     ) -> tuple[str, Statement]:
-        """Verdicts and their writes, again where the catalog moved; why the drop is held, or nothing, and what it
-        says now."""
+        """Decide the rows and write the result; repeat if the catalog has changed.
+
+        Returns:
+            The reason for holding the drop ("" if it is not held), and its new statement.
+        """
         earlier = read_record(self.store, self.batch)
         meant = _meant(earlier, arrival)
         glances = self._glances(prober, measured)
         near_bits = self.params.near_duplicate_bits
         writes = Writes(self.catalog, self.store, self.batch, prober, measured, self.now)
         held: str | None = None
-        if partial:  # the rows that were good are not looked at again: the drop as a whole stays judged
+        if partial:  # keep the earlier results about the whole drop, because only some rows are measured now
             held = ""
             judge.results += [line for line in earlier.get("expectations", ()) if line["scope"] == "batch"]
         taken = mix_of(probe for _, probe, fault in measured if not fault)
         mix = earlier["mix"] if partial and "mix" in earlier else taken
+        # The photos of the drop are fixed. Only the catalog changes between the attempts.
         photos = photos_of(measured)
+        # Optimistic concurrency: decide on one catalog version, and decide again if the commit finds another.
         for _ in range(ATTEMPTS):
             known = Known.read(self.catalog, photos, near_bits)
             decisions = decide(
@@ -279,18 +335,21 @@ class Ingest:
                 held = self._judge_whole(judge, measured, decisions)
             if held:
                 decisions = [d if d.verdict == "quarantine" else replace(d, verdict="held") for d in decisions]
+            # The record is written before the commit, so that an interrupted run can be completed.
             self._write_record(judge, decisions, mix, arrival)
             try:
                 writes.accepted(decisions, known, self.progress)
             except CatalogMoved:
-                # Perhaps by this very commit, whose answer was lost.
+                # The catalog may have changed by this commit, if its answer was lost. Remember the planned changes.
                 meant |= {d.row: d.changes for d in decisions if d.changes}
                 continue
+            # Another process erased a photo during the commit. Remove it and decide again.
             if late := forgotten_among(self.catalog, known.photos) - known.forgotten:
                 erase(self.catalog, self.store, late)
                 continue
             after = arrival.statement(said_rows(measured, decisions, arrival.listing), partial)
             if not held:
+                # A held drop changes nothing, so it also removes nothing.
                 gone = arrival.gone(after)
                 writes.withdraw(gone, other_holders(self.catalog, self.store, self.batch, gone), arrival.id)
                 writes.corrections(decisions, arrival.id)
@@ -299,7 +358,7 @@ class Ingest:
         raise CatalogError(f"{self.batch.name}: the catalog moved {ATTEMPTS} times under it: run again")
 
     def _judge_whole(self, judge: Judge, measured: Measured, decisions: Sequence[Decision]) -> str:
-        """Why the drop is held, in words; empty where it is not."""
+        """Return the reason for holding the drop, or "" if it is not held."""
         verdicts = (
             {
                 "row": probe.row,
@@ -318,8 +377,10 @@ class Ingest:
         return f"{broken}: {reasons.total()} of {len(measured)}, most often {most!r}" if broken else ""
 
     def _glances(self, prober: Prober, measured: Measured) -> Callable[[str], np.ndarray]:
+        """Return a cached function that loads the reduced photo of a sha256 from the drop or from the store."""
         name_of = {probe.sha256: probe.image for _, probe, _ in measured if probe.image_decodes}
 
+        # A photo is often compared several times. The cache bounds the memory.
         @lru_cache(maxsize=4096)
         def look(identity: str) -> np.ndarray:
             name = name_of.get(identity)
@@ -329,31 +390,45 @@ class Ingest:
         return look
 
     def _write_record(self, judge: Judge, decisions: Sequence[Decision], mix: Mix, arrival: Arrival) -> None:
-        """Said before it is done: an interrupted run can tell what it meant to change from what was there."""
+        """Write the planned changes, so that a later run can tell them from values that were there before."""
         changes = {d.row: [astuple(change) for change in d.changes] for d in decisions if d.changes and d.is_taken}
         record = {"expectations": judge.results, "arrival": arrival.id, "changes": changes, "mix": mix}
         self.store.put(self.batch.record_key, json.dumps(record, sort_keys=True).encode())
 
 
 def _meant(record: Mapping[str, Any], arrival: Arrival) -> dict[int, tuple[Change, ...]]:
-    """The changes that an interrupted run of this arrival meant to make, by row."""
+    """Return row → changes that an interrupted run of this arrival planned."""
     changes = record.get("changes", {}) if record.get("arrival") == arrival.id else {}
     return {int(row): tuple(Change(*change) for change in listed) for row, listed in changes.items()}
 
 
 def said_rows(measured: Measured, decisions: Sequence[Decision], listing: Listing) -> Iterator[SaidRow]:
-    """The rows of a drop as its statement keeps them."""
+    """Yield the rows of a drop in the form of its statement.
+
+    Args:
+        measured: Findings about the rows.
+        decisions: One decision per row, in the same order.
+        listing: Files of the drop.
+    """
     for (row, probe, _), decision in zip(measured, decisions, strict=True):
         values = {column: word(value) for column, value in stated(row, probe).items()}
         yield SaidRow(row.row, word(probe.sha256) if probe.sha256 else None, decision.verdict, values, listing.of(row))
 
 
 def other_holders(catalog: Catalog, store: Store, batch: ReadyBatch, gone: Mapping[str, str]) -> dict[str, str]:
-    """The photos of `gone` whose matte another drop states too: digest of the photo's id → that drop's batch.
+    """Find the removed photos with a matte that another drop also states.
 
-    `gone`: as `Arrival.gone` gives it.
+    Args:
+        catalog: The catalog with the ledger.
+        store: The store with the statements.
+        batch: The drop that no longer lists the photos.
+        gone: Digest of the photo's id → digest of its last matte (`Arrival.gone`).
+
+    Returns:
+        Digest of the photo's id → batch of the other drop.
     """
     holders: dict[str, str] = {}
+    # Reading all statements is slow. Most arrivals remove nothing and skip it.
     arrivals = latest_arrivals(catalog, "ingested") if gone else {}
     for (kind, name), row in arrivals.items():
         if (kind, name) == (batch.kind, batch.batch):
@@ -364,7 +439,7 @@ def other_holders(catalog: Catalog, store: Store, batch: ReadyBatch, gone: Mappi
 
 
 def is_as_it_arrived(inbox: Store, batch: ReadyBatch) -> bool:
-    """Whether a drop still lies in the inbox with the manifest that it arrived with."""
+    """Return whether the inbox still holds the drop with the same manifest."""
     try:
         return sha256_file(inbox.fetch(batch.manifest_key, most=MAX_BYTES)) == batch.manifest_sha256
     except (BlobNotFound, BlobTooLarge, FileNotFoundError):

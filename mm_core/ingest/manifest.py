@@ -1,4 +1,4 @@
-"""Reading the manifest of a drop: a table of names and words, from a producer we do not trust."""
+"""Read the manifest of a drop: an untrusted table of file names and texts."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ MAX_BYTES = 64 << 20
 MAX_ROWS = 200_000
 MAX_COLUMNS = 64
 PIECE = 4096
-"""Rows of a parquet file that stand in memory at once."""
+"""Rows of a parquet file that are held in memory together."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One line of a manifest; empty text where a column is absent."""
+    """One row of a manifest; an absent column gives an empty text."""
 
     row: int
-    """0-based, blank lines not counted."""
+    """Row number from 0; blank lines are not counted."""
     image: str
     alpha: str = ""
     caption: str = ""
@@ -38,11 +38,11 @@ class ManifestRow:
     license: str = ""
     taken_at: str = ""
     extra_fields: int = 0
-    """Fields beyond the header's: mostly an unquoted comma."""
+    """Number of fields beyond the header, usually from an unquoted comma."""
 
 
 class Manifest:
-    """The rows of a manifest, read from its file as they are asked for; the whole file has been looked at once."""
+    """The rows of a validated manifest; each iteration reads them from the file."""
 
     def __init__(self, path: Path, rows: int):
         self.path, self._rows = path, rows
@@ -55,12 +55,17 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """A manifest.csv (UTF-8, with or without BOM, columns in any order) or manifest.parquet.
+    """Open and validate a manifest; unknown columns are ignored.
 
-    Unknown columns are ignored. Raises DropError where the file as a whole is no table that can be taken.
+    Args:
+        path: A manifest.csv (UTF-8, with or without BOM, columns in any order) or manifest.parquet.
+
+    Raises:
+        DropError: The file is too large, is not a valid table, or has no rows.
     """
     if path.stat().st_size > MAX_BYTES:
         raise DropError(f"{path.name}: {path.stat().st_size} bytes, at most {MAX_BYTES} are read: split the drop")
+    # Reading all rows once validates the whole file before any row is used.
     rows = sum(1 for _ in _rows(path))
     if not rows:
         raise DropError(f"{path.name}: lists no images (no rows)")
@@ -75,10 +80,12 @@ def _rows(path: Path) -> Iterator[ManifestRow]:
     if "image" not in names:
         found = ", ".join(names)[:200]
         raise DropError(f"{path.name}: no column `image` (found: {found}); columns are separated by commas")
+    # A duplicate column is ambiguous: the file does not tell which one is right.
     if twice := {name for name in names if name in MANIFEST_COLUMNS and names.count(name) > 1}:
         raise DropError(f"{path.name}: column {sorted(twice)[0]!r} is there twice")
     number = 0
     for line in lines:
+        # Spreadsheets often write blank lines at the end.
         if not any(field.strip() for field in line):
             continue
         if number == MAX_ROWS:
@@ -89,12 +96,12 @@ def _rows(path: Path) -> Iterator[ManifestRow]:
 
 
 def _count_extra(line: Sequence[str], columns: int) -> int:
-    """Fields beyond the header's; empty ones at the end of a line, which spreadsheets write, are none."""
+    """Count the fields beyond the header, without the empty trailing fields that spreadsheets write."""
     return max((n + 1 - columns for n, field in enumerate(line) if n >= columns and field.strip()), default=0)
 
 
 def _tidy(values: dict[str, str]) -> dict[str, str]:
-    """Spelling that carries no meaning: `Multi-Person ` is multi_person, `'-5°C` was escaped for spreadsheets."""
+    """Normalise the spelling: `Multi-Person ` becomes multi_person, the escaped `'-5°C` becomes -5°C."""
     values = {name: unescaped(value) for name, value in values.items()}
     for name in ("role", "sha256"):
         if name in values:
@@ -115,9 +122,10 @@ def _parquet(path: Path) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
 
 
 def _parquet_lines(path: Path) -> Iterator[Sequence[str]]:
-    """The names of the columns, then the rows."""
+    """Yield the names of the columns, then the rows."""
     try:
         with pq.ParquetFile(path) as file:
+            # A small compressed file can hold very many rows. The metadata gives the count without decoding.
             if file.metadata.num_rows > MAX_ROWS:
                 raise DropError(f"{path.name}: more than {MAX_ROWS} rows: split the drop")
             names = file.schema_arrow.names
@@ -133,6 +141,7 @@ def _parquet_lines(path: Path) -> Iterator[Sequence[str]]:
 
 
 def _texts(path: Path, name: str, column) -> list[str]:
+    # Nested and binary values are not plain text.
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         raise DropError(f"{path.name}: column {name!r} holds {column.type}: write text")
     return ["" if value is None else str(value) for value in column.to_pylist()]

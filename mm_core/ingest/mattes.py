@@ -1,8 +1,8 @@
-"""Taking a matte: the right way up, measured, and written as the store keeps it.
+"""Load a matte in the orientation of its photo, measure it, and write its normalised copy.
 
-Producers export mattes upright or as the camera stored the photo. Where the size leaves a choice (photos turned by 180
-degrees, mirrored, or square), the way whose edges agree better with the photo's is taken, and how clear that was is
-told.
+Producers export mattes upright or in the stored orientation of the photo. The size does not decide between the two if
+the photo is turned by 180 degrees, mirrored, or square. In that case the orientation with the better edge agreement is
+used, and the difference of the agreements is returned.
 """
 
 from __future__ import annotations
@@ -20,39 +20,52 @@ from mm_core.imaging.images import Header, encode_alpha, load_alpha, orient
 from mm_core.ingest.matte_quality import MatteQuality, edge_contrast_of, measure
 
 ALIKE = 0.005
-"""Mean difference up to which two ways of a matte are one: a round plate."""
+"""Largest mean difference of two orientations that count as equal, such as those of a round plate."""
 SAME_AS_PHOTO = 0.03
-"""Mean difference from the photo's brightness up to which a matte is taken for the photo itself."""
+"""Largest mean difference from the photo's brightness at which a matte counts as the photo itself."""
 GREY_SHARE, ALIKE_SHAPE = 0.2, 0.95
-"""Share of values between black and white, and correlation with the photo's brightness, from which a matte is taken for
-the photo inverted, stretched or with another gamma."""
+"""Least share of grey values, and least correlation with the photo's brightness, of a matte that is the photo itself.
+
+The correlation also finds photos that were inverted, stretched or saved with another gamma.
+"""
 LEAST_SPREAD = 0.02
-"""Share of values between black and white from which a photo's brightness is no mask by itself."""
+"""Least share of grey values in a photo for this test; a photo in pure black and white looks like a mask."""
 
 
 @dataclass(frozen=True)
 class Matte:
-    """What was measured of a matte; values in [0, 1]."""
+    """The measures of a matte; `lowest` and `highest` are in [0, 1]."""
 
     lowest: float
     highest: float
     binary: bool
     quality: MatteQuality
     sha256: str
-    """Of its normalised copy."""
+    """Digest of its normalised copy."""
     way_up: float | None
-    """As `turned_upright` returns it."""
+    """Second result of `turned_upright`."""
     is_photo: bool
 
 
 def take_matte(path: Path, header: Header, photo: Header, look: np.ndarray, category: str | None, copy: Path) -> Matte:
-    """Measures a matte of its photo's size and writes its normalised copy: grey PNG, upright. Raises UnreadableImage.
+    """Measure a matte of its photo's size and write its normalised copy: grey PNG, upright.
 
-    `look`: the photo uint8 (h, w, 3), reduced.
+    Args:
+        path: File of the matte.
+        header: Header of the matte.
+        photo: Header of the photo.
+        look: Reduced photo, uint8 (h, w, 3) sRGB, upright.
+        category: Category of the photo, or None.
+        copy: Path for the normalised copy.
+
+    Raises:
+        UnreadableImage: The matte cannot be decoded.
     """
     alpha, way_up = turned_upright(path, header, photo, look)
+    # Keep 16 bits if the source has more than 8: soft edges need the precision.
     data = encode_alpha(alpha, sixteen_bit=header.mode == "F" or header.mode.startswith("I"))
     copy.write_bytes(data)
+    # Values within one 8-bit step of 0 or 1 count as 0 or 1.
     between = alpha > 1 / 255
     between &= alpha < 254 / 255
     return Matte(
@@ -67,19 +80,28 @@ def take_matte(path: Path, header: Header, photo: Header, look: np.ndarray, cate
 
 
 def turned_upright(path: Path, header: Header, photo: Header, look: np.ndarray) -> tuple[np.ndarray, float | None]:
-    """The matte float32 (H, W) upright, and by how much its edge contrast exceeds that of the next best way.
+    """Load a matte in the orientation of its photo.
 
-    None where there was one way only, or where the ways differ by nothing that matters. 0 where the photo is too small
-    for its edges to say.
+    Args:
+        path: File of the matte.
+        header: Header of the matte.
+        photo: Header of the photo.
+        look: Reduced photo, uint8 (h, w, 3) sRGB, upright.
+
+    Returns:
+        The matte, float32 (H, W) in [0, 1], upright, and the lead of its edge contrast over the next best orientation.
+        The lead is None with only one distinct orientation, and 0 if the photo is too small to decide.
     """
     ways = list(_ways(path, header, photo))
     if all(_are_alike(way, ways[0]) for way in ways):
         return ways[0], None
     scores = [edge_contrast_of(way, look) for way in ways]
     known = [score for score in scores if score is not None]
+    # The photo is too small to compare edges. Keep the most likely orientation.
     if len(known) < len(scores):
         return ways[0], 0.0
     best = known.index(max(known))
+    # Orientations that look the same as the best one are not rivals.
     rivals = [score for score, way in zip(known, ways, strict=True) if not _are_alike(way, ways[best])]
     return ways[best], known[best] - max(rivals)
 
@@ -89,9 +111,13 @@ def _are_alike(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _ways(path: Path, header: Header, photo: Header) -> Iterator[np.ndarray]:
-    """How the matte may be meant, likeliest first: by its own tag; as the photo is stored; its own tag left aside."""
+    """Yield the possible orientations of a matte, most likely first.
+
+    The order is: by the matte's own EXIF tag, by the photo's tag, and the same two without the matte's own tag.
+    """
     size = photo.height, photo.width
     tags = (True, False) if header.orientation != 1 else (True,)
+    # A matte's own tag may be wrong, for example copied from the photo.
     for by_own_tag in tags:
         alpha = load_alpha(path, by_own_tag=by_own_tag)
         if alpha.shape == size:
@@ -101,16 +127,23 @@ def _ways(path: Path, header: Header, photo: Header) -> Iterator[np.ndarray]:
 
 
 def is_photo_itself(alpha: np.ndarray, look: np.ndarray) -> bool:
-    """Whether a matte (H, W) is the brightness of its photo uint8 (h, w, 3).
+    """Return whether a matte is the brightness of its photo, possibly inverted or with another contrast.
 
-    It may be inverted or of another contrast. A photo in black and white is no proof.
+    Args:
+        alpha: Matte, float32 (H, W) in [0, 1].
+        look: Photo, uint8 (h, w, 3) sRGB, upright.
+
+    Returns:
+        The result; False for a photo in pure black and white, because it looks like a mask.
     """
     grey = cv2.cvtColor(look, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
     if float(((grey > 0.1) & (grey < 0.9)).mean()) < LEAST_SPREAD:
         return False
+    # Compare at the size of the reduced photo.
     reduced = cv2.resize(alpha, grey.shape[::-1], interpolation=cv2.INTER_AREA)
     if float(np.abs(reduced - grey).mean()) < SAME_AS_PHOTO:
         return True
+    # A real matte has few grey values, so a correlation with the photo would mean little.
     if float(((reduced > 0.1) & (reduced < 0.9)).mean()) < GREY_SHARE:
         return False
     pixels: Any = np.stack([reduced.ravel(), grey.ravel()])

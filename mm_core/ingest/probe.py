@@ -1,6 +1,6 @@
-"""Probe: measures one row of a drop. It judges nothing; `expectations` does.
+"""Measure one row of a drop; `expectations` applies the rules to the measures.
 
-A field that could not be measured, because an earlier step failed, stays None, and no expectation looks at it.
+A field is None if an earlier step failed and it could not be measured. Expectations ignore None.
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ from mm_core.storage.store import Store
 
 MAX_LINK_BYTES = 4096
 FORMULA = re.compile(r"=[\w\"'(+\-@$]|[+\-@]\s*[A-Z][A-Z0-9.]*\((?=[^a-z]*\)\W*$|.*[\"'])|[+\-@].*\w\|.*!\w")
-"""What spreadsheets run and nobody writes: a formula, a call of a function, a program (`cmd|'…'!A0`). A dash or a sign
-before words is a caption ("-5°C in the snow!", "@NASA(2024) launch"); it is escaped where a CSV leaves
-(`drop.escaped`)."""
+"""Text that a spreadsheet runs: a formula, a function call, or a program (`cmd|'…'!A0`).
+
+A dash or a sign before normal text is a caption ("-5°C in the snow!", "@NASA(2024) launch"). `drop.escaped` escapes it
+in CSV files.
+"""
 
 
 @dataclass(slots=True)
 class Probe:
-    """What was measured of one row: the table that Great Expectations judges has these columns."""
+    """The measures of one row; Great Expectations validates a table with these columns."""
 
     row: int
     image: str
@@ -50,20 +52,21 @@ class Probe:
     role: str | None
     extra_fields: int
     plain_text: bool = True
-    """No field begins like a formula of a spreadsheet: reports and exports are opened in such programs."""
+    """False if a field begins like a spreadsheet formula; people open reports and exports in spreadsheets."""
     caption_length: int | None = None
     image_inside: bool | None = None
-    """The name, and what it links to, stay in the batch."""
+    """Whether the name and its link target are inside the batch."""
     image_found: bool | None = None
     image_bytes: int | None = None
     image_recognised: bool | None = None
-    """The content is of a known picture format, whatever the name says."""
+    """Whether the content has a known picture format; the name is ignored."""
     pixels: int | None = None
-    """As the header claims."""
+    """Number of pixels according to the header."""
     image_decodes: bool | None = None
     width: int | None = None
-    """Pixels, upright."""
+    """Width in pixels, upright."""
     height: int | None = None
+    """Height in pixels, upright."""
     short_side: int | None = None
     format: str | None = None
     sha256: str | None = None
@@ -72,36 +75,37 @@ class Probe:
     brightness: float | None = None
     """Mean luma, in [0, 1]."""
     landmarks: str | None = None
-    """16 hex digits each."""
+    """Hashes of the landmarks, 16 hex digits each, concatenated."""
     alpha_inside: bool | None = None
     alpha_found: bool | None = None
     alpha_bytes: int | None = None
     alpha_decodes: bool | None = None
     alpha_grey: bool | None = None
-    """No picture in colour."""
+    """False for a picture in colour."""
     alpha_way_up: float | None = None
-    """Where it could lie in two ways: by how much the photo's edges prefer the one taken (`mattes.turned_upright`)."""
+    """Lead of the chosen orientation's edge contrast over the next best one (`mattes.turned_upright`)."""
     alpha_is_photo: bool | None = None
-    """Its values are the brightness of the photo itself."""
+    """Whether the values are the brightness of the photo itself."""
     alpha_size: str | None = None
-    """As width×height."""
+    """Size as width×height, in pixels."""
     alpha_fits: bool | None = None
-    """As large as the photo, upright or as stored."""
+    """Whether the matte has the size of the photo, upright or stored."""
     alpha_highest: float | None = None
     """Largest value, in [0, 1]."""
     alpha_lowest: float | None = None
+    """Smallest value, in [0, 1]."""
     alpha_binary: bool | None = None
-    """0 and 1 only: no soft edge."""
+    """Whether all values are 0 or 1, without a soft edge."""
     alpha_sha256: str | None = None
-    """Of the normalised matte: grey PNG, upright, as large as the photo."""
+    """Digest of the normalised matte: grey PNG, upright, in the size of the photo."""
     matte: MatteQuality | None = None
-    """Whether the matte is believable."""
+    """Quality measures of the matte."""
     note: str = ""
-    """What a reader or link said, where one complained."""
+    """Error message of a reader or of the check of links."""
 
 
 class Prober:
-    """Measures the rows of one batch; safe to call from several threads."""
+    """Measures the rows of one batch; several threads may call it."""
 
     def __init__(self, inbox: Store, manifest_key: str, kind: str, params: IngestParams, spool: Path):
         self.inbox, self.kind, self.spool = inbox, kind, spool
@@ -110,9 +114,21 @@ class Prober:
         self.folder = inbox.fetch(manifest_key).parent.resolve()
 
     def __call__(self, row: ManifestRow) -> Probe:
-        """Everything about one row. Raises StoreError where the inbox itself fails."""
+        """Measure one row.
+
+        Args:
+            row: Row of the manifest.
+
+        Returns:
+            The measures; a missing or broken file gives None fields, not an error.
+
+        Raises:
+            StoreError: The inbox itself fails.
+        """
         probe = Probe(row.row, row.image, row.category or None, row.role or None, row.extra_fields)
+        # Check every field, because exports contain all of them.
         probe.plain_text = not any(FORMULA.match(str(value)) for value in astuple(row))
+        # Only text-image drops need a caption. A length of None skips the rule for other drops.
         if self.kind == "text_image" or row.caption:
             probe.caption_length = len(row.caption)
         photo = self._photo(row, probe)
@@ -121,11 +137,20 @@ class Prober:
         return probe
 
     def path_of(self, name: str) -> Path:
-        """Local path of a file of the batch. Raises BlobNotFound, BlobTooLarge, or OutsideBatch for a name that leads
-        elsewhere."""
+        """Return the local path of a file of the batch.
+
+        Args:
+            name: Name from the manifest; it is not trusted.
+
+        Raises:
+            BlobNotFound: The batch has no such file.
+            BlobTooLarge: The file exceeds the size limit.
+            OutsideBatch: The name or its link target is outside the batch.
+        """
         inner = posixpath.normpath(name.replace("\\", "/"))
         if inner.startswith(("/", "../")) or inner == ".." or re.match(r"[A-Za-z]:|\w+://", name):
             raise OutsideBatch(name)
+        # A symbolic link inside the batch may point to any file of this machine. Check its target, too.
         path = self._fetch(inner)
         target = path.resolve()
         if not target.is_relative_to(self.folder):
@@ -133,11 +158,12 @@ class Prober:
         return path
 
     def alpha_copy(self, row: int) -> Path:
-        """Where the normalised matte of a row lies while the batch is in work."""
+        """Return the temporary path of the normalised matte of a row."""
         return self.spool / f"{row}.png"
 
     def _fetch(self, inner: str) -> Path:
-        """macOS writes ü in two signs where others use one: each form is tried."""
+        """Fetch a file by any Unicode form of its name, because macOS decomposes letters such as ü."""
+        # `dict.fromkeys` removes equal forms and keeps the order.
         forms = dict.fromkeys((inner, unicodedata.normalize("NFC", inner), unicodedata.normalize("NFD", inner)))
         for form in forms:
             try:
@@ -147,7 +173,8 @@ class Prober:
         raise BlobNotFound(f"{self.prefix} holds no {inner}")
 
     def _photo(self, row: ManifestRow, probe: Probe) -> tuple[Header, np.ndarray] | None:
-        """Header and reduced picture of the photo, where it can be read."""
+        """Measure the photo and return its header and reduced picture, or None if it is unreadable."""
+        # The fields are set step by step. The first failing step decides the first broken rule.
         probe.image_inside = True
         probe.image_found = False
         try:
@@ -168,6 +195,7 @@ class Prober:
             probe.sha256_as_declared = row.sha256 == probe.sha256
         if not probe.image_bytes:
             return None
+        # Assume failure and set the field after the step that may raise.
         probe.image_recognised = False
         try:
             header = safely(read_header, path)
@@ -178,6 +206,7 @@ class Prober:
             if header.pixels > self.max_pixels:
                 return None
             probe.image_decodes = False
+            # All comparisons use a reduced picture, which bounds the memory per row.
             look = safely(load_rgb, path, LOOK_SIDE)
             probe.phash = perceptual_hash(look)
             probe.landmarks = landmarks(glance(look)).astype(">u8").tobytes().hex()
@@ -194,6 +223,7 @@ class Prober:
         return None
 
     def _alpha(self, row: ManifestRow, probe: Probe, taken: tuple[Header, np.ndarray] | None) -> None:
+        """Measure the matte; `taken` is the result of `_photo`."""
         probe.alpha_inside, probe.alpha_found = True, False
         if not row.alpha:
             return
@@ -208,6 +238,7 @@ class Prober:
         except BlobNotFound:
             return
         probe.alpha_found, probe.alpha_bytes = True, path.stat().st_size
+        # A matte can only be compared with a readable photo.
         if taken is None:
             return
         photo, look = taken
@@ -218,7 +249,7 @@ class Prober:
                 raise TooManyPixels(f"{path}: {header.pixels} pixels", header.pixels)
             probe.alpha_size = f"{header.width}×{header.height}"
             fitting = {(photo.width, photo.height), (photo.raw_width, photo.raw_height)}
-            if (header.width, header.height) not in fitting:  # said by the header: a large one is not decoded for it
+            if (header.width, header.height) not in fitting:  # the header suffices; do not decode the matte
                 probe.alpha_decodes, probe.alpha_fits = None, False
                 return
             matte = safely(take_matte, path, header, photo, look, probe.category, self.alpha_copy(row.row))
@@ -238,23 +269,32 @@ class Prober:
 
 
 class OutsideBatch(Exception):
-    """A name of a manifest leads out of the batch; caught where the row is measured."""
+    """A name in a manifest points outside the batch; the prober catches the error."""
 
 
 def _link_as_text(path: Path, name: str) -> str | None:
-    """The target of a link that git or a copy wrote out as a text file, where that leads out of the batch."""
+    """Return the target of a link that was copied as a text file, if it points outside the batch.
+
+    Git and some copy programs write symbolic links as text files.
+
+    Args:
+        path: The file.
+        name: Its name in the manifest.
+    """
     if path.stat().st_size > MAX_LINK_BYTES:
         return None
     try:
         target = path.read_bytes().decode().strip()
     except UnicodeDecodeError:
         return None
+    # Not a path: binary content or markup.
     if not target or not target.isprintable() or "<" in target:
         return None
+    # A relative target starts at the folder of the link.
     landing = posixpath.normpath(posixpath.join(posixpath.dirname(name), target.replace("\\", "/")))
     return target if landing.startswith(("/", "../")) else None
 
 
 def _remark(error: UnreadableImage) -> str:
-    """The reader's words without the path, which the row names already."""
+    """Return the reader's message without the path, because the row already contains it."""
     return str(error).partition(": ")[2].rpartition(": ")[0] or str(error)

@@ -1,5 +1,4 @@
-"""Quarantine: what was refused and why, another look after the producer repaired the files, and a person's word on
-mattes that were only suspected."""
+"""Manage quarantine: list and show refused rows, retry repaired files, and accept suspect mattes after review."""
 
 from __future__ import annotations
 
@@ -31,17 +30,26 @@ LOOK_SIDE = 640
 
 
 def list_rejects(catalog: Catalog) -> pd.DataFrame:
-    """Every refused row of every batch, by kind, batch and row; columns of the catalog's `rejects`, no nulls."""
+    """Return all refused rows, by kind, batch and row, with the columns of the catalog's `rejects` without nulls."""
     return catalog.read("rejects").fillna("").sort_values(["kind", "batch", "row"], ignore_index=True)
 
 
 def show(catalog: Catalog, store: Store, key: str, views: Path) -> dict[str, Any]:
-    """One refused row in full, by its key or an unambiguous beginning of it.
+    """Return one refused row with its files.
 
-    `file` is a local path of the kept copy, or of the sample that a duplicate repeats; empty where nothing
-    was kept. It may be a file that no viewer opens. Of a suspect matte `matte` is its path and `view` a PNG in
-    the folder `views`: photo, matte, and the matte's edge drawn over the photo. Raises InputError where no row or
-    several match.
+    Args:
+        catalog: The catalog.
+        store: The store with the kept files.
+        key: Key of the row, or an unambiguous beginning of it.
+        views: Folder for the side-by-side view of a suspect matte.
+
+    Returns:
+        The columns of the row, and `file`, `matte` and `view`. `file` is the local path of the kept copy or of the
+        repeated sample, possibly a broken picture; it is empty if no copy was kept. For a suspect matte, `matte` is its
+        path and `view` a PNG with photo, matte, and the matte's edge drawn over the photo.
+
+    Raises:
+        InputError: No row or several rows match the key.
     """
     row = _one(list_rejects(catalog), key)
     row |= {"file": "", "matte": "", "view": ""}
@@ -58,7 +66,7 @@ def show(catalog: Catalog, store: Store, key: str, views: Path) -> dict[str, Any
 
 
 def _one(rejects: pd.DataFrame, key: str) -> dict[str, Any]:
-    """The refused row whose key begins so."""
+    """Return the only refused row with a key that begins with `key`."""
     found = rejects[rejects["key"].str.startswith(key)] if key else rejects.head(0)
     if len(found) != 1:
         raise InputError(f"key {key!r} fits {len(found)} refused rows: copy a longer one from `mm quarantine list`")
@@ -66,9 +74,19 @@ def _one(rejects: pd.DataFrame, key: str) -> dict[str, Any]:
 
 
 def side_by_side(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Photo, matte, and the photo with the matte's edge in red: uint8 (H, 3 W, 3) of a photo uint8 (H, W, 3)."""
+    """Return the photo, the matte, and the photo with the matte's edge in red, next to each other.
+
+    Args:
+        rgb: Photo, uint8 (H, W, 3) sRGB.
+        alpha: Matte in [0, 1], float32 of any size.
+
+    Returns:
+        uint8 (H, 3 W, 3) sRGB.
+    """
     matte = cv2.resize(alpha, rgb.shape[1::-1], interpolation=cv2.INTER_AREA)
+    # Dilation minus erosion of the mask is its edge.
     edge = cv2.morphologyEx((matte > 0.5).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    # Darken the background, so that the selected area is visible.
     dimmed = rgb * (0.45 + 0.55 * matte[..., None])
     dimmed[edge] = (255, 0, 0)
     return np.hstack([rgb, np.repeat(matte[..., None] * 255, 3, 2), dimmed]).astype(np.uint8)
@@ -87,11 +105,29 @@ def accept(
     why: str,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
-    """Takes suspect mattes as they are; the same matte of the same photo is never held for suspicion again.
+    """Accept suspect mattes after review; the same matte of the same photo is never suspected again.
 
-    The word is written down before the rows are taken: killed in between, `mm quarantine retry` or the same command
-    goes on. Fact `waiting` names the photos whose drop has left the inbox: they are taken when it comes again.
-    Raises InputError for keys that fit no row or several, and for rows that were refused, not suspected.
+    The reviews are recorded before the rows are ingested. If the command is killed in between, the same command or
+    `mm quarantine retry` completes it.
+
+    Args:
+        params: Limits and thresholds of ingest.
+        catalog: The catalog.
+        store: The store with the kept mattes.
+        inbox: The inbox with the drops of the rows.
+        keys: Keys of the rows, or unambiguous beginnings.
+        data_docs: Folder of the Data Docs pages.
+        spool: Folder for temporary files.
+        reviewer: Name of the person.
+        why: Reason for the acceptance.
+        progress: Called with a title, the number of rows done and the total.
+
+    Returns:
+        The report of the ingest, with the facts `reviewed` (count) and `waiting`. `waiting` lists photos of drops that
+        are not in the inbox; they will be accepted when the drop arrives again.
+
+    Raises:
+        InputError: A key matches no row or several, or a row was refused for another reason.
     """
     rejects = list_rejects(catalog)
     rows = [_one(rejects, key) for key in keys]
@@ -106,15 +142,18 @@ def accept(
         sample, alpha = row["where"].rpartition("/")[2], sha256_file(store.fetch(kept_matte(row["key"])))
         said = {"reason": row["reason"], "detail": row["detail"], "reviewer": reviewer, "why": why, "reviewed_at": now}
         reviews.append({"id": label_id(sample, alpha), "sample_id": sample, "alpha_sha256": alpha} | said)
+    # A review belongs to the digest of the matte: another matte of the same photo is checked again.
     catalog.add("reviews", reviews)
     ledger = {row["key"]: row["state"] for row in latest_arrivals(catalog).values()}
     docs, taken, waiting = DataDocs(data_docs), [], {row["key"]: row["image"] for row in rows}
+    # Find the drops of the rows. Rows of missing drops remain in `waiting`.
     for one in arrived_batches(inbox):
         mine = {one.reject_key(int(row["row"])): int(row["row"]) for row in rows}
         numbers = frozenset(number for key, number in mine.items() if waiting.pop(key, None))
         if not numbers or one.key not in ledger:
             continue
         work = Ingest(params, catalog, store, inbox, one, docs, spool, progress)
+        # A held drop is ingested as a whole. Its accepted mattes may now be enough to release it.
         work.run(again=True) if ledger[one.key] == "held" else work.run(only=numbers)
         taken.append(one)
     docs.build()
@@ -133,15 +172,30 @@ def retry(
     spool: Path,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
-    """Looks again at the refused rows of `batch` (or `kind/batch`) and at rows whose files were replaced, or at all
-    rows of one that was held.
+    """Ingest the refused rows of a drop again after a producer has repaired files under the same names.
 
-    For a producer who repaired files under the same names; a changed manifest is a new arrival and taken by
-    `mm ingest`. Rows that are good now enter the catalog and leave quarantine. Raises InputError where the
-    batch was never ingested or has left the inbox.
+    Rows with replaced files are also included. A held drop is ingested as a whole. Rows that are now valid are accepted
+    and removed from quarantine. A changed manifest is a new arrival, which `mm ingest` handles.
+
+    Args:
+        params: Limits and thresholds of ingest.
+        catalog: The catalog.
+        store: The store of blobs and records.
+        inbox: The inbox.
+        batch: Name of the drop, as `batch` or `kind/batch`.
+        data_docs: Folder of the Data Docs pages.
+        spool: Folder for temporary files.
+        progress: Called with a title, the number of rows done and the total.
+
+    Returns:
+        The report of the ingest.
+
+    Raises:
+        InputError: The batch was never ingested or is not in the inbox.
     """
     ledger = {row["key"]: row["state"] for row in latest_arrivals(catalog).values()}
     chosen = named_batches(inbox, batch)
+    # A changed manifest has another key and needs a normal ingest.
     known = [one for one in chosen if one.key in ledger]
     if not known:
         remedy = "run `mm ingest`" if chosen else f"there is no manifest at {inbox.url}/<kind>/{batch}"
@@ -152,6 +206,7 @@ def retry(
         if ledger[one.key] == "held":
             work.run(again=True)
         else:
+            # Duplicates are left out: repaired files do not change them, and replaced files are found anyway.
             refused = ["quarantine", "conflict"]
             filters: list[Filter] = [("kind", "=", one.kind), ("batch", "=", one.batch), ("verdict", "in", refused)]
             work.run(only=frozenset(catalog.read("rejects", columns=["row"], filters=filters)["row"].tolist()))

@@ -1,17 +1,18 @@
-"""What becomes of each row of a drop: accepted, an update, quarantined, a conflict, or a duplicate of what is known.
+"""Decide each row of a drop: accept, update, quarantine, conflict or duplicate.
 
-Deciding is a pure function of the rows, their probes and the catalog as read at one version, so that a
-worker whose catalog moved in the meantime decides again, and one that was killed decides the same.
+A decision is a pure function of the rows, their probes and one version of the catalog. A worker decides again when
+the catalog version has changed. A worker that was killed reaches the same decision on its next run.
 
-- The same bytes again are an update where the row says something new of them (`changes`): a matte becomes the newest
-  label version, every other column of the manifest replaces what the catalog holds. Otherwise they are a duplicate.
-- A photo that the drop lists twice with different words is a conflict: none of its rows is used until they agree.
-- The same picture saved again (re-encoded, resized, brightened) is a near-duplicate, unless both rows declare the
-  same `group`: a burst is kept whole, and the group keeps it on one side of train and eval.
-- The same photo edited (cropped, framed, written on) or of the same burst is accepted, for it may teach something;
-  it joins the group of the earlier one, and `near` names every earlier photo that it shows again.
-- A photo that `mm forget` took out stays out.
-- A row that brought a sample itself (an earlier, interrupted or partial run) is accepted again, to no effect.
+- Bytes that the catalog already holds are an update if the row has new values for them (`changes`). A new matte becomes
+  the newest label version. Every other manifest column replaces the value in the catalog. Without new values the row is
+  a duplicate.
+- A photo that the drop lists twice with different values is a conflict. None of its rows is used until they agree.
+- A picture that was saved again (re-encoded, resized, brightened) is a near-duplicate. The exception is a pair of rows
+  with the same declared `group`: a burst is kept whole, and its group stays in one split.
+- An edited photo (cropped, framed, with text) or a photo of the same burst is accepted, because it adds training data.
+  It joins the group of the earlier photo, and `near` lists the earlier photos that it repeats.
+- A photo that `mm forget` erased is not accepted again.
+- A row that already added its sample (in an interrupted or partial run) is accepted again without effect.
 """
 
 from __future__ import annotations
@@ -42,104 +43,129 @@ SAMPLE_COLUMNS = ("id", "kind", "batch", "name", "width", "height", *COLUMNS)
 HASH_COLUMNS = ("id", "phash", "landmarks")
 LABEL_COLUMNS = ("id", "sample_id", "version", "origin", "batch", "alpha_sha256", "created_at", "withdrawn_at")
 MAX_LOOKS = 8
-"""Photos that one is compared with as an edit, likeliest first: bounds work where many share a backdrop."""
+"""Largest number of photos that one photo is compared with as an edit, most likely first.
+
+The limit bounds the work when many photos share a backdrop.
+"""
 ASKED = 1 << 14
-"""Photos looked up at once: of a larger drop the search takes no more memory, it reads the catalog again."""
+"""Photos per search. A larger drop reads the catalog several times instead of using more memory."""
 SAME_ASPECT = 0.04
-"""Copies of one picture have the same width by height, up to rounding."""
+"""Largest relative difference of the aspect ratios of two copies of one picture."""
 
 CONFLICT = "rows of one photo disagree"
-"""Reason of a conflict."""
+"""Reason of conflict rows."""
 
 Glances = Callable[[str], np.ndarray]
-"""What the second look needs of a photo, by its sha256, read when it is needed."""
+"""Function that loads the reduced photo of a sha256 for the second comparison."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A photo that others may repeat."""
+    """A photo that later photos may repeat."""
 
     identity: str
     """sha256 of its bytes."""
     name: str
     group: str
     aspect: float
-    """Width by height."""
+    """Width divided by height."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The verdict on one row."""
+    """The decision about one row."""
 
     row: int
     verdict: Literal["accept", "update", "quarantine", "duplicate", "conflict", "held"]
-    """`held`: nothing becomes of the row, as its drop is held back whole."""
+    """`held`: the row is not used because its whole drop is held."""
     reason: str = ""
     detail: str = ""
     sample_id: str = ""
     label_version: int = 0
-    """Version of the label that the row brings; 0 where it brings none."""
+    """Version of the label that the row adds; 0 without a label."""
     changes: tuple[Change, ...] = ()
-    """Of an update: what the row changes of a known photo."""
+    """The values of a known photo that an update changes."""
     values: Mapping[str, str] = field(default_factory=dict)
-    """What the row, and those that list the same photo again, say (`statements.stated`)."""
+    """The values of all rows that list this photo (`statements.stated`)."""
     group: str = ""
-    """Declared, or that of the earlier photo which this one shows again; empty: a group of its own."""
+    """The declared group, or the group of the repeated earlier photo; empty for a group of its own."""
     near: tuple[str, ...] = ()
-    """Earlier photos, by id, that this one shows again, edited: one of each group."""
+    """Ids of the earlier photos that this photo shows in edited form, one per group."""
 
     @property
     def is_taken(self) -> bool:
-        """The catalog holds what the row says."""
+        """Whether the catalog holds the values of the row."""
         return self.verdict in TAKEN
 
 
 def label_id(sample_id: str, alpha_sha256: str) -> str:
-    """Key of a label: the same matte of the same photo is one label, whoever brings it."""
+    """Return the key of a label.
+
+    The same matte of the same photo is one label, independent of the drop.
+
+    Args:
+        sample_id: sha256 of the photo, 64 hex digits.
+        alpha_sha256: sha256 of the normalised matte, 64 hex digits.
+    """
     return sha256_bytes(f"{sample_id}:{alpha_sha256}".encode())
 
 
 @dataclass
 class Known:
-    """The catalog as one batch sees it, at one version of each table."""
+    """The part of the catalog that one batch needs, at one version of each table."""
 
     samples_version: int
     labels_version: int
     samples: dict[str, Mapping[str, Any]]
-    """By id: those that this batch brings again or resembles."""
+    """Sample id → row of each sample that this batch repeats or resembles."""
     labels: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
-    """By sample id."""
+    """Sample id → its labels."""
     candidates: dict[str, Candidates] = field(default_factory=dict)
-    """Samples that a photo of the batch may repeat, by its sha256."""
+    """sha256 of a photo of the batch → samples that it may repeat."""
     photos: frozenset[str] = frozenset()
-    """Ids that this batch brings."""
+    """Ids of the photos of this batch."""
     forgotten: frozenset[str] = frozenset()
-    """Those of them that must not come back."""
+    """Ids of `photos` that were erased and must not be accepted again."""
     history: History = field(default_factory=dict)
-    """Earlier changes of them."""
+    """Earlier changes of these photos."""
 
     @staticmethod
     @patient
     def read(catalog: Catalog, photos: Hashed, near_bits: int) -> Known:
-        """Reads what may matter for these photos; the rest of a large catalog is not kept."""
+        """Read the catalog rows that these photos repeat or resemble.
+
+        Args:
+            catalog: The catalog.
+            photos: Ids and hashes of the photos of the batch.
+            near_bits: Largest Hamming distance of two perceptual hashes, in bits.
+
+        Returns:
+            The rows, at one version of `samples` and of `labels`.
+        """
+        # Pin the versions first. The commit fails if another worker has changed the tables since.
         versions = catalog.version("samples"), catalog.version("labels")
         mine = pa.array(photos.ids, pa.string())
         again: set[str] = set()
 
         def catalog_in_pieces() -> Iterator[Hashed]:
+            # Stream the hashes: a large catalog does not fit in memory.
             for piece in catalog.scan("samples", version=versions[0], columns=HASH_COLUMNS):
                 again.update(piece["id"].filter(pc.is_in(piece["id"], mine)).to_pylist())
                 yield Hashed.of(*(piece[name].to_pylist() for name in HASH_COLUMNS))
 
         candidates: dict[str, Candidates] = {}
+        # Each part of the batch scans the catalog once.
         for part in photos.parts(ASKED):
             found = find_candidates(part, catalog_in_pieces(), near_bits)
             candidates |= {i: c for i, c in zip(part.ids.tolist(), found, strict=True) if c.copies or c.edits}
+        # Read full rows only for repeated photos and their candidates.
         wanted = again.union(*((*c.copies, *c.edits) for c in candidates.values()))
         named: list[Filter] = [("id", "in", sorted(wanted))]
         frame = catalog.read("samples", version=versions[0], columns=SAMPLE_COLUMNS, filters=named)
+        # pandas reads nulls as NaN. None compares as expected in the decisions.
         clean: pd.DataFrame = frame.astype(object).where(frame.notna(), None)
         samples: dict[str, Mapping[str, Any]] = {str(row["id"]): row for row in clean.to_dict("records")}
+        # Labels are needed only for photos of the batch, not for the photos that resemble them.
         of_mine: list[Filter] = [("sample_id", "in", sorted(photos.ids.tolist()))]
         rows: Any = catalog.read("labels", version=versions[1], columns=LABEL_COLUMNS, filters=of_mine).astype(object)
         labels: dict[str, list[Mapping[str, Any]]] = {}
@@ -150,12 +176,21 @@ class Known:
         return Known(*versions, samples, labels, candidates, ids, forgotten, read_history(catalog, sorted(ids)))
 
     def entry(self, identity: str) -> Entry:
+        """Return the comparison entry of a sample in `samples`."""
         row = self.samples[identity]
         return Entry(identity, row["name"], row["group"] or identity, row["width"] / row["height"])
 
 
 def read_history(catalog: Catalog, ids: Sequence[str]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """The changes of these samples so far, by sample and column, oldest first."""
+    """Return the recorded changes of these samples.
+
+    Args:
+        catalog: The catalog.
+        ids: Sample ids.
+
+    Returns:
+        (sample id, column) → rows of `corrections`, oldest first.
+    """
     columns = ("sample_id", "column", "verdict", "old", "new", "origin", "kind", "batch", "stated_at", "key")
     frame: Any = catalog.read("corrections", columns=columns, filters=[("sample_id", "in", list(ids))]).astype(object)
     history: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -165,7 +200,7 @@ def read_history(catalog: Catalog, ids: Sequence[str]) -> dict[tuple[str, str], 
 
 
 def photos_of(findings: Iterable[Finding]) -> Hashed:
-    """Every photo of a drop that could be read, once, by its sha256."""
+    """Return the ids and hashes of all readable photos of a drop, each photo once."""
     found = {p.sha256: (p.phash, bytes.fromhex(p.landmarks or "")) for _, p, _ in findings if p.sha256 and p.phash}
     return Hashed.of(list(found), [phash for phash, _ in found.values()], [marks for _, marks in found.values()])
 
@@ -180,29 +215,43 @@ def decide(
     before: Statement | None = None,
     meant: Mapping[int, Sequence[Change]] | None = None,
 ) -> list[Decision]:
-    """Verdicts in the order of the rows; the first of several copies is the one that stays.
+    """Decide every row of a batch; of several copies the first is accepted.
 
-    `before`: what this drop said last. `meant`: row → the changes that an interrupted run of
-    this arrival meant to make.
+    Args:
+        kind: Kind of the batch.
+        batch: Name of the batch.
+        findings: Rows with their probes and faults; iterated several times.
+        known: The relevant part of the catalog.
+        glances: Loads the reduced photo of a sha256.
+        near_bits: Largest Hamming distance of two perceptual hashes, in bits.
+        before: Last statement of this drop, if it was ingested before.
+        meant: Row → changes that an interrupted run of this arrival planned.
+
+    Returns:
+        One decision per row, in the order of the rows.
     """
     said, own = (before.by_sample(), before.taken()) if before else ({}, frozenset())
     meant = meant or {}
     repeated = Repeated.find(findings)
     listed: dict[str, str] = {}
     taken: dict[str, str] = {}
-    """Photos that this batch brings: by sha256, their names."""
+    """sha256 → name of each photo that this batch has accepted so far."""
     beside = _beside(findings, near_bits)
     entries: dict[int, Entry] = {}
-    """The same, by their place in the batch."""
+    """Position in the batch → new photo."""
 
     def verdict_on(place: int, row: ManifestRow, probe: Probe, fault: Fault | None) -> Decision:
         if fault:
+            # A broken rule decides the row before any comparison.
             return Decision(row.row, "quarantine", fault.reason, fault.detail)
         identity, name = probe.sha256 or "", row.image
         assert probe.phash and probe.width and probe.height, "accepted rows are measured whole"
+        # `beside` yields one entry per row without a fault, so it advances exactly here.
         here = next(beside)
+        # Rows of one photo that contradict each other are refused together.
         if identity in repeated.conflicts:
             return Decision(row.row, "conflict", CONFLICT, repeated.conflicts[identity], identity)
+        # The first row of a file name or of its bytes is used; the others are duplicates.
         if name in listed:
             return Decision(row.row, "duplicate", "listed twice", f"{name} is in the manifest already", listed[name])
         listed[name] = identity
@@ -210,6 +259,7 @@ def decide(
             return Decision(row.row, "duplicate", "duplicate", f"same bytes as {taken[identity]}", identity)
         if identity in known.forgotten:
             return Decision(row.row, "duplicate", FORGOTTEN, "this photo was to be forgotten")
+        # Rows that agree are merged: each may fill columns that the others leave empty.
         values = repeated.values.get(identity) or stated(row, probe)
         sample = known.samples.get(identity)
         if sample is not None:
@@ -217,19 +267,23 @@ def decide(
                 values, sample, known.labels.get(identity, []), known.history, said.get(word(identity), {}),
                 meant.get(row.row, ()),
             )  # fmt: skip
+            # A row that added the sample itself is accepted again, so that a repeated run has no effect.
             is_own = (sample["kind"], sample["batch"], sample["name"]) == (kind, batch, name) or word(identity) in own
             decision = _again(row.row, sample, known.labels.get(identity, []), values, changes, is_own)
             if decision.is_taken:
                 taken[identity] = name
             return decision
+        # The photo is new. Compare it with similar photos of this batch and of the catalog.
         far = known.candidates.get(identity, Candidates())
         copies = [*(entries.get(n) for n in here.copies), *map(known.entry, far.copies)]
         edits = [*map(known.entry, far.edits), *(entries.get(n) for n in here.edits)]
         aspect = probe.width / probe.height
         for other in filter(None, copies):
+            # Hashes only propose pairs. The pixels decide, and only for photos outside a common declared group.
             fits = abs(other.aspect / aspect - 1) < SAME_ASPECT and (not row.group or other.group != row.group)
             if fits and same_picture(glances(identity), glances(other.identity)):
                 return Decision(row.row, "duplicate", "near-duplicate", f"the photo of {other.name}", other.identity)
+        # The photo is accepted. It joins the group of any earlier photo of the same scene.
         group, near = _relatives(identity, values.get("group", ""), [e for e in (*edits, *copies) if e], glances)
         taken[identity] = name
         entries[place] = Entry(identity, name, group or identity, aspect)
@@ -242,17 +296,26 @@ def decide(
 
 
 def _beside(findings: Iterable[Finding], near_bits: int) -> Iterator[Candidates]:
-    """For each row without fault, in order, the rows of the same batch that it may repeat, by their places."""
+    """Yield, for each row without a fault, the positions of rows in the batch that it may repeat."""
     good = [(n, p.phash, bytes.fromhex(p.landmarks or "")) for n, (_, p, fault) in enumerate(findings) if not fault]
+    # `zip(*...)` of an empty list cannot be unpacked.
     places, phashes, marks = zip(*good, strict=True) if good else ((), (), ())
     batch = Hashed.of(places, phashes, marks)
+    # A drop can have 200 000 rows. Release the Python lists before the search.
     del good, phashes, marks
     for part in batch.parts(ASKED):
         yield from find_candidates(part, [batch], near_bits)
 
 
 def _relatives(identity: str, declared: str, others: Sequence[Entry], glances: Glances) -> tuple[str, tuple[str, ...]]:
-    """The group of a photo and the earlier ones that it shows again, one of each group; `others` likeliest first."""
+    """Return the group of a photo and the earlier photos that it repeats, one per group.
+
+    Args:
+        identity: sha256 of the photo.
+        declared: Its declared group, or "".
+        others: Photos that it may repeat, most likely first.
+        glances: Loads the reduced photo of a sha256.
+    """
     group, near = declared, []
     settled = {declared}
     looks = 0
@@ -277,12 +340,22 @@ def _again(
     changes: Sequence[Change],
     own: bool,
 ) -> Decision:
-    """The verdict on bytes that the catalog holds; `own`: this drop brought them, or was taken with them before."""
+    """Return the decision for bytes that the catalog already holds.
+
+    Args:
+        row: Row number.
+        sample: The catalog's row of the photo.
+        labels: All labels of the photo.
+        values: Values of the row.
+        changes: New values among them.
+        own: Whether this drop added the photo or was accepted with it before.
+    """
     known_as = str(sample["id"])
     if changes:
         version = 0
         if any(change.column == ALPHA for change in changes):
             newest = label_in_use(labels)
+            # An interrupted run may have written this matte already. It keeps its version then.
             is_done = newest is not None and newest["alpha_sha256"] == values[ALPHA]
             version = newest["version"] if newest and is_done else 1 + max((x["version"] for x in labels), default=0)
         return Decision(
@@ -295,7 +368,7 @@ def _again(
 
 
 def _label_version(batch: str, probe: Probe, labels: Sequence[Mapping[str, Any]]) -> int:
-    """The version of the label that the row brings, or brought before; 0 where it brings nothing new."""
+    """Return the version of the row's label, new or from an earlier run; 0 without a new label."""
     if not probe.alpha_sha256:
         return 0
     for label in labels:

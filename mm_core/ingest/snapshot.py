@@ -1,17 +1,17 @@
-"""Freezes one catalog version into five parquet frames: what a cycle learns from and what it is judged on.
+"""Freeze one catalog version into five parquet frames for training, validation and evaluation of a cycle.
 
-The rules, in the order in which they hold:
+The rules apply in this order:
 
-1. **Only arriving groups are held out** (`mm_core.ingest.holdout`): of a group that arrived earlier for training no
-   photo can judge any more, whatever its role. Role `train` is out. Of the rest a photo that arrived labelled is in
-   where a stable hash of its group lies under `eval_share`, and where its category has fewer than it needs. An eval
-   photo stays one. A row of role `eval` that cannot judge is in no pool, and `dropped` says why.
-2. **Eval wins.** Declared groups that share near-duplicates (perceptual hash) form one component. Whatever stands in a
-   component with an eval sample, and is none itself, leaves every training pool.
-3. Validation is drawn from the rest's arriving groups where a category has enough of them to choose a checkpoint;
-   its components leave the other pools too.
+1. **Only arriving groups are held out** (`mm_core.ingest.holdout`). A group that arrived earlier for training cannot be
+   used for evaluation, independent of its role. Role `train` excludes a photo. A photo that arrived with a label is
+   used for evaluation if a stable hash of its group is below `eval_share`, or if its category needs more groups. An
+   eval photo remains one. A row of role `eval` that cannot be used is in no pool, and `dropped` gives the reason.
+2. **Eval has priority.** Declared groups that share near-duplicates (perceptual hash) form one component. The other
+   photos of a component with an eval sample are removed from all training pools.
+3. Validation is drawn from the remaining arriving groups if a category has enough of them to choose a checkpoint. The
+   other photos of these components are removed from the training pools.
 
-Same catalog version and parameters, same bytes.
+The same catalog version and parameters give the same bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
         ("sample_id", pa.string()),
         ("category", pa.string()),  # null: unknown
         ("decoder", pa.string()),
-        ("group", pa.string()),  # smallest declared group of the component: what must stay together
+        ("group", pa.string()),  # smallest declared group of the component, which must not be split
         ("caption", pa.string()),
         ("alpha_sha256", pa.string()),  # null: unlabelled
         ("label_version", pa.int32()),
@@ -62,17 +62,32 @@ NULLABLE = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
 def build_snapshot(
     params: SnapshotParams, catalog: Catalog, inputs: PinnedInputs, out_dir: Path, report: Report
 ) -> Report:
-    """Writes `<pool>.parquet` for each of POOLS and `snapshot.json` into `out_dir`, replacing it whole.
+    """Write `<pool>.parquet` for each of POOLS and `snapshot.json`, and replace `out_dir` as a whole.
 
-    `inputs` is what `stages.read_inputs` returns. Raises InputError where the catalog holds no samples.
-    `train_text_image` holds every captioned photo of a text-image drop, also where it has since been labelled.
+    `train_text_image` contains all captioned photos of text-image drops, also those that were labelled later.
+
+    Args:
+        params: Shares and thresholds.
+        catalog: The catalog.
+        inputs: Result of `stages.read_inputs`, with the pinned catalog versions.
+        out_dir: Folder of the snapshot.
+        report: The report to fill.
+
+    Returns:
+        The same report, with counts per pool and category and the dropped samples.
+
+    Raises:
+        InputError: The catalog has no samples.
+        MattingError: A pool contains a sample that leaks evaluation or validation.
     """
+    # Read the pinned versions, so that a concurrent ingest does not change the snapshot.
     pinned = inputs["catalog"]
     samples = catalog.read("samples", version=pinned["samples"])
     if samples.empty:
         raise InputError(f"{catalog.url} holds no samples: put a drop into the inbox and run `mm ingest`")
     placed = place(params, samples, catalog.read("labels", version=pinned["labels"]))
     frames = {pool: _frame(placed[placed[pool]]) for pool in POOLS}
+    # An independent check of the result, before anything is written.
     assert_no_leak(frames, samples, params.near_duplicate_bits)
     dropped: Any = placed[placed["dropped"] != ""]
     counts = {pool: _counts(frames[pool]) for pool in POOLS}
@@ -102,7 +117,15 @@ def build_snapshot(
 
 
 def read_pool(snapshot_dir: Path, pool: str) -> pd.DataFrame:
-    """A frame of the snapshot, in order of sample ids; integers and booleans are pandas' nullable ones."""
+    """Read a frame of the snapshot, in order of sample ids, with nullable pandas integers and booleans.
+
+    Args:
+        snapshot_dir: Folder of the snapshot.
+        pool: One of POOLS.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
     path = snapshot_dir / f"{pool}.parquet"
     if not path.is_file():
         raise InputError(f"{path} is missing: run `mm snapshot` first")
@@ -114,23 +137,35 @@ def read_pool(snapshot_dir: Path, pool: str) -> pd.DataFrame:
 
 
 def newest_labels(labels: pd.DataFrame) -> pd.DataFrame:
-    """The label that counts for each sample: highest version that is not withdrawn; of two writers' equal versions the
-    later, then by id."""
+    """Return the newest label of each sample: the highest version that is not withdrawn.
+
+    Two writers may create equal versions. The later one is used, then the greater id.
+    """
     labels = labels_in_use(labels)
     return labels.sort_values(["version", "created_at", "id"]).drop_duplicates("sample_id", keep="last")
 
 
 def labels_in_use(labels: pd.DataFrame) -> pd.DataFrame:
-    """The rows that no person withdrew (`withdrawn_at`)."""
+    """Return the labels that are not withdrawn (`withdrawn_at`)."""
     return labels.loc[labels["withdrawn_at"].isna()] if "withdrawn_at" in labels else labels
 
 
 def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
-    """Every sample with its newest label, its component `group`, one boolean column per pool, and `dropped`: why a
-    sample that could be learned from is in no pool (empty where it is in one)."""
+    """Assign every sample to its pools.
+
+    Args:
+        params: Shares and thresholds.
+        samples: Table `samples` of the catalog.
+        labels: Table `labels` of the catalog.
+
+    Returns:
+        One row per sample: its columns, its newest label, its component's `group`, one bool column per pool, and
+        `dropped`, the reason for being in no pool (empty for a sample in a pool).
+    """
     newest: Any = newest_labels(labels)[["sample_id", "alpha_sha256", "version", "binary"]]
     newest = newest.rename(columns={"version": "label_version", "binary": "label_binary"})
     samples = samples.sort_values("id", ignore_index=True)
+    # Components join near-duplicates across declared groups, so that copies are never split.
     links = _links(samples, params.near_duplicate_bits)
     component = _connect(samples, links)
     table: Any = samples.rename(columns={"id": "sample_id"}).merge(newest, on="sample_id", how="left")
@@ -140,6 +175,7 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
     table["group"] = declared.groupby(component).transform("min")
 
     labelled = table["alpha_sha256"].notna()
+    # Two salts make evaluation and validation independent draws.
     groups = {salt: {g: stable_share(g, salt) for g in declared.unique()} for salt in ("eval", "validation")}
     held = hold_out(
         params,
@@ -153,21 +189,24 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
     )
     judged = pd.Series(held.evaluation, index=table.index)
     refused = pd.Series(held.refused, index=table.index)
+    # One eval photo marks its whole component.
     near_eval = judged.groupby(component).transform("any")
     caption = table["caption"].fillna("") != ""
 
-    # An eval photo of unknown category waits: no row of the verdict could count it.
+    # An eval photo of unknown category is not used, because the evaluation reports per category.
     table["eval"] = judged & labelled & table["category"].notna()
     free = ~near_eval
     table["validation"] = free & labelled & held.validation
     near_validation = table["validation"].groupby(component).transform("any")
     learnable = free & ~near_validation & (refused == "")
+    # A labelled photo with a caption stays in the text pool only if it arrived in a text-image drop.
     text = caption & ((table["kind"] == "text_image") | ~labelled)
     table["train_labeled"] = learnable & labelled
     table["train_text_image"] = learnable & text
     table["train_unlabeled"] = learnable & ~labelled & ~text
     unused = ~table[list(POOLS)].any(axis=1)
     table["dropped"] = np.select(
+        # The first matching condition gives the reason.
         [unused & (refused != ""), unused & judged, unused & near_eval, unused & near_validation],
         [refused, "eval without label or category", "near an eval photo", "near a validation photo"],
         default="",
@@ -176,17 +215,17 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
 
 
 def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str] = ()) -> dict[str, Any]:
-    """Return how far the evaluation set of the catalog's newest version is.
+    """Return the progress of the evaluation set in the catalog's newest version.
 
     Args:
         params: Shares and least numbers.
         catalog: The catalog.
-        batches: Batches, as kind/batch, of which refused rows are listed; all of the catalog's where empty.
+        batches: List refused rows of these batches only, as kind/batch; of all batches if empty.
 
     Returns:
         `categories`, one row each: category, eval (photos), needed, labelled (photos), labelled_needed; `refused`, the
-        rows of role `eval` that cannot judge: sample_id, batch, why; `words`, a line for each category below its need
-        and for the refused rows.
+        rows of role `eval` that cannot be used for evaluation: sample_id, batch, why; `words`, a line for each category
+        below its need and for the refused rows.
     """
     samples = catalog.read("samples")
     if samples.empty:
@@ -194,6 +233,7 @@ def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str
     table: Any = place(params, samples, catalog.read("labels"))
     labelled = table.loc[table["alpha_sha256"].notna()]
     rows, words = [], []
+    # Evaluation may use at most MOST_SHARE of the groups, so it needs this many labelled photos.
     wanted = math.ceil(params.eval_least / MOST_SHARE)
     for category in CATEGORIES:
         here = labelled["category"] == category
@@ -218,9 +258,14 @@ def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str
 
 
 def components(samples: pd.DataFrame, bits: int) -> np.ndarray:
-    """A number per sample, equal where declared groups, near-duplicate hashes or `near` connect samples.
+    """Return the connected components of samples by declared groups, near-duplicate hashes and `near`.
 
-    `samples`: columns id, group, phash and near (ids, or null) of the catalog.
+    Args:
+        samples: Columns id, group, phash and near (ids, or null) of the catalog.
+        bits: Largest Hamming distance of two near-duplicate hashes, in bits.
+
+    Returns:
+        int (samples,): a component number per sample.
     """
     return _connect(samples, _links(samples, bits))
 
@@ -230,6 +275,7 @@ def _connect(samples: pd.DataFrame, links: tuple[np.ndarray, np.ndarray]) -> np.
     from scipy.sparse.csgraph import connected_components
 
     count = len(samples)
+    # Graph nodes: first the samples, then the declared groups. Each sample has an edge to its group.
     groups = count + pd.factorize(_declared(samples))[0]
     left, right = links
     rows, columns = np.concatenate((np.arange(count), left)), np.concatenate((groups, right))
@@ -239,18 +285,19 @@ def _connect(samples: pd.DataFrame, links: tuple[np.ndarray, np.ndarray]) -> np.
 
 
 def _links(samples: pd.DataFrame, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of samples that show the same, by perceptual hash or by what ingest found (`near`).
+    """Return pairs of positions of samples with the same content, by perceptual hash or by `near`.
 
-    Of samples with equal hashes the one that arrived first is linked with the others, so that the links between the
-    samples of a moment do not depend on later arrivals.
+    Among samples with equal hashes, the first arrival is linked with all others. The links between the samples at one
+    time therefore do not depend on later arrivals.
     """
+    # Samples without a hash have no near-duplicates by hash.
     hashed = np.flatnonzero(samples["phash"].fillna("").to_numpy(dtype=object) != "")
     if "accepted_at" in samples:
         arrival = samples["accepted_at"].fillna("").to_numpy(dtype=object)[hashed]
         hashed = hashed[np.argsort(arrival, kind="stable")]
     left, right = connected(np.array([int(text, 16) for text in samples["phash"].iloc[hashed]], np.uint64), bits)
     linked = pd.Series(samples["near"].to_numpy(dtype=object)).explode().dropna()
-    earlier = pd.Index(samples["id"]).get_indexer(pd.Index(linked))  # -1: it has been forgotten
+    earlier = pd.Index(samples["id"]).get_indexer(pd.Index(linked))  # -1: the sample was erased
     known = earlier >= 0
     return (
         np.concatenate((hashed[left], linked.index.to_numpy(int)[known])),
@@ -259,7 +306,7 @@ def _links(samples: pd.DataFrame, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _lost_at(labels: pd.DataFrame) -> dict[str, str]:
-    """Sample id → when its last label was withdrawn, of samples that have lost all of theirs."""
+    """Return sample id → time when its last label was withdrawn, for samples without any remaining label."""
     if "withdrawn_at" not in labels:
         return {}
     gone = labels.loc[~labels["sample_id"].isin(labels_in_use(labels)["sample_id"])]
@@ -268,21 +315,36 @@ def _lost_at(labels: pd.DataFrame) -> dict[str, str]:
 
 
 def _declared(samples: pd.DataFrame) -> pd.Series:
-    """The group of each sample; its own id where it has none."""
+    """Return the declared group of each sample, or its id as a group of its own."""
     declared: Any = samples["group"].where(samples["group"].fillna("") != "", samples["id"])
     return declared
 
 
 def stable_share(group: str, salt: str) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments, uniform over groups."""
+    """Return a hash of the arguments in [0, 1), uniform over groups.
+
+    Args:
+        group: Name of a group.
+        salt: Purpose of the draw; different salts give independent numbers.
+    """
+    # 7 bytes are 56 bits, more than the 53 bits of a float.
     return int.from_bytes(hashlib.sha256(f"{salt}:{group}".encode()).digest()[:7]) / 2**56
 
 
 def assert_no_leak(frames: Mapping[str, pd.DataFrame], samples: pd.DataFrame, bits: int) -> None:
-    """Raises MattingError where an eval photo, one of its group, a near-duplicate, or whatever these lead to, is in a
-    training pool or in validation, or the like of a validation photo in a training pool.
+    """Check that no pool leaks evaluation or validation photos.
 
-    `samples`: columns id, group, phash and near of the whole catalog, for a photo in no pool may connect two that are.
+    No photo of an evaluation component may be in a training pool or in validation, apart from the eval photos
+    themselves. No photo of a validation component may be in a training pool.
+
+    Args:
+        frames: Pool → frame.
+        samples: Columns id, group, phash and near of the whole catalog. A photo outside all pools may connect two
+            photos in pools.
+        bits: Largest Hamming distance of two near-duplicate hashes, in bits.
+
+    Raises:
+        MattingError: A pool leaks; the message names some samples.
     """
     component: Any = pd.Series(components(samples, bits), index=pd.Index(samples["id"]))
     for guarded, others in (("eval", (*TRAINING, "validation")), ("validation", TRAINING)):
@@ -291,6 +353,7 @@ def assert_no_leak(frames: Mapping[str, pd.DataFrame], samples: pd.DataFrame, bi
         for pool in others:
             frame = frames[pool]
             found = set(frame["sample_id"]) & ({*kept["sample_id"]} | {*near})
+            # The stored group column is a second, independent check.
             found |= set(frame.loc[frame["group"].isin(kept["group"]), "sample_id"])
             if found:
                 some = ", ".join(sorted(found)[:5])
@@ -298,7 +361,7 @@ def assert_no_leak(frames: Mapping[str, pd.DataFrame], samples: pd.DataFrame, bi
 
 
 def _frame(table: Any) -> pd.DataFrame:
-    """The frame as `read_pool` reads it back: the digest of what is written is the digest of what is read."""
+    """Return the frame with the types of `read_pool`, so that written and read frames have the same digest."""
     arrow = pa.Table.from_pandas(table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
     return arrow.replace_schema_metadata(None).to_pandas(types_mapper=NULLABLE.get)
 
@@ -316,18 +379,29 @@ def frame_digest(frame: pd.DataFrame, columns: Sequence[str]) -> str:
 def write_frames(
     out_dir: Path, frames: Mapping[str, pd.DataFrame], schema: pa.Schema, facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes `<name>.parquet` of each frame, and `snapshot.json` of `facts`, into a folder beside `out_dir`, then
-    exchanges it whole: no reader ever sees half of it. Same frames, same bytes."""
+    """Write `<name>.parquet` of each frame and `snapshot.json` of `facts`; equal frames give equal bytes.
+
+    The files are written to a temporary folder, which then replaces `out_dir`. A reader never sees a partial snapshot.
+
+    Args:
+        out_dir: Folder of the snapshot.
+        frames: Name → frame.
+        schema: Schema of all frames.
+        facts: Content of snapshot.json, or None.
+    """
     fresh = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
     stale = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.old")
+    # A killed process with the same id may have left this folder.
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     for name, frame in frames.items():
+        # Drop the metadata of pandas: it contains library versions, which would change the bytes.
         table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
         with disk_faults_of(out_dir / f"{name}.parquet"):
             pq.write_table(table, fresh / f"{name}.parquet", compression="zstd")
     if facts is not None:
         write_json(fresh / "snapshot.json", facts)
+    # Two renames replace the folder: a rename cannot overwrite a folder with files.
     if out_dir.exists():
         out_dir.rename(stale)
     fresh.rename(out_dir)

@@ -1,4 +1,4 @@
-"""The one table of picture formats and of spellings that every door reads: `mm drop`, ingest, `mm evaluate --truth`."""
+"""Define the picture formats and category spellings that `mm drop`, ingest and `mm evaluate --truth` accept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "GIF": (".gif",),
     "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c"),
 }
-"""How files of each format are named. Content decides what a file is; the name decides what a folder offers."""
+"""Format → file suffixes. Suffixes select the photos of a folder; the content decides the format."""
 PHOTOS = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 CATEGORY_SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "portrait": ("portrait", "portraits"),
@@ -31,22 +31,31 @@ CATEGORY_SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "delicacy": ("delicacy", "delicacies"),
     "scenery": ("scenery", "sceneries"),
 }
-"""Letters of each category's spellings, without case, spaces, dashes and underscores."""
+"""Category → its spellings in lower case, without spaces, dashes and underscores."""
 _CATEGORY_OF = {spelling: name for name, spellings in CATEGORY_SPELLINGS.items() for spelling in spellings}
+# A new category must get its spellings in the table above.
 assert set(CATEGORY_SPELLINGS) == set(ALL_CATEGORIES)
 SYSTEM_NAMES = frozenset(
     {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information", "@eadir", "#recycle"}
     | {"lost+found", "lost.dir", ".ds_store"}
 )
-"""Files and folders that systems leave beside people's photos, in lower case."""
+"""Files and folders that operating systems add to folders of photos, in lower case."""
 
 
 def category_of(text: str) -> str:
-    """The category that a text spells (`Multi-Person`, `PETS`, `multi person`); the text, tidied, where it is none."""
+    """Return the category of a text such as `Multi-Person`, `PETS` or `multi person`.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The category's name. An unknown text is returned in lower case with underscores.
+    """
+    # NFKC converts full-width and other compatible letters.
     plain = unicodedata.normalize("NFKC", text).strip().casefold()
     return _CATEGORY_OF.get(re.sub(r"[\s_\-–—.]+", "", plain), re.sub(r"[\s\-]+", "_", plain))
 
 
 def is_hidden(path: PurePath) -> bool:
-    """Whether a path, or a folder on it, is hidden or a system's own: `.thumbnails`, `.trashed-1.jpg`, `@eaDir`."""
+    """Return whether any part of a path is hidden or a system name: `.thumbnails`, `.trashed-1.jpg`, `@eaDir`."""
     return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in path.parts)

@@ -1,8 +1,8 @@
-"""What a drop said last: its rows' words as digests, and the sizes and stamps of their files.
+"""Store the last statement of a drop: digests of its rows' values, and sizes and stamps of its files.
 
-The ledger's latest row of a drop names its statement. Against it, a corrected manifest shows which rows say something
-new and which are gone, and an unchanged manifest shows which files were replaced in place. Words are kept as digests:
-a statement holds neither text nor photo ids that `mm forget` would have to find.
+The latest ledger row of a drop names its statement. A comparison shows the changed and the removed rows of a corrected
+manifest, and the replaced files of an unchanged manifest. Values are stored as digests. A statement therefore contains
+neither texts nor photo ids, and `mm forget` does not need to edit it.
 """
 
 from __future__ import annotations
@@ -30,57 +30,66 @@ COLUMNS = ("category", "caption", "group", "role", "source", "license", "taken_a
 """Columns of a manifest, and of `samples`, that a later row may change."""
 ALPHA = "alpha"
 TAKEN = ("accept", "update")
-"""Verdicts on rows of which the catalog holds what they say."""
+"""Verdicts of rows with values that the catalog holds."""
 KEPT = "kept"
-"""Verdict, in statements alone, on a row that is refused now: what it said before still counts."""
+"""Verdict of a row that is refused now but keeps its earlier values; used in statements only."""
 COUNTING = (*TAKEN, KEPT)
+"""Verdicts of rows with values in use."""
 ABSENT = (-1, "")
-"""Size and stamp of a file that is not there."""
+"""Size and stamp of a missing file."""
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
         ("sample", pa.string()),  # digest of its photo's id; null: the photo could not be read
         ("verdict", pa.string()),  # as of `Decision`, or KEPT
-        ("values", pa.string()),  # JSON: column → digest of what it said
+        ("values", pa.string()),  # JSON: column → digest of its value
         ("files", pa.string()),  # JSON: digest of the name → size, stamp
     ]
 )
 
 
 def stated(row: ManifestRow, probe: Probe) -> dict[str, str]:
-    """What a row says about its photo: column → text, `alpha` → digest of the normalised matte; empty cells say
-    nothing."""
+    """Return the values of a row about its photo, without empty cells.
+
+    Args:
+        row: Row of the manifest.
+        probe: Its measures.
+
+    Returns:
+        Column → text; `alpha` → sha256 of the normalised matte.
+    """
     values = {name: getattr(row, name) for name in COLUMNS} | {ALPHA: probe.alpha_sha256 or ""}
     return {name: value for name, value in values.items() if value}
 
 
 def word(value: str) -> str:
-    """A value as statements keep it."""
+    """Return the digest of a value in statements: 16 hex digits."""
     return sha256_bytes(value.encode())[:16]
 
 
 def file_key(name: str) -> str:
-    """A file's name in one spelling: plain path, composed accents (macOS writes ü in two signs)."""
+    """Return a file name in one spelling: a plain path with composed accents, because macOS decomposes ü."""
     return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a drop as they lay in the inbox at one moment."""
+    """The files of a drop in the inbox at one time."""
 
     files: Mapping[str, tuple[int, str]]
     """Digest of the name → size in bytes, stamp."""
     digest: str
+    """Digest over `files`; equal listings have equal digests."""
 
     @staticmethod
     def read(inbox: Store, batch: ReadyBatch) -> Listing:
-        """Lists the drop's folder; no file is read."""
+        """List the drop's folder without reading its files."""
         prefix = f"{batch.kind}/{batch.batch}"
         entries = {word(file_key(e.key[len(prefix) + 1 :])): (e.size, e.stamp) for e in inbox.list(prefix)}
         return Listing(entries, digest_of(sorted(entries.items())))
 
     def of(self, row: ManifestRow) -> str:
-        """Size and stamp of the files that a row names, as JSON."""
+        """Return the sizes and stamps of a row's files as JSON, the photo first."""
         names = (word(file_key(name)) for name in (row.image, row.alpha) if name)
         return json.dumps({name: self.files.get(name, ABSENT) for name in names})
 
@@ -95,29 +104,38 @@ class SaidRow:
     values: Mapping[str, str]
     """Column → digest of its value."""
     files: str
-    """As `Listing.of` gives it."""
+    """Result of `Listing.of`."""
 
 
 @dataclass
 class Statement:
-    """What a drop said last, by row; empty before its first ingest."""
+    """The last statement of a drop, by row; empty before its first ingest."""
 
     rows: dict[int, SaidRow] = field(default_factory=dict)
 
     @staticmethod
     def read(store: Store, key: str | None) -> Statement:
-        """The statement under a key of the ledger; an empty one where there is no key."""
+        """Read the statement with a key of the ledger.
+
+        Args:
+            store: The store.
+            key: Key of the statement, or None.
+
+        Returns:
+            The statement; an empty one without a key or if the file is missing.
+        """
         try:
             if not key:
                 return Statement()
             table = pq.read_table(store.fetch(key), schema=SCHEMA)
-        except BlobNotFound:  # every row then says its words anew
+        except BlobNotFound:  # all values of the drop then count as new
             return Statement()
         rows = (SaidRow(**{**line, "values": json.loads(line["values"])}) for line in table.to_pylist())
         return Statement({row.row: row for row in rows})
 
     def write(self, store: Store) -> str:
-        """Puts the statement under its own digest and returns the key."""
+        """Store the statement under its own digest and return the key."""
+        # Sorted rows and keys give equal statements the same bytes and the same key.
         rows = [self.rows[number] for number in sorted(self.rows)]
         lines: list[dict[str, Any]] = [
             {
@@ -129,6 +147,7 @@ class Statement:
             }
             for row in rows
         ]
+        # Write to memory first, because the key is the digest of the bytes.
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(lines, schema=SCHEMA), sink, compression="zstd")
         data = sink.getvalue().to_pybytes()
@@ -138,22 +157,26 @@ class Statement:
         return key
 
     def by_sample(self) -> dict[str, dict[str, str]]:
-        """What the rows that counted said: digest of the photo's id → column → digest; of two rows the first."""
+        """Return the values in use: digest of the photo's id → column → digest; the first of several rows wins."""
         found: dict[str, dict[str, str]] = {}
         for number in sorted(self.rows):
             row = self.rows[number]
+            # A duplicate row also lists its photo and may fill columns that the first row leaves empty.
             if row.sample and row.verdict in (*COUNTING, "duplicate"):
                 found[row.sample] = {**row.values, **found.get(row.sample, {})}
         return found
 
     def taken(self) -> frozenset[str]:
-        """Photos, by digests of their ids, of which the catalog holds what this drop said."""
+        """Return the digests of the ids of photos with values of this drop in the catalog."""
         return frozenset(row.sample for row in self.rows.values() if row.sample and row.verdict in COUNTING)
 
     def keep(self, before: Statement) -> Statement:
-        """This statement, with what `before` said of the photos whose rows are refused now.
+        """Return this statement with the earlier values of photos that are refused now.
 
-        Such a row lists its photo still. Once it is removed, what it said before has to be withdrawn.
+        Such a row still lists its photo. When the row is removed later, its earlier values must be withdrawn.
+
+        Args:
+            before: The previous statement that was ingested.
         """
         counted, values = before.taken(), before.by_sample()
         names = before.images()
@@ -161,26 +184,33 @@ class Statement:
         image_of, rows = self.images(), dict(self.rows)
         there = self.taken()
         for number, row in self.rows.items():
+            # A replaced or unreadable photo has another digest. Find the earlier photo by its file name.
             photo = row.sample if row.sample in counted else photo_of.get(image_of[number])
             if row.verdict in ("quarantine", "conflict") and photo in counted and photo not in there:
                 rows[number] = replace(row, sample=photo, verdict=KEPT, values=values[photo])
         return Statement(rows)
 
     def replaced(self, listing: Listing) -> frozenset[int]:
-        """Rows whose files were written again since, or have come; files that left the inbox say nothing.
+        """Return the rows with new or rewritten files, and all other rows of the same photos.
 
-        Every other row of the same photo is looked at again with them.
+        Files that are missing from the inbox are ignored.
+
+        Args:
+            listing: The current files of the drop.
         """
         changed = {row.row for row in self.rows.values() if _is_replaced(row, listing)}
+        # All rows of a photo are decided together, so they are measured together.
         photos = {self.rows[number].sample for number in changed} - {None}
         return frozenset(changed | {row.row for row in self.rows.values() if row.sample in photos})
 
     def images(self) -> dict[int, str]:
-        """Row → digest of its photo's name."""
+        """Return row → digest of its photo's name."""
+        # `Listing.of` writes the photo first.
         return {row.row: next(iter(json.loads(row.files)), "") for row in self.rows.values()}
 
 
 def _is_replaced(row: SaidRow, listing: Listing) -> bool:
+    # JSON turns tuples into lists, so lists are compared.
     files: dict[str, list[Any]] = json.loads(row.files)
     now = ((listing.files.get(name), before) for name, before in files.items())
     return any(there is not None and list(there) != before for there, before in now)
@@ -188,29 +218,41 @@ def _is_replaced(row: SaidRow, listing: Listing) -> bool:
 
 @dataclass(frozen=True)
 class Arrival:
-    """One coming of a drop, and what was said before it."""
+    """One arrival of a drop, with its earlier statements."""
 
     id: str
-    """Digest over the ledger's key and the arrival before: the same manifest may come back."""
+    """Digest over the ledger's key and the previous arrival, because the same manifest may arrive again."""
     listing: Listing
-    """Taken before the files are read: what is replaced meanwhile is seen the next time."""
+    """Listing before the files are read; a later replacement is found by the next run."""
     seen: Statement
-    """Of the arrival before, held or not."""
+    """Statement of the previous arrival, held or ingested."""
     said: Statement
-    """The one that counts: of the last arrival that was ingested."""
+    """Statement of the last ingested arrival; its values are in use."""
 
     def statement(self, rows: Iterable[SaidRow], partial: bool) -> Statement:
-        """The statement after a run; a partial run leaves the rows that it did not look at as they were."""
+        """Return the statement after a run.
+
+        Args:
+            rows: The measured rows.
+            partial: Whether only some rows were measured. The other rows then keep their previous entries.
+        """
+        # Measured rows replace their earlier entries.
         now = Statement((dict(self.seen.rows) if partial else {}) | {row.row: row for row in rows})
         return now.keep(self.said)
 
     def gone(self, now: Statement) -> dict[str, str]:
-        """Photos that were taken, or known, and that the drop no longer lists: digest of the id → digest of what its
-        matte was.
+        """Return the photos that the drop listed before and no longer lists.
 
-        A row whose photo cannot be read now still lists the photo that it listed before.
+        A row with an unreadable photo still lists its earlier photo.
+
+        Args:
+            now: The new statement.
+
+        Returns:
+            Digest of the photo's id → digest of its last matte, or "".
         """
         names = self.said.images()
+        # Rows without a readable photo are matched by file name.
         unread = {name for row, name in now.images().items() if not now.rows[row].sample}
         there = {row.sample for row in now.rows.values()}
         there |= {row.sample for row in self.said.rows.values() if names[row.row] in unread}

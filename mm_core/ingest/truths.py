@@ -1,4 +1,4 @@
-"""True mattes of a folder, read as ingest reads a drop: the same manifest, spellings, names and orientations."""
+"""Read true mattes of a folder with the rules of ingest for manifests, spellings, names and orientations."""
 
 from __future__ import annotations
 
@@ -20,41 +20,58 @@ from mm_core.ingest.mattes import turned_upright
 
 @dataclass(frozen=True)
 class Truth:
-    """One row of a manifest of truths."""
+    """One row of a manifest of true mattes."""
 
     where: str
-    """Manifest, row and image, as messages name it."""
+    """Manifest, row and image for messages."""
     image: str
     category: str
-    """Empty where the manifest gives none."""
+    """The category, or "" if the manifest has none."""
     photo: Path | None
-    """None where the photo does not lie there: its matte is then taken as it is."""
+    """The photo, or None if its file is missing; the matte is then used without reorientation."""
     alpha: Path
 
     def load(self) -> np.ndarray:
-        """The true matte float32 (H, W) in [0, 1], upright as its photo; raises UnreadableImage."""
+        """Load the true matte in the upright orientation of its photo.
+
+        Returns:
+            The matte, float32 (H, W) in [0, 1].
+
+        Raises:
+            UnreadableImage: The matte or the photo cannot be decoded.
+        """
         if self.photo is None:
             return safely(load_alpha, self.alpha)
         photo, header = safely(read_header, self.photo), safely(read_header, self.alpha)
+        # Without EXIF tags only one orientation is possible.
         if photo.orientation == header.orientation == 1:
             return safely(load_alpha, self.alpha)
         size, stored = (photo.width, photo.height), (photo.raw_width, photo.raw_height)
         if size not in ((header.width, header.height), (header.raw_width, header.raw_height)) and stored != size:
             alpha = safely(load_alpha, self.alpha)
+            # The upright size does not fit. If the matte has the stored size of the photo, turn it by the photo's tag.
             return orient(alpha, photo.orientation) if alpha.shape == stored[::-1] else alpha
         return turned_upright(self.alpha, header, photo, safely(load_rgb, self.photo, LOOK_SIDE))[0]
 
 
 def read_truths(manifest: Path) -> list[Truth]:
-    """The rows of a manifest (CSV or parquet) with the columns image, alpha and, if you like, category.
+    """Read a manifest of true mattes.
 
-    Raises InputError, naming the row, where a matte is missing, a row is no row, or two photos share a prediction.
+    Args:
+        manifest: CSV or parquet file with the columns image, alpha and, optionally, category.
+
+    Returns:
+        One entry per row.
+
+    Raises:
+        InputError: The file or a matte is missing, a row is malformed, or two photos share one prediction.
     """
     if not manifest.is_file():
         raise InputError(f"{manifest}: no such file; give a manifest with the columns image, alpha, category")
     rows = list(read_manifest(manifest))
     if not any(row.alpha for row in rows):
         raise InputError(f"{manifest}: column 'alpha' is missing or empty; name the true matte of each photo there")
+    # Predictions are named after the stem of the photo, so stems must be unique.
     for stem, count in Counter(stem_of(row.image) for row in rows).items():
         if count > 1:
             raise InputError(f"{manifest}: {count} rows would be predicted as {stem}.png; rename the images")
@@ -62,7 +79,7 @@ def read_truths(manifest: Path) -> list[Truth]:
 
 
 def stem_of(image: str) -> str:
-    """Name of a photo's prediction, without suffix."""
+    """Return the name of a photo's prediction, without suffix."""
     return posixpath.splitext(posixpath.basename(image.replace("\\", "/")))[0]
 
 
@@ -79,7 +96,8 @@ def _truth(manifest: Path, row: ManifestRow) -> Truth:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """The file of this name, with slashes or backslashes, composed or decomposed accents."""
+    """Return the file with this name, or None; slashes, backslashes and both Unicode forms of accents match."""
     plain = name.replace("\\", "/")
+    # File systems store accents in either of two forms.
     forms = dict.fromkeys((name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))))
     return next((folder / form for form in forms if form and (folder / form).is_file()), None)
