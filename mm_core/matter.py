@@ -54,6 +54,7 @@ class Matter:
         # A bundle contains all its files, so no registry is needed.
         if Path(model).is_dir():
             return cls(OnnxPredictor.of_folder(Path(model), guided=True), Path(model).name)
+        # A registry version or a weights file needs the settings of a workspace.
         settings = Settings.from_env(None if workspace is None else Path(workspace))
         predictor, name = predictor_of(Layout(settings), str(model))
         if predictor is None:

@@ -196,11 +196,11 @@ def label_compare(
         params: The parameters.
         layout: The workspace.
         seeds: Trainings per side.
-        fewest: Smallest number of new labels for a comparison.
+        fewest: Smallest number of photos per arm.
         progress: Called as (what, done, total).
 
     Raises:
-        InputError: The registry has no training labels of the champion, or the comparison is not possible.
+        InputError: The registry has no training labels of the champion, or an arm has too few photos.
     """
     from mm_core.experiments.label_ablation import compare_labels
 
@@ -288,6 +288,7 @@ def moments(
     if out.resolve().is_relative_to(gallery.resolve()):
         raise InputError(f"{out} lies in the gallery {gallery}: choose a folder outside of it with -o")
     with timed(Report("moments"), layout.root / "reports" / "moments.json") as report:
+        # Without a model (`none`), the pieces use no mattes.
         predictor, name = predictor_of(layout, model)
         found = read_gallery(gallery, params, layout, catalog_of(layout), progress=progress)
         # The same near-duplicate threshold as at ingest.
@@ -304,6 +305,7 @@ def rollback(params: Params, layout: Layout, version: str | None = None, *, reas
     former champion.
     """
     with timed(Report("rollback"), layout.root / "reports" / "rollback.json") as report:
+        # The alias moves first, so that a running cycle detects the change at its promotion.
         Registry(layout.settings).rollback(version, reason or "no reason given", report)
     pin_when_idle(params, layout)
     return report

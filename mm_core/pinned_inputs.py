@@ -44,7 +44,7 @@ def inbox_of(layout: Layout) -> Store:
 
 
 def catalog_of(layout: Layout) -> Catalog:
-    """Open the catalog next to the store."""
+    """Open the catalog in the store."""
     return Catalog(layout.settings.store)
 
 
@@ -63,7 +63,7 @@ def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
     def locked(params: Params, layout: Layout, *args: P.args, **options: P.kwargs) -> R:
         with cycle_lock(layout, stage.__name__.strip("_").replace("_", "-")) as outermost:
             result = stage(params, layout, *args, **options)
-            # A nested stage must not pin, because the outer cycle still reads its inputs.
+            # Only the outermost stage writes postponed pins, when the whole cycle is finished.
             if outermost and _late(layout).exists():
                 pin(params, layout)
             if outermost:
@@ -119,7 +119,7 @@ def pin(params: Params, layout: Layout, *, again: bool = False) -> dict[str, Any
     if not again and _is_done(params, layout, inputs):
         inputs = frozen_inputs(layout)
         facts["nothing_new"] = f"the last cycle saw all of it: {recorded_verdict(layout).decision}"
-    # Unchanged pins are not rewritten, so that DVC sees no change of the file.
+    # Unchanged pins are not rewritten, which keeps the file's modification time.
     if not layout.inputs.exists() or read_inputs(layout) != inputs:
         write_json(layout.inputs, inputs)
     return {**inputs, **facts}
@@ -242,6 +242,7 @@ def require_one_cycle(layout: Layout) -> None:
 
 def forgotten_in_cycle(layout: Layout) -> list[str]:
     """Return the sorted ids of forgotten photos that are in a pool of the cycle's snapshot."""
+    # The newest catalog version counts, because photos can be forgotten after the snapshot.
     forgotten = set(catalog_of(layout).read("forgotten", columns=["id"])["id"])
     return sorted(forgotten & {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]})
 

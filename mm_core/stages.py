@@ -380,9 +380,9 @@ RESTARTS = 3
 def run_cycle(params: Params, layout: Layout, *, again: bool = False, progress: Progress = quiet) -> dict[str, Report]:
     """Run one whole cycle (`mm run`). A refusal by the gate is a result, not an error.
 
-    Without new inputs it ends after `pin_inputs`, unless `again` is set. Arrivals need no lock; the rest holds the
-    cycle lock from pins to page. If a person moves the champion in between (`mm rollback`), the candidate's comparison
-    is no longer valid. The cycle then starts again from the new champion.
+    Without new inputs it ends after `pin_inputs`, unless `again` is set. Arrivals do not wait for a running cycle; the
+    rest holds the cycle lock from pins to page. If a person moves the champion during the cycle (`mm rollback`), the
+    comparison is not valid any more. The cycle then starts again from the new champion.
     """
     reports = {"ingest": ingest(params, layout, progress=progress)}
     reports["structure"] = structure(params, layout, progress=progress)

@@ -49,6 +49,7 @@ class BlindMattes:
         """
         whole, own = (row.category, ""), (row.category, f"group {row.group}")
         others = self._counts.get(whole, 0) - self._counts.get(own, 0)
+        # A constant 0.5 is the best guess without another matte.
         if others <= 0:
             return np.full((height, width), 0.5, np.float32)
         # Subtracting the group's own sum gives the mean of all other groups, without a second pass.

@@ -231,6 +231,7 @@ def flips(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[dict[str, Any
     found = []
     for category in sorted(set(categories.tolist())):
         here = categories == category
+        # Positive flips are the reverse: a bad matte became a good one.
         lost, won = (here & then & ~now).sum(), (here & now & ~then).sum()
         found.append({"category": category, "photos": int(here.sum()), "negative": int(lost), "positive": int(won)})
     return found

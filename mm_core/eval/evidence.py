@@ -57,6 +57,7 @@ def read_scores(layout: Layout) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise InputError(f"{path} is missing: run `mm evaluate` before `mm gate`")
     table = pq.read_table(path)
     about = (table.schema.metadata or {}).get(b"mm")
+    # Scores of an older format cannot be validated.
     if about is None or set(table.schema.names) != set(SCHEMA.names):
         raise InputError(f"{path}: not written by this version of `mm evaluate`: run it again")
     return table.to_pandas(), json.loads(about)

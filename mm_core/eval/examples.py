@@ -61,6 +61,7 @@ def choose_regressions(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[
     Returns:
         (category, "regression", sample id, MSE) per photo; categories without an increase are missing.
     """
+    # Pair the rows of both models by photo.
     both = candidate.merge(champion, on="sample_id", suffixes=("", "_before"))
     both["loss"] = both["mse"] - both["mse_before"]
     found = []

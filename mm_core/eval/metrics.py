@@ -51,7 +51,7 @@ class TruthMatte:
         clipped = _clipped(alpha)
         if clipped is None:
             raise ValueError("the true matte holds NaN or infinity")
-        # Each of these is used once per model, so computing them here saves most of the work.
+        # Each of these is used once per model, so computing them once avoids repeated work.
         self.alpha = clipped
         self.mask = _mask(self.alpha)
         self.boundary = _boundary(self.mask)

@@ -299,7 +299,7 @@ def _labels(value: Report | None) -> list[dict[str, Any]]:
 
 
 def _compared(layout: Layout) -> dict[str, Any] | None:
-    """Return the comparison of routed and random photos for this snapshot; None if there was none."""
+    """Return the comparison of routed and random photos for this snapshot, or the reason without one; else None."""
     path = layout.stage_report("label-compare")
     report = Report.read(path) if path.is_file() else None
     if report is None or report.facts["snapshot"] != _snapshot(layout).get("digest"):

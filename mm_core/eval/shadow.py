@@ -45,6 +45,7 @@ def newest_unlabelled(catalog: Catalog, versions: Mapping[str, int], count: int)
     """
     samples = catalog.read("samples", version=versions["samples"], columns=["id", "category", "accepted_at"])
     in_use = catalog.read("labels", version=versions["labels"], columns=["sample_id", "withdrawn_at"])
+    # Withdrawn labels do not count as labels.
     labelled = labels_in_use(in_use)["sample_id"]
     free = samples.loc[~samples["id"].isin(labelled)]
     return free.sort_values(["accepted_at", "id"], ascending=False, ignore_index=True).head(count)
@@ -104,6 +105,7 @@ def run_shadow(
             kept = sorted(kept, key=lambda item: (-item[0], item[1]))[:SHOWN]
             progress("shadow", min(start + AT_ONCE, len(rows)), len(rows))
     for place, (difference, _, photo, before, after) in enumerate(kept):
+        # Each strip is photo, champion, candidate and their absolute difference.
         pictures = [photo, *(grey(matte) for matte in (before, after, np.abs(after - before)))]
         strip = np.concatenate([np.pad(small(p), ((0, 0), (0, 4), (0, 0)), constant_values=255) for p in pictures], 1)
         path = folder / f"{place}.png"

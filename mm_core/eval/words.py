@@ -78,6 +78,7 @@ def too_few(params: GateParams, category: str, cells: Sequence[Cell]) -> str:
     if found is None:
         return f"{category}: fewer than two groups of eval photos; drop labelled {category} photos"
     images, groups = found
+    # Report the lack of photos first; new photos usually add scenes too.
     if images < params.min_images:
         return f"{category}: {images} eval photos, {params.min_images} are needed; drop labelled {category} photos"
     # A guard has a level of its own, and a lower level needs more groups.
