@@ -1,11 +1,11 @@
-"""The Python API: a released model and one verb.
+"""The Python API: load a released model and predict mattes.
 
     from mm_core import Matter
 
     matter = Matter.load("champion")            # or a registry version, a bundle's folder, a .safetensors file
     alpha = matter.predict("holiday.jpg")       # float32 (H, W) in [0, 1], at the photo's own size
 
-A notebook that uses it is `docs/predict.ipynb`.
+`docs/predict.ipynb` is an example notebook.
 """
 
 from __future__ import annotations
@@ -31,28 +31,30 @@ if TYPE_CHECKING:
 
 
 class Matter:
-    """A matting model that is ready to predict. `Matter.load` makes one."""
+    """A matting model that is ready to predict. `Matter.load` creates one."""
 
     def __init__(self, predictor: Predictor, name: str):
         self._predictor = predictor
         self.name = name
-        """Registry version, name of the bundle's folder, or beginning of the weights' digest."""
+        """Registry version, name of the bundle's folder, or first digits of the weights' digest."""
 
     @classmethod
     def load(cls, model: str | PathLike[str] = "champion", workspace: str | PathLike[str] | None = None) -> Matter:
         """Load a model.
 
         Args:
-            model: the folder of a bundle; `champion`, another alias or a version of the registry (its int8 files);
+            model: The folder of a bundle; `champion`, another alias or a version of the registry (its int8 files);
                 or a .safetensors file (float, needs torch).
-            workspace: where the registry and the store are; default `MM_WORKSPACE`, else `data`. A bundle's folder
-                needs no workspace.
+            workspace: Folder of the registry and the store. The default is `MM_WORKSPACE`, then `data`. A bundle's
+                folder needs no workspace.
 
         Raises:
-            InputError: there is no such model.
+            InputError: The model does not exist.
         """
+        # A bundle contains all its files, so no registry is needed.
         if Path(model).is_dir():
             return cls(OnnxPredictor.of_folder(Path(model), guided=True), Path(model).name)
+        # A registry version or a weights file needs the settings of a workspace.
         settings = Settings.from_env(None if workspace is None else Path(workspace))
         predictor, name = predictor_of(Layout(settings), str(model))
         if predictor is None:
@@ -63,32 +65,35 @@ class Matter:
         """Return the alpha matte of a photo.
 
         Args:
-            photo: path of a photo, a Pillow image, or uint8 (H, W, 3) in sRGB. Files and Pillow images are turned
-                upright as their EXIF data say.
-            category: one of the categories; it chooses the decoder. Without it the model chooses.
+            photo: Path of a photo, a Pillow image, or uint8 (H, W, 3) in sRGB. Files and Pillow images are rotated
+                by their EXIF orientation.
+            category: One of the categories; it selects the decoder. Without it the model selects one.
 
         Returns:
             float32 (H, W) in [0, 1] at the photo's own size; 1 is the subject.
 
         Raises:
-            InputError: the file is no photo, the array has another shape or type, or the category is unknown.
+            InputError: The file is not a photo, the array has another shape or type, or the category is unknown.
         """
         if category and category not in ALL_CATEGORIES:
             raise InputError(f"category {category!r} is unknown; one of {', '.join(ALL_CATEGORIES)}")
+        # One photo is a batch of one; the predictor resizes it and refines the matte at full size.
         pixels = _pixels_of(photo)
         decoders = decoders_for(self._predictor, [pixels], [category])
         return self._predictor.predict([pixels], decoders)[0]
 
 
 def _pixels_of(photo: str | PathLike[str] | np.ndarray | Image) -> np.ndarray:
-    """The photo as uint8 (H, W, 3), upright."""
+    """Return the photo as uint8 (H, W, 3), upright."""
     if isinstance(photo, (str, PathLike)):
         if not Path(photo).is_file():
             raise InputError(f"{photo}: no such file; name a photo")
         return load_rgb(Path(photo))
     if isinstance(photo, np.ndarray):
+        # Float or grey arrays would give a plausible but wrong matte, so they are rejected.
         if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
             raise InputError(f"a photo is uint8 (height, width, 3), not {photo.dtype} {photo.shape}")
         return photo
 
+    # A Pillow image keeps its EXIF orientation as metadata; apply it to the pixels.
     return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))

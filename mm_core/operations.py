@@ -1,6 +1,6 @@
-"""What is done beside the cycle: looking after labels and the catalog, measuring, making moments, going back.
+"""Operations outside the cycle: labels, catalog, measurements, moments, rollback.
 
-Part of the interface of `mm_core.stages`, where callers find it.
+They are part of the interface of `mm_core.stages`, which re-exports most of them.
 """
 
 from __future__ import annotations
@@ -50,25 +50,34 @@ if TYPE_CHECKING:
 
 
 def labelling(params: Params, layout: Layout) -> dict[str, Any]:
-    """How labelling stands: `server` and `project` (addresses, None without a server), `batches_waiting` in the outbox,
-    counts of `tasks`, `finished`, `skipped`, `open`, and `oldest_open_days`."""
+    """Return the status of labelling.
+
+    Returns:
+        `server` and `project` (addresses), `batches_waiting` in the outbox, the counts `tasks`, `finished`, `skipped`
+        and `open`, and `oldest_open_days`. Without a server: `server` None and `batches_waiting` only.
+    """
     server = connect(layout, people=params.label.people)
     about: dict[str, Any] = {"server": None, "batches_waiting": undelivered(layout, server)}
     return about | {"server": server.url, "project": server.link(), **server.summary()} if server else about
 
 
 def finished_work(layout: Layout) -> str | None:
-    """A digest of the work that waits to be collected; None where there is none. One small request to the server."""
+    """Return a digest of the finished labels to collect, or None. It makes one small request to the server."""
     server = connect(layout)
+    # Both sources count: changes on the server, and export files in the inbox.
     waiting = [news(layout, server) if server else None, *sorted(path.name for path in inbox(layout).glob("*.json"))]
     return digest_of(waiting)[:16] if any(waiting) else None
 
 
 def plan_forgetting(layout: Layout, samples: Sequence[str], group: str | None = None) -> Report:
-    """What `forget` would remove, without removing it.
+    """Report the photos and models that `forget` would affect, without removing anything.
 
-    `report.tables`: `goes` (a row per photo that is still there), `models` and `remaining` as of `forget`.
-    `report.facts["ids"]`: the ids, whole. Raises InputError as `mm_core.ingest.erasure.find_photos`.
+    Returns:
+        A report. Table `goes` has a row per existing photo; `models` and `remaining` are those of `forget`.
+        `facts["ids"]` has the full ids.
+
+    Raises:
+        InputError: `mm_core.ingest.erasure.find_photos` finds no such photo.
     """
     with timed(Report("forget-plan")) as report:
         catalog = catalog_of(layout)
@@ -82,16 +91,17 @@ def plan_forgetting(layout: Layout, samples: Sequence[str], group: str | None = 
 
 
 def _pages_with(layout: Layout, ids: Sequence[str]) -> list[dict[str, str]]:
-    """Reports that show one of the photos, which a person has to remove."""
+    """Return the HTML reports that contain one of the photos; a person has to remove them."""
     pages = [*layout.reports.rglob("*.html"), layout.html_report]
     shown = [str(page) for page in pages if page.is_file() and any(i in page.read_text() for i in ids)]
     return [{"what": "page", "where": page} for page in shown]
 
 
 def _last_cycle_with(layout: Layout, ids: Sequence[str]) -> dict[str, str]:
-    """A fact where snapshot and models of the last cycle, promoted or not, still hold some of the photos."""
+    """Return a fact if the snapshot of the last cycle contains some of the photos, otherwise an empty dict."""
     if not has_snapshot(layout):
         return {}
+    # The snapshot lists the photos of every pool, used for training or not.
     frozen = {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]}
     held = len(frozen & set(ids))
     return {"last_cycle": f"its snapshot holds {held} of them: no model of it is promoted any more"} if held else {}
@@ -99,18 +109,27 @@ def _last_cycle_with(layout: Layout, ids: Sequence[str]) -> dict[str, str]:
 
 @in_the_cycle
 def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | None = None) -> Report:
-    """Removes photos from store, catalog and workspace for good, and names every model that learned from them.
+    """Remove photos permanently from store, catalog and workspace, and list every model trained on them.
 
-    A cycle at work ends first: what it trains and promotes is then among the models. `samples`: ids or their
-    beginnings, photo files, drops. `report.tables`: `forgotten` (ids), `models` (registry versions with aliases and
-    pools), `remaining` (what a person has to remove: pages that show a photo, and drops that the producer keeps).
+    A running cycle ends first, so the list includes its model.
+
+    Args:
+        params: The parameters.
+        layout: The workspace.
+        samples: Ids or their first digits, photo files, or drops.
+        group: A declared group; all its photos are removed.
+
+    Returns:
+        A report with the tables `forgotten` (ids), `models` (registry versions with aliases and pools) and `remaining`
+        (pages and drops that a person has to remove).
     """
     with (
         removal_lock(layout, "forget"),
         timed(Report("forget"), layout.root / "reports" / "forget.json") as report,
     ):
+        # Remove the photos first. The other steps only remove copies and references.
         ids = forget_photos(catalog_of(layout), store_of(layout), samples, group)
-        # A killed measurement or rebuild keeps what it decoded in folders of its own.
+        # An interrupted measurement or rebuild leaves decoded photos in its own cache folder.
         for cache in (layout.cache, *(layout.root / "scratch").rglob("cache")):
             PixelCache.clear(cache)
         report.tables["forgotten"] = [{"id": i} for i in ids]
@@ -120,23 +139,24 @@ def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | 
         try:
             server = connect(layout)
             report.metrics["forget/tasks_on_server"] = forget_on_server(server, set(ids)) if server else 0
-        except MattingError as error:  # the photos are gone from here: what is left must be told, not lost
+        except MattingError as error:  # the local photos are removed: report the rest instead of failing
             report.tables["remaining"].append({"what": f"tasks on Label Studio ({error})", "where": "forget again"})
         report.metrics |= {
             "forget/photos": len(ids),
             "forget/tasks": forget_tasks(layout, set(ids)),
             "forget/models": len(report.tables["models"]),
         }
-        if layout.inputs.exists():  # the catalog versions that it named are gone
+        if layout.inputs.exists():  # the pinned catalog versions no longer exist
             pin(params, layout)
     return report
 
 
 @in_the_cycle
 def compact(params: Params, layout: Layout) -> Report:
-    """Puts the catalog's small files together and removes data files of versions that nobody reads any more."""
+    """Merge the catalog's small files and remove the data files of unused versions."""
     with removal_lock(layout, "catalog compact"), timed(Report("compact")) as report:
         catalog = catalog_of(layout)
+        # Keep the versions that the next cycle and the present one are pinned to.
         pinned = [read_inputs(layout)["catalog"]] if layout.inputs.exists() else []
         if has_snapshot(layout):
             pinned.append(frozen_inputs(layout)["catalog"])
@@ -149,7 +169,7 @@ def compact(params: Params, layout: Layout) -> Report:
 
 @in_the_cycle
 def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Progress = quiet) -> Report:
-    """Trains this cycle's snapshot with other seeds: how far their scores spread is no gain to the gate."""
+    """Train on this cycle's snapshot with other seeds and measure the spread of the scores."""
     from mm_core.experiments.seed_noise import measure_noise
 
     with timed(Report("gate-noise"), layout.root / "reports" / "gate-noise.json") as report:
@@ -159,7 +179,7 @@ def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Prog
 
 @in_the_cycle
 def crossfit(params: Params, layout: Layout, *, folds: int = 3, progress: Progress = quiet) -> Report:
-    """Judges a first model that has too few evaluation photos by cross-fitting; nothing ships by it."""
+    """Judge a first model with too few eval photos by cross-fitting; it never leads to a release."""
     from mm_core.experiments.crossfit import NAME, cross_fit, report_file
 
     with timed(Report(NAME), report_file(layout)) as report:
@@ -170,10 +190,21 @@ def crossfit(params: Params, layout: Layout, *, folds: int = 3, progress: Progre
 def label_compare(
     params: Params, layout: Layout, *, seeds: int = 1, fewest: int = 1, progress: Progress = quiet
 ) -> Report:
-    """Trains on routed and on as many random photos that came since the snapshot's champion: what choosing is worth."""
+    """Compare training on routed photos with training on as many random new photos.
+
+    Args:
+        params: The parameters.
+        layout: The workspace.
+        seeds: Trainings per side.
+        fewest: Smallest number of photos per arm.
+        progress: Called as (what, done, total).
+
+    Raises:
+        InputError: The registry has no training labels of the champion, or an arm has too few photos.
+    """
     from mm_core.experiments.label_ablation import compare_labels
 
-    # The snapshot's champion and not the pinned one, which may have learned from this very snapshot.
+    # Use the snapshot's champion. The pinned champion may have been trained on this snapshot.
     champion = read_snapshot(layout)["champion"]
     store = store_of(layout)
     learned = training_labels(layout.settings, store, champion["version"]) if champion else {}
@@ -188,25 +219,27 @@ def label_compare(
 
 
 def compare_after_cycle(params: Params, layout: Layout, progress: Progress) -> str:
-    """`label_compare` with few steps; returns why it was not done, else nothing. What was done before stays."""
+    """Run `label_compare` with few steps unless it was done before; return the reason if it was skipped."""
     from mm_core.experiments.label_ablation import FEWEST, affordable
 
     seeds, path = params.label.compare_seeds, layout.stage_report("label-compare")
     if not seeds:
         return "label.compare_seeds is 0"
+    # Skip the comparison if this snapshot already has one of at least this size.
     steps = affordable(params)
     digest = read_snapshot(layout)["digest"]
     done = Report.read(path).facts if path.is_file() else {}
     if done.get("snapshot") == digest and done.get("seeds", 0) >= seeds and done["steps"] >= steps:
         return ""
     try:
+        # Fewer steps than a real training, because the comparison runs after every cycle.
         few = params.with_values(**{"train.simple.steps": steps})
         label_compare(few, layout, seeds=seeds, fewest=FEWEST, progress=progress)
         return ""
     except InputError as error:
         why = str(error)
-    # Last and least of a cycle whose verdict stands: torch, pandas or a disk that fails here must not cost the page.
-    # Nothing is hidden: the log has the traceback, the page the error, and `mm label compare` raises it.
+    # The comparison is optional and the verdict is already recorded, so no error here may prevent the page.
+    # The log has the traceback, the page has the error, and `mm label compare` raises it.
     except Exception as error:  # noqa: BLE001
         logging.getLogger(__name__).exception("comparing routed with random labels failed; the cycle goes on")
         why = f"failed: {type(error).__name__}: {error}"
@@ -215,14 +248,26 @@ def compare_after_cycle(params: Params, layout: Layout, progress: Progress) -> s
 
 
 def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:
-    """Who makes mattes along the photos' edges, and a name for it: `champion` or a registry version (its int8 files), a
-    bundle's folder, a .safetensors file, or `none`. Raises InputError where there is no such model."""
+    """Return a predictor that refines mattes at the photos' edges, and its name.
+
+    Args:
+        layout: The workspace with registry and store.
+        model: `champion` or a registry version (its int8 files), a bundle's folder, a .safetensors file, or `none`.
+
+    Returns:
+        The predictor (None for `none`) and the version, folder or digest that identifies it.
+
+    Raises:
+        InputError: The model does not exist.
+    """
     if model == "none":
         return None, "none"
+    # A file or a folder has priority over a registry name.
     if model.endswith(".safetensors") and Path(model).is_file():
         return TorchPredictor(Path(model), layout.settings.device, guided=True), sha256_file(Path(model))[:12]
     if Path(model).is_dir():
         return OnnxPredictor.of_folder(Path(model), guided=True), Path(model).name
+    # The registry names the digests of the int8 files; the store has the files.
     pin = Registry(layout.settings).pin(model)
     if pin is None:
         raise InputError(
@@ -235,15 +280,18 @@ def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:
 def moments(
     params: Params, layout: Layout, gallery: Path, out: Path, *, model: str = "champion", progress: Progress = quiet
 ) -> Report:
-    """Groups a folder of photos into moments, with titles and finished pieces; new photos cost what is new.
+    """Group a folder of photos into moments, with titles and finished pieces; only new photos are computed.
 
-    Raises InputError where `out` lies in the gallery: the pieces would be its photos at the next run.
+    Raises:
+        InputError: `out` is inside the gallery. The next run would then read the pieces as photos.
     """
     if out.resolve().is_relative_to(gallery.resolve()):
         raise InputError(f"{out} lies in the gallery {gallery}: choose a folder outside of it with -o")
     with timed(Report("moments"), layout.root / "reports" / "moments.json") as report:
+        # Without a model (`none`), the pieces use no mattes.
         predictor, name = predictor_of(layout, model)
         found = read_gallery(gallery, params, layout, catalog_of(layout), progress=progress)
+        # The same near-duplicate threshold as at ingest.
         bits = params.ingest.near_duplicate_bits
         return make_moments(
             found, out, params.moments, bits, report, predictor=predictor, model=name, progress=progress
@@ -251,18 +299,20 @@ def moments(
 
 
 def rollback(params: Params, layout: Layout, version: str | None = None, *, reason: str = "") -> Report:
-    """Makes an earlier champion champion again: the one before, or a named version.
+    """Make an earlier champion the champion again: the previous one, or a named version.
 
-    It waits for no cycle. A cycle at work, whose candidate was compared with the champion that falls, is not promoted.
+    It does not wait for a running cycle. The candidate of that cycle is not promoted, because it was compared with the
+    former champion.
     """
     with timed(Report("rollback"), layout.root / "reports" / "rollback.json") as report:
+        # The alias moves first, so that a running cycle detects the change at its promotion.
         Registry(layout.settings).rollback(version, reason or "no reason given", report)
     pin_when_idle(params, layout)
     return report
 
 
 def anchor(params: Params, layout: Layout, version: str, *, reason: str) -> Report:
-    """Makes a champion, present or former, the anchor of the next cycles' gate; on record with who and why."""
+    """Make a present or former champion the anchor of the next cycles' gate, and record user and reason."""
     with timed(Report("anchor"), layout.root / "reports" / "anchor.json") as report:
         Registry(layout.settings).move_anchor(version, reason, report)
     pin_when_idle(params, layout)
@@ -270,7 +320,7 @@ def anchor(params: Params, layout: Layout, version: str, *, reason: str) -> Repo
 
 
 def reproduce(params: Params, layout: Layout, version: str, *, progress: Progress = quiet) -> Report:
-    """Rebuilds a registered model from its recorded snapshot, params and seeds, and compares the weights."""
+    """Rebuild a registered model from its recorded snapshot, params and seeds, and compare the weights."""
     from mm_core.export.reproduce import reproduce as rebuild
 
     with timed(Report("reproduce"), layout.root / "reports" / "reproduce.json") as report:

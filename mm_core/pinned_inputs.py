@@ -1,7 +1,7 @@
-"""What a cycle stands on: the store, the pinned inputs, the pins that its snapshot froze, the verdict on record.
+"""Inputs of a cycle: the store, the pinned inputs, the pins that the snapshot froze, the recorded verdict.
 
-`inputs.json` holds the pins of the *next* cycle. The snapshot copies them into `snapshot.json`, and every later stage
-reads that copy (`frozen_inputs`), so that nothing that happens beside a cycle changes what it is judged on.
+`inputs.json` contains the pins of the *next* cycle. The snapshot copies them into `snapshot.json`. Every later stage
+reads that copy (`frozen_inputs`), so that changes outside the cycle do not affect its evaluation.
 """
 
 from __future__ import annotations
@@ -26,22 +26,25 @@ from mm_core.storage.seals import seal_databases
 from mm_core.storage.store import Store, fetch_blob, open_store
 
 Progress = Callable[[str, int, int], None]
-"""Called as (what, done, total): the CLI draws bars, Dagster logs observations."""
+"""Callback with (what, done, total). The CLI draws bars, Dagster logs observations."""
 
 
 def quiet(what: str, done: int, total: int) -> None:
-    """The Progress of someone who does not look."""
+    """Ignore all progress; the default Progress."""
 
 
 def store_of(layout: Layout) -> Store:
+    """Open the workspace's store."""
     return open_store(layout.settings.store, layout.cache)
 
 
 def inbox_of(layout: Layout) -> Store:
+    """Open the inbox as a store; its cache is separate from the store's."""
     return open_store(layout.settings.inbox, layout.cache / "inbox")
 
 
 def catalog_of(layout: Layout) -> Catalog:
+    """Open the catalog in the store."""
     return Catalog(layout.settings.store)
 
 
@@ -51,15 +54,16 @@ Stage = Callable[Concatenate[Params, Layout, P], R]
 
 
 def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
-    """Let a stage hold the cycle lock while it works; who asks meanwhile waits.
+    """Decorate a stage so that it holds the cycle lock; other callers wait.
 
-    At the end of the outermost hold the pins are written that `pin_when_idle` left to it, and databases are sealed.
+    When the outermost stage ends, it writes the pins that `pin_when_idle` postponed and seals the databases.
     """
 
     @wraps(stage)
     def locked(params: Params, layout: Layout, *args: P.args, **options: P.kwargs) -> R:
         with cycle_lock(layout, stage.__name__.strip("_").replace("_", "-")) as outermost:
             result = stage(params, layout, *args, **options)
+            # Only the outermost stage writes postponed pins, when the whole cycle is finished.
             if outermost and _late(layout).exists():
                 pin(params, layout)
             if outermost:
@@ -70,50 +74,59 @@ def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
 
 
 def pin_when_idle(params: Params, layout: Layout) -> dict[str, Any]:
-    """Pin what the next cycle starts from; while a cycle is at work its pins stay, and it pins when it ends.
+    """Pin the inputs of the next cycle now, or at the end of the running cycle.
 
     Returns:
-        The pins, or `{"pins": why they stay}`.
+        The pins, or `{"pins": reason}` if a running cycle postpones them.
     """
     for seconds in (0.0, 0.5):
         with try_cycle_lock(layout, "pin-inputs", seconds) as free:
+            # The lock is free: no cycle is running, so pin now.
             if free:
                 return pin(params, layout)
-        # Whoever holds the lock looks for this at its end; the second try is for one that has just looked.
+        # The lock's holder checks for this file at its end. The second attempt covers a holder that has just checked.
         _late(layout).touch()
     return {"pins": f"stay as they are until {cycle_holder(layout) or 'the cycle'} ends"}
 
 
 def settle_late_pins(params: Params, layout: Layout) -> None:
-    """Write the pins that `pin_when_idle` left to a process that was killed; the caller holds the cycle lock."""
+    """Write pins that `pin_when_idle` postponed to an interrupted process; the caller holds the cycle lock."""
     if _late(layout).exists():
         pin(params, layout)
 
 
 def _late(layout: Layout) -> Path:
-    """There while something came that `inputs.json` does not name yet, because a cycle was at work."""
+    """Return the marker file of postponed pins; it exists while `inputs.json` lacks the newest arrivals."""
     return layout.locks / "pins.late"
 
 
 def pin(params: Params, layout: Layout, *, again: bool = False) -> dict[str, Any]:
-    """Write what the next cycle starts from, if it is not pinned already; the caller holds the cycle lock.
+    """Write the pins of the next cycle if they changed; the caller holds the cycle lock.
 
-    Where the last cycle saw all that is there, its own pins stay and the facts say `nothing_new`; `again` pins
-    nevertheless. Returns the facts of `stages.pin_inputs`.
+    If the last cycle used all present inputs, its pins stay and the facts contain `nothing_new`.
+
+    Args:
+        params: The parameters, which decide whether the last cycle is still valid.
+        layout: The workspace.
+        again: True to pin even without new inputs.
+
+    Returns:
+        The facts of `stages.pin_inputs`.
     """
-    _late(layout).unlink(missing_ok=True)  # before the catalog is read: what comes later is told again
+    _late(layout).unlink(missing_ok=True)  # before reading the catalog: a later arrival sets it again
     inputs = inputs_now(layout)
     facts: dict[str, str] = {}
     if not again and _is_done(params, layout, inputs):
         inputs = frozen_inputs(layout)
         facts["nothing_new"] = f"the last cycle saw all of it: {recorded_verdict(layout).decision}"
+    # Unchanged pins are not rewritten, which keeps the file's modification time.
     if not layout.inputs.exists() or read_inputs(layout) != inputs:
         write_json(layout.inputs, inputs)
     return {**inputs, **facts}
 
 
 def inputs_now(layout: Layout) -> PinnedInputs:
-    """Catalog versions, champion and anchor of this moment, as `read_inputs` returns them."""
+    """Return the present catalog versions, champion and anchor, in the format of `read_inputs`."""
     registry, catalog = Registry(layout.settings), catalog_of(layout)
     return {
         "catalog": {table: catalog.version(table) for table in ("samples", "labels", "features")},
@@ -133,6 +146,7 @@ def read_inputs(layout: Layout) -> PinnedInputs:
     try:
         inputs = json.loads(layout.inputs.read_bytes())
         pins = [inputs[role] for role in ROLES if inputs.get(role)]
+        # Check the fields that later stages use, so that a damaged file fails here.
         good = all({"version", "digest", "files"} <= set(pin) for pin in pins)
         good = good and all(isinstance(version, int) for version in inputs["catalog"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -143,28 +157,31 @@ def read_inputs(layout: Layout) -> PinnedInputs:
 
 
 def frozen_inputs(layout: Layout) -> PinnedInputs:
-    """Return the pins that the snapshot of the cycle in work froze.
+    """Return the pins that the snapshot of the present cycle froze.
 
     Raises:
-        InputError: There is no snapshot, or its file is damaged.
+        InputError: The snapshot is missing or damaged.
     """
     frozen = read_snapshot(layout)
     return {"catalog": frozen["catalog"], "champion": frozen["champion"], "anchor": frozen["anchor"]}
 
 
 def _is_done(params: Params, layout: Layout, inputs: PinnedInputs) -> bool:
-    """Whether the last cycle came to its end with these params, this catalog, and this champion or one of its own."""
+    """Return whether the last cycle finished with these params and inputs, or promoted the present champion."""
     judged, candidate = layout.stage_report("gate"), layout.model(TRAIN_STAGES[-1])
+    # All files of a finished cycle must exist.
     needed = (layout.snapshot / "snapshot.json", layout.verdict, judged, candidate)
     if not all(path.is_file() for path in needed):
         return False
     pinned, verdict = frozen_inputs(layout), recorded_verdict(layout)
+    # The gate recorded which pins and params it judged.
     about = {"inputs": digest_of(pinned), "params": params.cycle_digest()}
     facts = Report.read(judged).facts
     if {name: facts.get(name) for name in about} != about or pinned["catalog"] != inputs["catalog"]:
         return False
-    if verdict.candidate != sha256_file(candidate) or _is_mixed(layout):  # other work has begun since
+    if verdict.candidate != sha256_file(candidate) or _is_mixed(layout):  # another cycle has started since
         return False
+    # A promoted candidate without a promotion report is unfinished work.
     if verdict.decision == "PROMOTE" and not layout.stage_report("promote").is_file():
         return False
     if (inputs["champion"] or {}).get("digest") == verdict.candidate:
@@ -174,7 +191,7 @@ def _is_done(params: Params, layout: Layout, inputs: PinnedInputs) -> bool:
 
 
 def _is_mixed(layout: Layout) -> bool:
-    """Whether the models that lie there were not trained on the snapshot and split that lie there."""
+    """Return whether a model in the workspace was trained on another snapshot or split."""
     from mm_core.training.record import find_mismatches
 
     try:
@@ -184,14 +201,18 @@ def _is_mixed(layout: Layout) -> bool:
 
 
 def warm_start(params: Params, layout: Layout, champion: ModelPin | None) -> Path | None:
-    """Return the weights that the first stage starts from; None: from scratch."""
+    """Return the weights for the start of the first stage; None for a start from scratch."""
     if params.train.common.warm_start != "champion" or not champion:
         return None
     return fetch_blob(store_of(layout), champion["digest"])
 
 
 def recorded_verdict(layout: Layout) -> Verdict:
-    """The verdict on record; raises InputError where the gate has not spoken."""
+    """Return the recorded verdict.
+
+    Raises:
+        InputError: The verdict is missing or damaged.
+    """
     if not layout.verdict.is_file():
         raise InputError(f"{layout.verdict} is missing: run `mm gate` first")
     try:
@@ -201,7 +222,7 @@ def recorded_verdict(layout: Layout) -> Verdict:
 
 
 def require_one_cycle(layout: Layout) -> None:
-    """Check that what lies in `cycle/` belongs together: snapshot, split, each stage's model, and no forgotten photo.
+    """Check that snapshot, split and models in `cycle/` match, and that no photo of them was forgotten.
 
     Raises:
         InputError: A model was trained on other data or from other weights, or a photo was forgotten since.
@@ -220,15 +241,22 @@ def require_one_cycle(layout: Layout) -> None:
 
 
 def forgotten_in_cycle(layout: Layout) -> list[str]:
-    """The ids of forgotten photos that a pool of the cycle's snapshot holds, sorted."""
+    """Return the sorted ids of forgotten photos that are in a pool of the cycle's snapshot."""
+    # The newest catalog version counts, because photos can be forgotten after the snapshot.
     forgotten = set(catalog_of(layout).read("forgotten", columns=["id"])["id"])
     return sorted(forgotten & {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]})
 
 
 def require_promote(layout: Layout) -> tuple[Verdict, Override | None]:
-    """The recorded PROMOTE (or a standing override) for exactly the workspace's candidate; else ReleaseRefused."""
+    """Return the recorded verdict PROMOTE, or a valid override, for the workspace's candidate.
+
+    Raises:
+        InputError: The verdict is missing or damaged, or the files of the cycle do not match.
+        ReleaseRefused: The verdict is not PROMOTE, or it is about another candidate or snapshot.
+    """
     verdict = recorded_verdict(layout)
     candidate = sha256_file(layout.model(TRAIN_STAGES[-1]))
+    # The verdict must be about this candidate, this snapshot and these models.
     if verdict.candidate != candidate:
         raise ReleaseRefused(
             f"the recorded verdict is about {verdict.candidate[:12]}, the candidate is {candidate[:12]}: run `mm gate`"
@@ -242,6 +270,7 @@ def require_promote(layout: Layout) -> tuple[Verdict, Override | None]:
     require_one_cycle(layout)
     if verdict.decision == "PROMOTE":
         return verdict, None
+    # Without PROMOTE, only a signed override permits the release.
     override = standing_override(layout, verdict)
     if override is None:
         raise ReleaseRefused(f"the gate said {verdict.decision}: " + "; ".join(verdict.reasons[:3]))
@@ -249,5 +278,5 @@ def require_promote(layout: Layout) -> tuple[Verdict, Override | None]:
 
 
 def standing_override(layout: Layout, verdict: Verdict) -> Override | None:
-    """A person's signed word that the judged candidate may leave all the same, where it stands and has not expired."""
+    """Return the signed override for the judged candidate if it is valid and not expired, otherwise None."""
     return valid_override(store_of(layout), verdict.candidate)

@@ -1,13 +1,13 @@
-"""The flow, in order. Each box of the architecture is one function: plain files in, plain files out, a Report back.
+"""The stages of the flow, in order. Each stage is one function that reads and writes files and returns a Report.
 
-The `mm` command, `dvc.yaml` and the Dagster assets are three thin doors to these functions.
+The `mm` command, `dvc.yaml` and the Dagster assets are thin layers over these functions.
 
     inbox ─► ingest ─► structure ─► route ──► people ──► collect        per arrival
     catalog ─► pin_inputs ─► snapshot ─► split ─► train simple ─► hard ─► semi ─► multimodal
             ─► evaluate ─► gate ─► export ─► promote ─► report             per cycle
 
-`pinned_inputs.py` has what a cycle starts from (store, pins, verdict), `operations.py` what is done beside the cycle.
-Every stage of the cycle holds the workspace's cycle lock (`in_the_cycle`); the stages of an arrival may run meanwhile.
+`pinned_inputs.py` has the inputs of a cycle (store, pins, verdict), `operations.py` the operations outside the cycle.
+Every stage of a cycle holds the workspace's cycle lock (`in_the_cycle`). Stages of an arrival may run at the same time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from mm_core.labeling.review import settle_suspects
 from mm_core.labeling.route import route_hard
 from mm_core.labeling.value import value_of_labels
 from mm_core.model.predict import TorchPredictor
-from mm_core.operations import (  # noqa: F401  what callers find here too
+from mm_core.operations import (  # noqa: F401  re-exported
     anchor,
     compact,
     compare_after_cycle,
@@ -67,7 +67,7 @@ from mm_core.pinned_inputs import (
     inbox_of,
     inputs_now,
     pin,
-    pin_when_idle,  # noqa: F401  what callers find here too
+    pin_when_idle,  # noqa: F401  re-exported
     quiet,
     read_inputs,
     recorded_verdict,
@@ -92,7 +92,7 @@ if TYPE_CHECKING:
 
 
 def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress: Progress = quiet) -> Report:
-    """Takes every ready drop of the inbox (or one): accepted, quarantined with reasons, or duplicate."""
+    """Ingest all ready drops (or one). Each photo is accepted, quarantined with a reason, or a duplicate."""
     with timed(Report("ingest"), layout.root / "reports" / "ingest.json") as report:
         catalog = catalog_of(layout)
         ingest_ready(
@@ -115,9 +115,9 @@ def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress
 
 
 def structure(params: Params, layout: Layout, *, batch: str | None = None, progress: Progress = quiet) -> Report:
-    """Computes what is missing of every sample's features: quality, place, time, vector, tags, text, difficulty.
+    """Compute missing features of all samples: quality, place, time, vector, tags, text, difficulty.
 
-    Then compares new batches (and `batch`, as kind/batch, anew) with the catalog before them.
+    New batches, and `batch` (kind/batch) again, are then compared with the earlier catalog to detect drift.
     """
     catalog = catalog_of(layout)
     with timed(Report("structure"), layout.root / "reports" / "structure.json") as report:
@@ -127,7 +127,7 @@ def structure(params: Params, layout: Layout, *, batch: str | None = None, progr
 
 
 def route(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Chooses the photos that people should label; Label Studio tasks start from the champion's matte."""
+    """Select the photos for labelling and write Label Studio tasks with the champion's mattes as a start."""
     with timed(Report("route")) as report:
         return route_hard(
             params.route, catalog_of(layout), store_of(layout), inputs_now(layout), layout, report, progress=progress
@@ -135,7 +135,7 @@ def route(params: Params, layout: Layout, *, progress: Progress = quiet) -> Repo
 
 
 def push(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Delivers the tasks that wait in the outbox to the Label Studio server; without one they go on waiting."""
+    """Send the tasks of the outbox to the Label Studio server; without a server they stay in the outbox."""
     with timed(Report("push"), layout.root / "reports" / "push.json") as report:
         server = connect(layout, people=params.label.people)
         if server is None:
@@ -146,7 +146,7 @@ def push(params: Params, layout: Layout, *, progress: Progress = quiet) -> Repor
 
 
 def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Takes finished work back as new label versions: files of the inbox, then what changed on the server.
+    """Collect finished labels as new label versions, from files of the inbox and then from the server.
 
     Reviewed suspect mattes leave quarantine.
     """
@@ -158,7 +158,7 @@ def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Re
                 tasks = pull_labels(params.label, catalog, store, layout, server, taken, progress=progress)
                 report.metrics["collect/tasks"] = tasks
                 report.facts["project"] = server.link()
-        finally:  # what has come counts, also where the server goes away in between
+        finally:  # keeps the labels collected so far if the server fails
             report.facts |= settle_suspects(params.ingest, catalog, store, inbox_of(layout), layout)
             taken.report(report)
         return report
@@ -169,10 +169,10 @@ def collect(params: Params, layout: Layout, *, progress: Progress = quiet) -> Re
 
 @in_the_cycle
 def pin_inputs(params: Params, layout: Layout, *, again: bool = False) -> Report:
-    """Writes what the next cycle starts from: catalog versions, champion and anchor (design: explicit inputs).
+    """Pin the inputs of the next cycle: catalog versions, champion and anchor.
 
-    Where nothing is new since the cycle that was finished last, its pins stay, so that no door runs it once more, and
-    `report.facts["nothing_new"]` says so; `again` pins nevertheless.
+    Without new inputs since the last finished cycle, its pins stay, so that no caller repeats the cycle, and
+    `report.facts["nothing_new"]` is set. `again` pins in any case.
     """
     with timed(Report("pin_inputs")) as report:
         report.facts |= pin(params, layout, again=again)
@@ -181,7 +181,7 @@ def pin_inputs(params: Params, layout: Layout, *, again: bool = False) -> Report
 
 @in_the_cycle
 def snapshot(params: Params, layout: Layout) -> Report:
-    """Freezes one catalog version into parquet manifests; eval never moves and never leaks."""
+    """Freeze one catalog version as parquet manifests; eval photos never change pools."""
     settle_late_pins(params, layout)
     with timed(Report("snapshot"), layout.stage_report("snapshot")) as report:
         return build_snapshot(params.snapshot, catalog_of(layout), read_inputs(layout), layout.snapshot, report)
@@ -189,7 +189,7 @@ def snapshot(params: Params, layout: Layout) -> Report:
 
 @in_the_cycle
 def split(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Divides train_labeled into simple and hard by difficulty."""
+    """Split train_labeled into a simple and a hard set by difficulty."""
     with timed(Report("split"), layout.stage_report("split")) as report:
         inputs = frozen_inputs(layout)
         return split_by_difficulty(params.split, catalog_of(layout), inputs, layout.snapshot, layout.split, report)
@@ -197,25 +197,25 @@ def split(params: Params, layout: Layout, *, progress: Progress = quiet) -> Repo
 
 @in_the_cycle
 def train_simple(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Supervised on the simple set, from the champion or from scratch."""
+    """Train supervised on the simple set, from the champion or from scratch."""
     return _train("simple", params, layout, progress)
 
 
 @in_the_cycle
 def train_hard(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Supervised on the hard set, with a share of simple ones against forgetting."""
+    """Train supervised on the hard set, with a share of simple photos against forgetting."""
     return _train("hard", params, layout, progress)
 
 
 @in_the_cycle
 def train_semi(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Adds unlabelled photos by cross-consistency with perturbed auxiliary decoders."""
+    """Train with unlabelled photos by cross-consistency with perturbed auxiliary decoders."""
     return _train("semi", params, layout, progress)
 
 
 @in_the_cycle
 def train_multimodal(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Adds text: consistency of image-only and text-image mattes, and text-aware contrast."""
+    """Train with text: consistency of image-only and text-image mattes, and a text-aware contrastive loss."""
     return _train("multimodal", params, layout, progress)
 
 
@@ -235,7 +235,7 @@ def _train(stage: str, params: Params, layout: Layout, progress: Progress) -> Re
 
 @in_the_cycle
 def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """Every stage, champion and anchor on the frozen eval set; the candidate also as the int8 files that would ship."""
+    """Evaluate all stages, champion and anchor on the frozen eval set, and the candidate also as int8 files."""
     store, inputs = store_of(layout), frozen_inputs(layout)
     require_one_cycle(layout)
     with timed(Report("evaluate"), layout.stage_report("evaluate")) as report:
@@ -263,22 +263,22 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
 
 @in_the_cycle
 def gate(params: Params, layout: Layout) -> Report:
-    """Decides PROMOTE, REJECT or INCONCLUSIVE on paired per-image differences and records it.
+    """Decide PROMOTE, REJECT or INCONCLUSIVE on paired per-image differences, and record the verdict.
 
-    Refuses, without a verdict, models that were trained on other data than the snapshot that lies there.
+    Raises InputError, without a verdict, if a model was trained on other data than the present snapshot.
     """
     from mm_core.experiments.seed_noise import recorded_noise
 
     weights = layout.model(TRAIN_STAGES[-1])
     if not weights.is_file():
-        read_inputs(layout)  # Where nothing ever arrived, it names that remedy.
+        read_inputs(layout)  # without any arrival, its error names the right remedy
         raise InputError(f"{weights} is missing: run `mm train-{TRAIN_STAGES[-1]}`, or `mm run` for a whole cycle")
     require_one_cycle(layout)
     require_unbroken(layout.evaluation, "run `mm evaluate` again")
     store, candidate = store_of(layout), sha256_file(weights)
     with timed(Report("gate"), layout.stage_report("gate")) as report:
         for later in ("export", "promote"):
-            # What an earlier verdict led to is not this one's.
+            # Remove the results of an earlier verdict.
             layout.stage_report(later).unlink(missing_ok=True)
         inputs, frame = frozen_inputs(layout), read_pool(layout.snapshot, "eval")
         judged = [pin["digest"] for role in ROLES if (pin := inputs[role])]
@@ -307,7 +307,7 @@ def gate(params: Params, layout: Layout) -> Report:
 
 @in_the_cycle
 def export(params: Params, layout: Layout) -> Report:
-    """Assembles the mobile bundle of a candidate whose recorded verdict is PROMOTE."""
+    """Write the mobile bundle of a candidate with the recorded verdict PROMOTE."""
     with timed(Report("export"), layout.stage_report("export")) as report:
         verdict, _ = require_promote(layout)
         return write_bundle(params, layout, store_of(layout), verdict, report)
@@ -315,7 +315,7 @@ def export(params: Params, layout: Layout) -> Report:
 
 @in_the_cycle
 def promote(params: Params, layout: Layout) -> Report:
-    """Registers the bundled model in MLflow and moves the alias `champion`; repeating it changes nothing."""
+    """Register the bundled model in MLflow and move the alias `champion`. The function is idempotent."""
     with timed(Report("promote"), layout.stage_report("promote")) as report:
         (verdict, override), registry, store = require_promote(layout), Registry(layout.settings), store_of(layout)
         registry.promote(params, layout, store, verdict, report, override=override)
@@ -325,7 +325,7 @@ def promote(params: Params, layout: Layout) -> Report:
 
 
 def label_value(params: Params, layout: Layout) -> Report:
-    """What the labels that came since the champion did to each category: counts by source, MSE before and after."""
+    """Report the effect of labels since the champion on each category: counts by source, MSE before and after."""
     with timed(Report("label-value"), layout.stage_report("label-value")) as report:
         champion = frozen_inputs(layout)["champion"]
         store = store_of(layout)
@@ -335,10 +335,10 @@ def label_value(params: Params, layout: Layout) -> Report:
 
 @in_the_cycle
 def html_report(params: Params, layout: Layout, *, progress: Progress = quiet) -> Report:
-    """One page about the cycle: verdict, tables with bounds, mattes side by side, labels, quarantine, costs.
+    """Write one page about the cycle: verdict, tables with bounds, mattes side by side, labels, quarantine, costs.
 
-    Before it, `label_compare` within the budget of `params.label`; where that cannot be done, or fails, the page and
-    `report.facts["not_compared"]` say why.
+    `label_compare` runs first, within the budget of `params.label`. If it is skipped or fails, the page and
+    `report.facts["not_compared"]` contain the reason.
     """
     with timed(Report("report")) as report:
         if has_snapshot(layout):
@@ -353,7 +353,7 @@ def html_report(params: Params, layout: Layout, *, progress: Progress = quiet) -
 
 @in_the_cycle
 def override(params: Params, layout: Layout, version: str, *, reason: str, days: int) -> Report:
-    """Promotes against the gate: `candidate` (the workspace's) or a registered version. Signed, logged, expiring."""
+    """Promote `candidate` or a registered version against the gate. An override is signed, logged and expires."""
     registry = Registry(layout.settings)
     with timed(Report("override"), layout.root / "reports" / "override.json") as report:
         if version == "candidate":
@@ -374,15 +374,15 @@ TRAIN = {"simple": train_simple, "hard": train_hard, "semi": train_semi, "multim
 
 
 RESTARTS = 3
-"""Cycles that one `mm run` begins, at most, where a person moves the champion while it trains."""
+"""Largest number of cycles in one `mm run`, if a person moves the champion during the training."""
 
 
 def run_cycle(params: Params, layout: Layout, *, again: bool = False, progress: Progress = quiet) -> dict[str, Report]:
-    """`mm run`: one whole cycle. A refusal by the gate is a result, not an error.
+    """Run one whole cycle (`mm run`). A refusal by the gate is a result, not an error.
 
-    Where nothing is new since the last one it ends after `pin_inputs`, unless it shall run `again`. Arrivals are taken
-    beside whatever cycle is at work; the rest holds the cycle lock from pins to page. A champion that a person moves
-    meanwhile (`mm rollback`) leaves the candidate without its comparison: the cycle begins again, from that champion.
+    Without new inputs it ends after `pin_inputs`, unless `again` is set. Arrivals do not wait for a running cycle; the
+    rest holds the cycle lock from pins to page. If a person moves the champion during the cycle (`mm rollback`), the
+    comparison is not valid any more. The cycle then starts again from the new champion.
     """
     reports = {"ingest": ingest(params, layout, progress=progress)}
     reports["structure"] = structure(params, layout, progress=progress)
@@ -399,7 +399,7 @@ def run_cycle(params: Params, layout: Layout, *, again: bool = False, progress: 
 
 @in_the_cycle
 def _run(params: Params, layout: Layout, *, again: bool, progress: Progress) -> dict[str, Report]:
-    """What `mm run` does under the cycle lock."""
+    """Run the stages of `mm run` that need the cycle lock."""
     reports = {"pin_inputs": pin_inputs(params, layout, again=again)}
     if "nothing_new" in reports["pin_inputs"].facts:
         return reports

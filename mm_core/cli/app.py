@@ -1,4 +1,4 @@
-"""The `mm` command. Every verb calls a function of `mm_core.stages` or of a room and prints what it returns."""
+"""The `mm` command. Every verb calls a function of `mm_core.stages` or of another package and prints the result."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from mm_core.storage.retry import plain_fault
 if TYPE_CHECKING:
     from mm_core import stages
 else:
+    # The stages import slow packages, which `mm --help` does not need.
     stages = Deferred("mm_core.stages")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, cls=OrderedGroup)
@@ -66,7 +67,7 @@ def demo(
     json_: Json = False,
 ) -> None:
     """Three cycles on generated samples: a first model, an improved one, a poisoned one that is refused."""
-    # Batches this small gain nothing from a second thread, and lose much where another program wants the core.
+    # Small batches do not benefit from a second thread, and they become slow if another program uses the core.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from mm_core.cli.demo import run_demo
 
@@ -86,6 +87,7 @@ def drop(
     from mm_core.ingest.drop import package_folder, summarize_drop
 
     layout, _ = layout_and_params(inbox)
+    # A drop is written file by file, which needs a local folder.
     if "://" in layout.settings.inbox:
         raise InputError(
             f"mm drop writes to a folder, not to {layout.settings.inbox}: give --inbox FOLDER and upload it"
@@ -101,7 +103,9 @@ def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -
     layout, params = layout_and_params(inbox)
     with progress_bars() as progress:
         report = stages.ingest(params, layout, batch=batch, progress=progress)
+        # Features are computed directly after ingest, so that one command completes an arrival.
         structured = stages.structure(params, layout, progress=progress)
+    # Merge both reports into one result.
     report.metrics |= structured.metrics
     report.facts |= structured.facts
     report.tables |= {"drift": structured.tables.get("drift", [])}
@@ -119,6 +123,7 @@ def status(json_: Json = False) -> None:
     layout, params = layout_and_params()
     catalog = stages.catalog_of(layout)
     batches = catalog.read("batches", columns=["kind", "batch", "state", "accepted", "quarantined", "duplicates"])
+    # A program gets the whole dict; a person gets the lines below.
     result = {
         "workspace": str(layout.root),
         "batches": batches.sort_values(["kind", "batch"]).to_dict("records"),
@@ -144,6 +149,7 @@ def status(json_: Json = False) -> None:
 
 
 def _labelled(catalog: Catalog) -> int:
+    # Version -1: the table does not exist yet.
     if catalog.version("labels") < 0:
         return 0
     return int(
@@ -166,6 +172,7 @@ def forget(
 ) -> None:
     """Removes photos from store and catalog for good, and lists every model trained on them."""
     layout, params = layout_and_params()
+    # The plan resolves names to ids, so that exactly the confirmed photos are removed.
     plan = stages.plan_forgetting(layout, photos or [], group)
     if dry_run:
         return say(plan, json_)
@@ -174,6 +181,7 @@ def forget(
         typer.echo(
             table(goes) if goes else "these photos have gone already; what a killed run left is removed", err=True
         )
+        # Without a terminal a question cannot be answered, so a script must pass --yes.
         if not sys.stdin.isatty():
             raise InputError(f"mm forget: {plan.metrics['forget/photos']:.0f} photos would go for good: add --yes")
         typer.confirm(f"Remove {plan.metrics['forget/photos']:.0f} photos for good?", abort=True, err=True)
@@ -201,6 +209,7 @@ def run(inbox: Inbox = None, again: Again = False, json_: Json = False) -> None:
         return say({name: asdict(report) for name, report in reports.items()}, True)
     for name, report in reports.items():
         typer.echo(f"{name:18} {report.seconds:8.1f} s")
+    # Without new inputs the last verdict is not repeated.
     if nothing_new := reports["pin_inputs"].facts.get("nothing_new"):
         return typer.echo(f"\nnothing new: {nothing_new}; `mm run --again` runs a cycle nevertheless")
     typer.echo(f"\nverdict: {verdict.decision}")
@@ -210,10 +219,11 @@ def run(inbox: Inbox = None, again: Again = False, json_: Json = False) -> None:
 
 
 def _stage_command(name: str, summary: str, function: str = "", *, shows_progress: bool = True) -> None:
-    """Add a verb for a function of `stages`, by default the one of the verb's name."""
+    """Add a verb that calls a function of `stages`, by default the function with the verb's name."""
 
     def command(json_: Json = False) -> None:
         layout, params = layout_and_params()
+        # The function is looked up at the call, because `stages` is loaded lazily.
         stage: Callable[..., Report] = getattr(stages, function or name.replace("-", "_"))
         if shows_progress:
             with progress_bars() as progress:
@@ -250,6 +260,7 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Every stage, champion and anchor on the frozen eval set; or, with --truth and --pred, any folder of mattes."""
+    # A single one of the two options has no meaning.
     if (truth is None) != (pred is None):
         raise InputError("mm evaluate: --truth and --pred go together")
     if truth is not None and pred is not None:
@@ -261,11 +272,12 @@ def evaluate(
         say(stages.evaluate(params, layout, progress=progress), json_)
 
 
+# Commands of the other modules are listed at the top level, not as groups.
 app.registered_commands += release_app.registered_commands + operate_app.registered_commands
 app.registered_groups += release_app.registered_groups
 
 
-# ── using what was learnt ────────────────────────────────────────────────────────────────────────
+# ── use of the models ───────────────────────────────────────────────────────────────────────────
 
 
 @app.command()
@@ -284,6 +296,7 @@ def predict(
     with progress_bars() as progress:
         report = predict_files(layout, images, out, model=model, category=category, cutout=cutout, progress=progress)
     say(report, json_)
+    # The readable photos are done; the exit code reports the others.
     if unreadable := report.tables["unreadable"]:
         first = unreadable[0]["reason"]
         raise InputError(f"{len(unreadable)} of {len(unreadable) + len(report.tables['mattes'])} photos: {first}")
@@ -306,7 +319,7 @@ def moments(
 
 
 def _require_photos(folder: Path) -> None:
-    """Raise InputError where a folder of photos is missing: before a model is asked for, which is another remedy."""
+    """Raise InputError if the folder is missing, before the error of a missing model hides it."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a folder with photos")
 
@@ -342,19 +355,21 @@ def ui(
     serve(settings, port)
 
 
+# This must follow the registration of all verbs.
 arrange(app)
 
 
 def main() -> None:
-    """Entry point: MattingError becomes one line on stderr and exit 2 (bad input) or 1."""
-    # Threads that spin at OpenMP's barriers make training many times slower where other programs run too.
+    """Run the command. A MattingError becomes one line on stderr and exit code 2 (bad input) or 1."""
+    # Threads that spin at OpenMP's barriers make training many times slower if other programs run too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except MattingError as error:
         typer.echo(f"mm: {error}", err=True)
+        # Exit code 2 is bad input, 1 is any other failure.
         sys.exit(2 if isinstance(error, InputError) else 1)
-    # Not swallowed: what is no fault of a disk or a file goes on with its traceback.
+    # Faults of a disk or a file become one line; all other errors keep their traceback.
     except Exception as error:
         said = plain_fault(error)
         if said is None:

@@ -1,4 +1,4 @@
-"""Modules that the command loads when a verb first uses them, so that `mm --help` does not wait for them."""
+"""Lazy modules, so that `mm --help` does not wait for slow imports."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 
 class Deferred:
-    """Stands for a module until an attribute of it is read."""
+    """Proxy of a module; the first access to an attribute imports the module."""
 
     def __init__(self, name: str):
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
+        # `import_module` is cheap after the first call, so the module is not kept.
         return getattr(import_module(self._name), attribute)

@@ -1,9 +1,9 @@
-"""`mm demo`: three cycles of the whole loop on generated samples.
+"""`mm demo`: three whole cycles on generated samples.
 
 1. A first model, judged against absolute floors and promoted.
 2. New drops arrive; the retrained model beats the first in all six categories and is promoted.
-3. A poisoned drop arrives: mattes that look plausible and pass validation, but are wrong in one category.
-   The gate sees that category fall on the curated eval set and refuses; the champion stays.
+3. A poisoned drop arrives. Its mattes look plausible and pass validation, but are wrong in one category.
+   The gate detects the loss of that category on the curated eval set and rejects the model; the champion stays.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEMO_VALUES: dict[str, Any] = {
     "model.size": 128,
     # Reading the text of generated cards costs more than a cycle's training.
     "structure.ocr": (),
-    # A larger share, so that the second week already has the validation photos that choose checkpoints.
+    # A larger share, so that the second week already has enough validation photos to select checkpoints.
     "snapshot.validation_share": 0.2,
     "train.common.validate_every": 60,
     "train.simple.steps": 240,
@@ -35,7 +35,7 @@ DEMO_VALUES: dict[str, Any] = {
     # Virtual adversarial perturbation alone costs as much as all others together.
     "train.semi.perturbations": ("dropout", "guided_cutout", "object_mask", "feature_noise"),
     "train.multimodal.steps": 30,
-    # The targets of so young a model are poor: full weight on agreeing with them cost more than it gave.
+    # The pseudo-labels of a briefly trained model are poor; full weight on them cost more than it gained.
     "train.semi.weight": 0.1,
     "train.semi.view": 0.0,
     "train.semi.lr": 5e-4,
@@ -44,19 +44,25 @@ DEMO_VALUES: dict[str, Any] = {
     "clip.steps": 120,
     "gate.floors": {"mse": 0.2, "maxf": 0.4},
 }
-"""What the demo changes of the defaults: a model of minutes on two cores, not of hours on a GPU."""
+"""Parameters that differ from the defaults: training takes minutes on two cores, not hours on a GPU."""
 
 
 def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet) -> dict[str, Any]:
-    """Runs the cycles one after the other in `settings.workspace`; those on record in its demo.json are not run again.
+    """Run the cycles one after the other in `settings.workspace`; cycles recorded in its demo.json are skipped.
 
-    Returns verdict, reasons, seconds and report of each cycle.
+    Args:
+        settings: The workspace and inbox of the demo.
+        cycles: Number of the last cycle to run, 1 to 3.
+        progress: Called as (what, done, total).
+
+    Returns:
+        `workspace`, and `cycles` with verdict, reasons, seconds and report of each cycle.
     """
     layout = Layout(settings)
     params = Params().with_values(**DEMO_VALUES)
     write_bytes(layout.root / "params.yaml", params.to_yaml().encode())
     record = layout.root / "demo.json"
-    # A cycle run again would find the later weeks' drops in the catalog and tell another story.
+    # A repeated cycle would also train on the later weeks' drops in the catalog, with another result.
     results = json.loads(record.read_text()) if record.exists() else []
     for cycle in range(len(results) + 1, cycles + 1):
         progress(f"cycle {cycle}: samples", 0, 1)
@@ -80,7 +86,7 @@ def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet)
 
 
 def drop_samples(inbox: Path, cycle: int) -> None:
-    """The drops of one cycle, as a producer would write them; the eval drop is curated and never poisoned."""
+    """Write the drops of one cycle as a producer would; the eval drop is curated and never poisoned."""
 
     def each(count: int) -> dict[str, int]:
         return dict.fromkeys(ALL_CATEGORIES, count)
@@ -88,7 +94,7 @@ def drop_samples(inbox: Path, cycle: int) -> None:
     if cycle == 1:
         counts = each(60)
         _drop(inbox, "pixel_labeled", "2026-w01-eval", counts, seed=900, role="eval")
-        # Dishes are the easiest to learn: were there as many as of the rest, a second week could show no gain on them.
+        # Dishes are the easiest category. With as many photos as the others, the second week could show no gain.
         _drop(inbox, "pixel_labeled", "2026-w01", each(28) | {"delicacy": 8}, seed=100, role="train")
         _drop(inbox, "unlabeled", "2026-w01", each(12), seed=200)
         _drop(inbox, "text_image", "2026-w01", each(20), seed=300)
@@ -98,7 +104,7 @@ def drop_samples(inbox: Path, cycle: int) -> None:
         _drop(inbox, "unlabeled", "2026-w02", each(12), seed=500)
         _drop(inbox, "text_image", "2026-w02", each(12), seed=600)
     else:
-        # More wrong mattes than the category has right ones: with fewer, the loss is within the gate's doubt.
+        # More wrong mattes than right ones in the category; with fewer, the gate cannot prove the loss.
         counts = each(6) | {POISONED: 260}
         _drop(inbox, "pixel_labeled", "2026-w03", counts, seed=700, role="train", poison=POISONED)
 

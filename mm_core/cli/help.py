@@ -1,4 +1,4 @@
-"""How `mm --help` is arranged: the verbs in six panels, an example for each."""
+"""Layout of `mm --help`: the verbs in six panels, with an example for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Results go to stdout (as one JSON object with `--json`), progress to stderr. Bad
 `mm VERB --help` explains a verb; `mm --install-completion` completes verbs and options in your shell.
 """
 OTHER = "Other"
-"""The panel of a verb that `EXAMPLES` does not name; tests/cli/test_cli.py allows none."""
+"""Panel of verbs without an entry in `EXAMPLES`; tests/cli/test_cli.py checks that it is empty."""
 
 EXAMPLES: dict[str, dict[str, str]] = {
     "Data": {
@@ -63,26 +63,30 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "params": "mm params",
     },
 }
-"""Panel → verb → an example of it. A panel's title shows its first example."""
+"""Panel → verb → example. A panel's title shows its first example."""
 
 
 class OrderedGroup(TyperGroup):
-    """A command group that lists its verbs in the order of `EXAMPLES`, those it does not name last."""
+    """A command group that lists its verbs in the order of `EXAMPLES`, other verbs last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of the verbs as `mm --help` lists them."""
+        """Return the names of the verbs in the order of `mm --help`."""
+        # Sorting is stable, so unnamed verbs keep their order of registration.
         order = [verb for verbs in EXAMPLES.values() for verb in verbs]
         return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else len(order))
 
 
 def arrange(app: typer.Typer) -> None:
-    """Give each verb of `app` its panel, and its example as the last line of its own help.
+    """Set the panel of each verb of `app`, and its example as the last line of its help.
 
-    Call it after all verbs are registered. Where a verb says itself which panel it is in, that stays.
+    Call it after all verbs are registered. A panel that a verb sets itself is kept.
     """
     for info in (*app.registered_commands, *app.registered_groups):
+        # Typer derives a missing name from the function in the same way.
         name = info.name or getattr(info.callback, "__name__", "").replace("_", "-")
+        # The first panel that names the verb; None for an unnamed verb.
         panel = next((title for title, verbs in EXAMPLES.items() if name in verbs), None)
+        # Unset options of typer are placeholder objects, not None.
         if not isinstance(info.rich_help_panel, str):
             info.rich_help_panel = _title(panel) if panel else OTHER
         if panel and not isinstance(info.epilog, str):

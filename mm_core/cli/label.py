@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 else:
     stages = Deferred("mm_core.stages")
 
+# The root of the checkout, which contains the Makefile and `.tools`.
 PROJECT = Path(__file__).resolve().parents[2]
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,12 +45,14 @@ def serve(
     layout, _ = layout_and_params()
     python = layout.settings.labelstudio_python
     if not python.with_name("label-studio").is_file():
+        # Only the default installation in a checkout can be created here.
         if python != PROJECT / ".tools" / "labelstudio" / "bin" / "python" or not (PROJECT / "Makefile").is_file():
             raise InputError(f"{python.with_name('label-studio')} is missing: run `make labelstudio` in the project")
         typer.echo("installing Label Studio (make labelstudio) …", err=True)
         if subprocess.run(["make", "-C", str(PROJECT), "labelstudio"], stdout=sys.stderr).returncode:
             raise InputError("`make labelstudio` failed: see above")
     server = LocalServer(python, layout.label_studio, port, local_hooks)
+    # Turn SIGTERM into SystemExit, so that `finally` stops the server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     typer.echo("starting Label Studio …", err=True)
     try:
@@ -57,6 +60,7 @@ def serve(
         account = server.folder / "account.json"
         typer.echo(f"Label Studio  {server.url}\naccount       e-mail, password and token in {account}\nCtrl-C ends it")
         sys.stdout.flush()
+        # Poll the server, because Ctrl-C must be handled in this process.
         while not server.ended:
             time.sleep(0.3)
         raise InputError(f"Label Studio ended by itself: {server.folder / 'log.txt'} says why")
@@ -76,6 +80,7 @@ def push(
     with progress_bars() as progress:
         if choose:
             stages.pin_inputs(params, layout)
+            # Route new photos first, so that their tasks are sent in the same run.
             report = stages.route(params, layout, progress=progress)
             pushed = stages.push(params, layout, progress=progress)
             report.metrics |= pushed.metrics
@@ -90,6 +95,7 @@ def pull(json_: Json = False) -> None:
     """Takes finished work back as new label versions: from the server, and from export files in labels/inbox."""
     layout, params = layout_and_params()
     with progress_bars() as progress:
+        # After new labels, the features and the pins of the next cycle are updated.
         report = stages.collect(params, layout, progress=progress)
         stages.structure(params, layout, progress=progress)
     stages.pin_inputs(params, layout)
@@ -123,6 +129,7 @@ def status(json_: Json = False) -> None:
         return say(result, True)
     if result["server"] is None:
         typer.echo("server: none (set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY, or run `mm label serve`)")
+    # Skip values that do not apply, such as the project without a server.
     for name, value in result.items():
         if value is not None:
             typer.echo(f"{name.replace('_', ' ')}: {value}")
@@ -140,6 +147,7 @@ def webhook(
     from mm_core.labeling.webhook import HEADER, receive, webhook_token
 
     layout, _ = layout_and_params()
+    # The server sends the token in a header, and the receiver rejects calls without it.
     token = webhook_token(layout)
     if address:
         server = connect(layout)

@@ -1,4 +1,4 @@
-"""The verbs of `mm` about keeping an installation: backup, restore, the parameter reference."""
+"""Verbs of `mm` for operating an installation: backup, restore, check, parameter reference."""
 
 from __future__ import annotations
 
@@ -62,11 +62,13 @@ def check(
     layout = Layout(Settings.from_env())
     with progress_bars() as progress, timed(Report("check")) as report:
         faults = look(layout, report, progress=progress)
+        # Without --repair the check only reads.
         if repair and faults:
             mend(layout, faults)
+            # Check again, because a repair can fail or reveal another fault.
             left = look(layout, report, progress=progress)
             report.tables["repaired"] = [asdict(fault) for fault in faults if fault.repaired]
-            # Where nothing could be done, the words of the attempt are better.
+            # For faults that could not be repaired, the message of the attempt is more precise.
             tried = {(fault.kind, fault.where): fault for fault in faults if not fault.repaired}
             faults = [tried.get((fault.kind, fault.where), fault) for fault in left]
             report.tables["faults"] = [asdict(fault) for fault in faults]

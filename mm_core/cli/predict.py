@@ -1,4 +1,4 @@
-"""`mm predict`: mattes and cut-outs of any photo from a registered model or a weights file."""
+"""`mm predict`: mattes and cut-outs of photos, from a registered model or a weights file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mm_core.stages import Progress, quiet, store_of
 from mm_core.storage.store import fetch_blob
 
 _MARK = b"Software\0mm predict"
-"""Text chunk of every file that this command writes; a later run replaces such files and no others."""
+"""Text chunk in every file of this command; a later run replaces only files with this chunk."""
 _AFTER_HEADER = 33
-"""Bytes of a PNG's signature and header chunk."""
+"""Length in bytes of a PNG's signature and header chunk."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One photo and the files that are made of it."""
+    """One photo and its output files."""
 
     photo: Path
     matte: Path
@@ -35,9 +35,15 @@ class Job:
 
 
 def model_file(layout: Layout, model: str) -> tuple[Path, str]:
-    """Return the weights behind `champion`, another alias, a registry version, or a .safetensors file, and a warning.
+    """Return the weights file of a model, and a warning (empty if there is nothing to warn of).
 
-    `candidate`, before any model was promoted, is the workspace's own where cross-fitting found it usable.
+    Args:
+        layout: The workspace with registry and store.
+        model: `champion`, another alias, a registry version, or a .safetensors file. `candidate`, before the first
+            promotion, is the workspace's candidate if cross-fitting found it usable.
+
+    Raises:
+        InputError: The model does not exist.
     """
     from mm_core.experiments.crossfit import provisional_candidate
     from mm_core.export.registry import Registry
@@ -66,24 +72,24 @@ def predict_files(
 ) -> Report:
     """Write `<stem>.png` (8-bit matte, the photo's own size) per photo, and `<stem>.cutout.png` (RGBA) on request.
 
-    Mattes are brought to the photo's size along its edges (`mm_core.model.upsample`). Cut-outs carry estimated
-    foreground colours, so that no halo of the old background shows on a new one.
+    Mattes are upsampled to the photo's size along its edges (`mm_core.model.upsample`). Cut-outs use estimated
+    foreground colours, which avoids a halo of the old background.
 
     Args:
-        layout: The workspace whose registry and store hold the model.
+        layout: The workspace with registry and store.
         images: Photos, and folders of photos; sub-folders keep their names below `out`.
-        out: The folder to write to. All its files are checked first: no photo and no foreign file is replaced.
+        out: The output folder. It is checked before any prediction; photos and foreign files are never replaced.
         model: `champion`, another alias, a registry version, or a .safetensors file.
-        category: Chooses the decoder; without it the model chooses one for each photo.
-        cutout: Whether cut-outs are written as well.
+        category: Selects the decoder; without it the model selects one for each photo.
+        cutout: True to write cut-outs as well.
         progress: Called after each photo.
 
     Returns:
-        The report. Table `mattes` has a row per matte with the decoder that made it; table `unreadable` has a row per
-        photo that could not be read, with the reason; the others are done all the same.
+        The report. Table `mattes` has a row per matte with its decoder. Table `unreadable` has a row per unreadable
+        photo with the reason; such photos do not stop the others.
 
     Raises:
-        InputError: There is no such photo, folder, category or model; an output collides; or no photo can be read.
+        InputError: A photo, folder, category or model does not exist; an output collides; or no photo is readable.
     """
     from mm_core.effects.foreground import foreground
     from mm_core.imaging.images import UnreadableImage, load_rgb
@@ -93,6 +99,7 @@ def predict_files(
         raise InputError(f"--category {category}: unknown; one of {', '.join(ALL_CATEGORIES)}")
     jobs = plan_jobs(images, out)
     outputs = [path for job in jobs for path in ((job.matte, job.cutout) if cutout else (job.matte,))]
+    # Check all outputs before the first prediction, so that a collision costs no work.
     check_outputs(outputs, [job.photo for job in jobs], is_ours=is_own_matte)
     weights, warning = model_file(layout, model)
     predictor = TorchPredictor(weights, layout.settings.device, guided=True)
@@ -104,6 +111,7 @@ def predict_files(
             progress("predict", index + 1, len(jobs))
             try:
                 rgb = load_rgb(job.photo)
+            # One bad photo must not stop a folder of many.
             except UnreadableImage as error:
                 unreadable.append({"image": str(job.photo), "reason": str(error)})
                 continue
@@ -115,6 +123,7 @@ def predict_files(
                 | {"decoder": decoder}
             )
             if cutout:
+                # The colour of a mixed pixel contains background, so it is replaced by an estimate.
                 rgba = np.dstack([foreground(rgb, alpha), np.rint(alpha.clip(0, 1) * 255).astype(np.uint8)])
                 _write_png(job.cutout, rgba)
         report.tables["mattes"] = mattes
@@ -126,12 +135,12 @@ def predict_files(
 
 
 def plan_jobs(images: Sequence[Path], out: Path) -> list[Job]:
-    """Return what is read and written for these photos and folders, in order.
+    """Return the inputs and outputs for these photos and folders, in order.
 
-    Of a folder every photo below it counts, but hidden files, mattes of earlier runs, and what lies in `out`.
+    A folder is searched recursively. Hidden files, mattes of earlier runs and files in `out` are skipped.
 
     Raises:
-        InputError: A photo or folder is not there, or a folder holds no photo.
+        InputError: A photo or folder is missing, or a folder contains no photo.
     """
     jobs = []
     for image in images:
@@ -140,6 +149,7 @@ def plan_jobs(images: Sequence[Path], out: Path) -> list[Job]:
         if not image.is_dir():
             jobs.append(_job(image, out, Path()))
             continue
+        # Sorted, so that repeated runs process the photos in the same order.
         photos = [path for path in sorted(image.rglob("*")) if _is_photo_of(path, image, out)]
         if not photos:
             raise InputError(f"{image}: no photos found; put {', '.join(sorted(PHOTOS))} files there")
@@ -148,10 +158,11 @@ def plan_jobs(images: Sequence[Path], out: Path) -> list[Job]:
 
 
 def is_own_matte(path: Path) -> bool:
-    """Whether an earlier `mm predict` wrote this file."""
+    """Return whether an earlier `mm predict` wrote this file."""
     if not path.is_file():
         return False
     with path.open("rb") as stream:
+        # The text chunk follows the header, so a short prefix of the file is enough.
         return _MARK in stream.read(2 * _AFTER_HEADER + len(_MARK))
 
 
@@ -163,14 +174,17 @@ def _is_photo_of(path: Path, folder: Path, out: Path) -> bool:
     inside = path.relative_to(folder)
     if not path.is_file() or path.suffix.lower() not in PHOTOS or is_hidden(inside):
         return False
+    # If `out` is the input folder itself, only the mark separates mattes from photos.
     in_out = path.resolve().is_relative_to(out.resolve()) and out.resolve() != folder.resolve()
     return not in_out and not is_own_matte(path)
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
+    # OpenCV writes BGRA; a matte has one channel and needs no conversion.
     order = cv2.COLOR_RGBA2BGRA if pixels.ndim == 3 else None
     ok, encoded = cv2.imencode(".png", pixels if order is None else cv2.cvtColor(pixels, order))
     assert ok
+    # Insert the text chunk (length, type and data, CRC) directly after the header chunk.
     data, text = encoded.tobytes(), b"tEXt" + _MARK
     chunk = struct.pack(">I", len(_MARK)) + text + struct.pack(">I", zlib.crc32(text))
     write_bytes(path, data[:_AFTER_HEADER] + chunk + data[_AFTER_HEADER:])

@@ -1,4 +1,4 @@
-"""`mm quarantine`: refused rows, and what `mm ingest` and these verbs say of arrivals."""
+"""`mm quarantine`: verbs for refused rows, and the output of `mm ingest` about arrivals."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, 
 
 
 def say_arrivals(report: Report, layout: Layout, as_json: bool) -> None:
-    """Print what came of drops, with the photos that they brought into the catalog by category."""
+    """Print the result of the drops, with their accepted photos by category."""
     if as_json:
         return say(report, True)
+    # The catalog also has earlier batches, so count only those of this report.
     names = {f"{row['kind']}/{row['batch']}" for row in report.tables.get("batches", [])}
     counts: dict[str, int] = {}
     for row in counted(stages.catalog_of(layout), "samples", "kind", "batch", "category"):
@@ -36,16 +37,21 @@ def say_arrivals(report: Report, layout: Layout, as_json: bool) -> None:
 
 
 def pin_after_arrivals(params: Params, layout: Layout, report: Report) -> None:
-    """Pins for the next cycle; the report says so where a cycle at work leaves that for its end."""
+    """Pin the inputs of the next cycle; `report.facts["pins"]` has the reason if a running cycle postpones it."""
     if "pins" in (facts := stages.pin_when_idle(params, layout)):
         report.facts["pins"] = facts["pins"]
 
 
 def counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, Any]]:
-    """How many rows there are of each combination."""
+    """Count the rows of a table for each combination of values of the columns.
+
+    Returns:
+        Rows with the columns and the count `photos`; missing values are "(none)". Empty if the table does not exist.
+    """
     if catalog.version(table) < 0:
         return []
     names = [f"coalesce({c}, '(none)') AS {c}" for c in columns]
+    # SQL accepts column positions for GROUP BY and ORDER BY.
     order = ", ".join(str(n + 1) for n in range(len(columns)))
     found = catalog.query(
         f"SELECT {', '.join(names)}, count(*) AS photos FROM {table} GROUP BY {order} ORDER BY {order}"
@@ -58,9 +64,11 @@ def quarantine_list(json_: Json = False) -> None:
     """Every refused row with its reason."""
     from mm_core.ingest.quarantine import list_rejects
 
+    # The list has duplicates and quarantined rows; `verdict` distinguishes them.
     rows = list_rejects(stages.catalog_of(layout_and_params()[0])).to_dict("records")
     if json_:
         return say({"rejects": rows}, True)
+    # A person sees the columns that help to find and repair the file.
     shown = [{n: r[n] for n in ("key", "batch", "image", "verdict", "reason", "detail")} for r in rows]
     typer.echo(table(shown) if rows else "quarantine is empty")
 
@@ -88,6 +96,7 @@ def quarantine_accept(
     from mm_core.ingest.quarantine import accept
 
     layout, params = layout_and_params()
+    # The reviewer and the reason are stored with the label.
     report = accept(
         params.ingest,
         stages.catalog_of(layout),
@@ -112,6 +121,7 @@ def quarantine_retry(
     from mm_core.ingest.quarantine import retry
 
     layout, params = layout_and_params()
+    # Repaired files are validated again like new ones.
     report = retry(
         params.ingest,
         stages.catalog_of(layout),

@@ -1,4 +1,4 @@
-"""The parameter reference, docs/parameters.md, from the types and docstrings of `mm_core.core.params`."""
+"""The parameter reference docs/parameters.md, made from the types and docstrings of `mm_core.core.params`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ Written by `mm params`; do not edit.
 
 
 def reference() -> str:
-    """Markdown: a table per section of `Params`, with default, allowed values and meaning of each field."""
+    """Return Markdown with a table per section of `Params`: default, allowed values and meaning of each field."""
+    # pydantic's JSON schema has the defaults, bounds and docstrings of all fields.
     schema = Params.model_json_schema()
     lines = [HEAD]
     for section, rows in _sections(schema, schema["$defs"]):
@@ -31,11 +32,12 @@ def reference() -> str:
 
 
 def _sections(node: dict[str, Any], defs: dict[str, Any], path: str = "") -> Iterator[tuple[str, list[tuple]]]:
-    """Dotted name and rows of this section, then of those within it, in the order of the code."""
+    """Yield the dotted name and rows of this section, then of its sub-sections, in the order of the code."""
     rows, inner = [], []
     for name, field in node["properties"].items():
         target = _target(field)
         full = f"{path}.{name}".lstrip(".")
+        # A field with its own properties is a sub-section; an enum is not.
         if target and "properties" in defs[target]:
             inner.append((full, defs[target]))
         else:
@@ -57,6 +59,7 @@ def _allowed(field: dict[str, Any]) -> str:
         what = field.get("items") or field.get("propertyNames") or {}
         values = f" of {', '.join(_code(value) for value in what['enum'])}" if "enum" in what else ""
         return ("list" if field["type"] == "array" else "table by name") + values
+    # Bounds of numbers, as in `≥ 0, < 1`.
     bounds = [f"{sign} {_number(field[key])}" for key, sign in _BOUNDS.items() if key in field]
     if "multipleOf" in field:
         bounds.append(f"a multiple of {field['multipleOf']:g}")

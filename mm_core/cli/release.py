@@ -1,4 +1,4 @@
-"""The verbs of `mm` about deciding and releasing: gate, export, promote, rollback, lineage, reproduce."""
+"""Verbs of `mm` for gate and release: gate, export, promote, rollback, lineage, reproduce."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ app.add_typer(gate_app, name="gate")
 @gate_app.callback(invoke_without_command=True)
 def gate(context: typer.Context, json_: Json = False) -> None:
     """Decides PROMOTE, REJECT or INCONCLUSIVE and records it; a refusal exits with 0."""
+    # `mm gate` alone decides; its sub-commands only read or measure.
     if context.invoked_subcommand is None:
         layout, params = layout_and_params()
         say(stages.gate(params, layout), json_)
@@ -45,6 +46,7 @@ def gate_show(json_: Json = False) -> None:
     )
     for reason in verdict.reasons:
         typer.echo(f"  {reason}")
+    # One line per cell: category, metric, reference, gain and bounds.
     typer.echo("\n" + table([cell.model_dump() for cell in verdict.cells]))
 
 
@@ -67,9 +69,11 @@ def gate_simulate(
 
     layout, params = layout_and_params()
     pairs, source = last_pairs(layout)
+    # Real pairs describe the noise better than the formula and its options.
     world = World(pairs=pairs) if pairs else World(burst=burst, retraining=retraining)
     with progress_bars() as progress:
         rows = characteristics(params.gate, world, runs, photos=tuple(photos), progress=progress)
+    # Without real pairs the spread per category is unknown.
     needed = photos_needed(params.gate, pairs) if pairs else []
     if json_:
         return say({"runs": runs, "noise": source, "rows": rows, "photos_needed": needed}, True)
@@ -110,6 +114,7 @@ def export(
     """Assembles the mobile bundle of a candidate whose recorded verdict is PROMOTE."""
     layout, params = layout_and_params()
     verdict = stages.recorded_verdict(layout)
+    # A pipeline needs an output file even if the gate rejects the candidate.
     if if_promoted and verdict.decision != "PROMOTE":
         refusal = {"exported": False, "verdict": verdict.decision, "reasons": verdict.reasons}
         write_json(layout.cycle_bundle / "export.json", refusal)
@@ -132,6 +137,7 @@ def promote(
     layout, params = layout_and_params()
     if override is not None:
         return say(stages.override(params, layout, version, reason=override, days=days), json_)
+    # A registered version returns by a rollback or an override, not by a plain promotion.
     if version != "candidate":
         raise InputError(
             f"mm promote {version}: an earlier version returns by `mm rollback {version}`, or give --override"
@@ -180,10 +186,12 @@ def verify(
     from mm_core.export.bundle_manifest import checked_manifest, read_manifest
     from mm_core.export.trust import check_signer, require_bundle
 
+    # The signature is checked before any model of the bundle is run.
     require_bundle(bundle, Layout(Settings.from_env()).bundles)
     read_manifest(bundle)
     signer, warning = check_signer(bundle / "manifest.json", unsigned=unsigned)
     checked_manifest(bundle)
+    # The golden pairs are predicted in a fresh process.
     checked = run_selfcheck(bundle)
     _warn(warning)
     say({"signed_by": signer, **({"warning": warning} if warning else {}), **checked}, json_)
@@ -203,6 +211,7 @@ def bench_bundle(
     from mm_core.export.bench import bench_bundle as bench
 
     layout, params = layout_and_params()
+    # A run above these limits is selected only if no other run exists.
     limits = params.export.limits
     report = bench(layout, bundle, limits, runtimes=runtime or (), threads=threads or (), unsigned=unsigned)
     _warn(report.facts.get("warning", ""))

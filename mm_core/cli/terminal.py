@@ -1,4 +1,4 @@
-"""What the verbs of `mm` share: options, progress bars, results in words or as JSON."""
+"""Common parts of the verbs of `mm`: options, progress bars, results as text or JSON."""
 
 from __future__ import annotations
 
@@ -20,34 +20,38 @@ from mm_core.core.records import Report
 from mm_core.core.settings import Settings
 
 MOST_ROWS = 60
-"""Rows of a table that are printed for a person; the rest is counted."""
+"""Largest number of table rows in the text output; the rest is counted."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
 SHORT_DIGEST = 12
-"""Hexadecimal digits of a digest that a person sees; `--json` has all of them."""
+"""Hexadecimal digits of a digest in the text output; `--json` has all of them."""
 Json = Annotated[bool, typer.Option("--json", help="One machine-readable object on stdout.")]
 Inbox = Annotated[str | None, typer.Option(help="Folder or s3://bucket/prefix; default MM_INBOX or <workspace>/inbox.")]
 
 
 def layout_and_params(inbox: str | None = None) -> tuple[Layout, Params]:
+    """Return the workspace and its parameters, from the environment and params.yaml."""
     settings = Settings.from_env(inbox=inbox)
     return Layout(settings), Params.load(settings.params_file)
 
 
 class Bars:
-    """One tqdm bar on stderr per kind of work; silent where stderr is not a terminal or CI's log."""
+    """Progress callback that draws one tqdm bar on stderr per kind of work."""
 
     def __init__(self) -> None:
         self._bar: Any = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        # Another description means that the next kind of work has begun.
         if self._bar is None or self._bar.desc != what:
             self.close()
             self._bar = tqdm(desc=what, total=total, file=sys.stderr, leave=True, dynamic_ncols=True, mininterval=0.5)
         self._bar.n = done
         self._bar.total = total
+        # `update(0)` respects mininterval; the last state is always drawn.
         self._bar.refresh() if done >= total else self._bar.update(0)
 
     def close(self) -> None:
+        """Close the open bar, if any."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -55,6 +59,7 @@ class Bars:
 
 @contextmanager
 def progress_bars():
+    """Yield a `Bars` and close its last bar at the end, also after an error."""
     bars = Bars()
     try:
         yield bars
@@ -63,9 +68,11 @@ def progress_bars():
 
 
 def say(result: Report | dict[str, Any], as_json: bool) -> None:
-    """Print a result for a person or, as one JSON object, for a program."""
+    """Print a result as text, or as one JSON object if `as_json` is true."""
+    # Both kinds of result have the same JSON form.
     data = asdict(result) if isinstance(result, Report) else result
     if as_json:
+        # `default=str` covers paths, times and numpy values.
         typer.echo(json.dumps(data, default=str))
     elif isinstance(result, Report):
         typer.echo(f"{result.stage}: {result.seconds:.1f} s")
@@ -84,7 +91,7 @@ def say(result: Report | dict[str, Any], as_json: bool) -> None:
 
 
 def _named(name: str, value: Any, indent: str) -> str:
-    """A value under its name: what is nested stands below it, a list of rows as a table."""
+    """Format a value with its name; nested values are indented below, lists of rows become tables."""
     inner = indent + "  "
     if isinstance(value, dict):
         return "\n".join([f"{indent}{name}:", *(_named(key, item, inner) for key, item in value.items())])
@@ -96,16 +103,18 @@ def _named(name: str, value: Any, indent: str) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as an aligned plain-text table; no cell is cut, digests are shown by their first digits.
+    """Return rows as an aligned plain-text table; cells are never cut, but digests are shortened.
 
-    A list of texts has a line of its own for each; columns with lists come last, where long lines disturb least.
+    A list of texts has one line per text. Columns with lists are the last ones, because their lines can be long.
     """
+    # Columns in the order of their first appearance; rows may have different keys.
     columns = list(dict.fromkeys(name for row in rows for name in row))
     columns.sort(key=lambda name: any(_is_texts(row.get(name)) for row in rows))
     cells = [[_cell_lines(row.get(name)) for name in columns] for row in rows]
     widths = [max(len(name), *(len(text) for line in cells for text in line[i])) for i, name in enumerate(columns)]
     lines = ["  ".join(name.ljust(w) for name, w in zip(columns, widths, strict=True))]
     for row in cells:
+        # A row with lists has several lines; its short cells are filled with blanks.
         for texts in zip_longest(*row, fillvalue=""):
             lines.append("  ".join(text.ljust(w) for text, w in zip(texts, widths, strict=True)))
     return "\n".join(line.rstrip() for line in lines)

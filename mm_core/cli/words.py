@@ -1,7 +1,7 @@
-"""Results of `mm` in words for a person: short tables with counts, reasons and the next step.
+"""Text output of `mm`: short tables with counts, reasons and the next step.
 
-A program asks for `--json` and gets everything. A person gets what can be acted on: which rows were refused and why,
-not the rules that passed and not the digests that name things for machines.
+`--json` prints the whole result. The text output has only actionable facts, such as refused rows and their reasons. It
+omits passed rules and digests.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ from mm_core.cli.terminal import table
 from mm_core.core.records import ALL_CATEGORIES, Report
 
 COUNTS = ("accepted", "updated", "quarantined", "duplicates", "conflicts")
-"""Columns of the batch ledger that a person wants to see; a column that this catalog lacks is left out."""
+"""Columns of the batch ledger in the text output; columns that this catalog lacks are skipped."""
 NO_CATEGORY = "(none)"
 
 
 def drop_words(summary: Mapping[str, Any]) -> str:
-    """Return what `mm drop` packaged.
+    """Return the text output of `mm drop`.
 
     Args:
-        summary: `mm_core.ingest.drop.summarize_drop`'s result.
+        summary: Result of `mm_core.ingest.drop.summarize_drop`.
 
     Returns:
-        Counts per category, what was left out with its reason, and a remedy where photos have no category.
+        Counts per category, skipped files with reasons, and a remedy if photos have no category.
     """
     rows = [{"category": name, **counts} for name, counts in summary["categories"].items()]
     lines = [f"drop    {summary['drop']}", f"photos  {summary['photos']}", "", table(rows)]
     if left_out := summary["left_out"]:
         lines += ["", f"left out: {len(left_out)} files"]
+        # One line per reason, with three examples.
         for reason in dict.fromkeys(entry["reason"] for entry in left_out):
+            # Photos of one reason are listed together; three names are enough to find them.
             names = [entry["file"] for entry in left_out if entry["reason"] == reason]
             lines.append(f"  {len(names)} {reason}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}")
     if bare := summary["categories"].get(NO_CATEGORY):
@@ -45,11 +47,11 @@ def drop_words(summary: Mapping[str, Any]) -> str:
 
 
 def ingest_words(report: Report, categories: Sequence[Mapping[str, Any]]) -> str:
-    """Return what came of the drops: counts per batch, accepted photos per category, refusals by reason.
+    """Return the text output of `mm ingest`: counts per batch, accepted photos per category, refusals by reason.
 
     Args:
-        report: the report of ingest, or of a quarantine verb that takes rows again.
-        categories: rows of `category` and `photos`: what the batches brought into the catalog.
+        report: The report of ingest, or of a quarantine verb that ingests rows again.
+        categories: Rows with `category` and `photos`, the accepted photos of the batches.
 
     Returns:
         Several lines of text without digests.
@@ -58,6 +60,7 @@ def ingest_words(report: Report, categories: Sequence[Mapping[str, Any]]) -> str
     if not batches:
         return f"nothing new in the inbox ({report.seconds:.1f} s)"
     lines = [f"{len(batches)} {'batch' if len(batches) == 1 else 'batches'} in {report.seconds:.1f} s", ""]
+    # Older catalogs lack some of the columns.
     counts = [name for name in COUNTS if name in batches[0]]
     rows = [
         {"batch": f"{row['kind']}/{row['batch']}", "photos": row["rows"], **{name: row[name] for name in counts}}
@@ -69,6 +72,7 @@ def ingest_words(report: Report, categories: Sequence[Mapping[str, Any]]) -> str
     if categories:
         lines += ["", "accepted by category", table(categories)]
     lines += _refusals(report.tables.get("rejects", []))
+    # Expectations of single rows are in the table of refusals.
     broken = [
         line for line in report.tables.get("expectations", []) if line["scope"] == "batch" and not line["success"]
     ]
@@ -89,7 +93,7 @@ class _Reason:
 
 
 def _refusals(rejects: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of a table with a row per reason; none where every row was accepted."""
+    """Return the lines of a table with a row per reason; empty if every row was accepted."""
     reasons: dict[str, _Reason] = {}
     for row in rejects:
         detail = f": {row['detail']}" if row["detail"] else ""
@@ -101,18 +105,19 @@ def _refusals(rejects: Sequence[Mapping[str, Any]]) -> list[str]:
         {"photos": e.photos, "verdict": e.verdict, "reason": reason, "for example": e.example}
         for reason, e in sorted(reasons.items(), key=lambda item: -item[1].photos)
     ]
+    # Duplicates are not in quarantine, so the hint is only for refused rows.
     refused = any(entry.verdict == "quarantine" for entry in reasons.values())
     return ["", "not accepted", table(rows), *(["`mm quarantine list` names each row"] if refused else [])]
 
 
 def reject_words(row: Mapping[str, Any]) -> str:
-    """Return one refused row, as `mm quarantine show` prints it.
+    """Return the text output of `mm quarantine show` for one refused row.
 
     Args:
-        row: `mm_core.ingest.quarantine.show`'s result.
+        row: Result of `mm_core.ingest.quarantine.show`.
 
     Returns:
-        Lines of a name and its value, and the remedy that fits the verdict.
+        Lines with names and values, and the remedy for the verdict.
     """
     named = {
         "photo": row["image"],
@@ -129,6 +134,7 @@ def reject_words(row: Mapping[str, Any]) -> str:
     if row["view"]:
         lines.append("          (photo, matte, and the matte's edge on the photo)")
     key = row["key"][:12]
+    # The remedy depends on the verdict: nothing, a review of the matte, or a repair.
     if row["verdict"] == "duplicate":
         remedy = "nothing is to be done: the photo is in the catalog already"
     elif row["view"]:

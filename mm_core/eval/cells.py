@@ -1,4 +1,4 @@
-"""Answers the gate's questions: one cell per category, metric and reference, with its confidence bounds."""
+"""The gate's comparisons: one cell per category, metric and reference, with confidence bounds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mm_core.eval.evidence import INT8, Evidence
 from mm_core.eval.questions import RELATIVE, SLACK, Question, scenery_questions
 
 MACRO = "all"
-"""Category of the cell about the mean over the six."""
+"""Category name of the cell for the mean over the six categories."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An interval of gain minus margin, with what the cell shows beside it."""
+    """An interval of gain minus margin, with the other numbers of its cell."""
 
     interval: Interval
     margin: float
@@ -33,16 +33,25 @@ class Answer:
 
 
 def judge(params: GateParams, evidence: Evidence, questions: list[Question], seed: int) -> list[Cell]:
-    """Return the cells of the six categories and of their mean, then, with a champion, those of scenery."""
+    """Return the cells of the six categories and of their mean; with a champion also the cells of scenery.
+
+    Args:
+        params: Levels, margins and minimum counts.
+        evidence: Scores of all models on the same photos.
+        questions: The comparisons for each of the six categories.
+        seed: Seed of the bootstrap.
+    """
+    # The seed depends on the judged files, so repeating the gate gives the same bounds.
     rng = np.random.default_rng(seed)
     cells: list[Cell] = []
     for category in CATEGORIES:
         cells += judge_category(params, evidence, category, questions, rng)
+    # Only the mode `macro` has questions of role `gain`; it needs a certain gain of the mean.
     if any(question.role == "gain" for question in questions):
         cells += macro_cell(params, cells)
     if any(question.against == "champion" for question in questions):
         asked = scenery_questions(params)
-        # One certain loss among its metrics blocks, so each is tested at its share of the level.
+        # One certain loss in any metric blocks the release, so each metric gets its share of the level (Bonferroni).
         each = params.model_copy(update={"alpha": params.alpha / len(asked)})
         cells += judge_category(each, evidence, "scenery", asked, rng)
     return cells
@@ -51,7 +60,7 @@ def judge(params: GateParams, evidence: Evidence, questions: list[Question], see
 def judge_category(
     params: GateParams, evidence: Evidence, category: str, questions: list[Question], rng: np.random.Generator
 ) -> list[Cell]:
-    """Return one cell per question about one category; none where it has fewer than two groups of photos."""
+    """Return one cell per question for one category; empty if the category has fewer than two groups of photos."""
     here = evidence.category == category
     if len(np.unique(evidence.group[here])) < 2:
         return []
@@ -61,6 +70,7 @@ def judge_category(
         mask = here & _known(question, evidence)
         if len(np.unique(evidence.group[mask])) < 2:
             continue
+        # Questions on the same photos share one set of resamples. The others are answered one by one.
         if question.method == "bootstrap" and np.array_equal(mask, here):
             pending.append(number)
         else:
@@ -77,25 +87,27 @@ def judge_category(
 
 
 def macro_cell(params: GateParams, cells: list[Cell]) -> list[Cell]:
-    """Return the cell about the mean relative gain over the six categories; empty where one of them is missing.
+    """Return the cell for the mean relative gain over the six categories; empty if a category is missing.
 
-    The gain of each category is the one of its non-inferiority cell of the primary metric (softened), whose standard
-    error is read off its bound. The categories' photos are different ones, so their errors are independent.
+    The gain of a category is the gain of its non-inferiority cell for the primary metric (softened). Its standard error
+    is derived from the bound of that cell. The categories share no photos, so their errors are independent.
     """
     found = [
         cell for cell in cells if (cell.metric, cell.against, cell.role) == (params.primary, "champion", "non_inferior")
     ]
     if {cell.category for cell in found} != set(CATEGORIES):
         return []
+    # Errors are averaged as shares of the reference, because categories have different error levels.
     relative = params.primary in RELATIVE
     scale = np.array([max(cell.reference or 0.0, SLACK) if relative else 1.0 for cell in found])
     gains = np.array([cell.gain for cell in found]) / scale
     reach = np.array([stdtrit(cell.groups - 1, 1 - params.alpha) for cell in found])
     errors = np.array([cell.gain - cell.bound for cell in found]) / scale / reach
     variance = errors**2
-    # Welch and Satterthwaite: degrees of freedom of a sum of estimated variances.
+    # Degrees of freedom of a sum of estimated variances (Welch, Satterthwaite).
     total = variance.sum()
     freedom = total**2 / (variance**2 / np.array([cell.groups - 1 for cell in found])).sum() if total > 0 else 1.0
+    # One-sided half width of the interval of the mean.
     half = float(np.sqrt(total)) / len(found) * float(stdtrit(freedom, 1 - params.alpha))
     gain = float(gains.mean())
     result: Literal["pass", "fail", "unclear"] = "unclear"
@@ -129,14 +141,15 @@ def _enough(params: GateParams, images: int, groups: int, alpha: float) -> bool:
 
 
 def _known(question: Question, evidence: Evidence) -> np.ndarray:
-    """Photos for which the question's reference has scores: the best model so far may not have seen the newest."""
+    """Return a mask of the photos with scores of the reference; the best model so far may lack the newest photos."""
     if not isinstance(question.reference, tuple):
+        # A floor is a number and applies to every photo.
         return np.ones(len(evidence.category), bool)
     return np.asarray(np.isfinite(evidence.values[question.reference][question.metric]).all(axis=1))
 
 
 def _answer(params: GateParams, question: Question, evidence: Evidence, mask: np.ndarray) -> Answer:
-    """By Student's t, on softened and winsorised errors where the question asks for it."""
+    """Return the answer by Student's t, on softened and winsorised errors if the question's method is `softened`."""
     groups, alpha = evidence.group[mask], _alpha(params, question)
     if question.method != "softened":
         interval = student([_quantity(question, evidence, mask)], groups, alpha=alpha)[0]
@@ -147,11 +160,13 @@ def _answer(params: GateParams, question: Question, evidence: Evidence, mask: np
     gains = winsorised(softened(candidate, reference, SLACK))
     logarithmic = student([Quantity(((1.0, gains[:, None]),))], groups, alpha=alpha)[0]
     margin = question.share * mean + question.slack
+    # The interval is logarithmic. Convert it back to the unit of the metric and subtract the margin.
     ends = (logarithmic.estimate, logarithmic.lower, logarithmic.upper)
     return _shown_with(Interval(*(-mean * math.expm1(-gain) - margin for gain in ends)), question, evidence, mask)
 
 
 def _shown_with(interval: Interval, question: Question, evidence: Evidence, mask: np.ndarray) -> Answer:
+    # The maximum over columns is MaxF for curves; scalar metrics have one column.
     candidate = float(evidence.values[INT8][question.metric][mask].mean(axis=0).max())
     if isinstance(question.reference, tuple):
         reference = float(evidence.values[question.reference][question.metric][mask].mean(axis=0).max())
@@ -163,13 +178,15 @@ def _shown_with(interval: Interval, question: Question, evidence: Evidence, mask
 
 
 def _quantity(question: Question, evidence: Evidence, mask: np.ndarray) -> Quantity:
-    """Gain minus margin: above zero is above the margin, also where the margin is a share of the reference."""
+    """Return the statistic gain minus margin, which is positive if the gain exceeds the margin."""
     sign = 1.0 if question.metric in HIGHER_IS_BETTER else -1.0
     candidate = evidence.values[INT8][question.metric][mask]
     if not isinstance(question.reference, tuple):
         return Quantity(((sign, candidate),), -sign * question.reference - question.slack)
     reference = evidence.values[question.reference][question.metric][mask]
+    # The margin is a share of the reference, so it enters through the weight of the reference.
     weight = -sign - question.share
+    # The maxima of two F curves are at different thresholds, so MaxF needs two terms.
     if candidate.shape[1] > 1:
         return Quantity(((sign, candidate), (weight, reference)), -question.slack)
     return Quantity(((1.0, sign * candidate + weight * reference),), -question.slack)
@@ -179,7 +196,7 @@ def _cell(params: GateParams, question: Question, answer: Answer, category: str)
     interval, margin = answer.interval, answer.margin
     result: Literal["pass", "fail", "unclear"] = "unclear"
     if _enough(params, answer.images, answer.groups, _alpha(params, question)):
-        # A gain that misses its margin is no loss: only a loss fails, beyond the margin that is allowed.
+        # A gain below its margin is not a failure. Only a certain loss beyond the allowed margin fails.
         loss = interval.upper + margin < min(margin, 0.0)
         passes = interval.estimate > 0 if question.role == "gain" else interval.lower > 0
         result = "pass" if passes else "fail" if loss else "unclear"
@@ -201,10 +218,11 @@ def _cell(params: GateParams, question: Question, answer: Answer, category: str)
 
 
 def seed_noise_words(params: GateParams, cells: list[Cell], noise: Mapping[str, float]) -> list[str]:
-    """Return the categories whose gain lies within what another seed alone changes, as one line; empty where none."""
+    """Return one line of advice that lists the gains within the spread of training seeds; or an empty list."""
     within = []
     for cell in cells:
         spread = params.seed_noise * noise.get(cell.category, 0.0)
+        # Only the gain of the primary metric over the champion can be explained by seed noise.
         shown = cell.metric == params.primary and cell.against == "champion" and cell.role in ("gain", "superior")
         if shown and cell.reference and 0 < cell.gain / cell.reference < spread:
             within.append(f"{cell.category} {100 * cell.gain / cell.reference:.1f} % of {100 * spread:.1f} %")

@@ -1,7 +1,8 @@
-"""How often eval photos have been asked: each candidate that they judged may have been chosen because of the answer.
+"""Count of the candidates that were judged on the eval photos; repeated use of an eval set overfits to it.
 
-One small object per candidate and eval set in the store, written before the gate looks, so that a killed run counts
-too and the same candidate judged again does not. Eval sets grow: a use counts as the share of today's photos in it.
+The store keeps one small object per candidate and eval set. It is written before the gate runs, so an interrupted run
+counts, and judging a candidate again does not count twice. Eval sets grow, so an earlier use counts as the share of
+today's photos that it contained.
 """
 
 from __future__ import annotations
@@ -15,11 +16,21 @@ from mm_core.storage.store import Store
 
 PREFIX = "gate/uses"
 SKETCH = 256
-"""Photos kept of each set: those of the smallest hashes, a uniform sample (bottom-k, Cohen & Kaplan 2007)."""
+"""Size of the sketch of a set: its smallest hashes, a uniform sample (bottom-k, Cohen & Kaplan 2007)."""
 
 
 def record_use(store: Store, eval_ids: Iterable[str], candidate: str) -> float:
-    """Notes that `candidate` (digest) is judged on these photos; returns how many others they have judged before."""
+    """Record that a candidate is judged on these photos, and return how many other candidates they judged before.
+
+    Args:
+        store: Holds one object per use under `PREFIX`.
+        eval_ids: Sample ids of the eval photos.
+        candidate: Digest of the candidate's weights.
+
+    Returns:
+        The number of other candidates, each weighted by the share of today's photos that judged it.
+    """
+    # The key depends on the set of photos, not on their order.
     ids = sorted(set(eval_ids))
     mine = sketch(ids)
     key = f"{PREFIX}/{candidate[:32]}-{digest_of(ids)[:32]}.json"
@@ -28,6 +39,7 @@ def record_use(store: Store, eval_ids: Iterable[str], candidate: str) -> float:
         use = json.loads(store.fetch(entry.key).read_text())
         if use["candidate"] != candidate:
             seen = share_seen(mine, use["sketch"])
+            # A candidate judged on several eval sets counts once, with its largest share.
             earlier[use["candidate"]] = max(seen, earlier.get(use["candidate"], 0.0))
     if not store.exists(key):
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -37,13 +49,13 @@ def record_use(store: Store, eval_ids: Iterable[str], candidate: str) -> float:
 
 
 def sketch(ids: Iterable[str]) -> list[str]:
-    """The `SKETCH` smallest hashes (16 hex digits) of the ids, ascending."""
+    """Return the `SKETCH` smallest hashes (16 hex digits) of the ids, in ascending order."""
     return sorted(sha256_bytes(identity.encode())[:16] for identity in set(ids))[:SKETCH]
 
 
 def share_seen(today: list[str], earlier: list[str]) -> float:
-    """Share of today's set that the earlier one holds, in [0, 1], from their sketches; exact for small sets."""
-    # Above the last hash of a full sketch nothing is known about its set.
+    """Estimate the share of today's set that the earlier set contains, in [0, 1]; exact for small sets."""
+    # A full sketch contains no information about hashes above its last one. "g" sorts after every hex digit.
     reach = min([s[-1] for s in (today, earlier) if len(s) == SKETCH], default="g")
     comparable = [item for item in today if item <= reach]
     known = set(earlier)

@@ -1,7 +1,7 @@
-"""Scores every model on the frozen eval set, photo by photo.
+"""Evaluation of every model on the frozen eval set, photo by photo.
 
-Photos are read once for all models, a few at a time; reading and scoring run in two threads beside the
-models. What the gate needs is `per_image.parquet`; the rest is for people.
+Photos are read once for all models, a few at a time. Two threads read and score while the models predict. The gate
+reads `per_image.parquet`; the other outputs are for people.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ Key = tuple[str, str]
 BLIND: Key = (BLIND_NAME, "float")
 PHOTOS_AT_ONCE, THREADS = 4, 2
 GOOD = 0.9
-"""MaxF of a photo from which its matte counts as good, in the count of flips."""
+"""Smallest MaxF of a good matte, for the count of flips."""
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("model", "precision", "sample_id", "group", "category", "decoder")]
     + [(name, pa.float64()) for name in ("mse", "mse_band", "sad", "grad", "conn", "biou", "maxf")]
     + [("fcurve", pa.list_(pa.float32()))]
 )
-"""per_image.parquet; its metadata holds `identity` as JSON under the key "mm"."""
+"""Columns of per_image.parquet. Its metadata contains `identity` as JSON under the key "mm"."""
 
 
 @dataclass(frozen=True)
 class EvalItem:
-    """One photo of the eval set with its true matte, both at the size at which mattes are compared."""
+    """One photo of the eval set with its true matte, both at the size for comparing mattes."""
 
     row: Any
     photo: np.ndarray
@@ -63,9 +63,14 @@ class EvalItem:
 
 
 def identity(layout: Layout, inputs: PinnedInputs) -> dict[str, Any]:
-    """What a set of scores is about; the gate refuses scores that are about anything else than what lies here now.
+    """Return digests of everything that the scores depend on; the gate rejects scores with another identity.
 
-    Raises InputError where the snapshot or the candidate is missing.
+    Args:
+        layout: The workspace.
+        inputs: Pins with the digests of champion and anchor.
+
+    Raises:
+        InputError: The snapshot or the candidate is missing.
     """
     frozen, candidate = read_snapshot(layout), layout.model(TRAIN_STAGES[-1])
     if not candidate.is_file():
@@ -89,25 +94,41 @@ def evaluate_models(
     *,
     progress: Progress,
 ) -> Report:
-    """Runs `models` ((name, precision) → Predictor) over the snapshot's eval frame and writes, in `layout.evaluation`:
+    """Score the models on the snapshot's eval photos and write the results to `layout.evaluation`.
 
-    `per_image.parquet` (SCHEMA), `metrics.json` (model → category → metric, for `dvc metrics`), `stages.csv`
-    (stage, category and the metrics, for `dvc plots`) and `mattes/` (best and worst photo of each category).
-    Raises InputError where the eval frame is empty, BlobNotFound where a photo or matte is gone.
+    The files are `per_image.parquet` (SCHEMA), `metrics.json` (model → category → metric, for `dvc metrics`),
+    `stages.csv` (stage, category and metrics, for `dvc plots`) and `mattes/` (best and worst photo per category).
+
+    Args:
+        params: Size of the comparison.
+        models: (name, precision) → Predictor.
+        layout: The workspace.
+        store: Holds the photos and mattes.
+        report: Receives metrics, tables, pictures and facts.
+        progress: Called after each batch of photos.
+
+    Returns:
+        `report`.
+
+    Raises:
+        InputError: The eval set is empty.
+        BlobNotFound: A photo or matte is missing in the store.
     """
     frame = read_pool(layout.snapshot, "eval")
     if frame.empty:
         raise InputError(
             f"{layout.snapshot / 'eval.parquet'} holds no photos: drop more labelled photos, or some with role `eval`"
         )
-    # The champion and anchor that the snapshot froze, not those that are pinned for the next cycle.
+    # Use the champion and anchor that the snapshot froze. The pins of the next cycle may differ.
     about = identity(layout, read_snapshot(layout))
     blind = blind_mattes(frame, store)
+    # Score first, then write the table that the gate reads.
     rows = score_all(frame, models, store, params.max_side, progress, blind)
     table = rows.sort_values(["model", "precision", "sample_id"], ignore_index=True)
     _write_parquet(layout.per_image, table, about)
 
     report.metrics["evaluate/photos"] = len(frame)
+    # Means per category, for the report and MLflow.
     scores = {key: category_scores(_of(table, key)) for key in (*models, BLIND)}
     for key, score in scores.items():
         report.metrics |= {f"{_name(key)}/{category}/{m}": v for category, m, v in _cells(score) if np.isfinite(v)}
@@ -116,6 +137,7 @@ def evaluate_models(
         for key, score in scores.items()
         for category, row in score.to_dict("index").items()
     ]
+    # `dvc metrics` reads a nested JSON file.
     nested: dict[str, Any] = {}
     for key, score in scores.items():
         for category, metric, value in _cells(score):
@@ -123,11 +145,14 @@ def evaluate_models(
     write_json(layout.evaluation / "metrics.json", nested)
     _write_stages(layout.evaluation / "stages.csv", scores)
 
+    # The example pictures show the float models, without the anchor.
     shown = {name: model for (name, precision), model in models.items() if precision == "float" and name != "anchor"}
     stages = [key for key in models if key[0] in TRAIN_STAGES and key[1] == "float"]
+    # The last training stage is the candidate.
     chosen = choose(_of(table, (stages or list(models))[-1]))
     rows_of = {row.sample_id: row for row in frame.itertuples(index=False)}
     last, before = (_of(table, key) for key in ((TRAIN_STAGES[-1], "int8"), ("champion", "int8")))
+    # Regressions and flips compare the int8 files, because these are released.
     if len(last) and len(before):
         chosen += choose_regressions(last, before)
         report.tables["flips"] = flips(last, before)
@@ -140,14 +165,23 @@ def evaluate_models(
 
 
 def evaluate_folder(truth_manifest: Path, pred_dir: Path) -> Report:
-    """The metric suite on any folder of mattes: the prediction for the row of `image` a/b/c.jpg is `pred_dir/c.png`.
+    """Compute all metrics for a folder of mattes.
 
-    The manifest (CSV or parquet) is read as ingest reads one (`truths.read_truths`); paths are relative to it. Raises
-    InputError that names the row where a file is missing, unreadable or of another size.
+    Args:
+        truth_manifest: CSV or parquet with image, alpha and category, read by `truths.read_truths`. Its paths are
+            relative to the manifest.
+        pred_dir: Folder of predicted mattes; the prediction for the image a/b/c.jpg is `pred_dir/c.png`.
+
+    Returns:
+        A report with the tables `per_category` and `per_image`.
+
+    Raises:
+        InputError: A file is missing, unreadable or of another size; the message names the row.
     """
     truths = read_truths(truth_manifest)
 
     def score(truth: Truth) -> dict[str, Any]:
+        # Predictions are matched by the stem of the image's file name.
         predicted = pred_dir / f"{stem_of(truth.image)}.png"
         if not predicted.is_file():
             raise InputError(f"{truth.where}: prediction: {predicted} is missing")
@@ -162,6 +196,7 @@ def evaluate_folder(truth_manifest: Path, pred_dir: Path) -> Report:
 
     with ThreadPoolExecutor(THREADS) as pool:
         table = pd.DataFrame(list(pool.map(score, truths)))
+    # The folder's categories may differ from ours; `category_scores` lists them after the seven.
     scores = category_scores(table)
     report = Report("evaluate-folder", facts={"truth": str(truth_manifest), "predictions": str(pred_dir)})
     report.metrics = {f"{category}/{metric}": value for category, metric, value in _cells(scores) if np.isfinite(value)}
@@ -178,9 +213,17 @@ def evaluate_folder(truth_manifest: Path, pred_dir: Path) -> Report:
 
 
 def flips(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[dict[str, Any]]:
-    """Per category the photos that the champion cut out well and the candidate does not, and the other way round.
+    """Count negative and positive flips per category.
 
-    Well: MaxF of at least `GOOD`. Yan et al. 2021, "Positive-congruent training": a rising mean hides negative flips.
+    A negative flip is a photo with a good matte (MaxF of at least `GOOD`) from the champion and a bad one from the
+    candidate. A better mean can hide negative flips (Yan et al. 2021, "Positive-congruent training").
+
+    Args:
+        candidate: Per-image rows of the candidate.
+        champion: Per-image rows of the champion.
+
+    Returns:
+        One row per category with the counts photos, negative and positive.
     """
     both = candidate.merge(champion[["sample_id", "maxf"]], on="sample_id", suffixes=("", "_before"))
     now, then = (both[name].to_numpy(float) >= GOOD for name in ("maxf", "maxf_before"))
@@ -188,13 +231,14 @@ def flips(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[dict[str, Any
     found = []
     for category in sorted(set(categories.tolist())):
         here = categories == category
+        # Positive flips are the reverse: a bad matte became a good one.
         lost, won = (here & then & ~now).sum(), (here & now & ~then).sum()
         found.append({"category": category, "photos": int(here.sum()), "negative": int(lost), "positive": int(won)})
     return found
 
 
 def blind_mattes(frame: pd.DataFrame, store: Store) -> BlindMattes:
-    """Return the mean mattes of the frame's categories, each without the group of the photo that it is asked for."""
+    """Return the leave-one-group-out mean mattes of the frame's categories."""
     rows = list(frame.itertuples(index=False))
     with ThreadPoolExecutor(THREADS) as pool:
         return BlindMattes(rows, pool.map(lambda row: load_alpha(fetch_blob(store, row.alpha_sha256)), rows))
@@ -208,12 +252,25 @@ def score_all(
     progress: Progress,
     blind: BlindMattes | None = None,
 ) -> pd.DataFrame:
-    """SCHEMA's columns, one row per photo of the eval frame and model; `blind` is scored as one more model."""
+    """Return the scores of all models on all photos.
+
+    Args:
+        frame: The eval pool, one row per photo.
+        models: (name, precision) → Predictor.
+        store: Holds the photos and mattes.
+        max_side: Long side in pixels for comparing mattes.
+        progress: Called after each batch of photos.
+        blind: Mean mattes that are scored as one more model, if given.
+
+    Returns:
+        The columns of SCHEMA, one row per photo and model.
+    """
     rows, done = list(frame.itertuples(index=False)), 0
     scored: list[dict[str, Any]] = []
     waiting: deque[Future[list[dict[str, Any]]]] = deque()
     progress("evaluate", 0, len(rows))
     with ThreadPoolExecutor(THREADS) as pool:
+        # Each photo is decoded once and given to every model.
         for batch in _batches(rows, store, max_side, pool):
             photos, decoders = [item.photo for item in batch], [item.row.decoder for item in batch]
             mattes = {key: model.predict(photos, decoders) for key, model in models.items()}
@@ -222,6 +279,7 @@ def score_all(
                 if blind:
                     own[BLIND] = blind.predict(item.row, *item.alpha.shape)
                 waiting.append(pool.submit(_score, item, own))
+            # A bounded queue limits how many mattes are in memory.
             while len(waiting) > PHOTOS_AT_ONCE:
                 scored += waiting.popleft().result()
             done += len(batch)
@@ -232,17 +290,24 @@ def score_all(
 
 
 def load_item(row: Any, store: Store, max_side: int) -> EvalItem:
-    """Photo and truth of an eval row, the truth at the photo's size; raises BlobNotFound and UnreadableImage."""
+    """Load the photo and the true matte of an eval row, the matte at the photo's size.
+
+    Raises:
+        BlobNotFound: The photo or the matte is missing in the store.
+        UnreadableImage: The photo or the matte cannot be decoded.
+    """
     photo = load_rgb(fetch_blob(store, row.sample_id), max_side)
     alpha = load_alpha(fetch_blob(store, row.alpha_sha256))
+    # The photo may be scaled down to `max_side`; the true matte follows its size.
     if alpha.shape != photo.shape[:2]:
         alpha = cv2.resize(alpha, (photo.shape[1], photo.shape[0]), interpolation=cv2.INTER_AREA)
     return EvalItem(row, photo, alpha)
 
 
 def _batches(rows: Sequence[Any], store: Store, max_side: int, pool: ThreadPoolExecutor) -> Iterator[list[EvalItem]]:
-    """Lists of PHOTOS_AT_ONCE items; the next list is read while the models work on this one."""
+    """Yield lists of PHOTOS_AT_ONCE items; the next list is read while the models predict this one."""
     ahead: deque[Future[EvalItem]] = deque()
+    # One extra step yields the last batch, which was submitted in the step before.
     for start in range(0, len(rows) + PHOTOS_AT_ONCE, PHOTOS_AT_ONCE):
         current = list(ahead)
         ahead = deque(pool.submit(load_item, row, store, max_side) for row in rows[start : start + PHOTOS_AT_ONCE])
@@ -265,6 +330,7 @@ def _example(
     category, rank, sample, mse = place
     item = load_item(row, store, max_side)
     mattes = {name: model.predict([item.photo], [item.row.decoder])[0] for name, model in models.items()}
+    # A regression compares candidate and champion only, with their absolute difference.
     if rank == "regression":
         mattes = {name: mattes[name] for name in (TRAIN_STAGES[-1], "champion")}
         mattes["difference"] = np.abs(mattes[TRAIN_STAGES[-1]] - mattes["champion"])
@@ -273,6 +339,7 @@ def _example(
 
 def _write_parquet(path: Path, table: pd.DataFrame, about: Mapping[str, Any]) -> None:
     columns = {name: table[name].tolist() for name in SCHEMA.names if name != "fcurve"}
+    # float32 halves the size of the file; the curves are the largest column.
     columns["fcurve"] = [np.asarray(curve, np.float32) for curve in table["fcurve"]]
     stream = BytesIO()
     schema = SCHEMA.with_metadata({"mm": json.dumps(about, sort_keys=True)})
@@ -305,7 +372,7 @@ def _cells(scores: pd.DataFrame) -> Iterator[tuple[str, str, float]]:
 
 
 def _rounded(value: Any) -> Any:
-    """For files that people read: seven digits, null for what is not a number."""
+    """Round floats to seven digits for files that people read; NaN and infinity become None."""
     if not isinstance(value, float):
         return value
     return float(f"{value:.7g}") if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""What the gate may believe: per-image scores that are whole, about these very files, and on unseen photos."""
+"""Validated input of the gate: complete per-image scores of the present files, on photos outside the training set."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FLOAT: Key = (CANDIDATE, "float")
 INT8: Key = (CANDIDATE, "int8")
 CHAMPION: Key = ("champion", "int8")
 ANCHOR: Key = ("anchor", "int8")
-"""The best model so far: the anchor, or for each category and metric what `mm_core.eval.ratchet` put in its place."""
+"""The best model so far: the pinned anchor, or per category and metric the model recorded by `mm_core.eval.ratchet`."""
 SCALARS = ("mse", "sad", "grad", "conn", "biou")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Scores of several models on the same photos, in the order of their ids."""
+    """Scores of several models on the same photos, sorted by sample id."""
 
     category: np.ndarray
     """(photos,) str."""
@@ -44,19 +44,33 @@ class Evidence:
 
 
 def read_scores(layout: Layout) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """per_image.parquet and the identity it was written with; raises InputError where it is missing or not ours."""
+    """Read per_image.parquet and the identity in its metadata.
+
+    Returns:
+        The table (columns of `SCHEMA`) and the identity, as `mm_core.eval.evaluate.identity` returned it.
+
+    Raises:
+        InputError: The file is missing, or another version wrote it.
+    """
     path = layout.per_image
     if not path.is_file():
         raise InputError(f"{path} is missing: run `mm evaluate` before `mm gate`")
     table = pq.read_table(path)
     about = (table.schema.metadata or {}).get(b"mm")
+    # Scores of an older format cannot be validated.
     if about is None or set(table.schema.names) != set(SCHEMA.names):
         raise InputError(f"{path}: not written by this version of `mm evaluate`: run it again")
     return table.to_pandas(), json.loads(about)
 
 
 def problems_with(layout: Layout, inputs: PinnedInputs, about: Mapping[str, Any]) -> list[str]:
-    """Why scores written with identity `about` say nothing on what lies in the workspace now; empty where they do."""
+    """Return the reasons why the scores do not describe the files in the workspace; empty if they do.
+
+    Args:
+        layout: The workspace.
+        inputs: The pins of the cycle.
+        about: The identity that the scores were written with.
+    """
     words = {
         "metrics": "were made with other metric definitions",
         "snapshot": "are about another snapshot",
@@ -66,13 +80,15 @@ def problems_with(layout: Layout, inputs: PinnedInputs, about: Mapping[str, Any]
         "champion": "are about another champion",
         "anchor": "are about another anchor",
     }
+    # Recompute the identity of the present files and compare it field by field.
     now = identity(layout, inputs)
     found = [f"the scores {text}: run `mm evaluate` again" for key, text in words.items() if about.get(key) != now[key]]
     return found + leaks(layout.snapshot)
 
 
 def leaks(snapshot_dir: Path) -> list[str]:
-    """Eval photos, or photos of an eval group, that a training or validation pool of the snapshot holds."""
+    """Return one message per training or validation pool that contains eval photos or photos of an eval group."""
+    # Photos of one group show the same scene, so a group must not be on both sides either.
     held_out = read_pool(snapshot_dir, "eval")
     ids, groups = held_out["sample_id"].unique().tolist(), [g for g in held_out["group"].dropna().unique() if g]
     found = []
@@ -92,11 +108,21 @@ def leaks(snapshot_dir: Path) -> list[str]:
 def gather(
     scores: pd.DataFrame, eval_frame: pd.DataFrame, needed: Sequence[Key], metrics: Sequence[str]
 ) -> tuple[Evidence | None, list[str]]:
-    """The needed models' scores joined by photo, or None and what is wrong with them.
+    """Join the scores of the needed models by photo and validate them.
 
-    Every photo of the eval frame exactly once for each model, no other photo, and no value of `metrics`
-    that is not finite.
+    Each model must score every photo of the eval frame exactly once, and no other photo. All values of `metrics` must
+    be finite.
+
+    Args:
+        scores: Table of `read_scores`.
+        eval_frame: The snapshot's eval pool.
+        needed: (model, precision) of the models to join.
+        metrics: Names of the metrics that must be finite.
+
+    Returns:
+        The evidence and an empty list; or None and the problems.
     """
+    # Sort both sides by id, so that arrays of different models are paired by position.
     expected = eval_frame.sort_values("sample_id", ignore_index=True)
     ids = expected["sample_id"].tolist()
     problems: list[str] = []
@@ -108,6 +134,7 @@ def gather(
         part = scores.loc[(scores["model"] == key[0]) & (scores["precision"] == key[1])]
         part = part.sort_values("sample_id", ignore_index=True)
         have = part["sample_id"].tolist()
+        # A missing, extra or repeated photo would break the pairing.
         if have != ids:
             lost, extra = sorted(set(ids) - set(have)), sorted(set(have) - set(ids))
             what = f"lacks {len(lost)} photos, {lost[0]} among them" if lost else "scores photos twice"
@@ -115,6 +142,7 @@ def gather(
             problems.append(f"{name} {what if have else 'has no scores'}")
             continue
         found = {metric: np.asarray(part[metric], np.float64)[:, None] for metric in SCALARS}
+        # MaxF of a set needs the curve of each photo (mm_core.eval.metrics).
         curves = [np.asarray(curve, np.float64) for curve in part["fcurve"]]
         if any(curve.shape != (256,) for curve in curves):
             problems.append(f"{name} has F curves that are not 256 long")
@@ -125,6 +153,7 @@ def gather(
                 problems.append(f"{name} has no finite {metric} for {bad} photos")
         values[key] = found
     if problems or not ids:
+        # All problems are reported together, so that one repair can fix them.
         return None, problems or ["the eval set is empty"]
     category, group, sample_id = (np.asarray(expected[name], dtype=str) for name in ("category", "group", "sample_id"))
     return Evidence(category, group, sample_id, values), []

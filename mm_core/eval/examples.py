@@ -1,4 +1,4 @@
-"""Small pictures of what the models saw and made: the best and the worst photo of each category."""
+"""Small pictures of photos and predicted mattes: the best and the worst photo of each category."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SIDE = 256
 
 @dataclass(frozen=True)
 class Example:
-    """A photo of the eval set and every matte of it."""
+    """A photo of the eval set with its true matte and all predicted mattes."""
 
     category: str
     rank: str
-    """`best` or `worst`, by the candidate's MSE; `regression`: where it lost most against the champion."""
+    """`best` or `worst` by the candidate's MSE; `regression` for the largest increase in MSE over the champion."""
     sample_id: str
     mse: float
     photo: np.ndarray
@@ -33,10 +33,18 @@ class Example:
 
 
 def choose(per_image: pd.DataFrame) -> list[tuple[str, str, str, float]]:
-    """(category, rank, sample id, MSE) of the best and worst photo per category, from one model's per-image rows."""
+    """Return the photos of smallest and largest MSE in each category.
+
+    Args:
+        per_image: Rows of one model with the columns category, sample_id and mse.
+
+    Returns:
+        (category, rank, sample id, MSE) per photo. A category of one photo has only a `worst`.
+    """
     found = []
     for category in ALL_CATEGORIES:
         part = per_image.loc[per_image["category"] == category].sort_values(["mse", "sample_id"])
+        # A single photo is shown once, as the worst.
         places = {"best": 0, "worst": -1} if len(part) > 1 else {"worst": -1} if len(part) else {}
         for rank, place in places.items():
             found.append((category, rank, str(part["sample_id"].iloc[place]), float(part["mse"].iloc[place])))
@@ -44,7 +52,16 @@ def choose(per_image: pd.DataFrame) -> list[tuple[str, str, str, float]]:
 
 
 def choose_regressions(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[tuple[str, str, str, float]]:
-    """As `choose`: per category the photo whose MSE rose most over the champion's; none where no photo's did."""
+    """Return the photo of each category with the largest increase in MSE over the champion.
+
+    Args:
+        candidate: Per-image rows of the candidate.
+        champion: Per-image rows of the champion.
+
+    Returns:
+        (category, "regression", sample id, MSE) per photo; categories without an increase are missing.
+    """
+    # Pair the rows of both models by photo.
     both = candidate.merge(champion, on="sample_id", suffixes=("", "_before"))
     both["loss"] = both["mse"] - both["mse_before"]
     found = []
@@ -57,10 +74,12 @@ def choose_regressions(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[
 
 
 def write_examples(examples: Iterable[Example], folder: Path, report: Report) -> None:
-    """Writes `<category>-<rank>-<title>.png` (title `photo`, `truth` or a model) and one strip of all per example.
+    """Write one PNG per picture, `<category>-<rank>-<title>.png`, and one strip of all pictures per example.
 
-    `report.tables["mattes"]` gets a row per example with its file names, `report.pictures` the strips.
+    The title is `photo`, `truth` or a model. `report.tables["mattes"]` gets one row per example with its file names.
+    `report.pictures` gets the strips.
     """
+    # Remove the pictures of the previous evaluation, which may have other categories.
     shutil.rmtree(folder, ignore_errors=True)
     rows = []
     for example in examples:
@@ -70,6 +89,7 @@ def write_examples(examples: Iterable[Example], folder: Path, report: Report) ->
         files = {title: f"{stem}-{title}.png" for title in pictures}
         for title, picture in pictures.items():
             write_png(folder / files[title], picture)
+        # A white gap of 4 pixels separates the pictures of a strip.
         strip = np.concatenate([np.pad(p, ((0, 0), (0, 4), (0, 0)), constant_values=255) for p in pictures.values()], 1)
         write_png(folder / f"{stem}.png", strip)
         report.pictures[f"{example.category}, {example.rank}"] = str(folder / f"{stem}.png")
@@ -79,7 +99,7 @@ def write_examples(examples: Iterable[Example], folder: Path, report: Report) ->
 
 
 def small(picture: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """uint8 (H, W, …) with a long side of at most `side`."""
+    """Return the picture, uint8 (H, W, …), scaled down to a long side of at most `side` pixels."""
     height, width = picture.shape[:2]
     scale = min(1.0, side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -87,10 +107,11 @@ def small(picture: np.ndarray, side: int = SIDE) -> np.ndarray:
 
 
 def write_png(path: Path, rgb: np.ndarray) -> None:
-    """uint8 (H, W, 3) to a PNG, whole or not at all."""
+    """Write a uint8 (H, W, 3) RGB array as a PNG, atomically."""
     write_bytes(path, cv2.imencode(".png", rgb[..., ::-1])[1].tobytes())
 
 
 def _grey(matte: np.ndarray) -> np.ndarray:
+    # NaN becomes black, so that a broken matte still gets a picture.
     grey = np.rint(np.nan_to_num(np.clip(matte, 0, 1)) * 255).astype(np.uint8)
     return np.repeat(small(grey)[..., None], 3, axis=2)

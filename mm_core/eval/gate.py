@@ -1,11 +1,13 @@
-"""PROMOTE, REJECT or INCONCLUSIVE, on paired per-image differences of the files that would ship.
+"""The release gate: PROMOTE, REJECT or INCONCLUSIVE, from paired per-image differences of the int8 files.
 
-The default rule (`gate.mode: macro`, docs/decisions/0025): the primary metric is better in each of the six categories,
-better with confidence on their mean, and each metric of each category is certainly not worse by more than its margin,
-against the champion and against the best model so far. A candidate is promoted only if all cells pass: the
-intersection-union test (Berger 1982), which holds level alpha for the whole verdict without Bonferroni.
-A first model must reach absolute floors and beat the blind matte. REJECT means that a loss is shown; anything missing,
-doubled, not finite or about other files ends as INCONCLUSIVE, and nothing leaves.
+The default rule (`gate.mode: macro`, docs/decisions/0025) has three parts. The primary metric must improve in each of
+the six categories. It must improve with confidence on their mean. No metric of a category may be worse by more than its
+margin, with confidence, against the champion and against the best model so far.
+
+A candidate is promoted only if all cells pass. This is an intersection-union test (Berger 1982), which has level alpha
+for the whole verdict without a Bonferroni correction. A first model must reach absolute floors and beat the blind
+matte. REJECT means that the scores prove a loss. Missing, repeated or non-finite scores, or scores of other files, give
+INCONCLUSIVE and block the release.
 """
 
 from __future__ import annotations
@@ -39,42 +41,48 @@ def decide(
     uses: float = 0.0,
     left_out: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """Return the verdict on the candidate that lies in the workspace.
+    """Return the verdict on the candidate in the workspace.
 
     Args:
-        params: The rule.
-        layout: Holds per_image.parquet, the snapshot and the files judged.
-        inputs: As from `stages.read_inputs`.
-        ratchet: The record of the best models so far; None: the pinned anchor alone is compared with.
-        noise: Category → standard deviation of the primary metric's relative difference between two trainings of this
-            very data and params that differ by their seed, where it was measured; for advice alone.
-        uses: Other candidates that these eval photos have judged before (`mm_core.eval.eval_budget`).
-        left_out: Eval photos that a judged model has learnt from, with words for that model
+        params: Mode, margins, levels and floors.
+        layout: The workspace with per_image.parquet, the snapshot and the judged files.
+        inputs: Pins of the cycle, from `stages.read_inputs`.
+        ratchet: The record of the best models so far; None compares with the pinned anchor only.
+        noise: Category → standard deviation of the primary metric's relative difference between two trainings that
+            differ only by their seed. None if it was not measured. It changes the advice, not the decision.
+        uses: Number of other candidates that these eval photos judged before (`mm_core.eval.eval_budget`).
+        left_out: Eval sample id → description of the judged model that was trained on it
             (`mm_core.eval.independence`).
 
     Raises:
-        InputError: Where there are no scores at all; scores that do not fit are INCONCLUSIVE.
+        InputError: The workspace has no scores. Scores that do not match give INCONCLUSIVE.
     """
     scores, about = read_scores(layout)
+    # Photos that a judged model was trained on are removed before any comparison.
     whole_frame, left_out = read_pool(layout.snapshot, "eval"), dict(left_out or {})
     eval_frame = whole_frame.loc[~whole_frame["sample_id"].isin(list(left_out))]
     scores = scores.loc[~scores["sample_id"].isin(list(left_out))]
     candidate = sha256_file(layout.model(INT8[0]))
     champion, anchor = ((inputs.get(role) or {}).get("digest") for role in ROLES)
+    # The first model has no champion, so it is judged by floors and has no best model to compare with.
     best = read_best(ratchet) if ratchet and champion else {}
     other = anchor not in (None, champion)
     questions = questions_for(params, champion=champion is not None, anchor=other or bool(best))
+    # Without a separate anchor model, the recorded scores of the best models replace its scores.
     needed = {key for q in questions if isinstance(key := q.reference, tuple) and (key != ANCHOR or other)}
     metrics = sorted({question.metric for question in questions})
+    # Problems of the scores and of their identity end the comparison.
     evidence, problems = gather(scores, eval_frame, sorted(needed | {INT8}), metrics)
     problems += problems_with(layout, inputs, about)
     cells: list[Cell] = []
     if evidence and not problems:
         if ratchet:
             evidence = with_best(evidence, eval_frame, ratchet.store, best, champion)
+        # A seed from the judged files makes the verdict reproducible.
         seed = int(digest_of([about.get("eval_digest"), candidate, champion, anchor])[:16], 16)
         cells = judge(params, evidence, questions, seed)
     decision, reasons = conclude(params, cells, problems, same=candidate == champion)
+    # Large disagreement on unlabelled photos needs a person, even if the eval photos show a gain.
     if decision == "PROMOTE" and (text := _held_by_shadow(params, layout, identity(layout, inputs))):
         decision, reasons = "INCONCLUSIVE", [text, *reasons]
     if not problems:
@@ -97,11 +105,20 @@ def decide(
 
 
 def conclude(params: GateParams, cells: list[Cell], problems: list[str], *, same: bool) -> tuple[Decision, list[str]]:
-    """Return decision and reasons from the cells; `same`: candidate and champion are one file, which is no gain."""
+    """Return decision and reasons.
+
+    Args:
+        params: Minimum counts and accepted losses.
+        cells: The answered comparisons.
+        problems: Reasons why the scores cannot be used; any problem gives INCONCLUSIVE.
+        same: True if candidate and champion are the same file.
+    """
     if problems:
         return "INCONCLUSIVE", problems
+    # The six categories and their mean decide. Scenery can only block.
     judged = [cell for cell in cells if cell.category in (*CATEGORIES, MACRO)]
     beside = [cell for cell in cells if cell.category not in (*CATEGORIES, MACRO) and cell.result == "fail"]
+    # Too few photos give no verdict for a category, neither a pass nor a failure.
     thin = [text for category in CATEGORIES if (text := too_few(params, category, judged))]
     settled = [cell for cell in judged if not too_few(params, cell.category, judged)]
     failed, unclear = ([cell for cell in settled if cell.result == result] for result in ("fail", "unclear"))
@@ -110,6 +127,7 @@ def conclude(params: GateParams, cells: list[Cell], problems: list[str], *, same
     listed = [text] if (text := worse_list(cells)) else []
     if same:
         return "INCONCLUSIVE", ["the candidate is the champion itself: nothing to gain", *accepted]
+    # A proven loss has priority over missing evidence.
     if failed:
         return "REJECT", [*(loss(cell) for cell in failed), *thin, *accepted, *listed]
     if thin or unclear:
@@ -118,7 +136,7 @@ def conclude(params: GateParams, cells: list[Cell], problems: list[str], *, same
 
 
 def _held_by_shadow(params: GateParams, layout: Layout, about: Mapping[str, Any]) -> str:
-    """Why disagreement on unlabelled photos holds the candidate back; empty where it does not."""
+    """Return why disagreement on unlabelled photos blocks the candidate; empty if it does not."""
     found = disagreement(layout, about, params.shadow_difference)
     if found is None or found[0] <= params.shadow_share:
         return ""
@@ -131,7 +149,7 @@ def _held_by_shadow(params: GateParams, layout: Layout, about: Mapping[str, Any]
 def _cautions(
     params: GateParams, cells: list[Cell], gained: bool, noise: Mapping[str, float] | None, uses: float
 ) -> list[str]:
-    """What a reader of the verdict should know and the decision does not depend on."""
+    """Return advice and warnings that do not change the decision."""
     found = []
     if gained and params.seed_noise:
         if noise is None:

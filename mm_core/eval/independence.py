@@ -1,4 +1,4 @@
-"""Which eval photos cannot judge, because a judged model has learnt from them or from others of their scene."""
+"""Eval photos to leave out, because a judged model was trained on them or on another photo of their scene."""
 
 from __future__ import annotations
 
@@ -11,39 +11,42 @@ import pandas as pd
 from mm_core.ingest.snapshot import components
 
 NAMED = 5
-"""Photos named in the words of a verdict; the verdict's file has all of them."""
+"""Number of photos named in the text of a verdict; the verdict's file lists all of them."""
 
 
 def learnt_photos(
     eval_frame: pd.DataFrame, samples: pd.DataFrame, learnt: Mapping[str, str], bits: int
 ) -> dict[str, str]:
-    """Return the eval photos that belong with what a judged model has learnt from.
+    """Return the eval photos that are connected with training photos of a judged model.
 
     Args:
         eval_frame: The snapshot's eval pool.
         samples: Columns id, group, phash and near of the catalog.
-        learnt: Sample id → words for the model that learnt from it.
-        bits: Perceptual hashes that differ in at most this many bits show the same.
+        learnt: Training sample id → description of the model that was trained on it.
+        bits: Largest Hamming distance of the perceptual hashes of near-duplicates.
 
     Returns:
-        Eval sample id → words for the model.
+        Eval sample id → description of the model.
     """
     if not learnt:
         return {}
+    # Photos of one group and near-duplicates form a connected component, i. e. one scene.
     component: Any = pd.Series(components(samples, bits), index=pd.Index(samples["id"]))
     learnt_here = component[component.index.isin(list(learnt))]
+    # Reversed, so that the first training photo of a scene names the model.
     who = {int(number): learnt[sample] for sample, number in reversed(list(learnt_here.items()))}
     found: dict[str, str] = {}
     for sample in sorted(eval_frame["sample_id"]):
         if sample in learnt:
             found[sample] = learnt[sample]
+        # The eval photo itself was not used, but another photo of its scene was.
         elif sample in component.index and (words := who.get(int(component[sample]))):
             found[sample] = f"{words}, another photo of the scene"
     return found
 
 
 def in_words(left_out: Mapping[str, str], eval_frame: pd.DataFrame) -> str:
-    """Return one line that counts and names the photos left out; empty where there are none."""
+    """Return one line that counts and names the photos left out; empty if `left_out` is empty."""
     if not left_out:
         return ""
     category = dict(zip(eval_frame["sample_id"], eval_frame["category"], strict=True))

@@ -1,4 +1,4 @@
-"""What the gate asks: each question is one comparison of the candidate, in one category and metric."""
+"""The gate's questions: each question compares the candidate with one reference in one metric."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from mm_core.eval.evidence import ANCHOR, CHAMPION, FLOAT, Key
 
 JUDGED = ("mse", "maxf", "biou", "conn")
 RELATIVE = frozenset({"mse", "conn", "sad", "grad"})
-"""Errors, whose margins are shares of the reference; the others' margins are absolute."""
+"""Error metrics. Their margins are shares of the reference; the margins of other metrics are absolute."""
 SLACK = 1e-4
-"""Absolute part of a relative margin, so that a nearly perfect reference is not an impossible one."""
+"""Absolute part of a relative margin. Without it, a nearly perfect reference would allow no difference."""
 
 Method = Literal["bootstrap", "student", "softened"]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One cell before it is answered: is gain > share · reference + slack, with confidence?"""
+    """A test whether gain > share · reference + slack, with confidence."""
 
     metric: str
     against: str
     role: Literal["gain", "superior", "non_inferior", "guard", "floor"]
     reference: Key | float
-    """A model of the evidence, or the floor's value."""
+    """Key of a model in the evidence, or the value of a floor."""
     share: float = 0.0
     slack: float = 0.0
     method: Method = "bootstrap"
-    """How the bound is made; `softened` is Student's t on softened and winsorised errors."""
+    """Method of the bound; `softened` is Student's t on softened and winsorised errors."""
 
 
 def questions_for(params: GateParams, *, champion: bool, anchor: bool) -> list[Question]:
-    """Return what is asked in each of the six categories.
+    """Return the questions for each of the six categories.
 
     Args:
         params: Mode, margins and floors.
-        champion: Whether there is a champion to compare with; else floors and the blind matte decide.
-        anchor: Whether there is a best model so far that is not the champion alone.
+        champion: True to compare with a champion. False uses the floors and the blind matte.
+        anchor: True if a best model other than the champion exists.
     """
+    # Quantisation must not cost more than its margin, with or without a champion.
     fidelity = Question("mse", "float", "non_inferior", FLOAT, -params.quantised_mse, -SLACK)
     if not champion:
         floors = [Question(metric, "floor", "floor", floor) for metric, floor in params.floors.items()]
@@ -54,12 +55,13 @@ def questions_for(params: GateParams, *, champion: bool, anchor: bool) -> list[Q
 
 
 def scenery_questions(params: GateParams) -> list[Question]:
-    """Return what is asked about the seventh category, whose loss alone counts: is a loss of any size certain?"""
+    """Return the questions for scenery, the seventh category. Only a certain loss of any size counts there."""
     return [replace(not_worse(params, metric, "champion", CHAMPION), share=0.0, slack=0.0) for metric in JUDGED]
 
 
 def not_worse(params: GateParams, metric: str, against: str, reference: Key) -> Question:
-    """Return the question whether the metric is certainly not worse by more than its margin."""
+    """Return a non-inferiority question: the metric is not worse by more than its margin, with confidence."""
+    # Metrics that params.yaml does not name keep their default margin.
     margins: dict[str, float] = {**GateParams.model_validate({}).margins, **params.margins}
     margin = margins.get(metric, margins["mse"])
     if metric in RELATIVE:
@@ -73,14 +75,16 @@ def _metrics(params: GateParams) -> list[str]:
 
 def _against_champion(params: GateParams) -> list[Question]:
     primary = params.primary
+    # The gain needs no confidence per category; the mean over the six does (macro_cell).
     gain = Question(primary, "champion", "gain", CHAMPION, method="student")
+    # The softened test discounts very large errors. The guard limits the plain mean, so that they count too.
     guard = Question(primary, "champion", "guard", CHAMPION, -params.tail_guard, -SLACK, "student")
     asked = [gain, *(not_worse(params, metric, "champion", CHAMPION) for metric in _metrics(params))]
     return [*asked, guard] if primary in RELATIVE else asked
 
 
 def _superior_everywhere(params: GateParams) -> list[Question]:
-    """The rule of the modes primary and strict: superiority in each cell, by bootstrap of the plain means."""
+    """Return the questions of the modes primary and strict: superiority in each cell, by bootstrap of the means."""
     primary = params.primary
     asked = [Question(primary, "champion", "superior", CHAMPION, params.delta)]
     if primary in RELATIVE:
@@ -89,6 +93,7 @@ def _superior_everywhere(params: GateParams) -> list[Question]:
         asked.append(Question(primary, "champion", "guard", CHAMPION, 0.0, -params.guard))
     for metric in JUDGED:
         if metric != primary:
+            # Mode strict requires a gain in every metric, mode primary only non-inferiority.
             strict = Question(metric, "champion", "superior", CHAMPION)
             inferior = replace(not_worse(params, metric, "champion", CHAMPION), method="bootstrap")
             asked.append(strict if params.mode == "strict" else inferior)

@@ -1,9 +1,9 @@
-"""The anchor that ratchets: for each category and metric, the scores of the best promoted model so far.
+"""Record of the best promoted model per category and metric; the reference named `anchor`.
 
-A promoted candidate takes a place only where it is better than the place's holder with confidence, so luck does not
-move the bar. Scores are kept per photo: a later candidate is compared on the photos that both have seen, with the same
-true matte. The record belongs to the pinned anchor: a person who moves the anchor (`mm anchor`) starts it anew.
-Each place remembers its earlier holders: where a model was rolled back, the one before it holds the place again.
+A promoted candidate becomes the best model of a category and metric only if it is better with confidence. Chance
+therefore does not raise the reference. The record keeps the scores of each photo, so a later candidate is compared on
+the common photos with the same true matte. It belongs to the pinned anchor; moving the anchor (`mm anchor`) starts a
+new record. Earlier best models stay in the record. After a rollback, the previous best model is the reference again.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ PREFIX = "gate/best"
 
 
 Places = dict[str, dict[str, list[str]]]
-"""Category → metric → digests of the weights of the models that took this place, oldest first."""
+"""Category → metric → digests of the weights of the successive best models, oldest first."""
 
 
 @dataclass(frozen=True)
 class Ratchet:
-    """Where the best models so far are on record."""
+    """Location of the record of the best models."""
 
     store: Store
     anchor: str | None
-    """Digest of the pinned anchor, whom the record belongs to; None before the first promotion."""
+    """Digest of the pinned anchor that the record belongs to; None before the first promotion."""
     fallen: Collection[str] = ()
-    """Digests of the models that were rolled back: they hold no place."""
+    """Digests of the models that were rolled back; they are ignored."""
 
 
 def read_best(ratchet: Ratchet) -> dict[str, dict[str, str]]:
-    """Return category → metric → digest of the best model that stands; empty where nothing was promoted since."""
+    """Return category → metric → digest of the best model that was not rolled back; empty without a record."""
     best: dict[str, dict[str, str]] = {}
     for category, of_metric in _read_places(ratchet).items():
         for metric, holders in of_metric.items():
@@ -64,7 +64,7 @@ def _read_places(ratchet: Ratchet) -> Places:
         record = json.loads(ratchet.store.fetch(f"{PREFIX}/{ratchet.anchor}.json").read_text())
     except BlobNotFound:
         return {}
-    # Records of before have one digest per place.
+    # Older records have one digest per category and metric instead of a list.
     return {
         category: {metric: [held] if isinstance(held, str) else held for metric, held in of_metric.items()}
         for category, of_metric in record.items()
@@ -74,17 +74,27 @@ def _read_places(ratchet: Ratchet) -> Places:
 def with_best(
     evidence: Evidence, eval_frame: pd.DataFrame, store: Store, best: dict[str, dict[str, str]], champion: str | None
 ) -> Evidence:
-    """Return the evidence with the best models' scores as ANCHOR, NaN for photos that they have not seen.
+    """Return the evidence with the scores of the best models under the key ANCHOR.
 
-    Where the holder of a place has seen less than half of the category's photos the anchor's own scores stay, if it was
-    evaluated. Where the holder is the champion there are none: the comparison with the champion says it all.
+    Photos without a score of the best model are NaN. The anchor's own scores stay, if available, if the best model has
+    scores for less than half of the category's photos. All scores are NaN if the best model is the champion, because
+    the comparison with the champion already covers it.
+
+    Args:
+        evidence: Scores of the evaluated models.
+        eval_frame: The eval pool with sample_id and alpha_sha256.
+        store: Holds the recorded scores.
+        best: Category → metric → digest, from `read_best`.
+        champion: Digest of the champion.
     """
     if not best:
         return evidence
+    # A corrected true matte has another digest, so scores against the old matte are not reused.
     alpha = dict(zip(eval_frame["sample_id"], eval_frame["alpha_sha256"], strict=True))
     labels = [alpha[sample] for sample in evidence.sample_id]
     shape = {metric: values.shape for metric, values in evidence.values[INT8].items()}
     own = evidence.values.get(ANCHOR)
+    # Start from the anchor's own scores, then replace them category by category.
     merged = {m: np.array(own[m]) if own else np.full(shape[m], np.nan) for m in shape}
     kept: dict[str, pd.DataFrame] = {}
     for category, of_metric in best.items():
@@ -93,12 +103,14 @@ def with_best(
             if digest == champion:
                 merged[metric][here] = np.nan
                 continue
+            # One model is often the best in several places; its file is read once.
             if digest not in kept:
                 kept[digest] = _read_scores(store, digest)
             table = kept[digest].reindex([(evidence.sample_id[i], labels[i]) for i in here])
             found = table["fcurve" if metric == "maxf" else metric].tolist()
             rows = [np.atleast_1d(value) for value in found]
             width = shape[metric][1]
+            # Photos that the best model never scored are NaN after the reindex.
             scored = [len(row) == width and bool(np.isfinite(row).all()) for row in rows]
             if 2 * sum(scored) >= len(here):
                 nothing = np.full(width, np.nan)
@@ -107,9 +119,12 @@ def with_best(
 
 
 def update_best(params: GateParams, layout: Layout, ratchet: Ratchet, candidate: str) -> dict[str, list[str]]:
-    """Give a promoted candidate the places in which it is the best so far; return them, category → metrics.
+    """Record a promoted candidate wherever it is the best model so far.
 
-    Repeating it changes nothing. The candidate's scores are those of this cycle's evaluation.
+    The function is idempotent. It uses the candidate's scores of this cycle's evaluation.
+
+    Returns:
+        Category → metrics in which the candidate is the best.
     """
     scores, _ = read_scores(layout)
     frame = read_pool(layout.snapshot, "eval")
@@ -117,6 +132,7 @@ def update_best(params: GateParams, layout: Layout, ratchet: Ratchet, candidate:
     if evidence is None:
         return {}
     store = ratchet.store
+    # Scores are written before the record that refers to them.
     _write_scores(store, candidate, evidence, frame)
     places, best = _read_places(ratchet), read_best(ratchet)
     compared = with_best(evidence, frame, store, best, candidate)
@@ -126,6 +142,7 @@ def update_best(params: GateParams, layout: Layout, ratchet: Ratchet, candidate:
             continue
         for metric in JUDGED:
             holder = best.get(category, {}).get(metric)
+            # A place without a best model is free and needs no test.
             if holder == candidate or (holder and not _is_better(params, compared, category, metric)):
                 continue
             places.setdefault(category, {}).setdefault(metric, []).append(candidate)
@@ -135,7 +152,7 @@ def update_best(params: GateParams, layout: Layout, ratchet: Ratchet, candidate:
 
 
 def _is_better(params: GateParams, evidence: Evidence, category: str, metric: str) -> bool:
-    """Whether the candidate is better than the place's holder with confidence, or the holder has hardly any scores."""
+    """Return whether the candidate beats the best model with confidence, or that model has too few scores."""
     question = not_worse(params, metric, "anchor", ANCHOR)
     cells = judge_category(params, evidence, category, [question], np.random.default_rng(0))
     return not cells or cells[0].bound > 0
@@ -156,6 +173,6 @@ def _write_scores(store: Store, digest: str, evidence: Evidence, frame: pd.DataF
 
 
 def _read_scores(store: Store, digest: str) -> pd.DataFrame:
-    """Scores of a model by (sample id, digest of the true matte)."""
+    """Read the scores of a model, indexed by (sample id, digest of the true matte)."""
     table = pq.read_table(store.fetch(f"{PREFIX}/{digest}.parquet")).to_pandas()
     return table.set_index(["sample_id", "alpha_sha256"])

@@ -1,6 +1,6 @@
-"""One self-contained HTML page about a cycle: verdict on top, numbers, mattes, quarantine, costs.
+"""One self-contained HTML page about a cycle: verdict, numbers, mattes, quarantine, costs.
 
-Every part is drawn from the files that the stages left; a part whose files are missing says so.
+Each section is made from the output files of the stages. A section without its files shows a note instead.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from mm_core.storage.catalog import Catalog
 from mm_core.storage.store import Store, fetch_blob
 
 COLUMNS = ("mse", "maxf", "biou", "conn")
-"""The paper's Table 1."""
+"""Metrics of the paper's Table 1."""
 TITLES = {"mse": "MSE", "maxf": "MaxF", "biou": "BIoU", "conn": "Conn"}
 STAGES = (
     "snapshot",
@@ -55,16 +55,16 @@ STAGES = (
     "label-value",
 )
 ORDER = ("photo", "truth", *TRAIN_STAGES, "champion", "difference")
-"""Of the pictures of one example."""
+"""Order of the pictures of one example."""
 QUARANTINE_SHOWN, THUMB = 24, 160
 COLUMNS_SHOWN = 24
-"""Of a histogram of difficulties."""
+"""Number of columns in a histogram of difficulties."""
 SAFE_PIXELS = 40_000_000
-"""Quarantined files that claim more are not opened for a thumbnail."""
+"""Largest number of pixels, by its header, of a quarantined file that gets a thumbnail."""
 
 
 def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, report: Report) -> Report:
-    """Writes `layout.html_report` and a copy under `layout.reports`, named by snapshot and candidate."""
+    """Write `layout.html_report` and a copy in `layout.reports`, named by snapshot and candidate; return `report`."""
     stages = _stage_reports(layout)
     verdict = Verdict.model_validate_json(layout.verdict.read_text()) if layout.verdict.is_file() else None
     evaluation = stages.get("evaluate", Report("evaluate"))
@@ -104,6 +104,7 @@ def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, r
     data = page.encode()
     write_bytes(layout.html_report, data)
     about = _snapshot(layout)
+    # The copy keeps the pages of earlier cycles; the main page is overwritten.
     name = "-".join(part[:12] for part in (about.get("digest", ""), candidate) if part) or "empty"
     write_bytes(layout.reports / f"{name}.html", data)
     report.facts |= {"html": str(layout.html_report), "copy": str(layout.reports / f"{name}.html")}
@@ -124,7 +125,7 @@ def headline(verdict: Verdict) -> str:
 
 
 def _about(layout: Layout, catalog: Catalog, verdict: Verdict | None) -> list[tuple[str, str]]:
-    """Workspace, newest batch of the snapshot, and date: what tells one page from another."""
+    """Return the workspace, the newest batch of the snapshot and the date, which identify the page."""
     version = (_snapshot(layout).get("catalog") or {}).get("samples")
     samples = catalog.read("samples", version=version, columns=["batch", "accepted_at"])
     newest = samples.sort_values("accepted_at").iloc[-1] if len(samples) else None
@@ -137,14 +138,14 @@ def _about(layout: Layout, catalog: Catalog, verdict: Verdict | None) -> list[tu
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Fixed digits for what is near 1, so that a column can be compared at a glance; a dash for nothing."""
+    """Format with fixed digits, very small values with an exponent; a dash for None, NaN and infinity."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:.{digits}f}" if abs(value) >= 10**-digits or value == 0 else f"{value:.1e}"
 
 
 def _share(value: float, reference: float | None, metric: str) -> str:
-    """A gain as people say it: in percent of the reference, or in points where the metric is a share itself."""
+    """Format a gain in percent of the reference, or in points for metrics that are shares."""
     if not math.isfinite(value):
         return "–"
     if metric in HIGHER_IS_BETTER or not reference:
@@ -153,7 +154,8 @@ def _share(value: float, reference: float | None, metric: str) -> str:
 
 
 def _heat(verdict: Verdict | None, scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row per category with the four metrics of the int8 candidate, and what the gate found about each."""
+    """Return a row per category with the four metrics of the int8 candidate and their results in the gate."""
+    # One cell per category and metric: guard and gain cells are in the table of other cells.
     cells = {
         (c.category, c.metric): c
         for c in (verdict.cells if verdict else [])
@@ -190,19 +192,20 @@ def _heat_cell(cell: Cell) -> dict[str, Any]:
 def _plain_cell(value: float | None, champion: float | None, metric: str) -> dict[str, Any]:
     cell = {"value": number(value), "reference": "", "gain": "", "bound": "", "result": "", "heat": 0}
     if value is not None and champion is not None:
+        # A positive gain is an improvement, also for errors.
         gain = (value - champion) * (1 if metric in HIGHER_IS_BETTER else -1)
         cell |= {"reference": f"from {number(champion)}", "gain": _share(gain, champion, metric)}
     return cell
 
 
 def _heat_strength(cell: Cell) -> int:
-    """0 … 100: how far the gain lies from nothing; full at 30 % of the reference, or 10 points."""
+    """Return the colour strength of a gain, 0 … 100; 100 is a gain of 30 % of the reference, or of 10 points."""
     scale = 0.1 if cell.metric in HIGHER_IS_BETTER else 0.3 * abs(cell.reference or 1.0)
     return round(100 * min(1.0, abs(cell.gain) / scale)) if scale else 0
 
 
 def _other_cells(verdict: Verdict | None) -> list[dict[str, Any]]:
-    """Cells against the anchor, against the candidate's own float model, and the guard against regressions."""
+    """Return the cells of anchor, float model and blind matte, of guard and gain, and of the mean."""
     return [
         {"category": c.category, "metric": c.metric}
         | {"against": f"champion, {c.role}" if c.role in ("guard", "gain", "macro") else c.against}
@@ -213,12 +216,13 @@ def _other_cells(verdict: Verdict | None) -> list[dict[str, Any]]:
 
 
 def _bars(scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """MSE of each stage and the champion per category, with bar widths in percent of the category's largest."""
+    """Return the MSE of each model per category, with bar widths in percent of the category's largest MSE."""
     models = [m for m in (*TRAIN_STAGES, "champion", BLIND_NAME) if any(k[:2] == (m, "float") for k in scores)]
     groups = []
     for category in (*ALL_CATEGORIES, "macro"):
         found = [(model, scores.get((model, "float", category), {}).get("mse")) for model in models]
         known = [(model, float(value)) for model, value in found if value is not None]
+        # An MSE of 0 everywhere must not divide by 0.
         top = max((value for _, value in known), default=0.0) or 1.0
         bars = [{"model": m, "value": number(v), "width": round(100 * v / top, 1)} for m, v in known]
         if bars:
@@ -227,11 +231,12 @@ def _bars(scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[dict
 
 
 def _fidelity(scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Float and int8 of the candidate side by side."""
+    """Return the metrics of the candidate as float and as int8, in pairs."""
     rows = []
     for category in (*ALL_CATEGORIES, "macro", "weighted"):
         one, other = (scores.get((TRAIN_STAGES[-1], precision, category)) for precision in ("float", "int8"))
         if one and other:
+            # Relative cost of the quantisation.
             cost = (other["mse"] / one["mse"] - 1) * 100 if one.get("mse") and other.get("mse") is not None else None
             pairs = [(number(one.get(metric)), number(other.get(metric))) for metric in COLUMNS]
             rows.append({"category": category, "pairs": pairs, "cost": f"{cost:+.1f} %" if cost is not None else "–"})
@@ -239,7 +244,7 @@ def _fidelity(scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[
 
 
 def _shipped(stages: Mapping[str, Report]) -> list[dict[str, Any]]:
-    """The bundle's files of every format, as the export measured them."""
+    """Return size, speed, memory and error of each file of the bundle, as measured by the export."""
     rows = stages["export"].tables.get("bundle", []) if "export" in stages else []
     return [
         {"file": row["file"], "in_float": row.get("in_float", ""), "megabytes": f"{row['bytes'] / 1e6:.2f}"}
@@ -264,7 +269,7 @@ def _mattes(layout: Layout, evaluation: Report) -> list[dict[str, Any]]:
 
 
 def _shadow(evaluation: Report) -> dict[str, Any] | None:
-    """The strips of the shadow run, largest difference first."""
+    """Return the strips of the shadow run, sorted by decreasing difference; None without a shadow run."""
     rows = evaluation.tables.get("shadow")
     if not rows:
         return None
@@ -283,7 +288,7 @@ def _shadow(evaluation: Report) -> dict[str, Any] | None:
 
 
 def _labels(value: Report | None) -> list[dict[str, Any]]:
-    """New labels by source, and how the error of their category moved."""
+    """Return the new labels by source, with the error of their category before and after."""
     shown = []
     for row in value.tables.get("value_of_labels", []) if value else []:
         errors = {name: number(row[name]) for name in ("mse_before", "mse_after")}
@@ -294,7 +299,7 @@ def _labels(value: Report | None) -> list[dict[str, Any]]:
 
 
 def _compared(layout: Layout) -> dict[str, Any] | None:
-    """Routed against random photos of this very snapshot, or why they were not compared."""
+    """Return the comparison of routed and random photos for this snapshot, or the reason without one; else None."""
     path = layout.stage_report("label-compare")
     report = Report.read(path) if path.is_file() else None
     if report is None or report.facts["snapshot"] != _snapshot(layout).get("digest"):
@@ -307,13 +312,14 @@ def _compared(layout: Layout) -> dict[str, Any] | None:
 
 
 def _split(layout: Layout, store: Store) -> list[dict[str, Any]]:
-    """The simplest photos of the simple set and the hardest of the hard set."""
+    """Return the simplest photo per category of the simple set and the hardest of the hard set."""
     shown = []
     for name, hardest in (("simple", False), ("hard", True)):
         path = layout.split / f"{name}.parquet"
         if not path.is_file():
             continue
         rows = sorted(_records(pd.read_parquet(path)), key=lambda row: row["difficulty"], reverse=hardest)
+        # One photo per category: the dict keeps the first of the sorted rows, because they are reversed.
         ranked = list({row["category"]: row for row in reversed(rows) if row["category"]}.values())[::-1]
         pictures = [
             {"src": src, "title": f"{row['category'].replace('_', ' ')} {number(row['difficulty'], 2)}"}
@@ -325,11 +331,13 @@ def _split(layout: Layout, store: Store) -> list[dict[str, Any]]:
 
 
 def _difficulties(layout: Layout) -> list[dict[str, Any]]:
-    """Per category how many photos each set has, the difficulty from which a photo is hard, and columns of both sets'
-    photos by difficulty, heights in percent of the category's tallest."""
+    """Return per category the number of photos of each set, the smallest hard difficulty, and a histogram of both sets.
+
+    The heights of the columns are in percent of the category's tallest column."""
     paths = {name: layout.split / f"{name}.parquet" for name in ("simple", "hard")}
     if not all(path.is_file() for path in paths.values()):
         return []
+    # Both sets share the same bin edges, so that the columns can be stacked.
     both: Any = pd.concat([pd.read_parquet(path).assign(part=name) for name, path in paths.items()], ignore_index=True)
     if both.empty:
         return []
@@ -350,7 +358,8 @@ def _difficulties(layout: Layout) -> list[dict[str, Any]]:
 
 
 def _quarantine(catalog: Catalog, store: Store) -> dict[str, Any]:
-    """Counts per reason and the newest refused photos, each with a thumbnail where the kept copy can be shown."""
+    """Return the counts per reason and the newest refused photos, with thumbnails of readable copies."""
+    # `rejects` also contains duplicates, which were not refused.
     rejects = _records(catalog.read("rejects"))
     refused = [row for row in rejects if row["verdict"] == "quarantine"]
     refused.sort(key=lambda row: (row["rejected_at"], row["key"]), reverse=True)
@@ -411,20 +420,21 @@ def _snapshot(layout: Layout) -> SnapshotFacts | dict[str, Any]:
 
 
 def _stage_reports(layout: Layout) -> dict[str, Report]:
-    """The cycle's reports in the order of the flow, ingest's first."""
+    """Read the existing reports of the stages, in the order of the flow, ingest first."""
     paths = {"ingest": layout.root / "reports" / "ingest.json"} | {s: layout.stage_report(s) for s in STAGES}
     return {stage: Report.read(path) for stage, path in paths.items() if path.is_file()}
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dicts, None where nothing is known."""
+    """Return the rows as dicts, with None for missing values."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")  # pyright: ignore[reportReturnType]
 
 
 def _thumbnail(path_of: Callable[[], Path]) -> str:
-    """Data URL of a small picture, or nothing where the file is gone, cannot be shown or claims to be huge."""
+    """Return a data URL of a small picture; empty if the file is missing, unreadable or too large."""
     try:
         path = path_of()
+        # The header is checked first, because a small file can decode to a huge image.
         if read_header(path).pixels > SAFE_PIXELS:
             return ""
         return _embedded(load_rgb(path, THUMB))
@@ -433,7 +443,7 @@ def _thumbnail(path_of: Callable[[], Path]) -> str:
 
 
 def _embedded(rgb: np.ndarray, side: int = 256) -> str:
-    """uint8 (H, W, 3) as a WebP data URL, long side at most `side`."""
+    """Return a uint8 (H, W, 3) picture as a WebP data URL, scaled down to a long side of at most `side`."""
     picture = small(rgb, side)[..., ::-1]
     data = cv2.imencode(".webp", np.ascontiguousarray(picture), [cv2.IMWRITE_WEBP_QUALITY, 82])[1].tobytes()
     return "data:image/webp;base64," + base64.b64encode(data).decode()

@@ -1,6 +1,6 @@
-"""Candidate and champion beside each other on the newest photos that nobody labelled: where would users see a change?
+"""Shadow run: candidate against champion on the newest unlabelled photos, to find visible changes.
 
-No truth is needed: large disagreement is a reason to look, not a proof of harm. It is measured on the int8 files.
+It needs no true mattes. A large disagreement is a reason for a review, not a proof of a loss. It uses the int8 files.
 """
 
 from __future__ import annotations
@@ -27,16 +27,25 @@ from mm_core.storage.store import Store, fetch_blob
 SIDE = 512
 """Long side, in pixels, at which mattes are compared."""
 SHOWN = 6
+"""Number of photos in the report, those of largest difference."""
 AT_ONCE = 8
+"""Photos per batch."""
 
 
 def newest_unlabelled(catalog: Catalog, versions: Mapping[str, int], count: int) -> pd.DataFrame:
-    """The `count` samples accepted last that have no label, by time and id. Columns: id, category, accepted_at.
+    """Return the newest samples without a label.
 
-    `versions`: table → pinned version of the catalog.
+    Args:
+        catalog: The catalog.
+        versions: Table → pinned version of the catalog.
+        count: Largest number of samples.
+
+    Returns:
+        Columns id, category and accepted_at, newest first.
     """
     samples = catalog.read("samples", version=versions["samples"], columns=["id", "category", "accepted_at"])
     in_use = catalog.read("labels", version=versions["labels"], columns=["sample_id", "withdrawn_at"])
+    # Withdrawn labels do not count as labels.
     labelled = labels_in_use(in_use)["sample_id"]
     free = samples.loc[~samples["id"].isin(labelled)]
     return free.sort_values(["accepted_at", "id"], ascending=False, ignore_index=True).head(count)
@@ -53,13 +62,24 @@ def run_shadow(
     *,
     progress: Callable[[str, int, int], None],
 ) -> None:
-    """Mean absolute difference of the two mattes per photo, in [0, 1], into `layout.shadow` with the identity `about`.
+    """Write the mean absolute difference of both mattes per photo, in [0, 1], to `layout.shadow`.
 
-    The photos of largest difference are written as strips (photo, champion, candidate, difference) into
-    `report.pictures`; `report.tables["shadow"]` lists them. Photos that cannot be read are left out and counted.
+    The photos of largest difference become strips (photo, champion, candidate, difference) in `report.pictures`.
+    `report.tables["shadow"]` lists them. Unreadable photos are skipped and counted.
+
+    Args:
+        photos: Rows of `newest_unlabelled`.
+        candidate: The int8 candidate.
+        champion: The int8 champion.
+        about: Identity of the judged files, written with the result.
+        layout: The workspace.
+        store: Holds the photos.
+        report: Receives pictures, tables and metrics.
+        progress: Called after each batch.
     """
     rows, done, kept = list(photos.itertuples(index=False)), [], []
     folder = layout.evaluation / "shadow"
+    # Remove the strips of the previous run.
     shutil.rmtree(folder, ignore_errors=True)
 
     def read(row: Any) -> np.ndarray | None:
@@ -70,6 +90,7 @@ def run_shadow(
 
     with ThreadPoolExecutor(2) as pool:
         for start in range(0, len(rows), AT_ONCE):
+            # Read, predict and compare one batch at a time, which bounds the memory.
             these = rows[start : start + AT_ONCE]
             part = [(row, photo) for row, photo in zip(these, pool.map(read, these), strict=True) if photo is not None]
             images, categories = [photo for _, photo in part], [row.category for row, _ in part]
@@ -80,9 +101,11 @@ def run_shadow(
                 difference = float(np.abs(after - before).mean())
                 done.append({"sample_id": row.id, "category": row.category, "difference": difference})
                 kept.append((difference, row.id, photo, before, after))
+            # Keep the pictures of the largest differences only.
             kept = sorted(kept, key=lambda item: (-item[0], item[1]))[:SHOWN]
             progress("shadow", min(start + AT_ONCE, len(rows)), len(rows))
     for place, (difference, _, photo, before, after) in enumerate(kept):
+        # Each strip is photo, champion, candidate and their absolute difference.
         pictures = [photo, *(grey(matte) for matte in (before, after, np.abs(after - before)))]
         strip = np.concatenate([np.pad(small(p), ((0, 0), (0, 4), (0, 0)), constant_values=255) for p in pictures], 1)
         path = folder / f"{place}.png"
@@ -96,13 +119,20 @@ def run_shadow(
 
 
 def disagreement(layout: Layout, about: Mapping[str, Any], difference: float) -> tuple[float, int] | None:
-    """Share of the shadow photos whose mattes differ by more than `difference`, and their number.
+    """Return the share of shadow photos with a large difference of the mattes, and the number of photos.
 
-    None where there was no shadow run of these very models.
+    Args:
+        layout: The workspace.
+        about: Identity of the judged files.
+        difference: Mean absolute difference above which a photo counts, in [0, 1].
+
+    Returns:
+        (share in [0, 1], photos); None without a shadow run of the same files.
     """
     if not layout.shadow.is_file():
         return None
     found = json.loads(layout.shadow.read_text())
+    # The JSON round trip turns tuples into lists, as in the stored identity.
     if found["about"] != json.loads(json.dumps(dict(about))) or not found["photos"]:
         return None
     values = np.array([row["difference"] for row in found["photos"]])
@@ -110,5 +140,5 @@ def disagreement(layout: Layout, about: Mapping[str, Any], difference: float) ->
 
 
 def grey(matte: np.ndarray) -> np.ndarray:
-    """A matte (H, W) in [0, 1] as uint8 (H, W, 3)."""
+    """Convert a matte (H, W) in [0, 1] to uint8 (H, W, 3)."""
     return np.repeat(np.rint(np.clip(matte, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)

@@ -1,9 +1,9 @@
-"""What the gate's rule does in the long run, by simulation: how often it promotes what is no gain, and misses what is.
+"""Simulation of the gate's error rates: false promotions of no-op retrainings, and missed true gains.
 
-Per-photo errors are drawn as retraining gives them, or from the pairs of a real per_image table, and judged by the
-gate's own code. The same draws go through the rule of the mode `primary` and two rules in common use: the point rule
-(every mean better) and a threshold rule on means (better by a share, as TFMA's `GenericChangeThreshold` with `relative`
-asks).
+Per-photo errors are drawn from a model of retraining noise, or from the pairs of a real per_image table. The gate's own
+code judges them. The same draws are also judged by the mode `primary` and by two common rules. The point rule requires
+that every mean is better. The threshold rule requires a relative gain of every mean, as TFMA's
+`GenericChangeThreshold` with `relative`.
 """
 
 from __future__ import annotations
@@ -25,53 +25,53 @@ from mm_core.eval.questions import RELATIVE, SLACK, not_worse, questions_for
 from mm_core.eval.words import SETTLED, more_photos
 
 RULES: tuple[str, ...] = ("gate", "primary", "point", "threshold")
-"""`gate` is the params' own mode; `primary` asks for superiority in each category."""
+"""`gate` is the mode of the params; `primary` requires superiority in each category."""
 THRESHOLD = 0.01
-"""Relative gain that the threshold rule asks of each mean."""
+"""Relative gain of each mean that the threshold rule requires."""
 RESAMPLES = 1000
-"""Bootstrap resamples per cell, fewer than the gate's own for speed."""
+"""Bootstrap resamples per cell; fewer than in the gate, for speed."""
 METRICS = ("mse", "conn", "biou", "maxf")
 TINY = 1e-9
-"""Smallest error whose logarithm is taken."""
+"""Lower limit of an error before its logarithm."""
 SIX: tuple[str, ...] = tuple(map(str, CATEGORIES))
 
 
 @dataclass(frozen=True)
 class World:
-    """How photos and models err. The default has mild tails: models' errors correlate to 0.88.
+    """Statistical model of the errors of photos and models. The default has mild tails; errors correlate to 0.88.
 
-    Between models of one lineage on real photos, the log ratio of a photo's errors has a standard deviation of 0.08 to
-    0.41 by category (here `retraining` · √2 = 0.35); between separate trainings, 0.2 to 0.9 (HEAVY: 0.59). The gains in
-    MSE and Conn of a photo correlate to 0.97 and more (benchmarks/gate_characteristics.md).
+    For models of one lineage on real photos, the log ratio of a photo's errors has a standard deviation of 0.08 to 0.41
+    by category (here `retraining` · √2 = 0.35). For separate trainings it is 0.2 to 0.9 (HEAVY: 0.59). The gains in MSE
+    and Conn of a photo correlate to at least 0.97 (benchmarks/gate_characteristics.md).
     """
 
     photos: int = 100
-    """Per category."""
+    """Eval photos per category."""
     burst: int = 1
-    """Photos of one group."""
+    """Photos per group."""
     difficulty: float = 0.76
-    """Standard deviation of a photo's log error, shared by all models: a few photos make most of the error."""
+    """Standard deviation of a photo's log error, common to all models."""
     retraining: float = 0.25
     """Standard deviation of one model's log error around the photo's difficulty."""
     within: float = 0.0
-    """Share of `retraining`'s variance that a whole group has in common, in [0, 1]."""
+    """Share of `retraining`'s variance that is common to a whole group, in [0, 1]."""
     level: float = 0.05
     """Mean MSE."""
     others: float = 0.07
     """Standard deviation, on the log scale, that each of the other metrics adds to a photo's error."""
     pairs: Mapping[str, pd.DataFrame] | None = None
-    """Category → real pairs of two models' scores (`pairs_of`), drawn by groups instead of the formula."""
+    """Category → real pairs of two models' scores (`pairs_of`). If given, groups are drawn from them."""
 
 
 HEAVY = World(difficulty=1.0, retraining=0.42)
-"""Heavy tails: the worst tenth of the photos makes more than a third of the error; errors correlate to 0.8."""
+"""Heavy tails: the worst tenth of the photos has more than a third of the error; errors correlate to 0.8."""
 Model = Mapping[str, np.ndarray]
 """Metric → (photos, 1)."""
 Scores = Mapping[Key, Model]
 
 
 class Photos:
-    """The eval photos of one category, which models of any quality can be drawn for."""
+    """Simulated eval photos of one category; `model` draws the scores of a model of any quality."""
 
     def __init__(self, world: World, category: str, rng: np.random.Generator):
         self.world, self.rng = world, rng
@@ -79,33 +79,38 @@ class Photos:
         if self.pairs is None:
             self.group = np.arange(world.photos) // world.burst
             spread = world.difficulty**2 + world.retraining**2
+            # The shift by half the variance makes `level` the mean of the log-normal errors.
             self.shared = rng.normal(np.log(world.level) - spread / 2, world.difficulty, world.photos)
         else:
+            # Draw whole groups with replacement, so that the correlation within a group is kept.
             codes = pd.factorize(self.pairs["group"])[0]
             members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
-            # As many groups as photos are enough photos.
+            # Each group has at least one photo, so this many groups are enough; the surplus is cut off.
             drawn = [members[code] for code in rng.integers(len(members), size=world.photos)]
             drawn = drawn[: 1 + int(np.searchsorted(np.cumsum([len(rows) for rows in drawn]), world.photos))]
             self.rows = np.concatenate(drawn)[: world.photos]
             self.group = np.repeat(np.arange(len(drawn)), [len(rows) for rows in drawn])[: world.photos]
 
     def model(self, factor: float) -> dict[str, np.ndarray]:
-        """Return the scores of a fresh training whose expected errors are `factor` times the reference level."""
+        """Return scores (metric → (photos, 1)) of a new training with expected errors of `factor` times the level."""
         if self.pairs is not None:
             return self._real(factor)
         world, count = self.world, len(self.group)
+        # Split the retraining noise into a part per photo and a part per group.
         own = self.rng.normal(size=count) * np.sqrt(1 - world.within)
         common = self.rng.normal(size=int(self.group[-1]) + 1)[self.group] * np.sqrt(world.within)
         log_error = np.log(factor) + self.shared + world.retraining * (own + common)
         noise = world.others * self.rng.normal(size=(3, count))
+        # The other metrics are noisy functions of the same error, as in real evaluations.
         mse, conn, edge, fit = (np.minimum(np.exp(log_error + extra), 1.0) for extra in (0.0, *noise))
         scores = {"mse": mse, "conn": 1.2 * conn, "biou": 1 - 2 * np.sqrt(edge), "maxf": 1 - np.sqrt(fit)}
         return {metric: np.clip(values, 0, 2)[:, None] for metric, values in scores.items()}
 
     def _real(self, factor: float) -> dict[str, np.ndarray]:
-        """Each photo's two real scores, pulled apart about their middle by √2, one of them by chance for all metrics.
+        """Return one of each photo's two real scores at random, with their distance from the middle scaled by √2.
 
-        The difference of two such draws has the variance of the real difference, with heavier tails: half are zero.
+        All metrics of a photo use the same choice. The difference of two draws has the variance of the real difference,
+        with heavier tails, because half of the differences are zero.
         """
         assert self.pairs is not None
         side = np.where(self.rng.random(len(self.rows)) < 0.5, 1.0, -1.0) / np.sqrt(2)
@@ -113,6 +118,7 @@ class Photos:
         for metric in METRICS:
             one, other = (self.pairs[f"{metric}_{name}"].to_numpy(float)[self.rows] for name in ("a", "b"))
             if metric in RELATIVE:
+                # Errors are handled on the log scale, metrics in [0, 1] on their own scale.
                 one, other = np.log(np.maximum(one, TINY)), np.log(np.maximum(other, TINY))
                 error = np.exp((one + other) / 2 + side * (one - other)) * factor
             else:
@@ -124,9 +130,15 @@ class Photos:
 def pairs_of(table: pd.DataFrame, one: Key, other: Key) -> dict[str, pd.DataFrame]:
     """Return category → columns group, <metric>_a and <metric>_b of two models in a per_image table.
 
-    Models of unequal level are brought to their common mean first, so that only their noise is left. MaxF of one photo
-    is its F where the category's mean curve is highest: the mean of these is the category's MaxF.
+    Both models are scaled to their common mean, so that the pairs contain only noise. MaxF of one photo is its F at the
+    threshold of the category's MaxF. The mean of these values is the MaxF of the category.
+
+    Args:
+        table: Columns of `mm_core.eval.evaluate.SCHEMA`.
+        one: (model, precision) of the first model.
+        other: (model, precision) of the second model.
     """
+    # One table per model, joined by photo.
     sides = []
     for key, side in ((one, "a"), (other, "b")):
         rows = table.loc[(table["model"] == key[0]) & (table["precision"] == key[1])].reset_index(drop=True)
@@ -152,9 +164,12 @@ def pairs_of(table: pd.DataFrame, one: Key, other: Key) -> dict[str, pd.DataFram
 
 
 def draw(photos: Photos, gain: float) -> dict[Key, dict[str, np.ndarray]]:
-    """Return scores of one category: the candidate's mean MSE is (1 - gain) of the champion's; the anchor's a tenth
-    worse."""
+    """Return scores of one category for candidate, champion and anchor.
+
+    The candidate's expected MSE is (1 - gain) times the champion's. The anchor's is 10 % higher than the champion's.
+    """
     candidate = photos.model(1 - gain)
+    # Simulated quantisation noise: 0.5 % per photo.
     noise = 1 + 0.005 * photos.rng.normal(size=(len(photos.group), 1))
     int8 = {m: values * noise if m in RELATIVE else values for m, values in candidate.items()}
     return {FLOAT: candidate, INT8: int8, CHAMPION: photos.model(1.0), ANCHOR: photos.model(1.1)}
@@ -167,10 +182,13 @@ def promoted(
     rng: np.random.Generator,
     rules: Sequence[str] = RULES,
 ) -> dict[str, bool]:
-    """Return whether each rule promotes one retraining of these true relative gains (0 where none is named)."""
+    """Return whether each rule promotes one simulated retraining.
+
+    `gains`: category → true relative gain in MSE; missing categories have gain 0.
+    """
     answer = dict.fromkeys(rules, True)
     cells: list[Cell] = []
-    # The smallest gain first: a rule that has refused once needs no further category.
+    # Start with the smallest gain, because a rule that has rejected needs no other category.
     for category in sorted(SIX, key=lambda name: gains.get(name, 0.0)):
         photos = Photos(world, category, rng)
         scores = draw(photos, gains.get(category, 0.0))
@@ -190,7 +208,8 @@ def _ask(
     rng: np.random.Generator,
     answer: dict[str, bool],
 ) -> list[Cell]:
-    """Strikes out the rules that refuse because of this category; returns the cells of the params' own mode."""
+    """Set the answers of the rules that reject this category to False; return the cells of the params' mode."""
+    # The two simple rules need only the means.
     better = 1 - float(scores[INT8]["mse"].mean() / scores[CHAMPION]["mse"].mean())
     for rule, needed in (("point", 0.0), ("threshold", THRESHOLD)):
         if rule in answer:
@@ -202,7 +221,7 @@ def _ask(
         if not answer.get(rule):
             continue
         questions = questions_for(mode, champion=True, anchor=anchor)
-        # The gain first: what shows none need not be asked the rest.
+        # Test the gain first. The other questions are skipped without it, which saves time.
         for asked in (questions[:1], questions[1:]):
             if answer[rule]:
                 found = judge_category(mode, evidence, category, asked, rng)
@@ -212,6 +231,7 @@ def _ask(
 
 
 def evidence_of(scores: Scores, category: str, group: np.ndarray) -> Evidence:
+    """Return simulated scores of one category as the gate's evidence; `group` is (photos,) int."""
     names = np.char.mod("%d", np.arange(len(group)))
     return Evidence(np.full(len(group), category), np.char.mod("%d", group), names, scores)
 
@@ -227,6 +247,7 @@ def rates(
 ) -> dict[str, float]:
     """Return the share of `runs` retrainings that each rule promotes."""
     params, rng = params.model_copy(update={"resamples": min(params.resamples, RESAMPLES)}), np.random.default_rng(seed)
+    # All rules judge the same draws, so their rates can be compared directly.
     count = dict.fromkeys(rules, 0)
     for run in range(runs):
         for rule, yes in promoted(params, world, gains, rng, rules).items():
@@ -238,15 +259,18 @@ def rates(
 def year(
     params: GateParams, world: World, weekly: float, seed: int, weeks: int = 52, rule: str = "gate"
 ) -> tuple[int, float]:
-    """Return how often a year of weekly retrainings is promoted, and the last champion's true MSE (first: 1).
+    """Return the promotions of a year of weekly retrainings, and the last champion's true MSE (first: 1).
 
-    Each week's true error is (1 - `weekly`) of the week before, of all metrics; all are judged on the same photos,
-    against the champion and the best model so far, so that the luck by which a champion won stays with it.
+    The true error of each week is (1 - `weekly`) times that of the week before. All candidates are judged on the same
+    photos, against the champion and the best model so far. A champion therefore keeps the luck of its promotion.
+
+    `weekly`: true relative gain per week. `rule`: one of `RULES`.
     """
     params = params.model_copy(update={"resamples": min(params.resamples, RESAMPLES)})
     rng = np.random.default_rng(seed)
     photos = {category: Photos(world, category, rng) for category in SIX}
     champion = {category: photos[category].model(1.0) for category in SIX}
+    # The first champion is the best model of every category and metric.
     best = {(category, metric): champion[category][metric] for category in SIX for metric in METRICS}
     promotions, level = 0, 1.0
     for week in range(1, weeks + 1):
@@ -273,7 +297,7 @@ def _ratchet(
     fresh: Mapping[str, Model],
     photos: Mapping[str, Photos],
 ) -> None:
-    """As `mm_core.eval.ratchet`: a place moves to a model that is better than its holder with confidence."""
+    """Update the best models as `mm_core.eval.ratchet` does: a new model must be better with confidence."""
     for (category, metric), held in best.items():
         scores = {INT8: fresh[category], ANCHOR: {metric: held}}
         question = not_worse(params, metric, "anchor", ANCHOR)
@@ -284,11 +308,21 @@ def _ratchet(
 
 
 def settling(params: GateParams, world: World, gain: float, runs: int, seed: int, most: int = 100) -> dict[str, float]:
-    """Return whether the photos that an INCONCLUSIVE verdict asks for settle it, about one category's primary metric.
+    """Measure how well `more_photos` predicts the photos that an INCONCLUSIVE verdict needs.
 
-    Of `runs` retrainings with this true gain: `unclear`, the share not settled; of those `numbered`, the share told a
-    number of photos; of those `median_more` (photos) and `settled`, the share that is settled when as many more of the
-    same world have come. Numbers beyond `most` times the photos at hand count as not settled.
+    The test uses the primary metric of one category.
+
+    Args:
+        params: The gate's rule.
+        world: Noise of photos and models.
+        gain: True relative gain of the candidate.
+        runs: Number of simulated retrainings.
+        seed: Seed of the random numbers.
+        most: Requests for more than `most` times the present photos count as not settled.
+
+    Returns:
+        `unclear`: share of the runs with an unclear result. `numbered`: share of those with a number of photos. For the
+        numbered ones, `median_more` is the median number and `settled` the share with a clear result after adding it.
     """
     rng, category = np.random.default_rng(seed), SIX[0]
     question = [not_worse(params, params.primary, "champion", CHAMPION)]
@@ -310,6 +344,7 @@ def settling(params: GateParams, world: World, gain: float, runs: int, seed: int
         asked.append(more)
         if more <= most * world.photos:
             others = Photos(replace(world, photos=more), category, rng)
+            # Add the requested photos of the same candidate and judge again.
             then = draw(others, gain)
             both = {k: {m: np.concatenate([v, then[k][m]]) for m, v in of.items()} for k, of in first.items()}
             group = np.concatenate([photos.group, others.group + photos.group.max() + 1])
@@ -325,11 +360,17 @@ def settling(params: GateParams, world: World, gain: float, runs: int, seed: int
 def photos_needed(
     params: GateParams, pairs: Mapping[str, pd.DataFrame], gains: Sequence[float] = (0.05, 0.1, 0.2)
 ) -> list[dict[str, Any]]:
-    """Return, per category, the eval photos with which all six pass in 80 % of cases at true gains in MSE.
+    """Return the eval photos per category with which all six categories pass in 80 % of the cases.
 
-    The spread of each category is that of its real pairs. Each category must then pass in 0.8^(1/6) of cases. The other
-    metrics are taken to gain with the MSE (an error of 1 - BIoU as its root); the metric that needs most photos counts.
+    Each category must then pass in 0.8^(1/6) of the cases. Its spread is measured on its real pairs. The other metrics
+    are assumed to improve with the MSE (1 - BIoU with its square root). The metric that needs most photos decides.
+
+    Args:
+        params: The gate's rule.
+        pairs: Category → pairs, from `pairs_of`.
+        gains: True relative gains in MSE.
     """
+    # Sum of the quantiles for power and level in the usual sample size formula.
     power = float(ndtri(SETTLED ** (1 / len(SIX)))) - float(ndtri(params.alpha))
     rows = []
     for category in SIX:
@@ -355,12 +396,14 @@ def photos_needed(
 
 
 def _spread(table: pd.DataFrame, metric: str) -> tuple[float, float]:
-    """Standard deviation of one photo's difference (relative for errors), groups respected, and the mean level."""
+    """Return the standard deviation of a photo's difference (relative for errors, by groups) and the mean level."""
     a, b = (table[f"{metric}_{side}"].to_numpy(float) for side in ("a", "b"))
     difference = winsorised(softened(a, b, SLACK)) if metric in RELATIVE else a - b
     groups = table["group"].astype(str).to_numpy()
+    # A single group has no spread between groups; its photos are used instead.
     if len(np.unique(groups)) < 2:
         groups = np.arange(len(a)).astype(str)
+    # At alpha = 0.16 the half width of the interval is about one standard error.
     interval = student([Quantity(((1.0, difference[:, None]),))], groups, alpha=0.16)[0]
     return (interval.estimate - interval.lower) * float(np.sqrt(len(a))), float((a.mean() + b.mean()) / 2)
 
@@ -375,11 +418,14 @@ def characteristics(
     gains: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3),
     progress: Callable[[str, int, int], None],
 ) -> list[dict[str, Any]]:
-    """Operating characteristics: one row per case and number of photos, with the share that each rule promotes.
+    """Return operating characteristics: one row per case and number of photos, with each rule's share of promotions.
 
-    Cases: a no-op retrain; a no-op in one category beside a true gain of 20 % in the others (the price of asking for
-    point gains); a regression of 5 % in one category beside gains of 20 %; equal true gains.
+    The cases are a no-op retraining, a no-op in one category with a true gain of 20 % in the others (the price of
+    requiring point gains), a regression of 5 % in one category with gains of 20 %, and equal true gains.
+
+    `photos`: numbers of eval photos per category. `gains`: equal true relative gains. `runs`: retrainings per row.
     """
+    # A gain of 20 % everywhere; two cases then change one category.
     most: dict[str, float] = dict.fromkeys(SIX, 0.2)
     cases: list[tuple[str, dict[str, float]]] = [
         ("no-op retrain", {}),

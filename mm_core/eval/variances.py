@@ -1,4 +1,4 @@
-"""How much photos and models vary, read off the workspace's last evaluation."""
+"""Variance of photos and models, measured on the workspace's last evaluation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from mm_core.eval.simulate import pairs_of
 
 
 def last_pairs(layout: Layout) -> tuple[dict[str, pd.DataFrame] | None, str]:
-    """Return the paired scores of the last evaluation by category, and words for where they come from.
+    """Return the paired scores of the last evaluation by category, and a description of their source.
 
-    The pair is candidate and champion as int8, or before the first champion the last two training stages, which are
-    more alike than two weeks' models. None where there is no evaluation, or one of the six categories is not in it.
+    The pair is candidate and champion as int8. Before the first champion it is the last two training stages, which
+    differ less than the models of two weeks.
+
+    Args:
+        layout: The workspace with the last evaluation.
+
+    Returns:
+        Category → pairs (`pairs_of`) and the description. The pairs are None without an evaluation, or if one of the
+        six categories has fewer than two photos.
     """
     formula = "the formula of mm_core/eval/simulate.py (mild tails)"
     try:
@@ -26,8 +33,10 @@ def last_pairs(layout: Layout) -> tuple[dict[str, pd.DataFrame] | None, str]:
         (str(model), str(precision)) for model, precision in zip(scores["model"], scores["precision"], strict=True)
     }
     stages = (TRAIN_STAGES[-1], "float"), (TRAIN_STAGES[-2], "float")
+    # Both models must be in the table, otherwise use the training stages.
     one, other = (INT8, CHAMPION) if CHAMPION in names else stages
     pairs = pairs_of(scores, one, other)
+    # The simulation needs a spread for each of the six categories.
     missing = [category for category in CATEGORIES if len(pairs.get(category, [])) < 2]
     if missing:
         return None, f"{formula}: the last evaluation has fewer than two photos of {', '.join(missing)}"

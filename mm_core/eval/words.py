@@ -1,4 +1,4 @@
-"""What a verdict says: each sentence follows from the numbers of a cell."""
+"""Sentences of a verdict, each made from the numbers of a cell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mm_core.eval.bootstrap import fewest_groups
 from mm_core.eval.cells import MACRO
 
 SETTLED = 0.8
-"""Share of cases in which the photos that an INCONCLUSIVE verdict asks for shall be enough."""
+"""Probability with which the photos that an INCONCLUSIVE verdict requests are enough."""
 WHOSE = {
     "champion": "the champion's",
     "anchor": "the best so far,",
@@ -24,7 +24,7 @@ WHOSE = {
 
 
 def loss(cell: Cell) -> str:
-    """Say what is shown to be worse, and by how much."""
+    """Describe a proven loss and its size."""
     where = "on average over the six" if cell.category == MACRO else cell.category
     if cell.against == "floor":
         return (
@@ -38,11 +38,12 @@ def loss(cell: Cell) -> str:
 
 
 def worse_list(cells: Sequence[Cell]) -> str:
-    """List every category and metric whose mean is worse than the champion's, with its bound; empty where none is."""
+    """List all categories and metrics with a worse mean than the champion's, with bounds; empty if none is worse."""
     rows: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         if cell.against == "champion" and cell.category != MACRO and cell.gain < 0:
             known = rows.get((cell.category, cell.metric))
+            # Gain and guard cells repeat the metric, so the non-inferiority cell replaces them.
             if known is None or known.role in ("gain", "guard"):
                 rows[cell.category, cell.metric] = cell
     if not rows:
@@ -55,7 +56,7 @@ def worse_list(cells: Sequence[Cell]) -> str:
 
 
 def change(cell: Cell, value: float) -> str:
-    """Write a gain as a share of the reference, or in points where the metric is a share itself."""
+    """Format a gain in percent of the reference, or in points for metrics that are shares."""
     if cell.metric in HIGHER_IS_BETTER or not cell.reference:
         return f"{_signed(100 * value)} points"
     return f"{_signed(100 * value / cell.reference)} %"
@@ -66,18 +67,21 @@ def _upper(cell: Cell) -> float:
 
 
 def _best(cell: Cell) -> str:
+    # For errors, the best possible value is below the reference.
     sign = 1 if cell.metric in HIGHER_IS_BETTER else -1
     return f"{(cell.reference or 0.0) + sign * _upper(cell):.4g}"
 
 
 def too_few(params: GateParams, category: str, cells: Sequence[Cell]) -> str:
-    """Say that a category has too few photos or scenes for a verdict; empty where it has enough."""
+    """Describe a lack of photos or scenes for a verdict on a category; empty if it has enough."""
     found = next(((cell.images, cell.groups) for cell in cells if cell.category == category), None)
     if found is None:
         return f"{category}: fewer than two groups of eval photos; drop labelled {category} photos"
     images, groups = found
+    # Report the lack of photos first; new photos usually add scenes too.
     if images < params.min_images:
         return f"{category}: {images} eval photos, {params.min_images} are needed; drop labelled {category} photos"
+    # A guard has a level of its own, and a lower level needs more groups.
     guarded = params.mode != "macro" and any(cell.role == "guard" for cell in cells)
     needed = fewest_groups(min(params.alpha, params.guard_alpha) if guarded else params.alpha)
     if groups < needed:
@@ -86,20 +90,28 @@ def too_few(params: GateParams, category: str, cells: Sequence[Cell]) -> str:
 
 
 def more_photos(params: GateParams, cell: Cell) -> int | None:
-    """Return how many more photos like these settle an unclear cell in SETTLED of cases, were the seen gain true.
+    """Return the number of additional photos that settle an unclear cell with probability SETTLED.
 
-    None where the gain seen lies below the margin: more photos would show no more. The standard error is read off the
-    bound and shrinks with the root of the number of photos (Lehr 1992, as any sample size formula).
+    It assumes that the measured gain is the true one. The standard error is derived from the bound. It decreases with
+    the square root of the number of photos (Lehr 1992).
+
+    Args:
+        params: Levels of the gate.
+        cell: A cell with the result `unclear`.
+
+    Returns:
+        At least 1; None if the gain is not above the margin, because more photos would then not help.
     """
     if cell.gain <= cell.margin or cell.role == "gain":
         return None
     alpha = params.guard_alpha if cell.role == "guard" and params.mode != "macro" else params.alpha
+    # Distance from the margin that the gain needs at the present number of photos.
     needed = (cell.gain - cell.bound) * (1 + ndtri(SETTLED) / -ndtri(alpha))
     return max(1, math.ceil(cell.images * ((needed / (cell.gain - cell.margin)) ** 2 - 1)))
 
 
 def not_settled(params: GateParams, cell: Cell) -> str:
-    """Say what an unclear cell shows, what it would have to show, and how many photos more that takes."""
+    """Describe an unclear cell: its gain, the required gain and the number of photos to add."""
     if cell.role == "gain":
         return (
             f"{cell.category}: {cell.metric} is not better than the champion's {cell.reference:.4g} "
@@ -117,8 +129,9 @@ def not_settled(params: GateParams, cell: Cell) -> str:
 
 
 def promoted(params: GateParams, cells: Sequence[Cell]) -> str:
-    """Say why a candidate may ship."""
+    """Describe why a candidate is promoted."""
     count = len(CATEGORIES)
+    # Without a champion, floors and the blind matte decided.
     if not any(cell.against == "champion" for cell in cells):
         floors = ", ".join(f"{metric} {value:g}" for metric, value in params.floors.items())
         blind = " and beat the blind matte" if params.beat_blind else ""
@@ -133,6 +146,7 @@ def promoted(params: GateParams, cells: Sequence[Cell]) -> str:
     elif params.mode == "primary":
         rest = "each with confidence, and no other metric is worse by more than its margin"
     else:
+        # Mode macro: the bound of the mean over the six categories.
         mean = next((cell for cell in cells if cell.role == "macro"), None)
         certain = f" (at least {change(mean, mean.bound)})" if mean else ""
         rest = f"on average with confidence{certain}, and no metric is worse by more than its margin"
@@ -140,5 +154,5 @@ def promoted(params: GateParams, cells: Sequence[Cell]) -> str:
 
 
 def _signed(number: float) -> str:
-    """Two digits, as -0.58, -5.8 or -58; larger numbers whole, as -317."""
+    """Format with a sign and two digits (-0.58, -5.8, -58); larger numbers as integers (-317)."""
     return f"{number:+.0f}" if abs(number) >= 10 else f"{number:+.2g}"
