@@ -38,7 +38,7 @@ TINY = Params().with_values(
         "train.semi.steps": 2,
         "train.multimodal.steps": 2,
         "clip.steps": 2,
-        "gate.floors": {"mse": 1.0, "maxf": 0.0},
+        "gate.floors": {"mse": 1.0},
         "gate.quantised_mse": 5.0,
         "gate.min_images": 2,
         "gate.beat_blind": False,

@@ -43,7 +43,7 @@ TINY = Params().with_values(
         "clip.steps": 1,
         "evaluate.max_side": 64,
         "gate.beat_blind": False,
-        "gate.floors": {"mse": 1.0, "maxf": 0.0},
+        "gate.floors": {"mse": 1.0},
         "gate.quantised_mse": 100.0,
         "gate.min_images": 2,
         "gate.resamples": 200,

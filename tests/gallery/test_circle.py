@@ -41,7 +41,7 @@ TINY = Params().with_values(
         "train.multimodal.steps": 1,
         "clip.steps": 1,
         "evaluate.shadow_photos": 0,
-        "gate.floors": {"mse": 1.0, "maxf": 0.0},
+        "gate.floors": {"mse": 1.0},
         "gate.quantised_mse": 5.0,
         "gate.min_images": 2,
         "gate.beat_blind": False,
