@@ -75,7 +75,7 @@ def test_two_processes_end_where_one_does(workspace: Layout, params: Params, tmp
 
 NORM = """
 import sys, torch, torch.distributed as dist
-from mm_core.training import ranks
+from mm_core.training import process_group
 dist.init_process_group("gloo")
 torch.manual_seed(0)
 norm, x = torch.nn.BatchNorm2d(3).train(), torch.randn(5, 3, 4, 4) * 2 + 1
