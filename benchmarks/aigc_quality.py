@@ -1,4 +1,4 @@
-"""What `mm_core/effects` and `mm_core/moments` get right on known truth, compared with the plain way of doing each.
+"""Compare `mm_core/effects` and `mm_core/moments` with a simple baseline for each, on data with known truth.
 
     python benchmarks/aigc_quality.py [--photos FOLDER]
 

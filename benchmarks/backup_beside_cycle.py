@@ -56,7 +56,7 @@ def lost_photos(bench: Bench, place_: Path) -> None:
 
 
 def one_round(bench: Bench, late: float, root: Path) -> dict[str, Any]:
-    """One cycle with a backup beside it, and the life of the restored copy; a row of the table."""
+    """Run one cycle and one backup at the same time, restore the backup, and return a row of the table."""
     bench.fresh()
     shutil.rmtree(bench.work / "checkpoints")  # the cycle has to train
     begun = time.perf_counter()

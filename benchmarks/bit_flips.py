@@ -66,8 +66,8 @@ def flip(path: Path, place: int) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def is_found(layout: Layout) -> str:
-    """What `mm check` names first; empty where it finds no fault."""
+def first_fault(layout: Layout) -> str:
+    """Return the first fault that `mm check` reports; "" if it reports none."""
     faults = check(layout, Report("check"), progress=quiet)
     return f"{faults[0].kind}: {faults[0].fault}"[:120] if faults else ""
 
@@ -76,7 +76,7 @@ def try_flips(layout: Layout, count: int, draw: random.Random) -> list[dict[str,
     """Flip bits in `count` files, one at a time; returns a row each."""
     kinds = {kind: paths for kind, paths in files_of(layout.root).items() if paths}
     print(json.dumps({kind: len(paths) for kind, paths in kinds.items()}), flush=True)
-    if first := is_found(layout):
+    if first := first_fault(layout):
         raise SystemExit(f"the workspace has a fault before any bit flips: {first}")
     rows = []
     for number in range(count):
@@ -84,7 +84,12 @@ def try_flips(layout: Layout, count: int, draw: random.Random) -> list[dict[str,
         path = draw.choice(kinds[kind])
         place = draw.randrange(8 * path.stat().st_size)
         flip(path, place)
-        row = {"kind": kind, "file": path.relative_to(layout.root).as_posix(), "bit": place, "found": is_found(layout)}
+        row = {
+            "kind": kind,
+            "file": path.relative_to(layout.root).as_posix(),
+            "bit": place,
+            "found": first_fault(layout),
+        }
         flip(path, place)
         rows.append(row)
         print(json.dumps(row), flush=True)

@@ -102,7 +102,7 @@ def level(world: World, runs: int, seed: int) -> dict[str, float]:
 
 
 def spreads(pairs: Mapping[str, pd.DataFrame], name: str) -> Iterator[dict]:
-    """What a table of real scores says of its two models, a line for each category."""
+    """Yield a row per category: the noise of the two models in a table of real scores."""
     for category in SIX:
         rows = pairs[category]
         ratios = {metric: np.log(rows[f"{metric}_a"] / rows[f"{metric}_b"]) for metric in ("mse", "conn")}
@@ -218,17 +218,18 @@ def summary(done: pd.DataFrame) -> str:
     )
     worst = max(share(world, CASE_LOSS, photos) for world in WORLDS for photos in (16, 60, 150))
     text = (
-        f"With 60 photos a category the default rule promotes a true gain of 10 % in {mild} of cases with mild noise "
-        f"and in {lineage} with that of one real lineage; the rule before it in {old}. It rarely promotes a no-op, "
-        f"and -5 % in one category beside +20 % in five in at most {100 * worst:.0f} %. With heavy noise 60 photos are "
-        f"too few for +10 % ({heavy}; {separate} with that of two separate real trainings): in one category, a loss of "
-        f"5 % and a gain of 10 % are only two standard errors apart. With 150 photos it is {more}."
+        f"With 60 photos per category and mild noise, the default rule promotes a true gain of 10 % in {mild} of the "
+        f"cases; the previous rule does in {old}. With the noise of one real lineage it is {lineage}. The default rule "
+        f"rarely promotes a model without a gain. It promotes a loss of 5 % in one category together with a gain of "
+        f"20 % in five in at most {100 * worst:.0f} % of the cases. With heavy noise 60 photos are too few for a gain "
+        f"of 10 % ({heavy}; {separate} with the noise of two separate real trainings): in one category, a loss of 5 % "
+        f"and a gain of 10 % are only two standard errors apart. With 150 photos it is {more}."
     )
     return "\n".join(textwrap.wrap(text, 120))
 
 
 def spread_table(done: pd.DataFrame) -> str:
-    """What the real tables say, by category."""
+    """Return the noise of the tables of real scores as a Markdown table, a row per category."""
     rows: Any = done[done["part"] == "spread"]
     text = ["| noise | category | photos | log ratio | correlation of log MSE | worst tenth's share | MSE with Conn |"]
     text.append("|---|---|---|---|---|---|---|")

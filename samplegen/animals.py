@@ -8,7 +8,7 @@ import numpy as np
 
 from samplegen.backgrounds import floor, foliage, plaster
 from samplegen.canvas import Canvas, Colour, ellipse, smooth
-from samplegen.look import Look, article, mix, rim, scatter, shade, strands
+from samplegen.look import LocalUnits, Look, article, mix, rim, scatter, shade, strands
 from samplegen.props import beside, seat
 
 COATS: dict[str, Colour] = {
@@ -22,7 +22,7 @@ COATS: dict[str, Colour] = {
 
 
 @dataclass(frozen=True)
-class Pet:
+class Pet(LocalUnits):
     """One animal. `at` maps its units (0, 0 = middle of the head, 1 = half the head's width) to canvas units."""
 
     cx: float
@@ -39,11 +39,6 @@ class Pet:
         """Map points from the animal's units to canvas units."""
         p = np.asarray(points, float)
         return np.stack([self.cx + self.s * self.flip * p[..., 0], self.cy + self.s * p[..., 1]], -1)
-
-    def spot(self, x: float, y: float) -> tuple[float, float]:
-        """Map one point as `at` does."""
-        point = self.at((x, y))
-        return float(point[0]), float(point[1])
 
 
 def _furry(

@@ -40,6 +40,19 @@ METALS: dict[str, Colour] = {
 }
 
 
+class LocalUnits:
+    """Subject that is drawn in units of its own."""
+
+    def at(self, points: object) -> np.ndarray:
+        """Map points (..., 2) from the subject's units to canvas units (..., 2)."""
+        raise NotImplementedError
+
+    def spot(self, x: float, y: float) -> tuple[float, float]:
+        """Map one point as `at` does."""
+        point = self.at((x, y))
+        return float(point[0]), float(point[1])
+
+
 @dataclass(frozen=True)
 class Setting:
     """Background of a scene: its phrase in the caption and its main colour."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samplegen.canvas import Canvas, Colour, ellipse, smooth
-from samplegen.look import Look, Setting, rim, shade, strands
+from samplegen.look import LocalUnits, Look, Setting, rim, shade, strands
 
 SKINS: tuple[Colour, ...] = (
     (242, 206, 180),
@@ -30,7 +30,7 @@ CUTS_HARD = {"woman": ("long", "curly", "bun", "long"), "man": ("short", "curly"
 
 
 @dataclass(frozen=True)
-class Person:
+class Person(LocalUnits):
     """One person. `at` maps head units (0, 0 = middle of the face, 1 = half the head's height) to canvas units."""
 
     cx: float
@@ -54,11 +54,6 @@ class Person:
         return np.stack(
             [self.cx + self.s * (x - self.lean * y * 0.3), self.cy + self.s * (y + self.lean * x * 0.3)], -1
         )
-
-    def spot(self, x: float, y: float) -> tuple[float, float]:
-        """Map one point as `at` does."""
-        point = self.at((x, y))
-        return float(point[0]), float(point[1])
 
     @property
     def hair_phrase(self) -> str:

@@ -19,6 +19,8 @@ from sqlalchemy.engine import Engine
 
 from mm_core.core import headless
 from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.settings import Settings
 from tests.servers import postgres_programs, postgres_server
 
 # Before torch loads OpenMP: threads that spin at its barriers crawl on a machine that others use too.
@@ -59,6 +61,15 @@ def with_tables(empty_database: Path) -> Callable[[Path], Path]:
         return workspace
 
     return put
+
+
+@pytest.fixture(scope="module")
+def clean_layout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
+    """An empty workspace; as long as the module's tests run, no variable leads to another store, inbox or registry."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MM_STORE", "MM_INBOX", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
+        yield Layout(Settings.from_env(tmp_path_factory.mktemp("clean") / "data"))
 
 
 @pytest.fixture(scope="module")

@@ -28,15 +28,11 @@ PARAMS = Params().with_values(**{"structure.ocr": ()})
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MM_STORE", "MM_INBOX", "MLFLOW_TRACKING_URI"):
-            patch.delenv(name, raising=False)
-        layout = Layout(Settings.from_env(tmp_path_factory.mktemp("filled") / "data"))
-        write_drop(Path(layout.settings.inbox), "pixel_labeled", "w01", {"pets": 2}, seed=1, size=64)
-        stages.ingest(PARAMS, layout)
-        stages.pin_inputs(PARAMS, layout)
-        yield layout
+def filled(clean_layout: Layout) -> Layout:
+    write_drop(Path(clean_layout.settings.inbox), "pixel_labeled", "w01", {"pets": 2}, seed=1, size=64)
+    stages.ingest(PARAMS, clean_layout)
+    stages.pin_inputs(PARAMS, clean_layout)
+    return clean_layout
 
 
 def said(words: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

@@ -42,6 +42,13 @@ def pin_after_arrivals(params: Params, layout: Layout, report: Report) -> None:
         report.facts["pins"] = facts["pins"]
 
 
+def _complete_arrivals(params: Params, layout: Layout, report: Report, json_: bool) -> None:
+    """Compute the features of what was taken, pin the next cycle's inputs and print the report."""
+    stages.structure(params, layout)
+    pin_after_arrivals(params, layout, report)
+    say_arrivals(report, layout, json_)
+
+
 def counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, Any]]:
     """Count the rows of a table for each combination of values of the columns.
 
@@ -108,9 +115,7 @@ def quarantine_accept(
         reviewer=by or getuser(),
         why=why,
     )
-    stages.structure(params, layout)
-    pin_after_arrivals(params, layout, report)
-    say_arrivals(report, layout, json_)
+    _complete_arrivals(params, layout, report, json_)
 
 
 @quarantine_app.command("retry")
@@ -131,6 +136,4 @@ def quarantine_retry(
         layout.data_docs,
         layout.spool,
     )
-    stages.structure(params, layout)
-    pin_after_arrivals(params, layout, report)
-    say_arrivals(report, layout, json_)
+    _complete_arrivals(params, layout, report, json_)

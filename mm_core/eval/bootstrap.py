@@ -104,30 +104,27 @@ def confidence(
     Raises:
         ValueError: There are fewer than two groups.
     """
-    names, codes = np.unique(groups, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError("a bound needs at least two groups")
-    sizes = np.bincount(codes).astype(np.float64)
+    codes, sizes = _grouped(groups)
     # All statistics are functions of group sums, so a resample is only a vector of group weights.
     sums = [[(factor, _group_sums(values, codes)) for factor, values in q.terms] for q in quantities]
-    estimates = [_estimate(terms, np.ones((1, len(names))), sizes) for terms in sums]
+    estimates = [_estimate(terms, np.ones((1, len(sizes))), sizes) for terms in sums]
     draws: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in quantities]
     # The resamples are drawn in chunks, which bounds the memory.
-    rows = max(1, CHUNK // len(names))
+    rows = max(1, CHUNK // len(sizes))
     for start in range(0, resamples, rows):
-        weights = _resampled(len(names), min(rows, resamples - start), rng)
+        weights = _resampled(len(sizes), min(rows, resamples - start), rng)
         for collected, terms, (value, _) in zip(draws, sums, estimates, strict=True):
             again, errors = _estimate(terms, weights, sizes)
             collected.append((again - value[0], errors))
     # Expanded percentile: the level that gives a normal interval the width of a t interval.
-    few = len(names) / (len(names) - 1)
+    few = len(sizes) / (len(sizes) - 1)
     asked = alpha if isinstance(alpha, Sequence) else [alpha] * len(quantities)
-    alphas = [calibrated(level, len(names)) for level in asked]
+    alphas = [calibrated(level, len(sizes)) for level in asked]
     found = []
     for quantity, level, collected, terms, (value, error) in zip(
         quantities, alphas, draws, sums, estimates, strict=True
     ):
-        widened = float(ndtr(-np.sqrt(few) * stdtrit(len(names) - 1, 1 - level)))
+        widened = float(ndtr(-np.sqrt(few) * stdtrit(len(sizes) - 1, 1 - level)))
         move, errors = (np.concatenate(parts) for parts in zip(*collected, strict=True))
         estimate, spread = float(value[0]), float(error[0])
         # A statistic without spread (e. g. two equal models) has an interval of width 0.
@@ -141,6 +138,18 @@ def confidence(
         centre = estimate + quantity.offset
         found.append(Interval(centre, centre - float(low), centre + float(high)))
     return found
+
+
+def _grouped(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of each photo's group (photos,) and the photos of each group (groups,).
+
+    Raises:
+        ValueError: There are fewer than two groups.
+    """
+    names, codes = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError("a bound needs at least two groups")
+    return codes, np.bincount(codes).astype(np.float64)
 
 
 def student(quantities: Sequence[Quantity], groups: np.ndarray, *, alpha: float) -> list[Interval]:
@@ -158,16 +167,13 @@ def student(quantities: Sequence[Quantity], groups: np.ndarray, *, alpha: float)
     Raises:
         ValueError: There are fewer than two groups.
     """
-    names, codes = np.unique(groups, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError("a bound needs at least two groups")
-    sizes = np.bincount(codes).astype(np.float64)
+    codes, sizes = _grouped(groups)
     # Quantile of Student's t with groups - 1 degrees of freedom.
-    reach = float(stdtrit(len(names) - 1, 1 - alpha))
+    reach = float(stdtrit(len(sizes) - 1, 1 - alpha))
     found = []
     for quantity in quantities:
         terms = [(factor, _group_sums(values, codes)) for factor, values in quantity.terms]
-        value, error = _estimate(terms, np.ones((1, len(names))), sizes)
+        value, error = _estimate(terms, np.ones((1, len(sizes))), sizes)
         spread = float(error[0]) if float(error[0]) > _negligible(terms) else 0.0
         centre = float(value[0]) + quantity.offset
         found.append(Interval(centre, centre - reach * spread, centre + reach * spread))

@@ -96,6 +96,8 @@ def archive_fault(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
+    # A flipped bit in a header may also name an unknown compression, an offset outside the file or a wrong length:
+    # zipfile raises these as NotImplementedError, ValueError, EOFError or OSError.
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
         return f"not an archive that can be read: {error}"
     return f"{damaged} is damaged" if damaged else ""

@@ -39,8 +39,6 @@ from mm_core.training.supervised import Supervised
 from mm_core.training.tracking import Tracker
 from mm_core.training.trainer import Result, Sample, fit, pick_device, to_device
 
-FRESH = ("scratch", "pretrained encoder")
-"""Values of `started_from` for a stage without start weights, indexed by whether the encoder is pretrained."""
 _FRAME_COLUMNS = ["sample_id", "category", "decoder", "caption", "alpha_sha256", "label_binary"]
 
 
@@ -209,7 +207,7 @@ def _train(
 ) -> None:
     """Train or pass the start weights on; write model.safetensors and, last, done.json to `folder`."""
     settings, first = _stage_params(stage, params), process_group.rank() == 0
-    net, facts = _begin(stage, params, start)
+    net, facts, fresh = _begin(stage, params, start)
     idle = _why_idle(stage, settings, data)
     metrics: dict[str, float] = {}
     if idle:
@@ -220,7 +218,6 @@ def _train(
         for frame in data.used():
             cache.fill(store, frame, progress)
         check = _Validation(Pool(data.validation, cache, params.seed, "validation"), params.train.common.batch, device)
-        fresh = stage == TRAIN_STAGES[0] and facts["started_from"] in FRESH
         strategy = _strategy(stage, params, layout, data, cache, net, device, progress, fresh=fresh)
         tags = {k: str(recipe[k]) for k in ("data", "snapshot", "start")}
         tracker = Tracker(layout.settings)
@@ -260,9 +257,11 @@ def _train(
     (folder / "state.pt").unlink(missing_ok=True)
 
 
-def _begin(stage: str, params: Params, start: Path | None) -> tuple[MattingNet, dict[str, Any]]:
-    """Return the net to train, always in the shape of `params.model`, and the facts about its start weights."""
-    net = build_model(params.model, params.seed) if start is None else None
+def _begin(stage: str, params: Params, start: Path | None) -> tuple[MattingNet, dict[str, Any], bool]:
+    """Return the net to train, the facts about its start weights, and whether its decoders are fresh.
+
+    The net always has the shape of `params.model`.
+    """
     facts: dict[str, Any] = {}
     if start is not None:
         before, meta = load_model(start)
@@ -270,15 +269,14 @@ def _begin(stage: str, params: Params, start: Path | None) -> tuple[MattingNet, 
             # The encoder and the width match. The input size may differ, because the net is convolutional.
             before.config = params.model
             facts["started_from"] = meta.get("stage", "a model file")
-            return before, facts
+            return before, facts, False
         if stage != TRAIN_STAGES[0]:
             previous = TRAIN_STAGES[TRAIN_STAGES.index(stage) - 1]
             raise InputError(f"{start} has other model params than params.yaml: run `mm train-{previous}` again")
         # A champion of another shape cannot be the start: the first stage starts from scratch instead.
         facts["warm_start"] = f"not possible: the champion is {before.config.encoder} of width {before.config.width}"
-        net = build_model(params.model, params.seed)
-    assert net is not None
-    return net, facts | {"started_from": FRESH[bool(params.model.pretrained)]}
+    facts["started_from"] = "pretrained encoder" if params.model.pretrained else "scratch"
+    return build_model(params.model, params.seed), facts, True
 
 
 def _why_idle(stage: str, settings: StageParams, data: Data) -> str | None:
@@ -337,7 +335,8 @@ def _strategy(
             return Semi(net, pools, train.loss, train.semi)
         if towers is not None:
             return Multimodal(net, pools, train.loss, train.semi, train.multimodal, towers)
-        return Supervised(net, pools, train.loss, train.simple.shared_decoder if fresh else 0.0)
+        share = train.simple.shared_decoder if fresh and stage == TRAIN_STAGES[0] else 0.0
+        return Supervised(net, pools, train.loss, share)
 
 
 def epochs(common: CommonTrainParams, data: Data, step: int) -> float:

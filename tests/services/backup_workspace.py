@@ -1,11 +1,8 @@
 """A small workspace for the tests of backups, and what they do with it."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-
-import pytest
 
 from mm_core import stages
 from mm_core.core.layout import Layout
@@ -56,17 +53,13 @@ def rows(path: Path) -> list[str]:
         return list(database.iterdump())
 
 
-def make_filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
-    """A workspace with a drop, an MLflow database (pinning made it) and a run history."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MM_STORE", "MM_INBOX", "MLFLOW_TRACKING_URI"):
-            patch.delenv(name, raising=False)
-        layout = Layout(Settings.from_env(tmp_path_factory.mktemp("filled") / "data"))
-        fill(layout, "w01", 1)
-        layout.dagster_home.mkdir()
-        with closing(sqlite3.connect(layout.dagster_home / "runs.db")) as history:
-            history.executescript("PRAGMA journal_mode=WAL; CREATE TABLE runs (id); INSERT INTO runs VALUES ('r1');")
-        yield layout
+def make_filled(layout: Layout) -> Layout:
+    """Give a workspace a drop, an MLflow database (pinning makes it) and a run history; return it."""
+    fill(layout, "w01", 1)
+    layout.dagster_home.mkdir()
+    with closing(sqlite3.connect(layout.dagster_home / "runs.db")) as history:
+        history.executescript("PRAGMA journal_mode=WAL; CREATE TABLE runs (id); INSERT INTO runs VALUES ('r1');")
+    return layout
 
 
 def elsewhere(tmp_path: Path) -> Layout:

@@ -7,7 +7,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -29,9 +28,9 @@ from tests.services.backup_workspace import PARAMS, bring, contents, elsewhere, 
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
+def filled(clean_layout: Layout) -> Layout:
     """As `make_filled` makes it."""
-    yield from make_filled(tmp_path_factory)
+    return make_filled(clean_layout)
 
 
 def test_all_comes_back_and_the_next_backup_copies_only_what_is_new(filled: Layout, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,9 +24,9 @@ from tests.services.backup_workspace import PARAMS, bring, elsewhere, fill, make
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
+def filled(clean_layout: Layout) -> Layout:
     """As `make_filled` makes it."""
-    yield from make_filled(tmp_path_factory)
+    return make_filled(clean_layout)
 
 
 def test_what_removes_photos_waits_for_a_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

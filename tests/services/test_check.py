@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -34,34 +33,31 @@ PARAMS = Params().with_values(**{"structure.ocr": ()})
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
+def filled(clean_layout: Layout) -> Layout:
     """A drop in the catalog, its snapshot, a finished and an unfinished checkpoint, a bundle, a champion's pin."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MM_STORE", "MM_INBOX", "MLFLOW_TRACKING_URI"):
-            patch.delenv(name, raising=False)
-        layout = Layout(Settings.from_env(tmp_path_factory.mktemp("filled") / "data"))
-        write_drop(Path(layout.settings.inbox), "pixel_labeled", "w01", {"pets": 4, "cards": 3}, seed=1, size=64)
-        stages.ingest(PARAMS, layout)
-        stages.structure(PARAMS, layout)
-        stages.pin_inputs(PARAMS, layout)
-        stages.snapshot(PARAMS, layout)
-        done, state, bundle = layout.checkpoints / "a", layout.checkpoints / "b", layout.bundles / "v"
-        for folder in (done, state, bundle):
-            folder.mkdir(parents=True)
-        weights = random.Random(1).randbytes(4000)
-        (done / "model.safetensors").write_bytes(weights)
-        digest = sha256_file(done / "model.safetensors")
-        write_json(done / "done.json", {"metrics": {}, "facts": {"digest": digest}})
-        torch.save({"state": {"step": 3}, "module": {"w": torch.rand(500)}}, state / "state.pt")
-        (bundle / "saliency.int8.onnx").write_bytes(weights[:500])
-        (bundle / "golden.npz").write_bytes(weights[500:900])
-        files = {p.name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for p in bundle.iterdir()}
-        decoders = {"saliency": {"file": "saliency.int8.onnx", "formats": {}}}
-        write_json(bundle / "manifest.json", {"decoders": decoders, "golden": {"file": "golden.npz"}, "files": files})
-        store = open_store(layout.settings.store, layout.cache)
-        pin = {"version": "1", "digest": put_blob(store, done / "model.safetensors"), "files": {}}
-        write_json(layout.inputs, json.loads(layout.inputs.read_text()) | {"champion": pin, "anchor": pin})
-        yield layout
+    layout = clean_layout
+    write_drop(Path(layout.settings.inbox), "pixel_labeled", "w01", {"pets": 4, "cards": 3}, seed=1, size=64)
+    stages.ingest(PARAMS, layout)
+    stages.structure(PARAMS, layout)
+    stages.pin_inputs(PARAMS, layout)
+    stages.snapshot(PARAMS, layout)
+    done, state, bundle = layout.checkpoints / "a", layout.checkpoints / "b", layout.bundles / "v"
+    for folder in (done, state, bundle):
+        folder.mkdir(parents=True)
+    weights = random.Random(1).randbytes(4000)
+    (done / "model.safetensors").write_bytes(weights)
+    digest = sha256_file(done / "model.safetensors")
+    write_json(done / "done.json", {"metrics": {}, "facts": {"digest": digest}})
+    torch.save({"state": {"step": 3}, "module": {"w": torch.rand(500)}}, state / "state.pt")
+    (bundle / "saliency.int8.onnx").write_bytes(weights[:500])
+    (bundle / "golden.npz").write_bytes(weights[500:900])
+    files = {p.name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for p in bundle.iterdir()}
+    decoders = {"saliency": {"file": "saliency.int8.onnx", "formats": {}}}
+    write_json(bundle / "manifest.json", {"decoders": decoders, "golden": {"file": "golden.npz"}, "files": files})
+    store = open_store(layout.settings.store, layout.cache)
+    pin = {"version": "1", "digest": put_blob(store, done / "model.safetensors"), "files": {}}
+    write_json(layout.inputs, json.loads(layout.inputs.read_text()) | {"champion": pin, "anchor": pin})
+    return layout
 
 
 @pytest.fixture
