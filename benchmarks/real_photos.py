@@ -19,7 +19,6 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ import torch
 from mm_core import stages
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import Progress
 from mm_core.core.records import CATEGORIES, Report, decoder_of, digest_of
 from mm_core.core.settings import Settings
 from mm_core.eval.evaluate import blind_mattes, score_all
@@ -166,7 +166,7 @@ class Trainings:
         return layout
 
 
-def _shown(what: str) -> Callable[[str, int, int], None]:
+def _shown(what: str) -> Progress:
     def show(_: str, done: int, total: int) -> None:
         if done % 20 == 0 or done == total:
             print(f"\r{what} {done}/{total}   ", end="", file=sys.stderr)

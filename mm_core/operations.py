@@ -15,6 +15,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.locks import removal_lock
 from mm_core.core.params import Params
 from mm_core.core.pins import has_snapshot, read_snapshot
+from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import Report, digest_of, sha256_file, timed
 from mm_core.export.lineage import models_with, training_labels
 from mm_core.export.registry import Registry
@@ -31,13 +32,11 @@ from mm_core.model.predict import TorchPredictor
 from mm_core.moments.gallery_reader import read_gallery
 from mm_core.moments.moments import make_moments
 from mm_core.pinned_inputs import (
-    Progress,
     catalog_of,
     frozen_inputs,
     in_the_cycle,
     pin,
     pin_when_idle,
-    quiet,
     read_inputs,
     store_of,
     warm_start,

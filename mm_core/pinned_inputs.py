@@ -25,13 +25,6 @@ from mm_core.storage.catalog import Catalog
 from mm_core.storage.seals import seal_databases
 from mm_core.storage.store import Store, fetch_blob, open_store
 
-Progress = Callable[[str, int, int], None]
-"""Callback with (what, done, total). The CLI draws bars, Dagster logs observations."""
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    """Ignore all progress; the default Progress."""
-
 
 def store_of(layout: Layout) -> Store:
     """Open the workspace's store."""

@@ -19,6 +19,7 @@ from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
 from mm_core.core.pins import ROLES, has_snapshot
+from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import Report, digest_of, sha256_file, timed, write_json
 from mm_core.eval.eval_budget import record_use
 from mm_core.eval.evaluate import evaluate_models, identity
@@ -60,7 +61,6 @@ from mm_core.operations import (  # noqa: F401  re-exported
     seed_noise,
 )
 from mm_core.pinned_inputs import (
-    Progress,
     catalog_of,
     frozen_inputs,
     in_the_cycle,
@@ -68,7 +68,6 @@ from mm_core.pinned_inputs import (
     inputs_now,
     pin,
     pin_when_idle,  # noqa: F401  re-exported
-    quiet,
     read_inputs,
     recorded_verdict,
     require_one_cycle,

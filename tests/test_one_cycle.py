@@ -17,6 +17,7 @@ from mm_core import stages
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import Progress
 from mm_core.core.records import ALL_CATEGORIES, Report, digest_of, sha256_file
 from mm_core.core.settings import Settings
 from mm_core.export.lineage import lineage
@@ -82,7 +83,7 @@ def in_another_thread(work: Callable[[], object]) -> None:
         pool.submit(work).result()
 
 
-def once_while_training(work: Callable[[], object]) -> Callable[[str, int, int], None]:
+def once_while_training(work: Callable[[], object]) -> Progress:
     """A progress that does `work` elsewhere at the first sign of training."""
     todo = [work]
 

@@ -15,9 +15,9 @@ from typing import Any
 from mm_core import stages
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import ALL_CATEGORIES, write_bytes, write_json
 from mm_core.core.settings import Settings
-from mm_core.stages import Progress, quiet
 from samplegen import write_drop
 
 POISONED = "accessories"

@@ -14,9 +14,10 @@ import numpy as np
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.outputs import check_outputs
+from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import ALL_CATEGORIES, Report, timed, write_bytes
 from mm_core.ingest.spellings import PHOTOS, is_hidden
-from mm_core.stages import Progress, quiet, store_of
+from mm_core.storage.run import store_of
 from mm_core.storage.store import fetch_blob
 
 _MARK = b"Software\0mm predict"

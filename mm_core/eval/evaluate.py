@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,6 +25,7 @@ from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import EvaluateParams
 from mm_core.core.pins import ROLES, PinnedInputs, read_snapshot
+from mm_core.core.progress import Progress
 from mm_core.core.records import METRICS, Report, sha256_file, write_bytes, write_json
 from mm_core.eval.blind import NAME as BLIND_NAME
 from mm_core.eval.blind import BlindMattes
@@ -36,7 +37,6 @@ from mm_core.ingest.truths import Truth, read_truths, stem_of
 from mm_core.model.predict import Predictor
 from mm_core.storage.store import Store, fetch_blob
 
-Progress = Callable[[str, int, int], None]
 Key = tuple[str, str]
 """(model, precision): `("champion", "int8")`."""
 BLIND: Key = (BLIND_NAME, "float")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ import pandas as pd
 
 from mm_core.core.errors import BlobDamaged, BlobNotFound
 from mm_core.core.layout import Layout
+from mm_core.core.progress import Progress
 from mm_core.core.records import Report, write_json
 from mm_core.eval.examples import small, write_png
 from mm_core.imaging.images import UnreadableImage, load_rgb
@@ -60,7 +61,7 @@ def run_shadow(
     store: Store,
     report: Report,
     *,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> None:
     """Write the mean absolute difference of both mattes per photo, in [0, 1], to `layout.shadow`.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pandas as pd
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import Progress
 from mm_core.core.records import CATEGORIES, Report, sha256_file
 from mm_core.eval.cells import judge
 from mm_core.eval.evaluate import BLIND, blind_mattes, score_all
@@ -48,7 +49,7 @@ def cross_fit(
     report: Report,
     *,
     folds: int,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Report:
     """Judge the recipe of the workspace's candidate by `folds` trainings of the supervised stage.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
 from mm_core.core.pins import read_snapshot
+from mm_core.core.progress import Progress
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, Report
 from mm_core.eval.evaluate import score_all
 from mm_core.eval.metrics import category_scores
@@ -46,7 +47,7 @@ def compare_labels(
     start: Path | None,
     seeds: int,
     fewest: int = 1,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Report:
     """Train the first stage twice per seed, with the routed or the random photos, and compare the models' errors.
 

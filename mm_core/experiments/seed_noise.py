@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from mm_core.core.errors import BlobNotFound, InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
 from mm_core.core.pins import read_snapshot
+from mm_core.core.progress import Progress
 from mm_core.core.records import CATEGORIES, Report, digest_of
 from mm_core.eval.evaluate import score_all
 from mm_core.eval.metrics import category_scores
@@ -42,7 +42,7 @@ def measure_noise(
     *,
     start: Path | None,
     seeds: int,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Report:
     """Train the cycle's snapshot with several seeds, and store the noise of the primary metric as `RECORD`.
 

@@ -24,6 +24,7 @@ import numpy as np
 from mm_core.core.code_digest import code_digest
 from mm_core.core.errors import MattingError
 from mm_core.core.params import ExportParams
+from mm_core.core.progress import Progress
 from mm_core.core.records import (
     DECODERS,
     Report,
@@ -52,7 +53,7 @@ def quantise(
     out_dir: Path,
     report: Report,
     *,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Report:
     """Write `<decoder>.int8.onnx` for each decoder, and `quantised.json` (digests, calibration ids, errors).
 
@@ -126,7 +127,7 @@ def _make_all(
     categories: dict[str, list[str]],
     store: Store,
     out_dir: Path,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> dict[str, dict[str, Any]]:
     progress("quantise", 0, len(DECODERS) + 1)
     # One export serves all decoders; each decoder's part is cut from it.

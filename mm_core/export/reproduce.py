@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import Progress
 from mm_core.core.records import Report, sha256_file
 from mm_core.export.lineage import provenance_of
 from mm_core.export.provenance import Provenance, code_revision, versions
@@ -17,9 +17,7 @@ from mm_core.storage.store import Store, fetch_blob
 from mm_core.training.scratch import scratch_layout, train_all
 
 
-def reproduce(
-    layout: Layout, store: Store, version: str, report: Report, *, progress: Callable[[str, int, int], None]
-) -> Report:
+def reproduce(layout: Layout, store: Store, version: str, report: Report, *, progress: Progress) -> Report:
     """Train a version again with its recorded snapshot, split, params, seeds and start weights.
 
     After a kill, the next call continues.

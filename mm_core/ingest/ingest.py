@@ -27,12 +27,13 @@ import numpy as np
 
 from mm_core.core.errors import BlobNotFound, BlobTooLarge, CatalogError, DropError, DropMoved, InputError, StoreError
 from mm_core.core.params import IngestParams
+from mm_core.core.progress import Progress
 from mm_core.core.records import Report, digest_of, sha256_file
 from mm_core.imaging.images import load_rgb
 from mm_core.imaging.near_duplicates import LOOK_SIDE, glance
 from mm_core.ingest.batch_mix import Mix, catalog_mix, classes_of, mix_of
 from mm_core.ingest.changes import Change
-from mm_core.ingest.commit import LedgerEntry, Progress, Writes, write_ledger
+from mm_core.ingest.commit import LedgerEntry, Writes, write_ledger
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.decode_sandbox import safely
 from mm_core.ingest.erasure import erase, forgotten_among

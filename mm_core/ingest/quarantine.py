@@ -14,9 +14,9 @@ import pandas as pd
 
 from mm_core.core.errors import BlobNotFound, InputError
 from mm_core.core.params import IngestParams
+from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import Report, sha256_file, write_bytes
 from mm_core.imaging.images import load_alpha, load_rgb
-from mm_core.ingest.commit import Progress
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.expectations import SUSPECT
 from mm_core.ingest.inbox import arrived_batches, kept_matte, latest_arrivals, named_batches
@@ -103,7 +103,7 @@ def accept(
     *,
     reviewer: str,
     why: str,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = quiet,
 ) -> Report:
     """Accept suspect mattes after review; the same matte of the same photo is never suspected again.
 
@@ -170,7 +170,7 @@ def retry(
     batch: str,
     data_docs: Path,
     spool: Path,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = quiet,
 ) -> Report:
     """Ingest the refused rows of a drop again after a producer has repaired files under the same names.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import LabelParams
+from mm_core.core.progress import Progress
 from mm_core.core.records import sha256_file, write_json
 from mm_core.labeling.apply_annotations import Taken, Work, merged, take
 from mm_core.labeling.label_studio_format import collected, inbox
@@ -29,7 +30,7 @@ def collect_labels(
     layout: Layout,
     taken: Taken,
     *,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> int:
     """Read every `<workspace>/labels/inbox/*.json` (Label Studio's JSON export: a list of tasks); return their number.
 

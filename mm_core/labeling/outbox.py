@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mm_core.core.layout import Layout
+from mm_core.core.progress import Progress
 from mm_core.core.records import digest_of, write_bytes
 from mm_core.imaging.images import load_rgb
 from mm_core.labeling.label_studio_format import LABEL_CONFIG, make_task, outbox
@@ -52,7 +53,7 @@ def send(
     catalog: Catalog,
     layout: Layout,
     now: datetime,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Path:
     """Write pictures, tasks under a hidden name and catalog rows, then publish the tasks file; return its path."""
     folder = outbox(layout)

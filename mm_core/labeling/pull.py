@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,6 +13,7 @@ from typing import Any
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import LabelParams
+from mm_core.core.progress import Progress
 from mm_core.core.records import write_json
 from mm_core.labeling.apply_annotations import Taken, Work, take
 from mm_core.labeling.collect import key_of
@@ -59,7 +60,7 @@ def pull_labels(
     server: Server,
     taken: Taken,
     *,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> int:
     """Read every task that changed since the last pull, a few at a time; return their number.
 

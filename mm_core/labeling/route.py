@@ -17,6 +17,7 @@ import pandas as pd
 from mm_core.core.layout import Layout
 from mm_core.core.params import RouteParams, SnapshotParams
 from mm_core.core.pins import ModelPin, PinnedInputs, has_snapshot, read_snapshot
+from mm_core.core.progress import Progress
 from mm_core.core.records import Report
 from mm_core.imaging.images import load_rgb
 from mm_core.labeling.candidates import candidates, first_pass, nothing, sent_today
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 LOOK_SIDE, LOOK_BATCH = 512, 8
 """Long side in pixels of the photos that the champion predicts, and photos per batch."""
-Progress = Callable[[str, int, int], None]
 __all__ = ["ROUTED", "route_hard"]
 
 

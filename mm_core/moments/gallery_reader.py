@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +15,7 @@ import numpy as np
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import digest_of, read_keyed, sha256_file, write_json
 from mm_core.imaging.images import UnreadableImage, load_rgb
 from mm_core.imaging.near_duplicates import LOOK_SIDE, glance, landmarks, perceptual_hash
@@ -89,7 +90,7 @@ def read_gallery(
     layout: Layout,
     catalog: Catalog,
     *,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = quiet,
 ) -> Gallery:
     """Read every photo of a folder and its subfolders, sorted by name.
 

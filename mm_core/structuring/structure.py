@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,6 +15,7 @@ import pandas as pd
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import Progress
 from mm_core.core.records import Report
 from mm_core.ingest.snapshot import newest_labels
 from mm_core.storage.catalog import Catalog, Filter
@@ -37,7 +38,7 @@ def structure_new(
     layout: Layout,
     report: Report,
     *,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[str, str]:
     """Add the rows that are missing at the current extractors and versions, then the guesses of categories.
 

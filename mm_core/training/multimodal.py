@@ -16,7 +16,7 @@ The CLIP towers run once per caption and photo before training, and not during i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import LossParams, MultimodalParams, Params, SemiParams
+from mm_core.core.progress import Progress
 from mm_core.core.records import digest_of
 from mm_core.imaging.pixel_cache import PixelCache
 from mm_core.model.clip import cached_embeddings, load_clip, train_local_clip
@@ -58,7 +59,7 @@ def embed(
     cache: PixelCache,
     text_image: pd.DataFrame,
     others: Sequence[pd.DataFrame],
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Towers:
     """Embed all photos and captions of `text_image` and `others` with CLIP.
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from mm_core.core import cluster
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import Progress
 from mm_core.core.records import Report
 from mm_core.storage.store import open_store
 from mm_core.training import process_group
@@ -31,7 +31,7 @@ def train_stage_on_ray(
     report: Report,
     *,
     start: Path | None,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Report:
     """Run `train_stage` in `MM_RAY_WORKERS` processes of the cluster, with a GPU each if the cluster has enough.
 
@@ -122,7 +122,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     return {"report": json.dumps(asdict(report)), "cpu_seconds": sum(seconds)}
 
 
-def _listen(messages: Any, progress: Callable[[str, int, int], None]) -> None:
+def _listen(messages: Any, progress: Progress) -> None:
     """Pass messages of the workers on to `progress` until None arrives."""
     while (message := messages.get()) is not None:
         progress(*message)

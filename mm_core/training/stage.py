@@ -8,12 +8,12 @@ therefore resumes from its checkpoint, and a stage with a finished model under i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.params import CommonTrainParams, Params, StageParams
 from mm_core.core.pins import read_snapshot
+from mm_core.core.progress import Listener, Progress
 from mm_core.core.records import Report, digest_of, sha256_file, write_bytes, write_json
 from mm_core.imaging.pixel_cache import UNKNOWN, PixelCache, Pool
 from mm_core.model.files import load_model, save_model
@@ -65,19 +66,6 @@ class Data:
         return digest_of([frame.where(frame.notna(), None).to_numpy().tolist() for frame in rows])
 
 
-@runtime_checkable
-class Listener(Protocol):
-    """Progress callback that also receives the numbers of training."""
-
-    def numbers(self, values: Mapping[str, float]) -> None:
-        """Receive losses, learning rate or validation errors by name.
-
-        Args:
-            values: Values by name; `epoch` is the number of passes over the labelled photos so far.
-        """
-        ...
-
-
 def train_stage(
     stage: str,
     params: Params,
@@ -86,7 +74,7 @@ def train_stage(
     report: Report,
     *,
     start: Path | None,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Report:
     """Train `stage` and write `layout.model(stage)`.
 
@@ -203,7 +191,7 @@ def _train(
     data: Data,
     start: Path | None,
     device: torch.device,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> None:
     """Train or pass the start weights on; write model.safetensors and, last, done.json to `folder`."""
     settings, first = _stage_params(stage, params), process_group.rank() == 0
@@ -300,7 +288,7 @@ def _strategy(
     cache: PixelCache,
     net: MattingNet,
     device: torch.device,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
     *,
     fresh: bool,
 ) -> Supervised:

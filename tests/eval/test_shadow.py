@@ -12,13 +12,13 @@ import pytest
 from eval_workspace import make, simulate, tables
 from test_gate import INPUTS, PARAMS, workspace
 
+from mm_core.core.progress import quiet
 from mm_core.core.records import Report, write_json
 from mm_core.eval.evaluate import flips, identity
 from mm_core.eval.examples import choose_regressions
 from mm_core.eval.gate import decide
 from mm_core.eval.shadow import disagreement, newest_unlabelled, run_shadow
 from mm_core.imaging.images import load_rgb
-from mm_core.stages import quiet
 from mm_core.storage.catalog import Catalog
 
 

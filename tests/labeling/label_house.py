@@ -15,6 +15,7 @@ from PIL import Image
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import LabelParams, ModelParams, RouteParams
+from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import CATEGORIES, Report
 from mm_core.core.settings import Settings
 from mm_core.imaging.images import load_alpha
@@ -30,10 +31,6 @@ from mm_core.labeling.route import route_hard
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.store import LocalStore, fetch_blob, put_blob
 from samplegen import generate
-
-
-def quiet(*_: object) -> None:
-    pass
 
 
 class LabelHouse:
@@ -98,7 +95,7 @@ class LabelHouse:
             found[task["data"]["key"]] = decode_rle(region["value"]["rle"], *size)
         return found
 
-    def push(self, server: Server, progress: Callable[[str, int, int], None] = quiet) -> dict[str, float]:
+    def push(self, server: Server, progress: Progress = quiet) -> dict[str, float]:
         return push_tasks(self.layout, server, Report("push"), progress=progress).metrics
 
     def pull(self, server: Server, params: LabelParams | None = None) -> Taken:
