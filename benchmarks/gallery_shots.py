@@ -73,9 +73,9 @@ def main() -> None:
 
         inbox = Path(layout.settings.inbox)
         write_drop(inbox, "pixel_labeled", "known", dict.fromkeys(ALL_CATEGORIES, 24), seed=1, size=160, burst_share=0)
-        stages.ingest(params, layout)
-        stages.structure(params, layout)
-        stages.moments(params, layout, root / "gallery", root / "moments", model=str(bundle))
+        stages.ingest(Run(params, layout))
+        stages.structure(Run(params, layout))
+        stages.moments(Run(params, layout), root / "gallery", root / "moments", model=str(bundle))
         library = Library(root / "gallery", root / "moments", bundle, root / "uploads", 10**8)
         app = application(library, stages.catalog_of(layout), inbox, layout.settings.onnxruntime_web)
         with served(app) as address:

@@ -54,7 +54,7 @@ def measure(work: Path) -> None:
     Prober.__call__ = made_up
     commit.put_blob = lambda store, source, digest: digest
     began, busy = time.perf_counter(), time.process_time()
-    report = stages.ingest(Params(), Layout(Settings.from_env(work)))
+    report = stages.ingest(Run(Params(), Layout(Settings.from_env(work))))
     print(
         json.dumps(
             {

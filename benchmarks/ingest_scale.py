@@ -108,7 +108,7 @@ def measure(work: Path) -> None:
         cli._counted(catalog, "samples", "category", "kind")
         cli._labelled(catalog)
 
-    for name, part in (("ingest", lambda: stages.ingest(params, layout)), ("status", status)):
+    for name, part in (("ingest", lambda: stages.ingest(Run(params, layout))), ("status", status)):
         start, busy = time.perf_counter(), time.process_time()
         part()
         found[name], found[f"{name} processor"] = time.perf_counter() - start, time.process_time() - busy

@@ -77,7 +77,7 @@ def ingest(work: Path) -> None:
 
     layout = Layout(Settings.from_env(work))
     drops = [work / "inbox" / "unlabeled" / name for name in DROPS]
-    told = [measured(lambda drop: void(stages.ingest(Params(), layout, batch=drop.name)), drop) for drop in drops]
+    told = [measured(lambda drop: void(stages.ingest(Run(Params(), layout), batch=drop.name)), drop) for drop in drops]
     assert sum(one["photos"] for one in told) == len(stages.catalog_of(layout).read("samples")), "all were taken"
     print(json.dumps(told))
 

@@ -69,7 +69,7 @@ def prepare(root: Path, photos: Path) -> Layout:
     for inbox in ("inbox", "inbox_large"):
         if not (photos / inbox).is_dir():
             raise SystemExit(f"--photos: {photos / inbox} is missing: name the folder that holds inbox and inbox_large")
-        stages.ingest(Params(), Layout(replace(layout.settings, inbox=str(photos / inbox))))
+        stages.ingest(Run(Params(), Layout(replace(layout.settings, inbox=str(photos / inbox)))))
     return layout
 
 

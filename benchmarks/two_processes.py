@@ -129,7 +129,7 @@ class Bench:
         pixels = cv2.imread(str(matte), cv2.IMREAD_UNCHANGED)
         assert pixels is not None
         cv2.imwrite(str(matte), 255 - pixels)
-        self.in_process(lambda: stages.run_cycle(self.params, self.layout), "base, first cycle")
+        self.in_process(lambda: stages.run_cycle(Run(self.params, self.layout)), "base, first cycle")
         self.in_process(self.second_champion, "base, second cycle")
         photo.write_bytes(whole)
         drop(inbox, "late", 1, 120, "train")
@@ -139,9 +139,9 @@ class Bench:
 
     def second_champion(self) -> None:
         params = self.params.with_values(seed=1)
-        stages.run_cycle(params, self.layout)
+        stages.run_cycle(Run(params, self.layout))
         if (Registry(self.layout.settings).pin("champion") or {}).get("version") != "2":
-            stages.override(params, self.layout, "candidate", reason="two champions", days=1)
+            stages.override(Run(params, self.layout), "candidate", reason="two champions", days=1)
 
     def choose_words(self) -> None:
         """What the commands' placeholders stand for. Not in the parent: delta-rs has threads, which no fork keeps."""
@@ -215,8 +215,8 @@ class Bench:
             return sorted([str(v) for v in row] for row in catalog.read(table, columns=list(columns)).to_numpy())
 
         registry = Registry(layout.settings)
-        stages.pin_inputs(self.params, layout, again=True)
-        stages.snapshot(self.params, layout)
+        stages.pin_inputs(Run(self.params, layout), again=True)
+        stages.snapshot(Run(self.params, layout))
         pools = {pool: sorted(read_pool(layout.snapshot, pool)["sample_id"]) for pool in POOLS}
         samples, labels = catalog.read("samples"), catalog.read("labels")
         placed = place(self.params.snapshot, samples, labels)

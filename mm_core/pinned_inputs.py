@@ -58,7 +58,7 @@ def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
             result = stage(params, layout, *args, **options)
             # Only the outermost stage writes postponed pins, when the whole cycle is finished.
             if outermost and _late(layout).exists():
-                pin(params, layout)
+                pin(Run(params, layout))
             if outermost:
                 seal_databases(layout.root, layout.cache)
             return result
@@ -66,26 +66,26 @@ def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
     return locked
 
 
-def pin_when_idle(params: Params, layout: Layout) -> dict[str, Any]:
+def pin_when_idle(run: Run) -> dict[str, Any]:
     """Pin the inputs of the next cycle now, or at the end of the running cycle.
 
     Returns:
         The pins, or `{"pins": reason}` if a running cycle postpones them.
     """
     for seconds in (0.0, 0.5):
-        with try_cycle_lock(layout, "pin-inputs", seconds) as free:
+        with try_cycle_lock(run.layout, "pin-inputs", seconds) as free:
             # The lock is free: no cycle is running, so pin now.
             if free:
-                return pin(params, layout)
+                return pin(run)
         # The lock's holder checks for this file at its end. The second attempt covers a holder that has just checked.
-        _late(layout).touch()
-    return {"pins": f"stay as they are until {cycle_holder(layout) or 'the cycle'} ends"}
+        _late(run.layout).touch()
+    return {"pins": f"stay as they are until {cycle_holder(run.layout) or 'the cycle'} ends"}
 
 
-def settle_late_pins(params: Params, layout: Layout) -> None:
+def settle_late_pins(run: Run) -> None:
     """Write pins that `pin_when_idle` postponed to an interrupted process; the caller holds the cycle lock."""
-    if _late(layout).exists():
-        pin(params, layout)
+    if _late(run.layout).exists():
+        pin(run)
 
 
 def _late(layout: Layout) -> Path:
@@ -93,28 +93,27 @@ def _late(layout: Layout) -> Path:
     return layout.locks / "pins.late"
 
 
-def pin(params: Params, layout: Layout, *, again: bool = False) -> dict[str, Any]:
+def pin(run: Run, *, again: bool = False) -> dict[str, Any]:
     """Write the pins of the next cycle if they changed; the caller holds the cycle lock.
 
     If the last cycle used all present inputs, its pins stay and the facts contain `nothing_new`.
 
     Args:
-        params: The parameters, which decide whether the last cycle is still valid.
-        layout: The workspace.
+        run: Params, workspace, storage and progress.
         again: True to pin even without new inputs.
 
     Returns:
         The facts of `stages.pin_inputs`.
     """
-    _late(layout).unlink(missing_ok=True)  # before reading the catalog: a later arrival sets it again
-    inputs = inputs_now(layout)
+    _late(run.layout).unlink(missing_ok=True)  # before reading the catalog: a later arrival sets it again
+    inputs = inputs_now(run.layout)
     facts: dict[str, str] = {}
-    if not again and _is_done(params, layout, inputs):
-        inputs = frozen_inputs(layout)
-        facts["nothing_new"] = f"the last cycle saw all of it: {recorded_verdict(layout).decision}"
+    if not again and _is_done(run, inputs):
+        inputs = frozen_inputs(run.layout)
+        facts["nothing_new"] = f"the last cycle saw all of it: {recorded_verdict(run.layout).decision}"
     # Unchanged pins are not rewritten, which keeps the file's modification time.
-    if not layout.inputs.exists() or read_inputs(layout) != inputs:
-        write_json(layout.inputs, inputs)
+    if not run.layout.inputs.exists() or read_inputs(run.layout) != inputs:
+        write_json(run.layout.inputs, inputs)
     return {**inputs, **facts}
 
 
@@ -159,23 +158,23 @@ def frozen_inputs(layout: Layout) -> PinnedInputs:
     return {"catalog": frozen["catalog"], "champion": frozen["champion"], "anchor": frozen["anchor"]}
 
 
-def _is_done(params: Params, layout: Layout, inputs: PinnedInputs) -> bool:
+def _is_done(run: Run, inputs: PinnedInputs) -> bool:
     """Return whether the last cycle finished with these params and inputs, or promoted the present champion."""
-    judged, candidate = layout.stage_report("gate"), layout.model(TRAIN_STAGES[-1])
+    judged, candidate = run.layout.stage_report("gate"), run.layout.model(TRAIN_STAGES[-1])
     # All files of a finished cycle must exist.
-    needed = (layout.snapshot / "snapshot.json", layout.verdict, judged, candidate)
+    needed = (run.layout.snapshot / "snapshot.json", run.layout.verdict, judged, candidate)
     if not all(path.is_file() for path in needed):
         return False
-    pinned, verdict = frozen_inputs(layout), recorded_verdict(layout)
+    pinned, verdict = frozen_inputs(run.layout), recorded_verdict(run.layout)
     # The gate recorded which pins and params it judged.
-    about = {"inputs": digest_of(pinned), "params": params.cycle_digest()}
+    about = {"inputs": digest_of(pinned), "params": run.params.cycle_digest()}
     facts = Report.read(judged).facts
     if {name: facts.get(name) for name in about} != about or pinned["catalog"] != inputs["catalog"]:
         return False
-    if verdict.candidate != sha256_file(candidate) or _is_mixed(layout):  # another cycle has started since
+    if verdict.candidate != sha256_file(candidate) or _is_mixed(run.layout):  # another cycle has started since
         return False
     # A promoted candidate without a promotion report is unfinished work.
-    if verdict.decision == "PROMOTE" and not layout.stage_report("promote").is_file():
+    if verdict.decision == "PROMOTE" and not run.layout.stage_report("promote").is_file():
         return False
     if (inputs["champion"] or {}).get("digest") == verdict.candidate:
         # The first champion ever is the anchor too.
@@ -193,11 +192,11 @@ def _is_mixed(layout: Layout) -> bool:
         return True
 
 
-def warm_start(params: Params, layout: Layout, champion: ModelPin | None) -> Path | None:
+def warm_start(run: Run, champion: ModelPin | None) -> Path | None:
     """Return the weights for the start of the first stage; None for a start from scratch."""
-    if params.train.common.warm_start != "champion" or not champion:
+    if run.params.train.common.warm_start != "champion" or not champion:
         return None
-    return fetch_blob(store_of(layout), champion["digest"])
+    return fetch_blob(store_of(run.layout), champion["digest"])
 
 
 def recorded_verdict(layout: Layout) -> Verdict:

@@ -36,7 +36,7 @@ def ingested_batch(context: dg.AssetExecutionContext, workspace: Workspace) -> d
     layout = workspace.layout()
     with plain_failures():
         # Ingest this partition's drop only.
-        report = stages.ingest(workspace.params(), layout, batch=context.partition_key, progress=Observations(context))
+        report = stages.ingest(Run(workspace.params(), layout, Observations(context)), batch=context.partition_key)
     return dg.MaterializeResult(
         metadata={"data docs": page(layout, layout.data_docs / "index.html")} | of_report(report),
         check_results=[*expectation_results(report)],
@@ -57,7 +57,7 @@ def structured_samples(context: dg.AssetExecutionContext, workspace: Workspace) 
     """Features of the batch's samples: quality, place, time, difficulty. Processes all samples that have none yet."""
     batch = context.partition_key
     with plain_failures():
-        report = stages.structure(workspace.params(), workspace.layout(), batch=batch, progress=Observations(context))
+        report = stages.structure(Run(workspace.params(), workspace.layout(), Observations(context)), batch=batch)
     return dg.MaterializeResult(metadata=of_report(report), check_results=[drift_result(report, batch)])
 
 
@@ -72,7 +72,7 @@ def routed(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
     """Hard photos that people should label, as Label Studio tasks with the champion's matte as initial matte."""
     params, layout = workspace.params(), workspace.layout()
     with plain_failures():
-        report = stages.route(params, layout, progress=Observations(context))
+        report = stages.route(Run(params, layout, Observations(context)))
     return dg.MaterializeResult(metadata=of_report(report))
 
 
@@ -88,8 +88,8 @@ def label_studio_tasks(context: dg.AssetExecutionContext, workspace: Workspace) 
     """Routed photos on the Label Studio server, each once; without a server they stay in the outbox."""
     params, layout = workspace.params(), workspace.layout()
     with plain_failures():
-        report = stages.push(params, layout, progress=Observations(context))
-        status = stages.labelling(params, layout)
+        report = stages.push(Run(params, layout, Observations(context)))
+        status = stages.labelling(Run(params, layout))
     return dg.MaterializeResult(metadata=project(status) | of_report(report))
 
 
@@ -108,10 +108,10 @@ def collected_labels(context: dg.AssetExecutionContext, workspace: Workspace) ->
     """
     params, layout, progress = workspace.params(), workspace.layout(), Observations(context)
     with plain_failures():
-        report = stages.collect(params, layout, progress=progress)
+        report = stages.collect(Run(params, layout, progress))
         # New labels need a difficulty before the next split.
-        stages.structure(params, layout, progress=progress)
-        status = stages.labelling(params, layout)
+        stages.structure(Run(params, layout, progress))
+        status = stages.labelling(Run(params, layout))
     return dg.MaterializeResult(metadata=project(status) | of_report(report))
 
 

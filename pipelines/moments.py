@@ -20,7 +20,5 @@ def moments(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     """The gallery's events with titles, best photos and finished pieces. Unchanged events are kept."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.moments(
-            workspace.params(), layout, layout.settings.gallery, layout.moments, progress=Observations(context)
-        )
+        report = stages.moments(Run(workspace.params(), layout, Observations(context)), layout.settings.gallery, layout.moments)
     return dg.MaterializeResult(metadata=of_report(report, paths={"moments.json": layout.moments / "moments.json"}))

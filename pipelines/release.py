@@ -27,7 +27,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     """Errors of all stages, champion and anchor on the frozen eval set, per photo; the candidate also as int8."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.evaluate(workspace.params(), layout, progress=Observations(context))
+        report = stages.evaluate(Run(workspace.params(), layout, Observations(context)))
     return dg.MaterializeResult(metadata=of_report(report, paths={"per photo": layout.per_image}))
 
 
@@ -49,7 +49,7 @@ def gate(workspace: Workspace) -> Iterator[dg.MaterializeResult | dg.AssetCheckR
     """
     layout = workspace.layout()
     with plain_failures():
-        report = stages.gate(workspace.params(), layout)
+        report = stages.gate(Run(workspace.params(), layout))
     # The check is recorded for both decisions.
     yield verdict_result(report)
     # Without an output the assets downstream are skipped.
@@ -69,7 +69,7 @@ def exported_bundle(workspace: Workspace) -> dg.MaterializeResult:
     """Mobile bundle: int8 models, manifest and model card. Fails without a recorded PROMOTE for this model."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.export(workspace.params(), layout)
+        report = stages.export(Run(workspace.params(), layout))
     return dg.MaterializeResult(metadata=of_report(report))
 
 
@@ -85,7 +85,7 @@ def promoted_model(workspace: Workspace) -> dg.MaterializeResult:
     """Set the registry's alias `champion` on the bundled model. Fail without a recorded PROMOTE for this model."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.promote(workspace.params(), layout)
+        report = stages.promote(Run(workspace.params(), layout))
     return dg.MaterializeResult(metadata=of_report(report))
 
 
@@ -108,6 +108,6 @@ def cycle_report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     layout = workspace.layout()
     with plain_failures():
         # Also trains for the comparison of labels, so it may take long.
-        report: Report = stages.html_report(workspace.params(), layout, progress=Observations(context))
+        report: Report = stages.html_report(Run(workspace.params(), layout, Observations(context)))
     # Link to the copy, because the next cycle overwrites the original.
     return dg.MaterializeResult(metadata={"page": page(layout, Path(report.facts["copy"]))} | of_report(report))

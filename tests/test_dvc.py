@@ -154,9 +154,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[
             patch.delenv(name, raising=False)
         layout = Layout(Settings.from_env(made.root / "data"))
         params = Params.load(made.root / "params.yaml")
-        stages.ingest(params, layout)
-        stages.structure(params, layout)
-        stages.pin_inputs(params, layout)
+        stages.ingest(Run(params, layout))
+        stages.structure(Run(params, layout))
+        stages.pin_inputs(Run(params, layout))
     return made
 
 

@@ -63,7 +63,7 @@ def cycled(
     """A workspace after its first cycle, and that cycle's reports."""
     layout = Layout(Settings.from_env(with_tables(tmp_path_factory.mktemp("loop"))))
     drop_all(Path(layout.settings.inbox))
-    yield layout, stages.run_cycle(TINY, layout)
+    yield layout, stages.run_cycle(Run(TINY, layout))
 
 
 def test_a_first_model_is_promoted_and_everything_agrees(cycled) -> None:
@@ -160,7 +160,7 @@ def test_a_second_cycle_on_the_same_inputs_trains_nothing_and_promotes_nothing_n
     assert layout.inputs.read_bytes() == inputs
     pin = Registry(layout.settings).pin("champion")
     assert pin is not None
-    stages.promote(TINY, layout)
+    stages.promote(Run(TINY, layout))
     assert Registry(layout.settings).pin("champion") == pin
 
 
@@ -169,7 +169,7 @@ def test_a_cycle_with_nothing_new_does_nothing(cycled, monkeypatch: pytest.Monke
     layout, _ = cycled
     before = {path: path.read_bytes() for path in (layout.inputs, layout.verdict)}
     monkeypatch.setattr(stages, "snapshot", None)  # whoever comes here fails
-    reports = stages.run_cycle(TINY, layout)
+    reports = stages.run_cycle(Run(TINY, layout))
     assert list(reports) == ["ingest", "structure", "pin_inputs"]
     assert "PROMOTE" in reports["pin_inputs"].facts["nothing_new"]
     assert {path: path.read_bytes() for path in before} == before
@@ -185,7 +185,7 @@ def test_a_cycle_goes_on_where_something_is_new_or_unfinished(cycled, why: str) 
             promoted.rename(promoted.with_suffix(".aside"))
         if why == "catalog":
             stages.catalog_of(layout).add("labels", [{"id": "x", "sample_id": "y", "version": 1, "origin": "drop"}])
-        report = stages.pin_inputs(params, layout, again=why == "again")
+        report = stages.pin_inputs(Run(params, layout), again=why == "again")
         assert "nothing_new" not in report.facts and report.facts["champion"]
         assert layout.inputs.read_bytes() != pinned
     finally:
@@ -242,20 +242,20 @@ def test_the_loop_on_s3(
     layout = Layout(Settings.from_env(with_tables(tmp_path / "workspace")))
     # Reading text has its turn in the loop on folders; three photos a category need a coarser gate.
     tiny = TINY.with_values(**{"structure.ocr": (), "gate.alpha": 0.4})
-    reports = stages.run_cycle(tiny, layout)
+    reports = stages.run_cycle(Run(tiny, layout))
     assert reports["ingest"].metrics["ingest/accepted"] == len(list((tmp_path / "made").rglob("images/*")))
     assert reports["gate"].facts["decision"] == "PROMOTE"
     assert not (layout.root / "store").exists()
     keys = [item["Key"] for item in client.list_objects_v2(Bucket=name, Prefix="store/")["Contents"]]
     assert any(key.startswith("store/catalog/samples/_delta_log/") for key in keys)
     assert any(key.endswith(sha256_file(layout.model("multimodal"))) for key in keys)
-    assert stages.ingest(tiny, layout).metrics["ingest/batches"] == 0
+    assert stages.ingest(Run(tiny, layout)).metrics["ingest/batches"] == 0
 
 
 def test_a_promoted_model_is_rebuilt_bit_for_bit(cycled) -> None:
     """From the registry's record alone: the rebuild has its own folders, and the cycle's checkpoints are not there."""
     layout, _ = cycled
-    report = stages.reproduce(TINY, layout, "champion")
+    report = stages.reproduce(Run(TINY, layout), "champion")
     assert report.facts["bit_equal"] and not report.facts["differs"], report.facts
     assert [row["equal"] for row in report.tables["stages"]] == [True] * 4
     assert not list((layout.root / "scratch").iterdir())
@@ -280,7 +280,7 @@ def test_seed_noise_is_measured_and_used(cycled) -> None:
     layout, _ = cycled
     store = stages.store_of(layout)
     assert recorded_noise(TINY, layout, store) is None
-    report = stages.seed_noise(TINY, layout, seeds=3)
+    report = stages.seed_noise(Run(TINY, layout), seeds=3)
     noise = recorded_noise(TINY, layout, store)
     assert noise is not None and set(noise) == set(CATEGORIES) and all(value > 0 for value in noise.values())
     for other in ({"gate.primary": "maxf"}, {"train.simple.steps": 5}, {"model.width": 16}):
@@ -294,7 +294,7 @@ def test_seed_noise_is_measured_and_used(cycled) -> None:
     values = np.array([row[f"seed {n}"] for n in (1, 2, 3)])
     assert row["noise"] == pytest.approx(np.sqrt(2) * values.std(ddof=1) / values.mean(), rel=0.02)
     with pytest.raises(InputError, match="at least 3"):
-        stages.seed_noise(TINY, layout, seeds=2)
+        stages.seed_noise(Run(TINY, layout), seeds=2)
 
 
 def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
@@ -302,9 +302,9 @@ def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
     from mm_core.labeling.label_studio_format import brush_region, inbox, outbox
 
     layout, _ = cycled
-    stages.pin_inputs(TINY, layout)
+    stages.pin_inputs(Run(TINY, layout))
     before = set(stages.catalog_of(layout).read("labels")["sample_id"])
-    sent = stages.route(TINY.with_values(**{"route.budget": 3}), layout)
+    sent = stages.route(Run(TINY.with_values(**{"route.budget": 3}), layout))
     assert sent.metrics["route/train"] == 3 and {row["category"] for row in sent.tables["need"]} == set(CATEGORIES)
     assert len({row["category"] for row in sent.tables["routed"]}) == 3, "no category twice while others wait"
     tasks = [task for path in outbox(layout).glob("*.json") for task in json.loads(path.read_text())]
@@ -318,11 +318,11 @@ def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
         task["annotations"][0]["result"] = [brush_region(alpha), said]
     inbox(layout).mkdir(parents=True)
     (inbox(layout) / "export.json").write_text(json.dumps(tasks))
-    assert stages.collect(TINY, layout).metrics["collect/new_labels"] == 3
-    stages.structure(TINY, layout)
-    stages.pin_inputs(TINY, layout)
-    stages.snapshot(TINY, layout)
-    value = stages.label_value(TINY, layout)
+    assert stages.collect(Run(TINY, layout)).metrics["collect/new_labels"] == 3
+    stages.structure(Run(TINY, layout))
+    stages.pin_inputs(Run(TINY, layout))
+    stages.snapshot(Run(TINY, layout))
+    value = stages.label_value(Run(TINY, layout))
     rows = {row["category"]: row for row in value.tables["value_of_labels"]}
     routed = {category for category, row in rows.items() if row["routed"]}
     learned = {task["data"]["key"] for task in tasks} - before
@@ -331,19 +331,19 @@ def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
     assert value.metrics["labels/dropped"] == 0, "the champion learned from the drops"
 
     with pytest.raises(InputError, match="nothing to compare the 3 routed photos with"):
-        stages.label_compare(TINY, layout)
+        stages.label_compare(Run(TINY, layout))
     each = dict.fromkeys(("pets", "cards", "portrait"), 2)
     write_drop(Path(layout.settings.inbox), "pixel_labeled", "unchosen", each, seed=400, size=64, role="train")
-    stages.ingest(TINY, layout)
-    stages.structure(TINY, layout)
-    stages.pin_inputs(TINY, layout)
-    stages.snapshot(TINY, layout)
+    stages.ingest(Run(TINY, layout))
+    stages.structure(Run(TINY, layout))
+    stages.pin_inputs(Run(TINY, layout))
+    stages.snapshot(Run(TINY, layout))
     untouched = {path: path.read_bytes() for path in layout.root.rglob("*.*") if path.is_file() and _kept(layout, path)}
-    compared = stages.label_compare(TINY, layout, seeds=2)
+    compared = stages.label_compare(Run(TINY, layout), seeds=2)
     assert compared.facts["photos_per_arm"] == 3 and compared.facts["available"]["routed"] == 3
     assert {path: path.read_bytes() for path in untouched} == untouched
     assert not list((layout.root / "scratch").iterdir())
-    page = stages.html_report(TINY, layout)
+    page = stages.html_report(Run(TINY, layout))
     assert "not_compared" not in page.facts, "the comparison on this snapshot is at hand"
     shown = layout.html_report.read_text().partition("Routed against random photos")[2].partition("</section>")[0]
     assert "Not compared" not in shown and "2 seeds" in shown
@@ -361,7 +361,7 @@ def test_each_cycle_compares_routed_labels_with_random_ones_and_never_fails_by_i
 
     def report_of(params: Params = TINY) -> str:
         path.unlink(missing_ok=True)
-        return stages.html_report(params, layout).facts.get("not_compared", "")
+        return stages.html_report(Run(params, layout)).facts.get("not_compared", "")
 
     assert report_of().startswith("3 routed and ") and report_of().endswith("the comparison has no meaning")
     assert "below 8 on each side" in layout.html_report.read_text()
@@ -377,9 +377,9 @@ def test_each_cycle_compares_routed_labels_with_random_ones_and_never_fails_by_i
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stages.html_report(params, layout, progress=killed)
+        stages.html_report(Run(params, layout, killed))
     again: list[str] = []
-    stages.html_report(params, layout, progress=lambda what, done, total: again.append(what) if done == 1 else None)
+    stages.html_report(Run(params, layout, lambda what, done, total: again.append(what) if done == 1 else None))
     assert again.count("train simple") == 2, "two of four had been finished"
     about = Report.read(path).facts
     assert about["seeds"] == 2 and about["photos_per_arm"] == 3 and about["steps"] == 2
@@ -406,7 +406,7 @@ def test_ingest_and_status_say_which_eval_rows_cannot_judge_and_what_is_missing(
     layout = Layout(Settings.from_env(tmp_path / "data"))
     inbox = Path(layout.settings.inbox)
     write_drop(inbox, "pixel_labeled", "w1", {"pets": 3, "cards": 3}, seed=5, size=64, role="train", burst_share=0)
-    first = stages.ingest(TINY, layout)
+    first = stages.ingest(Run(TINY, layout))
     assert "pets: 0 of 8 eval photos; 3 of about 24 labelled" in first.facts["eval"]
     monkeypatch.setenv("MM_WORKSPACE", str(layout.root))
     shown = CliRunner().invoke(app, ["status"], env={"COLUMNS": "200"}).output
@@ -422,7 +422,7 @@ def test_ingest_and_status_say_which_eval_rows_cannot_judge_and_what_is_missing(
     later = rows["accepted_at"].max()
     while datetime.now(UTC).isoformat(timespec="seconds") <= later:
         time.sleep(0.05)
-    second = stages.ingest(TINY, layout)
+    second = stages.ingest(Run(TINY, layout))
     assert len(second.tables["eval_refused"]) == 1, second.tables
     assert "arrived earlier for training" in second.tables["eval_refused"][0]["why"]
     assert any("cannot judge and are not trained on" in line for line in second.facts["eval"])

@@ -102,9 +102,9 @@ def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -
     """Takes all ready drops (or one) into the catalog and computes their features."""
     layout, params = layout_and_params(inbox)
     with progress_bars() as progress:
-        report = stages.ingest(params, layout, batch=batch, progress=progress)
+        report = stages.ingest(Run(params, layout, progress), batch=batch)
         # Features are computed directly after ingest, so that one command completes an arrival.
-        structured = stages.structure(params, layout, progress=progress)
+        structured = stages.structure(Run(params, layout, progress))
     # Merge both reports into one result.
     report.metrics |= structured.metrics
     report.facts |= structured.facts
@@ -173,7 +173,7 @@ def forget(
     """Removes photos from store and catalog for good, and lists every model trained on them."""
     layout, params = layout_and_params()
     # The plan resolves names to ids, so that exactly the confirmed photos are removed.
-    plan = stages.plan_forgetting(layout, photos or [], group)
+    plan = stages.plan_forgetting(Run(TODO_PARAMS, layout), photos or [], group)
     if dry_run:
         return say(plan, json_)
     if not yes:
@@ -185,14 +185,14 @@ def forget(
         if not sys.stdin.isatty():
             raise InputError(f"mm forget: {plan.metrics['forget/photos']:.0f} photos would go for good: add --yes")
         typer.confirm(f"Remove {plan.metrics['forget/photos']:.0f} photos for good?", abort=True, err=True)
-    say(stages.forget(params, layout, plan.facts["ids"]), json_)
+    say(stages.forget(Run(params, layout), plan.facts["ids"]), json_)
 
 
 @catalog_app.command("compact")
 def catalog_compact(json_: Json = False) -> None:
     """Puts small files together and removes data files of versions that nobody reads any more."""
     layout, params = layout_and_params()
-    say(stages.compact(params, layout), json_)
+    say(stages.compact(Run(params, layout)), json_)
 
 
 # ── one cycle ────────────────────────────────────────────────────────────────────────────────────
@@ -203,7 +203,7 @@ def run(inbox: Inbox = None, again: Again = False, json_: Json = False) -> None:
     """One whole cycle: ingest … gate, and export and promote if it passes. Where nothing is new, none."""
     layout, params = layout_and_params(inbox)
     with progress_bars() as progress:
-        reports = stages.run_cycle(params, layout, again=again, progress=progress)
+        reports = stages.run_cycle(Run(params, layout, progress), again=again)
     verdict = stages.recorded_verdict(layout)
     if json_:
         return say({name: asdict(report) for name, report in reports.items()}, True)
@@ -239,7 +239,7 @@ def _stage_command(name: str, summary: str, function: str = "", *, shows_progres
 def pin_inputs(again: Again = False, json_: Json = False) -> None:
     """Decide whether there is a cycle, and pin what it starts from."""
     layout, params = layout_and_params()
-    say(stages.pin_inputs(params, layout, again=again), json_)
+    say(stages.pin_inputs(Run(params, layout), again=again), json_)
 
 
 _stage_command("snapshot", "Freeze one catalog version; eval photos never move and never leak.", shows_progress=False)
@@ -269,7 +269,7 @@ def evaluate(
         return say(evaluate_folder(truth, pred), json_)
     layout, params = layout_and_params()
     with progress_bars() as progress:
-        say(stages.evaluate(params, layout, progress=progress), json_)
+        say(stages.evaluate(Run(params, layout, progress)), json_)
 
 
 # Commands of the other modules are listed at the top level, not as groups.
@@ -315,7 +315,7 @@ def moments(
     _require_photos(gallery)
     layout, params = layout_and_params()
     with progress_bars() as progress:
-        say(stages.moments(params, layout, gallery, out or layout.moments, model=model, progress=progress), json_)
+        say(stages.moments(Run(params, layout, progress), gallery, out or layout.moments, model=model), json_)
 
 
 def _require_photos(folder: Path) -> None:

@@ -70,9 +70,7 @@ def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet)
         progress(f"cycle {cycle}: samples", 0, 1)
         drop_samples(Path(settings.inbox), cycle)
         progress(f"cycle {cycle}: samples", 1, 1)
-        reports = stages.run_cycle(
-            params, layout, progress=lambda what, d, t, c=cycle: progress(f"cycle {c}: {what}", d, t)
-        )
+        reports = stages.run_cycle(Run(params, layout, lambda what, d, t, c=cycle: progress(f"cycle {c}: {what}", d, t)))
         verdict = stages.recorded_verdict(layout)
         results.append(
             {

@@ -79,14 +79,14 @@ def push(
     layout, params = layout_and_params()
     with progress_bars() as progress:
         if choose:
-            stages.pin_inputs(params, layout)
+            stages.pin_inputs(Run(params, layout))
             # Route new photos first, so that their tasks are sent in the same run.
-            report = stages.route(params, layout, progress=progress)
-            pushed = stages.push(params, layout, progress=progress)
+            report = stages.route(Run(params, layout, progress))
+            pushed = stages.push(Run(params, layout, progress))
             report.metrics |= pushed.metrics
             report.facts |= pushed.facts
         else:
-            report = stages.push(params, layout, progress=progress)
+            report = stages.push(Run(params, layout, progress))
     say(report, json_)
 
 
@@ -96,9 +96,9 @@ def pull(json_: Json = False) -> None:
     layout, params = layout_and_params()
     with progress_bars() as progress:
         # After new labels, the features and the pins of the next cycle are updated.
-        report = stages.collect(params, layout, progress=progress)
-        stages.structure(params, layout, progress=progress)
-    stages.pin_inputs(params, layout)
+        report = stages.collect(Run(params, layout, progress))
+        stages.structure(Run(params, layout, progress))
+    stages.pin_inputs(Run(params, layout))
     say(report, json_)
 
 
@@ -106,7 +106,7 @@ def pull(json_: Json = False) -> None:
 def value(json_: Json = False) -> None:
     """What labels that came since the champion did to each category: counts by source, error before and after."""
     layout, params = layout_and_params()
-    say(stages.label_value(params, layout), json_)
+    say(stages.label_value(Run(params, layout)), json_)
 
 
 @app.command()
@@ -117,14 +117,14 @@ def compare(
     """Trains on routed and on as many random new photos, all else equal; `mm report` shows what choosing is worth."""
     layout, params = layout_and_params()
     with progress_bars() as progress:
-        say(stages.label_compare(params, layout, seeds=seeds, progress=progress), json_)
+        say(stages.label_compare(Run(params, layout, progress), seeds=seeds), json_)
 
 
 @app.command()
 def status(json_: Json = False) -> None:
     """Which server, the project's address, open and finished tasks, the oldest open one, what waits here."""
     layout, params = layout_and_params()
-    result = stages.labelling(params, layout)
+    result = stages.labelling(Run(params, layout))
     if json_:
         return say(result, True)
     if result["server"] is None:

@@ -44,7 +44,7 @@ def pin_after_arrivals(params: Params, layout: Layout, report: Report) -> None:
 
 def _complete_arrivals(params: Params, layout: Layout, report: Report, json_: bool) -> None:
     """Compute the features of what was taken, pin the next cycle's inputs and print the report."""
-    stages.structure(params, layout)
+    stages.structure(Run(params, layout))
     pin_after_arrivals(params, layout, report)
     say_arrivals(report, layout, json_)
 

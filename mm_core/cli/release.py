@@ -31,7 +31,7 @@ def gate(context: typer.Context, json_: Json = False) -> None:
     # `mm gate` alone decides; its sub-commands only read or measure.
     if context.invoked_subcommand is None:
         layout, params = layout_and_params()
-        say(stages.gate(params, layout), json_)
+        say(stages.gate(Run(params, layout)), json_)
 
 
 @gate_app.command("show")
@@ -90,7 +90,7 @@ def gate_noise(
     """Trains this cycle's snapshot with other seeds; a verdict warns of gains within the spread of their scores."""
     layout, params = layout_and_params()
     with progress_bars() as progress:
-        say(stages.seed_noise(params, layout, seeds=seeds, progress=progress), json_)
+        say(stages.seed_noise(Run(params, layout, progress), seeds=seeds), json_)
 
 
 @gate_app.command("crossfit")
@@ -103,7 +103,7 @@ def gate_crossfit(
 
     layout, params = layout_and_params()
     with progress_bars() as progress:
-        say(crossfit(params, layout, folds=folds, progress=progress), json_)
+        say(crossfit(Run(params, layout, progress), folds=folds), json_)
 
 
 @app.command()
@@ -119,7 +119,7 @@ def export(
         refusal = {"exported": False, "verdict": verdict.decision, "reasons": verdict.reasons}
         write_json(layout.cycle_bundle / "export.json", refusal)
         return say(refusal, json_)
-    say(stages.export(params, layout), json_)
+    say(stages.export(Run(params, layout)), json_)
 
 
 @app.command()
@@ -136,13 +136,13 @@ def promote(
     """Moves the MLflow alias `champion` to the exported candidate; refuses without a recorded PROMOTE."""
     layout, params = layout_and_params()
     if override is not None:
-        return say(stages.override(params, layout, version, reason=override, days=days), json_)
+        return say(stages.override(Run(params, layout), version, reason=override, days=days), json_)
     # A registered version returns by a rollback or an override, not by a plain promotion.
     if version != "candidate":
         raise InputError(
             f"mm promote {version}: an earlier version returns by `mm rollback {version}`, or give --override"
         )
-    say(stages.promote(params, layout), json_)
+    say(stages.promote(Run(params, layout)), json_)
 
 
 @app.command()
@@ -153,7 +153,7 @@ def rollback(
 ) -> None:
     """Makes an earlier champion champion again."""
     layout, params = layout_and_params()
-    say(stages.rollback(params, layout, version, reason=reason), json_)
+    say(stages.rollback(Run(params, layout), version, reason=reason), json_)
 
 
 @app.command()
@@ -164,7 +164,7 @@ def anchor(
 ) -> None:
     """Moves the alias `anchor`: what later candidates must not fall behind, however small their steps."""
     layout, params = layout_and_params()
-    say(stages.anchor(params, layout, version, reason=reason), json_)
+    say(stages.anchor(Run(params, layout), version, reason=reason), json_)
 
 
 @app.command()
@@ -238,4 +238,4 @@ def reproduce(
     """Rebuilds a model from its recorded snapshot, params and seeds, and compares the weights."""
     layout, params = layout_and_params()
     with progress_bars() as progress:
-        say(stages.reproduce(params, layout, version, progress=progress), json_)
+        say(stages.reproduce(Run(params, layout, progress), version), json_)

@@ -132,7 +132,7 @@ def test_a_folder_above_an_input_is_no_output(photos: Path) -> None:
 def test_moments_are_not_written_into_the_gallery(photos: Path, out: str) -> None:
     before = contents(photos)
     with pytest.raises(InputError, match="lies in the gallery"):
-        stages.moments(Params(), layout_at(photos.parent), photos, photos.parent / out, model="none")
+        stages.moments(Run(Params(), layout_at(photos.parent)), photos, photos.parent / out, model="none")
     assert contents(photos) == before
 
 
@@ -149,11 +149,11 @@ def test_moments_replace_no_folder_and_no_file_of_the_users(tmp_path: Path, fore
     (out / foreign).write_text("mine")
     params = Params().with_values(**{"structure.ocr": [], "moments.least": 2})
     with pytest.raises(InputError, match="is there already and was not made by this command"):
-        stages.moments(params, layout_at(tmp_path), tmp_path / "gallery", out, model="none")
+        stages.moments(Run(params, layout_at(tmp_path)), tmp_path / "gallery", out, model="none")
     assert contents(out) == {foreign: b"mine"}
     (out / foreign).unlink()
     for _ in range(2):
-        report = stages.moments(params, layout_at(tmp_path), tmp_path / "gallery", out, model="none")
+        report = stages.moments(Run(params, layout_at(tmp_path)), tmp_path / "gallery", out, model="none")
     assert report.metrics["moments/moments"] == 1 and (out / "undated" / "moment.json").is_file()
 
 
@@ -185,13 +185,13 @@ def test_moments_keep_what_the_user_put_into_a_moment(tmp_path: Path) -> None:
         cv2.imwrite(str(gallery / f"{number}.jpg"), pixels)
     params = Params().with_values(**{"structure.ocr": [], "moments.least": 2})
     layout = layout_at(tmp_path)
-    stages.moments(params, layout, gallery, out, model="none")
+    stages.moments(Run(params, layout), gallery, out, model="none")
     (out / "undated" / "diary.txt").write_text("mine")
-    stages.moments(params, layout, gallery, out, model="none")
+    stages.moments(Run(params, layout), gallery, out, model="none")
     (gallery / "4.jpg").unlink()
     with pytest.raises(InputError, match="undated is there already and was not made by this command"):
-        stages.moments(params, layout, gallery, out, model="none")
-    stages.moments(params.with_values(**{"moments.least": 5}), layout, gallery, out, model="none")
+        stages.moments(Run(params, layout), gallery, out, model="none")
+    stages.moments(Run(params.with_values(**{"moments.least": 5}), layout), gallery, out, model="none")
     assert (out / "undated" / "diary.txt").read_text() == "mine"
 
 

@@ -100,7 +100,7 @@ def stand_ins(cycle: Layout, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_the_bundle_takes_further_formats_in_when_asked_and_lets_them_go_again(cycle, stand_ins):
-    report = stages.export(WITH_EXECUTORCH, cycle)
+    report = stages.export(Run(WITH_EXECUTORCH, cycle))
     folder = Path(report.facts["bundle"])
     manifest = b.read_manifest(folder)
     for decoder in DECODERS:
@@ -113,13 +113,13 @@ def test_the_bundle_takes_further_formats_in_when_asked_and_lets_them_go_again(c
     shown = [row["file"] for row in report.tables["bundle"]]
     assert shown == [f"{d}{SUFFIX[name]}" for name in ("onnx", "executorch") for d in sorted(DECODERS)]
 
-    stages.export(PARAMS, cycle)
+    stages.export(Run(PARAMS, cycle))
     assert not list(folder.glob("*.pte")) and b.read_manifest(folder)["asked"]["formats"] == {}
 
 
 def test_a_further_format_beyond_a_limit_refuses_the_whole_release(cycle, stand_ins):
     stand_ins["undelegated"] = 44
     with pytest.raises(ReleaseRefused, match="portrait.int8.pte leaves 44 operators"):
-        stages.export(WITH_EXECUTORCH, cycle)
+        stages.export(Run(WITH_EXECUTORCH, cycle))
     (folder,) = [path for path in cycle.bundles.iterdir() if path.is_dir() and not path.name.startswith(".")]
     assert b._key_of(folder) and not list(folder.glob("*.pte")), "the bundle before it stays whole"

@@ -47,11 +47,11 @@ def test_a_stricter_limit_is_checked_again_and_the_old_bundle_stays_whole(cycle,
     key = b._key_of(folder)
     strict = PARAMS.with_values(**{"export.limits.max_bytes": 10})
     with pytest.raises(ReleaseRefused, match="portrait.int8.onnx has .* bytes"):
-        stages.export(strict, cycle)
+        stages.export(Run(strict, cycle))
     assert b._key_of(folder) == key
     shutil.rmtree(folder)
     with pytest.raises(ReleaseRefused, match="max_bytes"):
-        stages.export(strict, cycle)
+        stages.export(Run(strict, cycle))
     assert not folder.exists()
 
 
@@ -78,7 +78,7 @@ def test_without_its_tools_a_format_is_refused_with_the_remedy_before_anything_i
     (folder,) = [path for path in cycle.bundles.iterdir() if path.is_dir()]
     shutil.rmtree(folder)
     with pytest.raises(InputError, match=f"export.formats: {name} .*make formats"):
-        stages.export(PARAMS.with_values(**{"export.formats": ["onnx", name]}), layout)
+        stages.export(Run(PARAMS.with_values(**{"export.formats": ["onnx", name]}), layout))
     assert not folder.exists() and not layout.formats.exists()
 
 

@@ -41,7 +41,7 @@ print(json.dumps({"status": served.status_code, "served": served.json(), "schema
 @pytest.fixture(scope="module")
 def promoted(exported: Layout, tmp_path_factory: pytest.TempPathFactory) -> Layout:
     layout = clone(exported, tmp_path_factory.mktemp("mlflow_model") / "data")
-    stages.promote(PARAMS, layout)
+    stages.promote(Run(PARAMS, layout))
     return layout
 
 

@@ -36,7 +36,7 @@ class Killed(BaseException):
 
 
 def promote(layout: Layout):
-    return stages.promote(PARAMS, layout)
+    return stages.promote(Run(PARAMS, layout))
 
 
 def state(layout: Layout) -> dict:
@@ -102,7 +102,7 @@ def test_a_pin_leads_to_the_very_files(promoted):
     assert {n: sha256_file(promoted.quantised / n) for n in pin["files"]} == pin["files"]
     assert all(sha256_file(fetch_blob(store, digest)) == digest for digest in pin["files"].values())
     assert registry.pin("7") is None and registry.pin("nobody") is None
-    stages.pin_inputs(PARAMS, promoted)
+    stages.pin_inputs(Run(PARAMS, promoted))
     assert stages.read_inputs(promoted)["champion"] == pin
     tags = registry.tags("champion")
     assert tags is not None
@@ -253,12 +253,12 @@ def test_forgetting_names_the_models_and_the_next_snapshot_is_without(promoted, 
     decoded = [layout.root / folder / "pixels" / "64" for folder in ("cache", "scratch/compare-1/1-routed/cache")]
     for folder in decoded:
         folder.mkdir(parents=True, exist_ok=True)
-    report = stages.forget(PARAMS, layout, [one])
+    report = stages.forget(Run(PARAMS, layout), [one])
     assert not any(folder.exists() for folder in decoded), "also what a killed training beside the cycle left"
     aliases = ["anchor", "candidate", "champion"]
     assert report.tables["models"] == [{"version": "1", "aliases": aliases, "pools": {"train_labeled": 1}}]
     assert report.tables["remaining"] == [{"what": "page", "where": str(layout.reports / "week.html")}]
-    stages.pin_inputs(PARAMS, layout)
-    stages.snapshot(PARAMS, layout)
+    stages.pin_inputs(Run(PARAMS, layout))
+    stages.snapshot(Run(PARAMS, layout))
     left = {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]}
     assert one not in left and len(left) == len(lineage(layout.settings, "1")["samples"]) - 1

@@ -106,7 +106,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> SimpleNamesp
     ]
     write_gallery(root / "gallery", events, size=256, bursts=0)
     layout = Layout(Settings.from_env(root / "workspace"))
-    stages.moments(PARAMS, layout, root / "gallery", root / "moments", model=str(bundle))
+    stages.moments(Run(PARAMS, layout), root / "gallery", root / "moments", model=str(bundle))
     told = json.loads((root / "moments" / "moments.json").read_text())["moments"]
     return SimpleNamespace(gallery=root / "gallery", moments=root / "moments", told=told)
 

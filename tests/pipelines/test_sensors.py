@@ -114,7 +114,7 @@ def test_a_drop_whose_run_was_lost_is_asked_for_again_but_not_for_ever(
 def test_what_the_catalog_holds_is_not_asked_for_even_without_a_cursor(
     plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
-    stages.ingest(workspace.params(), plant.layout)
+    stages.ingest(Run(workspace.params(), plant.layout))
     assert isinstance(arrivals_tick(workspace, instance, None), dg.SkipReason)
 
 
@@ -148,8 +148,8 @@ def test_labels_of_a_cycle_that_a_person_started_are_not_new(
     plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
     params = workspace.params()
-    stages.pin_inputs(params, plant.layout)
-    stages.snapshot(params, plant.layout)
+    stages.pin_inputs(Run(params, plant.layout))
+    stages.snapshot(Run(params, plant.layout))
     assert "0 new labels" in said(labels_tick(workspace, instance, None, 1))
 
 
@@ -240,7 +240,7 @@ def test_an_export_in_the_inbox_is_collected_once(
     time.sleep(0.01)
     hint(plant.layout).touch()  # the server called
     assert "been requested" in said(work_tick(workspace, instance, asked.cursor))
-    stages.collect(workspace.params(), plant.layout)
+    stages.collect(Run(workspace.params(), plant.layout))
     assert "no finished work" in said(work_tick(workspace, instance, asked.cursor))
 
 

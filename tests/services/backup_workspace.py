@@ -31,9 +31,9 @@ def bring(settings: Settings, source: Path | str, **how) -> Report:
 
 def fill(layout: Layout, batch: str, seed: int) -> None:
     write_drop(Path(layout.settings.inbox), "pixel_labeled", batch, {"pets": 2, "cards": 1}, seed=seed, size=64)
-    stages.ingest(PARAMS, layout)
-    stages.structure(PARAMS, layout)
-    stages.pin_inputs(PARAMS, layout)
+    stages.ingest(Run(PARAMS, layout))
+    stages.structure(Run(PARAMS, layout))
+    stages.pin_inputs(Run(PARAMS, layout))
 
 
 def contents(layout: Layout) -> dict[str, object]:

@@ -149,7 +149,7 @@ def test_a_forgotten_photo_leaves_the_backups_with_those_from_before(filled: Lay
     mine = {gone, *labels.loc[labels["sample_id"] == gone, "alpha_sha256"]}
     target = open_store(str(tmp_path / "backup"), tmp_path)
     assert len(mine) == 2 and all(target.exists(blob_key(digest)) for digest in mine)
-    stages.forget(PARAMS, own, [gone])
+    stages.forget(Run(PARAMS, own), [gone])
     save(own.settings, tmp_path / "backup")
     assert all(target.exists(blob_key(digest)) for digest in mine), "an older backup can still be restored whole"
     save(own.settings, tmp_path / "backup", keep=1)
