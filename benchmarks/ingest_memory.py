@@ -40,6 +40,7 @@ def measure(work: Path) -> None:
     from mm_core.ingest import commit
     from mm_core.ingest.manifest import ManifestRow
     from mm_core.ingest.probe import Probe, Prober
+    from mm_core.pinned_inputs import Run
 
     def made_up(self: Prober, row: ManifestRow) -> Probe:
         random = np.random.default_rng(row.row)

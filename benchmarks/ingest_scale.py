@@ -98,10 +98,12 @@ def measure(work: Path) -> None:
     from mm_core.core.layout import Layout
     from mm_core.core.params import Params
     from mm_core.core.settings import Settings
+    from mm_core.pinned_inputs import Run
+    from mm_core.storage.run import catalog_of
 
     layout = Layout(Settings.from_env(work))
     params = Params()
-    catalog = stages.catalog_of(layout)
+    catalog = catalog_of(layout)
     found: dict[str, float] = {}
 
     def status() -> None:

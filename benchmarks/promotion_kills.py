@@ -39,6 +39,7 @@ from mm_core import stages  # noqa: E402
 from mm_core.core.layout import TRAIN_STAGES, Layout  # noqa: E402
 from mm_core.core.records import sha256_file  # noqa: E402
 from mm_core.export.registry import NAME, Registry  # noqa: E402
+from mm_core.pinned_inputs import Run  # noqa: E402
 
 MOVING = ("code_revision", "provenance", "bundle_source")
 

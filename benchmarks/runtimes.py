@@ -23,6 +23,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.settings import Settings
 from mm_core.export.bench import bench_bundle
 from mm_core.export.signature import make_keys
+from mm_core.pinned_inputs import Run
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "export"))

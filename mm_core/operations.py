@@ -1,6 +1,6 @@
 """Operations outside the cycle: labels, catalog, measurements, moments, rollback.
 
-They are part of the interface of `mm_core.stages`, which re-exports most of them.
+Each takes a `Run` like a stage. Those that change what a cycle reads hold the cycle lock.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.layout import Layout
 from mm_core.core.locks import removal_lock
-from mm_core.core.params import Params
 from mm_core.core.pins import has_snapshot, read_snapshot
-from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import Report, digest_of, sha256_file, timed
 from mm_core.export.lineage import models_with, training_labels
 from mm_core.export.registry import Registry
@@ -32,15 +30,15 @@ from mm_core.model.predict import TorchPredictor
 from mm_core.moments.gallery_reader import read_gallery
 from mm_core.moments.moments import make_moments
 from mm_core.pinned_inputs import (
-    catalog_of,
+    Run,
     frozen_inputs,
     in_the_cycle,
     pin,
     pin_when_idle,
     read_inputs,
-    store_of,
     warm_start,
 )
+from mm_core.storage.run import store_of
 from mm_core.storage.schemas import SCHEMAS
 from mm_core.storage.store import fetch_blob
 
@@ -79,7 +77,7 @@ def plan_forgetting(run: Run, samples: Sequence[str], group: str | None = None) 
         InputError: `mm_core.ingest.erasure.find_photos` finds no such photo.
     """
     with timed(Report("forget-plan")) as report:
-        catalog = catalog_of(run.layout)
+        catalog = run.catalog
         ids = find_photos(catalog, samples, group)
         report.facts |= {"ids": ids, **_last_cycle_with(run.layout, ids)}
         report.tables["goes"] = describe_photos(catalog, ids)
@@ -126,7 +124,7 @@ def forget(run: Run, samples: Sequence[str], group: str | None = None) -> Report
         timed(Report("forget"), run.layout.root / "reports" / "forget.json") as report,
     ):
         # Remove the photos first. The other steps only remove copies and references.
-        ids = forget_photos(catalog_of(run.layout), store_of(run.layout), samples, group)
+        ids = forget_photos(run.catalog, run.store, samples, group)
         # An interrupted measurement or rebuild leaves decoded photos in its own cache folder.
         for cache in (run.layout.cache, *(run.layout.root / "scratch").rglob("cache")):
             PixelCache.clear(cache)
@@ -153,7 +151,7 @@ def forget(run: Run, samples: Sequence[str], group: str | None = None) -> Report
 def compact(run: Run) -> Report:
     """Merge the catalog's small files and remove the data files of unused versions."""
     with removal_lock(run.layout, "catalog compact"), timed(Report("compact")) as report:
-        catalog = catalog_of(run.layout)
+        catalog = run.catalog
         # Keep the versions that the next cycle and the present one are pinned to.
         pinned = [read_inputs(run.layout)["catalog"]] if run.layout.inputs.exists() else []
         if has_snapshot(run.layout):
@@ -172,7 +170,7 @@ def seed_noise(run: Run, *, seeds: int = 3) -> Report:
 
     with timed(Report("gate-noise"), run.layout.root / "reports" / "gate-noise.json") as report:
         start = warm_start(run, frozen_inputs(run.layout)["champion"])
-        return measure_noise(run.params, run.layout, store_of(run.layout), report, start=start, seeds=seeds, progress=run.progress)
+        return measure_noise(run.params, run.layout, run.store, report, start=start, seeds=seeds, progress=run.progress)
 
 
 @in_the_cycle
@@ -181,7 +179,7 @@ def crossfit(run: Run, *, folds: int = 3) -> Report:
     from mm_core.experiments.crossfit import NAME, cross_fit, report_file
 
     with timed(Report(NAME), report_file(run.layout)) as report:
-        return cross_fit(run.params, run.layout, store_of(run.layout), report, folds=folds, progress=run.progress)
+        return cross_fit(run.params, run.layout, run.store, report, folds=folds, progress=run.progress)
 
 
 @in_the_cycle
@@ -200,14 +198,14 @@ def label_compare(run: Run, *, seeds: int = 1, fewest: int = 1) -> Report:
 
     # Use the snapshot's champion. The pinned champion may have been trained on this snapshot.
     champion = read_snapshot(run.layout)["champion"]
-    store = store_of(run.layout)
+    store = run.store
     learned = training_labels(run.layout.settings, store, champion["version"]) if champion else {}
     if champion and not learned:
         raise InputError(f"the registry does not say what champion {champion['version']} learned from: nothing is new")
     with timed(Report("label-compare"), run.layout.stage_report("label-compare")) as report:
         start = warm_start(run, champion)
         return compare_labels(
-            run.params, catalog_of(run.layout), run.layout, store, learned, report,
+            run.params, run.catalog, run.layout, store, learned, report,
             start=start, seeds=seeds, fewest=fewest, progress=run.progress,
         )  # fmt: skip
 
@@ -282,7 +280,7 @@ def moments(run: Run, gallery: Path, out: Path, *, model: str = "champion") -> R
     with timed(Report("moments"), run.layout.root / "reports" / "moments.json") as report:
         # Without a model (`none`), the pieces use no mattes.
         predictor, name = predictor_of(run.layout, model)
-        found = read_gallery(gallery, run.params, run.layout, catalog_of(run.layout), progress=run.progress)
+        found = read_gallery(gallery, run.params, run.layout, run.catalog, progress=run.progress)
         # The same near-duplicate threshold as at ingest.
         bits = run.params.ingest.near_duplicate_bits
         return make_moments(
@@ -298,7 +296,7 @@ def rollback(run: Run, version: str | None = None, *, reason: str = "") -> Repor
     """
     with timed(Report("rollback"), run.layout.root / "reports" / "rollback.json") as report:
         # The alias moves first, so that a running cycle detects the change at its promotion.
-        Registry(run.layout.settings).rollback(version, reason or "no reason given", report)
+        run.registry.rollback(version, reason or "no reason given", report)
     pin_when_idle(run)
     return report
 
@@ -306,7 +304,7 @@ def rollback(run: Run, version: str | None = None, *, reason: str = "") -> Repor
 def anchor(run: Run, version: str, *, reason: str) -> Report:
     """Make a present or former champion the anchor of the next cycles' gate, and record user and reason."""
     with timed(Report("anchor"), run.layout.root / "reports" / "anchor.json") as report:
-        Registry(run.layout.settings).move_anchor(version, reason, report)
+        run.registry.move_anchor(version, reason, report)
     pin_when_idle(run)
     return report
 
@@ -316,4 +314,4 @@ def reproduce(run: Run, version: str) -> Report:
     from mm_core.export.reproduce import reproduce as rebuild
 
     with timed(Report("reproduce"), run.layout.root / "reports" / "reproduce.json") as report:
-        return rebuild(run.layout, store_of(run.layout), version, report, progress=run.progress)
+        return rebuild(run.layout, run.store, version, report, progress=run.progress)

@@ -1,4 +1,4 @@
-"""Inputs of a cycle: the store, the pinned inputs, the pins that the snapshot froze, the recorded verdict.
+"""The `Run` that every stage takes, and a cycle's inputs: its pins, the pins that the snapshot froze, the verdict.
 
 `inputs.json` contains the pins of the *next* cycle. The snapshot copies them into `snapshot.json`. Every later stage
 reads that copy (`frozen_inputs`), so that changes outside the cycle do not affect its evaluation.
@@ -8,42 +8,46 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import wraps
+from dataclasses import dataclass
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import cycle_holder, cycle_lock, try_cycle_lock
-from mm_core.core.params import Params
 from mm_core.core.pins import ROLES, ModelPin, PinnedInputs, read_snapshot
 from mm_core.core.records import Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.export.override import Override, valid_override
 from mm_core.export.registry import Registry
 from mm_core.ingest.snapshot import POOLS, read_pool
-from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun, catalog_of, store_of
 from mm_core.storage.seals import seal_databases
-from mm_core.storage.store import Store, fetch_blob, open_store
+from mm_core.storage.store import fetch_blob
+from mm_core.training.tracking import Tracker
 
 
-def store_of(layout: Layout) -> Store:
-    """Open the workspace's store."""
-    return open_store(layout.settings.store, layout.cache)
+@dataclass(frozen=True)
+class Run(StorageRun):
+    """What each stage and operation takes: params, workspace, progress, and the services behind them, opened once.
 
+    `Run(params, layout)` makes no progress calls; `Run(params, layout, progress)` does.
+    """
 
-def inbox_of(layout: Layout) -> Store:
-    """Open the inbox as a store; its cache is separate from the store's."""
-    return open_store(layout.settings.inbox, layout.cache / "inbox")
+    @cached_property
+    def tracker(self) -> Tracker:
+        """The MLflow run history."""
+        return Tracker(self.layout.settings)
 
-
-def catalog_of(layout: Layout) -> Catalog:
-    """Open the catalog in the store."""
-    return Catalog(layout.settings.store)
+    @cached_property
+    def registry(self) -> Registry:
+        """The MLflow model registry."""
+        return Registry(self.layout.settings)
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Stage = Callable[Concatenate[Params, Layout, P], R]
+Stage = Callable[Concatenate[Run, P], R]
 
 
 def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
@@ -53,14 +57,14 @@ def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
     """
 
     @wraps(stage)
-    def locked(params: Params, layout: Layout, *args: P.args, **options: P.kwargs) -> R:
-        with cycle_lock(layout, stage.__name__.strip("_").replace("_", "-")) as outermost:
-            result = stage(params, layout, *args, **options)
+    def locked(run: Run, *args: P.args, **options: P.kwargs) -> R:
+        with cycle_lock(run.layout, stage.__name__.strip("_").replace("_", "-")) as outermost:
+            result = stage(run, *args, **options)
             # Only the outermost stage writes postponed pins, when the whole cycle is finished.
-            if outermost and _late(layout).exists():
-                pin(Run(params, layout))
+            if outermost and _late(run.layout).exists():
+                pin(run)
             if outermost:
-                seal_databases(layout.root, layout.cache)
+                seal_databases(run.layout.root, run.layout.cache)
             return result
 
     return locked
@@ -196,7 +200,7 @@ def warm_start(run: Run, champion: ModelPin | None) -> Path | None:
     """Return the weights for the start of the first stage; None for a start from scratch."""
     if run.params.train.common.warm_start != "champion" or not champion:
         return None
-    return fetch_blob(store_of(run.layout), champion["digest"])
+    return fetch_blob(run.store, champion["digest"])
 
 
 def recorded_verdict(layout: Layout) -> Verdict:

@@ -16,10 +16,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from mm_core.core.errors import InputError, ReleaseRefused
-from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.params import Params
+from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import ROLES, has_snapshot
-from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import Report, digest_of, sha256_file, timed, write_json
 from mm_core.eval.eval_budget import record_use
 from mm_core.eval.evaluate import evaluate_models, identity
@@ -32,7 +30,6 @@ from mm_core.export.bundle import write_bundle
 from mm_core.export.lineage import learnt_by, training_labels
 from mm_core.export.override import write_override
 from mm_core.export.quantise import quantise
-from mm_core.export.registry import Registry
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.ingest.ingest import ingest_ready
 from mm_core.ingest.snapshot import build_snapshot, eval_state, read_pool
@@ -45,35 +42,18 @@ from mm_core.labeling.review import settle_suspects
 from mm_core.labeling.route import route_hard
 from mm_core.labeling.value import value_of_labels
 from mm_core.model.predict import TorchPredictor
-from mm_core.operations import (  # noqa: F401  re-exported
-    anchor,
-    compact,
-    compare_after_cycle,
-    finished_work,
-    forget,
-    label_compare,
-    labelling,
-    moments,
-    plan_forgetting,
-    predictor_of,
-    reproduce,
-    rollback,
-    seed_noise,
-)
+from mm_core.operations import compare_after_cycle
 from mm_core.pinned_inputs import (
-    catalog_of,
+    Run,
     frozen_inputs,
     in_the_cycle,
-    inbox_of,
     inputs_now,
     pin,
-    pin_when_idle,  # noqa: F401  re-exported
     read_inputs,
     recorded_verdict,
     require_one_cycle,
     require_promote,
     settle_late_pins,
-    store_of,
     warm_start,
 )
 from mm_core.storage.seals import require_unbroken, seal_folder
@@ -81,7 +61,6 @@ from mm_core.storage.store import fetch_blob
 from mm_core.structuring.drift import drift_of_new
 from mm_core.structuring.split import split_by_difficulty
 from mm_core.structuring.structure import structure_new
-from mm_core.training.tracking import Tracker
 
 if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
@@ -93,12 +72,12 @@ if TYPE_CHECKING:
 def ingest(run: Run, *, batch: str | None = None) -> Report:
     """Ingest all ready drops (or one). Each photo is accepted, quarantined with a reason, or a duplicate."""
     with timed(Report("ingest"), run.layout.root / "reports" / "ingest.json") as report:
-        catalog = catalog_of(run.layout)
+        catalog = run.catalog
         ingest_ready(
             run.params.ingest,
             catalog,
-            store_of(run.layout),
-            inbox_of(run.layout),
+            run.store,
+            run.inbox,
             report,
             batch=batch,
             data_docs=run.layout.data_docs,
@@ -118,9 +97,9 @@ def structure(run: Run, *, batch: str | None = None) -> Report:
 
     New batches, and `batch` (kind/batch) again, are then compared with the earlier catalog to detect drift.
     """
-    catalog = catalog_of(run.layout)
+    catalog = run.catalog
     with timed(Report("structure"), run.layout.root / "reports" / "structure.json") as report:
-        source = structure_new(run.params, catalog, store_of(run.layout), run.layout, report, progress=run.progress)
+        source = structure_new(run.params, catalog, run.store, run.layout, report, progress=run.progress)
         drift_of_new(run.params.drift, catalog, source, run.layout.drift, report, batch)
     return report
 
@@ -129,7 +108,7 @@ def route(run: Run) -> Report:
     """Select the photos for labelling and write Label Studio tasks with the champion's mattes as a start."""
     with timed(Report("route")) as report:
         return route_hard(
-            run.params.route, catalog_of(run.layout), store_of(run.layout), inputs_now(run.layout), run.layout, report, progress=run.progress
+            run.params.route, run.catalog, run.store, inputs_now(run.layout), run.layout, report, progress=run.progress
         )
 
 
@@ -150,15 +129,17 @@ def collect(run: Run) -> Report:
     Reviewed suspect mattes leave quarantine.
     """
     with timed(Report("collect"), run.layout.root / "reports" / "collect.json") as report:
-        catalog, store, taken = catalog_of(run.layout), store_of(run.layout), Taken()
-        report.metrics["collect/files"] = collect_labels(run.params.label, catalog, store, run.layout, taken, progress=run.progress)
+        catalog, store, taken = run.catalog, run.store, Taken()
+        report.metrics["collect/files"] = collect_labels(
+            run.params.label, catalog, store, run.layout, taken, progress=run.progress
+        )
         try:
             if server := connect(run.layout, people=run.params.label.people):
                 tasks = pull_labels(run.params.label, catalog, store, run.layout, server, taken, progress=run.progress)
                 report.metrics["collect/tasks"] = tasks
                 report.facts["project"] = server.link()
         finally:  # keeps the labels collected so far if the server fails
-            report.facts |= settle_suspects(run.params.ingest, catalog, store, inbox_of(run.layout), run.layout)
+            report.facts |= settle_suspects(run.params.ingest, catalog, store, run.inbox, run.layout)
             taken.report(report)
         return report
 
@@ -183,7 +164,7 @@ def snapshot(run: Run) -> Report:
     """Freeze one catalog version as parquet manifests; eval photos never change pools."""
     settle_late_pins(run)
     with timed(Report("snapshot"), run.layout.stage_report("snapshot")) as report:
-        return build_snapshot(run.params.snapshot, catalog_of(run.layout), read_inputs(run.layout), run.layout.snapshot, report)
+        return build_snapshot(run.params.snapshot, run.catalog, read_inputs(run.layout), run.layout.snapshot, report)
 
 
 @in_the_cycle
@@ -191,7 +172,7 @@ def split(run: Run) -> Report:
     """Split train_labeled into a simple and a hard set by difficulty."""
     with timed(Report("split"), run.layout.stage_report("split")) as report:
         inputs = frozen_inputs(run.layout)
-        return split_by_difficulty(run.params.split, catalog_of(run.layout), inputs, run.layout.snapshot, run.layout.split, report)
+        return split_by_difficulty(run.params.split, run.catalog, inputs, run.layout.snapshot, run.layout.split, report)
 
 
 @in_the_cycle
@@ -222,7 +203,7 @@ def _train(stage: str, run: Run) -> Report:
     from mm_core.training.record import require_start
     from mm_core.training.stage import train_stage
 
-    store = store_of(run.layout)
+    store = run.store
     start = require_start(stage, run.layout) or warm_start(run, frozen_inputs(run.layout)["champion"])
     with timed(Report(f"train-{stage}"), run.layout.stage_report(f"train-{stage}")) as report:
         if run.layout.settings.engine == "ray":
@@ -235,11 +216,19 @@ def _train(stage: str, run: Run) -> Report:
 @in_the_cycle
 def evaluate(run: Run) -> Report:
     """Evaluate all stages, champion and anchor on the frozen eval set, and the candidate also as int8 files."""
-    store, inputs = store_of(run.layout), frozen_inputs(run.layout)
+    store, inputs = run.store, frozen_inputs(run.layout)
     require_one_cycle(run.layout)
     with timed(Report("evaluate"), run.layout.stage_report("evaluate")) as report:
         candidate = run.layout.model(TRAIN_STAGES[-1])
-        quantise(run.params.export, candidate, run.layout.snapshot, store, run.layout.quantised, report, progress=run.progress)
+        quantise(
+            run.params.export,
+            candidate,
+            run.layout.snapshot,
+            store,
+            run.layout.quantised,
+            report,
+            progress=run.progress,
+        )
         device = run.layout.settings.device
         models: dict[tuple[str, str], Predictor] = {}
         models |= {(stage, "float"): TorchPredictor(run.layout.model(stage), device) for stage in TRAIN_STAGES}
@@ -252,11 +241,13 @@ def evaluate(run: Run) -> Report:
         evaluate_models(run.params.evaluate, models, run.layout, store, report, progress=run.progress)
         run.layout.shadow.unlink(missing_ok=True)
         if inputs["champion"] and run.params.evaluate.shadow_photos:
-            photos = newest_unlabelled(catalog_of(run.layout), inputs["catalog"], run.params.evaluate.shadow_photos)
+            photos = newest_unlabelled(run.catalog, inputs["catalog"], run.params.evaluate.shadow_photos)
             int8, champion = models[TRAIN_STAGES[-1], "int8"], models["champion", "int8"]
-            run_shadow(photos, int8, champion, identity(run.layout, inputs), run.layout, store, report, progress=run.progress)
+            run_shadow(
+                photos, int8, champion, identity(run.layout, inputs), run.layout, store, report, progress=run.progress
+            )
         seal_folder(run.layout.evaluation, [path for path in sorted(run.layout.quantised.iterdir()) if path.is_file()])
-    Tracker(run.layout.settings).log_report(run.layout, report)
+    run.tracker.log_report(run.layout, report)
     return report
 
 
@@ -274,14 +265,14 @@ def gate(run: Run) -> Report:
         raise InputError(f"{weights} is missing: run `mm train-{TRAIN_STAGES[-1]}`, or `mm run` for a whole cycle")
     require_one_cycle(run.layout)
     require_unbroken(run.layout.evaluation, "run `mm evaluate` again")
-    store, candidate = store_of(run.layout), sha256_file(weights)
+    store, candidate = run.store, sha256_file(weights)
     with timed(Report("gate"), run.layout.stage_report("gate")) as report:
         for later in ("export", "promote"):
             # Remove the results of an earlier verdict.
             run.layout.stage_report(later).unlink(missing_ok=True)
         inputs, frame = frozen_inputs(run.layout), read_pool(run.layout.snapshot, "eval")
         judged = [pin["digest"] for role in ROLES if (pin := inputs[role])]
-        samples = catalog_of(run.layout).read(
+        samples = run.catalog.read(
             "samples", version=inputs["catalog"]["samples"], columns=["id", "group", "phash", "near"]
         )
         learnt = learnt_by(run.layout.settings, store, judged)
@@ -289,7 +280,7 @@ def gate(run: Run) -> Report:
             run.params.gate,
             run.layout,
             inputs,
-            ratchet=Registry(run.layout.settings).ratchet(store, inputs["anchor"]),
+            ratchet=run.registry.ratchet(store, inputs["anchor"]),
             noise=recorded_noise(run.params, run.layout, store),
             uses=record_use(store, frame["sample_id"], candidate),
             left_out=learnt_photos(frame, samples, learnt, run.params.snapshot.near_duplicate_bits),
@@ -300,7 +291,7 @@ def gate(run: Run) -> Report:
         report.tables["cells"] = [cell.model_dump() for cell in verdict.cells]
         counts = {"gate/left_out": len(verdict.left_out), "gate/promote": verdict.decision == "PROMOTE"}
         report.metrics |= {name: float(count) for name, count in counts.items()}
-    Tracker(run.layout.settings).log_report(run.layout, report)
+    run.tracker.log_report(run.layout, report)
     return report
 
 
@@ -309,14 +300,14 @@ def export(run: Run) -> Report:
     """Write the mobile bundle of a candidate with the recorded verdict PROMOTE."""
     with timed(Report("export"), run.layout.stage_report("export")) as report:
         verdict, _ = require_promote(run.layout)
-        return write_bundle(run.params, run.layout, store_of(run.layout), verdict, report)
+        return write_bundle(run.params, run.layout, run.store, verdict, report)
 
 
 @in_the_cycle
 def promote(run: Run) -> Report:
     """Register the bundled model in MLflow and move the alias `champion`. The function is idempotent."""
     with timed(Report("promote"), run.layout.stage_report("promote")) as report:
-        (verdict, override), registry, store = require_promote(run.layout), Registry(run.layout.settings), store_of(run.layout)
+        (verdict, override), registry, store = require_promote(run.layout), run.registry, run.store
         registry.promote(run.params, run.layout, store, verdict, report, override=override)
         if (ratchet := registry.ratchet(store, registry.pin("anchor"))).anchor:
             report.facts["best"] = update_best(run.params.gate, run.layout, ratchet, verdict.candidate)
@@ -327,9 +318,9 @@ def label_value(run: Run) -> Report:
     """Report the effect of labels since the champion on each category: counts by source, MSE before and after."""
     with timed(Report("label-value"), run.layout.stage_report("label-value")) as report:
         champion = frozen_inputs(run.layout)["champion"]
-        store = store_of(run.layout)
+        store = run.store
         learned = training_labels(run.layout.settings, store, champion["version"]) if champion else {}
-        return value_of_labels(catalog_of(run.layout), run.layout, learned, report)
+        return value_of_labels(run.catalog, run.layout, learned, report)
 
 
 @in_the_cycle
@@ -344,27 +335,27 @@ def html_report(run: Run) -> Report:
             label_value(run)
             if why_not := compare_after_cycle(run):
                 report.facts["not_compared"] = why_not
-        write_html(run.params, run.layout, catalog_of(run.layout), store_of(run.layout), report)
+        write_html(run.params, run.layout, run.catalog, run.store, report)
     if has_snapshot(run.layout):
-        Tracker(run.layout.settings).log_report(run.layout, report, files=[run.layout.html_report])
+        run.tracker.log_report(run.layout, report, files=[run.layout.html_report])
     return report
 
 
 @in_the_cycle
 def override(run: Run, version: str, *, reason: str, days: int) -> Report:
     """Promote `candidate` or a registered version against the gate. An override is signed, logged and expires."""
-    registry = Registry(run.layout.settings)
+    registry = run.registry
     with timed(Report("override"), run.layout.root / "reports" / "override.json") as report:
         if version == "candidate":
             verdict = recorded_verdict(run.layout)
-            signed = write_override(store_of(run.layout), verdict.candidate, reason, verdict.decision, days)
+            signed = write_override(run.store, verdict.candidate, reason, verdict.decision, days)
             export(run)
             report.facts |= {"override": signed} | promote(run).facts
             return report
         tags = registry.tags(version)
         if tags is None:
             raise InputError(f"the registry has no version {version!r}: name one, or `candidate`")
-        signed = write_override(store_of(run.layout), tags["model_digest"], reason, tags["verdict"], days)
+        signed = write_override(run.store, tags["model_digest"], reason, tags["verdict"], days)
         report.facts["override"] = signed
         return registry.crown(version, signed, report)
 
@@ -405,7 +396,7 @@ def _run(run: Run, *, again: bool) -> dict[str, Report]:
     reports["snapshot"] = snapshot(run)
     reports["split"] = split(run)
     for stage in TRAIN_STAGES:
-        reports[f"train-{stage}"] = TRAIN[stage](run.params, run.layout, progress=run.progress)
+        reports[f"train-{stage}"] = TRAIN[stage](run)
     reports["evaluate"] = evaluate(run)
     reports["gate"] = gate(run)
     if reports["gate"].facts["decision"] == "PROMOTE":

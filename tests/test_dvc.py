@@ -17,6 +17,7 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES, sha256_file
 from mm_core.core.settings import Settings
+from mm_core.pinned_inputs import Run
 from samplegen import write_drop
 
 PROJECT = Path(__file__).resolve().parent.parent

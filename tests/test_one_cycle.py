@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mm_core import stages
+from mm_core import operations, stages
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
@@ -25,6 +25,8 @@ from mm_core.export.registry import NAME, Registry
 from mm_core.export.signature import make_keys
 from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.model.files import read_meta
+from mm_core.pinned_inputs import Run, frozen_inputs, inputs_now, pin_when_idle, read_inputs, recorded_verdict
+from mm_core.storage.run import catalog_of
 from samplegen import write_drop
 
 TINY = Params().with_values(
@@ -107,19 +109,19 @@ def test_a_drop_that_comes_while_a_cycle_trains_is_seen_by_the_next_one(workspac
         drop(Path(workspace.settings.inbox), "late", 3, 90, "train")
         stages.ingest(Run(TINY, workspace))
         stages.structure(Run(TINY, workspace))
-        facts = stages.pin_when_idle(TINY, workspace)
+        facts = pin_when_idle(Run(TINY, workspace))
         assert "until `mm run`" in facts["pins"]
         assert workspace.inputs.read_bytes() == before, "the pins of a running cycle do not move"
         pinned.append(before)
 
     reports = stages.run_cycle(Run(TINY, workspace, once_while_training(arrive)), again=True)
-    assert pinned and reports["gate"].facts["inputs"] == digest_of(stages.frozen_inputs(workspace))
-    assert json.loads(pinned[0]) == stages.frozen_inputs(workspace), "it was judged on what it froze"
-    assert stages.read_inputs(workspace)["catalog"] == stages.inputs_now(workspace)["catalog"], "pinned at its end"
+    assert pinned and reports["gate"].facts["inputs"] == digest_of(frozen_inputs(workspace))
+    assert json.loads(pinned[0]) == frozen_inputs(workspace), "it was judged on what it froze"
+    assert read_inputs(workspace)["catalog"] == inputs_now(workspace)["catalog"], "pinned at its end"
     seen = photos_of(workspace)
     reports = stages.run_cycle(Run(TINY, workspace))
     assert "nothing_new" not in reports["pin_inputs"].facts
-    late = set(stages.catalog_of(workspace).read("samples", filters=[("batch", "=", "late")])["id"])
+    late = set(catalog_of(workspace).read("samples", filters=[("batch", "=", "late")])["id"])
     assert late and not late & seen
     assert late <= photos_of(workspace), "every one of them is in a pool"
     assert "nothing_new" in stages.run_cycle(Run(TINY, workspace))["pin_inputs"].facts
@@ -148,15 +150,15 @@ def test_pins_that_a_killed_cycle_left_undone_are_made_by_the_next_snapshot(work
         drop(Path(workspace.settings.inbox), "late", 1, 120, "train")
         stages.ingest(Run(TINY, workspace))
         stages.structure(Run(TINY, workspace))
-        stages.pin_when_idle(TINY, workspace)
+        pin_when_idle(Run(TINY, workspace))
         raise Killed
 
     with pytest.raises(Killed):
         stages.run_cycle(Run(TINY, workspace, once_while_training(die)), again=True)
-    assert stages.read_inputs(workspace)["catalog"] != stages.inputs_now(workspace)["catalog"]
+    assert read_inputs(workspace)["catalog"] != inputs_now(workspace)["catalog"]
     stages.snapshot(Run(TINY, workspace))
-    assert stages.read_inputs(workspace)["catalog"] == stages.inputs_now(workspace)["catalog"]
-    late = set(stages.catalog_of(workspace).read("samples", filters=[("batch", "=", "late")])["id"])
+    assert read_inputs(workspace)["catalog"] == inputs_now(workspace)["catalog"]
+    late = set(catalog_of(workspace).read("samples", filters=[("batch", "=", "late")])["id"])
     assert late and late <= photos_of(workspace)
 
 
@@ -167,7 +169,7 @@ def test_a_photo_is_forgotten_after_the_cycle_that_trains_on_it_and_its_model_is
     one = read_pool(workspace.snapshot, "train_labeled")["sample_id"].iloc[0]
 
     def forget() -> None:
-        threads.append(threading.Thread(target=lambda: answers.append(stages.forget(Run(TINY, workspace), [one]))))
+        threads.append(threading.Thread(target=lambda: answers.append(operations.forget(Run(TINY, workspace), [one]))))
         threads[0].start()
         threads[0].join(0.3)
         assert not answers, "it waits"
@@ -191,18 +193,18 @@ def test_a_rollback_beside_a_cycle_lets_it_begin_again_from_that_champion(
     uri = workspace.settings.mlflow_uri
     MlflowClient(tracking_uri=uri, registry_uri=uri).delete_registered_model_alias(NAME, "champion")
     trained: list[Any] = []
-    go_back = once_while_training(lambda: stages.rollback(Run(TINY, workspace), reason="halos"))
+    go_back = once_while_training(lambda: operations.rollback(Run(TINY, workspace), reason="halos"))
 
     def progress(what: str, done: int, total: int) -> None:
         if what == "train simple" and done == total:
-            trained.append(stages.frozen_inputs(workspace)["champion"])
+            trained.append(frozen_inputs(workspace)["champion"])
         go_back(what, done, total)
 
     stages.run_cycle(Run(TINY.with_values(seed=2), workspace, progress), again=True)
     first_champion = registry.tags("1")
     assert first_champion is not None
     assert trained[0] is None and trained[-1]["version"] == "1"
-    assert stages.recorded_verdict(workspace).champion == first_champion["model_digest"]
+    assert recorded_verdict(workspace).champion == first_champion["model_digest"]
     moves = [(move["kind"], move["to"]) for move in registry.history()]
     assert ("rollback", "1") in moves[2:], "the candidate of the first attempt was not promoted before it"
 
@@ -235,7 +237,7 @@ def other_start(layout: Layout) -> None:
 
 
 def forgotten_photo(layout: Layout) -> None:
-    stages.forget(Run(TINY, layout), [read_pool(layout.snapshot, "train_labeled")["sample_id"].iloc[0]])
+    operations.forget(Run(TINY, layout), [read_pool(layout.snapshot, "train_labeled")["sample_id"].iloc[0]])
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_what_was_not_trained_on_the_present_cycle_is_not_judged_and_not_release
     assert workspace.verdict.read_bytes() == verdict
     for stage in (stages.evaluate, stages.export, stages.promote):
         with pytest.raises((InputError, ReleaseRefused), match="run `mm run`"):
-            stage(TINY, workspace)
+            stage(Run(TINY, workspace))
     assert "nothing_new" not in stages.pin_inputs(Run(TINY, workspace)).facts, "the next `mm run` does what is missing"
 
 
@@ -266,4 +268,4 @@ def test_what_was_not_trained_on_the_present_cycle_is_not_judged_and_not_release
 def test_a_stage_does_not_start_from_another_snapshots_work(workspace: Layout, stage: str, remedy: str) -> None:
     other_snapshot(workspace)
     with pytest.raises(InputError, match=f"run `{remedy}` before `mm train-{stage}`"):
-        stages.TRAIN[stage](TINY, workspace)
+        stages.TRAIN[stage](Run(TINY, workspace))

@@ -21,6 +21,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.settings import Settings
 from mm_core.export.registry import Registry
+from mm_core.pinned_inputs import Run
 from mm_core.storage.retry import plain_fault
 from samplegen import write_drop
 

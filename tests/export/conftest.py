@@ -13,6 +13,7 @@ from export_cycle import PARAMS, clone, fill_catalog, layout_at, trained_net, ve
 
 from mm_core import stages  # noqa: E402
 from mm_core.core.layout import Layout  # noqa: E402
+from mm_core.pinned_inputs import Run  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from mm_core.core.records import DECODERS, Report, sha256_file
 from mm_core.export import bundle as b
 from mm_core.export import bundle_manifest as m
 from mm_core.export.signature import make_keys, sign_file
+from mm_core.pinned_inputs import Run, recorded_verdict
+from mm_core.storage.run import store_of
 
 
 def bundle_of(layout: Layout):
@@ -195,7 +197,7 @@ def test_export_and_promote_refuse_without_a_promote_for_this_very_model(cycle):
     verdict_of(cycle, "REJECT")
     for stage in (stages.export, stages.promote):
         with pytest.raises(ReleaseRefused, match="REJECT"):
-            stage(PARAMS, cycle)
+            stage(Run(PARAMS, cycle))
     verdict_of(cycle, "INCONCLUSIVE")
     with pytest.raises(ReleaseRefused, match="INCONCLUSIVE"):
         stages.promote(Run(PARAMS, cycle))
@@ -204,14 +206,14 @@ def test_export_and_promote_refuse_without_a_promote_for_this_very_model(cycle):
         stream.write(b" ")
     for stage in (stages.export, stages.promote):
         with pytest.raises(ReleaseRefused, match="mm gate"):
-            stage(PARAMS, cycle)
+            stage(Run(PARAMS, cycle))
     cycle.verdict.unlink()
     with pytest.raises(InputError, match="mm gate"):
         stages.export(Run(PARAMS, cycle))
 
 
 def test_files_that_were_not_judged_do_not_ship(cycle):
-    verdict = stages.recorded_verdict(cycle)
+    verdict = recorded_verdict(cycle)
     (cycle.quantised / "portrait.int8.onnx").write_bytes((cycle.quantised / "scenery.int8.onnx").read_bytes())
     with pytest.raises(ReleaseRefused, match="portrait.int8.onnx"):
-        b.write_bundle(PARAMS, cycle, stages.store_of(cycle), verdict, Report("export"))
+        b.write_bundle(PARAMS, cycle, store_of(cycle), verdict, Report("export"))

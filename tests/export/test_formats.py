@@ -20,6 +20,8 @@ from mm_core.export.float_reference import float_alphas
 from mm_core.export.formats import convert as c
 from mm_core.export.formats.run import SUFFIX, run_file
 from mm_core.model.preprocess import prepare
+from mm_core.pinned_inputs import Run
+from mm_core.storage.run import store_of
 from samplegen import generate
 
 TOOLS = Path(__file__).resolve().parents[2] / ".tools"
@@ -31,7 +33,7 @@ def test_a_file_of_each_format_is_close_to_float_sound_and_kept(cycle, monkeypat
     python = TOOLS / name / "bin" / "python"
     if not python.is_file():
         pytest.skip(f"{python} is missing: `make formats` installs it")
-    model, store = cycle.model(TRAIN_STAGES[-1]), stages.store_of(cycle)
+    model, store = cycle.model(TRAIN_STAGES[-1]), store_of(cycle)
     whole = json.loads((cycle.quantised / "quantised.json").read_text())
     ids, row = whole["calibration"]["portrait"][:3], whole["decoders"]["portrait"]
     layout = Layout(cycle.settings.__class__(**vars(cycle.settings) | {f"{name}_python": python}))

@@ -13,6 +13,7 @@ from mm_core.core.params import LimitParams, Params
 from mm_core.export import bundle as b
 from mm_core.export.formats.run import call, run_file
 from mm_core.export.limits import require_within
+from mm_core.pinned_inputs import Run
 
 ENTRY = {"speedup": {"1": 2.0}, "peak_mb": 300.0, "int8_against_float": {"mse": 1e-5}}
 

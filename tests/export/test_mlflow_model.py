@@ -18,6 +18,7 @@ from mm_core.core.layout import Layout
 from mm_core.export.mlflow_model import MattingModel
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.model.files import load_model
+from mm_core.pinned_inputs import Run
 from samplegen import generate
 
 LOAD = """

@@ -15,6 +15,7 @@ from mm_core.core.records import DECODERS
 from mm_core.core.settings import Settings
 from mm_core.export.bench import RUNTIMES, WEB, bench_bundle
 from mm_core.export.signature import make_keys
+from mm_core.pinned_inputs import Run
 
 TOOLS = Settings.from_env(Path("unused"))
 MISSING = [python for python in (TOOLS.executorch_python, TOOLS.litert_python) if not python.is_file()]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from mm_core import stages
+from mm_core import operations, stages
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES, sha256_file
@@ -22,6 +22,8 @@ from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
 from mm_core.ingest.snapshot import stable_share
 from mm_core.labeling.label_studio_format import brush_region, inbox, outbox
+from mm_core.pinned_inputs import Run
+from mm_core.storage.run import catalog_of
 from samplegen import generate, write_drop
 from samplegen.gallery import jpeg
 
@@ -86,9 +88,9 @@ def test_from_a_bad_cut_to_the_model_that_learned_from_it(bundle: Path, tmp_path
         path = gallery / f"IMG_{number}.jpg"
         path.write_bytes(jpeg(made.image, datetime(2026, 5, 2, 12, number), None))
         truth[sha256_file(path)] = made.alpha
-    stages.moments(Run(TINY, layout), gallery, layout.moments, model=str(bundle))
+    operations.moments(Run(TINY, layout), gallery, layout.moments, model=str(bundle))
     library = Library(gallery, layout.moments, bundle, layout.root / "uploads", 10**7)
-    page = application(library, stages.catalog_of(layout), arrivals, Path("/nowhere"))
+    page = application(library, catalog_of(layout), arrivals, Path("/nowhere"))
     photo = sorted(truth)[0]
     asked = {"photo": photo, "said": "bad_cut", "consent": "yes", "group": SCENE, "device": "test"}
     client = TestClient(page, base_url="http://127.0.0.1")
@@ -101,7 +103,7 @@ def test_from_a_bad_cut_to_the_model_that_learned_from_it(bundle: Path, tmp_path
     stages.route(Run(TINY, layout))
     tasks = [task for path in sorted(outbox(layout).glob("*.json")) for task in json.loads(path.read_text())]
     task = next(task for task in tasks if task["data"]["key"] == photo)
-    routed = stages.catalog_of(layout).read("features", filters=[("extractor", "=", "routed")])
+    routed = catalog_of(layout).read("features", filters=[("extractor", "=", "routed")])
     numbers = dict(routed.set_index("sample_id").loc[photo, "numbers"])
     assert numbers["feedback"] > 1
 

@@ -16,13 +16,14 @@ import httpx
 import psutil
 import pytest
 
-from mm_core import stages
+from mm_core import operations, stages
 from mm_core.core.errors import InputError, LabelServerError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.settings import Settings
 from mm_core.labeling.label_studio_format import collected, inbox, outbox
 from mm_core.labeling.label_studio_local import LocalServer, connect, free_port, read_account, running_server
+from mm_core.pinned_inputs import Run
 
 
 @pytest.fixture
@@ -99,8 +100,8 @@ def test_without_a_server_tasks_wait_and_the_command_says_so(layout):
     (outbox(layout) / "b.json").write_text("[]")
     report = stages.push(Run(Params(), layout))
     assert report.metrics["push/waiting"] == 1 and "mm label serve" in report.facts["server"]
-    assert stages.labelling(Run(Params(), layout)) == {"server": None, "batches_waiting": 1}
-    assert stages.finished_work(layout) is None
+    assert operations.labelling(Run(Params(), layout)) == {"server": None, "batches_waiting": 1}
+    assert operations.finished_work(layout) is None
 
 
 def test_a_server_that_is_away_does_not_hold_up_the_inbox(layout, monkeypatch):
@@ -132,7 +133,7 @@ def test_the_command_serves_until_ctrl_c(layout, label_studio):
         running = running_server(layout.label_studio)
         assert running is not None and running["url"] == f"http://127.0.0.1:{port}"
         assert "AWS_SECRET_ACCESS_KEY" not in psutil.Process(running["pid"]).environ()
-        assert stages.labelling(Run(Params(), layout))["project"].startswith(running["url"])
+        assert operations.labelling(Run(Params(), layout))["project"].startswith(running["url"])
         served = connect(layout)
         assert served is not None
         with pytest.raises(LabelServerError, match="mm label serve --local-hooks"):

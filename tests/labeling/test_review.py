@@ -19,6 +19,7 @@ from mm_core.ingest.snapshot import newest_labels
 from mm_core.labeling.label_studio_format import brush_region, inbox
 from mm_core.labeling.review import doubted_labels
 from mm_core.labeling.rle import decode_rle
+from mm_core.pinned_inputs import Run
 from mm_core.storage.store import fetch_blob
 from samplegen import write_drop
 

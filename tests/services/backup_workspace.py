@@ -9,6 +9,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import Report, sha256_file
 from mm_core.core.settings import Settings
+from mm_core.pinned_inputs import Run
 from mm_core.services.backup import back_up, restore
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.schemas import SCHEMAS

@@ -18,6 +18,7 @@ from mm_core.core.params import Params
 from mm_core.core.records import CATEGORIES, Report, decoder_of, timed
 from mm_core.experiments.crossfit import NAME, cross_fit, deal, labelled_photos, report_file
 from mm_core.ingest.snapshot import SCHEMA, write_frames
+from mm_core.pinned_inputs import Run
 from mm_core.storage.store import LocalStore
 from mm_core.training.stage import train_stage
 
@@ -85,19 +86,19 @@ def test_a_usable_candidate_predicts_with_a_warning_and_another_does_not(
     photo = tmp_path / "photo.png"
     cv2.imwrite(str(photo), np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
     with pytest.raises(InputError, match="mm gate crossfit"):
-        predict_files(few, [photo], tmp_path / "out", model="candidate")
+        predict_files(Run(Params(), few), [photo], tmp_path / "out", model="candidate")
     fit(few, store, params)
-    report = predict_files(few, [photo], tmp_path / "out", model="candidate")
+    report = predict_files(Run(Params(), few), [photo], tmp_path / "out", model="candidate")
     assert len(report.tables["mattes"]) == 1 and "provisional" in report.facts["warning"]
     with pytest.raises(InputError, match="run a cycle first"):
-        predict_files(few, [photo], tmp_path / "out", model="champion")
+        predict_files(Run(Params(), few), [photo], tmp_path / "out", model="champion")
     report, _ = fit(few, store, params, **{"gate.floors": {"mse": 1e-6}})
     assert report.facts["decision"] == "REJECT" and not report.facts["usable"]
     with pytest.raises(InputError, match="cross-fitting says REJECT"):
-        predict_files(few, [photo], tmp_path / "out", model="candidate")
+        predict_files(Run(Params(), few), [photo], tmp_path / "out", model="candidate")
     few.model("multimodal").write_bytes(b"trained again")
     with pytest.raises(InputError, match="mm gate crossfit"):
-        predict_files(few, [photo], tmp_path / "out", model="candidate")
+        predict_files(Run(Params(), few), [photo], tmp_path / "out", model="candidate")
 
 
 def test_it_is_off_where_the_gate_can_judge_or_a_champion_has_learnt(
