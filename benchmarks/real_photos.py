@@ -38,7 +38,7 @@ from mm_core.eval.metrics import category_scores
 from mm_core.ingest.snapshot import SCHEMA, components, newest_labels, stable_share, write_frames
 from mm_core.model.predict import TorchPredictor
 from mm_core.pinned_inputs import Run
-from mm_core.storage.run import catalog_of, store_of
+from mm_core.storage.run import StorageRun, catalog_of, store_of
 from mm_core.structuring.split import SPLIT_SCHEMA
 from mm_core.training.precision import choose_precision
 from mm_core.training.stage import train_stage
@@ -138,10 +138,9 @@ class Trainings:
         for stage, changed in ARMS[arm]:
             layout = self._workspace(arm, stage)
             report = Report(stage)
-            train_stage(
-                stage, self._params.with_values(**changed), layout, store_of(self._base), report,
-                start=weights, progress=_shown(f"{self._name} {arm} {stage}"),
-            )  # fmt: skip
+            base = StorageRun(self._params, self._base, _shown(f"{self._name} {arm} {stage}"))
+            run = base.with_layout(layout, self._params.with_values(**changed))
+            train_stage(stage, run, report, start=weights)
             self.seconds[arm] += report.metrics[f"{stage}/train_seconds"]
             weights = layout.model(stage)
         assert weights is not None

@@ -119,30 +119,31 @@ def forget(run: Run, samples: Sequence[str], group: str | None = None) -> Report
         A report with the tables `forgotten` (ids), `models` (registry versions with aliases and pools) and `remaining`
         (pages and drops that a person has to remove).
     """
+    layout = run.layout
     with (
-        removal_lock(run.layout, "forget"),
-        timed(Report("forget"), run.layout.root / "reports" / "forget.json") as report,
+        removal_lock(layout, "forget"),
+        timed(Report("forget"), layout.root / "reports" / "forget.json") as report,
     ):
         # Remove the photos first. The other steps only remove copies and references.
         ids = forget_photos(run.catalog, run.store, samples, group)
         # An interrupted measurement or rebuild leaves decoded photos in its own cache folder.
-        for cache in (run.layout.cache, *(run.layout.root / "scratch").rglob("cache")):
+        for cache in (layout.cache, *(layout.root / "scratch").rglob("cache")):
             PixelCache.clear(cache)
         report.tables["forgotten"] = [{"id": i} for i in ids]
-        report.tables["models"] = models_with(run.layout.settings, set(ids))
-        report.tables["remaining"] = _pages_with(run.layout, ids)
-        report.facts |= _last_cycle_with(run.layout, ids)
+        report.tables["models"] = models_with(layout.settings, set(ids))
+        report.tables["remaining"] = _pages_with(layout, ids)
+        report.facts |= _last_cycle_with(layout, ids)
         try:
-            server = connect(run.layout)
+            server = connect(layout)
             report.metrics["forget/tasks_on_server"] = forget_on_server(server, set(ids)) if server else 0
         except MattingError as error:  # the local photos are removed: report the rest instead of failing
             report.tables["remaining"].append({"what": f"tasks on Label Studio ({error})", "where": "forget again"})
         report.metrics |= {
             "forget/photos": len(ids),
-            "forget/tasks": forget_tasks(run.layout, set(ids)),
+            "forget/tasks": forget_tasks(layout, set(ids)),
             "forget/models": len(report.tables["models"]),
         }
-        if run.layout.inputs.exists():  # the pinned catalog versions no longer exist
+        if layout.inputs.exists():  # the pinned catalog versions no longer exist
             pin(run)
     return report
 
@@ -150,12 +151,13 @@ def forget(run: Run, samples: Sequence[str], group: str | None = None) -> Report
 @in_the_cycle
 def compact(run: Run) -> Report:
     """Merge the catalog's small files and remove the data files of unused versions."""
-    with removal_lock(run.layout, "catalog compact"), timed(Report("compact")) as report:
+    layout = run.layout
+    with removal_lock(layout, "catalog compact"), timed(Report("compact")) as report:
         catalog = run.catalog
         # Keep the versions that the next cycle and the present one are pinned to.
-        pinned = [read_inputs(run.layout)["catalog"]] if run.layout.inputs.exists() else []
-        if has_snapshot(run.layout):
-            pinned.append(frozen_inputs(run.layout)["catalog"])
+        pinned = [read_inputs(layout)["catalog"]] if layout.inputs.exists() else []
+        if has_snapshot(layout):
+            pinned.append(frozen_inputs(layout)["catalog"])
         for table in SCHEMAS:
             report.metrics[f"compact/{table}/merged"] = catalog.compact(table)
             keep = [versions[table] for versions in pinned if table in versions]
@@ -170,7 +172,7 @@ def seed_noise(run: Run, *, seeds: int = 3) -> Report:
 
     with timed(Report("gate-noise"), run.layout.root / "reports" / "gate-noise.json") as report:
         start = warm_start(run, frozen_inputs(run.layout)["champion"])
-        return measure_noise(run.params, run.layout, run.store, report, start=start, seeds=seeds, progress=run.progress)
+        return measure_noise(run, report, start=start, seeds=seeds)
 
 
 @in_the_cycle
@@ -179,7 +181,7 @@ def crossfit(run: Run, *, folds: int = 3) -> Report:
     from mm_core.experiments.crossfit import NAME, cross_fit, report_file
 
     with timed(Report(NAME), report_file(run.layout)) as report:
-        return cross_fit(run.params, run.layout, run.store, report, folds=folds, progress=run.progress)
+        return cross_fit(run, report, folds=folds)
 
 
 @in_the_cycle
@@ -204,10 +206,7 @@ def label_compare(run: Run, *, seeds: int = 1, fewest: int = 1) -> Report:
         raise InputError(f"the registry does not say what champion {champion['version']} learned from: nothing is new")
     with timed(Report("label-compare"), run.layout.stage_report("label-compare")) as report:
         start = warm_start(run, champion)
-        return compare_labels(
-            run.params, run.catalog, run.layout, store, learned, report,
-            start=start, seeds=seeds, fewest=fewest, progress=run.progress,
-        )  # fmt: skip
+        return compare_labels(run, learned, report, start=start, seeds=seeds, fewest=fewest)
 
 
 def compare_after_cycle(run: Run) -> str:
@@ -280,7 +279,7 @@ def moments(run: Run, gallery: Path, out: Path, *, model: str = "champion") -> R
     with timed(Report("moments"), run.layout.root / "reports" / "moments.json") as report:
         # Without a model (`none`), the pieces use no mattes.
         predictor, name = predictor_of(run.layout, model)
-        found = read_gallery(gallery, run.params, run.layout, run.catalog, progress=run.progress)
+        found = read_gallery(run, gallery)
         # The same near-duplicate threshold as at ingest.
         bits = run.params.ingest.near_duplicate_bits
         return make_moments(
@@ -314,4 +313,4 @@ def reproduce(run: Run, version: str) -> Report:
     from mm_core.export.reproduce import reproduce as rebuild
 
     with timed(Report("reproduce"), run.layout.root / "reports" / "reproduce.json") as report:
-        return rebuild(run.layout, run.store, version, report, progress=run.progress)
+        return rebuild(run, version, report)

@@ -109,15 +109,16 @@ def pin(run: Run, *, again: bool = False) -> dict[str, Any]:
     Returns:
         The facts of `stages.pin_inputs`.
     """
-    _late(run.layout).unlink(missing_ok=True)  # before reading the catalog: a later arrival sets it again
-    inputs = inputs_now(run.layout)
+    layout = run.layout
+    _late(layout).unlink(missing_ok=True)  # before reading the catalog: a later arrival sets it again
+    inputs = inputs_now(layout)
     facts: dict[str, str] = {}
     if not again and _is_done(run, inputs):
-        inputs = frozen_inputs(run.layout)
-        facts["nothing_new"] = f"the last cycle saw all of it: {recorded_verdict(run.layout).decision}"
+        inputs = frozen_inputs(layout)
+        facts["nothing_new"] = f"the last cycle saw all of it: {recorded_verdict(layout).decision}"
     # Unchanged pins are not rewritten, which keeps the file's modification time.
-    if not run.layout.inputs.exists() or read_inputs(run.layout) != inputs:
-        write_json(run.layout.inputs, inputs)
+    if not layout.inputs.exists() or read_inputs(layout) != inputs:
+        write_json(layout.inputs, inputs)
     return {**inputs, **facts}
 
 
@@ -164,21 +165,22 @@ def frozen_inputs(layout: Layout) -> PinnedInputs:
 
 def _is_done(run: Run, inputs: PinnedInputs) -> bool:
     """Return whether the last cycle finished with these params and inputs, or promoted the present champion."""
-    judged, candidate = run.layout.stage_report("gate"), run.layout.model(TRAIN_STAGES[-1])
+    layout = run.layout
+    judged, candidate = layout.stage_report("gate"), layout.model(TRAIN_STAGES[-1])
     # All files of a finished cycle must exist.
-    needed = (run.layout.snapshot / "snapshot.json", run.layout.verdict, judged, candidate)
+    needed = (layout.snapshot / "snapshot.json", layout.verdict, judged, candidate)
     if not all(path.is_file() for path in needed):
         return False
-    pinned, verdict = frozen_inputs(run.layout), recorded_verdict(run.layout)
+    pinned, verdict = frozen_inputs(layout), recorded_verdict(layout)
     # The gate recorded which pins and params it judged.
     about = {"inputs": digest_of(pinned), "params": run.params.cycle_digest()}
     facts = Report.read(judged).facts
     if {name: facts.get(name) for name in about} != about or pinned["catalog"] != inputs["catalog"]:
         return False
-    if verdict.candidate != sha256_file(candidate) or _is_mixed(run.layout):  # another cycle has started since
+    if verdict.candidate != sha256_file(candidate) or _is_mixed(layout):  # another cycle has started since
         return False
     # A promoted candidate without a promotion report is unfinished work.
-    if verdict.decision == "PROMOTE" and not run.layout.stage_report("promote").is_file():
+    if verdict.decision == "PROMOTE" and not layout.stage_report("promote").is_file():
         return False
     if (inputs["champion"] or {}).get("digest") == verdict.candidate:
         # The first champion ever is the anchor too.

@@ -99,7 +99,7 @@ def structure(run: Run, *, batch: str | None = None) -> Report:
     """
     catalog = run.catalog
     with timed(Report("structure"), run.layout.root / "reports" / "structure.json") as report:
-        source = structure_new(run.params, catalog, run.store, run.layout, report, progress=run.progress)
+        source = structure_new(run, report)
         drift_of_new(run.params.drift, catalog, source, run.layout.drift, report, batch)
     return report
 
@@ -128,18 +128,19 @@ def collect(run: Run) -> Report:
 
     Reviewed suspect mattes leave quarantine.
     """
-    with timed(Report("collect"), run.layout.root / "reports" / "collect.json") as report:
+    layout = run.layout
+    with timed(Report("collect"), layout.root / "reports" / "collect.json") as report:
         catalog, store, taken = run.catalog, run.store, Taken()
         report.metrics["collect/files"] = collect_labels(
-            run.params.label, catalog, store, run.layout, taken, progress=run.progress
+            run.params.label, catalog, store, layout, taken, progress=run.progress
         )
         try:
-            if server := connect(run.layout, people=run.params.label.people):
-                tasks = pull_labels(run.params.label, catalog, store, run.layout, server, taken, progress=run.progress)
+            if server := connect(layout, people=run.params.label.people):
+                tasks = pull_labels(run.params.label, catalog, store, layout, server, taken, progress=run.progress)
                 report.metrics["collect/tasks"] = tasks
                 report.facts["project"] = server.link()
         finally:  # keeps the labels collected so far if the server fails
-            report.facts |= settle_suspects(run.params.ingest, catalog, store, run.inbox, run.layout)
+            report.facts |= settle_suspects(run.params.ingest, catalog, store, run.inbox, layout)
             taken.report(report)
         return report
 
@@ -203,51 +204,41 @@ def _train(stage: str, run: Run) -> Report:
     from mm_core.training.record import require_start
     from mm_core.training.stage import train_stage
 
-    store = run.store
     start = require_start(stage, run.layout) or warm_start(run, frozen_inputs(run.layout)["champion"])
     with timed(Report(f"train-{stage}"), run.layout.stage_report(f"train-{stage}")) as report:
         if run.layout.settings.engine == "ray":
             from mm_core.training.on_ray import train_stage_on_ray
 
-            return train_stage_on_ray(stage, run.params, run.layout, report, start=start, progress=run.progress)
-        return train_stage(stage, run.params, run.layout, store, report, start=start, progress=run.progress)
+            return train_stage_on_ray(stage, run, report, start=start)
+        return train_stage(stage, run, report, start=start)
 
 
 @in_the_cycle
 def evaluate(run: Run) -> Report:
     """Evaluate all stages, champion and anchor on the frozen eval set, and the candidate also as int8 files."""
-    store, inputs = run.store, frozen_inputs(run.layout)
-    require_one_cycle(run.layout)
-    with timed(Report("evaluate"), run.layout.stage_report("evaluate")) as report:
-        candidate = run.layout.model(TRAIN_STAGES[-1])
-        quantise(
-            run.params.export,
-            candidate,
-            run.layout.snapshot,
-            store,
-            run.layout.quantised,
-            report,
-            progress=run.progress,
-        )
-        device = run.layout.settings.device
+    layout = run.layout
+    store, inputs = run.store, frozen_inputs(layout)
+    require_one_cycle(layout)
+    with timed(Report("evaluate"), layout.stage_report("evaluate")) as report:
+        candidate = layout.model(TRAIN_STAGES[-1])
+        quantise(run, candidate, layout.quantised, report)
+        device = layout.settings.device
         models: dict[tuple[str, str], Predictor] = {}
-        models |= {(stage, "float"): TorchPredictor(run.layout.model(stage), device) for stage in TRAIN_STAGES}
-        models[TRAIN_STAGES[-1], "int8"] = OnnxPredictor.of_folder(run.layout.quantised)
+        models |= {(stage, "float"): TorchPredictor(layout.model(stage), device) for stage in TRAIN_STAGES}
+        models[TRAIN_STAGES[-1], "int8"] = OnnxPredictor.of_folder(layout.quantised)
         for role in ROLES:
             pin = inputs[role]
             if pin:
                 models[role, "float"] = TorchPredictor(fetch_blob(store, pin["digest"]), device)
                 models[role, "int8"] = OnnxPredictor({n: fetch_blob(store, d) for n, d in pin["files"].items()})
-        evaluate_models(run.params.evaluate, models, run.layout, store, report, progress=run.progress)
-        run.layout.shadow.unlink(missing_ok=True)
+        evaluate_models(run, models, report)
+        layout.shadow.unlink(missing_ok=True)
         if inputs["champion"] and run.params.evaluate.shadow_photos:
             photos = newest_unlabelled(run.catalog, inputs["catalog"], run.params.evaluate.shadow_photos)
             int8, champion = models[TRAIN_STAGES[-1], "int8"], models["champion", "int8"]
-            run_shadow(
-                photos, int8, champion, identity(run.layout, inputs), run.layout, store, report, progress=run.progress
-            )
-        seal_folder(run.layout.evaluation, [path for path in sorted(run.layout.quantised.iterdir()) if path.is_file()])
-    run.tracker.log_report(run.layout, report)
+            run_shadow(run, photos, int8, champion, identity(layout, inputs), report)
+        seal_folder(layout.evaluation, [path for path in sorted(layout.quantised.iterdir()) if path.is_file()])
+    run.tracker.log_report(layout, report)
     return report
 
 
@@ -259,39 +250,40 @@ def gate(run: Run) -> Report:
     """
     from mm_core.experiments.seed_noise import recorded_noise
 
-    weights = run.layout.model(TRAIN_STAGES[-1])
+    layout = run.layout
+    weights = layout.model(TRAIN_STAGES[-1])
     if not weights.is_file():
-        read_inputs(run.layout)  # without any arrival, its error names the right remedy
+        read_inputs(layout)  # without any arrival, its error names the right remedy
         raise InputError(f"{weights} is missing: run `mm train-{TRAIN_STAGES[-1]}`, or `mm run` for a whole cycle")
-    require_one_cycle(run.layout)
-    require_unbroken(run.layout.evaluation, "run `mm evaluate` again")
+    require_one_cycle(layout)
+    require_unbroken(layout.evaluation, "run `mm evaluate` again")
     store, candidate = run.store, sha256_file(weights)
-    with timed(Report("gate"), run.layout.stage_report("gate")) as report:
+    with timed(Report("gate"), layout.stage_report("gate")) as report:
         for later in ("export", "promote"):
             # Remove the results of an earlier verdict.
-            run.layout.stage_report(later).unlink(missing_ok=True)
-        inputs, frame = frozen_inputs(run.layout), read_pool(run.layout.snapshot, "eval")
+            layout.stage_report(later).unlink(missing_ok=True)
+        inputs, frame = frozen_inputs(layout), read_pool(layout.snapshot, "eval")
         judged = [pin["digest"] for role in ROLES if (pin := inputs[role])]
         samples = run.catalog.read(
             "samples", version=inputs["catalog"]["samples"], columns=["id", "group", "phash", "near"]
         )
-        learnt = learnt_by(run.layout.settings, store, judged)
+        learnt = learnt_by(layout.settings, store, judged)
         verdict = decide(
             run.params.gate,
-            run.layout,
+            layout,
             inputs,
             ratchet=run.registry.ratchet(store, inputs["anchor"]),
-            noise=recorded_noise(run.params, run.layout, store),
+            noise=recorded_noise(run),
             uses=record_use(store, frame["sample_id"], candidate),
             left_out=learnt_photos(frame, samples, learnt, run.params.snapshot.near_duplicate_bits),
         )
-        write_json(run.layout.verdict, verdict.model_dump())
+        write_json(layout.verdict, verdict.model_dump())
         report.facts |= {"decision": verdict.decision, "reasons": verdict.reasons, "candidate": verdict.candidate}
         report.facts |= {"inputs": digest_of(inputs), "params": run.params.cycle_digest()}
         report.tables["cells"] = [cell.model_dump() for cell in verdict.cells]
         counts = {"gate/left_out": len(verdict.left_out), "gate/promote": verdict.decision == "PROMOTE"}
         report.metrics |= {name: float(count) for name, count in counts.items()}
-    run.tracker.log_report(run.layout, report)
+    run.tracker.log_report(layout, report)
     return report
 
 
@@ -300,16 +292,16 @@ def export(run: Run) -> Report:
     """Write the mobile bundle of a candidate with the recorded verdict PROMOTE."""
     with timed(Report("export"), run.layout.stage_report("export")) as report:
         verdict, _ = require_promote(run.layout)
-        return write_bundle(run.params, run.layout, run.store, verdict, report)
+        return write_bundle(run, verdict, report)
 
 
 @in_the_cycle
 def promote(run: Run) -> Report:
     """Register the bundled model in MLflow and move the alias `champion`. The function is idempotent."""
     with timed(Report("promote"), run.layout.stage_report("promote")) as report:
-        (verdict, override), registry, store = require_promote(run.layout), run.registry, run.store
-        registry.promote(run.params, run.layout, store, verdict, report, override=override)
-        if (ratchet := registry.ratchet(store, registry.pin("anchor"))).anchor:
+        (verdict, override), registry = require_promote(run.layout), run.registry
+        registry.promote(run, verdict, report, override=override)
+        if (ratchet := registry.ratchet(run.store, registry.pin("anchor"))).anchor:
             report.facts["best"] = update_best(run.params.gate, run.layout, ratchet, verdict.candidate)
     return report
 
@@ -335,7 +327,7 @@ def html_report(run: Run) -> Report:
             label_value(run)
             if why_not := compare_after_cycle(run):
                 report.facts["not_compared"] = why_not
-        write_html(run.params, run.layout, run.catalog, run.store, report)
+        write_html(run, report)
     if has_snapshot(run.layout):
         run.tracker.log_report(run.layout, report, files=[run.layout.html_report])
     return report

@@ -23,7 +23,7 @@ from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, DECODERS, Report, sha256_file
 from mm_core.core.settings import Settings
 from mm_core.pinned_inputs import Run, recorded_verdict
-from mm_core.storage.run import catalog_of, store_of
+from mm_core.storage.run import StorageRun, catalog_of, store_of
 from samplegen import write_drop
 
 TINY = Params().with_values(
@@ -281,16 +281,16 @@ def test_seed_noise_is_measured_and_used(cycled) -> None:
 
     layout, _ = cycled
     store = store_of(layout)
-    assert recorded_noise(TINY, layout, store) is None
+    assert recorded_noise(StorageRun(TINY, layout)) is None
     report = operations.seed_noise(Run(TINY, layout), seeds=3)
-    noise = recorded_noise(TINY, layout, store)
+    noise = recorded_noise(StorageRun(TINY, layout))
     assert noise is not None and set(noise) == set(CATEGORIES) and all(value > 0 for value in noise.values())
     for other in ({"gate.primary": "maxf"}, {"train.simple.steps": 5}, {"model.width": 16}):
-        assert recorded_noise(TINY.with_values(**other), layout, store) is None, "measured for something else"
+        assert recorded_noise(StorageRun(TINY.with_values(**other), layout)) is None, "measured for something else"
     record = json.loads(store.fetch(RECORD).read_text())
     for stale in ({"photos": 10 * record["photos"]}, {"measured_at": "2020-01-01T00:00:00+00:00"}):
         store.put(RECORD, json.dumps(record | stale).encode())
-        assert recorded_noise(TINY, layout, store) is None
+        assert recorded_noise(StorageRun(TINY, layout)) is None
     store.put(RECORD, json.dumps(record).encode())
     row = report.tables["noise"][0]
     values = np.array([row[f"seed {n}"] for n in (1, 2, 3)])

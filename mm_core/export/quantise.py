@@ -23,8 +23,6 @@ import numpy as np
 
 from mm_core.core.code_digest import code_digest
 from mm_core.core.errors import MattingError
-from mm_core.core.params import ExportParams
-from mm_core.core.progress import Progress
 from mm_core.core.records import (
     DECODERS,
     Report,
@@ -39,36 +37,24 @@ from mm_core.export.calibration import calibration_ids, calibration_images, cate
 from mm_core.export.float_reference import served
 from mm_core.export.runtime import CHOICE, SUFFIX, open_session
 from mm_core.export.sensitivity import ladder, ranked, worst
-from mm_core.storage.store import Store
+from mm_core.storage.run import StorageRun
 
 TORCH_TOLERANCE = 1e-3
 """Largest difference of the float ONNX graph's alpha from torch's, absolute."""
 
 
-def quantise(
-    params: ExportParams,
-    model: Path,
-    snapshot_dir: Path,
-    store: Store,
-    out_dir: Path,
-    report: Report,
-    *,
-    progress: Progress,
-) -> Report:
+def quantise(run: StorageRun, model: Path, out_dir: Path, report: Report) -> Report:
     """Write `<decoder>.int8.onnx` for each decoder, and `quantised.json` (digests, calibration ids, errors).
 
     The same model and calibration photos give the same bytes, and a finished result is kept. `quantised.json` is
     written last; without it, or with another key in it, all files are made again.
 
     Args:
-        params: `export` of params.yaml.
+        run: Params, workspace, storage and progress.
         model: The trained weights.
-        snapshot_dir: Folder of the snapshot with the training pools.
-        store: Holds the photos.
         out_dir: Folder of the results.
         report: Receives `quantise/<decoder>/diff_mse`, `…/diff_max` (int8 against float alpha on the calibration
             photos), `…/bytes`, and a table.
-        progress: Called with stage name, finished and total steps.
 
     Returns:
         The report.
@@ -76,14 +62,20 @@ def quantise(
     Raises:
         NothingToTrainOn: The snapshot has no training photo.
     """
-    chosen = {decoder: calibration_ids(snapshot_dir, decoder, params.calibration_images) for decoder in DECODERS}
+    chosen = {
+        decoder: calibration_ids(run.layout.snapshot, decoder, run.params.export.calibration_images)
+        for decoder in DECODERS
+    }
     # The key covers all inputs of the files: code, weights, photos, parameters and tools.
     key = digest_of(
         {
             "code": code_digest(__name__),
             "model": sha256_file(model),
             "calibration": chosen,
-            "params": {"calibration_images": params.calibration_images, "max_int8_mse": params.max_int8_mse},
+            "params": {
+                "calibration_images": run.params.export.calibration_images,
+                "max_int8_mse": run.params.export.max_int8_mse,
+            },
             "versions": tool_versions(),
         }
     )
@@ -93,8 +85,8 @@ def quantise(
         # Without its record, an interrupted run does not pass for a finished one.
         record_file.unlink(missing_ok=True)
         record = {"key": key, "model": sha256_file(model), "calibration": chosen, "versions": tool_versions()}
-        categories = {decoder: categories_of(snapshot_dir, ids) for decoder, ids in chosen.items()}
-        record["decoders"] = _make_all(params, model, chosen, categories, store, out_dir, progress)
+        categories = {decoder: categories_of(run.layout.snapshot, ids) for decoder, ids in chosen.items()}
+        record["decoders"] = _make_all(run, model, chosen, categories, out_dir)
         write_json(record_file, record)
     report.facts["quantised"] = {d: row["sha256"] for d, row in record["decoders"].items()}
     report.tables["quantisation"] = [{"decoder": d, **row} for d, row in record["decoders"].items()]
@@ -121,35 +113,29 @@ def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
 
 
 def _make_all(
-    params: ExportParams,
-    model: Path,
-    chosen: dict[str, list[str]],
-    categories: dict[str, list[str]],
-    store: Store,
-    out_dir: Path,
-    progress: Progress,
+    run: StorageRun, model: Path, chosen: dict[str, list[str]], categories: dict[str, list[str]], out_dir: Path
 ) -> dict[str, dict[str, Any]]:
-    progress("quantise", 0, len(DECODERS) + 1)
+    run.progress("quantise", 0, len(DECODERS) + 1)
     # One export serves all decoders; each decoder's part is cut from it.
     graph, check = float_graph(model)
     # The graph's shapes are fixed, so the input size can be read from it.
     size = graph.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
-    progress("quantise", 1, len(DECODERS) + 1)
+    run.progress("quantise", 1, len(DECODERS) + 1)
     rows = {}
     for done, decoder in enumerate(DECODERS, start=2):
-        images = calibration_images(chosen[decoder], size, store)
+        images = calibration_images(chosen[decoder], size, run.store)
         # The ranking of layers is passed as a function: it takes long, and most decoders do not need it.
         rows[decoder], data = quantise_graph(
             _extract(graph, decoder),
             images,
             categories[decoder],
             lambda images=images, decoder=decoder: ranked(served(model, decoder), images),
-            params.max_int8_mse,
+            run.params.export.max_int8_mse,
             check(decoder),
         )
         rows[decoder] |= {"sha256": sha256_bytes(data), "bytes": len(data), "calibration_images": len(images)}
         write_bytes(out_dir / f"{decoder}{SUFFIX}", data)
-        progress("quantise", done, len(DECODERS) + 1)
+        run.progress("quantise", done, len(DECODERS) + 1)
     return rows
 
 

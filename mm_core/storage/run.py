@@ -6,8 +6,9 @@ which also gives the MLflow tracker and the model registry.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
@@ -42,6 +43,16 @@ class StorageRun:
     def catalog(self) -> Catalog:
         """The catalog in the store."""
         return catalog_of(self.layout)
+
+    def with_layout(self, layout: Layout, params: Params | None = None) -> Self:
+        """Return a run in another workspace on the same store, with other params if they are given.
+
+        The opened store is shared, so that files that were fetched from S3 are not fetched again.
+        """
+        other = replace(self, layout=layout, params=params or self.params)
+        # A cached property keeps its value in the instance's dict, also in a frozen dataclass.
+        vars(other)["store"] = self.store
+        return other
 
 
 def store_of(layout: Layout) -> Store:

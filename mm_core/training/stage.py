@@ -31,6 +31,7 @@ from mm_core.core.records import Report, digest_of, sha256_file, write_bytes, wr
 from mm_core.imaging.pixel_cache import UNKNOWN, PixelCache, Pool
 from mm_core.model.files import load_model, save_model
 from mm_core.model.network import MattingNet, build_model
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store
 from mm_core.training import process_group
 from mm_core.training.checkpoint import Errors
@@ -66,71 +67,59 @@ class Data:
         return digest_of([frame.where(frame.notna(), None).to_numpy().tolist() for frame in rows])
 
 
-def train_stage(
-    stage: str,
-    params: Params,
-    layout: Layout,
-    store: Store,
-    report: Report,
-    *,
-    start: Path | None,
-    progress: Progress,
-) -> Report:
+def train_stage(stage: str, run: StorageRun, report: Report, *, start: Path | None) -> Report:
     """Train `stage` and write `layout.model(stage)`.
 
     A stage whose own pool (hard, unlabelled, text) is empty passes its start weights on and reports so in the facts.
 
     Args:
+        run: Params, workspace, storage and progress.
         stage: Name of the stage.
-        params: The cycle's params.
-        layout: The workspace.
-        store: Store of the photos and mattes.
         report: Report that is filled and returned.
         start: Model file to start from; None starts from scratch.
-        progress: Called with a label, the steps done and the total.
 
     Raises:
         NothingToTrainOn: The labelled pool is empty.
         InputError: Snapshot, split or start weights are missing or do not match the params.
     """
-    data = read_data(stage, layout)
-    snapshot = read_snapshot(layout)["digest"]
+    data = read_data(stage, run.layout)
+    snapshot = read_snapshot(run.layout)["digest"]
     # Everything that the weights depend on; its digest is the content key.
     recipe = {
         "stage": stage,
-        "params": _relevant(stage, params),
+        "params": _relevant(stage, run.params),
         "snapshot": snapshot,
         "data": data.digest(),
         "start": sha256_file(start) if start else None,
         "code": code_digest(__name__),
     }
-    folder = layout.checkpoints / digest_of(recipe)
+    folder = run.layout.checkpoints / digest_of(recipe)
     report.facts |= {"key": folder.name, "start": recipe["start"], "snapshot": snapshot, "data": recipe["data"]}
-    device = pick_device(layout.settings.device)
+    device = pick_device(run.layout.settings.device)
     # Only process 0 locks, writes and logs; `agreed` sends its values to the others.
     with process_group.joined(device):
         first = process_group.rank() == 0
-        waiting = partial(progress, f"train {stage}: another process trains the same", 0, 1)
+        waiting = partial(run.progress, f"train {stage}: another process trains the same", 0, 1)
         with exclusive(folder / "lock", waiting) if first else nullcontext():
             reused = process_group.agreed((folder / "done.json").is_file())
             if not reused:
-                process_group.check_batch(params.train.common.batch, process_group.world())
+                process_group.check_batch(run.params.train.common.batch, process_group.world())
                 own = process_group.own_device(device)
-                _train(stage, params, layout, store, folder, recipe, data, start, own, progress)
+                _train(stage, run.params, run.layout, run.store, folder, recipe, data, start, own, run.progress)
             done = process_group.agreed(_read_done(folder) if first else {})
             if first:
-                write_bytes(layout.model(stage), (folder / "model.safetensors").read_bytes())
+                write_bytes(run.layout.model(stage), (folder / "model.safetensors").read_bytes())
     report.metrics |= done["metrics"]
     report.facts |= done["facts"]
     tracked = folder / "tracked"
     # The process that trained the model may have been killed before it logged the report.
     if first and not tracked.is_file():
-        Tracker(layout.settings).log_report(layout, report)
+        Tracker(run.layout.settings).log_report(run.layout, report)
         tracked.touch()
     if reused:
         report.facts["reused"] = "trained before from the same params, data and start"
-    steps = _stage_params(stage, params).steps
-    progress(f"train {stage}", steps, steps)
+    steps = _stage_params(stage, run.params).steps
+    run.progress(f"train {stage}", steps, steps)
     return report
 
 
@@ -302,7 +291,7 @@ def _strategy(
     if stage == "multimodal":
         if process_group.rank() != 0:
             process_group.agreed(None)  # process 0 trains and embeds; the others then read its cache
-        towers = embed(params, layout, cache, data.text_image, [data.labeled, data.unlabeled], progress)
+        towers = embed(StorageRun(params, layout, progress), cache, data.text_image, [data.labeled, data.unlabeled])
         if process_group.rank() == 0:
             process_group.agreed(None)
         labeled = with_captions(data.labeled, data.text_image, towers)

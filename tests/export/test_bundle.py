@@ -21,7 +21,7 @@ from mm_core.export import bundle as b
 from mm_core.export import bundle_manifest as m
 from mm_core.export.signature import make_keys, sign_file
 from mm_core.pinned_inputs import Run, recorded_verdict
-from mm_core.storage.run import store_of
+from mm_core.storage.run import StorageRun
 
 
 def bundle_of(layout: Layout):
@@ -216,4 +216,4 @@ def test_files_that_were_not_judged_do_not_ship(cycle):
     verdict = recorded_verdict(cycle)
     (cycle.quantised / "portrait.int8.onnx").write_bytes((cycle.quantised / "scenery.int8.onnx").read_bytes())
     with pytest.raises(ReleaseRefused, match="portrait.int8.onnx"):
-        b.write_bundle(PARAMS, cycle, store_of(cycle), verdict, Report("export"))
+        b.write_bundle(StorageRun(PARAMS, cycle), verdict, Report("export"))

@@ -13,7 +13,7 @@ from export_cycle import PARAMS, SIZE, stop_clocks
 from mm_core import stages
 from mm_core.core.errors import ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.params import ExportParams
+from mm_core.core.params import ExportParams, Params
 from mm_core.core.records import DECODERS, sha256_file
 from mm_core.export import bundle as b
 from mm_core.export.float_reference import float_alphas
@@ -21,7 +21,7 @@ from mm_core.export.formats import convert as c
 from mm_core.export.formats.run import SUFFIX, run_file
 from mm_core.model.preprocess import prepare
 from mm_core.pinned_inputs import Run
-from mm_core.storage.run import store_of
+from mm_core.storage.run import StorageRun
 from samplegen import generate
 
 TOOLS = Path(__file__).resolve().parents[2] / ".tools"
@@ -33,7 +33,7 @@ def test_a_file_of_each_format_is_close_to_float_sound_and_kept(cycle, monkeypat
     python = TOOLS / name / "bin" / "python"
     if not python.is_file():
         pytest.skip(f"{python} is missing: `make formats` installs it")
-    model, store = cycle.model(TRAIN_STAGES[-1]), store_of(cycle)
+    model = cycle.model(TRAIN_STAGES[-1])
     whole = json.loads((cycle.quantised / "quantised.json").read_text())
     ids, row = whole["calibration"]["portrait"][:3], whole["decoders"]["portrait"]
     layout = Layout(cycle.settings.__class__(**vars(cycle.settings) | {f"{name}_python": python}))
@@ -41,7 +41,7 @@ def test_a_file_of_each_format_is_close_to_float_sound_and_kept(cycle, monkeypat
 
     def made() -> dict[str, Any]:
         quantised = {"calibration": {"portrait": ids}, "decoders": {"portrait": row | {"sensitive": [3, 1, 2, 0]}}}
-        return c.convert(params, model, quantised, layout, store)[name]["portrait"]
+        return c.convert(StorageRun(Params(export=params), layout), model, quantised)[name]["portrait"]
 
     record = made()
     file = layout.formats / f"portrait{SUFFIX[name]}"

@@ -17,8 +17,7 @@ from onnx import helper, numpy_helper
 
 from mm_core.core.errors import MattingError, NothingToTrainOn
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.params import ExportParams
-from mm_core.core.progress import quiet
+from mm_core.core.params import ExportParams, Params
 from mm_core.core.records import DECODERS, Report, sha256_file
 from mm_core.export import calibration as c
 from mm_core.export import quantise as q
@@ -26,15 +25,14 @@ from mm_core.export.runtime import OnnxPredictor, open_session
 from mm_core.imaging.images import load_rgb
 from mm_core.ingest.snapshot import POOLS, SCHEMA, read_pool
 from mm_core.model.predict import TorchPredictor
-from mm_core.storage.run import store_of
+from mm_core.storage.run import StorageRun, store_of
 from mm_core.storage.store import fetch_blob
 
 
 def again(layout: Layout, out: Path, **options: float) -> Report:
     params = ExportParams(calibration_images=6, **options)  # type: ignore[arg-type]
     model = layout.model(TRAIN_STAGES[-1])
-    store = store_of(layout)
-    return q.quantise(params, model, layout.snapshot, store, out, Report("test"), progress=quiet)
+    return q.quantise(StorageRun(Params(export=params), layout), model, out, Report("test"))
 
 
 def test_int8_is_close_to_torch_on_photos_never_calibrated_with(base):

@@ -19,7 +19,7 @@ from mm_core.export.registry import NAME, Registry
 from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.model.files import load_model
 from mm_core.pinned_inputs import Run, read_inputs, recorded_verdict
-from mm_core.storage.run import catalog_of, store_of
+from mm_core.storage.run import StorageRun, catalog_of, store_of
 from mm_core.storage.store import LocalStore, fetch_blob
 
 WRITES = (
@@ -81,7 +81,7 @@ def export(layout: Layout, verdict: Verdict) -> None:
     """With the stopwatch at rest."""
     with pytest.MonkeyPatch.context() as patch:
         stop_clocks(patch)
-        b.write_bundle(PARAMS, layout, store_of(layout), verdict, Report("export"))
+        b.write_bundle(StorageRun(PARAMS, layout), verdict, Report("export"))
 
 
 def test_a_fresh_workspace_has_no_champion_and_asking_writes_nothing(tmp_path):
