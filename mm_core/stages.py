@@ -73,17 +73,7 @@ def ingest(run: Run, *, batch: str | None = None) -> Report:
     """Ingest all ready drops (or one). Each photo is accepted, quarantined with a reason, or a duplicate."""
     with timed(Report("ingest"), run.layout.root / "reports" / "ingest.json") as report:
         catalog = run.catalog
-        ingest_ready(
-            run.params.ingest,
-            catalog,
-            run.store,
-            run.inbox,
-            report,
-            batch=batch,
-            data_docs=run.layout.data_docs,
-            spool=run.layout.spool,
-            progress=run.progress,
-        )
+        ingest_ready(run, report, batch=batch)
         taken = [f"{row['kind']}/{row['batch']}" for row in report.tables["batches"]]
         if any(name.startswith("pixel_labeled/") for name in taken):
             state = eval_state(run.params.snapshot, catalog, taken)
@@ -107,9 +97,7 @@ def structure(run: Run, *, batch: str | None = None) -> Report:
 def route(run: Run) -> Report:
     """Select the photos for labelling and write Label Studio tasks with the champion's mattes as a start."""
     with timed(Report("route")) as report:
-        return route_hard(
-            run.params.route, run.catalog, run.store, inputs_now(run.layout), run.layout, report, progress=run.progress
-        )
+        return route_hard(run, inputs_now(run.layout), report)
 
 
 def push(run: Run) -> Report:
@@ -130,17 +118,15 @@ def collect(run: Run) -> Report:
     """
     layout = run.layout
     with timed(Report("collect"), layout.root / "reports" / "collect.json") as report:
-        catalog, store, taken = run.catalog, run.store, Taken()
-        report.metrics["collect/files"] = collect_labels(
-            run.params.label, catalog, store, layout, taken, progress=run.progress
-        )
+        taken = Taken()
+        report.metrics["collect/files"] = collect_labels(run, taken)
         try:
             if server := connect(layout, people=run.params.label.people):
-                tasks = pull_labels(run.params.label, catalog, store, layout, server, taken, progress=run.progress)
+                tasks = pull_labels(run, server, taken)
                 report.metrics["collect/tasks"] = tasks
                 report.facts["project"] = server.link()
         finally:  # keeps the labels collected so far if the server fails
-            report.facts |= settle_suspects(run.params.ingest, catalog, store, run.inbox, layout)
+            report.facts |= settle_suspects(run)
             taken.report(report)
         return report
 

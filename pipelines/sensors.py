@@ -15,7 +15,7 @@ from mm_core.core.settings import tick_seconds
 from mm_core.ingest.ingest import ready_batches
 from mm_core.labeling.webhook import hinted_at
 from mm_core.pinned_inputs import recorded_verdict
-from mm_core.storage.run import catalog_of, inbox_of, store_of
+from mm_core.storage.run import catalog_of
 from mm_core.structuring.drift import drifted_batches
 from pipelines.jobs import arrivals, collect, retrain
 from pipelines.partitions import batches, partition_of
@@ -53,7 +53,7 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
     it stays as short as the inbox's queue.
     """
     layout = workspace.layout()
-    ready = list(ready_batches(inbox_of(layout), catalog_of(layout), store_of(layout)))
+    ready = list(ready_batches(workspace.run()))
     requested = set(json.loads(context.cursor or "[]")) & {batch.request for batch in ready}
     tries = {batch.request: lost(context.instance, batch.request) for batch in ready if batch.request in requested}
     new = [batch for batch in ready if batch.request not in requested or tries[batch.request]][:MAX_REQUESTS]

@@ -105,13 +105,8 @@ def quarantine_accept(
     run = open_run()
     # The reviewer and the reason are stored with the label.
     report = accept(
-        run.params.ingest,
-        run.catalog,
-        run.store,
-        run.inbox,
+        run,
         keys,
-        run.layout.data_docs,
-        run.layout.spool,
         reviewer=by or getuser(),
         why=why,
     )
@@ -127,13 +122,5 @@ def quarantine_retry(
 
     run = open_run()
     # Repaired files are validated again like new ones.
-    report = retry(
-        run.params.ingest,
-        run.catalog,
-        run.store,
-        run.inbox,
-        batch,
-        run.layout.data_docs,
-        run.layout.spool,
-    )
+    report = retry(run, batch)
     _complete_arrivals(run, report, json_)

@@ -14,7 +14,7 @@ from annotator import Truth
 from PIL import Image
 
 from mm_core.core.layout import Layout
-from mm_core.core.params import LabelParams, ModelParams, RouteParams
+from mm_core.core.params import LabelParams, ModelParams, Params, RouteParams
 from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import CATEGORIES, Report
 from mm_core.core.settings import Settings
@@ -29,6 +29,7 @@ from mm_core.labeling.push import push_tasks
 from mm_core.labeling.rle import decode_rle
 from mm_core.labeling.route import route_hard
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, fetch_blob, put_blob
 from samplegen import generate
 
@@ -69,10 +70,8 @@ class LabelHouse:
         return {"version": "3", "digest": put_blob(self.store, root / "champion.safetensors"), "files": {}}
 
     def route(self, budget: int) -> None:
-        route_hard(
-            RouteParams(budget=budget, per_day=budget, per_category=budget, look=max(budget, 480)),
-            self.catalog, self.store, self.inputs, self.layout, Report("route"), progress=quiet,
-        )  # fmt: skip
+        chosen = RouteParams(budget=budget, per_day=budget, per_category=budget, look=max(budget, 480))
+        route_hard(StorageRun(Params(route=chosen), self.layout), self.inputs, Report("route"))
 
     def tasks(self) -> list[dict]:
         return [task for path in sorted(outbox(self.layout).glob("*.json")) for task in json.loads(path.read_text())]
@@ -100,9 +99,7 @@ class LabelHouse:
 
     def pull(self, server: Server, params: LabelParams | None = None) -> Taken:
         taken = Taken()
-        pull_labels(
-            params or LabelParams(), self.catalog, self.store, self.layout, server, taken, progress=quiet
-        )  # fmt: skip
+        pull_labels(StorageRun(Params(label=params or LabelParams()), self.layout), server, taken)
         return taken
 
     def labels(self) -> pd.DataFrame:

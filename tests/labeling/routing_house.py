@@ -8,11 +8,13 @@ import numpy as np
 from PIL import Image
 
 from mm_core.core.layout import Layout
+from mm_core.core.params import Params
 from mm_core.core.records import Cell, Report, Verdict, write_json
 from mm_core.core.settings import Settings
 from mm_core.labeling.label_studio_format import outbox
 from mm_core.labeling.route import route_hard
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, put_blob
 
 SIDE = 48
@@ -63,10 +65,8 @@ class House:
         write_json(self.layout.verdict, spoken.model_dump())
 
     def route(self, params, now=None):
-        return route_hard(
-            params, self.catalog, self.store, self.inputs, self.layout, Report("route"),
-            progress=lambda *_: None, now=now or datetime.now(UTC),
-        )  # fmt: skip
+        run = StorageRun(Params(route=params), self.layout)
+        return route_hard(run, self.inputs, Report("route"), now=now or datetime.now(UTC))
 
     def tasks(self):
         return [task for path in sorted(outbox(self.layout).glob("*.json")) for task in json.loads(path.read_text())]

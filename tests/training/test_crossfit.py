@@ -20,7 +20,6 @@ from mm_core.experiments.crossfit import NAME, cross_fit, deal, labelled_photos,
 from mm_core.ingest.snapshot import SCHEMA, write_frames
 from mm_core.pinned_inputs import Run
 from mm_core.storage.run import StorageRun
-from mm_core.storage.store import LocalStore
 from mm_core.training.stage import train_stage
 
 LAX: dict[str, Any] = {"gate.floors": {"mse": 1.0}, "gate.beat_blind": False, "gate.min_images": 6}
@@ -58,9 +57,7 @@ def fit(layout: Layout, params: Params, folds: int = 2, **values: Any) -> tuple[
     return report, trained
 
 
-def test_each_photo_is_judged_by_a_model_that_has_not_seen_it_and_the_cycle_stays(
-    few: Layout, params: Params
-) -> None:
+def test_each_photo_is_judged_by_a_model_that_has_not_seen_it_and_the_cycle_stays(few: Layout, params: Params) -> None:
     before = {path: path.read_bytes() for path in few.cycle.rglob("*") if path.is_file()}
     report, trained = fit(few, params)
     frame = labelled_photos(few)
@@ -102,9 +99,7 @@ def test_a_usable_candidate_predicts_with_a_warning_and_another_does_not(
         predict_files(Run(Params(), few), [photo], tmp_path / "out", model="candidate")
 
 
-def test_it_is_off_where_the_gate_can_judge_or_a_champion_has_learnt(
-    few: Layout, params: Params
-) -> None:
+def test_it_is_off_where_the_gate_can_judge_or_a_champion_has_learnt(few: Layout, params: Params) -> None:
     frame = labelled_photos(few)
     write_frames(few.snapshot, {"eval": frame}, SCHEMA, {"digest": "5" * 64})
     with pytest.raises(InputError, match="each category has 2 eval photos"):
