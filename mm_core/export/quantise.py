@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,7 +37,10 @@ from mm_core.export.calibration import calibration_ids, calibration_images, cate
 from mm_core.export.float_reference import served
 from mm_core.export.runtime import CHOICE, SUFFIX, open_session
 from mm_core.export.sensitivity import ladder, ranked, worst
-from mm_core.storage.run import StorageRun
+
+if TYPE_CHECKING:
+    # For type checkers alone, so that the code of the catalog is no part of the content key.
+    from mm_core.storage.run import StorageRun
 
 TORCH_TOLERANCE = 1e-3
 """Largest difference of the float ONNX graph's alpha from torch's, absolute."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -33,11 +33,14 @@ from mm_core.imaging.pixel_cache import PixelCache
 from mm_core.model.clip import cached_embeddings, load_clip, train_local_clip
 from mm_core.model.fusion import TextFusion
 from mm_core.model.network import MattingNet
-from mm_core.storage.run import StorageRun
 from mm_core.training.losses import consistency, contrastive, matting_losses
 from mm_core.training.semi import Semi, frozen_batch_norm_stats, pseudo_label_loss, ramp, scale_gradient
 from mm_core.training.supervised import Features, Pools
 from mm_core.training.trainer import Sample
+
+if TYPE_CHECKING:
+    # For type checkers alone, so that the code of the catalog is no part of a model's content key.
+    from mm_core.storage.run import StorageRun
 
 NEGATIVES = 4
 """Maximum number of captions of other photos per anchor."""

@@ -18,7 +18,8 @@ from mm_core.core.progress import Progress
 from mm_core.core.records import Report
 from mm_core.storage.run import StorageRun
 from mm_core.training import process_group
-from mm_core.training.stage import read_data, train_stage
+from mm_core.training.stage import train_stage
+from mm_core.training.stage_data import read_data
 
 RESTARTS = 3
 """Worker failures per stage that are tolerated; after each the stage resumes from its own checkpoint."""

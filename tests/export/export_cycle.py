@@ -24,7 +24,7 @@ from mm_core.model.network import MattingNet, build_model
 from mm_core.model.preprocess import prepare
 from mm_core.storage.run import catalog_of, store_of
 from mm_core.storage.store import Store, put_blob
-from mm_core.training.stage import read_data
+from mm_core.training.stage_data import read_data
 from samplegen import generate
 
 SIZE = 64
