@@ -13,7 +13,7 @@ from export_cycle import PARAMS, SIZE, stop_clocks
 from mm_core import stages
 from mm_core.core.errors import ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.params import ExportParams, Params
+from mm_core.core.params import Params
 from mm_core.core.records import DECODERS, sha256_file
 from mm_core.export import bundle as b
 from mm_core.export.float_reference import float_alphas
@@ -79,8 +79,9 @@ def stand_ins(cycle: Layout, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     said = {"undelegated": 0, "float_convolutions": [4, 7], "versions": {"executorch": "1.5.1"}}
     clocked = b.run_all
 
-    def convert(params: ExportParams, model: Path, quantised: dict, layout: Layout, store: Any) -> dict:
-        records: dict[str, dict] = {name: {} for name in params.formats if name != "onnx"}
+    def convert(run: StorageRun, model: Path, quantised: dict) -> dict:
+        layout = run.layout
+        records: dict[str, dict] = {name: {} for name in run.params.export.formats if name != "onnx"}
         layout.formats.mkdir(parents=True, exist_ok=True)
         for name, rows in records.items():
             for decoder in quantised["calibration"]:
