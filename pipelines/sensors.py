@@ -9,13 +9,14 @@ import dagster as dg
 from mm_core import operations
 from mm_core.core.errors import MattingError
 from mm_core.core.layout import Layout
+from mm_core.core.params import Params
 from mm_core.core.pins import has_snapshot, read_snapshot
 from mm_core.core.records import digest_of
 from mm_core.core.settings import tick_seconds
 from mm_core.ingest.ingest import ready_batches
 from mm_core.labeling.webhook import hinted_at
 from mm_core.pinned_inputs import recorded_verdict
-from mm_core.storage.run import catalog_of
+from mm_core.storage.run import StorageRun, catalog_of
 from mm_core.structuring.drift import drifted_batches
 from pipelines.jobs import arrivals, collect, retrain
 from pipelines.partitions import batches, partition_of
@@ -53,7 +54,8 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
     it stays as short as the inbox's queue.
     """
     layout = workspace.layout()
-    ready = list(ready_batches(workspace.run()))
+    # Which drops are ready does not depend on the params.
+    ready = list(ready_batches(StorageRun(Params(), layout)))
     requested = set(json.loads(context.cursor or "[]")) & {batch.request for batch in ready}
     tries = {batch.request: lost(context.instance, batch.request) for batch in ready if batch.request in requested}
     new = [batch for batch in ready if batch.request not in requested or tries[batch.request]][:MAX_REQUESTS]

@@ -1,4 +1,4 @@
-"""How long work tells its caller how far it is."""
+"""Callbacks by which long work reports how much of it is done."""
 
 from __future__ import annotations
 
