@@ -233,12 +233,12 @@ class Registry:
         files = {row["file"]: put_blob(run.store, bundle / row["file"]) for row in manifest["decoders"].values()}
         provenance = gather(run, verdict)
         # The run holds the model's folder as an artifact.
-        run = Tracker(self._settings).log_report(run.layout, Report("promote", facts={"model": verdict.candidate}))
+        run_id = Tracker(self._settings).log_report(run.layout, Report("promote", facts={"model": verdict.candidate}))
         scratch = self._settings.workspace / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix="mlflow-model-", dir=scratch) as folder:
-            save_mlflow_model(bundle, run.layout.model(TRAIN_STAGES[-1]), Path(folder) / "model", run)
-            self._client.log_artifacts(run, str(Path(folder) / "model"), "model")
+            save_mlflow_model(bundle, run.layout.model(TRAIN_STAGES[-1]), Path(folder) / "model", run_id)
+            self._client.log_artifacts(run_id, str(Path(folder) / "model"), "model")
         tags = {
             "model_digest": verdict.candidate,
             "files": json.dumps(files, sort_keys=True),
@@ -252,8 +252,8 @@ class Registry:
         }
         made = self._client.create_model_version(
             NAME,
-            source=f"{self._client.get_run(run).info.artifact_uri}/model",
-            run_id=run,
+            source=f"{self._client.get_run(run_id).info.artifact_uri}/model",
+            run_id=run_id,
             tags=tags,
             description=(bundle / "MODEL_CARD.md").read_text(),
             await_creation_for=0,
