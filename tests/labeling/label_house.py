@@ -69,9 +69,15 @@ class LabelHouse:
         save_model(root / "champion.safetensors", net, {"stage": "multimodal"})
         return {"version": "3", "digest": put_blob(self.store, root / "champion.safetensors"), "files": {}}
 
+    def run(self, **sections: LabelParams | RouteParams) -> StorageRun:
+        """A run on this house's own store and catalog, which some tests replace."""
+        run = StorageRun(Params(**sections), self.layout)
+        vars(run).update(store=self.store, catalog=self.catalog)
+        return run
+
     def route(self, budget: int) -> None:
         chosen = RouteParams(budget=budget, per_day=budget, per_category=budget, look=max(budget, 480))
-        route_hard(StorageRun(Params(route=chosen), self.layout), self.inputs, Report("route"))
+        route_hard(self.run(route=chosen), self.inputs, Report("route"))
 
     def tasks(self) -> list[dict]:
         return [task for path in sorted(outbox(self.layout).glob("*.json")) for task in json.loads(path.read_text())]
@@ -99,7 +105,7 @@ class LabelHouse:
 
     def pull(self, server: Server, params: LabelParams | None = None) -> Taken:
         taken = Taken()
-        pull_labels(StorageRun(Params(label=params or LabelParams()), self.layout), server, taken)
+        pull_labels(self.run(label=params or LabelParams()), server, taken)
         return taken
 
     def labels(self) -> pd.DataFrame:

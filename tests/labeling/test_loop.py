@@ -52,14 +52,20 @@ class House:
         self.catalog.add("samples", [row | values])
         return sample
 
+    def run(self, **sections):
+        """A run on this house's own store and catalog, which some tests replace."""
+        run = StorageRun(Params(**sections), self.layout)
+        vars(run).update(store=self.store, catalog=self.catalog)
+        return run
+
     def route(self, budget=24):
         report = Report("route")
-        route_hard(StorageRun(Params(route=RouteParams(budget=budget)), self.layout), self.inputs, report)
+        route_hard(self.run(route=RouteParams(budget=budget)), self.inputs, report)
         return report
 
     def collect(self):
         taken, report = Taken(), Report("collect")
-        report.metrics["collect/files"] = collect_labels(StorageRun(Params(), self.layout), taken)
+        report.metrics["collect/files"] = collect_labels(self.run(), taken)
         taken.report(report)
         return report
 
