@@ -6,7 +6,8 @@ The `mm` command, `dvc.yaml` and the Dagster assets are thin layers over these f
     catalog ─► pin_inputs ─► snapshot ─► split ─► train simple ─► hard ─► semi ─► multimodal
             ─► evaluate ─► gate ─► export ─► promote ─► report             per cycle
 
-`pinned_inputs.py` has the inputs of a cycle (store, pins, verdict), `operations.py` the operations outside the cycle.
+Each takes a `Run`. `pinned_inputs.py` has it and the inputs of a cycle (pins, verdict), `operations.py` the operations
+outside the cycle.
 Every stage of a cycle holds the workspace's cycle lock (`in_the_cycle`). Stages of an arrival may run at the same time.
 """
 
@@ -72,11 +73,10 @@ if TYPE_CHECKING:
 def ingest(run: Run, *, batch: str | None = None) -> Report:
     """Ingest all ready drops (or one). Each photo is accepted, quarantined with a reason, or a duplicate."""
     with timed(Report("ingest"), run.layout.root / "reports" / "ingest.json") as report:
-        catalog = run.catalog
         ingest_ready(run, report, batch=batch)
         taken = [f"{row['kind']}/{row['batch']}" for row in report.tables["batches"]]
         if any(name.startswith("pixel_labeled/") for name in taken):
-            state = eval_state(run.params.snapshot, catalog, taken)
+            state = eval_state(run.params.snapshot, run.catalog, taken)
             report.facts["eval"] = state["words"]
             report.tables |= {"eval": state["categories"], "eval_refused": state["refused"]}
         return report
@@ -87,10 +87,9 @@ def structure(run: Run, *, batch: str | None = None) -> Report:
 
     New batches, and `batch` (kind/batch) again, are then compared with the earlier catalog to detect drift.
     """
-    catalog = run.catalog
     with timed(Report("structure"), run.layout.root / "reports" / "structure.json") as report:
         source = structure_new(run, report)
-        drift_of_new(run.params.drift, catalog, source, run.layout.drift, report, batch)
+        drift_of_new(run.params.drift, run.catalog, source, run.layout.drift, report, batch)
     return report
 
 
