@@ -19,7 +19,7 @@ from mm_core.core.records import digest_of, read_keyed, sha256_file, write_bytes
 from mm_core.export.calibration import calibration_images, categories_of
 from mm_core.export.float_reference import served
 from mm_core.export.formats.run import HERE, SUFFIX, call, python_of
-from mm_core.storage.store import Store
+from mm_core.storage.run import StorageRun
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,16 @@ class _Photos:
     """How many of the first convolutions may stay in float, in the order of trial."""
 
 
-def convert(
-    params: ExportParams, model: Path, quantised: Mapping[str, Any], layout: Layout, store: Store
-) -> dict[str, dict[str, dict[str, Any]]]:
+def convert(run: StorageRun, model: Path, quantised: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """Write `layout.formats/<decoder>.int8.<suffix>` and a `.json` record for each file.
 
     A record is written after its file, and an up-to-date file is kept: after a kill only the rest is made. The same
     model, photos and tools give the same bytes.
 
     Args:
-        params: `export` of params.yaml.
+        run: Params, workspace, storage and progress.
         model: The trained weights.
         quantised: The record of `quantise`, with calibration photos and the steps of float convolutions.
-        layout: The workspace.
-        store: Holds the photos.
 
     Returns:
         Format → decoder → record: `file`, `sha256`, `bytes`, `key`, `versions`, `diff_mse`, `float_convolutions` and,
@@ -55,9 +51,10 @@ def convert(
     Raises:
         InputError: An environment is missing.
     """
+    layout = run.layout
     from mm_core.model.files import read_meta
 
-    others = [name for name in params.formats if name != "onnx"]
+    others = [name for name in run.params.export.formats if name != "onnx"]
     # Check all environments before the first conversion, which takes minutes.
     for name in others:
         python_of(name, layout.settings)
@@ -71,7 +68,7 @@ def convert(
             steps = quantised["decoders"][decoder]["steps"]
             key = digest_of(
                 {"programs": programs, "model": sha256_file(model), "calibration": ids, "versions": versions}
-                | {"steps": steps, "max_int8_mse": params.max_int8_mse}
+                | {"steps": steps, "max_int8_mse": run.params.export.max_int8_mse}
             )
             record_file = layout.formats / f"{decoder}{SUFFIX[name]}.json"
             record = _kept(record_file, key)
@@ -79,8 +76,8 @@ def convert(
                 record_file.unlink(missing_ok=True)
                 record = {"file": f"{decoder}{SUFFIX[name]}", "key": key, "versions": versions}
                 size = read_meta(model)["model"]["size"]
-                photos = _Photos(calibration_images(ids, size, store), categories_of(layout.snapshot, ids), steps)
-                record |= _make(name, model, decoder, photos, params, layout)
+                photos = _Photos(calibration_images(ids, size, run.store), categories_of(layout.snapshot, ids), steps)
+                record |= _make(name, model, decoder, photos, run.params.export, layout)
                 write_json(record_file, record)
             records[name][decoder] = record
     return records
