@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mm_core.cli.deferred import Deferred
-from mm_core.cli.terminal import Json, layout_and_params, progress_bars, say, table
+from mm_core.cli.terminal import Json, open_layout, run_with_bars, say, table
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import Report, sha256_file, timed, write_bytes
@@ -21,13 +20,10 @@ from mm_core.storage.catalog import Catalog
 if TYPE_CHECKING:
     import numpy as np
 
-    from mm_core import stages
     from mm_core.ingest.truths import Truth
     from mm_core.matter import Matter
-    from mm_core.stages import Progress
+    from mm_core.storage.run import StorageRun
     from mm_core.storage.store import Store
-else:
-    stages = Deferred("mm_core.stages")
 
 app = typer.Typer()
 MARK = b"<title>Models compared: "
@@ -46,12 +42,9 @@ def compare(
     json_: Json = False,
 ) -> None:
     """One page with the mattes of two models side by side, their difference, and metrics where a truth is at hand."""
-    layout, params = layout_and_params()
-    page = out or layout.reports / "compare.html"
-    with progress_bars() as progress:
-        report = compare_models(
-            layout, (a, b), photos, page, shown=show, max_side=params.evaluate.max_side, progress=progress
-        )
+    page = out or open_layout().reports / "compare.html"
+    with run_with_bars() as run:
+        report = compare_models(run, (a, b), photos, page, shown=show)
     say(report, True) if json_ else typer.echo(_words(report))
 
 
@@ -64,25 +57,16 @@ class _Job:
 
 
 def compare_models(
-    layout: Layout,
-    models: tuple[str, str],
-    photos: Sequence[Path],
-    page: Path,
-    *,
-    shown: int,
-    max_side: int,
-    progress: Progress,
+    run: StorageRun, models: tuple[str, str], photos: Sequence[Path], page: Path, *, shown: int
 ) -> Report:
     """Predict every photo with both models and write the page.
 
     Args:
-        layout: The workspace with registry, store and catalog.
+        run: Params, workspace, storage and progress; mattes are compared at `evaluate.max_side`.
         models: Model A and model B, as `load_model` takes them.
         photos: Photos and folders of photos.
         page: The HTML file.
         shown: Number of photos with pictures.
-        max_side: Long side in pixels at which mattes are predicted and compared.
-        progress: Called after each photo.
 
     Returns:
         The report, with a row per photo in `per_image` and per metric in `summary`.
@@ -95,15 +79,15 @@ def compare_models(
 
     jobs = list(_jobs(photos))
     _check_page(page, [job.photo for job in jobs])
-    pair = (load_model(layout, models[0]), load_model(layout, models[1]))
+    pair = (load_model(run.layout, models[0]), load_model(run.layout, models[1]))
     names = (_title(models[0], pair[0]), _title(models[1], pair[1]))
-    known = _Known(stages.catalog_of(layout), stages.store_of(layout), [job.photo for job in jobs])
+    known = _Known(run.catalog, run.store, [job.photo for job in jobs])
     compared, unreadable = ComparePage(names, shown), []
     with timed(Report("compare")) as report:
         for number, job in enumerate(jobs, 1):
-            progress("compare", number, len(jobs))
+            run.progress("compare", number, len(jobs))
             try:
-                rgb = load_rgb(job.photo, max_side)
+                rgb = load_rgb(job.photo, run.params.evaluate.max_side)
                 truth = _truth(job, known, rgb.shape[:2])
             # One bad photo must not stop a folder of many.
             except UnreadableImage as error:

@@ -11,18 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mm_core.cli.deferred import Deferred
-from mm_core.cli.terminal import Json, layout_and_params, progress_bars, say, table
+from mm_core.cli.terminal import Json, open_layout, run_with_bars, say, table
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
-from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report, timed
 
 if TYPE_CHECKING:
-    from mm_core import stages
     from mm_core.services.browse import Predict
-else:
-    stages = Deferred("mm_core.stages")
 
 # The root of the checkout, which contains the Makefile and `.tools`.
 PROJECT = Path(__file__).resolve().parents[2]
@@ -41,14 +36,8 @@ def export_data(
     """Writes the photos and mattes of the last snapshot in a form that `mm drop` and other programs read."""
     from mm_core.ingest.export_data import export_pools
 
-    layout, _ = layout_and_params()
-    version = read_snapshot(layout)["catalog"]["samples"]
-    samples = stages.catalog_of(layout).read("samples", version=version)
-    with progress_bars() as progress, timed(Report("export-data")) as report:
-        export_pools(
-            layout.snapshot, samples, stages.store_of(layout), out, report,
-            form=form, pools=pool or (), progress=progress,
-        )  # fmt: skip
+    with run_with_bars() as run, timed(Report("export-data")) as report:
+        export_pools(run, out, report, form=form, pools=pool or ())
     if json_:
         return say(report, True)
     typer.echo(f"{table(report.tables['pools'])}\n\n{form}: {out}")
@@ -68,16 +57,14 @@ def browse(
     """The catalog in the FiftyOne App: photos, mattes, quarantine, splits, predictions, saved views. Until Ctrl-C."""
     from mm_core.services.browse import Browser, write_browse_folder
 
-    layout, _ = layout_and_params()
+    layout = open_layout()
     # The environment is installed first: who waits for it should not wait twice.
     if not write_only:
         _require_fiftyone(layout)
     folder = layout.cache / "browse"
-    with progress_bars() as progress, timed(Report("browse")) as report:
-        write_browse_folder(
-            layout, stages.catalog_of(layout), stages.store_of(layout), _models(layout) if predictions else {},
-            folder, report, most_predictions=predictions, progress=progress,
-        )  # fmt: skip
+    with run_with_bars() as run, timed(Report("browse")) as report:
+        models = _models(layout) if predictions else {}
+        write_browse_folder(run, models, folder, report, most_predictions=predictions)
     if write_only:
         return say(report, json_)
     typer.echo("starting FiftyOne …", err=True)

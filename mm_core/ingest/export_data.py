@@ -15,12 +15,14 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
 from mm_core.core.errors import InputError
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report, write_bytes
 from mm_core.imaging.images import load_alpha
 from mm_core.ingest.coco import ROW_KEYS, CocoPhoto, load_pycocotools, write_coco
@@ -28,6 +30,7 @@ from mm_core.ingest.drop import escaped
 from mm_core.ingest.fiftyone_json import TRUTH, heatmap, write_fiftyone
 from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.ingest.spellings import PHOTOS, SUFFIXES
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob
 
 FORMS = ("folders", "coco", "fiftyone")
@@ -57,28 +60,15 @@ class Exported:
         return str(PurePosixPath(self.place).with_suffix(".png"))
 
 
-def export_pools(
-    snapshot: Path,
-    samples: pd.DataFrame,
-    store: Store,
-    out: Path,
-    report: Report,
-    *,
-    form: str,
-    pools: Sequence[str] = (),
-    progress: Callable[[str, int, int], None],
-) -> Report:
+def export_pools(run: StorageRun, out: Path, report: Report, *, form: str, pools: Sequence[str] = ()) -> Report:
     """Write one data set per pool, `<out>/<pool>/`.
 
     Args:
-        snapshot: Folder of the snapshot.
-        samples: Table `samples` of the snapshot's catalog version.
-        store: The store with photos and mattes.
+        run: Workspace with a snapshot, storage and progress.
         out: A new or empty folder.
         report: Receives a row per pool.
         form: One of FORMS.
         pools: Some of `POOLS`; all that have photos by default.
-        progress: Called after each photo.
 
     Returns:
         `report`.
@@ -94,20 +84,22 @@ def export_pools(
         raise InputError(f"{out} is there already: name a new folder")
     if form == "coco":
         load_pycocotools()
+    snapshot = run.layout.snapshot
+    version = read_snapshot(run.layout)["catalog"]["samples"]
     frames = {pool: read_pool(snapshot, pool) for pool in pools or POOLS}
     frames = {pool: frame for pool, frame in frames.items() if len(frame)}
     if not frames:
         raise InputError(
             f"{snapshot}: no photos in {', '.join(pools) or 'any pool'}: `mm snapshot` freezes the catalog"
         )
-    about = samples.set_index("id")
+    about = run.catalog.read("samples", version=version).set_index("id")
     write = {"folders": _write_folders, "coco": _write_coco, "fiftyone": _write_fiftyone}[form]
     # The folder appears under its name only when it is complete.
     unfinished = out.with_name(f".{out.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         for pool, frame in frames.items():
-            photos = _photos(frame, about, store, lambda n, total, pool=pool: progress(f"export {pool}", n, total))
+            photos = _photos(frame, about, run.store, partial(run.progress, f"export {pool}"))
             write(photos, unfinished / pool, pool)
             mattes = sum(photo.alpha is not None for photo in photos)
             report.tables.setdefault("pools", []).append({"pool": pool, "photos": len(photos), "mattes": mattes})

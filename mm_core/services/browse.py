@@ -33,6 +33,7 @@ from mm_core.ingest.inbox import kept_matte
 from mm_core.ingest.quarantine import list_rejects
 from mm_core.ingest.snapshot import POOLS, newest_labels, read_pool
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob
 from mm_core.structuring.structure import difficulty_of, scores_of
 
@@ -65,27 +66,16 @@ class Facts:
 
 
 def write_browse_folder(
-    layout: Layout,
-    catalog: Catalog,
-    store: Store,
-    models: Mapping[str, Predict],
-    folder: Path,
-    report: Report,
-    *,
-    most_predictions: int,
-    progress: Callable[[str, int, int], None],
+    run: StorageRun, models: Mapping[str, Predict], folder: Path, report: Report, *, most_predictions: int
 ) -> Report:
     """Write the files that `fiftyone_program.py` reads: `samples.jsonl`, `about.json`, photos and predicted mattes.
 
     Args:
-        layout: The workspace.
-        catalog: The catalog.
-        store: The store.
+        run: Workspace, storage and progress.
         models: `champion` and `candidate`, where there are such models.
         folder: The folder; its earlier files are replaced, its database stays.
         report: Receives counts.
         most_predictions: Largest number of eval photos with predicted mattes.
-        progress: Called after each photo.
 
     Returns:
         `report`.
@@ -93,22 +83,23 @@ def write_browse_folder(
     Raises:
         InputError: The catalog has neither photos nor refused rows.
     """
+    catalog, layout = run.catalog, run.layout
     samples, rejects = catalog.read("samples").sort_values("id"), list_rejects(catalog)
     if samples.empty and rejects.empty:
         raise InputError(f"{catalog.url} has no photos yet: `mm ingest` takes drops in")
-    writer = _Writer(folder, store)
+    writer = _Writer(folder, run.store)
     facts = _facts(layout, catalog, samples)
     judged = [sample for sample in samples["id"] if facts.pools.get(sample) == "eval"][:most_predictions]
     rows = []
     for number, row in enumerate(samples.to_dict("records"), 1):
-        progress("browse", number, len(samples) + len(rejects))
+        run.progress("browse", number, len(samples) + len(rejects))
         with suppress(BlobNotFound):
             shown = writer.sample(row, facts)
             if row["id"] in judged:
                 _predict(shown, models, writer)
             rows.append(shown)
     for number, row in enumerate(rejects.to_dict("records"), len(samples) + 1):
-        progress("browse", number, len(samples) + len(rejects))
+        run.progress("browse", number, len(samples) + len(rejects))
         # A refused row without a kept file has nothing to show; `mm quarantine list` names it.
         with suppress(BlobNotFound):
             rows.append(writer.reject(row))

@@ -16,8 +16,10 @@ import pytest
 from pycocotools import mask as reference
 
 from mm_core.core.errors import InputError
-from mm_core.core.params import SnapshotParams
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
 from mm_core.core.records import Report, sha256_file
+from mm_core.core.settings import Settings
 from mm_core.imaging.images import encode_alpha, load_alpha
 from mm_core.ingest.coco import read_coco
 from mm_core.ingest.datasets import labels_file, package_dataset, read_dataset
@@ -25,8 +27,8 @@ from mm_core.ingest.drop import package_folder
 from mm_core.ingest.export_data import export_pools, photo_name
 from mm_core.ingest.fiftyone_json import read_fiftyone
 from mm_core.ingest.snapshot import build_snapshot
-from mm_core.storage.catalog import Catalog
-from mm_core.storage.store import fetch_blob, open_store, put_blob
+from mm_core.storage.run import StorageRun
+from mm_core.storage.store import fetch_blob, put_blob
 from samplegen import generate
 
 HEIGHT, WIDTH = 24, 32
@@ -241,7 +243,9 @@ def test_a_folder_says_itself_what_it_is(tmp_path: Path) -> None:
 def frozen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A snapshot of six labelled photos, two of one name, and a captioned one."""
     root = tmp_path_factory.mktemp("frozen")
-    store, catalog = open_store(str(root / "store"), root / "cache"), Catalog(str(root / "store"))
+    settings = Settings(root, str(root / "inbox"), str(root / "store"), "", root / "params.yaml", "cpu")
+    run = StorageRun(Params(), Layout(settings))
+    store, catalog = run.store, run.catalog
     samples, labels = [], []
     for seed in range(7):
         drawn = generate("pets" if seed % 2 else "cards", seed, size=48)
@@ -261,17 +265,18 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     catalog.add("samples", samples)
     catalog.add("labels", labels)
     inputs: Any = {"catalog": {name: catalog.version(name) for name in ("samples", "labels")}}
-    build_snapshot(SnapshotParams(), catalog, inputs, root / "snapshot", Report("snapshot"))
-    return root / "snapshot", catalog.read("samples"), store, {row["sample_id"]: row["alpha_sha256"] for row in labels}
+    build_snapshot(run.params.snapshot, catalog, inputs, run.layout.snapshot, Report("snapshot"))
+    return run, {row["sample_id"]: row["alpha_sha256"] for row in labels}
 
 
 def export(frozen: Any, out: Path, form: str) -> Report:
-    return export_pools(*frozen[:3], out, Report("x"), form=form, progress=lambda *_: None)
+    return export_pools(frozen[0], out, Report("x"), form=form)
 
 
 @pytest.mark.parametrize("form", ["folders", "coco", "fiftyone"])
 def test_a_snapshot_comes_back_as_the_same_photos_mattes_and_categories(frozen: Any, tmp_path: Path, form: str) -> None:
-    _, samples, store, alphas = frozen
+    run, alphas = frozen
+    samples, store = run.catalog.read("samples"), run.store
     report = export(frozen, tmp_path / "out", form)
     counts = {row["pool"]: (row["photos"], row["mattes"]) for row in report.tables["pools"]}
     assert counts == {"train_labeled": (6, 6), "train_text_image": (1, 0)}
@@ -305,13 +310,9 @@ def test_exports_go_into_new_folders_only_and_mistakes_are_named(frozen: Any, tm
     with pytest.raises(InputError, match="--as zip: unknown"):
         export(frozen, tmp_path / "new", "zip")
     with pytest.raises(InputError, match="--pool test: unknown"):
-        export_pools(
-            *frozen[:3], tmp_path / "new", Report("x"), form="coco", pools=["test"], progress=lambda *_: None
-        )  # fmt: skip
+        export_pools(frozen[0], tmp_path / "new", Report("x"), form="coco", pools=["test"])
     with pytest.raises(InputError, match="no photos in eval"):
-        export_pools(
-            *frozen[:3], tmp_path / "new", Report("x"), form="coco", pools=["eval"], progress=lambda *_: None
-        )  # fmt: skip
+        export_pools(frozen[0], tmp_path / "new", Report("x"), form="coco", pools=["eval"])
     assert not (tmp_path / "new").exists()
 
 

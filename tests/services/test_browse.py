@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from mm_core.cli.app import app
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
-from mm_core.core.params import SnapshotParams
+from mm_core.core.params import Params, SnapshotParams
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
 from mm_core.eval.evaluate import SCHEMA
@@ -35,7 +35,7 @@ from mm_core.ingest.inbox import kept_matte
 from mm_core.ingest.snapshot import build_snapshot
 from mm_core.services.browse import Browser, environment, write_browse_folder
 from mm_core.services.fiftyone_program import Guard
-from mm_core.stages import catalog_of, store_of
+from mm_core.storage.run import StorageRun, catalog_of, store_of
 from mm_core.storage.store import put_blob
 from samplegen import generate
 
@@ -108,10 +108,8 @@ def flat(rgb: np.ndarray, category: str) -> np.ndarray:
 @pytest.fixture(scope="module")
 def folder(house: Layout) -> Path:
     path = house.cache / "browse"
-    write_browse_folder(
-        house, catalog_of(house), store_of(house), {"candidate": flat}, path, Report("browse"),
-        most_predictions=2, progress=lambda *_: None,
-    )  # fmt: skip
+    run = StorageRun(Params(), house)
+    write_browse_folder(run, {"candidate": flat}, path, Report("browse"), most_predictions=2)
     return path
 
 
