@@ -102,8 +102,8 @@ class SnapshotParams(_Section):
     eval_share: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of labelled groups in the frozen evaluation set, chosen by a stable hash of the group."""
     eval_least: int = Field(default=8, ge=0)
-    """Evaluation groups that each category gets first while labels are few: at least `gate.min_images`, and at most a
-    third of the category's groups. Only newly arrived groups join the set."""
+    """Evaluation groups that each category gets first while labels are few: at least `gate.min_images`, and at most
+    two fifths of the category's groups. Only newly arrived groups join the set."""
     validation_share: float = Field(default=0.1, gt=0, lt=0.9)
     """Share of the remaining labelled groups that select checkpoints during training. A category with fewer than 8
     such photos has no validation set; its photos are trained on."""
