@@ -85,9 +85,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     (root / "one.png").write_bytes(photo_bytes(50))
     (root / "two.png").write_bytes(photo_bytes(51)[:100])
     (root / "matte.png").write_bytes(encode_alpha(generate("pets", 50, size=48).alpha))
-    store.put(root / "one.png", where["suspect"])
-    store.put(root / "two.png", where["broken"])
-    store.put(root / "matte.png", kept_matte("a" * 64))
+    store.put(where["suspect"], root / "one.png")
+    store.put(where["broken"], root / "two.png")
+    store.put(kept_matte("a" * 64), root / "matte.png")
     common = {"kind": "pixel_labeled", "batch": "b", "verdict": "quarantine", "rejected_at": "1"}
     reason = "suspect matte: holes"
     catalog.add(
