@@ -81,11 +81,11 @@ def read_coco(path: Path) -> list[CocoPhoto]:
     classes = {entry["id"]: entry for entry in _objects(path, data, "categories", ("id", "name"))}
     photos: dict[Any, CocoPhoto] = {}
     for entry in _objects(path, data, "images", ("id", "file_name")):
-        size = entry.get("width"), entry.get("height")
-        if not all(type(side) is int and side > 0 for side in size) or size[0] * size[1] > MOST_PIXELS:
-            raise InputError(f"{path}: images: {entry['file_name']}: width and height must be pixels, not {size}")
+        width, height = (_side(path, entry, name) for name in ("width", "height"))
+        if width * height > MOST_PIXELS:
+            raise InputError(f"{path}: images: {entry['file_name']}: {width} × {height} pixels are too many")
         row = {name: str(entry[name]) for name in ROW_KEYS if isinstance(entry.get(name), str)}
-        photos[entry["id"]] = CocoPhoto(str(entry["file_name"]), size[0], size[1], row=row)
+        photos[entry["id"]] = CocoPhoto(str(entry["file_name"]), width, height, row=row)
     found: dict[Any, list[_Instance]] = {}
     for entry in _objects(path, data, "annotations", ("image_id",)):
         photo = photos.get(entry["image_id"])
@@ -188,6 +188,14 @@ def _subject(instances: Sequence[_Instance]) -> tuple[str, list[Any]]:
     several = len(chosen) > 1 or any(one.crowd for one in chosen)
     persons = [one for one in chosen if one.person]
     return "multi_person" if persons and several else category, [one.segmentation for one in chosen]
+
+
+def _side(path: Path, entry: Mapping[str, Any], name: str) -> int:
+    """Return the width or height of an entry of `images`; raises InputError unless it is a positive whole number."""
+    side = entry.get(name)
+    if type(side) is not int or side < 1:
+        raise InputError(f"{path}: images: {entry['file_name']}: {name} must be a number of pixels, not {side!r}")
+    return side
 
 
 def _objects(path: Path, data: Mapping[str, Any], name: str, fields: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -135,8 +135,10 @@ def photo_name(name: str, sample: str, form: str, taken: set[str]) -> str:
 
 
 def _photos(frame: pd.DataFrame, about: Any, store: Store, done: Callable[[int, int], None]) -> list[Exported]:
-    photos, taken = [], {}
-    for number, row in enumerate(frame.itertuples(index=False), 1):
+    photos: list[Exported] = []
+    taken: dict[str, set[str]] = {}
+    rows: list[Any] = list(frame.itertuples(index=False))
+    for number, row in enumerate(rows, 1):
         sample = about.loc[row.sample_id]
         category = row.category if isinstance(row.category, str) else ""
         folder = category or UNKNOWN

@@ -75,7 +75,8 @@ class OnnxStarter:
 
     def _matte(self, photo: np.ndarray) -> np.ndarray:
         colours = resize(photo, *self._size).astype(np.float32) / 255
-        normalised = (colours - np.float32(self._params.starter_mean)) / np.float32(self._params.starter_std)
+        mean, std = (np.array(v, np.float32) for v in (self._params.starter_mean, self._params.starter_std))
+        normalised = (colours - mean) / std
         source = self._session.get_inputs()[0].name
         target = self._session.get_outputs()[0].name
         (output,) = self._session.run([target], {source: np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])})
