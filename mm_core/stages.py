@@ -72,6 +72,7 @@ from mm_core.pinned_inputs import (
     read_inputs,
     recorded_verdict,
     require_one_cycle,
+    require_photos,
     require_promote,
     settle_late_pins,
     store_of,
@@ -82,7 +83,6 @@ from mm_core.storage.store import fetch_blob
 from mm_core.structuring.drift import drift_of_new
 from mm_core.structuring.split import split_by_difficulty
 from mm_core.structuring.structure import structure_new
-from mm_core.training.tracking import Tracker
 
 if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
@@ -173,7 +173,10 @@ def pin_inputs(params: Params, layout: Layout, *, again: bool = False) -> Report
 
     Without new inputs since the last finished cycle, its pins stay, so that no caller repeats the cycle, and
     `report.facts["nothing_new"]` is set. `again` pins in any case.
+
+    Raises InputError if the catalog is empty.
     """
+    require_photos(layout)
     with timed(Report("pin_inputs")) as report:
         report.facts |= pin(params, layout, again=again)
     return report
@@ -257,7 +260,6 @@ def evaluate(params: Params, layout: Layout, *, progress: Progress = quiet) -> R
             int8, champion = models[TRAIN_STAGES[-1], "int8"], models["champion", "int8"]
             run_shadow(photos, int8, champion, identity(layout, inputs), layout, store, report, progress=progress)
         seal_folder(layout.evaluation, [path for path in sorted(layout.quantised.iterdir()) if path.is_file()])
-    Tracker(layout.settings).log_report(layout, report)
     return report
 
 
@@ -301,7 +303,6 @@ def gate(params: Params, layout: Layout) -> Report:
         report.tables["cells"] = [cell.model_dump() for cell in verdict.cells]
         counts = {"gate/left_out": len(verdict.left_out), "gate/promote": verdict.decision == "PROMOTE"}
         report.metrics |= {name: float(count) for name, count in counts.items()}
-    Tracker(layout.settings).log_report(layout, report)
     return report
 
 
@@ -346,8 +347,6 @@ def html_report(params: Params, layout: Layout, *, progress: Progress = quiet) -
             if why_not := compare_after_cycle(params, layout, progress):
                 report.facts["not_compared"] = why_not
         write_html(params, layout, catalog_of(layout), store_of(layout), report)
-    if has_snapshot(layout):
-        Tracker(layout.settings).log_report(layout, report, files=[layout.html_report])
     return report
 
 
