@@ -14,8 +14,8 @@ import logging
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mm_core.core.errors import InputError, ReleaseRefused
@@ -239,13 +239,10 @@ class Registry:
             raise ReleaseRefused(f"the candidate is {weights[:12]} now, the verdict is about {verdict.candidate[:12]}")
         files = {row["file"]: put_blob(store, bundle / row["file"]) for row in manifest["decoders"].values()}
         provenance = gather(params, layout, store, verdict)
-        # The run holds the model's folder as an artifact.
-        run = Tracker(self._settings).log_report(layout, Report("promote", facts={"model": verdict.candidate}))
-        scratch = self._settings.workspace / "scratch"
-        scratch.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="mlflow-model-", dir=scratch) as folder:
-            save_mlflow_model(bundle, layout.model(TRAIN_STAGES[-1]), Path(folder) / "model", run)
-            self._client.log_artifacts(run, str(Path(folder) / "model"), "model")
+        # The scores that the gate compared; several cells can be about the same one.
+        scores = {f"{cell.category}/{cell.metric}": cell.candidate for cell in verdict.cells}
+        save = partial(save_mlflow_model, bundle, layout.model(TRAIN_STAGES[-1]))
+        logged = Tracker(self._settings).log_model(layout, verdict.candidate, scores, save)
         tags = {
             "model_digest": verdict.candidate,
             "files": json.dumps(files, sort_keys=True),
@@ -259,8 +256,9 @@ class Registry:
         }
         made = self._client.create_model_version(
             NAME,
-            source=f"{self._client.get_run(run).info.artifact_uri}/model",
-            run_id=run,
+            source=logged.artifact_location,
+            run_id=logged.source_run_id,
+            model_id=logged.model_id,
             tags=tags,
             description=(bundle / "MODEL_CARD.md").read_text(),
             await_creation_for=0,

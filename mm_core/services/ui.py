@@ -11,7 +11,9 @@ from pathlib import Path
 from mm_core.core import processes
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
+from mm_core.core.locks import try_cycle_lock
 from mm_core.core.settings import Settings
+from mm_core.training.tracking import Tracker
 
 PROJECT = Path(__file__).resolve().parents[2]
 PATIENCE = 20.0
@@ -32,6 +34,11 @@ def serve(settings: Settings, port: int) -> None:
     home = settings.workspace / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     (settings.workspace / "mlflow").mkdir(exist_ok=True)
+    layout = Layout(settings)
+    with try_cycle_lock(layout, "ui") as free:
+        # No cycle is at work, so that runs which are still open belong to a killed process.
+        if free:
+            Tracker(settings).close_runs(layout, "KILLED")
     instance = PROJECT / "infra" / "dagster.yaml"
     if not instance.exists():
         raise InputError(f"{instance} is missing: run `mm ui` from the project's checkout")

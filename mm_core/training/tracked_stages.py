@@ -36,12 +36,11 @@ def tracked(params: Params, layout: Layout, verb: str, *, outermost: bool) -> It
         # The lock is ours, so that the process that left open runs cannot live any more.
         tracker.close_runs(layout, "KILLED")
     # The snapshot stage makes the digest that identifies a cycle, so that its runs are opened at its end.
-    begins = stage is not None and verb != "snapshot" and has_snapshot(layout)
-    if begins:
-        tracker.open_cycle(params, layout, stage)
-    opens = begins and stage not in TRAINING
+    begun = stage if verb != "snapshot" and has_snapshot(layout) else None
+    if begun:
+        tracker.open_cycle(params, layout, begun)
     try:
-        with tracker.open_stage(layout, stage) if opens and stage else nullcontext():
+        with tracker.open_stage(layout, begun) if begun and begun not in TRAINING else nullcontext():
             yield lambda result: _log(tracker, params, layout, stage, result)
     except BaseException as error:
         if outermost:

@@ -1,4 +1,4 @@
-"""MLflow's own page of the experiment, in a browser."""
+"""MLflow's own server: its page of the experiment in a browser, and models whose artifacts it keeps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from mlflow import MlflowClient
 from playwright.sync_api import Browser, expect
 
 from mm_core.core import processes
@@ -22,16 +23,13 @@ from mm_core.training.tracking import Tracker
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[Path], Path]) -> Iterator[str]:
-    """MLflow's server on a workspace with one logged stage, as `mm ui` starts it."""
+def served(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[Path], Path]) -> Iterator[Layout]:
+    """A workspace on MLflow's server, which keeps the artifacts too, with one logged stage."""
     root = with_tables(tmp_path_factory.mktemp("page"))
-    layout = Layout(Settings(root, "", "", f"sqlite:///{root / 'mlflow' / 'mlflow.db'}", root / "p", "cpu"))
-    write_json(layout.snapshot / "snapshot.json", {"digest": "a1" * 32})
-    Tracker(layout.settings).log_report(layout, Report("evaluate", metrics={"multimodal/pets/mse": 0.02}))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", layout.settings.mlflow_uri, "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{root / 'mlflow' / 'mlflow.db'}", "--workers", "1"]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     said = root / "server.txt"
     with said.open("w") as stream:
@@ -40,7 +38,10 @@ def address(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[Pat
         while not is_up(f"http://127.0.0.1:{port}/health"):
             assert server.poll() is None, said.read_text()
             time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        layout = Layout(Settings(root / "ws", "", "", f"http://127.0.0.1:{port}", root / "p", "cpu"))
+        write_json(layout.snapshot / "snapshot.json", {"digest": "a1" * 32, "eval_digest": "e5" * 32})
+        Tracker(layout.settings).log_report(layout, Report("evaluate", metrics={"multimodal/pets/mse": 0.02}))
+        yield layout
     finally:
         processes.end([server], signal.SIGINT, 10)
 
@@ -53,9 +54,29 @@ def is_up(url: str) -> bool:
         return False
 
 
-def test_the_experiment_opens_on_its_runs(address: str, browser: Browser) -> None:
+def test_the_experiment_opens_on_its_runs(served: Layout, browser: Browser) -> None:
     page = browser.new_page()
-    page.goto(f"{address}/#/experiments/1")
+    page.goto(f"{served.settings.mlflow_uri}/#/experiments/1")
     page.wait_for_url("**/experiments/1/runs**", timeout=60_000)
     expect(page.get_by_text(f"cycle {'a1' * 6}").first).to_be_visible(timeout=60_000)
     page.close()
+
+
+def test_a_model_is_logged_and_registered_on_a_server_that_keeps_the_artifacts(served: Layout) -> None:
+    def save(folder: Path, run: str) -> None:
+        folder.mkdir()
+        (folder / "MLmodel").write_text(f"run_id: {run}\n")
+
+    logged = Tracker(served.settings).log_model(served, "c0" * 32, {"pets/mse": 0.02}, save)
+    assert logged.artifact_location.startswith("mlflow-artifacts:")
+    uri = served.settings.mlflow_uri
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.create_registered_model("matting")
+    version = client.create_model_version(
+        "matting", logged.artifact_location, logged.source_run_id, model_id=logged.model_id
+    )
+    assert client.get_model_version("matting", version.version).model_id == logged.model_id
+    (metric,) = client.get_logged_model(logged.model_id).metrics
+    assert (metric.key, metric.value, metric.dataset_name) == ("pets/mse", 0.02, "eval")
+    # The same model again is the same entry.
+    assert Tracker(served.settings).log_model(served, "c0" * 32, {}, save).model_id == logged.model_id
