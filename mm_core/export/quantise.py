@@ -4,8 +4,8 @@ Post-training quantisation as in Jacob et al. 2018 (arXiv:1712.05877): int8 weig
 per tensor with ranges from training photos, in QDQ form. Signed activations give the same values on every CPU;
 unsigned ones times signed weights saturate 16-bit sums on x86 without VNNI (ADR 0032). Shapes are fixed to one image
 of S × S, as the delegates of phones require. The last convolution stays in float, which reduces the error at little
-cost in time. A decoder with a large error in a category also keeps its most sensitive convolutions in float
-(`mm_core.export.sensitivity`).
+cost in time. A decoder with a large error in a category also keeps its first convolutions in float
+(`mm_core.export.float_layers`).
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ from mm_core.core.records import (
     write_json,
 )
 from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
-from mm_core.export.float_reference import served
+from mm_core.export.float_layers import ladder, worst
 from mm_core.export.runtime import CHOICE, SUFFIX, open_session
-from mm_core.export.sensitivity import ladder, ranked, worst
 from mm_core.storage.store import Store
 
 TORCH_TOLERANCE = 1e-3
@@ -137,14 +136,8 @@ def _make_all(
     rows = {}
     for done, decoder in enumerate(DECODERS, start=2):
         images = calibration_images(chosen[decoder], size, store)
-        # The ranking of layers is passed as a function: it takes long, and most decoders do not need it.
         rows[decoder], data = quantise_graph(
-            _extract(graph, decoder),
-            images,
-            categories[decoder],
-            lambda images=images, decoder=decoder: ranked(served(model, decoder), images),
-            params.max_int8_mse,
-            check(decoder),
+            _extract(graph, decoder), images, categories[decoder], params.max_int8_mse, check(decoder)
         )
         rows[decoder] |= {"sha256": sha256_bytes(data), "bytes": len(data), "calibration_images": len(images)}
         write_bytes(out_dir / f"{decoder}{SUFFIX}", data)
@@ -214,26 +207,24 @@ def quantise_graph(
     graph: Any,
     images: np.ndarray,
     categories: Sequence[str],
-    rank: Callable[[], Sequence[int]],
     max_mse: float,
     reference: tuple[np.ndarray, np.ndarray],
 ) -> tuple[dict[str, Any], bytes]:
     """Quantise the graph of one decoder.
 
-    The convolutions most sensitive to int8 stay in float, in growing number, until every category's mean squared
-    difference from float is at most `max_mse`. If none of the steps reaches it, the closest file is returned.
+    The first convolutions stay in float, in growing number, until every category's mean squared difference from float
+    is at most `max_mse`. If none of the steps reaches it, the closest file is returned.
 
     Args:
         graph: The float ONNX graph with outputs `alpha` and `decoder`.
         images: Prepared calibration photos, float32 (N, 3, S, S).
         categories: The category of each photo.
-        rank: Computes the ranking of convolutions, most sensitive first.
         max_mse: The allowed mean squared difference.
         reference: torch's image and alpha, to check the graph with.
 
     Returns:
-        The costs `diff_mse` (worst category), `diff_max`, `float_convolutions` (numbers in the order of execution) and
-        `sensitive` (the ranking, or None if it was not needed); and the file as bytes.
+        The costs `diff_mse` (worst category), `diff_max`, `float_convolutions` (their numbers) and `steps` (how many
+        may be tried); and the file as bytes.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -249,7 +240,6 @@ def quantise_graph(
             return None if image is None else {"image": image[None]}
 
     best: tuple[dict[str, Any], bytes] | None = None
-    sensitive: list[int] | None = None
     with tempfile.TemporaryDirectory(prefix="mm-quantise-") as name, _quiet():
         folder = Path(name)
         # Exported graph, simplified float graph, quantised graph.
@@ -260,10 +250,9 @@ def quantise_graph(
         _require_close(ready, reference)
         float_graph = onnx.load(ready).graph
         truth = _alphas(ready, images)
-        steps: list[list[int]] = [[]]
-        # Start with all convolutions but the last in int8; add steps only if the error is too large.
-        while steps:
-            kept = steps.pop(0)
+        steps = ladder(convolution_weights(float_graph))
+        # Start with all convolutions but the last in int8; go on only if the error is too large.
+        for kept in steps:
             quantize_static(
                 str(ready),
                 str(made),
@@ -284,27 +273,30 @@ def quantise_graph(
             row = {
                 "diff_mse": worst(difference, categories),
                 "diff_max": float(np.abs(difference).max()),
-                "float_convolutions": kept,
+                "float_convolutions": list(range(kept)),
             }
             # Keep the closest file so far.
             if best is None or row["diff_mse"] < best[0]["diff_mse"]:
                 best = row, data
             if row["diff_mse"] <= max_mse:
                 break
-            if sensitive is None:
-                sensitive = list(rank())
-                steps = ladder(sensitive)[1:]
     assert best is not None
-    return best[0] | {"sensitive": sensitive}, best[1]
+    return best[0] | {"steps": steps}, best[1]
 
 
-def float_nodes(graph: Any, kept: Sequence[int]) -> list[str]:
-    """Return the names of nodes that stay in float: convolutions `kept` and the last one, with their followers."""
+def convolution_weights(graph: Any) -> list[int]:
+    """Return the number of weights of each convolution, in the order of execution."""
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
+    return [sizes[node.input[1]] for node in graph.node if node.op_type == "Conv"]
+
+
+def float_nodes(graph: Any, kept: int) -> list[str]:
+    """Return the names of nodes in float: the first `kept` convolutions and the last, with their followers."""
     # The exporter numbers nodes in the order of execution; simplification may change the numbers in the names.
     starts = [i for i, node in enumerate(graph.node) if node.op_type == "Conv"]
     names = [node.name for node in graph.node]
     ends = [*starts[1:], len(names)]
-    return [name for n in sorted({*kept, len(starts) - 1}) for name in names[starts[n] : ends[n]]]
+    return [name for n in sorted({*range(kept), len(starts) - 1}) for name in names[starts[n] : ends[n]]]
 
 
 def choosing_nodes(graph: Any) -> list[str]:
