@@ -32,7 +32,7 @@ ENTRY_MODULES = {
 SHARE = 0.5
 """Share of a folder's modules from which on the whole folder is listed."""
 _STAGE = re.compile(r"^  (?P<name>[\w-]+):$")
-_CODE = re.compile(rf"^      - (?:{'|'.join(ROOTS)})/")
+_CODE = re.compile(rf"^      - (?:{'|'.join(ROOTS)})(?:/|$)")
 
 
 def code_deps(stage: str) -> list[str]:

@@ -1,5 +1,6 @@
 """`dvc repro` for real, in a git repository of its own: the cycle runs once, and again only where something changed."""
 
+import importlib.util
 import json
 import os
 import re
@@ -102,19 +103,20 @@ def test_code_that_a_stage_depends_on_exists() -> None:
 
 
 def test_the_code_of_dvc_yaml_is_what_the_entry_modules_import() -> None:
-    sys.path.insert(0, str(PROJECT / "infra"))
-    from dvc_deps import ENTRY_MODULES, code_deps, with_code_deps
-
+    spec = importlib.util.spec_from_file_location("dvc_deps", PROJECT / "infra" / "dvc_deps.py")
+    assert spec and spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
     text = (PROJECT / "dvc.yaml").read_text()
-    assert with_code_deps(text) == text, "run `python infra/dvc_deps.py`"
-    assert set(ENTRY_MODULES) == set(STAGES) - {"pin-inputs"}
-    for stage, modules in ENTRY_MODULES.items():
-        listed = [PROJECT / dep for dep in code_deps(stage)]
+    assert script.with_code_deps(text) == text, "run `python infra/dvc_deps.py`"
+    assert set(script.ENTRY_MODULES) == set(STAGES) - {"pin-inputs"}
+    for stage, modules in script.ENTRY_MODULES.items():
+        listed = [PROJECT / dep for dep in script.code_deps(stage)]
         for module in first_party_closure(*modules):
             file = source_path(module)
             assert any(file == path or path in file.parents for path in listed), (stage, file)
     # A new import shows: the text without one of its lines is not up to date.
-    assert with_code_deps(text.replace("      - mm_core/training\n", "", 1)) == text
+    assert script.with_code_deps(text.replace("      - mm_core/training\n", "", 1)) == text
 
 
 class Repository:

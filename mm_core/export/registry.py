@@ -117,6 +117,7 @@ class Registry:
             if registered and (not before or before["digest"] != verdict.candidate):
                 self._refuse_rolled_back(registered, override)
             version = registered or self._register(params, layout, store, verdict, bundle)
+            Tracker(self._settings).link_version(verdict.candidate, NAME, version)
             self._point("candidate", version)
             # The aliases move last, when the version is complete.
             if not before or before["digest"] != verdict.candidate:

@@ -35,7 +35,7 @@ from mm_core.training.run_facts import flatten, lock_time, metrics_before, origi
 
 EXPERIMENT = "matting"
 EXPERIMENT_TAGS = {
-    # MLflow 3 opens an experiment on its page for language models, unless this tag names another kind.
+    # Versions of MLflow 3 other than 3.17 open an experiment by this tag; see `Tracker.page`.
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": "One run per cycle, with a run per stage below it. `mm report` writes the same as a page.",
 }
@@ -245,6 +245,21 @@ class Tracker:
             client.log_outputs(linked, [LoggedModelOutput(logged.model_id, step=0)])
         client.log_batch(run, metrics=_scores_of(layout, scores, logged.model_id))
         return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+
+    def link_version(self, digest: str, name: str, version: str) -> None:
+        """Note a registered version on the logged model with these weights, where MLflow's pages look for it."""
+        client = self._client()
+        tag = {"mlflow.modelVersions": json.dumps([{"name": name, "version": int(version)}])}
+        for logged in client.search_logged_models([self._experiment(client)], f"tags.`mm.model_digest` = '{digest}'"):
+            client.set_logged_model_tags(logged.model_id, tag)
+
+    def page(self, address: str) -> str:
+        """Return the address of the experiment's runs on the MLflow server at `address`.
+
+        MLflow 3.17 ignores the experiment's kind: it shows the view for language models, unless the address or the
+        browser's own memory says otherwise.
+        """
+        return f"{address}/#/experiments/{self._experiment(self._client())}/runs?workflowType=machine_learning"
 
     @contextmanager
     def _system_metrics(self, run: str) -> Iterator[None]:

@@ -49,6 +49,7 @@ def stage(layout: Layout, verb: str, params: Params | None = None) -> Iterator[A
 def runs(layout: Layout) -> dict[str, Any]:
     client = MlflowClient(tracking_uri=layout.settings.mlflow_uri)
     experiment = client.get_experiment_by_name("matting")
+    assert experiment is not None
     return {run.data.tags["mm.stage"]: run for run in client.search_runs([experiment.experiment_id])}
 
 
@@ -186,6 +187,7 @@ def test_the_experiment_opens_on_its_runs_also_if_it_is_older(cycle: Layout) -> 
     client.create_experiment("matting", tags={"mlflow.note.content": "written by a person"})
     Tracker(cycle.settings).log_report(cycle, Report("evaluate"))
     experiment = client.get_experiment_by_name("matting")
+    assert experiment is not None
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert experiment.tags["mlflow.note.content"] == "written by a person"
 
