@@ -79,6 +79,7 @@ from mm_core.pinned_inputs import (
 )
 from mm_core.storage.seals import require_unbroken, seal_folder
 from mm_core.storage.store import fetch_blob
+from mm_core.structuring.batch_summary import describe_batch
 from mm_core.structuring.drift import drift_of_new
 from mm_core.structuring.split import split_by_difficulty
 from mm_core.structuring.structure import structure_new
@@ -117,12 +118,15 @@ def ingest(params: Params, layout: Layout, *, batch: str | None = None, progress
 def structure(params: Params, layout: Layout, *, batch: str | None = None, progress: Progress = quiet) -> Report:
     """Compute missing features of all samples: quality, place, time, vector, tags, text, difficulty.
 
-    New batches, and `batch` (kind/batch) again, are then compared with the earlier catalog to detect drift.
+    New batches, and `batch` (kind/batch) again, are then compared with the earlier catalog to detect drift. If `batch`
+    is given, the report is about this batch only.
     """
     catalog = catalog_of(layout)
     with timed(Report("structure"), layout.root / "reports" / "structure.json") as report:
         source = structure_new(params, catalog, store_of(layout), layout, report, progress=progress)
         drift_of_new(params.drift, catalog, source, layout.drift, report, batch)
+        if batch:
+            describe_batch(catalog, batch, report)
     return report
 
 

@@ -1,16 +1,20 @@
 """Assets of each arrival: ingest and structure a batch, send hard photos to people and read their answers."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import dagster as dg
 
 from mm_core import stages
-from pipelines.checks import drift_result, drift_spec, expectation_results, expectation_specs
+from pipelines.automation import push_when, route_when
+from pipelines.checks import accepted_result, arrival_specs, drift_results, drift_spec, expectation_results
 from pipelines.metadata import Observations, of_report, page
 from pipelines.partitions import batches
+from pipelines.provenance import catalog_table, code_version, data_version, row_count
 from pipelines.resources import Workspace, plain_failures
 
+Event = dg.AssetCheckResult | dg.MaterializeResult
 OWNERS = ["team:matting"]
 WEEKLY = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=8), fail_window=timedelta(days=15))
 """Data should arrive and be judged each week; after two weeks without, `notifications` reports it."""
@@ -18,67 +22,113 @@ STORE_OUTAGE = dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONE
 """Retries for assets that need the store or the Label Studio server."""
 
 
-@dg.asset(
-    group_name="arrivals",
-    partitions_def=batches,
-    check_specs=expectation_specs("ingested_batch"),
-    kinds={"greatexpectations", "deltalake"},
-    owners=OWNERS,
-    tags={"room": "data"},
+# Both assets of a batch have optional outputs (`can_subset`): a check of a rule that was not evaluated has no result.
+@dg.multi_asset(
+    name="ingested_batch",
+    specs=[
+        dg.AssetSpec(
+            "ingested_batch",
+            description="One drop of the inbox in the catalog: each row is accepted, quarantined with a reason, or a "
+            "duplicate. Repeating it changes nothing; a changed manifest adds its new rows. A held or wholly refused "
+            "drop fails with its reason.",
+            group_name="arrivals",
+            partitions_def=batches,
+            kinds={"greatexpectations", "deltalake"},
+            owners=OWNERS,
+            tags={"room": "data"},
+            freshness_policy=WEEKLY,
+            metadata=catalog_table("samples"),
+            code_version=code_version("mm_core.ingest.ingest"),
+            skippable=True,
+        )
+    ],
+    check_specs=arrival_specs("ingested_batch"),
+    can_subset=True,
     retry_policy=STORE_OUTAGE,
-    freshness_policy=WEEKLY,
 )
-def ingested_batch(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """One drop of the inbox in the catalog: each row is accepted, quarantined with a reason, or a duplicate.
-
-    Repeating it changes nothing; a changed manifest adds its new rows.
-    """
+def ingested_batch(
+    context: dg.AssetExecutionContext, workspace: Workspace
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
+    """Ingest this partition's drop only. The results of its rules are recorded for a refused drop too."""
     layout = workspace.layout()
     with plain_failures():
-        # Ingest this partition's drop only.
         report = stages.ingest(workspace.params(), layout, batch=context.partition_key, progress=Observations(context))
-    return dg.MaterializeResult(
-        metadata={"data docs": page(layout, layout.data_docs / "index.html")} | of_report(report),
-        check_results=[*expectation_results(report)],
+    docs = {"data docs": page(layout, layout.data_docs / "index.html")}
+    accepted = accepted_result(report, docs)
+    yield from expectation_results(report)
+    yield accepted
+    if not accepted.passed:
+        # Without a materialization the partition is shown as failed.
+        raise dg.Failure(f"the drop is refused: {accepted.description}", metadata=docs, allow_retries=False)
+    # The state of the evaluation set is about the whole catalog, not about this batch.
+    report.facts.pop("eval", None)
+    report.tables.pop("eval", None)
+    (row,) = report.tables["batches"]
+    yield dg.MaterializeResult(
+        metadata=docs | of_report(report) | row_count(row["accepted"]),
+        data_version=data_version(row["arrival"] or row["key"]),
+    )
+
+
+@dg.multi_asset(
+    name="structured_samples",
+    specs=[
+        dg.AssetSpec(
+            "structured_samples",
+            description="Features of the batch's samples: quality, place, time, difficulty. Samples of other batches "
+            "that have none yet are processed in the same run.",
+            deps=[ingested_batch],
+            group_name="arrivals",
+            partitions_def=batches,
+            kinds={"opencv", "deltalake"},
+            owners=OWNERS,
+            tags={"room": "structuring"},
+            metadata=catalog_table("features"),
+            code_version=code_version("mm_core.structuring.structure", "mm_core.structuring.drift"),
+            skippable=True,
+        )
+    ],
+    check_specs=[drift_spec("structured_samples")],
+    can_subset=True,
+    retry_policy=STORE_OUTAGE,
+)
+def structured_samples(
+    context: dg.AssetExecutionContext, workspace: Workspace
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
+    """Compute missing features, and compare the batch with the earlier catalog."""
+    batch = context.partition_key
+    with plain_failures():
+        report = stages.structure(workspace.params(), workspace.layout(), batch=batch, progress=Observations(context))
+    yield from drift_results(report, batch)
+    yield dg.MaterializeResult(
+        metadata=of_report(report) | row_count(report.metrics["structure/rows"]),
+        data_version=data_version(report.facts["features"]),
     )
 
 
 @dg.asset(
     group_name="arrivals",
-    partitions_def=batches,
-    deps=[ingested_batch],
-    check_specs=[drift_spec("structured_samples")],
-    kinds={"opencv", "deltalake"},
-    owners=OWNERS,
-    tags={"room": "structuring"},
-    retry_policy=STORE_OUTAGE,
-)
-def structured_samples(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """Features of the batch's samples: quality, place, time, difficulty. Processes all samples that have none yet."""
-    batch = context.partition_key
-    with plain_failures():
-        report = stages.structure(workspace.params(), workspace.layout(), batch=batch, progress=Observations(context))
-    return dg.MaterializeResult(metadata=of_report(report), check_results=[drift_result(report, batch)])
-
-
-@dg.asset(
-    group_name="arrivals",
     deps=[structured_samples],
+    automation_condition=route_when,
+    code_version=code_version("mm_core.labeling.route"),
     kinds={"labelstudio", "deltalake"},
     owners=OWNERS,
     tags={"room": "labeling"},
 )
 def routed(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Hard photos that people should label, as Label Studio tasks with the champion's matte as initial matte."""
-    params, layout = workspace.params(), workspace.layout()
     with plain_failures():
+        params, layout = workspace.params(), workspace.layout()
         report = stages.route(params, layout, progress=Observations(context))
-    return dg.MaterializeResult(metadata=of_report(report))
+    sent = [row["sample_id"] for row in report.tables["routed"]]
+    return dg.MaterializeResult(metadata=of_report(report) | row_count(len(sent)), data_version=data_version(*sent))
 
 
 @dg.asset(
     group_name="arrivals",
     deps=[routed],
+    automation_condition=push_when,
+    code_version=code_version("mm_core.labeling.push"),
     kinds={"labelstudio"},
     owners=OWNERS,
     tags={"room": "labeling"},
@@ -86,8 +136,8 @@ def routed(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
 )
 def label_studio_tasks(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Routed photos on the Label Studio server, each once; without a server they stay in the outbox."""
-    params, layout = workspace.params(), workspace.layout()
     with plain_failures():
+        params, layout = workspace.params(), workspace.layout()
         report = stages.push(params, layout, progress=Observations(context))
         status = stages.labelling(params, layout)
     return dg.MaterializeResult(metadata=project(status) | of_report(report))
@@ -96,6 +146,8 @@ def label_studio_tasks(context: dg.AssetExecutionContext, workspace: Workspace) 
 @dg.asset(
     group_name="arrivals",
     deps=[label_studio_tasks],
+    metadata=catalog_table("labels"),
+    code_version=code_version("mm_core.labeling.collect", "mm_core.labeling.pull"),
     kinds={"labelstudio", "deltalake"},
     owners=OWNERS,
     tags={"room": "labeling"},
@@ -106,13 +158,16 @@ def collected_labels(context: dg.AssetExecutionContext, workspace: Workspace) ->
 
     Unfinished tasks are left for the next run.
     """
-    params, layout, progress = workspace.params(), workspace.layout(), Observations(context)
     with plain_failures():
+        params, layout, progress = workspace.params(), workspace.layout(), Observations(context)
         report = stages.collect(params, layout, progress=progress)
         # New labels need a difficulty before the next split.
         stages.structure(params, layout, progress=progress)
         status = stages.labelling(params, layout)
-    return dg.MaterializeResult(metadata=project(status) | of_report(report))
+        version = stages.catalog_of(layout).version("labels")
+    return dg.MaterializeResult(
+        metadata=project(status) | of_report(report), data_version=dg.DataVersion(f"labels-{version}")
+    )
 
 
 def project(about: dict[str, Any]) -> dict[str, dg.MetadataValue]:

@@ -1,9 +1,13 @@
 """Asset checks: Great Expectations' results, drift, leaks and the verdict."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import pandas as pd
 
 from mm_core import stages
 from mm_core.core.errors import MattingError
@@ -12,61 +16,130 @@ from mm_core.core.records import Report
 from mm_core.ingest.expectations import RULES
 from mm_core.ingest.snapshot import POOLS, assert_no_leak, read_pool
 from pipelines.metadata import of_report, picture, table
+from pipelines.partitions import batches
 from pipelines.resources import Workspace, plain_failures
 
+ACCEPTED = "drop_accepted"
+"""Check that a drop is in the catalog; its metadata holds the counts of the drop."""
+COUNTS = ("rows", "accepted", "updated", "quarantined", "duplicates", "conflicts")
 
-def expectation_specs(asset: str) -> Sequence[dg.AssetCheckSpec]:
-    """Return a check per rule for drops. None blocks, because rows that break a rule are already in quarantine."""
-    return [
-        dg.AssetCheckSpec(
+
+def partitioned_spec(name: str, asset: str, description: str, **metadata: str) -> dg.AssetCheckSpec:
+    """Return a check with one result per batch, so that a later batch does not hide an earlier failure."""
+    with warnings.catch_warnings():
+        # Dagster 1.13 marks partitioned checks as a preview; `requirements.lock` pins that version.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return dg.AssetCheckSpec(
+            name, asset=asset, blocking=False, description=description, metadata=metadata, partitions_def=batches
+        )
+
+
+def arrival_specs(asset: str) -> Sequence[dg.AssetCheckSpec]:
+    """Return the check of the whole drop and a check per rule.
+
+    None blocks: rows that break a rule are already in quarantine, and the asset itself fails for a refused drop.
+    """
+    whole = partitioned_spec(
+        ACCEPTED, asset, "The drop is in the catalog: it is not held, and at least one of its rows is known or new."
+    )
+    rules = [
+        partitioned_spec(
             rule.name,
-            asset=asset,
-            blocking=False,
-            description=f"Great Expectations, each {rule.scope}: otherwise “{rule.reason}”.",
-            metadata={"kinds": ", ".join(rule.kinds), "severity": rule.severity},
+            asset,
+            f"Great Expectations, each {rule.scope}: otherwise “{rule.reason}”.",
+            kinds=", ".join(rule.kinds),
+            severity=rule.severity,
         )
         for rule in RULES
     ]
+    return [whole, *rules]
+
+
+def arrival_checks(kind: str) -> list[dg.AssetCheckKey]:
+    """Return the checks that apply to a kind of drop, for runs of the job `arrivals`.
+
+    A run plans only these. Dagster would report a planned check without a result as failed if the run fails.
+    """
+    names = [ACCEPTED, *(rule.name for rule in RULES if kind in rule.kinds)]
+    keys = [dg.AssetCheckKey(dg.AssetKey("ingested_batch"), name) for name in names]
+    return [*keys, dg.AssetCheckKey(dg.AssetKey("structured_samples"), "drift")]
 
 
 def expectation_results(report: Report) -> Iterator[dg.AssetCheckResult]:
     """Yield the ingest report's table `expectations` as check results: critical → ERROR, warning → WARN.
 
-    A rule that does not apply to this kind of drop passes, with a note.
+    A rule without a row was not evaluated and yields no result.
     """
     rows = {row["name"]: row for row in report.tables.get("expectations", [])}
     for rule in RULES:
-        row = rows.get(rule.name)
+        if (row := rows.get(rule.name)) is None:
+            continue
         yield dg.AssetCheckResult(
             check_name=rule.name,
-            # Without a row the rule did not apply.
-            passed=row is None or bool(row["success"]),
+            passed=bool(row["success"]),
             severity=dg.AssetCheckSeverity.ERROR if rule.severity == "critical" else dg.AssetCheckSeverity.WARN,
-            description=f"{row['unexpected']} unexpected" if row else "the rule does not apply to this run",
-            metadata={name: value for name, value in (row or {}).items() if value is not None},
+            description=f"{row['unexpected']} unexpected",
+            metadata={name: value for name, value in row.items() if value is not None},
         )
+
+
+def counts_of(row: Mapping[str, Any]) -> dict[str, int]:
+    """Return the counts of a ledger row. Rows of earlier versions lack some; these are 0."""
+    return {name: 0 if pd.isna(value := row.get(name) or 0) else int(value) for name in COUNTS}
+
+
+def is_refused(row: Mapping[str, Any]) -> bool:
+    """Return whether a drop is held, or none of its rows is in the catalog, according to its ledger row."""
+    counts = counts_of(row)
+    return row["state"] != "ingested" or counts["accepted"] + counts["updated"] + counts["duplicates"] == 0
+
+
+def accepted_result(report: Report, docs: Mapping[str, dg.MetadataValue]) -> dg.AssetCheckResult:
+    """Return the ingest report of one drop as the check ACCEPTED, with the drop's counts and the given links.
+
+    It fails with ERROR if the drop is held, vanished during the run, or has only refused rows.
+    """
+    vanished = [row["reason"] for row in report.tables.get("vanished", [])]
+    row = (report.tables.get("batches") or [{}])[0]
+    counts, reason = counts_of(row), ""
+    if vanished:
+        reason = vanished[0]
+    elif row.get("state") != "ingested":
+        reason = str(row.get("reason") or "the drop is not in the ledger")
+    elif is_refused(row):
+        refused = Counter(line["reason"] for line in report.tables.get("rejects", []))
+        most = "; ".join(f"{why} ({count})" for why, count in refused.most_common(3))
+        reason = f"every row was refused: {most or 'the drop has no rows'}"
+    return dg.AssetCheckResult(
+        check_name=ACCEPTED,
+        passed=not reason,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=reason or ", ".join(f"{count} {name}" for name, count in counts.items() if count),
+        metadata={**counts, **docs},
+    )
 
 
 def drift_spec(asset: str) -> dg.AssetCheckSpec:
     """Return the check on drift of a batch."""
-    return dg.AssetCheckSpec(
-        "drift",
-        asset=asset,
-        blocking=False,
-        description="The batch is similar to the catalog before it. A warning only: new kinds of photos are welcome.",
-    )
+    words = "The batch is similar to the catalog before it. A warning only: new kinds of photos are welcome."
+    return partitioned_spec("drift", asset, words)
 
 
-def drift_result(report: Report, batch: str) -> dg.AssetCheckResult:
-    """Return the structure report's result for `batch` (kind/batch), with table and plot; too few photos pass."""
-    sentence = report.facts.get("drift", {}).get(batch, "not in the catalog")
+def drift_results(report: Report, batch: str) -> Iterator[dg.AssetCheckResult]:
+    """Yield the structure report's result for `batch` (kind/batch), with table and plot.
+
+    A batch with too few photos for a comparison was not evaluated and yields no result.
+    """
+    sentence = report.facts.get("drift", {}).get(batch, "")
     rows = [row for row in report.tables.get("drift", []) if row["batch"] == batch]
+    if not rows:
+        return
     # Table and plot of this batch only.
     title = f"drift {batch}"
-    shown = {"drift": table(rows)} if rows else {}
-    # The plot exists only if the sides were compared.
-    shown |= {title: picture(title, Path(report.pictures[title]))} if title in report.pictures else {}
-    return dg.AssetCheckResult(
+    shown: dict[str, dg.MetadataValue] = {"drift": table(rows)}
+    if title in report.pictures:
+        shown[title] = picture(title, Path(report.pictures[title]))
+    yield dg.AssetCheckResult(
         check_name="drift",
         passed=not sentence.startswith("drifted"),
         severity=dg.AssetCheckSeverity.WARN,

@@ -2,8 +2,9 @@
 
 import dagster as dg
 
-from pipelines import checks, external_runs, jobs, notify, sensors
+from pipelines import care, checks, external_runs, jobs, notify, sensors
 from pipelines.arrivals import collected_labels, ingested_batch, label_studio_tasks, routed, structured_samples
+from pipelines.automation import automation
 from pipelines.learning import (
     pinned_inputs,
     snapshot,
@@ -40,9 +41,10 @@ defs = dg.Definitions(
         moments,
     ],
     asset_checks=[checks.no_leak],
-    jobs=[jobs.arrivals, jobs.route, jobs.collect, jobs.retrain, jobs.release],
-    schedules=[jobs.weekly_retrain],
+    jobs=[jobs.arrivals, jobs.route, jobs.collect, jobs.retrain, jobs.release, care.backup, care.compact],
+    schedules=[jobs.weekly_retrain, care.nightly_backup, care.weekly_compaction],
     sensors=[
+        automation,
         sensors.new_arrivals,
         sensors.finished_work,
         sensors.new_labels,

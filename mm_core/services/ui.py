@@ -35,7 +35,11 @@ def serve(settings: Settings, port: int) -> None:
     instance = PROJECT / "infra" / "dagster.yaml"
     if not instance.exists():
         raise InputError(f"{instance} is missing: run `mm ui` from the project's checkout")
-    (home / "dagster.yaml").write_text(instance.read_text())
+    # A person may have changed the file of an earlier start.
+    if not (home / "dagster.yaml").exists():
+        (home / "dagster.yaml").write_text(instance.read_text())
+    elif (home / "dagster.yaml").read_text() != instance.read_text():
+        print(f"{home / 'dagster.yaml'} differs from {instance} and stays as it is", flush=True)
     # The servers find the same workspace as this command.
     environment = os.environ | {
         "MM_WORKSPACE": str(settings.workspace),
@@ -44,6 +48,7 @@ def serve(settings: Settings, port: int) -> None:
         "MM_PARAMS": str(_params_file(settings)),
         "MLFLOW_TRACKING_URI": settings.mlflow_uri,
         "DAGSTER_HOME": str(home),
+        "MM_DAGSTER_URL": f"http://127.0.0.1:{port}",
         "MM_PAGES_URL": f"http://127.0.0.1:{port + 2}",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves eight processes for evaluating language models
     }

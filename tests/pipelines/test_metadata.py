@@ -100,7 +100,9 @@ def test_expectations_become_checks_of_their_severity() -> None:
         {"name": "image_decodes", "severity": "warning", "success": False, "unexpected": 3, "observed": None},
     ]
     results = {result.check_name: result for result in expectation_results(report)}
-    assert set(results) == {rule.name for rule in RULES}
+    assert set(results) == {"few_bad_rows", "image_decodes"} < {rule.name for rule in RULES}, (
+        "the others were not evaluated"
+    )
     assert {name for name, result in results.items() if not result.passed} == {"few_bad_rows", "image_decodes"}
     assert results["few_bad_rows"].severity is dg.AssetCheckSeverity.ERROR
     assert results["image_decodes"].severity is dg.AssetCheckSeverity.WARN
