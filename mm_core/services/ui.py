@@ -32,14 +32,7 @@ def serve(settings: Settings, port: int) -> None:
     home = settings.workspace / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     (settings.workspace / "mlflow").mkdir(exist_ok=True)
-    instance = PROJECT / "infra" / "dagster.yaml"
-    if not instance.exists():
-        raise InputError(f"{instance} is missing: run `mm ui` from the project's checkout")
-    # A person may have changed the file of an earlier start.
-    if not (home / "dagster.yaml").exists():
-        (home / "dagster.yaml").write_text(instance.read_text())
-    elif (home / "dagster.yaml").read_text() != instance.read_text():
-        print(f"{home / 'dagster.yaml'} differs from {instance} and stays as it is", flush=True)
+    provide_instance(home)
     # The servers find the same workspace as this command.
     environment = os.environ | {
         "MM_WORKSPACE": str(settings.workspace),
@@ -72,6 +65,21 @@ def serve(settings: Settings, port: int) -> None:
         pass
     finally:
         processes.end(servers, signal.SIGINT, PATIENCE)
+
+
+def provide_instance(home: Path) -> None:
+    """Copy `infra/dagster.yaml` to Dagster's home, unless a file of an earlier start or of a person lies there.
+
+    Raises:
+        InputError: The project's own file is missing.
+    """
+    own, instance = PROJECT / "infra" / "dagster.yaml", home / "dagster.yaml"
+    if not own.exists():
+        raise InputError(f"{own} is missing: run `mm ui` from the project's checkout")
+    if not instance.exists():
+        instance.write_text(own.read_text())
+    elif instance.read_text() != own.read_text():
+        print(f"{instance} differs from {own} and stays as it is", flush=True)
 
 
 def pages_command(port: int) -> list[str]:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 import dagster as dg
 import pytest
 
-from pipelines.automation import automation
 from pipelines.definitions import defs
+from pipelines.defs.automation import automation
 
 ROUTE = {"routed", "label_studio_tasks"}
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)

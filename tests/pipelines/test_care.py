@@ -6,8 +6,8 @@ import dagster as dg
 import pytest
 
 from mm_core import stages
-from pipelines.care import nightly_backup
 from pipelines.definitions import defs
+from pipelines.defs.care import nightly_backup
 from pipelines.resources import Workspace
 from tests.pipelines.conftest import Plant
 

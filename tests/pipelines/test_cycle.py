@@ -12,10 +12,10 @@ from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import read_snapshot
 from mm_core.export.registry import Registry
 from mm_core.ingest.snapshot import POOLS, read_pool
-from pipelines.checks import no_leak
 from pipelines.definitions import defs
-from pipelines.external_runs import made_elsewhere
-from pipelines.moments import moments
+from pipelines.defs.checks import no_leak
+from pipelines.defs.external_runs import made_elsewhere
+from pipelines.defs.moments import moments
 from pipelines.resources import Workspace
 from samplegen.gallery import PlantedEvent, write_gallery
 from tests.pipelines.conftest import Plant

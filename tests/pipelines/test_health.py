@@ -8,10 +8,10 @@ import pytest
 from dagster._core.storage.dagster_run import DagsterRun
 
 from mm_core import stages
-from pipelines.checks import ACCEPTED, arrival_checks
 from pipelines.definitions import defs
-from pipelines.external_runs import made_elsewhere
-from pipelines.notify import notifications, run_name
+from pipelines.defs.checks import ACCEPTED, arrival_checks
+from pipelines.defs.external_runs import made_elsewhere
+from pipelines.defs.notify import notifications, run_name
 from pipelines.partitions import batches
 from pipelines.resources import Workspace
 from tests.pipelines.conftest import Plant

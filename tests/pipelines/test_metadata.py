@@ -15,8 +15,8 @@ from mm_core.core.layout import Layout
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
 from mm_core.ingest.expectations import RULES
-from pipelines.arrivals import project
-from pipelines.checks import expectation_results
+from pipelines.defs.arrivals import project
+from pipelines.defs.checks import expectation_results
 from pipelines.metadata import MAX_NUMBERS, MAX_ROWS, PICTURE_SIDE, images_of, of_report, page, table
 from pipelines.resources import plain_failures
 

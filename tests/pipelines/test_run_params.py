@@ -10,8 +10,8 @@ from dagster._config import Shape
 from mm_core.core.errors import ParamsError
 from mm_core.core.params import Params
 from mm_core.core.params_file import dotted_names, merge_values
-from pipelines.checks import ACCEPTED
 from pipelines.definitions import defs
+from pipelines.defs.checks import ACCEPTED
 from pipelines.resources import PARAMS_TAG
 from pipelines.run_params import RunParams, dotted
 from tests.pipelines.conftest import Plant

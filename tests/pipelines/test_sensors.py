@@ -10,10 +10,10 @@ from mm_core import stages
 from mm_core.core.records import Verdict, write_json
 from mm_core.labeling.label_studio_format import inbox
 from mm_core.labeling.webhook import hint
-from pipelines import sensors
 from pipelines.definitions import defs
+from pipelines.defs import sensors
+from pipelines.defs.sensors import MAX_TRIES, drifted_arrivals, finished_work, new_arrivals, new_labels
 from pipelines.resources import RetrainPolicy, Workspace
-from pipelines.sensors import MAX_TRIES, drifted_arrivals, finished_work, new_arrivals, new_labels
 from tests.pipelines.conftest import Plant
 
 

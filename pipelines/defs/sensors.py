@@ -15,8 +15,8 @@ from mm_core.core.settings import tick_seconds
 from mm_core.ingest.ingest import ready_batches
 from mm_core.labeling.webhook import hinted_at
 from mm_core.structuring.drift import drifted_batches
-from pipelines.checks import arrival_checks
-from pipelines.jobs import arrivals, collect, retrain
+from pipelines.defs.checks import arrival_checks
+from pipelines.defs.jobs import arrivals, collect, retrain
 from pipelines.partitions import batches, partition_of
 from pipelines.resources import RetrainPolicy, Workspace
 

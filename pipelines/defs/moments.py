@@ -4,10 +4,10 @@ import dagster as dg
 
 from mm_core import stages
 from mm_core.core.records import sha256_file
-from pipelines.arrivals import OWNERS
+from pipelines.defs.arrivals import OWNERS
+from pipelines.defs.release import promoted_model
 from pipelines.metadata import Observations, of_report
 from pipelines.provenance import code_version, data_version
-from pipelines.release import promoted_model
 from pipelines.resources import Workspace, plain_failures
 
 

@@ -13,12 +13,12 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import Report
 from mm_core.core.settings import tick_seconds
 from mm_core.pinned_inputs import read_inputs
-from pipelines.checks import arrival_checks, is_refused, verdict_result
-from pipelines.jobs import arrivals
+from pipelines.defs.checks import arrival_checks, is_refused, verdict_result
+from pipelines.defs.jobs import arrivals
+from pipelines.defs.sensors import UNFINISHED, asked_for
 from pipelines.metadata import of_report, page
 from pipelines.partitions import batches, partition_of
 from pipelines.resources import Workspace
-from pipelines.sensors import UNFINISHED, asked_for
 
 REPORTED = {
     "snapshot": "snapshot",

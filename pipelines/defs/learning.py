@@ -8,7 +8,7 @@ from pydantic import Field
 from mm_core import stages
 from mm_core.core.records import sha256_file
 from mm_core.ingest.snapshot import SCHEMA as POOL_SCHEMA
-from pipelines.arrivals import OWNERS, collected_labels, structured_samples
+from pipelines.defs.arrivals import OWNERS, collected_labels, structured_samples
 from pipelines.metadata import Observations, of_report
 from pipelines.provenance import code_version, data_version, parquet_rows, table_columns
 from pipelines.resources import Workspace, plain_failures

@@ -8,9 +8,9 @@ import dagster as dg
 from mm_core import stages
 from mm_core.core.records import Report, sha256_file
 from mm_core.eval.evaluate import SCHEMA as PER_IMAGE_SCHEMA
-from pipelines.arrivals import OWNERS, WEEKLY
-from pipelines.checks import verdict_result, verdict_spec
-from pipelines.learning import POOL, RESUME, snapshot, train_multimodal
+from pipelines.defs.arrivals import OWNERS, WEEKLY
+from pipelines.defs.checks import verdict_result, verdict_spec
+from pipelines.defs.learning import POOL, RESUME, snapshot, train_multimodal
 from pipelines.metadata import Observations, of_report, page
 from pipelines.provenance import code_version, data_version, parquet_rows, table_columns
 from pipelines.resources import Workspace, plain_failures

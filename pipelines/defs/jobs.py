@@ -5,9 +5,9 @@ from typing import Any
 import dagster as dg
 
 from mm_core.core.settings import time_zone
-from pipelines.arrivals import collected_labels, ingested_batch, label_studio_tasks, routed, structured_samples
-from pipelines.automation import PEOPLE
-from pipelines.release import cycle_report, exported_bundle, gate, promoted_model
+from pipelines.defs.arrivals import collected_labels, ingested_batch, label_studio_tasks, routed, structured_samples
+from pipelines.defs.automation import PEOPLE
+from pipelines.defs.release import cycle_report, exported_bundle, gate, promoted_model
 
 CYCLE = {"matting/cycle": "one-at-a-time"}
 """Tag of runs that write the workspace's `cycle/`; `infra/dagster.yaml` allows one such run at a time."""

@@ -7,8 +7,8 @@ from typing import Any
 import dagster as dg
 
 from mm_core import stages
-from pipelines.automation import push_when, route_when
-from pipelines.checks import accepted_result, arrival_specs, drift_results, drift_spec, expectation_results
+from pipelines.defs.automation import push_when, route_when
+from pipelines.defs.checks import accepted_result, arrival_specs, drift_results, drift_spec, expectation_results
 from pipelines.metadata import Observations, of_report, page
 from pipelines.partitions import batches
 from pipelines.provenance import catalog_table, code_version, data_version, row_count

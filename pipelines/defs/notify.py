@@ -16,7 +16,7 @@ import dagster as dg
 
 from mm_core.core.errors import InputError
 from mm_core.core.settings import dagster_url, secret, tick_seconds
-from pipelines.checks import ACCEPTED, COUNTS
+from pipelines.defs.checks import ACCEPTED, COUNTS
 
 WEBHOOK = "MM_WEBHOOK_URL"
 SECONDS = 10.0
