@@ -9,7 +9,7 @@ import dagster as dg
 from mm_core import stages
 from pipelines.defs.automation import push_when, route_when
 from pipelines.defs.checks import accepted_result, arrival_specs, drift_results, drift_spec, expectation_results
-from pipelines.metadata import Observations, of_report, page
+from pipelines.metadata import Observations, data_docs, of_report
 from pipelines.partitions import batches
 from pipelines.provenance import catalog_table, code_version, data_version, row_count
 from pipelines.resources import Workspace, plain_failures
@@ -53,7 +53,7 @@ def ingested_batch(
     layout = workspace.layout()
     with plain_failures():
         report = stages.ingest(workspace.params(), layout, batch=context.partition_key, progress=Observations(context))
-    docs = {"data docs": page(layout, layout.data_docs / "index.html")}
+    docs = data_docs(layout, context.partition_key)
     accepted = accepted_result(report, docs)
     yield from expectation_results(report)
     yield accepted

@@ -189,7 +189,7 @@ def _drop_facts(instance: dg.DagsterInstance, run_id: str) -> tuple[dict[str, in
         check = entry.get_dagster_event().asset_check_evaluation_data
         if check.check_name == ACCEPTED:
             counts = {name: check.metadata[name].value for name in COUNTS}
-            docs = check.metadata["data docs"]
+            docs = check.metadata.get("data docs")
             # Without a server the pages have a path, which is of no use in a message.
             link = docs.value if isinstance(docs, dg.UrlMetadataValue) else ""
             return {name: count for name, count in counts.items() if count}, link

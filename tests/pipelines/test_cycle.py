@@ -98,7 +98,7 @@ def test_each_asset_of_a_cycle_has_the_version_of_its_content(plant: Plant, refu
     made = {
         event.asset_key.to_user_string(): event.materialization for event in refused.get_asset_materialization_events()
     }
-    own = {name for name, one in made.items() if (one.tags or {}).get("dagster/data_version/is_user_provided")}
+    own = {name for name, one in made.items() if (one.tags or {}).get("dagster/data_version_is_user_provided")}
     assert own == set(made) - {"cycle_report"}, "a page has no version"
     rows = sum(len(read_pool(plant.layout.snapshot, pool)) for pool in POOLS)
     assert made["snapshot"].metadata["dagster/row_count"].value == rows

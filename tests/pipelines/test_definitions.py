@@ -129,7 +129,7 @@ def test_dg_finds_every_definition_in_its_own_layout(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-800:]
     listed = json.loads(done.stdout)
-    assert {asset["key"] for asset in listed["assets"]} == set(DEPS)
+    assert {asset["asset_key"] for asset in listed["assets"]} == set(DEPS)
     assert {job["name"] for job in listed["jobs"]} >= {"arrivals", "retrain", "backup", "compact"}
 
 

@@ -79,7 +79,7 @@ def test_the_data_version_follows_the_content(
 ) -> None:
     again = arrive(history, KEY)
     for asset, made in arrived.items():
-        assert made.tags and made.tags["dagster/data_version/is_user_provided"] == "true"
+        assert made.tags and made.tags["dagster/data_version_is_user_provided"] == "true"
         assert made.tags["dagster/data_version"] == (again[asset].tags or {})["dagster/data_version"]
     other = arrive(history, OTHER)
     for asset, made in other.items():
