@@ -13,7 +13,10 @@ from mm_core.core.errors import CatalogError, LabelServerError, MattingError, St
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.params_file import merge_values
+from mm_core.core.progress import quiet
 from mm_core.core.settings import Settings
+from mm_core.pinned_inputs import Run
+from pipelines.metadata import Observations
 from pipelines.run_params import RunParams, dotted, given_values
 
 PARAMS_TAG = "matting/params"
@@ -60,6 +63,10 @@ class Workspace(dg.ConfigurableResource):
         """Load the params with the values of this run; each step reads the file again. Raises ParamsError."""
         params = Params.load(self.layout().settings.params_file)
         return merge_values(params, given_values(self.overrides), "workspace.overrides of this run")
+
+    def run(self, context: dg.AssetExecutionContext | None = None) -> Run:
+        """Return the run of a stage; with the context of an asset, its progress is logged there. Raises ParamsError."""
+        return Run(self.params(), self.layout(), quiet if context is None else Observations(context))
 
 
 class RetrainPolicy(dg.ConfigurableResource):

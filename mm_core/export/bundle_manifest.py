@@ -41,7 +41,7 @@ class FormatEntry(Cost):
 
     file: str
     int8_against_float: Deviation
-    float_convolutions: list[str]
+    float_convolutions: list[int]
     versions: NotRequired[dict[str, str]]
     """Versions of toolchain and runtime; in formats other than ONNX."""
     undelegated: NotRequired[int]

@@ -4,8 +4,8 @@ Post-training quantisation as in Jacob et al. 2018 (arXiv:1712.05877): int8 weig
 per tensor with ranges from training photos, in QDQ form. Signed activations give the same values on every CPU;
 unsigned ones times signed weights saturate 16-bit sums on x86 without VNNI (ADR 0032). Shapes are fixed to one image
 of S × S, as the delegates of phones require. The last convolution stays in float, which reduces the error at little
-cost in time. A decoder with a large error in a category also keeps its most sensitive convolutions in float
-(`mm_core.export.sensitivity`).
+cost in time. A decoder with a large error in a category also keeps its first convolutions in float
+(`mm_core.export.float_layers`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mm_core.core.code_digest import code_digest
 from mm_core.core.errors import MattingError
-from mm_core.core.params import ExportParams
 from mm_core.core.records import (
     DECODERS,
     Report,
@@ -35,39 +34,29 @@ from mm_core.core.records import (
     write_json,
 )
 from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
-from mm_core.export.float_reference import served
+from mm_core.export.float_layers import ladder, worst
 from mm_core.export.runtime import CHOICE, SUFFIX, open_session
-from mm_core.export.sensitivity import ladder, ranked, worst
-from mm_core.storage.store import Store
+
+if TYPE_CHECKING:
+    # For type checkers alone, so that the code of the catalog is no part of the content key.
+    from mm_core.storage.run import StorageRun
 
 TORCH_TOLERANCE = 1e-3
 """Largest difference of the float ONNX graph's alpha from torch's, absolute."""
 
 
-def quantise(
-    params: ExportParams,
-    model: Path,
-    snapshot_dir: Path,
-    store: Store,
-    out_dir: Path,
-    report: Report,
-    *,
-    progress: Callable[[str, int, int], None],
-) -> Report:
+def quantise(run: StorageRun, model: Path, out_dir: Path, report: Report) -> Report:
     """Write `<decoder>.int8.onnx` for each decoder, and `quantised.json` (digests, calibration ids, errors).
 
     The same model and calibration photos give the same bytes, and a finished result is kept. `quantised.json` is
     written last; without it, or with another key in it, all files are made again.
 
     Args:
-        params: `export` of params.yaml.
+        run: Params, workspace, storage and progress.
         model: The trained weights.
-        snapshot_dir: Folder of the snapshot with the training pools.
-        store: Holds the photos.
         out_dir: Folder of the results.
         report: Receives `quantise/<decoder>/diff_mse`, `…/diff_max` (int8 against float alpha on the calibration
             photos), `…/bytes`, and a table.
-        progress: Called with stage name, finished and total steps.
 
     Returns:
         The report.
@@ -75,14 +64,20 @@ def quantise(
     Raises:
         NothingToTrainOn: The snapshot has no training photo.
     """
-    chosen = {decoder: calibration_ids(snapshot_dir, decoder, params.calibration_images) for decoder in DECODERS}
+    chosen = {
+        decoder: calibration_ids(run.layout.snapshot, decoder, run.params.export.calibration_images)
+        for decoder in DECODERS
+    }
     # The key covers all inputs of the files: code, weights, photos, parameters and tools.
     key = digest_of(
         {
             "code": code_digest(__name__),
             "model": sha256_file(model),
             "calibration": chosen,
-            "params": {"calibration_images": params.calibration_images, "max_int8_mse": params.max_int8_mse},
+            "params": {
+                "calibration_images": run.params.export.calibration_images,
+                "max_int8_mse": run.params.export.max_int8_mse,
+            },
             "versions": tool_versions(),
         }
     )
@@ -92,8 +87,8 @@ def quantise(
         # Without its record, an interrupted run does not pass for a finished one.
         record_file.unlink(missing_ok=True)
         record = {"key": key, "model": sha256_file(model), "calibration": chosen, "versions": tool_versions()}
-        categories = {decoder: categories_of(snapshot_dir, ids) for decoder, ids in chosen.items()}
-        record["decoders"] = _make_all(params, model, chosen, categories, store, out_dir, progress)
+        categories = {decoder: categories_of(run.layout.snapshot, ids) for decoder, ids in chosen.items()}
+        record["decoders"] = _make_all(run, model, chosen, categories, out_dir)
         write_json(record_file, record)
     report.facts["quantised"] = {d: row["sha256"] for d, row in record["decoders"].items()}
     report.tables["quantisation"] = [{"decoder": d, **row} for d, row in record["decoders"].items()]
@@ -120,35 +115,23 @@ def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
 
 
 def _make_all(
-    params: ExportParams,
-    model: Path,
-    chosen: dict[str, list[str]],
-    categories: dict[str, list[str]],
-    store: Store,
-    out_dir: Path,
-    progress: Callable[[str, int, int], None],
+    run: StorageRun, model: Path, chosen: dict[str, list[str]], categories: dict[str, list[str]], out_dir: Path
 ) -> dict[str, dict[str, Any]]:
-    progress("quantise", 0, len(DECODERS) + 1)
+    run.progress("quantise", 0, len(DECODERS) + 1)
     # One export serves all decoders; each decoder's part is cut from it.
     graph, check = float_graph(model)
     # The graph's shapes are fixed, so the input size can be read from it.
     size = graph.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
-    progress("quantise", 1, len(DECODERS) + 1)
+    run.progress("quantise", 1, len(DECODERS) + 1)
     rows = {}
     for done, decoder in enumerate(DECODERS, start=2):
-        images = calibration_images(chosen[decoder], size, store)
-        # The ranking of layers is passed as a function: it takes long, and most decoders do not need it.
+        images = calibration_images(chosen[decoder], size, run.store)
         rows[decoder], data = quantise_graph(
-            _extract(graph, decoder),
-            images,
-            categories[decoder],
-            lambda images=images, decoder=decoder: ranked(served(model, decoder), images),
-            params.max_int8_mse,
-            check(decoder),
+            _extract(graph, decoder), images, categories[decoder], run.params.export.max_int8_mse, check(decoder)
         )
         rows[decoder] |= {"sha256": sha256_bytes(data), "bytes": len(data), "calibration_images": len(images)}
         write_bytes(out_dir / f"{decoder}{SUFFIX}", data)
-        progress("quantise", done, len(DECODERS) + 1)
+        run.progress("quantise", done, len(DECODERS) + 1)
     return rows
 
 
@@ -214,26 +197,24 @@ def quantise_graph(
     graph: Any,
     images: np.ndarray,
     categories: Sequence[str],
-    rank: Callable[[], Sequence[int]],
     max_mse: float,
     reference: tuple[np.ndarray, np.ndarray],
 ) -> tuple[dict[str, Any], bytes]:
     """Quantise the graph of one decoder.
 
-    The convolutions most sensitive to int8 stay in float, in growing number, until every category's mean squared
-    difference from float is at most `max_mse`. If none of the steps reaches it, the closest file is returned.
+    The first convolutions stay in float, in growing number, until every category's mean squared difference from float
+    is at most `max_mse`. If none of the steps reaches it, the closest file is returned.
 
     Args:
         graph: The float ONNX graph with outputs `alpha` and `decoder`.
         images: Prepared calibration photos, float32 (N, 3, S, S).
         categories: The category of each photo.
-        rank: Computes the ranking of convolutions, most sensitive first.
         max_mse: The allowed mean squared difference.
         reference: torch's image and alpha, to check the graph with.
 
     Returns:
-        The costs `diff_mse` (worst category), `diff_max`, `float_convolutions` (numbers in the order of execution) and
-        `sensitive` (the ranking, or None if it was not needed); and the file as bytes.
+        The costs `diff_mse` (worst category), `diff_max`, `float_convolutions` (their numbers) and `steps` (how many
+        may be tried); and the file as bytes.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -249,7 +230,6 @@ def quantise_graph(
             return None if image is None else {"image": image[None]}
 
     best: tuple[dict[str, Any], bytes] | None = None
-    sensitive: list[int] | None = None
     with tempfile.TemporaryDirectory(prefix="mm-quantise-") as name, _quiet():
         folder = Path(name)
         # Exported graph, simplified float graph, quantised graph.
@@ -260,10 +240,9 @@ def quantise_graph(
         _require_close(ready, reference)
         float_graph = onnx.load(ready).graph
         truth = _alphas(ready, images)
-        steps: list[list[int]] = [[]]
-        # Start with all convolutions but the last in int8; add steps only if the error is too large.
-        while steps:
-            kept = steps.pop(0)
+        steps = ladder(convolution_weights(float_graph))
+        # Start with all convolutions but the last in int8; go on only if the error is too large.
+        for kept in steps:
             quantize_static(
                 str(ready),
                 str(made),
@@ -284,27 +263,30 @@ def quantise_graph(
             row = {
                 "diff_mse": worst(difference, categories),
                 "diff_max": float(np.abs(difference).max()),
-                "float_convolutions": kept,
+                "float_convolutions": list(range(kept)),
             }
             # Keep the closest file so far.
             if best is None or row["diff_mse"] < best[0]["diff_mse"]:
                 best = row, data
             if row["diff_mse"] <= max_mse:
                 break
-            if sensitive is None:
-                sensitive = list(rank())
-                steps = ladder(sensitive)[1:]
     assert best is not None
-    return best[0] | {"sensitive": sensitive}, best[1]
+    return best[0] | {"steps": steps}, best[1]
 
 
-def float_nodes(graph: Any, kept: Sequence[int]) -> list[str]:
-    """Return the names of nodes that stay in float: convolutions `kept` and the last one, with their followers."""
+def convolution_weights(graph: Any) -> list[int]:
+    """Return the number of weights of each convolution, in the order of execution."""
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
+    return [sizes[node.input[1]] for node in graph.node if node.op_type == "Conv"]
+
+
+def float_nodes(graph: Any, kept: int) -> list[str]:
+    """Return the names of nodes in float: the first `kept` convolutions and the last, with their followers."""
     # The exporter numbers nodes in the order of execution; simplification may change the numbers in the names.
     starts = [i for i, node in enumerate(graph.node) if node.op_type == "Conv"]
     names = [node.name for node in graph.node]
     ends = [*starts[1:], len(names)]
-    return [name for n in sorted({*kept, len(starts) - 1}) for name in names[starts[n] : ends[n]]]
+    return [name for n in sorted({*range(kept), len(starts) - 1}) for name in names[starts[n] : ends[n]]]
 
 
 def choosing_nodes(graph: Any) -> list[str]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import dagster as dg
 
-from mm_core import stages
+from mm_core import operations, stages
 from pipelines.defs.automation import push_when, route_when
 from pipelines.defs.checks import accepted_result, arrival_specs, drift_results, drift_spec, expectation_results
-from pipelines.metadata import Observations, data_docs, of_report
+from pipelines.metadata import data_docs, of_report
 from pipelines.partitions import batches
 from pipelines.provenance import catalog_table, code_version, data_version, row_count
 from pipelines.resources import Workspace, plain_failures
@@ -52,7 +52,7 @@ def ingested_batch(
     """Ingest this partition's drop only. The results of its rules are recorded for a refused drop too."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.ingest(workspace.params(), layout, batch=context.partition_key, progress=Observations(context))
+        report = stages.ingest(workspace.run(context), batch=context.partition_key)
     docs = data_docs(layout, context.partition_key)
     accepted = accepted_result(report, docs)
     yield from expectation_results(report)
@@ -98,7 +98,7 @@ def structured_samples(
     """Compute missing features, and compare the batch with the earlier catalog."""
     batch = context.partition_key
     with plain_failures():
-        report = stages.structure(workspace.params(), workspace.layout(), batch=batch, progress=Observations(context))
+        report = stages.structure(workspace.run(context), batch=batch)
     yield from drift_results(report, batch)
     yield dg.MaterializeResult(
         metadata=of_report(report) | row_count(report.metrics["structure/rows"]),
@@ -118,8 +118,7 @@ def structured_samples(
 def routed(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Hard photos that people should label, as Label Studio tasks with the champion's matte as initial matte."""
     with plain_failures():
-        params, layout = workspace.params(), workspace.layout()
-        report = stages.route(params, layout, progress=Observations(context))
+        report = stages.route(workspace.run(context))
     sent = [row["sample_id"] for row in report.tables["routed"]]
     return dg.MaterializeResult(metadata=of_report(report) | row_count(len(sent)), data_version=data_version(*sent))
 
@@ -137,9 +136,9 @@ def routed(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
 def label_studio_tasks(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Routed photos on the Label Studio server, each once; without a server they stay in the outbox."""
     with plain_failures():
-        params, layout = workspace.params(), workspace.layout()
-        report = stages.push(params, layout, progress=Observations(context))
-        status = stages.labelling(params, layout)
+        run = workspace.run(context)
+        report = stages.push(run)
+        status = operations.labelling(run)
     return dg.MaterializeResult(metadata=project(status) | of_report(report))
 
 
@@ -159,19 +158,19 @@ def collected_labels(context: dg.AssetExecutionContext, workspace: Workspace) ->
     Unfinished tasks are left for the next run.
     """
     with plain_failures():
-        params, layout, progress = workspace.params(), workspace.layout(), Observations(context)
-        report = stages.collect(params, layout, progress=progress)
+        run = workspace.run(context)
+        report = stages.collect(run)
         # New labels need a difficulty before the next split.
-        stages.structure(params, layout, progress=progress)
-        status = stages.labelling(params, layout)
-        version = stages.catalog_of(layout).version("labels")
+        stages.structure(run)
+        status = operations.labelling(run)
+        version = run.catalog.version("labels")
     return dg.MaterializeResult(
         metadata=project(status) | of_report(report), data_version=dg.DataVersion(f"labels-{version}")
     )
 
 
 def project(about: dict[str, Any]) -> dict[str, dg.MetadataValue]:
-    """Return the result of `stages.labelling` as metadata, with a link to the project and its oldest open task."""
+    """Return the result of `operations.labelling` as metadata, with a link to the project and its oldest open task."""
     shown: dict[str, dg.MetadataValue] = {"batches waiting": dg.MetadataValue.int(about["batches_waiting"])}
     # Without a server only the outbox is known.
     if about["server"]:

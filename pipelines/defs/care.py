@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 from pydantic import Field
 
-from mm_core import stages
+from mm_core import operations
 from mm_core.core.errors import InputError
 from mm_core.core.records import Report, timed
 from mm_core.core.settings import backup_place, time_zone
@@ -45,7 +45,7 @@ def write_backup(context: dg.OpExecutionContext, workspace: Workspace, config: B
 def compact_catalog(workspace: Workspace) -> Iterator[dg.Output]:
     """Merge small files of the catalog and remove those of versions that no cycle is pinned to."""
     with plain_failures():
-        report = stages.compact(workspace.params(), workspace.layout())
+        report = operations.compact(workspace.run())
     yield dg.Output(None, metadata=of_report(report))
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from mm_core import stages
 from mm_core.core.errors import MattingError
 from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report
 from mm_core.ingest.expectations import RULES
 from mm_core.ingest.snapshot import POOLS, assert_no_leak, read_pool
+from mm_core.storage.run import catalog_of
 from pipelines.metadata import of_report, picture, table
 from pipelines.partitions import batches
 from pipelines.resources import Workspace, plain_failures
@@ -183,7 +183,7 @@ def no_leak(workspace: Workspace) -> dg.AssetCheckResult:
         frames = {pool: read_pool(layout.snapshot, pool) for pool in POOLS}
         # Compare with the catalog version that was frozen, not the newest.
         pinned = read_snapshot(layout)["catalog"]
-        samples = stages.catalog_of(layout).read(
+        samples = catalog_of(layout).read(
             "samples", version=pinned["samples"], columns=["id", "group", "phash", "near"]
         )
     photos = {pool: len(frame) for pool, frame in frames.items()}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import dagster as dg
 
-from mm_core import stages
 from mm_core.core.errors import MattingError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import Report
 from mm_core.core.settings import tick_seconds
 from mm_core.pinned_inputs import read_inputs
+from mm_core.storage.run import catalog_of
 from pipelines.defs.checks import arrival_checks, is_refused, verdict_result
 from pipelines.defs.jobs import arrivals
 from pipelines.defs.sensors import UNFINISHED, asked_for
@@ -80,7 +80,7 @@ def unknown_batches(instance: dg.DagsterInstance, layout: Layout) -> tuple[list[
         refused batch is not materialised: a run of its own fails with the reason.
     """
     recorded = instance.get_materialized_partitions(dg.AssetKey("ingested_batch"))
-    ledger = stages.catalog_of(layout).read("batches").sort_values("ingested_at")
+    ledger = catalog_of(layout).read("batches").sort_values("ingested_at")
     # The latest row of a batch is its present state.
     rows = ledger.drop_duplicates(["kind", "batch"], keep="last").to_dict("records")
     refused = [row for row in rows if is_refused(row) and not _was_run(instance, row)]

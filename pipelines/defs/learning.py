@@ -9,7 +9,7 @@ from mm_core import stages
 from mm_core.core.records import sha256_file
 from mm_core.ingest.snapshot import SCHEMA as POOL_SCHEMA
 from pipelines.defs.arrivals import OWNERS, collected_labels, structured_samples
-from pipelines.metadata import Observations, of_report
+from pipelines.metadata import of_report
 from pipelines.provenance import code_version, data_version, parquet_rows, table_columns
 from pipelines.resources import Workspace, plain_failures
 
@@ -45,7 +45,7 @@ def pinned_inputs(
     layout = workspace.layout()
     with plain_failures():
         # Pin versions once, so that all stages of the cycle use the same data.
-        report = stages.pin_inputs(workspace.params(), layout, again=config.again)
+        report = stages.pin_inputs(workspace.run(), again=config.again)
     # Without an output the assets downstream are skipped.
     if nothing_new := report.facts.get("nothing_new"):
         context.log_event(dg.AssetObservation(asset_key=context.asset_key, description=f"nothing new: {nothing_new}"))
@@ -69,7 +69,7 @@ def snapshot(workspace: Workspace) -> dg.MaterializeResult:
     """Frozen manifests of one catalog version. The evaluation set is fixed and never part of training."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.snapshot(workspace.params(), layout)
+        report = stages.snapshot(workspace.run())
     shown = of_report(report, paths={"folder": layout.snapshot}) | parquet_rows(layout.snapshot.glob("*.parquet"))
     return dg.MaterializeResult(metadata=shown, data_version=data_version(report.facts["digest"]))
 
@@ -87,7 +87,7 @@ def split(workspace: Workspace) -> dg.MaterializeResult:
     """Labelled training samples, split into simple and hard by difficulty."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.split(workspace.params(), layout)
+        report = stages.split(workspace.run())
     files = sorted(layout.split.glob("*.parquet"))
     shown = of_report(report, paths={"folder": layout.split}) | parquet_rows(files)
     return dg.MaterializeResult(metadata=shown, data_version=data_version([sha256_file(file) for file in files]))
@@ -107,7 +107,7 @@ def train_simple(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     """Model after supervised training on the simple set, from the champion or from scratch."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.train_simple(workspace.params(), layout, progress=Observations(context))
+        report = stages.train_simple(workspace.run(context))
     return dg.MaterializeResult(
         metadata=of_report(report, paths={"weights": layout.model("simple")}),
         data_version=data_version(report.facts["digest"]),
@@ -128,7 +128,7 @@ def train_hard(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     """Model after supervised training on the hard set, with a share of simple samples against forgetting."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.train_hard(workspace.params(), layout, progress=Observations(context))
+        report = stages.train_hard(workspace.run(context))
     return dg.MaterializeResult(
         metadata=of_report(report, paths={"weights": layout.model("hard")}),
         data_version=data_version(report.facts["digest"]),
@@ -149,7 +149,7 @@ def train_semi(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     """Model after training with unlabelled photos: perturbed auxiliary decoders must agree with the main one."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.train_semi(workspace.params(), layout, progress=Observations(context))
+        report = stages.train_semi(workspace.run(context))
     return dg.MaterializeResult(
         metadata=of_report(report, paths={"weights": layout.model("semi")}),
         data_version=data_version(report.facts["digest"]),
@@ -170,7 +170,7 @@ def train_multimodal(context: dg.AssetExecutionContext, workspace: Workspace) ->
     """Model after training with text: image-only and text-image mattes must agree, plus a contrastive loss."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.train_multimodal(workspace.params(), layout, progress=Observations(context))
+        report = stages.train_multimodal(workspace.run(context))
     return dg.MaterializeResult(
         metadata=of_report(report, paths={"weights": layout.model("multimodal")}),
         data_version=data_version(report.facts["digest"]),

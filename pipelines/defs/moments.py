@@ -2,11 +2,11 @@
 
 import dagster as dg
 
-from mm_core import stages
+from mm_core import operations
 from mm_core.core.records import sha256_file
 from pipelines.defs.arrivals import OWNERS
 from pipelines.defs.release import promoted_model
-from pipelines.metadata import Observations, of_report
+from pipelines.metadata import of_report
 from pipelines.provenance import code_version, data_version
 from pipelines.resources import Workspace, plain_failures
 
@@ -23,9 +23,7 @@ def moments(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     """The gallery's events with titles, best photos and finished pieces. Unchanged events are kept."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.moments(
-            workspace.params(), layout, layout.settings.gallery, layout.moments, progress=Observations(context)
-        )
+        report = operations.moments(workspace.run(context), layout.settings.gallery, layout.moments)
     listed = layout.moments / "moments.json"
     return dg.MaterializeResult(
         metadata=of_report(report, paths={"moments.json": listed}), data_version=data_version(sha256_file(listed))

@@ -26,7 +26,7 @@ def test_the_backup_is_written_each_night_where_there_is_a_place(
     (failure,) = run("backup").get_step_failure_events()
     assert "MM_BACKUP_TO" in str(failure.step_failure_data.user_failure_data.description)
     plant.drop("unlabeled", "w01", 1, seed=1)
-    stages.ingest(Workspace().params(), plant.layout)
+    stages.ingest(Workspace().run())
     monkeypatch.setenv("MM_BACKUP_TO", str(tmp_path / "backups"))
     assert isinstance(nightly_backup(dg.build_schedule_context()), dg.RunRequest)
     written = run("backup")
@@ -39,7 +39,7 @@ def test_the_backup_is_written_each_night_where_there_is_a_place(
 def test_the_catalog_is_compacted(plant: Plant) -> None:
     for week in range(2, 4):
         plant.drop("unlabeled", f"w{week}", 1, seed=week)
-        stages.ingest(Workspace().params(), plant.layout)
+        stages.ingest(Workspace().run())
     done = run("compact")
     (output,) = [event for event in done.all_events if event.is_successful_output]
     assert done.success and output.step_output_data.metadata["compact/samples/merged"].value > 0

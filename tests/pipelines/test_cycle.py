@@ -7,11 +7,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from mm_core import stages
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import read_snapshot
 from mm_core.export.registry import Registry
 from mm_core.ingest.snapshot import POOLS, read_pool
+from mm_core.pinned_inputs import recorded_verdict
+from mm_core.storage.run import catalog_of
 from pipelines.definitions import defs
 from pipelines.defs.checks import no_leak
 from pipelines.defs.external_runs import made_elsewhere
@@ -78,9 +79,9 @@ def test_each_batch_is_a_partition_with_its_checks(plant: Plant, arrived: list[d
     shown = [checks(result)["drift"] for result in arrived if "drift" in checks(result)]
     assert shown and all(check.severity is dg.AssetCheckSeverity.WARN for check in shown)
     assert "drift" in shown[0].metadata and "drift pixel_labeled/w01" in shown[0].metadata
-    samples = stages.catalog_of(plant.layout).read("samples")
+    samples = catalog_of(plant.layout).read("samples")
     assert dict(samples["kind"].value_counts()) == {"pixel_labeled": 49, "unlabeled": 7, "text_image": 7}
-    assert set(stages.catalog_of(plant.layout).read("features")["sample_id"]) == set(samples["id"])
+    assert set(catalog_of(plant.layout).read("features")["sample_id"]) == set(samples["id"])
 
 
 def test_a_refusal_is_a_success_with_skipped_steps(plant: Plant, refused: dg.ExecuteInProcessResult) -> None:
@@ -91,7 +92,7 @@ def test_a_refusal_is_a_success_with_skipped_steps(plant: Plant, refused: dg.Exe
     assert not verdict.passed and verdict.severity is dg.AssetCheckSeverity.WARN
     assert "cells" in verdict.metadata
     assert checks(refused)["no_leak"].passed
-    assert stages.recorded_verdict(plant.layout).decision in ("REJECT", "INCONCLUSIVE")
+    assert recorded_verdict(plant.layout).decision in ("REJECT", "INCONCLUSIVE")
 
 
 def test_each_asset_of_a_cycle_has_the_version_of_its_content(plant: Plant, refused: dg.ExecuteInProcessResult) -> None:

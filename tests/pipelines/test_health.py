@@ -140,7 +140,7 @@ def test_a_run_without_a_job_is_named_by_its_assets() -> None:
 def test_a_drop_that_another_command_held_gets_a_run_that_fails(plant: Plant, history: dg.DagsterInstance) -> None:
     plant.drop("unlabeled", "elsewhere", 1, seed=6)
     break_photos(plant, "unlabeled/elsewhere")
-    stages.ingest(Workspace().params(), plant.layout)
+    stages.ingest(Workspace().run())
 
     def requests() -> list[dg.RunRequest]:
         told = made_elsewhere(dg.build_sensor_context(instance=history), workspace=Workspace())

@@ -9,6 +9,7 @@ import pytest
 
 from mm_core import stages
 from mm_core.core.code_digest import code_digest
+from mm_core.storage.run import catalog_of
 from mm_core.storage.schemas import SCHEMAS
 from pipelines import provenance
 from pipelines.definitions import defs
@@ -37,7 +38,7 @@ def arrived(plant: Plant, history: dg.DagsterInstance) -> dict[str, dg.AssetMate
     """One of two drops that wait for features; its run processes both."""
     plant.drop("unlabeled", "w01", 1, seed=1)
     plant.drop("unlabeled", "w02", 3, seed=2)
-    stages.ingest(Workspace().params(), plant.layout)
+    stages.ingest(Workspace().run())
     return arrive(history, KEY)
 
 
@@ -57,8 +58,8 @@ def test_metadata_of_a_partition_are_about_that_partition_only(arrived: dict[str
 
 def test_rows_and_columns_are_dagster_s_own_metadata(plant: Plant, arrived: dict[str, dg.AssetMaterialization]) -> None:
     assert numbers(arrived["ingested_batch"])["dagster/row_count"] == 7
-    features = stages.catalog_of(plant.layout).read("features")
-    samples = stages.catalog_of(plant.layout).read("samples")
+    features = catalog_of(plant.layout).read("features")
+    samples = catalog_of(plant.layout).read("samples")
     own = features["sample_id"].isin(samples[samples["batch"] == "w01"]["id"])
     assert numbers(arrived["structured_samples"])["dagster/row_count"] == own.sum() > 0
     specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}

@@ -19,8 +19,7 @@ from mm_core.core.records import digest_of, read_keyed, sha256_file, write_bytes
 from mm_core.export.calibration import calibration_images, categories_of
 from mm_core.export.float_reference import served
 from mm_core.export.formats.run import HERE, SUFFIX, call, python_of
-from mm_core.export.sensitivity import ladder, ranked
-from mm_core.storage.store import Store
+from mm_core.storage.run import StorageRun
 
 
 @dataclass(frozen=True)
@@ -30,24 +29,20 @@ class _Photos:
     images: np.ndarray
     """float32 (N,3,S,S), prepared."""
     categories: list[str]
-    sensitive: list[int] | None
-    """The ranking of convolutions, if the ONNX file needed it."""
+    steps: list[int]
+    """How many of the first convolutions may stay in float, in the order of trial."""
 
 
-def convert(
-    params: ExportParams, model: Path, quantised: Mapping[str, Any], layout: Layout, store: Store
-) -> dict[str, dict[str, dict[str, Any]]]:
+def convert(run: StorageRun, model: Path, quantised: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """Write `layout.formats/<decoder>.int8.<suffix>` and a `.json` record for each file.
 
     A record is written after its file, and an up-to-date file is kept: after a kill only the rest is made. The same
     model, photos and tools give the same bytes.
 
     Args:
-        params: `export` of params.yaml.
+        run: Params, workspace, storage and progress.
         model: The trained weights.
-        quantised: The record of `quantise`, with calibration photos and ranking of layers.
-        layout: The workspace.
-        store: Holds the photos.
+        quantised: The record of `quantise`, with calibration photos and the steps of float convolutions.
 
     Returns:
         Format → decoder → record: `file`, `sha256`, `bytes`, `key`, `versions`, `diff_mse`, `float_convolutions` and,
@@ -56,9 +51,10 @@ def convert(
     Raises:
         InputError: An environment is missing.
     """
+    layout = run.layout
     from mm_core.model.files import read_meta
 
-    others = [name for name in params.formats if name != "onnx"]
+    others = [name for name in run.params.export.formats if name != "onnx"]
     # Check all environments before the first conversion, which takes minutes.
     for name in others:
         python_of(name, layout.settings)
@@ -69,10 +65,10 @@ def convert(
         programs = [sha256_file(HERE / program) for program in (f"to_{name}.py", "pt2e.py")]
         records[name] = {}
         for decoder, ids in quantised["calibration"].items():
-            sensitive = quantised["decoders"][decoder]["sensitive"]
+            steps = quantised["decoders"][decoder]["steps"]
             key = digest_of(
                 {"programs": programs, "model": sha256_file(model), "calibration": ids, "versions": versions}
-                | {"sensitive": sensitive, "max_int8_mse": params.max_int8_mse}
+                | {"steps": steps, "max_int8_mse": run.params.export.max_int8_mse}
             )
             record_file = layout.formats / f"{decoder}{SUFFIX[name]}.json"
             record = _kept(record_file, key)
@@ -80,8 +76,8 @@ def convert(
                 record_file.unlink(missing_ok=True)
                 record = {"file": f"{decoder}{SUFFIX[name]}", "key": key, "versions": versions}
                 size = read_meta(model)["model"]["size"]
-                photos = _Photos(calibration_images(ids, size, store), categories_of(layout.snapshot, ids), sensitive)
-                record |= _make(name, model, decoder, photos, params, layout)
+                photos = _Photos(calibration_images(ids, size, run.store), categories_of(layout.snapshot, ids), steps)
+                record |= _make(name, model, decoder, photos, run.params.export, layout)
                 write_json(record_file, record)
             records[name][decoder] = record
     return records
@@ -100,7 +96,6 @@ def _make(
     import torch
 
     network = served(model, decoder)
-    rank = photos.sensitive
     with tempfile.TemporaryDirectory(prefix="mm-convert-") as folder:
         program, calibration, plan, result = (
             Path(folder) / part for part in ("float.pt2", "photos.npz", "plan", "made")
@@ -112,14 +107,8 @@ def _make(
             categories=np.unique(photos.categories, return_inverse=True)[1],
         )
 
-        def run(steps: list[list[int]]) -> dict[str, Any]:
-            write_json(plan, {"float": steps, "max_mse": params.max_int8_mse})
-            return call(name, layout.settings, f"to_{name}.py", [program, calibration, plan, result])
-
-        # The ranking of ONNX is used if it exists; it is computed here only if plain int8 is not close enough.
-        record = run(ladder(rank) if rank else [[]])
-        if record["diff_mse"] > params.max_int8_mse and not rank:
-            record = run(ladder(ranked(network, photos.images)))
+        write_json(plan, {"float": photos.steps, "max_mse": params.max_int8_mse})
+        record = call(name, layout.settings, f"to_{name}.py", [program, calibration, plan, result])
         # Write the file before its record: a record without a file never exists.
         data = result.read_bytes()
         target = layout.formats / f"{decoder}{SUFFIX[name]}"

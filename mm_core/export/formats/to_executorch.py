@@ -24,7 +24,7 @@ def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, A
     from executorch.devtools.backend_debug import get_delegation_info
     from executorch.exir import to_edge_transform_and_lower
 
-    def quantiser(kept: Any) -> Any:
+    def quantiser(kept: int) -> Any:
         return pt2e.partly(XNNPACKQuantizer, kept).set_global(get_symmetric_quantization_config(is_per_channel=True))
 
     record, converted, _, image = pt2e.choose(program, calibration, plan, quantiser)

@@ -19,7 +19,7 @@ def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, A
     from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
     from litert_torch.quantize.quant_config import QuantConfig
 
-    def quantiser(kept: Any) -> Any:
+    def quantiser(kept: int) -> Any:
         return pt2e.partly(PT2EQuantizer, kept).set_global(get_symmetric_quantization_config(is_per_channel=True))
 
     # LiteRT's converter takes quantised weights unfolded.
