@@ -60,6 +60,7 @@ from mm_core.pinned_inputs import (
 )
 from mm_core.storage.seals import require_unbroken, seal_folder
 from mm_core.storage.store import fetch_blob
+from mm_core.structuring.batch_summary import describe_batch
 from mm_core.structuring.drift import drift_of_new
 from mm_core.structuring.split import split_by_difficulty
 from mm_core.structuring.structure import structure_new
@@ -86,11 +87,14 @@ def ingest(run: Run, *, batch: str | None = None) -> Report:
 def structure(run: Run, *, batch: str | None = None) -> Report:
     """Compute missing features of all samples: quality, place, time, vector, tags, text, difficulty.
 
-    New batches, and `batch` (kind/batch) again, are then compared with the earlier catalog to detect drift.
+    New batches, and `batch` (kind/batch) again, are then compared with the earlier catalog to detect drift. If `batch`
+    is given, the report is about this batch only.
     """
     with timed(Report("structure"), run.layout.root / "reports" / "structure.json") as report:
         source = structure_new(run, report)
         drift_of_new(run.params.drift, run.catalog, source, run.layout.drift, report, batch)
+        if batch:
+            describe_batch(run.catalog, batch, report)
     return report
 
 

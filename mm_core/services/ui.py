@@ -39,10 +39,7 @@ def serve(settings: Settings, port: int) -> None:
         # No cycle is at work, so that runs which are still open belong to a killed process.
         if free:
             tracker.close_runs(layout, "KILLED")
-    instance = PROJECT / "infra" / "dagster.yaml"
-    if not instance.exists():
-        raise InputError(f"{instance} is missing: run `mm ui` from the project's checkout")
-    (home / "dagster.yaml").write_text(instance.read_text())
+    provide_instance(home)
     # The servers find the same workspace as this command.
     environment = os.environ | {
         "MM_WORKSPACE": str(settings.workspace),
@@ -51,6 +48,7 @@ def serve(settings: Settings, port: int) -> None:
         "MM_PARAMS": str(_params_file(settings)),
         "MLFLOW_TRACKING_URI": settings.mlflow_uri,
         "DAGSTER_HOME": str(home),
+        "MM_DAGSTER_URL": f"http://127.0.0.1:{port}",
         "MM_PAGES_URL": f"http://127.0.0.1:{port + 2}",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves eight processes for evaluating language models
     }
@@ -76,6 +74,21 @@ def serve(settings: Settings, port: int) -> None:
         pass
     finally:
         processes.end(servers, signal.SIGINT, PATIENCE)
+
+
+def provide_instance(home: Path) -> None:
+    """Copy `infra/dagster.yaml` to Dagster's home, unless a file of an earlier start or of a person lies there.
+
+    Raises:
+        InputError: The project's own file is missing.
+    """
+    own, instance = PROJECT / "infra" / "dagster.yaml", home / "dagster.yaml"
+    if not own.exists():
+        raise InputError(f"{own} is missing: run `mm ui` from the project's checkout")
+    if not instance.exists():
+        instance.write_text(own.read_text())
+    elif instance.read_text() != own.read_text():
+        print(f"{instance} differs from {own} and stays as it is", flush=True)
 
 
 def pages_command(port: int) -> list[str]:
