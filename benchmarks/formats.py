@@ -58,7 +58,7 @@ def made_files(
     quantise(params, model, layout.snapshot, store, layout.quantised, Report("quantise"), progress=stages.quiet)
     record = json.loads((layout.quantised / "quantised.json").read_text())
     record["calibration"] = {decoder: record["calibration"][decoder] for decoder in decoders}
-    return layout, {"onnx": record["decoders"]} | convert(params, model, record, layout, store)
+    return layout, {"onnx": record["decoders"], **convert(params, model, record, layout, store)}
 
 
 def file_of(layout: Layout, name: str, decoder: str) -> Path:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Matter:
     """A matting model that is ready to predict. `Matter.load` creates one."""
 
-    def __init__(self, predictor: Predictor, name: str):
+    def __init__(self, predictor: Predictor, name: str) -> None:
         self._predictor = predictor
         self.name = name
         """Registry version, name of the bundle's folder, or first digits of the weights' digest."""

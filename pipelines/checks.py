@@ -9,7 +9,7 @@ from mm_core import stages
 from mm_core.core.errors import MattingError
 from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report
-from mm_core.ingest.expectations import RULES
+from mm_core.ingest.expectations import RULES, ExpectationResult
 from mm_core.ingest.snapshot import POOLS, assert_no_leak, read_pool
 from pipelines.metadata import of_report, picture, table
 from pipelines.resources import Workspace, plain_failures
@@ -34,7 +34,8 @@ def expectation_results(report: Report) -> Iterator[dg.AssetCheckResult]:
 
     A rule that does not apply to this kind of drop passes, with a note.
     """
-    rows = {row["name"]: row for row in report.tables.get("expectations", [])}
+    results: list[ExpectationResult] = report.rows("expectations")
+    rows = {row["name"]: row for row in results}
     for rule in RULES:
         row = rows.get(rule.name)
         yield dg.AssetCheckResult(
@@ -59,7 +60,8 @@ def drift_spec(asset: str) -> dg.AssetCheckSpec:
 
 def drift_result(report: Report, batch: str) -> dg.AssetCheckResult:
     """Return the structure report's result for `batch` (kind/batch), with table and plot; too few photos pass."""
-    sentence = report.facts.get("drift", {}).get(batch, "not in the catalog")
+    sentences = report.fact("drift", dict) if "drift" in report.facts else {}
+    sentence = str(sentences.get(batch, "not in the catalog"))
     rows = [row for row in report.tables.get("drift", []) if row["batch"] == batch]
     # Table and plot of this batch only.
     title = f"drift {batch}"
@@ -92,7 +94,7 @@ def verdict_result(report: Report) -> dg.AssetCheckResult:
         check_name="promote",
         passed=decision == "PROMOTE",
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join([decision, *report.facts["reasons"][:3]]),
+        description="; ".join([decision, *report.fact("reasons", list)[:3]]),
         metadata=of_report(report),
     )
 

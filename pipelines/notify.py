@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPException
-from typing import Any
+from typing import TypedDict
 
 import dagster as dg
 
@@ -44,7 +44,7 @@ def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     if not url:
         return dg.SkipReason(f"{WEBHOOK} is not set: no messages are sent")
     # Without a cursor, start at the current time.
-    seen: dict[str, Any] = json.loads(context.cursor or "{}") or {"since": time.time(), "told": [], "stale": []}
+    seen: Seen = json.loads(context.cursor or "{}") or {"since": time.time(), "told": [], "stale": []}
     sent, failure = 0, ""
     try:
         for record in _ended(context.instance, seen["since"], set(seen["told"])):
@@ -71,7 +71,28 @@ def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     return dg.SkipReason(f"{sent} messages sent{failure}")
 
 
-def about_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, Any] | None:
+class Seen(TypedDict):
+    """The sensor's cursor."""
+
+    since: float
+    """UNIX seconds."""
+    told: list[str]
+    """Ids of the last reported runs."""
+    stale: list[str]
+    """Reported stale assets."""
+
+
+class Message(TypedDict):
+    """What is sent about a run."""
+
+    text: str
+    job: str
+    run: str
+    status: str
+    reasons: list[str]
+
+
+def about_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Message | None:
     """Return a message about an ended run (`text`, `job`, `run`, `status`, `reasons`), or None if it needs none."""
     if run.status is dg.DagsterRunStatus.FAILURE:
         # A retry follows, and its result will be reported.
@@ -90,7 +111,7 @@ def about_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, Any
     return {"text": text, "job": run.job_name, "run": run.run_id, "status": run.status.value, "reasons": reasons}
 
 
-def post(url: str, message: Mapping[str, Any]) -> None:
+def post(url: str, message: Mapping[str, object]) -> None:
     """Send one POST of JSON; raise Failure with a text that does not contain the URL, which is a secret."""
     if not url.startswith(("http://", "https://")):
         raise InputError(f"{WEBHOOK} must begin with https:// or http://")
@@ -105,7 +126,7 @@ def post(url: str, message: Mapping[str, Any]) -> None:
         raise dg.Failure(f"{WEBHOOK} does not take messages: {why}; the next tick tries again") from None
 
 
-def _ended(instance: dg.DagsterInstance, since: float, told: set[str]) -> Iterator[Any]:
+def _ended(instance: dg.DagsterInstance, since: float, told: set[str]) -> Iterator[dg.RunRecord]:
     """Yield records of runs that ended at or after `since` (UNIX seconds), earliest first, without those in `told`."""
     ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
     # Query one second more and compare exactly below.

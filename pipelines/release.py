@@ -110,4 +110,4 @@ def cycle_report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
         # Also trains for the comparison of labels, so it may take long.
         report: Report = stages.html_report(workspace.params(), layout, progress=Observations(context))
     # Link to the copy, because the next cycle overwrites the original.
-    return dg.MaterializeResult(metadata={"page": page(layout, Path(report.facts["copy"]))} | of_report(report))
+    return dg.MaterializeResult(metadata={"page": page(layout, Path(report.fact("copy", str)))} | of_report(report))

@@ -185,7 +185,7 @@ def forget(
         if not sys.stdin.isatty():
             raise InputError(f"mm forget: {plan.metrics['forget/photos']:.0f} photos would go for good: add --yes")
         typer.confirm(f"Remove {plan.metrics['forget/photos']:.0f} photos for good?", abort=True, err=True)
-    say(stages.forget(params, layout, plan.facts["ids"]), json_)
+    say(stages.forget(params, layout, plan.fact("ids", list)), json_)
 
 
 @catalog_app.command("compact")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from getpass import getuser
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import Report
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.rows import BatchRow
 
 if TYPE_CHECKING:
     from mm_core import stages
@@ -28,7 +29,8 @@ def say_arrivals(report: Report, layout: Layout, as_json: bool) -> None:
     if as_json:
         return say(report, True)
     # The catalog also has earlier batches, so count only those of this report.
-    names = {f"{row['kind']}/{row['batch']}" for row in report.tables.get("batches", [])}
+    batches: list[BatchRow] = report.rows("batches")
+    names = {f"{row['kind']}/{row['batch']}" for row in batches}
     counts: dict[str, int] = {}
     for row in counted(stages.catalog_of(layout), "samples", "kind", "batch", "category"):
         if f"{row['kind']}/{row['batch']}" in names:
@@ -49,7 +51,7 @@ def _complete_arrivals(params: Params, layout: Layout, report: Report, json_: bo
     say_arrivals(report, layout, json_)
 
 
-def counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, Any]]:
+def counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, object]]:
     """Count the rows of a table for each combination of values of the columns.
 
     Returns:
@@ -121,7 +123,7 @@ def quarantine_accept(
 @quarantine_app.command("retry")
 def quarantine_retry(
     batch: Annotated[str, typer.Argument(help="Batch whose files were repaired.")], json_: Json = False
-):
+) -> None:
     """Probes the refused rows of a batch again, after the producer repaired the files."""
     from mm_core.ingest.quarantine import retry
 

@@ -214,7 +214,7 @@ def bench_bundle(
     # A run above these limits is selected only if no other run exists.
     limits = params.export.limits
     report = bench(layout, bundle, limits, runtimes=runtime or (), threads=threads or (), unsigned=unsigned)
-    _warn(report.facts.get("warning", ""))
+    _warn(str(report.facts.get("warning", "")))
     say(report, json_)
 
 

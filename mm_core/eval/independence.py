@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
@@ -31,7 +30,7 @@ def learnt_photos(
     if not learnt:
         return {}
     # Photos of one group and near-duplicates form a connected component, i. e. one scene.
-    component: Any = pd.Series(components(samples, bits), index=pd.Index(samples["id"]))
+    component: pd.Series = pd.Series(components(samples, bits), index=pd.Index(samples["id"]))
     learnt_here = component[component.index.isin(list(learnt))]
     # Reversed, so that the first training photo of a scene names the model.
     who = {int(number): learnt[sample] for sample, number in reversed(list(learnt_here.items()))}

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,20 +74,22 @@ def cross_fit(
     weights = layout.model(TRAIN_STAGES[-1])
     if not weights.is_file():
         raise InputError(f"{weights} is missing: run `mm run`")
-    judging: Any = read_pool(layout.snapshot, "eval")["category"].value_counts()
-    if all(judging.get(category, 0) >= params.gate.min_images for category in CATEGORIES):
+    judging = Counter(read_pool(layout.snapshot, "eval")["category"])
+    if all(judging[category] >= params.gate.min_images for category in CATEGORIES):
         raise InputError(f"each category has {params.gate.min_images} eval photos: `mm gate` judges the candidate")
-    frame: Any = labelled_photos(layout)
+    frame = labelled_photos(layout)
     fold = deal(frame, folds)
     base = scratch_layout(layout, f"crossfit-{about['digest'][:12]}")
     blind, scores = blind_mattes(frame, store), []
     for index in range(folds):
         own = part_of(base, str(index))
         write_frames(own.snapshot, {"validation": frame.head(0)}, SCHEMA, {"digest": about["digest"]})
-        write_frames(own.split, {SUPERVISED: frame[fold != index]}, SCHEMA)
+        write_frames(own.split, {SUPERVISED: frame.loc[fold != index]}, SCHEMA)
         train_stage(SUPERVISED, params, own, store, Report(str(index)), start=None, progress=progress)
         model = TorchPredictor(own.model(SUPERVISED), layout.settings.device)
-        scores.append(score_all(frame[fold == index], {INT8: model}, store, params.evaluate.max_side, progress, blind))
+        scores.append(
+            score_all(frame.loc[fold == index], {INT8: model}, store, params.evaluate.max_side, progress, blind)
+        )
     shutil.rmtree(base.root)
     return _verdict(params, pd.concat(scores, ignore_index=True), frame, sha256_file(weights), report)
 
@@ -95,8 +97,8 @@ def cross_fit(
 def labelled_photos(layout: Layout) -> pd.DataFrame:
     """Return the labelled photos of the six categories, whatever pool of the snapshot they are in."""
     pools = [read_pool(layout.snapshot, pool) for pool in ("train_labeled", "validation", "eval")]
-    frame: Any = pd.concat(pools, ignore_index=True).drop_duplicates("sample_id")
-    return frame[frame["category"].isin(CATEGORIES)].sort_values("sample_id", ignore_index=True)
+    frame = pd.concat(pools, ignore_index=True).drop_duplicates("sample_id")
+    return frame.loc[frame["category"].isin(CATEGORIES)].sort_values("sample_id", ignore_index=True)
 
 
 def deal(frame: pd.DataFrame, folds: int) -> np.ndarray:
@@ -129,7 +131,7 @@ def provisional_candidate(layout: Layout) -> tuple[Path, str]:
         InputError: Where it was not cross-fitted, is another one, or was not found usable.
     """
     weights, path = layout.model(TRAIN_STAGES[-1]), report_file(layout)
-    facts: Mapping[str, Any] = json.loads(path.read_text())["facts"] if path.is_file() else {}
+    facts: Mapping[str, object] = json.loads(path.read_text())["facts"] if path.is_file() else {}
     if not weights.is_file() or facts.get("candidate") != sha256_file(weights):
         raise InputError("--model candidate: no candidate was judged by cross-fitting; run `mm gate crossfit`")
     if not facts["usable"]:

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -103,7 +102,7 @@ def measure_noise(
     return report
 
 
-def relative_noise(values: list[dict[Any, Any]]) -> dict[str, float]:
+def relative_noise(values: list[dict[str, float]]) -> dict[str, float]:
     """Return category → √2 · s / mean over the seeds' scores: the noise of a difference of two trainings."""
     noise = {}
     for category in CATEGORIES:

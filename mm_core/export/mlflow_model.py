@@ -35,11 +35,11 @@ EXAMPLE_SIDE = 32
 class MattingModel:
     """The object in `mlflow.pyfunc.load_model`: int8 ONNX files in onnxruntime."""
 
-    def __init__(self, bundle: Path):
+    def __init__(self, bundle: Path) -> None:
         """Open the bundle in a folder; raise InputError if it holds none."""
         self._predictor = OnnxPredictor.of_folder(bundle, guided=True)
 
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
+    def predict(self, model_input: Any, params: dict[str, str] | None = None) -> np.ndarray:
         """Return the alpha matte of one photo at the photo's own size.
 
         Args:

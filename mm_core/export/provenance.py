@@ -7,13 +7,14 @@ import os
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
 from mm_core.core.pins import ModelPin, read_snapshot
 from mm_core.core.records import Verdict, sha256_file
 from mm_core.export.quantise import tool_versions
+from mm_core.model.meta import read_meta
 from mm_core.storage.store import Store, fetch_blob, put_blob
 
 
@@ -28,9 +29,9 @@ class StageProvenance(TypedDict):
     data: NotRequired[str]
     """Digest of the training rows."""
     recipe: NotRequired[str]
-    params: dict[str, Any]
+    params: dict[str, object]
     """The sections of params.yaml for this stage."""
-    model: NotRequired[dict[str, Any]]
+    model: NotRequired[dict[str, object]]
 
 
 class SnapshotPin(TypedDict):
@@ -53,14 +54,14 @@ class Provenance(TypedDict):
     snapshot_files: dict[str, str]
     """File name → blob digest."""
     split_files: dict[str, str]
-    params: dict[str, Any]
+    params: dict[str, object]
     seed: int
     calibration: dict[str, list[str]]
     """Decoder → ids of the photos that set int8's ranges."""
     code_revision: str
     versions: dict[str, str]
     """Versions of libraries."""
-    verdict: dict[str, Any]
+    verdict: dict[str, object]
     """The gate's `Verdict` as JSON."""
 
 
@@ -69,8 +70,6 @@ def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> Pr
 
     The params, start and data of a training stage come from its model file, because params.yaml may have changed.
     """
-    from mm_core.model.files import read_meta
-
     snapshot = read_snapshot(layout)
     stages: dict[str, StageProvenance] = {}
     # Each model file records how its stage was trained.

@@ -17,9 +17,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
+import onnx
+import onnx.utils
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from mm_core.core.code_digest import code_digest
 from mm_core.core.errors import MattingError
@@ -91,9 +96,14 @@ def quantise(
     if record is None:
         # Without its record, an interrupted run does not pass for a finished one.
         record_file.unlink(missing_ok=True)
-        record = {"key": key, "model": sha256_file(model), "calibration": chosen, "versions": tool_versions()}
         categories = {decoder: categories_of(snapshot_dir, ids) for decoder, ids in chosen.items()}
-        record["decoders"] = _make_all(params, model, chosen, categories, store, out_dir, progress)
+        record = {
+            "key": key,
+            "model": sha256_file(model),
+            "calibration": chosen,
+            "versions": tool_versions(),
+            "decoders": _make_all(params, model, chosen, categories, store, out_dir, progress),
+        }
         write_json(record_file, record)
     report.facts["quantised"] = {d: row["sha256"] for d, row in record["decoders"].items()}
     report.tables["quantisation"] = [{"decoder": d, **row} for d, row in record["decoders"].items()]
@@ -103,13 +113,46 @@ def quantise(
     return report
 
 
+class Quantised(TypedDict):
+    """The costs of int8 for one decoder."""
+
+    diff_mse: float
+    """Mean squared difference from float, of the worst category."""
+    diff_max: float
+    float_convolutions: list[int]
+    """Convolutions that stay in float, numbered in the order of execution."""
+    sensitive: list[int] | None
+    """The ranking of convolutions, most sensitive first; None if it was not needed."""
+
+
+class QuantisedFile(Quantised):
+    """One decoder's int8 file."""
+
+    sha256: str
+    bytes: int
+    calibration_images: int
+
+
+class QuantisedRecord(TypedDict):
+    """The content of `quantised.json`."""
+
+    key: str
+    """Digest of code, weights, photos, parameters and tools."""
+    model: str
+    """Digest of the float weights."""
+    calibration: dict[str, list[str]]
+    """Decoder → ids of the calibration photos."""
+    versions: dict[str, str]
+    decoders: dict[str, QuantisedFile]
+
+
 def tool_versions() -> dict[str, str]:
     """Return the versions of the tools that influence the files."""
     return {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
 
 
-def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
-    record = read_keyed(record_file, key)
+def _kept(record_file: Path, key: str) -> QuantisedRecord | None:
+    record = cast(QuantisedRecord | None, read_keyed(record_file, key))
     if record is None:
         return None
     for decoder, row in record["decoders"].items():
@@ -127,18 +170,18 @@ def _make_all(
     store: Store,
     out_dir: Path,
     progress: Callable[[str, int, int], None],
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, QuantisedFile]:
     progress("quantise", 0, len(DECODERS) + 1)
     # One export serves all decoders; each decoder's part is cut from it.
     graph, check = float_graph(model)
     # The graph's shapes are fixed, so the input size can be read from it.
     size = graph.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
     progress("quantise", 1, len(DECODERS) + 1)
-    rows = {}
+    rows: dict[str, QuantisedFile] = {}
     for done, decoder in enumerate(DECODERS, start=2):
         images = calibration_images(chosen[decoder], size, store)
         # The ranking of layers is passed as a function: it takes long, and most decoders do not need it.
-        rows[decoder], data = quantise_graph(
+        row, data = quantise_graph(
             _extract(graph, decoder),
             images,
             categories[decoder],
@@ -146,13 +189,18 @@ def _make_all(
             params.max_int8_mse,
             check(decoder),
         )
-        rows[decoder] |= {"sha256": sha256_bytes(data), "bytes": len(data), "calibration_images": len(images)}
+        rows[decoder] = {
+            **row,
+            "sha256": sha256_bytes(data),
+            "bytes": len(data),
+            "calibration_images": len(images),
+        }
         write_bytes(out_dir / f"{decoder}{SUFFIX}", data)
         progress("quantise", done, len(DECODERS) + 1)
     return rows
 
 
-def float_graph(model: Path) -> tuple[Any, Callable[[str], tuple[np.ndarray, np.ndarray]]]:
+def float_graph(model: Path) -> tuple[onnx.ModelProto, Callable[[str], tuple[np.ndarray, np.ndarray]]]:
     """Export the float network as one ONNX graph for all decoders, because the export takes most of the time.
 
     Returns:
@@ -189,10 +237,8 @@ def float_graph(model: Path) -> tuple[Any, Callable[[str], tuple[np.ndarray, np.
     return program.model_proto, lambda decoder: (image.numpy(), alphas[decoder].numpy())
 
 
-def _extract(graph: Any, decoder: str) -> Any:
+def _extract(graph: onnx.ModelProto, decoder: str) -> onnx.ModelProto:
     """Return the part of the graph for one decoder and the choice, with the output `alpha` and without metadata."""
-    import onnx.utils
-
     subgraph = onnx.utils.Extractor(graph).extract_model(["image"], [decoder, CHOICE])
     for node in subgraph.graph.node:
         node.output[:] = ["alpha" if name == decoder else name for name in node.output]
@@ -200,7 +246,7 @@ def _extract(graph: Any, decoder: str) -> Any:
     return _stripped(subgraph)
 
 
-def _stripped(model: Any) -> Any:
+def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:
     """Remove metadata with paths, versions or times: they would change the bytes from machine to machine."""
     graph = model.graph
     for element in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
@@ -211,13 +257,13 @@ def _stripped(model: Any) -> Any:
 
 
 def quantise_graph(
-    graph: Any,
+    graph: onnx.ModelProto,
     images: np.ndarray,
     categories: Sequence[str],
     rank: Callable[[], Sequence[int]],
     max_mse: float,
     reference: tuple[np.ndarray, np.ndarray],
-) -> tuple[dict[str, Any], bytes]:
+) -> tuple[Quantised, bytes]:
     """Quantise the graph of one decoder.
 
     The convolutions most sensitive to int8 stay in float, in growing number, until every category's mean squared
@@ -235,20 +281,16 @@ def quantise_graph(
         The costs `diff_mse` (worst category), `diff_max`, `float_convolutions` (numbers in the order of execution) and
         `sensitive` (the ranking, or None if it was not needed); and the file as bytes.
     """
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.left = iter(images)
 
-        def get_next(self) -> Any:
+        def get_next(self) -> dict[str, np.ndarray] | None:
             image = next(self.left, None)
             return None if image is None else {"image": image[None]}
 
-    best: tuple[dict[str, Any], bytes] | None = None
+    best: tuple[Quantised, bytes] | None = None
     sensitive: list[int] | None = None
     with tempfile.TemporaryDirectory(prefix="mm-quantise-") as name, _quiet():
         folder = Path(name)
@@ -281,10 +323,11 @@ def quantise_graph(
             data = _stripped(onnx.load(made)).SerializeToString(deterministic=True)
             made.write_bytes(data)
             difference = _alphas(made, images) - truth
-            row = {
+            row: Quantised = {
                 "diff_mse": worst(difference, categories),
                 "diff_max": float(np.abs(difference).max()),
                 "float_convolutions": kept,
+                "sensitive": None,
             }
             # Keep the closest file so far.
             if best is None or row["diff_mse"] < best[0]["diff_mse"]:
@@ -295,10 +338,10 @@ def quantise_graph(
                 sensitive = list(rank())
                 steps = ladder(sensitive)[1:]
     assert best is not None
-    return best[0] | {"sensitive": sensitive}, best[1]
+    return {**best[0], "sensitive": sensitive}, best[1]
 
 
-def float_nodes(graph: Any, kept: Sequence[int]) -> list[str]:
+def float_nodes(graph: onnx.GraphProto, kept: Sequence[int]) -> list[str]:
     """Return the names of nodes that stay in float: convolutions `kept` and the last one, with their followers."""
     # The exporter numbers nodes in the order of execution; simplification may change the numbers in the names.
     starts = [i for i, node in enumerate(graph.node) if node.op_type == "Conv"]
@@ -307,7 +350,7 @@ def float_nodes(graph: Any, kept: Sequence[int]) -> list[str]:
     return [name for n in sorted({*kept, len(starts) - 1}) for name in names[starts[n] : ends[n]]]
 
 
-def choosing_nodes(graph: Any) -> list[str]:
+def choosing_nodes(graph: onnx.GraphProto) -> list[str]:
     """Return the names of nodes that only the choice of a decoder needs; they are cheap and stay in float."""
     # Output name → the node that computes it.
     makers = {name: node for node in graph.node for name in node.output}

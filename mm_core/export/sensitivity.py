@@ -7,9 +7,12 @@ graph; the names of nodes differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 RANKED_ON = 6
 """Number of photos for the ranking; each costs one run per convolution."""
@@ -17,7 +20,7 @@ MOST = 0.5
 """Largest share of convolutions in float; above it the file is hardly an int8 file."""
 
 
-def ranked(served: Any, images: np.ndarray) -> list[int]:
+def ranked(served: torch.nn.Module, images: np.ndarray) -> list[int]:
     """Rank the convolutions by their sensitivity to int8.
 
     Each convolution alone is quantised as on a phone: its input to 8 bits per tensor over the observed range, its
@@ -34,17 +37,18 @@ def ranked(served: Any, images: np.ndarray) -> list[int]:
     import torch
 
     tensors = [torch.from_numpy(image[None]) for image in images[:RANKED_ON]]
-    order: list[Any] = []
-    low, high = {}, {}
+    order: list[torch.nn.Conv2d] = []
+    low: dict[torch.nn.Module, float] = {}
+    high: dict[torch.nn.Module, float] = {}
 
-    def watch(module: Any, inputs: Any) -> None:
+    def watch(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         # First pass: the order of execution and each input's range.
         if module not in low:
-            order.append(module)
+            order.append(cast(torch.nn.Conv2d, module))
         low[module] = min(low.get(module, 0.0), float(inputs[0].min()))
         high[module] = max(high.get(module, 0.0), float(inputs[0].max()))
 
-    def rounded(module: Any, inputs: Any) -> Any:
+    def rounded(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         # Fake quantisation of the input, asymmetric over its range.
         scale = max(high[module] - low[module], 1e-12) / 255
         zero = round(-low[module] / scale)
@@ -70,8 +74,11 @@ def ranked(served: Any, images: np.ndarray) -> list[int]:
 
 
 def ladder(rank: Sequence[int]) -> list[list[int]]:
-    """Return the sets of convolutions to keep in float, in the order of trial: none, then the 1, 2, 4, 6, 8, 12, …
-    most sensitive ones. Early layers are the most sensitive and the smallest, so later steps cost more bytes."""
+    """Return the sets of convolutions to keep in float, in the order of trial.
+
+    They are none, then the 1, 2, 4, 6, 8, 12, … most sensitive ones. Early layers are the most sensitive and the
+    smallest, so later steps cost more bytes.
+    """
     # Steps between the powers of two keep the files small.
     counts = [1, 2, *(count for power in range(2, 11) for count in (2**power, 3 * 2 ** (power - 1)))]
     return [[], *(sorted(rank[:count]) for count in counts if count <= MOST * len(rank))]

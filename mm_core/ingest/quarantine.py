@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import cv2
 import numpy as np
@@ -23,10 +23,19 @@ from mm_core.ingest.inbox import arrived_batches, kept_matte, latest_arrivals, n
 from mm_core.ingest.ingest import Ingest, describe
 from mm_core.ingest.row_decisions import label_id
 from mm_core.storage.catalog import Catalog, Filter
+from mm_core.storage.rows import RejectRow
 from mm_core.storage.store import Store, blob_key
 
 LOOK_SIDE = 640
 """Long side, in pixels, of each picture of the side-by-side view."""
+
+
+class RejectView(RejectRow):
+    """A refused row with its files."""
+
+    file: str
+    matte: str
+    view: str
 
 
 def list_rejects(catalog: Catalog) -> pd.DataFrame:
@@ -34,7 +43,7 @@ def list_rejects(catalog: Catalog) -> pd.DataFrame:
     return catalog.read("rejects").fillna("").sort_values(["kind", "batch", "row"], ignore_index=True)
 
 
-def show(catalog: Catalog, store: Store, key: str, views: Path) -> dict[str, Any]:
+def show(catalog: Catalog, store: Store, key: str, views: Path) -> RejectView:
     """Return one refused row with its files.
 
     Args:
@@ -51,8 +60,7 @@ def show(catalog: Catalog, store: Store, key: str, views: Path) -> dict[str, Any
     Raises:
         InputError: No row or several rows match the key.
     """
-    row = _one(list_rejects(catalog), key)
-    row |= {"file": "", "matte": "", "view": ""}
+    row: RejectView = {**_one(list_rejects(catalog), key), "file": "", "matte": "", "view": ""}
     sample = row["sample_id"]
     if place := row["where"] or (blob_key(sample) if sample else ""):
         with suppress(BlobNotFound):
@@ -62,15 +70,15 @@ def show(catalog: Catalog, store: Store, key: str, views: Path) -> dict[str, Any
         view = side_by_side(load_rgb(Path(row["file"]), LOOK_SIDE), load_alpha(Path(row["matte"])))
         row["view"] = str(views / f"{row['key']}.png")
         write_bytes(Path(row["view"]), cv2.imencode(".png", view[..., ::-1])[1].tobytes())
-    return row | {"row": int(row["row"])}
+    return {**row, "row": int(row["row"])}
 
 
-def _one(rejects: pd.DataFrame, key: str) -> dict[str, Any]:
+def _one(rejects: pd.DataFrame, key: str) -> RejectRow:
     """Return the only refused row with a key that begins with `key`."""
     found = rejects[rejects["key"].str.startswith(key)] if key else rejects.head(0)
     if len(found) != 1:
         raise InputError(f"key {key!r} fits {len(found)} refused rows: copy a longer one from `mm quarantine list`")
-    return found.iloc[0].to_dict()
+    return cast(RejectRow, found.iloc[0].to_dict())
 
 
 def side_by_side(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -139,7 +147,7 @@ def accept(
     now = datetime.now(UTC).isoformat(timespec="seconds")
     reviews = []
     for row in rows:
-        sample, alpha = row["where"].rpartition("/")[2], sha256_file(store.fetch(kept_matte(row["key"])))
+        sample, alpha = str(row["where"]).rpartition("/")[2], sha256_file(store.fetch(kept_matte(row["key"])))
         said = {"reason": row["reason"], "detail": row["detail"], "reviewer": reviewer, "why": why, "reviewed_at": now}
         reviews.append({"id": label_id(sample, alpha), "sample_id": sample, "alpha_sha256": alpha} | said)
     # A review belongs to the digest of the matte: another matte of the same photo is checked again.

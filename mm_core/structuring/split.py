@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -44,7 +43,7 @@ def split_by_difficulty(
     Raises:
         InputError: A label of the snapshot has no score at the pinned catalog version.
     """
-    pool: Any = read_pool(snapshot_dir, "train_labeled")
+    pool = read_pool(snapshot_dir, "train_labeled")
     features = scores_of(catalog, version=inputs["catalog"]["features"])
     pool["difficulty"] = difficulty_of(pool, features).to_numpy()
     unscored = int(pool["difficulty"].isna().sum())

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import pandas as pd
 
@@ -22,7 +21,7 @@ from mm_core.storage.store import Store
 from mm_core.structuring import difficulty, photo_features
 from mm_core.structuring.category_guess import guess_new
 from mm_core.structuring.extractors import Extractor, chosen
-from mm_core.structuring.run_extractors import Done, Task, measured
+from mm_core.structuring.run_extractors import Done, Task, Unread, measured
 
 CHUNK = 256
 """Maximum number of rows per commit; a kill loses at most the work of one commit."""
@@ -52,7 +51,7 @@ def structure_new(
         Extractor and version of the most informative vectors (`Chosen.vectors`).
     """
     rows = Counter()
-    unreadable: list[dict[str, Any]] = []
+    unreadable: list[Unread] = []
     finished = 0
     with ExitStack() as stack:
         tools = chosen(params, layout, stack)
@@ -99,7 +98,7 @@ def unfinished(catalog: Catalog, extractors: Sequence[Extractor]) -> list[str]:
     """
     # An anti join keeps the left rows without a match on the right.
     rows = "LEFT ANTI JOIN (SELECT sample_id, version FROM features WHERE extractor = '{}') f"
-    frames: list[Any] = [
+    frames: list[pd.DataFrame] = [
         catalog.query(
             f"SELECT DISTINCT l.sample_id AS id FROM labels l {rows.format(difficulty.EXTRACTOR)} "
             f"ON f.sample_id = l.sample_id AND f.version = {difficulty.VERSION_SQL}"
@@ -112,7 +111,8 @@ def unfinished(catalog: Catalog, extractors: Sequence[Extractor]) -> list[str]:
             f"ON f.sample_id = s.id AND f.version = '{extractor.version}'"
         )
         if len(lacking):
-            frames.append(lacking[[extractor.wants(c if isinstance(c, str) else None) for c in lacking["category"]]])
+            wanted = [extractor.wants(c if isinstance(c, str) else None) for c in lacking["category"]]
+            frames.append(lacking.loc[wanted])
     return sorted({i for frame in frames if len(frame) for i in frame["id"]})
 
 
@@ -167,7 +167,7 @@ def difficulty_of(labels: pd.DataFrame, features: pd.DataFrame) -> pd.Series:
     return pd.Series(values, index=pd.Index(labels["sample_id"], name="sample_id"), dtype="float64", name="difficulty")
 
 
-def difficulty_table(samples: pd.DataFrame, labels: pd.DataFrame, features: pd.DataFrame) -> list[dict[str, Any]]:
+def difficulty_table(samples: pd.DataFrame, labels: pd.DataFrame, features: pd.DataFrame) -> list[dict[str, object]]:
     """Return the number of labels and their mean difficulty per category."""
     scores = difficulty_of(labels, features).dropna().rename_axis("id").reset_index()
     joined = scores.merge(samples, on="id")

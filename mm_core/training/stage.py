@@ -351,7 +351,7 @@ class _Validation:
     The photos stay in the host's memory as bytes, because thousands of them as floats would fill a GPU.
     """
 
-    def __init__(self, pool: Pool, batch: int, device: torch.device):
+    def __init__(self, pool: Pool, batch: int, device: torch.device) -> None:
         self._batches, self._device = list(pool.in_order(batch)), device
 
     def _samples(self) -> Iterator[Sample]:

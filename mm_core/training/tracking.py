@@ -12,13 +12,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mm_core.core.layout import Layout
 from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
 from mm_core.training.rehome import rehome
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 EXPERIMENT = "matting"
 _TAG_LIMIT = 5000
@@ -28,7 +31,7 @@ _VALUE_LIMIT = 500
 class Tracker:
     """Client of the tracking server in the settings (by default a sqlite database in the workspace)."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._artifacts = Layout(settings).mlflow_artifacts
 
@@ -67,7 +70,7 @@ class Tracker:
 
     @contextmanager
     def stage_run(
-        self, layout: Layout, stage: str, params: Mapping[str, Any], data: Mapping[str, str]
+        self, layout: Layout, stage: str, params: Mapping[str, object], data: Mapping[str, str]
     ) -> Iterator[Curve]:
         """Open the run of a training stage; it becomes FINISHED, or FAILED if the body raises.
 
@@ -105,7 +108,7 @@ class Tracker:
         curve.flush()
         client.set_terminated(run, "FINISHED")
 
-    def _client(self) -> Any:
+    def _client(self) -> MlflowClient:
         """Return an MLflow client for the server of the settings."""
         from mlflow import MlflowClient
 
@@ -118,7 +121,7 @@ class Tracker:
         rehome(self._settings)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
-    def _experiment(self, client: Any) -> str:
+    def _experiment(self, client: MlflowClient) -> str:
         """Return the id of the experiment; create or restore it if necessary."""
         from mlflow.exceptions import MlflowException
 
@@ -137,15 +140,15 @@ class Tracker:
             client.restore_experiment(experiment.experiment_id)
         return experiment.experiment_id
 
-    def _cycle_run(self, client: Any, layout: Layout) -> str:
+    def _cycle_run(self, client: MlflowClient, layout: Layout) -> str:
         """Return the parent run of the cycle in the workspace."""
         digest = read_snapshot(layout)["digest"]
         return self._find_or_make(client, f"cycle {digest[:12]}", {"mm.snapshot": digest, "mm.stage": "cycle"})
 
-    def _stage_run(self, client: Any, parent: str, stage: str) -> str:
+    def _stage_run(self, client: MlflowClient, parent: str, stage: str) -> str:
         return self._find_or_make(client, stage, {"mlflow.parentRunId": parent, "mm.stage": stage})
 
-    def _find_or_make(self, client: Any, name: str, tags: Mapping[str, str]) -> str:
+    def _find_or_make(self, client: MlflowClient, name: str, tags: Mapping[str, str]) -> str:
         """Return the newest run with these tags, or a new one."""
         experiment = self._experiment(client)
         wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
@@ -162,7 +165,7 @@ class Tracker:
 class Curve:
     """Metrics of a run while it trains, sent in batches."""
 
-    def __init__(self, client: Any, run: str):
+    def __init__(self, client: MlflowClient, run: str) -> None:
         self._client, self.run = client, run
         self._waiting: list[tuple[str, float, int, int]] = []
         self._sent = time.monotonic()
@@ -184,13 +187,13 @@ class Curve:
         self._waiting, self._sent = [], time.monotonic()
 
 
-def _log_metrics(client: Any, run: str, values: Mapping[str, float]) -> None:
+def _log_metrics(client: MlflowClient, run: str, values: Mapping[str, float]) -> None:
     curve = Curve(client, run)
     curve.log(0, values)
     curve.flush()
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield nested values with dotted names."""
     for name, value in values.items():
         if isinstance(value, Mapping):

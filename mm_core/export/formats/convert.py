@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -19,8 +19,41 @@ from mm_core.core.records import digest_of, read_keyed, sha256_file, write_bytes
 from mm_core.export.calibration import calibration_images, categories_of
 from mm_core.export.float_reference import served
 from mm_core.export.formats.run import HERE, SUFFIX, call, python_of
+from mm_core.export.quantise import QuantisedRecord
 from mm_core.export.sensitivity import ladder, ranked
+from mm_core.model.meta import input_size_of
 from mm_core.storage.store import Store
+
+
+class MadeFile(TypedDict):
+    """The result of a conversion program, with the file's digest and size."""
+
+    diff_mse: float
+    diff_max: float
+    float_convolutions: list[int]
+    undelegated: NotRequired[int]
+    """Operators that the accelerator does not take; in ExecuTorch files."""
+    sha256: NotRequired[str]
+    bytes: NotRequired[int]
+
+
+class ConvertedFile(TypedDict):
+    """The record of a converted file."""
+
+    file: str
+    key: str
+    versions: dict[str, str]
+    """Versions of the toolchain."""
+    diff_mse: float
+    diff_max: float
+    float_convolutions: list[int]
+    undelegated: NotRequired[int]
+    sha256: str
+    bytes: int
+
+
+Converted = Mapping[str, Mapping[str, ConvertedFile]]
+"""Format → decoder → record."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +67,7 @@ class _Photos:
     """The ranking of convolutions, if the ONNX file needed it."""
 
 
-def convert(
-    params: ExportParams, model: Path, quantised: Mapping[str, Any], layout: Layout, store: Store
-) -> dict[str, dict[str, dict[str, Any]]]:
+def convert(params: ExportParams, model: Path, quantised: QuantisedRecord, layout: Layout, store: Store) -> Converted:
     """Write `layout.formats/<decoder>.int8.<suffix>` and a `.json` record for each file.
 
     A record is written after its file, and an up-to-date file is kept: after a kill only the rest is made. The same
@@ -56,13 +87,11 @@ def convert(
     Raises:
         InputError: An environment is missing.
     """
-    from mm_core.model.files import read_meta
-
     others = [name for name in params.formats if name != "onnx"]
     # Check all environments before the first conversion, which takes minutes.
     for name in others:
         python_of(name, layout.settings)
-    records: dict[str, dict[str, dict[str, Any]]] = {}
+    records: dict[str, dict[str, ConvertedFile]] = {}
     for name in others:
         versions = call(name, layout.settings, f"to_{name}.py", ["versions"])
         # The key covers tools, programs, weights and photos.
@@ -78,25 +107,25 @@ def convert(
             record = _kept(record_file, key)
             if record is None:
                 record_file.unlink(missing_ok=True)
-                record = {"file": f"{decoder}{SUFFIX[name]}", "key": key, "versions": versions}
-                size = read_meta(model)["model"]["size"]
+                size = input_size_of(model)
                 photos = _Photos(calibration_images(ids, size, store), categories_of(layout.snapshot, ids), sensitive)
-                record |= _make(name, model, decoder, photos, params, layout)
+                made = _make(name, model, decoder, photos, params, layout)
+                record = cast(
+                    ConvertedFile, {"file": f"{decoder}{SUFFIX[name]}", "key": key, "versions": versions, **made}
+                )
                 write_json(record_file, record)
             records[name][decoder] = record
     return records
 
 
-def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
-    record, file = read_keyed(record_file, key), record_file.with_suffix("")
+def _kept(record_file: Path, key: str) -> ConvertedFile | None:
+    record, file = cast(ConvertedFile | None, read_keyed(record_file, key)), record_file.with_suffix("")
     if record is None or not file.is_file() or sha256_file(file) != record["sha256"]:
         return None
     return record
 
 
-def _make(
-    name: str, model: Path, decoder: str, photos: _Photos, params: ExportParams, layout: Layout
-) -> dict[str, Any]:
+def _make(name: str, model: Path, decoder: str, photos: _Photos, params: ExportParams, layout: Layout) -> MadeFile:
     import torch
 
     network = served(model, decoder)
@@ -112,9 +141,9 @@ def _make(
             categories=np.unique(photos.categories, return_inverse=True)[1],
         )
 
-        def run(steps: list[list[int]]) -> dict[str, Any]:
+        def run(steps: list[list[int]]) -> MadeFile:
             write_json(plan, {"float": steps, "max_mse": params.max_int8_mse})
-            return call(name, layout.settings, f"to_{name}.py", [program, calibration, plan, result])
+            return cast(MadeFile, call(name, layout.settings, f"to_{name}.py", [program, calibration, plan, result]))
 
         # The ranking of ONNX is used if it exists; it is computed here only if plain int8 is not close enough.
         record = run(ladder(rank) if rank else [[]])
@@ -124,4 +153,4 @@ def _make(
         data = result.read_bytes()
         target = layout.formats / f"{decoder}{SUFFIX[name]}"
         write_bytes(target, data)
-    return record | {"sha256": sha256_file(target), "bytes": len(data)}
+    return {**record, "sha256": sha256_file(target), "bytes": len(data)}

@@ -7,13 +7,14 @@ Weights are int8 per output channel, activations int8 per tensor.
 # (these imports exist only in the environment that runs this file)
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pt2e
 
 
-def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, Any]:
+def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, object]:
     """Write `out` and return its record; `undelegated` counts operators outside XNNPACK, which are slow on phones."""
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -24,7 +25,7 @@ def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, A
     from executorch.devtools.backend_debug import get_delegation_info
     from executorch.exir import to_edge_transform_and_lower
 
-    def quantiser(kept: Any) -> Any:
+    def quantiser(kept: Sequence[int]) -> Any:
         return pt2e.partly(XNNPACKQuantizer, kept).set_global(get_symmetric_quantization_config(is_per_channel=True))
 
     record, converted, _, image = pt2e.choose(program, calibration, plan, quantiser)
