@@ -407,10 +407,10 @@ def test_ingest_and_status_say_which_eval_rows_cannot_judge_and_what_is_missing(
     inbox = Path(layout.settings.inbox)
     write_drop(inbox, "pixel_labeled", "w1", {"pets": 3, "cards": 3}, seed=5, size=64, role="train", burst_share=0)
     first = stages.ingest(TINY, layout)
-    assert "pets: 0 of 8 eval photos; 3 of about 24 labelled" in first.facts["eval"]
+    assert "pets: 0 of 8 eval photos; 3 of about 20 labelled" in first.facts["eval"]
     monkeypatch.setenv("MM_WORKSPACE", str(layout.root))
     shown = CliRunner().invoke(app, ["status"], env={"COLUMNS": "200"}).output
-    assert "  pets: 0 of 8 eval photos; 3 of about 24 labelled\n" in shown
+    assert "  pets: 0 of 8 eval photos; 3 of about 20 labelled\n" in shown
     assert first.tables["eval_refused"] == []
     rows = stages.catalog_of(layout).read("samples")
     taken = {row.category: row.group or row.id for row in rows.itertuples()}

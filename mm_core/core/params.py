@@ -301,7 +301,7 @@ class ExportParams(_Section):
     """Training photos per decoder that set the quantisation ranges."""
     max_int8_mse: float = Field(default=5e-4, ge=0)
     """Largest mean squared difference of int8 mattes from float ones, in the worst category, on the calibration photos.
-    Above it, the convolutions most sensitive to int8 stay in float, in every format."""
+    Above it, the first convolutions stay in float, in every format."""
     formats: list[Literal["onnx", "executorch", "litert"]] = ["onnx"]
     """Formats in the bundle. The gate judges ONNX, so it is required; executorch and litert need `make formats` and
     take minutes."""

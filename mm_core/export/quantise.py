@@ -4,8 +4,8 @@ Post-training quantisation as in Jacob et al. 2018 (arXiv:1712.05877): int8 weig
 per tensor with ranges from training photos, in QDQ form. Signed activations give the same values on every CPU;
 unsigned ones times signed weights saturate 16-bit sums on x86 without VNNI (ADR 0032). Shapes are fixed to one image
 of S × S, as the delegates of phones require. The last convolution stays in float, which reduces the error at little
-cost in time. A decoder with a large error in a category also keeps its most sensitive convolutions in float
-(`mm_core.export.sensitivity`).
+cost in time. A decoder with a large error in a category also keeps its first convolutions in float
+(`mm_core.export.float_layers`).
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ from mm_core.core.records import (
     write_json,
 )
 from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
-from mm_core.export.float_reference import served
+from mm_core.export.float_layers import ladder, worst
 from mm_core.export.runtime import CHOICE, SUFFIX, open_session
-from mm_core.export.sensitivity import ladder, ranked, worst
 from mm_core.storage.store import Store
 
 TORCH_TOLERANCE = 1e-3
@@ -120,9 +119,9 @@ class Quantised(TypedDict):
     """Mean squared difference from float, of the worst category."""
     diff_max: float
     float_convolutions: list[int]
-    """Convolutions that stay in float, numbered in the order of execution."""
-    sensitive: list[int] | None
-    """The ranking of convolutions, most sensitive first; None if it was not needed."""
+    """Numbers of the convolutions in float, in the order of execution."""
+    steps: list[int]
+    """How many of the first convolutions may stay in float, in the order of trial."""
 
 
 class QuantisedFile(Quantised):
@@ -180,14 +179,8 @@ def _make_all(
     rows: dict[str, QuantisedFile] = {}
     for done, decoder in enumerate(DECODERS, start=2):
         images = calibration_images(chosen[decoder], size, store)
-        # The ranking of layers is passed as a function: it takes long, and most decoders do not need it.
         row, data = quantise_graph(
-            _extract(graph, decoder),
-            images,
-            categories[decoder],
-            lambda images=images, decoder=decoder: ranked(served(model, decoder), images),
-            params.max_int8_mse,
-            check(decoder),
+            _extract(graph, decoder), images, categories[decoder], params.max_int8_mse, check(decoder)
         )
         rows[decoder] = {
             **row,
@@ -260,26 +253,24 @@ def quantise_graph(
     graph: onnx.ModelProto,
     images: np.ndarray,
     categories: Sequence[str],
-    rank: Callable[[], Sequence[int]],
     max_mse: float,
     reference: tuple[np.ndarray, np.ndarray],
 ) -> tuple[Quantised, bytes]:
     """Quantise the graph of one decoder.
 
-    The convolutions most sensitive to int8 stay in float, in growing number, until every category's mean squared
-    difference from float is at most `max_mse`. If none of the steps reaches it, the closest file is returned.
+    The first convolutions stay in float, in growing number, until every category's mean squared difference from float
+    is at most `max_mse`. If none of the steps reaches it, the closest file is returned.
 
     Args:
         graph: The float ONNX graph with outputs `alpha` and `decoder`.
         images: Prepared calibration photos, float32 (N, 3, S, S).
         categories: The category of each photo.
-        rank: Computes the ranking of convolutions, most sensitive first.
         max_mse: The allowed mean squared difference.
         reference: torch's image and alpha, to check the graph with.
 
     Returns:
-        The costs `diff_mse` (worst category), `diff_max`, `float_convolutions` (numbers in the order of execution) and
-        `sensitive` (the ranking, or None if it was not needed); and the file as bytes.
+        The costs `diff_mse` (worst category), `diff_max`, `float_convolutions` (their numbers) and `steps` (how many
+        may be tried); and the file as bytes.
     """
 
     class Reader(CalibrationDataReader):
@@ -291,7 +282,6 @@ def quantise_graph(
             return None if image is None else {"image": image[None]}
 
     best: tuple[Quantised, bytes] | None = None
-    sensitive: list[int] | None = None
     with tempfile.TemporaryDirectory(prefix="mm-quantise-") as name, _quiet():
         folder = Path(name)
         # Exported graph, simplified float graph, quantised graph.
@@ -302,10 +292,9 @@ def quantise_graph(
         _require_close(ready, reference)
         float_graph = onnx.load(ready).graph
         truth = _alphas(ready, images)
-        steps: list[list[int]] = [[]]
-        # Start with all convolutions but the last in int8; add steps only if the error is too large.
-        while steps:
-            kept = steps.pop(0)
+        steps = ladder(convolution_weights(float_graph))
+        # Start with all convolutions but the last in int8; go on only if the error is too large.
+        for kept in steps:
             quantize_static(
                 str(ready),
                 str(made),
@@ -326,28 +315,31 @@ def quantise_graph(
             row: Quantised = {
                 "diff_mse": worst(difference, categories),
                 "diff_max": float(np.abs(difference).max()),
-                "float_convolutions": kept,
-                "sensitive": None,
+                "float_convolutions": list(range(kept)),
+                "steps": steps,
             }
             # Keep the closest file so far.
             if best is None or row["diff_mse"] < best[0]["diff_mse"]:
                 best = row, data
             if row["diff_mse"] <= max_mse:
                 break
-            if sensitive is None:
-                sensitive = list(rank())
-                steps = ladder(sensitive)[1:]
     assert best is not None
-    return {**best[0], "sensitive": sensitive}, best[1]
+    return best[0], best[1]
 
 
-def float_nodes(graph: onnx.GraphProto, kept: Sequence[int]) -> list[str]:
-    """Return the names of nodes that stay in float: convolutions `kept` and the last one, with their followers."""
+def convolution_weights(graph: onnx.GraphProto) -> list[int]:
+    """Return the number of weights of each convolution, in the order of execution."""
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
+    return [sizes[node.input[1]] for node in graph.node if node.op_type == "Conv"]
+
+
+def float_nodes(graph: onnx.GraphProto, kept: int) -> list[str]:
+    """Return the names of nodes in float: the first `kept` convolutions and the last, with their followers."""
     # The exporter numbers nodes in the order of execution; simplification may change the numbers in the names.
     starts = [i for i, node in enumerate(graph.node) if node.op_type == "Conv"]
     names = [node.name for node in graph.node]
     ends = [*starts[1:], len(names)]
-    return [name for n in sorted({*kept, len(starts) - 1}) for name in names[starts[n] : ends[n]]]
+    return [name for n in sorted({*range(kept), len(starts) - 1}) for name in names[starts[n] : ends[n]]]
 
 
 def choosing_nodes(graph: onnx.GraphProto) -> list[str]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 
 from mm_core.core.params import SnapshotParams
 
-MOST_SHARE = 1 / 3
+MOST_SHARE = Fraction(2, 5)
 """Largest share of a category's groups that `eval_least` may use; the other groups train the model."""
 MIN_VALIDATION_PHOTOS = 8
 """Least number of validation photos of a category; fewer cannot choose a checkpoint and are used for training."""

@@ -20,7 +20,6 @@ from mm_core.export.calibration import calibration_images, categories_of
 from mm_core.export.float_reference import served
 from mm_core.export.formats.run import HERE, SUFFIX, call, python_of
 from mm_core.export.quantise import QuantisedRecord
-from mm_core.export.sensitivity import ladder, ranked
 from mm_core.model.meta import input_size_of
 from mm_core.storage.store import Store
 
@@ -63,8 +62,8 @@ class _Photos:
     images: np.ndarray
     """float32 (N,3,S,S), prepared."""
     categories: list[str]
-    sensitive: list[int] | None
-    """The ranking of convolutions, if the ONNX file needed it."""
+    steps: list[int]
+    """How many of the first convolutions may stay in float, in the order of trial."""
 
 
 def convert(params: ExportParams, model: Path, quantised: QuantisedRecord, layout: Layout, store: Store) -> Converted:
@@ -76,7 +75,7 @@ def convert(params: ExportParams, model: Path, quantised: QuantisedRecord, layou
     Args:
         params: `export` of params.yaml.
         model: The trained weights.
-        quantised: The record of `quantise`, with calibration photos and ranking of layers.
+        quantised: The record of `quantise`, with calibration photos and the steps of float convolutions.
         layout: The workspace.
         store: Holds the photos.
 
@@ -98,17 +97,17 @@ def convert(params: ExportParams, model: Path, quantised: QuantisedRecord, layou
         programs = [sha256_file(HERE / program) for program in (f"to_{name}.py", "pt2e.py")]
         records[name] = {}
         for decoder, ids in quantised["calibration"].items():
-            sensitive = quantised["decoders"][decoder]["sensitive"]
+            steps = quantised["decoders"][decoder]["steps"]
             key = digest_of(
                 {"programs": programs, "model": sha256_file(model), "calibration": ids, "versions": versions}
-                | {"sensitive": sensitive, "max_int8_mse": params.max_int8_mse}
+                | {"steps": steps, "max_int8_mse": params.max_int8_mse}
             )
             record_file = layout.formats / f"{decoder}{SUFFIX[name]}.json"
             record = _kept(record_file, key)
             if record is None:
                 record_file.unlink(missing_ok=True)
                 size = input_size_of(model)
-                photos = _Photos(calibration_images(ids, size, store), categories_of(layout.snapshot, ids), sensitive)
+                photos = _Photos(calibration_images(ids, size, store), categories_of(layout.snapshot, ids), steps)
                 made = _make(name, model, decoder, photos, params, layout)
                 record = cast(
                     ConvertedFile, {"file": f"{decoder}{SUFFIX[name]}", "key": key, "versions": versions, **made}
@@ -129,7 +128,6 @@ def _make(name: str, model: Path, decoder: str, photos: _Photos, params: ExportP
     import torch
 
     network = served(model, decoder)
-    rank = photos.sensitive
     with tempfile.TemporaryDirectory(prefix="mm-convert-") as folder:
         program, calibration, plan, result = (
             Path(folder) / part for part in ("float.pt2", "photos.npz", "plan", "made")
@@ -141,14 +139,8 @@ def _make(name: str, model: Path, decoder: str, photos: _Photos, params: ExportP
             categories=np.unique(photos.categories, return_inverse=True)[1],
         )
 
-        def run(steps: list[list[int]]) -> MadeFile:
-            write_json(plan, {"float": steps, "max_mse": params.max_int8_mse})
-            return cast(MadeFile, call(name, layout.settings, f"to_{name}.py", [program, calibration, plan, result]))
-
-        # The ranking of ONNX is used if it exists; it is computed here only if plain int8 is not close enough.
-        record = run(ladder(rank) if rank else [[]])
-        if record["diff_mse"] > params.max_int8_mse and not rank:
-            record = run(ladder(ranked(network, photos.images)))
+        write_json(plan, {"float": photos.steps, "max_mse": params.max_int8_mse})
+        record = cast(MadeFile, call(name, layout.settings, f"to_{name}.py", [program, calibration, plan, result]))
         # Write the file before its record: a record without a file never exists.
         data = result.read_bytes()
         target = layout.formats / f"{decoder}{SUFFIX[name]}"

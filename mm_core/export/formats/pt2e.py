@@ -1,4 +1,4 @@
-"""Shared by `to_executorch.py` and `to_litert.py`: int8 by PyTorch's PT2E, with sensitive layers in float.
+"""Shared by `to_executorch.py` and `to_litert.py`: int8 by PyTorch's PT2E, with the first layers in float where needed.
 
 Runs in the environments of these two programs and imports none of our packages.
 
@@ -6,7 +6,7 @@ Runs in the environments of these two programs and imports none of our packages.
     python to_<format>.py versions
 
 PROGRAM: a `torch.export` program, image (1, 3, S, S) → alpha (1, 1, S, S). CALIBRATION: `images` float32 (N, 3, S, S),
-`categories` (N,) numbers. PLAN: `float` is a list of sets of convolutions (numbers in the order of execution) to keep
+`categories` (N,) numbers. PLAN: `float` is a list of numbers: how many of the first convolutions stay
 in float in addition to the last one. They are tried in turn until the worst category's mean squared difference from
 float is at most `max_mse`; if none reaches it, the closest one is used. Prints one JSON line: `float_convolutions`,
 `diff_mse`, and fields of the format.
@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 
-def partly(quantiser: type, kept: Sequence[int]) -> Any:
-    """Return an instance of a quantiser class that leaves convolutions `kept`, and their followers, in float."""
+def partly(quantiser: type, kept: int) -> Any:
+    """Return an instance of a quantiser class that leaves the first `kept` convolutions and the last in float."""
 
     class Partly(quantiser):
         def annotate(self, model: Any) -> Any:
@@ -35,7 +35,7 @@ def partly(quantiser: type, kept: Sequence[int]) -> Any:
             nodes = list(model.graph.nodes)
             starts = [i for i, n in enumerate(nodes) if n.op == "call_function" and "conv" in str(n.target)]
             # A convolution's segment ends at the next convolution; without annotation its nodes stay in float.
-            for number in {*kept, len(starts) - 1}:
+            for number in {*range(kept), len(starts) - 1}:
                 end = starts[number + 1] if number + 1 < len(starts) else len(nodes)
                 for node in nodes[starts[number] : end]:
                     node.meta.pop("quantization_annotation", None)
@@ -45,7 +45,7 @@ def partly(quantiser: type, kept: Sequence[int]) -> Any:
 
 
 def choose(
-    program: Path, calibration: Path, plan: Path, quantiser_of: Callable[[Sequence[int]], Any], **options: Any
+    program: Path, calibration: Path, plan: Path, quantiser_of: Callable[[int], Any], **options: Any
 ) -> tuple[dict[str, Any], Any, Any, Any]:
     """Return record, converted module, quantiser and an example image of the first good entry of the plan."""
     import torch
@@ -71,7 +71,7 @@ def choose(
         squares = ((alphas(converted) - truth) ** 2).mean((1, 2))
         mse = max(float(squares[data["categories"] == name].mean()) for name in set(data["categories"].tolist()))
         if best is None or mse < best[0]["diff_mse"]:
-            best = {"float_convolutions": kept, "diff_mse": mse}, converted, quantiser, images[0]
+            best = {"float_convolutions": list(range(kept)), "diff_mse": mse}, converted, quantiser, images[0]
         if mse <= settings["max_mse"]:
             break
     assert best is not None

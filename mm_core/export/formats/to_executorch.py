@@ -7,7 +7,6 @@ Weights are int8 per output channel, activations int8 per tensor.
 # (these imports exist only in the environment that runs this file)
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, o
     from executorch.devtools.backend_debug import get_delegation_info
     from executorch.exir import to_edge_transform_and_lower
 
-    def quantiser(kept: Sequence[int]) -> Any:
+    def quantiser(kept: int) -> Any:
         return pt2e.partly(XNNPACKQuantizer, kept).set_global(get_symmetric_quantization_config(is_per_channel=True))
 
     record, converted, _, image = pt2e.choose(program, calibration, plan, quantiser)

@@ -7,7 +7,6 @@ PT2E is used because the default calibration of ai-edge-quantizer clipped the in
 # (these imports exist only in the environment that runs this file)
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, o
     from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
     from litert_torch.quantize.quant_config import QuantConfig
 
-    def quantiser(kept: Sequence[int]) -> Any:
+    def quantiser(kept: int) -> Any:
         return pt2e.partly(PT2EQuantizer, kept).set_global(get_symmetric_quantization_config(is_per_channel=True))
 
     # LiteRT's converter takes quantised weights unfolded.
