@@ -7,20 +7,24 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import pandas as pd
 
-from mm_core.core.params import IngestParams
+from mm_core.core.layout import Layout
+from mm_core.core.params import IngestParams, Params
 from mm_core.core.records import KINDS, Report, sha256_file
+from mm_core.core.settings import Settings
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.drop import write_manifest
 from mm_core.ingest.expectations import Judge
 from mm_core.ingest.ingest import ingest_ready
 from mm_core.ingest.probe import Probe
 from mm_core.storage.catalog import SCHEMAS, Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, open_store
 from samplegen import write_drop
 
@@ -97,16 +101,8 @@ def _rows(batch: Path) -> list[dict[str, str]]:
 
 def ingest(root: Path, inbox: str, store: str) -> Report:
     """One run of ingest over everything that is ready, in a workspace `root`."""
-    return ingest_ready(
-        IngestParams(),
-        Catalog(store),
-        open_store(store, root / "cache"),
-        open_store(inbox, root / "cache" / "inbox"),
-        Report("ingest"),
-        data_docs=root / "data_docs",
-        spool=root / "cache" / "ingest",
-        progress=lambda what, done, total: None,
-    )
+    settings = replace(Settings.from_env(root, inbox), store=store)
+    return ingest_ready(StorageRun(Params(), Layout(settings)), Report("ingest"))
 
 
 def state(root: Path, store: str) -> dict[str, Any]:

@@ -26,13 +26,14 @@ sys.path.insert(0, str(HERE.parent))
 
 from two_processes import Bench  # noqa: E402
 
-from mm_core import stages  # noqa: E402
 from mm_core.core.layout import Layout  # noqa: E402
+from mm_core.core.progress import quiet  # noqa: E402
 from mm_core.core.records import Report, write_json  # noqa: E402
 from mm_core.core.settings import Settings  # noqa: E402
 from mm_core.ingest.snapshot import POOLS, place, read_pool  # noqa: E402
 from mm_core.services.backup import restore  # noqa: E402
 from mm_core.services.check import check  # noqa: E402
+from mm_core.storage.run import catalog_of  # noqa: E402
 
 TABLE, PAGE = HERE / "backup_beside_cycle.csv", HERE / "backup_beside_cycle.md"
 
@@ -40,8 +41,8 @@ TABLE, PAGE = HERE / "backup_beside_cycle.csv", HERE / "backup_beside_cycle.md"
 def restore_and_check(bench: Bench, place_: Path) -> None:
     """Restore the newest backup into the folder that MM_WORKSPACE names, and write what is wrong with it."""
     layout = Layout(Settings.from_env())
-    report = restore(layout.settings, str(bench.backup), Report("restore"), progress=stages.quiet)
-    faults = check(layout, Report("check"), progress=stages.quiet)
+    report = restore(layout.settings, str(bench.backup), Report("restore"), progress=quiet)
+    faults = check(layout, Report("check"), progress=quiet)
     left_out = [row["file"] for row in report.tables.get("left_out", [])]
     write_json(place_, {"faults": [f"{fault.kind} {fault.where}: {fault.fault}" for fault in faults] + left_out})
 
@@ -49,7 +50,7 @@ def restore_and_check(bench: Bench, place_: Path) -> None:
 def lost_photos(bench: Bench, place_: Path) -> None:
     """Write which photos that belong into a pool are in none of the snapshot that lies there."""
     layout = Layout(Settings.from_env())
-    catalog = stages.catalog_of(layout)
+    catalog = catalog_of(layout)
     placed = place(bench.params.snapshot, catalog.read("samples"), catalog.read("labels"))
     seen = {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]}
     write_json(place_, {"lost": sorted(set(placed.loc[placed["dropped"] == "", "sample_id"]) - seen)})

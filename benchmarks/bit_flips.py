@@ -26,9 +26,9 @@ sys.path.insert(0, str(HERE.parent))
 from two_processes import Bench  # noqa: E402
 
 from mm_core.core.layout import Layout  # noqa: E402
+from mm_core.core.progress import quiet  # noqa: E402
 from mm_core.core.records import Report  # noqa: E402
 from mm_core.services.check import check  # noqa: E402
-from mm_core.stages import quiet  # noqa: E402
 
 KINDS = {
     "photos and mattes": "store/blobs/**/*",

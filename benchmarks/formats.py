@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mm_core import stages
 from mm_core.core.layout import Layout
-from mm_core.core.params import ExportParams, ModelParams
+from mm_core.core.params import ExportParams, ModelParams, Params
 from mm_core.core.records import CATEGORIES, DECODERS, Report, write_json
 from mm_core.core.settings import Settings
 from mm_core.eval.evaluate import load_item
@@ -37,6 +36,7 @@ from mm_core.export.registry import Registry
 from mm_core.ingest.snapshot import read_pool
 from mm_core.model.files import load_model, save_model
 from mm_core.model.preprocess import finish, prepare
+from mm_core.storage.run import StorageRun, store_of
 from mm_core.storage.store import fetch_blob
 
 HERE = Path(__file__).parent
@@ -51,14 +51,14 @@ def made_files(
     """The formats' files of a model under `work`; also format → decoder → record."""
     params = ExportParams.model_validate({"formats": list(FORMATS), **changed})
     layout = Layout(replace(source.settings, workspace=work))
-    store = stages.store_of(source)
     if not layout.snapshot.exists():
         layout.snapshot.parent.mkdir(parents=True, exist_ok=True)
         layout.snapshot.symlink_to(source.snapshot.absolute(), target_is_directory=True)
-    quantise(params, model, layout.snapshot, store, layout.quantised, Report("quantise"), progress=stages.quiet)
+    run = StorageRun(Params(export=params), layout)
+    quantise(run, model, layout.quantised, Report("quantise"))
     record = json.loads((layout.quantised / "quantised.json").read_text())
     record["calibration"] = {decoder: record["calibration"][decoder] for decoder in decoders}
-    return layout, {"onnx": record["decoders"], **convert(params, model, record, layout, store)}
+    return layout, {"onnx": record["decoders"], **convert(run, model, record)}
 
 
 def file_of(layout: Layout, name: str, decoder: str) -> Path:
@@ -67,7 +67,7 @@ def file_of(layout: Layout, name: str, decoder: str) -> Path:
 
 def scores(model: Path, layout: Layout, source: Layout, size: int) -> pd.DataFrame:
     """Per category the metrics of float and of each format: columns model, category, mse, …"""
-    frame, store, rows = read_pool(source.snapshot, "eval"), stages.store_of(source), []
+    frame, store, rows = read_pool(source.snapshot, "eval"), store_of(source), []
     for decoder in DECODERS:
         items = [load_item(row, store, 1024) for row in frame.loc[frame["decoder"] == decoder].itertuples(index=False)]
         images = np.stack([prepare(item.photo, size) for item in items])
@@ -188,7 +188,7 @@ def main() -> None:
     source = Layout(Settings.from_env(args.workspace))
     champion = Registry(source.settings).pin("champion")
     assert champion is not None, f"{args.workspace} has no champion: run `mm demo`"
-    model = fetch_blob(stages.store_of(source), champion["digest"])
+    model = fetch_blob(store_of(source), champion["digest"])
     net, meta = load_model(model)
     own, default = net.config.size, ModelParams().size
     large = args.work / "large.safetensors"

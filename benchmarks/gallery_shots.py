@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import expect
 
-from mm_core import stages
+from mm_core import operations, stages
 from mm_core.core.headless import browser, served
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
@@ -26,6 +26,8 @@ from mm_core.core.settings import Settings
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
+from mm_core.pinned_inputs import Run
+from mm_core.storage.run import catalog_of
 from samplegen.gallery import PlantedEvent, write_gallery
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,11 +75,11 @@ def main() -> None:
 
         inbox = Path(layout.settings.inbox)
         write_drop(inbox, "pixel_labeled", "known", dict.fromkeys(ALL_CATEGORIES, 24), seed=1, size=160, burst_share=0)
-        stages.ingest(params, layout)
-        stages.structure(params, layout)
-        stages.moments(params, layout, root / "gallery", root / "moments", model=str(bundle))
+        stages.ingest(Run(params, layout))
+        stages.structure(Run(params, layout))
+        operations.moments(Run(params, layout), root / "gallery", root / "moments", model=str(bundle))
         library = Library(root / "gallery", root / "moments", bundle, root / "uploads", 10**8)
-        app = application(library, stages.catalog_of(layout), inbox, layout.settings.onnxruntime_web)
+        app = application(library, catalog_of(layout), inbox, layout.settings.onnxruntime_web)
         with served(app) as address:
             found = shoot(address)
         functions = found.pop("functions")

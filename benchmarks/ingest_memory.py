@@ -40,6 +40,7 @@ def measure(work: Path) -> None:
     from mm_core.ingest import commit
     from mm_core.ingest.manifest import ManifestRow
     from mm_core.ingest.probe import Probe, Prober
+    from mm_core.pinned_inputs import Run
 
     def made_up(self: Prober, row: ManifestRow) -> Probe:
         random = np.random.default_rng(row.row)
@@ -54,7 +55,7 @@ def measure(work: Path) -> None:
     Prober.__call__ = made_up
     commit.put_blob = lambda store, source, digest: digest
     began, busy = time.perf_counter(), time.process_time()
-    report = stages.ingest(Params(), Layout(Settings.from_env(work)))
+    report = stages.ingest(Run(Params(), Layout(Settings.from_env(work))))
     print(
         json.dumps(
             {

@@ -98,17 +98,19 @@ def measure(work: Path) -> None:
     from mm_core.core.layout import Layout
     from mm_core.core.params import Params
     from mm_core.core.settings import Settings
+    from mm_core.pinned_inputs import Run
+    from mm_core.storage.run import catalog_of
 
     layout = Layout(Settings.from_env(work))
     params = Params()
-    catalog = stages.catalog_of(layout)
+    catalog = catalog_of(layout)
     found: dict[str, float] = {}
 
     def status() -> None:
         cli._counted(catalog, "samples", "category", "kind")
         cli._labelled(catalog)
 
-    for name, part in (("ingest", lambda: stages.ingest(params, layout)), ("status", status)):
+    for name, part in (("ingest", lambda: stages.ingest(Run(params, layout))), ("status", status)):
         start, busy = time.perf_counter(), time.process_time()
         part()
         found[name], found[f"{name} processor"] = time.perf_counter() - start, time.process_time() - busy

@@ -74,11 +74,13 @@ def ingest(work: Path) -> None:
     from mm_core.core.layout import Layout
     from mm_core.core.params import Params
     from mm_core.core.settings import Settings
+    from mm_core.pinned_inputs import Run
+    from mm_core.storage.run import catalog_of
 
     layout = Layout(Settings.from_env(work))
     drops = [work / "inbox" / "unlabeled" / name for name in DROPS]
-    told = [measured(lambda drop: void(stages.ingest(Params(), layout, batch=drop.name)), drop) for drop in drops]
-    assert sum(one["photos"] for one in told) == len(stages.catalog_of(layout).read("samples")), "all were taken"
+    told = [measured(lambda drop: void(stages.ingest(Run(Params(), layout), batch=drop.name)), drop) for drop in drops]
+    assert sum(one["photos"] for one in told) == len(catalog_of(layout).read("samples")), "all were taken"
     print(json.dumps(told))
 
 

@@ -31,7 +31,7 @@ from annotator import SimulatedAnnotator  # noqa: E402  # pyright: ignore[report
 from label_house import LabelHouse, server_of  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from mm_core.core.layout import Layout  # noqa: E402
-from mm_core.core.params import LabelParams  # noqa: E402
+from mm_core.core.params import Params  # noqa: E402
 from mm_core.core.records import Report, write_json  # noqa: E402
 from mm_core.core.settings import Settings  # noqa: E402
 from mm_core.labeling import pull as pull_module  # noqa: E402
@@ -40,7 +40,7 @@ from mm_core.labeling.apply_annotations import Taken  # noqa: E402
 from mm_core.labeling.label_studio_client import Server  # noqa: E402
 from mm_core.labeling.label_studio_local import LocalServer, free_port  # noqa: E402
 from mm_core.storage.catalog import Catalog  # noqa: E402
-from mm_core.storage.store import LocalStore  # noqa: E402
+from mm_core.storage.run import StorageRun  # noqa: E402
 
 PHOTOS = 16
 PIECE = 4
@@ -59,9 +59,8 @@ def push(root: Path, url: str, token: str, title: str) -> None:
 def pull(root: Path, url: str, token: str, title: str) -> None:
     pull_module.AT_ONCE = PIECE
     layout = layout_at(root)
-    catalog, store = Catalog(layout.settings.store), LocalStore(root / "store")
     server = Server(url, token, title)
-    pull_module.pull_labels(LabelParams(), catalog, store, layout, server, Taken(), progress=lambda *_: None)
+    pull_module.pull_labels(StorageRun(Params(), layout), server, Taken())
 
 
 class Rounds:

@@ -20,13 +20,13 @@ from planted import Shot, Year
 from sklearn.cluster import DBSCAN, HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
-from mm_core import stages
 from mm_core.core.layout import Layout
 from mm_core.core.params import MomentsParams, Params
 from mm_core.core.records import CATEGORIES
 from mm_core.core.settings import Settings
 from mm_core.moments.events import cluster, time_of
 from mm_core.moments.gallery_reader import read_gallery, seconds_of
+from mm_core.storage.run import StorageRun
 from samplegen import generate
 from samplegen.gallery import jpeg
 
@@ -149,14 +149,14 @@ def files(photos: int) -> str:
     extra = folder / "zzz.jpg"
     extra.unlink(missing_ok=True)
     start = time.perf_counter()
-    gallery = read_gallery(folder, params, layout, stages.catalog_of(layout))
+    gallery = read_gallery(StorageRun(params, layout), folder)
     first = time.perf_counter() - start
     times = seconds_of([time_of(p.taken_at, p.path.name) for p in gallery.pictures])
     places = np.array([p.place for p in gallery.pictures])
     found = score(ours, [truth[p.name] for p in gallery.pictures], times, places, [p.camera for p in gallery.pictures])
     extra.write_bytes(jpeg(generate("pets", 1, size=96).image, shots[-1].taken, shots[-1].place))
     start = time.perf_counter()
-    again = read_gallery(folder, params, layout, stages.catalog_of(layout))
+    again = read_gallery(StorageRun(params, layout), folder)
     second = time.perf_counter() - start
     assert again.looked_at == 1
     extra.unlink()

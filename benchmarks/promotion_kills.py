@@ -39,6 +39,7 @@ from mm_core import stages  # noqa: E402
 from mm_core.core.layout import TRAIN_STAGES, Layout  # noqa: E402
 from mm_core.core.records import sha256_file  # noqa: E402
 from mm_core.export.registry import NAME, Registry  # noqa: E402
+from mm_core.pinned_inputs import Run  # noqa: E402
 
 MOVING = ("code_revision", "provenance", "bundle_source")
 
@@ -47,8 +48,8 @@ def prepare(root: Path) -> Layout:
     """A champion, and a second candidate with a recorded PROMOTE and its bundle that is not promoted."""
     layout = layout_at(root / "data")
     fill_catalog(layout, per_category=3)
-    stages.pin_inputs(PARAMS, layout)
-    stages.snapshot(PARAMS, layout)
+    stages.pin_inputs(Run(PARAMS, layout))
+    stages.snapshot(Run(PARAMS, layout))
     layout.split.mkdir(parents=True)
     for name in ("simple", "hard"):
         shutil.copyfile(layout.snapshot / "train_labeled.parquet", layout.split / f"{name}.parquet")
@@ -56,16 +57,16 @@ def prepare(root: Path) -> Layout:
     for seed in (0, 1):
         champion = sha256_file(layout.model(TRAIN_STAGES[-1])) if seed else None
         write_models(layout, net, seed=seed)
-        stages.evaluate(PARAMS, layout)
+        stages.evaluate(Run(PARAMS, layout))
         verdict_of(layout, champion=champion)
-        stages.export(PARAMS, layout)
+        stages.export(Run(PARAMS, layout))
         if not seed:
             release(layout)
     return layout
 
 
 def release(layout: Layout) -> None:
-    stages.promote(PARAMS, layout)
+    stages.promote(Run(PARAMS, layout))
 
 
 def state(layout: Layout) -> dict:

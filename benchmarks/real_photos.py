@@ -19,7 +19,6 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,15 @@ import torch
 from mm_core import stages
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import CATEGORIES, Report, decoder_of, digest_of
 from mm_core.core.settings import Settings
 from mm_core.eval.evaluate import blind_mattes, score_all
 from mm_core.eval.metrics import category_scores
 from mm_core.ingest.snapshot import SCHEMA, components, newest_labels, stable_share, write_frames
 from mm_core.model.predict import TorchPredictor
+from mm_core.pinned_inputs import Run
+from mm_core.storage.run import StorageRun, catalog_of, store_of
 from mm_core.structuring.split import SPLIT_SCHEMA
 from mm_core.training.precision import choose_precision
 from mm_core.training.stage import train_stage
@@ -69,13 +71,13 @@ def prepare(root: Path, photos: Path) -> Layout:
     for inbox in ("inbox", "inbox_large"):
         if not (photos / inbox).is_dir():
             raise SystemExit(f"--photos: {photos / inbox} is missing: name the folder that holds inbox and inbox_large")
-        stages.ingest(Params(), Layout(replace(layout.settings, inbox=str(photos / inbox))))
+        stages.ingest(Run(Params(), Layout(replace(layout.settings, inbox=str(photos / inbox)))))
     return layout
 
 
 def catalog_frame(layout: Layout, photos: Path) -> pd.DataFrame:
     """Return all samples with their newest label, `source`, and `small`: the photo came with `inbox`."""
-    catalog = stages.catalog_of(layout)
+    catalog = catalog_of(layout)
     samples = catalog.read("samples").sort_values("id", ignore_index=True)
     samples["group"] = components(samples, 3).astype(str)
     labels: Any = newest_labels(catalog.read("labels"))[["sample_id", "alpha_sha256", "version", "binary"]]
@@ -136,10 +138,9 @@ class Trainings:
         for stage, changed in ARMS[arm]:
             layout = self._workspace(arm, stage)
             report = Report(stage)
-            train_stage(
-                stage, self._params.with_values(**changed), layout, stages.store_of(self._base), report,
-                start=weights, progress=_shown(f"{self._name} {arm} {stage}"),
-            )  # fmt: skip
+            base = StorageRun(self._params, self._base, _shown(f"{self._name} {arm} {stage}"))
+            run = base.with_layout(layout, self._params.with_values(**changed))
+            train_stage(stage, run, report, start=weights)
             self.seconds[arm] += report.metrics[f"{stage}/train_seconds"]
             weights = layout.model(stage)
         assert weights is not None
@@ -166,7 +167,7 @@ class Trainings:
         return layout
 
 
-def _shown(what: str) -> Callable[[str, int, int], None]:
+def _shown(what: str) -> Progress:
     def show(_: str, done: int, total: int) -> None:
         if done % 20 == 0 or done == total:
             print(f"\r{what} {done}/{total}   ", end="", file=sys.stderr)
@@ -176,10 +177,10 @@ def _shown(what: str) -> Callable[[str, int, int], None]:
 
 def scores_of(frame: pd.DataFrame, weights: Path | None, base: Layout) -> pd.DataFrame:
     """Score a model, or the blind matte where `weights` is None, on judged photos: a row per category."""
-    store = stages.store_of(base)
+    store = store_of(base)
     models: Any = {} if weights is None else {("model", "float"): TorchPredictor(weights, "cpu")}
     blind = blind_mattes(frame, store) if weights is None else None
-    return category_scores(score_all(frame, models, store, Params().evaluate.max_side, stages.quiet, blind))
+    return category_scores(score_all(frame, models, store, Params().evaluate.max_side, quiet, blind))
 
 
 def write_page(rows: pd.DataFrame, path: Path) -> None:

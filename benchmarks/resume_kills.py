@@ -31,6 +31,7 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
 from mm_core.core.records import CATEGORIES, sha256_file
 from mm_core.core.settings import Settings
+from mm_core.pinned_inputs import Run
 from mm_core.training import trainer
 from samplegen import write_drop
 
@@ -73,7 +74,7 @@ def prepare(root: Path, steps: int) -> tuple[Params, Layout]:
         counts: dict[str, int] = dict.fromkeys(CATEGORIES, count)  # pyright: ignore[reportAssignmentType]
         write_drop(inbox, kind, "batch", counts, seed=len(kind), size=96, burst_share=0)
     for stage in (stages.ingest, stages.structure, stages.pin_inputs, stages.snapshot, stages.split):
-        stage(params, layout)
+        stage(Run(params, layout))
     return params, layout
 
 
@@ -94,7 +95,7 @@ class Training:
                     if what == f"train {stage}":
                         os.write(writing, f"{done}\n".encode())
 
-                report = STAGES[stage](params, layout, progress=tell)
+                report = STAGES[stage](Run(params, layout, tell))
                 os.write(writing, f"from {report.facts['resumed_from']}\n".encode())
                 code = 0
             finally:

@@ -23,6 +23,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.settings import Settings
 from mm_core.export.bench import BenchRow, bench_bundle
 from mm_core.export.signature import make_keys
+from mm_core.pinned_inputs import Run
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "export"))
@@ -47,15 +48,15 @@ def made_bundle(root: Path) -> tuple[Layout, Path]:
     cycle.PARAMS, cycle.SIZE = params, params.model.size
     if not list(layout.bundles.glob("*/manifest.json.sig")):
         cycle.fill_catalog(layout)
-        stages.pin_inputs(params, layout)
-        stages.snapshot(params, layout)
+        stages.pin_inputs(Run(params, layout))
+        stages.snapshot(Run(params, layout))
         layout.split.mkdir(parents=True)
         for name in ("simple", "hard"):
             shutil.copyfile(layout.snapshot / "train_labeled.parquet", layout.split / f"{name}.parquet")
         cycle.write_models(layout, cycle.trained_net(), seed=0)
-        stages.evaluate(params, layout)
+        stages.evaluate(Run(params, layout))
         cycle.verdict_of(layout)
-        stages.export(params, layout)
+        stages.export(Run(params, layout))
     return layout, next(layout.bundles.glob("*/manifest.json.sig")).parent
 
 

@@ -41,13 +41,16 @@ from mm_core.cli.app import app  # noqa: E402
 from mm_core.core.errors import MattingError  # noqa: E402
 from mm_core.core.layout import Layout  # noqa: E402
 from mm_core.core.params import Params  # noqa: E402
+from mm_core.core.progress import quiet  # noqa: E402
 from mm_core.core.records import ALL_CATEGORIES, Report, digest_of, write_json  # noqa: E402
 from mm_core.core.settings import Settings  # noqa: E402
 from mm_core.export.registry import Registry  # noqa: E402
 from mm_core.export.signature import make_keys  # noqa: E402
 from mm_core.ingest.snapshot import POOLS, place, read_pool  # noqa: E402
 from mm_core.model.torchvision_shim import ensure_torchvision  # noqa: E402
+from mm_core.pinned_inputs import Run  # noqa: E402
 from mm_core.services.backup import restore  # noqa: E402
+from mm_core.storage.run import catalog_of  # noqa: E402
 from samplegen import write_drop  # noqa: E402
 
 ensure_torchvision()
@@ -129,7 +132,7 @@ class Bench:
         pixels = cv2.imread(str(matte), cv2.IMREAD_UNCHANGED)
         assert pixels is not None
         cv2.imwrite(str(matte), 255 - pixels)
-        self.in_process(lambda: stages.run_cycle(self.params, self.layout), "base, first cycle")
+        self.in_process(lambda: stages.run_cycle(Run(self.params, self.layout)), "base, first cycle")
         self.in_process(self.second_champion, "base, second cycle")
         photo.write_bytes(whole)
         drop(inbox, "late", 1, 120, "train")
@@ -139,13 +142,13 @@ class Bench:
 
     def second_champion(self) -> None:
         params = self.params.with_values(seed=1)
-        stages.run_cycle(params, self.layout)
+        stages.run_cycle(Run(params, self.layout))
         if (Registry(self.layout.settings).pin("champion") or {}).get("version") != "2":
-            stages.override(params, self.layout, "candidate", reason="two champions", days=1)
+            stages.override(Run(params, self.layout), "candidate", reason="two champions", days=1)
 
     def choose_words(self) -> None:
         """What the commands' placeholders stand for. Not in the parent: delta-rs has threads, which no fork keeps."""
-        rejects: Any = stages.catalog_of(self.layout).read("rejects", filters=[("verdict", "=", "quarantine")])
+        rejects: Any = catalog_of(self.layout).read("rejects", filters=[("verdict", "=", "quarantine")])
         suspects = rejects.loc[rejects["reason"].str.startswith("suspect"), "key"]
         if suspects.empty or len(rejects) == len(suspects):
             raise SystemExit(f"no repaired row or no suspect matte: {rejects[['image', 'reason']].to_dict('records')}")
@@ -209,14 +212,14 @@ class Bench:
 
     def describe(self) -> dict[str, Any]:
         layout = self.layout
-        catalog = stages.catalog_of(layout)
+        catalog = catalog_of(layout)
 
         def rows(table: str, *columns: str) -> list[list[str]]:
             return sorted([str(v) for v in row] for row in catalog.read(table, columns=list(columns)).to_numpy())
 
         registry = Registry(layout.settings)
-        stages.pin_inputs(self.params, layout, again=True)
-        stages.snapshot(self.params, layout)
+        stages.pin_inputs(Run(self.params, layout), again=True)
+        stages.snapshot(Run(self.params, layout))
         pools = {pool: sorted(read_pool(layout.snapshot, pool)["sample_id"]) for pool in POOLS}
         samples, labels = catalog.read("samples"), catalog.read("labels")
         placed = place(self.params.snapshot, samples, labels)
@@ -225,7 +228,7 @@ class Bench:
         if (self.backup / "backups").is_dir():
             backups = len(list((self.backup / "backups").iterdir()))
             other = Layout(Settings.from_env(self.work.parent / "restored"))
-            restore(other.settings, str(self.backup), Report("restore"), progress=stages.quiet)
+            restore(other.settings, str(self.backup), Report("restore"), progress=quiet)
             shutil.rmtree(other.root)
         return {
             "samples": rows("samples", "id", "kind", "batch", "category"),

@@ -1,6 +1,6 @@
 """Operations outside the cycle: labels, catalog, measurements, moments, rollback.
 
-They are part of the interface of `mm_core.stages`, which re-exports most of them.
+Each takes a `Run` like a stage. Those that change what a cycle reads hold the cycle lock.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.layout import Layout
 from mm_core.core.locks import removal_lock
-from mm_core.core.params import Params
 from mm_core.core.pins import has_snapshot, read_snapshot
 from mm_core.core.records import Report, digest_of, sha256_file, timed
 from mm_core.export.lineage import models_with, training_labels
@@ -31,17 +30,15 @@ from mm_core.model.predict import TorchPredictor
 from mm_core.moments.gallery_reader import read_gallery
 from mm_core.moments.moments import make_moments
 from mm_core.pinned_inputs import (
-    Progress,
-    catalog_of,
+    Run,
     frozen_inputs,
     in_the_cycle,
     pin,
     pin_when_idle,
-    quiet,
     read_inputs,
-    store_of,
     warm_start,
 )
+from mm_core.storage.run import store_of
 from mm_core.storage.schemas import SCHEMAS
 from mm_core.storage.store import fetch_blob
 
@@ -49,15 +46,15 @@ if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
 
 
-def labelling(params: Params, layout: Layout) -> dict[str, Any]:
+def labelling(run: Run) -> dict[str, Any]:
     """Return the status of labelling.
 
     Returns:
         `server` and `project` (addresses), `batches_waiting` in the outbox, the counts `tasks`, `finished`, `skipped`
         and `open`, and `oldest_open_days`. Without a server: `server` None and `batches_waiting` only.
     """
-    server = connect(layout, people=params.label.people)
-    about: dict[str, Any] = {"server": None, "batches_waiting": undelivered(layout, server)}
+    server = connect(run.layout, people=run.params.label.people)
+    about: dict[str, Any] = {"server": None, "batches_waiting": undelivered(run.layout, server)}
     return about | {"server": server.url, "project": server.link(), **server.summary()} if server else about
 
 
@@ -69,7 +66,7 @@ def finished_work(layout: Layout) -> str | None:
     return digest_of(waiting)[:16] if any(waiting) else None
 
 
-def plan_forgetting(layout: Layout, samples: Sequence[str], group: str | None = None) -> Report:
+def plan_forgetting(run: Run, samples: Sequence[str], group: str | None = None) -> Report:
     """Report the photos and models that `forget` would affect, without removing anything.
 
     Returns:
@@ -80,12 +77,12 @@ def plan_forgetting(layout: Layout, samples: Sequence[str], group: str | None = 
         InputError: `mm_core.ingest.erasure.find_photos` finds no such photo.
     """
     with timed(Report("forget-plan")) as report:
-        catalog = catalog_of(layout)
+        catalog = run.catalog
         ids = find_photos(catalog, samples, group)
-        report.facts |= {"ids": ids, **_last_cycle_with(layout, ids)}
+        report.facts |= {"ids": ids, **_last_cycle_with(run.layout, ids)}
         report.tables["goes"] = describe_photos(catalog, ids)
-        report.tables["models"] = models_with(layout.settings, set(ids))
-        report.tables["remaining"] = _pages_with(layout, ids)
+        report.tables["models"] = models_with(run.layout.settings, set(ids))
+        report.tables["remaining"] = _pages_with(run.layout, ids)
         report.metrics["forget/photos"] = len(ids)
     return report
 
@@ -108,14 +105,13 @@ def _last_cycle_with(layout: Layout, ids: Sequence[str]) -> dict[str, str]:
 
 
 @in_the_cycle
-def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | None = None) -> Report:
+def forget(run: Run, samples: Sequence[str], group: str | None = None) -> Report:
     """Remove photos permanently from store, catalog and workspace, and list every model trained on them.
 
     A running cycle ends first, so the list includes its model.
 
     Args:
-        params: The parameters.
-        layout: The workspace.
+        run: Params, workspace, storage and progress.
         samples: Ids or their first digits, photo files, or drops.
         group: A declared group; all its photos are removed.
 
@@ -123,12 +119,13 @@ def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | 
         A report with the tables `forgotten` (ids), `models` (registry versions with aliases and pools) and `remaining`
         (pages and drops that a person has to remove).
     """
+    layout = run.layout
     with (
         removal_lock(layout, "forget"),
         timed(Report("forget"), layout.root / "reports" / "forget.json") as report,
     ):
         # Remove the photos first. The other steps only remove copies and references.
-        ids = forget_photos(catalog_of(layout), store_of(layout), samples, group)
+        ids = forget_photos(run.catalog, run.store, samples, group)
         # An interrupted measurement or rebuild leaves decoded photos in its own cache folder.
         for cache in (layout.cache, *(layout.root / "scratch").rglob("cache")):
             PixelCache.clear(cache)
@@ -147,15 +144,16 @@ def forget(params: Params, layout: Layout, samples: Sequence[str], group: str | 
             "forget/models": len(report.tables["models"]),
         }
         if layout.inputs.exists():  # the pinned catalog versions no longer exist
-            pin(params, layout)
+            pin(run)
     return report
 
 
 @in_the_cycle
-def compact(params: Params, layout: Layout) -> Report:
+def compact(run: Run) -> Report:
     """Merge the catalog's small files and remove the data files of unused versions."""
+    layout = run.layout
     with removal_lock(layout, "catalog compact"), timed(Report("compact")) as report:
-        catalog = catalog_of(layout)
+        catalog = run.catalog
         # Keep the versions that the next cycle and the present one are pinned to.
         pinned = [read_inputs(layout)["catalog"]] if layout.inputs.exists() else []
         if has_snapshot(layout):
@@ -168,36 +166,32 @@ def compact(params: Params, layout: Layout) -> Report:
 
 
 @in_the_cycle
-def seed_noise(params: Params, layout: Layout, *, seeds: int = 3, progress: Progress = quiet) -> Report:
+def seed_noise(run: Run, *, seeds: int = 3) -> Report:
     """Train on this cycle's snapshot with other seeds and measure the spread of the scores."""
     from mm_core.experiments.seed_noise import measure_noise
 
-    with timed(Report("gate-noise"), layout.root / "reports" / "gate-noise.json") as report:
-        start = warm_start(params, layout, frozen_inputs(layout)["champion"])
-        return measure_noise(params, layout, store_of(layout), report, start=start, seeds=seeds, progress=progress)
+    with timed(Report("gate-noise"), run.layout.root / "reports" / "gate-noise.json") as report:
+        start = warm_start(run, frozen_inputs(run.layout)["champion"])
+        return measure_noise(run, report, start=start, seeds=seeds)
 
 
 @in_the_cycle
-def crossfit(params: Params, layout: Layout, *, folds: int = 3, progress: Progress = quiet) -> Report:
+def crossfit(run: Run, *, folds: int = 3) -> Report:
     """Judge a first model with too few eval photos by cross-fitting; it never leads to a release."""
     from mm_core.experiments.crossfit import NAME, cross_fit, report_file
 
-    with timed(Report(NAME), report_file(layout)) as report:
-        return cross_fit(params, layout, store_of(layout), report, folds=folds, progress=progress)
+    with timed(Report(NAME), report_file(run.layout)) as report:
+        return cross_fit(run, report, folds=folds)
 
 
 @in_the_cycle
-def label_compare(
-    params: Params, layout: Layout, *, seeds: int = 1, fewest: int = 1, progress: Progress = quiet
-) -> Report:
+def label_compare(run: Run, *, seeds: int = 1, fewest: int = 1) -> Report:
     """Compare training on routed photos with training on as many random new photos.
 
     Args:
-        params: The parameters.
-        layout: The workspace.
+        run: Params, workspace, storage and progress.
         seeds: Trainings per side.
         fewest: Smallest number of photos per arm.
-        progress: Called as (what, done, total).
 
     Raises:
         InputError: The registry has no training labels of the champion, or an arm has too few photos.
@@ -205,36 +199,33 @@ def label_compare(
     from mm_core.experiments.label_ablation import compare_labels
 
     # Use the snapshot's champion. The pinned champion may have been trained on this snapshot.
-    champion = read_snapshot(layout)["champion"]
-    store = store_of(layout)
-    learned = training_labels(layout.settings, store, champion["version"]) if champion else {}
+    champion = read_snapshot(run.layout)["champion"]
+    store = run.store
+    learned = training_labels(run.layout.settings, store, champion["version"]) if champion else {}
     if champion and not learned:
         raise InputError(f"the registry does not say what champion {champion['version']} learned from: nothing is new")
-    with timed(Report("label-compare"), layout.stage_report("label-compare")) as report:
-        start = warm_start(params, layout, champion)
-        return compare_labels(
-            params, catalog_of(layout), layout, store, learned, report,
-            start=start, seeds=seeds, fewest=fewest, progress=progress,
-        )  # fmt: skip
+    with timed(Report("label-compare"), run.layout.stage_report("label-compare")) as report:
+        start = warm_start(run, champion)
+        return compare_labels(run, learned, report, start=start, seeds=seeds, fewest=fewest)
 
 
-def compare_after_cycle(params: Params, layout: Layout, progress: Progress) -> str:
+def compare_after_cycle(run: Run) -> str:
     """Run `label_compare` with few steps unless it was done before; return the reason if it was skipped."""
     from mm_core.experiments.label_ablation import FEWEST, affordable
 
-    seeds, path = params.label.compare_seeds, layout.stage_report("label-compare")
+    seeds, path = run.params.label.compare_seeds, run.layout.stage_report("label-compare")
     if not seeds:
         return "label.compare_seeds is 0"
     # Skip the comparison if this snapshot already has one of at least this size.
-    steps = affordable(params)
-    digest = read_snapshot(layout)["digest"]
+    steps = affordable(run.params)
+    digest = read_snapshot(run.layout)["digest"]
     done = Report.read(path).facts if path.is_file() else {}
     if done.get("snapshot") == digest and done.get("seeds", 0) >= seeds and done["steps"] >= steps:
         return ""
     try:
         # Fewer steps than a real training, because the comparison runs after every cycle.
-        few = params.with_values(**{"train.simple.steps": steps})
-        label_compare(few, layout, seeds=seeds, fewest=FEWEST, progress=progress)
+        few = run.params.with_values(**{"train.simple.steps": steps})
+        label_compare(Run(few, run.layout, run.progress), seeds=seeds, fewest=FEWEST)
         return ""
     except InputError as error:
         why = str(error)
@@ -277,9 +268,7 @@ def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:
     return OnnxPredictor({n: fetch_blob(store, d) for n, d in pin["files"].items()}, guided=True), pin["version"]
 
 
-def moments(
-    params: Params, layout: Layout, gallery: Path, out: Path, *, model: str = "champion", progress: Progress = quiet
-) -> Report:
+def moments(run: Run, gallery: Path, out: Path, *, model: str = "champion") -> Report:
     """Group a folder of photos into moments, with titles and finished pieces; only new photos are computed.
 
     Raises:
@@ -287,41 +276,41 @@ def moments(
     """
     if out.resolve().is_relative_to(gallery.resolve()):
         raise InputError(f"{out} lies in the gallery {gallery}: choose a folder outside of it with -o")
-    with timed(Report("moments"), layout.root / "reports" / "moments.json") as report:
+    with timed(Report("moments"), run.layout.root / "reports" / "moments.json") as report:
         # Without a model (`none`), the pieces use no mattes.
-        predictor, name = predictor_of(layout, model)
-        found = read_gallery(gallery, params, layout, catalog_of(layout), progress=progress)
+        predictor, name = predictor_of(run.layout, model)
+        found = read_gallery(run, gallery)
         # The same near-duplicate threshold as at ingest.
-        bits = params.ingest.near_duplicate_bits
+        bits = run.params.ingest.near_duplicate_bits
         return make_moments(
-            found, out, params.moments, bits, report, predictor=predictor, model=name, progress=progress
+            found, out, run.params.moments, bits, report, predictor=predictor, model=name, progress=run.progress
         )
 
 
-def rollback(params: Params, layout: Layout, version: str | None = None, *, reason: str = "") -> Report:
+def rollback(run: Run, version: str | None = None, *, reason: str = "") -> Report:
     """Make an earlier champion the champion again: the previous one, or a named version.
 
     It does not wait for a running cycle. The candidate of that cycle is not promoted, because it was compared with the
     former champion.
     """
-    with timed(Report("rollback"), layout.root / "reports" / "rollback.json") as report:
+    with timed(Report("rollback"), run.layout.root / "reports" / "rollback.json") as report:
         # The alias moves first, so that a running cycle detects the change at its promotion.
-        Registry(layout.settings).rollback(version, reason or "no reason given", report)
-    pin_when_idle(params, layout)
+        run.registry.rollback(version, reason or "no reason given", report)
+    pin_when_idle(run)
     return report
 
 
-def anchor(params: Params, layout: Layout, version: str, *, reason: str) -> Report:
+def anchor(run: Run, version: str, *, reason: str) -> Report:
     """Make a present or former champion the anchor of the next cycles' gate, and record user and reason."""
-    with timed(Report("anchor"), layout.root / "reports" / "anchor.json") as report:
-        Registry(layout.settings).move_anchor(version, reason, report)
-    pin_when_idle(params, layout)
+    with timed(Report("anchor"), run.layout.root / "reports" / "anchor.json") as report:
+        run.registry.move_anchor(version, reason, report)
+    pin_when_idle(run)
     return report
 
 
-def reproduce(params: Params, layout: Layout, version: str, *, progress: Progress = quiet) -> Report:
+def reproduce(run: Run, version: str) -> Report:
     """Rebuild a registered model from its recorded snapshot, params and seeds, and compare the weights."""
     from mm_core.export.reproduce import reproduce as rebuild
 
-    with timed(Report("reproduce"), layout.root / "reports" / "reproduce.json") as report:
-        return rebuild(layout, store_of(layout), version, report, progress=progress)
+    with timed(Report("reproduce"), run.layout.root / "reports" / "reproduce.json") as report:
+        return rebuild(run, version, report)

@@ -1,4 +1,4 @@
-"""Inputs of a cycle: the store, the pinned inputs, the pins that the snapshot froze, the recorded verdict.
+"""The `Run` that every stage takes, and a cycle's inputs: its pins, the pins that the snapshot froze, the verdict.
 
 `inputs.json` contains the pins of the *next* cycle. The snapshot copies them into `snapshot.json`. Every later stage
 reads that copy (`frozen_inputs`), so that changes outside the cycle do not affect its evaluation.
@@ -8,49 +8,46 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import wraps
+from dataclasses import dataclass
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import cycle_holder, cycle_lock, try_cycle_lock
-from mm_core.core.params import Params
 from mm_core.core.pins import ROLES, ModelPin, PinnedInputs, read_snapshot
 from mm_core.core.records import Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.export.override import Override, valid_override
 from mm_core.export.registry import Registry
 from mm_core.ingest.snapshot import POOLS, read_pool
-from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun, catalog_of, store_of
 from mm_core.storage.seals import seal_databases
-from mm_core.storage.store import Store, fetch_blob, open_store
-
-Progress = Callable[[str, int, int], None]
-"""Callback with (what, done, total). The CLI draws bars, Dagster logs observations."""
+from mm_core.storage.store import fetch_blob
+from mm_core.training.tracking import Tracker
 
 
-def quiet(what: str, done: int, total: int) -> None:
-    """Ignore all progress; the default Progress."""
+@dataclass(frozen=True)
+class Run(StorageRun):
+    """What each stage and operation takes: params, workspace, progress, and the services behind them, opened once.
 
+    `Run(params, layout)` makes no progress calls; `Run(params, layout, progress)` does.
+    """
 
-def store_of(layout: Layout) -> Store:
-    """Open the workspace's store."""
-    return open_store(layout.settings.store, layout.cache)
+    @cached_property
+    def tracker(self) -> Tracker:
+        """The MLflow run history."""
+        return Tracker(self.layout.settings)
 
-
-def inbox_of(layout: Layout) -> Store:
-    """Open the inbox as a store; its cache is separate from the store's."""
-    return open_store(layout.settings.inbox, layout.cache / "inbox")
-
-
-def catalog_of(layout: Layout) -> Catalog:
-    """Open the catalog in the store."""
-    return Catalog(layout.settings.store)
+    @cached_property
+    def registry(self) -> Registry:
+        """The MLflow model registry."""
+        return Registry(self.layout.settings)
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Stage = Callable[Concatenate[Params, Layout, P], R]
+Stage = Callable[Concatenate[Run, P], R]
 
 
 def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
@@ -60,39 +57,39 @@ def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
     """
 
     @wraps(stage)
-    def locked(params: Params, layout: Layout, *args: P.args, **options: P.kwargs) -> R:
-        with cycle_lock(layout, stage.__name__.strip("_").replace("_", "-")) as outermost:
-            result = stage(params, layout, *args, **options)
+    def locked(run: Run, *args: P.args, **options: P.kwargs) -> R:
+        with cycle_lock(run.layout, stage.__name__.strip("_").replace("_", "-")) as outermost:
+            result = stage(run, *args, **options)
             # Only the outermost stage writes postponed pins, when the whole cycle is finished.
-            if outermost and _late(layout).exists():
-                pin(params, layout)
+            if outermost and _late(run.layout).exists():
+                pin(run)
             if outermost:
-                seal_databases(layout.root, layout.cache)
+                seal_databases(run.layout.root, run.layout.cache)
             return result
 
     return locked
 
 
-def pin_when_idle(params: Params, layout: Layout) -> dict[str, Any]:
+def pin_when_idle(run: Run) -> dict[str, Any]:
     """Pin the inputs of the next cycle now, or at the end of the running cycle.
 
     Returns:
         The pins, or `{"pins": reason}` if a running cycle postpones them.
     """
     for seconds in (0.0, 0.5):
-        with try_cycle_lock(layout, "pin-inputs", seconds) as free:
+        with try_cycle_lock(run.layout, "pin-inputs", seconds) as free:
             # The lock is free: no cycle is running, so pin now.
             if free:
-                return pin(params, layout)
+                return pin(run)
         # The lock's holder checks for this file at its end. The second attempt covers a holder that has just checked.
-        _late(layout).touch()
-    return {"pins": f"stay as they are until {cycle_holder(layout) or 'the cycle'} ends"}
+        _late(run.layout).touch()
+    return {"pins": f"stay as they are until {cycle_holder(run.layout) or 'the cycle'} ends"}
 
 
-def settle_late_pins(params: Params, layout: Layout) -> None:
+def settle_late_pins(run: Run) -> None:
     """Write pins that `pin_when_idle` postponed to an interrupted process; the caller holds the cycle lock."""
-    if _late(layout).exists():
-        pin(params, layout)
+    if _late(run.layout).exists():
+        pin(run)
 
 
 def _late(layout: Layout) -> Path:
@@ -100,23 +97,23 @@ def _late(layout: Layout) -> Path:
     return layout.locks / "pins.late"
 
 
-def pin(params: Params, layout: Layout, *, again: bool = False) -> dict[str, Any]:
+def pin(run: Run, *, again: bool = False) -> dict[str, Any]:
     """Write the pins of the next cycle if they changed; the caller holds the cycle lock.
 
     If the last cycle used all present inputs, its pins stay and the facts contain `nothing_new`.
 
     Args:
-        params: The parameters, which decide whether the last cycle is still valid.
-        layout: The workspace.
+        run: Params, workspace, storage and progress.
         again: True to pin even without new inputs.
 
     Returns:
         The facts of `stages.pin_inputs`.
     """
+    layout = run.layout
     _late(layout).unlink(missing_ok=True)  # before reading the catalog: a later arrival sets it again
     inputs = inputs_now(layout)
     facts: dict[str, str] = {}
-    if not again and _is_done(params, layout, inputs):
+    if not again and _is_done(run, inputs):
         inputs = frozen_inputs(layout)
         facts["nothing_new"] = f"the last cycle saw all of it: {recorded_verdict(layout).decision}"
     # Unchanged pins are not rewritten, which keeps the file's modification time.
@@ -166,8 +163,9 @@ def frozen_inputs(layout: Layout) -> PinnedInputs:
     return {"catalog": frozen["catalog"], "champion": frozen["champion"], "anchor": frozen["anchor"]}
 
 
-def _is_done(params: Params, layout: Layout, inputs: PinnedInputs) -> bool:
+def _is_done(run: Run, inputs: PinnedInputs) -> bool:
     """Return whether the last cycle finished with these params and inputs, or promoted the present champion."""
+    layout = run.layout
     judged, candidate = layout.stage_report("gate"), layout.model(TRAIN_STAGES[-1])
     # All files of a finished cycle must exist.
     needed = (layout.snapshot / "snapshot.json", layout.verdict, judged, candidate)
@@ -175,7 +173,7 @@ def _is_done(params: Params, layout: Layout, inputs: PinnedInputs) -> bool:
         return False
     pinned, verdict = frozen_inputs(layout), recorded_verdict(layout)
     # The gate recorded which pins and params it judged.
-    about = {"inputs": digest_of(pinned), "params": params.cycle_digest()}
+    about = {"inputs": digest_of(pinned), "params": run.params.cycle_digest()}
     facts = Report.read(judged).facts
     if {name: facts.get(name) for name in about} != about or pinned["catalog"] != inputs["catalog"]:
         return False
@@ -200,11 +198,11 @@ def _is_mixed(layout: Layout) -> bool:
         return True
 
 
-def warm_start(params: Params, layout: Layout, champion: ModelPin | None) -> Path | None:
+def warm_start(run: Run, champion: ModelPin | None) -> Path | None:
     """Return the weights for the start of the first stage; None for a start from scratch."""
-    if params.train.common.warm_start != "champion" or not champion:
+    if run.params.train.common.warm_start != "champion" or not champion:
         return None
-    return fetch_blob(store_of(layout), champion["digest"])
+    return fetch_blob(run.store, champion["digest"])
 
 
 def recorded_verdict(layout: Layout) -> Verdict:

@@ -5,9 +5,9 @@ from typing import Any
 
 import dagster as dg
 
-from mm_core import stages
+from mm_core import operations, stages
 from pipelines.checks import drift_result, drift_spec, expectation_results, expectation_specs
-from pipelines.metadata import Observations, of_report, page
+from pipelines.metadata import of_report, page
 from pipelines.partitions import batches
 from pipelines.resources import Workspace, plain_failures
 
@@ -36,7 +36,7 @@ def ingested_batch(context: dg.AssetExecutionContext, workspace: Workspace) -> d
     layout = workspace.layout()
     with plain_failures():
         # Ingest this partition's drop only.
-        report = stages.ingest(workspace.params(), layout, batch=context.partition_key, progress=Observations(context))
+        report = stages.ingest(workspace.run(context), batch=context.partition_key)
     return dg.MaterializeResult(
         metadata={"data docs": page(layout, layout.data_docs / "index.html")} | of_report(report),
         check_results=[*expectation_results(report)],
@@ -57,7 +57,7 @@ def structured_samples(context: dg.AssetExecutionContext, workspace: Workspace) 
     """Features of the batch's samples: quality, place, time, difficulty. Processes all samples that have none yet."""
     batch = context.partition_key
     with plain_failures():
-        report = stages.structure(workspace.params(), workspace.layout(), batch=batch, progress=Observations(context))
+        report = stages.structure(workspace.run(context), batch=batch)
     return dg.MaterializeResult(metadata=of_report(report), check_results=[drift_result(report, batch)])
 
 
@@ -70,9 +70,8 @@ def structured_samples(context: dg.AssetExecutionContext, workspace: Workspace) 
 )
 def routed(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Hard photos that people should label, as Label Studio tasks with the champion's matte as initial matte."""
-    params, layout = workspace.params(), workspace.layout()
     with plain_failures():
-        report = stages.route(params, layout, progress=Observations(context))
+        report = stages.route(workspace.run(context))
     return dg.MaterializeResult(metadata=of_report(report))
 
 
@@ -86,10 +85,10 @@ def routed(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
 )
 def label_studio_tasks(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Routed photos on the Label Studio server, each once; without a server they stay in the outbox."""
-    params, layout = workspace.params(), workspace.layout()
     with plain_failures():
-        report = stages.push(params, layout, progress=Observations(context))
-        status = stages.labelling(params, layout)
+        run = workspace.run(context)
+        report = stages.push(run)
+        status = operations.labelling(run)
     return dg.MaterializeResult(metadata=project(status) | of_report(report))
 
 
@@ -106,17 +105,17 @@ def collected_labels(context: dg.AssetExecutionContext, workspace: Workspace) ->
 
     Unfinished tasks are left for the next run.
     """
-    params, layout, progress = workspace.params(), workspace.layout(), Observations(context)
     with plain_failures():
-        report = stages.collect(params, layout, progress=progress)
+        run = workspace.run(context)
+        report = stages.collect(run)
         # New labels need a difficulty before the next split.
-        stages.structure(params, layout, progress=progress)
-        status = stages.labelling(params, layout)
+        stages.structure(run)
+        status = operations.labelling(run)
     return dg.MaterializeResult(metadata=project(status) | of_report(report))
 
 
 def project(about: dict[str, Any]) -> dict[str, dg.MetadataValue]:
-    """Return the result of `stages.labelling` as metadata, with a link to the project and its oldest open task."""
+    """Return the result of `operations.labelling` as metadata, with a link to the project and its oldest open task."""
     shown: dict[str, dg.MetadataValue] = {"batches waiting": dg.MetadataValue.int(about["batches_waiting"])}
     # Without a server only the outbox is known.
     if about["server"]:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import dagster as dg
 
-from mm_core import stages
 from mm_core.core.errors import MattingError
 from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report
 from mm_core.ingest.expectations import RULES, ExpectationResult
 from mm_core.ingest.snapshot import POOLS, assert_no_leak, read_pool
+from mm_core.storage.run import catalog_of
 from pipelines.metadata import of_report, picture, table
 from pipelines.resources import Workspace, plain_failures
 
@@ -112,7 +112,7 @@ def no_leak(workspace: Workspace) -> dg.AssetCheckResult:
         frames = {pool: read_pool(layout.snapshot, pool) for pool in POOLS}
         # Compare with the catalog version that was frozen, not the newest.
         pinned = read_snapshot(layout)["catalog"]
-        samples = stages.catalog_of(layout).read(
+        samples = catalog_of(layout).read(
             "samples", version=pinned["samples"], columns=["id", "group", "phash", "near"]
         )
     photos = {pool: len(frame) for pool, frame in frames.items()}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import dagster as dg
 
-from mm_core import stages
 from mm_core.core.errors import MattingError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import Report
 from mm_core.core.settings import tick_seconds
 from mm_core.pinned_inputs import read_inputs
+from mm_core.storage.run import catalog_of
 from pipelines.checks import verdict_result
 from pipelines.metadata import of_report, page
 from pipelines.partitions import batches, partition_of
@@ -62,7 +62,7 @@ def made_elsewhere(context: dg.SensorEvaluationContext, workspace: Workspace) ->
 def unknown_batches(instance: dg.DagsterInstance, layout: Layout) -> list[dict]:
     """Return rows of the ledger, the earliest first, of batches that no run of Dagster has ingested."""
     recorded = instance.get_materialized_partitions(dg.AssetKey("ingested_batch"))
-    ledger = stages.catalog_of(layout).read("batches").sort_values("ingested_at").to_dict("records")
+    ledger = catalog_of(layout).read("batches").sort_values("ingested_at").to_dict("records")
     return [row for row in ledger if partition_of(row["kind"], row["batch"]) not in recorded][:MOST]
 
 

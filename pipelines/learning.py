@@ -6,7 +6,7 @@ import dagster as dg
 
 from mm_core import stages
 from pipelines.arrivals import OWNERS, collected_labels, structured_samples
-from pipelines.metadata import Observations, of_report
+from pipelines.metadata import of_report
 from pipelines.resources import Workspace, plain_failures
 
 RESUME = dg.RetryPolicy(max_retries=2, delay=5)
@@ -41,7 +41,7 @@ def pinned_inputs(
     layout = workspace.layout()
     with plain_failures():
         # Pin versions once, so that all stages of the cycle use the same data.
-        report = stages.pin_inputs(workspace.params(), layout, again=config.again)
+        report = stages.pin_inputs(workspace.run(), again=config.again)
     # Without an output the assets downstream are skipped.
     if nothing_new := report.facts.get("nothing_new"):
         context.log_event(dg.AssetObservation(asset_key=context.asset_key, description=f"nothing new: {nothing_new}"))
@@ -61,7 +61,7 @@ def snapshot(workspace: Workspace) -> dg.MaterializeResult:
     """Frozen manifests of one catalog version. The evaluation set is fixed and never part of training."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.snapshot(workspace.params(), layout)
+        report = stages.snapshot(workspace.run())
     return dg.MaterializeResult(metadata=of_report(report, paths={"folder": layout.snapshot}))
 
 
@@ -77,7 +77,7 @@ def split(workspace: Workspace) -> dg.MaterializeResult:
     """Labelled training samples, split into simple and hard by difficulty."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.split(workspace.params(), layout)
+        report = stages.split(workspace.run())
     return dg.MaterializeResult(metadata=of_report(report, paths={"folder": layout.split}))
 
 
@@ -94,7 +94,7 @@ def train_simple(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     """Model after supervised training on the simple set, from the champion or from scratch."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.train_simple(workspace.params(), layout, progress=Observations(context))
+        report = stages.train_simple(workspace.run(context))
     return dg.MaterializeResult(metadata=of_report(report, paths={"weights": layout.model("simple")}))
 
 
@@ -111,7 +111,7 @@ def train_hard(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     """Model after supervised training on the hard set, with a share of simple samples against forgetting."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.train_hard(workspace.params(), layout, progress=Observations(context))
+        report = stages.train_hard(workspace.run(context))
     return dg.MaterializeResult(metadata=of_report(report, paths={"weights": layout.model("hard")}))
 
 
@@ -128,7 +128,7 @@ def train_semi(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     """Model after training with unlabelled photos: perturbed auxiliary decoders must agree with the main one."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.train_semi(workspace.params(), layout, progress=Observations(context))
+        report = stages.train_semi(workspace.run(context))
     return dg.MaterializeResult(metadata=of_report(report, paths={"weights": layout.model("semi")}))
 
 
@@ -145,5 +145,5 @@ def train_multimodal(context: dg.AssetExecutionContext, workspace: Workspace) ->
     """Model after training with text: image-only and text-image mattes must agree, plus a contrastive loss."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.train_multimodal(workspace.params(), layout, progress=Observations(context))
+        report = stages.train_multimodal(workspace.run(context))
     return dg.MaterializeResult(metadata=of_report(report, paths={"weights": layout.model("multimodal")}))

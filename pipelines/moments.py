@@ -2,9 +2,9 @@
 
 import dagster as dg
 
-from mm_core import stages
+from mm_core import operations
 from pipelines.arrivals import OWNERS
-from pipelines.metadata import Observations, of_report
+from pipelines.metadata import of_report
 from pipelines.release import promoted_model
 from pipelines.resources import Workspace, plain_failures
 
@@ -20,7 +20,5 @@ def moments(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     """The gallery's events with titles, best photos and finished pieces. Unchanged events are kept."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.moments(
-            workspace.params(), layout, layout.settings.gallery, layout.moments, progress=Observations(context)
-        )
+        report = operations.moments(workspace.run(context), layout.settings.gallery, layout.moments)
     return dg.MaterializeResult(metadata=of_report(report, paths={"moments.json": layout.moments / "moments.json"}))

@@ -10,7 +10,7 @@ from mm_core.core.records import Report
 from pipelines.arrivals import OWNERS, WEEKLY
 from pipelines.checks import verdict_result, verdict_spec
 from pipelines.learning import POOL, RESUME, snapshot, train_multimodal
-from pipelines.metadata import Observations, of_report, page
+from pipelines.metadata import of_report, page
 from pipelines.resources import Workspace, plain_failures
 
 
@@ -27,7 +27,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     """Errors of all stages, champion and anchor on the frozen eval set, per photo; the candidate also as int8."""
     layout = workspace.layout()
     with plain_failures():
-        report = stages.evaluate(workspace.params(), layout, progress=Observations(context))
+        report = stages.evaluate(workspace.run(context))
     return dg.MaterializeResult(metadata=of_report(report, paths={"per photo": layout.per_image}))
 
 
@@ -49,7 +49,7 @@ def gate(workspace: Workspace) -> Iterator[dg.MaterializeResult | dg.AssetCheckR
     """
     layout = workspace.layout()
     with plain_failures():
-        report = stages.gate(workspace.params(), layout)
+        report = stages.gate(workspace.run())
     # The check is recorded for both decisions.
     yield verdict_result(report)
     # Without an output the assets downstream are skipped.
@@ -67,9 +67,8 @@ def gate(workspace: Workspace) -> Iterator[dg.MaterializeResult | dg.AssetCheckR
 )
 def exported_bundle(workspace: Workspace) -> dg.MaterializeResult:
     """Mobile bundle: int8 models, manifest and model card. Fails without a recorded PROMOTE for this model."""
-    layout = workspace.layout()
     with plain_failures():
-        report = stages.export(workspace.params(), layout)
+        report = stages.export(workspace.run())
     return dg.MaterializeResult(metadata=of_report(report))
 
 
@@ -83,9 +82,8 @@ def exported_bundle(workspace: Workspace) -> dg.MaterializeResult:
 )
 def promoted_model(workspace: Workspace) -> dg.MaterializeResult:
     """Set the registry's alias `champion` on the bundled model. Fail without a recorded PROMOTE for this model."""
-    layout = workspace.layout()
     with plain_failures():
-        report = stages.promote(workspace.params(), layout)
+        report = stages.promote(workspace.run())
     return dg.MaterializeResult(metadata=of_report(report))
 
 
@@ -108,6 +106,6 @@ def cycle_report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     layout = workspace.layout()
     with plain_failures():
         # Also trains for the comparison of labels, so it may take long.
-        report: Report = stages.html_report(workspace.params(), layout, progress=Observations(context))
+        report: Report = stages.html_report(workspace.run(context))
     # Link to the copy, because the next cycle overwrites the original.
     return dg.MaterializeResult(metadata={"page": page(layout, Path(report.fact("copy", str)))} | of_report(report))

@@ -10,7 +10,10 @@ import dagster as dg
 from mm_core.core.errors import CatalogError, LabelServerError, MattingError, StoreError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import quiet
 from mm_core.core.settings import Settings
+from mm_core.pinned_inputs import Run
+from pipelines.metadata import Observations
 
 
 class Workspace(dg.ConfigurableResource):
@@ -43,6 +46,10 @@ class Workspace(dg.ConfigurableResource):
     def params(self) -> Params:
         """Load the params; each step reads the file again. Raises ParamsError."""
         return Params.load(self.layout().settings.params_file)
+
+    def run(self, context: dg.AssetExecutionContext | None = None) -> Run:
+        """Return the run of a stage; with the context of an asset, its progress is logged there. Raises ParamsError."""
+        return Run(self.params(), self.layout(), quiet if context is None else Observations(context))
 
 
 class RetrainPolicy(dg.ConfigurableResource):

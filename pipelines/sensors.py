@@ -6,14 +6,17 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from mm_core import stages
+from mm_core import operations
 from mm_core.core.errors import MattingError
 from mm_core.core.layout import Layout
+from mm_core.core.params import Params
 from mm_core.core.pins import has_snapshot, read_snapshot
 from mm_core.core.records import digest_of
 from mm_core.core.settings import tick_seconds
 from mm_core.ingest.ingest import ready_batches
 from mm_core.labeling.webhook import hinted_at
+from mm_core.pinned_inputs import recorded_verdict
+from mm_core.storage.run import StorageRun, catalog_of
 from mm_core.structuring.drift import drifted_batches
 from pipelines.jobs import arrivals, collect, retrain
 from pipelines.partitions import batches, partition_of
@@ -51,7 +54,8 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
     it stays as short as the inbox's queue.
     """
     layout = workspace.layout()
-    ready = list(ready_batches(stages.inbox_of(layout), stages.catalog_of(layout), stages.store_of(layout)))
+    # Which drops are ready does not depend on the params.
+    ready = list(ready_batches(StorageRun(Params(), layout)))
     requested = set(json.loads(context.cursor or "[]")) & {batch.request for batch in ready}
     tries = {batch.request: lost(context.instance, batch.request) for batch in ready if batch.request in requested}
     new = [batch for batch in ready if batch.request not in requested or tries[batch.request]][:MAX_REQUESTS]
@@ -94,7 +98,7 @@ def finished_work(context: dg.SensorEvaluationContext, workspace: Workspace) -> 
     if now - looked < LOOK_EVERY and hinted_at(layout) < looked:
         return dg.SkipReason(f"last checked {now - looked:.0f} s ago")
     try:
-        seen = stages.finished_work(layout)
+        seen = operations.finished_work(layout)
     except MattingError as error:
         return dg.SkipReason(str(error))
     tries = lost(context.instance, f"work-{seen}")
@@ -131,7 +135,7 @@ def new_labels(
     # A cycle started by hand counts too.
     learned = max(int(context.cursor or 0), labels_of_last_cycle(layout))
     # Only a REJECT counts as a refusal.
-    refused = layout.verdict.is_file() and stages.recorded_verdict(layout).decision == "REJECT"
+    refused = layout.verdict.is_file() and recorded_verdict(layout).decision == "REJECT"
     enough = retrain_policy.new_labels_after_refusal if refused else retrain_policy.new_labels
     if total - learned < enough:
         why = " after a refusal" if refused else ""
@@ -205,13 +209,13 @@ def batches_of_last_cycle(layout: Layout) -> set[str]:
         return set()
     # Batches in the catalog version that the snapshot froze.
     version = read_snapshot(layout)["catalog"]["samples"]
-    seen = stages.catalog_of(layout).read("samples", version=version, columns=["kind", "batch"]).drop_duplicates()
+    seen = catalog_of(layout).read("samples", version=version, columns=["kind", "batch"]).drop_duplicates()
     return {partition_of(kind, batch) for kind, batch in zip(seen["kind"], seen["batch"], strict=True)}
 
 
 def labels_at(layout: Layout, version: int | None) -> int:
     """Return the number of distinct labels in a version of the catalog's table (None: the newest)."""
-    return len(set(stages.catalog_of(layout).read("labels", version=version, columns=["id"])["id"]))
+    return len(set(catalog_of(layout).read("labels", version=version, columns=["id"])["id"]))
 
 
 def labels_of_last_cycle(layout: Layout) -> int:

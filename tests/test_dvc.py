@@ -17,6 +17,7 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES, sha256_file
 from mm_core.core.settings import Settings
+from mm_core.pinned_inputs import Run
 from samplegen import write_drop
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -154,9 +155,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[
             patch.delenv(name, raising=False)
         layout = Layout(Settings.from_env(made.root / "data"))
         params = Params.load(made.root / "params.yaml")
-        stages.ingest(params, layout)
-        stages.structure(params, layout)
-        stages.pin_inputs(params, layout)
+        stages.ingest(Run(params, layout))
+        stages.structure(Run(params, layout))
+        stages.pin_inputs(Run(params, layout))
     return made
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from mm_core import stages
+from mm_core import operations, stages
 from mm_core.cli.app import app
 from mm_core.cli.predict import predict_files
 from mm_core.core.errors import InputError, ReleaseRefused
@@ -22,6 +22,8 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, DECODERS, Report, sha256_file
 from mm_core.core.settings import Settings
+from mm_core.pinned_inputs import Run, recorded_verdict
+from mm_core.storage.run import StorageRun, catalog_of, store_of
 from samplegen import write_drop
 
 TINY = Params().with_values(
@@ -63,7 +65,7 @@ def cycled(
     """A workspace after its first cycle, and that cycle's reports."""
     layout = Layout(Settings.from_env(with_tables(tmp_path_factory.mktemp("loop"))))
     drop_all(Path(layout.settings.inbox))
-    yield layout, stages.run_cycle(TINY, layout)
+    yield layout, stages.run_cycle(Run(TINY, layout))
 
 
 def test_a_first_model_is_promoted_and_everything_agrees(cycled) -> None:
@@ -73,7 +75,7 @@ def test_a_first_model_is_promoted_and_everything_agrees(cycled) -> None:
     assert reports["gate"].facts["decision"] == "PROMOTE", reports["gate"].facts["reasons"]
     pin = Registry(layout.settings).pin("champion")
     assert pin is not None
-    assert pin["digest"] == sha256_file(layout.model("multimodal")) == stages.recorded_verdict(layout).candidate
+    assert pin["digest"] == sha256_file(layout.model("multimodal")) == recorded_verdict(layout).candidate
     bundles = [path for path in layout.bundles.iterdir() if path.is_dir()]
     assert len(bundles) == 1
     manifest = json.loads((bundles[0] / "manifest.json").read_text())
@@ -90,14 +92,14 @@ def test_lineage_knows_what_a_champion_learnt_from(cycled) -> None:
     from mm_core.ingest.snapshot import POOLS, read_pool
 
     layout, _ = cycled
-    learnt = learnt_by(layout.settings, stages.store_of(layout), [stages.recorded_verdict(layout).candidate])
+    learnt = learnt_by(layout.settings, store_of(layout), [recorded_verdict(layout).candidate])
     pools = {pool: set(read_pool(layout.snapshot, pool)["sample_id"]) for pool in POOLS}
     assert set(learnt) == set.union(*(pools[pool] for pool in POOLS if pool != "eval"))
-    samples = stages.catalog_of(layout).read("samples")
+    samples = catalog_of(layout).read("samples")
     assert learnt_photos(read_pool(layout.snapshot, "eval"), samples, learnt, 3) == {}
     trained = read_pool(layout.snapshot, "train_labeled")
     assert set(learnt_photos(trained, samples, learnt, 3)) == set(trained["sample_id"])
-    assert stages.recorded_verdict(layout).left_out == {}
+    assert recorded_verdict(layout).left_out == {}
 
 
 def test_every_stage_is_measured_in_every_category(cycled) -> None:
@@ -141,7 +143,7 @@ def test_predict_with_the_champion_gives_the_photos_size(cycled, tmp_path: Path)
 
     layout, _ = cycled
     photo = next((Path(layout.settings.inbox) / "pixel_labeled" / "eval" / "images").iterdir())
-    predict_files(layout, [photo], tmp_path, category="portrait", cutout=False)
+    predict_files(Run(TINY, layout), [photo], tmp_path, category="portrait", cutout=False)
     matte = cv2.imread(str(tmp_path / f"{photo.stem}.png"), cv2.IMREAD_UNCHANGED)
     assert matte is not None and matte.dtype == np.uint8
     assert matte.shape == cv2.imread(str(photo)).shape[:2]
@@ -153,14 +155,14 @@ def test_a_second_cycle_on_the_same_inputs_trains_nothing_and_promotes_nothing_n
 
     layout, first = cycled
     inputs = layout.inputs.read_bytes()
-    again = {name: stages.TRAIN[name](TINY, layout) for name in stages.TRAIN}
+    again = {name: stages.TRAIN[name](Run(TINY, layout)) for name in stages.TRAIN}
     for name, report in again.items():
         assert report.facts["digest"] == first[f"train-{name}"].facts["digest"]
         assert report.facts.get("reused")
     assert layout.inputs.read_bytes() == inputs
     pin = Registry(layout.settings).pin("champion")
     assert pin is not None
-    stages.promote(TINY, layout)
+    stages.promote(Run(TINY, layout))
     assert Registry(layout.settings).pin("champion") == pin
 
 
@@ -169,7 +171,7 @@ def test_a_cycle_with_nothing_new_does_nothing(cycled, monkeypatch: pytest.Monke
     layout, _ = cycled
     before = {path: path.read_bytes() for path in (layout.inputs, layout.verdict)}
     monkeypatch.setattr(stages, "snapshot", None)  # whoever comes here fails
-    reports = stages.run_cycle(TINY, layout)
+    reports = stages.run_cycle(Run(TINY, layout))
     assert list(reports) == ["ingest", "structure", "pin_inputs"]
     assert "PROMOTE" in reports["pin_inputs"].facts["nothing_new"]
     assert {path: path.read_bytes() for path in before} == before
@@ -184,8 +186,8 @@ def test_a_cycle_goes_on_where_something_is_new_or_unfinished(cycled, why: str) 
         if why == "promotion":  # killed between the verdict and the promotion
             promoted.rename(promoted.with_suffix(".aside"))
         if why == "catalog":
-            stages.catalog_of(layout).add("labels", [{"id": "x", "sample_id": "y", "version": 1, "origin": "drop"}])
-        report = stages.pin_inputs(params, layout, again=why == "again")
+            catalog_of(layout).add("labels", [{"id": "x", "sample_id": "y", "version": 1, "origin": "drop"}])
+        report = stages.pin_inputs(Run(params, layout), again=why == "again")
         assert "nothing_new" not in report.facts and report.facts["champion"]
         assert layout.inputs.read_bytes() != pinned
     finally:
@@ -193,7 +195,7 @@ def test_a_cycle_goes_on_where_something_is_new_or_unfinished(cycled, why: str) 
         if why == "promotion":
             promoted.with_suffix(".aside").rename(promoted)
         if why == "catalog":
-            stages.catalog_of(layout).delete("labels", "id", ["x"])
+            catalog_of(layout).delete("labels", "id", ["x"])
 
 
 def test_params_of_arrivals_alone_do_not_start_a_cycle(cycled) -> None:
@@ -210,7 +212,7 @@ def test_a_model_that_was_not_judged_is_not_exported(cycled) -> None:
         path.write_bytes(layout.model("simple").read_bytes())
         for stage in (stages.export, stages.promote):
             with pytest.raises(ReleaseRefused, match="mm gate"):
-                stage(TINY, layout)
+                stage(Run(TINY, layout))
     finally:
         path.write_bytes(judged)
 
@@ -222,7 +224,7 @@ def test_a_refusal_keeps_export_and_promotion_shut(cycled) -> None:
         layout.verdict.write_text(json.dumps(json.loads(recorded) | {"decision": "REJECT", "reasons": ["pets fell"]}))
         for stage in (stages.export, stages.promote):
             with pytest.raises(ReleaseRefused, match="pets fell"):
-                stage(TINY, layout)
+                stage(Run(TINY, layout))
     finally:
         layout.verdict.write_text(recorded)
 
@@ -242,20 +244,20 @@ def test_the_loop_on_s3(
     layout = Layout(Settings.from_env(with_tables(tmp_path / "workspace")))
     # Reading text has its turn in the loop on folders; three photos a category need a coarser gate.
     tiny = TINY.with_values(**{"structure.ocr": (), "gate.alpha": 0.4})
-    reports = stages.run_cycle(tiny, layout)
+    reports = stages.run_cycle(Run(tiny, layout))
     assert reports["ingest"].metrics["ingest/accepted"] == len(list((tmp_path / "made").rglob("images/*")))
     assert reports["gate"].facts["decision"] == "PROMOTE"
     assert not (layout.root / "store").exists()
     keys = [item["Key"] for item in client.list_objects_v2(Bucket=name, Prefix="store/")["Contents"]]
     assert any(key.startswith("store/catalog/samples/_delta_log/") for key in keys)
     assert any(key.endswith(sha256_file(layout.model("multimodal"))) for key in keys)
-    assert stages.ingest(tiny, layout).metrics["ingest/batches"] == 0
+    assert stages.ingest(Run(tiny, layout)).metrics["ingest/batches"] == 0
 
 
 def test_a_promoted_model_is_rebuilt_bit_for_bit(cycled) -> None:
     """From the registry's record alone: the rebuild has its own folders, and the cycle's checkpoints are not there."""
     layout, _ = cycled
-    report = stages.reproduce(TINY, layout, "champion")
+    report = operations.reproduce(Run(TINY, layout), "champion")
     assert report.facts["bit_equal"] and not report.facts["differs"], report.facts
     assert [row["equal"] for row in report.tables["stages"]] == [True] * 4
     assert not list((layout.root / "scratch").iterdir())
@@ -266,7 +268,7 @@ def test_a_model_of_another_seed_is_not_the_same(cycled) -> None:
     from mm_core.export.reproduce import largest_difference, params_of
 
     layout, _ = cycled
-    made = provenance_of(layout.settings, stages.store_of(layout), "champion")
+    made = provenance_of(layout.settings, store_of(layout), "champion")
     assert params_of(made) == TINY
     edited = made | {"params": Params().model_dump(mode="json")}
     assert params_of(edited).train == TINY.train, "what trained a stage is what its own file says"
@@ -278,23 +280,23 @@ def test_seed_noise_is_measured_and_used(cycled) -> None:
     from mm_core.experiments.seed_noise import RECORD, recorded_noise
 
     layout, _ = cycled
-    store = stages.store_of(layout)
-    assert recorded_noise(TINY, layout, store) is None
-    report = stages.seed_noise(TINY, layout, seeds=3)
-    noise = recorded_noise(TINY, layout, store)
+    store = store_of(layout)
+    assert recorded_noise(StorageRun(TINY, layout)) is None
+    report = operations.seed_noise(Run(TINY, layout), seeds=3)
+    noise = recorded_noise(StorageRun(TINY, layout))
     assert noise is not None and set(noise) == set(CATEGORIES) and all(value > 0 for value in noise.values())
     for other in ({"gate.primary": "maxf"}, {"train.simple.steps": 5}, {"model.width": 16}):
-        assert recorded_noise(TINY.with_values(**other), layout, store) is None, "measured for something else"
+        assert recorded_noise(StorageRun(TINY.with_values(**other), layout)) is None, "measured for something else"
     record = json.loads(store.fetch(RECORD).read_text())
     for stale in ({"photos": 10 * record["photos"]}, {"measured_at": "2020-01-01T00:00:00+00:00"}):
         store.put(RECORD, json.dumps(record | stale).encode())
-        assert recorded_noise(TINY, layout, store) is None
+        assert recorded_noise(StorageRun(TINY, layout)) is None
     store.put(RECORD, json.dumps(record).encode())
     row = report.tables["noise"][0]
     values = np.array([row[f"seed {n}"] for n in (1, 2, 3)])
     assert row["noise"] == pytest.approx(np.sqrt(2) * values.std(ddof=1) / values.mean(), rel=0.02)
     with pytest.raises(InputError, match="at least 3"):
-        stages.seed_noise(TINY, layout, seeds=2)
+        operations.seed_noise(Run(TINY, layout), seeds=2)
 
 
 def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
@@ -302,9 +304,9 @@ def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
     from mm_core.labeling.label_studio_format import brush_region, inbox, outbox
 
     layout, _ = cycled
-    stages.pin_inputs(TINY, layout)
-    before = set(stages.catalog_of(layout).read("labels")["sample_id"])
-    sent = stages.route(TINY.with_values(**{"route.budget": 3}), layout)
+    stages.pin_inputs(Run(TINY, layout))
+    before = set(catalog_of(layout).read("labels")["sample_id"])
+    sent = stages.route(Run(TINY.with_values(**{"route.budget": 3}), layout))
     assert sent.metrics["route/train"] == 3 and {row["category"] for row in sent.tables["need"]} == set(CATEGORIES)
     assert len({row["category"] for row in sent.tables["routed"]}) == 3, "no category twice while others wait"
     tasks = [task for path in outbox(layout).glob("*.json") for task in json.loads(path.read_text())]
@@ -318,11 +320,11 @@ def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
         task["annotations"][0]["result"] = [brush_region(alpha), said]
     inbox(layout).mkdir(parents=True)
     (inbox(layout) / "export.json").write_text(json.dumps(tasks))
-    assert stages.collect(TINY, layout).metrics["collect/new_labels"] == 3
-    stages.structure(TINY, layout)
-    stages.pin_inputs(TINY, layout)
-    stages.snapshot(TINY, layout)
-    value = stages.label_value(TINY, layout)
+    assert stages.collect(Run(TINY, layout)).metrics["collect/new_labels"] == 3
+    stages.structure(Run(TINY, layout))
+    stages.pin_inputs(Run(TINY, layout))
+    stages.snapshot(Run(TINY, layout))
+    value = stages.label_value(Run(TINY, layout))
     rows = {row["category"]: row for row in value.tables["value_of_labels"]}
     routed = {category for category, row in rows.items() if row["routed"]}
     learned = {task["data"]["key"] for task in tasks} - before
@@ -331,19 +333,19 @@ def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
     assert value.metrics["labels/dropped"] == 0, "the champion learned from the drops"
 
     with pytest.raises(InputError, match="nothing to compare the 3 routed photos with"):
-        stages.label_compare(TINY, layout)
+        operations.label_compare(Run(TINY, layout))
     each = dict.fromkeys(("pets", "cards", "portrait"), 2)
     write_drop(Path(layout.settings.inbox), "pixel_labeled", "unchosen", each, seed=400, size=64, role="train")
-    stages.ingest(TINY, layout)
-    stages.structure(TINY, layout)
-    stages.pin_inputs(TINY, layout)
-    stages.snapshot(TINY, layout)
+    stages.ingest(Run(TINY, layout))
+    stages.structure(Run(TINY, layout))
+    stages.pin_inputs(Run(TINY, layout))
+    stages.snapshot(Run(TINY, layout))
     untouched = {path: path.read_bytes() for path in layout.root.rglob("*.*") if path.is_file() and _kept(layout, path)}
-    compared = stages.label_compare(TINY, layout, seeds=2)
+    compared = operations.label_compare(Run(TINY, layout), seeds=2)
     assert compared.facts["photos_per_arm"] == 3 and compared.facts["available"]["routed"] == 3
     assert {path: path.read_bytes() for path in untouched} == untouched
     assert not list((layout.root / "scratch").iterdir())
-    page = stages.html_report(TINY, layout)
+    page = stages.html_report(Run(TINY, layout))
     assert "not_compared" not in page.facts, "the comparison on this snapshot is at hand"
     shown = layout.html_report.read_text().partition("Routed against random photos")[2].partition("</section>")[0]
     assert "Not compared" not in shown and "2 seeds" in shown
@@ -361,7 +363,7 @@ def test_each_cycle_compares_routed_labels_with_random_ones_and_never_fails_by_i
 
     def report_of(params: Params = TINY) -> str:
         path.unlink(missing_ok=True)
-        return stages.html_report(params, layout).facts.get("not_compared", "")
+        return stages.html_report(Run(params, layout)).facts.get("not_compared", "")
 
     assert report_of().startswith("3 routed and ") and report_of().endswith("the comparison has no meaning")
     assert "below 8 on each side" in layout.html_report.read_text()
@@ -377,9 +379,9 @@ def test_each_cycle_compares_routed_labels_with_random_ones_and_never_fails_by_i
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stages.html_report(params, layout, progress=killed)
+        stages.html_report(Run(params, layout, killed))
     again: list[str] = []
-    stages.html_report(params, layout, progress=lambda what, done, total: again.append(what) if done == 1 else None)
+    stages.html_report(Run(params, layout, lambda what, done, total: again.append(what) if done == 1 else None))
     assert again.count("train simple") == 2, "two of four had been finished"
     about = Report.read(path).facts
     assert about["seeds"] == 2 and about["photos_per_arm"] == 3 and about["steps"] == 2
@@ -406,13 +408,13 @@ def test_ingest_and_status_say_which_eval_rows_cannot_judge_and_what_is_missing(
     layout = Layout(Settings.from_env(tmp_path / "data"))
     inbox = Path(layout.settings.inbox)
     write_drop(inbox, "pixel_labeled", "w1", {"pets": 3, "cards": 3}, seed=5, size=64, role="train", burst_share=0)
-    first = stages.ingest(TINY, layout)
+    first = stages.ingest(Run(TINY, layout))
     assert "pets: 0 of 8 eval photos; 3 of about 20 labelled" in first.facts["eval"]
     monkeypatch.setenv("MM_WORKSPACE", str(layout.root))
     shown = CliRunner().invoke(app, ["status"], env={"COLUMNS": "200"}).output
     assert "  pets: 0 of 8 eval photos; 3 of about 20 labelled\n" in shown
     assert first.tables["eval_refused"] == []
-    rows = stages.catalog_of(layout).read("samples")
+    rows = catalog_of(layout).read("samples")
     taken = {row.category: row.group or row.id for row in rows.itertuples()}
     late = inbox / "pixel_labeled" / "w2"
     write_drop(inbox, "pixel_labeled", "w2", {"pets": 2}, seed=70, size=64, role="eval", burst_share=0)
@@ -422,7 +424,7 @@ def test_ingest_and_status_say_which_eval_rows_cannot_judge_and_what_is_missing(
     later = rows["accepted_at"].max()
     while datetime.now(UTC).isoformat(timespec="seconds") <= later:
         time.sleep(0.05)
-    second = stages.ingest(TINY, layout)
+    second = stages.ingest(Run(TINY, layout))
     assert len(second.tables["eval_refused"]) == 1, second.tables
     assert "arrived earlier for training" in second.tables["eval_refused"][0]["why"]
     assert any("cannot judge and are not trained on" in line for line in second.facts["eval"])

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mm_core import stages
+from mm_core import operations, stages
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import Progress
 from mm_core.core.records import ALL_CATEGORIES, Report, digest_of, sha256_file
 from mm_core.core.settings import Settings
 from mm_core.export.lineage import lineage
@@ -24,6 +25,8 @@ from mm_core.export.registry import NAME, Registry
 from mm_core.export.signature import make_keys
 from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.model.files import read_meta
+from mm_core.pinned_inputs import Run, frozen_inputs, inputs_now, pin_when_idle, read_inputs, recorded_verdict
+from mm_core.storage.run import catalog_of
 from samplegen import write_drop
 
 TINY = Params().with_values(
@@ -64,7 +67,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[Path]
     layout = Layout(Settings.from_env(with_tables(tmp_path_factory.mktemp("first") / "data")))
     drop(Path(layout.settings.inbox), "eval", 5, 1, "eval")
     drop(Path(layout.settings.inbox), "train", 3, 50, "train")
-    reports = stages.run_cycle(TINY, layout)
+    reports = stages.run_cycle(Run(TINY, layout))
     assert reports["gate"].facts["decision"] == "PROMOTE", reports["gate"].facts["reasons"]
     return layout
 
@@ -82,7 +85,7 @@ def in_another_thread(work: Callable[[], object]) -> None:
         pool.submit(work).result()
 
 
-def once_while_training(work: Callable[[], object]) -> Callable[[str, int, int], None]:
+def once_while_training(work: Callable[[], object]) -> Progress:
     """A progress that does `work` elsewhere at the first sign of training."""
     todo = [work]
 
@@ -104,24 +107,24 @@ def test_a_drop_that_comes_while_a_cycle_trains_is_seen_by_the_next_one(workspac
     def arrive() -> None:
         before = workspace.inputs.read_bytes()
         drop(Path(workspace.settings.inbox), "late", 3, 90, "train")
-        stages.ingest(TINY, workspace)
-        stages.structure(TINY, workspace)
-        facts = stages.pin_when_idle(TINY, workspace)
+        stages.ingest(Run(TINY, workspace))
+        stages.structure(Run(TINY, workspace))
+        facts = pin_when_idle(Run(TINY, workspace))
         assert "until `mm run`" in facts["pins"]
         assert workspace.inputs.read_bytes() == before, "the pins of a running cycle do not move"
         pinned.append(before)
 
-    reports = stages.run_cycle(TINY, workspace, again=True, progress=once_while_training(arrive))
-    assert pinned and reports["gate"].facts["inputs"] == digest_of(stages.frozen_inputs(workspace))
-    assert json.loads(pinned[0]) == stages.frozen_inputs(workspace), "it was judged on what it froze"
-    assert stages.read_inputs(workspace)["catalog"] == stages.inputs_now(workspace)["catalog"], "pinned at its end"
+    reports = stages.run_cycle(Run(TINY, workspace, once_while_training(arrive)), again=True)
+    assert pinned and reports["gate"].facts["inputs"] == digest_of(frozen_inputs(workspace))
+    assert json.loads(pinned[0]) == frozen_inputs(workspace), "it was judged on what it froze"
+    assert read_inputs(workspace)["catalog"] == inputs_now(workspace)["catalog"], "pinned at its end"
     seen = photos_of(workspace)
-    reports = stages.run_cycle(TINY, workspace)
+    reports = stages.run_cycle(Run(TINY, workspace))
     assert "nothing_new" not in reports["pin_inputs"].facts
-    late = set(stages.catalog_of(workspace).read("samples", filters=[("batch", "=", "late")])["id"])
+    late = set(catalog_of(workspace).read("samples", filters=[("batch", "=", "late")])["id"])
     assert late and not late & seen
     assert late <= photos_of(workspace), "every one of them is in a pool"
-    assert "nothing_new" in stages.run_cycle(TINY, workspace)["pin_inputs"].facts
+    assert "nothing_new" in stages.run_cycle(Run(TINY, workspace))["pin_inputs"].facts
 
 
 def test_a_second_run_waits_and_finds_nothing_new(workspace: Layout) -> None:
@@ -129,11 +132,11 @@ def test_a_second_run_waits_and_finds_nothing_new(workspace: Layout) -> None:
     threads: list[threading.Thread] = []
 
     def start() -> None:
-        threads.append(threading.Thread(target=lambda: second.append(stages.run_cycle(TINY, workspace))))
+        threads.append(threading.Thread(target=lambda: second.append(stages.run_cycle(Run(TINY, workspace)))))
         threads[0].start()
 
     drop(Path(workspace.settings.inbox), "more", 2, 300, "train")
-    reports = stages.run_cycle(TINY, workspace, progress=once_while_training(start))
+    reports = stages.run_cycle(Run(TINY, workspace, once_while_training(start)))
     threads[0].join()
     assert reports["gate"].facts["decision"] in ("PROMOTE", "REJECT", "INCONCLUSIVE")
     assert list(second[0]) == ["ingest", "structure", "pin_inputs"]
@@ -145,17 +148,17 @@ def test_pins_that_a_killed_cycle_left_undone_are_made_by_the_next_snapshot(work
 
     def die() -> None:
         drop(Path(workspace.settings.inbox), "late", 1, 120, "train")
-        stages.ingest(TINY, workspace)
-        stages.structure(TINY, workspace)
-        stages.pin_when_idle(TINY, workspace)
+        stages.ingest(Run(TINY, workspace))
+        stages.structure(Run(TINY, workspace))
+        pin_when_idle(Run(TINY, workspace))
         raise Killed
 
     with pytest.raises(Killed):
-        stages.run_cycle(TINY, workspace, again=True, progress=once_while_training(die))
-    assert stages.read_inputs(workspace)["catalog"] != stages.inputs_now(workspace)["catalog"]
-    stages.snapshot(TINY, workspace)
-    assert stages.read_inputs(workspace)["catalog"] == stages.inputs_now(workspace)["catalog"]
-    late = set(stages.catalog_of(workspace).read("samples", filters=[("batch", "=", "late")])["id"])
+        stages.run_cycle(Run(TINY, workspace, once_while_training(die)), again=True)
+    assert read_inputs(workspace)["catalog"] != inputs_now(workspace)["catalog"]
+    stages.snapshot(Run(TINY, workspace))
+    assert read_inputs(workspace)["catalog"] == inputs_now(workspace)["catalog"]
+    late = set(catalog_of(workspace).read("samples", filters=[("batch", "=", "late")])["id"])
     assert late and late <= photos_of(workspace)
 
 
@@ -166,12 +169,12 @@ def test_a_photo_is_forgotten_after_the_cycle_that_trains_on_it_and_its_model_is
     one = read_pool(workspace.snapshot, "train_labeled")["sample_id"].iloc[0]
 
     def forget() -> None:
-        threads.append(threading.Thread(target=lambda: answers.append(stages.forget(TINY, workspace, [one]))))
+        threads.append(threading.Thread(target=lambda: answers.append(operations.forget(Run(TINY, workspace), [one]))))
         threads[0].start()
         threads[0].join(0.3)
         assert not answers, "it waits"
 
-    stages.run_cycle(TINY, workspace, again=True, progress=once_while_training(forget))
+    stages.run_cycle(Run(TINY, workspace, once_while_training(forget)), again=True)
     threads[0].join()
     assert [row["version"] for row in answers[0].tables["models"]] == Registry(workspace.settings).versions()
 
@@ -183,25 +186,25 @@ def test_a_rollback_beside_a_cycle_lets_it_begin_again_from_that_champion(
     make_keys(tmp_path / "key.pem")
     monkeypatch.setenv("MM_SIGNING_KEY", str(tmp_path / "key.pem"))
     registry = Registry(workspace.settings)
-    stages.run_cycle(TINY.with_values(seed=1), workspace, again=True)
+    stages.run_cycle(Run(TINY.with_values(seed=1), workspace), again=True)
     if registry.versions() == ["1"]:
-        stages.override(TINY, workspace, "candidate", reason="a second champion", days=1)
+        stages.override(Run(TINY, workspace), "candidate", reason="a second champion", days=1)
     # Without a champion the gate promotes on its floors alone.
     uri = workspace.settings.mlflow_uri
     MlflowClient(tracking_uri=uri, registry_uri=uri).delete_registered_model_alias(NAME, "champion")
     trained: list[Any] = []
-    go_back = once_while_training(lambda: stages.rollback(TINY, workspace, reason="halos"))
+    go_back = once_while_training(lambda: operations.rollback(Run(TINY, workspace), reason="halos"))
 
     def progress(what: str, done: int, total: int) -> None:
         if what == "train simple" and done == total:
-            trained.append(stages.frozen_inputs(workspace)["champion"])
+            trained.append(frozen_inputs(workspace)["champion"])
         go_back(what, done, total)
 
-    stages.run_cycle(TINY.with_values(seed=2), workspace, again=True, progress=progress)
+    stages.run_cycle(Run(TINY.with_values(seed=2), workspace, progress), again=True)
     first_champion = registry.tags("1")
     assert first_champion is not None
     assert trained[0] is None and trained[-1]["version"] == "1"
-    assert stages.recorded_verdict(workspace).champion == first_champion["model_digest"]
+    assert recorded_verdict(workspace).champion == first_champion["model_digest"]
     moves = [(move["kind"], move["to"]) for move in registry.history()]
     assert ("rollback", "1") in moves[2:], "the candidate of the first attempt was not promoted before it"
 
@@ -214,27 +217,27 @@ def test_the_registry_and_the_champions_own_record_name_one_snapshot(first: Layo
 
 def other_snapshot(layout: Layout) -> None:
     drop(Path(layout.settings.inbox), "other", 2, 700, "train")
-    stages.ingest(TINY, layout)
-    stages.structure(TINY, layout)
-    stages.pin_inputs(TINY, layout)
-    stages.snapshot(TINY, layout)
+    stages.ingest(Run(TINY, layout))
+    stages.structure(Run(TINY, layout))
+    stages.pin_inputs(Run(TINY, layout))
+    stages.snapshot(Run(TINY, layout))
 
 
 def other_split(layout: Layout) -> None:
-    stages.split(TINY.with_values(**{"split.hard_share": 0.6}), layout)
+    stages.split(Run(TINY.with_values(**{"split.hard_share": 0.6}), layout))
 
 
 def other_stage(layout: Layout) -> None:
-    stages.train_hard(TINY.with_values(**{"train.hard.steps": 2}), layout)
+    stages.train_hard(Run(TINY.with_values(**{"train.hard.steps": 2}), layout))
 
 
 def other_start(layout: Layout) -> None:
-    stages.pin_inputs(TINY, layout, again=True)
-    stages.snapshot(TINY, layout)  # the same rows; it freezes the champion, and the models began from scratch
+    stages.pin_inputs(Run(TINY, layout), again=True)
+    stages.snapshot(Run(TINY, layout))  # the same rows; it freezes the champion, and the models began from scratch
 
 
 def forgotten_photo(layout: Layout) -> None:
-    stages.forget(TINY, layout, [read_pool(layout.snapshot, "train_labeled")["sample_id"].iloc[0]])
+    operations.forget(Run(TINY, layout), [read_pool(layout.snapshot, "train_labeled")["sample_id"].iloc[0]])
 
 
 @pytest.mark.parametrize(
@@ -253,16 +256,16 @@ def test_what_was_not_trained_on_the_present_cycle_is_not_judged_and_not_release
     change(workspace)
     verdict = workspace.verdict.read_bytes()
     with pytest.raises(InputError, match=f"{words}.*run `mm run`"):
-        stages.gate(TINY, workspace)
+        stages.gate(Run(TINY, workspace))
     assert workspace.verdict.read_bytes() == verdict
     for stage in (stages.evaluate, stages.export, stages.promote):
         with pytest.raises((InputError, ReleaseRefused), match="run `mm run`"):
-            stage(TINY, workspace)
-    assert "nothing_new" not in stages.pin_inputs(TINY, workspace).facts, "the next `mm run` does what is missing"
+            stage(Run(TINY, workspace))
+    assert "nothing_new" not in stages.pin_inputs(Run(TINY, workspace)).facts, "the next `mm run` does what is missing"
 
 
 @pytest.mark.parametrize(("stage", "remedy"), [("simple", "mm split"), ("hard", "mm split"), ("semi", "mm train-hard")])
 def test_a_stage_does_not_start_from_another_snapshots_work(workspace: Layout, stage: str, remedy: str) -> None:
     other_snapshot(workspace)
     with pytest.raises(InputError, match=f"run `{remedy}` before `mm train-{stage}`"):
-        stages.TRAIN[stage](TINY, workspace)
+        stages.TRAIN[stage](Run(TINY, workspace))

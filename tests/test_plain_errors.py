@@ -21,6 +21,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.settings import Settings
 from mm_core.export.registry import Registry
+from mm_core.pinned_inputs import Run
 from mm_core.storage.retry import plain_fault
 from samplegen import write_drop
 
@@ -30,8 +31,8 @@ PARAMS = Params().with_values(**{"structure.ocr": ()})
 @pytest.fixture(scope="module")
 def filled(clean_layout: Layout) -> Layout:
     write_drop(Path(clean_layout.settings.inbox), "pixel_labeled", "w01", {"pets": 2}, seed=1, size=64)
-    stages.ingest(PARAMS, clean_layout)
-    stages.pin_inputs(PARAMS, clean_layout)
+    stages.ingest(Run(PARAMS, clean_layout))
+    stages.pin_inputs(Run(PARAMS, clean_layout))
     return clean_layout
 
 
@@ -74,7 +75,7 @@ def test_a_damaged_file_is_told_in_one_line(
     own = tmp_path / "data"
     shutil.copytree(filled.root, own)
     if file.startswith("cycle/snapshot"):
-        stages.snapshot(PARAMS, Layout(Settings.from_env(own)))
+        stages.snapshot(Run(PARAMS, Layout(Settings.from_env(own))))
     if file.endswith(".db") and not content:
         pytest.skip("sqlite takes an empty file for a new database")
     path = own / file

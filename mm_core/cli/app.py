@@ -18,7 +18,7 @@ from mm_core.cli.label import app as label_app
 from mm_core.cli.operate import app as operate_app
 from mm_core.cli.quarantine import counted, pin_after_arrivals, quarantine_app, say_arrivals
 from mm_core.cli.release import app as release_app
-from mm_core.cli.terminal import Inbox, Json, layout_and_params, progress_bars, say, table
+from mm_core.cli.terminal import Inbox, Json, open_layout, open_run, progress_bars, run_with_bars, say, table
 from mm_core.cli.words import drop_words
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.locks import cycle_holder
@@ -28,9 +28,11 @@ from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import plain_fault
 
 if TYPE_CHECKING:
-    from mm_core import stages
+    from mm_core import operations, pinned_inputs, stages
 else:
     # The stages import slow packages, which `mm --help` does not need.
+    operations = Deferred("mm_core.operations")
+    pinned_inputs = Deferred("mm_core.pinned_inputs")
     stages = Deferred("mm_core.stages")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, cls=OrderedGroup)
@@ -86,7 +88,7 @@ def drop(
     """Packages a folder of photos as a drop."""
     from mm_core.ingest.drop import package_folder, summarize_drop
 
-    layout, _ = layout_and_params(inbox)
+    layout = open_layout(inbox)
     # A drop is written file by file, which needs a local folder.
     if "://" in layout.settings.inbox:
         raise InputError(
@@ -100,28 +102,26 @@ def drop(
 @app.command()
 def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -> None:
     """Takes all ready drops (or one) into the catalog and computes their features."""
-    layout, params = layout_and_params(inbox)
-    with progress_bars() as progress:
-        report = stages.ingest(params, layout, batch=batch, progress=progress)
+    with run_with_bars(inbox) as run:
+        report = stages.ingest(run, batch=batch)
         # Features are computed directly after ingest, so that one command completes an arrival.
-        structured = stages.structure(params, layout, progress=progress)
+        structured = stages.structure(run)
     # Merge both reports into one result.
     report.metrics |= structured.metrics
     report.facts |= structured.facts
     report.tables |= {"drift": structured.tables.get("drift", [])}
     report.pictures |= structured.pictures
-    pin_after_arrivals(params, layout, report)
-    say_arrivals(report, layout, json_)
+    pin_after_arrivals(run, report)
+    say_arrivals(report, run, json_)
 
 
 @app.command()
 def status(json_: Json = False) -> None:
     """Batches, samples per kind and category, quarantine, the last cycle and the champion."""
-    from mm_core.export.registry import Registry
     from mm_core.ingest.snapshot import eval_state
 
-    layout, params = layout_and_params()
-    catalog = stages.catalog_of(layout)
+    run = open_run()
+    catalog, layout = run.catalog, run.layout
     batches = catalog.read("batches", columns=["kind", "batch", "state", "accepted", "quarantined", "duplicates"])
     # A program gets the whole dict; a person gets the lines below.
     result = {
@@ -130,10 +130,10 @@ def status(json_: Json = False) -> None:
         "samples": counted(catalog, "samples", "category", "kind"),
         "labelled": _labelled(catalog),
         "rejects": counted(catalog, "rejects", "verdict", "reason"),
-        "verdict": stages.recorded_verdict(layout).decision if layout.verdict.exists() else None,
-        "champion": (Registry(layout.settings).pin("champion") or {}).get("version"),
+        "verdict": pinned_inputs.recorded_verdict(layout).decision if layout.verdict.exists() else None,
+        "champion": (run.registry.pin("champion") or {}).get("version"),
         "cycle": cycle_holder(layout),
-        "eval": eval_state(params.snapshot, catalog),
+        "eval": eval_state(run.params.snapshot, catalog),
     }
     if json_:
         return say(result, True)
@@ -171,9 +171,9 @@ def forget(
     json_: Json = False,
 ) -> None:
     """Removes photos from store and catalog for good, and lists every model trained on them."""
-    layout, params = layout_and_params()
+    run = open_run()
     # The plan resolves names to ids, so that exactly the confirmed photos are removed.
-    plan = stages.plan_forgetting(layout, photos or [], group)
+    plan = operations.plan_forgetting(run, photos or [], group)
     if dry_run:
         return say(plan, json_)
     if not yes:
@@ -185,14 +185,14 @@ def forget(
         if not sys.stdin.isatty():
             raise InputError(f"mm forget: {plan.metrics['forget/photos']:.0f} photos would go for good: add --yes")
         typer.confirm(f"Remove {plan.metrics['forget/photos']:.0f} photos for good?", abort=True, err=True)
-    say(stages.forget(params, layout, plan.fact("ids", list)), json_)
+    say(operations.forget(run, plan.fact("ids", list)), json_)
 
 
 @catalog_app.command("compact")
 def catalog_compact(json_: Json = False) -> None:
     """Puts small files together and removes data files of versions that nobody reads any more."""
-    layout, params = layout_and_params()
-    say(stages.compact(params, layout), json_)
+    run = open_run()
+    say(operations.compact(run), json_)
 
 
 # ── one cycle ────────────────────────────────────────────────────────────────────────────────────
@@ -201,10 +201,9 @@ def catalog_compact(json_: Json = False) -> None:
 @app.command()
 def run(inbox: Inbox = None, again: Again = False, json_: Json = False) -> None:
     """One whole cycle: ingest … gate, and export and promote if it passes. Where nothing is new, none."""
-    layout, params = layout_and_params(inbox)
-    with progress_bars() as progress:
-        reports = stages.run_cycle(params, layout, again=again, progress=progress)
-    verdict = stages.recorded_verdict(layout)
+    with run_with_bars(inbox) as run:
+        reports = stages.run_cycle(run, again=again)
+    verdict = pinned_inputs.recorded_verdict(run.layout)
     if json_:
         return say({name: asdict(report) for name, report in reports.items()}, True)
     for name, report in reports.items():
@@ -215,22 +214,17 @@ def run(inbox: Inbox = None, again: Again = False, json_: Json = False) -> None:
     typer.echo(f"\nverdict: {verdict.decision}")
     for reason in verdict.reasons:
         typer.echo(f"  {reason}")
-    typer.echo(f"report:  {layout.html_report}")
+    typer.echo(f"report:  {run.layout.html_report}")
 
 
-def _stage_command(name: str, summary: str, function: str = "", *, shows_progress: bool = True) -> None:
+def _stage_command(name: str, summary: str, function: str = "") -> None:
     """Add a verb that calls a function of `stages`, by default the function with the verb's name."""
 
     def command(json_: Json = False) -> None:
-        layout, params = layout_and_params()
         # The function is looked up at the call, because `stages` is loaded lazily.
         stage: Callable[..., Report] = getattr(stages, function or name.replace("-", "_"))
-        if shows_progress:
-            with progress_bars() as progress:
-                report = stage(params, layout, progress=progress)
-        else:
-            report = stage(params, layout)
-        say(report, json_)
+        with run_with_bars() as run:
+            say(stage(run), json_)
 
     app.command(name, help=summary)(command)
 
@@ -238,11 +232,11 @@ def _stage_command(name: str, summary: str, function: str = "", *, shows_progres
 @app.command("pin-inputs")
 def pin_inputs(again: Again = False, json_: Json = False) -> None:
     """Decide whether there is a cycle, and pin what it starts from."""
-    layout, params = layout_and_params()
-    say(stages.pin_inputs(params, layout, again=again), json_)
+    run = open_run()
+    say(stages.pin_inputs(run, again=again), json_)
 
 
-_stage_command("snapshot", "Freeze one catalog version; eval photos never move and never leak.", shows_progress=False)
+_stage_command("snapshot", "Freeze one catalog version; eval photos never move and never leak.")
 _stage_command("split", "Divide the labelled training photos into simple and hard.")
 _stage_command("train-simple", "Train on the simple photos, from the champion or from scratch.")
 _stage_command("train-hard", "Train on the hard photos, with a share of simple ones against forgetting.")
@@ -267,9 +261,8 @@ def evaluate(
         from mm_core.eval.evaluate import evaluate_folder
 
         return say(evaluate_folder(truth, pred), json_)
-    layout, params = layout_and_params()
-    with progress_bars() as progress:
-        say(stages.evaluate(params, layout, progress=progress), json_)
+    with run_with_bars() as run:
+        say(stages.evaluate(run), json_)
 
 
 # Commands of the other modules are listed at the top level, not as groups.
@@ -292,9 +285,8 @@ def predict(
     """Writes `<stem>.png`, the matte at the photo's own size, for each photo; exits with 2 where one is unreadable."""
     from mm_core.cli.predict import predict_files
 
-    layout, _ = layout_and_params()
-    with progress_bars() as progress:
-        report = predict_files(layout, images, out, model=model, category=category, cutout=cutout, progress=progress)
+    with run_with_bars() as run:
+        report = predict_files(run, images, out, model=model, category=category, cutout=cutout)
     say(report, json_)
     # The readable photos are done; the exit code reports the others.
     if unreadable := report.tables["unreadable"]:
@@ -313,9 +305,8 @@ def moments(
 ) -> None:
     """Groups a gallery into moments by time and place, with titles, best photos and finished pieces."""
     _require_photos(gallery)
-    layout, params = layout_and_params()
-    with progress_bars() as progress:
-        say(stages.moments(params, layout, gallery, out or layout.moments, model=model, progress=progress), json_)
+    with run_with_bars() as run:
+        say(operations.moments(run, gallery, out or run.layout.moments, model=model), json_)
 
 
 def _require_photos(folder: Path) -> None:
@@ -336,8 +327,8 @@ def gallery(
     from mm_core.gallery.serve import serve
 
     _require_photos(folder)
-    layout, params = layout_and_params()
-    serve(params, layout, folder, moments_ or layout.moments, model=model, host=host, port=port)
+    run = open_run()
+    serve(run, folder, moments_ or run.layout.moments, model=model, host=host, port=port)
 
 
 @app.command()

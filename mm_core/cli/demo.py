@@ -15,9 +15,10 @@ from typing import Any
 from mm_core import stages
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import ALL_CATEGORIES, write_bytes, write_json
 from mm_core.core.settings import Settings
-from mm_core.stages import Progress, quiet
+from mm_core.pinned_inputs import Run, recorded_verdict
 from samplegen import write_drop
 
 POISONED = "accessories"
@@ -71,9 +72,9 @@ def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet)
         drop_samples(Path(settings.inbox), cycle)
         progress(f"cycle {cycle}: samples", 1, 1)
         reports = stages.run_cycle(
-            params, layout, progress=lambda what, d, t, c=cycle: progress(f"cycle {c}: {what}", d, t)
+            Run(params, layout, lambda what, d, t, c=cycle: progress(f"cycle {c}: {what}", d, t))
         )
-        verdict = stages.recorded_verdict(layout)
+        verdict = recorded_verdict(layout)
         results.append(
             {
                 "cycle": cycle,

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mm_core.cli.deferred import Deferred
-from mm_core.cli.terminal import Json, layout_and_params, progress_bars, say
+from mm_core.cli.terminal import Json, open_layout, open_run, run_with_bars, say
 from mm_core.core.errors import InputError
 
 if TYPE_CHECKING:
-    from mm_core import stages
+    from mm_core import operations, stages
 else:
+    operations = Deferred("mm_core.operations")
     stages = Deferred("mm_core.stages")
 
 # The root of the checkout, which contains the Makefile and `.tools`.
@@ -42,7 +43,7 @@ def serve(
     """Runs a Label Studio of this workspace's own, until Ctrl-C; installs it first where it is missing."""
     from mm_core.labeling.label_studio_local import LocalServer
 
-    layout, _ = layout_and_params()
+    layout = open_layout()
     python = layout.settings.labelstudio_python
     if not python.with_name("label-studio").is_file():
         # Only the default installation in a checkout can be created here.
@@ -76,37 +77,35 @@ def push(
     json_: Json = False,
 ) -> None:
     """Chooses photos and delivers their tasks, with the champion's mattes to begin with; none twice."""
-    layout, params = layout_and_params()
-    with progress_bars() as progress:
+    with run_with_bars() as run:
         if choose:
-            stages.pin_inputs(params, layout)
+            stages.pin_inputs(run)
             # Route new photos first, so that their tasks are sent in the same run.
-            report = stages.route(params, layout, progress=progress)
-            pushed = stages.push(params, layout, progress=progress)
+            report = stages.route(run)
+            pushed = stages.push(run)
             report.metrics |= pushed.metrics
             report.facts |= pushed.facts
         else:
-            report = stages.push(params, layout, progress=progress)
+            report = stages.push(run)
     say(report, json_)
 
 
 @app.command()
 def pull(json_: Json = False) -> None:
     """Takes finished work back as new label versions: from the server, and from export files in labels/inbox."""
-    layout, params = layout_and_params()
-    with progress_bars() as progress:
+    with run_with_bars() as run:
         # After new labels, the features and the pins of the next cycle are updated.
-        report = stages.collect(params, layout, progress=progress)
-        stages.structure(params, layout, progress=progress)
-    stages.pin_inputs(params, layout)
+        report = stages.collect(run)
+        stages.structure(run)
+    stages.pin_inputs(run)
     say(report, json_)
 
 
 @app.command()
 def value(json_: Json = False) -> None:
     """What labels that came since the champion did to each category: counts by source, error before and after."""
-    layout, params = layout_and_params()
-    say(stages.label_value(params, layout), json_)
+    run = open_run()
+    say(stages.label_value(run), json_)
 
 
 @app.command()
@@ -115,16 +114,15 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Trains on routed and on as many random new photos, all else equal; `mm report` shows what choosing is worth."""
-    layout, params = layout_and_params()
-    with progress_bars() as progress:
-        say(stages.label_compare(params, layout, seeds=seeds, progress=progress), json_)
+    with run_with_bars() as run:
+        say(operations.label_compare(run, seeds=seeds), json_)
 
 
 @app.command()
 def status(json_: Json = False) -> None:
     """Which server, the project's address, open and finished tasks, the oldest open one, what waits here."""
-    layout, params = layout_and_params()
-    result = stages.labelling(params, layout)
+    run = open_run()
+    result = operations.labelling(run)
     if json_:
         return say(result, True)
     if result["server"] is None:
@@ -146,7 +144,7 @@ def webhook(
     from mm_core.labeling.label_studio_local import connect
     from mm_core.labeling.webhook import HEADER, receive, webhook_token
 
-    layout, _ = layout_and_params()
+    layout = open_layout()
     # The server sends the token in a header, and the receiver rejects calls without it.
     token = webhook_token(layout)
     if address:

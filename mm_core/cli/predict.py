@@ -12,11 +12,10 @@ import cv2
 import numpy as np
 
 from mm_core.core.errors import InputError
-from mm_core.core.layout import Layout
 from mm_core.core.outputs import check_outputs
 from mm_core.core.records import ALL_CATEGORIES, Report, timed, write_bytes
 from mm_core.ingest.spellings import PHOTOS, is_hidden
-from mm_core.stages import Progress, quiet, store_of
+from mm_core.pinned_inputs import Run
 from mm_core.storage.store import fetch_blob
 
 _MARK = b"Software\0mm predict"
@@ -34,11 +33,11 @@ class Job:
     cutout: Path
 
 
-def model_file(layout: Layout, model: str) -> tuple[Path, str]:
+def model_file(run: Run, model: str) -> tuple[Path, str]:
     """Return the weights file of a model, and a warning (empty if there is nothing to warn of).
 
     Args:
-        layout: The workspace with registry and store.
+        run: The workspace with registry and store.
         model: `champion`, another alias, a registry version, or a .safetensors file. `candidate`, before the first
             promotion, is the workspace's candidate if cross-fitting found it usable.
 
@@ -46,29 +45,27 @@ def model_file(layout: Layout, model: str) -> tuple[Path, str]:
         InputError: The model does not exist.
     """
     from mm_core.experiments.crossfit import provisional_candidate
-    from mm_core.export.registry import Registry
 
     if model.endswith(".safetensors"):
         if not Path(model).is_file():
             raise InputError(f"--model {model}: no such file")
         return Path(model), ""
-    pin = Registry(layout.settings).pin(model)
+    pin = run.registry.pin(model)
     if pin is None and model == "candidate":
-        return provisional_candidate(layout)
+        return provisional_candidate(run.layout)
     if pin is None:
         raise InputError(f"--model {model}: the registry has no such version or alias; run a cycle first (`mm run`)")
-    return fetch_blob(store_of(layout), pin["digest"]), ""
+    return fetch_blob(run.store, pin["digest"]), ""
 
 
 def predict_files(
-    layout: Layout,
+    run: Run,
     images: Sequence[Path],
     out: Path,
     *,
     model: str = "champion",
     category: str = "",
     cutout: bool = False,
-    progress: Progress = quiet,
 ) -> Report:
     """Write `<stem>.png` (8-bit matte, the photo's own size) per photo, and `<stem>.cutout.png` (RGBA) on request.
 
@@ -76,13 +73,12 @@ def predict_files(
     foreground colours, which avoids a halo of the old background.
 
     Args:
-        layout: The workspace with registry and store.
+        run: The workspace with registry and store; its progress is called after each photo.
         images: Photos, and folders of photos; sub-folders keep their names below `out`.
         out: The output folder. It is checked before any prediction; photos and foreign files are never replaced.
         model: `champion`, another alias, a registry version, or a .safetensors file.
         category: Selects the decoder; without it the model selects one for each photo.
         cutout: True to write cut-outs as well.
-        progress: Called after each photo.
 
     Returns:
         The report. Table `mattes` has a row per matte with its decoder. Table `unreadable` has a row per unreadable
@@ -101,14 +97,14 @@ def predict_files(
     outputs = [path for job in jobs for path in ((job.matte, job.cutout) if cutout else (job.matte,))]
     # Check all outputs before the first prediction, so that a collision costs no work.
     check_outputs(outputs, [job.photo for job in jobs], is_ours=is_own_matte)
-    weights, warning = model_file(layout, model)
-    predictor = TorchPredictor(weights, layout.settings.device, guided=True)
+    weights, warning = model_file(run, model)
+    predictor = TorchPredictor(weights, run.layout.settings.device, guided=True)
     mattes, unreadable = [], []
     with timed(Report("predict")) as report:
         if warning:
             report.facts["warning"] = warning
         for index, job in enumerate(jobs):
-            progress("predict", index + 1, len(jobs))
+            run.progress("predict", index + 1, len(jobs))
             try:
                 rgb = load_rgb(job.photo)
             # One bad photo must not stop a folder of many.

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mm_core.cli.deferred import Deferred
-from mm_core.cli.terminal import Json, layout_and_params, say, table
+from mm_core.cli.terminal import Json, open_run, say, table
 from mm_core.cli.words import ingest_words, reject_words
-from mm_core.core.layout import Layout
-from mm_core.core.params import Params
 from mm_core.core.records import Report
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.rows import BatchRow
 
 if TYPE_CHECKING:
-    from mm_core import stages
+    from mm_core import pinned_inputs, stages
+    from mm_core.pinned_inputs import Run
 else:
+    pinned_inputs = Deferred("mm_core.pinned_inputs")
     stages = Deferred("mm_core.stages")
 
 quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
 
 
-def say_arrivals(report: Report, layout: Layout, as_json: bool) -> None:
+def say_arrivals(report: Report, run: Run, as_json: bool) -> None:
     """Print the result of the drops, with their accepted photos by category."""
     if as_json:
         return say(report, True)
@@ -32,23 +32,23 @@ def say_arrivals(report: Report, layout: Layout, as_json: bool) -> None:
     batches: list[BatchRow] = report.rows("batches")
     names = {f"{row['kind']}/{row['batch']}" for row in batches}
     counts: dict[str, int] = {}
-    for row in counted(stages.catalog_of(layout), "samples", "kind", "batch", "category"):
+    for row in counted(run.catalog, "samples", "kind", "batch", "category"):
         if f"{row['kind']}/{row['batch']}" in names:
             counts[row["category"]] = counts.get(row["category"], 0) + row["photos"]
     typer.echo(ingest_words(report, [{"category": name, "photos": counts[name]} for name in sorted(counts)]))
 
 
-def pin_after_arrivals(params: Params, layout: Layout, report: Report) -> None:
+def pin_after_arrivals(run: Run, report: Report) -> None:
     """Pin the inputs of the next cycle; `report.facts["pins"]` has the reason if a running cycle postpones it."""
-    if "pins" in (facts := stages.pin_when_idle(params, layout)):
+    if "pins" in (facts := pinned_inputs.pin_when_idle(run)):
         report.facts["pins"] = facts["pins"]
 
 
-def _complete_arrivals(params: Params, layout: Layout, report: Report, json_: bool) -> None:
+def _complete_arrivals(run: Run, report: Report, json_: bool) -> None:
     """Compute the features of what was taken, pin the next cycle's inputs and print the report."""
-    stages.structure(params, layout)
-    pin_after_arrivals(params, layout, report)
-    say_arrivals(report, layout, json_)
+    stages.structure(run)
+    pin_after_arrivals(run, report)
+    say_arrivals(report, run, json_)
 
 
 def counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, object]]:
@@ -74,7 +74,7 @@ def quarantine_list(json_: Json = False) -> None:
     from mm_core.ingest.quarantine import list_rejects
 
     # The list has duplicates and quarantined rows; `verdict` distinguishes them.
-    rows = list_rejects(stages.catalog_of(layout_and_params()[0])).to_dict("records")
+    rows = list_rejects(open_run().catalog).to_dict("records")
     if json_:
         return say({"rejects": rows}, True)
     # A person sees the columns that help to find and repair the file.
@@ -89,8 +89,8 @@ def quarantine_show(
     """One refused row in full, and where its file lies; of a suspect matte also a view beside its photo."""
     from mm_core.ingest.quarantine import show
 
-    layout, _ = layout_and_params()
-    row = show(stages.catalog_of(layout), stages.store_of(layout), key, layout.views)
+    run = open_run()
+    row = show(run.catalog, run.store, key, run.layout.views)
     say(row, True) if json_ else typer.echo(reject_words(row))
 
 
@@ -104,20 +104,15 @@ def quarantine_accept(
     """Takes suspect mattes as they are; they are not held again."""
     from mm_core.ingest.quarantine import accept
 
-    layout, params = layout_and_params()
+    run = open_run()
     # The reviewer and the reason are stored with the label.
     report = accept(
-        params.ingest,
-        stages.catalog_of(layout),
-        stages.store_of(layout),
-        stages.inbox_of(layout),
+        run,
         keys,
-        layout.data_docs,
-        layout.spool,
         reviewer=by or getuser(),
         why=why,
     )
-    _complete_arrivals(params, layout, report, json_)
+    _complete_arrivals(run, report, json_)
 
 
 @quarantine_app.command("retry")
@@ -127,15 +122,7 @@ def quarantine_retry(
     """Probes the refused rows of a batch again, after the producer repaired the files."""
     from mm_core.ingest.quarantine import retry
 
-    layout, params = layout_and_params()
+    run = open_run()
     # Repaired files are validated again like new ones.
-    report = retry(
-        params.ingest,
-        stages.catalog_of(layout),
-        stages.store_of(layout),
-        stages.inbox_of(layout),
-        batch,
-        layout.data_docs,
-        layout.spool,
-    )
-    _complete_arrivals(params, layout, report, json_)
+    report = retry(run, batch)
+    _complete_arrivals(run, report, json_)

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mm_core.cli.deferred import Deferred
-from mm_core.cli.terminal import Json, layout_and_params, progress_bars, say, table
+from mm_core.cli.terminal import Json, open_layout, open_run, progress_bars, run_with_bars, say, table
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.records import write_json
 from mm_core.core.settings import Settings
 
 if TYPE_CHECKING:
-    from mm_core import stages
+    from mm_core import operations, pinned_inputs, stages
 else:
+    operations = Deferred("mm_core.operations")
+    pinned_inputs = Deferred("mm_core.pinned_inputs")
     stages = Deferred("mm_core.stages")
 
 app = typer.Typer()
@@ -30,15 +32,14 @@ def gate(context: typer.Context, json_: Json = False) -> None:
     """Decides PROMOTE, REJECT or INCONCLUSIVE and records it; a refusal exits with 0."""
     # `mm gate` alone decides; its sub-commands only read or measure.
     if context.invoked_subcommand is None:
-        layout, params = layout_and_params()
-        say(stages.gate(params, layout), json_)
+        run = open_run()
+        say(stages.gate(run), json_)
 
 
 @gate_app.command("show")
 def gate_show(json_: Json = False) -> None:
     """The recorded verdict, cell by cell."""
-    layout, _ = layout_and_params()
-    verdict = stages.recorded_verdict(layout)
+    verdict = pinned_inputs.recorded_verdict(open_layout())
     if json_:
         return say(verdict.model_dump(), True)
     typer.echo(
@@ -67,14 +68,14 @@ def gate_simulate(
     from mm_core.eval.simulate import World, characteristics, photos_needed
     from mm_core.eval.variances import last_pairs
 
-    layout, params = layout_and_params()
-    pairs, source = last_pairs(layout)
+    run = open_run()
+    pairs, source = last_pairs(run.layout)
     # Real pairs describe the noise better than the formula and its options.
     world = World(pairs=pairs) if pairs else World(burst=burst, retraining=retraining)
     with progress_bars() as progress:
-        rows = characteristics(params.gate, world, runs, photos=tuple(photos), progress=progress)
+        rows = characteristics(run.params.gate, world, runs, photos=tuple(photos), progress=progress)
     # Without real pairs the spread per category is unknown.
-    needed = photos_needed(params.gate, pairs) if pairs else []
+    needed = photos_needed(run.params.gate, pairs) if pairs else []
     if json_:
         return say({"runs": runs, "noise": source, "rows": rows, "photos_needed": needed}, True)
     typer.echo(f"noise: {source}\nshare of {runs} retrainings promoted\n\n{table(rows)}")
@@ -88,9 +89,8 @@ def gate_noise(
     json_: Json = False,
 ) -> None:
     """Trains this cycle's snapshot with other seeds; a verdict warns of gains within the spread of their scores."""
-    layout, params = layout_and_params()
-    with progress_bars() as progress:
-        say(stages.seed_noise(params, layout, seeds=seeds, progress=progress), json_)
+    with run_with_bars() as run:
+        say(operations.seed_noise(run, seeds=seeds), json_)
 
 
 @gate_app.command("crossfit")
@@ -99,11 +99,8 @@ def gate_crossfit(
     json_: Json = False,
 ) -> None:
     """Judges a first model with too few eval photos by cross-fitting, for `mm predict --model candidate` alone."""
-    from mm_core.operations import crossfit
-
-    layout, params = layout_and_params()
-    with progress_bars() as progress:
-        say(crossfit(params, layout, folds=folds, progress=progress), json_)
+    with run_with_bars() as run:
+        say(operations.crossfit(run, folds=folds), json_)
 
 
 @app.command()
@@ -112,14 +109,14 @@ def export(
     json_: Json = False,
 ) -> None:
     """Assembles the mobile bundle of a candidate whose recorded verdict is PROMOTE."""
-    layout, params = layout_and_params()
-    verdict = stages.recorded_verdict(layout)
+    run = open_run()
+    verdict = pinned_inputs.recorded_verdict(run.layout)
     # A pipeline needs an output file even if the gate rejects the candidate.
     if if_promoted and verdict.decision != "PROMOTE":
         refusal = {"exported": False, "verdict": verdict.decision, "reasons": verdict.reasons}
-        write_json(layout.cycle_bundle / "export.json", refusal)
+        write_json(run.layout.cycle_bundle / "export.json", refusal)
         return say(refusal, json_)
-    say(stages.export(params, layout), json_)
+    say(stages.export(run), json_)
 
 
 @app.command()
@@ -134,15 +131,15 @@ def promote(
     json_: Json = False,
 ) -> None:
     """Moves the MLflow alias `champion` to the exported candidate; refuses without a recorded PROMOTE."""
-    layout, params = layout_and_params()
+    run = open_run()
     if override is not None:
-        return say(stages.override(params, layout, version, reason=override, days=days), json_)
+        return say(stages.override(run, version, reason=override, days=days), json_)
     # A registered version returns by a rollback or an override, not by a plain promotion.
     if version != "candidate":
         raise InputError(
             f"mm promote {version}: an earlier version returns by `mm rollback {version}`, or give --override"
         )
-    say(stages.promote(params, layout), json_)
+    say(stages.promote(run), json_)
 
 
 @app.command()
@@ -152,8 +149,8 @@ def rollback(
     json_: Json = False,
 ) -> None:
     """Makes an earlier champion champion again."""
-    layout, params = layout_and_params()
-    say(stages.rollback(params, layout, version, reason=reason), json_)
+    run = open_run()
+    say(operations.rollback(run, version, reason=reason), json_)
 
 
 @app.command()
@@ -163,8 +160,8 @@ def anchor(
     json_: Json = False,
 ) -> None:
     """Moves the alias `anchor`: what later candidates must not fall behind, however small their steps."""
-    layout, params = layout_and_params()
-    say(stages.anchor(params, layout, version, reason=reason), json_)
+    run = open_run()
+    say(operations.anchor(run, version, reason=reason), json_)
 
 
 @app.command()
@@ -210,10 +207,10 @@ def bench_bundle(
     """Checks a bundle, measures it in each runtime, and picks the fastest runtime and thread count of this device."""
     from mm_core.export.bench import bench_bundle as bench
 
-    layout, params = layout_and_params()
+    run = open_run()
     # A run above these limits is selected only if no other run exists.
-    limits = params.export.limits
-    report = bench(layout, bundle, limits, runtimes=runtime or (), threads=threads or (), unsigned=unsigned)
+    limits = run.params.export.limits
+    report = bench(run.layout, bundle, limits, runtimes=runtime or (), threads=threads or (), unsigned=unsigned)
     _warn(str(report.facts.get("warning", "")))
     say(report, json_)
 
@@ -236,6 +233,5 @@ def reproduce(
     version: Annotated[str, typer.Argument(help="Registry version or alias.")] = "champion", json_: Json = False
 ) -> None:
     """Rebuilds a model from its recorded snapshot, params and seeds, and compares the weights."""
-    layout, params = layout_and_params()
-    with progress_bars() as progress:
-        say(stages.reproduce(params, layout, version, progress=progress), json_)
+    with run_with_bars() as run:
+        say(operations.reproduce(run, version), json_)

@@ -9,15 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import zip_longest
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from tqdm import tqdm
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
+
+if TYPE_CHECKING:
+    from mm_core.pinned_inputs import Run
 
 MOST_ROWS = 60
 """Largest number of table rows in the text output; the rest is counted."""
@@ -28,10 +32,18 @@ Json = Annotated[bool, typer.Option("--json", help="One machine-readable object 
 Inbox = Annotated[str | None, typer.Option(help="Folder or s3://bucket/prefix; default MM_INBOX or <workspace>/inbox.")]
 
 
-def layout_and_params(inbox: str | None = None) -> tuple[Layout, Params]:
-    """Return the workspace and its parameters, from the environment and params.yaml."""
-    settings = Settings.from_env(inbox=inbox)
-    return Layout(settings), Params.load(settings.params_file)
+def open_layout(inbox: str | None = None) -> Layout:
+    """Return the workspace of the environment."""
+    return Layout(Settings.from_env(inbox=inbox))
+
+
+def open_run(inbox: str | None = None, progress: Progress = quiet) -> Run:
+    """Return the run of a verb, with the workspace of the environment and the params of params.yaml."""
+    # Imported here, because the registry needs packages that `mm --help` does not need.
+    from mm_core.pinned_inputs import Run
+
+    layout = open_layout(inbox)
+    return Run(Params.load(layout.settings.params_file), layout, progress)
 
 
 class Bars:
@@ -66,6 +78,13 @@ def progress_bars() -> Iterator[Bars]:
         yield bars
     finally:
         bars.close()
+
+
+@contextmanager
+def run_with_bars(inbox: str | None = None) -> Iterator[Run]:
+    """Yield the run of a verb. Its progress draws bars, which are closed at the end, also after an error."""
+    with progress_bars() as progress:
+        yield open_run(inbox, progress)
 
 
 def say(result: Report | Mapping[str, object], as_json: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.params import EvaluateParams
 from mm_core.core.pins import ModelPin, PinnedInputs, read_snapshot
+from mm_core.core.progress import Progress
 from mm_core.core.records import METRICS, Report, sha256_file, write_bytes, write_json
 from mm_core.eval.blind import NAME as BLIND_NAME
 from mm_core.eval.blind import BlindMattes
@@ -34,9 +34,9 @@ from mm_core.imaging.images import load_alpha, load_rgb
 from mm_core.ingest.snapshot import read_pool
 from mm_core.ingest.truths import Truth, read_truths, stem_of
 from mm_core.model.predict import Predictor
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob
 
-Progress = Callable[[str, int, int], None]
 Key = tuple[str, str]
 """(model, precision): `("champion", "int8")`."""
 BLIND: Key = (BLIND_NAME, "float")
@@ -90,27 +90,16 @@ def _digest_of(pin: ModelPin | None) -> str | None:
     return pin["digest"] if pin else None
 
 
-def evaluate_models(
-    params: EvaluateParams,
-    models: Mapping[Key, Predictor],
-    layout: Layout,
-    store: Store,
-    report: Report,
-    *,
-    progress: Progress,
-) -> Report:
+def evaluate_models(run: StorageRun, models: Mapping[Key, Predictor], report: Report) -> Report:
     """Score the models on the snapshot's eval photos and write the results to `layout.evaluation`.
 
     The files are `per_image.parquet` (SCHEMA), `metrics.json` (model → category → metric, for `dvc metrics`),
     `stages.csv` (stage, category and metrics, for `dvc plots`) and `mattes/` (best and worst photo per category).
 
     Args:
-        params: Size of the comparison.
+        run: Params, workspace, storage and progress.
         models: (name, precision) → Predictor.
-        layout: The workspace.
-        store: Holds the photos and mattes.
         report: Receives metrics, tables, pictures and facts.
-        progress: Called after each batch of photos.
 
     Returns:
         `report`.
@@ -119,6 +108,7 @@ def evaluate_models(
         InputError: The eval set is empty.
         BlobNotFound: A photo or matte is missing in the store.
     """
+    layout = run.layout
     frame = read_pool(layout.snapshot, "eval")
     if frame.empty:
         raise InputError(
@@ -126,9 +116,9 @@ def evaluate_models(
         )
     # Use the champion and anchor that the snapshot froze. The pins of the next cycle may differ.
     about = identity(layout, read_snapshot(layout))
-    blind = blind_mattes(frame, store)
+    blind = blind_mattes(frame, run.store)
     # Score first, then write the table that the gate reads.
-    rows = score_all(frame, models, store, params.max_side, progress, blind)
+    rows = score_all(frame, models, run.store, run.params.evaluate.max_side, run.progress, blind)
     table = rows.sort_values(["model", "precision", "sample_id"], ignore_index=True)
     _write_parquet(layout.per_image, table, about)
 
@@ -161,7 +151,7 @@ def evaluate_models(
     if len(last) and len(before):
         chosen += choose_regressions(last, before)
         report.tables["flips"] = flips(last, before)
-    examples = (_example(place, rows_of[place[2]], shown, store, params.max_side) for place in chosen)
+    examples = (_example(place, rows_of[place[2]], shown, run.store, run.params.evaluate.max_side) for place in chosen)
     write_examples(examples, layout.evaluation / "mattes", report)
 
     counts = frame["category"].value_counts().sort_index()

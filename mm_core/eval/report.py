@@ -21,7 +21,6 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from mm_core.core.errors import BlobDamaged, BlobNotFound
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.params import Params
 from mm_core.core.pins import ROLES, has_snapshot, read_snapshot
 from mm_core.core.records import (
     ALL_CATEGORIES,
@@ -51,6 +50,7 @@ from mm_core.imaging.images import UnreadableImage, load_rgb, read_header
 from mm_core.ingest.snapshot import labels_in_use
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.rows import RejectRow, records
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob
 
 COLUMNS = ("mse", "maxf", "biou", "conn")
@@ -75,8 +75,9 @@ SAFE_PIXELS = 40_000_000
 """Largest number of pixels, by its header, of a quarantined file that gets a thumbnail."""
 
 
-def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, report: Report) -> Report:
+def write_html(run: StorageRun, report: Report) -> Report:
     """Write `layout.html_report` and a copy in `layout.reports`, named by snapshot and candidate; return `report`."""
+    layout = run.layout
     stages = _stage_reports(layout)
     verdict = Verdict.model_validate_json(layout.verdict.read_text()) if layout.verdict.is_file() else None
     evaluation = stages.get("evaluate", Report("evaluate"))
@@ -93,7 +94,7 @@ def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, r
     page = environment.get_template("report.html.j2").render(
         verdict=verdict,
         headline=headline(verdict) if verdict else "",
-        about=_about(layout, catalog, verdict),
+        about=_about(layout, run.catalog, verdict),
         stale=bool(verdict and candidate and verdict.candidate != candidate),
         titles=TITLES,
         heat=_heat(verdict, scores),
@@ -106,13 +107,13 @@ def write_html(params: Params, layout: Layout, catalog: Catalog, store: Store, r
         labels=_labels(stages.get("label-value")),
         compared=_compared(layout),
         shadow=_shadow(evaluation),
-        split=_split(layout, store),
+        split=_split(layout, run.store),
         difficulties=_difficulties(layout),
-        quarantine=_quarantine(catalog, store),
-        counts=_counts(catalog),
+        quarantine=_quarantine(run.catalog, run.store),
+        counts=_counts(run.catalog),
         costs=_costs(stages),
         identifiers=_identifiers(layout, verdict, candidate),
-        params=params.gate,
+        params=run.params.gate,
     )
     data = page.encode()
     write_bytes(layout.html_report, data)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
@@ -23,7 +23,8 @@ from mm_core.imaging.images import UnreadableImage, load_rgb
 from mm_core.ingest.snapshot import labels_in_use
 from mm_core.model.predict import Predictor, decoders_for
 from mm_core.storage.catalog import Catalog
-from mm_core.storage.store import Store, fetch_blob
+from mm_core.storage.run import StorageRun
+from mm_core.storage.store import fetch_blob
 
 SIDE = 512
 """Long side, in pixels, at which mattes are compared."""
@@ -53,15 +54,12 @@ def newest_unlabelled(catalog: Catalog, versions: Mapping[str, int], count: int)
 
 
 def run_shadow(
+    run: StorageRun,
     photos: pd.DataFrame,
     candidate: Predictor,
     champion: Predictor,
     about: Mapping[str, object],
-    layout: Layout,
-    store: Store,
     report: Report,
-    *,
-    progress: Callable[[str, int, int], None],
 ) -> None:
     """Write the mean absolute difference of both mattes per photo, in [0, 1], to `layout.shadow`.
 
@@ -69,25 +67,23 @@ def run_shadow(
     `report.tables["shadow"]` lists them. Unreadable photos are skipped and counted.
 
     Args:
+        run: Params, workspace, storage and progress.
         photos: Rows of `newest_unlabelled`.
         candidate: The int8 candidate.
         champion: The int8 champion.
         about: Identity of the judged files, written with the result.
-        layout: The workspace.
-        store: Holds the photos.
         report: Receives pictures, tables and metrics.
-        progress: Called after each batch.
     """
     rows = cast(list[PhotoRow], list(photos.itertuples(index=False)))
     done: list[ShadowRow] = []
     kept: list[tuple[float, str, np.ndarray, np.ndarray, np.ndarray]] = []
-    folder = layout.evaluation / "shadow"
+    folder = run.layout.evaluation / "shadow"
     # Remove the strips of the previous run.
     shutil.rmtree(folder, ignore_errors=True)
 
     def read(row: PhotoRow) -> np.ndarray | None:
         try:
-            return load_rgb(fetch_blob(store, row.id), SIDE)
+            return load_rgb(fetch_blob(run.store, row.id), SIDE)
         except (UnreadableImage, BlobDamaged, BlobNotFound):
             return None
 
@@ -106,7 +102,7 @@ def run_shadow(
                 kept.append((difference, row.id, photo, before, after))
             # Keep the pictures of the largest differences only.
             kept = sorted(kept, key=lambda item: (-item[0], item[1]))[:SHOWN]
-            progress("shadow", min(start + AT_ONCE, len(rows)), len(rows))
+            run.progress("shadow", min(start + AT_ONCE, len(rows)), len(rows))
     for place, (difference, _, photo, before, after) in enumerate(kept):
         # Each strip is photo, champion, candidate and their absolute difference.
         pictures = [photo, *(grey(matte) for matte in (before, after, np.abs(after - before)))]
@@ -114,7 +110,7 @@ def run_shadow(
         path = folder / f"{place}.png"
         write_png(path, strip)
         report.pictures[f"shadow {place + 1}: champion, candidate, difference {difference:.3f}"] = str(path)
-    write_json(layout.shadow, {"about": dict(about), "photos": done, "unreadable": len(rows) - len(done)})
+    write_json(run.layout.shadow, {"about": dict(about), "photos": done, "unreadable": len(rows) - len(done)})
     report.tables["shadow"] = sorted(done, key=lambda row: -row["difference"])[:SHOWN]
     report.metrics["shadow/photos"] = float(len(done))
     if done:

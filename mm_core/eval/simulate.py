@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.special import ndtri
 
 from mm_core.core.params import GateParams
+from mm_core.core.progress import Progress
 from mm_core.core.records import CATEGORIES, Cell
 from mm_core.eval.bootstrap import Quantity, softened, student, winsorised
 from mm_core.eval.cells import judge_category, macro_cell
@@ -415,7 +416,7 @@ def characteristics(
     *,
     photos: tuple[int, ...] = (25, 50, 100, 200),
     gains: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3),
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> list[dict[str, object]]:
     """Return operating characteristics: one row per case and number of photos, with each rule's share of promotions.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from mm_core.eval.gate import conclude
 from mm_core.eval.questions import questions_for
 from mm_core.ingest.snapshot import SCHEMA, read_pool, stable_share, write_frames
 from mm_core.model.predict import TorchPredictor
-from mm_core.storage.store import Store
+from mm_core.storage.run import StorageRun
 from mm_core.training.scratch import part_of, scratch_layout
 from mm_core.training.stage import train_stage
 
@@ -41,29 +41,19 @@ def report_file(layout: Layout) -> Path:
     return layout.root / "reports" / f"{NAME}.json"
 
 
-def cross_fit(
-    params: Params,
-    layout: Layout,
-    store: Store,
-    report: Report,
-    *,
-    folds: int,
-    progress: Callable[[str, int, int], None],
-) -> Report:
+def cross_fit(run: StorageRun, report: Report, *, folds: int) -> Report:
     """Judge the recipe of the workspace's candidate by `folds` trainings of the supervised stage.
 
     Args:
-        params: Those of the cycle.
-        layout: Holds the snapshot and the candidate; its files stay as they are.
-        store: Holds photos and mattes.
+        run: Params, workspace, storage and progress.
         report: Gets the facts `candidate` (digest), `decision`, `usable` and `reasons`, and the table `cells`.
         folds: Trainings, at least 2.
-        progress: Called while it trains and scores.
 
     Raises:
         InputError: Where the gate itself can judge, where a champion has learnt from the photos, or where there is no
             candidate.
     """
+    layout = run.layout
     if folds < 2:
         raise InputError(f"--folds {folds}: give 2 or more")
     if not (layout.snapshot / "snapshot.json").is_file():
@@ -75,23 +65,22 @@ def cross_fit(
     if not weights.is_file():
         raise InputError(f"{weights} is missing: run `mm run`")
     judging = Counter(read_pool(layout.snapshot, "eval")["category"])
-    if all(judging[category] >= params.gate.min_images for category in CATEGORIES):
-        raise InputError(f"each category has {params.gate.min_images} eval photos: `mm gate` judges the candidate")
+    if all(judging[category] >= run.params.gate.min_images for category in CATEGORIES):
+        raise InputError(f"each category has {run.params.gate.min_images} eval photos: `mm gate` judges the candidate")
     frame = labelled_photos(layout)
     fold = deal(frame, folds)
     base = scratch_layout(layout, f"crossfit-{about['digest'][:12]}")
-    blind, scores = blind_mattes(frame, store), []
+    blind, scores = blind_mattes(frame, run.store), []
     for index in range(folds):
         own = part_of(base, str(index))
         write_frames(own.snapshot, {"validation": frame.head(0)}, SCHEMA, {"digest": about["digest"]})
         write_frames(own.split, {SUPERVISED: frame.loc[fold != index]}, SCHEMA)
-        train_stage(SUPERVISED, params, own, store, Report(str(index)), start=None, progress=progress)
+        train_stage(SUPERVISED, run.with_layout(own), Report(str(index)), start=None)
         model = TorchPredictor(own.model(SUPERVISED), layout.settings.device)
-        scores.append(
-            score_all(frame.loc[fold == index], {INT8: model}, store, params.evaluate.max_side, progress, blind)
-        )
+        judged = frame.loc[fold == index]
+        scores.append(score_all(judged, {INT8: model}, run.store, run.params.evaluate.max_side, run.progress, blind))
     shutil.rmtree(base.root)
-    return _verdict(params, pd.concat(scores, ignore_index=True), frame, sha256_file(weights), report)
+    return _verdict(run.params, pd.concat(scores, ignore_index=True), frame, sha256_file(weights), report)
 
 
 def labelled_photos(layout: Layout) -> pd.DataFrame:

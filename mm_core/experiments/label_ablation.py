@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from mm_core.core.errors import InputError
-from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.params import Params
 from mm_core.core.pins import read_snapshot
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, Report
@@ -23,8 +23,7 @@ from mm_core.eval.metrics import category_scores
 from mm_core.ingest.snapshot import SCHEMA, read_pool, write_frames
 from mm_core.labeling.value import sources
 from mm_core.model.predict import TorchPredictor
-from mm_core.storage.catalog import Catalog
-from mm_core.storage.store import Store
+from mm_core.storage.run import StorageRun
 from mm_core.training.scratch import part_of, scratch_layout
 from mm_core.training.stage import train_stage
 
@@ -35,17 +34,7 @@ FEWEST = 8
 
 
 def compare_labels(
-    params: Params,
-    catalog: Catalog,
-    layout: Layout,
-    store: Store,
-    learned: Mapping[str, str],
-    report: Report,
-    *,
-    start: Path | None,
-    seeds: int,
-    fewest: int = 1,
-    progress: Callable[[str, int, int], None],
+    run: StorageRun, learned: Mapping[str, str], report: Report, *, start: Path | None, seeds: int, fewest: int = 1
 ) -> Report:
     """Train the first stage twice per seed, with the routed or the random photos, and compare the models' errors.
 
@@ -56,10 +45,7 @@ def compare_labels(
     a kill, the next call continues with the missing trainings. The cycle's files are not changed.
 
     Args:
-        params: Parameters of the training.
-        catalog: Gives the origin of each label.
-        layout: The workspace with a snapshot.
-        store: Holds the photos.
+        run: Params, workspace, storage and progress.
         learned: Sample id → digest of the matte that the champion was trained on; empty without a champion.
         report: Receives `tables["compare"]`: per category the photos of each arm, the MSE of both float models on the
             evaluation photos, `gain` (random minus routed, positive = routing helps) and `spread`, the standard
@@ -67,7 +53,6 @@ def compare_labels(
         start: Weights to start from, or None.
         seeds: Number of trainings per arm.
         fewest: Least number of photos per arm.
-        progress: Called with stage name, finished and total steps.
 
     Returns:
         The report.
@@ -75,6 +60,7 @@ def compare_labels(
     Raises:
         InputError: An arm has fewer than `fewest` photos, the evaluation set is empty, or the stage has no steps.
     """
+    params, layout = run.params, run.layout
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: give 1 or more")
     if not params.train.simple.steps:
@@ -86,7 +72,7 @@ def compare_labels(
     # New photos since the champion are divided into the arms; all others are common to both.
     is_known = pool["sample_id"].isin(list(learned))
     new = dict(pool.loc[~is_known, ["sample_id", "alpha_sha256"]].itertuples(index=False, name=None))
-    source = sources(catalog, new, learned)
+    source = sources(run.catalog, new, learned)
     # Fails early, before any training, if an arm is too small.
     draw_arms(source, params.seed, fewest)
     digest = read_snapshot(layout)["digest"]
@@ -107,10 +93,10 @@ def compare_labels(
             # An empty validation pool: the last weights are scored, not the best ones.
             write_frames(arm_layout.snapshot, {"validation": pool.head(0)}, SCHEMA, {"digest": digest})
             write_frames(arm_layout.split, {SUPERVISED: pool.loc[is_known | chosen]}, SCHEMA)
-            train_stage(SUPERVISED, seeded, arm_layout, store, Report(arm), start=start, progress=progress)
+            train_stage(SUPERVISED, run.with_layout(arm_layout, seeded), Report(arm), start=start)
             models[arm, "float"] = TorchPredictor(arm_layout.model(SUPERVISED), layout.settings.device)
         # Both models are scored on the same photos, so their difference is paired.
-        rows = score_all(judges, models, store, params.evaluate.max_side, progress)
+        rows = score_all(judges, models, run.store, params.evaluate.max_side, run.progress)
         for arm in ARMS:
             scores[arm].append(category_scores(rows.loc[rows["model"] == arm])["mse"].to_dict())
     shutil.rmtree(base.root)

@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 
 from mm_core.core.errors import BlobNotFound, InputError
-from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.params import Params
+from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import read_snapshot
 from mm_core.core.records import CATEGORIES, Report, digest_of
 from mm_core.eval.evaluate import score_all
 from mm_core.eval.metrics import category_scores
 from mm_core.ingest.snapshot import read_pool
 from mm_core.model.predict import TorchPredictor
-from mm_core.storage.store import Store
+from mm_core.storage.run import StorageRun
 from mm_core.training.scratch import copy_data, part_of, scratch_layout, train_all
 
 RECORD = "gate/noise.json"
@@ -33,16 +31,7 @@ SIZE_RATIO, MAX_AGE = 1.5, timedelta(days=90)
 """A measurement stays valid up to this ratio of the training sets' sizes, and up to this age."""
 
 
-def measure_noise(
-    params: Params,
-    layout: Layout,
-    store: Store,
-    report: Report,
-    *,
-    start: Path | None,
-    seeds: int,
-    progress: Callable[[str, int, int], None],
-) -> Report:
+def measure_noise(run: StorageRun, report: Report, *, start: Path | None, seeds: int) -> Report:
     """Train the cycle's snapshot with several seeds, and store the noise of the primary metric as `RECORD`.
 
     The noise is, per category, the standard deviation of the relative difference between two such models. The float
@@ -50,13 +39,10 @@ def measure_noise(
     continues with the missing seeds.
 
     Args:
-        params: Parameters of the training.
-        layout: The workspace with a snapshot.
-        store: Receives the record.
+        run: Params, workspace, storage and progress.
         report: Receives the noise as metrics and as a table.
         start: Weights to start from, or None.
         seeds: Number of trainings, at least 3.
-        progress: Called with stage name, finished and total steps.
 
     Returns:
         The report.
@@ -64,6 +50,7 @@ def measure_noise(
     Raises:
         InputError: Fewer than 3 seeds.
     """
+    params, layout = run.params, run.layout
     if seeds < FEWEST:
         raise InputError(f"--seeds {seeds}: a spread needs at least {FEWEST} trainings")
     frame, metric, values = read_pool(layout.snapshot, "eval"), params.gate.primary, []
@@ -73,9 +60,9 @@ def measure_noise(
         seed_layout = part_of(base, str(index))
         copy_data(layout, seed_layout)
         # Seeds far apart from each other and from the cycle's own.
-        weights = train_all(params.with_values(seed=params.seed + 1009 * index), seed_layout, store, start, progress)
+        weights = train_all(run.with_layout(seed_layout, params.with_values(seed=params.seed + 1009 * index)), start)
         model = TorchPredictor(weights, layout.settings.device)
-        rows = score_all(frame, {(TRAIN_STAGES[-1], "float"): model}, store, params.evaluate.max_side, progress)
+        rows = score_all(frame, {(TRAIN_STAGES[-1], "float"): model}, run.store, params.evaluate.max_side, run.progress)
         values.append(category_scores(rows)[metric].to_dict())
     noise = relative_noise(values)
     # The record names the conditions of the measurement, so that `recorded_noise` can check them.
@@ -89,10 +76,10 @@ def measure_noise(
         "photos": len(read_pool(layout.snapshot, "train_labeled")),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    store.put(RECORD, json.dumps(record, sort_keys=True).encode())
+    run.store.put(RECORD, json.dumps(record, sort_keys=True).encode())
     # The models are needed no longer once the record is stored.
     shutil.rmtree(base.root)
-    report.facts |= {"metric": metric, "seeds": seeds, "snapshot": digest, "stored": f"{store.url}/{RECORD}"}
+    report.facts |= {"metric": metric, "seeds": seeds, "snapshot": digest, "stored": f"{run.store.url}/{RECORD}"}
     report.metrics |= {f"noise/{category}": value for category, value in noise.items()}
     report.tables["noise"] = [
         {"category": category, "noise": round(value, 4)}
@@ -113,21 +100,21 @@ def relative_noise(values: list[dict[str, float]]) -> dict[str, float]:
     return noise
 
 
-def recorded_noise(params: Params, layout: Layout, store: Store) -> dict[str, float] | None:
+def recorded_noise(run: StorageRun) -> dict[str, float] | None:
     """Return the last measurement, category → noise, if it applies to this cycle; else None.
 
     It applies for the same metric and training params, a training set within SIZE_RATIO, and an age up to MAX_AGE.
     """
     try:
-        record = json.loads(store.fetch(RECORD).read_text())
+        record = json.loads(run.store.fetch(RECORD).read_text())
     except BlobNotFound:
         return None
-    photos = max(1, len(read_pool(layout.snapshot, "train_labeled")))
+    photos = max(1, len(read_pool(run.layout.snapshot, "train_labeled")))
     measured = max(1, int(record.get("photos", 0)))
     # Other conditions make the measurement invalid.
     fits = (
-        record["metric"] == params.gate.primary
-        and record.get("training") == digest_of(params.model_dump(mode="json", include=TRAINED_BY))
+        record["metric"] == run.params.gate.primary
+        and record.get("training") == digest_of(run.params.model_dump(mode="json", include=TRAINED_BY))
         and max(photos, measured) <= SIZE_RATIO * min(photos, measured)
         and datetime.now(UTC) - datetime.fromisoformat(record["measured_at"]) <= MAX_AGE
     )

@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 from mm_core.core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
-from mm_core.core.params import Params
 from mm_core.core.pins import SnapshotFacts, read_snapshot
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.export.bundle_costs import FileRun, decoder_entry, run_all, torch_latencies
@@ -45,6 +44,7 @@ from mm_core.export.signature import UNSIGNED, sign_file
 from mm_core.ingest.snapshot import TRAINING, read_pool
 from mm_core.model.preprocess import prepare, resize
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store
 from samplegen import generate
 
@@ -74,7 +74,7 @@ class BundleFacts(TypedDict):
     quantised: QuantisedRecord
 
 
-def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict, report: Report) -> Report:
+def write_bundle(run: StorageRun, verdict: Verdict, report: Report) -> Report:
     """Write `layout.bundles/<digest12>/` for the candidate of a PROMOTE verdict, and `export.json` of the cycle.
 
     A fresh process with only numpy and onnxruntime checks the bundle before it is moved into place. A finished bundle
@@ -84,15 +84,16 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
         ReleaseRefused: The int8 files differ from the judged ones, or one exceeds `export.limits`.
         InputError: A previous stage is missing, or the tools of a format in `export.formats` are.
     """
+    layout = run.layout
     # Twelve hex digits identify a model and are short enough for a folder name.
     version = verdict.candidate[:12]
     target = layout.bundles / version
     facts = _about(layout, verdict)
     with exclusive(layout.bundles / ".lock"):
-        formats = convert(params.export, layout.model(TRAIN_STAGES[-1]), facts["quantised"], layout, store)
+        formats = convert(run, layout.model(TRAIN_STAGES[-1]), facts["quantised"])
         # The request is a part of the manifest; a bundle made for another request is made again.
         request: Requests = {
-            "limits": params.export.limits.model_dump(mode="json"),
+            "limits": run.params.export.limits.model_dump(mode="json"),
             "formats": {name: {d: row["sha256"] for d, row in rows.items()} for name, rows in formats.items()},
         }
         if _key_of(target) != facts["key"] or read_manifest(target)["asked"] != request:
@@ -100,11 +101,11 @@ def write_bundle(params: Params, layout: Layout, store: Store, verdict: Verdict,
             for leftover in layout.bundles.glob(".*.tmp"):
                 shutil.rmtree(leftover)
             fresh = layout.bundles / f".{version}.{os.getpid()}.tmp"
-            _assemble(fresh, version, layout, store, facts, request, formats)
+            _assemble(fresh, version, layout, run.store, facts, request, formats)
             manifest = read_manifest(fresh)
             # Limits and golden mattes are checked before the folder becomes visible.
             sizes = {name: file["bytes"] for name, file in manifest["files"].items()}
-            require_within(params.export.limits, by_file(manifest), sizes)
+            require_within(run.params.export.limits, by_file(manifest), sizes)
             verify(fresh)
             _move_in(fresh, target)
         # The key may have changed since the bundle was written, so it is signed in any case.

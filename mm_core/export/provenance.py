@@ -9,12 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
-from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.params import Params
+from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import ModelPin, read_snapshot
 from mm_core.core.records import Verdict, sha256_file
 from mm_core.export.quantise import tool_versions
 from mm_core.model.meta import read_meta
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob, put_blob
 
 
@@ -65,11 +65,12 @@ class Provenance(TypedDict):
     """The gate's `Verdict` as JSON."""
 
 
-def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> Provenance:
+def gather(run: StorageRun, verdict: Verdict) -> Provenance:
     """Return the provenance of the cycle's candidate; files of snapshot and split are stored as blobs.
 
     The params, start and data of a training stage come from its model file, because params.yaml may have changed.
     """
+    layout = run.layout
     snapshot = read_snapshot(layout)
     stages: dict[str, StageProvenance] = {}
     # Each model file records how its stage was trained.
@@ -88,10 +89,10 @@ def gather(params: Params, layout: Layout, store: Store, verdict: Verdict) -> Pr
             "champion": snapshot.get("champion"),
             "anchor": snapshot.get("anchor"),
         },
-        "snapshot_files": _blobs(layout.snapshot, store),
-        "split_files": _blobs(layout.split, store),
-        "params": params.model_dump(mode="json"),
-        "seed": params.seed,
+        "snapshot_files": _blobs(layout.snapshot, run.store),
+        "split_files": _blobs(layout.split, run.store),
+        "params": run.params.model_dump(mode="json"),
+        "seed": run.params.seed,
         "calibration": json.loads((layout.quantised / "quantised.json").read_text())["calibration"],
         "code_revision": code_revision(),
         "versions": versions(),

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 import onnx
@@ -28,7 +28,6 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from mm_core.core.code_digest import code_digest
 from mm_core.core.errors import MattingError
-from mm_core.core.params import ExportParams
 from mm_core.core.records import (
     DECODERS,
     Report,
@@ -42,36 +41,27 @@ from mm_core.core.records import (
 from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
 from mm_core.export.float_layers import ladder, worst
 from mm_core.export.runtime import CHOICE, SUFFIX, open_session
-from mm_core.storage.store import Store
+
+if TYPE_CHECKING:
+    # For type checkers alone, so that the code of the catalog is no part of the content key.
+    from mm_core.storage.run import StorageRun
 
 TORCH_TOLERANCE = 1e-3
 """Largest difference of the float ONNX graph's alpha from torch's, absolute."""
 
 
-def quantise(
-    params: ExportParams,
-    model: Path,
-    snapshot_dir: Path,
-    store: Store,
-    out_dir: Path,
-    report: Report,
-    *,
-    progress: Callable[[str, int, int], None],
-) -> Report:
+def quantise(run: StorageRun, model: Path, out_dir: Path, report: Report) -> Report:
     """Write `<decoder>.int8.onnx` for each decoder, and `quantised.json` (digests, calibration ids, errors).
 
     The same model and calibration photos give the same bytes, and a finished result is kept. `quantised.json` is
     written last; without it, or with another key in it, all files are made again.
 
     Args:
-        params: `export` of params.yaml.
+        run: Params, workspace, storage and progress.
         model: The trained weights.
-        snapshot_dir: Folder of the snapshot with the training pools.
-        store: Holds the photos.
         out_dir: Folder of the results.
         report: Receives `quantise/<decoder>/diff_mse`, `…/diff_max` (int8 against float alpha on the calibration
             photos), `…/bytes`, and a table.
-        progress: Called with stage name, finished and total steps.
 
     Returns:
         The report.
@@ -79,14 +69,20 @@ def quantise(
     Raises:
         NothingToTrainOn: The snapshot has no training photo.
     """
-    chosen = {decoder: calibration_ids(snapshot_dir, decoder, params.calibration_images) for decoder in DECODERS}
+    chosen = {
+        decoder: calibration_ids(run.layout.snapshot, decoder, run.params.export.calibration_images)
+        for decoder in DECODERS
+    }
     # The key covers all inputs of the files: code, weights, photos, parameters and tools.
     key = digest_of(
         {
             "code": code_digest(__name__),
             "model": sha256_file(model),
             "calibration": chosen,
-            "params": {"calibration_images": params.calibration_images, "max_int8_mse": params.max_int8_mse},
+            "params": {
+                "calibration_images": run.params.export.calibration_images,
+                "max_int8_mse": run.params.export.max_int8_mse,
+            },
             "versions": tool_versions(),
         }
     )
@@ -95,13 +91,13 @@ def quantise(
     if record is None:
         # Without its record, an interrupted run does not pass for a finished one.
         record_file.unlink(missing_ok=True)
-        categories = {decoder: categories_of(snapshot_dir, ids) for decoder, ids in chosen.items()}
+        categories = {decoder: categories_of(run.layout.snapshot, ids) for decoder, ids in chosen.items()}
         record = {
             "key": key,
             "model": sha256_file(model),
             "calibration": chosen,
             "versions": tool_versions(),
-            "decoders": _make_all(params, model, chosen, categories, store, out_dir, progress),
+            "decoders": _make_all(run, model, chosen, categories, out_dir),
         }
         write_json(record_file, record)
     report.facts["quantised"] = {d: row["sha256"] for d, row in record["decoders"].items()}
@@ -162,25 +158,19 @@ def _kept(record_file: Path, key: str) -> QuantisedRecord | None:
 
 
 def _make_all(
-    params: ExportParams,
-    model: Path,
-    chosen: dict[str, list[str]],
-    categories: dict[str, list[str]],
-    store: Store,
-    out_dir: Path,
-    progress: Callable[[str, int, int], None],
+    run: StorageRun, model: Path, chosen: dict[str, list[str]], categories: dict[str, list[str]], out_dir: Path
 ) -> dict[str, QuantisedFile]:
-    progress("quantise", 0, len(DECODERS) + 1)
+    run.progress("quantise", 0, len(DECODERS) + 1)
     # One export serves all decoders; each decoder's part is cut from it.
     graph, check = float_graph(model)
     # The graph's shapes are fixed, so the input size can be read from it.
     size = graph.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
-    progress("quantise", 1, len(DECODERS) + 1)
+    run.progress("quantise", 1, len(DECODERS) + 1)
     rows: dict[str, QuantisedFile] = {}
     for done, decoder in enumerate(DECODERS, start=2):
-        images = calibration_images(chosen[decoder], size, store)
+        images = calibration_images(chosen[decoder], size, run.store)
         row, data = quantise_graph(
-            _extract(graph, decoder), images, categories[decoder], params.max_int8_mse, check(decoder)
+            _extract(graph, decoder), images, categories[decoder], run.params.export.max_int8_mse, check(decoder)
         )
         rows[decoder] = {
             **row,
@@ -189,7 +179,7 @@ def _make_all(
             "calibration_images": len(images),
         }
         write_bytes(out_dir / f"{decoder}{SUFFIX}", data)
-        progress("quantise", done, len(DECODERS) + 1)
+        run.progress("quantise", done, len(DECODERS) + 1)
     return rows
 
 

@@ -19,9 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from mm_core.core.errors import InputError, ReleaseRefused
-from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.locks import exclusive
-from mm_core.core.params import Params
 from mm_core.core.pins import ModelPin
 from mm_core.core.records import Report, Verdict
 from mm_core.core.settings import Settings
@@ -30,6 +29,7 @@ from mm_core.export.bundle import exported_bundle
 from mm_core.export.bundle_manifest import checked_manifest
 from mm_core.export.mlflow_model import save_mlflow_model
 from mm_core.export.provenance import gather
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, put_blob
 from mm_core.training.rehome import rehome
 from mm_core.training.tracking import Tracker
@@ -100,16 +100,7 @@ class Registry:
         model = self._model()
         return _history(model) if model else []
 
-    def promote(
-        self,
-        params: Params,
-        layout: Layout,
-        store: Store,
-        verdict: Verdict,
-        report: Report,
-        *,
-        override: Override | None = None,
-    ) -> Report:
+    def promote(self, run: StorageRun, verdict: Verdict, report: Report, *, override: Override | None = None) -> Report:
         """Register the exported candidate of a PROMOTE verdict (or of an `override`) and make it champion.
 
         A repeated call changes nothing. After a kill at any point, the next call completes the promotion.
@@ -119,7 +110,7 @@ class Registry:
             ReleaseRefused: Another model became champion after the verdict, or the candidate was rolled back and no
                 later `override` reverses that.
         """
-        bundle = exported_bundle(layout, verdict)
+        bundle = exported_bundle(run.layout, verdict)
         with exclusive(self._lock):
             if self._model() is None:
                 self._client.create_registered_model(
@@ -136,7 +127,7 @@ class Registry:
             # The model may be registered already: by a killed call, or as a former champion.
             if registered and (not before or before["digest"] != verdict.candidate):
                 self._refuse_rolled_back(registered, override)
-            version = registered or self._register(params, layout, store, verdict, bundle)
+            version = registered or self._register(run, verdict, bundle)
             self._point("candidate", version)
             # The aliases move last, when the version is complete.
             if not before or before["digest"] != verdict.candidate:
@@ -250,22 +241,22 @@ class Registry:
     def _lock(self) -> Path:
         return self._settings.workspace / "mlflow" / ".promote.lock"
 
-    def _register(self, params: Params, layout: Layout, store: Store, verdict: Verdict, bundle: Path) -> str:
+    def _register(self, run: StorageRun, verdict: Verdict, bundle: Path) -> str:
         """Store blobs, then artifacts, then create the version with all tags in one transaction; return its number."""
         manifest = checked_manifest(bundle)
         # Every file is verified before it becomes a part of the registry.
-        weights = put_blob(store, layout.model(TRAIN_STAGES[-1]))
+        weights = put_blob(run.store, run.layout.model(TRAIN_STAGES[-1]))
         if weights != verdict.candidate:
             raise ReleaseRefused(f"the candidate is {weights[:12]} now, the verdict is about {verdict.candidate[:12]}")
-        files = {row["file"]: put_blob(store, bundle / row["file"]) for row in manifest["decoders"].values()}
-        provenance = gather(params, layout, store, verdict)
+        files = {row["file"]: put_blob(run.store, bundle / row["file"]) for row in manifest["decoders"].values()}
+        provenance = gather(run, verdict)
         # The run holds the model's folder as an artifact.
-        run = Tracker(self._settings).log_report(layout, Report("promote", facts={"model": verdict.candidate}))
+        run_id = Tracker(self._settings).log_report(run.layout, Report("promote", facts={"model": verdict.candidate}))
         scratch = self._settings.workspace / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix="mlflow-model-", dir=scratch) as folder:
-            save_mlflow_model(bundle, layout.model(TRAIN_STAGES[-1]), Path(folder) / "model", run)
-            self._client.log_artifacts(run, str(Path(folder) / "model"), "model")
+            save_mlflow_model(bundle, run.layout.model(TRAIN_STAGES[-1]), Path(folder) / "model", run_id)
+            self._client.log_artifacts(run_id, str(Path(folder) / "model"), "model")
         tags = {
             "model_digest": verdict.candidate,
             "files": json.dumps(files, sort_keys=True),
@@ -275,12 +266,12 @@ class Registry:
             "verdict_basis": verdict.basis,
             "code_revision": provenance["code_revision"],
             "bundle": bundle.name,
-            "provenance": put_blob(store, json.dumps(provenance, sort_keys=True).encode()),
+            "provenance": put_blob(run.store, json.dumps(provenance, sort_keys=True).encode()),
         }
         made = self._client.create_model_version(
             NAME,
-            source=f"{self._client.get_run(run).info.artifact_uri}/model",
-            run_id=run,
+            source=f"{self._client.get_run(run_id).info.artifact_uri}/model",
+            run_id=run_id,
             tags=tags,
             description=(bundle / "MODEL_CARD.md").read_text(),
             await_creation_for=0,

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
-from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.params import Params
 from mm_core.core.records import Report, sha256_file
 from mm_core.export.lineage import provenance_of
 from mm_core.export.provenance import Provenance, code_revision, versions
-from mm_core.storage.store import Store, fetch_blob
+from mm_core.storage.run import StorageRun
+from mm_core.storage.store import fetch_blob
 from mm_core.training.scratch import scratch_layout, train_all
 
 
-def reproduce(
-    layout: Layout, store: Store, version: str, report: Report, *, progress: Callable[[str, int, int], None]
-) -> Report:
+def reproduce(run: StorageRun, version: str, report: Report) -> Report:
     """Train a version again with its recorded snapshot, split, params, seeds and start weights.
 
     After a kill, the next call continues.
 
     Args:
-        layout: The workspace.
-        store: Holds the recorded files.
+        run: Params, workspace, storage and progress.
         version: A version number or an alias.
         report: Receives `bit_equal`, the table `stages` with digests per stage, and `differs`: differences of code,
             libraries and threads. Weights are bit-equal only without any of them. For unequal weights also
             `largest_difference` and `rebuilt_at`.
-        progress: Called with stage name, finished and total steps.
 
     Returns:
         The report.
@@ -40,17 +36,17 @@ def reproduce(
     Raises:
         InputError: The version does not exist.
     """
-    provenance = provenance_of(layout.settings, store, version)
+    provenance = provenance_of(run.layout.settings, run.store, version)
     # The rebuild has a layout of its own, so that it leaves the current cycle alone.
-    rebuild = scratch_layout(layout, f"reproduce-{provenance['model'][:12]}")
+    rebuild = scratch_layout(run.layout, f"reproduce-{provenance['model'][:12]}")
     for folder, files in ((rebuild.snapshot, provenance["snapshot_files"]), (rebuild.split, provenance["split_files"])):
         folder.mkdir(parents=True, exist_ok=True)
         for name, digest in files.items():
-            shutil.copyfile(fetch_blob(store, digest), folder / name)
+            shutil.copyfile(fetch_blob(run.store, digest), folder / name)
     # Training runs through the same code as in the cycle.
     params = params_of(provenance)
-    start = fetch_blob(store, provenance["start"]) if provenance["start"] else None
-    train_all(params, rebuild, store, start, progress)
+    start = fetch_blob(run.store, provenance["start"]) if provenance["start"] else None
+    train_all(run.with_layout(rebuild, params), start)
     rows = []
     # Compare stage by stage: the first unequal one shows the origin of a difference.
     for stage in TRAIN_STAGES:
@@ -61,7 +57,7 @@ def reproduce(
     report.facts |= {"model": provenance["model"], "bit_equal": rows[-1]["equal"], "differs": differs}
     if not rows[-1]["equal"]:
         report.facts["largest_difference"] = largest_difference(
-            fetch_blob(store, provenance["model"]), rebuild.model(TRAIN_STAGES[-1])
+            fetch_blob(run.store, provenance["model"]), rebuild.model(TRAIN_STAGES[-1])
         )
         report.facts["rebuilt_at"] = str(rebuild.model(TRAIN_STAGES[-1]))
     else:

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from mm_core.core.locks import exclusive
+from mm_core.core.progress import Progress
 from mm_core.imaging.augment import augment, relit
 from mm_core.imaging.images import load_alpha, load_rgb
 from mm_core.storage.store import Store, fetch_blob
@@ -102,7 +103,7 @@ class PixelCache:
         for name in ("pixels", "clip"):
             shutil.rmtree(folder / name, ignore_errors=True)
 
-    def fill(self, store: Store, frame: pd.DataFrame, progress: Callable[[str, int, int], None] | None = None) -> int:
+    def fill(self, store: Store, frame: pd.DataFrame, progress: Progress | None = None) -> int:
         """Decode the files of `frame` that the cache lacks; return their number.
 
         Safe with concurrent processes and after a kill. Raises BlobNotFound, or the InputError of an unreadable file.

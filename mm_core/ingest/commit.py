@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
+from mm_core.core.progress import Progress
 from mm_core.core.records import digest_of
 from mm_core.ingest.changes import Change, apply_changes, cell
 from mm_core.ingest.expectations import Fault
@@ -28,8 +29,6 @@ KEEP_BYTES = 32 << 20
 REFUSED = ("quarantine", "duplicate", "conflict")
 SAID = ("verdict", "reason", "detail", "where")
 """Columns that are compared with an earlier run; a refused row is written again if one differs."""
-
-Progress = Callable[[str, int, int], None]
 
 
 class Writes:

@@ -12,6 +12,7 @@ from mm_core.ingest.manifest import MAX_BYTES
 from mm_core.ingest.statements import Listing, Statement
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.rows import BatchRow, records
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store
 
 MANIFESTS = ("manifest.csv", "manifest.parquet")
@@ -147,29 +148,27 @@ def latest_arrivals(catalog: Catalog, state: str = "") -> dict[tuple[str, str], 
     return {(row["kind"], row["batch"]): row for row in ordered}
 
 
-def ready_batches(inbox: Store, catalog: Catalog, store: Store | None = None) -> list[ReadyBatch]:
+def ready_batches(run: StorageRun) -> list[ReadyBatch]:
     """Return the drops that must be ingested.
 
     A drop is ready if it is new or if its manifest differs from its last one. A restored earlier manifest also counts.
-    With `store`, a drop is also ready if files were replaced in place.
+    A drop whose files were replaced in place is ready too.
 
     Args:
-        inbox: The inbox.
-        catalog: The catalog with the ledger.
-        store: The store with the statements of earlier arrivals, or None.
+        run: Gives the inbox, the catalog with the ledger, and the store with the statements of earlier arrivals.
     """
-    latest = latest_arrivals(catalog)
+    latest = latest_arrivals(run.catalog)
     ready = []
-    for batch in arrived_batches(inbox):
+    for batch in arrived_batches(run.inbox):
         row = latest.get((batch.kind, batch.batch))
         # The ledger has no row of this drop: it is new.
         if row is None:
             ready.append(batch)
         elif row["key"] != batch.key:
             ready.append(replace(batch, after=str(row["arrival"] or row["key"])))
-        elif store is not None and row["statement"]:
+        elif row["statement"]:
             # Compare the digest of the listing first. Only a difference needs the statement.
-            listing = Listing.read(inbox, batch)
-            if listing.digest != row["files"] and Statement.read(store, row["statement"]).replaced(listing):
+            listing = Listing.read(run.inbox, batch)
+            if listing.digest != row["files"] and Statement.read(run.store, row["statement"]).replaced(listing):
                 ready.append(replace(batch, after=listing.digest))
     return ready

@@ -26,13 +26,12 @@ from typing import cast
 import numpy as np
 
 from mm_core.core.errors import BlobNotFound, BlobTooLarge, CatalogError, DropError, DropMoved, InputError, StoreError
-from mm_core.core.params import IngestParams
 from mm_core.core.records import Report, digest_of, sha256_file
 from mm_core.imaging.images import load_rgb
 from mm_core.imaging.near_duplicates import LOOK_SIDE, glance
 from mm_core.ingest.batch_mix import Mix, catalog_mix, classes_of, mix_of
 from mm_core.ingest.changes import Change
-from mm_core.ingest.commit import LedgerEntry, Progress, Writes, write_ledger
+from mm_core.ingest.commit import LedgerEntry, Writes, write_ledger
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.decode_sandbox import safely
 from mm_core.ingest.erasure import erase, forgotten_among
@@ -46,6 +45,7 @@ from mm_core.ingest.statements import ALPHA, Arrival, Listing, SaidRow, Statemen
 from mm_core.storage.catalog import Catalog, CatalogMoved
 from mm_core.storage.retry import disk_faults_of
 from mm_core.storage.rows import BatchRow, CorrectionRow, RejectRow
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob, remove_left_over
 
 WORKERS = min(8, os.cpu_count() or 1)
@@ -54,32 +54,15 @@ ATTEMPTS = 50
 """Largest number of decisions about one batch while other workers change the catalog."""
 
 
-def ingest_ready(
-    params: IngestParams,
-    catalog: Catalog,
-    store: Store,
-    inbox: Store,
-    report: Report,
-    *,
-    batch: str | None = None,
-    data_docs: Path,
-    spool: Path,
-    progress: Progress,
-) -> Report:
+def ingest_ready(run: StorageRun, report: Report, *, batch: str | None = None) -> Report:
     """Ingest every ready drop, or one named drop; a drop that is already ingested is only reported.
 
     A drop that cannot be read is held with its reason. The other drops are still ingested.
 
     Args:
-        params: Limits and thresholds.
-        catalog: The catalog.
-        store: The store of blobs and records.
-        inbox: The inbox.
+        run: Params, workspace, storage and progress.
         report: The report to fill.
         batch: Name of one drop, as `batch` or `kind/batch`; None for all ready drops.
-        data_docs: Folder of the Data Docs pages.
-        spool: Folder for temporary files.
-        progress: Called with a title, the number of rows done and the total.
 
     Returns:
         `report` with the metrics ingest/{batches,held,accepted,updated,quarantined,duplicates,conflicts}; the tables
@@ -91,38 +74,40 @@ def ingest_ready(
         StoreError: The store or the inbox fails.
         CatalogError: The catalog fails.
     """
-    chosen = ready_batches(inbox, catalog, store)
+    layout, chosen = run.layout, ready_batches(run)
     if batch is not None:
-        chosen = named_batches(inbox, batch)
+        chosen = named_batches(run.inbox, batch)
         if not chosen:
-            raise InputError(f"batch {batch!r}: no manifest at {inbox.url}/<kind>/{batch}: check --batch and --inbox")
-    docs = DataDocs(data_docs)
+            raise InputError(
+                f"batch {batch!r}: no manifest at {run.inbox.url}/<kind>/{batch}: check --batch and --inbox"
+            )
+    docs = DataDocs(layout.data_docs)
     vanished = []
     for one in chosen:
         try:
-            with disk_faults_of(spool):
-                Ingest(params, catalog, store, inbox, one, docs, spool, progress).run()
+            with disk_faults_of(layout.spool):
+                Ingest(run, one, docs).run()
         except StoreError as error:
             # A drop that a producer moved or changed is not an error of the store. Report it and continue.
-            if not isinstance(error, DropMoved) and is_as_it_arrived(inbox, one):
+            if not isinstance(error, DropMoved) and is_as_it_arrived(run.inbox, one):
                 raise
             vanished.append({"kind": one.kind, "batch": one.batch, "reason": str(error)})
-    with disk_faults_of(data_docs):
+    with disk_faults_of(layout.data_docs):
         docs.build()
-    describe(report, catalog, store, chosen, data_docs)
+    describe(report, run, chosen)
     report.tables["vanished"] = vanished
     return report
 
 
-def describe(report: Report, catalog: Catalog, store: Store, batches: Sequence[ReadyBatch], data_docs: Path) -> Report:
+def describe(report: Report, run: StorageRun, batches: Sequence[ReadyBatch]) -> Report:
     """Fill the report from the catalog and the records of these batches, and return it."""
-    keys = [one.key for one in batches]
+    catalog, keys = run.catalog, [one.key for one in batches]
     # Version -1 reads the empty table with its columns.
     ledger = catalog.read("batches", filters=[("key", "in", keys)]) if keys else catalog.read("batches", version=-1)
     lines = cast(list[BatchRow], ledger.fillna("").sort_values(["kind", "batch"]).to_dict("records"))
     report.tables["batches"] = lines
     report.tables["rejects"] = [row for one in batches for row in rejects_of(catalog, one)]
-    results = (read_record(store, one).get("expectations", []) for one in batches)
+    results = (read_record(run.store, one).get("expectations", []) for one in batches)
     report.tables["expectations"] = [result for listed in results for result in listed]
     changes = corrections_of(catalog, [line["arrival"] for line in lines])
     report.tables["updates"] = [row for row in changes if row["verdict"] == "update"]
@@ -130,7 +115,7 @@ def describe(report: Report, catalog: Catalog, store: Store, batches: Sequence[R
     report.metrics |= {"ingest/batches": len(lines), "ingest/held": sum(line["state"] == "held" for line in lines)}
     for count in ("accepted", "updated", "quarantined", "duplicates", "conflicts"):
         report.metrics[f"ingest/{count}"] = int(ledger[count].fillna(0).sum())
-    report.facts["data_docs"] = str(data_docs / "index.html")
+    report.facts["data_docs"] = str(run.layout.data_docs / "index.html")
     return report
 
 
@@ -167,19 +152,9 @@ def read_record(store: Store, batch: ReadyBatch) -> BatchRecord:
 class Ingest:
     """The ingest of one batch."""
 
-    def __init__(
-        self,
-        params: IngestParams,
-        catalog: Catalog,
-        store: Store,
-        inbox: Store,
-        batch: ReadyBatch,
-        docs: DataDocs,
-        spool: Path,
-        progress: Progress,
-    ) -> None:
-        self.params, self.catalog, self.store, self.inbox = params, catalog, store, inbox
-        self.batch, self.docs, self.spool, self.progress = batch, docs, spool, progress
+    def __init__(self, run: StorageRun, batch: ReadyBatch, docs: DataDocs) -> None:
+        self.params, self.catalog, self.store, self.inbox = run.params.ingest, run.catalog, run.store, run.inbox
+        self.batch, self.docs, self.spool, self.progress = batch, docs, run.layout.spool, run.progress
         # Microseconds keep the order of two manifests of one drop that arrive within a second.
         self.now = datetime.now(UTC).isoformat(timespec="microseconds")
 

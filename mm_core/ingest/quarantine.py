@@ -13,10 +13,8 @@ import numpy as np
 import pandas as pd
 
 from mm_core.core.errors import BlobNotFound, InputError
-from mm_core.core.params import IngestParams
 from mm_core.core.records import Report, sha256_file, write_bytes
 from mm_core.imaging.images import load_alpha, load_rgb
-from mm_core.ingest.commit import Progress
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.expectations import SUSPECT
 from mm_core.ingest.inbox import arrived_batches, kept_matte, latest_arrivals, named_batches
@@ -24,6 +22,7 @@ from mm_core.ingest.ingest import Ingest, describe
 from mm_core.ingest.row_decisions import label_id
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.rows import RejectRow
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, blob_key
 
 LOOK_SIDE = 640
@@ -100,35 +99,17 @@ def side_by_side(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.hstack([rgb, np.repeat(matte[..., None] * 255, 3, 2), dimmed]).astype(np.uint8)
 
 
-def accept(
-    params: IngestParams,
-    catalog: Catalog,
-    store: Store,
-    inbox: Store,
-    keys: Sequence[str],
-    data_docs: Path,
-    spool: Path,
-    *,
-    reviewer: str,
-    why: str,
-    progress: Progress = lambda what, done, total: None,
-) -> Report:
+def accept(run: StorageRun, keys: Sequence[str], *, reviewer: str, why: str) -> Report:
     """Accept suspect mattes after review; the same matte of the same photo is never suspected again.
 
     The reviews are recorded before the rows are ingested. If the command is killed in between, the same command or
     `mm quarantine retry` completes it.
 
     Args:
-        params: Limits and thresholds of ingest.
-        catalog: The catalog.
-        store: The store with the kept mattes.
-        inbox: The inbox with the drops of the rows.
+        run: Params, workspace, storage and progress.
         keys: Keys of the rows, or unambiguous beginnings.
-        data_docs: Folder of the Data Docs pages.
-        spool: Folder for temporary files.
         reviewer: Name of the person.
         why: Reason for the acceptance.
-        progress: Called with a title, the number of rows done and the total.
 
     Returns:
         The report of the ingest, with the facts `reviewed` (count) and `waiting`. `waiting` lists photos of drops that
@@ -137,7 +118,7 @@ def accept(
     Raises:
         InputError: A key matches no row or several, or a row was refused for another reason.
     """
-    rejects = list_rejects(catalog)
+    rejects = list_rejects(run.catalog)
     rows = [_one(rejects, key) for key in keys]
     if refused := [row for row in rows if not row["reason"].startswith(SUSPECT)]:
         one = refused[0]
@@ -147,53 +128,38 @@ def accept(
     now = datetime.now(UTC).isoformat(timespec="seconds")
     reviews = []
     for row in rows:
-        sample, alpha = str(row["where"]).rpartition("/")[2], sha256_file(store.fetch(kept_matte(row["key"])))
+        sample, alpha = str(row["where"]).rpartition("/")[2], sha256_file(run.store.fetch(kept_matte(row["key"])))
         said = {"reason": row["reason"], "detail": row["detail"], "reviewer": reviewer, "why": why, "reviewed_at": now}
         reviews.append({"id": label_id(sample, alpha), "sample_id": sample, "alpha_sha256": alpha} | said)
     # A review belongs to the digest of the matte: another matte of the same photo is checked again.
-    catalog.add("reviews", reviews)
-    ledger = {row["key"]: row["state"] for row in latest_arrivals(catalog).values()}
-    docs, taken, waiting = DataDocs(data_docs), [], {row["key"]: row["image"] for row in rows}
+    run.catalog.add("reviews", reviews)
+    ledger = {row["key"]: row["state"] for row in latest_arrivals(run.catalog).values()}
+    docs, taken, waiting = DataDocs(run.layout.data_docs), [], {row["key"]: row["image"] for row in rows}
     # Find the drops of the rows. Rows of missing drops remain in `waiting`.
-    for one in arrived_batches(inbox):
+    for one in arrived_batches(run.inbox):
         mine = {one.reject_key(int(row["row"])): int(row["row"]) for row in rows}
         numbers = frozenset(number for key, number in mine.items() if waiting.pop(key, None))
         if not numbers or one.key not in ledger:
             continue
-        work = Ingest(params, catalog, store, inbox, one, docs, spool, progress)
+        work = Ingest(run, one, docs)
         # A held drop is ingested as a whole. Its accepted mattes may now be enough to release it.
         work.run(again=True) if ledger[one.key] == "held" else work.run(only=numbers)
         taken.append(one)
     docs.build()
-    report = describe(Report("quarantine-accept"), catalog, store, taken, data_docs)
+    report = describe(Report("quarantine-accept"), run, taken)
     report.facts |= {"reviewed": len(reviews), "waiting": sorted(waiting.values())}
     return report
 
 
-def retry(
-    params: IngestParams,
-    catalog: Catalog,
-    store: Store,
-    inbox: Store,
-    batch: str,
-    data_docs: Path,
-    spool: Path,
-    progress: Progress = lambda what, done, total: None,
-) -> Report:
+def retry(run: StorageRun, batch: str) -> Report:
     """Ingest the refused rows of a drop again after a producer has repaired files under the same names.
 
     Rows with replaced files are also included. A held drop is ingested as a whole. Rows that are now valid are accepted
     and removed from quarantine. A changed manifest is a new arrival, which `mm ingest` handles.
 
     Args:
-        params: Limits and thresholds of ingest.
-        catalog: The catalog.
-        store: The store of blobs and records.
-        inbox: The inbox.
+        run: Params, workspace, storage and progress.
         batch: Name of the drop, as `batch` or `kind/batch`.
-        data_docs: Folder of the Data Docs pages.
-        spool: Folder for temporary files.
-        progress: Called with a title, the number of rows done and the total.
 
     Returns:
         The report of the ingest.
@@ -201,22 +167,22 @@ def retry(
     Raises:
         InputError: The batch was never ingested or is not in the inbox.
     """
-    ledger = {row["key"]: row["state"] for row in latest_arrivals(catalog).values()}
-    chosen = named_batches(inbox, batch)
+    ledger = {row["key"]: row["state"] for row in latest_arrivals(run.catalog).values()}
+    chosen = named_batches(run.inbox, batch)
     # A changed manifest has another key and needs a normal ingest.
     known = [one for one in chosen if one.key in ledger]
     if not known:
-        remedy = "run `mm ingest`" if chosen else f"there is no manifest at {inbox.url}/<kind>/{batch}"
+        remedy = "run `mm ingest`" if chosen else f"there is no manifest at {run.inbox.url}/<kind>/{batch}"
         raise InputError(f"batch {batch!r} was not ingested as it lies in the inbox: {remedy}")
-    docs = DataDocs(data_docs)
+    docs = DataDocs(run.layout.data_docs)
     for one in known:
-        work = Ingest(params, catalog, store, inbox, one, docs, spool, progress)
+        work = Ingest(run, one, docs)
         if ledger[one.key] == "held":
             work.run(again=True)
         else:
             # Duplicates are left out: repaired files do not change them, and replaced files are found anyway.
             refused = ["quarantine", "conflict"]
             filters: list[Filter] = [("kind", "=", one.kind), ("batch", "=", one.batch), ("verdict", "in", refused)]
-            work.run(only=frozenset(catalog.read("rejects", columns=["row"], filters=filters)["row"].tolist()))
+            work.run(only=frozenset(run.catalog.read("rejects", columns=["row"], filters=filters)["row"].tolist()))
     docs.build()
-    return describe(Report("quarantine-retry"), catalog, store, known, data_docs)
+    return describe(Report("quarantine-retry"), run, known)

@@ -12,7 +12,6 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from mm_core.core.errors import InputError
-from mm_core.core.params import LabelParams
 from mm_core.core.records import Report, digest_of, sha256_bytes
 from mm_core.imaging.images import encode_alpha, load_rgb
 from mm_core.ingest.row_decisions import read_history
@@ -23,6 +22,7 @@ from mm_core.labeling.review import category_stays, sent, suspect_photos
 from mm_core.labeling.trimap_matting import solve_unknown
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.rows import CorrectionRow, FeatureRow, LabelRow, SampleRow, records
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob, put_blob
 
 REFUSED = "refused_photo"
@@ -133,7 +133,7 @@ class Taken:
         self.counts["refused"] += 1
 
 
-def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Work], taken: Taken) -> list[Work]:
+def take(run: StorageRun, works: Sequence[Work], taken: Taken) -> list[Work]:
     """Check, decode, combine and store annotations; return the works on which people disagree.
 
     A combined matte becomes a blob and the newest label version of its photo (origin label_studio), and the category
@@ -142,16 +142,15 @@ def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Wo
     the same result.
 
     Args:
-        catalog: The catalog.
-        store: Store of the photos; mattes are added.
-        params: Limits of agreement.
+        run: Params, workspace, storage and progress.
         works: Annotations by photo, each photo once.
         taken: Counts and refusals are added to it.
     """
-    asked = _asked(catalog, store, {work.key for work in works if work.key})
+    catalog = run.catalog
+    asked = _asked(catalog, run.store, {work.key for work in works if work.key})
     categories, corrections, labels, refusals, disputed = [], [], [], [], []
     pairs = [(work, asked[work.key]) for work in works if work.key in asked]
-    answered = _answered(store, pairs)
+    answered = _answered(run.store, pairs)
     for work in works:
         photo = asked.get(work.key)
         if photo is None:
@@ -162,7 +161,7 @@ def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Wo
             continue
         answers, complete, result = next(answered)
         taken.add(result)
-        outcome = settle(answers, params)
+        outcome = settle(answers, run.params.label)
         if outcome.people > 1:
             _note_disagreement(work, outcome, taken)
         # The caller asks another person about a dispute.
@@ -171,7 +170,7 @@ def take(catalog: Catalog, store: Store, params: LabelParams, works: Sequence[Wo
         answer = outcome.answer
         # A matte: store it if it is news, and take over the category.
         if answer is not None and answer.alpha is not None:
-            label = _label(store, photo, work, answer)
+            label = _label(run.store, photo, work, answer)
             if _is_news(photo, work, label):
                 labels.append(label)
                 taken.counts["new_labels"] += 1

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from mm_core.core.errors import InputError
-from mm_core.core.layout import Layout
-from mm_core.core.params import LabelParams
 from mm_core.core.records import sha256_file, write_json
 from mm_core.labeling.apply_annotations import Refused, Taken, Work, merged, take
 from mm_core.labeling.label_studio_format import collected, inbox
-from mm_core.storage.catalog import Catalog
-from mm_core.storage.store import Store
+from mm_core.storage.run import StorageRun
 
 MAX_BYTES = 1 << 30
 """Maximum size of an export, which is read as a whole."""
@@ -21,15 +18,7 @@ AT_ONCE = 64
 """Photos decoded per commit."""
 
 
-def collect_labels(
-    params: LabelParams,
-    catalog: Catalog,
-    store: Store,
-    layout: Layout,
-    taken: Taken,
-    *,
-    progress: Callable[[str, int, int], None],
-) -> int:
+def collect_labels(run: StorageRun, taken: Taken) -> int:
     """Read every `<workspace>/labels/inbox/*.json` (Label Studio's JSON export: a list of tasks); return their number.
 
     Each annotation is checked separately. Valid ones are stored (`apply_annotations.take`). Invalid ones are listed
@@ -37,7 +26,7 @@ def collect_labels(
     `labels/collected/<sha256>-<name>`. The same content changes nothing, and after a kill the next run repeats the
     file with the same result.
     """
-    files = sorted(inbox(layout).glob("*.json"))
+    files = sorted(inbox(run.layout).glob("*.json"))
     for done, path in enumerate(files):
         before = len(taken.refused)
         try:
@@ -45,15 +34,15 @@ def collect_labels(
             batch = sha256_file(path)
             works = merged([*_works(_tasks(path), batch)])
             for start in range(0, len(works), AT_ONCE):
-                take(catalog, store, params, works[start : start + AT_ONCE], taken)
+                take(run, works[start : start + AT_ONCE], taken)
         except InputError as error:
             taken.refused.append({"task": None, "annotation": None, "reason": str(error)})
             taken.counts["refused"] += 1
         refused = taken.refused[before:]
         # Name the file in the refusals of this export.
         taken.refused[before:] = [Refused({"file": path.name, **row}) for row in refused]
-        _put_away(path, collected(layout), refused)
-        progress("collect", done + 1, len(files))
+        _put_away(path, collected(run.layout), refused)
+        run.progress("collect", done + 1, len(files))
     return len(files)
 
 

@@ -17,6 +17,7 @@ from mm_core.core.records import digest_of, write_bytes
 from mm_core.imaging.images import load_rgb
 from mm_core.labeling.label_studio_format import LABEL_CONFIG, make_task, outbox
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 
 ROUTED = "routed"
 """Extractor name of the rows of `features` that record each sent photo with its batch, queue and reason."""
@@ -47,15 +48,9 @@ class Outgoing:
     """Further texts to record."""
 
 
-def send(
-    outgoing: Sequence[Outgoing],
-    catalog: Catalog,
-    layout: Layout,
-    now: datetime,
-    progress: Callable[[str, int, int], None],
-) -> Path:
+def send(run: StorageRun, outgoing: Sequence[Outgoing], now: datetime) -> Path:
     """Write pictures, tasks under a hidden name and catalog rows, then publish the tasks file; return its path."""
-    folder = outbox(layout)
+    folder = outbox(run.layout)
     # The name depends on the contents, so a repeated run overwrites its own batch.
     batch = f"{now:%Y-%m-%d}-{digest_of(sorted((o.queue, o.sample_id) for o in outgoing))[:12]}"
     tasks, rows = [], []
@@ -82,12 +77,12 @@ def send(
                 "computed_at": now.isoformat(timespec="seconds"),
             }
         )
-        progress("tasks", done + 1, len(outgoing))
+        run.progress("tasks", done + 1, len(outgoing))
     write_bytes(folder / "label_config.xml", LABEL_CONFIG.encode())
     # The file appears under its real name only after the rows are in the catalog (see `finish_pending`).
     pending, ready = folder / f".{batch}.pending", folder / f"{batch}.json"
     write_bytes(pending, json.dumps(tasks, separators=(",", ":")).encode())
-    catalog.upsert("features", rows)
+    run.catalog.upsert("features", rows)
     pending.replace(ready)
     return ready
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,8 +17,7 @@ from mm_core.labeling.collect import key_of
 from mm_core.labeling.label_studio_client import Server
 from mm_core.labeling.label_studio_types import Task
 from mm_core.labeling.push import identity, remove_twins
-from mm_core.storage.catalog import Catalog
-from mm_core.storage.store import Store
+from mm_core.storage.run import StorageRun
 
 OVERLAP = timedelta(minutes=2)
 """Period that is read again each time, because a change may become visible after a later one."""
@@ -53,23 +51,14 @@ class Cursor:
         write_json(self.path, others | {self.link: {"since": self.since, "seen": self.seen}})
 
 
-def pull_labels(
-    params: LabelParams,
-    catalog: Catalog,
-    store: Store,
-    layout: Layout,
-    server: Server,
-    taken: Taken,
-    *,
-    progress: Callable[[str, int, int], None],
-) -> int:
+def pull_labels(run: StorageRun, server: Server, taken: Taken) -> int:
     """Read every task that changed since the last pull, a few at a time; return their number.
 
     The result of a task is computed from all its current annotations. Edits, deletions and repeated submissions
     therefore need no history, and reading a task again changes nothing. `labels/pulled.json` is written after the
     catalog, so after a kill a few tasks are read again. If people disagree, the task is sent to another person.
     """
-    cursor = Cursor.read(layout, server.link())
+    cursor = Cursor.read(run.layout, server.link())
     newest = server.newest_change()
     changed = [t for t in server.changed_since(_less(cursor.since)) if cursor.seen.get(str(t["id"])) != t["updated_at"]]
     changed = _without_twins(server, changed)
@@ -79,14 +68,14 @@ def pull_labels(
         with ThreadPoolExecutor(REQUESTS) as pool:
             works = list(pool.map(lambda task: _work(server, task), chunk))
         # Photos on which people disagree get another answer.
-        disputed = {work.task for work in take(catalog, store, params, works, taken)}
+        disputed = {work.task for work in take(run, works, taken)}
         for task, work in zip(chunk, works, strict=True):
             if work.task in disputed:
-                _ask_again(server, task, work, params, taken)
+                _ask_again(server, task, work, run.params.label, taken)
             taken.counts["cancelled"] += task["cancelled_annotations"]
             cursor.seen[str(task["id"])] = task["updated_at"]
         cursor.write()
-        progress("pull", min(start + AT_ONCE, len(changed)), len(changed))
+        run.progress("pull", min(start + AT_ONCE, len(changed)), len(changed))
     # `newest` was read before the listing, so later changes are read next time.
     cursor.since = newest or cursor.since
     kept = _less(cursor.since) or ""

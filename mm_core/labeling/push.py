@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.locks import exclusive
+from mm_core.core.progress import Progress
 from mm_core.core.records import Report, write_json
 from mm_core.labeling.collect import key_of
 from mm_core.labeling.label_studio_client import Server
@@ -20,7 +21,7 @@ AT_ONCE = 20
 """Photos per request."""
 
 
-def push_tasks(layout: Layout, server: Server, report: Report, *, progress: Callable[[str, int, int], None]) -> Report:
+def push_tasks(layout: Layout, server: Server, report: Report, *, progress: Progress) -> Report:
     """Upload the pictures of every outbox batch that this server does not have, then import its tasks.
 
     A task is looked up by its `data.key` and batch before it is imported, because a photo may be sent again months

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from mm_core.core.layout import Layout
-from mm_core.core.params import IngestParams, RouteParams
+from mm_core.core.params import RouteParams
 from mm_core.core.pins import has_snapshot, read_snapshot
 from mm_core.imaging.images import load_alpha, read_header
 from mm_core.ingest.expectations import SUSPECT
@@ -33,6 +33,7 @@ from mm_core.ingest.snapshot import newest_labels, read_pool
 from mm_core.labeling.outbox import ROUTED, Outgoing
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.rows import SampleRow
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob, put_blob
 
 LEAST_MODELS = 3
@@ -72,40 +73,40 @@ def sent(catalog: Catalog, ids: Collection[str] | None = None) -> dict[str, Sent
 # ── reviews to send ──────────────────────────────────────────────────────────────────────────────
 
 
-def suspect_reviews(params: RouteParams, catalog: Catalog, store: Store) -> list[Outgoing]:
+def suspect_reviews(run: StorageRun) -> list[Outgoing]:
     """Return reviews of suspect mattes in quarantine that were not sent before, oldest first, with the drop's matte."""
-    rejects = catalog.read("rejects", filters=[("verdict", "=", "quarantine")])
+    rejects = run.catalog.read("rejects", filters=[("verdict", "=", "quarantine")])
     quarantined = rejects.loc[rejects["reason"].fillna("").str.startswith(SUSPECT) & rejects["where"].notna()]
     quarantined = quarantined.assign(sample_id=[str(where).rpartition("/")[2] for where in quarantined["where"]])
     # A photo that was sent before is not sent again, even if several rows refer to it.
-    already_sent = sent(catalog, list(quarantined["sample_id"]))
+    already_sent = sent(run.catalog, list(quarantined["sample_id"]))
     new = quarantined.loc[~quarantined["sample_id"].isin(list(already_sent))]
     new = new.sort_values(["rejected_at", "key"]).drop_duplicates("sample_id")
     return [
         Outgoing(
             row["sample_id"],
             "suspect",
-            store.fetch(row["where"]),
+            run.store.fetch(row["where"]),
             f"The matte that came with {row['batch']} is in quarantine, {row['reason']} ({row['detail']}): "
             "correct it, or submit it unchanged.",
             score=1.0,
             tags=[row["reason"]],
-            start=_matte(store.fetch(kept_matte(row["key"]))),
+            start=_matte(run.store.fetch(kept_matte(row["key"]))),
             start_version=f"drop {row['batch']}",
             texts={"reject": row["key"]},
         )
-        for row in new.head(params.suspects).to_dict("records")
+        for row in new.head(run.params.route.suspects).to_dict("records")
     ]
 
 
-def eval_reviews(params: RouteParams, catalog: Catalog, store: Store, layout: Layout) -> list[Outgoing]:
+def eval_reviews(run: StorageRun) -> list[Outgoing]:
     """Return reviews of eval photos with doubtful labels, the most doubtful first, with the label as initial matte."""
-    doubted = doubted_labels(params, layout)
+    doubted = doubted_labels(run.params.route, run.layout)
     if doubted.empty:
         return []
     ids = sorted(doubted["sample_id"])
-    already_sent = sent(catalog, ids)
-    current = newest_labels(catalog.read("labels", filters=[("sample_id", "in", ids)])).set_index("sample_id")
+    already_sent = sent(run.catalog, ids)
+    current = newest_labels(run.catalog.read("labels", filters=[("sample_id", "in", ids)])).set_index("sample_id")
     reviews = []
     for row in doubted.to_dict("records"):
         sample, alpha = row["sample_id"], row["alpha_sha256"]
@@ -119,18 +120,18 @@ def eval_reviews(params: RouteParams, catalog: Catalog, store: Store, layout: La
             Outgoing(
                 sample,
                 "eval",
-                fetch_blob(store, sample),
+                fetch_blob(run.store, sample),
                 f"This photo evaluates models, and each of them has at least {row['doubt']:.1f} times its median error "
                 f"for {row['category']} on it: is the matte right?",
                 score=float(row["doubt"]),
                 category=row["category"],
-                start=_matte(fetch_blob(store, alpha)),
+                start=_matte(fetch_blob(run.store, alpha)),
                 start_version=f"label {alpha[:12]}",
                 numbers={"doubt": float(row["doubt"])},
                 texts={"alpha": alpha},
             )
         )
-    return reviews[: params.eval_reviews]
+    return reviews[: run.params.route.eval_reviews]
 
 
 def doubted_labels(params: RouteParams, layout: Layout) -> pd.DataFrame:
@@ -197,9 +198,7 @@ def category_stays(asked: Sent) -> bool:
     return asked.queue != "train"
 
 
-def settle_suspects(
-    params: IngestParams, catalog: Catalog, store: Store, inbox: Store, layout: Layout
-) -> dict[str, list[str]]:
+def settle_suspects(run: StorageRun) -> dict[str, list[str]]:
     """Move suspect photos with a finished review out of quarantine, with the person's matte as the newest version.
 
     Runs after answers became label versions; repeating it changes nothing. The review is recorded first
@@ -208,6 +207,7 @@ def settle_suspects(
     Returns:
         The ids `settled` and `waiting`.
     """
+    catalog = run.catalog
     suspects = {i: photo for i, photo in sent(catalog).items() if photo.queue == "suspect"}
     if not suspects:
         return {"settled": [], "waiting": []}
@@ -222,7 +222,7 @@ def settle_suspects(
     for annotator in sorted({str(answers.loc[i, "annotator"]) for i in todo}):
         keys = [suspects[i].reject for i in todo if str(answers.loc[i, "annotator"]) == annotator]
         why = "reviewed in Label Studio; the matte submitted there is the newer version"
-        accept(params, catalog, store, inbox, keys, layout.data_docs, layout.spool, reviewer=annotator, why=why)
+        accept(run, keys, reviewer=annotator, why=why)
     # Accepting adds the drop's matte, which must not outrank the person's.
     _put_first(catalog, of_these)
     entered = set(catalog.read("samples", columns=["id"], filters=[("id", "in", sorted(answers.index))])["id"])

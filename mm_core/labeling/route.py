@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from mm_core.core.layout import Layout
-from mm_core.core.params import RouteParams, SnapshotParams
+from mm_core.core.params import SnapshotParams
 from mm_core.core.pins import ModelPin, PinnedInputs, has_snapshot, read_snapshot
+from mm_core.core.progress import Progress
 from mm_core.core.records import Report
 from mm_core.imaging.images import load_rgb
 from mm_core.labeling.candidates import candidates, first_pass, nothing, sent_today
@@ -27,6 +28,7 @@ from mm_core.labeling.selection import UNKNOWN, choose
 from mm_core.labeling.signals import UNCERTAINTY, look
 from mm_core.model.predict import TorchPredictor, decoders_for
 from mm_core.storage.catalog import Catalog, Filter
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob
 from mm_core.structuring import photo_features
 from mm_core.structuring.rows import VECTORS
@@ -36,21 +38,10 @@ if TYPE_CHECKING:
 
 LOOK_SIDE, LOOK_BATCH = 512, 8
 """Long side in pixels of the photos that the champion predicts, and photos per batch."""
-Progress = Callable[[str, int, int], None]
 __all__ = ["ROUTED", "route_hard"]
 
 
-def route_hard(
-    params: RouteParams,
-    catalog: Catalog,
-    store: Store,
-    inputs: PinnedInputs,
-    layout: Layout,
-    report: Report,
-    *,
-    progress: Progress,
-    now: datetime | None = None,
-) -> Report:
+def route_hard(run: StorageRun, inputs: PinnedInputs, report: Report, *, now: datetime | None = None) -> Report:
     """Write chosen photos as tasks to `labels/outbox/<batch>.json`, with their pictures in `<batch>/`.
 
     Each task's `data` has `queue`, `why` in one sentence, `score` and `tags`; the factors of the score go to
@@ -61,36 +52,40 @@ def route_hard(
     the batch of a killed run, so no photo is sent twice.
 
     Args:
-        params: Budgets and seed.
-        catalog: The catalog; sent photos are recorded in it.
-        store: Store of photos and models.
+        run: Params, workspace, storage and progress.
         inputs: As returned by `stages.read_inputs`.
-        layout: The workspace.
         report: Report that is filled and returned.
-        progress: Called with a label, the photos done and the total.
         now: Time of the run; by default the current time.
     """
+    params, catalog = run.params, run.catalog
     now = now or datetime.now(UTC)
     # First complete or discard the batch of a killed run.
-    finish_pending(catalog, layout)
-    need = category_need(layout, inputs)
-    pool = candidates(catalog, _snapshot_params(layout))
+    finish_pending(catalog, run.layout)
+    need = category_need(run.layout, inputs)
+    pool = candidates(catalog, _snapshot_params(run.layout))
     today = sent_today(catalog, now)
-    budget = max(0, min(params.budget, params.per_day - today.total()))
-    looked = first_pass(params, catalog, pool, need) if budget else nothing()
+    budget = max(0, min(params.route.budget, params.route.per_day - today.total()))
+    looked = first_pass(params.route, catalog, pool, need) if budget else nothing()
     # The champion's signals are expensive, so they are computed for the first pass's photos only.
     champion = inputs.get("champion")
-    predictor = _predictor(champion, store, layout) if champion and len(looked.table) else None
-    signals = _seen(looked.table, store, predictor, progress) if predictor else _quality(looked.table, catalog)
+    predictor = _predictor(champion, run.store, run.layout) if champion and len(looked.table) else None
+    signals = _seen(looked.table, run.store, predictor, run.progress) if predictor else _quality(looked.table, catalog)
     weights = {category: entry.weight for category, entry in need.items()}
     # What the day's budget leaves for each category.
-    caps = {c: params.per_category - today[c] for c in {*looked.table["category"].fillna(UNKNOWN)}}
+    caps = {c: params.route.per_category - today[c] for c in {*looked.table["category"].fillna(UNKNOWN)}}
     chosen = choose(
-        looked.table, signals, looked.vectors, looked.known, weights, budget=budget, caps=caps, seed=params.seed
+        looked.table,
+        signals,
+        looked.vectors,
+        looked.known,
+        weights,
+        budget=budget,
+        caps=caps,
+        seed=params.route.seed,
     )
-    outgoing = _outgoing(chosen, signals, need, catalog, store, predictor, _version(champion))
-    outgoing += suspect_reviews(params, catalog, store)
-    outgoing += eval_reviews(params, catalog, store, layout)
+    outgoing = _outgoing(chosen, signals, need, catalog, run.store, predictor, _version(champion))
+    outgoing += suspect_reviews(run)
+    outgoing += eval_reviews(run)
 
     report.metrics |= {"route/candidates": len(pool), "route/looked_at": len(looked.table)}
     report.metrics |= {"route/chosen": len(chosen), "route/sent_today_before": today.total()}
@@ -100,7 +95,7 @@ def route_hard(
     report.tables["routed"] = [{name: getattr(item, name) for name in shown} | dict(item.numbers) for item in outgoing]
     report.tables["need"] = [{"category": c, "need": round(n.weight, 3), "why": n.why} for c, n in need.items()]
     if outgoing:
-        tasks = send(outgoing, catalog, layout, now, progress)
+        tasks = send(run, outgoing, now)
         report.facts |= {"tasks": str(tasks), "model": _version(champion)}
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +19,7 @@ from mm_core.core.records import digest_of, read_keyed, sha256_file, write_json
 from mm_core.imaging.images import UnreadableImage, load_rgb
 from mm_core.imaging.near_duplicates import LOOK_SIDE, glance, landmarks, perceptual_hash
 from mm_core.ingest.spellings import PHOTOS, is_hidden
-from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.structuring import photo_features
 from mm_core.structuring.category_guess import Guesser, guesser_of
 from mm_core.structuring.extractors import Chosen, chosen, decode, shrunk
@@ -85,24 +85,14 @@ class Gallery:
     """Number of photos that were not in the cache."""
 
 
-def read_gallery(
-    folder: Path,
-    params: Params,
-    layout: Layout,
-    catalog: Catalog,
-    *,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> Gallery:
+def read_gallery(run: StorageRun, folder: Path) -> Gallery:
     """Read every photo of a folder and its subfolders, sorted by name.
 
     Records are cached in the workspace by content. Hidden and system files are ignored (`spellings.is_hidden`).
 
     Args:
+        run: Params, workspace, storage and progress.
         folder: The folder of photos.
-        params: Parameters of the feature extraction.
-        layout: The workspace with the cache.
-        catalog: Source of the category guesser.
-        progress: Called with stage name, finished and total photos.
 
     Returns:
         The photos and the unreadable files.
@@ -120,25 +110,25 @@ def read_gallery(
     if not files:
         raise InputError(f"{folder}: no photos found; put {', '.join(sorted(PHOTOS))} files there")
     with ExitStack() as stack:
-        tools = chosen(params, layout, stack)
-        guesser, vectors_from = guesser_of(catalog, tools)
+        tools = chosen(run.params, run.layout, stack)
+        guesser, vectors_from = guesser_of(run.catalog, tools)
         # A change of extractors or parameters invalidates the records.
         key = digest_of(
-            [VERSION, photo_features.VERSION, params.structure.model_dump(mode="json"), vectors_from]
+            [VERSION, photo_features.VERSION, run.params.structure.model_dump(mode="json"), vectors_from]
             + [(e.name, e.version) for e in tools.extractors]
         )
         digests = {path: sha256_file(path) for path in files}
         records: dict[str, PhotoRecord] = {}
         for digest in set(digests.values()):
-            cached = cast(PhotoRecord | None, read_keyed(_record(layout, digest), key))
+            cached = cast(PhotoRecord | None, read_keyed(_record(run.layout, digest), key))
             if cached is not None:
                 records[digest] = cached
         # Equal files share one record.
         new = {digest: path for path, digest in digests.items() if digest not in records}
-        for done, (digest, record) in enumerate(_look(list(new.items()), tools, guesser, params), start=1):
+        for done, (digest, record) in enumerate(_look(list(new.items()), tools, guesser, run.params), start=1):
             records[digest] = record
-            write_json(_record(layout, digest), {**record, "key": key})
-            progress("photos", done, len(new))
+            write_json(_record(run.layout, digest), {**record, "key": key})
+            run.progress("photos", done, len(new))
     pictures, unreadable = [], []
     for path in files:
         name, record = path.relative_to(folder).as_posix(), records[digests[path]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 
 from mm_core.core.outputs import check_outputs
 from mm_core.core.params import MomentsParams
+from mm_core.core.progress import Progress
 from mm_core.core.records import Report, digest_of, read_keyed, write_bytes, write_json
 from mm_core.effects.cutout import Cutout
 from mm_core.imaging.hash_index import Hashed, find_candidates
@@ -115,7 +116,7 @@ def make_moments(
     *,
     predictor: Predictor | None,
     model: str,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Report:
     """Write `out/moments.json` and a folder per moment with its pieces; unchanged moments are kept.
 

@@ -19,7 +19,7 @@ import sqlite3
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TypedDict
@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 from mm_core.core.errors import BlobNotFound, InputError, StoreError
 from mm_core.core.layout import Layout
 from mm_core.core.locks import removal_lock
+from mm_core.core.progress import Progress
 from mm_core.core.records import Report, sha256_file, write_json
 from mm_core.core.settings import Settings, secret
 from mm_core.services.backup_target import (
@@ -53,7 +54,6 @@ LEFT_OUT = ("cache", "checkpoints", "scratch")
 REQUIRED = ("store/catalog/", "postgres/", "workspace/inputs.json", "workspace/mlflow/")
 """Prefixes of files without which a restore is useless; it skips any other damaged file and reports it."""
 _SQLITE = b"SQLite format 3\x00"
-Progress = Callable[[str, int, int], None]
 
 
 class Begun(TypedDict):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 
 from mm_core.core.errors import MattingError
 from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.progress import Progress
 from mm_core.core.records import Report, Verdict, digest_of, sha256_file
 from mm_core.export.bundle_manifest import checked_manifest
 from mm_core.export.registry import Registry
@@ -25,8 +26,6 @@ from mm_core.storage.retry import archive_fault
 from mm_core.storage.schemas import SCHEMAS
 from mm_core.storage.seals import SEALED_KEYS, broken_files, broken_seals, database_fault, databases_of, unsealed
 from mm_core.storage.store import BLOBS, LocalStore, Store, blob_key, open_store
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
 import pandas as pd
 
-from mm_core.core.layout import Layout
-from mm_core.core.params import Params
 from mm_core.core.records import Report
 from mm_core.ingest.snapshot import newest_labels
 from mm_core.storage.catalog import Catalog, Filter
-from mm_core.storage.store import Store
+from mm_core.storage.run import StorageRun
 from mm_core.structuring import difficulty, photo_features
 from mm_core.structuring.category_guess import guess_new
 from mm_core.structuring.extractors import Extractor, chosen
@@ -29,15 +27,7 @@ CHUNK_SECONDS = 20.0
 """Maximum time between commits in seconds."""
 
 
-def structure_new(
-    params: Params,
-    catalog: Catalog,
-    store: Store,
-    layout: Layout,
-    report: Report,
-    *,
-    progress: Callable[[str, int, int], None],
-) -> tuple[str, str]:
+def structure_new(run: StorageRun, report: Report) -> tuple[str, str]:
     """Add the rows that are missing at the current extractors and versions, then the guesses of categories.
 
     Finished work is committed in chunks, so a killed run continues with the next one. The report gets:
@@ -50,11 +40,11 @@ def structure_new(
     Returns:
         Extractor and version of the most informative vectors (`Chosen.vectors`).
     """
-    rows = Counter()
+    catalog, rows = run.catalog, Counter()
     unreadable: list[Unread] = []
     finished = 0
     with ExitStack() as stack:
-        tools = chosen(params, layout, stack)
+        tools = chosen(run.params, run.layout, stack)
         # Only samples with missing rows are read, so a finished catalog costs one query.
         ids = unfinished(catalog, tools.extractors)
         lacking: list[Filter] = [("sample_id", "in", ids)]
@@ -63,20 +53,20 @@ def structure_new(
         have = catalog.read("features", columns=["sample_id", "extractor", "version"], filters=lacking)
         tasks = missing(samples, labels, have, tools.extractors)
         # Both engines yield results in the order of the tasks.
-        if layout.settings.engine == "ray":
+        if run.layout.settings.engine == "ray":
             from mm_core.structuring.on_ray import measured_on_ray
 
-            work = measured_on_ray(params, layout, tasks, tools.extractors)
+            work = measured_on_ray(run.params, run.layout, tasks, tools.extractors)
         else:
-            work = measured(store, tasks, tools.extractors)
+            work = measured(run.store, tasks, tools.extractors)
         for done in _in_chunks(work):
             catalog.upsert("features", done.rows)
             unreadable += done.failures
             rows.update(row["extractor"] for row in done.rows)
             # A sample may have several rows in one chunk.
             finished += len({entry["sample_id"] for entry in done.rows + done.failures})
-            progress("structure", min(finished, len(tasks)), len(tasks))
-    guess_new(params.structure, catalog, tools, report)
+            run.progress("structure", min(finished, len(tasks)), len(tasks))
+    guess_new(run.params.structure, catalog, tools, report)
     report.metrics |= {
         "structure/samples": int(catalog.query("SELECT count(*) AS photos FROM samples").iloc[0, 0]),
         "structure/photos": rows.pop(photo_features.EXTRACTOR, 0),

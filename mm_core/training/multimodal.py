@@ -16,10 +16,10 @@ The CLIP towers run once per caption and photo before training, and not during i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,8 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_core.core.layout import Layout
-from mm_core.core.params import LossParams, MultimodalParams, Params, SemiParams
+from mm_core.core.params import LossParams, MultimodalParams, SemiParams
 from mm_core.core.records import digest_of
 from mm_core.imaging.pixel_cache import PixelCache
 from mm_core.model.clip import cached_embeddings, load_clip, train_local_clip
@@ -38,6 +37,10 @@ from mm_core.training.losses import consistency, contrastive, matting_losses
 from mm_core.training.semi import Semi, frozen_batch_norm_stats, pseudo_label_loss, ramp, scale_gradient
 from mm_core.training.supervised import Features, Pools
 from mm_core.training.trainer import Sample
+
+if TYPE_CHECKING:
+    # For type checkers alone, so that the code of the catalog is no part of a model's content key.
+    from mm_core.storage.run import StorageRun
 
 NEGATIVES = 4
 """Maximum number of captions of other photos per anchor."""
@@ -52,40 +55,34 @@ class Towers:
     """Vectors by sample id."""
 
 
-def embed(
-    params: Params,
-    layout: Layout,
-    cache: PixelCache,
-    text_image: pd.DataFrame,
-    others: Sequence[pd.DataFrame],
-    progress: Callable[[str, int, int], None],
-) -> Towers:
+def embed(run: StorageRun, cache: PixelCache, text_image: pd.DataFrame, others: Sequence[pd.DataFrame]) -> Towers:
     """Embed all photos and captions of `text_image` and `others` with CLIP.
 
     With `clip.model: local` a small CLIP is trained on `text_image` first, once per set of pairs.
 
     Args:
-        params: The cycle's params (`clip`, `seed`).
-        layout: The workspace; embeddings are cached below `layout.cache`.
+        run: Params, workspace, storage and progress.
         cache: Decoded photos of all frames.
         text_image: Frame of captioned photos.
         others: Further frames of photos, with or without captions.
-        progress: Called with a label, the steps done and the total.
 
     Raises:
         InputError: Model or weights are not available.
         NothingToTrainOn: The local CLIP has fewer than two different captions.
     """
+    params = run.params
     local = None
     if params.clip.model == "local":
         # The file name is a digest of everything that the training depends on.
         pairs = sorted(zip(text_image["sample_id"], text_image["caption"], strict=True))
-        local = layout.cache / "clip" / f"{digest_of([pairs, params.clip.model_dump(), params.seed])}.safetensors"
+        local = run.layout.cache / "clip" / f"{digest_of([pairs, params.clip.model_dump(), params.seed])}.safetensors"
         if not local.is_file():
             photos = [(np.asarray(cache.photos[sample]), caption) for sample, caption in pairs]
-            train_local_clip(photos, params.clip.steps, params.seed, local, progress=partial(progress, "train clip"))
+            train_local_clip(
+                photos, params.clip.steps, params.seed, local, progress=partial(run.progress, "train clip")
+            )
     clip = load_clip(params.clip, local)
-    frames, folder = [text_image, *others], layout.cache / "clip"
+    frames, folder = [text_image, *others], run.layout.cache / "clip"
     captions = sorted({caption for frame in frames for caption in frame["caption"].dropna() if caption.strip()})
     samples = sorted({sample for frame in frames for sample in frame["sample_id"]})
     texts = cached_embeddings(clip, folder, "text", captions, lambda caption: caption)

@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -15,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from mm_core.core import cluster
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import Progress
 from mm_core.core.records import Report
-from mm_core.storage.store import open_store
+from mm_core.storage.run import StorageRun
 from mm_core.training import process_group
-from mm_core.training.stage import read_data, train_stage
+from mm_core.training.stage import train_stage
+from mm_core.training.stage_data import read_data
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -27,23 +28,16 @@ RESTARTS = 3
 """Worker failures per stage that are tolerated; after each the stage resumes from its own checkpoint."""
 
 
-def train_stage_on_ray(
-    stage: str,
-    params: Params,
-    layout: Layout,
-    report: Report,
-    *,
-    start: Path | None,
-    progress: Callable[[str, int, int], None],
-) -> Report:
+def train_stage_on_ray(stage: str, run: StorageRun, report: Report, *, start: Path | None) -> Report:
     """Run `train_stage` in `MM_RAY_WORKERS` processes of the cluster, with a GPU each if the cluster has enough.
 
     Every worker must see the workspace at the same path. Arguments and errors are those of `train_stage`.
     """
+    layout = run.layout
     workers = layout.settings.ray_workers
     # Check the inputs before Ray starts: Ray would retry an error that every process raises.
     read_data(stage, layout)
-    process_group.check_batch(params.train.common.batch, workers)
+    process_group.check_batch(run.params.train.common.batch, workers)
     cluster.join(layout.settings)
     import ray
     import ray.train
@@ -60,7 +54,7 @@ def train_stage_on_ray(
         _worker,
         train_loop_config={
             "stage": stage,
-            "params": params.model_dump_json(),
+            "params": run.params.model_dump_json(),
             "settings": layout.settings,
             "report": report.stage,
             "start": start,
@@ -71,7 +65,7 @@ def train_stage_on_ray(
             name=stage, storage_path=str(records), failure_config=ray.train.FailureConfig(max_failures=RESTARTS)
         ),
     )
-    listener = threading.Thread(target=_listen, args=(messages, progress), daemon=True)
+    listener = threading.Thread(target=_listen, args=(messages, run.progress), daemon=True)
     listener.start()
     try:
         returned = trainer.fit().return_value
@@ -120,12 +114,9 @@ def _worker(config: dict[str, Any]) -> WorkerResult:
     report = Report(config["report"])
     train_stage(
         config["stage"],
-        Params.model_validate_json(config["params"]),
-        layout,
-        open_store(layout.settings.store, layout.cache),
+        StorageRun(Params.model_validate_json(config["params"]), layout, progress),
         report,
         start=config["start"],
-        progress=progress,
     )
     # Collect the processor time of every process.
     seconds: list[float] = [sum(os.times()[:4])] * ray.train.get_context().get_world_size()
@@ -134,7 +125,7 @@ def _worker(config: dict[str, Any]) -> WorkerResult:
     return {"report": json.dumps(asdict(report)), "cpu_seconds": sum(seconds)}
 
 
-def _listen(messages: Queue, progress: Callable[[str, int, int], None]) -> None:
+def _listen(messages: Queue, progress: Progress) -> None:
     """Pass messages of the workers on to `progress` until None arrives."""
     while (message := messages.get()) is not None:
         progress(*message)

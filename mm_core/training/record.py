@@ -18,7 +18,7 @@ from mm_core.core.pins import SnapshotFacts, read_snapshot
 from mm_core.core.records import sha256_file
 from mm_core.ingest.snapshot import read_pool
 from mm_core.model.meta import ModelMeta, read_meta
-from mm_core.training.stage import read_data
+from mm_core.training.stage_data import read_data
 
 _ROW = ["sample_id", "alpha_sha256"]
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.params import Params
 from mm_core.core.records import Report
-from mm_core.storage.store import Store
+from mm_core.storage.run import StorageRun
 from mm_core.training.stage import train_stage
 
 
@@ -34,13 +32,11 @@ def copy_data(source: Layout, target: Layout) -> None:
         shutil.copytree(here, there, dirs_exist_ok=True)
 
 
-def train_all(
-    params: Params, layout: Layout, store: Store, start: Path | None, progress: Callable[[str, int, int], None]
-) -> Path:
+def train_all(run: StorageRun, start: Path | None) -> Path:
     """Train all stages in order and return the path of the last model; `start` None starts from scratch."""
     for stage in TRAIN_STAGES:
         # Each stage starts from the model of the previous one.
-        train_stage(stage, params, layout, store, Report(f"train-{stage}"), start=start, progress=progress)
-        start = layout.model(stage)
+        train_stage(stage, run, Report(f"train-{stage}"), start=start)
+        start = run.layout.model(stage)
     assert start is not None
     return start

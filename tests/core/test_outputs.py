@@ -10,18 +10,20 @@ import cv2
 import numpy as np
 import pytest
 
-from mm_core import stages
+from mm_core import operations
 from mm_core.cli.predict import predict_files
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.outputs import check_outputs
 from mm_core.core.params import ModelParams, Params
+from mm_core.core.progress import quiet
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
 from mm_core.export.signature import make_keys
 from mm_core.ingest.drop import package_folder
 from mm_core.model.files import save_model
 from mm_core.model.network import build_model
+from mm_core.pinned_inputs import Run
 from mm_core.services import backup
 
 
@@ -79,7 +81,11 @@ def test_predict_refuses_a_collision_before_it_writes(
     before = contents(photos)
     with pytest.raises(InputError, match=words):
         predict_files(
-            layout_at(photos.parent), [photos / name for name in given], photos / out, model=model, cutout=cutout
+            Run(Params(), layout_at(photos.parent)),
+            [photos / name for name in given],
+            photos / out,
+            model=model,
+            cutout=cutout,
         )
     assert contents(photos) == before and not (photos.parent / "out").exists()
 
@@ -88,7 +94,7 @@ def test_predict_takes_a_folder_and_leaves_its_own_mattes_out(photos: Path, mode
     layout = layout_at(photos.parent)
     (photos / "holiday.png").rename(photos / "holiday.jpeg")
     for _ in range(2):  # repeating it replaces its own files and takes none of them for a photo
-        report = predict_files(layout, [photos], photos, model=model, cutout=True)
+        report = predict_files(Run(Params(), layout), [photos], photos, model=model, cutout=True)
         assert report.metrics == {"predict/mattes": 3, "predict/unreadable": 0}
     made = {name for name in contents(photos) if name.endswith(".png")}
     names = ("beach", "holiday", "trip/beach")
@@ -101,26 +107,26 @@ def test_predict_takes_a_folder_and_leaves_its_own_mattes_out(photos: Path, mode
 
 def test_predict_into_a_folder_below_the_photos(photos: Path, model: str) -> None:
     for _ in range(2):
-        report = predict_files(layout_at(photos.parent), [photos], photos / "mattes", model=model)
+        report = predict_files(Run(Params(), layout_at(photos.parent)), [photos], photos / "mattes", model=model)
         assert report.metrics["predict/mattes"] == 3
     assert (photos / "mattes" / "trip" / "beach.png").is_file()
 
 
 def test_one_bad_file_of_many_is_told_and_the_rest_is_done(photos: Path, model: str, tmp_path: Path) -> None:
     (photos / "broken.jpg").write_bytes((photos / "beach.jpg").read_bytes()[:100])
-    report = predict_files(layout_at(tmp_path), [photos], tmp_path / "out", model=model)
+    report = predict_files(Run(Params(), layout_at(tmp_path)), [photos], tmp_path / "out", model=model)
     assert report.metrics == {"predict/mattes": 3, "predict/unreadable": 1}
     (row,) = report.tables["unreadable"]
     assert row["image"].endswith("broken.jpg") and "broken.jpg" in row["reason"]
     with pytest.raises(InputError, match=r"no photo could be read: .*broken.jpg"):
-        predict_files(layout_at(tmp_path), [photos / "broken.jpg"], tmp_path / "out", model=model)
+        predict_files(Run(Params(), layout_at(tmp_path)), [photos / "broken.jpg"], tmp_path / "out", model=model)
 
 
 def test_predict_names_what_is_not_there(photos: Path, model: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path, words in ((tmp_path / "none.jpg", "no such file or folder"), (tmp_path / "empty", "no photos found")):
         with pytest.raises(InputError, match=words):
-            predict_files(layout_at(tmp_path), [path], tmp_path / "out", model=model)
+            predict_files(Run(Params(), layout_at(tmp_path)), [path], tmp_path / "out", model=model)
 
 
 def test_a_folder_above_an_input_is_no_output(photos: Path) -> None:
@@ -132,7 +138,7 @@ def test_a_folder_above_an_input_is_no_output(photos: Path) -> None:
 def test_moments_are_not_written_into_the_gallery(photos: Path, out: str) -> None:
     before = contents(photos)
     with pytest.raises(InputError, match="lies in the gallery"):
-        stages.moments(Params(), layout_at(photos.parent), photos, photos.parent / out, model="none")
+        operations.moments(Run(Params(), layout_at(photos.parent)), photos, photos.parent / out, model="none")
     assert contents(photos) == before
 
 
@@ -149,11 +155,11 @@ def test_moments_replace_no_folder_and_no_file_of_the_users(tmp_path: Path, fore
     (out / foreign).write_text("mine")
     params = Params().with_values(**{"structure.ocr": [], "moments.least": 2})
     with pytest.raises(InputError, match="is there already and was not made by this command"):
-        stages.moments(params, layout_at(tmp_path), tmp_path / "gallery", out, model="none")
+        operations.moments(Run(params, layout_at(tmp_path)), tmp_path / "gallery", out, model="none")
     assert contents(out) == {foreign: b"mine"}
     (out / foreign).unlink()
     for _ in range(2):
-        report = stages.moments(params, layout_at(tmp_path), tmp_path / "gallery", out, model="none")
+        report = operations.moments(Run(params, layout_at(tmp_path)), tmp_path / "gallery", out, model="none")
     assert report.metrics["moments/moments"] == 1 and (out / "undated" / "moment.json").is_file()
 
 
@@ -185,13 +191,13 @@ def test_moments_keep_what_the_user_put_into_a_moment(tmp_path: Path) -> None:
         cv2.imwrite(str(gallery / f"{number}.jpg"), pixels)
     params = Params().with_values(**{"structure.ocr": [], "moments.least": 2})
     layout = layout_at(tmp_path)
-    stages.moments(params, layout, gallery, out, model="none")
+    operations.moments(Run(params, layout), gallery, out, model="none")
     (out / "undated" / "diary.txt").write_text("mine")
-    stages.moments(params, layout, gallery, out, model="none")
+    operations.moments(Run(params, layout), gallery, out, model="none")
     (gallery / "4.jpg").unlink()
     with pytest.raises(InputError, match="undated is there already and was not made by this command"):
-        stages.moments(params, layout, gallery, out, model="none")
-    stages.moments(params.with_values(**{"moments.least": 5}), layout, gallery, out, model="none")
+        operations.moments(Run(params, layout), gallery, out, model="none")
+    operations.moments(Run(params.with_values(**{"moments.least": 5}), layout), gallery, out, model="none")
     assert (out / "undated" / "diary.txt").read_text() == "mine"
 
 
@@ -215,7 +221,7 @@ def test_a_backup_is_not_written_into_a_store_and_deletes_nobodys_files(tmp_path
     for name in ("catalog/samples/x.parquet", "blobs/ab/cd/photo"):
         (other / name).parent.mkdir(parents=True)
         (other / name).write_bytes(b"a photo")
-    back_up = lambda: backup.back_up(layout.settings, str(other), Report("backup"), keep=1, progress=stages.quiet)  # noqa: E731
+    back_up = lambda: backup.back_up(layout.settings, str(other), Report("backup"), keep=1, progress=quiet)  # noqa: E731
     before = contents(other)
     with pytest.raises(InputError, match="is a store of photos"):
         back_up()
@@ -238,6 +244,6 @@ def test_two_workspaces_may_keep_their_backups_in_one_place(tmp_path: Path) -> N
         layout = layout_at(tmp_path / name)
         layout.root.mkdir(parents=True, exist_ok=True)
         layout.inputs.write_text(f'{{"of": "{name}"}}')
-        backup.back_up(layout.settings, str(tmp_path / "place"), Report("backup"), keep=1, progress=stages.quiet)
+        backup.back_up(layout.settings, str(tmp_path / "place"), Report("backup"), keep=1, progress=quiet)
     kept = [json.loads(path.read_text())["workspace"] for path in sorted((tmp_path / "place" / "backups").iterdir())]
     assert kept == [str(tmp_path / "other" / "data"), str(tmp_path / "one" / "data")]

@@ -14,10 +14,11 @@ from eval_workspace import Blurred, make, write_snapshot
 
 from mm_core.core.errors import BlobNotFound, InputError
 from mm_core.core.layout import Layout
-from mm_core.core.params import EvaluateParams
+from mm_core.core.params import EvaluateParams, Params
 from mm_core.core.records import ALL_CATEGORIES, Report
 from mm_core.eval.evaluate import SCHEMA, evaluate_folder, evaluate_models
 from mm_core.eval.metrics import TruthMatte
+from mm_core.storage.run import StorageRun
 
 STAGES = {"simple": 0.5, "hard": 0.4, "semi": 0.3, "multimodal": 0.2}
 
@@ -31,7 +32,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, Report,
     layout, store, truths = make(tmp_path_factory.mktemp("evaluate"))
     models = {(name, "float"): Blurred(truths, error) for name, error in STAGES.items()}
     models |= {("multimodal", "int8"): Blurred(truths, 0.21), ("champion", "float"): Blurred(truths, 0.45)}
-    report = evaluate_models(EvaluateParams(), models, layout, store, Report("evaluate"), progress=quiet)
+    report = evaluate_models(StorageRun(Params(), layout), models, Report("evaluate"))
     return layout, report, pd.read_parquet(layout.per_image)
 
 
@@ -86,11 +87,11 @@ def test_again_gives_the_same_bytes(evaluated, tmp_path: Path) -> None:
     layout, store, truths = make(tmp_path, per_category=2, categories=["pets", "scenery"])
     models = {("multimodal", "float"): Blurred(truths, 0.2)}
     evaluate_models(
-        EvaluateParams(max_side=40), models_small(models, layout), layout, store, Report("e"), progress=quiet
+        StorageRun(Params(evaluate=EvaluateParams(max_side=40)), layout), models_small(models, layout), Report("e")
     )
     first = layout.per_image.read_bytes()
     evaluate_models(
-        EvaluateParams(max_side=40), models_small(models, layout), layout, store, Report("e"), progress=quiet
+        StorageRun(Params(evaluate=EvaluateParams(max_side=40)), layout), models_small(models, layout), Report("e")
     )
     assert layout.per_image.read_bytes() == first
 
@@ -112,11 +113,11 @@ def test_empty_eval_set_and_lost_blob(tmp_path: Path) -> None:
     frame = pd.read_parquet(layout.snapshot / "eval.parquet")
     store.delete(f"blobs/{frame.alpha_sha256[0][:2]}/{frame.alpha_sha256[0][2:4]}/{frame.alpha_sha256[0]}")
     with pytest.raises(BlobNotFound):
-        evaluate_models(EvaluateParams(), models, layout, store, Report("e"), progress=quiet)
+        evaluate_models(StorageRun(Params(), layout), models, Report("e"))
     assert not layout.per_image.exists()
     write_snapshot(layout, frame[:0])
     with pytest.raises(InputError, match="eval.parquet holds no photos"):
-        evaluate_models(EvaluateParams(), models, layout, store, Report("e"), progress=quiet)
+        evaluate_models(StorageRun(Params(), layout), models, Report("e"))
 
 
 @pytest.fixture

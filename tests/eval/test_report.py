@@ -13,13 +13,14 @@ import pytest
 from eval_workspace import Blurred, make
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.params import EvaluateParams, Params
+from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES, Report, Verdict, write_json
 from mm_core.core.settings import Settings
 from mm_core.eval.evaluate import evaluate_models
 from mm_core.eval.gate import decide
 from mm_core.eval.report import headline, write_html
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore
 
 ERRORS = {"simple": 0.6, "hard": 0.5, "semi": 0.4, "multimodal": 0.25}
@@ -42,9 +43,7 @@ def cycle(root: Path, *, photos: int = 8, size: int = 64, champion: bool = True)
     if champion:
         models |= {(role, p): Blurred(truths, 0.45) for role in ("champion", "anchor") for p in ("float", "int8")}
 
-    def quiet(what: str, done: int, total: int) -> None: ...
-
-    report = evaluate_models(EvaluateParams(), models, layout, store, Report("evaluate", seconds=31.5), progress=quiet)
+    report = evaluate_models(StorageRun(Params(), layout), models, Report("evaluate", seconds=31.5))
     report.write(layout.stage_report("evaluate"))
     for index, stage in enumerate(TRAIN_STAGES):
         speed = {f"{stage}/images_per_s": 21.5 + index}
@@ -84,8 +83,8 @@ def cycle(root: Path, *, photos: int = 8, size: int = 64, champion: bool = True)
     return layout, store, catalog
 
 
-def page_of(layout: Layout, store: LocalStore, catalog: Catalog) -> str:
-    write_html(Params(), layout, catalog, store, Report("report"))
+def page_of(layout: Layout) -> str:
+    write_html(StorageRun(Params(), layout), Report("report"))
     return layout.html_report.read_text()
 
 
@@ -119,7 +118,7 @@ def checked(page: str) -> Checker:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, str]:
     parts = cycle(tmp_path_factory.mktemp("cycle"))
-    return parts[0], page_of(*parts)
+    return parts[0], page_of(parts[0])
 
 
 def test_whole_cycle(whole: tuple[Layout, str]) -> None:
@@ -180,7 +179,7 @@ def test_nothing_from_outside(whole: tuple[Layout, str]) -> None:
 
 
 def test_first_model_has_no_champion(tmp_path: Path) -> None:
-    page = page_of(*cycle(tmp_path, photos=3, champion=False))
+    page = page_of(cycle(tmp_path, photos=3, champion=False)[0])
     checked(page)
     assert "<strong>INCONCLUSIVE</strong>" in page and "There is no champion yet" in page
     assert "3 eval photos, 8 are needed" in page
@@ -188,7 +187,7 @@ def test_first_model_has_no_champion(tmp_path: Path) -> None:
 
 def test_bare_workspace(tmp_path: Path) -> None:
     layout = Layout(Settings.from_env(tmp_path / "data"))
-    page = page_of(layout, LocalStore(Path(layout.settings.store)), Catalog(layout.settings.store))
+    page = page_of(layout)
     checked(page)
     assert "No verdict" in page and "The catalog is empty" in page
 
@@ -196,7 +195,7 @@ def test_bare_workspace(tmp_path: Path) -> None:
 def test_verdict_about_another_model_is_said(tmp_path: Path) -> None:
     layout, store, catalog = cycle(tmp_path, photos=2)
     layout.model("multimodal").write_bytes(b"trained again")
-    assert "about another model" in page_of(layout, store, catalog)
+    assert "about another model" in page_of(layout)
 
 
 def test_a_comparison_of_labels_is_shown_only_where_it_is_about_this_snapshot(tmp_path: Path) -> None:
@@ -207,10 +206,10 @@ def test_a_comparison_of_labels_is_shown_only_where_it_is_about_this_snapshot(tm
     report = Report("label-compare", facts=facts)
     report.tables["compare"] = [row | {"gain": 0.05, "spread": 0.01}]
     report.write(layout.stage_report("label-compare"))
-    page = page_of(layout, store, catalog)
+    page = page_of(layout)
     shown = page.partition("Routed against random photos")[2].partition("</section>")[0]
     assert "41 photos" in shown and "3 seeds" in shown and "unknown with one" not in shown
     assert all(f"<td>{text}</td>" in shown for text in ("3", "2.3", "0.1500", "0.2000", "+25.0 %", "± 5.0 %"))
     report.facts["snapshot"] = "another"
     report.write(layout.stage_report("label-compare"))
-    assert "Routed against random photos" not in page_of(layout, store, catalog)
+    assert "Routed against random photos" not in page_of(layout)

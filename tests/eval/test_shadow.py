@@ -12,14 +12,15 @@ import pytest
 from eval_workspace import make, simulate, tables
 from test_gate import INPUTS, PARAMS, workspace
 
+from mm_core.core.params import Params
 from mm_core.core.records import Report, write_json
 from mm_core.eval.evaluate import flips, identity
 from mm_core.eval.examples import choose_regressions
 from mm_core.eval.gate import decide
 from mm_core.eval.shadow import disagreement, newest_unlabelled, run_shadow
 from mm_core.imaging.images import load_rgb
-from mm_core.stages import quiet
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 
 
 class Constant:
@@ -56,7 +57,7 @@ def test_difference_is_the_mean_absolute_one_and_the_largest_are_shown(tmp_path:
     missing = pd.DataFrame([{"id": "0" * 64, "category": "pets"}])
     report, about = Report("evaluate"), {"candidate": "c"}
     photos = pd.concat([frame[["id", "category"]], missing], ignore_index=True)
-    run_shadow(photos, Bright(0), Constant(0.0), about, layout, store, report, progress=quiet)
+    run_shadow(StorageRun(Params(), layout), photos, Bright(0), Constant(0.0), about, report)
     found = json.loads(layout.shadow.read_text())
     assert len(found["photos"]) == len(frame) and found["unreadable"] == 1
     row = found["photos"][0]

@@ -13,6 +13,7 @@ from export_cycle import PARAMS, clone, fill_catalog, layout_at, trained_net, ve
 
 from mm_core import stages  # noqa: E402
 from mm_core.core.layout import Layout  # noqa: E402
+from mm_core.pinned_inputs import Run  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -22,13 +23,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     torch.set_num_threads(1)
     layout = layout_at(tmp_path_factory.mktemp("export") / "data")
     fill_catalog(layout)
-    stages.pin_inputs(PARAMS, layout)
-    stages.snapshot(PARAMS, layout)
+    stages.pin_inputs(Run(PARAMS, layout))
+    stages.snapshot(Run(PARAMS, layout))
     layout.split.mkdir(parents=True)
     for name in ("simple", "hard"):
         shutil.copyfile(layout.snapshot / "train_labeled.parquet", layout.split / f"{name}.parquet")
     write_models(layout, trained_net(), seed=0)
-    stages.evaluate(PARAMS, layout)
+    stages.evaluate(Run(PARAMS, layout))
     verdict_of(layout)
     torch.set_num_threads(threads)
     return layout
@@ -37,7 +38,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 @pytest.fixture(scope="session")
 def exported(base: Layout) -> Layout:
     """`base` with its bundle; read-only."""
-    stages.export(PARAMS, base)
+    stages.export(Run(PARAMS, base))
     return base
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from mm_core import stages
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import ExportParams, ModelParams, Params
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, Verdict, decoder_of, sha256_file, write_json
@@ -23,8 +22,9 @@ from mm_core.imaging.images import encode_alpha
 from mm_core.model.files import save_model
 from mm_core.model.network import MattingNet, build_model
 from mm_core.model.preprocess import prepare
+from mm_core.storage.run import catalog_of, store_of
 from mm_core.storage.store import Store, put_blob
-from mm_core.training.stage import read_data
+from mm_core.training.stage_data import read_data
 from samplegen import generate
 
 SIZE = 64
@@ -83,7 +83,7 @@ def trained_net() -> MattingNet:
 
 
 def fill_catalog(layout: Layout, per_category: int = 9) -> None:
-    store, catalog = stages.store_of(layout), stages.catalog_of(layout)
+    store, catalog = store_of(layout), catalog_of(layout)
     samples, labels = [], []
     for category in ALL_CATEGORIES:
         for seed in range(per_category):

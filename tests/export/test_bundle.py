@@ -20,6 +20,8 @@ from mm_core.core.records import DECODERS, Report, sha256_file
 from mm_core.export import bundle as b
 from mm_core.export import bundle_manifest as m
 from mm_core.export.signature import make_keys, sign_file
+from mm_core.pinned_inputs import Run, recorded_verdict
+from mm_core.storage.run import StorageRun
 
 
 def bundle_of(layout: Layout):
@@ -131,13 +133,13 @@ def test_a_huge_manifest_is_not_read(tmp_path):
 def test_a_finished_bundle_is_kept_a_damaged_one_made_again(cycle, unmeasured):
     folder = bundle_of(cycle)
     before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
-    stages.export(PARAMS, cycle)
+    stages.export(Run(PARAMS, cycle))
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
     verdict = verdict_of(cycle).model_copy(update={"reasons": ["looked at again"]})
     with pytest.raises(InputError, match="mm export"):
         b.exported_bundle(cycle, verdict)
     (folder / "portrait.int8.onnx").write_bytes(b"damaged")
-    stages.export(PARAMS, cycle)
+    stages.export(Run(PARAMS, cycle))
     assert b._key_of(folder) is not None
 
 
@@ -166,9 +168,9 @@ def test_killed_anywhere_there_is_no_half_bundle_and_the_next_run_completes_it(c
     with monkeypatch.context() as patch:
         patch.setattr(b, place, dies)
         with pytest.raises(Killed):
-            stages.export(PARAMS, cycle)
+            stages.export(Run(PARAMS, cycle))
     assert not folder.exists()
-    stages.export(PARAMS, cycle)
+    stages.export(Run(PARAMS, cycle))
     assert b._key_of(folder) is not None
     assert [p.name for p in cycle.bundles.iterdir() if p.name != ".lock"] == [folder.name], "nothing is left over"
 
@@ -185,8 +187,8 @@ def test_killed_between_the_two_moves_of_a_renewal(cycle, monkeypatch, unmeasure
     with monkeypatch.context() as patch:
         patch.setattr(b.Path, "rename", dies)
         with pytest.raises(Killed):
-            stages.export(PARAMS, cycle)
-    stages.export(PARAMS, cycle)
+            stages.export(Run(PARAMS, cycle))
+    stages.export(Run(PARAMS, cycle))
     assert b._key_of(folder) is not None
     assert [p.name for p in cycle.bundles.iterdir() if p.name != ".lock"] == [folder.name]
 
@@ -195,23 +197,23 @@ def test_export_and_promote_refuse_without_a_promote_for_this_very_model(cycle):
     verdict_of(cycle, "REJECT")
     for stage in (stages.export, stages.promote):
         with pytest.raises(ReleaseRefused, match="REJECT"):
-            stage(PARAMS, cycle)
+            stage(Run(PARAMS, cycle))
     verdict_of(cycle, "INCONCLUSIVE")
     with pytest.raises(ReleaseRefused, match="INCONCLUSIVE"):
-        stages.promote(PARAMS, cycle)
+        stages.promote(Run(PARAMS, cycle))
     verdict_of(cycle)
     with cycle.model(TRAIN_STAGES[-1]).open("ab") as stream:
         stream.write(b" ")
     for stage in (stages.export, stages.promote):
         with pytest.raises(ReleaseRefused, match="mm gate"):
-            stage(PARAMS, cycle)
+            stage(Run(PARAMS, cycle))
     cycle.verdict.unlink()
     with pytest.raises(InputError, match="mm gate"):
-        stages.export(PARAMS, cycle)
+        stages.export(Run(PARAMS, cycle))
 
 
 def test_files_that_were_not_judged_do_not_ship(cycle):
-    verdict = stages.recorded_verdict(cycle)
+    verdict = recorded_verdict(cycle)
     (cycle.quantised / "portrait.int8.onnx").write_bytes((cycle.quantised / "scenery.int8.onnx").read_bytes())
     with pytest.raises(ReleaseRefused, match="portrait.int8.onnx"):
-        b.write_bundle(PARAMS, cycle, stages.store_of(cycle), verdict, Report("export"))
+        b.write_bundle(StorageRun(PARAMS, cycle), verdict, Report("export"))

@@ -13,13 +13,15 @@ from export_cycle import PARAMS, SIZE, stop_clocks
 from mm_core import stages
 from mm_core.core.errors import ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.params import ExportParams
+from mm_core.core.params import Params
 from mm_core.core.records import DECODERS, sha256_file
 from mm_core.export import bundle as b
 from mm_core.export.float_reference import float_alphas
 from mm_core.export.formats import convert as c
 from mm_core.export.formats.run import SUFFIX, run_file
 from mm_core.model.preprocess import prepare
+from mm_core.pinned_inputs import Run
+from mm_core.storage.run import StorageRun
 from samplegen import generate
 
 TOOLS = Path(__file__).resolve().parents[2] / ".tools"
@@ -31,7 +33,7 @@ def test_a_file_of_each_format_is_close_to_float_sound_and_kept(cycle, monkeypat
     python = TOOLS / name / "bin" / "python"
     if not python.is_file():
         pytest.skip(f"{python} is missing: `make formats` installs it")
-    model, store = cycle.model(TRAIN_STAGES[-1]), stages.store_of(cycle)
+    model = cycle.model(TRAIN_STAGES[-1])
     whole = json.loads((cycle.quantised / "quantised.json").read_text())
     ids, row = whole["calibration"]["portrait"][:3], whole["decoders"]["portrait"]
     layout = Layout(cycle.settings.__class__(**vars(cycle.settings) | {f"{name}_python": python}))
@@ -39,7 +41,7 @@ def test_a_file_of_each_format_is_close_to_float_sound_and_kept(cycle, monkeypat
 
     def made() -> dict[str, Any]:
         quantised = {"calibration": {"portrait": ids}, "decoders": {"portrait": row | {"steps": [0, 1, 2]}}}
-        return c.convert(params, model, quantised, layout, store)[name]["portrait"]
+        return c.convert(StorageRun(Params(export=params), layout), model, quantised)[name]["portrait"]
 
     record = made()
     file = layout.formats / f"portrait{SUFFIX[name]}"
@@ -77,8 +79,9 @@ def stand_ins(cycle: Layout, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     said = {"undelegated": 0, "float_convolutions": [0, 1], "versions": {"executorch": "1.5.1"}}
     clocked = b.run_all
 
-    def convert(params: ExportParams, model: Path, quantised: dict, layout: Layout, store: Any) -> dict:
-        records: dict[str, dict] = {name: {} for name in params.formats if name != "onnx"}
+    def convert(run: StorageRun, model: Path, quantised: dict) -> dict:
+        layout = run.layout
+        records: dict[str, dict] = {name: {} for name in run.params.export.formats if name != "onnx"}
         layout.formats.mkdir(parents=True, exist_ok=True)
         for name, rows in records.items():
             for decoder in quantised["calibration"]:
@@ -100,7 +103,7 @@ def stand_ins(cycle: Layout, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_the_bundle_takes_further_formats_in_when_asked_and_lets_them_go_again(cycle, stand_ins):
-    report = stages.export(WITH_EXECUTORCH, cycle)
+    report = stages.export(Run(WITH_EXECUTORCH, cycle))
     folder = Path(report.facts["bundle"])
     manifest = b.read_manifest(folder)
     for decoder in DECODERS:
@@ -113,13 +116,13 @@ def test_the_bundle_takes_further_formats_in_when_asked_and_lets_them_go_again(c
     shown = [row["file"] for row in report.tables["bundle"]]
     assert shown == [f"{d}{SUFFIX[name]}" for name in ("onnx", "executorch") for d in sorted(DECODERS)]
 
-    stages.export(PARAMS, cycle)
+    stages.export(Run(PARAMS, cycle))
     assert not list(folder.glob("*.pte")) and b.read_manifest(folder)["asked"]["formats"] == {}
 
 
 def test_a_further_format_beyond_a_limit_refuses_the_whole_release(cycle, stand_ins):
     stand_ins["undelegated"] = 44
     with pytest.raises(ReleaseRefused, match="portrait.int8.pte leaves 44 operators"):
-        stages.export(WITH_EXECUTORCH, cycle)
+        stages.export(Run(WITH_EXECUTORCH, cycle))
     (folder,) = [path for path in cycle.bundles.iterdir() if path.is_dir() and not path.name.startswith(".")]
     assert b._key_of(folder) and not list(folder.glob("*.pte")), "the bundle before it stays whole"

@@ -13,6 +13,7 @@ from mm_core.core.params import LimitParams, Params
 from mm_core.export import bundle as b
 from mm_core.export.formats.run import call, run_file
 from mm_core.export.limits import require_within
+from mm_core.pinned_inputs import Run
 
 ENTRY = {"speedup": {"1": 2.0}, "peak_mb": 300.0, "int8_against_float": {"mse": 1e-5}}
 
@@ -47,11 +48,11 @@ def test_a_stricter_limit_is_checked_again_and_the_old_bundle_stays_whole(cycle,
     key = b._key_of(folder)
     strict = PARAMS.with_values(**{"export.limits.max_bytes": 10})
     with pytest.raises(ReleaseRefused, match="portrait.int8.onnx has .* bytes"):
-        stages.export(strict, cycle)
+        stages.export(Run(strict, cycle))
     assert b._key_of(folder) == key
     shutil.rmtree(folder)
     with pytest.raises(ReleaseRefused, match="max_bytes"):
-        stages.export(strict, cycle)
+        stages.export(Run(strict, cycle))
     assert not folder.exists()
 
 
@@ -78,7 +79,7 @@ def test_without_its_tools_a_format_is_refused_with_the_remedy_before_anything_i
     (folder,) = [path for path in cycle.bundles.iterdir() if path.is_dir()]
     shutil.rmtree(folder)
     with pytest.raises(InputError, match=f"export.formats: {name} .*make formats"):
-        stages.export(PARAMS.with_values(**{"export.formats": ["onnx", name]}), layout)
+        stages.export(Run(PARAMS.with_values(**{"export.formats": ["onnx", name]}), layout))
     assert not folder.exists() and not layout.formats.exists()
 
 

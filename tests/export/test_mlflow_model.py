@@ -18,6 +18,7 @@ from mm_core.core.layout import Layout
 from mm_core.export.mlflow_model import MattingModel
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.model.files import load_model
+from mm_core.pinned_inputs import Run
 from samplegen import generate
 
 LOAD = """
@@ -41,7 +42,7 @@ print(json.dumps({"status": served.status_code, "served": served.json(), "schema
 @pytest.fixture(scope="module")
 def promoted(exported: Layout, tmp_path_factory: pytest.TempPathFactory) -> Layout:
     layout = clone(exported, tmp_path_factory.mktemp("mlflow_model") / "data")
-    stages.promote(PARAMS, layout)
+    stages.promote(Run(PARAMS, layout))
     return layout
 
 

@@ -15,10 +15,9 @@ import pandas as pd
 import pytest
 from onnx import helper, numpy_helper
 
-from mm_core import stages
 from mm_core.core.errors import MattingError, NothingToTrainOn
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.params import ExportParams
+from mm_core.core.params import ExportParams, Params
 from mm_core.core.records import DECODERS, Report, sha256_file
 from mm_core.export import calibration as c
 from mm_core.export import quantise as q
@@ -26,18 +25,18 @@ from mm_core.export.runtime import OnnxPredictor, open_session
 from mm_core.imaging.images import load_rgb
 from mm_core.ingest.snapshot import POOLS, SCHEMA, read_pool
 from mm_core.model.predict import TorchPredictor
+from mm_core.storage.run import StorageRun, store_of
 from mm_core.storage.store import fetch_blob
 
 
 def again(layout: Layout, out: Path, **options: float) -> Report:
     params = ExportParams(calibration_images=6, **options)  # type: ignore[arg-type]
     model = layout.model(TRAIN_STAGES[-1])
-    store = stages.store_of(layout)
-    return q.quantise(params, model, layout.snapshot, store, out, Report("test"), progress=stages.quiet)
+    return q.quantise(StorageRun(Params(export=params), layout), model, out, Report("test"))
 
 
 def test_int8_is_close_to_torch_on_photos_never_calibrated_with(base):
-    frame, store = read_pool(base.snapshot, "eval"), stages.store_of(base)
+    frame, store = read_pool(base.snapshot, "eval"), store_of(base)
     photos = [load_rgb(fetch_blob(store, i)) for i in frame["sample_id"]]
     decoders = list(frame["decoder"])
     truth = TorchPredictor(base.model(TRAIN_STAGES[-1]), "cpu").predict(photos, decoders)
@@ -50,7 +49,7 @@ def test_int8_is_close_to_torch_on_photos_never_calibrated_with(base):
 
 
 def test_int8_chooses_the_decoder_that_torch_chooses(base):
-    frame, store = read_pool(base.snapshot, "train_labeled"), stages.store_of(base)
+    frame, store = read_pool(base.snapshot, "train_labeled"), store_of(base)
     photos = [load_rgb(fetch_blob(store, i)) for i in frame["sample_id"]]
     truth = TorchPredictor(base.model(TRAIN_STAGES[-1]), "cpu").choose(photos)
     served = OnnxPredictor.of_folder(base.quantised).choose(photos)

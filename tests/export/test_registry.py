@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from export_cycle import PARAMS, clone, layout_at, stop_clocks, verdict_of, write_models
 
-from mm_core import stages
+from mm_core import operations, stages
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import Report, Verdict, sha256_file, write_json
@@ -18,6 +18,8 @@ from mm_core.export.lineage import lineage
 from mm_core.export.registry import NAME, Registry
 from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.model.files import load_model
+from mm_core.pinned_inputs import Run, read_inputs, recorded_verdict
+from mm_core.storage.run import StorageRun, catalog_of, store_of
 from mm_core.storage.store import LocalStore, fetch_blob
 
 WRITES = (
@@ -36,7 +38,7 @@ class Killed(BaseException):
 
 
 def promote(layout: Layout):
-    return stages.promote(PARAMS, layout)
+    return stages.promote(Run(PARAMS, layout))
 
 
 def state(layout: Layout) -> dict:
@@ -79,7 +81,7 @@ def export(layout: Layout, verdict: Verdict) -> None:
     """With the stopwatch at rest."""
     with pytest.MonkeyPatch.context() as patch:
         stop_clocks(patch)
-        b.write_bundle(PARAMS, layout, stages.store_of(layout), verdict, Report("export"))
+        b.write_bundle(StorageRun(PARAMS, layout), verdict, Report("export"))
 
 
 def test_a_fresh_workspace_has_no_champion_and_asking_writes_nothing(tmp_path):
@@ -92,7 +94,7 @@ def test_a_fresh_workspace_has_no_champion_and_asking_writes_nothing(tmp_path):
 
 
 def test_a_pin_leads_to_the_very_files(promoted):
-    registry, store = Registry(promoted.settings), stages.store_of(promoted)
+    registry, store = Registry(promoted.settings), store_of(promoted)
     pin = registry.pin("champion")
     assert pin is not None and pin["version"] == "1"
     assert pin == registry.pin("anchor") == registry.pin("candidate") == registry.pin("1")
@@ -102,11 +104,11 @@ def test_a_pin_leads_to_the_very_files(promoted):
     assert {n: sha256_file(promoted.quantised / n) for n in pin["files"]} == pin["files"]
     assert all(sha256_file(fetch_blob(store, digest)) == digest for digest in pin["files"].values())
     assert registry.pin("7") is None and registry.pin("nobody") is None
-    stages.pin_inputs(PARAMS, promoted)
-    assert stages.read_inputs(promoted)["champion"] == pin
+    stages.pin_inputs(Run(PARAMS, promoted))
+    assert read_inputs(promoted)["champion"] == pin
     tags = registry.tags("champion")
     assert tags is not None
-    assert tags["verdict"] == "PROMOTE" and tags["snapshot"] == stages.recorded_verdict(promoted).snapshot
+    assert tags["verdict"] == "PROMOTE" and tags["snapshot"] == recorded_verdict(promoted).snapshot
     assert len(tags["code_revision"]) >= 40
 
 
@@ -228,7 +230,7 @@ def test_lineage_names_every_sample_label_and_stage(promoted, second):
     told = lineage(promoted.settings, "champion")
     assert json.loads(json.dumps(told)) == told
     assert told["version"] == "1" and told["aliases"] == ["anchor", "candidate", "champion"]
-    catalog = stages.catalog_of(promoted)
+    catalog = catalog_of(promoted)
     samples = catalog.read("samples").set_index("id")
     labels = catalog.read("labels").set_index("sample_id")
     assert {row["sample_id"] for row in told["samples"]} == set(samples.index)
@@ -253,12 +255,12 @@ def test_forgetting_names_the_models_and_the_next_snapshot_is_without(promoted, 
     decoded = [layout.root / folder / "pixels" / "64" for folder in ("cache", "scratch/compare-1/1-routed/cache")]
     for folder in decoded:
         folder.mkdir(parents=True, exist_ok=True)
-    report = stages.forget(PARAMS, layout, [one])
+    report = operations.forget(Run(PARAMS, layout), [one])
     assert not any(folder.exists() for folder in decoded), "also what a killed training beside the cycle left"
     aliases = ["anchor", "candidate", "champion"]
     assert report.tables["models"] == [{"version": "1", "aliases": aliases, "pools": {"train_labeled": 1}}]
     assert report.tables["remaining"] == [{"what": "page", "where": str(layout.reports / "week.html")}]
-    stages.pin_inputs(PARAMS, layout)
-    stages.snapshot(PARAMS, layout)
+    stages.pin_inputs(Run(PARAMS, layout))
+    stages.snapshot(Run(PARAMS, layout))
     left = {i for pool in POOLS for i in read_pool(layout.snapshot, pool)["sample_id"]}
     assert one not in left and len(left) == len(lineage(layout.settings, "1")["samples"]) - 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from export_cycle import PARAMS, clone, stop_clocks, verdict_of, write_models
 
-from mm_core import stages
+from mm_core import operations, stages
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import sha256_file, write_json
@@ -19,6 +19,8 @@ from mm_core.export.override import PREFIX, write_override
 from mm_core.export.registry import Registry
 from mm_core.export.signature import make_keys
 from mm_core.model.files import load_model
+from mm_core.pinned_inputs import Run, read_inputs, recorded_verdict
+from mm_core.storage.run import store_of
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def stopwatch_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def first(exported: Layout, tmp_path_factory: pytest.TempPathFactory) -> Layout:
     layout = clone(exported, tmp_path_factory.mktemp("first") / "data")
-    stages.promote(PARAMS, layout)
+    stages.promote(Run(PARAMS, layout))
     return layout
 
 
@@ -57,8 +59,8 @@ def three(first: Layout, tmp_path: Path) -> Layout:
     layout = clone(first, tmp_path / "data")
     for seed in (1, 2):
         next_candidate(layout, seed)
-        stages.export(PARAMS, layout)
-        stages.promote(PARAMS, layout)
+        stages.export(Run(PARAMS, layout))
+        stages.promote(Run(PARAMS, layout))
     return layout
 
 
@@ -70,38 +72,38 @@ def champion(layout: Layout) -> str:
 
 def test_rollback_goes_back_one_reign_each_time(three: Layout) -> None:
     assert champion(three) == "3"
-    report = stages.rollback(PARAMS, three, reason="halos on glass")
+    report = operations.rollback(Run(PARAMS, three), reason="halos on glass")
     assert champion(three) == "2" and report.facts["move"]["why"] == "halos on glass"
-    stages.rollback(PARAMS, three)
+    operations.rollback(Run(PARAMS, three))
     assert champion(three) == "1"
     with pytest.raises(InputError, match="nothing to go back to"):
-        stages.rollback(PARAMS, three)
+        operations.rollback(Run(PARAMS, three))
     moves = Registry(three.settings).history()
     assert [(m["kind"], m["from"], m["to"]) for m in moves[3:]] == [("rollback", "3", "2"), ("rollback", "2", "1")]
-    assert (stages.read_inputs(three)["champion"] or {})["version"] == "1", "the next cycle starts from it"
+    assert (read_inputs(three)["champion"] or {})["version"] == "1", "the next cycle starts from it"
 
 
 def test_rollback_to_a_named_version_is_idempotent(three: Layout) -> None:
     for _ in range(2):
-        stages.rollback(PARAMS, three, "1")
+        operations.rollback(Run(PARAMS, three), "1")
     assert len(Registry(three.settings).history()) == 4 and champion(three) == "1"
     with pytest.raises(InputError, match="never champion; promoted were 1, 2, 3"):
-        stages.rollback(PARAMS, three, "9")
+        operations.rollback(Run(PARAMS, three), "9")
 
 
 def test_nothing_to_roll_back(exported: Layout, tmp_path: Path) -> None:
     layout = clone(exported, tmp_path / "data")
     with pytest.raises(InputError, match="nothing to"):
-        stages.rollback(PARAMS, layout)
+        operations.rollback(Run(PARAMS, layout))
 
 
 def test_what_was_rolled_back_does_not_return_by_a_repeated_promotion(three: Layout, key: Path) -> None:
     """A Dagster retry or `dvc repro` repeats the promote stage with the old PROMOTE verdict."""
-    stages.rollback(PARAMS, three, reason="halos")
+    operations.rollback(Run(PARAMS, three), reason="halos")
     with pytest.raises(ReleaseRefused, match=r"version 3 was rolled back.*halos.*--override"):
-        stages.promote(PARAMS, three)
+        stages.promote(Run(PARAMS, three))
     assert champion(three) == "2"
-    stages.override(PARAMS, three, "3", reason="it was the viewer", days=1)
+    stages.override(Run(PARAMS, three), "3", reason="it was the viewer", days=1)
     assert champion(three) == "3"
     last = Registry(three.settings).history()[-1]
     assert last["kind"] == "override" and "it was the viewer" in last["why"]
@@ -109,22 +111,22 @@ def test_what_was_rolled_back_does_not_return_by_a_repeated_promotion(three: Lay
 
 def test_what_was_rolled_back_is_no_longer_the_best_so_far(three: Layout, key: Path) -> None:
     """The ratchet compares with models that stand; one that is reinstated takes its places again."""
-    registry, store = Registry(three.settings), stages.store_of(three)
+    registry, store = Registry(three.settings), store_of(three)
     scores, about = read_scores(three)
     next_candidate(three, 3)
-    candidate = stages.recorded_verdict(three).candidate
+    candidate = recorded_verdict(three).candidate
     _write_parquet(three.per_image, scores.assign(mse=scores["mse"] / 4), about)
-    stages.export(PARAMS, three)
-    assert "mse" in stages.promote(PARAMS, three).facts["best"]["pets"]
+    stages.export(Run(PARAMS, three))
+    assert "mse" in stages.promote(Run(PARAMS, three)).facts["best"]["pets"]
 
     def holder() -> str:
         return read_best(registry.ratchet(store, registry.pin("anchor")))["pets"]["mse"]
 
     assert holder() == candidate == (registry.pin("4") or {})["digest"]
-    stages.rollback(PARAMS, three, reason="halos on glass")
+    operations.rollback(Run(PARAMS, three), reason="halos on glass")
     assert holder() in {(registry.pin(version) or {})["digest"] for version in "123"}
     assert registry.ratchet(store, registry.pin("anchor")).fallen == {candidate}
-    stages.override(PARAMS, three, "4", reason="it was the viewer", days=1)
+    stages.override(Run(PARAMS, three), "4", reason="it was the viewer", days=1)
     assert holder() == candidate
 
 
@@ -140,8 +142,8 @@ def test_killed_in_a_rollback_the_next_call_completes_it(three: Layout, tmp_path
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MlflowClient, name, die)
             with pytest.raises(KeyboardInterrupt):
-                stages.rollback(PARAMS, layout, "1")
-        stages.rollback(PARAMS, layout, "1")
+                operations.rollback(Run(PARAMS, layout), "1")
+        operations.rollback(Run(PARAMS, layout), "1")
         moves = Registry(layout.settings).history()
         assert champion(layout) == "1" and [m["to"] for m in moves] == ["1", "2", "3", "1"]
 
@@ -152,9 +154,9 @@ def test_the_anchor_moves_only_to_a_champion_with_a_reason_and_once(three: Layou
     registry = Registry(three.settings)
     assert (registry.pin("anchor") or {})["version"] == "1" and registry.anchor_history() == []
     with pytest.raises(InputError, match="--reason"):
-        stages.anchor(PARAMS, three, "2", reason=" ")
+        operations.anchor(Run(PARAMS, three), "2", reason=" ")
     with pytest.raises(InputError, match="never champion; promoted were 1, 2, 3"):
-        stages.anchor(PARAMS, three, "9", reason="typo")
+        operations.anchor(Run(PARAMS, three), "9", reason="typo")
 
     def die(*arguments, **options):
         raise KeyboardInterrupt
@@ -162,22 +164,22 @@ def test_the_anchor_moves_only_to_a_champion_with_a_reason_and_once(three: Layou
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MlflowClient, "set_registered_model_alias", die)
         with pytest.raises(KeyboardInterrupt):
-            stages.anchor(PARAMS, three, "2", reason="new eval set")
+            operations.anchor(Run(PARAMS, three), "2", reason="new eval set")
     assert (registry.pin("anchor") or {})["version"] == "1"
     for _ in range(2):
-        stages.anchor(PARAMS, three, "2", reason="new eval set")
+        operations.anchor(Run(PARAMS, three), "2", reason="new eval set")
     (move,) = registry.anchor_history()
     assert (move["from"], move["to"], move["why"], move["kind"]) == ("1", "2", "new eval set", "anchor")
     assert champion(three) == "3" and len(registry.history()) == 3, "the champion's history is its own"
-    assert (stages.read_inputs(three)["anchor"] or {})["version"] == "2", "the next cycle is compared with it"
+    assert (read_inputs(three)["anchor"] or {})["version"] == "2", "the next cycle is compared with it"
 
 
 def test_override_releases_a_refused_candidate(first: Layout, tmp_path: Path, key: Path) -> None:
     layout = clone(first, tmp_path / "data")
     next_candidate(layout, 5, "REJECT")
     with pytest.raises(ReleaseRefused, match="the gate said REJECT"):
-        stages.export(PARAMS, layout)
-    report = stages.override(PARAMS, layout, "candidate", reason="fixes a crash on night photos", days=2)
+        stages.export(Run(PARAMS, layout))
+    report = stages.override(Run(PARAMS, layout), "candidate", reason="fixes a crash on night photos", days=2)
     assert champion(layout) == "2" == report.facts["version"]
     last = Registry(layout.settings).history()[-1]
     assert last["kind"] == "override" and "of REJECT: fixes a crash on night photos" in last["why"]
@@ -189,20 +191,20 @@ def test_an_override_needs_a_reason_a_key_and_expires(first: Layout, tmp_path: P
     layout = clone(first, tmp_path / "data")
     next_candidate(layout, 6, "INCONCLUSIVE")
     with pytest.raises(InputError, match="needs a reason"):
-        stages.override(PARAMS, layout, "candidate", reason="  ", days=1)
-    store, model = stages.store_of(layout), stages.recorded_verdict(layout).candidate
+        stages.override(Run(PARAMS, layout), "candidate", reason="  ", days=1)
+    store, model = store_of(layout), recorded_verdict(layout).candidate
     write_override(store, model, "yesterday's", "INCONCLUSIVE", -1)
     with pytest.raises(ReleaseRefused, match="INCONCLUSIVE"):
-        stages.promote(PARAMS, layout)
+        stages.promote(Run(PARAMS, layout))
     # A record that somebody wrote into the store by hand is not trusted.
     record = write_override(store, model, "good for a day", "INCONCLUSIVE", 1)
     forged = record | {"reason": "good for ever", "expires": "2999-01-01T00:00:00+00:00", "when": "2998-01-01"}
     store.put(f"{PREFIX}/{model[:32]}/forged.json", json.dumps(forged).encode())
     with pytest.raises(InputError, match="not by the trusted key"):
-        stages.export(PARAMS, layout)
+        stages.export(Run(PARAMS, layout))
     monkeypatch.delenv("MM_SIGNING_KEY")
     with pytest.raises(InputError, match="must be signed"):
-        stages.override(PARAMS, layout, "candidate", reason="please", days=1)
+        stages.override(Run(PARAMS, layout), "candidate", reason="please", days=1)
 
 
 def test_bundles_are_signed_and_verified(first: Layout, tmp_path: Path, key: Path, monkeypatch) -> None:
@@ -210,7 +212,7 @@ def test_bundles_are_signed_and_verified(first: Layout, tmp_path: Path, key: Pat
 
     layout = clone(first, tmp_path / "data")
     next_candidate(layout, 7)
-    report = stages.export(PARAMS, layout)
+    report = stages.export(Run(PARAMS, layout))
     manifest = Path(report.facts["bundle"]) / "manifest.json"
     assert check_file(manifest) in report.facts["signature"]
     manifest.write_bytes(manifest.read_bytes().replace(b'"scale"', b'"scalf"'))
@@ -218,4 +220,4 @@ def test_bundles_are_signed_and_verified(first: Layout, tmp_path: Path, key: Pat
         check_file(manifest)
     monkeypatch.delenv("MM_SIGNING_KEY")
     next_candidate(layout, 8)
-    assert stages.export(PARAMS, layout).facts["signature"].startswith("UNSIGNED")
+    assert stages.export(Run(PARAMS, layout)).facts["signature"].startswith("UNSIGNED")

@@ -15,6 +15,7 @@ from mm_core.core.records import DECODERS
 from mm_core.core.settings import Settings
 from mm_core.export.bench import RUNTIMES, WEB, bench_bundle
 from mm_core.export.signature import make_keys
+from mm_core.pinned_inputs import Run
 
 TOOLS = Settings.from_env(Path("unused"))
 MISSING = [python for python in (TOOLS.executorch_python, TOOLS.litert_python) if not python.is_file()]
@@ -29,7 +30,7 @@ def test_a_signed_bundle_of_all_formats_runs_in_every_runtime(cycle: Layout, tmp
     make_keys(tmp_path / "key")
     monkeypatch.setenv("MM_SIGNING_KEY", str(tmp_path / "key"))
     shutil.rmtree(layout.bundles)
-    bundle = Path(stages.export(params, layout).facts["bundle"])
+    bundle = Path(stages.export(Run(params, layout)).facts["bundle"])
 
     report = bench_bundle(layout, bundle, params.export.limits, threads=(1, 2))
     in_browser = (layout.settings.onnxruntime_web / "ort.wasm.min.mjs").is_file() and shutil.which("chromium")

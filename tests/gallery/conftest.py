@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mm_core import stages
+from mm_core import operations
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import DECODERS, sha256_file, write_json
@@ -22,6 +22,7 @@ from mm_core.core.settings import Settings
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.gallery.library import Library
 from mm_core.model.preprocess import prepare
+from mm_core.pinned_inputs import Run
 from samplegen import generate
 from samplegen.gallery import PlantedEvent, write_gallery
 
@@ -106,7 +107,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> SimpleNamesp
     ]
     write_gallery(root / "gallery", events, size=256, bursts=0)
     layout = Layout(Settings.from_env(root / "workspace"))
-    stages.moments(PARAMS, layout, root / "gallery", root / "moments", model=str(bundle))
+    operations.moments(Run(PARAMS, layout), root / "gallery", root / "moments", model=str(bundle))
     told = json.loads((root / "moments" / "moments.json").read_text())["moments"]
     return SimpleNamespace(gallery=root / "gallery", moments=root / "moments", told=told)
 

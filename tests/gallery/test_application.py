@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from mm_core import stages
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.records import sha256_bytes
@@ -24,6 +23,7 @@ from mm_core.export.signature import make_keys, sign_file
 from mm_core.gallery.application import COOKIE, application
 from mm_core.gallery.library import UPLOAD_BYTES, Library
 from mm_core.moments.moments_file import read_moments
+from mm_core.storage.run import catalog_of
 from samplegen import generate
 from samplegen.gallery import jpeg
 
@@ -33,7 +33,7 @@ OURS = {"x-mm": "1"}
 @pytest.fixture
 def client(library: Library, layout: Layout) -> TestClient:
     inbox = Path(layout.settings.inbox)
-    app = application(library, stages.catalog_of(layout), inbox, Path("/nowhere"))
+    app = application(library, catalog_of(layout), inbox, Path("/nowhere"))
     return TestClient(app, base_url="http://127.0.0.1")
 
 
@@ -164,7 +164,7 @@ def test_foreign_pages_and_names_are_refused(client: TestClient, made: SimpleNam
 
 
 def test_beyond_this_machine_nothing_is_shown_without_the_token(library: Library, layout: Layout) -> None:
-    app = application(library, stages.catalog_of(layout), Path(layout.settings.inbox), Path("/nowhere"), "s3cret")
+    app = application(library, catalog_of(layout), Path(layout.settings.inbox), Path("/nowhere"), "s3cret")
     stranger = TestClient(app, base_url="http://192.168.1.5:8090", follow_redirects=False)
     for path in ("/", "/api/about", "/static/page.js", "/?token=wrong", "/api/about?token=s3cret"):
         assert stranger.get(path).status_code == 401

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_core import stages
 from mm_core.core import headless
 from mm_core.core.layout import Layout
 from mm_core.core.records import decoder_of
@@ -24,6 +23,7 @@ from mm_core.effects.subjects import Subjects
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
 from mm_core.imaging.images import load_rgb
+from mm_core.storage.run import catalog_of
 
 RUNTIME = Settings.from_env(Path("unused")).onnxruntime_web
 pytestmark = pytest.mark.skipif(not RUNTIME.is_dir(), reason="onnxruntime-web is missing: run `make gallery`")
@@ -35,7 +35,7 @@ PATIENCE = 90_000
 def served(made, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Library, Layout]]:
     layout = Layout(Settings.from_env(tmp_path_factory.mktemp("served") / "workspace"))
     library = Library(made.gallery, made.moments, bundle, layout.root / "uploads", 12_000_000)
-    app = application(library, stages.catalog_of(layout), Path(layout.settings.inbox), RUNTIME)
+    app = application(library, catalog_of(layout), Path(layout.settings.inbox), RUNTIME)
     with headless.served(app) as address:
         yield address, library, layout
 

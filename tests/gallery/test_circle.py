@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from mm_core import stages
+from mm_core import operations, stages
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES, sha256_file
@@ -22,6 +22,8 @@ from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
 from mm_core.ingest.snapshot import stable_share
 from mm_core.labeling.label_studio_format import brush_region, inbox, outbox
+from mm_core.pinned_inputs import Run
+from mm_core.storage.run import catalog_of
 from samplegen import generate, write_drop
 from samplegen.gallery import jpeg
 
@@ -76,7 +78,7 @@ def test_from_a_bad_cut_to_the_model_that_learned_from_it(bundle: Path, tmp_path
     )
     write_drop(arrivals, "unlabeled", "plain", {"pets": 2}, seed=90, size=64)
     write_drop(arrivals, "text_image", "text", {"pets": 2}, seed=120, size=64)
-    stages.ingest(TINY, layout)
+    stages.ingest(Run(TINY, layout))
 
     # Moments by a model that is out there already, on the page; somebody does not like a cut.
     gallery, truth = tmp_path / "gallery", {}
@@ -86,22 +88,22 @@ def test_from_a_bad_cut_to_the_model_that_learned_from_it(bundle: Path, tmp_path
         path = gallery / f"IMG_{number}.jpg"
         path.write_bytes(jpeg(made.image, datetime(2026, 5, 2, 12, number), None))
         truth[sha256_file(path)] = made.alpha
-    stages.moments(TINY, layout, gallery, layout.moments, model=str(bundle))
+    operations.moments(Run(TINY, layout), gallery, layout.moments, model=str(bundle))
     library = Library(gallery, layout.moments, bundle, layout.root / "uploads", 10**7)
-    page = application(library, stages.catalog_of(layout), arrivals, Path("/nowhere"))
+    page = application(library, catalog_of(layout), arrivals, Path("/nowhere"))
     photo = sorted(truth)[0]
     asked = {"photo": photo, "said": "bad_cut", "consent": "yes", "group": SCENE, "device": "test"}
     client = TestClient(page, base_url="http://127.0.0.1")
     batch = client.post("/api/feedback", params=asked, headers={"x-mm": "1"}).json()["batch"]
 
     # The drop is ingested like any other, and routed before the other unlabelled photos.
-    assert stages.ingest(TINY, layout).metrics["ingest/accepted"] == 1, "only the photo that was complained of"
-    stages.structure(TINY, layout)
-    stages.pin_inputs(TINY, layout)
-    stages.route(TINY, layout)
+    assert stages.ingest(Run(TINY, layout)).metrics["ingest/accepted"] == 1, "only the photo that was complained of"
+    stages.structure(Run(TINY, layout))
+    stages.pin_inputs(Run(TINY, layout))
+    stages.route(Run(TINY, layout))
     tasks = [task for path in sorted(outbox(layout).glob("*.json")) for task in json.loads(path.read_text())]
     task = next(task for task in tasks if task["data"]["key"] == photo)
-    routed = stages.catalog_of(layout).read("features", filters=[("extractor", "=", "routed")])
+    routed = catalog_of(layout).read("features", filters=[("extractor", "=", "routed")])
     numbers = dict(routed.set_index("sample_id").loc[photo, "numbers"])
     assert numbers["feedback"] > 1
 
@@ -112,14 +114,14 @@ def test_from_a_bad_cut_to_the_model_that_learned_from_it(bundle: Path, tmp_path
     inbox(layout).mkdir(parents=True, exist_ok=True)
     answer = task | {"id": 1, "annotations": [work | {"result": [brush_region(matte), choice]}]}
     (inbox(layout) / "export.json").write_text(json.dumps([answer]))
-    assert stages.collect(TINY, layout).metrics["collect/new_labels"] == 1
+    assert stages.collect(Run(TINY, layout)).metrics["collect/new_labels"] == 1
 
     # The next cycle trains on it. Nothing says that two steps make a better model: a person signs for it.
     make_keys(tmp_path / "key")
     monkeypatch.setenv("MM_SIGNING_KEY", str(tmp_path / "key"))
-    again = stages.run_cycle(TINY, layout)
+    again = stages.run_cycle(Run(TINY, layout))
     if again["gate"].facts["decision"] != "PROMOTE":
-        stages.override(TINY, layout, "candidate", reason="the circle's test", days=1)
+        stages.override(Run(TINY, layout), "candidate", reason="the circle's test", days=1)
     told = lineage(layout.settings, "champion")
     mine = [sample for sample in told["samples"] if sample["sample_id"] == photo]
     assert mine and {sample["pool"] for sample in mine} == {"train_labeled"}

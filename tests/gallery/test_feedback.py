@@ -17,13 +17,15 @@ from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
 from mm_core.imaging.images import encode_alpha, load_rgb
 from mm_core.labeling.candidates import FEEDBACK
+from mm_core.pinned_inputs import Run
+from mm_core.storage.run import catalog_of
 
 OURS = {"x-mm": "1"}
 
 
 @pytest.fixture
 def client(library: Library, layout: Layout) -> TestClient:
-    app = application(library, stages.catalog_of(layout), Path(layout.settings.inbox), Path("/nowhere"))
+    app = application(library, catalog_of(layout), Path(layout.settings.inbox), Path("/nowhere"))
     return TestClient(app, base_url="http://127.0.0.1")
 
 
@@ -44,11 +46,11 @@ def test_a_bad_cut_is_one_drop_however_often_it_is_said(
     assert "anna" in manifest and "model small" in manifest and "Pixel 9" in manifest and "consent" in manifest
     assert (folder / "images" / f"{photo['id']}.jpg").read_bytes() == (made.gallery / photo["name"]).read_bytes()
 
-    report = stages.ingest(Params(), layout)
+    report = stages.ingest(Run(Params(), layout))
     assert report.metrics["ingest/accepted"] == 1 and report.metrics.get("ingest/quarantined", 0) == 0
-    sample = stages.catalog_of(layout).read("samples").iloc[0]
+    sample = catalog_of(layout).read("samples").iloc[0]
     assert (sample["id"], sample["batch"], sample["group"]) == (photo["id"], batch, "anna")
-    rows = stages.catalog_of(layout).read("features", filters=[("extractor", "=", FEEDBACK)])
+    rows = catalog_of(layout).read("features", filters=[("extractor", "=", FEEDBACK)])
     assert list(rows["sample_id"]) == [photo["id"]], "what routing reads"
 
 
@@ -62,9 +64,9 @@ def test_a_corrected_matte_is_a_label(client: TestClient, made, layout: Layout) 
         f"ingest.suspect.{n}": v for n, v in {"edge_match": -1, "edge_contrast": -99.0, "edge_width": 9.0}.items()
     }
     params = Params().with_values(**suspect)
-    report = stages.ingest(params, layout)
+    report = stages.ingest(Run(params, layout))
     assert report.metrics["ingest/accepted"] == 1, report
-    labels = stages.catalog_of(layout).read("labels")
+    labels = catalog_of(layout).read("labels")
     assert list(labels["sample_id"]) == [photo["id"]] and labels.iloc[0]["origin"] == "drop"
 
 
@@ -75,7 +77,7 @@ def test_a_matte_that_ingest_doubts_is_held_like_anyones(
     size = load_rgb(made.gallery / photo["name"]).shape[:2]
     noise = np.random.default_rng(0).random(size)
     assert say(client, photo["id"], "corrected", encode_alpha(noise)).status_code == 201
-    report = stages.ingest(Params(), layout)
+    report = stages.ingest(Run(Params(), layout))
     assert report.metrics["ingest/accepted"] == 0
 
 

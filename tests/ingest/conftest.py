@@ -15,11 +15,14 @@ import pytest
 from PIL import Image
 
 import samplegen
-from mm_core.core.params import IngestParams
+from mm_core.core.layout import Layout
+from mm_core.core.params import IngestParams, Params
 from mm_core.core.records import Report
+from mm_core.core.settings import Settings
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.ingest import ingest_ready
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.storage.schemas import SCHEMAS
 from mm_core.storage.store import LocalStore, Store, open_store
 
@@ -105,6 +108,13 @@ class Workshop:
     catalog: Catalog
     params: IngestParams
 
+    @property
+    def run(self) -> StorageRun:
+        """A run of this workshop's own inbox, store and catalog, which some tests replace."""
+        run = StorageRun(Params(ingest=self.params), Layout(Settings.from_env(self.root)))
+        vars(run).update(inbox=self.inbox, store=self.store, catalog=self.catalog)
+        return run
+
     def drop(self, kind: str, batch: str, rows: Sequence[Row], columns: Sequence[str] = ()) -> Path:
         """Writes a drop; on S3 the files go up, the manifest last."""
         if isinstance(self.inbox, LocalStore):
@@ -116,17 +126,7 @@ class Workshop:
         return folder
 
     def ingest(self, batch: str | None = None) -> Report:
-        return ingest_ready(
-            self.params,
-            self.catalog,
-            self.store,
-            self.inbox,
-            Report("ingest"),
-            batch=batch,
-            data_docs=self.root / "docs",
-            spool=self.root / "spool",
-            progress=lambda what, done, total: None,
-        )
+        return ingest_ready(self.run, Report("ingest"), batch=batch)
 
     def tables(self) -> dict[str, list[tuple[Any, ...]]]:
         """The catalog without its times: what two runs must agree on."""

@@ -68,12 +68,12 @@ def test_drops_of_unsafe_names_are_held_and_the_others_are_taken(any_workshop: A
         assert row["state"] == "held" and row["rows"] == 0 and "rename it" in row["reason"]
         assert not re.search(r"[<>]|a\\b|\.\.\.", row["batch"] + row["uri"])
     assert len(shop.catalog.read("samples")) == 1
-    assert ready_batches(shop.inbox, shop.catalog) == [], "held is decided; it does not come up again"
+    assert ready_batches(shop.run) == [], "held is decided; it does not come up again"
 
 
 def test_an_unsafe_folder_without_a_manifest_is_no_drop(workshop: Any, make: Any) -> None:
     (Path(workshop.inbox.url) / "unlabeled" / "@eaDir").mkdir(parents=True)
-    assert ready_batches(workshop.inbox, workshop.catalog) == []
+    assert ready_batches(workshop.run) == []
 
 
 def test_what_a_producer_writes_reaches_no_page_as_markup(tmp_path: Path) -> None:

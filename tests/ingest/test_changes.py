@@ -42,7 +42,7 @@ def png(make: Any, seed: int) -> bytes:
 
 
 def again(shop: Any, batch: str = "a") -> Any:
-    return retry(shop.params, shop.catalog, shop.store, shop.inbox, batch, shop.root / "docs", shop.root / "spool")
+    return retry(shop.run, batch)
 
 
 @pytest.mark.parametrize("batch", ["a", "b"])
@@ -133,9 +133,7 @@ def test_a_matte_replaced_in_place(workshop: Any, make: Any, way: str, format: s
     before = counting(workshop)
     touched(folder / "alphas" / "1.png", make.encoded(make.matte(5), format))
     if way == "ingest":
-        assert [one.name for one in ready_batches(workshop.inbox, workshop.catalog, workshop.store)] == [
-            "pixel_labeled/a"
-        ]
+        assert [one.name for one in ready_batches(workshop.run)] == ["pixel_labeled/a"]
         report = workshop.ingest()
     else:
         report = again(workshop)
@@ -144,7 +142,7 @@ def test_a_matte_replaced_in_place(workshop: Any, make: Any, way: str, format: s
     after = counting(workshop)
     changed = [i for i in after if after[i]["alpha_sha256"] != before[i]["alpha_sha256"]]
     assert changed == [update["sample_id"]] and after[changed[0]]["alpha_sha256"] == update["new"]
-    assert ready_batches(workshop.inbox, workshop.catalog, workshop.store) == []
+    assert ready_batches(workshop.run) == []
     assert len(workshop.catalog.read("batches")) == 1
 
 
@@ -167,7 +165,7 @@ def test_files_written_again_or_tidied_up_change_nothing(workshop: Any, make: An
     report = workshop.ingest()
     assert report.tables["updates"] == report.tables["removed"] == []
     assert workshop.catalog.read("labels").to_dict("records") == before
-    assert ready_batches(workshop.inbox, workshop.catalog, workshop.store) == []
+    assert ready_batches(workshop.run) == []
 
 
 def test_a_repaired_file_is_seen_without_retry(workshop: Any, make: Any) -> None:

@@ -28,7 +28,7 @@ MIXED_VERDICTS = {
 def test_a_drop_ends_in_the_catalog(any_workshop: Any, make: Any) -> None:
     shop = any_workshop
     shop.drop("pixel_labeled", "a", make.mixed())
-    assert [b.name for b in ready_batches(shop.inbox, shop.catalog)] == ["pixel_labeled/a"]
+    assert [b.name for b in ready_batches(shop.run)] == ["pixel_labeled/a"]
     report = shop.ingest()
     assert report.metrics == {
         "ingest/batches": 1,
@@ -43,7 +43,7 @@ def test_a_drop_ends_in_the_catalog(any_workshop: Any, make: Any) -> None:
     assert [row["row"] for row in report.tables["rejects"]] == [2, 3, 4, 5]
     assert {r["name"]: r["unexpected"] for r in report.tables["expectations"]}["image_is_an_image"] == 1
     assert Path(report.facts["data_docs"]).is_file()
-    assert ready_batches(shop.inbox, shop.catalog) == []
+    assert ready_batches(shop.run) == []
 
     samples = shop.catalog.read("samples").set_index("name")
     labels = shop.catalog.read("labels").set_index("sample_id")
@@ -83,7 +83,7 @@ def test_folders_without_manifest_wait(workshop: Any, make: Any) -> None:
     (folder / "manifest.csv").rename(folder / "manifest.part")
     (folder.parent / ".hidden").mkdir()
     (folder.parent / ".hidden" / "manifest.csv").write_text("image\nx\n")
-    assert ready_batches(workshop.inbox, workshop.catalog) == []
+    assert ready_batches(workshop.run) == []
 
 
 def test_a_known_photo_brings_what_the_catalog_lacks(workshop: Any, make: Any) -> None:
@@ -155,7 +155,7 @@ def test_a_drop_of_mostly_bad_rows_is_held(workshop: Any, make: Any) -> None:
     assert len(report.tables["rejects"]) == 5
     failed = [r["name"] for r in report.tables["expectations"] if not r["success"] and r["severity"] == "critical"]
     assert failed == ["few_bad_rows"]
-    assert ready_batches(workshop.inbox, workshop.catalog) == [], "held is decided; it does not come up again"
+    assert ready_batches(workshop.run) == [], "held is decided; it does not come up again"
 
 
 def test_files_of_more_bytes_than_allowed_are_not_read(any_workshop: Any, make: Any) -> None:
@@ -232,7 +232,7 @@ def test_a_manifest_of_more_bytes_than_are_read_holds_its_drop_alone(
     lines = any_workshop.catalog.read("batches").set_index("batch")
     assert lines.loc["long", "state"] == "held" and "at most 400 are read: split" in lines.loc["long", "reason"]
     assert lines.loc["good", "state"] == "ingested"
-    assert ready_batches(any_workshop.inbox, any_workshop.catalog) == []
+    assert ready_batches(any_workshop.run) == []
     fetched = (any_workshop.root / "cache" / "inbox").rglob("manifest.csv")
     assert (
         not [path for path in fetched if path.stat().st_size > 400] and (folder / "manifest.csv").stat().st_size > 400
@@ -369,12 +369,9 @@ def test_a_drop_taken_in_pieces_ends_in_the_same_catalog(
 
 def test_a_manifest_replaced_while_it_is_read_is_said(workshop: Any, make: Any) -> None:
     folder = workshop.drop("unlabeled", "a", [make.row(1)])
-    (ready,) = ready_batches(workshop.inbox, workshop.catalog)
+    (ready,) = ready_batches(workshop.run)
     (folder / "manifest.csv").write_text("image\nother.jpg\n")
-    work = Ingest(
-        workshop.params, workshop.catalog, workshop.store, workshop.inbox, ready, DataDocs(workshop.root / "docs"),
-        workshop.root / "spool", lambda what, done, total: None,
-    )  # fmt: skip
+    work = Ingest(workshop.run, ready, DataDocs(workshop.root / "docs"))
     with pytest.raises(StoreError, match="manifest.csv changed while it was read: run again"):
         work.run()
     assert workshop.catalog.read("batches").empty

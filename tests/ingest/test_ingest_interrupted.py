@@ -142,20 +142,21 @@ WORKER = """
 import sys
 from pathlib import Path
 from time import sleep
-from mm_core.storage.catalog import Catalog
+from dataclasses import replace
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.settings import Settings
 from mm_core.ingest.ingest import ingest_ready
-from mm_core.core.params import IngestParams
 from mm_core.core.records import Report
-from mm_core.storage.store import open_store
+from mm_core.storage.run import StorageRun
 import great_expectations, deltalake, pyarrow.dataset
 inbox, store, folder, me = sys.argv[1:]
 folder = Path(folder)
 (folder / f"ready-{me}").touch()
 while not (folder / "go").exists():
     sleep(0.005)
-ingest_ready(IngestParams(), Catalog(store), open_store(store, folder / f"cache-{me}"),
-    open_store(inbox, folder / f"cache-{me}" / "inbox"), Report("ingest"), data_docs=folder / "docs",
-    spool=folder / "spool", progress=lambda *_: None)
+settings = replace(Settings.from_env(folder, inbox), store=store)
+ingest_ready(StorageRun(Params(), Layout(settings)), Report("ingest"))
 """
 
 

@@ -24,7 +24,7 @@ def shop(workshop: Any, make: Any) -> Any:
 
 
 def again(shop: Any, batch: str = "a") -> Any:
-    return retry(shop.params, shop.catalog, shop.store, shop.inbox, batch, shop.root / "docs", shop.root / "spool")
+    return retry(shop.run, batch)
 
 
 def test_list_and_show(shop: Any, make: Any, tmp_path: Path) -> None:
@@ -100,9 +100,8 @@ def suspect_rows(make: Any) -> list[dict[str, Any]]:
 
 
 def taken_as_they_are(shop: Any, *keys: str) -> Any:
-    docs, spool = shop.root / "docs", shop.root / "spool"
     how = {"reviewer": "ana", "why": "a window frame"}
-    return accept(shop.params, shop.catalog, shop.store, shop.inbox, keys, docs, spool, **how)
+    return accept(shop.run, keys, **how)
 
 
 def test_a_suspect_matte_is_shown_taken_and_remembered(any_workshop: Any, make: Any, tmp_path: Path) -> None:

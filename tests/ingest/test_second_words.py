@@ -75,9 +75,7 @@ def test_an_unsafe_name_is_named_where_a_person_asks_for_it(workshop: Any, make:
     workshop.drop("pixel_labeled", "c", [make.row(2)])
     (line,) = workshop.ingest(batch=name).tables["batches"]
     assert line["state"] == "held" and "is not safe to use" in line["reason"]
-    report = retry(
-        workshop.params, workshop.catalog, workshop.store, workshop.inbox, name, workshop.root, workshop.root / "spool"
-    )
+    report = retry(workshop.run, name)
     assert report.metrics["ingest/held"] == 1
 
 

@@ -14,7 +14,8 @@ from annotator import Truth
 from PIL import Image
 
 from mm_core.core.layout import Layout
-from mm_core.core.params import LabelParams, ModelParams, RouteParams
+from mm_core.core.params import LabelParams, ModelParams, Params, RouteParams
+from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import CATEGORIES, Report
 from mm_core.core.settings import Settings
 from mm_core.imaging.images import load_alpha
@@ -28,12 +29,9 @@ from mm_core.labeling.push import push_tasks
 from mm_core.labeling.rle import decode_rle
 from mm_core.labeling.route import route_hard
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, fetch_blob, put_blob
 from samplegen import generate
-
-
-def quiet(*_: object) -> None:
-    pass
 
 
 class LabelHouse:
@@ -71,11 +69,15 @@ class LabelHouse:
         save_model(root / "champion.safetensors", net, {"stage": "multimodal"})
         return {"version": "3", "digest": put_blob(self.store, root / "champion.safetensors"), "files": {}}
 
+    def run(self, **sections: LabelParams | RouteParams) -> StorageRun:
+        """A run on this house's own store and catalog, which some tests replace."""
+        run = StorageRun(Params(**sections), self.layout)
+        vars(run).update(store=self.store, catalog=self.catalog)
+        return run
+
     def route(self, budget: int) -> None:
-        route_hard(
-            RouteParams(budget=budget, per_day=budget, per_category=budget, look=max(budget, 480)),
-            self.catalog, self.store, self.inputs, self.layout, Report("route"), progress=quiet,
-        )  # fmt: skip
+        chosen = RouteParams(budget=budget, per_day=budget, per_category=budget, look=max(budget, 480))
+        route_hard(self.run(route=chosen), self.inputs, Report("route"))
 
     def tasks(self) -> list[dict]:
         return [task for path in sorted(outbox(self.layout).glob("*.json")) for task in json.loads(path.read_text())]
@@ -98,14 +100,12 @@ class LabelHouse:
             found[task["data"]["key"]] = decode_rle(region["value"]["rle"], *size)
         return found
 
-    def push(self, server: Server, progress: Callable[[str, int, int], None] = quiet) -> dict[str, float]:
+    def push(self, server: Server, progress: Progress = quiet) -> dict[str, float]:
         return push_tasks(self.layout, server, Report("push"), progress=progress).metrics
 
     def pull(self, server: Server, params: LabelParams | None = None) -> Taken:
         taken = Taken()
-        pull_labels(
-            params or LabelParams(), self.catalog, self.store, self.layout, server, taken, progress=quiet
-        )  # fmt: skip
+        pull_labels(self.run(label=params or LabelParams()), server, taken)
         return taken
 
     def labels(self) -> pd.DataFrame:

@@ -8,11 +8,13 @@ import numpy as np
 from PIL import Image
 
 from mm_core.core.layout import Layout
+from mm_core.core.params import Params
 from mm_core.core.records import Cell, Report, Verdict, write_json
 from mm_core.core.settings import Settings
 from mm_core.labeling.label_studio_format import outbox
 from mm_core.labeling.route import route_hard
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, put_blob
 
 SIDE = 48
@@ -62,11 +64,14 @@ class House:
     def judge(self, spoken):
         write_json(self.layout.verdict, spoken.model_dump())
 
+    def run(self, **sections):
+        """A run on this house's own store and catalog, which some tests replace."""
+        run = StorageRun(Params(**sections), self.layout)
+        vars(run).update(store=self.store, catalog=self.catalog)
+        return run
+
     def route(self, params, now=None):
-        return route_hard(
-            params, self.catalog, self.store, self.inputs, self.layout, Report("route"),
-            progress=lambda *_: None, now=now or datetime.now(UTC),
-        )  # fmt: skip
+        return route_hard(self.run(route=params), self.inputs, Report("route"), now=now or datetime.now(UTC))
 
     def tasks(self):
         return [task for path in sorted(outbox(self.layout).glob("*.json")) for task in json.loads(path.read_text())]

@@ -9,9 +9,10 @@ import pytest
 from annotator import SimulatedAnnotator
 from label_house import LabelHouse
 
-from mm_core.core.params import LabelParams
+from mm_core.core.params import Params
 from mm_core.labeling import apply_annotations
 from mm_core.labeling.apply_annotations import Taken, Work, take
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import BlobNotFound, fetch_blob
 
 
@@ -37,7 +38,7 @@ def taken_by(threads: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple
     works = works_of(house)
     monkeypatch.setattr(apply_annotations, "THREADS", threads)
     taken = Taken()
-    disputed = take(house.catalog, house.store, LabelParams(), works, taken)
+    disputed = take(StorageRun(Params(), house.layout), works, taken)
     rows = house.catalog.read("labels")[["id", "sample_id", "alpha_sha256", "version", "annotator", "created_at"]]
     return taken, sorted(rows.itertuples(index=False, name=None)), disputed
 
@@ -64,5 +65,5 @@ def test_a_photo_that_is_gone_fails_the_call_and_leaves_no_thread(
     fetch_blob(house.store, works[1].key).unlink()
     before = threading.active_count()
     with pytest.raises(BlobNotFound):
-        take(house.catalog, house.store, LabelParams(), works, Taken())
+        take(StorageRun(Params(), house.layout), works, Taken())
     assert threading.active_count() == before and house.catalog.read("labels").empty

@@ -16,13 +16,14 @@ import httpx
 import psutil
 import pytest
 
-from mm_core import stages
+from mm_core import operations, stages
 from mm_core.core.errors import InputError, LabelServerError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.settings import Settings
 from mm_core.labeling.label_studio_format import collected, inbox, outbox
 from mm_core.labeling.label_studio_local import LocalServer, connect, free_port, read_account, running_server
+from mm_core.pinned_inputs import Run
 
 
 @pytest.fixture
@@ -97,10 +98,10 @@ def test_the_server_is_closed_to_strangers_and_to_the_network(label_studio):
 def test_without_a_server_tasks_wait_and_the_command_says_so(layout):
     (outbox(layout)).mkdir(parents=True)
     (outbox(layout) / "b.json").write_text("[]")
-    report = stages.push(Params(), layout)
+    report = stages.push(Run(Params(), layout))
     assert report.metrics["push/waiting"] == 1 and "mm label serve" in report.facts["server"]
-    assert stages.labelling(Params(), layout) == {"server": None, "batches_waiting": 1}
-    assert stages.finished_work(layout) is None
+    assert operations.labelling(Run(Params(), layout)) == {"server": None, "batches_waiting": 1}
+    assert operations.finished_work(layout) is None
 
 
 def test_a_server_that_is_away_does_not_hold_up_the_inbox(layout, monkeypatch):
@@ -109,7 +110,7 @@ def test_a_server_that_is_away_does_not_hold_up_the_inbox(layout, monkeypatch):
     inbox(layout).mkdir(parents=True)
     (inbox(layout) / "export.json").write_text("[]")
     with pytest.raises(LabelServerError, match="does not answer"):
-        stages.collect(Params(), at(layout, "http://127.0.0.1:9"))
+        stages.collect(Run(Params(), at(layout, "http://127.0.0.1:9")))
     assert not list(inbox(layout).iterdir()) and len(list(collected(layout).iterdir())) == 1
 
 
@@ -132,7 +133,7 @@ def test_the_command_serves_until_ctrl_c(layout, label_studio):
         running = running_server(layout.label_studio)
         assert running is not None and running["url"] == f"http://127.0.0.1:{port}"
         assert "AWS_SECRET_ACCESS_KEY" not in psutil.Process(running["pid"]).environ()
-        assert stages.labelling(Params(), layout)["project"].startswith(running["url"])
+        assert operations.labelling(Run(Params(), layout))["project"].startswith(running["url"])
         served = connect(layout)
         assert served is not None
         with pytest.raises(LabelServerError, match="mm label serve --local-hooks"):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mm_core.core.layout import Layout
-from mm_core.core.params import LabelParams, RouteParams, SnapshotParams
+from mm_core.core.params import Params, RouteParams, SnapshotParams
 from mm_core.core.records import Report, sha256_file
 from mm_core.core.settings import Settings
 from mm_core.imaging.images import load_alpha, load_rgb
@@ -19,6 +19,7 @@ from mm_core.labeling.label_studio_format import brush_region, collected, inbox,
 from mm_core.labeling.rle import decode_rle
 from mm_core.labeling.route import route_hard
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, fetch_blob, put_blob
 
 WIDTH, HEIGHT = 48, 64
@@ -51,19 +52,20 @@ class House:
         self.catalog.add("samples", [row | values])
         return sample
 
+    def run(self, **sections):
+        """A run on this house's own store and catalog, which some tests replace."""
+        run = StorageRun(Params(**sections), self.layout)
+        vars(run).update(store=self.store, catalog=self.catalog)
+        return run
+
     def route(self, budget=24):
         report = Report("route")
-        route_hard(
-            RouteParams(budget=budget),
-            self.catalog, self.store, self.inputs, self.layout, report, progress=quiet,
-        )  # fmt: skip
+        route_hard(self.run(route=RouteParams(budget=budget)), self.inputs, report)
         return report
 
     def collect(self):
         taken, report = Taken(), Report("collect")
-        report.metrics["collect/files"] = collect_labels(
-            LabelParams(), self.catalog, self.store, self.layout, taken, progress=quiet
-        )
+        report.metrics["collect/files"] = collect_labels(self.run(), taken)
         taken.report(report)
         return report
 

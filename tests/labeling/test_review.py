@@ -19,6 +19,7 @@ from mm_core.ingest.snapshot import newest_labels
 from mm_core.labeling.label_studio_format import brush_region, inbox
 from mm_core.labeling.review import doubted_labels
 from mm_core.labeling.rle import decode_rle
+from mm_core.pinned_inputs import Run
 from mm_core.storage.store import fetch_blob
 from samplegen import write_drop
 
@@ -39,7 +40,7 @@ def house(tmp_path):
     folder = write_drop(tmp_path / "inbox", "pixel_labeled", "a", {"pets": 6}, seed=5, size=64, burst_share=0)
     for path in sorted((folder / "alphas").rglob("*.png"))[:2]:
         cv2.imwrite(str(path), 255 - cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
-    stages.ingest(PARAMS, house.layout)
+    stages.ingest(Run(PARAMS, house.layout))
     rejects = house.catalog.read("rejects")
     assert rejects["reason"].str.startswith("suspect matte").sum() == 2
     return house
@@ -59,7 +60,7 @@ def shown(task):
 def hand_in(house, tasks):
     inbox(house.layout).mkdir(parents=True, exist_ok=True)
     (inbox(house.layout) / "export.json").write_text(json.dumps(tasks))
-    return stages.collect(PARAMS, house.layout)
+    return stages.collect(Run(PARAMS, house.layout))
 
 
 def current(house, sample):
@@ -93,8 +94,8 @@ def test_a_corrected_matte_enters_with_the_photo_and_counts(house):
     sample = house.catalog.read("samples").set_index("id").loc[first["data"]["key"]]
     assert (sample["category"], sample["kind"]) == ("pets", "pixel_labeled"), "as the manifest says"
     before = house.catalog.versions()
-    stages.collect(PARAMS, house.layout)
-    stages.ingest(PARAMS, house.layout)
+    stages.collect(Run(PARAMS, house.layout))
+    stages.ingest(Run(PARAMS, house.layout))
     assert house.catalog.versions() == before
     assert current(house, first["data"]["key"])[0]["origin"] == "label_studio"
 
@@ -109,8 +110,8 @@ def test_a_drop_that_left_the_inbox_is_waited_for(house):
     manifest.with_name("away").rename(manifest)
     text = manifest.read_text()
     manifest.write_text(text + "\n")  # sent again: another manifest, so another arrival
-    stages.ingest(PARAMS, house.layout)
-    stages.collect(PARAMS, house.layout)
+    stages.ingest(Run(PARAMS, house.layout))
+    stages.collect(Run(PARAMS, house.layout))
     assert np.array_equal(current(house, key)[1], right)
 
 
@@ -122,7 +123,7 @@ def test_killed_while_settling_the_next_pull_settles(house, monkeypatch):
         patched.setattr("mm_core.labeling.review._put_first", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             hand_in(house, [answer(task, right)])
-    stages.collect(PARAMS, house.layout)
+    stages.collect(Run(PARAMS, house.layout))
     assert np.array_equal(current(house, task["data"]["key"])[1], right)
 
 
@@ -131,8 +132,8 @@ def test_killed_while_settling_the_next_pull_settles(house, monkeypatch):
 
 def judged(house, wrong, models=("simple", "hard", "semi", "multimodal", "champion"), digest="e", factor=9.0):
     """An eval set of the catalog's labelled photos, on which all models err as usual but for `wrong`."""
-    stages.pin_inputs(PARAMS, house.layout)
-    stages.snapshot(PARAMS.with_values(**{"snapshot.eval_share": 0.7}), house.layout)
+    stages.pin_inputs(Run(PARAMS, house.layout))
+    stages.snapshot(Run(PARAMS.with_values(**{"snapshot.eval_share": 0.7}), house.layout))
     frame = pd.read_parquet(house.layout.snapshot / "eval.parquet")
     rng = np.random.default_rng(0)
     rows = [
@@ -172,12 +173,12 @@ def test_a_corrected_eval_label_changes_the_digest_but_not_the_membership(house)
     frame = judged(house, first_of)
     house.route(RouteParams(budget=0, suspects=0))
     (task,) = house.tasks()
-    stages.snapshot(PARAMS.with_values(**{"snapshot.eval_share": 0.7}), house.layout)
+    stages.snapshot(Run(PARAMS.with_values(**{"snapshot.eval_share": 0.7}), house.layout))
     before = json.loads((house.layout.snapshot / "snapshot.json").read_text())["eval_digest"]
     hand_in(house, [answer(task, 255 - shown(task))])
     assert house.catalog.read("samples").set_index("id").loc[task["data"]["key"], "category"] == "pets", "stays"
-    stages.pin_inputs(PARAMS, house.layout)
-    stages.snapshot(PARAMS.with_values(**{"snapshot.eval_share": 0.7}), house.layout)
+    stages.pin_inputs(Run(PARAMS, house.layout))
+    stages.snapshot(Run(PARAMS.with_values(**{"snapshot.eval_share": 0.7}), house.layout))
     again = pd.read_parquet(house.layout.snapshot / "eval.parquet")
     assert list(again["sample_id"]) == list(frame["sample_id"])
     assert json.loads((house.layout.snapshot / "snapshot.json").read_text())["eval_digest"] != before

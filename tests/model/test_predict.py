@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from mm_core.cli.predict import predict_files
 from mm_core.core.layout import Layout
+from mm_core.core.params import Params
 from mm_core.core.records import DECODERS
 from mm_core.core.settings import Settings
 from mm_core.model.files import save_model
 from mm_core.model.predict import TorchPredictor, decoders_for
 from mm_core.model.preprocess import finish, prepare, resize
+from mm_core.pinned_inputs import Run
 
 side = st.integers(1, 90)
 
@@ -140,7 +142,7 @@ def test_mm_predict_without_a_category_asks_the_model(bright_is_scenery, tmp_pat
         cv2.imwrite(str(files[-1]), photo)
 
     def mattes(out, **options):
-        report = predict_files(layout, files, tmp_path / out, model=str(path), **options)
+        report = predict_files(Run(Params(), layout), files, tmp_path / out, model=str(path), **options)
         return [row["decoder"] for row in report.tables["mattes"]], [
             (tmp_path / out / file.name).read_bytes() for file in files
         ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from mm_core import operations, stages
+from mm_core import operations
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
@@ -19,6 +19,7 @@ from mm_core.core.settings import Settings
 from mm_core.moments.events import cluster, haversine, representatives, time_of
 from mm_core.moments.story import TONES, title, tone
 from mm_core.moments.strategy import Facts
+from mm_core.pinned_inputs import Run
 from samplegen.gallery import PlantedEvent, jpeg, write_gallery
 
 NOON = datetime(2026, 5, 2, 12)
@@ -152,7 +153,7 @@ def test_tones_follow_scene_and_hour_and_say_why() -> None:
 def test_a_gallery_becomes_its_planted_events_with_pieces(layout: Layout, tmp_path: Path) -> None:
     truth = write_gallery(tmp_path / "gallery", EVENTS, size=96)
     out = tmp_path / "out"
-    report = stages.moments(PARAMS, layout, tmp_path / "gallery", out)
+    report = operations.moments(Run(PARAMS, layout), tmp_path / "gallery", out)
     told = json.loads((out / "moments.json").read_text())
     found = {photo["name"]: n for n, moment in enumerate(told["moments"]) for photo in moment["photos"]}
     assert adjusted_rand_score([truth[name] for name in found], list(found.values())) == 1.0
@@ -172,7 +173,7 @@ def test_bursts_and_copies_are_told_once(layout: Layout, tmp_path: Path) -> None
     write_gallery(gallery, [PlantedEvent(NOON, 1, VIENNA, ("pets",), 5)], size=128, bursts=0)
     again = gallery / "copy-of-first.jpg"
     again.write_bytes((gallery / "IMG_00000.jpg").read_bytes())
-    stages.moments(PARAMS, layout, gallery, tmp_path / "out", model="none")
+    operations.moments(Run(PARAMS, layout), gallery, tmp_path / "out", model="none")
     (moment,) = json.loads((tmp_path / "out" / "moments.json").read_text())["moments"]
     assert moment["repeated"] == 1 and len(moment["photos"]) == 5
 
@@ -180,16 +181,16 @@ def test_bursts_and_copies_are_told_once(layout: Layout, tmp_path: Path) -> None
 def test_a_new_photo_costs_its_own_event(layout: Layout, tmp_path: Path) -> None:
     gallery, out = tmp_path / "gallery", tmp_path / "out"
     write_gallery(gallery, EVENTS, size=64, bursts=0)
-    first = stages.moments(PARAMS, layout, gallery, out)
+    first = operations.moments(Run(PARAMS, layout), gallery, out)
     files = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name not in ("moments.json",)}
-    again = stages.moments(PARAMS, layout, gallery, out)
+    again = operations.moments(Run(PARAMS, layout), gallery, out)
     assert again.metrics["moments/looked_at"] == 0 and again.metrics["moments/made"] == 0
     assert {p: p.stat().st_mtime_ns for p in files} == files
     from samplegen import generate
 
     photo = generate("pets", 77, size=64).image
     (gallery / "IMG_90000.jpg").write_bytes(jpeg(photo, NOON + timedelta(hours=5), GRAZ))
-    third = stages.moments(PARAMS, layout, gallery, out)
+    third = operations.moments(Run(PARAMS, layout), gallery, out)
     assert third.metrics["moments/looked_at"] == 1
     assert third.metrics["moments/made"] == 1 and third.metrics["moments/kept"] == len(EVENTS) - 1
     assert first.metrics["moments/made"] == len(EVENTS)
@@ -198,17 +199,17 @@ def test_a_new_photo_costs_its_own_event(layout: Layout, tmp_path: Path) -> None
 def test_a_moment_that_is_no_more_goes_and_what_is_not_ours_stays(layout: Layout, tmp_path: Path) -> None:
     gallery, out = tmp_path / "gallery", tmp_path / "out"
     truth = write_gallery(gallery, EVENTS[:2], size=64, bursts=0)
-    stages.moments(PARAMS, layout, gallery, out)
+    operations.moments(Run(PARAMS, layout), gallery, out)
     (out / "mine").mkdir()
     (out / "mine" / "note.txt").write_text("keep")
     for name, event in truth.items():
         if event == 1:
             (gallery / name).unlink()
-    stages.moments(PARAMS, layout, gallery, out)
+    operations.moments(Run(PARAMS, layout), gallery, out)
     folders = {p.name for p in out.iterdir() if p.is_dir()}
     assert len(folders) == 2 and (out / "mine" / "note.txt").read_text() == "keep"
     write_json(out / "moments.json", {"moments": [{"id": "../gallery"}, {"id": "mine"}]})
-    stages.moments(PARAMS, layout, gallery, out)
+    operations.moments(Run(PARAMS, layout), gallery, out)
     assert (gallery / "IMG_00000.jpg").exists() and (out / "mine" / "note.txt").exists()
 
 
@@ -216,11 +217,11 @@ def test_broken_files_are_named_and_empty_folders_refused(layout: Layout, tmp_pa
     gallery = tmp_path / "gallery"
     write_gallery(gallery, EVENTS[:1], size=64)
     (gallery / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
-    report = stages.moments(PARAMS, layout, gallery, tmp_path / "out", model="none")
+    report = operations.moments(Run(PARAMS, layout), gallery, tmp_path / "out", model="none")
     assert [row["photo"] for row in report.tables["unreadable"]] == ["broken.jpg"]
     assert report.metrics["moments/pieces"] >= 0
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no photos"):
-        stages.moments(PARAMS, layout, tmp_path / "empty", tmp_path / "out")
+        operations.moments(Run(PARAMS, layout), tmp_path / "empty", tmp_path / "out")
     with pytest.raises(InputError, match="no such folder"):
-        stages.moments(PARAMS, layout, tmp_path / "nowhere", tmp_path / "out")
+        operations.moments(Run(PARAMS, layout), tmp_path / "nowhere", tmp_path / "out")

@@ -7,9 +7,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from mm_core import stages
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.export.registry import Registry
+from mm_core.pinned_inputs import recorded_verdict
+from mm_core.storage.run import catalog_of
 from pipelines.checks import no_leak
 from pipelines.definitions import defs
 from pipelines.external_runs import made_elsewhere
@@ -76,9 +77,9 @@ def test_each_batch_is_a_partition_with_its_checks(plant: Plant, arrived: list[d
     assert all(check.severity is dg.AssetCheckSeverity.WARN for check in shown)
     assert [str(check.description).split(":")[0] for check in (shown[0], shown[2])] == ["too few"] * 2
     assert "drift" in shown[1].metadata and "drift pixel_labeled/w01" in shown[1].metadata
-    samples = stages.catalog_of(plant.layout).read("samples")
+    samples = catalog_of(plant.layout).read("samples")
     assert dict(samples["kind"].value_counts()) == {"pixel_labeled": 49, "unlabeled": 7, "text_image": 7}
-    assert set(stages.catalog_of(plant.layout).read("features")["sample_id"]) == set(samples["id"])
+    assert set(catalog_of(plant.layout).read("features")["sample_id"]) == set(samples["id"])
 
 
 def test_a_refusal_is_a_success_with_skipped_steps(plant: Plant, refused: dg.ExecuteInProcessResult) -> None:
@@ -89,7 +90,7 @@ def test_a_refusal_is_a_success_with_skipped_steps(plant: Plant, refused: dg.Exe
     assert not verdict.passed and verdict.severity is dg.AssetCheckSeverity.WARN
     assert "cells" in verdict.metadata
     assert checks(refused)["no_leak"].passed
-    assert stages.recorded_verdict(plant.layout).decision in ("REJECT", "INCONCLUSIVE")
+    assert recorded_verdict(plant.layout).decision in ("REJECT", "INCONCLUSIVE")
 
 
 def test_training_says_how_far_it_is(refused: dg.ExecuteInProcessResult) -> None:

@@ -26,6 +26,8 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES
 from mm_core.core.settings import Settings, time_zone
+from mm_core.pinned_inputs import Run
+from mm_core.storage.run import catalog_of
 from samplegen import write_drop
 from tests.pipelines.conftest import TINY
 from tests.pipelines.operated import wait
@@ -151,7 +153,7 @@ def test_what_nobody_made_for_two_weeks_is_stale_and_told(daemon: WorkspaceProce
 def tables(workspace: Path) -> dict[str, tuple[int, list[dict[str, str]]]]:
     """Version and rows of each table of the catalog, without times and what follows from them, and without what the
     number of threads rounds (`measured`)."""
-    catalog = stages.catalog_of(Layout(Settings.from_env(workspace, str(workspace / "inbox"))))
+    catalog = catalog_of(Layout(Settings.from_env(workspace, str(workspace / "inbox"))))
     found = {}
     for table in ("batches", "samples", "labels", "features"):
         rows = catalog.read(table).map(lambda value: repr(value).replace(str(workspace), ""))
@@ -163,7 +165,7 @@ def tables(workspace: Path) -> dict[str, tuple[int, list[dict[str, str]]]]:
 
 def measured(workspace: Path) -> list[dict[str, float]]:
     """What the features of each photo measured, in order: equal to one another up to rounding."""
-    catalog = stages.catalog_of(Layout(Settings.from_env(workspace, str(workspace / "inbox"))))
+    catalog = catalog_of(Layout(Settings.from_env(workspace, str(workspace / "inbox"))))
     rows = catalog.read("features").sort_values(["sample_id", "extractor"])
     return [
         {name: value for name, value in (numbers or {}).items() if value is not None}
@@ -206,7 +208,7 @@ def test_a_backfill_takes_batches_as_one_after_the_other_and_again_brings_nothin
         for inbox in (data / "inbox", tmp_path / "inbox"):
             write_drop(inbox, kind, batch, dict.fromkeys(ALL_CATEGORIES, 1), seed=seed, size=64)
         for stage in (stages.ingest, stages.structure):
-            stage(Params().with_values(**TINY), one_by_one, batch=f"{kind}/{batch}")
+            stage(Run(Params().with_values(**TINY), one_by_one), batch=f"{kind}/{batch}")
     daemon.instance.add_dynamic_partitions("batches", names)
     assert backfill(daemon, names) == "COMPLETED_SUCCESS"
     made, wanted = tables(data), tables(tmp_path)

@@ -10,6 +10,8 @@ from mm_core import stages
 from mm_core.core.records import Verdict, write_json
 from mm_core.labeling.label_studio_format import inbox
 from mm_core.labeling.webhook import hint
+from mm_core.pinned_inputs import Run
+from mm_core.storage.run import catalog_of
 from pipelines import sensors
 from pipelines.definitions import defs
 from pipelines.resources import RetrainPolicy, Workspace
@@ -114,14 +116,14 @@ def test_a_drop_whose_run_was_lost_is_asked_for_again_but_not_for_ever(
 def test_what_the_catalog_holds_is_not_asked_for_even_without_a_cursor(
     plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
-    stages.ingest(workspace.params(), plant.layout)
+    stages.ingest(Run(workspace.params(), plant.layout))
     assert isinstance(arrivals_tick(workspace, instance, None), dg.SkipReason)
 
 
 def test_a_cycle_starts_at_the_threshold_and_counts_from_there(
     plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
-    known = len(stages.catalog_of(plant.layout).read("labels"))
+    known = len(catalog_of(plant.layout).read("labels"))
     assert known > 2
     assert f"{known} new labels" in said(labels_tick(workspace, instance, None, known + 1))
     asked = labels_tick(workspace, instance, None, known)
@@ -133,7 +135,7 @@ def test_a_cycle_that_was_lost_is_asked_for_again(
     plant: Plant, workspace: Workspace, fresh: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sensors, "SETTLED", 0.0)
-    known = len(stages.catalog_of(plant.layout).read("labels"))
+    known = len(catalog_of(plant.layout).read("labels"))
     asked = labels_tick(workspace, fresh, None, known)
     assert isinstance(asked, dg.SensorResult)
     (request,) = requests(asked)
@@ -148,8 +150,8 @@ def test_labels_of_a_cycle_that_a_person_started_are_not_new(
     plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
     params = workspace.params()
-    stages.pin_inputs(params, plant.layout)
-    stages.snapshot(params, plant.layout)
+    stages.pin_inputs(Run(params, plant.layout))
+    stages.snapshot(Run(params, plant.layout))
     assert "0 new labels" in said(labels_tick(workspace, instance, None, 1))
 
 
@@ -166,7 +168,7 @@ def test_a_cycle_waits_for_arrivals_that_still_run(
 def test_after_a_refusal_fewer_labels_are_enough(
     plant: Plant, workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
-    known = len(stages.catalog_of(plant.layout).read("labels"))
+    known = len(catalog_of(plant.layout).read("labels"))
     write_json(plant.layout.verdict, verdict("REJECT"))
     plant.layout.snapshot.rename(plant.layout.snapshot.with_name("aside"))
     context = dg.build_sensor_context(instance=instance, cursor="1")
@@ -240,7 +242,7 @@ def test_an_export_in_the_inbox_is_collected_once(
     time.sleep(0.01)
     hint(plant.layout).touch()  # the server called
     assert "been requested" in said(work_tick(workspace, instance, asked.cursor))
-    stages.collect(workspace.params(), plant.layout)
+    stages.collect(Run(workspace.params(), plant.layout))
     assert "no finished work" in said(work_tick(workspace, instance, asked.cursor))
 
 

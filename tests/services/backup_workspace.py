@@ -9,6 +9,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import Report, sha256_file
 from mm_core.core.settings import Settings
+from mm_core.pinned_inputs import Run
 from mm_core.services.backup import back_up, restore
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.schemas import SCHEMAS
@@ -31,9 +32,9 @@ def bring(settings: Settings, source: Path | str, **how) -> Report:
 
 def fill(layout: Layout, batch: str, seed: int) -> None:
     write_drop(Path(layout.settings.inbox), "pixel_labeled", batch, {"pets": 2, "cards": 1}, seed=seed, size=64)
-    stages.ingest(PARAMS, layout)
-    stages.structure(PARAMS, layout)
-    stages.pin_inputs(PARAMS, layout)
+    stages.ingest(Run(PARAMS, layout))
+    stages.structure(Run(PARAMS, layout))
+    stages.pin_inputs(Run(PARAMS, layout))
 
 
 def contents(layout: Layout) -> dict[str, object]:

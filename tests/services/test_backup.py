@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mm_core import stages
+from mm_core import operations
 from mm_core.core.errors import InputError, StoreError
 from mm_core.core.layout import Layout
 from mm_core.core.records import Report, sha256_file
 from mm_core.core.settings import Settings
+from mm_core.pinned_inputs import Run
 from mm_core.services.backup import back_up, restore
 from mm_core.services.backup_target import backups, read_manifest
 from mm_core.storage.catalog import Catalog
@@ -149,7 +150,7 @@ def test_a_forgotten_photo_leaves_the_backups_with_those_from_before(filled: Lay
     mine = {gone, *labels.loc[labels["sample_id"] == gone, "alpha_sha256"]}
     target = open_store(str(tmp_path / "backup"), tmp_path)
     assert len(mine) == 2 and all(target.exists(blob_key(digest)) for digest in mine)
-    stages.forget(PARAMS, own, [gone])
+    operations.forget(Run(PARAMS, own), [gone])
     save(own.settings, tmp_path / "backup")
     assert all(target.exists(blob_key(digest)) for digest in mine), "an older backup can still be restored whole"
     save(own.settings, tmp_path / "backup", keep=1)

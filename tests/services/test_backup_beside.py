@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from mm_core import stages
+from mm_core import operations
 from mm_core.core.layout import Layout
 from mm_core.core.records import Report, sha256_file
 from mm_core.core.settings import Settings
+from mm_core.pinned_inputs import Run
 from mm_core.services.backup import back_up
 from mm_core.services.backup_target import at_work, backups, read_manifest
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import catalog_of
 from mm_core.storage.store import blob_key, open_store
 from tests.services.backup_workspace import PARAMS, bring, elsewhere, fill, make_filled, save
 
@@ -32,19 +34,19 @@ def filled(clean_layout: Layout) -> Layout:
 def test_what_removes_photos_waits_for_a_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout(Settings.from_env(tmp_path / "data"))
     fill(layout, "w01", 1)
-    one = stages.catalog_of(layout).read("samples")["id"].iloc[0]
+    one = catalog_of(layout).read("samples")["id"].iloc[0]
     threads: list[threading.Thread] = []
 
     def begin_forgetting(what: str, done: int, total: int) -> None:
         if not threads:
-            threads.append(threading.Thread(target=stages.forget, args=(PARAMS, layout, [one])))
+            threads.append(threading.Thread(target=operations.forget, args=(Run(PARAMS, layout), [one])))
             threads[0].start()
         threads[0].join(0.01)
         assert threads[0].is_alive()
 
     back_up(layout.settings, str(tmp_path / "backup"), Report("backup"), progress=begin_forgetting)
     threads[0].join()
-    assert one not in set(stages.catalog_of(layout).read("samples")["id"])
+    assert one not in set(catalog_of(layout).read("samples")["id"])
     restored = elsewhere(tmp_path)
     bring(restored.settings, tmp_path / "backup")
     assert one in set(Catalog(restored.settings.store).read("samples")["id"])

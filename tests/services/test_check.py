@@ -19,8 +19,10 @@ from mm_core import stages
 from mm_core.core.errors import BlobDamaged, InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.progress import quiet
 from mm_core.core.records import Report, sha256_file, write_json
 from mm_core.core.settings import Settings
+from mm_core.pinned_inputs import Run
 from mm_core.services.check import Fault, check
 from mm_core.services.repair import repair
 from mm_core.storage.catalog import Catalog
@@ -37,10 +39,10 @@ def filled(clean_layout: Layout) -> Layout:
     """A drop in the catalog, its snapshot, a finished and an unfinished checkpoint, a bundle, a champion's pin."""
     layout = clean_layout
     write_drop(Path(layout.settings.inbox), "pixel_labeled", "w01", {"pets": 4, "cards": 3}, seed=1, size=64)
-    stages.ingest(PARAMS, layout)
-    stages.structure(PARAMS, layout)
-    stages.pin_inputs(PARAMS, layout)
-    stages.snapshot(PARAMS, layout)
+    stages.ingest(Run(PARAMS, layout))
+    stages.structure(Run(PARAMS, layout))
+    stages.pin_inputs(Run(PARAMS, layout))
+    stages.snapshot(Run(PARAMS, layout))
     done, state, bundle = layout.checkpoints / "a", layout.checkpoints / "b", layout.bundles / "v"
     for folder in (done, state, bundle):
         folder.mkdir(parents=True)
@@ -242,14 +244,14 @@ def test_a_value_that_flips_in_a_database_is_found(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     with closing(sqlite3.connect(path)) as database:
         database.executescript("CREATE TABLE t (v); INSERT INTO t VALUES ('the value');")
-    stages.pin_inputs(PARAMS, layout)
-    assert check(layout, Report("check"), progress=stages.quiet) == []
+    stages.pin_inputs(Run(PARAMS, layout))
+    assert check(layout, Report("check"), progress=quiet) == []
     status, data = path.stat(), path.read_bytes()
     path.write_bytes(data.replace(b"the value", b"the valud"))
-    assert check(layout, Report("check"), progress=stages.quiet) == [], "somebody wrote to it since"
+    assert check(layout, Report("check"), progress=quiet) == [], "somebody wrote to it since"
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    (fault,) = check(layout, Report("check"), progress=stages.quiet)
+    (fault,) = check(layout, Report("check"), progress=quiet)
     assert (fault.kind, fault.fault) == ("database", "its bytes changed and its time did not")
     path.write_bytes(data)
-    stages.pin_inputs(PARAMS, layout)
-    assert check(layout, Report("check"), progress=stages.quiet) == []
+    stages.pin_inputs(Run(PARAMS, layout))
+    assert check(layout, Report("check"), progress=quiet) == []

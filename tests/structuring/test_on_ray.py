@@ -17,6 +17,7 @@ from mm_core.core.params import Params
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, blob_key
 from mm_core.structuring import on_ray
 from mm_core.structuring.extractors import Extractor
@@ -39,7 +40,7 @@ def gallery(root: Path) -> tuple[LocalStore, Catalog]:
 def structured(root: Path, engine: str) -> tuple[pd.DataFrame, Report]:
     store, catalog = gallery(root)
     layout, report = Layout(replace(Settings.from_env(root), engine=engine)), Report("structure")
-    structure_new(PARAMS, catalog, store, layout, report, progress=lambda *step: None)
+    structure_new(StorageRun(PARAMS, layout), report)
     rows = catalog.read("features").drop(columns="computed_at")
     return rows.sort_values(["sample_id", "extractor"], ignore_index=True), report
 

@@ -14,6 +14,7 @@ from mm_core.core.settings import Settings
 from mm_core.imaging.images import encode_alpha
 from mm_core.ingest.snapshot import newest_labels
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, blob_key, put_blob
 from mm_core.structuring import run_extractors, structure
 from mm_core.structuring.embedding import DIM
@@ -55,7 +56,7 @@ def add_label(catalog, store, sample, alpha, version=1):
 def run(catalog, store):
     seen = []
     report = Report("structure")
-    structure_new(PARAMS, catalog, store, layout_of(store), report, progress=lambda *step: seen.append(step))
+    structure_new(StorageRun(PARAMS, layout_of(store), lambda *step: seen.append(step)), report)
     return report, seen
 
 
@@ -101,7 +102,7 @@ def test_a_killed_run_keeps_its_chunks_and_the_next_goes_on(catalog, store, monk
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        structure_new(PARAMS, catalog, store, layout_of(store), Report("structure"), progress=kill)
+        structure_new(StorageRun(PARAMS, layout_of(store), kill), Report("structure"))
     assert catalog.read("features")["sample_id"].nunique() == 8
     report, _ = run(catalog, store)
     assert report.metrics["structure/photos"] == 4
@@ -125,7 +126,7 @@ def test_what_is_not_there_is_said_and_nothing_is_made_up(catalog, store):
     params = PARAMS.with_values(**{"structure.ocr": ("cards",), "structure.classifier": ""})
     layout = Layout(replace(layout_of(store).settings, ocr_python=Path("nowhere/python")))
     report = Report("structure")
-    assert structure_new(params, catalog, store, layout, report, progress=lambda *_: None)[0] == "embedding"
+    assert structure_new(StorageRun(params, layout), report)[0] == "embedding"
     assert set(report.facts["left_out"]) == {"clip", "classifier", "ocr"}
     assert "make ocr" in report.facts["left_out"]["ocr"] and "pretrained" in report.facts["left_out"]["clip"]
     features = catalog.read("features").set_index("extractor")

@@ -18,14 +18,15 @@ from mm_core.core.params import Params
 from mm_core.core.records import CATEGORIES, Report, decoder_of, timed
 from mm_core.experiments.crossfit import NAME, cross_fit, deal, labelled_photos, report_file
 from mm_core.ingest.snapshot import SCHEMA, write_frames
-from mm_core.storage.store import LocalStore
+from mm_core.pinned_inputs import Run
+from mm_core.storage.run import StorageRun
 from mm_core.training.stage import train_stage
 
 LAX: dict[str, Any] = {"gate.floors": {"mse": 1.0}, "gate.beat_blind": False, "gate.min_images": 6}
 
 
 @pytest.fixture
-def few(workspace: Layout, store: LocalStore, draw, params: Params) -> Layout:
+def few(workspace: Layout, draw, params: Params) -> Layout:
     """Six photos of each category, one of them for evaluation; a candidate that was trained on the others."""
     frame = draw(12, 7)
     frame["category"] = [CATEGORIES[n % 6] for n in range(len(frame))]
@@ -36,14 +37,14 @@ def few(workspace: Layout, store: LocalStore, draw, params: Params) -> Layout:
         workspace.snapshot, {name: rows[SCHEMA.names] for name, rows in pools.items()}, SCHEMA, {"digest": "5" * 64}
     )
     write_frames(workspace.split, {"simple": frame.loc[~judging, SCHEMA.names]}, SCHEMA)
-    train_stage("simple", params, workspace, store, Report("train-simple"), start=None, progress=lambda *_: None)
+    train_stage("simple", StorageRun(params, workspace), Report("train-simple"), start=None)
     candidate = workspace.model("multimodal")
     candidate.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(workspace.model("simple"), candidate)
     return workspace
 
 
-def fit(layout: Layout, store: LocalStore, params: Params, folds: int = 2, **values: Any) -> tuple[Report, dict]:
+def fit(layout: Layout, params: Params, folds: int = 2, **values: Any) -> tuple[Report, dict]:
     """The report, and the ids that each fold was trained on."""
     trained: dict[str, set[str]] = {}
 
@@ -52,15 +53,13 @@ def fit(layout: Layout, store: LocalStore, params: Params, folds: int = 2, **val
             trained[path.parts[-4]] = set(pd.read_parquet(path)["sample_id"])
 
     with timed(Report(NAME), report_file(layout)) as report:
-        cross_fit(params.with_values(**LAX | values), layout, store, report, folds=folds, progress=progress)
+        cross_fit(StorageRun(params.with_values(**LAX | values), layout, progress), report, folds=folds)
     return report, trained
 
 
-def test_each_photo_is_judged_by_a_model_that_has_not_seen_it_and_the_cycle_stays(
-    few: Layout, store: LocalStore, params: Params
-) -> None:
+def test_each_photo_is_judged_by_a_model_that_has_not_seen_it_and_the_cycle_stays(few: Layout, params: Params) -> None:
     before = {path: path.read_bytes() for path in few.cycle.rglob("*") if path.is_file()}
-    report, trained = fit(few, store, params)
+    report, trained = fit(few, params)
     frame = labelled_photos(few)
     fold = deal(frame, 2)
     assert len(frame) == 36 and sorted(trained) == ["0", "1"]
@@ -80,35 +79,33 @@ def test_groups_stay_whole_and_categories_are_spread() -> None:
 
 
 def test_a_usable_candidate_predicts_with_a_warning_and_another_does_not(
-    few: Layout, store: LocalStore, params: Params, tmp_path: Path
+    few: Layout, params: Params, tmp_path: Path
 ) -> None:
     photo = tmp_path / "photo.png"
     cv2.imwrite(str(photo), np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
     with pytest.raises(InputError, match="mm gate crossfit"):
-        predict_files(few, [photo], tmp_path / "out", model="candidate")
-    fit(few, store, params)
-    report = predict_files(few, [photo], tmp_path / "out", model="candidate")
+        predict_files(Run(Params(), few), [photo], tmp_path / "out", model="candidate")
+    fit(few, params)
+    report = predict_files(Run(Params(), few), [photo], tmp_path / "out", model="candidate")
     assert len(report.tables["mattes"]) == 1 and "provisional" in report.facts["warning"]
     with pytest.raises(InputError, match="run a cycle first"):
-        predict_files(few, [photo], tmp_path / "out", model="champion")
-    report, _ = fit(few, store, params, **{"gate.floors": {"mse": 1e-6}})
+        predict_files(Run(Params(), few), [photo], tmp_path / "out", model="champion")
+    report, _ = fit(few, params, **{"gate.floors": {"mse": 1e-6}})
     assert report.facts["decision"] == "REJECT" and not report.facts["usable"]
     with pytest.raises(InputError, match="cross-fitting says REJECT"):
-        predict_files(few, [photo], tmp_path / "out", model="candidate")
+        predict_files(Run(Params(), few), [photo], tmp_path / "out", model="candidate")
     few.model("multimodal").write_bytes(b"trained again")
     with pytest.raises(InputError, match="mm gate crossfit"):
-        predict_files(few, [photo], tmp_path / "out", model="candidate")
+        predict_files(Run(Params(), few), [photo], tmp_path / "out", model="candidate")
 
 
-def test_it_is_off_where_the_gate_can_judge_or_a_champion_has_learnt(
-    few: Layout, store: LocalStore, params: Params
-) -> None:
+def test_it_is_off_where_the_gate_can_judge_or_a_champion_has_learnt(few: Layout, params: Params) -> None:
     frame = labelled_photos(few)
     write_frames(few.snapshot, {"eval": frame}, SCHEMA, {"digest": "5" * 64})
     with pytest.raises(InputError, match="each category has 2 eval photos"):
-        fit(few, store, params, **{"gate.min_images": 2})
+        fit(few, params, **{"gate.min_images": 2})
     write_frames(few.snapshot, {"eval": frame}, SCHEMA, {"digest": "5" * 64, "champion": {"digest": "c"}})
     with pytest.raises(InputError, match="a champion has learnt"):
-        fit(few, store, params)
+        fit(few, params)
     with pytest.raises(InputError, match="give 2 or more"):
-        fit(few, store, params, folds=1)
+        fit(few, params, folds=1)

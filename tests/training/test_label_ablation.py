@@ -17,6 +17,7 @@ from mm_core.experiments.label_ablation import compare_labels, draw_arms
 from mm_core.imaging.images import encode_alpha, load_alpha
 from mm_core.ingest.snapshot import SCHEMA, write_frames
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, fetch_blob, put_blob
 
 
@@ -53,10 +54,8 @@ class House:
                 raise KeyboardInterrupt
 
         report = Report("label-compare")
-        return compare_labels(
-            params, self.catalog, self.layout, self.store, self.learned, report,
-            start=None, seeds=seeds, progress=progress,
-        )  # fmt: skip
+        run = StorageRun(params, self.layout, progress)
+        return compare_labels(run, self.learned, report, start=None, seeds=seeds)
 
     def arm(self, name: str) -> set[str]:
         found = list(self.trained[name]["sample_id"])

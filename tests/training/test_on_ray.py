@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,7 +17,7 @@ from mm_core.core.params import Params
 from mm_core.core.records import Report
 from mm_core.model.files import load_model
 from mm_core.model.network import build_model
-from mm_core.storage.store import LocalStore
+from mm_core.storage.run import StorageRun
 from mm_core.training.on_ray import train_stage_on_ray
 from mm_core.training.stage import train_stage
 
@@ -64,15 +63,14 @@ def test_two_workers_end_where_one_process_does_though_one_is_lost(
             killed.append(kill_a_worker(workspace))
 
     report = Report("train-hard")
-    train_stage_on_ray("hard", params, on_ray, report, start=None, progress=progress)
+    train_stage_on_ray("hard", StorageRun(params, on_ray, progress), report, start=None)
     together = weights(workspace)
     assert killed and not psutil.pid_exists(killed[0])
     assert report.facts["engine"] == "ray, 2 workers" and report.facts["steps"] == 12
     assert report.cost["worker_cpu_seconds"] > 0 and ("train hard", 12, 12) in seen
     for file in workspace.checkpoints.rglob("done.json"):
         file.unlink()
-    store = LocalStore(Path(workspace.settings.store))
-    train_stage("hard", params, workspace, store, Report("x"), start=None, progress=lambda *step: None)
+    train_stage("hard", StorageRun(params, workspace), Report("x"), start=None)
     untrained = build_model(params.model, params.seed).state_dict()
     assert distance(together, weights(workspace)) < 0.02 * distance(together, untrained)
 
@@ -82,4 +80,4 @@ def test_what_a_worker_refuses_is_told_as_here(workspace: Layout, on_ray: Layout
         path = workspace.split / f"{pool}.parquet"
         pd.read_parquet(path).iloc[:0].to_parquet(path)
     with pytest.raises(NothingToTrainOn, match="holds no labelled training sample"):
-        train_stage_on_ray("hard", params, on_ray, Report("x"), start=None, progress=lambda *step: None)
+        train_stage_on_ray("hard", StorageRun(params, on_ray), Report("x"), start=None)

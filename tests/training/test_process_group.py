@@ -17,7 +17,7 @@ from mm_core.core.params import Params
 from mm_core.core.records import Report
 from mm_core.model.files import load_model
 from mm_core.model.network import build_model
-from mm_core.storage.store import LocalStore
+from mm_core.storage.run import StorageRun
 from mm_core.training import process_group
 from mm_core.training.stage import train_stage
 
@@ -29,13 +29,12 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
-from mm_core.storage.store import LocalStore
+from mm_core.storage.run import StorageRun
 from mm_core.training.stage import train_stage
 layout, start = Layout(Settings.from_env(sys.argv[1])), None
 params = Params.model_validate_json(Path(sys.argv[2]).read_text())
 for stage in sys.argv[3:]:
-    store = LocalStore(Path(layout.settings.store))
-    train_stage(stage, params, layout, store, Report(stage), start=start, progress=lambda *step: None)
+    train_stage(stage, StorageRun(params, layout), Report(stage), start=start)
     start = layout.model(stage)
 """
 
@@ -66,8 +65,7 @@ def test_two_processes_end_where_one_does(workspace: Layout, params: Params, tmp
     assert all(torch.isfinite(value).all() for value in last.values())
     for file in workspace.checkpoints.rglob("done.json"):
         file.unlink()
-    store = LocalStore(Path(workspace.settings.store))
-    train_stage("hard", params, workspace, store, Report("x"), start=None, progress=lambda *a: None)
+    train_stage("hard", StorageRun(params, workspace), Report("x"), start=None)
     alone = load_model(workspace.model("hard"))[0].state_dict()
     untrained = build_model(params.model, params.seed).state_dict()
     assert distance(together, alone) < 0.02 * distance(alone, untrained)

@@ -26,7 +26,7 @@ from mm_core.imaging.pixel_cache import PixelCache
 from mm_core.model.clip import Clip
 from mm_core.model.files import load_model
 from mm_core.model.network import MattingNet
-from mm_core.storage.store import LocalStore
+from mm_core.storage.run import StorageRun
 from mm_core.training.semi import Semi
 from mm_core.training.stage import train_stage
 from mm_core.training.tracking import Tracker
@@ -34,10 +34,7 @@ from mm_core.training.trainer import Sample
 
 
 def train(stage: str, params: Params, layout: Layout, start: Path | None = None) -> Report:
-    store = LocalStore(Path(layout.settings.store))
-    return train_stage(
-        stage, params, layout, store, Report(f"train-{stage}"), start=start, progress=lambda what, done, total: None
-    )
+    return train_stage(stage, StorageRun(params, layout), Report(f"train-{stage}"), start=start)
 
 
 def test_four_stages_each_from_the_one_before(workspace: Layout, params: Params) -> None:
@@ -113,8 +110,7 @@ def test_who_listens_hears_the_numbers_and_which_epoch_it_is(workspace: Layout, 
     few = params.with_values(**{"train.common.batch": 4, "train.common.replay_share": 0.5, "train.hard.steps": 6})
     train("simple", few, workspace)
     ear, start = Ear(), workspace.model("simple")
-    store = LocalStore(Path(workspace.settings.store))
-    report = train_stage("hard", few, workspace, store, Report("train-hard"), start=start, progress=ear)
+    report = train_stage("hard", StorageRun(few, workspace, ear), Report("train-hard"), start=start)
     # Six hard photos, two of each batch: three steps an epoch.
     assert ear.heard[-1]["epoch"] == report.metrics["hard/epochs"] == 2.0
     assert all(0 < heard["epoch"] <= 2 for heard in ear.heard)
@@ -131,14 +127,14 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
-from mm_core.storage.store import LocalStore
+from mm_core.storage.run import StorageRun
 from mm_core.training.stage import train_stage
 loop.fit.__kwdefaults__["save_seconds"] = 0.0
 layout = Layout(Settings.from_env(sys.argv[1]))
 params = Params.model_validate_json(Path(sys.argv[2]).read_text())
 def progress(what, done, total):
     print(what, done, flush=True)
-train_stage("semi", params, layout, LocalStore(Path(layout.settings.store)), Report("x"), start=None, progress=progress)
+train_stage("semi", StorageRun(params, layout, progress), Report("x"), start=None)
 """
 
 
@@ -191,13 +187,12 @@ def test_whoever_comes_second_waits_and_takes_the_result(workspace: Layout, para
     at_work, reports = threading.Event(), []
 
     def first() -> None:
-        store = LocalStore(Path(workspace.settings.store))
 
         def tell(what: str, done: int, total: int) -> None:
             if what == "train simple":
                 at_work.set()
 
-        reports.append(train_stage("simple", params, workspace, store, Report("a"), start=None, progress=tell))
+        reports.append(train_stage("simple", StorageRun(params, workspace, tell), Report("a"), start=None))
 
     thread = threading.Thread(target=first)
     thread.start()

@@ -13,7 +13,7 @@ from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import Report, write_json
-from mm_core.storage.store import LocalStore
+from mm_core.storage.run import StorageRun
 from mm_core.training.scratch import part_of, scratch_layout
 from mm_core.training.stage import train_stage
 from mm_core.training.tracking import Tracker
@@ -115,8 +115,8 @@ def test_a_stage_that_fails_is_shown_as_failed(cycle: Layout) -> None:
 
 
 def test_a_stage_that_trains_leaves_its_curves(workspace: Layout, params: Params) -> None:
-    store, report = LocalStore(Path(workspace.settings.store)), Report("train-simple")
-    train_stage("simple", params, workspace, store, report, start=None, progress=lambda what, done, total: None)
+    report = Report("train-simple")
+    train_stage("simple", StorageRun(params, workspace), report, start=None)
     run = runs(workspace)["train-simple"]
     assert {"simple/loss/bce", "simple/lr", "simple/val/pets/mse"} <= set(run.data.metrics)
     assert run.data.params["train.simple.steps"] == "6"

@@ -21,7 +21,7 @@ from mm_core.export.float_reference import served
 from mm_core.export.formats.run import HERE, SUFFIX, call, python_of
 from mm_core.export.quantise import QuantisedRecord
 from mm_core.model.meta import input_size_of
-from mm_core.storage.store import Store
+from mm_core.storage.run import StorageRun
 
 
 class MadeFile(TypedDict):
@@ -66,18 +66,16 @@ class _Photos:
     """How many of the first convolutions may stay in float, in the order of trial."""
 
 
-def convert(params: ExportParams, model: Path, quantised: QuantisedRecord, layout: Layout, store: Store) -> Converted:
+def convert(run: StorageRun, model: Path, quantised: QuantisedRecord) -> Converted:
     """Write `layout.formats/<decoder>.int8.<suffix>` and a `.json` record for each file.
 
     A record is written after its file, and an up-to-date file is kept: after a kill only the rest is made. The same
     model, photos and tools give the same bytes.
 
     Args:
-        params: `export` of params.yaml.
+        run: Params, workspace, storage and progress.
         model: The trained weights.
         quantised: The record of `quantise`, with calibration photos and the steps of float convolutions.
-        layout: The workspace.
-        store: Holds the photos.
 
     Returns:
         Format → decoder → record: `file`, `sha256`, `bytes`, `key`, `versions`, `diff_mse`, `float_convolutions` and,
@@ -86,7 +84,8 @@ def convert(params: ExportParams, model: Path, quantised: QuantisedRecord, layou
     Raises:
         InputError: An environment is missing.
     """
-    others = [name for name in params.formats if name != "onnx"]
+    layout = run.layout
+    others = [name for name in run.params.export.formats if name != "onnx"]
     # Check all environments before the first conversion, which takes minutes.
     for name in others:
         python_of(name, layout.settings)
@@ -100,15 +99,15 @@ def convert(params: ExportParams, model: Path, quantised: QuantisedRecord, layou
             steps = quantised["decoders"][decoder]["steps"]
             key = digest_of(
                 {"programs": programs, "model": sha256_file(model), "calibration": ids, "versions": versions}
-                | {"steps": steps, "max_int8_mse": params.max_int8_mse}
+                | {"steps": steps, "max_int8_mse": run.params.export.max_int8_mse}
             )
             record_file = layout.formats / f"{decoder}{SUFFIX[name]}.json"
             record = _kept(record_file, key)
             if record is None:
                 record_file.unlink(missing_ok=True)
                 size = input_size_of(model)
-                photos = _Photos(calibration_images(ids, size, store), categories_of(layout.snapshot, ids), steps)
-                made = _make(name, model, decoder, photos, params, layout)
+                photos = _Photos(calibration_images(ids, size, run.store), categories_of(layout.snapshot, ids), steps)
+                made = _make(name, model, decoder, photos, run.params.export, layout)
                 record = cast(
                     ConvertedFile, {"file": f"{decoder}{SUFFIX[name]}", "key": key, "versions": versions, **made}
                 )

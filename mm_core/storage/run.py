@@ -1,0 +1,70 @@
+"""What every function of a run needs: the params, the workspace, the progress callback, and the storage.
+
+The rooms above storage take a `StorageRun`. Stages and operations take its subclass `Run` (`mm_core.pinned_inputs`),
+which also gives the MLflow tracker and the model registry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.progress import Progress, quiet
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class StorageRun:
+    """Params, workspace and progress of one run. Store, inbox and catalog are opened at their first use and kept.
+
+    `dataclasses.replace(run, params=…)` returns a run with other params, which opens its own store and catalog.
+    """
+
+    params: Params
+    layout: Layout
+    progress: Progress = quiet
+    """Called as (what, done, total) during long work."""
+
+    @cached_property
+    def store(self) -> Store:
+        """The store of photos, mattes and models. Raises InputError if its URL has an unknown scheme."""
+        return store_of(self.layout)
+
+    @cached_property
+    def inbox(self) -> Store:
+        """The inbox of drops, opened as a store. Raises InputError if its URL has an unknown scheme."""
+        return inbox_of(self.layout)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The catalog in the store."""
+        return catalog_of(self.layout)
+
+    def with_layout(self, layout: Layout, params: Params | None = None) -> Self:
+        """Return a run in another workspace on the same store, with other params if they are given.
+
+        The opened store is shared, so that files that were fetched from S3 are not fetched again.
+        """
+        other = replace(self, layout=layout, params=params or self.params)
+        # A cached property keeps its value in the instance's dict, also in a frozen dataclass.
+        vars(other)["store"] = self.store
+        return other
+
+
+def store_of(layout: Layout) -> Store:
+    """Open the workspace's store."""
+    return open_store(layout.settings.store, layout.cache)
+
+
+def inbox_of(layout: Layout) -> Store:
+    """Open the inbox as a store; its cache is separate from the store's."""
+    return open_store(layout.settings.inbox, layout.cache / "inbox")
+
+
+def catalog_of(layout: Layout) -> Catalog:
+    """Open the catalog in the store."""
+    return Catalog(layout.settings.store)
