@@ -24,6 +24,7 @@ from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.storage.run import StorageRun, catalog_of, store_of
 from mm_core.storage.seals import seal_databases
 from mm_core.storage.store import fetch_blob
+from mm_core.training.record import find_mismatches
 from mm_core.training.tracking import Tracker
 
 
@@ -190,8 +191,6 @@ def _is_done(run: Run, inputs: PinnedInputs) -> bool:
 
 def _is_mixed(layout: Layout) -> bool:
     """Return whether a model in the workspace was trained on another snapshot or split."""
-    from mm_core.training.record import find_mismatches
-
     try:
         return bool(find_mismatches(layout))
     except InputError:  # a file of the cycle is missing
@@ -225,8 +224,6 @@ def require_one_cycle(layout: Layout) -> None:
     Raises:
         InputError: A model was trained on other data or from other weights, or a photo was forgotten since.
     """
-    from mm_core.training.record import find_mismatches
-
     frozen_inputs(layout)
     if mismatches := find_mismatches(layout):
         more = f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else ""

@@ -62,6 +62,7 @@ from mm_core.storage.store import fetch_blob
 from mm_core.structuring.drift import drift_of_new
 from mm_core.structuring.split import split_by_difficulty
 from mm_core.structuring.structure import structure_new
+from mm_core.training.record import require_start
 
 if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
@@ -186,7 +187,6 @@ def train_multimodal(run: Run) -> Report:
 
 
 def _train(stage: str, run: Run) -> Report:
-    from mm_core.training.record import require_start
     from mm_core.training.stage import train_stage
 
     start = require_start(stage, run.layout) or warm_start(run, frozen_inputs(run.layout)["champion"])

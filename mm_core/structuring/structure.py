@@ -19,6 +19,7 @@ from mm_core.storage.run import StorageRun
 from mm_core.structuring import difficulty, photo_features
 from mm_core.structuring.category_guess import guess_new
 from mm_core.structuring.extractors import Extractor, chosen
+from mm_core.structuring.on_ray import measured_on_ray
 from mm_core.structuring.run_extractors import Done, Task, Unread, measured
 
 CHUNK = 256
@@ -54,8 +55,6 @@ def structure_new(run: StorageRun, report: Report) -> tuple[str, str]:
         tasks = missing(samples, labels, have, tools.extractors)
         # Both engines yield results in the order of the tasks.
         if run.layout.settings.engine == "ray":
-            from mm_core.structuring.on_ray import measured_on_ray
-
             work = measured_on_ray(run.params, run.layout, tasks, tools.extractors)
         else:
             work = measured(run.store, tasks, tools.extractors)
