@@ -137,7 +137,8 @@ def forget(run: Run, samples: Sequence[str], group: str | None = None) -> Report
             server = connect(layout)
             report.metrics["forget/tasks_on_server"] = forget_on_server(server, set(ids)) if server else 0
         except MattingError as error:  # the local photos are removed: report the rest instead of failing
-            report.tables["remaining"].append({"what": f"tasks on Label Studio ({error})", "where": "forget again"})
+            again = {"what": f"tasks on Label Studio ({error})", "where": "forget again"}
+            report.tables["remaining"] = [*report.tables["remaining"], again]
         report.metrics |= {
             "forget/photos": len(ids),
             "forget/tasks": forget_tasks(layout, set(ids)),
@@ -219,8 +220,9 @@ def compare_after_cycle(run: Run) -> str:
     # Skip the comparison if this snapshot already has one of at least this size.
     steps = affordable(run.params)
     digest = read_snapshot(run.layout)["digest"]
-    done = Report.read(path).facts if path.is_file() else {}
-    if done.get("snapshot") == digest and done.get("seeds", 0) >= seeds and done["steps"] >= steps:
+    done = Report.read(path) if path.is_file() else None
+    is_same = done is not None and done.facts.get("snapshot") == digest
+    if done and is_same and done.fact("seeds", int) >= seeds and done.fact("steps", int) >= steps:
         return ""
     try:
         # Fewer steps than a real training, because the comparison runs after every cycle.

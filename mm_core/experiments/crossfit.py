@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -120,10 +119,10 @@ def provisional_candidate(layout: Layout) -> tuple[Path, str]:
         InputError: Where it was not cross-fitted, is another one, or was not found usable.
     """
     weights, path = layout.model(TRAIN_STAGES[-1]), report_file(layout)
-    facts: Mapping[str, object] = json.loads(path.read_text())["facts"] if path.is_file() else {}
-    if not weights.is_file() or facts.get("candidate") != sha256_file(weights):
+    judged = Report.read(path) if path.is_file() else Report(NAME)
+    if not weights.is_file() or judged.facts.get("candidate") != sha256_file(weights):
         raise InputError("--model candidate: no candidate was judged by cross-fitting; run `mm gate crossfit`")
-    if not facts["usable"]:
-        reasons = "; ".join(facts["reasons"][:2])
-        raise InputError(f"--model candidate: cross-fitting says {facts['decision']}: {reasons}")
+    if not judged.facts["usable"]:
+        reasons = "; ".join(judged.fact("reasons", list)[:2])
+        raise InputError(f"--model candidate: cross-fitting says {judged.facts['decision']}: {reasons}")
     return weights, "the candidate is provisional: judged by cross-fitting alone, it is not released"

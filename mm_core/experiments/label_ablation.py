@@ -110,7 +110,7 @@ def compare_labels(
         "snapshot": digest,
         "seeds": seeds,
         "steps": params.train.simple.steps,
-        "base": int(is_known.sum()),
+        "base": int(np.count_nonzero(is_known)),
         "photos_per_arm": each,
         "available": {"routed": counted["routed"], "random": counted.total() - counted["routed"]},
     }

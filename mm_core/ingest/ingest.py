@@ -114,7 +114,7 @@ def describe(report: Report, run: StorageRun, batches: Sequence[ReadyBatch]) -> 
     report.tables["removed"] = [row for row in changes if row["verdict"] == "removed"]
     report.metrics |= {"ingest/batches": len(lines), "ingest/held": sum(line["state"] == "held" for line in lines)}
     for count in ("accepted", "updated", "quarantined", "duplicates", "conflicts"):
-        report.metrics[f"ingest/{count}"] = int(ledger[count].fillna(0).sum())
+        report.metrics[f"ingest/{count}"] = int(np.sum(ledger[count].fillna(0).to_numpy()))
     report.facts["data_docs"] = str(run.layout.data_docs / "index.html")
     return report
 

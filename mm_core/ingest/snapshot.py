@@ -183,7 +183,7 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
         params,
         table.assign(
             declared=declared,
-            lost_at=table["sample_id"].map(_lost_at(labels)).where(~labelled, None),
+            lost_at=pd.Series(table["sample_id"]).map(_lost_at(labels)).where(~labelled, None),
             eval_share_of=declared.map(groups["eval"]),
             validation_share_of=declared.map(groups["validation"]),
         ),
@@ -192,21 +192,21 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
     judged = pd.Series(held.evaluation, index=table.index)
     refused = pd.Series(held.refused, index=table.index)
     # One eval photo marks its whole component.
-    near_eval = judged.groupby(component).transform("any")
-    caption = table["caption"].fillna("") != ""
+    near_eval = pd.Series(judged.groupby(component).transform("any"))
+    caption = pd.Series(table["caption"].fillna("") != "")
 
     # An eval photo of unknown category is not used, because the evaluation reports per category.
     table["eval"] = judged & labelled & table["category"].notna()
     free = ~near_eval
     table["validation"] = free & labelled & held.validation
-    near_validation = table["validation"].groupby(component).transform("any")
+    near_validation = pd.Series(table["validation"].groupby(component).transform("any"))
     learnable = free & ~near_validation & (refused == "")
     # A labelled photo with a caption stays in the text pool only if it arrived in a text-image drop.
     text = caption & ((table["kind"] == "text_image") | ~labelled)
     table["train_labeled"] = learnable & labelled
     table["train_text_image"] = learnable & text
     table["train_unlabeled"] = learnable & ~labelled & ~text
-    unused = ~table[list(POOLS)].any(axis=1)
+    unused = ~pd.Series(table.loc[:, list(POOLS)].any(axis=1))
     table["dropped"] = np.select(
         # The first matching condition gives the reason.
         [unused & (refused != ""), unused & judged, unused & near_eval, unused & near_validation],

@@ -157,7 +157,8 @@ def doubted_labels(params: RouteParams, layout: Layout) -> pd.DataFrame:
     if len(set(scores["model"])) < LEAST_MODELS:
         return none
     median = scores.groupby(["model", "category"])["mse"].transform("median").clip(lower=1e-6)
-    doubt = (scores["mse"] / median).groupby(scores["sample_id"]).min().rename("doubt").reset_index()
+    ratio = pd.DataFrame({"sample_id": scores["sample_id"], "doubt": scores["mse"] / median})
+    doubt = ratio.groupby("sample_id", as_index=False).min()
     frame = read_pool(layout.snapshot, "eval")[["sample_id", "category", "alpha_sha256"]]
     doubted: pd.DataFrame = frame.merge(doubt, on="sample_id")
     doubted = doubted.loc[doubted["doubt"] >= params.eval_doubt].sort_values(

@@ -113,7 +113,7 @@ def _seen(table: pd.DataFrame, store: Store, predictor: Predictor, progress: Pro
         rows += look(photos, decoders_for(predictor, photos, categories), predictor)
         progress("uncertainty", len(rows), len(table))
     frame: pd.DataFrame = pd.DataFrame(rows, columns=[*UNCERTAINTY, "matte_difficulty"])
-    return {"uncertainty": frame[list(UNCERTAINTY)], "difficulty": frame[["matte_difficulty"]]}
+    return {"uncertainty": frame.loc[:, list(UNCERTAINTY)], "difficulty": frame.loc[:, ["matte_difficulty"]]}
 
 
 def _quality(table: pd.DataFrame, catalog: Catalog) -> dict[str, pd.DataFrame]:
