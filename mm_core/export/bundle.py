@@ -101,7 +101,7 @@ def write_bundle(run: StorageRun, verdict: Verdict, report: Report) -> Report:
             for leftover in layout.bundles.glob(".*.tmp"):
                 shutil.rmtree(leftover)
             fresh = layout.bundles / f".{version}.{os.getpid()}.tmp"
-            _assemble(fresh, version, layout, run.store, facts, request, formats)
+            _assemble(fresh, layout, run.store, facts, request, formats)
             manifest = read_manifest(fresh)
             # Limits and golden mattes are checked before the folder becomes visible.
             sizes = {name: file["bytes"] for name, file in manifest["files"].items()}
@@ -208,9 +208,7 @@ def judged_files(layout: Layout) -> dict[str, str]:
     return json.loads(metadata.get(b"mm", b"{}")).get("quantised", {})
 
 
-def _assemble(
-    folder: Path, version: str, layout: Layout, store: Store, facts: BundleFacts, asked: Requests, made: Converted
-) -> None:
+def _assemble(folder: Path, layout: Layout, store: Store, facts: BundleFacts, asked: Requests, made: Converted) -> None:
     # The files: ONNX, the further formats, and the self-check program.
     folder.mkdir()
     quantised = facts["quantised"]["decoders"]
@@ -230,7 +228,7 @@ def _assemble(
     manifest: BundleManifest = {
         "schema_version": SCHEMA_VERSION,
         "key": facts["key"],
-        "version": version,
+        "version": facts["verdict"]["candidate"][:12],
         "model": facts["verdict"]["candidate"],
         "snapshot": snapshot["digest"],
         "eval_digest": snapshot["eval_digest"],
