@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import dagster as dg
 
@@ -44,7 +45,7 @@ def expectation_results(report: Report) -> Iterator[dg.AssetCheckResult]:
             passed=row is None or bool(row["success"]),
             severity=dg.AssetCheckSeverity.ERROR if rule.severity == "critical" else dg.AssetCheckSeverity.WARN,
             description=f"{row['unexpected']} unexpected" if row else "the rule does not apply to this run",
-            metadata={name: value for name, value in (row or {}).items() if value is not None},
+            metadata=cast(dict[str, str | float], {n: v for n, v in (row or {}).items() if v is not None}),
         )
 
 

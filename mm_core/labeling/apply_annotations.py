@@ -343,7 +343,7 @@ def _withdrawn(photo: Asked, work: Work, why: str) -> list[LabelRow]:
 
 
 def _of_task(label: LabelRow, work: Work) -> bool:
-    return bool(work.task) and label["task"] == work.task
+    return bool(work.task) and label.get("task") == work.task
 
 
 def _refusal(work: Work, answer: Answer) -> FeatureRow:
@@ -362,7 +362,7 @@ def _note_disagreement(work: Work, outcome: Outcome, taken: Taken) -> None:
     """Record the answers of several people about one photo."""
     row: DisagreementRow = {"key": work.key, "people": outcome.people, "settled": outcome.answer is not None, "why": ""}
     if outcome.apart:
-        row |= {"mse": outcome.apart.mse, "iou": outcome.apart.iou}
+        row["mse"], row["iou"] = outcome.apart.mse, outcome.apart.iou
     row["why"] = outcome.why
     taken.disagreements.append(row)
     taken.counts["disagreements"] += outcome.answer is None
