@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -360,11 +360,9 @@ def _refusal(work: Work, answer: Answer) -> FeatureRow:
 
 def _note_disagreement(work: Work, outcome: Outcome, taken: Taken) -> None:
     """Record the answers of several people about one photo."""
-    row: DisagreementRow = {"key": work.key, "people": outcome.people, "settled": outcome.answer is not None, "why": ""}
-    if outcome.apart:
-        row["mse"], row["iou"] = outcome.apart.mse, outcome.apart.iou
-    row["why"] = outcome.why
-    taken.disagreements.append(row)
+    row = {"key": work.key, "people": outcome.people, "settled": outcome.answer is not None}
+    apart = {"mse": outcome.apart.mse, "iou": outcome.apart.iou} if outcome.apart else {}
+    taken.disagreements.append(cast(DisagreementRow, {**row, **apart, "why": outcome.why}))
     taken.counts["disagreements"] += outcome.answer is None
 
 
