@@ -193,7 +193,7 @@ def main() -> None:
     own, default = net.config.size, ModelParams().size
     large = args.work / "large.safetensors"
     net.config = net.config.model_copy(update={"size": default})
-    save_model(large, net, {"stage": meta["stage"]})
+    save_model(large, net, {"stage": meta.get("stage")})
 
     layout, small = made_files(model, source, args.work / str(own), tuple(DECODERS))
     kept = args.work / "scores.csv"

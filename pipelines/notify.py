@@ -54,7 +54,7 @@ def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
                 sent += 1
             told = [*seen["told"], record.dagster_run.run_id][-KEPT:]
             # Move the cursor after each message.
-            seen |= {"since": record.update_timestamp.timestamp(), "told": told}
+            seen["since"], seen["told"] = record.update_timestamp.timestamp(), told
             # The cursor is behind the last message, so the next tick continues there.
             if sent == MOST:
                 break

@@ -34,7 +34,8 @@ def say_arrivals(report: Report, run: Run, as_json: bool) -> None:
     counts: dict[str, int] = {}
     for row in counted(run.catalog, "samples", "kind", "batch", "category"):
         if f"{row['kind']}/{row['batch']}" in names:
-            counts[row["category"]] = counts.get(row["category"], 0) + row["photos"]
+            name = str(row["category"])
+            counts[name] = counts.get(name, 0) + int(str(row["photos"]))
     typer.echo(ingest_words(report, [{"category": name, "photos": counts[name]} for name in sorted(counts)]))
 
 

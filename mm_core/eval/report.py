@@ -223,9 +223,12 @@ def _heat_strength(cell: Cell) -> int:
 def _other_cells(verdict: Verdict | None) -> list[dict[str, object]]:
     """Return the cells of anchor, float model and blind matte, of guard and gain, and of the mean."""
     return [
-        {"category": c.category, "metric": c.metric}
-        | {"against": f"champion, {c.role}" if c.role in ("guard", "gain", "macro") else c.against}
-        | {**_heat_cell(c)}
+        {
+            "category": c.category,
+            "metric": c.metric,
+            "against": f"champion, {c.role}" if c.role in ("guard", "gain", "macro") else c.against,
+            **_heat_cell(c),
+        }
         for c in (verdict.cells if verdict else [])
         if c.against in ("anchor", "float", "blind") or c.role in ("guard", "gain", "macro")
     ]
@@ -344,7 +347,7 @@ def _split(layout: Layout, store: Store) -> list[dict[str, object]]:
         # One photo per category: the dict keeps the first of the sorted rows, because they are reversed.
         ranked = list({row["category"]: row for row in reversed(rows) if row["category"]}.values())[::-1]
         pictures = [
-            {"src": src, "title": f"{row['category'].replace('_', ' ')} {number(row['difficulty'], 2)}"}
+            {"src": src, "title": f"{str(row['category']).replace('_', ' ')} {number(row['difficulty'], 2)}"}
             for row in ranked
             if (src := _thumbnail(lambda row=row: fetch_blob(store, row["sample_id"])))
         ]
@@ -364,7 +367,8 @@ def _difficulties(layout: Layout) -> list[dict[str, object]]:
     both = pd.concat([pd.read_parquet(path).assign(part=name) for name, path in paths.items()], ignore_index=True)
     if both.empty:
         return []
-    low, high = float(both["difficulty"].min()), float(both["difficulty"].max())
+    difficulties = both["difficulty"].to_numpy(float)
+    low, high = float(np.nanmin(difficulties)), float(np.nanmax(difficulties))
     edges = np.linspace(low, max(high, low + 1e-6), COLUMNS_SHOWN + 1)
     rows = []
     for category, photos in both.groupby(both["category"].astype(object).fillna("unknown")):

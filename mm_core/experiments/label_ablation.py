@@ -168,7 +168,7 @@ def _rows(
     rows = []
     for category in (*ALL_CATEGORIES, "unknown", "macro"):
         counts = {arm: c.total() if category == "macro" else c[category] for arm, c in photos.items()}
-        row: dict[str, object] = {"category": category} | {arm: round(n / seeds, 1) for arm, n in counts.items()}
+        row: dict[str, object] = {"category": category, **{arm: round(n / seeds, 1) for arm, n in counts.items()}}
         errors = {arm: np.array([of.get(category, np.nan) for of in scores[arm]]) for arm in ARMS}
         # A category without evaluation photos has NaN for its error.
         judged = not np.isnan(errors["routed"]).any()

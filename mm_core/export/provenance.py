@@ -76,7 +76,7 @@ def gather(run: StorageRun, verdict: Verdict) -> Provenance:
     # Each model file records how its stage was trained.
     for stage in TRAIN_STAGES:
         meta = read_meta(layout.model(stage))
-        known = {name: meta[name] for name in ("start", "data", "recipe", "params", "model") if name in meta}
+        known = {name: value for name, value in meta.items() if name in ("start", "data", "recipe", "params", "model")}
         stages[stage] = cast(StageProvenance, {"digest": sha256_file(layout.model(stage)), **known})
     return {
         "model": verdict.candidate,

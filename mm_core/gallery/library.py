@@ -77,7 +77,7 @@ class Library:
         self._mattes: OrderedDict[tuple[str, str], Matted] = OrderedDict()
         self._decoders: dict[str, str] = {}
         self.moments: list[MomentEntry] = record["moments"]
-        self._pieces = {piece["file"] for moment in self.moments for piece in moment["pieces"]}
+        self._pieces = {piece["file"] for moment in self.moments for piece in moment["pieces"] if "file" in piece}
         self.photos: dict[str, Entry] = {}
         for photo in (p for moment in self.moments for p in moment["photos"]):
             path = (gallery / photo["name"]).resolve()

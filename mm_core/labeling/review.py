@@ -158,7 +158,7 @@ def doubted_labels(params: RouteParams, layout: Layout) -> pd.DataFrame:
         return none
     median = scores.groupby(["model", "category"])["mse"].transform("median").clip(lower=1e-6)
     ratio = pd.DataFrame({"sample_id": scores["sample_id"], "doubt": scores["mse"] / median})
-    doubt = ratio.groupby("sample_id", as_index=False).min()
+    doubt = ratio.sort_values("doubt").drop_duplicates("sample_id")
     frame = read_pool(layout.snapshot, "eval")[["sample_id", "category", "alpha_sha256"]]
     doubted: pd.DataFrame = frame.merge(doubt, on="sample_id")
     doubted = doubted.loc[doubted["doubt"] >= params.eval_doubt].sort_values(
