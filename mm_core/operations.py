@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.layout import Layout
@@ -46,16 +46,30 @@ if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
 
 
-def labelling(run: Run) -> dict[str, Any]:
-    """Return the status of labelling.
+class LabellingStatus(TypedDict):
+    """The status of labelling; without a server only the outbox is known."""
 
-    Returns:
-        `server` and `project` (addresses), `batches_waiting` in the outbox, the counts `tasks`, `finished`, `skipped`
-        and `open`, and `oldest_open_days`. Without a server: `server` None and `batches_waiting` only.
-    """
+    server: str | None
+    """Address."""
+    batches_waiting: int
+    """Batches of the outbox that the server lacks."""
+    project: NotRequired[str]
+    """Address."""
+    tasks: NotRequired[int]
+    finished: NotRequired[int]
+    skipped: NotRequired[int]
+    open: NotRequired[int]
+    oldest_open_days: NotRequired[float | None]
+    """Age of the oldest untouched task; None if every task was touched."""
+
+
+def labelling(run: Run) -> LabellingStatus:
+    """Return the status of labelling."""
     server = connect(run.layout, people=run.params.label.people)
-    about: dict[str, Any] = {"server": None, "batches_waiting": undelivered(run.layout, server)}
-    return about | {"server": server.url, "project": server.link(), **server.summary()} if server else about
+    waiting = undelivered(run.layout, server)
+    if server is None:
+        return {"server": None, "batches_waiting": waiting}
+    return {"server": server.url, "batches_waiting": waiting, "project": server.link(), **server.summary()}
 
 
 def finished_work(layout: Layout) -> str | None:

@@ -142,7 +142,7 @@ def pin_inputs(run: Run, *, again: bool = False) -> Report:
     `report.facts["nothing_new"]` is set. `again` pins in any case.
     """
     with timed(Report("pin_inputs")) as report:
-        report.facts |= pin(run, again=again)
+        report.facts |= {**pin(run, again=again)}
     return report
 
 

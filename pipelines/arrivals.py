@@ -1,11 +1,11 @@
 """Assets of each arrival: ingest and structure a batch, send hard photos to people and read their answers."""
 
 from datetime import timedelta
-from typing import Any
 
 import dagster as dg
 
 from mm_core import operations, stages
+from mm_core.operations import LabellingStatus
 from pipelines.checks import drift_result, drift_spec, expectation_results, expectation_specs
 from pipelines.metadata import of_report, page
 from pipelines.partitions import batches
@@ -114,13 +114,13 @@ def collected_labels(context: dg.AssetExecutionContext, workspace: Workspace) ->
     return dg.MaterializeResult(metadata=project(status) | of_report(report))
 
 
-def project(about: dict[str, Any]) -> dict[str, dg.MetadataValue]:
+def project(about: LabellingStatus) -> dict[str, dg.MetadataValue]:
     """Return the result of `operations.labelling` as metadata, with a link to the project and its oldest open task."""
     shown: dict[str, dg.MetadataValue] = {"batches waiting": dg.MetadataValue.int(about["batches_waiting"])}
     # Without a server only the outbox is known.
     if about["server"]:
-        shown["project"] = dg.MetadataValue.url(about["project"])
-        shown |= {f"{name} tasks": dg.MetadataValue.int(about[name]) for name in ("open", "finished", "skipped")}
-    if about.get("oldest_open_days") is not None:
-        shown["oldest open task, days"] = dg.MetadataValue.float(about["oldest_open_days"])
+        shown["project"] = dg.MetadataValue.url(about.get("project", ""))
+        shown |= {f"{name} tasks": dg.MetadataValue.int(about.get(name, 0)) for name in ("open", "finished", "skipped")}
+    if (days := about.get("oldest_open_days")) is not None:
+        shown["oldest open task, days"] = dg.MetadataValue.float(days)
     return shown
