@@ -1,6 +1,6 @@
 """Count what the code's style page limits: rooms, imports, untyped values, comments and idioms.
 
-Usage: `python benchmarks/house_count.py [REVISION ...]` prints a table with a column for each git revision and one for
+Usage: `python -m benchmarks.house_count [REVISION ...]` prints a table with a column for each git revision and one for
 the working tree. `--write` puts the table into `house_count.md`. The idioms are also counted by `tests/test_prose.py`.
 """
 
