@@ -52,6 +52,11 @@ class Layout:
         return self.cycle / "evaluation"
 
     @property
+    def headline(self) -> Path:
+        """A few numbers about the candidate, for `dvc metrics`."""
+        return self.cycle / "metrics.json"
+
+    @property
     def per_image(self) -> Path:
         """Scores of each evaluated photo."""
         return self.evaluation / "per_image.parquet"
