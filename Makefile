@@ -112,7 +112,7 @@ check: $(READY) $(DEV)
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/test_doors.py
+	$(BIN)/python -m pytest tests/test_doors.py tests/test_prose.py
 
 # Known vulnerabilities of all that is pinned; asks the network, so it is no part of `check`.
 AUDITED := audit dvc executorch fastdup fiftyone k8s labelstudio litert ocr peers

@@ -58,7 +58,7 @@ def made_files(
     quantise(run, model, layout.quantised, Report("quantise"))
     record = json.loads((layout.quantised / "quantised.json").read_text())
     record["calibration"] = {decoder: record["calibration"][decoder] for decoder in decoders}
-    return layout, {"onnx": record["decoders"]} | convert(run, model, record)
+    return layout, {"onnx": record["decoders"], **convert(run, model, record)}
 
 
 def file_of(layout: Layout, name: str, decoder: str) -> Path:
@@ -193,7 +193,7 @@ def main() -> None:
     own, default = net.config.size, ModelParams().size
     large = args.work / "large.safetensors"
     net.config = net.config.model_copy(update={"size": default})
-    save_model(large, net, {"stage": meta["stage"]})
+    save_model(large, net, {"stage": meta.get("stage")})
 
     layout, small = made_files(model, source, args.work / str(own), tuple(DECODERS))
     kept = args.work / "scores.csv"

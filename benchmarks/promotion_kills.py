@@ -72,9 +72,11 @@ def release(layout: Layout) -> None:
 def state(layout: Layout) -> dict:
     """Everything that a release writes, but for times and measured latencies."""
     registry = Registry(layout.settings)
+    model = registry._model()
+    assert model is not None
     versions = registry._client.search_model_versions(f"name = '{NAME}'")
     return {
-        "aliases": {alias: str(v) for alias, v in sorted(registry._model().aliases.items())},
+        "aliases": {alias: str(v) for alias, v in sorted(model.aliases.items())},
         "versions": {str(v.version): {k: t for k, t in v.tags.items() if k not in MOVING} for v in versions},
         "moves": [{k: move[k] for k in ("n", "kind", "from", "to", "why")} for move in registry.history()],
         "bundles": sorted(path.name for path in layout.bundles.iterdir() if path.name != ".lock"),

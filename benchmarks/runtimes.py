@@ -21,7 +21,7 @@ from pathlib import Path
 from mm_core import stages
 from mm_core.core.layout import Layout
 from mm_core.core.settings import Settings
-from mm_core.export.bench import bench_bundle
+from mm_core.export.bench import BenchRow, bench_bundle
 from mm_core.export.signature import make_keys
 from mm_core.pinned_inputs import Run
 
@@ -78,7 +78,7 @@ def main() -> None:
             "| decoder | runtime | threads | ms | over onnx, 1 thread | peak MB | bytes | golden mse | beyond limits |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
-        rows = report.tables["runs"]
+        rows: list[BenchRow] = report.rows("runs")
         base = {r["decoder"]: r["ms"] for r in rows if (r["runtime"], r["threads"]) == ("onnx", 1)}
         for r in rows:
             times = f"{r['ms']:.2f} | {r['ms'] / base[r['decoder']]:.2f}"
@@ -86,8 +86,10 @@ def main() -> None:
             lines.append(
                 f"| {r['decoder']} | {r['runtime']} | {r['threads']} | {times} | {r['peak_mb']:.0f} | {rest} |"
             )
-        picked = "; ".join(f"{d}: {p['runtime']}, {p['threads']} threads" for d, p in report.facts["picked"].items())
-        left = "; ".join(f"{name}: {why}" for name, why in report.facts["left_out"].items()) or "nothing"
+        picked = "; ".join(
+            f"{d}: {p['runtime']}, {p['threads']} threads" for d, p in report.fact("picked", dict).items()
+        )
+        left = "; ".join(f"{name}: {why}" for name, why in report.fact("left_out", dict).items()) or "nothing"
         lines += ["", f"Picked: {picked}. Left out: {left}.", f"Limits: {report.facts['limits']}."]
     (HERE / "runtimes.md").write_text("\n".join(lines) + "\n")
     print(HERE / "runtimes.md")

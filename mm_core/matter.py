@@ -28,7 +28,7 @@ from mm_core.operations import predictor_of
 class Matter:
     """A matting model that is ready to predict. `Matter.load` creates one."""
 
-    def __init__(self, predictor: Predictor, name: str):
+    def __init__(self, predictor: Predictor, name: str) -> None:
         self._predictor = predictor
         self.name = name
         """Registry version, name of the bundle's folder, or first digits of the weights' digest."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.layout import Layout
@@ -46,16 +46,30 @@ if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
 
 
-def labelling(run: Run) -> dict[str, Any]:
-    """Return the status of labelling.
+class LabellingStatus(TypedDict):
+    """The status of labelling; without a server only the outbox is known."""
 
-    Returns:
-        `server` and `project` (addresses), `batches_waiting` in the outbox, the counts `tasks`, `finished`, `skipped`
-        and `open`, and `oldest_open_days`. Without a server: `server` None and `batches_waiting` only.
-    """
+    server: str | None
+    """Address."""
+    batches_waiting: int
+    """Batches of the outbox that the server lacks."""
+    project: NotRequired[str]
+    """Address."""
+    tasks: NotRequired[int]
+    finished: NotRequired[int]
+    skipped: NotRequired[int]
+    open: NotRequired[int]
+    oldest_open_days: NotRequired[float | None]
+    """Age of the oldest untouched task; None if every task was touched."""
+
+
+def labelling(run: Run) -> LabellingStatus:
+    """Return the status of labelling."""
     server = connect(run.layout, people=run.params.label.people)
-    about: dict[str, Any] = {"server": None, "batches_waiting": undelivered(run.layout, server)}
-    return about | {"server": server.url, "project": server.link(), **server.summary()} if server else about
+    waiting = undelivered(run.layout, server)
+    if server is None:
+        return {"server": None, "batches_waiting": waiting}
+    return {"server": server.url, "batches_waiting": waiting, "project": server.link(), **server.summary()}
 
 
 def finished_work(layout: Layout) -> str | None:
@@ -137,7 +151,8 @@ def forget(run: Run, samples: Sequence[str], group: str | None = None) -> Report
             server = connect(layout)
             report.metrics["forget/tasks_on_server"] = forget_on_server(server, set(ids)) if server else 0
         except MattingError as error:  # the local photos are removed: report the rest instead of failing
-            report.tables["remaining"].append({"what": f"tasks on Label Studio ({error})", "where": "forget again"})
+            again = {"what": f"tasks on Label Studio ({error})", "where": "forget again"}
+            report.tables["remaining"] = [*report.tables["remaining"], again]
         report.metrics |= {
             "forget/photos": len(ids),
             "forget/tasks": forget_tasks(layout, set(ids)),
@@ -219,8 +234,9 @@ def compare_after_cycle(run: Run) -> str:
     # Skip the comparison if this snapshot already has one of at least this size.
     steps = affordable(run.params)
     digest = read_snapshot(run.layout)["digest"]
-    done = Report.read(path).facts if path.is_file() else {}
-    if done.get("snapshot") == digest and done.get("seeds", 0) >= seeds and done["steps"] >= steps:
+    done = Report.read(path) if path.is_file() else None
+    is_same = done is not None and done.facts.get("snapshot") == digest
+    if done and is_same and done.fact("seeds", int) >= seeds and done.fact("steps", int) >= steps:
         return ""
     try:
         # Fewer steps than a real training, because the comparison runs after every cycle.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, NotRequired, ParamSpec, TypedDict, TypeVar, cast
 
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
@@ -24,6 +24,7 @@ from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.storage.run import StorageRun, catalog_of, store_of
 from mm_core.storage.seals import seal_databases
 from mm_core.storage.store import fetch_blob
+from mm_core.training.record import find_mismatches
 from mm_core.training.tracked_stages import tracked
 from mm_core.training.tracking import Tracker
 
@@ -75,11 +76,25 @@ def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
     return locked
 
 
-def pin_when_idle(run: Run) -> dict[str, Any]:
+class Pinned(PinnedInputs):
+    """The pins of the next cycle, as a fact of a report."""
+
+    nothing_new: NotRequired[str]
+    """Why the pins of the last cycle stay."""
+
+
+class Postponed(TypedDict):
+    """The answer while a running cycle postpones the pins."""
+
+    pins: str
+    """The reason."""
+
+
+def pin_when_idle(run: Run) -> Pinned | Postponed:
     """Pin the inputs of the next cycle now, or at the end of the running cycle.
 
     Returns:
-        The pins, or `{"pins": reason}` if a running cycle postpones them.
+        The pins, or the reason if a running cycle postpones them.
     """
     for seconds in (0.0, 0.5):
         with try_cycle_lock(run.layout, "pin-inputs", seconds) as free:
@@ -102,7 +117,7 @@ def _late(layout: Layout) -> Path:
     return layout.locks / "pins.late"
 
 
-def pin(run: Run, *, again: bool = False) -> dict[str, Any]:
+def pin(run: Run, *, again: bool = False) -> Pinned:
     """Write the pins of the next cycle if they changed; the caller holds the cycle lock.
 
     If the last cycle used all present inputs, its pins stay and the facts contain `nothing_new`.
@@ -124,7 +139,7 @@ def pin(run: Run, *, again: bool = False) -> dict[str, Any]:
     # Unchanged pins are not rewritten, which keeps the file's modification time.
     if not layout.inputs.exists() or read_inputs(layout) != inputs:
         write_json(layout.inputs, inputs)
-    return {**inputs, **facts}
+    return cast(Pinned, {**inputs, **facts})
 
 
 def inputs_now(layout: Layout) -> PinnedInputs:
@@ -204,8 +219,6 @@ def _is_done(run: Run, inputs: PinnedInputs) -> bool:
 
 def _is_mixed(layout: Layout) -> bool:
     """Return whether a model in the workspace was trained on another snapshot or split."""
-    from mm_core.training.record import find_mismatches
-
     try:
         return bool(find_mismatches(layout))
     except InputError:  # a file of the cycle is missing
@@ -239,8 +252,6 @@ def require_one_cycle(layout: Layout) -> None:
     Raises:
         InputError: A model was trained on other data or from other weights, or a photo was forgotten since.
     """
-    from mm_core.training.record import find_mismatches
-
     frozen_inputs(layout)
     if mismatches := find_mismatches(layout):
         more = f" (and {len(mismatches) - 1} more)" if len(mismatches) > 1 else ""

@@ -64,6 +64,7 @@ from mm_core.structuring.batch_summary import describe_batch
 from mm_core.structuring.drift import drift_of_new
 from mm_core.structuring.split import split_by_difficulty
 from mm_core.structuring.structure import structure_new
+from mm_core.training.record import require_start
 
 if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
@@ -149,7 +150,7 @@ def pin_inputs(run: Run, *, again: bool = False) -> Report:
     """
     require_photos(run.layout)
     with timed(Report("pin_inputs")) as report:
-        report.facts |= pin(run, again=again)
+        report.facts |= {**pin(run, again=again)}
     return report
 
 
@@ -194,7 +195,6 @@ def train_multimodal(run: Run) -> Report:
 
 
 def _train(stage: str, run: Run) -> Report:
-    from mm_core.training.record import require_start
     from mm_core.training.stage import train_stage
 
     start = require_start(stage, run.layout) or warm_start(run, frozen_inputs(run.layout)["champion"])

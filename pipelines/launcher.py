@@ -10,7 +10,7 @@ from dagster import DagsterRun, DefaultRunLauncher
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
-from dagster._serdes import deserialize_value
+from dagster._serdes import ConfigurableClassData, deserialize_value
 
 UNREACHABLE_SECONDS = 120.0
 """Seconds without a response after which a code location's runs are given up; a busy one responds late."""
@@ -22,7 +22,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
     The server that started a run can report whether its process exists. A restarted server has no record of the run.
     """
 
-    def __init__(self, inst_data=None):
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
         super().__init__(inst_data)
         # Run id → time of the first request without a response.
         self._silent_since: dict[str, float] = {}

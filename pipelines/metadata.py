@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from glob import escape
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
@@ -68,7 +67,7 @@ def images_of(report: Report) -> int | None:
     return sum(int(numbers.get(name, 0)) for name in counted) if counted else None
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
+def table(rows: Sequence[Mapping[str, object]]) -> dg.TableMetadataValue:
     """Return rows as a table; a column is numeric if all its values are numbers, otherwise text."""
     rows = rows[:MAX_ROWS]
     # Rows may have different columns; the table has all of them.
@@ -112,7 +111,7 @@ class Observations:
     and longer than a stage with many. The current epoch is among the numbers.
     """
 
-    def __init__(self, context: dg.AssetExecutionContext):
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context = context
         self._tenths: dict[str, int] = {}
         self._numbers: dict[str, float] = {}
@@ -143,7 +142,7 @@ class Observations:
         )
 
 
-def _fact(value: Any) -> dg.MetadataValue:
+def _fact(value: object) -> dg.MetadataValue:
     """Return a fact as metadata of its type; other types become JSON."""
     if isinstance(value, bool):
         return dg.MetadataValue.bool(value)
@@ -163,7 +162,7 @@ def _number(value: float) -> dg.MetadataValue:
     return dg.MetadataValue.float(value) if math.isfinite(value) else dg.MetadataValue.text(str(value))
 
 
-def _column_type(values: Iterable[Any]) -> str:
+def _column_type(values: Iterable[object]) -> str:
     """Return the Dagster type of a column; a column with mixed types is text."""
     kinds = {type(value) for value in values if value is not None}
     if kinds == {bool}:
@@ -173,12 +172,13 @@ def _column_type(values: Iterable[Any]) -> str:
     return "float" if kinds and kinds <= {int, float} else "string"
 
 
-def _value(value: Any, kind: str) -> str | int | float | bool | None:
+def _value(value: object, kind: str) -> str | int | float | bool | None:
     """Return a cell in the type of its column."""
     if value is None:
         return None
     if kind == "string":
         return value if isinstance(value, str) else json.dumps(value, default=str)
     if kind == "float":
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+        number = float(str(value))
+        return float(f"{number:.6g}") if math.isfinite(number) else None
+    return value if isinstance(value, int) else str(value)

@@ -43,7 +43,7 @@ def _sources() -> str:
     return digest_of([[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files])
 
 
-def data_version(*values: Any) -> dg.DataVersion:
+def data_version(*values: object) -> dg.DataVersion:
     """Return the version of an asset's content: one digest as it is, several values as their digest."""
     single = values[0] if len(values) == 1 and isinstance(values[0], str) else digest_of(values)
     return dg.DataVersion(single[:DIGITS])

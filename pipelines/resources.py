@@ -36,7 +36,7 @@ class Workspace(dg.ConfigurableResource):
     inbox: str = Field(default="", description="Folder or s3://bucket/prefix in which drops arrive. Empty: MM_INBOX.")
     store: str = Field(default="", description="Folder or s3://bucket/prefix of blobs and catalog. Empty: MM_STORE.")
     params_file: str = Field(default="", description="Path of params.yaml. Empty: MM_PARAMS.")
-    overrides: Optional[RunParams] = Field(  # noqa: UP045  the class is built at run time
+    overrides: Optional[RunParams] = Field(  # pyright: ignore[reportInvalidTypeForm]  # noqa: UP045  built at run time
         default=None,
         description="Values for this run that replace those of params.yaml, in the same sections. They are recorded "
         "with the run, in its config and in its tag matting/params.",

@@ -54,7 +54,7 @@ def _optional(field: FieldInfo) -> tuple[Any, Any]:
     return Optional[_plain(kind)], Field(default=None, description=" ".join(words))  # noqa: UP045
 
 
-def _plain(kind: Any) -> Any:
+def _plain(kind: object) -> object:
     """Return a type that Dagster's config knows; `Params` itself checks the allowed values."""
     if get_origin(kind) in (tuple, list):
         return list[str]
@@ -63,7 +63,7 @@ def _plain(kind: Any) -> Any:
     return kind if kind in (int, float, bool, str) else str
 
 
-def _choices(kind: Any) -> tuple[str, ...]:
+def _choices(kind: object) -> tuple[str, ...]:
     """Return the allowed words of a type that is made of `Literal`."""
     inner = [argument for argument in get_args(kind) if argument is not ...]
     if inner and all(isinstance(argument, str) for argument in inner):

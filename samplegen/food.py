@@ -290,6 +290,7 @@ def _dish(c: Canvas, look: Look, setting: Setting, cx: float, cy: float, r: floa
 
 
 def delicacy(c: Canvas, look: Look) -> str:
+    """Draw a dish or a drink on a table; return its caption."""
     setting = table(c, look)
     draw = look.pick((_dish, _dish, _dish, glass, coffee))
     r = look.scale((0.34, 0.4), (0.17, 0.28)) * (0.85 if draw is not _dish else 1.0)

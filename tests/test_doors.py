@@ -47,3 +47,11 @@ def test_the_readme_names_only_verbs_that_exist() -> None:
     fenced = "\n".join(re.findall(r"```(?:sh|text)\n(.*?)```", (PROJECT / "README.md").read_text(), re.S))
     used = set(re.findall(r"^mm ([a-z-]+)", fenced, re.M))
     assert used and used <= verbs
+
+
+def test_the_commit_hooks_are_the_commands_of_make_check() -> None:
+    hooks = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    recipe = (PROJECT / "Makefile").read_text().split("\ncheck:")[1].split("\n\n")[0]
+    commands = [line.split("$(BIN)/")[-1].strip() for line in recipe.splitlines()[1:]]
+    assert sorted(commands) == sorted(hook["entry"].split(".venv/bin/")[-1].rstrip("'") for hook in hooks)
+    assert all(hook["language"] == "system" for hook in hooks)

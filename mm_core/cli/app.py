@@ -193,7 +193,7 @@ def forget(
         if not sys.stdin.isatty():
             raise InputError(f"mm forget: {plan.metrics['forget/photos']:.0f} photos would go for good: add --yes")
         typer.confirm(f"Remove {plan.metrics['forget/photos']:.0f} photos for good?", abort=True, err=True)
-    say(operations.forget(run, plan.facts["ids"]), json_)
+    say(operations.forget(run, plan.fact("ids", list)), json_)
 
 
 @catalog_app.command("compact")

@@ -136,7 +136,7 @@ def _title(asked: str, matter: Matter) -> str:
 class _Known:
     """Labels and categories of photos that are in the catalog, found by the digest of their bytes."""
 
-    def __init__(self, catalog: Catalog, store: Store, photos: Sequence[Path]):
+    def __init__(self, catalog: Catalog, store: Store, photos: Sequence[Path]) -> None:
         from mm_core.ingest.snapshot import newest_labels
 
         self._store = store

@@ -73,7 +73,7 @@ def browse(
     browser = Browser(layout.settings.fiftyone_python, folder, port)
     try:
         browser.wait_until_ready()
-        typer.echo(f"FiftyOne  {browser.url}\nviews     {', '.join(report.facts['views'])}\nCtrl-C ends it")
+        typer.echo(f"FiftyOne  {browser.url}\nviews     {', '.join(report.fact('views', list))}\nCtrl-C ends it")
         sys.stdout.flush()
         while not browser.ended:
             time.sleep(0.3)

@@ -9,7 +9,7 @@ from typing import Any
 class Deferred:
     """Proxy of a module; the first access to an attribute imports the module."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:

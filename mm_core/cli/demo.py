@@ -23,7 +23,7 @@ from samplegen import write_drop
 
 POISONED = "accessories"
 
-DEMO_VALUES: dict[str, Any] = {
+DEMO_VALUES: dict[str, object] = {
     "model.size": 128,
     # Reading the text of generated cards costs more than a cycle's training.
     "structure.ocr": (),
@@ -50,7 +50,7 @@ DEMO_VALUES: dict[str, Any] = {
 """Parameters that differ from the defaults: training takes minutes on two cores, not hours on a GPU."""
 
 
-def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet) -> dict[str, Any]:
+def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet) -> dict[str, object]:
     """Run the cycles one after the other in `settings.workspace`; cycles recorded in its demo.json are skipped.
 
     Args:

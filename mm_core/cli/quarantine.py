@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from getpass import getuser
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from mm_core.cli.terminal import Json, open_run, say, table
 from mm_core.cli.words import ingest_words, reject_words
 from mm_core.core.records import Report
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.rows import BatchRow
 
 if TYPE_CHECKING:
     from mm_core import pinned_inputs, stages
@@ -28,11 +29,13 @@ def say_arrivals(report: Report, run: Run, as_json: bool) -> None:
     if as_json:
         return say(report, True)
     # The catalog also has earlier batches, so count only those of this report.
-    names = {f"{row['kind']}/{row['batch']}" for row in report.tables.get("batches", [])}
+    batches: list[BatchRow] = report.rows("batches")
+    names = {f"{row['kind']}/{row['batch']}" for row in batches}
     counts: dict[str, int] = {}
     for row in counted(run.catalog, "samples", "kind", "batch", "category"):
         if f"{row['kind']}/{row['batch']}" in names:
-            counts[row["category"]] = counts.get(row["category"], 0) + row["photos"]
+            name = str(row["category"])
+            counts[name] = counts.get(name, 0) + int(str(row["photos"]))
     typer.echo(ingest_words(report, [{"category": name, "photos": counts[name]} for name in sorted(counts)]))
 
 
@@ -49,7 +52,7 @@ def _complete_arrivals(run: Run, report: Report, json_: bool) -> None:
     say_arrivals(report, run, json_)
 
 
-def counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, Any]]:
+def counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, object]]:
     """Count the rows of a table for each combination of values of the columns.
 
     Returns:
@@ -116,7 +119,7 @@ def quarantine_accept(
 @quarantine_app.command("retry")
 def quarantine_retry(
     batch: Annotated[str, typer.Argument(help="Batch whose files were repaired.")], json_: Json = False
-):
+) -> None:
     """Probes the refused rows of a batch again, after the producer repaired the files."""
     from mm_core.ingest.quarantine import retry
 

@@ -211,7 +211,7 @@ def bench_bundle(
     # A run above these limits is selected only if no other run exists.
     limits = run.params.export.limits
     report = bench(run.layout, bundle, limits, runtimes=runtime or (), threads=threads or (), unsigned=unsigned)
-    _warn(report.facts.get("warning", ""))
+    _warn(str(report.facts.get("warning", "")))
     say(report, json_)
 
 

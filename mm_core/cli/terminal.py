@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from tqdm import tqdm
@@ -50,9 +50,10 @@ class Bars:
     """Progress callback that draws one tqdm bar on stderr per kind of work."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
+        self._bar: tqdm | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """Draw the present state; `what` names the kind of work."""
         # Another description means that the next kind of work has begun.
         if self._bar is None or self._bar.desc != what:
             self.close()
@@ -70,7 +71,7 @@ class Bars:
 
 
 @contextmanager
-def progress_bars():
+def progress_bars() -> Iterator[Bars]:
     """Yield a `Bars` and close its last bar at the end, also after an error."""
     bars = Bars()
     try:
@@ -86,7 +87,7 @@ def run_with_bars(inbox: str | None = None) -> Iterator[Run]:
         yield open_run(inbox, progress)
 
 
-def say(result: Report | dict[str, Any], as_json: bool) -> None:
+def say(result: Report | Mapping[str, object], as_json: bool) -> None:
     """Print a result as text, or as one JSON object if `as_json` is true."""
     # Both kinds of result have the same JSON form.
     data = asdict(result) if isinstance(result, Report) else result
@@ -109,7 +110,7 @@ def say(result: Report | dict[str, Any], as_json: bool) -> None:
             typer.echo(_named(name, value, ""))
 
 
-def _named(name: str, value: Any, indent: str) -> str:
+def _named(name: str, value: object, indent: str) -> str:
     """Format a value with its name; nested values are indented below, lists of rows become tables."""
     inner = indent + "  "
     if isinstance(value, dict):
@@ -121,7 +122,7 @@ def _named(name: str, value: Any, indent: str) -> str:
     return f"{indent}{name}: {'none' if value is None else _cell(value)}"
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, object]]) -> str:
     """Return rows as an aligned plain-text table; cells are never cut, but digests are shortened.
 
     A list of texts has one line per text. Columns with lists are the last ones, because their lines can be long.
@@ -139,15 +140,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _is_texts(value: Any) -> bool:
+def _is_texts(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
-def _cell_lines(value: Any) -> list[str]:
-    return value if _is_texts(value) else [_cell(value)]
+def _cell_lines(value: object) -> list[str]:
+    return cast(list[str], value) if _is_texts(value) else [_cell(value)]
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     text = "" if value is None else json.dumps(value, default=str) if isinstance(value, (dict, list)) else str(value)

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mm_core.cli.terminal import table
 from mm_core.core.records import ALL_CATEGORIES, Report
+
+if TYPE_CHECKING:
+    from mm_core.ingest.drop import DropSummary
+    from mm_core.ingest.expectations import ExpectationResult
+    from mm_core.ingest.quarantine import RejectView
+    from mm_core.storage.rows import BatchRow, RejectRow
 
 COUNTS = ("accepted", "updated", "quarantined", "duplicates", "conflicts")
 """Columns of the batch ledger in the text output; columns that this catalog lacks are skipped."""
 NO_CATEGORY = "(none)"
 
 
-def drop_words(summary: Mapping[str, Any]) -> str:
+def drop_words(summary: DropSummary) -> str:
     """Return the text output of `mm drop`.
 
     Args:
@@ -46,7 +52,7 @@ def drop_words(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", "next: `mm ingest` takes the drop into the catalog, or `mm run` runs a whole cycle"])
 
 
-def ingest_words(report: Report, categories: Sequence[Mapping[str, Any]]) -> str:
+def ingest_words(report: Report, categories: Sequence[Mapping[str, object]]) -> str:
     """Return the text output of `mm ingest`: counts per batch, accepted photos per category, refusals by reason.
 
     Args:
@@ -56,7 +62,7 @@ def ingest_words(report: Report, categories: Sequence[Mapping[str, Any]]) -> str
     Returns:
         Several lines of text without digests.
     """
-    batches = report.tables.get("batches", [])
+    batches: list[BatchRow] = report.rows("batches")
     if not batches:
         return f"nothing new in the inbox ({report.seconds:.1f} s)"
     lines = [f"{len(batches)} {'batch' if len(batches) == 1 else 'batches'} in {report.seconds:.1f} s", ""]
@@ -71,17 +77,18 @@ def ingest_words(report: Report, categories: Sequence[Mapping[str, Any]]) -> str
     lines += [f"held: {row['kind']}/{row['batch']}: {row['reason']}" for row in batches if row["state"] == "held"]
     if categories:
         lines += ["", "accepted by category", table(categories)]
-    lines += _refusals(report.tables.get("rejects", []))
+    lines += _refusals(report.rows("rejects"))
     # Expectations of single rows are in the table of refusals.
-    broken = [
-        line for line in report.tables.get("expectations", []) if line["scope"] == "batch" and not line["success"]
-    ]
+    results: list[ExpectationResult] = report.rows("expectations")
+    broken = [line for line in results if line["scope"] == "batch" and not line["success"]]
     lines += [f"check failed: {line['batch']}: {line['reason']}" for line in broken]
     if drifted := report.tables.get("drift"):
         lines += ["", "differs from what came before", table(drifted)]
-    if waiting := report.facts.get("waiting"):
+    if report.facts.get("waiting"):
+        waiting = report.fact("waiting", list)
         lines.append(f"waiting until their drop comes again: {', '.join(waiting)}")
-    lines += [f"not computed: {name}: {why}" for name, why in report.facts.get("left_out", {}).items()]
+    left_out = report.fact("left_out", dict) if report.facts.get("left_out") else {}
+    lines += [f"not computed: {name}: {why}" for name, why in left_out.items()]
     return "\n".join([*lines, "", f"details: {report.facts['data_docs']}"])
 
 
@@ -92,7 +99,7 @@ class _Reason:
     example: str
 
 
-def _refusals(rejects: Sequence[Mapping[str, Any]]) -> list[str]:
+def _refusals(rejects: Sequence[RejectRow]) -> list[str]:
     """Return the lines of a table with a row per reason; empty if every row was accepted."""
     reasons: dict[str, _Reason] = {}
     for row in rejects:
@@ -110,7 +117,7 @@ def _refusals(rejects: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["", "not accepted", table(rows), *(["`mm quarantine list` names each row"] if refused else [])]
 
 
-def reject_words(row: Mapping[str, Any]) -> str:
+def reject_words(row: RejectView) -> str:
     """Return the text output of `mm quarantine show` for one refused row.
 
     Args:

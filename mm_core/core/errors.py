@@ -54,7 +54,7 @@ class BlobDamaged(StoreError):
 class BlobTooLarge(StoreError):
     """An object has more bytes than the caller accepts; none of them were read."""
 
-    def __init__(self, text: str, size: int):
+    def __init__(self, text: str, size: int) -> None:
         super().__init__(text)
         self.size = size
 

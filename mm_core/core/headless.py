@@ -13,12 +13,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import uvicorn
 
 from mm_core.core.errors import InputError
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+    from starlette.types import ASGIApp
 
 
 def chromium() -> str:
@@ -54,10 +57,8 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def served(app: Any) -> Iterator[str]:
+def served(app: ASGIApp) -> Iterator[str]:
     """Yield the address of an ASGI application that a thread serves on a free local port."""
-    import uvicorn
-
     # Port 0 makes the system choose a free port; uvicorn then binds to the same number.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -17,7 +17,7 @@ class Layout:
     blobs and catalog in the store, checkpoints by content key, bundles and reports by version.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.root = settings.workspace
 
@@ -29,6 +29,7 @@ class Layout:
 
     @property
     def cycle(self) -> Path:
+        """Folder of the present cycle."""
         return self.root / "cycle"
 
     @property
@@ -57,6 +58,7 @@ class Layout:
 
     @property
     def per_image(self) -> Path:
+        """Scores of each evaluated photo."""
         return self.evaluation / "per_image.parquet"
 
     @property
@@ -76,6 +78,7 @@ class Layout:
 
     @property
     def verdict(self) -> Path:
+        """The gate's verdict."""
         return self.cycle / "gate" / "verdict.json"
 
     @property
@@ -89,6 +92,7 @@ class Layout:
 
     @property
     def html_report(self) -> Path:
+        """The page of the present cycle."""
         return self.cycle / "report.html"
 
     # Files that outlive a cycle.
@@ -153,10 +157,12 @@ class Layout:
 
     @property
     def mlflow_artifacts(self) -> Path:
+        """Folder of MLflow's artifacts, without a tracking server."""
         return self.root / "mlflow" / "artifacts"
 
     @property
     def dagster_home(self) -> Path:
+        """Dagster's folder."""
         return self.root / "dagster"
 
     @property

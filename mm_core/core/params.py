@@ -7,16 +7,23 @@ long file. Invalid combinations raise an error on construction.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from mm_core.core.categories import ALL_CATEGORIES
 from mm_core.core.errors import ParamsError
 from mm_core.core.params_file import explain, read_yaml
 from mm_core.core.params_gate import GateParams
 from mm_core.core.params_gate import Section as _Section
 from mm_core.core.records import digest_of
+
+if TYPE_CHECKING:
+    CategoryOrUnknown = str
+else:
+    # Pydantic refuses other names, and docs/parameters.md lists these.
+    CategoryOrUnknown = Literal[*ALL_CATEGORIES, "unknown"]
 
 
 class SuspectParams(_Section):
@@ -77,9 +84,7 @@ class StructureParams(_Section):
     """Sentence templates for class names: 7 or 80. Each CLIP encodes 7,000 or 80,000 texts, once."""
     aesthetic_head: str = ""
     """A file with LAION's linear aesthetic head for the CLIP that `clip` names (safetensors or a state dict)."""
-    ocr: tuple[
-        Literal["portrait", "multi_person", "pets", "accessories", "cards", "delicacy", "scenery", "unknown"], ...
-    ] = ("cards",)
+    ocr: tuple[CategoryOrUnknown, ...] = ("cards",)
     """Categories of photos to run text recognition on; it is the slowest extractor (benchmarks/structuring.md)."""
     guess_confidence: float = Field(default=0.8, ge=0, le=1)
     """Least confidence of a guessed category; guesses below it are withheld."""

@@ -80,8 +80,10 @@ def _merged(params: BaseModel, values: Mapping[str, Any]) -> dict[str, Any]:
     merged = params.model_dump()
     for name, value in values.items():
         section = getattr(params, name, None)
-        is_section = isinstance(section, BaseModel) and isinstance(value, Mapping)
-        merged[name] = _merged(section, value) if is_section else value
+        if isinstance(section, BaseModel) and isinstance(value, Mapping):
+            merged[name] = _merged(section, value)
+        else:
+            merged[name] = value
     return merged
 
 

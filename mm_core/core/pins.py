@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final, Literal, TypedDict
+from typing import Final, Literal, TypedDict
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
@@ -38,7 +38,7 @@ class SnapshotFacts(PinnedInputs):
     """Digest of all frames."""
     eval_digest: str
     """Digest of the photos, categories and mattes in the eval frame."""
-    params: dict[str, Any]
+    params: dict[str, object]
     """The section `snapshot` of the parameters."""
     counts: dict[str, dict[str, int]]
     """Photos by pool and category."""

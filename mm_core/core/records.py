@@ -1,4 +1,4 @@
-"""Names and records that all rooms share: categories, kinds, reports, verdicts."""
+"""Names and records that all rooms share: kinds, metrics, reports, verdicts."""
 
 from __future__ import annotations
 
@@ -8,35 +8,30 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from mm_core.core.categories import ALL_CATEGORIES as ALL_CATEGORIES
+from mm_core.core.categories import CATEGORIES as CATEGORIES
+from mm_core.core.categories import DECODER_OF as DECODER_OF
+from mm_core.core.categories import DECODERS as DECODERS
+from mm_core.core.categories import decoder_of as decoder_of
 from mm_core.core.energy import joules, watts
 from mm_core.core.errors import InputError
 
-CATEGORIES = ("portrait", "multi_person", "pets", "accessories", "cards", "delicacy")
-"""The six categories that the gate judges (Matting Moments, Table 1)."""
-ALL_CATEGORIES = (*CATEGORIES, "scenery")
-DECODERS = ("saliency", "portrait", "scenery")
-# Every category is served by one of three decoders.
-DECODER_OF: Mapping[str, str] = dict.fromkeys(ALL_CATEGORIES, "saliency") | {
-    "portrait": "portrait",
-    "multi_person": "portrait",
-    "scenery": "scenery",
-}
 KINDS = ("pixel_labeled", "unlabeled", "text_image")
 METRICS = ("mse", "maxf", "biou", "conn", "sad", "grad")
 HIGHER_IS_BETTER = frozenset({"maxf", "biou"})
 
 
-def decoder_of(category: str | None) -> str:
-    """Return the decoder that serves a category; saliency for an unknown one."""
-    return DECODER_OF.get(category or "", "saliency")
+Fact = TypeVar("Fact", str, int, list, dict)
+Table = Sequence[Mapping[str, object]]
+"""Rows of a table: column → JSON value."""
 
 
 @dataclass
@@ -46,14 +41,25 @@ class Report:
     stage: str
     metrics: dict[str, float] = field(default_factory=dict)
     """Flat numbers, with the names that MLflow shows (`multimodal/portrait/mse`)."""
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
     """Identifiers, digests, counts, short texts; JSON values."""
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
     pictures: dict[str, str] = field(default_factory=dict)
     """Title → path of a picture."""
     seconds: float = 0.0
     cost: dict[str, float] = field(default_factory=dict)
     """`cpu_seconds` of this process and its ended children; `watts` of all processors of the machine, if readable."""
+
+    def rows(self, name: str) -> list[Any]:
+        """Return a table, for a caller that declares the type of its rows; empty if the report lacks it."""
+        return list(self.tables.get(name, ()))
+
+    def fact(self, name: str, kind: type[Fact]) -> Fact:
+        """Return a fact; raise InputError if it is missing or of another type."""
+        value = self.facts.get(name)
+        if not isinstance(value, kind):
+            raise InputError(f"the report of {self.stage} has no {name!r} ({kind.__name__}): run the stage again")
+        return value
 
     def write(self, path: Path) -> Report:
         """Write the JSON view to `path`; return the report."""
@@ -144,21 +150,23 @@ class Verdict(BaseModel):
 
 
 def sha256_bytes(data: bytes) -> str:
+    """Return the sha256 of bytes as 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file's content as 64 hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def digest_of(value: Any) -> str:
+def digest_of(value: object) -> str:
     """Return the digest of any JSON value, independent of key order."""
     # `default=str` covers paths and dates.
     return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode())
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically: a killed process leaves the old file or the new one."""
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
 
@@ -177,7 +185,7 @@ def parse_finite_json(data: bytes | str) -> Any:
     return json.loads(data, parse_constant=refuse, parse_float=parse_float)
 
 
-def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
+def read_keyed(path: Path, key: str) -> object | None:
     """Return the JSON object at `path` if its `key` matches; None if it is absent, broken or has another key."""
     try:
         record = json.loads(path.read_text())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
 
 import cv2
 import numpy as np
@@ -100,7 +99,7 @@ def placed(
     return result
 
 
-def encoded(cutout: Cutout, form: str = "PNG", **about: Any) -> bytes:
+def encoded(cutout: Cutout, form: str = "PNG", **about: object) -> bytes:
     """Encode a cutout as PNG or lossless WebP with metadata of ours (`about` as JSON values, box and photo size).
 
     PNG has it in the text chunk `mm`, WebP in EXIF's ImageDescription. The photo's own metadata (place, camera) is left

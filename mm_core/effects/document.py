@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 
@@ -57,7 +59,7 @@ def straightened(photo: np.ndarray, quad: np.ndarray) -> np.ndarray:
     return cv2.warpPerspective(photo, view, (wide, tall), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _masks(small: np.ndarray, alpha: np.ndarray | None):
+def _masks(small: np.ndarray, alpha: np.ndarray | None) -> Iterator[np.ndarray]:
     """Yield candidate masks, uint8 (h, w), most probable first: the matte, bright areas, closed edges."""
     kernel = np.ones((5, 5), np.uint8)
     if alpha is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -22,6 +23,9 @@ import numpy as np
 from mm_core.core.errors import InputError
 from mm_core.effects.foreground import over
 from mm_core.effects.fullsize import check_pair, enlarged, harmonic, shrunk, touched
+
+if TYPE_CHECKING:
+    import torch
 
 SEARCH_SIDE = 384
 """Long side of the picture in which the best offset is searched."""
@@ -236,7 +240,7 @@ def learned(model: Path) -> Fill:
 
 
 @lru_cache(1)
-def _script(model: Path):
+def _script(model: Path) -> torch.jit.ScriptModule:
     import torch
 
     try:

@@ -29,6 +29,7 @@ class Haze:
 
     @property
     def word(self) -> str:
+        """`foggy`, `hazy` or `clear`."""
         return "foggy" if self.share >= FOGGY else "hazy" if self.share >= HAZY else "clear"
 
 

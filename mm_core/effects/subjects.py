@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
 from mm_core.effects.fullsize import enlarged, shrunk
 
@@ -36,7 +37,7 @@ class Subject:
 class Subjects:
     """The subjects of one matte, float (H, W) in [0, 1]; the dominant one is first in `all`."""
 
-    def __init__(self, alpha: np.ndarray):
+    def __init__(self, alpha: np.ndarray) -> None:
         self._alpha = alpha
         small = shrunk(alpha.astype(np.float32), SIDE)
         height, width = small.shape
@@ -82,8 +83,6 @@ class Subjects:
 
 def _nearest(labels: np.ndarray, numbers: list[int]) -> np.ndarray:
     """Return the number of the nearest subject for each pixel; 0 everywhere without subjects."""
-    from scipy.ndimage import distance_transform_edt
-
     core = np.isin(labels, numbers)
     if not core.any():
         return np.zeros_like(labels)

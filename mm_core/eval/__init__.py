@@ -1,1 +1,1 @@
-
+"""Scores, the gate and the report."""

@@ -7,10 +7,11 @@ own matte nor a matte of its group. Each cycle scores it as a model named `blind
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
+
+from mm_core.eval.rows import EvalRow
 
 NAME = "blind"
 SIDE = 128
@@ -20,7 +21,7 @@ SIDE = 128
 class BlindMattes:
     """Mean mattes per category, computed without the group of the photo that is predicted."""
 
-    def __init__(self, rows: Sequence[Any], mattes: Iterable[np.ndarray]):
+    def __init__(self, rows: Sequence[EvalRow], mattes: Iterable[np.ndarray]) -> None:
         """Add up the mattes of each category and of each group.
 
         Args:
@@ -36,7 +37,7 @@ class BlindMattes:
                 self._sums[key] = self._sums.get(key, 0.0) + square
                 self._counts[key] = self._counts.get(key, 0) + 1
 
-    def predict(self, row: Any, height: int, width: int) -> np.ndarray:
+    def predict(self, row: EvalRow, height: int, width: int) -> np.ndarray:
         """Return the blind matte of a photo.
 
         Args:

@@ -52,7 +52,7 @@ class ComparePage:
         shown: Number of photos with pictures on the page; the numbers cover all photos.
     """
 
-    def __init__(self, models: tuple[str, str], shown: int):
+    def __init__(self, models: tuple[str, str], shown: int) -> None:
         self.models, self.shown = models, shown
         self.rows: list[dict[str, Any]] = []
         """A row per photo: image, category, difference and, with a true matte, `<metric>_a` and `<metric>_b`."""

@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -23,14 +22,15 @@ import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.pins import ROLES, PinnedInputs, read_snapshot
+from mm_core.core.pins import ModelPin, PinnedInputs, read_snapshot
 from mm_core.core.progress import Progress
 from mm_core.core.records import METRICS, Report, sha256_file, write_bytes, write_json
 from mm_core.eval.blind import NAME as BLIND_NAME
 from mm_core.eval.blind import BlindMattes
 from mm_core.eval.dvc_files import plot_stages, write_headline
 from mm_core.eval.examples import Example, choose, choose_regressions, write_examples
-from mm_core.eval.metrics import SPEC, TruthMatte, category_scores
+from mm_core.eval.metrics import PER_IMAGE, SPEC, TruthMatte, category_scores
+from mm_core.eval.rows import EvalRow, Flips, ScoreIdentity, eval_rows
 from mm_core.imaging.images import load_alpha, load_rgb
 from mm_core.ingest.snapshot import read_pool
 from mm_core.ingest.truths import Truth, read_truths, stem_of
@@ -46,7 +46,7 @@ GOOD = 0.9
 """Smallest MaxF of a good matte, for the count of flips."""
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("model", "precision", "sample_id", "group", "category", "decoder")]
-    + [(name, pa.float64()) for name in ("mse", "mse_band", "sad", "grad", "conn", "biou", "maxf")]
+    + [(name, pa.float64()) for name in PER_IMAGE if name != "fcurve"]
     + [("fcurve", pa.list_(pa.float32()))]
 )
 """Columns of per_image.parquet. Its metadata contains `identity` as JSON under the key "mm"."""
@@ -56,14 +56,14 @@ SCHEMA = pa.schema(
 class EvalItem:
     """One photo of the eval set with its true matte, both at the size for comparing mattes."""
 
-    row: Any
+    row: EvalRow
     photo: np.ndarray
     """uint8 (H, W, 3)."""
     alpha: np.ndarray
     """float32 (H, W), [0, 1]."""
 
 
-def identity(layout: Layout, inputs: PinnedInputs) -> dict[str, Any]:
+def identity(layout: Layout, inputs: PinnedInputs) -> ScoreIdentity:
     """Return digests of everything that the scores depend on; the gate rejects scores with another identity.
 
     Args:
@@ -82,8 +82,13 @@ def identity(layout: Layout, inputs: PinnedInputs) -> dict[str, Any]:
         "eval_digest": frozen["eval_digest"],
         "candidate": sha256_file(candidate),
         "quantised": {path.name: sha256_file(path) for path in sorted(layout.quantised.glob("*.onnx"))},
-        **{role: (inputs.get(role) or {}).get("digest") for role in ROLES},
+        "champion": _digest_of(inputs.get("champion")),
+        "anchor": _digest_of(inputs.get("anchor")),
     }
+
+
+def _digest_of(pin: ModelPin | None) -> str | None:
+    return pin["digest"] if pin else None
 
 
 def evaluate_models(run: StorageRun, models: Mapping[Key, Predictor], report: Report) -> Report:
@@ -129,7 +134,7 @@ def evaluate_models(run: StorageRun, models: Mapping[Key, Predictor], report: Re
         for key, score in scores.items()
         for category, row in score.to_dict("index").items()
     ]
-    nested: dict[str, Any] = {}
+    nested: dict[str, dict[str, dict[str, object]]] = {}
     for key, score in scores.items():
         for category, metric, value in _cells(score):
             nested.setdefault(_name(key), {}).setdefault(category, {})[metric] = _rounded(value)
@@ -143,7 +148,7 @@ def evaluate_models(run: StorageRun, models: Mapping[Key, Predictor], report: Re
     stages = [key for key in models if key[0] in TRAIN_STAGES and key[1] == "float"]
     # The last training stage is the candidate.
     chosen = choose(_of(table, (stages or list(models))[-1]))
-    rows_of = {row.sample_id: row for row in frame.itertuples(index=False)}
+    rows_of = {row.sample_id: row for row in eval_rows(frame)}
     last, before = (_of(table, key) for key in ((TRAIN_STAGES[-1], "int8"), ("champion", "int8")))
     # Regressions and flips compare the int8 files, because these are released.
     if len(last) and len(before):
@@ -153,7 +158,7 @@ def evaluate_models(run: StorageRun, models: Mapping[Key, Predictor], report: Re
     write_examples(examples, layout.evaluation / "mattes", report)
 
     counts = frame["category"].value_counts().sort_index()
-    report.facts |= about | {"images": {str(category): int(count) for category, count in counts.items()}}
+    report.facts |= {**about, "images": {str(category): int(count) for category, count in counts.items()}}
     return report
 
 
@@ -173,7 +178,7 @@ def evaluate_folder(truth_manifest: Path, pred_dir: Path) -> Report:
     """
     truths = read_truths(truth_manifest)
 
-    def score(truth: Truth) -> dict[str, Any]:
+    def score(truth: Truth) -> Mapping[str, object]:
         # Predictions are matched by the stem of the image's file name.
         predicted = pred_dir / f"{stem_of(truth.image)}.png"
         if not predicted.is_file():
@@ -205,7 +210,7 @@ def evaluate_folder(truth_manifest: Path, pred_dir: Path) -> Report:
     return report
 
 
-def flips(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[dict[str, Any]]:
+def flips(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[Flips]:
     """Count negative and positive flips per category.
 
     A negative flip is a photo with a good matte (MaxF of at least `GOOD`) from the champion and a bad one from the
@@ -216,12 +221,12 @@ def flips(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[dict[str, Any
         champion: Per-image rows of the champion.
 
     Returns:
-        One row per category with the counts photos, negative and positive.
+        One row per category.
     """
     both = candidate.merge(champion[["sample_id", "maxf"]], on="sample_id", suffixes=("", "_before"))
     now, then = (both[name].to_numpy(float) >= GOOD for name in ("maxf", "maxf_before"))
     categories = both["category"].to_numpy(str)
-    found = []
+    found: list[Flips] = []
     for category in sorted(set(categories.tolist())):
         here = categories == category
         # Positive flips are the reverse: a bad matte became a good one.
@@ -232,7 +237,7 @@ def flips(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[dict[str, Any
 
 def blind_mattes(frame: pd.DataFrame, store: Store) -> BlindMattes:
     """Return the leave-one-group-out mean mattes of the frame's categories."""
-    rows = list(frame.itertuples(index=False))
+    rows = eval_rows(frame)
     with ThreadPoolExecutor(THREADS) as pool:
         return BlindMattes(rows, pool.map(lambda row: load_alpha(fetch_blob(store, row.alpha_sha256)), rows))
 
@@ -258,9 +263,9 @@ def score_all(
     Returns:
         The columns of SCHEMA, one row per photo and model.
     """
-    rows, done = list(frame.itertuples(index=False)), 0
-    scored: list[dict[str, Any]] = []
-    waiting: deque[Future[list[dict[str, Any]]]] = deque()
+    rows, done = eval_rows(frame), 0
+    scored: list[Mapping[str, object]] = []
+    waiting: deque[Future[list[Mapping[str, object]]]] = deque()
     progress("evaluate", 0, len(rows))
     with ThreadPoolExecutor(THREADS) as pool:
         # Each photo is decoded once and given to every model.
@@ -282,7 +287,7 @@ def score_all(
     return pd.DataFrame(scored, columns=SCHEMA.names)
 
 
-def load_item(row: Any, store: Store, max_side: int) -> EvalItem:
+def load_item(row: EvalRow, store: Store, max_side: int) -> EvalItem:
     """Load the photo and the true matte of an eval row, the matte at the photo's size.
 
     Raises:
@@ -297,7 +302,9 @@ def load_item(row: Any, store: Store, max_side: int) -> EvalItem:
     return EvalItem(row, photo, alpha)
 
 
-def _batches(rows: Sequence[Any], store: Store, max_side: int, pool: ThreadPoolExecutor) -> Iterator[list[EvalItem]]:
+def _batches(
+    rows: Sequence[EvalRow], store: Store, max_side: int, pool: ThreadPoolExecutor
+) -> Iterator[list[EvalItem]]:
     """Yield lists of PHOTOS_AT_ONCE items; the next list is read while the models predict this one."""
     ahead: deque[Future[EvalItem]] = deque()
     # One extra step yields the last batch, which was submitted in the step before.
@@ -308,7 +315,7 @@ def _batches(rows: Sequence[Any], store: Store, max_side: int, pool: ThreadPoolE
             yield [future.result() for future in current]
 
 
-def _score(item: EvalItem, mattes: Mapping[Key, np.ndarray]) -> list[dict[str, Any]]:
+def _score(item: EvalItem, mattes: Mapping[Key, np.ndarray]) -> list[Mapping[str, object]]:
     truth, row = TruthMatte(item.alpha), item.row
     about = {name: getattr(row, name) for name in ("sample_id", "group", "category", "decoder")}
     return [
@@ -318,7 +325,7 @@ def _score(item: EvalItem, mattes: Mapping[Key, np.ndarray]) -> list[dict[str, A
 
 
 def _example(
-    place: tuple[str, str, str, float], row: Any, models: Mapping[str, Predictor], store: Store, max_side: int
+    place: tuple[str, str, str, float], row: EvalRow, models: Mapping[str, Predictor], store: Store, max_side: int
 ) -> Example:
     category, rank, sample, mse = place
     item = load_item(row, store, max_side)
@@ -330,7 +337,7 @@ def _example(
     return Example(category, rank, sample, mse, item.photo, {"truth": item.alpha} | mattes)
 
 
-def _write_parquet(path: Path, table: pd.DataFrame, about: Mapping[str, Any]) -> None:
+def _write_parquet(path: Path, table: pd.DataFrame, about: ScoreIdentity) -> None:
     columns = {name: table[name].tolist() for name in SCHEMA.names if name != "fcurve"}
     # float32 halves the size of the file; the curves are the largest column.
     columns["fcurve"] = [np.asarray(curve, np.float32) for curve in table["fcurve"]]
@@ -364,7 +371,7 @@ def _cells(scores: pd.DataFrame) -> Iterator[tuple[str, str, float]]:
             yield str(category), metric, float(row[metric])
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> object:
     """Round floats to seven digits for files that people read; NaN and infinity become None."""
     if not isinstance(value, float):
         return value

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import PinnedInputs
 from mm_core.eval.evaluate import SCHEMA, identity
+from mm_core.eval.metrics import MEAN_METRICS
 from mm_core.ingest.snapshot import POOLS, read_pool
 
 Key = tuple[str, str]
@@ -26,7 +26,7 @@ INT8: Key = (CANDIDATE, "int8")
 CHAMPION: Key = ("champion", "int8")
 ANCHOR: Key = ("anchor", "int8")
 """The best model so far: the pinned anchor, or per category and metric the model recorded by `mm_core.eval.ratchet`."""
-SCALARS = ("mse", "sad", "grad", "conn", "biou")
+SCALARS = tuple(name for name in MEAN_METRICS if name != "mse_band")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Evidence:
     """Metric → (photos, 1); `maxf` → (photos, 256), the F curves."""
 
 
-def read_scores(layout: Layout) -> tuple[pd.DataFrame, dict[str, Any]]:
+def read_scores(layout: Layout) -> tuple[pd.DataFrame, Mapping[str, object]]:
     """Read per_image.parquet and the identity in its metadata.
 
     Returns:
@@ -63,7 +63,7 @@ def read_scores(layout: Layout) -> tuple[pd.DataFrame, dict[str, Any]]:
     return table.to_pandas(), json.loads(about)
 
 
-def problems_with(layout: Layout, inputs: PinnedInputs, about: Mapping[str, Any]) -> list[str]:
+def problems_with(layout: Layout, inputs: PinnedInputs, about: Mapping[str, object]) -> list[str]:
     """Return the reasons why the scores do not describe the files in the workspace; empty if they do.
 
     Args:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import GateParams
@@ -135,7 +134,7 @@ def conclude(params: GateParams, cells: list[Cell], problems: list[str], *, same
     return "PROMOTE", [promoted(params, judged), *accepted, *listed]
 
 
-def _held_by_shadow(params: GateParams, layout: Layout, about: Mapping[str, Any]) -> str:
+def _held_by_shadow(params: GateParams, layout: Layout, about: Mapping[str, object]) -> str:
     """Return why disagreement on unlabelled photos blocks the candidate; empty if it does not."""
     found = disagreement(layout, about, params.shadow_difference)
     if found is None or found[0] <= params.shadow_share:

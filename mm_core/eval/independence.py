@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
@@ -31,16 +30,15 @@ def learnt_photos(
     if not learnt:
         return {}
     # Photos of one group and near-duplicates form a connected component, i. e. one scene.
-    component: Any = pd.Series(components(samples, bits), index=pd.Index(samples["id"]))
-    learnt_here = component[component.index.isin(list(learnt))]
+    component = {str(i): int(n) for i, n in zip(samples["id"], components(samples, bits), strict=True)}
     # Reversed, so that the first training photo of a scene names the model.
-    who = {int(number): learnt[sample] for sample, number in reversed(list(learnt_here.items()))}
+    who = {number: learnt[sample] for sample, number in reversed(component.items()) if sample in learnt}
     found: dict[str, str] = {}
     for sample in sorted(eval_frame["sample_id"]):
         if sample in learnt:
             found[sample] = learnt[sample]
         # The eval photo itself was not used, but another photo of its scene was.
-        elif sample in component.index and (words := who.get(int(component[sample]))):
+        elif sample in component and (words := who.get(component[sample])):
             found[sample] = f"{words}, another photo of the scene"
     return found
 

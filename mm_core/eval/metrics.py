@@ -37,7 +37,7 @@ SPEC = "mse; grad 1.4; conn 0.1 0.15 4-connected per pixel; biou 0.02; maxf 0.3 
 class TruthMatte:
     """One true matte with everything that depends only on it, shared by all models."""
 
-    def __init__(self, alpha: np.ndarray):
+    def __init__(self, alpha: np.ndarray) -> None:
         """Compute mask, boundary, gradient and unknown band of the true matte.
 
         Args:

@@ -12,7 +12,6 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -161,7 +160,7 @@ def _is_better(params: GateParams, evidence: Evidence, category: str, metric: st
 def _write_scores(store: Store, digest: str, evidence: Evidence, frame: pd.DataFrame) -> None:
     alpha = dict(zip(frame["sample_id"], frame["alpha_sha256"], strict=True))
     values = evidence.values[INT8]
-    columns: dict[str, Any] = {
+    columns: dict[str, object] = {
         "sample_id": list(evidence.sample_id),
         "alpha_sha256": [alpha[sample] for sample in evidence.sample_id],
     }

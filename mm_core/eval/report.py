@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from mm_core.core.errors import BlobDamaged, BlobNotFound
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.pins import ROLES, SnapshotFacts, has_snapshot, read_snapshot
+from mm_core.core.pins import ROLES, has_snapshot, read_snapshot
 from mm_core.core.records import (
     ALL_CATEGORIES,
     CATEGORIES,
@@ -35,9 +35,21 @@ from mm_core.core.records import (
 )
 from mm_core.eval.blind import NAME as BLIND_NAME
 from mm_core.eval.examples import small
+from mm_core.eval.rows import (
+    CategoryScore,
+    ComparedRow,
+    ExampleRow,
+    HeatCell,
+    PartialSnapshot,
+    Scores,
+    ShadowRow,
+    SplitRow,
+    ValueRow,
+)
 from mm_core.imaging.images import UnreadableImage, load_rgb, read_header
 from mm_core.ingest.snapshot import labels_in_use
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.rows import RejectRow, records
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob
 
@@ -69,7 +81,8 @@ def write_html(run: StorageRun, report: Report) -> Report:
     stages = _stage_reports(layout)
     verdict = Verdict.model_validate_json(layout.verdict.read_text()) if layout.verdict.is_file() else None
     evaluation = stages.get("evaluate", Report("evaluate"))
-    scores = {(r["model"], r["precision"], r["category"]): r for r in evaluation.tables.get("per_category", [])}
+    rows: list[CategoryScore] = evaluation.rows("per_category")
+    scores = {(r["model"], r["precision"], r["category"]): r for r in rows}
     model = layout.model(TRAIN_STAGES[-1])
     candidate = sha256_file(model) if model.is_file() else ""
     environment = Environment(
@@ -154,7 +167,7 @@ def _share(value: float, reference: float | None, metric: str) -> str:
     return f"{100 * value / reference:+.1f} %"
 
 
-def _heat(verdict: Verdict | None, scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _heat(verdict: Verdict | None, scores: Scores) -> list[dict[str, object]]:
     """Return a row per category with the four metrics of the int8 candidate and their results in the gate."""
     # One cell per category and metric: guard and gain cells are in the table of other cells.
     cells = {
@@ -165,18 +178,19 @@ def _heat(verdict: Verdict | None, scores: Mapping[tuple[str, str, str], Mapping
     rows = []
     for category in ALL_CATEGORIES:
         images = int(scores.get((TRAIN_STAGES[-1], "int8", category), {}).get("images", 0))
-        row: dict[str, Any] = {"category": category, "judged": category in CATEGORIES, "images": images, "cells": []}
+        shown: list[HeatCell] = []
         for metric in COLUMNS:
             cell = cells.get((category, metric))
             plain = scores.get((TRAIN_STAGES[-1], "int8", category), {}).get(metric)
             champion = scores.get(("champion", "int8", category), {}).get(metric)
-            row["cells"].append(_heat_cell(cell) if cell else _plain_cell(plain, champion, metric))
-        if any(cell["value"] != "–" for cell in row["cells"]):
+            shown.append(_heat_cell(cell) if cell else _plain_cell(plain, champion, metric))
+        if any(cell["value"] != "–" for cell in shown):
+            row = {"category": category, "judged": category in CATEGORIES, "images": images, "cells": shown}
             rows.append(row)
     return rows
 
 
-def _heat_cell(cell: Cell) -> dict[str, Any]:
+def _heat_cell(cell: Cell) -> HeatCell:
     reference = number(cell.reference)
     return {
         "value": number(cell.candidate),
@@ -190,12 +204,13 @@ def _heat_cell(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _plain_cell(value: float | None, champion: float | None, metric: str) -> dict[str, Any]:
-    cell = {"value": number(value), "reference": "", "gain": "", "bound": "", "result": "", "heat": 0}
+def _plain_cell(value: float | None, champion: float | None, metric: str) -> HeatCell:
+    empty = {"reference": "", "gain": "", "bound": "", "margin": "", "role": "", "result": ""}
+    cell = cast(HeatCell, {"value": number(value), **empty, "heat": 0})
     if value is not None and champion is not None:
         # A positive gain is an improvement, also for errors.
         gain = (value - champion) * (1 if metric in HIGHER_IS_BETTER else -1)
-        cell |= {"reference": f"from {number(champion)}", "gain": _share(gain, champion, metric)}
+        cell["reference"], cell["gain"] = f"from {number(champion)}", _share(gain, champion, metric)
     return cell
 
 
@@ -205,18 +220,21 @@ def _heat_strength(cell: Cell) -> int:
     return round(100 * min(1.0, abs(cell.gain) / scale)) if scale else 0
 
 
-def _other_cells(verdict: Verdict | None) -> list[dict[str, Any]]:
+def _other_cells(verdict: Verdict | None) -> list[dict[str, object]]:
     """Return the cells of anchor, float model and blind matte, of guard and gain, and of the mean."""
     return [
-        {"category": c.category, "metric": c.metric}
-        | {"against": f"champion, {c.role}" if c.role in ("guard", "gain", "macro") else c.against}
-        | _heat_cell(c)
+        {
+            "category": c.category,
+            "metric": c.metric,
+            "against": f"champion, {c.role}" if c.role in ("guard", "gain", "macro") else c.against,
+            **_heat_cell(c),
+        }
         for c in (verdict.cells if verdict else [])
         if c.against in ("anchor", "float", "blind") or c.role in ("guard", "gain", "macro")
     ]
 
 
-def _bars(scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _bars(scores: Scores) -> list[dict[str, object]]:
     """Return the MSE of each model per category, with bar widths in percent of the category's largest MSE."""
     models = [m for m in (*TRAIN_STAGES, "champion", BLIND_NAME) if any(k[:2] == (m, "float") for k in scores)]
     groups = []
@@ -231,22 +249,23 @@ def _bars(scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[dict
     return groups
 
 
-def _fidelity(scores: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _fidelity(scores: Scores) -> list[dict[str, object]]:
     """Return the metrics of the candidate as float and as int8, in pairs."""
     rows = []
     for category in (*ALL_CATEGORIES, "macro", "weighted"):
         one, other = (scores.get((TRAIN_STAGES[-1], precision, category)) for precision in ("float", "int8"))
         if one and other:
             # Relative cost of the quantisation.
-            cost = (other["mse"] / one["mse"] - 1) * 100 if one.get("mse") and other.get("mse") is not None else None
+            before, after = one.get("mse"), other.get("mse")
+            cost = (after / before - 1) * 100 if before and after is not None else None
             pairs = [(number(one.get(metric)), number(other.get(metric))) for metric in COLUMNS]
             rows.append({"category": category, "pairs": pairs, "cost": f"{cost:+.1f} %" if cost is not None else "–"})
     return rows
 
 
-def _shipped(stages: Mapping[str, Report]) -> list[dict[str, Any]]:
+def _shipped(stages: Mapping[str, Report]) -> list[dict[str, str]]:
     """Return size, speed, memory and error of each file of the bundle, as measured by the export."""
-    rows = stages["export"].tables.get("bundle", []) if "export" in stages else []
+    rows = stages["export"].rows("bundle") if "export" in stages else []
     return [
         {"file": row["file"], "in_float": row.get("in_float", ""), "megabytes": f"{row['bytes'] / 1e6:.2f}"}
         | {t: f"{row[f'ms_{t}_threads']:.1f} ms ({row[f'speedup_{t}_threads']:.1f} ×)" for t in ("1", "2")}
@@ -255,9 +274,10 @@ def _shipped(stages: Mapping[str, Report]) -> list[dict[str, Any]]:
     ]
 
 
-def _mattes(layout: Layout, evaluation: Report) -> list[dict[str, Any]]:
+def _mattes(layout: Layout, evaluation: Report) -> list[dict[str, object]]:
     folder, examples = layout.evaluation / "mattes", []
-    for row in evaluation.tables.get("mattes", []):
+    rows: list[ExampleRow] = evaluation.rows("mattes")
+    for row in rows:
         paths = {title: folder / row["files"][title] for title in ORDER if title in row["files"]}
         names = {TRAIN_STAGES[-1]: "candidate"} if row["rank"] == "regression" else {}
         pictures = [
@@ -269,9 +289,9 @@ def _mattes(layout: Layout, evaluation: Report) -> list[dict[str, Any]]:
     return examples
 
 
-def _shadow(evaluation: Report) -> dict[str, Any] | None:
+def _shadow(evaluation: Report) -> dict[str, object] | None:
     """Return the strips of the shadow run, sorted by decreasing difference; None without a shadow run."""
-    rows = evaluation.tables.get("shadow")
+    rows: list[ShadowRow] = evaluation.rows("shadow")
     if not rows:
         return None
     paths = [Path(path) for title, path in evaluation.pictures.items() if title.startswith("shadow ")]
@@ -288,42 +308,46 @@ def _shadow(evaluation: Report) -> dict[str, Any] | None:
     return {"photos": int(evaluation.metrics.get("shadow/photos", 0)), "mean": number(mean, 3), "strips": strips}
 
 
-def _labels(value: Report | None) -> list[dict[str, Any]]:
+def _labels(value: Report | None) -> list[dict[str, object]]:
     """Return the new labels by source, with the error of their category before and after."""
+    rows: list[ValueRow] = value.rows("value_of_labels") if value else []
     shown = []
-    for row in value.tables.get("value_of_labels", []) if value else []:
-        errors = {name: number(row[name]) for name in ("mse_before", "mse_after")}
-        gains = {name: row[name] for name in ("gain", "bound")}
+    for row in rows:
+        errors = {"mse_before": number(row["mse_before"]), "mse_after": number(row["mse_after"])}
+        gains = {"gain": row["gain"], "bound": row["bound"]}
         said = {n: "–" if v is None else _share(v, row["mse_before"], "mse") for n, v in gains.items()}
-        shown.append(row | errors | said)
+        shown.append({**row, **errors, **said})
     return shown
 
 
-def _compared(layout: Layout) -> dict[str, Any] | None:
+def _compared(layout: Layout) -> dict[str, object] | None:
     """Return the comparison of routed and random photos for this snapshot, or the reason without one; else None."""
     path = layout.stage_report("label-compare")
     report = Report.read(path) if path.is_file() else None
     if report is None or report.facts["snapshot"] != _snapshot(layout).get("digest"):
         return None
     shown = []
-    for row in report.tables.get("compare", []):
-        gains = {n: "–" if row[n] is None else _share(row[n], row["mse_random"], "mse") for n in ("gain", "spread")}
-        shown.append(row | {n: number(row[n]) for n in ("mse_routed", "mse_random")} | gains)
+    rows: list[ComparedRow] = report.rows("compare")
+    for row in rows:
+        errors = {"mse_routed": number(row["mse_routed"]), "mse_random": number(row["mse_random"])}
+        differences = {"gain": row["gain"], "spread": row["spread"]}
+        gains = {n: "–" if v is None else _share(v, row["mse_random"], "mse") for n, v in differences.items()}
+        shown.append({**row, **errors, **gains})
     return {"rows": shown, **report.facts}
 
 
-def _split(layout: Layout, store: Store) -> list[dict[str, Any]]:
+def _split(layout: Layout, store: Store) -> list[dict[str, object]]:
     """Return the simplest photo per category of the simple set and the hardest of the hard set."""
     shown = []
     for name, hardest in (("simple", False), ("hard", True)):
         path = layout.split / f"{name}.parquet"
         if not path.is_file():
             continue
-        rows = sorted(_records(pd.read_parquet(path)), key=lambda row: row["difficulty"], reverse=hardest)
+        rows = sorted(records(pd.read_parquet(path), SplitRow), key=lambda row: row["difficulty"], reverse=hardest)
         # One photo per category: the dict keeps the first of the sorted rows, because they are reversed.
         ranked = list({row["category"]: row for row in reversed(rows) if row["category"]}.values())[::-1]
         pictures = [
-            {"src": src, "title": f"{row['category'].replace('_', ' ')} {number(row['difficulty'], 2)}"}
+            {"src": src, "title": f"{str(row['category']).replace('_', ' ')} {number(row['difficulty'], 2)}"}
             for row in ranked
             if (src := _thumbnail(lambda row=row: fetch_blob(store, row["sample_id"])))
         ]
@@ -331,18 +355,20 @@ def _split(layout: Layout, store: Store) -> list[dict[str, Any]]:
     return shown
 
 
-def _difficulties(layout: Layout) -> list[dict[str, Any]]:
+def _difficulties(layout: Layout) -> list[dict[str, object]]:
     """Return per category the number of photos of each set, the smallest hard difficulty, and a histogram of both sets.
 
-    The heights of the columns are in percent of the category's tallest column."""
+    The heights of the columns are in percent of the category's tallest column.
+    """
     paths = {name: layout.split / f"{name}.parquet" for name in ("simple", "hard")}
     if not all(path.is_file() for path in paths.values()):
         return []
     # Both sets share the same bin edges, so that the columns can be stacked.
-    both: Any = pd.concat([pd.read_parquet(path).assign(part=name) for name, path in paths.items()], ignore_index=True)
+    both = pd.concat([pd.read_parquet(path).assign(part=name) for name, path in paths.items()], ignore_index=True)
     if both.empty:
         return []
-    low, high = float(both["difficulty"].min()), float(both["difficulty"].max())
+    difficulties = both["difficulty"].to_numpy(float)
+    low, high = float(np.nanmin(difficulties)), float(np.nanmax(difficulties))
     edges = np.linspace(low, max(high, low + 1e-6), COLUMNS_SHOWN + 1)
     rows = []
     for category, photos in both.groupby(both["category"].astype(object).fillna("unknown")):
@@ -358,37 +384,31 @@ def _difficulties(layout: Layout) -> list[dict[str, Any]]:
     return rows
 
 
-def _quarantine(catalog: Catalog, store: Store) -> dict[str, Any]:
+def _quarantine(catalog: Catalog, store: Store) -> dict[str, object]:
     """Return the counts per reason and the newest refused photos, with thumbnails of readable copies."""
     # `rejects` also contains duplicates, which were not refused.
-    rejects = _records(catalog.read("rejects"))
+    rejects = records(catalog.read("rejects"), RejectRow)
     refused = [row for row in rejects if row["verdict"] == "quarantine"]
     refused.sort(key=lambda row: (row["rejected_at"], row["key"]), reverse=True)
     rows = [
         {name: row[name] for name in ("image", "reason", "detail", "kind", "batch", "row")}
-        | {"src": _thumbnail(lambda row=row: store.fetch(row["where"])) if row["where"] else ""}
+        | {"src": _thumbnail(lambda where=where: store.fetch(where)) if (where := row["where"]) else ""}
         for row in refused[:QUARANTINE_SHOWN]
     ]
     reasons = Counter(str(row["reason"]) for row in refused).most_common()
     return {"rows": rows, "reasons": reasons, "total": len(refused), "duplicates": len(rejects) - len(refused)}
 
 
-def _counts(catalog: Catalog) -> dict[str, Any]:
-    samples = _records(catalog.read("samples", columns=["id", "kind", "category"]))
-    labelled = {
-        row["sample_id"]
-        for row in _records(labels_in_use(catalog.read("labels", columns=["sample_id", "withdrawn_at"])))
-    }
-    found = Counter((row["category"] or "unknown", row["kind"]) for row in samples)
-    rows = [
-        {"category": category, "counts": [found[category, kind] for kind in KINDS]}
-        for category in (*ALL_CATEGORIES, "unknown")
-    ]
-    rows = [row | {"total": sum(row["counts"])} for row in rows if any(row["counts"])]
+def _counts(catalog: Catalog) -> dict[str, object]:
+    samples = catalog.read("samples", columns=["kind", "category"])
+    labelled = set(labels_in_use(catalog.read("labels", columns=["sample_id", "withdrawn_at"]))["sample_id"])
+    found = Counter(zip(samples["category"].fillna("").replace("", "unknown"), samples["kind"], strict=True))
+    counted = {c: [found[c, kind] for kind in KINDS] for c in (*ALL_CATEGORIES, "unknown")}
+    rows = [{"category": c, "counts": counts, "total": sum(counts)} for c, counts in counted.items() if any(counts)]
     return {"kinds": KINDS, "rows": rows, "samples": len(samples), "labelled": len(labelled)}
 
 
-def _costs(stages: Mapping[str, Report]) -> list[dict[str, Any]]:
+def _costs(stages: Mapping[str, Report]) -> list[dict[str, object]]:
     longest = max((report.seconds for report in stages.values()), default=0) or 1
     rows = []
     for stage, report in stages.items():
@@ -416,19 +436,14 @@ def _identifiers(layout: Layout, verdict: Verdict | None, candidate: str) -> lis
     return [(name, text) for name, text in rows if text]
 
 
-def _snapshot(layout: Layout) -> SnapshotFacts | dict[str, Any]:
-    return read_snapshot(layout) if has_snapshot(layout) else {}
+def _snapshot(layout: Layout) -> PartialSnapshot:
+    return cast(PartialSnapshot, read_snapshot(layout)) if has_snapshot(layout) else {}
 
 
 def _stage_reports(layout: Layout) -> dict[str, Report]:
     """Read the existing reports of the stages, in the order of the flow, ingest first."""
     paths = {"ingest": layout.root / "reports" / "ingest.json"} | {s: layout.stage_report(s) for s in STAGES}
     return {stage: Report.read(path) for stage, path in paths.items() if path.is_file()}
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows as dicts, with None for missing values."""
-    return frame.astype(object).where(frame.notna(), None).to_dict("records")  # pyright: ignore[reportReturnType]
 
 
 def _thumbnail(path_of: Callable[[], Path]) -> str:

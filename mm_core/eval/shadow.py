@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from mm_core.core.errors import BlobDamaged, BlobNotFound
 from mm_core.core.layout import Layout
 from mm_core.core.records import Report, write_json
 from mm_core.eval.examples import small, write_png
+from mm_core.eval.rows import PhotoRow, ShadowRow
 from mm_core.imaging.images import UnreadableImage, load_rgb
 from mm_core.ingest.snapshot import labels_in_use
 from mm_core.model.predict import Predictor, decoders_for
@@ -57,7 +58,7 @@ def run_shadow(
     photos: pd.DataFrame,
     candidate: Predictor,
     champion: Predictor,
-    about: Mapping[str, Any],
+    about: Mapping[str, object],
     report: Report,
 ) -> None:
     """Write the mean absolute difference of both mattes per photo, in [0, 1], to `layout.shadow`.
@@ -73,12 +74,14 @@ def run_shadow(
         about: Identity of the judged files, written with the result.
         report: Receives pictures, tables and metrics.
     """
-    rows, done, kept = list(photos.itertuples(index=False)), [], []
+    rows = cast(list[PhotoRow], list(photos.itertuples(index=False)))
+    done: list[ShadowRow] = []
+    kept: list[tuple[float, str, np.ndarray, np.ndarray, np.ndarray]] = []
     folder = run.layout.evaluation / "shadow"
     # Remove the strips of the previous run.
     shutil.rmtree(folder, ignore_errors=True)
 
-    def read(row: Any) -> np.ndarray | None:
+    def read(row: PhotoRow) -> np.ndarray | None:
         try:
             return load_rgb(fetch_blob(run.store, row.id), SIDE)
         except (UnreadableImage, BlobDamaged, BlobNotFound):
@@ -114,7 +117,7 @@ def run_shadow(
         report.metrics["shadow/mean_difference"] = float(np.mean([row["difference"] for row in done]))
 
 
-def disagreement(layout: Layout, about: Mapping[str, Any], difference: float) -> tuple[float, int] | None:
+def disagreement(layout: Layout, about: Mapping[str, object], difference: float) -> tuple[float, int] | None:
     """Return the share of shadow photos with a large difference of the mattes, and the number of photos.
 
     Args:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,7 +73,7 @@ Scores = Mapping[Key, Model]
 class Photos:
     """Simulated eval photos of one category; `model` draws the scores of a model of any quality."""
 
-    def __init__(self, world: World, category: str, rng: np.random.Generator):
+    def __init__(self, world: World, category: str, rng: np.random.Generator) -> None:
         self.world, self.rng = world, rng
         self.pairs = world.pairs[category] if world.pairs else None
         if self.pairs is None:
@@ -360,7 +359,7 @@ def settling(params: GateParams, world: World, gain: float, runs: int, seed: int
 
 def photos_needed(
     params: GateParams, pairs: Mapping[str, pd.DataFrame], gains: Sequence[float] = (0.05, 0.1, 0.2)
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Return the eval photos per category with which all six categories pass in 80 % of the cases.
 
     Each category must then pass in 0.8^(1/6) of the cases. Its spread is measured on its real pairs. The other metrics
@@ -378,7 +377,7 @@ def photos_needed(
         if category not in pairs or len(pairs[category]) < 2:
             continue
         table = pairs[category]
-        row: dict[str, Any] = {"category": category, "photos": len(table)}
+        row: dict[str, object] = {"category": category, "photos": len(table)}
         for gain in gains:
             needed = {}
             for metric in METRICS:
@@ -418,7 +417,7 @@ def characteristics(
     photos: tuple[int, ...] = (25, 50, 100, 200),
     gains: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3),
     progress: Progress,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Return operating characteristics: one row per case and number of photos, with each rule's share of promotions.
 
     The cases are a no-op retraining, a no-op in one category with a true gain of 20 % in the others (the price of

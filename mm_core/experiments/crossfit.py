@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,22 +63,21 @@ def cross_fit(run: StorageRun, report: Report, *, folds: int) -> Report:
     weights = layout.model(TRAIN_STAGES[-1])
     if not weights.is_file():
         raise InputError(f"{weights} is missing: run `mm run`")
-    judging: Any = read_pool(layout.snapshot, "eval")["category"].value_counts()
-    if all(judging.get(category, 0) >= run.params.gate.min_images for category in CATEGORIES):
+    judging = Counter(read_pool(layout.snapshot, "eval")["category"])
+    if all(judging[category] >= run.params.gate.min_images for category in CATEGORIES):
         raise InputError(f"each category has {run.params.gate.min_images} eval photos: `mm gate` judges the candidate")
-    frame: Any = labelled_photos(layout)
+    frame = labelled_photos(layout)
     fold = deal(frame, folds)
     base = scratch_layout(layout, f"crossfit-{about['digest'][:12]}")
     blind, scores = blind_mattes(frame, run.store), []
     for index in range(folds):
         own = part_of(base, str(index))
         write_frames(own.snapshot, {"validation": frame.head(0)}, SCHEMA, {"digest": about["digest"]})
-        write_frames(own.split, {SUPERVISED: frame[fold != index]}, SCHEMA)
+        write_frames(own.split, {SUPERVISED: frame.loc[fold != index]}, SCHEMA)
         train_stage(SUPERVISED, run.with_layout(own), Report(str(index)), start=None)
         model = TorchPredictor(own.model(SUPERVISED), layout.settings.device)
-        scores.append(
-            score_all(frame[fold == index], {INT8: model}, run.store, run.params.evaluate.max_side, run.progress, blind)
-        )
+        judged = frame.loc[fold == index]
+        scores.append(score_all(judged, {INT8: model}, run.store, run.params.evaluate.max_side, run.progress, blind))
     shutil.rmtree(base.root)
     return _verdict(run.params, pd.concat(scores, ignore_index=True), frame, sha256_file(weights), report)
 
@@ -87,8 +85,8 @@ def cross_fit(run: StorageRun, report: Report, *, folds: int) -> Report:
 def labelled_photos(layout: Layout) -> pd.DataFrame:
     """Return the labelled photos of the six categories, whatever pool of the snapshot they are in."""
     pools = [read_pool(layout.snapshot, pool) for pool in ("train_labeled", "validation", "eval")]
-    frame: Any = pd.concat(pools, ignore_index=True).drop_duplicates("sample_id")
-    return frame[frame["category"].isin(CATEGORIES)].sort_values("sample_id", ignore_index=True)
+    frame = pd.concat(pools, ignore_index=True).drop_duplicates("sample_id")
+    return frame.loc[frame["category"].isin(CATEGORIES)].sort_values("sample_id", ignore_index=True)
 
 
 def deal(frame: pd.DataFrame, folds: int) -> np.ndarray:
@@ -121,10 +119,10 @@ def provisional_candidate(layout: Layout) -> tuple[Path, str]:
         InputError: Where it was not cross-fitted, is another one, or was not found usable.
     """
     weights, path = layout.model(TRAIN_STAGES[-1]), report_file(layout)
-    facts: Mapping[str, Any] = json.loads(path.read_text())["facts"] if path.is_file() else {}
-    if not weights.is_file() or facts.get("candidate") != sha256_file(weights):
+    judged = Report.read(path) if path.is_file() else Report(NAME)
+    if not weights.is_file() or judged.facts.get("candidate") != sha256_file(weights):
         raise InputError("--model candidate: no candidate was judged by cross-fitting; run `mm gate crossfit`")
-    if not facts["usable"]:
-        reasons = "; ".join(facts["reasons"][:2])
-        raise InputError(f"--model candidate: cross-fitting says {facts['decision']}: {reasons}")
+    if not judged.facts["usable"]:
+        reasons = "; ".join(judged.fact("reasons", list)[:2])
+        raise InputError(f"--model candidate: cross-fitting says {judged.facts['decision']}: {reasons}")
     return weights, "the candidate is provisional: judged by cross-fitting alone, it is not released"

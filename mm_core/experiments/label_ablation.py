@@ -10,7 +10,6 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -66,7 +65,7 @@ def compare_labels(
         raise InputError(f"--seeds {seeds}: give 1 or more")
     if not params.train.simple.steps:
         raise InputError("train.simple.steps is 0: both arms would stay at their start; set it in params.yaml")
-    pool: Any = read_pool(layout.snapshot, "train_labeled")
+    pool = read_pool(layout.snapshot, "train_labeled")
     judges = read_pool(layout.snapshot, "eval")
     if judges.empty:
         raise InputError(f"{layout.snapshot / 'eval.parquet'} holds no photos: drop labelled photos with role `eval`")
@@ -82,7 +81,7 @@ def compare_labels(
         if leftover != base.root:  # left by a killed comparison on an older snapshot
             shutil.rmtree(leftover)
     photos = {arm: Counter() for arm in ARMS}
-    scores: dict[str, list[dict[Any, float]]] = {arm: [] for arm in ARMS}
+    scores: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for index in range(1, seeds + 1):
         # Each training has its own seed, as in seed_noise.py; both arms of a seed share it.
         seeded = params.with_values(seed=params.seed + 1009 * index)
@@ -93,7 +92,7 @@ def compare_labels(
             arm_layout = part_of(base, f"{index}-{arm}")
             # An empty validation pool: the last weights are scored, not the best ones.
             write_frames(arm_layout.snapshot, {"validation": pool.head(0)}, SCHEMA, {"digest": digest})
-            write_frames(arm_layout.split, {SUPERVISED: pool[is_known | chosen]}, SCHEMA)
+            write_frames(arm_layout.split, {SUPERVISED: pool.loc[is_known | chosen]}, SCHEMA)
             train_stage(SUPERVISED, run.with_layout(arm_layout, seeded), Report(arm), start=start)
             models[arm, "float"] = TorchPredictor(arm_layout.model(SUPERVISED), layout.settings.device)
         # Both models are scored on the same photos, so their difference is paired.
@@ -111,7 +110,7 @@ def compare_labels(
         "snapshot": digest,
         "seeds": seeds,
         "steps": params.train.simple.steps,
-        "base": int(is_known.sum()),
+        "base": int(np.count_nonzero(is_known)),
         "photos_per_arm": each,
         "available": {"routed": counted["routed"], "random": counted.total() - counted["routed"]},
     }
@@ -163,13 +162,13 @@ def draw_arms(source: Mapping[str, str], seed: int, fewest: int = 1) -> dict[str
 
 
 def _rows(
-    photos: Mapping[str, Counter], scores: Mapping[str, list[dict[Any, float]]], judges: Mapping[Any, int], seeds: int
-) -> list[dict[str, Any]]:
+    photos: Mapping[str, Counter], scores: Mapping[str, list[dict[str, float]]], judges: Mapping[str, int], seeds: int
+) -> list[Mapping[str, object]]:
     """Return a row per category, and `macro` for the mean of the six judged ones; photos are means over seeds."""
     rows = []
     for category in (*ALL_CATEGORIES, "unknown", "macro"):
         counts = {arm: c.total() if category == "macro" else c[category] for arm, c in photos.items()}
-        row: dict[str, Any] = {"category": category} | {arm: round(n / seeds, 1) for arm, n in counts.items()}
+        row: dict[str, object] = {"category": category, **{arm: round(n / seeds, 1) for arm, n in counts.items()}}
         errors = {arm: np.array([of.get(category, np.nan) for of in scores[arm]]) for arm in ARMS}
         # A category without evaluation photos has NaN for its error.
         judged = not np.isnan(errors["routed"]).any()

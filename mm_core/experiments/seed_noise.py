@@ -7,7 +7,6 @@ import math
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -90,7 +89,7 @@ def measure_noise(run: StorageRun, report: Report, *, start: Path | None, seeds:
     return report
 
 
-def relative_noise(values: list[dict[Any, Any]]) -> dict[str, float]:
+def relative_noise(values: list[dict[str, float]]) -> dict[str, float]:
     """Return category → √2 · s / mean over the seeds' scores: the noise of a difference of two trainings."""
     noise = {}
     for category in CATEGORIES:

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from mm_core.core.errors import InputError, MattingError
 from mm_core.core.layout import Layout
 from mm_core.core.params import LimitParams
 from mm_core.core.records import Report, timed
-from mm_core.export.bundle_manifest import checked_manifest, read_manifest
+from mm_core.export.bundle_manifest import InputSpec, checked_manifest, read_manifest
+from mm_core.export.formats.measure import RunCost
 from mm_core.export.formats.run import SUFFIX, run_file
 from mm_core.export.formats.run_web import run_web
 from mm_core.export.limits import too_large
@@ -27,6 +28,26 @@ from mm_core.export.trust import check_signer, require_bundle
 WEB = "onnxruntime-web"
 RUNTIMES = (*SUFFIX, WEB)
 """onnxruntime, ExecuTorch and LiteRT in processes of their own, and the ONNX file in a browser, as on phones."""
+
+
+class Picked(TypedDict):
+    """The fastest run of a decoder."""
+
+    runtime: str
+    threads: int
+    ms: float
+    """Milliseconds per photo."""
+    beyond: list[str]
+    """The limits that the file exceeds."""
+
+
+class BenchRow(Picked):
+    """One decoder in one runtime with one thread count."""
+
+    decoder: str
+    peak_mb: float
+    bytes: int
+    golden_mse: float
 
 
 def bench_bundle(
@@ -69,7 +90,7 @@ def bench_bundle(
         signer, warning = check_signer(bundle / "manifest.json", unsigned=unsigned)
         report.facts |= {"bundle": str(bundle), "signed_by": signer} | ({"warning": warning} if warning else {})
         manifest = checked_manifest(bundle)
-        rows: list[dict[str, Any]] = []
+        rows: list[BenchRow] = []
         left_out: dict[str, str] = {}
         with np.load(bundle / manifest["golden"]["file"]) as golden:
             for decoder, entry in manifest["decoders"].items():
@@ -94,37 +115,43 @@ def bench_bundle(
                         left_out[f"{runtime}/{decoder}"] = f"its mattes are not the golden ones: {json.dumps(off)}"
                         continue
                     size = manifest["files"][files[runtime]]["bytes"]
-                    costs = {
-                        "peak_mb": round(cost["peak_mb"], 1),
-                        "bytes": size,
-                        "golden_mse": off["mse"],
-                        "beyond": too_large(limits, files[runtime], size, cost["peak_mb"]),
-                    }
-                    rows += [
-                        {"decoder": decoder, "runtime": runtime, "threads": int(n), "ms": round(ms, 2)} | costs
+                    beyond = too_large(limits, files[runtime], size, cost["peak_mb"])
+                    measured: list[BenchRow] = [
+                        {
+                            "decoder": decoder,
+                            "runtime": runtime,
+                            "threads": int(n),
+                            "ms": round(ms, 2),
+                            "peak_mb": round(cost["peak_mb"], 1),
+                            "bytes": size,
+                            "golden_mse": off["mse"],
+                            "beyond": beyond,
+                        }
                         for n, ms in cost["latency_ms"].items()
                     ]
+                    rows += measured
         if not rows:
             raise InputError(f"{bundle}: no runtime here runs it: {json.dumps(left_out)}")
         report.tables["runs"] = rows
-        report.facts |= {"picked": _picked(rows), "left_out": left_out, "cores": os.cpu_count()}
+        picked = _picked(rows)
+        report.facts |= {"picked": picked, "left_out": left_out, "cores": os.cpu_count()}
         report.facts["limits"] = {"max_bytes": limits.max_bytes, "max_peak_mb": limits.max_peak_mb}
-        report.metrics |= {f"bench/{decoder}/ms": row["ms"] for decoder, row in report.facts["picked"].items()}
+        report.metrics |= {f"bench/{decoder}/ms": row["ms"] for decoder, row in picked.items()}
         report.metrics["bench/beyond_limits"] = sum(bool(row["beyond"]) for row in rows)
     return report
 
 
 def _run(
     runtime: str, layout: Layout, file: Path, images: np.ndarray, threads: Sequence[int]
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, RunCost]:
     if runtime == WEB:
         return run_web(layout.settings, file, images, threads)
     return run_file(runtime, layout.settings, file, images, threads)
 
 
-def _picked(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _picked(rows: list[BenchRow]) -> dict[str, Picked]:
     """Return each decoder's fastest run within the limits; among runs within 3 % of it, the one with fewest threads."""
-    picked = {}
+    picked: dict[str, Picked] = {}
     for decoder in dict.fromkeys(row["decoder"] for row in rows):
         mine = [row for row in rows if row["decoder"] == decoder]
         # Runs above a limit count only if the decoder has no other run.
@@ -132,7 +159,12 @@ def _picked(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         fastest = min(row["ms"] for row in mine)
         near = [row for row in mine if row["ms"] <= 1.03 * fastest]
         best = min(near, key=lambda row: (row["threads"], row["ms"]))
-        picked[decoder] = {name: best[name] for name in ("runtime", "threads", "ms", "beyond")}
+        picked[decoder] = {
+            "runtime": best["runtime"],
+            "threads": best["threads"],
+            "ms": best["ms"],
+            "beyond": best["beyond"],
+        }
     return picked
 
 
@@ -141,7 +173,7 @@ def _off(alpha: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     return {"mse": float(np.mean((alpha - wanted) ** 2)), "max": float(np.abs(alpha - wanted).max())}
 
 
-def _prepared(image: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
+def _prepared(image: np.ndarray, spec: InputSpec) -> np.ndarray:
     """Return a golden photo, uint8 (S, S, 3), as the network's input: float32 (3, S, S), normalised by the manifest."""
     # The network expects channels first.
     scaled = (image.astype(np.float32) / 255 - np.array(spec["mean"], np.float32)) / np.array(spec["std"], np.float32)

@@ -13,9 +13,10 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
+import onnx
 import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError, MattingError, ReleaseRefused
@@ -24,11 +25,20 @@ from mm_core.core.locks import exclusive
 from mm_core.core.pins import SnapshotFacts, read_snapshot
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.core.revision import code_revision
-from mm_core.export.bundle_costs import decoder_entry, run_all, torch_latencies
-from mm_core.export.bundle_manifest import BundleManifest, FileEntry, Requests, by_file, read_manifest
+from mm_core.export.bundle_costs import FileRun, decoder_entry, run_all, torch_latencies
+from mm_core.export.bundle_manifest import (
+    BundleManifest,
+    DataSource,
+    FileEntry,
+    Requests,
+    VerdictHead,
+    by_file,
+    read_manifest,
+)
 from mm_core.export.card import model_card
-from mm_core.export.formats.convert import convert
+from mm_core.export.formats.convert import Converted, convert
 from mm_core.export.limits import require_within
+from mm_core.export.quantise import QuantisedRecord
 from mm_core.export.runtime import CHOICE, SUFFIX, input_size, open_session
 from mm_core.export.signature import UNSIGNED, sign_file
 from mm_core.ingest.snapshot import TRAINING, read_pool
@@ -45,6 +55,23 @@ GOLDEN = {"saliency": "pets", "portrait": "portrait", "scenery": "scenery"}
 """Category of the generated photo that checks each decoder; a generated photo has neither an owner nor a licence."""
 TOLERANCE = {"mse": 1e-4, "max": 0.1}
 """Allowed difference on another machine: ARM differed from x86 by up to 3e-6 and 0.055 (notes on mobile export)."""
+
+
+Scores = dict[str, dict[str, float]]
+"""Category → metric → mean."""
+
+
+class BundleFacts(TypedDict):
+    """The facts of earlier stages that a bundle records."""
+
+    key: str
+    """Digest of everything else."""
+    verdict: VerdictHead
+    cells: str
+    """Digest of the verdict's cells."""
+    metrics: dict[str, Scores]
+    """Category → `float` or `int8` → metric."""
+    quantised: QuantisedRecord
 
 
 def write_bundle(run: StorageRun, verdict: Verdict, report: Report) -> Report:
@@ -74,7 +101,7 @@ def write_bundle(run: StorageRun, verdict: Verdict, report: Report) -> Report:
             for leftover in layout.bundles.glob(".*.tmp"):
                 shutil.rmtree(leftover)
             fresh = layout.bundles / f".{version}.{os.getpid()}.tmp"
-            _assemble(fresh, version, layout, run.store, verdict, facts | {"asked": request, "made": formats})
+            _assemble(fresh, layout, run.store, facts, request, formats)
             manifest = read_manifest(fresh)
             # Limits and golden mattes are checked before the folder becomes visible.
             sizes = {name: file["bytes"] for name, file in manifest["files"].items()}
@@ -114,7 +141,7 @@ def exported_bundle(layout: Layout, verdict: Verdict) -> Path:
     return bundle
 
 
-def verify(bundle: Path) -> dict[str, Any]:
+def verify(bundle: Path) -> dict[str, object]:
     """Run the self-check in a fresh, isolated process and return its result; raise MattingError if it fails."""
     # Run our own copy of the program: the copy inside the bundle is not trusted.
     command = [sys.executable, "-I", str(SELFCHECK), str(bundle)]
@@ -136,9 +163,9 @@ def _key_of(bundle: Path) -> str | None:
     return manifest["key"]
 
 
-def _about(layout: Layout, verdict: Verdict) -> dict[str, Any]:
+def _about(layout: Layout, verdict: Verdict) -> BundleFacts:
     """Return the facts for the bundle from earlier stages (verdict, scores, quantisation), and the bundle's key."""
-    quantised = _json(layout.quantised / "quantised.json", "mm evaluate")
+    quantised = cast(QuantisedRecord, _json(layout.quantised / "quantised.json", "mm evaluate"))
     files = {f"{d}{SUFFIX}": layout.quantised / f"{d}{SUFFIX}" for d in quantised["decoders"]}
     digests = {name: sha256_file(path) for name, path in files.items()}
     # The gate's scores and these files must belong together.
@@ -150,10 +177,11 @@ def _about(layout: Layout, verdict: Verdict) -> dict[str, Any]:
         raise ReleaseRefused(
             f"{', '.join(changed)} in {layout.quantised} is not the file that the gate judged: run `mm evaluate`"
         )
-    scores = _json(layout.evaluation / "metrics.json", "mm evaluate")
+    scores = cast(dict[str, Scores], _json(layout.evaluation / "metrics.json", "mm evaluate"))
     candidate = TRAIN_STAGES[-1]
-    facts = {
-        "verdict": verdict.model_dump(mode="json", exclude={"cells"}),
+    facts: BundleFacts = {
+        "key": "",
+        "verdict": cast(VerdictHead, verdict.model_dump(mode="json", exclude={"cells"})),
         "cells": digest_of([cell.model_dump(mode="json") for cell in verdict.cells]),
         "metrics": {
             category: {
@@ -167,8 +195,9 @@ def _about(layout: Layout, verdict: Verdict) -> dict[str, Any]:
         "quantised": quantised,
     }
     # The time of the verdict does not change the bundle, so it is not in the key.
-    stable = facts | {"verdict": {k: v for k, v in facts["verdict"].items() if k != "created_at"}, "files": digests}
-    return facts | {"key": digest_of({"schema": SCHEMA_VERSION, **stable})}
+    timeless = {name: value for name, value in facts["verdict"].items() if name != "created_at"}
+    stable = {name: value for name, value in facts.items() if name != "key"} | {"verdict": timeless, "files": digests}
+    return {**facts, "key": digest_of({"schema": SCHEMA_VERSION, **stable})}
 
 
 def judged_files(layout: Layout) -> dict[str, str]:
@@ -179,21 +208,19 @@ def judged_files(layout: Layout) -> dict[str, str]:
     return json.loads(metadata.get(b"mm", b"{}")).get("quantised", {})
 
 
-def _assemble(
-    folder: Path, version: str, layout: Layout, store: Store, verdict: Verdict, facts: dict[str, Any]
-) -> None:
+def _assemble(folder: Path, layout: Layout, store: Store, facts: BundleFacts, asked: Requests, made: Converted) -> None:
     # The files: ONNX, the further formats, and the self-check program.
     folder.mkdir()
     quantised = facts["quantised"]["decoders"]
     for decoder in quantised:
         shutil.copyfile(layout.quantised / f"{decoder}{SUFFIX}", folder / f"{decoder}{SUFFIX}")
-        for rows in facts["made"].values():
+        for rows in made.values():
             shutil.copyfile(layout.formats / rows[decoder]["file"], folder / rows[decoder]["file"])
     shutil.copyfile(SELFCHECK, folder / "selfcheck.py")
     # Golden pairs: generated photos with the mattes of each format on this machine.
     size = input_size(open_session(folder / f"{DECODERS[0]}{SUFFIX}"))
     golden = {d: resize(generate(c, i, size=size).image, size, size) for i, (d, c) in enumerate(GOLDEN.items())}
-    runs = run_all(folder, layout, store, golden, facts)
+    runs = run_all(folder, layout, store, golden, made, facts["quantised"]["calibration"])
     _write_golden(folder, golden, runs)
     # The manifest names data, code and verdict, and describes input and output for an application.
     snapshot = read_snapshot(layout)
@@ -201,15 +228,15 @@ def _assemble(
     manifest: BundleManifest = {
         "schema_version": SCHEMA_VERSION,
         "key": facts["key"],
-        "version": version,
-        "model": verdict.candidate,
+        "version": facts["verdict"]["candidate"][:12],
+        "model": facts["verdict"]["candidate"],
         "snapshot": snapshot["digest"],
         "eval_digest": snapshot["eval_digest"],
         "code_revision": code_revision(),
         "verdict": facts["verdict"],
         "metrics": facts["metrics"],
-        "asked": facts["asked"],
-        "decoders": {d: decoder_entry(d, row, facts["made"], runs[d], torch_ms[d]) for d, row in quantised.items()},
+        "asked": asked,
+        "decoders": {d: decoder_entry(d, row, made, runs[d], torch_ms[d]) for d, row in quantised.items()},
         "input": {
             "name": "image",
             "dtype": "float32",
@@ -251,7 +278,7 @@ def _file_entry(path: Path) -> FileEntry:
     return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 
-def _write_golden(folder: Path, golden: dict[str, np.ndarray], runs: dict[str, dict[str, dict[str, Any]]]) -> None:
+def _write_golden(folder: Path, golden: dict[str, np.ndarray], runs: dict[str, dict[str, FileRun]]) -> None:
     """Write golden.npz: per decoder a generated photo and its mattes.
 
     Arrays: `<decoder>_image` uint8 (S, S, 3); `<decoder>_alpha` of ONNX and `<decoder>_<format>_alpha` of the other
@@ -264,31 +291,30 @@ def _write_golden(folder: Path, golden: dict[str, np.ndarray], runs: dict[str, d
         (choice,) = session.run([CHOICE], {"image": prepare(photo, photo.shape[0])[None]})
         pairs[f"{decoder}_choice"] = np.asarray(choice)[0]
         for name, run in runs[decoder].items():
-            pairs[f"{decoder}_alpha" if name == "onnx" else f"{decoder}_{name}_alpha"] = run["golden"]
+            pairs[f"{decoder}_alpha" if name == "onnx" else f"{decoder}_{name}_alpha"] = run.golden
     np.savez_compressed(folder / "golden.npz", **pairs)  # pyright: ignore[reportArgumentType]
 
 
-def _sources(layout: Layout, snapshot: SnapshotFacts) -> list[dict[str, Any]]:
+def _sources(layout: Layout, snapshot: SnapshotFacts) -> list[DataSource]:
     """Return the numbers of training photos per pool, source and licence."""
     samples = Catalog(layout.settings.store).read(
         "samples", version=snapshot["catalog"]["samples"], columns=["id", "source", "license"]
     )
     # A missing source or licence is shown as such instead of being dropped.
     samples = samples.fillna("").replace("", "not stated").set_index("id")
-    rows = []
+    rows: list[DataSource] = []
     for pool in TRAINING:
         rows_of_pool = samples.reindex(read_pool(layout.snapshot, pool)["sample_id"]).fillna("not stated")
         pairs = Counter(zip(rows_of_pool["source"], rows_of_pool["license"], strict=True))
-        rows += [
+        of_pool: list[DataSource] = [
             {"pool": pool, "source": s, "license": license_name, "photos": n}
             for (s, license_name), n in sorted(pairs.items())
         ]
+        rows += of_pool
     return rows
 
 
 def _opset(file: Path) -> int:
-    import onnx
-
     model = onnx.load(file, load_external_data=False)
     return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
@@ -304,7 +330,7 @@ def _move_in(fresh: Path, target: Path) -> None:
         fresh.rename(target)
 
 
-def _json(path: Path, command: str) -> dict[str, Any]:
+def _json(path: Path, command: str) -> object:
     if not path.is_file():
         raise InputError(f"{path} is missing: run `{command}` first")
     return json.loads(path.read_text())

@@ -6,7 +6,7 @@ The module uses no model and no runtime, so a bundle can be checked before any o
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import parse_finite_json, sha256_file
@@ -58,11 +58,15 @@ class DecoderEntry(FormatEntry):
 
 
 class Golden(TypedDict):
+    """The golden pairs: their file, and the allowed differences."""
+
     file: str
     tolerance: dict[str, float]
 
 
 class FileEntry(TypedDict):
+    """Digest and size of a file."""
+
     sha256: str
     bytes: int
 
@@ -73,6 +77,71 @@ class Requests(TypedDict):
     limits: dict[str, float]
     formats: dict[str, dict[str, str]]
     """Format → decoder → sha256."""
+
+
+class VerdictHead(TypedDict):
+    """The gate's `Verdict` without its cells."""
+
+    decision: str
+    basis: str
+    reasons: list[str]
+    candidate: str
+    champion: str | None
+    anchor: str | None
+    snapshot: str
+    eval_digest: str
+    left_out: dict[str, str]
+    created_at: str
+
+
+class InputSpec(TypedDict):
+    """The network's input, as an application must prepare it."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    colour: str
+    resize: str
+    scale: str
+    mean: list[float]
+    std: list[float]
+
+
+class OutputSpec(TypedDict):
+    """The matte."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    range: list[float]
+    resize: str
+
+
+class ChoiceSpec(TypedDict):
+    """The logits of the decoders, for a photo of unknown category."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    decoders: list[str]
+    use: str
+
+
+class DataSource(TypedDict):
+    """Training photos of one pool, source and licence."""
+
+    pool: str
+    source: str
+    license: str
+    photos: int
+
+
+class DataFacts(TypedDict):
+    """The training data."""
+
+    counts: dict[str, dict[str, int]]
+    """Photos by pool and category."""
+    sources: list[DataSource]
 
 
 # The whole manifest.
@@ -88,17 +157,16 @@ class BundleManifest(TypedDict):
     snapshot: str
     eval_digest: str
     code_revision: str
-    verdict: dict[str, Any]
-    """The gate's `Verdict` without its cells, as JSON."""
+    verdict: VerdictHead
     metrics: dict[str, dict[str, dict[str, float]]]
     """Category → `float` or `int8` → metric."""
     asked: Requests
     decoders: dict[str, DecoderEntry]
-    input: dict[str, Any]
-    output: dict[str, Any]
-    choice: dict[str, Any]
+    input: InputSpec
+    output: OutputSpec
+    choice: ChoiceSpec
     golden: Golden
-    data: dict[str, Any]
+    data: DataFacts
     opset: int
     versions: dict[str, str]
     files: dict[str, FileEntry]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER
 from mm_core.export.bundle_manifest import BundleManifest
@@ -79,7 +78,7 @@ onnxruntime {manifest["versions"]["onnxruntime"]}.
 """
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |" for line in lines) + "\n"
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import torch
 
-def served(model: Path, decoder: str) -> Any:
+
+def served(model: Path, decoder: str) -> torch.nn.Module:
     """Return one decoder as a torch module in eval mode: float32 (B, 3, S, S), prepared → (B, 1, S, S) in [0, 1]."""
     import torch
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection
-from typing import Any
+from typing import TypedDict, cast
 
 import pandas as pd
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.settings import Settings
-from mm_core.export.provenance import Provenance, read_provenance
-from mm_core.export.registry import NAME, Registry
+from mm_core.export.provenance import Provenance, SnapshotPin, StageProvenance, read_provenance
+from mm_core.export.registry import NAME, Move, Registry
 from mm_core.ingest.snapshot import POOLS
 from mm_core.storage.store import Store, fetch_blob, open_store
 
@@ -21,15 +21,58 @@ from mm_core.storage.store import Store, fetch_blob, open_store
 _SAID = ("sample_id", "category", "alpha_sha256", "label_version", "kind", "batch")
 
 
-def lineage(settings: Settings, version: str) -> dict[str, Any]:
+class LearnedSample(TypedDict):
+    """A sample of the snapshot that a version was trained on."""
+
+    pool: str
+    sample_id: str
+    category: str | None
+    alpha_sha256: str | None
+    label_version: int | None
+    kind: str
+    batch: str
+
+
+class AffectedModel(TypedDict):
+    """A version whose snapshot holds some samples."""
+
+    version: str
+    aliases: list[str]
+    pools: dict[str, int]
+    """Pool → number of the samples."""
+
+
+class Lineage(TypedDict):
+    """The origin of a version; JSON values."""
+
+    version: str
+    aliases: list[str]
+    model: str
+    files: dict[str, str]
+    bundle: str
+    code_revision: str
+    versions: dict[str, str]
+    seed: int
+    params: dict[str, object]
+    start: str | None
+    stages: dict[str, StageProvenance]
+    snapshot: SnapshotPin
+    snapshot_files: dict[str, str]
+    split_files: dict[str, str]
+    calibration: dict[str, list[str]]
+    verdict: dict[str, object]
+    moves: list[Move]
+    counts: dict[str, int]
+    """Pool → number of samples."""
+    samples: list[LearnedSample]
+
+
+def lineage(settings: Settings, version: str) -> Lineage:
     """Return the lineage of a version: samples with label versions, params, code revision, seeds, stages.
 
     Args:
         settings: The installation.
         version: A version number or an alias.
-
-    Returns:
-        JSON values; `samples` has one row per pool and sample.
 
     Raises:
         InputError: The registry has no such version.
@@ -80,14 +123,14 @@ def provenance_of(settings: Settings, store: Store, version: str) -> Provenance:
     return read_provenance(store, tags["provenance"])
 
 
-def samples_of(provenance: Provenance, store: Store) -> list[dict[str, Any]]:
+def samples_of(provenance: Provenance, store: Store) -> list[LearnedSample]:
     """Return every sample of a snapshot with its pool and label version; missing values are None."""
-    rows: list[dict[str, Any]] = []
+    rows: list[LearnedSample] = []
     for pool in POOLS:
         frame = pd.read_parquet(fetch_blob(store, provenance["snapshot_files"][f"{pool}.parquet"]), columns=list(_SAID))
         # pandas marks missing values with NaN or NA; JSON has null.
         frame = frame.astype(object).where(frame.notna(), None)
-        rows += [{"pool": pool, **row} for row in frame.to_dict("records")]
+        rows += [cast(LearnedSample, {"pool": pool, **row}) for row in frame.to_dict("records")]
     for row in rows:
         # A column with missing values is read as float.
         row["label_version"] = None if row["label_version"] is None else int(row["label_version"])
@@ -100,7 +143,7 @@ def training_labels(settings: Settings, store: Store, version: str) -> dict[str,
     if tags is None or "provenance" not in tags:
         return {}
     samples = samples_of(read_provenance(store, tags["provenance"]), store)
-    return {row["sample_id"]: row["alpha_sha256"] for row in samples if row["pool"] == "train_labeled"}
+    return {row["sample_id"]: row["alpha_sha256"] or "" for row in samples if row["pool"] == "train_labeled"}
 
 
 def learnt_by(settings: Settings, store: Store, digests: Collection[str]) -> dict[str, str]:
@@ -140,11 +183,11 @@ def learnt_by(settings: Settings, store: Store, digests: Collection[str]) -> dic
     return learnt
 
 
-def models_with(settings: Settings, ids: Collection[str]) -> list[dict[str, Any]]:
+def models_with(settings: Settings, ids: Collection[str]) -> list[AffectedModel]:
     """Return registered versions with any of the samples in their snapshot: `version, aliases, pools` (counts)."""
     registry, store = Registry(settings), open_store(settings.store, Layout(settings).cache)
     # A version belongs to the result if any of its pools holds a sample.
-    models = []
+    models: list[AffectedModel] = []
     for version in registry.versions():
         tags = registry.tags(version)
         if tags is None or "provenance" not in tags:

@@ -46,7 +46,7 @@ _SERVING = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
 class MattingModel:
     """The object in `mlflow.pyfunc.load_model`: int8 ONNX files in onnxruntime."""
 
-    def __init__(self, bundle: Path):
+    def __init__(self, bundle: Path) -> None:
         """Open the bundle in a folder; raise InputError if it holds none."""
         self._predictor = OnnxPredictor.of_folder(bundle, guided=True)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import ModelPin, read_snapshot
 from mm_core.core.records import Verdict, sha256_file
 from mm_core.core.revision import code_revision
 from mm_core.export.quantise import tool_versions
+from mm_core.model.meta import read_meta
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob, put_blob
 
@@ -27,9 +28,9 @@ class StageProvenance(TypedDict):
     data: NotRequired[str]
     """Digest of the training rows."""
     recipe: NotRequired[str]
-    params: dict[str, Any]
+    params: dict[str, object]
     """The sections of params.yaml for this stage."""
-    model: NotRequired[dict[str, Any]]
+    model: NotRequired[dict[str, object]]
 
 
 class SnapshotPin(TypedDict):
@@ -52,14 +53,14 @@ class Provenance(TypedDict):
     snapshot_files: dict[str, str]
     """File name → blob digest."""
     split_files: dict[str, str]
-    params: dict[str, Any]
+    params: dict[str, object]
     seed: int
     calibration: dict[str, list[str]]
     """Decoder → ids of the photos that set int8's ranges."""
     code_revision: str
     versions: dict[str, str]
     """Versions of libraries."""
-    verdict: dict[str, Any]
+    verdict: dict[str, object]
     """The gate's `Verdict` as JSON."""
 
 
@@ -69,14 +70,12 @@ def gather(run: StorageRun, verdict: Verdict) -> Provenance:
     The params, start and data of a training stage come from its model file, because params.yaml may have changed.
     """
     layout = run.layout
-    from mm_core.model.files import read_meta
-
     snapshot = read_snapshot(layout)
     stages: dict[str, StageProvenance] = {}
     # Each model file records how its stage was trained.
     for stage in TRAIN_STAGES:
         meta = read_meta(layout.model(stage))
-        known = {name: meta[name] for name in ("start", "data", "recipe", "params", "model") if name in meta}
+        known = {name: value for name, value in meta.items() if name in ("start", "data", "recipe", "params", "model")}
         stages[stage] = cast(StageProvenance, {"digest": sha256_file(layout.model(stage)), **known})
     return {
         "model": verdict.candidate,

@@ -17,9 +17,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
+import onnx
+import onnx.utils
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from mm_core.core.code_digest import code_digest
 from mm_core.core.errors import MattingError
@@ -84,9 +89,14 @@ def quantise(run: StorageRun, model: Path, out_dir: Path, report: Report) -> Rep
     if record is None:
         # Without its record, an interrupted run does not pass for a finished one.
         record_file.unlink(missing_ok=True)
-        record = {"key": key, "model": sha256_file(model), "calibration": chosen, "versions": tool_versions()}
         categories = {decoder: categories_of(snapshot, ids) for decoder, ids in chosen.items()}
-        record["decoders"] = _make_all(run, model, chosen, categories, out_dir)
+        record = {
+            "key": key,
+            "model": sha256_file(model),
+            "calibration": chosen,
+            "versions": tool_versions(),
+            "decoders": _make_all(run, model, chosen, categories, out_dir),
+        }
         write_json(record_file, record)
     report.facts["quantised"] = {d: row["sha256"] for d, row in record["decoders"].items()}
     report.tables["quantisation"] = [{"decoder": d, **row} for d, row in record["decoders"].items()]
@@ -96,13 +106,46 @@ def quantise(run: StorageRun, model: Path, out_dir: Path, report: Report) -> Rep
     return report
 
 
+class Quantised(TypedDict):
+    """The costs of int8 for one decoder."""
+
+    diff_mse: float
+    """Mean squared difference from float, of the worst category."""
+    diff_max: float
+    float_convolutions: list[int]
+    """Numbers of the convolutions in float, in the order of execution."""
+    steps: list[int]
+    """How many of the first convolutions may stay in float, in the order of trial."""
+
+
+class QuantisedFile(Quantised):
+    """One decoder's int8 file."""
+
+    sha256: str
+    bytes: int
+    calibration_images: int
+
+
+class QuantisedRecord(TypedDict):
+    """The content of `quantised.json`."""
+
+    key: str
+    """Digest of code, weights, photos, parameters and tools."""
+    model: str
+    """Digest of the float weights."""
+    calibration: dict[str, list[str]]
+    """Decoder → ids of the calibration photos."""
+    versions: dict[str, str]
+    decoders: dict[str, QuantisedFile]
+
+
 def tool_versions() -> dict[str, str]:
     """Return the versions of the tools that influence the files."""
     return {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
 
 
-def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
-    record = read_keyed(record_file, key)
+def _kept(record_file: Path, key: str) -> QuantisedRecord | None:
+    record = cast(QuantisedRecord | None, read_keyed(record_file, key))
     if record is None:
         return None
     for decoder, row in record["decoders"].items():
@@ -114,26 +157,31 @@ def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
 
 def _make_all(
     run: StorageRun, model: Path, chosen: dict[str, list[str]], categories: dict[str, list[str]], out_dir: Path
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, QuantisedFile]:
     run.progress("quantise", 0, len(DECODERS) + 1)
     # One export serves all decoders; each decoder's part is cut from it.
     graph, check = float_graph(model)
     # The graph's shapes are fixed, so the input size can be read from it.
     size = graph.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
     run.progress("quantise", 1, len(DECODERS) + 1)
-    rows = {}
+    rows: dict[str, QuantisedFile] = {}
     for done, decoder in enumerate(DECODERS, start=2):
         images = calibration_images(chosen[decoder], size, run.store)
-        rows[decoder], data = quantise_graph(
+        row, data = quantise_graph(
             _extract(graph, decoder), images, categories[decoder], run.params.export.max_int8_mse, check(decoder)
         )
-        rows[decoder] |= {"sha256": sha256_bytes(data), "bytes": len(data), "calibration_images": len(images)}
+        rows[decoder] = {
+            **row,
+            "sha256": sha256_bytes(data),
+            "bytes": len(data),
+            "calibration_images": len(images),
+        }
         write_bytes(out_dir / f"{decoder}{SUFFIX}", data)
         run.progress("quantise", done, len(DECODERS) + 1)
     return rows
 
 
-def float_graph(model: Path) -> tuple[Any, Callable[[str], tuple[np.ndarray, np.ndarray]]]:
+def float_graph(model: Path) -> tuple[onnx.ModelProto, Callable[[str], tuple[np.ndarray, np.ndarray]]]:
     """Export the float network as one ONNX graph for all decoders, because the export takes most of the time.
 
     Returns:
@@ -170,10 +218,8 @@ def float_graph(model: Path) -> tuple[Any, Callable[[str], tuple[np.ndarray, np.
     return program.model_proto, lambda decoder: (image.numpy(), alphas[decoder].numpy())
 
 
-def _extract(graph: Any, decoder: str) -> Any:
+def _extract(graph: onnx.ModelProto, decoder: str) -> onnx.ModelProto:
     """Return the part of the graph for one decoder and the choice, with the output `alpha` and without metadata."""
-    import onnx.utils
-
     subgraph = onnx.utils.Extractor(graph).extract_model(["image"], [decoder, CHOICE])
     for node in subgraph.graph.node:
         node.output[:] = ["alpha" if name == decoder else name for name in node.output]
@@ -181,7 +227,7 @@ def _extract(graph: Any, decoder: str) -> Any:
     return _stripped(subgraph)
 
 
-def _stripped(model: Any) -> Any:
+def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:
     """Remove metadata with paths, versions or times: they would change the bytes from machine to machine."""
     graph = model.graph
     for element in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
@@ -192,12 +238,12 @@ def _stripped(model: Any) -> Any:
 
 
 def quantise_graph(
-    graph: Any,
+    graph: onnx.ModelProto,
     images: np.ndarray,
     categories: Sequence[str],
     max_mse: float,
     reference: tuple[np.ndarray, np.ndarray],
-) -> tuple[dict[str, Any], bytes]:
+) -> tuple[Quantised, bytes]:
     """Quantise the graph of one decoder.
 
     The first convolutions stay in float, in growing number, until every category's mean squared difference from float
@@ -214,20 +260,16 @@ def quantise_graph(
         The costs `diff_mse` (worst category), `diff_max`, `float_convolutions` (their numbers) and `steps` (how many
         may be tried); and the file as bytes.
     """
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.left = iter(images)
 
-        def get_next(self) -> Any:
+        def get_next(self) -> dict[str, np.ndarray] | None:
             image = next(self.left, None)
             return None if image is None else {"image": image[None]}
 
-    best: tuple[dict[str, Any], bytes] | None = None
+    best: tuple[Quantised, bytes] | None = None
     with tempfile.TemporaryDirectory(prefix="mm-quantise-") as name, _quiet():
         folder = Path(name)
         # Exported graph, simplified float graph, quantised graph.
@@ -258,10 +300,11 @@ def quantise_graph(
             data = _stripped(onnx.load(made)).SerializeToString(deterministic=True)
             made.write_bytes(data)
             difference = _alphas(made, images) - truth
-            row = {
+            row: Quantised = {
                 "diff_mse": worst(difference, categories),
                 "diff_max": float(np.abs(difference).max()),
                 "float_convolutions": list(range(kept)),
+                "steps": steps,
             }
             # Keep the closest file so far.
             if best is None or row["diff_mse"] < best[0]["diff_mse"]:
@@ -269,16 +312,16 @@ def quantise_graph(
             if row["diff_mse"] <= max_mse:
                 break
     assert best is not None
-    return best[0] | {"steps": steps}, best[1]
+    return best[0], best[1]
 
 
-def convolution_weights(graph: Any) -> list[int]:
+def convolution_weights(graph: onnx.GraphProto) -> list[int]:
     """Return the number of weights of each convolution, in the order of execution."""
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
     return [sizes[node.input[1]] for node in graph.node if node.op_type == "Conv"]
 
 
-def float_nodes(graph: Any, kept: int) -> list[str]:
+def float_nodes(graph: onnx.GraphProto, kept: int) -> list[str]:
     """Return the names of nodes in float: the first `kept` convolutions and the last, with their followers."""
     # The exporter numbers nodes in the order of execution; simplification may change the numbers in the names.
     starts = [i for i, node in enumerate(graph.node) if node.op_type == "Conv"]
@@ -287,7 +330,7 @@ def float_nodes(graph: Any, kept: int) -> list[str]:
     return [name for n in sorted({*range(kept), len(starts) - 1}) for name in names[starts[n] : ends[n]]]
 
 
-def choosing_nodes(graph: Any) -> list[str]:
+def choosing_nodes(graph: onnx.GraphProto) -> list[str]:
     """Return the names of nodes that only the choice of a decoder needs; they are cheap and stay in float."""
     # Output name → the node that computes it.
     makers = {name: node for node in graph.node for name in node.output}

@@ -12,11 +12,11 @@ import getpass
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES
@@ -34,17 +34,40 @@ from mm_core.storage.store import Store, put_blob
 from mm_core.training.rehome import rehome
 from mm_core.training.tracking import Tracker
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
+
+    from mm_core.export.override import Override
+
+Found = TypeVar("Found")
 NAME = "matting"
 PROMOTE, ROLLBACK, OVERRIDE, ANCHOR = "promote", "rollback", "override", "anchor"
 """Kinds of moves in the registry's history."""
 
 
+# `from` is a keyword, so the fields cannot be written as a class.
+Move = TypedDict(
+    "Move",
+    {
+        "n": int,
+        "kind": str,  # promote, rollback, override, anchor, or unknown for a move by hand
+        "from": str | None,  # version
+        "to": str,
+        "who": str,
+        "when": str | None,  # ISO 8601, UTC; None if unknown
+        "why": str,
+    },
+)
+"""One move of an alias."""
+
+
 class Registry:
     """Read and move the registry at `settings.mlflow_uri` (by default sqlite in the workspace, or a server)."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client_or_none: Any = None
+        self._client_or_none: MlflowClient | None = None
 
     def pin(self, name: str) -> ModelPin | None:
         """Return the pin of an alias or version number; None for a missing version."""
@@ -72,17 +95,12 @@ class Registry:
             return []
         return sorted((str(v.version) for v in self._client.search_model_versions(f"name = '{NAME}'")), key=int)
 
-    def history(self) -> list[dict[str, Any]]:
-        """Return every move of `champion`, oldest first: `n, kind, from, to` (versions), `who, when` (ISO, UTC), `why`.
-
-        `kind`: promote, rollback, override, or unknown for a move by hand.
-        """
+    def history(self) -> list[Move]:
+        """Return every move of `champion`, oldest first."""
         model = self._model()
         return _history(model) if model else []
 
-    def promote(
-        self, run: StorageRun, verdict: Verdict, report: Report, *, override: Mapping[str, Any] | None = None
-    ) -> Report:
+    def promote(self, run: StorageRun, verdict: Verdict, report: Report, *, override: Override | None = None) -> Report:
         """Register the exported candidate of a PROMOTE verdict (or of an `override`) and make it champion.
 
         A repeated call changes nothing. After a kill at any point, the next call completes the promotion.
@@ -149,7 +167,7 @@ class Registry:
         report.tables["history"] = self.history()
         return report
 
-    def crown(self, version: str, override: Mapping[str, Any], report: Report) -> Report:
+    def crown(self, version: str, override: Override, report: Report) -> Report:
         """Make a registered version champion by a person's override; a repeated call changes nothing."""
         tags = self.tags(version)
         if tags is None:
@@ -179,7 +197,7 @@ class Registry:
             raise InputError(f"version {version} was never champion; promoted were {', '.join(champions) or 'none'}")
         with exclusive(self._lock):
             moves, model = self.anchor_history(), self._model()
-            before = model.aliases.get("anchor")
+            before = model.aliases.get("anchor") if model else None
             if str(before) != version:
                 # A move announced by a killed process is not recorded twice.
                 if not moves or (moves[-1]["from"], moves[-1]["to"]) != (str(before), version):
@@ -189,7 +207,7 @@ class Registry:
         report.facts |= {"anchor": version, "moves": self.anchor_history()}
         return report
 
-    def anchor_history(self) -> list[dict[str, Any]]:
+    def anchor_history(self) -> list[Move]:
         """Return every move of `anchor` by a person, oldest first, in the form of `history`."""
         model = self._model()
         return _recorded(model, "anchor") if model else []
@@ -205,16 +223,16 @@ class Registry:
                 reign.append(move["to"])
         return reign
 
-    def ratchet(self, store: Store, anchor: Mapping[str, Any] | None) -> Ratchet:
+    def ratchet(self, store: Store, anchor: ModelPin | None) -> Ratchet:
         """Return the record of the best models so far of an anchor (`pin`), without those that were rolled back."""
         fallen = {move["to"] for move in self.history()} - set(self.champions())
         digests = {tags["model_digest"] for version in fallen if (tags := self.tags(version))}
         return Ratchet(store, anchor["digest"] if anchor else None, digests)
 
-    def _refuse_rolled_back(self, version: str, override: Mapping[str, Any] | None) -> None:
+    def _refuse_rolled_back(self, version: str, override: Override | None) -> None:
         # Only an override given after the last rollback reverses it.
         fallen = [m for m in self.history() if m.get("kind") == ROLLBACK and m["from"] == version]
-        if fallen and (override is None or override["when"] < fallen[-1]["when"]):
+        if fallen and (override is None or override["when"] < (fallen[-1]["when"] or "")):
             raise ReleaseRefused(
                 f"version {version} was rolled back on {fallen[-1]['when']} ({fallen[-1]['why']}): "
                 f"train another candidate, or `mm promote {version} --override REASON`"
@@ -272,24 +290,28 @@ class Registry:
     def _settle(self) -> None:
         """Record moves that happened but are missing in the tags."""
         model = self._model()
-        for entry in _history(model) if model else []:
+        if model is None:
+            return
+        for entry in _history(model):
             key = f"history.{entry['n']:04d}"
             if key not in model.tags:
                 self._client.set_registered_model_tag(NAME, key, json.dumps(entry))
 
     def _point(self, alias: str, version: str) -> None:
-        if str(self._model().aliases.get(alias)) != version:
+        model = self._model()
+        if model is None or str(model.aliases.get(alias)) != version:
             self._client.set_registered_model_alias(NAME, alias, version)
 
     def _point_if_absent(self, alias: str, version: str) -> None:
-        if alias not in self._model().aliases:
+        model = self._model()
+        if model is None or alias not in model.aliases:
             self._client.set_registered_model_alias(NAME, alias, version)
 
     def _version_of(self, digest: str) -> str | None:
         matches = self._client.search_model_versions(f"name = '{NAME}' and tags.`model_digest` = '{digest}'")
         return str(min(int(version.version) for version in matches)) if matches else None
 
-    def _model(self) -> Any:
+    def _model(self) -> RegisteredModel | None:
         """Return the registered model with aliases and tags, or None; creates no database if none exists."""
         uri = self._settings.mlflow_uri
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
@@ -297,7 +319,7 @@ class Registry:
         return _or_none(lambda: self._client.get_registered_model(NAME))
 
     @property
-    def _client(self) -> Any:
+    def _client(self) -> MlflowClient:
         if self._client_or_none is None:
             # Database migrations and MLflow log their routine work.
             for noisy in ("alembic", "mlflow"):
@@ -313,7 +335,7 @@ class Registry:
         return self._client_or_none
 
 
-def _history(model: Any) -> list[dict[str, Any]]:
+def _history(model: RegisteredModel) -> list[Move]:
     """Return the recorded moves, and the last one if the alias moved without a record."""
     moves = _recorded(model, "history")
     champion, last = model.aliases.get("champion"), moves[-1]["to"] if moves else None
@@ -337,16 +359,16 @@ def _history(model: Any) -> list[dict[str, Any]]:
     return moves
 
 
-def _recorded(model: Any, what: str) -> list[dict[str, Any]]:
+def _recorded(model: RegisteredModel, what: str) -> list[Move]:
     return [json.loads(value) for key, value in sorted(model.tags.items()) if key.startswith(f"{what}.")]
 
 
-def _move(n: int, kind: str, before: str | None, to: str, why: str) -> dict[str, Any]:
+def _move(n: int, kind: str, before: str | None, to: str, why: str) -> Move:
     when = datetime.now(UTC).isoformat(timespec="seconds")
     return {"n": n, "kind": kind, "from": before, "to": to, "who": who(), "when": when, "why": why}
 
 
-def said(override: Mapping[str, Any]) -> str:
+def said(override: Override) -> str:
     """Return an override as text for the history."""
     return f"override until {override['expires']} of {override['decision']}: {override['reason']}"
 
@@ -359,7 +381,7 @@ def who() -> str:
         return f"uid {os.getuid()}"
 
 
-def _or_none(call: Any) -> Any:
+def _or_none(call: Callable[[], Found]) -> Found | None:
     """Return the call's result; None if the registry has no such entry."""
     from mlflow.exceptions import MlflowException
 

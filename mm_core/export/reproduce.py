@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
@@ -68,7 +69,7 @@ def reproduce(run: StorageRun, version: str, report: Report) -> Report:
 def params_of(made: Provenance) -> Params:
     """Return the params of the recorded cycle; each stage uses those in its model file, which may differ."""
     # Start from the cycle's params, then apply each stage's own ones.
-    whole = dict(made["params"])
+    whole: dict[str, Any] = dict(made["params"])
     for stage in TRAIN_STAGES:
         stage_params = made["stages"][stage]["params"]
         whole |= {name: value for name, value in stage_params.items() if name != "train"}

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import DECODERS
 from mm_core.export.bundle_manifest import MANIFEST, checked_manifest
 from mm_core.model.preprocess import finish, prepare
 from mm_core.model.upsample import guided_upsample
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 SUFFIX = ".int8.onnx"
 """`<decoder>.int8.onnx`: input `image` float32 (1,3,S,S), normalised; outputs `alpha` float32 (1,1,S,S) in [0,1] and
@@ -32,9 +30,6 @@ def open_session(file: Path, threads: int | None = None) -> onnxruntime.Inferenc
 
     Raises InputError if this runtime cannot read the file.
     """
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore
-
     # onnxruntime has one exception class per status code, without a common base.
     broken = tuple(
         getattr(state, name)
@@ -69,7 +64,7 @@ class OnnxPredictor:
         guided: See TorchPredictor.
     """
 
-    def __init__(self, files: Mapping[str, Path], threads: int | None = None, guided: bool = False):
+    def __init__(self, files: Mapping[str, Path], threads: int | None = None, guided: bool = False) -> None:
         self.files = {name.removesuffix(SUFFIX): path for name, path in files.items() if name.endswith(SUFFIX)}
         self.threads, self.guided = threads, guided
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}

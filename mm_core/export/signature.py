@@ -12,7 +12,6 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -114,7 +113,7 @@ def read_signature(path: Path) -> dict[str, str] | None:
     sidecar = path.with_name(path.name + SUFFIX)
     if not sidecar.exists() and not sidecar.is_symlink():
         return None
-    content: Any = None
+    content: object = None
     if sidecar.is_file() and sidecar.stat().st_size <= _BYTES:
         try:
             content = json.loads(sidecar.read_bytes())

@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
@@ -23,7 +23,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,6 +32,9 @@ from mm_core.core.records import DECODERS
 from mm_core.gallery import feedback
 from mm_core.gallery.library import UPLOAD_BYTES, Library
 from mm_core.storage.catalog import Catalog
+
+Asked = ParamSpec("Asked")
+Found = TypeVar("Found")
 
 HERE = Path(__file__).parent
 COOKIE = "mm_token"
@@ -67,7 +70,6 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
     Returns:
         The application.
     """
-
     # Reading: the start data, photos, pieces, skies and model files.
 
     async def about(request: Request) -> Response:
@@ -152,7 +154,7 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
     async def page(request: Request) -> Response:
         return FileResponse(HERE / "static" / "index.html")
 
-    routes: list[Any] = [
+    routes: list[BaseRoute] = [
         Route("/", page),
         Route("/api/about", about),
         Route("/photo/{id:str}/{side:int}", photo),
@@ -176,10 +178,10 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
     return Starlette(routes=routes, middleware=guards, exception_handlers={HTTPException: _refused})
 
 
-async def _found(work: Callable[..., Any], *arguments: Any) -> Any:
+async def _found(work: Callable[Asked, Found], *arguments: Asked.args, **options: Asked.kwargs) -> Found:
     """Return the result of `work`, run in a thread; 404 for a KeyError, 422 with the reason for bad input."""
     try:
-        return await run_in_threadpool(work, *arguments)
+        return await run_in_threadpool(work, *arguments, **options)
     except KeyError:
         raise HTTPException(404) from None
     except InputError as error:
@@ -205,7 +207,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 class _Guard:
     """Middleware that checks the token, refuses requests of foreign pages, and adds headers to every answer."""
 
-    def __init__(self, app: ASGIApp, token: str | None):
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
         self.app, self.token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

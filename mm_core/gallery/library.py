@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,7 +25,7 @@ from mm_core.export.signature import can_verify, check_file
 from mm_core.imaging.images import TooManyPixels, UnreadableImage, encode_alpha, load_rgb, read_header
 from mm_core.ingest.drop import PHOTOS
 from mm_core.model.predict import decoders_for
-from mm_core.moments.moments_file import read_moments
+from mm_core.moments.moments_file import MomentEntry, read_moments
 from mm_core.moments.pieces import Matted, file_of, finished
 from mm_core.moments.strategy import FUNCTIONS, Offer
 
@@ -53,7 +52,7 @@ class Entry:
 class Library:
     """Photos, mattes and pieces, safe for several threads; heavy work is serialised to limit the memory."""
 
-    def __init__(self, gallery: Path, moments: Path, bundle: Path, uploads: Path, max_pixels: int):
+    def __init__(self, gallery: Path, moments: Path, bundle: Path, uploads: Path, max_pixels: int) -> None:
         """Open the library.
 
         Args:
@@ -77,8 +76,8 @@ class Library:
         self._busy = threading.Lock()
         self._mattes: OrderedDict[tuple[str, str], Matted] = OrderedDict()
         self._decoders: dict[str, str] = {}
-        self.moments: list[dict[str, Any]] = record["moments"]
-        self._pieces = {piece["file"] for moment in self.moments for piece in moment["pieces"]}
+        self.moments: list[MomentEntry] = record["moments"]
+        self._pieces = {piece["file"] for moment in self.moments for piece in moment["pieces"] if "file" in piece}
         self.photos: dict[str, Entry] = {}
         for photo in (p for moment in self.moments for p in moment["photos"]):
             path = (gallery / photo["name"]).resolve()
@@ -215,9 +214,9 @@ class Library:
             image, alpha = pairs[f"{decoder}_image"], pairs[f"{decoder}_alpha"]
         return image.astype(np.uint8).tobytes() + alpha.astype("<f4").tobytes()
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """Return the start data of the page: model, moments, photos and choices."""
-        manifest: Mapping[str, Any] = self.manifest
+        manifest: Mapping[str, object] = self.manifest
         # Only these fields of the manifest are public.
         model = {name: manifest[name] for name in ("version", "input", "golden", "metrics") if name in manifest}
         files = {decoder: entry["file"] for decoder, entry in self.manifest["decoders"].items()}

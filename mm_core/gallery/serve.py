@@ -8,6 +8,8 @@ import secrets
 import socket
 from pathlib import Path
 
+import uvicorn
+
 from mm_core.core.errors import InputError
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
@@ -30,8 +32,6 @@ def bundle_of(run: Run, name: str) -> Path:
 
 def serve(run: Run, gallery: Path, moments: Path, *, model: str, host: str, port: int) -> None:
     """Serve until interrupted. Outside of loopback a token is required: `MM_GALLERY_TOKEN`, or a new printed one."""
-    import uvicorn
-
     layout = run.layout
     if "://" in layout.settings.inbox:
         raise InputError(f"mm gallery writes feedback to a folder, not to {layout.settings.inbox}: set MM_INBOX to one")

@@ -29,7 +29,7 @@ CHUNK = 1 << 20
 class HashIndex:
     """An index of distinct hashes, uint64 (N,), for searches within a number of differing bits."""
 
-    def __init__(self, hashes: np.ndarray, bits: int, *, bucket: int | None = None):
+    def __init__(self, hashes: np.ndarray, bits: int, *, bucket: int | None = None) -> None:
         """Build the index; `bucket` limits the hashes compared per band value, at the risk of missing some."""
         self.hashes, self.bits = hashes, bits
         # Bands of nearly equal width.
@@ -86,7 +86,7 @@ class Hashed:
     """Position of each landmark's photo, ascending, (L,)."""
 
     @staticmethod
-    def of(ids: Sequence[Any], phashes: Sequence[str], landmarks: Sequence[bytes | None]) -> Hashed:
+    def of(ids: Sequence[object], phashes: Sequence[str], landmarks: Sequence[bytes | None]) -> Hashed:
         """Create an instance from columns of the catalog: 16 hex digits, and 8 bytes (big-endian) per landmark."""
         marks = [m or b"" for m in landmarks]
         owners = np.repeat(np.arange(len(marks)), [len(m) // 8 for m in marks])

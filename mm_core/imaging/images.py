@@ -72,7 +72,7 @@ class ColourPicture(UnreadableImage):
 class TooManyPixels(UnreadableImage):
     """The header claims more pixels than the limit for decoding."""
 
-    def __init__(self, text: str, pixels: int):
+    def __init__(self, text: str, pixels: int) -> None:
         super().__init__(text)
         self.pixels = pixels
         """Number of pixels in the header."""
@@ -96,6 +96,7 @@ class Header:
 
     @property
     def pixels(self) -> int:
+        """Number of pixels."""
         return self.raw_width * self.raw_height
 
     @property
@@ -105,6 +106,7 @@ class Header:
 
     @property
     def height(self) -> int:
+        """Height in pixels, after EXIF orientation."""
         return self.raw_height if self.orientation < 5 else self.raw_width
 
 

@@ -42,7 +42,7 @@ class Shelf:
     process leaves a row without a key (overwritten by the next write) or half a key (cut off).
     """
 
-    def __init__(self, folder: Path, name: str, shape: tuple[int, ...]):
+    def __init__(self, folder: Path, name: str, shape: tuple[int, ...]) -> None:
         self.shape = shape
         self._data, self._index = folder / f"{name}.u8", folder / f"{name}.index"
         self._rows: np.ndarray | None = None
@@ -90,7 +90,7 @@ class Shelf:
 class PixelCache:
     """Photos (side, side, 3) by sample id and mattes (side, side) by alpha digest, stretched to squares."""
 
-    def __init__(self, folder: Path, size: int):
+    def __init__(self, folder: Path, size: int) -> None:
         """Open the cache; `size` is the model's input side in pixels, the cached side is `CACHE_SCALE` times that."""
         self.size, self.side = size, round(size * CACHE_SCALE)
         self.folder = folder / "pixels" / str(self.side)
@@ -190,7 +190,7 @@ class BalancedOrder:
     category's epoch, are permutations that depend only on (seed, stream, round or epoch).
     """
 
-    def __init__(self, categories: Sequence[str], seed: int, stream: str):
+    def __init__(self, categories: Sequence[str], seed: int, stream: str) -> None:
         self._seed, self._stream = seed, stream
         self._names = sorted(set(categories))
         self._rows = {name: np.flatnonzero(np.asarray(categories) == name) for name in self._names}
@@ -226,7 +226,7 @@ class Pool:
         stream: str,
         *,
         whole: bool = False,
-    ):
+    ) -> None:
         """Prepare a pool.
 
         Args:

@@ -10,7 +10,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from mm_core.core.errors import BlobNotFound
 from mm_core.core.records import ALL_CATEGORIES
@@ -68,7 +67,7 @@ def catalog_mix(catalog: Catalog, store: Store, batch: ReadyBatch) -> Mix:
     for key in ledger.sort_values(["ingested_at", "key"])["key"].tail(LATEST):
         try:
             # A missing record is skipped: the mix then represents fewer batches.
-            record: dict[str, Any] = json.loads(store.fetch(ReadyBatch.record_of(key)).read_text())
+            record: dict[str, Mix] = json.loads(store.fetch(ReadyBatch.record_of(key)).read_text())
         except BlobNotFound:
             continue
         for measure, count in record.get("mix", {}).items():

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from mm_core.ingest.findings import Finding
 from mm_core.ingest.statements import ALPHA, COLUMNS, stated, word
+from mm_core.storage.rows import CorrectionRow, LabelRow, SampleRow
 
-History = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
+History = Mapping[tuple[str, str], Sequence[CorrectionRow]]
 """(sample id, column) → its rows of `corrections`, oldest first."""
 
 
@@ -34,8 +35,8 @@ class Change:
 
 def changes_of(
     values: Mapping[str, str],
-    sample: Mapping[str, Any],
-    labels: Sequence[Mapping[str, Any]],
+    sample: SampleRow,
+    labels: Sequence[LabelRow],
     history: History,
     before: Mapping[str, str],
     meant: Sequence[Change] = (),
@@ -61,7 +62,8 @@ def changes_of(
             # A matte may also come from annotation. `last` is the newest one from a drop.
             current, last = _digest(label_in_use(labels)), _digest(label_in_use(labels, "drop"))
         else:
-            current, last = sample[column] or None, _last_of_drops(told, sample[column] or None)
+            current = cell(sample, column) or None
+            last = _last_of_drops(told, current)
         if current == new:
             # An interrupted run may have written the value already. Its planned change is still to be recorded.
             found += [change for change in meant if (change.column, change.new) == (column, new)]
@@ -71,7 +73,12 @@ def changes_of(
     return found
 
 
-def label_in_use(labels: Sequence[Mapping[str, Any]], origin: str = "") -> Mapping[str, Any] | None:
+def cell(sample: SampleRow, column: str) -> str | None:
+    """Return the value of one of the columns that producers state (`statements.COLUMNS`)."""
+    return cast(Mapping[str, str | None], sample)[column]
+
+
+def label_in_use(labels: Sequence[LabelRow], origin: str = "") -> LabelRow | None:
     """Return the newest label that is not withdrawn, or None.
 
     Args:
@@ -82,11 +89,11 @@ def label_in_use(labels: Sequence[Mapping[str, Any]], origin: str = "") -> Mappi
     return max(rows, key=lambda row: (int(row["version"]), row["created_at"] or "", row["id"]), default=None)
 
 
-def _digest(label: Mapping[str, Any] | None) -> str | None:
+def _digest(label: LabelRow | None) -> str | None:
     return label["alpha_sha256"] if label else None
 
 
-def _last_of_drops(told: Sequence[Mapping[str, Any]], current: str | None) -> str | None:
+def _last_of_drops(told: Sequence[CorrectionRow], current: str | None) -> str | None:
     """Return the last value from any producer."""
     # Without a change by a drop, the value before the first correction is the producer's.
     by_drops = [row["new"] for row in told if row["origin"] == "drop"]
@@ -140,7 +147,7 @@ def _disagreement(column: str, one: tuple[int, str, str], other: tuple[int, str,
     return f"{column}: row {one[0]} ({one[1]}) says {one[2]!r}, row {other[0]} ({other[1]}) says {other[2]!r}"
 
 
-def apply_changes(sample: Mapping[str, Any], changes: Iterable[Change]) -> dict[str, Any]:
+def apply_changes(sample: SampleRow, changes: Iterable[Change]) -> dict[str, str | None]:
     """Return the sample's id and all its changeable columns with the changes applied."""
     changed = {change.column: change.new for change in changes if change.column != ALPHA}
-    return {"id": sample["id"]} | {name: sample[name] for name in COLUMNS} | changed
+    return {"id": sample["id"]} | {name: cell(sample, name) for name in COLUMNS} | changed

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from mm_core.core.progress import Progress
 from mm_core.core.records import digest_of
-from mm_core.ingest.changes import Change, apply_changes
+from mm_core.ingest.changes import Change, apply_changes, cell
 from mm_core.ingest.expectations import Fault
 from mm_core.ingest.findings import Measured
 from mm_core.ingest.inbox import ReadyBatch, kept_matte
@@ -20,6 +19,7 @@ from mm_core.ingest.probe import Probe, Prober
 from mm_core.ingest.row_decisions import Decision, Known, label_id
 from mm_core.ingest.statements import ALPHA, COLUMNS, word
 from mm_core.storage.catalog import Catalog, Filter
+from mm_core.storage.rows import CorrectionRow, LabelRow, NewLabelRow, RejectRow, records
 from mm_core.storage.store import Store, put_blob
 
 WRITERS = 8
@@ -34,7 +34,9 @@ SAID = ("verdict", "reason", "detail", "where")
 class Writes:
     """The writes of one batch; each can be repeated without effect."""
 
-    def __init__(self, catalog: Catalog, store: Store, batch: ReadyBatch, prober: Prober, measured: Measured, now: str):
+    def __init__(
+        self, catalog: Catalog, store: Store, batch: ReadyBatch, prober: Prober, measured: Measured, now: str
+    ) -> None:
         self.catalog, self.store, self.batch, self.prober = catalog, store, batch, prober
         self.measured, self.now = measured, now
 
@@ -78,7 +80,7 @@ class Writes:
         if decision.sample_id not in known.samples:
             put_blob(self.store, self.prober.path_of(row.image), decision.sample_id)
 
-    def _labels(self, decisions: Sequence[Decision], known: Known) -> Iterator[dict[str, Any]]:
+    def _labels(self, decisions: Sequence[Decision], known: Known) -> Iterator[NewLabelRow]:
         for _, probe, decision in self._accepted(decisions):
             if brings_label(probe, decision, known):
                 assert probe.alpha_sha256
@@ -94,13 +96,13 @@ class Writes:
                     "created_at": self.now,
                 }
 
-    def _samples(self, decisions: Sequence[Decision], known: Known) -> Iterator[dict[str, Any]]:
+    def _samples(self, decisions: Sequence[Decision], known: Known) -> Iterator[Mapping[str, object]]:
         for row, probe, decision in self._accepted(decisions):
             sample, values = known.samples.get(decision.sample_id), decision.values
             if sample is not None:
                 changes = [change for change in decision.changes if change.column != ALPHA]
                 # An interrupted run may have applied the changes already. Write only real differences.
-                if any(sample[change.column] != change.new for change in changes):
+                if any(cell(sample, change.column) != change.new for change in changes):
                     yield apply_changes(sample, decision.changes)
                 continue
             yield {
@@ -140,7 +142,7 @@ class Writes:
         self.catalog.add("corrections", rows)
         return len(updates)
 
-    def _correction(self, arrival: str, sample: str, change: Change, row: int, image: str) -> dict[str, Any]:
+    def _correction(self, arrival: str, sample: str, change: Change, row: int, image: str) -> CorrectionRow:
         return {
             # The same change of the same arrival has the same key, so a repeated run adds no second row.
             "key": digest_of([arrival, sample, change.column, change.number]),
@@ -172,14 +174,14 @@ class Writes:
         # Statements hold digests of ids only. Find the ids by hashing every id of the catalog.
         everyone = (i for piece in self.catalog.scan("samples", columns=["id"]) for i in piece["id"].to_pylist())
         ids = [i for i in everyone if word(i) in gone]
-        labels: Any = self.catalog.read("labels", filters=[("sample_id", "in", ids)]).astype(object)
-        names: Any = self.catalog.read("samples", columns=["id", "name"], filters=[("id", "in", ids)])
+        labels = records(self.catalog.read("labels", filters=[("sample_id", "in", ids)]), LabelRow)
+        names = self.catalog.read("samples", columns=["id", "name"], filters=[("id", "in", ids)])
         why = f"no longer in the manifest of {self.batch.name}"
         name_of = dict(zip(names["id"], names["name"], strict=True))
         mine = [
             row
             # Keep the labels of this drop with the matte of its last statement.
-            for row in labels.where(labels.notna(), None).to_dict("records")
+            for row in labels
             if (row["origin"], row["batch"]) == ("drop", self.batch.batch)
             and word(row["alpha_sha256"]) == gone[word(row["sample_id"])]
         ]
@@ -188,16 +190,23 @@ class Writes:
         mine = [row for row in mine if word(row["sample_id"]) not in holders]
         withdrawn = {row["sample_id"]: row["alpha_sha256"] for row in mine}
         rows = [
-            self._correction(arrival, i, Change("removed", withdrawn.get(i), "", 0), -1, name_of[i])
-            | {"verdict": "removed", "column": ALPHA, "new": None, "row": None}
+            CorrectionRow(
+                {
+                    **self._correction(arrival, i, Change("removed", withdrawn.get(i), "", 0), -1, name_of[i]),
+                    "verdict": "removed",
+                    "column": ALPHA,
+                    "new": None,
+                    "row": None,
+                }
+            )
             for i in ids
         ]
         # A repeated run keeps the first time and reason of a withdrawal.
         fresh = [row for row in mine if not row["withdrawn_at"]]
         self.catalog.upsert(
             "labels",
-            [row | {"withdrawn_at": self.now, "withdrawn_why": why} for row in fresh]
-            + [row | {"batch": holders[word(row["sample_id"])]} for row in handed_over],
+            [LabelRow({**row, "withdrawn_at": self.now, "withdrawn_why": why}) for row in fresh]
+            + [LabelRow({**row, "batch": holders[word(row["sample_id"])]}) for row in handed_over],
         )
         self.catalog.add("corrections", rows)
 
@@ -225,7 +234,7 @@ class Writes:
             if decision.verdict in REFUSED:
                 yield row, probe, decision
 
-    def _reject(self, row: ManifestRow, probe: Probe, decision: Decision) -> dict[str, Any]:
+    def _reject(self, row: ManifestRow, probe: Probe, decision: Decision) -> RejectRow:
         """Store the files of a refused row, then return its catalog row."""
         where, key = None, self.batch.reject_key(row.row)
         suspect = Fault(decision.reason, "").suspect

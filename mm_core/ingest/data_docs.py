@@ -13,7 +13,10 @@ import time
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from great_expectations.data_context.data_context.ephemeral_data_context import EphemeralDataContext
 
 CLOCK_STEP = 2.0
 """Seconds by which time stamps of a file system may be older than the clock."""
@@ -59,13 +62,13 @@ button, .btn, .filter-control, footer, .cloud-footer, .modal, .cooltip .top { di
 class DataDocs:
     """Great Expectations' pages about the validated drops of this process and of earlier ones."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pages: list[Any] = []
         """Identifiers of validation results without a page."""
 
     @cached_property
-    def context(self):
+    def context(self) -> EphemeralDataContext:
         """The context, created for the first validated drop because Great Expectations takes seconds to load."""
         return _context(self.folder)
 
@@ -109,7 +112,7 @@ def index_page(page: str) -> str:
     )
 
 
-def _link(row: dict[str, Any], words: str) -> str:
+def _link(row: dict[str, str], words: str) -> str:
     return f'<a href="{escape(row["_table_row_link_path"])}">{escape(words)}</a>'
 
 
@@ -129,7 +132,7 @@ def self_contained(page: str) -> str:
     return local if STYLE in local else local.replace("</head>", f"{STYLE}</head>", 1)
 
 
-def _context(data_docs: Path):
+def _context(data_docs: Path) -> EphemeralDataContext:
     """Return a context for this process, without analytics and progress bars.
 
     Results and pages are kept under `data_docs`.

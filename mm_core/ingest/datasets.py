@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from mm_core.imaging.images import encode_alpha, read_header
 from mm_core.ingest.batch_names import name_fault
 from mm_core.ingest.coco import is_coco, read_coco, read_json
 from mm_core.ingest.decode_sandbox import safely
-from mm_core.ingest.drop import write_manifest
+from mm_core.ingest.drop import DropSummary, LeftOut, write_manifest
 from mm_core.ingest.fiftyone_json import SAMPLES, FiftyOnePhoto, inside, is_fiftyone, read_fiftyone
 
 PHOTO_PLACES = ("", "data", "images", "image", "photos")
@@ -47,7 +46,7 @@ class Dataset:
 
     folder: Path
     photos: list[DatasetPhoto] = field(default_factory=list)
-    left_out: list[dict[str, str]] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     """`file` and `reason` of each."""
 
 
@@ -85,7 +84,7 @@ def read_dataset(folder: Path, labels: Path, field_name: str = "") -> Dataset:
     return _coco(folder, labels)
 
 
-def package_dataset(dataset: Dataset, inbox: Path, kind: str, batch: str) -> dict[str, Any]:
+def package_dataset(dataset: Dataset, inbox: Path, kind: str, batch: str) -> DropSummary:
     """Write a data set as the drop `<inbox>/<kind>/<batch>`.
 
     Photos without a matte (pixel_labeled) or caption (text_image) are left out and named. The other kinds ignore
@@ -98,7 +97,7 @@ def package_dataset(dataset: Dataset, inbox: Path, kind: str, batch: str) -> dic
         batch: Name of the new drop.
 
     Returns:
-        The summary for `mm drop`, as `mm_core.ingest.drop.summarize_drop` returns it.
+        The summary for `mm drop`.
 
     Raises:
         InputError: An argument is invalid, the drop exists, a mask is malformed, or no photo is left.
@@ -111,7 +110,8 @@ def package_dataset(dataset: Dataset, inbox: Path, kind: str, batch: str) -> dic
     if target.exists():
         raise InputError(f"{target}: --batch {batch!r} already exists; choose another batch name")
     needed = {"pixel_labeled": "no matte", "text_image": "no caption"}.get(kind, "")
-    left_out, taken = list(dataset.left_out), []
+    left_out: list[LeftOut] = list(dataset.left_out)
+    taken: list[DatasetPhoto] = []
     for photo in dataset.photos:
         has = photo.matte is not None if kind == "pixel_labeled" else bool(photo.row.get("caption"))
         if needed and not has:

@@ -88,7 +88,7 @@ def _pixels(path: Path, start: bytes) -> int:
         return 0
 
 
-def _in_worker(path: Path, function: Callable[..., _R], args: tuple[Any, ...], more: dict[str, Any]) -> _R:
+def _in_worker(path: Path, function: Callable[..., _R], args: tuple[Any, ...], more: dict[str, object]) -> _R:
     # The most recently used worker is the most likely to be in memory, so the queue is last in, first out.
     idle = _idle.setdefault(os.getpid(), LifoQueue())
     try:
@@ -129,7 +129,7 @@ class _Answer(pickle.Unpickler):
         raise pickle.UnpicklingError(f"the worker answered with {module}.{name}")
 
 
-def _is_value(kind: Any) -> bool:
+def _is_value(kind: object) -> bool:
     """Return whether creating an instance has no side effects: our dataclasses, errors, enums and paths."""
     return isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, (Exception, PurePath, Enum)))
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from mm_core.core.errors import InputError
 from mm_core.core.outputs import check_outputs
@@ -26,6 +26,26 @@ from mm_core.ingest.spellings import PHOTOS, is_hidden
 MANIFEST_COLUMNS = ("image", "alpha", "caption", "category", "group", "role", "sha256", "source", "license", "taken_at")
 FORMULA_SIGNS = ("=", "+", "-", "@")
 """First characters of a cell that a spreadsheet runs as a formula."""
+
+
+class LeftOut(TypedDict):
+    """A file of the folder that is not in the drop."""
+
+    file: str
+    reason: str
+
+
+class DropSummary(TypedDict):
+    """The contents of a drop, and what of its source folder is not in it."""
+
+    drop: str
+    """Path of the drop."""
+    photos: int
+    categories: dict[str, dict[str, int]]
+    """Category, or `(none)` → `photos`, `mattes`."""
+    left_out: list[LeftOut]
+    other_folders: list[str]
+    """Sub-folders with a name that is not a category."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +64,7 @@ class Packaged:
     other_files: Mapping[str, int]
     """Suffix of files that are neither photo nor matte nor caption → number of files left out."""
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Return the facts for the report of `mm drop`."""
         return {
             "drop": str(self.path),
@@ -175,17 +195,13 @@ def _is_caption(path: Path, kind: str) -> bool:
     return kind == "text_image" and (path.suffix.lower() == ".txt" or path.name == "captions.csv")
 
 
-def summarize_drop(folder: Path, target: Path) -> dict[str, Any]:
+def summarize_drop(folder: Path, target: Path) -> DropSummary:
     """Return the contents of a drop and the files of its source folder that are not in it.
 
     Args:
         folder: The folder that `package_folder` packaged.
         target: The drop's directory, which it returned.
 
-    Returns:
-        `drop` (path), `photos` (count), `categories` (category, or `(none)` → `photos`, `mattes`), `left_out`
-        (`file`, `reason` of each file of the folder that is not in the drop) and `other_folders` (sub-folders
-        with a name that is not a category).
     """
     kind = target.parent.name
     with (target / "manifest.csv").open(newline="", encoding="utf-8") as stream:
@@ -204,7 +220,7 @@ def summarize_drop(folder: Path, target: Path) -> dict[str, Any]:
         used |= {_alpha_of(finder, photo) for photo in photos}
     if kind == "text_image":
         used |= {folder / "captions.csv", *(photo.with_suffix(".txt") for photo in photos)}
-    left_out = [
+    left_out: list[LeftOut] = [
         {"file": path.relative_to(folder).as_posix(), "reason": _why_left_out(path, folder, kind)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path not in used

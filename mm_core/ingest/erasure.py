@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import sha256_file
@@ -128,7 +128,20 @@ def _meant_by(name: str, catalog: Catalog) -> set[str]:
     return next(iter(found.values()))
 
 
-def describe_photos(catalog: Catalog, ids: Collection[str]) -> list[dict[str, Any]]:
+class ErasedPhoto(TypedDict):
+    """A photo that would be erased."""
+
+    id: str
+    """First 12 digits."""
+    drop: str
+    """kind/batch"""
+    name: str
+    category: str
+    """`refused` for a copy in quarantine, `unknown` without a category."""
+    mattes: int
+
+
+def describe_photos(catalog: Catalog, ids: Collection[str]) -> list[ErasedPhoto]:
     """Return a row for each photo that would be erased; photos that are already erased have none.
 
     Args:
@@ -136,8 +149,7 @@ def describe_photos(catalog: Catalog, ids: Collection[str]) -> list[dict[str, An
         ids: Ids of photos.
 
     Returns:
-        Rows with `id` (12 digits), `drop`, `name`, `category` and `mattes` (count), by drop and name. Copies in
-        quarantine are listed first, with the category `refused`.
+        Rows by drop and name; copies in quarantine are listed first.
     """
     chosen: list[Filter] = [("id", "in", list(ids))]
     samples = catalog.read("samples", columns=["id", "kind", "batch", "name", "category"], filters=chosen).fillna("")
@@ -145,15 +157,27 @@ def describe_photos(catalog: Catalog, ids: Collection[str]) -> list[dict[str, An
     mattes = Counter(labels["sample_id"])
     kept: list[Filter] = [("where", "in", [f"quarantine/{i}" for i in set(ids) - set(samples["id"])])]
     refused = catalog.read("rejects", columns=["where", "kind", "batch", "image"], filters=kept)
-    return [
-        {"id": row["where"].rpartition("/")[2][:12], "drop": f"{row['kind']}/{row['batch']}", "name": row["image"]}
-        | {"category": "refused", "mattes": 0}
+    copies: list[ErasedPhoto] = [
+        {
+            "id": row["where"].rpartition("/")[2][:12],
+            "drop": f"{row['kind']}/{row['batch']}",
+            "name": row["image"],
+            "category": "refused",
+            "mattes": 0,
+        }
         for row in refused.sort_values(["kind", "batch", "image"]).to_dict("records")
-    ] + [
-        {"id": row["id"][:12], "drop": f"{row['kind']}/{row['batch']}", "name": row["name"]}
-        | {"category": row["category"] or "unknown", "mattes": mattes[row["id"]]}
+    ]
+    accepted: list[ErasedPhoto] = [
+        {
+            "id": row["id"][:12],
+            "drop": f"{row['kind']}/{row['batch']}",
+            "name": row["name"],
+            "category": row["category"] or "unknown",
+            "mattes": mattes[row["id"]],
+        }
         for row in samples.sort_values(["kind", "batch", "name"]).to_dict("records")
     ]
+    return copies + accepted
 
 
 def forgotten_among(catalog: Catalog, ids: Collection[str]) -> frozenset[str]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import pandas as pd
 
@@ -146,12 +146,40 @@ class Fault:
         return self.reason.startswith(SUSPECT)
 
 
+class ExpectationResult(TypedDict):
+    """The result of one expectation for one drop."""
+
+    batch: str
+    """kind/batch"""
+    kind: str
+    name: str
+    scope: str
+    """row | batch"""
+    severity: str
+    success: bool
+    unexpected: int
+    """Number of failing rows; 0 or 1 for the whole drop."""
+    observed: float | None
+    reason: str
+
+
+class BatchRecord(TypedDict, total=False):
+    """The record of a batch in the store; empty before the first run."""
+
+    expectations: list[ExpectationResult]
+    mix: Mix
+    arrival: str
+    """Id of the arrival that planned `changes`."""
+    changes: dict[str, list[list[Any]]]
+    """Row → lists of column, old, new, number."""
+
+
 class Judge:
     """Validates one batch with Great Expectations: first its rows, then the whole drop."""
 
-    def __init__(self, params: IngestParams, kind: str, batch: str, docs: DataDocs):
+    def __init__(self, params: IngestParams, kind: str, batch: str, docs: DataDocs) -> None:
         self.params, self.kind, self.batch, self._docs = params, kind, batch, docs
-        self.results: list[dict[str, Any]] = []
+        self.results: list[ExpectationResult] = []
         """One result per expectation, for reports and asset checks."""
         self._mix: dict[str, tuple[list[float], float] | None] = {}
         self._tables: Counter[str] = Counter()
@@ -170,7 +198,7 @@ class Judge:
         by_row = {probe.row: _columns(probe) for probe in probes}
         # Expectations ignore null values, so null switches the suspect rules off.
         unsuspected = {rule.column: None for rule in RULES if rule.suspects}
-        table = [columns | (unsuspected if row in reviewed else {}) for row, columns in by_row.items()]
+        table = [{**columns, **(unsuspected if row in reviewed else {})} for row, columns in by_row.items()]
         faults: dict[int, Fault] = {}
         for rule, broken in self._run("row", pd.DataFrame(table, dtype=object)):
             for row in broken:
@@ -179,7 +207,7 @@ class Judge:
                 faults.setdefault(row, Fault(rule.reason, said))
         return faults
 
-    def whole(self, verdicts: Iterable[Mapping[str, Any]], before: Mix) -> str | None:
+    def whole(self, verdicts: Iterable[Mapping[str, object]], before: Mix) -> str | None:
         """Validate the whole drop.
 
         Args:
@@ -248,7 +276,7 @@ class Judge:
             indices = result.result.get("unexpected_index_list") or []
             found.append((rule, [int(index["row"]) for index in indices]))
             observed = result.result.get("observed_value")
-            line = {
+            line: ExpectationResult = {
                 "batch": f"{self.kind}/{self.batch}",
                 "kind": self.kind,
                 "name": rule.name,
@@ -262,7 +290,7 @@ class Judge:
             self._tell(line)
         return found
 
-    def _tell(self, line: dict[str, Any]) -> None:
+    def _tell(self, line: ExpectationResult) -> None:
         """Add a result; a row result of a later piece is added to the existing one."""
         for known in self.results:
             if known["scope"] == line["scope"] == "row" and known["name"] == line["name"]:
@@ -272,7 +300,7 @@ class Judge:
         self.results.append(line)
 
 
-def _columns(probe: Probe) -> dict[str, Any]:
+def _columns(probe: Probe) -> Mapping[str, object]:
     """Return a probe as columns: one per measure of the matte, and one text with all measures."""
     columns = asdict(probe)
     measures = columns.pop("matte") or dict.fromkeys(MATTE_MEASURES)
@@ -304,7 +332,7 @@ def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float
             column=column, partition_object=partition, threshold=allowed, **common
         )
     # Every value must be in the range.
-    ranges: Mapping[str, dict[str, Any]] = {
+    ranges: Mapping[str, dict[str, float]] = {
         "row_is_whole": {"max_value": 0},
         "image_not_empty": {"min_value": 1},
         "image_not_huge": {"max_value": params.max_bytes},
@@ -327,7 +355,7 @@ def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float
         "matte_edge_in_place": {"min_value": suspect.edge_match},
     }
     # The mean over the drop, which is the share for a column of 0 and 1.
-    means: Mapping[str, dict[str, Any]] = {
+    means: Mapping[str, dict[str, float]] = {
         "few_bad_rows": {"max_value": params.max_reject_share},
         "few_suspects": {"max_value": params.suspect.max_share},
         "few_duplicates": {"max_value": 0.5},

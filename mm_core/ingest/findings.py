@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 class Measured:
     """Findings in the order of the manifest; they can be iterated any number of times."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         """Create an empty list.
 
         Args:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,7 +87,7 @@ def hold_out(params: SnapshotParams, table: pd.DataFrame, links: tuple[np.ndarra
 class _Replay:
     """One replay: a union-find forest over samples and groups, with flags at the roots of its components."""
 
-    def __init__(self, params: SnapshotParams, table: Any, links: tuple[np.ndarray, np.ndarray]):
+    def __init__(self, params: SnapshotParams, table: pd.DataFrame, links: tuple[np.ndarray, np.ndarray]) -> None:
         self.params, count = params, len(table)
         self.declared = table["declared"].tolist()
         self.category = table["category"].tolist()
@@ -101,7 +100,7 @@ class _Replay:
         # A group has lost its label when all its photos have.
         lost = table.loc[table["lost_at"].notna()].groupby("declared")["lost_at"].max()
         whole = table["lost_at"].isna().groupby(table["declared"]).any()
-        self.lost_at = {group: when for group, when in lost.items() if not whole[group]}
+        self.lost_at = {group: when for group, when in lost.items() if not bool(whole.loc[group])}
         groups = pd.factorize(table["declared"])[0]
         self.group_node = (count + groups).tolist()
         # Nodes 0 to count - 1 are samples. The following nodes are declared groups.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 from mm_core.core.errors import BlobNotFound, BlobTooLarge, InputError
 from mm_core.core.records import KINDS, digest_of, sha256_bytes, sha256_file
@@ -12,6 +11,7 @@ from mm_core.ingest.batch_names import name_fault, safe_alias
 from mm_core.ingest.manifest import MAX_BYTES
 from mm_core.ingest.statements import Listing, Statement
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.rows import BatchRow, records
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store
 
@@ -132,7 +132,7 @@ def _arrived(inbox: Store, kind: str, batch: str) -> ReadyBatch | None:
     return None
 
 
-def latest_arrivals(catalog: Catalog, state: str = "") -> dict[tuple[str, str], dict[str, Any]]:
+def latest_arrivals(catalog: Catalog, state: str = "") -> dict[tuple[str, str], BatchRow]:
     """Return the ledger's newest row of each drop.
 
     Args:
@@ -142,10 +142,10 @@ def latest_arrivals(catalog: Catalog, state: str = "") -> dict[tuple[str, str], 
     Returns:
         (kind, batch) → row.
     """
-    rows: Any = catalog.read("batches", filters=[("state", "=", state)] if state else None).astype(object)
-    ordered = rows.where(rows.notna(), None).sort_values("ingested_at", kind="stable")
+    rows = catalog.read("batches", filters=[("state", "=", state)] if state else None)
+    ordered = records(rows.sort_values("ingested_at", kind="stable"), BatchRow)
     # Later rows overwrite earlier ones, so the newest row remains.
-    return {(row["kind"], row["batch"]): row for row in ordered.to_dict("records")}
+    return {(row["kind"], row["batch"]): row for row in ordered}
 
 
 def ready_batches(run: StorageRun) -> list[ReadyBatch]:

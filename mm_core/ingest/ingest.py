@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from mm_core.ingest.commit import LedgerEntry, Writes, write_ledger
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.decode_sandbox import safely
 from mm_core.ingest.erasure import erase, forgotten_among
-from mm_core.ingest.expectations import Judge
+from mm_core.ingest.expectations import BatchRecord, Judge
 from mm_core.ingest.findings import PIECE, Finding, Measured
 from mm_core.ingest.inbox import ReadyBatch, latest_arrivals, named_batches, ready_batches
 from mm_core.ingest.manifest import MAX_BYTES, Manifest, read_manifest
@@ -44,6 +44,7 @@ from mm_core.ingest.row_decisions import Decision, Known, decide, label_id, phot
 from mm_core.ingest.statements import ALPHA, Arrival, Listing, SaidRow, Statement, stated, word
 from mm_core.storage.catalog import Catalog, CatalogMoved
 from mm_core.storage.retry import disk_faults_of
+from mm_core.storage.rows import BatchRow, CorrectionRow, RejectRow
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob, remove_left_over
 
@@ -103,49 +104,44 @@ def describe(report: Report, run: StorageRun, batches: Sequence[ReadyBatch]) -> 
     catalog, keys = run.catalog, [one.key for one in batches]
     # Version -1 reads the empty table with its columns.
     ledger = catalog.read("batches", filters=[("key", "in", keys)]) if keys else catalog.read("batches", version=-1)
-    report.tables["batches"] = ledger.fillna("").sort_values(["kind", "batch"]).to_dict("records")
-    report.tables["rejects"], report.tables["expectations"] = [], []
-    for one in batches:
-        report.tables["rejects"] += rejects_of(catalog, one)
-        report.tables["expectations"] += read_record(run.store, one).get("expectations", [])
-    changes = corrections_of(catalog, [line["arrival"] for line in report.tables["batches"]])
+    lines = cast(list[BatchRow], ledger.fillna("").sort_values(["kind", "batch"]).to_dict("records"))
+    report.tables["batches"] = lines
+    report.tables["rejects"] = [row for one in batches for row in rejects_of(catalog, one)]
+    results = (read_record(run.store, one).get("expectations", []) for one in batches)
+    report.tables["expectations"] = [result for listed in results for result in listed]
+    changes = corrections_of(catalog, [line["arrival"] for line in lines])
     report.tables["updates"] = [row for row in changes if row["verdict"] == "update"]
     report.tables["removed"] = [row for row in changes if row["verdict"] == "removed"]
-    lines = report.tables["batches"]
     report.metrics |= {"ingest/batches": len(lines), "ingest/held": sum(line["state"] == "held" for line in lines)}
     for count in ("accepted", "updated", "quarantined", "duplicates", "conflicts"):
-        report.metrics[f"ingest/{count}"] = sum(int(line[count] or 0) for line in lines)
+        report.metrics[f"ingest/{count}"] = int(np.sum(ledger[count].fillna(0).to_numpy()))
     report.facts["data_docs"] = str(run.layout.data_docs / "index.html")
     return report
 
 
-def corrections_of(catalog: Catalog, arrivals: Sequence[str]) -> list[dict[str, Any]]:
+def corrections_of(catalog: Catalog, arrivals: Iterable[str | None]) -> list[CorrectionRow]:
     """Return the changes of known photos by these arrivals, in the order of their rows, without nulls."""
     columns = ["kind", "batch", "row", "image", "verdict", "column", "old", "new", "sample_id"]
     named = sorted(filter(None, arrivals))
-    frame: Any = catalog.read("corrections", columns=columns, filters=[("arrival", "in", named)])
+    frame = catalog.read("corrections", columns=columns, filters=[("arrival", "in", named)])
     ordered = frame.sort_values(["kind", "batch", "row", "image", "column"]).astype(object)
-    return ordered.where(ordered.notna(), "").to_dict("records")
+    return cast(list[CorrectionRow], ordered.where(ordered.notna(), "").to_dict("records"))
 
 
-def rejects_of(catalog: Catalog, batch: ReadyBatch) -> list[dict[str, Any]]:
+def rejects_of(catalog: Catalog, batch: ReadyBatch) -> list[RejectRow]:
     """Return the refused rows of a batch in the order of the manifest, without nulls."""
     filters = [("kind", "=", batch.kind), ("batch", "=", batch.batch)]
     columns = ["kind", "batch", "row", "image", "verdict", "reason", "detail"]
     frame = catalog.read("rejects", columns=columns, filters=filters)
-    return frame.fillna("").sort_values("row").to_dict("records")
+    return cast(list[RejectRow], frame.fillna("").sort_values("row").to_dict("records"))
 
 
-def read_record(store: Store, batch: ReadyBatch) -> dict[str, Any]:
+def read_record(store: Store, batch: ReadyBatch) -> BatchRecord:
     """Return the record of a batch, empty before its first run.
 
     Args:
         store: The store with the records.
         batch: The drop.
-
-    Returns:
-        `expectations` (results), `mix`, `arrival` (id) and `changes`, which the arrival planned (row → lists of column,
-        old, new, number).
     """
     try:
         return json.loads(store.fetch(batch.record_key).read_text())
@@ -156,7 +152,7 @@ def read_record(store: Store, batch: ReadyBatch) -> dict[str, Any]:
 class Ingest:
     """The ingest of one batch."""
 
-    def __init__(self, run: StorageRun, batch: ReadyBatch, docs: DataDocs):
+    def __init__(self, run: StorageRun, batch: ReadyBatch, docs: DataDocs) -> None:
         self.params, self.catalog, self.store, self.inbox = run.params.ingest, run.catalog, run.store, run.inbox
         self.batch, self.docs, self.spool, self.progress = batch, docs, run.layout.spool, run.progress
         # Microseconds keep the order of two manifests of one drop that arrive within a second.
@@ -207,7 +203,7 @@ class Ingest:
             entry = LedgerEntry("held", self.batch.refused, 0, self.batch.key)
             write_ledger(self.catalog, self.batch, self.now, entry)
 
-    def _arrival(self) -> tuple[Arrival, dict[str, Any] | None]:
+    def _arrival(self) -> tuple[Arrival, BatchRow | None]:
         """Return the current arrival, and the ledger's row if its last manifest of this drop is the same one."""
         name = (self.batch.kind, self.batch.batch)
         last = latest_arrivals(self.catalog).get(name)
@@ -371,7 +367,7 @@ class Ingest:
         self.store.put(self.batch.record_key, json.dumps(record, sort_keys=True).encode())
 
 
-def _meant(record: Mapping[str, Any], arrival: Arrival) -> dict[int, tuple[Change, ...]]:
+def _meant(record: BatchRecord, arrival: Arrival) -> dict[int, tuple[Change, ...]]:
     """Return row → changes that an interrupted run of this arrival planned."""
     changes = record.get("changes", {}) if record.get("arrival") == arrival.id else {}
     return {int(row): tuple(Change(*change) for change in listed) for row, listed in changes.items()}

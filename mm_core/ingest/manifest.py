@@ -44,7 +44,7 @@ class ManifestRow:
 class Manifest:
     """The rows of a validated manifest; each iteration reads them from the file."""
 
-    def __init__(self, path: Path, rows: int):
+    def __init__(self, path: Path, rows: int) -> None:
         self.path, self._rows = path, rows
 
     def __len__(self) -> int:
@@ -140,7 +140,7 @@ def _parquet_lines(path: Path) -> Iterator[Sequence[str]]:
         raise DropError(f"{path.name}: not a parquet file that can be read: {said}: write it again") from None
 
 
-def _texts(path: Path, name: str, column) -> list[str]:
+def _texts(path: Path, name: str, column: pa.ChunkedArray) -> list[str]:
     # Nested and binary values are not plain text.
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         raise DropError(f"{path.name}: column {name!r} holds {column.type}: write text")

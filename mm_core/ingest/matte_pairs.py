@@ -28,7 +28,7 @@ MATTE_FOLDERS = (*ALPHA_FOLDERS, "masks", "mask", "mattes", "matte")
 class MatteFinder:
     """The pairs of photos and mattes below one folder. Each directory is listed once."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         # One cache per finder: the files may change between two commands of one process.
         self._pictures = cache(_list_pictures)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -146,5 +145,5 @@ def is_photo_itself(alpha: np.ndarray, look: np.ndarray) -> bool:
     # A real matte has few grey values, so a correlation with the photo would mean little.
     if float(((reduced > 0.1) & (reduced < 0.9)).mean()) < GREY_SHARE:
         return False
-    pixels: Any = np.stack([reduced.ravel(), grey.ravel()])
+    pixels = np.stack([reduced.ravel(), grey.ravel()]).astype(np.float64)
     return abs(float(np.corrcoef(pixels)[0, 1])) > ALIKE_SHAPE

@@ -107,7 +107,7 @@ class Probe:
 class Prober:
     """Measures the rows of one batch; several threads may call it."""
 
-    def __init__(self, inbox: Store, manifest_key: str, kind: str, params: IngestParams, spool: Path):
+    def __init__(self, inbox: Store, manifest_key: str, kind: str, params: IngestParams, spool: Path) -> None:
         self.inbox, self.kind, self.spool = inbox, kind, spool
         self.max_bytes, self.max_pixels = params.max_bytes, params.max_pixels
         self.prefix = posixpath.dirname(manifest_key)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ from mm_core.ingest.ingest import Ingest, describe
 from mm_core.ingest.matte_quality import fault_places
 from mm_core.ingest.row_decisions import label_id
 from mm_core.storage.catalog import Catalog, Filter
+from mm_core.storage.rows import RejectRow
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, blob_key
 
@@ -33,12 +34,20 @@ SMALL_SHARE = 0.15
 """Longest side of a fault that is circled, per long side of the picture; larger ones are filled."""
 
 
+class RejectView(RejectRow):
+    """A refused row with its files."""
+
+    file: str
+    matte: str
+    view: str
+
+
 def list_rejects(catalog: Catalog) -> pd.DataFrame:
     """Return all refused rows, by kind, batch and row, with the columns of the catalog's `rejects` without nulls."""
     return catalog.read("rejects").fillna("").sort_values(["kind", "batch", "row"], ignore_index=True)
 
 
-def show(catalog: Catalog, store: Store, key: str, views: Path) -> dict[str, Any]:
+def show(catalog: Catalog, store: Store, key: str, views: Path) -> RejectView:
     """Return one refused row with its files.
 
     Args:
@@ -55,8 +64,7 @@ def show(catalog: Catalog, store: Store, key: str, views: Path) -> dict[str, Any
     Raises:
         InputError: No row or several rows match the key.
     """
-    row = _one(list_rejects(catalog), key)
-    row |= {"file": "", "matte": "", "view": ""}
+    row: RejectView = {**_one(list_rejects(catalog), key), "file": "", "matte": "", "view": ""}
     sample = row["sample_id"]
     if place := row["where"] or (blob_key(sample) if sample else ""):
         with suppress(BlobNotFound):
@@ -66,15 +74,15 @@ def show(catalog: Catalog, store: Store, key: str, views: Path) -> dict[str, Any
         view = side_by_side(load_rgb(Path(row["file"]), LOOK_SIDE), load_alpha(Path(row["matte"])), row["reason"])
         row["view"] = str(views / f"{row['key']}.png")
         write_bytes(Path(row["view"]), cv2.imencode(".png", view[..., ::-1])[1].tobytes())
-    return row | {"row": int(row["row"])}
+    return {**row, "row": int(row["row"])}
 
 
-def _one(rejects: pd.DataFrame, key: str) -> dict[str, Any]:
+def _one(rejects: pd.DataFrame, key: str) -> RejectRow:
     """Return the only refused row with a key that begins with `key`."""
     found = rejects[rejects["key"].str.startswith(key)] if key else rejects.head(0)
     if len(found) != 1:
         raise InputError(f"key {key!r} fits {len(found)} refused rows: copy a longer one from `mm quarantine list`")
-    return found.iloc[0].to_dict()
+    return cast(RejectRow, found.iloc[0].to_dict())
 
 
 def side_by_side(rgb: np.ndarray, alpha: np.ndarray, reason: str = "") -> np.ndarray:
@@ -148,7 +156,7 @@ def accept(run: StorageRun, keys: Sequence[str], *, reviewer: str, why: str) -> 
     now = datetime.now(UTC).isoformat(timespec="seconds")
     reviews = []
     for row in rows:
-        sample, alpha = row["where"].rpartition("/")[2], sha256_file(run.store.fetch(kept_matte(row["key"])))
+        sample, alpha = str(row["where"]).rpartition("/")[2], sha256_file(run.store.fetch(kept_matte(row["key"])))
         said = {"reason": row["reason"], "detail": row["detail"], "reviewer": reviewer, "why": why, "reviewed_at": now}
         reviews.append({"id": label_id(sample, alpha), "sample_id": sample, "alpha_sha256": alpha} | said)
     # A review belongs to the digest of the matte: another matte of the same photo is checked again.

@@ -19,10 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -38,6 +37,7 @@ from mm_core.ingest.probe import Probe
 from mm_core.ingest.statements import ALPHA, COLUMNS, TAKEN, Statement, stated, word
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.retry import patient
+from mm_core.storage.rows import CorrectionRow, LabelRow, SampleRow, records
 
 SAMPLE_COLUMNS = ("id", "kind", "batch", "name", "width", "height", *COLUMNS)
 HASH_COLUMNS = ("id", "phash", "landmarks")
@@ -116,9 +116,9 @@ class Known:
 
     samples_version: int
     labels_version: int
-    samples: dict[str, Mapping[str, Any]]
+    samples: dict[str, SampleRow]
     """Sample id → row of each sample that this batch repeats or resembles."""
-    labels: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    labels: dict[str, list[LabelRow]] = field(default_factory=dict)
     """Sample id → its labels."""
     candidates: dict[str, Candidates] = field(default_factory=dict)
     """sha256 of a photo of the batch → samples that it may repeat."""
@@ -163,13 +163,12 @@ class Known:
         named: list[Filter] = [("id", "in", sorted(wanted))]
         frame = catalog.read("samples", version=versions[0], columns=SAMPLE_COLUMNS, filters=named)
         # pandas reads nulls as NaN. None compares as expected in the decisions.
-        clean: pd.DataFrame = frame.astype(object).where(frame.notna(), None)
-        samples: dict[str, Mapping[str, Any]] = {str(row["id"]): row for row in clean.to_dict("records")}
+        samples = {row["id"]: row for row in records(frame, SampleRow)}
         # Labels are needed only for photos of the batch, not for the photos that resemble them.
         of_mine: list[Filter] = [("sample_id", "in", sorted(photos.ids.tolist()))]
-        rows: Any = catalog.read("labels", version=versions[1], columns=LABEL_COLUMNS, filters=of_mine).astype(object)
-        labels: dict[str, list[Mapping[str, Any]]] = {}
-        for row in rows.where(rows.notna(), None).to_dict("records"):
+        rows = catalog.read("labels", version=versions[1], columns=LABEL_COLUMNS, filters=of_mine)
+        labels: dict[str, list[LabelRow]] = {}
+        for row in records(rows, LabelRow):
             labels.setdefault(row["sample_id"], []).append(row)
         ids = frozenset(photos.ids.tolist())
         forgotten = forgotten_among(catalog, ids)
@@ -178,10 +177,10 @@ class Known:
     def entry(self, identity: str) -> Entry:
         """Return the comparison entry of a sample in `samples`."""
         row = self.samples[identity]
-        return Entry(identity, row["name"], row["group"] or identity, row["width"] / row["height"])
+        return Entry(identity, row.get("name") or "", row.get("group") or identity, row["width"] / row["height"])
 
 
-def read_history(catalog: Catalog, ids: Sequence[str]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def read_history(catalog: Catalog, ids: Sequence[str]) -> dict[tuple[str, str], list[CorrectionRow]]:
     """Return the recorded changes of these samples.
 
     Args:
@@ -192,9 +191,9 @@ def read_history(catalog: Catalog, ids: Sequence[str]) -> dict[tuple[str, str], 
         (sample id, column) → rows of `corrections`, oldest first.
     """
     columns = ("sample_id", "column", "verdict", "old", "new", "origin", "kind", "batch", "stated_at", "key")
-    frame: Any = catalog.read("corrections", columns=columns, filters=[("sample_id", "in", list(ids))]).astype(object)
-    history: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in frame.where(frame.notna(), None).sort_values(["stated_at", "key"]).to_dict("records"):
+    frame = catalog.read("corrections", columns=columns, filters=[("sample_id", "in", list(ids))])
+    history: dict[tuple[str, str], list[CorrectionRow]] = {}
+    for row in records(frame.sort_values(["stated_at", "key"]), CorrectionRow):
         history.setdefault((row["sample_id"], row["column"]), []).append(row)
     return history
 
@@ -268,7 +267,9 @@ def decide(
                 meant.get(row.row, ()),
             )  # fmt: skip
             # A row that added the sample itself is accepted again, so that a repeated run has no effect.
-            is_own = (sample["kind"], sample["batch"], sample["name"]) == (kind, batch, name) or word(identity) in own
+            is_own = (sample.get("kind"), sample.get("batch"), sample.get("name")) == (kind, batch, name) or word(
+                identity
+            ) in own
             decision = _again(row.row, sample, known.labels.get(identity, []), values, changes, is_own)
             if decision.is_taken:
                 taken[identity] = name
@@ -334,8 +335,8 @@ def _relatives(identity: str, declared: str, others: Sequence[Entry], glances: G
 
 def _again(
     row: int,
-    sample: Mapping[str, Any],
-    labels: Sequence[Mapping[str, Any]],
+    sample: SampleRow,
+    labels: Sequence[LabelRow],
     values: Mapping[str, str],
     changes: Sequence[Change],
     own: bool,
@@ -363,11 +364,11 @@ def _again(
         )
     if own:
         return Decision(row, "accept", sample_id=known_as, values=values)
-    place = f"{sample['kind']}/{sample['batch']}/{sample['name']}"
+    place = f"{sample.get('kind')}/{sample.get('batch')}/{sample.get('name')}"
     return Decision(row, "duplicate", "duplicate", f"same bytes as {place}", known_as)
 
 
-def _label_version(batch: str, probe: Probe, labels: Sequence[Mapping[str, Any]]) -> int:
+def _label_version(batch: str, probe: Probe, labels: Sequence[LabelRow]) -> int:
     """Return the version of the row's label, new or from an earlier run; 0 without a new label."""
     if not probe.alpha_sha256:
         return 0

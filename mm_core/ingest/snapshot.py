@@ -22,12 +22,14 @@ import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.params import SnapshotParams
@@ -86,10 +88,10 @@ def build_snapshot(
     if samples.empty:
         raise InputError(f"{catalog.url} holds no samples: put a drop into the inbox and run `mm ingest`")
     placed = place(params, samples, catalog.read("labels", version=pinned["labels"]))
-    frames = {pool: _frame(placed[placed[pool]]) for pool in POOLS}
+    frames = {pool: _frame(placed.loc[placed[pool]]) for pool in POOLS}
     # An independent check of the result, before anything is written.
     assert_no_leak(frames, samples, params.near_duplicate_bits)
-    dropped: Any = placed[placed["dropped"] != ""]
+    dropped = placed.loc[placed["dropped"] != ""]
     counts = {pool: _counts(frames[pool]) for pool in POOLS}
     facts: SnapshotFacts = {
         "digest": digest_of({pool: frame_digest(frames[pool], SCHEMA.names) for pool in POOLS}),
@@ -162,13 +164,13 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
         One row per sample: its columns, its newest label, its component's `group`, one bool column per pool, and
         `dropped`, the reason for being in no pool (empty for a sample in a pool).
     """
-    newest: Any = newest_labels(labels)[["sample_id", "alpha_sha256", "version", "binary"]]
+    newest = newest_labels(labels).loc[:, ["sample_id", "alpha_sha256", "version", "binary"]]
     newest = newest.rename(columns={"version": "label_version", "binary": "label_binary"})
     samples = samples.sort_values("id", ignore_index=True)
     # Components join near-duplicates across declared groups, so that copies are never split.
     links = _links(samples, params.near_duplicate_bits)
     component = _connect(samples, links)
-    table: Any = samples.rename(columns={"id": "sample_id"}).merge(newest, on="sample_id", how="left")
+    table = samples.rename(columns={"id": "sample_id"}).merge(newest, on="sample_id", how="left")
     table["category"] = table["category"].where(table["category"].isin(ALL_CATEGORIES), None)
     table["decoder"] = table["category"].map(decoder_of, na_action=None)
     declared = _declared(samples)
@@ -181,7 +183,7 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
         params,
         table.assign(
             declared=declared,
-            lost_at=table["sample_id"].map(_lost_at(labels)).where(~labelled, None),
+            lost_at=pd.Series(table["sample_id"]).map(_lost_at(labels)).where(~labelled, None),
             eval_share_of=declared.map(groups["eval"]),
             validation_share_of=declared.map(groups["validation"]),
         ),
@@ -190,21 +192,21 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
     judged = pd.Series(held.evaluation, index=table.index)
     refused = pd.Series(held.refused, index=table.index)
     # One eval photo marks its whole component.
-    near_eval = judged.groupby(component).transform("any")
-    caption = table["caption"].fillna("") != ""
+    near_eval = pd.Series(judged.groupby(component).transform("any"))
+    caption = pd.Series(table["caption"].fillna("") != "")
 
     # An eval photo of unknown category is not used, because the evaluation reports per category.
     table["eval"] = judged & labelled & table["category"].notna()
     free = ~near_eval
     table["validation"] = free & labelled & held.validation
-    near_validation = table["validation"].groupby(component).transform("any")
+    near_validation = pd.Series(table["validation"].groupby(component).transform("any"))
     learnable = free & ~near_validation & (refused == "")
     # A labelled photo with a caption stays in the text pool only if it arrived in a text-image drop.
     text = caption & ((table["kind"] == "text_image") | ~labelled)
     table["train_labeled"] = learnable & labelled
     table["train_text_image"] = learnable & text
     table["train_unlabeled"] = learnable & ~labelled & ~text
-    unused = ~table[list(POOLS)].any(axis=1)
+    unused = ~pd.Series(table.loc[:, list(POOLS)].any(axis=1))
     table["dropped"] = np.select(
         # The first matching condition gives the reason.
         [unused & (refused != ""), unused & judged, unused & near_eval, unused & near_validation],
@@ -214,7 +216,36 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
     return table
 
 
-def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str] = ()) -> dict[str, Any]:
+class EvalCount(TypedDict):
+    """How far the evaluation set of a category is."""
+
+    category: str
+    eval: int
+    """Photos in the set."""
+    needed: int
+    labelled: int
+    labelled_needed: int
+    """Labelled photos that are needed for `needed` eval photos."""
+
+
+class RefusedToJudge(TypedDict):
+    """A photo that cannot judge and is not trained on."""
+
+    sample_id: str
+    batch: str
+    why: str
+
+
+class EvalState(TypedDict):
+    """The progress of the evaluation set."""
+
+    categories: list[EvalCount]
+    refused: list[RefusedToJudge]
+    words: list[str]
+    """Plain sentences about what is missing."""
+
+
+def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str] = ()) -> EvalState:
     """Return the progress of the evaluation set in the catalog's newest version.
 
     Args:
@@ -230,16 +261,24 @@ def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str
     samples = catalog.read("samples")
     if samples.empty:
         return {"categories": [], "refused": [], "words": []}
-    table: Any = place(params, samples, catalog.read("labels"))
+    table: pd.DataFrame = place(params, samples, catalog.read("labels"))
     labelled = table.loc[table["alpha_sha256"].notna()]
-    rows, words = [], []
+    rows: list[EvalCount] = []
+    words: list[str] = []
     # Evaluation may use at most MOST_SHARE of the groups, so it needs this many labelled photos.
     wanted = math.ceil(params.eval_least / MOST_SHARE)
     for category in CATEGORIES:
         here = labelled["category"] == category
         judging, count = int(labelled.loc[here, "eval"].sum()), int(here.sum())
-        row = {"category": category, "eval": judging, "needed": params.eval_least, "labelled": count}
-        rows.append(row | {"labelled_needed": wanted})
+        rows.append(
+            {
+                "category": category,
+                "eval": judging,
+                "needed": params.eval_least,
+                "labelled": count,
+                "labelled_needed": wanted,
+            }
+        )
         if judging < params.eval_least:
             words.append(
                 f"{category}: {judging} of {params.eval_least} eval photos; {count} of about {wanted} labelled"
@@ -247,7 +286,7 @@ def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str
     refused = table.loc[table["dropped"] == LEARNT]
     if batches:
         refused = refused.loc[(refused["kind"] + "/" + refused["batch"]).isin(set(batches))]
-    listed = [
+    listed: list[RefusedToJudge] = [
         {"sample_id": sample, "batch": batch, "why": why}
         for sample, batch, why in zip(refused["sample_id"], refused["batch"], refused["dropped"], strict=True)
     ]
@@ -271,9 +310,6 @@ def components(samples: pd.DataFrame, bits: int) -> np.ndarray:
 
 
 def _connect(samples: pd.DataFrame, links: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
     count = len(samples)
     # Graph nodes: first the samples, then the declared groups. Each sample has an edge to its group.
     groups = count + pd.factorize(_declared(samples))[0]
@@ -316,8 +352,8 @@ def _lost_at(labels: pd.DataFrame) -> dict[str, str]:
 
 def _declared(samples: pd.DataFrame) -> pd.Series:
     """Return the declared group of each sample, or its id as a group of its own."""
-    declared: Any = samples["group"].where(samples["group"].fillna("") != "", samples["id"])
-    return declared
+    group = pd.Series(samples["group"])
+    return group.where(group.fillna("") != "", samples["id"])
 
 
 def stable_share(group: str, salt: str) -> float:
@@ -346,7 +382,7 @@ def assert_no_leak(frames: Mapping[str, pd.DataFrame], samples: pd.DataFrame, bi
     Raises:
         MattingError: A pool leaks; the message names some samples.
     """
-    component: Any = pd.Series(components(samples, bits), index=pd.Index(samples["id"]))
+    component = pd.Series(components(samples, bits), index=pd.Index(samples["id"]))
     for guarded, others in (("eval", (*TRAINING, "validation")), ("validation", TRAINING)):
         kept = frames[guarded]
         near = component[component.isin(component.reindex(kept["sample_id"]))].index
@@ -360,7 +396,7 @@ def assert_no_leak(frames: Mapping[str, pd.DataFrame], samples: pd.DataFrame, bi
                 raise MattingError(f"leak: {len(found)} samples of {pool} belong with {guarded} photos ({some})")
 
 
-def _frame(table: Any) -> pd.DataFrame:
+def _frame(table: pd.DataFrame) -> pd.DataFrame:
     """Return the frame with the types of `read_pool`, so that written and read frames have the same digest."""
     arrow = pa.Table.from_pandas(table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
     return arrow.replace_schema_metadata(None).to_pandas(types_mapper=NULLABLE.get)
@@ -376,9 +412,7 @@ def frame_digest(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     return hashlib.sha256(frame.to_csv(columns=list(columns), index=False, lineterminator="\n").encode()).hexdigest()
 
 
-def write_frames(
-    out_dir: Path, frames: Mapping[str, pd.DataFrame], schema: pa.Schema, facts: Mapping[str, Any] | None = None
-) -> None:
+def write_frames(out_dir: Path, frames: Mapping[str, pd.DataFrame], schema: pa.Schema, facts: object = None) -> None:
     """Write `<name>.parquet` of each frame and `snapshot.json` of `facts`; equal frames give equal bytes.
 
     The files are written to a temporary folder, which then replaces `out_dir`. A reader never sees a partial snapshot.

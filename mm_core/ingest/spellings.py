@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping
 from pathlib import PurePath
 
-from mm_core.core.records import ALL_CATEGORIES
+from mm_core.core.categories import CATEGORY_OF
 
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
@@ -22,19 +22,6 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
 }
 """Format → file suffixes. Suffixes select the photos of a folder; the content decides the format."""
 PHOTOS = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
-CATEGORY_SPELLINGS: Mapping[str, tuple[str, ...]] = {
-    "portrait": ("portrait", "portraits"),
-    "multi_person": ("multiperson", "multipersons", "multipeople", "multiplepersons", "multiplepeople"),
-    "pets": ("pet", "pets"),
-    "accessories": ("accessory", "accessories"),
-    "cards": ("card", "cards"),
-    "delicacy": ("delicacy", "delicacies"),
-    "scenery": ("scenery", "sceneries"),
-}
-"""Category → its spellings in lower case, without spaces, dashes and underscores."""
-_CATEGORY_OF = {spelling: name for name, spellings in CATEGORY_SPELLINGS.items() for spelling in spellings}
-# A new category must get its spellings in the table above.
-assert set(CATEGORY_SPELLINGS) == set(ALL_CATEGORIES)
 SYSTEM_NAMES = frozenset(
     {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information", "@eadir", "#recycle"}
     | {"lost+found", "lost.dir", ".ds_store"}
@@ -53,7 +40,7 @@ def category_of(text: str) -> str:
     """
     # NFKC converts full-width and other compatible letters.
     plain = unicodedata.normalize("NFKC", text).strip().casefold()
-    return _CATEGORY_OF.get(re.sub(r"[\s_\-–—.]+", "", plain), re.sub(r"[\s\-]+", "_", plain))
+    return CATEGORY_OF.get(re.sub(r"[\s_\-–—.]+", "", plain), re.sub(r"[\s\-]+", "_", plain))
 
 
 def is_hidden(path: PurePath) -> bool:

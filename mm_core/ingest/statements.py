@@ -12,7 +12,7 @@ import posixpath
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -137,7 +137,7 @@ class Statement:
         """Store the statement under its own digest and return the key."""
         # Sorted rows and keys give equal statements the same bytes and the same key.
         rows = [self.rows[number] for number in sorted(self.rows)]
-        lines: list[dict[str, Any]] = [
+        lines: list[dict[str, object]] = [
             {
                 "row": row.row,
                 "sample": row.sample,
@@ -211,7 +211,7 @@ class Statement:
 
 def _is_replaced(row: SaidRow, listing: Listing) -> bool:
     # JSON turns tuples into lists, so lists are compared.
-    files: dict[str, list[Any]] = json.loads(row.files)
+    files: dict[str, list[str | int | float]] = json.loads(row.files)
     now = ((listing.files.get(name), before) for name, before in files.items())
     return any(there is not None and list(there) != before for there, before in now)
 

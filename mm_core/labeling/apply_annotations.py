@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from mm_core.labeling.label_studio_format import Annotation, BadAnnotation, read
 from mm_core.labeling.review import category_stays, sent, suspect_photos
 from mm_core.labeling.trimap_matting import solve_unknown
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.rows import CorrectionRow, FeatureRow, LabelRow, SampleRow, records
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob, put_blob
 
@@ -36,13 +37,42 @@ THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity"
 """Photos with Unknown areas solved in parallel; solving releases Python's lock and takes up to 1 GB per photo."""
 
 
+class Refused(TypedDict):
+    """An annotation that could not be used."""
+
+    file: NotRequired[str]
+    task: str | None
+    annotation: str | None
+    reason: str
+
+
+class RefusedPhoto(TypedDict):
+    """A photo that a person refused."""
+
+    key: str
+    reason: str
+    annotator: str
+
+
+class DisagreementRow(TypedDict):
+    """The answers of several people about one photo."""
+
+    key: str
+    people: int
+    settled: bool
+    mse: NotRequired[float]
+    iou: NotRequired[float]
+    why: str
+
+
 @dataclass(frozen=True)
 class Work:
     """All annotations of one photo."""
 
     key: str
     """Sample id from the task's `data.key`; not verified."""
-    annotations: Sequence[Any]
+    annotations: Sequence[object]
+    """Not checked yet, as the file or the server has them."""
     task: str = ""
     """Address of the task on its server. Its annotations are then complete: a missing one was deleted."""
     batch: str = ""
@@ -53,11 +83,11 @@ class Work:
 class Asked:
     """A photo that was sent to people, with its rows in the catalog."""
 
-    row: Mapping[str, Any]
+    row: SampleRow
     """Row of `samples`."""
-    labels: Sequence[Mapping[str, Any]]
+    labels: Sequence[LabelRow]
     """All rows of `labels`."""
-    current: Mapping[str, Any] | None
+    current: LabelRow | None
     """The label in force."""
     prediction: str
     """Version of the model that predicted the task's initial matte."""
@@ -74,11 +104,11 @@ class Taken:
     """Result of `take`."""
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
-    refused: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
     """Annotations that could not be used: task, annotation, reason."""
-    photos_refused: list[dict[str, Any]] = field(default_factory=list)
+    photos_refused: list[RefusedPhoto] = field(default_factory=list)
     """Photos that people refused: key, reason, annotator."""
-    disagreements: list[dict[str, Any]] = field(default_factory=list)
+    disagreements: list[DisagreementRow] = field(default_factory=list)
     """Photos with several people's answers: key, people, mse, iou, settled, why."""
 
     def report(self, report: Report) -> None:
@@ -95,7 +125,7 @@ class Taken:
         self.photos_refused += other.photos_refused
         self.disagreements += other.disagreements
 
-    def refuse(self, work: Work, annotation: Any, reason: object) -> None:
+    def refuse(self, work: Work, annotation: object, reason: object) -> None:
         """Record an annotation that could not be used."""
         number = annotation.get("id") if isinstance(annotation, dict) else None
         name = work.task or work.key or None
@@ -222,7 +252,7 @@ def _answer(store: Store, photo: Asked, read: Annotation, taken: Taken) -> Answe
     return Answer(alpha, read.category, read.rejected, read.annotator, read.updated_at)
 
 
-def _label(store: Store, photo: Asked, work: Work, answer: Answer) -> dict[str, Any]:
+def _label(store: Store, photo: Asked, work: Work, answer: Answer) -> LabelRow:
     """Store the matte's blob and return its row of `labels`."""
     assert answer.alpha is not None
     sample = photo.row["id"]
@@ -244,7 +274,7 @@ def _label(store: Store, photo: Asked, work: Work, answer: Answer) -> dict[str, 
     }
 
 
-def _is_news(photo: Asked, work: Work, label: Mapping[str, Any]) -> bool:
+def _is_news(photo: Asked, work: Work, label: LabelRow) -> bool:
     """Return whether a combined matte replaces the label in force.
 
     It does not if both are the same matte. A task may always replace its own earlier labels. Any other label, of a
@@ -278,7 +308,7 @@ def _is_newer_category(photo: Asked, answer: Answer) -> bool:
     return _moment(answer.updated_at) >= max(map(_moment, known_times))
 
 
-def _category_correction(photo: Asked, work: Work, answer: Answer) -> dict[str, Any]:
+def _category_correction(photo: Asked, work: Work, answer: Answer) -> CorrectionRow:
     """Return the row of `corrections` for a category that people changed."""
     source = work.task or work.batch
     return {
@@ -305,18 +335,18 @@ def _moment(text: str | None) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _withdrawn(photo: Asked, work: Work, why: str) -> list[dict[str, Any]]:
+def _withdrawn(photo: Asked, work: Work, why: str) -> list[LabelRow]:
     """Return this task's labels as withdrawn rows."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     rows = [row for row in photo.labels if _of_task(row, work) and not row["withdrawn_at"]]
-    return [{**row, "withdrawn_at": now, "withdrawn_why": why} for row in rows]
+    return [LabelRow({**row, "withdrawn_at": now, "withdrawn_why": why}) for row in rows]
 
 
-def _of_task(label: Mapping[str, Any], work: Work) -> bool:
-    return bool(work.task) and label["task"] == work.task
+def _of_task(label: LabelRow, work: Work) -> bool:
+    return bool(work.task) and label.get("task") == work.task
 
 
-def _refusal(work: Work, answer: Answer) -> dict[str, Any]:
+def _refusal(work: Work, answer: Answer) -> FeatureRow:
     """Return the row of `features` for a refused photo."""
     return {
         "sample_id": work.key,
@@ -330,10 +360,9 @@ def _refusal(work: Work, answer: Answer) -> dict[str, Any]:
 
 def _note_disagreement(work: Work, outcome: Outcome, taken: Taken) -> None:
     """Record the answers of several people about one photo."""
-    row: dict[str, Any] = {"key": work.key, "people": outcome.people, "settled": outcome.answer is not None}
-    if outcome.apart:
-        row |= {"mse": outcome.apart.mse, "iou": outcome.apart.iou}
-    taken.disagreements.append(row | {"why": outcome.why})
+    row = {"key": work.key, "people": outcome.people, "settled": outcome.answer is not None}
+    apart = {"mse": outcome.apart.mse, "iou": outcome.apart.iou} if outcome.apart else {}
+    taken.disagreements.append(cast(DisagreementRow, {**row, **apart, "why": outcome.why}))
     taken.counts["disagreements"] += outcome.answer is None
 
 
@@ -354,18 +383,18 @@ def merged(works: Sequence[Work]) -> list[Work]:
 def _asked(catalog: Catalog, store: Store, keys: Collection[str]) -> dict[str, Asked]:
     """Return the photos among the keys that were sent to people."""
     tasks = sent(catalog, keys)
-    samples = _records(catalog.read("samples", filters=[("id", "in", sorted(tasks))]))
+    samples = records(catalog.read("samples", filters=[("id", "in", sorted(tasks))]), SampleRow)
     # Photos in quarantine have no row in `samples` yet.
     quarantined = suspect_photos(store, {key: tasks[key] for key in set(tasks) - {row["id"] for row in samples}})
-    labels: Any = catalog.read("labels", filters=[("sample_id", "in", sorted(keys))])
-    current = {row["sample_id"]: row for row in _records(newest_labels(labels))}
-    labels_of: dict[str, list[dict[str, Any]]] = {}
-    for row in _records(labels):
+    labels = catalog.read("labels", filters=[("sample_id", "in", sorted(keys))])
+    current = {row["sample_id"]: row for row in records(newest_labels(labels), LabelRow)}
+    labels_of: dict[str, list[LabelRow]] = {}
+    for row in records(labels, LabelRow):
         labels_of.setdefault(row["sample_id"], []).append(row)
 
     history = read_history(catalog, sorted(keys))
 
-    def asked(row: Mapping[str, Any]) -> Asked:
+    def asked(row: SampleRow) -> Asked:
         key = row["id"]
         changes = history.get((key, "category"), [])
         return Asked(
@@ -381,11 +410,5 @@ def _asked(catalog: Catalog, store: Store, keys: Collection[str]) -> dict[str, A
     return {row["id"]: asked(row) for row in [*samples, *quarantined]}
 
 
-def _records(frame: Any) -> list[dict[str, Any]]:
-    """Return the rows of a frame as dicts with None for missing values."""
-    plain = frame.astype(object)
-    return plain.where(plain.notna(), None).to_dict("records")
-
-
-def _short(value: Any) -> str | None:
+def _short(value: object) -> str | None:
     return None if value is None else str(value)[:80]

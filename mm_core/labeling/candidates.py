@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +27,7 @@ FEEDBACK = "feedback"
 """Extractor name of the rows that record user complaints about a photo's matte."""
 
 
-def candidates(catalog: Catalog, params: SnapshotParams) -> Any:
+def candidates(catalog: Catalog, params: SnapshotParams) -> pd.DataFrame:
     """Return the photos that may be sent for a training label, sorted by sample id.
 
     Returns:
@@ -41,7 +40,7 @@ def candidates(catalog: Catalog, params: SnapshotParams) -> Any:
     if samples.empty:
         return pd.DataFrame(columns=columns)
     labels = catalog.read("labels")
-    table: Any = place(params, samples, labels)
+    table: pd.DataFrame = place(params, samples, labels)
     sent = table["sample_id"].isin(_sent(catalog)["sample_id"])
     labelled = table["sample_id"].isin(labels["sample_id"])
     # A group is seen if any of its photos is.
@@ -75,7 +74,7 @@ def _sent(catalog: Catalog, since: str = "") -> pd.DataFrame:
 class Looked:
     """The photos that the champion predicts."""
 
-    table: Any
+    table: pd.DataFrame
     """Columns of `candidates`, guessed categories filled in; `stated`, the category before that; bool `feedback`."""
     vectors: np.ndarray
     """float32 (N, D), NaN for photos without a vector."""
@@ -83,7 +82,7 @@ class Looked:
     """float32 (M, D), vectors of photos that are labelled or were sent."""
 
 
-def first_pass(params: RouteParams, catalog: Catalog, found: Any, need: Mapping[str, Need]) -> Looked:
+def first_pass(params: RouteParams, catalog: Catalog, found: pd.DataFrame, need: Mapping[str, Need]) -> Looked:
     """Choose at most `route.look` candidates: categories by need, and distant photos within each category.
 
     Only features of a random draw are read, so the cost hardly grows with the catalog. Photos with feedback are always
@@ -120,20 +119,21 @@ def nothing() -> Looked:
     return Looked(pd.DataFrame(columns=columns), np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
 
 
-def _draw(found: Any, limit: int, need: Mapping[str, float], complained: set[str], salt: str) -> Any:
+def _draw(found: pd.DataFrame, limit: int, need: Mapping[str, float], complained: set[str], salt: str) -> pd.DataFrame:
     """Draw at most `limit` rows, sorted by id.
 
     Photos with feedback precede one photo of each unseen group, and these precede the others. Within these classes the
     order is by the need of the category (Sainte-Laguë) and then by a hash of salt and id.
     """
-    table = found.assign(feedback=found["sample_id"].isin(complained))
+    table = found.assign(feedback=found["sample_id"].isin(list(complained)))
     table["order"] = [stable_share(i, salt) for i in table["sample_id"]]
     table = table.sort_values("order")
     # `late` marks photos of seen groups and further photos of a group.
     table["late"] = (table.groupby("group").cumcount() > 0) | table["seen"].astype(bool)
     table = table.sort_values(["late", "order"])
     category = table["category"].fillna(UNKNOWN)
-    weight = category.map(dict(need)).fillna(mean_need(need))
+    usual = mean_need(need)
+    weight = np.array([need.get(name, usual) for name in category], float)
     # The k-th photo of a category has rank (2 k + 1) / weight.
     table["turn"] = (2 * table.groupby(category).cumcount() + 1) / weight
     table = table.sort_values(["feedback", "late", "turn", "order"], ascending=[False, True, True, True]).head(limit)
@@ -162,7 +162,7 @@ def _vectors(catalog: Catalog, ids: list[str], known: list[str]) -> tuple[np.nda
     return np.stack([by_id.get(i, none) for i in ids]).astype(np.float32), stacked
 
 
-def _guessed(catalog: Catalog, table: Any) -> list[str | None]:
+def _guessed(catalog: Catalog, table: pd.DataFrame) -> list[str | None]:
     """Return the categories of the rows; unknown ones are replaced by structuring's newest guess."""
     unknown = table.loc[table["category"].isna(), "sample_id"].tolist()
     filters: list[Filter] = [("extractor", "=", category_guess.EXTRACTOR), ("sample_id", "in", unknown)]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import sha256_file, write_json
-from mm_core.labeling.apply_annotations import Taken, Work, merged, take
+from mm_core.labeling.apply_annotations import Refused, Taken, Work, merged, take
 from mm_core.labeling.label_studio_format import collected, inbox
 from mm_core.storage.run import StorageRun
 
@@ -41,13 +40,13 @@ def collect_labels(run: StorageRun, taken: Taken) -> int:
             taken.counts["refused"] += 1
         refused = taken.refused[before:]
         # Name the file in the refusals of this export.
-        taken.refused[before:] = [{"file": path.name, **row} for row in refused]
+        taken.refused[before:] = [Refused({"file": path.name, **row}) for row in refused]
         _put_away(path, collected(run.layout), refused)
         run.progress("collect", done + 1, len(files))
     return len(files)
 
 
-def _tasks(path: Path) -> list[Any]:
+def _tasks(path: Path) -> list[object]:
     """Return the tasks of an export; raise InputError if it is not a list of tasks."""
     if (size := path.stat().st_size) > MAX_BYTES:
         raise InputError(f"{path.name}: {size} bytes, at most {MAX_BYTES} are read: export fewer tasks at a time")
@@ -62,20 +61,20 @@ def _tasks(path: Path) -> list[Any]:
     return tasks
 
 
-def _works(tasks: list[Any], batch: str) -> Iterator[Work]:
+def _works(tasks: list[object], batch: str) -> Iterator[Work]:
     for task in tasks:
         annotations = task.get("annotations") if isinstance(task, dict) else None
         yield Work(key_of(task), annotations if isinstance(annotations, list) else [None], batch=batch)
 
 
-def key_of(task: Any) -> str:
+def key_of(task: object) -> str:
     """Return a task's `data.key`; empty if it is missing or not text."""
     data = task.get("data") if isinstance(task, dict) else None
     key = data.get("key") if isinstance(data, dict) else None
     return key if isinstance(key, str) else ""
 
 
-def _put_away(path: Path, folder: Path, refused: list[dict[str, Any]]) -> None:
+def _put_away(path: Path, folder: Path, refused: list[Refused]) -> None:
     """Move a read export to `folder` under its digest, with its refusals in a file next to it."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{sha256_file(path)}-{path.name}"

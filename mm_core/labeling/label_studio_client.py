@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -27,6 +27,18 @@ import httpx
 
 from mm_core.core.errors import LabelServerError
 from mm_core.labeling.label_studio_format import LABEL_CONFIG, WHY
+from mm_core.labeling.label_studio_types import (
+    Account,
+    NewTask,
+    Prediction,
+    Project,
+    ProjectSummary,
+    Region,
+    Task,
+    TaskFilter,
+    TaskPage,
+    Upload,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -45,7 +57,7 @@ LOOKED_UP = 50
 class Server:
     """One project on one server, found by its title or created. Raises LabelServerError with a remedy."""
 
-    def __init__(self, url: str, key: str, title: str, *, people: int = 1):
+    def __init__(self, url: str, key: str, title: str, *, people: int = 1) -> None:
         """Create a client; `key` is a legacy or personal access token, `people` label each photo of a new project."""
         self.url, self.title, self._people = url.rstrip("/"), title, people
         self._http = self._plain(base_url=self.url, auth=cast("httpx.Auth", _auth(self.url, key)))
@@ -64,6 +76,7 @@ class Server:
         return httpx.Client(timeout=TIMEOUT, follow_redirects=True, trust_env=network, **more)
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     # ── the project ──────────────────────────────────────────────────────────────────────────────
@@ -93,12 +106,8 @@ class Server:
         page = f"{self.url}/projects/{self.project}/data"
         return page if task is None else f"{page}?task={task}"
 
-    def summary(self) -> dict[str, Any]:
-        """Return counts of tasks and the age of the oldest untouched task.
-
-        Returns:
-            `tasks`, `finished`, `skipped`, `open`, and `oldest_open_days` (None if every task was touched).
-        """
+    def summary(self) -> ProjectSummary:
+        """Return counts of tasks and the age of the oldest untouched task."""
         info = self._call("GET", f"/api/projects/{self.project}")
         # Untouched: neither annotated nor skipped.
         untouched = [_filter("total_annotations", "equal", "Number", 0)]
@@ -116,9 +125,9 @@ class Server:
 
     # ── sending ──────────────────────────────────────────────────────────────────────────────────
 
-    def tasks_of(self, keys: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    def tasks_of(self, keys: Iterable[str]) -> dict[str, list[Task]]:
         """Return the tasks with these keys (`data.key`), oldest first; keys without a task are left out."""
-        by_key: dict[str, list[dict[str, Any]]] = {}
+        by_key: dict[str, list[Task]] = {}
         todo = list(dict.fromkeys(keys))
         for start in range(0, len(todo), LOOKED_UP):
             chunk = todo[start : start + LOOKED_UP]
@@ -129,16 +138,16 @@ class Server:
                     by_key.setdefault(key, []).append(task)
         return {key: sorted(tasks, key=lambda task: task["id"]) for key, tasks in by_key.items()}
 
-    def uploads(self, numbers: Sequence[int] | None = None) -> dict[str, list[dict[str, Any]]]:
+    def uploads(self, numbers: Sequence[int] | None = None) -> dict[str, list[Upload]]:
         """Return uploaded files by the name they were sent under.
 
         Args:
             numbers: Numbers of the uploads; by default all.
 
         Returns:
-            Name → list of `id` and of `url`, which a task's data refers to.
+            Name → uploads, oldest first.
         """
-        by_name: dict[str, list[dict[str, Any]]] = {}
+        by_name: dict[str, list[Upload]] = {}
         which = {"all": "true"} if numbers is None else {"ids": json.dumps(list(numbers))}
         listed = self._call("GET", f"/api/projects/{self.project}/file-uploads", params=which)
         for upload in sorted(listed, key=lambda upload: upload["id"]):
@@ -147,13 +156,13 @@ class Server:
             by_name.setdefault(name, []).append({"id": upload["id"], "url": f"/data/{upload['file']}"})
         return by_name
 
-    def upload(self, pictures: Mapping[str, bytes]) -> dict[str, list[dict[str, Any]]]:
+    def upload(self, pictures: Mapping[str, bytes]) -> dict[str, list[Upload]]:
         """Send JPEG files by name; return them as `uploads` does. After an outage some files may exist twice."""
         files = [(f"file{n}", (name, data, "image/jpeg")) for n, (name, data) in enumerate(pictures.items())]
         answer = self._call("POST", self._import, params={"commit_to_project": "false"}, files=files)
         return self.uploads(answer["file_upload_ids"])
 
-    def import_tasks(self, tasks: Sequence[Mapping[str, Any]]) -> None:
+    def import_tasks(self, tasks: Sequence[NewTask]) -> None:
         """Import all tasks or none. The request is not repeated: after an outage, check first which tasks exist."""
         # The label config shows the reason, and the server refuses tasks that lack what the config refers to.
         tasks = [{**task, "data": {WHY: "", **task["data"]}} for task in tasks]
@@ -178,11 +187,11 @@ class Server:
         tasks = self._tasks([], order="-tasks:updated_at", size=1)["tasks"]
         return tasks[0]["updated_at"] if tasks else None
 
-    def changed_since(self, since: str | None) -> Iterator[dict[str, Any]]:
+    def changed_since(self, since: str | None) -> Iterator[Task]:
         """Yield tasks that changed after `since` (None: all), by number, without their annotations."""
         yield from self._listed([_filter("updated_at", "greater", "Datetime", since)] if since else [], "and")
 
-    def annotations(self, task: int) -> list[Any]:
+    def annotations(self, task: int) -> list[object]:
         """Return a task's stored annotations without skips, with the annotators' e-mail addresses if known."""
         stored = self._call("GET", f"/api/tasks/{task}/annotations/")
         for annotation in stored if isinstance(stored, list) else []:
@@ -191,10 +200,11 @@ class Server:
                 annotation["completed_by"] = self._names.get(who, who) if isinstance(who, int) else who
         return stored if isinstance(stored, list) else []
 
-    def predictions(self, task: int) -> list[dict[str, Any]]:
+    def predictions(self, task: int) -> list[Prediction]:
+        """Return a task's predictions."""
         return self._call("GET", "/api/predictions/", params={"task": task})
 
-    def ask_again(self, task: Mapping[str, Any], people: int, why: str) -> None:
+    def ask_again(self, task: Task, people: int, why: str) -> None:
         """Put a task back into the queue of people who have not answered it, until `people` have answered."""
         data = {**task["data"], "disagreement": why}
         self._call("PATCH", f"/api/tasks/{task['id']}/", json={"overlap": people, "is_labeled": False, "data": data})
@@ -206,15 +216,17 @@ class Server:
         """Return the SDK's client with the same key, for a person's actions: few and small requests."""
         return self._open_sdk()
 
-    def annotate(self, task: int, result: Sequence[Mapping[str, Any]], **more: Any) -> int:
+    def annotate(self, task: int, result: Sequence[Region], **more: Any) -> int:
         """Submit an annotation as the key's owner; return its number. `more`: was_cancelled, lead_time."""
         made = self.sdk.annotations.create(id=task, result=[dict(region) for region in result], **more)
         return int(made.id or 0)
 
-    def edit(self, annotation: int, result: Sequence[Mapping[str, Any]]) -> None:
+    def edit(self, annotation: int, result: Sequence[Region]) -> None:
+        """Replace the regions of an annotation."""
         self.sdk.annotations.update(id=annotation, result=[dict(region) for region in result])
 
     def remove_annotation(self, annotation: int) -> None:
+        """Delete an annotation."""
         self.sdk.annotations.delete(id=annotation)
 
     def hook(self, address: str, headers: Mapping[str, str]) -> None:
@@ -252,7 +264,7 @@ class Server:
             return str(answer.json()["token"])
 
     @cached_property
-    def _names(self) -> dict[int, dict[str, Any]]:
+    def _names(self) -> dict[int, Account]:
         users = self._call("GET", "/api/users/")
         return {user["id"]: {"id": user["id"], "email": user.get("email")} for user in users}
 
@@ -263,13 +275,13 @@ class Server:
         return f"/api/projects/{self.project}/import"
 
     def _tasks(
-        self, wanted: Sequence[Any], conjunction: str = "and", *, order: str = "tasks:id", size: int = PAGE
-    ) -> Any:
+        self, wanted: Sequence[TaskFilter], conjunction: str = "and", *, order: str = "tasks:id", size: int = PAGE
+    ) -> TaskPage:
         query = {"filters": {"conjunction": conjunction, "items": list(wanted)}, "ordering": [order]}
         params = {"project": self.project, "page_size": size, "query": json.dumps(query), "fields": "task_only"}
         return self._call("GET", "/api/tasks/", params=params)
 
-    def _listed(self, wanted: Sequence[Any], conjunction: str) -> Iterator[dict[str, Any]]:
+    def _listed(self, wanted: Sequence[TaskFilter], conjunction: str) -> Iterator[Task]:
         """Yield every task that passes the filters.
 
         Each page starts after the last number, so tasks that are added or removed meanwhile cause no gaps.
@@ -285,7 +297,7 @@ class Server:
                 return
             last = tasks[-1]["id"]
 
-    def _pages(self, path: str, name: str) -> Iterator[dict[str, Any]]:
+    def _pages(self, path: str, name: str) -> Iterator[Project]:
         """Yield the entries of a paged listing."""
         page = 1
         while True:
@@ -329,7 +341,7 @@ def _days_since(moment: str) -> float:
     return round((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds() / 86400, 3)
 
 
-def controls(config: str) -> Any:
+def controls(config: str) -> list[tuple[str, str | None, str | None, tuple[str, ...]]] | None:
     """Return the parts of a label config that answers depend on: names, targets and values; None without a config."""
     try:
         root = ElementTree.fromstring(config)
@@ -347,7 +359,7 @@ def headers(config: str) -> list[str]:
     return [node.get("value") or "" for node in ElementTree.fromstring(config).iter("Header")]
 
 
-def _filter(field: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
+def _filter(field: str, operator: str, kind: str, value: str | int | None) -> TaskFilter:
     return {"filter": f"filter:tasks:{field}", "operator": operator, "type": kind, "value": value}
 
 
@@ -379,7 +391,7 @@ def _auth(url: str, key: str) -> object:
         def __init__(self) -> None:
             self._access, self._until = "", 0.0
 
-        def auth_flow(self, request):
+        def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
             # A JWT has two dots; a legacy token has none.
             if key.count(".") != 2:
                 request.headers["Authorization"] = f"Token {key}"

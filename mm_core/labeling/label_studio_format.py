@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.records import ALL_CATEGORIES
+from mm_core.labeling.label_studio_types import NewTask, Region, RegionValue
 from mm_core.labeling.rle import BadRle, decode_rle, encode_rle
 
 MATTE, CATEGORY, REJECT, IMAGE = "matte", "category", "reject", "image"
@@ -106,8 +106,13 @@ def collected(layout: Layout) -> Path:
 
 
 def make_task(
-    sample_id: str, image: str, shown: Mapping[str, Any], alpha: np.ndarray | None, category: str | None, version: str
-) -> dict[str, Any]:
+    sample_id: str,
+    image: str,
+    shown: Mapping[str, str | float],
+    alpha: np.ndarray | None,
+    category: str | None,
+    version: str,
+) -> NewTask:
     """Return one task in Label Studio's import format.
 
     Args:
@@ -119,7 +124,7 @@ def make_task(
         version: Version of the model that predicted `alpha`.
     """
     # The label config refers to the reason, so that the server refuses tasks without one.
-    task: dict[str, Any] = {"data": {WHY: "", **shown, "image": image, "key": sample_id}}
+    task: NewTask = {"data": {WHY: "", **shown, "image": image, "key": sample_id}}
     # Initial matte and known category are one prediction, which the person edits.
     result = [] if alpha is None else [brush_region(alpha)]
     if category:
@@ -129,7 +134,7 @@ def make_task(
     return task
 
 
-def brush_region(alpha: np.ndarray, label: str = FOREGROUND) -> dict[str, Any]:
+def brush_region(alpha: np.ndarray, label: str = FOREGROUND) -> Region:
     """Return a brush region that stores a soft matte uint8 (H, W) losslessly."""
     height, width = alpha.shape
     return {
@@ -144,16 +149,16 @@ def brush_region(alpha: np.ndarray, label: str = FOREGROUND) -> dict[str, Any]:
     }
 
 
-def choice_region(name: str, value: str) -> dict[str, Any]:
+def choice_region(name: str, value: str) -> Region:
     """Return a region with a choice of the control `name`: CATEGORY or REJECT."""
-    shown = {"choices": [value]}
-    return {"id": name, "type": "choices", "from_name": name, "to_name": IMAGE, "value": shown}
+    chosen: RegionValue = {"choices": [value]}
+    return {"id": name, "type": "choices", "from_name": name, "to_name": IMAGE, "value": chosen}
 
 
 # ── annotations ──────────────────────────────────────────────────────────────────────────────────
 
 
-def read_annotation(annotation: Any, width: int, height: int) -> Annotation:
+def read_annotation(annotation: object, width: int, height: int) -> Annotation:
     """Check and decode one annotation of a photo with the given upright size.
 
     Several regions of one label are united by the larger alpha. Unknown takes precedence over Foreground.
@@ -191,7 +196,7 @@ def read_annotation(annotation: Any, width: int, height: int) -> Annotation:
     return Annotation(painted[FOREGROUND], unknown, chosen[CATEGORY], "", who, when)
 
 
-def updated_at(annotation: Mapping[str, Any]) -> str:
+def updated_at(annotation: Mapping[object, object]) -> str:
     """Return the time of an annotation's last change, ISO 8601 in UTC; raise BadAnnotation if it has none."""
     text = annotation.get("updated_at") or annotation.get("created_at")
     try:
@@ -204,7 +209,7 @@ def updated_at(annotation: Mapping[str, Any]) -> str:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
 
 
-def _read_brush(region: Mapping[str, Any], width: int, height: int) -> tuple[str, np.ndarray]:
+def _read_brush(region: dict, width: int, height: int) -> tuple[str, np.ndarray]:
     """Return the label of a brush region and its mask, uint8 (H, W)."""
     value = region["value"]
     labels = value.get("brushlabels")
@@ -224,7 +229,7 @@ def _read_brush(region: Mapping[str, Any], width: int, height: int) -> tuple[str
         raise BadAnnotation(str(error)) from None
 
 
-def _read_choice(name: str, value: Mapping[str, Any]) -> str:
+def _read_choice(name: str, value: dict) -> str:
     """Return the chosen value of a control; raise BadAnnotation unless it is exactly one allowed value."""
     choices, allowed = value.get("choices"), ALL_CATEGORIES if name == CATEGORY else REASONS
     if not isinstance(choices, list) or len(choices) != 1 or choices[0] not in allowed:
@@ -232,14 +237,14 @@ def _read_choice(name: str, value: Mapping[str, Any]) -> str:
     return str(choices[0])
 
 
-def _check_score(score: Any) -> None:
+def _check_score(score: object) -> None:
     """Raise BadAnnotation unless the score is missing or in [0, 1]."""
-    number = isinstance(score, (int, float)) and not isinstance(score, bool)
-    if score is not None and not (number and math.isfinite(score) and 0 <= score <= 1):
+    number = score if isinstance(score, (int, float)) and not isinstance(score, bool) else math.nan
+    if score is not None and not 0 <= number <= 1:
         raise BadAnnotation(f"score {str(score)[:20]} is not in [0, 1]")
 
 
-def _annotator(who: Any) -> str:
+def _annotator(who: object) -> str:
     """Return a short printable name of the person: e-mail address or number."""
     if isinstance(who, dict):
         who = who.get("email") or who.get("id")

@@ -100,6 +100,7 @@ class LocalServer:
 
     @property
     def url(self) -> str:
+        """Address of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
@@ -151,15 +152,18 @@ class LocalServer:
 
     @property
     def program(self) -> Path:
+        """The server's program."""
         return self.python.with_name("label-studio")
 
     @property
     def pid(self) -> int:
+        """Process id of the running server."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def ended(self) -> bool:
+        """Whether the process is not running."""
         return self._process is None or self._process.poll() is not None
 
     def _prepare(self) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import LabelParams
@@ -17,6 +15,7 @@ from mm_core.core.records import write_json
 from mm_core.labeling.apply_annotations import Taken, Work, take
 from mm_core.labeling.collect import key_of
 from mm_core.labeling.label_studio_client import Server
+from mm_core.labeling.label_studio_types import Task
 from mm_core.labeling.push import identity, remove_twins
 from mm_core.storage.run import StorageRun
 
@@ -41,11 +40,13 @@ class Cursor:
 
     @staticmethod
     def read(layout: Layout, link: str) -> Cursor:
+        """Return the stored position of the project at `link`; the beginning if there is none."""
         path = layout.labels / "pulled.json"
         stored = json.loads(path.read_text()).get(link, {}) if path.is_file() else {}
         return Cursor(path, link, stored.get("since"), stored.get("seen", {}))
 
     def write(self) -> None:
+        """Store the position; those of other projects stay."""
         others = json.loads(self.path.read_text()) if self.path.is_file() else {}
         write_json(self.path, others | {self.link: {"since": self.since, "seen": self.seen}})
 
@@ -89,13 +90,13 @@ def news(layout: Layout, server: Server) -> str | None:
     return newest if newest and (since is None or newest > since) else None
 
 
-def _work(server: Server, task: Mapping[str, Any]) -> Work:
+def _work(server: Server, task: Task) -> Work:
     """Fetch the annotations of a task."""
     annotations = server.annotations(task["id"]) if task["total_annotations"] else []
     return Work(key_of(task), annotations, server.link(task["id"]), f"task {task['id']}")
 
 
-def _ask_again(server: Server, task: Mapping[str, Any], work: Work, params: LabelParams, taken: Taken) -> None:
+def _ask_again(server: Server, task: Task, work: Work, params: LabelParams, taken: Taken) -> None:
     """Request another answer for a disputed task, up to `params.most_people` answers."""
     row = next(row for row in reversed(taken.disagreements) if row["key"] == work.key)
     # Too many answers already: an expert must decide.
@@ -105,7 +106,7 @@ def _ask_again(server: Server, task: Mapping[str, Any], work: Work, params: Labe
         server.ask_again(task, row["people"] + 1, row["why"])
 
 
-def _without_twins(server: Server, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _without_twins(server: Server, tasks: list[Task]) -> list[Task]:
     """Remove duplicate tasks and return the remaining ones.
 
     A killed push may leave a duplicate if the server executed its request afterwards; the untouched task is removed.

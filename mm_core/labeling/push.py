@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
@@ -15,6 +15,7 @@ from mm_core.core.records import Report, write_json
 from mm_core.labeling.collect import key_of
 from mm_core.labeling.label_studio_client import Server
 from mm_core.labeling.label_studio_format import outbox
+from mm_core.labeling.label_studio_types import NewTask, Prediction, Task, Upload
 
 AT_ONCE = 20
 """Photos per request."""
@@ -63,7 +64,7 @@ def undelivered(layout: Layout, server: Server | None) -> int:
 def remove_twins(server: Server, keys: Iterable[str]) -> int:
     """Remove duplicate tasks, keeping those that people have worked on, or the oldest; return the number removed."""
     removed = 0
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[Task]] = {}
     for tasks in server.tasks_of(keys).values():
         for task in tasks:
             groups.setdefault(identity(task), []).append(task)
@@ -78,14 +79,12 @@ def remove_twins(server: Server, keys: Iterable[str]) -> int:
     return removed
 
 
-def identity(task: dict[str, Any]) -> tuple[str, str]:
+def identity(task: Task | NewTask) -> tuple[str, str]:
     """Return what identifies a task: photo and batch."""
     return key_of(task), str(task["data"].get("batch", ""))
 
 
-def _send(
-    server: Server, tasks: Sequence[dict[str, Any]], folder: Path, uploads: Mapping[str, list[dict[str, Any]]]
-) -> int:
+def _send(server: Server, tasks: Sequence[NewTask], folder: Path, uploads: Mapping[str, list[Upload]]) -> int:
     """Import the tasks that the server lacks; return their number. `uploads`: pictures on the server by name."""
     tasks_by_key = server.tasks_of(key_of(task) for task in tasks)
     there = {identity(task) for same_key in tasks_by_key.values() for task in same_key}
@@ -100,14 +99,17 @@ def _send(
     return len(new)
 
 
-def _with_image(task: dict[str, Any], url: str) -> dict[str, Any]:
+def _with_image(task: NewTask, url: str) -> NewTask:
     """Return the task with the address of its uploaded picture, and its score copied to the predictions."""
     score = task["data"].get("score")
-    predictions = [{**made, "score": score} if score is not None else made for made in task.get("predictions", [])]
-    return {"data": {**task["data"], "image": url}, "predictions": predictions}
+    predictions = [
+        cast(Prediction, {**made, "score": score}) if score is not None else made
+        for made in task.get("predictions", [])
+    ]
+    return NewTask({"data": {**task["data"], "image": url}, "predictions": predictions})
 
 
-def _tidy(server: Server, tasks: Sequence[dict[str, Any]]) -> None:
+def _tidy(server: Server, tasks: Sequence[NewTask]) -> None:
     """Remove duplicate tasks and unused uploads, left by requests that were executed after their sender was killed."""
     keys = [key_of(task) for task in tasks]
     remove_twins(server, keys)
@@ -117,7 +119,7 @@ def _tidy(server: Server, tasks: Sequence[dict[str, Any]]) -> None:
     server.remove_uploads([upload["id"] for upload in ours if upload["url"] not in used])
 
 
-def _picture(folder: Path, task: dict[str, Any]) -> bytes:
+def _picture(folder: Path, task: NewTask) -> bytes:
     """Return the picture in the outbox that a task refers to as `…?d=<batch>/<file>`."""
     path = folder / str(task["data"].get("image", "")).rsplit("?d=", 1)[-1]
     if not path.is_file():
@@ -125,7 +127,7 @@ def _picture(folder: Path, task: dict[str, Any]) -> bytes:
     return path.read_bytes()
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[NewTask]:
     """Return the tasks of an outbox file; raise InputError if it is not a list of tasks."""
     tasks = json.loads(path.read_bytes())
     if not isinstance(tasks, list) or not all(key_of(task) for task in tasks):

@@ -17,7 +17,6 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +32,7 @@ from mm_core.ingest.quarantine import accept
 from mm_core.ingest.snapshot import newest_labels, read_pool
 from mm_core.labeling.outbox import ROUTED, Outgoing
 from mm_core.storage.catalog import Catalog, Filter
+from mm_core.storage.rows import SampleRow
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob, put_blob
 
@@ -75,12 +75,12 @@ def sent(catalog: Catalog, ids: Collection[str] | None = None) -> dict[str, Sent
 
 def suspect_reviews(run: StorageRun) -> list[Outgoing]:
     """Return reviews of suspect mattes in quarantine that were not sent before, oldest first, with the drop's matte."""
-    rejects: Any = run.catalog.read("rejects", filters=[("verdict", "=", "quarantine")])
-    quarantined = rejects[rejects["reason"].fillna("").str.startswith(SUSPECT) & rejects["where"].notna()]
+    rejects = run.catalog.read("rejects", filters=[("verdict", "=", "quarantine")])
+    quarantined = rejects.loc[rejects["reason"].fillna("").str.startswith(SUSPECT) & rejects["where"].notna()]
     quarantined = quarantined.assign(sample_id=[str(where).rpartition("/")[2] for where in quarantined["where"]])
     # A photo that was sent before is not sent again, even if several rows refer to it.
     already_sent = sent(run.catalog, list(quarantined["sample_id"]))
-    new = quarantined[~quarantined["sample_id"].isin(list(already_sent))]
+    new = quarantined.loc[~quarantined["sample_id"].isin(list(already_sent))]
     new = new.sort_values(["rejected_at", "key"]).drop_duplicates("sample_id")
     return [
         Outgoing(
@@ -153,14 +153,15 @@ def doubted_labels(params: RouteParams, layout: Layout) -> pd.DataFrame:
     if metadata.get("eval_digest") != read_snapshot(layout)["eval_digest"]:
         return none
     # The blind predictor sees no photo, so its errors carry no evidence about a label.
-    scores: Any = table.to_pandas().query("precision == 'float' and model != 'blind'")
-    if scores["model"].nunique() < LEAST_MODELS:
+    scores: pd.DataFrame = table.to_pandas().query("precision == 'float' and model != 'blind'")
+    if len(set(scores["model"])) < LEAST_MODELS:
         return none
     median = scores.groupby(["model", "category"])["mse"].transform("median").clip(lower=1e-6)
-    doubt = (scores["mse"] / median).groupby(scores["sample_id"]).min().rename("doubt").reset_index()
+    ratio = pd.DataFrame({"sample_id": scores["sample_id"], "doubt": scores["mse"] / median})
+    doubt = ratio.sort_values("doubt").drop_duplicates("sample_id")
     frame = read_pool(layout.snapshot, "eval")[["sample_id", "category", "alpha_sha256"]]
-    doubted: Any = frame.merge(doubt, on="sample_id")
-    doubted = doubted[doubted["doubt"] >= params.eval_doubt].sort_values(
+    doubted: pd.DataFrame = frame.merge(doubt, on="sample_id")
+    doubted = doubted.loc[doubted["doubt"] >= params.eval_doubt].sort_values(
         ["doubt", "sample_id"], ascending=[False, True]
     )
     return doubted.reset_index(drop=True)
@@ -173,13 +174,13 @@ def _matte(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 # ── finished reviews ─────────────────────────────────────────────────────────────────────────────
 
 
-def suspect_photos(store: Store, asked: Mapping[str, Sent]) -> list[dict[str, Any]]:
+def suspect_photos(store: Store, asked: Mapping[str, Sent]) -> list[SampleRow]:
     """Return rows like those of `samples` (id, width, height, category None) for photos sent from quarantine.
 
     The catalog has no such rows before `settle_suspects`, but the answers must be checked and stored. The photos'
     blobs are copied to the store.
     """
-    rows = []
+    rows: list[SampleRow] = []
     for photo in asked.values():
         if photo.queue == "suspect":
             path = store.fetch(f"quarantine/{photo.sample_id}")
@@ -212,8 +213,8 @@ def settle_suspects(run: StorageRun) -> dict[str, list[str]]:
     if not suspects:
         return {"settled": [], "waiting": []}
     of_these: list[Filter] = [("sample_id", "in", sorted(suspects))]
-    labels: Any = catalog.read("labels", filters=of_these)
-    answers = newest_labels(labels[labels["origin"] == "label_studio"]).set_index("sample_id")
+    labels = catalog.read("labels", filters=of_these)
+    answers = newest_labels(labels.loc[labels["origin"] == "label_studio"]).set_index("sample_id")
     present = set(catalog.read("samples", columns=["id"], filters=[("id", "in", sorted(answers.index))])["id"])
     reviewed = set(catalog.read("reviews", columns=["sample_id"], filters=of_these)["sample_id"])
     rejects = set(catalog.read("rejects", columns=["key"], filters=[("verdict", "=", "quarantine")])["key"])
@@ -231,9 +232,9 @@ def settle_suspects(run: StorageRun) -> dict[str, list[str]]:
 
 def _put_first(catalog: Catalog, of_these: list[Filter]) -> None:
     """Give a person's matte a higher version than the drop's matte, which was ingested after it."""
-    labels: Any = catalog.read("labels", filters=of_these)
-    newest: Any = newest_labels(labels).set_index("sample_id")
-    answers: Any = newest_labels(labels[labels["origin"] == "label_studio"])
+    labels = catalog.read("labels", filters=of_these)
+    newest = newest_labels(labels).set_index("sample_id")
+    answers = newest_labels(labels.loc[labels["origin"] == "label_studio"])
     reviews = catalog.read("reviews", columns=["sample_id", "alpha_sha256"], filters=of_these)
     accepted = set(zip(reviews["sample_id"], reviews["alpha_sha256"], strict=True))
     rows = []

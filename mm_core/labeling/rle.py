@@ -8,7 +8,6 @@ and one word for a run or `length` words for literals.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -61,7 +60,7 @@ def _packed(words: np.ndarray, widths: np.ndarray, count: int) -> list[int]:
     return np.packbits(stream).tolist()
 
 
-def decode_rle(rle: Any, width: int, height: int) -> np.ndarray:
+def decode_rle(rle: object, width: int, height: int) -> np.ndarray:
     """Decode the matte uint8 (H, W) of a brush region of the given size.
 
     Memory is allocated only after the header has been found to match the photo's size.

@@ -106,7 +106,7 @@ def route_hard(run: StorageRun, inputs: PinnedInputs, report: Report, *, now: da
 # ── signals ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _seen(table: Any, store: Store, predictor: Predictor, progress: Progress) -> dict[str, pd.DataFrame]:
+def _seen(table: pd.DataFrame, store: Store, predictor: Predictor, progress: Progress) -> dict[str, pd.DataFrame]:
     """Return the champion's uncertainty and difficulty of the photos in `table`."""
     rows: list[dict[str, float]] = []
     for start in range(0, len(table), LOOK_BATCH):
@@ -115,11 +115,11 @@ def _seen(table: Any, store: Store, predictor: Predictor, progress: Progress) ->
         categories = [c if isinstance(c, str) else None for c in chunk["category"]]
         rows += look(photos, decoders_for(predictor, photos, categories), predictor)
         progress("uncertainty", len(rows), len(table))
-    frame: Any = pd.DataFrame(rows, columns=[*UNCERTAINTY, "matte_difficulty"])
-    return {"uncertainty": frame[list(UNCERTAINTY)], "difficulty": frame[["matte_difficulty"]]}
+    frame: pd.DataFrame = pd.DataFrame(rows, columns=[*UNCERTAINTY, "matte_difficulty"])
+    return {"uncertainty": frame.loc[:, list(UNCERTAINTY)], "difficulty": frame.loc[:, ["matte_difficulty"]]}
 
 
-def _quality(table: Any, catalog: Catalog) -> dict[str, pd.DataFrame]:
+def _quality(table: pd.DataFrame, catalog: Catalog) -> dict[str, pd.DataFrame]:
     """Return the quality of the photos, used without a model. A photo without features gets the lowest quality."""
     numbers = _numbers(catalog, photo_features.EXTRACTOR, list(table["sample_id"]))
     rows = [numbers.get(sample, {}) for sample in table["sample_id"]]
@@ -138,7 +138,7 @@ def _numbers(catalog: Catalog, extractor: str, ids: Sequence[str]) -> dict[str, 
 
 
 def _outgoing(
-    chosen: Any,
+    chosen: pd.DataFrame,
     signals: Mapping[str, pd.DataFrame],
     need: Mapping[str, Need],
     catalog: Catalog,
@@ -218,7 +218,7 @@ def _tags(catalog: Catalog, ids: list[str]) -> dict[str, list[str]]:
     return {i: [word for word in tags if word] for i, tags in zip(rows["sample_id"], words, strict=True)}
 
 
-def _version(champion: Mapping[str, Any] | None) -> str:
+def _version(champion: ModelPin | None) -> str:
     return f"{champion['version']}:{champion['digest'][:12]}" if champion else "none"
 
 

@@ -18,7 +18,6 @@ Sainte-Laguë's: over many photos each category's share follows its need, indepe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,7 +64,7 @@ def choose(
     """
     # Sort by id, so that the result does not depend on the order of the rows.
     order = np.argsort(looked["sample_id"].to_numpy(dtype=str), kind="stable")
-    table: Any = looked.iloc[order].reset_index(drop=True)
+    table: pd.DataFrame = looked.iloc[order].reset_index(drop=True)
     vectors = vectors[order]
     category = table["category"].fillna(UNKNOWN).to_numpy(dtype=object)
     for name, columns in signals.items():
@@ -118,14 +117,14 @@ def ranked(columns: pd.DataFrame, category: np.ndarray) -> np.ndarray:
 class Spread:
     """Distance of each photo to the nearest photo that is labelled or chosen."""
 
-    def __init__(self, vectors: np.ndarray, known: np.ndarray):
+    def __init__(self, vectors: np.ndarray, known: np.ndarray) -> None:
         """Compute the initial distances.
 
         Args:
             vectors: float32 (N, D), NaN rows for photos without a vector.
             known: float32 (M, D). If it is empty, distances are measured to the mean of the photos.
         """
-        self._has: Any = ~np.isnan(vectors).any(axis=1) if vectors.size else np.zeros(len(vectors), bool)
+        self._has: np.ndarray = ~np.isnan(vectors).any(axis=1) if vectors.size else np.zeros(len(vectors), bool)
         self._vectors = np.nan_to_num(vectors)
         self.distance: np.ndarray = np.full(len(vectors), np.inf)
         rows = self._vectors[self._has]
@@ -174,7 +173,7 @@ def spread_out(
     """
     names = np.array([c or UNKNOWN for c in categories], dtype=object)
     sizes = {name: int((names == name).sum()) for name in sorted(set(names))}
-    rows: list[Any] = [np.zeros(0, int)]
+    rows: list[np.ndarray] = [np.zeros(0, int)]
     for name, count in apportion(sizes, need, limit).items():
         members = np.flatnonzero(names == name)
         rows.append(members[_far_apart([str(ids[n]) for n in members], vectors[members], count, seed)])

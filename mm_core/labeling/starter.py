@@ -50,7 +50,7 @@ class OnnxStarter:
     The first input is float32 (1, 3, S, S). The first output is the map, in [0, 1] or as logits.
     """
 
-    def __init__(self, path: Path, params: RouteParams):
+    def __init__(self, path: Path, params: RouteParams) -> None:
         if not path.is_file():
             raise InputError(f"route.starter: {path}: no such file; name an ONNX model, or leave it empty")
         self.path, self._params = path, params

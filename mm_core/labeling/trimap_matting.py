@@ -9,10 +9,11 @@ The solver releases Python's lock, so threads can solve several photos at the sa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import cv2
 import numpy as np
+from scipy.sparse import csr_matrix, vstack
+from scipy.sparse.linalg import splu
 
 from mm_core.core.errors import InputError
 
@@ -76,8 +77,6 @@ def _solve(rgb: np.ndarray, alpha: np.ndarray, unknown: np.ndarray) -> np.ndarra
 
 def _closed_form(rgb: np.ndarray, alpha: np.ndarray, unknown: np.ndarray) -> np.ndarray:
     """Minimise a'La over the unknown pixels; known pixels, soft ones included, keep their values."""
-    from scipy.sparse.linalg import splu
-
     known_alpha = alpha[~unknown]
     # A constant boundary has a constant solution.
     if (known_alpha == known_alpha[0]).all():
@@ -102,10 +101,9 @@ def _closed_form(rgb: np.ndarray, alpha: np.ndarray, unknown: np.ndarray) -> np.
     return result
 
 
-def _laplacian(rgb: np.ndarray, unknown: np.ndarray) -> Any:
+def _laplacian(rgb: np.ndarray, unknown: np.ndarray) -> csr_matrix:
     """Return the rows of the matting Laplacian of unknown pixels: sparse (unknown pixels, H × W)."""
     from pymatting import cf_laplacian
-    from scipy.sparse import csr_matrix, vstack
 
     height, width = unknown.shape
     lines, blocks = max(1, STRIP // width), []
@@ -120,7 +118,7 @@ def _laplacian(rgb: np.ndarray, unknown: np.ndarray) -> Any:
         block = cf_laplacian(rgb[above:below].astype(np.float64) / 255, is_known=~strip.ravel())[wanted.ravel()]
         shape = (block.shape[0], height * width)
         blocks.append(csr_matrix((block.data, block.indices + above * width, block.indptr), shape))
-    rows: Any = vstack(blocks, format="csr")
+    rows = csr_matrix(vstack(blocks, format="csr"))
     # Stored zeros would enlarge the factors.
     rows.eliminate_zeros()
     return rows

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+
+import pandas as pd
 
 from mm_core.core.layout import Layout
 from mm_core.core.pins import read_snapshot
@@ -35,7 +36,7 @@ def value_of_labels(catalog: Catalog, layout: Layout, learned: Mapping[str, str]
         learned: Sample id → digest of the matte that the champion was trained on; empty without a champion.
         report: Report that is filled and returned.
     """
-    pool: Any = read_pool(layout.snapshot, "train_labeled")
+    pool: pd.DataFrame = read_pool(layout.snapshot, "train_labeled")
     digests = dict(zip(pool["sample_id"], pool["alpha_sha256"], strict=True))
     # New: the photo or its matte was not in the champion's training data.
     new = {sample: alpha for sample, alpha in digests.items() if learned.get(sample) != alpha}
@@ -89,7 +90,7 @@ def _cells(layout: Layout) -> dict[str, Cell]:
     return {c.category: c for c in wanted if c.role in ("superior", "non_inferior", "floor")}
 
 
-def _change(cell: Cell | None) -> dict[str, Any]:
+def _change(cell: Cell | None) -> dict[str, float | str | None]:
     """Return a cell as columns of the table."""
     if cell is None:
         return {"mse_before": None, "mse_after": None, "gain": None, "bound": None, "result": None}

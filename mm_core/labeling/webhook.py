@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import Any
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -50,7 +50,7 @@ def webhook_token(layout: Layout) -> str:
     return path.read_text()
 
 
-def application(layout: Layout, token: str) -> Any:
+def application(layout: Layout, token: str) -> Starlette:
     """Return the ASGI application: POST / with the header touches the hint file and returns 204, otherwise 403."""
 
     def called(request: Request) -> Response:
@@ -67,7 +67,5 @@ def application(layout: Layout, token: str) -> Any:
 
 def receive(layout: Layout, port: int, token: str) -> None:
     """Serve on 127.0.0.1 until Ctrl-C."""
-    import uvicorn
-
     print(f"receiving Label Studio's calls at http://127.0.0.1:{port}/  (Ctrl-C ends)", flush=True)
     uvicorn.run(application(layout, token), host="127.0.0.1", port=port, log_level="warning", proxy_headers=False)

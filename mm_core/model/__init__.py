@@ -1,1 +1,1 @@
-
+"""The network, its files and predictions."""

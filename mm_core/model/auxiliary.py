@@ -40,7 +40,7 @@ class AuxiliaryDecoders(nn.Module):
     it.
     """
 
-    def __init__(self, net: MattingNet, names: Sequence[str], width: int | None = None):
+    def __init__(self, net: MattingNet, names: Sequence[str], width: int | None = None) -> None:
         """Create the decoders; `width` is the number of channels at stride 4, by default half of the network's.
 
         Raises:

@@ -7,7 +7,7 @@ the text-image samples of the data set. It is registered as an open_clip archite
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -36,7 +36,7 @@ MAX_LOGIT_SCALE = math.log(100)
 class Clip:
     """Both towers of one CLIP, frozen, in eval mode."""
 
-    def __init__(self, model: Any, transform: Any, tokenizer: Any, digest: str, device: str):
+    def __init__(self, model: Any, transform: Any, tokenizer: Any, digest: str, device: str) -> None:
         self._model = model.eval().requires_grad_(False).to(device)
         self._transform, self._tokenizer, self._device = transform, tokenizer, device
         self.digest = digest
@@ -63,7 +63,7 @@ class Clip:
         )
         return self._run(self._model.encode_image, chunks)
 
-    def _run(self, tower: Any, chunks: Any) -> np.ndarray:
+    def _run(self, tower: Callable[..., Tensor], chunks: Iterable[Tensor]) -> np.ndarray:
         """Embed chunks by one tower and concatenate the results."""
         vectors: list[Tensor] = []
         with torch.inference_mode():
@@ -280,7 +280,7 @@ def _photo(source: Path | np.ndarray, side: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(resize(rgb, side, side).transpose(2, 0, 1)))
 
 
-def _held_out(pairs: Sequence[tuple[Any, str]], seed: int) -> set[int]:
+def _held_out(pairs: Sequence[tuple[object, str]], seed: int) -> set[int]:
     """Return up to 32 rows with different captions, at most a tenth of the pairs."""
     if len(pairs) < 40:
         return set()

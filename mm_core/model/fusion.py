@@ -24,7 +24,7 @@ class TextFusion(nn.Module):
         kind: Literal["film", "attention"] = "film",
         hidden: int = 128,
         projection: int = 64,
-    ):
+    ) -> None:
         """Create the fusion.
 
         Args:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mm_core.core.errors import InputError
@@ -40,7 +41,7 @@ class Normalization(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         """Store `mean` and `std`: three values each, of RGB in [0, 1]."""
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
@@ -60,7 +61,7 @@ class TimmEncoder(nn.Module):
     channels: list[int]
     reductions: list[int]
 
-    def __init__(self, body: nn.Module):
+    def __init__(self, body: nn.Module) -> None:
         super().__init__()
         info: Any = body.feature_info
         if sorted(set(info.reduction())) != list(info.reduction()):
@@ -74,6 +75,7 @@ class TimmEncoder(nn.Module):
         self.reductions = [1, *info.reduction()]
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the features of each level, from fine to coarse: (B, C, H, W) each."""
         return [self.detail(images), *self.body(images)]
 
 
@@ -84,7 +86,7 @@ class LightDecoder(nn.Module):
     `forward` returns a list of one logit map at the resolution of the finest feature.
     """
 
-    def __init__(self, channels: Sequence[int], reductions: Sequence[int], width: int):
+    def __init__(self, channels: Sequence[int], reductions: Sequence[int], width: int) -> None:
         super().__init__()
         widths = [_width_at(reduction, width) for reduction in reductions]
         # No norm here: at stride 32 a single small image leaves one value per channel.
@@ -103,6 +105,7 @@ class LightDecoder(nn.Module):
         self.head = nn.Conv2d(widths[0], 1, 3, padding=1)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Return the main logits (B, 1, S, S), from the features of all levels, fine to coarse."""
         x = self.bottom(features[-1])
         # From coarse to fine: reduce, enlarge, concatenate with the skip, fuse.
         x = x + self.context(x)
@@ -139,7 +142,7 @@ class MattingNet(nn.Module):
 
     Every process must decode with each of them, even without rows of its own."""
 
-    def __init__(self, config: ModelParams, body: nn.Module | None = None):
+    def __init__(self, config: ModelParams, body: nn.Module | None = None) -> None:
         """Create the network; `body` is a timm backbone with `features_only`, by default one with random weights.
 
         Raises:
@@ -169,6 +172,7 @@ class MattingNet(nn.Module):
 
     @property
     def bottleneck_channels(self) -> int:
+        """Channels of the deepest features."""
         return self.channels[-1]
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
@@ -335,8 +339,6 @@ def load_u2net_checkpoint(net: MattingNet, path: Path) -> None:
     """Load a public u2net.pth or u2netp.pth strictly: its encoder, and its decoder into each of the three decoders."""
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             state = load_file(path)
         else:
             state = cast(dict[str, Tensor], torch.load(path, map_location="cpu", weights_only=True))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
 from mm_core.core.records import decoder_of
 from mm_core.model.preprocess import finish, prepare
 from mm_core.model.upsample import guided_upsample
+
+if TYPE_CHECKING:
+    import torch
+
+Result = TypeVar("Result")
 
 
 class Predictor(Protocol):
@@ -48,7 +53,9 @@ def pick_device(device: str = "auto") -> str:
 class TorchPredictor:
     """Predictor that runs a model file in PyTorch. It has no state between calls, so threads may share it."""
 
-    def __init__(self, path: Path, device: str = "auto", batch: int = 8, bf16: bool = False, guided: bool = False):
+    def __init__(
+        self, path: Path, device: str = "auto", batch: int = 8, bf16: bool = False, guided: bool = False
+    ) -> None:
         """Load a model.
 
         Args:
@@ -96,7 +103,7 @@ class TorchPredictor:
             chosen += self._run(chunk, lambda images: self.net.chosen(self.net.encode(images)))
         return chosen
 
-    def _run(self, photos: Sequence[np.ndarray], work: Callable[[Any], Any]) -> Any:
+    def _run(self, photos: Sequence[np.ndarray], work: Callable[[torch.Tensor], Result]) -> Result:
         """Prepare photos as one batch on the device and apply `work` to it."""
         import torch
 

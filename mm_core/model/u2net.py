@@ -44,20 +44,21 @@ NAMES = tuple(_TABLES)
 class REBNCONV(nn.Module):
     """3×3 convolution, batch norm, ReLU."""
 
-    def __init__(self, channels: int, out: int, dilation: int = 1):
+    def __init__(self, channels: int, out: int, dilation: int = 1) -> None:
         super().__init__()
         self.conv_s1 = nn.Conv2d(channels, out, 3, padding=dilation, dilation=dilation)
         self.bn_s1 = nn.BatchNorm2d(out)
         self.relu_s1 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features (B, out, H, W)."""
         return self.relu_s1(self.bn_s1(self.conv_s1(x)))
 
 
 class RSU(nn.Module):
     """Residual U-block of `height` levels (RSU-7 … RSU-4): a small U-Net whose output is added to its first layer's."""
 
-    def __init__(self, height: int, channels: int, middle: int, out: int):
+    def __init__(self, height: int, channels: int, middle: int, out: int) -> None:
         super().__init__()
         self.height = height
         self.rebnconvin = REBNCONV(channels, out)
@@ -70,6 +71,7 @@ class RSU(nn.Module):
         self.pool = nn.MaxPool2d(2, stride=2, ceil_mode=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features (B, out, H, W)."""
         layer = self.get_submodule
         start = x = self.rebnconvin(x)
         down: list[Tensor] = []
@@ -88,7 +90,7 @@ class RSU(nn.Module):
 class RSU4F(nn.Module):
     """RSU-4F: block of the deepest stages, with dilations 1, 2, 4, 8 in place of pooling."""
 
-    def __init__(self, channels: int, middle: int, out: int):
+    def __init__(self, channels: int, middle: int, out: int) -> None:
         super().__init__()
         self.rebnconvin = REBNCONV(channels, out)
         self.rebnconv1 = REBNCONV(out, middle)
@@ -100,6 +102,7 @@ class RSU4F(nn.Module):
         self.rebnconv1d = REBNCONV(2 * middle, out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features (B, out, H, W)."""
         # Downwards with growing dilation, then upwards with skip connections.
         start = self.rebnconvin(x)
         one = self.rebnconv1(start)
@@ -135,7 +138,7 @@ def _block(stage: _Stage) -> nn.Module:
 class U2Encoder(nn.Module):
     """The six encoder stages: (B, 3, H, W) → six feature maps at strides 1, 2, 4, 8, 16, 32."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         super().__init__()
         table = _TABLES[name][0]
         for stage, block in table.items():
@@ -145,6 +148,7 @@ class U2Encoder(nn.Module):
         self.reductions = [1, 2, 4, 8, 16, 32]
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the features of each level, from fine to coarse."""
         features: list[Tensor] = []
         for stage in ENCODER_STAGES:
             x = self.get_submodule(stage)(self.pool(x) if features else x)
@@ -155,7 +159,7 @@ class U2Encoder(nn.Module):
 class U2Decoder(nn.Module):
     """Five decoder stages and the side outputs: → seven logit maps (B, 1, H, W), the fused one first."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         super().__init__()
         encoder, decoder = _TABLES[name]
         for stage, block in decoder.items():
@@ -167,6 +171,7 @@ class U2Decoder(nn.Module):
         self.outconv = nn.Conv2d(6, 1, 1)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Return the logits (B, 1, S, S): the fused map first, then the map of each level."""
         x = features[-1]
         # Collect the map of each level, from fine to coarse.
         levels = [x]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
+from scipy.sparse import coo_matrix
 
 EARTH_KM = 6371.0
 DENSE = 3
@@ -78,7 +79,6 @@ def _dense(
     limits: tuple[float, float, float],
 ) -> None:
     """Cluster the given photos under new numbers, in place; `limits`: seconds, kilometres, kilometres per second."""
-    from scipy.sparse import coo_matrix
     from sklearn.cluster import DBSCAN
 
     if not len(photos):

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -49,6 +49,7 @@ class Picture:
 
     @property
     def vector(self) -> np.ndarray:
+        """The most informative of the photo's vectors."""
         return best_vector(self.found)
 
     @property
@@ -59,6 +60,7 @@ class Picture:
 
     @property
     def taken_at(self) -> str | None:
+        """Time of capture, ISO 8601; None if unknown."""
         return self.found[photo_features.EXTRACTOR].texts.get("taken_at")
 
     @property
@@ -116,16 +118,16 @@ def read_gallery(run: StorageRun, folder: Path) -> Gallery:
             + [(e.name, e.version) for e in tools.extractors]
         )
         digests = {path: sha256_file(path) for path in files}
-        records: dict[str, dict[str, Any]] = {}
+        records: dict[str, PhotoRecord] = {}
         for digest in set(digests.values()):
-            cached = read_keyed(_record(run.layout, digest), key)
+            cached = cast(PhotoRecord | None, read_keyed(_record(run.layout, digest), key))
             if cached is not None:
                 records[digest] = cached
         # Equal files share one record.
         new = {digest: path for path, digest in digests.items() if digest not in records}
         for done, (digest, record) in enumerate(_look(list(new.items()), tools, guesser, run.params), start=1):
             records[digest] = record
-            write_json(_record(run.layout, digest), record | {"key": key})
+            write_json(_record(run.layout, digest), {**record, "key": key})
             run.progress("photos", done, len(new))
     pictures, unreadable = [], []
     for path in files:
@@ -137,13 +139,32 @@ def read_gallery(run: StorageRun, folder: Path) -> Gallery:
     return Gallery(pictures, unreadable, len(new))
 
 
+class FoundRecord(TypedDict):
+    """The result of one extractor."""
+
+    numbers: dict[str, float]
+    texts: dict[str, str]
+    vector: list[float] | None
+
+
+class PhotoRecord(TypedDict, total=False):
+    """What the cache keeps of a photo; of an unreadable one only the reason."""
+
+    unreadable: str
+    category: str | None
+    phash: str
+    landmarks: str
+    """Hex digits, 8 bytes per landmark."""
+    found: dict[str, FoundRecord]
+
+
 def _record(layout: Layout, digest: str) -> Path:
     return layout.cache / "gallery" / digest[:2] / f"{digest}.json"
 
 
 def _look(
     new: Sequence[tuple[str, Path]], tools: Chosen, guesser: Guesser, params: Params
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, PhotoRecord]]:
     """Decode and measure photos in chunks; the record of an unreadable file has only `unreadable`, its reason."""
     for start in range(0, len(new), CHUNK):
         photos: list[Photo] = []
@@ -176,9 +197,8 @@ def _look(
         for photo, row, category in zip(photos, rows, categories, strict=True):
             # Hashes use a picture of fixed size, so that they are comparable with the catalog's.
             look = load_rgb(photo.path, LOOK_SIDE)
-            record: dict[str, Any] = {"category": category, "phash": perceptual_hash(look)}
-            record["landmarks"] = landmarks(glance(look)).astype(">u8").tobytes().hex()
-            record["found"] = {
+            marks = landmarks(glance(look)).astype(">u8").tobytes().hex()
+            found = {
                 name: {
                     "numbers": dict(f.numbers),
                     "texts": dict(f.texts),
@@ -187,16 +207,17 @@ def _look(
                 for name, f in row.items()
             }
             # The round trip through JSON makes a fresh record equal to one from the cache.
+            record = {"category": category, "phash": perceptual_hash(look), "landmarks": marks, "found": found}
             yield photo.sample_id, json.loads(json.dumps(record))
 
 
-def _picture(path: Path, name: str, digest: str, record: dict[str, Any]) -> Picture:
+def _picture(path: Path, name: str, digest: str, record: PhotoRecord) -> Picture:
     features = {
         extractor: Found(f["numbers"], f["texts"], None if f["vector"] is None else np.array(f["vector"], np.float32))
-        for extractor, f in record["found"].items()
+        for extractor, f in record.get("found", {}).items()
     }
-    marks = bytes.fromhex(record["landmarks"])
-    return Picture(path, name, digest, features, record["phash"], marks, record["category"])
+    marks = bytes.fromhex(record.get("landmarks", ""))
+    return Picture(path, name, digest, features, record.get("phash", ""), marks, record.get("category"))
 
 
 def seconds_of(times: Sequence[datetime | None]) -> np.ndarray:

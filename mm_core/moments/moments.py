@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from mm_core.imaging.near_duplicates import LOOK_SIDE, glance, same_picture, sam
 from mm_core.model.predict import Predictor
 from mm_core.moments.events import cluster, representatives, time_of
 from mm_core.moments.gallery_reader import Gallery, Picture, seconds_of
+from mm_core.moments.moments_file import MomentEntry, PieceEntry
 from mm_core.moments.pieces import VERSION, Matted, collage, file_of, finished
 from mm_core.moments.story import title, tone
 from mm_core.moments.strategy import Facts, Offer, offers
@@ -210,7 +210,7 @@ def _foreign_files(folder: Path) -> list[Path]:
     return [path for path in files if path.parent != folder or path.name not in ours]
 
 
-def _moment(event: Event, folder: Path, params: MomentsParams, predictor: Predictor | None, model: str) -> dict:
+def _moment(event: Event, folder: Path, params: MomentsParams, predictor: Predictor | None, model: str) -> MomentEntry:
     """Make one moment; write its pieces to `folder` and return its JSON values."""
     # Pieces of an older version of the moment are removed.
     if folder.exists():
@@ -223,12 +223,12 @@ def _moment(event: Event, folder: Path, params: MomentsParams, predictor: Predic
     best = representatives(scores, np.stack([p.vector for p in event.pictures]), kinds, params.best)
     # Title and tone use all photos of the event; pieces use the best ones.
     mood, why = tone(facts, event.times)
-    pieces: list[dict[str, Any]] = []
+    pieces: list[PieceEntry] = []
     if predictor is not None:
         for name, piece, description in _pieces(event, facts, best, mood, params, predictor):
             suffix, data = file_of(piece, model=model, function=description["function"])
             write_bytes(folder / f"{name}{suffix}", data)
-            pieces.append(description | {"file": f"{folder.name}/{name}{suffix}"})
+            pieces.append({**description, "file": f"{folder.name}/{name}{suffix}"})
     # Undated photos do not limit the period.
     dated = [t for t in event.times if t]
     return {
@@ -257,10 +257,10 @@ def _moment(event: Event, folder: Path, params: MomentsParams, predictor: Predic
 
 def _pieces(
     event: Event, facts: list[Facts], best: list[int], mood: str, params: MomentsParams, predictor: Predictor
-) -> list[tuple[str, np.ndarray | Cutout, dict[str, Any]]]:
+) -> list[tuple[str, np.ndarray | Cutout, PieceEntry]]:
     """Return name, piece and description; each photo gives its first successful offer, and each effect is used once."""
     inpainting = Path(params.inpainting) if params.inpainting else None
-    pieces: list[tuple[str, np.ndarray | Cutout, dict[str, Any]]] = []
+    pieces: list[tuple[str, np.ndarray | Cutout, PieceEntry]] = []
     lifted: list[tuple[str, Cutout]] = []
     # Variety within a moment: each effect is used once.
     used: set[str] = set()
@@ -288,7 +288,7 @@ def _pieces(
             piece = finished(matted, offer, inpainting)
             if piece is not None:
                 used.add(offer.function)
-                description = {
+                description: PieceEntry = {
                     "function": offer.function,
                     "choice": offer.choice,
                     "photos": [picture.name],
@@ -298,7 +298,12 @@ def _pieces(
                 break
     if len(lifted) >= COLLAGE:
         why = f"{len(lifted)} subjects of this moment together, in its {mood} colours."
-        description = {"function": "collage", "choice": mood, "photos": [name for name, _ in lifted][:6], "why": why}
+        description: PieceEntry = {
+            "function": "collage",
+            "choice": mood,
+            "photos": [name for name, _ in lifted][:6],
+            "why": why,
+        }
         pieces.insert(0, ("collage", collage([cutout for _, cutout in lifted], mood), description))
     return pieces
 

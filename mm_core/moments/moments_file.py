@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -58,7 +58,60 @@ class _Moments(_Part):
     moments: list[_Moment]
 
 
-def read_moments(path: Path) -> dict[str, Any]:
+class PhotoEntry(TypedDict):
+    """A photo of a moment."""
+
+    name: str
+    id: str
+    category: str | None
+    taken_at: NotRequired[str | None]
+
+
+class BestEntry(TypedDict):
+    """A chosen photo of a moment."""
+
+    name: str
+    why: NotRequired[str]
+    offers: NotRequired[list[dict[str, object]]]
+    """Effects that fit the photo, best first."""
+
+
+class PieceEntry(TypedDict):
+    """A picture that was made for a moment."""
+
+    function: str
+    choice: NotRequired[str]
+    photos: NotRequired[list[str]]
+    why: str
+    file: NotRequired[str]
+
+
+# `from` is a keyword, so the fields cannot be written as a class.
+MomentEntry = TypedDict(
+    "MomentEntry",
+    {
+        "id": NotRequired[str],
+        "title": str,
+        "tone": str,
+        "tone_why": str,
+        "from": NotRequired[str | None],
+        "to": NotRequired[str | None],
+        "photos": list[PhotoEntry],
+        "repeated": NotRequired[int],
+        "best": list[BestEntry],
+        "pieces": list[PieceEntry],
+    },
+)
+"""One moment of moments.json. Files of other programs may lack the `NotRequired` fields."""
+
+
+class MomentsRecord(TypedDict):
+    """The content of a moments.json."""
+
+    moments: list[MomentEntry]
+
+
+def read_moments(path: Path) -> MomentsRecord:
     """Return the content of a moments.json.
 
     Raises:

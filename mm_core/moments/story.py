@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
+from mm_core.core.categories import NOUNS
 from mm_core.moments.strategy import Facts
 
 TONES = ("joyful", "festive", "calm", "cosy", "adventurous", "everyday")
@@ -61,7 +62,7 @@ def tone(facts: Sequence[Facts], times: Sequence[datetime | None]) -> tuple[str,
 
 def _why(name: str, kinds: Counter, total: int, evening: float) -> str:
     counted = kinds.most_common(2)
-    shown = ", ".join(f"{n} of {total} {'show' if n > 1 else 'shows'} {_thing(kind)}" for kind, n in counted)
+    shown = ", ".join(f"{n} of {total} {'show' if n > 1 else 'shows'} {NOUNS[kind]}" for kind, n in counted)
     when = ", mostly in the evening" if evening > 0.5 else ""
     return f"{name.capitalize()}: {shown or 'nothing in particular stands out'}{when}."
 
@@ -83,11 +84,6 @@ def _company(facts: Sequence[Facts]) -> str:
     where = {"scenery": "outdoors", "delicacy": "at the table", "cards": "among papers", "accessories": "with things"}
     place = next((where[k] for k, n in kinds.most_common() if k in where and n / total >= 0.25), "")
     return f"{place} {with_whom}".strip()
-
-
-def _thing(kind: str) -> str:
-    words = {"portrait": "a person", "multi_person": "people together", "pets": "a pet", "accessories": "things"}
-    return {"cards": "cards or papers", "delicacy": "food", "scenery": "scenery"}.get(kind) or words[kind]
 
 
 def _part(t: datetime) -> str:

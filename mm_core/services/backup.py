@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 from urllib.parse import unquote, urlsplit
 
 from mm_core.core.errors import BlobNotFound, InputError, StoreError
@@ -33,6 +33,7 @@ from mm_core.core.records import Report, sha256_file, write_json
 from mm_core.core.settings import Settings, secret
 from mm_core.services.backup_target import (
     RUNNING,
+    BackedUp,
     at_work,
     chosen,
     next_name,
@@ -55,12 +56,20 @@ REQUIRED = ("store/catalog/", "postgres/", "workspace/inputs.json", "workspace/m
 _SQLITE = b"SQLite format 3\x00"
 
 
+class Begun(TypedDict):
+    """The marker of a restore that is not finished."""
+
+    backup: str
+    databases: list[str]
+    """Restored ones."""
+
+
 class _Writer:
     """Copies files to a place of backups, each content once, and collects the manifest."""
 
-    def __init__(self, target: Store, spool: Path, progress: Progress):
+    def __init__(self, target: Store, spool: Path, progress: Progress) -> None:
         self.target, self.spool, self.progress = target, spool, progress
-        self.files: dict[str, dict[str, Any]] = {}
+        self.files: dict[str, BackedUp] = {}
         self.new_bytes = 0
         self.vanished: list[str] = []
         # Contents that the place already has, by digest.
@@ -84,7 +93,9 @@ class _Writer:
 
     def note(self, name: str, digest: str, size: int, mode: int | None = None) -> None:
         """Add a content that the place has to the manifest."""
-        self.files[name] = {"sha256": digest, "bytes": size} | ({} if mode is None else {"mode": mode})
+        self.files[name] = {"sha256": digest, "bytes": size}
+        if mode is not None:
+            self.files[name]["mode"] = mode
         self.progress("backup", len(self.files), len(self.files))
 
     def _copy(self, path: Path) -> tuple[str, int]:
@@ -262,12 +273,12 @@ def restore(settings: Settings, source: str, report: Report, *, at: str | None =
     return report
 
 
-def _begin(layout: Layout, store: Store, name: str) -> tuple[Path, dict[str, Any]]:
+def _begin(layout: Layout, store: Store, name: str) -> tuple[Path, Begun]:
     """Return the marker file of the restore in this workspace and its contents; create it if necessary."""
     marker = layout.root / "restoring.json"
     if not marker.is_file():
         _require_empty(layout, store)
-        begun: dict[str, Any] = {"backup": name, "databases": []}
+        begun: Begun = {"backup": name, "databases": []}
         write_json(marker, begun)
         return marker, begun
     try:

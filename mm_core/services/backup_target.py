@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from mm_core.core.errors import BlobNotFound, InputError, StoreError
 from mm_core.core.records import sha256_file
@@ -61,7 +61,26 @@ def next_name(target: Store) -> str:
     return f"{base}+{counted + 1:06d}-{uuid.uuid4().hex[:6]}"
 
 
-def read_manifest(target: Store, name: str) -> dict[str, Any]:
+class BackedUp(TypedDict):
+    """A file of a backup."""
+
+    sha256: str
+    bytes: int
+    mode: NotRequired[int]
+    """Permissions."""
+
+
+class BackupManifest(TypedDict):
+    """The content of `backups/<name>.json`."""
+
+    workspace: str
+    """Where the workspace was."""
+    photos: bool
+    """Whether the blobs are in the backup."""
+    files: dict[str, BackedUp]
+
+
+def read_manifest(target: Store, name: str) -> BackupManifest:
     """Return the manifest of a backup; raise StoreError if its file is damaged."""
     place = f"backups/{name}.json"
     try:
@@ -190,7 +209,7 @@ def whole(origin: Store, digest: str) -> Path | None:
     return None
 
 
-def _is_of(target: Store, name: str, workspace: Any) -> bool:
+def _is_of(target: Store, name: str, workspace: object) -> bool:
     """Return whether a backup is of this workspace; an unreadable one counts as this workspace's."""
     try:
         return read_manifest(target, name).get("workspace") == workspace

@@ -143,7 +143,7 @@ class Browser:
         port: Port on 127.0.0.1.
     """
 
-    def __init__(self, python: Path, folder: Path, port: int):
+    def __init__(self, python: Path, folder: Path, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/datasets/matting-moments"
         self.log = folder / "log.txt"
         with self.log.open("wb") as log:

@@ -36,11 +36,12 @@ class Guard:
     Another site's page could otherwise rebind its name to 127.0.0.1 and read any file through the App's media route.
     """
 
-    def __init__(self, app: Any, port: int, folders: list[Path]):
+    def __init__(self, app: Any, port: int, folders: list[Path]) -> None:
         self.app, self.folders = app, folders
         self.hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on to the App."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         headers = {name.decode().lower(): value.decode("latin-1") for name, value in scope["headers"]}

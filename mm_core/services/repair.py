@@ -35,7 +35,7 @@ def repair(layout: Layout, faults: Sequence[Fault]) -> None:
 class _Sources:
     """Places that may contain a second copy of a blob's content."""
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.store = open_store(layout.settings.store, layout.cache)
         self.inbox: Store = open_store(layout.settings.inbox, layout.cache / "inbox")

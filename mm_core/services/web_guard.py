@@ -49,11 +49,12 @@ class WebGuard:
         hosts: Sequence[str] = LOOPBACK,
         headers: Mapping[str, str] | None = None,
         open_paths: Sequence[str] = (),
-    ):
+    ) -> None:
         self.app, self.hosts = app, frozenset(hosts)
         self.headers, self.open_paths = dict(headers or {}), frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a foreign or unsafe request with 403; pass every other one on."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
 

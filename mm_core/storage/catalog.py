@@ -19,20 +19,19 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, QueryBuilder, Schema, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from mm_core.core.errors import CatalogError
 from mm_core.core.settings import s3_timeout
 from mm_core.storage.retry import patient
 from mm_core.storage.schemas import ADDED, KEYS, SCHEMAS
 from mm_core.storage.seals import seal
-
-if TYPE_CHECKING:
-    from deltalake import DeltaTable
 
 ATTEMPTS = 20
 """Attempts to commit against other writers before an error."""
@@ -58,7 +57,7 @@ class CatalogMoved(CatalogError):
 class Catalog:
     """The tables under `<store>/catalog/`, in a folder or on S3."""
 
-    def __init__(self, store_url: str):
+    def __init__(self, store_url: str) -> None:
         self.url = f"{store_url.rstrip('/')}/catalog"
         self._options = _s3_options() if store_url.startswith("s3://") else None
 
@@ -69,6 +68,7 @@ class Catalog:
         return -1 if delta is None else delta.version()
 
     def versions(self) -> dict[str, int]:
+        """Return the version of each table."""
         return {table: self.version(table) for table in SCHEMAS}
 
     @patient
@@ -137,9 +137,6 @@ class Catalog:
                 yield rows.select(list(names)).cast(schema)
 
     def _stream(self, sql: str, tables: Mapping[str, DeltaTable]) -> Iterator[pa.RecordBatch]:
-        from deltalake import QueryBuilder
-        from deltalake.exceptions import DeltaError
-
         engine = QueryBuilder()
         for name, delta in tables.items():
             engine = engine.register(name, delta)
@@ -153,7 +150,7 @@ class Catalog:
         except (DeltaError, pa.ArrowException, OSError) as error:
             raise CatalogError(f"catalog table {', '.join(tables)} at {self.url}: {error}") from error
 
-    def add(self, table: str, rows: Iterable[Mapping[str, Any]], *, at: int | None = None) -> int:
+    def add(self, table: str, rows: Iterable[Mapping[str, object]], *, at: int | None = None) -> int:
         """Insert rows with new keys in one commit; return the number of new rows.
 
         Safe to repeat and safe with concurrent writers: a lost race is repeated on the new version. With `at`, the
@@ -164,7 +161,7 @@ class Catalog:
     def upsert(
         self,
         table: str,
-        rows: Iterable[Mapping[str, Any]],
+        rows: Iterable[Mapping[str, object]],
         *,
         columns: Sequence[str] = (),
         at: int | None = None,
@@ -176,7 +173,7 @@ class Catalog:
         return self._merge(table, as_table(table, rows), replace=columns or SCHEMAS[table].names, at=at)
 
     def fill(
-        self, table: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, at: int | None = None
+        self, table: str, rows: Iterable[Mapping[str, object]], columns: Sequence[str], *, at: int | None = None
     ) -> int:
         """Insert rows like `add`, and fill the nulls of `columns` in existing rows; return the number of new rows."""
         return self._merge(table, as_table(table, rows), fill=columns, at=at)
@@ -184,9 +181,6 @@ class Catalog:
     @patient
     def delete(self, table: str, column: str, values: Collection[str]) -> int:
         """Delete the rows with one of `values` in `column`; return the number of deleted rows."""
-        from deltalake import CommitProperties
-        from deltalake.exceptions import CommitFailedError, DeltaError
-
         todo, deleted, lost = sorted(set(values)), 0, 0
         while todo and (delta := self._open(table)) is not None:
             where = _sql((column, "in", todo[:PUSHED]))
@@ -210,8 +204,6 @@ class Catalog:
     @patient
     def compact(self, table: str) -> int:
         """Merge small files; return the number of merged files. Keeps the rows; safe with concurrent writers."""
-        from deltalake.exceptions import CommitFailedError, DeltaError
-
         delta = self._open(table)
         if delta is None:
             return 0
@@ -230,8 +222,6 @@ class Catalog:
 
         Files of unfinished commits stay: only files that the log marks as replaced are removed.
         """
-        from deltalake.exceptions import DeltaError
-
         delta = self._open(table)
         if delta is None:
             return 0
@@ -257,8 +247,6 @@ class Catalog:
         fill: Sequence[str] = (),
         at: int | None = None,
     ) -> int:
-        from deltalake.exceptions import CommitFailedError, DeltaError
-
         schema, keys = SCHEMAS[table], KEYS[table]
         if not rows.num_rows:
             return 0
@@ -296,7 +284,7 @@ class Catalog:
 
     def _rows_of(
         self, delta: DeltaTable, table: str, wanted_keys: Sequence[tuple[Any, ...]], names: Sequence[str]
-    ) -> dict[tuple[Any, ...], dict[str, Any]]:
+    ) -> dict[tuple[Any, ...], dict[str, object]]:
         """Return the table's rows with these keys, by key."""
         keys, wanted = KEYS[table], set(wanted_keys)
         # The first key column narrows the rows; the full key is compared below.
@@ -320,9 +308,6 @@ class Catalog:
         return f"{self.url}/{table}"
 
     def _open(self, table: str, version: int | None = None) -> DeltaTable | None:
-        from deltalake import DeltaTable
-        from deltalake.exceptions import DeltaError, TableNotFoundError
-
         try:
             delta = DeltaTable(self._uri(table), version=version, storage_options=self._options)
         except TableNotFoundError:
@@ -334,9 +319,6 @@ class Catalog:
         return delta
 
     def _open_or_create(self, table: str) -> DeltaTable:
-        from deltalake import DeltaTable, Schema
-        from deltalake.exceptions import DeltaError
-
         if delta := self._open(table):
             if absent := _lacking(delta, table):
                 columns = pa.schema([field for field in SCHEMAS[table] if field.name in absent])
@@ -357,7 +339,7 @@ def _lacking(delta: DeltaTable, table: str) -> set[str]:
     return set(SCHEMAS[table].names) - {field.name for field in delta.schema().fields}
 
 
-def as_table(table: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+def as_table(table: str, rows: Iterable[Mapping[str, object]]) -> pa.Table:
     """Return rows with the column types of a catalog table; of rows with the same key, the last one.
 
     Other columns are dropped. `rows` may be a generator: only the compact Arrow form is kept in memory.
@@ -372,10 +354,8 @@ def as_table(table: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return whole if len(place) == whole.num_rows else whole.take(sorted(place.values()))
 
 
-def _commit(delta: DeltaTable, table: str, new: pa.Table, changed: Sequence[Mapping[str, Any]]) -> None:
+def _commit(delta: DeltaTable, table: str, new: pa.Table, changed: Sequence[Mapping[str, object]]) -> None:
     """Write new and changed rows in one commit on the version that was read; raise CommitFailedError otherwise."""
-    from deltalake import CommitProperties, write_deltalake
-
     # Without retries of the library, a concurrent commit makes this one fail.
     alone = CommitProperties(max_commit_retries=0)
     if not changed:
@@ -385,7 +365,7 @@ def _commit(delta: DeltaTable, table: str, new: pa.Table, changed: Sequence[Mapp
     # Delta's MERGE replaces the matching rows and inserts the others.
     keys = KEYS[table]
     on = " AND ".join(f"t.`{k}` = s.`{k}`" for k in keys)
-    touched = sorted({row[keys[0]] for row in changed})
+    touched = sorted({str(row[keys[0]]) for row in changed})
     if len(touched) <= PUSHED:  # the engine then joins with few rows instead of the whole table
         on += f" AND t.`{keys[0]}` IN ({', '.join(map(_literal, touched))})"
     merge = delta.merge(data, predicate=on, source_alias="s", target_alias="t", commit_properties=alone)
@@ -405,7 +385,7 @@ def _quoted(name: str) -> str:
     return f'"{name}"'
 
 
-def _literal(value: Any) -> str:
+def _literal(value: object) -> str:
     """Return a value as an SQL literal."""
     return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
 
@@ -421,7 +401,7 @@ def _configuration(table: str) -> dict[str, str | None]:
     }
 
 
-def _plain(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _plain(row: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
     """Return a row for pyarrow: pandas' missing values (NaN, NA) become None."""
     values = {name: row.get(name) for name in names}
     return {n: None if v is pd.NA or (isinstance(v, float) and math.isnan(v)) else v for n, v in values.items()}

@@ -177,7 +177,7 @@ def _size_and_time(path: Path) -> list[int]:
 class KeySeals:
     """Digests of a folder store's records, by key, in a hidden folder of it."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path) -> None:
         self.root = root
 
     def path_of(self, key: str) -> Path | None:

@@ -146,7 +146,7 @@ def fetch_blob(store: Store, digest: str) -> Path:
 class LocalStore:
     """A store in a folder."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root))
         self.url = str(self.root)
         self._drafts = _Drafts(self.root / TEMPORARY)
@@ -232,7 +232,7 @@ class LocalStore:
 class S3Store:
     """A store under a bucket prefix. Address, region and keys come from the usual AWS variables."""
 
-    def __init__(self, bucket: str, prefix: str, cache: Path):
+    def __init__(self, bucket: str, prefix: str, cache: Path) -> None:
         self.bucket, self.prefix, self.cache = bucket, prefix, cache / "s3" / bucket / prefix
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._drafts = _Drafts(self.cache / TEMPORARY)
@@ -335,7 +335,7 @@ class S3Store:
             return 0
         return self._delete_versions(f"{self._key(prefix)}/", lambda entry: not entry["IsLatest"])
 
-    def _delete_versions(self, start: str, wanted: Callable[[dict[str, Any]], bool]) -> int:
+    def _delete_versions(self, start: str, wanted: Callable[[dict[str, object]], bool]) -> int:
         """Delete versions and deletion markers of keys that begin with `start`; return their number."""
         # A deleted object of a versioned bucket stays readable until each version is removed.
         removed = 0
@@ -397,7 +397,7 @@ def _no_larger(key: str, size: int, most: int | None) -> None:
 class _Drafts:
     """A folder for unfinished files; leftovers of killed processes are removed on first use."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._swept = False
 

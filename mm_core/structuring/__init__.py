@@ -1,1 +1,1 @@
-
+"""Features, tags and difficulty of photos."""

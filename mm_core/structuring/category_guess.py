@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
+from mm_core.core.categories import ALL_CATEGORIES, SENTENCES
 from mm_core.core.params import StructureParams
-from mm_core.core.records import ALL_CATEGORIES, Report
+from mm_core.core.records import Report
 from mm_core.storage.catalog import Catalog
 from mm_core.structuring.rows import Found, row_of
 
@@ -29,15 +30,6 @@ EXTRACTOR = "guess"
 VERSION = "1"
 """Must change whenever a guess may change; older rows are then computed again."""
 
-SENTENCES = {
-    "portrait": ("a portrait photo of one person", "a photo of a man", "a photo of a woman", "a selfie"),
-    "multi_person": ("a photo of several people", "a group photo of people", "a photo of two people together"),
-    "pets": ("a photo of a pet", "a photo of a dog", "a photo of a cat", "a photo of an animal"),
-    "accessories": ("a photo of a product", "a photo of a bag", "a photo of shoes", "a photo of an object on a table"),
-    "cards": ("a photo of a card", "a photo of a document", "a photo of a page with text", "a photo of a sign"),
-    "delicacy": ("a photo of food", "a photo of a dish on a plate", "a photo of a drink", "a photo of a dessert"),
-    "scenery": ("a photo of a landscape", "a photo of the sky", "a photo of a street", "a photo of mountains"),
-}
 FOLDS = 5
 LEAST = 2 * FOLDS
 """Minimum number of labelled scenes of a category for guessing it: two per fold."""
@@ -67,7 +59,7 @@ class Guesser(Protocol):
 class ClipGuesser:
     """Zero-shot: the score of a category is the photo's similarity to the mean of its sentences."""
 
-    def __init__(self, tags: ClipTags):
+    def __init__(self, tags: ClipTags) -> None:
         clip = tags.clip
         means = np.stack([clip.encode_text(SENTENCES[category]).mean(0) for category in ALL_CATEGORIES])
         self._means = means / np.linalg.norm(means, axis=1, keepdims=True)
@@ -84,7 +76,7 @@ class ClipGuesser:
 class LearnedGuesser:
     """Trained on photos with a category. `classes` is empty if there are too few photos for any guess."""
 
-    def __init__(self, vectors: np.ndarray, categories: Sequence[str], groups: Sequence[str]):
+    def __init__(self, vectors: np.ndarray, categories: Sequence[str], groups: Sequence[str]) -> None:
         """Fit the classifier and its calibration.
 
         Args:

@@ -31,7 +31,7 @@ class ClassifierTags:
 
     extractor = EXTRACTOR
 
-    def __init__(self, encoder: str, tags: int, device: str):
+    def __init__(self, encoder: str, tags: int, device: str) -> None:
         """Check that the weights are available.
 
         Args:

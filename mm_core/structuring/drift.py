@@ -17,10 +17,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.distance import cdist
 
 from mm_core.core.params import DriftParams
 from mm_core.core.records import Report, write_json
@@ -69,13 +70,15 @@ def drift_of_new(
         report: Report that is filled.
         asked: A batch as kind/batch, or None.
     """
-    ledger: Any = catalog.read("batches", columns=["kind", "batch", "state", "ingested_at"])
-    ledger = ledger[ledger["state"] == "ingested"].sort_values(by="ingested_at", ascending=False)
+    ledger = catalog.read("batches", columns=["kind", "batch", "state", "ingested_at"])
+    ledger = ledger.loc[ledger["state"] == "ingested"].sort_values(by="ingested_at", ascending=False)
     names = dict.fromkeys(f"{kind}/{batch}" for kind, batch in zip(ledger["kind"], ledger["batch"], strict=True))
     todo = [name for name in names if name == asked or not (out / f"{name}.json").exists()][:CATCH_UP]
     if not todo:
         return
     samples = catalog.read("samples", columns=["id", "kind", "batch", "category", "group", "accepted_at"])
+    sentences: dict[str, str] = {}
+    drift: list[dict[str, object]] = []
     for name in reversed(todo):
         kind, _, batch = name.partition("/")
         # The catalog before the batch: photos accepted no later than its first one.
@@ -92,9 +95,10 @@ def drift_of_new(
             picture = out / f"{name}.png"
             plot(rows, here, there, picture)
             report.pictures[f"drift {name}"] = str(picture)
-        report.facts.setdefault("drift", {})[name] = sentence
-        report.tables.setdefault("drift", []).extend({"batch": name} | row for row in rows)
+        sentences[name] = sentence
+        drift += [{"batch": name, **row} for row in rows]
         write_json(out / f"{name}.json", {"said": sentence, "rows": rows})
+    report.facts["drift"], report.tables["drift"] = sentences, drift
 
 
 def drifted_batches(out: Path) -> list[str]:
@@ -103,20 +107,42 @@ def drifted_batches(out: Path) -> list[str]:
     return sorted(name for name in names if json.loads((out / f"{name}.json").read_text())["said"].startswith(DRIFTED))
 
 
-def compare(params: DriftParams, here: Side, there: Side, seed: int = 0) -> list[dict[str, Any]]:
+class DriftRow(TypedDict):
+    """The comparison of a batch with the catalog before it, by one statistic."""
+
+    what: str
+    """A feature, `category` or `vectors`."""
+    statistic: str
+    effect: float
+    matters: float
+    """The threshold of the effect."""
+    p: float
+    """Holm-adjusted."""
+    drifted: bool
+
+
+def compare(params: DriftParams, here: Side, there: Side, seed: int = 0) -> list[DriftRow]:
     """Compare two sides of at least two photos each by every statistic.
 
     Returns:
-        One row per statistic with `what`, `statistic`, `effect`, `matters` (the threshold), `p` (Holm-adjusted) and
-        `drifted`. The largest effect relative to its threshold is first.
+        One row per statistic. The largest effect relative to its threshold is first.
     """
     from scipy.stats import ks_2samp
 
     rng = np.random.default_rng(seed)
-    rows: list[dict[str, Any]] = []
+    rows: list[DriftRow] = []
 
     def add(what: str, statistic: str, effect: float, matters: float, p: float) -> None:
-        rows.append({"what": what, "statistic": statistic, "effect": float(effect), "matters": matters, "p": float(p)})
+        rows.append(
+            {
+                "what": what,
+                "statistic": statistic,
+                "effect": float(effect),
+                "matters": matters,
+                "p": float(p),
+                "drifted": False,
+            }
+        )
 
     for name in FEATURES:
         batch, before = (side.numbers[name].dropna().to_numpy(float) for side in (here, there))
@@ -139,8 +165,6 @@ def energy(here: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> tup
 
     The distance is divided by twice the mean distance between the two sets: [0, 1]. The unbiased estimate is cut at 0.
     """
-    from scipy.spatial.distance import cdist
-
     both = np.concatenate([here, there]).astype(np.float64)
     n, m = len(here), len(there)
     # Row 0 is the true assignment of photos to sides, the others are random permutations of it.
@@ -159,7 +183,7 @@ def energy(here: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> tup
     return float(np.clip(values[0], 0, 1)), _p(values)
 
 
-def plot(rows: Sequence[dict[str, Any]], here: Side, there: Side, path: Path) -> None:
+def plot(rows: Sequence[DriftRow], here: Side, there: Side, path: Path) -> None:
     """Write a PNG with effects relative to thresholds, vectors on two main axes, and the feature that changed most."""
     from matplotlib.figure import Figure
 
@@ -195,7 +219,7 @@ def _side(catalog: Catalog, source: tuple[str, str], samples: pd.DataFrame) -> S
     """Read the features of at most MOST scenes."""
     scene = samples["group"].where(samples["group"].astype(bool), samples["id"])
     # Ids are digests, so the smallest ones are a random sample that is the same in every run.
-    chosen: Any = samples.assign(scene=scene).sort_values(by="id").drop_duplicates("scene").head(MOST)
+    chosen = samples.assign(scene=scene).sort_values(by="id").drop_duplicates("scene").head(MOST)
     rows = catalog.read(
         "features",
         columns=["numbers"],
@@ -206,7 +230,7 @@ def _side(catalog: Catalog, source: tuple[str, str], samples: pd.DataFrame) -> S
         ],
     )
     numbers = pd.DataFrame(list(rows["numbers"]), columns=list(FEATURES), dtype=float)
-    return Side(numbers, chosen["category"].dropna(), vectors_of(catalog, source, list(chosen["id"]))[1])
+    return Side(numbers, pd.Series(chosen["category"]).dropna(), vectors_of(catalog, source, list(chosen["id"]))[1])
 
 
 def _mix(here: pd.Series, there: pd.Series, matters: float, rng: np.random.Generator) -> tuple[float, float, float]:

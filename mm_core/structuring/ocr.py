@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Timer
-from typing import Any, Self
+from typing import Self, TypedDict
 
 import numpy as np
 
@@ -28,6 +28,17 @@ TRIES = 3
 """Failures in a row after which no further program is started: the fault is then not the photo's."""
 
 
+class OcrAnswer(TypedDict):
+    """The program's answer for one photo."""
+
+    texts: list[str]
+    """Lines in reading order."""
+    scores: list[float]
+    """Of each line, in [0, 1]."""
+    share: float
+    """Share of the photo that text covers."""
+
+
 class OcrFailed(MattingError):
     """The program ended, hung, or could not read a photo; the text contains its last message."""
 
@@ -35,7 +46,7 @@ class OcrFailed(MattingError):
 class OcrProgram:
     """The running program. It starts at the first photo and ends with the `with` block."""
 
-    def __init__(self, python: Path):
+    def __init__(self, python: Path) -> None:
         self._python = python
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = 0
@@ -70,7 +81,7 @@ class OcrProgram:
             rows.append(Found(numbers, {"text": "\n".join(read["texts"])} if scores else {}))
         return rows
 
-    def read(self, rgb: np.ndarray) -> dict[str, Any]:
+    def read(self, rgb: np.ndarray) -> OcrAnswer:
         """Return texts, scores and covered share of one photo (H, W, 3) uint8; raise OcrFailed."""
         # Do not restart the program for every photo if the installation is broken.
         if self._ended >= TRIES:

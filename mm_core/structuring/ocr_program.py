@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import cv2
@@ -18,7 +19,7 @@ import numpy as np
 from rapidocr import RapidOCR  # pyright: ignore[reportMissingImports]
 
 
-def answer(engine: Any, rgb: np.ndarray) -> dict[str, Any]:
+def answer(engine: Any, rgb: np.ndarray) -> dict[str, object]:
     """Return lines of text in reading order, their scores in [0, 1], and the covered share of the photo."""
     # The engine expects BGR.
     result = engine(np.ascontiguousarray(rgb[..., ::-1]))
@@ -29,7 +30,7 @@ def answer(engine: Any, rgb: np.ndarray) -> dict[str, Any]:
     return {"texts": list(result.txts), "scores": [float(score) for score in result.scores], "share": share}
 
 
-def photos(stream: BinaryIO):
+def photos(stream: BinaryIO) -> Iterator[np.ndarray]:
     """Yield arrays (H, W, 3) uint8 until the stream ends between two of them."""
     while line := stream.readline():
         height, width = map(int, line.split())

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any
 
 from mm_core.core import cluster
 from mm_core.core.errors import InputError
@@ -53,14 +52,14 @@ def measured_on_ray(
 class _Worker:
     """One process of the cluster, which keeps its extractors between calls."""
 
-    def __init__(self, params: str, settings: Settings, wanted: dict[str, str]):
+    def __init__(self, params: str, settings: Settings, wanted: dict[str, str]) -> None:
         layout = Layout(settings)
         self._store = open_store(settings.store, layout.cache)
         # `ExitStack` is never closed: the extractors live as long as the process.
         self._found = chosen(Params.model_validate_json(params), layout, ExitStack())
         self._wanted = wanted
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+    def __call__(self, batch: dict[str, Sequence[str]]) -> dict[str, list[str]]:
         """Measure a batch of tasks; refuse it if the worker has other extractors than the caller."""
         have = {extractor.name: extractor.version for extractor in self._found.extractors}
         # Rows of other versions would be computed again by the next run.

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -110,7 +109,7 @@ def colourfulness(rgb: np.ndarray) -> float:
     return float(np.hypot(*spread) + 0.3 * np.hypot(*mean))
 
 
-def _exif(path: Path) -> dict[str, Mapping[int, Any]]:
+def _exif(path: Path) -> dict[str, Mapping[int, object]]:
     """Return the three EXIF blocks, empty if missing. A broken block is ignored, since the picture may be good."""
     with Image.open(path) as image:
         try:
@@ -124,7 +123,7 @@ def _exif(path: Path) -> dict[str, Mapping[int, Any]]:
             return {"base": {}, "shot": {}, "gps": {}}
 
 
-def _origin(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, str]:
+def _origin(exif: Mapping[str, Mapping[int, object]]) -> dict[str, str]:
     """Return the time of capture and the camera, if known."""
     texts = {}
     stamp = _text(exif["shot"].get(ExifTags.Base.DateTimeOriginal)) or _text(exif["base"].get(ExifTags.Base.DateTime))
@@ -140,7 +139,7 @@ def _origin(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, str]:
     return texts | ({"camera": camera} if camera else {})
 
 
-def _place(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, float]:
+def _place(exif: Mapping[str, Mapping[int, object]]) -> dict[str, float]:
     """Return latitude, longitude and altitude, if known."""
     gps = exif["gps"]
     latitude = _degrees(gps.get(ExifTags.GPS.GPSLatitude), _text(gps.get(ExifTags.GPS.GPSLatitudeRef)), "NS", 90)
@@ -155,7 +154,7 @@ def _place(exif: Mapping[str, Mapping[int, Any]]) -> dict[str, float]:
     return {"latitude": latitude, "longitude": longitude} | height
 
 
-def _degrees(parts: Any, reference: str, signs: str, limit: float) -> float | None:
+def _degrees(parts: object, reference: str, signs: str, limit: float) -> float | None:
     """Convert degrees, minutes and seconds to signed degrees; None if they are missing or impossible.
 
     `signs` has the letters of the positive and the negative half. `reference` must begin with one of them in either
@@ -174,16 +173,16 @@ def _degrees(parts: Any, reference: str, signs: str, limit: float) -> float | No
     return -degrees if half == signs[1] else degrees
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """Return a finite number, or None."""
     try:
-        number = float(value)
+        number = float(value)  # pyright: ignore[reportArgumentType]  (a TypeError is an answer)
     except (TypeError, ValueError, ZeroDivisionError):
         return None
     return number if math.isfinite(number) else None
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Return the printable text of an EXIF field, at most 200 characters; empty if it is not text."""
     if isinstance(value, bytes):
         value = value.decode("ascii", "replace")

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from mm_core.storage.rows import FeatureRow
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def best_vector(found: Mapping[str, Found]) -> np.ndarray:
     raise KeyError("no extractor gave a vector")
 
 
-def row_of(sample_id: str, extractor: str, version: str, found: Found) -> dict[str, Any]:
+def row_of(sample_id: str, extractor: str, version: str, found: Found) -> FeatureRow:
     """Return a row of the table `features` with the current time."""
     return {
         "sample_id": sample_id,

@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from mm_core.core.errors import BlobDamaged, BlobNotFound
 from mm_core.imaging.images import UnreadableImage, load_alpha
+from mm_core.storage.rows import FeatureRow
 from mm_core.storage.store import Store, fetch_blob
 from mm_core.structuring import difficulty, photo_features
 from mm_core.structuring.extractors import Extractor, decode, shrunk
@@ -29,13 +30,19 @@ class Task:
     name: str | None = None
 
 
+class Unread(TypedDict):
+    """A photo that could not be read."""
+
+    sample_id: str
+    reason: str
+
+
 @dataclass
 class Done:
     """Result of a piece of work."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    """Sample id and reason of each photo that could not be read."""
+    rows: list[FeatureRow] = field(default_factory=list)
+    failures: list[Unread] = field(default_factory=list)
 
     def __iadd__(self, other: Done) -> Done:
         self.rows += other.rows

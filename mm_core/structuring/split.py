@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -44,10 +44,10 @@ def split_by_difficulty(
     Raises:
         InputError: A label of the snapshot has no score at the pinned catalog version.
     """
-    pool: Any = read_pool(snapshot_dir, "train_labeled")
+    pool = read_pool(snapshot_dir, "train_labeled")
     features = scores_of(catalog, version=inputs["catalog"]["features"])
     pool["difficulty"] = difficulty_of(pool, features).to_numpy()
-    unscored = int(pool["difficulty"].isna().sum())
+    unscored = int(np.count_nonzero(pool["difficulty"].isna()))
     if unscored:
         raise InputError(
             f"{snapshot_dir / 'train_labeled.parquet'}: {unscored} of {len(pool)} labels have no difficulty in the "
@@ -56,22 +56,25 @@ def split_by_difficulty(
     # Photos without a category form their own group.
     pool["category"] = pool["category"].astype(object).where(pool["category"].notna(), None)
     is_hard = pd.Series(False, index=pool.index)
+    difficulties: list[dict[str, object]] = []
     for category, rows in pool.groupby(pool["category"].fillna("unknown")):
         # Hardest first, ties by id.
         ranked = rows.sort_values(["difficulty", "sample_id"], ascending=[False, True])
         hard = ranked.head(hard_count(len(ranked), params.hard_share))
         simple = ranked.iloc[len(hard) :]
         is_hard[hard.index] = True
-        report.tables.setdefault("split", []).append(
+        difficulties.append(
             {
                 "category": category,
                 "simple": len(simple),
                 "hard": len(hard),
-                "threshold": round(float(hard["difficulty"].min()), 4) if len(hard) else None,
-                "mean_simple": round(float(simple["difficulty"].mean()), 4),
-                "mean_hard": round(float(hard["difficulty"].mean()), 4) if len(hard) else None,
+                "threshold": round(float(np.min(hard["difficulty"])), 4) if len(hard) else None,
+                "mean_simple": round(float(np.mean(simple["difficulty"])), 4),
+                "mean_hard": round(float(np.mean(hard["difficulty"])), 4) if len(hard) else None,
             }
         )
+    if difficulties:
+        report.tables["split"] = difficulties
     # Too few hard photos for a training stage of their own.
     if 0 < is_hard.sum() < params.min_hard:
         report.facts["hard"] = (
@@ -79,7 +82,7 @@ def split_by_difficulty(
             "they are trained with the simple ones"
         )
         is_hard[:] = False
-    write_frames(out_dir, {"simple": pool[~is_hard], "hard": pool[is_hard]}, SPLIT_SCHEMA)
+    write_frames(out_dir, {"simple": pool.loc[~is_hard], "hard": pool.loc[is_hard]}, SPLIT_SCHEMA)
     report.metrics |= {"split/simple": int((~is_hard).sum()), "split/hard": int(is_hard.sum())}
     return report
 

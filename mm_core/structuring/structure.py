@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import pandas as pd
 
@@ -20,7 +19,8 @@ from mm_core.storage.run import StorageRun
 from mm_core.structuring import difficulty, photo_features
 from mm_core.structuring.category_guess import guess_new
 from mm_core.structuring.extractors import Extractor, chosen
-from mm_core.structuring.run_extractors import Done, Task, measured
+from mm_core.structuring.on_ray import measured_on_ray
+from mm_core.structuring.run_extractors import Done, Task, Unread, measured
 
 CHUNK = 256
 """Maximum number of rows per commit; a kill loses at most the work of one commit."""
@@ -42,7 +42,7 @@ def structure_new(run: StorageRun, report: Report) -> tuple[str, str]:
         Extractor and version of the most informative vectors (`Chosen.vectors`).
     """
     catalog, rows = run.catalog, Counter()
-    unreadable: list[dict[str, Any]] = []
+    unreadable: list[Unread] = []
     finished = 0
     with ExitStack() as stack:
         tools = chosen(run.params, run.layout, stack)
@@ -55,8 +55,6 @@ def structure_new(run: StorageRun, report: Report) -> tuple[str, str]:
         tasks = missing(samples, labels, have, tools.extractors)
         # Both engines yield results in the order of the tasks.
         if run.layout.settings.engine == "ray":
-            from mm_core.structuring.on_ray import measured_on_ray
-
             work = measured_on_ray(run.params, run.layout, tasks, tools.extractors)
         else:
             work = measured(run.store, tasks, tools.extractors)
@@ -89,7 +87,7 @@ def unfinished(catalog: Catalog, extractors: Sequence[Extractor]) -> list[str]:
     """
     # An anti join keeps the left rows without a match on the right.
     rows = "LEFT ANTI JOIN (SELECT sample_id, version FROM features WHERE extractor = '{}') f"
-    frames: list[Any] = [
+    frames: list[pd.DataFrame] = [
         catalog.query(
             f"SELECT DISTINCT l.sample_id AS id FROM labels l {rows.format(difficulty.EXTRACTOR)} "
             f"ON f.sample_id = l.sample_id AND f.version = {difficulty.VERSION_SQL}"
@@ -102,7 +100,8 @@ def unfinished(catalog: Catalog, extractors: Sequence[Extractor]) -> list[str]:
             f"ON f.sample_id = s.id AND f.version = '{extractor.version}'"
         )
         if len(lacking):
-            frames.append(lacking[[extractor.wants(c if isinstance(c, str) else None) for c in lacking["category"]]])
+            wanted = [extractor.wants(c if isinstance(c, str) else None) for c in lacking["category"]]
+            frames.append(lacking.loc[wanted])
     return sorted({i for frame in frames if len(frame) for i in frame["id"]})
 
 
@@ -157,7 +156,7 @@ def difficulty_of(labels: pd.DataFrame, features: pd.DataFrame) -> pd.Series:
     return pd.Series(values, index=pd.Index(labels["sample_id"], name="sample_id"), dtype="float64", name="difficulty")
 
 
-def difficulty_table(samples: pd.DataFrame, labels: pd.DataFrame, features: pd.DataFrame) -> list[dict[str, Any]]:
+def difficulty_table(samples: pd.DataFrame, labels: pd.DataFrame, features: pd.DataFrame) -> list[dict[str, object]]:
     """Return the number of labels and their mean difficulty per category."""
     scores = difficulty_of(labels, features).dropna().rename_axis("id").reset_index()
     joined = scores.merge(samples, on="id")

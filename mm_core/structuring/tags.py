@@ -7,6 +7,7 @@ that vector.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from functools import cached_property
 from io import BytesIO
@@ -37,7 +38,7 @@ class ClipTags:
 
     extractor = EXTRACTOR
 
-    def __init__(self, clip: ClipParams, structure: StructureParams, cache: Path, device: str):
+    def __init__(self, clip: ClipParams, structure: StructureParams, cache: Path, device: str) -> None:
         self._params, self._cache, self._device = clip, cache, device
         self._top, self._templates = structure.tags, structure.tag_templates
         self._head_file = Path(structure.aesthetic_head) if structure.aesthetic_head else None
@@ -51,6 +52,7 @@ class ClipTags:
 
     @cached_property
     def clip(self) -> Clip:
+        """The CLIP model of the parameters, loaded once."""
         return load_clip(self._params, device=self._device)
 
     @cached_property
@@ -128,8 +130,6 @@ def read_head(path: Path, dim: int) -> tuple[np.ndarray, float]:
     Raises:
         InputError: The file is not a linear head or does not fit the CLIP.
     """
-    import pickle
-
     import torch
 
     try:

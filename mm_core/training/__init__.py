@@ -1,1 +1,1 @@
-
+"""The four training stages."""

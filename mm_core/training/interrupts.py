@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 
 class Pending:
@@ -14,9 +14,10 @@ class Pending:
 
     def __init__(self) -> None:
         self.arrived: list[int] = []
-        self.before: dict[int, Any] = {}
+        self.before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
-    def receive(self, number: int, frame: Any) -> None:
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Keep a signal; deliver it at once if one waits already."""
         # A second signal is delivered immediately: the user does not want to wait for the step.
         impatient = bool(self.arrived)
         self.arrived.append(number)
@@ -31,6 +32,7 @@ class Pending:
             signal.raise_signal(number)
 
     def restore(self) -> None:
+        """Install the handlers that were there before."""
         # Restoring twice is harmless: the second time the dict is empty.
         for number, handler in self.before.items():
             signal.signal(number, handler)

@@ -123,7 +123,7 @@ class Multimodal(Semi):
         semi: SemiParams,
         multimodal: MultimodalParams,
         towers: Towers,
-    ):
+    ) -> None:
         """Create the strategy with the fusion and, if `multimodal.distil` is set, the projection head.
 
         Args:

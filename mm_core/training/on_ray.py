@@ -9,7 +9,7 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from mm_core.core import cluster
 from mm_core.core.layout import Layout
@@ -20,6 +20,9 @@ from mm_core.storage.run import StorageRun
 from mm_core.training import process_group
 from mm_core.training.stage import train_stage
 from mm_core.training.stage_data import read_data
+
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
 
 RESTARTS = 3
 """Worker failures per stage that are tolerated; after each the stage resumes from its own checkpoint."""
@@ -84,7 +87,16 @@ def train_stage_on_ray(stage: str, run: StorageRun, report: Report, *, start: Pa
     return report
 
 
-def _worker(config: dict[str, Any]) -> dict[str, Any]:
+class WorkerResult(TypedDict):
+    """What process 0 returns through Ray."""
+
+    report: str
+    """JSON of the report."""
+    cpu_seconds: float
+    """Of all processes."""
+
+
+def _worker(config: dict[str, Any]) -> WorkerResult:
     """Run one process of the training; return its report and the processor seconds of all processes."""
     import ray.train
     import torch.distributed as dist
@@ -107,13 +119,13 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         start=config["start"],
     )
     # Collect the processor time of every process.
-    seconds: list[Any] = [sum(os.times()[:4])] * ray.train.get_context().get_world_size()
+    seconds: list[float] = [sum(os.times()[:4])] * ray.train.get_context().get_world_size()
     if dist.is_initialized():
         dist.all_gather_object(seconds, seconds[0])
     return {"report": json.dumps(asdict(report)), "cpu_seconds": sum(seconds)}
 
 
-def _listen(messages: Any, progress: Progress) -> None:
+def _listen(messages: Queue, progress: Progress) -> None:
     """Pass messages of the workers on to `progress` until None arrives."""
     while (message := messages.get()) is not None:
         progress(*message)

@@ -6,8 +6,9 @@ with the files in the workspace, so that a model is judged and registered only w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pandas as pd
 
@@ -16,7 +17,7 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import SnapshotFacts, read_snapshot
 from mm_core.core.records import sha256_file
 from mm_core.ingest.snapshot import read_pool
-from mm_core.model.files import read_meta
+from mm_core.model.meta import ModelMeta, read_meta
 from mm_core.training.stage_data import read_data
 
 _ROW = ["sample_id", "alpha_sha256"]
@@ -88,8 +89,9 @@ def split_mismatches(layout: Layout) -> list[str]:
     return [f"{layout.split} divides another snapshot than the one in {layout.snapshot}"]
 
 
-def _first_start(meta: dict[str, Any], frozen: SnapshotFacts) -> str | None:
+def _first_start(meta: ModelMeta, frozen: SnapshotFacts) -> str | None:
     """Return the digest of the weights that the first stage must have started from; None means from scratch."""
-    warm = meta.get("params", {}).get("train", {}).get("common", {}).get("warm_start")
+    sections = cast(Mapping[str, Mapping[str, Mapping[str, object]]], meta.get("params", {}))
+    warm = sections.get("train", {}).get("common", {}).get("warm_start")
     champion = frozen.get("champion")
     return champion["digest"] if warm == "champion" and champion else None

@@ -64,7 +64,9 @@ def frozen_batch_norm_stats(module: nn.Module) -> Iterator[None]:
 class Semi(Supervised):
     """Supervised training plus consistency on unlabelled photos."""
 
-    def __init__(self, net: MattingNet, pools: Pools, loss: LossParams, semi: SemiParams, weight: float | None = None):
+    def __init__(
+        self, net: MattingNet, pools: Pools, loss: LossParams, semi: SemiParams, weight: float | None = None
+    ) -> None:
         """Create the strategy and its auxiliary decoders.
 
         Args:

@@ -25,7 +25,7 @@ Pools = Mapping[str, Sequence[tuple[Pool, int]]]
 class Supervised(nn.Module):
     """Train on mattes. The later stages extend this class."""
 
-    def __init__(self, net: MattingNet, pools: Pools, loss: LossParams, shared_decoder: float = 0.0):
+    def __init__(self, net: MattingNet, pools: Pools, loss: LossParams, shared_decoder: float = 0.0) -> None:
         """Create the strategy.
 
         Args:

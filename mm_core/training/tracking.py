@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from mm_core.core.errors import StoreError
@@ -33,6 +33,9 @@ from mm_core.training.open_runs import (
 from mm_core.training.rehome import rehome
 from mm_core.training.run_facts import flatten, lock_time, metrics_before, origin_tags
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 EXPERIMENT = "matting"
 EXPERIMENT_TAGS = {
     # Versions of MLflow 3 other than 3.17 open an experiment by this tag; see `Tracker.page`.
@@ -51,7 +54,7 @@ _log = logging.getLogger(__name__)
 class Tracker:
     """Client of the tracking server in the settings (by default a sqlite database in the workspace)."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._artifacts = Layout(settings).mlflow_artifacts
 
@@ -278,7 +281,7 @@ class Tracker:
         finally:
             monitor.finish()
 
-    def _client(self) -> Any:
+    def _client(self) -> MlflowClient:
         """Return an MLflow client for the server of the settings."""
         from mlflow import MlflowClient
 
@@ -291,7 +294,7 @@ class Tracker:
         rehome(self._settings)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
-    def _experiment(self, client: Any) -> str:
+    def _experiment(self, client: MlflowClient) -> str:
         """Return the id of the experiment; create or restore it if necessary."""
         from mlflow.exceptions import MlflowException
 
@@ -316,7 +319,7 @@ class Tracker:
                 client.set_experiment_tag(experiment.experiment_id, name, value)
         return experiment.experiment_id
 
-    def _cycle_run(self, client: Any, layout: Layout) -> str:
+    def _cycle_run(self, client: MlflowClient, layout: Layout) -> str:
         """Return the parent run of the cycle in the workspace."""
         digest, opened = read_snapshot(layout)["digest"], read_open_runs(layout)
         if opened and opened.run and opened.snapshot == digest:
@@ -329,7 +332,7 @@ class Tracker:
             client.set_terminated(run, "FINISHED")
         return run
 
-    def _stage_run(self, client: Any, parent: str, stage: str, layout: Layout, *, seconds: float = 0.0) -> str:
+    def _stage_run(self, client: MlflowClient, parent: str, stage: str, layout: Layout, *, seconds: float = 0.0) -> str:
         """Return the run of a stage; a new one begins `seconds` ago."""
         opened = read_open_runs(layout)
         session = {"mm.session": opened.session} if opened else {}
@@ -343,14 +346,14 @@ class Tracker:
             client.set_tag(run, "mm.session", opened.session)
         return run
 
-    def _newest(self, client: Any, tags: Mapping[str, str]) -> str | None:
+    def _newest(self, client: MlflowClient, tags: Mapping[str, str]) -> str | None:
         """Return the newest run with these tags, or None."""
         wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
         order = ["attributes.start_time DESC"]
         matches = client.search_runs([self._experiment(client)], wanted, max_results=1, order_by=order)
         return matches[0].info.run_id if matches else None
 
-    def _create(self, client: Any, name: str, tags: Mapping[str, str], begin: int | None = None) -> str:
+    def _create(self, client: MlflowClient, name: str, tags: Mapping[str, str], begin: int | None = None) -> str:
         run = client.create_run(self._experiment(client), start_time=begin, run_name=name, tags=dict(tags))
         return run.info.run_id
 
@@ -358,7 +361,7 @@ class Tracker:
 class Curve:
     """Metrics of a run while it trains, sent in batches; `on_sent` is called after each batch."""
 
-    def __init__(self, client: Any, run: str, on_sent: Callable[[], None] = lambda: None):
+    def __init__(self, client: MlflowClient, run: str, on_sent: Callable[[], None] = lambda: None) -> None:
         self._client, self.run, self._on_sent = client, run, on_sent
         self._waiting: list[tuple[str, float, int, int]] = []
         self._sent = time.monotonic()
@@ -427,7 +430,7 @@ def _scores_of(layout: Layout, scores: Mapping[str, float], model: str) -> list[
     return [Metric(name, value, now, 0, model_id=model, **data) for name, value in scores.items()]
 
 
-def _log_metrics(client: Any, run: str, values: Mapping[str, float]) -> None:
+def _log_metrics(client: MlflowClient, run: str, values: Mapping[str, float]) -> None:
     curve = Curve(client, run)
     curve.log(0, values)
     curve.flush()

@@ -308,14 +308,14 @@ def _in_float(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return forward(x.float())
 
 
-def _groups(strategy: Strategy, common: CommonTrainParams) -> list[dict[str, Any]]:
+def _groups(strategy: Strategy, common: CommonTrainParams) -> list[dict[str, object]]:
     """Group the parameters by learning rate and weight decay; norms and biases get no decay."""
     module: nn.Module = strategy  # type: ignore[assignment]
     # Parameters outside the net are in neither set and get NEW_RATE.
     multipliers = {id(p): 1.0 for p in strategy.net.parameters()}
     # Pretrained weights need smaller steps than the rest of the net.
     multipliers |= {id(p): common.encoder_lr for p in strategy.net.pretrained_parameters()}
-    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    groups: dict[tuple[bool, float], dict[str, object]] = {}
     for parameter in module.parameters():
         # Weight matrices and kernels have more than one dimension; norms and biases have one.
         multiplier, is_matrix = multipliers.get(id(parameter), NEW_RATE), parameter.ndim > 1

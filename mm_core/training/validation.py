@@ -20,7 +20,7 @@ class Validation:
     The photos stay in the host's memory as bytes, because thousands of them as floats would fill a GPU.
     """
 
-    def __init__(self, pool: Pool, batch: int, device: torch.device):
+    def __init__(self, pool: Pool, batch: int, device: torch.device) -> None:
         self._batches, self._device = list(pool.in_order(batch)), device
 
     def _samples(self) -> Iterator[Sample]:
@@ -28,6 +28,7 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, net: nn.Module) -> Errors:
+        """Return the mean squared errors of the photos by category."""
         assert isinstance(net, MattingNet)
         errors: Errors = {}
         for sample in self._samples():

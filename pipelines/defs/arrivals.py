@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
 
 import dagster as dg
 
@@ -65,7 +64,7 @@ def ingested_batch(
     report.tables.pop("eval", None)
     (row,) = report.tables["batches"]
     yield dg.MaterializeResult(
-        metadata=docs | of_report(report) | row_count(row["accepted"]),
+        metadata=docs | of_report(report) | row_count(float(str(row["accepted"]))),
         data_version=data_version(row["arrival"] or row["key"]),
     )
 
@@ -169,7 +168,7 @@ def collected_labels(context: dg.AssetExecutionContext, workspace: Workspace) ->
     )
 
 
-def project(about: dict[str, Any]) -> dict[str, dg.MetadataValue]:
+def project(about: operations.LabellingStatus) -> dict[str, dg.MetadataValue]:
     """Return the result of `operations.labelling` as metadata, with a link to the project and its oldest open task."""
     shown: dict[str, dg.MetadataValue] = {"batches waiting": dg.MetadataValue.int(about["batches_waiting"])}
     # Without a server only the outbox is known.

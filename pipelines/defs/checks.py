@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dagster as dg
 import pandas as pd
@@ -79,7 +79,7 @@ def expectation_results(report: Report) -> Iterator[dg.AssetCheckResult]:
             passed=bool(row["success"]),
             severity=dg.AssetCheckSeverity.ERROR if rule.severity == "critical" else dg.AssetCheckSeverity.WARN,
             description=f"{row['unexpected']} unexpected",
-            metadata={name: value for name, value in row.items() if value is not None},
+            metadata={name: cast("str | float", value) for name, value in row.items() if value is not None},
         )
 
 
@@ -114,7 +114,7 @@ def accepted_result(report: Report, docs: Mapping[str, dg.MetadataValue]) -> dg.
         check_name=ACCEPTED,
         passed=not reason,
         severity=dg.AssetCheckSeverity.ERROR,
-        description=reason or ", ".join(f"{count} {name}" for name, count in counts.items() if count),
+        description=str(reason) or ", ".join(f"{count} {name}" for name, count in counts.items() if count),
         metadata={**counts, **docs},
     )
 
@@ -165,7 +165,7 @@ def verdict_result(report: Report) -> dg.AssetCheckResult:
         check_name="promote",
         passed=decision == "PROMOTE",
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join([decision, *report.facts["reasons"][:3]]),
+        description="; ".join([decision, *report.fact("reasons", list)[:3]]),
         metadata=of_report(report),
     )
 

@@ -21,7 +21,7 @@ SIGNING = {"secret_ref": {"name": "matting-signing"}}
 """The Kubernetes secret with MM_SIGNING_KEY, for runs that write bundles."""
 
 
-def pod(**container: Any) -> dict[str, Any]:
+def pod(**container: object) -> dict[str, Any]:
     """Return the tag with the container of a run's pod; only the K8sRunLauncher reads it."""
     return {"dagster-k8s/config": {"container_config": container}}
 

@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPException
-from typing import Any
+from typing import TypedDict
 
 import dagster as dg
 
@@ -47,7 +47,7 @@ def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     if not url:
         return dg.SkipReason(f"{WEBHOOK} is not set: no messages are sent")
     # Without a cursor, start at the current time.
-    seen: dict[str, Any] = json.loads(context.cursor or "{}") or {"since": time.time(), "told": [], "stale": []}
+    seen: Seen = json.loads(context.cursor or "{}") or {"since": time.time(), "told": [], "stale": []}
     sent, failure = 0, ""
     try:
         for record in _ended(context.instance, seen["since"], set(seen["told"])):
@@ -57,7 +57,7 @@ def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
                 sent += 1
             told = [*seen["told"], record.dagster_run.run_id][-KEPT:]
             # Move the cursor after each message.
-            seen |= {"since": record.update_timestamp.timestamp(), "told": told}
+            seen["since"], seen["told"] = record.update_timestamp.timestamp(), told
             # The cursor is behind the last message, so the next tick continues there.
             if sent == MOST:
                 break
@@ -74,13 +74,34 @@ def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     return dg.SkipReason(f"{sent} messages sent{failure}")
 
 
-def about_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, Any] | None:
-    """Return a message about an ended run, or None if it needs none.
+class Seen(TypedDict):
+    """The sensor's cursor."""
 
-    Returns:
-        `text`: a line with the counts of the drop, at most SHOWN reasons, and links to the run and the Data Docs.
-        `job` (the run's name for people), `run` (its id), `status`, `reasons` (all) and `counts`.
-    """
+    since: float
+    """UNIX seconds."""
+    told: list[str]
+    """Ids of the last reported runs."""
+    stale: list[str]
+    """Reported stale assets."""
+
+
+class Message(TypedDict):
+    """What is sent about a run."""
+
+    text: str
+    """A line with the counts of the drop, at most SHOWN reasons, and links to the run and the Data Docs."""
+    job: str
+    """The run's name for people."""
+    run: str
+    """Its id."""
+    status: str
+    reasons: list[str]
+    """All reasons."""
+    counts: dict[str, int]
+
+
+def about_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Message | None:
+    """Return a message about an ended run, or None if it needs none."""
     if run.status is dg.DagsterRunStatus.FAILURE:
         # A retry follows, and its result will be reported.
         if run.tags.get("dagster/will_retry") == "true":
@@ -101,8 +122,14 @@ def about_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, Any
         text.append(f"Run: {base}/runs/{run.run_id}")
     if docs:
         text.append(f"Data Docs: {docs}")
-    about = {"text": "\n".join(text), "job": run_name(run), "run": run.run_id, "status": run.status.value}
-    return about | {"reasons": reasons, "counts": counts}
+    return {
+        "text": "\n".join(text),
+        "job": run_name(run),
+        "run": run.run_id,
+        "status": run.status.value,
+        "reasons": reasons,
+        "counts": counts,
+    }
 
 
 def run_name(run: dg.DagsterRun) -> str:
@@ -117,7 +144,7 @@ def run_name(run: dg.DagsterRun) -> str:
     return f"{name} of {batch}" if batch else name
 
 
-def post(url: str, message: Mapping[str, Any]) -> None:
+def post(url: str, message: Mapping[str, object]) -> None:
     """Send one POST of JSON; raise Failure with a text that does not contain the URL, which is a secret."""
     if not url.startswith(("http://", "https://")):
         raise InputError(f"{WEBHOOK} must begin with https:// or http://")
@@ -132,7 +159,7 @@ def post(url: str, message: Mapping[str, Any]) -> None:
         raise dg.Failure(f"{WEBHOOK} does not take messages: {why}; the next tick tries again") from None
 
 
-def _ended(instance: dg.DagsterInstance, since: float, told: set[str]) -> Iterator[Any]:
+def _ended(instance: dg.DagsterInstance, since: float, told: set[str]) -> Iterator[dg.RunRecord]:
     """Yield records of runs that ended at or after `since` (UNIX seconds), earliest first, without those in `told`."""
     ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
     # Query one second more and compare exactly below.
@@ -188,10 +215,10 @@ def _drop_facts(instance: dg.DagsterInstance, run_id: str) -> tuple[dict[str, in
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
         check = entry.get_dagster_event().asset_check_evaluation_data
         if check.check_name == ACCEPTED:
-            counts = {name: check.metadata[name].value for name in COUNTS}
+            counts = {name: int(str(check.metadata[name].value)) for name in COUNTS}
             docs = check.metadata.get("data docs")
             # Without a server the pages have a path, which is of no use in a message.
-            link = docs.value if isinstance(docs, dg.UrlMetadataValue) else ""
+            link = (docs.value or "") if isinstance(docs, dg.UrlMetadataValue) else ""
             return {name: count for name, count in counts.items() if count}, link
     return {}, ""
 

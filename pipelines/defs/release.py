@@ -79,7 +79,7 @@ def exported_bundle(workspace: Workspace) -> dg.MaterializeResult:
     """Mobile bundle: int8 models, manifest and model card. Fails without a recorded PROMOTE for this model."""
     with plain_failures():
         report = stages.export(workspace.run())
-    manifest = Path(report.facts["bundle"]) / "manifest.json"
+    manifest = Path(str(report.facts["bundle"])) / "manifest.json"
     return dg.MaterializeResult(metadata=of_report(report), data_version=data_version(sha256_file(manifest)))
 
 
@@ -121,4 +121,4 @@ def cycle_report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
         # Also trains for the comparison of labels, so it may take long.
         report: Report = stages.html_report(workspace.run(context))
     # Link to the copy, because the next cycle overwrites the original.
-    return dg.MaterializeResult(metadata={"page": page(layout, Path(report.facts["copy"]))} | of_report(report))
+    return dg.MaterializeResult(metadata={"page": page(layout, Path(report.fact("copy", str)))} | of_report(report))

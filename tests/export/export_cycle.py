@@ -17,6 +17,8 @@ from mm_core.core.params import ExportParams, ModelParams, Params
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, Verdict, decoder_of, sha256_file, write_json
 from mm_core.core.settings import Settings
 from mm_core.export import bundle
+from mm_core.export.bundle_costs import FileRun
+from mm_core.export.formats.measure import RunCost
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.imaging.images import encode_alpha
 from mm_core.model.files import save_model
@@ -114,9 +116,9 @@ def write_models(layout: Layout, net: MattingNet, seed: int) -> None:
 def stop_clocks(patch: pytest.MonkeyPatch) -> None:
     """Spares bundles the stopwatch and a process a file, which the shared bundle has shown at work."""
 
-    def run_all(folder: Path, layout: Layout, store: Store, golden: dict[str, np.ndarray], about: dict) -> dict:
+    def run_all(folder: Path, layout: Layout, store: Store, golden: dict[str, np.ndarray], *made: object) -> dict:
         predictor = OnnxPredictor.of_folder(folder, threads=1)
-        cost = {
+        cost: RunCost = {
             "latency_ms": {"1": 1.0, "2": 1.0},
             "cpu_ms": {"1": 1.0},
             "peak_mb": 1.0,
@@ -124,7 +126,7 @@ def stop_clocks(patch: pytest.MonkeyPatch) -> None:
             "versions": {},
         }
         return {
-            decoder: {"onnx": cost | {"golden": predictor.alpha(prepare(photo, SIZE), decoder)}}
+            decoder: {"onnx": FileRun(cost, predictor.alpha(prepare(photo, SIZE), decoder))}
             for decoder, photo in golden.items()
         }
 

@@ -16,6 +16,7 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
 from mm_core.core.records import DECODERS, sha256_file
 from mm_core.export import bundle as b
+from mm_core.export.bundle_costs import FileRun
 from mm_core.export.float_reference import float_alphas
 from mm_core.export.formats import convert as c
 from mm_core.export.formats.run import SUFFIX, run_file
@@ -90,11 +91,12 @@ def stand_ins(cycle: Layout, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 rows[decoder] = said | {"file": file.name, "sha256": sha256_file(file)}
         return records
 
-    def run_all(folder: Path, layout: Layout, store: Any, golden: dict, about: dict) -> dict:
-        runs = clocked(folder, layout, store, golden, about)
+    def run_all(folder: Path, layout: Layout, store: Any, golden: dict, made: dict, calibration: dict) -> dict:
+        runs = clocked(folder, layout, store, golden, made, calibration)
         for row in runs.values():
-            for name in about["made"]:
-                row[name] = row["onnx"] | {"diff": {"mse": 2e-6, "max": 0.01, "photos": 6}, "peak_mb": 321.0}
+            for name in made:
+                cost = {**row["onnx"].cost, "peak_mb": 321.0}
+                row[name] = FileRun(cost, row["onnx"].golden, {"mse": 2e-6, "max": 0.01, "photos": 6})
         return runs
 
     monkeypatch.setattr(b, "convert", convert)

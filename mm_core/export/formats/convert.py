@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -19,7 +19,40 @@ from mm_core.core.records import digest_of, read_keyed, sha256_file, write_bytes
 from mm_core.export.calibration import calibration_images, categories_of
 from mm_core.export.float_reference import served
 from mm_core.export.formats.run import HERE, SUFFIX, call, python_of
+from mm_core.export.quantise import QuantisedRecord
+from mm_core.model.meta import input_size_of
 from mm_core.storage.run import StorageRun
+
+
+class MadeFile(TypedDict):
+    """The result of a conversion program, with the file's digest and size."""
+
+    diff_mse: float
+    diff_max: float
+    float_convolutions: list[int]
+    undelegated: NotRequired[int]
+    """Operators that the accelerator does not take; in ExecuTorch files."""
+    sha256: NotRequired[str]
+    bytes: NotRequired[int]
+
+
+class ConvertedFile(TypedDict):
+    """The record of a converted file."""
+
+    file: str
+    key: str
+    versions: dict[str, str]
+    """Versions of the toolchain."""
+    diff_mse: float
+    diff_max: float
+    float_convolutions: list[int]
+    undelegated: NotRequired[int]
+    sha256: str
+    bytes: int
+
+
+Converted = Mapping[str, Mapping[str, ConvertedFile]]
+"""Format → decoder → record."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +66,7 @@ class _Photos:
     """How many of the first convolutions may stay in float, in the order of trial."""
 
 
-def convert(run: StorageRun, model: Path, quantised: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+def convert(run: StorageRun, model: Path, quantised: QuantisedRecord) -> Converted:
     """Write `layout.formats/<decoder>.int8.<suffix>` and a `.json` record for each file.
 
     A record is written after its file, and an up-to-date file is kept: after a kill only the rest is made. The same
@@ -52,13 +85,11 @@ def convert(run: StorageRun, model: Path, quantised: Mapping[str, Any]) -> dict[
         InputError: An environment is missing.
     """
     layout = run.layout
-    from mm_core.model.files import read_meta
-
     others = [name for name in run.params.export.formats if name != "onnx"]
     # Check all environments before the first conversion, which takes minutes.
     for name in others:
         python_of(name, layout.settings)
-    records: dict[str, dict[str, dict[str, Any]]] = {}
+    records: dict[str, dict[str, ConvertedFile]] = {}
     for name in others:
         versions = call(name, layout.settings, f"to_{name}.py", ["versions"])
         # The key covers tools, programs, weights and photos.
@@ -74,25 +105,25 @@ def convert(run: StorageRun, model: Path, quantised: Mapping[str, Any]) -> dict[
             record = _kept(record_file, key)
             if record is None:
                 record_file.unlink(missing_ok=True)
-                record = {"file": f"{decoder}{SUFFIX[name]}", "key": key, "versions": versions}
-                size = read_meta(model)["model"]["size"]
+                size = input_size_of(model)
                 photos = _Photos(calibration_images(ids, size, run.store), categories_of(layout.snapshot, ids), steps)
-                record |= _make(name, model, decoder, photos, run.params.export, layout)
+                made = _make(name, model, decoder, photos, run.params.export, layout)
+                record = cast(
+                    ConvertedFile, {"file": f"{decoder}{SUFFIX[name]}", "key": key, "versions": versions, **made}
+                )
                 write_json(record_file, record)
             records[name][decoder] = record
     return records
 
 
-def _kept(record_file: Path, key: str) -> dict[str, Any] | None:
-    record, file = read_keyed(record_file, key), record_file.with_suffix("")
+def _kept(record_file: Path, key: str) -> ConvertedFile | None:
+    record, file = cast(ConvertedFile | None, read_keyed(record_file, key)), record_file.with_suffix("")
     if record is None or not file.is_file() or sha256_file(file) != record["sha256"]:
         return None
     return record
 
 
-def _make(
-    name: str, model: Path, decoder: str, photos: _Photos, params: ExportParams, layout: Layout
-) -> dict[str, Any]:
+def _make(name: str, model: Path, decoder: str, photos: _Photos, params: ExportParams, layout: Layout) -> MadeFile:
     import torch
 
     network = served(model, decoder)
@@ -108,9 +139,9 @@ def _make(
         )
 
         write_json(plan, {"float": photos.steps, "max_mse": params.max_int8_mse})
-        record = call(name, layout.settings, f"to_{name}.py", [program, calibration, plan, result])
+        record = cast(MadeFile, call(name, layout.settings, f"to_{name}.py", [program, calibration, plan, result]))
         # Write the file before its record: a record without a file never exists.
         data = result.read_bytes()
         target = layout.formats / f"{decoder}{SUFFIX[name]}"
         write_bytes(target, data)
-    return record | {"sha256": sha256_file(target), "bytes": len(data)}
+    return {**record, "sha256": sha256_file(target), "bytes": len(data)}

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -40,7 +40,19 @@ def memory_mb() -> tuple[float, float]:
     return peak, peak
 
 
-def median_ms(call: Callable[[], Any], runs: int = RUNS) -> tuple[float, float]:
+class RunCost(TypedDict):
+    """The costs of a file with its runtime on this machine, the JSON line of `run_<format>.py`."""
+
+    versions: dict[str, str]
+    latency_ms: dict[str, float]
+    """Thread count → median wall-clock time of one photo."""
+    cpu_ms: dict[str, float]
+    """Thread count → median processor time of one photo."""
+    peak_mb: float
+    model_mb: float
+
+
+def median_ms(call: Callable[[], object], runs: int = RUNS) -> tuple[float, float]:
     """Return median milliseconds of a call after warm-up calls: wall clock, and processor time of all threads."""
     for _ in range(WARM_UP):
         call()
@@ -65,8 +77,13 @@ def main(open_model: Callable[[str, int], Run], versions: Callable[[], dict[str,
     run = open_model(model, 1)
     np.save(out, np.stack([run(image[None]).reshape(image.shape[1:]) for image in images]).astype(np.float32))
     _, peak = memory_mb()
-    answer: dict[str, Any] = {"versions": versions(), "peak_mb": peak, "model_mb": max(0.0, peak - before)}
-    answer |= {"latency_ms": {}, "cpu_ms": {}}
+    answer: RunCost = {
+        "versions": versions(),
+        "latency_ms": {},
+        "cpu_ms": {},
+        "peak_mb": peak,
+        "model_mb": max(0.0, peak - before),
+    }
     for count in threads:
         run = open_model(model, int(count))
         answer["latency_ms"][count], answer["cpu_ms"][count] = median_ms(lambda run=run: run(images[:1]))

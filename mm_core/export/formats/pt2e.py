@@ -78,7 +78,7 @@ def choose(
     return best
 
 
-def main(packages: Sequence[str], make: Callable[[Path, Path, Path, Path], dict[str, Any]]) -> None:
+def main(packages: Sequence[str], make: Callable[[Path, Path, Path, Path], dict[str, object]]) -> None:
     """Print the answer to the program's arguments as one JSON line."""
     answers, sys.stdout = sys.stdout, sys.stderr  # output of libraries must not mix with the JSON line
     if sys.argv[1] == "versions":

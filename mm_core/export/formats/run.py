@@ -9,12 +9,13 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.settings import Settings
+from mm_core.export.formats.measure import RunCost
 
 SUFFIX = {"onnx": ".int8.onnx", "executorch": ".int8.pte", "litert": ".int8.tflite"}
 """Format → file name after `<decoder>`."""
@@ -36,7 +37,7 @@ def python_of(name: str, settings: Settings) -> Path:
     return python
 
 
-def call(name: str, settings: Settings, program: str, arguments: Iterable[str | Path]) -> dict[str, Any]:
+def call(name: str, settings: Settings, program: str, arguments: Iterable[str | Path]) -> object:
     """Run `program` of this folder in the format's environment; return the JSON line that it printed.
 
     Raises InputError for a missing environment, MattingError with the end of the program's output for a failure.
@@ -60,7 +61,7 @@ def call(name: str, settings: Settings, program: str, arguments: Iterable[str | 
 
 def run_file(
     name: str, settings: Settings, file: Path, images: np.ndarray, threads: Iterable[int]
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, RunCost]:
     """Run a file in a fresh process with its format's runtime.
 
     Args:
@@ -71,8 +72,7 @@ def run_file(
         threads: Thread counts to measure.
 
     Returns:
-        Mattes, float32 (N, S, S) in [0, 1], and `{"latency_ms": {threads: ms}, "cpu_ms", "peak_mb", "model_mb",
-        "versions"}`.
+        Mattes, float32 (N, S, S) in [0, 1], and the costs.
 
     Raises:
         MattingError: As `call`.
@@ -82,4 +82,4 @@ def run_file(
         inputs, out = Path(folder) / "inputs.npy", Path(folder) / "alphas.npy"
         np.save(inputs, images)
         cost = call(name, settings, f"run_{name}.py", [file, inputs, out, *map(str, threads)])
-        return np.load(out), cost
+        return np.load(out), cast(RunCost, cost)

@@ -13,6 +13,7 @@ from executorch.extension.pybindings import portable_lib
 
 
 def open_model(file: str, threads: int) -> measure.Run:
+    """Load a .pte file with a number of threads."""
     # The thread pool is global to the process.
     portable_lib._unsafe_reset_threadpool(threads)
     module = portable_lib._load_for_executorch(file)

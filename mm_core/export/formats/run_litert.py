@@ -12,6 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 
 def open_model(file: str, threads: int) -> measure.Run:
+    """Load a .tflite file with a number of threads."""
     interpreter = Interpreter(model_path=file, num_threads=threads)
     interpreter.allocate_tensors()
     (source,), (got,) = interpreter.get_input_details(), interpreter.get_output_details()

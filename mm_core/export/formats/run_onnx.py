@@ -10,6 +10,7 @@ import onnxruntime
 
 
 def open_model(file: str, threads: int) -> measure.Run:
+    """Load an ONNX file with a number of threads."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

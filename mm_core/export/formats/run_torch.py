@@ -8,6 +8,7 @@ import torch
 
 
 def open_model(file: str, threads: int) -> measure.Run:
+    """Load a `torch.export` program with a number of threads."""
     torch.set_num_threads(threads)
     module = torch.export.load(file).module()
 

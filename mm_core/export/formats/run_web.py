@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -17,11 +16,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import Message, Receive, Scope, Send
 
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.headless import browser, require_playwright, served
 from mm_core.core.settings import Settings
-from mm_core.export.formats.measure import RUNS, SECONDS, WARM_UP
+from mm_core.export.formats.measure import RUNS, SECONDS, WARM_UP, RunCost
 
 ISOLATED = {"cross-origin-opener-policy": "same-origin", "cross-origin-embedder-policy": "require-corp"}
 PATIENCE_MS = 300_000
@@ -47,13 +47,11 @@ MEASURE = """async ([threads, side, runs, warmUp, patience]) => {
 }"""
 
 
-def run_web(
-    settings: Settings, file: Path, images: np.ndarray, threads: Iterable[int]
-) -> tuple[np.ndarray, dict[str, Any]]:
+def run_web(settings: Settings, file: Path, images: np.ndarray, threads: Iterable[int]) -> tuple[np.ndarray, RunCost]:
     """Run a file in the browser; arguments and results as in `run.run_file`.
 
-    The costs are `latency_ms`, `peak_mb` (of the page's process) and `versions`. Raises InputError if Chromium or
-    onnxruntime-web is missing, MattingError if the page fails.
+    The costs are `latency_ms`, `peak_mb` (of the page's process) and `versions`; the others are 0 or empty. Raises
+    InputError if Chromium or onnxruntime-web is missing, MattingError if the page fails.
     """
     # Playwright is optional; its absence is reported before its import.
     require_playwright()
@@ -62,7 +60,7 @@ def run_web(
     runtime = settings.onnxruntime_web
     if not (runtime / "ort.wasm.min.mjs").is_file():
         raise InputError(f"onnxruntime-web is not in {runtime}: run `make gallery`")
-    cost: dict[str, Any] = {"latency_ms": {}, "peak_mb": 0.0}
+    cost: RunCost = {"versions": {}, "latency_ms": {}, "cpu_ms": {}, "peak_mb": 0.0, "model_mb": 0.0}
     alphas = np.empty(0, np.float32)
     side = images.shape[-1]
     before = _renderers()
@@ -91,7 +89,7 @@ def run_web(
     return alphas, cost
 
 
-def _application(file: Path, images: np.ndarray, runtime: Path) -> Any:
+def _application(file: Path, images: np.ndarray, runtime: Path) -> Starlette:
     async def page(request: Request) -> Response:
         return HTMLResponse("<!doctype html><link rel=icon href=data:,><title>bench</title>", headers=ISOLATED)
 
@@ -101,9 +99,9 @@ def _application(file: Path, images: np.ndarray, runtime: Path) -> Any:
     async def inputs(request: Request) -> Response:
         return Response(np.ascontiguousarray(images, "<f4").tobytes(), media_type="application/octet-stream")
 
-    async def isolated(scope: Any, receive: Any, send: Any) -> None:
+    async def isolated(scope: Scope, receive: Receive, send: Send) -> None:
         # A worker's script needs the same isolation headers as its page.
-        async def answer(message: Any) -> None:
+        async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in ISOLATED.items())]
             await send(message)

@@ -13,7 +13,7 @@ from typing import Any
 import pt2e
 
 
-def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, Any]:
+def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, object]:
     """Write `out` and return its record; `undelegated` counts operators outside XNNPACK, which are slow on phones."""
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner

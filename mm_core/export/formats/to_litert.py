@@ -13,7 +13,7 @@ from typing import Any
 import pt2e
 
 
-def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, Any]:
+def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, object]:
     """Write `out` and return its record."""
     import litert_torch
     from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
