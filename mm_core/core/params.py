@@ -102,8 +102,8 @@ class SnapshotParams(_Section):
     eval_share: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of labelled groups in the frozen evaluation set, chosen by a stable hash of the group."""
     eval_least: int = Field(default=8, ge=0)
-    """Evaluation groups that each category gets first while labels are few: at least `gate.min_images`, and at most a
-    third of the category's groups. Only newly arrived groups join the set."""
+    """Evaluation groups that each category gets first while labels are few: at least `gate.min_images`, and at most
+    two fifths of the category's groups. Only newly arrived groups join the set."""
     validation_share: float = Field(default=0.1, gt=0, lt=0.9)
     """Share of the remaining labelled groups that select checkpoints during training. A category with fewer than 8
     such photos has no validation set; its photos are trained on."""
@@ -329,6 +329,15 @@ class RouteParams(_Section):
     category."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the sample that the champion scores, and of the order among ties."""
+    # Initial mattes before there is a champion.
+    starter: str = ""
+    """ONNX model that draws initial mattes before there is a champion; empty: the last cycle's candidate."""
+    starter_size: int = Field(default=320, ge=32, le=4096)
+    """Side of that model's square input in pixels, if the file leaves it open."""
+    starter_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue in [0, 1] that the model expects to be subtracted; ImageNet's by default."""
+    starter_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviations that the model expects the colours to be divided by."""
 
 
 class LabelParams(_Section):
