@@ -94,7 +94,9 @@ def write_catalog(store: Path, rows: int) -> None:
 
 def measure(work: Path) -> None:
     """One run in this process: seconds of each part, and the process's peak memory in MB."""
-    from mm_core import cli, stages
+    from mm_core import stages
+    from mm_core.cli.app import _labelled
+    from mm_core.cli.quarantine import counted
     from mm_core.core.layout import Layout
     from mm_core.core.params import Params
     from mm_core.core.settings import Settings
@@ -107,8 +109,8 @@ def measure(work: Path) -> None:
     found: dict[str, float] = {}
 
     def status() -> None:
-        cli._counted(catalog, "samples", "category", "kind")
-        cli._labelled(catalog)
+        counted(catalog, "samples", "category", "kind")
+        _labelled(catalog)
 
     for name, part in (("ingest", lambda: stages.ingest(Run(params, layout))), ("status", status)):
         start, busy = time.perf_counter(), time.process_time()

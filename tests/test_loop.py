@@ -133,7 +133,7 @@ def test_mlflow_has_one_parent_with_a_child_per_stage_and_the_metrics(cycled) ->
     # The promoted model is an output of the cycle, with the scores that the gate compared.
     (output,) = parents[0].outputs.model_outputs
     scores = {metric.key: metric.value for metric in client.get_logged_model(output.model_id).metrics}
-    cells = stages.recorded_verdict(layout).cells
+    cells = recorded_verdict(layout).cells
     assert scores and scores == pytest.approx({f"{cell.category}/{cell.metric}": cell.candidate for cell in cells})
     evaluated = next(run for run in children if run.info.run_name == "evaluate")
     wanted = reports["evaluate"].metrics["multimodal/pets/mse"]

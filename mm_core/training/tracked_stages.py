@@ -39,9 +39,15 @@ def tracked(params: Params, layout: Layout, verb: str, *, outermost: bool) -> It
     begun = stage if verb != "snapshot" and has_snapshot(layout) else None
     if begun:
         tracker.open_cycle(params, layout, begun)
+
+    def log(result: object) -> None:
+        if stage is not None and isinstance(result, Report) and has_snapshot(layout):
+            tracker.open_cycle(params, layout, stage)
+            _log(tracker, layout, stage, result)
+
     try:
         with tracker.open_stage(layout, begun) if begun and begun not in TRAINING else nullcontext():
-            yield lambda result: _log(tracker, params, layout, stage, result)
+            yield log
     except BaseException as error:
         if outermost:
             # A refused release is an answer, not a failure of the cycle.
@@ -52,10 +58,7 @@ def tracked(params: Params, layout: Layout, verb: str, *, outermost: bool) -> It
         tracker.close_runs(layout, "FINISHED")
 
 
-def _log(tracker: Tracker, params: Params, layout: Layout, stage: str | None, result: object) -> None:
-    if stage is None or not isinstance(result, Report) or not has_snapshot(layout):
-        return
-    tracker.open_cycle(params, layout, stage)
+def _log(tracker: Tracker, layout: Layout, stage: str, result: Report) -> None:
     # A training stage has logged itself, unless it reused the result of an earlier cycle.
     if stage in TRAINING and tracker.has_stage(layout, stage):
         return
