@@ -112,10 +112,11 @@ def test_a_pin_leads_to_the_very_files(promoted):
     assert len(tags["code_revision"]) >= 40
 
 
-def test_the_bundle_lies_with_the_run(promoted):
+def test_the_bundle_lies_with_the_logged_model_of_the_run(promoted):
     client = Registry(promoted.settings)._client
     (version,) = client.search_model_versions(f"name = '{NAME}'")
-    names = {item.path for item in client.list_artifacts(version.run_id, "model/data/matting/bundle")}
+    (output,) = client.get_run(version.run_id).outputs.model_outputs
+    names = {item.path for item in client.list_logged_model_artifacts(output.model_id, "data/matting/bundle")}
     assert {Path(name).name for name in names} >= {"manifest.json", "MODEL_CARD.md", "portrait.int8.onnx"}
     parent = client.get_run(client.get_run(version.run_id).data.tags["mlflow.parentRunId"])
     assert parent.data.tags["mm.snapshot"] == version.tags["snapshot"]
