@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -93,6 +94,15 @@ def page(layout: Layout, path: Path) -> dg.MetadataValue:
     if served := layout.settings.pages_url:
         return dg.MetadataValue.url(f"{served}/{quote(path.relative_to(layout.root).as_posix())}")
     return dg.MetadataValue.path(path)
+
+
+def data_docs(layout: Layout, partition: str) -> dict[str, dg.MetadataValue]:
+    """Return the newest Data Docs page about the rows of a batch (kind/batch); empty if no rule was evaluated."""
+    kind, _, batch = partition.partition("/")
+    # Each validation has a folder with its time as name.
+    pages = layout.data_docs.glob(f"validations/{escape(kind)} row rules/{escape(batch)}/*/*.html")
+    newest = max(pages, key=lambda path: path.parent.name, default=None)
+    return {"data docs": page(layout, newest)} if newest else {}
 
 
 class Observations:

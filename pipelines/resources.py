@@ -4,16 +4,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Optional
 
 import dagster as dg
+from pydantic import Field
 
 from mm_core.core.errors import CatalogError, LabelServerError, MattingError, StoreError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.params_file import merge_values
 from mm_core.core.progress import quiet
 from mm_core.core.settings import Settings
 from mm_core.pinned_inputs import Run
 from pipelines.metadata import Observations
+from pipelines.run_params import RunParams, dotted, given_values
+
+PARAMS_TAG = "matting/params"
+"""Tag of a run with parameters of its own."""
 
 
 class Workspace(dg.ConfigurableResource):
@@ -23,14 +30,23 @@ class Workspace(dg.ConfigurableResource):
     `MLFLOW_TRACKING_URI` and `MM_DEVICE`, with the same meaning as for the `mm` command.
     """
 
-    workspace: str = ""
-    """Folder for all output on this machine."""
-    inbox: str = ""
-    """Folder or `s3://bucket/prefix` in which drops arrive."""
-    store: str = ""
-    """Folder or `s3://bucket/prefix` of blobs and catalog."""
-    params_file: str = ""
-    """Path of `params.yaml`."""
+    workspace: str = Field(
+        default="", description="Folder for all output on this machine. Empty: MM_WORKSPACE of the code location."
+    )
+    inbox: str = Field(default="", description="Folder or s3://bucket/prefix in which drops arrive. Empty: MM_INBOX.")
+    store: str = Field(default="", description="Folder or s3://bucket/prefix of blobs and catalog. Empty: MM_STORE.")
+    params_file: str = Field(default="", description="Path of params.yaml. Empty: MM_PARAMS.")
+    overrides: Optional[RunParams] = Field(  # noqa: UP045  the class is built at run time
+        default=None,
+        description="Values for this run that replace those of params.yaml, in the same sections. They are recorded "
+        "with the run, in its config and in its tag matting/params.",
+    )
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Record the values of this run as a tag, so that lists of runs show them."""
+        values = ", ".join(dotted(given_values(self.overrides)))
+        if values and context.run and context.instance:
+            context.instance.add_run_tags(context.run.run_id, {PARAMS_TAG: values})
 
     def layout(self) -> Layout:
         """Return the workspace of the environment with the given fields replaced."""
@@ -44,8 +60,9 @@ class Workspace(dg.ConfigurableResource):
         return Layout(settings)
 
     def params(self) -> Params:
-        """Load the params; each step reads the file again. Raises ParamsError."""
-        return Params.load(self.layout().settings.params_file)
+        """Load the params with the values of this run; each step reads the file again. Raises ParamsError."""
+        params = Params.load(self.layout().settings.params_file)
+        return merge_values(params, given_values(self.overrides), "workspace.overrides of this run")
 
     def run(self, context: dg.AssetExecutionContext | None = None) -> Run:
         """Return the run of a stage; with the context of an asset, its progress is logged there. Raises ParamsError."""
@@ -55,12 +72,13 @@ class Workspace(dg.ConfigurableResource):
 class RetrainPolicy(dg.ConfigurableResource):
     """Conditions under which a cycle starts before the weekly one."""
 
-    new_labels: int = 48
-    """Number of label versions that no cycle has used yet."""
-    new_labels_after_refusal: int = 12
-    """The same number after the gate refused the last cycle's model."""
-    drifted_batches: int = 1
-    """Number of batches that drifted (`params.yaml`: drift) and that no cycle has used yet."""
+    new_labels: int = Field(default=48, description="Number of label versions that no cycle has used yet.")
+    new_labels_after_refusal: int = Field(
+        default=12, description="The same number after the gate rejected the last cycle's model."
+    )
+    drifted_batches: int = Field(
+        default=1, description="Number of batches that drifted (params.yaml: drift) and that no cycle has used yet."
+    )
 
 
 @contextmanager

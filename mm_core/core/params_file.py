@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from mm_core.core.errors import ParamsError
 
+Model = TypeVar("Model", bound=BaseModel)
 MOST_BYTES = 1 << 20
 """Largest size of a params file."""
 
@@ -55,6 +56,33 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden" and (names := similar_names(field, model)):
         return f"{message}; did you mean {' or '.join(names)}?"
     return message
+
+
+def merge_values(params: Model, values: Mapping[str, Any], source: str) -> Model:
+    """Return a copy of the params with nested values in place of its own.
+
+    Args:
+        params: All params, or a section of them.
+        values: Sections and fields as in params.yaml. A dict that is one value, such as `gate.floors`, replaces the old
+            one as a whole.
+        source: Where the values are from, for the error message.
+
+    Raises:
+        ParamsError: A name is unknown or a value is not allowed; the message names source and field.
+    """
+    try:
+        return type(params).model_validate(_merged(params, values))
+    except ValidationError as error:
+        raise ParamsError(f"{source}: {explain(error, type(params))}") from None
+
+
+def _merged(params: BaseModel, values: Mapping[str, Any]) -> dict[str, Any]:
+    merged = params.model_dump()
+    for name, value in values.items():
+        section = getattr(params, name, None)
+        is_section = isinstance(section, BaseModel) and isinstance(value, Mapping)
+        merged[name] = _merged(section, value) if is_section else value
+    return merged
 
 
 def similar_names(field: str, model: type[BaseModel], most: int = 4) -> list[str]:

@@ -116,6 +116,16 @@ def secret(name: str) -> str:
     return os.environ.get(name, "").strip()
 
 
+def dagster_url() -> str:
+    """Return `MM_DAGSTER_URL`, the address of Dagster for links in messages; `mm ui` sets it. Empty: no links."""
+    return os.environ.get("MM_DAGSTER_URL", "").rstrip("/")
+
+
+def backup_place() -> str:
+    """Return `MM_BACKUP_TO`, the folder or `s3://bucket/prefix` of Dagster's nightly backups. Empty: no backups."""
+    return os.environ.get("MM_BACKUP_TO", "")
+
+
 def tick_seconds() -> int:
     """Return `MM_TICK_SECONDS`, default 30: seconds between two checks of the sensors for drops and notices."""
     return _whole("MM_TICK_SECONDS", 30, 1, 86_400)

@@ -1,5 +1,7 @@
 """Everything loads, quickly, and the graph is that of the architecture."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,9 +121,23 @@ def test_workspace_and_dg_point_to_the_same_definitions() -> None:
     assert entry["python_module"]["module_name"] == dg_tool["project"]["code_location_target_module"]
 
 
+def test_dg_finds_every_definition_in_its_own_layout(tmp_path: Path) -> None:
+    """As `dg scaffold` lays a project out: definitions lie in `defs/` and are loaded without being listed."""
+    assert (PROJECT / "pipelines" / "defs" / "arrivals.py").is_file()
+    command = [Path(sys.executable).parent / "dg", "list", "defs", "--json"]
+    environment = os.environ | {"DAGSTER_HOME": str(tmp_path), "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]
+    listed = json.loads(done.stdout)
+    assert {asset["asset_key"] for asset in listed["assets"]} == set(DEPS)
+    assert {job["name"] for job in listed["jobs"]} >= {"arrivals", "retrain", "backup", "compact"}
+
+
 def test_the_instance_file_is_valid_and_sends_nothing_home(tmp_path: Path) -> None:
     (tmp_path / "dagster.yaml").write_text((PROJECT / "infra" / "dagster.yaml").read_text())
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert not instance.telemetry_enabled
         assert instance.run_monitoring_enabled and instance.run_retries_enabled
         assert instance.global_op_concurrency_default_limit == 1
+        runs = instance.get_concurrency_config().run_queue_config
+        assert runs is not None and runs.max_concurrent_runs == 2, "each run may use a core"

@@ -15,8 +15,8 @@ from mm_core.core.layout import Layout
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
 from mm_core.ingest.expectations import RULES
-from pipelines.arrivals import project
-from pipelines.checks import expectation_results
+from pipelines.defs.arrivals import project
+from pipelines.defs.checks import expectation_results
 from pipelines.metadata import MAX_NUMBERS, MAX_ROWS, PICTURE_SIDE, images_of, of_report, page, table
 from pipelines.resources import plain_failures
 
@@ -100,7 +100,9 @@ def test_expectations_become_checks_of_their_severity() -> None:
         {"name": "image_decodes", "severity": "warning", "success": False, "unexpected": 3, "observed": None},
     ]
     results = {result.check_name: result for result in expectation_results(report)}
-    assert set(results) == {rule.name for rule in RULES}
+    assert set(results) == {"few_bad_rows", "image_decodes"} < {rule.name for rule in RULES}, (
+        "the others were not evaluated"
+    )
     assert {name for name, result in results.items() if not result.passed} == {"few_bad_rows", "image_decodes"}
     assert results["few_bad_rows"].severity is dg.AssetCheckSeverity.ERROR
     assert results["image_decodes"].severity is dg.AssetCheckSeverity.WARN

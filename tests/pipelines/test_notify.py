@@ -10,7 +10,7 @@ from dagster._core.definitions.freshness import FreshnessState, FreshnessStateCh
 from mm_core.core.errors import InputError
 from mm_core.core.settings import secret
 from pipelines.definitions import defs
-from pipelines.notify import notifications, post
+from pipelines.defs.notify import notifications, post
 from pipelines.resources import plain_failures
 from tests.servers import Receiver
 

@@ -12,10 +12,10 @@ from mm_core.labeling.label_studio_format import inbox
 from mm_core.labeling.webhook import hint
 from mm_core.pinned_inputs import Run
 from mm_core.storage.run import catalog_of
-from pipelines import sensors
 from pipelines.definitions import defs
+from pipelines.defs import sensors
+from pipelines.defs.sensors import MAX_TRIES, drifted_arrivals, finished_work, new_arrivals, new_labels
 from pipelines.resources import RetrainPolicy, Workspace
-from pipelines.sensors import MAX_TRIES, drifted_arrivals, finished_work, new_arrivals, new_labels
 from tests.pipelines.conftest import Plant
 
 

@@ -16,12 +16,24 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mm_core.services.ui import shown
+from mm_core.services.ui import provide_instance, shown
 
 PROJECT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("pipelines/dev.py", "code-server start", "api grpc", "pipelines.webserver", "dagster._daemon",
             "mlflow.server", "mm_core.services.pages")  # fmt: skip
 """What the family must be seen to consist of, or its end shows nothing."""
+
+
+def test_an_existing_dagster_yaml_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    provide_instance(tmp_path)
+    file = tmp_path / "dagster.yaml"
+    assert file.read_text() == (PROJECT / "infra" / "dagster.yaml").read_text()
+    provide_instance(tmp_path)
+    assert capsys.readouterr().out == ""
+    file.write_text("telemetry: {enabled: false}\n")
+    provide_instance(tmp_path)
+    assert file.read_text() == "telemetry: {enabled: false}\n"
+    assert "stays as it is" in capsys.readouterr().out
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
@@ -18,7 +18,8 @@ from mm_core.labeling.webhook import hinted_at
 from mm_core.pinned_inputs import recorded_verdict
 from mm_core.storage.run import StorageRun, catalog_of
 from mm_core.structuring.drift import drifted_batches
-from pipelines.jobs import arrivals, collect, retrain
+from pipelines.defs.checks import arrival_checks
+from pipelines.defs.jobs import arrivals, collect, retrain
 from pipelines.partitions import batches, partition_of
 from pipelines.resources import RetrainPolicy, Workspace
 
@@ -69,6 +70,7 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
                 tries.get(batch.request, 0),
                 partition=partition_of(batch.kind, batch.batch),
                 tags={"matting/kind": batch.kind, "matting/batch": batch.batch},
+                checks=arrival_checks(batch.kind),
             )
             for batch in new
         ],
@@ -172,12 +174,26 @@ def drifted_arrivals(
 
 
 def asked_for(
-    request: str, tries: int = 0, *, tags: Mapping[str, str] | None = None, partition: str = ""
+    request: str,
+    tries: int = 0,
+    *,
+    tags: Mapping[str, str] | None = None,
+    partition: str = "",
+    checks: Sequence[dg.AssetCheckKey] = (),
 ) -> dg.RunRequest:
-    """Return a run for a request after `tries` lost runs; the run key differs, since Dagster accepts each key once."""
+    """Return a run for a request after `tries` lost runs; the run key differs, since Dagster accepts each key once.
+
+    With `checks` the run consists of these checks and the assets that they belong to.
+    """
     # The first run has the plain request as key.
     key = f"{request}-{tries}" if tries else request
-    return dg.RunRequest(run_key=key, partition_key=partition or None, tags={REQUEST: request, **(tags or {})})
+    return dg.RunRequest(
+        run_key=key,
+        partition_key=partition or None,
+        tags={REQUEST: request, **(tags or {})},
+        asset_selection=[*dict.fromkeys(check.asset_key for check in checks)] or None,
+        asset_check_keys=list(checks) or None,
+    )
 
 
 def lost(instance: dg.DagsterInstance, request: str) -> int:

@@ -3,13 +3,16 @@
 import dagster as dg
 
 from mm_core import operations
-from pipelines.arrivals import OWNERS
+from mm_core.core.records import sha256_file
+from pipelines.defs.arrivals import OWNERS
+from pipelines.defs.release import promoted_model
 from pipelines.metadata import of_report
-from pipelines.release import promoted_model
+from pipelines.provenance import code_version, data_version
 from pipelines.resources import Workspace, plain_failures
 
 
 @dg.asset(
+    code_version=code_version("mm_core.moments.moments"),
     group_name="moments",
     deps=[promoted_model],
     kinds={"pillow"},
@@ -21,4 +24,7 @@ def moments(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     layout = workspace.layout()
     with plain_failures():
         report = operations.moments(workspace.run(context), layout.settings.gallery, layout.moments)
-    return dg.MaterializeResult(metadata=of_report(report, paths={"moments.json": layout.moments / "moments.json"}))
+    listed = layout.moments / "moments.json"
+    return dg.MaterializeResult(
+        metadata=of_report(report, paths={"moments.json": listed}), data_version=data_version(sha256_file(listed))
+    )

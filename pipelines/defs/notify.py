@@ -1,6 +1,6 @@
 """Notify people by a POST to a webhook: failed runs, failed checks and stale assets.
 
-The body is `{"text": …, …}`, which Slack, Mattermost and Teams workflows accept.
+The body is one short message, `{"text": …, …}`, which Slack, Mattermost and Teams workflows accept.
 """
 
 import json
@@ -15,7 +15,8 @@ from typing import Any
 import dagster as dg
 
 from mm_core.core.errors import InputError
-from mm_core.core.settings import secret, tick_seconds
+from mm_core.core.settings import dagster_url, secret, tick_seconds
+from pipelines.defs.checks import ACCEPTED, COUNTS
 
 WEBHOOK = "MM_WEBHOOK_URL"
 SECONDS = 10.0
@@ -24,8 +25,10 @@ MOST = 25
 """Maximum number of messages per tick; the others follow in the next."""
 KEPT = 200
 """Number of run ids in the cursor; a run's record may change once more after its end."""
-LONGEST = 600
+LONGEST = 300
 """Maximum number of characters of one reason."""
+SHOWN = 3
+"""Maximum number of reasons in a message's text; `reasons` has all."""
 
 
 @dg.sensor(
@@ -72,22 +75,46 @@ def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
 
 
 def about_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, Any] | None:
-    """Return a message about an ended run (`text`, `job`, `run`, `status`, `reasons`), or None if it needs none."""
+    """Return a message about an ended run, or None if it needs none.
+
+    Returns:
+        `text`: a line with the counts of the drop, at most SHOWN reasons, and links to the run and the Data Docs.
+        `job` (the run's name for people), `run` (its id), `status`, `reasons` (all) and `counts`.
+    """
     if run.status is dg.DagsterRunStatus.FAILURE:
         # A retry follows, and its result will be reported.
         if run.tags.get("dagster/will_retry") == "true":
             return None
-        reasons = [*_failures(instance, run.run_id)]
-        head = f"{_what(run)} failed"
+        reasons, result = [*_failures(instance, run.run_id)], "failed"
     else:
         reasons = [*_failed_checks(instance, run.run_id)]
         champion = [*_promotions(instance, run.run_id)]
         # A successful run is reported only for failed checks or a new champion.
         if not reasons and not champion:
             return None
-        head = f"{_what(run)}: " + (", ".join(champion) or "checks did not pass")
-    text = "\n".join([head, *(f"- {reason}" for reason in reasons)])
-    return {"text": text, "job": run.job_name, "run": run.run_id, "status": run.status.value, "reasons": reasons}
+        result = ", ".join(champion) or "checks did not pass"
+    counts, docs = _drop_facts(instance, run.run_id)
+    numbers = "; " + ", ".join(f"{count} {name}" for name, count in counts.items()) if counts else ""
+    more = [f"- and {len(reasons) - SHOWN} more"] if len(reasons) > SHOWN else []
+    text = [f"{run_name(run)}: {result}{numbers}", *(f"- {reason}" for reason in reasons[:SHOWN]), *more]
+    if base := dagster_url():
+        text.append(f"Run: {base}/runs/{run.run_id}")
+    if docs:
+        text.append(f"Data Docs: {docs}")
+    about = {"text": "\n".join(text), "job": run_name(run), "run": run.run_id, "status": run.status.value}
+    return about | {"reasons": reasons, "counts": counts}
+
+
+def run_name(run: dg.DagsterRun) -> str:
+    """Return a name of a run for people: its job, or the assets of a run without one, and its batch."""
+    name = run.job_name
+    # Runs that Dagster's automation or a person starts from assets have an internal job name.
+    if name.startswith("__"):
+        assets = sorted(key.to_user_string() for key in run.asset_selection or ())
+        checks = sorted(key.to_user_string() for key in run.asset_check_selection or ())
+        name = ", ".join(assets or checks) or "assets"
+    batch = run.tags.get("dagster/partition")
+    return f"{name} of {batch}" if batch else name
 
 
 def post(url: str, message: Mapping[str, Any]) -> None:
@@ -156,10 +183,17 @@ def _stale(context: dg.SensorEvaluationContext) -> set[str]:
     return {k.to_user_string() for k, record in records.items() if record.freshness_state.value == "FAIL"}
 
 
-def _what(run: dg.DagsterRun) -> str:
-    """Return the name of a run: its job and, if it has one, its batch."""
-    batch = run.tags.get("dagster/partition")
-    return f"{run.job_name} of {batch}" if batch else run.job_name
+def _drop_facts(instance: dg.DagsterInstance, run_id: str) -> tuple[dict[str, int], str]:
+    """Return the counts of the drop that a run ingested, without zeros, and the address of its Data Docs."""
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
+        check = entry.get_dagster_event().asset_check_evaluation_data
+        if check.check_name == ACCEPTED:
+            counts = {name: check.metadata[name].value for name in COUNTS}
+            docs = check.metadata.get("data docs")
+            # Without a server the pages have a path, which is of no use in a message.
+            link = docs.value if isinstance(docs, dg.UrlMetadataValue) else ""
+            return {name: count for name, count in counts.items() if count}, link
+    return {}, ""
 
 
 def _short(text: str) -> str:

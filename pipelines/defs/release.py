@@ -6,15 +6,19 @@ from pathlib import Path
 import dagster as dg
 
 from mm_core import stages
-from mm_core.core.records import Report
-from pipelines.arrivals import OWNERS, WEEKLY
-from pipelines.checks import verdict_result, verdict_spec
-from pipelines.learning import POOL, RESUME, snapshot, train_multimodal
+from mm_core.core.records import Report, sha256_file
+from mm_core.eval.evaluate import SCHEMA as PER_IMAGE_SCHEMA
+from pipelines.defs.arrivals import OWNERS, WEEKLY
+from pipelines.defs.checks import verdict_result, verdict_spec
+from pipelines.defs.learning import POOL, RESUME, snapshot, train_multimodal
 from pipelines.metadata import of_report, page
+from pipelines.provenance import code_version, data_version, parquet_rows, table_columns
 from pipelines.resources import Workspace, plain_failures
 
 
 @dg.asset(
+    code_version=code_version("mm_core.eval.evaluate", "mm_core.export.quantise"),
+    metadata=table_columns(PER_IMAGE_SCHEMA),
     group_name="release",
     deps=[snapshot, train_multimodal],
     kinds={"pytorch", "onnx", "mlflow"},
@@ -28,10 +32,12 @@ def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     layout = workspace.layout()
     with plain_failures():
         report = stages.evaluate(workspace.run(context))
-    return dg.MaterializeResult(metadata=of_report(report, paths={"per photo": layout.per_image}))
+    shown = of_report(report, paths={"per photo": layout.per_image}) | parquet_rows([layout.per_image])
+    return dg.MaterializeResult(metadata=shown, data_version=data_version(sha256_file(layout.per_image)))
 
 
 @dg.asset(
+    code_version=code_version("mm_core.eval.gate"),
     group_name="release",
     deps=[evaluation],
     output_required=False,
@@ -54,10 +60,14 @@ def gate(workspace: Workspace) -> Iterator[dg.MaterializeResult | dg.AssetCheckR
     yield verdict_result(report)
     # Without an output the assets downstream are skipped.
     if report.facts["decision"] == "PROMOTE":
-        yield dg.MaterializeResult(metadata=of_report(report, paths={"verdict": layout.verdict}))
+        yield dg.MaterializeResult(
+            metadata=of_report(report, paths={"verdict": layout.verdict}),
+            data_version=data_version(report.facts["candidate"], report.facts["inputs"], report.facts["params"]),
+        )
 
 
 @dg.asset(
+    code_version=code_version("mm_core.export.bundle"),
     group_name="release",
     deps=[gate],
     kinds={"onnx"},
@@ -69,10 +79,12 @@ def exported_bundle(workspace: Workspace) -> dg.MaterializeResult:
     """Mobile bundle: int8 models, manifest and model card. Fails without a recorded PROMOTE for this model."""
     with plain_failures():
         report = stages.export(workspace.run())
-    return dg.MaterializeResult(metadata=of_report(report))
+    manifest = Path(report.facts["bundle"]) / "manifest.json"
+    return dg.MaterializeResult(metadata=of_report(report), data_version=data_version(sha256_file(manifest)))
 
 
 @dg.asset(
+    code_version=code_version("mm_core.export.registry"),
     group_name="release",
     deps=[exported_bundle],
     kinds={"mlflow"},
@@ -84,10 +96,11 @@ def promoted_model(workspace: Workspace) -> dg.MaterializeResult:
     """Set the registry's alias `champion` on the bundled model. Fail without a recorded PROMOTE for this model."""
     with plain_failures():
         report = stages.promote(workspace.run())
-    return dg.MaterializeResult(metadata=of_report(report))
+    return dg.MaterializeResult(metadata=of_report(report), data_version=data_version(report.facts["digest"]))
 
 
 @dg.asset(
+    code_version=code_version("mm_core.eval.report"),
     group_name="release",
     deps=[evaluation],
     op_tags={"dagster/priority": "-1"},

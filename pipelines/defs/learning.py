@@ -3,10 +3,14 @@
 from collections.abc import Iterator
 
 import dagster as dg
+from pydantic import Field
 
 from mm_core import stages
-from pipelines.arrivals import OWNERS, collected_labels, structured_samples
+from mm_core.core.records import sha256_file
+from mm_core.ingest.snapshot import SCHEMA as POOL_SCHEMA
+from pipelines.defs.arrivals import OWNERS, collected_labels, structured_samples
 from pipelines.metadata import of_report
+from pipelines.provenance import code_version, data_version, parquet_rows, table_columns
 from pipelines.resources import Workspace, plain_failures
 
 RESUME = dg.RetryPolicy(max_retries=2, delay=5)
@@ -18,11 +22,11 @@ POOL = "training"
 class Pinning(dg.Config):
     """Options of a cycle's first asset."""
 
-    again: bool = False
-    """Start even if nothing is new since the last cycle."""
+    again: bool = Field(default=False, description="Start even if nothing is new since the last cycle.")
 
 
 @dg.asset(
+    code_version=code_version("mm_core.pinned_inputs"),
     group_name="learning",
     deps=[structured_samples, collected_labels],
     output_required=False,
@@ -46,10 +50,14 @@ def pinned_inputs(
     if nothing_new := report.facts.get("nothing_new"):
         context.log_event(dg.AssetObservation(asset_key=context.asset_key, description=f"nothing new: {nothing_new}"))
     else:
-        yield dg.MaterializeResult(metadata=of_report(report, paths={"file": layout.inputs}))
+        yield dg.MaterializeResult(
+            metadata=of_report(report, paths={"file": layout.inputs}), data_version=data_version(report.facts)
+        )
 
 
 @dg.asset(
+    code_version=code_version("mm_core.ingest.snapshot"),
+    metadata=table_columns(POOL_SCHEMA),
     group_name="learning",
     deps=[pinned_inputs],
     retry_policy=RESUME,
@@ -62,10 +70,12 @@ def snapshot(workspace: Workspace) -> dg.MaterializeResult:
     layout = workspace.layout()
     with plain_failures():
         report = stages.snapshot(workspace.run())
-    return dg.MaterializeResult(metadata=of_report(report, paths={"folder": layout.snapshot}))
+    shown = of_report(report, paths={"folder": layout.snapshot}) | parquet_rows(layout.snapshot.glob("*.parquet"))
+    return dg.MaterializeResult(metadata=shown, data_version=data_version(report.facts["digest"]))
 
 
 @dg.asset(
+    code_version=code_version("mm_core.structuring.split"),
     group_name="learning",
     deps=[snapshot],
     retry_policy=RESUME,
@@ -78,10 +88,13 @@ def split(workspace: Workspace) -> dg.MaterializeResult:
     layout = workspace.layout()
     with plain_failures():
         report = stages.split(workspace.run())
-    return dg.MaterializeResult(metadata=of_report(report, paths={"folder": layout.split}))
+    files = sorted(layout.split.glob("*.parquet"))
+    shown = of_report(report, paths={"folder": layout.split}) | parquet_rows(files)
+    return dg.MaterializeResult(metadata=shown, data_version=data_version([sha256_file(file) for file in files]))
 
 
 @dg.asset(
+    code_version=code_version("mm_core.training.stage"),
     group_name="learning",
     deps=[split],
     pool=POOL,
@@ -95,10 +108,14 @@ def train_simple(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     layout = workspace.layout()
     with plain_failures():
         report = stages.train_simple(workspace.run(context))
-    return dg.MaterializeResult(metadata=of_report(report, paths={"weights": layout.model("simple")}))
+    return dg.MaterializeResult(
+        metadata=of_report(report, paths={"weights": layout.model("simple")}),
+        data_version=data_version(report.facts["digest"]),
+    )
 
 
 @dg.asset(
+    code_version=code_version("mm_core.training.stage"),
     group_name="learning",
     deps=[split, train_simple],
     pool=POOL,
@@ -112,10 +129,14 @@ def train_hard(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     layout = workspace.layout()
     with plain_failures():
         report = stages.train_hard(workspace.run(context))
-    return dg.MaterializeResult(metadata=of_report(report, paths={"weights": layout.model("hard")}))
+    return dg.MaterializeResult(
+        metadata=of_report(report, paths={"weights": layout.model("hard")}),
+        data_version=data_version(report.facts["digest"]),
+    )
 
 
 @dg.asset(
+    code_version=code_version("mm_core.training.stage"),
     group_name="learning",
     deps=[train_hard],
     pool=POOL,
@@ -129,10 +150,14 @@ def train_semi(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     layout = workspace.layout()
     with plain_failures():
         report = stages.train_semi(workspace.run(context))
-    return dg.MaterializeResult(metadata=of_report(report, paths={"weights": layout.model("semi")}))
+    return dg.MaterializeResult(
+        metadata=of_report(report, paths={"weights": layout.model("semi")}),
+        data_version=data_version(report.facts["digest"]),
+    )
 
 
 @dg.asset(
+    code_version=code_version("mm_core.training.stage"),
     group_name="learning",
     deps=[train_semi],
     pool=POOL,
@@ -146,4 +171,7 @@ def train_multimodal(context: dg.AssetExecutionContext, workspace: Workspace) ->
     layout = workspace.layout()
     with plain_failures():
         report = stages.train_multimodal(workspace.run(context))
-    return dg.MaterializeResult(metadata=of_report(report, paths={"weights": layout.model("multimodal")}))
+    return dg.MaterializeResult(
+        metadata=of_report(report, paths={"weights": layout.model("multimodal")}),
+        data_version=data_version(report.facts["digest"]),
+    )

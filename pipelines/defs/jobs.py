@@ -1,13 +1,30 @@
 """Jobs that people, sensors and the schedule start."""
 
+from typing import Any
+
 import dagster as dg
 
 from mm_core.core.settings import time_zone
-from pipelines.arrivals import collected_labels, ingested_batch, label_studio_tasks, routed, structured_samples
-from pipelines.release import cycle_report, exported_bundle, gate, promoted_model
+from pipelines.defs.arrivals import collected_labels, ingested_batch, label_studio_tasks, routed, structured_samples
+from pipelines.defs.automation import PEOPLE
+from pipelines.defs.release import cycle_report, exported_bundle, gate, promoted_model
 
 CYCLE = {"matting/cycle": "one-at-a-time"}
 """Tag of runs that write the workspace's `cycle/`; `infra/dagster.yaml` allows one such run at a time."""
+
+TRAINING = {
+    "requests": {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"},
+    "limits": {"memory": "32Gi", "nvidia.com/gpu": "1"},
+}
+"""What the pod of a cycle takes on Kubernetes; `infra/helm/values.yaml` has the smaller resources of all other runs."""
+SIGNING = {"secret_ref": {"name": "matting-signing"}}
+"""The Kubernetes secret with MM_SIGNING_KEY, for runs that write bundles."""
+
+
+def pod(**container: Any) -> dict[str, Any]:
+    """Return the tag with the container of a run's pod; only the K8sRunLauncher reads it."""
+    return {"dagster-k8s/config": {"container_config": container}}
+
 
 # These modules are slow to import, and the first step needs all of them.
 PRELOAD = ["dagster", "mm_core.stages", "mlflow"]
@@ -29,7 +46,7 @@ route = dg.define_asset_job(
     "route",
     selection=dg.AssetSelection.assets(routed, label_studio_tasks),
     executor_def=dg.in_process_executor,
-    tags=CYCLE,
+    tags=PEOPLE,
     description="Choose photos for people and deliver them to Label Studio.",
 )
 collect = dg.define_asset_job(
@@ -42,14 +59,14 @@ retrain = dg.define_asset_job(
     "retrain",
     selection=dg.AssetSelection.groups("learning", "release"),
     executor_def=one_process_a_step,
-    tags=CYCLE,
+    tags=CYCLE | pod(env_from=[SIGNING], resources=TRAINING),
     description="One cycle: snapshot, split, four training stages, evaluation, gate; bundle and promotion on a pass.",
 )
 release = dg.define_asset_job(
     "release",
     selection=dg.AssetSelection.assets(gate, exported_bundle, promoted_model, cycle_report),
     executor_def=dg.in_process_executor,
-    tags=CYCLE,
+    tags=CYCLE | pod(env_from=[SIGNING]),
     description="Judge the recorded evaluation again, and ship if it passes.",
 )
 

@@ -13,11 +13,12 @@ from mm_core.core.records import Report
 from mm_core.core.settings import tick_seconds
 from mm_core.pinned_inputs import read_inputs
 from mm_core.storage.run import catalog_of
-from pipelines.checks import verdict_result
+from pipelines.defs.checks import arrival_checks, is_refused, verdict_result
+from pipelines.defs.jobs import arrivals
+from pipelines.defs.sensors import UNFINISHED, asked_for
 from pipelines.metadata import of_report, page
 from pipelines.partitions import batches, partition_of
 from pipelines.resources import Workspace
-from pipelines.sensors import UNFINISHED
 
 REPORTED = {
     "snapshot": "snapshot",
@@ -33,6 +34,7 @@ Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
 
 
 @dg.sensor(
+    job=arrivals,
     minimum_interval_seconds=2 * tick_seconds(),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Reports to Dagster what `mm run`, `mm demo` or `dvc repro` made on this workspace.",
@@ -48,22 +50,50 @@ def made_elsewhere(context: dg.SensorEvaluationContext, workspace: Workspace) ->
         return dg.SkipReason("runs of Dagster are unfinished")
     try:
         layout = workspace.layout()
-        arrived = unknown_batches(context.instance, layout)
+        arrived, refused = unknown_batches(context.instance, layout)
         events = [*of_batches(arrived, layout), *of_cycle(context.instance, layout)]
     except MattingError as error:
         return dg.SkipReason(str(error))
-    if not events:
+    if not events and not refused:
         return dg.SkipReason("nothing new: Dagster has recorded everything in the workspace")
     # A partition must exist before an asset can be materialised for it.
-    new = [batches.build_add_request([partition_of(row["kind"], row["batch"]) for row in arrived])] if arrived else []
-    return dg.SensorResult(asset_events=events, dynamic_partitions_requests=new)
+    names = [partition_of(row["kind"], row["batch"]) for row in (*arrived, *refused)]
+    return dg.SensorResult(
+        asset_events=events,
+        dynamic_partitions_requests=[batches.build_add_request(names)] if names else [],
+        run_requests=[
+            asked_for(
+                f"refused-{row['key']}",
+                partition=partition_of(row["kind"], row["batch"]),
+                checks=arrival_checks(row["kind"]),
+            )
+            for row in refused
+        ],
+    )
 
 
-def unknown_batches(instance: dg.DagsterInstance, layout: Layout) -> list[dict]:
-    """Return rows of the ledger, the earliest first, of batches that no run of Dagster has ingested."""
+def unknown_batches(instance: dg.DagsterInstance, layout: Layout) -> tuple[list[dict], list[dict]]:
+    """Return the present ledger rows of batches that Dagster has not recorded, the earliest first.
+
+    Returns:
+        The batches in the catalog that no run has ingested, and the refused batches that no run of Dagster has seen. A
+        refused batch is not materialised: a run of its own fails with the reason.
+    """
     recorded = instance.get_materialized_partitions(dg.AssetKey("ingested_batch"))
-    ledger = catalog_of(layout).read("batches").sort_values("ingested_at").to_dict("records")
-    return [row for row in ledger if partition_of(row["kind"], row["batch"]) not in recorded][:MOST]
+    ledger = catalog_of(layout).read("batches").sort_values("ingested_at")
+    # The latest row of a batch is its present state.
+    rows = ledger.drop_duplicates(["kind", "batch"], keep="last").to_dict("records")
+    refused = [row for row in rows if is_refused(row) and not _was_run(instance, row)]
+    taken = [r for r in rows if not is_refused(r) and partition_of(r["kind"], r["batch"]) not in recorded]
+    return taken[:MOST], refused[:MOST]
+
+
+def _was_run(instance: dg.DagsterInstance, row: dict) -> bool:
+    """Return whether a run of the batch's partition ended or changed after the ledger row was written."""
+    written = datetime.fromisoformat(row["ingested_at"])
+    tags = {"dagster/partition": partition_of(row["kind"], row["batch"])}
+    # The run that wrote the row was created before it and updated after it.
+    return instance.get_runs_count(dg.RunsFilter(tags=tags, updated_after=written)) > 0
 
 
 def of_batches(rows: list[dict], layout: Layout) -> Iterator[Event]:
