@@ -222,7 +222,8 @@ class _Writer:
         shown |= {"change": facts.changes.get(sample), "mattes": {}, **facts.scores.get(sample, {})}
         if sample in facts.labels.index:
             label = facts.labels.loc[sample]
-            shown |= {"label_origin": label["origin"], "label_version": float(label["version"])}
+            origin = label["origin"] if isinstance(label["origin"], str) else None
+            shown |= {"label_origin": origin, "label_version": float(label["version"])}
             shown["mattes"]["ground_truth"] = self._link(fetch_blob(self.store, label["alpha_sha256"]), sample)
         champion, candidate = (shown.get(f"{model}_mse") for model in ("champion", "candidate"))
         if champion is not None and candidate is not None:
