@@ -190,15 +190,15 @@ def multimodal(pools: dict, net: MattingNet, params: Params, draw) -> Multimodal
     return strategy
 
 
-def test_multimodal_adds_three_terms_to_semi(multimodal: Multimodal) -> None:
+def test_multimodal_adds_three_terms_to_semi(multimodal: Multimodal, params: Params) -> None:
     batch = samples(multimodal)
     terms = multimodal.losses(batch, 1.0)
-    before = Semi.losses(Semi(multimodal.net, multimodal._pools, multimodal._loss, multimodal._semi), batch, 1.0)
-    assert set(terms) - set(before) == {"captioned", "text", "contrast"} and "semi" in before
     assert all(torch.isfinite(term) for term in terms.values())
     assert moved(multimodal.fusion, terms["captioned"])
     assert moved(multimodal.fusion, terms["contrast"])
     assert moved(multimodal.net.encoder, terms["contrast"])
+    before = Semi(multimodal.net, multimodal._pools, params.train.loss, params.train.semi).losses(batch, 1.0)
+    assert set(terms) - set(before) == {"captioned", "text", "contrast"} and "semi" in before
 
 
 def test_only_labelled_photos_are_recorded_in_the_decoders_statistics(multimodal: Multimodal) -> None:
