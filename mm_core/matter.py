@@ -12,22 +12,17 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ImageOps
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.records import ALL_CATEGORIES
 from mm_core.core.settings import Settings
 from mm_core.export.runtime import OnnxPredictor
-from mm_core.imaging.images import load_rgb
+from mm_core.imaging.photo_input import Photo, read_photo
 from mm_core.model.predict import Predictor, decoders_for
 from mm_core.operations import predictor_of
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 class Matter:
@@ -61,7 +56,7 @@ class Matter:
             raise InputError("Matter.load: name a model; `none` predicts nothing")
         return cls(predictor, name)
 
-    def predict(self, photo: str | PathLike[str] | np.ndarray | Image, category: str = "") -> np.ndarray:
+    def predict(self, photo: Photo, category: str = "") -> np.ndarray:
         """Return the alpha matte of a photo.
 
         Args:
@@ -78,22 +73,6 @@ class Matter:
         if category and category not in ALL_CATEGORIES:
             raise InputError(f"category {category!r} is unknown; one of {', '.join(ALL_CATEGORIES)}")
         # One photo is a batch of one; the predictor resizes it and refines the matte at full size.
-        pixels = _pixels_of(photo)
+        pixels = read_photo(photo)
         decoders = decoders_for(self._predictor, [pixels], [category])
         return self._predictor.predict([pixels], decoders)[0]
-
-
-def _pixels_of(photo: str | PathLike[str] | np.ndarray | Image) -> np.ndarray:
-    """Return the photo as uint8 (H, W, 3), upright."""
-    if isinstance(photo, (str, PathLike)):
-        if not Path(photo).is_file():
-            raise InputError(f"{photo}: no such file; name a photo")
-        return load_rgb(Path(photo))
-    if isinstance(photo, np.ndarray):
-        # Float or grey arrays would give a plausible but wrong matte, so they are rejected.
-        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
-            raise InputError(f"a photo is uint8 (height, width, 3), not {photo.dtype} {photo.shape}")
-        return photo
-
-    # A Pillow image keeps its EXIF orientation as metadata; apply it to the pixels.
-    return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))

@@ -24,6 +24,7 @@ from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.storage.run import StorageRun, catalog_of, store_of
 from mm_core.storage.seals import seal_databases
 from mm_core.storage.store import fetch_blob
+from mm_core.training.tracked_stages import tracked
 from mm_core.training.tracking import Tracker
 
 
@@ -53,13 +54,17 @@ Stage = Callable[Concatenate[Run, P], R]
 def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
     """Decorate a stage so that it holds the cycle lock; other callers wait.
 
-    When the outermost stage ends, it writes the pins that `pin_when_idle` postponed and seals the databases.
+    MLflow follows the stages of a cycle. When the outermost stage ends, it writes the pins that `pin_when_idle`
+    postponed and seals the databases.
     """
 
     @wraps(stage)
     def locked(run: Run, *args: P.args, **options: P.kwargs) -> R:
-        with cycle_lock(run.layout, stage.__name__.strip("_").replace("_", "-")) as outermost:
-            result = stage(run, *args, **options)
+        verb = stage.__name__.strip("_").replace("_", "-")
+        with cycle_lock(run.layout, verb) as outermost:
+            with tracked(run.params, run.layout, verb, outermost=outermost) as log:
+                result = stage(run, *args, **options)
+                log(result)
             # Only the outermost stage writes postponed pins, when the whole cycle is finished.
             if outermost and _late(run.layout).exists():
                 pin(run)
@@ -130,6 +135,15 @@ def inputs_now(layout: Layout) -> PinnedInputs:
         "champion": registry.pin("champion"),
         "anchor": registry.pin("anchor"),
     }
+
+
+def require_photos(layout: Layout) -> None:
+    """Raise InputError if the catalog holds no photo yet."""
+    if catalog_of(layout).version("samples") < 0:
+        raise InputError(
+            f"the catalog in {layout.settings.store} holds no photo: `mm ingest` takes the drops of "
+            f"{layout.settings.inbox} in, `dvc pull` fetches the cycle of a clone, `mm demo` works on generated photos"
+        )
 
 
 def read_inputs(layout: Layout) -> PinnedInputs:

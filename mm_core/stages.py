@@ -53,6 +53,7 @@ from mm_core.pinned_inputs import (
     read_inputs,
     recorded_verdict,
     require_one_cycle,
+    require_photos,
     require_promote,
     settle_late_pins,
     warm_start,
@@ -139,7 +140,10 @@ def pin_inputs(run: Run, *, again: bool = False) -> Report:
 
     Without new inputs since the last finished cycle, its pins stay, so that no caller repeats the cycle, and
     `report.facts["nothing_new"]` is set. `again` pins in any case.
+
+    Raises InputError if the catalog is empty.
     """
+    require_photos(run.layout)
     with timed(Report("pin_inputs")) as report:
         report.facts |= pin(run, again=again)
     return report
@@ -223,7 +227,6 @@ def evaluate(run: Run) -> Report:
             int8, champion = models[TRAIN_STAGES[-1], "int8"], models["champion", "int8"]
             run_shadow(run, photos, int8, champion, identity(layout, inputs), report)
         seal_folder(layout.evaluation, [path for path in sorted(layout.quantised.iterdir()) if path.is_file()])
-    run.tracker.log_report(layout, report)
     return report
 
 
@@ -268,7 +271,6 @@ def gate(run: Run) -> Report:
         report.tables["cells"] = [cell.model_dump() for cell in verdict.cells]
         counts = {"gate/left_out": len(verdict.left_out), "gate/promote": verdict.decision == "PROMOTE"}
         report.metrics |= {name: float(count) for name, count in counts.items()}
-    run.tracker.log_report(layout, report)
     return report
 
 
@@ -313,8 +315,6 @@ def html_report(run: Run) -> Report:
             if why_not := compare_after_cycle(run):
                 report.facts["not_compared"] = why_not
         write_html(run, report)
-    if has_snapshot(run.layout):
-        run.tracker.log_report(run.layout, report, files=[run.layout.html_report])
     return report
 
 

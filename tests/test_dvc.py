@@ -1,7 +1,9 @@
 """`dvc repro` for real, in a git repository of its own: the cycle runs once, and again only where something changed."""
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +13,13 @@ from typing import Any
 
 import pytest
 import yaml
+from playwright.sync_api import Browser
 
 from mm_core import stages
+from mm_core.core.code_digest import first_party_closure, source_path
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
-from mm_core.core.records import ALL_CATEGORIES, sha256_file
+from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, sha256_file
 from mm_core.core.settings import Settings
 from mm_core.pinned_inputs import Run
 from samplegen import write_drop
@@ -42,7 +46,7 @@ TINY: dict[str, Any] = {
     "gate.beat_blind": False,
     "gate.resamples": 200,
 }
-RUN = [name for name, stage in STAGES.items() if not stage.get("frozen")]
+RUN = list(STAGES)
 """What `dvc repro` runs of a fresh workspace."""
 needs_dvc = pytest.mark.skipif(not DVC.exists(), reason=f"{DVC} is missing: `make setup` installs DVC")
 
@@ -76,13 +80,17 @@ def test_every_param_of_the_cycle_is_listed_by_some_stage() -> None:
 
 def test_paths_are_those_of_the_layout() -> None:
     layout = Layout(Settings.from_env(PROJECT / "data"))
-    outs = {name: [str(PROJECT / out) for out in stage["outs"]] for name, stage in STAGES.items()}
+    # An out with options is a mapping of one key.
+    outs = {
+        name: [str(PROJECT / (out if isinstance(out, str) else next(iter(out)))) for out in stage["outs"]]
+        for name, stage in STAGES.items()
+    }
     expected = {
         "pin-inputs": [layout.inputs],
         "snapshot": [layout.snapshot, layout.stage_report("snapshot")],
         "split": [layout.split, layout.stage_report("split")],
         **{f"train-{s}": [layout.model(s).parent, layout.stage_report(f"train-{s}")] for s in TRAIN_STAGES},
-        "evaluate": [layout.evaluation, layout.quantised, layout.stage_report("evaluate")],
+        "evaluate": [layout.evaluation, layout.headline, layout.quantised, layout.stage_report("evaluate")],
         "gate": [layout.verdict.parent, layout.stage_report("gate")],
         "export": [layout.cycle_bundle],
     }
@@ -93,6 +101,23 @@ def test_code_that_a_stage_depends_on_exists() -> None:
     for stage in STAGES.values():
         for dep in stage.get("deps", ()):
             assert dep.startswith("data/") or (PROJECT / dep).exists(), dep
+
+
+def test_the_code_of_dvc_yaml_is_what_the_entry_modules_import() -> None:
+    spec = importlib.util.spec_from_file_location("dvc_deps", PROJECT / "infra" / "dvc_deps.py")
+    assert spec and spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = (PROJECT / "dvc.yaml").read_text()
+    assert script.with_code_deps(text) == text, "run `python infra/dvc_deps.py`"
+    assert set(script.ENTRY_MODULES) == set(STAGES) - {"pin-inputs"}
+    for stage, modules in script.ENTRY_MODULES.items():
+        listed = [PROJECT / dep for dep in script.code_deps(stage)]
+        for module in first_party_closure(*modules):
+            file = source_path(module)
+            assert any(file == path or path in file.parents for path in listed), (stage, file)
+    # A new import shows: the text without one of its lines is not up to date.
+    assert script.with_code_deps(text.replace("      - mm_core/training\n", "", 1)) == text
 
 
 class Repository:
@@ -115,8 +140,6 @@ class Repository:
         for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, root / name)
-        if (PROJECT / ".dvc" / "plots").exists():
-            shutil.copytree(PROJECT / ".dvc" / "plots", root / ".dvc" / "plots")
         for package in ("mm_core", "samplegen"):
             shutil.copytree(PROJECT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
         self.run("git", "init", "-q")
@@ -175,9 +198,55 @@ def test_repro_runs_what_changed_and_nothing_else(repository: Repository) -> Non
     assert repository.repro() == ["gate", "export"]
 
     shown = json.loads(repository.run("dvc", "metrics", "diff", "--all", "--json"))
-    assert any("multimodal.portrait.mse" in name for name in flat(shown)), shown
-    page = Path(repository.run("dvc", "plots", "diff", "-o", "plots").strip().removeprefix("file://")).read_text()
-    assert "mse by training stage" in page and '"category": "portrait"' in page
+    assert {name.partition(".json.")[2] for name in flat(shown) if name.endswith(".new")} == {
+        f"mse.{name}.new" for name in ("macro", *CATEGORIES)
+    }, shown
+    table = json.loads((repository.root / "data/cycle/evaluation/metrics.json").read_text())
+    assert table["multimodal"]["portrait"]["mse"] > 0, "the whole table stays beside it"
+
+
+@needs_dvc
+@pytest.mark.timeout(900)
+def test_what_dvc_prints_fits_a_screen(repository: Repository) -> None:
+    repository.commit()
+    repository.run("dvc", "exp", "run", "-n", "stricter", "-S", "gate.alpha=0.2")
+    for command in (
+        ["metrics", "show"],
+        ["metrics", "diff", "--all"],
+        ["exp", "show", "--only-changed", "--no-pager"],
+    ):
+        lines = repository.run("dvc", *command).splitlines()
+        assert lines and max(map(len, lines)) <= 140, "\n".join(lines)
+
+
+@needs_dvc
+@pytest.mark.timeout(900)
+def test_the_page_of_plots_needs_no_network(repository: Repository, browser: Browser) -> None:
+    address = repository.run("dvc", "plots", "show", "-o", "plots").strip()
+    page = Path(address.removeprefix("file://"))
+    assert re.findall(r"https?://[^\"' )]*", page.read_text()) == []
+    context = browser.new_context(offline=True)
+    try:
+        tab = context.new_page()
+        tab.goto(address)
+        widths = tab.evaluate("Array.from(document.images, image => image.naturalWidth)")
+        assert len(widths) == 2 and min(widths) > 200
+    finally:
+        context.close()
+
+
+@needs_dvc
+def test_a_fresh_clone_says_what_to_do(tmp_path: Path) -> None:
+    """No workspace, no photos: one error, by the first stage, with its remedies."""
+    fresh = Repository(tmp_path)
+    fresh.write_params()
+    done = subprocess.run(["dvc", "repro"], cwd=fresh.root, env=fresh.environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    text = done.stdout + done.stderr
+    assert "Running stage 'pin-inputs'" in text and "Running stage 'snapshot'" not in text
+    (said,) = [line for line in text.splitlines() if line.startswith("mm: ")]
+    assert "`mm ingest`" in said and "`dvc pull`" in said
+    assert not (fresh.root / "data" / "inputs.json").exists()
 
 
 @needs_dvc

@@ -124,7 +124,17 @@ def test_mlflow_has_one_parent_with_a_child_per_stage_and_the_metrics(cycled) ->
     assert len(parents) == 1
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
     names = {run.info.run_name for run in children}
-    assert {"train-simple", "train-hard", "train-semi", "train-multimodal", "evaluate", "gate"} <= names
+    trained = {"train-simple", "train-hard", "train-semi", "train-multimodal"}
+    assert names == {"snapshot", "split", *trained, "evaluate", "gate", "export", "promote", "report"}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert parents[0].data.tags["mlflow.source.name"] == "mm run"
+    assert parents[0].data.params["train.simple.steps"] == str(TINY.train.simple.steps)
+    assert parents[0].info.end_time - parents[0].info.start_time >= 1000 * reports["evaluate"].seconds
+    # The promoted model is an output of the cycle, with the scores that the gate compared.
+    (output,) = parents[0].outputs.model_outputs
+    scores = {metric.key: metric.value for metric in client.get_logged_model(output.model_id).metrics}
+    cells = stages.recorded_verdict(layout).cells
+    assert scores and scores == pytest.approx({f"{cell.category}/{cell.metric}": cell.candidate for cell in cells})
     evaluated = next(run for run in children if run.info.run_name == "evaluate")
     wanted = reports["evaluate"].metrics["multimodal/pets/mse"]
     assert evaluated.data.metrics["multimodal/pets/mse"] == pytest.approx(wanted)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mm_core import __version__
+from mm_core.cli.compare import app as compare_app
+from mm_core.cli.data import app as data_app
 from mm_core.cli.deferred import Deferred
 from mm_core.cli.help import HELP, OrderedGroup, arrange
 from mm_core.cli.label import app as label_app
@@ -82,10 +84,13 @@ def drop(
     folder: Annotated[Path, typer.Argument(help="Folder of photos.")],
     kind: Annotated[str, typer.Option(help=" | ".join(KINDS))],
     batch: Annotated[str, typer.Option(help="Name of the batch.")],
+    labels: Annotated[Path | None, typer.Option(help="A COCO json; labels.json in FOLDER is found.")] = None,
+    field: Annotated[str, typer.Option(help="Field of a FiftyOne export with the mattes: ground_truth.")] = "",
     inbox: Inbox = None,
     json_: Json = False,
 ) -> None:
-    """Packages a folder of photos as a drop."""
+    """Packages a folder of photos, a COCO data set or a FiftyOne export as a drop."""
+    from mm_core.ingest.datasets import labels_file, package_dataset, read_dataset
     from mm_core.ingest.drop import package_folder, summarize_drop
 
     layout = open_layout(inbox)
@@ -94,8 +99,11 @@ def drop(
         raise InputError(
             f"mm drop writes to a folder, not to {layout.settings.inbox}: give --inbox FOLDER and upload it"
         )
-    path = package_folder(folder, Path(layout.settings.inbox), kind, batch).path
-    summary = summarize_drop(folder, path)
+    if listed := labels_file(folder, labels):
+        dataset = read_dataset(folder, listed, field)
+        summary = package_dataset(dataset, Path(layout.settings.inbox), kind, batch)
+    else:
+        summary = summarize_drop(folder, package_folder(folder, Path(layout.settings.inbox), kind, batch).path)
     say(summary, True) if json_ else typer.echo(drop_words(summary))
 
 
@@ -267,6 +275,7 @@ def evaluate(
 
 # Commands of the other modules are listed at the top level, not as groups.
 app.registered_commands += release_app.registered_commands + operate_app.registered_commands
+app.registered_commands += compare_app.registered_commands + data_app.registered_commands
 app.registered_groups += release_app.registered_groups
 
 

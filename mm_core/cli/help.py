@@ -21,6 +21,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "ingest": "mm ingest --inbox s3://bucket/inbox",
         "status": "mm status",
         "quarantine": "mm quarantine show 3f2a",
+        "browse": "mm browse",
+        "export-data": "mm export-data exported --as coco",
         "forget": "mm forget --group wedding-2026",
     },
     "Cycle": {
@@ -51,6 +53,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "Use": {
         "predict": "mm predict holiday.jpg -o out --cutout",
+        "compare": "mm compare champion candidate ~/photos",
         "moments": "mm moments ~/photos -o moments",
         "gallery": "mm gallery ~/photos",
         "ui": "mm ui",

@@ -132,7 +132,7 @@ def reject_words(row: Mapping[str, Any]) -> str:
     }
     lines = [f"{name:10}{value}" for name, value in named.items() if value]
     if row["view"]:
-        lines.append("          (photo, matte, and the matte's edge on the photo)")
+        lines.append("          (photo, matte, and the matte's edge on the photo in red; the fault's place in magenta)")
     key = row["key"][:12]
     # The remedy depends on the verdict: nothing, a review of the matte, or a repair.
     if row["verdict"] == "duplicate":

@@ -51,6 +51,11 @@ class Layout:
         return self.cycle / "evaluation"
 
     @property
+    def headline(self) -> Path:
+        """A few numbers about the candidate, for `dvc metrics`."""
+        return self.cycle / "metrics.json"
+
+    @property
     def per_image(self) -> Path:
         return self.evaluation / "per_image.parquet"
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -133,6 +134,18 @@ def holder_of(path: Path) -> str:
         return ""
 
 
+def cycle_entry(layout: Layout) -> dict[str, Any]:
+    """Return the record of the cycle lock's last holder: `what` (verb), `who` (user@host), `process` and `since`.
+
+    Empty without a holder, or if the record cannot be read. Processes that work for the holder may ask too.
+    """
+    try:
+        entry = json.loads(_about(_cycle_path(layout)).read_text())
+    except (OSError, ValueError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
 def _wait_for_cycle(layout: Layout, what: str) -> Callable[[], None]:
     def wait() -> None:
         holder = holder_of(_cycle_path(layout)) or "another process"
@@ -174,7 +187,7 @@ def _entered(path: Path, what: str, lock: FileLock) -> Iterator[None]:
     try:
         with suppress(OSError):  # this file only informs others; the lock works without it
             since = datetime.now(UTC).isoformat(timespec="seconds")
-            who = {"who": f"{_user()}@{socket.gethostname()}", "process": os.getpid()}
+            who = {"who": f"{user_name()}@{socket.gethostname()}", "process": os.getpid()}
             write_json(_about(path), {"what": what, "since": since, **who})
         yield
     finally:
@@ -182,7 +195,8 @@ def _entered(path: Path, what: str, lock: FileLock) -> Iterator[None]:
         lock.release()
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Return the login name of this process's user, or the numeric id if it has none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's numeric user has no name

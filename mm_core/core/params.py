@@ -320,6 +320,15 @@ class RouteParams(_Section):
     category."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the sample that the champion scores, and of the order among ties."""
+    # Initial mattes before there is a champion.
+    starter: str = ""
+    """ONNX model that draws initial mattes before there is a champion; empty: the last cycle's candidate."""
+    starter_size: int = Field(default=320, ge=32, le=4096)
+    """Side of that model's square input in pixels, if the file leaves it open."""
+    starter_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue in [0, 1] that the model expects to be subtracted; ImageNet's by default."""
+    starter_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviations that the model expects the colours to be divided by."""
 
 
 class LabelParams(_Section):

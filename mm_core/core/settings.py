@@ -41,6 +41,8 @@ class Settings:
     litert_python: Path = Path(".tools/litert/bin/python")
     """`MM_LITERT_PYTHON`: the Python that has LiteRT; default: the path of `make formats`."""
 
+    fiftyone_python: Path = Path(".tools/fiftyone/bin/python")
+    """`MM_FIFTYONE_PYTHON`: the Python that has FiftyOne, for `mm browse`; default: the path of `make browse`."""
     onnxruntime_web: Path = Path(".tools/onnxruntime-web/package/dist")
     """`MM_ONNXRUNTIME_WEB`: the files of onnxruntime-web; default: the path of `make gallery`. Absent: the server
     computes the gallery's mattes."""
@@ -76,6 +78,7 @@ class Settings:
             ocr_python=_tool("ocr"),
             executorch_python=_tool("executorch"),
             litert_python=_tool("litert"),
+            fiftyone_python=_tool("fiftyone"),
             onnxruntime_web=Path(os.environ.get("MM_ONNXRUNTIME_WEB") or ".tools/onnxruntime-web/package/dist")
             .expanduser()
             .absolute(),

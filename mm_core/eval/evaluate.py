@@ -28,6 +28,7 @@ from mm_core.core.progress import Progress
 from mm_core.core.records import METRICS, Report, sha256_file, write_bytes, write_json
 from mm_core.eval.blind import NAME as BLIND_NAME
 from mm_core.eval.blind import BlindMattes
+from mm_core.eval.dvc_files import plot_stages, write_headline
 from mm_core.eval.examples import Example, choose, choose_regressions, write_examples
 from mm_core.eval.metrics import SPEC, TruthMatte, category_scores
 from mm_core.imaging.images import load_alpha, load_rgb
@@ -88,8 +89,9 @@ def identity(layout: Layout, inputs: PinnedInputs) -> dict[str, Any]:
 def evaluate_models(run: StorageRun, models: Mapping[Key, Predictor], report: Report) -> Report:
     """Score the models on the snapshot's eval photos and write the results to `layout.evaluation`.
 
-    The files are `per_image.parquet` (SCHEMA), `metrics.json` (model → category → metric, for `dvc metrics`),
-    `stages.csv` (stage, category and metrics, for `dvc plots`) and `mattes/` (best and worst photo per category).
+    The files are `per_image.parquet` (SCHEMA), `metrics.json` (model → category → metric), `stages.csv` (stage,
+    category and metrics), `plots/` (pictures for `dvc plots`) and `mattes/` (best and worst photo per category). The
+    headline for `dvc metrics` is `layout.headline`.
 
     Args:
         run: Params, workspace, storage and progress.
@@ -127,13 +129,14 @@ def evaluate_models(run: StorageRun, models: Mapping[Key, Predictor], report: Re
         for key, score in scores.items()
         for category, row in score.to_dict("index").items()
     ]
-    # `dvc metrics` reads a nested JSON file.
     nested: dict[str, Any] = {}
     for key, score in scores.items():
         for category, metric, value in _cells(score):
             nested.setdefault(_name(key), {}).setdefault(category, {})[metric] = _rounded(value)
     write_json(layout.evaluation / "metrics.json", nested)
     _write_stages(layout.evaluation / "stages.csv", scores)
+    write_headline(layout.headline, scores)
+    plot_stages(layout.evaluation / "plots", scores)
 
     # The example pictures show the float models, without the anchor.
     shown = {name: model for (name, precision), model in models.items() if precision == "float" and name != "anchor"}

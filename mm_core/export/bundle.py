@@ -23,12 +23,12 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.pins import SnapshotFacts, read_snapshot
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
+from mm_core.core.revision import code_revision
 from mm_core.export.bundle_costs import decoder_entry, run_all, torch_latencies
 from mm_core.export.bundle_manifest import BundleManifest, FileEntry, Requests, by_file, read_manifest
 from mm_core.export.card import model_card
 from mm_core.export.formats.convert import convert
 from mm_core.export.limits import require_within
-from mm_core.export.provenance import code_revision
 from mm_core.export.runtime import CHOICE, SUFFIX, input_size, open_session
 from mm_core.export.signature import UNSIGNED, sign_file
 from mm_core.ingest.snapshot import TRAINING, read_pool

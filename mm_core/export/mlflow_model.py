@@ -1,7 +1,11 @@
 """Write a released bundle as an MLflow model, so that MLflow's own tools load and serve it.
 
     model = mlflow.pyfunc.load_model("models:/matting@champion")
-    alpha = model.predict(image)                                  # uint8 (H, W, 3) sRGB → float32 (H, W) in [0, 1]
+    alpha = model.predict("holiday.jpg")        # or a Pillow image, an array, base64; float32 (H, W) in [0, 1]
+
+`mlflow models serve` answers `POST /invocations` with the photo in base64:
+
+    {"inputs": "<base64 of a JPEG or PNG>", "params": {"category": "portrait", "output": "png"}}
 
 The model folder holds the released int8 bundle (`data/matting/bundle`), its float weights
 (`data/matting/model.safetensors`, for `mm predict --model FILE`), the code that runs it, and pinned requirements. It
@@ -10,6 +14,7 @@ contains no pickle.
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import tempfile
@@ -22,14 +27,20 @@ import numpy as np
 from mm_core.core.errors import InputError
 from mm_core.core.records import ALL_CATEGORIES
 from mm_core.export.runtime import OnnxPredictor
+from mm_core.imaging.images import encode_alpha
+from mm_core.imaging.photo_input import is_file, read_base64, read_photo
 from mm_core.model.predict import decoders_for
 
 DATA = "matting"
 """Folder name within `data/` of the MLflow model."""
-REQUIREMENTS = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "pydantic")
+REQUIREMENTS = ("numpy", "onnxruntime", "opencv-python-headless", "pillow", "pillow-heif", "pydantic")
 """Packages needed for prediction, pinned to the versions of the releasing environment."""
 EXAMPLE_SIDE = 32
 """Side of the example photo in pixels."""
+OUTPUTS = ("alpha", "png")
+"""Forms of the result: numbers, or a PNG in base64."""
+_SERVING = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
+"""Environment variable that MLflow's scoring server sets."""
 
 
 class MattingModel:
@@ -39,28 +50,56 @@ class MattingModel:
         """Open the bundle in a folder; raise InputError if it holds none."""
         self._predictor = OnnxPredictor.of_folder(bundle, guided=True)
 
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray | str:
         """Return the alpha matte of one photo at the photo's own size.
 
         Args:
-            model_input: uint8 (H, W, 3), sRGB, upright.
-            params: `category` chooses the decoder; without it the model chooses.
+            model_input: A path, a Pillow image, uint8 (H, W, 3) in sRGB as array or nested lists, or the bytes of a
+                photo file in base64. A server refuses paths, because they would be files of its own machine.
+            params: `category` selects the decoder; without it the model selects one. `output` is `alpha` or `png`.
 
         Returns:
-            float32 (H, W) in [0, 1].
+            float32 (H, W) in [0, 1]. For the output `png`: the base64 text of a grey PNG of 8 bits, which is many times
+            smaller than the numbers as JSON.
 
         Raises:
-            InputError: the input is not a photo, or the category is unknown.
+            InputError: The input is not a photo, or the category or output is unknown.
         """
-        photo = np.asarray(model_input)
-        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
-            raise InputError(f"a photo is uint8 (height, width, 3), not {photo.dtype} {photo.shape}")
-        # An empty category lets the model choose the decoder.
-        category = (params or {}).get("category") or ""
+        options = params or {}
+        # An empty category lets the model select the decoder.
+        category, output = options.get("category") or "", options.get("output") or "alpha"
         if category and category not in ALL_CATEGORIES:
             raise InputError(f"category {category!r} is unknown; one of {', '.join(ALL_CATEGORIES)}")
+        if output not in OUTPUTS:
+            raise InputError(f"output {output!r} is unknown; one of {', '.join(OUTPUTS)}")
+        photo = _pixels_of(model_input)
         decoders = decoders_for(self._predictor, [photo], [category])
-        return self._predictor.predict([photo], decoders)[0].astype(np.float32)
+        alpha = self._predictor.predict([photo], decoders)[0].astype(np.float32)
+        return base64.b64encode(encode_alpha(alpha)).decode() if output == "png" else alpha
+
+
+def _pixels_of(model_input: Any) -> np.ndarray:
+    """Return the photo of a call or a request as uint8 (H, W, 3)."""
+    served = bool(os.environ.get(_SERVING))
+    # A name of an existing file is a path, even if its letters could be base64.
+    if isinstance(model_input, str) and (served or not is_file(model_input)):
+        if (photo := read_base64(model_input)) is not None:
+            return photo
+        if served:
+            raise InputError("a served model takes the photo as base64 text or nested lists, no path")
+    # JSON has no integer types, so that nested lists arrive as 64-bit integers.
+    if isinstance(model_input, list):
+        values = _array_of(model_input)
+        whole = np.issubdtype(values.dtype, np.integer) and values.size and values.min() >= 0 and values.max() <= 255
+        return read_photo(values.astype(np.uint8) if whole else values)
+    return read_photo(model_input)
+
+
+def _array_of(rows: list[Any]) -> np.ndarray:
+    try:
+        return np.asarray(rows)
+    except ValueError:
+        raise InputError("a photo in lists is height × width × 3 numbers; the rows differ in length") from None
 
 
 def _load_pyfunc(data_path: str) -> MattingModel:
@@ -75,7 +114,7 @@ def save_mlflow_model(bundle: Path, weights: Path, target: Path, run: str) -> No
         bundle: folder of the released bundle.
         weights: the float weights, a .safetensors file.
         target: the folder to write; it must not exist. Its name is the artifact's in the run.
-        run: id of the MLflow run that the folder is logged to.
+        run: id of the MLflow run that made the model.
     """
     # MLflow records the versions that it finds; it must not try to look up any others.
     os.environ.setdefault("MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS", "false")
@@ -87,8 +126,11 @@ def save_mlflow_model(bundle: Path, weights: Path, target: Path, run: str) -> No
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, 3))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
-        params=ParamSchema([ParamSpec("category", "string", "")]),
+        params=ParamSchema([ParamSpec("category", "string", ""), ParamSpec("output", "string", "alpha")]),
     )
+    # MLflow's check of inputs knows no Pillow image, path or base64. This mark passes them on to `predict`, which
+    # checks them itself. MLflow has no public way to set it for a model without type hints.
+    signature._is_signature_from_type_hint = True
     # A synthetic gradient serves as example, so that no photo enters the registry.
     example = np.linspace(0, 255, EXAMPLE_SIDE**2 * 3).astype(np.uint8).reshape(EXAMPLE_SIDE, EXAMPLE_SIDE, 3)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:

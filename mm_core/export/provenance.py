@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
@@ -12,6 +10,7 @@ from typing import Any, NotRequired, TypedDict, cast
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import ModelPin, read_snapshot
 from mm_core.core.records import Verdict, sha256_file
+from mm_core.core.revision import code_revision
 from mm_core.export.quantise import tool_versions
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob, put_blob
@@ -118,20 +117,3 @@ def _blobs(folder: Path, store: Store) -> dict[str, str]:
     # Blobs are stored once, so an unchanged file costs nothing.
     files = sorted(path for path in folder.iterdir() if path.suffix in (".parquet", ".json"))
     return {path.name: put_blob(store, path) for path in files}
-
-
-def code_revision() -> str:
-    """Return the commit of this code, with `-dirty` for changed tracked files; outside a checkout, the version.
-
-    `MM_CODE_REVISION` takes precedence, because an image built from a commit contains no checkout.
-    """
-    if named := os.environ.get("MM_CODE_REVISION"):
-        return named
-    folder = Path(__file__).resolve().parent
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip() if done.returncode == 0 else f"matting-moments {version('matting-moments')}"

@@ -64,10 +64,8 @@ def quantise(run: StorageRun, model: Path, out_dir: Path, report: Report) -> Rep
     Raises:
         NothingToTrainOn: The snapshot has no training photo.
     """
-    chosen = {
-        decoder: calibration_ids(run.layout.snapshot, decoder, run.params.export.calibration_images)
-        for decoder in DECODERS
-    }
+    params, snapshot = run.params.export, run.layout.snapshot
+    chosen = {decoder: calibration_ids(snapshot, decoder, params.calibration_images) for decoder in DECODERS}
     # The key covers all inputs of the files: code, weights, photos, parameters and tools.
     key = digest_of(
         {
@@ -75,8 +73,8 @@ def quantise(run: StorageRun, model: Path, out_dir: Path, report: Report) -> Rep
             "model": sha256_file(model),
             "calibration": chosen,
             "params": {
-                "calibration_images": run.params.export.calibration_images,
-                "max_int8_mse": run.params.export.max_int8_mse,
+                "calibration_images": params.calibration_images,
+                "max_int8_mse": params.max_int8_mse,
             },
             "versions": tool_versions(),
         }
@@ -87,7 +85,7 @@ def quantise(run: StorageRun, model: Path, out_dir: Path, report: Report) -> Rep
         # Without its record, an interrupted run does not pass for a finished one.
         record_file.unlink(missing_ok=True)
         record = {"key": key, "model": sha256_file(model), "calibration": chosen, "versions": tool_versions()}
-        categories = {decoder: categories_of(run.layout.snapshot, ids) for decoder, ids in chosen.items()}
+        categories = {decoder: categories_of(snapshot, ids) for decoder, ids in chosen.items()}
         record["decoders"] = _make_all(run, model, chosen, categories, out_dir)
         write_json(record_file, record)
     report.facts["quantised"] = {d: row["sha256"] for d, row in record["decoders"].items()}

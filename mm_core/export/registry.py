@@ -14,8 +14,8 @@ import logging
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mm_core.core.errors import InputError, ReleaseRefused
@@ -110,6 +110,7 @@ class Registry:
             if registered and (not before or before["digest"] != verdict.candidate):
                 self._refuse_rolled_back(registered, override)
             version = registered or self._register(run, verdict, bundle)
+            Tracker(self._settings).link_version(verdict.candidate, NAME, version)
             self._point("candidate", version)
             # The aliases move last, when the version is complete.
             if not before or before["digest"] != verdict.candidate:
@@ -232,13 +233,10 @@ class Registry:
             raise ReleaseRefused(f"the candidate is {weights[:12]} now, the verdict is about {verdict.candidate[:12]}")
         files = {row["file"]: put_blob(run.store, bundle / row["file"]) for row in manifest["decoders"].values()}
         provenance = gather(run, verdict)
-        # The run holds the model's folder as an artifact.
-        run_id = Tracker(self._settings).log_report(run.layout, Report("promote", facts={"model": verdict.candidate}))
-        scratch = self._settings.workspace / "scratch"
-        scratch.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="mlflow-model-", dir=scratch) as folder:
-            save_mlflow_model(bundle, run.layout.model(TRAIN_STAGES[-1]), Path(folder) / "model", run_id)
-            self._client.log_artifacts(run_id, str(Path(folder) / "model"), "model")
+        # The scores that the gate compared; several cells can be about the same one.
+        scores = {f"{cell.category}/{cell.metric}": cell.candidate for cell in verdict.cells}
+        save = partial(save_mlflow_model, bundle, run.layout.model(TRAIN_STAGES[-1]))
+        logged = Tracker(self._settings).log_model(run.layout, verdict.candidate, scores, save)
         tags = {
             "model_digest": verdict.candidate,
             "files": json.dumps(files, sort_keys=True),
@@ -252,8 +250,9 @@ class Registry:
         }
         made = self._client.create_model_version(
             NAME,
-            source=f"{self._client.get_run(run_id).info.artifact_uri}/model",
-            run_id=run_id,
+            source=logged.artifact_location,
+            run_id=logged.source_run_id,
+            model_id=logged.model_id,
             tags=tags,
             description=(bundle / "MODEL_CARD.md").read_text(),
             await_creation_for=0,

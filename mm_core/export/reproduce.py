@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.params import Params
 from mm_core.core.records import Report, sha256_file
+from mm_core.core.revision import code_revision
 from mm_core.export.lineage import provenance_of
-from mm_core.export.provenance import Provenance, code_revision, versions
+from mm_core.export.provenance import Provenance, versions
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import fetch_blob
 from mm_core.training.scratch import scratch_layout, train_all

@@ -17,13 +17,13 @@ from typing import Any
 
 from mm_core.core.errors import InputError
 from mm_core.core.outputs import check_outputs
-from mm_core.core.records import ALL_CATEGORIES, KINDS, sha256_file, write_bytes
+from mm_core.core.records import KINDS, sha256_file, write_bytes
 from mm_core.ingest.batch_names import name_fault
 from mm_core.ingest.csv_text import csv_lines
-from mm_core.ingest.spellings import PHOTOS, category_of, is_hidden
+from mm_core.ingest.matte_pairs import MatteFinder, category_in
+from mm_core.ingest.spellings import PHOTOS, is_hidden
 
 MANIFEST_COLUMNS = ("image", "alpha", "caption", "category", "group", "role", "sha256", "source", "license", "taken_at")
-ALPHA_SUFFIXES = ("_alpha", "-alpha", "_matte", "-matte")
 FORMULA_SIGNS = ("=", "+", "-", "@")
 """First characters of a cell that a spreadsheet runs as a formula."""
 
@@ -100,10 +100,10 @@ def write_manifest(batch_dir: Path, rows: Sequence[Mapping[str, str]]) -> Path:
 def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged:
     """Copy a folder of photos into `<inbox>/<kind>/<batch>` as a drop.
 
-    pixel_labeled: the matte of `name.jpg` is `alphas/name.png`, or `name_alpha.png` / `name-matte.png` in the folder of
-    the photo, in any picture format. text_image: the caption is in `name.txt`, or in a captions.csv (image,caption) in
-    the folder. The category is the name of a sub-folder or of the folder (`spellings`). Hidden and system files are
-    left out.
+    pixel_labeled: the matte of `name.jpg` is `alphas/name.png`, `mask/name.png` for `image/name.jpg`, or
+    `name_alpha.png` beside the photo, in any picture format (`matte_pairs`). text_image: the caption is in `name.txt`,
+    or in a captions.csv (image,caption) in the folder. The category is the name of a sub-folder or of the folder
+    (`spellings`). Hidden and system files are left out.
 
     Args:
         folder: Folder with photos.
@@ -132,10 +132,11 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
     # Sorted files give the same manifest on every run.
     everything = sorted(path for path in folder.rglob("*") if path.is_file())
     files = [path for path in everything if not is_hidden(path.relative_to(folder))]
-    photos = [p for p in files if p.suffix.lower() in PHOTOS and not _is_alpha(p, folder)]
+    finder = MatteFinder(folder)
+    photos = [p for p in files if p.suffix.lower() in PHOTOS and not finder.is_matte(p)]
     if not photos:
         raise InputError(f"{folder}: no photos found; put {', '.join(sorted(PHOTOS))} files there")
-    alphas = {p: _alpha_of(p, folder) for p in photos} if kind == "pixel_labeled" else {}
+    alphas = {p: _alpha_of(finder, p) for p in photos} if kind == "pixel_labeled" else {}
     captions = _captions(photos, folder) if kind == "text_image" else {}
 
     rows, copies = [], {}
@@ -143,7 +144,7 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
         inside = photo.relative_to(folder)
         # Keep the sub-folders, so that photos with equal names do not collide.
         row = {"image": f"images/{inside.as_posix()}", "sha256": sha256_file(photo), "source": folder.name}
-        row["category"] = _category(inside, folder)
+        row["category"] = category_in(inside, folder)
         row["caption"] = captions.get(photo, "")
         copies[target / row["image"]] = photo
         if photo in alphas:
@@ -168,13 +169,6 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
         len(everything) - len(files),
         Counter(path.suffix.lower() or path.name for path in others),
     )
-
-
-def _category(inside: Path, folder: Path) -> str:
-    """Return the category that a sub-folder or the packaged folder is named after; "" for none."""
-    # Sub-folders from the outside in, then the packaged folder itself.
-    names = (*inside.parts[:-1], folder.resolve().name)
-    return next((name for name in map(category_of, names) if name in ALL_CATEGORIES), "")
 
 
 def _is_caption(path: Path, kind: str) -> bool:
@@ -206,7 +200,8 @@ def summarize_drop(folder: Path, target: Path) -> dict[str, Any]:
     # The mattes and captions of the photos are used, too. All other files were left out.
     used = set(photos)
     if kind == "pixel_labeled":
-        used |= {_alpha_of(photo, folder) for photo in photos}
+        finder = MatteFinder(folder)
+        used |= {_alpha_of(finder, photo) for photo in photos}
     if kind == "text_image":
         used |= {folder / "captions.csv", *(photo.with_suffix(".txt") for photo in photos)}
     left_out = [
@@ -232,47 +227,14 @@ def _why_left_out(path: Path, folder: Path, kind: str) -> str:
     return "matte without a photo" if kind == "pixel_labeled" else f"matte (a drop of kind {kind} takes none)"
 
 
-def _is_alpha(path: Path, folder: Path) -> bool:
-    """Return whether a file is a matte.
-
-    A matte is in a folder `alphas`, or in the folder of its photo and named like it with one of ALPHA_SUFFIXES.
-    """
-    if "alphas" in path.relative_to(folder).parts[:-1]:
-        return True
-    stem = path.stem.lower()
-    ending = next((ending for ending in ALPHA_SUFFIXES if stem.endswith(ending)), None)
-    if ending is None:
-        return False
-    # A PNG with such a name is always a matte. Another format needs its photo in the same folder.
-    photo = path.stem[: -len(ending)]
-    return path.suffix.lower() == ".png" or any(
-        other.stem == photo and other.suffix.lower() in PHOTOS for other in path.parent.iterdir()
-    )
-
-
-def _alpha_of(photo: Path, folder: Path) -> Path:
-    inside = photo.relative_to(folder).with_suffix(".png")
-    places = [folder / "alphas" / inside, photo.parent / "alphas" / inside.name, folder / "alphas" / inside.name]
-    # A matte in a folder `alphas` takes precedence over one in the photo's folder.
-    for place in places:
-        if found := _picture(place.parent, {place.stem}):
-            return found
-    if found := _picture(photo.parent, {f"{photo.stem}{ending}" for ending in ALPHA_SUFFIXES}):
-        return found
+def _alpha_of(finder: MatteFinder, photo: Path) -> Path:
+    if alpha := finder.matte_of(photo):
+        return alpha
+    inside = photo.relative_to(finder.folder).with_suffix(".png")
     raise InputError(
-        f"{photo}: alpha is missing; add {places[0]} or {photo.stem}_alpha.png beside the photo, "
-        "or use --kind unlabeled"
+        f"{photo}: alpha is missing; add {finder.folder / 'alphas' / inside} or {photo.stem}_alpha.png beside the "
+        "photo, or use --kind unlabeled"
     )
-
-
-def _picture(folder: Path, stems: set[str]) -> Path | None:
-    """Return the picture with one of these stems in a folder, PNG first; the stem's case and the format are free."""
-    wanted = {stem.lower() for stem in stems}
-    found = [p for p in folder.iterdir() if p.stem.lower() in wanted] if folder.is_dir() else []
-    found = sorted(p for p in found if p.suffix.lower() in PHOTOS and p.is_file())
-    # Prefer the exact case: `A.png` and `a.png` may belong to different photos.
-    exact = [p for p in found if p.stem in stems] or found
-    return min(exact, key=lambda path: path.suffix.lower() != ".png", default=None)
 
 
 def _captions(photos: Sequence[Path], folder: Path) -> dict[Path, str]:

@@ -85,7 +85,10 @@ def measure(alpha: np.ndarray, rgb: np.ndarray, category: str | None = None) -> 
     photo = _reduced(rgb, EDGE_SIDE)
     size = photo.shape[1::-1]
     # A sky is seen in patches between branches and wires.
-    holes, specks = (0.0, 0.0) if category == "scenery" else _faulty_parts(shape, photo)
+    holes, specks = 0.0, 0.0
+    if category != "scenery":
+        area = max(1, int((shape > 0.5).sum()))
+        holes, specks = (float(places.sum()) / area for places in _faulty_parts(shape, photo))
     width = match = contrast = lowest = highest = None
     if min(size) >= LEAST_EDGE_SIDE:
         lowest, highest = float(alpha.min()), float(alpha.max())
@@ -224,13 +227,18 @@ def _edge_tensor(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return xx * scale, xy * scale, yy * scale
 
 
-def _faulty_parts(alpha: np.ndarray, rgb: np.ndarray) -> tuple[float, float]:
-    """Return the areas of small holes and of small islands without support in the photo, per foreground area."""
+def _faulty_parts(alpha: np.ndarray, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the small holes and the small islands without support in the photo, each bool (H, W).
+
+    Args:
+        alpha: Matte, float32 (H, W) in [0, 1].
+        rgb: Photo, uint8 (h, w, 3) sRGB, at most EDGE_SIDE.
+    """
     solid = (alpha > 0.5).astype(np.uint8)
     area = max(1, int(solid.sum()))
     height, width = alpha.shape
 
-    def share(of: np.ndarray, certain: np.ndarray, connectivity: int, *, enclosed: bool) -> float:
+    def faults(of: np.ndarray, certain: np.ndarray, connectivity: int, *, enclosed: bool) -> np.ndarray:
         _, parts, stats, _ = cv2.connectedComponentsWithStats(of, connectivity=connectivity)
         left, top, wide, high, size = stats.T
         # Hair crosses alpha 0.5 often. A fault also has pixels with a clear value opposite to its surroundings.
@@ -240,17 +248,41 @@ def _faulty_parts(alpha: np.ndarray, rgb: np.ndarray) -> tuple[float, float]:
             small &= (left > 0) & (top > 0) & (left + wide < width) & (top + high < height)
         small[0] = False  # label 0 is the rest of the frame
         if size[small].sum() < SHARE_WORTH_A_LOOK * area:
-            return float(size[small].sum()) / area
+            return small[parts]
         parts[~small[parts]] = 0
         # First compare the colours of each part with its surroundings, then the edges of all remaining parts.
         photo = _resized(rgb, (width, height), cv2.INTER_LINEAR)
-        faulty = small & ~_unlike(parts, len(size), photo)
-        mask = _resized(faulty[parts].astype(np.float32), rgb.shape[1::-1])
-        _, contrast = edge_agreement(rgb, mask)
+        faulty = (small & ~_unlike(parts, len(size), photo))[parts]
+        _, contrast = edge_agreement(rgb, _resized(faulty.astype(np.float32), rgb.shape[1::-1]))
         # With strong edge agreement the parts are real structure in the photo, such as lace.
-        return 0.0 if contrast is not None and contrast >= SUPPORTED else float(size[faulty].sum()) / area
+        return np.zeros_like(faulty) if contrast is not None and contrast >= SUPPORTED else faulty
 
-    return share(1 - solid, alpha < 0.1, 4, enclosed=True), share(solid, alpha > 0.9, 8, enclosed=False)
+    return faults(1 - solid, alpha < 0.1, 4, enclosed=True), faults(solid, alpha > 0.9, 8, enclosed=False)
+
+
+def fault_places(alpha: np.ndarray, rgb: np.ndarray, reason: str) -> np.ndarray | None:
+    """Return where the fault of a suspect matte is.
+
+    Args:
+        alpha: Matte, float32 (H, W) in [0, 1].
+        rgb: Photo of the same picture, uint8 (h, w, 3) sRGB.
+        reason: Reason of the suspicion, as in `expectations`.
+
+    Returns:
+        bool (h', w'), at most SHAPE_SIDE: the holes, the specks, the pixels of a trimap's middle value, or the blurred
+        edge. None for a fault of the whole matte.
+    """
+    shape = _reduced(alpha, SHAPE_SIDE)
+    if reason.endswith("holes"):
+        return _faulty_parts(shape, _reduced(rgb, EDGE_SIDE))[0]
+    if reason.endswith("speckles"):
+        return _faulty_parts(shape, _reduced(rgb, EDGE_SIDE))[1]
+    if reason.endswith("a trimap"):
+        levels = _levels(_reduced(alpha, SHAPE_SIDE, cv2.INTER_NEAREST))
+        return levels == 13 + int(np.bincount(levels.ravel(), minlength=256)[13:243].argmax())
+    if reason.endswith("blurred"):
+        return (shape > 0.05) & (shape < 0.95)
+    return None
 
 
 def _unlike(parts: np.ndarray, count: int, rgb: np.ndarray) -> np.ndarray:
@@ -292,8 +324,11 @@ def _colours(lab: np.ndarray, parts: np.ndarray, count: int) -> tuple[np.ndarray
 
 def _plateau(alpha: np.ndarray) -> float:
     """Return the share of the picture at the most frequent value from 0.05 to 0.95; a trimap has one such value."""
-    counts = np.bincount(np.rint(alpha * 255).astype(np.uint8).ravel(), minlength=256)
-    return float(counts[13:243].max()) / alpha.size
+    return float(np.bincount(_levels(alpha).ravel(), minlength=256)[13:243].max()) / alpha.size
+
+
+def _levels(alpha: np.ndarray) -> np.ndarray:
+    return np.rint(alpha * 255).astype(np.uint8)
 
 
 def _gradients(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.expectations import SUSPECT
 from mm_core.ingest.inbox import arrived_batches, kept_matte, latest_arrivals, named_batches
 from mm_core.ingest.ingest import Ingest, describe
+from mm_core.ingest.matte_quality import fault_places
 from mm_core.ingest.row_decisions import label_id
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.run import StorageRun
@@ -26,6 +27,10 @@ from mm_core.storage.store import Store, blob_key
 
 LOOK_SIDE = 640
 """Long side, in pixels, of each picture of the side-by-side view."""
+FAULT_COLOUR = (255, 0, 255)
+"""sRGB of the marks of a fault."""
+SMALL_SHARE = 0.15
+"""Longest side of a fault that is circled, per long side of the picture; larger ones are filled."""
 
 
 def list_rejects(catalog: Catalog) -> pd.DataFrame:
@@ -45,7 +50,7 @@ def show(catalog: Catalog, store: Store, key: str, views: Path) -> dict[str, Any
     Returns:
         The columns of the row, and `file`, `matte` and `view`. `file` is the local path of the kept copy or of the
         repeated sample, possibly a broken picture; it is empty if no copy was kept. For a suspect matte, `matte` is its
-        path and `view` a PNG with photo, matte, and the matte's edge drawn over the photo.
+        path and `view` a PNG with photo, matte, and the matte's edge and fault drawn over the photo.
 
     Raises:
         InputError: No row or several rows match the key.
@@ -58,7 +63,7 @@ def show(catalog: Catalog, store: Store, key: str, views: Path) -> dict[str, Any
             row["file"] = str(store.fetch(place))
     if row["file"] and row["reason"].startswith(SUSPECT):
         row["matte"] = str(store.fetch(kept_matte(row["key"])))
-        view = side_by_side(load_rgb(Path(row["file"]), LOOK_SIDE), load_alpha(Path(row["matte"])))
+        view = side_by_side(load_rgb(Path(row["file"]), LOOK_SIDE), load_alpha(Path(row["matte"])), row["reason"])
         row["view"] = str(views / f"{row['key']}.png")
         write_bytes(Path(row["view"]), cv2.imencode(".png", view[..., ::-1])[1].tobytes())
     return row | {"row": int(row["row"])}
@@ -72,12 +77,15 @@ def _one(rejects: pd.DataFrame, key: str) -> dict[str, Any]:
     return found.iloc[0].to_dict()
 
 
-def side_by_side(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def side_by_side(rgb: np.ndarray, alpha: np.ndarray, reason: str = "") -> np.ndarray:
     """Return the photo, the matte, and the photo with the matte's edge in red, next to each other.
+
+    The fault is marked in the matte and on the photo: small parts by a magenta circle, areas by magenta.
 
     Args:
         rgb: Photo, uint8 (H, W, 3) sRGB.
         alpha: Matte in [0, 1], float32 of any size.
+        reason: Reason of the suspicion; some faults, such as an inverted matte, have no place.
 
     Returns:
         uint8 (H, 3 W, 3) sRGB.
@@ -88,7 +96,27 @@ def side_by_side(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     # Darken the background, so that the selected area is visible.
     dimmed = rgb * (0.45 + 0.55 * matte[..., None])
     dimmed[edge] = (255, 0, 0)
-    return np.hstack([rgb, np.repeat(matte[..., None] * 255, 3, 2), dimmed]).astype(np.uint8)
+    grey = np.repeat(matte[..., None] * 255, 3, 2)
+    places = fault_places(alpha, rgb, reason)
+    if places is not None:
+        fitted = cv2.resize(places.view(np.uint8), rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
+        grey, dimmed = (_marked(picture, fitted) for picture in (grey, dimmed))
+    return np.hstack([rgb, grey, dimmed]).astype(np.uint8)
+
+
+def _marked(picture: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return a copy of the picture with the places in FAULT_COLOUR; small ones are circled and keep their pixels."""
+    marked = np.ascontiguousarray(picture, np.uint8)
+    count, parts, stats, centres = cv2.connectedComponentsWithStats(places.view(np.uint8), connectivity=8)
+    reach = max(4, round(0.015 * max(picture.shape)))
+    for part in range(1, count):
+        wide, high = stats[part, cv2.CC_STAT_WIDTH], stats[part, cv2.CC_STAT_HEIGHT]
+        if max(wide, high) > SMALL_SHARE * max(picture.shape):
+            marked[parts == part] = FAULT_COLOUR
+        else:
+            middle = (round(float(centres[part][0])), round(float(centres[part][1])))
+            cv2.circle(marked, middle, round(np.hypot(wide, high) / 2) + reach, FAULT_COLOUR, 2)
+    return marked
 
 
 def accept(run: StorageRun, keys: Sequence[str], *, reviewer: str, why: str) -> Report:

@@ -17,6 +17,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +26,7 @@ from xml.etree import ElementTree
 import httpx
 
 from mm_core.core.errors import LabelServerError
-from mm_core.labeling.label_studio_format import LABEL_CONFIG
+from mm_core.labeling.label_studio_format import LABEL_CONFIG, WHY
 
 if TYPE_CHECKING:
     import httpx
@@ -78,9 +79,13 @@ class Server:
             return int(self._call("POST", "/api/projects", json=body)["id"])
         # If two processes created it at the same time, both continue with the older one.
         project = min(matches, key=lambda p: p["id"])
-        # Update the label config only if answers would differ.
-        if controls(project.get("label_config", "")) != controls(LABEL_CONFIG):
-            self._call("PATCH", f"/api/projects/{project['id']}", json={"label_config": LABEL_CONFIG})
+        present, change = project.get("label_config", ""), {"label_config": LABEL_CONFIG}
+        if controls(present) != controls(LABEL_CONFIG):
+            self._call("PATCH", f"/api/projects/{project['id']}", json=change)
+        elif headers(present) != headers(LABEL_CONFIG):
+            # Another layout changes no answer. Tasks that others imported may lack the reason that it shows.
+            with suppress(LabelServerError):
+                self._call("PATCH", f"/api/projects/{project['id']}", json=change)
         return int(project["id"])
 
     def link(self, task: int | None = None) -> str:
@@ -150,6 +155,8 @@ class Server:
 
     def import_tasks(self, tasks: Sequence[Mapping[str, Any]]) -> None:
         """Import all tasks or none. The request is not repeated: after an outage, check first which tasks exist."""
+        # The label config shows the reason, and the server refuses tasks that lack what the config refers to.
+        tasks = [{**task, "data": {WHY: "", **task["data"]}} for task in tasks]
         data = json.dumps(tasks, separators=(",", ":")).encode()
         self._call("POST", self._import, content=data, headers={"Content-Type": "application/json"})
 
@@ -333,6 +340,11 @@ def controls(config: str) -> Any:
         for node in root.iter()
         if node.get("name")
     )
+
+
+def headers(config: str) -> list[str]:
+    """Return the texts of a label config's headers in order, from which a changed layout is told."""
+    return [node.get("value") or "" for node in ElementTree.fromstring(config).iter("Header")]
 
 
 def _filter(field: str, operator: str, kind: str, value: Any) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from mm_core.labeling.rle import BadRle, decode_rle, encode_rle
 
 MATTE, CATEGORY, REJECT, IMAGE = "matte", "category", "reject", "image"
 """Names of the label config's controls, which tasks and annotations refer to."""
+WHY = "why"
+"""Key of a task's data with the reason why the photo was chosen."""
 FOREGROUND, UNKNOWN = "Foreground", "Unknown"
 """Brush labels: the subject, and areas in which hair, fur, glass or blur make it partly transparent."""
 REASONS = ("no clear subject", "bad photo", "private", "other")
@@ -30,27 +32,35 @@ REASONS = ("no clear subject", "bad photo", "private", "other")
 
 
 def _choices(values: Sequence[str]) -> str:
-    return "\n".join(f'    <Choice value="{value}"/>' for value in values)
+    return "\n".join(f'        <Choice value="{value}"/>' for value in values)
 
 
 LABEL_CONFIG = f"""<View>
-  <Header size="5" value="Paint the subject; what is partly see-through (hair, fur, glass, blur) as {UNKNOWN}"/>
-  <BrushLabels name="{MATTE}" toName="{IMAGE}">
-    <Label value="{FOREGROUND}" background="#19a974"/>
-    <Label value="{UNKNOWN}" background="#f5a623"/>
-  </BrushLabels>
-  <Image name="{IMAGE}" value="$image" zoom="true" zoomControl="true"/>
-  <Header size="5" value="What is it?"/>
-  <Choices name="{CATEGORY}" toName="{IMAGE}" choice="single" required="true" showInline="true"
-      visibleWhen="choice-unselected" whenTagName="{REJECT}">
+  <Header size="4" value="${WHY}"/>
+  <View style="display: flex; gap: 16px; align-items: flex-start">
+    <View style="flex: 1 1 auto; min-width: 0">
+      <Header size="5" value="Paint the subject; what is partly see-through (hair, fur, glass, blur) as {UNKNOWN}"/>
+      <BrushLabels name="{MATTE}" toName="{IMAGE}">
+        <Label value="{FOREGROUND}" background="#19a974"/>
+        <Label value="{UNKNOWN}" background="#f5a623"/>
+      </BrushLabels>
+      <Image name="{IMAGE}" value="$image" zoom="true" zoomControl="true"/>
+    </View>
+    <View style="flex: 0 0 180px">
+      <Header size="5" value="What is it?"/>
+      <Choices name="{CATEGORY}" toName="{IMAGE}" choice="single" required="true" showInline="false"
+          visibleWhen="choice-unselected" whenTagName="{REJECT}">
 {_choices(ALL_CATEGORIES)}
-  </Choices>
-  <Header size="5" value="Or refuse the photo"/>
-  <Choices name="{REJECT}" toName="{IMAGE}" choice="single" showInline="true">
+      </Choices>
+      <Header size="5" value="Or refuse the photo"/>
+      <Choices name="{REJECT}" toName="{IMAGE}" choice="single" showInline="false">
 {_choices(REASONS)}
-  </Choices>
+      </Choices>
+    </View>
+  </View>
 </View>
 """
+"""The reason for the task stands above the photo, the category chooser beside it."""
 
 
 # Control name and region type of each control.
@@ -105,14 +115,17 @@ def make_task(
         image: URL or path of the picture for the server.
         shown: Further columns of the server's table.
         alpha: Initial matte, uint8 (H, W) at the upright photo's size, or None.
-        category: Preselected category, or None.
+        category: Preselected category, or None; it is preselected without an initial matte, too.
         version: Version of the model that predicted `alpha`.
     """
-    task: dict[str, Any] = {"data": {**shown, "image": image, "key": sample_id}}
-    if alpha is not None:
-        # The initial matte is a prediction, which the person edits.
-        region = [choice_region(CATEGORY, category)] if category else []
-        task["predictions"] = [{"model_version": version, "result": [brush_region(alpha), *region]}]
+    # The label config refers to the reason, so that the server refuses tasks without one.
+    task: dict[str, Any] = {"data": {WHY: "", **shown, "image": image, "key": sample_id}}
+    # Initial matte and known category are one prediction, which the person edits.
+    result = [] if alpha is None else [brush_region(alpha)]
+    if category:
+        result.append(choice_region(CATEGORY, category))
+    if result:
+        task["predictions"] = [{"model_version": version, "result": result}]
     return task
 
 

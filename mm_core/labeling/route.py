@@ -26,6 +26,7 @@ from mm_core.labeling.outbox import QUEUES, ROUTED, Outgoing, finish_pending, se
 from mm_core.labeling.review import eval_reviews, suspect_reviews
 from mm_core.labeling.selection import UNKNOWN, choose
 from mm_core.labeling.signals import UNCERTAINTY, look
+from mm_core.labeling.starter import cold_start
 from mm_core.model.predict import TorchPredictor, decoders_for
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.run import StorageRun
@@ -48,7 +49,8 @@ def route_hard(run: StorageRun, inputs: PinnedInputs, report: Report, *, now: da
     `features`. The queue `train` holds photos without a label that were not sent before and are neither eval photos
     nor near duplicates of one. They are chosen by value (`selection.py`) within the budgets per run, day (UTC) and
     category. The queues `suspect` and `eval` hold labels to review (`review.py`), with separate budgets. Without a
-    champion, photos are ranked by quality instead of uncertainty and difficulty. The next run completes or discards
+    champion, photos are ranked by quality instead of uncertainty and difficulty, and their initial mattes are those of
+    `cold_start`. The next run completes or discards
     the batch of a killed run, so no photo is sent twice.
 
     Args:
@@ -83,7 +85,8 @@ def route_hard(run: StorageRun, inputs: PinnedInputs, report: Report, *, now: da
         caps=caps,
         seed=params.route.seed,
     )
-    outgoing = _outgoing(chosen, signals, need, catalog, run.store, predictor, _version(champion))
+    start, version = (predictor, _version(champion)) if champion else cold_start(params.route, run.layout)
+    outgoing = _outgoing(chosen, signals, need, catalog, run.store, start, version)
     outgoing += suspect_reviews(run)
     outgoing += eval_reviews(run)
 
@@ -96,7 +99,7 @@ def route_hard(run: StorageRun, inputs: PinnedInputs, report: Report, *, now: da
     report.tables["need"] = [{"category": c, "need": round(n.weight, 3), "why": n.why} for c, n in need.items()]
     if outgoing:
         tasks = send(run, outgoing, now)
-        report.facts |= {"tasks": str(tasks), "model": _version(champion)}
+        report.facts |= {"tasks": str(tasks), "model": version}
     return report
 
 

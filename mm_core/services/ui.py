@@ -11,7 +11,9 @@ from pathlib import Path
 from mm_core.core import processes
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
+from mm_core.core.locks import try_cycle_lock
 from mm_core.core.settings import Settings
+from mm_core.training.tracking import Tracker
 
 PROJECT = Path(__file__).resolve().parents[2]
 PATIENCE = 20.0
@@ -32,6 +34,11 @@ def serve(settings: Settings, port: int) -> None:
     home = settings.workspace / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     (settings.workspace / "mlflow").mkdir(exist_ok=True)
+    layout, tracker = Layout(settings), Tracker(settings)
+    with try_cycle_lock(layout, "ui") as free:
+        # No cycle is at work, so that runs which are still open belong to a killed process.
+        if free:
+            tracker.close_runs(layout, "KILLED")
     instance = PROJECT / "infra" / "dagster.yaml"
     if not instance.exists():
         raise InputError(f"{instance} is missing: run `mm ui` from the project's checkout")
@@ -54,11 +61,13 @@ def serve(settings: Settings, port: int) -> None:
     mlflow += ["--port", port + 1, "--workers", 1]
     # SIGTERM must run the `finally` below, which ends the servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # MLflow makes the tables of a new database here, before its server could do the same at the same time.
+    mlflow_page = tracker.page(f"http://127.0.0.1:{port + 1}")
     servers = []
     try:
         for command in (dagster, mlflow, pages_command(port + 2)):
             servers.append(processes.start(map(str, command), env=environment, cwd=PROJECT))
-        print(f"Dagster  http://127.0.0.1:{port}\nMLflow   http://127.0.0.1:{port + 1}")
+        print(f"Dagster  http://127.0.0.1:{port}\nMLflow   {mlflow_page}")
         print(f"Pages    {environment['MM_PAGES_URL']}/data_docs/ and /cycle/report.html\nCtrl-C ends all", flush=True)
         # One server that ends stops the others too.
         while all(server.poll() is None for server in servers):

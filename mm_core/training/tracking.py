@@ -1,7 +1,8 @@
-"""Write reports and training curves to MLflow. Apart from the registry, this is the only module that uses MLflow.
+"""Write runs, reports, training curves and models to MLflow. Apart from the registry, only this module uses MLflow.
 
-The experiment is `matting`, with one parent run per cycle (tag `mm.snapshot`) and one child run per stage. Each stage
-may run in a separate process, so runs are found by their tags. A stage that runs again writes to its earlier run.
+The experiment is `matting`, with one parent run per cycle (tags `mm.snapshot` and `mm.params`) and one child run per
+stage. Each stage may run in a separate process, so runs are found by their tags. A stage that runs again writes to its
+earlier run. Runs are RUNNING while their work is in progress; `open_runs.py` remembers them for the case of a kill.
 """
 
 from __future__ import annotations
@@ -9,20 +10,42 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from mm_core.core.errors import StoreError
 from mm_core.core.layout import Layout
+from mm_core.core.params import PER_ARRIVAL, Params
 from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
+from mm_core.training.open_runs import (
+    OpenRuns,
+    forget_open_runs,
+    give_sign_of_life,
+    last_sign_of_life,
+    read_open_runs,
+    write_open_runs,
+)
 from mm_core.training.rehome import rehome
+from mm_core.training.run_facts import flatten, lock_time, metrics_before, origin_tags
 
 EXPERIMENT = "matting"
+EXPERIMENT_TAGS = {
+    # Versions of MLflow 3 other than 3.17 open an experiment by this tag; see `Tracker.page`.
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "One run per cycle, with a run per stage below it. `mm report` writes the same as a page.",
+}
+MODEL = "model"
+"""Name of the logged model: `runs:/<run>/model` leads to it."""
 _TAG_LIMIT = 5000
 _VALUE_LIMIT = 500
+_DIGEST_LIMIT = 36
+"""Characters of a dataset's digest in MLflow's table; the full digest is in the tag `mm.snapshot`."""
+_log = logging.getLogger(__name__)
 
 
 class Tracker:
@@ -31,6 +54,86 @@ class Tracker:
     def __init__(self, settings: Settings):
         self._settings = settings
         self._artifacts = Layout(settings).mlflow_artifacts
+
+    def open_cycle(self, params: Params, layout: Layout, stage: str) -> str:
+        """Open the run of the workspace's cycle: it is RUNNING until `close_runs`. Return its id.
+
+        Cycles with other params on the same snapshot have runs of their own. A repeated call changes nothing.
+
+        Args:
+            params: The parameters; those that a cycle depends on are logged.
+            layout: The workspace; the caller holds its cycle lock.
+            stage: The stage that opens the run. If the cycle has no run yet, the metrics of the stages before it are
+                taken from their reports.
+
+        Raises:
+            InputError: The snapshot is missing.
+        """
+        digest, opened = read_snapshot(layout)["digest"], read_open_runs(layout)
+        if opened and opened.run and opened.snapshot == digest:
+            return opened.run
+        # The file exists before the run does. A kill between the two leaves a run that its tag identifies.
+        session = opened.session if opened else uuid4().hex
+        write_open_runs(layout, OpenRuns(session, digest))
+        client = self._client()
+        identity = {"mm.stage": "cycle", "mm.snapshot": digest, "mm.params": params.cycle_digest()}
+        run = self._newest(client, identity)
+        if run is None:
+            tags = identity | {"mm.session": session} | origin_tags(layout)
+            run = self._create(client, f"cycle {digest[:12]}", tags, lock_time(layout))
+            _log_metrics(client, run, metrics_before(layout, stage))
+        else:
+            client.update_run(run, "RUNNING")
+            client.set_tag(run, "mm.session", session)
+        # Both calls may be repeated: a process may have been killed between them.
+        client.log_batch(run, params=_params_of(params))
+        client.log_inputs(run, _datasets(layout, ("snapshot", "eval")))
+        write_open_runs(layout, OpenRuns(session, digest, run))
+        return run
+
+    @contextmanager
+    def open_stage(self, layout: Layout, stage: str) -> Iterator[str]:
+        """Open the run of a stage for the body and yield its id; `log_report` or `close_runs` ends it."""
+        client = self._client()
+        run = self._stage_run(client, self._cycle_run(client, layout), stage, layout)
+        client.update_run(run, "RUNNING")
+        with self._system_metrics(run):
+            yield run
+
+    def close_runs(self, layout: Layout, status: str, *, error: str = "") -> None:
+        """End all runs that are open; without any, do nothing. An unreachable server is logged, not raised.
+
+        Args:
+            layout: The workspace.
+            status: Status of the cycle's run: FINISHED, FAILED or KILLED. A stage that is still open ends as FAILED,
+                or as KILLED.
+            error: Text for the tag `mm.error`.
+        """
+        opened = read_open_runs(layout)
+        if opened is None:
+            return
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client = self._client()
+            query = f"attributes.status = 'RUNNING' and tags.`mm.session` = '{opened.session}'"
+            # A killed process wrote its last number long before this process starts.
+            end = last_sign_of_life(layout) if status == "KILLED" else None
+            for run in client.search_runs([self._experiment(client)], query):
+                if error:
+                    client.set_tag(run.info.run_id, "mm.error", error[:_TAG_LIMIT])
+                is_stage = run.data.tags["mm.stage"] != "cycle"
+                ends = "FAILED" if is_stage and status == "FINISHED" else status
+                client.set_terminated(run.info.run_id, ends, end and max(end, run.info.start_time))
+        except (MlflowException, StoreError) as problem:
+            _log.warning("MLflow cannot be reached, its runs end at the next start: %s", problem)
+            return
+        forget_open_runs(layout)
+
+    def has_stage(self, layout: Layout, stage: str) -> bool:
+        """Return whether the cycle's run has a run of this stage."""
+        client = self._client()
+        return self._newest(client, _stage_tags(self._cycle_run(client, layout), stage)) is not None
 
     def log_report(self, layout: Layout, report: Report, *, files: Sequence[Path] = ()) -> str:
         """Log a stage's report to MLflow and return the run's id.
@@ -47,7 +150,7 @@ class Tracker:
         """
         client = self._client()
         parent = self._cycle_run(client, layout)
-        run = self._stage_run(client, parent, report.stage)
+        run = self._stage_run(client, parent, report.stage, layout, seconds=report.seconds)
         # `v == v` leaves NaN out.
         numbers = {n: float(v) for n, v in {**report.metrics, "seconds": report.seconds}.items() if v == v}
         _log_metrics(client, run, numbers)
@@ -63,6 +166,7 @@ class Tracker:
         for path in files:
             client.log_artifact(run, str(path))
         client.set_terminated(run, "FINISHED")
+        give_sign_of_life(layout)
         return run
 
     @contextmanager
@@ -81,13 +185,13 @@ class Tracker:
             The curve that training writes its numbers to.
         """
         client = self._client()
-        run = self._stage_run(client, self._cycle_run(client, layout), stage)
+        run = self._stage_run(client, self._cycle_run(client, layout), stage, layout)
         logged = client.get_run(run).data.params
-        flat = {name: str(value)[:_VALUE_LIMIT] for name, value in _flat(params)}
+        flat = {name: str(value)[:_VALUE_LIMIT] for name, value in flatten(params)}
         if any(logged.get(name, value) != value for name, value in flat.items()):
             # MLflow's params cannot be changed, so other params need a new run.
             client.set_tag(run, "mm.stage", f"{stage} (superseded)")
-            run = self._stage_run(client, self._cycle_run(client, layout), stage)
+            run = self._stage_run(client, self._cycle_run(client, layout), stage, layout)
             logged = {}
         for name, value in flat.items():
             if name not in logged:
@@ -95,15 +199,84 @@ class Tracker:
         for name, value in data.items():
             client.set_tag(run, f"mm.{name}", value)
         client.update_run(run, "RUNNING")
-        curve = Curve(client, run)
+        curve = Curve(client, run, lambda: give_sign_of_life(layout))
         try:
-            yield curve
+            with self._system_metrics(run):
+                yield curve
         except BaseException:
             curve.flush()
             client.set_terminated(run, "FAILED")
             raise
         curve.flush()
         client.set_terminated(run, "FINISHED")
+
+    def log_model(
+        self, layout: Layout, digest: str, scores: Mapping[str, float], save: Callable[[Path, str], None]
+    ) -> Any:
+        """Log a model of the cycle as output of the runs of promotion and cycle; return MLflow's LoggedModel.
+
+        Args:
+            layout: The workspace.
+            digest: Digest of the weights. A model that was logged before is returned as it is.
+            scores: Metrics of the model on the eval set.
+            save: Writes an MLflow model; takes the folder to make and the id of its run.
+        """
+        from tempfile import TemporaryDirectory
+
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+        client = self._client()
+        parent = self._cycle_run(client, layout)
+        run = self.log_report(layout, Report("promote", facts={"model": digest}))
+        experiment = self._experiment(client)
+        for logged in client.search_logged_models([experiment], f"tags.`mm.model_digest` = '{digest}'"):
+            if logged.status == LoggedModelStatus.READY:
+                return logged
+            # A killed process left it without its files.
+            client.delete_logged_model(logged.model_id)
+        tags = {"mm.model_digest": digest, "mm.snapshot": read_snapshot(layout)["digest"]}
+        logged = client.create_logged_model(experiment, MODEL, run, tags=tags, model_type="alpha matting")
+        scratch = self._settings.workspace / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="mlflow-model-", dir=scratch) as folder:
+            save(Path(folder) / MODEL, run)
+            client.log_model_artifacts(logged.model_id, str(Path(folder) / MODEL))
+        for linked in (run, parent):
+            client.log_outputs(linked, [LoggedModelOutput(logged.model_id, step=0)])
+        client.log_batch(run, metrics=_scores_of(layout, scores, logged.model_id))
+        return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+
+    def link_version(self, digest: str, name: str, version: str) -> None:
+        """Note a registered version on the logged model with these weights, where MLflow's pages look for it."""
+        client = self._client()
+        tag = {"mlflow.modelVersions": json.dumps([{"name": name, "version": int(version)}])}
+        for logged in client.search_logged_models([self._experiment(client)], f"tags.`mm.model_digest` = '{digest}'"):
+            client.set_logged_model_tags(logged.model_id, tag)
+
+    def page(self, address: str) -> str:
+        """Return the address of the experiment's runs on the MLflow server at `address`.
+
+        MLflow 3.17 ignores the experiment's kind: it shows the view for language models, unless the address or the
+        browser's own memory says otherwise.
+        """
+        return f"{address}/#/experiments/{self._experiment(self._client())}/runs?workflowType=machine_learning"
+
+    @contextmanager
+    def _system_metrics(self, run: str) -> Iterator[None]:
+        """Log processor, memory, disk, network and GPU use for the body, if MLflow's own variable asks for it."""
+        from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+
+        if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+            yield
+            return
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run, resume_logging=True, tracking_uri=self._settings.mlflow_uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def _client(self) -> Any:
         """Return an MLflow client for the server of the settings."""
@@ -127,7 +300,9 @@ class Tracker:
             remote = self._settings.mlflow_uri.startswith(("http://", "https://"))
             try:
                 # A server chooses its own artifact folder.
-                return client.create_experiment(EXPERIMENT, None if remote else self._artifacts.as_uri())
+                return client.create_experiment(
+                    EXPERIMENT, None if remote else self._artifacts.as_uri(), tags=EXPERIMENT_TAGS
+                )
             except MlflowException:
                 # Another process may have created it in the meantime.
                 experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -135,35 +310,56 @@ class Tracker:
                     raise
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
+        for name, value in EXPERIMENT_TAGS.items():
+            # Experiments of earlier versions have no tags; a person may have set others.
+            if name not in experiment.tags:
+                client.set_experiment_tag(experiment.experiment_id, name, value)
         return experiment.experiment_id
 
     def _cycle_run(self, client: Any, layout: Layout) -> str:
         """Return the parent run of the cycle in the workspace."""
-        digest = read_snapshot(layout)["digest"]
-        return self._find_or_make(client, f"cycle {digest[:12]}", {"mm.snapshot": digest, "mm.stage": "cycle"})
-
-    def _stage_run(self, client: Any, parent: str, stage: str) -> str:
-        return self._find_or_make(client, stage, {"mlflow.parentRunId": parent, "mm.stage": stage})
-
-    def _find_or_make(self, client: Any, name: str, tags: Mapping[str, str]) -> str:
-        """Return the newest run with these tags, or a new one."""
-        experiment = self._experiment(client)
-        wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
-        matches = client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time DESC"])
-        if matches:
-            return matches[0].info.run_id
-        run = client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id
-        # The cycle's run only groups the runs of its stages.
-        if tags["mm.stage"] == "cycle":
+        digest, opened = read_snapshot(layout)["digest"], read_open_runs(layout)
+        if opened and opened.run and opened.snapshot == digest:
+            return opened.run
+        tags = {"mm.stage": "cycle", "mm.snapshot": digest}
+        run = self._newest(client, tags)
+        if run is None:
+            # Nobody has opened the cycle, so that nobody would end its run: it only groups the runs of its stages.
+            run = self._create(client, f"cycle {digest[:12]}", tags)
             client.set_terminated(run, "FINISHED")
         return run
 
+    def _stage_run(self, client: Any, parent: str, stage: str, layout: Layout, *, seconds: float = 0.0) -> str:
+        """Return the run of a stage; a new one begins `seconds` ago."""
+        opened = read_open_runs(layout)
+        session = {"mm.session": opened.session} if opened else {}
+        tags = _stage_tags(parent, stage)
+        run = self._newest(client, tags)
+        if run is None:
+            begin = int((time.time() - seconds) * 1000)
+            run = self._create(client, stage, tags | session | origin_tags(layout), begin)
+            client.log_inputs(run, _datasets(layout, _READS.get(stage, ("snapshot",))))
+        elif opened:
+            client.set_tag(run, "mm.session", opened.session)
+        return run
+
+    def _newest(self, client: Any, tags: Mapping[str, str]) -> str | None:
+        """Return the newest run with these tags, or None."""
+        wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+        order = ["attributes.start_time DESC"]
+        matches = client.search_runs([self._experiment(client)], wanted, max_results=1, order_by=order)
+        return matches[0].info.run_id if matches else None
+
+    def _create(self, client: Any, name: str, tags: Mapping[str, str], begin: int | None = None) -> str:
+        run = client.create_run(self._experiment(client), start_time=begin, run_name=name, tags=dict(tags))
+        return run.info.run_id
+
 
 class Curve:
-    """Metrics of a run while it trains, sent in batches."""
+    """Metrics of a run while it trains, sent in batches; `on_sent` is called after each batch."""
 
-    def __init__(self, client: Any, run: str):
-        self._client, self.run = client, run
+    def __init__(self, client: Any, run: str, on_sent: Callable[[], None] = lambda: None):
+        self._client, self.run, self._on_sent = client, run, on_sent
         self._waiting: list[tuple[str, float, int, int]] = []
         self._sent = time.monotonic()
 
@@ -182,18 +378,56 @@ class Curve:
             rows = [Metric(name, value, at, step) for name, value, at, step in self._waiting[start : start + 900]]
             self._client.log_batch(self.run, metrics=rows)
         self._waiting, self._sent = [], time.monotonic()
+        self._on_sent()
+
+
+_READS = {"evaluate": ("eval",), "gate": ("eval",), "snapshot": ()}
+"""Datasets that a stage reads; the others read the snapshot."""
+
+
+def _stage_tags(parent: str, stage: str) -> dict[str, str]:
+    return {"mlflow.parentRunId": parent, "mm.stage": stage}
+
+
+def _params_of(params: Params) -> list[Any]:
+    from mlflow.entities import Param
+
+    values = params.model_dump(mode="json", exclude=set(PER_ARRIVAL))
+    return [Param(name, str(value)[:_VALUE_LIMIT]) for name, value in flatten(values)]
+
+
+def _datasets(layout: Layout, names: Sequence[str]) -> list[Any]:
+    """Return MLflow's dataset inputs: `snapshot` is the training data of the cycle, `eval` its frozen eval set."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    facts = read_snapshot(layout)
+    digests = {"snapshot": facts["digest"], "eval": facts.get("eval_digest")}
+    contexts = {"snapshot": "training", "eval": "evaluation"}
+    photos = {pool: sum(counts.values()) for pool, counts in facts.get("counts", {}).items()}
+    rows = {"snapshot": sum(photos.values()) - photos.get("eval", 0), "eval": photos.get("eval", 0)}
+    source = json.dumps({"uri": str(layout.snapshot)})
+    return [
+        DatasetInput(
+            Dataset(
+                name, digest[:_DIGEST_LIMIT], "local", source, profile=json.dumps({"num_rows": rows[name]} | photos)
+            ),
+            [InputTag("mlflow.data.context", contexts[name])],
+        )
+        for name in names
+        if (digest := digests[name])
+    ]
+
+
+def _scores_of(layout: Layout, scores: Mapping[str, float], model: str) -> list[Any]:
+    """Return the scores as metrics that MLflow shows with the model and its eval set."""
+    from mlflow.entities import Metric
+
+    now, digest = int(time.time() * 1000), str(read_snapshot(layout).get("eval_digest", ""))[:_DIGEST_LIMIT]
+    data = {"dataset_name": "eval", "dataset_digest": digest} if digest else {}
+    return [Metric(name, value, now, 0, model_id=model, **data) for name, value in scores.items()]
 
 
 def _log_metrics(client: Any, run: str, values: Mapping[str, float]) -> None:
     curve = Curve(client, run)
     curve.log(0, values)
     curve.flush()
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested values with dotted names."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -15,9 +16,10 @@ from eval_workspace import Blurred, make, write_snapshot
 from mm_core.core.errors import BlobNotFound, InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import EvaluateParams, Params
-from mm_core.core.records import ALL_CATEGORIES, Report
+from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, Report
+from mm_core.eval.dvc_files import plot_stages
 from mm_core.eval.evaluate import SCHEMA, evaluate_folder, evaluate_models
-from mm_core.eval.metrics import TruthMatte
+from mm_core.eval.metrics import TruthMatte, category_scores
 from mm_core.storage.run import StorageRun
 
 STAGES = {"simple": 0.5, "hard": 0.4, "semi": 0.3, "multimodal": 0.2}
@@ -67,6 +69,25 @@ def test_scores_are_those_of_the_metric_suite(evaluated) -> None:
     stages = pd.read_csv(layout.evaluation / "stages.csv")
     assert list(stages["stage"].unique()) == list(STAGES)
     assert set(stages["category"]) == {*ALL_CATEGORIES, "macro", "weighted"}
+
+
+def test_the_headline_is_macro_and_the_six_of_the_released_files(evaluated) -> None:
+    layout, report, _ = evaluated
+    headline = json.loads(layout.headline.read_text())
+    assert list(headline) == ["mse"] and set(headline["mse"]) == {"macro", *CATEGORIES}
+    assert headline["mse"]["macro"] == pytest.approx(report.metrics["multimodal.int8/macro/mse"], abs=1e-6)
+
+
+def test_plots_are_pictures_that_need_no_network_and_stay_the_same(evaluated, tmp_path: Path) -> None:
+    layout, _, table = evaluated
+    keys = [(stage, "float") for stage in STAGES]
+    scores = {k: category_scores(table[(table["model"] == k[0]) & (table["precision"] == k[1])]) for k in keys}
+    for path in plot_stages(tmp_path, scores):
+        text = path.read_text()
+        assert all(name in text for name in (*STAGES, *ALL_CATEGORIES, "macro"))
+        links = re.findall(r'(?:href|src)="(?!#)([^"]*)"|url\((?!#)', text)
+        assert links == []
+        assert (layout.evaluation / "plots" / path.name).read_text() == text
 
 
 def test_example_mattes(evaluated) -> None:

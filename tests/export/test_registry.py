@@ -121,6 +121,20 @@ def test_the_bundle_lies_with_the_run(promoted):
     assert parent.data.tags["mm.snapshot"] == version.tags["snapshot"]
 
 
+def test_the_version_is_a_logged_model_of_the_promotions_run_and_the_cycles(promoted):
+    client = Registry(promoted.settings)._client
+    (version,) = client.search_model_versions(f"name = '{NAME}'")
+    stage = client.get_run(version.run_id)
+    logged = client.get_logged_model(stage.outputs.model_outputs[0].model_id)
+    assert str(logged.status) == "READY" and logged.artifact_location == version.source
+    assert logged.tags["mm.model_digest"] == version.tags["model_digest"]
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": NAME, "version": 1}]
+    cycle = client.get_run(stage.data.tags["mlflow.parentRunId"])
+    for run in (stage, cycle):
+        assert [output.model_id for output in run.outputs.model_outputs] == [logged.model_id]
+        assert run.info.status == "FINISHED"
+
+
 def test_promoting_again_changes_nothing(promoted):
     before = state(promoted)
     blobs = sorted(entry.key for entry in LocalStore(promoted.root / "store").list("blobs"))

@@ -205,3 +205,36 @@ def test_captions_are_escaped_in_the_csv_and_read_as_they_were(tmp_path: Path, c
     (cell,) = [row["caption"] for row in rows_of(batch)]
     assert not cell.startswith(("=", "+", "-", "@")), "no spreadsheet runs it"
     assert [row.caption for row in read_manifest(path)] == [caption]
+
+
+@pytest.mark.parametrize(
+    ("photo", "matte"),
+    [
+        ("image/pets/rex.jpg", "mask/pets/rex.png"),
+        ("images/pets/rex.jpg", "masks/pets/rex_mask.png"),
+        ("pets/image/rex.jpg", "pets/mask/rex.png"),
+        ("train/image/pets/rex.jpg", "train/mask/pets/rex.jpg"),
+        ("pets/rex.jpg", "alpha/pets/rex.png"),
+        ("pets/rex.jpg", "pets/alpha/rex.tif"),
+        ("image/pets/rex.jpg", "mask/rex.png"),
+        ("Image/pets/rex.jpg", "Matte/pets/REX.png"),
+    ],
+)
+def test_published_layouts_of_photos_and_mattes_are_read(tmp_path: Path, photo: str, matte: str) -> None:
+    put(tmp_path / "set" / photo, b"photo")
+    put(tmp_path / "set" / matte, b"matte")
+    made = package_folder(tmp_path / "set", tmp_path / "inbox", "pixel_labeled", "b")
+    (row,) = rows_of(made.path)
+    assert (made.path / row["alpha"]).read_bytes() == b"matte" and row["category"] == "pets"
+
+
+def test_masks_of_two_splits_stay_apart_and_a_folder_of_masks_alone_is_photos(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        put(tmp_path / "set" / split / "image" / "1.jpg", split.encode())
+        put(tmp_path / "set" / split / "mask" / "1.png", f"{split} matte".encode())
+    made = package_folder(tmp_path / "set", tmp_path / "inbox", "pixel_labeled", "b")
+    for row in rows_of(made.path):
+        split = (made.path / row["image"]).read_bytes()
+        assert (made.path / row["alpha"]).read_bytes() == split + b" matte"
+    put(tmp_path / "costumes" / "mask" / "venice.jpg")
+    assert package_folder(tmp_path / "costumes", tmp_path / "inbox", "unlabeled", "b").photos == 1

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mm_core.core.errors import InputError
 from mm_core.imaging.images import load_rgb
 from mm_core.ingest.data_docs import DataDocs
-from mm_core.ingest.quarantine import accept, list_rejects, retry, show
+from mm_core.ingest.expectations import SUSPECT
+from mm_core.ingest.quarantine import FAULT_COLOUR, accept, list_rejects, retry, show, side_by_side
 
 
 @pytest.fixture
@@ -172,3 +174,34 @@ def test_a_held_drop_with_repaired_files_on_s3(workshop_at: Any, bucket: str, ma
     (line,) = again(shop).tables["batches"]
     assert (line["state"], line["accepted"], line["quarantined"]) == ("ingested", 3, 1)
     assert shop.verdicts() == {"images/4.jpg": ("quarantine", "empty file")}
+
+
+def disc(size: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """A plain photo with a disc, and its matte."""
+    down, right = np.mgrid[:size, :size]
+    alpha = (np.hypot(down - size / 2, right - size / 2) < size / 3).astype(np.float32)
+    rgb = np.where(alpha[..., None] > 0, (200, 60, 60), (30, 90, 60)).astype(np.uint8)
+    return rgb, alpha
+
+
+def marks(view: np.ndarray) -> np.ndarray:
+    """Where the third picture of a view has the colour of marks."""
+    third = view[:, 2 * view.shape[1] // 3 :]
+    return (third == FAULT_COLOUR).all(axis=2)
+
+
+def test_the_view_marks_the_place_of_the_fault() -> None:
+    rgb, alpha = disc()
+    alpha[88:92, 78:82] = 0
+    found = np.argwhere(marks(side_by_side(rgb, alpha, f"{SUSPECT}: holes")))
+    assert len(found) and np.abs(found.mean(axis=0) - (89.5, 79.5)).max() < 2, "a circle around the hole"
+    assert not (found == (90, 80)).all(axis=1).any(), "the hole itself stays visible"
+    rgb, alpha = disc()
+    alpha[10:14, 20:24] = 1
+    found = np.argwhere(marks(side_by_side(rgb, alpha, f"{SUSPECT}: speckles")))
+    assert len(found) and np.abs(found.mean(axis=0) - (11.5, 21.5)).max() < 2
+    rgb, alpha = disc()
+    alpha[150:190, 20:180] = 0.5
+    found = marks(side_by_side(rgb, alpha, f"{SUSPECT}: a trimap"))
+    assert found[170, 100] and not found[20, 20]
+    assert not marks(side_by_side(rgb, 1 - alpha, f"{SUSPECT}: inverted")).any(), "a fault of the whole matte"

@@ -37,12 +37,14 @@ from samplegen import generate
 class LabelHouse:
     """Generated photos of every category in a catalog, a champion of a few thousand parameters, and a project."""
 
-    def __init__(self, root: Path, photos: int, *, size: int = 64, seed: int = 0):
+    def __init__(self, root: Path, photos: int, *, size: int = 64, seed: int = 0, stated: bool = False):
         settings = Settings(root, "", str(root / "store"), "", root / "params.yaml", "cpu")
         self.layout = Layout(settings)
         self.store, self.catalog = LocalStore(root / "store"), Catalog(settings.store)
         self.truth: dict[str, Truth] = {}
         rows = [self._photo(n, seed + n, size) for n in range(photos)]
+        if stated:
+            rows = [row | {"category": self.truth[row["id"]].category} for row in rows]
         self.catalog.add("samples", rows)
         self.inputs = {"catalog": {}, "champion": self._champion(root), "anchor": None}
 
@@ -88,7 +90,8 @@ class LabelHouse:
             tasks = json.loads(path.read_text())
             for task in tasks:
                 alpha = make(self.truth[task["data"]["key"]].alpha)
-                task["predictions"] = [{"model_version": version, "result": [brush_region(alpha)]}]
+                others = [r for made in task["predictions"] for r in made["result"] if r["type"] != "brushlabels"]
+                task["predictions"] = [{"model_version": version, "result": [brush_region(alpha), *others]}]
             path.write_text(json.dumps(tasks))
 
     def sent_mattes(self) -> dict[str, np.ndarray]:

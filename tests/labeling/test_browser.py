@@ -84,7 +84,7 @@ def submit(page: Any, server: Server, task: int) -> list[dict]:
 
 
 def test_a_person_paints_and_submits(tmp_path: Path, label_studio: LocalServer, title: str, page: Any) -> None:
-    house = LabelHouse(tmp_path, 3, size=600, seed=11)
+    house = LabelHouse(tmp_path, 3, size=600, seed=11, stated=True)
     house.route(3)
     house.predict(champion_like, "3:abcdef")
     server = server_of(label_studio, title)
@@ -95,6 +95,11 @@ def test_a_person_paints_and_submits(tmp_path: Path, label_studio: LocalServer, 
     height, width = sent.shape
 
     box = open_task(page, server.link(tasks[key]), width / height)
+    # The reason stands above the photo, the chooser beside it.
+    why = page.get_by_text(server.tasks_of([key])[key][0]["data"]["why"]).first.bounding_box()
+    chooser = page.get_by_text("What is it?").first.bounding_box()
+    assert why["y"] < box["y"] and chooser["x"] > box["x"] + box["width"]
+    assert chooser["y"] < box["y"] + box["height"]
     page.get_by_text("Foreground", exact=True).first.click()
     page.get_by_label("brush-tool").click()
     stroke(page, box, *FOREGROUND)
@@ -103,7 +108,7 @@ def test_a_person_paints_and_submits(tmp_path: Path, label_studio: LocalServer, 
     page.wait_for_timeout(500)
     page.get_by_text("Unknown", exact=True).first.click()
     stroke(page, box, *UNKNOWN)
-    page.get_by_text("pets", exact=False).first.click()
+    # The category is known, so it is chosen already.
     page.screenshot(path=PICTURE or str(tmp_path / "seen.png"))
     result = submit(page, server, tasks[key])
 

@@ -17,6 +17,7 @@ from mm_core.labeling.label_studio_format import (
     BadAnnotation,
     brush_region,
     choice_region,
+    make_task,
     read_annotation,
 )
 from mm_core.labeling.rle import BadRle, decode_rle, encode_rle
@@ -207,5 +208,28 @@ def test_label_config_names_what_the_reader_accepts():
     assert choices == {"category": list(ALL_CATEGORIES), "reject": list(REASONS)}
     assert [label.get("value") for label in root.iter("Label")] == ["Foreground", "Unknown"]
     region = brush_region(soft())
-    assert root.find("BrushLabels").get("name") == region["from_name"]
-    assert root.find("Image").get("name") == region["to_name"]
+    assert root.find(".//BrushLabels").get("name") == region["from_name"]
+    assert root.find(".//Image").get("name") == region["to_name"]
+
+
+def test_the_reason_stands_above_and_the_category_beside_the_photo():
+    root = ElementTree.fromstring(LABEL_CONFIG)
+    assert root[0].tag == "Header" and root[0].get("value") == "$why"
+    (columns,) = [view for view in root.iter("View") if "display: flex" in (view.get("style") or "")]
+    with_photo, with_category = columns
+    assert with_photo.find("Image") is not None
+    assert [chooser.get("name") for chooser in with_category.findall("Choices")] == ["category", "reject"]
+
+
+def test_a_known_category_is_chosen_beforehand_with_and_without_a_matte():
+    def chosen(alpha, category):
+        task = make_task("k", "/x.jpg", {"why": "because"}, alpha, category, "3")
+        assert task["data"]["why"] == "because"
+        return [(r["type"], r["value"].get("choices")) for p in task.get("predictions", []) for r in p["result"]]
+
+    matte = np.zeros((4, 4), np.uint8)
+    assert chosen(None, "pets") == [("choices", ["pets"])]
+    assert chosen(matte, "pets") == [("brushlabels", None), ("choices", ["pets"])]
+    assert chosen(matte, None) == [("brushlabels", None)] and chosen(None, None) == []
+    # The config refers to the reason: the server takes no task without one.
+    assert make_task("k", "/x.jpg", {}, None, None, "3")["data"]["why"] == ""

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from routing_house import House, cell, verdict
+from routing_house import SIDE, House, cell, verdict
 
+from mm_core.core.errors import InputError
 from mm_core.core.params import RouteParams, SnapshotParams
+from mm_core.imaging.images import load_rgb
 from mm_core.ingest.snapshot import stable_share
 from mm_core.labeling.candidates import candidates, first_pass, sent_today
 from mm_core.labeling.need import MOST, UNSETTLED, category_need
+from mm_core.labeling.rle import decode_rle
 from mm_core.labeling.route import explain
+from mm_core.labeling.starter import cold_start
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.store import fetch_blob
 
 MONDAY = datetime(2026, 11, 2, 10, tzinfo=UTC)
 EVAL_GROUP = next(f"n{n}" for n in range(99) if stable_share(f"n{n}", "eval") < SnapshotParams().eval_share)
@@ -212,3 +217,53 @@ def test_tasks_are_json_that_says_nothing_of_this_machine(house):
     report = house.route(RouteParams(), now=MONDAY)
     text = Path(report.facts["tasks"]).read_text()
     assert str(house.layout.root) not in text and json.loads(text)
+
+
+def test_before_a_champion_the_candidates_mattes_begin_the_tasks(house, tmp_path):
+    house.add(1, category="pets")
+    weights = house.layout.model("multimodal")
+    weights.parent.mkdir(parents=True)
+    house.crown(weights)
+    house.inputs["champion"] = None
+    house.route(RouteParams(), now=MONDAY)
+    (task,) = house.tasks()
+    (made,) = task["predictions"]
+    assert made["model_version"].startswith("candidate:")
+    assert [region["type"] for region in made["result"]] == ["brushlabels", "choices"]
+
+
+def starter(path, ceiling=1.0, size=32):
+    """An ONNX model whose map is the red channel as it is normalised, times `ceiling`."""
+    import torch
+
+    class Red(torch.nn.Module):
+        def forward(self, image):
+            return image[:, :1] * ceiling
+
+    torch.onnx.export(Red(), (torch.zeros(1, 3, size, size),), str(path), input_names=["x"], dynamo=False)
+    return str(path)
+
+
+def test_any_onnx_model_named_in_params_begins_the_tasks(house, tmp_path):
+    house.add(1)
+    plain = {"starter_mean": (0.0, 0.0, 0.0), "starter_std": (1.0, 1.0, 1.0)}
+    params = RouteParams(starter=starter(tmp_path / "red.onnx"), **plain)
+    house.route(params, now=MONDAY)
+    (task,) = house.tasks()
+    (made,) = task["predictions"]
+    assert made["model_version"].startswith("starter:red:")
+    drawn = decode_rle(made["result"][0]["value"]["rle"], SIDE, SIDE)
+    photo = load_rgb(fetch_blob(house.store, task["data"]["key"]))
+    assert np.corrcoef(drawn.ravel(), photo[..., 0].ravel())[0, 1] > 0.5
+    logits, name = cold_start(params.model_copy(update={"starter": starter(tmp_path / "l.onnx", 20.0)}), house.layout)
+    half = np.full((8, 8, 3), 255, np.uint8)
+    assert logits.predict([half], ["saliency"])[0].min() > 0.99 and name.startswith("starter:l:")
+
+
+def test_what_is_wrong_with_a_starter_is_named(house, tmp_path):
+    with pytest.raises(InputError, match=r"route\.starter: .*no such file"):
+        cold_start(RouteParams(starter=str(tmp_path / "none.onnx")), house.layout)
+    (tmp_path / "text.onnx").write_bytes(b"no model")
+    with pytest.raises(InputError, match="cannot load it"):
+        cold_start(RouteParams(starter=str(tmp_path / "text.onnx")), house.layout)
+    assert cold_start(RouteParams(), house.layout) == (None, "none")

@@ -1,0 +1,65 @@
+"""The files of an evaluation that DVC shows: a few headline numbers, and the curves over the training stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+
+import pandas as pd
+
+from mm_core.core.layout import TRAIN_STAGES
+from mm_core.core.records import CATEGORIES, write_bytes, write_json
+
+HEADLINE_ROWS = ("macro", *CATEGORIES)
+"""The mean over the six judged categories, and each of them."""
+PLOTTED = {"mse": "MSE", "conn": "connectivity error"}
+"""Metric → its name on the axis; lower is better for both."""
+Scores = Mapping[tuple[str, str], pd.DataFrame]
+"""(model, precision) → `category_scores` of that model."""
+
+
+def write_headline(path: Path, scores: Scores) -> None:
+    """Write the candidate's MSE per judged category and their mean: `{"mse": {"macro": …, "portrait": …}}`.
+
+    The int8 files count, because these are released; without them the float model does. `dvc metrics show`,
+    `dvc metrics diff` and `dvc exp show` print these numbers. The table of all models is `evaluation/metrics.json`.
+    """
+    candidate = scores.get((TRAIN_STAGES[-1], "int8"), scores.get((TRAIN_STAGES[-1], "float")))
+    rows = {} if candidate is None else candidate["mse"].to_dict()
+    write_json(path, {"mse": {name: round(float(rows[name]), 6) for name in HEADLINE_ROWS if name in rows}})
+
+
+def plot_stages(folder: Path, scores: Scores) -> list[Path]:
+    """Write one SVG per metric of PLOTTED: a panel per category, the training stages on the x axis.
+
+    `dvc plots show` embeds pictures as they are, so that its page needs no network. Equal scores give equal bytes.
+
+    Returns:
+        The files, `<metric>.svg`.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    stages = [stage for stage in TRAIN_STAGES if (stage, "float") in scores]
+    tables = [scores[stage, "float"] for stage in stages]
+    categories = [str(name) for name in tables[0].index] if tables else []
+    written = []
+    for metric, label in PLOTTED.items():
+        columns = min(3, max(1, len(categories)))
+        rows = -(-len(categories) // columns) or 1
+        figure = Figure(figsize=(3.0 * columns, 2.0 * rows + 0.4), layout="constrained")
+        for place, category in enumerate(categories, 1):
+            axes = figure.add_subplot(rows, columns, place)
+            axes.plot(stages, [table.loc[category, metric] for table in tables], marker="o")
+            axes.set_title(category, fontsize=9)
+            axes.set_ylim(bottom=0)
+            axes.tick_params(labelsize=7)
+        figure.suptitle(f"{label} by training stage (float models, eval set)", fontsize=10)
+        stream = BytesIO()
+        # Without a date and with fixed ids, equal scores give equal files, and DVC sees no change.
+        with rc_context({"svg.hashsalt": "matting", "svg.fonttype": "none"}):
+            figure.savefig(stream, format="svg", metadata={"Date": None})
+        written.append(folder / f"{metric}.svg")
+        write_bytes(written[-1], stream.getvalue())
+    return written

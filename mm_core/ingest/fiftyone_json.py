@@ -1,0 +1,231 @@
+"""FiftyOne's json export (`FiftyOneDataset`): a folder with `metadata.json`, `samples.json`, `data/` and `fields/`.
+
+| label | matte |
+|---|---|
+| Heatmap | soft alpha, by its `range` |
+| Segmentation | 1 wherever the class is not 0: class numbers are no grey values |
+| Detections | union of the instance masks |
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mm_core.core.errors import InputError
+from mm_core.core.records import ALL_CATEGORIES, write_json
+from mm_core.imaging.images import load_alpha
+from mm_core.ingest.coco import MOST_PIXELS, ROW_KEYS, read_json
+from mm_core.ingest.decode_sandbox import safely
+from mm_core.ingest.spellings import category_of
+
+SAMPLES = "samples.json"
+LABELS = ("Heatmap", "Segmentation", "Detections")
+"""Label classes that can hold a matte."""
+TRUTH = "ground_truth"
+"""FiftyOne's usual name of the field with the true labels; exports use it."""
+
+
+@dataclass(frozen=True)
+class FiftyOnePhoto:
+    """One sample of the dataset."""
+
+    filepath: str
+    """Relative to the dataset's folder."""
+    category: str
+    label: Mapping[str, Any] | None
+    """The label with the matte, or None."""
+    row: dict[str, str] = field(default_factory=dict)
+    """Further columns of the manifest."""
+
+    def matte(self, folder: Path, size: tuple[int, int]) -> np.ndarray:
+        """Return the matte, float32 (H, W) in [0, 1].
+
+        Args:
+            folder: The dataset's folder.
+            size: Width and height of the photo; detections are drawn at this size.
+
+        Raises:
+            InputError: The label's file is missing or outside of the folder, or its data is malformed.
+        """
+        label, where = self.label or {}, f"{folder / SAMPLES}: {self.filepath}"
+        kind = label.get("_cls")
+        if kind == "Detections":
+            return _drawn(label, where, size)
+        path, data = (label.get(name) for name in (("map_path", "map") if kind == "Heatmap" else ("mask_path", "mask")))
+        if path:
+            alpha = safely(load_alpha, inside(folder, str(path), where))
+        else:
+            alpha = _array(data, where)
+            if kind == "Heatmap":
+                low, high = _range(label, alpha, where)
+                alpha = (alpha.astype(np.float32) - low) / (high - low)
+        if kind == "Segmentation":
+            alpha = np.atleast_3d(alpha).any(axis=2)
+        return np.clip(alpha.astype(np.float32), 0, 1)
+
+
+def read_fiftyone(folder: Path, field_name: str = "") -> list[FiftyOnePhoto]:
+    """Read the samples of a dataset's folder.
+
+    Args:
+        folder: Folder with `samples.json`.
+        field_name: The field with the mattes; by default `ground_truth`, or the only field that can hold one.
+
+    Returns:
+        One entry per sample.
+
+    Raises:
+        InputError: The file is malformed, the field is missing, or several fields can hold mattes.
+    """
+    path = folder / SAMPLES
+    data = read_json(path)
+    if not is_fiftyone(data):
+        raise InputError(f"{path}: no FiftyOne dataset: it needs the list `samples`, each with `filepath`")
+    samples: list[dict[str, Any]] = data["samples"]
+    fields = sorted({name for sample in samples for name, value in sample.items() if _is_label(value)})
+    if field_name and field_name not in fields:
+        raise InputError(f"{path}: no field {field_name!r} with mattes; there are: {', '.join(fields) or 'none'}")
+    chosen = field_name or (TRUTH if TRUTH in fields else fields[0] if len(fields) == 1 else "")
+    if not chosen and fields:
+        raise InputError(f"{path}: several fields hold mattes ({', '.join(fields)}): name one with --field")
+    return [
+        FiftyOnePhoto(
+            str(sample["filepath"]),
+            _category(sample),
+            sample[chosen] if _is_label(sample.get(chosen)) else None,
+            {name: str(sample[name]) for name in ("caption", *ROW_KEYS) if isinstance(sample.get(name), str)},
+        )
+        for sample in samples
+    ]
+
+
+def is_fiftyone(data: Any) -> bool:
+    """Return whether a parsed JSON file is a list of FiftyOne samples."""
+    samples = data.get("samples") if isinstance(data, dict) else None
+    return isinstance(samples, list) and all(isinstance(s, dict) and s.get("filepath") for s in samples)
+
+
+def inside(folder: Path, name: str, where: str) -> Path:
+    """Return a file below the folder that a data set names; raises InputError if it is missing or elsewhere."""
+    path = folder / name.replace("\\", "/")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{where}: {name} is outside of {folder}: export the data set with its media")
+    if not path.is_file():
+        raise InputError(f"{where}: {path} is missing: export the data set with its media")
+    return path
+
+
+def write_fiftyone(samples: Iterable[Mapping[str, Any]], folder: Path, name: str) -> None:
+    """Write `samples.json` and `metadata.json`, which FiftyOne's importer reads.
+
+    Args:
+        samples: Fields of each sample; values are strings, numbers, lists of strings, or labels with `_cls`.
+        folder: The dataset's folder.
+        name: Name of the dataset.
+    """
+    rows = [{"tags": [], "_media_type": "image", **sample} for sample in samples]
+    write_json(folder / SAMPLES, {"samples": rows})
+    types: dict[str, str] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key not in ("filepath", "tags", "_media_type") and value is not None:
+                types.setdefault(key, _field_type(value))
+    fields = [_field("filepath", "StringField"), _field("tags", "ListField")]
+    fields += [_field(key, kind) for key, kind in types.items()]
+    about = {"name": name, "media_type": "image", "sample_fields": fields, "info": {}, "version": "1.0.0"}
+    write_json(folder / "metadata.json", about)
+
+
+def heatmap(path: str) -> dict[str, Any]:
+    """Return the label of a soft matte in an 8- or 16-bit picture, `path` relative to the dataset's folder."""
+    return {"_cls": "Heatmap", "tags": [], "map_path": path}
+
+
+def _field(name: str, kind: str) -> dict[str, Any]:
+    label = "." in kind
+    return {
+        "name": name,
+        "ftype": f"fiftyone.core.fields.{'EmbeddedDocumentField' if label else kind}",
+        "embedded_doc_type": kind if label else None,
+        "subfield": "fiftyone.core.fields.StringField" if kind == "ListField" else None,
+    }
+
+
+def _field_type(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"fiftyone.core.labels.{value['_cls']}"
+    kinds = {bool: "BooleanField", int: "IntField", float: "FloatField", list: "ListField"}
+    return kinds.get(type(value), "StringField")
+
+
+def _is_label(value: Any) -> bool:
+    if not isinstance(value, dict) or value.get("_cls") not in LABELS:
+        return False
+    if value["_cls"] != "Detections":
+        return any(value.get(name) for name in ("mask", "mask_path", "map", "map_path"))
+    return any(isinstance(one, dict) and one.get("mask") for one in value.get("detections") or [])
+
+
+def _category(sample: Mapping[str, Any]) -> str:
+    """Return the category of a sample: its field `category`, the label of a detection, or a tag."""
+    value = sample.get("category")
+    named = [value.get("label") if isinstance(value, dict) else value]
+    named += [one.get("label") for v in sample.values() if _is_label(v) for one in v.get("detections") or []]
+    tags = sample.get("tags")
+    named += tags if isinstance(tags, list) else []
+    texts = (category_of(text) for text in named if isinstance(text, str))
+    return next((text for text in texts if text in ALL_CATEGORIES), "")
+
+
+def _array(data: Any, where: str) -> np.ndarray:
+    """Return an array that FiftyOne stores in json: a compressed .npy file in base64."""
+    try:
+        packed = base64.b64decode(data["$binary"]["base64"] if isinstance(data, dict) else data, validate=True)
+        reader = zlib.decompressobj()
+        # A small file may claim to unpack to any size.
+        plain = reader.decompress(packed, 8 * MOST_PIXELS)
+        array = np.load(BytesIO(plain), allow_pickle=False)
+    except (KeyError, TypeError, ValueError, EOFError, zlib.error):
+        raise InputError(f"{where}: the mask in the json cannot be read: export the data set again") from None
+    if array.ndim not in (2, 3) or not array.size:
+        raise InputError(f"{where}: the mask in the json has shape {array.shape}, not height and width")
+    return array
+
+
+def _range(label: Mapping[str, Any], values: np.ndarray, where: str) -> tuple[float, float]:
+    """Return the lowest and highest value of a heatmap; FiftyOne's defaults are 0 to 1, and 0 to 255 for integers."""
+    default = [0.0, 1.0] if np.issubdtype(values.dtype, np.floating) else [0.0, 255.0]
+    low, high = label.get("range") or default
+    if not high > low:
+        raise InputError(f"{where}: range {label.get('range')} of the heatmap is empty")
+    return float(low), float(high)
+
+
+def _drawn(label: Mapping[str, Any], where: str, size: tuple[int, int]) -> np.ndarray:
+    """Return the union of the instance masks of detections, float32 (H, W)."""
+    width, height = size
+    union = np.zeros((height, width), np.float32)
+    for one in label.get("detections") or []:
+        box = one.get("bounding_box")
+        if not one.get("mask"):
+            continue
+        if not isinstance(box, list) or len(box) != 4 or not all(0 <= value <= 1 for value in box):
+            raise InputError(f"{where}: bounding_box {box} is not [x, y, width, height] from 0 to 1")
+        left, top = round(box[0] * width), round(box[1] * height)
+        right, bottom = min(width, left + round(box[2] * width)), min(height, top + round(box[3] * height))
+        if right <= left or bottom <= top:
+            continue
+        mask = _array(one["mask"], where).astype(np.uint8)
+        fitted = cv2.resize(mask, (right - left, bottom - top), interpolation=cv2.INTER_NEAREST)
+        area = union[top:bottom, left:right]
+        np.maximum(area, fitted > 0, out=area, casting="unsafe")
+    return union
