@@ -1,7 +1,7 @@
 """How well do the models see? Real photos, full-resolution scores, the blind matte beside every model.
 
     python benchmarks/real_photos.py --photos FOLDER --regimes small --arms simple --seeds 0 1 2
-    python benchmarks/real_photos.py --photos FOLDER --regimes small large --arms simple sup semi-paper semi-ours
+    python benchmarks/real_photos.py --photos FOLDER --regimes small large --arms simple sup semi text
 
 FOLDER holds the drops `inbox` and `inbox_large`. The judged photos are of two kinds, and nothing is trained on either:
 
@@ -49,18 +49,12 @@ FAR_SOURCES = ("AIM", "AM-2k", "GFM", "P3M", "SmartDoc", "kalem", "Kuih", "Penn-
 """Beginnings of the names of sources that are only ever judged."""
 NEAR_SHARE, FAR_SHARE, FAR_PHOTOS = 0.3, 0.5, 24
 """Share of `inbox` groups and of ECSSD photos that are judged; far photos of each category at most."""
-PAPER = {"train.semi.view": 0.0}
-"""Cross-consistency as in Ouali et al. 2020: the main decoder is the target, perturbed auxiliary decoders learn."""
-OURS = {"train.semi.perturbations": (), "train.semi.view": 1.0}
-"""A teacher's matte on strongly altered photos; no auxiliary decoders."""
 ARMS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "scratch": [("simple", {"model.pretrained": "", "train.common.encoder_lr": 1.0})],
     "simple": [("simple", {})],
     "sup": [("simple", {}), ("hard", {})],
-    "semi-paper": [("simple", {}), ("semi", PAPER)],
-    "semi-ours": [("simple", {}), ("semi", OURS)],
-    "text-paper": [("simple", {}), ("semi", PAPER), ("multimodal", PAPER | {"train.multimodal.distil": 0.0})],
-    "text-ours": [("simple", {}), ("semi", OURS), ("multimodal", OURS)],
+    "semi": [("simple", {}), ("semi", {})],
+    "text": [("simple", {}), ("semi", {}), ("multimodal", {})],
 }
 """Arm → its stages and what they change. `sup` has the later stages' steps as further supervised ones."""
 

@@ -36,9 +36,8 @@ DEMO_VALUES: dict[str, object] = {
     # Virtual adversarial perturbation alone costs as much as all others together.
     "train.semi.perturbations": ("dropout", "guided_cutout", "object_mask", "feature_noise"),
     "train.multimodal.steps": 30,
-    # The pseudo-labels of a briefly trained model are poor; full weight on them cost more than it gained.
+    # The mattes of a briefly trained model are poor targets; full weight on them cost more than it gained.
     "train.semi.weight": 0.1,
-    "train.semi.view": 0.0,
     "train.semi.lr": 5e-4,
     "train.multimodal.semi": 0.1,
     "train.multimodal.lr": 5e-4,

@@ -191,11 +191,6 @@ class SemiParams(StageParams):
     lr: float = Field(default=5e-4, gt=0)
     weight: float = Field(default=1.0, ge=0)
     """Weight of the consistency loss (Ouali et al. 2020 use 30 for 21 classes)."""
-    view: float = Field(default=0.0, ge=0)
-    """Weight of the pseudo-label loss on strongly augmented photos, unlabelled and captioned; 0 leaves only the paper's
-    term."""
-    mix: float = Field(default=0.5, ge=0, le=1)
-    """Share of the augmented photos that get a rectangle of another photo (CutMix; French et al. 2020)."""
     ramp_share: float = Field(default=0.1, gt=0, le=1)
     """Share of the steps over which the encoder's part of the gradient rises as exp(-5 (1 - t)^2)."""
     # Perturbation names follow Ouali et al. 2020 (cross-consistency training).
@@ -209,7 +204,7 @@ class MultimodalParams(StageParams):
     steps: int = Field(default=50, ge=0)
     lr: float = Field(default=5e-4, gt=0)
     consistency: float = Field(default=1.0, ge=0)
-    """Weight of the consistency between the image-only and the text-image prediction."""
+    """Weight of the consistency term: the image-only matte must match the text-image matte."""
     contrastive: float = Field(default=0.1, ge=0)
     """Weight of the text-aware contrastive loss."""
     temperature: float = Field(default=0.1, gt=0)
@@ -217,11 +212,7 @@ class MultimodalParams(StageParams):
     semi: float = Field(default=1.0, ge=0)
     """Weight of the semi-supervised term, kept on in this stage."""
     captioned: float = Field(default=0.5, ge=0)
-    """Weight of the supervised terms on labelled photos with their text; they make the text branch a useful teacher."""
-    distil: float = Field(default=0.5, ge=0)
-    """Weight of predicting the photo's CLIP image vector from the encoder's features."""
-    teacher: Literal["text", "image", "both"] = "text"
-    """Target of the consistency term: the text-image prediction (it has more input), the image one, or both."""
+    """Weight of the supervised terms on labelled photos with their text; they train the fusion of text."""
 
 
 class LossParams(_Section):

@@ -52,10 +52,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """
     first = error.errors()[0]
     field = ".".join(str(name) for name in first["loc"])
-    message = f"{field[:200] or 'the file'}: {first['msg']} (got {reprlib.repr(first.get('input'))})"
-    if first["type"] == "extra_forbidden" and (names := similar_names(field, model)):
+    got = f"(got {reprlib.repr(first.get('input'))})"
+    if first["type"] != "extra_forbidden":
+        return f"{field[:200] or 'the file'}: {first['msg']} {got}"
+    message = f"{field[:200]}: there is no parameter of this name {got}"
+    if names := similar_names(field, model):
         return f"{message}; did you mean {' or '.join(names)}?"
-    return message
+    return f"{message}; remove it: `mm params` prints the names that exist"
 
 
 def merge_values(params: Model, values: Mapping[str, Any], source: str) -> Model:
@@ -90,8 +93,8 @@ def _merged(params: BaseModel, values: Mapping[str, Any]) -> dict[str, Any]:
 def similar_names(field: str, model: type[BaseModel], most: int = 4) -> list[str]:
     """Return the dotted names of `model` that an unknown name may mean, the nearest first.
 
-    Names with the same last part in another section come first (`train.simple.lr` for `train.lr`). Names of similar
-    spelling in the same section follow, then names that are similar as a whole.
+    Names with the same last part in another section come first (`train.simple.lr` for `train.lr`), then names of
+    similar spelling in the same section.
     """
     names = list(dotted_names(model))
     section, _, last = field[:200].rpartition(".")
@@ -100,7 +103,7 @@ def similar_names(field: str, model: type[BaseModel], most: int = 4) -> list[str
     elsewhere.sort(key=lambda name: not name.startswith(f"{section}."))
     siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}
     near = [siblings[word] for word in difflib.get_close_matches(last, siblings, most, 0.75)]
-    return (elsewhere or near or difflib.get_close_matches(field[:200], names, 1, 0.75))[:most]
+    return (elsewhere or near)[:most]
 
 
 def dotted_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

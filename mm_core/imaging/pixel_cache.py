@@ -23,7 +23,7 @@ import pandas as pd
 
 from mm_core.core.locks import exclusive
 from mm_core.core.progress import Progress
-from mm_core.imaging.augment import augment, relit
+from mm_core.imaging.augment import augment
 from mm_core.imaging.images import load_alpha, load_rgb
 from mm_core.storage.store import Store, fetch_blob
 
@@ -163,14 +163,10 @@ class Batch:
     """Empty for samples without a caption."""
     categories: list[str]
     """`unknown` for samples without a category."""
-    lit: np.ndarray | None = None
-    """uint8 (B, S, S, 3): `images` in other light (`augment.relit`), while `images` are unchanged; only from pools of
-    whole photos."""
 
     @staticmethod
     def join(parts: Sequence[Batch]) -> Batch:
         """Join several batches of one kind, in order."""
-        lit = [p.lit for p in parts if p.lit is not None]
         return Batch(
             sum((p.ids for p in parts), []),
             np.concatenate([p.images for p in parts]),
@@ -179,7 +175,6 @@ class Batch:
             sum((p.decoders for p in parts), []),
             sum((p.captions for p in parts), []),
             sum((p.categories for p in parts), []),
-            np.concatenate(lit) if len(lit) == len(parts) else None,
         )
 
 
@@ -234,7 +229,7 @@ class Pool:
             cache: Holds their pixels.
             seed: Seed of all draws.
             stream: Name of the use (`hard/replay`), so that two pools of one stage draw differently.
-            whole: Draw photos uncropped, mirrored half of the time; `Batch.lit` has them in other light.
+            whole: Draw photos uncropped, mirrored half of the time.
         """
         self._cache, self._seed, self._stream = cache, seed, stream
         self._whole = whole
@@ -270,7 +265,6 @@ class Pool:
     def _batch(self, rows: list[int], rngs: list[np.random.Generator] | None) -> Batch:
         size = self._cache.size
         images, alphas = np.empty((len(rows), size, size, 3), np.uint8), np.zeros((len(rows), size, size), np.uint8)
-        lit = np.empty_like(images) if self._whole and rngs is not None else None
         for i, row in enumerate(rows):
             digest = self._alphas[row]
             photo, matte = self._cache.photos[self._ids[row]], None if digest is None else self._cache.mattes[digest]
@@ -280,8 +274,6 @@ class Pool:
                 images[i] = cv2.resize(photo, (size, size), interpolation=cv2.INTER_AREA)[:, ::aside]
                 if matte is not None:
                     alphas[i] = cv2.resize(matte, (size, size), interpolation=cv2.INTER_AREA)[:, ::aside]
-                if lit is not None and rngs is not None:
-                    lit[i] = relit(images[i], rngs[i])
             else:
                 # Training: a random crop in another light.
                 images[i], cut = augment(photo, matte, size, rngs[i])
@@ -294,5 +286,4 @@ class Pool:
             [self._decoders[r] for r in rows],
             [self._captions[r] for r in rows],
             [self.categories[r] for r in rows],
-            lit,
         )

@@ -1,15 +1,12 @@
 """Multimodal stage: captions improve the mattes of photos (Matting Moments, section 2.2).
 
-A frozen CLIP text embedding is fused into the encoder's bottleneck. Five terms are added to the earlier stages':
+A frozen CLIP text embedding is fused into the encoder's bottleneck. Three terms are added to the earlier stages':
 
 - `captioned`: labelled photos decoded with their text must match their matte; this trains the fusion;
-- `text`: on captioned photos without a matte, the image-only and the text-image matte must agree. By default the
-  text-image matte is the target without gradient, because it has more information (`teacher` changes this);
+- `text`: on captioned photos without a matte, the image-only matte must match the text-image matte. The target gets no
+  gradient, because the text-image matte has more information;
 - `contrast`: the fused feature (anchor) must be nearer to the photo's image-only feature (positive) than features
-  fused with other photos' captions (negatives) are; photos with the same caption are not negatives of each other;
-- `text_view`: both mattes of a strongly augmented captioned photo must match the teacher's prediction;
-- `distil`: a projection of the encoder's pooled features must match the vector of CLIP's image tower. The term is
-  meant for data sets with few mattes; on its own it brought no measured gain (docs/decisions/0018).
+  fused with other photos' captions (negatives) are; photos with the same caption are not negatives of each other.
 
 The CLIP towers run once per caption and photo before training, and not during it.
 """
@@ -19,13 +16,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mm_core.core.params import LossParams, MultimodalParams, SemiParams
 from mm_core.core.records import digest_of
@@ -34,7 +30,7 @@ from mm_core.model.clip import cached_embeddings, load_clip, train_local_clip
 from mm_core.model.fusion import TextFusion
 from mm_core.model.network import MattingNet
 from mm_core.training.losses import consistency, contrastive, matting_losses
-from mm_core.training.semi import Semi, frozen_batch_norm_stats, pseudo_label_loss, ramp, scale_gradient
+from mm_core.training.semi import Semi, frozen_batch_norm_stats, ramp
 from mm_core.training.supervised import Features, Pools
 from mm_core.training.trainer import Sample
 
@@ -48,23 +44,24 @@ NEGATIVES = 4
 
 @dataclass(frozen=True)
 class Towers:
-    """Embeddings by a frozen CLIP as unit vectors (D,), by caption and by sample id."""
+    """Embeddings by a frozen CLIP as unit vectors (D,)."""
 
     captions: Mapping[str, Tensor]
+    """Vectors by caption."""
     photos: Mapping[str, Tensor]
-    """Vectors by sample id."""
+    """Vectors by sample id; only of labelled photos without a caption."""
 
 
-def embed(run: StorageRun, cache: PixelCache, text_image: pd.DataFrame, others: Sequence[pd.DataFrame]) -> Towers:
-    """Embed all photos and captions of `text_image` and `others` with CLIP.
+def embed(run: StorageRun, cache: PixelCache, text_image: pd.DataFrame, labeled: pd.DataFrame) -> Towers:
+    """Embed all captions, and the labelled photos without a caption, with CLIP.
 
     With `clip.model: local` a small CLIP is trained on `text_image` first, once per set of pairs.
 
     Args:
         run: Params, workspace, storage and progress.
-        cache: Decoded photos of all frames.
+        cache: Decoded photos of both frames.
         text_image: Frame of captioned photos.
-        others: Further frames of photos, with or without captions.
+        labeled: Frame of labelled photos, with or without captions.
 
     Raises:
         InputError: Model or weights are not available.
@@ -82,9 +79,10 @@ def embed(run: StorageRun, cache: PixelCache, text_image: pd.DataFrame, others: 
                 photos, params.clip.steps, params.seed, local, progress=partial(run.progress, "train clip")
             )
     clip = load_clip(params.clip, local)
-    frames, folder = [text_image, *others], run.layout.cache / "clip"
-    captions = sorted({caption for frame in frames for caption in frame["caption"].dropna() if caption.strip()})
-    samples = sorted({sample for frame in frames for sample in frame["sample_id"]})
+    folder = run.layout.cache / "clip"
+    captions = sorted({text for frame in (text_image, labeled) for text in frame["caption"].dropna() if text.strip()})
+    has_caption = labeled["caption"].fillna("").str.strip() != ""
+    samples = sorted(labeled.loc[~has_caption, "sample_id"].unique())
     texts = cached_embeddings(clip, folder, "text", captions, lambda caption: caption)
     photos = cached_embeddings(clip, folder, "image", samples, lambda sample: np.asarray(cache.photos[sample]))
     return Towers(
@@ -124,7 +122,7 @@ class Multimodal(Semi):
         multimodal: MultimodalParams,
         towers: Towers,
     ) -> None:
-        """Create the strategy with the fusion and, if `multimodal.distil` is set, the projection head.
+        """Create the strategy and its fusion.
 
         Args:
             net: Net to train.
@@ -132,21 +130,15 @@ class Multimodal(Semi):
             loss: Weights of the supervised terms.
             semi: Options of the consistency terms; `multimodal.semi` replaces their weight.
             multimodal: Weights of the terms on captions.
-            towers: Vectors of the captions of `text` and `labeled`; for `distil` also of every photo.
+            towers: Vectors of the captions of `text` and `labeled`.
         """
         super().__init__(net, pools, loss, semi, weight=multimodal.semi)
         self._multimodal = multimodal
         self._caption_place = {caption: row for row, caption in enumerate(towers.captions)}
-        self._photo_place = {sample: row for row, sample in enumerate(towers.photos)}
         # The vectors are buffers, so that they move to the device with the module; they are not saved.
         self._vectors: Tensor
-        self._looks: Tensor
         self.register_buffer("_vectors", _spread(torch.stack(list(towers.captions.values()))), persistent=False)
         self.fusion = TextFusion(net.bottleneck_channels, self._vectors.shape[1])
-        self.projection_head = None
-        if multimodal.distil:
-            self.register_buffer("_looks", _centred(torch.stack(list(towers.photos.values()))), persistent=False)
-            self.projection_head = projection_head(net.bottleneck_channels, self._looks.shape[1])
 
     def terms(
         self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
@@ -172,30 +164,17 @@ class Multimodal(Semi):
         maps, text = features["text"], self.texts(batch.captions)
         fused = self.fusion(maps, text)
         if options.consistency:
-            image_logits = self.net.route(maps, batch.decoders)[0]
-            text_logits = self.net.route(fused, batch.decoders)[0]
-            terms["text"] = options.consistency * rise * agreement(image_logits, text_logits, options.teacher)
-            if batch.taught:
-                both = pseudo_label_loss(image_logits, batch.alpha) + pseudo_label_loss(text_logits, batch.alpha)
-                terms["text_view"] = self._semi.view * rise * both
+            logits = self.net.route(maps, batch.decoders)[0]
+            with torch.no_grad():
+                target = self.net.route(fused, batch.decoders)[0].float().sigmoid()
+            terms["text"] = options.consistency * rise * consistency(logits, target)
         if options.contrastive:
             terms["contrast"] = options.contrastive * self._contrast(maps, fused, text, batch.captions)
-        if self.projection_head is not None:
-            terms["distil"] = options.distil * self._distil(features, batches, rise)
         return terms
 
     def texts(self, captions: Sequence[str]) -> Tensor:
         """Return the vectors (B, D) of captions, with zero mean and unit variance over all captions."""
         return self._vectors[torch.tensor([self._caption_place[c] for c in captions], device=self._vectors.device)]
-
-    def _distil(self, features: Mapping[str, Features], batches: Mapping[str, Sample], rise: float) -> Tensor:
-        """Return one minus the cosine similarity of projected features and CLIP's image vectors, averaged: scalar."""
-        assert self.projection_head is not None
-        pooled = torch.cat([features[name][-1].float().mean((2, 3)) for name in batches])
-        rows = [self._photo_place[sample] for batch in batches.values() for sample in batch.ids]
-        targets = self._looks[torch.tensor(rows, device=self._looks.device)]
-        # The head starts from random weights; until it is trained, its gradient for the encoder is noise.
-        return 1 - F.cosine_similarity(self.projection_head(scale_gradient(pooled, rise)), targets).mean()
 
     def _contrast(self, maps: Features, fused: Features, text: Tensor, captions: Sequence[str]) -> Tensor:
         """Return the contrastive loss of fused features against features fused with captions of other rows: scalar."""
@@ -210,32 +189,11 @@ class Multimodal(Semi):
         return contrastive(anchor, positive, torch.stack(wrong, 1), allowed, self._multimodal.temperature)
 
 
-def projection_head(channels: int, dim: int, hidden: int = 256) -> nn.Module:
-    """Return a network (B, channels) → (B, dim) that predicts a tower's vector from the pooled bottleneck."""
-    return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, dim))
-
-
 def _spread(vectors: Tensor) -> Tensor:
     """Centre vectors (N, D) and scale them to unit variance.
 
     CLIP's vectors are concentrated in a narrow cone (Liang et al. 2022): without centring, their common direction
     dominates the differences between them.
     """
-    centred = _centred(vectors)
+    centred = vectors - vectors.mean(0)
     return centred / centred.std(unbiased=False).clamp_min(1e-6)
-
-
-def _centred(vectors: Tensor) -> Tensor:
-    return vectors - vectors.mean(0)
-
-
-def agreement(image_logits: Tensor, text_logits: Tensor, teacher: Literal["text", "image", "both"]) -> Tensor:
-    """Return the mean squared distance of the two mattes.
-
-    The teacher's side gets no gradient; with `both` each side gets one.
-    """
-    if teacher == "text":
-        return consistency(image_logits, text_logits.float().sigmoid())
-    if teacher == "image":
-        return consistency(text_logits, image_logits.float().sigmoid())
-    return F.mse_loss(image_logits.float().sigmoid(), text_logits.float().sigmoid())

@@ -248,7 +248,7 @@ def _strategy(job: _Job, net: MattingNet, cache: PixelCache, *, fresh: bool) -> 
     if stage == "multimodal":
         if process_group.rank() != 0:
             process_group.agreed(None)  # process 0 trains and embeds; the others then read its cache
-        towers = embed(job.run, cache, data.text_image, [data.labeled, data.unlabeled])
+        towers = embed(job.run, cache, data.text_image, data.labeled)
         if process_group.rank() == 0:
             process_group.agreed(None)
         labeled = with_captions(data.labeled, data.text_image, towers)

@@ -43,9 +43,7 @@ class Supervised(nn.Module):
         """Return this process's rows of each batch: every n-th row, for n processes."""
         return {name: Batch.join(_shares(sources, step)) for name, sources in self._pools.items()}
 
-    def losses(
-        self, batches: Mapping[str, Sample], progress: float, teacher: MattingNet | None = None
-    ) -> dict[str, Tensor]:
+    def losses(self, batches: Mapping[str, Sample], progress: float) -> dict[str, Tensor]:
         """Return named losses.
 
         All pools pass the encoder as one batch, so that its batch norm normalises over the same mixture in every step.

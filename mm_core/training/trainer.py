@@ -53,14 +53,12 @@ class Strategy(Protocol):
         """Return the batches of a step by pool name. Pure function, called ahead of time from other threads."""
         ...
 
-    def losses(self, batches: Mapping[str, Sample], progress: float, teacher: Any) -> dict[str, Tensor]:
+    def losses(self, batches: Mapping[str, Sample], progress: float) -> dict[str, Tensor]:
         """Return named, weighted scalar losses, whose sum is minimised.
 
         Args:
             batches: The batches of the step by pool name.
             progress: Fraction of the training done, in [0, 1].
-            teacher: The best averaged weights of `net` so far by validation, in eval mode and without gradient. Without
-                enough validation photos, the latest averaged weights.
         """
         ...
 
@@ -80,24 +78,14 @@ class Sample:
     captions: list[str]
     categories: list[str]
     """`unknown` for photos without a category; their entry in `decoders` is the first decoder's name."""
-    lit: Tensor | None = None
-    """Colour-jittered copies of `images` in the same layout (`Batch.lit`)."""
-    taught: bool = False
-    """True if `alpha` holds a teacher's predictions and not ground truth."""
 
 
 def to_device(batch: Batch, device: torch.device) -> Sample:
     """Copy a batch to a device: uint8 images and mattes become float32 in [0, 1]."""
     alpha = torch.from_numpy(batch.alphas).to(device).float().div_(255).unsqueeze(1)
     binary = torch.from_numpy(np.asarray(batch.binary)).to(device)
-    images = _as_floats(batch.images, device)
-    lit = None if batch.lit is None else _as_floats(batch.lit, device)
-    return Sample(batch.ids, images, alpha, binary, batch.decoders, batch.captions, batch.categories, lit)
-
-
-def _as_floats(photos: np.ndarray, device: torch.device) -> Tensor:
-    """Convert uint8 (B, S, S, 3) to float32 (B, 3, S, S) in [0, 1], channels last."""
-    return torch.from_numpy(photos).to(device).float().div_(255).permute(0, 3, 1, 2)
+    images = torch.from_numpy(batch.images).to(device).float().div_(255).permute(0, 3, 1, 2)
+    return Sample(batch.ids, images, alpha, binary, batch.decoders, batch.captions, batch.categories)
 
 
 def pick_device(name: str) -> torch.device:
@@ -201,12 +189,6 @@ def fit(
         _restore(checkpoint, state, module, average, optimiser, device)
     else:
         scores, evaluated = _consider(state, average, validate), 0
-    # At a high learning rate the average is for a while worse than the start weights. The student would learn its
-    # errors, so the teacher is the best average so far and not the latest.
-    teacher = average
-    if state.best:
-        teacher = copy.deepcopy(average)
-        teacher.load_state_dict(state.best)
     # Counters of this process alone; everything that must survive a kill is in `state`.
     resumed_from, clock, waited, seen = state.step, 0.0, 0.0, 0
     devices = [device] if device.type == "cuda" else []
@@ -237,7 +219,7 @@ def fit(
             module.train()
             # Forward pass in the chosen precision; the sum of the losses is always float32.
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                terms = strategy.losses(samples, step / stage.steps, teacher)
+                terms = strategy.losses(samples, step / stage.steps)
             total = torch.stack([term.float() for term in terms.values()]).sum()
             if not torch.isfinite(total):
                 raise NonFiniteLoss(_blame(terms, samples, step))
@@ -261,8 +243,6 @@ def fit(
                 log(state.step, {f"loss/{name}": value for name, value in state.losses.items()} | {"lr": lr})
             if state.step % common.validate_every == 0 or state.step == stage.steps:
                 scores, evaluated = _consider(state, average, validate), state.step
-                if state.best and state.best_step == state.step:
-                    teacher.load_state_dict(state.best)
                 log(state.step, {f"val/{category}/mse": mse for category, mse in mean_errors(scores).items()})
             if pending.arrived or time.monotonic() - saved_at >= save_seconds:
                 if process_group.rank() == 0:

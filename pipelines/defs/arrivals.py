@@ -173,8 +173,8 @@ def project(about: operations.LabellingStatus) -> dict[str, dg.MetadataValue]:
     shown: dict[str, dg.MetadataValue] = {"batches waiting": dg.MetadataValue.int(about["batches_waiting"])}
     # Without a server only the outbox is known.
     if about["server"]:
-        shown["project"] = dg.MetadataValue.url(about["project"])
-        shown |= {f"{name} tasks": dg.MetadataValue.int(about[name]) for name in ("open", "finished", "skipped")}
-    if about.get("oldest_open_days") is not None:
-        shown["oldest open task, days"] = dg.MetadataValue.float(about["oldest_open_days"])
+        shown["project"] = dg.MetadataValue.url(about.get("project", ""))
+        shown |= {f"{name} tasks": dg.MetadataValue.int(about.get(name, 0)) for name in ("open", "finished", "skipped")}
+    if (days := about.get("oldest_open_days")) is not None:
+        shown["oldest open task, days"] = dg.MetadataValue.float(days)
     return shown

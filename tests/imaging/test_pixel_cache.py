@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mm_core.imaging import pixel_cache
 from mm_core.imaging.augment import augment
 from mm_core.imaging.images import encode_alpha
-from mm_core.imaging.pixel_cache import BalancedOrder, Batch, PixelCache, Pool, Shelf
+from mm_core.imaging.pixel_cache import BalancedOrder, PixelCache, Pool, Shelf
 from mm_core.storage.store import LocalStore, put_blob
 
 SIZE = 64
@@ -152,29 +152,6 @@ def test_whole_photos_are_drawn_as_they_are_or_mirrored(tmp_path: Path, store: L
         for sample, image, alpha in zip(uncut.ids, uncut.images, uncut.alphas, strict=True):
             assert (image == as_is[sample][0]).all() and (alpha == as_is[sample][1]).all()
     assert mirrored == {True, False}
-
-
-def test_other_light_falls_on_the_photo_as_it_was_drawn(tmp_path: Path, store: LocalStore) -> None:
-    frame = frame_of(store, 6)
-    cache = PixelCache(tmp_path / "cache", SIZE)
-    cache.fill(store, frame)
-    pool = Pool(frame, cache, 0, "s", whole=True)
-    drawn = [pool.draw(step, 6) for step in range(8)]
-    nearer, photos = 0, 0
-    for batch in drawn:
-        assert batch.lit is not None
-        for image, lit in zip(batch.images.astype(float), batch.lit.astype(float), strict=True):
-            assert (image != lit).any()
-            ways = [np.corrcoef(way.ravel(), lit.ravel())[0, 1] for way in (image, image[:, ::-1])]
-            nearer, photos = nearer + (ways[0] > ways[1]), photos + 1
-    assert nearer > 0.9 * photos
-    again = Pool(frame, cache, 0, "s", whole=True).draw(3, 6).lit
-    parts = [pool.draw(3, 6, rank=rank, world=2) for rank in (0, 1)]
-    assert again is not None and (again == drawn[3].lit).all() and (parts[1].lit == again[1::2]).all()
-    joined, cut = Batch.join(parts).lit, Pool(frame, cache, 0, "s").draw(0, 4)
-    assert joined is not None and len(joined) == 6
-    for other in (cut, pool.uncut(0, 4), next(pool.in_order(4)), Batch.join([cut, drawn[0]])):
-        assert other.lit is None
 
 
 def test_photo_and_matte_are_cut_alike() -> None:

@@ -29,7 +29,6 @@ TINY = Params().with_values(
         "train.simple.steps": 6,
         "train.hard.steps": 4,
         "train.semi.steps": 4,
-        "train.semi.view": 4.0,
         "train.multimodal.steps": 4,
         "clip.steps": 4,
     }

@@ -139,14 +139,14 @@ def test_gradient_of_a_ramp() -> None:
     assert float(inside) == pytest.approx((18 * 0.1 + 2 * 0.05) / 20 / 2, rel=1e-5)
 
 
-def test_consistency_moves_the_student_alone() -> None:
-    student = torch.zeros(1, 1, 4, 4, requires_grad=True)
-    teacher = torch.full((1, 1, 4, 4), 0.8, requires_grad=True)
-    loss = consistency(student, teacher)
+def test_consistency_moves_the_prediction_alone() -> None:
+    logits = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    target = torch.full((1, 1, 4, 4), 0.8, requires_grad=True)
+    loss = consistency(logits, target)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.09, rel=1e-5)
-    assert student.grad is not None
-    assert teacher.grad is None
+    assert logits.grad is not None
+    assert target.grad is None
 
 
 def test_infonce_known_answers() -> None:

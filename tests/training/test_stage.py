@@ -25,9 +25,8 @@ from mm_core.core.records import Report, sha256_bytes, sha256_file
 from mm_core.imaging.pixel_cache import PixelCache
 from mm_core.model.clip import Clip
 from mm_core.model.files import load_model
-from mm_core.model.network import MattingNet
 from mm_core.storage.run import StorageRun
-from mm_core.training.semi import Semi
+from mm_core.training.multimodal import Multimodal
 from mm_core.training.stage import train_stage
 from mm_core.training.tracking import Tracker
 from mm_core.training.trainer import Sample
@@ -73,7 +72,10 @@ def test_each_tower_of_clip_sees_a_sample_once_however_many_steps(
         monkeypatch.setattr(Clip, tower, counted)
     train("multimodal", params, workspace, workspace.model("simple"))
     captions = pd.read_parquet(workspace.snapshot / "train_text_image.parquet")["caption"]
-    assert set(captions) <= set(seen)
+    # The image tower sees only the labelled photos, which have no caption of their own.
+    photos = PixelCache(workspace.cache, params.model.size).photos
+    labelled = pd.read_parquet(workspace.snapshot / "train_labeled.parquet")["sample_id"]
+    assert set(seen) == {*captions, *(sha256_bytes(photos[sample].tobytes()) for sample in labelled)}
     assert set(seen.values()) == {1}
     # More steps on the same snapshot, trained in full: what was embedded is there.
     seen.clear()
@@ -138,18 +140,19 @@ train_stage("semi", StorageRun(params, layout, progress), Report("x"), start=Non
 """
 
 
-def test_a_teacher_is_asked_for_whole_photos(
+def test_unlabelled_and_captioned_photos_are_drawn_whole(
     workspace: Layout, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[tuple[str, np.ndarray]]] = {}
-    taught = Semi.pseudo_labeled
+    losses = Multimodal.losses
 
-    def watched(self: Semi, name: str, batch: Sample, teacher: MattingNet) -> Sample:
-        colours = batch.images.permute(0, 2, 3, 1).numpy()
-        seen.setdefault(name, []).extend(zip(batch.ids, np.rint(colours * 255), strict=True))
-        return taught(self, name, batch, teacher)
+    def watched(self: Multimodal, batches: Mapping[str, Sample], progress: float) -> dict[str, torch.Tensor]:
+        for name, batch in batches.items():
+            colours = batch.images.permute(0, 2, 3, 1).numpy()
+            seen.setdefault(name, []).extend(zip(batch.ids, np.rint(colours * 255), strict=True))
+        return losses(self, batches, progress)
 
-    monkeypatch.setattr(Semi, "pseudo_labeled", watched)
+    monkeypatch.setattr(Multimodal, "losses", watched)
     train("simple", params.with_values(**{"train.simple.steps": 0}), workspace)
     train("multimodal", params, workspace, workspace.model("simple"))
     cache = PixelCache(workspace.cache, params.model.size)

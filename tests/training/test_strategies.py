@@ -16,8 +16,8 @@ from mm_core.core.records import DECODERS
 from mm_core.imaging.pixel_cache import PixelCache, Pool
 from mm_core.model.network import MattingNet, build_model
 from mm_core.storage.store import LocalStore
-from mm_core.training.multimodal import Multimodal, Towers, agreement, with_captions
-from mm_core.training.semi import Semi, predict_pseudo_labels, ramp
+from mm_core.training.multimodal import Multimodal, Towers, with_captions
+from mm_core.training.semi import Semi, ramp
 from mm_core.training.supervised import Supervised, choice_loss
 from mm_core.training.trainer import NEW_RATE, Sample, _groups, to_device
 
@@ -140,17 +140,6 @@ def test_choosing_a_decoder_moves_the_chooser_alone_and_unknown_photos_say_nothi
     assert "choice" not in off.losses({"labeled": batch}, 0.0)
 
 
-def test_the_teacher_chooses_the_decoder_of_unlabelled_photos_of_unknown_category(
-    pools: dict, net: MattingNet, params: Params
-) -> None:
-    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, params.train.semi)
-    teacher = build_model(params.model, 1).eval().requires_grad_(False)
-    teacher.chooser.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))  # DECODERS: scenery is the last
-    batch = samples(strategy)["unlabeled"]
-    odd = replace(batch, categories=["unknown", *batch.categories[1:]], decoders=["saliency", *batch.decoders[1:]])
-    assert strategy.pseudo_labeled("unlabeled", odd, teacher).decoders == ["scenery", *batch.decoders[1:]]
-
-
 def test_semi_teaches_the_auxiliaries_and_the_encoder_and_never_the_target(
     pools: dict, net: MattingNet, params: Params
 ) -> None:
@@ -180,61 +169,6 @@ def test_the_encoder_listens_to_the_auxiliaries_as_far_as_the_ramp_has_risen(
     assert torch.allclose(pulls[0.0][1], pulls[1.0][1])
 
 
-def whole_matte(net: MattingNet, batch: Sample, mirrored: bool) -> torch.Tensor:
-    """What `net` makes of the photos, or of their mirror images turned back."""
-    images = batch.images.flip(-1) if mirrored else batch.images
-    matte = net.route(net.encode(images), batch.decoders)[0].sigmoid()
-    return matte.flip(-1) if mirrored else matte
-
-
-def test_the_teacher_says_the_same_of_a_photo_and_its_mirror_image(
-    pools: dict, net: MattingNet, params: Params
-) -> None:
-    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, params.train.semi)
-    teacher, batch = build_model(params.model, 1).eval(), samples(strategy)["unlabeled"]
-    one, turned = batch, replace(batch, images=batch.images.flip(-1))
-    told, of_mirror = (predict_pseudo_labels(photos, teacher)[1] for photos in (one, turned))
-    assert torch.allclose(told, of_mirror.flip(-1), atol=1e-6)
-    assert not torch.allclose(told, whole_matte(teacher, batch, False), atol=1e-4)
-
-
-def test_the_student_follows_its_teacher_on_altered_photos(pools: dict, net: MattingNet, params: Params) -> None:
-    semi = params.train.semi.model_copy(update={"place": 0.0, "colour": 0.0})
-    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi)
-    teacher = build_model(params.model, 1).eval().requires_grad_(False)
-    batch = samples(strategy)
-    torch.manual_seed(0)
-    seen = strategy.pseudo_labeled("unlabeled", batch["unlabeled"], teacher)
-    clean = torch.stack([whole_matte(teacher, batch["unlabeled"], turn) for turn in (False, True)]).mean(0)
-    assert not torch.equal(seen.images, batch["unlabeled"].images)
-    whole = torch.isclose(seen.alpha, clean, atol=1e-5).all(1).all(1).all(1)
-    untouched = strategy.pseudo_labeled("labeled", batch["labeled"], teacher)
-    assert untouched is batch["labeled"]
-    # Photos that got no rectangle keep the teacher's matte of the clean photo.
-    assert whole.any()
-    terms = strategy.losses(batch, 1.0, teacher)
-    assert moved(net.encoder, terms["view"])
-    assert moved(net.decoders, terms["view"])
-    assert moved(strategy.auxiliary, terms["semi"])  # pyright: ignore
-    assert not moved(net.decoders, terms["semi"])
-    assert all(weight.grad is None for weight in teacher.parameters())
-
-
-def test_without_the_view_term_the_paper_s_remains(pools: dict, net: MattingNet, params: Params) -> None:
-    semi = params.train.semi.model_copy(update={"view": 0.0})
-    strategy = Semi(net, {n: pools[n] for n in ("labeled", "unlabeled")}, params.train.loss, semi)
-    batch, teacher = samples(strategy), build_model(params.model, 1).eval()
-    asked: list[torch.Tensor] = []
-    assert strategy.auxiliary is not None
-    strategy.auxiliary.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[1]))
-    terms = strategy.losses(batch, 1.0, teacher)
-    assert "view" not in terms and float(terms["semi"].detach()) > 0
-    # The target is the main decoder's own matte, and no gradient reaches that decoder from it.
-    assert not asked[0].requires_grad and asked[0].shape == batch["unlabeled"].alpha.shape
-    assert not moved(net.decoders, terms["semi"])
-    assert moved(net.encoder, terms["semi"])
-
-
 def test_semi_without_unlabelled_photos_is_supervised(pools: dict, net: MattingNet, params: Params) -> None:
     strategy = Semi(net, {"labeled": pools["labeled"]}, params.train.loss, params.train.semi)
     assert strategy.auxiliary is None
@@ -256,41 +190,19 @@ def multimodal(pools: dict, net: MattingNet, params: Params, draw) -> Multimodal
     return strategy
 
 
-def test_multimodal_adds_four_terms_to_semi(multimodal: Multimodal) -> None:
-    terms = multimodal.losses(samples(multimodal), 1.0)
-    assert {"bce", "semi", "captioned", "text", "contrast", "distil"} <= set(terms)
+def test_multimodal_adds_three_terms_to_semi(multimodal: Multimodal, params: Params) -> None:
+    batch = samples(multimodal)
+    terms = multimodal.losses(batch, 1.0)
     assert all(torch.isfinite(term) for term in terms.values())
     assert moved(multimodal.fusion, terms["captioned"])
     assert moved(multimodal.fusion, terms["contrast"])
     assert moved(multimodal.net.encoder, terms["contrast"])
-    assert moved(multimodal.net.encoder, terms["distil"])
-    assert not moved(multimodal.net.decoders, terms["distil"])
-
-
-def test_distilling_ends_where_the_reader_says_what_the_tower_says(multimodal: Multimodal) -> None:
-    batches = samples(multimodal)
-    features = {name: multimodal.net.encode(batch.images) for name, batch in batches.items()}
-    looks = torch.cat([multimodal._looks[[multimodal._photo_place[i] for i in b.ids]] for b in batches.values()])
-    for said, distance in ((looks, 0.0), (-looks, 2.0)):
-        multimodal.projection_head = torch.nn.Module()
-        multimodal.projection_head.forward = lambda pooled, said=said: said
-        assert float(multimodal._distil(features, batches, 1.0)) == pytest.approx(distance, abs=1e-5)
-
-
-def test_the_encoder_listens_to_a_fresh_reader_only_as_far_as_the_ramp_has_risen(multimodal: Multimodal) -> None:
-    batches = samples(multimodal)
-
-    def gradient(rise: float) -> torch.Tensor:
-        features = {name: multimodal.net.encode(batch.images) for name, batch in batches.items()}
-        loss = multimodal._distil(features, batches, rise)
-        return torch.autograd.grad(loss, next(multimodal.net.encoder.parameters()))[0]
-
-    assert not gradient(0.0).any()
-    assert torch.allclose(gradient(0.5), 0.5 * gradient(1.0), rtol=0.02, atol=1e-6)
+    before = Semi(multimodal.net, multimodal._pools, params.train.loss, params.train.semi).losses(batch, 1.0)
+    assert set(terms) - set(before) == {"captioned", "text", "contrast"} and "semi" in before
 
 
 def test_only_labelled_photos_are_recorded_in_the_decoders_statistics(multimodal: Multimodal) -> None:
-    """At inference a decoder meets neither altered photos nor fused features."""
+    """At inference a decoder never receives fused features."""
     batches, plain = samples(multimodal), copy.deepcopy(multimodal.net).train()
     labeled = batches["labeled"]
     images = torch.cat([batch.images for batch in batches.values()])
@@ -317,27 +229,11 @@ def test_equal_captions_are_no_negatives_of_each_other(multimodal: Multimodal) -
     assert contrast([one, one, one, other]) > 0.01
 
 
-def test_both_mattes_of_captioned_photos_follow_the_teacher(multimodal: Multimodal, params: Params) -> None:
-    teacher = build_model(params.model, 1).eval().requires_grad_(False)
-    term = multimodal.losses(samples(multimodal), 1.0, teacher)["text_view"]
-    assert moved(multimodal.net.decoders, term)
-    assert moved(multimodal.fusion, term)
-
-
 def test_the_text_side_teaches_and_gets_no_gradient(multimodal: Multimodal) -> None:
     term = multimodal.losses(samples(multimodal), 1.0)["text"]
     assert float(term.detach()) > 0
     assert moved(multimodal.net.decoders, term)
     assert not moved(multimodal.fusion, term)
-
-
-@pytest.mark.parametrize(
-    ("teacher", "image", "text"), [("text", True, False), ("image", False, True), ("both", True, True)]
-)
-def test_each_teacher(teacher, image: bool, text: bool) -> None:
-    logits = [torch.tensor([0.3], requires_grad=True), torch.tensor([-1.0], requires_grad=True)]
-    agreement(logits[0], logits[1], teacher).backward()
-    assert [t.grad is not None for t in logits] == [image, text]
 
 
 def test_an_untrained_fusion_changes_nothing(pools: dict, net: MattingNet, params: Params, draw) -> None:

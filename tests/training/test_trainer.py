@@ -116,7 +116,7 @@ def test_it_learns_what_the_plain_loop_learns(
         expected.append(float(loss.detach()))
 
     class Watched(OneBatch):
-        def losses(self, batches, progress, teacher=None):
+        def losses(self, batches, progress):
             terms = super().losses(batches, progress)
             seen.append(float(torch.stack(list(terms.values())).sum().detach()))
             return terms
@@ -158,44 +158,6 @@ class Stop(Exception):
     pass
 
 
-class Follower(Supervised):
-    """Also follows its teacher, and keeps what that was at each step."""
-
-    def __init__(self, pool: Pool, params: Params):
-        super().__init__(build_model(params.model, 0), {"labeled": [(pool, 4)]}, params.train.loss)
-        self.taught_by: list[torch.Tensor] = []
-
-    def losses(self, batches, progress, teacher=None):
-        assert teacher is not None and not teacher.training
-        batch = batches["labeled"]
-        matte = teacher.route(teacher.encode(batch.images), batch.decoders)[0]
-        self.taught_by.append(next(teacher.parameters()).clone())
-        own = self.net.route(self.net.encode(batch.images), batch.decoders)[0]
-        return super().losses(batches, progress) | {"follow": (own - matte).square().mean()}
-
-
-def test_the_teacher_is_the_best_so_far_by_validation(pool: Pool, params: Params, tmp_path: Path) -> None:
-    scores = iter([0.5, 0.6, 0.4, 0.45])  # at the start, and after every second step
-    params = params.with_values(**{"train.common.validate_every": 2})
-    strategy = Follower(pool, params)
-    start = next(strategy.net.parameters()).detach().clone()
-    result = train(strategy, params, tmp_path / "c.pt", 6, validate=lambda net: {"pets": errors(next(scores))})
-    by = strategy.taught_by
-    assert all(torch.equal(seen, start) for seen in by[:4])  # worse after two steps: the start teaches on
-    name = next(iter(dict(strategy.net.named_parameters())))
-    assert result.kept_step == 4
-    assert all(torch.equal(seen, result.weights[name]) for seen in by[4:])
-    assert not torch.equal(by[4], start)
-
-
-def test_without_validation_photos_the_average_teaches(pool: Pool, params: Params, tmp_path: Path) -> None:
-    strategy = Follower(pool, params)
-    train(strategy, params, tmp_path / "c.pt", 3)
-    assert not torch.equal(strategy.taught_by[1], strategy.taught_by[0])
-    assert not torch.equal(strategy.taught_by[2], strategy.taught_by[1])
-
-
-@pytest.mark.parametrize("make", [strategy_of, Follower])
 @pytest.mark.parametrize("validated", [True, False])
 @pytest.mark.parametrize("killed_after", [1, 4, 6])
 def test_a_resumed_run_ends_bit_equal(
@@ -204,21 +166,22 @@ def test_a_resumed_run_ends_bit_equal(
     tmp_path: Path,
     killed_after: int,
     validated: bool,
-    make: Callable[[Pool, Params], Supervised],
 ) -> None:
     def validate(net: torch.nn.Module) -> Errors:
         return {"pets": errors(float(next(net.parameters()).detach().double().abs().sum()))} if validated else {}
 
-    whole = train(make(pool, params), params, tmp_path / "whole.pt", 7, validate=validate)
+    whole = train(strategy_of(pool, params), params, tmp_path / "whole.pt", 7, validate=validate)
 
     def kill(done: int, total: int) -> None:
         if done == killed_after:
             raise Stop
 
     with pytest.raises(Stop):
-        train(make(pool, params), params, tmp_path / "cut.pt", 7, validate=validate, progress=kill, save_seconds=0)
+        train(
+            strategy_of(pool, params), params, tmp_path / "cut.pt", 7, validate=validate, progress=kill, save_seconds=0
+        )
     torch.manual_seed(99)
-    resumed = train(make(pool, params), params, tmp_path / "cut.pt", 7, validate=validate)
+    resumed = train(strategy_of(pool, params), params, tmp_path / "cut.pt", 7, validate=validate)
     assert resumed.resumed_from == killed_after
     assert same(whole, resumed)
     assert (resumed.kept_step, resumed.validation, resumed.losses) == (
@@ -275,7 +238,7 @@ def test_a_signal_waits_for_the_checkpoint(pool: Pool, params: Params, tmp_path:
     before = signal.signal(number, lambda n, frame: (_ for _ in ()).throw(Stop))
 
     class Interrupted(Supervised):
-        def losses(self, batches, progress, teacher=None):
+        def losses(self, batches, progress):
             if not delivered:
                 delivered.append(os.kill(os.getpid(), number))
             return super().losses(batches, progress)
@@ -310,7 +273,7 @@ def test_a_loss_that_is_not_finite_names_the_samples(
     pool: Pool, params: Params, tmp_path: Path, odd: Callable[[torch.Tensor], torch.Tensor], said: str
 ) -> None:
     class Broken(Supervised):
-        def losses(self, batches, progress, teacher=None):
+        def losses(self, batches, progress):
             terms = super().losses(batches, progress)
             return terms | ({"odd": odd(terms["bce"])} if progress > 0.4 else {})
 
