@@ -235,7 +235,8 @@ def compare_after_cycle(run: Run) -> str:
     steps = affordable(run.params)
     digest = read_snapshot(run.layout)["digest"]
     done = Report.read(path) if path.is_file() else None
-    is_same = done is not None and done.facts.get("snapshot") == digest
+    # A report without these facts is of a comparison that was skipped.
+    is_same = done is not None and done.facts.get("snapshot") == digest and {"seeds", "steps"} <= set(done.facts)
     if done and is_same and done.fact("seeds", int) >= seeds and done.fact("steps", int) >= steps:
         return ""
     try:

@@ -240,8 +240,9 @@ def test_scores_with_a_flipped_bit_are_not_judged(tmp_path: Path) -> None:
 def test_a_value_that_flips_in_a_database_is_found(tmp_path: Path) -> None:
     """sqlite's own check finds a broken structure, and no other value. Bits that rot leave the time of the file."""
     layout = Layout(Settings.from_env(tmp_path / "data"))
+    write_drop(Path(layout.settings.inbox), "pixel_labeled", "b", {"pets": 1}, seed=0, size=64)
+    stages.ingest(Run(PARAMS, layout))
     path = layout.root / "history.db"
-    path.parent.mkdir(parents=True)
     with closing(sqlite3.connect(path)) as database:
         database.executescript("CREATE TABLE t (v); INSERT INTO t VALUES ('the value');")
     stages.pin_inputs(Run(PARAMS, layout))
