@@ -54,6 +54,7 @@ ORPHANED_SECONDS = 5.0
 """How long a process may outlive the one that started it."""
 # Stages that last some seconds, so that a kill finds them at work.
 STEPS = {"train.simple.steps": 120, "train.hard.steps": 80, "train.semi.steps": 40, "train.multimodal.steps": 40}
+STEPS |= {"train.multimodal.consistency": 1, "train.multimodal.contrastive": 0.1, "train.multimodal.captioned": 0.5}
 VALUES = (
     TINY
     | STEPS

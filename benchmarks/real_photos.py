@@ -49,12 +49,17 @@ FAR_SOURCES = ("AIM", "AM-2k", "GFM", "P3M", "SmartDoc", "kalem", "Kuih", "Penn-
 """Beginnings of the names of sources that are only ever judged."""
 NEAR_SHARE, FAR_SHARE, FAR_PHOTOS = 0.3, 0.5, 24
 """Share of `inbox` groups and of ECSSD photos that are judged; far photos of each category at most."""
+TEXT = {
+    f"train.multimodal.{name}": weight
+    for name, weight in (("consistency", 1.0), ("contrastive", 0.1), ("captioned", 0.5))
+}
+"""The paper's terms on text, which are off by default."""
 ARMS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "scratch": [("simple", {"model.pretrained": "", "train.common.encoder_lr": 1.0})],
     "simple": [("simple", {})],
     "sup": [("simple", {}), ("hard", {})],
     "semi": [("simple", {}), ("semi", {})],
-    "text": [("simple", {}), ("semi", {}), ("multimodal", {})],
+    "text": [("simple", {}), ("semi", {}), ("multimodal", TEXT)],
 }
 """Arm → its stages and what they change. `sup` has the later stages' steps as further supervised ones."""
 

@@ -36,6 +36,9 @@ DEMO_VALUES: dict[str, object] = {
     # Virtual adversarial perturbation alone costs as much as all others together.
     "train.semi.perturbations": ("dropout", "guided_cutout", "object_mask", "feature_noise"),
     "train.multimodal.steps": 30,
+    "train.multimodal.consistency": 1.0,
+    "train.multimodal.contrastive": 0.1,
+    "train.multimodal.captioned": 0.5,
     # The mattes of a briefly trained model are poor targets; full weight on them cost more than it gained.
     "train.semi.weight": 0.1,
     "train.semi.lr": 5e-4,

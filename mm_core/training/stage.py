@@ -192,6 +192,9 @@ def _why_idle(job: _Job) -> str | None:
         return "the split has no hard samples, or too few for a stage of their own (split.min_hard)"
     if stage == "semi" and data.unlabeled.empty:
         return "the snapshot holds no unlabelled photo: drop some as kind unlabeled"
+    text = job.params.train.multimodal
+    if stage == "multimodal" and not (text.consistency or text.contrastive or text.captioned):
+        return "the weights of all terms on text are 0 (train.multimodal)"
     if stage == "multimodal" and len(set(data.text_image["caption"])) < 2:
         return "the snapshot holds no two different captions: drop captioned photos as kind text_image"
     return None

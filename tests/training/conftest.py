@@ -30,6 +30,9 @@ TINY = Params().with_values(
         "train.hard.steps": 4,
         "train.semi.steps": 4,
         "train.multimodal.steps": 4,
+        "train.multimodal.consistency": 1.0,
+        "train.multimodal.contrastive": 0.1,
+        "train.multimodal.captioned": 0.5,
         "clip.steps": 4,
     }
 )

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mm_core.core.errors import InputError, NothingToTrainOn
 from mm_core.core.layout import Layout
@@ -84,6 +85,17 @@ def test_each_tower_of_clip_sees_a_sample_once_however_many_steps(
     )
     assert "reused" not in again.facts
     assert not seen
+
+
+def test_without_weights_for_text_the_multimodal_stage_passes_its_start_on(workspace: Layout, params: Params) -> None:
+    train("simple", params.with_values(**{"train.simple.steps": 0}), workspace)
+    off = params.with_values(
+        **{f"train.multimodal.{name}": 0.0 for name in ("consistency", "contrastive", "captioned")}
+    )
+    report = train("multimodal", off, workspace, workspace.model("simple"))
+    assert report.facts["steps"] == 0 and "text are 0" in str(report.facts["passed_through"])
+    before, after = (load_file(workspace.model(stage)) for stage in ("simple", "multimodal"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_same_stage_is_not_trained_twice(workspace: Layout, params: Params) -> None:
