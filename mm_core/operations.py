@@ -15,9 +15,10 @@ from mm_core.core.layout import Layout
 from mm_core.core.locks import removal_lock
 from mm_core.core.pins import has_snapshot, read_snapshot
 from mm_core.core.records import Report, digest_of, sha256_file, timed
-from mm_core.export.lineage import models_with, training_labels
+from mm_core.export.lineage import models_with, starts_with, training_labels
 from mm_core.export.registry import Registry
 from mm_core.export.runtime import OnnxPredictor
+from mm_core.export.start_weights import withdraw_starts
 from mm_core.imaging.pixel_cache import PixelCache
 from mm_core.ingest.erasure import describe_photos, find_photos, forget_photos
 from mm_core.ingest.snapshot import POOLS, read_pool
@@ -145,6 +146,8 @@ def forget(run: Run, samples: Sequence[str], group: str | None = None) -> Report
             PixelCache.clear(cache)
         report.tables["forgotten"] = [{"id": i} for i in ids]
         report.tables["models"] = models_with(layout.settings, set(ids))
+        # No later cycle starts from weights that learnt from these photos.
+        withdraw_starts(run.store, starts_with(run.store, set(ids)))
         report.tables["remaining"] = _pages_with(layout, ids)
         report.facts |= _last_cycle_with(layout, ids)
         try:
@@ -186,7 +189,7 @@ def seed_noise(run: Run, *, seeds: int = 3) -> Report:
     from mm_core.experiments.seed_noise import measure_noise
 
     with timed(Report("gate-noise"), run.layout.root / "reports" / "gate-noise.json") as report:
-        start = warm_start(run, frozen_inputs(run.layout)["champion"])
+        start = warm_start(run, frozen_inputs(run.layout))
         return measure_noise(run, report, start=start, seeds=seeds)
 
 
@@ -220,7 +223,7 @@ def label_compare(run: Run, *, seeds: int = 1, fewest: int = 1) -> Report:
     if champion and not learned:
         raise InputError(f"the registry does not say what champion {champion['version']} learned from: nothing is new")
     with timed(Report("label-compare"), run.layout.stage_report("label-compare")) as report:
-        start = warm_start(run, champion)
+        start = warm_start(run, frozen_inputs(run.layout))
         return compare_labels(run, learned, report, start=start, seeds=seeds, fewest=fewest)
 
 

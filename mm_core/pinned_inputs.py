@@ -16,10 +16,11 @@ from typing import Concatenate, NotRequired, ParamSpec, TypedDict, TypeVar, cast
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import cycle_holder, cycle_lock, try_cycle_lock
-from mm_core.core.pins import ROLES, ModelPin, PinnedInputs, read_snapshot
+from mm_core.core.pins import ROLES, PinnedInputs, read_snapshot, start_digest
 from mm_core.core.records import Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.export.override import Override, valid_override
 from mm_core.export.registry import Registry
+from mm_core.export.start_weights import newest_start
 from mm_core.ingest.snapshot import POOLS, read_pool
 from mm_core.storage.run import StorageRun, catalog_of, store_of
 from mm_core.storage.seals import seal_databases
@@ -143,13 +144,16 @@ def pin(run: Run, *, again: bool = False) -> Pinned:
 
 
 def inputs_now(layout: Layout) -> PinnedInputs:
-    """Return the present catalog versions, champion and anchor, in the format of `read_inputs`."""
+    """Return the present catalog versions and models, in the format of `read_inputs`."""
     registry, catalog = Registry(layout.settings), catalog_of(layout)
-    return {
+    inputs: PinnedInputs = {
         "catalog": {table: catalog.version(table) for table in ("samples", "labels", "features")},
         "champion": registry.pin("champion"),
         "anchor": registry.pin("anchor"),
     }
+    if not inputs["champion"] and (start := newest_start(store_of(layout), inputs["catalog"])):
+        inputs["start"] = start
+    return inputs
 
 
 def require_photos(layout: Layout) -> None:
@@ -174,6 +178,7 @@ def read_inputs(layout: Layout) -> PinnedInputs:
         pins = [inputs[role] for role in ROLES if inputs.get(role)]
         # Check the fields that later stages use, so that a damaged file fails here.
         good = all({"version", "digest", "files"} <= set(pin) for pin in pins)
+        good = good and ("start" not in inputs or isinstance(inputs["start"]["digest"], str))
         good = good and all(isinstance(version, int) for version in inputs["catalog"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
         good = False
@@ -189,7 +194,14 @@ def frozen_inputs(layout: Layout) -> PinnedInputs:
         InputError: The snapshot is missing or damaged.
     """
     frozen = read_snapshot(layout)
-    return {"catalog": frozen["catalog"], "champion": frozen["champion"], "anchor": frozen["anchor"]}
+    pinned: PinnedInputs = {
+        "catalog": frozen["catalog"],
+        "champion": frozen["champion"],
+        "anchor": frozen["anchor"],
+    }
+    if "start" in frozen:
+        pinned["start"] = frozen["start"]
+    return pinned
 
 
 def _is_done(run: Run, inputs: PinnedInputs) -> bool:
@@ -225,11 +237,15 @@ def _is_mixed(layout: Layout) -> bool:
         return True
 
 
-def warm_start(run: Run, champion: ModelPin | None) -> Path | None:
-    """Return the weights for the start of the first stage; None for a start from scratch."""
-    if run.params.train.common.warm_start != "champion" or not champion:
+def warm_start(run: Run, pinned: PinnedInputs) -> Path | None:
+    """Return the weights that the first stage starts from; None for the pretrained encoder or scratch.
+
+    They are those of the pinned champion or, before the first promotion, of the newest kept candidate.
+    """
+    digest = start_digest(pinned)
+    if run.params.train.common.warm_start != "champion" or not digest:
         return None
-    return fetch_blob(run.store, champion["digest"])
+    return fetch_blob(run.store, digest)
 
 
 def recorded_verdict(layout: Layout) -> Verdict:

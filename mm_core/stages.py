@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES
-from mm_core.core.pins import ROLES, has_snapshot
+from mm_core.core.pins import ROLES, has_snapshot, start_digest
 from mm_core.core.records import Report, digest_of, sha256_file, timed, write_json
 from mm_core.eval.eval_budget import record_use
 from mm_core.eval.evaluate import evaluate_models, identity
@@ -32,6 +32,7 @@ from mm_core.export.lineage import learnt_by, training_labels
 from mm_core.export.override import write_override
 from mm_core.export.quantise import quantise
 from mm_core.export.runtime import OnnxPredictor
+from mm_core.export.start_weights import keep_start
 from mm_core.ingest.ingest import ingest_ready
 from mm_core.ingest.snapshot import build_snapshot, eval_state, read_pool
 from mm_core.labeling.apply_annotations import Taken
@@ -197,7 +198,7 @@ def train_multimodal(run: Run) -> Report:
 def _train(stage: str, run: Run) -> Report:
     from mm_core.training.stage import train_stage
 
-    start = require_start(stage, run.layout) or warm_start(run, frozen_inputs(run.layout)["champion"])
+    start = require_start(stage, run.layout) or warm_start(run, frozen_inputs(run.layout))
     with timed(Report(f"train-{stage}"), run.layout.stage_report(f"train-{stage}")) as report:
         if run.layout.settings.engine == "ray":
             from mm_core.training.on_ray import train_stage_on_ray
@@ -256,6 +257,9 @@ def gate(run: Run) -> Report:
             layout.stage_report(later).unlink(missing_ok=True)
         inputs, frame = frozen_inputs(layout), read_pool(layout.snapshot, "eval")
         judged = [pin["digest"] for role in ROLES if (pin := inputs[role])]
+        # The candidate has also learnt what its start weights had learnt.
+        if start := start_digest(inputs):
+            judged.append(start)
         samples = run.catalog.read(
             "samples", version=inputs["catalog"]["samples"], columns=["id", "group", "phash", "near"]
         )
@@ -270,6 +274,9 @@ def gate(run: Run) -> Report:
             left_out=learnt_photos(frame, samples, learnt, run.params.snapshot.near_duplicate_bits),
         )
         write_json(layout.verdict, verdict.model_dump())
+        if not inputs["champion"]:
+            reason = keep_start(run, verdict)
+            report.facts["start_of_next_cycle"] = reason or "this candidate, while there is no champion"
         report.facts |= {"decision": verdict.decision, "reasons": verdict.reasons, "candidate": verdict.candidate}
         report.facts |= {"inputs": digest_of(inputs), "params": run.params.cycle_digest()}
         report.tables["cells"] = [cell.model_dump() for cell in verdict.cells]

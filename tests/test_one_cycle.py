@@ -249,7 +249,7 @@ def forgotten_photo(layout: Layout) -> None:
         (other_snapshot, "another snapshot"),
         (other_split, "was trained on other rows than its snapshot and split hold"),
         (other_stage, "was trained from other weights than those of the stage before"),
-        (other_start, "from other weights than the champion that the snapshot froze"),
+        (other_start, "from other weights than those that the snapshot froze"),
         (forgotten_photo, "1 photos that were forgotten since"),
     ],
 )

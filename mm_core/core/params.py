@@ -172,7 +172,8 @@ class CommonTrainParams(_Section):
     replay_share: float = Field(default=0.5, ge=0, le=1)
     """Share of each hard-stage batch that is drawn from the simple set, against forgetting."""
     warm_start: Literal["champion", "scratch"] = "champion"
-    """Start of the first stage if a champion exists."""
+    """`champion`: the first stage starts from the champion or, before the first promotion, from the last candidate that
+    was better than the blind matte. `scratch`: every cycle starts from `model.pretrained`."""
 
 
 class SimpleParams(StageParams):

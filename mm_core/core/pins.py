@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Final, Literal, TypedDict
+from typing import Final, Literal, NotRequired, TypedDict
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
@@ -22,6 +22,19 @@ class ModelPin(TypedDict):
     """Name of each released int8 file → digest of its blob."""
 
 
+class StartPin(TypedDict):
+    """A candidate of an earlier cycle that the next one starts from while there is no champion."""
+
+    digest: str
+    """sha256 of the weights, which are a blob of the store."""
+    provenance: str
+    """Digest of the blob with its provenance."""
+    catalog: dict[str, int]
+    """Version of each table that its cycle was pinned to."""
+    when: str
+    """ISO 8601, UTC."""
+
+
 class PinnedInputs(TypedDict):
     """The pinned start of the next cycle."""
 
@@ -29,6 +42,16 @@ class PinnedInputs(TypedDict):
     """Version of each table."""
     champion: ModelPin | None
     anchor: ModelPin | None
+    start: NotRequired[StartPin]
+    """Only while there is no champion and an earlier cycle left a candidate."""
+
+
+def start_digest(pinned: PinnedInputs) -> str | None:
+    """Return the digest of the weights that the cycle's first stage starts from; None: no model lies there yet."""
+    if champion := pinned.get("champion"):
+        return champion["digest"]
+    start = pinned.get("start")
+    return start["digest"] if start else None
 
 
 class SnapshotFacts(PinnedInputs):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection
-from typing import TypedDict, cast
+from typing import NamedTuple, TypedDict, cast
 
 import pandas as pd
 
@@ -14,6 +14,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.settings import Settings
 from mm_core.export.provenance import Provenance, SnapshotPin, StageProvenance, read_provenance
 from mm_core.export.registry import NAME, Move, Registry
+from mm_core.export.start_weights import kept_starts
 from mm_core.ingest.snapshot import POOLS
 from mm_core.storage.store import Store, fetch_blob, open_store
 
@@ -34,9 +35,10 @@ class LearnedSample(TypedDict):
 
 
 class AffectedModel(TypedDict):
-    """A version whose snapshot holds some samples."""
+    """A model whose snapshot holds some samples."""
 
     version: str
+    """A registry version, or `candidate` with the beginning of its digest."""
     aliases: list[str]
     pools: dict[str, int]
     """Pool → number of the samples."""
@@ -157,14 +159,7 @@ def learnt_by(settings: Settings, store: Store, digests: Collection[str]) -> dic
     Returns:
         Sample id of the training and validation pools → text that names the first model found with it.
     """
-    registry = Registry(settings)
-    # Versions without provenance cannot be traced.
-    tags = [
-        version_tags
-        for version in registry.versions()
-        if (version_tags := registry.tags(version)) and "provenance" in version_tags
-    ]
-    by_digest = {version_tags["model_digest"]: version_tags for version_tags in tags}
+    by_digest = {model.digest: model for model in _traceable(Registry(settings), store)}
     learnt: dict[str, str] = {}
     # Breadth-first walk from each model to its start weights.
     waiting, done = [digest for digest in digests if digest in by_digest], set()
@@ -173,27 +168,67 @@ def learnt_by(settings: Settings, store: Store, digests: Collection[str]) -> dic
         if digest in done:
             continue
         done.add(digest)
-        version_tags = by_digest[digest]
-        provenance = read_provenance(store, version_tags["provenance"])
+        provenance = read_provenance(store, by_digest[digest].provenance)
         for row in samples_of(provenance, store):
             if row["pool"] != "eval":
-                learnt.setdefault(row["sample_id"], f"version {version_tags['version']} ({row['pool']})")
+                learnt.setdefault(row["sample_id"], f"{by_digest[digest].name} ({row['pool']})")
         if provenance["start"] in by_digest:
             waiting.append(provenance["start"])
     return learnt
 
 
+def starts_with(store: Store, ids: Collection[str]) -> list[str]:
+    """Return the digests of the kept candidates that were trained on, or validated with, any of the samples."""
+    return [
+        start["digest"]
+        for start in kept_starts(store)
+        if any(
+            row["sample_id"] in ids
+            for row in samples_of(read_provenance(store, start["provenance"]), store)
+            if row["pool"] != "eval"
+        )
+    ]
+
+
 def models_with(settings: Settings, ids: Collection[str]) -> list[AffectedModel]:
-    """Return registered versions with any of the samples in their snapshot: `version, aliases, pools` (counts)."""
+    """Return the models with any of the samples in their snapshot.
+
+    They are registered versions and the candidates that later cycles may start from (`candidate` and a digest).
+    """
     registry, store = Registry(settings), open_store(settings.store, Layout(settings).cache)
-    # A version belongs to the result if any of its pools holds a sample.
+    # A model belongs to the result if any of its pools holds a sample.
     models: list[AffectedModel] = []
-    for version in registry.versions():
-        tags = registry.tags(version)
-        if tags is None or "provenance" not in tags:
-            continue
-        samples = samples_of(read_provenance(store, tags["provenance"]), store)
+    for model in _traceable(registry, store):
+        samples = samples_of(read_provenance(store, model.provenance), store)
         pools = Counter(sample["pool"] for sample in samples if sample["sample_id"] in ids)
         if pools:
-            models.append({"version": version, "aliases": json.loads(tags["aliases"]), "pools": dict(pools)})
+            version = model.name.removeprefix("version ")
+            models.append({"version": version, "aliases": model.aliases, "pools": dict(pools)})
     return models
+
+
+class _Traceable(NamedTuple):
+    """A model whose training photos are recorded."""
+
+    name: str
+    """`version 3`, or `candidate` with the beginning of its digest."""
+    digest: str
+    """sha256 of the weights."""
+    provenance: str
+    """Digest of the blob with its provenance."""
+    aliases: list[str]
+
+
+def _traceable(registry: Registry, store: Store) -> list[_Traceable]:
+    """Return the registered versions with a provenance, oldest first, then the kept candidates."""
+    models = [
+        _Traceable(f"version {version}", tags["model_digest"], tags["provenance"], json.loads(tags["aliases"]))
+        for version in registry.versions()
+        if (tags := registry.tags(version)) and "provenance" in tags
+    ]
+    registered = {model.digest for model in models}
+    return models + [
+        _Traceable(f"candidate {start['digest'][:12]}", start["digest"], start["provenance"], ["start"])
+        for start in kept_starts(store)
+        if start["digest"] not in registered
+    ]

@@ -103,6 +103,8 @@ def build_snapshot(
         "counts": counts,
         "dropped_for_leakage": {str(k): int(v) for k, v in dropped["dropped"].value_counts().sort_index().items()},
     }
+    if "start" in inputs:
+        facts["start"] = inputs["start"]
     write_frames(out_dir, frames, SCHEMA, facts)
     report.facts |= facts
     report.metrics |= {f"snapshot/{pool}": len(frames[pool]) for pool in POOLS}

@@ -167,6 +167,8 @@ def _pins(layout: Layout, present: set[str]) -> Iterator[Fault]:
         versions = {table: int(pinned["catalog"][table]) for table in ("samples", "labels", "features")}
         pins = [pinned[role] for role in ("champion", "anchor") if pinned[role]]
         digests = {digest for pin in pins for digest in (pin["digest"], *pin["files"].values())}
+        if "start" in pinned:
+            digests |= {pinned["start"]["digest"], pinned["start"]["provenance"]}
     except (ValueError, KeyError, TypeError, AttributeError):
         yield Fault("pin", str(layout.inputs), "not the pinned inputs", remedy)
         return

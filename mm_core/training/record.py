@@ -14,7 +14,7 @@ import pandas as pd
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.pins import SnapshotFacts, read_snapshot
+from mm_core.core.pins import SnapshotFacts, read_snapshot, start_digest
 from mm_core.core.records import sha256_file
 from mm_core.ingest.snapshot import read_pool
 from mm_core.model.meta import ModelMeta, read_meta
@@ -46,7 +46,8 @@ def find_mismatches(layout: Layout) -> list[str]:
     """Return one line per mismatch between the cycle's models and its snapshot and split; empty if they match.
 
     For each stage three records are compared: the snapshot, the digest of the rows, and the start weights. The start
-    weights must be the model of the previous stage or, in the first stage, the champion that the snapshot froze.
+    weights must be the model of the previous stage or, in the first stage, the champion or candidate that the snapshot
+    froze.
 
     Raises:
         InputError: A file of the cycle is missing or is not a model of this project.
@@ -66,7 +67,7 @@ def find_mismatches(layout: Layout) -> list[str]:
             "start": (start, "from other weights than those of the stage before"),
         }
         if stage == TRAIN_STAGES[0]:
-            wanted["start"] = (start, "from other weights than the champion that the snapshot froze")
+            wanted["start"] = (start, "from other weights than those that the snapshot froze")
         mismatches += [
             f"{path} was trained {words}" for name, (value, words) in wanted.items() if meta.get(name) != value
         ]
@@ -93,5 +94,4 @@ def _first_start(meta: ModelMeta, frozen: SnapshotFacts) -> str | None:
     """Return the digest of the weights that the first stage must have started from; None means from scratch."""
     sections = cast(Mapping[str, Mapping[str, Mapping[str, object]]], meta.get("params", {}))
     warm = sections.get("train", {}).get("common", {}).get("warm_start")
-    champion = frozen.get("champion")
-    return champion["digest"] if warm == "champion" and champion else None
+    return start_digest(frozen) if warm == "champion" else None

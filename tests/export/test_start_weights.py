@@ -1,0 +1,186 @@
+"""Before the first promotion, cycles continue from the last candidate instead of the pretrained encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mm_core import operations, stages
+from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.params import Params
+from mm_core.core.records import ALL_CATEGORIES, Cell, Report, Verdict, sha256_file
+from mm_core.core.settings import Settings
+from mm_core.export.lineage import learnt_by, models_with
+from mm_core.export.registry import Registry
+from mm_core.export.start_weights import keep_start, kept_starts
+from mm_core.ingest.snapshot import read_pool
+from mm_core.model.files import read_meta
+from mm_core.pinned_inputs import Run, frozen_inputs, inputs_now
+from mm_core.services.check import check
+from samplegen import write_drop
+
+TINY = Params().with_values(
+    **{
+        "structure.ocr": (),
+        "model.encoder": "test_efficientnet",
+        "model.pretrained": "",
+        "split.min_hard": 0,
+        "model.size": 64,
+        "model.width": 8,
+        "train.common.batch": 2,
+        "train.common.precision": "fp32",
+        "train.simple.steps": 1,
+        "train.hard.steps": 0,
+        "train.semi.steps": 0,
+        "train.multimodal.steps": 0,
+        "evaluate.max_side": 64,
+        "gate.beat_blind": False,
+        "gate.floors": {"mse": 1e-9},
+        "gate.min_images": 2,
+        "gate.resamples": 200,
+        "export.calibration_images": 2,
+        "label.compare_seeds": 0,
+    }
+)
+FIRST = TRAIN_STAGES[0]
+
+
+def drop(layout: Layout, batch: str, seed: int) -> None:
+    for role, each in (("eval", 3), ("train", 3)):
+        counts: dict[str, int] = dict.fromkeys(ALL_CATEGORIES, each)
+        write_drop(
+            Path(layout.settings.inbox),
+            "pixel_labeled",
+            f"{batch}-{role}",
+            counts,
+            seed=seed + len(role),
+            size=64,
+            role=role,
+            burst_share=0,
+        )
+
+
+@pytest.fixture
+def layout(tmp_path: Path, with_tables: Callable[[Path], Path]) -> Layout:
+    layout = Layout(Settings.from_env(with_tables(tmp_path / "data")))
+    drop(layout, "one", 1)
+    return layout
+
+
+def cycle(layout: Layout, params: Params = TINY, *, again: bool = False) -> dict[str, Report]:
+    return stages.run_cycle(Run(params, layout), again=again)
+
+
+def test_without_a_champion_each_cycle_goes_on_from_the_candidate_before(layout: Layout) -> None:
+    one = cycle(layout)
+    assert one["gate"].facts["decision"] != "PROMOTE"
+    first = sha256_file(layout.model(TRAIN_STAGES[-1]))
+    assert read_meta(layout.model(FIRST)).get("start") is None
+    # Nothing is new, so the kept candidate does not start a cycle of its own.
+    assert "nothing_new" in cycle(layout)["pin_inputs"].facts
+    assert cycle(layout, again=True)[f"train-{FIRST}"].facts["reused"]
+    assert "start" not in frozen_inputs(layout), "a repeated cycle starts from what it started from"
+
+    drop(layout, "two", 50)
+    two = cycle(layout)
+    assert read_meta(layout.model(FIRST)).get("start") == first
+    assert two[f"train-{FIRST}"].facts["started_from"] == TRAIN_STAGES[-1]
+    second = sha256_file(layout.model(TRAIN_STAGES[-1]))
+    assert [start["digest"] for start in kept_starts(Run(TINY, layout).store)] == [first, second]
+    assert Registry(layout.settings).versions() == [], "nothing is registered"
+
+    # The first champion descends from both: what they learnt from can never judge it.
+    drop(layout, "three", 90)
+    three = cycle(layout, TINY.with_values(**{"gate.floors": {"mse": 1.0}, "gate.quantised_mse": 100.0}))
+    assert three["gate"].facts["decision"] == "PROMOTE", three["gate"].facts["reasons"]
+    assert "start" not in inputs_now(layout), "from now on cycles start from the champion"
+    run = Run(TINY, layout)
+    champion = inputs_now(layout)["champion"]
+    assert champion
+    learnt = learnt_by(layout.settings, run.store, [champion["digest"]])
+    assert {text.split(" (")[0] for text in learnt.values()} == {"version 1"}, "later snapshots hold the earlier rows"
+    alone = learnt_by(layout.settings, run.store, [second])
+    assert alone and set(alone) < set(learnt), "the kept candidates can be traced too"
+    assert check(layout, Report("check"), progress=run.progress) == []
+
+
+def test_from_scratch_means_every_cycle(layout: Layout) -> None:
+    params = TINY.with_values(**{"train.common.warm_start": "scratch"})
+    cycle(layout, params)
+    drop(layout, "two", 50)
+    assert cycle(layout, params)["gate"].facts["decision"] != "PROMOTE"
+    assert read_meta(layout.model(FIRST)).get("start") is None
+
+
+def test_no_cycle_starts_from_weights_that_learnt_a_forgotten_photo(layout: Layout) -> None:
+    cycle(layout)
+    drop(layout, "two", 50)
+    cycle(layout)
+    run = Run(TINY, layout)
+    first, second = (start["digest"] for start in kept_starts(run.store))
+    # This photo was trained on in both cycles.
+    learnt = learnt_by(layout.settings, run.store, [first])
+    photo = sorted(learnt)[0]
+    named = [f"candidate {digest[:12]}" for digest in (first, second)]
+    assert [model["version"] for model in models_with(layout.settings, [photo])] == named
+    report = operations.forget(run, [photo])
+    assert [model["version"] for model in report.tables["models"]] == named
+    assert "start" not in inputs_now(layout)
+    cycle(layout)
+    assert read_meta(layout.model(FIRST)).get("start") is None
+
+
+def test_candidates_after_a_kept_one_are_withdrawn_with_it(layout: Layout) -> None:
+    """The photo of `two` is unknown to the first candidate, which stays usable."""
+    cycle(layout)
+    (first,) = (start["digest"] for start in kept_starts(Run(TINY, layout).store))
+    before = set(read_pool(layout.snapshot, "train_labeled")["sample_id"])
+    drop(layout, "two", 50)
+    cycle(layout)
+    new = sorted(set(read_pool(layout.snapshot, "train_labeled")["sample_id"]) - before)
+    operations.forget(Run(TINY, layout), [new[0]])
+    assert inputs_now(layout).get("start", {}).get("digest") == first
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "decision", "kept"),
+    [
+        (0.05, None, "INCONCLUSIVE", True),
+        (0.05, None, "REJECT", True),
+        (0.05, None, "PROMOTE", False),
+        (0.05, "c" * 64, "REJECT", False),
+        (0.15, None, "REJECT", False),
+        (None, None, "INCONCLUSIVE", False),
+    ],
+)
+def test_only_a_candidate_that_sees_is_kept(
+    layout: Layout, candidate: float | None, champion: str | None, decision: str, kept: bool
+) -> None:
+    cycle(layout)
+    run = Run(TINY.with_values(**{"gate.beat_blind": True}), layout)
+    (made,) = kept_starts(run.store)
+    run.store.delete(f"gate/starts/{made['digest']}.json")
+    verdict = Verdict.model_validate_json(layout.verdict.read_bytes())
+    cells = [
+        Cell(
+            category=category,
+            metric="mse",
+            against="blind",
+            role="superior",
+            reference=0.1,
+            candidate=candidate,
+            gain=0.1 - candidate,
+            bound=0.0,
+            margin=0.0,
+            images=9,
+            groups=9,
+            result="unclear",
+        )
+        for category in ALL_CATEGORIES
+        if candidate is not None
+    ]
+    verdict = verdict.model_copy(update={"decision": decision, "champion": champion, "cells": cells})
+    assert (keep_start(run, verdict) is None) == kept
+    assert len(kept_starts(run.store)) == kept
