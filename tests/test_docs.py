@@ -142,3 +142,16 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_index_of_decisions_names_every_page_by_its_title() -> None:
+    """A number is given once; numbers that no page has are named."""
+    folder = PROJECT / "docs" / "decisions"
+    index, numbers = (folder / "README.md").read_text(), set()
+    for page in sorted(folder.glob("0*.md")):
+        number, _, title = page.read_text().splitlines()[0].removeprefix("# ").partition(": ")
+        assert f"| [{number}]({page.name}) | {title} |" in index and page.name.startswith(f"{number}-")
+        assert number not in numbers
+        numbers.add(number)
+    missing = {f"{n:04}" for n in range(1, int(max(numbers)))} - numbers
+    assert missing == {"0007", "0008", "0009", "0010", "0011", "0038"}
