@@ -28,7 +28,9 @@ MAX_REQUESTS = 50
 LOOK_EVERY = 120
 """Seconds between two requests to the Label Studio server, unless its webhook called."""
 REQUEST = "matting/request"
-"""Tag of a run that a sensor requested; its value is the reason."""
+"""Tag of a run that a sensor requested; its value is the reason, a digest by its first digits."""
+SHOWN_DIGITS = 12
+"""Digits of a digest in the list of runs; each of the 64 would be shown."""
 MAX_TRIES = 3
 """Maximum number of runs per request if the earlier ones were lost."""
 SETTLED = 60.0
@@ -190,7 +192,7 @@ def asked_for(
     return dg.RunRequest(
         run_key=key,
         partition_key=partition or None,
-        tags={REQUEST: request, **(tags or {})},
+        tags={REQUEST: _tag_of(request), **(tags or {})},
         asset_selection=[*dict.fromkeys(check.asset_key for check in checks)] or None,
         asset_check_keys=list(checks) or None,
     )
@@ -202,7 +204,7 @@ def lost(instance: dg.DagsterInstance, request: str) -> int:
     Dagster restarts a run whose worker died, except if the code location was unavailable at that moment. A run that a
     person cancelled is not lost.
     """
-    records = instance.get_run_records(dg.RunsFilter(tags={REQUEST: request}))
+    records = instance.get_run_records(dg.RunsFilter(tags={REQUEST: _tag_of(request)}))
     ended = [record.end_time or record.update_timestamp.timestamp() for record in records]
     failed = all(record.dagster_run.status is dg.DagsterRunStatus.FAILURE for record in records)
     if not records or not failed or time.time() - max(ended) < SETTLED:
@@ -210,6 +212,11 @@ def lost(instance: dg.DagsterInstance, request: str) -> int:
     # Restarts by Dagster have a parent run and do not count as tries of their own.
     tries = sum(record.dagster_run.parent_run_id is None for record in records)
     return tries if tries < MAX_TRIES else 0
+
+
+def _tag_of(request: str) -> str:
+    """Return the value of the tag REQUEST: a sha256 digest is shortened, other requests are short already."""
+    return request[:SHOWN_DIGITS] if len(request) == 64 else request
 
 
 def arrivals_on_their_way(instance: dg.DagsterInstance) -> dg.SkipReason | None:

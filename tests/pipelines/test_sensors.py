@@ -57,6 +57,9 @@ def test_a_drop_is_asked_for_once_and_again_when_its_manifest_changes(
     assert isinstance(first, dg.SensorResult)
     (request,) = first.run_requests or []
     assert request.partition_key == "pixel_labeled/w01"
+    # The list of runs shows the tag: a short one.
+    assert request.run_key and request.run_key.startswith(request.tags["matting/request"])
+    assert len(request.tags["matting/request"]) == 12
     (partitions,) = first.dynamic_partitions_requests or []
     assert partitions.partition_keys == ["pixel_labeled/w01"]
     assert isinstance(arrivals_tick(workspace, instance, first.cursor), dg.SkipReason)
