@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -15,6 +14,8 @@ from mm_core.core.code_digest import ROOTS, code_digest, source_path
 from mm_core.core.records import digest_of
 from mm_core.storage.schemas import SCHEMAS
 
+Raw = str | int | dg.TableSchema
+"""What Dagster turns into a metadata value."""
 DIGITS = 16
 """Number of hex digits of a version in Dagster's pages."""
 INHERITED = "MM_CODE_VERSIONS"
@@ -54,22 +55,22 @@ def table_schema(schema: pa.Schema) -> dg.TableSchema:
     return dg.TableSchema([dg.TableColumn(field.name, str(field.type)) for field in schema])
 
 
-def catalog_table(name: str) -> dict[str, Any]:
+def catalog_table(name: str) -> dict[str, Raw]:
     """Return the definition metadata of an asset that writes rows of a table of the catalog."""
     return {"dagster/table_name": name, **table_columns(SCHEMAS[name])}
 
 
-def table_columns(schema: pa.Schema) -> dict[str, Any]:
+def table_columns(schema: pa.Schema) -> dict[str, Raw]:
     """Return the column schema as metadata of a definition or a materialization."""
     return {"dagster/column_schema": table_schema(schema)}
 
 
-def row_count(rows: float) -> dict[str, Any]:
+def row_count(rows: float) -> dict[str, Raw]:
     """Return the number of rows as the metadata that Dagster plots over time."""
     return {"dagster/row_count": int(rows)}
 
 
-def parquet_rows(files: Iterable[Path]) -> dict[str, Any]:
+def parquet_rows(files: Iterable[Path]) -> dict[str, Raw]:
     """Return row count and columns of parquet files of one schema; only their footers are read."""
     footers = [pq.read_metadata(file) for file in sorted(files)]
     if not footers:

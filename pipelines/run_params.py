@@ -1,7 +1,7 @@
 """The values of params.yaml as launchpad config, so that one run may use other values than the file."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Optional, get_args, get_origin
+from typing import Optional, get_args, get_origin
 
 import dagster as dg
 from pydantic import BaseModel, Field, create_model
@@ -16,13 +16,14 @@ def config_class(model: type[BaseModel]) -> type[dg.Config]:
     Dagster checks names and types when a run is launched, and shows each field's documentation in the launchpad.
     Bounds and combinations are checked by the model itself when the run starts.
     """
-    fields: dict[str, Any] = {name: _optional(field) for name, field in model.model_fields.items()}
-    return create_model(f"{model.__name__}OfOneRun", __base__=dg.Config, __doc__=model.__doc__, **fields)
+    fields: dict[str, tuple[object, object]] = {name: _optional(field) for name, field in model.model_fields.items()}
+    # pydantic types the values of fields as Any.
+    return create_model(f"{model.__name__}OfOneRun", __base__=dg.Config, __doc__=model.__doc__, **fields)  # pyright: ignore
 
 
-def given_values(config: dg.Config | None) -> dict[str, Any]:
+def given_values(config: dg.Config | None) -> dict[str, object]:
     """Return the values that a person set, nested like params.yaml."""
-    given = {}
+    given: dict[str, object] = {}
     for name in type(config).model_fields if config else ():
         value = getattr(config, name)
         if isinstance(value, dg.Config):
@@ -32,7 +33,7 @@ def given_values(config: dg.Config | None) -> dict[str, Any]:
     return given
 
 
-def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def dotted(values: Mapping[str, object], prefix: str = "") -> Iterator[str]:
     """Yield nested values as `train.simple.steps=10`."""
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -41,7 +42,7 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}={value}"
 
 
-def _optional(field: FieldInfo) -> tuple[Any, Any]:
+def _optional(field: FieldInfo) -> tuple[object, object]:
     """Return the type and the pydantic field of one optional entry."""
     kind = field.annotation
     if isinstance(kind, type) and issubclass(kind, BaseModel):

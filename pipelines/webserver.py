@@ -7,8 +7,8 @@ it both.
 from __future__ import annotations
 
 import sys
-from typing import Any
 
+from dagster._core.workspace.context import IWorkspaceProcessContext
 from dagster_webserver import cli
 from dagster_webserver.app import create_app_from_workspace_process_context as create_app
 from starlette.applications import Starlette
@@ -21,9 +21,11 @@ PROBED = ("/server_info",)
 HEADERS = {"x-frame-options": "DENY", "cross-origin-opener-policy": "same-origin"}
 
 
-def guarded_app(*arguments: Any, **options: Any) -> Starlette:
+def guarded_app(
+    context: IWorkspaceProcessContext, prefix: str = "", poll_rate: int | None = None, **options: object
+) -> Starlette:
     """Return Dagster's ASGI application with the guard before all of its own middleware."""
-    app = create_app(*arguments, **options)
+    app = create_app(context, prefix, poll_rate, **options)
     # Middleware added last runs first.
     app.add_middleware(WebGuard, hosts=allowed_hosts(), headers=HEADERS, open_paths=PROBED)
     return app

@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TypedDict, cast
 
 from mm_core.core.params import PER_ARRIVAL, Params
 
+Node = TypedDict(
+    "Node",
+    {
+        "$ref": str,
+        "$defs": "dict[str, Node]",
+        "properties": "dict[str, Node]",
+        "type": str,
+        "default": object,
+        "description": str,
+        "enum": list[str],
+        "items": "Node",
+        "propertyNames": "Node",
+        "multipleOf": float,
+        "exclusiveMinimum": float,
+        "minimum": float,
+        "exclusiveMaximum": float,
+        "maximum": float,
+    },
+    total=False,
+)
+"""What this page reads of a JSON schema."""
 HEAD = """# Parameters
 
 All of `params.yaml`. Only values that change results live there; what is elsewhere on each machine is the environment
@@ -18,9 +39,9 @@ Written by `mm params`; do not edit.
 def reference() -> str:
     """Return Markdown with a table per section of `Params`: default, allowed values and meaning of each field."""
     # pydantic's JSON schema has the defaults, bounds and docstrings of all fields.
-    schema = Params.model_json_schema()
+    schema = cast(Node, Params.model_json_schema())
     lines = [HEAD]
-    for section, rows in _sections(schema, schema["$defs"]):
+    for section, rows in _sections(schema, schema.get("$defs", {})):
         acts = "\nActs when photos arrive.\n" if section.split(".")[0] in PER_ARRIVAL else ""
         lines += [f"## {section or 'top'}\n{acts}", "| name | default | allowed | meaning |", "|---|---|---|---|"]
         lines += [
@@ -31,10 +52,10 @@ def reference() -> str:
     return "\n".join(lines)
 
 
-def _sections(node: dict[str, Any], defs: dict[str, Any], path: str = "") -> Iterator[tuple[str, list[tuple]]]:
+def _sections(node: Node, defs: dict[str, Node], path: str = "") -> Iterator[tuple[str, list[tuple]]]:
     """Yield the dotted name and rows of this section, then of its sub-sections, in the order of the code."""
     rows, inner = [], []
-    for name, field in node["properties"].items():
+    for name, field in node.get("properties", {}).items():
         target = _target(field)
         full = f"{path}.{name}".lstrip(".")
         # A field with its own properties is a sub-section; an enum is not.
@@ -48,22 +69,24 @@ def _sections(node: dict[str, Any], defs: dict[str, Any], path: str = "") -> Ite
         yield from _sections(child, defs, full)
 
 
-def _target(field: dict[str, Any]) -> str | None:
+def _target(field: Node) -> str | None:
     return field["$ref"].rpartition("/")[2] if "$ref" in field else None
 
 
-def _allowed(field: dict[str, Any]) -> str:
+def _allowed(field: Node) -> str:
     if "enum" in field:
         return ", ".join(_code(value) for value in field["enum"])
-    if field.get("type") in ("array", "object"):
-        what = field.get("items") or field.get("propertyNames") or {}
+    kind = field.get("type", "")
+    if kind in ("array", "object"):
+        what: Node = field.get("items") or field.get("propertyNames") or {}
         values = f" of {', '.join(_code(value) for value in what['enum'])}" if "enum" in what else ""
-        return ("list" if field["type"] == "array" else "table by name") + values
+        return ("list" if kind == "array" else "table by name") + values
     # Bounds of numbers, as in `≥ 0, < 1`.
-    bounds = [f"{sign} {_number(field[key])}" for key, sign in _BOUNDS.items() if key in field]
+    limits = cast("dict[str, float]", field)
+    bounds = [f"{sign} {_number(limits[key])}" for key, sign in _BOUNDS.items() if key in limits]
     if "multipleOf" in field:
         bounds.append(f"a multiple of {field['multipleOf']:g}")
-    return ", ".join([_NAMES.get(field.get("type", ""), "any"), *bounds])
+    return ", ".join([_NAMES.get(kind, "any"), *bounds])
 
 
 def _number(value: float) -> str:
@@ -74,7 +97,7 @@ _BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "
 _NAMES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false"}
 
 
-def _code(value: Any) -> str:
+def _code(value: object) -> str:
     return "empty" if value in ("", None) or value == [] else f"`{value}`"
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from filelock import FileLock, Timeout
 
@@ -134,8 +134,20 @@ def holder_of(path: Path) -> str:
         return ""
 
 
-def cycle_entry(layout: Layout) -> dict[str, Any]:
-    """Return the record of the cycle lock's last holder: `what` (verb), `who` (user@host), `process` and `since`.
+class LockEntry(TypedDict, total=False):
+    """The record of a lock's last holder; empty without one."""
+
+    what: str
+    """The verb of `mm`."""
+    who: str
+    """User and host, as `user@host`."""
+    process: int
+    since: str
+    """ISO time."""
+
+
+def cycle_entry(layout: Layout) -> LockEntry:
+    """Return the record of the cycle lock's last holder.
 
     Empty without a holder, or if the record cannot be read. Processes that work for the holder may ask too.
     """
@@ -143,7 +155,7 @@ def cycle_entry(layout: Layout) -> dict[str, Any]:
         entry = json.loads(_about(_cycle_path(layout)).read_text())
     except (OSError, ValueError):
         return {}
-    return entry if isinstance(entry, dict) else {}
+    return cast(LockEntry, entry) if isinstance(entry, dict) else {}
 
 
 def _wait_for_cycle(layout: Layout, what: str) -> Callable[[], None]:

@@ -7,7 +7,7 @@ long file. Invalid combinations raise an error on construction.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -425,7 +425,7 @@ class Params(_Section):
         except ValidationError as error:
             raise ParamsError(f"{path}: {explain(error, Params)}") from None
 
-    def with_values(self, **dotted: Any) -> Params:
+    def with_values(self, **dotted: object) -> Params:
         """Return a changed copy: `with_values(**{"train.simple.steps": 10})`."""
         data = self.model_dump()
         for name, value in dotted.items():

@@ -6,7 +6,7 @@ import difflib
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,7 +18,7 @@ MOST_BYTES = 1 << 20
 """Largest size of a params file."""
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> object:
     """Return the parsed content of a params file.
 
     Raises:
@@ -61,7 +61,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{message}; remove it: `mm params` prints the names that exist"
 
 
-def merge_values(params: Model, values: Mapping[str, Any], source: str) -> Model:
+def merge_values(params: Model, values: Mapping[str, object], source: str) -> Model:
     """Return a copy of the params with nested values in place of its own.
 
     Args:
@@ -79,7 +79,7 @@ def merge_values(params: Model, values: Mapping[str, Any], source: str) -> Model
         raise ParamsError(f"{source}: {explain(error, type(params))}") from None
 
 
-def _merged(params: BaseModel, values: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(params: BaseModel, values: Mapping[str, object]) -> dict[str, object]:
     merged = params.model_dump()
     for name, value in values.items():
         section = getattr(params, name, None)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from mm_core.core.categories import ALL_CATEGORIES as ALL_CATEGORIES
 from mm_core.core.categories import CATEGORIES as CATEGORIES
@@ -171,7 +171,7 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
 
 
-def parse_finite_json(data: bytes | str) -> Any:
+def parse_finite_json(data: bytes | str) -> JsonValue:
     """Return the content of a JSON text from elsewhere; raises ValueError also for NaN, Infinity and 1e999."""
 
     def refuse(name: str) -> None:

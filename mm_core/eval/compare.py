@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import cv2
 import numpy as np
@@ -27,6 +27,38 @@ SIDE = 320
 PLAIN = (92, 158, 112)
 """Colour of the plain background, sRGB: a green that skin, fur and paper do not have."""
 JPEG_QUALITY = 88
+
+
+Row = dict[str, str | float]
+"""One photo: image, category, difference and, with a true matte, `<metric>_a` and `<metric>_b`."""
+
+
+class MetricSummary(TypedDict):
+    """A metric over all photos with a true matte."""
+
+    metric: str
+    a: float
+    b: float
+    photos: int
+    better_a: int
+    """Number of photos on which model A is better."""
+    better_b: int
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A photo with pictures on the page."""
+
+    row: Row
+    pictures: list[tuple[str, str]]
+    """Title and data URL of each picture."""
+
+    @property
+    def scores(self) -> list[dict[str, str]]:
+        """The metrics as text, with the better model marked; empty without a true matte."""
+        if "mse_a" not in self.row:
+            return []
+        return [_formatted(name, float(self.row[f"{name}_a"]), float(self.row[f"{name}_b"])) for name in COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -54,10 +86,9 @@ class ComparePage:
 
     def __init__(self, models: tuple[str, str], shown: int) -> None:
         self.models, self.shown = models, shown
-        self.rows: list[dict[str, Any]] = []
-        """A row per photo: image, category, difference and, with a true matte, `<metric>_a` and `<metric>_b`."""
+        self.rows: list[Row] = []
         self._curves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        self._pictures: list[tuple[float, int, dict[str, Any]]] = []
+        self._pictures: list[tuple[float, int, _Example]] = []
         self._order = count()
 
     def add(self, matted: Matted) -> None:
@@ -68,7 +99,7 @@ class ComparePage:
         """
         first, second = matted.mattes
         difference = float(np.abs(first - second).mean())
-        row: dict[str, Any] = {"image": matted.name, "category": matted.category, "difference": difference}
+        row: Row = {"image": matted.name, "category": matted.category, "difference": difference}
         if matted.truth is not None:
             truth = TruthMatte(matted.truth)
             for letter, matte, curves in zip("ab", matted.mattes, self._curves, strict=True):
@@ -77,26 +108,33 @@ class ComparePage:
                 curves.append(np.asarray(scores["fcurve"]))
         self.rows.append(row)
         # The heap keeps the largest differences; equal ones keep the order of the photos.
-        entry = (difference, -next(self._order), {"row": row, "pictures": _pictures(matted, self.models)})
+        entry = (difference, -next(self._order), _Example(row, _pictures(matted, self.models)))
         if len(self._pictures) < self.shown:
             heapq.heappush(self._pictures, entry)
         elif self._pictures:
             heapq.heappushpop(self._pictures, entry)
 
-    def summary(self) -> list[dict[str, Any]]:
-        """Return a row per metric over the photos with a true matte: metric, a, b, better_a, better_b (photos)."""
+    def summary(self) -> list[MetricSummary]:
+        """Return a row per metric over the photos with a true matte; empty without such photos."""
         judged = [row for row in self.rows if "mse_a" in row]
         if not judged:
             return []
-        rows = []
+        rows: list[MetricSummary] = []
         for metric in COLUMNS:
-            a, b = (np.array([row[f"{metric}_{letter}"] for row in judged]) for letter in "ab")
+            a, b = (np.array([float(row[f"{metric}_{letter}"]) for row in judged]) for letter in "ab")
             sign = 1 if metric in HIGHER_IS_BETTER else -1
             # MaxF of a set is the maximum of the mean curve.
             means = [float(np.mean(c, 0).max()) for c in self._curves] if metric == "maxf" else [a.mean(), b.mean()]
+            better_a, better_b = (int((sign * gain > 0).sum()) for gain in (a - b, b - a))
             rows.append(
-                {"metric": metric, "a": float(means[0]), "b": float(means[1]), "photos": len(judged)}
-                | {"better_a": int((sign * (a - b) > 0).sum()), "better_b": int((sign * (b - a) > 0).sum())}
+                MetricSummary(
+                    metric=metric,
+                    a=float(means[0]),
+                    b=float(means[1]),
+                    photos=len(judged),
+                    better_a=better_a,
+                    better_b=better_b,
+                )
             )
         return rows
 
@@ -113,13 +151,11 @@ class ComparePage:
             lstrip_blocks=True,
         )
         examples = [entry for *_, entry in sorted(self._pictures, key=lambda entry: entry[:2], reverse=True)]
-        for example in examples:
-            example["scores"] = _scores(example["row"])
         return environment.get_template("compare.html.j2").render(
             models=self.models,
             photos=len(self.rows),
-            difference=number(float(np.mean([row["difference"] for row in self.rows]))) if self.rows else "–",
-            summary=[_formatted(row) for row in self.summary()],
+            difference=number(float(np.mean([float(row["difference"]) for row in self.rows]))) if self.rows else "–",
+            summary=[{**row, **_formatted(row["metric"], row["a"], row["b"])} for row in self.summary()],
             judged=sum("mse_a" in row for row in self.rows),
             examples=examples,
             unreadable=unreadable,
@@ -168,15 +204,7 @@ def _embedded(picture: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(encoded.tobytes()).decode()}"
 
 
-def _scores(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the metrics of one photo as text, with the better model marked; empty without a true matte."""
-    if "mse_a" not in row:
-        return []
-    return [_formatted({"metric": metric, "a": row[f"{metric}_a"], "b": row[f"{metric}_b"]}) for metric in COLUMNS]
-
-
-def _formatted(row: Mapping[str, Any]) -> dict[str, Any]:
-    a, b = row["a"], row["b"]
-    gain = a - b if row["metric"] in HIGHER_IS_BETTER else b - a
+def _formatted(metric: str, a: float, b: float) -> dict[str, str]:
+    gain = a - b if metric in HIGHER_IS_BETTER else b - a
     better = "a" if gain > 0 else "b" if gain < 0 else ""
-    return {**row, "title": TITLES[row["metric"]], "a": number(a), "b": number(b), "better": better}
+    return {"metric": metric, "title": TITLES[metric], "a": number(a), "b": number(b), "better": better}

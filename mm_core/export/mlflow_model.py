@@ -20,7 +20,7 @@ import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from mm_core.core.errors import InputError
 from mm_core.core.records import ALL_CATEGORIES
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.imaging.images import encode_alpha
-from mm_core.imaging.photo_input import is_file, read_base64, read_photo
+from mm_core.imaging.photo_input import Photo, is_file, read_base64, read_photo
 from mm_core.model.predict import decoders_for
 
 DATA = "matting"
@@ -50,7 +50,7 @@ class MattingModel:
         """Open the bundle in a folder; raise InputError if it holds none."""
         self._predictor = OnnxPredictor.of_folder(bundle, guided=True)
 
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray | str:
+    def predict(self, model_input: object, params: dict[str, str] | None = None) -> np.ndarray | str:
         """Return the alpha matte of one photo at the photo's own size.
 
         Args:
@@ -78,7 +78,7 @@ class MattingModel:
         return base64.b64encode(encode_alpha(alpha)).decode() if output == "png" else alpha
 
 
-def _pixels_of(model_input: Any) -> np.ndarray:
+def _pixels_of(model_input: object) -> np.ndarray:
     """Return the photo of a call or a request as uint8 (H, W, 3)."""
     served = bool(os.environ.get(_SERVING))
     # A name of an existing file is a path, even if its letters could be base64.
@@ -92,10 +92,11 @@ def _pixels_of(model_input: Any) -> np.ndarray:
         values = _array_of(model_input)
         whole = np.issubdtype(values.dtype, np.integer) and values.size and values.min() >= 0 and values.max() <= 255
         return read_photo(values.astype(np.uint8) if whole else values)
-    return read_photo(model_input)
+    # `read_photo` itself refuses other types.
+    return read_photo(cast(Photo, model_input))
 
 
-def _array_of(rows: list[Any]) -> np.ndarray:
+def _array_of(rows: list[object]) -> np.ndarray:
     try:
         return np.asarray(rows)
     except ValueError:

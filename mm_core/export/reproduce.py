@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from safetensors.torch import load_file
 
@@ -69,12 +70,16 @@ def reproduce(run: StorageRun, version: str, report: Report) -> Report:
 def params_of(made: Provenance) -> Params:
     """Return the params of the recorded cycle; each stage uses those in its model file, which may differ."""
     # Start from the cycle's params, then apply each stage's own ones.
-    whole: dict[str, Any] = dict(made["params"])
+    whole, train = dict(made["params"]), _section(made["params"])
     for stage in TRAIN_STAGES:
         stage_params = made["stages"][stage]["params"]
         whole |= {name: value for name, value in stage_params.items() if name != "train"}
-        whole["train"] = whole["train"] | stage_params["train"]
-    return Params.model_validate(whole)
+        train |= _section(stage_params)
+    return Params.model_validate(whole | {"train": train})
+
+
+def _section(params: Mapping[str, object]) -> dict[str, object]:
+    return dict(cast("Mapping[str, object]", params["train"]))
 
 
 def differences(recorded: Provenance, code: str, now: dict[str, str]) -> list[str]:

@@ -10,9 +10,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
+from pydantic import JsonValue
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import ALL_CATEGORIES, parse_finite_json
@@ -39,7 +40,7 @@ class CocoPhoto:
     width: int
     height: int
     category: str = ""
-    segmentations: list[Any] = field(default_factory=list)
+    segmentations: list[JsonValue] = field(default_factory=list)
     """COCO segmentations of the subject: lists of polygons, or RLE objects."""
     caption: str = ""
     row: dict[str, str] = field(default_factory=dict)
@@ -78,33 +79,33 @@ def read_coco(path: Path) -> list[CocoPhoto]:
     data = read_json(path)
     if not is_coco(data):
         raise InputError(f"{path}: no COCO file: it needs the lists `images` and `annotations`")
-    classes = {entry["id"]: entry for entry in _objects(path, data, "categories", ("id", "name"))}
-    photos: dict[Any, CocoPhoto] = {}
+    classes = {_key(entry["id"]): entry for entry in _objects(path, data, "categories", ("id", "name"))}
+    photos: dict[str, CocoPhoto] = {}
     for entry in _objects(path, data, "images", ("id", "file_name")):
         width, height = (_side(path, entry, name) for name in ("width", "height"))
         if width * height > MOST_PIXELS:
             raise InputError(f"{path}: images: {entry['file_name']}: {width} × {height} pixels are too many")
         row = {name: str(entry[name]) for name in ROW_KEYS if isinstance(entry.get(name), str)}
-        photos[entry["id"]] = CocoPhoto(str(entry["file_name"]), width, height, row=row)
-    found: dict[Any, list[_Instance]] = {}
+        photos[_key(entry["id"])] = CocoPhoto(str(entry["file_name"]), width, height, row=row)
+    found: dict[str, list[_Instance]] = {}
     for entry in _objects(path, data, "annotations", ("image_id",)):
-        photo = photos.get(entry["image_id"])
+        photo = photos.get(_key(entry["image_id"]))
         if photo is None:
             raise InputError(f"{path}: annotations: image_id {entry['image_id']!r} is not in `images`")
         if entry.get("segmentation"):
-            found.setdefault(entry["image_id"], []).append(_instance(path, entry, classes))
+            found.setdefault(_key(entry["image_id"]), []).append(_instance(path, entry, classes))
         photo.caption = photo.caption or str(entry.get("caption") or "").strip()
     for key, instances in found.items():
         photos[key].category, photos[key].segmentations = _subject(instances)
     return list(photos.values())
 
 
-def is_coco(data: Any) -> bool:
+def is_coco(data: JsonValue) -> TypeGuard[dict[str, JsonValue]]:
     """Return whether a parsed JSON file has COCO's two lists."""
     return isinstance(data, dict) and all(isinstance(data.get(name), list) for name in ("images", "annotations"))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> JsonValue:
     """Return the content of a JSON file from elsewhere; raises InputError if it is missing or malformed."""
     try:
         return parse_finite_json(path.read_bytes())
@@ -127,7 +128,7 @@ def write_coco(photos: Iterable[tuple[CocoPhoto, np.ndarray | None]], path: Path
         images.append(
             {"id": number, "file_name": photo.file_name, "width": photo.width, "height": photo.height} | photo.row
         )
-        about: dict[str, Any] = {"id": number, "image_id": number}
+        about: dict[str, object] = {"id": number, "image_id": number}
         if photo.caption:
             about["caption"] = photo.caption
         if matte is not None:
@@ -155,11 +156,11 @@ class _Instance:
     person: bool
     crowd: bool
     area: float
-    segmentation: Any
+    segmentation: JsonValue
 
 
-def _instance(path: Path, entry: Mapping[str, Any], classes: Mapping[Any, Mapping[str, Any]]) -> _Instance:
-    kind = classes.get(entry.get("category_id"))
+def _instance(path: Path, entry: Mapping[str, JsonValue], classes: Mapping[str, Mapping[str, JsonValue]]) -> _Instance:
+    kind = classes.get(_key(entry.get("category_id")))
     if kind is None:
         raise InputError(f"{path}: annotations: category_id {entry.get('category_id')!r} is not in `categories`")
     name, above = str(kind["name"]).strip().lower(), str(kind.get("supercategory") or "").strip().lower()
@@ -173,7 +174,7 @@ def _instance(path: Path, entry: Mapping[str, Any], classes: Mapping[Any, Mappin
     return _Instance(category, name == "person", bool(entry.get("iscrowd")), float(area), entry["segmentation"])
 
 
-def _subject(instances: Sequence[_Instance]) -> tuple[str, list[Any]]:
+def _subject(instances: Sequence[_Instance]) -> tuple[str, list[JsonValue]]:
     """Return the category of the photo and the segmentations of its subject."""
     known = [one for one in instances if one.category]
     # Without a known class the subject is everything that is annotated.
@@ -190,7 +191,7 @@ def _subject(instances: Sequence[_Instance]) -> tuple[str, list[Any]]:
     return "multi_person" if persons and several else category, [one.segmentation for one in chosen]
 
 
-def _side(path: Path, entry: Mapping[str, Any], name: str) -> int:
+def _side(path: Path, entry: Mapping[str, JsonValue], name: str) -> int:
     """Return the width or height of an entry of `images`; raises InputError unless it is a positive whole number."""
     side = entry.get(name)
     if type(side) is not int or side < 1:
@@ -198,16 +199,29 @@ def _side(path: Path, entry: Mapping[str, Any], name: str) -> int:
     return side
 
 
-def _objects(path: Path, data: Mapping[str, Any], name: str, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _objects(
+    path: Path, data: Mapping[str, JsonValue], name: str, fields: Sequence[str]
+) -> Iterator[dict[str, JsonValue]]:
     """Yield the entries of a list; raises InputError for one that lacks a field."""
-    for number, entry in enumerate(data.get(name) or []):
-        missing = [key for key in fields if not isinstance(entry, dict) or entry.get(key) in (None, "")]
+    entries = data.get(name) or []
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: {name} is no list")
+    for number, value in enumerate(entries):
+        entry = value if isinstance(value, dict) else {}
+        missing = [key for key in fields if entry.get(key) in (None, "")]
         if missing:
             raise InputError(f"{path}: {name}[{number}]: {missing[0]!r} is missing")
         yield entry
 
 
-def _decode(coco: ModuleType, segmentation: Any, photo: CocoPhoto) -> np.ndarray:
+def _key(identity: JsonValue) -> str:
+    """Return the id of an entry as a key: 1 and 1.0 are one id, 1 and "1" are two."""
+    if isinstance(identity, float) and identity.is_integer():
+        return repr(int(identity))
+    return repr(identity)
+
+
+def _decode(coco: ModuleType, segmentation: JsonValue, photo: CocoPhoto) -> np.ndarray:
     """Return one segmentation as bool (H, W)."""
     height, width = photo.height, photo.width
     where = f"{photo.file_name}: segmentation"
@@ -219,26 +233,29 @@ def _decode(coco: ModuleType, segmentation: Any, photo: CocoPhoto) -> np.ndarray
         rle = coco.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
         return coco.decode(rle).astype(bool)
     polygons = segmentation if isinstance(segmentation, list) else []
-    if not polygons or not all(_is_polygon(polygon) for polygon in polygons):
+    points = [polygon for polygon in polygons if _is_polygon(polygon)]
+    if not polygons or len(points) < len(polygons):
         raise InputError(f"{where}: neither polygons ([[x, y, x, y, x, y, …]]) nor an RLE object")
     # The library computes with whole coordinates of any size, so points are kept near the picture.
-    edge = [[min(max(float(v), -1.0), float(max(height, width) + 1)) for v in polygon] for polygon in polygons]
+    edge = [[min(max(float(v), -1.0), float(max(height, width) + 1)) for v in polygon] for polygon in points]
     return coco.decode(coco.merge(coco.frPyObjects(edge, height, width))).astype(bool)
 
 
-def _is_polygon(value: Any) -> bool:
-    numbers = isinstance(value, list) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
-    return numbers and len(value) >= 6 and len(value) % 2 == 0
+def _is_polygon(value: JsonValue) -> TypeGuard[list[float]]:
+    if not isinstance(value, list) or len(value) < 6 or len(value) % 2:
+        return False
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
 
 
-def _check_counts(where: str, counts: Any, pixels: int) -> None:
+def _check_counts(where: str, counts: JsonValue, pixels: int) -> None:
     """Raise InputError unless the runs cover exactly `pixels`: the library writes past its memory otherwise."""
     runs = counts if isinstance(counts, list) else _runs_of(where, counts)
-    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != pixels:
+    lengths = [run for run in runs if isinstance(run, int) and not isinstance(run, bool) and run >= 0]
+    if len(lengths) < len(runs) or sum(lengths) != pixels:
         raise InputError(f"{where}: the runs of the RLE do not cover the {pixels} pixels of the photo")
 
 
-def _runs_of(where: str, text: Any) -> list[int]:
+def _runs_of(where: str, text: JsonValue) -> list[int]:
     """Return the run lengths of a compressed RLE: signed numbers of 5 bits a character; later ones are differences."""
     if not isinstance(text, str) or not text or any(not 48 <= ord(sign) < 112 for sign in text):
         raise InputError(f"{where}: counts are neither a list of numbers nor a compressed RLE")

@@ -170,7 +170,7 @@ class BatchRecord(TypedDict, total=False):
     mix: Mix
     arrival: str
     """Id of the arrival that planned `changes`."""
-    changes: dict[str, list[list[Any]]]
+    changes: dict[str, list[list[str | int | None]]]
     """Row → lists of column, old, new, number."""
 
 
@@ -323,7 +323,7 @@ def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float
     import great_expectations as gx
 
     gxe: Any = gx.expectations
-    common: dict[str, Any] = {"severity": rule.severity, "meta": {"rule": rule.name}, "notes": rule.reason}
+    common: dict[str, object] = {"severity": rule.severity, "meta": {"rule": rule.name}, "notes": rule.reason}
     column, suspect = rule.column, params.suspect
     if known := mix.get(column):
         shares, allowed = known

@@ -13,12 +13,12 @@ import csv
 import io
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mm_core.core.errors import InputError
@@ -134,25 +134,24 @@ def photo_name(name: str, sample: str, form: str, taken: set[str]) -> str:
     return f"{stem}{suffix}"
 
 
-def _photos(frame: pd.DataFrame, about: Any, store: Store, done: Callable[[int, int], None]) -> list[Exported]:
+def _photos(frame: pd.DataFrame, about: pd.DataFrame, store: Store, done: Callable[[int, int], None]) -> list[Exported]:
     photos: list[Exported] = []
     taken: dict[str, set[str]] = {}
-    rows: list[Any] = list(frame.itertuples(index=False))
-    for number, row in enumerate(rows, 1):
-        sample = about.loc[row.sample_id]
-        category = row.category if isinstance(row.category, str) else ""
+    for number, row in enumerate(frame.to_dict("records"), 1):
+        sample = about.loc[row["sample_id"]]
+        category = row["category"] if isinstance(row["category"], str) else ""
         folder = category or UNKNOWN
         name = photo_name(
-            str(sample["name"] or ""), row.sample_id, str(sample["format"]), taken.setdefault(folder, set())
+            str(sample["name"] or ""), row["sample_id"], str(sample["format"]), taken.setdefault(folder, set())
         )
-        values = {key: sample[key] for key in ROW_KEYS} | {"caption": row.caption}
-        alpha = fetch_blob(store, row.alpha_sha256) if isinstance(row.alpha_sha256, str) else None
+        values = {key: sample[key] for key in ROW_KEYS} | {"caption": row["caption"]}
+        alpha = fetch_blob(store, row["alpha_sha256"]) if isinstance(row["alpha_sha256"], str) else None
         photos.append(
             Exported(
                 f"{folder}/{name}",
-                fetch_blob(store, row.sample_id),
+                fetch_blob(store, row["sample_id"]),
                 alpha,
-                (int(row.width), int(row.height)),
+                (int(row["width"]), int(row["height"])),
                 category,
                 {key: value for key, value in values.items() if isinstance(value, str) and value},
             )
@@ -176,7 +175,7 @@ def _write_folders(photos: Sequence[Exported], folder: Path, pool: str) -> None:
 
 
 def _write_coco(photos: Sequence[Exported], folder: Path, pool: str) -> None:
-    def entries() -> Any:
+    def entries() -> Iterator[tuple[CocoPhoto, np.ndarray | None]]:
         for photo in photos:
             _copy(photo.photo, folder / "data" / photo.place)
             row = {key: photo.row[key] for key in ROW_KEYS if key in photo.row}
@@ -190,13 +189,15 @@ def _write_coco(photos: Sequence[Exported], folder: Path, pool: str) -> None:
 def _write_fiftyone(photos: Sequence[Exported], folder: Path, pool: str) -> None:
     samples = []
     for photo in photos:
-        sample: dict[str, Any] = {"filepath": f"data/{photo.place}", "tags": [pool], **photo.row}
-        _copy(photo.photo, folder / sample["filepath"])
+        place = f"data/{photo.place}"
+        sample: dict[str, object] = {"filepath": place, "tags": [pool], **photo.row}
+        _copy(photo.photo, folder / place)
         if photo.category:
             sample["category"] = photo.category
         if photo.alpha:
-            sample[TRUTH] = heatmap(f"fields/{TRUTH}/{photo.matte_place}")
-            _copy(photo.alpha, folder / sample[TRUTH]["map_path"])
+            matte = f"fields/{TRUTH}/{photo.matte_place}"
+            sample[TRUTH] = heatmap(matte)
+            _copy(photo.alpha, folder / matte)
         samples.append(sample)
     write_fiftyone(samples, folder, f"matting-moments-{pool}")
 

@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import cv2
 import numpy as np
+from pydantic import JsonValue
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import ALL_CATEGORIES, write_json
@@ -41,7 +42,7 @@ class FiftyOnePhoto:
     filepath: str
     """Relative to the dataset's folder."""
     category: str
-    label: Mapping[str, Any] | None
+    label: Mapping[str, JsonValue] | None
     """The label with the matte, or None."""
     row: dict[str, str] = field(default_factory=dict)
     """Further columns of the manifest."""
@@ -90,7 +91,7 @@ def read_fiftyone(folder: Path, field_name: str = "") -> list[FiftyOnePhoto]:
     data = read_json(path)
     if not is_fiftyone(data):
         raise InputError(f"{path}: no FiftyOne dataset: it needs the list `samples`, each with `filepath`")
-    samples: list[dict[str, Any]] = data["samples"]
+    samples = data["samples"]
     fields = sorted({name for sample in samples for name, value in sample.items() if _is_label(value)})
     if field_name and field_name not in fields:
         raise InputError(f"{path}: no field {field_name!r} with mattes; there are: {', '.join(fields) or 'none'}")
@@ -101,14 +102,14 @@ def read_fiftyone(folder: Path, field_name: str = "") -> list[FiftyOnePhoto]:
         FiftyOnePhoto(
             str(sample["filepath"]),
             _category(sample),
-            sample[chosen] if _is_label(sample.get(chosen)) else None,
+            label if _is_label(label := sample.get(chosen)) else None,
             {name: str(sample[name]) for name in ("caption", *ROW_KEYS) if isinstance(sample.get(name), str)},
         )
         for sample in samples
     ]
 
 
-def is_fiftyone(data: Any) -> bool:
+def is_fiftyone(data: JsonValue) -> TypeGuard[dict[str, list[dict[str, JsonValue]]]]:
     """Return whether a parsed JSON file is a list of FiftyOne samples."""
     samples = data.get("samples") if isinstance(data, dict) else None
     return isinstance(samples, list) and all(isinstance(s, dict) and s.get("filepath") for s in samples)
@@ -124,7 +125,7 @@ def inside(folder: Path, name: str, where: str) -> Path:
     return path
 
 
-def write_fiftyone(samples: Iterable[Mapping[str, Any]], folder: Path, name: str) -> None:
+def write_fiftyone(samples: Iterable[Mapping[str, object]], folder: Path, name: str) -> None:
     """Write `samples.json` and `metadata.json`, which FiftyOne's importer reads.
 
     Args:
@@ -145,12 +146,12 @@ def write_fiftyone(samples: Iterable[Mapping[str, Any]], folder: Path, name: str
     write_json(folder / "metadata.json", about)
 
 
-def heatmap(path: str) -> dict[str, Any]:
+def heatmap(path: str) -> dict[str, object]:
     """Return the label of a soft matte in an 8- or 16-bit picture, `path` relative to the dataset's folder."""
     return {"_cls": "Heatmap", "tags": [], "map_path": path}
 
 
-def _field(name: str, kind: str) -> dict[str, Any]:
+def _field(name: str, kind: str) -> dict[str, str | None]:
     label = "." in kind
     return {
         "name": name,
@@ -160,71 +161,91 @@ def _field(name: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _field_type(value: Any) -> str:
+def _field_type(value: object) -> str:
     if isinstance(value, Mapping):
         return f"fiftyone.core.labels.{value['_cls']}"
     kinds = {bool: "BooleanField", int: "IntField", float: "FloatField", list: "ListField"}
     return kinds.get(type(value), "StringField")
 
 
-def _is_label(value: Any) -> bool:
+def _is_label(value: JsonValue) -> TypeGuard[dict[str, JsonValue]]:
     if not isinstance(value, dict) or value.get("_cls") not in LABELS:
         return False
     if value["_cls"] != "Detections":
         return any(value.get(name) for name in ("mask", "mask_path", "map", "map_path"))
-    return any(isinstance(one, dict) and one.get("mask") for one in value.get("detections") or [])
+    return any(detection.get("mask") for detection in _detections(value))
 
 
-def _category(sample: Mapping[str, Any]) -> str:
+def _detections(label: Mapping[str, JsonValue]) -> list[dict[str, JsonValue]]:
+    """Return the detections of a label; empty for a label of another class."""
+    values = label.get("detections")
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+
+
+def _category(sample: Mapping[str, JsonValue]) -> str:
     """Return the category of a sample: its field `category`, the label of a detection, or a tag."""
     value = sample.get("category")
     named = [value.get("label") if isinstance(value, dict) else value]
-    named += [one.get("label") for v in sample.values() if _is_label(v) for one in v.get("detections") or []]
+    named += [detection.get("label") for v in sample.values() if _is_label(v) for detection in _detections(v)]
     tags = sample.get("tags")
     named += tags if isinstance(tags, list) else []
     texts = (category_of(text) for text in named if isinstance(text, str))
     return next((text for text in texts if text in ALL_CATEGORIES), "")
 
 
-def _array(data: Any, where: str) -> np.ndarray:
+def _array(data: JsonValue, where: str) -> np.ndarray:
     """Return an array that FiftyOne stores in json: a compressed .npy file in base64."""
     try:
-        packed = base64.b64decode(data["$binary"]["base64"] if isinstance(data, dict) else data, validate=True)
+        text = data.get("$binary") if isinstance(data, dict) else data
+        text = text.get("base64") if isinstance(text, dict) else text
+        if not isinstance(text, str):
+            raise ValueError("no base64")
+        packed = base64.b64decode(text, validate=True)
         reader = zlib.decompressobj()
         # A small file may claim to unpack to any size.
         plain = reader.decompress(packed, 8 * MOST_PIXELS)
         array = np.load(BytesIO(plain), allow_pickle=False)
-    except (KeyError, TypeError, ValueError, EOFError, zlib.error):
+    except (TypeError, ValueError, EOFError, zlib.error):
         raise InputError(f"{where}: the mask in the json cannot be read: export the data set again") from None
     if array.ndim not in (2, 3) or not array.size:
         raise InputError(f"{where}: the mask in the json has shape {array.shape}, not height and width")
     return array
 
 
-def _range(label: Mapping[str, Any], values: np.ndarray, where: str) -> tuple[float, float]:
+def _range(label: Mapping[str, JsonValue], values: np.ndarray, where: str) -> tuple[float, float]:
     """Return the lowest and highest value of a heatmap; FiftyOne's defaults are 0 to 1, and 0 to 255 for integers."""
-    default = [0.0, 1.0] if np.issubdtype(values.dtype, np.floating) else [0.0, 255.0]
-    low, high = label.get("range") or default
-    if not high > low:
-        raise InputError(f"{where}: range {label.get('range')} of the heatmap is empty")
-    return float(low), float(high)
+    if not label.get("range"):
+        return 0.0, 1.0 if np.issubdtype(values.dtype, np.floating) else 255.0
+    limits = _numbers(label["range"])
+    if len(limits) != 2 or not limits[1] > limits[0]:
+        raise InputError(f"{where}: range {label['range']} of the heatmap is empty")
+    return limits[0], limits[1]
 
 
-def _drawn(label: Mapping[str, Any], where: str, size: tuple[int, int]) -> np.ndarray:
+def _numbers(value: JsonValue) -> list[float]:
+    """Return a list of numbers; empty if the value is anything else."""
+    values = value if isinstance(value, list) else []
+    numbers = [float(one) for one in values if isinstance(one, (int, float))]
+    return numbers if len(numbers) == len(values) else []
+
+
+def _drawn(label: Mapping[str, JsonValue], where: str, size: tuple[int, int]) -> np.ndarray:
     """Return the union of the instance masks of detections, float32 (H, W)."""
     width, height = size
     union = np.zeros((height, width), np.float32)
-    for one in label.get("detections") or []:
-        box = one.get("bounding_box")
-        if not one.get("mask"):
+    for detection in _detections(label):
+        box = _numbers(detection.get("bounding_box"))
+        if not detection.get("mask"):
             continue
-        if not isinstance(box, list) or len(box) != 4 or not all(0 <= value <= 1 for value in box):
-            raise InputError(f"{where}: bounding_box {box} is not [x, y, width, height] from 0 to 1")
+        if len(box) != 4 or not all(0 <= value <= 1 for value in box):
+            raise InputError(
+                f"{where}: bounding_box {detection.get('bounding_box')} is not [x, y, width, height] from 0 to 1"
+            )
         left, top = round(box[0] * width), round(box[1] * height)
         right, bottom = min(width, left + round(box[2] * width)), min(height, top + round(box[3] * height))
         if right <= left or bottom <= top:
             continue
-        mask = _array(one["mask"], where).astype(np.uint8)
+        mask = _array(detection["mask"], where).astype(np.uint8)
         fitted = cv2.resize(mask, (right - left, bottom - top), interpolation=cv2.INTER_NEAREST)
         area = union[top:bottom, left:right]
         np.maximum(area, fitted > 0, out=area, casting="unsafe")

@@ -270,18 +270,17 @@ def create_body(name: str, pretrained: str = "") -> nn.Module:
     if not timm.is_model(name):
         close = ", ".join(sorted(timm.list_models(), key=lambda model: -len(commonprefix([model, name])))[:4])
         raise InputError(f"params.yaml: model.encoder: {name!r} is no timm model, u2net or u2netp; for example {close}")
-    options: dict[str, Any] = {}
-    if pretrained == "timm":
-        options = {"pretrained": True}
-    elif pretrained and pretrained != "packaged":
+    overlay: dict[str, str] | None = None
+    if pretrained not in ("", "packaged", "timm"):
         if not Path(pretrained).is_file():
             raise InputError(
                 f"params.yaml: model.pretrained: no file {pretrained}; give a file, `packaged`, `timm` or nothing"
             )
         # timm loads a local file in place of a download.
-        options = {"pretrained": True, "pretrained_cfg_overlay": {"file": pretrained}}
+        overlay = {"file": pretrained}
     try:
-        body = timm.create_model(name, features_only=True, **options)
+        loads = pretrained not in ("", "packaged")
+        body = timm.create_model(name, features_only=True, pretrained=loads, pretrained_cfg_overlay=overlay)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"params.yaml: model.encoder {name!r}, pretrained {pretrained!r}: {reason}") from error

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import cv2
 import numpy as np
@@ -94,30 +94,45 @@ def write_browse_folder(
     for number, row in enumerate(samples.to_dict("records"), 1):
         run.progress("browse", number, len(samples) + len(rejects))
         with suppress(BlobNotFound):
-            shown = writer.sample(row, facts)
+            shown = writer.sample({str(name): value for name, value in row.items()}, facts)
             if row["id"] in judged:
                 _predict(shown, models, writer)
-            rows.append(shown)
+            rows.append(shown.fields | {"mattes": shown.mattes})
     for number, row in enumerate(rejects.to_dict("records"), len(samples) + 1):
         run.progress("browse", number, len(samples) + len(rejects))
         # A refused row without a kept file has nothing to show; `mm quarantine list` names it.
         with suppress(BlobNotFound):
-            rows.append(writer.reject(row))
+            rows.append(writer.reject({str(name): value for name, value in row.items()}))
     write_bytes(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     # The App may read the store's files through the links, and nothing else.
     roots = [str(path) for path in (Path(layout.settings.store), layout.cache) if path.is_dir()]
     info = {"workspace": str(layout.root), "samples": len(samples), "refused rows": len(rejects)}
-    about = {"views": saved_views(), "folders": roots, "info": info}
+    views = saved_views()
+    about = {"views": views, "folders": roots, "info": info}
     write_bytes(folder / "about.json", json.dumps(about).encode())
     report.metrics |= {"browse/photos": float(len(rows)), "browse/predictions": float(len(judged) * len(models))}
-    report.facts["views"] = [view["name"] for view in about["views"]]
+    report.facts["views"] = [view["name"] for view in views]
     return report
 
 
-def saved_views() -> list[dict[str, Any]]:
-    """Return the saved views: `name`, `about`, `match` (field → values), `exists` (fields), `sort`, `reverse`."""
+class SavedView(TypedDict):
+    """A view of the App, as `fiftyone_program.py` builds it."""
 
-    def view(name: str, about: str, sort: str = "", **match: list[str]) -> dict[str, Any]:
+    name: str
+    about: str
+    match: dict[str, list[str]]
+    """Field → values."""
+    exists: list[str]
+    """Fields that a photo must have."""
+    sort: str
+    """Field; "" keeps the order."""
+    reverse: bool
+
+
+def saved_views() -> list[SavedView]:
+    """Return the views for a release: the worst photos of a category, suspects, disagreements, changes."""
+
+    def view(name: str, about: str, sort: str = "", **match: list[str]) -> SavedView:
         return {"name": name, "about": about, "match": match, "exists": [], "sort": sort, "reverse": True}
 
     views = [
@@ -131,7 +146,8 @@ def saved_views() -> list[dict[str, Any]]:
         view("difficult", "most difficult labelled photos first", "difficulty"),
     ]
     changed = view("changed", "photos, mattes and categories since the last cycle's snapshot")
-    return [*views, changed | {"exists": ["change"]}]
+    changed["exists"] = ["change"]
+    return [*views, changed]
 
 
 class Browser:
@@ -199,6 +215,20 @@ def tail(path: Path, lines: int = 8) -> str:
 
 
 @dataclass
+class _Shown:
+    """An accepted photo and its row of `samples.jsonl`."""
+
+    sample: str
+    photo: Path
+    category: str
+    """The category, or "" if it is unknown."""
+    mattes: dict[str, str]
+    """Name of a matte → its file."""
+    fields: dict[str, object]
+    """The other columns of the row."""
+
+
+@dataclass
 class _Writer:
     """Writes photos under their own names and the rows about them."""
 
@@ -211,32 +241,32 @@ class _Writer:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / name).mkdir(parents=True)
 
-    def sample(self, row: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
-        """Return the row of an accepted photo."""
+    def sample(self, row: Mapping[str, str], facts: Facts) -> _Shown:
+        """Return an accepted photo; columns other than TEXTS are not read."""
         sample = row["id"]
         photo = self._photo(fetch_blob(self.store, sample), str(row["name"] or ""), sample)
         pool = facts.pools.get(sample, "")
-        shown = {name: row[name] for name in TEXTS if isinstance(row[name], str) and row[name]}
+        shown: dict[str, object] = {name: row[name] for name in TEXTS if isinstance(row[name], str) and row[name]}
         shown |= {"filepath": photo, "tags": [pool] if pool else [], "sample_id": sample, "state": "accepted"}
         shown |= {"split": facts.hard.get(sample), "difficulty": facts.difficulty.get(sample)}
-        shown |= {"change": facts.changes.get(sample), "mattes": {}, **facts.scores.get(sample, {})}
+        scores, mattes = facts.scores.get(sample, {}), dict[str, str]()
+        shown |= {"change": facts.changes.get(sample), **scores}
         if sample in facts.labels.index:
             label = facts.labels.loc[sample]
             origin = label["origin"] if isinstance(label["origin"], str) else None
             shown |= {"label_origin": origin, "label_version": float(label["version"])}
-            shown["mattes"]["ground_truth"] = self._link(fetch_blob(self.store, label["alpha_sha256"]), sample)
-        champion, candidate = (shown.get(f"{model}_mse") for model in ("champion", "candidate"))
-        if champion is not None and candidate is not None:
-            shown["disagreement"] = abs(champion - candidate)
-        return shown
+            mattes["ground_truth"] = self._link(fetch_blob(self.store, label["alpha_sha256"]), sample)
+        if {"champion_mse", "candidate_mse"} <= {*scores}:
+            shown["disagreement"] = abs(scores["champion_mse"] - scores["candidate_mse"])
+        return _Shown(sample, Path(photo), str(shown.get("category", "")), mattes, shown)
 
-    def reject(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def reject(self, row: Mapping[str, str]) -> dict[str, object]:
         """Return the row of a refused one; raises BlobNotFound if no picture of it was kept."""
         place = row["where"] or ""
         if not place:
             raise BlobNotFound(row["key"])
         suspect = row["reason"].startswith("suspect matte")
-        shown = {name: row[name] for name in ("kind", "batch", "reason", "detail") if row[name]}
+        shown: dict[str, object] = {name: row[name] for name in ("kind", "batch", "reason", "detail") if row[name]}
         shown |= {"name": row["image"], "state": "suspect" if suspect else row["verdict"], "tags": ["quarantine"]}
         shown |= {"filepath": self._photo(self.store.fetch(place), row["image"], row["key"]), "key": row["key"][:12]}
         mattes: dict[str, str] = {}
@@ -275,12 +305,11 @@ class _Writer:
         return str(path)
 
 
-def _predict(shown: dict[str, Any], models: Mapping[str, Predict], writer: _Writer) -> None:
-    """Add the mattes of the models to the row of a photo."""
-    rgb = load_rgb(Path(shown["filepath"]), COPY_SIDE)
+def _predict(shown: _Shown, models: Mapping[str, Predict], writer: _Writer) -> None:
+    """Add the mattes of the models to a photo."""
+    rgb = load_rgb(shown.photo, COPY_SIDE)
     for name, predict in models.items():
-        alpha = predict(rgb, shown.get("category", ""))
-        shown["mattes"][name] = writer.prediction(name, shown["sample_id"], alpha)
+        shown.mattes[name] = writer.prediction(name, shown.sample, predict(rgb, shown.category))
 
 
 def _facts(layout: Layout, catalog: Catalog, samples: pd.DataFrame) -> Facts:

@@ -12,10 +12,13 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import parse_qs
+
+if TYPE_CHECKING:
+    import fiftyone as fo  # pyright: ignore[reportMissingImports]
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 NAME = "matting-moments"
 """Name of the dataset."""
@@ -25,9 +28,14 @@ POLICY = (
 )
 """The App's scripts compile code and start workers; nothing is loaded from or sent to another server."""
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+
+class View(TypedDict):
+    """A saved view; `mm_core.services.browse.SavedView` describes the fields."""
+
+    match: dict[str, list[str]]
+    exists: list[str]
+    sort: str
+    reverse: bool
 
 
 class Guard:
@@ -36,11 +44,11 @@ class Guard:
     Another site's page could otherwise rebind its name to 127.0.0.1 and read any file through the App's media route.
     """
 
-    def __init__(self, app: Any, port: int, folders: list[Path]) -> None:
+    def __init__(self, app: ASGIApp, port: int, folders: list[Path]) -> None:
         self.app, self.folders = app, folders
         self.hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on to the App."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
@@ -60,7 +68,7 @@ class Guard:
 
         await self.app(scope, receive, with_policy)
 
-    def _may_read(self, scope: MutableMapping[str, Any]) -> bool:
+    def _may_read(self, scope: Scope) -> bool:
         """Return whether all files that a request names are below the folders."""
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         paths = [Path(path).resolve() for name in ("filepath", "path") for path in query.get(name, [])]
@@ -94,7 +102,7 @@ def build(folder: Path) -> None:
     dataset.save()
 
 
-def _view(dataset: Any, view: dict[str, Any]) -> Any:
+def _view(dataset: fo.Dataset, view: View) -> fo.DatasetView | None:
     """Return a view from its description; None if no photo has one of its fields."""
     from fiftyone import ViewField  # pyright: ignore[reportMissingImports]
 

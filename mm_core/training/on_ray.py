@@ -7,9 +7,9 @@ import os
 import shutil
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from mm_core.core import cluster
 from mm_core.core.layout import Layout
@@ -23,6 +23,8 @@ from mm_core.training.stage_data import read_data
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
+
+    from mm_core.core.settings import Settings
 
 RESTARTS = 3
 """Worker failures per stage that are tolerated; after each the stage resumes from its own checkpoint."""
@@ -53,12 +55,7 @@ def train_stage_on_ray(stage: str, run: StorageRun, report: Report, *, start: Pa
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
-            "stage": stage,
-            "params": run.params.model_dump_json(),
-            "settings": layout.settings,
-            "report": report.stage,
-            "start": start,
-            "messages": messages,
+            "job": _Job(stage, run.params.model_dump_json(), layout.settings, report.stage, start, messages),
         },
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus),
         run_config=ray.train.RunConfig(
@@ -87,6 +84,20 @@ def train_stage_on_ray(stage: str, run: StorageRun, report: Report, *, start: Pa
     return report
 
 
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of a worker, which Ray pickles."""
+
+    stage: str
+    params: str
+    """JSON of the params."""
+    settings: Settings
+    report: str
+    """Name of the report's stage."""
+    start: Path | None
+    messages: Queue
+
+
 class WorkerResult(TypedDict):
     """What process 0 returns through Ray."""
 
@@ -96,12 +107,13 @@ class WorkerResult(TypedDict):
     """Of all processes."""
 
 
-def _worker(config: dict[str, Any]) -> WorkerResult:
+def _worker(config: dict[str, _Job]) -> WorkerResult:
     """Run one process of the training; return its report and the processor seconds of all processes."""
     import ray.train
     import torch.distributed as dist
 
-    layout, first = Layout(config["settings"]), ray.train.get_context().get_world_rank() == 0
+    job = config["job"]
+    layout, first = Layout(job.settings), ray.train.get_context().get_world_rank() == 0
     last = 0.0
 
     def progress(what: str, done: int, total: int) -> None:
@@ -109,15 +121,10 @@ def _worker(config: dict[str, Any]) -> WorkerResult:
         # At most one message per second: each is a remote call.
         if first and (done == total or time.monotonic() - last > 1):
             last = time.monotonic()
-            config["messages"].put((what, done, total))
+            job.messages.put((what, done, total))
 
-    report = Report(config["report"])
-    train_stage(
-        config["stage"],
-        StorageRun(Params.model_validate_json(config["params"]), layout, progress),
-        report,
-        start=config["start"],
-    )
+    report, params = Report(job.report), Params.model_validate_json(job.params)
+    train_stage(job.stage, StorageRun(params, layout, progress), report, start=job.start)
     # Collect the processor time of every process.
     seconds: list[float] = [sum(os.times()[:4])] * ray.train.get_context().get_world_size()
     if dist.is_initialized():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import cycle_entry, user_name
@@ -47,7 +46,7 @@ def metrics_before(layout: Layout, stage: str) -> dict[str, float]:
     return {name: float(value) for row in metrics for name, value in row.items() if value == value}
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield nested values with dotted names."""
     for name, value in values.items():
         if isinstance(value, Mapping):

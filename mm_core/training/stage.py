@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import pandas as pd
 import torch
@@ -45,6 +45,24 @@ if TYPE_CHECKING:
     from mm_core.storage.run import StorageRun
 
 
+class _Done(TypedDict):
+    """The content of `done.json`, which marks a finished training."""
+
+    metrics: dict[str, float]
+    facts: dict[str, object]
+
+
+class Recipe(TypedDict):
+    """Everything that the weights of a stage depend on."""
+
+    stage: str
+    params: dict[str, object]
+    snapshot: str
+    data: str
+    start: str | None
+    code: str
+
+
 @dataclass(frozen=True)
 class _Job:
     """One training: what it learns from, and where its result is kept."""
@@ -54,7 +72,7 @@ class _Job:
     data: Data
     start: Path | None
     """The weights to start from; None starts from scratch."""
-    recipe: dict[str, Any]
+    recipe: Recipe
     """Everything that the weights depend on."""
 
     @property
@@ -87,7 +105,7 @@ def train_stage(stage: str, run: StorageRun, report: Report, *, start: Path | No
         InputError: Snapshot, split or start weights are missing or do not match the params.
     """
     data = read_data(stage, run.layout)
-    recipe = {
+    recipe: Recipe = {
         "stage": stage,
         "params": _relevant(stage, run.params),
         "snapshot": read_snapshot(run.layout)["digest"],
@@ -108,7 +126,7 @@ def train_stage(stage: str, run: StorageRun, report: Report, *, start: Path | No
             if not reused:
                 process_group.check_batch(run.params.train.common.batch, process_group.world())
                 _train(job, process_group.own_device(device))
-            done = process_group.agreed(_read_done(folder) if first else {})
+            done = process_group.agreed(_read_done(folder) if first else _Done(metrics={}, facts={}))
             if first:
                 write_bytes(run.layout.model(stage), (folder / "model.safetensors").read_bytes())
     report.metrics |= done["metrics"]
@@ -128,10 +146,10 @@ def _stage_params(stage: str, params: Params) -> StageParams:
     return getattr(params.train, stage)
 
 
-def _relevant(stage: str, params: Params) -> dict[str, Any]:
+def _relevant(stage: str, params: Params) -> dict[str, object]:
     """Return the params that the weights of a stage depend on, nested as in params.yaml."""
     train = {"common": params.train.common, "loss": params.train.loss, stage: _stage_params(stage, params)}
-    whole: dict[str, Any] = {"seed": params.seed, "model": params.model.model_dump(mode="json")}
+    whole: dict[str, object] = {"seed": params.seed, "model": params.model.model_dump(mode="json")}
     if stage == "multimodal":
         # The multimodal stage keeps the semi-supervised terms, and its text vectors depend on CLIP.
         train["semi"] = params.train.semi
@@ -160,13 +178,13 @@ def _train(job: _Job, device: torch.device) -> None:
     (folder / "state.pt").unlink(missing_ok=True)
 
 
-def _begin(job: _Job) -> tuple[MattingNet, dict[str, Any], bool]:
+def _begin(job: _Job) -> tuple[MattingNet, dict[str, object], bool]:
     """Return the net to train, the facts about its start weights, and whether its decoders are fresh.
 
     The net always has the shape of `params.model`.
     """
     params, start = job.params, job.start
-    facts: dict[str, Any] = {}
+    facts: dict[str, object] = {}
     if start is not None:
         before, meta = load_model(start)
         if (before.config.encoder, before.config.width) == (params.model.encoder, params.model.width):
@@ -288,13 +306,13 @@ def _metrics(stage: str, result: Result) -> dict[str, float]:
     return metrics | {f"{stage}/train_seconds": result.seconds}
 
 
-def _read_done(folder: Path) -> dict[str, Any]:
+def _read_done(folder: Path) -> _Done:
     """Return metrics and facts of a finished training; raise InputError if its model file does not match its digest."""
     try:
         done = json.loads((folder / "done.json").read_bytes())
         good = sha256_file(folder / "model.safetensors") == done["facts"]["digest"] and "metrics" in done
     except (ValueError, KeyError, TypeError, FileNotFoundError):
-        done, good = {}, False
+        done, good = _Done(metrics={}, facts={}), False
     if not good:
         raise InputError(f"{folder} is damaged: `mm check --repair` removes it, then the stage trains again")
     return done

@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import dagster as dg
 import pandas as pd
@@ -83,12 +83,13 @@ def expectation_results(report: Report) -> Iterator[dg.AssetCheckResult]:
         )
 
 
-def counts_of(row: Mapping[str, Any]) -> dict[str, int]:
+def counts_of(row: Mapping[str, object]) -> dict[str, int]:
     """Return the counts of a ledger row. Rows of earlier versions lack some; these are 0."""
-    return {name: 0 if pd.isna(value := row.get(name) or 0) else int(value) for name in COUNTS}
+    values = {name: cast("float", row.get(name) or 0) for name in COUNTS}
+    return {name: 0 if pd.isna(value) else int(value) for name, value in values.items()}
 
 
-def is_refused(row: Mapping[str, Any]) -> bool:
+def is_refused(row: Mapping[str, object]) -> bool:
     """Return whether a drop is held, or none of its rows is in the catalog, according to its ledger row."""
     counts = counts_of(row)
     return row["state"] != "ingested" or counts["accepted"] + counts["updated"] + counts["duplicates"] == 0

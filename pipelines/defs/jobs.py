@@ -1,7 +1,5 @@
 """Jobs that people, sensors and the schedule start."""
 
-from typing import Any
-
 import dagster as dg
 
 from mm_core.core.settings import time_zone
@@ -21,7 +19,7 @@ SIGNING = {"secret_ref": {"name": "matting-signing"}}
 """The Kubernetes secret with MM_SIGNING_KEY, for runs that write bundles."""
 
 
-def pod(**container: object) -> dict[str, Any]:
+def pod(**container: object) -> dict[str, dict[str, dict[str, object]]]:
     """Return the tag with the container of a run's pod; only the K8sRunLauncher reads it."""
     return {"dagster-k8s/config": {"container_config": container}}
 

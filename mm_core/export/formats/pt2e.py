@@ -21,16 +21,39 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import torch
+    from torchao.quantization.pt2e.quantizer import Quantizer
 
-def partly(quantiser: type, kept: int) -> Any:
+
+class Record(TypedDict):
+    """What a converted file reports of itself."""
+
+    float_convolutions: list[int]
+    """Numbers of the convolutions that stay in float, in addition to the last one."""
+    diff_mse: float
+    """The worst category's mean squared difference from float."""
+
+
+class Converted(NamedTuple):
+    """The chosen entry of a plan."""
+
+    record: Record
+    module: torch.nn.Module
+    quantiser: Quantizer
+    image: torch.Tensor
+    """An example, float32 (1, 3, S, S)."""
+
+
+def partly(quantiser: type[Quantizer], kept: int) -> Quantizer:
     """Return an instance of a quantiser class that leaves the first `kept` convolutions and the last in float."""
 
     class Partly(quantiser):
-        def annotate(self, model: Any) -> Any:
+        def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
             model = super().annotate(model)
             nodes = list(model.graph.nodes)
             starts = [i for i, n in enumerate(nodes) if n.op == "call_function" and "conv" in str(n.target)]
@@ -45,9 +68,17 @@ def partly(quantiser: type, kept: int) -> Any:
 
 
 def choose(
-    program: Path, calibration: Path, plan: Path, quantiser_of: Callable[[int], Any], **options: Any
-) -> tuple[dict[str, Any], Any, Any, Any]:
-    """Return record, converted module, quantiser and an example image of the first good entry of the plan."""
+    program: Path, calibration: Path, plan: Path, quantiser_of: Callable[[int], Quantizer], *, fold: bool = True
+) -> Converted:
+    """Return the first good entry of the plan.
+
+    Args:
+        program: The float program.
+        calibration: Photos with their categories.
+        plan: The entries to try.
+        quantiser_of: Returns the quantiser that leaves some first convolutions in float.
+        fold: Whether the converted module stores its weights as int8.
+    """
     import torch
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -55,23 +86,24 @@ def choose(
     # `image[None]` would give the new axis stride 0, which ExecuTorch refuses.
     images = torch.from_numpy(data["images"]).split(1)
 
-    def alphas(module: Any) -> np.ndarray:
+    def alphas(module: torch.nn.Module) -> np.ndarray:
         with torch.no_grad():
             return np.stack([module(image).numpy().squeeze() for image in images])
 
     truth = alphas(torch.export.load(program).module())
-    best: tuple[dict[str, Any], Any, Any, Any] | None = None
+    best: Converted | None = None
     # PT2E: insert observers, run the calibration photos, convert to int8.
     for kept in settings["float"]:
         quantiser = quantiser_of(kept)
         prepared = prepare_pt2e(torch.export.load(program).module(), quantiser)
         for image in images:
             prepared(image)
-        converted = convert_pt2e(prepared, **options)
+        converted = convert_pt2e(prepared, fold_quantize=fold)
         squares = ((alphas(converted) - truth) ** 2).mean((1, 2))
         mse = max(float(squares[data["categories"] == name].mean()) for name in set(data["categories"].tolist()))
-        if best is None or mse < best[0]["diff_mse"]:
-            best = {"float_convolutions": list(range(kept)), "diff_mse": mse}, converted, quantiser, images[0]
+        if best is None or mse < best.record["diff_mse"]:
+            record = Record(float_convolutions=list(range(kept)), diff_mse=mse)
+            best = Converted(record, converted, quantiser, images[0])
         if mse <= settings["max_mse"]:
             break
     assert best is not None

@@ -8,9 +8,12 @@ Weights are int8 per output channel, activations int8 per tensor.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pt2e
+
+if TYPE_CHECKING:
+    from torchao.quantization.pt2e.quantizer import Quantizer
 
 
 def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, object]:
@@ -24,7 +27,7 @@ def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, o
     from executorch.devtools.backend_debug import get_delegation_info
     from executorch.exir import to_edge_transform_and_lower
 
-    def quantiser(kept: int) -> Any:
+    def quantiser(kept: int) -> Quantizer:
         return pt2e.partly(XNNPACKQuantizer, kept).set_global(get_symmetric_quantization_config(is_per_channel=True))
 
     record, converted, _, image = pt2e.choose(program, calibration, plan, quantiser)
@@ -38,7 +41,7 @@ def make(program: Path, calibration: Path, plan: Path, out: Path) -> dict[str, o
         if counts.non_delegated and operator != "getitem"
     }
     out.write_bytes(lowered.to_executorch().buffer)
-    return record | {"undelegated": sum(undelegated.values()), "delegates": delegation.num_delegated_subgraphs}
+    return {**record, "undelegated": sum(undelegated.values()), "delegates": delegation.num_delegated_subgraphs}
 
 
 if __name__ == "__main__":
