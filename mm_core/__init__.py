@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mm_core.matter import Matter
@@ -17,7 +17,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type[Matter]:
     """Load `Matter` when it is first asked for: whoever imports a room of this package does not wait for it."""
     if name == "Matter":
         return importlib.import_module("mm_core.matter").Matter

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from mm_core import stages
 from mm_core.core.layout import Layout
@@ -114,6 +113,8 @@ def drop_samples(inbox: Path, cycle: int) -> None:
         _drop(inbox, "pixel_labeled", "2026-w03", counts, seed=700, role="train", poison=POISONED)
 
 
-def _drop(inbox: Path, kind: str, batch: str, counts: dict[str, int], **how: Any) -> None:
+def _drop(
+    inbox: Path, kind: str, batch: str, counts: dict[str, int], *, seed: int, role: str = "", poison: str | None = None
+) -> None:
     if not (inbox / kind / batch / "manifest.csv").exists():
-        write_drop(inbox, kind, batch, counts, **how)
+        write_drop(inbox, kind, batch, counts, seed=seed, role=role, poison=poison)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 from typer.core import TyperGroup
 
@@ -72,7 +70,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
 class OrderedGroup(TyperGroup):
     """A command group that lists its verbs in the order of `EXAMPLES`, other verbs last."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: typer.Context) -> list[str]:
         """Return the names of the verbs in the order of `mm --help`."""
         # Sorting is stable, so unnamed verbs keep their order of registration.
         order = [verb for verbs in EXAMPLES.values() for verb in verbs]

@@ -37,7 +37,7 @@ def end_with_parent() -> None:
         _watch(lambda: parent.is_alive() and os.getppid() == above, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def start(command: Iterable[str], *, python: str = sys.executable, **options: Any) -> subprocess.Popen[Any]:
+def start(command: Iterable[str], *, python: str = sys.executable, **options: Any) -> subprocess.Popen:
     """Start a console script of a Python environment that ends with this process.
 
     The script gets a session of its own. Ctrl-C therefore reaches it only through this process, which stops it in
@@ -53,7 +53,7 @@ def start(command: Iterable[str], *, python: str = sys.executable, **options: An
     return subprocess.Popen(watched, start_new_session=True, **options)
 
 
-def end(processes: Sequence[subprocess.Popen[Any]], how: signal.Signals, seconds: float) -> None:
+def end(processes: Sequence[subprocess.Popen], how: signal.Signals, seconds: float) -> None:
     """Send a signal to processes of `start`, wait for them, and kill the rest of their sessions.
 
     Args:

@@ -6,8 +6,8 @@ OpenCV's separable filter takes four times as long in float64 (benchmarks/metric
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def _kernels() -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _compiled() -> Any:
+def _compiled() -> Callable[..., None]:
     import numba
 
     try:

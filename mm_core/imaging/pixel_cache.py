@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -126,7 +126,7 @@ class PixelCache:
                         progress("decode", start + len(chunk), len(jobs))
         return len(jobs)
 
-    def _square(self, store: Store, shelf: Shelf, key: str, row: Any) -> np.ndarray:
+    def _square(self, store: Store, shelf: Shelf, key: str, row: _Sized) -> np.ndarray:
         path = fetch_blob(store, key)
         if shelf is self.mattes:
             # A matte is resized in float, then rounded once.
@@ -145,6 +145,13 @@ def _first(frame: pd.DataFrame, column: str, shelf: Shelf) -> list:
     """Return the first row of each key of `column` that the shelf lacks."""
     wanted = frame.dropna(subset=[column]).drop_duplicates(column)
     return [row for row in wanted.itertuples(index=False) if getattr(row, column) not in shelf]
+
+
+class _Sized(Protocol):
+    """A row of a pool: the photo's width and height in pixels."""
+
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)

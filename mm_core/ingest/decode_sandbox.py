@@ -18,7 +18,7 @@ from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path, PurePath
 from queue import Empty, LifoQueue
-from typing import Any, BinaryIO, ParamSpec, TypeVar
+from typing import BinaryIO, ParamSpec, TypeVar
 
 from mm_core.imaging.images import CorruptImage, UnreadableImage, read_header
 
@@ -88,7 +88,7 @@ def _pixels(path: Path, start: bytes) -> int:
         return 0
 
 
-def _in_worker(path: Path, function: Callable[..., _R], args: tuple[Any, ...], more: dict[str, object]) -> _R:
+def _in_worker(path: Path, function: Callable[..., _R], args: tuple[object, ...], more: dict[str, object]) -> _R:
     # The most recently used worker is the most likely to be in memory, so the queue is last in, first out.
     idle = _idle.setdefault(os.getpid(), LifoQueue())
     try:
@@ -121,7 +121,7 @@ class _Answer(pickle.Unpickler):
     A hostile picture may control the worker. Its answer must not run code in this process.
     """
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if module.split(".")[0] in ("mm_core", "builtins", "pathlib") or (module, name) in ARRAYS:
             found = super().find_class(module, name)
             if (module, name) in ARRAYS or _is_value(found):

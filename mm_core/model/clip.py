@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from mm_core.model.predict import pick_device
 from mm_core.model.preprocess import resize
 from mm_core.model.torchvision_shim import ensure_torchvision
 
+if TYPE_CHECKING:
+    from open_clip import CLIP
+
 LOCAL_NAME = "mm-local-clip"
 """Architecture name of the small CLIP; its sizes are in the JSON file of the same name in this folder."""
 MAX_LOGIT_SCALE = math.log(100)
@@ -36,7 +40,14 @@ MAX_LOGIT_SCALE = math.log(100)
 class Clip:
     """Both towers of one CLIP, frozen, in eval mode."""
 
-    def __init__(self, model: Any, transform: Any, tokenizer: Any, digest: str, device: str) -> None:
+    def __init__(
+        self,
+        model: CLIP,
+        transform: Callable[[Image.Image], Tensor],
+        tokenizer: Callable[[Sequence[str]], Tensor],
+        digest: str,
+        device: str,
+    ) -> None:
         self._model = model.eval().requires_grad_(False).to(device)
         self._transform, self._tokenizer, self._device = transform, tokenizer, device
         self.digest = digest
@@ -244,7 +255,7 @@ def cached_embeddings(
     return np.stack(vectors) if vectors else np.zeros((0, clip.dim), np.float32)
 
 
-def _open_clip() -> Any:
+def _open_clip() -> ModuleType:
     """Import open_clip with the local architecture registered."""
     ensure_torchvision()
     import open_clip
@@ -291,7 +302,7 @@ def _held_out(pairs: Sequence[tuple[object, str]], seed: int) -> set[int]:
 
 
 def _retrieval(
-    model: Any, photos: Tensor, tokens: Tensor, rows: list[int], margin: int, side: int, mean: Tensor, std: Tensor
+    model: CLIP, photos: Tensor, tokens: Tensor, rows: list[int], margin: int, side: int, mean: Tensor, std: Tensor
 ) -> float:
     """Return the share of rows whose caption is the nearest of all rows' captions; NaN without rows."""
     if not rows:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
-_declared: list[Any] = []
+_declared: list[object] = []
 """Keeps a reference to the library object: its operators are removed when it is deleted."""
 
 

@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from mm_core.core.errors import InputError
@@ -162,7 +161,7 @@ def database_fault(root: Path, path: Path) -> str:
     return "its bytes changed and its time did not"
 
 
-def _database_seals(root: Path) -> dict[str, list[Any]]:
+def _database_seals(root: Path) -> dict[str, list[int | str]]:
     try:
         return dict(json.loads((root / DATABASES).read_bytes()))
     except (OSError, ValueError, TypeError):

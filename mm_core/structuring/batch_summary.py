@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from mm_core.core.records import Report, digest_of
 from mm_core.ingest.snapshot import newest_labels
@@ -42,7 +41,7 @@ def describe_batch(catalog: Catalog, batch: str, report: Report) -> None:
         **{f"structure/{extractor}": count for extractor, count in by_extractor.items()},
     }
     report.facts |= {"drift": drift, "features": digest_of(sorted(map(list, rows.itertuples(index=False))))}
-    scores: Any = scores_of(catalog, of_batch)
+    scores = scores_of(catalog, of_batch)
     report.tables["unreadable"] = unreadable
     report.tables["difficulty"] = difficulty_table(samples, labels, scores)
     report.tables["drift"] = [row for row in report.tables.get("drift", []) if row["batch"] == batch]

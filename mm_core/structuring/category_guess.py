@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
@@ -99,7 +99,7 @@ class LearnedGuesser:
         used = labelled["category"].isin(self.classes).to_numpy()
         x, y = vectors[used], np.array(list(categories))[used]
         model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-        held_out: Any = cross_val_predict(
+        held_out = cross_val_predict(
             model, x, y, groups=np.array(list(groups))[used], cv=StratifiedGroupKFold(FOLDS),
             method="predict_proba",
         )  # fmt: skip

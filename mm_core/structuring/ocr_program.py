@@ -12,14 +12,14 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 from rapidocr import RapidOCR  # pyright: ignore[reportMissingImports]
 
 
-def answer(engine: Any, rgb: np.ndarray) -> dict[str, object]:
+def answer(engine: RapidOCR, rgb: np.ndarray) -> dict[str, object]:
     """Return lines of text in reading order, their scores in [0, 1], and the covered share of the photo."""
     # The engine expects BGR.
     result = engine(np.ascontiguousarray(rgb[..., ::-1]))

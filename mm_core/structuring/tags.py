@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 from zipfile import BadZipFile
 
 import numpy as np
@@ -169,7 +169,7 @@ def _read(path: Path, dim: int) -> np.ndarray:
         return np.zeros((0, dim), np.float32)
 
 
-def _open_clip() -> Any:
+def _open_clip() -> ModuleType:
     """Import open_clip next to a CPU build of torch."""
     ensure_torchvision()
     import open_clip

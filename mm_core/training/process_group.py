@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import DECODERS
@@ -58,7 +59,7 @@ def agreed(value: T) -> T:
     """Return the value of process 0 in every process."""
     if world() == 1:
         return value
-    values: list[Any] = [value]
+    values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
 
@@ -122,13 +123,13 @@ class _Sum(torch.autograd.Function):
     """Sum over processes whose gradient is summed over the processes too."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:
         total = value.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone()
         dist.all_reduce(total)
         return total
@@ -138,7 +139,7 @@ def _sum(value: Tensor) -> Tensor:
     return cast(Tensor, _Sum.apply(value))
 
 
-def _normalise(norm: nn.BatchNorm2d, plain: Any, x: Tensor) -> Tensor:
+def _normalise(norm: nn.BatchNorm2d, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Replace `BatchNorm2d.forward`: normalise (B, C, H, W) by the statistics of all processes' rows."""
     if not norm.training:
         return plain(x)

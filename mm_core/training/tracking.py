@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from mm_core.core.errors import StoreError
@@ -35,6 +36,7 @@ from mm_core.training.run_facts import flatten, lock_time, metrics_before, origi
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, LoggedModel, Metric, Param
 
 EXPERIMENT = "matting"
 EXPERIMENT_TAGS = {
@@ -174,7 +176,7 @@ class Tracker:
 
     @contextmanager
     def stage_run(
-        self, layout: Layout, stage: str, params: Mapping[str, Any], data: Mapping[str, str]
+        self, layout: Layout, stage: str, params: Mapping[str, object], data: Mapping[str, str]
     ) -> Iterator[Curve]:
         """Open the run of a training stage; it becomes FINISHED, or FAILED if the body raises.
 
@@ -215,8 +217,8 @@ class Tracker:
 
     def log_model(
         self, layout: Layout, digest: str, scores: Mapping[str, float], save: Callable[[Path, str], None]
-    ) -> Any:
-        """Log a model of the cycle as output of the runs of promotion and cycle; return MLflow's LoggedModel.
+    ) -> LoggedModel:
+        """Log a model of the cycle as output of the runs of promotion and cycle; return MLflow's record of it.
 
         Args:
             layout: The workspace.
@@ -224,8 +226,6 @@ class Tracker:
             scores: Metrics of the model on the eval set.
             save: Writes an MLflow model; takes the folder to make and the id of its run.
         """
-        from tempfile import TemporaryDirectory
-
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
         client = self._client()
@@ -392,14 +392,14 @@ def _stage_tags(parent: str, stage: str) -> dict[str, str]:
     return {"mlflow.parentRunId": parent, "mm.stage": stage}
 
 
-def _params_of(params: Params) -> list[Any]:
+def _params_of(params: Params) -> list[Param]:
     from mlflow.entities import Param
 
     values = params.model_dump(mode="json", exclude=set(PER_ARRIVAL))
     return [Param(name, str(value)[:_VALUE_LIMIT]) for name, value in flatten(values)]
 
 
-def _datasets(layout: Layout, names: Sequence[str]) -> list[Any]:
+def _datasets(layout: Layout, names: Sequence[str]) -> list[DatasetInput]:
     """Return MLflow's dataset inputs: `snapshot` is the training data of the cycle, `eval` its frozen eval set."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -421,7 +421,7 @@ def _datasets(layout: Layout, names: Sequence[str]) -> list[Any]:
     ]
 
 
-def _scores_of(layout: Layout, scores: Mapping[str, float], model: str) -> list[Any]:
+def _scores_of(layout: Layout, scores: Mapping[str, float], model: str) -> list[Metric]:
     """Return the scores as metrics that MLflow shows with the model and its eval set."""
     from mlflow.entities import Metric
 
