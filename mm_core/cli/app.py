@@ -14,7 +14,6 @@ import typer
 from mm_core import __version__
 from mm_core.cli.compare import app as compare_app
 from mm_core.cli.data import app as data_app
-from mm_core.cli.deferred import Deferred
 from mm_core.cli.help import HELP, OrderedGroup, arrange
 from mm_core.cli.label import app as label_app
 from mm_core.cli.operate import app as operate_app
@@ -22,6 +21,7 @@ from mm_core.cli.quarantine import counted, pin_after_arrivals, quarantine_app, 
 from mm_core.cli.release import app as release_app
 from mm_core.cli.terminal import Inbox, Json, open_layout, open_run, progress_bars, run_with_bars, say, table
 from mm_core.cli.words import drop_words
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.locks import cycle_holder
 from mm_core.core.records import KINDS, Report
@@ -31,11 +31,25 @@ from mm_core.storage.retry import plain_fault
 
 if TYPE_CHECKING:
     from mm_core import operations, pinned_inputs, stages
+    from mm_core.cli import predict as predictions
+    from mm_core.eval import evaluate as evaluations
+    from mm_core.gallery import serve as galleries
+    from mm_core.ingest import datasets
+    from mm_core.ingest import drop as drops
+    from mm_core.ingest import snapshot as snapshots
+    from mm_core.services import ui as pages
 else:
     # The stages import slow packages, which `mm --help` does not need.
     operations = Deferred("mm_core.operations")
     pinned_inputs = Deferred("mm_core.pinned_inputs")
     stages = Deferred("mm_core.stages")
+    predictions = Deferred("mm_core.cli.predict")
+    evaluations = Deferred("mm_core.eval.evaluate")
+    galleries = Deferred("mm_core.gallery.serve")
+    datasets = Deferred("mm_core.ingest.datasets")
+    drops = Deferred("mm_core.ingest.drop")
+    snapshots = Deferred("mm_core.ingest.snapshot")
+    pages = Deferred("mm_core.services.ui")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, cls=OrderedGroup)
 catalog_app = typer.Typer(no_args_is_help=True, help="Care of the catalog's files.")
@@ -90,20 +104,19 @@ def drop(
     json_: Json = False,
 ) -> None:
     """Packages a folder of photos, a COCO data set or a FiftyOne export as a drop."""
-    from mm_core.ingest.datasets import labels_file, package_dataset, read_dataset
-    from mm_core.ingest.drop import package_folder, summarize_drop
-
     layout = open_layout(inbox)
     # A drop is written file by file, which needs a local folder.
     if "://" in layout.settings.inbox:
         raise InputError(
             f"mm drop writes to a folder, not to {layout.settings.inbox}: give --inbox FOLDER and upload it"
         )
-    if listed := labels_file(folder, labels):
-        dataset = read_dataset(folder, listed, field)
-        summary = package_dataset(dataset, Path(layout.settings.inbox), kind, batch)
+    if listed := datasets.labels_file(folder, labels):
+        dataset = datasets.read_dataset(folder, listed, field)
+        summary = datasets.package_dataset(dataset, Path(layout.settings.inbox), kind, batch)
     else:
-        summary = summarize_drop(folder, package_folder(folder, Path(layout.settings.inbox), kind, batch).path)
+        summary = drops.summarize_drop(
+            folder, drops.package_folder(folder, Path(layout.settings.inbox), kind, batch).path
+        )
     say(summary, True) if json_ else typer.echo(drop_words(summary))
 
 
@@ -126,8 +139,6 @@ def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -
 @app.command()
 def status(json_: Json = False) -> None:
     """Batches, samples per kind and category, quarantine, the last cycle and the champion."""
-    from mm_core.ingest.snapshot import eval_state
-
     run = open_run()
     catalog, layout = run.catalog, run.layout
     batches = catalog.read("batches", columns=["kind", "batch", "state", "accepted", "quarantined", "duplicates"])
@@ -141,7 +152,7 @@ def status(json_: Json = False) -> None:
         "verdict": pinned_inputs.recorded_verdict(layout).decision if layout.verdict.exists() else None,
         "champion": (run.registry.pin("champion") or {}).get("version"),
         "cycle": cycle_holder(layout),
-        "eval": eval_state(run.params.snapshot, catalog),
+        "eval": snapshots.eval_state(run.params.snapshot, catalog),
     }
     if json_:
         return say(result, True)
@@ -266,9 +277,7 @@ def evaluate(
     if (truth is None) != (pred is None):
         raise InputError("mm evaluate: --truth and --pred go together")
     if truth is not None and pred is not None:
-        from mm_core.eval.evaluate import evaluate_folder
-
-        return say(evaluate_folder(truth, pred), json_)
+        return say(evaluations.evaluate_folder(truth, pred), json_)
     with run_with_bars() as run:
         say(stages.evaluate(run), json_)
 
@@ -292,10 +301,8 @@ def predict(
     json_: Json = False,
 ) -> None:
     """Writes `<stem>.png`, the matte at the photo's own size, for each photo; exits with 2 where one is unreadable."""
-    from mm_core.cli.predict import predict_files
-
     with run_with_bars() as run:
-        report = predict_files(run, images, out, model=model, category=category, cutout=cutout)
+        report = predictions.predict_files(run, images, out, model=model, category=category, cutout=cutout)
     say(report, json_)
     # The readable photos are done; the exit code reports the others.
     if unreadable := report.tables["unreadable"]:
@@ -333,11 +340,9 @@ def gallery(
     port: int = 8090,
 ) -> None:
     """The page of moments: lift, place, change and correct; the model runs in the browser. Until Ctrl-C."""
-    from mm_core.gallery.serve import serve
-
     _require_photos(folder)
     run = open_run()
-    serve(run, folder, moments_ or run.layout.moments, model=model, host=host, port=port)
+    galleries.serve(run, folder, moments_ or run.layout.moments, model=model, host=host, port=port)
 
 
 @app.command()
@@ -348,11 +353,9 @@ def ui(
     ] = False,
 ) -> None:
     """Dagster's UI, MLflow's and the workspace's pages on 127.0.0.1, until Ctrl-C."""
-    from mm_core.services.ui import serve, shown
-
-    settings = shown(demo_)
+    settings = pages.shown(demo_)
     typer.echo(f"workspace  {settings.workspace}")
-    serve(settings, port)
+    pages.serve(settings, port)
 
 
 # This must follow the registration of all verbs.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mm_core.cli.deferred import Deferred
 from mm_core.cli.terminal import Json, open_layout, open_run, run_with_bars, say
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 
 if TYPE_CHECKING:

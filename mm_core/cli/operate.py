@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mm_core.cli.terminal import Json, progress_bars, say
+from mm_core.core.deferred import Deferred
 from mm_core.core.layout import Layout
 from mm_core.core.records import Report, timed
 from mm_core.core.settings import Settings
+
+if TYPE_CHECKING:
+    from mm_core.cli import reference as references
+    from mm_core.services import backup as backups
+    from mm_core.services import check as checks
+    from mm_core.services import repair as repairs
+else:
+    references = Deferred("mm_core.cli.reference")
+    backups = Deferred("mm_core.services.backup")
+    checks = Deferred("mm_core.services.check")
+    repairs = Deferred("mm_core.services.repair")
 
 app = typer.Typer()
 
@@ -26,10 +38,8 @@ def backup(
 
     PostgreSQL databases are in it where MM_BACKUP_DATABASES names their URLs.
     """
-    from mm_core.services.backup import back_up
-
     with progress_bars() as progress, timed(Report("backup")) as report:
-        back_up(Settings.from_env(), to, report, photos=photos, keep=keep, progress=progress)
+        backups.back_up(Settings.from_env(), to, report, photos=photos, keep=keep, progress=progress)
     say(report, json_)
 
 
@@ -40,10 +50,8 @@ def restore(
     json_: Json = False,
 ) -> None:
     """Writes a backup into an empty workspace and an empty store, each file checked against its digest."""
-    from mm_core.services.backup import restore as bring_back
-
     with progress_bars() as progress, timed(Report("restore")) as report:
-        bring_back(Settings.from_env(), source, report, at=at, progress=progress)
+        backups.restore(Settings.from_env(), source, report, at=at, progress=progress)
     say(report, json_)
 
 
@@ -56,17 +64,14 @@ def check(
 
     Exits with 1 where a fault is left.
     """
-    from mm_core.services.check import check as look
-    from mm_core.services.repair import repair as mend
-
     layout = Layout(Settings.from_env())
     with progress_bars() as progress, timed(Report("check")) as report:
-        faults = look(layout, report, progress=progress)
+        faults = checks.check(layout, report, progress=progress)
         # Without --repair the check only reads.
         if repair and faults:
-            mend(layout, faults)
+            repairs.repair(layout, faults)
             # Check again, because a repair can fail or reveal another fault.
-            left = look(layout, report, progress=progress)
+            left = checks.check(layout, report, progress=progress)
             report.tables["repaired"] = [asdict(fault) for fault in faults if fault.repaired]
             # For faults that could not be repaired, the message of the attempt is more precise.
             tried = {(fault.kind, fault.where): fault for fault in faults if not fault.repaired}
@@ -80,6 +85,4 @@ def check(
 @app.command()
 def params() -> None:
     """Every parameter with default, allowed values and meaning, as Markdown (docs/parameters.md)."""
-    from mm_core.cli.reference import reference
-
-    typer.echo(reference(), nl=False)
+    typer.echo(references.reference(), nl=False)

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mm_core.cli.deferred import Deferred
 from mm_core.cli.terminal import Json, open_run, say, table
 from mm_core.cli.words import ingest_words, reject_words
+from mm_core.core.deferred import Deferred
 from mm_core.core.records import Report
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.rows import BatchRow
 
 if TYPE_CHECKING:
     from mm_core import pinned_inputs, stages
+    from mm_core.ingest import quarantine as rejects
     from mm_core.pinned_inputs import Run
 else:
     pinned_inputs = Deferred("mm_core.pinned_inputs")
     stages = Deferred("mm_core.stages")
+    rejects = Deferred("mm_core.ingest.quarantine")
 
 quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
 
@@ -72,10 +74,8 @@ def counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, objec
 @quarantine_app.command("list")
 def quarantine_list(json_: Json = False) -> None:
     """Every refused row with its reason."""
-    from mm_core.ingest.quarantine import list_rejects
-
     # The list has duplicates and quarantined rows; `verdict` distinguishes them.
-    rows = list_rejects(open_run().catalog).to_dict("records")
+    rows = rejects.list_rejects(open_run().catalog).to_dict("records")
     if json_:
         return say({"rejects": rows}, True)
     # A person sees the columns that help to find and repair the file.
@@ -88,10 +88,8 @@ def quarantine_show(
     key: Annotated[str, typer.Argument(help="Key (or its beginning) from the list.")], json_: Json = False
 ) -> None:
     """One refused row in full, and where its file lies; of a suspect matte also a view beside its photo."""
-    from mm_core.ingest.quarantine import show
-
     run = open_run()
-    row = show(run.catalog, run.store, key, run.layout.views)
+    row = rejects.show(run.catalog, run.store, key, run.layout.views)
     say(row, True) if json_ else typer.echo(reject_words(row))
 
 
@@ -103,11 +101,9 @@ def quarantine_accept(
     json_: Json = False,
 ) -> None:
     """Takes suspect mattes as they are; they are not held again."""
-    from mm_core.ingest.quarantine import accept
-
     run = open_run()
     # The reviewer and the reason are stored with the label.
-    report = accept(
+    report = rejects.accept(
         run,
         keys,
         reviewer=by or getuser(),
@@ -121,9 +117,7 @@ def quarantine_retry(
     batch: Annotated[str, typer.Argument(help="Batch whose files were repaired.")], json_: Json = False
 ) -> None:
     """Probes the refused rows of a batch again, after the producer repaired the files."""
-    from mm_core.ingest.quarantine import retry
-
     run = open_run()
     # Repaired files are validated again like new ones.
-    report = retry(run, batch)
+    report = rejects.retry(run, batch)
     _complete_arrivals(run, report, json_)

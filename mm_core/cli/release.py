@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mm_core.cli.deferred import Deferred
 from mm_core.cli.terminal import Json, open_layout, open_run, progress_bars, run_with_bars, say, table
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.records import write_json
@@ -16,10 +16,22 @@ from mm_core.core.settings import Settings
 
 if TYPE_CHECKING:
     from mm_core import operations, pinned_inputs, stages
+    from mm_core.eval import simulate, variances
+    from mm_core.export import bench, bundle_manifest, signature, trust
+    from mm_core.export import bundle as bundles
+    from mm_core.export import lineage as lineages
 else:
     operations = Deferred("mm_core.operations")
     pinned_inputs = Deferred("mm_core.pinned_inputs")
     stages = Deferred("mm_core.stages")
+    simulate = Deferred("mm_core.eval.simulate")
+    variances = Deferred("mm_core.eval.variances")
+    bench = Deferred("mm_core.export.bench")
+    bundles = Deferred("mm_core.export.bundle")
+    bundle_manifest = Deferred("mm_core.export.bundle_manifest")
+    lineages = Deferred("mm_core.export.lineage")
+    signature = Deferred("mm_core.export.signature")
+    trust = Deferred("mm_core.export.trust")
 
 app = typer.Typer()
 Unsigned = Annotated[bool, typer.Option("--unsigned", help="Take a bundle that the key of MM_VERIFY_KEY did not sign.")]
@@ -65,17 +77,14 @@ def gate_simulate(
 
     The noise of photos and models is that of the last evaluation, where there is one.
     """
-    from mm_core.eval.simulate import World, characteristics, photos_needed
-    from mm_core.eval.variances import last_pairs
-
     run = open_run()
-    pairs, source = last_pairs(run.layout)
+    pairs, source = variances.last_pairs(run.layout)
     # Real pairs describe the noise better than the formula and its options.
-    world = World(pairs=pairs) if pairs else World(burst=burst, retraining=retraining)
+    world = simulate.World(pairs=pairs) if pairs else simulate.World(burst=burst, retraining=retraining)
     with progress_bars() as progress:
-        rows = characteristics(run.params.gate, world, runs, photos=tuple(photos), progress=progress)
+        rows = simulate.characteristics(run.params.gate, world, runs, photos=tuple(photos), progress=progress)
     # Without real pairs the spread per category is unknown.
-    needed = photos_needed(run.params.gate, pairs) if pairs else []
+    needed = simulate.photos_needed(run.params.gate, pairs) if pairs else []
     if json_:
         return say({"runs": runs, "noise": source, "rows": rows, "photos_needed": needed}, True)
     typer.echo(f"noise: {source}\nshare of {runs} retrainings promoted\n\n{table(rows)}")
@@ -167,9 +176,7 @@ def anchor(
 @app.command()
 def keys(path: Annotated[Path, typer.Argument(help="File of the new private key.")], json_: Json = False) -> None:
     """Makes a key to sign bundles and overrides with: PATH (private, mode 0600) and PATH.pub."""
-    from mm_core.export.signature import make_keys
-
-    say({"key": make_keys(path), "private": str(path), "public": f"{path}.pub"}, json_)
+    say({"key": signature.make_keys(path), "private": str(path), "public": f"{path}.pub"}, json_)
 
 
 @app.command()
@@ -179,17 +186,13 @@ def verify(
     json_: Json = False,
 ) -> None:
     """Checks a bundle: signature (where MM_VERIFY_KEY is set), digests, and golden pairs in a fresh process."""
-    from mm_core.export.bundle import verify as run_selfcheck
-    from mm_core.export.bundle_manifest import checked_manifest, read_manifest
-    from mm_core.export.trust import check_signer, require_bundle
-
     # The signature is checked before any model of the bundle is run.
-    require_bundle(bundle, Layout(Settings.from_env()).bundles)
-    read_manifest(bundle)
-    signer, warning = check_signer(bundle / "manifest.json", unsigned=unsigned)
-    checked_manifest(bundle)
+    trust.require_bundle(bundle, Layout(Settings.from_env()).bundles)
+    bundle_manifest.read_manifest(bundle)
+    signer, warning = trust.check_signer(bundle / "manifest.json", unsigned=unsigned)
+    bundle_manifest.checked_manifest(bundle)
     # The golden pairs are predicted in a fresh process.
-    checked = run_selfcheck(bundle)
+    checked = bundles.verify(bundle)
     _warn(warning)
     say({"signed_by": signer, **({"warning": warning} if warning else {}), **checked}, json_)
 
@@ -205,12 +208,12 @@ def bench_bundle(
     json_: Json = False,
 ) -> None:
     """Checks a bundle, measures it in each runtime, and picks the fastest runtime and thread count of this device."""
-    from mm_core.export.bench import bench_bundle as bench
-
     run = open_run()
     # A run above these limits is selected only if no other run exists.
     limits = run.params.export.limits
-    report = bench(run.layout, bundle, limits, runtimes=runtime or (), threads=threads or (), unsigned=unsigned)
+    report = bench.bench_bundle(
+        run.layout, bundle, limits, runtimes=runtime or (), threads=threads or (), unsigned=unsigned
+    )
     _warn(str(report.facts.get("warning", "")))
     say(report, json_)
 
@@ -223,9 +226,7 @@ def _warn(text: str) -> None:
 @app.command()
 def lineage(version: Annotated[str, typer.Argument(help="Registry version.")]) -> None:
     """The samples, labels, params, code and seeds behind a model."""
-    from mm_core.export.lineage import lineage as trace
-
-    say(trace(Settings.from_env(), version), True)
+    say(lineages.lineage(Settings.from_env(), version), True)
 
 
 @app.command()

@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 
 if TYPE_CHECKING:
+    from playwright import sync_api
     from playwright.sync_api import Browser
     from starlette.types import ASGIApp
+else:
+    sync_api = Deferred("playwright.sync_api")
 
 
 def chromium() -> str:
@@ -44,10 +48,8 @@ def require_playwright() -> None:
 def browser() -> Iterator[Browser]:
     """Yield an open browser; raise InputError like `chromium` and `require_playwright`."""
     require_playwright()
-    from playwright.sync_api import sync_playwright
-
     path = chromium()
-    with sync_playwright() as play:
+    with sync_api.sync_playwright() as play:
         # Chromium's own sandbox refuses to start for root.
         opened = play.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else [])
         try:

@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.effects.foreground import over
 from mm_core.effects.fullsize import check_pair, enlarged, harmonic, shrunk, touched
 
 if TYPE_CHECKING:
     import torch
+else:
+    torch = Deferred("torch")
 
 SEARCH_SIDE = 384
 """Long side of the picture in which the best offset is searched."""
@@ -215,8 +218,6 @@ def learned(model: Path) -> Fill:
     """Return the fill that runs a TorchScript file at reduced size."""
 
     def fill(photo: np.ndarray, hole: np.ndarray, avoid: np.ndarray) -> np.ndarray:
-        import torch
-
         small = shrunk(photo)
         missing = touched(hole, small)
         height, width = missing.shape
@@ -241,8 +242,6 @@ def learned(model: Path) -> Fill:
 
 @lru_cache(1)
 def _script(model: Path) -> torch.jit.ScriptModule:
-    import torch
-
     try:
         return torch.jit.load(model, "cpu").eval()
     except (RuntimeError, ValueError) as error:

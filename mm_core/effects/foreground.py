@@ -12,10 +12,18 @@ subject.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import cv2
 import numpy as np
 
+from mm_core.core.deferred import Deferred
 from mm_core.effects.fullsize import WORK_SIDE, check_pair, enlarged, harmonic, shrunk
+
+if TYPE_CHECKING:
+    import pymatting
+else:
+    pymatting = Deferred("pymatting")
 
 STRIP = 512
 """Rows processed in one step at full size, so that 12 megapixels are never in memory as floats."""
@@ -66,9 +74,9 @@ def estimate_layers(photo: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, n
     Returns:
         Foreground and background, uint8 (H, W, 3) each.
     """
-    from pymatting import estimate_foreground_ml
-
-    found = estimate_foreground_ml(photo / 255.0, np.clip(alpha, 0, 1).astype(np.float64), return_background=True)
+    found = pymatting.estimate_foreground_ml(
+        photo / 255.0, np.clip(alpha, 0, 1).astype(np.float64), return_background=True
+    )
     front, back = (np.rint(np.asarray(layer).clip(0, 1) * 255).astype(np.uint8) for layer in found)
     return front, back
 

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.records import CATEGORIES, write_bytes, write_json
+
+if TYPE_CHECKING:
+    import matplotlib
+    from matplotlib import figure as figures
+else:
+    matplotlib = Deferred("matplotlib")
+    figures = Deferred("matplotlib.figure")
 
 HEADLINE_ROWS = ("macro", *CATEGORIES)
 """The mean over the six judged categories, and each of them."""
@@ -38,9 +47,6 @@ def plot_stages(folder: Path, scores: Scores) -> list[Path]:
     Returns:
         The files, `<metric>.svg`.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     stages = [stage for stage in TRAIN_STAGES if (stage, "float") in scores]
     tables = [scores[stage, "float"] for stage in stages]
     categories = [str(name) for name in tables[0].index] if tables else []
@@ -48,7 +54,7 @@ def plot_stages(folder: Path, scores: Scores) -> list[Path]:
     for metric, label in PLOTTED.items():
         columns = min(3, max(1, len(categories)))
         rows = -(-len(categories) // columns) or 1
-        figure = Figure(figsize=(3.0 * columns, 2.0 * rows + 0.4), layout="constrained")
+        figure = figures.Figure(figsize=(3.0 * columns, 2.0 * rows + 0.4), layout="constrained")
         for place, category in enumerate(categories, 1):
             axes = figure.add_subplot(rows, columns, place)
             axes.plot(stages, [table.loc[category, metric] for table in tables], marker="o")
@@ -58,7 +64,7 @@ def plot_stages(folder: Path, scores: Scores) -> list[Path]:
         figure.suptitle(f"{label} by training stage (float models, eval set)", fontsize=10)
         stream = BytesIO()
         # Without a date and with fixed ids, equal scores give equal files, and DVC sees no change.
-        with rc_context({"svg.hashsalt": "matting", "svg.fonttype": "none"}):
+        with matplotlib.rc_context({"svg.hashsalt": "matting", "svg.fonttype": "none"}):
             figure.savefig(stream, format="svg", metadata={"Date": None})
         written.append(folder / f"{metric}.svg")
         write_bytes(written[-1], stream.getvalue())

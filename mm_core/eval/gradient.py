@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from mm_core.core.deferred import Deferred
+
+if TYPE_CHECKING:
+    import numba
+else:
+    numba = Deferred("numba")
 
 SIGMA = 1.4
 TAPS = 9
@@ -43,8 +51,6 @@ def _kernels() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _compiled() -> Callable[..., None]:
-    import numba
-
     try:
         return numba.njit(nogil=True, cache=True)(_filter)
     except RuntimeError:  # no writable cache folder: each process compiles

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import ALL_CATEGORIES, DECODERS, decoder_of
 from mm_core.export.bundle_manifest import Cost, DecoderEntry, Deviation, FormatEntry
@@ -19,6 +21,11 @@ from mm_core.export.formats.run import SUFFIX, run_file
 from mm_core.export.quantise import QuantisedFile
 from mm_core.model.preprocess import prepare
 from mm_core.storage.store import Store
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Deferred("torch")
 
 THREADS = (1, 2)
 """Thread counts of the measurements."""
@@ -132,8 +139,6 @@ def torch_latencies(model: Path) -> dict[str, dict[str, float]]:
     Returns:
         Decoder → thread count → wall-clock time, and `cpu` → processor time on one thread.
     """
-    import torch
-
     from mm_core.model.files import load_model
 
     net, _ = load_model(model)

@@ -20,16 +20,24 @@ import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.records import ALL_CATEGORIES
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.imaging.images import encode_alpha
 from mm_core.imaging.photo_input import Photo, is_file, read_base64, read_photo
 from mm_core.model.predict import decoders_for
+
+if TYPE_CHECKING:
+    from mlflow import models, pyfunc, types
+else:
+    models = Deferred("mlflow.models")
+    pyfunc = Deferred("mlflow.pyfunc")
+    types = Deferred("mlflow.types")
 
 DATA = "matting"
 """Folder name within `data/` of the MLflow model."""
@@ -119,15 +127,13 @@ def save_mlflow_model(bundle: Path, weights: Path, target: Path, run: str) -> No
     """
     # MLflow records the versions that it finds; it must not try to look up any others.
     os.environ.setdefault("MLFLOW_REQUIREMENTS_INFERENCE_RAISE_ERRORS", "false")
-    from mlflow.models import Model, ModelSignature
-    from mlflow.pyfunc import save_model
-    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
-
     # Any photo size; the category is an optional parameter.
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, 3))]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
-        params=ParamSchema([ParamSpec("category", "string", ""), ParamSpec("output", "string", "alpha")]),
+    signature = models.ModelSignature(
+        inputs=types.Schema([types.TensorSpec(np.dtype(np.uint8), (-1, -1, 3))]),
+        outputs=types.Schema([types.TensorSpec(np.dtype(np.float32), (-1, -1))]),
+        params=types.ParamSchema(
+            [types.ParamSpec("category", "string", ""), types.ParamSpec("output", "string", "alpha")]
+        ),
     )
     # MLflow's check of inputs knows no Pillow image, path or base64. This mark passes them on to `predict`, which
     # checks them itself. MLflow has no public way to set it for a model without type hints.
@@ -138,9 +144,9 @@ def save_mlflow_model(bundle: Path, weights: Path, target: Path, run: str) -> No
         data = Path(folder) / DATA
         shutil.copytree(bundle, data / "bundle")
         shutil.copyfile(weights, data / "model.safetensors")
-        save_model(
+        pyfunc.save_model(
             target,
-            mlflow_model=Model(artifact_path=target.name, run_id=run),
+            mlflow_model=models.Model(artifact_path=target.name, run_id=run),
             loader_module=__name__,
             data_path=str(data),
             code_paths=[str(Path(__file__).resolve().parent.parent)],

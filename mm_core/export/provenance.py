@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import ModelPin, read_snapshot
 from mm_core.core.records import Verdict, sha256_file
@@ -15,6 +16,11 @@ from mm_core.export.quantise import tool_versions
 from mm_core.model.meta import read_meta
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob, put_blob
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Deferred("torch")
 
 
 # The types below describe the JSON record of a version.
@@ -106,8 +112,6 @@ def read_provenance(store: Store, digest: str) -> Provenance:
 
 def versions() -> dict[str, str]:
     """Return versions of libraries that influence weights and files, and the thread count (it changes last bits)."""
-    import torch
-
     installed = {name: version(name) for name in ("numpy", "open_clip_torch", "opencv-python-headless", "timm")}
     return tool_versions() | installed | {"threads": str(torch.get_num_threads())}
 

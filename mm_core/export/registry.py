@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.locks import exclusive
@@ -35,10 +36,14 @@ from mm_core.training.rehome import rehome
 from mm_core.training.tracking import Tracker
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    import mlflow
+    from mlflow import MlflowClient, exceptions
     from mlflow.entities.model_registry import RegisteredModel
 
     from mm_core.export.override import Override
+else:
+    mlflow = Deferred("mlflow")
+    exceptions = Deferred("mlflow.exceptions")
 
 Found = TypeVar("Found")
 NAME = "matting"
@@ -324,14 +329,12 @@ class Registry:
             # Database migrations and MLflow log their routine work.
             for noisy in ("alembic", "mlflow"):
                 logging.getLogger(noisy).setLevel(logging.WARNING)
-            from mlflow import MlflowClient
-
             uri = self._settings.mlflow_uri
             if uri.startswith("sqlite:///"):
                 Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             # A workspace that was moved to another path has old artifact paths in its database.
             rehome(self._settings)
-            self._client_or_none = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            self._client_or_none = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
         return self._client_or_none
 
 
@@ -383,11 +386,9 @@ def who() -> str:
 
 def _or_none(call: Callable[[], Found]) -> Found | None:
     """Return the call's result; None if the registry has no such entry."""
-    from mlflow.exceptions import MlflowException
-
     try:
         return call()
-    except MlflowException as error:
+    except exceptions.MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise

@@ -16,11 +16,18 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageCms
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
+
+if TYPE_CHECKING:
+    import pillow_heif
+else:
+    pillow_heif = Deferred("pillow_heif")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF", "JPEG2000")
 MAX_SCANS = 64
@@ -240,10 +247,8 @@ def encode_alpha(alpha: np.ndarray, *, sixteen_bit: bool = False) -> bytes:
 @cache
 def _open_plugins() -> None:
     # Registering the plugins takes time, so it is done once and on first use.
-    from pillow_heif import register_heif_opener
-
     Image.init()
-    register_heif_opener()
+    pillow_heif.register_heif_opener()
 
 
 @contextmanager

@@ -15,8 +15,15 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_core.core.deferred import Deferred
+
 if TYPE_CHECKING:
+    import great_expectations as gx
     from great_expectations.data_context.data_context.ephemeral_data_context import EphemeralDataContext
+    from great_expectations.data_context.types import base
+else:
+    gx = Deferred("great_expectations")
+    base = Deferred("great_expectations.data_context.types.base")
 
 CLOCK_STEP = 2.0
 """Seconds by which time stamps of a file system may be older than the clock."""
@@ -137,15 +144,8 @@ def _context(data_docs: Path) -> EphemeralDataContext:
 
     Results and pages are kept under `data_docs`.
     """
-    import great_expectations as gx
-    from great_expectations.data_context.types.base import (
-        DataContextConfig,
-        InMemoryStoreBackendDefaults,
-        ProgressBarsConfig,
-    )
-
     # Suites live in memory. Results are kept on disk, because the index lists those of earlier runs.
-    defaults = InMemoryStoreBackendDefaults()
+    defaults = base.InMemoryStoreBackendDefaults()
     defaults.stores[defaults.validation_results_store_name] = {
         "class_name": "ValidationResultsStore",
         "store_backend": _folder(data_docs / ".results"),
@@ -158,9 +158,9 @@ def _context(data_docs: Path) -> EphemeralDataContext:
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
         }
     }
-    config = DataContextConfig(
+    config = base.DataContextConfig(
         analytics_enabled=False,
-        progress_bars=ProgressBarsConfig(globally=False),
+        progress_bars=base.ProgressBarsConfig(globally=False),
         store_backend_defaults=defaults,
     )
     return gx.get_context(mode="ephemeral", project_config=config)

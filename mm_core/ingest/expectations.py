@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import pandas as pd
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import MattingError
 from mm_core.core.params import IngestParams
 from mm_core.core.records import ALL_CATEGORIES, KINDS
@@ -23,7 +24,14 @@ from mm_core.ingest.matte_quality import MatteQuality
 from mm_core.ingest.probe import Probe
 
 if TYPE_CHECKING:
+    import great_expectations as gx
+    from great_expectations.core import run_identifier
+    from great_expectations.data_context.types import resource_identifiers as identifiers
     from great_expectations.expectations.expectation import Expectation
+else:
+    gx = Deferred("great_expectations")
+    run_identifier = Deferred("great_expectations.core.run_identifier")
+    identifiers = Deferred("great_expectations.data_context.types.resource_identifiers")
 
 MIX_COLUMNS: Mapping[str, str] = {f"{measure}_class": measure for measure in CLASSES}
 LEAST_PEAK = 0.1
@@ -231,13 +239,6 @@ class Judge:
         return "; ".join(r["reason"] for r in broken) or None
 
     def _run(self, scope: Literal["row", "batch"], table: pd.DataFrame) -> list[tuple[Rule, list[int]]]:
-        import great_expectations as gx
-        from great_expectations.core.run_identifier import RunIdentifier
-        from great_expectations.data_context.types.resource_identifiers import (
-            ExpectationSuiteIdentifier,
-            ValidationResultIdentifier,
-        )
-
         context = self._docs.context
         # A mix rule without enough rows to compare is left out.
         rules = [rule for rule in rules_of(self.kind, scope) if self._mix.get(rule.column, rule) is not None]
@@ -255,7 +256,7 @@ class Judge:
         definition = context.validation_definitions.add_or_update(
             gx.ValidationDefinition(name=name, data=data, suite=context.suites.add_or_update(suite))
         )
-        run = RunIdentifier(run_name=self.batch)
+        run = run_identifier.RunIdentifier(run_name=self.batch)
         # Data Docs do not escape values. Escaping cannot change a result: allowed values have no special characters.
         escaped = table.map(lambda value: escape(value) if isinstance(value, str) else value)
         outcome = definition.run(
@@ -263,8 +264,8 @@ class Judge:
             run_id=run,
             result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
         )
-        suite_page = ExpectationSuiteIdentifier(suite.name)
-        self._docs.pages += [suite_page, ValidationResultIdentifier(suite_page, run, outcome.batch_id)]
+        suite_page = identifiers.ExpectationSuiteIdentifier(suite.name)
+        self._docs.pages += [suite_page, identifiers.ValidationResultIdentifier(suite_page, run, outcome.batch_id)]
         found = []
         by_name = {result.expectation_config.meta["rule"]: result for result in outcome.results}  # pyright: ignore
         for rule in rules:
@@ -320,8 +321,6 @@ def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float
         params: Thresholds.
         mix: Column → expected class shares and largest divergence.
     """
-    import great_expectations as gx
-
     gxe: Any = gx.expectations
     common: dict[str, object] = {"severity": rule.severity, "meta": {"rule": rule.name}, "notes": rule.reason}
     column, suspect = rule.column, params.suspect

@@ -25,6 +25,7 @@ from xml.etree import ElementTree
 
 import httpx
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import LabelServerError
 from mm_core.labeling.label_studio_format import LABEL_CONFIG, WHY
 from mm_core.labeling.label_studio_types import (
@@ -42,7 +43,10 @@ from mm_core.labeling.label_studio_types import (
 
 if TYPE_CHECKING:
     import httpx
+    import label_studio_sdk
     from label_studio_sdk import LabelStudio
+else:
+    label_studio_sdk = Deferred("label_studio_sdk")
 
 TIMEOUT = 120.0
 """Seconds without a response after which a request fails."""
@@ -63,9 +67,7 @@ class Server:
         self._http = self._plain(base_url=self.url, auth=cast("httpx.Auth", _auth(self.url, key)))
 
         def sdk() -> LabelStudio:
-            from label_studio_sdk import LabelStudio
-
-            return LabelStudio(base_url=self.url, api_key=key, httpx_client=self._plain())
+            return label_studio_sdk.LabelStudio(base_url=self.url, api_key=key, httpx_client=self._plain())
 
         self._open_sdk = sdk  # a closure keeps the key out of every repr
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import RouteParams
@@ -18,8 +19,12 @@ from mm_core.model.upsample import guided_upsample
 
 if TYPE_CHECKING:
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore
 
     from mm_core.model.predict import Predictor
+else:
+    onnxruntime = Deferred("onnxruntime")
+    state = Deferred("onnxruntime.capi.onnxruntime_pybind11_state")
 
 
 def cold_start(params: RouteParams, layout: Layout) -> tuple[Predictor | None, str]:
@@ -91,9 +96,6 @@ class OnnxStarter:
 
 
 def _open(path: Path) -> onnxruntime.InferenceSession:
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore
-
     # onnxruntime has one exception class per status code, without a common base.
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
     options = onnxruntime.SessionOptions()

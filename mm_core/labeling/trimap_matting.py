@@ -9,13 +9,20 @@ The solver releases Python's lock, so threads can solve several photos at the sa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 from scipy.sparse.linalg import splu
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
+
+if TYPE_CHECKING:
+    import pymatting
+else:
+    pymatting = Deferred("pymatting")
 
 MARGIN = 24
 """Unknown areas closer to each other than twice this many pixels are solved together."""
@@ -103,8 +110,6 @@ def _closed_form(rgb: np.ndarray, alpha: np.ndarray, unknown: np.ndarray) -> np.
 
 def _laplacian(rgb: np.ndarray, unknown: np.ndarray) -> csr_matrix:
     """Return the rows of the matting Laplacian of unknown pixels: sparse (unknown pixels, H × W)."""
-    from pymatting import cf_laplacian
-
     height, width = unknown.shape
     lines, blocks = max(1, STRIP // width), []
     for top in range(0, height, lines):
@@ -115,7 +120,9 @@ def _laplacian(rgb: np.ndarray, unknown: np.ndarray) -> csr_matrix:
         above, below = max(0, top - REACH), min(height, bottom + REACH)
         strip, wanted = unknown[above:below], unknown[above:below].copy()
         wanted[: top - above] = wanted[bottom - above :] = False
-        block = cf_laplacian(rgb[above:below].astype(np.float64) / 255, is_known=~strip.ravel())[wanted.ravel()]
+        block = pymatting.cf_laplacian(rgb[above:below].astype(np.float64) / 255, is_known=~strip.ravel())[
+            wanted.ravel()
+        ]
         shape = (block.shape[0], height * width)
         blocks.append(csr_matrix((block.data, block.indices + above * width, block.indptr), shape))
     rows = csr_matrix(vstack(blocks, format="csr"))

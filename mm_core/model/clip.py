@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError, NothingToTrainOn
 from mm_core.core.locks import exclusive
 from mm_core.core.params import ClipParams
@@ -30,7 +31,10 @@ from mm_core.model.preprocess import resize
 from mm_core.model.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
+    import open_clip
     from open_clip import CLIP
+else:
+    open_clip = Deferred("open_clip")
 
 LOCAL_NAME = "mm-local-clip"
 """Architecture name of the small CLIP; its sizes are in the JSON file of the same name in this folder."""
@@ -258,8 +262,6 @@ def cached_embeddings(
 def _open_clip() -> ModuleType:
     """Import open_clip with the local architecture registered."""
     ensure_torchvision()
-    import open_clip
-
     if LOCAL_NAME not in open_clip.list_models():
         open_clip.add_model_config(Path(__file__).with_name(f"{LOCAL_NAME}.json"))
     return open_clip

@@ -5,19 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.params import ModelParams
 from mm_core.core.records import DECODERS
 from mm_core.model import u2net
 from mm_core.model.packaged import load_packaged_weights
 from mm_core.model.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    import timm
+    from timm import models as timm_models
+else:
+    timm = Deferred("timm")
+    timm_models = Deferred("timm.models")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Channel statistics of ImageNet photos in [0, 1]; U2-Net was published with the same values."""
@@ -265,8 +273,6 @@ def create_body(name: str, pretrained: str = "") -> nn.Module:
         InputError: The model or its weights are not available or do not match.
     """
     ensure_torchvision()
-    import timm
-
     if not timm.is_model(name):
         close = ", ".join(sorted(timm.list_models(), key=lambda model: -len(commonprefix([model, name])))[:4])
         raise InputError(f"params.yaml: model.encoder: {name!r} is no timm model, u2net or u2netp; for example {close}")
@@ -298,10 +304,8 @@ def _check_loaded(body: nn.Module, path: Path) -> None:
 
     timm loads feature extractors non-strictly and reports no error for a file of another model.
     """
-    from timm.models import load_state_dict
-
     # Names differ between the file and the feature extractor, so compare shapes and sums.
-    file_weights = {(tuple(t.shape), float(t.double().sum())) for t in load_state_dict(str(path)).values()}
+    file_weights = {(tuple(t.shape), float(t.double().sum())) for t in timm_models.load_state_dict(str(path)).values()}
     weights = [p.detach() for p in body.parameters() if p.dim() > 1]
     matches = sum((tuple(w.shape), float(w.double().sum())) in file_weights for w in weights)
     if matches < 0.9 * len(weights):

@@ -10,14 +10,20 @@ import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.records import sha256_file
 from mm_core.model.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    import timm
+else:
+    timm = Deferred("timm")
 
 
 @dataclass(frozen=True)
@@ -130,8 +136,6 @@ def load_packaged_classifier(encoder: str) -> torch.nn.Module:
 
 def _create(encoder: str) -> Any:
     ensure_torchvision()
-    import timm
-
     return timm.create_model(encoder)
 
 

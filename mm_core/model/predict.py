@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.records import decoder_of
 from mm_core.model.preprocess import finish, prepare
 from mm_core.model.upsample import guided_upsample
 
 if TYPE_CHECKING:
     import torch
+else:
+    torch = Deferred("torch")
 
 Result = TypeVar("Result")
 
@@ -45,8 +48,6 @@ def decoders_for(predictor: Predictor, photos: Sequence[np.ndarray], categories:
 
 def pick_device(device: str = "auto") -> str:
     """Resolve `auto` to `cuda` if a GPU is available, otherwise `cpu`; other names are returned unchanged."""
-    import torch
-
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
@@ -69,8 +70,6 @@ class TorchPredictor:
         Raises:
             InputError: As in `load_model`.
         """
-        import torch
-
         from mm_core.model.files import load_model
 
         self.device, self.batch, self.bf16 = pick_device(device), batch, bf16
@@ -105,8 +104,6 @@ class TorchPredictor:
 
     def _run(self, photos: Sequence[np.ndarray], work: Callable[[torch.Tensor], Result]) -> Result:
         """Prepare photos as one batch on the device and apply `work` to it."""
-        import torch
-
         images = torch.from_numpy(np.stack([prepare(photo, self.size) for photo in photos]))
         images = images.to(self.device, memory_format=torch.channels_last)
         with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):

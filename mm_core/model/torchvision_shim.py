@@ -9,6 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mm_core.core.deferred import Deferred
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Deferred("torch")
 
 _declared: list[object] = []
 """Keeps a reference to the library object: its operators are removed when it is deleted."""
@@ -16,8 +24,6 @@ _declared: list[object] = []
 
 def ensure_torchvision() -> None:
     """Declare torchvision's operators if they do not load; call it before the first import of timm or open_clip."""
-    import torch
-
     if _declared or hasattr(torch.ops.torchvision, "nms"):
         return
     spec = importlib.util.find_spec("torchvision")

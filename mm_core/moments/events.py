@@ -12,9 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import coo_matrix
+
+from mm_core.core.deferred import Deferred
+
+if TYPE_CHECKING:
+    from sklearn import cluster
+else:
+    cluster = Deferred("sklearn.cluster")
 
 EARTH_KM = 6371.0
 DENSE = 3
@@ -79,8 +87,6 @@ def _dense(
     limits: tuple[float, float, float],
 ) -> None:
     """Cluster the given photos under new numbers, in place; `limits`: seconds, kilometres, kilometres per second."""
-    from sklearn.cluster import DBSCAN
-
     if not len(photos):
         return
     order = photos[np.argsort(seconds[photos], kind="stable")]
@@ -100,11 +106,11 @@ def _dense(
         columns.append(near)
     r, c = np.concatenate(rows), np.concatenate(columns)
     graph = coo_matrix((np.ones(2 * len(r)), (np.r_[r, c], np.r_[c, r])), shape=(len(order), len(order))).tocsr()
-    clusters = DBSCAN(eps=1.5, min_samples=DENSE, metric="precomputed").fit_predict(graph)
+    clusters = cluster.DBSCAN(eps=1.5, min_samples=DENSE, metric="precomputed").fit_predict(graph)
     # Photos below the density form events too: pairs and single photos.
     sparse = np.flatnonzero(clusters < 0)
     if len(sparse):
-        rest = DBSCAN(eps=1.5, min_samples=1, metric="precomputed").fit_predict(graph[sparse][:, sparse])
+        rest = cluster.DBSCAN(eps=1.5, min_samples=1, metric="precomputed").fit_predict(graph[sparse][:, sparse])
         clusters[sparse] = rest + clusters.max(initial=-1) + 1
     # Numbers continue after those of earlier passes.
     labels[order] = clusters + labels.max(initial=-1) + 1

@@ -17,16 +17,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlparse
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import BlobDamaged, BlobNotFound, BlobTooLarge, InputError, StoreError
 from mm_core.core.records import sha256_bytes, sha256_file
 from mm_core.core.settings import s3_timeout
 from mm_core.storage.retry import disk_fault
 from mm_core.storage.seals import KEY_SEALS, KeySeals
+
+if TYPE_CHECKING:
+    import boto3
+    from botocore import config as botocore_config
+else:
+    boto3 = Deferred("boto3")
+    botocore_config = Deferred("botocore.config")
 
 BLOBS = "blobs/"
 """Prefix of content-addressed keys: their objects never change."""
@@ -243,19 +251,16 @@ class S3Store:
     @property
     def _client(self) -> Any:
         """The boto3 client, created on first use. Its creation is not thread-safe; its use is."""
-        from boto3.session import Session
-        from botocore.config import Config
-
         # The lock makes one thread create the client and the others wait.
         with self._lock:
             if self._client_or_none is None:
                 timeout = s3_timeout()
-                config = Config(
+                config = botocore_config.Config(
                     retries={"mode": "standard", "max_attempts": S3_ATTEMPTS},
                     connect_timeout=min(10, timeout),
                     read_timeout=timeout,
                 )
-                self._client_or_none = Session().client("s3", config=config)
+                self._client_or_none = boto3.Session().client("s3", config=config)
         return self._client_or_none
 
     def _key(self, key: str) -> str:
@@ -363,8 +368,6 @@ class S3Store:
     @contextmanager
     def _plain_errors(self, doing: str, key: str) -> Iterator[None]:
         """Raise boto's errors as ours: BlobNotFound for a missing object, StoreError otherwise."""
-        from boto3.exceptions import Boto3Error
-
         try:
             yield
         except ClientError as error:
@@ -376,7 +379,7 @@ class S3Store:
             raise StoreError(f"{doing} {self.url}/{key}: {error}: {remedy}") from error
         except OSError as error:
             raise StoreError(f"{doing} {self.url}/{key}: {disk_fault(error)}") from error
-        except (Boto3Error, BotoCoreError) as error:
+        except (boto3.exceptions.Boto3Error, BotoCoreError) as error:
             raise StoreError(f"{doing} {self.url}/{key}: {error}: run again") from error
 
 

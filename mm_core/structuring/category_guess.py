@@ -17,14 +17,21 @@ import numpy as np
 import pandas as pd
 
 from mm_core.core.categories import ALL_CATEGORIES, SENTENCES
+from mm_core.core.deferred import Deferred
 from mm_core.core.params import StructureParams
 from mm_core.core.records import Report
 from mm_core.storage.catalog import Catalog
 from mm_core.structuring.rows import Found, row_of
 
 if TYPE_CHECKING:
+    from sklearn import discriminant_analysis, isotonic, model_selection
+
     from mm_core.structuring.extractors import Chosen
     from mm_core.structuring.tags import ClipTags
+else:
+    discriminant_analysis = Deferred("sklearn.discriminant_analysis")
+    isotonic = Deferred("sklearn.isotonic")
+    model_selection = Deferred("sklearn.model_selection")
 
 EXTRACTOR = "guess"
 VERSION = "1"
@@ -84,10 +91,6 @@ class LearnedGuesser:
             categories: Category of each vector.
             groups: Scene of each vector; a scene is never on both sides of the held-out test.
         """
-        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-        from sklearn.isotonic import IsotonicRegression
-        from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-
         labelled = pd.DataFrame({"category": list(categories), "group": list(groups)})
         # Only categories with enough scenes can be cross-validated.
         scenes = labelled.groupby("category")["group"].nunique()
@@ -98,14 +101,16 @@ class LearnedGuesser:
         # Calibrate on predictions for photos that the classifier was not trained on.
         used = labelled["category"].isin(self.classes).to_numpy()
         x, y = vectors[used], np.array(list(categories))[used]
-        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-        held_out = cross_val_predict(
-            model, x, y, groups=np.array(list(groups))[used], cv=StratifiedGroupKFold(FOLDS),
+        model = discriminant_analysis.LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+        held_out = model_selection.cross_val_predict(
+            model, x, y, groups=np.array(list(groups))[used], cv=model_selection.StratifiedGroupKFold(FOLDS),
             method="predict_proba",
         )  # fmt: skip
         # Calibrate the largest probability against the share of correct guesses.
         right = np.array(self.classes)[held_out.argmax(1)] == y
-        self._calibration = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(held_out.max(1), right)
+        self._calibration = isotonic.IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(
+            held_out.max(1), right
+        )
         self._model = model.fit(x, y)
 
     def guess(self, vectors: np.ndarray) -> Sequence[Guess | None]:

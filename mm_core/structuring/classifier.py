@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mm_core.core.deferred import Deferred
 from mm_core.model.packaged import PACKAGED, load_packaged_classifier, packaged_file
 from mm_core.model.predict import pick_device
 from mm_core.model.preprocess import prepare
 from mm_core.structuring.rows import Found, Photo
 from mm_core.structuring.tags import class_names, softmax
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Deferred("torch")
 
 EXTRACTOR = "classifier"
 VERSION = "1"
@@ -76,8 +82,6 @@ class ClassifierTags:
 
     def _classify(self, photos: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return logits (B, 1000) and unit vectors (B, 1280) of photos."""
-        import torch
-
         config = self._model.pretrained_cfg
         mean, std = (np.array(config[name], np.float32).reshape(3, 1, 1) for name in ("mean", "std"))
         # Normalise as the classifier was trained.

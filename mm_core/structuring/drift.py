@@ -17,17 +17,25 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.params import DriftParams
 from mm_core.core.records import Report, write_json
 from mm_core.storage.catalog import Catalog
 from mm_core.structuring import photo_features
 from mm_core.structuring.category_guess import vectors_of
+
+if TYPE_CHECKING:
+    from matplotlib import figure as figures
+    from scipy import stats
+else:
+    figures = Deferred("matplotlib.figure")
+    stats = Deferred("scipy.stats")
 
 FEATURES = (
     "brightness", "contrast", "sharpness", "noise", "colourfulness", "thirds", "balance", "simplicity", "aesthetic",
@@ -127,8 +135,6 @@ def compare(params: DriftParams, here: Side, there: Side, seed: int = 0) -> list
     Returns:
         One row per statistic. The largest effect relative to its threshold is first.
     """
-    from scipy.stats import ks_2samp
-
     rng = np.random.default_rng(seed)
     rows: list[DriftRow] = []
 
@@ -147,7 +153,7 @@ def compare(params: DriftParams, here: Side, there: Side, seed: int = 0) -> list
     for name in FEATURES:
         batch, before = (side.numbers[name].dropna().to_numpy(float) for side in (here, there))
         if min(len(batch), len(before)) >= 2:
-            result: Any = ks_2samp(batch, before)
+            result: Any = stats.ks_2samp(batch, before)
             add(name, "Kolmogorov-Smirnov", result.statistic, params.effect, result.pvalue)
     if min(len(here.categories), len(there.categories)) >= params.min_photos:
         add("category", "total variation", *_mix(here.categories, there.categories, params.effect, rng))
@@ -185,9 +191,7 @@ def energy(here: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> tup
 
 def plot(rows: Sequence[DriftRow], here: Side, there: Side, path: Path) -> None:
     """Write a PNG with effects relative to thresholds, vectors on two main axes, and the feature that changed most."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = figures.Figure(figsize=(12, 4), layout="constrained")
     bars, cloud, histogram = figure.subplots(1, 3)
     ratios = [row["effect"] / max(row["matters"], 1e-9) for row in rows]
     colours = ["tab:red" if row["drifted"] else "tab:gray" for row in rows]

@@ -7,8 +7,10 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from mm_core.core import cluster
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
@@ -16,6 +18,11 @@ from mm_core.core.settings import Settings
 from mm_core.storage.store import open_store
 from mm_core.structuring.extractors import Extractor, chosen
 from mm_core.structuring.run_extractors import Done, Task, measured
+
+if TYPE_CHECKING:
+    from ray import data as ray_data
+else:
+    ray_data = Deferred("ray.data")
 
 BATCH = 64
 """Photos per call of a worker, and the number repeated after a worker is lost."""
@@ -28,15 +35,13 @@ def measured_on_ray(
     if not tasks:
         return
     cluster.join(layout.settings)
-    import ray.data
-
     # The caller expects results in the order of the tasks.
-    context = ray.data.DataContext.get_current()
+    context = ray_data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     items = [{"task": json.dumps(asdict(task) | {"lacks": sorted(task.lacks)})} for task in tasks]
     wanted = {extractor.name: extractor.version for extractor in extractors}
-    done = ray.data.from_items(items, override_num_blocks=math.ceil(len(items) / BATCH)).map_batches(
+    done = ray_data.from_items(items, override_num_blocks=math.ceil(len(items) / BATCH)).map_batches(
         _Worker,
         fn_constructor_args=(params.model_dump_json(), layout.settings, wanted),
         batch_size=BATCH,

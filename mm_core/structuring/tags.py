@@ -13,18 +13,27 @@ from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.params import ClipParams, StructureParams
 from mm_core.core.records import sha256_file, write_bytes
 from mm_core.model.clip import Clip, clip_digest, load_clip
 from mm_core.model.torchvision_shim import ensure_torchvision
 from mm_core.structuring.rows import Found, Photo
+
+if TYPE_CHECKING:
+    import open_clip
+    import torch
+else:
+    torch = Deferred("torch")
+    open_clip = Deferred("open_clip")
 
 EXTRACTOR = "clip"
 VERSION = "1"
@@ -130,8 +139,6 @@ def read_head(path: Path, dim: int) -> tuple[np.ndarray, float]:
     Raises:
         InputError: The file is not a linear head or does not fit the CLIP.
     """
-    import torch
-
     try:
         data = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         weight, bias = data["weight"].float().numpy().reshape(-1), data["bias"].float().numpy().reshape(-1)
@@ -172,6 +179,4 @@ def _read(path: Path, dim: int) -> np.ndarray:
 def _open_clip() -> ModuleType:
     """Import open_clip next to a CPU build of torch."""
     ensure_torchvision()
-    import open_clip
-
     return open_clip

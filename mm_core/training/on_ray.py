@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from torch import distributed as dist
+
 from mm_core.core import cluster
+from mm_core.core.deferred import Deferred
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.progress import Progress
@@ -22,9 +25,18 @@ from mm_core.training.stage import train_stage
 from mm_core.training.stage_data import read_data
 
 if TYPE_CHECKING:
+    import ray
+    from ray import train as ray_train
+    from ray.train import torch as ray_torch
+    from ray.util import queue
     from ray.util.queue import Queue
 
     from mm_core.core.settings import Settings
+else:
+    ray = Deferred("ray")
+    ray_train = Deferred("ray.train")
+    ray_torch = Deferred("ray.train.torch")
+    queue = Deferred("ray.util.queue")
 
 RESTARTS = 3
 """Worker failures per stage that are tolerated; after each the stage resumes from its own checkpoint."""
@@ -41,34 +53,29 @@ def train_stage_on_ray(stage: str, run: StorageRun, report: Report, *, start: Pa
     read_data(stage, layout)
     process_group.check_batch(run.params.train.common.batch, workers)
     cluster.join(layout.settings)
-    import ray
-    import ray.train
-    from ray.train.torch import TorchTrainer
-    from ray.util.queue import Queue
-
     # Use GPUs only if every worker gets one.
     gpus = layout.settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= workers
     # Folder for Ray's own records of the run; weights and checkpoints are stored as in every other run.
     records = layout.root / "scratch" / f"ray-{stage}-{os.getpid()}-{time.time_ns()}"
     # Workers send their progress through this queue; None ends it.
-    messages = Queue(actor_options={"num_cpus": 0})
-    trainer = TorchTrainer(
+    messages = queue.Queue(actor_options={"num_cpus": 0})
+    trainer = ray_torch.TorchTrainer(
         _worker,
         train_loop_config={
             "job": _Job(stage, run.params.model_dump_json(), layout.settings, report.stage, start, messages),
         },
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus),
-        run_config=ray.train.RunConfig(
-            name=stage, storage_path=str(records), failure_config=ray.train.FailureConfig(max_failures=RESTARTS)
+        scaling_config=ray_train.ScalingConfig(num_workers=workers, use_gpu=gpus),
+        run_config=ray_train.RunConfig(
+            name=stage, storage_path=str(records), failure_config=ray_train.FailureConfig(max_failures=RESTARTS)
         ),
     )
     listener = threading.Thread(target=_listen, args=(messages, run.progress), daemon=True)
     listener.start()
     try:
         returned = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
+    except ray_train.TrainingFailedError as error:
         # Raise the error of the worker itself if it is one of this project's, not Ray's wrapper.
-        failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
+        failures = error.worker_failures if isinstance(error, ray_train.WorkerGroupError) else {}
         raise next(filter(None, map(cluster.own_error, failures.values())), error) from None
     finally:
         messages.put(None)
@@ -109,11 +116,8 @@ class WorkerResult(TypedDict):
 
 def _worker(config: dict[str, _Job]) -> WorkerResult:
     """Run one process of the training; return its report and the processor seconds of all processes."""
-    import ray.train
-    import torch.distributed as dist
-
     job = config["job"]
-    layout, first = Layout(job.settings), ray.train.get_context().get_world_rank() == 0
+    layout, first = Layout(job.settings), ray_train.get_context().get_world_rank() == 0
     last = 0.0
 
     def progress(what: str, done: int, total: int) -> None:
@@ -126,7 +130,7 @@ def _worker(config: dict[str, _Job]) -> WorkerResult:
     report, params = Report(job.report), Params.model_validate_json(job.params)
     train_stage(job.stage, StorageRun(params, layout, progress), report, start=job.start)
     # Collect the processor time of every process.
-    seconds: list[float] = [sum(os.times()[:4])] * ray.train.get_context().get_world_size()
+    seconds: list[float] = [sum(os.times()[:4])] * ray_train.get_context().get_world_size()
     if dist.is_initialized():
         dist.all_gather_object(seconds, seconds[0])
     return {"report": json.dumps(asdict(report)), "cpu_seconds": sum(seconds)}

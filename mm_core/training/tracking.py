@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import StoreError
 from mm_core.core.layout import Layout
 from mm_core.core.params import PER_ARRIVAL, Params
@@ -35,8 +36,16 @@ from mm_core.training.rehome import rehome
 from mm_core.training.run_facts import flatten, lock_time, metrics_before, origin_tags
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    import mlflow
+    from mlflow import MlflowClient, entities, environment_variables, exceptions
     from mlflow.entities import DatasetInput, LoggedModel, Metric, Param
+    from mlflow.system_metrics import system_metrics_monitor
+else:
+    mlflow = Deferred("mlflow")
+    entities = Deferred("mlflow.entities")
+    environment_variables = Deferred("mlflow.environment_variables")
+    exceptions = Deferred("mlflow.exceptions")
+    system_metrics_monitor = Deferred("mlflow.system_metrics.system_metrics_monitor")
 
 EXPERIMENT = "matting"
 EXPERIMENT_TAGS = {
@@ -117,8 +126,6 @@ class Tracker:
         opened = read_open_runs(layout)
         if opened is None:
             return
-        from mlflow.exceptions import MlflowException
-
         try:
             client = self._client()
             query = f"attributes.status = 'RUNNING' and tags.`mm.session` = '{opened.session}'"
@@ -130,7 +137,7 @@ class Tracker:
                 is_stage = run.data.tags["mm.stage"] != "cycle"
                 ends = "FAILED" if is_stage and status == "FINISHED" else status
                 client.set_terminated(run.info.run_id, ends, end and max(end, run.info.start_time))
-        except (MlflowException, StoreError) as problem:
+        except (exceptions.MlflowException, StoreError) as problem:
             _log.warning("MLflow cannot be reached, its runs end at the next start: %s", problem)
             return
         forget_open_runs(layout)
@@ -226,14 +233,12 @@ class Tracker:
             scores: Metrics of the model on the eval set.
             save: Writes an MLflow model; takes the folder to make and the id of its run.
         """
-        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-
         client = self._client()
         parent = self._cycle_run(client, layout)
         run = self.log_report(layout, Report("promote", facts={"model": digest}))
         experiment = self._experiment(client)
         for logged in client.search_logged_models([experiment], f"tags.`mm.model_digest` = '{digest}'"):
-            if logged.status == LoggedModelStatus.READY:
+            if logged.status == entities.LoggedModelStatus.READY:
                 return logged
             # A killed process left it without its files.
             client.delete_logged_model(logged.model_id)
@@ -245,9 +250,9 @@ class Tracker:
             save(Path(folder) / MODEL, run)
             client.log_model_artifacts(logged.model_id, str(Path(folder) / MODEL))
         for linked in (run, parent):
-            client.log_outputs(linked, [LoggedModelOutput(logged.model_id, step=0)])
+            client.log_outputs(linked, [entities.LoggedModelOutput(logged.model_id, step=0)])
         client.log_batch(run, metrics=_scores_of(layout, scores, logged.model_id))
-        return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+        return client.finalize_logged_model(logged.model_id, entities.LoggedModelStatus.READY)
 
     def link_version(self, digest: str, name: str, version: str) -> None:
         """Note a registered version on the logged model with these weights, where MLflow's pages look for it."""
@@ -267,14 +272,12 @@ class Tracker:
     @contextmanager
     def _system_metrics(self, run: str) -> Iterator[None]:
         """Log processor, memory, disk, network and GPU use for the body, if MLflow's own variable asks for it."""
-        from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
-
-        if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+        if not environment_variables.MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
             yield
             return
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        monitor = SystemMetricsMonitor(run, resume_logging=True, tracking_uri=self._settings.mlflow_uri)
+        monitor = system_metrics_monitor.SystemMetricsMonitor(
+            run, resume_logging=True, tracking_uri=self._settings.mlflow_uri
+        )
         monitor.start()
         try:
             yield
@@ -283,8 +286,6 @@ class Tracker:
 
     def _client(self) -> MlflowClient:
         """Return an MLflow client for the server of the settings."""
-        from mlflow import MlflowClient
-
         # These loggers report every migration of a new database.
         for talkative in ("alembic", "mlflow.store.db.utils", "mlflow.store.sqlalchemy"):
             logging.getLogger(talkative).setLevel(logging.WARNING)
@@ -292,12 +293,10 @@ class Tracker:
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         rehome(self._settings)
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def _experiment(self, client: MlflowClient) -> str:
         """Return the id of the experiment; create or restore it if necessary."""
-        from mlflow.exceptions import MlflowException
-
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             remote = self._settings.mlflow_uri.startswith(("http://", "https://"))
@@ -306,7 +305,7 @@ class Tracker:
                 return client.create_experiment(
                     EXPERIMENT, None if remote else self._artifacts.as_uri(), tags=EXPERIMENT_TAGS
                 )
-            except MlflowException:
+            except exceptions.MlflowException:
                 # Another process may have created it in the meantime.
                 experiment = client.get_experiment_by_name(EXPERIMENT)
                 if experiment is None:
@@ -374,11 +373,11 @@ class Curve:
 
     def flush(self) -> None:
         """Send all queued values."""
-        from mlflow.entities import Metric
-
         # MLflow accepts at most 1000 metrics per call.
         for start in range(0, len(self._waiting), 900):
-            rows = [Metric(name, value, at, step) for name, value, at, step in self._waiting[start : start + 900]]
+            rows = [
+                entities.Metric(name, value, at, step) for name, value, at, step in self._waiting[start : start + 900]
+            ]
             self._client.log_batch(self.run, metrics=rows)
         self._waiting, self._sent = [], time.monotonic()
         self._on_sent()
@@ -393,16 +392,12 @@ def _stage_tags(parent: str, stage: str) -> dict[str, str]:
 
 
 def _params_of(params: Params) -> list[Param]:
-    from mlflow.entities import Param
-
     values = params.model_dump(mode="json", exclude=set(PER_ARRIVAL))
-    return [Param(name, str(value)[:_VALUE_LIMIT]) for name, value in flatten(values)]
+    return [entities.Param(name, str(value)[:_VALUE_LIMIT]) for name, value in flatten(values)]
 
 
 def _datasets(layout: Layout, names: Sequence[str]) -> list[DatasetInput]:
     """Return MLflow's dataset inputs: `snapshot` is the training data of the cycle, `eval` its frozen eval set."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
     facts = read_snapshot(layout)
     digests = {"snapshot": facts["digest"], "eval": facts.get("eval_digest")}
     contexts = {"snapshot": "training", "eval": "evaluation"}
@@ -410,11 +405,11 @@ def _datasets(layout: Layout, names: Sequence[str]) -> list[DatasetInput]:
     rows = {"snapshot": sum(photos.values()) - photos.get("eval", 0), "eval": photos.get("eval", 0)}
     source = json.dumps({"uri": str(layout.snapshot)})
     return [
-        DatasetInput(
-            Dataset(
+        entities.DatasetInput(
+            entities.Dataset(
                 name, digest[:_DIGEST_LIMIT], "local", source, profile=json.dumps({"num_rows": rows[name]} | photos)
             ),
-            [InputTag("mlflow.data.context", contexts[name])],
+            [entities.InputTag("mlflow.data.context", contexts[name])],
         )
         for name in names
         if (digest := digests[name])
@@ -423,11 +418,9 @@ def _datasets(layout: Layout, names: Sequence[str]) -> list[DatasetInput]:
 
 def _scores_of(layout: Layout, scores: Mapping[str, float], model: str) -> list[Metric]:
     """Return the scores as metrics that MLflow shows with the model and its eval set."""
-    from mlflow.entities import Metric
-
     now, digest = int(time.time() * 1000), str(read_snapshot(layout).get("eval_digest", ""))[:_DIGEST_LIMIT]
     data = {"dataset_name": "eval", "dataset_digest": digest} if digest else {}
-    return [Metric(name, value, now, 0, model_id=model, **data) for name, value in scores.items()]
+    return [entities.Metric(name, value, now, 0, model_id=model, **data) for name, value in scores.items()]
 
 
 def _log_metrics(client: MlflowClient, run: str, values: Mapping[str, float]) -> None:

@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 import numpy as np
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.layout import Layout
 from mm_core.core.params import ExportParams
 from mm_core.core.records import digest_of, read_keyed, sha256_file, write_bytes, write_json
@@ -22,6 +23,11 @@ from mm_core.export.formats.run import HERE, SUFFIX, call, python_of
 from mm_core.export.quantise import QuantisedRecord
 from mm_core.model.meta import input_size_of
 from mm_core.storage.run import StorageRun
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Deferred("torch")
 
 
 class MadeFile(TypedDict):
@@ -124,8 +130,6 @@ def _kept(record_file: Path, key: str) -> ConvertedFile | None:
 
 
 def _make(name: str, model: Path, decoder: str, photos: _Photos, params: ExportParams, layout: Layout) -> MadeFile:
-    import torch
-
     network = served(model, decoder)
     with tempfile.TemporaryDirectory(prefix="mm-convert-") as folder:
         program, calibration, plan, result = (

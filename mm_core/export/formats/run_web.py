@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -18,10 +19,16 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.headless import browser, require_playwright, served
 from mm_core.core.settings import Settings
 from mm_core.export.formats.measure import RUNS, SECONDS, WARM_UP, RunCost
+
+if TYPE_CHECKING:
+    from playwright import sync_api
+else:
+    sync_api = Deferred("playwright.sync_api")
 
 ISOLATED = {"cross-origin-opener-policy": "same-origin", "cross-origin-embedder-policy": "require-corp"}
 PATIENCE_MS = 300_000
@@ -55,8 +62,6 @@ def run_web(settings: Settings, file: Path, images: np.ndarray, threads: Iterabl
     """
     # Playwright is optional; its absence is reported before its import.
     require_playwright()
-    from playwright.sync_api import Error
-
     runtime = settings.onnxruntime_web
     if not (runtime / "ort.wasm.min.mjs").is_file():
         raise InputError(f"onnxruntime-web is not in {runtime}: run `make gallery`")
@@ -84,7 +89,7 @@ def run_web(settings: Settings, file: Path, images: np.ndarray, threads: Iterabl
                 cost["peak_mb"] = max([cost["peak_mb"], *peaks])
                 cost["versions"] = {"onnxruntime-web": result["version"], "chromium": version}
                 context.close()
-    except Error as error:
+    except sync_api.Error as error:
         raise MattingError(f"onnxruntime-web failed: {' '.join(error.message.split())[:400]}") from None
     return alphas, cost
 

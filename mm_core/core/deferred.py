@@ -1,4 +1,12 @@
-"""Lazy modules, so that `mm --help` does not wait for slow imports."""
+"""Modules that are imported when they are first used, so that no command waits for packages that it does not need.
+
+A module declares them at its top, once for type checkers and once for the running program:
+
+    if TYPE_CHECKING:
+        import mlflow
+    else:
+        mlflow = Deferred("mlflow")
+"""
 
 from __future__ import annotations
 
