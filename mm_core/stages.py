@@ -215,17 +215,20 @@ def evaluate(run: Run) -> Report:
     require_one_cycle(layout)
     with timed(Report("evaluate"), layout.stage_report("evaluate")) as report:
         candidate = layout.model(TRAIN_STAGES[-1])
+        # The int8 files are what phones run, so they are judged and not only the float weights.
         quantise(run, candidate, layout.quantised, report)
         device = layout.settings.device
         models: dict[tuple[str, str], Predictor] = {}
         models |= {(stage, "float"): TorchPredictor(layout.model(stage), device) for stage in TRAIN_STAGES}
         models[TRAIN_STAGES[-1], "int8"] = OnnxPredictor.of_folder(layout.quantised)
+        # Champion and anchor are read as pinned: the aliases may have moved since.
         for role in ROLES:
             pin = inputs[role]
             if pin:
                 models[role, "float"] = TorchPredictor(fetch_blob(store, pin["digest"]), device)
                 models[role, "int8"] = OnnxPredictor({n: fetch_blob(store, d) for n, d in pin["files"].items()})
         evaluate_models(run, models, report)
+        # An earlier cycle may have left a comparison that does not belong to this one.
         layout.shadow.unlink(missing_ok=True)
         if inputs["champion"] and run.params.evaluate.shadow_photos:
             photos = newest_unlabelled(run.catalog, inputs["catalog"], run.params.evaluate.shadow_photos)
@@ -336,6 +339,7 @@ def override(run: Run, version: str, *, reason: str, days: int) -> Report:
     with timed(Report("override"), run.layout.root / "reports" / "override.json") as report:
         if version == "candidate":
             verdict = recorded_verdict(run.layout)
+            # An override permits one candidate; export and promotion check it like a verdict.
             signed = write_override(run.store, verdict.candidate, reason, verdict.decision, days)
             export(run)
             report.facts |= {"override": signed} | promote(run).facts
@@ -379,6 +383,7 @@ def run_cycle(run: Run, *, again: bool = False) -> dict[str, Report]:
 def _run(run: Run, *, again: bool) -> dict[str, Report]:
     """Run the stages of `mm run` that need the cycle lock."""
     reports = {"pin_inputs": pin_inputs(run, again=again)}
+    # The last cycle had the same inputs, so its results still hold.
     if "nothing_new" in reports["pin_inputs"].facts:
         return reports
     reports["snapshot"] = snapshot(run)

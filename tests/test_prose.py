@@ -58,16 +58,17 @@ def test_at_most_one_sentence_in_twenty_is_an_idiom(measures: dict[str, str]) ->
 
 
 def test_comments_do_not_become_rare(measures: dict[str, str]) -> None:
-    assert float(measures["comment lines of `mm_core`"].split()[0]) >= 3.5, measures
+    assert float(measures["comment lines of `mm_core`"].split()[0]) >= 4, measures
 
 
 @pytest.mark.parametrize(
     ("name", "most"),
     [
-        ("`Any`, every mention", 235),
-        ("`dict[str, Any]`", 44),
-        ("outside `cli` and `pipelines`: of our own modules", 20),
-        ("outside `cli` and `pipelines`: of third parties", 86),
+        ("`Any`, every mention", 48),
+        ("`dict[str, Any]`", 0),
+        ("imports in functions", 56),
+        ("outside `cli` and `pipelines`: of our own modules", 14),
+        ("outside `cli` and `pipelines`: of third parties", 21),
         ("modules loose on top of `mm_core`", 4),
         ("arrows between rooms", 132),
     ],

@@ -173,6 +173,7 @@ def _truth(job: _Job, known: _Known, size: tuple[int, int]) -> np.ndarray | None
 def _jobs(photos: Sequence[Path]) -> Iterator[_Job]:
     from mm_core.ingest.truths import Truth
 
+    # A photo is compared with the truth where the folder names one for it.
     for given in photos:
         if not given.exists():
             raise InputError(f"{given}: no such file or folder; name photos, or folders of photos")

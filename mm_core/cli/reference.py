@@ -82,6 +82,7 @@ def _allowed(field: Node) -> str:
         values = f" of {', '.join(_code(value) for value in what['enum'])}" if "enum" in what else ""
         return ("list" if kind == "array" else "table by name") + values
     # Bounds of numbers, as in `≥ 0, < 1`.
+    # The bounds are entries of the field itself.
     limits = cast("dict[str, float]", field)
     bounds = [f"{sign} {_number(limits[key])}" for key, sign in _BOUNDS.items() if key in limits]
     if "multipleOf" in field:

@@ -19,8 +19,8 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from mm_core.core.records import HIGHER_IS_BETTER
 from mm_core.eval.examples import small
+from mm_core.eval.heat_table import COLUMNS, TITLES, number
 from mm_core.eval.metrics import TruthMatte
-from mm_core.eval.report import COLUMNS, TITLES, number
 
 SIDE = 320
 """Long side of a picture on the page, in pixels."""
@@ -101,6 +101,7 @@ class ComparePage:
         difference = float(np.abs(first - second).mean())
         row: Row = {"image": matted.name, "category": matted.category, "difference": difference}
         if matted.truth is not None:
+            # Both mattes share the work that depends on the truth alone.
             truth = TruthMatte(matted.truth)
             for letter, matte, curves in zip("ab", matted.mattes, self._curves, strict=True):
                 scores = truth.score(matte)
@@ -150,6 +151,7 @@ class ComparePage:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        # Largest difference first; the second number keeps the order of the photos.
         examples = [entry for *_, entry in sorted(self._pictures, key=lambda entry: entry[:2], reverse=True)]
         return environment.get_template("compare.html.j2").render(
             models=self.models,

@@ -90,6 +90,7 @@ def leaks(snapshot_dir: Path) -> list[str]:
     """Return one message per training or validation pool that contains eval photos or photos of an eval group."""
     # Photos of one group show the same scene, so a group must not be on both sides either.
     held_out = read_pool(snapshot_dir, "eval")
+    # A photo leaks if itself or another photo of its scene is in a training pool.
     ids, groups = held_out["sample_id"].unique().tolist(), [g for g in held_out["group"].dropna().unique() if g]
     found = []
     for pool in POOLS:

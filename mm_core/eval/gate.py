@@ -158,6 +158,7 @@ def _cautions(
             )
         else:
             found += seed_noise_words(params, cells, noise)
+    # Photos that judge many candidates are learnt by selection; warn before the budget ends.
     if uses >= 0.8 * params.eval_budget:
         found.append(
             f"warning: these eval photos have judged {uses:.0f} candidates before, gate.eval_budget is "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -24,10 +23,7 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import ROLES, has_snapshot, read_snapshot
 from mm_core.core.records import (
     ALL_CATEGORIES,
-    CATEGORIES,
-    HIGHER_IS_BETTER,
     KINDS,
-    Cell,
     Report,
     Verdict,
     sha256_file,
@@ -35,11 +31,11 @@ from mm_core.core.records import (
 )
 from mm_core.eval.blind import NAME as BLIND_NAME
 from mm_core.eval.examples import small
+from mm_core.eval.heat_table import COLUMNS, TITLES, heat_rows, number, other_cells, share
 from mm_core.eval.rows import (
     CategoryScore,
     ComparedRow,
     ExampleRow,
-    HeatCell,
     PartialSnapshot,
     Scores,
     ShadowRow,
@@ -53,9 +49,6 @@ from mm_core.storage.rows import RejectRow, records
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob
 
-COLUMNS = ("mse", "maxf", "biou", "conn")
-"""Metrics of the paper's Table 1."""
-TITLES = {"mse": "MSE", "maxf": "MaxF", "biou": "BIoU", "conn": "Conn"}
 STAGES = (
     "snapshot",
     "split",
@@ -97,8 +90,8 @@ def write_html(run: StorageRun, report: Report) -> Report:
         about=_about(layout, run.catalog, verdict),
         stale=bool(verdict and candidate and verdict.candidate != candidate),
         titles=TITLES,
-        heat=_heat(verdict, scores),
-        others=_other_cells(verdict),
+        heat=heat_rows(verdict, scores),
+        others=other_cells(verdict),
         bars=_bars(scores),
         fidelity=_fidelity(scores),
         shipped=_shipped(stages),
@@ -149,89 +142,6 @@ def _about(layout: Layout, catalog: Catalog, verdict: Verdict | None) -> list[tu
         ("date", verdict.created_at if verdict else datetime.now(UTC).isoformat(timespec="seconds")),
     ]
     return rows
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """Format with fixed digits, very small values with an exponent; a dash for None, NaN and infinity."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.{digits}f}" if abs(value) >= 10**-digits or value == 0 else f"{value:.1e}"
-
-
-def _share(value: float, reference: float | None, metric: str) -> str:
-    """Format a gain in percent of the reference, or in points for metrics that are shares."""
-    if not math.isfinite(value):
-        return "–"
-    if metric in HIGHER_IS_BETTER or not reference:
-        return f"{100 * value:+.1f} pt"
-    return f"{100 * value / reference:+.1f} %"
-
-
-def _heat(verdict: Verdict | None, scores: Scores) -> list[dict[str, object]]:
-    """Return a row per category with the four metrics of the int8 candidate and their results in the gate."""
-    # One cell per category and metric: guard and gain cells are in the table of other cells.
-    cells = {
-        (c.category, c.metric): c
-        for c in (verdict.cells if verdict else [])
-        if c.against in ("champion", "floor") and c.role not in ("guard", "gain")
-    }
-    rows = []
-    for category in ALL_CATEGORIES:
-        images = int(scores.get((TRAIN_STAGES[-1], "int8", category), {}).get("images", 0))
-        shown: list[HeatCell] = []
-        for metric in COLUMNS:
-            cell = cells.get((category, metric))
-            plain = scores.get((TRAIN_STAGES[-1], "int8", category), {}).get(metric)
-            champion = scores.get(("champion", "int8", category), {}).get(metric)
-            shown.append(_heat_cell(cell) if cell else _plain_cell(plain, champion, metric))
-        if any(cell["value"] != "–" for cell in shown):
-            row = {"category": category, "judged": category in CATEGORIES, "images": images, "cells": shown}
-            rows.append(row)
-    return rows
-
-
-def _heat_cell(cell: Cell) -> HeatCell:
-    reference = number(cell.reference)
-    return {
-        "value": number(cell.candidate),
-        "reference": f"from {reference}" if cell.against == "champion" else f"required {reference}",
-        "gain": _share(cell.gain, cell.reference, cell.metric),
-        "bound": f"≥ {_share(cell.bound, cell.reference, cell.metric)}",
-        "margin": _share(cell.margin, cell.reference, cell.metric),
-        "role": cell.role.replace("_", "-"),
-        "result": cell.result,
-        "heat": _heat_strength(cell),
-    }
-
-
-def _plain_cell(value: float | None, champion: float | None, metric: str) -> HeatCell:
-    empty = {"reference": "", "gain": "", "bound": "", "margin": "", "role": "", "result": ""}
-    cell = cast(HeatCell, {"value": number(value), **empty, "heat": 0})
-    if value is not None and champion is not None:
-        # A positive gain is an improvement, also for errors.
-        gain = (value - champion) * (1 if metric in HIGHER_IS_BETTER else -1)
-        cell["reference"], cell["gain"] = f"from {number(champion)}", _share(gain, champion, metric)
-    return cell
-
-
-def _heat_strength(cell: Cell) -> int:
-    """Return the colour strength of a gain, 0 … 100; 100 is a gain of 30 % of the reference, or of 10 points."""
-    scale = 0.1 if cell.metric in HIGHER_IS_BETTER else 0.3 * abs(cell.reference or 1.0)
-    return round(100 * min(1.0, abs(cell.gain) / scale)) if scale else 0
-
-
-def _other_cells(verdict: Verdict | None) -> list[dict[str, object]]:
-    """Return the cells of anchor, float model and blind matte, of guard and gain, and of the mean."""
-    return [
-        {
-            "category": c.category,
-            "metric": c.metric,
-            "against": f"champion, {c.role}" if c.role in ("guard", "gain", "macro") else c.against,
-            **_heat_cell(c),
-        }
-        for c in (verdict.cells if verdict else [])
-        if c.against in ("anchor", "float", "blind") or c.role in ("guard", "gain", "macro")
-    ]
 
 
 def _bars(scores: Scores) -> list[dict[str, object]]:
@@ -295,6 +205,7 @@ def _shadow(evaluation: Report) -> dict[str, object] | None:
     if not rows:
         return None
     paths = [Path(path) for title, path in evaluation.pictures.items() if title.startswith("shadow ")]
+    # A picture may be missing if the workspace was cleared in between.
     strips = [
         {
             "difference": number(row["difference"], 3),
@@ -315,7 +226,7 @@ def _labels(value: Report | None) -> list[dict[str, object]]:
     for row in rows:
         errors = {"mse_before": number(row["mse_before"]), "mse_after": number(row["mse_after"])}
         gains = {"gain": row["gain"], "bound": row["bound"]}
-        said = {n: "–" if v is None else _share(v, row["mse_before"], "mse") for n, v in gains.items()}
+        said = {n: "–" if v is None else share(v, row["mse_before"], "mse") for n, v in gains.items()}
         shown.append({**row, **errors, **said})
     return shown
 
@@ -331,7 +242,7 @@ def _compared(layout: Layout) -> dict[str, object] | None:
     for row in rows:
         errors = {"mse_routed": number(row["mse_routed"]), "mse_random": number(row["mse_random"])}
         differences = {"gain": row["gain"], "spread": row["spread"]}
-        gains = {n: "–" if v is None else _share(v, row["mse_random"], "mse") for n, v in differences.items()}
+        gains = {n: "–" if v is None else share(v, row["mse_random"], "mse") for n, v in differences.items()}
         shown.append({**row, **errors, **gains})
     return {"rows": shown, **report.facts}
 

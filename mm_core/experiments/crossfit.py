@@ -63,16 +63,19 @@ def cross_fit(run: StorageRun, report: Report, *, folds: int) -> Report:
     weights = layout.model(TRAIN_STAGES[-1])
     if not weights.is_file():
         raise InputError(f"{weights} is missing: run `mm run`")
+    # With enough eval photos the gate itself can judge, and cross-fitting would only cost time.
     judging = Counter(read_pool(layout.snapshot, "eval")["category"])
     if all(judging[category] >= run.params.gate.min_images for category in CATEGORIES):
         raise InputError(f"each category has {run.params.gate.min_images} eval photos: `mm gate` judges the candidate")
     frame = labelled_photos(layout)
     fold = deal(frame, folds)
+    # The folds train in scratch workspaces, so that the cycle keeps its own files.
     base = scratch_layout(layout, f"crossfit-{about['digest'][:12]}")
     blind, scores = blind_mattes(frame, run.store), []
     for index in range(folds):
         own = part_of(base, str(index))
         write_frames(own.snapshot, {"validation": frame.head(0)}, SCHEMA, {"digest": about["digest"]})
+        # Train on all other folds, then judge the photos of this one.
         write_frames(own.split, {SUPERVISED: frame.loc[fold != index]}, SCHEMA)
         train_stage(SUPERVISED, run.with_layout(own), Report(str(index)), start=None)
         model = TorchPredictor(own.model(SUPERVISED), layout.settings.device)

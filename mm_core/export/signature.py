@@ -114,6 +114,7 @@ def read_signature(path: Path) -> dict[str, str] | None:
     if not sidecar.exists() and not sidecar.is_symlink():
         return None
     content: object = None
+    # A foreign file is read only up to the size of a signature.
     if sidecar.is_file() and sidecar.stat().st_size <= _BYTES:
         try:
             content = json.loads(sidecar.read_bytes())

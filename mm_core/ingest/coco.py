@@ -79,6 +79,7 @@ def read_coco(path: Path) -> list[CocoPhoto]:
     data = read_json(path)
     if not is_coco(data):
         raise InputError(f"{path}: no COCO file: it needs the lists `images` and `annotations`")
+    # Annotations refer to classes and images by id.
     classes = {_key(entry["id"]): entry for entry in _objects(path, data, "categories", ("id", "name"))}
     photos: dict[str, CocoPhoto] = {}
     for entry in _objects(path, data, "images", ("id", "file_name")):
@@ -94,6 +95,7 @@ def read_coco(path: Path) -> list[CocoPhoto]:
             raise InputError(f"{path}: annotations: image_id {entry['image_id']!r} is not in `images`")
         if entry.get("segmentation"):
             found.setdefault(_key(entry["image_id"]), []).append(_instance(path, entry, classes))
+        # COCO has several captions per photo; the first one is kept.
         photo.caption = photo.caption or str(entry.get("caption") or "").strip()
     for key, instances in found.items():
         photos[key].category, photos[key].segmentations = _subject(instances)
@@ -132,6 +134,7 @@ def write_coco(photos: Iterable[tuple[CocoPhoto, np.ndarray | None]], path: Path
         if photo.caption:
             about["caption"] = photo.caption
         if matte is not None:
+            # pycocotools takes masks in column order.
             mask = np.asfortranarray(matte >= 0.5).astype(np.uint8)
             rle = coco.encode(mask)
             about |= {
@@ -141,6 +144,7 @@ def write_coco(photos: Iterable[tuple[CocoPhoto, np.ndarray | None]], path: Path
                 "area": int(coco.area(rle)),
                 "iscrowd": 0,
             }
+        # A photo without matte and caption has no annotation, but it stays in `images`.
         if len(about) > 2:
             annotations.append(about)
     names = (*ALL_CATEGORIES, "unknown")
@@ -169,6 +173,7 @@ def _instance(path: Path, entry: Mapping[str, JsonValue], classes: Mapping[str, 
     area = entry.get("area")
     if not isinstance(area, (int, float)):
         box = entry.get("bbox")
+        # Without an area, the size of the box decides which category is the subject.
         sides = box[2:4] if isinstance(box, list) and len(box) == 4 else [0]
         area = float(np.prod([side if isinstance(side, (int, float)) else 0 for side in sides]))
     return _Instance(category, name == "person", bool(entry.get("iscrowd")), float(area), entry["segmentation"])

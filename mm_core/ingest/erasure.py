@@ -155,6 +155,7 @@ def describe_photos(catalog: Catalog, ids: Collection[str]) -> list[ErasedPhoto]
     samples = catalog.read("samples", columns=["id", "kind", "batch", "name", "category"], filters=chosen).fillna("")
     labels = catalog.read("labels", columns=["sample_id"], filters=[("sample_id", "in", list(ids))])
     mattes = Counter(labels["sample_id"])
+    # Refused rows keep their file in quarantine under the same id.
     kept: list[Filter] = [("where", "in", [f"quarantine/{i}" for i in set(ids) - set(samples["id"])])]
     refused = catalog.read("rejects", columns=["where", "kind", "batch", "image"], filters=kept)
     copies: list[ErasedPhoto] = [
@@ -167,6 +168,7 @@ def describe_photos(catalog: Catalog, ids: Collection[str]) -> list[ErasedPhoto]
         }
         for row in refused.sort_values(["kind", "batch", "image"]).to_dict("records")
     ]
+    # Photos of the catalog, with the number of their labels.
     accepted: list[ErasedPhoto] = [
         {
             "id": row["id"][:12],

@@ -139,11 +139,13 @@ def _photos(frame: pd.DataFrame, about: pd.DataFrame, store: Store, done: Callab
     taken: dict[str, set[str]] = {}
     for number, row in enumerate(frame.to_dict("records"), 1):
         sample = about.loc[row["sample_id"]]
+        # Missing values of a frame are NaN, not empty texts.
         category = row["category"] if isinstance(row["category"], str) else ""
         folder = category or UNKNOWN
         name = photo_name(
             str(sample["name"] or ""), row["sample_id"], str(sample["format"]), taken.setdefault(folder, set())
         )
+        # The manifest columns are those of the catalog at the version of the snapshot.
         values = {key: sample[key] for key in ROW_KEYS} | {"caption": row["caption"]}
         alpha = fetch_blob(store, row["alpha_sha256"]) if isinstance(row["alpha_sha256"], str) else None
         photos.append(

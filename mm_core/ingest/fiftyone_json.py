@@ -59,9 +59,11 @@ class FiftyOnePhoto:
         """
         label, where = self.label or {}, f"{folder / SAMPLES}: {self.filepath}"
         kind = label.get("_cls")
+        # Detections hold a mask per instance, at the size of its box.
         if kind == "Detections":
             return _drawn(label, where, size)
         path, data = (label.get(name) for name in (("map_path", "map") if kind == "Heatmap" else ("mask_path", "mask")))
+        # Masks are in files beside the json, or in the json itself.
         if path:
             alpha = safely(load_alpha, inside(folder, str(path), where))
         else:
@@ -70,6 +72,7 @@ class FiftyOnePhoto:
                 low, high = _range(label, alpha, where)
                 alpha = (alpha.astype(np.float32) - low) / (high - low)
         if kind == "Segmentation":
+            # Classes may be numbers or colours; every class but 0 is foreground.
             alpha = np.atleast_3d(alpha).any(axis=2)
         return np.clip(alpha.astype(np.float32), 0, 1)
 
@@ -186,6 +189,7 @@ def _category(sample: Mapping[str, JsonValue]) -> str:
     """Return the category of a sample: its field `category`, the label of a detection, or a tag."""
     value = sample.get("category")
     named = [value.get("label") if isinstance(value, dict) else value]
+    # Labels and tags are free texts; the first one that names a category is used.
     named += [detection.get("label") for v in sample.values() if _is_label(v) for detection in _detections(v)]
     tags = sample.get("tags")
     named += tags if isinstance(tags, list) else []
@@ -241,11 +245,13 @@ def _drawn(label: Mapping[str, JsonValue], where: str, size: tuple[int, int]) ->
             raise InputError(
                 f"{where}: bounding_box {detection.get('bounding_box')} is not [x, y, width, height] from 0 to 1"
             )
+        # Boxes are fractions of the width and height of the photo.
         left, top = round(box[0] * width), round(box[1] * height)
         right, bottom = min(width, left + round(box[2] * width)), min(height, top + round(box[3] * height))
         if right <= left or bottom <= top:
             continue
         mask = _array(detection["mask"], where).astype(np.uint8)
+        # Masks have two values, and nearest neighbour adds no others.
         fitted = cv2.resize(mask, (right - left, bottom - top), interpolation=cv2.INTER_NEAREST)
         area = union[top:bottom, left:right]
         np.maximum(area, fitted > 0, out=area, casting="unsafe")

@@ -342,8 +342,10 @@ class Ingest:
             }
             for (_, probe, fault), decision in zip(measured, decisions, strict=True)
         )
+        # Rules over the whole drop compare its mix with that of the catalog.
         broken = judge.whole(verdicts, catalog_mix(self.catalog, self.store, self.batch))
         reasons = Counter(d.reason for d in decisions if d.verdict == "quarantine")
+        # Ties are broken by name, so that the reason does not depend on the order of the rows.
         most = max(sorted(reasons), key=lambda reason: reasons[reason], default="")
         return f"{broken}: {reasons.total()} of {len(measured)}, most often {most!r}" if broken else ""
 

@@ -321,6 +321,7 @@ def _relatives(identity: str, declared: str, others: Sequence[Entry], glances: G
     settled = {declared}
     looks = 0
     for other in others:
+        # One photo of a group is enough to join it.
         if other.group in settled:
             continue
         if looks == MAX_LOOKS:

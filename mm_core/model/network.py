@@ -306,6 +306,7 @@ def _check_loaded(body: nn.Module, path: Path) -> None:
     """
     # Names differ between the file and the feature extractor, so compare shapes and sums.
     file_weights = {(tuple(t.shape), float(t.double().sum())) for t in timm_models.load_state_dict(str(path)).values()}
+    # Biases and norms are too similar between models to prove anything.
     weights = [p.detach() for p in body.parameters() if p.dim() > 1]
     matches = sum((tuple(w.shape), float(w.double().sum())) in file_weights for w in weights)
     if matches < 0.9 * len(weights):

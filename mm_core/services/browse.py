@@ -193,6 +193,7 @@ class Browser:
 
 def environment(folder: Path) -> dict[str, str]:
     """Return the variables for FiftyOne: its files in `folder`, no telemetry, no secrets, loopback only."""
+    # The App gets no variable that could hold a secret.
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "LC_ALL", "TMPDIR", "TZ")}
     home = folder / "home"
     home.mkdir(parents=True, exist_ok=True)
@@ -321,6 +322,7 @@ def _facts(layout: Layout, catalog: Catalog, samples: pd.DataFrame) -> Facts:
         for pool in POOLS:
             pools |= dict.fromkeys(read_pool(layout.snapshot, pool)["sample_id"], pool)
         changes = _changes(catalog, read_snapshot(layout)["catalog"], samples, labels)
+    # The last split says which photos the model found hard.
     hard = {
         sample: side
         for side in ("simple", "hard")
@@ -337,6 +339,7 @@ def _scores(layout: Layout) -> dict[str, dict[str, float]]:
         return scores
     table = pq.read_table(layout.per_image, columns=["model", "precision", "sample_id", *METRICS]).to_pandas()
     for model, name in ((TRAIN_STAGES[-1], "candidate"), ("champion", "champion")):
+        # Phones run the int8 files, so their scores are shown.
         for row in table[(table["model"] == model) & (table["precision"] == "int8")].to_dict("records"):
             values = {f"{name}_{metric}": float(row[metric]) for metric in METRICS if np.isfinite(row[metric])}
             scores.setdefault(row["sample_id"], {}).update(values)
@@ -354,6 +357,7 @@ def _changes(
     now = dict(zip(labels["sample_id"], labels["alpha_sha256"], strict=True))
     changes = {}
     for sample, category in zip(samples["id"], samples["category"].fillna(""), strict=True):
+        # The first difference is named: a new photo has a new matte anyway.
         if sample not in categories:
             changes[sample] = "new photo"
         elif alphas.get(sample) != now.get(sample):

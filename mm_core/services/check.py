@@ -234,6 +234,7 @@ def _cycle(layout: Layout) -> Iterator[Fault]:
     if snapshot.is_file():
         try:
             facts = json.loads(snapshot.read_bytes())
+            # Compute the digest of the frames as `mm snapshot` did, and compare it with the recorded one.
             frames = {pool: read_pool(layout.snapshot, pool) for pool in POOLS}
             digest = digest_of({pool: frame_digest(frame, SCHEMA.names) for pool, frame in frames.items()})
             good = digest == facts["digest"]
@@ -243,6 +244,7 @@ def _cycle(layout: Layout) -> Iterator[Fault]:
         if not good:
             yield Fault("snapshot", str(layout.snapshot), what, "mm snapshot")
     for stage in TRAIN_STAGES:
+        # The digest in the report names the bytes that training wrote.
         report, model = layout.stage_report(f"train-{stage}"), layout.model(stage)
         if report.is_file() and model.is_file():
             try:
@@ -252,6 +254,7 @@ def _cycle(layout: Layout) -> Iterator[Fault]:
                 continue
             if digest and sha256_file(model) != digest:
                 yield Fault("cycle", str(model), "its bytes differ from those that training wrote", f"mm train-{stage}")
+    # A sealed folder lists its files with their digests.
     for path, what in broken_files(layout.evaluation):
         yield Fault("cycle", str(path), what, "mm evaluate")
     if layout.verdict.is_file():

@@ -86,12 +86,14 @@ def build(folder: Path) -> None:
     for line in (folder / "samples.jsonl").read_text().splitlines():
         row = json.loads(line)
         sample = fo.Sample(filepath=row.pop("filepath"), tags=row.pop("tags"))
+        # A matte is a heat map over the photo, 0 to 255 like the bytes of its PNG.
         for name, path in row.pop("mattes").items():
             sample[name] = fo.Heatmap(map_path=path, range=[0, 255])
         for name, value in row.items():
             if value is not None:
                 sample[name] = value
         samples.append(sample)
+    # One call for all samples, because each call is a round trip to the database.
     dataset.add_samples(samples, progress=False)
     about = json.loads((folder / "about.json").read_text())
     for view in about["views"]:
@@ -129,6 +131,7 @@ def serve(folder: Path, port: int) -> None:
     from hypercorn.config import Config  # pyright: ignore[reportMissingImports]
 
     config = Config()
+    # Bind to the loopback address only; errors go to stderr, and requests are not logged.
     config.bind, config.errorlog, config.accesslog = [f"127.0.0.1:{port}"], "-", None
     set_port(port)
     allowed = [
@@ -137,6 +140,7 @@ def serve(folder: Path, port: int) -> None:
     ]
 
     async def main() -> None:
+        # The server has no signal of its own for being up, so its port is tried.
         async def say_ready() -> None:
             while True:
                 try:

@@ -27,8 +27,10 @@ def describe_batch(catalog: Catalog, batch: str, report: Report) -> None:
     of_batch: list[Filter] = [("sample_id", "in", ids)]
     rows = catalog.read("features", columns=["sample_id", "extractor", "version"], filters=of_batch)
     labels = newest_labels(catalog.read("labels", filters=of_batch))
+    # One row per sample and extractor: a row of an older version is not counted again.
     by_extractor = Counter(rows.drop_duplicates(["sample_id", "extractor"])["extractor"])
     unreadable = [row for row in report.tables.get("unreadable", []) if row["sample_id"] in set(ids)]
+    # The reports of a run cover all batches; keep what is about this one.
     drift = {key: words for key, words in report.facts.get("drift", {}).items() if key == batch}
     processed = report.metrics.get("structure/photos", 0)
     report.metrics = {

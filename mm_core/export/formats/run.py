@@ -43,6 +43,7 @@ def call(name: str, settings: Settings, program: str, arguments: Iterable[str | 
     Raises InputError for a missing environment, MattingError with the end of the program's output for a failure.
     """
     # A random hash seed would change the order of sets, and so the bytes; PYTHONPATH could import our packages.
+    # Variables of this Python would lead the other one to packages of this environment.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     command = [str(python_of(name, settings)), "-s", str(HERE / program), *map(str, arguments)]
     try:
