@@ -125,6 +125,7 @@ def collect(run: Run) -> Report:
     layout = run.layout
     with timed(Report("collect"), layout.root / "reports" / "collect.json") as report:
         taken = Taken()
+        # Label files come first, because they need no server.
         report.metrics["collect/files"] = collect_labels(run, taken)
         try:
             if server := connect(layout, people=run.params.label.people):

@@ -51,6 +51,7 @@ def model_file(run: Run, model: str) -> tuple[Path, str]:
             raise InputError(f"--model {model}: no such file")
         return Path(model), ""
     pin = run.registry.pin(model)
+    # A candidate before the gate is no version of the registry yet.
     if pin is None and model == "candidate":
         return provisional_candidate(run.layout)
     if pin is None:

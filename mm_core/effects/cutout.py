@@ -110,6 +110,7 @@ def encoded(cutout: Cutout, form: str = "PNG", **about: object) -> bytes:
     metadata = json.dumps({"box": cutout.box, "photo_size": cutout.photo_size, **about}, sort_keys=True)
     image, stream = Image.fromarray(cutout.rgba), BytesIO()
     if form == "PNG":
+        # The box says where the cut-out belongs in its photo.
         chunk = PngImagePlugin.PngInfo()
         chunk.add_itxt("mm", metadata)
         image.save(stream, "PNG", pnginfo=chunk, compress_level=4)

@@ -189,6 +189,7 @@ def _pictures(matted: Matted, models: tuple[str, str]) -> list[tuple[str, str]]:
     """Return the pictures of a photo with their titles: photo, both models, difference and, if it is known, truth."""
     photo = small(matted.photo, SIDE)
     size = (photo.shape[1], photo.shape[0])
+    # Area means keep fine structures visible in the small pictures.
     mattes = [cv2.resize(matte, size, interpolation=cv2.INTER_AREA) for matte in matted.mattes]
     pictures = [("photo", photo)]
     pictures += [

@@ -81,6 +81,7 @@ def identity(layout: Layout, inputs: PinnedInputs) -> ScoreIdentity:
         "snapshot": frozen["digest"],
         "eval_digest": frozen["eval_digest"],
         "candidate": sha256_file(candidate),
+        # A score belongs to bytes: the same weights can be quantised in another way.
         "quantised": {path.name: sha256_file(path) for path in sorted(layout.quantised.glob("*.onnx"))},
         "champion": _digest_of(inputs.get("champion")),
         "anchor": _digest_of(inputs.get("anchor")),

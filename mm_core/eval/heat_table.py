@@ -44,6 +44,7 @@ def heat_rows(verdict: Verdict | None, scores: Scores) -> list[dict[str, object]
         shown: list[HeatCell] = []
         for metric in COLUMNS:
             cell = cells.get((category, metric))
+            # Without a verdict, the plain score is compared with the champion.
             plain = scores.get((TRAIN_STAGES[-1], "int8", category), {}).get(metric)
             champion = scores.get(("champion", "int8", category), {}).get(metric)
             shown.append(_heat_cell(cell) if cell else _plain_cell(plain, champion, metric))

@@ -189,6 +189,7 @@ def _mattes(layout: Layout, evaluation: Report) -> list[dict[str, object]]:
     rows: list[ExampleRow] = evaluation.rows("mattes")
     for row in rows:
         paths = {title: folder / row["files"][title] for title in ORDER if title in row["files"]}
+        # Beside the champion, the last stage is called what it is in the release.
         names = {TRAIN_STAGES[-1]: "candidate"} if row["rank"] == "regression" else {}
         pictures = [
             {"title": names.get(title, title), "src": _embedded(load_rgb(path))}
@@ -235,6 +236,7 @@ def _compared(layout: Layout) -> dict[str, object] | None:
     """Return the comparison of routed and random photos for this snapshot, or the reason without one; else None."""
     path = layout.stage_report("label-compare")
     report = Report.read(path) if path.is_file() else None
+    # A comparison of another snapshot says nothing about this cycle.
     if report is None or report.facts["snapshot"] != _snapshot(layout).get("digest"):
         return None
     shown = []
@@ -337,6 +339,7 @@ def _identifiers(layout: Layout, verdict: Verdict | None, candidate: str) -> lis
     bundle = layout.cycle_bundle / "export.json"
     rows = [
         ("candidate", candidate),
+        # Versions and digests identify a model beyond the life of its alias.
         *((role, f"version {pin['version']} · {pin['digest']}" if pin else "none") for role, pin in pins),
         ("snapshot", snapshot.get("digest", "")),
         ("eval set", snapshot.get("eval_digest", "")),

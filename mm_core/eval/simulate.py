@@ -143,6 +143,7 @@ def pairs_of(table: pd.DataFrame, one: Key, other: Key) -> dict[str, pd.DataFram
     for key, side in ((one, "a"), (other, "b")):
         rows = table.loc[(table["model"] == key[0]) & (table["precision"] == key[1])].reset_index(drop=True)
         for _, of_category in rows.groupby("category"):
+            # MaxF of a set is taken at the one threshold that is best for the mean curve.
             curves = np.stack([np.asarray(curve, np.float64) for curve in of_category["fcurve"]])
             rows.loc[of_category.index, "maxf"] = curves[:, curves.mean(axis=0).argmax()]
         named = rows.set_index("sample_id")[["category", "group", *METRICS]]

@@ -122,6 +122,7 @@ def not_settled(params: GateParams, cell: Cell) -> str:
         f"{where}: {cell.metric} against {WHOSE[cell.against].rstrip(',')} {cell.reference:.4g} is not settled: "
         f"{change(cell, cell.gain)}, at worst {change(cell, cell.bound)}, needed above {change(cell, cell.margin)}"
     )
+    # The remedy depends on the gain: a tiny one stays unsettled with any number of photos.
     more = more_photos(params, cell)
     if more is None:
         return f"{text}; at this gain more photos would not settle it"

@@ -268,10 +268,12 @@ def _runs_of(where: str, text: JsonValue) -> list[int]:
     value = shift = 0
     for sign in text:
         code = ord(sign) - 48
+        # Five bits of the value per character, the lowest first; bit 6 says that more follow.
         value |= (code & 31) << shift
         shift += 5
         if code & 32 and shift < 60:
             continue
+        # The highest bit of the last group is the sign.
         if code & 16:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))

@@ -158,6 +158,7 @@ def _context(data_docs: Path) -> EphemeralDataContext:
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
         }
     }
+    # Analytics would be sent over the network, and progress bars would fill the log.
     config = base.DataContextConfig(
         analytics_enabled=False,
         progress_bars=base.ProgressBarsConfig(globally=False),

@@ -66,12 +66,14 @@ def find_photos(catalog: Catalog, names: Sequence[str], group: str | None = None
         InputError: A name or the group refers to no photo or is ambiguous, or no name was given.
     """
     # Look up all complete ids in one query.
+    # A whole id is the common case and needs no search.
     whole = [name for name in names if re.fullmatch("[0-9a-f]{64}", name)]
     ids = _known(catalog, ("id", "in", whole)) if whole else set()
     for name in names:
         if name not in ids:
             ids |= _meant_by(name, catalog)
     if group is not None:
+        # A group is a person or an occasion: all of its photos go together.
         members = _known(catalog, ("group", "=", group))
         if not members:
             raise InputError(f"group {group!r}: the catalog holds no sample of it")

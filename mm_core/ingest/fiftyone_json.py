@@ -95,6 +95,7 @@ def read_fiftyone(folder: Path, field_name: str = "") -> list[FiftyOnePhoto]:
     if not is_fiftyone(data):
         raise InputError(f"{path}: no FiftyOne dataset: it needs the list `samples`, each with `filepath`")
     samples = data["samples"]
+    # Fields are found by their content, because each data set names them in its own way.
     fields = sorted({name for sample in samples for name, value in sample.items() if _is_label(value)})
     if field_name and field_name not in fields:
         raise InputError(f"{path}: no field {field_name!r} with mattes; there are: {', '.join(fields) or 'none'}")

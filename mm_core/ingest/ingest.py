@@ -233,6 +233,7 @@ class Ingest:
             raise DropMoved(f"{self.batch.uri} left the inbox while it was read: put it there again") from None
         except PermissionError as error:
             raise DropError(f"{source.name} cannot be read: {error.strerror}: change its rights") from None
+        # The digest was taken when the drop was found complete; a later change starts again.
         if sha256_file(copy) != self.batch.manifest_sha256:
             raise DropMoved(f"{self.batch.uri}/{source.name} changed while it was read: run again")
         return copy

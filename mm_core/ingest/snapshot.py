@@ -334,6 +334,7 @@ def _links(samples: pd.DataFrame, bits: int) -> tuple[np.ndarray, np.ndarray]:
         arrival = samples["accepted_at"].fillna("").to_numpy(dtype=object)[hashed]
         hashed = hashed[np.argsort(arrival, kind="stable")]
     left, right = connected(np.array([int(text, 16) for text in samples["phash"].iloc[hashed]], np.uint64), bits)
+    # Links that ingest found by landmarks are added to those of the hashes.
     linked = pd.Series(samples["near"].to_numpy(dtype=object)).explode().dropna()
     earlier = pd.Index(samples["id"]).get_indexer(pd.Index(linked))  # -1: the sample was erased
     known = earlier >= 0

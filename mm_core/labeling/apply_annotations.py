@@ -256,6 +256,7 @@ def _label(store: Store, photo: Asked, work: Work, answer: Answer) -> LabelRow:
     """Store the matte's blob and return its row of `labels`."""
     assert answer.alpha is not None
     sample = photo.row["id"]
+    # Equal mattes have equal blobs, so that a repeated call changes nothing.
     digest = put_blob(store, encode_alpha(answer.alpha.astype(np.float32) / 255))
     return {
         "id": sha256_bytes(f"{sample}{digest}".encode()),

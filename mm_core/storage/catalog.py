@@ -321,6 +321,7 @@ class Catalog:
     def _open_or_create(self, table: str) -> DeltaTable:
         if delta := self._open(table):
             if absent := _lacking(delta, table):
+                # A table of an earlier version gets the columns that were added since, empty.
                 columns = pa.schema([field for field in SCHEMAS[table] if field.name in absent])
                 delta.alter.add_columns(Schema.from_arrow(columns).fields)
             return delta

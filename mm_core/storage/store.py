@@ -347,7 +347,6 @@ class S3Store:
         try:
             pages = self._client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=start)
             for page in pages:
-                # A delete marker hides an object in a versioned bucket, but its versions stay readable.
                 for entry in filter(wanted, [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]):
                     version = {"Key": entry["Key"], "VersionId": entry["VersionId"]}
                     self._client.delete_object(Bucket=self.bucket, **version)

@@ -140,6 +140,7 @@ def read_head(path: Path, dim: int) -> tuple[np.ndarray, float]:
         InputError: The file is not a linear head or does not fit the CLIP.
     """
     try:
+        # `weights_only` keeps a hostile file from running code.
         data = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         weight, bias = data["weight"].float().numpy().reshape(-1), data["bias"].float().numpy().reshape(-1)
     except (
