@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from mm_core.cli.app import app
 from mm_core.cli.terminal import table
+from mm_core.cli.words import held_words
 from mm_core.core.records import ALL_CATEGORIES
 from samplegen import write_drop
 
@@ -141,3 +142,10 @@ def test_a_list_of_texts_has_a_line_for_each_in_the_last_column() -> None:
         "2      3        a",
         "                b",
     ]
+
+
+def test_a_held_batch_is_told_with_its_reason_and_the_next_step() -> None:
+    held = {"kind": "unlabeled", "batch": "w48", "state": "held", "reason": "too many bad rows: 3 of 3"}
+    assert "unlabeled/w48: too many bad rows: 3 of 3" in held_words([held])
+    assert "mm quarantine retry w48" in held_words([held])
+    assert held_words([]) == ""

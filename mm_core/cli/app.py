@@ -20,7 +20,7 @@ from mm_core.cli.operate import app as operate_app
 from mm_core.cli.quarantine import counted, pin_after_arrivals, quarantine_app, say_arrivals
 from mm_core.cli.release import app as release_app
 from mm_core.cli.terminal import Inbox, Json, open_layout, open_run, progress_bars, run_with_bars, say, table
-from mm_core.cli.words import drop_words
+from mm_core.cli.words import drop_words, held_words
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.locks import cycle_holder
@@ -159,6 +159,11 @@ def status(json_: Json = False) -> None:
     typer.echo(f"workspace {result['workspace']}\n")
     for name in ("batches", "samples", "rejects"):
         typer.echo(f"{name}\n{table(result[name])}\n" if result[name] else f"{name}: none\n")
+    # The latest row of a batch is its present state.
+    latest = catalog.read("batches", columns=["kind", "batch", "state", "reason", "ingested_at"])
+    latest = latest.sort_values("ingested_at").drop_duplicates(["kind", "batch"], keep="last")
+    if held := held_words(latest[latest["state"] == "held"].to_dict("records")):
+        typer.echo(held + "\n")
     if lines := result["eval"]["words"]:
         typer.echo("evaluation photos\n" + "\n".join(f"  {line}" for line in lines) + "\n")
     typer.echo(f"labelled photos: {result['labelled']}")

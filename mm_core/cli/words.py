@@ -52,6 +52,19 @@ def drop_words(summary: DropSummary) -> str:
     return "\n".join([*lines, "", "next: `mm ingest` takes the drop into the catalog, or `mm run` runs a whole cycle"])
 
 
+def held_words(held: Sequence[Mapping[str, object]]) -> str:
+    """Return the reason and the remedy of each held batch; empty without one.
+
+    Args:
+        held: Ledger rows with the state `held`.
+    """
+    lines = []
+    for row in held:
+        lines.append(f"  {row['kind']}/{row['batch']}: {row['reason']}")
+        lines.append(f"    next: `mm quarantine list`, repair the drop, then `mm quarantine retry {row['batch']}`")
+    return "\n".join(["held batches", *lines]) if held else ""
+
+
 def ingest_words(report: Report, categories: Sequence[Mapping[str, object]]) -> str:
     """Return the text output of `mm ingest`: counts per batch, accepted photos per category, refusals by reason.
 

@@ -192,8 +192,10 @@ def _pictures(matted: Matted, models: tuple[str, str]) -> list[tuple[str, str]]:
     # Area means keep fine structures visible in the small pictures.
     mattes = [cv2.resize(matte, size, interpolation=cv2.INTER_AREA) for matte in matted.mattes]
     pictures = [("photo", photo)]
+    # A folder or file is named by its last part; the head of the page has the whole path.
+    names = [Path(name).name for name in models]
     pictures += [
-        (f"{letter}: {name}", over_plain(photo, m)) for letter, name, m in zip("AB", models, mattes, strict=True)
+        (f"{letter}: {name}", over_plain(photo, m)) for letter, name, m in zip("AB", names, mattes, strict=True)
     ]
     pictures.append(("difference", signed_difference(*mattes)))
     if matted.truth is not None:
