@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -371,6 +372,9 @@ def main() -> None:
     """Run the command. A MattingError becomes one line on stderr and exit code 2 (bad input) or 1."""
     # Threads that spin at OpenMP's barriers make training many times slower if other programs run too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A file name may have bytes or letters that the terminal's encoding lacks. They are spelled out.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
     except MattingError as error:

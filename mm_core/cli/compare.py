@@ -98,7 +98,7 @@ def compare_models(
             compared.add(Matted(str(job.photo), category, rgb, mattes, truth))
         if not compared.rows:
             raise InputError(f"no photo could be read: {unreadable[0]['reason']}")
-        write_bytes(page, compared.render(unreadable).encode())
+        write_bytes(page, compared.render(unreadable).encode(errors="backslashreplace"))
         report.facts |= {"page": str(page), "a": names[0], "b": names[1]}
         report.tables |= {"summary": compared.summary(), "per_image": compared.rows, "unreadable": unreadable}
         report.metrics["compare/photos"] = float(len(compared.rows))
@@ -175,7 +175,8 @@ def _jobs(photos: Sequence[Path]) -> Iterator[_Job]:
 
     # A photo is compared with the truth where the folder names one for it.
     for given in photos:
-        if not given.exists():
+        # Reading a pipe would wait for its writer.
+        if not given.is_file() and not given.is_dir():
             raise InputError(f"{given}: no such file or folder; name photos, or folders of photos")
         folder = given if given.is_dir() else given.parent
         finder = MatteFinder(folder)

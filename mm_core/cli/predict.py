@@ -141,7 +141,8 @@ def plan_jobs(images: Sequence[Path], out: Path) -> list[Job]:
     """
     jobs = []
     for image in images:
-        if not image.exists():
+        # Reading a pipe would wait for its writer.
+        if not image.is_file() and not image.is_dir():
             raise InputError(f"{image}: no such file or folder; name photos, or folders of photos")
         if not image.is_dir():
             jobs.append(_job(image, out, Path()))

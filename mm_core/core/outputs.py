@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mm_core.core.errors import InputError
+
+MAX_NAME = 255
+"""Longest name of a file on common file systems, in bytes."""
 
 
 def check_outputs(
@@ -25,7 +29,7 @@ def check_outputs(
 
     Raises:
         InputError: An output is an input or a folder above one, two outputs are the same file, an existing file was
-            not made by this command, or a file blocks a needed folder.
+            not made by this command, a file blocks a needed folder, or a name is too long for a file.
     """
     input_paths = {path.resolve() for path in inputs}
     # Inputs are compared by resolved path and by inode, because a hard link has a different path.
@@ -33,6 +37,8 @@ def check_outputs(
     above = {folder for path in input_paths for folder in path.parents}
     taken: dict[Path, Path] = {}
     for output in outputs:
+        if (size := len(os.fsencode(output.name))) > MAX_NAME:
+            raise InputError(f"{output.name[:40]}…: a name of {size} bytes, at most {MAX_NAME} are possible: rename it")
         target = output.resolve()
         if target in input_paths or (target.exists() and _place(target) in places):
             raise InputError(f"{output} is one of the files given and would be replaced: {remedy}")

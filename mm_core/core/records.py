@@ -197,8 +197,8 @@ def read_keyed(path: Path, key: str) -> object | None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: temporary file in the same folder, fsync, rename; a raised OSError names `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Process and thread id keep two writers of one file apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    # Process and thread id keep two writers of one file apart. The name is cut, because a name has at most 255 bytes.
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)

@@ -1,9 +1,10 @@
-"""Read CSV files of producers in UTF-8, with or without BOM; errors name the line."""
+"""Read CSV files of producers in UTF-8, with or without BOM, and write CSV files; errors name the line."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -26,6 +27,17 @@ def csv_lines(path: Path) -> Iterator[Sequence[str]]:
             yield from reader
         except csv.Error as error:
             raise DropError(f"{path.name}: line {reader.line_num}: {error}") from None
+
+
+def csv_bytes(rows: Iterable[Sequence[str]]) -> bytes:
+    """Return rows as a CSV file in UTF-8 that `csv_lines` reads back unchanged, line breaks of any kind included."""
+    lines = []
+    for row in rows:
+        # Python's writer quotes a line break only if it is one of its line terminator's, so that one has both.
+        line = io.StringIO(newline="")
+        csv.writer(line, lineterminator="\r\n").writerow(row)
+        lines.append(line.getvalue().removesuffix("\r\n"))
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _plain_lines(path: Path, stream: TextIO) -> Iterator[str]:

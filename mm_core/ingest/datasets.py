@@ -6,10 +6,11 @@ Folders of photos and mattes are packaged by `mm_core.ingest.drop`.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from mm_core.imaging.images import encode_alpha, read_header
 from mm_core.ingest.batch_names import name_fault
 from mm_core.ingest.coco import is_coco, read_coco, read_json
 from mm_core.ingest.decode_sandbox import safely
-from mm_core.ingest.drop import DropSummary, LeftOut, write_manifest
+from mm_core.ingest.drop import DropSummary, LeftOut, matte_place, write_manifest
 from mm_core.ingest.fiftyone_json import SAMPLES, FiftyOnePhoto, inside, is_fiftyone, read_fiftyone
 
 PHOTO_PLACES = ("", "data", "images", "image", "photos")
@@ -124,7 +125,12 @@ def package_dataset(dataset: Dataset, inbox: Path, kind: str, batch: str) -> Dro
     unfinished = inbox / f".{kind}-{batch}.partial"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        write_manifest(unfinished, [_write(photo, unfinished, kind) for photo in taken])
+        rows: list[dict[str, str]] = []
+        seen: Counter[str] = Counter()
+        for photo in taken:
+            rows.append(_write(photo, unfinished, kind, seen[photo.name]))
+            seen[photo.name] += 1
+        write_manifest(unfinished, rows)
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished.replace(target)
     finally:
@@ -138,14 +144,22 @@ def package_dataset(dataset: Dataset, inbox: Path, kind: str, batch: str) -> Dro
     }
 
 
-def _write(photo: DatasetPhoto, batch: Path, kind: str) -> dict[str, str]:
-    """Write the files of one photo; return its row of the manifest."""
+def _write(photo: DatasetPhoto, batch: Path, kind: str, earlier: int) -> dict[str, str]:
+    """Write the files of one photo; return its row of the manifest.
+
+    Args:
+        photo: The photo.
+        batch: Folder of the drop.
+        kind: Kind of the drop.
+        earlier: Number of rows that list this photo already. Each keeps a matte of its own: ingest compares them.
+    """
     row = {name: value for name, value in photo.row.items() if value and (name != "caption" or kind == "text_image")}
     row |= {"image": f"images/{photo.name}", "sha256": sha256_file(photo.path)}
     (batch / row["image"]).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(photo.path, batch / row["image"])
     if kind == "pixel_labeled" and photo.matte:
-        row["alpha"] = f"alphas/{photo.name}.png"
+        suffix = f".{earlier + 1}.png" if earlier else ".png"
+        row["alpha"] = f"alphas/{matte_place(PurePath(photo.name), suffix, row['sha256'])}"
         alpha = photo.matte()
         write_bytes(batch / row["alpha"], encode_alpha(alpha, sixteen_bit=_is_sixteen_bit(alpha)))
     return row

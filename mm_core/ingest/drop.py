@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import csv
 import filecmp
-import io
+import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypedDict
 
 from mm_core.core.errors import InputError
-from mm_core.core.outputs import check_outputs
+from mm_core.core.outputs import MAX_NAME, check_outputs
 from mm_core.core.records import KINDS, sha256_file, write_bytes
 from mm_core.ingest.batch_names import name_fault
-from mm_core.ingest.csv_text import csv_lines
+from mm_core.ingest.csv_text import csv_bytes, csv_lines
 from mm_core.ingest.matte_pairs import MatteFinder, category_in
 from mm_core.ingest.spellings import PHOTOS, is_hidden
 
@@ -108,12 +108,8 @@ def write_manifest(batch_dir: Path, rows: Sequence[Mapping[str, str]]) -> Path:
     if unknown := sorted({name for row in rows for name in row} - set(MANIFEST_COLUMNS)):
         raise InputError(f"{batch_dir}: manifest column {unknown[0]!r} is unknown; use {', '.join(MANIFEST_COLUMNS)}")
     used = [name for name in MANIFEST_COLUMNS if any(row.get(name) for row in rows)]
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, used, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: escaped(value) for name, value in row.items()} for row in rows)
     path = batch_dir / "manifest.csv"
-    write_bytes(path, text.getvalue().encode())
+    write_bytes(path, csv_bytes([used, *([escaped(row.get(name, "")) for name in used] for row in rows)]))
     return path
 
 
@@ -162,13 +158,14 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
     rows, copies = [], {}
     for photo in photos:
         inside = photo.relative_to(folder)
+        _check_name(inside, folder)
         # Keep the sub-folders, so that photos with equal names do not collide.
         row = {"image": f"images/{inside.as_posix()}", "sha256": sha256_file(photo), "source": folder.name}
         row["category"] = category_in(inside, folder)
         row["caption"] = captions.get(photo, "")
         copies[target / row["image"]] = photo
         if photo in alphas:
-            row["alpha"] = f"alphas/{inside.as_posix()}{alphas[photo].suffix.lower()}"
+            row["alpha"] = f"alphas/{matte_place(inside, alphas[photo].suffix.lower(), row['sha256'])}"
             copies[target / row["alpha"]] = alphas[photo]
         rows.append(row)
     # Files from a killed run are identical to the source. Any other file belongs to another writer of this drop.
@@ -189,6 +186,28 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
         len(everything) - len(files),
         Counter(path.suffix.lower() or path.name for path in others),
     )
+
+
+def matte_place(inside: PurePath, suffix: str, digest: str) -> str:
+    """Return the path of a photo's matte below `alphas/`.
+
+    Args:
+        inside: Path of the photo below `images/`.
+        suffix: Suffix of the matte, with its dot.
+        digest: sha256 of the photo; it names the matte if the photo's name leaves no room for a second suffix.
+    """
+    name = f"{inside.name}{suffix}"
+    return inside.with_name(name if len(os.fsencode(name)) <= MAX_NAME else f"{digest}{suffix}").as_posix()
+
+
+def _check_name(inside: PurePath, folder: Path) -> None:
+    """Raise InputError for a photo whose name no manifest can hold as it is."""
+    text = str(inside)
+    if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise InputError(f"{folder}: the name {ascii(text)} is not UTF-8: rename the file or its folder")
+    # Manifests of other systems separate folders by backslashes, and spaces at the ends of a cell are no part of it.
+    if "\\" in text or text != text.strip():
+        raise InputError(f"{folder}: the name {ascii(text)} holds a backslash or ends in a space: rename it")
 
 
 def _is_caption(path: Path, kind: str) -> bool:
@@ -223,8 +242,10 @@ def summarize_drop(folder: Path, target: Path) -> DropSummary:
     left_out: list[LeftOut] = [
         {"file": path.relative_to(folder).as_posix(), "reason": _why_left_out(path, folder, kind)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path not in used
+        if path not in used and (path.is_symlink() or not path.is_dir())
     ]
+    if kind == "text_image":
+        left_out += _captions_without_photo(folder, photos)
     bare = [photo.relative_to(folder) for photo, row in zip(photos, rows, strict=True) if not row.get("category")]
     return {
         "drop": str(target),
@@ -238,6 +259,8 @@ def summarize_drop(folder: Path, target: Path) -> DropSummary:
 def _why_left_out(path: Path, folder: Path, kind: str) -> str:
     if is_hidden(path.relative_to(folder)):
         return "hidden or system files"
+    if not path.is_file():
+        return "link to a folder" if path.is_dir() else "link to nothing" if path.is_symlink() else "not a file"
     if path.suffix.lower() not in PHOTOS:
         return f"not a photo ({path.suffix or 'no suffix'})"
     return "matte without a photo" if kind == "pixel_labeled" else f"matte (a drop of kind {kind} takes none)"
@@ -268,23 +291,47 @@ def _captions(photos: Sequence[Path], folder: Path) -> dict[Path, str]:
     return found
 
 
+def _captions_without_photo(folder: Path, photos: Sequence[Path]) -> Iterator[LeftOut]:
+    """Yield the names in captions.csv that belong to no photo of the drop."""
+    table = folder / "captions.csv"
+    names = {photo.relative_to(folder).as_posix() for photo in photos} | {photo.name for photo in photos}
+    for name in sorted(set(_caption_table(table)) - names) if table.is_file() else ():
+        yield {"file": name, "reason": "caption without a photo"}
+
+
 def _caption_table(path: Path) -> dict[str, str]:
-    """Return photo name → caption; the header's order, case and spacing are free."""
+    """Return photo name → caption; the header's order, case and spacing are free.
+
+    Raises:
+        InputError: A column is missing, a line has too many fields, or two lines of one photo differ.
+    """
     lines = (line for line in csv_lines(path) if any(field.strip() for field in line))
     names = [name.strip().lower() for name in next(lines, [])]
     if missing := {"image", "caption"} - set(names):
         raise InputError(f"{path}: column {sorted(missing)[0]!r} is missing; the first line must be image,caption")
     image, caption = names.index("image"), names.index("caption")
-    # Pad short lines, so that a missing caption reads as an empty one.
-    cells = ([*line, *[""] * len(names)] for line in lines)
-    return {line[image].strip().replace("\\", "/"): unescaped(line[caption].strip()) for line in cells}
+    found: dict[str, str] = {}
+    for line in lines:
+        # A comma in a caption without quotes would cut the caption.
+        if any(field.strip() for field in line[len(names) :]):
+            raise InputError(f"{path}: the line of {line[image].strip()!r} has too many fields: quote its caption")
+        # Pad short lines, so that a missing caption reads as an empty one.
+        cells = [*line, *[""] * len(names)]
+        photo, text = cells[image].strip().replace("\\", "/"), unescaped(cells[caption].strip())
+        if found.setdefault(photo, text) != text:
+            raise InputError(f"{path}: {photo!r} has two captions: keep one of its lines")
+    return found
 
 
 def _text_of(note: Path) -> str:
     try:
-        return note.read_text(encoding="utf-8-sig").strip()
+        text = note.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise InputError(f"{note}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
+    # The reader of manifests takes a NUL byte for a binary file.
+    if "\0" in text:
+        raise InputError(f"{note}: holds NUL bytes: it is not a text file")
+    return text
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +24,7 @@ from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report, write_bytes
 from mm_core.imaging.images import load_alpha
 from mm_core.ingest.coco import ROW_KEYS, CocoPhoto, load_pycocotools, write_coco
+from mm_core.ingest.csv_text import csv_bytes
 from mm_core.ingest.drop import escaped
 from mm_core.ingest.fiftyone_json import TRUTH, heatmap, write_fiftyone
 from mm_core.ingest.snapshot import POOLS, read_pool
@@ -171,9 +170,7 @@ def _write_folders(photos: Sequence[Exported], folder: Path, pool: str) -> None:
         if caption := photo.row.get("caption"):
             captions.append((f"image/{photo.place}", escaped(caption)))
     if len(captions) > 1:
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(captions)
-        write_bytes(folder / "captions.csv", text.getvalue().encode())
+        write_bytes(folder / "captions.csv", csv_bytes(captions))
 
 
 def _write_coco(photos: Sequence[Exported], folder: Path, pool: str) -> None:

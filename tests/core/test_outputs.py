@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from mm_core import operations
-from mm_core.cli.predict import predict_files
+from mm_core.cli.predict import plan_jobs, predict_files
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.outputs import check_outputs
 from mm_core.core.params import ModelParams, Params
 from mm_core.core.progress import quiet
-from mm_core.core.records import Report
+from mm_core.core.records import Report, write_bytes
 from mm_core.core.settings import Settings
 from mm_core.export.signature import make_keys
 from mm_core.ingest.drop import package_folder
@@ -127,6 +127,12 @@ def test_predict_names_what_is_not_there(photos: Path, model: str, tmp_path: Pat
     for path, words in ((tmp_path / "none.jpg", "no such file or folder"), (tmp_path / "empty", "no photos found")):
         with pytest.raises(InputError, match=words):
             predict_files(Run(Params(), layout_at(tmp_path)), [path], tmp_path / "out", model=model)
+
+
+def test_a_pipe_is_no_photo(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(InputError, match="no such file or folder"):
+        plan_jobs([tmp_path / "pipe.jpg"], tmp_path / "out")
 
 
 def test_a_folder_above_an_input_is_no_output(photos: Path) -> None:
@@ -247,3 +253,13 @@ def test_two_workspaces_may_keep_their_backups_in_one_place(tmp_path: Path) -> N
         backup.back_up(layout.settings, str(tmp_path / "place"), Report("backup"), keep=1, progress=quiet)
     kept = [json.loads(path.read_text())["workspace"] for path in sorted((tmp_path / "place" / "backups").iterdir())]
     assert kept == [str(tmp_path / "other" / "data"), str(tmp_path / "one" / "data")]
+
+
+def test_names_that_no_file_can_have_are_refused_and_the_longest_ones_written(tmp_path: Path) -> None:
+    check_outputs([tmp_path / ("a" * 255)], [])
+    with pytest.raises(InputError, match="a name of 256 bytes, at most 255 are possible"):
+        check_outputs([tmp_path / ("ä" * 128)], [])
+    for name in ("a" * 255, "ä" * 127):
+        write_bytes(tmp_path / name, b"x")
+        assert [path.name for path in tmp_path.iterdir()] == [name], "no temporary file is left"
+        (tmp_path / name).unlink()

@@ -26,6 +26,7 @@ from mm_core.ingest.datasets import labels_file, package_dataset, read_dataset
 from mm_core.ingest.drop import package_folder
 from mm_core.ingest.export_data import export_pools, photo_name
 from mm_core.ingest.fiftyone_json import read_fiftyone
+from mm_core.ingest.manifest import read_manifest
 from mm_core.ingest.snapshot import build_snapshot
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import fetch_blob, put_blob
@@ -323,3 +324,14 @@ def test_names_of_exported_photos_are_safe_and_different() -> None:
     assert photo_name("other/rex.PNG", sample, "PNG", taken) == f"rex-{sample[:12]}.PNG"
     assert photo_name("../../.hidden", sample, "WEBP", taken) == "hidden.webp"
     assert photo_name("a\\b\\c:d.jpg", sample, "JPEG", taken) == "c_d.jpg"
+
+
+def test_a_photo_that_a_data_set_lists_twice_keeps_both_mattes(tmp_path: Path) -> None:
+    """Ingest compares them and names the conflict; none of them is lost before that."""
+    masks = [box_mask(2, 2, 12, 12), box_mask(8, 8, 20, 28)]
+    labels = coco(tmp_path / "set", [on(n, DOG, plain_rle(mask)) for n, mask in enumerate(masks)], 2, file_name="a.png")
+    package_dataset(read_dataset(tmp_path / "set", labels), tmp_path / "inbox", "pixel_labeled", "b")
+    batch = tmp_path / "inbox" / "pixel_labeled" / "b"
+    rows = list(read_manifest(batch / "manifest.csv"))
+    assert [row.image for row in rows] == ["images/data/a.png"] * 2
+    assert [load_alpha(batch / row.alpha).sum() for row in rows] == [mask.sum() for mask in masks]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mm_core.core.errors import InputError
+from mm_core.core.errors import InputError, MattingError
 from mm_core.core.records import sha256_bytes
-from mm_core.ingest.drop import package_folder, write_manifest
+from mm_core.ingest.drop import package_folder, summarize_drop, write_manifest
 from mm_core.ingest.manifest import read_manifest
 from mm_core.ingest.spellings import SUFFIXES
 
@@ -238,3 +238,76 @@ def test_masks_of_two_splits_stay_apart_and_a_folder_of_masks_alone_is_photos(tm
         assert (made.path / row["alpha"]).read_bytes() == split + b" matte"
     put(tmp_path / "costumes" / "mask" / "venice.jpg")
     assert package_folder(tmp_path / "costumes", tmp_path / "inbox", "unlabeled", "b").photos == 1
+
+
+@pytest.mark.parametrize("name", ["a\rb.jpg", "a\nb.jpg", "a\r\nb.jpg", 'a"b,c.jpg', "=a.jpg", "a.. b.jpg"])
+def test_the_manifest_reads_every_name_back(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "photos" / "x" / name)
+    batch = package_folder(tmp_path / "photos", tmp_path / "inbox", "unlabeled", "b").path
+    (row,) = read_manifest(batch / "manifest.csv")
+    assert row.image == f"images/x/{name}" and (batch / row.image).is_file()
+
+
+def test_captions_keep_their_line_breaks(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, [{"image": "a.jpg", "caption": "one\rtwo\r\nthree\nfour"}])
+    assert [row.caption for row in read_manifest(path)] == ["one\rtwo\r\nthree\nfour"]
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"caf\xe9/a.jpg", b"a\\b.jpg", b" /a.jpg"])
+def test_names_that_no_manifest_can_hold_are_refused_before_anything_is_written(tmp_path: Path, name: bytes) -> None:
+    put(tmp_path / "photos" / "good.jpg")
+    put(tmp_path / "photos" / os.fsdecode(name))
+    with pytest.raises(InputError, match=r"is not UTF-8: rename|holds a backslash or ends in a space: rename"):
+        package_folder(tmp_path / "photos", tmp_path / "inbox", "unlabeled", "b")
+    assert not (tmp_path / "inbox").exists()
+
+
+def test_the_longest_names_are_taken(tmp_path: Path) -> None:
+    name = "ä" * 125  # 250 bytes: the suffix fits, a second one does not
+    put(tmp_path / "photos" / f"{name}.jpg", b"photo")
+    put(tmp_path / "photos" / "alphas" / f"{name}.png", b"matte")
+    batch = package_folder(tmp_path / "photos", tmp_path / "inbox", "pixel_labeled", "b").path
+    (row,) = read_manifest(batch / "manifest.csv")
+    assert (batch / row.image).read_bytes() == b"photo" and (batch / row.alpha).read_bytes() == b"matte"
+
+
+def test_links_and_special_files_that_are_left_out_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    put(folder / "a.jpg")
+    put(tmp_path / "elsewhere" / "b.jpg")
+    (folder / "pets").symlink_to(tmp_path / "elsewhere")
+    (folder / "gone.jpg").symlink_to(tmp_path / "nothing.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    target = package_folder(folder, tmp_path / "inbox", "unlabeled", "b").path
+    left_out = {entry["file"]: entry["reason"] for entry in summarize_drop(folder, target)["left_out"]}
+    assert left_out == {"pets": "link to a folder", "gone.jpg": "link to nothing", "pipe.jpg": "not a file"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a.jpg,a dog, with a ball", "'a.jpg' has too many fields: quote its caption"),
+        ("a.jpg,a dog\na.jpg,a cat", "'a.jpg' has two captions"),
+        ('a.jpg,"a\0dog"', "holds NUL bytes"),
+    ],
+)
+def test_captions_that_would_be_cut_or_contradict_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    put(tmp_path / "photos" / "a.jpg")
+    put(tmp_path / "photos" / "captions.csv", f"image,caption\n{line}\n".encode())
+    with pytest.raises(MattingError, match=message):
+        package_folder(tmp_path / "photos", tmp_path / "inbox", "text_image", "b")
+
+
+def test_a_caption_file_with_nul_bytes_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "photos" / "a.jpg")
+    put(tmp_path / "photos" / "a.txt", b"a\0dog")
+    with pytest.raises(InputError, match="holds NUL bytes"):
+        package_folder(tmp_path / "photos", tmp_path / "inbox", "text_image", "b")
+
+
+def test_captions_of_no_photo_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    put(folder / "pets" / "a.jpg")
+    put(folder / "captions.csv", b"image,caption\na.jpg,a dog\npets/b.jpg,a cat\n,,\n")
+    target = package_folder(folder, tmp_path / "inbox", "text_image", "b").path
+    assert summarize_drop(folder, target)["left_out"] == [{"file": "pets/b.jpg", "reason": "caption without a photo"}]
