@@ -16,7 +16,7 @@ from typing import Concatenate, NotRequired, ParamSpec, TypedDict, TypeVar, cast
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import cycle_holder, cycle_lock, try_cycle_lock
-from mm_core.core.pins import ROLES, PinnedInputs, read_snapshot, start_digest
+from mm_core.core.pins import PINNED_TABLES, ROLES, PinnedInputs, are_pins, read_snapshot, start_digest
 from mm_core.core.records import Report, Verdict, digest_of, sha256_file, write_json
 from mm_core.export.override import Override, valid_override
 from mm_core.export.registry import Registry
@@ -147,7 +147,7 @@ def inputs_now(layout: Layout) -> PinnedInputs:
     """Return the present catalog versions and models, in the format of `read_inputs`."""
     registry, catalog = Registry(layout.settings), catalog_of(layout)
     inputs: PinnedInputs = {
-        "catalog": {table: catalog.version(table) for table in ("samples", "labels", "features")},
+        "catalog": {table: catalog.version(table) for table in PINNED_TABLES},
         "champion": registry.pin("champion"),
         "anchor": registry.pin("anchor"),
     }
@@ -175,14 +175,10 @@ def read_inputs(layout: Layout) -> PinnedInputs:
         raise InputError(f"{layout.inputs} is missing: run `mm ingest` first, so that there is a catalog to learn from")
     try:
         inputs = json.loads(layout.inputs.read_bytes())
-        pins = [inputs[role] for role in ROLES if inputs.get(role)]
-        # Check the fields that later stages use, so that a damaged file fails here.
-        good = all({"version", "digest", "files"} <= set(pin) for pin in pins)
-        good = good and ("start" not in inputs or isinstance(inputs["start"]["digest"], str))
-        good = good and all(isinstance(version, int) for version in inputs["catalog"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        good = False
-    if not good:
+    except ValueError:
+        inputs = None
+    # Check the fields that later stages use, so that a damaged file fails here.
+    if not are_pins(inputs):
         raise InputError(f"{layout.inputs} is damaged: delete it, then `mm ingest` pins anew")
     return inputs
 
@@ -194,6 +190,9 @@ def frozen_inputs(layout: Layout) -> PinnedInputs:
         InputError: The snapshot is missing or damaged.
     """
     frozen = read_snapshot(layout)
+    # A flipped bit in a field's name leaves valid JSON.
+    if not are_pins(frozen):
+        raise InputError(f"{layout.snapshot / 'snapshot.json'} is damaged: run `mm snapshot` again")
     pinned: PinnedInputs = {
         "catalog": frozen["catalog"],
         "champion": frozen["champion"],

@@ -9,6 +9,7 @@ from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 
 Role = Literal["champion", "anchor"]
+PINNED_TABLES: Final = ("samples", "labels", "features")
 ROLES: Final[tuple[Role, Role]] = ("champion", "anchor")
 
 
@@ -67,6 +68,22 @@ class SnapshotFacts(PinnedInputs):
     """Photos by pool and category."""
     dropped_for_leakage: dict[str, int]
     """Photos outside of all pools, by reason."""
+
+
+def are_pins(value: object) -> bool:
+    """Return whether a JSON value has all fields of `PinnedInputs`, with versions and models in them."""
+    if not isinstance(value, dict) or not {"catalog", *ROLES} <= set(value):
+        return False
+    catalog, pins = value["catalog"], [value[role] for role in ROLES if value[role] is not None]
+    start = value.get("start", {"digest": ""})
+    return (
+        isinstance(catalog, dict)
+        and set(PINNED_TABLES) <= set(catalog)
+        and all(isinstance(version, int) for version in catalog.values())
+        and isinstance(start, dict)
+        and isinstance(start.get("digest"), str)
+        and all(isinstance(pin, dict) and {"version", "digest", "files"} <= set(pin) for pin in pins)
+    )
 
 
 def has_snapshot(layout: Layout) -> bool:

@@ -41,7 +41,7 @@ INVERSE = {6: 8, 8: 6}
 _ORIENTATION = 0x0112
 _JPEG_SEGMENT = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])(..)", re.DOTALL)
 _START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -268,7 +268,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise UnreadableImage(f"{path}: no such file") from None
     except Image.UnidentifiedImageError:
         raise NotAnImage(f"{path}: not a picture (read are {', '.join(FORMATS)})") from None
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CorruptImage(f"{path}: {reason}: send the picture again") from None
 
@@ -298,7 +298,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; 1 if the tag is absent or invalid. A broken EXIF block does not fail the picture."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         return 1
     return value if value in range(1, 9) else 1
 

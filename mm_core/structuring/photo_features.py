@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image
 
-from mm_core.imaging.images import read_header
+from mm_core.imaging.images import DECODER_ERRORS, read_header
 from mm_core.structuring.aesthetic import aesthetic
 from mm_core.structuring.composition import composition
 
@@ -119,7 +119,7 @@ def _exif(path: Path) -> dict[str, Mapping[int, object]]:
                 "shot": exif.get_ifd(ExifTags.IFD.Exif),
                 "gps": exif.get_ifd(ExifTags.IFD.GPSInfo),
             }
-        except (OSError, SyntaxError, ValueError, KeyError, TypeError, IndexError, OverflowError):
+        except DECODER_ERRORS:
             return {"base": {}, "shot": {}, "gps": {}}
 
 

@@ -1,0 +1,55 @@
+"""Pins with a damaged or missing field are refused, also where the file is valid JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.pins import PinnedInputs
+from mm_core.core.settings import Settings
+from mm_core.pinned_inputs import frozen_inputs, read_inputs
+
+PINS: PinnedInputs = {
+    "catalog": {"samples": 3, "labels": 1, "features": 2},
+    "champion": {"version": "1", "digest": "c" * 64, "files": {"saliency.int8.onnx": "d" * 64}},
+    "anchor": None,
+}
+
+
+@pytest.fixture(params=[read_inputs, frozen_inputs])
+def read(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], PinnedInputs]:
+    """Write the text as the pins of `inputs.json` or of the snapshot, and read them."""
+    layout = Layout(Settings.from_env(tmp_path))
+    path = layout.inputs if request.param is read_inputs else layout.snapshot / "snapshot.json"
+
+    def write_and_read(text: str) -> PinnedInputs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return request.param(layout)
+
+    return write_and_read
+
+
+def test_whole_pins_are_read(read: Callable[[str], PinnedInputs]) -> None:
+    assert {name: value for name, value in read(json.dumps({**PINS, "digest": "s"})).items() if name in PINS} == PINS
+
+
+@pytest.mark.parametrize("name", ["catalog", "champion", "anchor", "samples", "labels", "features", "version", "files"])
+def test_a_flipped_bit_in_a_fields_name_is_damage(read: Callable[[str], PinnedInputs], name: str) -> None:
+    """A champion that is not found would let the next cycle train from scratch."""
+    text = json.dumps({**PINS, "digest": "s"}).replace(f'"{name}"', f'"{chr(ord(name[0]) ^ 4)}{name[1:]}"', 1)
+    with pytest.raises(InputError, match="is damaged"):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    "value", ["[]", "null", '"x"', '{"catalog": null, "champion": null, "anchor": null, "digest": ""}']
+)
+def test_other_json_is_damage(read: Callable[[str], PinnedInputs], value: str) -> None:
+    with pytest.raises(InputError, match="is damaged"):
+        read(value)
