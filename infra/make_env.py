@@ -103,14 +103,17 @@ def install_by_uv(uv: Path, folder: Path, arguments: Sequence[str], pip: Mapping
 
 
 def without_digests(arguments: Sequence[str], folder: Path) -> list[str]:
-    """Return pip's arguments with copies of the locks in `folder` that name versions alone.
+    """Return pip's arguments with copies in `folder` of those locks whose digests pip cannot compare.
 
-    One digest in a lock makes pip ask for a digest of everything, and it takes no local build (`torch 2.13.0+cpu`) for
-    the version that is pinned. So pip compares digests of a lock with torch not at all; uv compares what there is.
+    One digest in a lock makes pip ask for a digest of everything (`--require-hashes`), and it takes no local build
+    (`torch 2.13.0+cpu`) for the version that is pinned. So it gets constraints, and locks with torch, without digests;
+    uv compares what there is. Any other lock that is installed as a whole keeps its digests for pip too.
     """
     changed = list(arguments)
     for place, (option, name) in enumerate(zip(arguments, arguments[1:], strict=False), start=1):
-        if option in ("-c", "-r") and " --hash=" in (text := Path(name).read_text()):
+        if option not in ("-c", "-r") or " --hash=" not in (text := Path(name).read_text()):
+            continue
+        if option == "-c" or re.search(r"^torch==", text, re.M):
             copy = folder / f"{place}-{Path(name).name}"
             copy.write_text(re.sub(r"(?: \\\n)? +--hash=\S+", "", text))
             changed[place] = str(copy)
@@ -132,9 +135,12 @@ def find_uv() -> Path | None:
         return Path(own)
     fetched = TOOL / "bin" / "uv"
     if not fetched.is_file():
-        (pin,) = re.findall(r"^uv==[^\s\\]+", UV_PIN.read_text(), re.M)
-        say(f"fetching {pin}")
-        install_by_pip(TOOL, ["--quiet", pin])
+        # uv has no dependencies, so its lines of the lock, with their digests, are a lock of their own.
+        (pin,) = re.findall(r"^uv==\S+(?: \\\n +--hash=\S+)*", UV_PIN.read_text(), re.M)
+        say(f"fetching {pin.split()[0]}")
+        with tempfile.TemporaryDirectory() as lock:
+            (Path(lock) / "uv.lock").write_text(f"{pin}\n")
+            install_by_pip(TOOL, ["--quiet", "-r", str(Path(lock) / "uv.lock")])
     return fetched if fetched.is_file() else None
 
 
@@ -162,9 +168,11 @@ def main(folder: Path, arguments: Sequence[str]) -> int:
     say(f"{folder}: {' '.join(arguments)}")
     done = uv is not None and install_by_uv(uv, folder, arguments, pip)
     if uv is None:
-        say("uv cannot be had here: pip does the same now, in minutes, and does not compare the files' digests")
         with tempfile.TemporaryDirectory() as copies:
-            done = install_by_pip(folder, without_digests(arguments, Path(copies)))
+            for_pip = without_digests(arguments, Path(copies))
+            compared = "" if for_pip == list(arguments) else ", and does not compare the files' digests"
+            say(f"uv cannot be had here: pip does the same now, in minutes{compared}")
+            done = install_by_pip(folder, for_pip)
     elif not done:
         # With the digests: a file that uv refused is not installed after all.
         say("uv did not succeed (see above)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -141,6 +142,22 @@ def test_a_file_of_another_digest_is_installed_by_neither_program(
                 assert make_env.install_by_pip(environment, [*own, *make_env.without_digests(arguments, tmp_path)])
             elif name == "bad":
                 assert not make_env.install_by_pip(environment, [*own, *arguments])
+
+
+def test_pip_alone_compares_the_digests_of_a_lock_without_torch(make_env: ModuleType, tmp_path: Path) -> None:
+    """It asks for a digest of everything then, so a file of another digest, or of none, is not installed."""
+    write_wheel(tmp_path / "wheels", "1.0")
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    own = ["--no-index", "--find-links", str(tmp_path / "wheels")]
+    for name, named in (("good", digest), ("bad", "0" * 64)):
+        lock = tmp_path / name
+        lock.write_text(f"mmtiny==1.0 \\\n    --hash=sha256:{named}\n")
+        arguments = make_env.without_digests(["-r", str(lock)], tmp_path)
+        assert make_env.install_by_pip(tmp_path / f"{name}-env", [*own, *arguments]) is (name == "good")
+    lock.write_text(f"{lock.read_text()}torch==2.0 --hash=sha256:{'1' * 64}\n")
+    ((_, copy),) = [make_env.without_digests(["-r", str(lock)], tmp_path)]
+    assert Path(copy).read_text() == "mmtiny==1.0\ntorch==2.0\n"
 
 
 def closure(*lists: Path) -> set[str]:
