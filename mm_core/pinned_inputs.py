@@ -178,7 +178,7 @@ def read_inputs(layout: Layout) -> PinnedInputs:
     except ValueError:
         inputs = None
     # Check the fields that later stages use, so that a damaged file fails here.
-    if not are_pins(inputs):
+    if not are_pins(inputs) or set(inputs) - set(PinnedInputs.__annotations__):
         raise InputError(f"{layout.inputs} is damaged: delete it, then `mm ingest` pins anew")
     return inputs
 
