@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Final, Literal, NotRequired, TypedDict
+from typing import Final, Literal, NotRequired, TypedDict, TypeGuard
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
@@ -70,7 +70,7 @@ class SnapshotFacts(PinnedInputs):
     """Photos outside of all pools, by reason."""
 
 
-def are_pins(value: object) -> bool:
+def are_pins(value: object) -> TypeGuard[PinnedInputs]:
     """Return whether a JSON value has all fields of `PinnedInputs`, with versions and models in them."""
     if not isinstance(value, dict) or not {"catalog", *ROLES} <= set(value):
         return False
