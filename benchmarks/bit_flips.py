@@ -76,13 +76,18 @@ def find_faults(layout: Layout) -> list[Fault]:
         return []
 
 
-def fault_of(path: Path, faults: list[Fault]) -> str:
+def fault_of(path: Path, faults: list[Fault], root: Path) -> str:
     """Return the fault that names a file, its digest, or its folder if that is judged as a whole; "" if none does."""
     names = [str(path), *([path.stem] if len(path.stem) >= 64 else [])]
     for fault in faults:
         if fault.where == str(path.parent) or any(name in f"{fault.where} {fault.fault}" for name in names):
-            return f"{fault.kind}: {fault.fault}"[:120]
+            return words_of(fault, root)
     return ""
+
+
+def words_of(fault: Fault, root: Path) -> str:
+    """Return a fault in at most 120 characters, with paths from the workspace on."""
+    return f"{fault.kind}: {fault.fault}".replace(f"{root}/", "")[:120]
 
 
 def try_round(layout: Layout, kinds: dict[str, list[Path]], draw: random.Random) -> list[dict[str, Any]]:
@@ -100,12 +105,12 @@ def try_round(layout: Layout, kinds: dict[str, list[Path]], draw: random.Random)
     rows = []
     for kind, path in flips.items():
         row = {"kind": kind, "file": path.relative_to(layout.root).as_posix(), "bit": places[path]}
-        row |= {"alone": False, "found": fault_of(path, faults)}
+        row |= {"alone": False, "found": fault_of(path, faults, layout.root)}
         if not row["found"]:
             flip(path, places[path])
             alone = find_faults(layout)
             flip(path, places[path])
-            row |= {"alone": True, "found": f"{alone[0].kind}: {alone[0].fault}"[:120] if alone else ""}
+            row |= {"alone": True, "found": words_of(alone[0], layout.root) if alone else ""}
         rows.append(row)
         print(json.dumps(row), flush=True)
     return rows
