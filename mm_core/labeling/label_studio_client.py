@@ -1,8 +1,9 @@
-"""Client of a Label Studio server over HTTP; no other module connects to one.
+"""Client of a Label Studio server; no other module connects to one.
 
-Bulk data are sent as plain JSON through httpx; a person's actions use the SDK's client. The SDK traverses every number
-of a run-length code before it sends it (twelve times the work of `json.dumps`), takes seconds to import, and has no
-call for several uploads or for the list of uploads. Properties of the server (1.23) that shape this module:
+Projects, tasks, webhooks, users and a person's actions go through label-studio-sdk. Pictures, imports, predictions and
+annotations are plain JSON over httpx: the SDK traverses every number of a run-length code (twelve times the work of
+`json.dumps`), and it has no call for several uploads or for the list of uploads. Properties of the server (1.23) that
+shape this module:
 
 - it accepts the same task twice without an error;
 - `filter:tasks:updated_at` covers new, edited, skipped and deleted annotations;
@@ -15,8 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -28,11 +28,11 @@ import httpx
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import LabelServerError
 from mm_core.labeling.label_studio_format import LABEL_CONFIG, WHY
+from mm_core.labeling.label_studio_http import TIMEOUT, PatientClient, authentication, read_json
 from mm_core.labeling.label_studio_types import (
     Account,
     NewTask,
     Prediction,
-    Project,
     ProjectSummary,
     Region,
     Task,
@@ -42,16 +42,13 @@ from mm_core.labeling.label_studio_types import (
 )
 
 if TYPE_CHECKING:
-    import httpx
     import label_studio_sdk
+    import label_studio_sdk.core.api_error
     from label_studio_sdk import LabelStudio
+    from label_studio_sdk.types import LseTask
 else:
     label_studio_sdk = Deferred("label_studio_sdk")
 
-TIMEOUT = 120.0
-"""Seconds without a response after which a request fails."""
-TRIES = 5
-"""Attempts of a repeatable request, with growing pauses, before its error is raised."""
 PAGE = 200
 """Tasks per page of a listing."""
 LOOKED_UP = 50
@@ -64,18 +61,19 @@ class Server:
     def __init__(self, url: str, key: str, title: str, *, people: int = 1) -> None:
         """Create a client; `key` is a legacy or personal access token, `people` label each photo of a new project."""
         self.url, self.title, self._people = url.rstrip("/"), title, people
-        self._http = self._plain(base_url=self.url, auth=cast("httpx.Auth", _auth(self.url, key)))
+        self._http = PatientClient(self.url, authentication(self.url, key))
 
         def sdk() -> LabelStudio:
-            return label_studio_sdk.LabelStudio(base_url=self.url, api_key=key, httpx_client=self._plain())
+            try:
+                return label_studio_sdk.LabelStudio(
+                    base_url=self.url, api_key=key, httpx_client=PatientClient(self.url)
+                )
+            except label_studio_sdk.core.api_error.ApiError:
+                # The SDK reads the date of a personal access token before it sends a request.
+                expired = f"the key for Label Studio at {self.url} has expired: check LABEL_STUDIO_API_KEY"
+                raise LabelServerError(expired) from None
 
         self._open_sdk = sdk  # a closure keeps the key out of every repr
-
-    def _plain(self, **more: Any) -> httpx.Client:
-        """Return an HTTP client for the server."""
-        # A proxy of the environment must not be used for a server on this machine.
-        network = not self.url.startswith(("http://127.0.0.1", "http://localhost"))
-        return httpx.Client(timeout=TIMEOUT, follow_redirects=True, trust_env=network, **more)
 
     def close(self) -> None:
         """Close the connections."""
@@ -86,22 +84,30 @@ class Server:
     @cached_property
     def project(self) -> int:
         """Number of the project; it is created with its label config if no project has this title."""
-        matches = [p for p in self._pages("/api/projects", "results") if p.get("title") == self.title]
+        projects, matches = self.sdk.projects, []
+        page = projects.list(title=self.title, page_size=100)
+        while page is not None:
+            # The server's filter also returns titles that contain this one.
+            matches += [(int(p.id or 0), p.label_config or "") for p in page.items or () if p.title == self.title]
+            page = page.next_page() if page.response.next else None
         if not matches:
             # The number of people per photo is a setting of a new project.
-            settings = {"maximum_annotations": self._people, "show_collab_predictions": True}
-            body = {"title": self.title, "label_config": LABEL_CONFIG, **settings}
-            return int(self._call("POST", "/api/projects", json=body)["id"])
+            made = projects.create(
+                title=self.title,
+                label_config=LABEL_CONFIG,
+                maximum_annotations=self._people,
+                show_collab_predictions=True,
+            )
+            return int(made.id or 0)
         # If two processes created it at the same time, both continue with the older one.
-        project = min(matches, key=lambda p: p["id"])
-        present, change = project.get("label_config", ""), {"label_config": LABEL_CONFIG}
+        number, present = min(matches)
         if controls(present) != controls(LABEL_CONFIG):
-            self._call("PATCH", f"/api/projects/{project['id']}", json=change)
+            projects.update(number, label_config=LABEL_CONFIG)
         elif headers(present) != headers(LABEL_CONFIG):
             # Another layout changes no answer. Tasks that others imported may lack the reason that it shows.
             with suppress(LabelServerError):
-                self._call("PATCH", f"/api/projects/{project['id']}", json=change)
-        return int(project["id"])
+                projects.update(number, label_config=LABEL_CONFIG)
+        return number
 
     def link(self, task: int | None = None) -> str:
         """Return the address of the project's page, or of a task's."""
@@ -110,13 +116,13 @@ class Server:
 
     def summary(self) -> ProjectSummary:
         """Return counts of tasks and the age of the oldest untouched task."""
-        info = self._call("GET", f"/api/projects/{self.project}")
+        info = self.sdk.projects.get(self.project)
         # Untouched: neither annotated nor skipped.
         untouched = [_filter("total_annotations", "equal", "Number", 0)]
         untouched += [_filter("cancelled_annotations", "equal", "Number", 0)]
         waiting = self._tasks(untouched, order="tasks:created_at", size=1)
         skipped = self._tasks([_filter("cancelled_annotations", "greater", "Number", 0)], size=1)
-        total, finished = int(info["task_number"]), int(info["finished_task_number"])
+        total, finished = info.task_number or 0, info.finished_task_number or 0
         return {
             "tasks": total,
             "finished": finished,
@@ -180,7 +186,7 @@ class Server:
 
     def remove_task(self, number: int) -> None:
         """Delete a task with its annotations."""
-        self._call("DELETE", f"/api/tasks/{number}/")
+        self.sdk.tasks.delete(str(number))
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
@@ -209,13 +215,13 @@ class Server:
     def ask_again(self, task: Task, people: int, why: str) -> None:
         """Put a task back into the queue of people who have not answered it, until `people` have answered."""
         data = {**task["data"], "disagreement": why}
-        self._call("PATCH", f"/api/tasks/{task['id']}/", json={"overlap": people, "is_labeled": False, "data": data})
+        self.sdk.tasks.update(str(task["id"]), overlap=people, is_labeled=False, data=data)
 
     # ── people and hooks ─────────────────────────────────────────────────────────────────────────
 
     @cached_property
     def sdk(self) -> LabelStudio:
-        """Return the SDK's client with the same key, for a person's actions: few and small requests."""
+        """Return the SDK's client with the same key; it takes seconds to import, so it is opened on first use."""
         return self._open_sdk()
 
     def annotate(self, task: int, result: Sequence[Region], **more: Any) -> int:
@@ -236,22 +242,27 @@ class Server:
 
         By default a server refuses addresses of its own machine or network.
         """
-        actions = ["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED"]
-        body = {"url": address, "headers": dict(headers), "project": self.project, "actions": actions}
-        body |= {"send_payload": False, "send_for_all_actions": False, "is_active": True}
         # Delete an earlier hook to the same address.
-        for hook in self._call("GET", "/api/webhooks/", params={"project": self.project}):
-            if hook["url"] == address:
-                self._call("DELETE", f"/api/webhooks/{hook['id']}/")
+        for hook in self.sdk.webhooks.list(project=str(self.project)):
+            if hook.url == address and hook.id:
+                self.sdk.webhooks.delete(hook.id)
         try:
-            self._call("POST", "/api/webhooks/", json=body)
+            self.sdk.webhooks.create(
+                url=address,
+                headers=dict(headers),
+                project=self.project,
+                actions=["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED"],
+                send_payload=False,
+                send_for_all_actions=False,
+                is_active=True,
+            )
         except LabelServerError as error:
             remedy = "`mm label serve --local-hooks` allows addresses of this machine, SSRF_PROTECTION_ENABLED=false in"
             raise LabelServerError(f"{error}; {remedy} another server's environment those of its network") from None
 
     def add_account(self, email: str, password: str) -> str:
         """Create an account by the organisation's invitation, as a person would; return its token."""
-        invitation = self._call("GET", "/api/invite")["invite_url"]
+        invitation = self.sdk.organizations.invites.get_invite_link().invite_url or ""
         with httpx.Client(base_url=self.url, timeout=TIMEOUT, follow_redirects=True) as browser:
             # The sign-up form needs the CSRF token of its page.
             page = browser.get(invitation)
@@ -267,8 +278,7 @@ class Server:
 
     @cached_property
     def _names(self) -> dict[int, Account]:
-        users = self._call("GET", "/api/users/")
-        return {user["id"]: {"id": user["id"], "email": user.get("email")} for user in users}
+        return {user.id: {"id": user.id, "email": user.email} for user in self.sdk.users.list() if user.id}
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────
 
@@ -280,8 +290,10 @@ class Server:
         self, wanted: Sequence[TaskFilter], conjunction: str = "and", *, order: str = "tasks:id", size: int = PAGE
     ) -> TaskPage:
         query = {"filters": {"conjunction": conjunction, "items": list(wanted)}, "ordering": [order]}
-        params = {"project": self.project, "page_size": size, "query": json.dumps(query), "fields": "task_only"}
-        return self._call("GET", "/api/tasks/", params=params)
+        page = self.sdk.tasks.list(
+            project=self.project, page=1, page_size=size, query=json.dumps(query), fields="task_only"
+        )
+        return {"tasks": [_task(cast("LseTask", task)) for task in page.items or ()], "total": int(page.response.total)}
 
     def _listed(self, wanted: Sequence[TaskFilter], conjunction: str) -> Iterator[Task]:
         """Yield every task that passes the filters.
@@ -299,44 +311,29 @@ class Server:
                 return
             last = tasks[-1]["id"]
 
-    def _pages(self, path: str, name: str) -> Iterator[Project]:
-        """Yield the entries of a paged listing."""
-        page = 1
-        while True:
-            answer = self._call("GET", path, params={"page": page, "page_size": 100})
-            yield from answer[name]
-            if not answer.get("next"):
-                return
-            page += 1
-
     def _call(self, method: str, path: str, **request: Any) -> Any:
-        """Send a request and return the response's JSON; repeat repeatable requests through outages of seconds."""
-        # Repeat with growing pauses while the fault may pass by itself and a repetition does no harm.
-        fault: Exception = LabelServerError("")
-        for attempt in range(TRIES):
-            patient = attempt + 1 < TRIES
-            try:
-                response = self._http.request(method, path, **request)
-            except httpx.ConnectError as error:
-                fault = error  # no data were sent, so any method may be repeated
-            except httpx.TransportError as error:
-                # A POST may have been executed before the connection failed.
-                fault, patient = error, patient and method != "POST"
-            else:
-                # Already deleted, for example by an earlier attempt.
-                if method == "DELETE" and response.status_code == 404:
-                    return None
-                if response.is_success:
-                    return _json(response)
-                fault = LabelServerError(_refusal(self.url, method, path, response))
-                patient = patient and method != "POST" and response.status_code in (429, 500, 502, 503, 504)
-            if not patient:
-                break
-            time.sleep(0.5 * 2**attempt)
-        if isinstance(fault, LabelServerError):
-            raise fault
-        reason = f"{type(fault).__name__} at {method} {path}: is it running, is LABEL_STUDIO_URL right?"
-        raise LabelServerError(f"Label Studio at {self.url} does not answer ({reason})") from fault
+        """Send a bulk request and return the response's JSON."""
+        return read_json(self._http.request(method, path, **request))
+
+
+def _task(task: LseTask) -> Task:
+    """Return the SDK's task as a typed dict; times are text in the server's form, in which they sort."""
+    return {
+        "id": int(task.id or 0),
+        "data": task.data,
+        "created_at": _moment(task.created_at),
+        "updated_at": _moment(task.updated_at),
+        "total_annotations": task.total_annotations or 0,
+        "cancelled_annotations": task.cancelled_annotations or 0,
+        "overlap": task.overlap or 1,
+        "is_labeled": bool(task.is_labeled),
+        "drafts": list(task.drafts or ()),
+    }
+
+
+def _moment(when: datetime | None) -> str:
+    """Return a time of the server as text, with microseconds and in UTC."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if when else ""
 
 
 def _days_since(moment: str) -> float:
@@ -363,54 +360,3 @@ def headers(config: str) -> list[str]:
 
 def _filter(field: str, operator: str, kind: str, value: str | int | None) -> TaskFilter:
     return {"filter": f"filter:tasks:{field}", "operator": operator, "type": kind, "value": value}
-
-
-def _json(response: httpx.Response) -> Any:
-    if not response.content:
-        return None
-    try:
-        return response.json()
-    except (ValueError, RecursionError):
-        text = f"{response.request.url.path} responded with {response.headers.get('content-type', 'something')}"
-        raise LabelServerError(f"{text}, not JSON: is LABEL_STUDIO_URL the address of a Label Studio?") from None
-
-
-def _refusal(url: str, method: str, path: str, response: httpx.Response) -> str:
-    """Return the error message for a refused request."""
-    code = response.status_code
-    if code in (401, 403):
-        return f"Label Studio at {url} refuses the key (HTTP {code}): check LABEL_STUDIO_API_KEY"
-    detail = " ".join(response.text.split())[:200]
-    return f"Label Studio at {url} refuses {method} {path} (HTTP {code}): {detail}"
-
-
-def _auth(url: str, key: str) -> object:
-    """Return the authentication for either kind of key; a personal access token is a JWT that is valid for 300 s."""
-
-    class Auth(httpx.Auth):
-        requires_response_body = True
-
-        def __init__(self) -> None:
-            self._access, self._until = "", 0.0
-
-        def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-            # A JWT has two dots; a legacy token has none.
-            if key.count(".") != 2:
-                request.headers["Authorization"] = f"Token {key}"
-                yield request
-                return
-            # Exchange the token for a new access token before the old one expires.
-            if time.monotonic() > self._until:
-                answer = yield httpx.Request("POST", f"{url}/api/token/refresh/", json={"refresh": key})
-                if not answer.is_success:
-                    # Send the request without a key: its refusal becomes the error message.
-                    yield request
-                    return
-                self._access, self._until = answer.json()["access"], time.monotonic() + 240
-            request.headers["Authorization"] = f"Bearer {self._access}"
-            yield request
-
-        def __repr__(self) -> str:
-            return "Auth(…)"
-
-    return Auth()

@@ -82,14 +82,6 @@ class Upload(TypedDict):
     """The address that a task's data refers to."""
 
 
-class Project(TypedDict):
-    """A project in the server's listing."""
-
-    id: int
-    title: str
-    label_config: NotRequired[str]
-
-
 class Account(TypedDict):
     """A person on the server."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -211,9 +213,45 @@ def test_a_refused_photo_gets_a_reason_and_loses_its_label(tmp_path, label_studi
 def test_a_project_is_found_again_and_its_config_renewed(label_studio, title):
     first = server_of(label_studio, title)
     number = first.project
-    first._call("PATCH", f"/api/projects/{number}", json={"label_config": "<View><Image name='a' value='$b'/></View>"})
+    first.sdk.projects.update(number, label_config="<View><Image name='a' value='$b'/></View>")
     assert server_of(label_studio, title).project == number
     assert "Unknown" in first._call("GET", f"/api/projects/{number}")["label_config"]
+
+
+def test_projects_tasks_and_webhooks_of_the_sdk(label_studio, title):
+    """A title within another title is another project; tasks are found by key; what is gone may go again."""
+    server = server_of(label_studio, title)
+    assert server.project != server_of(label_studio, title.removesuffix(title[-2:])).project
+    server.import_tasks([{"data": {"image": "/x.jpg", "key": str(n) * 64}} for n in range(3)])
+    found = server.tasks_of(["0" * 64, "9" * 64])
+    assert list(found) == ["0" * 64]
+    (task,) = found["0" * 64]
+    # Times are text in the server's form, in which they sort.
+    assert task["updated_at"].endswith("Z") and len(task["updated_at"]) == len("2026-01-01T00:00:00.000000Z")
+    assert [one["id"] for one in server.changed_since(server.newest_change())] == []
+    for _ in range(2):
+        server.remove_task(task["id"])
+        server.hook("http://127.0.0.1:8081/", {"X": "y"})
+    assert server.tasks_of(["0" * 64]) == {} and server.summary()["tasks"] == 2
+    assert [hook.url for hook in server.sdk.webhooks.list(project=str(server.project))] == ["http://127.0.0.1:8081/"]
+
+
+def test_a_page_in_place_of_the_interface_is_told():
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<p>another server</p>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as other:
+        Thread(target=other.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        with pytest.raises(LabelServerError, match="not JSON: is LABEL_STUDIO_URL"):
+            _ = Server(f"http://127.0.0.1:{other.server_port}", "k", "x").project
+        other.shutdown()
 
 
 def test_a_wrong_key_and_a_wrong_address_are_told_without_the_key(label_studio, monkeypatch):
@@ -221,7 +259,7 @@ def test_a_wrong_key_and_a_wrong_address_are_told_without_the_key(label_studio, 
     with pytest.raises(LabelServerError, match="LABEL_STUDIO_API_KEY") as caught:
         _ = server_of(label_studio, "x", secret).project
     assert secret not in str(caught.value)
-    monkeypatch.setattr("mm_core.labeling.label_studio_client.TRIES", 1)
+    monkeypatch.setattr("mm_core.labeling.label_studio_http.TRIES", 1)
     with pytest.raises(LabelServerError, match="LABEL_STUDIO_URL"):
         _ = Server("http://127.0.0.1:9", secret, "x").project
 

@@ -105,7 +105,7 @@ def test_without_a_server_tasks_wait_and_the_command_says_so(layout):
 
 
 def test_a_server_that_is_away_does_not_hold_up_the_inbox(layout, monkeypatch):
-    monkeypatch.setattr("mm_core.labeling.label_studio_client.TRIES", 1)
+    monkeypatch.setattr("mm_core.labeling.label_studio_http.TRIES", 1)
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "key")
     inbox(layout).mkdir(parents=True)
     (inbox(layout) / "export.json").write_text("[]")

@@ -252,7 +252,7 @@ def test_an_export_in_the_inbox_is_collected_once(
 def test_a_server_that_does_not_answer_is_said_and_asks_for_nothing(
     plant: Plant, workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mm_core.labeling.label_studio_client.TRIES", 1)
+    monkeypatch.setattr("mm_core.labeling.label_studio_http.TRIES", 1)
     monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:9")
     assert "LABEL_STUDIO_API_KEY" in said(work_tick(workspace, instance, None))
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "key")
