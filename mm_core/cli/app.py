@@ -22,23 +22,22 @@ from mm_core.cli.quarantine import counted, pin_after_arrivals, quarantine_app, 
 from mm_core.cli.release import app as release_app
 from mm_core.cli.terminal import Inbox, Json, open_layout, open_run, progress_bars, run_with_bars, say, table
 from mm_core.cli.words import drop_words, held_words
+from mm_core.core.categories import KINDS
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError, MattingError
-from mm_core.core.locks import cycle_holder
-from mm_core.core.records import KINDS, Report
 from mm_core.core.settings import Settings
-from mm_core.storage.catalog import Catalog
-from mm_core.storage.retry import plain_fault
 
 if TYPE_CHECKING:
     from mm_core import operations, pinned_inputs, stages
     from mm_core.cli import predict as predictions
+    from mm_core.core.records import Report
     from mm_core.eval import evaluate as evaluations
     from mm_core.gallery import serve as galleries
     from mm_core.ingest import datasets
     from mm_core.ingest import drop as drops
     from mm_core.ingest import snapshot as snapshots
     from mm_core.services import ui as pages
+    from mm_core.storage.catalog import Catalog
 else:
     # The stages import slow packages, which `mm --help` does not need.
     operations = Deferred("mm_core.operations")
@@ -140,6 +139,8 @@ def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -
 @app.command()
 def status(json_: Json = False) -> None:
     """Batches, samples per kind and category, quarantine, the last cycle and the champion."""
+    from mm_core.core.locks import cycle_holder
+
     run = open_run()
     catalog, layout = run.catalog, run.layout
     batches = catalog.read("batches", columns=["kind", "batch", "state", "accepted", "quarantined", "duplicates"])
@@ -383,6 +384,8 @@ def main() -> None:
         sys.exit(2 if isinstance(error, InputError) else 1)
     # Faults of a disk or a file become one line; all other errors keep their traceback.
     except Exception as error:
+        from mm_core.storage.retry import plain_fault
+
         said = plain_fault(error)
         if said is None:
             raise

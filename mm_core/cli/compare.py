@@ -12,16 +12,15 @@ import typer
 from mm_core.cli.terminal import Json, open_layout, run_with_bars, say, table
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.records import Report, sha256_file, timed, write_bytes
-from mm_core.ingest.matte_pairs import MatteFinder, category_in
-from mm_core.ingest.spellings import PHOTOS, is_hidden
-from mm_core.storage.catalog import Catalog
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from mm_core.core.records import Report
+    from mm_core.ingest.matte_pairs import MatteFinder
     from mm_core.ingest.truths import Truth
     from mm_core.matter import Matter
+    from mm_core.storage.catalog import Catalog
     from mm_core.storage.run import StorageRun
     from mm_core.storage.store import Store
 
@@ -74,6 +73,7 @@ def compare_models(
     Raises:
         InputError: A model or photo does not exist, no photo is readable, or `page` is not a page of this command.
     """
+    from mm_core.core.records import Report, timed, write_bytes
     from mm_core.eval.compare import ComparePage, Matted
     from mm_core.imaging.images import UnreadableImage, load_rgb
 
@@ -137,6 +137,7 @@ class _Known:
     """Labels and categories of photos that are in the catalog, found by the digest of their bytes."""
 
     def __init__(self, catalog: Catalog, store: Store, photos: Sequence[Path]) -> None:
+        from mm_core.core.records import sha256_file
         from mm_core.ingest.snapshot import newest_labels
 
         self._store = store
@@ -171,6 +172,8 @@ def _truth(job: _Job, known: _Known, size: tuple[int, int]) -> np.ndarray | None
 
 
 def _jobs(photos: Sequence[Path]) -> Iterator[_Job]:
+    from mm_core.ingest.matte_pairs import MatteFinder, category_in
+    from mm_core.ingest.spellings import PHOTOS
     from mm_core.ingest.truths import Truth
 
     # A photo is compared with the truth where the folder names one for it.
@@ -192,6 +195,8 @@ def _jobs(photos: Sequence[Path]) -> Iterator[_Job]:
 
 
 def _is_photo(path: Path, finder: MatteFinder) -> bool:
+    from mm_core.ingest.spellings import PHOTOS, is_hidden
+
     hidden = is_hidden(path.relative_to(finder.folder))
     return path.is_file() and path.suffix.lower() in PHOTOS and not hidden and not finder.is_matte(path)
 

@@ -14,7 +14,6 @@ import typer
 from mm_core.cli.terminal import Json, open_layout, run_with_bars, say, table
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
-from mm_core.core.records import Report, timed
 
 if TYPE_CHECKING:
     from mm_core.services.browse import Predict
@@ -34,6 +33,7 @@ def export_data(
     json_: Json = False,
 ) -> None:
     """Writes the photos and mattes of the last snapshot in a form that `mm drop` and other programs read."""
+    from mm_core.core.records import Report, timed
     from mm_core.ingest.export_data import export_pools
 
     with run_with_bars() as run, timed(Report("export-data")) as report:
@@ -55,6 +55,7 @@ def browse(
     json_: Json = False,
 ) -> None:
     """The catalog in the FiftyOne App: photos, mattes, quarantine, splits, predictions, saved views. Until Ctrl-C."""
+    from mm_core.core.records import Report, timed
     from mm_core.services.browse import Browser, write_browse_folder
 
     layout = open_layout()

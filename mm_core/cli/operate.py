@@ -10,7 +10,6 @@ import typer
 from mm_core.cli.terminal import Json, progress_bars, say
 from mm_core.core.deferred import Deferred
 from mm_core.core.layout import Layout
-from mm_core.core.records import Report, timed
 from mm_core.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,6 +37,8 @@ def backup(
 
     PostgreSQL databases are in it where MM_BACKUP_DATABASES names their URLs.
     """
+    from mm_core.core.records import Report, timed
+
     with progress_bars() as progress, timed(Report("backup")) as report:
         backups.back_up(Settings.from_env(), to, report, photos=photos, keep=keep, progress=progress)
     say(report, json_)
@@ -50,6 +51,8 @@ def restore(
     json_: Json = False,
 ) -> None:
     """Writes a backup into an empty workspace and an empty store, each file checked against its digest."""
+    from mm_core.core.records import Report, timed
+
     with progress_bars() as progress, timed(Report("restore")) as report:
         backups.restore(Settings.from_env(), source, report, at=at, progress=progress)
     say(report, json_)
@@ -64,6 +67,8 @@ def check(
 
     Exits with 1 where a fault is left.
     """
+    from mm_core.core.records import Report, timed
+
     layout = Layout(Settings.from_env())
     with progress_bars() as progress, timed(Report("check")) as report:
         faults = checks.check(layout, report, progress=progress)

@@ -10,14 +10,14 @@ import typer
 from mm_core.cli.terminal import Json, open_run, say, table
 from mm_core.cli.words import ingest_words, reject_words
 from mm_core.core.deferred import Deferred
-from mm_core.core.records import Report
-from mm_core.storage.catalog import Catalog
-from mm_core.storage.rows import BatchRow
 
 if TYPE_CHECKING:
     from mm_core import pinned_inputs, stages
+    from mm_core.core.records import Report
     from mm_core.ingest import quarantine as rejects
     from mm_core.pinned_inputs import Run
+    from mm_core.storage.catalog import Catalog
+    from mm_core.storage.rows import BatchRow
 else:
     pinned_inputs = Deferred("mm_core.pinned_inputs")
     stages = Deferred("mm_core.stages")

@@ -11,7 +11,6 @@ from mm_core.cli.terminal import Json, open_layout, open_run, progress_bars, run
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
-from mm_core.core.records import write_json
 from mm_core.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -122,6 +121,8 @@ def export(
     verdict = pinned_inputs.recorded_verdict(run.layout)
     # A pipeline needs an output file even if the gate rejects the candidate.
     if if_promoted and verdict.decision != "PROMOTE":
+        from mm_core.core.records import write_json
+
         refusal = {"exported": False, "verdict": verdict.decision, "reasons": verdict.reasons}
         write_json(run.layout.cycle_bundle / "export.json", refusal)
         return say(refusal, json_)

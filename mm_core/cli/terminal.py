@@ -12,15 +12,15 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from tqdm import tqdm
 
 from mm_core.core.layout import Layout
-from mm_core.core.params import Params
 from mm_core.core.progress import Progress, quiet
-from mm_core.core.records import Report
 from mm_core.core.settings import Settings
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from mm_core.core.records import Report
     from mm_core.pinned_inputs import Run
 
 MOST_ROWS = 60
@@ -39,7 +39,8 @@ def open_layout(inbox: str | None = None) -> Layout:
 
 def open_run(inbox: str | None = None, progress: Progress = quiet) -> Run:
     """Return the run of a verb, with the workspace of the environment and the params of params.yaml."""
-    # Imported here, because the registry needs packages that `mm --help` does not need.
+    # Imported here, because they need packages that `mm --help` does not need.
+    from mm_core.core.params import Params
     from mm_core.pinned_inputs import Run
 
     layout = open_layout(inbox)
@@ -54,6 +55,8 @@ class Bars:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Draw the present state; `what` names the kind of work."""
+        from tqdm import tqdm
+
         # Another description means that the next kind of work has begun.
         if self._bar is None or self._bar.desc != what:
             self.close()
@@ -89,6 +92,8 @@ def run_with_bars(inbox: str | None = None) -> Iterator[Run]:
 
 def say(result: Report | Mapping[str, object], as_json: bool) -> None:
     """Print a result as text, or as one JSON object if `as_json` is true."""
+    from mm_core.core.records import Report
+
     # Both kinds of result have the same JSON form.
     data = asdict(result) if isinstance(result, Report) else result
     if as_json:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mm_core.cli.terminal import table
-from mm_core.core.records import ALL_CATEGORIES, Report
+from mm_core.core.categories import ALL_CATEGORIES
 
 if TYPE_CHECKING:
+    from mm_core.core.records import Report
     from mm_core.ingest.drop import DropSummary
     from mm_core.ingest.expectations import ExpectationResult
     from mm_core.ingest.quarantine import RejectView

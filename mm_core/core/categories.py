@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+KINDS = ("pixel_labeled", "unlabeled", "text_image")
+"""Kinds of drops. They are here, because the command line shows them without loading the records."""
 DECODERS = ("saliency", "portrait", "scenery")
 
 

@@ -20,11 +20,11 @@ from mm_core.core.categories import ALL_CATEGORIES as ALL_CATEGORIES
 from mm_core.core.categories import CATEGORIES as CATEGORIES
 from mm_core.core.categories import DECODER_OF as DECODER_OF
 from mm_core.core.categories import DECODERS as DECODERS
+from mm_core.core.categories import KINDS as KINDS
 from mm_core.core.categories import decoder_of as decoder_of
 from mm_core.core.energy import joules, watts
 from mm_core.core.errors import InputError
 
-KINDS = ("pixel_labeled", "unlabeled", "text_image")
 METRICS = ("mse", "maxf", "biou", "conn", "sad", "grad")
 HIGHER_IS_BETTER = frozenset({"maxf", "biou"})
 

@@ -85,6 +85,7 @@ def test_a_mistake_in_params_is_named(tmp_path: Path) -> None:
 
 def test_start_up_loads_neither_torch_nor_mlflow() -> None:
     heavy = ("torch", "mlflow", "great_expectations", "dagster", "onnxruntime", "open_clip", "scipy", "mm_core.stages")
+    heavy += ("pandas", "numpy", "pyarrow", "deltalake", "pydantic", "tqdm", "yaml", "filelock")
     code = f"import sys, mm_core.cli.app; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, timeout=60)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
