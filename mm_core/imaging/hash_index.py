@@ -111,9 +111,9 @@ class Hashed:
 class Candidates:
     """Photos that one photo may repeat, by id, most probable first, itself included: at most MAX_CANDIDATES each."""
 
-    copies: list[str] = field(default_factory=list)
+    copies: list[int] = field(default_factory=list)
     """Photos with a whole-picture hash within `bits`."""
-    edits: list[str] = field(default_factory=list)
+    edits: list[int] = field(default_factory=list)
     """Photos with at least LEAST_SHARED landmarks in common, most landmarks first."""
 
 
@@ -132,8 +132,8 @@ def find_candidates(asked: Hashed, known: Iterable[Hashed], bits: int) -> list[C
     wholes, whole_of = np.unique(asked.whole, return_inverse=True)
     marks, mark_of = np.unique(asked.landmarks, return_inverse=True)
     by_whole, by_mark = HashIndex(wholes, bits, bucket=MAX_BUCKET), HashIndex(marks, bits, bucket=MAX_BUCKET)
-    copies: dict[int, list[tuple[int, str]]] = {}
-    edits: dict[int, list[tuple[int, str]]] = {}
+    copies: dict[int, list[tuple[int, int]]] = {}
+    edits: dict[int, list[tuple[int, int]]] = {}
     for part in known:
         _collect(copies, by_whole, part.whole, part.ids, np.arange(len(part.ids)))
         _collect(edits, by_mark, part.landmarks, part.ids, part.owners, by_distance=False)
@@ -141,7 +141,7 @@ def find_candidates(asked: Hashed, known: Iterable[Hashed], bits: int) -> list[C
     ends = np.searchsorted(asked.owners, np.arange(len(asked.whole) + 1))
     candidates = []
     for photo, whole in enumerate(whole_of.tolist()):
-        shared: dict[str, int] = {}
+        shared: dict[int, int] = {}
         for mark in set(mark_of[ends[photo] : ends[photo + 1]].tolist()):
             for _, match in edits.get(mark, ()):
                 shared[match] = shared.get(match, 0) + 1
@@ -152,7 +152,7 @@ def find_candidates(asked: Hashed, known: Iterable[Hashed], bits: int) -> list[C
 
 
 def _collect(
-    kept: dict[int, list[tuple[int, str]]],
+    kept: dict[int, list[tuple[int, int]]],
     index: HashIndex,
     hashes: np.ndarray,
     ids: np.ndarray,

@@ -178,7 +178,7 @@ class BatchRecord(TypedDict, total=False):
     mix: Mix
     arrival: str
     """Id of the arrival that planned `changes`."""
-    changes: dict[str, list[list[str | int | None]]]
+    changes: dict[str, list[tuple[str, str | None, str, int]]]
     """Row → lists of column, old, new, number."""
 
 

@@ -20,9 +20,9 @@ from scipy.sparse import coo_matrix
 from mm_core.core.deferred import Deferred
 
 if TYPE_CHECKING:
-    from sklearn import cluster
+    from sklearn import cluster as sklearn_cluster
 else:
-    cluster = Deferred("sklearn.cluster")
+    sklearn_cluster = Deferred("sklearn.cluster")
 
 EARTH_KM = 6371.0
 DENSE = 3
@@ -106,11 +106,11 @@ def _dense(
         columns.append(near)
     r, c = np.concatenate(rows), np.concatenate(columns)
     graph = coo_matrix((np.ones(2 * len(r)), (np.r_[r, c], np.r_[c, r])), shape=(len(order), len(order))).tocsr()
-    clusters = cluster.DBSCAN(eps=1.5, min_samples=DENSE, metric="precomputed").fit_predict(graph)
+    clusters = sklearn_cluster.DBSCAN(eps=1.5, min_samples=DENSE, metric="precomputed").fit_predict(graph)
     # Photos below the density form events too: pairs and single photos.
     sparse = np.flatnonzero(clusters < 0)
     if len(sparse):
-        rest = cluster.DBSCAN(eps=1.5, min_samples=1, metric="precomputed").fit_predict(graph[sparse][:, sparse])
+        rest = sklearn_cluster.DBSCAN(eps=1.5, min_samples=1, metric="precomputed").fit_predict(graph[sparse][:, sparse])
         clusters[sparse] = rest + clusters.max(initial=-1) + 1
     # Numbers continue after those of earlier passes.
     labels[order] = clusters + labels.max(initial=-1) + 1
