@@ -110,7 +110,9 @@ def _dense(
     # Photos below the density form events too: pairs and single photos.
     sparse = np.flatnonzero(clusters < 0)
     if len(sparse):
-        rest = sklearn_cluster.DBSCAN(eps=1.5, min_samples=1, metric="precomputed").fit_predict(graph[sparse][:, sparse])
+        rest = sklearn_cluster.DBSCAN(eps=1.5, min_samples=1, metric="precomputed").fit_predict(
+            graph[sparse][:, sparse]
+        )
         clusters[sparse] = rest + clusters.max(initial=-1) + 1
     # Numbers continue after those of earlier passes.
     labels[order] = clusters + labels.max(initial=-1) + 1
