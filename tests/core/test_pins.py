@@ -29,20 +29,21 @@ def read(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Pinn
 
     def write_and_read(text: str) -> PinnedInputs:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        # A snapshot has further fields, inputs.json has none.
+        path.write_text(text if path == layout.inputs else text.replace("{", '{"digest": "s", ', 1))
         return request.param(layout)
 
     return write_and_read
 
 
 def test_whole_pins_are_read(read: Callable[[str], PinnedInputs]) -> None:
-    assert {name: value for name, value in read(json.dumps({**PINS, "digest": "s"})).items() if name in PINS} == PINS
+    assert read(json.dumps(PINS)) == PINS
 
 
 @pytest.mark.parametrize("name", ["catalog", "champion", "anchor", "samples", "labels", "features", "version", "files"])
 def test_a_flipped_bit_in_a_fields_name_is_damage(read: Callable[[str], PinnedInputs], name: str) -> None:
     """A champion that is not found would let the next cycle train from scratch."""
-    text = json.dumps({**PINS, "digest": "s"}).replace(f'"{name}"', f'"{chr(ord(name[0]) ^ 4)}{name[1:]}"', 1)
+    text = json.dumps(PINS).replace(f'"{name}"', f'"{chr(ord(name[0]) ^ 4)}{name[1:]}"', 1)
     with pytest.raises(InputError, match="is damaged"):
         read(text)
 
@@ -58,9 +59,7 @@ def test_an_unknown_field_of_the_pins_is_damage(tmp_path: Path) -> None:
         read_inputs(layout)
 
 
-@pytest.mark.parametrize(
-    "value", ["[]", "null", '"x"', '{"catalog": null, "champion": null, "anchor": null, "digest": ""}']
-)
+@pytest.mark.parametrize("value", ["[]", "null", '"x"', '{"catalog": null, "champion": null, "anchor": null}'])
 def test_other_json_is_damage(read: Callable[[str], PinnedInputs], value: str) -> None:
     with pytest.raises(InputError, match="is damaged"):
         read(value)
