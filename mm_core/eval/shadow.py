@@ -20,7 +20,6 @@ from mm_core.core.records import Report, write_json
 from mm_core.eval.examples import small, write_png
 from mm_core.eval.rows import PhotoRow, ShadowRow
 from mm_core.imaging.images import UnreadableImage, load_rgb
-from mm_core.ingest.snapshot import labels_in_use
 from mm_core.model.predict import Predictor, decoders_for
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.run import StorageRun
@@ -45,12 +44,14 @@ def newest_unlabelled(catalog: Catalog, versions: Mapping[str, int], count: int)
     Returns:
         Columns id, category and accepted_at, newest first.
     """
-    samples = catalog.read("samples", version=versions["samples"], columns=["id", "category", "accepted_at"])
-    in_use = catalog.read("labels", version=versions["labels"], columns=["sample_id", "withdrawn_at"])
-    # Withdrawn labels do not count as labels.
-    labelled = labels_in_use(in_use)["sample_id"]
-    free = samples.loc[~samples["id"].isin(labelled)]
-    return free.sort_values(["accepted_at", "id"], ascending=False, ignore_index=True).head(count)
+    # Withdrawn labels do not count as labels. The engine keeps only the newest rows while it sorts.
+    newest = catalog.query(
+        "SELECT id, category, accepted_at FROM samples"
+        " WHERE NOT EXISTS (SELECT 1 FROM labels WHERE labels.sample_id = samples.id AND labels.withdrawn_at IS NULL)"
+        f" ORDER BY accepted_at DESC NULLS LAST, id DESC LIMIT {int(count)}",
+        versions,
+    )
+    return newest if len(newest) else pd.DataFrame(columns=["id", "category", "accepted_at"])
 
 
 def run_shadow(

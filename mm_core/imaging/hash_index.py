@@ -175,9 +175,32 @@ def _collect(
 def connected(hashes: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Return pairs of positions in hashes, uint64 (N,), that connect all hashes within `bits` of each other."""
     unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    # Equal hashes are linked to their first occurrence; distinct ones come from the index.
-    left, right = HashIndex(unique, bits).near(unique)
-    once = left < right
-    return np.concatenate((first[inverse], first[left[once]])), np.concatenate(
-        (np.arange(len(hashes)), first[right[once]])
-    )
+    left, right = _pairs_within(unique, bits)
+    # Equal hashes are linked to their first occurrence.
+    return np.concatenate((first[inverse], first[left])), np.concatenate((np.arange(len(hashes)), first[right]))
+
+
+def _pairs_within(hashes: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of all pairs of distinct ascending hashes within `bits`, each pair once and left < right.
+
+    In the order of a band's slots, candidates are neighbours: step n compares each hash with the n-th one after it.
+    """
+    index = HashIndex(hashes, bits)
+    pairs: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+    for number, (order, _, counts) in enumerate(index._tables):
+        ends = np.cumsum(counts)
+        ordered, end = hashes[order], np.repeat(ends, counts)
+        # `start` are positions in the order that still have an n-th follower in their slot.
+        start = np.arange(len(order))
+        for step in range(1, int(counts.max(initial=0))):
+            start = start[start + step < end[start]]
+            differing = ordered[start] ^ ordered[start + step]
+            close = np.flatnonzero(np.bitwise_count(differing) <= bits)
+            differing, one = differing[close], start[close]
+            new = np.ones(len(one), bool)
+            for shift, mask in index._bands[:number]:  # pairs with an equal earlier band are reported there
+                new &= (differing >> shift & mask) != 0
+            one = one[new]
+            pairs.append((order[one], order[one + step]))
+    left, right = zip(*pairs, strict=True)
+    return np.concatenate(left), np.concatenate(right)

@@ -47,8 +47,8 @@ class Needs:
 
     def count(self, lost_at: dict[str, str], arrival: str) -> int:
         """Return the number of held-out groups with a label at the time of `arrival`."""
-        # "~" is greater than every ISO time: a group outside `lost_at` still has its label.
-        return sum(lost_at.get(group, "~") > arrival for group in self.filled)
+        # A group outside `lost_at` still has its label. The intersection costs what the smaller set has.
+        return len(self.filled) - sum(lost_at[group] <= arrival for group in lost_at.keys() & self.filled)
 
 
 def eval_quota(groups: int, params: SnapshotParams) -> int:
@@ -73,9 +73,9 @@ def hold_out(params: SnapshotParams, table: pd.DataFrame, links: tuple[np.ndarra
 
     Args:
         params: Shares and least numbers.
-        table: One row per sample: `declared` (group), `category` (None: unknown), `kind`, `role`, `near` (ids or
-            None), `accepted_at`, `lost_at` (time when its last label was withdrawn; None: it is in use),
-            `eval_share_of` and `validation_share_of` (the stable hash of the group, in [0, 1)).
+        table: One row per sample: `declared` (group), `category` (None: unknown), `kind`, `role`, `near` (whether it
+            is an edited form of an earlier photo), `accepted_at`, `lost_at` (time when its last label was withdrawn;
+            None: it is in use), `eval_share_of` and `validation_share_of` (the stable hash of the group, in [0, 1)).
         links: Positions of samples with the same content, as two int arrays of equal length.
 
     Returns:
@@ -94,7 +94,7 @@ class _Replay:
         self.role = table["role"].fillna("").tolist()
         self.arrival = table["accepted_at"].fillna("").tolist()
         self.labelled = (table["kind"] == "pixel_labeled").tolist()
-        self.near = (table["near"].str.len().fillna(0) > 0).tolist()
+        self.near = table["near"].tolist()
         self.eval_share = table["eval_share_of"].tolist()
         self.validation_share = table["validation_share_of"].tolist()
         # A group has lost its label when all its photos have.

@@ -27,38 +27,56 @@ from typing import TypedDict
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
-from mm_core.core.errors import InputError, MattingError
+from mm_core.core.errors import InputError
 from mm_core.core.params import SnapshotParams
 from mm_core.core.pins import PinnedInputs, SnapshotFacts
-from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, Report, decoder_of, digest_of, write_json
-from mm_core.imaging.hash_index import connected
-from mm_core.ingest.holdout import LEARNT, MOST_SHARE, hold_out
+from mm_core.core.records import CATEGORIES, Report, digest_of, write_json
+from mm_core.ingest.holdout import LEARNT, MOST_SHARE
+from mm_core.ingest.placement import (
+    LABEL_COLUMNS,
+    NULLABLE,
+    POOLS,
+    REASONS,
+    SAMPLE_COLUMNS,
+    SCHEMA,
+    TRAINING,
+    check_pools,
+    connect,
+    declared_of,
+    labels_in_use,
+    links_of,
+    newest_labels,
+    place_tables,
+    read_placement,
+    stable_share,
+    table_digest,
+)
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import disk_faults_of
+from mm_core.storage.schemas import SCHEMAS
 
-TRAINING = ("train_labeled", "train_unlabeled", "train_text_image")
-POOLS = (*TRAINING, "validation", "eval")
-SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("category", pa.string()),  # null: unknown
-        ("decoder", pa.string()),
-        ("group", pa.string()),  # smallest declared group of the component, which must not be split
-        ("caption", pa.string()),
-        ("alpha_sha256", pa.string()),  # null: unlabelled
-        ("label_version", pa.int32()),
-        ("label_binary", pa.bool_()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("kind", pa.string()),
-        ("batch", pa.string()),
-    ]
-)
-NULLABLE = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
+__all__ = [
+    "POOLS",
+    "SCHEMA",
+    "TRAINING",
+    "assert_no_leak",
+    "build_snapshot",
+    "components",
+    "eval_state",
+    "frame_digest",
+    "labels_in_use",
+    "newest_labels",
+    "place",
+    "read_pool",
+    "stable_share",
+    "write_frames",
+]
+
+LISTED = 200
+"""Largest number of dropped samples that a report lists."""
 
 
 def build_snapshot(
@@ -84,24 +102,28 @@ def build_snapshot(
     """
     # Read the pinned versions, so that a concurrent ingest does not change the snapshot.
     pinned = inputs["catalog"]
-    samples = catalog.read("samples", version=pinned["samples"])
-    if samples.empty:
+    placed = read_placement(params, catalog, pinned)
+    if not placed.samples.num_rows:
         raise InputError(f"{catalog.url} holds no samples: put a drop into the inbox and run `mm ingest`")
-    placed = place(params, samples, catalog.read("labels", version=pinned["labels"]))
-    frames = {pool: _frame(placed.loc[placed[pool]]) for pool in POOLS}
-    # An independent check of the result, before anything is written.
-    assert_no_leak(frames, samples, params.near_duplicate_bits)
-    dropped = placed.loc[placed["dropped"] != ""]
+    ids = placed.samples["id"].combine_chunks()
+    # A check of the result that does not depend on the replay, before anything is written.
+    members = {pool: np.flatnonzero(placed.pools[pool]) for pool in POOLS}
+    check_pools(ids, members, placed.component, np.asarray(placed.group.indices))
+    frames = {pool: placed.frame(pool) for pool in POOLS}
+    dropped = np.flatnonzero(placed.dropped)
+    reasons = np.bincount(placed.dropped, minlength=len(REASONS)).tolist()
     counts = {pool: _counts(frames[pool]) for pool in POOLS}
     facts: SnapshotFacts = {
-        "digest": digest_of({pool: frame_digest(frames[pool], SCHEMA.names) for pool in POOLS}),
-        "eval_digest": frame_digest(frames["eval"], ("sample_id", "category", "alpha_sha256")),
+        "digest": digest_of({pool: table_digest(frames[pool], SCHEMA.names) for pool in POOLS}),
+        "eval_digest": table_digest(frames["eval"], ("sample_id", "category", "alpha_sha256")),
         "catalog": dict(pinned),
         "champion": inputs.get("champion"),
         "anchor": inputs.get("anchor"),
         "params": params.model_dump(),
         "counts": counts,
-        "dropped_for_leakage": {str(k): int(v) for k, v in dropped["dropped"].value_counts().sort_index().items()},
+        "dropped_for_leakage": {
+            why: count for why, count in sorted(zip(REASONS, reasons, strict=True)) if why and count
+        },
     }
     if "start" in inputs:
         facts["start"] = inputs["start"]
@@ -113,10 +135,16 @@ def build_snapshot(
         {"category": category} | {pool: counts[pool].get(category, 0) for pool in POOLS}
         for category in sorted({c for pool in POOLS for c in counts[pool]})
     ]
+    listed = dropped[:LISTED]
     report.tables["dropped_for_leakage"] = [
-        {"sample_id": sample, "group": group, "why": why}
-        for sample, group, why in zip(dropped["sample_id"], dropped["group"], dropped["dropped"], strict=True)
-    ][:200]
+        {"sample_id": sample, "group": group, "why": REASONS[why]}
+        for sample, group, why in zip(
+            ids.take(pa.array(listed)).to_pylist(),
+            placed.group.take(pa.array(listed)).to_pylist(),
+            placed.dropped[listed].tolist(),
+            strict=True,
+        )
+    ]
     return report
 
 
@@ -140,22 +168,8 @@ def read_pool(snapshot_dir: Path, pool: str) -> pd.DataFrame:
         raise InputError(f"{path} is damaged ({said}): run `mm snapshot` again") from None
 
 
-def newest_labels(labels: pd.DataFrame) -> pd.DataFrame:
-    """Return the newest label of each sample: the highest version that is not withdrawn.
-
-    Two writers may create equal versions. The later one is used, then the greater id.
-    """
-    labels = labels_in_use(labels)
-    return labels.sort_values(["version", "created_at", "id"]).drop_duplicates("sample_id", keep="last")
-
-
-def labels_in_use(labels: pd.DataFrame) -> pd.DataFrame:
-    """Return the labels that are not withdrawn (`withdrawn_at`)."""
-    return labels.loc[labels["withdrawn_at"].isna()] if "withdrawn_at" in labels else labels
-
-
 def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
-    """Assign every sample to its pools.
+    """Assign every sample to its pools, for tables that fit into memory as Python objects.
 
     Args:
         params: Shares and thresholds.
@@ -166,56 +180,21 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
         One row per sample: its columns, its newest label, its component's `group`, one bool column per pool, and
         `dropped`, the reason for being in no pool (empty for a sample in a pool).
     """
-    newest = newest_labels(labels).loc[:, ["sample_id", "alpha_sha256", "version", "binary"]]
-    newest = newest.rename(columns={"version": "label_version", "binary": "label_binary"})
-    samples = samples.sort_values("id", ignore_index=True)
-    # Components join near-duplicates across declared groups, so that copies are never split.
-    links = _links(samples, params.near_duplicate_bits)
-    component = _connect(samples, links)
-    table = samples.rename(columns={"id": "sample_id"}).merge(newest, on="sample_id", how="left")
-    table["category"] = table["category"].where(table["category"].isin(ALL_CATEGORIES), None)
-    table["decoder"] = table["category"].map(decoder_of, na_action=None)
-    declared = _declared(samples)
-    table["group"] = declared.groupby(component).transform("min")
-
-    labelled = table["alpha_sha256"].notna()
-    # Two salts make evaluation and validation independent draws.
-    groups = {salt: {g: stable_share(g, salt) for g in declared.unique()} for salt in ("eval", "validation")}
-    held = hold_out(
-        params,
-        table.assign(
-            declared=declared,
-            lost_at=pd.Series(table["sample_id"]).map(_lost_at(labels)).where(~labelled, None),
-            eval_share_of=declared.map(groups["eval"]),
-            validation_share_of=declared.map(groups["validation"]),
-        ),
-        links,
-    )
-    judged = pd.Series(held.evaluation, index=table.index)
-    refused = pd.Series(held.refused, index=table.index)
-    # One eval photo marks its whole component.
-    near_eval = pd.Series(judged.groupby(component).transform("any"))
-    caption = pd.Series(table["caption"].fillna("") != "")
-
-    # An eval photo of unknown category is not used, because the evaluation reports per category.
-    table["eval"] = judged & labelled & table["category"].notna()
-    free = ~near_eval
-    table["validation"] = free & labelled & held.validation
-    near_validation = pd.Series(table["validation"].groupby(component).transform("any"))
-    learnable = free & ~near_validation & (refused == "")
-    # A labelled photo with a caption stays in the text pool only if it arrived in a text-image drop.
-    text = caption & ((table["kind"] == "text_image") | ~labelled)
-    table["train_labeled"] = learnable & labelled
-    table["train_text_image"] = learnable & text
-    table["train_unlabeled"] = learnable & ~labelled & ~text
-    unused = ~pd.Series(table.loc[:, list(POOLS)].any(axis=1))
-    table["dropped"] = np.select(
-        # The first matching condition gives the reason.
-        [unused & (refused != ""), unused & judged, unused & near_eval, unused & near_validation],
-        [refused, "eval without label or category", "near an eval photo", "near a validation photo"],
-        default="",
-    )
+    placed = place_tables(params, _arrow("samples", samples, SAMPLE_COLUMNS), _arrow("labels", labels, LABEL_COLUMNS))
+    table = samples.sort_values("id", ignore_index=True).rename(columns={"id": "sample_id"})
+    for name in placed.labels.column_names:
+        table[name] = placed.labels[name].to_pandas()
+    table["category"] = pd.Series(placed.category.to_pylist(), dtype=object)
+    table["group"] = pd.Series(placed.group.to_pylist(), dtype=object)
+    for pool in POOLS:
+        table[pool] = placed.pools[pool]
+    table["dropped"] = np.array(REASONS, object)[placed.dropped]
     return table
+
+
+def _arrow(table: str, rows: pd.DataFrame, columns: Sequence[str]) -> pa.Table:
+    schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
+    return pa.Table.from_pandas(rows.reindex(columns=list(columns)), schema=schema, preserve_index=False)
 
 
 class EvalCount(TypedDict):
@@ -260,18 +239,18 @@ def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str
         rows of role `eval` that cannot be used for evaluation: sample_id, batch, why; `words`, a line for each category
         below its need and for the refused rows.
     """
-    samples = catalog.read("samples")
-    if samples.empty:
+    placed = read_placement(params, catalog)
+    if not placed.samples.num_rows:
         return {"categories": [], "refused": [], "words": []}
-    table: pd.DataFrame = place(params, samples, catalog.read("labels"))
-    labelled = table.loc[table["alpha_sha256"].notna()]
+    labelled = np.asarray(placed.labels["alpha_sha256"].is_valid())
+    labelled_count = _count(placed.category.filter(pa.array(labelled)))
+    eval_count = _count(placed.category.filter(pa.array(placed.pools["eval"])))
     rows: list[EvalCount] = []
     words: list[str] = []
     # Evaluation may use at most MOST_SHARE of the groups, so it needs this many labelled photos.
     wanted = math.ceil(params.eval_least / MOST_SHARE)
     for category in CATEGORIES:
-        here = labelled["category"] == category
-        judging, count = int(labelled.loc[here, "eval"].sum()), int(here.sum())
+        judging, count = eval_count.get(category, 0), labelled_count.get(category, 0)
         rows.append(
             {
                 "category": category,
@@ -285,12 +264,12 @@ def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str
             words.append(
                 f"{category}: {judging} of {params.eval_least} eval photos; {count} of about {wanted} labelled"
             )
-    refused = table.loc[table["dropped"] == LEARNT]
-    if batches:
-        refused = refused.loc[(refused["kind"] + "/" + refused["batch"]).isin(set(batches))]
+    chosen = pa.array(np.flatnonzero(placed.dropped == REASONS.index(LEARNT)))
+    refused = placed.samples.select(["id", "kind", "batch"]).take(chosen).to_pylist()
     listed: list[RefusedToJudge] = [
-        {"sample_id": sample, "batch": batch, "why": why}
-        for sample, batch, why in zip(refused["sample_id"], refused["batch"], refused["dropped"], strict=True)
+        {"sample_id": row["id"], "batch": row["batch"], "why": LEARNT}
+        for row in refused
+        if not batches or f"{row['kind']}/{row['batch']}" in batches
     ]
     if listed:
         some = ", ".join(row["sample_id"][:12] for row in listed[:5])
@@ -308,66 +287,11 @@ def components(samples: pd.DataFrame, bits: int) -> np.ndarray:
     Returns:
         int (samples,): a component number per sample.
     """
-    return _connect(samples, _links(samples, bits))
-
-
-def _connect(samples: pd.DataFrame, links: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    count = len(samples)
-    # Graph nodes: first the samples, then the declared groups. Each sample has an edge to its group.
-    groups = count + pd.factorize(_declared(samples))[0]
-    left, right = links
-    rows, columns = np.concatenate((np.arange(count), left)), np.concatenate((groups, right))
-    nodes = int(groups.max()) + 1 if count else 0
-    edges = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(nodes, nodes))
-    return connected_components(edges, directed=False)[1][:count]
-
-
-def _links(samples: pd.DataFrame, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return pairs of positions of samples with the same content, by perceptual hash or by `near`.
-
-    Among samples with equal hashes, the first arrival is linked with all others. The links between the samples at one
-    time therefore do not depend on later arrivals.
-    """
-    # Samples without a hash have no near-duplicates by hash.
-    hashed = np.flatnonzero(samples["phash"].fillna("").to_numpy(dtype=object) != "")
-    if "accepted_at" in samples:
-        arrival = samples["accepted_at"].fillna("").to_numpy(dtype=object)[hashed]
-        hashed = hashed[np.argsort(arrival, kind="stable")]
-    left, right = connected(np.array([int(text, 16) for text in samples["phash"].iloc[hashed]], np.uint64), bits)
-    # Links that ingest found by landmarks are added to those of the hashes.
-    linked = pd.Series(samples["near"].to_numpy(dtype=object)).explode().dropna()
-    earlier = pd.Index(samples["id"]).get_indexer(pd.Index(linked))  # -1: the sample was erased
-    known = earlier >= 0
-    return (
-        np.concatenate((hashed[left], linked.index.to_numpy(int)[known])),
-        np.concatenate((hashed[right], earlier[known])),
-    )
-
-
-def _lost_at(labels: pd.DataFrame) -> dict[str, str]:
-    """Return sample id → time when its last label was withdrawn, for samples without any remaining label."""
-    if "withdrawn_at" not in labels:
-        return {}
-    gone = labels.loc[~labels["sample_id"].isin(labels_in_use(labels)["sample_id"])]
-    newest = gone.sort_values("withdrawn_at").drop_duplicates("sample_id", keep="last")
-    return dict(zip(newest["sample_id"], newest["withdrawn_at"], strict=True))
-
-
-def _declared(samples: pd.DataFrame) -> pd.Series:
-    """Return the declared group of each sample, or its id as a group of its own."""
-    group = pd.Series(samples["group"])
-    return group.where(group.fillna("") != "", samples["id"])
-
-
-def stable_share(group: str, salt: str) -> float:
-    """Return a hash of the arguments in [0, 1), uniform over groups.
-
-    Args:
-        group: Name of a group.
-        salt: Purpose of the draw; different salts give independent numbers.
-    """
-    # 7 bytes are 56 bits, more than the 53 bits of a float.
-    return int.from_bytes(hashlib.sha256(f"{salt}:{group}".encode()).digest()[:7]) / 2**56
+    names = [name for name in ("id", "group", "phash", "near", "accepted_at") if name in samples]
+    table = _arrow("samples", samples, names)
+    declared = declared_of(table)
+    codes = np.asarray(declared.indices)
+    return connect(codes, len(declared.dictionary), links_of(table, bits))[codes]
 
 
 def assert_no_leak(frames: Mapping[str, pd.DataFrame], samples: pd.DataFrame, bits: int) -> None:
@@ -385,29 +309,24 @@ def assert_no_leak(frames: Mapping[str, pd.DataFrame], samples: pd.DataFrame, bi
     Raises:
         MattingError: A pool leaks; the message names some samples.
     """
-    component = pd.Series(components(samples, bits), index=pd.Index(samples["id"]))
-    for guarded, others in (("eval", (*TRAINING, "validation")), ("validation", TRAINING)):
-        kept = frames[guarded]
-        near = component[component.isin(component.reindex(kept["sample_id"]))].index
-        for pool in others:
-            frame = frames[pool]
-            found = set(frame["sample_id"]) & ({*kept["sample_id"]} | {*near})
-            # The stored group column is a second, independent check.
-            found |= set(frame.loc[frame["group"].isin(kept["group"]), "sample_id"])
-            if found:
-                some = ", ".join(sorted(found)[:5])
-                raise MattingError(f"leak: {len(found)} samples of {pool} belong with {guarded} photos ({some})")
+    groups = pd.concat([frame.set_index("sample_id")["group"] for frame in frames.values()])
+    # A sample outside the catalog is a component of its own.
+    ids = pd.Index(samples["id"]).append(groups.index.difference(pd.Index(samples["id"])))
+    component = components(samples, bits)
+    component = np.concatenate((component, len(ids) + np.arange(len(ids) - len(samples))))
+    members = {pool: ids.get_indexer(pd.Index(frame["sample_id"])) for pool, frame in frames.items()}
+    # A sample outside all pools has no group column; its code is never compared.
+    codes = pd.factorize(groups[~groups.index.duplicated()].reindex(ids))[0]
+    check_pools(pa.array(ids, pa.string()), members, component, codes)
 
 
-def _frame(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame with the types of `read_pool`, so that written and read frames have the same digest."""
-    arrow = pa.Table.from_pandas(table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
-    return arrow.replace_schema_metadata(None).to_pandas(types_mapper=NULLABLE.get)
+def _counts(frame: pa.Table) -> dict[str, int]:
+    return dict(sorted(_count(pc.fill_null(frame["category"], "unknown")).items()))
 
 
-def _counts(frame: pd.DataFrame) -> dict[str, int]:
-    counted = frame["category"].fillna("unknown").value_counts().sort_index()
-    return {str(category): int(count) for category, count in counted.items()}
+def _count(column: pa.Array | pa.ChunkedArray) -> dict[str, int]:
+    """Return value → number of rows."""
+    return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}
 
 
 def frame_digest(frame: pd.DataFrame, columns: Sequence[str]) -> str:
@@ -415,7 +334,9 @@ def frame_digest(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     return hashlib.sha256(frame.to_csv(columns=list(columns), index=False, lineterminator="\n").encode()).hexdigest()
 
 
-def write_frames(out_dir: Path, frames: Mapping[str, pd.DataFrame], schema: pa.Schema, facts: object = None) -> None:
+def write_frames(
+    out_dir: Path, frames: Mapping[str, pd.DataFrame | pa.Table], schema: pa.Schema, facts: object = None
+) -> None:
     """Write `<name>.parquet` of each frame and `snapshot.json` of `facts`; equal frames give equal bytes.
 
     The files are written to a temporary folder, which then replaces `out_dir`. A reader never sees a partial snapshot.
@@ -433,7 +354,9 @@ def write_frames(out_dir: Path, frames: Mapping[str, pd.DataFrame], schema: pa.S
     fresh.mkdir(parents=True)
     for name, frame in frames.items():
         # Drop the metadata of pandas: it contains library versions, which would change the bytes.
-        table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
+        if isinstance(frame, pd.DataFrame):
+            frame = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+        table = frame.combine_chunks().replace_schema_metadata(None)
         with disk_faults_of(out_dir / f"{name}.parquet"):
             pq.write_table(table, fresh / f"{name}.parquet", compression="zstd")
     if facts is not None:

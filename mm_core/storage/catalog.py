@@ -104,14 +104,36 @@ class Catalog:
             yield from self._select(delta, table, columns, filters or ())
 
     @patient
-    def query(self, sql: str) -> pd.DataFrame:
+    def count(self, table: str, *, version: int | None = None) -> int:
+        """Return the number of rows of a table from the commit log, without reading its files."""
+        delta = None if version == -1 else self._open(table, version)
+        return 0 if delta is None else sum(pa.table(delta.get_add_actions())["num_records"].to_pylist())
+
+    @patient
+    def query(self, sql: str, versions: Mapping[str, int] | None = None) -> pd.DataFrame:
         """Return the result of an SQL SELECT over the tables (DataFusion's dialect), without loading whole tables.
 
-        Missing tables named in the query are created. Raises CatalogError if the query fails.
+        Missing tables named in the query are created. Tables in `versions` are read at that version; columns that it
+        lacks are null. Raises CatalogError if the query fails.
         """
         # Only tables named in the query are registered with the engine.
         named = [table for table in SCHEMAS if re.search(rf"\b{table}\b", sql)]
-        batches = list(self._stream(sql, {table: self._open_or_create(table) for table in named}))
+        tables: dict[str, DeltaTable] = {}
+        views: list[str] = []
+        for table in named:
+            version = (versions or {}).get(table)
+            old = self._open(table, version) if version is not None and version >= 0 else None
+            delta = old or self._open_or_create(table)
+            absent = _lacking(delta, table)
+            if version == -1 or absent:
+                # A view in place of the table: it has no rows before the first commit.
+                shown = (f"NULL AS {_quoted(n)}" if n in absent else _quoted(n) for n in SCHEMAS[table].names)
+                where = " WHERE false" if version == -1 else ""
+                views.append(f"{table} AS (SELECT {', '.join(shown)} FROM {table}_stored{where})")
+                tables[f"{table}_stored"] = delta
+            else:
+                tables[table] = delta
+        batches = list(self._stream(f"WITH {', '.join(views)} {sql}" if views else sql, tables))
         return pa.Table.from_batches(batches).to_pandas() if batches else pd.DataFrame()
 
     def _select(

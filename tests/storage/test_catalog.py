@@ -54,6 +54,24 @@ def test_upsert_replaces_and_old_versions_stay(catalog: Catalog) -> None:
     assert ids(catalog, version=old) == ["a"] and ids(catalog, version=-1) == []
 
 
+def test_counts_and_queries_of_old_versions(catalog: Catalog) -> None:
+    assert catalog.count("labels") == 0
+    for number in range(3):
+        catalog.add("labels", [{"id": f"{number}{letter}"} for letter in "ab"])
+    old = catalog.version("labels")
+    catalog.delete("labels", "id", ["0a"])
+    catalog.upsert("labels", [{"id": "1a", "version": 2}, {"id": "new"}])
+    found = [catalog.count("labels", version=version) for version in (None, old, -1)]
+    assert found == [6, 6, 0] == [len(catalog.read("labels", version=version)) for version in (None, old, -1)]
+    catalog.delete("labels", "id", ["0b", "new"])
+    assert catalog.count("labels") == 4
+    catalog.compact("labels")
+    assert catalog.count("labels") == 4
+    sql = "SELECT count(*) AS n, count(version) AS v FROM labels WHERE withdrawn_at IS NULL"
+    counts = [catalog.query(sql, versions).iloc[0].tolist() for versions in (None, {"labels": old}, {"labels": -1})]
+    assert counts == [[4, 1], [6, 0], [0, 0]]
+
+
 def test_fill_touches_only_what_is_null(catalog: Catalog) -> None:
     catalog.add("samples", [{"id": "a", "caption": "first", "role": "train"}, {"id": "b"}])
     new = [{"id": i, "caption": "second", "category": "pets", "role": "eval"} for i in "abc"]
@@ -119,6 +137,8 @@ def test_a_table_from_before_a_column_is_read_and_brought_up_by_the_next_write(c
     write_deltalake(f"{catalog.url}/features", rows, mode="append", storage_options=_s3_options())
     before = catalog.version("features")
     assert catalog.read("features", columns=["sample_id", "vector"])["vector"].isna().all()
+    pinned = catalog.query("SELECT vector FROM features", {"features": before})
+    assert pinned["vector"].isna().tolist() == [True] and catalog.version("features") == before
     assert catalog.upsert("features", [row | {"extractor": "embedding", "vector": [0.5, 2.0]}]) == 1
     found = catalog.read("features").set_index("extractor")
     assert found.loc["photo", "vector"] is None and found.loc["photo", "numbers"] == {"x": 1.0}

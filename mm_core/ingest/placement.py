@@ -1,0 +1,410 @@
+"""Assign every sample of the catalog to its pools, in columns.
+
+`mm_core.ingest.snapshot` states the rules. All rows stay in Arrow and NumPy columns. Python objects exist only for the
+rows on which the replay of the arrivals depends: photos that arrived with a label, that have the role `eval`, or that
+share a scene with another photo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from mm_core.core.errors import MattingError
+from mm_core.core.params import SnapshotParams
+from mm_core.core.records import ALL_CATEGORIES, decoder_of
+from mm_core.imaging.hash_index import connected
+from mm_core.ingest.holdout import LEARNT, hold_out
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.schemas import SCHEMAS
+
+TRAINING = ("train_labeled", "train_unlabeled", "train_text_image")
+POOLS = (*TRAINING, "validation", "eval")
+REASONS = ("", LEARNT, "eval without label or category", "near an eval photo", "near a validation photo")
+"""Why a sample is in no pool; the first text belongs to samples in a pool."""
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("category", pa.string()),  # null: unknown
+        ("decoder", pa.string()),
+        ("group", pa.string()),  # smallest declared group of the component, which must not be split
+        ("caption", pa.string()),
+        ("alpha_sha256", pa.string()),  # null: unlabelled
+        ("label_version", pa.int32()),
+        ("label_binary", pa.bool_()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("kind", pa.string()),
+        ("batch", pa.string()),
+    ]
+)
+SAMPLE_COLUMNS = (
+    "id", "kind", "batch", "category", "caption", "group", "role", "width", "height", "phash", "near", "accepted_at",
+)  # fmt: skip
+LABEL_COLUMNS = ("id", "sample_id", "alpha_sha256", "version", "binary", "created_at", "withdrawn_at")
+REPEATED = ("kind", "batch", "category", "role", "accepted_at", "created_at")
+"""Columns with few distinct values, kept as codes."""
+CHUNK = 1 << 16
+"""Rows that `table_digest` renders at a time."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The pools of all samples, in the order of their ids."""
+
+    samples: pa.Table
+    """SAMPLE_COLUMNS."""
+    labels: pa.Table
+    """The newest label of each sample: alpha_sha256, label_version, label_binary; null without a label."""
+    category: pa.DictionaryArray
+    """The category; null for unknown ones."""
+    group: pa.DictionaryArray
+    """The smallest declared group of the sample's component."""
+    component: np.ndarray
+    """(samples,) int: photos of one scene have the same number."""
+    pools: Mapping[str, np.ndarray]
+    """Pool → (samples,) bool."""
+    dropped: np.ndarray
+    """(samples,) int: position in REASONS."""
+
+    def frame(self, pool: str) -> pa.Table:
+        """Return the frame of a pool, in the columns of SCHEMA."""
+        rows = pa.array(np.flatnonzero(self.pools[pool]))
+        category = self.category.take(rows)
+        columns = {
+            "sample_id": self.samples["id"].take(rows),
+            "category": category,
+            "decoder": _mapped(category, [decoder_of(c) for c in category.dictionary.to_pylist()], decoder_of(None)),
+            "group": self.group.take(rows),
+        }
+        columns |= {name: self.labels[name].take(rows) for name in self.labels.column_names}
+        plain = ("caption", "width", "height", "kind", "batch")
+        columns |= {name: self.samples[name].take(rows) for name in plain}
+        return pa.table({field.name: columns[field.name].cast(field.type) for field in SCHEMA}, schema=SCHEMA)
+
+
+def read_placement(params: SnapshotParams, catalog: Catalog, versions: Mapping[str, int] | None = None) -> Placement:
+    """Place the samples of these catalog versions; of the newest ones by default."""
+    versions = versions or {}
+    samples = _read(catalog, "samples", versions.get("samples"), SAMPLE_COLUMNS)
+    return place_tables(params, samples, _read(catalog, "labels", versions.get("labels"), LABEL_COLUMNS))
+
+
+def _read(catalog: Catalog, table: str, version: int | None, columns: Sequence[str]) -> pa.Table:
+    """Return columns of a table; those of REPEATED are dictionaries, which keeps the table small."""
+    batches: list[pa.RecordBatch] = []
+    fields = [SCHEMAS[table].field(name) for name in columns]
+    schema = pa.schema([f.with_type(pa.dictionary(pa.int32(), f.type)) if f.name in REPEATED else f for f in fields])
+    for batch in catalog.scan(table, version=version, columns=columns):
+        arrays = [batch[n].dictionary_encode() if n in REPEATED else batch[n] for n in columns]
+        batches.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    return pa.Table.from_batches(batches, schema).unify_dictionaries()
+
+
+def place_tables(params: SnapshotParams, samples: pa.Table, labels: pa.Table) -> Placement:
+    """Assign every sample to its pools.
+
+    Args:
+        params: Shares and thresholds.
+        samples: SAMPLE_COLUMNS of the catalog.
+        labels: LABEL_COLUMNS of the catalog.
+
+    Returns:
+        The placement, sorted by sample id.
+    """
+    samples = samples.take(pc.sort_indices(samples["id"])).combine_chunks()
+    count = samples.num_rows
+    newest, lost_at = _labels_of(_whole(samples["id"]), labels)
+    labelled = newest["alpha_sha256"].is_valid().to_numpy()
+    category = _known_categories(_encoded(samples["category"]))
+    links = links_of(samples, params.near_duplicate_bits)
+    declared = declared_of(samples)
+    # Every sample has one declared group, so components of groups are components of samples.
+    codes = np.asarray(declared.indices)
+    of_group = connect(codes, len(declared.dictionary), links)
+    component = of_group[codes]
+
+    judged, validation, refused = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, bool)
+    role = _equals(_encoded(samples["role"]), "eval")
+    arrived_labelled = _equals(_encoded(samples["kind"]), "pixel_labeled")
+    # A photo without a label and without relatives only joins training; the replay does not depend on it.
+    rows = np.flatnonzero(arrived_labelled | role | (np.bincount(component)[component] > 1))
+    place_in_rows = np.full(count, -1)
+    place_in_rows[rows] = np.arange(len(rows))
+    held = hold_out(
+        params,
+        _replayed(samples, rows, declared, category).assign(
+            lost_at=[lost_at.get(row) if not labelled[row] else None for row in rows.tolist()]
+        ),
+        (place_in_rows[links[0]], place_in_rows[links[1]]),
+    )
+    judged[rows], validation[rows], refused[rows] = held.evaluation, held.validation, held.refused != ""
+
+    # One eval photo marks its whole component.
+    near_eval = _any_of(component, judged)
+    caption = _filled(samples["caption"])
+    pools = {"eval": judged & labelled & category.is_valid().to_numpy(zero_copy_only=False)}
+    free = ~near_eval
+    pools["validation"] = free & labelled & validation
+    near_validation = _any_of(component, pools["validation"])
+    learnable = free & ~near_validation & ~refused
+    # A labelled photo with a caption stays in the text pool only if it arrived in a text-image drop.
+    text = caption & (_equals(_encoded(samples["kind"]), "text_image") | ~labelled)
+    pools["train_labeled"] = learnable & labelled
+    pools["train_text_image"] = learnable & text
+    pools["train_unlabeled"] = learnable & ~labelled & ~text
+    unused = ~np.logical_or.reduce(list(pools.values()))
+    # The first matching condition gives the reason.
+    dropped = np.select([unused & why for why in (refused, judged, near_eval, near_validation)], [1, 2, 3, 4], 0)
+    group = pa.DictionaryArray.from_arrays(_smallest(codes, declared.dictionary, of_group), declared.dictionary)
+    return Placement(samples, newest, category, group, component, pools, dropped)
+
+
+def check_pools(ids: pa.Array, members: Mapping[str, np.ndarray], component: np.ndarray, group: np.ndarray) -> None:
+    """Check that no photo of an evaluation or validation scene is in a pool that must not have it.
+
+    Args:
+        ids: Sample ids.
+        members: Pool → positions of its samples.
+        component: (samples,) int: the scene of each sample.
+        group: (samples,) int: code of the group column, a second and independent criterion.
+
+    Raises:
+        MattingError: A pool leaks; the message names some samples.
+    """
+    for guarded, others in (("eval", (*TRAINING, "validation")), ("validation", TRAINING)):
+        kept = members[guarded]
+        for pool in others:
+            rows = members[pool]
+            leaking = np.isin(component[rows], component[kept]) | np.isin(group[rows], group[kept])
+            if leaking.any():
+                found = sorted(set(ids.take(pa.array(rows[leaking])).to_pylist()))
+                some = ", ".join(found[:5])
+                raise MattingError(f"leak: {len(found)} samples of {pool} belong with {guarded} photos ({some})")
+
+
+def newest_labels(labels: pd.DataFrame) -> pd.DataFrame:
+    """Return the newest label of each sample: the highest version that is not withdrawn.
+
+    Two writers may create equal versions. The later one is used, then the greater id.
+    """
+    labels = labels_in_use(labels)
+    return labels.sort_values(["version", "created_at", "id"]).drop_duplicates("sample_id", keep="last")
+
+
+def labels_in_use(labels: pd.DataFrame) -> pd.DataFrame:
+    """Return the labels that are not withdrawn (`withdrawn_at`)."""
+    return labels.loc[labels["withdrawn_at"].isna()] if "withdrawn_at" in labels else labels
+
+
+def stable_share(group: str, salt: str) -> float:
+    """Return a hash of the arguments in [0, 1), uniform over groups.
+
+    Args:
+        group: Name of a group.
+        salt: Purpose of the draw; different salts give independent numbers.
+    """
+    # 7 bytes are 56 bits, more than the 53 bits of a float.
+    return int.from_bytes(hashlib.sha256(f"{salt}:{group}".encode()).digest()[:7]) / 2**56
+
+
+def declared_of(samples: pa.Table) -> pa.DictionaryArray:
+    """Return the declared group of each sample, or its id as a group of its own."""
+    group = samples["group"]
+    named = pc.greater(pc.fill_null(pc.binary_length(group), 0), 0)
+    return _encoded(pc.if_else(named, group, samples["id"]))
+
+
+def connect(codes: np.ndarray, groups: int, links: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return the component number of each declared group, int (groups,).
+
+    Args:
+        codes: (samples,) int: number of each sample's declared group.
+        groups: Number of declared groups.
+        links: Positions of samples with the same content.
+    """
+    left, right = codes[links[0]], codes[links[1]]
+    edges = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(groups, groups))
+    return connected_components(edges, directed=False)[1]
+
+
+def links_of(samples: pa.Table, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return pairs of positions of samples with the same content, by perceptual hash or by `near`.
+
+    Among samples with equal hashes, the first arrival is linked with all others. The links between the samples at one
+    time therefore do not depend on later arrivals.
+    """
+    # Samples without a hash have no near-duplicates by hash.
+    hashed = np.flatnonzero(_filled(samples["phash"]))
+    if "accepted_at" in samples.column_names:
+        arrivals = _encoded(samples["accepted_at"])
+        ranks = np.argsort(np.argsort(np.array(arrivals.dictionary.to_pylist(), object))) + 1
+        order = np.asarray(arrivals.indices.fill_null(-1))
+        rank = np.where(order < 0, 0, np.concatenate((ranks, [0]))[order])  # no time counts as the earliest
+        hashed = hashed[np.argsort(rank[hashed], kind="stable")]
+    left, right = connected(_hashes(samples["phash"].take(pa.array(hashed))), bits)
+    others = left != right
+    # Links that ingest found by landmarks are added to those of the hashes.
+    near = _whole(samples["near"])
+    linked, owners = near.flatten(), np.asarray(pc.list_parent_indices(near))
+    # The index of an erased sample is -1.
+    earlier = np.asarray(pc.index_in(linked, _whole(samples["id"])).fill_null(-1)) if len(linked) else owners
+    known = earlier >= 0
+    return (
+        np.concatenate((hashed[left[others]], owners[known])).astype(np.int64),
+        np.concatenate((hashed[right[others]], earlier[known])).astype(np.int64),
+    )
+
+
+def table_digest(table: pa.Table, columns: Sequence[str]) -> str:
+    """Return the digest of some columns of a frame: that of `frame_digest`, without the CSV in memory."""
+    digest = hashlib.sha256((",".join(columns) + "\n").encode())
+    for batch in table.select(list(columns)).to_batches(max_chunksize=CHUNK):
+        texts = [_text(batch[name]) for name in columns]
+        special = np.zeros(batch.num_rows, bool)
+        for name, text in zip(columns, texts, strict=True):
+            if pa.types.is_string(batch.schema.field(name).type):
+                special |= np.asarray(pc.match_substring_regex(text, '[,"\\r\\n]').to_numpy(zero_copy_only=False))
+        lines = pc.binary_join_element_wise(*texts, ",")
+        if special.any():
+            # Quoting is left to the writer of CSV that pandas uses.
+            odd = pa.Table.from_batches([batch]).filter(pa.array(special)).to_pandas(types_mapper=NULLABLE.get)
+            quoted = [
+                odd.iloc[[n]].to_csv(index=False, header=False, lineterminator="\n")[:-1] for n in range(len(odd))
+            ]
+            lines = pc.replace_with_mask(lines, pa.array(special), pa.array(quoted, pa.string()))
+        digest.update(("\n".join(lines.to_pylist()) + "\n").encode())
+    return digest.hexdigest()
+
+
+NULLABLE = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
+
+
+def _text(column: pa.Array) -> pa.Array:
+    if pa.types.is_boolean(column.type):
+        return pc.fill_null(pc.if_else(column, "True", "False"), "")
+    return pc.fill_null(column.cast(pa.string()), "")
+
+
+def _labels_of(ids: pa.Array, labels: pa.Table) -> tuple[pa.Table, dict[int, str]]:
+    """Return the newest label of each id, and position → time of its last withdrawal where no label remains."""
+    position = np.asarray(pc.index_in(labels["sample_id"], ids).fill_null(-1).to_numpy())
+    in_use = labels["withdrawn_at"].is_null().to_numpy() & (position >= 0)
+    row_of = np.full(len(ids), -1)
+    used = np.flatnonzero(in_use)
+    counts = np.bincount(position[used], minlength=len(ids))
+    row_of[position[used]] = used
+    # Only samples with several labels need a comparison.
+    several = used[counts[position[used]] > 1]
+    if len(several):
+        columns = ["id", "sample_id", "version", "created_at"]
+        some = labels.select(columns).take(pa.array(several)).to_pandas().astype({"created_at": object})
+        chosen = several[newest_labels(some).index.to_numpy(int)]
+        row_of[position[chosen]] = chosen
+    withdrawn = np.flatnonzero((position >= 0) & ~in_use)
+    withdrawn = withdrawn[counts[position[withdrawn]] == 0]
+    times = labels["withdrawn_at"].take(pa.array(withdrawn)).to_pylist()
+    lost_at: dict[int, str] = {}
+    for place, when in zip(position[withdrawn].tolist(), times, strict=True):
+        lost_at[place] = max(when, lost_at.get(place, ""))
+    rows = pa.array(row_of, mask=row_of < 0)
+    newest = {
+        "alpha_sha256": labels["alpha_sha256"].take(rows),
+        "label_version": labels["version"].take(rows),
+        "label_binary": labels["binary"].take(rows),
+    }
+    return pa.table(newest), lost_at
+
+
+def _replayed(
+    samples: pa.Table, rows: np.ndarray, declared: pa.DictionaryArray, category: pa.DictionaryArray
+) -> pd.DataFrame:
+    """Return the table for `hold_out` with these rows, without `lost_at`."""
+    taken = pa.array(rows)
+    groups = declared.take(taken).cast(pa.string())
+    arrived = _equals(_encoded(samples["kind"].take(taken)), "pixel_labeled")
+    names = groups.to_pylist()
+    # The draws use only the hashes of photos that arrived with a label.
+    drawn = {name for name, labelled in zip(names, arrived.tolist(), strict=True) if labelled}
+    shares = {salt: {name: stable_share(name, salt) for name in drawn} for salt in ("eval", "validation")}
+    return pd.DataFrame(
+        {
+            "declared": pd.Series(names, dtype=object),
+            # Unknown categories are NaN, not None: the replay draws from them as from one category of its own. Earlier
+            # snapshots did so, and another draw would change the pools of existing workspaces.
+            "category": pd.Series(
+                [np.nan if name is None else name for name in category.take(taken).to_pylist()], dtype=object
+            ),
+            "kind": pd.Series(np.where(arrived, "pixel_labeled", ""), dtype=object),
+            "role": pd.Series(samples["role"].take(taken).to_pylist(), dtype=object),
+            "near": pc.fill_null(pc.greater(pc.list_value_length(samples["near"].take(taken)), 0), False).to_pylist(),
+            "accepted_at": pd.Series(samples["accepted_at"].take(taken).to_pylist(), dtype=object),
+            "eval_share_of": [shares["eval"].get(name, 1.0) for name in names],
+            "validation_share_of": [shares["validation"].get(name, 1.0) for name in names],
+        }
+    )
+
+
+def _smallest(codes: np.ndarray, names: pa.Array, of_group: np.ndarray) -> np.ndarray:
+    """Return for each sample the code of the alphabetically first declared group of its component."""
+    least = np.arange(len(names))
+    shared = np.flatnonzero(np.bincount(of_group)[of_group] > 1)
+    first: dict[int, tuple[str, int]] = {}
+    texts = names.take(pa.array(shared)).to_pylist()
+    members = list(zip(of_group[shared].tolist(), texts, shared.tolist(), strict=True))
+    for number, text, code in members:
+        first[number] = min((text, code), first.get(number, (text, code)))
+    least[shared] = [first[number][1] for number, _, _ in members]
+    return least[codes].astype(np.int32)
+
+
+def _hashes(column: pa.ChunkedArray) -> np.ndarray:
+    """Return hexadecimal texts as uint64."""
+    texts = column.to_pylist()
+    if all(len(text) == 16 for text in texts):
+        return np.frombuffer(bytes.fromhex("".join(texts)), ">u8").astype(np.uint64)
+    return np.array([int(text, 16) for text in texts], np.uint64)
+
+
+def _known_categories(column: pa.DictionaryArray) -> pa.DictionaryArray:
+    known = [name if name in ALL_CATEGORIES else None for name in column.dictionary.to_pylist()]
+    return _encoded(_mapped(column, known, None))
+
+
+def _mapped(column: pa.DictionaryArray, values: Sequence[str | None], null: str | None) -> pa.Array:
+    """Return the value of each row's code; `null` for rows without a code."""
+    codes = column.indices.fill_null(len(values))
+    return pa.array([*values, null], pa.string()).take(codes)
+
+
+def _equals(column: pa.DictionaryArray, value: str) -> np.ndarray:
+    names = np.array([*(text == value for text in column.dictionary.to_pylist()), False])
+    return names[np.asarray(column.indices.fill_null(len(names) - 1))]
+
+
+def _any_of(component: np.ndarray, marked: np.ndarray) -> np.ndarray:
+    """Return for each sample whether a sample of its component is marked."""
+    return (np.bincount(component, weights=marked) > 0)[component]
+
+
+def _filled(column: pa.ChunkedArray) -> np.ndarray:
+    """Return where a text is neither null nor empty."""
+    return np.asarray(pc.greater(pc.fill_null(pc.binary_length(column), 0), 0).to_numpy())
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array."""
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _encoded(column: pa.ChunkedArray | pa.Array) -> pa.DictionaryArray:
+    whole = _whole(column) if isinstance(column, pa.ChunkedArray) else column
+    return whole if pa.types.is_dictionary(whole.type) else whole.dictionary_encode()
