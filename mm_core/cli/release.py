@@ -83,7 +83,7 @@ def gate_simulate(
     with progress_bars() as progress:
         rows = simulate.characteristics(run.params.gate, world, runs, photos=tuple(photos), progress=progress)
     # Without real pairs the spread per category is unknown.
-    needed = simulate.photos_needed(run.params.gate, pairs) if pairs else []
+    needed = variances.photos_needed(run.params.gate, pairs) if pairs else []
     if json_:
         return say({"runs": runs, "noise": source, "rows": rows, "photos_needed": needed}, True)
     typer.echo(f"noise: {source}\nshare of {runs} retrainings promoted\n\n{table(rows)}")

@@ -19,8 +19,12 @@ class GateParams(Section):
     # Comparison with the champion.
     mode: Literal["macro", "primary", "strict"] = "macro"
     """`macro`: the primary metric is better in all six categories, and better with confidence on their mean; no metric
-    of any category is worse by more than its margin, with confidence. `primary`: the primary metric is better with
-    confidence in each category. `strict`: all of mse, maxf, biou and conn are (24 cells)."""
+    of any category is worse by more than its margin, with confidence (see `pooled`). `primary`: the primary metric is
+    better with confidence in each category. `strict`: all of mse, maxf, biou and conn are (24 cells)."""
+    pooled: bool = True
+    """Mode macro: where the photos of one category are too few for a bound, the six categories together may give it
+    (docs/decisions/0045). False: each category needs its own, and its plain mean must be better. That promotes fewer
+    true gains, and fewer models with a small loss in one category."""
     primary: Literal["mse", "sad", "conn", "grad", "maxf", "biou"] = "mse"
     """The metric that must improve in every category."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)

@@ -107,8 +107,8 @@ class Cell(BaseModel):
     against: str
     """`champion`, `anchor` (the best so far), `floor`, `blind`, or `float` (the int8 file against the float model)."""
     role: Literal["gain", "macro", "superior", "non_inferior", "guard", "floor"]
-    """`gain`: the mean must be better. `macro`: the mean over the categories must be better with confidence. `guard`: a
-    large loss of the plain mean is excluded, independent of single photos."""
+    """`gain`: the gain itself must be above the margin, without confidence. `macro`: the mean over the categories must
+    be better with confidence. `guard`: a large loss of the plain mean is excluded, independent of single photos."""
     reference: float | None
     # The compared values and the confidence interval of their difference.
     candidate: float
@@ -124,6 +124,8 @@ class Cell(BaseModel):
     groups: int
     result: Literal["pass", "fail", "unclear"]
     """`fail`: a loss is proven, beyond the margin if there is one; `unclear`: neither gain nor loss is proven."""
+    pooled: bool = False
+    """True if the photos of all six categories together gave `pass`; those of this category alone did not suffice."""
 
 
 class Verdict(BaseModel):

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import stdtrit
 
 from mm_core.core.params import GateParams
 from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
-from mm_core.eval.bootstrap import Interval, Quantity, confidence, fewest_groups, softened, student, winsorised
+from mm_core.eval.across import enough, macro_cell, with_pooled
+from mm_core.eval.bootstrap import Interval, Quantity, confidence, softened, student, winsorised
 from mm_core.eval.evidence import INT8, Evidence
-from mm_core.eval.questions import RELATIVE, SLACK, Question, scenery_questions
-
-MACRO = "all"
-"""Category name of the cell for the mean over the six categories."""
+from mm_core.eval.questions import SLACK, Question, scenery_questions
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ def judge(params: GateParams, evidence: Evidence, questions: list[Question], see
         cells += judge_category(params, evidence, category, questions, rng)
     # Only the mode `macro` has questions of role `gain`; it needs a certain gain of the mean.
     if any(question.role == "gain" for question in questions):
-        cells += macro_cell(params, cells)
+        cells = [*with_pooled(params, cells), *macro_cell(params, cells)]
     if any(question.against == "champion" for question in questions):
         asked = scenery_questions(params)
         # One certain loss in any metric blocks the release, so each metric gets its share of the level (Bonferroni).
@@ -86,58 +83,8 @@ def judge_category(
     return [_cell(params, questions[number], answers[number], category) for number in sorted(answers)]
 
 
-def macro_cell(params: GateParams, cells: list[Cell]) -> list[Cell]:
-    """Return the cell for the mean relative gain over the six categories; empty if a category is missing.
-
-    The gain of a category is the gain of its non-inferiority cell for the primary metric (softened). Its standard error
-    is derived from the bound of that cell. The categories share no photos, so their errors are independent.
-    """
-    found = [
-        cell for cell in cells if (cell.metric, cell.against, cell.role) == (params.primary, "champion", "non_inferior")
-    ]
-    if {cell.category for cell in found} != set(CATEGORIES):
-        return []
-    # Errors are averaged as shares of the reference, because categories have different error levels.
-    relative = params.primary in RELATIVE
-    scale = np.array([max(cell.reference or 0.0, SLACK) if relative else 1.0 for cell in found])
-    gains = np.array([cell.gain for cell in found]) / scale
-    reach = np.array([stdtrit(cell.groups - 1, 1 - params.alpha) for cell in found])
-    errors = np.array([cell.gain - cell.bound for cell in found]) / scale / reach
-    variance = errors**2
-    # Degrees of freedom of a sum of estimated variances (Welch, Satterthwaite).
-    total = variance.sum()
-    freedom = total**2 / (variance**2 / np.array([cell.groups - 1 for cell in found])).sum() if total > 0 else 1.0
-    # One-sided half width of the interval of the mean.
-    half = float(np.sqrt(total)) / len(found) * float(stdtrit(freedom, 1 - params.alpha))
-    gain = float(gains.mean())
-    result: Literal["pass", "fail", "unclear"] = "unclear"
-    if all(_enough(params, cell.images, cell.groups, params.alpha) for cell in found):
-        result = "pass" if gain - half > 0 else "fail" if gain + half < 0 else "unclear"
-    return [
-        Cell(
-            category=MACRO,
-            metric=params.primary,
-            against="champion",
-            role="macro",
-            reference=1.0 if relative else float(np.mean([cell.reference or 0.0 for cell in found])),
-            candidate=(1.0 - gain) if relative else float(np.mean([cell.candidate or 0.0 for cell in found])),
-            gain=gain,
-            bound=gain - half,
-            upper=gain + half,
-            margin=0.0,
-            images=sum(cell.images for cell in found),
-            groups=sum(cell.groups for cell in found),
-            result=result,
-        )
-    ]
-
-
 def _alpha(params: GateParams, question: Question) -> float:
     return params.guard_alpha if question.role == "guard" and question.method == "bootstrap" else params.alpha
-
-
-def _enough(params: GateParams, images: int, groups: int, alpha: float) -> bool:
-    return images >= params.min_images and groups >= fewest_groups(alpha)
 
 
 def _known(question: Question, evidence: Evidence) -> np.ndarray:
@@ -195,7 +142,7 @@ def _quantity(question: Question, evidence: Evidence, mask: np.ndarray) -> Quant
 def _cell(params: GateParams, question: Question, answer: Answer, category: str) -> Cell:
     interval, margin = answer.interval, answer.margin
     result: Literal["pass", "fail", "unclear"] = "unclear"
-    if _enough(params, answer.images, answer.groups, _alpha(params, question)):
+    if enough(params, answer.images, answer.groups, _alpha(params, question)):
         # A gain below its margin is not a failure. Only a certain loss beyond the allowed margin fails.
         loss = interval.upper + margin < min(margin, 0.0)
         passes = interval.estimate > 0 if question.role == "gain" else interval.lower > 0
@@ -217,13 +164,18 @@ def _cell(params: GateParams, question: Question, answer: Answer, category: str)
     )
 
 
+def is_gain(cell: Cell) -> bool:
+    """Return whether the cell answers if the metric improved; a `gain` with a margin only limits a loss."""
+    return cell.role == "superior" or (cell.role == "gain" and cell.margin == 0)
+
+
 def seed_noise_words(params: GateParams, cells: list[Cell], noise: Mapping[str, float]) -> list[str]:
     """Return one line of advice that lists the gains within the spread of training seeds; or an empty list."""
     within = []
     for cell in cells:
         spread = params.seed_noise * noise.get(cell.category, 0.0)
         # Only the gain of the primary metric over the champion can be explained by seed noise.
-        shown = cell.metric == params.primary and cell.against == "champion" and cell.role in ("gain", "superior")
+        shown = cell.metric == params.primary and cell.against == "champion" and is_gain(cell)
         if shown and cell.reference and 0 < cell.gain / cell.reference < spread:
             within.append(f"{cell.category} {100 * cell.gain / cell.reference:.1f} % of {100 * spread:.1f} %")
     if not within:

@@ -2,7 +2,8 @@
 
 The default rule (`gate.mode: macro`, docs/decisions/0025) has three parts. The primary metric must improve in each of
 the six categories. It must improve with confidence on their mean. No metric of a category may be worse by more than its
-margin, with confidence, against the champion and against the best model so far.
+margin, with confidence, against the champion and against the best model so far. Where the photos of one category are
+too few for that confidence, the six categories together may give it (docs/decisions/0045).
 
 A candidate is promoted only if all cells pass. This is an intersection-union test (Berger 1982), which has level alpha
 for the whole verdict without a Bonferroni correction. A first model must reach absolute floors and beat the blind
@@ -19,7 +20,8 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import GateParams
 from mm_core.core.pins import ROLES, PinnedInputs
 from mm_core.core.records import CATEGORIES, Cell, Decision, Verdict, digest_of, sha256_file
-from mm_core.eval.cells import MACRO, judge, seed_noise_words
+from mm_core.eval.across import MACRO
+from mm_core.eval.cells import judge, seed_noise_words
 from mm_core.eval.evaluate import identity
 from mm_core.eval.evidence import ANCHOR, INT8, gather, problems_with, read_scores
 from mm_core.eval.independence import in_words

@@ -13,16 +13,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 
 from mm_core.core.params import GateParams
 from mm_core.core.progress import Progress
 from mm_core.core.records import CATEGORIES, Cell
-from mm_core.eval.bootstrap import Quantity, softened, student, winsorised
-from mm_core.eval.cells import judge_category, macro_cell
+from mm_core.eval.across import macro_cell, with_pooled
+from mm_core.eval.cells import judge_category
 from mm_core.eval.evidence import ANCHOR, CHAMPION, FLOAT, INT8, Evidence, Key
-from mm_core.eval.questions import RELATIVE, SLACK, not_worse, questions_for
-from mm_core.eval.words import SETTLED, more_photos
+from mm_core.eval.questions import RELATIVE, not_worse, questions_for
+from mm_core.eval.words import more_photos
 
 RULES: tuple[str, ...] = ("gate", "primary", "point", "threshold")
 """`gate` is the mode of the params; `primary` requires superiority in each category."""
@@ -196,8 +195,8 @@ def promoted(
         cells += _ask(params, category, photos, scores, rng, answer)
         if not any(answer.values()):
             break
-    if answer.get("gate") and params.mode == "macro":
-        answer["gate"] = all(cell.result == "pass" for cell in macro_cell(params, cells))
+    if answer.get("gate"):
+        answer["gate"] = _passes(params, cells)
     return answer
 
 
@@ -226,9 +225,21 @@ def _ask(
         for asked in (questions[:1], questions[1:]):
             if answer[rule]:
                 found = judge_category(mode, evidence, category, asked, rng)
-                answer[rule] = bool(found) and all(cell.result == "pass" for cell in found)
+                answer[rule] = bool(found) and not any(_decides(mode, cell) for cell in found)
                 cells += found if rule == "gate" else []
     return cells
+
+
+def _decides(params: GateParams, cell: Cell) -> bool:
+    """Return whether the cell alone prevents a promotion; other categories may still settle an unclear one."""
+    return cell.result != "pass" and (cell.result == "fail" or cell.role == "gain" or params.mode != "macro")
+
+
+def _passes(params: GateParams, cells: list[Cell]) -> bool:
+    """Return whether the cells of all six categories promote."""
+    if params.mode == "macro":
+        cells = [*with_pooled(params, cells), *macro_cell(params, cells)]
+    return all(cell.result == "pass" for cell in cells)
 
 
 def evidence_of(scores: Scores, category: str, group: np.ndarray) -> Evidence:
@@ -284,9 +295,7 @@ def year(
             cells += _ask(params, category, photos[category], scores, rng, answer)
             if not answer[rule]:
                 break
-        if answer[rule] and (
-            rule != "gate" or params.mode != "macro" or all(c.result == "pass" for c in macro_cell(params, cells))
-        ):
+        if answer[rule] and (rule != "gate" or _passes(params, cells)):
             promotions, level, champion = promotions + 1, (1 - weekly) ** week, fresh
             _ratchet(params, best, fresh, photos)
     return promotions, level
@@ -356,57 +365,6 @@ def settling(params: GateParams, world: World, gain: float, runs: int, seed: int
         "median_more": float(np.median(asked)) if asked else np.nan,
         "settled": settled / len(asked) if asked else np.nan,
     }
-
-
-def photos_needed(
-    params: GateParams, pairs: Mapping[str, pd.DataFrame], gains: Sequence[float] = (0.05, 0.1, 0.2)
-) -> list[dict[str, object]]:
-    """Return the eval photos per category with which all six categories pass in 80 % of the cases.
-
-    Each category must then pass in 0.8^(1/6) of the cases. Its spread is measured on its real pairs. The other metrics
-    are assumed to improve with the MSE (1 - BIoU with its square root). The metric that needs most photos decides.
-
-    Args:
-        params: The gate's rule.
-        pairs: Category → pairs, from `pairs_of`.
-        gains: True relative gains in MSE.
-    """
-    # Sum of the quantiles for power and level in the usual sample size formula.
-    power = float(ndtri(SETTLED ** (1 / len(SIX)))) - float(ndtri(params.alpha))
-    rows = []
-    for category in SIX:
-        if category not in pairs or len(pairs[category]) < 2:
-            continue
-        table = pairs[category]
-        row: dict[str, object] = {"category": category, "photos": len(table)}
-        for gain in gains:
-            needed = {}
-            for metric in METRICS:
-                spread, level = _spread(table, metric)
-                question = not_worse(params, metric, "champion", CHAMPION)
-                if metric in RELATIVE:
-                    room = gain - question.share
-                else:
-                    room = (1 - np.sqrt(1 - gain)) * (1 - level) - question.slack
-                needed[metric] = (power * spread / room) ** 2
-            most = max(needed, key=lambda metric: needed[metric])
-            row[f"at +{100 * gain:g} %"] = max(params.min_images, int(np.ceil(needed[most])))
-            row[f"by, +{100 * gain:g} %"] = most
-        rows.append(row)
-    return rows
-
-
-def _spread(table: pd.DataFrame, metric: str) -> tuple[float, float]:
-    """Return the standard deviation of a photo's difference (relative for errors, by groups) and the mean level."""
-    a, b = (table[f"{metric}_{side}"].to_numpy(float) for side in ("a", "b"))
-    difference = winsorised(softened(a, b, SLACK)) if metric in RELATIVE else a - b
-    groups = table["group"].astype(str).to_numpy()
-    # A single group has no spread between groups; its photos are used instead.
-    if len(np.unique(groups)) < 2:
-        groups = np.arange(len(a)).astype(str)
-    # At alpha = 0.16 the half width of the interval is about one standard error.
-    interval = student([Quantity(((1.0, difference[:, None]),))], groups, alpha=0.16)[0]
-    return (interval.estimate - interval.lower) * float(np.sqrt(len(a))), float((a.mean() + b.mean()) / 2)
 
 
 def characteristics(

@@ -9,8 +9,9 @@ from scipy.special import ndtri
 
 from mm_core.core.params import GateParams
 from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
+from mm_core.eval.across import MACRO
 from mm_core.eval.bootstrap import fewest_groups
-from mm_core.eval.cells import MACRO
+from mm_core.eval.cells import is_gain
 
 SETTLED = 0.8
 """Probability with which the photos that an INCONCLUSIVE verdict requests are enough."""
@@ -49,10 +50,15 @@ def worse_list(cells: Sequence[Cell]) -> str:
     if not rows:
         return ""
     each = ", ".join(
-        f"{category} {metric} {change(cell, cell.gain)} (at worst {change(cell, cell.bound)})"
-        for (category, metric), cell in rows.items()
+        f"{category} {_named(cell)} {change(cell, cell.gain)} (at worst {change(cell, cell.bound)})"
+        for (category, _), cell in rows.items()
     )
     return f"worse than the champion: {each}"
+
+
+def _named(cell: Cell) -> str:
+    # Gain cells with a margin and guards compare plain means, the others of mse and conn softened errors.
+    return f"plain mean of {cell.metric}" if cell.role in ("gain", "guard") and cell.margin else cell.metric
 
 
 def change(cell: Cell, value: float) -> str:
@@ -112,6 +118,12 @@ def more_photos(params: GateParams, cell: Cell) -> int | None:
 
 def not_settled(params: GateParams, cell: Cell) -> str:
     """Describe an unclear cell: its gain, the required gain and the number of photos to add."""
+    if cell.role == "gain" and cell.margin:
+        return (
+            f"{cell.category}: the plain mean of {cell.metric} {cell.candidate:.4g} is not better than the champion's "
+            f"{cell.reference:.4g} ({change(cell, cell.gain)}, allowed {change(cell, cell.margin)}), "
+            f"nor is a loss shown (at best {change(cell, _upper(cell))})"
+        )
     if cell.role == "gain":
         return (
             f"{cell.category}: {cell.metric} is not better than the champion's {cell.reference:.4g} "
@@ -140,7 +152,7 @@ def promoted(params: GateParams, cells: Sequence[Cell]) -> str:
     gains = [
         f"{cell.category} {change(cell, cell.gain)}"
         for cell in cells
-        if cell.role in ("gain", "superior") and cell.metric == params.primary and cell.reference
+        if is_gain(cell) and cell.metric == params.primary and cell.reference
     ]
     if params.mode == "strict":
         rest = "so are all of mse, maxf, biou and conn, with confidence"
@@ -150,8 +162,14 @@ def promoted(params: GateParams, cells: Sequence[Cell]) -> str:
         # Mode macro: the bound of the mean over the six categories.
         mean = next((cell for cell in cells if cell.role == "macro"), None)
         certain = f" (at least {change(mean, mean.bound)})" if mean else ""
-        rest = f"on average with confidence{certain}, and no metric is worse by more than its margin"
+        rest = f"on average with confidence{certain}, and no metric is worse by more than its margin{_pooled(cells)}"
     return f"{params.primary} is better in all {count} categories: {', '.join(gains)}; {rest}"
+
+
+def _pooled(cells: Sequence[Cell]) -> str:
+    """Name the categories whose own photos were too few for a bound; empty if there are none."""
+    names = [category for category in CATEGORIES if any(cell.pooled for cell in cells if cell.category == category)]
+    return f" (in {', '.join(names)} by the photos of all six categories together)" if names else ""
 
 
 def _signed(number: float) -> str:

@@ -18,11 +18,11 @@ from mm_core.eval.simulate import (
     characteristics,
     draw,
     pairs_of,
-    photos_needed,
     rates,
     settling,
     year,
 )
+from mm_core.eval.variances import photos_needed
 
 QUICK = GateParams.model_validate({"resamples": 200})
 FLAT = World(photos=60, difficulty=0.3, retraining=0.05, others=0.0)
