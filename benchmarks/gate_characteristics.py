@@ -95,7 +95,8 @@ def _year(params: GateParams, world: World, seed: int, runs: int, rule: str = "g
 
 def renew(done: pd.DataFrame, runs: int, more: int) -> None:
     """Measure the column `gate` of the noises by formula again, with `more` retrainings where a bar is decided."""
-    for index, row in done[done["world"].isin(list(WORLDS)) & done["part"].isin(["rates", "year"])].iterrows():
+    asked: Any = done[done["world"].isin(list(WORLDS)) & done["part"].isin(["rates", "year"])]
+    for index, row in zip(asked.index, asked.to_dict("records"), strict=True):
         world = replace(WORLDS[row["world"]], photos=int(row["photos"]))
         if row["part"] == "year":
             count, value = 4, _year(GateParams(), world, int(row["photos"]), 4)

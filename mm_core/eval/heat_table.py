@@ -64,13 +64,14 @@ def _heat_cell(cell: Cell) -> HeatCell:
         "margin": share(cell.margin, cell.reference, cell.metric),
         "role": cell.role.replace("_", "-"),
         "result": cell.result,
+        "pooled": cell.pooled,
         "heat": _heat_strength(cell),
     }
 
 
 def _plain_cell(value: float | None, champion: float | None, metric: str) -> HeatCell:
     empty = {"reference": "", "gain": "", "bound": "", "margin": "", "role": "", "result": ""}
-    cell = cast(HeatCell, {"value": number(value), **empty, "heat": 0})
+    cell = cast(HeatCell, {"value": number(value), **empty, "pooled": False, "heat": 0})
     if value is not None and champion is not None:
         # A positive gain is an improvement, also for errors.
         gain = (value - champion) * (1 if metric in HIGHER_IS_BETTER else -1)

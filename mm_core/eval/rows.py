@@ -105,6 +105,8 @@ class HeatCell(TypedDict):
     margin: str
     role: str
     result: str
+    pooled: bool
+    """True if the six categories together gave the result."""
     heat: int
     """Strength of the colour, 0 … 100."""
 

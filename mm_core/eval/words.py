@@ -12,6 +12,7 @@ from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
 from mm_core.eval.across import MACRO
 from mm_core.eval.bootstrap import fewest_groups
 from mm_core.eval.cells import is_gain
+from mm_core.eval.questions import RELATIVE
 
 SETTLED = 0.8
 """Probability with which the photos that an INCONCLUSIVE verdict requests are enough."""
@@ -126,7 +127,7 @@ def not_settled(params: GateParams, cell: Cell) -> str:
         )
     if cell.role == "gain":
         return (
-            f"{cell.category}: {cell.metric} is not better than the champion's {cell.reference:.4g} "
+            f"{cell.category}: {cell.metric}{_weighed(params)} is not better than the champion's {cell.reference:.4g} "
             f"({change(cell, cell.gain)}), nor is a loss shown (at best {change(cell, _upper(cell))})"
         )
     where = "the mean over the six" if cell.category == MACRO else cell.category
@@ -163,7 +164,13 @@ def promoted(params: GateParams, cells: Sequence[Cell]) -> str:
         mean = next((cell for cell in cells if cell.role == "macro"), None)
         certain = f" (at least {change(mean, mean.bound)})" if mean else ""
         rest = f"on average with confidence{certain}, and no metric is worse by more than its margin{_pooled(cells)}"
-    return f"{params.primary} is better in all {count} categories: {', '.join(gains)}; {rest}"
+    return f"{params.primary}{_weighed(params)} is better in all {count} categories: {', '.join(gains)}; {rest}"
+
+
+def _weighed(params: GateParams) -> str:
+    """Say that the gain is that of softened errors; its sign may then differ from the plain mean's."""
+    softened = params.mode == "macro" and params.pooled and params.primary in RELATIVE
+    return " (large errors of single photos softened)" if softened else ""
 
 
 def _pooled(cells: Sequence[Cell]) -> str:

@@ -410,3 +410,23 @@ def test_every_metric_and_category_that_got_worse_is_listed_with_its_bound(tmp_p
 @pytest.mark.parametrize(("number", "text"), [(-316.7, "-317"), (-58.2, "-58"), (5.83, "+5.8"), (0.0, "+0")])
 def test_numbers_of_a_verdict_have_two_digits_and_no_exponent(number: float, text: str) -> None:
     assert _signed(number) == text
+
+
+def test_a_softened_gain_with_a_worse_plain_mean_is_said(tmp_path: Path) -> None:
+    """One photo of sixty is far worse: all others gain, and the plain mean loses within the limit."""
+    scores, frame = tables(simulate(25, photos=60, gains=0.2))
+    champion = scores[scores["model"] == "champion"].set_index("sample_id")["mse"]
+    pets = frame.loc[frame["category"] == "pets", "sample_id"]
+    ours = (scores["model"] == "multimodal") & scores["sample_id"].isin(pets)
+    scores.loc[ours, "mse"] = scores.loc[ours, "sample_id"].map(champion) * 0.9
+    largest = champion[pets].idxmax()
+    # The plain mean becomes 4 % worse than the champion's.
+    scores.loc[ours & (scores["sample_id"] == largest), "mse"] += 0.14 * champion[pets].sum()
+    found = decide(PARAMS, workspace(tmp_path, scores, frame), INPUTS)
+    cells = {bool(c.margin): c for c in found.cells if (c.category, c.metric, c.role) == ("pets", "mse", "gain")}
+    softened, plain = cells[False], cells[True]
+    assert softened.result == "pass" and softened.gain > 0
+    assert plain.result == "pass" and plain.gain == pytest.approx(-0.04 * (plain.reference or 0), rel=0.01)
+    assert any("pets plain mean of mse -4 %" in reason for reason in found.reasons), found.reasons
+    promoted = verdict(tmp_path / "plain", simulate(1, gains=0.3))
+    assert promoted.reasons[0].startswith("mse (large errors of single photos softened) is better in all 6 categories")
