@@ -164,7 +164,7 @@ def status(json_: Json = False) -> None:
     # The latest row of a batch is its present state.
     latest = catalog.read("batches", columns=["kind", "batch", "state", "reason", "ingested_at"])
     latest = latest.sort_values("ingested_at").drop_duplicates(["kind", "batch"], keep="last")
-    if held := held_words(latest[latest["state"] == "held"].to_dict("records")):
+    if held := held_words(latest.loc[latest["state"] == "held"].to_dict("records")):
         typer.echo(held + "\n")
     if lines := result["eval"]["words"]:
         typer.echo("evaluation photos\n" + "\n".join(f"  {line}" for line in lines) + "\n")

@@ -32,8 +32,12 @@ class StartPin(TypedDict):
     """Digest of the blob with its provenance."""
     catalog: dict[str, int]
     """Version of each table that its cycle was pinned to."""
+    snapshot: str
+    """Digest of the snapshot that it was trained on."""
     when: str
     """ISO 8601, UTC."""
+    before: StartPin | None
+    """What its own cycle started from; `before` of that record is None."""
 
 
 class PinnedInputs(TypedDict):
@@ -45,6 +49,16 @@ class PinnedInputs(TypedDict):
     anchor: ModelPin | None
     start: NotRequired[StartPin]
     """Only while there is no champion and an earlier cycle left a candidate."""
+
+
+def start_for(pinned: PinnedInputs, snapshot: str) -> StartPin | None:
+    """Return the start of a cycle on a snapshot with this digest.
+
+    A candidate that was trained on the same snapshot is no start: the cycle is repeated, so it begins where that
+    candidate began. The catalog may have changed in other tables, for example by new features.
+    """
+    start = pinned.get("start")
+    return start["before"] if start and start["snapshot"] == snapshot else start
 
 
 def start_digest(pinned: PinnedInputs) -> str | None:
@@ -75,13 +89,13 @@ def are_pins(value: object) -> TypeGuard[PinnedInputs]:
     if not isinstance(value, dict) or not {"catalog", *ROLES} <= set(value):
         return False
     catalog, pins = value["catalog"], [value[role] for role in ROLES if value[role] is not None]
-    start = value.get("start", {"digest": ""})
+    start = value.get("start", {"digest": "", "snapshot": "", "before": None})
     return (
         isinstance(catalog, dict)
         and set(PINNED_TABLES) <= set(catalog)
         and all(isinstance(version, int) for version in catalog.values())
         and isinstance(start, dict)
-        and isinstance(start.get("digest"), str)
+        and {"digest", "snapshot", "before"} <= set(start)
         and all(isinstance(pin, dict) and {"version", "digest", "files"} <= set(pin) for pin in pins)
     )
 

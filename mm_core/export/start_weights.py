@@ -15,7 +15,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 
 from mm_core.core.layout import TRAIN_STAGES
-from mm_core.core.pins import StartPin
+from mm_core.core.pins import StartPin, read_snapshot
 from mm_core.core.records import Verdict
 from mm_core.export.provenance import gather, read_provenance
 from mm_core.storage.run import StorageRun
@@ -46,12 +46,15 @@ def keep_start(run: StorageRun, verdict: Verdict) -> str | None:
             return "it is not better than the blind matte"
     key = f"{PREFIX}/{verdict.candidate}.json"
     if not run.store.exists(key):
-        provenance = gather(run, verdict)
+        provenance, frozen = gather(run, verdict), read_snapshot(run.layout)
+        before = frozen.get("start")
         record: StartPin = {
             "digest": put_blob(run.store, run.layout.model(TRAIN_STAGES[-1])),
             "provenance": put_blob(run.store, json.dumps(provenance, sort_keys=True).encode()),
-            "catalog": provenance["snapshot"]["catalog"] or {},
+            "catalog": frozen["catalog"],
+            "snapshot": frozen["digest"],
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "before": {**before, "before": None} if before else None,
         }
         # The record comes last, when everything that it names exists.
         run.store.put(key, json.dumps(record, sort_keys=True).encode())

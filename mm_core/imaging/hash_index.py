@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -109,11 +110,14 @@ class Hashed:
 
 @dataclass(slots=True)
 class Candidates:
-    """Photos that one photo may repeat, by id, most probable first, itself included: at most MAX_CANDIDATES each."""
+    """Photos that one photo may repeat, by id, most probable first, itself included: at most MAX_CANDIDATES each.
 
-    copies: list[int] = field(default_factory=list)
+    The ids are those given to `Hashed.of`: ids of samples in a catalog, positions in a batch.
+    """
+
+    copies: list[Any] = field(default_factory=list)
     """Photos with a whole-picture hash within `bits`."""
-    edits: list[int] = field(default_factory=list)
+    edits: list[Any] = field(default_factory=list)
     """Photos with at least LEAST_SHARED landmarks in common, most landmarks first."""
 
 

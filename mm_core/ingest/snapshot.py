@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError
 from mm_core.core.params import SnapshotParams
-from mm_core.core.pins import PinnedInputs, SnapshotFacts
+from mm_core.core.pins import PinnedInputs, SnapshotFacts, start_for
 from mm_core.core.records import CATEGORIES, Report, digest_of, write_json
 from mm_core.ingest.holdout import LEARNT, MOST_SHARE
 from mm_core.ingest.placement import (
@@ -125,8 +125,8 @@ def build_snapshot(
             why: count for why, count in sorted(zip(REASONS, reasons, strict=True)) if why and count
         },
     }
-    if "start" in inputs:
-        facts["start"] = inputs["start"]
+    if start := start_for(inputs, facts["digest"]):
+        facts["start"] = start
     write_frames(out_dir, frames, SCHEMA, facts)
     report.facts |= facts
     report.metrics |= {f"snapshot/{pool}": len(frames[pool]) for pool in POOLS}

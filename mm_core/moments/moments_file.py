@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -124,7 +124,7 @@ def read_moments(path: Path) -> MomentsRecord:
         raise InputError(f"{path}: {size} bytes, at most {MOST_BYTES} are read: {remedy}")
     try:
         content = parse_finite_json(path.read_bytes())
-        _Moments.model_validate(content)
+        checked = _Moments.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))[:200]
@@ -133,7 +133,8 @@ def read_moments(path: Path) -> MomentsRecord:
         raise InputError(f"{path}: not JSON of moments: {remedy}") from None
     # Links are resolved too: a piece may be a link that leads out of the folder.
     folder = path.parent.resolve()
-    for piece in (piece for moment in content["moments"] for piece in moment["pieces"]):
-        if not (folder / piece["file"]).resolve().is_relative_to(folder):
-            raise InputError(f"{path}: {piece['file']!r} leads out of the folder: {remedy}")
-    return content
+    for piece in (piece for moment in checked.moments for piece in moment.pieces):
+        if not (folder / piece.file).resolve().is_relative_to(folder):
+            raise InputError(f"{path}: {piece.file!r} leads out of the folder: {remedy}")
+    # Validation showed that the JSON value is of this type.
+    return cast("MomentsRecord", content)

@@ -17,7 +17,7 @@ from mm_core.export.registry import Registry
 from mm_core.export.start_weights import keep_start, kept_starts
 from mm_core.ingest.snapshot import read_pool
 from mm_core.model.files import read_meta
-from mm_core.pinned_inputs import Run, frozen_inputs, inputs_now
+from mm_core.pinned_inputs import Run, frozen_inputs, inputs_now, pin_when_idle, read_inputs
 from mm_core.services.check import check
 from samplegen import write_drop
 
@@ -104,6 +104,23 @@ def test_without_a_champion_each_cycle_goes_on_from_the_candidate_before(layout:
     alone = learnt_by(layout.settings, run.store, [second])
     assert alone and set(alone) < set(learnt), "the kept candidates can be traced too"
     assert check(layout, Report("check"), progress=run.progress) == []
+
+
+def test_a_newer_catalog_with_the_same_photos_does_not_move_the_start(layout: Layout) -> None:
+    """The catalog is newer, the photos to learn from are the same: the cycle that lies there stays whole."""
+    cycle(layout)
+    drop(layout, "two", 50)
+    cycle(layout)
+    first, second = (start["digest"] for start in kept_starts(Run(TINY, layout).store))
+    run = Run(TINY, layout)
+    frozen = frozen_inputs(layout)
+    assert run.catalog.compact("features")
+    pin_when_idle(run)
+    assert read_inputs(layout).get("start", {}).get("digest") == second
+    stages.snapshot(run)
+    assert frozen_inputs(layout)["catalog"] != frozen["catalog"]
+    assert frozen_inputs(layout).get("start", {}).get("digest") == first
+    stages.evaluate(run)
 
 
 def test_from_scratch_means_every_cycle(layout: Layout) -> None:
