@@ -30,6 +30,7 @@ from mm_core.core.settings import Settings
 if TYPE_CHECKING:
     from mm_core import operations, pinned_inputs, stages
     from mm_core.cli import predict as predictions
+    from mm_core.core import locks
     from mm_core.core.records import Report
     from mm_core.eval import evaluate as evaluations
     from mm_core.gallery import serve as galleries
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from mm_core.ingest import drop as drops
     from mm_core.ingest import snapshot as snapshots
     from mm_core.services import ui as pages
+    from mm_core.storage import retry
     from mm_core.storage.catalog import Catalog
 else:
     # The stages import slow packages, which `mm --help` does not need.
@@ -44,12 +46,14 @@ else:
     pinned_inputs = Deferred("mm_core.pinned_inputs")
     stages = Deferred("mm_core.stages")
     predictions = Deferred("mm_core.cli.predict")
+    locks = Deferred("mm_core.core.locks")
     evaluations = Deferred("mm_core.eval.evaluate")
     galleries = Deferred("mm_core.gallery.serve")
     datasets = Deferred("mm_core.ingest.datasets")
     drops = Deferred("mm_core.ingest.drop")
     snapshots = Deferred("mm_core.ingest.snapshot")
     pages = Deferred("mm_core.services.ui")
+    retry = Deferred("mm_core.storage.retry")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, cls=OrderedGroup)
 catalog_app = typer.Typer(no_args_is_help=True, help="Care of the catalog's files.")
@@ -139,8 +143,6 @@ def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -
 @app.command()
 def status(json_: Json = False) -> None:
     """Batches, samples per kind and category, quarantine, the last cycle and the champion."""
-    from mm_core.core.locks import cycle_holder
-
     run = open_run()
     catalog, layout = run.catalog, run.layout
     batches = catalog.read("batches", columns=["kind", "batch", "state", "accepted", "quarantined", "duplicates"])
@@ -153,7 +155,7 @@ def status(json_: Json = False) -> None:
         "rejects": counted(catalog, "rejects", "verdict", "reason"),
         "verdict": pinned_inputs.recorded_verdict(layout).decision if layout.verdict.exists() else None,
         "champion": (run.registry.pin("champion") or {}).get("version"),
-        "cycle": cycle_holder(layout),
+        "cycle": locks.cycle_holder(layout),
         "eval": snapshots.eval_state(run.params.snapshot, catalog),
     }
     if json_:
@@ -384,9 +386,7 @@ def main() -> None:
         sys.exit(2 if isinstance(error, InputError) else 1)
     # Faults of a disk or a file become one line; all other errors keep their traceback.
     except Exception as error:
-        from mm_core.storage.retry import plain_fault
-
-        said = plain_fault(error)
+        said = retry.plain_fault(error)
         if said is None:
             raise
         typer.echo(f"mm: {said}", err=True)

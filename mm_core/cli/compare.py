@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mm_core.cli.terminal import Json, open_layout, run_with_bars, say, table
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from mm_core.core import records
     from mm_core.core.records import Report
     from mm_core.ingest.matte_pairs import MatteFinder
     from mm_core.ingest.truths import Truth
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from mm_core.storage.catalog import Catalog
     from mm_core.storage.run import StorageRun
     from mm_core.storage.store import Store
+else:
+    records = Deferred("mm_core.core.records")
 
 app = typer.Typer()
 MARK = b"<title>Models compared: "
@@ -73,7 +77,6 @@ def compare_models(
     Raises:
         InputError: A model or photo does not exist, no photo is readable, or `page` is not a page of this command.
     """
-    from mm_core.core.records import Report, timed, write_bytes
     from mm_core.eval.compare import ComparePage, Matted
     from mm_core.imaging.images import UnreadableImage, load_rgb
 
@@ -83,7 +86,7 @@ def compare_models(
     names = (_title(models[0], pair[0]), _title(models[1], pair[1]))
     known = _Known(run.catalog, run.store, [job.photo for job in jobs])
     compared, unreadable = ComparePage(names, shown), []
-    with timed(Report("compare")) as report:
+    with records.timed(records.Report("compare")) as report:
         for number, job in enumerate(jobs, 1):
             run.progress("compare", number, len(jobs))
             try:
@@ -98,7 +101,7 @@ def compare_models(
             compared.add(Matted(str(job.photo), category, rgb, mattes, truth))
         if not compared.rows:
             raise InputError(f"no photo could be read: {unreadable[0]['reason']}")
-        write_bytes(page, compared.render(unreadable).encode(errors="backslashreplace"))
+        records.write_bytes(page, compared.render(unreadable).encode(errors="backslashreplace"))
         report.facts |= {"page": str(page), "a": names[0], "b": names[1]}
         report.tables |= {"summary": compared.summary(), "per_image": compared.rows, "unreadable": unreadable}
         report.metrics["compare/photos"] = float(len(compared.rows))
@@ -137,11 +140,10 @@ class _Known:
     """Labels and categories of photos that are in the catalog, found by the digest of their bytes."""
 
     def __init__(self, catalog: Catalog, store: Store, photos: Sequence[Path]) -> None:
-        from mm_core.core.records import sha256_file
         from mm_core.ingest.snapshot import newest_labels
 
         self._store = store
-        self._ids = {photo: sha256_file(photo) for photo in photos}
+        self._ids = {photo: records.sha256_file(photo) for photo in photos}
         wanted = sorted(set(self._ids.values()))
         samples = catalog.read("samples", columns=["id", "category"], filters=[("id", "in", wanted)])
         self._categories = dict(zip(samples["id"], samples["category"].fillna(""), strict=True))

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mm_core.cli.terminal import Json, open_layout, run_with_bars, say, table
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 
 if TYPE_CHECKING:
+    from mm_core.core import records
     from mm_core.services.browse import Predict
+else:
+    records = Deferred("mm_core.core.records")
 
 # The root of the checkout, which contains the Makefile and `.tools`.
 PROJECT = Path(__file__).resolve().parents[2]
@@ -33,10 +37,9 @@ def export_data(
     json_: Json = False,
 ) -> None:
     """Writes the photos and mattes of the last snapshot in a form that `mm drop` and other programs read."""
-    from mm_core.core.records import Report, timed
     from mm_core.ingest.export_data import export_pools
 
-    with run_with_bars() as run, timed(Report("export-data")) as report:
+    with run_with_bars() as run, records.timed(records.Report("export-data")) as report:
         export_pools(run, out, report, form=form, pools=pool or ())
     if json_:
         return say(report, True)
@@ -55,7 +58,6 @@ def browse(
     json_: Json = False,
 ) -> None:
     """The catalog in the FiftyOne App: photos, mattes, quarantine, splits, predictions, saved views. Until Ctrl-C."""
-    from mm_core.core.records import Report, timed
     from mm_core.services.browse import Browser, write_browse_folder
 
     layout = open_layout()
@@ -63,7 +65,7 @@ def browse(
     if not write_only:
         _require_fiftyone(layout)
     folder = layout.cache / "browse"
-    with run_with_bars() as run, timed(Report("browse")) as report:
+    with run_with_bars() as run, records.timed(records.Report("browse")) as report:
         models = _models(layout) if predictions else {}
         write_browse_folder(run, models, folder, report, most_predictions=predictions)
     if write_only:

@@ -14,10 +14,12 @@ from mm_core.core.settings import Settings
 
 if TYPE_CHECKING:
     from mm_core.cli import reference as references
+    from mm_core.core import records
     from mm_core.services import backup as backups
     from mm_core.services import check as checks
     from mm_core.services import repair as repairs
 else:
+    records = Deferred("mm_core.core.records")
     references = Deferred("mm_core.cli.reference")
     backups = Deferred("mm_core.services.backup")
     checks = Deferred("mm_core.services.check")
@@ -37,9 +39,7 @@ def backup(
 
     PostgreSQL databases are in it where MM_BACKUP_DATABASES names their URLs.
     """
-    from mm_core.core.records import Report, timed
-
-    with progress_bars() as progress, timed(Report("backup")) as report:
+    with progress_bars() as progress, records.timed(records.Report("backup")) as report:
         backups.back_up(Settings.from_env(), to, report, photos=photos, keep=keep, progress=progress)
     say(report, json_)
 
@@ -51,9 +51,7 @@ def restore(
     json_: Json = False,
 ) -> None:
     """Writes a backup into an empty workspace and an empty store, each file checked against its digest."""
-    from mm_core.core.records import Report, timed
-
-    with progress_bars() as progress, timed(Report("restore")) as report:
+    with progress_bars() as progress, records.timed(records.Report("restore")) as report:
         backups.restore(Settings.from_env(), source, report, at=at, progress=progress)
     say(report, json_)
 
@@ -67,10 +65,8 @@ def check(
 
     Exits with 1 where a fault is left.
     """
-    from mm_core.core.records import Report, timed
-
     layout = Layout(Settings.from_env())
-    with progress_bars() as progress, timed(Report("check")) as report:
+    with progress_bars() as progress, records.timed(records.Report("check")) as report:
         faults = checks.check(layout, report, progress=progress)
         # Without --repair the check only reads.
         if repair and faults:

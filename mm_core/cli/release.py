@@ -15,11 +15,13 @@ from mm_core.core.settings import Settings
 
 if TYPE_CHECKING:
     from mm_core import operations, pinned_inputs, stages
+    from mm_core.core import records
     from mm_core.eval import simulate, variances
     from mm_core.export import bench, bundle_manifest, signature, trust
     from mm_core.export import bundle as bundles
     from mm_core.export import lineage as lineages
 else:
+    records = Deferred("mm_core.core.records")
     operations = Deferred("mm_core.operations")
     pinned_inputs = Deferred("mm_core.pinned_inputs")
     stages = Deferred("mm_core.stages")
@@ -121,10 +123,8 @@ def export(
     verdict = pinned_inputs.recorded_verdict(run.layout)
     # A pipeline needs an output file even if the gate rejects the candidate.
     if if_promoted and verdict.decision != "PROMOTE":
-        from mm_core.core.records import write_json
-
         refusal = {"exported": False, "verdict": verdict.decision, "reasons": verdict.reasons}
-        write_json(run.layout.cycle_bundle / "export.json", refusal)
+        records.write_json(run.layout.cycle_bundle / "export.json", refusal)
         return say(refusal, json_)
     say(stages.export(run), json_)
 

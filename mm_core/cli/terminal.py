@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.layout import Layout
 from mm_core.core.progress import Progress, quiet
 from mm_core.core.settings import Settings
@@ -20,8 +21,12 @@ from mm_core.core.settings import Settings
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from mm_core.core import params, records
     from mm_core.core.records import Report
     from mm_core.pinned_inputs import Run
+else:
+    params = Deferred("mm_core.core.params")
+    records = Deferred("mm_core.core.records")
 
 MOST_ROWS = 60
 """Largest number of table rows in the text output; the rest is counted."""
@@ -40,11 +45,10 @@ def open_layout(inbox: str | None = None) -> Layout:
 def open_run(inbox: str | None = None, progress: Progress = quiet) -> Run:
     """Return the run of a verb, with the workspace of the environment and the params of params.yaml."""
     # Imported here, because they need packages that `mm --help` does not need.
-    from mm_core.core.params import Params
     from mm_core.pinned_inputs import Run
 
     layout = open_layout(inbox)
-    return Run(Params.load(layout.settings.params_file), layout, progress)
+    return Run(params.Params.load(layout.settings.params_file), layout, progress)
 
 
 class Bars:
@@ -92,14 +96,12 @@ def run_with_bars(inbox: str | None = None) -> Iterator[Run]:
 
 def say(result: Report | Mapping[str, object], as_json: bool) -> None:
     """Print a result as text, or as one JSON object if `as_json` is true."""
-    from mm_core.core.records import Report
-
     # Both kinds of result have the same JSON form.
-    data = asdict(result) if isinstance(result, Report) else result
+    data = asdict(result) if isinstance(result, records.Report) else result
     if as_json:
         # `default=str` covers paths, times and numpy values.
         typer.echo(json.dumps(data, default=str))
-    elif isinstance(result, Report):
+    elif isinstance(result, records.Report):
         typer.echo(f"{result.stage}: {result.seconds:.1f} s")
         for name, value in result.facts.items():
             typer.echo(_named(name, value, "  "))

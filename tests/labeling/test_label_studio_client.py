@@ -118,10 +118,13 @@ def test_hostile_payloads_are_refused_one_by_one_and_the_rest_lands(tmp_path, la
         server.annotate(numbers[key], good[key])
     good[score][0]["score"] = float("nan")
     body = json.dumps({"result": good[score]})  # with a bare NaN, as JavaScript and JSON do not know it
-    answer = server._http.post(
-        f"/api/tasks/{numbers[score]}/annotations/", content=body, headers={"Content-Type": "application/json"}
-    )
-    stored = answer.is_success  # some databases refuse it before we have to
+    try:
+        server._http.post(
+            f"/api/tasks/{numbers[score]}/annotations/", content=body, headers={"Content-Type": "application/json"}
+        )
+        stored = True
+    except LabelServerError:  # some servers and databases refuse it before we have to
+        stored = False
     server.import_tasks([{"data": {"image": "/x.jpg", "key": "f" * 64}}, {"data": {"image": "/x.jpg", "key": ["a"]}}])
     strangers = [t["id"] for t in server.changed_since(None) if t["id"] not in numbers.values()]
     for number in strangers:
