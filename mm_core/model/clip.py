@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -264,7 +265,7 @@ def _open_clip() -> ModuleType:
     ensure_torchvision()
     if LOCAL_NAME not in open_clip.list_models():
         open_clip.add_model_config(Path(__file__).with_name(f"{LOCAL_NAME}.json"))
-    return open_clip
+    return import_module("open_clip")
 
 
 def _named_weights(params: ClipParams, local: Path | None) -> tuple[str, str]:

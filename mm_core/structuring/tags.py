@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from functools import cached_property
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -180,4 +181,4 @@ def _read(path: Path, dim: int) -> np.ndarray:
 def _open_clip() -> ModuleType:
     """Import open_clip next to a CPU build of torch."""
     ensure_torchvision()
-    return open_clip
+    return import_module("open_clip")
