@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -40,12 +41,12 @@ METALS: dict[str, Colour] = {
 }
 
 
-class LocalUnits:
+class LocalUnits(ABC):
     """Subject that is drawn in units of its own."""
 
+    @abstractmethod
     def at(self, points: object) -> np.ndarray:
         """Map points (..., 2) from the subject's units to canvas units (..., 2)."""
-        raise NotImplementedError
 
     def spot(self, x: float, y: float) -> tuple[float, float]:
         """Map one point as `at` does."""
