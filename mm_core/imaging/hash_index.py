@@ -136,8 +136,8 @@ def find_candidates(asked: Hashed, known: Iterable[Hashed], bits: int) -> list[C
     wholes, whole_of = np.unique(asked.whole, return_inverse=True)
     marks, mark_of = np.unique(asked.landmarks, return_inverse=True)
     by_whole, by_mark = HashIndex(wholes, bits, bucket=MAX_BUCKET), HashIndex(marks, bits, bucket=MAX_BUCKET)
-    copies: dict[int, list[tuple[int, int]]] = {}
-    edits: dict[int, list[tuple[int, int]]] = {}
+    copies: dict[int, list[tuple[int, Any]]] = {}
+    edits: dict[int, list[tuple[int, Any]]] = {}
     for part in known:
         _collect(copies, by_whole, part.whole, part.ids, np.arange(len(part.ids)))
         _collect(edits, by_mark, part.landmarks, part.ids, part.owners, by_distance=False)
@@ -145,7 +145,7 @@ def find_candidates(asked: Hashed, known: Iterable[Hashed], bits: int) -> list[C
     ends = np.searchsorted(asked.owners, np.arange(len(asked.whole) + 1))
     candidates = []
     for photo, whole in enumerate(whole_of.tolist()):
-        shared: dict[int, int] = {}
+        shared: dict[Any, int] = {}
         for mark in set(mark_of[ends[photo] : ends[photo + 1]].tolist()):
             for _, match in edits.get(mark, ()):
                 shared[match] = shared.get(match, 0) + 1
@@ -156,7 +156,7 @@ def find_candidates(asked: Hashed, known: Iterable[Hashed], bits: int) -> list[C
 
 
 def _collect(
-    kept: dict[int, list[tuple[int, int]]],
+    kept: dict[int, list[tuple[int, Any]]],
     index: HashIndex,
     hashes: np.ndarray,
     ids: np.ndarray,
