@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES
-from mm_core.core.pins import ROLES, has_snapshot, start_digest
+from mm_core.core.pins import ROLES, has_snapshot
 from mm_core.core.records import Report, digest_of, sha256_file, timed, write_json
 from mm_core.eval.eval_budget import record_use
 from mm_core.eval.evaluate import evaluate_models, identity
@@ -261,9 +261,9 @@ def gate(run: Run) -> Report:
             layout.stage_report(later).unlink(missing_ok=True)
         inputs, frame = frozen_inputs(layout), read_pool(layout.snapshot, "eval")
         judged = [pin["digest"] for role in ROLES if (pin := inputs[role])]
-        # The candidate has also learnt what its start weights had learnt.
-        if start := start_digest(inputs):
-            judged.append(start)
+        # Without a champion the candidate may descend from an earlier one, and has learnt what that one had learnt.
+        if start := inputs.get("start"):
+            judged.append(start["digest"])
         samples = run.catalog.read(
             "samples", version=inputs["catalog"]["samples"], columns=["id", "group", "phash", "near"]
         )
