@@ -30,7 +30,8 @@ from mm_core.core.layout import Layout  # noqa: E402
 from mm_core.core.progress import quiet  # noqa: E402
 from mm_core.core.records import Report, write_json  # noqa: E402
 from mm_core.core.settings import Settings  # noqa: E402
-from mm_core.ingest.snapshot import POOLS, place, read_pool  # noqa: E402
+from mm_core.ingest.placement import POOLS  # noqa: E402
+from mm_core.ingest.snapshot import place, read_pool  # noqa: E402
 from mm_core.services.backup import restore  # noqa: E402
 from mm_core.services.check import check  # noqa: E402
 from mm_core.storage.run import catalog_of  # noqa: E402

@@ -178,7 +178,7 @@ ROWS = (
 
 def _in_use(root: Path) -> set[tuple[str, str]]:
     """Photo and digest of every label that counts; raises where one photo has two rows of the same version."""
-    from mm_core.ingest.snapshot import newest_labels
+    from mm_core.ingest.placement import newest_labels
 
     rows = Catalog(str(root / "store")).read("labels")
     assert not rows.duplicated(["sample_id", "version"]).any()

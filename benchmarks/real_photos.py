@@ -35,7 +35,8 @@ from mm_core.core.records import CATEGORIES, Report, decoder_of, digest_of
 from mm_core.core.settings import Settings
 from mm_core.eval.evaluate import blind_mattes, score_all
 from mm_core.eval.metrics import category_scores
-from mm_core.ingest.snapshot import SCHEMA, components, newest_labels, stable_share, write_frames
+from mm_core.ingest.placement import SCHEMA, newest_labels, stable_share
+from mm_core.ingest.snapshot import components, write_frames
 from mm_core.model.predict import TorchPredictor
 from mm_core.pinned_inputs import Run
 from mm_core.storage.run import StorageRun, catalog_of, store_of

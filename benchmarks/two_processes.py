@@ -46,7 +46,8 @@ from mm_core.core.records import ALL_CATEGORIES, Report, digest_of, write_json  
 from mm_core.core.settings import Settings  # noqa: E402
 from mm_core.export.registry import Registry  # noqa: E402
 from mm_core.export.signature import make_keys  # noqa: E402
-from mm_core.ingest.snapshot import POOLS, place, read_pool  # noqa: E402
+from mm_core.ingest.placement import POOLS  # noqa: E402
+from mm_core.ingest.snapshot import place, read_pool  # noqa: E402
 from mm_core.model.torchvision_shim import ensure_torchvision  # noqa: E402
 from mm_core.pinned_inputs import Run  # noqa: E402
 from mm_core.services.backup import restore  # noqa: E402

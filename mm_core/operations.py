@@ -21,7 +21,8 @@ from mm_core.export.runtime import OnnxPredictor
 from mm_core.export.start_weights import withdraw_starts
 from mm_core.imaging.pixel_cache import PixelCache
 from mm_core.ingest.erasure import describe_photos, find_photos, forget_photos
-from mm_core.ingest.snapshot import POOLS, read_pool
+from mm_core.ingest.placement import POOLS
+from mm_core.ingest.snapshot import read_pool
 from mm_core.labeling.forget import forget_on_server, forget_tasks
 from mm_core.labeling.label_studio_format import inbox
 from mm_core.labeling.label_studio_local import connect

@@ -21,7 +21,8 @@ from mm_core.core.records import Report, Verdict, digest_of, sha256_file, write_
 from mm_core.export.override import Override, valid_override
 from mm_core.export.registry import Registry
 from mm_core.export.start_weights import newest_start
-from mm_core.ingest.snapshot import POOLS, read_pool
+from mm_core.ingest.placement import POOLS
+from mm_core.ingest.snapshot import read_pool
 from mm_core.storage.run import StorageRun, catalog_of, store_of
 from mm_core.storage.seals import seal_databases
 from mm_core.storage.store import fetch_blob

@@ -92,7 +92,8 @@ def test_a_first_model_is_promoted_and_everything_agrees(cycled) -> None:
 def test_lineage_knows_what_a_champion_learnt_from(cycled) -> None:
     from mm_core.eval.independence import learnt_photos
     from mm_core.export.lineage import learnt_by
-    from mm_core.ingest.snapshot import POOLS, read_pool
+    from mm_core.ingest.placement import POOLS
+    from mm_core.ingest.snapshot import read_pool
 
     layout, _ = cycled
     learnt = learnt_by(layout.settings, store_of(layout), [recorded_verdict(layout).candidate])

@@ -23,7 +23,8 @@ from mm_core.core.settings import Settings
 from mm_core.export.lineage import lineage
 from mm_core.export.registry import NAME, Registry
 from mm_core.export.signature import make_keys
-from mm_core.ingest.snapshot import POOLS, read_pool
+from mm_core.ingest.placement import POOLS
+from mm_core.ingest.snapshot import read_pool
 from mm_core.model.files import read_meta
 from mm_core.pinned_inputs import Run, frozen_inputs, inputs_now, pin_when_idle, read_inputs, recorded_verdict
 from mm_core.storage.run import catalog_of

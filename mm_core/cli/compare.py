@@ -140,7 +140,7 @@ class _Known:
     """Labels and categories of photos that are in the catalog, found by the digest of their bytes."""
 
     def __init__(self, catalog: Catalog, store: Store, photos: Sequence[Path]) -> None:
-        from mm_core.ingest.snapshot import newest_labels
+        from mm_core.ingest.placement import newest_labels
 
         self._store = store
         self._ids = {photo: records.sha256_file(photo) for photo in photos}

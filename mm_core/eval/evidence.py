@@ -16,7 +16,8 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import PinnedInputs
 from mm_core.eval.evaluate import SCHEMA, identity
 from mm_core.eval.metrics import MEAN_METRICS
-from mm_core.ingest.snapshot import POOLS, read_pool
+from mm_core.ingest.placement import POOLS
+from mm_core.ingest.snapshot import read_pool
 
 Key = tuple[str, str]
 """(model, precision) as in per_image.parquet."""

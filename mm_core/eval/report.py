@@ -43,7 +43,7 @@ from mm_core.eval.rows import (
     ValueRow,
 )
 from mm_core.imaging.images import UnreadableImage, load_rgb, read_header
-from mm_core.ingest.snapshot import labels_in_use
+from mm_core.ingest.placement import labels_in_use
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.rows import RejectRow, records
 from mm_core.storage.run import StorageRun

@@ -25,7 +25,8 @@ from mm_core.eval.evaluate import BLIND, blind_mattes, score_all
 from mm_core.eval.evidence import FLOAT, INT8, gather
 from mm_core.eval.gate import conclude
 from mm_core.eval.questions import questions_for
-from mm_core.ingest.snapshot import SCHEMA, read_pool, stable_share, write_frames
+from mm_core.ingest.placement import SCHEMA, stable_share
+from mm_core.ingest.snapshot import read_pool, write_frames
 from mm_core.model.predict import TorchPredictor
 from mm_core.storage.run import StorageRun
 from mm_core.training.scratch import part_of, scratch_layout

@@ -41,7 +41,8 @@ from mm_core.export.limits import require_within
 from mm_core.export.quantise import QuantisedRecord
 from mm_core.export.runtime import CHOICE, SUFFIX, input_size, open_session
 from mm_core.export.signature import UNSIGNED, sign_file
-from mm_core.ingest.snapshot import TRAINING, read_pool
+from mm_core.ingest.placement import TRAINING
+from mm_core.ingest.snapshot import read_pool
 from mm_core.model.preprocess import prepare, resize
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.run import StorageRun

@@ -15,7 +15,7 @@ from mm_core.core.settings import Settings
 from mm_core.export.provenance import Provenance, SnapshotPin, StageProvenance, read_provenance
 from mm_core.export.registry import NAME, Move, Registry
 from mm_core.export.start_weights import kept_starts
-from mm_core.ingest.snapshot import POOLS
+from mm_core.ingest.placement import POOLS
 from mm_core.storage.store import Store, fetch_blob, open_store
 
 # Columns of a snapshot's frames that the lineage shows.

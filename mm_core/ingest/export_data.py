@@ -27,7 +27,8 @@ from mm_core.ingest.coco import ROW_KEYS, CocoPhoto, load_pycocotools, write_coc
 from mm_core.ingest.csv_text import csv_bytes
 from mm_core.ingest.drop import escaped
 from mm_core.ingest.fiftyone_json import TRUTH, heatmap, write_fiftyone
-from mm_core.ingest.snapshot import POOLS, read_pool
+from mm_core.ingest.placement import POOLS
+from mm_core.ingest.snapshot import read_pool
 from mm_core.ingest.spellings import PHOTOS, SUFFIXES
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob

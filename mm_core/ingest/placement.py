@@ -265,7 +265,7 @@ def links_of(samples: pa.Table, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def table_digest(table: pa.Table, columns: Sequence[str]) -> str:
-    """Return the digest of some columns of a frame: that of `frame_digest`, without the CSV in memory."""
+    """Return the digest of some columns as `snapshot.json` keeps it: that of their CSV by pandas, in parts."""
     digest = hashlib.sha256((",".join(columns) + "\n").encode())
     for batch in table.select(list(columns)).to_batches(max_chunksize=CHUNK):
         texts = [_text(batch[name]) for name in columns]

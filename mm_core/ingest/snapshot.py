@@ -16,7 +16,6 @@ The same catalog version and parameters give the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import shutil
@@ -42,38 +41,17 @@ from mm_core.ingest.placement import (
     REASONS,
     SAMPLE_COLUMNS,
     SCHEMA,
-    TRAINING,
     check_pools,
     connect,
     declared_of,
-    labels_in_use,
     links_of,
-    newest_labels,
     place_tables,
     read_placement,
-    stable_share,
     table_digest,
 )
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import disk_faults_of
 from mm_core.storage.schemas import SCHEMAS
-
-__all__ = [
-    "POOLS",
-    "SCHEMA",
-    "TRAINING",
-    "assert_no_leak",
-    "build_snapshot",
-    "components",
-    "eval_state",
-    "frame_digest",
-    "labels_in_use",
-    "newest_labels",
-    "place",
-    "read_pool",
-    "stable_share",
-    "write_frames",
-]
 
 LISTED = 200
 """Largest number of dropped samples that a report lists."""
@@ -327,11 +305,6 @@ def _counts(frame: pa.Table) -> dict[str, int]:
 def _count(column: pa.Array | pa.ChunkedArray) -> dict[str, int]:
     """Return value → number of rows."""
     return {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}
-
-
-def frame_digest(frame: pd.DataFrame, columns: Sequence[str]) -> str:
-    """Return the digest of some columns of a frame, as `snapshot.json` keeps it."""
-    return hashlib.sha256(frame.to_csv(columns=list(columns), index=False, lineterminator="\n").encode()).hexdigest()
 
 
 def write_frames(

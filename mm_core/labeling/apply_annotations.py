@@ -14,8 +14,8 @@ import numpy as np
 from mm_core.core.errors import InputError
 from mm_core.core.records import Report, digest_of, sha256_bytes
 from mm_core.imaging.images import encode_alpha, load_rgb
+from mm_core.ingest.placement import newest_labels
 from mm_core.ingest.row_decisions import read_history
-from mm_core.ingest.snapshot import newest_labels
 from mm_core.labeling.consensus import Answer, Outcome, settle
 from mm_core.labeling.label_studio_format import Annotation, BadAnnotation, read_annotation
 from mm_core.labeling.review import category_stays, sent, suspect_photos

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from mm_core.core.params import RouteParams, SnapshotParams
-from mm_core.ingest.snapshot import place, stable_share
+from mm_core.ingest.placement import stable_share
+from mm_core.ingest.snapshot import place
 from mm_core.labeling.need import Need
 from mm_core.labeling.outbox import ROUTED
 from mm_core.labeling.selection import UNKNOWN, mean_need, spread_out

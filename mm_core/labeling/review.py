@@ -28,8 +28,9 @@ from mm_core.core.pins import has_snapshot, read_snapshot
 from mm_core.imaging.images import load_alpha, read_header
 from mm_core.ingest.expectations import SUSPECT
 from mm_core.ingest.inbox import kept_matte
+from mm_core.ingest.placement import newest_labels
 from mm_core.ingest.quarantine import accept
-from mm_core.ingest.snapshot import newest_labels, read_pool
+from mm_core.ingest.snapshot import read_pool
 from mm_core.labeling.outbox import ROUTED, Outgoing
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.rows import SampleRow

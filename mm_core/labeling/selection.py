@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from mm_core.ingest.snapshot import stable_share
+from mm_core.ingest.placement import stable_share
 
 FLOOR = 0.5
 """Lowest value of a ranked factor, so that no signal of an uncertain model can exclude a photo."""

@@ -30,8 +30,9 @@ from mm_core.imaging.images import UnreadableImage, encode_alpha, load_rgb, read
 from mm_core.ingest.decode_sandbox import safely
 from mm_core.ingest.export_data import photo_name
 from mm_core.ingest.inbox import kept_matte
+from mm_core.ingest.placement import POOLS, newest_labels
 from mm_core.ingest.quarantine import list_rejects
-from mm_core.ingest.snapshot import POOLS, newest_labels, read_pool
+from mm_core.ingest.snapshot import read_pool
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob

@@ -13,13 +13,16 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 
+import pyarrow as pa
+
 from mm_core.core.errors import MattingError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.progress import Progress
 from mm_core.core.records import Report, Verdict, digest_of, sha256_file
 from mm_core.export.bundle_manifest import checked_manifest
 from mm_core.export.registry import Registry
-from mm_core.ingest.snapshot import POOLS, SCHEMA, frame_digest, read_pool
+from mm_core.ingest.placement import POOLS, SCHEMA, table_digest
+from mm_core.ingest.snapshot import read_pool
 from mm_core.services.backup import is_sqlite
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import archive_fault
@@ -235,8 +238,11 @@ def _cycle(layout: Layout) -> Iterator[Fault]:
         try:
             facts = json.loads(snapshot.read_bytes())
             # Compute the digest of the frames as `mm snapshot` did, and compare it with the recorded one.
-            frames = {pool: read_pool(layout.snapshot, pool) for pool in POOLS}
-            digest = digest_of({pool: frame_digest(frame, SCHEMA.names) for pool, frame in frames.items()})
+            frames = {
+                pool: pa.Table.from_pandas(read_pool(layout.snapshot, pool), schema=SCHEMA, preserve_index=False)
+                for pool in POOLS
+            }
+            digest = digest_of({pool: table_digest(frame, SCHEMA.names) for pool, frame in frames.items()})
             good = digest == facts["digest"]
             what = "its frames do not match its digest"
         except (ValueError, KeyError, TypeError, AttributeError, OSError, MattingError) as error:

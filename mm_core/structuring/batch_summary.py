@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from mm_core.core.records import Report, digest_of
-from mm_core.ingest.snapshot import newest_labels
+from mm_core.ingest.placement import newest_labels
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.structuring import difficulty, photo_features
 from mm_core.structuring.structure import difficulty_table, scores_of

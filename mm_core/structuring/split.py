@@ -12,7 +12,8 @@ from mm_core.core.errors import InputError
 from mm_core.core.params import SplitParams
 from mm_core.core.pins import PinnedInputs
 from mm_core.core.records import Report
-from mm_core.ingest.snapshot import SCHEMA, read_pool, write_frames
+from mm_core.ingest.placement import SCHEMA
+from mm_core.ingest.snapshot import read_pool, write_frames
 from mm_core.storage.catalog import Catalog
 from mm_core.structuring.structure import difficulty_of, scores_of
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import pandas as pd
 
 from mm_core.core.records import Report
-from mm_core.ingest.snapshot import newest_labels
+from mm_core.ingest.placement import newest_labels
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.run import StorageRun
 from mm_core.structuring import difficulty, photo_features

@@ -13,7 +13,8 @@ from mm_core.core.errors import MattingError
 from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report
 from mm_core.ingest.expectations import RULES
-from mm_core.ingest.snapshot import POOLS, assert_no_leak, read_pool
+from mm_core.ingest.placement import POOLS
+from mm_core.ingest.snapshot import assert_no_leak, read_pool
 from mm_core.storage.run import catalog_of
 from pipelines.metadata import of_report, picture, table
 from pipelines.partitions import batches

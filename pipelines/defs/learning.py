@@ -7,7 +7,7 @@ from pydantic import Field
 
 from mm_core import stages
 from mm_core.core.records import sha256_file
-from mm_core.ingest.snapshot import SCHEMA as POOL_SCHEMA
+from mm_core.ingest.placement import SCHEMA as POOL_SCHEMA
 from pipelines.defs.arrivals import OWNERS, collected_labels, structured_samples
 from pipelines.metadata import of_report
 from pipelines.provenance import code_version, data_version, parquet_rows, table_columns

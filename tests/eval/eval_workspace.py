@@ -15,7 +15,7 @@ from mm_core.core.settings import Settings
 from mm_core.eval.evaluate import BLIND
 from mm_core.eval.evidence import Evidence
 from mm_core.imaging.images import encode_alpha
-from mm_core.ingest.snapshot import POOLS, SCHEMA
+from mm_core.ingest.placement import POOLS, SCHEMA
 from mm_core.storage.store import LocalStore, put_blob
 from samplegen import generate
 

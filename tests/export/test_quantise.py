@@ -24,7 +24,8 @@ from mm_core.export import calibration as c
 from mm_core.export import quantise as q
 from mm_core.export.runtime import OnnxPredictor, open_session
 from mm_core.imaging.images import load_rgb
-from mm_core.ingest.snapshot import POOLS, SCHEMA, read_pool
+from mm_core.ingest.placement import POOLS, SCHEMA
+from mm_core.ingest.snapshot import read_pool
 from mm_core.model.predict import TorchPredictor
 from mm_core.model.preprocess import prepare
 from mm_core.storage.run import StorageRun, store_of

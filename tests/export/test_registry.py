@@ -16,7 +16,8 @@ from mm_core.core.records import Report, Verdict, sha256_file, write_json
 from mm_core.export import bundle as b
 from mm_core.export.lineage import lineage
 from mm_core.export.registry import NAME, Registry
-from mm_core.ingest.snapshot import POOLS, read_pool
+from mm_core.ingest.placement import POOLS
+from mm_core.ingest.snapshot import read_pool
 from mm_core.model.files import load_model
 from mm_core.pinned_inputs import Run, read_inputs, recorded_verdict
 from mm_core.storage.run import StorageRun, catalog_of, store_of

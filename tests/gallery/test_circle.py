@@ -20,7 +20,7 @@ from mm_core.export.lineage import lineage
 from mm_core.export.signature import make_keys
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
-from mm_core.ingest.snapshot import stable_share
+from mm_core.ingest.placement import stable_share
 from mm_core.labeling.label_studio_format import brush_region, inbox, outbox
 from mm_core.pinned_inputs import Run
 from mm_core.storage.run import catalog_of

@@ -5,6 +5,9 @@ Everything is computed for all samples at once, and the replay sees all of them.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_matrix
@@ -19,6 +22,11 @@ from mm_core.ingest.placement import POOLS, SCHEMA, labels_in_use, newest_labels
 def frame_of(placed: pd.DataFrame, pool: str) -> pd.DataFrame:
     """Return the frame of a pool in the columns of the snapshot."""
     return placed.loc[placed[pool], SCHEMA.names]
+
+
+def frame_digest(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Return the digest of some columns of a frame, by the CSV of pandas."""
+    return hashlib.sha256(frame.to_csv(columns=list(columns), index=False, lineterminator="\n").encode()).hexdigest()
 
 
 def reference_place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,8 @@ import pandas as pd
 
 from mm_core.core.params import SnapshotParams
 from mm_core.core.records import CATEGORIES
-from mm_core.ingest.snapshot import POOLS, place, stable_share
+from mm_core.ingest.placement import POOLS, stable_share
+from mm_core.ingest.snapshot import place
 
 PARAMS = SnapshotParams()
 

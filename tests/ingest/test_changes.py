@@ -10,9 +10,9 @@ import pytest
 
 from mm_core.ingest import ingest as ingest_module
 from mm_core.ingest.ingest import Ingest, ready_batches
+from mm_core.ingest.placement import newest_labels
 from mm_core.ingest.probe import Prober
 from mm_core.ingest.quarantine import retry
-from mm_core.ingest.snapshot import newest_labels
 from mm_core.storage.store import LocalStore
 
 COLUMNS = {

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from mm_core.core.params import SnapshotParams
 from mm_core.core.records import CATEGORIES
 from mm_core.ingest.holdout import LEARNT, MIN_VALIDATION_PHOTOS
-from mm_core.ingest.snapshot import POOLS, TRAINING, assert_no_leak, stable_share
+from mm_core.ingest.placement import POOLS, TRAINING, stable_share
+from mm_core.ingest.snapshot import assert_no_leak
 from tests.ingest.snapshot_rows import (
     PARAMS,
     eval_group,

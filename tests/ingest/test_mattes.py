@@ -13,7 +13,7 @@ from PIL import Image
 import samplegen
 from mm_core.imaging.images import INVERSE, load_alpha, orient, read_header
 from mm_core.ingest.mattes import turned_upright
-from mm_core.ingest.snapshot import newest_labels
+from mm_core.ingest.placement import newest_labels
 from mm_core.storage.store import fetch_blob
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from mm_core.core.params import SnapshotParams
 from mm_core.core.records import CATEGORIES, Report, digest_of
 from mm_core.ingest.placement import POOLS, SCHEMA, table_digest
-from mm_core.ingest.snapshot import build_snapshot, eval_state, frame_digest, place, read_pool, write_frames
+from mm_core.ingest.snapshot import build_snapshot, eval_state, place, read_pool, write_frames
 from mm_core.storage.catalog import Catalog
-from tests.ingest.snapshot_reference import frame_of, reference_place
+from tests.ingest.snapshot_reference import frame_digest, frame_of, reference_place
 from tests.ingest.snapshot_rows import label, sample
 
 COLUMNS = ["sample_id", "group", "alpha_sha256", "label_version", "label_binary", "dropped", *POOLS]

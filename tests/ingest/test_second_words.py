@@ -13,8 +13,8 @@ from mm_core.core.errors import InputError
 from mm_core.ingest.drop import escaped, package_folder, unescaped
 from mm_core.ingest.manifest import read_manifest
 from mm_core.ingest.mattes import is_photo_itself
+from mm_core.ingest.placement import newest_labels
 from mm_core.ingest.quarantine import retry
-from mm_core.ingest.snapshot import newest_labels
 
 
 def labelled_names(shop: Any) -> set[str]:

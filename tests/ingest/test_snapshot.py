@@ -10,18 +10,10 @@ from hypothesis import strategies as st
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.params import SnapshotParams
 from mm_core.core.records import Report, digest_of
-from mm_core.ingest.snapshot import (
-    POOLS,
-    SCHEMA,
-    TRAINING,
-    assert_no_leak,
-    build_snapshot,
-    components,
-    frame_digest,
-    read_pool,
-    stable_share,
-)
+from mm_core.ingest.placement import POOLS, SCHEMA, TRAINING, stable_share
+from mm_core.ingest.snapshot import assert_no_leak, build_snapshot, components, read_pool
 from mm_core.storage.catalog import Catalog
+from tests.ingest.snapshot_reference import frame_digest
 from tests.ingest.snapshot_rows import PARAMS, eval_group, label, many, placed, pools_of, sample, train_group
 
 

@@ -19,7 +19,7 @@ from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import CATEGORIES, Report
 from mm_core.core.settings import Settings
 from mm_core.imaging.images import load_alpha
-from mm_core.ingest.snapshot import newest_labels
+from mm_core.ingest.placement import newest_labels
 from mm_core.labeling.apply_annotations import Taken
 from mm_core.labeling.label_studio_client import Server
 from mm_core.labeling.label_studio_format import brush_region, outbox

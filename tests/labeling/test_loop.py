@@ -12,7 +12,7 @@ from mm_core.core.params import Params, RouteParams, SnapshotParams
 from mm_core.core.records import Report, sha256_file
 from mm_core.core.settings import Settings
 from mm_core.imaging.images import load_alpha, load_rgb
-from mm_core.ingest.snapshot import newest_labels, stable_share
+from mm_core.ingest.placement import newest_labels, stable_share
 from mm_core.labeling.apply_annotations import Taken
 from mm_core.labeling.collect import collect_labels
 from mm_core.labeling.label_studio_format import brush_region, collected, inbox, outbox

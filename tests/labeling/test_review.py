@@ -15,7 +15,7 @@ from mm_core.core.params import Params, RouteParams
 from mm_core.core.records import write_json
 from mm_core.imaging.images import load_alpha
 from mm_core.ingest.data_docs import DataDocs
-from mm_core.ingest.snapshot import newest_labels
+from mm_core.ingest.placement import newest_labels
 from mm_core.labeling.label_studio_format import brush_region, inbox
 from mm_core.labeling.review import doubted_labels
 from mm_core.labeling.rle import decode_rle

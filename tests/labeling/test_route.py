@@ -11,7 +11,7 @@ from routing_house import SIDE, House, cell, verdict
 from mm_core.core.errors import InputError
 from mm_core.core.params import RouteParams, SnapshotParams
 from mm_core.imaging.images import load_rgb
-from mm_core.ingest.snapshot import stable_share
+from mm_core.ingest.placement import stable_share
 from mm_core.labeling.candidates import candidates, first_pass, sent_today
 from mm_core.labeling.need import MOST, UNSETTLED, category_need
 from mm_core.labeling.rle import decode_rle

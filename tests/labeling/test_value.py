@@ -4,7 +4,7 @@ import pandas as pd
 from routing_house import House, cell, verdict
 
 from mm_core.core.records import Report, write_json
-from mm_core.ingest.snapshot import POOLS, SCHEMA
+from mm_core.ingest.placement import POOLS, SCHEMA
 from mm_core.labeling.value import value_of_labels
 
 

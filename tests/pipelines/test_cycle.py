@@ -10,7 +10,8 @@ import pytest
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import read_snapshot
 from mm_core.export.registry import Registry
-from mm_core.ingest.snapshot import POOLS, read_pool
+from mm_core.ingest.placement import POOLS
+from mm_core.ingest.snapshot import read_pool
 from mm_core.pinned_inputs import recorded_verdict
 from mm_core.storage.run import catalog_of
 from pipelines.definitions import defs

@@ -4,7 +4,8 @@ import pytest
 from mm_core.core.errors import InputError
 from mm_core.core.params import SplitParams
 from mm_core.core.records import Report
-from mm_core.ingest.snapshot import SCHEMA, read_pool, write_frames
+from mm_core.ingest.placement import SCHEMA
+from mm_core.ingest.snapshot import read_pool, write_frames
 from mm_core.storage.catalog import Catalog
 from mm_core.structuring.difficulty import EXTRACTOR, version_for
 from mm_core.structuring.split import hard_count, split_by_difficulty

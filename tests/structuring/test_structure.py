@@ -12,7 +12,7 @@ from mm_core.core.params import Params
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
 from mm_core.imaging.images import encode_alpha
-from mm_core.ingest.snapshot import newest_labels
+from mm_core.ingest.placement import newest_labels
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, blob_key, put_blob

@@ -17,7 +17,8 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import CATEGORIES, Report, decoder_of, timed
 from mm_core.experiments.crossfit import NAME, cross_fit, deal, labelled_photos, report_file
-from mm_core.ingest.snapshot import SCHEMA, write_frames
+from mm_core.ingest.placement import SCHEMA
+from mm_core.ingest.snapshot import write_frames
 from mm_core.pinned_inputs import Run
 from mm_core.storage.run import StorageRun
 from mm_core.training.stage import train_stage

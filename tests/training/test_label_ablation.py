@@ -15,7 +15,8 @@ from mm_core.core.params import Params
 from mm_core.core.records import Report
 from mm_core.experiments.label_ablation import compare_labels, draw_arms
 from mm_core.imaging.images import encode_alpha, load_alpha
-from mm_core.ingest.snapshot import SCHEMA, write_frames
+from mm_core.ingest.placement import SCHEMA
+from mm_core.ingest.snapshot import write_frames
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, fetch_blob, put_blob
