@@ -16,7 +16,6 @@ from mlflow import MlflowClient
 from mm_core import operations, stages
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import Layout
-from mm_core.core.params import Params
 from mm_core.core.progress import Progress
 from mm_core.core.records import ALL_CATEGORIES, Report, digest_of, sha256_file
 from mm_core.core.settings import Settings
@@ -29,35 +28,7 @@ from mm_core.model.files import read_meta
 from mm_core.pinned_inputs import Run, frozen_inputs, inputs_now, pin_when_idle, read_inputs, recorded_verdict
 from mm_core.storage.run import catalog_of
 from samplegen import write_drop
-
-TINY = Params().with_values(
-    **{
-        "structure.ocr": (),
-        "model.encoder": "test_efficientnet",
-        "model.pretrained": "",
-        "split.min_hard": 0,
-        "model.size": 64,
-        "model.width": 8,
-        "train.common.batch": 2,
-        "train.common.precision": "fp32",
-        "train.simple.steps": 1,
-        "train.hard.steps": 1,
-        "train.semi.steps": 1,
-        "train.multimodal.steps": 1,
-        "train.multimodal.consistency": 1.0,
-        "train.multimodal.contrastive": 0.1,
-        "train.multimodal.captioned": 0.5,
-        "clip.steps": 1,
-        "evaluate.max_side": 64,
-        "gate.beat_blind": False,
-        "gate.floors": {"mse": 1.0},
-        "gate.quantised_mse": 100.0,
-        "gate.min_images": 2,
-        "gate.resamples": 200,
-        "export.calibration_images": 2,
-        "label.compare_seeds": 0,
-    }
-)
+from tests.tiny import ONE_STEP as TINY
 
 
 def drop(inbox: Path, batch: str, each: int, seed: int, role: str) -> None:

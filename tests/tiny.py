@@ -1,0 +1,35 @@
+"""Params of cycles that take seconds, for tests of what happens around the training."""
+
+from __future__ import annotations
+
+from mm_core.core.params import Params
+
+ONE_STEP = Params().with_values(
+    **{
+        "structure.ocr": (),
+        "model.encoder": "test_efficientnet",
+        "model.pretrained": "",
+        "split.min_hard": 0,
+        "model.size": 64,
+        "model.width": 8,
+        "train.common.batch": 2,
+        "train.common.precision": "fp32",
+        "train.simple.steps": 1,
+        "train.hard.steps": 1,
+        "train.semi.steps": 1,
+        "train.multimodal.steps": 1,
+        "train.multimodal.consistency": 1.0,
+        "train.multimodal.contrastive": 0.1,
+        "train.multimodal.captioned": 0.5,
+        "clip.steps": 1,
+        "evaluate.max_side": 64,
+        "gate.beat_blind": False,
+        "gate.floors": {"mse": 1.0},
+        "gate.quantised_mse": 100.0,
+        "gate.min_images": 2,
+        "gate.resamples": 200,
+        "export.calibration_images": 2,
+        "label.compare_seeds": 0,
+    }
+)
+"""One step in each stage at 64 px; gates that a first model passes."""
