@@ -34,7 +34,7 @@ def loss(cell: Cell) -> str:
             f"(at best {_best(cell)})"
         )
     return (
-        f"{where}: {cell.metric} {cell.candidate:.4g} is worse than {WHOSE[cell.against]} {cell.reference:.4g} "
+        f"{where}: {_named(cell)} {cell.candidate:.4g} is worse than {WHOSE[cell.against]} {cell.reference:.4g} "
         f"({change(cell, cell.gain)}, at best {change(cell, _upper(cell))}, allowed {change(cell, cell.margin)})"
     )
 
