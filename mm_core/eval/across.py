@@ -2,7 +2,7 @@
 
 The bound of one category on 60 photos with heavy-tailed errors hardly separates a loss of 5 % from a gain of 10 %. If
 the six categories gain alike, their photos together do. `with_pooled` lets such a bound pass under conditions that
-still exclude a loss in one category beside gains in the others (docs/decisions/0045).
+still exclude a loss in one category when the others gain (docs/decisions/0045).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from mm_core.eval.questions import RELATIVE, SLACK
 MACRO = "all"
 """Category name of the cell for the mean over the six categories."""
 LAG = 0.25
-"""Relative gain by which a category must certainly not lag behind the others: -5 % lags by this behind +20 %."""
+"""Relative gain by which a category must certainly not lag behind the others: a loss of 5 % lags by this behind gains of 20 %."""
 GUARDS = 48
-"""Number of comparisons beside the primary gain that share the level (Bonferroni): eight in each of six categories."""
+"""Number of comparisons other than the primary gain that share the level (Bonferroni): eight in each of six categories."""
 FEWEST = 3
 """Least number of categories with a comparison; fewer have no common mean to compare with."""
 

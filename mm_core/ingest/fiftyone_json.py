@@ -63,7 +63,7 @@ class FiftyOnePhoto:
         if kind == "Detections":
             return _drawn(label, where, size)
         path, data = (label.get(name) for name in (("map_path", "map") if kind == "Heatmap" else ("mask_path", "mask")))
-        # Masks are in files beside the json, or in the json itself.
+        # Masks are in files next to the json file, or in the json file itself.
         if path:
             alpha = safely(load_alpha, inside(folder, str(path), where))
         else:
