@@ -50,7 +50,7 @@ def serve(settings: Settings, port: int) -> None:
         "DAGSTER_HOME": str(home),
         "MM_DAGSTER_URL": f"http://127.0.0.1:{port}",
         "MM_PAGES_URL": f"http://127.0.0.1:{port + 2}",
-        # Starting a run takes over a minute, Dagster's limit, while trainings use all cores.
+        # Runs failed while they started on a machine with busy cores; Dagster's default is 60 seconds.
         "DAGSTER_GRPC_TIMEOUT_SECONDS": os.environ.get("DAGSTER_GRPC_TIMEOUT_SECONDS", "300"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves eight processes for evaluating language models
     }
