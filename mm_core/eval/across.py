@@ -22,9 +22,9 @@ from mm_core.eval.questions import RELATIVE, SLACK
 MACRO = "all"
 """Category name of the cell for the mean over the six categories."""
 LAG = 0.25
-"""Relative gain by which a category must certainly not lag behind the others: a loss of 5 % lags by this behind gains of 20 %."""
+"""Relative gain by which a category must certainly not lag: a loss of 5 % lags by this behind gains of 20 %."""
 GUARDS = 48
-"""Number of comparisons other than the primary gain that share the level (Bonferroni): eight in each of six categories."""
+"""Number of comparisons other than the primary gain that share the level (Bonferroni): eight in six categories."""
 FEWEST = 3
 """Least number of categories with a comparison; fewer have no common mean to compare with."""
 

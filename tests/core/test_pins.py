@@ -51,7 +51,14 @@ def test_a_flipped_bit_in_a_fields_name_is_damage(read: Callable[[str], PinnedIn
 def test_an_unknown_field_of_the_pins_is_damage(tmp_path: Path) -> None:
     """A start of training under another name would not be found."""
     layout = Layout(Settings.from_env(tmp_path))
-    start = {"digest": "a" * 64, "provenance": "b" * 64, "catalog": PINS["catalog"], "when": "2026-01-01T00:00:00"}
+    start = {
+        "digest": "a" * 64,
+        "provenance": "b" * 64,
+        "catalog": PINS["catalog"],
+        "snapshot": "c" * 64,
+        "when": "2026-01-01T00:00:00",
+        "before": None,
+    }
     layout.inputs.write_text(json.dumps({**PINS, "start": start}))
     assert read_inputs(layout).get("start") == start
     layout.inputs.write_text(json.dumps({**PINS, "sdart": start}))

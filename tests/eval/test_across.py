@@ -57,7 +57,7 @@ def test_a_category_that_gains_like_the_others_passes_with_them() -> None:
 
 
 def test_a_category_that_lags_behind_needs_its_own_photos() -> None:
-    """Cards gain 1 % and the others 17 %: the lag of 0.16 has a standard error of 0.078 · √1.2, and 1.67 of those exclude 0."""
+    """Cards gain 1 %, others 17 %: the lag of 0.16 has a standard error of 0.078 · √1.2; 1.67 of them exclude 0."""
     assert 0.16 / (ERROR * np.sqrt(1.2)) > REACH
     assert results(cells_of(dict.fromkeys(SIX, 0.17) | {"cards": 0.01}))["cards", "mse"] == "unclear"
 
