@@ -54,7 +54,17 @@ def plot_stages(folder: Path, scores: Scores) -> list[Path]:
     for metric, label in PLOTTED.items():
         columns = min(3, max(1, len(categories)))
         rows = -(-len(categories) // columns) or 1
-        figure = figures.Figure(figsize=(3.0 * columns, 2.0 * rows + 0.4), layout="constrained")
+        width, height = 3.0 * columns, 2.0 * rows + 0.4
+        figure = figures.Figure(figsize=(width, height))
+        # Margins in inches. To compute them (`layout="constrained"`) takes as long as to draw the panels.
+        figure.subplots_adjust(
+            left=0.55 / width,
+            right=1 - 0.3 / width,
+            bottom=0.3 / height,
+            top=1 - 0.65 / height,
+            wspace=0.26,
+            hspace=0.36,
+        )
         for place, category in enumerate(categories, 1):
             axes = figure.add_subplot(rows, columns, place)
             axes.plot(stages, [table.loc[category, metric] for table in tables], marker="o")
