@@ -105,7 +105,8 @@ demo: setup
 	$(BIN)/mm demo
 
 test: dev
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations=10
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+	  --durations=10
 
 check: $(READY) $(DEV)
 	$(BIN)/ruff check .

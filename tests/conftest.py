@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -26,6 +27,33 @@ from tests.servers import postgres_programs, postgres_server
 # Before torch loads OpenMP: threads that spin at its barriers crawl on a machine that others use too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+# Networks of a few thousand parameters gain nothing from threads, and two test processes share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Container images often set PYTHONDONTWRITEBYTECODE. Without bytecode each of the hundreds of processes that the tests
+# start compiles thousands of modules, which takes 40 % of its imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+STARTED_FIRST = (
+    "tests/pipelines/test_operated.py",
+    "tests/test_docs.py",
+    "tests/test_dvc.py",
+    "tests/training/test_on_ray.py",
+    "tests/pipelines/test_daemon.py",
+    "tests/test_one_cycle.py",
+    "tests/test_loop.py",
+    "tests/pipelines/test_cycle.py",
+    "tests/export/test_registry.py",
+    "tests/export/test_start_weights.py",
+)
+"""The files that take longest, longest first. The short files come last, so that all test processes end together."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        place = {name: number for number, name in enumerate(STARTED_FIRST)}
+        items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+
 
 # No test fails by the clock.
 settings.register_profile("untimed", deadline=None)
