@@ -53,15 +53,23 @@ def next_candidate(layout: Layout, seed: int, decision: str = "PROMOTE") -> None
     verdict_of(layout, decision, champion=champion["digest"] if champion else None)
 
 
-@pytest.fixture
-def three(first: Layout, tmp_path: Path) -> Layout:
-    """Three champions, one after another."""
-    layout = clone(first, tmp_path / "data")
-    for seed in (1, 2):
-        next_candidate(layout, seed)
-        stages.export(Run(PARAMS, layout))
-        stages.promote(Run(PARAMS, layout))
+@pytest.fixture(scope="module")
+def three_promoted(first: Layout, tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """Three champions, one after another; read-only."""
+    layout = clone(first, tmp_path_factory.mktemp("three") / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_clocks(patch)
+        for seed in (1, 2):
+            next_candidate(layout, seed)
+            stages.export(Run(PARAMS, layout))
+            stages.promote(Run(PARAMS, layout))
     return layout
+
+
+@pytest.fixture
+def three(three_promoted: Layout, tmp_path: Path) -> Layout:
+    """A copy of three champions to write to."""
+    return clone(three_promoted, tmp_path / "data")
 
 
 def champion(layout: Layout) -> str:

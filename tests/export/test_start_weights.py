@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,20 +50,45 @@ def drop(layout: Layout, batch: str, seed: int) -> None:
         )
 
 
-@pytest.fixture
-def layout(tmp_path: Path, with_tables: Callable[[Path], Path]) -> Layout:
-    layout = Layout(Settings.from_env(with_tables(tmp_path / "data")))
-    drop(layout, "one", 1)
-    return layout
-
-
 def cycle(layout: Layout, params: Params = TINY, *, again: bool = False) -> dict[str, Report]:
     return stages.run_cycle(Run(params, layout), again=again)
 
 
-def test_without_a_champion_each_cycle_goes_on_from_the_candidate_before(layout: Layout) -> None:
-    one = cycle(layout)
-    assert one["gate"].facts["decision"] != "PROMOTE"
+def copy_of(layout: Layout, root: Path) -> Layout:
+    shutil.copytree(layout.root, root)
+    return Layout(Settings.from_env(root))
+
+
+@pytest.fixture(scope="module")
+def one_cycle(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[Path], Path]) -> Layout:
+    """A workspace after its first cycle, on the drop `one`; read-only."""
+    layout = Layout(Settings.from_env(with_tables(tmp_path_factory.mktemp("one") / "data")))
+    drop(layout, "one", 1)
+    assert cycle(layout)["gate"].facts["decision"] != "PROMOTE"
+    return layout
+
+
+@pytest.fixture(scope="module")
+def two_cycles(one_cycle: Layout, tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A workspace after its second cycle, which the drop `two` started; read-only."""
+    layout = copy_of(one_cycle, tmp_path_factory.mktemp("two") / "data")
+    drop(layout, "two", 50)
+    cycle(layout)
+    return layout
+
+
+@pytest.fixture
+def after_one(one_cycle: Layout, tmp_path: Path) -> Layout:
+    return copy_of(one_cycle, tmp_path / "data")
+
+
+@pytest.fixture
+def after_two(two_cycles: Layout, tmp_path: Path) -> Layout:
+    return copy_of(two_cycles, tmp_path / "data")
+
+
+def test_without_a_champion_each_cycle_goes_on_from_the_candidate_before(after_one: Layout) -> None:
+    layout = after_one
     first = sha256_file(layout.model(TRAIN_STAGES[-1]))
     assert read_meta(layout.model(FIRST)).get("start") is None
     # Nothing is new, so the kept candidate does not start a cycle of its own.
@@ -93,11 +119,9 @@ def test_without_a_champion_each_cycle_goes_on_from_the_candidate_before(layout:
     assert check(layout, Report("check"), progress=run.progress) == []
 
 
-def test_a_newer_catalog_with_the_same_photos_does_not_move_the_start(layout: Layout) -> None:
+def test_a_newer_catalog_with_the_same_photos_does_not_move_the_start(after_two: Layout) -> None:
     """The catalog is newer, the photos to learn from are the same: the cycle that lies there stays whole."""
-    cycle(layout)
-    drop(layout, "two", 50)
-    cycle(layout)
+    layout = after_two
     first, second = (start["digest"] for start in kept_starts(Run(TINY, layout).store))
     run = Run(TINY, layout)
     frozen = frozen_inputs(layout)
@@ -110,18 +134,16 @@ def test_a_newer_catalog_with_the_same_photos_does_not_move_the_start(layout: La
     stages.evaluate(run)
 
 
-def test_from_scratch_means_every_cycle(layout: Layout) -> None:
-    params = TINY.with_values(**{"train.common.warm_start": "scratch"})
-    cycle(layout, params)
+def test_from_scratch_means_every_cycle(after_one: Layout) -> None:
+    """Though the first cycle's candidate is kept, and the default would start from it."""
+    layout, params = after_one, TINY.with_values(**{"train.common.warm_start": "scratch"})
     drop(layout, "two", 50)
     assert cycle(layout, params)["gate"].facts["decision"] != "PROMOTE"
     assert read_meta(layout.model(FIRST)).get("start") is None
 
 
-def test_no_cycle_starts_from_weights_that_learnt_a_forgotten_photo(layout: Layout) -> None:
-    cycle(layout)
-    drop(layout, "two", 50)
-    cycle(layout)
+def test_no_cycle_starts_from_weights_that_learnt_a_forgotten_photo(after_two: Layout) -> None:
+    layout = after_two
     run = Run(TINY, layout)
     first, second = (start["digest"] for start in kept_starts(run.store))
     # This photo was trained on in both cycles.
@@ -136,23 +158,19 @@ def test_no_cycle_starts_from_weights_that_learnt_a_forgotten_photo(layout: Layo
     assert read_meta(layout.model(FIRST)).get("start") is None
 
 
-def test_a_candidate_that_never_learnt_the_forgotten_photo_stays_usable(layout: Layout) -> None:
+def test_a_candidate_that_never_learnt_the_forgotten_photo_stays_usable(one_cycle: Layout, after_two: Layout) -> None:
     """The photo came with `two`, after the first candidate."""
-    cycle(layout)
-    (first,) = (start["digest"] for start in kept_starts(Run(TINY, layout).store))
-    before = set(read_pool(layout.snapshot, "train_labeled")["sample_id"])
-    drop(layout, "two", 50)
-    cycle(layout)
+    layout = after_two
+    (first,) = (start["digest"] for start in kept_starts(Run(TINY, one_cycle).store))
+    before = set(read_pool(one_cycle.snapshot, "train_labeled")["sample_id"])
     new = sorted(set(read_pool(layout.snapshot, "train_labeled")["sample_id"]) - before)
     operations.forget(Run(TINY, layout), [new[0]])
     assert inputs_now(layout).get("start", {}).get("digest") == first
 
 
-def test_candidates_after_a_withdrawn_one_are_withdrawn_with_it(layout: Layout) -> None:
+def test_candidates_after_a_withdrawn_one_are_withdrawn_with_it(after_two: Layout) -> None:
     """The weights of the second candidate descend from those of the first."""
-    cycle(layout)
-    drop(layout, "two", 50)
-    cycle(layout)
+    layout = after_two
     run = Run(TINY, layout)
     first, second = (start["digest"] for start in kept_starts(run.store))
     newer = {table: version + 1 for table, version in inputs_now(layout)["catalog"].items()}
@@ -174,9 +192,9 @@ def test_candidates_after_a_withdrawn_one_are_withdrawn_with_it(layout: Layout) 
     ],
 )
 def test_only_a_candidate_that_sees_is_kept(
-    layout: Layout, candidate: float | None, champion: str | None, decision: str, kept: bool
+    after_one: Layout, candidate: float | None, champion: str | None, decision: str, kept: bool
 ) -> None:
-    cycle(layout)
+    layout = after_one
     run = Run(TINY.with_values(**{"gate.beat_blind": True}), layout)
     (made,) = kept_starts(run.store)
     run.store.delete(f"gate/starts/{made['digest']}.json")
