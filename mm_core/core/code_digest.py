@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +31,7 @@ def code_digest(*modules: str) -> str:
     """
     total = hashlib.sha256()
     for name in first_party_closure(*modules):
-        total.update(f"{name}\n{_normalised_source(name)}\n".encode())
+        total.update(f"{name}\n{_read(name)[1]}\n".encode())
     return total.hexdigest()
 
 
@@ -46,7 +47,7 @@ def first_party_closure(*modules: str) -> list[str]:
         name = waiting.pop()
         if name not in visited:
             visited.add(name)
-            waiting += _imports(name)
+            waiting += _read(name)[0]
     return sorted(visited)
 
 
@@ -59,18 +60,46 @@ def source_path(module: str) -> Path:
 
 
 @cache
-def _imports(module: str) -> tuple[str, ...]:
-    tree = _WithoutTypeChecking().visit(ast.parse(source_path(module).read_text()))
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-            # `from mm_core.imaging import images` names a module; `from mm_core.imaging.images import load_rgb` not.
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = {name for name in names if name.split(".")[0] in ROOTS}
-    return tuple(sorted(name for name in ours if _is_module(name)))
+def _read(module: str) -> tuple[tuple[str, ...], str]:
+    """Return the names of our modules that a module imports, and its source without words and formatting."""
+    tree = ast.parse(source_path(module).read_text())
+    ours = {name for name in _imported_names(tree) if name.split(".")[0] in ROOTS}
+    _drop_strings(tree)
+    return tuple(sorted(name for name in ours if _is_module(name))), ast.unparse(tree)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the statements directly below a node. Expressions, most of a tree, hold none and are not visited."""
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        children = getattr(node, field, None)
+        # The body of a lambda is an expression, not a list.
+        if isinstance(children, list):
+            yield from children
+
+
+def _imported_names(node: ast.AST) -> Iterator[str]:
+    """Yield the names that import statements mention, those of attributes of modules included."""
+    # Imports for type checkers are never executed, so they cannot change a result.
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        return
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        yield node.module
+        # `from mm_core.imaging import images` names a module; `from mm_core.imaging.images import load_rgb` not.
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    for child in _statements(node):
+        yield from _imported_names(child)
+
+
+def _drop_strings(node: ast.AST) -> None:
+    """Remove docstrings, and the strings that document a field or constant on the line above them, in place."""
+    for child in _statements(node):
+        _drop_strings(child)
+    body = getattr(node, "body", None)
+    if isinstance(body, list):
+        kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+        node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
 
 
 def _is_module(name: str) -> bool:
@@ -85,28 +114,3 @@ def _is_module(name: str) -> bool:
 def _is_package(name: str) -> bool:
     spec = find_spec(name)
     return spec is not None and spec.submodule_search_locations is not None
-
-
-@cache
-def _normalised_source(module: str) -> str:
-    return ast.unparse(_WithoutDocstrings().visit(ast.parse(source_path(module).read_text())))
-
-
-class _WithoutTypeChecking(ast.NodeTransformer):
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        # Imports for type checkers are never executed, so they cannot change a result.
-        self.generic_visit(node)
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return None
-        return node
-
-
-class _WithoutDocstrings(ast.NodeTransformer):
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        super().generic_visit(node)
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            # This also drops the strings that document a field or constant on the line above them.
-            kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
-        return node

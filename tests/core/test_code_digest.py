@@ -33,7 +33,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _forget() -> None:
-    for cached in (cd._imports, cd._is_package, cd._normalised_source):
+    for cached in (cd._read, cd._is_package):
         cached.cache_clear()
 
 
