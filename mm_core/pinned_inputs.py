@@ -212,10 +212,12 @@ def _is_done(run: Run, inputs: PinnedInputs) -> bool:
     needed = (layout.snapshot / "snapshot.json", layout.verdict, judged, candidate)
     if not all(path.is_file() for path in needed):
         return False
-    pinned, verdict = frozen_inputs(layout), recorded_verdict(layout)
+    try:
+        pinned, verdict, facts = frozen_inputs(layout), recorded_verdict(layout), Report.read(judged).facts
+    except InputError:  # damaged, or of an older version: the next cycle writes these files again
+        return False
     # The gate recorded which pins and params it judged.
     about = {"inputs": digest_of(pinned), "params": run.params.cycle_digest()}
-    facts = Report.read(judged).facts
     if {name: facts.get(name) for name in about} != about or pinned["catalog"] != inputs["catalog"]:
         return False
     if verdict.candidate != sha256_file(candidate) or _is_mixed(layout):  # another cycle has started since

@@ -22,7 +22,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, DECODERS, Report, sha256_file
 from mm_core.core.settings import Settings
-from mm_core.pinned_inputs import Run, recorded_verdict
+from mm_core.pinned_inputs import Run, inputs_now, read_inputs, recorded_verdict
 from mm_core.storage.run import StorageRun, catalog_of, store_of
 from samplegen import write_drop
 
@@ -210,6 +210,29 @@ def test_a_cycle_goes_on_where_something_is_new_or_unfinished(cycled, why: str) 
             promoted.with_suffix(".aside").rename(promoted)
         if why == "catalog":
             catalog_of(layout).delete("labels", "id", ["x"])
+
+
+@pytest.mark.parametrize("file", ["snapshot", "verdict", "report"])
+@pytest.mark.parametrize("content", [b"{", b'{"digest": "written by another version"}'])
+def test_a_cycle_starts_beside_damaged_files_of_the_last_one(cycled, file: str, content: bytes) -> None:
+    """`mm ingest` asked for `mm snapshot`, which asked for `mm ingest`."""
+    layout, _ = cycled
+    files = {
+        "snapshot": layout.snapshot / "snapshot.json",
+        "verdict": layout.verdict,
+        "report": layout.stage_report("gate"),
+    }
+    path = files[file]
+    kept = {path: path.read_bytes() for path in (path, layout.inputs)}
+    try:
+        path.write_bytes(content)
+        layout.inputs.unlink()
+        report = stages.pin_inputs(Run(TINY, layout))
+        assert "nothing_new" not in report.facts
+        assert read_inputs(layout) == inputs_now(layout)
+    finally:
+        for each, before in kept.items():
+            each.write_bytes(before)
 
 
 def test_params_of_arrivals_alone_do_not_start_a_cycle(cycled) -> None:
