@@ -24,8 +24,8 @@ def pod(**container: object) -> dict[str, dict[str, dict[str, object]]]:
     return {"dagster-k8s/config": {"container_config": container}}
 
 
-# These modules are slow to import, and the first step needs all of them.
-PRELOAD = ["dagster", "mm_core.stages", "mlflow"]
+# These modules are slow to import, and the steps need them. `mm_core.stages` alone loads neither torch nor timm.
+PRELOAD = ["dagster", "mm_core.stages", "mm_core.model.preloaded", "mlflow"]
 one_process_a_step = dg.multiprocess_executor.configured(
     {"max_concurrent": 1, "start_method": {"forkserver": {"preload_modules": PRELOAD}}}
 )
