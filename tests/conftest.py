@@ -17,6 +17,7 @@ from hypothesis import settings
 from playwright.sync_api import Browser
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from xdist.scheduler import LoadFileScheduling
 
 from mm_core.core import headless
 from mm_core.core.errors import InputError
@@ -38,21 +39,41 @@ STARTED_FIRST = (
     "tests/pipelines/test_operated.py",
     "tests/test_docs.py",
     "tests/test_dvc.py",
-    "tests/training/test_on_ray.py",
-    "tests/pipelines/test_daemon.py",
+    "tests/export/",
     "tests/test_one_cycle.py",
     "tests/test_loop.py",
+    "tests/training/test_on_ray.py",
+    "tests/pipelines/test_daemon.py",
     "tests/pipelines/test_cycle.py",
-    "tests/export/test_registry.py",
-    "tests/export/test_start_weights.py",
+    "tests/labeling/",
 )
-"""The files that take longest, longest first. The short files come last, so that all test processes end together."""
+"""Files and folders that take longest. Short files come last, so that all test processes end together."""
+ONE_PROCESS = ("tests/export/", "tests/gallery/", "tests/labeling/")
+"""Folders whose files share costly session fixtures: a cycle, a gallery, a server of Label Studio."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        place = {name: number for number, name in enumerate(STARTED_FIRST)}
-        items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+        late = len(STARTED_FIRST)
+        places = {name: place for place, name in enumerate(STARTED_FIRST)}
+        items.sort(
+            key=lambda item: min((p for name, p in places.items() if item.nodeid.startswith(name)), default=late)
+        )
+
+
+class SharedFixtures(LoadFileScheduling):
+    """Runs each file in one process, and the files of some folders, or those that start Ray, in the same process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        if file.endswith("test_on_ray.py"):
+            return "ray"
+        return next((folder for folder in ONE_PROCESS if file.startswith(folder)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedFixtures:
+    return SharedFixtures(config, log)
 
 
 # No test fails by the clock.
