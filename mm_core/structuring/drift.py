@@ -191,7 +191,9 @@ def energy(here: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> tup
 
 def plot(rows: Sequence[DriftRow], here: Side, there: Side, path: Path) -> None:
     """Write a PNG with effects relative to thresholds, vectors on two main axes, and the feature that changed most."""
-    figure = figures.Figure(figsize=(12, 4), layout="constrained")
+    figure = figures.Figure(figsize=(12, 4))
+    # To compute the margins (`layout="constrained"`) takes as long as to draw.
+    figure.subplots_adjust(left=0.1, right=0.99, bottom=0.09, top=0.91, wspace=0.16)
     bars, cloud, histogram = figure.subplots(1, 3)
     ratios = [row["effect"] / max(row["matters"], 1e-9) for row in rows]
     colours = ["tab:red" if row["drifted"] else "tab:gray" for row in rows]
