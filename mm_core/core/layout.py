@@ -144,6 +144,16 @@ class Layout:
         return self.cache / "ingest"
 
     @property
+    def scores(self) -> Path:
+        """Kept scores of models on eval photos."""
+        return self.cache / "scores"
+
+    @property
+    def inbox_looks(self) -> Path:
+        """What the sensor of arrivals saw at its last look."""
+        return self.cache / "inbox-looks.json"
+
+    @property
     def views(self) -> Path:
         """Pictures of suspect mattes next to their photos, drawn by `mm quarantine show`."""
         return self.cache / "quarantine"

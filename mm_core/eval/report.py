@@ -43,7 +43,6 @@ from mm_core.eval.rows import (
     ValueRow,
 )
 from mm_core.imaging.images import UnreadableImage, load_rgb, read_header
-from mm_core.ingest.placement import labels_in_use
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.rows import RejectRow, records
 from mm_core.storage.run import StorageRun
@@ -133,12 +132,12 @@ def headline(verdict: Verdict) -> str:
 
 def _about(layout: Layout, catalog: Catalog, verdict: Verdict | None) -> list[tuple[str, str]]:
     """Return the workspace, the newest batch of the snapshot and the date, which identify the page."""
-    version = (_snapshot(layout).get("catalog") or {}).get("samples")
-    samples = catalog.read("samples", version=version, columns=["batch", "accepted_at"])
-    newest = samples.sort_values("accepted_at").iloc[-1] if len(samples) else None
+    # If several batches arrived at the same time, the last one by name is shown.
+    order = "ORDER BY accepted_at DESC NULLS LAST, batch DESC LIMIT 1"
+    newest = catalog.query(f"SELECT batch FROM samples {order}", _snapshot(layout).get("catalog"))
     rows = [
         ("workspace", str(layout.root)),
-        ("newest batch", str(newest["batch"]) if newest is not None else "none"),
+        ("newest batch", str(newest["batch"].iloc[0]) if len(newest) else "none"),
         ("date", verdict.created_at if verdict else datetime.now(UTC).isoformat(timespec="seconds")),
     ]
     return rows
@@ -313,12 +312,17 @@ def _quarantine(catalog: Catalog, store: Store) -> dict[str, object]:
 
 
 def _counts(catalog: Catalog) -> dict[str, object]:
-    samples = catalog.read("samples", columns=["kind", "category"])
-    labelled = set(labels_in_use(catalog.read("labels", columns=["sample_id", "withdrawn_at"]))["sample_id"])
-    found = Counter(zip(samples["category"].fillna("").replace("", "unknown"), samples["kind"], strict=True))
-    counted = {c: [found[c, kind] for kind in KINDS] for c in (*ALL_CATEGORIES, "unknown")}
+    category = "coalesce(nullif(category, ''), 'unknown')"
+    groups = catalog.query(
+        f"SELECT {category} AS name, kind, count(*) AS photos FROM samples GROUP BY {category}, kind"
+    )
+    photos: Counter[tuple[str, str]] = Counter()
+    for row in groups.to_dict("records"):
+        photos[str(row["name"]), str(row["kind"])] += int(row["photos"])
+    labelled = catalog.query("SELECT count(DISTINCT sample_id) AS photos FROM labels WHERE withdrawn_at IS NULL")
+    counted = {c: [photos[c, kind] for kind in KINDS] for c in (*ALL_CATEGORIES, "unknown")}
     rows = [{"category": c, "counts": counts, "total": sum(counts)} for c, counts in counted.items() if any(counts)]
-    return {"kinds": KINDS, "rows": rows, "samples": len(samples), "labelled": len(labelled)}
+    return {"kinds": KINDS, "rows": rows, "samples": photos.total(), "labelled": int(labelled["photos"].iloc[0])}
 
 
 def _costs(stages: Mapping[str, Report]) -> list[dict[str, object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -10,12 +11,14 @@ from mm_core.core.records import KINDS, digest_of, sha256_bytes, sha256_file
 from mm_core.ingest.batch_names import name_fault, safe_alias
 from mm_core.ingest.manifest import MAX_BYTES
 from mm_core.ingest.statements import Listing, Statement
-from mm_core.storage.catalog import Catalog
+from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.rows import BatchRow, records
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store
 
 MANIFESTS = ("manifest.csv", "manifest.parquet")
+Folder = tuple[str, str]
+"""Kind, and the folder's name as the inbox lists it."""
 LOOKS = 8
 """Manifests checked in parallel; each needs one short request, changed or not."""
 
@@ -72,18 +75,27 @@ def kept_matte(reject: str) -> str:
     return f"quarantine/mattes/{reject}.png"
 
 
-def arrived_batches(inbox: Store) -> list[ReadyBatch]:
-    """Return every drop of the inbox with a manifest, ingested or not."""
-    places = []
+def folders_of(inbox: Store) -> list[Folder]:
+    """Return the folders of the inbox that may be drops."""
+    folders = []
     for kind in KINDS:
         for entry in inbox.list(kind, delimiter=True):
             batch = entry.key.removeprefix(f"{kind}/").removesuffix("/")
             if entry.key.endswith("/") and batch and not is_hidden(batch):
-                places.append((kind, batch))
+                folders.append((kind, batch))
+    return folders
+
+
+def arrived_batches(inbox: Store) -> list[ReadyBatch]:
+    """Return every drop of the inbox with a manifest, ingested or not."""
+    return [batch for _, batch in _arrived_among(inbox, folders_of(inbox))]
+
+
+def _arrived_among(inbox: Store, folders: Sequence[Folder]) -> list[tuple[Folder, ReadyBatch]]:
     # S3 compares the manifest's ETag and sends the file again only if it has changed.
     with ThreadPoolExecutor(LOOKS) as pool:
-        found = pool.map(lambda place: _arrived(inbox, *place), places)
-        return [batch for batch in found if batch is not None]
+        batches = pool.map(lambda folder: _arrived(inbox, *folder), folders)
+        return [(folder, batch) for folder, batch in zip(folders, batches, strict=True) if batch is not None]
 
 
 def named_batches(inbox: Store, name: str) -> list[ReadyBatch]:
@@ -132,17 +144,23 @@ def _arrived(inbox: Store, kind: str, batch: str) -> ReadyBatch | None:
     return None
 
 
-def latest_arrivals(catalog: Catalog, state: str = "") -> dict[tuple[str, str], BatchRow]:
+def latest_arrivals(
+    catalog: Catalog, state: str = "", *, batches: Sequence[str] | None = None
+) -> dict[tuple[str, str], BatchRow]:
     """Return the ledger's newest row of each drop.
 
     Args:
         catalog: The catalog.
         state: Only rows in this state (`ingested`, `held`); all if empty.
+        batches: Only drops with these names; all if None.
 
     Returns:
         (kind, batch) → row.
     """
-    rows = catalog.read("batches", filters=[("state", "=", state)] if state else None)
+    filters: list[Filter] = [("state", "=", state)] if state else []
+    if batches is not None:
+        filters.append(("batch", "in", batches))
+    rows = catalog.read("batches", filters=filters)
     ordered = records(rows.sort_values("ingested_at", kind="stable"), BatchRow)
     # Later rows overwrite earlier ones, so the newest row remains.
     return {(row["kind"], row["batch"]): row for row in ordered}
@@ -157,18 +175,38 @@ def ready_batches(run: StorageRun) -> list[ReadyBatch]:
     Args:
         run: Gives the inbox, the catalog with the ledger, and the store with the statements of earlier arrivals.
     """
-    latest = latest_arrivals(run.catalog)
-    ready = []
-    for batch in arrived_batches(run.inbox):
-        row = latest.get((batch.kind, batch.batch))
-        # The ledger has no row of this drop: it is new.
-        if row is None:
-            ready.append(batch)
-        elif row["key"] != batch.key:
-            ready.append(replace(batch, after=str(row["arrival"] or row["key"])))
-        elif row["statement"]:
-            # Compare the digest of the listing first. Only a difference needs the statement.
-            listing = Listing.read(run.inbox, batch)
-            if listing.digest != row["files"] and Statement.read(run.store, row["statement"]).replaced(listing):
-                ready.append(replace(batch, after=listing.digest))
-    return ready
+    return [ready for _, _, ready in compare_with_ledger(run, folders_of(run.inbox)) if ready]
+
+
+def compare_with_ledger(
+    run: StorageRun, folders: Sequence[Folder]
+) -> list[tuple[Folder, ReadyBatch, ReadyBatch | None]]:
+    """Compare drops in full with the ledger: the manifest by its digest, the files by sizes and stamps.
+
+    Args:
+        run: Gives the inbox, the catalog and the store.
+        folders: Folders of the inbox.
+
+    Returns:
+        Each folder with a manifest, its drop, and the drop as it must be ingested; None if it is ingested already.
+    """
+    arrived = _arrived_among(run.inbox, folders)
+    if not arrived:
+        return []
+    latest = latest_arrivals(run.catalog, batches=[batch.batch for _, batch in arrived])
+    return [(folder, batch, _ready(run, batch, latest)) for folder, batch in arrived]
+
+
+def _ready(run: StorageRun, batch: ReadyBatch, latest: Mapping[tuple[str, str], BatchRow]) -> ReadyBatch | None:
+    row = latest.get((batch.kind, batch.batch))
+    # The ledger has no row of this drop: it is new.
+    if row is None:
+        return batch
+    if row["key"] != batch.key:
+        return replace(batch, after=str(row["arrival"] or row["key"]))
+    if row["statement"]:
+        # Compare the digest of the listing first. Only a difference needs the statement.
+        listing = Listing.read(run.inbox, batch)
+        if listing.digest != row["files"] and Statement.read(run.store, row["statement"]).replaced(listing):
+            return replace(batch, after=listing.digest)
+    return None

@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mm_core.core.params import RouteParams, SnapshotParams
-from mm_core.ingest.placement import stable_share
-from mm_core.ingest.snapshot import place
+from mm_core.ingest.placement import read_placement, stable_share
 from mm_core.labeling.need import Need
 from mm_core.labeling.outbox import ROUTED
 from mm_core.labeling.selection import UNKNOWN, mean_need, spread_out
@@ -36,18 +37,26 @@ def candidates(catalog: Catalog, params: SnapshotParams) -> pd.DataFrame:
         sent.
     """
     columns = ["sample_id", "category", "group", "seen"]
-    needed = ["id", "kind", "category", "caption", "group", "role", "phash", "near", "accepted_at"]
-    samples = catalog.read("samples", columns=needed)
-    if samples.empty:
+    placement = read_placement(params, catalog)
+    if not placement.samples.num_rows:
         return pd.DataFrame(columns=columns)
-    labels = catalog.read("labels")
-    table: pd.DataFrame = place(params, samples, labels)
-    sent = table["sample_id"].isin(_sent(catalog)["sample_id"])
-    labelled = table["sample_id"].isin(labels["sample_id"])
+    ids, groups = placement.samples["id"], np.asarray(placement.group.indices)
+    labelled, sent = (
+        np.asarray(pc.is_in(ids, value_set=pa.array(rows["sample_id"], pa.string())))
+        for rows in (catalog.read("labels", columns=["sample_id"]), _sent(catalog))
+    )
     # A group is seen if any of its photos is.
-    table["seen"] = (sent | labelled).groupby(table["group"]).transform("any")
-    free = (table["train_unlabeled"] | table["train_text_image"]) & ~labelled & ~sent
-    return table.loc[free, columns].reset_index(drop=True)
+    seen = (np.bincount(groups, weights=labelled | sent) > 0)[groups]
+    free = (placement.pools["train_unlabeled"] | placement.pools["train_text_image"]) & ~labelled & ~sent
+    rows = pa.array(np.flatnonzero(free))
+    texts = (ids, placement.category, placement.group)
+    frame = pd.DataFrame(
+        {
+            name: pd.Series(column.take(rows).to_pylist(), dtype=object)
+            for name, column in zip(columns, texts, strict=False)
+        }
+    )
+    return frame.assign(seen=seen[free])
 
 
 def sent_today(catalog: Catalog, now: datetime) -> Counter[str]:

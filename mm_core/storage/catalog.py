@@ -104,6 +104,12 @@ class Catalog:
             yield from self._select(delta, table, columns, filters or ())
 
     @patient
+    def count(self, table: str, *, version: int | None = None) -> int:
+        """Return the number of rows of a table from the commit log, without reading its files."""
+        delta = None if version == -1 else self._open(table, version)
+        return 0 if delta is None else sum(pa.table(delta.get_add_actions())["num_records"].to_pylist())
+
+    @patient
     def query(self, sql: str, versions: Mapping[str, int] | None = None) -> pd.DataFrame:
         """Return the result of an SQL SELECT over the tables (DataFusion's dialect), without loading whole tables.
 

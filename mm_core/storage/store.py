@@ -10,10 +10,12 @@ import io
 import os
 import posixpath
 import shutil
+import stat
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,8 @@ BLOBS = "blobs/"
 """Prefix of content-addressed keys: their objects never change."""
 S3_ATTEMPTS = 8
 """Attempts of one request, with growing pauses, before its error is reported."""
+REQUESTS = 8
+"""Requests to S3 at a time."""
 TEMPORARY = ".tmp"
 LEFT_AFTER = 3600
 """Seconds without a write after which a temporary file is regarded as left by a killed process."""
@@ -81,6 +85,10 @@ class Store(Protocol):
 
     def list(self, prefix: str = "", *, delimiter: bool = False) -> Iterator[Entry]:
         """Yield the objects under a prefix, by key; with `delimiter` one level only: folders end in `/`, size 0."""
+        ...
+
+    def entries(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Return size and stamp of objects by key, without reading them; missing objects are left out."""
         ...
 
     def delete(self, key: str) -> None:
@@ -220,6 +228,14 @@ class LocalStore:
             elif not child.is_symlink():
                 yield from self._below(folder / child.name, f"{place}{name}", delimiter)
 
+    def entries(self, keys: Sequence[str]) -> dict[str, Entry]:
+        found = {}
+        for key in keys:
+            with suppress(OSError):  # no such file
+                # Plain text, because pathlib costs more than the system call.
+                found[key] = Entry(key, *_size_and_stamp(f"{self.url}/{_inside(key)}"))
+        return found
+
     def delete(self, key: str) -> None:
         try:
             self._path(key).unlink(missing_ok=True)
@@ -325,6 +341,18 @@ class S3Store:
                 # Web consoles create empty objects with folder names; they are skipped.
                 entries = folders + [entry for entry in objects if not entry.key.endswith("/") and entry.key]
                 yield from sorted(entries, key=lambda entry: entry.key)
+
+    def entries(self, keys: Sequence[str]) -> dict[str, Entry]:
+        def entry(key: str) -> Entry | None:
+            try:
+                with self._plain_errors("reading", key):
+                    head = self._client.head_object(Bucket=self.bucket, Key=self._key(key))
+            except BlobNotFound:
+                return None
+            return Entry(key, head["ContentLength"], head["ETag"])
+
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            return {key: found for key, found in zip(keys, pool.map(entry, keys), strict=True) if found}
 
     def delete(self, key: str) -> None:
         with self._plain_errors("deleting", key):
@@ -432,16 +460,17 @@ def remove_left_over(folder: Path) -> None:
                     os.unlink(entry.path)
 
 
-def _size_and_stamp(file: os.DirEntry[str]) -> tuple[int, str]:
+def _size_and_stamp(file: os.DirEntry[str] | str) -> tuple[int, str]:
     """Return size in bytes and time of the last change of a file, or of a link's target.
 
     Copies that keep the time of their original (`cp -p`, rsync) change the inode's time only, so the later one counts.
     """
-    # The link itself, then its target.
-    states = [file.stat(follow_symlinks=False)]
-    if file.is_symlink():
+    # The link itself, then its target. A listing has its own, cheaper call.
+    link = os.lstat(file) if isinstance(file, str) else file.stat(follow_symlinks=False)
+    states = [link]
+    if stat.S_ISLNK(link.st_mode):
         with suppress(OSError):  # the link leads nowhere
-            states.append(file.stat())
+            states.append(os.stat(file))
     return states[-1].st_size, str(max(max(state.st_mtime_ns, state.st_ctime_ns) for state in states))
 
 

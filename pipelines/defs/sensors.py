@@ -13,7 +13,7 @@ from mm_core.core.params import Params
 from mm_core.core.pins import has_snapshot, read_snapshot
 from mm_core.core.records import digest_of
 from mm_core.core.settings import tick_seconds
-from mm_core.ingest.ingest import ready_batches
+from mm_core.ingest.inbox_looks import look_again
 from mm_core.labeling.webhook import hinted_at
 from mm_core.pinned_inputs import recorded_verdict
 from mm_core.storage.run import StorageRun, catalog_of
@@ -58,7 +58,7 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
     """
     layout = workspace.layout()
     # Which drops are ready does not depend on the params.
-    ready = list(ready_batches(StorageRun(Params(), layout)))
+    ready = look_again(StorageRun(Params(), layout))
     requested = set(json.loads(context.cursor or "[]")) & {batch.request for batch in ready}
     tries = {batch.request: lost(context.instance, batch.request) for batch in ready if batch.request in requested}
     new = [batch for batch in ready if batch.request not in requested or tries[batch.request]][:MAX_REQUESTS]
@@ -231,14 +231,17 @@ def batches_of_last_cycle(layout: Layout) -> set[str]:
     if not has_snapshot(layout):
         return set()
     # Batches in the catalog version that the snapshot froze.
-    version = read_snapshot(layout)["catalog"]["samples"]
-    seen = catalog_of(layout).read("samples", version=version, columns=["kind", "batch"]).drop_duplicates()
-    return {partition_of(kind, batch) for kind, batch in zip(seen["kind"], seen["batch"], strict=True)}
+    versions = read_snapshot(layout)["catalog"]
+    seen = catalog_of(layout).query("SELECT DISTINCT kind, batch FROM samples", versions)
+    return {partition_of(row["kind"], row["batch"]) for row in seen.to_dict("records")}
 
 
 def labels_at(layout: Layout, version: int | None) -> int:
-    """Return the number of distinct labels in a version of the catalog's table (None: the newest)."""
-    return len(set(catalog_of(layout).read("labels", version=version, columns=["id"])["id"]))
+    """Return the number of labels in a version of the catalog's table (None: the newest).
+
+    Ids are the table's key, so each row is a distinct label, and the commit log has the number of rows.
+    """
+    return catalog_of(layout).count("labels", version=version)
 
 
 def labels_of_last_cycle(layout: Layout) -> int:

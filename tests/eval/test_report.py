@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from eval_workspace import Blurred, make
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
-from mm_core.core.records import ALL_CATEGORIES, Report, Verdict, write_json
+from mm_core.core.records import ALL_CATEGORIES, KINDS, Report, Verdict, write_json
 from mm_core.core.settings import Settings
+from mm_core.eval import report as report_module
 from mm_core.eval.evaluate import evaluate_models
 from mm_core.eval.gate import decide
 from mm_core.eval.report import headline, write_html
@@ -119,6 +121,32 @@ def checked(page: str) -> Checker:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, str]:
     parts = cycle(tmp_path_factory.mktemp("cycle"))
     return parts[0], page_of(parts[0])
+
+
+def test_counts_are_those_of_whole_tables(tmp_path: Path) -> None:
+    """The oracle counts rows in Python."""
+    catalog, rng = Catalog(str(tmp_path)), np.random.default_rng(3)
+    names = [*ALL_CATEGORIES[:2], "", None]
+    samples = [
+        {"id": f"{n}", "kind": KINDS[rng.integers(3)], "category": names[rng.integers(4)], "batch": f"b{n % 7}"}
+        | {"accepted_at": f"2026-01-0{1 + n % 3}"}
+        for n in range(200)
+    ]
+    labels = [
+        {"id": f"{n}", "sample_id": f"{rng.integers(60)}", "withdrawn_at": "2026-02-01" if rng.random() < 0.5 else None}
+        for n in range(120)
+    ]
+    assert report_module._counts(catalog) == {"kinds": KINDS, "rows": [], "samples": 0, "labelled": 0}
+    catalog.add("samples", samples)
+    catalog.add("labels", labels)
+    result = report_module._counts(catalog)
+    assert result["samples"] == 200
+    assert result["labelled"] == len({row["sample_id"] for row in labels if row["withdrawn_at"] is None})
+    expected = Counter((row["category"] or "unknown", row["kind"]) for row in samples)
+    counted = {row["category"]: dict(zip(KINDS, row["counts"], strict=True)) for row in result["rows"]}
+    assert {(c, kind): n for c, counts in counted.items() for kind, n in counts.items() if n} == expected
+    layout = Layout(Settings.from_env(tmp_path / "workspace"))
+    assert ("newest batch", "b6") in report_module._about(layout, catalog, None)
 
 
 def test_whole_cycle(whole: tuple[Layout, str]) -> None:

@@ -11,6 +11,8 @@ from mm_core.core.params import SnapshotParams
 from mm_core.core.records import CATEGORIES, Report, digest_of
 from mm_core.ingest.placement import POOLS, SCHEMA, table_digest
 from mm_core.ingest.snapshot import build_snapshot, eval_state, place, read_pool, write_frames
+from mm_core.labeling.candidates import candidates
+from mm_core.labeling.outbox import ROUTED
 from mm_core.storage.catalog import Catalog
 from tests.ingest.snapshot_reference import frame_digest, frame_of, reference_place
 from tests.ingest.snapshot_rows import label, sample
@@ -123,6 +125,27 @@ def test_files_and_digests_are_those_of_pandas(seed: int, tmp_path) -> None:
     for category in CATEGORIES:
         here = labelled["category"] == category
         assert state[category] == (int(labelled.loc[here, "eval"].sum()), int(here.sum()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_candidates_are_those_of_pandas(seed: int, tmp_path) -> None:
+    """The oracle joins and groups whole tables in pandas."""
+    samples, labels = random_catalog(seed, 300)
+    catalog, params = Catalog(str(tmp_path / "store")), random_params(seed)
+    catalog.add("samples", samples)
+    catalog.add("labels", labels)
+    sent = [row["id"] for row in samples[::7]]
+    routed = {"extractor": ROUTED, "version": "1", "numbers": {}, "texts": {}, "computed_at": "2026-03-01"}
+    catalog.add("features", [{"sample_id": identity, **routed} for identity in sent])
+    table = reference_place(params, catalog.read("samples"), catalog.read("labels"))
+    known = table["sample_id"].isin(sent + [row["sample_id"] for row in labels])
+    table["seen"] = known.groupby(table["group"]).transform("any")
+    expected = table.loc[(table["train_unlabeled"] | table["train_text_image"]) & ~known]
+    result = candidates(catalog, params)
+    assert len(result) > 20 and result["seen"].any() and not result["seen"].all()
+    for name in ("sample_id", "group", "seen"):
+        assert result[name].tolist() == expected[name].tolist()
+    assert [c or None for c in result["category"]] == [c or None for c in expected["category"].fillna("")]
 
 
 TEXTS = st.none() | st.text(st.sampled_from(["a", '"', ",", "\n", "\r", "'", " ", "\\", "é", "\t"]), max_size=6)

@@ -54,13 +54,19 @@ def test_upsert_replaces_and_old_versions_stay(catalog: Catalog) -> None:
     assert ids(catalog, version=old) == ["a"] and ids(catalog, version=-1) == []
 
 
-def test_queries_of_old_versions(catalog: Catalog) -> None:
+def test_counts_and_queries_of_old_versions(catalog: Catalog) -> None:
+    assert catalog.count("labels") == 0
     for number in range(3):
         catalog.add("labels", [{"id": f"{number}{letter}"} for letter in "ab"])
     old = catalog.version("labels")
     catalog.delete("labels", "id", ["0a"])
     catalog.upsert("labels", [{"id": "1a", "version": 2}, {"id": "new"}])
+    counts = [catalog.count("labels", version=version) for version in (None, old, -1)]
+    assert counts == [6, 6, 0] == [len(catalog.read("labels", version=version)) for version in (None, old, -1)]
     catalog.delete("labels", "id", ["0b", "new"])
+    assert catalog.count("labels") == 4
+    catalog.compact("labels")
+    assert catalog.count("labels") == 4
     sql = "SELECT count(*) AS n, count(version) AS v FROM labels WHERE withdrawn_at IS NULL"
     counts = [catalog.query(sql, versions).iloc[0].tolist() for versions in (None, {"labels": old}, {"labels": -1})]
     assert counts == [[4, 1], [6, 0], [0, 0]]

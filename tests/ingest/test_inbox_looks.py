@@ -1,0 +1,127 @@
+"""A repeated look finds what a full comparison finds, and opens only what may have changed."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.settings import Settings
+from mm_core.ingest import inbox
+from mm_core.ingest.inbox import named_batches, ready_batches
+from mm_core.ingest.inbox_looks import FULL_EVERY, YOUNG, look_again
+from mm_core.storage.catalog import Catalog
+from mm_core.storage.run import StorageRun
+from mm_core.storage.store import LocalStore
+from tests.ingest.test_changes import png, touched
+
+SECOND = 1.0
+
+
+class Drops:
+    """An inbox of manifests without photos; the ledger is written by hand."""
+
+    def __init__(self, root: Path) -> None:
+        self.run = StorageRun(Params(), Layout(Settings.from_env(root / "workspace")))
+        self.root = root / "inbox"
+        vars(self.run).update(inbox=LocalStore(self.root), catalog=Catalog(str(root / "store")))
+        self.time = 0
+
+    def say(self, batch: str, length: int, name: str = "manifest.csv") -> None:
+        folder = self.root / "unlabeled" / batch
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x" * length)
+
+    def remove(self, batch: str) -> None:
+        shutil.rmtree(self.root / "unlabeled" / batch, ignore_errors=True)
+
+    def ingest(self, batch: str) -> None:
+        with suppress(InputError):  # no drop has this unsafe name
+            for one in named_batches(self.run.inbox, batch):
+                self.time += 1
+                row = {"key": one.key, "kind": one.kind, "batch": one.batch, "ingested_at": f"{self.time:09}"}
+                self.run.catalog.upsert("batches", [row])
+
+    def forget(self, batch: str) -> None:
+        self.run.catalog.delete("batches", "batch", [batch])
+
+
+BATCHES = st.sampled_from(["a", "b", "an unsafe  name"])
+EVENTS = st.one_of(
+    st.tuples(st.just("say"), BATCHES, st.integers(1, 3), st.sampled_from(["manifest.csv", "manifest.parquet"])),
+    st.tuples(st.sampled_from(["remove", "ingest", "ingest", "forget"]), BATCHES),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(events=st.lists(st.tuples(EVENTS, st.sampled_from([SECOND, YOUNG, FULL_EVERY])), min_size=1, max_size=14))
+def test_each_look_finds_what_a_full_comparison_finds(
+    events: list[tuple[tuple[Any, ...], float]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    drops, now = Drops(tmp_path_factory.mktemp("drops")), 0.0
+    for (verb, *arguments), later in events:
+        getattr(drops, verb)(*arguments)
+        now += later
+        assert look_again(drops.run, now) == ready_batches(drops.run)
+        # The second look has the memory of this state.
+        assert look_again(drops.run, now + YOUNG) == ready_batches(drops.run)
+
+
+def test_settled_drops_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drops = Drops(tmp_path)
+    for n in range(20):
+        drops.say(f"b{n}", 5)
+        drops.ingest(f"b{n}")
+    opened: list[str] = []
+    real = inbox._arrived
+    monkeypatch.setattr(inbox, "_arrived", lambda store, kind, batch: opened.append(batch) or real(store, kind, batch))
+
+    def looked_at(now: float) -> int:
+        opened.clear()
+        assert look_again(drops.run, now) == []
+        every.update(opened)
+        return len(opened)
+
+    every: Counter[str] = Counter()
+
+    assert looked_at(0) == looked_at(YOUNG - 1) == 20
+    assert looked_at(YOUNG) == 0
+    drops.say("b3", 6)
+    drops.ingest("b3")
+    assert looked_at(YOUNG + 1) == looked_at(YOUNG + 2) == 1, "another manifest, then a young drop"
+    every.clear()
+    counts = [looked_at(YOUNG + at) for at in range(660, int(FULL_EVERY) + 1, 60)]
+    del every["b3"]
+    assert every == {f"b{n}": 1 for n in range(20) if n != 3}, "each drop once in the period"
+    assert max(counts) < 10, "not all of them at once"
+
+
+def test_a_file_replaced_in_an_old_drop_is_found_within_the_period(any_workshop: Any, make: Any) -> None:
+    folder = any_workshop.drop("pixel_labeled", "a", [make.row(1), make.row(2)])
+    any_workshop.ingest()
+    run = any_workshop.run
+
+    def replace(seed: int) -> None:
+        if isinstance(any_workshop.inbox, LocalStore):
+            touched(folder / "alphas" / "1.png", png(make, seed))
+        else:
+            any_workshop.inbox.put("pixel_labeled/a/alphas/1.png", png(make, seed))
+
+    assert look_again(run, 0) == look_again(run, 1) == []
+    replace(5)
+    (young,) = look_again(run, 2)
+    assert [young] == look_again(run, 3) == ready_batches(run), "it stays ready until it is ingested"
+    any_workshop.ingest()
+    assert look_again(run, 4) == look_again(run, 4 + YOUNG) == []
+    replace(6)
+    found = [look_again(run, 4 + YOUNG + at) for at in range(0, int(FULL_EVERY), 300)]
+    assert found[0] == [] and found[-1] == ready_batches(run) != []
