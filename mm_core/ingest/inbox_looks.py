@@ -1,12 +1,15 @@
 """Find the ready drops again and again, at a cost that follows what changed instead of what ever arrived.
 
 A full comparison hashes every manifest and lists the files of every drop (`inbox.ready_batches`). A look remembers what
-it saw. The next one compares sizes and stamps of the manifests, and compares only some drops in full:
+it saw. The next one compares only some drops in full:
 
-* new drops, and drops whose manifest or ledger row changed;
+* new drops, and drops with another manifest or another row in the ledger;
 * drops that were new or changed within YOUNG seconds;
 * every drop once in FULL_EVERY seconds, spread evenly. This finds files of old drops that were replaced in place, which
   changes neither the manifest nor the folder.
+
+Another manifest is one with another size or stamp. These are read at every look; of drops that have not changed for
+SETTLED seconds, once in STAMPS_EVERY seconds, spread evenly too.
 """
 
 from __future__ import annotations
@@ -21,12 +24,12 @@ from typing import NamedTuple
 from mm_core.core.records import write_bytes
 from mm_core.ingest.inbox import MANIFESTS, Folder, ReadyBatch, compare_with_ledger, folders_of, latest_arrivals
 from mm_core.storage.run import StorageRun
-from mm_core.storage.store import Entry
 
 YOUNG = 600.0
 """Seconds for which a new or changed drop is compared in full at every look."""
 FULL_EVERY = 3600.0
-"""Largest number of seconds between two full comparisons of a drop."""
+"""Seconds between two full comparisons of a drop."""
+SETTLED, STAMPS_EVERY = 86_400.0, 600.0
 
 
 class Look(NamedTuple):
@@ -40,14 +43,19 @@ class Look(NamedTuple):
     """Key of the drop in the ledger."""
     since: float
     """Time since which the drop is as it is."""
-    compared: float
-    """Time of the last full comparison."""
 
-    def is_due(self, now: float) -> bool:
-        """Return whether the drop must be compared in full."""
-        # A number that only depends on the drop spreads the comparisons over the second half of the period.
-        share = int(self.key[:8], 16) / 2**32
-        return now - self.since < YOUNG or now - self.compared > FULL_EVERY * (1 + share) / 2
+    def is_due(self, last: float, now: float) -> bool:
+        """Return whether the drop must be compared in full, `last` being the time of the last look."""
+        return now - self.since < YOUNG or self._had_its_moment(FULL_EVERY, last, now)
+
+    def is_asked(self, last: float, now: float) -> bool:
+        """Return whether the manifest's stamp must be read."""
+        return now - self.since < SETTLED or self._had_its_moment(STAMPS_EVERY, last, now) or self.is_due(last, now)
+
+    def _had_its_moment(self, period: float, last: float, now: float) -> bool:
+        # Each drop has its moment in the period, by a number that only depends on the drop.
+        moment = period * int(self.key[:8], 16) / 2**32
+        return (now - moment) // period != (last - moment) // period
 
 
 @dataclass
@@ -57,6 +65,8 @@ class Looks:
     ledger: int = -2
     """Version of the table `batches`; -2 before the first look."""
     drops: dict[Folder, Look] = field(default_factory=dict)
+    last: float = 0.0
+    """Time of the last look."""
 
     @staticmethod
     def read(path: Path, inbox: str) -> Looks:
@@ -65,7 +75,8 @@ class Looks:
             content = json.loads(path.read_bytes())
             if content["inbox"] != inbox:
                 return Looks()
-            return Looks(content["ledger"], {(kind, batch): Look(*look) for kind, batch, *look in content["drops"]})
+            drops = {(kind, batch): Look(*look) for kind, batch, *look in content["drops"]}
+            return Looks(content["ledger"], drops, float(_time_file(path).read_text()))
         except (OSError, ValueError, KeyError, TypeError):
             return Looks()
 
@@ -83,41 +94,56 @@ def look_again(run: StorageRun, now: float | None = None) -> list[ReadyBatch]:
         now: Time in seconds; the present time if None.
     """
     now = time.time() if now is None else now
-    before = Looks.read(run.layout.inbox_looks, run.inbox.url)
+    path = run.layout.inbox_looks
+    before = Looks.read(path, run.inbox.url)
     folders = folders_of(run.inbox)
+    quiet = {f: look for f, look in before.drops.items() if not look.is_asked(before.last, now)}
     # Stamps and version are read before the contents: a later change differs from them at the next look.
-    entries = run.inbox.entries(list(_manifest_keys(folders, before.drops)))
+    stamps = run.inbox.stamps(list(_manifest_keys([f for f in folders if f not in quiet], before.drops)))
     version = run.catalog.version("batches")
-    known = {f: before.drops[f] for f in folders if f in before.drops and _is_as_before(before.drops[f], f, entries)}
+    known = {
+        folder: look
+        for folder in folders
+        if (look := before.drops.get(folder)) and (folder in quiet or _is_as_before(look, folder, stamps))
+    }
     if version != before.ledger:
         # Rows of the ledger may have been replaced or removed.
         latest = latest_arrivals(run.catalog) if known else {}
         known = {f: look for f, look in known.items() if f in latest and latest[f]["key"] == look.key}
-    quiet = {folder: look for folder, look in known.items() if not look.is_due(now)}
-    compared = compare_with_ledger(run, [folder for folder in folders if folder not in quiet])
+    looks = {folder: look for folder, look in known.items() if not look.is_due(before.last, now)}
+    compared = compare_with_ledger(run, [folder for folder in folders if folder not in looks])
     for folder, batch, ready in compared:
-        entry = entries.get(batch.manifest_key)
         # A drop that must be ingested stays due, and so does a refused one, which has no manifest key.
-        if ready is None and entry is not None:
+        if ready is None and batch.manifest_key in stamps:
             since = known[folder].since if folder in known else now
-            quiet[folder] = Look(entry.key, entry.size, entry.stamp, batch.key, since, now)
-    if compared or version != before.ledger or quiet.keys() != before.drops.keys():
-        Looks(version, quiet).write(run.layout.inbox_looks, run.inbox.url)
+            looks[folder] = Look(batch.manifest_key, *stamps[batch.manifest_key], batch.key, since)
+    if version != before.ledger or looks != before.drops:
+        Looks(version, looks).write(path, run.inbox.url)
+    # The time comes last: a look that was killed is repeated with the same moments.
+    write_bytes(_time_file(path), repr(now).encode())
     return [ready for _, _, ready in compared if ready]
+
+
+def _time_file(path: Path) -> Path:
+    """Return the small file with the time of the last look; the large one is written only when something changed."""
+    return path.with_suffix(".time")
 
 
 def _manifest_keys(folders: list[Folder], looks: Mapping[Folder, Look]) -> Iterator[str]:
     """Yield the keys under which a drop's manifest may lie, up to the one that was read."""
     for folder in folders:
         look = looks.get(folder)
-        for name in MANIFESTS:
-            key = "/".join((*folder, name))
+        for key in _keys_of(folder):
             yield key
             if look and look.manifest == key:
                 break
 
 
-def _is_as_before(look: Look, folder: Folder, entries: Mapping[str, Entry]) -> bool:
+def _is_as_before(look: Look, folder: Folder, stamps: Mapping[str, tuple[int, str]]) -> bool:
     """Return whether the drop's manifest is the same file, and none has come that precedes it."""
-    first = next((key for name in MANIFESTS if (key := "/".join((*folder, name))) in entries), "")
-    return first == look.manifest and (entries[first].size, entries[first].stamp) == (look.size, look.stamp)
+    first = next((key for key in _keys_of(folder) if key in stamps), "")
+    return first == look.manifest and stamps[first] == (look.size, look.stamp)
+
+
+def _keys_of(folder: Folder) -> list[str]:
+    return [f"{folder[0]}/{folder[1]}/{name}" for name in MANIFESTS]

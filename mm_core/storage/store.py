@@ -87,8 +87,8 @@ class Store(Protocol):
         """Yield the objects under a prefix, by key; with `delimiter` one level only: folders end in `/`, size 0."""
         ...
 
-    def entries(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Return size and stamp of objects by key, without reading them; missing objects are left out."""
+    def stamps(self, keys: Sequence[str]) -> dict[str, tuple[int, str]]:
+        """Return size and stamp (`Entry`) of objects by key, without reading them; missing objects are left out."""
         ...
 
     def delete(self, key: str) -> None:
@@ -228,12 +228,14 @@ class LocalStore:
             elif not child.is_symlink():
                 yield from self._below(folder / child.name, f"{place}{name}", delimiter)
 
-    def entries(self, keys: Sequence[str]) -> dict[str, Entry]:
-        found = {}
+    def stamps(self, keys: Sequence[str]) -> dict[str, tuple[int, str]]:
+        found: dict[str, tuple[int, str]] = {}
         for key in keys:
-            with suppress(OSError):  # no such file
+            try:
                 # Plain text, because pathlib costs more than the system call.
-                found[key] = Entry(key, *_size_and_stamp(f"{self.url}/{_inside(key)}"))
+                found[key] = _size_and_stamp(f"{self.url}/{_inside(key)}")
+            except OSError:  # no such file
+                continue
         return found
 
     def delete(self, key: str) -> None:
@@ -342,17 +344,17 @@ class S3Store:
                 entries = folders + [entry for entry in objects if not entry.key.endswith("/") and entry.key]
                 yield from sorted(entries, key=lambda entry: entry.key)
 
-    def entries(self, keys: Sequence[str]) -> dict[str, Entry]:
-        def entry(key: str) -> Entry | None:
+    def stamps(self, keys: Sequence[str]) -> dict[str, tuple[int, str]]:
+        def stamp(key: str) -> tuple[int, str] | None:
             try:
                 with self._plain_errors("reading", key):
                     head = self._client.head_object(Bucket=self.bucket, Key=self._key(key))
             except BlobNotFound:
                 return None
-            return Entry(key, head["ContentLength"], head["ETag"])
+            return head["ContentLength"], head["ETag"]
 
         with ThreadPoolExecutor(REQUESTS) as pool:
-            return {key: found for key, found in zip(keys, pool.map(entry, keys), strict=True) if found}
+            return {key: found for key, found in zip(keys, pool.map(stamp, keys), strict=True) if found}
 
     def delete(self, key: str) -> None:
         with self._plain_errors("deleting", key):
@@ -465,13 +467,14 @@ def _size_and_stamp(file: os.DirEntry[str] | str) -> tuple[int, str]:
 
     Copies that keep the time of their original (`cp -p`, rsync) change the inode's time only, so the later one counts.
     """
-    # The link itself, then its target. A listing has its own, cheaper call.
-    link = os.lstat(file) if isinstance(file, str) else file.stat(follow_symlinks=False)
-    states = [link]
-    if stat.S_ISLNK(link.st_mode):
+    # The entry of a listing has its own, cheaper call.
+    state = os.lstat(file) if isinstance(file, str) else file.stat(follow_symlinks=False)
+    size, time_ns = state.st_size, max(state.st_mtime_ns, state.st_ctime_ns)
+    if stat.S_ISLNK(state.st_mode):
         with suppress(OSError):  # the link leads nowhere
-            states.append(os.stat(file))
-    return states[-1].st_size, str(max(max(state.st_mtime_ns, state.st_ctime_ns) for state in states))
+            target = os.stat(file)
+            size, time_ns = target.st_size, max(time_ns, target.st_mtime_ns, target.st_ctime_ns)
+    return size, str(time_ns)
 
 
 def _is_temporary(name: str) -> bool:

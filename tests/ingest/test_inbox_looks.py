@@ -18,7 +18,7 @@ from mm_core.core.params import Params
 from mm_core.core.settings import Settings
 from mm_core.ingest import inbox
 from mm_core.ingest.inbox import named_batches, ready_batches
-from mm_core.ingest.inbox_looks import FULL_EVERY, YOUNG, look_again
+from mm_core.ingest.inbox_looks import FULL_EVERY, SETTLED, STAMPS_EVERY, YOUNG, look_again
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore
@@ -67,6 +67,7 @@ EVENTS = st.one_of(
 def test_each_look_finds_what_a_full_comparison_finds(
     events: list[tuple[tuple[Any, ...], float]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    """No drop is settled in this time."""
     drops, now = Drops(tmp_path_factory.mktemp("drops")), 0.0
     for (verb, *arguments), later in events:
         getattr(drops, verb)(*arguments)
@@ -93,16 +94,41 @@ def test_settled_drops_are_not_opened(tmp_path: Path, monkeypatch: pytest.Monkey
 
     every: Counter[str] = Counter()
 
-    assert looked_at(0) == looked_at(YOUNG - 1) == 20
-    assert looked_at(YOUNG) == 0
+    assert looked_at(FULL_EVERY) == looked_at(FULL_EVERY + YOUNG - 1) == 20
+    begin = FULL_EVERY + YOUNG
+    every.clear()
+    counts = [looked_at(begin + at) for at in range(0, int(FULL_EVERY), 60)]
+    assert sum(counts) >= 18 and max(every.values()) == 1 and max(counts) < 10, "each drop once, not all at once"
     drops.say("b3", 6)
     drops.ingest("b3")
-    assert looked_at(YOUNG + 1) == looked_at(YOUNG + 2) == 1, "another manifest, then a young drop"
     every.clear()
-    counts = [looked_at(YOUNG + at) for at in range(660, int(FULL_EVERY) + 1, 60)]
-    del every["b3"]
-    assert every == {f"b{n}": 1 for n in range(20) if n != 3}, "each drop once in the period"
-    assert max(counts) < 10, "not all of them at once"
+    looked_at(begin + FULL_EVERY)
+    looked_at(begin + FULL_EVERY + 1)
+    assert every["b3"] == 2, "another manifest, then a young drop"
+    assert every.total() - 2 < 5
+
+
+def test_manifests_of_settled_drops_are_looked_at_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drops = Drops(tmp_path)
+    for n in range(20):
+        drops.say(f"b{n}", 5)
+        drops.ingest(f"b{n}")
+    asked: list[str] = []
+    real = LocalStore.stamps
+    monkeypatch.setattr(LocalStore, "stamps", lambda store, keys: asked.extend(keys) or real(store, keys))
+    look_again(drops.run, 0)
+    begin = SETTLED + FULL_EVERY
+    look_again(drops.run, begin)
+    asked.clear()
+    counts = []
+    for at in range(30, int(STAMPS_EVERY) + 1, 30):
+        before = len(asked)
+        assert look_again(drops.run, begin + at) == []
+        counts.append(len(asked) - before)
+    assert set(asked) == {f"unlabeled/b{n}/manifest.csv" for n in range(20)} and max(counts) < 10
+    drops.say("b7", 6)
+    found = [look_again(drops.run, begin + STAMPS_EVERY + at) for at in range(0, int(STAMPS_EVERY) + 1, 60)]
+    assert [one.batch for one in found[-1]] == ["b7"] and found[-1] == ready_batches(drops.run)
 
 
 def test_a_file_replaced_in_an_old_drop_is_found_within_the_period(any_workshop: Any, make: Any) -> None:
@@ -123,5 +149,5 @@ def test_a_file_replaced_in_an_old_drop_is_found_within_the_period(any_workshop:
     any_workshop.ingest()
     assert look_again(run, 4) == look_again(run, 4 + YOUNG) == []
     replace(6)
-    found = [look_again(run, 4 + YOUNG + at) for at in range(0, int(FULL_EVERY), 300)]
-    assert found[0] == [] and found[-1] == ready_batches(run) != []
+    found = [look_again(run, 4 + YOUNG + at) for at in range(0, int(FULL_EVERY) + 300, 300)]
+    assert [] in found and found[-1] == ready_batches(run) != []
