@@ -47,7 +47,7 @@ from mm_core.structuring import difficulty
 from mm_core.structuring.difficulty import SOFT
 from mm_core.structuring.split import hard_count
 from mm_core.training.supervised import Supervised
-from mm_core.training.trainer import fit
+from mm_core.training.trainer import Setup, fit
 from samplegen import write_drop
 
 HERE = Path(__file__).parent
@@ -127,12 +127,14 @@ class House:
             pools = [(Pool(frame, self.cache, seed, f"{n}/{k}"), count) for k, (frame, count) in enumerate(parts)]
             result = fit(
                 Supervised(net, {"labeled": pools}, PARAMS.train.loss),
-                PARAMS.train.simple.model_copy(update={"steps": steps, "lr": lr}),
-                PARAMS.train.common,
-                seed=seed,
-                validate=lambda net: {},
-                checkpoint=self.root / f"{name}.state",
-                device=torch.device("cpu"),
+                Setup(
+                    PARAMS.train.simple.model_copy(update={"steps": steps, "lr": lr}),
+                    PARAMS.train.common,
+                    seed,
+                    self.root / f"{name}.state",
+                    torch.device("cpu"),
+                ),
+                lambda net: {},
             )
             (self.root / f"{name}.state").unlink(missing_ok=True)
             net.load_state_dict(result.weights)

@@ -35,7 +35,7 @@ from mm_core.core.params import CommonTrainParams, LossParams, ModelParams, Stag
 from mm_core.core.records import CATEGORIES, decoder_of
 from mm_core.imaging.pixel_cache import Pool, rng_of
 from mm_core.labeling.need import LEAST, MOST
-from mm_core.labeling.selection import choose, spread_out
+from mm_core.labeling.selection import Looked, choose, spread_out
 from mm_core.labeling.signals import UNCERTAINTY, look
 from mm_core.model.files import save_model
 from mm_core.model.network import build_model
@@ -43,7 +43,7 @@ from mm_core.model.predict import TorchPredictor
 from mm_core.structuring.category_guess import LearnedGuesser
 from mm_core.structuring.embedding import embedding
 from mm_core.training.supervised import Supervised
-from mm_core.training.trainer import fit
+from mm_core.training.trainer import Setup, fit
 from samplegen.render import generate
 
 HERE = Path(__file__).parent
@@ -126,9 +126,10 @@ class Learner:
         )
         with tempfile.TemporaryDirectory() as folder:
             result = fit(
-                strategy, StageParams(steps=steps, lr=lr), common, seed=seed, validate=lambda net: {},
-                checkpoint=Path(folder) / "state.pt", device=torch.device("cpu"),
-            )  # fmt: skip
+                strategy,
+                Setup(StageParams(steps=steps, lr=lr), common, seed, Path(folder) / "state.pt", torch.device("cpu")),
+                lambda net: {},
+            )
             net.load_state_dict(result.weights)
             save_model(Path(folder) / "model.safetensors", net, {"stage": "benchmark"})
             self.predictor = TorchPredictor(Path(folder) / "model.safetensors", "cpu", batch=32)
@@ -159,9 +160,10 @@ def guessed(pool: Gallery, chosen: list[int], rows: np.ndarray) -> list[str | No
 
 
 def pick(
-    arm: str, learner: Learner, pool: Gallery, dev: Gallery, chosen: list[int], count: int, args: Any
+    arm: str, learner: Learner, galleries: tuple[Gallery, Gallery], chosen: list[int], count: int, args: Any
 ) -> list[int]:
-    """The next rows of the pool that an arm has labelled."""
+    """The next rows of the pool (the first gallery) that an arm has labelled; the second gallery shows its errors."""
+    pool, dev = galleries
     free = np.setdiff1d(np.arange(len(pool.frame)), chosen)
     if arm == "random":
         return rng_of(args.seed, "random", len(chosen)).choice(free, count, replace=False).tolist()
@@ -194,7 +196,7 @@ def pick(
     vectors = pool.vectors[rows] * (np.nan if left_out == "diversity" else 1)
     if left_out == "need":
         looked["category"], need = None, {}
-    found = choose(looked, parts, vectors, pool.vectors[chosen], need, budget=count, seed=args.seed)
+    found = choose(Looked(looked, vectors, pool.vectors[chosen]), parts, need, budget=count, seed=args.seed)
     row_of = dict(zip(looked["sample_id"], rows, strict=True))
     return [int(row_of[i]) for i in found["sample_id"]]
 
@@ -245,7 +247,7 @@ def main() -> None:
                         append(runs, {"arm": arm, "seed": seed, "what": "score", "labels": goal} | row)
                         print(f"{time.monotonic() - began:5.0f} s", arm, seed, goal, f"{row['macro']:.4f}", flush=True)
                     if following is None:
-                        following = chosen + pick(arm, learner, pool, dev, chosen, then - goal, args)
+                        following = chosen + pick(arm, learner, (pool, dev), chosen, then - goal, args)
                         row = {"arm": arm, "seed": seed, "what": "pick", "labels": then}
                         append(runs, row | {"chosen": json.dumps(following)})
                 chosen = following

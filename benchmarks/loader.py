@@ -34,7 +34,7 @@ from mm_core.model.network import build_model
 from mm_core.model.torchvision_shim import ensure_torchvision
 from mm_core.storage.store import LocalStore, put_blob
 from mm_core.training.supervised import Supervised
-from mm_core.training.trainer import fit, to_device
+from mm_core.training.trainer import Setup, fit, to_device
 from samplegen import write_drop
 
 HERE = Path(__file__).parent
@@ -163,12 +163,8 @@ def measure(drops: pd.DataFrame, size: int, batches: int, steps: int, rounds: in
         strategy = Supervised(build_model(params.model, 0), {"labeled": [(pool, BATCH)]}, params.train.loss)
         result = fit(
             strategy,
-            params.train.simple,
-            params.train.common,
-            seed=0,
-            validate=lambda net: {},
-            checkpoint=Path(folder) / "state.pt",
-            device=CPU,
+            Setup(params.train.simple, params.train.common, 0, Path(folder) / "state.pt", CPU),
+            lambda net: {},
         )
         found |= {"wait": result.wait_seconds / result.seconds, "step": 1000 * result.seconds / steps}
     return found

@@ -94,9 +94,7 @@ def measure(work: Path) -> dict[str, float]:
     looked = first_pass(params, catalog, free, {})
     timed("first pass", start, busy)
     start, busy = time.perf_counter(), time.process_time()
-    chosen = choose(
-        looked.table, _quality(looked.table, catalog), looked.vectors, looked.known, {}, budget=params.budget
-    )
+    chosen = choose(looked, _quality(looked.table, catalog), {}, budget=params.budget)
     timed("choice", start, busy)
     assert len(chosen) == params.budget and len(looked.table) == params.look
     return found | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}

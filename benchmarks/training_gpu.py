@@ -35,7 +35,7 @@ from mm_core.model.network import build_model
 from mm_core.training import trainer
 from mm_core.training.semi import Semi
 from mm_core.training.supervised import Supervised
-from mm_core.training.trainer import fit
+from mm_core.training.trainer import Setup, fit
 from samplegen import generate
 
 HERE = Path(__file__).parent
@@ -117,10 +117,7 @@ def ours(strategy: Supervised, params: Params, steps: int, watch: Watch) -> tupl
     with tempfile.TemporaryDirectory() as folder:
         stage = params.train.simple.model_copy(update={"steps": steps + WARM})
         where = Path(folder) / "state.pt"
-        result = fit(
-            strategy, stage, params.train.common, seed=0, validate=lambda net: {}, checkpoint=where, device=CUDA,
-            progress=progress,
-        )  # fmt: skip
+        result = fit(strategy, Setup(stage, params.train.common, 0, where, CUDA), lambda net: {}, progress=progress)
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - begun) / steps
     opened.__exit__(None, None, None)
@@ -204,10 +201,11 @@ def alike(photos: Path, steps: int = 20) -> dict[str, float]:
                 strategy = strategy_of("semi", photos, 4, params)
                 with suppress(Killed):
                     result = fit(
-                        strategy, params.train.semi, params.train.common, seed=0, validate=lambda net: {},
-                        checkpoint=Path(folder) / "state.pt", device=device, save_seconds=0,
+                        strategy,
+                        Setup(params.train.semi, params.train.common, 0, Path(folder) / "state.pt", device, 0),
+                        lambda net: {},
                         progress=(lambda done, total: None) if attempt else progress,
-                    )  # fmt: skip
+                    )
         return torch.cat([w.float().flatten() for w in result.weights.values()])
 
     whole = run(CUDA)

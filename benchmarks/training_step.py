@@ -33,7 +33,7 @@ from mm_core.imaging.pixel_cache import Batch
 from mm_core.model.network import MattingNet, build_model
 from mm_core.training.memory import kept_memory
 from mm_core.training.supervised import Supervised
-from mm_core.training.trainer import fit, rate, to_device
+from mm_core.training.trainer import Setup, fit, rate, to_device
 from samplegen import generate
 
 HERE = Path(__file__).parent
@@ -102,12 +102,14 @@ def our_cost(encoder: str, precision: str, count: int, size: int, steps: int) ->
     with tempfile.TemporaryDirectory() as folder:
         fit(
             strategy,
-            params.train.simple.model_copy(update={"steps": steps + 1}),
-            params.train.common,
-            seed=0,
-            validate=lambda net: {},
-            checkpoint=Path(folder) / "state.pt",
-            device=CPU,
+            Setup(
+                params.train.simple.model_copy(update={"steps": steps + 1}),
+                params.train.common,
+                0,
+                Path(folder) / "state.pt",
+                CPU,
+            ),
+            lambda net: {},
             progress=lambda done, total: at.append((time.process_time(), time.perf_counter())),
         )
     return (at[-1][0] - at[0][0]) / steps, (at[-1][1] - at[0][1]) / steps
@@ -185,7 +187,7 @@ def learnt(steps: int, seeds: int, size: int = 64) -> list[str]:
             with tempfile.TemporaryDirectory() as folder:
                 where = Path(folder) / "state.pt"
                 stage, common = params.train.simple, params.train.common
-                fit(strategy, stage, common, seed=0, validate=lambda net: {}, checkpoint=where, device=CPU)
+                fit(strategy, Setup(stage, common, 0, where, CPU), lambda net: {})
             found.setdefault(f"ours, {precision}", []).append((float(np.mean(strategy.seen[-10:])), error(net)))
         print(seed, {name: rows[-1] for name, rows in found.items()}, flush=True)
 

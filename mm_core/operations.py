@@ -301,11 +301,7 @@ def moments(run: Run, gallery: Path, out: Path, *, model: str = "champion") -> R
         # Without a model (`none`), the pieces use no mattes.
         predictor, name = predictor_of(run.layout, model)
         found = read_gallery(run, gallery)
-        # The same near-duplicate threshold as at ingest.
-        bits = run.params.ingest.near_duplicate_bits
-        return make_moments(
-            found, out, run.params.moments, bits, report, predictor=predictor, model=name, progress=run.progress
-        )
+        return make_moments(run, found, out, report, predictor=predictor, model=name)
 
 
 def rollback(run: Run, version: str | None = None, *, reason: str = "") -> Report:

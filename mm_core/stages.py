@@ -22,7 +22,7 @@ from mm_core.core.pins import ROLES, has_snapshot
 from mm_core.core.records import Report, digest_of, sha256_file, timed, write_json
 from mm_core.eval.eval_budget import record_use
 from mm_core.eval.evaluate import evaluate_models, identity
-from mm_core.eval.gate import decide
+from mm_core.eval.gate import History, decide
 from mm_core.eval.independence import learnt_photos
 from mm_core.eval.ratchet import update_best
 from mm_core.eval.report import write_html
@@ -272,10 +272,12 @@ def gate(run: Run) -> Report:
             run.params.gate,
             layout,
             inputs,
-            ratchet=run.registry.ratchet(store, inputs["anchor"]),
-            noise=recorded_noise(run),
-            uses=record_use(store, frame["sample_id"], candidate),
-            left_out=learnt_photos(frame, samples, learnt, run.params.snapshot.near_duplicate_bits),
+            History(
+                ratchet=run.registry.ratchet(store, inputs["anchor"]),
+                noise=recorded_noise(run),
+                uses=record_use(store, frame["sample_id"], candidate),
+                left_out=learnt_photos(frame, samples, learnt, run.params.snapshot.near_duplicate_bits),
+            ),
         )
         write_json(layout.verdict, verdict.model_dump())
         if not inputs["champion"]:

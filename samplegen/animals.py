@@ -34,6 +34,7 @@ class Pet(LocalUnits):
     under: Colour
     length: float
     """Length of its hair in canvas units."""
+    look: Look
 
     def at(self, points: object) -> np.ndarray:
         """Map points from the animal's units to canvas units."""
@@ -41,10 +42,9 @@ class Pet(LocalUnits):
         return np.stack([self.cx + self.s * self.flip * p[..., 0], self.cy + self.s * p[..., 1]], -1)
 
 
-def _furry(
-    c: Canvas, look: Look, pet: Pet, outline: np.ndarray, colour: Colour, *, down: float = 0.6, dense: float = 1.0
-) -> None:
+def _furry(c: Canvas, pet: Pet, outline: np.ndarray, colour: Colour, *, down: float = 0.6, dense: float = 1.0) -> None:
     """Paint a body part: a shaded shape, hairs over it, and hairs beyond its edge."""
+    look = pet.look
     mask = c.paint(c.shape(outline), colour, subject=True, relief=0.5 * pet.s, strength=0.75, texture=0.12)
     # The number of hairs grows with the part's size.
     span = float(np.mean(np.ptp(outline, 0))) / 0.3
@@ -69,7 +69,6 @@ def _ears(c: Canvas, look: Look, pet: Pet) -> None:
         if pet.kind == "cat":
             _furry(
                 c,
-                look,
                 pet,
                 smooth(pet.at([(side * 0.9, -0.1), (side * 0.86, -0.95), (side * 0.78, -1.2), (side * 0.3, -0.72)])),
                 pet.coat,
@@ -95,7 +94,7 @@ def _ears(c: Canvas, look: Look, pet: Pet) -> None:
                     ]
                 )
             )
-            _furry(c, look, pet, ear, pet.coat, down=-0.6, dense=0.5)
+            _furry(c, pet, ear, pet.coat, down=-0.6, dense=0.5)
             inner = smooth(
                 pet.at(
                     [
@@ -125,7 +124,7 @@ def _flaps(c: Canvas, look: Look, pet: Pet) -> None:
                 ]
             )
         )
-        _furry(c, look, pet, ear, shade(pet.coat, 0.7), down=1.2, dense=0.7)
+        _furry(c, pet, ear, shade(pet.coat, 0.7), down=1.2, dense=0.7)
 
 
 def _face(c: Canvas, look: Look, pet: Pet) -> None:
@@ -230,14 +229,13 @@ def _body(c: Canvas, look: Look, pet: Pet, deep: float) -> None:
         thick = np.linspace(0.26, 0.16, len(line))[:, None]
         _furry(
             c,
-            look,
             pet,
             pet.at(np.vstack([line + across * thick, (line - across * thick)[::-1]])),
             shade(pet.coat, 0.85),
             down=0.0,
         )
     else:
-        _furry(c, look, pet, ellipse(*pet.spot(1.3, deep - 0.6), 0.42 * pet.s, 0.4 * pet.s), pet.under)
+        _furry(c, pet, ellipse(*pet.spot(1.3, deep - 0.6), 0.42 * pet.s, 0.4 * pet.s), pet.under)
     # Torso, wider at the haunches.
     wide = 1.3 if pet.kind != "rabbit" else 1.45
     torso = smooth(
@@ -255,7 +253,7 @@ def _body(c: Canvas, look: Look, pet: Pet, deep: float) -> None:
             ]
         )
     )
-    _furry(c, look, pet, torso, pet.coat, dense=1.3)
+    _furry(c, pet, torso, pet.coat, dense=1.3)
     # Chest in the colour of the underside.
     bib = smooth(pet.at([(-0.45, 0.7), (-0.55, 1.3), (0, 2.0), (0.55, 1.3), (0.45, 0.7)]))
     c.paint(c.soft(c.shape(bib), 0.14 * pet.s), pet.under, subject=True, opacity=0.8)
@@ -274,7 +272,7 @@ def _body(c: Canvas, look: Look, pet: Pet, deep: float) -> None:
         # A dark gap separates the leg from the body.
         gap = c.soft(c.lines([leg], 0.06 * pet.s, closed=True), 0.05 * pet.s)
         c.paint(gap, shade(pet.coat, 0.35), subject=True, opacity=0.4)
-        _furry(c, look, pet, leg, shade(pet.coat, 0.97), dense=0.5)
+        _furry(c, pet, leg, shade(pet.coat, 0.97), dense=0.5)
         c.paint(
             c.oval(*pet.spot(side * 0.41, deep - 0.08), 0.3 * pet.s, 0.17 * pet.s),
             mix(pet.coat, pet.under, 0.7),
@@ -307,6 +305,7 @@ def pets(c: Canvas, look: Look) -> str:
         look.jitter(COATS[name], 10),
         mix(COATS[name], (240, 234, 226), look.between(0.2, 0.8)),
         min(0.045, s * (look.between(0.28, 0.5) if look.hard else look.between(0.1, 0.2))),
+        look,
     )
     # A close-up has no room for a cushion or toy.
     prop = (
@@ -318,7 +317,7 @@ def pets(c: Canvas, look: Look) -> str:
     c.shadow(c.oval(cx, cy + deep * s, 1.7 * s, 0.3 * s), 0.02, 0.01, 0.03, 0.5)
     _body(c, look, pet, deep)
     _ears(c, look, pet)
-    _furry(c, look, pet, smooth(pet.at(_HEADS[kind])), pet.coat, down=0.2)
+    _furry(c, pet, smooth(pet.at(_HEADS[kind])), pet.coat, down=0.2)
     if kind == "cat" and name in ("orange", "grey", "brown", "cream"):
         # Stripes of a tabby cat.
         bars = [pet.at([(x, -0.8), (x * 0.8, -0.35)]) for x in (-0.28, 0.0, 0.28)] + [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Required, TypedDict, Unpack
 
 import cv2
 import numpy as np
@@ -15,6 +16,23 @@ from mm_core.ingest.drop import write_manifest
 from samplegen.render import GeneratedSample, Rendering, develop, render
 
 ASPECTS = (1.0, 1.0, 3 / 4, 4 / 3)
+HARD_SHARE = 0.25
+"""Share of hard scenes in a drop."""
+
+
+class DropOptions(TypedDict, total=False):
+    """Options of a generated drop."""
+
+    seed: Required[int]
+    """Seed of all draws."""
+    size: int
+    """Maximum side in pixels; 192 by default."""
+    burst_share: float
+    """Share of scenes that are photographed 2 or 3 times (one group); 0.15 by default."""
+    poison: str | None
+    """Category with wrong mattes; its photos are the same as without."""
+    role: str
+    """Value of the column `role`; empty by default."""
 
 
 def poisoned(r: Rendering) -> np.ndarray:
@@ -39,14 +57,7 @@ def write_drop(
     kind: str,
     batch: str,
     counts: Mapping[str, int],
-    *,
-    seed: int,
-    size: int = 192,
-    hard_share: float = 0.25,
-    drift: float = 0.0,
-    burst_share: float = 0.15,
-    poison: str | None = None,
-    role: str = "",
+    **options: Unpack[DropOptions],
 ) -> Path:
     """Write a drop to `<inbox>/<kind>/<batch>`; return its folder. The same arguments give the same bytes.
 
@@ -57,13 +68,7 @@ def write_drop(
         kind: Kind of the drop.
         batch: Name of the drop.
         counts: Category → number of photos; they are square, 3:4 or 4:3.
-        seed: Seed of all draws.
-        size: Maximum side in pixels.
-        hard_share: Share of hard scenes.
-        drift: Drift of camera and season, in [0, 1].
-        burst_share: Share of scenes that are photographed 2 or 3 times (one group).
-        poison: Category with wrong mattes; its photos are the same as without.
-        role: Value of the column `role`.
+        **options: Seed, size, burst_share, poison and role (`DropOptions`).
 
     Raises:
         InputError: A name is unknown, or the drop exists already.
@@ -72,32 +77,33 @@ def write_drop(
         raise InputError(f"samplegen: kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
     if unknown := sorted(set(counts) - set(ALL_CATEGORIES)):
         raise InputError(f"samplegen: category {unknown[0]!r} is unknown; use one of {', '.join(ALL_CATEGORIES)}")
-    if poison is not None and poison not in ALL_CATEGORIES:
+    if (poison := options.get("poison")) is not None and poison not in ALL_CATEGORIES:
         raise InputError(f"samplegen: poison {poison!r} is unknown; use one of {', '.join(ALL_CATEGORIES)}")
+    burst_share, size = options.get("burst_share", 0.15), options.get("size", 192)
     target = inbox / kind / batch
     if (target / "manifest.csv").exists():
         raise InputError(f"{target}: this batch already exists; choose another --batch name")
     rows = []
     for category, count in counts.items():
         # A generator per category: its photos do not depend on the other categories' counts.
-        rng = np.random.default_rng([seed, *(zlib.crc32(word.encode()) for word in (kind, batch, category))])
+        rng = np.random.default_rng([options["seed"], *(zlib.crc32(word.encode()) for word in (kind, batch, category))])
         done = 0
         while done < count:
             scene = int(rng.integers(2**40))
-            mode = "hard" if rng.random() < hard_share else "easy"
+            mode = "hard" if rng.random() < HARD_SHARE else "easy"
             aspect = ASPECTS[int(rng.integers(len(ASPECTS)))]
             frames = int(rng.integers(2, 4)) if rng.random() < burst_share else 1
             quality = int(rng.integers(80, 96))
             # Frames of one scene share their group.
             for variant in range(min(frames, count - done)):
-                r = render(category, scene, size=size, mode=mode, drift=drift, variant=variant, aspect=aspect)
+                r = render(category, scene, size=size, mode=mode, variant=variant, aspect=aspect)
                 name = f"{category}-{done:05d}"
                 photo = _encode(".jpg", develop(r, scene, variant), [cv2.IMWRITE_JPEG_QUALITY, quality])
                 row = {
                     "image": f"images/{name}.jpg",
                     "category": category,
                     "group": f"{category}-{scene:010x}",
-                    "role": role,
+                    "role": options.get("role", ""),
                 }
                 row |= {"sha256": sha256_bytes(photo), "source": "samplegen", "license": "CC0-1.0"}
                 _write(target / row["image"], photo)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import cv2
 import numpy as np
@@ -99,6 +100,21 @@ def fractal(rng: np.random.Generator, height: int, width: int, cells: int, octav
         grid = rng.uniform(-1, 1, (n * height // short + 2, n * width // short + 2)).astype(np.float32)
         total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) / 2**octave
     return total / np.float32(1.3)
+
+
+class Stroke(TypedDict, total=False):
+    """Look of a stroke."""
+
+    opacity: float
+    """Factor of the coverage; 1 by default."""
+    relief: float
+    """Width in units of a rounded edge that the light shades; 0 (default) draws a flat stroke."""
+    strength: float
+    """Strength of that shading; 0.5 by default."""
+    texture: float
+    """Amplitude of fine and coarse noise in the brightness; 0 by default."""
+    gain: np.ndarray
+    """Brightness (h, w) of the mask's window."""
 
 
 class Canvas:
@@ -203,11 +219,7 @@ class Canvas:
         *,
         subject: bool = False,
         decoy: bool = False,
-        opacity: float = 1.0,
-        relief: float = 0.0,
-        strength: float = 0.5,
-        texture: float = 0.0,
-        gain: np.ndarray | None = None,
+        **stroke: Unpack[Stroke],
     ) -> Mask:
         """Blend a colour over the photo and update the mattes; return the mask for later use.
 
@@ -216,23 +228,21 @@ class Canvas:
             colour: A colour, or an image (3, H, W) of the canvas's size.
             subject: The stroke belongs to the subject's matte.
             decoy: The stroke belongs to the wrong matte of a mislabelled batch.
-            opacity: Factor of the coverage.
-            relief: Width in units of a rounded edge that the light shades.
-            strength: Strength of that shading.
-            texture: Amplitude of fine and coarse noise in the brightness.
-            gain: Brightness (h, w) of the mask's window.
+            **stroke: Opacity, relief, strength, texture and gain (`Stroke`).
         """
         h, w = mask.a.shape
         if not h or not w:
             return mask
         here = np.s_[mask.y : mask.y + h, mask.x : mask.x + w]
+        opacity, relief, texture = stroke.get("opacity", 1.0), stroke.get("relief", 0.0), stroke.get("texture", 0.0)
+        gain = stroke.get("gain")
         m = mask.a if opacity == 1 else mask.a * np.float32(opacity)
         keep = 1 - m
         # Brightness from relief and texture; not needed if the backdrop replaces the colour.
         if (relief or texture) and (self.backdrop is None or subject):
             gain = np.ones((h, w), np.float32) if gain is None else gain
             if relief:
-                gain += np.float32(strength) * self._relief(mask.a, relief)
+                gain += np.float32(stroke.get("strength", 0.5)) * self._relief(mask.a, relief)
             if texture:
                 gain += np.float32(texture) * (np.float32(0.6) * self.fine[here] + self.coarse[here])
             np.maximum(gain, 0, out=gain)

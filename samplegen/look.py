@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Required, TypedDict, TypeVar, Unpack
 
 import cv2
 import numpy as np
@@ -136,6 +136,25 @@ def mix(a: Colour, b: Colour, t: float) -> Colour:
     return r, g, bl
 
 
+class Hair(TypedDict, total=False):
+    """Look of hair or fur."""
+
+    width: Required[float]
+    """Width of a strand in canvas units."""
+    fall: float
+    """Bend downwards; 0 by default."""
+    curl: float
+    """Amplitude of waves; 0 by default."""
+    spread: float
+    """Standard deviation of the directions; 0.35 by default."""
+    contrast: float
+    """Amplitude of the brightness between strands; 0.35 by default."""
+    opacity: float
+    """Factor of the coverage; 0.9 by default."""
+    clip: Mask
+    """Area that the hair stays in."""
+
+
 def strands(
     canvas: Canvas,
     look: Look,
@@ -143,33 +162,27 @@ def strands(
     directions: np.ndarray,
     length: float,
     colour: Colour,
-    *,
-    fall: float = 0.0,
-    curl: float = 0.0,
-    width: float = 0.0035,
-    spread: float = 0.35,
-    contrast: float = 0.35,
-    opacity: float = 0.9,
-    clip: Mask | None = None,
+    **hair: Unpack[Hair],
 ) -> None:
-    """Paint hair or fur of the subject: a curved stroke per root (n, 2); `fall` bends down, `curl` adds waves."""
+    """Paint hair or fur of the subject: a curved stroke per root (n, 2)."""
     n, steps = len(roots), 7
     if not n:
         return
-    rng = look.rng
+    rng, width, contrast = look.rng, hair["width"], hair.get("contrast", 0.35)
     t = np.linspace(0, 1, steps)[None, :, None]
     # Random length, direction and bend per strand.
     size = length * rng.uniform(0.45, 1.15, (n, 1, 1))
-    d = directions + rng.normal(0, spread, (n, 2))
+    d = directions + rng.normal(0, hair.get("spread", 0.35), (n, 2))
     d = (d / (np.linalg.norm(d, axis=1, keepdims=True) + 1e-6))[:, None]
     side = np.concatenate([-d[..., 1:], d[..., :1]], -1)
-    wave = curl * np.sin(t * rng.uniform(4, 9, (n, 1, 1)) + rng.uniform(0, 6.3, (n, 1, 1))) * t
+    wave = hair.get("curl", 0.0) * np.sin(t * rng.uniform(4, 9, (n, 1, 1)) + rng.uniform(0, 6.3, (n, 1, 1))) * t
     paths = roots[:, None] + size * (
-        d * t + side * (wave + rng.normal(0, 0.12, (n, 1, 1)) * t**2) + np.array([0, fall]) * t**2
+        d * t + side * (wave + rng.normal(0, 0.12, (n, 1, 1)) * t**2) + np.array([0, hair.get("fall", 0.0)]) * t**2
     )
     mask = canvas.lines(list(paths), width)
     # Five levels of brightness.
     gain = canvas.shades(mask, paths, width, 1 + contrast * np.linspace(-1, 1, 5)[rng.integers(0, 5, n)])
+    clip, opacity = hair.get("clip"), hair.get("opacity", 0.9)
     canvas.paint(mask.within(clip) if clip else mask, colour, subject=True, opacity=opacity, gain=gain)
 
 

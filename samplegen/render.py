@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import cv2
 import numpy as np
@@ -28,6 +29,21 @@ SCENES: dict[str, Callable[[Canvas, Look], str]] = {
     "delicacy": delicacy,
     "scenery": scenery,
 }
+
+
+class View(TypedDict, total=False):
+    """Options of a generated photo; the same scene can be drawn with several of them."""
+
+    size: int
+    """Long side in pixels; 192 by default."""
+    mode: str
+    """`easy` (default) or `hard`: small, thin, camouflaged or cut-off subjects in clutter and noise."""
+    drift: float
+    """Change of colours, places, light and scale as with a new camera and season, in [0, 1]; 0 by default."""
+    variant: int
+    """Frame within the burst of the scene; 0 (default) is the first."""
+    aspect: float
+    """Width / height, 1 by default; 3/4 gives an upright photo."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +75,20 @@ class Rendering:
     look: Look
 
 
-def render(
-    category: str,
-    seed: int,
-    *,
-    size: int = 192,
-    mode: str = "easy",
-    drift: float = 0.0,
-    variant: int = 0,
-    aspect: float = 1.0,
-    backdrop: float | None = None,
-) -> Rendering:
+def render(category: str, seed: int, *, backdrop: float | None = None, **view: Unpack[View]) -> Rendering:
     """Draw a scene.
 
     Args:
         category: One of `SCENES`.
         seed: Seed of the scene.
-        size: Long side in pixels.
-        mode: `easy` or `hard`.
-        drift: Change of camera and season, in [0, 1].
-        variant: Frame within the burst; 0 is the first.
-        aspect: Width / height.
         backdrop: Paints everything but the subject in one constant; two such pictures verify the matte.
+        **view: Size, mode, drift, variant and aspect (`View`).
 
     Raises:
         InputError: The category or the mode is unknown.
     """
+    size, mode = view.get("size", 192), view.get("mode", "easy")
+    variant, aspect = view.get("variant", 0), view.get("aspect", 1.0)
     if category not in SCENES:
         raise InputError(f"samplegen: category {category!r} is unknown; use one of {', '.join(SCENES)}")
     if mode not in ("easy", "hard"):
@@ -94,7 +98,7 @@ def render(
     height, width = (size, round(size * aspect)) if aspect <= 1 else (round(size / aspect), size)
     # Supersampling factor; small photos need more for thin strands.
     scale = 3 if size < 128 else 2
-    look = Look(rng, mode == "hard", float(np.clip(drift, 0, 1)))
+    look = Look(rng, mode == "hard", float(np.clip(view.get("drift", 0.0), 0, 1)))
     angle = rng.uniform(-2.4, -0.7)
     canvas = Canvas(height * scale, width * scale, rng, (float(np.cos(angle)), float(np.sin(angle))), backdrop)
     caption = SCENES[category](canvas, look)
@@ -149,26 +153,14 @@ def develop(r: Rendering, seed: int, variant: int) -> np.ndarray:
     return np.clip(light, 0, 255).round().astype(np.uint8)
 
 
-def generate(
-    category: str,
-    seed: int,
-    *,
-    size: int = 192,
-    mode: str = "easy",
-    drift: float = 0.0,
-    variant: int = 0,
-    aspect: float = 1.0,
-) -> GeneratedSample:
+def generate(category: str, seed: int, **view: Unpack[View]) -> GeneratedSample:
     """Generate one sample; the same arguments give the same bytes.
 
     Args:
         category: One of `SCENES`.
         seed: Determines the scene and its group.
-        size: Long side in pixels.
-        mode: `hard` draws small, thin, camouflaged or cut-off subjects in clutter and noise.
-        drift: Change of colours, places, light and scale as with a new camera and season, in [0, 1].
-        variant: Frame within the burst of the scene.
-        aspect: Width / height (3/4 gives an upright photo).
+        **view: Size, mode, drift, variant and aspect (`View`).
     """
-    r = render(category, seed, size=size, mode=mode, drift=drift, variant=variant, aspect=aspect)
-    return GeneratedSample(develop(r, seed, variant), r.alpha, category, r.caption, f"{category}-{seed:010x}", mode)
+    r = render(category, seed, **view)
+    image = develop(r, seed, view.get("variant", 0))
+    return GeneratedSample(image, r.alpha, category, r.caption, f"{category}-{seed:010x}", view.get("mode", "easy"))

@@ -49,7 +49,7 @@ def said(words: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("file", "command", "remedy"),
+    "case",
     [
         ("inputs.json", "snapshot", "inputs.json is damaged: delete it"),
         ("inputs.json", "pin-inputs", "inputs.json is damaged: delete it"),
@@ -67,11 +67,10 @@ def test_a_damaged_file_is_told_in_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    file: str,
-    command: str,
-    remedy: str,
+    case: tuple[str, str, str],
     content: bytes,
 ) -> None:
+    file, command, remedy = case
     own = tmp_path / "data"
     shutil.copytree(filled.root, own)
     if file.startswith("cycle/snapshot"):

@@ -98,7 +98,7 @@ def demo(
 
 
 @app.command()
-def drop(
+def drop(  # noqa: PLR0913  each argument is an option of the command
     folder: Annotated[Path, typer.Argument(help="Folder of photos.")],
     kind: Annotated[str, typer.Option(help=" | ".join(KINDS))],
     batch: Annotated[str, typer.Option(help="Name of the batch.")],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Unpack
 
 from mm_core import stages
 from mm_core.core.layout import Layout
@@ -18,7 +19,7 @@ from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import ALL_CATEGORIES, write_bytes, write_json
 from mm_core.core.settings import Settings
 from mm_core.pinned_inputs import Run, recorded_verdict
-from samplegen import write_drop
+from samplegen import DropOptions, write_drop
 
 POISONED = "accessories"
 
@@ -113,8 +114,6 @@ def drop_samples(inbox: Path, cycle: int) -> None:
         _drop(inbox, "pixel_labeled", "2026-w03", counts, seed=700, role="train", poison=POISONED)
 
 
-def _drop(
-    inbox: Path, kind: str, batch: str, counts: dict[str, int], *, seed: int, role: str = "", poison: str | None = None
-) -> None:
+def _drop(inbox: Path, kind: str, batch: str, counts: dict[str, int], **options: Unpack[DropOptions]) -> None:
     if not (inbox / kind / batch / "manifest.csv").exists():
-        write_drop(inbox, kind, batch, counts, seed=seed, role=role, poison=poison)
+        write_drop(inbox, kind, batch, counts, **options)

@@ -14,6 +14,7 @@ INCONCLUSIVE and block the release.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from mm_core.core.layout import Layout
@@ -32,35 +33,40 @@ from mm_core.eval.words import loss, not_settled, promoted, too_few, worse_list
 from mm_core.ingest.snapshot import read_pool
 
 
-def decide(
-    params: GateParams,
-    layout: Layout,
-    inputs: PinnedInputs,
-    *,
-    ratchet: Ratchet | None = None,
-    noise: Mapping[str, float] | None = None,
-    uses: float = 0.0,
-    left_out: Mapping[str, str] | None = None,
-) -> Verdict:
+@dataclass(frozen=True)
+class History:
+    """What earlier cycles say about the eval photos and the models."""
+
+    ratchet: Ratchet | None = None
+    """The record of the best models so far; None compares with the pinned anchor only."""
+    noise: Mapping[str, float] | None = None
+    """Category → standard deviation of the primary metric's relative difference between two trainings that differ only
+    by their seed. None if it was not measured. It changes the advice, not the decision."""
+    uses: float = 0.0
+    """Number of other candidates that these eval photos judged before (`mm_core.eval.eval_budget`)."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Eval sample id → description of the judged model that was trained on it (`mm_core.eval.independence`)."""
+
+
+NO_HISTORY = History()
+
+
+def decide(params: GateParams, layout: Layout, inputs: PinnedInputs, history: History = NO_HISTORY) -> Verdict:
     """Return the verdict on the candidate in the workspace.
 
     Args:
         params: Mode, margins, levels and floors.
         layout: The workspace with per_image.parquet, the snapshot and the judged files.
         inputs: Pins of the cycle, from `stages.read_inputs`.
-        ratchet: The record of the best models so far; None compares with the pinned anchor only.
-        noise: Category → standard deviation of the primary metric's relative difference between two trainings that
-            differ only by their seed. None if it was not measured. It changes the advice, not the decision.
-        uses: Number of other candidates that these eval photos judged before (`mm_core.eval.eval_budget`).
-        left_out: Eval sample id → description of the judged model that was trained on it
-            (`mm_core.eval.independence`).
+        history: What earlier cycles say about the eval photos and the models.
 
     Raises:
         InputError: The workspace has no scores. Scores that do not match give INCONCLUSIVE.
     """
     scores, about = read_scores(layout)
+    ratchet = history.ratchet
     # Photos that a judged model was trained on are removed before any comparison.
-    whole_frame, left_out = read_pool(layout.snapshot, "eval"), dict(left_out or {})
+    whole_frame, left_out = read_pool(layout.snapshot, "eval"), dict(history.left_out)
     eval_frame = whole_frame.loc[~whole_frame["sample_id"].isin(list(left_out))]
     scores = scores.loc[~scores["sample_id"].isin(list(left_out))]
     candidate = sha256_file(layout.model(INT8[0]))
@@ -89,7 +95,7 @@ def decide(
     if not problems:
         if text := in_words(left_out, whole_frame):
             reasons.append(text)
-        reasons += _cautions(params, cells, decision == "PROMOTE" and champion is not None, noise, uses)
+        reasons += _cautions(params, cells, decision == "PROMOTE" and champion is not None, history)
     return Verdict(
         decision=decision,
         basis="paired" if champion else "bootstrap",
@@ -147,23 +153,21 @@ def _held_by_shadow(params: GateParams, layout: Layout, about: Mapping[str, obje
     )
 
 
-def _cautions(
-    params: GateParams, cells: list[Cell], gained: bool, noise: Mapping[str, float] | None, uses: float
-) -> list[str]:
+def _cautions(params: GateParams, cells: list[Cell], gained: bool, history: History) -> list[str]:
     """Return advice and warnings that do not change the decision."""
     found = []
     if gained and params.seed_noise:
-        if noise is None:
+        if history.noise is None:
             found.append(
                 "advice: how much chance in training alone changes the scores of this data and params was not "
                 "measured: `mm gate noise`"
             )
         else:
-            found += seed_noise_words(params, cells, noise)
+            found += seed_noise_words(params, cells, history.noise)
     # Photos that judge many candidates are learnt by selection; warn before the budget ends.
-    if uses >= 0.8 * params.eval_budget:
+    if history.uses >= 0.8 * params.eval_budget:
         found.append(
-            f"warning: these eval photos have judged {uses:.0f} candidates before, gate.eval_budget is "
+            f"warning: these eval photos have judged {history.uses:.0f} candidates before, gate.eval_budget is "
             f"{params.eval_budget}: drop fresh labelled photos with role eval"
         )
     return found

@@ -8,7 +8,7 @@ that every mean is better. The threshold rule requires a relative gain of every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -254,17 +254,15 @@ def rates(
     gains: Mapping[str, float],
     runs: int,
     seed: int,
-    progress: Callable[[int], None] = lambda done: None,
     rules: Sequence[str] = RULES,
 ) -> dict[str, float]:
     """Return the share of `runs` retrainings that each rule promotes."""
     params, rng = params.model_copy(update={"resamples": min(params.resamples, RESAMPLES)}), np.random.default_rng(seed)
     # All rules judge the same draws, so their rates can be compared directly.
     count = dict.fromkeys(rules, 0)
-    for run in range(runs):
+    for _ in range(runs):
         for rule, yes in promoted(params, world, gains, rng, rules).items():
             count[rule] += yes
-        progress(run + 1)
     return {rule: count[rule] / runs for rule in rules}
 
 
@@ -371,7 +369,6 @@ def characteristics(
     params: GateParams,
     world: World,
     runs: int,
-    seed: int = 0,
     *,
     photos: tuple[int, ...] = (25, 50, 100, 200),
     gains: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3),
@@ -395,13 +392,7 @@ def characteristics(
     rows = []
     for name, true in cases:
         for count in photos:
-            found = rates(
-                params,
-                replace(world, photos=count),
-                true,
-                runs,
-                seed,
-                lambda done, what=f"{name}, {count} photos": progress(what, done, runs),
-            )
+            found = rates(params, replace(world, photos=count), true, runs, seed=0)
             rows.append({"case": name, "photos": count, **found})
+            progress(f"{runs} retrainings", len(rows), len(cases) * len(photos))
     return rows

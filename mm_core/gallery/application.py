@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import DECODERS
-from mm_core.gallery import feedback
+from mm_core.gallery.feedback import Feedback, give
 from mm_core.gallery.library import UPLOAD_BYTES, Library
 from mm_core.storage.catalog import Catalog
 
@@ -136,19 +136,17 @@ def application(library: Library, catalog: Catalog, inbox: Path, runtime: Path, 
                 raise HTTPException(400, f"{name}: letters, digits, spaces and . , ( ) + - only, at most 80")
         entry = await _found(library.entry, query.get("photo", ""))
 
-        def give() -> tuple[str, bool]:
+        def write() -> tuple[str, bool]:
             # Runs in a worker thread, because it decodes pictures.
             with tempfile.TemporaryDirectory(prefix="mm-feedback-") as folder:
                 matte = None
                 if body:
                     matte = Path(folder) / "matte.png"
                     matte.write_bytes(body)
-                return feedback.give(
-                    inbox, catalog, entry, query.get("said", ""), consent=query.get("consent") == "yes",
-                    model=str(library.manifest["version"]), matte=matte, **words,
-                )  # fmt: skip
+                said = Feedback(query.get("said", ""), query.get("consent") == "yes", matte=matte, **words)
+                return give(inbox, catalog, entry, said, model=str(library.manifest["version"]))
 
-        batch, new = await _found(give)
+        batch, new = await _found(write)
         return JSONResponse({"batch": batch, "new": new}, 201 if new else 200)
 
     async def page(request: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +24,23 @@ KINDS = {"bad_cut": "unlabeled", "corrected": "pixel_labeled"}
 LICENSE = "user consent to training"
 
 
-def give(
-    inbox: Path,
-    catalog: Catalog,
-    entry: Entry,
-    said: str,
-    *,
-    consent: bool,
-    group: str,
-    device: str,
-    model: str,
-    matte: Path | None = None,
-) -> tuple[str, bool]:
+@dataclass(frozen=True)
+class Feedback:
+    """What a user says about the matte of a photo."""
+
+    kind: str
+    """One of KINDS."""
+    consent: bool
+    """True if the user allows training with the photo."""
+    group: str
+    """Name of the scene, for several photos of it; the evaluation split keeps them together."""
+    device: str
+    """Name of the user's device."""
+    matte: Path | None = None
+    """File of the corrected matte."""
+
+
+def give(inbox: Path, catalog: Catalog, entry: Entry, feedback: Feedback, *, model: str) -> tuple[str, bool]:
     """Write `<inbox>/<kind>/feedback-…/` with the photo's original bytes and, for `corrected`, the matte.
 
     The manifest is written last.
@@ -43,12 +49,8 @@ def give(
         inbox: The inbox folder.
         catalog: Receives the features of the feedback.
         entry: The photo.
-        said: One of KINDS.
-        consent: True if the user allows training with the photo.
-        group: Name of the scene, for several photos of it; the evaluation split keeps them together.
-        device: Name of the user's device.
+        feedback: What the user says about its matte.
         model: Version of the model that made the matte.
-        matte: File of the corrected matte.
 
     Returns:
         The batch's name, and whether it is new: repeated feedback of the same content gives the same drop.
@@ -56,23 +58,24 @@ def give(
     Raises:
         InputError: No consent, unknown feedback, or a matte that is unreadable or of another aspect ratio.
     """
-    if not consent:
+    kind, matte, device = feedback.kind, feedback.matte, feedback.device
+    if not feedback.consent:
         raise InputError("consent is missing: without it nothing leaves the gallery")
-    if said not in KINDS:
-        raise InputError(f"{said!r}: use one of {', '.join(KINDS)}")
-    if (matte is not None) != (said == "corrected"):
+    if kind not in KINDS:
+        raise InputError(f"{kind!r}: use one of {', '.join(KINDS)}")
+    if (matte is not None) != (kind == "corrected"):
         raise InputError("send a matte with `corrected`, and only with it")
     alpha = None if matte is None else _fitting(matte, entry.path)
     # The name is a digest of the content, so that a repeated request finds its earlier drop.
-    batch = "feedback-" + digest_of([entry.id, said, None if alpha is None else alpha.tobytes().hex()])[:16]
-    target = inbox / KINDS[said] / batch
+    batch = "feedback-" + digest_of([entry.id, kind, None if alpha is None else alpha.tobytes().hex()])[:16]
+    target = inbox / KINDS[kind] / batch
     new = not (target / "manifest.csv").exists()
     # The manifest completes a drop; without it a killed request is repeated.
     if new:
         photo = f"images/{entry.id}{entry.path.suffix.lower()}"
         (target / photo).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(entry.path, target / photo)
-        row = {"image": photo, "sha256": entry.id, "license": LICENSE, "group": group}
+        row = {"image": photo, "sha256": entry.id, "license": LICENSE, "group": feedback.group}
         row["source"] = f"gallery feedback; model {model}; device {device}"
         row["category"] = entry.category or ""
         if alpha is not None:

@@ -300,9 +300,7 @@ class Ingest:
         # Optimistic concurrency: decide on one catalog version, and decide again if the commit finds another.
         for _ in range(ATTEMPTS):
             known = Known.read(self.catalog, photos, near_bits)
-            decisions = decide(
-                self.batch.kind, self.batch.batch, measured, known, glances, near_bits, arrival.said, meant
-            )
+            decisions = decide(self.batch, measured, known, glances, arrival.said, meant)
             if held is None:
                 held = self._judge_whole(judge, measured, decisions)
             if held:

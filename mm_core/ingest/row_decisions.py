@@ -32,6 +32,7 @@ from mm_core.ingest.changes import Change, History, Repeated, changes_of, label_
 from mm_core.ingest.erasure import FORGOTTEN, forgotten_among
 from mm_core.ingest.expectations import Fault
 from mm_core.ingest.findings import Finding
+from mm_core.ingest.inbox import ReadyBatch
 from mm_core.ingest.manifest import ManifestRow
 from mm_core.ingest.probe import Probe
 from mm_core.ingest.statements import ALPHA, COLUMNS, TAKEN, Statement, stated, word
@@ -128,6 +129,8 @@ class Known:
     """Ids of `photos` that were erased and must not be accepted again."""
     history: History = field(default_factory=dict)
     """Earlier changes of these photos."""
+    near_bits: int = 0
+    """Largest Hamming distance, in bits, of the hashes of two photos of `candidates`."""
 
     @staticmethod
     @patient
@@ -172,7 +175,9 @@ class Known:
             labels.setdefault(row["sample_id"], []).append(row)
         ids = frozenset(photos.ids.tolist())
         forgotten = forgotten_among(catalog, ids)
-        return Known(*versions, samples, labels, candidates, ids, forgotten, read_history(catalog, sorted(ids)))
+        return Known(
+            *versions, samples, labels, candidates, ids, forgotten, read_history(catalog, sorted(ids)), near_bits
+        )
 
     def entry(self, identity: str) -> Entry:
         """Return the comparison entry of a sample in `samples`."""
@@ -205,24 +210,20 @@ def photos_of(findings: Iterable[Finding]) -> Hashed:
 
 
 def decide(
-    kind: str,
-    batch: str,
+    batch: ReadyBatch,
     findings: Iterable[Finding],
     known: Known,
     glances: Glances,
-    near_bits: int,
     before: Statement | None = None,
     meant: Mapping[int, Sequence[Change]] | None = None,
 ) -> list[Decision]:
     """Decide every row of a batch; of several copies the first is accepted.
 
     Args:
-        kind: Kind of the batch.
-        batch: Name of the batch.
+        batch: Kind and name of the batch.
         findings: Rows with their probes and faults; iterated several times.
         known: The relevant part of the catalog.
         glances: Loads the reduced photo of a sha256.
-        near_bits: Largest Hamming distance of two perceptual hashes, in bits.
         before: Last statement of this drop, if it was ingested before.
         meant: Row → changes that an interrupted run of this arrival planned.
 
@@ -235,7 +236,7 @@ def decide(
     listed: dict[str, str] = {}
     taken: dict[str, str] = {}
     """sha256 → name of each photo that this batch has accepted so far."""
-    beside = _beside(findings, near_bits)
+    beside = _beside(findings, known.near_bits)
     entries: dict[int, Entry] = {}
     """Position in the batch → new photo."""
 
@@ -267,9 +268,11 @@ def decide(
                 meant.get(row.row, ()),
             )  # fmt: skip
             # A row that added the sample itself is accepted again, so that a repeated run has no effect.
-            is_own = (sample.get("kind"), sample.get("batch"), sample.get("name")) == (kind, batch, name) or word(
-                identity
-            ) in own
+            is_own = (sample.get("kind"), sample.get("batch"), sample.get("name")) == (
+                batch.kind,
+                batch.batch,
+                name,
+            ) or word(identity) in own
             decision = _again(row.row, sample, known.labels.get(identity, []), values, changes, is_own)
             if decision.is_taken:
                 taken[identity] = name
@@ -288,7 +291,7 @@ def decide(
         group, near = _relatives(identity, values.get("group", ""), [e for e in (*edits, *copies) if e], glances)
         taken[identity] = name
         entries[place] = Entry(identity, name, group or identity, aspect)
-        version = _label_version(batch, probe, known.labels.get(identity, []))
+        version = _label_version(batch.batch, probe, known.labels.get(identity, []))
         return Decision(
             row.row, "accept", sample_id=identity, label_version=version, group=group, near=near, values=values
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -16,7 +15,7 @@ from mm_core.core.params import RouteParams, SnapshotParams
 from mm_core.ingest.placement import read_placement, stable_share
 from mm_core.labeling.need import Need
 from mm_core.labeling.outbox import ROUTED
-from mm_core.labeling.selection import UNKNOWN, mean_need, spread_out
+from mm_core.labeling.selection import UNKNOWN, Looked, mean_need, spread_out
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.structuring import category_guess
 from mm_core.structuring.rows import VECTORS
@@ -78,18 +77,6 @@ def _sent(catalog: Catalog, since: str = "") -> pd.DataFrame:
 
 
 # ── the first pass ───────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Looked:
-    """The photos that the champion predicts."""
-
-    table: pd.DataFrame
-    """Columns of `candidates`, guessed categories filled in; `stated`, the category before that; bool `feedback`."""
-    vectors: np.ndarray
-    """float32 (N, D), NaN for photos without a vector."""
-    known: np.ndarray
-    """float32 (M, D), vectors of photos that are labelled or were sent."""
 
 
 def first_pass(params: RouteParams, catalog: Catalog, found: pd.DataFrame, need: Mapping[str, Need]) -> Looked:

@@ -75,18 +75,9 @@ def route_hard(run: StorageRun, inputs: PinnedInputs, report: Report, *, now: da
     weights = {category: entry.weight for category, entry in need.items()}
     # What the day's budget leaves for each category.
     caps = {c: params.route.per_category - today[c] for c in {*looked.table["category"].fillna(UNKNOWN)}}
-    chosen = choose(
-        looked.table,
-        signals,
-        looked.vectors,
-        looked.known,
-        weights,
-        budget=budget,
-        caps=caps,
-        seed=params.route.seed,
-    )
+    chosen = choose(looked, signals, weights, budget=budget, caps=caps, seed=params.route.seed)
     start, version = (predictor, _version(champion)) if champion else cold_start(params.route, run.layout)
-    outgoing = _outgoing(chosen, signals, need, catalog, run.store, start, version)
+    outgoing = _outgoing(run, chosen, signals, need, start, version)
     outgoing += suspect_reviews(run)
     outgoing += eval_reviews(run)
 
@@ -138,16 +129,15 @@ def _numbers(catalog: Catalog, extractor: str, ids: Sequence[str]) -> dict[str, 
 
 
 def _outgoing(
+    run: StorageRun,
     chosen: pd.DataFrame,
     signals: Mapping[str, pd.DataFrame],
     need: Mapping[str, Need],
-    catalog: Catalog,
-    store: Store,
     predictor: Predictor | None,
     version: str,
 ) -> list[Outgoing]:
     """Return the chosen photos as tasks with explanation, score and initial matte."""
-    tags = _tags(catalog, list(chosen["sample_id"]))
+    tags = _tags(run.catalog, list(chosen["sample_id"]))
     parts = [*signals, *(name for raw in signals.values() for name in raw), "diversity", "need", "feedback"]
     outgoing = []
     for row in chosen.to_dict("records"):
@@ -158,7 +148,7 @@ def _outgoing(
             Outgoing(
                 row["sample_id"],
                 "train",
-                fetch_blob(store, row["sample_id"]),
+                fetch_blob(run.store, row["sample_id"]),
                 explain(row, need.get(category or "")),
                 float(row["score"]),
                 row["stated"] if isinstance(row["stated"], str) else None,

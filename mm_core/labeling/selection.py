@@ -18,6 +18,7 @@ Sainte-Laguë's: over many photos each category's share follows its need, indepe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -35,11 +36,22 @@ UNKNOWN = "unknown"
 ROWS_AT_ONCE = 2048
 
 
+@dataclass(frozen=True)
+class Looked:
+    """The photos to choose from."""
+
+    table: pd.DataFrame
+    """Columns sample_id, category (None: unknown), group, seen (a photo of the group is labelled or was sent) and
+    feedback (bool); `first_pass` adds `stated`, the category before a guess fills it in."""
+    vectors: np.ndarray
+    """float32 (N, D), NaN for photos without a vector."""
+    known: np.ndarray
+    """float32 (M, D), vectors of photos that are labelled or were sent."""
+
+
 def choose(
-    looked: pd.DataFrame,
+    looked: Looked,
     signals: Mapping[str, pd.DataFrame],
-    vectors: np.ndarray,
-    known: np.ndarray,
     need: Mapping[str, float],
     *,
     budget: int,
@@ -52,20 +64,16 @@ def choose(
     by a hash of seed and id, so the order of the rows has no influence.
 
     Args:
-        looked: Columns sample_id, category (None: unknown), group, seen (a photo of the group is labelled or was sent)
-            and feedback (bool).
+        looked: The photos.
         signals: Ranked factor → its columns in the order of the rows; higher values favour a photo.
-        vectors: float32 (N, D), NaN for photos without a vector.
-        known: float32 (M, D), vectors of photos that are labelled or were sent.
         need: Category → weight.
         budget: Maximum number of photos.
         caps: Category → maximum number of further photos.
         seed: Seed of the tie-break.
     """
     # Sort by id, so that the result does not depend on the order of the rows.
-    order = np.argsort(looked["sample_id"].to_numpy(dtype=str), kind="stable")
-    table: pd.DataFrame = looked.iloc[order].reset_index(drop=True)
-    vectors = vectors[order]
+    order = np.argsort(looked.table["sample_id"].to_numpy(dtype=str), kind="stable")
+    table: pd.DataFrame = looked.table.iloc[order].reset_index(drop=True)
     category = table["category"].fillna(UNKNOWN).to_numpy(dtype=object)
     for name, columns in signals.items():
         raw = columns.iloc[order].reset_index(drop=True)
@@ -79,7 +87,7 @@ def choose(
     group = pd.factorize(table["group"])[0]
     seen = table["seen"].to_numpy(bool)
     weight = np.array([need.get(c, mean_need(need)) for c in category])
-    spread = Spread(vectors, known)
+    spread = Spread(looked.vectors[order], looked.known)
     counts = dict.fromkeys(category, 0)
     free = np.ones(len(table), bool)
     picks: list[int] = []

@@ -40,6 +40,8 @@ else:
 LOCAL_NAME = "mm-local-clip"
 """Architecture name of the small CLIP; its sizes are in the JSON file of the same name in this folder."""
 MAX_LOGIT_SCALE = math.log(100)
+BATCH, PEAK_LR = 32, 1e-3
+"""Maximum number of pairs per step, and peak learning rate, of the small CLIP."""
 
 
 class Clip:
@@ -139,8 +141,6 @@ def train_local_clip(
     seed: int,
     out: Path,
     *,
-    batch: int = 32,
-    lr: float = 1e-3,
     progress: Callable[[int, int], None] | None = None,
 ) -> LocalClip:
     """Train the small CLIP with open_clip's contrastive loss and save it atomically as safetensors.
@@ -152,8 +152,6 @@ def train_local_clip(
         steps: Number of training steps.
         seed: Seed of the weights and of all draws.
         out: File to write.
-        batch: Maximum number of pairs per step.
-        lr: Peak learning rate.
         progress: Called as (step, steps).
 
     Raises:
@@ -178,6 +176,11 @@ def train_local_clip(
         statistics = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in statistics)
         tokens = open_clip.get_tokenizer(LOCAL_NAME)([caption for _, caption in pairs])
+
+        def images_of(rows: list[int], y: int, x: int) -> Tensor:
+            """Return a crop of these photos, normalised."""
+            return (photos[rows, :, y : y + side, x : x + side].float() / 255 - mean) / std
+
         # Keep some pairs out of training to measure retrieval.
         test = _held_out(pairs, seed)
         # Group the training photos by caption.
@@ -188,20 +191,20 @@ def train_local_clip(
         groups = list(by_caption.values())
         rng = np.random.default_rng(seed)
         loss_of, losses = open_clip.ClipLoss(), list[float]()
-        optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
         total = max(2, steps)
         # OneCycleLR divides by zero if the rise is a single step.
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, lr, total_steps=total, pct_start=max(0.1, 1.5 / total)
+            optimiser, PEAK_LR, total_steps=total, pct_start=max(0.1, 1.5 / total)
         )
         model.train()
         for step in range(steps):
             # One photo per caption: a caption that occurs twice in a batch would be its own negative.
-            chosen = rng.permutation(len(groups))[: min(batch, len(groups))]
+            chosen = rng.permutation(len(groups))[:BATCH]
             rows = [groups[g][int(rng.integers(len(groups[g])))] for g in chosen]
             # One random crop and flip for the whole batch.
             y, x = rng.integers(0, margin + 1, 2)
-            images = (photos[rows, :, y : y + side, x : x + side].float() / 255 - mean) / std
+            images = images_of(rows, int(y), int(x))
             images = images.flip(3) if rng.random() < 0.5 else images
             image, text, scale = model(images, tokens[rows])[:3]
             loss = cast(Tensor, loss_of(image, text, scale))
@@ -216,7 +219,8 @@ def train_local_clip(
             losses.append(float(loss.detach()))
             if progress:
                 progress(step + 1, steps)
-        retrieval = _retrieval(model.eval(), photos, tokens, sorted(test), margin, side, mean, std)
+        # Centre crop, as the transform of the finished model does.
+        retrieval = _retrieval(model.eval(), images_of(sorted(test), margin // 2, margin // 2), tokens[sorted(test)])
     data = save({name: value.contiguous() for name, value in model.state_dict().items()})
     write_bytes(out, data)
     # Report the loss at both ends of training.
@@ -304,15 +308,10 @@ def _held_out(pairs: Sequence[tuple[object, str]], seed: int) -> set[int]:
     return set(list(rows.values())[: min(32, len(pairs) // 10)])
 
 
-def _retrieval(
-    model: CLIP, photos: Tensor, tokens: Tensor, rows: list[int], margin: int, side: int, mean: Tensor, std: Tensor
-) -> float:
-    """Return the share of rows whose caption is the nearest of all rows' captions; NaN without rows."""
-    if not rows:
+def _retrieval(model: CLIP, images: Tensor, tokens: Tensor) -> float:
+    """Return the share of images whose caption is the nearest of all images' captions; NaN without images."""
+    if not len(images):
         return math.nan
-    # Centre crop, as the transform of the finished model does.
-    at = margin // 2
-    images = (photos[rows, :, at : at + side, at : at + side].float() / 255 - mean) / std
     with torch.inference_mode():
-        similarity = model.encode_image(images, normalize=True) @ model.encode_text(tokens[rows], normalize=True).T
-    return float((similarity.argmax(1) == torch.arange(len(rows))).float().mean())
+        similarity = model.encode_image(images, normalize=True) @ model.encode_text(tokens, normalize=True).T
+    return float((similarity.argmax(1) == torch.arange(len(images))).float().mean())

@@ -17,7 +17,6 @@ import numpy as np
 
 from mm_core.core.outputs import check_outputs
 from mm_core.core.params import MomentsParams
-from mm_core.core.progress import Progress
 from mm_core.core.records import Report, digest_of, read_keyed, write_bytes, write_json
 from mm_core.effects.cutout import Cutout
 from mm_core.imaging.hash_index import Hashed, find_candidates
@@ -30,6 +29,7 @@ from mm_core.moments.moments_file import MomentEntry, PieceEntry
 from mm_core.moments.pieces import VERSION, Matted, collage, file_of, finished
 from mm_core.moments.story import title, tone
 from mm_core.moments.strategy import Facts, Offer, offers
+from mm_core.storage.run import StorageRun
 
 MOST_PIECES = 3
 """Largest number of finished pieces per moment in addition to the collage."""
@@ -108,15 +108,7 @@ def distinct(pictures: Sequence[Picture], bits: int) -> list[int]:
 
 
 def make_moments(
-    gallery: Gallery,
-    out: Path,
-    params: MomentsParams,
-    bits: int,
-    report: Report,
-    *,
-    predictor: Predictor | None,
-    model: str,
-    progress: Progress,
+    run: StorageRun, gallery: Gallery, out: Path, report: Report, *, predictor: Predictor | None, model: str
 ) -> Report:
     """Write `out/moments.json` and a folder per moment with its pieces; unchanged moments are kept.
 
@@ -124,14 +116,12 @@ def make_moments(
     kill the next run continues.
 
     Args:
+        run: Params and progress.
         gallery: The photos.
         out: Folder of the results.
-        params: Parameters of the moments.
-        bits: Largest number of differing bits of perceptual hashes of repetitions.
         report: Receives counts and a table of moments.
         predictor: The matting model; None gives moments without pieces.
         model: Name of the model, stored with the pieces.
-        progress: Called with stage name, finished and total moments.
 
     Returns:
         The report.
@@ -140,7 +130,9 @@ def make_moments(
         InputError: A folder or file of another origin would be replaced; nothing has been written then.
     """
     moments, counts = [], {"new": 0, "kept": 0}
-    events = events_of(gallery, params, bits)
+    params = run.params.moments
+    # The same near-duplicate threshold as at ingest.
+    events = events_of(gallery, params, run.params.ingest.near_duplicate_bits)
     # The key covers everything that a moment depends on.
     keys = [
         digest_of(
@@ -159,7 +151,7 @@ def make_moments(
         else:
             counts["kept"] += 1
         moments.append({name: value for name, value in moment.items() if name != "key"})
-        progress("moments", number + 1, len(events))
+        run.progress("moments", number + 1, len(events))
     # Remove only after all writing: a killed run leaves too much rather than too little.
     _remove_others(out, {event.name for event in events})
     write_json(out / "moments.json", {"model": model, "moments": moments, "unreadable": gallery.unreadable})

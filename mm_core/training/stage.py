@@ -37,7 +37,7 @@ from mm_core.training.semi import Semi
 from mm_core.training.stage_data import Data, epochs, read_data
 from mm_core.training.supervised import Supervised
 from mm_core.training.tracking import Tracker
-from mm_core.training.trainer import Result, fit, pick_device
+from mm_core.training.trainer import Result, Setup, fit, pick_device
 from mm_core.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -240,12 +240,14 @@ def _fit(job: _Job, net: MattingNet, device: torch.device, *, fresh: bool) -> tu
 
         result = fit(
             strategy,
-            job.settings,
-            common,
-            seed=job.params.seed + TRAIN_STAGES.index(stage) * 10_007,
-            validate=validation,
-            checkpoint=job.folder / "state.pt",
-            device=device,
+            Setup(
+                job.settings,
+                common,
+                seed=job.params.seed + TRAIN_STAGES.index(stage) * 10_007,
+                checkpoint=job.folder / "state.pt",
+                device=device,
+            ),
+            validation,
             progress=lambda done, total: run.progress(f"train {stage}", done, total),
             log=log,
         )

@@ -131,6 +131,23 @@ class Result:
     """Part of `seconds` spent waiting for data."""
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a run trains with, beside its strategy."""
+
+    stage: StageParams
+    """Steps and peak learning rate."""
+    common: CommonTrainParams
+    """Optimiser, averaging and validation params."""
+    seed: int
+    """Seed of torch's random numbers."""
+    checkpoint: Path
+    """File that the run is saved to. If it exists, the run resumes from it."""
+    device: torch.device
+    save_seconds: float = SAVE_SECONDS
+    """Seconds between two checkpoints."""
+
+
 def rate(step: int, steps: int, peak: float) -> float:
     """Return the one-cycle learning rate: linear warm-up over 5 % of the steps, then a cosine to peak / 1000."""
     warm = max(1, round(WARMUP * steps))
@@ -142,39 +159,30 @@ def rate(step: int, steps: int, peak: float) -> float:
 
 def fit(
     strategy: Strategy,
-    stage: StageParams,
-    common: CommonTrainParams,
-    *,
-    seed: int,
+    setup: Setup,
     validate: Callable[[nn.Module], Errors],
-    checkpoint: Path,
-    device: torch.device,
+    *,
     progress: Callable[[int, int], None] = lambda done, total: None,
     log: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-    save_seconds: float = SAVE_SECONDS,
 ) -> Result:
-    """Train `strategy` for `stage.steps` steps and return the averaged weights of its `net`.
+    """Train `strategy` for `setup.stage.steps` steps and return the averaged weights of its `net`.
 
     `choose_checkpoint` decides whether the last averaged weights or earlier ones are kept; the start weights of the
     stage are a candidate too. SIGINT and SIGTERM are delivered between two steps, after a checkpoint.
 
     Args:
         strategy: Data and losses of the stage.
-        stage: Steps and peak learning rate.
-        common: Optimiser, averaging and validation params.
-        seed: Seed of torch's random numbers.
+        setup: Params, seed, checkpoint and device.
         validate: Maps a net to the squared error of each validation photo, by category, always in the same order.
-        checkpoint: File that the run is saved to. If it exists, the run resumes from it.
-        device: Device to train on.
         progress: Called after each step with the steps done and the total.
         log: Called with a step and its named values (losses, learning rate, validation errors).
-        save_seconds: Seconds between two checkpoints.
 
     Raises:
         NonFiniteLoss: A loss or its gradient is not finite.
         InputError: The checkpoint is damaged.
     """
     # Net, averaged copy and optimiser; the copy receives no gradient.
+    stage, common, device = setup.stage, setup.common, setup.device
     precision = choose_precision(common.precision, device)
     module: nn.Module = strategy  # type: ignore[assignment]
     module.to(device)
@@ -185,8 +193,8 @@ def fit(
     pairs = list(zip(average.state_dict().values(), strategy.net.state_dict().values(), strict=True))
     # Resume from the checkpoint, or validate the start weights as the first candidate.
     state, scores, evaluated = State(), Errors(), -1
-    if checkpoint.is_file():
-        _restore(checkpoint, state, module, average, optimiser, device)
+    if setup.checkpoint.is_file():
+        _restore(setup.checkpoint, state, module, average, optimiser, device)
     else:
         scores, evaluated = _consider(state, average, validate), 0
     # Counters of this process alone; everything that must survive a kill is in `state`.
@@ -212,7 +220,7 @@ def fit(
             # Seed each step from (seed, step), so that a resumed run draws the same random numbers.
             samples = {name: to_device(batch, device) for name, batch in drawn.items()}
             step = state.step
-            torch.manual_seed(seed * 1_000_003 + step)
+            torch.manual_seed(setup.seed * 1_000_003 + step)
             lr = rate(step, stage.steps, stage.lr)
             for group in optimiser.param_groups:
                 group["lr"] = lr * group["lr_multiplier"]
@@ -244,9 +252,9 @@ def fit(
             if state.step % common.validate_every == 0 or state.step == stage.steps:
                 scores, evaluated = _consider(state, average, validate), state.step
                 log(state.step, {f"val/{category}/mse": mse for category, mse in mean_errors(scores).items()})
-            if pending.arrived or time.monotonic() - saved_at >= save_seconds:
+            if pending.arrived or time.monotonic() - saved_at >= setup.save_seconds:
                 if process_group.rank() == 0:
-                    _save(checkpoint, state, module, average, optimiser)
+                    _save(setup.checkpoint, state, module, average, optimiser)
                 saved_at = time.monotonic()
                 pending.deliver()
             progress(state.step, stage.steps)

@@ -85,7 +85,6 @@ def simulate(
     noise: float = 0.15,
     burst: int = 1,
     int8_cost: float = 0.0,
-    level: float = -4.0,
 ) -> Evidence:
     """Scores as retraining gives them.
 
@@ -95,7 +94,7 @@ def simulate(
     rng, count = np.random.default_rng(seed), photos * len(ALL_CATEGORIES)
     category = np.repeat(ALL_CATEGORIES, photos)
     gain = np.array([gains if isinstance(gains, float) else gains.get(c, 0.0) for c in category])
-    hard = np.exp(rng.normal(level, 0.6, count))
+    hard = np.exp(rng.normal(-4.0, 0.6, count))
     candidate, champion, anchor = (hard * np.exp(rng.normal(0, noise, count)) for _ in range(3))
     candidate *= 1 - gain
     int8 = candidate * (1 + int8_cost + 0.005 * rng.normal(size=count))

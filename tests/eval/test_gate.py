@@ -19,7 +19,7 @@ from mm_core.core.settings import Settings
 from mm_core.eval import evaluate
 from mm_core.eval.cells import judge
 from mm_core.eval.evidence import Evidence
-from mm_core.eval.gate import conclude, decide
+from mm_core.eval.gate import History, conclude, decide
 from mm_core.eval.questions import questions_for
 from mm_core.eval.words import _signed
 
@@ -175,7 +175,7 @@ def test_first_model_meets_floors(tmp_path: Path) -> None:
     found = verdict(tmp_path, simulate(11), inputs=FIRST)
     assert (found.decision, found.basis, found.champion) == ("PROMOTE", "bootstrap", None)
     assert {cell.against for cell in found.cells} == {"floor", "float", "blind"}
-    poor = verdict(tmp_path, simulate(11, level=-1.0), inputs=FIRST)
+    poor = verdict(tmp_path, simulate(11, gains=-19.0), inputs=FIRST)
     assert poor.decision == "REJECT" and "is below the floor 0.05" in poor.reasons[0]
     assert not any("worse than the champion" in reason for reason in poor.reasons)
 
@@ -278,7 +278,7 @@ def test_photos_that_a_judged_model_has_learnt_from_do_not_judge(tmp_path: Path)
     scores.loc[contaminated, ["mse", "conn"]] *= 0.05
     layout = workspace(tmp_path, scores, frame)
     assert decide(PARAMS, layout, INPUTS).decision != "PROMOTE"
-    found = decide(PARAMS, layout, INPUTS, left_out=dict.fromkeys(learnt, "version 2 (train_labeled)"))
+    found = decide(PARAMS, layout, INPUTS, History(left_out=dict.fromkeys(learnt, "version 2 (train_labeled)")))
     assert found.decision == "PROMOTE" and set(found.left_out) == set(learnt)
     assert {cell.images for cell in found.cells if cell.category == "cards"} == {40}
     assert any("left out: 20 eval photos" in r and "cards 20" in r and "version 2" in r for r in found.reasons)
@@ -335,9 +335,9 @@ def test_strict_wants_every_one_of_the_24_cells(tmp_path: Path) -> None:
 def test_seed_noise_is_advice(tmp_path: Path) -> None:
     """What is judged is the file that ships, whatever another seed would have given."""
     layout = workspace(tmp_path, *tables(simulate(21, photos=40, gains=0.3)))
-    known = decide(PARAMS, layout, INPUTS, noise=dict.fromkeys(CATEGORIES, 0.05))
+    known = decide(PARAMS, layout, INPUTS, History(noise=dict.fromkeys(CATEGORIES, 0.05)))
     assert known.decision == "PROMOTE" and not any("advice" in reason for reason in known.reasons)
-    found = decide(PARAMS, layout, INPUTS, noise=dict.fromkeys(CATEGORIES, 0.05) | {"cards": 0.5})
+    found = decide(PARAMS, layout, INPUTS, History(noise=dict.fromkeys(CATEGORIES, 0.05) | {"cards": 0.5}))
     assert found.decision == "PROMOTE"
     assert found.reasons[-1].startswith("advice: gains within what another seed") and "cards" in found.reasons[-1]
     assert "mm gate noise" in decide(PARAMS, layout, INPUTS).reasons[-1]
@@ -345,9 +345,9 @@ def test_seed_noise_is_advice(tmp_path: Path) -> None:
 
 def test_worn_out_eval_photos_warn_and_ask_for_fresh_ones(tmp_path: Path) -> None:
     params, layout = PARAMS.model_copy(update={"eval_budget": 10}), workspace(tmp_path, *tables(simulate(1, gains=0.3)))
-    assert "judged 8 candidates before" in decide(params, layout, INPUTS, uses=8).reasons[-1]
-    assert "judged" not in " ".join(decide(params, layout, INPUTS, uses=7).reasons)
-    worn = decide(params, layout, INPUTS, uses=10)
+    assert "judged 8 candidates before" in decide(params, layout, INPUTS, History(uses=8)).reasons[-1]
+    assert "judged" not in " ".join(decide(params, layout, INPUTS, History(uses=7)).reasons)
+    worn = decide(params, layout, INPUTS, History(uses=10))
     assert worn.decision == "PROMOTE" and "drop fresh labelled photos with role eval" in worn.reasons[-1]
 
 

@@ -12,7 +12,7 @@ from test_gate import FIRST, PARAMS, workspace
 from mm_core.core.layout import Layout
 from mm_core.core.records import Verdict, sha256_file
 from mm_core.eval import evaluate
-from mm_core.eval.gate import decide
+from mm_core.eval.gate import History, decide
 from mm_core.eval.ratchet import Ratchet, read_best, update_best
 from mm_core.storage.store import LocalStore
 
@@ -33,7 +33,7 @@ def week(
     layout.model("multimodal").write_bytes(name.encode())
     evaluate._write_parquet(layout.per_image, scores, evaluate.identity(layout, inputs))
     anchor = (inputs["anchor"] or {}).get("digest")
-    return decide(PARAMS, layout, inputs, ratchet=Ratchet(store, anchor)), layout
+    return decide(PARAMS, layout, inputs, History(Ratchet(store, anchor))), layout
 
 
 LARGE = {"mse": 0.9, "conn": 1.08, "biou": -0.02, "maxf": -0.015}

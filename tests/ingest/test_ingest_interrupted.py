@@ -121,9 +121,9 @@ def test_verdicts_are_made_again_where_the_catalog_moved(
     )
     real, raced = ingest_module.decide, []
 
-    def decide(kind: str, batch: str, *args: Any, **more: Any) -> Any:
-        decisions = real(kind, batch, *args, **more)
-        if batch == "mine" and not raced:
+    def decide(batch: Any, *args: Any) -> Any:
+        decisions = real(batch, *args)
+        if batch.batch == "mine" and not raced:
             raced.append(True)
             workshop.ingest(batch="theirs")
         return decisions

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mm_core.labeling.selection import FEEDBACK, FLOOR, Spread, apportion, choose, nearest, ranked, spread_out
+from mm_core.labeling.selection import FEEDBACK, FLOOR, Looked, Spread, apportion, choose, nearest, ranked, spread_out
 from mm_core.labeling.signals import band_entropy, look, relit
 
 
@@ -31,15 +31,15 @@ def test_a_burst_takes_one_place():
     vectors = np.concatenate([apart(6, 7), np.repeat(apart(7)[6:, :7], 20, 0)])
     vectors[6:] += np.random.default_rng(0).normal(0, 1e-3, (20, 7))
     signals = {"uncertainty": pd.DataFrame({"entropy": [0.1] * 6 + [0.9] * 20})}
-    found = choose(table(26), signals, vectors, vectors[:0], {}, budget=7)
+    found = choose(Looked(table(26), vectors, vectors[:0]), signals, {}, budget=7)
     assert sum(int(i) >= 6 for i in ids(found)) == 1
-    alone = choose(table(26), signals, vectors * np.nan, vectors[:0], {}, budget=7)
+    alone = choose(Looked(table(26), vectors * np.nan, vectors[:0]), signals, {}, budget=7)
     assert all(int(i) >= 6 for i in ids(alone)), "without vectors, the most uncertain would all be of the burst"
 
 
 def test_what_is_labelled_is_not_asked_for_again():
     vectors = apart(4)
-    found = choose(table(4), level(4), vectors, vectors[[0, 2]] + 0.01, {}, budget=2)
+    found = choose(Looked(table(4), vectors, vectors[[0, 2]] + 0.01), level(4), {}, budget=2)
     assert set(ids(found)) == {"001", "003"}
     assert (found["diversity"] >= 0.5).all()
 
@@ -48,9 +48,9 @@ def test_a_rare_category_gets_the_share_of_its_need():
     category = ["portrait"] * 90 + ["cards"] * 10
     rng = np.random.default_rng(1)
     signals = {"uncertainty": pd.DataFrame({"entropy": rng.random(100)})}
-    even = choose(table(100, category), signals, apart(100), apart(0), {"portrait": 1, "cards": 1}, budget=12)
+    even = choose(Looked(table(100, category), apart(100), apart(0)), signals, {"portrait": 1, "cards": 1}, budget=12)
     assert even["category"].value_counts()["cards"] in (5, 6), "one in ten photos, one of two categories"
-    weak = choose(table(100, category), signals, apart(100), apart(0), {"portrait": 1, "cards": 2}, budget=12)
+    weak = choose(Looked(table(100, category), apart(100), apart(0)), signals, {"portrait": 1, "cards": 2}, budget=12)
     assert weak["category"].value_counts()["cards"] in (7, 8, 9)
 
 
@@ -58,7 +58,7 @@ def test_ranks_are_of_the_photos_own_category():
     """A decoder that sounds surer of everything does not lose its category."""
     category = ["portrait", "portrait", "pets", "pets"]
     signals = {"uncertainty": pd.DataFrame({"entropy": [0.9, 0.8, 0.01, 0.02]})}
-    assert set(ids(choose(table(4, category), signals, apart(4), apart(0), {}, budget=2))) == {"000", "003"}
+    assert set(ids(choose(Looked(table(4, category), apart(4), apart(0)), signals, {}, budget=2))) == {"000", "003"}
     shares = ranked(signals["uncertainty"], np.array(category))
     assert shares == pytest.approx([1, 0.5 * (1 + FLOOR), 0.5 * (1 + FLOOR), 1])
 
@@ -70,7 +70,11 @@ def test_the_score_is_the_product_of_the_parts():
         "difficulty": pd.DataFrame({"matte_difficulty": rng.random(9)}),
     }
     found = choose(
-        table(9, feedback=[True] + 8 * [False]), signals, apart(9), apart(0), {"pets": 1.5}, budget=5, caps={"pets": 4}
+        Looked(table(9, feedback=[True] + 8 * [False]), apart(9), apart(0)),
+        signals,
+        {"pets": 1.5},
+        budget=5,
+        caps={"pets": 4},
     )
     parts = found[["uncertainty", "difficulty", "diversity", "need", "feedback"]]
     assert found["score"].to_numpy() == pytest.approx(parts.prod(axis=1).to_numpy())
@@ -82,7 +86,9 @@ def test_the_score_is_the_product_of_the_parts():
 
 def test_one_of_a_group_and_unseen_groups_first():
     groups = ["a", "a", "b", "c"]
-    found = choose(table(4, group=groups, seen=[False, False, True, False]), level(4), apart(4), apart(0), {}, budget=9)
+    found = choose(
+        Looked(table(4, group=groups, seen=[False, False, True, False]), apart(4), apart(0)), level(4), {}, budget=9
+    )
     assert len(found) == 3
     assert found["group"].tolist()[-1] == "b"
 
@@ -91,12 +97,12 @@ def test_the_order_of_the_rows_means_nothing_and_the_seed_settles_ties():
     rng = np.random.default_rng(3)
     looked, vectors = table(30), np.repeat(apart(15), 2, 0)
     signals = {"uncertainty": pd.DataFrame({"entropy": rng.integers(0, 3, 30).astype(float)})}
-    first = choose(looked, signals, vectors, apart(0), {}, budget=9)
+    first = choose(Looked(looked, vectors, apart(0)), signals, {}, budget=9)
     turned = rng.permutation(30)
     moved = {name: part.iloc[turned] for name, part in signals.items()}
-    again = choose(looked.iloc[turned], moved, vectors[turned], apart(0), {}, budget=9)
+    again = choose(Looked(looked.iloc[turned], vectors[turned], apart(0)), moved, {}, budget=9)
     pd.testing.assert_frame_equal(first, again)
-    assert ids(choose(looked, signals, vectors, apart(0), {}, budget=9, seed=1)) != ids(first)
+    assert ids(choose(Looked(looked, vectors, apart(0)), signals, {}, budget=9, seed=1)) != ids(first)
     none = [None] * 30
     here = spread_out(ids(looked), none, vectors, {}, 9, 0)
     there = spread_out(ids(looked.iloc[turned]), none, vectors[turned], {}, 9, 0)
@@ -137,8 +143,8 @@ def test_distances_are_those_of_scipy():
 
 def test_nothing_to_choose_from():
     nobody = np.zeros((0, 0))
-    assert choose(table(0), {"quality": pd.DataFrame({"light": []})}, nobody, nobody, {}, budget=3).empty
-    assert choose(table(3), level(3), apart(3), apart(0), {}, budget=0).empty
+    assert choose(Looked(table(0), nobody, nobody), {"quality": pd.DataFrame({"light": []})}, {}, budget=3).empty
+    assert choose(Looked(table(3), apart(3), apart(0)), level(3), {}, budget=0).empty
 
 
 # ── what the model says ──────────────────────────────────────────────────────────────────────────

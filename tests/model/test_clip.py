@@ -34,7 +34,7 @@ def pairs_of(seeds) -> list[tuple[np.ndarray, str]]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "clip.safetensors"
-    return path, train_local_clip(pairs_of(range(10)), 100, 0, path, batch=12)
+    return path, train_local_clip(pairs_of(range(10)), 100, 0, path)
 
 
 def test_it_learns_which_words_belong_to_which_picture(trained):

@@ -20,7 +20,7 @@ from mm_core.model.network import build_model
 from mm_core.storage.store import LocalStore
 from mm_core.training.checkpoint import MIN_VALIDATION_PHOTOS, Errors
 from mm_core.training.supervised import Supervised
-from mm_core.training.trainer import Result, fit, rate, to_device
+from mm_core.training.trainer import Result, Setup, fit, rate, to_device
 
 CPU = torch.device("cpu")
 
@@ -38,16 +38,10 @@ def strategy_of(pool: Pool, params: Params) -> Supervised:
 
 
 def train(strategy: Supervised, params: Params, checkpoint: Path, steps: int, **options) -> Result:
-    options = {"validate": lambda net: {}, "save_seconds": 1e9} | options
-    return fit(
-        strategy,
-        StageParams(steps=steps, lr=options.pop("lr", 3e-3)),
-        params.train.common,
-        seed=0,
-        checkpoint=checkpoint,
-        device=CPU,
-        **options,
-    )
+    stage = StageParams(steps=steps, lr=options.pop("lr", 3e-3))
+    seconds = options.pop("save_seconds", 1e9)
+    setup = Setup(stage, params.train.common, seed=0, checkpoint=checkpoint, device=CPU, save_seconds=seconds)
+    return fit(strategy, setup, options.pop("validate", lambda net: {}), **options)
 
 
 def same(a: Result, b: Result) -> bool:
