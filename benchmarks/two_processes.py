@@ -78,7 +78,6 @@ TINY: dict[str, Any] = {
     "gate.min_images": 2,
     "gate.resamples": 200,
     "export.calibration_images": 2,
-    "label.compare_seeds": 0,
 }
 COMMANDS: dict[str, tuple[str, ...]] = {
     "run": ("run",),

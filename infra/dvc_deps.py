@@ -26,6 +26,7 @@ ENTRY_MODULES = {
     "train-multimodal": ("mm_core.training.stage",),
     "evaluate": ("mm_core.eval.evaluate", "mm_core.eval.shadow", "mm_core.export.quantise"),
     "gate": ("mm_core.eval.gate", "mm_core.eval.independence", "mm_core.eval.ratchet"),
+    "label-compare": ("mm_core.experiments.label_ablation",),
     "export": ("mm_core.export.bundle",),
 }
 """Stage of dvc.yaml → the modules that `mm_core.stages` calls for it."""

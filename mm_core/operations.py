@@ -5,7 +5,6 @@ Each takes a `Run` like a stage. Those that change what a cycle reads hold the c
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
@@ -204,8 +203,8 @@ def crossfit(run: Run, *, folds: int = 3) -> Report:
 
 
 @in_the_cycle
-def label_compare(run: Run, *, seeds: int = 1, fewest: int = 1) -> Report:
-    """Compare training on routed photos with training on as many random new photos.
+def compare_labels(run: Run, *, seeds: int = 1, fewest: int = 1) -> Report:
+    """Compare training on routed photos with training on as many random new photos, with all steps of the stage.
 
     Args:
         run: Params, workspace, storage and progress.
@@ -215,7 +214,7 @@ def label_compare(run: Run, *, seeds: int = 1, fewest: int = 1) -> Report:
     Raises:
         InputError: The registry has no training labels of the champion, or an arm has too few photos.
     """
-    from mm_core.experiments.label_ablation import compare_labels
+    from mm_core.experiments import label_ablation
 
     # Use the snapshot's champion. The pinned champion may have been trained on this snapshot.
     champion = read_snapshot(run.layout)["champion"]
@@ -225,38 +224,7 @@ def label_compare(run: Run, *, seeds: int = 1, fewest: int = 1) -> Report:
         raise InputError(f"the registry does not say what champion {champion['version']} learned from: nothing is new")
     with timed(Report("label-compare"), run.layout.stage_report("label-compare")) as report:
         start = warm_start(run, frozen_inputs(run.layout))
-        return compare_labels(run, learned, report, start=start, seeds=seeds, fewest=fewest)
-
-
-def compare_after_cycle(run: Run) -> str:
-    """Run `label_compare` with few steps unless it was done before; return the reason if it was skipped."""
-    from mm_core.experiments.label_ablation import FEWEST, affordable
-
-    seeds, path = run.params.label.compare_seeds, run.layout.stage_report("label-compare")
-    if not seeds:
-        return "label.compare_seeds is 0"
-    # Skip the comparison if this snapshot already has one of at least this size.
-    steps = affordable(run.params)
-    digest = read_snapshot(run.layout)["digest"]
-    done = Report.read(path) if path.is_file() else None
-    # A report without these facts is of a comparison that was skipped.
-    is_same = done is not None and done.facts.get("snapshot") == digest and {"seeds", "steps"} <= set(done.facts)
-    if done and is_same and done.fact("seeds", int) >= seeds and done.fact("steps", int) >= steps:
-        return ""
-    try:
-        # Fewer steps than a real training, because the comparison runs after every cycle.
-        few = run.params.with_values(**{"train.simple.steps": steps})
-        label_compare(Run(few, run.layout, run.progress), seeds=seeds, fewest=FEWEST)
-        return ""
-    except InputError as error:
-        why = str(error)
-    # The comparison is optional and the verdict is already recorded, so no error here may prevent the page.
-    # The log has the traceback, the page has the error, and `mm label compare` raises it.
-    except Exception as error:  # noqa: BLE001
-        logging.getLogger(__name__).exception("comparing routed with random labels failed; the cycle goes on")
-        why = f"failed: {type(error).__name__}: {error}"
-    Report("label-compare", facts={"snapshot": digest, "not_compared": why}).write(path)
-    return why
+        return label_ablation.compare_labels(run, learned, report, start=start, seeds=seeds, fewest=fewest)
 
 
 def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:

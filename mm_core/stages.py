@@ -4,7 +4,7 @@ The `mm` command, `dvc.yaml` and the Dagster assets are thin layers over these f
 
     inbox ─► ingest ─► structure ─► route ──► people ──► collect        per arrival
     catalog ─► pin_inputs ─► snapshot ─► split ─► train simple ─► hard ─► semi ─► multimodal
-            ─► evaluate ─► gate ─► export ─► promote ─► report             per cycle
+            ─► evaluate ─► gate ─► export ─► promote ─► label_compare ─► report    per cycle
 
 Each takes a `Run`. `pinned_inputs.py` has it and the inputs of a cycle (pins, verdict), `operations.py` the operations
 outside the cycle.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES
-from mm_core.core.pins import ROLES, has_snapshot
+from mm_core.core.pins import ROLES, has_snapshot, read_snapshot
 from mm_core.core.records import Report, digest_of, sha256_file, timed, write_json
 from mm_core.eval.eval_budget import record_use
 from mm_core.eval.evaluate import evaluate_models, identity
@@ -44,7 +44,7 @@ from mm_core.labeling.review import settle_suspects
 from mm_core.labeling.route import route_hard
 from mm_core.labeling.value import value_of_labels
 from mm_core.model.predict import TorchPredictor
-from mm_core.operations import compare_after_cycle
+from mm_core.operations import compare_labels
 from mm_core.pinned_inputs import (
     Run,
     frozen_inputs,
@@ -320,17 +320,47 @@ def label_value(run: Run) -> Report:
 
 
 @in_the_cycle
-def html_report(run: Run) -> Report:
-    """Write one page about the cycle: verdict, tables with bounds, mattes side by side, labels, quarantine, costs.
+def label_compare(run: Run) -> Report:
+    """Compare training on routed photos with training on as many random ones; off by default (`label.compare_seeds`).
 
-    `label_compare` runs first, within the budget of `params.label`. If it is skipped or fails, the page and
-    `report.facts["not_compared"]` contain the reason.
+    It takes few steps (`label.compare_share`) and never stops a cycle: `facts["not_compared"]` has the reason if it is
+    off, impossible or failed. A comparison of this snapshot with as many seeds and steps is kept.
     """
+    from mm_core.experiments import label_ablation
+
+    seeds, path = run.params.label.compare_seeds, run.layout.stage_report("label-compare")
+    digest = read_snapshot(run.layout)["digest"]
+    kept = Report.read(path) if path.is_file() else None
+    # A report without these facts is of a comparison that was skipped.
+    if kept and (kept.facts.get("snapshot") != digest or not {"seeds", "steps"} <= set(kept.facts)):
+        kept = None
+    steps = label_ablation.affordable(run.params)
+    if kept and kept.fact("seeds", int) >= seeds and (not seeds or kept.fact("steps", int) >= steps):
+        return kept
+    why = "label.compare_seeds is 0"
+    try:
+        if seeds:
+            few = run.params.with_values(**{"train.simple.steps": steps})
+            return compare_labels(Run(few, run.layout, run.progress), seeds=seeds, fewest=label_ablation.FEWEST)
+    except InputError as error:
+        why = str(error)
+    # The comparison is optional and the verdict is already recorded, so no error here may prevent the page.
+    # The log has the traceback, the page has the error, and `mm label compare --seeds` raises it.
+    except Exception as error:  # noqa: BLE001
+        logging.getLogger(__name__).exception("comparing routed with random labels failed; the cycle goes on")
+        why = f"failed: {type(error).__name__}: {error}"
+    # The page shows the reason only where the comparison was asked for.
+    report = Report("label-compare", facts={"snapshot": digest if seeds else "", "not_compared": why})
+    report.write(path)
+    return report
+
+
+@in_the_cycle
+def html_report(run: Run) -> Report:
+    """Write one page about the cycle: verdict, tables with bounds, mattes side by side, labels, quarantine, costs."""
     with timed(Report("report")) as report:
         if has_snapshot(run.layout):
             label_value(run)
-            if why_not := compare_after_cycle(run):
-                report.facts["not_compared"] = why_not
         write_html(run, report)
     return report
 
@@ -398,5 +428,7 @@ def _run(run: Run, *, again: bool) -> dict[str, Report]:
     if reports["gate"].facts["decision"] == "PROMOTE":
         reports["export"] = export(run)
         reports["promote"] = promote(run)
+    if run.params.label.compare_seeds:
+        reports["label-compare"] = label_compare(run)
     reports["report"] = html_report(run)
     return reports

@@ -77,7 +77,9 @@ def test_a_training_stage_lists_the_params_that_its_weights_depend_on(stage: str
 
 def test_every_param_of_the_cycle_is_listed_by_some_stage() -> None:
     listed = under([name for stage in STAGES.values() for name in stage.get("params", [])])
-    per_arrival = under(["ingest", "structure", "drift", "route", "label", "moments"])
+    per_arrival = under(["ingest", "structure", "drift", "route", "label", "moments"]) - under(
+        ["label.compare_seeds", "label.compare_share"]
+    )
     assert flat(Params().model_dump(mode="json")) - listed == per_arrival
 
 
@@ -95,6 +97,7 @@ def test_paths_are_those_of_the_layout() -> None:
         **{f"train-{s}": [layout.model(s).parent, layout.stage_report(f"train-{s}")] for s in TRAIN_STAGES},
         "evaluate": [layout.evaluation, layout.headline, layout.quantised, layout.stage_report("evaluate")],
         "gate": [layout.verdict.parent, layout.stage_report("gate")],
+        "label-compare": [layout.stage_report("label-compare")],
         "export": [layout.cycle_bundle],
     }
     assert outs == {name: [str(path) for path in paths] for name, paths in expected.items()}
@@ -190,7 +193,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[
 @needs_dvc
 @pytest.mark.timeout(900)
 def test_repro_runs_what_changed_and_nothing_else(repository: Repository) -> None:
-    assert repository.repro() == RUN
+    assert sorted(repository.repro()) == sorted(RUN)
     refusal = json.loads((repository.root / "data/cycle/export/export.json").read_text())
     assert refusal
     repository.commit()

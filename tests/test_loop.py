@@ -370,7 +370,7 @@ def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
     assert value.metrics["labels/dropped"] == 0, "the champion learned from the drops"
 
     with pytest.raises(InputError, match="nothing to compare the 3 routed photos with"):
-        operations.label_compare(Run(TINY, layout))
+        operations.compare_labels(Run(TINY, layout))
     each = dict.fromkeys(("pets", "cards", "portrait"), 2)
     write_drop(Path(layout.settings.inbox), "pixel_labeled", "unchosen", each, seed=400, size=64, role="train")
     stages.ingest(Run(TINY, layout))
@@ -378,36 +378,40 @@ def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
     stages.pin_inputs(Run(TINY, layout))
     stages.snapshot(Run(TINY, layout))
     untouched = {path: path.read_bytes() for path in layout.root.rglob("*.*") if path.is_file() and _kept(layout, path)}
-    compared = operations.label_compare(Run(TINY, layout), seeds=2)
+    compared = operations.compare_labels(Run(TINY, layout), seeds=2)
     assert compared.facts["photos_per_arm"] == 3 and compared.facts["available"]["routed"] == 3
     assert {path: path.read_bytes() for path in untouched} == untouched
     assert not list((layout.root / "scratch").iterdir())
-    page = stages.html_report(Run(TINY, layout))
-    assert "not_compared" not in page.facts, "the comparison on this snapshot is at hand"
+    assert stages.label_compare(Run(TINY, layout)).facts == compared.facts, "the comparison on this snapshot is kept"
+    stages.html_report(Run(TINY, layout))
     shown = layout.html_report.read_text().partition("Routed against random photos")[2].partition("</section>")[0]
     assert "Not compared" not in shown and "2 seeds" in shown
 
 
-def test_each_cycle_compares_routed_labels_with_random_ones_and_never_fails_by_it(
+def test_routed_labels_are_compared_with_random_ones_on_request_and_no_cycle_fails_by_it(
     cycled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the test before: three routed and some other new photos."""
     from mm_core.experiments import label_ablation
 
     layout, first = cycled
-    assert "no routed photo to compare" in first["report"].facts["not_compared"], "the first cycle had none"
+    assert "label-compare" not in first, "it is off by default"
     path = layout.stage_report("label-compare")
+    on = TINY.with_values(**{"label.compare_seeds": 2})
 
-    def report_of(params: Params = TINY) -> str:
+    def report_of(params: Params) -> str:
         path.unlink(missing_ok=True)
-        return stages.html_report(Run(params, layout)).facts.get("not_compared", "")
+        why = stages.label_compare(Run(params, layout)).facts["not_compared"]
+        stages.html_report(Run(params, layout))
+        return why
 
-    assert report_of().startswith("3 routed and ") and report_of().endswith("the comparison has no meaning")
+    assert report_of(on).startswith("3 routed and ") and report_of(on).endswith("the comparison has no meaning")
     assert "below 8 on each side" in layout.html_report.read_text()
-    assert report_of(TINY.with_values(**{"label.compare_seeds": 0})) == "label.compare_seeds is 0" and not path.exists()
+    assert report_of(TINY) == "label.compare_seeds is 0"
+    assert "Routed against random photos" not in layout.html_report.read_text()
 
     monkeypatch.setattr(label_ablation, "FEWEST", 3)
-    params = TINY.with_values(**{"label.compare_share": 1.0})
+    params = on.with_values(**{"label.compare_share": 1.0})
     began: list[str] = []
 
     def killed(what: str, done: int, total: int) -> None:
@@ -416,19 +420,19 @@ def test_each_cycle_compares_routed_labels_with_random_ones_and_never_fails_by_i
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stages.html_report(Run(params, layout, killed))
+        stages.label_compare(Run(params, layout, killed))
     again: list[str] = []
-    stages.html_report(Run(params, layout, lambda what, done, total: again.append(what) if done == 1 else None))
+    stages.label_compare(Run(params, layout, lambda what, done, total: again.append(what) if done == 1 else None))
     assert again.count("train simple") == 2, "two of four had been finished"
     about = Report.read(path).facts
     assert about["seeds"] == 2 and about["photos_per_arm"] == 3 and about["steps"] == 2
-    assert label_ablation.affordable(TINY.with_values(**{"train.simple.steps": 40})) == int(0.25 * 46 / 4)
+    assert label_ablation.affordable(on.with_values(**{"train.simple.steps": 40})) == int(0.25 * 46 / 4)
 
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by chance")
 
     monkeypatch.setattr(label_ablation, "score_all", broken)
-    assert report_of() == "failed: ZeroDivisionError: by chance"
+    assert report_of(on) == "failed: ZeroDivisionError: by chance"
     assert "Not compared: failed" in layout.html_report.read_text()
 
 

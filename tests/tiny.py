@@ -29,7 +29,6 @@ ONE_STEP = Params().with_values(
         "gate.min_images": 2,
         "gate.resamples": 200,
         "export.calibration_images": 2,
-        "label.compare_seeds": 0,
     }
 )
 """One step in each stage at 64 px; gates that a first model passes."""

@@ -270,7 +270,7 @@ _stage_command("train-simple", "Train on the simple photos, from the champion or
 _stage_command("train-hard", "Train on the hard photos, with a share of simple ones against forgetting.")
 _stage_command("train-semi", "Train on unlabelled photos by agreement.")
 _stage_command("train-multimodal", "Train with captions, which help where the photo alone is unsure.")
-_stage_command("report", "Write the HTML page about the cycle, after the comparison of labels.", "html_report")
+_stage_command("report", "Write the HTML page about the cycle.", "html_report")
 
 
 @app.command()

@@ -110,12 +110,14 @@ def value(json_: Json = False) -> None:
 
 @app.command()
 def compare(
-    seeds: Annotated[int, typer.Option(help="Trainings of each side; from 2 on the spread is told.")] = 1,
+    seeds: Annotated[
+        int | None, typer.Option(help="Trainings of each side, with all steps; without it: label.compare_seeds.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Trains on routed and on as many random new photos, all else equal; `mm report` shows what choosing is worth."""
     with run_with_bars() as run:
-        say(operations.label_compare(run, seeds=seeds), json_)
+        say(stages.label_compare(run) if seeds is None else operations.compare_labels(run, seeds=seeds), json_)
 
 
 @app.command()

@@ -352,9 +352,9 @@ class LabelParams(_Section):
     agree_iou: float = Field(default=0.9, ge=0, le=1)
     """Two mattes agree from this overlap on; the MSE is too small to compare mattes of small subjects."""
     # Comparison of routed and random labels.
-    compare_seeds: int = Field(default=2, ge=0, le=9)
-    """Seeds of the comparison after each cycle: trainings on routed and on random new photos (`mm label compare`); 0
-    disables it."""
+    compare_seeds: int = Field(default=0, ge=0, le=9)
+    """Seeds of the comparison in each cycle: trainings on routed and on random new photos (`mm label compare`). It is
+    off at 0; from 2 on the spread is measured too."""
     compare_share: float = Field(default=0.25, gt=0, le=1)
     """Largest total of these trainings' steps as a share of the cycle's own steps; scoring their models on the
     evaluation photos is not included."""

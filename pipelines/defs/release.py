@@ -100,25 +100,44 @@ def promoted_model(workspace: Workspace) -> dg.MaterializeResult:
 
 
 @dg.asset(
-    code_version=code_version("mm_core.eval.report"),
+    code_version=code_version("mm_core.experiments.label_ablation"),
     group_name="release",
     deps=[evaluation],
     op_tags={"dagster/priority": "-1"},
     pool=POOL,
+    kinds={"pytorch"},
+    retry_policy=RESUME,
+    owners=OWNERS,
+    tags={"room": "experiments"},
+)
+def label_comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """Training on routed photos against training on random ones; off by default (params: `label.compare_seeds`).
+
+    Its low priority lets gate, bundle and promotion run first in executors that run one step at a time.
+    """
+    with plain_failures():
+        report = stages.label_compare(workspace.run(context))
+    return dg.MaterializeResult(metadata=of_report(report))
+
+
+@dg.asset(
+    code_version=code_version("mm_core.eval.report"),
+    group_name="release",
+    deps=[evaluation, label_comparison],
+    op_tags={"dagster/priority": "-1"},
     kinds={"html"},
     retry_policy=RESUME,
     owners=OWNERS,
     tags={"room": "eval"},
 )
 def cycle_report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """One page about the cycle, also after a refusal; it follows the comparison of routed and random labels.
+    """One page about the cycle, also after a refusal.
 
     It does not depend on the gate, because a refusal would skip it. Its low priority lets gate, bundle and promotion
     run first in executors that run one step at a time.
     """
     layout = workspace.layout()
     with plain_failures():
-        # Also trains for the comparison of labels, so it may take long.
         report: Report = stages.html_report(workspace.run(context))
     # Link to the copy, because the next cycle overwrites the original.
     return dg.MaterializeResult(metadata={"page": page(layout, Path(report.fact("copy", str)))} | of_report(report))

@@ -30,7 +30,8 @@ DEPS = {
     "gate": {"evaluation"},
     "exported_bundle": {"gate"},
     "promoted_model": {"exported_bundle"},
-    "cycle_report": {"evaluation"},
+    "label_comparison": {"evaluation"},
+    "cycle_report": {"evaluation", "label_comparison"},
     "moments": {"promoted_model"},
 }
 GROUPS = {
@@ -44,7 +45,7 @@ GROUPS = {
         "train_semi",
         "train_multimodal",
     },
-    "release": {"evaluation", "gate", "exported_bundle", "promoted_model", "cycle_report"},
+    "release": {"evaluation", "gate", "exported_bundle", "promoted_model", "label_comparison", "cycle_report"},
     "moments": {"moments"},
 }
 
@@ -95,7 +96,7 @@ def test_only_arrivals_are_partitioned_and_only_what_trains_is_pooled() -> None:
     assert names(k for k in keys if graph.get(k).is_partitioned) == {"ingested_batch", "structured_samples"}
     pooled = {k.to_user_string() for k in keys if graph.get(k).pools}
     training = {"train_simple", "train_hard", "train_semi", "train_multimodal"}
-    assert pooled == training | {"cycle_report"}, "which trains on routed and random labels"
+    assert pooled == training | {"label_comparison"}, "which trains on routed and random labels"
 
 
 def test_jobs_run_the_parts_of_the_flow() -> None:
