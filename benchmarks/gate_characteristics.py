@@ -1,7 +1,7 @@
 """How often does the gate promote what is no gain, and miss what is? Four rules side by side, and a year of weeks.
 
-    python benchmarks/gate_characteristics.py --runs 400 --years 20
-    python benchmarks/gate_characteristics.py --per-image data/cycle/evaluation/per_image.parquet --name "my photos"
+    python -m benchmarks.gate_characteristics --runs 400 --years 20
+    python -m benchmarks.gate_characteristics --per-image data/cycle/evaluation/per_image.parquet --name "my photos"
 
 Simulated retrainings (mm_core/eval/simulate.py) judged by the gate's own code at the default params. Writes
 benchmarks/gate_characteristics.md and .csv; lines that stand in the csv with as many runs are not made again. With
@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.gate_simulation import HEAVY, settling, year
 from mm_core.core.params import GateParams
 from mm_core.eval.bootstrap import Quantity, confidence, softened, student, winsorised
-from mm_core.eval.simulate import HEAVY, RULES, SIX, Photos, World, pairs_of, rates, settling, year
+from mm_core.eval.simulate import RULES, SIX, Photos, World, pairs_of, rates
 
 HERE = Path(__file__).parent
 CSV, PAGE = HERE / "gate_characteristics.csv", HERE / "gate_characteristics.md"

@@ -120,7 +120,7 @@ def _last_cycle_with(layout: Layout, ids: Sequence[str]) -> dict[str, str]:
 
 
 @in_the_cycle
-def forget(run: Run, samples: Sequence[str], group: str | None = None) -> Report:
+def forget(run: Run, samples: Sequence[str]) -> Report:
     """Remove photos permanently from store, catalog and workspace, and list every model trained on them.
 
     A running cycle ends first, so the list includes its model.
@@ -128,7 +128,6 @@ def forget(run: Run, samples: Sequence[str], group: str | None = None) -> Report
     Args:
         run: Params, workspace, storage and progress.
         samples: Ids or their first digits, photo files, or drops.
-        group: A declared group; all its photos are removed.
 
     Returns:
         A report with the tables `forgotten` (ids), `models` (registry versions with aliases and pools) and `remaining`
@@ -140,7 +139,7 @@ def forget(run: Run, samples: Sequence[str], group: str | None = None) -> Report
         timed(Report("forget"), layout.root / "reports" / "forget.json") as report,
     ):
         # Remove the photos first. The other steps only remove copies and references.
-        ids = forget_photos(run.catalog, run.store, samples, group)
+        ids = forget_photos(run.catalog, run.store, samples)
         # An interrupted measurement or rebuild leaves decoded photos in its own cache folder.
         for cache in (layout.cache, *(layout.root / "scratch").rglob("cache")):
             PixelCache.clear(cache)

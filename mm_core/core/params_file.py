@@ -90,8 +90,8 @@ def _merged(params: BaseModel, values: Mapping[str, object]) -> dict[str, object
     return merged
 
 
-def similar_names(field: str, model: type[BaseModel], most: int = 4) -> list[str]:
-    """Return the dotted names of `model` that an unknown name may mean, the nearest first.
+def similar_names(field: str, model: type[BaseModel]) -> list[str]:
+    """Return up to four dotted names of `model` that an unknown name may mean, the nearest first.
 
     Names with the same last part in another section come first (`train.simple.lr` for `train.lr`), then names of
     similar spelling in the same section.
@@ -102,8 +102,8 @@ def similar_names(field: str, model: type[BaseModel], most: int = 4) -> list[str
     elsewhere = [name for name in names if name.rpartition(".")[2] == last]
     elsewhere.sort(key=lambda name: not name.startswith(f"{section}."))
     siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section}
-    near = [siblings[word] for word in difflib.get_close_matches(last, siblings, most, 0.75)]
-    return (elsewhere or near)[:most]
+    near = [siblings[word] for word in difflib.get_close_matches(last, siblings, 4, 0.75)]
+    return (elsewhere or near)[:4]
 
 
 def dotted_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -100,9 +100,9 @@ def _smooth(photo: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return front, back
 
 
-def foreground(photo: np.ndarray, alpha: np.ndarray, side: int = WORK_SIDE) -> np.ndarray:
+def foreground(photo: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Return the subject's colours; see `layers`."""
-    return layers(photo, alpha, side)[0]
+    return layers(photo, alpha)[0]
 
 
 def over(front: np.ndarray, alpha: np.ndarray, back: np.ndarray) -> np.ndarray:

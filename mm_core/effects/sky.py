@@ -66,7 +66,7 @@ def painted_sky(name: str, height: int, width: int, seed: int = 0) -> np.ndarray
     return np.clip(full, 0, 255).astype(np.uint8)
 
 
-def replaced(photo: np.ndarray, sky: np.ndarray, new: np.ndarray | str, seed: int = 0) -> np.ndarray:
+def replaced(photo: np.ndarray, sky: np.ndarray, new: np.ndarray | str) -> np.ndarray:
     """Replace the sky of a photo.
 
     The new sky's lower edge is on the horizon and fades into as much haze as the land has. The land follows part of the
@@ -76,7 +76,6 @@ def replaced(photo: np.ndarray, sky: np.ndarray, new: np.ndarray | str, seed: in
         photo: uint8 (H, W, 3).
         sky: Sky matte, float (H, W) in [0, 1].
         new: A picture of a sky, uint8 (h, w, 3), or a name of `SKIES`.
-        seed: Seed of a painted sky.
 
     Returns:
         uint8 (H, W, 3); the photo itself if it has no sky.
@@ -87,7 +86,7 @@ def replaced(photo: np.ndarray, sky: np.ndarray, new: np.ndarray | str, seed: in
         return photo.copy()
     horizon = int(rows[-1]) + 1
     mist = haze(photo, sky)
-    drawn = painted_sky(new, horizon, photo.shape[1], seed) if isinstance(new, str) else _fitted(new, horizon, photo)
+    drawn = painted_sky(new, horizon, photo.shape[1]) if isinstance(new, str) else _fitted(new, horizon, photo)
     # Below the horizon the sky's last row is repeated, for soft pixels of the matte there.
     whole = np.concatenate([drawn, np.repeat(drawn[-1:], photo.shape[0] - horizon, 0)])
     land_layer = layers(photo, 1 - sky.astype(np.float32))[0]

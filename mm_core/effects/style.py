@@ -26,6 +26,8 @@ GAINS = (0.3, 1.8)
 """Least and largest scaling of colours along any direction; larger ones amplify noise and banding."""
 LEVELS = 4
 """Number of blurred layers that are interpolated by depth."""
+BLUR = 0.025
+"""Largest radius of the disc, as a share of the long side."""
 
 
 def colour_splash(photo: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -35,7 +37,7 @@ def colour_splash(photo: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return over(front, alpha, cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB))
 
 
-def background_blur(photo: np.ndarray, alpha: np.ndarray, strength: float = 0.5) -> np.ndarray:
+def background_blur(photo: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Blur the background like a lens with a large aperture, more for greater depth.
 
     Depth is estimated from the frame: the ground rises from the subject's foot, and pixels above it are farther back.
@@ -44,7 +46,6 @@ def background_blur(photo: np.ndarray, alpha: np.ndarray, strength: float = 0.5)
     Args:
         photo: uint8 (H, W, 3).
         alpha: Matte, float (H, W) in [0, 1]; without a subject everything is background.
-        strength: Largest radius of the disc, in twentieths of the long side.
 
     Returns:
         uint8 (H, W, 3).
@@ -54,7 +55,7 @@ def background_blur(photo: np.ndarray, alpha: np.ndarray, strength: float = 0.5)
     light = (small.astype(np.float32) / 255) ** 2.2
     # Background pixels only; the dilation excludes the soft edge.
     free = 1 - cv2.dilate(matte, np.ones((3, 3), np.uint8))
-    largest = max(1.0, strength * 0.05 * max(small.shape[:2]))
+    largest = max(1.0, BLUR * max(small.shape[:2]))
     blurred = [_disc_blur(light, free, largest * (level + 1) / LEVELS) for level in range(LEVELS)]
     depth = _depth(matte) * LEVELS
     result = np.empty_like(photo)
@@ -71,14 +72,13 @@ def background_blur(photo: np.ndarray, alpha: np.ndarray, strength: float = 0.5)
     return result
 
 
-def stylised(photo: np.ndarray, alpha: np.ndarray, style: np.ndarray | str, strength: float = 1.0) -> np.ndarray:
+def stylised(photo: np.ndarray, alpha: np.ndarray, style: np.ndarray | str) -> np.ndarray:
     """Give the background the colours and local contrast of a style.
 
     Args:
         photo: uint8 (H, W, 3).
         alpha: Matte, float (H, W) in [0, 1].
         style: Another photo, uint8 (h, w, 3), or a name of `STYLES`.
-        strength: Mixing with the original background, in [0, 1].
 
     Returns:
         uint8 (H, W, 3).
@@ -115,7 +115,6 @@ def stylised(photo: np.ndarray, alpha: np.ndarray, style: np.ndarray | str, stre
         new = (lab - mean.astype(np.float32)) @ linear.T + goal_mean.astype(np.float32)
         # Lightness detail is scaled in addition to the linear map.
         new[..., 0] += (gain - 1) * linear[0, 0] * (lab[..., 0] - smooth[strip])
-        new = strength * new + (1 - strength) * lab
         new[..., 0] = np.clip(new[..., 0], 0, 100)
         moved[strip] = np.rint(np.clip(cv2.cvtColor(new, cv2.COLOR_LAB2RGB) * 255, 0, 255))
     return over(front, alpha, moved)

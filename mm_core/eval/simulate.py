@@ -20,8 +20,7 @@ from mm_core.core.records import CATEGORIES, Cell
 from mm_core.eval.across import macro_cell, with_pooled
 from mm_core.eval.cells import judge_category
 from mm_core.eval.evidence import ANCHOR, CHAMPION, FLOAT, INT8, Evidence, Key
-from mm_core.eval.questions import RELATIVE, not_worse, questions_for
-from mm_core.eval.words import more_photos
+from mm_core.eval.questions import RELATIVE, questions_for
 
 RULES: tuple[str, ...] = ("gate", "primary", "point", "threshold")
 """`gate` is the mode of the params; `primary` requires superiority in each category."""
@@ -40,8 +39,8 @@ class World:
     """Statistical model of the errors of photos and models. The default has mild tails; errors correlate to 0.88.
 
     For models of one lineage on real photos, the log ratio of a photo's errors has a standard deviation of 0.08 to 0.41
-    by category (here `retraining` · √2 = 0.35). For separate trainings it is 0.2 to 0.9 (HEAVY: 0.59). The gains in MSE
-    and Conn of a photo correlate to at least 0.97 (benchmarks/gate_characteristics.md).
+    by category (here `retraining` · √2 = 0.35). For separate trainings it is 0.2 to 0.9. The gains in MSE and
+    Conn of a photo correlate to at least 0.97 (benchmarks/gate_characteristics.md).
     """
 
     photos: int = 100
@@ -62,8 +61,6 @@ class World:
     """Category → real pairs of two models' scores (`pairs_of`). If given, groups are drawn from them."""
 
 
-HEAVY = World(difficulty=1.0, retraining=0.42)
-"""Heavy tails: the worst tenth of the photos has more than a third of the error; errors correlate to 0.8."""
 Model = Mapping[str, np.ndarray]
 """Metric → (photos, 1)."""
 Scores = Mapping[Key, Model]
@@ -192,15 +189,15 @@ def promoted(
     for category in sorted(SIX, key=lambda name: gains.get(name, 0.0)):
         photos = Photos(world, category, rng)
         scores = draw(photos, gains.get(category, 0.0))
-        cells += _ask(params, category, photos, scores, rng, answer)
+        cells += ask(params, category, photos, scores, rng, answer)
         if not any(answer.values()):
             break
     if answer.get("gate"):
-        answer["gate"] = _passes(params, cells)
+        answer["gate"] = passes(params, cells)
     return answer
 
 
-def _ask(
+def ask(
     params: GateParams,
     category: str,
     photos: Photos,
@@ -235,7 +232,7 @@ def _decides(params: GateParams, cell: Cell) -> bool:
     return cell.result != "pass" and (cell.result == "fail" or cell.role == "gain" or params.mode != "macro")
 
 
-def _passes(params: GateParams, cells: list[Cell]) -> bool:
+def passes(params: GateParams, cells: list[Cell]) -> bool:
     """Return whether the cells of all six categories promote."""
     if params.mode == "macro":
         cells = [*with_pooled(params, cells), *macro_cell(params, cells)]
@@ -264,105 +261,6 @@ def rates(
         for rule, yes in promoted(params, world, gains, rng, rules).items():
             count[rule] += yes
     return {rule: count[rule] / runs for rule in rules}
-
-
-def year(
-    params: GateParams, world: World, weekly: float, seed: int, weeks: int = 52, rule: str = "gate"
-) -> tuple[int, float]:
-    """Return the promotions of a year of weekly retrainings, and the last champion's true MSE (first: 1).
-
-    The true error of each week is (1 - `weekly`) times that of the week before. All candidates are judged on the same
-    photos, against the champion and the best model so far. A champion therefore keeps the luck of its promotion.
-
-    `weekly`: true relative gain per week. `rule`: one of `RULES`.
-    """
-    params = params.model_copy(update={"resamples": min(params.resamples, RESAMPLES)})
-    rng = np.random.default_rng(seed)
-    photos = {category: Photos(world, category, rng) for category in SIX}
-    champion = {category: photos[category].model(1.0) for category in SIX}
-    # The first champion is the best model of every category and metric.
-    best = {(category, metric): champion[category][metric] for category in SIX for metric in METRICS}
-    promotions, level = 0, 1.0
-    for week in range(1, weeks + 1):
-        answer, cells, fresh = {rule: True}, [], {}
-        for category in SIX:
-            candidate = photos[category].model((1 - weekly) ** week)
-            anchor = {metric: best[category, metric] for metric in METRICS}
-            fresh[category] = candidate
-            scores = {FLOAT: candidate, INT8: candidate, CHAMPION: champion[category], ANCHOR: anchor}
-            cells += _ask(params, category, photos[category], scores, rng, answer)
-            if not answer[rule]:
-                break
-        if answer[rule] and (rule != "gate" or _passes(params, cells)):
-            promotions, level, champion = promotions + 1, (1 - weekly) ** week, fresh
-            _ratchet(params, best, fresh, photos)
-    return promotions, level
-
-
-def _ratchet(
-    params: GateParams,
-    best: dict[tuple[str, str], np.ndarray],
-    fresh: Mapping[str, Model],
-    photos: Mapping[str, Photos],
-) -> None:
-    """Update the best models as `mm_core.eval.ratchet` does: a new model must be better with confidence."""
-    for (category, metric), held in best.items():
-        scores = {INT8: fresh[category], ANCHOR: {metric: held}}
-        question = not_worse(params, metric, "anchor", ANCHOR)
-        evidence = evidence_of(scores, category, photos[category].group)
-        cells = judge_category(params, evidence, category, [question], np.random.default_rng(0))
-        if cells and cells[0].bound > 0:
-            best[category, metric] = fresh[category][metric]
-
-
-def settling(params: GateParams, world: World, gain: float, runs: int, seed: int, most: int = 100) -> dict[str, float]:
-    """Measure how well `more_photos` predicts the photos that an INCONCLUSIVE verdict needs.
-
-    The test uses the primary metric of one category.
-
-    Args:
-        params: The gate's rule.
-        world: Noise of photos and models.
-        gain: True relative gain of the candidate.
-        runs: Number of simulated retrainings.
-        seed: Seed of the random numbers.
-        most: Requests for more than `most` times the present photos count as not settled.
-
-    Returns:
-        `unclear`: share of the runs with an unclear result. `numbered`: share of those with a number of photos. For the
-        numbered ones, `median_more` is the median number and `settled` the share with a clear result after adding it.
-    """
-    rng, category = np.random.default_rng(seed), SIX[0]
-    question = [not_worse(params, params.primary, "champion", CHAMPION)]
-
-    def cell_of(scores: Scores, group: np.ndarray) -> Cell:
-        return judge_category(params, evidence_of(scores, category, group), category, question, rng)[0]
-
-    unclear, asked, settled = 0, [], 0
-    for _ in range(runs):
-        photos = Photos(world, category, rng)
-        first = draw(photos, gain)
-        cell = cell_of(first, photos.group)
-        if cell.result != "unclear":
-            continue
-        unclear += 1
-        more = more_photos(params, cell)
-        if more is None:
-            continue
-        asked.append(more)
-        if more <= most * world.photos:
-            others = Photos(replace(world, photos=more), category, rng)
-            # Add the requested photos of the same candidate and judge again.
-            then = draw(others, gain)
-            both = {k: {m: np.concatenate([v, then[k][m]]) for m, v in of.items()} for k, of in first.items()}
-            group = np.concatenate([photos.group, others.group + photos.group.max() + 1])
-            settled += cell_of(both, group).result != "unclear"
-    return {
-        "unclear": unclear / runs,
-        "numbered": len(asked) / unclear if unclear else np.nan,
-        "median_more": float(np.median(asked)) if asked else np.nan,
-        "settled": settled / len(asked) if asked else np.nan,
-    }
 
 
 def characteristics(

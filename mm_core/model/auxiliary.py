@@ -40,8 +40,8 @@ class AuxiliaryDecoders(nn.Module):
     it.
     """
 
-    def __init__(self, net: MattingNet, names: Sequence[str], width: int | None = None) -> None:
-        """Create the decoders; `width` is the number of channels at stride 4, by default half of the network's.
+    def __init__(self, net: MattingNet, names: Sequence[str]) -> None:
+        """Create the decoders, with half of the network's channels at stride 4.
 
         Raises:
             ValueError: A name is not in `PERTURBATIONS`.
@@ -53,7 +53,7 @@ class AuxiliaryDecoders(nn.Module):
         # Skip features finer than stride 2: the decoders end at half resolution.
         self.first = sum(reduction < 2 for reduction in net.reductions)
         channels, reductions = net.channels[self.first :], net.reductions[self.first :]
-        width = width or max(8, net.config.width // 2)
+        width = max(8, net.config.width // 2)
         self.decoders = nn.ModuleDict({name: LightDecoder(channels, reductions, width) for name in names})
 
     def forward(self, features: Features, main_alpha: Tensor) -> dict[str, Tensor]:

@@ -40,6 +40,10 @@ else:
 LOCAL_NAME = "mm-local-clip"
 """Architecture name of the small CLIP; its sizes are in the JSON file of the same name in this folder."""
 MAX_LOGIT_SCALE = math.log(100)
+TEXTS, PHOTOS = 256, 64
+"""Texts and photos that are encoded at once."""
+SAVE_EVERY = 256
+"""Number of embeddings computed between two writes."""
 BATCH, PEAK_LR = 32, 1e-3
 """Maximum number of pairs per step, and peak learning rate, of the small CLIP."""
 
@@ -65,19 +69,19 @@ class Clip:
         with torch.inference_mode():
             self.dim = int(self._model.encode_text(tokenizer(["a"]).to(device)).shape[1])
 
-    def encode_text(self, captions: Sequence[str], batch: int = 256) -> np.ndarray:
+    def encode_text(self, captions: Sequence[str]) -> np.ndarray:
         """Return unit vectors (N, dim), float32."""
-        tokens = [self._tokenizer(list(captions[at : at + batch])) for at in range(0, len(captions), batch)]
+        tokens = [self._tokenizer(list(captions[at : at + TEXTS])) for at in range(0, len(captions), TEXTS)]
         return self._run(self._model.encode_text, tokens)
 
-    def encode_image(self, photos: Sequence[np.ndarray], batch: int = 64) -> np.ndarray:
+    def encode_image(self, photos: Sequence[np.ndarray]) -> np.ndarray:
         """Return unit vectors (N, dim), float32, of uint8 (H, W, 3) sRGB photos of any sizes.
 
         Each photo is resized to a square without cropping.
         """
         chunks = (
-            torch.stack([self._transform(Image.fromarray(photo)) for photo in photos[at : at + batch]])
-            for at in range(0, len(photos), batch)
+            torch.stack([self._transform(Image.fromarray(photo)) for photo in photos[at : at + PHOTOS]])
+            for at in range(0, len(photos), PHOTOS)
         )
         return self._run(self._model.encode_image, chunks)
 
@@ -235,7 +239,6 @@ def cached_embeddings(
     tower: Literal["image", "text"],
     keys: Sequence[str],
     load: Callable[[str], Any],
-    save_every: int = 256,
 ) -> np.ndarray:
     """Return embeddings (N, dim) in the order of `keys`, each computed once per CLIP and key.
 
@@ -247,7 +250,6 @@ def cached_embeddings(
         tower: Tower to use.
         keys: Names of the photos or texts.
         load: Returns the photo (uint8 (H, W, 3)) or the caption of a key; called for missing keys only.
-        save_every: Number of embeddings computed between two writes.
     """
     shelf = Shelf(cache, f"{clip.digest[:16]}-{tower}", (4 * clip.dim,))
     names = {key: sha256_bytes(key.encode()) for key in dict.fromkeys(keys)}
@@ -256,8 +258,8 @@ def cached_embeddings(
         # Another process may have added embeddings.
         shelf.reload()
         missing = [key for key, name in names.items() if name not in shelf]
-        for start in range(0, len(missing), save_every):
-            chunk = missing[start : start + save_every]
+        for start in range(0, len(missing), SAVE_EVERY):
+            chunk = missing[start : start + SAVE_EVERY]
             rows = encode([load(key) for key in chunk]).astype(np.float32).view(np.uint8)
             shelf.append([(names[key], row) for key, row in zip(chunk, rows, strict=True)])
     vectors = [shelf[names[key]].view(np.float32) for key in keys]

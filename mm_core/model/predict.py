@@ -54,16 +54,13 @@ def pick_device(device: str = "auto") -> str:
 class TorchPredictor:
     """Predictor that runs a model file in PyTorch. It has no state between calls, so threads may share it."""
 
-    def __init__(
-        self, path: Path, device: str = "auto", batch: int = 8, bf16: bool = False, guided: bool = False
-    ) -> None:
+    def __init__(self, path: Path, device: str = "auto", batch: int = 8, guided: bool = False) -> None:
         """Load a model.
 
         Args:
             path: Model file.
             device: `auto` or the name of a torch device.
             batch: Maximum number of photos per forward pass.
-            bf16: Use mixed precision. Off by default, so that results depend less on the machine.
             guided: Refine mattes along the photo's edges (`upsample`). Off where models are judged, because exported
                 models do not include it.
 
@@ -72,7 +69,7 @@ class TorchPredictor:
         """
         from mm_core.model.files import load_model
 
-        self.device, self.batch, self.bf16 = pick_device(device), batch, bf16
+        self.device, self.batch = pick_device(device), batch
         self.net, self.meta = load_model(path, self.device)
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.size, self.guided = self.net.config.size, guided
@@ -106,5 +103,5 @@ class TorchPredictor:
         """Prepare photos as one batch on the device and apply `work` to it."""
         images = torch.from_numpy(np.stack([prepare(photo, self.size) for photo in photos]))
         images = images.to(self.device, memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.inference_mode():
             return work(images)

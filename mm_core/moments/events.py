@@ -30,6 +30,8 @@ DENSE = 3
 TRAVEL_HOURS = 1.25
 """Largest time between two photos of one camera for which a journey is assumed; beyond it a distant place is another
 event. Chosen on other seeds than those in benchmarks/moments.md."""
+QUALITY = 0.6
+"""Weight of quality against variety among the photos of an event, in [0, 1]."""
 _IN_NAME = re.compile(r"(20\d{2})-?([01]\d)-?([0-3]\d)(?:[-_T ]+(?:at )?([0-2]\d)[-.:]?([0-5]\d)[-.:]?([0-5]\d))?")
 
 
@@ -150,12 +152,10 @@ def time_of(taken_at: str | None, name: str) -> datetime | None:
         return None
 
 
-def representatives(
-    scores: np.ndarray, vectors: np.ndarray, kinds: Sequence[str], count: int, weight: float = 0.6
-) -> list[int]:
+def representatives(scores: np.ndarray, vectors: np.ndarray, kinds: Sequence[str], count: int) -> list[int]:
     """Choose the best photos of an event by quality and variety.
 
-    Maximal marginal relevance (Carbonell & Goldstein 1998): each next photo maximises `weight` times its quality minus
+    Maximal marginal relevance (Carbonell & Goldstein 1998): each next photo maximises `QUALITY` times its quality minus
     the rest times its similarity to the chosen ones. A chosen photo of the same kind counts like a similarity of 0.5.
 
     Args:
@@ -163,7 +163,6 @@ def representatives(
         vectors: Embeddings, (N, dim).
         kinds: Kind of each photo.
         count: Number of photos to choose.
-        weight: Weight of quality against variety, in [0, 1].
 
     Returns:
         Positions of the chosen photos, best first.
@@ -175,7 +174,7 @@ def representatives(
         like = (unit @ unit[chosen].T).max(1) if chosen else np.zeros(len(scores))
         again = np.array([sum(kinds[c] == kind for c in chosen) for kind in kinds])
         # The penalty for a kind grows with up to two chosen photos of it.
-        value = weight * scores - (1 - weight) * (np.clip(like, 0, 1) + 0.5 * np.minimum(again, 2))
+        value = QUALITY * scores - (1 - QUALITY) * (np.clip(like, 0, 1) + 0.5 * np.minimum(again, 2))
         value[chosen] = -np.inf
         chosen.append(int(np.argmax(value)))
     return chosen

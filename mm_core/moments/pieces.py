@@ -27,6 +27,8 @@ VERSION = "1"
 """Raised with every change that may alter a piece; older pieces are then made again."""
 MAX_SIDE = 4096
 """Largest long side of a finished piece in pixels; photos of 12 megapixels are not reduced."""
+COLLAGE_WIDTH = 1600
+"""Width of a collage in pixels."""
 TONE_COLOURS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "joyful": ((255, 214, 120), (255, 150, 120)),
     "festive": ((120, 40, 90), (30, 20, 70)),
@@ -87,7 +89,7 @@ def finished(matted: Matted, offer: Offer, inpainting: Path | None = None) -> np
     return stylised(photo, alpha, offer.choice or "film")
 
 
-def collage(cutouts: Sequence[Cutout], tone: str, width: int = 1600) -> np.ndarray:
+def collage(cutouts: Sequence[Cutout], tone: str) -> np.ndarray:
     """Arrange up to six cutouts side by side on a background in the tone's colours.
 
     More cutouts give a flatter picture. Each has a soft shadow. Subjects cropped by the lower edge of their photo are
@@ -96,13 +98,12 @@ def collage(cutouts: Sequence[Cutout], tone: str, width: int = 1600) -> np.ndarr
     Args:
         cutouts: The cutouts, best first.
         tone: A key of TONE_COLOURS.
-        width: Width of the picture in pixels.
 
     Returns:
         uint8 (height, width, 3).
     """
     top, bottom = (np.array(colour, np.float32) for colour in TONE_COLOURS[tone])
-    chosen = list(cutouts)[:6]
+    chosen, width = list(cutouts)[:6], COLLAGE_WIDTH
     height = round(width * {1: 0.9, 2: 0.75, 3: 0.6}.get(len(chosen), 0.5))
     # Vertical gradient between the two colours.
     fall = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]

@@ -211,9 +211,9 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def tail(path: Path, lines: int = 8) -> str:
-    """Return the last lines of a text file; "" if it is missing."""
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.is_file() else ""
+def tail(path: Path) -> str:
+    """Return the last eight lines of a text file; "" if it is missing."""
+    return "\n".join(path.read_text(errors="replace").splitlines()[-8:]) if path.is_file() else ""
 
 
 @dataclass

@@ -22,6 +22,8 @@ VERSION = "1"
 SIDE = 96
 """The photo is resized to a square of this side, so that positions are comparable between photos."""
 DIM = 162
+BINS, CELLS = 8, 3
+"""Directions, and cells per side, of the gradient histogram."""
 
 
 def embedding(rgb: np.ndarray) -> np.ndarray:
@@ -51,17 +53,17 @@ def _layout(lab: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _gradients(lightness: np.ndarray, bins: int = 8, cells: int = 3) -> np.ndarray:
-    """Return the square roots of the gradient histogram (cells² · bins,)."""
+def _gradients(lightness: np.ndarray) -> np.ndarray:
+    """Return the square roots of the gradient histogram (CELLS² · BINS,)."""
     dx = cv2.Sobel(lightness, cv2.CV_32F, 1, 0, ksize=3)
     dy = cv2.Sobel(lightness, cv2.CV_32F, 0, 1, ksize=3)
     strength = np.hypot(dx, dy)
     # Centre the bins on the axes: upright edges are the most frequent, and noise must not move them between bins.
     # Opposite directions share a bin.
-    turn = np.floor(np.arctan2(dy, dx) / np.pi * bins + 0.5).astype(np.int64) % bins
+    turn = np.floor(np.arctan2(dy, dx) / np.pi * BINS + 0.5).astype(np.int64) % BINS
     # Each pixel adds its gradient's magnitude to the bin of its cell and direction.
-    side = SIDE // cells
+    side = SIDE // CELLS
     place = np.arange(SIDE) // side
-    index = (place[:, None] * cells + place[None, :]) * bins + turn
-    mass = np.bincount(index.ravel(), weights=strength.ravel(), minlength=cells * cells * bins)
+    index = (place[:, None] * CELLS + place[None, :]) * BINS + turn
+    mass = np.bincount(index.ravel(), weights=strength.ravel(), minlength=CELLS * CELLS * BINS)
     return np.sqrt(mass / max(float(mass.sum()), 1e-6))

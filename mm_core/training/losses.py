@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BAND = (0.05, 0.95)
 """Alpha strictly between these values is unknown (notes of the project, "Metrics")."""
+LEVELS = 5
+"""Levels of the Laplacian pyramid."""
 
 
 def matting_losses(outputs: Sequence[Tensor], alpha: Tensor, binary: Tensor, weights: LossParams) -> dict[str, Tensor]:
@@ -77,21 +79,21 @@ def soft_iou_loss(predicted: Tensor, alpha: Tensor, trusted: Tensor) -> Tensor:
     return (1 - (both + 1) / (either + 1)).mean()
 
 
-def unknown_band(alpha: Tensor, reach: int = 2) -> Tensor:
-    """Return (B, 1, S, S): 1.0 where alpha is strictly within `BAND` or jumps, dilated by `reach` pixels."""
+def unknown_band(alpha: Tensor) -> Tensor:
+    """Return (B, 1, S, S): 1.0 where alpha is strictly within `BAND` or jumps, dilated by two pixels."""
     # `around` is the range of alpha in a 3×3 window.
     around = F.max_pool2d(alpha, 3, 1, 1) + F.max_pool2d(-alpha, 3, 1, 1)
     unsure = ((alpha > BAND[0]) & (alpha < BAND[1])) | (around > 0.5)
-    return F.max_pool2d(unsure.float(), 2 * reach + 1, 1, reach)
+    return F.max_pool2d(unsure.float(), 5, 1, 2)
 
 
-def laplacian(predicted: Tensor, alpha: Tensor, levels: int = 5) -> Tensor:
+def laplacian(predicted: Tensor, alpha: Tensor) -> Tensor:
     """Return the L1 distance of Laplacian pyramids per sample (B,) (Niklaus and Liu 2018, eq. 6).
 
     Level k has weight 2^k. The pyramid ends early when a level is smaller than 4 pixels.
     """
     difference, total = predicted - alpha, predicted.new_zeros(len(predicted))
-    for level in range(levels):
+    for level in range(LEVELS):
         if min(difference.shape[-2:]) < 4:
             break
         # The pyramid is linear: the pyramid of the difference is the difference of the pyramids.
@@ -99,7 +101,7 @@ def laplacian(predicted: Tensor, alpha: Tensor, levels: int = 5) -> Tensor:
         larger = F.interpolate(smaller, difference.shape[-2:], mode="bilinear", align_corners=False)
         total = total + 2**level * (difference - larger).abs().mean((1, 2, 3))
         difference = smaller
-    return total / levels
+    return total / LEVELS
 
 
 def gradient(predicted: Tensor, alpha: Tensor) -> Tensor:

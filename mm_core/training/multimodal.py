@@ -132,7 +132,7 @@ class Multimodal(Semi):
             multimodal: Weights of the terms on captions.
             towers: Vectors of the captions of `text` and `labeled`.
         """
-        super().__init__(net, pools, loss, semi, weight=multimodal.semi)
+        super().__init__(net, pools, loss, semi.model_copy(update={"weight": multimodal.semi}))
         self._multimodal = multimodal
         self._caption_place = {caption: row for row, caption in enumerate(towers.captions)}
         # The vectors are buffers, so that they move to the device with the module; they are not saved.

@@ -55,9 +55,7 @@ def frozen_batch_norm_stats(module: nn.Module) -> Iterator[None]:
 class Semi(Supervised):
     """Supervised training plus consistency on unlabelled photos."""
 
-    def __init__(
-        self, net: MattingNet, pools: Pools, loss: LossParams, semi: SemiParams, weight: float | None = None
-    ) -> None:
+    def __init__(self, net: MattingNet, pools: Pools, loss: LossParams, semi: SemiParams) -> None:
         """Create the strategy and its auxiliary decoders.
 
         Args:
@@ -65,11 +63,10 @@ class Semi(Supervised):
             pools: As in `Supervised`, with `unlabeled` in addition. Without it the strategy equals `Supervised`.
             loss: Weights of the supervised terms.
             semi: Weight and options of the consistency term.
-            weight: Replaces `semi.weight`.
         """
         super().__init__(net, pools, loss)
-        self._semi, self._weight = semi, semi.weight if weight is None else weight
-        active = "unlabeled" in pools and self._weight and semi.perturbations
+        self._semi = semi
+        active = "unlabeled" in pools and semi.weight and semi.perturbations
         self.auxiliary = AuxiliaryDecoders(net, semi.perturbations) if active else None
 
     def terms(
@@ -87,4 +84,4 @@ class Semi(Supervised):
         rise = ramp(progress, self._semi.ramp_share)
         views = self.auxiliary([scale_gradient(m, rise) for m in maps], target)
         agreement = torch.stack([consistency(logits, target) for logits in views.values()]).mean()
-        return terms | {"semi": self._weight * agreement}
+        return terms | {"semi": self._semi.weight * agreement}

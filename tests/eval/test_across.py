@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.gate_simulation import HEAVY
 from mm_core.core.params import GateParams
 from mm_core.core.records import CATEGORIES, Cell
 from mm_core.eval.across import LAG, macro_cell, with_pooled
 from mm_core.eval.gate import conclude
-from mm_core.eval.simulate import HEAVY, SIX, rates
+from mm_core.eval.simulate import SIX, rates
 
 PARAMS = GateParams.model_validate({"resamples": 200})
 ALONE = PARAMS.model_copy(update={"pooled": False})

@@ -8,20 +8,10 @@ import numpy as np
 import pytest
 from eval_workspace import simulate, tables
 
+from benchmarks.gate_simulation import HEAVY, settling, year
 from mm_core.core.params import GateParams
 from mm_core.eval.evidence import CHAMPION, INT8
-from mm_core.eval.simulate import (
-    HEAVY,
-    SIX,
-    Photos,
-    World,
-    characteristics,
-    draw,
-    pairs_of,
-    rates,
-    settling,
-    year,
-)
+from mm_core.eval.simulate import SIX, Photos, World, characteristics, draw, pairs_of, rates
 from mm_core.eval.variances import photos_needed
 
 QUICK = GateParams.model_validate({"resamples": 200})

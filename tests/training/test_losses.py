@@ -73,9 +73,9 @@ def test_the_band_is_the_dilated_soft_zone() -> None:
     alpha = torch.zeros(1, 1, 1, 20)
     alpha[..., 10] = 0.5
     alpha[..., 11:] = 1
-    assert unknown_band(alpha, reach=2).flatten().nonzero().flatten().tolist() == [8, 9, 10, 11, 12]
+    assert unknown_band(alpha).flatten().nonzero().flatten().tolist() == [8, 9, 10, 11, 12]
     # A hard step has no soft pixel: the two beside it count.
-    assert unknown_band(step_edge(20)[..., :1, :], reach=2).flatten().nonzero().flatten().tolist() == list(range(7, 13))
+    assert unknown_band(step_edge(20)[..., :1, :]).flatten().nonzero().flatten().tolist() == list(range(7, 13))
 
 
 def test_a_binary_mask_does_not_drive_the_soft_band() -> None:
