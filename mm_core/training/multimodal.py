@@ -32,7 +32,7 @@ from mm_core.model.network import MattingNet
 from mm_core.training.losses import consistency, contrastive, matting_losses
 from mm_core.training.semi import Semi, frozen_batch_norm_stats, ramp
 from mm_core.training.supervised import Features, Pools
-from mm_core.training.trainer import Sample
+from mm_core.training.trainer import DeviceBatch
 
 if TYPE_CHECKING:
     # For type checkers alone, so that the code of the catalog is no part of a model's content key.
@@ -141,7 +141,7 @@ class Multimodal(Semi):
         self.fusion = TextFusion(net.bottleneck_channels, self._vectors.shape[1])
 
     def terms(
-        self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
+        self, features: Mapping[str, Features], batches: Mapping[str, DeviceBatch], progress: float
     ) -> dict[str, Tensor]:
         """Return the semi-supervised terms and the terms on captions."""
         terms = super().terms(features, batches, progress)
@@ -149,7 +149,7 @@ class Multimodal(Semi):
             return terms | self._text_terms(features, batches, ramp(progress, self._semi.ramp_share))
 
     def _text_terms(
-        self, features: Mapping[str, Features], batches: Mapping[str, Sample], rise: float
+        self, features: Mapping[str, Features], batches: Mapping[str, DeviceBatch], rise: float
     ) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0; `rise` is the ramp in [0, 1]."""
         terms, options = dict[str, Tensor](), self._multimodal

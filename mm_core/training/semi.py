@@ -21,7 +21,7 @@ from mm_core.model.auxiliary import AuxiliaryDecoders
 from mm_core.model.network import MattingNet
 from mm_core.training.losses import consistency
 from mm_core.training.supervised import Features, Pools, Supervised
-from mm_core.training.trainer import Sample
+from mm_core.training.trainer import DeviceBatch
 
 
 def ramp(progress: float, share: float) -> float:
@@ -70,7 +70,7 @@ class Semi(Supervised):
         self.auxiliary = AuxiliaryDecoders(net, semi.perturbations) if active else None
 
     def terms(
-        self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
+        self, features: Mapping[str, Features], batches: Mapping[str, DeviceBatch], progress: float
     ) -> dict[str, Tensor]:
         """Return the supervised terms and, with unlabelled photos, the term `semi`."""
         terms = super().terms(features, batches, progress)

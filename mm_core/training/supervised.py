@@ -14,7 +14,7 @@ from mm_core.imaging.pixel_cache import UNKNOWN, Batch, Pool
 from mm_core.model.network import MattingNet
 from mm_core.training import process_group
 from mm_core.training.losses import matting_losses
-from mm_core.training.trainer import Sample
+from mm_core.training.trainer import DeviceBatch
 
 Features = list[Tensor]
 """Encoder features of some samples, fine to coarse."""
@@ -43,7 +43,7 @@ class Supervised(nn.Module):
         """Return this process's rows of each batch: every n-th row, for n processes."""
         return {name: Batch.join(_shares(sources, step)) for name, sources in self._pools.items()}
 
-    def losses(self, batches: Mapping[str, Sample], progress: float) -> dict[str, Tensor]:
+    def losses(self, batches: Mapping[str, DeviceBatch], progress: float) -> dict[str, Tensor]:
         """Return named losses.
 
         All pools pass the encoder as one batch, so that its batch norm normalises over the same mixture in every step.
@@ -60,7 +60,7 @@ class Supervised(nn.Module):
         return terms
 
     def terms(
-        self, features: Mapping[str, Features], batches: Mapping[str, Sample], progress: float
+        self, features: Mapping[str, Features], batches: Mapping[str, DeviceBatch], progress: float
     ) -> dict[str, Tensor]:
         """Return the supervised terms; the later stages add theirs."""
         batch = batches["labeled"]
@@ -73,7 +73,7 @@ class Supervised(nn.Module):
         return matting_losses(outputs, batch.alpha, batch.binary, self._loss)
 
 
-def choice_loss(logits: Tensor, batches: Sequence[Sample]) -> Tensor:
+def choice_loss(logits: Tensor, batches: Sequence[DeviceBatch]) -> Tensor:
     """Return the cross-entropy of the chooser over all photos of known category, with or without mattes: scalar.
 
     Args:

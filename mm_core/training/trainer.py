@@ -9,11 +9,10 @@ the same weights as an uninterrupted run (same machine, CPU).
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 from mm_core.core.errors import InputError, NonFiniteLoss
 from mm_core.core.params import CommonTrainParams, StageParams
@@ -53,7 +53,7 @@ class Strategy(Protocol):
         """Return the batches of a step by pool name. Pure function, called ahead of time from other threads."""
         ...
 
-    def losses(self, batches: Mapping[str, Sample], progress: float) -> dict[str, Tensor]:
+    def losses(self, batches: Mapping[str, DeviceBatch], progress: float) -> dict[str, Tensor]:
         """Return named, weighted scalar losses, whose sum is minimised.
 
         Args:
@@ -64,7 +64,7 @@ class Strategy(Protocol):
 
 
 @dataclass(frozen=True)
-class Sample:
+class DeviceBatch:
     """A `Batch` on the device."""
 
     ids: list[str]
@@ -80,12 +80,12 @@ class Sample:
     """`unknown` for photos without a category; their entry in `decoders` is the first decoder's name."""
 
 
-def to_device(batch: Batch, device: torch.device) -> Sample:
+def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
     """Copy a batch to a device: uint8 images and mattes become float32 in [0, 1]."""
     alpha = torch.from_numpy(batch.alphas).to(device).float().div_(255).unsqueeze(1)
     binary = torch.from_numpy(np.asarray(batch.binary)).to(device)
     images = torch.from_numpy(batch.images).to(device).float().div_(255).permute(0, 3, 1, 2)
-    return Sample(batch.ids, images, alpha, binary, batch.decoders, batch.captions, batch.categories)
+    return DeviceBatch(batch.ids, images, alpha, binary, batch.decoders, batch.captions, batch.categories)
 
 
 def pick_device(name: str) -> torch.device:
@@ -181,96 +181,162 @@ def fit(
         NonFiniteLoss: A loss or its gradient is not finite.
         InputError: The checkpoint is damaged.
     """
-    # Net, averaged copy and optimiser; the copy receives no gradient.
-    stage, common, device = setup.stage, setup.common, setup.device
-    precision = choose_precision(common.precision, device)
-    module: nn.Module = strategy  # type: ignore[assignment]
-    module.to(device)
-    module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    average = copy.deepcopy(strategy.net).eval().requires_grad_(False)
-    fused = device.type in ("cpu", "cuda")
-    optimiser = torch.optim.AdamW(_groups(strategy, common), lr=stage.lr, fused=fused)
-    pairs = list(zip(average.state_dict().values(), strategy.net.state_dict().values(), strict=True))
-    # Resume from the checkpoint, or validate the start weights as the first candidate.
-    state, scores, evaluated = State(), Errors(), -1
-    if setup.checkpoint.is_file():
-        _restore(setup.checkpoint, state, module, average, optimiser, device)
-    else:
-        scores, evaluated = _consider(state, average, validate), 0
-    # Counters of this process alone; everything that must survive a kill is in `state`.
-    resumed_from, clock, waited, seen = state.step, 0.0, 0.0, 0
-    devices = [device] if device.type == "cuda" else []
-    parameters = list(module.parameters())
+    run, device, steps = _Training(strategy, setup, validate), setup.device, setup.stage.steps
+    run.begin()
+    resumed_from, clock, waited, seen = run.state.step, 0.0, 0.0, 0
     with (
-        torch.random.fork_rng(devices),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
         kept_memory(),
-        _float_depthwise(module, device),
-        process_group.whole_batch_norms(module),
+        _float_depthwise(run.module, device),
+        process_group.whole_batch_norms(run.module),
         deferred_signals() as pending,
-        _ahead(strategy.draw, state.step, stage.steps) as ahead,
+        _ahead(strategy.draw, run.state.step, steps) as ahead,
     ):
         # Batches are drawn a few steps ahead in threads; each step waits for its own.
         saved_at = time.monotonic()
         for batches in ahead:
-            if common.patience and state.evaluations_since_best >= common.patience:
+            if run.has_no_patience():
                 break
             begun = time.monotonic()
             drawn = batches.result()
             waited += time.monotonic() - begun
-            # Seed each step from (seed, step), so that a resumed run draws the same random numbers.
-            samples = {name: to_device(batch, device) for name, batch in drawn.items()}
-            step = state.step
-            torch.manual_seed(setup.seed * 1_000_003 + step)
-            lr = rate(step, stage.steps, stage.lr)
-            for group in optimiser.param_groups:
-                group["lr"] = lr * group["lr_multiplier"]
-            module.train()
-            # Forward pass in the chosen precision; the sum of the losses is always float32.
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                terms = strategy.losses(samples, step / stage.steps)
-            total = torch.stack([term.float() for term in terms.values()]).sum()
-            if not torch.isfinite(total):
-                raise NonFiniteLoss(_blame(terms, samples, step))
-            # Backward pass and update.
-            optimiser.zero_grad(set_to_none=True)
-            total.backward()
-            process_group.average_gradients(parameters)
-            norm = nn.utils.clip_grad_norm_(parameters, common.clip_norm)
-            if not torch.isfinite(norm):
-                # Clipping by a non-finite norm would destroy every weight, and the error would name the next batch.
-                raise NonFiniteLoss(_blame(terms, samples, step, "its gradient"))
-            optimiser.step()
-            # The decay rises with the step, so that the average of a short run is not dominated by the start weights.
-            _follow(pairs, min(common.ema, (1 + step) / (10 + step)) if common.ema else 0.0)
-            state.step += 1
-            seen += sum(len(sample.ids) for sample in samples.values())
+            run.step({name: to_device(batch, device) for name, batch in drawn.items()})
+            seen += sum(len(batch.ids) for batch in drawn.values())
             clock += time.monotonic() - begun
             # Log, validate and save at their intervals.
-            if state.step % 10 == 0 or state.step == stage.steps:
-                state.losses = {name: float(term.detach()) for name, term in terms.items()}
-                log(state.step, {f"loss/{name}": value for name, value in state.losses.items()} | {"lr": lr})
-            if state.step % common.validate_every == 0 or state.step == stage.steps:
-                scores, evaluated = _consider(state, average, validate), state.step
-                log(state.step, {f"val/{category}/mse": mse for category, mse in mean_errors(scores).items()})
+            run.report(log)
             if pending.arrived or time.monotonic() - saved_at >= setup.save_seconds:
-                if process_group.rank() == 0:
-                    _save(setup.checkpoint, state, module, average, optimiser)
+                run.save()
                 saved_at = time.monotonic()
                 pending.deliver()
-            progress(state.step, stage.steps)
-    # A resumed run without remaining steps has not validated its last weights yet.
-    last = (
-        scores
-        if evaluated == state.step
-        else process_group.agreed(validate(average) if process_group.rank() == 0 else {})
-    )
-    keep_best, reason = choose_checkpoint(state.best_errors, last, stage_start=state.best_step == 0)
-    weights, kept, errors = _weights(average), state.step, last
-    if keep_best:
-        weights, kept, errors = state.best, state.best_step, state.best_errors
-    return Result(
-        weights, kept, reason, mean_errors(errors), precision, state.losses, resumed_from, seen, clock, waited
-    )
+            progress(run.state.step, steps)
+    weights, step, why, errors = run.choose()
+    losses = run.state.losses
+    return Result(weights, step, why, mean_errors(errors), run.precision, losses, resumed_from, seen, clock, waited)
+
+
+class _Training:
+    """Net, averaged copy, optimiser and state of one run. Everything that must survive a kill is in its checkpoint."""
+
+    def __init__(self, strategy: Strategy, setup: Setup, validate: Callable[[nn.Module], Errors]) -> None:
+        self.strategy, self.setup, self._validate = strategy, setup, validate
+        self.precision = choose_precision(setup.common.precision, setup.device)
+        self.module: nn.Module = strategy  # type: ignore[assignment]
+        self.module.to(setup.device)
+        self.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.average = AveragedModel(strategy.net, multi_avg_fn=partial(_follow, setup.common.ema), use_buffers=True)
+        self.average.eval().requires_grad_(False)
+        # At 0 torch would copy the net at the first step; the start weights are part of our average.
+        self.average.n_averaged.fill_(1)
+        fused = setup.device.type in ("cpu", "cuda")
+        self.optimiser = torch.optim.AdamW(_groups(strategy, setup.common), lr=setup.stage.lr, fused=fused)
+        self.parameters = list(self.module.parameters())
+        self.state = State()
+        # Terms and learning rate of the last step, and errors of the last validation with its step.
+        self._terms: Mapping[str, Tensor] = {}
+        self._lr = 0.0
+        self._scores, self._evaluated = Errors(), -1
+
+    def begin(self) -> None:
+        """Resume from the checkpoint, or validate the start weights as the first candidate."""
+        if self.setup.checkpoint.is_file():
+            self._restore()
+        else:
+            self._consider()
+
+    def has_no_patience(self) -> bool:
+        """Return whether too many validations in a row gained nothing."""
+        return 0 < self.setup.common.patience <= self.state.evaluations_since_best
+
+    def step(self, samples: Mapping[str, DeviceBatch]) -> None:
+        """Make one step: learning rate, forward pass, backward pass, update, average."""
+        stage, step = self.setup.stage, self.state.step
+        # Seed each step from (seed, step), so that a resumed run draws the same random numbers.
+        torch.manual_seed(self.setup.seed * 1_000_003 + step)
+        self._lr = rate(step, stage.steps, stage.lr)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._lr * group["lr_multiplier"]
+        self.module.train()
+        # Forward pass in the chosen precision; the sum of the losses is always float32.
+        with torch.autocast(self.setup.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            self._terms = self.strategy.losses(samples, step / stage.steps)
+        total = torch.stack([term.float() for term in self._terms.values()]).sum()
+        if not torch.isfinite(total):
+            raise NonFiniteLoss(_blame(self._terms, samples, step))
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        process_group.average_gradients(self.parameters)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.setup.common.clip_norm)
+        if not torch.isfinite(norm):
+            # Clipping by a non-finite norm would destroy every weight, and the error would name the next batch.
+            raise NonFiniteLoss(_blame(self._terms, samples, step, "its gradient"))
+        self.optimiser.step()
+        self.average.update_parameters(self.strategy.net)
+        self.state.step += 1
+
+    def report(self, log: Callable[[int, dict[str, float]], None]) -> None:
+        """Log the losses every ten steps, and validate every `validate_every` steps; both also after the last step."""
+        step, is_last = self.state.step, self.state.step == self.setup.stage.steps
+        if step % 10 == 0 or is_last:
+            self.state.losses = {name: float(term.detach()) for name, term in self._terms.items()}
+            log(step, {f"loss/{name}": value for name, value in self.state.losses.items()} | {"lr": self._lr})
+        if step % self.setup.common.validate_every == 0 or is_last:
+            self._consider()
+            log(step, {f"val/{category}/mse": mse for category, mse in mean_errors(self._scores).items()})
+
+    def choose(self) -> tuple[dict[str, Tensor], int, str, Errors]:
+        """Return the weights to keep, their step, the reason and their validation errors."""
+        # A resumed run without remaining steps has not validated its last weights yet.
+        last = self._scores if self._evaluated == self.state.step else self._errors()
+        keep_best, reason = choose_checkpoint(self.state.best_errors, last, stage_start=self.state.best_step == 0)
+        if keep_best:
+            return self.state.best, self.state.best_step, reason, self.state.best_errors
+        return _weights(self.average.module), self.state.step, reason, last
+
+    def _errors(self) -> Errors:
+        """Validate the averaged weights in process 0; the other processes receive its errors."""
+        return process_group.agreed(self._validate(self.average.module) if process_group.rank() == 0 else {})
+
+    def _consider(self) -> None:
+        """Validate the averaged weights and keep them in the state if their macro MSE is the lowest so far."""
+        state, errors = self.state, self._errors()
+        self._scores, self._evaluated = errors, state.step
+        if not can_choose(errors):
+            state.best_step = state.step
+        elif not state.best or macro_error(errors) < macro_error(state.best_errors):
+            state.best_step, state.best, state.best_errors = state.step, _weights(self.average.module), errors
+            state.evaluations_since_best = 0
+        else:
+            state.evaluations_since_best += 1
+
+    def save(self) -> None:
+        """Write the checkpoint to a temporary file and replace the old one atomically; only process 0 writes."""
+        if process_group.rank() != 0:
+            return
+        path = self.setup.checkpoint
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        with temporary.open("wb") as stream:
+            torch.save({"state": vars(self.state), **parts}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # The data are on the disk, so a crash leaves either the old checkpoint or the new one.
+        temporary.replace(path)
+
+    def _restore(self) -> None:
+        path = self.setup.checkpoint
+        # torch.load does not verify the archive's checksums.
+        if fault := archive_fault(path):
+            raise InputError(f"{path}: {fault}: `mm check --repair` removes it, then the stage trains again")
+        saved = torch.load(path, map_location=self.setup.device, weights_only=True)
+        for name, part in self._parts().items():
+            part.load_state_dict(saved[name])
+        self.state = State(**saved["state"])
+        self.state.best = {name: tensor.cpu() for name, tensor in self.state.best.items()}
+
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        return {"module": self.module, "average": self.average, "optimiser": self.optimiser}
 
 
 @contextmanager
@@ -315,80 +381,29 @@ def _groups(strategy: Strategy, common: CommonTrainParams) -> list[dict[str, obj
     return list(groups.values())
 
 
-def _consider(state: State, average: nn.Module, validate: Callable[[nn.Module], Errors]) -> Errors:
-    """Validate the averaged weights and store them in `state` if their macro MSE is the lowest so far."""
-    # Process 0 validates; the others receive its errors.
-    errors = process_group.agreed(validate(average) if process_group.rank() == 0 else {})
-    if not can_choose(errors):
-        state.best_step = state.step
-    elif not state.best or macro_error(errors) < macro_error(state.best_errors):
-        state.best_step, state.best, state.best_errors = state.step, _weights(average), errors
-        state.evaluations_since_best = 0
-    else:
-        state.evaluations_since_best += 1
-    return errors
-
-
 def _weights(net: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()}
 
 
 @torch.no_grad()
-def _follow(pairs: Sequence[tuple[Tensor, Tensor]], decay: float) -> None:
-    """Move the average towards the net; batch-norm statistics are averaged too, counters are copied."""
-    floats = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
-    torch._foreach_lerp_([m for m, _ in floats], [t for _, t in floats], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-    for counter, theirs in pairs:
-        if not counter.is_floating_point():
-            counter.copy_(theirs)
+def _follow(ema: float, mine: PARAM_LIST, theirs: PARAM_LIST, count: Tensor | int) -> None:
+    """Move averaged tensors towards the net's; batch-norm statistics are averaged too, counters are copied."""
+    if not mine[0].is_floating_point():
+        torch._foreach_copy_(list(mine), list(theirs))  # pyright: ignore[reportPrivateImportUsage]
+        return
+    # The decay rises with the step, so that the average of a short run is not dominated by the start weights.
+    decay = min(ema, int(count) / (9 + int(count)))
+    torch._foreach_lerp_(list(mine), list(theirs), 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _blame(terms: Mapping[str, Tensor], samples: Mapping[str, Sample], step: int, else_bad: str = "their sum") -> str:
+def _blame(
+    terms: Mapping[str, Tensor], samples: Mapping[str, DeviceBatch], step: int, else_bad: str = "their sum"
+) -> str:
     """Return the error message of a non-finite loss: the step, the terms and the sample ids of the batch."""
     bad = ", ".join(f"{name} = {float(term.detach()):g}" for name, term in terms.items() if not torch.isfinite(term))
     ids = "; ".join(f"{pool}: {' '.join(i[:16] for i in sample.ids)}" for pool, sample in samples.items())
     remedy = "lower train.<stage>.lr in params.yaml, or look at the samples"
     return f"step {step}: the loss is not finite ({bad or else_bad}): {remedy} {ids}"
-
-
-def _save(path: Path, state: State, module: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Write the checkpoint to a temporary file and replace the old one atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        torch.save(
-            {
-                "state": vars(state),
-                "module": module.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-            },
-            stream,
-        )
-        stream.flush()
-        os.fsync(stream.fileno())
-    # The data are on the disk, so a crash leaves either the old checkpoint or the new one.
-    temporary.replace(path)
-
-
-def _restore(
-    path: Path,
-    state: State,
-    module: nn.Module,
-    average: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    device: torch.device,
-) -> None:
-    # torch.load does not verify the archive's checksums.
-    if fault := archive_fault(path):
-        raise InputError(f"{path}: {fault}: `mm check --repair` removes it, then the stage trains again")
-    saved = torch.load(path, map_location=device, weights_only=True)
-    module.load_state_dict(saved["module"])
-    average.load_state_dict(saved["average"])
-    optimiser.load_state_dict(saved["optimiser"])
-    for name, value in saved["state"].items():
-        setattr(state, name, value)
-    state.best = {name: tensor.cpu() for name, tensor in state.best.items()}
 
 
 @contextmanager

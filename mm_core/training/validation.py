@@ -11,7 +11,7 @@ from torch import nn
 from mm_core.imaging.pixel_cache import UNKNOWN, Pool
 from mm_core.model.network import MattingNet
 from mm_core.training.checkpoint import Errors
-from mm_core.training.trainer import Sample, to_device
+from mm_core.training.trainer import DeviceBatch, to_device
 
 
 class Validation:
@@ -23,7 +23,7 @@ class Validation:
     def __init__(self, pool: Pool, batch: int, device: torch.device) -> None:
         self._batches, self._device = list(pool.in_order(batch)), device
 
-    def _samples(self) -> Iterator[Sample]:
+    def _samples(self) -> Iterator[DeviceBatch]:
         return (to_device(batch, self._device) for batch in self._batches)
 
     @torch.no_grad()

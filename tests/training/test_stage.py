@@ -30,7 +30,7 @@ from mm_core.storage.run import StorageRun
 from mm_core.training.multimodal import Multimodal
 from mm_core.training.stage import train_stage
 from mm_core.training.tracking import Tracker
-from mm_core.training.trainer import Sample
+from mm_core.training.trainer import DeviceBatch
 
 
 def train(stage: str, params: Params, layout: Layout, start: Path | None = None) -> Report:
@@ -158,7 +158,7 @@ def test_unlabelled_and_captioned_photos_are_drawn_whole(
     seen: dict[str, list[tuple[str, np.ndarray]]] = {}
     losses = Multimodal.losses
 
-    def watched(self: Multimodal, batches: Mapping[str, Sample], progress: float) -> dict[str, torch.Tensor]:
+    def watched(self: Multimodal, batches: Mapping[str, DeviceBatch], progress: float) -> dict[str, torch.Tensor]:
         for name, batch in batches.items():
             colours = batch.images.permute(0, 2, 3, 1).numpy()
             seen.setdefault(name, []).extend(zip(batch.ids, np.rint(colours * 255), strict=True))

@@ -19,7 +19,7 @@ from mm_core.storage.store import LocalStore
 from mm_core.training.multimodal import Multimodal, Towers, with_captions
 from mm_core.training.semi import Semi, ramp
 from mm_core.training.supervised import Supervised, choice_loss
-from mm_core.training.trainer import NEW_RATE, Sample, _groups, to_device
+from mm_core.training.trainer import NEW_RATE, DeviceBatch, _groups, to_device
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ def pools(tmp_path: Path, store: LocalStore, draw, params: Params) -> dict:
     return pools
 
 
-def samples(strategy: Supervised, step: int = 0) -> dict[str, Sample]:
+def samples(strategy: Supervised, step: int = 0) -> dict[str, DeviceBatch]:
     return {name: to_device(batch, CPU) for name, batch in strategy.draw(step).items()}
 
 
@@ -96,7 +96,7 @@ def test_supervised_reaches_only_the_decoders_of_the_batch(pools: dict, net: Mat
     strategy = Supervised(net, {"labeled": pools["labeled"]}, params.train.loss)
     batch = samples(strategy)["labeled"]
     rows = [i for i, decoder in enumerate(batch.decoders) if decoder == "portrait"]
-    only = Sample(
+    only = DeviceBatch(
         [batch.ids[i] for i in rows],
         batch.images[rows],
         batch.alpha[rows],
