@@ -118,7 +118,7 @@ class Rounds:
         for key in keys[:3]:
             annotator.edit(key, numbers[key], attempt=1)
         for key in keys[3:5]:
-            server.remove_annotation(numbers[key])
+            server.sdk.annotations.delete(id=numbers[key])
         self._killed("pull", pull, where, 3.0, restart=number % 2 == 0)
         pull(*where)
 

@@ -3,7 +3,7 @@
 No downloads, no licences; same seed, same bytes.
 """
 
-from samplegen.batch import DropOptions, contact_sheet, write_drop
+from samplegen.batch import DropOptions, write_drop
 from samplegen.render import GeneratedSample, generate, render
 
-__all__ = ["DropOptions", "GeneratedSample", "contact_sheet", "generate", "render", "write_drop"]
+__all__ = ["DropOptions", "GeneratedSample", "generate", "render", "write_drop"]

@@ -1,9 +1,9 @@
-"""Write drops of generated samples, and a contact sheet for viewing them."""
+"""Write drops of generated samples."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Required, TypedDict, Unpack
 
@@ -13,7 +13,7 @@ import numpy as np
 from mm_core.core.errors import InputError
 from mm_core.core.records import ALL_CATEGORIES, KINDS, sha256_bytes
 from mm_core.ingest.drop import write_manifest
-from samplegen.render import GeneratedSample, Rendering, develop, render
+from samplegen.render import Rendering, develop, render
 
 ASPECTS = (1.0, 1.0, 3 / 4, 4 / 3)
 HARD_SHARE = 0.25
@@ -129,35 +129,3 @@ def _encode(extension: str, pixels: np.ndarray, options: list[int]) -> bytes:
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-
-
-def contact_sheet(samples: Sequence[GeneratedSample], columns: int = 6, thumb: int = 160) -> np.ndarray:
-    """Return a sheet uint8 (H, W, 3) RGB: per sample a label, photo, matte and cut-out over green squares."""
-    label, gap = 14, 4
-    columns = max(1, min(columns, len(samples)))
-    tiles = [_tile(s, thumb, label) for s in samples]
-    wide, high = 3 * thumb + gap, thumb + label + gap
-    sheet = np.full((-(-len(tiles) // columns) * high, columns * wide, 3), 245, np.uint8)
-    for k, tile in enumerate(tiles):
-        y, x = k // columns * high, k % columns * wide
-        sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
-    return sheet
-
-
-def _tile(s: GeneratedSample, thumb: int, label: int) -> np.ndarray:
-    """Return one tile: label, photo, matte and cut-out side by side."""
-    ratio = thumb / max(s.alpha.shape)
-    h, w = (max(1, round(side * ratio)) for side in s.alpha.shape)
-    way = cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC
-    photo = cv2.resize(s.image, (w, h), interpolation=way)
-    alpha = np.clip(cv2.resize(s.alpha, (w, h), interpolation=way), 0, 1)[..., None]
-    y, x = np.mgrid[:h, :w] // 8
-    squares = np.where(((x + y) % 2 == 0)[..., None], (96, 200, 110), (64, 164, 80))
-    panels = (photo, np.repeat(alpha * 255, 3, 2), photo * alpha + squares * (1 - alpha))
-    tile = np.full((thumb + label, 3 * thumb, 3), 245, np.uint8)
-    cv2.putText(
-        tile, f"{s.category} {s.mode}"[:40], (2, 10), cv2.FONT_HERSHEY_SIMPLEX, 0.33, (40, 40, 40), 1, cv2.LINE_AA
-    )
-    for k, panel in enumerate(panels):
-        tile[label : label + h, k * thumb : k * thumb + w] = np.clip(panel, 0, 255).astype(np.uint8)
-    return tile

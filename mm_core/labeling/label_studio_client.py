@@ -15,7 +15,6 @@ shape this module:
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -23,18 +22,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree
 
-import httpx
-
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import LabelServerError
 from mm_core.labeling.label_studio_format import LABEL_CONFIG, WHY
-from mm_core.labeling.label_studio_http import TIMEOUT, PatientClient, authentication, read_json
+from mm_core.labeling.label_studio_http import PatientClient, authentication, read_json
 from mm_core.labeling.label_studio_types import (
     Account,
     NewTask,
     Prediction,
     ProjectSummary,
-    Region,
     Task,
     TaskFilter,
     TaskPage,
@@ -224,19 +220,6 @@ class Server:
         """Return the SDK's client with the same key; it takes seconds to import, so it is opened on first use."""
         return self._open_sdk()
 
-    def annotate(self, task: int, result: Sequence[Region], **more: Any) -> int:
-        """Submit an annotation as the key's owner; return its number. `more`: was_cancelled, lead_time."""
-        made = self.sdk.annotations.create(id=task, result=[dict(region) for region in result], **more)
-        return int(made.id or 0)
-
-    def edit(self, annotation: int, result: Sequence[Region]) -> None:
-        """Replace the regions of an annotation."""
-        self.sdk.annotations.update(id=annotation, result=[dict(region) for region in result])
-
-    def remove_annotation(self, annotation: int) -> None:
-        """Delete an annotation."""
-        self.sdk.annotations.delete(id=annotation)
-
     def hook(self, address: str, headers: Mapping[str, str]) -> None:
         """Make the server call `address` when work is submitted or changed; replaces an earlier hook to it.
 
@@ -259,22 +242,6 @@ class Server:
         except LabelServerError as error:
             remedy = "`mm label serve --local-hooks` allows addresses of this machine, SSRF_PROTECTION_ENABLED=false in"
             raise LabelServerError(f"{error}; {remedy} another server's environment those of its network") from None
-
-    def add_account(self, email: str, password: str) -> str:
-        """Create an account by the organisation's invitation, as a person would; return its token."""
-        invitation = self.sdk.organizations.invites.get_invite_link().invite_url or ""
-        with httpx.Client(base_url=self.url, timeout=TIMEOUT, follow_redirects=True) as browser:
-            # The sign-up form needs the CSRF token of its page.
-            page = browser.get(invitation)
-            secret = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
-            form = {"csrfmiddlewaretoken": secret.group(1) if secret else "", "email": email, "password": password}
-            browser.post(str(page.url), data=form, headers={"Referer": str(page.url)})
-            answer = browser.get("/api/current-user/token")
-            if not answer.is_success:
-                raise LabelServerError(f"Label Studio at {self.url} created no account {email!r}: it may exist already")
-            # The cached list of names lacks the new account.
-            self.__dict__.pop("_names", None)
-            return str(answer.json()["token"])
 
     @cached_property
     def _names(self) -> dict[int, Account]:

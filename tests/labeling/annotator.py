@@ -7,12 +7,14 @@ by photo. The painted edge deviates by 1/400 of the photo's side, thin parts are
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
+import httpx
 import numpy as np
 
 from mm_core.core.records import sha256_bytes
@@ -32,6 +34,32 @@ class Truth:
     alpha: np.ndarray
     """Exact matte, float (H, W) in [0, 1]."""
     category: str
+
+
+def annotate(server: Server, task: int, result: Sequence[Mapping[str, Any]], **more: Any) -> int:
+    """Submit an annotation as the key's owner; return its number. `more`: was_cancelled, lead_time."""
+    return int(server.sdk.annotations.create(id=task, result=[dict(region) for region in result], **more).id or 0)
+
+
+def edit(server: Server, annotation: int, result: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the regions of an annotation."""
+    server.sdk.annotations.update(id=annotation, result=[dict(region) for region in result])
+
+
+def add_account(server: Server, email: str, password: str) -> str:
+    """Create an account by the organisation's invitation, as a person would; return its token."""
+    invitation = server.sdk.organizations.invites.get_invite_link().invite_url or ""
+    with httpx.Client(base_url=server.url, timeout=60, follow_redirects=True) as browser:
+        # The sign-up form needs the CSRF token of its page.
+        page = browser.get(invitation)
+        secret = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
+        form = {"csrfmiddlewaretoken": secret.group(1) if secret else "", "email": email, "password": password}
+        browser.post(str(page.url), data=form, headers={"Referer": str(page.url)})
+        answer = browser.get("/api/current-user/token")
+        assert answer.is_success, f"no account {email!r}: it may exist already"
+        # The cached list of names lacks the new account.
+        server.__dict__.pop("_names", None)
+        return str(answer.json()["token"])
 
 
 class SimulatedAnnotator:
@@ -56,16 +84,16 @@ class SimulatedAnnotator:
     def skip(self, keys: Sequence[str]) -> None:
         """Skip photos, as the skip button does."""
         for tasks in self._server.tasks_of(keys).values():
-            self._server.annotate(tasks[0]["id"], [], was_cancelled=True)
+            annotate(self._server, tasks[0]["id"], [], was_cancelled=True)
 
     def refuse(self, key: str, reason: str) -> int:
         """Refuse a photo with a reason; return the annotation's number."""
         task = self._server.tasks_of([key])[key][0]
-        return self._server.annotate(task["id"], [choice_region(REJECT, reason)])
+        return annotate(self._server, task["id"], [choice_region(REJECT, reason)])
 
     def edit(self, key: str, annotation: int, attempt: int) -> None:
         """Annotate a photo again, with slightly different errors."""
-        self._server.edit(annotation, self.answer(key, attempt))
+        edit(self._server, annotation, self.answer(key, attempt))
 
     def answer(self, key: str, attempt: int = 0) -> list[dict[str, Any]]:
         """Return the regions painted for a photo; the same seed and attempt give the same regions."""
@@ -80,7 +108,7 @@ class SimulatedAnnotator:
         start = time.monotonic()
         result = self.answer(key_of(task))
         time.sleep(self._seconds)
-        return self._server.annotate(task["id"], result, lead_time=round(time.monotonic() - start, 2))
+        return annotate(self._server, task["id"], result, lead_time=round(time.monotonic() - start, 2))
 
 
 def paint(alpha: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from annotator import NAME, SimulatedAnnotator
+from annotator import NAME, SimulatedAnnotator, add_account, annotate, edit
 from label_house import LabelHouse, server_of
 from PIL import Image
 
@@ -27,7 +27,7 @@ def person(local: LocalServer, title: str, name: str) -> Server:
     """A server handle of an account of its own, made on first use."""
     made = local.__dict__.setdefault("accounts", {})
     if name not in made:
-        made[name] = server_of(local, title).add_account(f"{name}@localhost.example", PASSWORD)
+        made[name] = add_account(server_of(local, title), f"{name}@localhost.example", PASSWORD)
     return server_of(local, title, made[name])
 
 
@@ -78,7 +78,7 @@ def test_the_whole_loop(tmp_path, label_studio, title):
     # Three are done again, one is deleted.
     for key in done[:3]:
         annotator.edit(key, numbers[key], attempt=1)
-    server.remove_annotation(numbers[done[3]])
+    server.sdk.annotations.delete(id=numbers[done[3]])
     taken = house.pull(server)
     assert (taken.counts["new_labels"], taken.counts["withdrawn"]) == (3, 1)
     assert set(house.labels().index) == {*done[:3], *done[4:]}
@@ -115,7 +115,7 @@ def test_hostile_payloads_are_refused_one_by_one_and_the_rest_lands(tmp_path, la
     good[header][0]["value"]["rle"][:4] = [255, 255, 255, 255]
     good[cut][0]["value"]["rle"] = good[cut][0]["value"]["rle"][:12]
     for key in (label, size, header, cut, fine):
-        server.annotate(numbers[key], good[key])
+        annotate(server, numbers[key], good[key])
     good[score][0]["score"] = float("nan")
     body = json.dumps({"result": good[score]})  # with a bare NaN, as JavaScript and JSON do not know it
     try:
@@ -128,7 +128,7 @@ def test_hostile_payloads_are_refused_one_by_one_and_the_rest_lands(tmp_path, la
     server.import_tasks([{"data": {"image": "/x.jpg", "key": "f" * 64}}, {"data": {"image": "/x.jpg", "key": ["a"]}}])
     strangers = [t["id"] for t in server.changed_since(None) if t["id"] not in numbers.values()]
     for number in strangers:
-        server.annotate(number, good[fine])
+        annotate(server, number, good[fine])
 
     taken = house.pull(server)
     assert set(house.labels().index) == {fine} and taken.counts["new_labels"] == 1
@@ -158,7 +158,7 @@ def test_two_people_agree_or_a_third_is_asked(tmp_path, label_studio, title):
 
     def answer(who: Server, key: str, alpha: np.ndarray) -> int:
         regions = [brush_region(alpha), choice_region("category", house.truth[key].category)]
-        return who.annotate(tasks[key], regions)
+        return annotate(who, tasks[key], regions)
 
     matte = {key: np.rint(255 * truth.alpha).astype(np.uint8) for key, truth in house.truth.items()}
     whole = np.full_like(matte[disputed], 255)
@@ -185,7 +185,7 @@ def test_two_people_agree_or_a_third_is_asked(tmp_path, label_studio, title):
 
     # The third agrees with the first; the second takes an answer back elsewhere.
     answer(people[2], disputed, matte[disputed])
-    server.remove_annotation(number)
+    server.sdk.annotations.delete(id=number)
     house.pull(server, params)
     assert np.array_equal(house.matte(disputed), matte[disputed])
     assert "second" not in house.labels().loc[disputed, "annotator"]
@@ -205,7 +205,7 @@ def test_a_refused_photo_gets_a_reason_and_loses_its_label(tmp_path, label_studi
     annotator = SimulatedAnnotator(server, house.truth)
     numbers = annotator.work([kept, private])
     house.pull(server)
-    server.edit(numbers[private], [choice_region("reject", "private")])
+    edit(server, numbers[private], [choice_region("reject", "private")])
     taken = house.pull(server)
     assert [row["reason"] for row in taken.photos_refused] == ["private"]
     assert set(house.labels().index) == {kept}

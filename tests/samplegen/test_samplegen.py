@@ -11,7 +11,7 @@ import pytest
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import ALL_CATEGORIES
-from samplegen import batch, contact_sheet, generate, render, write_drop
+from samplegen import batch, generate, render, write_drop
 
 NOUNS = {
     "portrait": ("woman", "man"),
@@ -193,10 +193,3 @@ def test_drop_refuses_bad_words(tmp_path: Path) -> None:
     write_drop(tmp_path, "unlabeled", "b", {"pets": 1}, seed=1, size=64)
     with pytest.raises(InputError, match="already exists"):
         write_drop(tmp_path, "unlabeled", "b", {"pets": 1}, seed=1, size=64)
-
-
-def test_contact_sheet_shows_photo_matte_and_cutout() -> None:
-    sheet = contact_sheet(
-        [generate("pets", k, size=64, aspect=a) for k, a in enumerate((1.0, 0.75, 4 / 3))], columns=2, thumb=64
-    )
-    assert sheet.dtype == np.uint8 and sheet.shape[1] == 2 * (3 * 64 + 4) and sheet.shape[0] == 2 * (64 + 14 + 4)
