@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mm_core.core.categories import GUARDED
+
+if TYPE_CHECKING:
+    Guarded = str
+else:
+    # Pydantic refuses other names.
+    Guarded = Literal[*GUARDED]
 Metric = Literal["mse", "maxf", "biou", "conn"]
 
 
@@ -53,7 +60,7 @@ class GateParams(Section):
     margins: dict[Metric, float] = {"mse": 0.05, "maxf": 0.01, "biou": 0.015, "conn": 0.05}
     """Tolerated apparent loss of each metric against the champion and against the best model so far: relative for mse
     and conn, absolute for maxf and biou."""
-    accept_loss: tuple[Literal["scenery"], ...] = ()
+    accept_loss: tuple[Guarded, ...] = ()
     """Categories outside the six with a certain loss that does not block."""
     # Conditions for a first model, without a champion.
     floors: dict[Metric, float] = {"mse": 0.05, "maxf": 0.85, "biou": 0.5}

@@ -9,12 +9,13 @@ from typing import Literal
 
 import numpy as np
 
+from mm_core.core.categories import GUARDED
 from mm_core.core.params import GateParams
 from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
 from mm_core.eval.across import enough, macro_cell, with_pooled
 from mm_core.eval.bootstrap import Interval, Quantity, confidence, softened, student, winsorised
 from mm_core.eval.evidence import INT8, Evidence
-from mm_core.eval.questions import SLACK, Question, scenery_questions
+from mm_core.eval.questions import SLACK, Question, guard_questions
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Answer:
 
 
 def judge(params: GateParams, evidence: Evidence, questions: list[Question], seed: int) -> list[Cell]:
-    """Return the cells of the six categories and of their mean; with a champion also the cells of scenery.
+    """Return the cells of the six categories and of their mean; with a champion also those of the guarded ones.
 
     Args:
         params: Levels, margins and minimum counts.
@@ -47,10 +48,11 @@ def judge(params: GateParams, evidence: Evidence, questions: list[Question], see
     if any(question.role == "gain" for question in questions):
         cells = [*with_pooled(params, cells), *macro_cell(params, cells)]
     if any(question.against == "champion" for question in questions):
-        asked = scenery_questions(params)
+        asked = guard_questions(params)
         # One certain loss in any metric blocks the release, so each metric gets its share of the level (Bonferroni).
         each = params.model_copy(update={"alpha": params.alpha / len(asked)})
-        cells += judge_category(each, evidence, "scenery", asked, rng)
+        for category in GUARDED:
+            cells += judge_category(each, evidence, category, asked, rng)
     return cells
 
 

@@ -58,8 +58,8 @@ def questions_for(params: GateParams, *, champion: bool, anchor: bool) -> list[Q
     return [*asked, fidelity]
 
 
-def scenery_questions(params: GateParams) -> list[Question]:
-    """Return the questions for scenery, the seventh category. Only a certain loss of any size counts there."""
+def guard_questions(params: GateParams) -> list[Question]:
+    """Return the questions for a guarded category, such as scenery. Only a certain loss of any size counts there."""
     return [replace(not_worse(params, metric, "champion", CHAMPION), share=0.0, slack=0.0) for metric in JUDGED]
 
 
