@@ -183,17 +183,14 @@ def _look(
             if extractor.categories is None:
                 for row, result in zip(rows, extractor.run(photos), strict=True):
                     row[extractor.name] = result
-        vectors = np.stack([best_vector(row) for row in rows])
-        categories = []
-        for guess in guesser.guess(vectors):
-            sure = guess is not None and guess.confidence >= params.structure.guess_confidence
-            categories.append(guess.category if guess is not None and sure else None)
+        least = params.structure.guess_confidence
+        guesses = guesser.guess(np.stack([best_vector(row) for row in rows]))
+        categories = [guess.category if guess and guess.confidence >= least else None for guess in guesses]
         # Extractors limited to categories (text recognition) run on the guessed ones.
         for extractor in tools.extractors:
             wanted = [n for n, category in enumerate(categories) if extractor.categories and extractor.wants(category)]
-            if wanted:
-                for n, result in zip(wanted, extractor.run([photos[n] for n in wanted]), strict=True):
-                    rows[n][extractor.name] = result
+            for n, result in zip(wanted, extractor.run([photos[n] for n in wanted]) if wanted else (), strict=True):
+                rows[n][extractor.name] = result
         for photo, row, category in zip(photos, rows, categories, strict=True):
             # Hashes use a picture of fixed size, so that they are comparable with the catalog's.
             look = load_rgb(photo.path, LOOK_SIDE)
