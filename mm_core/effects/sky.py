@@ -1,4 +1,4 @@
-"""Sky matting: a new or recoloured sky, with haze at the horizon and matching light on the land.
+"""Sky matting: a new sky, with haze at the horizon and matching light on the land.
 
 Sky statistics are partly transferred to the land in CIELAB, as in Reinhard et al. 2001 ("Color transfer between
 images").
