@@ -25,6 +25,7 @@ REPORTED = {
     "split": "split",
     **{f"train_{stage}": f"train-{stage}" for stage in TRAIN_STAGES},
     "evaluation": "evaluate",
+    "label_comparison": "label-compare",
 }
 """Assets and the stages whose reports describe them, in the order of the flow."""
 MOST = 50
