@@ -25,7 +25,7 @@ from mm_core.ingest.probe import Probe
 
 if TYPE_CHECKING:
     import great_expectations as gx
-    from great_expectations.core import run_identifier
+    from great_expectations.core import ExpectationValidationResult, run_identifier
     from great_expectations.data_context.types import resource_identifiers as identifiers
     from great_expectations.expectations.expectation import Expectation
 else:
@@ -33,6 +33,8 @@ else:
     run_identifier = Deferred("great_expectations.core.run_identifier")
     identifiers = Deferred("great_expectations.data_context.types.resource_identifiers")
 
+UNMEASURED = " measured"
+"""Suffix of a rule's name in the meta data of the expectation that fails for rows without a value."""
 MIX_COLUMNS: Mapping[str, str] = {f"{measure}_class": measure for measure in CLASSES}
 LEAST_PEAK = 0.1
 """Least maximum of a matte with foreground, in [0, 1]; JPEG noise is lower."""
@@ -40,6 +42,8 @@ LEAST_PEAK = 0.1
 
 SUSPECT = "suspect matte"
 """Prefix of the reasons that hold a row for review by a person."""
+MAY_LACK = ("category", "role", "sha256_as_declared")
+"""Columns of row rules that are null where the producer states nothing. In any other, null means: not measured."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class Rule:
     def suspects(self) -> bool:
         """Whether rows that break the rule are held for review by a person."""
         return self.reason.startswith(SUSPECT)
+
+    @property
+    def needs_value(self) -> bool:
+        """Whether a row without a value fails the rule, because an earlier step could not measure it."""
+        return self.scope == "row" and not self.suspects and self.column not in MAY_LACK
 
 
 LABELED = ("pixel_labeled",)
@@ -167,6 +176,8 @@ class ExpectationResult(TypedDict):
     success: bool
     unexpected: int
     """Number of failing rows; 0 or 1 for the whole drop."""
+    unmeasured: int
+    """Number of failing rows for which the rule could not be evaluated."""
     observed: float | None
     reason: str
 
@@ -204,15 +215,20 @@ class Judge:
             Row → the first rule that it breaks.
         """
         by_row = {probe.row: _columns(probe) for probe in probes}
-        # Expectations ignore null values, so null switches the suspect rules off.
+        # These expectations ignore null values, so null switches the suspect rules off.
         unsuspected = {rule.column: None for rule in RULES if rule.suspects}
         table = [{**columns, **(unsuspected if row in reviewed else {})} for row, columns in by_row.items()]
         faults: dict[int, Fault] = {}
-        for rule, broken in self._run("row", pd.DataFrame(table, dtype=object)):
+        outcome = self._run("row", pd.DataFrame(table, dtype=object))
+        for rule, broken, _ in outcome:
             for row in broken:
                 said = rule.detail.format_map(by_row[row]).strip()
                 # `_run` returns the rules in order: keep the first one per row.
                 faults.setdefault(row, Fault(rule.reason, said))
+        # A row that could not be measured has broken another rule. If it has not, it is refused all the same.
+        for rule, _, unmeasured in outcome:
+            for row in unmeasured:
+                faults.setdefault(row, Fault(rule.reason, "not measured"))
         return faults
 
     def whole(self, verdicts: Iterable[Mapping[str, object]], before: Mix) -> str | None:
@@ -238,13 +254,14 @@ class Judge:
         broken = [r for r in self.results if r["scope"] == "batch" and r["severity"] == "critical" and not r["success"]]
         return "; ".join(r["reason"] for r in broken) or None
 
-    def _run(self, scope: Literal["row", "batch"], table: pd.DataFrame) -> list[tuple[Rule, list[int]]]:
+    def _run(self, scope: Literal["row", "batch"], table: pd.DataFrame) -> list[tuple[Rule, list[int], list[int]]]:
+        """Validate a table; return each rule with the rows that break it and those that it could not be tried on."""
         context = self._docs.context
         # A mix rule without enough rows to compare is left out.
         rules = [rule for rule in rules_of(self.kind, scope) if self._mix.get(rule.column, rule) is not None]
-        suite = gx.ExpectationSuite(
-            f"{self.kind} {scope} rules", expectations=[_expect(rule, self.params, self._mix) for rule in rules]
-        )
+        expectations = [_expect(rule, self.params, self._mix) for rule in rules]
+        expectations += [_expect_value(rule) for rule in rules if rule.needs_value]
+        suite = gx.ExpectationSuite(f"{self.kind} {scope} rules", expectations=expectations)
         self._tables[scope] += 1
         # Each table needs a name of its own, or its page would replace the previous one.
         name = f"{self.kind} {self.batch} {scope}" + (f" {n}" if (n := self._tables[scope]) > 1 else "")
@@ -267,15 +284,17 @@ class Judge:
         suite_page = identifiers.ExpectationSuiteIdentifier(suite.name)
         self._docs.pages += [suite_page, identifiers.ValidationResultIdentifier(suite_page, run, outcome.batch_id)]
         found = []
-        by_name = {result.expectation_config.meta["rule"]: result for result in outcome.results}  # pyright: ignore
-        for rule in rules:
-            result = by_name[rule.name]
+        results = {r.expectation_config.meta["rule"]: r for r in outcome.results}  # pyright: ignore
+        for name, result in results.items():
             # An expectation that fails to run must not count as a passed one.
             if result.exception_info.get("raised_exception"):
-                raise MattingError(f"expectation {rule.name}: {result.exception_info.get('exception_message')}")
+                raise MattingError(f"expectation {name}: {result.exception_info.get('exception_message')}")
+        for rule in rules:
+            result = results[rule.name]
             # Only row rules list the failing rows.
-            indices = result.result.get("unexpected_index_list") or []
-            found.append((rule, [int(index["row"]) for index in indices]))
+            broken = _rows_of(result)
+            unmeasured = _rows_of(results[f"{rule.name}{UNMEASURED}"]) if rule.needs_value else []
+            found.append((rule, broken, unmeasured))
             observed = result.result.get("observed_value")
             line: ExpectationResult = {
                 "batch": f"{self.kind}/{self.batch}",
@@ -283,8 +302,9 @@ class Judge:
                 "name": rule.name,
                 "scope": scope,
                 "severity": rule.severity,
-                "success": bool(result.success),
-                "unexpected": len(indices) if scope == "row" else int(not result.success),
+                "success": bool(result.success) and not unmeasured,
+                "unexpected": len(broken) + len(unmeasured) if scope == "row" else int(not result.success),
+                "unmeasured": len(unmeasured),
                 "observed": None if observed is None else round(float(observed), 4),
                 "reason": rule.reason,
             }
@@ -297,8 +317,14 @@ class Judge:
             if known["scope"] == line["scope"] == "row" and known["name"] == line["name"]:
                 known["success"] &= line["success"]
                 known["unexpected"] += line["unexpected"]
+                known["unmeasured"] += line["unmeasured"]
                 return
         self.results.append(line)
+
+
+def _rows_of(result: ExpectationValidationResult) -> list[int]:
+    """Return the rows that an expectation lists as failing."""
+    return [int(index["row"]) for index in result.result.get("unexpected_index_list") or []]
 
 
 def _columns(probe: Probe) -> Mapping[str, object]:
@@ -311,6 +337,13 @@ def _columns(probe: Probe) -> Mapping[str, object]:
         said = [*said, way]
     named = {f"matte_{name}": value for name, value in measures.items()}
     return columns | named | {"matte_numbers": ", ".join(said), "way_up": f"{way}: send it upright"}
+
+
+def _expect_value(rule: Rule) -> Expectation:
+    """Return the Great Expectations object that fails for rows on which a rule could not be tried."""
+    gxe: Any = gx.expectations
+    meta, notes = {"rule": f"{rule.name}{UNMEASURED}"}, f"{rule.reason}: measured"
+    return gxe.ExpectColumnValuesToNotBeNull(column=rule.column, severity=rule.severity, meta=meta, notes=notes)
 
 
 def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float], float] | None]) -> Expectation:

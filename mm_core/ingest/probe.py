@@ -177,6 +177,8 @@ class Prober:
         # The fields are set step by step. The first failing step decides the first broken rule.
         probe.image_inside = True
         probe.image_found = False
+        # A declared checksum counts as wrong until the file has been read.
+        probe.sha256_as_declared = False if row.sha256 else None
         try:
             path = self.path_of(row.image)
             probe.image_bytes = path.stat().st_size
@@ -254,7 +256,7 @@ class Prober:
                 return
             matte = safely(take_matte, path, header, photo, look, probe.category, self.alpha_copy(row.row))
         except ColourPicture as error:
-            probe.alpha_decodes, probe.alpha_grey, probe.note = None, False, _remark(error)
+            probe.alpha_decodes, probe.alpha_grey, probe.note = True, False, _remark(error)
             return
         except UnreadableImage as error:
             probe.note = _remark(error)

@@ -75,11 +75,15 @@ def expectation_results(report: Report) -> Iterator[dg.AssetCheckResult]:
     for rule in RULES:
         if (row := rows.get(rule.name)) is None:
             continue
+        description = f"{row['unexpected']} unexpected"
+        # Reports of earlier versions lack this count.
+        if unmeasured := row.get("unmeasured"):
+            description += f", {unmeasured} of them not measured"
         yield dg.AssetCheckResult(
             check_name=rule.name,
             passed=bool(row["success"]),
             severity=dg.AssetCheckSeverity.ERROR if rule.severity == "critical" else dg.AssetCheckSeverity.WARN,
-            description=f"{row['unexpected']} unexpected",
+            description=description,
             metadata={name: cast("str | float", value) for name, value in row.items() if value is not None},
         )
 

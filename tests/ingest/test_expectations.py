@@ -14,9 +14,12 @@ from mm_core.core.params import IngestParams
 from mm_core.core.records import KINDS
 from mm_core.ingest.batch_mix import CLASSES, LEAST_ROWS
 from mm_core.ingest.data_docs import STYLE, DataDocs
-from mm_core.ingest.expectations import RULES, Judge, rules_of
+from mm_core.ingest.expectations import RULES, Fault, Judge, rules_of
+from mm_core.ingest.manifest import ManifestRow
 from mm_core.ingest.matte_quality import MatteQuality
-from mm_core.ingest.probe import Probe
+from mm_core.ingest.probe import Probe, Prober
+from mm_core.storage.store import open_store
+from samplegen import write_drop
 
 MATTE = MatteQuality(0.3, -0.8, 0, 0, 0, 0.0, 1.0, 0.005, 1.0, 9.0)
 GOOD = Probe(
@@ -40,6 +43,7 @@ GOOD = Probe(
     phash="0" * 16,
     alpha_inside=True,
     alpha_found=True,
+    alpha_bytes=500,
     alpha_decodes=True,
     alpha_grey=True,
     alpha_way_up=None,
@@ -115,9 +119,45 @@ def test_the_first_broken_rule_gives_the_reason(judge_of: Any) -> None:
     assert judge_of("pixel_labeled").rows([row])[0].reason == "truncated or corrupt image"
 
 
-def test_what_was_not_measured_is_not_judged(judge_of: Any) -> None:
+def test_what_was_not_measured_does_not_pass_and_does_not_give_the_reason(judge_of: Any) -> None:
+    """An expectation ignores null values: `image_decodes` passed for files that are no images."""
     missing = Probe(0, "a.jpg", None, None, 0, image_inside=True, image_found=False, alpha_inside=True)
-    assert judge_of("pixel_labeled").rows([missing])[0].reason == "missing image"
+    judge = judge_of("pixel_labeled")
+    assert judge.rows([missing, replace(GOOD, row=1)]) == {0: Fault("missing image", "")}
+    lines = {line["name"]: line for line in judge.results}
+    for name in ("image_decodes", "image_large_enough", "alpha_decodes", "alpha_has_foreground"):
+        assert (lines[name]["success"], lines[name]["unexpected"], lines[name]["unmeasured"]) == (False, 1, 1), name
+    assert lines["image_exists"]["unmeasured"] == 0
+    passed = {name for name, line in lines.items() if line["success"]}
+    assert {"category_known", "role_known", "image_checksum"} < passed, "what a producer need not state"
+    # Nothing else is wrong with this row, and it is refused.
+    assert judge_of("unlabeled").rows([replace(GOOD, short_side=None)]) == {0: Fault("too small", "not measured")}
+
+
+@pytest.mark.parametrize("content", ["text", "empty", "truncated", "checksum"])
+def test_rules_about_pixels_fail_for_files_that_are_no_photos(judge_of: Any, tmp_path: Path, content: str) -> None:
+    folder = write_drop(tmp_path / "inbox", "unlabeled", "b", {"pets": 2}, seed=0, size=64)
+    first, second = sorted((folder / "images").iterdir())
+    data = first.read_bytes()
+    first.write_bytes(
+        {"text": b"these are words\n" * 9, "empty": b"", "truncated": data[: len(data) // 3]}.get(content, b"x")
+    )
+    inbox = open_store(str(tmp_path / "inbox"), tmp_path / "cache")
+    (tmp_path / "spool").mkdir()
+    prober = Prober(inbox, "unlabeled/b/manifest.csv", "unlabeled", IngestParams(), tmp_path / "spool")
+    rows = [ManifestRow(n, f"images/{path.name}") for n, path in enumerate((first, second))]
+    if content == "checksum":
+        first.unlink()
+        rows[0] = replace(rows[0], sha256="0" * 64)
+    judge = judge_of("unlabeled")
+    assert list(judge.rows([prober(row) for row in rows])) == [0]
+    lines = {line["name"]: line for line in judge.results}
+    names = ("image_decodes", "image_checksum") if content == "checksum" else ("image_decodes",)
+    if content in ("text", "empty"):
+        names += ("image_is_an_image", "image_large_enough", "image_pixels")
+    assert {name: (lines[name]["success"], lines[name]["unexpected"]) for name in names} == dict.fromkeys(
+        names, (False, 1)
+    )
 
 
 def test_more_than_two_hundred_bad_rows_are_all_found(judge_of: Any) -> None:
