@@ -44,7 +44,9 @@ from mm_core.services.backup_target import (
     whole,
 )
 from mm_core.storage.retry import disk_faults_of
+from mm_core.storage.seals import seal_databases
 from mm_core.storage.store import BLOBS, Entry, LocalStore, Store, blob_key, open_store
+from mm_core.storage.workspace_files import workspace_files
 from mm_core.training.rehome import rehome
 
 DATABASES = "MM_BACKUP_DATABASES"
@@ -268,6 +270,8 @@ def restore(settings: Settings, source: str, report: Report, *, at: str | None =
     # MLflow stores absolute addresses, which must follow the move.
     if manifest["workspace"] != str(layout.root):
         report.facts["moved"] = f"from {manifest['workspace']}; MLflow's artifact addresses changed: {rehome(settings)}"
+    # A seal holds for one modification time, and restored files have a new one. Their digests were compared above.
+    seal_databases(layout.root, layout.cache)
     if not manifest["photos"]:
         report.facts["photos"] = "not in this backup: the store needs its blobs/ from elsewhere"
     return report
@@ -314,7 +318,10 @@ def _place(path: Path, source: Path, mode: int | None) -> None:
 def _open(settings: Settings, url: str) -> Store:
     """Open a place of backups; raise InputError if it is within the data that are backed up."""
     absolute = url if "://" in url else str(Path(url).expanduser().absolute())
-    if "://" not in absolute and Path(absolute).is_relative_to(settings.workspace):
+    # A link may lead into the workspace.
+    places = (Path(absolute), Path(absolute).resolve()) if "://" not in absolute else ()
+    homes = (settings.workspace, settings.workspace.resolve())
+    if any(place.is_relative_to(home) for place in places for home in homes):
         raise InputError(f"{url} is within the workspace that is backed up: choose a place outside of it")
     for name, own in (("store", settings.store), ("inbox", settings.inbox)):
         if f"{absolute.rstrip('/')}/".startswith(f"{own.rstrip('/')}/"):
@@ -326,22 +333,33 @@ def _of_workspace(layout: Layout) -> Iterator[tuple[str, Path]]:
     """Yield the workspace's files with their names in the backup, databases first."""
     left_out = {layout.root / name for name in LEFT_OUT}
     left_out |= {Path(url) for url in (layout.settings.inbox, layout.settings.store) if "://" not in url}
-    paths = []
-    for folder, folders, names in os.walk(layout.root):
-        # Changing `folders` in place keeps os.walk out of the others.
-        folders[:] = sorted(name for name in folders if Path(folder) / name not in left_out)
-        paths += [Path(folder) / name for name in names if not name.endswith((".tmp", "-wal", "-shm", "-journal"))]
+    unfinished = (".tmp", "-wal", "-shm", "-journal")
+    paths = [path for path in workspace_files(layout.root, left_out) if not path.name.endswith(unfinished)]
     for path in sorted(paths, key=lambda path: (not is_sqlite(path), path)):
-        if path.is_file() and not path.is_symlink():
-            yield f"workspace/{path.relative_to(layout.root).as_posix()}", path
+        yield f"workspace/{path.relative_to(layout.root).as_posix()}", path
 
 
 def _in_order(store: Store) -> Iterator[Entry]:
     """Yield the store's objects: first the catalog's logs, with their `_last_checkpoint` files first, then the rest."""
-    logs = [entry for entry in store.list("catalog") if "/_delta_log/" in entry.key]
+    logs = [entry for entry in _listed(store, "catalog") if "/_delta_log/" in entry.key]
     yield from sorted(logs, key=lambda entry: (not entry.key.endswith("/_last_checkpoint"), entry.key))
     # The other objects are listed after the logs, so that the files the logs refer to exist.
-    yield from (entry for entry in store.list() if "/_delta_log/" not in entry.key)
+    yield from (entry for entry in _listed(store) if "/_delta_log/" not in entry.key)
+
+
+def _listed(store: Store, prefix: str = "", above: tuple[Path, ...] = ()) -> Iterator[Entry]:
+    """Yield a store's objects under a prefix, also those in linked folders, which a listing does not enter."""
+    if not isinstance(store, LocalStore):
+        yield from store.list(prefix)
+        return
+    # A link to a folder above would never end.
+    if (real := (store.root / prefix).resolve()) in above:
+        return
+    for entry in store.list(prefix, delimiter=True):
+        if entry.key.endswith("/"):
+            yield from _listed(store, entry.key, (*above, real))
+        else:
+            yield entry
 
 
 def is_sqlite(path: Path) -> bool:

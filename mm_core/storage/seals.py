@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import sha256_file, write_json
+from mm_core.storage.workspace_files import workspace_files
 
 FOLDER = "_seals"
 """Subfolder of the table; Delta's readers skip names that begin with an underscore."""
@@ -127,8 +128,7 @@ def require_unbroken(folder: Path, remedy: str) -> None:
 
 def databases_of(root: Path, left_out: Path) -> list[Path]:
     """Return the sqlite files of a workspace outside of the folder `left_out`."""
-    found = sorted(root.rglob("*.db")) if root.is_dir() else []
-    return [path for path in found if left_out not in path.parents and path.is_file()]
+    return sorted(path for path in workspace_files(root, [left_out]) if path.suffix == ".db")
 
 
 def seal_databases(root: Path, left_out: Path) -> None:

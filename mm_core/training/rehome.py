@@ -15,6 +15,7 @@ from mm_core.core.errors import StoreError
 from mm_core.core.layout import Layout
 from mm_core.core.settings import Settings
 from mm_core.storage.retry import database_remedy
+from mm_core.storage.seals import database_fault, seal_databases
 
 COLUMNS = ("artifact_location", "artifact_uri", "source", "storage_location")
 """Columns of MLflow's tables that hold artifact addresses."""
@@ -35,19 +36,25 @@ def rehome(settings: Settings) -> int:
     own = settings.mlflow_uri.startswith(_SQLITE) and path.is_relative_to(settings.workspace)
     if not own or not path.is_file():
         return 0
-    here = Layout(settings).mlflow_artifacts
+    layout = Layout(settings)
+    here = layout.mlflow_artifacts
     try:
         # Look first without a write lock: normally there is nothing to change.
         with closing(sqlite3.connect(path, timeout=_TIMEOUT)) as database:
             old = _old_roots(database, here)
             if not old:
                 return 0
+            # A change ends the seal, and with it the last chance to see that a bit flipped before.
+            if fault := database_fault(layout.root, path):
+                raise StoreError(f"{path}: {fault}: restore it from a backup")
             with database:
                 database.execute("BEGIN IMMEDIATE")
-                return sum(_move(database, before, after) for root in old for before, after in _forms(root, here))
+                moved = sum(_move(database, before, after) for root in old for before, after in _forms(root, here))
     except sqlite3.Error as error:
         remedy = database_remedy(str(error)) or "run `mm check`, or restore it from a backup"
         raise StoreError(f"{path}: {error}: {remedy}") from None
+    seal_databases(layout.root, layout.cache)
+    return moved
 
 
 def _old_roots(database: sqlite3.Connection, here: Path) -> list[Path]:

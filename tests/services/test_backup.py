@@ -22,6 +22,7 @@ from mm_core.pinned_inputs import Run
 from mm_core.services.backup import back_up, restore
 from mm_core.services.backup_target import backups, read_manifest
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.seals import database_fault, seal_databases
 from mm_core.storage.store import BLOBS, blob_key, open_store
 from mm_core.training.rehome import rehome
 from mm_core.training.tracking import Tracker
@@ -173,6 +174,50 @@ def test_a_place_in_the_workspace_is_refused(filled: Layout) -> None:
         save(filled.settings, filled.root / "backup")
 
 
+def test_what_lies_outside_by_a_link_is_backed_up_and_a_pipe_stops_nothing(filled: Layout, tmp_path: Path) -> None:
+    """Who moves the registry to a larger disk and links it must find it in the backup."""
+    own = Layout(Settings.from_env(tmp_path / "own" / "data"))
+    shutil.copytree(filled.root, own.root)
+    shutil.move(own.root / "mlflow", tmp_path / "disk")
+    (own.root / "mlflow").symlink_to(tmp_path / "disk")
+    shutil.move(own.inputs, tmp_path / "inputs.json")
+    own.inputs.symlink_to(tmp_path / "inputs.json")
+    (own.root / "mlflow" / "up").symlink_to(own.root)
+    (own.root / "all").symlink_to("/")
+    (own.root / "gone").symlink_to(tmp_path / "nothing")
+    os.mkfifo(own.root / "pipe")
+    blobs = Path(own.settings.store) / "blobs"
+    shutil.move(blobs, tmp_path / "photos")
+    blobs.symlink_to(tmp_path / "photos")
+    part = next((tmp_path / "photos").iterdir())
+    shutil.move(part, tmp_path / "part")
+    part.symlink_to(tmp_path / "part")
+    (tmp_path / "part" / "around").symlink_to(own.settings.store)
+    report = save(own.settings, tmp_path / "backup")
+    assert "vanished_meanwhile" not in report.facts
+    other = elsewhere(tmp_path)
+    bring(other.settings, tmp_path / "backup")
+    assert contents(other) == contents(filled)
+
+
+def test_restored_databases_are_sealed(filled: Layout, tmp_path: Path) -> None:
+    """A seal holds for one modification time, which a restored file does not have any more."""
+    save(filled.settings, tmp_path / "backup")
+    other = elsewhere(tmp_path)
+    bring(other.settings, tmp_path / "backup")
+    path = other.dagster_home / "runs.db"
+    status, data = path.stat(), path.read_bytes()
+    path.write_bytes(data.replace(b"r1", b"r2"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert database_fault(other.root, path)
+
+
+def test_a_place_in_the_workspace_is_refused_by_any_name(filled: Layout, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(filled.root)
+    with pytest.raises(InputError, match="within the workspace"):
+        save(filled.settings, tmp_path / "link" / "backup")
+
+
 def test_postgres_comes_back(filled: Layout, tmp_path: Path, postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("mlflow", "fresh"):
         psql(postgres, "postgres", f"DROP DATABASE IF EXISTS {name}")
@@ -293,3 +338,29 @@ def test_artifacts_of_mlflow_follow_the_workspace(filled: Layout, tmp_path: Path
     assert json.loads(Path(client.download_artifacts(run, "tables/t.json")).read_text()) == [{"a": 2}]
     assert not source.root.exists(), "nothing is written to the old place"
     assert rehome(other.settings) == 0, "done once"
+
+
+def test_a_moved_database_is_sealed_again_and_a_damaged_one_is_not_moved(filled: Layout, tmp_path: Path) -> None:
+    """A change of the addresses ends the seal: a bit that flips afterwards must still be found."""
+    own = Layout(Settings.from_env(tmp_path / "own" / "data"))
+    shutil.copytree(filled.root, own.root)
+    path = own.root / "mlflow" / "mlflow.db"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = '/before/mlflow/artifacts/0', name = 'the name'")
+    seal_databases(own.root, own.cache)
+    status, data = path.stat(), path.read_bytes()
+
+    def rot() -> None:
+        status, data = path.stat(), path.read_bytes()
+        path.write_bytes(data.replace(b"the name", b"the namd"))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    rot()
+    with pytest.raises(StoreError, match=r"mlflow\.db: its bytes changed .*backup"):
+        rehome(own.settings)
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert rehome(own.settings) > 0
+    assert database_fault(own.root, path) == ""
+    rot()
+    assert database_fault(own.root, path)
