@@ -17,7 +17,7 @@ from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import cycle_holder, cycle_lock, try_cycle_lock
 from mm_core.core.pins import PINNED_TABLES, ROLES, PinnedInputs, are_pins, read_snapshot, start_digest
-from mm_core.core.records import Report, Verdict, digest_of, sha256_file, write_json
+from mm_core.core.records import Report, Verdict, digest_of, read_verdict, sha256_file, write_json
 from mm_core.export.override import Override, valid_override
 from mm_core.export.registry import Registry
 from mm_core.export.start_weights import newest_start
@@ -258,10 +258,7 @@ def recorded_verdict(layout: Layout) -> Verdict:
     """
     if not layout.verdict.is_file():
         raise InputError(f"{layout.verdict} is missing: run `mm gate` first")
-    try:
-        return Verdict.model_validate_json(layout.verdict.read_bytes())
-    except ValueError:
-        raise InputError(f"{layout.verdict} is damaged: run `mm gate` again") from None
+    return read_verdict(layout.verdict)
 
 
 def require_one_cycle(layout: Layout) -> None:

@@ -17,12 +17,22 @@ import pytest
 
 from mm_core import stages
 from mm_core.cli import main
+from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.records import read_verdict
 from mm_core.core.settings import Settings
+from mm_core.eval.eval_budget import record_use
+from mm_core.eval.shadow import disagreement
+from mm_core.export.override import valid_override
 from mm_core.export.registry import Registry
+from mm_core.export.start_weights import kept_starts
+from mm_core.labeling.label_studio_local import read_account
+from mm_core.labeling.pull import Cursor
 from mm_core.pinned_inputs import Run
 from mm_core.storage.retry import plain_fault
+from mm_core.storage.store import LocalStore
+from mm_core.structuring.drift import drifted_batches
 from samplegen import write_drop
 
 PARAMS = Params().with_values(**{"structure.ocr": ()})
@@ -130,3 +140,31 @@ def test_a_full_disk_is_told_in_one_line_that_names_the_file(
         line = said(command, full_disk / "data", monkeypatch, capsys)
         assert re.search(rf"{full_disk}/\S*({file})", line) and "free some space" in line, line
     assert not (full_disk / "key.pem").exists(), "half a pair is none"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b'"x"', b"\xff", b"[" * 100_000])
+def test_a_record_of_another_shape_is_told_with_its_file_and_a_remedy(tmp_path: Path, content: bytes) -> None:
+    """A flipped bit may leave valid JSON. Each reader of an own record names the file; none ends in a traceback."""
+    layout, store = Layout(Settings.from_env(tmp_path / "data")), LocalStore(tmp_path / "store")
+    drift = layout.root / "drift" / "unlabeled" / "b.json"
+    files = {
+        layout.shadow: lambda: disagreement(layout, {}, 0.1),
+        drift: lambda: drifted_batches(layout.root / "drift"),
+        layout.verdict: lambda: read_verdict(layout.verdict),
+        layout.labels / "pulled.json": lambda: Cursor.read(layout, "link"),
+        layout.labels / "account.json": lambda: read_account(layout.labels),
+    }
+    records = {
+        "gate/uses/a.json": lambda: record_use(store, ["1"], "c"),
+        "gate/starts/a.json": lambda: kept_starts(store),
+        f"gate/overrides/{'m' * 32}/a.json": lambda: valid_override(store, "m" * 64),
+    }
+    for path, read in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"{re.escape(str(path))} is damaged: .{{8,}}"):
+            read()
+    for key, read in records.items():
+        store.put(key, content)
+        with pytest.raises(InputError, match=f"{re.escape(key)} is damaged: .{{8,}}"):
+            read()

@@ -8,11 +8,11 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -30,6 +30,7 @@ HIGHER_IS_BETTER = frozenset({"maxf", "biou"})
 
 
 Fact = TypeVar("Fact", str, int, list, dict)
+Record = TypeVar("Record")
 Table = Sequence[Mapping[str, object]]
 """Rows of a table: column → JSON value."""
 
@@ -185,6 +186,39 @@ def parse_finite_json(data: bytes | str) -> JsonValue:
         return number
 
     return json.loads(data, parse_constant=refuse, parse_float=parse_float)
+
+
+def parse_record(
+    data: bytes | str, kind: type[Record], where: object, remedy: str, fields: Collection[str] = ()
+) -> Record:
+    """Return the JSON object of a record that this engine wrote.
+
+    Args:
+        data: The content of the file.
+        kind: Type of the record; only `fields` are checked.
+        where: Path or address, for the message.
+        remedy: The action for the user.
+        fields: Names that the object must have.
+
+    Raises:
+        InputError: The content is not a JSON object with these fields.
+    """
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        content = None
+    # A flipped bit may leave valid JSON of another shape.
+    if not isinstance(content, dict) or not set(fields) <= content.keys():
+        raise InputError(f"{where} is damaged: {remedy}")
+    return cast(Record, content)
+
+
+def read_verdict(path: Path) -> Verdict:
+    """Read a recorded verdict; raise InputError if the file is damaged."""
+    try:
+        return Verdict.model_validate_json(path.read_bytes())
+    except ValueError:
+        raise InputError(f"{path} is damaged: run `mm gate` again") from None
 
 
 def read_keyed(path: Path, key: str) -> object | None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import TypedDict
 
-from mm_core.core.records import digest_of, sha256_bytes
+from mm_core.core.records import digest_of, parse_record, sha256_bytes
 from mm_core.storage.store import Store
 
 PREFIX = "gate/uses"
@@ -36,16 +37,29 @@ def record_use(store: Store, eval_ids: Iterable[str], candidate: str) -> float:
     key = f"{PREFIX}/{candidate[:32]}-{digest_of(ids)[:32]}.json"
     earlier: dict[str, float] = {}
     for entry in store.list(PREFIX):
-        use = json.loads(store.fetch(entry.key).read_text())
+        content, where = store.fetch(entry.key).read_bytes(), f"{store.url}/{entry.key}"
+        # Without this record the gate would count one use of the eval photos too few.
+        use = parse_record(content, Use, where, "restore it from a backup", ("candidate", "sketch"))
         if use["candidate"] != candidate:
             seen = share_seen(mine, use["sketch"])
             # A candidate judged on several eval sets counts once, with its largest share.
             earlier[use["candidate"]] = max(seen, earlier.get(use["candidate"], 0.0))
     if not store.exists(key):
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        use = {"candidate": candidate, "photos": len(ids), "sketch": mine, "when": now}
-        store.put(key, json.dumps(use).encode())
+        own: Use = {"candidate": candidate, "photos": len(ids), "sketch": mine, "when": now}
+        store.put(key, json.dumps(own).encode())
     return sum(earlier.values())
+
+
+class Use(TypedDict):
+    """The record of one judged candidate."""
+
+    candidate: str
+    photos: int
+    sketch: list[str]
+    """As of `sketch`."""
+    when: str
+    """ISO 8601, UTC."""
 
 
 def sketch(ids: Iterable[str]) -> list[str]:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from mm_core.core.errors import BlobNotFound
 from mm_core.core.layout import Layout
 from mm_core.core.params import GateParams
-from mm_core.core.records import ALL_CATEGORIES
+from mm_core.core.records import ALL_CATEGORIES, parse_record
 from mm_core.eval.cells import judge_category
 from mm_core.eval.evidence import ANCHOR, INT8, Evidence, gather, read_scores
 from mm_core.eval.questions import JUDGED, not_worse
@@ -60,7 +60,9 @@ def _read_places(ratchet: Ratchet) -> Places:
     if ratchet.anchor is None:
         return {}
     try:
-        record = json.loads(ratchet.store.fetch(f"{PREFIX}/{ratchet.anchor}.json").read_text())
+        key = f"{PREFIX}/{ratchet.anchor}.json"
+        content, where = ratchet.store.fetch(key).read_bytes(), f"{ratchet.store.url}/{key}"
+        record = parse_record(content, dict[str, dict[str, str | list[str]]], where, "restore it from a backup")
     except BlobNotFound:
         return {}
     # Older records have one digest per category and metric instead of a list.

@@ -6,7 +6,6 @@ Each section is made from the output files of the stages. A section without its 
 from __future__ import annotations
 
 import base64
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -26,6 +25,8 @@ from mm_core.core.records import (
     KINDS,
     Report,
     Verdict,
+    parse_record,
+    read_verdict,
     sha256_file,
     write_bytes,
 )
@@ -71,7 +72,7 @@ def write_html(run: StorageRun, report: Report) -> Report:
     """Write `layout.html_report` and a copy in `layout.reports`, named by snapshot and candidate; return `report`."""
     layout = run.layout
     stages = _stage_reports(layout)
-    verdict = Verdict.model_validate_json(layout.verdict.read_text()) if layout.verdict.is_file() else None
+    verdict = read_verdict(layout.verdict) if layout.verdict.is_file() else None
     evaluation = stages.get("evaluate", Report("evaluate"))
     rows: list[CategoryScore] = evaluation.rows("per_category")
     scores = {(r["model"], r["precision"], r["category"]): r for r in rows}
@@ -340,7 +341,6 @@ def _costs(stages: Mapping[str, Report]) -> list[dict[str, object]]:
 def _identifiers(layout: Layout, verdict: Verdict | None, candidate: str) -> list[tuple[str, str]]:
     snapshot = _snapshot(layout)
     pins = [(role, snapshot.get(role) or {}) for role in ROLES]
-    bundle = layout.cycle_bundle / "export.json"
     rows = [
         ("candidate", candidate),
         # Versions and digests identify a model beyond the life of its alias.
@@ -348,10 +348,18 @@ def _identifiers(layout: Layout, verdict: Verdict | None, candidate: str) -> lis
         ("snapshot", snapshot.get("digest", "")),
         ("eval set", snapshot.get("eval_digest", "")),
         ("catalog", ", ".join(f"{table} {version}" for table, version in (snapshot.get("catalog") or {}).items())),
-        ("bundle", str(json.loads(bundle.read_text()).get("bundle", "")) if bundle.is_file() else ""),
+        ("bundle", _bundle_name(layout)),
         ("judged at", verdict.created_at if verdict else ""),
     ]
     return [(name, text) for name, text in rows if text]
+
+
+def _bundle_name(layout: Layout) -> str:
+    """Return the name of the cycle's bundle; empty without one."""
+    path = layout.cycle_bundle / "export.json"
+    if not path.is_file():
+        return ""
+    return str(parse_record(path.read_bytes(), dict[str, object], path, "run `mm export` again").get("bundle", ""))
 
 
 def _snapshot(layout: Layout) -> PartialSnapshot:

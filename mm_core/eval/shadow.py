@@ -9,14 +9,14 @@ import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import TypedDict, cast
 
 import numpy as np
 import pandas as pd
 
 from mm_core.core.errors import BlobDamaged, BlobNotFound
 from mm_core.core.layout import Layout
-from mm_core.core.records import Report, write_json
+from mm_core.core.records import Report, parse_record, write_json
 from mm_core.eval.examples import small, write_png
 from mm_core.eval.rows import PhotoRow, ShadowRow
 from mm_core.imaging.images import UnreadableImage, load_rgb
@@ -118,6 +118,14 @@ def run_shadow(
         report.metrics["shadow/mean_difference"] = float(np.mean([row["difference"] for row in done]))
 
 
+class _Shadow(TypedDict):
+    """The record of a run over shadow photos."""
+
+    about: object
+    """Identity of the judged files."""
+    photos: list[dict[str, float]]
+
+
 def disagreement(layout: Layout, about: Mapping[str, object], difference: float) -> tuple[float, int] | None:
     """Return the share of shadow photos with a large difference of the mattes, and the number of photos.
 
@@ -131,7 +139,8 @@ def disagreement(layout: Layout, about: Mapping[str, object], difference: float)
     """
     if not layout.shadow.is_file():
         return None
-    found = json.loads(layout.shadow.read_text())
+    content, remedy = layout.shadow.read_bytes(), "run `mm evaluate` again"
+    found = parse_record(content, _Shadow, layout.shadow, remedy, ("about", "photos"))
     # The JSON round trip turns tuples into lists, as in the stored identity.
     if found["about"] != json.loads(json.dumps(dict(about))) or not found["photos"]:
         return None

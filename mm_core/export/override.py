@@ -7,12 +7,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TypedDict
 
 from mm_core.core.errors import BlobNotFound, InputError
-from mm_core.core.records import digest_of
+from mm_core.core.records import digest_of, parse_record
 from mm_core.export.registry import who
 from mm_core.export.signature import check, sign
 from mm_core.storage.store import Store
 
 PREFIX = "gate/overrides"
+FIELDS = ("model", "reason", "decision", "who", "when", "expires")
+"""Fields of a record that are signed."""
 
 
 # Every field except the signature is covered by the signature.
@@ -75,7 +77,10 @@ def valid_override(store: Store, model: str) -> Override | None:
     overrides: list[Override] = []
     try:
         for entry in store.list(f"{PREFIX}/{model[:32]}"):
-            overrides.append(json.loads(store.fetch(entry.key).read_text()))
+            where = f"{store.url}/{entry.key}"
+            content = store.fetch(entry.key).read_bytes()
+            # A record without one of these fields cannot be judged, so it must not be passed over.
+            overrides.append(parse_record(content, Override, where, "delete it and override again", FIELDS))
     except BlobNotFound:
         return None
     now = datetime.now(UTC).isoformat(timespec="seconds")

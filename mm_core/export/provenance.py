@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 from mm_core.core.deferred import Deferred
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import ModelPin, read_snapshot
-from mm_core.core.records import Verdict, sha256_file
+from mm_core.core.records import Verdict, parse_record, sha256_file
 from mm_core.core.revision import code_revision
 from mm_core.export.quantise import tool_versions
 from mm_core.model.meta import read_meta
 from mm_core.storage.run import StorageRun
-from mm_core.storage.store import Store, fetch_blob, put_blob
+from mm_core.storage.store import Store, blob_key, fetch_blob, put_blob
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +97,7 @@ def gather(run: StorageRun, verdict: Verdict) -> Provenance:
         "split_files": _blobs(layout.split, run.store),
         "params": run.params.model_dump(mode="json"),
         "seed": run.params.seed,
-        "calibration": json.loads((layout.quantised / "quantised.json").read_text())["calibration"],
+        "calibration": _calibration(layout.quantised / "quantised.json"),
         "code_revision": code_revision(),
         "versions": versions(),
         "verdict": verdict.model_dump(mode="json"),
@@ -107,7 +106,21 @@ def gather(run: StorageRun, verdict: Verdict) -> Provenance:
 
 def read_provenance(store: Store, digest: str) -> Provenance:
     """Read a provenance from its blob; raises BlobNotFound."""
-    return json.loads(fetch_blob(store, digest).read_text())
+    content, where = fetch_blob(store, digest).read_bytes(), f"{store.url}/{blob_key(digest)}"
+    fields = ("start", "snapshot_files", "split_files")
+    return parse_record(content, Provenance, where, "it is not the record of a version", fields)
+
+
+class _Quantised(TypedDict):
+    """The field of `quantised.json` that is used here."""
+
+    calibration: dict[str, list[str]]
+
+
+def _calibration(path: Path) -> dict[str, list[str]]:
+    """Return the ids of the photos that set int8's ranges, by decoder."""
+    record = parse_record(path.read_bytes(), _Quantised, path, "run `mm evaluate` again", ("calibration",))
+    return record["calibration"]
 
 
 def versions() -> dict[str, str]:

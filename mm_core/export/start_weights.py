@@ -16,13 +16,16 @@ from datetime import UTC, datetime
 
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import StartPin, read_snapshot
-from mm_core.core.records import Verdict
+from mm_core.core.records import Verdict, parse_record
 from mm_core.export.provenance import gather, read_provenance
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, put_blob
 
 PREFIX = "gate/starts"
 """Key of the records in the store: one per candidate, named by the digest of its weights."""
+
+FIELDS = ("digest", "provenance", "catalog", "snapshot", "when")
+"""Fields of a record that are always there."""
 
 
 def keep_start(run: StorageRun, verdict: Verdict) -> str | None:
@@ -62,9 +65,15 @@ def keep_start(run: StorageRun, verdict: Verdict) -> str | None:
 
 
 def kept_starts(store: Store) -> list[StartPin]:
-    """Return the records of all kept candidates, oldest first, including those that are no longer usable."""
-    names = [entry.key for entry in store.list(PREFIX) if entry.key.endswith(".json")]
-    records: list[StartPin] = [json.loads(store.fetch(name).read_bytes()) for name in names]
+    """Return the records of all kept candidates, oldest first, including those that are no longer usable.
+
+    Raises:
+        InputError: A record is damaged.
+    """
+    records: list[StartPin] = []
+    for key in [entry.key for entry in store.list(PREFIX) if entry.key.endswith(".json")]:
+        content, where = store.fetch(key).read_bytes(), f"{store.url}/{key}"
+        records.append(parse_record(content, StartPin, where, "restore it from a backup, or delete it", FIELDS))
     return sorted(records, key=lambda record: (record["when"], record["digest"]))
 
 

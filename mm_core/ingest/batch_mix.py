@@ -6,13 +6,12 @@ batches of the kind. This reads a few small files, independent of the size of th
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from mm_core.core.errors import BlobNotFound
-from mm_core.core.records import ALL_CATEGORIES
+from mm_core.core.records import ALL_CATEGORIES, parse_record
 from mm_core.ingest.inbox import ReadyBatch
 from mm_core.ingest.probe import Probe
 from mm_core.storage.catalog import Catalog
@@ -67,7 +66,9 @@ def catalog_mix(catalog: Catalog, store: Store, batch: ReadyBatch) -> Mix:
     for key in ledger.sort_values(["ingested_at", "key"])["key"].tail(LATEST):
         try:
             # A missing record is skipped: the mix then represents fewer batches.
-            record: dict[str, Mix] = json.loads(store.fetch(ReadyBatch.record_of(key)).read_text())
+            where = f"{store.url}/{ReadyBatch.record_of(key)}"
+            content = store.fetch(ReadyBatch.record_of(key)).read_bytes()
+            record = parse_record(content, dict[str, Mix], where, "restore it from a backup, or delete it")
         except BlobNotFound:
             continue
         for measure, count in record.get("mix", {}).items():

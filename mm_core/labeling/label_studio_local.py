@@ -24,7 +24,7 @@ import psutil
 from mm_core.core import processes
 from mm_core.core.errors import InputError, LabelServerError
 from mm_core.core.layout import Layout
-from mm_core.core.records import write_json
+from mm_core.core.records import parse_record, write_json
 from mm_core.labeling.label_studio_client import Server
 
 START = 300.0
@@ -62,7 +62,7 @@ def connect(layout: Layout, *, people: int = 1) -> Server | None:
 
 def running_server(folder: Path) -> dict | None:
     """Return `url` and `pid` of the server that runs on this folder, or None."""
-    with suppress(FileNotFoundError, ValueError, KeyError):
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         info = json.loads((folder / "server.json").read_text())
         # The start time guards against a process number that was reused.
         if _started(info["pid"]) == info["started"]:
@@ -80,7 +80,8 @@ def read_account(folder: Path) -> dict[str, str]:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
             json.dump(account, stream)
         draft.replace(path)
-    return json.loads(path.read_text())
+    remedy = "restore it from a backup; the server knows no other account"
+    return parse_record(path.read_bytes(), dict[str, str], path, remedy, ("email", "password", "token"))
 
 
 @dataclass

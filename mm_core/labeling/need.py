@@ -8,7 +8,7 @@ import numpy as np
 
 from mm_core.core.layout import Layout
 from mm_core.core.pins import PinnedInputs
-from mm_core.core.records import CATEGORIES, Cell, Verdict
+from mm_core.core.records import CATEGORIES, Cell, read_verdict
 
 LEAST, MOST = 0.5, 2.0
 """Bounds of a category's error relative to the mean of all, so that one bad category does not get every label."""
@@ -39,7 +39,7 @@ def category_need(layout: Layout, inputs: PinnedInputs) -> dict[str, Need]:
     """
     if not layout.verdict.is_file():
         return {}
-    verdict = Verdict.model_validate_json(layout.verdict.read_text())
+    verdict = read_verdict(layout.verdict)
     champion = (inputs.get("champion") or {}).get("digest")
     cells = [c for c in verdict.cells if c.category in CATEGORIES and c.against != "float"]
     errors: dict[str, float] = {}

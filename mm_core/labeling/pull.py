@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TypedDict
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import LabelParams
-from mm_core.core.records import write_json
+from mm_core.core.records import parse_record, write_json
 from mm_core.labeling.apply_annotations import Taken, Work, take
 from mm_core.labeling.collect import key_of
 from mm_core.labeling.label_studio_client import Server
@@ -42,13 +42,25 @@ class Cursor:
     def read(layout: Layout, link: str) -> Cursor:
         """Return the stored position of the project at `link`; the beginning if there is none."""
         path = layout.labels / "pulled.json"
-        stored = json.loads(path.read_text()).get(link, {}) if path.is_file() else {}
+        stored = _positions(path).get(link, {})
         return Cursor(path, link, stored.get("since"), stored.get("seen", {}))
 
     def write(self) -> None:
         """Store the position; those of other projects stay."""
-        others = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        write_json(self.path, others | {self.link: {"since": self.since, "seen": self.seen}})
+        write_json(self.path, _positions(self.path) | {self.link: {"since": self.since, "seen": self.seen}})
+
+
+class _Position(TypedDict, total=False):
+    """The stored fields of a `Cursor`."""
+
+    since: str | None
+    seen: dict[str, str]
+
+
+def _positions(path: Path) -> dict[str, _Position]:
+    """Return the stored positions by link of the project."""
+    remedy = "delete it; all tasks are then read again, which changes nothing"
+    return parse_record(path.read_bytes(), dict[str, _Position], path, remedy) if path.is_file() else {}
 
 
 def pull_labels(run: StorageRun, server: Server, taken: Taken) -> int:

@@ -11,7 +11,7 @@ from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.progress import Progress
-from mm_core.core.records import Report, write_json
+from mm_core.core.records import Report, parse_record, write_json
 from mm_core.labeling.collect import key_of
 from mm_core.labeling.label_studio_client import Server
 from mm_core.labeling.label_studio_format import outbox
@@ -129,7 +129,10 @@ def _picture(folder: Path, task: NewTask) -> bytes:
 
 def _read(path: Path) -> list[NewTask]:
     """Return the tasks of an outbox file; raise InputError if it is not a list of tasks."""
-    tasks = json.loads(path.read_bytes())
+    try:
+        tasks = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        tasks = None
     if not isinstance(tasks, list) or not all(key_of(task) for task in tasks):
         raise InputError(f"{path} is not a list of tasks with `data.key`: move it out of the outbox")
     return tasks
@@ -137,4 +140,7 @@ def _read(path: Path) -> list[NewTask]:
 
 def _delivered(layout: Layout) -> dict[str, list[str]]:
     path = layout.labels / "delivered.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    remedy = "delete it; tasks that Label Studio has are then found there by their key"
+    return parse_record(path.read_bytes(), dict[str, list[str]], path, remedy)

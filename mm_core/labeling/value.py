@@ -14,7 +14,7 @@ import pandas as pd
 
 from mm_core.core.layout import Layout
 from mm_core.core.pins import read_snapshot
-from mm_core.core.records import ALL_CATEGORIES, Cell, Report, Verdict
+from mm_core.core.records import ALL_CATEGORIES, Cell, Report, read_verdict
 from mm_core.ingest.snapshot import read_pool
 from mm_core.labeling.review import sent
 from mm_core.storage.catalog import Catalog
@@ -82,7 +82,7 @@ def _cells(layout: Layout) -> dict[str, Cell]:
     """Return each category's MSE cell against the champion, or against the floor without one, for this snapshot."""
     if not layout.verdict.is_file():
         return {}
-    verdict = Verdict.model_validate_json(layout.verdict.read_text())
+    verdict = read_verdict(layout.verdict)
     if verdict.snapshot != read_snapshot(layout)["digest"]:
         # A verdict on another snapshot would be about other labels.
         return {}

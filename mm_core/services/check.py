@@ -21,6 +21,7 @@ from mm_core.core.progress import Progress
 from mm_core.core.records import Report, Verdict, digest_of, sha256_file
 from mm_core.export.bundle_manifest import checked_manifest
 from mm_core.export.registry import Registry
+from mm_core.export.start_weights import PREFIX
 from mm_core.ingest.placement import POOLS, SCHEMA, table_digest
 from mm_core.ingest.snapshot import read_pool
 from mm_core.services.backup import is_sqlite
@@ -62,6 +63,7 @@ def check(layout: Layout, report: Report, *, progress: Progress) -> list[Fault]:
         ("databases", _databases(layout)),
         ("pins", _pins(layout, present)),
         ("registry", _registry(layout, store, present)),
+        ("start weights", _starts(store, present)),
         ("bundles", _bundles(layout)),
         ("checkpoints", _checkpoints(layout)),
         ("cycle", _cycle(layout)),
@@ -193,15 +195,41 @@ def _registry(layout: Layout, store: Store, present: set[str]) -> Iterator[Fault
             if tags is None:
                 raise KeyError(version)
             digests = {tags["model_digest"], tags["provenance"], *json.loads(tags["files"]).values()}
-            # The provenance refers to further files: the frames of the snapshot and the split.
-            if tags["provenance"] in present:
-                made = json.loads(store.fetch(blob_key(tags["provenance"])).read_bytes())
-                digests |= {*made["snapshot_files"].values(), *made["split_files"].values()}
+            digests |= _frames(store, tags["provenance"], present)
         except (ValueError, KeyError, TypeError, AttributeError):
             yield Fault("registry", f"version {version}", "its tags are not those of `mm promote`", "restore a backup")
             continue
         for digest in sorted(digests - present):
             yield Fault("blob", blob_key(digest), f"missing: a file of version {version}", "mm check --repair", digest)
+
+
+def _starts(store: Store, present: set[str]) -> Iterator[Fault]:
+    """Check that weights and provenance of every kept start of later cycles exist.
+
+    No row and no registered version refers to them, but later cycles and `mm lineage` do.
+    """
+    remedy = "restore it from a backup"
+    for entry in store.list(PREFIX):
+        if not entry.key.endswith(".json"):
+            continue
+        try:
+            record = json.loads(store.fetch(entry.key).read_bytes())
+            digests = {record["digest"], record["provenance"]} | _frames(store, record["provenance"], present)
+        except (ValueError, KeyError, TypeError, AttributeError, MattingError) as error:
+            what = str(error)[:300] if isinstance(error, MattingError) else "not the record of a kept candidate"
+            yield Fault("record", f"{store.url}/{entry.key}", what, remedy)
+            continue
+        for digest in sorted(digests - present):
+            what = f"missing: a file of the kept candidate {record['digest'][:12]}"
+            yield Fault("blob", blob_key(digest), what, "mm check --repair", digest)
+
+
+def _frames(store: Store, provenance: str, present: set[str]) -> set[str]:
+    """Return the digests of the frames of snapshot and split that a provenance refers to, if it can be read."""
+    if provenance not in present:
+        return set()
+    made = json.loads(store.fetch(blob_key(provenance)).read_bytes())
+    return {*made["snapshot_files"].values(), *made["split_files"].values()}
 
 
 def _bundles(layout: Layout) -> Iterator[Fault]:

@@ -13,7 +13,6 @@ are not independent.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from scipy.spatial.distance import cdist
 
 from mm_core.core.deferred import Deferred
 from mm_core.core.params import DriftParams
-from mm_core.core.records import Report, write_json
+from mm_core.core.records import Report, parse_record, write_json
 from mm_core.storage.catalog import Catalog
 from mm_core.structuring import photo_features
 from mm_core.structuring.category_guess import vectors_of
@@ -122,7 +121,8 @@ def drifted_batches(out: Path) -> list[str]:
 @lru_cache(maxsize=1 << 17)
 def _has_drifted(path: str, _changed_at: int) -> bool:
     """Return whether a comparison found drift; a sensor reads each file once, although it asks every minute."""
-    return str(json.loads(Path(path).read_text())["said"]).startswith(DRIFTED)
+    content, remedy = Path(path).read_bytes(), "delete it; `mm structure` compares again"
+    return str(parse_record(content, dict[str, object], path, remedy, ("said",))["said"]).startswith(DRIFTED)
 
 
 class DriftRow(TypedDict):

@@ -22,6 +22,7 @@ from mm_core.core.params import Params
 from mm_core.core.progress import quiet
 from mm_core.core.records import Report, sha256_file, write_json
 from mm_core.core.settings import Settings
+from mm_core.export.start_weights import PREFIX, kept_starts
 from mm_core.pinned_inputs import Run
 from mm_core.services.check import Fault, check
 from mm_core.services.repair import repair
@@ -256,3 +257,31 @@ def test_a_value_that_flips_in_a_database_is_found(tmp_path: Path) -> None:
     path.write_bytes(data)
     stages.pin_inputs(Run(PARAMS, layout))
     assert check(layout, Report("check"), progress=quiet) == []
+
+
+def test_a_kept_start_without_its_files_is_found(own: Layout) -> None:
+    """No row, pin or version refers to a kept candidate. The next cycle would start from it."""
+    store = open_store(own.settings.store, own.cache)
+    weights, frame = put_blob(store, b"weights"), put_blob(store, b"frame")
+    provenance = put_blob(store, json.dumps({"snapshot_files": {"a": frame}, "split_files": {}}).encode())
+    record = {"digest": weights, "provenance": provenance, "catalog": {}, "snapshot": "s", "when": "2026"}
+    key = f"{PREFIX}/{weights}.json"
+    store.put(key, json.dumps(record).encode())
+    assert look(own) == []
+    for digest in (weights, frame, provenance):
+        content = store.fetch(blob_key(digest)).read_bytes()
+        store.delete(blob_key(digest))
+        assert [(fault.kind, fault.digest) for fault in look(own)] == [("blob", digest)]
+        store.put(blob_key(digest), content)
+    store.put(key, b"{}")
+    assert [fault.where for fault in look(own)] == [f"{store.url}/{key}"]
+    with pytest.raises(InputError, match="is damaged: .*backup"):
+        kept_starts(store)
+
+
+def test_databases_of_a_linked_folder_are_checked(own: Layout, tmp_path: Path) -> None:
+    """Who moves the history to another disk and links it."""
+    (tmp_path / "disk").mkdir()
+    (own.root / "dagster").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "runs.db").write_bytes(b"scribble" * 1000)
+    assert [(fault.kind, fault.where) for fault in look(own)] == [("database", str(own.root / "dagster" / "runs.db"))]
