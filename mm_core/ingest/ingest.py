@@ -26,7 +26,7 @@ from typing import cast
 import numpy as np
 
 from mm_core.core.errors import BlobNotFound, BlobTooLarge, CatalogError, DropError, DropMoved, InputError, StoreError
-from mm_core.core.records import Report, digest_of, sha256_file
+from mm_core.core.records import Report, digest_of, parse_record, sha256_file
 from mm_core.imaging.images import load_rgb
 from mm_core.imaging.near_duplicates import LOOK_SIDE, glance
 from mm_core.ingest.batch_mix import Mix, catalog_mix, classes_of, mix_of
@@ -40,7 +40,7 @@ from mm_core.ingest.findings import PIECE, Finding, Measured
 from mm_core.ingest.inbox import ReadyBatch, latest_arrivals, named_batches, ready_batches
 from mm_core.ingest.manifest import MAX_BYTES, Manifest, read_manifest
 from mm_core.ingest.probe import Probe, Prober
-from mm_core.ingest.row_decisions import Decision, Known, decide, label_id, photos_of
+from mm_core.ingest.row_decisions import NEAR_DUPLICATE, Decision, Known, decide, label_id, photos_of
 from mm_core.ingest.statements import ALPHA, Arrival, Listing, SaidRow, Statement, stated, word
 from mm_core.storage.catalog import Catalog, CatalogMoved
 from mm_core.storage.retry import disk_faults_of
@@ -144,7 +144,8 @@ def read_record(store: Store, batch: ReadyBatch) -> BatchRecord:
         batch: The drop.
     """
     try:
-        return json.loads(store.fetch(batch.record_key).read_text())
+        content, where = store.fetch(batch.record_key).read_bytes(), f"{store.url}/{batch.record_key}"
+        return parse_record(content, BatchRecord, where, "restore it from a backup, or delete it")
     except BlobNotFound:
         return {}
 
@@ -317,7 +318,8 @@ class Ingest:
             if late := forgotten_among(self.catalog, known.photos) - known.forgotten:
                 erase(self.catalog, self.store, late)
                 continue
-            after = arrival.statement(said_rows(measured, decisions, arrival.listing), partial)
+            copies = {d.row: word(d.sample_id) for d in decisions if d.reason == NEAR_DUPLICATE}
+            after = arrival.statement(said_rows(measured, decisions, arrival.listing), copies, partial)
             if not held:
                 # A held drop changes nothing, so it also removes nothing.
                 gone = arrival.gone(after)

@@ -53,6 +53,7 @@ ASKED = 1 << 14
 SAME_ASPECT = 0.04
 """Largest relative difference of the aspect ratios of two copies of one picture."""
 
+NEAR_DUPLICATE = "near-duplicate"
 CONFLICT = "rows of one photo disagree"
 """Reason of conflict rows."""
 
@@ -286,7 +287,8 @@ def decide(
             # Hashes only propose pairs. The pixels decide, and only for photos outside a common declared group.
             fits = abs(other.aspect / aspect - 1) < SAME_ASPECT and (not row.group or other.group != row.group)
             if fits and same_picture(glances(identity), glances(other.identity)):
-                return Decision(row.row, "duplicate", "near-duplicate", f"the photo of {other.name}", other.identity)
+                detail = f"the photo of {other.name}, saved again: to correct it, send that file"
+                return Decision(row.row, "duplicate", NEAR_DUPLICATE, detail, other.identity)
         # The photo is accepted. It joins the group of any earlier photo of the same scene.
         group, near = _relatives(identity, values.get("group", ""), [e for e in (*edits, *copies) if e], glances)
         taken[identity] = name

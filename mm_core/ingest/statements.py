@@ -170,14 +170,16 @@ class Statement:
         """Return the digests of the ids of photos with values of this drop in the catalog."""
         return frozenset(row.sample for row in self.rows.values() if row.sample and row.verdict in COUNTING)
 
-    def keep(self, before: Statement) -> Statement:
+    def keep(self, before: Statement, copies: Mapping[int, str]) -> Statement:
         """Return this statement with the earlier values of photos that are refused now.
 
         Such a row still lists its photo. When the row is removed later, its earlier values must be withdrawn.
 
         Args:
             before: The previous statement that was ingested.
+            copies: Row → digest of the id of the photo that the row repeats in other bytes.
         """
+        listed = {row.sample for row in before.rows.values()}
         counted, values = before.taken(), before.by_sample()
         names = before.images()
         photo_of = {names[row.row]: row.sample for row in before.rows.values() if row.sample in counted}
@@ -186,7 +188,11 @@ class Statement:
         for number, row in self.rows.items():
             # A replaced or unreadable photo has another digest. Find the earlier photo by its file name.
             photo = row.sample if row.sample in counted else photo_of.get(image_of[number])
-            if row.verdict in ("quarantine", "conflict") and photo in counted and photo not in there:
+            # A picture that was saved again stands for the photo before, unless it was listed beside it.
+            copied = copies.get(number) if row.sample not in listed else None
+            is_refused = row.verdict in ("quarantine", "conflict") or copied is not None
+            photo = copied or photo
+            if is_refused and photo in counted and photo not in there:
                 rows[number] = replace(row, sample=photo, verdict=KEPT, values=values[photo])
         return Statement(rows)
 
@@ -229,16 +235,17 @@ class Arrival:
     said: Statement
     """Statement of the last ingested arrival; its values are in use."""
 
-    def statement(self, rows: Iterable[SaidRow], partial: bool) -> Statement:
+    def statement(self, rows: Iterable[SaidRow], copies: Mapping[int, str], partial: bool) -> Statement:
         """Return the statement after a run.
 
         Args:
             rows: The measured rows.
+            copies: Measured row → digest of the id of the photo that the row repeats in other bytes.
             partial: Whether only some rows were measured. The other rows then keep their previous entries.
         """
         # Measured rows replace their earlier entries.
         now = Statement((dict(self.seen.rows) if partial else {}) | {row.row: row for row in rows})
-        return now.keep(self.said)
+        return now.keep(self.said, copies)
 
     def gone(self, now: Statement) -> dict[str, str]:
         """Return the photos that the drop listed before and no longer lists.

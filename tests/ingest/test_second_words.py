@@ -137,3 +137,36 @@ def test_a_matte_replaced_where_names_and_times_say_nothing(workshop: Any, make:
         os.utime(matte, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert [row["image"] for row in workshop.ingest().tables["updates"]] == ["images/1.jpg"]
     assert workshop.ingest().tables["batches"] == []
+
+
+@pytest.mark.parametrize("way", ["in place", "with another word", "under another name"])
+def test_a_photo_that_is_saved_again_does_not_lose_its_label(workshop: Any, make: Any, way: str) -> None:
+    """The new bytes are a near-duplicate of the photo that they replace, so the photo must not count as removed."""
+    rows = [make.row(n) for n in (1, 2, 3)]
+    folder = workshop.drop("pixel_labeled", "a", rows)
+    workshop.ingest()
+    again = rows[0] | {"image_bytes": make.encoded(make.photo(1), quality=70)}
+    if way == "in place":
+        (folder / again["image"]).write_bytes(again["image_bytes"])
+    else:
+        again |= {"category": "cards"} if way == "with another word" else {"image": "images/1b.jpg"}
+        workshop.drop("pixel_labeled", "a", [again, *rows[1:]])
+    names = {"images/1.jpg", "images/2.jpg", "images/3.jpg"}
+    report = workshop.ingest()
+    assert report.tables["removed"] == [] and report.metrics["ingest/duplicates"] == 1
+    assert labelled_names(workshop) == names
+    assert "saved again: to correct it, send that file" in workshop.catalog.read("rejects")["detail"].iloc[0]
+    assert workshop.ingest().tables["batches"] == []
+    # What replaced it stands for it: without its row the label is withdrawn.
+    workshop.drop("pixel_labeled", "a", rows[1:])
+    assert [row["image"] for row in workshop.ingest().tables["removed"]] == ["images/1.jpg"]
+    assert labelled_names(workshop) == names - {"images/1.jpg"}
+
+
+def test_a_copy_beside_a_photo_does_not_keep_its_label(workshop: Any, make: Any) -> None:
+    copy = make.row(1, image="images/copy.jpg", image_bytes=make.encoded(make.photo(1), quality=70))
+    workshop.drop("pixel_labeled", "a", [make.row(1), make.row(2), copy])
+    workshop.ingest()
+    workshop.drop("pixel_labeled", "a", [make.row(2), copy])
+    assert [row["image"] for row in workshop.ingest().tables["removed"]] == ["images/1.jpg"]
+    assert labelled_names(workshop) == {"images/2.jpg"}
