@@ -57,7 +57,7 @@ def rows(path: Path) -> list[str]:
 
 
 def make_filled(layout: Layout) -> Layout:
-    """Give a workspace a drop, an MLflow database (pinning makes it) and a run history; return it."""
+    """Give a workspace a drop, pins and a run history; return it."""
     fill(layout, "w01", 1)
     layout.dagster_home.mkdir()
     with closing(sqlite3.connect(layout.dagster_home / "runs.db")) as history:

@@ -175,14 +175,14 @@ def test_a_place_in_the_workspace_is_refused(filled: Layout) -> None:
 
 
 def test_what_lies_outside_by_a_link_is_backed_up_and_a_pipe_stops_nothing(filled: Layout, tmp_path: Path) -> None:
-    """Who moves the registry to a larger disk and links it must find it in the backup."""
+    """Who moves the run history or the photos to a larger disk and links them must find them in the backup."""
     own = Layout(Settings.from_env(tmp_path / "own" / "data"))
     shutil.copytree(filled.root, own.root)
-    shutil.move(own.root / "mlflow", tmp_path / "disk")
-    (own.root / "mlflow").symlink_to(tmp_path / "disk")
+    shutil.move(own.dagster_home, tmp_path / "disk")
+    own.dagster_home.symlink_to(tmp_path / "disk")
     shutil.move(own.inputs, tmp_path / "inputs.json")
     own.inputs.symlink_to(tmp_path / "inputs.json")
-    (own.root / "mlflow" / "up").symlink_to(own.root)
+    (own.dagster_home / "up").symlink_to(own.root)
     (own.root / "all").symlink_to("/")
     (own.root / "gone").symlink_to(tmp_path / "nothing")
     os.mkfifo(own.root / "pipe")
@@ -340,13 +340,14 @@ def test_artifacts_of_mlflow_follow_the_workspace(filled: Layout, tmp_path: Path
     assert rehome(other.settings) == 0, "done once"
 
 
-def test_a_moved_database_is_sealed_again_and_a_damaged_one_is_not_moved(filled: Layout, tmp_path: Path) -> None:
+def test_a_moved_database_is_sealed_again_and_a_damaged_one_is_not_moved(tmp_path: Path) -> None:
     """A change of the addresses ends the seal: a bit that flips afterwards must still be found."""
     own = Layout(Settings.from_env(tmp_path / "own" / "data"))
-    shutil.copytree(filled.root, own.root)
     path = own.root / "mlflow" / "mlflow.db"
+    path.parent.mkdir(parents=True)
     with closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE experiments SET artifact_location = '/before/mlflow/artifacts/0', name = 'the name'")
+        database.execute("CREATE TABLE experiments (name, artifact_location)")
+        database.execute("INSERT INTO experiments VALUES ('the name', '/before/mlflow/artifacts/0')")
     seal_databases(own.root, own.cache)
     status, data = path.stat(), path.read_bytes()
 
