@@ -42,7 +42,9 @@ def csv_bytes(rows: Iterable[Sequence[str]]) -> bytes:
 
 def _plain_lines(path: Path, stream: TextIO) -> Iterator[str]:
     try:
-        for line in stream:
+        for number, line in enumerate(stream):
+            # Some programs write a byte order mark before one that is there already.
+            line = line.lstrip("\ufeff") if number == 0 else line
             # A binary file usually has NUL bytes. Report it before the csv module fails with an unclear error.
             if "\0" in line:
                 raise DropError(f"{path.name}: holds NUL bytes: it is not a CSV file")

@@ -19,6 +19,7 @@ from mm_core.storage.store import Store
 MANIFESTS = ("manifest.csv", "manifest.parquet")
 Folder = tuple[str, str]
 """Kind, and the folder's name as the inbox lists it."""
+TWO = f"{' and '.join(MANIFESTS)} lie there: delete the one that does not count"
 LOOKS = 8
 """Manifests checked in parallel; each needs one short request, changed or not."""
 
@@ -37,7 +38,7 @@ class ReadyBatch:
     """Key in the ledger: digest over kind, batch and manifest digest."""
     uri: str
     refused: str = ""
-    """Reason for holding the drop unread: its name is not safe to use."""
+    """Reason for holding the drop unread: its name is not safe to use, or it has two manifests."""
     after: str = ""
     """The previous arrival of this drop, or the digest of its replaced files; empty for a new drop."""
 
@@ -139,8 +140,10 @@ def _arrived(inbox: Store, kind: str, batch: str) -> ReadyBatch | None:
             digest = f"{error.size} bytes"  # the drop will be held for its size, unread
         except OSError as error:
             digest = f"unreadable: {error.strerror}"  # held; a readable manifest later is a new arrival
-        identity = digest_of([kind, batch, digest])
-        return ReadyBatch(kind, batch, key, digest, identity, f"{inbox.url}/{kind}/{batch}")
+        # Nothing tells which of two manifests is the producer's last word.
+        two = manifest == MANIFESTS[0] and inbox.exists(f"{kind}/{batch}/{MANIFESTS[1]}")
+        identity = digest_of([kind, batch, digest, *MANIFESTS[1:]] if two else [kind, batch, digest])
+        return ReadyBatch(kind, batch, key, digest, identity, f"{inbox.url}/{kind}/{batch}", TWO if two else "")
     return None
 
 

@@ -199,8 +199,9 @@ class Ingest:
             write_ledger(self.catalog, self.batch, self.now, entry)
 
     def _hold_unread(self, again: bool) -> None:
-        """Record a drop with an unsafe name as held without reading its files."""
-        if again or not len(self.catalog.read("batches", filters=[("key", "=", self.batch.key)])):
+        """Record a drop with an unsafe name or with two manifests as held without reading its files."""
+        last = latest_arrivals(self.catalog).get((self.batch.kind, self.batch.batch))
+        if again or last is None or last["key"] != self.batch.key:
             entry = LedgerEntry("held", self.batch.refused, 0, self.batch.key)
             write_ledger(self.catalog, self.batch, self.now, entry)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import posixpath
 import re
 import unicodedata
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -147,11 +148,8 @@ class Prober:
             BlobTooLarge: The file exceeds the size limit.
             OutsideBatch: The name or its link target is outside the batch.
         """
-        inner = posixpath.normpath(name.replace("\\", "/"))
-        if inner.startswith(("/", "../")) or inner == ".." or re.match(r"[A-Za-z]:|\w+://", name):
-            raise OutsideBatch(name)
         # A symbolic link inside the batch may point to any file of this machine. Check its target, too.
-        path = self._fetch(inner)
+        path = fetch_named(self.inbox, self.prefix, name, most=self.max_bytes)
         target = path.resolve()
         if not target.is_relative_to(self.folder):
             raise OutsideBatch(f"a link to {target.name}")
@@ -160,17 +158,6 @@ class Prober:
     def alpha_copy(self, row: int) -> Path:
         """Return the temporary path of the normalised matte of a row."""
         return self.spool / f"{row}.png"
-
-    def _fetch(self, inner: str) -> Path:
-        """Fetch a file by any Unicode form of its name, because macOS decomposes letters such as ü."""
-        # `dict.fromkeys` removes equal forms and keeps the order.
-        forms = dict.fromkeys((inner, unicodedata.normalize("NFC", inner), unicodedata.normalize("NFD", inner)))
-        for form in forms:
-            try:
-                return self.inbox.fetch(f"{self.prefix}/{form}", most=self.max_bytes)
-            except BlobNotFound:
-                continue
-        raise BlobNotFound(f"{self.prefix} holds no {inner}")
 
     def _photo(self, row: ManifestRow, probe: Probe) -> tuple[Header, np.ndarray] | None:
         """Measure the photo and return its header and reduced picture, or None if it is unreadable."""
@@ -272,6 +259,33 @@ class Prober:
 
 class OutsideBatch(Exception):
     """A name in a manifest points outside the batch; the prober catches the error."""
+
+
+def fetch_named(inbox: Store, prefix: str, name: str, *, most: int | None = None) -> Path:
+    """Fetch a file of a drop by its name in the manifest.
+
+    Folders may be separated by backslashes. Any Unicode form of the name is tried, because macOS decomposes letters
+    such as ü.
+
+    Args:
+        inbox: The inbox.
+        prefix: Folder of the drop, `kind/batch`.
+        name: Name from the manifest; it is not trusted.
+        most: Largest size of the file in bytes.
+
+    Raises:
+        BlobNotFound: The drop has no such file.
+        BlobTooLarge: The file exceeds the size limit.
+        OutsideBatch: The name is outside the drop.
+    """
+    inner = posixpath.normpath(name.replace("\\", "/"))
+    if inner.startswith(("/", "../")) or inner == ".." or re.match(r"[A-Za-z]:|\w+://", name):
+        raise OutsideBatch(name)
+    # `dict.fromkeys` removes equal forms and keeps the order.
+    for form in dict.fromkeys((inner, unicodedata.normalize("NFC", inner), unicodedata.normalize("NFD", inner))):
+        with suppress(BlobNotFound):
+            return inbox.fetch(f"{prefix}/{form}", most=most)
+    raise BlobNotFound(f"{prefix} holds no {inner}")
 
 
 def _link_as_text(path: Path, name: str) -> str | None:

@@ -13,6 +13,7 @@ from mm_core.core.records import sha256_bytes, sha256_file
 from mm_core.imaging.images import UnreadableImage, encode_alpha, load_alpha
 from mm_core.ingest.inbox import MANIFESTS
 from mm_core.ingest.manifest import read_manifest
+from mm_core.ingest.probe import OutsideBatch, fetch_named
 from mm_core.services.check import Fault
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.store import Store, blob_key, open_store
@@ -70,7 +71,7 @@ class _Sources:
         """Return the photo from its drop, if it is still there unchanged."""
         rows = self.catalog.read("samples", columns=["kind", "batch", "name"], filters=[("id", "=", digest)])
         for row in rows.to_dict("records"):
-            path = self._fetched(f"{row['kind']}/{row['batch']}/{row['name']}")
+            path = self._fetched(f"{row['kind']}/{row['batch']}", str(row["name"]))
             if path is not None and sha256_file(path) == digest:
                 return path
         return None
@@ -80,7 +81,7 @@ class _Sources:
         labels = self.catalog.read("labels", columns=["sample_id", "batch"], filters=[("alpha_sha256", "=", digest)])
         for batch in dict.fromkeys(labels["batch"]):
             for name in self._alphas(str(batch)):
-                path = self._fetched(f"pixel_labeled/{batch}/{name}")
+                path = self._fetched(f"pixel_labeled/{batch}", name)
                 # Mattes were stored with 8 or 16 bits; only the right encoding has the digest.
                 for sixteen in (False, True) if path is not None else ():
                     try:
@@ -94,7 +95,7 @@ class _Sources:
     def _alphas(self, batch: str) -> list[str]:
         """Return the names of the matte files in a batch's manifest."""
         for manifest in MANIFESTS:
-            path = self._fetched(f"pixel_labeled/{batch}/{manifest}")
+            path = self._fetched(f"pixel_labeled/{batch}", manifest)
             if path is not None:
                 try:
                     return [row.alpha for row in read_manifest(path) if row.alpha]
@@ -102,9 +103,9 @@ class _Sources:
                     return []
         return []
 
-    def _fetched(self, key: str) -> Path | None:
-        """Return the local path of an object of the inbox, or None if it is missing."""
+    def _fetched(self, drop: str, name: str) -> Path | None:
+        """Return the local path of a file of a drop by its name in the manifest, or None if it is missing."""
         try:
-            return self.inbox.fetch(key)
-        except StoreError:
+            return fetch_named(self.inbox, drop, name)
+        except (StoreError, OutsideBatch):
             return None

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mm_core.core.errors import InputError
@@ -90,6 +92,8 @@ def test_a_manifest_as_spreadsheets_write_it(tmp_path: Path) -> None:
     path.write_text(",,\n\n Image ,CATEGORY,,\na.jpg,Pets,,,,\n,,,\nb.jpg,multi person,,x\n", encoding="utf-8-sig")
     rows = [(row.image, row.category, row.extra_fields) for row in read_manifest(path)]
     assert rows == [("a.jpg", "pets", 0), ("b.jpg", "multi_person", 0)]
+    path.write_text("\ufeffimage,category\na.jpg,pets\n", encoding="utf-8-sig")
+    assert [row.image for row in read_manifest(path)] == ["a.jpg"], "two byte order marks"
     path.write_text("image,category\na.jpg,pets,,x,\n")
     assert [row.extra_fields for row in read_manifest(path)] == [2]
 
@@ -170,3 +174,29 @@ def test_a_copy_beside_a_photo_does_not_keep_its_label(workshop: Any, make: Any)
     workshop.drop("pixel_labeled", "a", [make.row(2), copy])
     assert [row["image"] for row in workshop.ingest().tables["removed"]] == ["images/1.jpg"]
     assert labelled_names(workshop) == {"images/2.jpg"}
+
+
+def test_two_manifests_of_one_drop_are_held_until_one_is_gone(any_workshop: Any, make: Any) -> None:
+    """A correction as manifest.parquet beside manifest.csv was passed over without a word."""
+    shop, rows = any_workshop, [make.row(1), make.row(2)]
+    shop.drop("pixel_labeled", "a", rows)
+    shop.ingest()
+    second = shop.root / "manifest.parquet"
+    table = {
+        "image": [row["image"] for row in rows],
+        "alpha": [row["alpha"] for row in rows],
+        "category": ["cards"] * 2,
+    }
+    pq.write_table(pa.table(table), second)
+    for _ in range(2):
+        shop.inbox.put("pixel_labeled/a/manifest.parquet", second)
+        (line,) = shop.ingest().tables["batches"]
+        assert line["state"] == "held" and "manifest.csv and manifest.parquet lie there" in line["reason"]
+        assert shop.ingest().tables["batches"] == []
+        assert set(shop.catalog.read("samples")["category"]) == {"pets"}
+        shop.inbox.delete("pixel_labeled/a/manifest.parquet")
+        shop.ingest()
+    shop.inbox.put("pixel_labeled/a/manifest.parquet", second)
+    shop.inbox.delete("pixel_labeled/a/manifest.csv")
+    assert len(shop.ingest().tables["updates"]) == 2
+    assert set(shop.catalog.read("samples")["category"]) == {"cards"}

@@ -347,7 +347,7 @@ def test_a_moved_database_is_sealed_again_and_a_damaged_one_is_not_moved(tmp_pat
     path.parent.mkdir(parents=True)
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("CREATE TABLE experiments (name, artifact_location)")
-        database.execute("INSERT INTO experiments VALUES ('the name', '/before/mlflow/artifacts/0')")
+        database.execute("INSERT INTO experiments VALUES ('the name', '/before/mlflow/artifacts')")
     seal_databases(own.root, own.cache)
     status, data = path.stat(), path.read_bytes()
 

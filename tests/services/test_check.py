@@ -175,6 +175,22 @@ def test_damaged_photos_mattes_models_and_checkpoints_are_repaired(own: Layout) 
     assert all(sha256_file(fetch_blob(store, digest)) == digest for digest in (photo, matte, model))
 
 
+def test_files_are_found_by_every_spelling_of_their_names(tmp_path: Path) -> None:
+    """A manifest of another system separates folders by backslashes; the catalog keeps its spelling."""
+    layout = Layout(Settings.from_env(tmp_path / "data"))
+    folder = write_drop(Path(layout.settings.inbox), "pixel_labeled", "b", {"pets": 2}, seed=0, size=64)
+    text = (folder / "manifest.csv").read_text()
+    (folder / "manifest.csv").write_text(text.replace("images/", ".\\images\\").replace("alphas/", "alphas\\"))
+    stages.ingest(Run(PARAMS, layout))
+    for path in (Path(layout.settings.store) / "blobs").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    faults = look(layout)
+    assert len(faults) == 4
+    repair(layout, faults)
+    assert {fault.repaired for fault in faults} == {"restored from its drop"} and look(layout) == []
+
+
 def test_what_cannot_be_repaired_says_what_to_do(own: Layout) -> None:
     store = open_store(own.settings.store, own.cache)
     photo = str(Catalog(own.settings.store).read("samples")["id"].min())
