@@ -31,10 +31,10 @@ def shown(demo: bool) -> Settings:
 
 def serve(settings: Settings, port: int) -> None:
     """Run until Ctrl-C or until a server ends: Dagster at `port`, MLflow and the pages at the next two ports."""
-    home = settings.workspace / "dagster"
+    layout, tracker = Layout(settings), Tracker(settings)
+    home = layout.dagster_home
     home.mkdir(parents=True, exist_ok=True)
     (settings.workspace / "mlflow").mkdir(exist_ok=True)
-    layout, tracker = Layout(settings), Tracker(settings)
     with try_cycle_lock(layout, "ui") as free:
         # No cycle is at work, so that runs which are still open belong to a killed process.
         if free:
