@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.layout import Layout
 from mm_core.core.locks import removal_lock
-from mm_core.core.pins import has_snapshot, read_snapshot
+from mm_core.core.pins import has_snapshot
 from mm_core.core.records import Report, digest_of, sha256_file, timed
-from mm_core.export.lineage import models_with, starts_with, training_labels
+from mm_core.export.lineage import models_with, starts_with
 from mm_core.export.registry import Registry
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.export.start_weights import withdraw_starts
-from mm_core.imaging.pixel_cache import PixelCache
-from mm_core.ingest.erasure import describe_photos, find_photos, forget_photos
+from mm_core.ingest.erasure import clear_decoded, describe_photos, find_photos, forget_photos
 from mm_core.ingest.placement import POOLS
 from mm_core.ingest.snapshot import read_pool
 from mm_core.labeling.forget import forget_on_server, forget_tasks
@@ -140,9 +139,7 @@ def forget(run: Run, samples: Sequence[str]) -> Report:
     ):
         # Remove the photos first. The other steps only remove copies and references.
         ids = forget_photos(run.catalog, run.store, samples)
-        # An interrupted measurement or rebuild leaves decoded photos in its own cache folder.
-        for cache in (layout.cache, *(layout.root / "scratch").rglob("cache")):
-            PixelCache.clear(cache)
+        clear_decoded(layout)
         report.tables["forgotten"] = [{"id": i} for i in ids]
         report.tables["models"] = models_with(layout.settings, set(ids))
         # No later cycle starts from weights that learnt from these photos.
@@ -199,31 +196,6 @@ def crossfit(run: Run, *, folds: int = 3) -> Report:
 
     with timed(Report(NAME), report_file(run.layout)) as report:
         return cross_fit(run, report, folds=folds)
-
-
-@in_the_cycle
-def compare_labels(run: Run, *, seeds: int = 1, fewest: int = 1) -> Report:
-    """Compare training on routed photos with training on as many random new photos, with all steps of the stage.
-
-    Args:
-        run: Params, workspace, storage and progress.
-        seeds: Trainings per side.
-        fewest: Smallest number of photos per arm.
-
-    Raises:
-        InputError: The registry has no training labels of the champion, or an arm has too few photos.
-    """
-    from mm_core.experiments import label_ablation
-
-    # Use the snapshot's champion. The pinned champion may have been trained on this snapshot.
-    champion = read_snapshot(run.layout)["champion"]
-    store = run.store
-    learned = training_labels(run.layout.settings, store, champion["version"]) if champion else {}
-    if champion and not learned:
-        raise InputError(f"the registry does not say what champion {champion['version']} learned from: nothing is new")
-    with timed(Report("label-compare"), run.layout.stage_report("label-compare")) as report:
-        start = warm_start(run, frozen_inputs(run.layout))
-        return label_ablation.compare_labels(run, learned, report, start=start, seeds=seeds, fewest=fewest)
 
 
 def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:

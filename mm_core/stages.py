@@ -44,7 +44,6 @@ from mm_core.labeling.review import settle_suspects
 from mm_core.labeling.route import route_hard
 from mm_core.labeling.value import value_of_labels
 from mm_core.model.predict import TorchPredictor
-from mm_core.operations import compare_labels
 from mm_core.pinned_inputs import (
     Run,
     frozen_inputs,
@@ -317,6 +316,31 @@ def label_value(run: Run) -> Report:
         store = run.store
         learned = training_labels(run.layout.settings, store, champion["version"]) if champion else {}
         return value_of_labels(run.catalog, run.layout, learned, report)
+
+
+@in_the_cycle
+def compare_labels(run: Run, *, seeds: int = 1, fewest: int = 1) -> Report:
+    """Compare training on routed photos with training on as many random new photos, with all steps of the stage.
+
+    Args:
+        run: Params, workspace, storage and progress.
+        seeds: Trainings per side.
+        fewest: Smallest number of photos per arm.
+
+    Raises:
+        InputError: The registry has no training labels of the champion, or an arm has too few photos.
+    """
+    from mm_core.experiments import label_ablation
+
+    # Use the snapshot's champion. The pinned champion may have been trained on this snapshot.
+    champion = read_snapshot(run.layout)["champion"]
+    store = run.store
+    learned = training_labels(run.layout.settings, store, champion["version"]) if champion else {}
+    if champion and not learned:
+        raise InputError(f"the registry does not say what champion {champion['version']} learned from: nothing is new")
+    with timed(Report("label-compare"), run.layout.stage_report("label-compare")) as report:
+        start = warm_start(run, frozen_inputs(run.layout))
+        return label_ablation.compare_labels(run, learned, report, start=start, seeds=seeds, fewest=fewest)
 
 
 @in_the_cycle

@@ -370,7 +370,7 @@ def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
     assert value.metrics["labels/dropped"] == 0, "the champion learned from the drops"
 
     with pytest.raises(InputError, match="nothing to compare the 3 routed photos with"):
-        operations.compare_labels(Run(TINY, layout))
+        stages.compare_labels(Run(TINY, layout))
     each = dict.fromkeys(("pets", "cards", "portrait"), 2)
     write_drop(Path(layout.settings.inbox), "pixel_labeled", "unchosen", each, seed=400, size=64, role="train")
     stages.ingest(Run(TINY, layout))
@@ -378,7 +378,7 @@ def test_labels_of_people_come_round_and_are_accounted_for(cycled) -> None:
     stages.pin_inputs(Run(TINY, layout))
     stages.snapshot(Run(TINY, layout))
     untouched = {path: path.read_bytes() for path in layout.root.rglob("*.*") if path.is_file() and _kept(layout, path)}
-    compared = operations.compare_labels(Run(TINY, layout), seeds=2)
+    compared = stages.compare_labels(Run(TINY, layout), seeds=2)
     assert compared.facts["photos_per_arm"] == 3 and compared.facts["available"]["routed"] == 3
     assert {path: path.read_bytes() for path in untouched} == untouched
     assert not list((layout.root / "scratch").iterdir())

@@ -174,8 +174,8 @@ def _truth(job: _Job, known: _Known, size: tuple[int, int]) -> np.ndarray | None
 
 
 def _jobs(photos: Sequence[Path]) -> Iterator[_Job]:
+    from mm_core.core.spellings import PHOTOS
     from mm_core.ingest.matte_pairs import MatteFinder, category_in
-    from mm_core.ingest.spellings import PHOTOS
     from mm_core.ingest.truths import Truth
 
     # A photo is compared with the truth where the folder names one for it.
@@ -197,7 +197,7 @@ def _jobs(photos: Sequence[Path]) -> Iterator[_Job]:
 
 
 def _is_photo(path: Path, finder: MatteFinder) -> bool:
-    from mm_core.ingest.spellings import PHOTOS, is_hidden
+    from mm_core.core.spellings import PHOTOS, is_hidden
 
     hidden = is_hidden(path.relative_to(finder.folder))
     return path.is_file() and path.suffix.lower() in PHOTOS and not hidden and not finder.is_matte(path)

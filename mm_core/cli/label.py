@@ -117,7 +117,7 @@ def compare(
 ) -> None:
     """Trains on routed and on as many random new photos, all else equal; `mm report` shows what choosing is worth."""
     with run_with_bars() as run:
-        say(stages.label_compare(run) if seeds is None else operations.compare_labels(run, seeds=seeds), json_)
+        say(stages.label_compare(run) if seeds is None else stages.compare_labels(run, seeds=seeds), json_)
 
 
 @app.command()

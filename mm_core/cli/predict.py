@@ -14,7 +14,7 @@ import numpy as np
 from mm_core.core.errors import InputError
 from mm_core.core.outputs import check_outputs
 from mm_core.core.records import ALL_CATEGORIES, Report, timed, write_bytes
-from mm_core.ingest.spellings import PHOTOS, is_hidden
+from mm_core.core.spellings import PHOTOS, is_hidden
 from mm_core.pinned_inputs import Run
 from mm_core.storage.store import fetch_blob
 

@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import ALL_CATEGORIES, parse_finite_json
-from mm_core.ingest.spellings import category_of
+from mm_core.core.spellings import category_of
 
 if TYPE_CHECKING:
     from types import ModuleType

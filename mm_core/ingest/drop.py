@@ -18,10 +18,10 @@ from typing import TypedDict
 from mm_core.core.errors import InputError
 from mm_core.core.outputs import MAX_NAME, check_outputs
 from mm_core.core.records import KINDS, sha256_file, write_bytes
+from mm_core.core.spellings import PHOTOS, is_hidden
 from mm_core.ingest.batch_names import name_fault
 from mm_core.ingest.csv_text import csv_bytes, csv_lines
 from mm_core.ingest.matte_pairs import MatteFinder, category_in
-from mm_core.ingest.spellings import PHOTOS, is_hidden
 
 MANIFEST_COLUMNS = ("image", "alpha", "caption", "category", "group", "role", "sha256", "source", "license", "taken_at")
 FORMULA_SIGNS = ("=", "+", "-", "@")

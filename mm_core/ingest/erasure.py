@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TypedDict
 
 from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
 from mm_core.core.records import sha256_file
+from mm_core.imaging.pixel_cache import PixelCache
 from mm_core.ingest.inbox import kept_matte
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.store import Store, blob_key
@@ -48,6 +50,12 @@ def forget_photos(catalog: Catalog, store: Store, samples: Sequence[str], group:
     ids = find_photos(catalog, samples, group)
     erase(catalog, store, ids)
     return ids
+
+
+def clear_decoded(layout: Layout) -> None:
+    """Remove all decoded photos: of the cycles, and of interrupted measurements in their own cache folders."""
+    for cache in (layout.cache, *(layout.root / "scratch").rglob("cache")):
+        PixelCache.clear(cache)
 
 
 def find_photos(catalog: Catalog, names: Sequence[str], group: str | None = None) -> list[str]:

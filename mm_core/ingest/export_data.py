@@ -22,6 +22,7 @@ import pandas as pd
 from mm_core.core.errors import InputError
 from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report, write_bytes
+from mm_core.core.spellings import PHOTOS, SUFFIXES
 from mm_core.imaging.images import load_alpha
 from mm_core.ingest.coco import ROW_KEYS, CocoPhoto, load_pycocotools, write_coco
 from mm_core.ingest.csv_text import csv_bytes
@@ -29,7 +30,6 @@ from mm_core.ingest.drop import escaped
 from mm_core.ingest.fiftyone_json import TRUTH, heatmap, write_fiftyone
 from mm_core.ingest.placement import POOLS
 from mm_core.ingest.snapshot import read_pool
-from mm_core.ingest.spellings import PHOTOS, SUFFIXES
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, fetch_blob
 

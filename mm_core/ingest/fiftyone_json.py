@@ -23,10 +23,10 @@ from pydantic import JsonValue
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import ALL_CATEGORIES, write_json
+from mm_core.core.spellings import category_of
 from mm_core.imaging.images import load_alpha
 from mm_core.ingest.coco import MOST_PIXELS, ROW_KEYS, read_json
 from mm_core.ingest.decode_sandbox import safely
-from mm_core.ingest.spellings import category_of
 
 SAMPLES = "samples.json"
 LABELS = ("Heatmap", "Segmentation", "Detections")

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm_core.core.errors import DropError
+from mm_core.core.spellings import category_of
 from mm_core.ingest.csv_text import csv_lines
 from mm_core.ingest.drop import MANIFEST_COLUMNS, unescaped
-from mm_core.ingest.spellings import category_of
 
 MAX_BYTES = 64 << 20
 MAX_ROWS = 200_000

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path, PurePath
 
 from mm_core.core.records import ALL_CATEGORIES
-from mm_core.ingest.spellings import PHOTOS, category_of
+from mm_core.core.spellings import PHOTOS, category_of
 
 ALPHA_SUFFIXES = ("_alpha", "-alpha", "_matte", "-matte")
 MASK_SUFFIXES = (*ALPHA_SUFFIXES, "_mask", "-mask")

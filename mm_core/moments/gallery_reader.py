@@ -16,9 +16,9 @@ from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import digest_of, read_keyed, sha256_file, write_json
+from mm_core.core.spellings import PHOTOS, is_hidden
 from mm_core.imaging.images import UnreadableImage, load_rgb
 from mm_core.imaging.near_duplicates import LOOK_SIDE, glance, landmarks, perceptual_hash
-from mm_core.ingest.spellings import PHOTOS, is_hidden
 from mm_core.storage.run import StorageRun
 from mm_core.structuring import photo_features
 from mm_core.structuring.category_guess import Guesser, guesser_of

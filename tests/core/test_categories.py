@@ -21,7 +21,7 @@ exec(source[source.index("CATEGORIES = "):], vars(categories))
 from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, decoder_of
 from mm_core.eval.metrics import category_scores
-from mm_core.ingest.spellings import category_of
+from mm_core.core.spellings import category_of
 from mm_core.moments.story import NOUNS
 from mm_core.structuring.category_guess import SENTENCES
 import pandas as pd, numpy as np

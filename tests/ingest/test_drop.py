@@ -8,9 +8,9 @@ import pytest
 
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.records import sha256_bytes
+from mm_core.core.spellings import SUFFIXES
 from mm_core.ingest.drop import package_folder, summarize_drop, write_manifest
 from mm_core.ingest.manifest import read_manifest
-from mm_core.ingest.spellings import SUFFIXES
 
 
 def rows_of(batch: Path) -> list[dict[str, str]]:
