@@ -218,12 +218,13 @@ def predictor_of(layout: Layout, model: str) -> tuple[Predictor | None, str]:
         return TorchPredictor(Path(model), layout.settings.device, guided=True), sha256_file(Path(model))[:12]
     if Path(model).is_dir():
         return OnnxPredictor.of_folder(Path(model), guided=True), Path(model).name
+    if model.endswith(".safetensors"):
+        raise InputError(f"--model {model}: no such file")
     # The registry names the digests of the int8 files; the store has the files.
-    pin = Registry(layout.settings).pin(model)
+    registry = Registry(layout.settings)
+    pin = registry.pin(model)
     if pin is None:
-        raise InputError(
-            f"--model {model}: the registry has no such version or alias; run a cycle first (`mm run`), or say `none`"
-        )
+        raise InputError(f"--model {model}: no such version or alias: {registry.describe_versions()}")
     store = store_of(layout)
     return OnnxPredictor({n: fetch_blob(store, d) for n, d in pin["files"].items()}, guided=True), pin["version"]
 

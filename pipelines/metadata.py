@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from glob import escape
 from pathlib import Path
@@ -18,6 +19,9 @@ from mm_core.core.records import Report
 MAX_NUMBERS = 40
 MAX_ROWS = 200
 MAX_PICTURES = 6
+DIGEST = re.compile(r"[0-9a-f]{64}")
+SHORT_DIGEST = 12
+"""Hexadecimal digits of a digest in a table; the report's JSON file has all of them."""
 PICTURE_SIDE = 640
 """Long side in pixels; pictures are stored in Dagster's event log and must stay small."""
 
@@ -34,7 +38,9 @@ def of_report(report: Report, *, paths: Mapping[str, Path] | None = None) -> dic
         shown["images"] = dg.MetadataValue.int(images)
     shown |= {name: dg.MetadataValue.path(path) for name, path in (paths or {}).items()}
     shown |= {name: table(rows) for name, rows in report.tables.items() if rows}
-    for title, png in list(report.pictures.items())[:MAX_PICTURES]:
+    # The worst matte of each category comes first, because a person looks for faults.
+    pictures = sorted(report.pictures.items(), key=lambda item: not item[0].endswith(", worst"))
+    for title, png in pictures[:MAX_PICTURES]:
         shown[title] = picture(title, Path(png))
     # Later entries replace earlier ones of the same name.
     shown |= {name: _fact(value) for name, value in report.facts.items() if value is not None}
@@ -68,7 +74,10 @@ def images_of(report: Report) -> int | None:
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> dg.TableMetadataValue:
-    """Return rows as a table; a column is numeric if all its values are numbers, otherwise text."""
+    """Return rows as a table; a column is numeric if all its values are numbers, otherwise text.
+
+    Digests are shortened, so that the other columns are in sight.
+    """
     rows = rows[:MAX_ROWS]
     # Rows may have different columns; the table has all of them.
     types = {name: _column_type(row.get(name) for row in rows) for row in rows for name in row}
@@ -177,7 +186,8 @@ def _value(value: object, kind: str) -> str | int | float | bool | None:
     if value is None:
         return None
     if kind == "string":
-        return value if isinstance(value, str) else json.dumps(value, default=str)
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        return text[:SHORT_DIGEST] if DIGEST.fullmatch(text) else text
     if kind == "float":
         number = float(str(value))
         return float(f"{number:.6g}") if math.isfinite(number) else None

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mm_core.cli.app import app
-from mm_core.cli.terminal import table
+from mm_core.cli.terminal import say, table
 from mm_core.cli.words import held_words
-from mm_core.core.records import ALL_CATEGORIES
+from mm_core.core.records import ALL_CATEGORIES, Report
 from samplegen import write_drop
 
 LONG = "images/" + "a-long-name-" * 9 + ".jpg"
@@ -66,7 +66,7 @@ def test_ingest_tells_counts_and_reasons_and_no_digest(told: str) -> None:
 
 def test_nothing_new_is_said_in_a_line(told: str, house: Path) -> None:
     again = mm("ingest", workspace=house).stdout
-    assert again.startswith("nothing new in the inbox") and again.count("\n") == 1
+    assert again.startswith(f"nothing new in the inbox {house}") and again.count("\n") == 1
 
 
 def test_quarantine_is_readable_and_names_the_next_step(told: str, house: Path) -> None:
@@ -142,6 +142,15 @@ def test_a_list_of_texts_has_a_line_for_each_in_the_last_column() -> None:
         "2      3        a",
         "                b",
     ]
+
+
+def test_a_sentence_stands_in_the_last_column_or_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    why = "Chosen because pets needs labels (error 1.2 times the mean); it looks harder than 91 % of pets."
+    shown = table([{"sample": "a", "why": why, "score": 1}]).splitlines()
+    assert shown[0].split() == ["sample", "score", "why"] and shown[1].endswith(why)
+    say(Report("gate", facts={"reasons": [why, "b"], "names": ["x", "y"]}), False)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1:] == ["  reasons:", f"    {why}", "    b", "  names: x, y"]
 
 
 def test_a_held_batch_is_told_with_its_reason_and_the_next_step() -> None:

@@ -25,6 +25,7 @@ from mm_core.cli.words import drop_words, held_words
 from mm_core.core.categories import KINDS
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError, MattingError
+from mm_core.core.folders import require_folder
 from mm_core.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -127,6 +128,9 @@ def drop(  # noqa: PLR0913  each argument is an option of the command
 @app.command()
 def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -> None:
     """Takes all ready drops (or one) into the catalog and computes their features."""
+    # The default inbox need not exist yet; one that a person names must.
+    if inbox and "://" not in inbox:
+        require_folder(Path(inbox).expanduser())
     with run_with_bars(inbox) as run:
         report = stages.ingest(run, batch=batch)
         # Features are computed directly after ingest, so that one command completes an arrival.
@@ -329,15 +333,10 @@ def moments(
     json_: Json = False,
 ) -> None:
     """Groups a gallery into moments by time and place, with titles, best photos and finished pieces."""
-    _require_photos(gallery)
+    # Checked first: otherwise the error about a missing model hides this one.
+    require_folder(gallery)
     with run_with_bars() as run:
         say(operations.moments(run, gallery, out or run.layout.moments, model=model), json_)
-
-
-def _require_photos(folder: Path) -> None:
-    """Raise InputError if the folder is missing, before the error of a missing model hides it."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name a folder with photos")
 
 
 @app.command()
@@ -349,14 +348,16 @@ def gallery(
     port: int = 8090,
 ) -> None:
     """The page of moments: lift, place, change and correct; the model runs in the browser. Until Ctrl-C."""
-    _require_photos(folder)
+    require_folder(folder)
     run = open_run()
     galleries.serve(run, folder, moments_ or run.layout.moments, model=model, host=host, port=port)
 
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Dagster's port; MLflow and the pages take the next two.")] = 3000,
+    port: Annotated[
+        int, typer.Option(min=1, max=65533, help="Dagster's port; MLflow and the pages take the next two.")
+    ] = 3000,
     demo_: Annotated[
         bool, typer.Option("--demo", help="Show the demo's workspace; so where data/ holds nothing else.")
     ] = False,

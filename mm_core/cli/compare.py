@@ -174,7 +174,7 @@ def _truth(job: _Job, known: _Known, size: tuple[int, int]) -> np.ndarray | None
 
 
 def _jobs(photos: Sequence[Path]) -> Iterator[_Job]:
-    from mm_core.core.spellings import PHOTOS
+    from mm_core.core.spellings import NO_PHOTOS
     from mm_core.ingest.matte_pairs import MatteFinder, category_in
     from mm_core.ingest.truths import Truth
 
@@ -189,7 +189,7 @@ def _jobs(photos: Sequence[Path]) -> Iterator[_Job]:
         if given.is_dir():
             files = [path for path in sorted(given.rglob("*")) if _is_photo(path, finder)]
             if not files:
-                raise InputError(f"{given}: no photos found; put {', '.join(sorted(PHOTOS))} files there")
+                raise InputError(f"{given}: {NO_PHOTOS}")
         for photo in files:
             inside, matte = photo.relative_to(folder), finder.matte_of(photo)
             truth = Truth(str(photo), str(photo), "", photo, matte) if matte else None

@@ -15,6 +15,7 @@ from mm_core.cli.terminal import Json, open_layout, run_with_bars, say, table
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
+from mm_core.core.ports import require_free_port
 
 if TYPE_CHECKING:
     from mm_core.core import records
@@ -50,7 +51,7 @@ def export_data(
 def browse(
     port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5151,
     predictions: Annotated[
-        int, typer.Option(min=0, help="Eval photos with the mattes of champion and candidate; 0: none.")
+        int, typer.Option(min=0, help="Worst eval photos with the mattes of champion and candidate; 0: none.")
     ] = 100,
     write_only: Annotated[
         bool, typer.Option("--write-only", help="Write the files for the App, and do not start it.")
@@ -63,6 +64,8 @@ def browse(
     layout = open_layout()
     # The environment is installed first: who waits for it should not wait twice.
     if not write_only:
+        # Checked before the folder is written: an App that is open reads it.
+        require_free_port(port)
         _require_fiftyone(layout)
     folder = layout.cache / "browse"
     with run_with_bars() as run, records.timed(records.Report("browse")) as report:

@@ -14,7 +14,7 @@ import numpy as np
 from mm_core.core.errors import InputError
 from mm_core.core.outputs import check_outputs
 from mm_core.core.records import ALL_CATEGORIES, Report, timed, write_bytes
-from mm_core.core.spellings import PHOTOS, is_hidden
+from mm_core.core.spellings import NO_PHOTOS, PHOTOS, is_hidden
 from mm_core.pinned_inputs import Run
 from mm_core.storage.store import fetch_blob
 
@@ -55,7 +55,7 @@ def model_file(run: Run, model: str) -> tuple[Path, str]:
     if pin is None and model == "candidate":
         return provisional_candidate(run.layout)
     if pin is None:
-        raise InputError(f"--model {model}: the registry has no such version or alias; run a cycle first (`mm run`)")
+        raise InputError(f"--model {model}: no such version or alias: {run.registry.describe_versions()}")
     return fetch_blob(run.store, pin["digest"]), ""
 
 
@@ -150,7 +150,7 @@ def plan_jobs(images: Sequence[Path], out: Path) -> list[Job]:
         # Sorted, so that repeated runs process the photos in the same order.
         photos = [path for path in sorted(image.rglob("*")) if _is_photo_of(path, image, out)]
         if not photos:
-            raise InputError(f"{image}: no photos found; put {', '.join(sorted(PHOTOS))} files there")
+            raise InputError(f"{image}: {NO_PHOTOS}")
         jobs += [_job(path, out, path.relative_to(image).parent) for path in photos]
     return jobs
 

@@ -38,7 +38,8 @@ def say_arrivals(report: Report, run: Run, as_json: bool) -> None:
         if f"{row['kind']}/{row['batch']}" in names:
             name = str(row["category"])
             counts[name] = counts.get(name, 0) + int(str(row["photos"]))
-    typer.echo(ingest_words(report, [{"category": name, "photos": counts[name]} for name in sorted(counts)]))
+    categories = [{"category": name, "photos": counts[name]} for name in sorted(counts)]
+    typer.echo(ingest_words(report, categories, run.layout.settings.inbox))
 
 
 def pin_after_arrivals(run: Run, report: Report) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from mm_core.core.deferred import Deferred
+from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.progress import Progress, quiet
 from mm_core.core.settings import Settings
@@ -31,6 +32,8 @@ else:
 MOST_ROWS = 60
 """Largest number of table rows in the text output; the rest is counted."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
+LONG_TEXT = 60
+"""Characters above which a text of several words is a sentence: it gets a line of its own, or a table's last column."""
 SHORT_DIGEST = 12
 """Hexadecimal digits of a digest in the text output; `--json` has all of them."""
 Json = Annotated[bool, typer.Option("--json", help="One machine-readable object on stdout.")]
@@ -38,8 +41,11 @@ Inbox = Annotated[str | None, typer.Option(help="Folder or s3://bucket/prefix; d
 
 
 def open_layout(inbox: str | None = None) -> Layout:
-    """Return the workspace of the environment."""
-    return Layout(Settings.from_env(inbox=inbox))
+    """Return the workspace of the environment; raise InputError if its path is a file."""
+    settings = Settings.from_env(inbox=inbox)
+    if settings.workspace.is_file():
+        raise InputError(f"MM_WORKSPACE: {settings.workspace} is a file: name a folder")
+    return Layout(settings)
 
 
 def open_run(inbox: str | None = None, progress: Progress = quiet) -> Run:
@@ -124,6 +130,9 @@ def _named(name: str, value: object, indent: str) -> str:
         return "\n".join([f"{indent}{name}:", *(_named(key, item, inner) for key, item in value.items())])
     if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
         return "\n".join([f"{indent}{name}:", *(inner + line for line in table(value).splitlines())])
+    # Sentences stand below one another; names and numbers share a line.
+    if isinstance(value, list) and any(isinstance(item, str) and _is_sentence(item) for item in value):
+        return "\n".join([f"{indent}{name}:", *(f"{inner}{_cell(item)}" for item in value)])
     if isinstance(value, (list, tuple)):
         return f"{indent}{name}: {', '.join(_cell(item) for item in value) or 'none'}"
     return f"{indent}{name}: {'none' if value is None else _cell(value)}"
@@ -132,11 +141,11 @@ def _named(name: str, value: object, indent: str) -> str:
 def table(rows: Sequence[Mapping[str, object]]) -> str:
     """Return rows as an aligned plain-text table; cells are never cut, but digests are shortened.
 
-    A list of texts has one line per text. Columns with lists are the last ones, because their lines can be long.
+    A list of texts has one line per text. Columns with lists or sentences are the last ones, because they are wide.
     """
     # Columns in the order of their first appearance; rows may have different keys.
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    columns.sort(key=lambda name: any(_is_texts(row.get(name)) for row in rows))
+    columns.sort(key=lambda name: any(_is_wide(row.get(name)) for row in rows))
     cells = [[_cell_lines(row.get(name)) for name in columns] for row in rows]
     widths = [max(len(name), *(len(text) for line in cells for text in line[i])) for i, name in enumerate(columns)]
     lines = ["  ".join(name.ljust(w) for name, w in zip(columns, widths, strict=True))]
@@ -149,6 +158,14 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 
 def _is_texts(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _is_wide(value: object) -> bool:
+    return _is_texts(value) or (isinstance(value, str) and _is_sentence(value))
+
+
+def _is_sentence(text: str) -> bool:
+    return len(text) > LONG_TEXT and " " in text
 
 
 def _cell_lines(value: object) -> list[str]:

@@ -66,19 +66,20 @@ def held_words(held: Sequence[Mapping[str, object]]) -> str:
     return "\n".join(["held batches", *lines]) if held else ""
 
 
-def ingest_words(report: Report, categories: Sequence[Mapping[str, object]]) -> str:
+def ingest_words(report: Report, categories: Sequence[Mapping[str, object]], inbox: str) -> str:
     """Return the text output of `mm ingest`: counts per batch, accepted photos per category, refusals by reason.
 
     Args:
         report: The report of ingest, or of a quarantine verb that ingests rows again.
         categories: Rows with `category` and `photos`, the accepted photos of the batches.
+        inbox: Folder or URL that was searched.
 
     Returns:
         Several lines of text without digests.
     """
     batches: list[BatchRow] = report.rows("batches")
     if not batches:
-        return f"nothing new in the inbox ({report.seconds:.1f} s)"
+        return f"nothing new in the inbox {inbox} ({report.seconds:.1f} s)"
     lines = [f"{len(batches)} {'batch' if len(batches) == 1 else 'batches'} in {report.seconds:.1f} s", ""]
     # Older catalogs lack some of the columns.
     counts = [name for name in COUNTS if name in batches[0]]

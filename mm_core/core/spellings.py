@@ -22,6 +22,8 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
 }
 """Format → file suffixes. Suffixes select the photos of a folder; the content decides the format."""
 PHOTOS = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+NO_PHOTOS = f"no photos found; put {', '.join(suffixes[0] for suffixes in SUFFIXES.values())} files there"
+"""The message about a folder without photos; it names one suffix of each format."""
 SYSTEM_NAMES = frozenset(
     {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information", "@eadir", "#recycle"}
     | {"lost+found", "lost.dir", ".ds_store"}

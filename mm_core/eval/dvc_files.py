@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -67,9 +68,11 @@ def plot_stages(folder: Path, scores: Scores) -> list[Path]:
         )
         for place, category in enumerate(categories, 1):
             axes = figure.add_subplot(rows, columns, place)
-            axes.plot(stages, [table.loc[category, metric] for table in tables], marker="o")
+            values = [float(table.loc[category, metric]) for table in tables]
+            axes.plot(stages, values, marker="o")
             axes.set_title(category, fontsize=9)
-            axes.set_ylim(bottom=0)
+            # Room above the highest point, whose marker is cut off otherwise.
+            axes.set_ylim(0, 1.1 * max(filter(math.isfinite, values), default=0.0) or 1.0)
             axes.tick_params(labelsize=7)
         figure.suptitle(f"{label} by training stage (float models, eval set)", fontsize=10)
         stream = BytesIO()

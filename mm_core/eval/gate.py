@@ -29,7 +29,7 @@ from mm_core.eval.independence import in_words
 from mm_core.eval.questions import questions_for
 from mm_core.eval.ratchet import Ratchet, read_best, with_best
 from mm_core.eval.shadow import disagreement
-from mm_core.eval.words import loss, not_settled, promoted, too_few, worse_list
+from mm_core.eval.words import loss, losses, not_settled, promoted, too_few, worse_list
 from mm_core.ingest.snapshot import read_pool
 
 
@@ -136,7 +136,7 @@ def conclude(params: GateParams, cells: list[Cell], problems: list[str], *, same
         return "INCONCLUSIVE", ["the candidate is the champion itself: nothing to gain", *accepted]
     # A proven loss has priority over missing evidence.
     if failed:
-        return "REJECT", [*(loss(cell) for cell in failed), *thin, *accepted, *listed]
+        return "REJECT", [*losses(failed), *thin, *accepted, *listed]
     if thin or unclear:
         return "INCONCLUSIVE", [*thin, *(not_settled(params, cell) for cell in unclear), *accepted, *listed]
     return "PROMOTE", [promoted(params, judged), *accepted, *listed]

@@ -125,10 +125,10 @@ def headline(verdict: Verdict) -> str:
     if verdict.decision == "PROMOTE":
         return "The candidate may ship."
     if verdict.decision == "REJECT" and verdict.basis == "bootstrap":
-        return "The first model is below the floor: nothing leaves."
+        return "The first model is below the floor: nothing is released."
     if verdict.decision == "REJECT":
-        return "A loss is shown: nothing leaves."
-    return "Neither a sufficient gain nor a loss is shown: nothing leaves."
+        return "A loss is shown: nothing is released."
+    return "Neither a sufficient gain nor a loss is shown: nothing is released."
 
 
 def _about(layout: Layout, catalog: Catalog, verdict: Verdict | None) -> list[tuple[str, str]]:

@@ -27,16 +27,33 @@ WHOSE = {
 
 def loss(cell: Cell) -> str:
     """Describe a proven loss and its size."""
+    changes = f"({change(cell, cell.gain)}, at best {change(cell, _upper(cell))}, allowed {change(cell, cell.margin)})"
+    # The values of the mean over the six are ratios to the reference, which is 1.
+    if cell.category == MACRO and cell.reference == 1:
+        whose = WHOSE[cell.against].rstrip(",")
+        times = f"{cell.candidate:.3g} times as large"
+        return f"on average over the six: {_named(cell)} is worse than {whose}, {times} {changes}"
     where = "on average over the six" if cell.category == MACRO else cell.category
     if cell.against == "floor":
         return (
             f"{where}: {cell.metric} {cell.candidate:.4g} is below the floor {cell.reference:.4g} "
             f"(at best {_best(cell)})"
         )
-    return (
-        f"{where}: {_named(cell)} {cell.candidate:.4g} is worse than {WHOSE[cell.against]} {cell.reference:.4g} "
-        f"({change(cell, cell.gain)}, at best {change(cell, _upper(cell))}, allowed {change(cell, cell.margin)})"
-    )
+    compared = f"{cell.candidate:.4g} is worse than {WHOSE[cell.against]} {cell.reference:.4g}"
+    return f"{where}: {_named(cell)} {compared} {changes}"
+
+
+def losses(cells: Sequence[Cell]) -> list[str]:
+    """Describe proven losses, each value once.
+
+    Several comparisons of one value may fail, with different margins. The one with the widest margin says most.
+    """
+    widest: dict[tuple[str, str, str], Cell] = {}
+    for cell in cells:
+        key = cell.category, _named(cell), cell.against
+        if key not in widest or cell.margin < widest[key].margin:
+            widest[key] = cell
+    return [loss(cell) for cell in widest.values()]
 
 
 def worse_list(cells: Sequence[Cell]) -> str:

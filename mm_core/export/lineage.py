@@ -111,11 +111,7 @@ def tags_of(registry: Registry, version: str) -> dict[str, str]:
     """Return `Registry.tags` of an existing version; raise InputError for a missing one."""
     tags = registry.tags(version)
     if tags is None:
-        promoted = list(dict.fromkeys(move["to"] for move in registry.history()))
-        raise InputError(
-            f"{NAME} has no version {version!r}: "
-            + (f"promoted were {', '.join(promoted)}" if promoted else "none yet")
-        )
+        raise InputError(f"{NAME} has no version {version!r}: {registry.describe_versions()}")
     return tags
 
 

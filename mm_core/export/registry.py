@@ -100,6 +100,12 @@ class Registry:
             return []
         return sorted((str(v.version) for v in self._client.search_model_versions(f"name = '{NAME}'")), key=int)
 
+    def describe_versions(self) -> str:
+        """Return which versions there are, for the message about a name that is none of them."""
+        if versions := self.versions():
+            return f"the registry has {', '.join(versions)}"
+        return "the registry is empty; `mm run` registers a model that the gate promotes"
+
     def history(self) -> list[Move]:
         """Return every move of `champion`, oldest first."""
         model = self._model()

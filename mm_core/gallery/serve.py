@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 
 from mm_core.core.errors import InputError
+from mm_core.core.ports import require_free_port
 from mm_core.gallery.application import application
 from mm_core.gallery.library import Library
 from mm_core.pinned_inputs import Run
@@ -40,6 +41,8 @@ def serve(run: Run, gallery: Path, moments: Path, *, model: str, host: str, port
     )
     print(f"Model    {library.manifest['version']}, " + (f"signed by {s}" if (s := library.signed_by) else NOT_CHECKED))
     open_to_all = host not in LOOPBACK
+    if not open_to_all:
+        require_free_port(port)
     secret = (os.environ.get("MM_GALLERY_TOKEN") or secrets.token_urlsafe(24)) if open_to_all else None
     app = application(library, run.catalog, Path(layout.settings.inbox), layout.settings.onnxruntime_web, secret)
     if secret:

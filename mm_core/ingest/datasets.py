@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from mm_core.core.errors import InputError
+from mm_core.core.folders import require_folder
 from mm_core.core.records import KINDS, sha256_file, write_bytes
 from mm_core.imaging.images import encode_alpha, read_header
 from mm_core.ingest.batch_names import name_fault
@@ -78,8 +79,7 @@ def read_dataset(folder: Path, labels: Path, field_name: str = "") -> Dataset:
     Raises:
         InputError: The file is malformed, or names files outside of the folder.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name the folder with the photos")
+    require_folder(folder)
     if is_fiftyone(read_json(labels)):
         return _fiftyone(labels.parent, field_name)
     return _coco(folder, labels)

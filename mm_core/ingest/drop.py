@@ -16,9 +16,10 @@ from pathlib import Path, PurePath
 from typing import TypedDict
 
 from mm_core.core.errors import InputError
+from mm_core.core.folders import require_folder
 from mm_core.core.outputs import MAX_NAME, check_outputs
 from mm_core.core.records import KINDS, sha256_file, write_bytes
-from mm_core.core.spellings import PHOTOS, is_hidden
+from mm_core.core.spellings import NO_PHOTOS, PHOTOS, is_hidden
 from mm_core.ingest.batch_names import name_fault
 from mm_core.ingest.csv_text import csv_bytes, csv_lines
 from mm_core.ingest.matte_pairs import MatteFinder, category_in
@@ -137,8 +138,7 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
         raise InputError(f"--kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
     if fault := name_fault(batch):
         raise InputError(f"--batch: {fault}")
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name a folder with photos")
+    require_folder(folder)
     target = inbox / kind / batch
     # A drop inside its own source would be packaged again on the next call.
     if target.resolve().is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(target.resolve()):
@@ -151,7 +151,7 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
     finder = MatteFinder(folder)
     photos = [p for p in files if p.suffix.lower() in PHOTOS and not finder.is_matte(p)]
     if not photos:
-        raise InputError(f"{folder}: no photos found; put {', '.join(sorted(PHOTOS))} files there")
+        raise InputError(f"{folder}: {NO_PHOTOS}")
     alphas = {p: _alpha_of(finder, p) for p in photos} if kind == "pixel_labeled" else {}
     captions = _captions(photos, folder) if kind == "text_image" else {}
 

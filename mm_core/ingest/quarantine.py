@@ -80,7 +80,9 @@ def show(catalog: Catalog, store: Store, key: str, views: Path) -> RejectView:
 def _one(rejects: pd.DataFrame, key: str) -> RejectRow:
     """Return the only refused row with a key that begins with `key`."""
     found = rejects[rejects["key"].str.startswith(key)] if key else rejects.head(0)
-    if len(found) != 1:
+    if found.empty:
+        raise InputError(f"no refused row has the key {key!r}: copy one from `mm quarantine list`")
+    if len(found) > 1:
         raise InputError(f"key {key!r} fits {len(found)} refused rows: copy a longer one from `mm quarantine list`")
     return cast(RejectRow, found.iloc[0].to_dict())
 
@@ -200,7 +202,9 @@ def retry(run: StorageRun, batch: str) -> Report:
     # A changed manifest has another key and needs a normal ingest.
     known = [one for one in chosen if one.key in ledger]
     if not known:
-        remedy = "run `mm ingest`" if chosen else f"there is no manifest at {run.inbox.url}/<kind>/{batch}"
+        kind = "" if "/" in batch else "<kind>/"
+        nowhere = f"there is no manifest at {run.inbox.url}/{kind}{batch}; `mm status` lists the batches"
+        remedy = "run `mm ingest`" if chosen else nowhere
         raise InputError(f"batch {batch!r} was not ingested as it lies in the inbox: {remedy}")
     docs = DataDocs(run.layout.data_docs)
     for one in known:

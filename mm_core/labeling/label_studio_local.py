@@ -24,6 +24,7 @@ import psutil
 from mm_core.core import processes
 from mm_core.core.errors import InputError, LabelServerError
 from mm_core.core.layout import Layout
+from mm_core.core.ports import require_free_port
 from mm_core.core.records import parse_record, write_json
 from mm_core.labeling.label_studio_client import Server
 
@@ -116,7 +117,7 @@ class LocalServer:
         if running := running_server(self.folder):
             raise InputError(f"a server runs on {self.folder} already: {running['url']}, process {running['pid']}")
         # Check the port before anything is written.
-        _require_free(self.port)
+        require_free_port(self.port)
         self.folder.mkdir(parents=True, exist_ok=True)
         # The folder contains the account's password.
         self.folder.chmod(0o700)
@@ -221,16 +222,6 @@ def _healthy(url: str) -> bool:
             return json.loads(answer.read()).get("status") == "UP"
     except (OSError, ValueError, urllib.error.URLError):
         return False
-
-
-def _require_free(port: int) -> None:
-    """Raise InputError if the port is in use."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise InputError(f"port {port} is in use: choose another with --port") from None
 
 
 def free_port() -> int:

@@ -13,10 +13,11 @@ from typing import TypedDict, cast
 import numpy as np
 
 from mm_core.core.errors import InputError
+from mm_core.core.folders import require_folder
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import digest_of, read_keyed, sha256_file, write_json
-from mm_core.core.spellings import PHOTOS, is_hidden
+from mm_core.core.spellings import NO_PHOTOS, PHOTOS, is_hidden
 from mm_core.imaging.images import UnreadableImage, load_rgb
 from mm_core.imaging.near_duplicates import LOOK_SIDE, glance, landmarks, perceptual_hash
 from mm_core.storage.run import StorageRun
@@ -100,15 +101,14 @@ def read_gallery(run: StorageRun, folder: Path) -> Gallery:
     Raises:
         InputError: The folder does not exist or holds no photo.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name a folder with photos")
+    require_folder(folder)
     files = sorted(
         p
         for p in folder.rglob("*")
         if p.is_file() and p.suffix.lower() in PHOTOS and not is_hidden(p.relative_to(folder))
     )
     if not files:
-        raise InputError(f"{folder}: no photos found; put {', '.join(sorted(PHOTOS))} files there")
+        raise InputError(f"{folder}: {NO_PHOTOS}")
     with ExitStack() as stack:
         tools = chosen(run.params, run.layout, stack)
         guesser, vectors_from = guesser_of(run.catalog, tools)

@@ -90,7 +90,7 @@ def write_browse_folder(
         raise InputError(f"{catalog.url} has no photos yet: `mm ingest` takes drops in")
     writer = _Writer(folder, run.store)
     facts = _facts(layout, catalog, samples)
-    judged = [sample for sample in samples["id"] if facts.pools.get(sample) == "eval"][:most_predictions]
+    judged = _worst_first(samples, facts)[:most_predictions]
     rows = []
     for number, row in enumerate(samples.to_dict("records"), 1):
         run.progress("browse", number, len(samples) + len(rejects))
@@ -305,6 +305,18 @@ class _Writer:
         path = self.folder / "mattes" / f"{sample[:16]}.png"
         path.symlink_to(blob.resolve())
         return str(path)
+
+
+def _worst_first(samples: pd.DataFrame, facts: Facts) -> list[str]:
+    """Return the ids of the eval photos: the worst of each category, then the second worst of each, and so on.
+
+    The saved views begin with these photos.
+    """
+    judged = samples.loc[samples["id"].map(facts.pools.get) == "eval", ["id", "category"]]
+    judged = judged.assign(error=[facts.scores.get(sample, {}).get("candidate_mse", 0.0) for sample in judged["id"]])
+    judged = judged.sort_values("error", ascending=False, kind="stable")
+    judged["rank"] = judged.groupby("category", dropna=False).cumcount()
+    return [*judged.sort_values("rank", kind="stable")["id"]]
 
 
 def _predict(shown: _Shown, models: Mapping[str, Predict], writer: _Writer) -> None:

@@ -12,6 +12,7 @@ from mm_core.core import processes
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.locks import try_cycle_lock
+from mm_core.core.ports import require_free_port
 from mm_core.core.settings import Settings
 from mm_core.training.tracking import Tracker
 
@@ -31,6 +32,8 @@ def shown(demo: bool) -> Settings:
 
 def serve(settings: Settings, port: int) -> None:
     """Run until Ctrl-C or until a server ends: Dagster at `port`, MLflow and the pages at the next two ports."""
+    for number in range(port, port + 3):
+        require_free_port(number, "--port, which Dagster takes; MLflow and the pages take the next two")
     layout, tracker = Layout(settings), Tracker(settings)
     home = layout.dagster_home
     home.mkdir(parents=True, exist_ok=True)

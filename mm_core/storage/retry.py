@@ -27,6 +27,8 @@ _REMEDIES = {
     errno.EPERM: "give this user the right to it, then run again",
     errno.EROFS: "make it writable, then run again",
 }
+NO_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, then run again"
+"""Remedy where no credentials for S3 are found."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -133,4 +135,6 @@ def _one_line(text: str) -> str:
     if code := re.search(r"\(os error (\d+)\)", plain):
         number = int(code.group(1))
         return f"{plain}: {_REMEDIES.get(number, f'{os.strerror(number)}: run again')}"
+    if "error occurred while loading credentials" in plain:
+        return f"{plain.partition(' -> ')[0]}: S3 needs credentials: {NO_KEYS}"
     return f"{plain}: run again" if "S3 error" in plain else plain

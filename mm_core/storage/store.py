@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlparse
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import BlobDamaged, BlobNotFound, BlobTooLarge, InputError, StoreError
 from mm_core.core.records import sha256_bytes, sha256_file
 from mm_core.core.settings import s3_timeout
-from mm_core.storage.retry import disk_fault
+from mm_core.storage.retry import NO_KEYS, disk_fault
 from mm_core.storage.seals import KEY_SEALS, KeySeals
 
 if TYPE_CHECKING:
@@ -410,7 +410,9 @@ class S3Store:
         except OSError as error:
             raise StoreError(f"{doing} {self.url}/{key}: {disk_fault(error)}") from error
         except (boto3.exceptions.Boto3Error, BotoCoreError) as error:
-            raise StoreError(f"{doing} {self.url}/{key}: {error}: run again") from error
+            absent = isinstance(error, NoCredentialsError | PartialCredentialsError)
+            remedy = NO_KEYS if absent else "run again"
+            raise StoreError(f"{doing} {self.url}/{key}: {error}: {remedy}") from error
 
 
 def _inside(key: str) -> str:

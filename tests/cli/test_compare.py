@@ -130,7 +130,7 @@ def test_the_candidate_is_the_last_cycles_model_whether_promoted_or_not(house: P
 def test_what_is_not_there_is_named_and_no_foreign_file_is_replaced(house: Path, tmp_path: Path) -> None:
     model, photos = house / "old.safetensors", house / "photos"
     for arguments, named in (
-        (("@3", model, photos), "--model 3: the registry has no such version"),
+        (("@3", model, photos), "--model 3: no such version or alias: the registry"),
         ((model, model, "nothing.jpg"), "nothing.jpg: no such file or folder"),
         ((model, model, photos, "-o", photos / CATEGORIES[0] / "0.png"), "is one of the photos"),
         ((model, model, photos, "-o", model), "was not made by this command"),

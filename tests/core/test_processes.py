@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ import psutil
 import pytest
 
 from mm_core.core import processes
+from mm_core.core.errors import InputError
+from mm_core.core.ports import require_free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -123,3 +126,11 @@ def test_a_server_whose_starter_is_dead_already_ends_too(tmp_path: Path, program
     command = [sys.executable, "-P", processes.__file__, str(nobody.pid), str(program), str(tmp_path / "pids")]
     late = subprocess.Popen(command, start_new_session=True)
     assert late.wait(20) == -signal.SIGKILL
+
+
+def test_a_port_in_use_is_named_with_the_option_that_chooses_another() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port} is in use: choose another with --port"):
+            require_free_port(port)
+    require_free_port(port)

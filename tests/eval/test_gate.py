@@ -148,6 +148,13 @@ def test_slow_erosion_is_seen_by_the_anchor(tmp_path: Path) -> None:
     assert found.decision == "REJECT" and all("worse than the best so far" in reason for reason in shown)
 
 
+def test_a_loss_that_fails_several_comparisons_is_told_once(tmp_path: Path) -> None:
+    found = verdict(tmp_path, simulate(11, gains=dict.fromkeys(CATEGORIES, 0.3) | {"pets": -0.9}))
+    values = [reason.partition(" (")[0] for reason in found.reasons if " is worse than" in reason]
+    assert found.decision == "REJECT" and any(value.startswith("pets: mse") for value in values)
+    assert len(values) == len(set(values)), values
+
+
 def test_costly_int8_is_not_promoted(tmp_path: Path) -> None:
     found = verdict(tmp_path, simulate(8, gains=0.5, int8_cost=0.3))
     assert found.decision == "REJECT" and all("its own float" in reason for reason in found.reasons[:6])

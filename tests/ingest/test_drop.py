@@ -84,7 +84,7 @@ def test_captions_from_files_and_table(tmp_path: Path) -> None:
     [
         ("labelled", "b", ["a.jpg"], r"--kind 'labelled' is unknown; use one of pixel_labeled"),
         ("unlabeled", "../b", ["a.jpg"], r"--batch: the folder's name '../b' is not safe to use: rename it"),
-        ("unlabeled", "b", ["a.md"], r"no photos found; put .*\.jpg"),
+        ("unlabeled", "b", ["a.md"], r"no photos found; put \.jpg, \.png"),
         (
             "pixel_labeled",
             "b",

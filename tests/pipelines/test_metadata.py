@@ -12,7 +12,7 @@ from PIL import Image
 
 from mm_core.core.errors import InputError, StoreError
 from mm_core.core.layout import Layout
-from mm_core.core.records import Report
+from mm_core.core.records import CATEGORIES, Report
 from mm_core.core.settings import Settings
 from mm_core.ingest.expectations import RULES
 from pipelines.defs.arrivals import project
@@ -65,6 +65,15 @@ def test_what_is_left_out_is_said() -> None:
     assert shown["left out here"] == dg.MetadataValue.json({"numbers": 5, "rows of photos": 7})
     photos = shown["photos"]
     assert isinstance(photos, dg.TableMetadataValue) and len(photos.records) == MAX_ROWS
+
+
+def test_the_worst_pictures_are_shown_first_and_digests_are_short(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "p.png")
+    titles = [f"{name}, {rank}" for name in CATEGORIES for rank in ("best", "worst")]
+    report = Report("x", pictures=dict.fromkeys(titles, str(tmp_path / "p.png")))
+    shown = [name for name, value in of_report(report).items() if isinstance(value, dg.MarkdownMetadataValue)]
+    assert shown == [f"{name}, worst" for name in CATEGORIES]
+    assert [dict(record.data) for record in table([{"key": "ab" * 32, "n": 1}]).records] == [{"key": "ab" * 6, "n": 1}]
 
 
 def test_a_picture_is_inline_and_small(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_usable_candidate_predicts_with_a_warning_and_another_does_not(
     fit(few, params)
     report = predict_files(Run(Params(), few), [photo], tmp_path / "out", model="candidate")
     assert len(report.tables["mattes"]) == 1 and "provisional" in report.facts["warning"]
-    with pytest.raises(InputError, match="run a cycle first"):
+    with pytest.raises(InputError, match="the registry is empty"):
         predict_files(Run(Params(), few), [photo], tmp_path / "out", model="champion")
     report, _ = fit(few, params, **{"gate.floors": {"mse": 1e-6}})
     assert report.facts["decision"] == "REJECT" and not report.facts["usable"]
