@@ -109,8 +109,8 @@ def _key(photo: np.ndarray) -> str:
 
 def measure(layout: Layout) -> pd.DataFrame:
     """Score candidate and peers on the evaluation photos: the scores per model and category, photos and macro."""
-    frame, store, side = read_pool(layout.snapshot, "eval"), store_of(layout), Params().evaluate.max_side
-    frame = frame[frame["category"].isin(CATEGORIES)]
+    pool, store, side = read_pool(layout.snapshot, "eval"), store_of(layout), Params().evaluate.max_side
+    frame = pool.loc[pool["category"].isin(CATEGORIES), :]
     weights = layout.model(TRAIN_STAGES[-1])
     models: dict[tuple[str, str], Predictor] = {
         ("candidate", "float"): TorchPredictor(weights, "cpu"),
@@ -119,12 +119,13 @@ def measure(layout: Layout) -> pd.DataFrame:
     }
     scores = score_all(frame, models, store, side, quiet, blind_mattes(frame, store))
     # MediaPipe knows people alone.
-    people = frame[frame["category"].isin(PEOPLE)]
+    people = frame.loc[frame["category"].isin(PEOPLE), :]
     masks = Mediapipe([load_rgb(fetch_blob(store, sample), side) for sample in people["sample_id"]])
     scores = pd.concat([scores, score_all(people, {("MediaPipe", "float"): masks}, store, side, quiet)])
     parts = []
-    for (model, precision), rows in scores.groupby(["model", "precision"], sort=False):
-        found = category_scores(rows)
+    for key in scores[["model", "precision"]].drop_duplicates().itertuples(index=False):
+        model, precision = str(key[0]), str(key[1])
+        found = category_scores(scores.loc[(scores["model"] == model) & (scores["precision"] == precision), :])
         if model == "MediaPipe":
             found = found[found.index.isin(PEOPLE)]
         parts.append(found.assign(model=f"{model} {precision}" if model == "candidate" else model))
