@@ -206,14 +206,14 @@ def write(done: pd.DataFrame) -> None:
 {summary(done)}
 
 Run: `benchmarks/gate_characteristics.py`. Default: `gate.mode: macro` (docs/decisions/0045). `--renew` measures this
-column again, with its own number of retrainings. "–" means: not measured with the present rule; the tables of real
-scores are not kept in the repository. Own bounds: `gate.pooled: false` (0025). Superior: `gate.mode: primary`. Point
-rule: every mean better. TFMA-like: every mean better by 1 %.
+column again, with its own number of retrainings. "–": not measured. Own bounds: `gate.pooled: false` (0025). Superior:
+`gate.mode: primary`. Point rule: every mean better. TFMA-like: every mean better by 1 %.
 
 Noise by formula (mean MSE 0.05, log-normal): mild, where a photo's errors of two trainings correlate to 0.88; heavy, to
-0.8, where a tenth of the photos makes four tenths of the error. Real noise (`--per-image`): models trained on about 150
-real photos, scored on photos of other sources; *one lineage* is a model before and after two further stages, *separate*
-are two trainings from ImageNet weights. A retrained model starts from its champion, which is closer to one lineage.
+0.8, where a tenth of the photos makes four tenths of the error. Real noise (`--per-image`): two models of one workspace
+on the same 300 real photos (benchmarks/real_photos.md), whose tables are not kept in the repository. *two weeks apart*:
+the candidates of two cycles, the second with 2.5 times as many labels. *300 steps apart*: one cycle before and after
+its `hard` stage.
 
 {table(done, "rates", rules)}
 
@@ -264,6 +264,13 @@ def summary(done: pd.DataFrame) -> str:
         f"gain 20 %, and in {shown('heavy', CASE_MIX, 60)} if they gain 10 %. A year of weekly gains of 1 %, with 150 "
         f"photos, has {year_heavy:.0f} promotions with heavy noise and {year_mild:.0f} with mild noise."
     )
+    for world in sorted({str(name) for name in done["world"] if str(name).startswith("real")}):
+        weeks = share(world, "+1 % a week", 150, part="year")
+        text += (
+            f" With the noise of two {world.replace('real,', 'real models,')}: +10 % in {shown(world, CASE_TEN, 60)}, "
+            f"no gain in {shown(world, 'no-op retrain', 60)}, the loss beside +20 % in {shown(world, CASE_LOSS, 60)}, "
+            f"{weeks:.0f} promotions in the year."
+        )
     return "\n".join(textwrap.wrap(text, 120))
 
 
