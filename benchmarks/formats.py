@@ -26,8 +26,8 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import ExportParams, ModelParams, Params
 from mm_core.core.records import CATEGORIES, DECODERS, Report, write_json
 from mm_core.core.settings import Settings
-from mm_core.eval.evaluate import load_item
 from mm_core.eval.metrics import TruthMatte, category_scores
+from mm_core.eval.scoring import load_item
 from mm_core.export.float_reference import float_alphas, served
 from mm_core.export.formats.convert import convert
 from mm_core.export.formats.run import SUFFIX, run_file

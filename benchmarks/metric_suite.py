@@ -25,8 +25,8 @@ import numpy as np
 from scipy import ndimage
 
 from mm_core.core.records import CATEGORIES
-from mm_core.eval.evaluate import THREADS
 from mm_core.eval.metrics import TruthMatte
+from mm_core.eval.scoring import THREADS
 from samplegen import render
 
 HERE = Path(__file__).parent

@@ -33,8 +33,8 @@ from mm_core.core.params import Params
 from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import CATEGORIES, Report, decoder_of, digest_of
 from mm_core.core.settings import Settings
-from mm_core.eval.evaluate import blind_mattes, score_all
 from mm_core.eval.metrics import category_scores
+from mm_core.eval.scoring import blind_mattes, score_all
 from mm_core.ingest.placement import SCHEMA, newest_labels, stable_share
 from mm_core.ingest.snapshot import components, write_frames
 from mm_core.model.predict import TorchPredictor

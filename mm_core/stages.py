@@ -31,7 +31,7 @@ from mm_core.export.bundle import write_bundle
 from mm_core.export.lineage import learnt_by, training_labels
 from mm_core.export.override import write_override
 from mm_core.export.quantise import quantise
-from mm_core.export.runtime import OnnxPredictor
+from mm_core.export.runtime import OnnxPredictor, files_digest, int8_files
 from mm_core.export.start_weights import keep_start
 from mm_core.ingest.ingest import ingest_ready
 from mm_core.ingest.snapshot import build_snapshot, eval_state, read_pool
@@ -43,7 +43,8 @@ from mm_core.labeling.push import push_tasks, undelivered
 from mm_core.labeling.review import settle_suspects
 from mm_core.labeling.route import route_hard
 from mm_core.labeling.value import value_of_labels
-from mm_core.model.predict import TorchPredictor
+from mm_core.model.meta import weights_digest
+from mm_core.model.predict import TorchPredictor, pick_device
 from mm_core.pinned_inputs import (
     Run,
     frozen_inputs,
@@ -217,23 +218,26 @@ def evaluate(run: Run) -> Report:
         candidate = layout.model(TRAIN_STAGES[-1])
         # The int8 files are what phones run, so they are judged and not only the float weights.
         quantise(run, candidate, layout.quantised, report)
-        device = layout.settings.device
-        models: dict[tuple[str, str], Predictor] = {}
-        models |= {(stage, "float"): TorchPredictor(layout.model(stage), device) for stage in TRAIN_STAGES}
-        models[TRAIN_STAGES[-1], "int8"] = OnnxPredictor.of_folder(layout.quantised)
+        device = pick_device(layout.settings.device)
+        weights = {stage: layout.model(stage) for stage in TRAIN_STAGES}
+        files = {TRAIN_STAGES[-1]: int8_files(layout.quantised)}
         # Champion and anchor are read as pinned: the aliases may have moved since.
         for role in ROLES:
-            pin = inputs[role]
-            if pin:
-                models[role, "float"] = TorchPredictor(fetch_blob(store, pin["digest"]), device)
-                models[role, "int8"] = OnnxPredictor({n: fetch_blob(store, d) for n, d in pin["files"].items()})
-        evaluate_models(run, models, report)
+            if pin := inputs[role]:
+                weights[role] = fetch_blob(store, pin["digest"])
+                files[role] = {name: fetch_blob(store, digest) for name, digest in pin["files"].items()}
+        models: dict[tuple[str, str], Predictor] = {}
+        models |= {(name, "float"): TorchPredictor(path, device) for name, path in weights.items()}
+        models |= {(name, "int8"): OnnxPredictor(of_model) for name, of_model in files.items()}
+        digests = {(name, "float"): digest_of([weights_digest(path), device]) for name, path in weights.items()}
+        digests |= {(name, "int8"): files_digest(of_model) for name, of_model in files.items()}
+        evaluate_models(run, models, report, digests)
         # An earlier cycle may have left a comparison that does not belong to this one.
         layout.shadow.unlink(missing_ok=True)
         if inputs["champion"] and run.params.evaluate.shadow_photos:
             photos = newest_unlabelled(run.catalog, inputs["catalog"], run.params.evaluate.shadow_photos)
-            int8, champion = models[TRAIN_STAGES[-1], "int8"], models["champion", "int8"]
-            run_shadow(run, photos, int8, champion, identity(layout, inputs), report)
+            candidate_int8, champion_int8 = models[TRAIN_STAGES[-1], "int8"], models["champion", "int8"]
+            run_shadow(run, photos, candidate_int8, champion_int8, identity(layout, inputs), report)
         seal_folder(layout.evaluation, [path for path in sorted(layout.quantised.iterdir()) if path.is_file()])
     return report
 

@@ -109,6 +109,9 @@ class SnapshotParams(_Section):
     eval_least: int = Field(default=8, ge=0)
     """Evaluation groups that each category gets first while labels are few: at least `gate.min_images`, and at most
     two fifths of the category's groups. Only newly arrived groups join the set."""
+    eval_most: int = Field(default=1000, ge=0)
+    """Most photos of each category that a cycle evaluates, whole groups by a stable hash; 0: all. The other evaluation
+    photos are in no pool. `mm gate simulate` tells how many photos a verdict needs."""
     validation_share: float = Field(default=0.1, gt=0, lt=0.9)
     """Share of the remaining labelled groups that select checkpoints during training. A category with fewer than 8
     such photos has no validation set; its photos are trained on."""
@@ -165,6 +168,8 @@ class CommonTrainParams(_Section):
     # Choice of the checkpoint.
     validate_every: int = Field(default=100, ge=1)
     """Steps between two evaluations on the validation set; the best weights are kept."""
+    validation_photos: int = Field(default=256, ge=0)
+    """Most photos of each category for these evaluations, whole groups by a stable hash; 0: all. Memory holds them."""
     patience: int = Field(default=0, ge=0)
     """Evaluations without a gain before a stage stops early; 0 disables it. Most of the error falls with the learning
     rate near the end. A stage that starts from a champion often beats it only in the last quarter."""

@@ -1,20 +1,17 @@
 """Evaluation of every model on the frozen eval set, photo by photo.
 
-Photos are read once for all models, a few at a time. Two threads read and score while the models predict. The gate
-reads `per_image.parquet`; the other outputs are for people.
+`scoring` computes the scores, `score_cache` keeps them. The gate reads `per_image.parquet`; the other outputs are for
+people.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -23,44 +20,34 @@ import pyarrow.parquet as pq
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import ModelPin, PinnedInputs, read_snapshot
-from mm_core.core.progress import Progress
-from mm_core.core.records import METRICS, Report, sha256_file, write_bytes, write_json
-from mm_core.eval.blind import NAME as BLIND_NAME
-from mm_core.eval.blind import BlindMattes
+from mm_core.core.records import METRICS, Report, digest_of, sha256_file, write_bytes, write_json
 from mm_core.eval.dvc_files import plot_stages, write_headline
 from mm_core.eval.examples import Example, choose, choose_regressions, write_examples
-from mm_core.eval.metrics import PER_IMAGE, SPEC, TruthMatte, category_scores
+from mm_core.eval.metrics import SPEC, TruthMatte, category_scores
 from mm_core.eval.rows import EvalRow, Flips, ScoreIdentity, eval_rows
-from mm_core.imaging.images import load_alpha, load_rgb
+from mm_core.eval.score_cache import ScoreCache
+from mm_core.eval.scoring import (
+    BLIND,
+    SCHEMA,
+    THREADS,
+    Key,
+    blind_matter,
+    blind_mattes,
+    load_item,
+    matter_of,
+    photo_key,
+    score_lacking,
+    table_of,
+)
+from mm_core.imaging.images import load_alpha
 from mm_core.ingest.snapshot import read_pool
 from mm_core.ingest.truths import Truth, read_truths, stem_of
 from mm_core.model.predict import Predictor
 from mm_core.storage.run import StorageRun
-from mm_core.storage.store import Store, fetch_blob
+from mm_core.storage.store import Store
 
-Key = tuple[str, str]
-"""(model, precision): `("champion", "int8")`."""
-BLIND: Key = (BLIND_NAME, "float")
-PHOTOS_AT_ONCE, THREADS = 4, 2
 GOOD = 0.9
 """Smallest MaxF of a good matte, for the count of flips."""
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("model", "precision", "sample_id", "group", "category", "decoder")]
-    + [(name, pa.float64()) for name in PER_IMAGE if name != "fcurve"]
-    + [("fcurve", pa.list_(pa.float32()))]
-)
-"""Columns of per_image.parquet. Its metadata contains `identity` as JSON under the key "mm"."""
-
-
-@dataclass(frozen=True)
-class EvalItem:
-    """One photo of the eval set with its true matte, both at the size for comparing mattes."""
-
-    row: EvalRow
-    photo: np.ndarray
-    """uint8 (H, W, 3)."""
-    alpha: np.ndarray
-    """float32 (H, W), [0, 1]."""
 
 
 def identity(layout: Layout, inputs: PinnedInputs) -> ScoreIdentity:
@@ -92,7 +79,9 @@ def _digest_of(pin: ModelPin | None) -> str | None:
     return pin["digest"] if pin else None
 
 
-def evaluate_models(run: StorageRun, models: Mapping[Key, Predictor], report: Report) -> Report:
+def evaluate_models(
+    run: StorageRun, models: Mapping[Key, Predictor], report: Report, digests: Mapping[Key, str] | None = None
+) -> Report:
     """Score the models on the snapshot's eval photos and write the results to `layout.evaluation`.
 
     The files are `per_image.parquet` (SCHEMA), `metrics.json` (model → category → metric), `stages.csv` (stage,
@@ -103,6 +92,8 @@ def evaluate_models(run: StorageRun, models: Mapping[Key, Predictor], report: Re
         run: Params, workspace, storage and progress.
         models: (name, precision) → Predictor.
         report: Receives metrics, tables, pictures and facts.
+        digests: (name, precision) → digest of everything that the model's mattes depend on beside the photo. Scores of
+            these models are kept, and known ones are not computed again.
 
     Returns:
         `report`.
@@ -119,9 +110,8 @@ def evaluate_models(run: StorageRun, models: Mapping[Key, Predictor], report: Re
         )
     # Use the champion and anchor that the snapshot froze. The pins of the next cycle may differ.
     about = identity(layout, read_snapshot(layout))
-    blind = blind_mattes(frame, run.store)
     # Score first, then write the table that the gate reads.
-    rows = score_all(frame, models, run.store, run.params.evaluate.max_side, run.progress, blind)
+    rows = _score_models(run, frame, models, digests or {}, report)
     table = rows.sort_values(["model", "precision", "sample_id"], ignore_index=True)
     _write_parquet(layout.per_image, table, about)
 
@@ -161,6 +151,32 @@ def evaluate_models(run: StorageRun, models: Mapping[Key, Predictor], report: Re
     counts = frame["category"].value_counts().sort_index()
     report.facts |= {**about, "images": {str(category): int(count) for category, count in counts.items()}}
     return report
+
+
+def _score_models(
+    run: StorageRun, frame: pd.DataFrame, models: Mapping[Key, Predictor], digests: Mapping[Key, str], report: Report
+) -> pd.DataFrame:
+    """Return the scores of all models and of the blind matte, in the columns of SCHEMA."""
+    rows, max_side = eval_rows(frame), run.params.evaluate.max_side
+    cache = ScoreCache(run.layout.scores, max_side)
+    # The blind matte depends on all rows of the set.
+    digests = {**digests, BLIND: digest_of(sorted([photo_key(row), row.group, row.category] for row in rows))}
+    known = {key: cache.read(digest) for key, digest in digests.items()}
+    # Models with equal digests are scored once: stages without steps pass their start weights on.
+    first = {digest: key for key, digest in reversed(digests.items())}
+    same = {key: first[digests[key]] if key in digests else key for key in (*models, BLIND)}
+    matters = {key: matter_of(model) for key, model in models.items() if same[key] == key}
+    if all(photo_key(row) in known[BLIND] for row in rows):
+        matters[BLIND] = lambda items: []
+    else:
+        matters[BLIND] = blind_matter(blind_mattes(frame, run.store))
+    scores = score_lacking(rows, matters, known, run.store, max_side, run.progress)
+    for key, digest in digests.items():
+        if key in scores and len(scores[key]) > len(known[key]):
+            cache.write(digest, scores[key])
+    report.metrics["evaluate/scored"] = sum(len(scores[key]) - len(known.get(key, {})) for key in scores)
+    report.metrics["evaluate/scores"] = len(rows) * len(same)
+    return table_of(rows, {key: scores[of] for key, of in same.items()})
 
 
 def evaluate_folder(truth_manifest: Path, pred_dir: Path) -> Report:
@@ -234,95 +250,6 @@ def flips(candidate: pd.DataFrame, champion: pd.DataFrame) -> list[Flips]:
         lost, won = (here & then & ~now).sum(), (here & now & ~then).sum()
         found.append({"category": category, "photos": int(here.sum()), "negative": int(lost), "positive": int(won)})
     return found
-
-
-def blind_mattes(frame: pd.DataFrame, store: Store) -> BlindMattes:
-    """Return the leave-one-group-out mean mattes of the frame's categories."""
-    rows = eval_rows(frame)
-    with ThreadPoolExecutor(THREADS) as pool:
-        return BlindMattes(rows, pool.map(lambda row: load_alpha(fetch_blob(store, row.alpha_sha256)), rows))
-
-
-def score_all(
-    frame: pd.DataFrame,
-    models: Mapping[Key, Predictor],
-    store: Store,
-    max_side: int,
-    progress: Progress,
-    blind: BlindMattes | None = None,
-) -> pd.DataFrame:
-    """Return the scores of all models on all photos.
-
-    Args:
-        frame: The eval pool, one row per photo.
-        models: (name, precision) → Predictor.
-        store: Holds the photos and mattes.
-        max_side: Long side in pixels for comparing mattes.
-        progress: Called after each batch of photos.
-        blind: Mean mattes that are scored as one more model, if given.
-
-    Returns:
-        The columns of SCHEMA, one row per photo and model.
-    """
-    rows, done = eval_rows(frame), 0
-    scored: list[Mapping[str, object]] = []
-    waiting: deque[Future[list[Mapping[str, object]]]] = deque()
-    progress("evaluate", 0, len(rows))
-    with ThreadPoolExecutor(THREADS) as pool:
-        # Each photo is decoded once and given to every model.
-        for batch in _batches(rows, store, max_side, pool):
-            photos, decoders = [item.photo for item in batch], [item.row.decoder for item in batch]
-            mattes = {key: model.predict(photos, decoders) for key, model in models.items()}
-            for index, item in enumerate(batch):
-                own = {key: found[index] for key, found in mattes.items()}
-                if blind:
-                    own[BLIND] = blind.predict(item.row, *item.alpha.shape)
-                waiting.append(pool.submit(_score, item, own))
-            # A bounded queue limits how many mattes are in memory.
-            while len(waiting) > PHOTOS_AT_ONCE:
-                scored += waiting.popleft().result()
-            done += len(batch)
-            progress("evaluate", done, len(rows))
-        for future in waiting:
-            scored += future.result()
-    return pd.DataFrame(scored, columns=SCHEMA.names)
-
-
-def load_item(row: EvalRow, store: Store, max_side: int) -> EvalItem:
-    """Load the photo and the true matte of an eval row, the matte at the photo's size.
-
-    Raises:
-        BlobNotFound: The photo or the matte is missing in the store.
-        UnreadableImage: The photo or the matte cannot be decoded.
-    """
-    photo = load_rgb(fetch_blob(store, row.sample_id), max_side)
-    alpha = load_alpha(fetch_blob(store, row.alpha_sha256))
-    # The photo may be scaled down to `max_side`; the true matte follows its size.
-    if alpha.shape != photo.shape[:2]:
-        alpha = cv2.resize(alpha, (photo.shape[1], photo.shape[0]), interpolation=cv2.INTER_AREA)
-    return EvalItem(row, photo, alpha)
-
-
-def _batches(
-    rows: Sequence[EvalRow], store: Store, max_side: int, pool: ThreadPoolExecutor
-) -> Iterator[list[EvalItem]]:
-    """Yield lists of PHOTOS_AT_ONCE items; the next list is read while the models predict this one."""
-    ahead: deque[Future[EvalItem]] = deque()
-    # One extra step yields the last batch, which was submitted in the step before.
-    for start in range(0, len(rows) + PHOTOS_AT_ONCE, PHOTOS_AT_ONCE):
-        current = list(ahead)
-        ahead = deque(pool.submit(load_item, row, store, max_side) for row in rows[start : start + PHOTOS_AT_ONCE])
-        if current:
-            yield [future.result() for future in current]
-
-
-def _score(item: EvalItem, mattes: Mapping[Key, np.ndarray]) -> list[Mapping[str, object]]:
-    truth, row = TruthMatte(item.alpha), item.row
-    about = {name: getattr(row, name) for name in ("sample_id", "group", "category", "decoder")}
-    return [
-        {"model": model, "precision": precision} | about | truth.score(matte)
-        for (model, precision), matte in mattes.items()
-    ]
 
 
 def _example(

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import PinnedInputs
-from mm_core.eval.evaluate import SCHEMA, identity
+from mm_core.eval.evaluate import identity
 from mm_core.eval.metrics import MEAN_METRICS
+from mm_core.eval.scoring import SCHEMA
 from mm_core.ingest.placement import POOLS
 from mm_core.ingest.snapshot import read_pool
 

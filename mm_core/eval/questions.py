@@ -7,8 +7,8 @@ from typing import Literal
 
 from mm_core.core.params import GateParams
 from mm_core.core.records import METRICS
-from mm_core.eval.evaluate import BLIND
 from mm_core.eval.evidence import ANCHOR, CHAMPION, FLOAT, Key
+from mm_core.eval.scoring import BLIND
 
 JUDGED = ("mse", "maxf", "biou", "conn")
 RELATIVE = frozenset({"mse", "conn", "sad", "grad"})

@@ -21,10 +21,10 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
 from mm_core.core.records import CATEGORIES, Report, sha256_file
 from mm_core.eval.cells import judge
-from mm_core.eval.evaluate import BLIND, blind_mattes, score_all
 from mm_core.eval.evidence import FLOAT, INT8, gather
 from mm_core.eval.gate import conclude
 from mm_core.eval.questions import questions_for
+from mm_core.eval.scoring import BLIND, blind_mattes, score_all
 from mm_core.ingest.placement import SCHEMA, stable_share
 from mm_core.ingest.snapshot import read_pool, write_frames
 from mm_core.model.predict import TorchPredictor

@@ -18,8 +18,8 @@ from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.params import Params
 from mm_core.core.pins import read_snapshot
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, Report
-from mm_core.eval.evaluate import score_all
 from mm_core.eval.metrics import category_scores
+from mm_core.eval.scoring import score_all
 from mm_core.ingest.placement import SCHEMA
 from mm_core.ingest.snapshot import read_pool, write_frames
 from mm_core.labeling.value import sources

@@ -14,8 +14,8 @@ from mm_core.core.errors import BlobNotFound, InputError
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import read_snapshot
 from mm_core.core.records import CATEGORIES, Report, digest_of
-from mm_core.eval.evaluate import score_all
 from mm_core.eval.metrics import category_scores
+from mm_core.eval.scoring import score_all
 from mm_core.ingest.snapshot import read_pool
 from mm_core.model.predict import TorchPredictor
 from mm_core.storage.run import StorageRun

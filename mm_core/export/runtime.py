@@ -13,7 +13,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore
 
 from mm_core.core.errors import InputError
-from mm_core.core.records import DECODERS
+from mm_core.core.records import DECODERS, digest_of, sha256_file
 from mm_core.export.bundle_manifest import MANIFEST, checked_manifest
 from mm_core.model.preprocess import finish, prepare
 from mm_core.model.upsample import guided_upsample
@@ -52,6 +52,19 @@ def input_size(session: onnxruntime.InferenceSession) -> int:
     return int(session.get_inputs()[0].shape[-1])
 
 
+def int8_files(folder: Path) -> dict[str, Path]:
+    """Return name → path of the int8 files that `quantise` wrote; raise InputError if there is none."""
+    files = {path.name: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+    if not files:
+        raise InputError(f"{folder} holds no *{SUFFIX}: run `mm evaluate`, which quantises the candidate")
+    return files
+
+
+def files_digest(files: Mapping[str, Path]) -> str:
+    """Return the digest of int8 files by their names."""
+    return digest_of({name: sha256_file(path) for name, path in files.items()})
+
+
 class OnnxPredictor:
     """The Predictor of `mm_core.model.predict` for `<decoder>.int8.onnx` files.
 
@@ -85,10 +98,7 @@ class OnnxPredictor:
         if (folder / MANIFEST).is_file():
             listed = {entry["file"] for entry in checked_manifest(folder)["decoders"].values()}
             return cls({name: folder / name for name in sorted(listed)}, threads, guided)
-        files = {path.name: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
-        if not files:
-            raise InputError(f"{folder} holds no *{SUFFIX}: run `mm evaluate`, which quantises the candidate")
-        return cls(files, threads, guided)
+        return cls(int8_files(folder), threads, guided)
 
     def predict(self, photos: Sequence[np.ndarray], decoders: Sequence[str]) -> list[np.ndarray]:
         """Return mattes like `Predictor.predict`: photos uint8 (H, W, 3), a decoder each → float32 (H, W) in [0, 1]."""

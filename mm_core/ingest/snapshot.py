@@ -49,6 +49,7 @@ from mm_core.ingest.placement import (
     read_placement,
     table_digest,
 )
+from mm_core.ingest.subset import is_within_limit
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import disk_faults_of
 from mm_core.storage.schemas import SCHEMAS
@@ -88,6 +89,9 @@ def build_snapshot(
     members = {pool: np.flatnonzero(placed.pools[pool]) for pool in POOLS}
     check_pools(ids, members, placed.component, np.asarray(placed.group.indices))
     frames = {pool: placed.frame(pool) for pool in POOLS}
+    whole = frames["eval"]
+    within = is_within_limit(whole.select(["category", "group"]).to_pandas(), params.eval_most, "evaluation")
+    frames["eval"] = whole.filter(pa.array(within))
     dropped = np.flatnonzero(placed.dropped)
     reasons = np.bincount(placed.dropped, minlength=len(REASONS)).tolist()
     counts = {pool: _counts(frames[pool]) for pool in POOLS}
@@ -108,6 +112,7 @@ def build_snapshot(
     write_frames(out_dir, frames, SCHEMA, facts)
     report.facts |= facts
     report.metrics |= {f"snapshot/{pool}": len(frames[pool]) for pool in POOLS}
+    report.metrics["snapshot/eval_above_limit"] = len(whole) - len(frames["eval"])
     report.metrics["snapshot/dropped_for_leakage"] = len(dropped)
     report.tables["pools"] = [
         {"category": category} | {pool: counts[pool].get(category, 0) for pool in POOLS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TypedDict
@@ -9,6 +10,7 @@ from typing import TypedDict
 from safetensors import SafetensorError, safe_open
 
 from mm_core.core.errors import InputError
+from mm_core.core.records import digest_of
 
 METADATA_KEY = "mm"
 
@@ -44,6 +46,20 @@ def read_meta(path: Path) -> ModelMeta:
     if METADATA_KEY not in metadata:
         raise InputError(f"{path}: a safetensors file without the metadata key {METADATA_KEY!r}; {remedy}")
     return json.loads(metadata[METADATA_KEY])
+
+
+def weights_digest(path: Path) -> str:
+    """Return the digest of a model file's weights and network params; what else it records does not change mattes.
+
+    A stage without steps passes its start weights on: its file differs, this digest does not.
+    """
+    config = read_meta(path).get("model")
+    with path.open("rb") as stream:
+        # The format: the header's length in 8 bytes, the header as JSON, the tensors.
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        tensors = hashlib.file_digest(stream, "sha256").hexdigest()
+    header.pop("__metadata__", None)
+    return digest_of([config, header, tensors])
 
 
 def input_size_of(path: Path) -> int:

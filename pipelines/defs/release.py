@@ -7,7 +7,7 @@ import dagster as dg
 
 from mm_core import stages
 from mm_core.core.records import Report, sha256_file
-from mm_core.eval.evaluate import SCHEMA as PER_IMAGE_SCHEMA
+from mm_core.eval.scoring import SCHEMA as PER_IMAGE_SCHEMA
 from pipelines.defs.arrivals import OWNERS, WEEKLY
 from pipelines.defs.checks import verdict_result, verdict_spec
 from pipelines.defs.learning import POOL, RESUME, snapshot, train_multimodal

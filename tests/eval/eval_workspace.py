@@ -12,8 +12,8 @@ import pandas as pd
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import ALL_CATEGORIES, decoder_of, digest_of, write_json
 from mm_core.core.settings import Settings
-from mm_core.eval.evaluate import BLIND
 from mm_core.eval.evidence import Evidence
+from mm_core.eval.scoring import BLIND
 from mm_core.imaging.images import encode_alpha
 from mm_core.ingest.placement import POOLS, SCHEMA
 from mm_core.storage.store import LocalStore, put_blob

@@ -18,8 +18,9 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import EvaluateParams, Params
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, Report
 from mm_core.eval.dvc_files import plot_stages
-from mm_core.eval.evaluate import SCHEMA, evaluate_folder, evaluate_models
+from mm_core.eval.evaluate import evaluate_folder, evaluate_models
 from mm_core.eval.metrics import TruthMatte, category_scores
+from mm_core.eval.scoring import SCHEMA
 from mm_core.storage.run import StorageRun
 
 STAGES = {"simple": 0.5, "hard": 0.4, "semi": 0.3, "multimodal": 0.2}

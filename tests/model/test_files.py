@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from mm_core.core.errors import InputError
 from mm_core.core.records import sha256_file
 from mm_core.model.files import load_model, read_meta, save_model
+from mm_core.model.meta import weights_digest
 from mm_core.model.network import build_model
 
 
@@ -35,6 +36,22 @@ def test_the_same_weights_give_the_same_digest(net, tiny, tmp_path):
     turned = build_model(tiny, 0).to(memory_format=torch.channels_last)
     assert save_model(tmp_path / "b", turned, dict(reversed(meta.items()))) == first
     assert save_model(tmp_path / "c", build_model(tiny, 1), meta) != first
+
+
+def test_the_weights_alone_have_a_digest_of_their_own(net, tiny, tmp_path):
+    """A stage without steps passes its start weights on under another name."""
+    first, other = tmp_path / "a", tmp_path / "b"
+    assert save_model(first, net, {"stage": "hard"}) != save_model(other, net, {"stage": "semi", "steps": 0})
+    assert weights_digest(first) == weights_digest(other)
+    seen = {weights_digest(first)}
+    for number, changed in enumerate((build_model(tiny, 1), build_model(tiny.model_copy(update={"size": 96}), 0))):
+        save_model(tmp_path / f"{number}", changed, {"stage": "hard"})
+        seen.add(weights_digest(tmp_path / f"{number}"))
+    assert len(seen) == 3
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(data)
+    assert weights_digest(first) not in seen
 
 
 def test_half_precision_weights_are_saved_in_float32(net, tmp_path):

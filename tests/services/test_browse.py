@@ -29,7 +29,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.params import Params, SnapshotParams
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
-from mm_core.eval.evaluate import SCHEMA
+from mm_core.eval.scoring import SCHEMA
 from mm_core.imaging.images import encode_alpha, load_alpha
 from mm_core.ingest.inbox import kept_matte
 from mm_core.ingest.snapshot import build_snapshot
