@@ -31,6 +31,9 @@ class Settings:
     """`MM_PARAMS`; default `params.yaml` of the current folder."""
     device: str
     """`MM_DEVICE`: `cpu`, `cuda`, … ; default `auto`."""
+    pixel_cache_gb: int = 20
+    """`MM_PIXEL_CACHE_GB`: GB (1e9 bytes) of decoded photos for training, above which a stage removes old ones that it
+    does not need."""
     # Tools in separate environments, and services.
     ocr_python: Path = Path(".tools/ocr/bin/python")
     """`MM_OCR_PYTHON`: the Python that has rapidocr; default: the path of `make ocr`. Absent: no text is read."""
@@ -75,6 +78,7 @@ class Settings:
             mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow' / 'mlflow.db'}",
             params_file=Path(os.environ.get("MM_PARAMS") or "params.yaml").expanduser().absolute(),
             device=os.environ.get("MM_DEVICE") or "auto",
+            pixel_cache_gb=_whole("MM_PIXEL_CACHE_GB", 20, 0, 1_000_000),
             ocr_python=_tool("ocr"),
             executorch_python=_tool("executorch"),
             litert_python=_tool("litert"),

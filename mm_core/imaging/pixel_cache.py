@@ -1,6 +1,6 @@
 """Pixels for training: each photo is decoded once, then only cropped or reduced.
 
-`PixelCache` keeps every photo and matte as a uint8 square in growing memory-mapped files, so an epoch decodes no JPEG.
+`PixelCache` keeps photos and mattes as uint8 squares in growing memory-mapped files, so an epoch decodes no JPEG.
 `Pool` draws batches from it. A batch is a pure function of (seed, stream, step). No random state has to be saved: a
 resumed run draws the same batches as an uninterrupted one.
 """
@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import pandas as pd
 
 from mm_core.core.locks import exclusive
 from mm_core.core.progress import Progress
+from mm_core.core.records import write_bytes
 from mm_core.imaging.augment import augment
 from mm_core.imaging.images import load_alpha, load_rgb
 from mm_core.storage.store import Store, fetch_blob
@@ -31,6 +32,8 @@ CACHE_SCALE = 1.25
 """Side of cached squares relative to the model's input; the reserve keeps detail in crops."""
 UNKNOWN = "unknown"
 """Category of a row without one."""
+CHUNK = 64
+"""Photos and mattes that are decoded before they are written."""
 _KEY = 64
 """Characters of a key: a sha256 in hex."""
 
@@ -40,23 +43,50 @@ class Shelf:
 
     `<name>.u8` holds the rows, `<name>.index` one key and newline per row. The key is written after its row. A killed
     process leaves a row without a key (overwritten by the next write) or half a key (cut off).
+
+    `keep` writes the next generation, `<name>.<n>.u8` and `<name>.<n>.index`. The newest one with an index counts.
+    Processes that have the files of an earlier one open can still read them.
     """
 
     def __init__(self, folder: Path, name: str, shape: tuple[int, ...]) -> None:
         self.shape = shape
-        self._data, self._index = folder / f"{name}.u8", folder / f"{name}.index"
+        self.row_bytes = math.prod(shape)
+        self._folder, self._name = folder, name
+        self._generation = 0
         self._rows: np.ndarray | None = None
         self._place: dict[str, int] = {}
         self.reload()
 
+    def _file(self, generation: int, suffix: str) -> Path:
+        number = f".{generation}" if generation else ""
+        return self._folder / f"{self._name}{number}.{suffix}"
+
+    def _newest(self) -> int:
+        numbers = [path.name.split(".")[-2] for path in self._folder.glob(f"{self._name}.*.index")]
+        return max((int(number) for number in numbers if number.isdigit()), default=0)
+
     def reload(self) -> None:
-        """Read the rows that other processes have appended."""
-        raw = self._index.read_bytes() if self._index.is_file() else b""
+        """Read the keys that other processes have appended."""
+        generation = self._newest()
+        index = self._file(generation, "index")
+        length = index.stat().st_size if index.is_file() else 0
         # The integer division ignores half a key at the end.
-        count = len(raw) // (_KEY + 1)
-        lines = raw[: count * (_KEY + 1)].decode("ascii").split("\n")
-        self._place = {key: row for row, key in enumerate(lines[:count])}
-        self._rows = np.memmap(self._data, np.uint8, "r", shape=(count, *self.shape)) if count else None
+        count, known = length // (_KEY + 1), len(self._place)
+        # Rows never move within a generation. A shorter index is a new one after `PixelCache.clear`.
+        if generation != self._generation or count < known:
+            self._place, known = {}, 0
+        self._generation = generation
+        if count > known:
+            with index.open("rb") as stream:
+                stream.seek(known * (_KEY + 1))
+                lines = stream.read((count - known) * (_KEY + 1)).decode("ascii").split("\n")
+            self._place.update(zip(lines, range(known, count), strict=False))
+        self._map()
+
+    def _map(self) -> None:
+        count = len(self._place)
+        data = self._file(self._generation, "u8")
+        self._rows = np.memmap(data, np.uint8, "r", shape=(count, *self.shape)) if count else None
 
     def __contains__(self, key: str) -> bool:
         return key in self._place
@@ -64,21 +94,40 @@ class Shelf:
     def __len__(self) -> int:
         return len(self._place)
 
+    def stored(self) -> list[str]:
+        """Return the keys in the order in which their rows were added."""
+        return list(self._place)
+
     def append(self, items: Sequence[tuple[str, np.ndarray]]) -> None:
-        """Add rows; the caller holds the folder's lock and has called `reload` under it."""
-        self._data.parent.mkdir(parents=True, exist_ok=True)
-        count, size = len(self), math.prod(self.shape)
-        with self._data.open("r+b" if self._data.exists() else "w+b") as data:
-            data.seek(count * size)
-            for _, row in items:
-                data.write(np.ascontiguousarray(row, np.uint8).data)
-            data.flush()
-            # The rows must be on disk before their keys.
-            os.fsync(data.fileno())
-        with self._index.open("r+b" if self._index.exists() else "w+b") as index:
-            index.seek(count * (_KEY + 1))
-            index.truncate()
-            index.write("".join(f"{key}\n" for key, _ in items).encode("ascii"))
+        """Add rows; the caller holds the folder's lock and has called `reload` under it.
+
+        The cost depends on the new rows only.
+        """
+        if not items:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        count = len(self)
+        _write_at(
+            self._file(self._generation, "u8"),
+            count * self.row_bytes,
+            (np.ascontiguousarray(row, np.uint8).data for _, row in items),
+        )
+        # The rows are on disk before their keys.
+        keys = "".join(f"{key}\n" for key, _ in items).encode("ascii")
+        _write_at(self._file(self._generation, "index"), count * (_KEY + 1), [keys])
+        self._place.update((key, count + n) for n, (key, _) in enumerate(items))
+        self._map()
+
+    def keep(self, keys: Sequence[str]) -> None:
+        """Remove all rows but these, which keep their order; the caller holds the lock, as for `append`."""
+        generation = self._generation + 1
+        # A killed process may have left rows of this generation without an index.
+        self._file(generation, "u8").unlink(missing_ok=True)
+        _write_at(self._file(generation, "u8"), 0, (np.ascontiguousarray(self[key]).data for key in keys))
+        # From here on, the new generation counts.
+        write_bytes(self._file(generation, "index"), "".join(f"{key}\n" for key in keys).encode("ascii"))
+        for suffix in ("index", "u8"):
+            self._file(self._generation, suffix).unlink(missing_ok=True)
         self.reload()
 
     def __getitem__(self, key: str) -> np.ndarray:
@@ -87,12 +136,29 @@ class Shelf:
         return self._rows[self._place[key]]
 
 
+def _write_at(path: Path, offset: int, parts: Iterable[bytes | memoryview]) -> None:
+    """Write at a position of a file, which ends there afterwards, and wait for the disk."""
+    with path.open("r+b" if path.exists() else "w+b") as stream:
+        stream.seek(offset)
+        stream.truncate()
+        for part in parts:
+            stream.write(part)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 class PixelCache:
     """Photos (side, side, 3) by sample id and mattes (side, side) by alpha digest, stretched to squares."""
 
-    def __init__(self, folder: Path, size: int) -> None:
-        """Open the cache; `size` is the model's input side in pixels, the cached side is `CACHE_SCALE` times that."""
-        self.size, self.side = size, round(size * CACHE_SCALE)
+    def __init__(self, folder: Path, size: int, limit: float = math.inf) -> None:
+        """Open the cache.
+
+        Args:
+            folder: The workspace's folder of caches.
+            size: The model's input side in pixels; the cached side is `CACHE_SCALE` times that.
+            limit: Bytes above which `fill` removes what it does not need.
+        """
+        self.size, self.side, self.limit = size, round(size * CACHE_SCALE), limit
         self.folder = folder / "pixels" / str(self.side)
         self.photos = Shelf(self.folder, "photos", (self.side, self.side, 3))
         self.mattes = Shelf(self.folder, "mattes", (self.side, self.side))
@@ -106,6 +172,9 @@ class PixelCache:
     def fill(self, store: Store, frame: pd.DataFrame, progress: Progress | None = None) -> int:
         """Decode the files of `frame` that the cache lacks; return their number.
 
+        If the cache would exceed its limit, photos and mattes outside of `frame` are removed first, the oldest first,
+        down to half of the limit. What `frame` needs is kept in any case.
+
         Safe with concurrent processes and after a kill. Raises BlobNotFound, or the InputError of an unreadable file.
         """
         with exclusive(self.folder / ".lock"):
@@ -113,18 +182,34 @@ class PixelCache:
             self.mattes.reload()
             jobs = [(self.photos, row.sample_id, row) for row in _first(frame, "sample_id", self.photos)]
             jobs += [(self.mattes, row.alpha_sha256, row) for row in _first(frame, "alpha_sha256", self.mattes)]
+            self._make_room(frame, sum(shelf.row_bytes for shelf, _, _ in jobs))
             # Only the cores that this process may use.
             workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             # A chunk limits the memory and the loss by a kill.
             with ThreadPoolExecutor(workers) as pool:
-                for start in range(0, len(jobs), 64):
-                    chunk = jobs[start : start + 64]
+                for start in range(0, len(jobs), CHUNK):
+                    chunk = jobs[start : start + CHUNK]
                     squares = list(pool.map(lambda job: self._square(store, *job), chunk))
                     for shelf in (self.photos, self.mattes):
                         shelf.append([(job[1], sq) for job, sq in zip(chunk, squares, strict=True) if job[0] is shelf])
                     if progress:
                         progress("decode", start + len(chunk), len(jobs))
         return len(jobs)
+
+    def _make_room(self, frame: pd.DataFrame, new: int) -> None:
+        """Remove rows that the frame does not need if `new` bytes would exceed the limit."""
+        shelves = ((self.photos, frame["sample_id"]), (self.mattes, frame["alpha_sha256"]))
+        if not new or sum(len(shelf) * shelf.row_bytes for shelf, _ in shelves) + new <= self.limit:
+            return
+        for shelf, column in shelves:
+            needed = set(column.dropna())
+            others = [key for key in shelf.stored() if key not in needed]
+            # A photo and its matte take four parts: three for the photo, one for the matte.
+            share = self.limit / 2 * (3 if shelf is self.photos else 1) / 4
+            room = share - len(needed) * shelf.row_bytes
+            newest = set(others[len(others) - max(0, int(room // shelf.row_bytes)) :]) if room > 0 else set()
+            if len(newest) < len(others):
+                shelf.keep([key for key in shelf.stored() if key in needed or key in newest])
 
     def _square(self, store: Store, shelf: Shelf, key: str, row: _Sized) -> np.ndarray:
         path = fetch_blob(store, key)
@@ -210,6 +295,20 @@ class BalancedOrder:
             self._epochs[name] = (epoch, order)
         return int(order[within])
 
+    def drawn(self, slots: int) -> np.ndarray:
+        """Return the rows of the slots 0, 1, …, `slots` − 1, sorted and without repeats.
+
+        The last round counts whole, so that the cost does not depend on the number of slots.
+        """
+        if not slots:
+            return np.empty(0, int)
+        turns = -(-slots // len(self._names))
+        parts = [
+            rows if turns >= len(rows) else rng_of(self._seed, self._stream, name, 0).permutation(rows)[:turns]
+            for name, rows in self._rows.items()
+        ]
+        return np.sort(np.concatenate(parts))
+
 
 def rng_of(seed: int, *names: str | int) -> np.random.Generator:
     """Return a generator that depends only on its arguments, not on Python's hash seed."""
@@ -240,6 +339,7 @@ class Pool:
         """
         self._cache, self._seed, self._stream = cache, seed, stream
         self._whole = whole
+        self._frame = frame
         self._ids = frame["sample_id"].tolist()
         self._alphas = [digest if isinstance(digest, str) else None for digest in frame["alpha_sha256"]]
         self._binary = frame["label_binary"].fillna(False).astype(bool).to_numpy()
@@ -250,6 +350,10 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    def drawn(self, steps: int, count: int) -> pd.DataFrame:
+        """Return the rows of the frame that `draw` uses in the steps before `steps`, each once."""
+        return self._frame.iloc[self._order.drawn(steps * count)]
 
     def draw(self, step: int, count: int, *, rank: int = 0, world: int = 1) -> Batch:
         """Return the batch of a step, augmented or `whole`.

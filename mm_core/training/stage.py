@@ -29,6 +29,7 @@ from mm_core.core.pins import read_snapshot
 from mm_core.core.progress import Listener
 from mm_core.core.records import Report, digest_of, sha256_file, write_bytes, write_json
 from mm_core.imaging.pixel_cache import PixelCache, Pool
+from mm_core.ingest.subset import is_within_limit
 from mm_core.model.files import load_model, save_model
 from mm_core.model.network import MattingNet, build_model
 from mm_core.training import process_group
@@ -221,12 +222,15 @@ def _why_idle(job: _Job) -> str | None:
 def _fit(job: _Job, net: MattingNet, device: torch.device, *, fresh: bool) -> tuple[Result, dict[str, float]]:
     """Train `net`, which ends with the kept weights; return the result and its metrics."""
     stage, run, data, common = job.stage, job.run, job.data, job.params.train.common
-    # Decode all photos once to the model's size.
-    cache = PixelCache(run.layout.cache, job.params.model.size)
-    for frame in data.used():
-        cache.fill(run.store, frame, run.progress)
-    validation = Validation(Pool(data.validation, cache, job.params.seed, "validation"), common.batch, device)
+    cache = PixelCache(run.layout.cache, job.params.model.size, run.layout.settings.pixel_cache_gb * 1e9)
+    if stage == "multimodal":
+        # CLIP embeds all of these before the first step.
+        cache.fill(run.store, pd.concat([data.labeled, data.text_image]), run.progress)
     strategy = _strategy(job, net, cache, fresh=fresh)
+    held_out = data.validation.loc[is_within_limit(data.validation, common.validation_photos, "validation")]
+    # Decode each photo that the steps draw once, to the model's size.
+    cache.fill(run.store, pd.concat([held_out, *strategy.drawn(job.settings.steps)]), run.progress)
+    validation = Validation(Pool(held_out, cache, job.params.seed, "validation"), common.batch, device)
     tags = {k: str(job.recipe[k]) for k in ("data", "snapshot", "start")}
     first = process_group.rank() == 0
     tracked = Tracker(run.layout.settings).stage_run(run.layout, f"train-{stage}", job.recipe["params"], tags)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,6 +43,10 @@ class Supervised(nn.Module):
     def draw(self, step: int) -> dict[str, Batch]:
         """Return this process's rows of each batch: every n-th row, for n processes."""
         return {name: Batch.join(_shares(sources, step)) for name, sources in self._pools.items()}
+
+    def drawn(self, steps: int) -> list[pd.DataFrame]:
+        """Return the rows that the steps before `steps` draw, one frame per pool."""
+        return [pool.drawn(steps, count) for sources in self._pools.values() for pool, count in sources]
 
     def losses(self, batches: Mapping[str, DeviceBatch], progress: float) -> dict[str, Tensor]:
         """Return named losses.

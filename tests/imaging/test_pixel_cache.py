@@ -169,3 +169,102 @@ def test_photo_and_matte_are_cut_alike() -> None:
             agree.append(np.corrcoef(cut.mean(2).ravel(), matte.ravel())[0, 1])
     assert len(agree) > 30
     assert min(agree) > 0.9
+
+
+def test_appending_reads_no_key_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes append in turn; each reads the other's keys, and only these."""
+    first, second = Shelf(tmp_path, "x", (2,)), Shelf(tmp_path, "x", (2,))
+    read: list[int] = []
+
+    class Counted:
+        def __init__(self, stream) -> None:
+            self.stream = stream
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error) -> None:
+            self.stream.close()
+
+        def seek(self, to: int) -> None:
+            self.stream.seek(to)
+
+        def read(self, count: int) -> bytes:
+            read.append(count // 65)
+            return self.stream.read(count)
+
+    real = Path.open
+
+    def opened(path: Path, mode: str = "r"):
+        return Counted(real(path, mode)) if mode == "rb" else real(path, mode)
+
+    monkeypatch.setattr(Path, "open", opened)
+    for number in range(10):
+        shelf = (first, second)[number % 2]
+        shelf.reload()
+        shelf.append([(f"{number:064x}", np.array([number, 7], np.uint8))])
+    assert read == [1] * 9
+    assert first.stored() == [f"{number:064x}" for number in range(9)]
+    assert [second[f"{number:064x}"].tolist() for number in range(10)] == [[number, 7] for number in range(10)]
+
+
+@pytest.mark.parametrize("killed", [None, "before the index", "before the old files are gone"])
+def test_a_new_generation_keeps_chosen_rows_and_open_ones(
+    tmp_path: Path, killed: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f"{i:064x}" for i in range(6)]
+    shelf, other = Shelf(tmp_path, "x", (3,)), Shelf(tmp_path, "x", (3,))
+    shelf.append([(key, np.full(3, n, np.uint8)) for n, key in enumerate(keys)])
+    other.reload()
+    kept = [keys[1], keys[4]]
+    with monkeypatch.context() as patch:
+        if killed == "before the index":
+            patch.setattr(pixel_cache, "write_bytes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        elif killed:
+            patch.setattr(Path, "unlink", lambda path, missing_ok=False: path.exists() and 1 / 0)
+        if killed:
+            with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
+                shelf.keep(kept)
+        else:
+            shelf.keep(kept)
+    assert [int(other[key][0]) for key in keys] == list(range(6)), "another process reads on"
+    again = Shelf(tmp_path, "x", (3,))
+    there = keys if killed == "before the index" else kept
+    assert again.stored() == there and [int(again[key][0]) for key in there] == [keys.index(key) for key in there]
+    again.keep(kept)
+    again.append([(keys[0], np.full(3, 9, np.uint8))])
+    other.reload()
+    assert other.stored() == [*kept, keys[0]] and int(other[keys[0]][0]) == 9
+    assert len(list(tmp_path.glob("x*.u8"))) <= 1 + bool(killed)
+
+
+def test_the_limit_removes_the_oldest_and_never_what_is_needed(tmp_path: Path, store: LocalStore) -> None:
+    frames = [frame_of(store, 4, first) for first in (0, 4, 8, 12)]
+    photo = 80 * 80 * 4
+    cache = PixelCache(tmp_path / "cache", SIZE, limit=10 * photo)
+    held = []
+    for frame in frames:
+        cache.fill(store, frame)
+        again = PixelCache(tmp_path / "cache", SIZE)
+        assert all(key in again.photos for key in frame["sample_id"])
+        assert all(key in again.mattes for key in frame["alpha_sha256"].unique())
+        held.append(len(again.photos))
+    assert held == [4, 8, 5, 9], "down to half of the limit, which is five photos"
+    ids = [key for frame in frames for key in frame["sample_id"]]
+    assert cache.photos.stored() == ids[7:], "the newest are kept"
+    everything = pd.concat(frames)
+    cache.fill(store, everything)
+    assert len(cache.photos) == 16, "needed beyond the limit"
+    assert cache.fill(store, everything) == 0
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 12), st.integers(1, 8), st.integers(0, 2**20))
+@settings(max_examples=60)
+def test_drawn_rows_are_those_of_all_steps(a: int, b: int, steps: int, count: int, seed: int) -> None:
+    """The oracle draws each step; the last round may count whole."""
+    order = BalancedOrder(["a"] * a + ["b"] * b + ["c"], seed, "s")
+    rows = {order.row(slot) for slot in range(steps * count)}
+    rounded = {order.row(slot) for slot in range(-(-steps * count // 3) * 3)}
+    drawn = order.drawn(steps * count)
+    assert rows <= set(drawn.tolist()) == rounded
+    assert drawn.tolist() == sorted(set(drawn.tolist()))

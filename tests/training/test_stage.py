@@ -23,7 +23,7 @@ from mm_core.core.errors import InputError, NothingToTrainOn
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import Report, sha256_bytes, sha256_file
-from mm_core.imaging.pixel_cache import PixelCache
+from mm_core.imaging.pixel_cache import PixelCache, Pool
 from mm_core.model.clip import Clip
 from mm_core.model.files import load_model
 from mm_core.storage.run import StorageRun
@@ -55,6 +55,23 @@ def test_four_stages_each_from_the_one_before(workspace: Layout, params: Params)
         assert report.metrics[f"{stage}/images_per_s"] > 0
         start = model
     assert not list(workspace.checkpoints.rglob("*.pt"))
+
+
+def test_only_photos_that_are_drawn_or_held_out_are_decoded(workspace: Layout, params: Params) -> None:
+    held_out = pd.read_parquet(workspace.snapshot / "validation.parquet")
+    labelled = pd.read_parquet(workspace.split / "simple.parquet")
+    few = params.with_values(**{"train.simple.steps": 1, "train.common.batch": 2, "train.common.validation_photos": 1})
+    report = train("simple", few, workspace)
+    cache = PixelCache(workspace.cache, params.model.size)
+    drawn = set(Pool(labelled, cache, few.seed, "simple/labeled").draw(0, 2).ids)
+    decoded = set(cache.photos.stored())
+    of_validation = decoded & set(held_out["sample_id"])
+    assert drawn <= decoded and len(decoded - of_validation) <= labelled["category"].nunique() < len(labelled)
+    assert len(of_validation) == held_out["category"].nunique() < len(held_out)
+    assert {f"simple/val/{c}/mse" for c in held_out["category"]} <= set(report.metrics)
+    # More steps decode what they lack.
+    train("simple", params, workspace)
+    assert decoded < set(PixelCache(workspace.cache, params.model.size).photos.stored())
 
 
 def test_each_tower_of_clip_sees_a_sample_once_however_many_steps(
