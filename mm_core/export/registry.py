@@ -13,6 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from mm_core.core.pins import ModelPin
 from mm_core.core.records import Report, Verdict
 from mm_core.core.settings import Settings
 from mm_core.eval.ratchet import Ratchet
+from mm_core.export.alias_database import UnknownDatabase, read_pin
 from mm_core.export.bundle import exported_bundle
 from mm_core.export.bundle_manifest import checked_manifest
 from mm_core.export.mlflow_model import save_mlflow_model
@@ -76,6 +78,11 @@ class Registry:
 
     def pin(self, name: str) -> ModelPin | None:
         """Return the pin of an alias or version number; None for a missing version."""
+        if database := self._database:
+            if not database.is_file():
+                return None
+            with suppress(UnknownDatabase):
+                return read_pin(database, NAME, name)
         tags = self.tags(name)
         if tags is None:
             return None
@@ -324,10 +331,15 @@ class Registry:
 
     def _model(self) -> RegisteredModel | None:
         """Return the registered model with aliases and tags, or None; creates no database if none exists."""
-        uri = self._settings.mlflow_uri
-        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        if self._database and not self._database.is_file():
             return None
         return _or_none(lambda: self._client.get_registered_model(NAME))
+
+    @property
+    def _database(self) -> Path | None:
+        """The sqlite database; None for a server."""
+        uri = self._settings.mlflow_uri
+        return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
     @property
     def _client(self) -> MlflowClient:
@@ -336,8 +348,8 @@ class Registry:
             for noisy in ("alembic", "mlflow"):
                 logging.getLogger(noisy).setLevel(logging.WARNING)
             uri = self._settings.mlflow_uri
-            if uri.startswith("sqlite:///"):
-                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            if self._database:
+                self._database.parent.mkdir(parents=True, exist_ok=True)
             # A workspace that was moved to another path has old artifact paths in its database.
             rehome(self._settings)
             self._client_or_none = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -12,9 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.records import sha256_file
@@ -22,8 +19,11 @@ from mm_core.model.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
     import timm
+    import torch
+    from torch import Tensor
 else:
     timm = Deferred("timm")
+    torch = Deferred("torch")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from mm_core.model.packaged import PACKAGED, load_packaged_classifier, packaged_
 from mm_core.model.predict import pick_device
 from mm_core.model.preprocess import prepare
 from mm_core.structuring.rows import Found, Photo
-from mm_core.structuring.tags import class_names, softmax
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +48,13 @@ class ClassifierTags:
             InputError: The package is missing or damaged.
         """
         packaged_file(encoder)
-        self._encoder, self._tags, self._device = encoder, tags, pick_device(device)
+        self._encoder, self._tags, self._device_name = encoder, tags, device
         self.version = f"{VERSION}/{PACKAGED[encoder].sha256[:16]}/{tags}"
+
+    @cached_property
+    def _device(self) -> str:
+        # Resolved at the first photo: it needs torch, whose import takes seconds.
+        return pick_device(self._device_name)
 
     @cached_property
     def _model(self) -> Any:
@@ -58,6 +62,9 @@ class ClassifierTags:
 
     @cached_property
     def _names(self) -> list[str]:
+        # `tags` needs torch at its top; a run without new photos does not.
+        from mm_core.structuring.tags import class_names
+
         return class_names()
 
     def run(self, photos: Sequence[Photo]) -> list[Found]:
@@ -70,6 +77,8 @@ class ClassifierTags:
             Per photo the numbers `tag/<class>`, probabilities of the most probable classes; the text `tags`, in order;
             vector, the pooled features as a float32 unit vector (1280,).
         """
+        from mm_core.structuring.tags import softmax
+
         rows = []
         for start in range(0, len(photos), BATCH):
             logits, vectors = self._classify([photo.small for photo in photos[start : start + BATCH]])

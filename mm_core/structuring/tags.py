@@ -19,7 +19,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
@@ -32,8 +31,10 @@ from mm_core.structuring.rows import Found, Photo
 if TYPE_CHECKING:
     import open_clip
     import torch
+    from safetensors import torch as safetensors_torch
 else:
     torch = Deferred("torch")
+    safetensors_torch = Deferred("safetensors.torch")
     open_clip = Deferred("open_clip")
 
 EXTRACTOR = "clip"
@@ -142,7 +143,11 @@ def read_head(path: Path, dim: int) -> tuple[np.ndarray, float]:
     """
     try:
         # `weights_only` keeps a hostile file from running code.
-        data = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        data = (
+            safetensors_torch.load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, "cpu", weights_only=True)
+        )
         weight, bias = data["weight"].float().numpy().reshape(-1), data["bias"].float().numpy().reshape(-1)
     except (
         SafetensorError,

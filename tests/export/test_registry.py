@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +17,10 @@ from mm_core import operations, stages
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import Report, Verdict, sha256_file, write_json
+from mm_core.core.settings import Settings
 from mm_core.export import bundle as b
+from mm_core.export import registry as registry_module
+from mm_core.export.alias_database import UnknownDatabase
 from mm_core.export.lineage import lineage
 from mm_core.export.registry import NAME, Registry
 from mm_core.ingest.placement import POOLS
@@ -32,6 +39,17 @@ WRITES = (
     "create_run",
     "set_tag",
 )
+
+
+def pins_of_client(settings: Settings, names: Iterable[str]) -> dict[str, object]:
+    """The pins that MLflow's own client gives: the database is then of no known form."""
+
+    def unknown(*_: object) -> None:
+        raise UnknownDatabase
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry_module, "read_pin", unknown)
+        return {name: Registry(settings).pin(name) for name in names}
 
 
 class Killed(BaseException):
@@ -92,6 +110,42 @@ def test_a_fresh_workspace_has_no_champion_and_asking_writes_nothing(tmp_path):
     assert not layout.root.exists()
     with pytest.raises(InputError, match="none yet"):
         lineage(layout.settings, "1")
+
+
+def test_pins_from_the_database_are_those_of_the_client(second, tmp_path):
+    """Also after moves outside of mm, which a copy of the aliases would miss."""
+    layout = clone(second, tmp_path / "data")
+    names = ("champion", "anchor", "candidate", "1", "2", "3", "nobody", "0", "9" * 30)
+
+    def pins() -> dict[str, object]:
+        answers = {name: Registry(layout.settings).pin(name) for name in names}
+        assert answers == pins_of_client(layout.settings, names)
+        return answers
+
+    before = pins()
+    assert before["champion"] == before["1"] is not None and before["2"] is None
+    promote(layout)
+    after = pins()
+    assert after["champion"] == after["2"] is not None and after["anchor"] == before["1"]
+    client = Registry(layout.settings)._client
+    client.set_registered_model_alias(NAME, "champion", "1")
+    assert pins()["champion"] == before["1"]
+    bare = client.create_model_version(NAME, source=str(tmp_path), await_creation_for=0)
+    client.set_registered_model_alias(NAME, "candidate", bare.version)
+    assert pins()["candidate"] is None, "a version without a digest"
+    client.delete_model_version(NAME, "2")
+    assert pins()["2"] is None
+    client.delete_registered_model_alias(NAME, "champion")
+    assert pins()["champion"] is None
+
+
+def test_a_run_without_news_reads_pins_without_mlflow(promoted):
+    code = "import sys; from mm_core.core.settings import Settings; from mm_core.export.registry import Registry\n"
+    code += "print(Registry(Settings.from_env()).pin('champion')['version'], 'mlflow' in sys.modules)"
+    environment = {**os.environ, "MM_WORKSPACE": str(promoted.root)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["1", "False"]
 
 
 def test_a_pin_leads_to_the_very_files(promoted):
