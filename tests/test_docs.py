@@ -1,6 +1,7 @@
 """The docs are true: their commands run, the messages that they explain exist, their links lead somewhere."""
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -135,6 +136,16 @@ def test_every_message_that_is_explained_exists() -> None:
         # A message may be written over two lines of the source.
         joined = re.sub(r'"\s*\n\s*f?"', "", sources)
         assert re.search(words, joined), message
+
+
+def test_the_plan_for_ten_million_photos_has_the_figures_of_the_result_files() -> None:
+    """`python benchmarks/scale_page.py` writes the page; a changed result file makes it stale."""
+    spec = importlib.util.spec_from_file_location("scale_page", PROJECT / "benchmarks" / "scale_page.py")
+    assert spec and spec.loader
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    assert page.render() == page.PAGE.read_text()
+    assert page.cell("ingest_scale.md", "ingest", "ratio") in page.PAGE.read_text()
 
 
 def test_links_lead_somewhere() -> None:
