@@ -16,6 +16,7 @@ from mm_core.core.deferred import Deferred
 from mm_core.model.packaged import PACKAGED, load_packaged_classifier, packaged_file
 from mm_core.model.predict import pick_device
 from mm_core.model.preprocess import prepare
+from mm_core.structuring.imagenet import class_names, softmax
 from mm_core.structuring.rows import Found, Photo
 
 if TYPE_CHECKING:
@@ -62,9 +63,6 @@ class ClassifierTags:
 
     @cached_property
     def _names(self) -> list[str]:
-        # `tags` needs torch at its top; a run without new photos does not.
-        from mm_core.structuring.tags import class_names
-
         return class_names()
 
     def run(self, photos: Sequence[Photo]) -> list[Found]:
@@ -77,8 +75,6 @@ class ClassifierTags:
             Per photo the numbers `tag/<class>`, probabilities of the most probable classes; the text `tags`, in order;
             vector, the pooled features as a float32 unit vector (1280,).
         """
-        from mm_core.structuring.tags import softmax
-
         rows = []
         for start in range(0, len(photos), BATCH):
             logits, vectors = self._classify([photo.small for photo in photos[start : start + BATCH]])

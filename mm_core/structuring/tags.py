@@ -10,10 +10,8 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from functools import cached_property
-from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
@@ -25,7 +23,7 @@ from mm_core.core.errors import InputError
 from mm_core.core.params import ClipParams, StructureParams
 from mm_core.core.records import sha256_file, write_bytes
 from mm_core.model.clip import Clip, clip_digest, load_clip
-from mm_core.model.torchvision_shim import ensure_torchvision
+from mm_core.structuring.imagenet import class_names, import_open_clip, softmax
 from mm_core.structuring.rows import Found, Photo
 
 if TYPE_CHECKING:
@@ -99,20 +97,12 @@ class ClipTags:
         return rows
 
 
-def class_names() -> list[str]:
-    """Return ImageNet's 1000 classes in OpenAI's wording and ImageNet's order; a repeated name gets its number."""
-    names: list[str] = []
-    for number, name in enumerate(_open_clip().IMAGENET_CLASSNAMES):
-        names.append(f"{name} ({number})" if name in names else name)
-    return names
-
-
 def class_vectors(clip: Clip, templates: str, cache: Path) -> np.ndarray:
     """Return unit vectors float32 (1000, dim), one per class, computed once per CLIP and stored in `cache`.
 
     After a kill the next call continues from the saved part.
     """
-    open_clip = _open_clip()
+    open_clip = import_open_clip()
     # OpenAI's 80 templates, or the few simple ones.
     sentences = open_clip.OPENAI_IMAGENET_TEMPLATES if templates == "openai" else open_clip.SIMPLE_IMAGENET_TEMPLATES
     names = open_clip.IMAGENET_CLASSNAMES
@@ -167,13 +157,6 @@ def read_head(path: Path, dim: int) -> tuple[np.ndarray, float]:
     return weight, float(bias[0])
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the softmax over the last axis."""
-    # Subtracting the maximum avoids overflow.
-    raised = np.exp(logits - logits.max(-1, keepdims=True))
-    return raised / raised.sum(-1, keepdims=True)
-
-
 def _read(path: Path, dim: int) -> np.ndarray:
     """Return the stored class vectors; an empty array if the file is missing or damaged."""
     try:
@@ -181,9 +164,3 @@ def _read(path: Path, dim: int) -> np.ndarray:
             return data["vectors"]
     except (FileNotFoundError, BadZipFile, ValueError, KeyError):
         return np.zeros((0, dim), np.float32)
-
-
-def _open_clip() -> ModuleType:
-    """Import open_clip next to a CPU build of torch."""
-    ensure_torchvision()
-    return import_module("open_clip")

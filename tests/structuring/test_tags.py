@@ -15,8 +15,9 @@ from mm_core.core.params import ClipParams, StructureParams
 from mm_core.model.clip import LOCAL_NAME, _open_clip, clip_digest, load_clip
 from mm_core.structuring import tags
 from mm_core.structuring.category_guess import SENTENCES, ClipGuesser
+from mm_core.structuring.imagenet import class_names
 from mm_core.structuring.rows import Photo
-from mm_core.structuring.tags import ClipTags, class_names, class_vectors, read_head
+from mm_core.structuring.tags import ClipTags, class_vectors, read_head
 
 MEANT = {"strawberry": (215, 30, 40), "broccoli": (40, 150, 50), "lakeshore": (40, 90, 200), "banana": (240, 220, 60)}
 
