@@ -46,7 +46,9 @@ def read_pin(path: Path, model: str, name: str) -> ModelPin | None:
             stages = database.execute(query, (model, version)).fetchall()
             query = "SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?"
             tags = dict(database.execute(query, (model, version)))
-    except (sqlite3.Error, OverflowError) as error:
+    except OverflowError:  # no version has such a number
+        return None
+    except sqlite3.Error as error:
         raise UnknownDatabase(str(error)) from None
     if not stages or stages[0][0] == _DELETED or "model_digest" not in tags:
         return None
