@@ -8,6 +8,7 @@ after its commit, and this module reads the catalog after recording the ids. One
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
@@ -53,9 +54,11 @@ def forget_photos(catalog: Catalog, store: Store, samples: Sequence[str], group:
 
 
 def clear_decoded(layout: Layout) -> None:
-    """Remove all decoded photos: of the cycles, and of interrupted measurements in their own cache folders."""
+    """Remove all decoded photos and kept scores, also of interrupted measurements in their own cache folders."""
     for cache in (layout.cache, *(layout.root / "scratch").rglob("cache")):
         PixelCache.clear(cache)
+        # Scores name their photos.
+        shutil.rmtree(cache / layout.scores.name, ignore_errors=True)
 
 
 def find_photos(catalog: Catalog, names: Sequence[str], group: str | None = None) -> list[str]:
