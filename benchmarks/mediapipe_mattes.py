@@ -22,7 +22,9 @@ def main() -> None:
     # Model 0 is the general one, for 256 × 256 pixels; the library scales its mask to the photo.
     with mediapipe.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0) as model:
         for path in sorted(Path(sys.argv[1]).glob("*.png")):
-            photo = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+            stored = cv2.imread(str(path))
+            assert stored is not None, path
+            photo = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB)
             np.save(path.with_suffix(".npy"), model.process(photo).segmentation_mask)
 
 
