@@ -24,7 +24,7 @@ from mm_core.export.start_weights import newest_start
 from mm_core.ingest.placement import POOLS
 from mm_core.ingest.snapshot import read_pool
 from mm_core.storage.run import StorageRun, catalog_of, store_of
-from mm_core.storage.seals import seal_databases
+from mm_core.storage.seals import require_unbroken, seal_databases
 from mm_core.storage.store import fetch_blob
 from mm_core.training.record import find_mismatches
 from mm_core.training.tracked_stages import tracked
@@ -188,9 +188,10 @@ def frozen_inputs(layout: Layout) -> PinnedInputs:
     """Return the pins that the snapshot of the present cycle froze.
 
     Raises:
-        InputError: The snapshot is missing or damaged.
+        InputError: The snapshot is missing, or one of its files is damaged.
     """
     frozen = read_snapshot(layout)
+    require_unbroken(layout.snapshot, "run `mm snapshot` again")
     # A flipped bit in a field's name leaves valid JSON.
     if not are_pins(frozen):
         raise InputError(f"{layout.snapshot / 'snapshot.json'} is damaged: run `mm snapshot` again")

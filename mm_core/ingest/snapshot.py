@@ -53,6 +53,7 @@ from mm_core.ingest.subset import is_within_limit
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import disk_faults_of
 from mm_core.storage.schemas import SCHEMAS
+from mm_core.storage.seals import seal_folder
 
 LISTED = 200
 """Largest number of dropped samples that a report lists."""
@@ -315,7 +316,7 @@ def _count(column: pa.Array | pa.ChunkedArray) -> dict[str, int]:
 def write_frames(
     out_dir: Path, frames: Mapping[str, pd.DataFrame | pa.Table], schema: pa.Schema, facts: object = None
 ) -> None:
-    """Write `<name>.parquet` of each frame and `snapshot.json` of `facts`; equal frames give equal bytes.
+    """Write `<name>.parquet` of each frame, `snapshot.json` of `facts`, and a seal; equal frames give equal bytes.
 
     The files are written to a temporary folder, which then replaces `out_dir`. A reader never sees a partial snapshot.
 
@@ -339,6 +340,7 @@ def write_frames(
             pq.write_table(table, fresh / f"{name}.parquet", compression="zstd")
     if facts is not None:
         write_json(fresh / "snapshot.json", facts)
+    seal_folder(fresh)
     # Two renames replace the folder: a rename cannot overwrite a folder with files.
     if out_dir.exists():
         out_dir.rename(stale)

@@ -289,8 +289,13 @@ def _cycle(layout: Layout) -> Iterator[Fault]:
             if digest and sha256_file(model) != digest:
                 yield Fault("cycle", str(model), "its bytes differ from those that training wrote", f"mm train-{stage}")
     # A sealed folder lists its files with their digests.
-    for path, what in broken_files(layout.evaluation):
-        yield Fault("cycle", str(path), what, "mm evaluate")
+    for folder, remedy in (
+        (layout.snapshot, "mm snapshot"),
+        (layout.split, "mm split"),
+        (layout.evaluation, "mm evaluate"),
+    ):
+        for path, what in broken_files(folder):
+            yield Fault("cycle", str(path), what, remedy)
     if layout.verdict.is_file():
         try:
             Verdict.model_validate_json(layout.verdict.read_bytes())

@@ -11,6 +11,7 @@ from mm_core.core.errors import InputError, NothingToTrainOn
 from mm_core.core.layout import Layout
 from mm_core.core.params import CommonTrainParams
 from mm_core.core.records import digest_of
+from mm_core.storage.seals import require_unbroken
 
 _FRAME_COLUMNS = ["sample_id", "category", "decoder", "caption", "alpha_sha256", "label_binary"]
 
@@ -42,7 +43,7 @@ def read_data(stage: str, layout: Layout) -> Data:
     """Read the frames of a stage.
 
     Raises:
-        InputError: The snapshot or the split is missing.
+        InputError: The snapshot or the split is missing or damaged.
         NothingToTrainOn: The snapshot has no labelled sample.
     """
 
@@ -52,6 +53,9 @@ def read_data(stage: str, layout: Layout) -> Data:
         return pd.read_parquet(path)
 
     snapshot, split = layout.snapshot, layout.split
+    # A flipped bit in a parquet page is read as another value.
+    require_unbroken(snapshot, "run `mm snapshot` again")
+    require_unbroken(split, "run `mm split` again")
     validation = frame(snapshot / "validation.parquet")
     none = validation.iloc[:0]
     # The first two stages learn from the split's halves, the later ones from the whole labelled pool.

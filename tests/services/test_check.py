@@ -30,6 +30,7 @@ from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import archive_fault
 from mm_core.storage.seals import require_unbroken, seal_folder
 from mm_core.storage.store import BLOBS, LocalStore, blob_key, fetch_blob, open_store, put_blob
+from mm_core.training.stage_data import read_data
 from samplegen import write_drop
 
 PARAMS = Params().with_values(**{"structure.ocr": ()})
@@ -236,6 +237,22 @@ def test_a_record_of_the_store_with_a_flipped_bit_is_found_and_not_read(tmp_path
             store.fetch(key)
         store.delete(key)
     assert list(store.list()) == [] and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "file", ["snapshot/train_unlabeled.parquet", "snapshot/snapshot.json", "split/simple.parquet", "split/hard.parquet"]
+)
+def test_a_flipped_bit_in_snapshot_or_split_is_found_and_not_trained_on(own: Layout, file: str) -> None:
+    """Bytes that hold no value were compared with nothing, and the split's values neither."""
+    stages.split(Run(PARAMS, own))
+    path, stage = own.cycle / file, file.partition("/")[0]
+    assert len(read_data("simple", own).labeled) and not look(own)
+    content = bytearray(path.read_bytes())
+    content[4 if path.suffix == ".parquet" else len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{path.name} is damaged.*run `mm {stage}` again"):
+        read_data("simple", own)
+    assert str(path) in {fault.where for fault in look(own) if fault.remedy == f"mm {stage}"}
 
 
 def test_scores_with_a_flipped_bit_are_not_judged(tmp_path: Path) -> None:
