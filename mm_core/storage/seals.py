@@ -4,8 +4,8 @@ Delta keeps no checksum of its logs, and parquet pages have none: a flipped bit 
 Each commit seals its new files, and `mm check` compares them. Tables on S3 are not sealed, because S3 keeps checksums
 of its objects.
 
-An evaluation's scores are sealed as a folder, and so are the records of a store on a disk (`KeySeals`). Databases
-change in place, also by other programs: their seal is valid for one size and modification time.
+Snapshot, split and an evaluation's scores are sealed as folders, and so are the records of a store on a disk
+(`KeySeals`). Databases change in place, also by other programs: their seal is valid for one size and modification time.
 """
 
 from __future__ import annotations
