@@ -259,24 +259,31 @@ def _checkpoints(layout: Layout) -> Iterator[Fault]:
             yield Fault("checkpoint", str(path), fault, remedy)
 
 
+def _snapshot_fault(layout: Layout) -> str:
+    """Return how the snapshot's frames differ from its digest; empty if they do not, or if there is no snapshot."""
+    snapshot = layout.snapshot / "snapshot.json"
+    if not snapshot.is_file():
+        return ""
+    try:
+        facts = json.loads(snapshot.read_bytes())
+        # Compute the digest of the frames as `mm snapshot` did, and compare it with the recorded one.
+        frames = {
+            pool: pa.Table.from_pandas(read_pool(layout.snapshot, pool), schema=SCHEMA, preserve_index=False)
+            for pool in POOLS
+        }
+        digest = digest_of({pool: table_digest(frame, SCHEMA.names) for pool, frame in frames.items()})
+        return "" if digest == facts["digest"] else "its frames do not match its digest"
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, MattingError) as error:
+        return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def _cycle(layout: Layout) -> Iterator[Fault]:
     """Compare the files of the current cycle with one another."""
-    snapshot = layout.snapshot / "snapshot.json"
-    if snapshot.is_file():
-        try:
-            facts = json.loads(snapshot.read_bytes())
-            # Compute the digest of the frames as `mm snapshot` did, and compare it with the recorded one.
-            frames = {
-                pool: pa.Table.from_pandas(read_pool(layout.snapshot, pool), schema=SCHEMA, preserve_index=False)
-                for pool in POOLS
-            }
-            digest = digest_of({pool: table_digest(frame, SCHEMA.names) for pool, frame in frames.items()})
-            good = digest == facts["digest"]
-            what = "its frames do not match its digest"
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, MattingError) as error:
-            good, what = False, " ".join(str(error).split())[:200]
-        if not good:
-            yield Fault("snapshot", str(layout.snapshot), what, "mm snapshot")
+    sealed = [(layout.split, "mm split"), (layout.evaluation, "mm evaluate")]
+    if what := _snapshot_fault(layout):
+        yield Fault("snapshot", str(layout.snapshot), what, "mm snapshot")
+    else:
+        sealed.append((layout.snapshot, "mm snapshot"))
     for stage in TRAIN_STAGES:
         # The digest in the report names the bytes that training wrote.
         report, model = layout.stage_report(f"train-{stage}"), layout.model(stage)
@@ -289,11 +296,7 @@ def _cycle(layout: Layout) -> Iterator[Fault]:
             if digest and sha256_file(model) != digest:
                 yield Fault("cycle", str(model), "its bytes differ from those that training wrote", f"mm train-{stage}")
     # A sealed folder lists its files with their digests.
-    for folder, remedy in (
-        (layout.snapshot, "mm snapshot"),
-        (layout.split, "mm split"),
-        (layout.evaluation, "mm evaluate"),
-    ):
+    for folder, remedy in sealed:
         for path, what in broken_files(folder):
             yield Fault("cycle", str(path), what, remedy)
     if layout.verdict.is_file():

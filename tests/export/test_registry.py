@@ -108,7 +108,7 @@ def test_a_fresh_workspace_has_no_champion_and_asking_writes_nothing(tmp_path):
     assert Registry(layout.settings).pin("champion") is None
     assert Registry(layout.settings).history() == []
     assert not layout.root.exists()
-    with pytest.raises(InputError, match="none yet"):
+    with pytest.raises(InputError, match="the registry is empty; `mm run` registers"):
         lineage(layout.settings, "1")
 
 
@@ -312,7 +312,7 @@ def test_lineage_names_every_sample_label_and_stage(promoted, second):
     assert told["stages"]["simple"]["params"] == {"seed": 0}
     assert told["params"] == PARAMS.model_dump(mode="json")
     assert set(told["calibration"]) == {"saliency", "portrait", "scenery"}
-    with pytest.raises(InputError, match="promoted were 1"):
+    with pytest.raises(InputError, match="no version .*: the registry has 1"):
         lineage(second.settings, "9")
 
 

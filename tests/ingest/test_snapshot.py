@@ -13,6 +13,7 @@ from mm_core.core.records import Report, digest_of
 from mm_core.ingest.placement import POOLS, SCHEMA, TRAINING, stable_share
 from mm_core.ingest.snapshot import assert_no_leak, build_snapshot, components, read_pool
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.seals import DIGESTS
 from tests.ingest.snapshot_reference import frame_digest
 from tests.ingest.snapshot_rows import PARAMS, eval_group, label, many, placed, pools_of, sample, train_group
 
@@ -81,7 +82,8 @@ def test_reads_the_pinned_versions_and_replaces_the_folder_whole(catalog, tmp_pa
     catalog.add("labels", [label(extra)])
     build_snapshot(PARAMS, catalog, inputs, tmp_path / "snapshot", Report("snapshot"))
     assert (tmp_path / "snapshot" / "snapshot.json").read_text() == before
-    assert {p.name for p in (tmp_path / "snapshot").iterdir()} == {f"{p}.parquet" for p in POOLS} | {"snapshot.json"}
+    kept = {f"{p}.parquet" for p in POOLS} | {"snapshot.json", DIGESTS}
+    assert {p.name for p in (tmp_path / "snapshot").iterdir()} == kept
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".snapshot")] == []
 
 

@@ -151,21 +151,21 @@ def test_who_listens_hears_the_numbers_and_which_epoch_it_is(workspace: Layout, 
 
 SCRIPT = """
 import sys, torch
+from functools import partial
 from pathlib import Path
 torch.set_num_threads(1)
-import mm_core.training.trainer as loop
+from mm_core.training import stage
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
 from mm_core.storage.run import StorageRun
-from mm_core.training.stage import train_stage
-loop.fit.__kwdefaults__["save_seconds"] = 0.0
+stage.Setup = partial(stage.Setup, save_seconds=0.0)
 layout = Layout(Settings.from_env(sys.argv[1]))
 params = Params.model_validate_json(Path(sys.argv[2]).read_text())
 def progress(what, done, total):
     print(what, done, flush=True)
-train_stage("semi", StorageRun(params, layout, progress), Report("x"), start=None)
+stage.train_stage("semi", StorageRun(params, layout, progress), Report("x"), start=None)
 """
 
 
