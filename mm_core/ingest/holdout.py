@@ -8,6 +8,7 @@ its own arrival and earlier ones, so later photos never change it.
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections import defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -44,11 +45,19 @@ class Needs:
     """Groups that have arrived."""
     filled: set[str] = field(default_factory=set)
     """Groups that are held out."""
+    lost: list[str] = field(default_factory=list)
+    """Sorted times when held-out groups lose their last label."""
 
-    def count(self, lost_at: dict[str, str], arrival: str) -> int:
+    def fill(self, group: str, lost_at: str | None) -> None:
+        """Hold a group out; `lost_at` is None if it keeps its label."""
+        if group not in self.filled:
+            self.filled.add(group)
+            if lost_at is not None:
+                insort(self.lost, lost_at)
+
+    def count(self, arrival: str) -> int:
         """Return the number of held-out groups with a label at the time of `arrival`."""
-        # A group outside `lost_at` still has its label. The intersection costs what the smaller set has.
-        return len(self.filled) - sum(lost_at[group] <= arrival for group in lost_at.keys() & self.filled)
+        return len(self.filled) - bisect_right(self.lost, arrival)
 
 
 def eval_quota(groups: int, params: SnapshotParams) -> int:
@@ -187,14 +196,15 @@ class _Replay:
                 needs = self.needs["eval", self.category[row]]
                 needs.seen.add(group)
                 if self.result.evaluation[row]:
-                    needs.filled.add(group)
+                    needs.fill(group, self.lost_at.get(group))
         for category, groups in waiting.items():
             needs = self.needs["eval", category]
-            short = eval_quota(len(needs.seen), self.params) - needs.count(self.lost_at, arrival)
+            short = eval_quota(len(needs.seen), self.params) - needs.count(arrival)
             open_groups = set(groups) - needs.filled
             # Smallest hashes first: a larger quota then extends the same set.
             picked = sorted(open_groups, key=lambda group: (groups[group], group))[: max(0, short)]
-            needs.filled |= set(picked)
+            for group in picked:
+                needs.fill(group, self.lost_at.get(group))
             self.eval_groups |= set(picked)
         # Mark all photos of the groups that were picked above.
         for row in fresh:
@@ -230,7 +240,7 @@ class _Replay:
             needs = self.needs["validation", self.category[row]]
             needs.seen.add(name)
             if root in chosen:
-                needs.filled.add(name)
+                needs.fill(name, self.lost_at.get(name))
             else:
                 waiting[self.category[row]][name] = (self.validation_share[unit[root]], root)
         for category, groups in waiting.items():
@@ -241,12 +251,13 @@ class _Replay:
     def _draw_validation(self, category: str, groups: dict[str, tuple[float, int]], arrival: str) -> set[int]:
         """Return the roots drawn from the waiting `groups` of a category: name → (hash, root)."""
         needs = self.needs["validation", category]
-        quota, count = validation_quota(len(needs.seen), self.params), needs.count(self.lost_at, arrival)
+        quota, count = validation_quota(len(needs.seen), self.params), needs.count(arrival)
         open_groups = set(groups) - needs.filled
         # The first draw must reach the minimum in one step. With small drops it starts when the quota is twice that.
         begun = count > 0 or count + len(open_groups) >= MIN_VALIDATION_PHOTOS or quota >= 2 * MIN_VALIDATION_PHOTOS
         if not begun:
             return set()
         drawn = sorted(open_groups, key=lambda name: (groups[name][0], name))[: max(0, quota - count)]
-        needs.filled |= set(drawn)
+        for name in drawn:
+            needs.fill(name, self.lost_at.get(name))
         return {groups[name][1] for name in drawn}
