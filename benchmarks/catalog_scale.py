@@ -177,6 +177,13 @@ def part(name: str, root: Path) -> dict[str, float]:
     return {"seconds": seconds / repeats, "processor": processor / repeats, "memory": memory}
 
 
+def processor() -> str:
+    """Return the name of the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def child(*given: str) -> dict[str, float]:
     command = [sys.executable, str(Path(__file__).resolve()), *given]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
@@ -212,7 +219,7 @@ def write(found: dict[str, dict[int, dict[str, float]]], command: str) -> None:
         f"CPU s: processor time without imports; MB: peak of the process. One past drop per {DROP} photos.",
         "The catalog is made up and lies on a local disk. On S3 the arrivals sensor needs a short request per drop.",
         "",
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}.",
+        f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}.",
         f"`{command}`",
         "",
     ]
