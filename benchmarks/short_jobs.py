@@ -4,7 +4,7 @@ Processor seconds of whole processes, start-up included, beside the imports of t
 is cached, as it is after an installation. `mm evaluate` of a second cycle runs three times: with no known score, with
 those of the first cycle (champion and anchor), and with all of them (start-up, int8 files and pictures are left).
 
-    python benchmarks/short_jobs.py --work FOLDER
+    python -m benchmarks.short_jobs --work FOLDER
 
 Goes on where it was when killed. Writes benchmarks/short_jobs.csv and benchmarks/short_jobs.md.
 """
@@ -23,6 +23,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
+from benchmarks.catalog_scale import processor
 from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES
 from samplegen import write_drop
@@ -109,7 +110,7 @@ def measure(work: Path) -> dict[str, float]:
     jobs.best("mm --help", *mm, "--help")
     if "first cycle" not in jobs.found:
         shutil.rmtree(jobs.workspace / "inbox", ignore_errors=True)
-        for kind, each in (("pixel_labeled", 8), ("unlabeled", 1)):
+        for kind, each in (("pixel_labeled", 30), ("unlabeled", 1)):
             drop(jobs.workspace, kind, "first", each, seed=1)
         jobs.keep("first cycle", jobs.run(*mm, "run"))
         verdict = json.loads((jobs.workspace / "cycle" / "gate" / "verdict.json").read_text())
@@ -166,8 +167,8 @@ def write(found: dict[str, float]) -> None:
         "",
         "One machine that others used too: processor seconds rise with their load on shared caches.",
         "",
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}.",
-        "`python benchmarks/short_jobs.py --work FOLDER`",
+        f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}.",
+        "`python -m benchmarks.short_jobs --work FOLDER`",
         "",
     ]
     (HERE / "short_jobs.md").write_text("\n".join(lines))
