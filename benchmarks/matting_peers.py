@@ -1,4 +1,4 @@
-"""The candidate of a workspace beside models that a user could take instead, on the workspace's evaluation photos.
+"""Compare a workspace's candidate with models that a user could take instead, on the evaluation photos.
 
     make peers
     python benchmarks/matting_peers.py --workspace data --name "cycle 3"
@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +32,8 @@ from mm_core.core.params import Params
 from mm_core.core.progress import quiet
 from mm_core.core.records import CATEGORIES
 from mm_core.core.settings import Settings
-from mm_core.eval.evaluate import blind_mattes, score_all
 from mm_core.eval.metrics import category_scores
+from mm_core.eval.scoring import blind_mattes, score_all
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.imaging.images import load_rgb
 from mm_core.ingest.snapshot import read_pool
@@ -42,16 +43,15 @@ from mm_core.storage.store import fetch_blob
 
 HERE = Path(__file__).parent
 TOOLS = HERE.parent / ".tools"
-METRICS = ("mse", "conn", "biou", "maxf")
 PEOPLE = ("portrait", "multi_person")
 
 
-class Peer:
-    """A model with one matte for any photo; it has no decoders to choose."""
+class Peer(ABC):
+    """A model that makes its matte from the photo alone, without a decoder."""
 
+    @abstractmethod
     def matte(self, photo: np.ndarray) -> np.ndarray:
         """Return the matte of a photo, uint8 (H, W, 3): float32 (H, W) in [0, 1]."""
-        raise NotImplementedError
 
     def predict(self, photos: Sequence[np.ndarray], decoders: Sequence[str]) -> list[np.ndarray]:
         """Return mattes as `Predictor.predict`."""
@@ -95,7 +95,7 @@ class Mediapipe(Peer):
             for photo in photos:
                 cv2.imwrite(str(folder / f"{_key(photo)}.png"), cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
             program = [TOOLS / "mediapipe/bin/python", HERE / "mediapipe_mattes.py", folder]
-            subprocess.run([str(part) for part in program], check=True, stderr=subprocess.DEVNULL)
+            subprocess.run([str(part) for part in program], check=True)
             self._masks = {path.stem: np.load(path) for path in folder.glob("*.npy")}
 
     def matte(self, photo: np.ndarray) -> np.ndarray:
