@@ -38,13 +38,21 @@ REPEAT = 3
 """Of the runs with nothing new; the median by the clock counts."""
 EACH = 12
 """Photos of each category in the base."""
+TINY: dict[str, Any] = {
+    "structure.ocr": (),
+    "model.encoder": "test_efficientnet",
+    "model.pretrained": "",
+    "model.size": 64,
+    "model.width": 8,
+    "gate.floors": {"mse": 1.0, "maxf": 0.0},
+    "gate.quantised_mse": 5.0,
+    "gate.min_images": 2,
+    "gate.beat_blind": False,
+}
+"""A model of a few thousand parameters, and a gate that promotes it."""
 PARAMS = Params().with_values(
+    **TINY,
     **{
-        "structure.ocr": (),
-        "model.encoder": "test_efficientnet",
-        "model.pretrained": "",
-        "model.size": 64,
-        "model.width": 8,
         "train.simple.steps": 20,
         "train.hard.steps": 10,
         "train.semi.steps": 6,
@@ -53,12 +61,8 @@ PARAMS = Params().with_values(
         "train.multimodal.contrastive": 0.1,
         "train.multimodal.captioned": 0.5,
         "clip.steps": 12,
-        "gate.floors": {"mse": 1.0, "maxf": 0.0},
-        "gate.quantised_mse": 5.0,
-        "gate.min_images": 2,
-        "gate.beat_blind": False,
         "evaluate.shadow_photos": 8,
-    }
+    },
 )
 PARTS = {
     "arrivals": ("ingest", "structure"),

@@ -1,6 +1,6 @@
-"""What short jobs cost: a command's start, a run with nothing new, a drop of ten photos, an evaluation with old models.
+"""Time of short jobs: a command's start, a run with nothing new, a drop of ten photos, an evaluation of known models.
 
-Processor seconds of whole processes, start-up included, beside the imports of the packages that they need. Byte code
+Processor seconds of whole processes, start-up included, compared with the imports of packages that they need. Byte code
 is cached, as it is after an installation. `mm evaluate` of a second cycle runs three times: with no known score, with
 those of the first cycle (champion and anchor), and with all of them (start-up, int8 files and pictures are left).
 
@@ -24,6 +24,7 @@ from datetime import date
 from pathlib import Path
 
 from benchmarks.catalog_scale import processor
+from benchmarks.cycle_cost import TINY
 from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES
 from samplegen import write_drop
@@ -31,21 +32,8 @@ from samplegen import write_drop
 HERE = Path(__file__).parent
 REPEAT = 3
 PARAMS = Params().with_values(
-    **{
-        "structure.ocr": (),
-        "model.encoder": "test_efficientnet",
-        "model.pretrained": "",
-        "model.size": 64,
-        "model.width": 8,
-        "train.simple.steps": 4,
-        "train.hard.steps": 4,
-        "gate.floors": {"mse": 1.0, "maxf": 0.0},
-        "gate.quantised_mse": 5.0,
-        "gate.min_images": 2,
-        "gate.beat_blind": False,
-        "evaluate.shadow_photos": 0,
-        "label.compare_seeds": 0,
-    }
+    **TINY,
+    **{"train.simple.steps": 4, "train.hard.steps": 4, "evaluate.shadow_photos": 0, "label.compare_seeds": 0},
 )
 """A model of a few thousand parameters; the stages that are off by default stay off."""
 IMPORTS = {"import typer": "typer", "import great_expectations": "great_expectations", "import mlflow": "mlflow"}
