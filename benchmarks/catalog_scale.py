@@ -1,4 +1,4 @@
-"""What the parts of a cycle that read the catalog cost with ten times as many photos.
+"""Time and memory of the parts of a cycle that read the catalog, with 100,000 and with a million photos.
 
 Two made-up catalogs, a third of the photos labelled, are read by each part in a process of its own: the snapshot, the
 candidates for people, the counts of the report, and the sensors. The sensors also look at an inbox with one past drop
@@ -218,6 +218,8 @@ def write(found: dict[str, dict[int, dict[str, float]]], command: str) -> None:
         "",
         f"CPU s: processor time without imports; MB: peak of the process. One past drop per {DROP} photos.",
         "The catalog is made up and lies on a local disk. On S3 the arrivals sensor needs a short request per drop.",
+        "",
+        "Other programs on the machine raise processor seconds: compare the ratios.",
         "",
         f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date.today()}.",
         f"`{command}`",

@@ -266,10 +266,12 @@ def summary(done: pd.DataFrame) -> str:
     )
     for world in sorted({str(name) for name in done["world"] if str(name).startswith("real")}):
         weeks = share(world, "+1 % a week", 150, part="year")
+        models = world.replace("real,", "real models,")
         text += (
-            f" With the noise of two {world.replace('real,', 'real models,')}: +10 % in {shown(world, CASE_TEN, 60)}, "
-            f"no gain in {shown(world, 'no-op retrain', 60)}, the loss beside +20 % in {shown(world, CASE_LOSS, 60)}, "
-            f"{weeks:.0f} promotions in the year."
+            f" With the noise of two {models}, it promotes {shown(world, CASE_TEN, 60)} of the gains of 10 %, "
+            f"{shown(world, 'no-op retrain', 60)} of the retrainings without any gain and "
+            f"{shown(world, CASE_LOSS, 60)} of the losses of 5 % with gains of 20 %; "
+            f"the year has {weeks:.0f} promotions."
         )
     return "\n".join(textwrap.wrap(text, 120))
 
