@@ -9,12 +9,13 @@ import secrets
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -178,6 +179,11 @@ class LocalServer:
             # `.env` is left out: each folder gets its own secret.
             shutil.copytree(ready, draft, ignore=shutil.ignore_patterns(".env"))
             draft.replace(data)
+        database = data / "label_studio.sqlite3"
+        if database.is_file():
+            # By default a commit blocks all readers. A page whose read of its task fails shows an empty canvas.
+            with closing(sqlite3.connect(database)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
 
     def _environment(self, account: Mapping[str, str]) -> dict[str, str]:
         """Return the complete environment of the server process."""

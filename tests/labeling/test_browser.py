@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from label_house import LabelHouse, server_of
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, TimeoutError
 
 from mm_core.labeling.label_studio_client import Server
 from mm_core.labeling.label_studio_format import read_annotation
@@ -45,12 +46,17 @@ def champion_like(alpha: np.ndarray) -> np.ndarray:
     return np.rint(255 * soft).astype(np.uint8)
 
 
-def open_task(page: Any, address: str, aspect: float) -> dict[str, float]:
-    """The box of the photo (width / height = aspect) on the screen."""
-    page.goto(address)
+def open_task(page: Any, address: str, aspect: float, version: str) -> dict[str, float]:
+    """The box of the photo (width / height = aspect) on the screen, once the matte of this model version is there."""
     canvas = page.locator(".konvajs-content canvas").first
-    canvas.wait_for()
-    page.get_by_text("Foreground").first.wait_for()
+    for _ in range(3):
+        page.goto(address)
+        canvas.wait_for()
+        page.get_by_text("Foreground").first.wait_for()
+        # If its request for the task failed, the page shows an empty canvas, and a person loads it again.
+        with suppress(TimeoutError):
+            page.get_by_text(version).first.wait_for(timeout=20_000)
+            break
     page.wait_for_timeout(1500)  # the matte is decoded and drawn after its region is listed
     box = canvas.bounding_box()  # the canvas may be wider than the photo
     return {**box, "width": box["height"] * aspect}
@@ -94,7 +100,7 @@ def test_a_person_paints_and_submits(tmp_path: Path, label_studio: LocalServer, 
     sent = champion_like(house.truth[key].alpha)
     height, width = sent.shape
 
-    box = open_task(page, server.link(tasks[key]), width / height)
+    box = open_task(page, server.link(tasks[key]), width / height, "3:abcdef")
     # The reason stands above the photo, the chooser beside it.
     why = page.get_by_text(server.tasks_of([key])[key][0]["data"]["why"]).first.bounding_box()
     chooser = page.get_by_text("What is it?").first.bounding_box()
@@ -125,7 +131,7 @@ def test_a_person_paints_and_submits(tmp_path: Path, label_studio: LocalServer, 
 
     # A photo that nobody should paint: a reason is enough.
     other = next(k for k in tasks if k != key)
-    open_task(page, server.link(tasks[other]), 1)
+    open_task(page, server.link(tasks[other]), 1, "3:abcdef")
     page.get_by_text("private", exact=False).first.click()
     submit(page, server, tasks[other])
     assert [row["reason"] for row in house.pull(server).photos_refused] == ["private"]

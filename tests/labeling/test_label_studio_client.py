@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
+import httpx
 import numpy as np
 import pytest
 from annotator import NAME, SimulatedAnnotator, add_account, annotate, edit
@@ -17,7 +20,7 @@ from mm_core.core.params import LabelParams
 from mm_core.labeling.apply_annotations import REFUSED
 from mm_core.labeling.label_studio_client import Server
 from mm_core.labeling.label_studio_format import brush_region, choice_region
-from mm_core.labeling.label_studio_local import LocalServer
+from mm_core.labeling.label_studio_local import LocalServer, read_account
 from mm_core.labeling.rle import decode_rle
 
 PASSWORD = "simulated-people-only"
@@ -281,3 +284,12 @@ def test_a_personal_access_token_works_too(label_studio, title):
     token = server._call("POST", "/api/token/", json={})["token"]
     assert token.count(".") == 2
     assert server_of(label_studio, title, token).project == server.project
+
+
+def test_a_commit_of_another_connection_blocks_no_reader(label_studio, title):
+    server = server_of(label_studio, title)
+    page = f"{label_studio.url}/api/projects/{server.project}"
+    key = {"Authorization": f"Token {read_account(label_studio.folder)['token']}"}
+    with closing(sqlite3.connect(label_studio.folder / "data" / "label_studio.sqlite3")) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        assert httpx.get(page, headers=key, timeout=60).status_code == 200
