@@ -24,7 +24,7 @@ from mm_core.cli.terminal import Inbox, Json, open_layout, open_run, progress_ba
 from mm_core.cli.words import drop_words, held_words
 from mm_core.core.categories import KINDS
 from mm_core.core.deferred import Deferred
-from mm_core.core.errors import InputError, MattingError
+from mm_core.core.errors import InputError, MattingError, TrackingServerError
 from mm_core.core.folders import require_folder
 from mm_core.core.settings import Settings
 
@@ -38,9 +38,11 @@ if TYPE_CHECKING:
     from mm_core.ingest import datasets
     from mm_core.ingest import drop as drops
     from mm_core.ingest import snapshot as snapshots
+    from mm_core.pinned_inputs import Run
     from mm_core.services import ui as pages
     from mm_core.storage import retry
     from mm_core.storage.catalog import Catalog
+    from mm_core.training import mlflow_client
 else:
     # The stages import slow packages, which `mm --help` does not need.
     operations = Deferred("mm_core.operations")
@@ -54,6 +56,7 @@ else:
     drops = Deferred("mm_core.ingest.drop")
     snapshots = Deferred("mm_core.ingest.snapshot")
     pages = Deferred("mm_core.services.ui")
+    mlflow_client = Deferred("mm_core.training.mlflow_client")
     retry = Deferred("mm_core.storage.retry")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, cls=OrderedGroup)
@@ -158,7 +161,7 @@ def status(json_: Json = False) -> None:
         "labelled": _labelled(catalog),
         "rejects": counted(catalog, "rejects", "verdict", "reason"),
         "verdict": pinned_inputs.recorded_verdict(layout).decision if layout.verdict.exists() else None,
-        "champion": (run.registry.pin("champion") or {}).get("version"),
+        **_champion(run),
         "cycle": locks.cycle_holder(layout),
         "eval": snapshots.eval_state(run.params.snapshot, catalog),
     }
@@ -176,8 +179,17 @@ def status(json_: Json = False) -> None:
         typer.echo("evaluation photos\n" + "\n".join(f"  {line}" for line in lines) + "\n")
     typer.echo(f"labelled photos: {result['labelled']}")
     typer.echo(f"last verdict:    {result['verdict'] or 'no cycle yet'}")
-    typer.echo(f"champion:        {result['champion'] or 'none yet'}")
+    typer.echo(f"champion:        {result['champion'] or result['registry_fault'] or 'none yet'}")
     typer.echo(f"cycle at work:   {result['cycle'] or 'none'}")
+
+
+def _champion(run: Run) -> dict[str, str | None]:
+    """Return the champion's version, or why the registry cannot tell it."""
+    mlflow_client.expect_quick_answer()
+    try:
+        return {"champion": (run.registry.pin("champion") or {}).get("version"), "registry_fault": None}
+    except TrackingServerError as error:
+        return {"champion": None, "registry_fault": f"unknown, because {error}"}
 
 
 def _labelled(catalog: Catalog) -> int:

@@ -10,6 +10,7 @@ MattingError
 │   ├── BlobDamaged
 │   └── BlobTooLarge    more bytes than the caller takes
 ├── LabelServerError    Label Studio does not answer, or refuses the key or a request
+├── TrackingServerError MLflow's server does not answer, or is none
 ├── CatalogError        a table is missing, has an unknown version, or lost too many commit races
 ├── NothingToTrainOn    the snapshot has no usable samples for a stage
 ├── NonFiniteLoss       a loss became NaN or infinite; names the samples of the batch
@@ -61,6 +62,10 @@ class BlobTooLarge(StoreError):
 
 class LabelServerError(MattingError):
     """Label Studio does not answer, or refuses the key or a request; the text names the cause and the check to make."""
+
+
+class TrackingServerError(MattingError):
+    """MLflow's server does not answer, or another server answers; the text names the address and the check to make."""
 
 
 class CatalogError(MattingError):

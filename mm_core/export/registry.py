@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,17 +33,15 @@ from mm_core.export.mlflow_model import save_mlflow_model
 from mm_core.export.provenance import gather
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, put_blob
-from mm_core.training.rehome import rehome
+from mm_core.training.mlflow_client import open_client
 from mm_core.training.tracking import Tracker
 
 if TYPE_CHECKING:
-    import mlflow
     from mlflow import MlflowClient, exceptions
     from mlflow.entities.model_registry import RegisteredModel
 
     from mm_core.export.override import Override
 else:
-    mlflow = Deferred("mlflow")
     exceptions = Deferred("mlflow.exceptions")
 
 Found = TypeVar("Found")
@@ -344,15 +341,7 @@ class Registry:
     @property
     def _client(self) -> MlflowClient:
         if self._client_or_none is None:
-            # Database migrations and MLflow log their routine work.
-            for noisy in ("alembic", "mlflow"):
-                logging.getLogger(noisy).setLevel(logging.WARNING)
-            uri = self._settings.mlflow_uri
-            if self._database:
-                self._database.parent.mkdir(parents=True, exist_ok=True)
-            # A workspace that was moved to another path has old artifact paths in its database.
-            rehome(self._settings)
-            self._client_or_none = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+            self._client_or_none = open_client(self._settings)
         return self._client_or_none
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import httpx
 
 from mm_core.core.errors import LabelServerError
+from mm_core.core.servers import RemoteServer, public_address, report_wait
 
 TIMEOUT = 120.0
 """Seconds without a response after which a request fails."""
@@ -31,6 +32,7 @@ class PatientClient(httpx.Client):
         network = not url.startswith(("http://127.0.0.1", "http://localhost"))
         super().__init__(base_url=url, auth=auth, timeout=TIMEOUT, follow_redirects=True, trust_env=network)
         self._url = url
+        self._server = RemoteServer("Label Studio", public_address(url), "is it running, is LABEL_STUDIO_URL right?")
 
     def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
         """Send a request and return its response; repeat repeatable requests through outages of seconds.
@@ -38,6 +40,10 @@ class PatientClient(httpx.Client):
         Raises:
             LabelServerError: The server does not answer, or it refuses the request.
         """
+        with report_wait(self._server, size=int(request.headers.get("Content-Length", 0))):
+            return self._send_patiently(request, **options)
+
+    def _send_patiently(self, request: httpx.Request, **options: Any) -> httpx.Response:
         method, path = request.method, request.url.path
         # Repeat with growing pauses while the fault may pass by itself and a repetition does no harm.
         fault: Exception = LabelServerError("")
@@ -63,8 +69,7 @@ class PatientClient(httpx.Client):
             time.sleep(0.5 * 2**attempt)
         if isinstance(fault, LabelServerError):
             raise fault
-        reason = f"{type(fault).__name__} at {method} {path}: is it running, is LABEL_STUDIO_URL right?"
-        raise LabelServerError(f"Label Studio at {self._url} does not answer ({reason})") from fault
+        raise LabelServerError(f"{self._server.silence} ({type(fault).__name__} at {method} {path})") from fault
 
 
 def _checked(response: httpx.Response) -> httpx.Response:

@@ -17,6 +17,7 @@ import random
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from deltalake import CommitProperties, DeltaTable, QueryBuilder, Schema, write_
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from mm_core.core.errors import CatalogError
+from mm_core.core.servers import report_wait
 from mm_core.core.settings import s3_timeout
-from mm_core.storage.retry import patient
+from mm_core.storage.retry import patient, s3_server
 from mm_core.storage.schemas import ADDED, KEYS, SCHEMAS
 from mm_core.storage.seals import seal
 
@@ -331,7 +333,9 @@ class Catalog:
 
     def _open(self, table: str, version: int | None = None) -> DeltaTable | None:
         try:
-            delta = DeltaTable(self._uri(table), version=version, storage_options=self._options)
+            # Each operation begins here, so that a server that does not answer is reported here.
+            with report_wait(s3_server()) if self._options else nullcontext():
+                delta = DeltaTable(self._uri(table), version=version, storage_options=self._options)
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:

@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from mm_core.core.errors import CatalogError, StoreError
+from mm_core.core.servers import NOTICE_AFTER, RemoteServer, notify, public_address
+from mm_core.core.settings import s3_timeout
 
 TRIES = 10
 """Attempts of one catalog operation, with growing pauses, before S3's error is reported."""
+PATIENCE = 10
+"""Timeouts of S3 (`MM_S3_TIMEOUT`) after which a catalog operation is not repeated."""
 # Remedies for errors that a person can fix.
 _REMEDIES = {
     errno.ENOSPC: "free some space or move the store, then run again",
@@ -93,6 +97,14 @@ def database_remedy(said: str) -> str:
     return _REMEDIES[errno.ENOSPC] if "database or disk is full" in said else ""
 
 
+def s3_server() -> RemoteServer:
+    """Return S3 as the variables of the environment name it."""
+    address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if address:
+        return RemoteServer("S3", public_address(address), "is it running, is AWS_ENDPOINT_URL right?")
+    return RemoteServer("S3", "AWS", "is there a network, is AWS_REGION right?")
+
+
 def archive_fault(path: Path) -> str:
     """Return the damage of a file of `torch.save`, found by the CRC-32 of its members; "" for an intact file."""
     try:
@@ -114,13 +126,17 @@ def patient(verb: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @wraps(verb)
     def again(*args: _P.args, **more: _P.kwargs) -> _R:
+        begin = time.monotonic()
         for attempt in range(TRIES):
             try:
                 return verb(*args, **more)
             except CatalogError as error:
                 text = _COLOURS.sub("", str(error))
-                if "Generic S3 error" in text and attempt + 1 < TRIES:
-                    # Only S3 errors can pass; all others are reported immediately.
+                seconds = time.monotonic() - begin
+                # Only S3 errors can pass; all others are reported immediately.
+                if "Generic S3 error" in text and attempt + 1 < TRIES and seconds < PATIENCE * s3_timeout():
+                    if seconds > NOTICE_AFTER:
+                        notify(s3_server())
                     time.sleep(random.uniform(0, min(5.0, 0.05 * 2**attempt)))
                     continue
                 raise type(error)(_one_line(text)) from error
@@ -132,6 +148,8 @@ def patient(verb: Callable[_P, _R]) -> Callable[_P, _R]:
 def _one_line(text: str) -> str:
     """Return delta-rs' error text, a chain of causes over several lines, as one line with a remedy."""
     plain = " ".join(text.replace("↳", ":").split())
+    if "client error (Connect)" in plain or "operation timed out" in plain:
+        return f"{plain.partition(': Kernel error')[0]}: {s3_server().silence} Then run again"
     if code := re.search(r"\(os error (\d+)\)", plain):
         number = int(code.group(1))
         return f"{plain}: {_REMEDIES.get(number, f'{os.strerror(number)}: run again')}"

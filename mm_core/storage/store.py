@@ -22,13 +22,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlparse
 
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
 
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import BlobDamaged, BlobNotFound, BlobTooLarge, InputError, StoreError
 from mm_core.core.records import sha256_bytes, sha256_file
+from mm_core.core.servers import report_wait
 from mm_core.core.settings import s3_timeout
-from mm_core.storage.retry import NO_KEYS, disk_fault
+from mm_core.storage.retry import NO_KEYS, disk_fault, s3_server
 from mm_core.storage.seals import KEY_SEALS, KeySeals
 
 if TYPE_CHECKING:
@@ -287,7 +297,8 @@ class S3Store:
 
     def put(self, key: str, source: Path | bytes, *, sha256: str | None = None) -> None:
         name = self._key(key)
-        with self._plain_errors("writing", key):
+        size = source.stat().st_size if isinstance(source, Path) else len(source)
+        with self._plain_errors("writing", key, size):
             if sha256 and isinstance(source, Path) and sha256_file(source) != sha256:
                 raise StoreError(f"{source} changed while it was read: run again")
             if isinstance(source, bytes):
@@ -310,6 +321,7 @@ class S3Store:
             _no_larger(key, head["ContentLength"], most)
             if path.is_file() and stamp.is_file() and stamp.read_text() == head["ETag"]:
                 return path
+        with self._plain_errors("reading", key, head["ContentLength"]):
             with self._drafts.replacing(path) as temporary:
                 self._client.download_file(self.bucket, name, str(temporary))
                 # Guard against a truncated download.
@@ -332,17 +344,24 @@ class S3Store:
         # Keys of entries are relative to the prefix.
         skip = len(self.prefix) + 1 if self.prefix else 0
         with self._plain_errors("listing", prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=full, **({"Delimiter": "/"} if delimiter else {})
+            pages = iter(
+                self._client.get_paginator("list_objects_v2").paginate(
+                    Bucket=self.bucket, Prefix=full, **({"Delimiter": "/"} if delimiter else {})
+                )
             )
-            for page in pages:
-                folders = [Entry(folder["Prefix"][skip:], 0) for folder in page.get("CommonPrefixes", ())]
-                objects = [
-                    Entry(item["Key"][skip:], item["Size"], item.get("ETag", "")) for item in page.get("Contents", ())
-                ]
-                # Web consoles create empty objects with folder names; they are skipped.
-                entries = folders + [entry for entry in objects if not entry.key.endswith("/") and entry.key]
-                yield from sorted(entries, key=lambda entry: entry.key)
+        while True:
+            # The time between two pages belongs to the caller, so that only the request is watched.
+            with self._plain_errors("listing", prefix):
+                page = next(pages, None)
+            if page is None:
+                return
+            folders = [Entry(folder["Prefix"][skip:], 0) for folder in page.get("CommonPrefixes", ())]
+            objects = [
+                Entry(item["Key"][skip:], item["Size"], item.get("ETag", "")) for item in page.get("Contents", ())
+            ]
+            # Web consoles create empty objects with folder names; they are skipped.
+            entries = folders + [entry for entry in objects if not entry.key.endswith("/") and entry.key]
+            yield from sorted(entries, key=lambda entry: entry.key)
 
     def stamps(self, keys: Sequence[str]) -> dict[str, tuple[int, str]]:
         def stamp(key: str) -> tuple[int, str] | None:
@@ -396,10 +415,14 @@ class S3Store:
         return S3Store(self.bucket, self.prefix, cache)
 
     @contextmanager
-    def _plain_errors(self, doing: str, key: str) -> Iterator[None]:
-        """Raise boto's errors as ours: BlobNotFound for a missing object, StoreError otherwise."""
+    def _plain_errors(self, doing: str, key: str, size: int = 0) -> Iterator[None]:
+        """Raise boto's errors as ours: BlobNotFound for a missing object, StoreError otherwise; report a long wait.
+
+        `size` are the bytes that the body sends or receives.
+        """
         try:
-            yield
+            with report_wait(s3_server(), size=size):
+                yield
         except ClientError as error:
             if doing == "reading" and error.response["Error"]["Code"] in ("404", "NoSuchKey"):
                 raise BlobNotFound(f"{self.url} holds no {key}") from error
@@ -407,12 +430,14 @@ class S3Store:
             wrong = 400 <= error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) < 500
             remedy = "check the address, the bucket and the keys' rights" if wrong else "run again"
             raise StoreError(f"{doing} {self.url}/{key}: {error}: {remedy}") from error
-        except OSError as error:
-            raise StoreError(f"{doing} {self.url}/{key}: {disk_fault(error)}") from error
+        # Before OSError, because botocore's timeouts are of that class too.
         except (boto3.exceptions.Boto3Error, BotoCoreError) as error:
             absent = isinstance(error, NoCredentialsError | PartialCredentialsError)
-            remedy = NO_KEYS if absent else "run again"
+            silent = isinstance(error, BotoConnectionError | HTTPClientError)
+            remedy = NO_KEYS if absent else f"{s3_server().check} Then run again" if silent else "run again"
             raise StoreError(f"{doing} {self.url}/{key}: {error}: {remedy}") from error
+        except OSError as error:
+            raise StoreError(f"{doing} {self.url}/{key}: {disk_fault(error)}") from error
 
 
 def _inside(key: str) -> str:

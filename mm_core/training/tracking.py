@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from mm_core.core.deferred import Deferred
-from mm_core.core.errors import StoreError
+from mm_core.core.errors import StoreError, TrackingServerError
 from mm_core.core.layout import Layout
 from mm_core.core.params import PER_ARRIVAL, Params
 from mm_core.core.pins import read_snapshot
 from mm_core.core.records import Report
 from mm_core.core.settings import Settings
+from mm_core.training.mlflow_client import open_client
 from mm_core.training.open_runs import (
     OpenRuns,
     forget_open_runs,
@@ -32,16 +33,13 @@ from mm_core.training.open_runs import (
     read_open_runs,
     write_open_runs,
 )
-from mm_core.training.rehome import rehome
 from mm_core.training.run_facts import flatten, lock_time, metrics_before, origin_tags
 
 if TYPE_CHECKING:
-    import mlflow
     from mlflow import MlflowClient, entities, environment_variables, exceptions
     from mlflow.entities import DatasetInput, LoggedModel, Metric, Param
     from mlflow.system_metrics import system_metrics_monitor
 else:
-    mlflow = Deferred("mlflow")
     entities = Deferred("mlflow.entities")
     environment_variables = Deferred("mlflow.environment_variables")
     exceptions = Deferred("mlflow.exceptions")
@@ -137,7 +135,7 @@ class Tracker:
                 is_stage = run.data.tags["mm.stage"] != "cycle"
                 ends = "FAILED" if is_stage and status == "FINISHED" else status
                 client.set_terminated(run.info.run_id, ends, end and max(end, run.info.start_time))
-        except (exceptions.MlflowException, StoreError) as problem:
+        except (exceptions.MlflowException, StoreError, TrackingServerError) as problem:
             _log.warning("MLflow cannot be reached, its runs end at the next start: %s", problem)
             return
         forget_open_runs(layout)
@@ -286,14 +284,7 @@ class Tracker:
 
     def _client(self) -> MlflowClient:
         """Return an MLflow client for the server of the settings."""
-        # These loggers report every migration of a new database.
-        for talkative in ("alembic", "mlflow.store.db.utils", "mlflow.store.sqlalchemy"):
-            logging.getLogger(talkative).setLevel(logging.WARNING)
-        uri = self._settings.mlflow_uri
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        rehome(self._settings)
-        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return open_client(self._settings)
 
     def _experiment(self, client: MlflowClient) -> str:
         """Return the id of the experiment; create or restore it if necessary."""

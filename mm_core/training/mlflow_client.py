@@ -1,0 +1,99 @@
+"""The client of MLflow: it reports a server that does not answer, and names it in its errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from mm_core.core.deferred import Deferred
+from mm_core.core.errors import TrackingServerError
+from mm_core.core.servers import RemoteServer, public_address, report_wait
+from mm_core.core.settings import Settings
+from mm_core.training.rehome import rehome
+
+if TYPE_CHECKING:
+    import mlflow
+    from mlflow import MlflowClient, exceptions
+else:
+    mlflow = Deferred("mlflow")
+    exceptions = Deferred("mlflow.exceptions")
+
+_TRANSFERS = ("log_artifact", "log_artifacts", "log_model_artifacts")
+"""Calls that last as long as their files are large."""
+_SQLITE = "sqlite:///"
+
+
+def open_client(settings: Settings) -> MlflowClient:
+    """Return an MLflow client for the server or the sqlite database of the settings.
+
+    Raises:
+        TrackingServerError: The server does not answer. The client's methods raise it too.
+    """
+    # These loggers report every migration of a new database.
+    for talkative in ("alembic", "mlflow"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+    uri = settings.mlflow_uri
+    if uri.startswith(_SQLITE):
+        Path(uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        # A workspace that was moved to another path has old artifact paths in its database.
+        rehome(settings)
+        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    return cast("MlflowClient", _WatchedClient(uri))
+
+
+def expect_quick_answer() -> None:
+    """Make MLflow's requests of this process fail after 5 s, without repetition: for commands that only look.
+
+    MLflow's own variables take precedence.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+
+
+class _WatchedClient:
+    """Proxy of an MlflowClient for a server."""
+
+    def __init__(self, uri: str) -> None:
+        check = "is it running, is MLFLOW_TRACKING_URI right?"
+        self._server = RemoteServer("MLflow", public_address(uri), check)
+        # The constructor connects to a database.
+        self._client = self._watched(mlflow.MlflowClient)(tracking_uri=uri, registry_uri=uri)
+
+    def __getattr__(self, name: str) -> object:
+        value = getattr(self._client, name)
+        return self._watched(value) if callable(value) else value
+
+    def _watched(self, call: Callable[..., object]) -> Callable[..., object]:
+        """Return `call` with its notice, and with errors that name the server."""
+
+        @wraps(call)
+        def watched(*args: object, **options: object) -> object:
+            waiting = nullcontext() if call.__name__ in _TRANSFERS else report_wait(self._server)
+            try:
+                with waiting:
+                    return call(*args, **options)
+            except ModuleNotFoundError as error:
+                needs = f"MLFLOW_TRACKING_URI needs the Python package {error.name}"
+                raise TrackingServerError(f"{needs}: run `make postgres` and write postgresql+psycopg2://…") from error
+            except Exception as error:
+                if (fault := _server_fault(error)) is None:
+                    raise
+                raise TrackingServerError(f"{self._server.silence} ({fault})") from error
+
+        return watched
+
+
+def _server_fault(error: Exception) -> str | None:
+    """Return the cause in a few words if an error comes from the connection or from a foreign server; else None."""
+    text = " ".join(str(error).split())
+    # MLflow's errors about entries, such as a missing run, begin with their code instead.
+    if isinstance(error, exceptions.MlflowException) and text.startswith(("API request to", "Invalid url")):
+        cause = error.__cause__ or error.__context__
+        return type(cause).__name__ if cause else text[:200]
+    packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    return type(error).__name__ if "sqlalchemy" in packages else None
