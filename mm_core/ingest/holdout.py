@@ -4,19 +4,21 @@ Only an arriving group can be held out, because a model may have been trained on
 replays the arrivals of the catalog in order. Each arriving photo joins its component: its declared group and its
 near-duplicates. A photo is never held out if its component was in a training pool before. A decision depends only on
 its own arrival and earlier ones, so later photos never change it.
+
+Most components arrive at one time. Their photos are decided in columns, and the replay only counts them and draws from
+sorted candidates. The other components are replayed by `mm_core.ingest.holdout_growing`.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import pandas as pd
 
 from mm_core.core.params import SnapshotParams
+from mm_core.ingest.holdout_growing import NEVER, Arrivals, GrowingComponents, Needs
 
 MOST_SHARE = Fraction(2, 5)
 """Largest share of a category's groups that `eval_least` may use; the other groups train the model."""
@@ -27,37 +29,14 @@ LEARNT = "role eval, but it belongs with photos that arrived earlier for trainin
 
 @dataclass
 class HeldOut:
-    """The decisions, one entry per sample in the order of the table given to `hold_out`."""
+    """The decisions, one entry per sample."""
 
     evaluation: np.ndarray
     """(samples,) bool: used for evaluation when it has a label and a category."""
     validation: np.ndarray
     """(samples,) bool: used to choose checkpoints."""
     refused: np.ndarray
-    """(samples,) str: reason why a row of role `eval` cannot be used for evaluation; empty for all other rows."""
-
-
-@dataclass
-class Needs:
-    """The groups of one category for one purpose (evaluation or validation)."""
-
-    seen: set[str] = field(default_factory=set)
-    """Groups that have arrived."""
-    filled: set[str] = field(default_factory=set)
-    """Groups that are held out."""
-    lost: list[str] = field(default_factory=list)
-    """Sorted times when held-out groups lose their last label."""
-
-    def fill(self, group: str, lost_at: str | None) -> None:
-        """Hold a group out; `lost_at` is None if it keeps its label."""
-        if group not in self.filled:
-            self.filled.add(group)
-            if lost_at is not None:
-                insort(self.lost, lost_at)
-
-    def count(self, arrival: str) -> int:
-        """Return the number of held-out groups with a label at the time of `arrival`."""
-        return len(self.filled) - bisect_right(self.lost, arrival)
+    """(samples,) bool: role `eval`, but not usable for evaluation, for the reason LEARNT."""
 
 
 def eval_quota(groups: int, params: SnapshotParams) -> int:
@@ -65,7 +44,8 @@ def eval_quota(groups: int, params: SnapshotParams) -> int:
 
     The number is at least `eval_least`, limited by MOST_SHARE, and at least `eval_share` of all groups.
     """
-    return max(int(params.eval_share * groups), min(params.eval_least, int(MOST_SHARE * groups)))
+    most = groups * MOST_SHARE.numerator // MOST_SHARE.denominator
+    return max(int(params.eval_share * groups), min(params.eval_least, most))
 
 
 def validation_quota(groups: int, params: SnapshotParams) -> int:
@@ -77,187 +57,182 @@ def validation_quota(groups: int, params: SnapshotParams) -> int:
     return quota if quota >= MIN_VALIDATION_PHOTOS else 0
 
 
-def hold_out(params: SnapshotParams, table: pd.DataFrame, links: tuple[np.ndarray, np.ndarray]) -> HeldOut:
+def hold_out(params: SnapshotParams, arrivals: Arrivals, links: tuple[np.ndarray, np.ndarray]) -> HeldOut:
     """Replay the arrivals of a catalog and decide which samples are held out of training.
 
     Args:
         params: Shares and least numbers.
-        table: One row per sample: `declared` (group), `category` (None: unknown), `kind`, `role`, `near` (whether it
-            is an edited form of an earlier photo), `accepted_at`, `lost_at` (time when its last label was withdrawn;
-            None: it is in use), `eval_share_of` and `validation_share_of` (the stable hash of the group, in [0, 1)).
+        arrivals: The samples.
         links: Positions of samples with the same content, as two int arrays of equal length.
 
     Returns:
-        The decisions, in the order of the table.
+        The decisions, in the order of the samples.
     """
-    return _Replay(params, table, links).run()
+    if not len(arrivals.time):
+        return HeldOut(*(np.zeros(0, bool) for _ in range(3)))
+    return _Replay(params, arrivals, links).run()
+
+
+class _Candidates:
+    """Groups that may be drawn, sorted by step, hash and name. A step is one category at one arrival."""
+
+    def __init__(self, step: np.ndarray, group: np.ndarray, share: np.ndarray, order: np.ndarray) -> None:
+        """Sort the candidates.
+
+        Args:
+            step: (candidates,) int: arrival × categories + category.
+            group: (candidates,) int: number of the group.
+            share: (groups,) float: the hash of each group.
+            order: (groups,) int: the alphabetical order of the groups.
+        """
+        places = np.lexsort((order[group], share[group], step))
+        self.group = group[places]
+        steps, begins = np.unique(step[places], return_index=True)
+        ends = [*begins[1:].tolist(), len(places)]
+        self.spans = dict(zip(steps.tolist(), zip(begins.tolist(), ends, strict=False), strict=True))
+
+    def groups(self, step: int) -> np.ndarray:
+        """Return the groups of a step."""
+        return self.group[slice(*self.spans.get(step, (0, 0)))]
 
 
 class _Replay:
-    """One replay: a union-find forest over samples and groups, with flags at the roots of its components."""
+    """One replay. Components that arrive at one time are decided here, in columns."""
 
-    def __init__(self, params: SnapshotParams, table: pd.DataFrame, links: tuple[np.ndarray, np.ndarray]) -> None:
-        self.params, count = params, len(table)
-        self.declared = table["declared"].tolist()
-        self.category = table["category"].tolist()
-        self.role = table["role"].fillna("").tolist()
-        self.arrival = table["accepted_at"].fillna("").tolist()
-        self.labelled = (table["kind"] == "pixel_labeled").tolist()
-        self.near = table["near"].tolist()
-        self.eval_share = table["eval_share_of"].tolist()
-        self.validation_share = table["validation_share_of"].tolist()
-        # A group has lost its label when all its photos have.
-        lost = table.loc[table["lost_at"].notna()].groupby("declared")["lost_at"].max()
-        whole = table["lost_at"].isna().groupby(table["declared"]).any()
-        self.lost_at = {group: when for group, when in lost.items() if not bool(whole.loc[group])}
-        groups = pd.factorize(table["declared"])[0]
-        self.group_node = (count + groups).tolist()
-        # Nodes 0 to count - 1 are samples. The following nodes are declared groups.
-        self.parent = list(range(count + (int(groups.max()) + 1 if count else 0)))
-        self.neighbours: dict[int, list[int]] = defaultdict(list)
-        for left, right in zip(links[0].tolist(), links[1].tolist(), strict=True):
-            self.neighbours[left].append(right)
-            self.neighbours[right].append(left)
-        self.arrived = [False] * count
-        # Flags per component, stored at its root: whether its photos train, evaluate or validate.
-        self.learnt, self.judges, self.validates = ([False] * len(self.parent) for _ in range(3))
-        self.eval_groups: set[str] = set()
-        self.needs: dict[tuple[str, str], Needs] = defaultdict(Needs)
-        self.result = HeldOut(np.zeros(count, bool), np.zeros(count, bool), np.full(count, "", dtype=object))
+    def __init__(self, params: SnapshotParams, arrivals: Arrivals, links: tuple[np.ndarray, np.ndarray]) -> None:
+        self.params, self.arrivals = params, arrivals
+        components, groups = int(arrivals.component.max()) + 1, len(arrivals.order)
+        first, last = np.full(components, NEVER), np.full(components, -1)
+        np.minimum.at(first, arrivals.component, arrivals.time)
+        np.maximum.at(last, arrivals.component, arrivals.time)
+        self.at_once = (first == last)[arrivals.component]
+        self.growing_rows = np.flatnonzero(~self.at_once)
+        self.growing = GrowingComponents(params, arrivals, self.growing_rows, links)
+        self.categories = int(arrivals.category.max()) + 1
+        self.step = arrivals.time * self.categories + arrivals.category
+        self.eval_needs = [Needs() for _ in range(self.categories)]
+        self.validation_needs = [Needs() for _ in range(self.categories)]
+        self.component_of = np.zeros(groups, np.int64)
+        self.component_of[arrivals.group] = arrivals.component
+        # Groups picked for evaluation in addition to the share of hashes, and the components that are held out.
+        self.picked, self.judges, self.validates = (np.zeros(n, bool) for n in (groups, components, components))
+        self._prepare_eval()
+        self._prepare_validation()
+
+    def _prepare_eval(self) -> None:
+        """Decide by role and hash, and count the groups of each step."""
+        arrivals, groups = self.arrivals, len(self.arrivals.order)
+        in_share = (arrivals.eval_share < self.params.eval_share)[arrivals.group]
+        self.chosen = self.at_once & (arrivals.asked | (arrivals.drawable & in_share))
+        self.judges[arrivals.component[self.chosen]] = True
+        pair = self.step * groups + arrivals.group
+        counted = self.at_once & arrivals.labelled & (arrivals.asked | arrivals.drawable)
+        filled = np.unique(pair[counted & self.chosen])
+        steps, counts = np.unique(np.unique(pair[counted]) // groups, return_counts=True)
+        self.eval_seen = dict(zip(steps.tolist(), counts.tolist(), strict=True))
+        self.eval_filled: dict[int, list[int]] = {}
+        for step, lost in zip((filled // groups).tolist(), arrivals.lost[filled % groups].tolist(), strict=True):
+            self.eval_filled.setdefault(step, []).append(lost)
+        # Candidates for the case that the hash gives too few groups.
+        waiting = np.setdiff1d(pair[self.at_once & arrivals.drawable & ~self.chosen], filled)
+        self.eval_waiting = _Candidates(waiting // groups, waiting % groups, arrivals.eval_share, arrivals.order)
+
+    def _prepare_validation(self) -> None:
+        """List the components of each step. The alphabetically first labelled group names a component."""
+        arrivals, components = self.arrivals, len(self.judges)
+        rows = np.flatnonzero(self.at_once & arrivals.labelled & ~arrivals.asked & ~self.judges[arrivals.component])
+        component, order = arrivals.component[rows], arrivals.order[arrivals.group[rows]]
+        first = np.full(components, NEVER)
+        np.minimum.at(first, component, order)
+        group_of = np.zeros(int(arrivals.order.max()) + 1, np.int64)
+        group_of[order] = arrivals.group[rows]
+        pair = np.unique(self.step[rows] * components + component)
+        names = group_of[first[pair % components]]
+        self.validation_waiting = _Candidates(pair // components, names, arrivals.validation_share, arrivals.order)
 
     def run(self) -> HeldOut:
         """Replay all arrivals in order of time."""
-        order: dict[str, list[int]] = defaultdict(list)
-        for position, arrival in enumerate(self.arrival):
-            order[arrival].append(position)
-        # ISO times sort by time. Photos that one run accepted share a time and are decided together.
-        for arrival in sorted(order):
-            self._arrive(arrival, order[arrival])
-        return self.result
+        for time in range(int(self.arrivals.time.max()) + 1):
+            # Evaluation is decided first, so that validation cannot use an evaluation component.
+            is_picked = self._choose_eval(time)
+            self._choose_validation(time, is_picked)
+        arrivals, growing, rows = self.arrivals, self.growing, self.growing_rows
+        # The photos of a picked group judge, apart from those with a role and edited forms of earlier photos.
+        held = HeldOut(
+            evaluation=self.chosen | (arrivals.drawable & self.picked[arrivals.group]),
+            validation=arrivals.labelled & ~arrivals.asked & self.validates[arrivals.component],
+            refused=np.zeros(len(arrivals.time), bool),
+        )
+        held.evaluation[rows] = growing.evaluation[growing.event_of]
+        held.validation[rows] = growing.validation[growing.event_of]
+        held.refused[rows] = growing.refused[growing.event_of]
+        return held
 
-    def _root(self, node: int) -> int:
-        while self.parent[node] != node:
-            # Path halving keeps the trees flat.
-            self.parent[node] = self.parent[self.parent[node]]
-            node = self.parent[node]
-        return node
-
-    def _join(self, one: int, other: int) -> None:
-        one, other = self._root(one), self._root(other)
-        if one != other:
-            self.parent[other] = one
-            # A joined component has the flags of both parts.
-            for flags in (self.learnt, self.judges, self.validates):
-                flags[one] |= flags[other]
-
-    def _arrive(self, arrival: str, rows: list[int]) -> None:
-        for row in rows:
-            self.arrived[row] = True
-            self._join(self.group_node[row], row)
-            for other in self.neighbours.get(row, ()):
-                # A link to a later photo takes effect when that photo arrives.
-                if self.arrived[other]:
-                    self._join(row, other)
-        roots = {row: self._root(row) for row in rows}
-        # Evaluation is decided first, so that validation cannot use an evaluation component.
-        fresh = [row for row in rows if not (self.learnt[roots[row]] or self.validates[roots[row]])]
-        self._choose_eval(arrival, rows, fresh)
-        for row in rows:
-            self.judges[roots[row]] |= bool(self.result.evaluation[row])
-        self._choose_validation(arrival, rows, roots)
-        for row in rows:
-            self.validates[roots[row]] |= bool(self.result.validation[row])
-        for row in rows:
-            root = roots[row]
-            # All remaining photos train the model. Their components can never be held out later.
-            if not (self.judges[root] or self.validates[root] or self.result.refused[row]):
-                self.learnt[root] = True
-
-    def _choose_eval(self, arrival: str, rows: list[int], fresh: list[int]) -> None:
-        """Choose evaluation groups: by role `eval`, by the group's hash, then as many as the category still needs."""
-        able = set(fresh)
-        waiting: dict[str, dict[str, float]] = defaultdict(dict)
-        for row in rows:
-            group = self.declared[row]
-            if self.role[row] == "eval":
-                # The producer asked for evaluation. This fails only if related photos were in training.
-                self.result.evaluation[row] = row in able
-                self.result.refused[row] = "" if row in able else LEARNT
-            elif self.labelled[row] and not self.role[row] and not self.near[row] and row in able:
-                # The stable hash gives the share without a random state. A chosen group stays chosen.
-                chosen = self.eval_share[row] < self.params.eval_share or group in self.eval_groups
-                self.result.evaluation[row] = chosen
-                if not chosen and self.category[row] is not None and not self.judges[self._root(row)]:
-                    # Candidates for the case that the hash gives too few groups.
-                    waiting[self.category[row]][group] = self.eval_share[row]
-            else:
+    def _choose_eval(self, time: int) -> bool:
+        """Count the arriving groups and pick as many as their categories still need; return whether any is picked."""
+        arrivals, growing, is_picked = self.arrivals, self.growing, False
+        waiting = growing.choose_eval(time, self.eval_needs)
+        for category, needs in enumerate(self.eval_needs):
+            step = time * self.categories + category
+            needs.seen += self.eval_seen.get(step, 0)
+            for lost in self.eval_filled.get(step, ()):
+                needs.fill_new(lost)
+            open_nodes = waiting.get(category, ())
+            if not open_nodes and step not in self.eval_waiting.spans:
                 continue
-            if self.category[row] is not None and self.labelled[row]:
-                needs = self.needs["eval", self.category[row]]
-                needs.seen.add(group)
-                if self.result.evaluation[row]:
-                    needs.fill(group, self.lost_at.get(group))
-        for category, groups in waiting.items():
-            needs = self.needs["eval", category]
-            short = eval_quota(len(needs.seen), self.params) - needs.count(arrival)
-            open_groups = set(groups) - needs.filled
-            # Smallest hashes first: a larger quota then extends the same set.
-            picked = sorted(open_groups, key=lambda group: (groups[group], group))[: max(0, short)]
-            for group in picked:
-                needs.fill(group, self.lost_at.get(group))
-            self.eval_groups |= set(picked)
-        # Mark all photos of the groups that were picked above.
-        for row in fresh:
-            drawn = self.labelled[row] and not self.role[row] and not self.near[row]
-            if drawn and self.declared[row] in self.eval_groups:
-                self.result.evaluation[row] = True
+            short = eval_quota(needs.seen, self.params) - needs.count(time)
+            groups, nodes = self._draw(self.eval_waiting.groups(step), open_nodes, arrivals.eval_share, short)
+            for group in groups:
+                needs.fill_new(int(arrivals.lost[group]))
+            for node in nodes:
+                needs.fill(node, growing.lost[node])
+            self.picked[groups] = True
+            self.judges[self.component_of[groups]] = True
+            growing.picked.update(nodes)
+            is_picked |= bool(groups)
+        return is_picked
 
-    def _choose_validation(self, arrival: str, rows: list[int], roots: dict[int, int]) -> None:
-        """Choose the arriving components with the smallest hashes up to the category's share.
+    def _choose_validation(self, time: int, is_picked: bool) -> None:
+        """Draw the arriving components with the smallest hashes up to the share of their categories."""
+        arrivals, growing = self.arrivals, self.growing
+        waiting = growing.choose_validation(time, self.validation_needs)
+        roots: set[int] = set()
+        for category, needs in enumerate(self.validation_needs):
+            step = time * self.categories + category
+            names, open_nodes = self.validation_waiting.groups(step), waiting.get(category, {})
+            if is_picked:
+                names = names[~self.judges[self.component_of[names]]]
+            needs.seen += len(names)
+            waits = len(names) + len(open_nodes)
+            if not waits:
+                continue
+            quota, count = validation_quota(needs.seen, self.params), needs.count(time)
+            # The first draw must reach the minimum in one step. With small drops it starts at twice that quota.
+            if not (count > 0 or waits >= MIN_VALIDATION_PHOTOS or quota >= 2 * MIN_VALIDATION_PHOTOS):
+                continue
+            groups, nodes = self._draw(names, [*open_nodes], arrivals.validation_share, quota - count)
+            for group in groups:
+                needs.fill_new(int(arrivals.lost[group]))
+            for node in nodes:
+                needs.fill(node, growing.lost[node])
+            self.validates[self.component_of[groups]] = True
+            roots |= {open_nodes[node] for node in nodes}
+        growing.settle(roots)
 
-        Photos of a validation component join it. A photo of unknown category is chosen only with its component.
+    def _draw(
+        self, sorted_groups: np.ndarray, nodes: Sequence[int], share: np.ndarray, most: int
+    ) -> tuple[list[int], list[int]]:
+        """Return the groups and the nodes of growing components with the smallest hashes, `most` in total.
+
+        Smallest hashes first: a larger quota then extends the same set.
         """
-        able = [
-            row
-            for row in rows
-            if self.labelled[row]
-            and self.role[row] != "eval"
-            and not (self.learnt[roots[row]] or self.judges[roots[row]])
-        ]
-        # Components are drawn as a unit. The alphabetically first group gives the unit its name and hash.
-        unit: dict[int, int] = {}
-        for row in able:
-            first = unit.setdefault(roots[row], row)
-            if self.declared[row] < self.declared[first]:
-                unit[roots[row]] = row
-        waiting: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
-        chosen = {roots[row] for row in able if self.validates[roots[row]]}
-        for row in able:
-            if self.category[row] is None:
-                continue
-            root = roots[row]
-            name = self.declared[unit[root]]
-            needs = self.needs["validation", self.category[row]]
-            needs.seen.add(name)
-            if root in chosen:
-                needs.fill(name, self.lost_at.get(name))
-            else:
-                waiting[self.category[row]][name] = (self.validation_share[unit[root]], root)
-        for category, groups in waiting.items():
-            chosen |= self._draw_validation(category, groups, arrival)
-        for row in able:
-            self.result.validation[row] = roots[row] in chosen
-
-    def _draw_validation(self, category: str, groups: dict[str, tuple[float, int]], arrival: str) -> set[int]:
-        """Return the roots drawn from the waiting `groups` of a category: name → (hash, root)."""
-        needs = self.needs["validation", category]
-        quota, count = validation_quota(len(needs.seen), self.params), needs.count(arrival)
-        open_groups = set(groups) - needs.filled
-        # The first draw must reach the minimum in one step. With small drops it starts when the quota is twice that.
-        begun = count > 0 or count + len(open_groups) >= MIN_VALIDATION_PHOTOS or quota >= 2 * MIN_VALIDATION_PHOTOS
-        if not begun:
-            return set()
-        drawn = sorted(open_groups, key=lambda name: (groups[name][0], name))[: max(0, quota - count)]
-        for name in drawn:
-            needs.fill(name, self.lost_at.get(name))
-        return {groups[name][1] for name in drawn}
+        if most <= 0:
+            return [], []
+        groups = sorted_groups[:most].tolist()
+        if not nodes:
+            return groups, []
+        order, growing = self.arrivals.order, self.growing
+        entries = [(share[group], order[group], group, False) for group in groups]
+        entries += [(share[growing.groups[node]], order[growing.groups[node]], node, True) for node in nodes]
+        drawn = sorted(entries)[:most]
+        return [n for *_, n, grows in drawn if not grows], [n for *_, n, grows in drawn if grows]

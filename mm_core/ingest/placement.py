@@ -1,13 +1,13 @@
 """Assign every sample of the catalog to its pools, in columns.
 
 `mm_core.ingest.snapshot` states the rules. All rows stay in Arrow and NumPy columns. Python objects exist only for the
-rows on which the replay of the arrivals depends: photos that arrived with a label, that have the role `eval`, or that
-share a scene with another photo.
+names of groups with a labelled photo, and for photos of scenes that arrived at several times.
 """
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from mm_core.core.params import SnapshotParams
 from mm_core.core.records import ALL_CATEGORIES, decoder_of
 from mm_core.imaging.hash_index import connected
 from mm_core.ingest.holdout import LEARNT, hold_out
+from mm_core.ingest.holdout_growing import NEVER, Arrivals
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.schemas import SCHEMAS
 
@@ -121,7 +122,6 @@ def place_tables(params: SnapshotParams, samples: pa.Table, labels: pa.Table) ->
         The placement, sorted by sample id.
     """
     samples = samples.take(pc.sort_indices(samples["id"])).combine_chunks()
-    count = samples.num_rows
     newest, lost_at = _labels_of(_whole(samples["id"]), labels)
     labelled = newest["alpha_sha256"].is_valid().to_numpy()
     category = _known_categories(_encoded(samples["category"]))
@@ -132,21 +132,9 @@ def place_tables(params: SnapshotParams, samples: pa.Table, labels: pa.Table) ->
     of_group = connect(codes, len(declared.dictionary), links)
     component = of_group[codes]
 
-    judged, validation, refused = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, bool)
-    role = _equals(_encoded(samples["role"]), "eval")
-    arrived_labelled = _equals(_encoded(samples["kind"]), "pixel_labeled")
-    # A photo without a label and without relatives only joins training; the replay does not depend on it.
-    rows = np.flatnonzero(arrived_labelled | role | (np.bincount(component)[component] > 1))
-    place_in_rows = np.full(count, -1)
-    place_in_rows[rows] = np.arange(len(rows))
-    held = hold_out(
-        params,
-        _replayed(samples, rows, declared, category).assign(
-            lost_at=[lost_at.get(row) if not labelled[row] else None for row in rows.tolist()]
-        ),
-        (place_in_rows[links[0]], place_in_rows[links[1]]),
-    )
-    judged[rows], validation[rows], refused[rows] = held.evaluation, held.validation, held.refused != ""
+    arrivals = _arrivals_of(samples, declared, component, category, lost_at)
+    held = hold_out(params, arrivals, links)
+    judged, validation, refused = held.evaluation, held.validation, held.refused
 
     # One eval photo marks its whole component.
     near_eval = _any_of(component, judged)
@@ -324,33 +312,65 @@ def _labels_of(ids: pa.Array, labels: pa.Table) -> tuple[pa.Table, dict[int, str
     return pa.table(newest), lost_at
 
 
-def _replayed(
-    samples: pa.Table, rows: np.ndarray, declared: pa.DictionaryArray, category: pa.DictionaryArray
-) -> pd.DataFrame:
-    """Return the table for `hold_out` with these rows, without `lost_at`."""
-    taken = pa.array(rows)
-    groups = declared.take(taken).cast(pa.string())
-    arrived = _equals(_encoded(samples["kind"].take(taken)), "pixel_labeled")
-    names = groups.to_pylist()
-    # The draws use only the hashes of photos that arrived with a label.
-    drawn = {name for name, labelled in zip(names, arrived.tolist(), strict=True) if labelled}
-    shares = {salt: {name: stable_share(name, salt) for name in drawn} for salt in ("eval", "validation")}
-    return pd.DataFrame(
-        {
-            "declared": pd.Series(names, dtype=object),
-            # Unknown categories are NaN, not None: the replay draws from them as from one category of its own. Earlier
-            # snapshots did so, and another draw would change the pools of existing workspaces.
-            "category": pd.Series(
-                [np.nan if name is None else name for name in category.take(taken).to_pylist()], dtype=object
-            ),
-            "kind": pd.Series(np.where(arrived, "pixel_labeled", ""), dtype=object),
-            "role": pd.Series(samples["role"].take(taken).to_pylist(), dtype=object),
-            "near": pc.fill_null(pc.greater(pc.list_value_length(samples["near"].take(taken)), 0), False).to_pylist(),
-            "accepted_at": pd.Series(samples["accepted_at"].take(taken).to_pylist(), dtype=object),
-            "eval_share_of": [shares["eval"].get(name, 1.0) for name in names],
-            "validation_share_of": [shares["validation"].get(name, 1.0) for name in names],
-        }
+def _arrivals_of(
+    samples: pa.Table,
+    declared: pa.DictionaryArray,
+    component: np.ndarray,
+    category: pa.DictionaryArray,
+    lost_at: Mapping[int, str],
+) -> Arrivals:
+    """Return the columns for `hold_out`; the times of samples without a label are those of `_labels_of`."""
+    codes, groups = np.asarray(declared.indices), len(declared.dictionary)
+    labelled = _equals(_encoded(samples["kind"]), "pixel_labeled")
+    role = _encoded(samples["role"])
+    edited = pc.fill_null(pc.greater(pc.list_value_length(_whole(samples["near"])), 0), False)
+    time, times = _ranked(_encoded(samples["accepted_at"]))
+    # A group loses its label when all its photos have.
+    lost = np.full(groups, NEVER)
+    if lost_at:
+        losing = np.fromiter(lost_at, np.int64, len(lost_at))
+        latest = np.zeros(groups, np.int64)
+        np.maximum.at(latest, codes[losing], [bisect_left(times, when) for when in lost_at.values()])
+        whole = np.bincount(codes[losing], minlength=groups) == np.bincount(codes, minlength=groups)
+        lost[whole] = latest[whole]
+    # The draws use only the names and hashes of groups that arrived with a label.
+    drawn = np.unique(codes[labelled])
+    names = declared.dictionary.take(pa.array(drawn))
+    order = np.full(groups, -1)
+    order[drawn[np.asarray(pc.sort_indices(names))]] = np.arange(len(drawn))
+    shares = {salt: np.ones(groups) for salt in ("eval", "validation")}
+    for salt, share in shares.items():
+        share[drawn] = _stable_shares(names.to_pylist(), salt)
+    return Arrivals(
+        time=time,
+        group=codes.astype(np.int64),
+        component=component.astype(np.int64),
+        # Unknown categories are one category of their own.
+        category=np.asarray(category.indices.fill_null(len(category.dictionary))).astype(np.int64),
+        labelled=labelled,
+        asked=_equals(role, "eval"),
+        drawable=labelled & (_equals(role, "") | np.asarray(role.is_null())) & ~np.asarray(edited),
+        order=order,
+        lost=lost,
+        eval_share=shares["eval"],
+        validation_share=shares["validation"],
     )
+
+
+def _ranked(column: pa.DictionaryArray) -> tuple[np.ndarray, list[str]]:
+    """Return the place of each text in the sorted texts, and these; null counts as the empty text."""
+    texts = [text or "" for text in [*column.dictionary.to_pylist(), None]]
+    ordered = sorted(set(texts))
+    places = {text: place for place, text in enumerate(ordered)}
+    ranks = np.array([places[text] for text in texts])
+    return ranks[np.asarray(column.indices.fill_null(len(texts) - 1))], ordered
+
+
+def _stable_shares(groups: Sequence[str], salt: str) -> np.ndarray:
+    """Return `stable_share` of many groups."""
+    prefix = f"{salt}:".encode()
+    digests = b"".join([hashlib.sha256(prefix + name.encode()).digest()[:8] for name in groups])
+    return (np.frombuffer(digests, ">u8") >> np.uint64(8)).astype(float) / 2**56
 
 
 def _smallest(codes: np.ndarray, names: pa.Array, of_group: np.ndarray) -> np.ndarray:

@@ -7,4 +7,5 @@ from mm_core.model.torchvision_shim import ensure_torchvision
 
 ensure_torchvision()
 
-import timm  # noqa: E402, F401
+# Torch's optimizers import it when the first one is made.
+import torch._dynamo  # noqa: E402, F401

@@ -15,8 +15,8 @@ from scipy.sparse.csgraph import connected_components
 
 from mm_core.core.params import SnapshotParams
 from mm_core.core.records import ALL_CATEGORIES, decoder_of
-from mm_core.ingest.holdout import hold_out
 from mm_core.ingest.placement import POOLS, SCHEMA, labels_in_use, newest_labels, stable_share
+from tests.ingest.holdout_reference import hold_out
 
 
 def frame_of(placed: pd.DataFrame, pool: str) -> pd.DataFrame:

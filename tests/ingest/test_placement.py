@@ -20,15 +20,20 @@ from tests.ingest.snapshot_rows import label, sample
 COLUMNS = ["sample_id", "group", "alpha_sha256", "label_version", "label_binary", "dropped", *POOLS]
 
 
-def random_catalog(seed: int, count: int) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Rows with shared groups, near-duplicates, edited photos, roles, unknown categories and withdrawn labels."""
+def random_catalog(
+    seed: int, count: int, *, weeks: int = 6, apart: bool = False
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Rows with shared groups, near-duplicates, edited photos, roles, unknown categories and withdrawn labels.
+
+    With `apart` most scenes arrive within one week.
+    """
     rng = np.random.default_rng(seed)
     centres = rng.integers(0, 2**63, max(2, count // 4))
     samples: list[dict[str, object]] = []
     for n in range(count):
-        phash = (
-            int(rng.choice(centres)) ^ (1 << int(rng.integers(63))) if rng.random() < 0.2 else int(rng.integers(2**63))
-        )
+        near_hash = rng.random() < (0.02 if apart else 0.2)
+        phash = int(rng.choice(centres)) ^ (1 << int(rng.integers(63))) if near_hash else int(rng.integers(2**63))
+        week = 1 + int(rng.integers(weeks))
         near = [samples[int(rng.integers(n))]["id"], "erased"] if n and rng.random() < 0.05 else None
         samples.append(
             sample(
@@ -38,14 +43,14 @@ def random_catalog(seed: int, count: int) -> tuple[list[dict[str, object]], list
                     int(rng.integers(9)) if rng.random() < 0.7 else 0
                 ],
                 caption=[None, "", "a dog", 'says "hi", twice\nand more'][int(rng.integers(4))],
-                group=[f"g{rng.integers(count)}", f"burst{rng.integers(5)}", "", None][
-                    int(rng.choice(4, p=[0.6, 0.05, 0.3, 0.05]))
+                group=[f"{week if apart else ''}g{rng.integers(count)}", f"burst{rng.integers(5)}", "", None][
+                    int(rng.choice(4, p=[0.64, 0.01, 0.3, 0.05] if apart else [0.6, 0.05, 0.3, 0.05]))
                 ],
                 role=["", "eval", "train", None][int(rng.choice(4, p=[0.85, 0.05, 0.05, 0.05]))],
                 phash=[f"{phash:016x}", "", None][int(rng.choice(3, p=[0.96, 0.02, 0.02]))],
                 near=near,
                 batch=f"b{n % 3}",
-                accepted_at=f"2026-01-{1 + int(rng.integers(6)):02d}T00:00:00",
+                accepted_at=None if week > 25 else f"2026-01-{week:02d}T00:00:00",
             )
         )
     labels = []
@@ -80,10 +85,10 @@ def random_params(seed: int) -> SnapshotParams:
     )
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 160))
-def test_columns_place_as_pandas_does(seed: int, count: int) -> None:
-    samples, labels = (pd.DataFrame(rows) for rows in random_catalog(seed, count))
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 160), st.sampled_from([1, 6, 26]), st.booleans())
+def test_columns_place_as_pandas_does(seed: int, count: int, weeks: int, apart: bool) -> None:
+    samples, labels = (pd.DataFrame(rows) for rows in random_catalog(seed, count, weeks=weeks, apart=apart))
     if labels.empty:
         labels = pd.DataFrame(columns=[*label(sample(0)), "withdrawn_at"])
     params = random_params(seed)
