@@ -2,15 +2,22 @@
 
 Every key of a cached result (a trained model, a quantised file) contains this digest. Changed code therefore never
 returns an old result. Docstrings, comments and formatting do not change the digest.
+
+To parse the 200 modules takes a second. What a module contributes is therefore kept next to its byte code, and is valid
+for the same source and the same code of this module.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import json
+import os
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
-from importlib.util import find_spec
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
 ROOTS = ("mm_core", "samplegen")
@@ -61,11 +68,41 @@ def source_path(module: str) -> Path:
 
 @cache
 def _read(module: str) -> tuple[tuple[str, ...], str]:
-    """Return the names of our modules that a module imports, and its source without words and formatting."""
-    tree = ast.parse(source_path(module).read_text())
-    ours = {name for name in _imported_names(tree) if name.split(".")[0] in ROOTS}
+    """Return the names of our modules that a module imports, and the digest of its code without words."""
+    path = source_path(module)
+    names, digest = _parse_or_load(path)
+    ours = {name for name in names if name.split(".")[0] in ROOTS}
+    return tuple(sorted(name for name in ours if _is_module(name))), digest
+
+
+def _parse_or_load(path: Path) -> tuple[list[str], str]:
+    """Return imported names and the digest of a source file, from the file next to its byte code if that is valid."""
+    source = path.read_bytes()
+    key = hashlib.sha256(Path(__file__).read_bytes() + source).hexdigest()
+    kept = Path(cache_from_source(str(path))).with_suffix(".code.json")
+    try:
+        known = json.loads(kept.read_bytes())
+        if known["key"] == key:
+            return known["names"], known["digest"]
+    # A damaged file is written again.
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    tree = ast.parse(source)
+    names = sorted(set(_imported_names(tree)))
     _drop_strings(tree)
-    return tuple(sorted(name for name in ours if _is_module(name))), ast.unparse(tree)
+    digest = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+    if not sys.dont_write_bytecode:
+        _write(kept, {"key": key, "names": names, "digest": digest})
+    return names, digest
+
+
+def _write(path: Path, value: object) -> None:
+    """Write a file in one step; where the folder cannot be written, as in an image, nothing is kept."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    with suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        fresh.write_text(json.dumps(value))
+        fresh.replace(path)
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:

@@ -70,6 +70,25 @@ def test_code_counts_and_words_do_not(package: Path, file: str, before: str, aft
     assert (digest() == first) is same
 
 
+def test_what_is_kept_next_to_the_byte_code_is_valid_for_its_source_alone(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, kept = digest(), sorted((package / "__pycache__").glob("*.code.json"))
+    assert [path.name.partition(".")[0] for path in kept] == ["__init__", "inner", "top"]
+    # Nothing is parsed again, and the digest is the same.
+    with monkeypatch.context() as patch:
+        patch.setattr(cd, "ast", None)
+        assert digest() == first
+    kept[1].write_text("{")
+    assert digest() == first
+    (package / "inner.py").write_text("VALUE = 7\n")
+    assert digest() != first
+    for path in kept:
+        path.unlink()
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert digest() != first and not [*(package / "__pycache__").glob("*.code.json")]
+
+
 def test_an_import_inside_a_function_counts(package: Path) -> None:
     path = package / "top.py"
     path.write_text("def run():\n    from mm_core_sample.inner import VALUE\n    return VALUE\n")
