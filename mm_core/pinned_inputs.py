@@ -176,7 +176,7 @@ def read_inputs(layout: Layout) -> PinnedInputs:
         raise InputError(f"{layout.inputs} is missing: run `mm ingest` first, so that there is a catalog to learn from")
     try:
         inputs = json.loads(layout.inputs.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         inputs = None
     # Check the fields that later stages use, so that a damaged file fails here.
     if not are_pins(inputs) or set(inputs) - set(PinnedInputs.__annotations__):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,17 +21,20 @@ from mm_core.cli import main
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
-from mm_core.core.records import read_verdict
+from mm_core.core.pins import read_snapshot
+from mm_core.core.records import Report, read_verdict
 from mm_core.core.settings import Settings
 from mm_core.eval.eval_budget import record_use
 from mm_core.eval.shadow import disagreement
+from mm_core.experiments.seed_noise import recorded_noise
 from mm_core.export.override import valid_override
 from mm_core.export.registry import Registry
 from mm_core.export.start_weights import kept_starts
 from mm_core.labeling.label_studio_local import read_account
 from mm_core.labeling.pull import Cursor
-from mm_core.pinned_inputs import Run
+from mm_core.pinned_inputs import Run, read_inputs
 from mm_core.storage.retry import plain_fault
+from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore
 from mm_core.structuring.drift import drifted_batches
 from samplegen import write_drop
@@ -146,6 +150,7 @@ def test_a_full_disk_is_told_in_one_line_that_names_the_file(
 def test_a_record_of_another_shape_is_told_with_its_file_and_a_remedy(tmp_path: Path, content: bytes) -> None:
     """A flipped bit may leave valid JSON. Each reader of an own record names the file; none ends in a traceback."""
     layout, store = Layout(Settings.from_env(tmp_path / "data")), LocalStore(tmp_path / "store")
+    at_store = replace(layout.settings, store=str(store.root))
     drift = layout.root / "drift" / "unlabeled" / "b.json"
     files = {
         layout.shadow: lambda: disagreement(layout, {}, 0.1),
@@ -153,10 +158,14 @@ def test_a_record_of_another_shape_is_told_with_its_file_and_a_remedy(tmp_path: 
         layout.verdict: lambda: read_verdict(layout.verdict),
         layout.labels / "pulled.json": lambda: Cursor.read(layout, "link"),
         layout.labels / "account.json": lambda: read_account(layout.labels),
+        layout.inputs: lambda: read_inputs(layout),
+        layout.snapshot / "snapshot.json": lambda: read_snapshot(layout),
+        layout.stage_report("gate"): lambda: Report.read(layout.stage_report("gate")),
     }
     records = {
         "gate/uses/a.json": lambda: record_use(store, ["1"], "c"),
         "gate/starts/a.json": lambda: kept_starts(store),
+        "gate/noise.json": lambda: recorded_noise(StorageRun(PARAMS, Layout(at_store))),
         f"gate/overrides/{'m' * 32}/a.json": lambda: valid_override(store, "m" * 64),
     }
     for path, read in files.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Unpack
 
 from mm_core import stages
+from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.progress import Progress, quiet
@@ -68,7 +69,7 @@ def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet)
     write_bytes(layout.root / "params.yaml", params.to_yaml().encode())
     record = layout.root / "demo.json"
     # A repeated cycle would also train on the later weeks' drops in the catalog, with another result.
-    results = json.loads(record.read_text()) if record.exists() else []
+    results = _read_results(record) if record.exists() else []
     for cycle in range(len(results) + 1, cycles + 1):
         progress(f"cycle {cycle}: samples", 0, 1)
         drop_samples(Path(settings.inbox), cycle)
@@ -88,6 +89,16 @@ def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet)
         )
         write_json(record, results)
     return {"workspace": str(layout.root), "cycles": results}
+
+
+def _read_results(record: Path) -> list[object]:
+    try:
+        results = json.loads(record.read_bytes())
+    except (ValueError, RecursionError):
+        results = None
+    if not isinstance(results, list):
+        raise InputError(f"{record} is damaged: delete the folder {record.parent}, then run `mm demo` again")
+    return results
 
 
 def drop_samples(inbox: Path, cycle: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -134,15 +135,15 @@ def predict_files(
 def plan_jobs(images: Sequence[Path], out: Path) -> list[Job]:
     """Return the inputs and outputs for these photos and folders, in order.
 
-    A folder is searched recursively. Hidden files, mattes of earlier runs and files in `out` are skipped.
+    A folder is searched recursively. Hidden files, mattes of earlier runs and files in an `out` below it are skipped.
 
     Raises:
         InputError: A photo or folder is missing, or a folder contains no photo.
     """
     jobs = []
     for image in images:
-        # Reading a pipe would wait for its writer.
-        if not image.is_file() and not image.is_dir():
+        # Reading a pipe would wait for its writer. Unlike `Path.is_file`, these are False for a path that is too long.
+        if not os.path.isfile(image) and not os.path.isdir(image):
             raise InputError(f"{image}: no such file or folder; name photos, or folders of photos")
         if not image.is_dir():
             jobs.append(_job(image, out, Path()))
@@ -172,8 +173,9 @@ def _is_photo_of(path: Path, folder: Path, out: Path) -> bool:
     inside = path.relative_to(folder)
     if not path.is_file() or path.suffix.lower() not in PHOTOS or is_hidden(inside):
         return False
-    # If `out` is the input folder itself, only the mark separates mattes from photos.
-    in_out = path.resolve().is_relative_to(out.resolve()) and out.resolve() != folder.resolve()
+    # Where `out` is the input folder or above it, only the mark separates mattes from photos.
+    below = not folder.resolve().is_relative_to(out.resolve())
+    in_out = below and path.resolve().is_relative_to(out.resolve())
     return not in_out and not is_own_matte(path)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from mm_core.core.errors import InputError
 
@@ -28,14 +30,16 @@ def check_outputs(
         remedy: The action for the user, for the message.
 
     Raises:
-        InputError: An output is an input or a folder above one, two outputs are the same file, an existing file was
-            not made by this command, a file blocks a needed folder, or a name is too long for a file.
+        InputError: An output is an input or a folder above one, two outputs are the same file (also because their
+            file system ignores case), an existing file was not made by this command, a file blocks a needed folder,
+            or a name is too long for a file.
     """
     input_paths = {path.resolve() for path in inputs}
     # Inputs are compared by resolved path and by inode, because a hard link has a different path.
     places = {_place(path) for path in input_paths if path.exists()}
     above = {folder for path in input_paths for folder in path.parents}
     taken: dict[Path, Path] = {}
+    alike: dict[str, Path] = {}
     for output in outputs:
         if (size := len(os.fsencode(output.name))) > MAX_NAME:
             raise InputError(f"{output.name[:40]}…: a name of {size} bytes, at most {MAX_NAME} are possible: rename it")
@@ -49,6 +53,9 @@ def check_outputs(
         blocking = next((folder for folder in target.parents if folder.exists()), None)
         if blocking is not None and not blocking.is_dir():
             raise InputError(f"{blocking} is a file and no folder: {remedy}")
+        other = alike.setdefault(unicodedata.normalize("NFC", str(target)).casefold(), output)
+        if other != output and blocking is not None and ignores_case(blocking):
+            raise InputError(f"{other} and {output} are one file there, which ignores case: give the files apart")
         if not target.exists():
             continue
         # An existing folder above an input would be replaced together with the input.
@@ -56,6 +63,15 @@ def check_outputs(
             raise InputError(f"{output} holds files that were given and would be replaced: {remedy}")
         if not is_ours(output):
             raise InputError(f"{output} is there already and was not made by this command: {remedy}")
+
+
+def ignores_case(folder: Path) -> bool:
+    """Return whether the file system of a folder takes `a` and `A` for one name; False where nothing can be written."""
+    try:
+        with NamedTemporaryFile(prefix="mm-", dir=folder) as probe:
+            return Path(probe.name).with_name(Path(probe.name).name.swapcase()).exists()
+    except OSError:
+        return False
 
 
 def _place(path: Path) -> tuple[int, int]:

@@ -116,8 +116,8 @@ def read_snapshot(layout: Layout) -> SnapshotFacts:
         raise InputError(f"{path} is missing: run `mm ingest`, then `mm snapshot`")
     try:
         facts = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         facts = None
-    if not isinstance(facts, dict) or "digest" not in facts:
+    if not are_pins(facts) or not {"digest", "eval_digest"} <= set(facts):
         raise InputError(f"{path} is damaged: run `mm snapshot` again")
     return facts  # pyright: ignore[reportReturnType]

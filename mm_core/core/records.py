@@ -71,9 +71,14 @@ class Report:
     def read(path: Path) -> Report:
         """Read a report that `write` wrote; raise InputError if the file is damaged."""
         try:
-            return Report(**json.loads(path.read_bytes()))
-        except (ValueError, TypeError):
+            report = Report(**json.loads(path.read_bytes()))
+            parts = (report.metrics, report.facts, report.tables, report.pictures, report.cost)
+            if not all(isinstance(part, dict) for part in parts):
+                raise TypeError(path)
+            float(sum([report.seconds, *report.metrics.values()]))
+        except (ValueError, TypeError, RecursionError):
             raise InputError(f"{path} is damaged: delete it and run its stage again") from None
+        return report
 
 
 @contextmanager
@@ -225,7 +230,7 @@ def read_keyed(path: Path, key: str) -> object | None:
     """Return the JSON object at `path` if its `key` matches; None if it is absent, broken or has another key."""
     try:
         record = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and record.get("key") == key else None
 

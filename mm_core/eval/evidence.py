@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
@@ -19,6 +18,7 @@ from mm_core.eval.metrics import MEAN_METRICS
 from mm_core.eval.scoring import SCHEMA
 from mm_core.ingest.placement import POOLS
 from mm_core.ingest.snapshot import read_pool
+from mm_core.storage.seals import read_sealed_table
 
 Key = tuple[str, str]
 """(model, precision) as in per_image.parquet."""
@@ -52,12 +52,12 @@ def read_scores(layout: Layout) -> tuple[pd.DataFrame, Mapping[str, object]]:
         The table (columns of `SCHEMA`) and the identity, as `mm_core.eval.evaluate.identity` returned it.
 
     Raises:
-        InputError: The file is missing, or another version wrote it.
+        InputError: The file is missing or damaged, or another version wrote it.
     """
     path = layout.per_image
     if not path.is_file():
         raise InputError(f"{path} is missing: run `mm evaluate` before `mm gate`")
-    table = pq.read_table(path)
+    table = read_sealed_table(path, "run `mm evaluate` again")
     about = (table.schema.metadata or {}).get(b"mm")
     # Scores of an older format cannot be validated.
     if about is None or set(table.schema.names) != set(SCHEMA.names):

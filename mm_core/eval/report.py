@@ -47,6 +47,7 @@ from mm_core.imaging.images import UnreadableImage, load_rgb, read_header
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.rows import RejectRow, records
 from mm_core.storage.run import StorageRun
+from mm_core.storage.seals import read_sealed_table
 from mm_core.storage.store import Store, fetch_blob
 
 STAGES = (
@@ -256,7 +257,8 @@ def _split(layout: Layout, store: Store) -> list[dict[str, object]]:
         path = layout.split / f"{name}.parquet"
         if not path.is_file():
             continue
-        rows = sorted(records(pd.read_parquet(path), SplitRow), key=lambda row: row["difficulty"], reverse=hardest)
+        frame = read_sealed_table(path, "run `mm split` again").to_pandas()
+        rows = sorted(records(frame, SplitRow), key=lambda row: row["difficulty"], reverse=hardest)
         # One photo per category: the dict keeps the first of the sorted rows, because they are reversed.
         ranked = list({row["category"]: row for row in reversed(rows) if row["category"]}.values())[::-1]
         pictures = [
@@ -277,7 +279,8 @@ def _difficulties(layout: Layout) -> list[dict[str, object]]:
     if not all(path.is_file() for path in paths.values()):
         return []
     # Both sets share the same bin edges, so that the columns can be stacked.
-    both = pd.concat([pd.read_parquet(path).assign(part=name) for name, path in paths.items()], ignore_index=True)
+    frames = {name: read_sealed_table(path, "run `mm split` again").to_pandas() for name, path in paths.items()}
+    both = pd.concat([frame.assign(part=name) for name, frame in frames.items()], ignore_index=True)
     if both.empty:
         return []
     difficulties = both["difficulty"].to_numpy(float)

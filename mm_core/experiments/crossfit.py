@@ -8,7 +8,6 @@ candidate did; the answer lets people try the candidate and never ships it.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -19,6 +18,7 @@ import pandas as pd
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
+from mm_core.core.pins import read_snapshot
 from mm_core.core.records import CATEGORIES, Report, sha256_file
 from mm_core.eval.cells import judge
 from mm_core.eval.evidence import FLOAT, INT8, gather
@@ -56,10 +56,8 @@ def cross_fit(run: StorageRun, report: Report, *, folds: int) -> Report:
     layout = run.layout
     if folds < 2:
         raise InputError(f"--folds {folds}: give 2 or more")
-    if not (layout.snapshot / "snapshot.json").is_file():
-        raise InputError(f"{layout.snapshot} is missing: run `mm ingest`, then `mm run`")
-    about = json.loads((layout.snapshot / "snapshot.json").read_text())
-    if about.get("champion"):
+    about = read_snapshot(layout)
+    if about["champion"]:
         raise InputError("a champion has learnt from the labelled photos: drop photos with role eval, and `mm gate`")
     weights = layout.model(TRAIN_STAGES[-1])
     if not weights.is_file():

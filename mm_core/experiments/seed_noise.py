@@ -7,13 +7,14 @@ import math
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mm_core.core.errors import BlobNotFound, InputError
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import read_snapshot
-from mm_core.core.records import CATEGORIES, Report, digest_of
+from mm_core.core.records import CATEGORIES, Report, digest_of, parse_record
 from mm_core.eval.metrics import category_scores
 from mm_core.eval.scoring import score_all
 from mm_core.ingest.snapshot import read_pool
@@ -106,9 +107,11 @@ def recorded_noise(run: StorageRun) -> dict[str, float] | None:
     It applies for the same metric and training params, a training set within SIZE_RATIO, and an age up to MAX_AGE.
     """
     try:
-        record = json.loads(run.store.fetch(RECORD).read_text())
+        content, where = run.store.fetch(RECORD).read_bytes(), f"{run.store.url}/{RECORD}"
     except BlobNotFound:
         return None
+    remedy = "delete it, then measure again by `mm gate noise`"
+    record = parse_record(content, dict[str, Any], where, remedy, ("metric", "measured_at", "noise"))
     photos = max(1, len(read_pool(run.layout.snapshot, "train_labeled")))
     measured = max(1, int(record.get("photos", 0)))
     # Other conditions make the measurement invalid.

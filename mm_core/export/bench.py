@@ -18,7 +18,7 @@ from mm_core.core.errors import InputError, MattingError
 from mm_core.core.layout import Layout
 from mm_core.core.params import LimitParams
 from mm_core.core.records import Report, timed
-from mm_core.export.bundle_manifest import InputSpec, checked_manifest, read_manifest
+from mm_core.export.bundle_manifest import InputSpec, checked_manifest, load_golden, read_manifest
 from mm_core.export.formats.measure import RunCost
 from mm_core.export.formats.run import SUFFIX, run_file
 from mm_core.export.formats.run_web import run_web
@@ -92,44 +92,47 @@ def bench_bundle(
         manifest = checked_manifest(bundle)
         rows: list[BenchRow] = []
         left_out: dict[str, str] = {}
-        with np.load(bundle / manifest["golden"]["file"]) as golden:
-            for decoder, entry in manifest["decoders"].items():
-                format_files = {name: f["file"] for name, f in entry.get("formats", {}).items()}
-                # The web runtime uses the ONNX file; further formats have files of their own.
-                files = {"onnx": entry["file"], WEB: entry["file"]} | format_files
-                image = _prepared(golden[f"{decoder}_image"], manifest["input"])
-                for runtime in runtimes or RUNTIMES:
-                    # A missing runtime is reported, and the others are still measured.
-                    if runtime not in files:
-                        left_out[runtime] = "the bundle has no files for it"
-                        continue
-                    wanted = golden[f"{decoder}_{runtime}_alpha" if runtime in format_files else f"{decoder}_alpha"]
-                    try:
-                        alphas, cost = _run(runtime, layout, bundle / files[runtime], image[None], counts)
-                    except MattingError as error:
-                        left_out[runtime] = f"not available because: {error}"
-                        continue
-                    # A fast runtime with wrong mattes must not be picked.
-                    off, tolerance = _off(alphas[0], wanted), manifest["golden"]["tolerance"]
-                    if not all(off[name] <= tolerance[name] for name in tolerance):
-                        left_out[f"{runtime}/{decoder}"] = f"its mattes are not the golden ones: {json.dumps(off)}"
-                        continue
-                    size = manifest["files"][files[runtime]]["bytes"]
-                    beyond = too_large(limits, files[runtime], size, cost["peak_mb"])
-                    measured: list[BenchRow] = [
-                        {
-                            "decoder": decoder,
-                            "runtime": runtime,
-                            "threads": int(n),
-                            "ms": round(ms, 2),
-                            "peak_mb": round(cost["peak_mb"], 1),
-                            "bytes": size,
-                            "golden_mse": off["mse"],
-                            "beyond": beyond,
-                        }
-                        for n, ms in cost["latency_ms"].items()
-                    ]
-                    rows += measured
+        golden = load_golden(bundle, manifest)
+        for decoder, entry in manifest["decoders"].items():
+            format_files = {name: f["file"] for name, f in entry.get("formats", {}).items()}
+            # The web runtime uses the ONNX file; further formats have files of their own.
+            files = {"onnx": entry["file"], WEB: entry["file"]} | format_files
+            image = _prepared(golden[f"{decoder}_image"], manifest["input"])
+            for runtime in runtimes or RUNTIMES:
+                # A missing runtime is reported, and the others are still measured.
+                if runtime not in files:
+                    left_out[runtime] = "the bundle has no files for it"
+                    continue
+                wanted = golden.get(f"{decoder}_{runtime}_alpha" if runtime in format_files else f"{decoder}_alpha")
+                if wanted is None:
+                    left_out[runtime] = "the bundle has no golden mattes for it"
+                    continue
+                try:
+                    alphas, cost = _run(runtime, layout, bundle / files[runtime], image[None], counts)
+                except MattingError as error:
+                    left_out[runtime] = f"not available because: {error}"
+                    continue
+                # A fast runtime with wrong mattes must not be picked.
+                off, tolerance = _off(alphas[0], wanted), manifest["golden"]["tolerance"]
+                if not all(off[name] <= tolerance[name] for name in off):
+                    left_out[f"{runtime}/{decoder}"] = f"its mattes are not the golden ones: {json.dumps(off)}"
+                    continue
+                size = manifest["files"][files[runtime]]["bytes"]
+                beyond = too_large(limits, files[runtime], size, cost["peak_mb"])
+                measured: list[BenchRow] = [
+                    {
+                        "decoder": decoder,
+                        "runtime": runtime,
+                        "threads": int(n),
+                        "ms": round(ms, 2),
+                        "peak_mb": round(cost["peak_mb"], 1),
+                        "bytes": size,
+                        "golden_mse": off["mse"],
+                        "beyond": beyond,
+                    }
+                    for n, ms in cost["latency_ms"].items()
+                ]
+                rows += measured
         if not rows:
             raise InputError(f"{bundle}: no runtime here runs it: {json.dumps(left_out)}")
         report.tables["runs"] = rows
@@ -169,7 +172,9 @@ def _picked(rows: list[BenchRow]) -> dict[str, Picked]:
 
 
 def _off(alpha: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    # Mean squared and largest absolute difference of two mattes in [0, 1].
+    # Mean squared and largest absolute difference of two mattes in [0, 1]; mattes of two sizes cannot be compared.
+    if alpha.shape != wanted.shape:
+        return {"mse": float("inf"), "max": float("inf")}
     return {"mse": float(np.mean((alpha - wanted) ** 2)), "max": float(np.abs(alpha - wanted).max())}
 
 

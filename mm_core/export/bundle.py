@@ -12,18 +12,28 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypedDict, cast
 
 import numpy as np
 import onnx
-import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.pins import SnapshotFacts, read_snapshot
-from mm_core.core.records import ALL_CATEGORIES, DECODERS, Report, Verdict, digest_of, sha256_file, write_json
+from mm_core.core.records import (
+    ALL_CATEGORIES,
+    DECODERS,
+    Record,
+    Report,
+    Verdict,
+    digest_of,
+    parse_record,
+    sha256_file,
+    write_json,
+)
 from mm_core.core.revision import code_revision
 from mm_core.export.bundle_costs import FileRun, decoder_entry, run_all, torch_latencies
 from mm_core.export.bundle_manifest import (
@@ -33,6 +43,7 @@ from mm_core.export.bundle_manifest import (
     Requests,
     VerdictHead,
     by_file,
+    checked_manifest,
     read_manifest,
 )
 from mm_core.export.card import model_card
@@ -46,6 +57,7 @@ from mm_core.ingest.snapshot import read_pool
 from mm_core.model.preprocess import prepare, resize
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.run import StorageRun
+from mm_core.storage.seals import read_sealed_table, require_sealed
 from mm_core.storage.store import Store
 from samplegen import generate
 
@@ -97,7 +109,7 @@ def write_bundle(run: StorageRun, verdict: Verdict, report: Report) -> Report:
             "limits": run.params.export.limits.model_dump(mode="json"),
             "formats": {name: {d: row["sha256"] for d, row in rows.items()} for name, rows in formats.items()},
         }
-        if _key_of(target) != facts["key"] or read_manifest(target)["asked"] != request:
+        if not _is_finished(target, facts["key"], request):
             # Half-made folders of killed processes; the lock excludes a running one.
             for leftover in layout.bundles.glob(".*.tmp"):
                 shutil.rmtree(leftover)
@@ -137,7 +149,7 @@ def write_bundle(run: StorageRun, verdict: Verdict, report: Report) -> Report:
 def exported_bundle(layout: Layout, verdict: Verdict) -> Path:
     """Return the bundle of exactly the judged candidate; raise InputError if it has not been exported."""
     bundle = layout.bundles / verdict.candidate[:12]
-    if read_manifest(bundle)["key"] != _about(layout, verdict)["key"]:
+    if read_manifest(bundle).get("key") != _about(layout, verdict)["key"]:
         raise InputError(f"{bundle} is about another verdict or other files: run `mm export` again")
     return bundle
 
@@ -153,20 +165,18 @@ def verify(bundle: Path) -> dict[str, object]:
     return json.loads(done.stdout)
 
 
-def _key_of(bundle: Path) -> str | None:
-    """Return the key of an intact bundle; None if it is absent or damaged."""
-    if not (bundle / "manifest.json").is_file():
-        return None
-    manifest = read_manifest(bundle)
-    for name, file in manifest["files"].items():
-        if not (bundle / name).is_file() or sha256_file(bundle / name) != file["sha256"]:
-            return None
-    return manifest["key"]
+def _is_finished(bundle: Path, key: str, request: Requests) -> bool:
+    """Return whether an intact bundle of this key and request is there."""
+    try:
+        manifest = checked_manifest(bundle)
+    except InputError:  # absent or damaged: it is made again
+        return False
+    return manifest.get("key") == key and manifest.get("asked") == request
 
 
 def _about(layout: Layout, verdict: Verdict) -> BundleFacts:
     """Return the facts for the bundle from earlier stages (verdict, scores, quantisation), and the bundle's key."""
-    quantised = cast(QuantisedRecord, _json(layout.quantised / "quantised.json", "mm evaluate"))
+    quantised = _evaluated(layout.quantised / "quantised.json", QuantisedRecord, ("decoders", "model"))
     files = {f"{d}{SUFFIX}": layout.quantised / f"{d}{SUFFIX}" for d in quantised["decoders"]}
     digests = {name: sha256_file(path) for name, path in files.items()}
     # The gate's scores and these files must belong together.
@@ -178,8 +188,8 @@ def _about(layout: Layout, verdict: Verdict) -> BundleFacts:
         raise ReleaseRefused(
             f"{', '.join(changed)} in {layout.quantised} is not the file that the gate judged: run `mm evaluate`"
         )
-    scores = cast(dict[str, Scores], _json(layout.evaluation / "metrics.json", "mm evaluate"))
     candidate = TRAIN_STAGES[-1]
+    scores = _evaluated(layout.evaluation / "metrics.json", dict[str, Scores], (candidate,))
     facts: BundleFacts = {
         "key": "",
         "verdict": cast(VerdictHead, verdict.model_dump(mode="json", exclude={"cells"})),
@@ -205,7 +215,7 @@ def judged_files(layout: Layout) -> dict[str, str]:
     """Return the digests of the int8 files that the recorded scores belong to: file name → sha256."""
     if not layout.per_image.is_file():
         raise InputError(f"{layout.per_image} is missing: run `mm evaluate` first")
-    metadata = pq.read_schema(layout.per_image).metadata or {}
+    metadata = read_sealed_table(layout.per_image, "run `mm evaluate` again", ["model"]).schema.metadata or {}
     return json.loads(metadata.get(b"mm", b"{}")).get("quantised", {})
 
 
@@ -331,7 +341,9 @@ def _move_in(fresh: Path, target: Path) -> None:
         fresh.rename(target)
 
 
-def _json(path: Path, command: str) -> object:
+def _evaluated(path: Path, kind: type[Record], fields: Collection[str]) -> Record:
+    """Return a record of `mm evaluate`; raise InputError where it is missing or damaged."""
     if not path.is_file():
-        raise InputError(f"{path} is missing: run `{command}` first")
-    return json.loads(path.read_text())
+        raise InputError(f"{path} is missing: run `mm evaluate` first")
+    require_sealed(path, "run `mm evaluate` again")
+    return parse_record(path.read_bytes(), kind, path, "run `mm evaluate` again", fields)

@@ -5,15 +5,21 @@ The module uses no model and no runtime, so a bundle can be checked before any o
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
+import numpy as np
+
 from mm_core.core.errors import InputError
-from mm_core.core.records import parse_finite_json, sha256_file
+from mm_core.core.records import DECODERS, parse_finite_json, sha256_file
 
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 << 20
 """Largest size of a manifest, 4 MiB."""
+GOLDEN_BYTES = 256 << 20
+"""Largest size of the golden pairs after decompression, 256 MiB."""
 
 
 # The types below describe the parts of manifest.json, from the smallest up.
@@ -198,6 +204,7 @@ def checked_manifest(bundle: Path) -> BundleManifest:
     try:
         files = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()}
         used = {*by_file(manifest), manifest["golden"]["file"]}
+        _check_values(manifest)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{bundle / 'manifest.json'}: not a bundle's manifest; fetch the bundle again") from None
     for name in sorted(used | set(files)):
@@ -211,6 +218,46 @@ def checked_manifest(bundle: Path) -> BundleManifest:
             # Escaped, because a foreign name may hold control characters.
             raise InputError(f"{bundle}/{shown}: not the file that the manifest names; fetch the bundle again")
     return manifest
+
+
+def _check_values(manifest: BundleManifest) -> None:
+    """Raise ValueError, KeyError or TypeError unless the values that readers compute with are possible ones."""
+    mean, std = ([float(value) for value in manifest["input"][name]] for name in ("mean", "std"))
+    tolerance = [float(manifest["golden"]["tolerance"][name]) for name in ("mse", "max")]
+    possible = len(mean) == len(std) == 3 and min(std) > 0 and min(tolerance) >= 0
+    if not possible or not isinstance(manifest["version"], str) or not set(manifest["decoders"]) <= set(DECODERS):
+        raise ValueError(manifest["version"])
+
+
+def load_golden(bundle: Path, manifest: BundleManifest) -> dict[str, np.ndarray]:
+    """Return the golden pairs of a bundle by name.
+
+    Args:
+        bundle: The folder.
+        manifest: The result of `checked_manifest`.
+
+    Returns:
+        Per decoder `<decoder>_image`, uint8 (S, S, 3), and `<decoder>_alpha`, float32 (S, S), among others.
+
+    Raises:
+        InputError: The file is not an archive of arrays, is too large, or lacks one of these.
+    """
+    path = bundle / manifest["golden"]["file"]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        # A small compressed file can hold very large arrays.
+        if size > GOLDEN_BYTES:
+            raise InputError(f"{path}: {size} bytes, at most {GOLDEN_BYTES} are read: fetch the bundle again")
+        with np.load(path, allow_pickle=False) as pairs:
+            golden = {name: np.asarray(pairs[name]) for name in pairs.files}
+        for decoder in manifest["decoders"]:
+            image, alpha = golden[f"{decoder}_image"], golden[f"{decoder}_alpha"]
+            if image.dtype != np.uint8 or image.shape != (*alpha.shape, 3) or alpha.dtype.kind != "f":
+                raise ValueError(decoder)
+    except (ValueError, KeyError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        raise InputError(f"{path}: not the golden pairs of a bundle; fetch the bundle again") from None
+    return golden
 
 
 def by_file(manifest: BundleManifest) -> dict[str, FormatEntry]:

@@ -19,7 +19,7 @@ from mm_core.effects.eraser import erase
 from mm_core.effects.sky import SKIES, painted_sky
 from mm_core.effects.style import STYLES
 from mm_core.effects.subjects import Subjects
-from mm_core.export.bundle_manifest import MANIFEST, checked_manifest
+from mm_core.export.bundle_manifest import MANIFEST, checked_manifest, load_golden
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.export.signature import can_verify, check_file
 from mm_core.imaging.images import TooManyPixels, UnreadableImage, encode_alpha, load_rgb, read_header
@@ -210,8 +210,8 @@ class Library:
 
     def golden(self, decoder: str) -> bytes:
         """Return a golden photo, uint8 S x S x 3, followed by its matte, float32 little-endian S x S, as bytes."""
-        with np.load(self.bundle / self.manifest["golden"]["file"]) as pairs:
-            image, alpha = pairs[f"{decoder}_image"], pairs[f"{decoder}_alpha"]
+        pairs = load_golden(self.bundle, self.manifest)
+        image, alpha = pairs[f"{decoder}_image"], pairs[f"{decoder}_alpha"]
         return image.astype(np.uint8).tobytes() + alpha.astype("<f4").tobytes()
 
     def about(self) -> dict[str, object]:

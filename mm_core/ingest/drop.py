@@ -21,7 +21,7 @@ from mm_core.core.outputs import MAX_NAME, check_outputs
 from mm_core.core.records import KINDS, sha256_file, write_bytes
 from mm_core.core.spellings import NO_PHOTOS, PHOTOS, is_hidden
 from mm_core.ingest.batch_names import name_fault
-from mm_core.ingest.csv_text import csv_bytes, csv_lines
+from mm_core.ingest.csv_text import csv_bytes, csv_lines, read_text
 from mm_core.ingest.matte_pairs import MatteFinder, category_in
 
 MANIFEST_COLUMNS = ("image", "alpha", "caption", "category", "group", "role", "sha256", "source", "license", "taken_at")
@@ -282,7 +282,7 @@ def _captions(photos: Sequence[Path], folder: Path) -> dict[Path, str]:
     found = {}
     for photo in photos:
         note = photo.with_suffix(".txt")
-        text = _text_of(note) if note.is_file() else ""
+        text = read_text(note).strip() if note.is_file() else ""
         # The photo's own text file takes precedence. The table may name a path or a bare file name.
         text = text or known.get(photo.relative_to(folder).as_posix(), "") or known.get(photo.name, "")
         if not text:
@@ -321,17 +321,6 @@ def _caption_table(path: Path) -> dict[str, str]:
         if found.setdefault(photo, text) != text:
             raise InputError(f"{path}: {photo!r} has two captions: keep one of its lines")
     return found
-
-
-def _text_of(note: Path) -> str:
-    try:
-        text = note.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{note}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
-    # The reader of manifests takes a NUL byte for a binary file.
-    if "\0" in text:
-        raise InputError(f"{note}: holds NUL bytes: it is not a text file")
-    return text
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ after its commit, and this module reads the catalog after recording the ids. One
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections import Counter
@@ -125,8 +126,9 @@ def _meant_by(name: str, catalog: Catalog) -> set[str]:
     if len(kinds := sorted(set(brought["kind"]))) > 1:
         raise InputError(f"{name!r} names drops of {' and '.join(kinds)}: write kind/batch, as {kinds[0]}/{batch}")
     meanings["a drop"] = set(brought["id"])
-    if (path := Path(name)).is_file():
-        digest = sha256_file(path)
+    # Unlike `Path.is_file`, this is False for a text that is too long for a path.
+    if os.path.isfile(name):
+        digest = sha256_file(Path(name))
         meanings["a file"] = _known(catalog, ("id", "=", digest)) or _kept_refused(catalog, digest)
         if not any(meanings.values()):
             raise InputError(f"{name}: the catalog holds no photo of exactly these bytes ({digest[:12]})")

@@ -58,7 +58,7 @@ def read_manifest(path: Path) -> Manifest:
     """Open and validate a manifest; unknown columns are ignored.
 
     Args:
-        path: A manifest.csv (UTF-8, with or without BOM, columns in any order) or manifest.parquet.
+        path: A manifest.csv (encodings and delimiters as in `csv_lines`, columns in any order) or manifest.parquet.
 
     Raises:
         DropError: The file is too large, is not a valid table, or has no rows.
@@ -79,7 +79,10 @@ def _rows(path: Path) -> Iterator[ManifestRow]:
         raise DropError(f"{path.name}: {len(names)} columns, at most {MAX_COLUMNS} are read")
     if "image" not in names:
         found = ", ".join(names)[:200]
-        raise DropError(f"{path.name}: no column `image` (found: {found}); columns are separated by commas")
+        raise DropError(
+            f"{path.name}: no column `image` (found: {found}); columns are separated by commas, or all of them by "
+            "semicolons or tabs"
+        )
     # A duplicate column is ambiguous: the file does not tell which one is right.
     if twice := {name for name in names if name in MANIFEST_COLUMNS and names.count(name) > 1}:
         raise DropError(f"{path.name}: column {sorted(twice)[0]!r} is there twice")

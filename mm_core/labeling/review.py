@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import RouteParams
@@ -35,6 +34,7 @@ from mm_core.labeling.outbox import ROUTED, Outgoing
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.rows import SampleRow
 from mm_core.storage.run import StorageRun
+from mm_core.storage.seals import read_sealed_table
 from mm_core.storage.store import Store, fetch_blob, put_blob
 
 LEAST_MODELS = 3
@@ -149,7 +149,8 @@ def doubted_labels(params: RouteParams, layout: Layout) -> pd.DataFrame:
     none = pd.DataFrame(columns=["sample_id", "category", "alpha_sha256", "doubt"])
     if not (layout.per_image.is_file() and has_snapshot(layout)):
         return none
-    table = pq.read_table(layout.per_image, columns=["model", "precision", "sample_id", "category", "mse"])
+    columns = ["model", "precision", "sample_id", "category", "mse"]
+    table = read_sealed_table(layout.per_image, "run `mm evaluate` again", columns)
     metadata = json.loads((table.schema.metadata or {}).get(b"mm", b"{}"))
     if metadata.get("eval_digest") != read_snapshot(layout)["eval_digest"]:
         return none

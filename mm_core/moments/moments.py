@@ -181,9 +181,10 @@ def _is_ours(path: Path) -> bool:
     if path.is_dir():
         return not _foreign_files(path)
     try:
-        return "moments" in json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
         return False
+    return isinstance(content, dict) and "moments" in content
 
 
 def _foreign_files(folder: Path) -> list[Path]:
@@ -303,10 +304,10 @@ def _pieces(
 def _remove_others(out: Path, names: set[str]) -> None:
     """Remove folders of moments that no longer exist; only folders that an earlier run made."""
     try:
-        before = json.loads((out / "moments.json").read_text())["moments"]
-    except (FileNotFoundError, ValueError, KeyError):
+        before = [str(moment["id"]) for moment in json.loads((out / "moments.json").read_text())["moments"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return
-    for moment in before:
-        folder = out / Path(str(moment["id"])).name
-        if moment["id"] not in names and (folder / "moment.json").is_file() and not _foreign_files(folder):
+    for name in before:
+        folder = out / Path(name).name
+        if name not in names and (folder / "moment.json").is_file() and not _foreign_files(folder):
             shutil.rmtree(folder)

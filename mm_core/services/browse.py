@@ -19,7 +19,6 @@ from typing import TypedDict
 import cv2
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from mm_core.core import processes
 from mm_core.core.errors import BlobNotFound, InputError
@@ -35,6 +34,7 @@ from mm_core.ingest.quarantine import list_rejects
 from mm_core.ingest.snapshot import read_pool
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.run import StorageRun
+from mm_core.storage.seals import read_sealed_table
 from mm_core.storage.store import Store, fetch_blob
 from mm_core.structuring.structure import difficulty_of, scores_of
 
@@ -340,7 +340,7 @@ def _facts(layout: Layout, catalog: Catalog, samples: pd.DataFrame) -> Facts:
         sample: side
         for side in ("simple", "hard")
         if (path := layout.split / f"{side}.parquet").is_file()
-        for sample in pq.read_table(path, columns=["sample_id"])["sample_id"].to_pylist()
+        for sample in read_sealed_table(path, "run `mm split` again", ["sample_id"])["sample_id"].to_pylist()
     }
     return Facts(labels.set_index("sample_id"), difficulty, pools, hard, _scores(layout), changes)
 
@@ -350,7 +350,8 @@ def _scores(layout: Layout) -> dict[str, dict[str, float]]:
     scores: dict[str, dict[str, float]] = {}
     if not layout.per_image.is_file():
         return scores
-    table = pq.read_table(layout.per_image, columns=["model", "precision", "sample_id", *METRICS]).to_pandas()
+    columns = ["model", "precision", "sample_id", *METRICS]
+    table = read_sealed_table(layout.per_image, "run `mm evaluate` again", columns).to_pandas()
     for model, name in ((TRAIN_STAGES[-1], "candidate"), ("champion", "champion")):
         # Phones run the int8 files, so their scores are shown.
         for row in table[(table["model"] == model) & (table["precision"] == "int8")].to_dict("records"):

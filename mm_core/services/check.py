@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
-from mm_core.core.errors import MattingError
+from mm_core.core.errors import InputError, MattingError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.progress import Progress
 from mm_core.core.records import Report, Verdict, digest_of, sha256_file
@@ -28,7 +28,16 @@ from mm_core.services.backup import is_sqlite
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import archive_fault
 from mm_core.storage.schemas import SCHEMAS
-from mm_core.storage.seals import SEALED_KEYS, broken_files, broken_seals, database_fault, databases_of, unsealed
+from mm_core.storage.seals import (
+    DATABASES,
+    SEALED_KEYS,
+    broken_files,
+    broken_seals,
+    database_fault,
+    database_seals,
+    databases_of,
+    unsealed,
+)
 from mm_core.storage.store import BLOBS, LocalStore, Store, blob_key, open_store
 
 
@@ -148,6 +157,10 @@ def _rows(catalog: Catalog, present: set[str]) -> Iterator[Fault]:
 
 def _databases(layout: Layout) -> Iterator[Fault]:
     """Check every sqlite file of the workspace by sqlite's own check, and by its seal if it was not written since."""
+    try:
+        database_seals(layout.root)
+    except InputError as error:
+        yield Fault("database", str(layout.root / DATABASES), str(error), "delete it")
     for path in databases_of(layout.root, layout.cache):
         status = "not a database" if path.stat().st_size and not is_sqlite(path) else "ok"
         try:
@@ -174,7 +187,7 @@ def _pins(layout: Layout, present: set[str]) -> Iterator[Fault]:
         digests = {digest for pin in pins for digest in (pin["digest"], *pin["files"].values())}
         if "start" in pinned:
             digests |= {pinned["start"]["digest"], pinned["start"]["provenance"]}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         yield Fault("pin", str(layout.inputs), "not the pinned inputs", remedy)
         return
     catalog = Catalog(layout.settings.store)
@@ -196,7 +209,7 @@ def _registry(layout: Layout, store: Store, present: set[str]) -> Iterator[Fault
                 raise KeyError(version)
             digests = {tags["model_digest"], tags["provenance"], *json.loads(tags["files"]).values()}
             digests |= _frames(store, tags["provenance"], present)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             yield Fault("registry", f"version {version}", "its tags are not those of `mm promote`", "restore a backup")
             continue
         for digest in sorted(digests - present):
@@ -215,7 +228,7 @@ def _starts(store: Store, present: set[str]) -> Iterator[Fault]:
         try:
             record = json.loads(store.fetch(entry.key).read_bytes())
             digests = {record["digest"], record["provenance"]} | _frames(store, record["provenance"], present)
-        except (ValueError, KeyError, TypeError, AttributeError, MattingError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MattingError) as error:
             what = str(error)[:300] if isinstance(error, MattingError) else "not the record of a kept candidate"
             yield Fault("record", f"{store.url}/{entry.key}", what, remedy)
             continue
@@ -248,7 +261,7 @@ def _checkpoints(layout: Layout) -> Iterator[Fault]:
         model = path.with_name("model.safetensors")
         try:
             digest = json.loads(path.read_bytes())["facts"]["digest"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             yield Fault("checkpoint", str(path), "not written by training", remedy)
             continue
         if not model.is_file() or sha256_file(model) != digest:
@@ -273,7 +286,7 @@ def _snapshot_fault(layout: Layout) -> str:
         }
         digest = digest_of({pool: table_digest(frame, SCHEMA.names) for pool, frame in frames.items()})
         return "" if digest == facts["digest"] else "its frames do not match its digest"
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, MattingError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, MattingError) as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
 
 

@@ -27,9 +27,11 @@ def allowed_hosts() -> tuple[str, ...]:
     """Return loopback's names and those of `MM_ALLOWED_HOSTS`; raise InputError if one is not a plain host name."""
     names = os.environ.get(HOSTS, "").replace(",", " ").lower().split()
     for name in names:
-        # A port would never match, since the names are compared without one.
-        if any(sign in name for sign in "*/@") or _split(name)[1] is not None:
-            raise InputError(f"{HOSTS}: {name!r}: write host names without scheme, port or wildcard")
+        # A name that `Host` cannot have, such as one with a port or a bare IPv6 address, would never match.
+        if "*" in name or _split(name) != (name, None):
+            raise InputError(
+                f"{HOSTS}: {name!r}: write host names without scheme, port or wildcard, IPv6 addresses in brackets"
+            )
     return (*LOOPBACK, *names)
 
 
@@ -89,7 +91,7 @@ class WebGuard:
         # Browsers send these two headers with every request that can change data; programs send neither.
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return 403, "not from this server's own page"
-        if any(_origin(origin) != _origin(f"//{host}", origin) for origin in headers.getlist("origin")):
+        if not all(_is_own(origin, host) for origin in headers.getlist("origin")):
             return 403, "not from this server's own page"
         return 0, ""
 
@@ -112,14 +114,19 @@ def _split(netloc: str) -> tuple[str, int | None]:
         name, port = parts.hostname or "", parts.port
     except ValueError:
         return "", None
+    # `urlsplit` drops tabs and cuts at `?` and `#`.
+    if parts.netloc != netloc:
+        return "", None
     return (f"[{name}]" if ":" in name else name), port
 
 
-def _origin(text: str, like: str = "") -> tuple[str, int | None] | None:
-    """Return name and port of an origin, with its scheme's port by default; None for `null` and malformed origins."""
+def _is_own(origin: str, host: str) -> bool:
+    """Return whether an `Origin` header names this server, which was addressed as `host`; False for malformed ones."""
     try:
-        scheme, netloc = (urlsplit(like).scheme or urlsplit(text).scheme), urlsplit(text).netloc
+        parts = urlsplit(origin)
     except ValueError:
-        return None
-    name, port = _split(netloc)
-    return (name, port if port is not None else _PORTS.get(scheme)) if name else None
+        return False
+    usual = _PORTS.get(parts.scheme)
+    (name, port), (own, own_port) = _split(parts.netloc), _split(host)
+    ports = [usual if number is None else number for number in (port, own_port)]
+    return bool(name) and usual is not None and name == own and ports[0] == ports[1]

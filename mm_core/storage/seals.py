@@ -17,8 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from mm_core.core.errors import InputError
-from mm_core.core.records import sha256_file, write_json
+from mm_core.core.records import digest_of, sha256_file, write_json
 from mm_core.storage.workspace_files import workspace_files
 
 FOLDER = "_seals"
@@ -31,6 +34,10 @@ SEALED_KEYS = ("ingest/", "quarantine/", "gate/")
 KEY_SEALS = ".seals"
 DATABASES = "databases.json"
 """Name of the file in the workspace: path of each sqlite file → size, modification time in ns, digest."""
+_OWN = "this file"
+"""Key of the digest over all other entries of `DATABASES`, so that a flipped bit there accuses no database."""
+DatabaseSeals = dict[str, list[int | str]]
+"""The content of `DATABASES`."""
 _TICK = 0.05
 """Resolution of a file system's clock in seconds, at worst."""
 _LAST = 8
@@ -64,9 +71,8 @@ def broken_seals(table: Path) -> Iterator[tuple[Path, str]]:
     """Yield each existing sealed file with a wrong digest, with a text about the fault."""
     seals = table / FOLDER
     for path in sorted(seals.iterdir()) if seals.is_dir() else ():
-        try:
-            digests = dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError):
+        digests = _read_digests(path)
+        if not digests:
             yield path, "not the digests that were written"
             continue
         for name, digest in digests.items():
@@ -109,15 +115,49 @@ def broken_files(folder: Path) -> Iterator[tuple[Path, str]]:
     seals = folder / DIGESTS
     if not seals.is_file():
         return
-    try:
-        digests = dict(json.loads(seals.read_bytes()))
-    except (ValueError, TypeError):
+    digests = _read_digests(seals)
+    if not digests:
         yield seals, "not the digests that were written"
         return
     for name, digest in digests.items():
         file = folder / name
         if not file.is_file() or sha256_file(file) != digest:
             yield file, "its bytes are not those that were written"
+
+
+def _read_digests(path: Path) -> dict[str, str]:
+    """Return path → digest from a seal; empty for a damaged one, as no seal is written without a file."""
+    try:
+        digests = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    return digests if isinstance(digests, dict) else {}
+
+
+def require_sealed(path: Path, remedy: str) -> None:
+    """Raise InputError with the remedy if a file of a sealed folder differs from its seal, or the seal is damaged."""
+    for broken, what in broken_files(path.parent):
+        if broken.name in (path.name, DIGESTS):
+            raise InputError(f"{broken} is damaged, {what}: {remedy}")
+
+
+def read_sealed_table(path: Path, remedy: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a parquet file of a sealed folder.
+
+    Args:
+        path: The file.
+        remedy: The action for the user.
+        columns: Names of the columns; all by default.
+
+    Raises:
+        InputError: The file differs from its seal, cannot be read, or lacks a column.
+    """
+    # A flipped bit in a parquet page is read as another value.
+    require_sealed(path, remedy)
+    try:
+        return pq.read_table(path, columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:200]}): {remedy}") from None
 
 
 def require_unbroken(folder: Path, remedy: str) -> None:
@@ -133,7 +173,10 @@ def databases_of(root: Path, left_out: Path) -> list[Path]:
 
 def seal_databases(root: Path, left_out: Path) -> None:
     """Write size, time and digest of a workspace's databases; skip databases during a write."""
-    seals = _database_seals(root)
+    try:
+        seals = database_seals(root)
+    except InputError:  # damaged: all databases are sealed again
+        seals = {}
     for path in databases_of(root, left_out):
         name, before = path.relative_to(root).as_posix(), _size_and_time(path)
         if seals.get(name, [])[:2] == before:
@@ -149,23 +192,41 @@ def seal_databases(root: Path, left_out: Path) -> None:
         if _size_and_time(path) == before:
             seals[name] = [*before, digest]
     if seals:
-        write_json(root / DATABASES, seals)
+        write_json(root / DATABASES, seals | {_OWN: digest_of(seals)})
 
 
 def database_fault(root: Path, path: Path) -> str:
     """Return a text if a database changed without a change of its size and time; empty otherwise."""
-    *state, digest = _database_seals(root).get(path.relative_to(root).as_posix(), ["", "", ""])
+    try:
+        seals = database_seals(root)
+    except InputError:  # `mm check` reports the damaged seals
+        return ""
+    *state, digest = seals.get(path.relative_to(root).as_posix(), ["", "", ""])
     # A new size or time is a normal write, not damage.
     if state != _size_and_time(path) or sha256_file(path) == digest:
         return ""
     return "its bytes changed and its time did not"
 
 
-def _database_seals(root: Path) -> dict[str, list[int | str]]:
-    try:
-        return dict(json.loads((root / DATABASES).read_bytes()))
-    except (OSError, ValueError, TypeError):
+def database_seals(root: Path) -> DatabaseSeals:
+    """Return path → size, modification time in ns and digest; empty without seals.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    path = root / DATABASES
+    if not path.is_file():
         return {}
+    try:
+        seals = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError):
+        seals = {"": ""}
+    own = seals.pop(_OWN, None)
+    # Earlier versions wrote no digest over the entries.
+    sealed = own == digest_of(seals) or (own is None and all(isinstance(seal, list) for seal in seals.values()))
+    if not seals or not sealed:
+        raise InputError(f"{path} is damaged: delete it; the next cycle seals the databases again")
+    return seals
 
 
 def _size_and_time(path: Path) -> list[int]:

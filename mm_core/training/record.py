@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-import pandas as pd
-
 from mm_core.core.errors import InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import SnapshotFacts, read_snapshot, start_digest
 from mm_core.core.records import sha256_file
 from mm_core.ingest.snapshot import read_pool
 from mm_core.model.meta import ModelMeta, read_meta
+from mm_core.storage.seals import read_sealed_table
 from mm_core.training.stage_data import read_data
 
 _ROW = ["sample_id", "alpha_sha256"]
@@ -82,7 +81,7 @@ def split_mismatches(layout: Layout) -> list[str]:
     if missing := [path for path in halves if not path.is_file()]:
         return [f"{missing[0]} is missing"]
     pool = read_pool(layout.snapshot, "train_labeled")[_ROW]
-    halves = [pd.read_parquet(path, columns=_ROW) for path in halves]
+    halves = [read_sealed_table(path, "run `mm split` again", _ROW).to_pandas() for path in halves]
     # The two halves together must hold exactly the rows of the pool.
     divided = {row for half in halves for row in half.itertuples(index=False, name=None)}
     if divided == set(pool.itertuples(index=False, name=None)):

@@ -317,7 +317,7 @@ def _read_done(folder: Path) -> _Done:
     try:
         done = json.loads((folder / "done.json").read_bytes())
         good = sha256_file(folder / "model.safetensors") == done["facts"]["digest"] and "metrics" in done
-    except (ValueError, KeyError, TypeError, FileNotFoundError):
+    except (ValueError, KeyError, TypeError, FileNotFoundError, RecursionError):
         done, good = _Done(metrics={}, facts={}), False
     if not good:
         raise InputError(f"{folder} is damaged: `mm check --repair` removes it, then the stage trains again")

@@ -12,9 +12,10 @@ import pytest
 
 from mm_core import operations
 from mm_core.cli.predict import plan_jobs, predict_files
+from mm_core.core import outputs
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
-from mm_core.core.outputs import check_outputs
+from mm_core.core.outputs import check_outputs, ignores_case
 from mm_core.core.params import ModelParams, Params
 from mm_core.core.progress import quiet
 from mm_core.core.records import Report, write_bytes
@@ -66,6 +67,10 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["."], ".", False, "holiday.png is one of the files given"),
         (["beach.jpg", "trip/beach.jpg"], "../out", False, "beach.png would be written twice"),
         (["twice"], "../out", True, "a.cutout.png would be written twice"),
+        (["suffixes"], "../out", False, "b.png would be written twice"),
+        (["beach.jpg", "to-beach.jpg"], "../linked", False, "beach.png would be written twice"),
+        (["holiday.png"], "../linked", False, "holiday.png is one of the files given"),
+        (["beach.jpg"], "taken", False, "beach.png is there already and was not made by this command"),
         (["beach.jpg"], "holiday.png", False, "holiday.png is a file and no folder"),
     ],
 )
@@ -78,6 +83,12 @@ def test_predict_refuses_a_collision_before_it_writes(
     (photos / "twice").mkdir()
     for name in ("a.cutout.jpg", "a.jpg"):
         (photos / "twice" / name).write_bytes((photos / "beach.jpg").read_bytes())
+    for name in ("suffixes/b.jpg", "suffixes/b.jpeg", "links/beach.jpg"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes((photos / "beach.jpg").read_bytes())
+    (photos / "to-beach.jpg").symlink_to(photos / "links")
+    (photos.parent / "linked").symlink_to(photos)
+    (photos / "taken" / "beach.png").mkdir(parents=True)
     before = contents(photos)
     with pytest.raises(InputError, match=words):
         predict_files(
@@ -110,6 +121,9 @@ def test_predict_into_a_folder_below_the_photos(photos: Path, model: str) -> Non
         report = predict_files(Run(Params(), layout_at(photos.parent)), [photos], photos / "mattes", model=model)
         assert report.metrics["predict/mattes"] == 3
     assert (photos / "mattes" / "trip" / "beach.png").is_file()
+    for _ in range(2):  # and into one above them
+        report = predict_files(Run(Params(), layout_at(photos.parent)), [photos / "trip"], photos, model=model)
+        assert report.metrics["predict/mattes"] == 1 and (photos / "beach.png").is_file()
 
 
 def test_one_bad_file_of_many_is_told_and_the_rest_is_done(photos: Path, model: str, tmp_path: Path) -> None:
@@ -122,9 +136,47 @@ def test_one_bad_file_of_many_is_told_and_the_rest_is_done(photos: Path, model: 
         predict_files(Run(Params(), layout_at(tmp_path)), [photos / "broken.jpg"], tmp_path / "out", model=model)
 
 
+def test_empty_files_and_folders_with_a_photos_name(photos: Path, model: str, tmp_path: Path) -> None:
+    """A file of 0 bytes is unreadable, a folder `x.jpg` is a folder, a dangling link is no photo."""
+    (photos / "empty.jpg").touch()
+    (photos / "trip").rename(photos / "x.jpg")
+    (photos / "nowhere.jpg").symlink_to(photos / "none.jpg")
+    run, out = Run(Params(), layout_at(tmp_path)), tmp_path / "out"
+    report = predict_files(run, [photos], out, model=model)
+    assert [Path(row["image"]).name for row in report.tables["unreadable"]] == ["empty.jpg"]
+    assert set(contents(out)) == {"beach.png", "holiday.png", "x.jpg/beach.png"}
+    assert set(contents(photos)) == {"beach.jpg", "holiday.png", "x.jpg/beach.jpg", ".trashed-1.jpg", "empty.jpg"}
+    with pytest.raises(InputError, match=r"nowhere.jpg: no such file or folder"):
+        predict_files(run, [photos / "nowhere.jpg"], out, model=model)
+
+
+def test_outputs_that_differ_in_case_alone_are_one_where_the_file_system_ignores_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer of the file system is set, because this one may be of either kind."""
+    both, accents = (
+        [tmp_path / "new" / name for name in ("IMG.png", "img.png")],
+        [tmp_path / "\xe9", tmp_path / "e\u0301"],
+    )
+    monkeypatch.setattr(outputs, "ignores_case", lambda folder: False)
+    check_outputs([*both, *accents], [])
+    monkeypatch.setattr(outputs, "ignores_case", lambda folder: folder == tmp_path)
+    for pair in (both, accents):
+        with pytest.raises(InputError, match="are one file there, which ignores case: give the files apart"):
+            check_outputs(pair, [])
+    monkeypatch.undo()
+    assert ignores_case(tmp_path) == tmp_path.with_name(tmp_path.name.swapcase()).exists()
+    assert list(tmp_path.iterdir()) == [] and not ignores_case(tmp_path / "none")
+
+
 def test_predict_names_what_is_not_there(photos: Path, model: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for path, words in ((tmp_path / "none.jpg", "no such file or folder"), (tmp_path / "empty", "no photos found")):
+    absent = "no such file or folder"
+    for path, words in (
+        (tmp_path / "none.jpg", absent),
+        (tmp_path / ("x" * 5000), absent),
+        (tmp_path / "empty", "no photos found"),
+    ):
         with pytest.raises(InputError, match=words):
             predict_files(Run(Params(), layout_at(tmp_path)), [path], tmp_path / "out", model=model)
 
@@ -149,7 +201,8 @@ def test_moments_are_not_written_into_the_gallery(photos: Path, out: str) -> Non
 
 
 @pytest.mark.parametrize("foreign", ["undated/diary.txt", "moments.json"])
-def test_moments_replace_no_folder_and_no_file_of_the_users(tmp_path: Path, foreign: str) -> None:
+@pytest.mark.parametrize("content", ["mine", "1"])
+def test_moments_replace_no_folder_and_no_file_of_the_users(tmp_path: Path, foreign: str, content: str) -> None:
     """A folder of that name, `undated` say, was removed with all that was in it."""
     rng = np.random.default_rng(1)
     for number in range(4):
@@ -158,11 +211,11 @@ def test_moments_replace_no_folder_and_no_file_of_the_users(tmp_path: Path, fore
         cv2.imwrite(str(tmp_path / "gallery" / f"{number}.jpg"), pixels)
     out = tmp_path / "out"
     (out / foreign).parent.mkdir(parents=True)
-    (out / foreign).write_text("mine")
+    (out / foreign).write_text(content)
     params = Params().with_values(**{"structure.ocr": [], "moments.least": 2})
     with pytest.raises(InputError, match="is there already and was not made by this command"):
         operations.moments(Run(params, layout_at(tmp_path)), tmp_path / "gallery", out, model="none")
-    assert contents(out) == {foreign: b"mine"}
+    assert contents(out) == {foreign: content.encode()}
     (out / foreign).unlink()
     for _ in range(2):
         report = operations.moments(Run(params, layout_at(tmp_path)), tmp_path / "gallery", out, model="none")

@@ -18,7 +18,9 @@ from mm_core.core.params import LimitParams
 from mm_core.core.records import sha256_file, write_json
 from mm_core.core.settings import Settings
 from mm_core.export.bench import WEB, _picked, bench_bundle
+from mm_core.export.bundle_manifest import GOLDEN_BYTES
 from mm_core.export.formats.run import SUFFIX
+from mm_core.export.runtime import OnnxPredictor
 from mm_core.export.signature import make_keys, sign_file
 
 SIDE = 16
@@ -125,6 +127,74 @@ def test_mattes_that_are_not_the_golden_ones_are_left_out(layout: Layout, bundle
     sign_file(bundle / "manifest.json")
     with pytest.raises(InputError, match="not the golden ones"):
         bench_bundle(layout, bundle, LimitParams(), runtimes=("onnx",), threads=(1,))
+
+
+def rewrite(bundle: Path, path: str, value: object) -> None:
+    """Set (or, with None, remove) one value of the manifest, with the digests of the present files, and sign it."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    *above, name = path.split("/")
+    place = manifest
+    for step in above:
+        place = place[step]
+    place[name] = value
+    if value is None:
+        del place[name]
+    for file, entry in manifest["files"].items() if path != "files" else ():
+        if isinstance(entry, dict) and (bundle / file).is_file() and path != f"files/{file}":
+            entry |= {"sha256": sha256_file(bundle / file), "bytes": (bundle / file).stat().st_size}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    sign_file(bundle / "manifest.json")
+
+
+WRONG_VALUES: list[tuple[str, object]] = [
+    *((path, None) for path in ("version", "decoders", "input", "input/std", "golden", "golden/tolerance", "files")),
+    *((f"input/{name}", value) for name in ("mean", "std") for value in ([0.0] * 2, ["a"] * 3, 1, [float("nan")] * 3)),
+    ("input/std", [1.0, 0.0, 1.0]),
+    ("golden/tolerance", {"mse": float("nan"), "max": 0.1}),
+    ("golden/tolerance", {"mse": -1, "max": 0.1}),
+    ("golden/tolerance", []),
+    ("decoders/other", {"file": "portrait.int8.onnx", "formats": {}}),
+    ("decoders/portrait", {"file": ["portrait.int8.onnx"], "formats": {}}),
+    ("decoders/portrait/formats", [1]),
+    ("version", 3),
+    ("files/portrait.int8.onnx", "x"),
+    *((f"files/{name}", {"sha256": "0" * 64, "bytes": 1}) for name in ("..", "", "a\0b", "\ud800", "none.onnx")),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), WRONG_VALUES)
+def test_a_signed_manifest_with_wrong_values_is_refused_in_one_line(
+    layout: Layout, bundle: Path, path: str, value: object
+) -> None:
+    """Whoever signed it: no reader computes with a value that is missing, no number, or names another file."""
+    rewrite(bundle, path, value)
+    for read in (OnnxPredictor.of_folder, lambda folder: bench_bundle(layout, folder, LimitParams())):
+        with pytest.raises(InputError, match=r"^[^\n]*(not a bundle's manifest|not a file of|not the file)[^\n]*$"):
+            read(bundle)
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "object", "missing", "shape", "bomb"])
+def test_golden_pairs_of_another_form_are_refused(layout: Layout, bundle: Path, kind: str) -> None:
+    file, pairs = bundle / "golden.npz", dict(np.load(bundle / "golden.npz"))
+    if kind in ("text", "empty"):
+        file.write_bytes(b"" if kind == "empty" else b"no archive")
+    elif kind == "bomb":
+        np.savez_compressed(file, **pairs | {"big": np.zeros(GOLDEN_BYTES, np.uint8)})
+    else:
+        other = {
+            "object": pairs | {"portrait_alpha": np.array([{}], object)},
+            "missing": {"portrait_image": pairs["portrait_image"]},
+            "shape": pairs | {"portrait_alpha": pairs["portrait_alpha"][1:]},
+        }
+        np.savez(file, **other[kind])
+    rewrite(bundle, "version", "other")
+    with pytest.raises(InputError, match=r"golden.npz: (not the golden pairs|\d+ bytes, at most)"):
+        bench_bundle(layout, bundle, LimitParams(), runtimes=("onnx",), threads=(1,))
+
+
+def test_files_that_the_manifest_does_not_list_are_not_loaded(bundle: Path) -> None:
+    shutil.copy(bundle / "portrait.int8.onnx", bundle / "scenery.int8.onnx")
+    assert set(OnnxPredictor.of_folder(bundle).files) == {"portrait"}
 
 
 def test_unknown_runtimes_are_named_and_unsigned_bundles_taken_only_if_said(layout: Layout, tmp_path: Path) -> None:

@@ -139,6 +139,26 @@ def test_a_name_that_leads_nowhere_or_to_two_things_is_told(workshop, make, tmp_
     assert find_photos(workshop.catalog, ["./week"]) == [sample(workshop, 1)]
 
 
+def test_names_are_taken_literally(workshop, make, tmp_path: Path) -> None:
+    """No pattern, no piece of a query and no folder names a photo; a path with spaces and brackets is a file."""
+    rows = [make.row(1), make.row(2, group="trip")]
+    workshop.drop("pixel_labeled", "week 1", rows)
+    workshop.ingest()
+    one = sample(workshop, 1)
+    file = tmp_path / "my [best] photo*.jpg"
+    file.write_bytes(rows[0]["image_bytes"])
+    assert find_photos(workshop.catalog, [str(file)]) == [one]
+    assert len(find_photos(workshop.catalog, ["week 1"])) == len(find_photos(workshop.catalog, [one, "week 1"])) == 2
+    names = ["*", "week*", "pixel_labeled/*", "*/week 1", "week 1'", "x' OR '1'='1", "", ".", "/", str(tmp_path),
+             "week 1 ", one[:12].upper(), one[:11] + "*", one + "0", one[:12] + "g", "a\0b", "x" * 5000]  # fmt: skip
+    for name in names:
+        with pytest.raises(InputError, match="is no sample's id"):
+            find_photos(workshop.catalog, [one, name])
+    for group in ("*", "tri", "trip' OR 'a'='a", ""):
+        with pytest.raises(InputError, match="holds no sample of it"):
+            find_photos(workshop.catalog, [], group)
+
+
 class Killed(BaseException):
     pass
 

@@ -195,9 +195,17 @@ def test_a_corrected_manifest_is_a_new_arrival(workshop: Any, make: Any) -> None
     [
         (b"", "no column `image`"),
         (b"photo,alpha\na.jpg,b.png\n", "no column `image` (found: photo, alpha)"),
-        (b"image;alpha\na.jpg;b.png\n", "separated by commas"),
+        (b"image;alpha,role\na.jpg;b.png,eval\n", "separated by commas"),
+        (b"sep=|\nimage|alpha\na.jpg|b.png\n", "names the delimiter '|'"),
         (b"image\n", "lists no images"),
         (b"image\n\xff\xfe.jpg\n", "not UTF-8 at byte 6"),
+        (
+            b"image,caption\na.jpg,caf\xe9\n",
+            "probably Windows-1252, as Excel's plain CSV, where that byte is 'é': save",
+        ),
+        ("image\na.jpg\n".encode("utf-16-le"), "looks like UTF-16, without a byte order mark: save it as UTF-8"),
+        ("image\na.jpg\n".encode("utf-32"), "its encoding is UTF-32: save it as UTF-8"),
+        ("image\na.jpg\n".encode("utf-16")[:-1], "not UTF-16 at byte"),
         (b"image\na\0.jpg\n", "NUL"),
         (b'image\n"a.jpg\n', "line 2"),
         (b"image,image\na,b\n", "there twice"),

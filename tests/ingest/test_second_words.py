@@ -17,6 +17,7 @@ from mm_core.ingest.manifest import read_manifest
 from mm_core.ingest.mattes import is_photo_itself
 from mm_core.ingest.placement import newest_labels
 from mm_core.ingest.quarantine import retry
+from mm_core.ingest.truths import read_truths
 
 
 def labelled_names(shop: Any) -> set[str]:
@@ -98,6 +99,29 @@ def test_a_manifest_as_spreadsheets_write_it(tmp_path: Path) -> None:
     assert [row.extra_fields for row in read_manifest(path)] == [2]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+@pytest.mark.parametrize("hint", [False, True])
+def test_every_door_reads_tables_as_excel_saves_them(
+    tmp_path: Path, make: Any, encoding: str, sign: str, hint: bool
+) -> None:
+    """Byte order marks and delimiters that the file states; the same for manifests, truths and captions."""
+    head = f"sep={sign}\r\n" if hint else ""
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    rows = [["image", "alpha", "caption", "category"], ["b é.png", "b é.png", '"one; two,\tthree"', "multi person"]]
+    text = "".join(sign.join(row) + "\r\n" for row in [*rows, ["", "", "", ""]])
+    (folder := tmp_path / "photos").mkdir()
+    manifest = folder / "manifest.csv"
+    manifest.write_bytes((mark + head + text).encode(encoding))
+    (row,) = read_manifest(manifest)
+    assert (row.image, row.caption, row.category) == ("b é.png", "one; two,\tthree", "multi_person")
+    (folder / "b é.png").write_bytes(make.encoded(make.photo(1), "PNG"))
+    assert [truth.alpha.name for truth in read_truths(manifest)] == ["b é.png"]
+    manifest.rename(folder / "captions.csv")
+    path = package_folder(folder, tmp_path / "inbox", "text_image", "a").path
+    assert [row.caption for row in read_manifest(path / "manifest.csv")] == ["one; two,\tthree"]
+
+
 def test_captions_of_a_folder_are_read_as_manifests_are(tmp_path: Path, make: Any) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -106,9 +130,9 @@ def test_captions_of_a_folder_are_read_as_manifests_are(tmp_path: Path, make: An
     table = folder / "captions.csv"
     table.write_text("Caption , IMAGE,\n\n'-5°C in the snow!,a.jpg,\n", encoding="utf-8-sig")
     (folder / "b.txt").write_bytes("A café.".encode("latin-1"))
-    with pytest.raises(InputError, match=r"b.txt: not UTF-8 at byte 5"):
+    with pytest.raises(InputError, match=r"photos/b.txt: not UTF-8 at byte 5: .* 'é'"):
         package_folder(folder, tmp_path / "inbox", "text_image", "a")
-    (folder / "b.txt").write_text("A café.", encoding="utf-8-sig")
+    (folder / "b.txt").write_text("A café.", encoding="utf-16")
     path = package_folder(folder, tmp_path / "inbox", "text_image", "b").path
     assert [row.caption for row in read_manifest(path / "manifest.csv")] == ["-5°C in the snow!", "A café."]
     table.write_bytes(b"image,caption\n\xff\n")

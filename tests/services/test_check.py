@@ -28,7 +28,14 @@ from mm_core.services.check import Fault, check
 from mm_core.services.repair import repair
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import archive_fault
-from mm_core.storage.seals import require_unbroken, seal_folder
+from mm_core.storage.seals import (
+    DATABASES,
+    database_fault,
+    read_sealed_table,
+    require_unbroken,
+    seal_databases,
+    seal_folder,
+)
 from mm_core.storage.store import BLOBS, LocalStore, blob_key, fetch_blob, open_store, put_blob
 from mm_core.training.stage_data import read_data
 from samplegen import write_drop
@@ -57,7 +64,9 @@ def filled(clean_layout: Layout) -> Layout:
     (bundle / "golden.npz").write_bytes(weights[500:900])
     files = {p.name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for p in bundle.iterdir()}
     decoders = {"saliency": {"file": "saliency.int8.onnx", "formats": {}}}
-    write_json(bundle / "manifest.json", {"decoders": decoders, "golden": {"file": "golden.npz"}, "files": files})
+    golden = {"file": "golden.npz", "tolerance": {"mse": 1e-4, "max": 0.1}}
+    manifest = {"version": "v", "decoders": decoders, "golden": golden, "input": {"mean": [0] * 3, "std": [1] * 3}}
+    write_json(bundle / "manifest.json", manifest | {"files": files})
     store = open_store(layout.settings.store, layout.cache)
     pin = {"version": "1", "digest": put_blob(store, done / "model.safetensors"), "files": {}}
     write_json(layout.inputs, json.loads(layout.inputs.read_text()) | {"champion": pin, "anchor": pin})
@@ -292,6 +301,38 @@ def test_a_value_that_flips_in_a_database_is_found(tmp_path: Path) -> None:
     path.write_bytes(data)
     stages.pin_inputs(Run(PARAMS, layout))
     assert check(layout, Report("check"), progress=quiet) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b"[" * 100_000, b"flip a digest", b"flip a name"])
+def test_damaged_seals_of_databases_are_named_and_accuse_no_database(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "history.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript("CREATE TABLE t (v);")
+    layout = Layout(Settings.from_env(tmp_path))
+    seal_databases(layout.root, layout.cache)
+    seals, whole = tmp_path / DATABASES, (tmp_path / DATABASES).read_bytes()
+    digest = json.loads(whole)["history.db"][2].encode()
+    other = {b"flip a digest": whole.replace(digest, b"0" * 64), b"flip a name": whole.replace(b"history", b"histosy")}
+    seals.write_bytes(other.get(content, content))
+    (fault,) = look(layout)
+    assert fault.where == str(seals) and "is damaged: delete it" in fault.fault
+    assert database_fault(layout.root, path) == ""
+    seal_databases(layout.root, layout.cache)
+    assert look(layout) == [] and json.loads(seals.read_bytes()) == json.loads(whole)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b"[" * 100_000])
+def test_a_damaged_seal_is_no_missing_seal(tmp_path: Path, content: bytes) -> None:
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
+    seal_folder(tmp_path)
+    assert read_sealed_table(tmp_path / "a.parquet", "run `mm x` again").num_rows == 1
+    (tmp_path / "digests.json").write_bytes(content)
+    for read in (require_unbroken, lambda folder, remedy: read_sealed_table(folder / "a.parquet", remedy)):
+        with pytest.raises(InputError, match=r"digests.json is damaged, not the digests that were written: run `mm x`"):
+            read(tmp_path, "run `mm x` again")
+    (tmp_path / "digests.json").unlink()
+    with pytest.raises(InputError, match=r"a.parquet is damaged .*: run `mm x` again"):
+        read_sealed_table(tmp_path / "a.parquet", "run `mm x` again", ["b"])
 
 
 def test_a_kept_start_without_its_files_is_found(own: Layout) -> None:
