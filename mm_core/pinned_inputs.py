@@ -294,9 +294,15 @@ def require_promote(layout: Layout) -> tuple[Verdict, Override | None]:
         ReleaseRefused: The verdict is not PROMOTE, or it is about another candidate or snapshot.
     """
     verdict = recorded_verdict(layout)
-    candidate = sha256_file(layout.model(TRAIN_STAGES[-1]))
+    model = layout.model(TRAIN_STAGES[-1])
+    candidate = sha256_file(model)
     # The verdict must be about this candidate, this snapshot and these models.
     if verdict.candidate != candidate:
+        report = layout.stage_report(f"train-{TRAIN_STAGES[-1]}")
+        # The judged model was trained here, so the file has changed since.
+        if report.is_file() and Report.read(report).facts.get("digest") == verdict.candidate:
+            what = "its bytes differ from those that training wrote"
+            raise InputError(f"{model} is damaged, {what}: run `mm train-{TRAIN_STAGES[-1]}`")
         raise ReleaseRefused(
             f"the recorded verdict is about {verdict.candidate[:12]}, the candidate is {candidate[:12]}: run `mm gate`"
         )

@@ -18,11 +18,11 @@ import pytest
 
 from mm_core import stages
 from mm_core.cli import main
-from mm_core.core.errors import InputError
+from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.pins import read_snapshot
-from mm_core.core.records import Report, read_verdict
+from mm_core.core.records import Report, Verdict, read_verdict, sha256_file, write_json
 from mm_core.core.settings import Settings
 from mm_core.eval.eval_budget import record_use
 from mm_core.eval.shadow import disagreement
@@ -32,7 +32,7 @@ from mm_core.export.registry import Registry
 from mm_core.export.start_weights import kept_starts
 from mm_core.labeling.label_studio_local import read_account
 from mm_core.labeling.pull import Cursor
-from mm_core.pinned_inputs import Run, read_inputs
+from mm_core.pinned_inputs import Run, read_inputs, require_promote
 from mm_core.storage.retry import plain_fault
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore
@@ -71,6 +71,7 @@ def said(words: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         ("cycle/gate/verdict.json", "status", "verdict.json is damaged: run `mm gate`"),
         ("mlflow/mlflow.db", "status", "mm check"),
         ("store/catalog/samples/_delta_log/00000000000000000000.json", "status", "samples"),
+        ("store/catalog/batches/_delta_log/00000000000000000000.json", "ingest", "run `mm check`, which names"),
         ("cycle/snapshot/train_labeled.parquet", "split", "parquet is damaged"),
         ("cycle/snapshot/train_labeled.parquet", "train-simple", "mm "),
     ],
@@ -144,6 +145,26 @@ def test_a_full_disk_is_told_in_one_line_that_names_the_file(
         line = said(command, full_disk / "data", monkeypatch, capsys)
         assert re.search(rf"{full_disk}/\S*({file})", line) and "free some space" in line, line
     assert not (full_disk / "key.pem").exists(), "half a pair is none"
+
+
+def test_damaged_weights_of_a_judged_candidate_are_named(tmp_path: Path) -> None:
+    """The message said that another candidate was judged, and to run the gate, which refuses these weights too."""
+    layout = Layout(Settings.from_env(tmp_path / "data"))
+    model = layout.model("multimodal")
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"weights")
+    digest = sha256_file(model)
+    verdict = Verdict(
+        decision="PROMOTE", basis="bootstrap", reasons=[], candidate=digest, champion=None, anchor=None,
+        snapshot="s", eval_digest="e", cells=[], created_at="2026-11-29T00:00:00+00:00",
+    )  # fmt: skip
+    write_json(layout.verdict, verdict.model_dump())
+    model.write_bytes(b"weighty")
+    with pytest.raises(ReleaseRefused, match="the recorded verdict is about"):
+        require_promote(layout)
+    Report("train-multimodal", facts={"digest": digest}).write(layout.stage_report("train-multimodal"))
+    with pytest.raises(InputError, match=r"model.safetensors is damaged, .*: run `mm train-multimodal`"):
+        require_promote(layout)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b'"x"', b"\xff", b"[" * 100_000])

@@ -176,7 +176,9 @@ def _is_finished(bundle: Path, key: str, request: Requests) -> bool:
 
 def _about(layout: Layout, verdict: Verdict) -> BundleFacts:
     """Return the facts for the bundle from earlier stages (verdict, scores, quantisation), and the bundle's key."""
-    quantised = _evaluated(layout.quantised / "quantised.json", QuantisedRecord, ("decoders", "model"))
+    quantised = _evaluated(
+        layout.quantised / "quantised.json", layout.evaluation, QuantisedRecord, ("decoders", "model")
+    )
     files = {f"{d}{SUFFIX}": layout.quantised / f"{d}{SUFFIX}" for d in quantised["decoders"]}
     digests = {name: sha256_file(path) for name, path in files.items()}
     # The gate's scores and these files must belong together.
@@ -189,7 +191,7 @@ def _about(layout: Layout, verdict: Verdict) -> BundleFacts:
             f"{', '.join(changed)} in {layout.quantised} is not the file that the gate judged: run `mm evaluate`"
         )
     candidate = TRAIN_STAGES[-1]
-    scores = _evaluated(layout.evaluation / "metrics.json", dict[str, Scores], (candidate,))
+    scores = _evaluated(layout.evaluation / "metrics.json", layout.evaluation, dict[str, Scores], (candidate,))
     facts: BundleFacts = {
         "key": "",
         "verdict": cast(VerdictHead, verdict.model_dump(mode="json", exclude={"cells"})),
@@ -341,9 +343,9 @@ def _move_in(fresh: Path, target: Path) -> None:
         fresh.rename(target)
 
 
-def _evaluated(path: Path, kind: type[Record], fields: Collection[str]) -> Record:
-    """Return a record of `mm evaluate`; raise InputError where it is missing or damaged."""
+def _evaluated(path: Path, sealed: Path, kind: type[Record], fields: Collection[str]) -> Record:
+    """Return a record of `mm evaluate`, covered by the seal of a folder; raise InputError if missing or damaged."""
     if not path.is_file():
         raise InputError(f"{path} is missing: run `mm evaluate` first")
-    require_sealed(path, "run `mm evaluate` again")
+    require_sealed(path, "run `mm evaluate` again", sealed)
     return parse_record(path.read_bytes(), kind, path, "run `mm evaluate` again", fields)

@@ -133,8 +133,12 @@ def can_verify() -> bool:
 
 
 def check_file(path: Path) -> str:
-    """Check a file against its `.sig`; returns and raises like `check`."""
-    return check(path.read_bytes(), read_signature(path))
+    """Check a file against its `.sig`; returns and raises like `check`, and the error names the file."""
+    data, signature = path.read_bytes(), read_signature(path)
+    try:
+        return check(data, signature)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _trusted() -> Ed25519PublicKey:

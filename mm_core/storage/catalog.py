@@ -31,7 +31,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from mm_core.core.errors import CatalogError
 from mm_core.core.servers import report_wait
 from mm_core.core.settings import s3_timeout
-from mm_core.storage.retry import patient, s3_server
+from mm_core.storage.retry import patient, s3_server, table_fault
 from mm_core.storage.schemas import ADDED, KEYS, SCHEMAS
 from mm_core.storage.seals import seal
 
@@ -172,7 +172,7 @@ class Catalog:
             for batch in stream:
                 yield batch.cast(pa.schema(fields))
         except (DeltaError, pa.ArrowException, OSError) as error:
-            raise CatalogError(f"catalog table {', '.join(tables)} at {self.url}: {error}") from error
+            raise CatalogError(f"catalog table {', '.join(tables)} at {self.url}: {table_fault(error)}") from error
 
     def add(self, table: str, rows: Iterable[Mapping[str, object]], *, at: int | None = None) -> int:
         """Insert rows with new keys in one commit; return the number of new rows.
@@ -221,7 +221,7 @@ class Catalog:
                     ) from error
                 time.sleep(random.uniform(0, 0.05 * lost))
             except (DeltaError, OSError) as error:
-                raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+                raise CatalogError(f"catalog table {table} at {self.url}: {table_fault(error)}") from error
         self._seal(table)
         return deleted
 
@@ -236,7 +236,7 @@ class Catalog:
         except CommitFailedError:
             return 0  # another writer replaced one of the files; its compaction or the next one does the work
         except (DeltaError, OSError) as error:
-            raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+            raise CatalogError(f"catalog table {table} at {self.url}: {table_fault(error)}") from error
         self._seal(table)
         return int(done["numFilesRemoved"])
 
@@ -259,7 +259,7 @@ class Catalog:
             self._seal(table)
             return removed
         except (DeltaError, OSError) as error:
-            raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+            raise CatalogError(f"catalog table {table} at {self.url}: {table_fault(error)}") from error
 
     @patient
     def _merge(
@@ -303,7 +303,7 @@ class Catalog:
                 # A random pause that grows with the attempts separates the writers.
                 time.sleep(random.uniform(0, 0.05 * (attempt + 1)))
             except (DeltaError, OSError) as error:
-                raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+                raise CatalogError(f"catalog table {table} at {self.url}: {table_fault(error)}") from error
         raise CatalogError(f"catalog table {table} at {self.url}: {ATTEMPTS} commits lost to other writers; run again")
 
     def _rows_of(
@@ -339,7 +339,7 @@ class Catalog:
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:
-            raise CatalogError(f"catalog table {table} at {self.url}: {error}") from error
+            raise CatalogError(f"catalog table {table} at {self.url}: {table_fault(error)}") from error
         if missing := _lacking(delta, table) - set(ADDED.get(table, ())):
             raise CatalogError(f"catalog table {table} at {self.url} is of another version: no column {min(missing)!r}")
         return delta
@@ -358,7 +358,9 @@ class Catalog:
         except (DeltaError, OSError) as error:
             if delta := self._open(table):  # another process created it at the same moment
                 return delta
-            raise CatalogError(f"catalog table {table} at {self.url} cannot be created: {error}") from error
+            raise CatalogError(
+                f"catalog table {table} at {self.url} cannot be created: {table_fault(error)}"
+            ) from error
 
 
 def _lacking(delta: DeltaTable, table: str) -> set[str]:

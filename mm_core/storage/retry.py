@@ -33,6 +33,9 @@ _REMEDIES = {
 }
 NO_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, then run again"
 """Remedy where no credentials for S3 are found."""
+_UNREADABLE = re.compile(r"(Kernel|Json|Parquet|Arrow|external) error", re.IGNORECASE)
+"""delta-rs' words about a file of a table that it cannot read."""
+_BACKTRACE = re.compile(r"\s0: (<unknown>|std::|core::).*", re.DOTALL)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -115,6 +118,14 @@ def archive_fault(path: Path) -> str:
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
         return f"not an archive that can be read: {error}"
     return f"{damaged} is damaged" if damaged else ""
+
+
+def table_fault(error: Exception) -> str:
+    """Return the text of an error of delta-rs or Arrow without its backtrace, with a remedy for an unreadable file."""
+    text = " ".join(_BACKTRACE.sub("", _COLOURS.sub("", str(error))).split())
+    if _UNREADABLE.search(text) and "S3 error" not in text and "os error" not in text:
+        return f"{text}: run `mm check`, which names the damaged file"
+    return text
 
 
 def patient(verb: Callable[_P, _R]) -> Callable[_P, _R]:

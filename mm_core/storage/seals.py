@@ -120,7 +120,7 @@ def broken_files(folder: Path) -> Iterator[tuple[Path, str]]:
         yield seals, "not the digests that were written"
         return
     for name, digest in digests.items():
-        file = folder / name
+        file = Path(os.path.normpath(folder / name))  # a seal may cover files beside its folder
         if not file.is_file() or sha256_file(file) != digest:
             yield file, "its bytes are not those that were written"
 
@@ -134,10 +134,16 @@ def _read_digests(path: Path) -> dict[str, str]:
     return digests if isinstance(digests, dict) else {}
 
 
-def require_sealed(path: Path, remedy: str) -> None:
-    """Raise InputError with the remedy if a file of a sealed folder differs from its seal, or the seal is damaged."""
-    for broken, what in broken_files(path.parent):
-        if broken.name in (path.name, DIGESTS):
+def require_sealed(path: Path, remedy: str, folder: Path | None = None) -> None:
+    """Raise InputError with the remedy if a file differs from its seal, or if the seal is damaged.
+
+    Args:
+        path: The file.
+        remedy: The action for the user.
+        folder: The folder whose seal covers the file; its own folder by default.
+    """
+    for broken, what in broken_files(folder or path.parent):
+        if broken == Path(os.path.normpath(path)) or broken.name == DIGESTS:
             raise InputError(f"{broken} is damaged, {what}: {remedy}")
 
 

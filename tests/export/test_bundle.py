@@ -138,9 +138,10 @@ def test_a_finished_bundle_is_kept_a_damaged_one_made_again(cycle, unmeasured):
     verdict = verdict_of(cycle).model_copy(update={"reasons": ["looked at again"]})
     with pytest.raises(InputError, match="mm export"):
         b.exported_bundle(cycle, verdict)
-    (folder / "portrait.int8.onnx").write_bytes(b"damaged")
-    stages.export(Run(PARAMS, cycle))
-    assert b._key_of(folder) is not None
+    for name, content in (("portrait.int8.onnx", b"damaged"), ("manifest.json", b"[]")):
+        (folder / name).write_bytes(content)
+        stages.export(Run(PARAMS, cycle))
+        assert m.checked_manifest(folder)["key"]
 
 
 class Killed(BaseException):
