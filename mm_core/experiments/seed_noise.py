@@ -7,7 +7,7 @@ import math
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -30,6 +30,20 @@ TRAINED_BY = {"model", "train", "clip", "split"}
 """Sections of the params that influence a training; only the seed may differ."""
 SIZE_RATIO, MAX_AGE = 1.5, timedelta(days=90)
 """A measurement stays valid up to this ratio of the training sets' sizes, and up to this age."""
+
+
+class _Noise(TypedDict):
+    """The fields of `RECORD` that are read again."""
+
+    metric: str
+    measured_at: str
+    """ISO time."""
+    noise: dict[str, float]
+    """Category → noise."""
+    training: NotRequired[str]
+    """Digest of the params in `TRAINED_BY`."""
+    photos: NotRequired[int]
+    """Photos that were trained on."""
 
 
 def measure_noise(run: StorageRun, report: Report, *, start: Path | None, seeds: int) -> Report:
@@ -111,7 +125,7 @@ def recorded_noise(run: StorageRun) -> dict[str, float] | None:
     except BlobNotFound:
         return None
     remedy = "delete it, then measure again by `mm gate noise`"
-    record = parse_record(content, dict[str, Any], where, remedy, ("metric", "measured_at", "noise"))
+    record = parse_record(content, _Noise, where, remedy, ("metric", "measured_at", "noise"))
     photos = max(1, len(read_pool(run.layout.snapshot, "train_labeled")))
     measured = max(1, int(record.get("photos", 0)))
     # Other conditions make the measurement invalid.
