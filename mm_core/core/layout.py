@@ -149,6 +149,11 @@ class Layout:
         return self.cache / "scores"
 
     @property
+    def graphs(self) -> Path:
+        """Kept ONNX graphs of architectures, without weights."""
+        return self.cache / "graphs"
+
+    @property
     def inbox_looks(self) -> Path:
         """What the sensor of arrivals saw at its last look."""
         return self.cache / "inbox-looks.json"

@@ -11,7 +11,7 @@ from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import ModelPin, read_snapshot
 from mm_core.core.records import Verdict, parse_record, sha256_file
 from mm_core.core.revision import code_revision
-from mm_core.export.quantise import tool_versions
+from mm_core.export.float_graph import tool_versions
 from mm_core.model.meta import read_meta
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, blob_key, fetch_blob, put_blob

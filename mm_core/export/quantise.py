@@ -10,12 +10,8 @@ cost in time. A decoder with a large error in a category also keeps its first co
 
 from __future__ import annotations
 
-import importlib.metadata
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
@@ -39,6 +35,7 @@ from mm_core.core.records import (
     write_json,
 )
 from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
+from mm_core.export.float_graph import float_graph, quiet, tool_versions
 from mm_core.export.float_layers import ladder, worst
 from mm_core.export.runtime import CHOICE, SUFFIX, open_session
 
@@ -139,11 +136,6 @@ class QuantisedRecord(TypedDict):
     decoders: dict[str, QuantisedFile]
 
 
-def tool_versions() -> dict[str, str]:
-    """Return the versions of the tools that influence the files."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
-
-
 def _kept(record_file: Path, key: str) -> QuantisedRecord | None:
     record = cast(QuantisedRecord | None, read_keyed(record_file, key))
     if record is None:
@@ -159,8 +151,8 @@ def _make_all(
     run: StorageRun, model: Path, chosen: dict[str, list[str]], categories: dict[str, list[str]], out_dir: Path
 ) -> dict[str, QuantisedFile]:
     run.progress("quantise", 0, len(DECODERS) + 1)
-    # One export serves all decoders; each decoder's part is cut from it.
-    graph, check = float_graph(model)
+    # One graph serves all decoders; each decoder's part is cut from it.
+    graph, check = float_graph(model, run.layout.graphs)
     # The graph's shapes are fixed, so the input size can be read from it.
     size = graph.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
     run.progress("quantise", 1, len(DECODERS) + 1)
@@ -179,43 +171,6 @@ def _make_all(
         write_bytes(out_dir / f"{decoder}{SUFFIX}", data)
         run.progress("quantise", done, len(DECODERS) + 1)
     return rows
-
-
-def float_graph(model: Path) -> tuple[onnx.ModelProto, Callable[[str], tuple[np.ndarray, np.ndarray]]]:
-    """Export the float network as one ONNX graph for all decoders, because the export takes most of the time.
-
-    Returns:
-        The graph: input `image` (1, 3, S, S), one alpha output per decoder with its name, and `decoder` (1, 3), logits
-        of the decoder for the photo. And a function from a decoder to torch's (image, alpha) on a fixed random image,
-        to check the graph with.
-    """
-    import torch
-
-    from mm_core.model.files import load_model
-
-    net, _ = load_model(model)
-    size = net.config.size
-
-    class Served(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            features = self.net.encode(image)
-            alphas = (torch.sigmoid(self.net.decode(features, decoder)[0]) for decoder in DECODERS)
-            return *alphas, self.net.choice(features)
-
-    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), _quiet():
-        program = torch.onnx.export(
-            Served().eval(), (image,), dynamo=True, input_names=["image"], output_names=[*DECODERS, CHOICE],
-            verbose=False,
-        )  # fmt: skip
-        # `strict=False`: the network's outputs have the choice after the alphas.
-        alphas = {str(name): alpha for name, alpha in zip(DECODERS, Served()(image), strict=False)}
-    assert program is not None
-    return program.model_proto, lambda decoder: (image.numpy(), alphas[decoder].numpy())
 
 
 def _extract(graph: onnx.ModelProto, decoder: str) -> onnx.ModelProto:
@@ -270,7 +225,7 @@ def quantise_graph(
             return None if image is None else {"image": image[None]}
 
     best: tuple[Quantised, bytes] | None = None
-    with tempfile.TemporaryDirectory(prefix="mm-quantise-") as name, _quiet():
+    with tempfile.TemporaryDirectory(prefix="mm-quantise-") as name, quiet():
         folder = Path(name)
         # Exported graph, simplified float graph, quantised graph.
         plain, ready, made = folder / "plain.onnx", folder / "float.onnx", folder / "int8.onnx"
@@ -362,17 +317,3 @@ def _alphas(file: Path, images: np.ndarray) -> np.ndarray:
     """Return a file's mattes: float32 (N, 3, S, S) → (N, S, S)."""
     session = open_session(file)
     return np.stack([np.asarray(session.run(["alpha"], {"image": image[None]})[0])[0, 0] for image in images])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress log messages and warnings of the exporters; their errors are exceptions and still appear."""
-    # Logging is global, so the former level is restored.
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

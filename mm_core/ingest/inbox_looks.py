@@ -30,6 +30,8 @@ YOUNG = 600.0
 FULL_EVERY = 3600.0
 """Seconds between two full comparisons of a drop."""
 SETTLED, STAMPS_EVERY = 86_400.0, 600.0
+FIRST_MANIFEST = f"/{MANIFESTS[0]}"
+"""End of the key of a manifest that no other file precedes."""
 
 
 class Look(NamedTuple):
@@ -133,16 +135,24 @@ def _manifest_keys(folders: list[Folder], looks: Mapping[Folder, Look]) -> Itera
     """Yield the keys under which a drop's manifest may lie, up to the one that was read."""
     for folder in folders:
         look = looks.get(folder)
-        for key in _keys_of(folder):
-            yield key
-            if look and look.manifest == key:
-                break
+        yield from _keys_before(look, folder) if look else _keys_of(folder)
+        if look:
+            yield look.manifest
 
 
 def _is_as_before(look: Look, folder: Folder, stamps: Mapping[str, tuple[int, str]]) -> bool:
     """Return whether the drop's manifest is the same file, and none has come that precedes it."""
-    first = next((key for key in _keys_of(folder) if key in stamps), "")
-    return first == look.manifest and stamps[first] == (look.size, look.stamp)
+    if stamps.get(look.manifest) != (look.size, look.stamp):
+        return False
+    return not any(key in stamps for key in _keys_before(look, folder))
+
+
+def _keys_before(look: Look, folder: Folder) -> list[str]:
+    """Return the keys of manifests that would be read in place of the drop's own."""
+    if look.manifest.endswith(FIRST_MANIFEST):
+        return []
+    keys = _keys_of(folder)
+    return keys[: keys.index(look.manifest)]
 
 
 def _keys_of(folder: Folder) -> list[str]:

@@ -95,8 +95,12 @@ class Placement:
 def read_placement(params: SnapshotParams, catalog: Catalog, versions: Mapping[str, int] | None = None) -> Placement:
     """Place the samples of these catalog versions; of the newest ones by default."""
     versions = versions or {}
-    samples = _read(catalog, "samples", versions.get("samples"), SAMPLE_COLUMNS)
-    return place_tables(params, samples, _read(catalog, "labels", versions.get("labels"), LABEL_COLUMNS))
+    # No name holds the tables here, so that they are freed as soon as they are sorted and joined.
+    return place_tables(
+        params,
+        _read(catalog, "samples", versions.get("samples"), SAMPLE_COLUMNS),
+        _read(catalog, "labels", versions.get("labels"), LABEL_COLUMNS),
+    )
 
 
 def _read(catalog: Catalog, table: str, version: int | None, columns: Sequence[str]) -> pa.Table:
@@ -123,6 +127,7 @@ def place_tables(params: SnapshotParams, samples: pa.Table, labels: pa.Table) ->
     """
     samples = samples.take(pc.sort_indices(samples["id"])).combine_chunks()
     newest, lost_at = _labels_of(_whole(samples["id"]), labels)
+    del labels
     labelled = newest["alpha_sha256"].is_valid().to_numpy()
     category = _known_categories(_encoded(samples["category"]))
     links = links_of(samples, params.near_duplicate_bits)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mm_core.core.deferred import Deferred
 
@@ -57,7 +57,7 @@ def _deferred_compiler() -> Iterator[None]:
                 del sys.modules[name]
 
 
-def _disable_compiler(function: Callable[..., Any], recursive: bool = True, **_: object) -> Callable[..., Any]:
+def _disable_compiler(function: Callable[..., object], recursive: bool = True, **_: object) -> Callable[..., object]:
     """Exclude a function from compilation, as `torch._dynamo.disable`, when it is first called."""
     return import_module("torch._compile")._disable_dynamo(function, recursive)
 
