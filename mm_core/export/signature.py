@@ -141,6 +141,26 @@ def check_file(path: Path) -> str:
         raise InputError(f"{path}: {error}") from None
 
 
+def signature_fault(path: Path) -> str:
+    """Return what is wrong with a file's signature; "" where it is right, absent, or cannot be checked here.
+
+    Without a key only the form is checked. A signature that names another key than the configured one is taken for
+    that of another signer, unless the configured key made it.
+    """
+    try:
+        signature = read_signature(path)
+        if signature is None or not can_verify():
+            return ""
+        own = fingerprint(_trusted())
+    except InputError as error:
+        return str(error)
+    try:
+        check(path.read_bytes(), signature)
+    except InputError as error:
+        return f"{path}: {error}" if signature["key"] == own else ""
+    return "" if signature["key"] == own else f"{path.name + SUFFIX} names another key than the one that signed"
+
+
 def _trusted() -> Ed25519PublicKey:
     # An explicit public key takes precedence over the signing key.
     if text := os.environ.get("MM_VERIFY_KEY"):

@@ -21,6 +21,7 @@ from mm_core.core.progress import Progress
 from mm_core.core.records import Report, Verdict, digest_of, sha256_file
 from mm_core.export.bundle_manifest import checked_manifest
 from mm_core.export.registry import Registry
+from mm_core.export.signature import SUFFIX, signature_fault
 from mm_core.export.start_weights import PREFIX
 from mm_core.ingest.placement import POOLS, SCHEMA, table_digest
 from mm_core.ingest.snapshot import read_pool
@@ -246,8 +247,10 @@ def _frames(store: Store, provenance: str, present: set[str]) -> set[str]:
 
 
 def _bundles(layout: Layout) -> Iterator[Fault]:
-    """Check every bundle against its manifest."""
+    """Check every bundle against its manifest and its signature."""
     for path in sorted(layout.bundles.glob("*/manifest.json")):
+        if what := signature_fault(path):
+            yield Fault("bundle", f"{path}{SUFFIX}", what[:300], "delete it; `mm export` signs the bundle again")
         try:
             checked_manifest(path.parent)
         except MattingError as error:

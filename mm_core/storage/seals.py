@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -35,7 +36,7 @@ KEY_SEALS = ".seals"
 DATABASES = "databases.json"
 """Name of the file in the workspace: path of each sqlite file → size, modification time in ns, digest."""
 _OWN = "this file"
-"""Key of the digest over all other entries of `DATABASES`, so that a flipped bit there accuses no database."""
+"""Key of the digest over all other entries of a seal: a flipped bit there accuses no other file and hides none."""
 DatabaseSeals = dict[str, list[int | str]]
 """The content of `DATABASES`."""
 _TICK = 0.05
@@ -63,7 +64,7 @@ def seal(table: Path) -> int:
             digests = {file.relative_to(table).as_posix(): sha256_file(file) for file in files}
         except (FileNotFoundError, ValueError):
             continue  # another writer removed the file, or it is damaged: `mm check` reports that
-        write_json(seals / f"{path.name}.json", digests)
+        _write_digests(seals / f"{path.name}.json", digests)
     return len(fresh)
 
 
@@ -72,7 +73,7 @@ def broken_seals(table: Path) -> Iterator[tuple[Path, str]]:
     seals = table / FOLDER
     for path in sorted(seals.iterdir()) if seals.is_dir() else ():
         digests = _read_digests(path)
-        if not digests:
+        if not digests or not all(name.endswith(_LOGS) for name in digests):
             yield path, "not the digests that were written"
             continue
         for name, digest in digests.items():
@@ -107,7 +108,7 @@ def seal_folder(folder: Path, others: Sequence[Path] = ()) -> None:
     # Paths are relative to the folder, so that a moved workspace stays sealed.
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DIGESTS]
     digests = {os.path.relpath(path, folder): sha256_file(path) for path in (*files, *others)}
-    write_json(folder / DIGESTS, digests)
+    _write_digests(folder / DIGESTS, digests)
 
 
 def broken_files(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -125,13 +126,19 @@ def broken_files(folder: Path) -> Iterator[tuple[Path, str]]:
             yield file, "its bytes are not those that were written"
 
 
+def _write_digests(path: Path, digests: Mapping[str, object]) -> None:
+    write_json(path, {**digests, _OWN: digest_of(digests)})
+
+
 def _read_digests(path: Path) -> dict[str, str]:
     """Return path → digest from a seal; empty for a damaged one, as no seal is written without a file."""
     try:
-        digests = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        digests = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError):
         return {}
-    return digests if isinstance(digests, dict) else {}
+    # Earlier versions wrote no digest over the entries.
+    own = digests.pop(_OWN, None)
+    return digests if own is None or own == digest_of(digests) else {}
 
 
 def require_sealed(path: Path, remedy: str, folder: Path | None = None) -> None:
@@ -198,7 +205,7 @@ def seal_databases(root: Path, left_out: Path) -> None:
         if _size_and_time(path) == before:
             seals[name] = [*before, digest]
     if seals:
-        write_json(root / DATABASES, seals | {_OWN: digest_of(seals)})
+        _write_digests(root / DATABASES, seals)
 
 
 def database_fault(root: Path, path: Path) -> str:
@@ -223,14 +230,8 @@ def database_seals(root: Path) -> DatabaseSeals:
     path = root / DATABASES
     if not path.is_file():
         return {}
-    try:
-        seals = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError):
-        seals = {"": ""}
-    own = seals.pop(_OWN, None)
-    # Earlier versions wrote no digest over the entries.
-    sealed = own == digest_of(seals) or (own is None and all(isinstance(seal, list) for seal in seals.values()))
-    if not seals or not sealed:
+    seals = cast(DatabaseSeals, _read_digests(path))
+    if not seals or not all(isinstance(seal, list) for seal in seals.values()):
         raise InputError(f"{path} is damaged: delete it; the next cycle seals the databases again")
     return seals
 

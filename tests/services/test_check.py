@@ -22,6 +22,7 @@ from mm_core.core.params import Params
 from mm_core.core.progress import quiet
 from mm_core.core.records import Report, sha256_file, write_json
 from mm_core.core.settings import Settings
+from mm_core.export.signature import make_keys, sign_file
 from mm_core.export.start_weights import PREFIX, kept_starts
 from mm_core.pinned_inputs import Run
 from mm_core.services.check import Fault, check
@@ -319,6 +320,37 @@ def test_damaged_seals_of_databases_are_named_and_accuse_no_database(tmp_path: P
     assert database_fault(layout.root, path) == ""
     seal_databases(layout.root, layout.cache)
     assert look(layout) == [] and json.loads(seals.read_bytes()) == json.loads(whole)
+
+
+@pytest.mark.parametrize("field", ["key", "signature", "algorithm"])
+def test_a_flipped_bit_in_a_signature_is_found(
+    own: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    manifest = own.bundles / "v" / "manifest.json"
+    for name in ("key", "other"):
+        make_keys(tmp_path / name)
+    for name in ("other", "key"):  # a bundle of another signer is no fault
+        monkeypatch.setenv("MM_SIGNING_KEY", str(tmp_path / name))
+        sign_file(manifest)
+        monkeypatch.setenv("MM_SIGNING_KEY", str(tmp_path / "key"))
+        assert look(own) == []
+    path = own.bundles / "v" / "manifest.json.sig"
+    content = json.loads(path.read_text())
+    letter = content[field][3]
+    content[field] = content[field][:3] + ("0" if letter != "0" else "1") + content[field][4:]
+    write_json(path, content)
+    assert [fault.where for fault in look(own)] == [str(path)]
+
+
+@pytest.mark.parametrize("before", [b"/part-", b".parquet", b'": "', b"this file"])
+def test_a_flipped_name_in_the_seal_of_a_commit_is_found(own: Layout, before: bytes) -> None:
+    """A name that no file has was taken for a file that compaction removed."""
+    table = Path(own.settings.store) / "catalog" / "samples"
+    path = sorted((table / "_seals").iterdir())[-1]
+    whole = path.read_bytes()
+    place = whole.index(before if before in whole else b"part-") + 1
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    assert [(fault.where, fault.fault) for fault in look(own)] == [(str(path), "not the digests that were written")]
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b"[" * 100_000])
