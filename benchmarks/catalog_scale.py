@@ -181,10 +181,13 @@ def part(name: str, root: Path) -> dict[str, float]:
 
 
 def processor() -> str:
-    """Return the name of the processor."""
+    """Return the name of the processor, with what its vector units can do."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    flags = facts.get("flags", "").split()
+    units = {"avx512_bf16": "AVX512-BF16", "avx512_vnni": "VNNI", "amx_tile": "AMX"}
+    able = [name for flag, name in units.items() if flag in flags] or ["AVX2"] * ("avx2" in flags)
+    return facts.get("model name", platform.machine()) + (f" with {' and '.join(able)}" if able else "")
 
 
 def child(*given: str) -> dict[str, float]:
