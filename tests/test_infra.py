@@ -250,13 +250,27 @@ def test_on_kubernetes_the_instance_is_the_same() -> None:
     runs = concurrency["runs"]
     assert (runs.pop("max_concurrent_runs"), INSTANCE["concurrency"]["runs"]["max_concurrent_runs"]) == (8, 2)
     runs["max_concurrent_runs"] = 2
-    monitoring, retries = snake(HELM["dagsterDaemon"]["runMonitoring"]), HELM["additionalInstanceConfig"]["run_retries"]
+    monitoring, retries = snake(HELM["dagsterDaemon"]["runMonitoring"]), snake(HELM["dagsterDaemon"]["runRetries"])
     assert concurrency.pop("enabled") and retention.pop("enabled")
     assert concurrency == INSTANCE["concurrency"] and retention == INSTANCE["retention"]
     assert monitoring | INSTANCE["run_monitoring"] == monitoring
     assert retries == INSTANCE["run_retries"]
-    assert HELM["dagsterDaemon"]["runRetries"] == {"enabled": False}, "the chart would write the section twice"
     assert HELM["telemetry"]["enabled"] is INSTANCE["telemetry"]["enabled"] is False
+
+
+def test_the_chart_knows_every_value() -> None:
+    """Helm ignores unknown keys. The names are those of the chart's schema, version 1.13."""
+    known = {
+        *("dagsterWebserver", "dagster-user-deployments", "postgresql", "generatePostgresqlPasswordSecret", "global"),
+        *("generateCeleryConfigSecret", "rabbitmq", "redis", "flower", "ingress", "imagePullSecrets", "scheduler"),
+        *("computeLogManager", "runLauncher", "pythonLogs", "dagsterDaemon", "busybox", "migrate", "telemetry"),
+        *("serviceAccount", "retention", "concurrency", "additionalInstanceConfig", "extraManifests"),
+    }
+    assert set(HELM) <= known
+    assert set(HELM["global"]) <= {"postgresqlSecretName", "dagsterHome", "serviceAccountName"}
+    for ticks in ("schedule", "sensor"):
+        # A table replaces the chart's default of one number, and its schema has no optional entry.
+        assert set(HELM["retention"][ticks]["purgeAfterDays"]) == {"skipped", "failure", "success", "started"}
 
 
 def test_on_kubernetes_nothing_runs_as_root_and_our_code_is_what_is_loaded() -> None:
