@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mm_core.gallery import serve as galleries
     from mm_core.ingest import datasets
     from mm_core.ingest import drop as drops
+    from mm_core.ingest import inbox as inboxes
     from mm_core.ingest import snapshot as snapshots
     from mm_core.pinned_inputs import Run
     from mm_core.services import ui as pages
@@ -54,13 +55,14 @@ else:
     galleries = Deferred("mm_core.gallery.serve")
     datasets = Deferred("mm_core.ingest.datasets")
     drops = Deferred("mm_core.ingest.drop")
+    inboxes = Deferred("mm_core.ingest.inbox")
     snapshots = Deferred("mm_core.ingest.snapshot")
     pages = Deferred("mm_core.services.ui")
     mlflow_client = Deferred("mm_core.training.mlflow_client")
     retry = Deferred("mm_core.storage.retry")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, cls=OrderedGroup)
-catalog_app = typer.Typer(no_args_is_help=True, help="Care of the catalog's files.")
+catalog_app = typer.Typer(no_args_is_help=True, help="Care for the catalog's files.")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(label_app, name="label")
@@ -92,7 +94,10 @@ def demo(
     cycles: Annotated[int, typer.Option(min=1, max=3, help="How many of the three cycles to run.")] = 3,
     json_: Json = False,
 ) -> None:
-    """Three cycles on generated samples: a first model, an improved one, a poisoned one that is refused."""
+    """Run three cycles on generated samples.
+
+    A first model is promoted, an improved one too, and a poisoned one is refused.
+    """
     # Small batches do not benefit from a second thread, and they become slow if another program uses the core.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from mm_core.cli.demo import run_demo
@@ -111,7 +116,7 @@ def drop(  # noqa: PLR0913  each argument is an option of the command
     inbox: Inbox = None,
     json_: Json = False,
 ) -> None:
-    """Packages a folder of photos, a COCO data set or a FiftyOne export as a drop."""
+    """Package a folder of photos, a COCO data set or a FiftyOne export as a drop."""
     layout = open_layout(inbox)
     # A drop is written file by file, which needs a local folder.
     if "://" in layout.settings.inbox:
@@ -130,7 +135,7 @@ def drop(  # noqa: PLR0913  each argument is an option of the command
 
 @app.command()
 def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -> None:
-    """Takes all ready drops (or one) into the catalog and computes their features."""
+    """Take all ready drops, or one, into the catalog and compute their features."""
     # The default inbox need not exist yet; one that a person names must.
     if inbox and "://" not in inbox:
         require_folder(Path(inbox).expanduser())
@@ -149,13 +154,14 @@ def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -
 
 @app.command()
 def status(json_: Json = False) -> None:
-    """Batches, samples per kind and category, quarantine, the last cycle and the champion."""
+    """Show batches, photos, quarantine, the last verdict and the champion."""
     run = open_run()
     catalog, layout = run.catalog, run.layout
     batches = catalog.read("batches", columns=["kind", "batch", "state", "accepted", "quarantined", "duplicates"])
     # A program gets the whole dict; a person gets the lines below.
     result = {
         "workspace": str(layout.root),
+        "waiting": [drop.name for drop in inboxes.ready_batches(run)],
         "batches": batches.sort_values(["kind", "batch"]).to_dict("records"),
         "samples": counted(catalog, "samples", "category", "kind"),
         "labelled": _labelled(catalog),
@@ -168,6 +174,8 @@ def status(json_: Json = False) -> None:
     if json_:
         return say(result, True)
     typer.echo(f"workspace {result['workspace']}\n")
+    if waiting := result["waiting"]:
+        typer.echo(f"waiting in the inbox: {', '.join(waiting)}\n  next: `mm ingest`, or `mm run` for a whole cycle\n")
     for name in ("batches", "samples", "rejects"):
         typer.echo(f"{name}\n{table(result[name])}\n" if result[name] else f"{name}: none\n")
     # The latest row of a batch is its present state.
@@ -214,7 +222,7 @@ def forget(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; scripts need it.")] = False,
     json_: Json = False,
 ) -> None:
-    """Removes photos from store and catalog for good, and lists every model trained on them."""
+    """Remove photos for good, and list every model that was trained on them."""
     run = open_run()
     # The plan resolves names to ids, so that exactly the confirmed photos are removed.
     plan = operations.plan_forgetting(run, photos or [], group)
@@ -234,7 +242,7 @@ def forget(
 
 @catalog_app.command("compact")
 def catalog_compact(json_: Json = False) -> None:
-    """Puts small files together and removes data files of versions that nobody reads any more."""
+    """Merge small files, and remove those of versions that nobody reads."""
     run = open_run()
     say(operations.compact(run), json_)
 
@@ -244,7 +252,10 @@ def catalog_compact(json_: Json = False) -> None:
 
 @app.command()
 def run(inbox: Inbox = None, again: Again = False, json_: Json = False) -> None:
-    """One whole cycle: ingest … gate, and export and promote if it passes. Where nothing is new, none."""
+    """Run one whole cycle, from ingest to the gate's verdict.
+
+    If the gate passes, the model is exported and promoted. If nothing is new, no cycle runs.
+    """
     with run_with_bars(inbox) as run:
         reports = stages.run_cycle(run, again=again)
     verdict = pinned_inputs.recorded_verdict(run.layout)
@@ -284,7 +295,7 @@ _stage_command("snapshot", "Freeze one catalog version; eval photos never move a
 _stage_command("split", "Divide the labelled training photos into simple and hard.")
 _stage_command("train-simple", "Train on the simple photos, from the champion or from scratch.")
 _stage_command("train-hard", "Train on the hard photos, with a share of simple ones against forgetting.")
-_stage_command("train-semi", "Train on unlabelled photos by agreement.")
+_stage_command("train-semi", "Train on unlabelled photos by agreement of perturbed decoders.")
 _stage_command("train-multimodal", "Train with captions, which help where the photo alone is unsure.")
 _stage_command("report", "Write the HTML page about the cycle.", "html_report")
 
@@ -297,7 +308,10 @@ def evaluate(
     pred: Annotated[Path | None, typer.Option(help="Folder of mattes, <stem>.png per photo.")] = None,
     json_: Json = False,
 ) -> None:
-    """Every stage, champion and anchor on the frozen eval set; or, with --truth and --pred, any folder of mattes."""
+    """Evaluate every stage, champion and anchor on the frozen eval set.
+
+    With --truth and --pred, evaluate any folder of mattes instead.
+    """
     # A single one of the two options has no meaning.
     if (truth is None) != (pred is None):
         raise InputError("mm evaluate: --truth and --pred go together")
@@ -325,7 +339,10 @@ def predict(
     cutout: Annotated[bool, typer.Option("--cutout", help="Also write the cut-out as RGBA PNG.")] = False,
     json_: Json = False,
 ) -> None:
-    """Writes `<stem>.png`, the matte at the photo's own size, for each photo; exits with 2 where one is unreadable."""
+    """Write the matte of each photo at the photo's own size, as `<stem>.png`.
+
+    An unreadable photo is named at the end, and the command exits with 2.
+    """
     with run_with_bars() as run:
         report = predictions.predict_files(run, images, out, model=model, category=category, cutout=cutout)
     say(report, json_)
@@ -344,7 +361,10 @@ def moments(
     ] = "champion",
     json_: Json = False,
 ) -> None:
-    """Groups a gallery into moments by time and place, with titles, best photos and finished pieces."""
+    """Group a gallery into moments, with titles, best photos and pieces.
+
+    Moments are grouped by time and place.
+    """
     # Checked first: otherwise the error about a missing model hides this one.
     require_folder(gallery)
     with run_with_bars() as run:
@@ -359,7 +379,10 @@ def gallery(
     host: Annotated[str, typer.Option(help="Any other address opens it to the network, with a token.")] = "127.0.0.1",
     port: int = 8090,
 ) -> None:
-    """The page of moments: lift, place, change and correct; the model runs in the browser. Until Ctrl-C."""
+    """Serve the page of moments, until Ctrl-C.
+
+    On it people lift, place, change and correct subjects. The model runs in the browser.
+    """
     require_folder(folder)
     run = open_run()
     galleries.serve(run, folder, moments_ or run.layout.moments, model=model, host=host, port=port)
@@ -374,7 +397,10 @@ def ui(
         bool, typer.Option("--demo", help="Show the demo's workspace; so where data/ holds nothing else.")
     ] = False,
 ) -> None:
-    """Dagster's UI, MLflow's and the workspace's pages on 127.0.0.1, until Ctrl-C."""
+    """Serve Dagster, MLflow and the workspace's pages here, until Ctrl-C.
+
+    All listen on 127.0.0.1.
+    """
     settings = pages.shown(demo_)
     typer.echo(f"workspace  {settings.workspace}")
     pages.serve(settings, port)

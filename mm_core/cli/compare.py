@@ -44,7 +44,10 @@ def compare(
     show: Annotated[int, typer.Option(min=1, max=400, help="Photos with pictures; the numbers cover all.")] = 40,
     json_: Json = False,
 ) -> None:
-    """One page with the mattes of two models side by side, their difference, and metrics where a truth is at hand."""
+    """Write one page with the mattes of two models side by side.
+
+    It shows their difference too, and metrics where the true matte is at hand.
+    """
     page = out or open_layout().reports / "compare.html"
     with run_with_bars() as run:
         report = compare_models(run, (a, b), photos, page, shown=show)

@@ -37,7 +37,10 @@ def export_data(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Writes the photos and mattes of the last snapshot in a form that `mm drop` and other programs read."""
+    """Write photos and mattes of the last snapshot for other programs.
+
+    `mm drop` reads each of the forms too.
+    """
     from mm_core.ingest.export_data import export_pools
 
     with run_with_bars() as run, records.timed(records.Report("export-data")) as report:
@@ -58,7 +61,10 @@ def browse(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """The catalog in the FiftyOne App: photos, mattes, quarantine, splits, predictions, saved views. Until Ctrl-C."""
+    """Open the catalog in the FiftyOne App, until Ctrl-C.
+
+    It shows photos, mattes, quarantine, splits, predictions and saved views.
+    """
     from mm_core.services.browse import Browser, write_browse_folder
 
     layout = open_layout()

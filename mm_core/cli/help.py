@@ -65,6 +65,31 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
 }
 """Panel → verb → example. A panel's title shows its first example."""
+SUB_EXAMPLES: dict[str, dict[str, str]] = {
+    "quarantine": {
+        "list": "mm quarantine list",
+        "show": "mm quarantine show 3f2a",
+        "accept": 'mm quarantine accept 3f2a --why "the hair is right"',
+        "retry": "mm quarantine retry 2026-w48",
+    },
+    "catalog": {"compact": "mm catalog compact"},
+    "label": {
+        "serve": "mm label serve --port 8080",
+        "push": "mm label push",
+        "pull": "mm label pull",
+        "value": "mm label value",
+        "compare": "mm label compare --seeds 3",
+        "status": "mm label status",
+        "webhook": "mm label webhook --address http://engine:8081",
+    },
+    "gate": {
+        "show": "mm gate show",
+        "simulate": "mm gate simulate --photos 60",
+        "noise": "mm gate noise --seeds 3",
+        "crossfit": "mm gate crossfit --folds 3",
+    },
+}
+"""Group → verb → example."""
 
 
 class OrderedGroup(TyperGroup):
@@ -91,7 +116,16 @@ def arrange(app: typer.Typer) -> None:
         if not isinstance(info.rich_help_panel, str):
             info.rich_help_panel = _title(panel) if panel else OTHER
         if panel and not isinstance(info.epilog, str):
-            info.epilog = f"Example: {EXAMPLES[panel][name]}"
+            info.epilog = _epilog(EXAMPLES[panel][name])
+    for group in app.registered_groups:
+        for info in group.typer_instance.registered_commands if group.typer_instance else ():
+            name = info.name or getattr(info.callback, "__name__", "").replace("_", "-")
+            if example := SUB_EXAMPLES.get(group.name or "", {}).get(name):
+                info.epilog = _epilog(example)
+
+
+def _epilog(example: str) -> str:
+    return f"Example: {example}"
 
 
 def _title(panel: str) -> str:

@@ -25,7 +25,7 @@ else:
 PROJECT = Path(__file__).resolve().parents[2]
 app = typer.Typer(
     no_args_is_help=True,
-    help="""Photos that people should label, out to Label Studio and back.
+    help="""Send photos that people should label to Label Studio, and take mattes back.
 
     The server: LABEL_STUDIO_URL with LABEL_STUDIO_API_KEY (a legacy token or a personal access token), else the one
     that `mm label serve` runs on this workspace. Without any, tasks wait in <workspace>/labels/outbox, and JSON exports
@@ -40,7 +40,10 @@ def serve(
         bool, typer.Option("--local-hooks", help="Lets it call `mm label webhook` on this machine.")
     ] = False,
 ) -> None:
-    """Runs a Label Studio of this workspace's own, until Ctrl-C; installs it first where it is missing."""
+    """Run a Label Studio of this workspace's own, until Ctrl-C.
+
+    It is installed first where it is missing.
+    """
     from mm_core.labeling.label_studio_local import LocalServer
 
     layout = open_layout()
@@ -76,7 +79,10 @@ def push(
     choose: Annotated[bool, typer.Option(help="Choose new photos first; else only deliver what waits.")] = True,
     json_: Json = False,
 ) -> None:
-    """Chooses photos and delivers their tasks, with the champion's mattes to begin with; none twice."""
+    """Choose photos and deliver their tasks, none twice.
+
+    Each task begins with the champion's matte.
+    """
     with run_with_bars() as run:
         if choose:
             stages.pin_inputs(run)
@@ -92,7 +98,10 @@ def push(
 
 @app.command()
 def pull(json_: Json = False) -> None:
-    """Takes finished work back as new label versions: from the server, and from export files in labels/inbox."""
+    """Take finished work back as new label versions.
+
+    It comes from the server, and from export files in labels/inbox.
+    """
     with run_with_bars() as run:
         # After new labels, the features and the pins of the next cycle are updated.
         report = stages.collect(run)
@@ -103,7 +112,10 @@ def pull(json_: Json = False) -> None:
 
 @app.command()
 def value(json_: Json = False) -> None:
-    """What labels that came since the champion did to each category: counts by source, error before and after."""
+    """Show what labels since the champion did to each category.
+
+    These are counts by source, and the error before and after.
+    """
     run = open_run()
     say(stages.label_value(run), json_)
 
@@ -115,14 +127,17 @@ def compare(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Trains on routed and on as many random new photos, all else equal; `mm report` shows what choosing is worth."""
+    """Train on routed and on as many random new photos, all else equal.
+
+    `mm report` shows what the choice is worth.
+    """
     with run_with_bars() as run:
         say(stages.label_compare(run) if seeds is None else stages.compare_labels(run, seeds=seeds), json_)
 
 
 @app.command()
 def status(json_: Json = False) -> None:
-    """Which server, the project's address, open and finished tasks, the oldest open one, what waits here."""
+    """Show the server, its project, its tasks and what waits here."""
     run = open_run()
     result = operations.labelling(run)
     if json_:
@@ -142,7 +157,10 @@ def webhook(
         str, typer.Option(help="How the server reaches this receiver, http(s)://…: registers it there.")
     ] = "",
 ) -> None:
-    """Receives Label Studio's calls, until Ctrl-C: a hint, so that Dagster pulls at once and not at its next look."""
+    """Receive Label Studio's calls, until Ctrl-C.
+
+    A call makes Dagster pull at once and not at its next look.
+    """
     from mm_core.labeling.label_studio_local import connect
     from mm_core.labeling.webhook import HEADER, receive, webhook_token
 

@@ -35,8 +35,9 @@ def backup(
     keep: Annotated[int, typer.Option(min=0, help="Newest backups that stay; 0 keeps all.")] = 0,
     json_: Json = False,
 ) -> None:
-    """Copies catalog, photos, registry, run history, reports and bundles; what an earlier backup holds is not copied.
+    """Back up all data that cannot be computed again.
 
+    That is catalog, photos, registry, run history, reports and bundles. What an earlier backup holds is not copied.
     PostgreSQL databases are in it where MM_BACKUP_DATABASES names their URLs.
     """
     with progress_bars() as progress, records.timed(records.Report("backup")) as report:
@@ -50,7 +51,10 @@ def restore(
     at: Annotated[str | None, typer.Option(help="Time of a backup; the newest, if not named.")] = None,
     json_: Json = False,
 ) -> None:
-    """Writes a backup into an empty workspace and an empty store, each file checked against its digest."""
+    """Write a backup into an empty workspace and an empty store.
+
+    Each file is checked against its digest.
+    """
     with progress_bars() as progress, records.timed(records.Report("restore")) as report:
         backups.restore(Settings.from_env(), source, report, at=at, progress=progress)
     say(report, json_)
@@ -61,9 +65,10 @@ def check(
     repair: Annotated[bool, typer.Option("--repair", help="Bring back what can be, clear what is made again.")] = False,
     json_: Json = False,
 ) -> None:
-    """Every blob, row, pin, registry entry, bundle, checkpoint, snapshot and database against one another.
+    """Check all stored data against their digests and against one another.
 
-    Exits with 1 where a fault is left.
+    These are blobs, rows, pins, registry, bundles, checkpoints, snapshots and databases.
+    The command exits with 1 where a fault is left.
     """
     layout = Layout(Settings.from_env())
     with progress_bars() as progress, records.timed(records.Report("check")) as report:
@@ -85,5 +90,8 @@ def check(
 
 @app.command()
 def params() -> None:
-    """Every parameter with default, allowed values and meaning, as Markdown (docs/parameters.md)."""
+    """Print every parameter with default, allowed values and meaning.
+
+    The page is docs/parameters.md.
+    """
     typer.echo(references.reference(), nl=False)

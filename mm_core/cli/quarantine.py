@@ -23,7 +23,7 @@ else:
     stages = Deferred("mm_core.stages")
     rejects = Deferred("mm_core.ingest.quarantine")
 
-quarantine_app = typer.Typer(no_args_is_help=True, help="What was refused, why, and trying it again.")
+quarantine_app = typer.Typer(no_args_is_help=True, help="Show what was refused and why, and try it again.")
 
 
 def say_arrivals(report: Report, run: Run, as_json: bool) -> None:
@@ -74,7 +74,7 @@ def counted(catalog: Catalog, table: str, *columns: str) -> list[dict[str, objec
 
 @quarantine_app.command("list")
 def quarantine_list(json_: Json = False) -> None:
-    """Every refused row with its reason."""
+    """List every refused row with its reason."""
     # The list has duplicates and quarantined rows; `verdict` distinguishes them.
     rows = rejects.list_rejects(open_run().catalog).to_dict("records")
     if json_:
@@ -88,7 +88,10 @@ def quarantine_list(json_: Json = False) -> None:
 def quarantine_show(
     key: Annotated[str, typer.Argument(help="Key (or its beginning) from the list.")], json_: Json = False
 ) -> None:
-    """One refused row in full, and where its file lies; of a suspect matte also a view beside its photo."""
+    """Show one refused row in full, and where its file lies.
+
+    A suspect matte is also shown beside its photo.
+    """
     run = open_run()
     row = rejects.show(run.catalog, run.store, key, run.layout.views)
     say(row, True) if json_ else typer.echo(reject_words(row))
@@ -101,7 +104,7 @@ def quarantine_accept(
     by: Annotated[str, typer.Option(help="Who looked; default the user's name.")] = "",
     json_: Json = False,
 ) -> None:
-    """Takes suspect mattes as they are; they are not held again."""
+    """Accept suspect mattes as they are; they are not held again."""
     run = open_run()
     # The reviewer and the reason are stored with the label.
     report = rejects.accept(
@@ -117,7 +120,7 @@ def quarantine_accept(
 def quarantine_retry(
     batch: Annotated[str, typer.Argument(help="Batch whose files were repaired.")], json_: Json = False
 ) -> None:
-    """Probes the refused rows of a batch again, after the producer repaired the files."""
+    """Try the refused rows of a batch again, after its files were repaired."""
     run = open_run()
     # Repaired files are validated again like new ones.
     report = rejects.retry(run, batch)

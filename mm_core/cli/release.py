@@ -36,13 +36,16 @@ else:
 
 app = typer.Typer()
 Unsigned = Annotated[bool, typer.Option("--unsigned", help="Take a bundle that the key of MM_VERIFY_KEY did not sign.")]
-gate_app = typer.Typer(help="Decides PROMOTE, REJECT or INCONCLUSIVE and records it; show, simulate, noise.")
+gate_app = typer.Typer()
 app.add_typer(gate_app, name="gate")
 
 
 @gate_app.callback(invoke_without_command=True)
 def gate(context: typer.Context, json_: Json = False) -> None:
-    """Decides PROMOTE, REJECT or INCONCLUSIVE and records it; a refusal exits with 0."""
+    """Decide PROMOTE, REJECT or INCONCLUSIVE, and record the verdict.
+
+    A refusal exits with 0.
+    """
     # `mm gate` alone decides; its sub-commands only read or measure.
     if context.invoked_subcommand is None:
         run = open_run()
@@ -51,7 +54,7 @@ def gate(context: typer.Context, json_: Json = False) -> None:
 
 @gate_app.command("show")
 def gate_show(json_: Json = False) -> None:
-    """The recorded verdict, cell by cell."""
+    """Show the recorded verdict, cell by cell."""
     verdict = pinned_inputs.recorded_verdict(open_layout())
     if json_:
         return say(verdict.model_dump(), True)
@@ -74,8 +77,9 @@ def gate_simulate(
     ] = 0.25,
     json_: Json = False,
 ) -> None:
-    """How often this gate (params.yaml) promotes no-ops, regressions and true gains, and the photos that it needs.
+    """Estimate how often this gate promotes no-ops, regressions and gains.
 
+    The gate is that of params.yaml. The photos that it needs are estimated too.
     The noise of photos and models is that of the last evaluation, where there is one.
     """
     run = open_run()
@@ -98,7 +102,10 @@ def gate_noise(
     seeds: Annotated[int, typer.Option(help="Trainings, at least 3.")] = 3,
     json_: Json = False,
 ) -> None:
-    """Trains this cycle's snapshot with other seeds; a verdict warns of gains within the spread of their scores."""
+    """Train this cycle's snapshot with other seeds, to measure the spread.
+
+    A verdict warns of gains within the spread of the scores.
+    """
     with run_with_bars() as run:
         say(operations.seed_noise(run, seeds=seeds), json_)
 
@@ -108,7 +115,10 @@ def gate_crossfit(
     folds: Annotated[int, typer.Option(help="Trainings, at least 2.")] = 3,
     json_: Json = False,
 ) -> None:
-    """Judges a first model with too few eval photos by cross-fitting, for `mm predict --model candidate` alone."""
+    """Judge a first model with too few eval photos by cross-fitting.
+
+    The verdict is for `mm predict --model candidate` alone.
+    """
     with run_with_bars() as run:
         say(operations.crossfit(run, folds=folds), json_)
 
@@ -118,7 +128,7 @@ def export(
     if_promoted: Annotated[bool, typer.Option("--if-promoted", help="A refusal is recorded, not an error.")] = False,
     json_: Json = False,
 ) -> None:
-    """Assembles the mobile bundle of a candidate whose recorded verdict is PROMOTE."""
+    """Assemble the mobile bundle of a candidate with a recorded PROMOTE."""
     run = open_run()
     verdict = pinned_inputs.recorded_verdict(run.layout)
     # A pipeline needs an output file even if the gate rejects the candidate.
@@ -140,7 +150,10 @@ def promote(
     days: Annotated[int, typer.Option(min=1, max=90, help="For how long an override stands.")] = 7,
     json_: Json = False,
 ) -> None:
-    """Moves the MLflow alias `champion` to the exported candidate; refuses without a recorded PROMOTE."""
+    """Make the exported candidate the champion.
+
+    Without a recorded PROMOTE this needs a signed override.
+    """
     run = open_run()
     if override is not None:
         return say(stages.override(run, version, reason=override, days=days), json_)
@@ -158,7 +171,7 @@ def rollback(
     reason: Annotated[str, typer.Option(help="For the history.")] = "",
     json_: Json = False,
 ) -> None:
-    """Makes an earlier champion champion again."""
+    """Make an earlier champion the champion again."""
     run = open_run()
     say(operations.rollback(run, version, reason=reason), json_)
 
@@ -169,14 +182,17 @@ def anchor(
     reason: Annotated[str, typer.Option(help="For the history.")] = "",
     json_: Json = False,
 ) -> None:
-    """Moves the alias `anchor`: what later candidates must not fall behind, however small their steps."""
+    """Choose the model that no later candidate may fall behind."""
     run = open_run()
     say(operations.anchor(run, version, reason=reason), json_)
 
 
 @app.command()
 def keys(path: Annotated[Path, typer.Argument(help="File of the new private key.")], json_: Json = False) -> None:
-    """Makes a key to sign bundles and overrides with: PATH (private, mode 0600) and PATH.pub."""
+    """Make a key to sign bundles and overrides with.
+
+    PATH is the private key (mode 0600), PATH.pub the public one.
+    """
     say({"key": signature.make_keys(path), "private": str(path), "public": f"{path}.pub"}, json_)
 
 
@@ -186,7 +202,10 @@ def verify(
     unsigned: Unsigned = False,
     json_: Json = False,
 ) -> None:
-    """Checks a bundle: signature (where MM_VERIFY_KEY is set), digests, and golden pairs in a fresh process."""
+    """Check signature, digests and golden pairs of a bundle.
+
+    The signature is checked if MM_VERIFY_KEY is set. Golden pairs are computed in a fresh process.
+    """
     # The signature is checked before any model of the bundle is run.
     trust.require_bundle(bundle, Layout(Settings.from_env()).bundles)
     bundle_manifest.read_manifest(bundle)
@@ -208,7 +227,10 @@ def bench_bundle(
     unsigned: Unsigned = False,
     json_: Json = False,
 ) -> None:
-    """Checks a bundle, measures it in each runtime, and picks the fastest runtime and thread count of this device."""
+    """Measure a bundle in each runtime, and pick this device's fastest.
+
+    The bundle is checked first. The number of threads is chosen too.
+    """
     run = open_run()
     # A run above these limits is selected only if no other run exists.
     limits = run.params.export.limits
@@ -226,7 +248,7 @@ def _warn(text: str) -> None:
 
 @app.command()
 def lineage(version: Annotated[str, typer.Argument(help="Registry version.")]) -> None:
-    """The samples, labels, params, code and seeds behind a model."""
+    """Show the samples, labels, params, code and seeds behind a model."""
     say(lineages.lineage(Settings.from_env(), version), True)
 
 
@@ -234,6 +256,6 @@ def lineage(version: Annotated[str, typer.Argument(help="Registry version.")]) -
 def reproduce(
     version: Annotated[str, typer.Argument(help="Registry version or alias.")] = "champion", json_: Json = False
 ) -> None:
-    """Rebuilds a model from its recorded snapshot, params and seeds, and compares the weights."""
+    """Train a registered model anew from its records, and compare the weights."""
     with run_with_bars() as run:
         say(operations.reproduce(run, version), json_)

@@ -8,16 +8,23 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from mm_core import __version__
+from mm_core import __version__, stages
 from mm_core.cli.app import app
 from mm_core.cli.help import EXAMPLES
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
+from mm_core.core.settings import Settings
+from mm_core.pinned_inputs import Run
 from mm_core.storage.catalog import Catalog
+from samplegen import write_drop
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -77,6 +84,15 @@ def test_status_of_an_empty_workspace(tmp_path: Path) -> None:
     assert status["batches"] == [] and status["champion"] is None and status["verdict"] is None
 
 
+def test_status_names_the_drops_that_wait_until_they_are_ingested(tmp_path: Path) -> None:
+    write_drop(tmp_path / "inbox", "unlabeled", "w01", {"pets": 1}, seed=1, size=64)
+    told = mm("status", workspace=tmp_path).stdout
+    assert "waiting in the inbox: unlabeled/w01\n  next: `mm ingest`" in told
+    run = Run(Params().with_values(**{"structure.ocr": ()}), Layout(Settings.from_env(tmp_path)))
+    stages.ingest(run)
+    assert "waiting" not in mm("status", workspace=tmp_path).stdout
+
+
 def test_ingest_of_an_unknown_inbox_scheme_is_refused(tmp_path: Path) -> None:
     result = mm("ingest", "--inbox", "ftp://somewhere/in", workspace=tmp_path)
     assert result.returncode == 2 and "s3://bucket/prefix" in result.stderr
@@ -104,20 +120,40 @@ def test_version_is_the_one_of_the_package_and_of_the_first_release(tmp_path: Pa
     assert told == ["mm", __version__] and released[0] == __version__ and cited and cited[1] == __version__
 
 
-def test_every_verb_has_a_panel_and_an_example_that_its_options_allow() -> None:
+def test_every_verb_has_a_panel() -> None:
     assert {info.rich_help_panel for info in (*app.registered_commands, *app.registered_groups)} == {
         f"{panel}: {next(iter(verbs.values()))}" for panel, verbs in EXAMPLES.items()
     }, "a verb is missing in mm_core/cli/help.py"
     group = get_command(app)
-    for verbs in EXAMPLES.values():
-        for verb, example in verbs.items():
-            words = shlex.split(example)
-            arguments = words[words.index("mm") + 1 :]
-            assert arguments[0] == verb
-            # With --help a line is parsed and nothing is run: an option that is not there still fails.
-            result = CliRunner().invoke(app, [*arguments, "--help"])
-            assert result.exit_code == 0, f"{example}: {result.output}"
     assert group.list_commands(None)[:3] == ["drop", "ingest", "status"]  # type: ignore[attr-defined]
+
+
+VERBS = {
+    *("Accept", "Assemble", "Back", "Care", "Check", "Choose", "Decide", "Divide", "Estimate", "Evaluate", "Freeze"),
+    *("Group", "Judge", "List", "Make", "Measure", "Merge", "Open", "Package", "Print", "Receive", "Remove", "Run"),
+    *("Send", "Serve", "Show", "Take", "Train", "Try", "Write"),
+}
+"""First words of help texts; all are imperatives."""
+
+
+def commands(command: Any, path: str = "mm") -> Iterator[tuple[str, Any]]:
+    """Every verb with its whole name, those of groups included."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield f"{path} {name}", inner
+        yield from commands(inner, f"{path} {name}")
+
+
+@pytest.mark.parametrize(("name", "command"), commands(get_command(app)))
+def test_a_verb_says_in_one_short_imperative_line_what_to_do_with_it(name: str, command: Any) -> None:
+    first = (command.help or "").splitlines()[0]
+    assert len(first) <= 80 and first.endswith("."), name
+    assert first.split()[0] in VERBS, f"{name}: {first}"
+    example = command.epilog.removeprefix("Example: ")
+    words = shlex.split(example)
+    arguments = words[words.index("mm") + 1 :]
+    assert " ".join(["mm", *arguments]).startswith(name), example
+    # With --help a line is parsed and nothing is run: an option that is not there still fails.
+    assert CliRunner().invoke(app, [*arguments, "--help"]).exit_code == 0, example
 
 
 def test_help_shows_the_groups_in_order_and_speaks_of_what_the_program_does() -> None:
