@@ -34,7 +34,9 @@ def open_client(settings: Settings) -> MlflowClient:
     Raises:
         TrackingServerError: The server does not answer. The client's methods raise it too.
     """
-    # These loggers report every migration of a new database.
+    # The import of MLflow sets the levels of its loggers.
+    client = mlflow.MlflowClient
+    # These report every migration of a new database.
     for talkative in ("alembic", "mlflow"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     uri = settings.mlflow_uri
@@ -42,7 +44,7 @@ def open_client(settings: Settings) -> MlflowClient:
         Path(uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
         # A workspace that was moved to another path has old artifact paths in its database.
         rehome(settings)
-        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return client(tracking_uri=uri, registry_uri=uri)
     return cast("MlflowClient", _WatchedClient(uri))
 
 

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from zoneinfo import ZoneInfo
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import cycle_entry, user_name
+from mm_core.core.pins import SnapshotFacts
 from mm_core.core.records import Report
 from mm_core.core.revision import code_revision
+from mm_core.core.settings import time_zone
 
+POOL_WORDS = {
+    "train_labeled": "labelled",
+    "train_unlabeled": "unlabelled",
+    "train_text_image": "with text",
+    "eval": "to judge",
+}
+"""Pools that the name of a cycle's run counts, and their names in it."""
 STAGE_ORDER = ("snapshot", "split", *(f"train-{stage}" for stage in TRAIN_STAGES), "evaluate", "gate", "export")
 """Stages of a cycle that leave a report in the workspace, in order."""
 
@@ -36,6 +47,20 @@ def lock_time(layout: Layout) -> int | None:
     """Return when the holder took the cycle lock, in milliseconds since 1970; None if it is not recorded."""
     since = cycle_entry(layout).get("since")
     return int(datetime.fromisoformat(since).timestamp() * 1000) if since else None
+
+
+def cycle_name(facts: SnapshotFacts, begin: int | None) -> str:
+    """Return the name of a cycle's run for people: when it began, and how many photos it learns from and judges by.
+
+    Args:
+        facts: The facts of the cycle's snapshot.
+        begin: When the cycle began, in milliseconds since 1970; None: now.
+    """
+    when = datetime.fromtimestamp(begin / 1000 if begin else time.time(), ZoneInfo(time_zone()))
+    photos = {pool: sum(counts.values()) for pool, counts in facts.get("counts", {}).items()}
+    # Pools of early snapshots may be missing, and empty ones say nothing.
+    words = [f"{photos[pool]} {word}" for pool, word in POOL_WORDS.items() if photos.get(pool)]
+    return ", ".join([f"{when:%Y-%m-%d %H:%M}", *words])
 
 
 def metrics_before(layout: Layout, stage: str) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Write runs, reports, training curves and models to MLflow. Apart from the registry, only this module uses MLflow.
 
 The experiment is `matting`, with one parent run per cycle (tags `mm.snapshot` and `mm.params`) and one child run per
-stage. Each stage may run in a separate process, so runs are found by their tags. A stage that runs again writes to its
-earlier run. Runs are RUNNING while their work is in progress; `open_runs.py` remembers them for the case of a kill.
+stage. Each stage may run in a separate process, so runs are found by their tags; their names are for people. A stage
+that runs again writes to its earlier run. Runs are RUNNING while their work is in progress; `open_runs.py` remembers
+them for the case of a kill.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from mm_core.training.open_runs import (
     read_open_runs,
     write_open_runs,
 )
-from mm_core.training.run_facts import flatten, lock_time, metrics_before, origin_tags
+from mm_core.training.run_facts import cycle_name, flatten, lock_time, metrics_before, origin_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient, entities, environment_variables, exceptions
@@ -81,7 +82,8 @@ class Tracker:
         Raises:
             InputError: The snapshot is missing.
         """
-        digest, opened = read_snapshot(layout)["digest"], read_open_runs(layout)
+        facts, opened = read_snapshot(layout), read_open_runs(layout)
+        digest = facts["digest"]
         if opened and opened.run and opened.snapshot == digest:
             return opened.run
         # The file exists before the run does. A kill between the two leaves a run that its tag identifies.
@@ -92,7 +94,8 @@ class Tracker:
         run = self._newest(client, identity)
         if run is None:
             tags = identity | {"mm.session": session} | origin_tags(layout)
-            run = self._create(client, f"cycle {digest[:12]}", tags, lock_time(layout))
+            begin = lock_time(layout)
+            run = self._create(client, cycle_name(facts, begin), tags, begin)
             _log_metrics(client, run, metrics_before(layout, stage))
         else:
             client.update_run(run, "RUNNING")
@@ -311,14 +314,15 @@ class Tracker:
 
     def _cycle_run(self, client: MlflowClient, layout: Layout) -> str:
         """Return the parent run of the cycle in the workspace."""
-        digest, opened = read_snapshot(layout)["digest"], read_open_runs(layout)
+        facts, opened = read_snapshot(layout), read_open_runs(layout)
+        digest = facts["digest"]
         if opened and opened.run and opened.snapshot == digest:
             return opened.run
         tags = {"mm.stage": "cycle", "mm.snapshot": digest}
         run = self._newest(client, tags)
         if run is None:
             # Nobody has opened the cycle, so that nobody would end its run: it only groups the runs of its stages.
-            run = self._create(client, f"cycle {digest[:12]}", tags)
+            run = self._create(client, cycle_name(facts, None), tags)
             client.set_terminated(run, "FINISHED")
         return run
 

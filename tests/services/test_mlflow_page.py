@@ -39,7 +39,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[Path
             assert server.poll() is None, said.read_text()
             time.sleep(0.2)
         layout = Layout(Settings(root / "ws", "", "", f"http://127.0.0.1:{port}", root / "p", "cpu"))
-        write_json(layout.snapshot / "snapshot.json", {"digest": "a1" * 32, "eval_digest": "e5" * 32})
+        counts = {"train_labeled": {"pets": 385}, "eval": {"pets": 40}}
+        facts = {"digest": "a1" * 32, "eval_digest": "e5" * 32, "counts": counts}
+        write_json(layout.snapshot / "snapshot.json", facts)
         Tracker(layout.settings).log_report(layout, Report("evaluate", metrics={"multimodal/pets/mse": 0.02}))
         yield layout
     finally:
@@ -57,7 +59,7 @@ def is_up(url: str) -> bool:
 def test_the_experiment_opens_on_its_runs(served: Layout, browser: Browser) -> None:
     page = browser.new_page()
     page.goto(Tracker(served.settings).page(served.settings.mlflow_uri))
-    expect(page.get_by_text(f"cycle {'a1' * 6}").first).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("385 labelled, 40 to judge").first).to_be_visible(timeout=60_000)
     assert "/experiments/1/runs?" in page.url
     page.close()
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from mlflow import MlflowClient
@@ -19,14 +21,16 @@ from mm_core.core.errors import ReleaseRefused
 from mm_core.core.layout import Layout
 from mm_core.core.locks import cycle_lock
 from mm_core.core.params import Params
+from mm_core.core.pins import SnapshotFacts
 from mm_core.core.records import Report, write_json
 from mm_core.core.revision import code_revision
 from mm_core.core.settings import Settings
 from mm_core.training.open_runs import open_runs_file
+from mm_core.training.run_facts import cycle_name
 from mm_core.training.tracked_stages import tracked
 from mm_core.training.tracking import Tracker
 
-FACTS = {
+FACTS: dict[str, Any] = {
     "digest": "a1" * 32,
     "eval_digest": "e5" * 32,
     "counts": {"train_labeled": {"pets": 3, "portrait": 2}, "eval": {"pets": 2}},
@@ -51,6 +55,29 @@ def runs(layout: Layout) -> dict[str, Any]:
     experiment = client.get_experiment_by_name("matting")
     assert experiment is not None
     return {run.data.tags["mm.stage"]: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def test_the_run_of_a_cycle_is_named_by_its_time_and_photos(cycle: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MM_TIME_ZONE", "Asia/Shanghai")
+    facts = cast("SnapshotFacts", FACTS | {"counts": FACTS["counts"] | {"train_unlabeled": {"pets": 9}}})
+    begin = int(datetime(2026, 11, 29, 20, 5, tzinfo=UTC).timestamp() * 1000)
+    assert cycle_name(facts, begin) == "2026-11-30 04:05, 5 labelled, 9 unlabelled, 2 to judge"
+    with stage(cycle, "evaluate") as log:
+        log(Report("evaluate"))
+    made = runs(cycle)
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d, 5 labelled, 2 to judge", made["cycle"].info.run_name)
+    assert made["evaluate"].info.run_name == "evaluate"
+
+
+def test_a_run_with_the_name_of_an_earlier_version_is_continued(cycle: Layout) -> None:
+    with stage(cycle, "evaluate") as log:
+        log(Report("evaluate"))
+    old = runs(cycle)["cycle"].info.run_id
+    MlflowClient(tracking_uri=cycle.settings.mlflow_uri).update_run(old, name=f"cycle {'a1' * 6}")
+    with stage(cycle, "gate") as log:
+        log(Report("gate"))
+    made = runs(cycle)
+    assert set(made) == {"cycle", "evaluate", "gate"} and made["cycle"].info.run_id == old
 
 
 def test_runs_are_open_while_a_cycle_runs_and_tell_what_it_is(cycle: Layout) -> None:
@@ -123,6 +150,7 @@ import os, signal, sys
 from mm_core.core.layout import Layout
 from mm_core.core.locks import cycle_lock
 from mm_core.core.params import Params
+from mm_core.core.pins import SnapshotFacts
 from mm_core.core.settings import Settings
 from mm_core.training.tracked_stages import tracked
 from mm_core.training.tracking import Tracker
