@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from mm_core.core.code_digest import ROOTS, code_digest, source_path
 from mm_core.core.records import digest_of
-from mm_core.storage.schemas import SCHEMAS
+from mm_core.storage.schemas import COLUMNS, SCHEMAS, Column
 
 Raw = str | int | dg.TableSchema
 """What Dagster turns into a metadata value."""
@@ -50,19 +50,21 @@ def data_version(*values: object) -> dg.DataVersion:
     return dg.DataVersion(single[:DIGITS])
 
 
-def table_schema(schema: pa.Schema) -> dg.TableSchema:
-    """Return an Arrow schema as Dagster's column schema."""
-    return dg.TableSchema([dg.TableColumn(field.name, str(field.type)) for field in schema])
-
-
 def catalog_table(name: str) -> dict[str, Raw]:
     """Return the definition metadata of an asset that writes rows of a table of the catalog."""
-    return {"dagster/table_name": name, **table_columns(SCHEMAS[name])}
+    return {"dagster/table_name": name, **table_columns(SCHEMAS[name], COLUMNS[name])}
 
 
-def table_columns(schema: pa.Schema) -> dict[str, Raw]:
-    """Return the column schema as metadata of a definition or a materialization."""
-    return {"dagster/column_schema": table_schema(schema)}
+def table_columns(schema: pa.Schema, described: Sequence[Column]) -> dict[str, Raw]:
+    """Return an Arrow schema as the column schema of a definition or a materialization.
+
+    Args:
+        schema: The columns that the files have.
+        described: Columns with their meanings; those that the files lack are left out.
+    """
+    meanings = {name: meaning for name, _, meaning in described}
+    columns = [dg.TableColumn(field.name, str(field.type), meanings.get(field.name)) for field in schema]
+    return {"dagster/column_schema": dg.TableSchema(columns)}
 
 
 def row_count(rows: float) -> dict[str, Raw]:
@@ -70,9 +72,10 @@ def row_count(rows: float) -> dict[str, Raw]:
     return {"dagster/row_count": int(rows)}
 
 
-def parquet_rows(files: Iterable[Path]) -> dict[str, Raw]:
+def parquet_rows(files: Iterable[Path], described: Sequence[Column]) -> dict[str, Raw]:
     """Return row count and columns of parquet files of one schema; only their footers are read."""
     footers = [pq.read_metadata(file) for file in sorted(files)]
     if not footers:
         return row_count(0)
-    return row_count(sum(footer.num_rows for footer in footers)) | table_columns(footers[0].schema.to_arrow_schema())
+    columns = table_columns(footers[0].schema.to_arrow_schema(), described)
+    return row_count(sum(footer.num_rows for footer in footers)) | columns

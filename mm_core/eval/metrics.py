@@ -24,8 +24,18 @@ import pandas as pd
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, METRICS
 from mm_core.eval.gradient import magnitude
 
-PER_IMAGE = ("mse", "mse_band", "sad", "grad", "conn", "biou", "maxf", "fcurve")
-"""Keys of the result of `TruthMatte.score`."""
+MEANINGS = {
+    "mse": "mean squared error of the matte",
+    "mse_band": "mean squared error in the band around the edge of the true matte",
+    "sad": "sum of absolute errors, in thousands",
+    "grad": "squared error of the gradients, in thousands",
+    "conn": "connectivity error per pixel",
+    "biou": "intersection over union of the boundaries; higher is better",
+    "maxf": "largest F-measure over all thresholds; higher is better",
+    "fcurve": "F-measure at each of 256 thresholds",
+}
+"""Keys of the result of `TruthMatte.score`, and what they measure."""
+PER_IMAGE = tuple(MEANINGS)
 MEAN_METRICS = ("mse", "mse_band", "sad", "grad", "conn", "biou")
 """Metrics that are plain means over the photos of a set (MaxF is not)."""
 STEPS, THETA, BETA_SQUARED, BOUNDARY_SHARE, BAND_SHARE = 10, 0.15, 0.3, 0.02, 0.01

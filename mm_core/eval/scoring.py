@@ -18,10 +18,11 @@ import pyarrow as pa
 from mm_core.core.progress import Progress
 from mm_core.eval.blind import NAME as BLIND_NAME
 from mm_core.eval.blind import BlindMattes
-from mm_core.eval.metrics import PER_IMAGE, TruthMatte
+from mm_core.eval.metrics import MEANINGS, PER_IMAGE, TruthMatte
 from mm_core.eval.rows import EvalRow, eval_rows
 from mm_core.imaging.images import load_alpha, load_rgb
 from mm_core.model.predict import Predictor
+from mm_core.storage.schemas import Column, schema_of
 from mm_core.storage.store import Store, fetch_blob
 
 Key = tuple[str, str]
@@ -30,11 +31,17 @@ Scores = Mapping[str, float | np.ndarray]
 """The metrics of one matte: result of `TruthMatte.score`."""
 BLIND: Key = (BLIND_NAME, "float")
 PHOTOS_AT_ONCE, THREADS = 4, 2
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("model", "precision", "sample_id", "group", "category", "decoder")]
-    + [(name, pa.float64()) for name in PER_IMAGE if name != "fcurve"]
-    + [("fcurve", pa.list_(pa.float32()))]
+COLUMNS: Sequence[Column] = (
+    ("model", pa.string(), "name of the model: a stage, champion, anchor, or blind"),
+    ("precision", pa.string(), "float or int8"),
+    ("sample_id", pa.string(), "id of the photo in the table `samples`"),
+    ("group", pa.string(), "burst, scene or near-duplicates"),
+    ("category", pa.string(), "category of the photo"),
+    ("decoder", pa.string(), "decoder of the category"),
+    *((name, pa.float64(), MEANINGS[name]) for name in PER_IMAGE if name != "fcurve"),
+    ("fcurve", pa.list_(pa.float32()), MEANINGS["fcurve"]),
 )
+SCHEMA = schema_of(COLUMNS)
 """Columns of per_image.parquet. Its metadata contains `identity` as JSON under the key "mm"."""
 
 

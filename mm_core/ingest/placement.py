@@ -25,28 +25,28 @@ from mm_core.imaging.hash_index import connected
 from mm_core.ingest.holdout import LEARNT, hold_out
 from mm_core.ingest.holdout_growing import NEVER, Arrivals
 from mm_core.storage.catalog import Catalog
-from mm_core.storage.schemas import SCHEMAS
+from mm_core.storage.schemas import SCHEMAS, Column, schema_of
 
 TRAINING = ("train_labeled", "train_unlabeled", "train_text_image")
 POOLS = (*TRAINING, "validation", "eval")
 REASONS = ("", LEARNT, "eval without label or category", "near an eval photo", "near a validation photo")
 """Why a sample is in no pool; the first text belongs to samples in a pool."""
-SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("category", pa.string()),  # null: unknown
-        ("decoder", pa.string()),
-        ("group", pa.string()),  # smallest declared group of the component, which must not be split
-        ("caption", pa.string()),
-        ("alpha_sha256", pa.string()),  # null: unlabelled
-        ("label_version", pa.int32()),
-        ("label_binary", pa.bool_()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("kind", pa.string()),
-        ("batch", pa.string()),
-    ]
+COLUMNS: Sequence[Column] = (
+    ("sample_id", pa.string(), "id of the photo in the table `samples`"),
+    ("category", pa.string(), "category; null: unknown"),
+    ("decoder", pa.string(), "decoder of the category"),
+    ("group", pa.string(), "smallest declared group of the component, which must not be split"),
+    ("caption", pa.string(), "text about the photo, from the manifest"),
+    ("alpha_sha256", pa.string(), "digest of the matte; null: unlabelled"),
+    ("label_version", pa.int32(), "version of the matte: 1, 2, … per photo"),
+    ("label_binary", pa.bool_(), "only values 0 and 1, therefore without a soft band"),
+    ("width", pa.int32(), "pixels, after EXIF orientation"),
+    ("height", pa.int32(), "pixels, after EXIF orientation"),
+    ("kind", pa.string(), "kind of the drop that first contained it"),
+    ("batch", pa.string(), "name of the drop that first contained it"),
 )
+"""Columns of a pool."""
+SCHEMA = schema_of(COLUMNS)
 SAMPLE_COLUMNS = (
     "id", "kind", "batch", "category", "caption", "group", "role", "width", "height", "phash", "near", "accepted_at",
 )  # fmt: skip

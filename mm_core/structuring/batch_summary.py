@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
-from mm_core.core.records import Report, digest_of
+from mm_core.core.records import Report, digest_of, parse_record
 from mm_core.ingest.placement import newest_labels
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.structuring import difficulty, photo_features
+from mm_core.structuring.drift import Comparison
 from mm_core.structuring.structure import difficulty_table, scores_of
+
+
+def report_of_batch(catalog: Catalog, drift: Path, batch: str) -> Report:
+    """Return the report about a batch that was structured before, from the catalog and its comparison.
+
+    Args:
+        catalog: The catalog.
+        drift: Folder of the comparisons, which has one of this batch.
+        batch: The batch as kind/batch.
+    """
+    report, file = Report("structure"), drift / f"{batch}.json"
+    comparison = parse_record(file.read_bytes(), Comparison, file, "delete it; `mm ingest` compares again", ("said",))
+    report.facts["drift"] = {batch: comparison["said"]}
+    report.tables["drift"] = [{"batch": batch, **row} for row in comparison["rows"]]
+    picture = drift / f"{batch}.png"
+    if picture.is_file():
+        report.pictures[f"drift {batch}"] = str(picture)
+    describe_batch(catalog, batch, report)
+    # The number of photos of that run is not recorded.
+    del report.metrics["structure/processed"]
+    return report
 
 
 def describe_batch(catalog: Catalog, batch: str, report: Report) -> None:

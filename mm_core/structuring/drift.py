@@ -106,7 +106,7 @@ def drift_of_new(
             report.pictures[f"drift {name}"] = str(picture)
         sentences[name] = sentence
         drift += [{"batch": name, **row} for row in rows]
-        write_json(out / f"{name}.json", {"said": sentence, "rows": rows})
+        write_json(out / f"{name}.json", Comparison(said=sentence, rows=rows))
     report.facts["drift"], report.tables["drift"] = sentences, drift
 
 
@@ -121,8 +121,16 @@ def drifted_batches(out: Path) -> list[str]:
 @lru_cache(maxsize=1 << 17)
 def _has_drifted(path: str, _changed_at: int) -> bool:
     """Return whether a comparison found drift; a sensor reads each file once, although it asks every minute."""
-    content, remedy = Path(path).read_bytes(), "delete it; `mm structure` compares again"
+    content, remedy = Path(path).read_bytes(), "delete it; `mm ingest` compares again"
     return str(parse_record(content, dict[str, object], path, remedy, ("said",))["said"]).startswith(DRIFTED)
+
+
+class Comparison(TypedDict):
+    """The comparison of a batch as its file holds it."""
+
+    said: str
+    """One sentence."""
+    rows: list[DriftRow]
 
 
 class DriftRow(TypedDict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from mm_core.core.errors import InputError
 from mm_core.core.params import SplitParams
 from mm_core.core.pins import PinnedInputs
 from mm_core.core.records import Report
-from mm_core.ingest.placement import SCHEMA
+from mm_core.ingest.placement import COLUMNS as POOL_COLUMNS
 from mm_core.ingest.snapshot import read_pool, write_frames
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.schemas import Column, schema_of
 from mm_core.structuring.structure import difficulty_of, scores_of
 
-SPLIT_SCHEMA = SCHEMA.append(pa.field("difficulty", pa.float64()))
+COLUMNS: Sequence[Column] = (*POOL_COLUMNS, ("difficulty", pa.float64(), "how hard the photo is; larger is harder"))
+SPLIT_SCHEMA = schema_of(COLUMNS)
 
 
 def split_by_difficulty(

@@ -12,13 +12,17 @@ from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import Report
 from mm_core.core.settings import tick_seconds
 from mm_core.pinned_inputs import read_inputs
+from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.run import catalog_of
-from pipelines.defs.checks import arrival_checks, is_refused, verdict_result
+from mm_core.structuring.batch_summary import report_of_batch
+from pipelines.defs.checks import arrival_checks, counts_of, is_refused, verdict_result
 from pipelines.defs.jobs import arrivals
 from pipelines.defs.sensors import UNFINISHED, asked_for
-from pipelines.metadata import of_report, page
+from pipelines.metadata import data_docs, of_report, page
 from pipelines.partitions import batches, partition_of
+from pipelines.provenance import data_version, row_count
 from pipelines.resources import Workspace
+from pipelines.results import Metadata, Shown, describe
 
 REPORTED = {
     "snapshot": "snapshot",
@@ -28,7 +32,9 @@ REPORTED = {
     "label_comparison": "label-compare",
 }
 """Assets and the stages whose reports describe them, in the order of the flow."""
-MOST = 50
+REFUSED = ("image", "verdict", "reason", "detail")
+"""Columns of refused rows that are shown."""
+MOST = 20
 """Maximum number of batches reported per tick; the others follow in the next ticks."""
 
 Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
@@ -98,42 +104,69 @@ def _was_run(instance: dg.DagsterInstance, row: dict) -> bool:
 
 
 def of_batches(rows: list[dict], layout: Layout) -> Iterator[Event]:
-    """Yield materializations of batches from their rows in the ledger."""
+    """Yield materializations of batches from their rows in the ledger, the catalog and their comparisons."""
+    catalog = catalog_of(layout)
     for row in rows:
         partition = partition_of(row["kind"], row["batch"])
-        numbers = {name: int(row[name]) for name in ("rows", "accepted", "quarantined", "duplicates")}
-        metadata = {"ingested at": str(row["ingested_at"]), "drop": str(row["uri"])} | numbers
-        yield dg.AssetMaterialization("ingested_batch", partition=partition, metadata=metadata)
+        yield ingested(catalog, row, layout)
         # A comparison with the catalog shows that the batch was structured.
         if (layout.drift / f"{partition}.json").is_file():
-            yield dg.AssetMaterialization("structured_samples", partition=partition)
+            report = report_of_batch(catalog, layout.drift, partition)
+            metadata = {**of_report(report), **row_count(report.metrics["structure/rows"])}
+            shown = Shown(metadata, data_version(report.facts["features"]))
+            yield shown.event("structured_samples", partition=partition)
+
+
+def ingested(catalog: Catalog, row: dict, layout: Layout) -> dg.AssetMaterialization:
+    """Return the materialization of a batch from its row in the ledger, with its Data Docs and its refused rows."""
+    partition = partition_of(row["kind"], row["batch"])
+    report = Report("ingest", metrics={f"ingest/{name}": float(count) for name, count in counts_of(row).items()})
+    own: list[Filter] = [("kind", "=", row["kind"]), ("batch", "=", row["batch"])]
+    report.tables["rejects"] = catalog.read("rejects", columns=REFUSED, filters=own).to_dict("records")
+    metadata = {**data_docs(layout, partition), **of_report(report), **row_count(float(row["accepted"]))}
+    more: Metadata = {"ingested at": str(row["ingested_at"]), "drop": str(row["uri"])}
+    return Shown(metadata, data_version(row["arrival"] or row["key"])).event(
+        "ingested_batch", partition=partition, more=more
+    )
 
 
 def of_cycle(instance: dg.DagsterInstance, layout: Layout) -> Iterator[Event]:
     """Yield events for new files of `cycle/` and new pages of past cycles, in the order of the flow."""
     # The pinned inputs have no report of their own.
     if made := younger(instance, "pinned_inputs", [layout.inputs]):
-        yield dg.AssetMaterialization("pinned_inputs", metadata=when(made[0]))
+        report = Report("pin_inputs", facts={**read_inputs(layout)})
+        metadata: Metadata = {**of_report(report, paths={"file": layout.inputs}), **when(made[0])}
+        yield Shown(metadata, data_version(report.facts)).event("pinned_inputs")
     for asset, stage in REPORTED.items():
         file = layout.stage_report(stage)
         if younger(instance, asset, [file]):
-            # Pictures are left out: they may have been overwritten since.
-            report = replace(Report.read(file), pictures={})
-            yield dg.AssetMaterialization(asset, metadata=of_report(report) | when(file))
-    yield from of_verdict(instance, layout.stage_report("gate"))
+            yield describe(asset, layout, read_report(file)).event(asset, more=when(file))
+    yield from of_verdict(instance, layout)
     yield from of_release(instance, layout)
     for copy in younger(instance, "cycle_report", sorted(layout.reports.glob("*.html"), key=written_at)):
         yield dg.AssetMaterialization("cycle_report", metadata={"page": page(layout, copy)} | when(copy))
 
 
-def of_verdict(instance: dg.DagsterInstance, file: Path) -> Iterator[Event]:
+def read_report(file: Path) -> Report:
+    """Return a stage's report without the pictures that were overwritten after it was written."""
+    report, end = Report.read(file), written_at(file)
+    pictures = {title: png for title, png in report.pictures.items() if _is_from_before(Path(png), end)}
+    return replace(report, pictures=pictures)
+
+
+def _is_from_before(png: Path, end: float) -> bool:
+    return png.is_file() and written_at(png) <= end
+
+
+def of_verdict(instance: dg.DagsterInstance, layout: Layout) -> Iterator[Event]:
     """Yield the verdict as the gate's check, and the gate's materialization if it passed."""
+    file = layout.stage_report("gate")
     key = dg.AssetCheckKey(dg.AssetKey("gate"), "promote")
     record = instance.get_latest_asset_check_evaluation_record(key)
     recorded_at = record.event.timestamp if record and record.event else 0.0
     if not file.is_file() or written_at(file) <= recorded_at:
         return
-    report = Report.read(file)
+    report = read_report(file)
     result = verdict_result(report)
     yield dg.AssetCheckEvaluation(
         asset_key=key.asset_key,
@@ -144,25 +177,36 @@ def of_verdict(instance: dg.DagsterInstance, file: Path) -> Iterator[Event]:
         metadata=result.metadata,
     )
     if result.passed and younger(instance, "gate", [file]):
-        yield dg.AssetMaterialization("gate", metadata=of_report(replace(report, pictures={})) | when(file))
+        yield describe("gate", layout, report).event("gate", more=when(file))
 
 
 def of_release(instance: dg.DagsterInstance, layout: Layout) -> Iterator[Event]:
     """Yield new bundles, and the champion: the one just promoted, or the one that the last cycle was pinned to."""
+    exported, promoted = layout.stage_report("export"), layout.stage_report("promote")
+    report = read_report(exported) if exported.is_file() else None
     manifests = sorted(layout.bundles.glob("*/manifest.json"), key=written_at)
     for manifest in younger(instance, "exported_bundle", manifests):
-        yield dg.AssetMaterialization("exported_bundle", metadata={"bundle": str(manifest.parent)} | when(manifest))
+        # The report is about the last bundle; bundles of earlier cycles have none.
+        if report and Path(str(report.facts.get("bundle"))) == manifest.parent:
+            yield describe("exported_bundle", layout, report).event("exported_bundle", more=when(manifest))
+        else:
+            yield dg.AssetMaterialization("exported_bundle", metadata={"bundle": str(manifest.parent)} | when(manifest))
     # The report exists if this cycle has promoted a model.
-    promoted = layout.stage_report("promote")
-    if promoted.is_file():
-        version = Report.read(promoted).facts.get("version")
+    report = read_report(promoted) if promoted.is_file() else None
+    if report:
+        version = report.facts.get("version")
     else:
         version = (read_inputs(layout)["champion"] or {}).get("version") if layout.inputs.is_file() else None
     # The version is compared, since a champion has no file of its own.
     last = instance.get_latest_materialization_event(dg.AssetKey("promoted_model"))
     materialization = last.asset_materialization if last else None
     if version and (materialization is None or materialization.metadata["version"].value != str(version)):
-        yield dg.AssetMaterialization("promoted_model", metadata={"version": str(version)})
+        more: Metadata = {"version": str(version)}
+        yield (
+            describe("promoted_model", layout, report).event("promoted_model", more=more)
+            if report
+            else (dg.AssetMaterialization("promoted_model", metadata=more))
+        )
 
 
 def younger(instance: dg.DagsterInstance, asset: str, files: list[Path]) -> list[Path]:
@@ -176,6 +220,6 @@ def written_at(file: Path) -> float:
     return file.stat().st_mtime
 
 
-def when(file: Path) -> dict[str, dg.MetadataValue]:
+def when(file: Path) -> Metadata:
     """Return metadata with the time of a file's last change."""
     return {"made at": dg.MetadataValue.timestamp(datetime.fromtimestamp(written_at(file), UTC))}

@@ -6,12 +6,12 @@ import dagster as dg
 from pydantic import Field
 
 from mm_core import stages
-from mm_core.core.records import sha256_file
-from mm_core.ingest.placement import SCHEMA as POOL_SCHEMA
+from mm_core.ingest.placement import COLUMNS, SCHEMA
 from pipelines.defs.arrivals import OWNERS, collected_labels, structured_samples
 from pipelines.metadata import of_report
-from pipelines.provenance import code_version, data_version, parquet_rows, table_columns
+from pipelines.provenance import code_version, data_version, table_columns
 from pipelines.resources import Workspace, plain_failures
+from pipelines.results import describe
 
 RESUME = dg.RetryPolicy(max_retries=2, delay=5)
 """Retries of killed steps; training resumes from its checkpoint. `plain_failures` decides which errors are retried."""
@@ -57,7 +57,7 @@ def pinned_inputs(
 
 @dg.asset(
     code_version=code_version("mm_core.ingest.snapshot"),
-    metadata=table_columns(POOL_SCHEMA),
+    metadata=table_columns(SCHEMA, COLUMNS),
     group_name="learning",
     deps=[pinned_inputs],
     retry_policy=RESUME,
@@ -70,8 +70,7 @@ def snapshot(workspace: Workspace) -> dg.MaterializeResult:
     layout = workspace.layout()
     with plain_failures():
         report = stages.snapshot(workspace.run())
-    shown = of_report(report, paths={"folder": layout.snapshot}) | parquet_rows(layout.snapshot.glob("*.parquet"))
-    return dg.MaterializeResult(metadata=shown, data_version=data_version(report.facts["digest"]))
+    return describe("snapshot", layout, report).result()
 
 
 @dg.asset(
@@ -88,9 +87,7 @@ def split(workspace: Workspace) -> dg.MaterializeResult:
     layout = workspace.layout()
     with plain_failures():
         report = stages.split(workspace.run())
-    files = sorted(layout.split.glob("*.parquet"))
-    shown = of_report(report, paths={"folder": layout.split}) | parquet_rows(files)
-    return dg.MaterializeResult(metadata=shown, data_version=data_version([sha256_file(file) for file in files]))
+    return describe("split", layout, report).result()
 
 
 @dg.asset(
@@ -108,10 +105,7 @@ def train_simple(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     layout = workspace.layout()
     with plain_failures():
         report = stages.train_simple(workspace.run(context))
-    return dg.MaterializeResult(
-        metadata=of_report(report, paths={"weights": layout.model("simple")}),
-        data_version=data_version(report.facts["digest"]),
-    )
+    return describe("train_simple", layout, report).result()
 
 
 @dg.asset(
@@ -129,10 +123,7 @@ def train_hard(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     layout = workspace.layout()
     with plain_failures():
         report = stages.train_hard(workspace.run(context))
-    return dg.MaterializeResult(
-        metadata=of_report(report, paths={"weights": layout.model("hard")}),
-        data_version=data_version(report.facts["digest"]),
-    )
+    return describe("train_hard", layout, report).result()
 
 
 @dg.asset(
@@ -150,10 +141,7 @@ def train_semi(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     layout = workspace.layout()
     with plain_failures():
         report = stages.train_semi(workspace.run(context))
-    return dg.MaterializeResult(
-        metadata=of_report(report, paths={"weights": layout.model("semi")}),
-        data_version=data_version(report.facts["digest"]),
-    )
+    return describe("train_semi", layout, report).result()
 
 
 @dg.asset(
@@ -171,7 +159,4 @@ def train_multimodal(context: dg.AssetExecutionContext, workspace: Workspace) ->
     layout = workspace.layout()
     with plain_failures():
         report = stages.train_multimodal(workspace.run(context))
-    return dg.MaterializeResult(
-        metadata=of_report(report, paths={"weights": layout.model("multimodal")}),
-        data_version=data_version(report.facts["digest"]),
-    )
+    return describe("train_multimodal", layout, report).result()

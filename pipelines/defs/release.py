@@ -6,19 +6,20 @@ from pathlib import Path
 import dagster as dg
 
 from mm_core import stages
-from mm_core.core.records import Report, sha256_file
-from mm_core.eval.scoring import SCHEMA as PER_IMAGE_SCHEMA
+from mm_core.core.records import Report
+from mm_core.eval.scoring import COLUMNS, SCHEMA
 from pipelines.defs.arrivals import OWNERS, WEEKLY
 from pipelines.defs.checks import verdict_result, verdict_spec
 from pipelines.defs.learning import POOL, RESUME, snapshot, train_multimodal
 from pipelines.metadata import of_report, page
-from pipelines.provenance import code_version, data_version, parquet_rows, table_columns
+from pipelines.provenance import code_version, table_columns
 from pipelines.resources import Workspace, plain_failures
+from pipelines.results import describe
 
 
 @dg.asset(
     code_version=code_version("mm_core.eval.evaluate", "mm_core.export.quantise"),
-    metadata=table_columns(PER_IMAGE_SCHEMA),
+    metadata=table_columns(SCHEMA, COLUMNS),
     group_name="release",
     deps=[snapshot, train_multimodal],
     kinds={"pytorch", "onnx", "mlflow"},
@@ -32,8 +33,7 @@ def evaluation(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     layout = workspace.layout()
     with plain_failures():
         report = stages.evaluate(workspace.run(context))
-    shown = of_report(report, paths={"per photo": layout.per_image}) | parquet_rows([layout.per_image])
-    return dg.MaterializeResult(metadata=shown, data_version=data_version(sha256_file(layout.per_image)))
+    return describe("evaluation", layout, report).result()
 
 
 @dg.asset(
@@ -60,10 +60,7 @@ def gate(workspace: Workspace) -> Iterator[dg.MaterializeResult | dg.AssetCheckR
     yield verdict_result(report)
     # Without an output the assets downstream are skipped.
     if report.facts["decision"] == "PROMOTE":
-        yield dg.MaterializeResult(
-            metadata=of_report(report, paths={"verdict": layout.verdict}),
-            data_version=data_version(report.facts["candidate"], report.facts["inputs"], report.facts["params"]),
-        )
+        yield describe("gate", layout, report).result()
 
 
 @dg.asset(
@@ -77,10 +74,10 @@ def gate(workspace: Workspace) -> Iterator[dg.MaterializeResult | dg.AssetCheckR
 )
 def exported_bundle(workspace: Workspace) -> dg.MaterializeResult:
     """Mobile bundle: int8 models, manifest and model card. Fails without a recorded PROMOTE for this model."""
+    layout = workspace.layout()
     with plain_failures():
         report = stages.export(workspace.run())
-    manifest = Path(str(report.facts["bundle"])) / "manifest.json"
-    return dg.MaterializeResult(metadata=of_report(report), data_version=data_version(sha256_file(manifest)))
+    return describe("exported_bundle", layout, report).result()
 
 
 @dg.asset(
@@ -94,9 +91,10 @@ def exported_bundle(workspace: Workspace) -> dg.MaterializeResult:
 )
 def promoted_model(workspace: Workspace) -> dg.MaterializeResult:
     """Set the registry's alias `champion` on the bundled model. Fail without a recorded PROMOTE for this model."""
+    layout = workspace.layout()
     with plain_failures():
         report = stages.promote(workspace.run())
-    return dg.MaterializeResult(metadata=of_report(report), data_version=data_version(report.facts["digest"]))
+    return describe("promoted_model", layout, report).result()
 
 
 @dg.asset(
@@ -115,9 +113,10 @@ def label_comparison(context: dg.AssetExecutionContext, workspace: Workspace) ->
 
     Its low priority lets gate, bundle and promotion run first in executors that run one step at a time.
     """
+    layout = workspace.layout()
     with plain_failures():
         report = stages.label_compare(workspace.run(context))
-    return dg.MaterializeResult(metadata=of_report(report))
+    return describe("label_comparison", layout, report).result()
 
 
 @dg.asset(

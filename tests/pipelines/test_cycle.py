@@ -185,6 +185,23 @@ def test_the_same_model_is_released_once_the_gate_lets_it_pass(
     assert exported
 
 
+def name_of(made: dg.AssetMaterialization) -> str:
+    return made.asset_key.to_user_string()
+
+
+def pictures(made: dg.AssetMaterialization) -> set[str]:
+    return {name for name, value in made.metadata.items() if isinstance(value, dg.MarkdownMetadataValue)}
+
+
+def materializations(instance: dg.DagsterInstance) -> list[dg.AssetMaterialization]:
+    """Every materialization that the instance has, the oldest first."""
+    made = []
+    for key in instance.all_asset_keys():
+        records = instance.fetch_materializations(key, limit=100).records
+        made += [record.asset_materialization for record in reversed(records)]
+    return made
+
+
 def told(instance: dg.DagsterInstance) -> list[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
     """What a tick of `made_elsewhere` says; the instance has heard it."""
     result = made_elsewhere(dg.build_sensor_context(instance=instance), workspace=Workspace())
@@ -203,8 +220,17 @@ def test_what_was_made_by_another_door_is_told_once(
         events = told(other)
         made = [event for event in events if isinstance(event, dg.AssetMaterialization)]
         assert {m.asset_key.to_user_string() for m in made} >= CYCLE_STEPS | {"exported_bundle", "promoted_model"}
-        arrived = {m.partition: m.metadata["accepted"].value for m in made if m.asset_key.path == ["ingested_batch"]}
+        arrived = {m.partition: m.metadata["ingest/accepted"].value for m in made if name_of(m) == "ingested_batch"}
         assert arrived == {"pixel_labeled/eval": 21, "pixel_labeled/w01": 28, "unlabeled/w01": 7, "text_image/w01": 7}
+        own = {(name_of(m), m.partition): m for m in materializations(instance)}
+        for event in made:
+            expected = own.get((name_of(event), event.partition))
+            if expected is None or name_of(event) in ("cycle_report", "label_comparison"):
+                continue
+            assert event.tags and event.tags["dagster/data_version"] == (expected.tags or {})["dagster/data_version"]
+            assert pictures(event) == pictures(expected), name_of(event)
+            for key in ("dagster/row_count", "dagster/column_schema"):
+                assert event.metadata.get(key) == expected.metadata.get(key), (name_of(event), key)
         (verdict,) = [event for event in events if isinstance(event, dg.AssetCheckEvaluation)]
         assert verdict.passed and verdict.check_name == "promote"
         assert told(other) == []

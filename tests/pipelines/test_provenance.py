@@ -3,16 +3,21 @@
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import dagster as dg
+import pyarrow.parquet as pq
 import pytest
 
 from mm_core import stages
 from mm_core.core.code_digest import code_digest
 from mm_core.storage.run import catalog_of
-from mm_core.storage.schemas import SCHEMAS
+from mm_core.storage.schemas import COLUMNS, SCHEMAS
+from mm_core.structuring.split import COLUMNS as SPLIT_COLUMNS
+from mm_core.structuring.split import SPLIT_SCHEMA
 from pipelines import provenance
 from pipelines.definitions import defs
+from pipelines.provenance import parquet_rows
 from pipelines.resources import Workspace
 from tests.pipelines.conftest import Plant
 
@@ -73,6 +78,24 @@ def test_rows_and_columns_are_dagster_s_own_metadata(plant: Plant, arrived: dict
         assert specs[asset].metadata["dagster/table_name"] == table
     for asset in ("snapshot", "evaluation"):
         assert specs[asset].metadata["dagster/column_schema"].columns
+
+
+def test_every_column_of_a_table_is_described_in_the_catalog_s_own_words() -> None:
+    specs = {spec.key.to_user_string(): spec.metadata for spec in defs.resolve_all_asset_specs()}
+    schemas = {name: data["dagster/column_schema"] for name, data in specs.items() if "dagster/column_schema" in data}
+    assert set(schemas) >= {"ingested_batch", "structured_samples", "collected_labels", "snapshot", "evaluation"}
+    assert not [c.name for schema in schemas.values() for c in schema.columns if not c.description]
+    described = {column.name: column.description for column in schemas["ingested_batch"].columns}
+    assert described == {name: meaning for name, _, meaning in COLUMNS["samples"]}
+
+
+def test_columns_of_written_files_are_described(tmp_path: Path) -> None:
+    file = tmp_path / "simple.parquet"
+    pq.write_table(SPLIT_SCHEMA.empty_table(), file)
+    schema = parquet_rows([file], SPLIT_COLUMNS)["dagster/column_schema"]
+    assert isinstance(schema, dg.TableSchema)
+    assert [column.name for column in schema.columns] == SPLIT_SCHEMA.names
+    assert all(column.description for column in schema.columns)
 
 
 def test_the_data_version_follows_the_content(
