@@ -72,11 +72,14 @@ def said(words: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         ("mlflow/mlflow.db", "status", "mm check"),
         ("store/catalog/samples/_delta_log/00000000000000000000.json", "status", "samples"),
         ("store/catalog/batches/_delta_log/00000000000000000000.json", "ingest", "run `mm check`, which names"),
+        ("store/catalog/labels/_delta_log/00000000000000000000.json", "snapshot", "run `mm check`, which names"),
+        ("cycle/snapshot/snapshot.json", "split", "snapshot.json is damaged"),
+        ("cycle/snapshot/digests.json", "split", "digests.json is damaged, not the digests that were written"),
         ("cycle/snapshot/train_labeled.parquet", "split", "parquet is damaged"),
         ("cycle/snapshot/train_labeled.parquet", "train-simple", "mm "),
     ],
 )
-@pytest.mark.parametrize("content", [b"", b"\xff\x00scribble" * 50])
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\x00scribble" * 50])
 def test_a_damaged_file_is_told_in_one_line(
     filled: Layout,
     tmp_path: Path,
