@@ -90,6 +90,15 @@ def _no_waiting_for_the_disk(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA synchronous = OFF")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_export_per_architecture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workspaces share the kept ONNX graphs. An export takes seconds, and its key covers all that it depends on."""
+    folder = tmp_path_factory.mktemp("graphs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Layout, "graphs", property(lambda _: folder))
+        yield
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables, made once: its migrations take seconds."""

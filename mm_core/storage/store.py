@@ -227,16 +227,18 @@ class LocalStore:
         with suppress(FileNotFoundError):  # the folder was removed after the check
             # The trailing slash of folders takes part in the order, as it does on S3.
             children = {f"{c.name}/" if c.is_dir() else c.name: c for c in os.scandir(folder)}
+        seals = f"{KEY_SEALS}/"
         for name, child in sorted(children.items()):
-            if _is_temporary(name.rstrip("/")) or f"{place}{name}" == f"{KEY_SEALS}/":
+            key = f"{place}{name}"
+            if key == seals or (name[0] == "." and _is_temporary(name.rstrip("/"))):
                 continue
             if not name.endswith("/"):
                 with suppress(FileNotFoundError):
-                    yield Entry(f"{place}{name}", *_size_and_stamp(child))
+                    yield Entry(key, *_size_and_stamp(child))
             elif delimiter:
-                yield Entry(f"{place}{name}", 0)
+                yield Entry(key, 0)
             elif not child.is_symlink():
-                yield from self._below(folder / child.name, f"{place}{name}", delimiter)
+                yield from self._below(folder / child.name, key, delimiter)
 
     def stamps(self, keys: Sequence[str]) -> dict[str, tuple[int, str]]:
         found: dict[str, tuple[int, str]] = {}
