@@ -17,11 +17,14 @@ from typer.testing import CliRunner
 from mm_core import operations, stages
 from mm_core.cli.app import app
 from mm_core.cli.predict import predict_files
+from mm_core.cli.quarantine import say_arrivals
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, DECODERS, Report, sha256_file
 from mm_core.core.settings import Settings
+from mm_core.ingest.holdout import LEARNT
+from mm_core.ingest.snapshot import eval_state
 from mm_core.pinned_inputs import Run, inputs_now, read_inputs, recorded_verdict
 from mm_core.storage.run import StorageRun, catalog_of, store_of
 from samplegen import write_drop
@@ -444,13 +447,15 @@ def _kept(layout: Layout, path: Path) -> bool:
 
 
 def test_ingest_and_status_say_which_eval_rows_cannot_judge_and_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = Layout(Settings.from_env(tmp_path / "data"))
     inbox = Path(layout.settings.inbox)
     write_drop(inbox, "pixel_labeled", "w1", {"pets": 3, "cards": 3}, seed=5, size=64, role="train", burst_share=0)
     first = stages.ingest(Run(TINY, layout))
     assert "pets: 0 of 8 eval photos; 3 of about 20 labelled" in first.facts["eval"]
+    say_arrivals(first, Run(TINY, layout), as_json=False)
+    assert "evaluation photos\n  portrait: 0 of 8 eval photos; 0 of about 20 labelled\n" in capsys.readouterr().out
     monkeypatch.setenv("MM_WORKSPACE", str(layout.root))
     shown = CliRunner().invoke(app, ["status"], env={"COLUMNS": "200"}).output
     assert "  pets: 0 of 8 eval photos; 3 of about 20 labelled\n" in shown
@@ -468,4 +473,10 @@ def test_ingest_and_status_say_which_eval_rows_cannot_judge_and_what_is_missing(
     second = stages.ingest(Run(TINY, layout))
     assert len(second.tables["eval_refused"]) == 1, second.tables
     assert "arrived earlier for training" in second.tables["eval_refused"][0]["why"]
-    assert any("cannot judge and are not trained on" in line for line in second.facts["eval"])
+    say_arrivals(second, Run(TINY, layout), as_json=False)
+    refusal = f"  1 photo cannot judge and is not trained on ({LEARNT}): {manifest.loc[0, 'image']}\n"
+    assert refusal in capsys.readouterr().out
+    enough = TINY.with_values(**{"snapshot.eval_least": 2, "gate.min_images": 2}).snapshot
+    words = eval_state(enough, catalog_of(layout))["words"]
+    # Two fifths of five are two: the labels suffice, but those of role train cannot judge.
+    assert "pets: 1 of 2 eval photos; 5 labelled, but only newly arriving photos can judge" in " ".join(words)

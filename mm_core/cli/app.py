@@ -21,7 +21,7 @@ from mm_core.cli.operate import app as operate_app
 from mm_core.cli.quarantine import counted, pin_after_arrivals, quarantine_app, say_arrivals
 from mm_core.cli.release import app as release_app
 from mm_core.cli.terminal import Inbox, Json, open_layout, open_run, progress_bars, run_with_bars, say, table
-from mm_core.cli.words import drop_words, held_words
+from mm_core.cli.words import drop_words, eval_words, held_words
 from mm_core.core.categories import KINDS
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError, MattingError, TrackingServerError
@@ -183,8 +183,8 @@ def status(json_: Json = False) -> None:
     latest = latest.sort_values("ingested_at").drop_duplicates(["kind", "batch"], keep="last")
     if held := held_words(latest.loc[latest["state"] == "held"].to_dict("records")):
         typer.echo(held + "\n")
-    if lines := result["eval"]["words"]:
-        typer.echo("evaluation photos\n" + "\n".join(f"  {line}" for line in lines) + "\n")
+    if lines := eval_words(result["eval"]["words"]):
+        typer.echo("\n".join(lines[1:]) + "\n")
     typer.echo(f"labelled photos: {result['labelled']}")
     typer.echo(f"last verdict:    {result['verdict'] or 'no cycle yet'}")
     typer.echo(f"champion:        {result['champion'] or result['registry_fault'] or 'none yet'}")

@@ -92,6 +92,8 @@ def ingest_words(report: Report, categories: Sequence[Mapping[str, object]], inb
     lines += [f"held: {row['kind']}/{row['batch']}: {row['reason']}" for row in batches if row["state"] == "held"]
     if categories:
         lines += ["", "accepted by category", table(categories)]
+    # Drops without labelled photos do not change the evaluation photos, so their report lacks this fact.
+    lines += eval_words(report.fact("eval", list) if report.facts.get("eval") else [])
     lines += _refusals(report.rows("rejects"))
     # Expectations of single rows are in the table of refusals.
     results: list[ExpectationResult] = report.rows("expectations")
@@ -105,6 +107,15 @@ def ingest_words(report: Report, categories: Sequence[Mapping[str, object]], inb
     left_out = report.fact("left_out", dict) if report.facts.get("left_out") else {}
     lines += [f"not computed: {name}: {why}" for name, why in left_out.items()]
     return "\n".join([*lines, "", f"details: {report.facts['data_docs']}"])
+
+
+def eval_words(words: Sequence[str]) -> list[str]:
+    """Return the lines about the evaluation photos that are missing or cannot judge; empty if nothing is to be said.
+
+    Args:
+        words: The sentences of `mm_core.ingest.snapshot.eval_state`.
+    """
+    return ["", "evaluation photos", *(f"  {line}" for line in words)] if words else []
 
 
 @dataclass

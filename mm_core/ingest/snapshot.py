@@ -197,6 +197,8 @@ class RefusedToJudge(TypedDict):
     """A photo that cannot judge and is not trained on."""
 
     sample_id: str
+    image: str
+    """Name of its file in the drop."""
     batch: str
     why: str
 
@@ -220,8 +222,8 @@ def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str
 
     Returns:
         `categories`, one row each: category, eval (photos), needed, labelled (photos), labelled_needed; `refused`, the
-        rows of role `eval` that cannot be used for evaluation: sample_id, batch, why; `words`, a line for each category
-        below its need and for the refused rows.
+        rows of role `eval` that cannot be used for evaluation: sample_id, image, batch, why; `words`, a line for each
+        category below its need and for the refused rows.
     """
     placed = read_placement(params, catalog)
     if not placed.samples.num_rows:
@@ -245,20 +247,30 @@ def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str
             }
         )
         if judging < params.eval_least:
-            words.append(
-                f"{category}: {judging} of {params.eval_least} eval photos; {count} of about {wanted} labelled"
-            )
+            words.append(f"{category}: {judging} of {params.eval_least} eval photos; {_labelled_words(count, wanted)}")
     chosen = pa.array(np.flatnonzero(placed.dropped == REASONS.index(LEARNT)))
     refused = placed.samples.select(["id", "kind", "batch"]).take(chosen).to_pylist()
-    listed: list[RefusedToJudge] = [
-        {"sample_id": row["id"], "batch": row["batch"], "why": LEARNT}
-        for row in refused
-        if not batches or f"{row['kind']}/{row['batch']}" in batches
-    ]
-    if listed:
-        some = ", ".join(row["sample_id"][:12] for row in listed[:5])
-        words.append(f"{len(listed)} photos cannot judge and are not trained on ({LEARNT}): {some}")
+    refused = [row for row in refused if not batches or f"{row['kind']}/{row['batch']}" in batches]
+    listed: list[RefusedToJudge] = []
+    if refused:
+        # A producer knows a photo by its file's name, which placement does not read.
+        named = catalog.read("samples", columns=["id", "name"])
+        names = dict(zip(named["id"], named["name"].fillna(""), strict=True))
+        listed = [
+            {"sample_id": row["id"], "image": names[row["id"]], "batch": row["batch"], "why": LEARNT} for row in refused
+        ]
+        some = ", ".join(row["image"] or row["sample_id"][:12] for row in listed[:5])
+        more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+        what = "1 photo cannot judge and is" if len(listed) == 1 else f"{len(listed)} photos cannot judge and are"
+        words.append(f"{what} not trained on ({LEARNT}): {some}{more}")
     return {"categories": rows, "refused": listed, "words": words}
+
+
+def _labelled_words(count: int, wanted: int) -> str:
+    if count < wanted:
+        return f"{count} of about {wanted} labelled"
+    # The labels suffice, but photos of role train, or labelled after their arrival, never become eval photos.
+    return f"{count} labelled, but only newly arriving photos can judge: drop labelled ones with role eval"
 
 
 def components(samples: pd.DataFrame, bits: int) -> np.ndarray:
