@@ -33,6 +33,8 @@ from sklearn.isotonic import IsotonicRegression
 
 from mm_core.core.params import CommonTrainParams, LossParams, ModelParams, StageParams, StructureParams
 from mm_core.core.records import CATEGORIES, decoder_of
+from mm_core.eval.blind import BlindMattes
+from mm_core.eval.rows import eval_rows
 from mm_core.imaging.pixel_cache import Pool, rng_of
 from mm_core.labeling.need import LEAST, MOST
 from mm_core.labeling.selection import Looked, choose, spread_out
@@ -108,6 +110,15 @@ def gallery(seed: int, photos: int, work: Path) -> Gallery:
 def held_out(name: str, first: int, each: int, work: Path) -> Gallery:
     rows = [(c, first + n, 0, ("easy", "hard")[n % 2]) for c in CATEGORIES for n in range(each)]
     return draw(rows, work / f"{name}-{each}.npz")
+
+
+def blind_errors(judged: Gallery) -> dict[str, float]:
+    """Return the MSE of each category's blind matte, the mean of the other judged mattes (`mm_core.eval.blind`)."""
+    rows = eval_rows(judged.frame.assign(group=judged.frame["scene"]))
+    mattes = judged.alphas.astype(np.float32) / 255
+    blind = BlindMattes(rows, mattes)
+    errors = [float(np.square(blind.predict(row, SIZE, SIZE) - a).mean()) for row, a in zip(rows, mattes, strict=True)]
+    return {c: float(np.mean(np.array(errors)[judged.frame["category"] == c])) for c in CATEGORIES}
 
 
 class Learner:
@@ -252,7 +263,7 @@ def main() -> None:
                         append(runs, row | {"chosen": json.dumps(following)})
                 chosen = following
     print("complete", flush=True)
-    write(args)
+    write(args, blind_errors(judged))
 
 
 def crossing(labels: np.ndarray, errors: Any, wanted: float) -> float:
@@ -280,7 +291,7 @@ def curves(runs: Path) -> Any:
     return pd.concat([table[table["labels"] > table["labels"].min()], *copies]).sort_values(["arm", "seed", "labels"])
 
 
-def write(args: argparse.Namespace) -> None:
+def write(args: argparse.Namespace, blind: dict[str, float]) -> None:
     shares = ", ".join(f"{category} {share:.0%}" for category, share in SHARES.items())
     lines = [
         "# Labels needed for the same error: ours, uncertainty only, random (generated samples)",
@@ -293,6 +304,10 @@ def write(args: argparse.Namespace) -> None:
         f" larger; each error is the mean of {args.trainings} trainings. Ours looks at {args.look} photos, uncertainty"
         " at all. Seeds, steps and trainings were fixed before any arm but random was seen.",
         "",
+        f"The blind matte (the mean matte of the category, whatever the photo shows) has an error of"
+        f" {np.mean(list(blind.values())):.4f} on the same photos. An arm above it has learnt less than the usual place"
+        " of a subject: the table compares the choice of labels, not models that are of use.",
+        "",
     ]
     tables = []
     for how, said in (("known", "the manifest says each photo's category"), ("guessed", "guessed by structuring")):
@@ -300,12 +315,12 @@ def write(args: argparse.Namespace) -> None:
         if runs.is_file():
             table = curves(runs)
             tables.append(table.assign(categories=how).drop(columns=["what", "chosen"]))
-            lines += [f"## Categories: {said}", "", *section(table)]
+            lines += [f"## Categories: {said}", "", *section(table, blind)]
     (HERE / "label_efficiency.md").write_text("\n".join(lines))
     pd.concat(tables).to_csv(HERE / "label_efficiency.csv", index=False, float_format="%.6g")
 
 
-def section(scores: Any) -> list[str]:
+def section(scores: Any, blind: dict[str, float]) -> list[str]:
     table: Any = scores
     arms = list(dict.fromkeys(a for a in (*ARMS, *table["arm"]) if a in set(table["arm"])))
     table = table[table.groupby(["arm", "seed"])["labels"].transform("size") == table["labels"].nunique()]
@@ -362,6 +377,7 @@ def section(scores: Any) -> list[str]:
     for arm in arms:
         row = last[[*CATEGORIES, "scenes"]].mean().loc[arm]
         lines.append(f"| {arm} | " + " | ".join(f"{row[c]:.4f}" for c in CATEGORIES) + f" | {row['scenes']:.0f} |")
+    lines.append("| blind | " + " | ".join(f"{blind[c]:.4f}" for c in CATEGORIES) + " | 0 |")
     return [*lines, ""]
 
 

@@ -52,4 +52,5 @@ def in_words(left_out: Mapping[str, str], eval_frame: pd.DataFrame) -> str:
     each = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
     some = ", ".join(f"{sample[:12]} by {left_out[sample]}" for sample in sorted(left_out)[:NAMED])
     more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
-    return f"left out: {len(left_out)} eval photos that a judged model has learnt from ({each}): {some}{more}"
+    what = f"{len(left_out)} eval photo{'s' * (len(left_out) > 1)}"
+    return f"left out: {what} that a judged model has learnt from ({each}): {some}{more}"

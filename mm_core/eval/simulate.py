@@ -87,10 +87,21 @@ class Photos:
             self.rows = np.concatenate(drawn)[: world.photos]
             self.group = np.repeat(np.arange(len(drawn)), [len(rows) for rows in drawn])[: world.photos]
 
-    def model(self, factor: float) -> dict[str, np.ndarray]:
-        """Return scores (metric → (photos, 1)) of a new training with expected errors of `factor` times the level."""
+    def sides(self) -> np.ndarray:
+        """Return +1 or -1 at random for each photo, (photos,); photos of one group have the same."""
+        # Gains within a group are correlated, and stay so if the whole group takes one side.
+        return np.where(self.rng.random(int(self.group[-1]) + 1) < 0.5, 1.0, -1.0)[self.group]
+
+    def model(self, factor: float, side: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Return scores (metric → (photos, 1)) of a new training with expected errors of `factor` times the level.
+
+        Args:
+            factor: Expected error, as a multiple of the level.
+            side: (photos,) only with real pairs: place of each score between the two real ones, which have +0.5 and
+                -0.5. None draws it at random for a model that is independent of all others.
+        """
         if self.pairs is not None:
-            return self._real(factor)
+            return self._real(factor, self.sides() / np.sqrt(2) if side is None else side)
         world, count = self.world, len(self.group)
         # Split the retraining noise into a part per photo and a part per group.
         own = self.rng.normal(size=count) * np.sqrt(1 - world.within)
@@ -102,14 +113,13 @@ class Photos:
         scores = {"mse": mse, "conn": 1.2 * conn, "biou": 1 - 2 * np.sqrt(edge), "maxf": 1 - np.sqrt(fit)}
         return {metric: np.clip(values, 0, 2)[:, None] for metric, values in scores.items()}
 
-    def _real(self, factor: float) -> dict[str, np.ndarray]:
-        """Return one of each photo's two real scores at random, with their distance from the middle scaled by √2.
+    def _real(self, factor: float, side: np.ndarray) -> dict[str, np.ndarray]:
+        """Return scores at the places `side` between each photo's two real ones; all metrics use the same places.
 
-        All metrics of a photo use the same choice. The difference of two draws has the variance of the real difference,
-        with heavier tails, because half of the differences are zero.
+        With places of ±1/√2 the difference of two draws has the variance of the real difference, with heavier tails,
+        because half of the differences are zero.
         """
         assert self.pairs is not None
-        side = np.where(self.rng.random(len(self.rows)) < 0.5, 1.0, -1.0) / np.sqrt(2)
         scores = {}
         for metric in METRICS:
             one, other = (self.pairs[f"{metric}_{name}"].to_numpy(float)[self.rows] for name in ("a", "b"))
@@ -164,12 +174,20 @@ def draw(photos: Photos, gain: float) -> dict[Key, dict[str, np.ndarray]]:
     """Return scores of one category for candidate, champion and anchor.
 
     The candidate's expected MSE is (1 - gain) times the champion's. The anchor's is 10 % higher than the champion's.
+    With real pairs, candidate and champion have the two scores of each photo in random order. Their differences are
+    then the real ones, which two independent draws would not give.
     """
-    candidate = photos.model(1 - gain)
+    side = None if photos.pairs is None else photos.sides() / 2
+    candidate = photos.model(1 - gain, side)
     # Simulated quantisation noise: 0.5 % per photo.
     noise = 1 + 0.005 * photos.rng.normal(size=(len(photos.group), 1))
     int8 = {m: values * noise if m in RELATIVE else values for m, values in candidate.items()}
-    return {FLOAT: candidate, INT8: int8, CHAMPION: photos.model(1.0), ANCHOR: photos.model(1.1)}
+    return {
+        FLOAT: candidate,
+        INT8: int8,
+        CHAMPION: photos.model(1.0, None if side is None else -side),
+        ANCHOR: photos.model(1.1),
+    }
 
 
 def promoted(

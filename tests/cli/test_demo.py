@@ -36,9 +36,15 @@ def test_finished_cycles_are_told_again_and_not_run_again(tmp_path: Path, monkey
 
 def test_only_training_mattes_of_the_third_week_are_poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: dict[str, dict] = {}
-    monkeypatch.setattr(demo, "write_drop", lambda inbox, kind, batch, counts, **how: made.update({batch + kind: how}))
+
+    def note(inbox: Path, kind: str, batch: str, counts: dict[str, int], **how: object) -> None:
+        made[batch + kind] = how | {"most": max(counts.values())}
+
+    monkeypatch.setattr(demo, "write_drop", note)
     for cycle in (1, 2, 3):
         demo.drop_samples(tmp_path, cycle)
     poisoned = {name for name, how in made.items() if how.get("poison")}
     assert poisoned == {"2026-w03pixel_labeled"}
     assert all(made[name]["role"] == "train" for name in poisoned)
+    judging = {name: how["most"] for name, how in made.items() if how.get("role") == "eval"}
+    assert judging == {"2026-w01-evalpixel_labeled": 60}, "no more than 60 eval photos a category show all this"

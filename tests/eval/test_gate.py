@@ -137,6 +137,31 @@ def test_order_of_rows_does_not_matter(tmp_path: Path) -> None:
     assert one.model_dump(exclude={"created_at"}) == other.model_dump(exclude={"created_at"})
 
 
+@pytest.mark.parametrize(("metric", "loss"), [("conn", -0.3), ("biou", -0.05), ("maxf", -0.04)])
+@pytest.mark.parametrize("pooled", [True, False])
+def test_no_metric_of_any_category_may_lose_more_than_its_margin(
+    tmp_path: Path, metric: str, loss: float, pooled: bool
+) -> None:
+    """MSE gains 30 % everywhere, and one other metric of one category loses several margins."""
+    scores, frame = tables(simulate(26, photos=60, gains=0.3))
+    champion = scores[scores["model"] == "champion"].set_index("sample_id")
+    cards = (scores["model"] == "multimodal") & (scores["category"] == "cards")
+    if metric == "conn":
+        scores.loc[cards, "conn"] = scores.loc[cards, "sample_id"].map(champion["conn"]) * (1 - loss)
+    elif metric == "biou":
+        scores.loc[cards, "biou"] = scores.loc[cards, "sample_id"].map(champion["biou"]) + loss
+    else:
+        scores["fcurve"] = [
+            champion["fcurve"][sample] + loss if worse else curve
+            for sample, curve, worse in zip(scores["sample_id"], scores["fcurve"], cards, strict=True)
+        ]
+    found = decide(PARAMS.model_copy(update={"pooled": pooled}), workspace(tmp_path, scores, frame), INPUTS)
+    assert found.decision == "REJECT"
+    assert any(r.startswith(f"cards: {metric} ") and "is worse than the champion's" in r for r in found.reasons)
+    others = [cell for cell in found.cells if cell.category != "cards" and cell.metric == metric]
+    assert {cell.result for cell in others if cell.category in CATEGORIES} == {"pass"}
+
+
 def test_slow_erosion_is_seen_by_the_anchor(tmp_path: Path) -> None:
     """Better than a champion that has itself fallen far behind the anchor."""
     scores, frame = tables(simulate(7, gains=0.3))

@@ -10,7 +10,7 @@ from eval_workspace import simulate, tables
 
 from benchmarks.gate_simulation import HEAVY, settling, year
 from mm_core.core.params import GateParams
-from mm_core.eval.evidence import CHAMPION, INT8
+from mm_core.eval.evidence import CHAMPION, FLOAT, INT8
 from mm_core.eval.simulate import SIX, Photos, World, characteristics, draw, pairs_of, rates
 from mm_core.eval.variances import photos_needed
 
@@ -79,6 +79,20 @@ def test_two_draws_of_real_pairs_differ_as_the_pairs_do() -> None:
         real, drawn = (np.log(a / b), np.log(one[metric] / other[metric])) if metric == "mse" else (a - b, 0)
         drawn = drawn if metric == "mse" else one[metric] - other[metric]
         assert np.sqrt((drawn**2).mean()) == pytest.approx(np.sqrt((real**2).mean()), rel=0.05)
+
+
+def test_candidate_and_champion_have_the_two_real_scores_of_each_photo() -> None:
+    """Also the shape of their differences is the real one, not only the variance; a group takes one side."""
+    pairs = pairs_of(tables(simulate(5, photos=80, noise=0.3, burst=2))[0], INT8, CHAMPION)
+    photos = Photos(World(photos=4_000, pairs=pairs), "pets", np.random.default_rng(0))
+    drawn = draw(photos, 0.0)
+    for metric in ("mse", "biou"):
+        real = pairs["pets"][[f"{metric}_a", f"{metric}_b"]].to_numpy()[photos.rows]
+        ours = np.hstack([drawn[FLOAT][metric], drawn[CHAMPION][metric]])
+        assert np.sort(ours, axis=1) == pytest.approx(np.sort(real, axis=1))
+        first = np.isclose(ours[:, 0], real[:, 0])
+        assert first.mean() == pytest.approx(0.5, abs=0.05)
+        assert (first[:-1] == first[1:])[photos.group[:-1] == photos.group[1:]].all()
 
 
 def test_maxf_of_a_pair_is_the_categorys() -> None:
