@@ -95,6 +95,8 @@ def decide(params: GateParams, layout: Layout, inputs: PinnedInputs, history: Hi
     if not problems:
         if text := in_words(left_out, whole_frame):
             reasons.append(text)
+        if not champion and any(too_few(params, category, cells) for category in CATEGORIES):
+            reasons.append("advice: `mm gate crossfit` judges a first model with few photos; nothing is released by it")
         reasons += _cautions(params, cells, decision == "PROMOTE" and champion is not None, history)
     return Verdict(
         decision=decision,

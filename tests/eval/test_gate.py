@@ -199,6 +199,9 @@ def test_a_certain_loss_in_scenery_blocks_unless_it_is_accepted_by_name(tmp_path
 
 def test_too_few_photos_or_scenes(tmp_path: Path) -> None:
     assert "8 are needed" in verdict(tmp_path, simulate(10, photos=6, gains=0.5)).reasons[0]
+    first = verdict(tmp_path, simulate(10, photos=6, gains=0.5), inputs=FIRST)
+    assert first.decision == "INCONCLUSIVE" and "`mm gate crossfit`" in first.reasons[-1]
+    assert "crossfit" not in " ".join(verdict(tmp_path, simulate(11), inputs=FIRST).reasons)
     found = verdict(tmp_path, simulate(10, photos=12, gains=0.5, burst=3))
     assert found.decision == "INCONCLUSIVE" and "show 4 scenes, 5 are needed" in found.reasons[0]
 
