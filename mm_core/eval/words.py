@@ -35,8 +35,9 @@ def loss(cell: Cell) -> str:
         return f"on average over the six: {_named(cell)} is worse than {whose}, {times} {changes}"
     where = "on average over the six" if cell.category == MACRO else cell.category
     if cell.against == "floor":
+        limit = "at least" if cell.metric in HIGHER_IS_BETTER else "at most"
         return (
-            f"{where}: {cell.metric} {cell.candidate:.4g} is below the floor {cell.reference:.4g} "
+            f"{where}: {cell.metric} {cell.candidate:.4g} is below the floor: {limit} {cell.reference:.4g} is required "
             f"(at best {_best(cell)})"
         )
     compared = f"{cell.candidate:.4g} is worse than {WHOSE[cell.against]} {cell.reference:.4g}"

@@ -211,7 +211,8 @@ def test_first_model_meets_floors(tmp_path: Path) -> None:
     assert (found.decision, found.basis, found.champion) == ("PROMOTE", "bootstrap", None)
     assert {cell.against for cell in found.cells} == {"floor", "float", "blind"}
     poor = verdict(tmp_path, simulate(11, gains=-19.0), inputs=FIRST)
-    assert poor.decision == "REJECT" and "is below the floor 0.05" in poor.reasons[0]
+    assert poor.decision == "REJECT" and "is below the floor: at most 0.05 is required" in poor.reasons[0]
+    assert any(": maxf " in reason and "at least 0.85 is required" in reason for reason in poor.reasons)
     assert not any("worse than the champion" in reason for reason in poor.reasons)
 
 
