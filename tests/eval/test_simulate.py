@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from eval_workspace import simulate, tables
+from test_gate import workspace
+from typer.testing import CliRunner
 
 from benchmarks.gate_simulation import HEAVY, settling, year
+from mm_core.cli.app import app
 from mm_core.core.params import GateParams
 from mm_core.eval.evidence import CHAMPION, FLOAT, INT8
 from mm_core.eval.simulate import SIX, Photos, World, characteristics, draw, pairs_of, rates
@@ -134,3 +138,14 @@ def test_real_pairs_bring_their_own_noise() -> None:
     n = max(row["at +10 %"] for row in many)
     found = rates(QUICK, World(photos=n, pairs=loud), every(0.1), 40, 6, rules=("gate",))
     assert found["gate"] >= 0.5, "80 % by the formula"
+
+
+def test_the_command_prints_the_photos_that_each_category_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = workspace(tmp_path, *tables(simulate(5, photos=20)))
+    monkeypatch.setenv("MM_WORKSPACE", str(layout.root))
+    shown = CliRunner().invoke(app, ["gate", "simulate", "--runs", "1", "--photos", "10"]).output
+    assert "multimodal (int8) against champion (int8) in the last evaluation" in shown and "no-op retrain" in shown
+    needed = shown.partition("eval photos with which all six pass in 80 % of cases")[2]
+    assert all(f"at +{gain} %" in needed for gain in (5, 10, 20)) and all(name in needed for name in SIX)
