@@ -34,7 +34,7 @@ def cycle(root: Path, *, photos: int = 8, size: int = 64, champion: bool = True)
     """A whole cycle's files, by the real evaluation and gate; the catalog by hand."""
     layout, store, truths = make(root, per_category=photos, size=size)
     inputs = {
-        "catalog": {"samples": 1},
+        "catalog": {"samples": 1, "labels": 0, "features": 0},
         "champion": {"version": "4", "digest": "c" * 64, "files": {}} if champion else None,
         "anchor": {"version": "1", "digest": "a" * 64, "files": {}} if champion else None,
     }
