@@ -40,7 +40,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[Path
             time.sleep(0.2)
         layout = Layout(Settings(root / "ws", "", "", f"http://127.0.0.1:{port}", root / "p", "cpu"))
         counts = {"train_labeled": {"pets": 385}, "eval": {"pets": 40}}
-        facts = {"digest": "a1" * 32, "eval_digest": "e5" * 32, "counts": counts}
+        pins = {"catalog": {"samples": 1, "labels": 1, "features": 1}, "champion": None, "anchor": None}
+        facts = {"digest": "a1" * 32, "eval_digest": "e5" * 32, "counts": counts} | pins
         write_json(layout.snapshot / "snapshot.json", facts)
         Tracker(layout.settings).log_report(layout, Report("evaluate", metrics={"multimodal/pets/mse": 0.02}))
         yield layout

@@ -117,5 +117,6 @@ def workspace(layout: Layout, draw: Drawer) -> Layout:
     for path, frame in frames.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         frame.to_parquet(path)
-    write_json(layout.snapshot / "snapshot.json", {"digest": "5" * 64, "eval_digest": "e" * 64})
+    pins = {"catalog": {"samples": 1, "labels": 1, "features": 1}, "champion": None, "anchor": None}
+    write_json(layout.snapshot / "snapshot.json", {"digest": "5" * 64, "eval_digest": "e" * 64} | pins)
     return layout

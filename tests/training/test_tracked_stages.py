@@ -33,6 +33,9 @@ from mm_core.training.tracking import Tracker
 FACTS: dict[str, Any] = {
     "digest": "a1" * 32,
     "eval_digest": "e5" * 32,
+    "catalog": {"samples": 1, "labels": 1, "features": 1},
+    "champion": None,
+    "anchor": None,
     "counts": {"train_labeled": {"pets": 3, "portrait": 2}, "eval": {"pets": 2}},
 }
 

@@ -18,10 +18,18 @@ from mm_core.training.scratch import part_of, scratch_layout
 from mm_core.training.stage import train_stage
 from mm_core.training.tracking import Tracker
 
+FACTS = {
+    "digest": "a1" * 32,
+    "eval_digest": "e5" * 32,
+    "catalog": {"samples": 1, "labels": 1, "features": 1},
+    "champion": None,
+    "anchor": None,
+}
+
 
 @pytest.fixture
 def cycle(layout: Layout) -> Layout:
-    write_json(layout.snapshot / "snapshot.json", {"digest": "a1" * 32})
+    write_json(layout.snapshot / "snapshot.json", FACTS)
     return layout
 
 
@@ -70,7 +78,7 @@ def test_a_stage_run_again_writes_to_its_run_and_a_new_snapshot_to_another(cycle
     found = runs(cycle)
     assert len(found) == 2
     assert found["evaluate"].data.metrics["semi/pets/mse"] == 0.4
-    write_json(cycle.snapshot / "snapshot.json", {"digest": "b2" * 32})
+    write_json(cycle.snapshot / "snapshot.json", FACTS | {"digest": "b2" * 32})
     Tracker(cycle.settings).log_report(cycle, Report("evaluate"))
     from mlflow import MlflowClient
 
@@ -135,7 +143,7 @@ def test_a_scratch_workspace_that_was_removed_is_used_again_by_the_same_process(
     for _ in range(2):
         scratch = scratch_layout(layout, "noise-1")
         part = part_of(scratch, "1")
-        write_json(part.snapshot / "snapshot.json", {"digest": "a1" * 32})
+        write_json(part.snapshot / "snapshot.json", FACTS)
         Tracker(part.settings).log_report(part, Report("train-simple"))
         assert set(runs(scratch)) == {"cycle", "train-simple"}
         shutil.rmtree(scratch.root)
