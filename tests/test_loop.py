@@ -446,6 +446,27 @@ def _kept(layout: Layout, path: Path) -> bool:
     return path.is_relative_to(layout.cycle) or path.parts[len(layout.root.parts)] in ("inputs.json", "mlflow", "store")
 
 
+def test_an_eval_photo_of_a_scene_that_the_champion_has_learnt_does_not_judge(cycled) -> None:
+    """The producer corrects a manifest afterwards: the scene of an eval photo is that of a training photo."""
+    layout, _ = cycled
+    inbox = Path(layout.settings.inbox) / "pixel_labeled"
+    learnt, judging = (pd.read_csv(inbox / batch / "manifest.csv") for batch in ("train", "eval"))
+    row = judging.index[judging["category"] == "pets"][0]
+    judging.loc[row, "group"] = learnt.loc[learnt["category"] == "pets", "group"].iloc[0]
+    judging.to_csv(inbox / "eval" / "manifest.csv", index=False)
+    stages.ingest(Run(TINY, layout))
+    stages.pin_inputs(Run(TINY, layout), again=True)
+    for stage in (stages.snapshot, stages.split, *stages.TRAIN.values(), stages.evaluate, stages.gate):
+        stage(Run(TINY, layout))
+    verdict = recorded_verdict(layout)
+    photo = sha256_file(inbox / "eval" / judging.loc[row, "image"])
+    assert list(verdict.left_out) == [photo]
+    assert verdict.left_out[photo].endswith("(train_labeled), another photo of the scene")
+    assert {cell.images for cell in verdict.cells if (cell.category, cell.against) == ("pets", "champion")} == {4}
+    assert {cell.images for cell in verdict.cells if (cell.category, cell.against) == ("cards", "champion")} == {5}
+    assert any(reason.startswith("left out: 1 eval photo") for reason in verdict.reasons)
+
+
 def test_ingest_and_status_say_which_eval_rows_cannot_judge_and_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,7 +73,7 @@ def cross_fit(run: StorageRun, report: Report, *, folds: int) -> Report:
     blind, scores = blind_mattes(frame, run.store), []
     for index in range(folds):
         own = part_of(base, str(index))
-        write_frames(own.snapshot, {"validation": frame.head(0)}, SCHEMA, {"digest": about["digest"]})
+        write_frames(own.snapshot, {"validation": frame.head(0)}, SCHEMA, {**about})
         # Train on all other folds, then judge the photos of this one.
         write_frames(own.split, {SUPERVISED: frame.loc[fold != index]}, SCHEMA)
         train_stage(SUPERVISED, run.with_layout(own), Report(str(index)), start=None)

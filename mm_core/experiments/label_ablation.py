@@ -76,7 +76,8 @@ def compare_labels(
     source = sources(run.catalog, new, learned)
     # Fails early, before any training, if an arm is too small.
     draw_arms(source, params.seed, fewest)
-    digest = read_snapshot(layout)["digest"]
+    frozen = read_snapshot(layout)
+    digest = frozen["digest"]
     base = scratch_layout(layout, f"compare-{digest[:12]}")
     for leftover in base.root.parent.glob("compare-*"):
         if leftover != base.root:  # left by a killed comparison on an older snapshot
@@ -92,7 +93,7 @@ def compare_labels(
             photos[arm].update(pool.loc[chosen, "category"].fillna("unknown"))
             arm_layout = part_of(base, f"{index}-{arm}")
             # An empty validation pool: the last weights are scored, not the best ones.
-            write_frames(arm_layout.snapshot, {"validation": pool.head(0)}, SCHEMA, {"digest": digest})
+            write_frames(arm_layout.snapshot, {"validation": pool.head(0)}, SCHEMA, {**frozen})
             write_frames(arm_layout.split, {SUPERVISED: pool.loc[is_known | chosen]}, SCHEMA)
             train_stage(SUPERVISED, run.with_layout(arm_layout, seeded), Report(arm), start=start)
             models[arm, "float"] = TorchPredictor(arm_layout.model(SUPERVISED), layout.settings.device)
