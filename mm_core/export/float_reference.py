@@ -16,6 +16,7 @@ def served(model: Path, decoder: str) -> torch.nn.Module:
     import torch
 
     from mm_core.model.files import load_model
+    from mm_core.model.network import scale_foreground
 
     net, _ = load_model(model)
 
@@ -24,9 +25,11 @@ def served(model: Path, decoder: str) -> torch.nn.Module:
             super().__init__()
             # Only this decoder's parts: the weights of the others would enter an exported program too.
             self.normalize, self.encoder, self.decoder = net.normalize, net.encoder, net.decoders[decoder]
+            self.scale = net.foreground_scale
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
-            return torch.sigmoid(self.decoder(self.encoder(self.normalize(image)))[0])
+            logits = self.decoder(self.encoder(self.normalize(image)))[0]
+            return torch.sigmoid(scale_foreground(logits, self.scale))
 
     return Served().eval()
 

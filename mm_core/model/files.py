@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from mm_core.core.errors import InputError
 from mm_core.core.params import ModelParams
 from mm_core.core.records import sha256_bytes, write_bytes
-from mm_core.model.meta import METADATA_KEY, ModelMeta, read_meta
+from mm_core.model.meta import METADATA_KEY, ModelMeta, foreground_scale_of, read_meta
 from mm_core.model.network import MattingNet
 
 
@@ -23,15 +23,16 @@ def save_model(path: Path, net: MattingNet, meta: Mapping[str, object]) -> str:
     Args:
         path: File to write.
         net: Network to save.
-        meta: Metadata; `model`, the network's params, is added. The same weights and metadata give the same bytes, so
-            times and paths must not be part of it.
+        meta: Metadata; `model`, the network's params, and its `foreground_scale` are added. The same weights and
+            metadata give the same bytes, so times and paths must not be part of it.
     """
     tensors = {
         name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in net.state_dict().items()
     }
     # Sorted keys keep the bytes, and so the digest, reproducible.
-    text = json.dumps({**meta, "model": net.config.model_dump(mode="json")}, sort_keys=True)
+    own = {"model": net.config.model_dump(mode="json"), "foreground_scale": net.foreground_scale}
+    text = json.dumps({**meta, **own}, sort_keys=True)
     data = save(tensors, metadata={METADATA_KEY: text})
     write_bytes(path, data)
     return sha256_bytes(data)
@@ -56,4 +57,5 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> tuple[MattingN
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: its weights do not fit {config.encoder}: {detail}; train it again") from None
+    net.foreground_scale = foreground_scale_of(meta, path)
     return net.eval().to(device), meta

@@ -20,6 +20,8 @@ class ModelMeta(TypedDict, total=False):
 
     model: dict[str, object]
     """The network's params, the section `model` of params.yaml."""
+    foreground_scale: float
+    """Factor of positive logits (mm_core.model.network); 1 in files of an earlier version."""
     stage: str
     steps: int
     start: str | None
@@ -49,17 +51,28 @@ def read_meta(path: Path) -> ModelMeta:
 
 
 def weights_digest(path: Path) -> str:
-    """Return the digest of a model file's weights and network params; what else it records does not change mattes.
+    """Return the digest of what a model file's mattes depend on: network params, weights and foreground scale.
 
     A stage without steps passes its start weights on: its file differs, this digest does not.
     """
-    config = read_meta(path).get("model")
+    meta = read_meta(path)
     with path.open("rb") as stream:
         # The format: the header's length in 8 bytes, the header as JSON, the tensors.
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         tensors = hashlib.file_digest(stream, "sha256").hexdigest()
     header.pop("__metadata__", None)
-    return digest_of([config, header, tensors])
+    return digest_of([meta.get("model"), foreground_scale_of(meta, path), header, tensors])
+
+
+def foreground_scale_of(meta: ModelMeta, path: Path) -> float:
+    """Return the factor of positive logits that metadata record; `path` names the file in the InputError."""
+    scale = meta.get("foreground_scale", 1.0)
+    # Written as `not <`, so that NaN fails too.
+    if not isinstance(scale, float) or not 0 < scale <= 1:
+        raise InputError(
+            f"{path}: foreground_scale is {str(scale)[:40]}, not a number in (0, 1]; train the model again"
+        )
+    return scale
 
 
 def input_size_of(path: Path) -> int:

@@ -145,6 +145,8 @@ class MattingNet(nn.Module):
     """Stride of each feature relative to the input, fine to coarse."""
     chooser: nn.Linear
     """Predicts the decoder of a photo of unknown category. Untrained, it always chooses the first decoder."""
+    foreground_scale: float = 1.0
+    """Factor in (0, 1] of positive logits of the mattes, which corrects overconfidence (training/calibration.py)."""
     needed: Callable[[Sequence[str]], Sequence[str]] | None = None
     """Maps a batch's decoders to those that any of the processes sharing the batch needs, in one order.
 
@@ -195,7 +197,8 @@ class MattingNet(nn.Module):
 
     def decode(self, features: list[Tensor], decoder: str) -> list[Tensor]:
         """Return logit maps (B, 1, S, S): the main one first, then the six side outputs if the net is a U2-Net."""
-        return self.decoders[decoder](features)
+        main, *sides = self.decoders[decoder](features)
+        return [scale_foreground(main, self.foreground_scale), *sides]
 
     def route(self, features: list[Tensor], decoders: Sequence[str]) -> list[Tensor]:
         """Decode a mixed batch: each decoder on its own rows, returned in the order of the batch.
@@ -253,6 +256,12 @@ class MattingNet(nn.Module):
     def forward(self, images: Tensor, decoder: str) -> Tensor:
         """Return the main logits (B, 1, S, S)."""
         return self.decode(self.encode(images), decoder)[0]
+
+
+def scale_foreground(logits: Tensor, scale: float) -> Tensor:
+    """Multiply positive logits by `scale` in (0, 1]; 1 returns them unchanged."""
+    # For a scale below 1 the smaller of both is the scaled positive or the unscaled negative logit.
+    return logits if scale == 1 else torch.minimum(logits, scale * logits)
 
 
 def normalization_of(body: nn.Module) -> Normalization:

@@ -33,6 +33,7 @@ from mm_core.ingest.subset import is_within_limit
 from mm_core.model.files import load_model, save_model
 from mm_core.model.network import MattingNet, build_model
 from mm_core.training import process_group
+from mm_core.training.checkpoint import mean_errors
 from mm_core.training.multimodal import Multimodal, embed, with_captions
 from mm_core.training.semi import Semi
 from mm_core.training.stage_data import Data, epochs, read_data
@@ -168,6 +169,7 @@ def _train(job: _Job, device: torch.device) -> None:
         result, metrics = _fit(job, net, device, fresh=fresh)
         facts |= {"steps": job.settings.steps, "kept_step": result.kept_step, "resumed_from": result.resumed_from}
         facts |= {"checkpoint": result.kept_because, "precision": result.precision}
+        facts["foreground_scale"] = net.foreground_scale
     if process_group.rank() != 0:
         return
     net.to("cpu")
@@ -226,6 +228,8 @@ def _fit(job: _Job, net: MattingNet, device: torch.device, *, fresh: bool) -> tu
     if stage == "multimodal":
         # CLIP embeds all of these before the first step.
         cache.fill(run.store, pd.concat([data.labeled, data.text_image]), run.progress)
+    # The losses and the choice of a checkpoint compare unscaled mattes; the scale is set again at the end.
+    net.foreground_scale = 1.0
     strategy = _strategy(job, net, cache, fresh=fresh)
     held_out = data.validation.loc[is_within_limit(data.validation, common.validation_photos, "validation")]
     # Decode each photo that the steps draw once, to the model's size.
@@ -257,6 +261,9 @@ def _fit(job: _Job, net: MattingNet, device: torch.device, *, fresh: bool) -> tu
         )
     # `net` continues as the kept weights, no longer the last ones.
     net.load_state_dict(result.weights)
+    if first:
+        net.foreground_scale = validation.best_scale(net)
+        result.validation = mean_errors(validation(net))
     metrics = _metrics(stage, result) | {f"{stage}/epochs": epochs(common, data, job.settings.steps)}
     if first:
         metrics |= {f"{stage}/val/choice": share for share in validation.rightly_chosen(net)}

@@ -10,6 +10,7 @@ from torch import nn
 
 from mm_core.imaging.pixel_cache import UNKNOWN, Pool
 from mm_core.model.network import MattingNet
+from mm_core.training.calibration import Calibration
 from mm_core.training.checkpoint import Errors
 from mm_core.training.trainer import DeviceBatch, to_device
 
@@ -38,6 +39,16 @@ class Validation:
             for category, error in zip(sample.categories, squared, strict=True):
                 errors.setdefault(category, []).append(error)
         return dict(sorted(errors.items()))
+
+    @torch.no_grad()
+    def best_scale(self, net: MattingNet) -> float:
+        """Return the foreground scale that suits the photos best, for a net whose own scale is 1."""
+        net.eval()
+        calibration = Calibration()
+        for sample in self._samples():
+            logits = net.route(net.encode(sample.images), sample.decoders)[0]
+            calibration.add(logits, sample.alpha, sample.categories)
+        return calibration.choose()
 
     @torch.no_grad()
     def rightly_chosen(self, net: MattingNet) -> list[float]:

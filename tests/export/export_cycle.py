@@ -81,6 +81,8 @@ def trained_net() -> MattingNet:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    # Every format must apply it.
+    net.foreground_scale = 0.7
     return net.eval()
 
 

@@ -20,7 +20,8 @@ def test_round_trip_is_exact_and_the_digest_is_the_files(net, tmp_path):
     digest = save_model(path, net, {"stage": "simple"})
     assert digest == sha256_file(path)
     loaded, meta = load_model(path)
-    assert meta == {"stage": "simple", "model": net.config.model_dump(mode="json")} == read_meta(path)
+    own = {"model": net.config.model_dump(mode="json"), "foreground_scale": 1.0}
+    assert meta == {"stage": "simple", **own} == read_meta(path)
     assert loaded.config == net.config and not loaded.training
     state = net.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
@@ -111,3 +112,33 @@ def test_models_from_before_the_chooser_load_with_an_untrained_one_and_all_else_
     save_file(old, tmp_path / "broken", metadata=metadata)
     with pytest.raises(InputError, match="do not fit"):
         load_model(tmp_path / "broken")
+
+
+def test_the_foreground_scale_is_kept_and_has_a_digest_of_its_own(net, tmp_path):
+    image = torch.randn(1, 3, 64, 64)
+    save_model(tmp_path / "plain", net, {})
+    net.eval().foreground_scale = 0.5
+    save_model(tmp_path / "scaled", net, {})
+    plain, scaled = (load_model(tmp_path / name)[0] for name in ("plain", "scaled"))
+    assert (plain.foreground_scale, scaled.foreground_scale) == (1.0, 0.5)
+    assert weights_digest(tmp_path / "plain") != weights_digest(tmp_path / "scaled")
+    with torch.inference_mode():
+        logits = plain(image, "portrait")
+        assert torch.equal(scaled(image, "portrait"), torch.where(logits > 0, 0.5 * logits, logits))
+    assert (logits > 0).any() and (logits < 0).any()
+
+
+@pytest.mark.parametrize("bad", ["NaN", "0", "-1.0", "1.5", '"half"', "true", "null"])
+def test_a_foreground_scale_out_of_range_is_refused(net, tmp_path, bad):
+    save_model(tmp_path / "good", net, {})
+    text = json.dumps(read_meta(tmp_path / "good")).replace('"foreground_scale": 1.0', f'"foreground_scale": {bad}')
+    save_file(load_file(tmp_path / "good"), tmp_path / "bad", metadata={"mm": text})
+    with pytest.raises(InputError, match=r"foreground_scale is .*not a number in \(0, 1\]; train the model again"):
+        load_model(tmp_path / "bad")
+
+
+def test_models_from_before_the_foreground_scale_are_not_scaled(net, tmp_path):
+    save_model(tmp_path / "new", net, {})
+    meta = {name: value for name, value in read_meta(tmp_path / "new").items() if name != "foreground_scale"}
+    save_file(load_file(tmp_path / "new"), tmp_path / "old", metadata={"mm": json.dumps(meta)})
+    assert load_model(tmp_path / "old")[0].foreground_scale == 1
