@@ -232,6 +232,10 @@ class MattingNet(nn.Module):
         back = torch.argsort(torch.tensor(order, device=device))
         return [torch.cat(maps).index_select(0, back) for maps in zip(*parts, strict=True)]
 
+    def one_decoder(self, decoder: str) -> OneDecoder:
+        """Return the parts that the mattes of one decoder need, without the weights of the others."""
+        return OneDecoder(self, decoder)
+
     @torch.no_grad()
     def copy_first_decoder(self) -> None:
         """Copy the weights and statistics of the first decoder to the others."""
@@ -256,6 +260,21 @@ class MattingNet(nn.Module):
     def forward(self, images: Tensor, decoder: str) -> Tensor:
         """Return the main logits (B, 1, S, S)."""
         return self.decode(self.encode(images), decoder)[0]
+
+
+class OneDecoder(nn.Module):
+    """A network of one decoder: RGB (B, 3, S, S) in [0, 1] → alpha (B, 1, S, S)."""
+
+    def __init__(self, net: MattingNet, decoder: str) -> None:
+        """Take the parts of `net`, which stay shared with it."""
+        super().__init__()
+        self.normalize, self.encoder, self.decoder = net.normalize, net.encoder, net.decoders[decoder]
+        self.scale = net.foreground_scale
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the mattes."""
+        logits = self.decoder(self.encoder(self.normalize(image)))[0]
+        return torch.sigmoid(scale_foreground(logits, self.scale))
 
 
 def scale_foreground(logits: Tensor, scale: float) -> Tensor:
