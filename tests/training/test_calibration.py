@@ -13,7 +13,7 @@ from mm_core.core.records import Report
 from mm_core.model.files import load_model
 from mm_core.model.network import scale_foreground
 from mm_core.storage.run import StorageRun
-from mm_core.training.calibration import FEWEST, MOST_RISE, SCALES, Calibration
+from mm_core.training.calibration import DEFAULT, FEWEST, MOST_RISE, SCALES, Calibration
 from mm_core.training.stage import train_stage
 
 
@@ -69,8 +69,8 @@ def test_categories_weigh_the_same_however_many_photos_they_have() -> None:
     assert together == repeated < 1
 
 
-def test_few_photos_decide_nothing() -> None:
-    assert scale_of(*photos(FEWEST - 1, 4.0, 0.5)) == 1
+def test_few_photos_give_the_default() -> None:
+    assert scale_of(*photos(FEWEST - 1, 6.0, 1.0)) == Calibration().choose() == DEFAULT < 1
 
 
 def test_a_stage_ends_with_a_scale_and_the_next_one_does_not_learn_with_it(
