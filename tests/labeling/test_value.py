@@ -29,7 +29,8 @@ def told(tmp_path, snapshot="s"):
         rows = frame if pool == "train_labeled" else frame.head(0)
         house.layout.snapshot.mkdir(parents=True, exist_ok=True)
         rows.reindex(columns=SCHEMA.names).to_parquet(house.layout.snapshot / f"{pool}.parquet", schema=SCHEMA)
-    write_json(house.layout.snapshot / "snapshot.json", {"digest": snapshot})
+    pins = {"catalog": {"samples": 1, "labels": 1, "features": 1}, "champion": None, "anchor": None}
+    write_json(house.layout.snapshot / "snapshot.json", {"digest": snapshot} | pins)
     pets = cell("pets", 0.2, "pass", candidate=0.15).model_copy(update={"gain": 0.05, "bound": 0.02})
     guard = pets.model_copy(update={"role": "guard", "gain": 9.0})
     house.judge(verdict([pets, cell("cards", 0.1, "unclear", candidate=0.11), guard]))

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mm_core import operations
 from mm_core.core.errors import InputError, StoreError
 from mm_core.core.layout import Layout
-from mm_core.core.records import Report, sha256_file
+from mm_core.core.records import Report, sha256_file, write_json
 from mm_core.core.settings import Settings
 from mm_core.pinned_inputs import Run
 from mm_core.services.backup import back_up, restore
@@ -311,7 +311,8 @@ def test_artifacts_of_mlflow_follow_the_workspace(filled: Layout, tmp_path: Path
     source = Layout(Settings.from_env(tmp_path / "before and after" / "data"))
     shutil.copytree(filled.root, source.root)
     (source.root / "cycle" / "snapshot").mkdir(parents=True)
-    (source.root / "cycle" / "snapshot" / "snapshot.json").write_text('{"digest": "abc"}')
+    pins = {"catalog": {"samples": 1, "labels": 1, "features": 1}, "champion": None, "anchor": None}
+    write_json(source.root / "cycle" / "snapshot" / "snapshot.json", {"digest": "abc"} | pins)
     # By another process: MLflow remembers a run's address for as long as a process lives.
     code = "import sys; from mm_core.core.records import Report; from mm_core.training.tracking import Tracker\n"
     code += "from mm_core.core.layout import Layout; from mm_core.core.settings import Settings\n"
