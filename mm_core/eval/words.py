@@ -150,7 +150,7 @@ def not_settled(params: GateParams, cell: Cell) -> str:
         )
     where = "the mean over the six" if cell.category == MACRO else cell.category
     text = (
-        f"{where}: {cell.metric} against {WHOSE[cell.against].rstrip(',')} {cell.reference:.4g} is not settled: "
+        f"{where}: {_named(cell)} against {WHOSE[cell.against].rstrip(',')} {cell.reference:.4g} is not settled: "
         f"{change(cell, cell.gain)}, at worst {change(cell, cell.bound)}, needed above {change(cell, cell.margin)}"
     )
     # The remedy depends on the gain: a tiny one stays unsettled with any number of photos.
