@@ -1,8 +1,8 @@
 """Export a network as one float ONNX graph; the export itself runs once per architecture.
 
-torch's exporter takes seconds, and its graph depends on the architecture alone. The graph is kept without weights. A
-model of the same architecture brings its own, and only the simplification runs again: it folds weights, for example of
-batch normalization into convolutions. The caller compares the result with torch's.
+torch's exporter takes seconds, and its graph depends on the architecture and the foreground scale alone. The graph is
+kept without weights. A model that agrees in both brings its own, and only the simplification runs again: it folds
+weights, for example of batch normalization into convolutions. The caller compares the result with torch's.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def float_graph(model: Path, folder: Path) -> tuple[onnx.ModelProto, Callable[[s
 
     served = Served().eval()
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    key = digest_of(
-        {"code": code_digest(__name__), "config": net.config.model_dump(mode="json"), "versions": tool_versions()}
-    )
+    # What the graph depends on beside the weights; the scale is a constant in it.
+    architecture = {"config": net.config.model_dump(mode="json"), "foreground_scale": net.foreground_scale}
+    key = digest_of({"code": code_digest(__name__), "versions": tool_versions(), **architecture})
     kept = folder / f"{key}.onnx"
     weights = {
         f"{NET}{name}": tensor.detach().numpy() for name, tensor in chain(net.named_parameters(), net.named_buffers())

@@ -18,9 +18,10 @@ from mm_core.model.network import build_model
 CONFIG = ModelParams(encoder="test_efficientnet", pretrained="", size=64, width=8)
 
 
-def model(folder: Path, seed: int, config: ModelParams = CONFIG) -> Path:
+def model(folder: Path, seed: int, config: ModelParams = CONFIG, scale: float = 1.0) -> Path:
     path = folder / f"{config.width}-{seed}.safetensors"
     net = build_model(config, seed)
+    net.foreground_scale = scale
     for name, buffer in net.named_buffers():
         # As after training: what is folded into convolutions differs between models.
         if name.endswith("running_mean"):
@@ -53,7 +54,9 @@ def test_a_kept_graph_with_other_weights_is_that_of_a_fresh_export(
 
 def test_it_computes_what_torch_computes(tmp_path: Path) -> None:
     fg.float_graph(model(tmp_path, 1), tmp_path)
-    graph, check = fg.float_graph(model(tmp_path, 2), tmp_path)
+    fg.float_graph(model(tmp_path, 2), tmp_path)
+    # The scale is a constant of the graph.
+    graph, check = fg.float_graph(model(tmp_path, 3, scale=0.5), tmp_path)
     onnx.save(graph, tmp_path / "float.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "float.onnx"), providers=["CPUExecutionProvider"])
     for decoder in DECODERS:
