@@ -251,10 +251,18 @@ def test_a_model_that_was_not_judged_is_not_exported(cycled) -> None:
     try:
         path.write_bytes(layout.model("simple").read_bytes())
         for stage in (stages.export, stages.promote):
-            with pytest.raises(ReleaseRefused, match="mm gate"):
+            with pytest.raises(InputError, match=r"model\.safetensors is damaged.*run `mm train-multimodal`"):
                 stage(Run(TINY, layout))
     finally:
         path.write_bytes(judged)
+    recorded = layout.verdict.read_text()
+    try:
+        layout.verdict.write_text(json.dumps(json.loads(recorded) | {"candidate": "0" * 64}))
+        for stage in (stages.export, stages.promote):
+            with pytest.raises(ReleaseRefused, match="mm gate"):
+                stage(Run(TINY, layout))
+    finally:
+        layout.verdict.write_text(recorded)
 
 
 def test_a_refusal_keeps_export_and_promotion_shut(cycled) -> None:

@@ -30,7 +30,7 @@ def read(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Pinn
     def write_and_read(text: str) -> PinnedInputs:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A snapshot has further fields, inputs.json has none.
-        path.write_text(text if path == layout.inputs else text.replace("{", '{"digest": "s", ', 1))
+        path.write_text(text if path == layout.inputs else text.replace("{", '{"digest": "s", "eval_digest": "e", ', 1))
         return request.param(layout)
 
     return write_and_read

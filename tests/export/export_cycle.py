@@ -25,6 +25,7 @@ from mm_core.model.files import save_model
 from mm_core.model.network import MattingNet, build_model
 from mm_core.model.preprocess import prepare
 from mm_core.storage.run import catalog_of, store_of
+from mm_core.storage.seals import seal_folder
 from mm_core.storage.store import Store, put_blob
 from mm_core.training.stage_data import read_data
 from samplegen import generate
@@ -113,6 +114,11 @@ def write_models(layout: Layout, net: MattingNet, seed: int) -> None:
     for stage in TRAIN_STAGES:
         record = {"snapshot": snapshot, "data": read_data(stage, layout).digest(), "start": start}
         start = save_model(layout.model(stage), net, {"stage": stage, "params": {"seed": seed}, **record})
+
+
+def seal_evaluation(layout: Layout) -> None:
+    """Seals what `mm evaluate` wrote, after a test has changed a part of it."""
+    seal_folder(layout.evaluation, [path for path in sorted(layout.quantised.iterdir()) if path.is_file()])
 
 
 def stop_clocks(patch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,7 @@ def test_killed_anywhere_there_is_no_half_bundle_and_the_next_run_completes_it(c
             stages.export(Run(PARAMS, cycle))
     assert not folder.exists()
     stages.export(Run(PARAMS, cycle))
-    assert b._key_of(folder) is not None
+    assert b.checked_manifest(folder)["key"]
     assert [p.name for p in cycle.bundles.iterdir() if p.name != ".lock"] == [folder.name], "nothing is left over"
 
 
@@ -190,7 +190,7 @@ def test_killed_between_the_two_moves_of_a_renewal(cycle, monkeypatch, unmeasure
         with pytest.raises(Killed):
             stages.export(Run(PARAMS, cycle))
     stages.export(Run(PARAMS, cycle))
-    assert b._key_of(folder) is not None
+    assert b.checked_manifest(folder)["key"]
     assert [p.name for p in cycle.bundles.iterdir() if p.name != ".lock"] == [folder.name]
 
 

@@ -127,4 +127,4 @@ def test_a_further_format_beyond_a_limit_refuses_the_whole_release(cycle, stand_
     with pytest.raises(ReleaseRefused, match="portrait.int8.pte leaves 44 operators"):
         stages.export(Run(WITH_EXECUTORCH, cycle))
     (folder,) = [path for path in cycle.bundles.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    assert b._key_of(folder) and not list(folder.glob("*.pte")), "the bundle before it stays whole"
+    assert b.checked_manifest(folder)["key"] and not list(folder.glob("*.pte")), "the bundle before it stays whole"

@@ -45,11 +45,11 @@ def test_only_what_the_gate_did_not_judge_is_held_to_its_difference_and_nothing_
 def test_a_stricter_limit_is_checked_again_and_the_old_bundle_stays_whole(cycle, monkeypatch):
     stop_clocks(monkeypatch)
     (folder,) = [path for path in cycle.bundles.iterdir() if path.is_dir()]
-    key = b._key_of(folder)
+    key = b.checked_manifest(folder)["key"]
     strict = PARAMS.with_values(**{"export.limits.max_bytes": 10})
     with pytest.raises(ReleaseRefused, match="portrait.int8.onnx has .* bytes"):
         stages.export(Run(strict, cycle))
-    assert b._key_of(folder) == key
+    assert b.checked_manifest(folder)["key"] == key
     shutil.rmtree(folder)
     with pytest.raises(ReleaseRefused, match="max_bytes"):
         stages.export(Run(strict, cycle))

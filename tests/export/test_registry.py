@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from export_cycle import PARAMS, clone, layout_at, stop_clocks, verdict_of, write_models
+from export_cycle import PARAMS, clone, layout_at, seal_evaluation, stop_clocks, verdict_of, write_models
 
 from mm_core import operations, stages
 from mm_core.core.errors import InputError, ReleaseRefused
@@ -92,6 +92,7 @@ def second(promoted, tmp_path_factory) -> Layout:
     write_models(layout, net, seed=1)
     record = json.loads((layout.quantised / "quantised.json").read_text())
     write_json(layout.quantised / "quantised.json", record | {"model": sha256_file(layout.model(TRAIN_STAGES[-1]))})
+    seal_evaluation(layout)
     export(layout, verdict_of(layout, champion=champion))
     return layout
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from export_cycle import PARAMS, clone, stop_clocks, verdict_of, write_models
+from export_cycle import PARAMS, clone, seal_evaluation, stop_clocks, verdict_of, write_models
 
 from mm_core import operations, stages
 from mm_core.core.errors import InputError, ReleaseRefused
@@ -50,6 +50,7 @@ def next_candidate(layout: Layout, seed: int, decision: str = "PROMOTE") -> None
     write_models(layout, net, seed=seed)
     record = json.loads((layout.quantised / "quantised.json").read_text())
     write_json(layout.quantised / "quantised.json", record | {"model": sha256_file(layout.model(TRAIN_STAGES[-1]))})
+    seal_evaluation(layout)
     verdict_of(layout, decision, champion=champion["digest"] if champion else None)
 
 
@@ -124,6 +125,7 @@ def test_what_was_rolled_back_is_no_longer_the_best_so_far(three: Layout, key: P
     next_candidate(three, 3)
     candidate = recorded_verdict(three).candidate
     _write_parquet(three.per_image, scores.assign(mse=scores["mse"] / 4), about)
+    seal_evaluation(three)
     stages.export(Run(PARAMS, three))
     assert "mse" in stages.promote(Run(PARAMS, three)).facts["best"]["pets"]
 

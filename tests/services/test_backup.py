@@ -312,7 +312,7 @@ def test_artifacts_of_mlflow_follow_the_workspace(filled: Layout, tmp_path: Path
     shutil.copytree(filled.root, source.root)
     (source.root / "cycle" / "snapshot").mkdir(parents=True)
     pins = {"catalog": {"samples": 1, "labels": 1, "features": 1}, "champion": None, "anchor": None}
-    write_json(source.root / "cycle" / "snapshot" / "snapshot.json", {"digest": "abc"} | pins)
+    write_json(source.root / "cycle" / "snapshot" / "snapshot.json", {"digest": "abc", "eval_digest": "e"} | pins)
     # By another process: MLflow remembers a run's address for as long as a process lives.
     code = "import sys; from mm_core.core.records import Report; from mm_core.training.tracking import Tracker\n"
     code += "from mm_core.core.layout import Layout; from mm_core.core.settings import Settings\n"
