@@ -265,7 +265,8 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> Any:
             )
     catalog.add("samples", samples)
     catalog.add("labels", labels)
-    inputs: Any = {"catalog": {name: catalog.version(name) for name in ("samples", "labels")}}
+    versions = {name: catalog.version(name) for name in ("samples", "labels")}
+    inputs: Any = {"catalog": versions | {"features": 0}, "champion": None, "anchor": None}
     build_snapshot(run.params.snapshot, catalog, inputs, run.layout.snapshot, Report("snapshot"))
     return run, {row["sample_id"]: row["alpha_sha256"] for row in labels}
 
