@@ -70,7 +70,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     for seed in range(PHOTOS):
         take(seed, ".tiff" if seed == 8 else ".png")
     versions = {name: catalog.version(name) for name in ("samples", "labels")}
-    inputs: Any = {"catalog": versions}
+    inputs: Any = {"catalog": versions | {"features": 0}, "champion": None, "anchor": None}
     build_snapshot(SnapshotParams(), catalog, inputs, layout.snapshot, Report("snapshot"))
     take(PHOTOS)
     rows = [
