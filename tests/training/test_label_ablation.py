@@ -22,6 +22,12 @@ from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, fetch_blob, put_blob
 
 
+def facts_of(digest: str) -> dict[str, Any]:
+    """The facts of a snapshot with this digest."""
+    pins = {"catalog": {"samples": 1, "labels": 1, "features": 1}, "champion": None, "anchor": None}
+    return {"digest": digest, "eval_digest": "e" * 64} | pins
+
+
 class House:
     """The workspace of this room with an eval set, and a catalog that says where each label comes from."""
 
@@ -39,7 +45,7 @@ class House:
         asked = [common | {"sample_id": i, "texts": {"queue": queue}, "vector": None} for i, queue in queues.items()]
         self.catalog.add("features", asked)
         pools = {"train_labeled": frame, "eval": eval_frame, "validation": eval_frame.head(0)}
-        write_frames(layout.snapshot, {n: f[SCHEMA.names] for n, f in pools.items()}, SCHEMA, {"digest": "5" * 64})
+        write_frames(layout.snapshot, {n: f[SCHEMA.names] for n, f in pools.items()}, SCHEMA, facts_of("5" * 64))
         self.trained: dict[str, pd.DataFrame] = {}
         self.steps: list[int] = []
 
@@ -133,7 +139,7 @@ def test_photos_that_teach_wrong_mattes_lose_to_those_that_teach_right_ones(hous
         house.layout.snapshot,
         {"train_labeled": frame, "eval": pd.read_parquet(house.layout.snapshot / "eval.parquet")},
         SCHEMA,
-        {"digest": "6" * 64},
+        facts_of("6" * 64),
     )
     report = house.compare(params.with_values(**{"train.simple.steps": 60}))
     assert [row["gain"] > 0 for row in report.tables["compare"]] == [True] * 4, report.tables["compare"]
