@@ -24,7 +24,7 @@ from mm_core.cli.terminal import Inbox, Json, open_layout, open_run, progress_ba
 from mm_core.cli.words import drop_words, eval_words, held_words
 from mm_core.core.categories import KINDS
 from mm_core.core.deferred import Deferred
-from mm_core.core.errors import InputError, MattingError, TrackingServerError
+from mm_core.core.errors import InputError, MattingError
 from mm_core.core.folders import require_folder
 from mm_core.core.settings import Settings
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from mm_core.services import ui as pages
     from mm_core.storage import retry
     from mm_core.storage.catalog import Catalog
-    from mm_core.training import mlflow_client
 else:
     # The stages import slow packages, which `mm --help` does not need.
     operations = Deferred("mm_core.operations")
@@ -58,7 +57,6 @@ else:
     inboxes = Deferred("mm_core.ingest.inbox")
     snapshots = Deferred("mm_core.ingest.snapshot")
     pages = Deferred("mm_core.services.ui")
-    mlflow_client = Deferred("mm_core.training.mlflow_client")
     retry = Deferred("mm_core.storage.retry")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, cls=OrderedGroup)
@@ -193,11 +191,8 @@ def status(json_: Json = False) -> None:
 
 def _champion(run: Run) -> dict[str, str | None]:
     """Return the champion's version, or why the registry cannot tell it."""
-    mlflow_client.expect_quick_answer()
-    try:
-        return {"champion": (run.registry.pin("champion") or {}).get("version"), "registry_fault": None}
-    except TrackingServerError as error:
-        return {"champion": None, "registry_fault": f"unknown, because {error}"}
+    version, fault = run.registry.champion_or_fault()
+    return {"champion": version, "registry_fault": fault}
 
 
 def _labelled(catalog: Catalog) -> int:

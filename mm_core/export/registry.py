@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from mm_core.core.deferred import Deferred
-from mm_core.core.errors import InputError, ReleaseRefused
+from mm_core.core.errors import InputError, ReleaseRefused, TrackingServerError
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.locks import exclusive
 from mm_core.core.pins import ModelPin
@@ -33,7 +33,7 @@ from mm_core.export.mlflow_model import save_mlflow_model
 from mm_core.export.provenance import gather
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, put_blob
-from mm_core.training.mlflow_client import open_client
+from mm_core.training.mlflow_client import expect_quick_answer, open_client
 from mm_core.training.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -72,6 +72,14 @@ class Registry:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client_or_none: MlflowClient | None = None
+
+    def champion_or_fault(self) -> tuple[str | None, str | None]:
+        """Return the champion's version, None without one; and why the registry cannot tell it, None if it can."""
+        expect_quick_answer()
+        try:
+            return (self.pin("champion") or {}).get("version"), None
+        except TrackingServerError as error:
+            return None, f"unknown, because {error}"
 
     def pin(self, name: str) -> ModelPin | None:
         """Return the pin of an alias or version number; None for a missing version."""
