@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks.arrivals import differences, ingest, start, state, warm_up, write_arrivals
 from mm_core.core.records import write_json
-from mm_core.storage import store as store_module
+from mm_core.storage import local_files
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.store import LocalStore
 
@@ -198,7 +198,7 @@ def left_over(root: Path) -> Counter[str]:
 
 def an_hour_later(root: Path) -> None:
     """A new drop is ingested when what killed runs left is old."""
-    store_module.LEFT_AFTER = 0
+    local_files.LEFT_AFTER = 0
     inbox = root / "later"
     write_arrivals(inbox, photos=2)
     ingest(root, str(inbox), str(root / "store"))

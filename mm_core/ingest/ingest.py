@@ -43,10 +43,11 @@ from mm_core.ingest.probe import Probe, Prober
 from mm_core.ingest.row_decisions import NEAR_DUPLICATE, Decision, Known, decide, label_id, photos_of
 from mm_core.ingest.statements import ALPHA, Arrival, Listing, SaidRow, Statement, stated, word
 from mm_core.storage.catalog import Catalog, CatalogMoved
+from mm_core.storage.local_files import remove_left_over
 from mm_core.storage.retry import disk_faults_of
 from mm_core.storage.rows import BatchRow, CorrectionRow, RejectRow
 from mm_core.storage.run import StorageRun
-from mm_core.storage.store import Store, fetch_blob, remove_left_over
+from mm_core.storage.store import Store, fetch_blob
 
 WORKERS = min(8, os.cpu_count() or 1)
 """Rows probed in parallel; the number bounds the decoded photos in memory."""

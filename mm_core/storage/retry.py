@@ -8,6 +8,7 @@ import random
 import re
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -33,6 +34,11 @@ _REMEDIES = {
 }
 NO_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, then run again"
 """Remedy where no credentials for S3 are found."""
+ARCHIVE_ERRORS = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, EOFError, ValueError, OSError
+)  # fmt: skip
+"""Errors of zipfile for a damaged archive. A flipped bit in a header may name an unknown compression, an offset outside
+of the file or a wrong length, for which zipfile has no error class of its own."""
 _UNREADABLE = re.compile(r"(Kernel|Json|Parquet|Arrow|external) error", re.IGNORECASE)
 """delta-rs' words about a file of a table that it cannot read."""
 _BACKTRACE = re.compile(r"\s0: (<unknown>|std::|core::).*", re.DOTALL)
@@ -113,9 +119,7 @@ def archive_fault(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    # A flipped bit in a header may also name an unknown compression, an offset outside the file or a wrong length:
-    # zipfile raises these as NotImplementedError, ValueError, EOFError or OSError.
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, OSError) as error:
+    except ARCHIVE_ERRORS as error:
         return f"not an archive that can be read: {error}"
     return f"{damaged} is damaged" if damaged else ""
 

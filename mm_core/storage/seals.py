@@ -121,7 +121,7 @@ def broken_files(folder: Path) -> Iterator[tuple[Path, str]]:
         yield seals, "not the digests that were written"
         return
     for name, digest in digests.items():
-        file = Path(os.path.normpath(folder / name))  # a seal may cover files beside its folder
+        file = Path(os.path.normpath(folder / name))  # a seal may name files outside of its folder
         if not file.is_file() or sha256_file(file) != digest:
             yield file, "its bytes are not those that were written"
 

@@ -9,11 +9,7 @@ import hashlib
 import io
 import os
 import posixpath
-import shutil
-import stat
 import threading
-import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -38,6 +34,7 @@ from mm_core.core.errors import BlobDamaged, BlobNotFound, BlobTooLarge, InputEr
 from mm_core.core.records import sha256_bytes, sha256_file
 from mm_core.core.servers import report_wait
 from mm_core.core.settings import s3_timeout
+from mm_core.storage.local_files import TEMPORARY, Drafts, is_temporary, size_and_stamp
 from mm_core.storage.retry import NO_KEYS, disk_fault, s3_server
 from mm_core.storage.seals import KEY_SEALS, KeySeals
 
@@ -54,9 +51,6 @@ S3_ATTEMPTS = 8
 """Attempts of one request, with growing pauses, before its error is reported."""
 REQUESTS = 8
 """Requests to S3 at a time."""
-TEMPORARY = ".tmp"
-LEFT_AFTER = 3600
-"""Seconds without a write after which a temporary file is regarded as left by a killed process."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +169,7 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root))
         self.url = str(self.root)
-        self._drafts = _Drafts(self.root / TEMPORARY)
+        self._drafts = Drafts(self.root / TEMPORARY)
         self.seals = KeySeals(self.root)
 
     def _path(self, key: str) -> Path:
@@ -230,11 +224,11 @@ class LocalStore:
         seals = f"{KEY_SEALS}/"
         for name, child in sorted(children.items()):
             key = f"{place}{name}"
-            if key == seals or (name[0] == "." and _is_temporary(name.rstrip("/"))):
+            if key == seals or (name[0] == "." and is_temporary(name.rstrip("/"))):
                 continue
             if not name.endswith("/"):
                 with suppress(FileNotFoundError):
-                    yield Entry(key, *_size_and_stamp(child))
+                    yield Entry(key, *size_and_stamp(child))
             elif delimiter:
                 yield Entry(key, 0)
             elif not child.is_symlink():
@@ -245,7 +239,7 @@ class LocalStore:
         for key in keys:
             try:
                 # Plain text, because pathlib costs more than the system call.
-                found[key] = _size_and_stamp(f"{self.url}/{_inside(key)}")
+                found[key] = size_and_stamp(f"{self.url}/{_inside(key)}")
             except OSError:  # no such file
                 continue
         return found
@@ -273,7 +267,7 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str, cache: Path) -> None:
         self.bucket, self.prefix, self.cache = bucket, prefix, cache / "s3" / bucket / prefix
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._drafts = _Drafts(self.cache / TEMPORARY)
+        self._drafts = Drafts(self.cache / TEMPORARY)
         self._client_or_none: Any = None
         self._lock = threading.Lock()
         self._versioned = False
@@ -457,57 +451,3 @@ def _inside(key: str) -> str:
 def _no_larger(key: str, size: int, most: int | None) -> None:
     if most is not None and size > most:
         raise BlobTooLarge(f"{key}: {size} bytes, at most {most} are read", size)
-
-
-class _Drafts:
-    """A folder for unfinished files; leftovers of killed processes are removed on first use."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._swept = False
-
-    @contextmanager
-    def replacing(self, path: Path) -> Iterator[Path]:
-        """Yield a new file of this thread that becomes `path` if the body succeeds."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not self._swept:
-            remove_left_over(self.folder)
-            self._swept = True
-        # A random name keeps threads and processes apart.
-        temporary = self.folder / uuid.uuid4().hex
-        try:
-            yield temporary
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def remove_left_over(folder: Path) -> None:
-    """Remove temporary files and folders without a write in the last LEFT_AFTER seconds."""
-    for entry in os.scandir(folder):
-        with suppress(FileNotFoundError):  # another process may clean up at the same time
-            if entry.stat(follow_symlinks=False).st_mtime <= time.time() - LEFT_AFTER:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
-
-
-def _size_and_stamp(file: os.DirEntry[str] | str) -> tuple[int, str]:
-    """Return size in bytes and time of the last change of a file, or of a link's target.
-
-    Copies that keep the time of their original (`cp -p`, rsync) change the inode's time only, so the later one counts.
-    """
-    # The entry of a listing has its own, cheaper call.
-    state = os.lstat(file) if isinstance(file, str) else file.stat(follow_symlinks=False)
-    size, time_ns = state.st_size, max(state.st_mtime_ns, state.st_ctime_ns)
-    if stat.S_ISLNK(state.st_mode):
-        with suppress(OSError):  # the link leads nowhere
-            target = os.stat(file)
-            size, time_ns = target.st_size, max(time_ns, target.st_mtime_ns, target.st_ctime_ns)
-    return size, str(time_ns)
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(TEMPORARY)
