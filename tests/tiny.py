@@ -1,8 +1,11 @@
-"""Params of cycles that take seconds, for tests of what happens around the training."""
+"""Params of cycles that take seconds, and what their snapshots record, for tests of what is around the training."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from mm_core.core.params import Params
+from mm_core.core.pins import PINNED_TABLES
 
 ONE_STEP = Params().with_values(
     **{
@@ -32,3 +35,9 @@ ONE_STEP = Params().with_values(
     }
 )
 """One step in each stage at 64 px; gates that a first model passes."""
+
+
+def snapshot_facts(digest: str, **others: object) -> dict[str, Any]:
+    """What `snapshot.json` must hold: version 0 of each table, no champion, and these digests and further facts."""
+    pins = {"catalog": dict.fromkeys(PINNED_TABLES, 0), "champion": None, "anchor": None}
+    return {"digest": digest, "eval_digest": "e" * 64} | pins | others

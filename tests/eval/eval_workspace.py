@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.pins import PINNED_TABLES
 from mm_core.core.records import ALL_CATEGORIES, decoder_of, digest_of, write_json
 from mm_core.core.settings import Settings
 from mm_core.eval.evidence import Evidence
@@ -19,6 +18,7 @@ from mm_core.imaging.images import encode_alpha
 from mm_core.ingest.placement import POOLS, SCHEMA
 from mm_core.storage.store import LocalStore, put_blob
 from samplegen import generate
+from tests.tiny import snapshot_facts
 
 
 class Blurred:
@@ -72,8 +72,7 @@ def write_snapshot(layout: Layout, evaluation: pd.DataFrame, **pools: pd.DataFra
         frame = evaluation if pool == "eval" else pools.get(pool, empty)
         frame.reindex(columns=SCHEMA.names).to_parquet(layout.snapshot / f"{pool}.parquet", schema=SCHEMA)
     digest = digest_of(sorted(evaluation["sample_id"]))
-    pins = {"catalog": dict.fromkeys(PINNED_TABLES, 0), "champion": None, "anchor": None}
-    write_json(layout.snapshot / "snapshot.json", pins | {"digest": f"s{digest}", "eval_digest": digest})
+    write_json(layout.snapshot / "snapshot.json", snapshot_facts(f"s{digest}", eval_digest=digest))
 
 
 KEYS = (("multimodal", "float"), ("multimodal", "int8"), ("champion", "int8"), ("anchor", "int8"))

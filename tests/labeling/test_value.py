@@ -6,6 +6,7 @@ from routing_house import House, cell, verdict
 from mm_core.core.records import Report, write_json
 from mm_core.ingest.placement import POOLS, SCHEMA
 from mm_core.labeling.value import value_of_labels
+from tests.tiny import snapshot_facts
 
 
 def label(sample, alpha, origin, version=1):
@@ -29,8 +30,7 @@ def told(tmp_path, snapshot="s"):
         rows = frame if pool == "train_labeled" else frame.head(0)
         house.layout.snapshot.mkdir(parents=True, exist_ok=True)
         rows.reindex(columns=SCHEMA.names).to_parquet(house.layout.snapshot / f"{pool}.parquet", schema=SCHEMA)
-    pins = {"catalog": {"samples": 1, "labels": 1, "features": 1}, "champion": None, "anchor": None}
-    write_json(house.layout.snapshot / "snapshot.json", {"digest": snapshot, "eval_digest": "e"} | pins)
+    write_json(house.layout.snapshot / "snapshot.json", snapshot_facts(snapshot))
     pets = cell("pets", 0.2, "pass", candidate=0.15).model_copy(update={"gain": 0.05, "bound": 0.02})
     guard = pets.model_copy(update={"role": "guard", "gain": 9.0})
     house.judge(verdict([pets, cell("cards", 0.1, "unclear", candidate=0.11), guard]))

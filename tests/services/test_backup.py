@@ -27,6 +27,7 @@ from mm_core.storage.store import BLOBS, blob_key, open_store
 from mm_core.training.rehome import rehome
 from mm_core.training.tracking import Tracker
 from tests.services.backup_workspace import PARAMS, bring, contents, elsewhere, fill, make_filled, rows, save
+from tests.tiny import snapshot_facts
 
 
 @pytest.fixture(scope="module")
@@ -311,8 +312,7 @@ def test_artifacts_of_mlflow_follow_the_workspace(filled: Layout, tmp_path: Path
     source = Layout(Settings.from_env(tmp_path / "before and after" / "data"))
     shutil.copytree(filled.root, source.root)
     (source.root / "cycle" / "snapshot").mkdir(parents=True)
-    pins = {"catalog": {"samples": 1, "labels": 1, "features": 1}, "champion": None, "anchor": None}
-    write_json(source.root / "cycle" / "snapshot" / "snapshot.json", {"digest": "abc", "eval_digest": "e"} | pins)
+    write_json(source.root / "cycle" / "snapshot" / "snapshot.json", snapshot_facts("abc"))
     # By another process: MLflow remembers a run's address for as long as a process lives.
     code = "import sys; from mm_core.core.records import Report; from mm_core.training.tracking import Tracker\n"
     code += "from mm_core.core.layout import Layout; from mm_core.core.settings import Settings\n"

@@ -20,6 +20,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.records import Report, write_json
 from mm_core.core.settings import Settings
 from mm_core.training.tracking import Tracker
+from tests.tiny import snapshot_facts
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[Path
             time.sleep(0.2)
         layout = Layout(Settings(root / "ws", "", "", f"http://127.0.0.1:{port}", root / "p", "cpu"))
         counts = {"train_labeled": {"pets": 385}, "eval": {"pets": 40}}
-        pins = {"catalog": {"samples": 1, "labels": 1, "features": 1}, "champion": None, "anchor": None}
-        facts = {"digest": "a1" * 32, "eval_digest": "e5" * 32, "counts": counts} | pins
-        write_json(layout.snapshot / "snapshot.json", facts)
+        write_json(layout.snapshot / "snapshot.json", snapshot_facts("a1" * 32, counts=counts))
         Tracker(layout.settings).log_report(layout, Report("evaluate", metrics={"multimodal/pets/mse": 0.02}))
         yield layout
     finally:

@@ -17,6 +17,7 @@ from mm_core.core.records import decoder_of, write_json
 from mm_core.core.settings import Settings
 from mm_core.imaging.images import encode_alpha
 from mm_core.storage.store import LocalStore, put_blob
+from tests.tiny import snapshot_facts
 
 TINY = Params().with_values(
     **{
@@ -117,6 +118,5 @@ def workspace(layout: Layout, draw: Drawer) -> Layout:
     for path, frame in frames.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         frame.to_parquet(path)
-    pins = {"catalog": {"samples": 1, "labels": 1, "features": 1}, "champion": None, "anchor": None}
-    write_json(layout.snapshot / "snapshot.json", {"digest": "5" * 64, "eval_digest": "e" * 64} | pins)
+    write_json(layout.snapshot / "snapshot.json", snapshot_facts("5" * 64))
     return layout

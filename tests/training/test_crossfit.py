@@ -15,7 +15,6 @@ from mm_core.cli.predict import predict_files
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
-from mm_core.core.pins import PINNED_TABLES
 from mm_core.core.records import CATEGORIES, Report, decoder_of, timed
 from mm_core.experiments.crossfit import NAME, cross_fit, deal, labelled_photos, report_file
 from mm_core.ingest.placement import SCHEMA
@@ -23,8 +22,9 @@ from mm_core.ingest.snapshot import write_frames
 from mm_core.pinned_inputs import Run
 from mm_core.storage.run import StorageRun
 from mm_core.training.stage import train_stage
+from tests.tiny import snapshot_facts
 
-PINS = {"catalog": dict.fromkeys(PINNED_TABLES, 0), "champion": None, "anchor": None, "eval_digest": "e" * 64}
+FACTS = snapshot_facts("5" * 64)
 LAX: dict[str, Any] = {"gate.floors": {"mse": 1.0}, "gate.beat_blind": False, "gate.min_images": 6}
 
 
@@ -40,7 +40,7 @@ def few(workspace: Layout, draw, params: Params) -> Layout:
         workspace.snapshot,
         {name: rows[SCHEMA.names] for name, rows in pools.items()},
         SCHEMA,
-        PINS | {"digest": "5" * 64},
+        FACTS,
     )
     write_frames(workspace.split, {"simple": frame.loc[~judging, SCHEMA.names]}, SCHEMA)
     train_stage("simple", StorageRun(params, workspace), Report("train-simple"), start=None)
@@ -107,14 +107,14 @@ def test_a_usable_candidate_predicts_with_a_warning_and_another_does_not(
 
 def test_it_is_off_where_the_gate_can_judge_or_a_champion_has_learnt(few: Layout, params: Params) -> None:
     frame = labelled_photos(few)
-    write_frames(few.snapshot, {"eval": frame}, SCHEMA, PINS | {"digest": "5" * 64})
+    write_frames(few.snapshot, {"eval": frame}, SCHEMA, FACTS)
     with pytest.raises(InputError, match="each category has 2 eval photos"):
         fit(few, params, **{"gate.min_images": 2})
     write_frames(
         few.snapshot,
         {"eval": frame},
         SCHEMA,
-        PINS | {"digest": "5" * 64, "champion": {"version": "1", "digest": "c", "files": {}}},
+        FACTS | {"champion": {"version": "1", "digest": "c", "files": {}}},
     )
     with pytest.raises(InputError, match="a champion has learnt"):
         fit(few, params)

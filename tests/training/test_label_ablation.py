@@ -20,12 +20,7 @@ from mm_core.ingest.snapshot import write_frames
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, fetch_blob, put_blob
-
-
-def facts_of(digest: str) -> dict[str, Any]:
-    """The facts of a snapshot with this digest."""
-    pins = {"catalog": {"samples": 1, "labels": 1, "features": 1}, "champion": None, "anchor": None}
-    return {"digest": digest, "eval_digest": "e" * 64} | pins
+from tests.tiny import snapshot_facts
 
 
 class House:
@@ -45,7 +40,7 @@ class House:
         asked = [common | {"sample_id": i, "texts": {"queue": queue}, "vector": None} for i, queue in queues.items()]
         self.catalog.add("features", asked)
         pools = {"train_labeled": frame, "eval": eval_frame, "validation": eval_frame.head(0)}
-        write_frames(layout.snapshot, {n: f[SCHEMA.names] for n, f in pools.items()}, SCHEMA, facts_of("5" * 64))
+        write_frames(layout.snapshot, {n: f[SCHEMA.names] for n, f in pools.items()}, SCHEMA, snapshot_facts("5" * 64))
         self.trained: dict[str, pd.DataFrame] = {}
         self.steps: list[int] = []
 
@@ -139,7 +134,7 @@ def test_photos_that_teach_wrong_mattes_lose_to_those_that_teach_right_ones(hous
         house.layout.snapshot,
         {"train_labeled": frame, "eval": pd.read_parquet(house.layout.snapshot / "eval.parquet")},
         SCHEMA,
-        facts_of("6" * 64),
+        snapshot_facts("6" * 64),
     )
     report = house.compare(params.with_values(**{"train.simple.steps": 60}))
     assert [row["gain"] > 0 for row in report.tables["compare"]] == [True] * 4, report.tables["compare"]

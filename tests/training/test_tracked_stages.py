@@ -29,15 +29,10 @@ from mm_core.training.open_runs import open_runs_file
 from mm_core.training.run_facts import cycle_name
 from mm_core.training.tracked_stages import tracked
 from mm_core.training.tracking import Tracker
+from tests.tiny import snapshot_facts
 
-FACTS: dict[str, Any] = {
-    "digest": "a1" * 32,
-    "eval_digest": "e5" * 32,
-    "catalog": {"samples": 1, "labels": 1, "features": 1},
-    "champion": None,
-    "anchor": None,
-    "counts": {"train_labeled": {"pets": 3, "portrait": 2}, "eval": {"pets": 2}},
-}
+COUNTS = {"train_labeled": {"pets": 3, "portrait": 2}, "eval": {"pets": 2}}
+FACTS = snapshot_facts("a1" * 32, counts=COUNTS)
 
 
 @pytest.fixture

@@ -17,14 +17,9 @@ from mm_core.storage.run import StorageRun
 from mm_core.training.scratch import part_of, scratch_layout
 from mm_core.training.stage import train_stage
 from mm_core.training.tracking import Tracker
+from tests.tiny import snapshot_facts
 
-FACTS = {
-    "digest": "a1" * 32,
-    "eval_digest": "e5" * 32,
-    "catalog": {"samples": 1, "labels": 1, "features": 1},
-    "champion": None,
-    "anchor": None,
-}
+FACTS = snapshot_facts("a1" * 32)
 
 
 @pytest.fixture
