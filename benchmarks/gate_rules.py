@@ -44,7 +44,7 @@ Model = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Change:
-    """What a retraining changes in one category."""
+    """Changes that a retraining makes in one category."""
 
     gain: float = 0.0
     """True relative gain in every metric (1 - BIoU and 1 - MaxF with its square root)."""

@@ -1,4 +1,4 @@
-"""What Dagster shows about each asset of a cycle, whether a run of Dagster or another command made it."""
+"""Build the metadata that Dagster shows for each asset of a cycle, made by Dagster or by another command."""
 
 from dataclasses import dataclass
 from pathlib import Path

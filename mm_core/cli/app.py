@@ -191,7 +191,7 @@ def status(json_: Json = False) -> None:
 
 def _champion(run: Run) -> dict[str, str | None]:
     """Return the champion's version, or why the registry cannot tell it."""
-    version, fault = run.registry.champion_or_fault()
+    version, fault = run.registry.find_champion()
     return {"champion": version, "registry_fault": fault}
 
 
@@ -237,7 +237,7 @@ def forget(
 
 @catalog_app.command("compact")
 def catalog_compact(json_: Json = False) -> None:
-    """Merge small files, and remove those of versions that nobody reads."""
+    """Merge small files, and delete the files of old versions."""
     run = open_run()
     say(operations.compact(run), json_)
 

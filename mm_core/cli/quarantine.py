@@ -90,7 +90,7 @@ def quarantine_show(
 ) -> None:
     """Show one refused row in full, and where its file lies.
 
-    A suspect matte is also shown beside its photo.
+    The command shows a suspect matte beside its photo.
     """
     run = open_run()
     row = rejects.show(run.catalog, run.store, key, run.layout.views)

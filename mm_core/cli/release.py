@@ -256,6 +256,6 @@ def lineage(version: Annotated[str, typer.Argument(help="Registry version.")]) -
 def reproduce(
     version: Annotated[str, typer.Argument(help="Registry version or alias.")] = "champion", json_: Json = False
 ) -> None:
-    """Train a registered model anew from its records, and compare the weights."""
+    """Train a registered model again from its records, and compare the weights."""
     with run_with_bars() as run:
         say(operations.reproduce(run, version), json_)

@@ -6,7 +6,6 @@ The module uses no model and no runtime, so a bundle can be checked before any o
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import DECODERS, parse_finite_json, sha256_file
+from mm_core.storage.retry import ARCHIVE_ERRORS
 
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 << 20
@@ -255,7 +255,7 @@ def load_golden(bundle: Path, manifest: BundleManifest) -> dict[str, np.ndarray]
             image, alpha = golden[f"{decoder}_image"], golden[f"{decoder}_alpha"]
             if image.dtype != np.uint8 or image.shape != (*alpha.shape, 3) or alpha.dtype.kind != "f":
                 raise ValueError(decoder)
-    except (ValueError, KeyError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+    except (KeyError, *ARCHIVE_ERRORS):
         raise InputError(f"{path}: not the golden pairs of a bundle; fetch the bundle again") from None
     return golden
 

@@ -65,7 +65,7 @@ def float_graph(model: Path, folder: Path) -> tuple[onnx.ModelProto, Callable[[s
 
     served = Served().eval()
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    # What the graph depends on beside the weights; the scale is a constant in it.
+    # Besides the weights, the graph depends on these values. The scale is a constant in it.
     architecture = {"config": net.config.model_dump(mode="json"), "foreground_scale": net.foreground_scale}
     key = digest_of({"code": code_digest(__name__), "versions": tool_versions(), **architecture})
     kept = folder / f"{key}.onnx"

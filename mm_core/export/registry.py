@@ -73,7 +73,7 @@ class Registry:
         self._settings = settings
         self._client_or_none: MlflowClient | None = None
 
-    def champion_or_fault(self) -> tuple[str | None, str | None]:
+    def find_champion(self) -> tuple[str | None, str | None]:
         """Return the champion's version, None without one; and why the registry cannot tell it, None if it can."""
         expect_quick_answer()
         try:

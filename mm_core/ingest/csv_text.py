@@ -29,7 +29,7 @@ _MARKS = {
 _REMEDY = 'save it as UTF-8 (in Excel: "CSV UTF-8")'
 _QUOTED = re.compile(r'"[^"]*("|$)')
 _HINT = re.compile(r"sep=(.)\s*")
-"""First line by which Excel is told the delimiter."""
+"""A first line such as `sep=;`, which tells Excel the delimiter."""
 
 
 def csv_lines(path: Path) -> Iterator[Sequence[str]]:

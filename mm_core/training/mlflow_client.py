@@ -82,6 +82,7 @@ class _WatchedClient:
             except ModuleNotFoundError as error:
                 needs = f"MLFLOW_TRACKING_URI needs the Python package {error.name}"
                 raise TrackingServerError(f"{needs}: run `make postgres` and write postgresql+psycopg2://…") from error
+            # MLflow, requests and sqlalchemy have no common error class. All other errors are raised again.
             except Exception as error:
                 if (fault := _server_fault(error)) is None:
                     raise

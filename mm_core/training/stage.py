@@ -262,7 +262,7 @@ def _fit(job: _Job, net: MattingNet, device: torch.device, *, fresh: bool) -> tu
     # `net` continues as the kept weights, no longer the last ones.
     net.load_state_dict(result.weights)
     if first:
-        net.foreground_scale = validation.best_scale(net)
+        net.foreground_scale = validation.choose_scale(net)
         result.validation = mean_errors(validation(net))
     metrics = _metrics(stage, result) | {f"{stage}/epochs": epochs(common, data, job.settings.steps)}
     if first:

@@ -41,7 +41,7 @@ class Validation:
         return dict(sorted(errors.items()))
 
     @torch.no_grad()
-    def best_scale(self, net: MattingNet) -> float:
+    def choose_scale(self, net: MattingNet) -> float:
         """Return the foreground scale that suits the photos best, for a net whose own scale is 1."""
         net.eval()
         calibration = Calibration()
