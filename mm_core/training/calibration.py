@@ -1,9 +1,9 @@
 """Correct the overconfidence of a trained net: scale its positive logits as held-out photos ask for.
 
 A net that has seen its training photos many times is too sure of new ones. Where its alpha was 0.99 on held-out real
-photos, the true mean was 0.80; below 0.5 it was hardly wrong (docs/decisions/0050-foreground-scale.md). One factor for
-all logits is temperature scaling (Guo et al. 2017, arXiv:1706.04599); this is the same for positive logits alone, which
-leaves the background clear.
+photos, the true mean was 0.80; below 0.5 both differed by less than 0.1 (docs/decisions/0050-foreground-scale.md). One
+factor for all logits is temperature scaling (Guo et al. 2017, arXiv:1706.04599). This is the same for positive logits
+alone, which leaves the background clear.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mm_core.model.network import scale_foreground
+from mm_core.training.checkpoint import Errors
 
 SCALES = tuple(round(1 - 0.05 * step, 2) for step in range(15))
 """The scales that are tried: 1, 0.95, … 0.3."""
@@ -25,7 +26,7 @@ of 5 % then."""
 FEWEST = 8
 """Fewer photos than these cannot choose a scale."""
 DEFAULT = 0.65
-"""The scale where there are too few photos: two models on real photos would choose 0.65 and 0.6."""
+"""The scale where there are too few photos. By the rule below, held-out real photos give two models 0.65 and 0.6."""
 
 
 @dataclass
@@ -57,6 +58,15 @@ class Calibration:
         allowed = absolute <= (1 + MOST_RISE) * absolute[0]
         # Scale 1 is always allowed, and the first of equal errors wins.
         return SCALES[int(np.where(allowed, squared, np.inf).argmin())]
+
+    def errors(self, scale: float) -> Errors:
+        """Return the mean squared errors of the photos at a scale, by category."""
+        by_category: Errors = {}
+        if self.squared:
+            column = torch.cat(self.squared)[:, SCALES.index(scale)].tolist()
+            for category, error in zip(self.categories, column, strict=True):
+                by_category.setdefault(category, []).append(error)
+        return dict(sorted(by_category.items()))
 
     def _macro(self, batches: Sequence[Tensor]) -> np.ndarray:
         """Return the macro error of each scale: (scales,)."""

@@ -262,8 +262,8 @@ def _fit(job: _Job, net: MattingNet, device: torch.device, *, fresh: bool) -> tu
     # `net` continues as the kept weights, no longer the last ones.
     net.load_state_dict(result.weights)
     if first:
-        net.foreground_scale = validation.choose_scale(net)
-        result.validation = mean_errors(validation(net))
+        net.foreground_scale, errors = validation.choose_scale(net)
+        result.validation = mean_errors(errors)
     metrics = _metrics(stage, result) | {f"{stage}/epochs": epochs(common, data, job.settings.steps)}
     if first:
         metrics |= {f"{stage}/val/choice": share for share in validation.rightly_chosen(net)}

@@ -41,14 +41,15 @@ class Validation:
         return dict(sorted(errors.items()))
 
     @torch.no_grad()
-    def choose_scale(self, net: MattingNet) -> float:
-        """Return the foreground scale that suits the photos best, for a net whose own scale is 1."""
+    def choose_scale(self, net: MattingNet) -> tuple[float, Errors]:
+        """Return the foreground scale for a net whose own scale is 1, and the errors of the photos with it."""
         net.eval()
         calibration = Calibration()
         for sample in self._samples():
             logits = net.route(net.encode(sample.images), sample.decoders)[0]
             calibration.add(logits, sample.alpha, sample.categories)
-        return calibration.choose()
+        scale = calibration.choose()
+        return scale, calibration.errors(scale)
 
     @torch.no_grad()
     def rightly_chosen(self, net: MattingNet) -> list[float]:

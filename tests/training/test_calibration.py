@@ -69,6 +69,15 @@ def test_categories_weigh_the_same_however_many_photos_they_have() -> None:
     assert together == repeated < 1
 
 
+def test_the_errors_at_a_scale_are_those_of_the_scaled_mattes() -> None:
+    logits, alpha = photos(3, 4.0, 0.8)
+    calibration = Calibration()
+    calibration.add(logits, alpha, ["pets", "cards", "pets"])
+    expected = float(((scale_foreground(logits[0], 0.5).sigmoid() - alpha[0]) ** 2).mean())
+    assert calibration.errors(0.5) == {"cards": [pytest.approx(expected)], "pets": [pytest.approx(expected)] * 2}
+    assert Calibration().errors(1.0) == {}
+
+
 def test_few_photos_give_the_default() -> None:
     assert scale_of(*photos(FEWEST - 1, 6.0, 1.0)) == Calibration().choose() == DEFAULT < 1
 
