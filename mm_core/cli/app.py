@@ -94,14 +94,16 @@ def demo(
 ) -> None:
     """Run three cycles on generated samples.
 
-    A first model is promoted, an improved one too, and a poisoned one is refused.
+    A first model is promoted, an improved one too, and a poisoned one is refused. Other verdicts end with exit code 1.
     """
     # Small batches do not benefit from a second thread, and they become slow if another program uses the core.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from mm_core.cli.demo import run_demo
+    from mm_core.cli.demo import require_promise, run_demo
 
     with progress_bars() as progress:
-        say(run_demo(Settings.from_env("data/demo"), cycles=cycles, progress=progress), json_)
+        result = run_demo(Settings.of_demo(), cycles=cycles, progress=progress)
+    say(asdict(result), json_)
+    require_promise(result)
 
 
 @app.command()

@@ -4,25 +4,36 @@
 2. New drops arrive; the retrained model beats the first in all six categories and is promoted.
 3. A poisoned drop arrives. Its mattes look plausible and pass validation, but are wrong in one category.
    The gate detects the loss of that category on the curated eval set and rejects the model; the champion stays.
+
+With the demo's own params these verdicts are a promise, which `require_promise` checks.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+from pydantic import BaseModel, TypeAdapter
+
 from mm_core import stages
-from mm_core.core.errors import InputError
+from mm_core.core.errors import InputError, MattingError, ParamsError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.params_file import merge_values, read_yaml
 from mm_core.core.progress import Progress, quiet
-from mm_core.core.records import ALL_CATEGORIES, write_bytes, write_json
+from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, Decision, Verdict, write_bytes, write_json
 from mm_core.core.settings import Settings
 from mm_core.pinned_inputs import Run, recorded_verdict
 from samplegen import DropOptions, write_drop
 
+PROMISED: tuple[Decision, ...] = ("PROMOTE", "PROMOTE", "REJECT")
+"""The verdict of each cycle."""
 POISONED = "accessories"
+"""The category with wrong mattes in the third cycle; its loss must be among the reasons of that verdict."""
+MOST_EVAL_PHOTOS = 60
+"""Most evaluation photos of a category with which the demo shows this."""
 
 DEMO_VALUES: dict[str, object] = {
     "model.size": 128,
@@ -53,52 +64,140 @@ DEMO_VALUES: dict[str, object] = {
 """Parameters that differ from the defaults: training takes minutes on two cores, not hours on a GPU."""
 
 
-def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet) -> dict[str, object]:
+class DemoCycle(BaseModel):
+    """The result of one cycle of the demo, as `demo.json` records it."""
+
+    cycle: int
+    verdict: Decision
+    reasons: list[str]
+    losses: list[str] = []
+    """Categories in which the gate proved a loss."""
+    eval_photos: int = 0
+    """Most evaluation photos of a category that the verdict is based on."""
+    params: str = ""
+    """Digest of the cycle's params; empty in records of earlier versions."""
+    seconds: float
+    report: str
+
+
+CYCLES = TypeAdapter(list[DemoCycle])
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What `mm demo` prints."""
+
+    workspace: str
+    cycles: list[dict[str, object]]
+    """The fields of each `DemoCycle`."""
+    promise: str
+    """`kept`, `not kept: …` or `does not apply: …`."""
+
+
+def demo_params() -> Params:
+    """Return the params for which the demo's promise holds."""
+    return Params().with_values(**DEMO_VALUES)
+
+
+def run_demo(
+    settings: Settings,
+    *,
+    cycles: int = 3,
+    drop: Callable[[Path, int], None] | None = None,
+    progress: Progress = quiet,
+) -> DemoResult:
     """Run the cycles one after the other in `settings.workspace`; cycles recorded in its demo.json are skipped.
+
+    Values in `params.yaml` of the workspace take the place of the demo's own.
 
     Args:
         settings: The workspace and inbox of the demo.
         cycles: Number of the last cycle to run, 1 to 3.
+        drop: Writes the drops of a cycle to the inbox; default `drop_samples`.
         progress: Called as (what, done, total).
 
     Returns:
-        `workspace`, and `cycles` with verdict, reasons, seconds and report of each cycle.
+        Verdict, reasons, seconds and report of each cycle, and whether they are as promised.
     """
     layout = Layout(settings)
-    params = Params().with_values(**DEMO_VALUES)
-    write_bytes(layout.root / "params.yaml", params.to_yaml().encode())
+    params = _load_params(layout.root / "params.yaml")
     record = layout.root / "demo.json"
     # A repeated cycle would also train on the later weeks' drops in the catalog, with another result.
     results = _read_results(record) if record.exists() else []
     for cycle in range(len(results) + 1, cycles + 1):
         progress(f"cycle {cycle}: samples", 0, 1)
-        drop_samples(Path(settings.inbox), cycle)
+        (drop or drop_samples)(Path(settings.inbox), cycle)
         progress(f"cycle {cycle}: samples", 1, 1)
         reports = stages.run_cycle(
             Run(params, layout, lambda what, d, t, c=cycle: progress(f"cycle {c}: {what}", d, t))
         )
+        seconds = round(sum(report.seconds for report in reports.values()), 1)
         verdict = recorded_verdict(layout)
-        results.append(
-            {
-                "cycle": cycle,
-                "verdict": verdict.decision,
-                "reasons": verdict.reasons[:6],
-                "seconds": round(sum(report.seconds for report in reports.values()), 1),
-                "report": reports["report"].facts["copy"],
-            }
-        )
-        write_json(record, results)
-    return {"workspace": str(layout.root), "cycles": results}
+        results.append(summarize_cycle(cycle, verdict, params, seconds, str(reports["report"].facts["copy"])))
+        write_json(record, CYCLES.dump_python(results))
+    return DemoResult(str(layout.root), CYCLES.dump_python(results), compare_with_promise(results))
 
 
-def _read_results(record: Path) -> list[object]:
+def _load_params(path: Path) -> Params:
+    """Return the demo's params with the values of a person's file, and write all of them to it for `mm ui`."""
+    values = read_yaml(path) if path.exists() else None
+    if not isinstance(values, Mapping | None):
+        raise ParamsError(f"{path}: not the form of a params file: delete it, then run `mm demo` again")
+    params = merge_values(demo_params(), values or {}, str(path))
+    if values is None or params != demo_params():
+        write_bytes(path, params.to_yaml().encode())
+    return params
+
+
+def _read_results(record: Path) -> list[DemoCycle]:
     try:
-        results = json.loads(record.read_bytes())
-    except (ValueError, RecursionError):
-        results = None
-    if not isinstance(results, list):
-        raise InputError(f"{record} is damaged: delete the folder {record.parent}, then run `mm demo` again")
-    return results
+        return CYCLES.validate_json(record.read_bytes())
+    except ValueError:
+        raise InputError(f"{record} is damaged: delete the folder {record.parent}, then run `mm demo` again") from None
+
+
+def summarize_cycle(cycle: int, verdict: Verdict, params: Params, seconds: float, report: str) -> DemoCycle:
+    """Return what `demo.json` records of a cycle."""
+    cells = [cell for cell in verdict.cells if cell.category in CATEGORIES]
+    return DemoCycle(
+        cycle=cycle,
+        verdict=verdict.decision,
+        reasons=verdict.reasons[:6],
+        losses=sorted({cell.category for cell in cells if cell.result == "fail"}),
+        eval_photos=max((cell.images for cell in cells), default=0),
+        params=params.cycle_digest(),
+        seconds=seconds,
+        report=report,
+    )
+
+
+def compare_with_promise(results: list[DemoCycle]) -> str:
+    """Return whether the cycles ended as the demo promises: `kept`, `not kept: …` or `does not apply: …`."""
+    own = demo_params().cycle_digest()
+    if others := [result.cycle for result in results if result.params != own]:
+        return f"does not apply: cycle {others[0]} used other params than the demo's own"
+    faults = []
+    for result, promised in zip(results, PROMISED, strict=False):
+        if result.verdict != promised:
+            reason = f" ({result.reasons[0]})" if result.reasons else ""
+            faults.append(f"cycle {result.cycle} ended with {result.verdict} instead of {promised}{reason}")
+        elif promised == "REJECT" and POISONED not in result.losses:
+            faults.append(f"cycle {result.cycle} was rejected without a proven loss in {POISONED}")
+        if result.eval_photos > MOST_EVAL_PHOTOS:
+            faults.append(
+                f"cycle {result.cycle} used {result.eval_photos} evaluation photos of a category, "
+                f"more than {MOST_EVAL_PHOTOS}"
+            )
+    return f"not kept: {'; '.join(faults)}" if faults else "kept"
+
+
+def require_promise(result: DemoResult) -> None:
+    """Raise MattingError if the cycles did not end as the demo promises."""
+    if result.promise.startswith("not kept"):
+        raise MattingError(
+            f"the demo's promise of {', '.join(PROMISED)} is {result.promise}; "
+            f"the reports of the cycles are in {result.workspace}"
+        )
 
 
 def drop_samples(inbox: Path, cycle: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -95,6 +95,17 @@ class Settings:
             ray_address=os.environ.get("MM_RAY_ADDRESS", ""),
             ray_workers=_whole("MM_RAY_WORKERS", 2, 1, 10_000),
         )
+
+    @staticmethod
+    def of_demo() -> Settings:
+        """Return the settings of `mm demo`: `data/demo` holds its inbox, its store and its MLflow database.
+
+        The environment's own ones are not used, so that no generated photo or model is mixed with real ones.
+        """
+        root = Path("data/demo").absolute()
+        places = {"inbox": str(root / "inbox"), "store": str(root / "store")}
+        database = f"sqlite:///{root / 'mlflow' / 'mlflow.db'}"
+        return replace(Settings.from_env(root), mlflow_uri=database, **places)
 
 
 def _tool(name: str) -> Path:

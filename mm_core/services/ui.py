@@ -23,7 +23,7 @@ PATIENCE = 20.0
 
 def shown(demo: bool) -> Settings:
     """Return the environment's settings, or the demo's if it is requested or the only workspace in `data/`."""
-    settings, of_demo = Settings.from_env(), Settings.from_env("data/demo")
+    settings, of_demo = Settings.from_env(), Settings.of_demo()
     # Fresh: default settings and neither inputs nor drops.
     own = (Layout(settings).inputs, Path(settings.inbox))
     fresh = settings == Settings.from_env("data", "data/inbox") and not any(path.exists() for path in own)
