@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -37,6 +38,7 @@ from mm_core.storage.seals import (
     database_fault,
     database_seals,
     databases_of,
+    lost_database,
     unsealed,
 )
 from mm_core.storage.store import BLOBS, LocalStore, Store, blob_key, open_store
@@ -162,7 +164,13 @@ def _databases(layout: Layout) -> Iterator[Fault]:
         database_seals(layout.root)
     except InputError as error:
         yield Fault("database", str(layout.root / DATABASES), str(error), "delete it")
-    for path in databases_of(layout.root, layout.cache):
+    databases = databases_of(layout.root, layout.cache)
+    # Dagster removes databases of its own, MLflow never.
+    mlflow = Path(layout.settings.mlflow_uri.removeprefix("sqlite:///"))
+    for path in sorted({*databases, mlflow}):
+        if lost := lost_database(layout.root, path):
+            yield Fault("database", str(path), lost, "restore it from a backup")
+    for path in databases:
         status = "not a database" if path.stat().st_size and not is_sqlite(path) else "ok"
         try:
             if status == "ok":

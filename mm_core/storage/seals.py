@@ -221,6 +221,24 @@ def database_fault(root: Path, path: Path) -> str:
     return "its bytes changed and its time did not"
 
 
+def lost_database(root: Path, path: Path) -> str:
+    """Return a text if a sealed database is missing, empty or a folder; empty otherwise.
+
+    Sqlite takes a missing or empty file for a new database: its models and runs would be gone without a word.
+    """
+    if path.is_dir():
+        return "is a folder"
+    if path.is_file() and path.stat().st_size:
+        return ""
+    try:
+        sealed = database_seals(root)
+    except InputError:  # `mm check` reports the damaged seals
+        return ""
+    if not path.is_relative_to(root) or path.relative_to(root).as_posix() not in sealed:
+        return ""
+    return f"is {'empty' if path.is_file() else 'missing'}, but {root / DATABASES} has its digest"
+
+
 def database_seals(root: Path) -> DatabaseSeals:
     """Return path → size, modification time in ns and digest; empty without seals.
 

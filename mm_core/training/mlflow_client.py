@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from mm_core.core.deferred import Deferred
-from mm_core.core.errors import TrackingServerError
+from mm_core.core.errors import StoreError, TrackingServerError
 from mm_core.core.servers import RemoteServer, public_address, report_wait
 from mm_core.core.settings import Settings
+from mm_core.storage.seals import DATABASES, lost_database
 from mm_core.training.rehome import rehome
 
 if TYPE_CHECKING:
@@ -40,12 +41,29 @@ def open_client(settings: Settings) -> MlflowClient:
     for talkative in ("alembic", "mlflow"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     uri = settings.mlflow_uri
-    if uri.startswith(_SQLITE):
-        Path(uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+    if database := database_path(settings):
+        database.parent.mkdir(parents=True, exist_ok=True)
         # A workspace that was moved to another path has old artifact paths in its database.
         rehome(settings)
         return client(tracking_uri=uri, registry_uri=uri)
     return cast("MlflowClient", _WatchedClient(uri))
+
+
+def database_path(settings: Settings) -> Path | None:
+    """Return the path of MLflow's sqlite database, whether it exists or not; None for a server.
+
+    Raises:
+        StoreError: The database was lost.
+    """
+    if not settings.mlflow_uri.startswith(_SQLITE):
+        return None
+    path = Path(settings.mlflow_uri.removeprefix(_SQLITE))
+    if fault := lost_database(settings.workspace, path):
+        raise StoreError(
+            f"{path} {fault}: restore it from a backup; to go on without its models and runs, "
+            f"delete it and {settings.workspace / DATABASES}"
+        )
+    return path
 
 
 def expect_quick_answer() -> None:

@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from mm_core import stages
-from mm_core.core.errors import BlobDamaged, InputError
+from mm_core.core.errors import BlobDamaged, InputError, StoreError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.progress import quiet
 from mm_core.core.records import Report, sha256_file, write_json
 from mm_core.core.settings import Settings
+from mm_core.export.registry import Registry
 from mm_core.export.signature import make_keys, sign_file
 from mm_core.export.start_weights import PREFIX, kept_starts
 from mm_core.pinned_inputs import Run
@@ -38,6 +39,7 @@ from mm_core.storage.seals import (
     seal_folder,
 )
 from mm_core.storage.store import BLOBS, LocalStore, blob_key, fetch_blob, open_store, put_blob
+from mm_core.training.mlflow_client import open_client
 from mm_core.training.stage_data import read_data
 from samplegen import write_drop
 
@@ -302,6 +304,32 @@ def test_a_value_that_flips_in_a_database_is_found(tmp_path: Path) -> None:
     path.write_bytes(data)
     stages.pin_inputs(Run(PARAMS, layout))
     assert check(layout, Report("check"), progress=quiet) == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "folder"])
+def test_a_lost_database_is_no_new_one(tmp_path: Path, damage: str) -> None:
+    """With an empty file in its place there would be no champion, and the next cycle would promote a first model."""
+    layout = Layout(Settings.from_env(tmp_path / "data"))
+    assert Registry(layout.settings).pin("champion") is None, "a workspace begins without a database"
+    path = layout.root / "mlflow" / "mlflow.db"
+    path.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript("CREATE TABLE t (v);")
+    seal_databases(layout.root, layout.cache)
+    path.unlink()
+    if damage == "empty":
+        path.touch()
+    if damage == "folder":
+        path.mkdir()
+    for use in (lambda: Registry(layout.settings).pin("champion"), lambda: open_client(layout.settings)):
+        with pytest.raises(StoreError, match=rf"{path} is .*: restore it from a backup; .* delete it and"):
+            use()
+    assert str(path) in {fault.where for fault in look(layout)}
+    # The second remedy of the message: a registry without models.
+    if damage != "missing":
+        path.rmdir() if path.is_dir() else path.unlink()
+    (layout.root / DATABASES).unlink()
+    assert Registry(layout.settings).pin("champion") is None and look(layout) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b"[" * 100_000, b"flip a digest", b"flip a name"])
