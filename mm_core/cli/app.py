@@ -82,14 +82,14 @@ def options(version: Version = False) -> None:
     """Hold the options of `mm` itself; `HELP` is what `mm --help` shows."""
 
 
-Again = Annotated[bool, typer.Option("--again", help="Also where nothing is new since the last cycle.")]
+Again = Annotated[bool, typer.Option("--again", help="Start a cycle even if nothing is new since the last one.")]
 
 # ── data ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @app.command()
 def demo(
-    cycles: Annotated[int, typer.Option(min=1, max=3, help="How many of the three cycles to run.")] = 3,
+    cycles: Annotated[int, typer.Option(min=1, max=3, help="Number of cycles to run.")] = 3,
     json_: Json = False,
 ) -> None:
     """Run three cycles on generated samples.
@@ -108,11 +108,16 @@ def demo(
 
 @app.command()
 def drop(  # noqa: PLR0913  each argument is an option of the command
-    folder: Annotated[Path, typer.Argument(help="Folder of photos.")],
-    kind: Annotated[str, typer.Option(help=" | ".join(KINDS))],
+    folder: Annotated[Path, typer.Argument(help="Folder of photos, or of a COCO or FiftyOne data set.")],
+    kind: Annotated[str, typer.Option(help=f"Kind of the drop: {', '.join(KINDS)}.")],
     batch: Annotated[str, typer.Option(help="Name of the batch.")],
-    labels: Annotated[Path | None, typer.Option(help="A COCO json; labels.json in FOLDER is found.")] = None,
-    field: Annotated[str, typer.Option(help="Field of a FiftyOne export with the mattes: ground_truth.")] = "",
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="COCO file of the labels.", show_default="labels.json in the folder, if it is one"),
+    ] = None,
+    field: Annotated[
+        str, typer.Option(help="Field of a FiftyOne export that holds the mattes.", show_default="ground_truth")
+    ] = "",
     inbox: Inbox = None,
     json_: Json = False,
 ) -> None:
@@ -134,7 +139,13 @@ def drop(  # noqa: PLR0913  each argument is an option of the command
 
 
 @app.command()
-def ingest(inbox: Inbox = None, batch: str | None = None, json_: Json = False) -> None:
+def ingest(
+    inbox: Inbox = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Name of the only batch to take.", show_default="all that are ready")
+    ] = None,
+    json_: Json = False,
+) -> None:
     """Take all ready drops, or one, into the catalog and compute their features."""
     # The default inbox need not exist yet; one that a person names must.
     if inbox and "://" not in inbox:
@@ -212,11 +223,11 @@ def _labelled(catalog: Catalog) -> int:
 def forget(
     photos: Annotated[
         list[str] | None,
-        typer.Argument(help="Sample ids or their beginnings, photo files, drops (kind/batch)."),
+        typer.Argument(help="Sample ids or their beginnings, photo files, or drops (kind/batch)."),
     ] = None,
-    group: Annotated[str | None, typer.Option(help="All photos of this declared group.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and remove nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; scripts need it.")] = False,
+    group: Annotated[str | None, typer.Option(help="Declared group whose photos are all removed.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without a question; scripts need it.")] = False,
     json_: Json = False,
 ) -> None:
     """Remove photos for good, and list every model that was trained on them."""
@@ -299,10 +310,8 @@ _stage_command("report", "Write the HTML page about the cycle.", "html_report")
 
 @app.command()
 def evaluate(
-    truth: Annotated[
-        Path | None, typer.Option(help="Manifest with image, alpha, category: judge a folder instead.")
-    ] = None,
-    pred: Annotated[Path | None, typer.Option(help="Folder of mattes, <stem>.png per photo.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="Manifest of the photos: image, alpha, category.")] = None,
+    pred: Annotated[Path | None, typer.Option(help="Folder of mattes to evaluate, <stem>.png per photo.")] = None,
     json_: Json = False,
 ) -> None:
     """Evaluate every stage, champion and anchor on the frozen eval set.
@@ -331,9 +340,13 @@ app.registered_groups += release_app.registered_groups
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the mattes; no photo is ever replaced.")],
-    model: Annotated[str, typer.Option(help="champion, candidate, a version, or a .safetensors file.")] = "champion",
-    category: Annotated[str, typer.Option(help="Chooses the decoder: portrait, multi_person, scenery, …")] = "",
-    cutout: Annotated[bool, typer.Option("--cutout", help="Also write the cut-out as RGBA PNG.")] = False,
+    model: Annotated[
+        str, typer.Option(help="Model: champion, candidate, a registry version, or a .safetensors file.")
+    ] = "champion",
+    category: Annotated[
+        str, typer.Option(help="Category of all photos, which selects the decoder.", show_default="one for each photo")
+    ] = "",
+    cutout: Annotated[bool, typer.Option("--cutout", help="Write the cut-outs too, as RGBA PNG.")] = False,
     json_: Json = False,
 ) -> None:
     """Write the matte of each photo at the photo's own size, as `<stem>.png`.
@@ -352,9 +365,11 @@ def predict(
 @app.command()
 def moments(
     gallery: Annotated[Path, typer.Argument(help="Folder of photos.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Default: <workspace>/moments.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for the moments.", show_default="<workspace>/moments")
+    ] = None,
     model: Annotated[
-        str, typer.Option(help="champion, a registry version, a bundle's folder, a .safetensors file, or none.")
+        str, typer.Option(help="Model: champion, a registry version, a bundle's folder, a .safetensors file, or none.")
     ] = "champion",
     json_: Json = False,
 ) -> None:
@@ -370,11 +385,16 @@ def moments(
 
 @app.command()
 def gallery(
-    folder: Annotated[Path, typer.Argument(help="Folder of photos that `mm moments` was run on.")],
-    moments_: Annotated[Path | None, typer.Option("--moments", help="What it wrote; <workspace>/moments.")] = None,
-    model: Annotated[str, typer.Option(help="champion, a registry version, or a bundle's folder.")] = "champion",
-    host: Annotated[str, typer.Option(help="Any other address opens it to the network, with a token.")] = "127.0.0.1",
-    port: int = 8090,
+    folder: Annotated[Path, typer.Argument(help="Folder of photos that `mm moments` has grouped.")],
+    moments_: Annotated[
+        Path | None,
+        typer.Option("--moments", help="Folder that `mm moments` wrote.", show_default="<workspace>/moments"),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model: champion, a registry version, or a bundle's folder.")] = "champion",
+    host: Annotated[
+        str, typer.Option(help="Address of the page; any other opens it to the network, with a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 8090,
 ) -> None:
     """Serve the page of moments, until Ctrl-C.
 
@@ -388,10 +408,10 @@ def gallery(
 @app.command()
 def ui(
     port: Annotated[
-        int, typer.Option(min=1, max=65533, help="Dagster's port; MLflow and the pages take the next two.")
+        int, typer.Option(min=1, max=65533, help="Port of Dagster; MLflow and the pages take the next two.")
     ] = 3000,
     demo_: Annotated[
-        bool, typer.Option("--demo", help="Show the demo's workspace; so where data/ holds nothing else.")
+        bool, typer.Option("--demo", help="Show the demo's workspace, even if data/ holds another one.")
     ] = False,
 ) -> None:
     """Serve Dagster, MLflow and the workspace's pages here, until Ctrl-C.

@@ -35,13 +35,18 @@ MARK = b"<title>Models compared: "
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(help="Model A: champion, candidate, a version (@3), a bundle's folder, a file.")],
-    b: Annotated[str, typer.Argument(help="Model B, likewise.")],
+    a: Annotated[
+        str, typer.Argument(help="Model A: champion, candidate, a version (@3), a bundle's folder, or a file.")
+    ],
+    b: Annotated[str, typer.Argument(help="Model B, named in the same way.")],
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The page; default <workspace>/reports/compare.html.")
+        Path | None,
+        typer.Option("-o", "--out", help="File of the page.", show_default="<workspace>/reports/compare.html"),
     ] = None,
-    show: Annotated[int, typer.Option(min=1, max=400, help="Photos with pictures; the numbers cover all.")] = 40,
+    show: Annotated[
+        int, typer.Option(min=1, max=400, help="Number of photos with pictures; the metrics cover all photos.")
+    ] = 40,
     json_: Json = False,
 ) -> None:
     """Write one page with the mattes of two models side by side.

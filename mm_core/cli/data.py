@@ -30,10 +30,13 @@ app = typer.Typer()
 
 @app.command("export-data")
 def export_data(
-    out: Annotated[Path, typer.Argument(help="A new folder; it gets a folder per pool.")],
-    form: Annotated[str, typer.Option("--as", help="folders (image/ + alpha/), coco, or fiftyone.")] = "folders",
+    out: Annotated[Path, typer.Argument(help="New folder, which gets a sub-folder per pool.")],
+    form: Annotated[
+        str, typer.Option("--as", help="Form of the export: folders (image/ + alpha/), coco, or fiftyone.")
+    ] = "folders",
     pool: Annotated[
-        list[str] | None, typer.Option(help="train_labeled, validation, eval, …; may be repeated; default: all.")
+        list[str] | None,
+        typer.Option(help="Pool to export, such as train_labeled or eval; may be repeated.", show_default="all"),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -52,9 +55,9 @@ def export_data(
 
 @app.command()
 def browse(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5151,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the App on 127.0.0.1.")] = 5151,
     predictions: Annotated[
-        int, typer.Option(min=0, help="Worst eval photos with the mattes of champion and candidate; 0: none.")
+        int, typer.Option(min=0, help="Number of worst eval photos that get the mattes of champion and candidate.")
     ] = 100,
     write_only: Annotated[
         bool, typer.Option("--write-only", help="Write the files for the App, and do not start it.")

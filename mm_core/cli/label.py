@@ -35,9 +35,9 @@ app = typer.Typer(
 
 @app.command()
 def serve(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 8080,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Label Studio on 127.0.0.1.")] = 8080,
     local_hooks: Annotated[
-        bool, typer.Option("--local-hooks", help="Lets it call `mm label webhook` on this machine.")
+        bool, typer.Option("--local-hooks", help="Allow calls to `mm label webhook` on this machine.")
     ] = False,
 ) -> None:
     """Run a Label Studio of this workspace's own, until Ctrl-C.
@@ -76,7 +76,7 @@ def serve(
 
 @app.command()
 def push(
-    choose: Annotated[bool, typer.Option(help="Choose new photos first; else only deliver what waits.")] = True,
+    choose: Annotated[bool, typer.Option(help="Choose new photos first, or deliver only what waits.")] = True,
     json_: Json = False,
 ) -> None:
     """Choose photos and deliver their tasks, none twice.
@@ -123,7 +123,8 @@ def value(json_: Json = False) -> None:
 @app.command()
 def compare(
     seeds: Annotated[
-        int | None, typer.Option(help="Trainings of each side, with all steps; without it: label.compare_seeds.")
+        int | None,
+        typer.Option(help="Number of trainings of each side, with all steps.", show_default="label.compare_seeds"),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -152,9 +153,9 @@ def status(json_: Json = False) -> None:
 
 @app.command()
 def webhook(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 8081,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the receiver on 127.0.0.1.")] = 8081,
     address: Annotated[
-        str, typer.Option(help="How the server reaches this receiver, http(s)://…: registers it there.")
+        str, typer.Option(help="Address http(s)://… of this receiver, which is registered at the server.")
     ] = "",
 ) -> None:
     """Receive Label Studio's calls, until Ctrl-C.

@@ -30,9 +30,9 @@ app = typer.Typer()
 
 @app.command()
 def backup(
-    to: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix, outside of the workspace.")],
-    photos: Annotated[bool, typer.Option(help="--no-photos where the store is copied by other means.")] = True,
-    keep: Annotated[int, typer.Option(min=0, help="Newest backups that stay; 0 keeps all.")] = 0,
+    to: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix for the backup, outside of the workspace.")],
+    photos: Annotated[bool, typer.Option(help="Copy the photos too, or leave them to other means.")] = True,
+    keep: Annotated[int, typer.Option(min=0, help="Number of newest backups that stay; 0 keeps all.")] = 0,
     json_: Json = False,
 ) -> None:
     """Back up all data that cannot be computed again.
@@ -47,8 +47,8 @@ def backup(
 
 @app.command()
 def restore(
-    source: Annotated[str, typer.Argument(help="Where `mm backup` wrote to.")],
-    at: Annotated[str | None, typer.Option(help="Time of a backup; the newest, if not named.")] = None,
+    source: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix that `mm backup` wrote to.")],
+    at: Annotated[str | None, typer.Option(help="Time of the backup.", show_default="the newest")] = None,
     json_: Json = False,
 ) -> None:
     """Write a backup into an empty workspace and an empty store.
@@ -62,7 +62,9 @@ def restore(
 
 @app.command()
 def check(
-    repair: Annotated[bool, typer.Option("--repair", help="Bring back what can be, clear what is made again.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Restore damaged files, and delete those that are computed again.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Check all stored data against their digests and against one another.

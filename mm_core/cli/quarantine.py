@@ -86,7 +86,7 @@ def quarantine_list(json_: Json = False) -> None:
 
 @quarantine_app.command("show")
 def quarantine_show(
-    key: Annotated[str, typer.Argument(help="Key (or its beginning) from the list.")], json_: Json = False
+    key: Annotated[str, typer.Argument(help="Key of a refused row, or its beginning.")], json_: Json = False
 ) -> None:
     """Show one refused row in full, and where its file lies.
 
@@ -99,9 +99,9 @@ def quarantine_show(
 
 @quarantine_app.command("accept")
 def quarantine_accept(
-    keys: Annotated[list[str], typer.Argument(help="Keys (or their beginnings) of suspect mattes, from the list.")],
-    why: Annotated[str, typer.Option(help="Why they are right: kept with the label.")],
-    by: Annotated[str, typer.Option(help="Who looked; default the user's name.")] = "",
+    keys: Annotated[list[str], typer.Argument(help="Keys of suspect mattes, or their beginnings.")],
+    why: Annotated[str, typer.Option(help="Reason why the mattes are right; it is kept with the labels.")],
+    by: Annotated[str, typer.Option(help="Name of the reviewer.", show_default="the user's name")] = "",
     json_: Json = False,
 ) -> None:
     """Accept suspect mattes as they are; they are not held again."""

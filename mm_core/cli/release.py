@@ -35,7 +35,10 @@ else:
     trust = Deferred("mm_core.export.trust")
 
 app = typer.Typer()
-Unsigned = Annotated[bool, typer.Option("--unsigned", help="Take a bundle that the key of MM_VERIFY_KEY did not sign.")]
+Unsigned = Annotated[
+    bool, typer.Option("--unsigned", help="Accept a bundle that the key of MM_VERIFY_KEY did not sign.")
+]
+EvalPhotos = Annotated[list[int], typer.Option(min=2, help="Number of eval photos per category; may be repeated.")]
 gate_app = typer.Typer()
 app.add_typer(gate_app, name="gate")
 
@@ -69,11 +72,11 @@ def gate_show(json_: Json = False) -> None:
 
 @gate_app.command("simulate")
 def gate_simulate(
-    runs: Annotated[int, typer.Option(min=1, help="Simulated retrainings per line.")] = 300,
-    photos: Annotated[list[int], typer.Option(min=2, help="Eval photos per category; may be repeated.")] = [60, 150],  # noqa: B006
-    burst: Annotated[int, typer.Option(min=1, help="Photos per scene, without an evaluation.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Number of simulated retrainings per line.")] = 300,
+    photos: EvalPhotos = [60, 150],  # noqa: B006
+    burst: Annotated[int, typer.Option(min=1, help="Number of photos per scene, used without an evaluation.")] = 1,
     retraining: Annotated[
-        float, typer.Option(min=0.0, help="Spread of a retrained model's log error, without an evaluation.")
+        float, typer.Option(min=0.0, help="Spread of a retrained model's log error, used without an evaluation.")
     ] = 0.25,
     json_: Json = False,
 ) -> None:
@@ -99,7 +102,7 @@ def gate_simulate(
 
 @gate_app.command("noise")
 def gate_noise(
-    seeds: Annotated[int, typer.Option(help="Trainings, at least 3.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Number of trainings, at least 3.")] = 3,
     json_: Json = False,
 ) -> None:
     """Train this cycle's snapshot with other seeds, to measure the spread.
@@ -112,7 +115,7 @@ def gate_noise(
 
 @gate_app.command("crossfit")
 def gate_crossfit(
-    folds: Annotated[int, typer.Option(help="Trainings, at least 2.")] = 3,
+    folds: Annotated[int, typer.Option(help="Number of trainings, at least 2.")] = 3,
     json_: Json = False,
 ) -> None:
     """Judge a first model with too few eval photos by cross-fitting.
@@ -125,7 +128,7 @@ def gate_crossfit(
 
 @app.command()
 def export(
-    if_promoted: Annotated[bool, typer.Option("--if-promoted", help="A refusal is recorded, not an error.")] = False,
+    if_promoted: Annotated[bool, typer.Option("--if-promoted", help="Record a refusal instead of failing.")] = False,
     json_: Json = False,
 ) -> None:
     """Assemble the mobile bundle of a candidate with a recorded PROMOTE."""
@@ -142,12 +145,13 @@ def export(
 @app.command()
 def promote(
     version: Annotated[
-        str, typer.Argument(help="With --override: a registry version, or the workspace's.")
+        str, typer.Argument(help="Model to promote: candidate, or with --override a registry version.")
     ] = "candidate",
     override: Annotated[
-        str | None, typer.Option("--override", metavar="REASON", help="Against the gate; needs MM_SIGNING_KEY.")
+        str | None,
+        typer.Option("--override", metavar="REASON", help="Reason to promote against the gate; needs MM_SIGNING_KEY."),
     ] = None,
-    days: Annotated[int, typer.Option(min=1, max=90, help="For how long an override stands.")] = 7,
+    days: Annotated[int, typer.Option(min=1, max=90, help="Number of days that an override holds.")] = 7,
     json_: Json = False,
 ) -> None:
     """Make the exported candidate the champion.
@@ -167,8 +171,10 @@ def promote(
 
 @app.command()
 def rollback(
-    version: Annotated[str | None, typer.Argument(help="An earlier champion; the one before, if not named.")] = None,
-    reason: Annotated[str, typer.Option(help="For the history.")] = "",
+    version: Annotated[
+        str | None, typer.Argument(help="Registry version of an earlier champion.", show_default="the one before")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Reason for the history.")] = "",
     json_: Json = False,
 ) -> None:
     """Make an earlier champion the champion again."""
@@ -178,8 +184,8 @@ def rollback(
 
 @app.command()
 def anchor(
-    version: Annotated[str, typer.Argument(help="A champion, present or former.")],
-    reason: Annotated[str, typer.Option(help="For the history.")] = "",
+    version: Annotated[str, typer.Argument(help="Registry version of the present or a former champion.")],
+    reason: Annotated[str, typer.Option(help="Reason for the history.")] = "",
     json_: Json = False,
 ) -> None:
     """Choose the model that no later candidate may fall behind."""
@@ -221,9 +227,16 @@ def verify(
 def bench_bundle(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
     runtime: Annotated[
-        list[str] | None, typer.Option(help="onnx|executorch|litert|onnxruntime-web; default: all.")
+        list[str] | None,
+        typer.Option(
+            help="Runtime to measure: onnx, executorch, litert, or onnxruntime-web; may be repeated.",
+            show_default="all",
+        ),
     ] = None,
-    threads: Annotated[list[int] | None, typer.Option(min=1, help="Default: 1, 2, 4, … up to the cores.")] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Number of threads; may be repeated.", show_default="1, 2, 4, … up to the cores"),
+    ] = None,
     unsigned: Unsigned = False,
     json_: Json = False,
 ) -> None:

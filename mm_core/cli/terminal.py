@@ -36,8 +36,11 @@ LONG_TEXT = 60
 """Characters above which a text of several words is a sentence: it gets a line of its own, or a table's last column."""
 SHORT_DIGEST = 12
 """Hexadecimal digits of a digest in the text output; `--json` has all of them."""
-Json = Annotated[bool, typer.Option("--json", help="One machine-readable object on stdout.")]
-Inbox = Annotated[str | None, typer.Option(help="Folder or s3://bucket/prefix; default MM_INBOX or <workspace>/inbox.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Inbox = Annotated[
+    str | None,
+    typer.Option(help="Folder or s3://bucket/prefix of the drops.", show_default="MM_INBOX or <workspace>/inbox"),
+]
 
 
 def open_layout(inbox: str | None = None) -> Layout:

@@ -133,7 +133,17 @@ VERBS = {
     *("Group", "Judge", "List", "Make", "Measure", "Merge", "Open", "Package", "Print", "Receive", "Remove", "Run"),
     *("Send", "Serve", "Show", "Take", "Train", "Try", "Write"),
 }
-"""First words of help texts; all are imperatives."""
+"""First words of the help of commands; all are imperatives."""
+FLAG_VERBS = {
+    *("Accept", "Allow", "Choose", "Copy", "Install", "Print", "Record", "Remove", "Restore", "Show", "Start", "Write"),
+}
+"""First words of the help of flags, as in click's `--help  Show this message and exit.`; all are imperatives."""
+NOUNS = {
+    *("Address", "Batch", "COCO", "Category", "Declared", "Field", "File", "Folder", "Form", "Key", "Keys", "Kind"),
+    *("Manifest", "Model", "Name", "New", "Number", "Photos", "Pool", "Port", "Reason", "Registry", "Runtime"),
+    *("Sample", "Spread", "Time"),
+}
+"""First words of the help of values, as in click's `--count  Number of greetings.`; each begins a noun phrase."""
 
 
 def commands(command: Any, path: str = "mm") -> Iterator[tuple[str, Any]]:
@@ -154,6 +164,23 @@ def test_a_verb_says_in_one_short_imperative_line_what_to_do_with_it(name: str, 
     assert " ".join(["mm", *arguments]).startswith(name), example
     # With --help a line is parsed and nothing is run: an option that is not there still fails.
     assert CliRunner().invoke(app, [*arguments, "--help"]).exit_code == 0, example
+
+
+PARAMETERS = [
+    pytest.param(parameter, id=f"{name} {parameter.name}")
+    for name, command in (("mm", get_command(app)), *commands(get_command(app)))
+    for parameter in command.params
+]
+
+
+@pytest.mark.parametrize("parameter", PARAMETERS)
+def test_the_help_of_an_option_is_one_short_sentence_in_the_form_of_click(parameter: Any) -> None:
+    """A flag says what it does in the imperative. A value is named by a noun phrase, without its default."""
+    text = parameter.help or ""
+    assert text.split(" ", 1)[0].rstrip(":,") in (FLAG_VERBS if getattr(parameter, "is_flag", False) else NOUNS), text
+    assert text.endswith(".") and len(text) <= 90 and ". " not in text.replace("…", ""), text
+    # Typer prints the default; `show_default` names one that is computed.
+    assert "default" not in text.lower(), text
 
 
 def test_help_shows_the_groups_in_order_and_speaks_of_what_the_program_does() -> None:
