@@ -5,20 +5,39 @@ import importlib.util
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import dagster as dg
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from mm_core.cli.app import app
 from mm_core.core.params import Params
-from mm_core.core.records import ALL_CATEGORIES
+from mm_core.core.records import ALL_CATEGORIES, sha256_file
+from mm_core.storage.catalog import Catalog
+from pipelines.definitions import defs
 from samplegen import write_drop
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = PROJECT / "README.md"
-PAGES = [README, *sorted((PROJECT / "docs").glob("*.md"))]
-GUIDE = PROJECT / "docs" / "operators-guide.md"
+DOCS = sorted((PROJECT / "docs").glob("*.md"))
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+PAGES = sorted(
+    {
+        README,
+        *DOCS,
+        *((PROJECT / target).resolve() for target in LINK.findall(README.read_text()) if target.endswith(".md")),
+    }
+)
+"""README, what it links to, and all of docs/."""
+GUIDE, DATA, LABELLING, MLFLOW = (
+    PROJECT / "docs" / f"{name}.md" for name in ("operators-guide", "data", "labelling", "mlflow-and-dvc")
+)
 BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)```", re.S)
 TINY = {
     "structure.ocr": (),
@@ -40,87 +59,154 @@ TINY = {
     "export.calibration_images": 4,
     "gate.min_images": 2,
     "gate.beat_blind": False,
+    "gate.floors": {"mse": 1.0},
+    "gate.quantised_mse": 100.0,
     "gate.resamples": 200,
 }
+"""Trainings of seconds, and a gate that promotes their first model: most commands need a champion."""
 
 
 def blocks(page: Path) -> list[re.Match[str]]:
     return [*BLOCK.finditer(page.read_text())]
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> Path:
-    """A folder with params.yaml and photos as README's layout has them: sub-folder = category, mattes in alphas/."""
-    (tmp_path / "params.yaml").write_text(Params().with_values(**TINY).to_yaml())
-    for folder, kind, each in (("labelled", "pixel_labeled", 6), ("more", "unlabeled", 1)):
-        made = write_drop(tmp_path / "made", kind, folder, dict.fromkeys(ALL_CATEGORIES, each), seed=each, size=64)
+def make_house(folder: Path) -> Path:
+    """Make a folder as README assumes it.
+
+    It has params.yaml and photos in README's layout: the sub-folder is the category, mattes lie in alphas/. One photo
+    without a matte is holiday.jpg too.
+    """
+    (folder / "params.yaml").write_text(Params().with_values(**TINY).to_yaml())
+    for name, kind, each in (("labelled", "pixel_labeled", 6), ("more", "unlabeled", 1)):
+        made = write_drop(folder / "made", kind, name, dict.fromkeys(ALL_CATEGORIES, each), seed=each, size=64)
         for row in csv.DictReader((made / "manifest.csv").open()):
-            for name, part in ((row["image"], ""), (row.get("alpha"), "alphas")):
-                if name:
-                    target = tmp_path / "photos" / folder / part / row["category"] / Path(row["image"]).name
+            for file, part in ((row["image"], ""), (row.get("alpha"), "alphas")):
+                if file:
+                    target = folder / "photos" / name / part / row["category"] / Path(row["image"]).name
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    (made / name).rename(target.with_suffix(Path(name).suffix))
-    return tmp_path
+                    (made / file).rename(target.with_suffix(Path(file).suffix))
+    shutil.copy(next((folder / "photos" / "more" / "pets").iterdir()), folder / "holiday.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def read_house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which README was followed to its end."""
+    folder = make_house(tmp_path_factory.mktemp("readme"))
+    assert run_blocks(README, folder) >= 6
+    return folder
 
 
 def run_blocks(page: Path, folder: Path) -> int:
-    """Run the `sh` blocks of a page, in order, in one folder, as a person types them; each line must succeed.
+    """Run the `sh` and `python` blocks of a page in order and in one folder, as a person types them at a terminal.
 
-    Returns how many lines ran.
+    Each line of `sh` and each block of `python` must succeed. `~` is the folder; a question is answered by yes.
+
+    Returns:
+        How many lines and blocks ran.
     """
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("MM_", "MLFLOW_", "DAGSTER_"))}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(folder),
         "MM_DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",
         "DAGSTER_HOME": str(folder / "dagster"),
         "PYTHONPATH": str(PROJECT),
     }
-    (folder / "dagster").mkdir()
-    ran = 0
+    (folder / "dagster").mkdir(exist_ok=True)
+    commands: list[list[str]] = []
     for block in blocks(page):
         if block["language"] == "sh" and not block["why"]:
-            for line in block["text"].splitlines():
-                done = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True)
-                assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
-                ran += 1
-    return ran
+            commands += [["bash", "-c", line] for line in block["text"].splitlines()]
+        elif block["language"] == "python" and not block["why"]:
+            commands.append([sys.executable, "-c", block["text"]])
+    for command in commands:
+        keyboard, terminal = os.openpty()
+        os.write(keyboard, b"y\n")
+        done = subprocess.run(command, cwd=folder, env=environment, stdin=terminal, capture_output=True, text=True)
+        os.close(keyboard)
+        os.close(terminal)
+        assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
+    return len(commands)
 
 
 @pytest.mark.timeout(1800)
-def test_the_guides_commands_run(house: Path) -> None:
-    assert run_blocks(GUIDE, house) >= 12
+def test_the_guides_commands_run(tmp_path: Path) -> None:
+    house = make_house(tmp_path)
+    assert run_blocks(GUIDE, house) >= 14
     assert (house / "restored" / "inputs.json").is_file()
+    photo = sha256_file(house / "holiday.jpg")
+    assert photo not in set(Catalog(str(house / "data" / "store")).read("samples")["id"]), "the last section forgets it"
 
 
 @pytest.mark.timeout(1800)
-def test_the_readmes_commands_run_on_the_layout_that_it_shows(house: Path) -> None:
-    assert run_blocks(README, house) >= 4
+def test_the_readmes_commands_run_on_the_layout_that_it_shows(read_house: Path) -> None:
     status = subprocess.run(
         [sys.executable, "-m", "mm_core", "status", "--json"],
-        cwd=house,
+        cwd=read_house,
         env=os.environ | {"PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
         check=True,
     )
     counts = json.loads(status.stdout)
-    assert counts["labelled"] == 6 * len(ALL_CATEGORIES) and counts["verdict"]
+    assert counts["labelled"] == 6 * len(ALL_CATEGORIES) and counts["verdict"] == "PROMOTE"
     assert {row["category"] for row in counts["samples"]} == set(ALL_CATEGORIES)
+    assert {path.name for path in (read_house / "out").iterdir()} == {"holiday.png", "holiday.cutout.png"}
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("page", "lines", "made"),
+    [
+        (DATA, 5, ["exported", "for-coco", "for-fiftyone", "page.html"]),
+        (LABELLING, 3, ["data/labels"]),
+        (MLFLOW, 2, ["data/mlflow/mlflow.db"]),
+    ],
+    ids=lambda value: getattr(value, "stem", None),
+)
+def test_the_commands_of_other_pages_run_after_those_of_readme(
+    page: Path, lines: int, made: list[str], read_house: Path
+) -> None:
+    assert run_blocks(page, read_house) == lines
+    assert [name for name in made if not (read_house / name).exists()] == []
 
 
 def test_readme_names_every_category_and_every_page() -> None:
     text = README.read_text()
     assert not [name for name in ALL_CATEGORIES if f"`{name}`" not in text]
-    assert not [page.name for page in PAGES[1:] if f"docs/{page.name}" not in text]
+    assert not [page.name for page in DOCS if f"docs/{page.name}" not in text]
 
 
 def test_what_is_not_run_says_why_and_where_it_is_run() -> None:
+    """`text` is no code. The guide's `yaml` and the list of commands have tests of their own, below."""
     for page in PAGES:
         for block in blocks(page):
-            assert block["language"] in ("sh", "yaml", "json", "python", "text"), f"{page.name}: {block['text'][:40]}"
-            for test in re.findall(r"tests/[\w/]+(?:\.py)?", block["why"] or ""):
-                assert (PROJECT / test).exists(), test
+            assert block["language"] in ("sh", "yaml", "python", "text"), f"{page.name}: {block['text'][:40]}"
+            if block["language"] in ("sh", "python"):
+                assert block["why"] or page in (README, GUIDE, DATA, LABELLING, MLFLOW), f"{page}: {block['text'][:40]}"
+            if block["why"]:
+                tests = re.findall(r"tests/\S+\.py", block["why"])
+                assert tests and all((PROJECT / test).is_file() for test in tests), f"{page.name}: {block['why']}"
+
+
+def test_the_list_of_commands_has_verbs_and_options_that_there_are() -> None:
+    (block,) = blocks(PROJECT / "docs" / "commands.md")
+    commands = [
+        command for line in block["text"].splitlines() for command in re.split(r"; (?=mm )", line.partition("  #")[0])
+    ]
+    assert len(commands) >= 20
+    for command in commands:
+        # With --help a command is parsed and not run.
+        done = CliRunner().invoke(app, [*shlex.split(command)[1:], "--help"])
+        assert command.startswith("mm ") and done.exit_code == 0, f"{command}\n{done.output}"
+
+
+def test_the_parameters_of_one_run_are_taken_as_the_guide_writes_them() -> None:
+    (config,) = (block["text"] for block in blocks(GUIDE) if block["language"] == "yaml")
+    for job in ("arrivals", "retrain"):
+        assert dg.validate_run_config(defs.resolve_job_def(job), yaml.safe_load(config))
 
 
 def test_every_message_that_is_explained_exists() -> None:
@@ -150,7 +236,7 @@ def test_the_plan_for_ten_million_photos_has_the_figures_of_the_result_files() -
 
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        for target in LINK.findall(page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 

@@ -269,6 +269,16 @@ def test_an_experiment_changes_one_param_and_runs_what_depends_on_it(repository:
 
 
 @needs_dvc
+@pytest.mark.timeout(900)
+def test_the_commands_of_the_page_run(repository: Repository) -> None:
+    (block,) = re.findall(r"```sh\n(dvc .*?)```", (PROJECT / "docs" / "mlflow-and-dvc.md").read_text(), re.S)
+    repository.commit()
+    outputs = [repository.run(*line.split()) for line in block.splitlines()]
+    assert len(outputs) == 5 and "Running stage 'train-simple'" in outputs[1]
+    assert Params.load(repository.root / "params.yaml").train.simple.lr == 0.004
+
+
+@needs_dvc
 def test_a_param_that_there_is_not_is_refused_before_anything_runs(repository: Repository) -> None:
     before = (repository.root / "params.yaml").read_bytes()
     command = ["dvc", "exp", "run", "-S", "train.lr=0.1"]

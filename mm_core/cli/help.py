@@ -7,7 +7,7 @@ from typer.core import TyperGroup
 
 HELP = """Turn photos that keep arriving into better matting models.
 
-Results go to stdout (as one JSON object with `--json`), progress to stderr. Bad input exits with 2 and names the remedy.
+Results go to stdout (as one JSON object with `--json`), progress to stderr. Bad input exits with 2 and a remedy.
 `mm VERB --help` explains a verb; `mm --install-completion` completes verbs and options in your shell.
 """
 OTHER = "Other"
