@@ -7,7 +7,6 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev $(VENV)/.ready-ray $(VENV)/.ready-postgres $(VENV)/.ready-browser \
   $(VENV)/.ready-coco
 DVC := .tools/dvc/.ready
-OCR := .tools/ocr/.ready
 EXECUTORCH := .tools/executorch/.ready
 LITERT := .tools/litert/.ready
 LABELSTUDIO := .tools/labelstudio/.ready
@@ -17,11 +16,11 @@ SHELL := /bin/bash
 # Makes an environment by uv, which is told what pip is configured with; by pip where uv cannot be had.
 MAKE_ENV := $(PYTHON) infra/make_env.py
 
-.PHONY: demo test check ui clean setup dev lock ray postgres browser coco ocr formats labelstudio browse gallery peers audit
+.PHONY: demo test check ui clean setup dev lock ray postgres browser coco formats labelstudio browse gallery peers audit
 .DELETE_ON_ERROR:
 
-# What README's commands need: the product, DVC, the reader of photos' text, and the page of moments where npm is there.
-setup: $(READY) $(DVC) $(OCR) $(if $(shell command -v npm),$(ORTWEB))
+# What README's commands need: the product, DVC, and the page of moments where npm is there.
+setup: $(READY) $(DVC) $(if $(shell command -v npm),$(ORTWEB))
 
 # What `make test` and `make check` need beside it.
 dev: setup $(DEV) $(LABELSTUDIO)
@@ -39,20 +38,13 @@ $(VENV)/.ready-%: infra/extras/%.in $(READY)
 	$(MAKE_ENV) $(VENV) -c requirements.lock -r $<
 	@touch $@
 
-# DVC brings omegaconf, which breaks Dagster's selections: an environment of its own, called as a program.
+# DVC brings antlr 4.9, with which Dagster's selections fail: an environment of its own, called as a program.
 $(DVC): infra/dvc.lock $(READY)
 	$(MAKE_ENV) .tools/dvc -r $<
 	ln -sf ../../.tools/dvc/bin/dvc $(BIN)/dvc
 	@touch $@
 
-# rapidocr brings omegaconf too; its models lie in its wheel. Photos' text is read by this environment's Python.
-$(OCR): infra/ocr.lock
-	$(MAKE_ENV) .tools/ocr -r $<
-	@touch $@
-
-ocr: $(OCR)
-
-# ExecuTorch brings omegaconf, LiteRT's converter pins its own torch: large, so only for who ships these formats.
+# ExecuTorch brings antlr 4.9 too, LiteRT's converter pins its own torch: large, so only for who ships these formats.
 $(EXECUTORCH): infra/executorch.lock
 	$(MAKE_ENV) .tools/executorch -r $<
 	@touch $@
@@ -126,7 +118,7 @@ check: $(READY) $(DEV)
 	$(BIN)/python -m pytest tests/test_doors.py tests/test_prose.py
 
 # Known vulnerabilities of all that is pinned; asks the network, so it is no part of `check`.
-AUDITED := audit dvc executorch fastdup fiftyone k8s labelstudio litert mediapipe ocr peers
+AUDITED := audit dvc executorch fastdup fiftyone k8s labelstudio litert mediapipe peers
 audit: .tools/audit/.ready
 	.tools/audit/bin/python infra/audit.py .tools/audit/bin/pip-audit requirements.lock $(AUDITED:%=infra/%.lock)
 
@@ -143,7 +135,7 @@ lock: $(READY) $(DEV)
 	$(MAKE_ENV) $(VENV) -r requirements.in $(patsubst %,-r %,$(wildcard infra/extras/*.in)) setuptools
 	$(BIN)/python -m pip freeze --all --exclude-editable | grep -vE '^(pip|wheel)==' | \
 	  $(PYTHON) infra/lock.py requirements.lock
-	for tool in dvc ocr executorch litert labelstudio; do [ ! -x .tools/$$tool/bin/python ] || \
+	for tool in dvc executorch litert labelstudio; do [ ! -x .tools/$$tool/bin/python ] || \
 	  .tools/$$tool/bin/python -m pip freeze | $(PYTHON) infra/lock.py infra/$$tool.lock || exit 1; done
 
 clean:

@@ -20,7 +20,6 @@ import cv2
 import numpy as np
 
 from mm_core.core.records import ALL_CATEGORIES
-from mm_core.core.settings import Settings
 from mm_core.imaging.images import load_rgb
 from mm_core.structuring.composition import composition
 from mm_core.structuring.difficulty import measure
@@ -50,8 +49,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024, help="long side in pixels")
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    python = Settings.from_env().ocr_python
-    with tempfile.TemporaryDirectory() as folder, OcrProgram(python) as program:
+    with tempfile.TemporaryDirectory() as folder, OcrProgram() as program:
         items = []
         for number in range(args.photos):
             made = generate(ALL_CATEGORIES[number % 7], number, size=args.size)
@@ -66,9 +64,8 @@ def main() -> None:
             "of which composition": lambda item: composition(item[2]),
             "embedding (classical)": lambda item: embedding(item[2]),
             "difficulty (labelled photos)": lambda item: measure(item[2], item[3]),
+            "ocr (rapidocr, own process, one thread)": lambda item: program.read(item[1]),
         }
-        if python.is_file():
-            parts["ocr (rapidocr, own process, one thread)"] = lambda item: program.read(item[1])
         found = {name: seconds(work, items) for name, work in parts.items()}
     base = found["decode at full size (the physical limit)"].mean()
     lines = [

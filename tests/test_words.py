@@ -45,7 +45,7 @@ def told(house: Path) -> str:
 
 
 def mm(*arguments: str, workspace: Path) -> Result:
-    environment = {"MM_WORKSPACE": str(workspace), "MM_INBOX": "", "COLUMNS": "80", "MM_OCR_PYTHON": "/nonexistent"}
+    environment = {"MM_WORKSPACE": str(workspace), "MM_INBOX": "", "COLUMNS": "80"}
     return CliRunner().invoke(app, [*arguments], env=environment)
 
 

@@ -35,8 +35,6 @@ class Settings:
     """`MM_PIXEL_CACHE_GB`: GB (1e9 bytes) of decoded photos for training, above which a stage removes old ones that it
     does not need."""
     # Tools in separate environments, and services.
-    ocr_python: Path = Path(".tools/ocr/bin/python")
-    """`MM_OCR_PYTHON`: the Python that has rapidocr; default: the path of `make ocr`. Absent: no text is read."""
     pages_url: str = ""
     """`MM_PAGES_URL`: the address at which `mm ui` serves the workspace's pages; it sets the variable. Empty: none."""
     executorch_python: Path = Path(".tools/executorch/bin/python")
@@ -79,7 +77,6 @@ class Settings:
             params_file=Path(os.environ.get("MM_PARAMS") or "params.yaml").expanduser().absolute(),
             device=os.environ.get("MM_DEVICE") or "auto",
             pixel_cache_gb=_whole("MM_PIXEL_CACHE_GB", 20, 0, 1_000_000),
-            ocr_python=_tool("ocr"),
             executorch_python=_tool("executorch"),
             litert_python=_tool("litert"),
             fiftyone_python=_tool("fiftyone"),

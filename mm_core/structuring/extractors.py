@@ -113,13 +113,10 @@ def chosen(params: Params, layout: Layout, stack: ExitStack) -> Chosen:
         extractors.append(Extractor(EXTRACTOR, clip.version, clip.run, together=True))
     # The last extractor so far is the one with vectors.
     vectors = extractors[-1].name, extractors[-1].version
-    # OCR is optional, since it runs in a separate environment.
     if not params.structure.ocr:
         left_out["ocr"] = "structure.ocr is empty"
-    elif not layout.settings.ocr_python.is_file():
-        left_out["ocr"] = f"{layout.settings.ocr_python} is missing: run `make ocr`, or set MM_OCR_PYTHON"
     else:
-        program = stack.enter_context(ocr.OcrProgram(layout.settings.ocr_python))
+        program = stack.enter_context(ocr.OcrProgram())
         extractors.append(
             Extractor(
                 ocr.EXTRACTOR, ocr.VERSION, program.run, together=True, categories=frozenset(params.structure.ocr)

@@ -1,10 +1,11 @@
-"""Read the text in photos with rapidocr (PP-OCR models, included in its wheel) in a separate environment."""
+"""Read the text in photos with rapidocr (PP-OCR models, included in its wheel) in a separate process."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,8 +19,8 @@ from mm_core.core.errors import MattingError
 from mm_core.structuring.rows import Found, Photo
 
 EXTRACTOR = "ocr"
-VERSION = "1/rapidocr-3.10.0"
-"""Must change whenever the text may change: with this code, and with the version in infra/ocr.lock."""
+VERSION = "2/rapidocr-3.10.0"
+"""Must change whenever the text may change: with this code, and with the versions of rapidocr and OpenCV."""
 
 PROGRAM = Path(__file__).with_name("ocr_program.py")
 PATIENCE = 120.0
@@ -46,7 +47,7 @@ class OcrFailed(MattingError):
 class OcrProgram:
     """The running program. It starts at the first photo and ends with the `with` block."""
 
-    def __init__(self, python: Path) -> None:
+    def __init__(self, python: Path = Path(sys.executable)) -> None:
         self._python = python
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = 0
@@ -85,7 +86,7 @@ class OcrProgram:
         """Return texts, scores and covered share of one photo (H, W, 3) uint8; raise OcrFailed."""
         # Do not restart the program for every photo if the installation is broken.
         if self._ended >= TRIES:
-            raise OcrFailed(f"{self._python} {PROGRAM.name} ended {TRIES} times in a row: run `make ocr` again")
+            raise OcrFailed(f"{self._python} {PROGRAM.name} ended {TRIES} times in a row: run `make setup` again")
         process = self._started()
         assert process.stdin and process.stdout
         # A hung program is killed after a while; reading from it then returns an empty line.

@@ -1,6 +1,6 @@
-"""Program that reads the text in photos. It runs in the environment `.tools/ocr` and imports no module of this project.
+"""Program that reads the text in photos. It imports no module of this project.
 
-rapidocr depends on omegaconf, which breaks Dagster's selections, so it runs as a separate program.
+A photo on which the engine crashes or hangs ends this process and not the one that structures the photos.
 
 stdin: photos one after the other, each a line `H W` and H × W × 3 bytes of sRGB. stdout: one JSON line per photo,
 `{"texts": [str], "scores": [float], "share": float}` or `{"error": str}`. The program ends with stdin.
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import cv2
 import numpy as np
-from rapidocr import RapidOCR  # pyright: ignore[reportMissingImports]
+from rapidocr import RapidOCR
 
 
 def answer(engine: RapidOCR, rgb: np.ndarray) -> dict[str, object]:

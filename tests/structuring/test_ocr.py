@@ -1,4 +1,4 @@
-"""The real program in its own environment, and what happens where it breaks."""
+"""The real program in its own process, and what happens where it breaks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from mm_core.structuring.ocr import OcrFailed, OcrProgram
 from mm_core.structuring.rows import Photo
 
 PROJECT = Path(__file__).resolve().parents[2]
-OCR = PROJECT / ".tools" / "ocr" / "bin" / "python"
 
 
 def page(text: str) -> Photo:
@@ -24,9 +23,8 @@ def page(text: str) -> Photo:
     return Photo("s", None, Path("unused"), rgb, rgb)
 
 
-@pytest.mark.skipif(not OCR.is_file(), reason="no .tools/ocr: run `make ocr`")
 def test_it_reads_what_is_written_in_one_start() -> None:
-    with OcrProgram(OCR) as program:
+    with OcrProgram() as program:
         hello, empty, tiny = program.run([page("HELLO 42"), page(""), Photo("t", None, Path(), *2 * [NOTHING])])
         first = program._process
         (again,) = program.run([page("GOOD DAY")])
@@ -56,7 +54,7 @@ def test_a_program_that_ends_is_started_anew_and_then_given_up(tmp_path: Path) -
         for _ in range(ocr.TRIES):
             with pytest.raises(OcrFailed, match="No module named rapidocr"):
                 program.run([page("a")])
-        with pytest.raises(OcrFailed, match="make ocr"):
+        with pytest.raises(OcrFailed, match="make setup"):
             program.run([page("a")])
     assert starts.read_text() == "x" * ocr.TRIES
 
@@ -79,4 +77,4 @@ def test_a_photo_that_cannot_be_read_leaves_the_program_running(tmp_path: Path) 
 
 
 def test_the_version_is_that_of_the_lock() -> None:
-    assert ocr.VERSION.split("/")[1].replace("-", "==") in (PROJECT / "infra" / "ocr.lock").read_text().split()
+    assert ocr.VERSION.split("/")[1].replace("-", "==") in (PROJECT / "requirements.lock").read_text().split()

@@ -1,5 +1,4 @@
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,12 +122,11 @@ def test_a_lost_blob_is_reported_and_tried_again(catalog, store):
 
 def test_what_is_not_there_is_said_and_nothing_is_made_up(catalog, store):
     add_photo(catalog, store, disk(), category="cards")
-    params = PARAMS.with_values(**{"structure.ocr": ("cards",), "structure.classifier": ""})
-    layout = Layout(replace(layout_of(store).settings, ocr_python=Path("nowhere/python")))
+    params = PARAMS.with_values(**{"structure.ocr": (), "structure.classifier": ""})
     report = Report("structure")
-    assert structure_new(StorageRun(params, layout), report)[0] == "embedding"
+    assert structure_new(StorageRun(params, layout_of(store)), report)[0] == "embedding"
     assert set(report.facts["left_out"]) == {"clip", "classifier", "ocr"}
-    assert "make ocr" in report.facts["left_out"]["ocr"] and "pretrained" in report.facts["left_out"]["clip"]
+    assert "structure.ocr" in report.facts["left_out"]["ocr"] and "pretrained" in report.facts["left_out"]["clip"]
     features = catalog.read("features").set_index("extractor")
     assert set(features.index) == {"photo", "embedding"}
     assert len(features.loc["embedding", "vector"]) == DIM
