@@ -12,18 +12,21 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import cv2
 import numpy as np
 from rapidocr import RapidOCR
 
+if TYPE_CHECKING:
+    from rapidocr.utils.output import RapidOCROutput
+
 
 def answer(engine: RapidOCR, rgb: np.ndarray) -> dict[str, object]:
     """Return lines of text in reading order, their scores in [0, 1], and the covered share of the photo."""
-    # The engine expects BGR.
-    result = engine(np.ascontiguousarray(rgb[..., ::-1]))
-    if result.txts is None or result.boxes is None:
+    # The engine expects BGR. Its other types of result are those of a single step, such as detection alone.
+    result = cast("RapidOCROutput", engine(np.ascontiguousarray(rgb[..., ::-1])))
+    if result.txts is None or result.boxes is None or result.scores is None:
         return {"texts": [], "scores": [], "share": 0.0}
     area = sum(cv2.contourArea(np.asarray(box, np.float32)) for box in result.boxes)
     share = min(1.0, area / (rgb.shape[0] * rgb.shape[1]))

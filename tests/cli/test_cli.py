@@ -190,11 +190,15 @@ def test_help_shows_the_groups_in_order_and_speaks_of_what_the_program_does() ->
     assert "thin door" not in shown and "better matting models" in shown
 
 
-def test_the_shell_completes_verbs() -> None:
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [("mm quar", "quarantine"), ("mm quarantine sh", "show"), ("mm drop photos --ki", "--kind")],
+)
+def test_the_shell_completes_verbs_and_options(typed: str, completed: str) -> None:
     script = Path(sys.executable).parent / "mm"
-    words = {"_MM_COMPLETE": "complete_bash", "COMP_WORDS": "mm quar", "COMP_CWORD": "1"}
+    words = {"_MM_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
     done = subprocess.run([script], capture_output=True, text=True, env=os.environ | words, cwd=PROJECT)
-    assert done.stdout.split() == ["quarantine"]
+    assert done.stdout.split() == [completed]
 
 
 def test_forget_shows_and_asks_and_removes_only_with_yes(tmp_path: Path) -> None:

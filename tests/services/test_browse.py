@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -37,6 +38,7 @@ from mm_core.services.browse import Browser, environment, write_browse_folder
 from mm_core.services.fiftyone_program import Guard
 from mm_core.storage.run import StorageRun, catalog_of, store_of
 from mm_core.storage.store import put_blob
+from mm_core.structuring import difficulty
 from samplegen import generate
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -66,12 +68,17 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Layout:
         about |= {"id": sample, "name": f"images/rex{seed}{suffix}", "group": f"g{seed}"}
         catalog.add("samples", [about | {"role": "eval" if seed < 3 else "train", "accepted_at": str(seed)}])
         catalog.add("labels", [{"id": str(seed), "sample_id": sample, "alpha_sha256": alpha, "version": 1}])
+        measured = {"sample_id": sample, "extractor": difficulty.EXTRACTOR, "version": difficulty.version_for(alpha)}
+        catalog.add("features", [measured | {"numbers": {"score": seed / 10}}])
 
     for seed in range(PHOTOS):
         take(seed, ".tiff" if seed == 8 else ".png")
     versions = {name: catalog.version(name) for name in ("samples", "labels")}
     inputs: Any = {"catalog": versions | {"features": 0}, "champion": None, "anchor": None}
     build_snapshot(SnapshotParams(), catalog, inputs, layout.snapshot, Report("snapshot"))
+    layout.split.mkdir(parents=True)
+    for side, chosen in (("simple", ids[3:6]), ("hard", ids[6:])):
+        pd.DataFrame({"sample_id": chosen}).to_parquet(layout.split / f"{side}.parquet")
     take(PHOTOS)
     rows = [
         {"model": model, "precision": "int8", "sample_id": ids[n], "mse": mse - n / 100}
@@ -129,6 +136,9 @@ def test_every_photo_has_its_name_matte_split_and_metrics(folder: Path) -> None:
     first = rows["images/rex0.png"]
     assert first["tags"] == ["eval"] and first["category"] == "pets" and first["state"] == "accepted"
     assert Path(first["filepath"]).name == "rex0.png" and Path(first["filepath"]).read_bytes() == photo_bytes(0)
+    assert first["sample_id"] == hashlib.sha256(photo_bytes(0)).hexdigest() and first["difficulty"] == 0
+    assert [rows[f"images/rex{n}.png"]["split"] for n in (0, 3, 7)] == [None, "simple", "hard"]
+    assert rows["images/rex7.png"]["difficulty"] == 0.7
     assert first["candidate_mse"] == 0.3 and first["champion_maxf"] == 0.9
     assert first["disagreement"] == pytest.approx(0.2)
     truth = load_alpha(Path(first["mattes"]["ground_truth"]))
@@ -148,7 +158,7 @@ def test_refused_rows_stand_there_with_their_reasons(folder: Path) -> None:
     assert Path(rows["images/s.png"]["mattes"]["ground_truth"]).is_file()
     assert rows["x.png"]["state"] == "quarantine" and rows["x.png"]["mattes"] == {}
     views = {view["name"]: view for view in json.loads((folder / "about.json").read_text())["views"]}
-    assert {"worst pets", "suspects", "disagreement", "changed", "quarantine"} <= set(views)
+    assert {"worst pets", "suspects", "disagreement", "difficult", "changed", "quarantine"} <= set(views)
     assert views["worst pets"]["match"] == {"category": ["pets"]} and views["worst pets"]["sort"] == "candidate_mse"
 
 
