@@ -81,7 +81,7 @@ def push(
 ) -> None:
     """Choose photos and deliver their tasks, none twice.
 
-    Each task begins with the champion's matte.
+    Each task begins with the champion's matte, or with that of another model before there is a champion.
     """
     with run_with_bars() as run:
         if choose:
