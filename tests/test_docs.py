@@ -64,7 +64,7 @@ TINY = {
 }
 """Trainings of seconds, and a gate that promotes their first model: most commands need a champion."""
 LABELLED = 24
-"""Labelled photos of each category. They show 20 scenes or more, as README asks for: a few generated ones look alike."""
+"""Labelled photos of each category. They show 20 scenes or more, as README asks for; some of them look alike."""
 
 
 def blocks(page: Path) -> list[re.Match[str]]:
