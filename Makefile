@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
 READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev $(VENV)/.ready-ray $(VENV)/.ready-postgres $(VENV)/.ready-browser \
-  $(VENV)/.ready-coco
+  $(VENV)/.ready-coco $(VENV)/.ready-k8s
 DVC := .tools/dvc/.ready
 EXECUTORCH := .tools/executorch/.ready
 LITERT := .tools/litert/.ready
@@ -16,7 +16,7 @@ SHELL := /bin/bash
 # Makes an environment by uv, which is told what pip is configured with; by pip where uv cannot be had.
 MAKE_ENV := $(PYTHON) infra/make_env.py
 
-.PHONY: demo test check ui clean setup dev lock ray postgres browser coco formats labelstudio browse gallery peers audit
+.PHONY: demo test check ui clean setup dev lock ray postgres browser coco k8s formats labelstudio browse gallery peers audit
 .DELETE_ON_ERROR:
 
 # What README's commands need: the product, DVC, and the page of moments where npm is there.
@@ -32,7 +32,7 @@ $(READY): requirements.lock requirements.in pyproject.toml infra/make_env.py
 	$(BIN)/python -m pip check
 	@touch $@
 
-ray postgres browser coco: %: $(VENV)/.ready-%
+ray postgres browser coco k8s: %: $(VENV)/.ready-%
 
 $(VENV)/.ready-%: infra/extras/%.in $(READY)
 	$(MAKE_ENV) $(VENV) -c requirements.lock -r $<
@@ -118,7 +118,7 @@ check: $(READY) $(DEV)
 	$(BIN)/python -m pytest tests/test_doors.py tests/test_prose.py
 
 # Known vulnerabilities of all that is pinned; asks the network, so it is no part of `check`.
-AUDITED := audit dvc executorch fastdup fiftyone k8s labelstudio litert mediapipe peers
+AUDITED := audit dvc executorch fastdup fiftyone labelstudio litert mediapipe peers
 audit: .tools/audit/.ready
 	.tools/audit/bin/python infra/audit.py .tools/audit/bin/pip-audit requirements.lock $(AUDITED:%=infra/%.lock)
 

@@ -21,7 +21,6 @@ from botocore.exceptions import ClientError
 
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.store import open_store, put_blob
-from pipelines.definitions import defs
 
 PROJECT = Path(__file__).resolve().parent.parent
 INFRA = PROJECT / "infra"
@@ -236,96 +235,6 @@ def test_on_postgres_the_instance_is_the_same_but_for_its_storage(
         assert instance.global_op_concurrency_default_limit == 1
         instance.add_dynamic_partitions("batches", ["unlabeled/w01"])
         assert instance.get_dynamic_partitions("batches") == ["unlabeled/w01"]
-
-
-def snake(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {re.sub(r"(?<!^)([A-Z])", r"_\1", k).lower(): snake(v) for k, v in value.items()}
-    return [snake(v) for v in value] if isinstance(value, list) else value
-
-
-def test_on_kubernetes_the_instance_is_the_same() -> None:
-    concurrency, retention = snake(HELM["concurrency"]), snake(HELM["retention"])
-    # Each run is a pod there; on one machine two cores limit them.
-    runs = concurrency["runs"]
-    assert (runs.pop("max_concurrent_runs"), INSTANCE["concurrency"]["runs"]["max_concurrent_runs"]) == (8, 2)
-    runs["max_concurrent_runs"] = 2
-    monitoring, retries = snake(HELM["dagsterDaemon"]["runMonitoring"]), snake(HELM["dagsterDaemon"]["runRetries"])
-    assert concurrency.pop("enabled") and retention.pop("enabled")
-    assert concurrency == INSTANCE["concurrency"] and retention == INSTANCE["retention"]
-    assert monitoring | INSTANCE["run_monitoring"] == monitoring
-    assert retries == INSTANCE["run_retries"]
-    assert HELM["telemetry"]["enabled"] is INSTANCE["telemetry"]["enabled"] is False
-
-
-def test_the_chart_knows_every_value() -> None:
-    """Helm ignores unknown keys. The names are those of the chart's schema, version 1.13."""
-    known = {
-        *("dagsterWebserver", "dagster-user-deployments", "postgresql", "generatePostgresqlPasswordSecret", "global"),
-        *("generateCeleryConfigSecret", "rabbitmq", "redis", "flower", "ingress", "imagePullSecrets", "scheduler"),
-        *("computeLogManager", "runLauncher", "pythonLogs", "dagsterDaemon", "busybox", "migrate", "telemetry"),
-        *("serviceAccount", "retention", "concurrency", "additionalInstanceConfig", "extraManifests"),
-    }
-    assert set(HELM) <= known
-    assert set(HELM["global"]) <= {"postgresqlSecretName", "dagsterHome", "serviceAccountName"}
-    for ticks in ("schedule", "sensor"):
-        # A table replaces the chart's default of one number, and its schema has no optional entry.
-        assert set(HELM["retention"][ticks]["purgeAfterDays"]) == {"skipped", "failure", "success", "started"}
-
-
-def test_on_kubernetes_nothing_runs_as_root_and_our_code_is_what_is_loaded() -> None:
-    (deployment,) = HELM["dagster-user-deployments"]["deployments"]
-    for part in (deployment, HELM["dagsterWebserver"], HELM["dagsterDaemon"]):
-        assert part["podSecurityContext"]["runAsNonRoot"] and not part["securityContext"]["allowPrivilegeEscalation"]
-    assert deployment["dagsterApiGrpcArgs"] == ["-m", "pipelines.definitions"]
-    image = deployment["image"]
-    assert f"{image['repository']}:{image['tag']}" == SERVICES["code"]["image"]
-    locked = (PROJECT / "requirements.lock").read_text()
-    version = re.search(r"^dagster-postgres==(\S+)", locked, re.M)
-    assert version and f"dagster-k8s=={version[1]}" in (INFRA / "k8s.lock").read_text()
-
-
-def test_on_kubernetes_only_a_cycle_asks_for_the_gpu_and_for_much_memory() -> None:
-    """The tag of a job is merged into its pod; no other run may wait for a GPU."""
-    launcher = HELM["runLauncher"]["config"]["k8sRunLauncher"]
-    (deployment,) = HELM["dagster-user-deployments"]["deployments"]
-    assert "gpu" not in json.dumps([launcher, deployment, HELM["extraManifests"]])
-    pods = {job.name: json.loads(job.tags.get("dagster-k8s/config", "{}")) for job in jobs()}
-    resources = {name: pod["container_config"].get("resources") for name, pod in pods.items() if pod}
-    assert {name for name, asked in resources.items() if asked} == {"retrain"}
-    assert resources["retrain"]["limits"]["nvidia.com/gpu"] == "1"
-    assert launcher["runK8sConfig"]["containerConfig"]["resources"]["limits"] == {"memory": "8Gi"}
-    assert resources["retrain"]["limits"]["memory"] == "32Gi"
-
-
-def test_on_kubernetes_a_pod_gets_the_secrets_that_it_uses_and_no_others() -> None:
-    launcher = HELM["runLauncher"]["config"]["k8sRunLauncher"]
-    (deployment,) = HELM["dagster-user-deployments"]["deployments"]
-    assert not deployment["includeConfigInLaunchedRuns"]["enabled"], "the runs would get the webhook's address"
-    assert [secret["name"] for secret in deployment["envSecrets"]] == ["matting", "matting-notices"]
-    assert [secret["name"] for secret in launcher["envSecrets"]] == ["matting"]
-    assert not any("envSecrets" in HELM[part] for part in ("dagsterWebserver", "dagsterDaemon"))
-    assert "secret" not in json.dumps(HELM["extraManifests"]).lower()
-    signing = {job.name for job in jobs() if "matting-signing" in job.tags.get("dagster-k8s/config", "")}
-    assert signing == {"retrain", "release"}
-    security = launcher["runK8sConfig"]["podSpecConfig"]["security_context"]
-    assert security == snake(deployment["podSecurityContext"])
-
-
-def test_the_addresses_of_label_studio_pages_and_dagster_are_set_everywhere() -> None:
-    launcher = HELM["runLauncher"]["config"]["k8sRunLauncher"]
-    (deployment,) = HELM["dagster-user-deployments"]["deployments"]
-    of_runs = dict(line.split("=", 1) for line in launcher["envVars"])
-    assert of_runs == deployment["env"]
-    for environment in (of_runs, SERVICES["code"]["environment"]):
-        assert {"LABEL_STUDIO_URL", "MM_PAGES_URL", "MM_DAGSTER_URL"} <= set(environment)
-    assert HELM["extraManifests"][0]["spec"]["template"]["spec"]["containers"][0]["command"] == [
-        *SERVICES["pages"]["command"]
-    ]
-
-
-def jobs() -> list[dg.JobDefinition]:
-    return defs.get_repository_def().get_all_jobs()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ spent sends nothing.
 import dagster as dg
 
 from mm_core.core.settings import tick_seconds
+from pipelines.pods import LABELLING, pod
 
 PEOPLE = {"matting/people": "one-at-a-time"}
 """Tag of runs that write the outbox; `infra/dagster.yaml` allows one such run at a time."""
@@ -35,7 +36,7 @@ push_when = (
 automation = dg.AutomationConditionSensorDefinition(
     "photos_to_people",
     target=dg.AssetSelection.assets("routed", "label_studio_tasks"),
-    run_tags=PEOPLE,
+    run_tags=PEOPLE | pod(env_from=[LABELLING]),
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=tick_seconds(),
     description="Routes photos and delivers them to Label Studio after structuring, after a promotion, and each day.",

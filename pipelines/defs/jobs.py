@@ -6,23 +6,10 @@ from mm_core.core.settings import time_zone
 from pipelines.defs.arrivals import collected_labels, ingested_batch, label_studio_tasks, routed, structured_samples
 from pipelines.defs.automation import PEOPLE
 from pipelines.defs.release import cycle_report, exported_bundle, gate, promoted_model
+from pipelines.pods import GPU, LABELLING, SIGNING, pod
 
 CYCLE = {"matting/cycle": "one-at-a-time"}
 """Tag of runs that write the workspace's `cycle/`; `infra/dagster.yaml` allows one such run at a time."""
-
-TRAINING = {
-    "requests": {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"},
-    "limits": {"memory": "32Gi", "nvidia.com/gpu": "1"},
-}
-"""What the pod of a cycle takes on Kubernetes; `infra/helm/values.yaml` has the smaller resources of all other runs."""
-SIGNING = {"secret_ref": {"name": "matting-signing"}}
-"""The Kubernetes secret with MM_SIGNING_KEY, for runs that write bundles."""
-
-
-def pod(**container: object) -> dict[str, dict[str, dict[str, object]]]:
-    """Return the tag with the container of a run's pod; only the K8sRunLauncher reads it."""
-    return {"dagster-k8s/config": {"container_config": container}}
-
 
 # These modules are slow to import, and the steps need them. `mm_core.stages` alone loads neither torch nor timm.
 PRELOAD = ["dagster", "mm_core.stages", "mm_core.model.preloaded", "mlflow"]
@@ -44,20 +31,21 @@ route = dg.define_asset_job(
     "route",
     selection=dg.AssetSelection.assets(routed, label_studio_tasks),
     executor_def=dg.in_process_executor,
-    tags=PEOPLE,
+    tags=PEOPLE | pod(env_from=[LABELLING]),
     description="Choose photos for people and deliver them to Label Studio.",
 )
 collect = dg.define_asset_job(
     "collect",
     selection=dg.AssetSelection.assets(collected_labels),
     executor_def=dg.in_process_executor,
+    tags=pod(env_from=[LABELLING]),
     description="Read people's finished labels.",
 )
 retrain = dg.define_asset_job(
     "retrain",
     selection=dg.AssetSelection.groups("learning", "release"),
     executor_def=one_process_a_step,
-    tags=CYCLE | pod(env_from=[SIGNING], resources=TRAINING),
+    tags=CYCLE | pod(env_from=[SIGNING], resources=GPU),
     description="One cycle: snapshot, split, four training stages, evaluation, gate; bundle and promotion on a pass.",
 )
 release = dg.define_asset_job(
