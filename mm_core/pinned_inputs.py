@@ -64,7 +64,7 @@ def in_the_cycle(stage: Stage[P, R]) -> Stage[P, R]:
     @wraps(stage)
     def locked(run: Run, *args: P.args, **options: P.kwargs) -> R:
         verb = stage.__name__.strip("_").replace("_", "-")
-        with cycle_lock(run.layout, verb) as outermost:
+        with cycle_lock(run.layout, verb, started_by=run.started_by) as outermost:
             with tracked(run.params, run.layout, verb, outermost=outermost) as log:
                 result = stage(run, *args, **options)
                 log(result)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Optional
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from mm_core.core.errors import CatalogError, LabelServerError, MattingError, StoreError
 from mm_core.core.layout import Layout
@@ -17,6 +17,7 @@ from mm_core.core.progress import quiet
 from mm_core.core.settings import Settings
 from mm_core.pinned_inputs import Run
 from pipelines.metadata import Observations
+from pipelines.run_names import run_name
 from pipelines.run_params import RunParams, dotted, given_values
 
 PARAMS_TAG = "matting/params"
@@ -42,8 +43,12 @@ class Workspace(dg.ConfigurableResource):
         "with the run, in its config and in its tag matting/params.",
     )
 
+    _started_by: str = PrivateAttr(default="")
+    """The name of the run that this process works for."""
+
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Record the values of this run as a tag, so that lists of runs show them."""
+        """Keep the run's name, and record its own values as a tag, so that lists of runs show them."""
+        self._started_by = f"dagster {run_name(context.run)}" if context.run else ""
         values = ", ".join(dotted(given_values(self.overrides)))
         if values and context.run and context.instance:
             context.instance.add_run_tags(context.run.run_id, {PARAMS_TAG: values})
@@ -66,7 +71,8 @@ class Workspace(dg.ConfigurableResource):
 
     def run(self, context: dg.AssetExecutionContext | None = None) -> Run:
         """Return the run of a stage; with the context of an asset, its progress is logged there. Raises ParamsError."""
-        return Run(self.params(), self.layout(), quiet if context is None else Observations(context))
+        progress = quiet if context is None else Observations(context)
+        return Run(self.params(), self.layout(), progress, self._started_by)
 
 
 class RetrainPolicy(dg.ConfigurableResource):

@@ -70,17 +70,18 @@ def exclusive(path: Path, waiting: Callable[[], None] | None = None) -> Iterator
 
 
 @contextmanager
-def cycle_lock(layout: Layout, what: str) -> Iterator[bool]:
+def cycle_lock(layout: Layout, what: str, *, started_by: str = "") -> Iterator[bool]:
     """Hold the workspace's cycle lock for the body; log the holder if this process has to wait.
 
     Args:
         layout: The workspace.
         what: The `mm` verb that takes the lock; other processes show it while they wait.
+        started_by: What they show instead, where it was not `mm`: `dagster retrain`, for example.
 
     Yields:
         True for the outermost hold of the present thread, False for a nested one.
     """
-    with _reentrant(_cycle_path(layout), what, _wait_for_cycle(layout, what)) as outermost:
+    with _reentrant(_cycle_path(layout), what, _wait_for_cycle(layout, what), started_by) as outermost:
         yield outermost
 
 
@@ -129,7 +130,8 @@ def holder_of(path: Path) -> str:
     """Return a text about the last holder of a lock; empty if the holder wrote none."""
     try:
         entry = json.loads(_about(path).read_text())
-        return f"`mm {entry['what']}` of {entry['who']} (process {entry['process']}), at work since {entry['since']}"
+        command = command_of(entry)
+        return f"`{command}` of {entry['who']} (process {entry['process']}), at work since {entry['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -139,11 +141,18 @@ class LockEntry(TypedDict, total=False):
 
     what: str
     """The verb of `mm`."""
+    started_by: str
+    """What started it where that was not `mm`, else empty; records of earlier versions lack it."""
     who: str
     """User and host, as `user@host`."""
     process: int
     since: str
     """ISO time."""
+
+
+def command_of(entry: LockEntry) -> str:
+    """Return the command that took a lock: `mm` with its verb, or what else started it; empty without a record."""
+    return entry.get("started_by") or (f"mm {entry['what']}" if "what" in entry else "")
 
 
 def cycle_entry(layout: Layout) -> LockEntry:
@@ -175,7 +184,7 @@ def _about(path: Path) -> Path:
 
 
 @contextmanager
-def _reentrant(path: Path, what: str, waiting: Callable[[], None]) -> Iterator[bool]:
+def _reentrant(path: Path, what: str, waiting: Callable[[], None], started_by: str = "") -> Iterator[bool]:
     # A nested hold only counts; the outermost one takes and releases the file lock.
     if path in _held.depth:
         _held.depth[path] += 1
@@ -188,19 +197,19 @@ def _reentrant(path: Path, what: str, waiting: Callable[[], None]) -> Iterator[b
     if not _acquire(lock, path, 0):
         waiting()
         _acquire(lock, path, -1)
-    with _entered(path, what, lock):
+    with _entered(path, what, lock, started_by):
         yield True
 
 
 @contextmanager
-def _entered(path: Path, what: str, lock: FileLock) -> Iterator[None]:
+def _entered(path: Path, what: str, lock: FileLock, started_by: str = "") -> Iterator[None]:
     """Record the holder of a newly taken lock, and release the lock after the body."""
     _held.depth[path] = 1
     try:
         with suppress(OSError):  # this file only informs others; the lock works without it
             since = datetime.now(UTC).isoformat(timespec="seconds")
             who = {"who": f"{user_name()}@{socket.gethostname()}", "process": os.getpid()}
-            write_json(_about(path), {"what": what, "since": since, **who})
+            write_json(_about(path), {"what": what, "started_by": started_by, "since": since, **who})
         yield
     finally:
         del _held.depth[path]

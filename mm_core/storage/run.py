@@ -28,6 +28,8 @@ class StorageRun:
     layout: Layout
     progress: Progress = quiet
     """Called as (what, done, total) during long work."""
+    started_by: str = ""
+    """The command that started it where that was not `mm`: `dagster retrain`, for example."""
 
     @cached_property
     def store(self) -> Store:

@@ -9,7 +9,7 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.locks import cycle_entry, user_name
+from mm_core.core.locks import command_of, cycle_entry, user_name
 from mm_core.core.pins import SnapshotFacts
 from mm_core.core.records import Report
 from mm_core.core.revision import code_revision
@@ -31,7 +31,7 @@ def origin_tags(layout: Layout) -> dict[str, str]:
     entry, revision = cycle_entry(layout), code_revision()
     tags = {
         "mlflow.user": str(entry.get("who", user_name())).partition("@")[0],
-        "mlflow.source.name": f"mm {entry.get('what', '')}".strip(),
+        "mlflow.source.name": command_of(entry) or "mm",
         "mlflow.source.type": "LOCAL",
         "mm.code_revision": revision,
     }

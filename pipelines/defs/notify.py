@@ -17,6 +17,7 @@ import dagster as dg
 from mm_core.core.errors import InputError
 from mm_core.core.settings import dagster_url, secret, tick_seconds
 from pipelines.defs.checks import ACCEPTED, COUNTS
+from pipelines.run_names import run_name
 
 WEBHOOK = "MM_WEBHOOK_URL"
 SECONDS = 10.0
@@ -130,18 +131,6 @@ def about_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Message | Non
         "reasons": reasons,
         "counts": counts,
     }
-
-
-def run_name(run: dg.DagsterRun) -> str:
-    """Return a name of a run for people: its job, or the assets of a run without one, and its batch."""
-    name = run.job_name
-    # Runs that Dagster's automation or a person starts from assets have an internal job name.
-    if name.startswith("__"):
-        assets = sorted(key.to_user_string() for key in run.asset_selection or ())
-        checks = sorted(key.to_user_string() for key in run.asset_check_selection or ())
-        name = ", ".join(assets or checks) or "assets"
-    batch = run.tags.get("dagster/partition")
-    return f"{name} of {batch}" if batch else name
 
 
 def post(url: str, message: Mapping[str, object]) -> None:

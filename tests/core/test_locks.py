@@ -71,6 +71,16 @@ def test_status_says_who_is_at_work_and_nothing_after_a_kill(layout: Layout) -> 
     assert locks.cycle_holder(layout) is None
 
 
+def test_status_names_what_started_the_work_where_that_was_not_mm(layout: Layout) -> None:
+    with locks.cycle_lock(layout, "snapshot", started_by="dagster retrain"), locks.cycle_lock(layout, "gate"):
+        entry = locks.cycle_entry(layout)
+        assert entry["what"] == "snapshot" and locks.command_of(entry) == "dagster retrain"
+        assert locks.holder_of(layout.locks / "cycle.lock").startswith("`dagster retrain` of ")
+    with locks.cycle_lock(layout, "gate"):
+        assert locks.command_of(locks.cycle_entry(layout)) == "mm gate"
+    assert locks.command_of({}) == ""
+
+
 def test_a_thread_enters_the_lock_again_and_another_thread_does_not(layout: Layout) -> None:
     seen = []
 

@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 
 from mm_core.core.layout import TRAIN_STAGES
+from mm_core.core.locks import user_name
 from mm_core.core.pins import read_snapshot
 from mm_core.export.registry import Registry
 from mm_core.ingest.placement import POOLS
@@ -95,6 +96,18 @@ def test_a_refusal_is_a_success_with_skipped_steps(plant: Plant, refused: dg.Exe
     assert "cells" in verdict.metadata
     assert checks(refused)["no_leak"].passed
     assert recorded_verdict(plant.layout).decision in ("REJECT", "INCONCLUSIVE")
+
+
+def test_mlflow_names_the_job_that_started_a_cycle(plant: Plant, refused: dg.ExecuteInProcessResult) -> None:
+    """Nobody typed `mm snapshot`."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=plant.layout.settings.mlflow_uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'matting'")
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) > len(TRAIN_STAGES)
+    assert {run.data.tags["mlflow.source.name"] for run in runs} == {"dagster retrain"}
+    assert {run.data.tags["mlflow.user"] for run in runs} == {user_name()}
 
 
 def test_each_asset_of_a_cycle_has_the_version_of_its_content(plant: Plant, refused: dg.ExecuteInProcessResult) -> None:

@@ -12,9 +12,10 @@ from mm_core import stages
 from pipelines.definitions import defs
 from pipelines.defs.checks import ACCEPTED, arrival_checks
 from pipelines.defs.external_runs import made_elsewhere
-from pipelines.defs.notify import notifications, run_name
+from pipelines.defs.notify import notifications
 from pipelines.partitions import batches
 from pipelines.resources import Workspace
+from pipelines.run_names import run_name
 from tests.pipelines.conftest import Plant
 from tests.servers import Receiver
 
