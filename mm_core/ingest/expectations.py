@@ -178,6 +178,8 @@ class ExpectationResult(TypedDict):
     """Number of failing rows; 0 or 1 for the whole drop."""
     unmeasured: int
     """Number of failing rows for which the rule could not be evaluated."""
+    measured: int
+    """Number of rows for which the rule was evaluated; 1 for the whole drop. Results of earlier versions lack it."""
     observed: float | None
     reason: str
 
@@ -305,6 +307,7 @@ class Judge:
                 "success": bool(result.success) and not unmeasured,
                 "unexpected": len(broken) + len(unmeasured) if scope == "row" else int(not result.success),
                 "unmeasured": len(unmeasured),
+                "measured": _measured(result) if scope == "row" else 1,
                 "observed": None if observed is None else round(float(observed), 4),
                 "reason": rule.reason,
             }
@@ -318,6 +321,7 @@ class Judge:
                 known["success"] &= line["success"]
                 known["unexpected"] += line["unexpected"]
                 known["unmeasured"] += line["unmeasured"]
+                known["measured"] += line["measured"]
                 return
         self.results.append(line)
 
@@ -325,6 +329,11 @@ class Judge:
 def _rows_of(result: ExpectationValidationResult) -> list[int]:
     """Return the rows that an expectation lists as failing."""
     return [int(index["row"]) for index in result.result.get("unexpected_index_list") or []]
+
+
+def _measured(result: ExpectationValidationResult) -> int:
+    """Return the number of rows for which a row's expectation was evaluated; rows without a value are not."""
+    return int(result.result["element_count"]) - int(result.result.get("missing_count", 0))
 
 
 def _columns(probe: Probe) -> Mapping[str, object]:

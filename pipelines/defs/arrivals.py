@@ -7,7 +7,14 @@ import dagster as dg
 
 from mm_core import operations, stages
 from pipelines.defs.automation import push_when, route_when
-from pipelines.defs.checks import accepted_result, arrival_specs, drift_results, drift_spec, expectation_results
+from pipelines.defs.checks import (
+    accepted_result,
+    arrival_specs,
+    delivered,
+    drift_results,
+    drift_spec,
+    expectation_results,
+)
 from pipelines.metadata import data_docs, of_report
 from pipelines.partitions import batches
 from pipelines.provenance import catalog_table, code_version, data_version, row_count
@@ -54,8 +61,7 @@ def ingested_batch(
         report = stages.ingest(workspace.run(context), batch=context.partition_key)
     docs = data_docs(layout, context.partition_key)
     accepted = accepted_result(report, docs)
-    yield from expectation_results(report)
-    yield accepted
+    yield from delivered(context, "ingested_batch", [*expectation_results(report), accepted])
     if not accepted.passed:
         # Without a materialization the partition is shown as failed.
         raise dg.Failure(f"the drop is refused: {accepted.description}", metadata=docs, allow_retries=False)
@@ -98,7 +104,7 @@ def structured_samples(
     batch = context.partition_key
     with plain_failures():
         report = stages.structure(workspace.run(context), batch=batch)
-    yield from drift_results(report, batch)
+    yield from delivered(context, "structured_samples", drift_results(report, batch))
     yield dg.MaterializeResult(
         metadata=of_report(report) | row_count(report.metrics["structure/rows"]),
         data_version=data_version(report.facts["features"]),

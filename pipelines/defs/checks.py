@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +22,13 @@ from pipelines.resources import Workspace, plain_failures
 
 ACCEPTED = "drop_accepted"
 """Check that a drop is in the catalog; its metadata holds the counts of the drop."""
+ARRIVAL_ASSETS = (dg.AssetKey("ingested_batch"), dg.AssetKey("structured_samples"))
+"""What a run of an arrival makes."""
+PLANNED = (dg.AssetCheckKey(ARRIVAL_ASSETS[0], ACCEPTED),)
+"""The checks that a run of an arrival plans; it records the others when they were evaluated.
+
+A planned check without a result is shown as failed if its run fails, and a refused drop's run fails.
+"""
 COUNTS = ("rows", "accepted", "updated", "quarantined", "duplicates", "conflicts")
 
 
@@ -56,24 +63,43 @@ def arrival_specs(asset: str) -> Sequence[dg.AssetCheckSpec]:
     return [whole, *rules]
 
 
-def arrival_checks(kind: str) -> list[dg.AssetCheckKey]:
-    """Return the checks that apply to a kind of drop, for runs of the job `arrivals`.
+def delivered(
+    context: dg.AssetExecutionContext, asset: str, results: Iterable[dg.AssetCheckResult]
+) -> Iterator[dg.AssetCheckResult]:
+    """Yield the results of the checks that the run planned, and record those of the others among its events.
 
-    A run plans only these. Dagster would report a planned check without a result as failed if the run fails.
+    Args:
+        context: The context of the step.
+        asset: The name of the asset that the checks are about.
+        results: Results of checks of the context's partition.
     """
-    names = [ACCEPTED, *(rule.name for rule in RULES if kind in rule.kinds)]
-    keys = [dg.AssetCheckKey(dg.AssetKey("ingested_batch"), name) for name in names]
-    return [*keys, dg.AssetCheckKey(dg.AssetKey("structured_samples"), "drift")]
+    for result in results:
+        key = dg.AssetCheckKey(dg.AssetKey(asset), str(result.check_name))
+        if key in context.selected_asset_check_keys:
+            yield result
+            continue
+        evaluation = dg.AssetCheckEvaluation(
+            asset_key=key.asset_key,
+            check_name=key.name,
+            passed=bool(result.passed),
+            severity=result.severity,
+            description=result.description,
+            metadata=result.metadata,
+            partition=context.partition_key,
+        )
+        # Creating the event writes it to the run's events.
+        dg.DagsterEvent.asset_check_evaluation(context.get_step_execution_context(), evaluation)
 
 
 def expectation_results(report: Report) -> Iterator[dg.AssetCheckResult]:
     """Yield the ingest report's table `expectations` as check results: critical → ERROR, warning → WARN.
 
-    A rule without a row was not evaluated and yields no result.
+    A rule that was left out, or that was evaluated for no row, yields no result.
     """
     rows = {row["name"]: row for row in report.tables.get("expectations", [])}
     for rule in RULES:
-        if (row := rows.get(rule.name)) is None:
+        # Reports of earlier versions lack the number of measured rows.
+        if (row := rows.get(rule.name)) is None or row.get("measured") == 0:
             continue
         description = f"{row['unexpected']} unexpected"
         # Reports of earlier versions lack this count.

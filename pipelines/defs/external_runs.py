@@ -15,7 +15,7 @@ from mm_core.pinned_inputs import read_inputs
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.run import catalog_of
 from mm_core.structuring.batch_summary import report_of_batch
-from pipelines.defs.checks import arrival_checks, counts_of, is_refused, verdict_result
+from pipelines.defs.checks import counts_of, is_refused, verdict_result
 from pipelines.defs.jobs import arrivals
 from pipelines.defs.sensors import UNFINISHED, asked_for
 from pipelines.metadata import data_docs, of_report, page
@@ -69,12 +69,7 @@ def made_elsewhere(context: dg.SensorEvaluationContext, workspace: Workspace) ->
         asset_events=events,
         dynamic_partitions_requests=[batches.build_add_request(names)] if names else [],
         run_requests=[
-            asked_for(
-                f"refused-{row['key']}",
-                partition=partition_of(row["kind"], row["batch"]),
-                checks=arrival_checks(row["kind"]),
-            )
-            for row in refused
+            asked_for(f"refused-{row['key']}", partition=partition_of(row["kind"], row["batch"])) for row in refused
         ],
     )
 

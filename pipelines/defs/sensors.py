@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import dagster as dg
 
@@ -18,7 +18,7 @@ from mm_core.labeling.webhook import hinted_at
 from mm_core.pinned_inputs import recorded_verdict
 from mm_core.storage.run import StorageRun, catalog_of
 from mm_core.structuring.drift import drifted_batches
-from pipelines.defs.checks import arrival_checks
+from pipelines.defs.checks import ARRIVAL_ASSETS, PLANNED
 from pipelines.defs.jobs import arrivals, collect, retrain
 from pipelines.partitions import batches, partition_of
 from pipelines.resources import RetrainPolicy, Workspace
@@ -72,7 +72,6 @@ def new_arrivals(context: dg.SensorEvaluationContext, workspace: Workspace) -> d
                 tries.get(batch.request, 0),
                 partition=partition_of(batch.kind, batch.batch),
                 tags={"matting/kind": batch.kind, "matting/batch": batch.batch},
-                checks=arrival_checks(batch.kind),
             )
             for batch in new
         ],
@@ -181,11 +180,10 @@ def asked_for(
     *,
     tags: Mapping[str, str] | None = None,
     partition: str = "",
-    checks: Sequence[dg.AssetCheckKey] = (),
 ) -> dg.RunRequest:
     """Return a run for a request after `tries` lost runs; the run key differs, since Dagster accepts each key once.
 
-    With `checks` the run consists of these checks and the assets that they belong to.
+    With a partition it is a run of that arrival.
     """
     # The first run has the plain request as key.
     key = f"{request}-{tries}" if tries else request
@@ -193,8 +191,8 @@ def asked_for(
         run_key=key,
         partition_key=partition or None,
         tags={REQUEST: _tag_of(request), **(tags or {})},
-        asset_selection=[*dict.fromkeys(check.asset_key for check in checks)] or None,
-        asset_check_keys=list(checks) or None,
+        asset_selection=list(ARRIVAL_ASSETS) if partition else None,
+        asset_check_keys=list(PLANNED) if partition else None,
     )
 
 

@@ -127,11 +127,22 @@ def test_what_was_not_measured_does_not_pass_and_does_not_give_the_reason(judge_
     lines = {line["name"]: line for line in judge.results}
     for name in ("image_decodes", "image_large_enough", "alpha_decodes", "alpha_has_foreground"):
         assert (lines[name]["success"], lines[name]["unexpected"], lines[name]["unmeasured"]) == (False, 1, 1), name
-    assert lines["image_exists"]["unmeasured"] == 0
+        assert lines[name]["measured"] == 1, name
+    assert lines["image_exists"]["unmeasured"] == 0 and lines["image_exists"]["measured"] == 2
     passed = {name for name, line in lines.items() if line["success"]}
     assert {"category_known", "role_known", "image_checksum"} < passed, "what a producer need not state"
     # Nothing else is wrong with this row, and it is refused.
     assert judge_of("unlabeled").rows([replace(GOOD, short_side=None)]) == {0: Fault("too small", "not measured")}
+
+
+def test_the_number_of_rows_that_a_rule_was_tried_on_is_recorded(judge_of: Any) -> None:
+    """Also over the pieces of a large drop; the matte of an unreadable photo is not measured."""
+    judge = judge_of("pixel_labeled")
+    missing = Probe(0, "a.jpg", None, None, 0, image_inside=True, image_found=False, alpha_inside=True)
+    for row in (0, 1):
+        judge.rows([replace(missing, row=row)])
+    lines = {line["name"]: line["measured"] for line in judge.results}
+    assert (lines["image_exists"], lines["image_decodes"], lines["matte_area"]) == (2, 0, 0)
 
 
 @pytest.mark.parametrize("content", ["text", "empty", "truncated", "checksum"])

@@ -107,6 +107,8 @@ def test_expectations_become_checks_of_their_severity() -> None:
     report.tables["expectations"] = [
         {"name": "few_bad_rows", "severity": "critical", "success": False, "unexpected": 1, "observed": 0.9},
         {"name": "image_decodes", "severity": "warning", "success": False, "unexpected": 3, "observed": None},
+        # Of a drop without a readable photo.
+        {"name": "image_pixels", "severity": "warning", "success": False, "unexpected": 3, "measured": 0},
     ]
     results = {result.check_name: result for result in expectation_results(report)}
     assert set(results) == {"few_bad_rows", "image_decodes"} < {rule.name for rule in RULES}, (
