@@ -46,11 +46,11 @@ Alpha mattes of photos on a phone: one int8 file per kind of subject
 ({", ".join(f"{d}: {', '.join(row['categories'])}" for d, row in manifest["decoders"].items())}).
 
 ## Use
-- Input: one photo, sRGB, resized to {size} × {size}; output: its matte in [0, 1], to be resized to the photo. Of ONNX
-  files also `decoder`: which of the three a photo of unknown category is for.
-  `manifest.json` has the exact steps, `python selfcheck.py` checks a machine's runtime against golden pairs.
-- Meant for cutting subjects of the named kinds out of photos. Not meant for identifying or judging people, nor as a
-  measure of anything.
+- The input is one photo, sRGB, resized to {size} × {size}. The output is its matte in [0, 1]; resize it to the photo.
+  ONNX files also return `decoder`, the decoder to use for a photo of unknown category.
+  `manifest.json` has the exact steps, and `python selfcheck.py` checks a machine's runtime against golden pairs.
+- The model is meant for cutting subjects of the named kinds out of photos. It is not meant for identifying or judging
+  people, nor as a measure of anything.
 
 ## Quality on the frozen evaluation set
 {_table(["category", "precision", *SHOWN], quality)}

@@ -29,6 +29,8 @@ PLANNED = (dg.AssetCheckKey(ARRIVAL_ASSETS[0], ACCEPTED),)
 
 A planned check without a result is shown as failed if its run fails, and a refused drop's run fails.
 """
+CHECKED = {"row": "each row of the drop", "batch": "the whole drop"}
+"""Scope of a rule → what it checks."""
 COUNTS = ("rows", "accepted", "updated", "quarantined", "duplicates", "conflicts")
 
 
@@ -54,7 +56,7 @@ def arrival_specs(asset: str) -> Sequence[dg.AssetCheckSpec]:
         partitioned_spec(
             rule.name,
             asset,
-            f"Great Expectations, each {rule.scope}: otherwise “{rule.reason}”.",
+            f"Great Expectations checks {CHECKED[rule.scope]}. The reason of a failure is “{rule.reason}”.",
             kinds=", ".join(rule.kinds),
             severity=rule.severity,
         )
