@@ -179,7 +179,8 @@ class ExpectationResult(TypedDict):
     unmeasured: int
     """Number of failing rows for which the rule could not be evaluated."""
     measured: int
-    """Number of rows for which the rule was evaluated; 1 for the whole drop. Results of earlier versions lack it."""
+    """Number of rows for which the rule was evaluated, or 1 for a number of the whole drop; 0: it was not evaluated.
+    Results of earlier versions lack it."""
     observed: float | None
     reason: str
 
@@ -307,7 +308,7 @@ class Judge:
                 "success": bool(result.success) and not unmeasured,
                 "unexpected": len(broken) + len(unmeasured) if scope == "row" else int(not result.success),
                 "unmeasured": len(unmeasured),
-                "measured": _measured(result) if scope == "row" else 1,
+                "measured": _measured(result),
                 "observed": None if observed is None else round(float(observed), 4),
                 "reason": rule.reason,
             }
@@ -332,8 +333,13 @@ def _rows_of(result: ExpectationValidationResult) -> list[int]:
 
 
 def _measured(result: ExpectationValidationResult) -> int:
-    """Return the number of rows for which a row's expectation was evaluated; rows without a value are not."""
-    return int(result.result["element_count"]) - int(result.result.get("missing_count", 0))
+    """Return the number of rows for which an expectation was evaluated; of one number for all rows, 1 or 0."""
+    found = result.result
+    if "element_count" not in found:
+        # Without any value, for example without any measured matte, there is no mean.
+        observed = found.get("observed_value")
+        return int(observed is not None and observed == observed)
+    return int(found["element_count"]) - int(found.get("missing_count", 0))
 
 
 def _columns(probe: Probe) -> Mapping[str, object]:

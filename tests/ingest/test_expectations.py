@@ -143,6 +143,9 @@ def test_the_number_of_rows_that_a_rule_was_tried_on_is_recorded(judge_of: Any) 
         judge.rows([replace(missing, row=row)])
     lines = {line["name"]: line["measured"] for line in judge.results}
     assert (lines["image_exists"], lines["image_decodes"], lines["matte_area"]) == (2, 0, 0)
+    judge.whole([{"row": 0, "bad": 1, "suspect": 0, "duplicate": 0}, {"row": 1, "bad": 1, "suspect": 0}], {})
+    whole = {line["name"]: line["measured"] for line in judge.results if line["scope"] == "batch"}
+    assert whole == {"few_bad_rows": 1, "few_suspects": 1, "few_duplicates": 1, "category_given": 2, "soft_edges": 0}
 
 
 @pytest.mark.parametrize("content", ["text", "empty", "truncated", "checksum"])
