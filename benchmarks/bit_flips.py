@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import random
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from two_processes import Bench  # noqa: E402
+from trained_workspace import KINDS, TrainedWorkspace, flip  # noqa: E402
 
 from mm_core.core.layout import Layout  # noqa: E402
 from mm_core.core.progress import quiet  # noqa: E402
@@ -31,40 +30,12 @@ from mm_core.core.records import Report  # noqa: E402
 from mm_core.services.check import Fault, check  # noqa: E402
 
 TABLE = HERE / "bit_flips.csv"
-KINDS = {
-    "photos and mattes": "store/blobs/**/*",
-    "catalog, data": "store/catalog/*/*.parquet",
-    "catalog, Delta log": "store/catalog/*/_delta_log/*",
-    "catalog, seals": "store/catalog/*/_seals/*",
-    "statements of drops": "store/ingest/**/*",
-    "quarantine": "store/quarantine/**/*",
-    "records of the gate": "store/gate/**/*",
-    "checkpoints": "checkpoints/*/model.safetensors",
-    "snapshot and split": "cycle/s*/*",
-    "models of the cycle": "cycle/models/**/*",
-    "int8 files of the cycle": "cycle/quantised/*",
-    "evaluation": "cycle/eval*/**/*",
-    "bundles": "bundle/*/*",
-    "pins": "inputs.json",
-    "sqlite": "**/*.db",
-}
 
 
 def files_of(root: Path) -> dict[str, list[Path]]:
     """The files of each kind that hold something."""
     found = {kind: sorted(root.glob(pattern)) for kind, pattern in KINDS.items()}
     return {kind: [path for path in paths if path.is_file() and path.stat().st_size] for kind, paths in found.items()}
-
-
-def flip(path: Path, place: int) -> None:
-    """Flip the bit of this number; the file's time stays, as where a disk rots."""
-    status = path.stat()
-    with path.open("r+b") as stream:
-        stream.seek(place // 8)
-        (byte,) = stream.read(1)
-        stream.seek(place // 8)
-        stream.write(bytes([byte ^ (1 << place % 8)]))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def find_faults(layout: Layout) -> list[Fault]:
@@ -123,10 +94,9 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="Folder of a workspace that two_processes.py prepared.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(arguments.base or Path(folder))
-        bench.prepare()
-        bench.fresh()
-        layout, rows = bench.layout, read_table()
+        trained = TrainedWorkspace(arguments.base or Path(folder))
+        trained.renew()
+        layout, rows = trained.layout, read_table()
         kinds = {kind: paths for kind, paths in files_of(layout.root).items() if paths}
         print(json.dumps({kind: len(paths) for kind, paths in kinds.items()}), flush=True)
         if faults := find_faults(layout):

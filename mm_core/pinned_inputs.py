@@ -6,7 +6,6 @@ reads that copy (`frozen_inputs`), so that changes outside the cycle do not affe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, wraps
@@ -16,8 +15,8 @@ from typing import Concatenate, NotRequired, ParamSpec, TypedDict, TypeVar, cast
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import cycle_holder, cycle_lock, try_cycle_lock
-from mm_core.core.pins import PINNED_TABLES, ROLES, PinnedInputs, are_pins, read_snapshot, start_digest
-from mm_core.core.records import Report, Verdict, digest_of, read_verdict, sha256_file, write_json
+from mm_core.core.pins import PINNED_TABLES, ROLES, PinnedInputs, are_pins, parse_inputs, read_snapshot, start_digest
+from mm_core.core.records import Report, Verdict, digest_of, read_verdict, sha256_file, write_sealed_json
 from mm_core.export.override import Override, valid_override
 from mm_core.export.registry import Registry
 from mm_core.export.start_weights import newest_start
@@ -140,7 +139,7 @@ def pin(run: Run, *, again: bool = False) -> Pinned:
         facts["nothing_new"] = f"the last cycle saw all of it: {recorded_verdict(layout).decision}"
     # Unchanged pins are not rewritten, which keeps the file's modification time.
     if not layout.inputs.exists() or read_inputs(layout) != inputs:
-        write_json(layout.inputs, inputs)
+        write_sealed_json(layout.inputs, inputs)
     return cast(Pinned, {**inputs, **facts})
 
 
@@ -174,12 +173,8 @@ def read_inputs(layout: Layout) -> PinnedInputs:
     """
     if not layout.inputs.exists():
         raise InputError(f"{layout.inputs} is missing: run `mm ingest` first, so that there is a catalog to learn from")
-    try:
-        inputs = json.loads(layout.inputs.read_bytes())
-    except (ValueError, RecursionError):
-        inputs = None
-    # Check the fields that later stages use, so that a damaged file fails here.
-    if not are_pins(inputs) or set(inputs) - set(PinnedInputs.__annotations__):
+    inputs = parse_inputs(layout.inputs.read_bytes())
+    if inputs is None:
         raise InputError(f"{layout.inputs} is damaged: delete it, then `mm ingest` pins anew")
     return inputs
 

@@ -7,6 +7,7 @@ from typing import Final, Literal, NotRequired, TypedDict, TypeGuard
 
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
+from mm_core.core.records import unseal
 
 Role = Literal["champion", "anchor"]
 PINNED_TABLES: Final = ("samples", "labels", "features")
@@ -89,15 +90,27 @@ def are_pins(value: object) -> TypeGuard[PinnedInputs]:
     if not isinstance(value, dict) or not {"catalog", *ROLES} <= set(value):
         return False
     catalog, pins = value["catalog"], [value[role] for role in ROLES if value[role] is not None]
-    start = value.get("start", {"digest": "", "snapshot": "", "before": None})
+    start = value.get("start", {"digest": "", "provenance": "", "snapshot": "", "before": None})
     return (
         isinstance(catalog, dict)
         and set(PINNED_TABLES) <= set(catalog)
         and all(isinstance(version, int) for version in catalog.values())
         and isinstance(start, dict)
-        and {"digest", "snapshot", "before"} <= set(start)
+        and {"digest", "provenance", "snapshot", "before"} <= set(start)
         and all(isinstance(pin, dict) and {"version", "digest", "files"} <= set(pin) for pin in pins)
+        and all(isinstance(pin["files"], dict) for pin in pins)
     )
+
+
+def parse_inputs(data: bytes) -> PinnedInputs | None:
+    """Return the content of `inputs.json`; None if it is damaged."""
+    try:
+        inputs = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    # A flipped bit in a version or in a file's name leaves valid pins, which the digest over all of them shows.
+    inputs = unseal(inputs) if isinstance(inputs, dict) else None
+    return inputs if are_pins(inputs) and not set(inputs) - set(PinnedInputs.__annotations__) else None
 
 
 def has_snapshot(layout: Layout) -> bool:

@@ -27,6 +27,8 @@ from mm_core.core.errors import InputError
 
 METRICS = ("mse", "maxf", "biou", "conn", "sad", "grad")
 HIGHER_IS_BETTER = frozenset({"maxf", "biou"})
+OWN_DIGEST = "this file"
+"""Key of the digest over all other entries of a JSON file: a flipped bit in one of them is no other value."""
 
 
 Fact = TypeVar("Fact", str, int, list, dict)
@@ -177,6 +179,20 @@ def digest_of(value: object) -> str:
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically: a killed process leaves the old file or the new one."""
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
+
+
+def write_sealed_json(path: Path, record: Mapping[str, object]) -> None:
+    """Write a JSON object with a digest over its entries, which `unseal` compares."""
+    write_json(path, {**record, OWN_DIGEST: digest_of(record)})
+
+
+def unseal(record: Mapping[str, object]) -> dict[str, object] | None:
+    """Return the entries of a sealed JSON object; None if they differ from its digest.
+
+    Earlier versions wrote no digest: their entries are returned as they are.
+    """
+    entries = {name: value for name, value in record.items() if name != OWN_DIGEST}
+    return entries if record.get(OWN_DIGEST, digest_of(entries)) == digest_of(entries) else None
 
 
 def parse_finite_json(data: bytes | str) -> JsonValue:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.layout import TRAIN_STAGES, Layout
+from mm_core.core.pins import ROLES, parse_inputs
 from mm_core.core.progress import Progress
 from mm_core.core.records import Report, Verdict, digest_of, sha256_file
 from mm_core.export.bundle_manifest import checked_manifest
@@ -38,6 +39,7 @@ from mm_core.storage.seals import (
     database_fault,
     database_seals,
     databases_of,
+    forget_comparisons,
     lost_database,
     unsealed,
 )
@@ -64,6 +66,7 @@ class Fault:
 def check(layout: Layout, report: Report, *, progress: Progress) -> list[Fault]:
     """Return every fault of a workspace and its store; fill the metrics `check/…` and the table `faults`."""
     store, catalog = open_store(layout.settings.store, layout.cache), Catalog(layout.settings.store)
+    forget_comparisons()
     faults: list[Fault] = []
     present: set[str] = set()
     # Each part yields faults; the blobs are first, because later parts need the set of intact ones.
@@ -189,19 +192,17 @@ def _pins(layout: Layout, present: set[str]) -> Iterator[Fault]:
     if not layout.inputs.exists():
         return
     remedy = f"delete {layout.inputs}; `mm ingest` pins again"
-    try:
-        pinned = json.loads(layout.inputs.read_bytes())
-        versions = {table: int(pinned["catalog"][table]) for table in ("samples", "labels", "features")}
-        pins = [pinned[role] for role in ("champion", "anchor") if pinned[role]]
-        digests = {digest for pin in pins for digest in (pin["digest"], *pin["files"].values())}
-        if "start" in pinned:
-            digests |= {pinned["start"]["digest"], pinned["start"]["provenance"]}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    pinned = parse_inputs(layout.inputs.read_bytes())
+    if pinned is None:
         yield Fault("pin", str(layout.inputs), "not the pinned inputs", remedy)
         return
+    pins = [pin for role in ROLES if (pin := pinned[role])]
+    digests = {digest for pin in pins for digest in (pin["digest"], *pin["files"].values())}
+    if "start" in pinned:
+        digests |= {pinned["start"]["digest"], pinned["start"]["provenance"]}
     catalog = Catalog(layout.settings.store)
     # A pin of a version that does not exist yet, for example after a restore.
-    for table, version in versions.items():
+    for table, version in pinned["catalog"].items():
         if version > catalog.version(table):
             yield Fault("pin", str(layout.inputs), f"{table} has no version {version}", remedy)
     for digest in sorted(digests - present):

@@ -32,8 +32,8 @@ from mm_core.core.errors import CatalogError
 from mm_core.core.servers import report_wait
 from mm_core.core.settings import s3_timeout
 from mm_core.storage.retry import patient, s3_server, table_fault
-from mm_core.storage.schemas import ADDED, KEYS, SCHEMAS
-from mm_core.storage.seals import seal
+from mm_core.storage.schemas import ADDED, KEYS, RETENTION_DAYS, SCHEMAS, table_properties
+from mm_core.storage.seals import data_fault, log_fault, seal
 
 ATTEMPTS = 20
 """Attempts to commit against other writers before an error."""
@@ -41,13 +41,12 @@ COMPACT_EVERY = 64
 """Commits of a table between two compactions."""
 FILE_BYTES = 32 << 20
 """Target size of data files in bytes: a change of one row rewrites at most this much."""
-RETENTION_DAYS = 90
-"""Days for which old versions of a table stay readable; `inputs.json` names younger versions."""
 PUSHED = 1000
 """Largest number of `in` values passed to the query engine as text. Its time grows with the square of that number, so
 longer lists are applied in this process to the streamed rows."""
 PIECE = 4096
 """Rows held in memory as Python objects during a write."""
+_RESTORE = "restore the store's catalog/ from a backup; run `mm check`, which names every damaged file"
 Filter = tuple[str, str, Any]
 """(column, one of = != < <= > >= in "not in", value)."""
 
@@ -163,6 +162,7 @@ class Catalog:
     def _stream(self, sql: str, tables: Mapping[str, DeltaTable]) -> Iterator[pa.RecordBatch]:
         engine = QueryBuilder()
         for name, delta in tables.items():
+            self._require_intact(delta, name.removesuffix("_stored"))
             engine = engine.register(name, delta)
         try:
             # A pyarrow stream releases the interpreter lock while it waits for data.
@@ -208,6 +208,7 @@ class Catalog:
         todo, deleted, lost = sorted(set(values)), 0, 0
         while todo and (delta := self._open(table)) is not None:
             where = _sql((column, "in", todo[:PUSHED]))
+            self._require_intact(delta, table)
             try:
                 # No retries by the library: it would apply the deletion to a version that was not read.
                 alone = CommitProperties(max_commit_retries=0)
@@ -231,6 +232,8 @@ class Catalog:
         delta = self._open(table)
         if delta is None:
             return 0
+        # The merged file gets a seal of its own, which no longer shows that a bit flipped before.
+        self._require_intact(delta, table)
         try:
             done = delta.optimize.compact(target_size=FILE_BYTES, max_concurrent_tasks=1)
         except CommitFailedError:
@@ -328,10 +331,18 @@ class Catalog:
         if version and version % COMPACT_EVERY == 0:
             self.compact(table)
 
+    def _require_intact(self, delta: DeltaTable, table: str) -> None:
+        """Raise CatalogError if a data file differs from its seal; a flipped bit there can abort delta-rs' process."""
+        folder = Path(self._uri(table))
+        if not self._options and (fault := data_fault(folder / Path(uri).name for uri in delta.file_uris())):
+            raise CatalogError(f"catalog table {table}: {fault}: {_RESTORE}")
+
     def _uri(self, table: str) -> str:
         return f"{self.url}/{table}"
 
     def _open(self, table: str, version: int | None = None) -> DeltaTable | None:
+        if not self._options and (fault := log_fault(Path(self._uri(table)))):
+            raise CatalogError(f"catalog table {table}: {fault}: {_RESTORE}")
         try:
             # Each operation begins here, so that a server that does not answer is reported here.
             with report_wait(s3_server()) if self._options else nullcontext():
@@ -353,7 +364,7 @@ class Catalog:
             return delta
         try:
             return DeltaTable.create(
-                self._uri(table), SCHEMAS[table], configuration=_configuration(table), storage_options=self._options
+                self._uri(table), SCHEMAS[table], configuration=table_properties(table), storage_options=self._options
             )
         except (DeltaError, OSError) as error:
             if delta := self._open(table):  # another process created it at the same moment
@@ -417,17 +428,6 @@ def _quoted(name: str) -> str:
 def _literal(value: object) -> str:
     """Return a value as an SQL literal."""
     return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
-
-
-def _configuration(table: str) -> dict[str, str | None]:
-    """Return the properties of a new table; statistics cover columns used in filters, not texts about people."""
-    text = {"caption", "name", "image", "detail", "source", "license", "taken_at", "numbers", "texts", "vector"}
-    text |= {"landmarks", "near", "old", "new"}
-    return {
-        "delta.logRetentionDuration": f"interval {RETENTION_DAYS} days",
-        "delta.deletedFileRetentionDuration": f"interval {RETENTION_DAYS} days",
-        "delta.dataSkippingStatsColumns": ",".join(f"`{n}`" for n in SCHEMAS[table].names if n not in text),
-    }
 
 
 def _plain(row: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:

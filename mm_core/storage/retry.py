@@ -31,6 +31,8 @@ _REMEDIES = {
     errno.EACCES: "give this user the right to it, then run again",
     errno.EPERM: "give this user the right to it, then run again",
     errno.EROFS: "make it writable, then run again",
+    errno.EISDIR: "a folder is in the place of the file: move it away, then run `mm check`",
+    errno.ENOTDIR: "a file is in the place of a folder: move it away, then run `mm check`",
 }
 NO_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, then run again"
 """Remedy where no credentials for S3 are found."""
@@ -68,7 +70,7 @@ def _named(error: OSError) -> str:
     # Here only the target can be the cause.
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         names = names[-1:]
-    return " ".join(names)
+    return " ".join(dict.fromkeys(names))
 
 
 READERS = ("sqlite3", "sqlalchemy", "mlflow", "pyarrow", "safetensors", "deltalake", "pydantic_core", "json", "zipfile")
@@ -103,6 +105,8 @@ def plain_fault(error: BaseException) -> str | None:
 
 def database_remedy(said: str) -> str:
     """Return the remedy for an error text of sqlite that the disk causes; "" for any other text."""
+    if "unable to open database file" in said or "readonly database" in said:
+        return _REMEDIES[errno.EACCES]
     return _REMEDIES[errno.ENOSPC] if "database or disk is full" in said else ""
 
 

@@ -154,3 +154,16 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "forgotten": ("id",),
     "features": ("sample_id", "extractor", "version"),
 }
+RETENTION_DAYS = 90
+"""Days for which old versions of a table stay readable; `inputs.json` names younger versions."""
+
+
+def table_properties(table: str) -> dict[str, str | None]:
+    """Return the properties of a new table; statistics cover columns used in filters, not texts about people."""
+    text = {"caption", "name", "image", "detail", "source", "license", "taken_at", "numbers", "texts", "vector"}
+    text |= {"landmarks", "near", "old", "new"}
+    return {
+        "delta.logRetentionDuration": f"interval {RETENTION_DAYS} days",
+        "delta.deletedFileRetentionDuration": f"interval {RETENTION_DAYS} days",
+        "delta.dataSkippingStatsColumns": ",".join(f"`{n}`" for n in SCHEMAS[table].names if n not in text),
+    }

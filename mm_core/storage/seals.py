@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 from urllib.parse import unquote
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError
-from mm_core.core.records import digest_of, sha256_file, write_json
+from mm_core.core.records import sha256_file, unseal, write_json, write_sealed_json
 from mm_core.storage.workspace_files import workspace_files
 
 FOLDER = "_seals"
@@ -35,8 +35,12 @@ SEALED_KEYS = ("ingest/", "quarantine/", "gate/")
 KEY_SEALS = ".seals"
 DATABASES = "databases.json"
 """Name of the file in the workspace: path of each sqlite file → size, modification time in ns, digest."""
-_OWN = "this file"
-"""Key of the digest over all other entries of a seal: a flipped bit there accuses no other file and hides none."""
+_read_seals: dict[str, tuple[int, int, int]] = {}
+"""Path of a seal that this process has read → inode, size and modification time in ns."""
+_known_digests: dict[str, str] = {}
+"""Path of a table's file → its digest, from these seals."""
+_intact_files: dict[str, tuple[str, int, int, int]] = {}
+"""Path of a file that this process has compared → its digest, inode, size and modification time in ns."""
 DatabaseSeals = dict[str, list[int | str]]
 """The content of `DATABASES`."""
 _TICK = 0.05
@@ -64,7 +68,7 @@ def seal(table: Path) -> int:
             digests = {file.relative_to(table).as_posix(): sha256_file(file) for file in files}
         except (FileNotFoundError, ValueError):
             continue  # another writer removed the file, or it is damaged: `mm check` reports that
-        _write_digests(seals / f"{path.name}.json", digests)
+        write_sealed_json(seals / f"{path.name}.json", digests)
     return len(fresh)
 
 
@@ -81,6 +85,59 @@ def broken_seals(table: Path) -> Iterator[tuple[Path, str]]:
             # Compaction and vacuum remove files on purpose. Reading the table finds a missing file that is needed.
             if file.is_file() and sha256_file(file) != digest:
                 yield file, "its bytes are not those that were written"
+
+
+def log_fault(table: Path) -> str:
+    """Return which log file of a table differs from its seal; empty if none does.
+
+    delta-rs reads an emptied commit as one without changes, and a flipped bit in a name or number as another one. Each
+    file is read once per process: commits never change.
+    """
+    log, seals = table / "_delta_log", table / FOLDER
+    if not seals.is_dir() or not log.is_dir():
+        return ""
+    entries = {entry.name: entry for entry in os.scandir(log) if entry.name.endswith(_LOGS) and entry.is_file()}
+    # Old commits are removed on purpose; without the newest one, the table would be read as it was before.
+    newest = max((name for name in os.listdir(seals) if name.endswith(".json.json")), default="").removesuffix(".json")
+    if newest > max((name for name in entries if name.endswith(".json")), default=""):
+        return f"{log / newest} is missing"
+    for name, entry in entries.items():
+        path = seals / f"{name}.json"
+        # A commit is sealed directly after it is written.
+        if path.is_file() and _read_seals.get(str(path)) != (identity := _identity(path)):
+            _read_seals[str(path)] = identity
+            _known_digests.update({str(table / file): digest for file, digest in _read_digests(path).items()})
+        if fault := data_fault([Path(entry.path)]):
+            return fault
+    return ""
+
+
+def data_fault(files: Iterable[Path]) -> str:
+    """Return which file of a table differs from the seals that `log_fault` has read; empty if none does.
+
+    A file is read once per process, and again if it was replaced or changed.
+    """
+    for path in files:
+        digest = _known_digests.get(str(path))
+        if digest is None or not path.is_file():
+            continue
+        state = (digest, *_identity(path))
+        if _intact_files.get(str(path)) == state:
+            continue
+        if sha256_file(path) != digest:
+            return f"{path} is damaged, its bytes are not those that were written"
+        _intact_files[str(path)] = state
+    return ""
+
+
+def forget_comparisons() -> None:
+    """Compare every file of a table again: a flipped bit changes neither size nor time."""
+    _intact_files.clear()
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def unsealed(table: Path) -> int:
@@ -108,7 +165,7 @@ def seal_folder(folder: Path, others: Sequence[Path] = ()) -> None:
     # Paths are relative to the folder, so that a moved workspace stays sealed.
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DIGESTS]
     digests = {os.path.relpath(path, folder): sha256_file(path) for path in (*files, *others)}
-    _write_digests(folder / DIGESTS, digests)
+    write_sealed_json(folder / DIGESTS, digests)
 
 
 def broken_files(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -126,19 +183,12 @@ def broken_files(folder: Path) -> Iterator[tuple[Path, str]]:
             yield file, "its bytes are not those that were written"
 
 
-def _write_digests(path: Path, digests: Mapping[str, object]) -> None:
-    write_json(path, {**digests, _OWN: digest_of(digests)})
-
-
 def _read_digests(path: Path) -> dict[str, str]:
     """Return path → digest from a seal; empty for a damaged one, as no seal is written without a file."""
     try:
-        digests = dict(json.loads(path.read_bytes()))
+        return cast(dict[str, str], unseal(dict(json.loads(path.read_bytes()))) or {})
     except (ValueError, TypeError, RecursionError):
         return {}
-    # Earlier versions wrote no digest over the entries.
-    own = digests.pop(_OWN, None)
-    return digests if own is None or own == digest_of(digests) else {}
 
 
 def require_sealed(path: Path, remedy: str, folder: Path | None = None) -> None:
@@ -205,7 +255,7 @@ def seal_databases(root: Path, left_out: Path) -> None:
         if _size_and_time(path) == before:
             seals[name] = [*before, digest]
     if seals:
-        _write_digests(root / DATABASES, seals)
+        write_sealed_json(root / DATABASES, seals)
 
 
 def database_fault(root: Path, path: Path) -> str:

@@ -163,6 +163,10 @@ def fetch_blob(store: Store, digest: str) -> Path:
     return path
 
 
+def _missing(url: str, key: str) -> str:
+    return f"{url} holds no {key}: run `mm check --repair`"
+
+
 class LocalStore:
     """A store in a folder."""
 
@@ -197,11 +201,13 @@ class LocalStore:
     def fetch(self, key: str, *, most: int | None = None) -> Path:
         path = self._path(key)
         if not os.path.isfile(path):  # Path.is_file raises an error for names that no file can have
-            raise BlobNotFound(f"{self.url} holds no {key}")
+            if os.path.isdir(path):
+                raise StoreError(f"{path} is a folder: move it away, then run `mm check --repair`")
+            raise BlobNotFound(_missing(self.url, key))
         try:
             _no_larger(key, path.stat().st_size, most)
         except FileNotFoundError:  # removed by another process after the check
-            raise BlobNotFound(f"{self.url} holds no {key}") from None
+            raise BlobNotFound(_missing(self.url, key)) from None
         if fault := self.seals.fault(key):
             raise BlobDamaged(f"{path} is damaged, {fault}: bring it back from a backup, or delete it")
         return path
@@ -421,7 +427,7 @@ class S3Store:
                 yield
         except ClientError as error:
             if doing == "reading" and error.response["Error"]["Code"] in ("404", "NoSuchKey"):
-                raise BlobNotFound(f"{self.url} holds no {key}") from error
+                raise BlobNotFound(_missing(self.url, key)) from error
             # Status 4xx: the request itself is wrong, so a repetition does not help.
             wrong = 400 <= error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) < 500
             remedy = "check the address, the bucket and the keys' rights" if wrong else "run again"

@@ -11,6 +11,7 @@ import pytest
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.pins import PinnedInputs
+from mm_core.core.records import write_sealed_json
 from mm_core.core.settings import Settings
 from mm_core.pinned_inputs import frozen_inputs, read_inputs
 
@@ -46,6 +47,24 @@ def test_a_flipped_bit_in_a_fields_name_is_damage(read: Callable[[str], PinnedIn
     text = json.dumps(PINS).replace(f'"{name}"', f'"{chr(ord(name[0]) ^ 4)}{name[1:]}"', 1)
     with pytest.raises(InputError, match="is damaged"):
         read(text)
+
+
+@pytest.mark.parametrize(
+    "change", ['"samples": 2|"samples": 1', '"portrait.int8|"qortrait.int8', '"this file|"tiis file']
+)
+def test_a_flipped_bit_in_a_value_of_the_pins_is_damage(tmp_path: Path, change: str) -> None:
+    """An older version of a table lacks the newest photos, and a file of another name is not found."""
+    layout = Layout(Settings.from_env(tmp_path))
+    pins = {**PINS, "catalog": {**PINS["catalog"], "samples": 2}}
+    pins["champion"] = {"version": "1", "digest": "d", "files": {"portrait.int8.onnx": "e"}}
+    write_sealed_json(layout.inputs, pins)
+    assert read_inputs(layout) == pins
+    before, after = change.split("|")
+    text = layout.inputs.read_text()
+    layout.inputs.write_text(text.replace(before, after))
+    assert layout.inputs.read_text() != text
+    with pytest.raises(InputError, match="is damaged: delete it"):
+        read_inputs(layout)
 
 
 def test_an_unknown_field_of_the_pins_is_damage(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ from mm_core.core.errors import BlobDamaged, InputError, StoreError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.progress import quiet
-from mm_core.core.records import Report, sha256_file, write_json
+from mm_core.core.records import Report, sha256_file, write_json, write_sealed_json
 from mm_core.core.settings import Settings
 from mm_core.export.registry import Registry
 from mm_core.export.signature import make_keys, sign_file
 from mm_core.export.start_weights import PREFIX, kept_starts
-from mm_core.pinned_inputs import Run
+from mm_core.pinned_inputs import Run, read_inputs
 from mm_core.services.check import Fault, check
 from mm_core.services.repair import repair
 from mm_core.storage.catalog import Catalog
@@ -72,7 +72,7 @@ def filled(clean_layout: Layout) -> Layout:
     write_json(bundle / "manifest.json", manifest | {"files": files})
     store = open_store(layout.settings.store, layout.cache)
     pin = {"version": "1", "digest": put_blob(store, done / "model.safetensors"), "files": {}}
-    write_json(layout.inputs, json.loads(layout.inputs.read_text()) | {"champion": pin, "anchor": pin})
+    write_sealed_json(layout.inputs, {**read_inputs(layout), "champion": pin, "anchor": pin})
     return layout
 
 

@@ -93,6 +93,56 @@ def test_a_commit_decided_on_an_old_version_is_refused(catalog: Catalog) -> None
     assert ids(catalog) == ["a", "b"]
 
 
+@pytest.mark.parametrize("damage", ["missing", "folder", "emptied", "one bit"])
+def test_a_damaged_commit_is_not_read_as_another_one(tmp_path: Path, damage: str) -> None:
+    """delta-rs takes an empty commit for one without changes, and reads the table without a missing newest one."""
+    catalog, log = Catalog(str(tmp_path)), tmp_path / "catalog" / "labels" / "_delta_log"
+    for name in "ab":
+        catalog.add("labels", [{"id": name}])
+    newest = sorted(log.glob("*.json"))[-1]
+    whole = newest.read_bytes()
+    newest.unlink()
+    if damage == "folder":
+        newest.mkdir()
+    if damage == "emptied":
+        newest.touch()
+    if damage == "one bit":
+        # The commit would name another number of rows.
+        newest.write_bytes(whole.replace(b'numRecords\\":1', b'numRecords\\":3'))
+        assert newest.read_bytes() != whole
+    for use in (lambda: catalog.read("labels"), lambda: catalog.version("labels"), lambda: catalog.count("labels")):
+        with pytest.raises(CatalogError, match=rf"{newest} is .*: restore the store's catalog/ from a backup"):
+            use()
+    newest.rmdir() if newest.is_dir() else newest.unlink(missing_ok=True)
+    newest.write_bytes(whole)
+    assert ids(catalog) == ["a", "b"]
+
+
+@pytest.mark.parametrize("use", ["read", "query", "upsert", "delete", "compact"])
+def test_a_flipped_bit_in_a_data_file_ends_no_process_and_is_not_copied(tmp_path: Path, use: str) -> None:
+    """A negative length in parquet's footer aborts delta-rs, and a merge would seal a flipped value anew."""
+    catalog = Catalog(str(tmp_path))
+    for name in "ab":
+        catalog.add("labels", [{"id": name, "version": 1}])
+    file = sorted((tmp_path / "catalog" / "labels").glob("*.parquet"))[0]
+    whole = file.read_bytes()
+    uses = {
+        "read": lambda: catalog.read("labels"),
+        "query": lambda: catalog.query("SELECT count(*) FROM labels"),
+        "upsert": lambda: catalog.upsert("labels", [{"id": "a", "version": 2}]),
+        "delete": lambda: catalog.delete("labels", "id", ["a"]),
+        "compact": lambda: catalog.compact("labels"),
+    }
+    version = catalog.version("labels")
+    # The last byte before the length of the footer, and one in the middle of the values.
+    for place in (len(whole) - 9, len(whole) // 3):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(CatalogError, match=rf"{file} is damaged, .*: restore the store's catalog/ from a backup"):
+            uses[use]()
+    file.write_bytes(whole)
+    assert catalog.version("labels") == version and ids(catalog) == ["a", "b"]
+
+
 def test_filters_and_columns(catalog: Catalog) -> None:
     for number in range(4):  # several files, so that file statistics come into play
         catalog.add("labels", [{"id": str(number), "sample_id": f"s{number % 2}", "version": number}])
