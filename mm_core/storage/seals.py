@@ -96,9 +96,10 @@ def log_fault(table: Path) -> str:
     log, seals = table / "_delta_log", table / FOLDER
     if not seals.is_dir() or not log.is_dir():
         return ""
+    # The seals are listed first: another process may commit now, and it writes the log before the seal.
+    newest = max((name for name in os.listdir(seals) if name.endswith(".json.json")), default="").removesuffix(".json")
     entries = {entry.name: entry for entry in os.scandir(log) if entry.name.endswith(_LOGS) and entry.is_file()}
     # Old commits are removed on purpose; without the newest one, the table would be read as it was before.
-    newest = max((name for name in os.listdir(seals) if name.endswith(".json.json")), default="").removesuffix(".json")
     if newest > max((name for name in entries if name.endswith(".json")), default=""):
         return f"{log / newest} is missing"
     for name, entry in entries.items():
