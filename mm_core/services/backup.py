@@ -44,6 +44,7 @@ from mm_core.services.backup_target import (
     whole,
 )
 from mm_core.storage.retry import disk_faults_of
+from mm_core.storage.seals import FOLDER as SEALS
 from mm_core.storage.seals import seal_databases
 from mm_core.storage.store import BLOBS, Entry, LocalStore, Store, blob_key, open_store
 from mm_core.storage.workspace_files import workspace_files
@@ -343,8 +344,16 @@ def _in_order(store: Store) -> Iterator[Entry]:
     """Yield the store's objects: first the catalog's logs, with their `_last_checkpoint` files first, then the rest."""
     logs = [entry for entry in _listed(store, "catalog") if "/_delta_log/" in entry.key]
     yield from sorted(logs, key=lambda entry: (not entry.key.endswith("/_last_checkpoint"), entry.key))
+    newest: dict[str, str] = {}
+    for entry in logs:
+        table, _, name = entry.key.partition("/_delta_log/")
+        newest[table] = max(newest.get(table, ""), name)
     # The other objects are listed after the logs, so that the files the logs refer to exist.
-    yield from (entry for entry in _listed(store) if "/_delta_log/" not in entry.key)
+    for entry in _listed(store):
+        table, _, seal = entry.key.partition(f"/{SEALS}/")
+        # With the seal of a later commit, that commit would be missing from the backup.
+        if "/_delta_log/" not in entry.key and (not seal or seal <= f"{newest.get(table, '')}.json"):
+            yield entry
 
 
 def _listed(store: Store, prefix: str = "", above: tuple[Path, ...] = ()) -> Iterator[Entry]:

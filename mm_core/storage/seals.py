@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 from urllib.parse import unquote
@@ -122,12 +123,12 @@ def data_fault(files: Iterable[Path]) -> str:
         digest = _known_digests.get(str(path))
         if digest is None or not path.is_file():
             continue
-        state = (digest, *_identity(path))
-        if _intact_files.get(str(path)) == state:
-            continue
-        if sha256_file(path) != digest:
-            return f"{path} is damaged, its bytes are not those that were written"
-        _intact_files[str(path)] = state
+        # Another process may remove an old file at any time.
+        with suppress(FileNotFoundError):
+            state = (digest, *_identity(path))
+            if _intact_files.get(str(path)) != state and sha256_file(path) != digest:
+                return f"{path} is damaged, its bytes are not those that were written"
+            _intact_files[str(path)] = state
     return ""
 
 

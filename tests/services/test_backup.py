@@ -19,7 +19,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.records import Report, sha256_file, write_json
 from mm_core.core.settings import Settings
 from mm_core.pinned_inputs import Run
-from mm_core.services.backup import back_up, restore
+from mm_core.services.backup import _in_order, back_up, restore
 from mm_core.services.backup_target import backups, read_manifest
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.seals import database_fault, seal_databases
@@ -70,6 +70,19 @@ def test_a_backup_beside_a_writer_is_of_one_moment(filled: Layout, tmp_path: Pat
     other = elsewhere(tmp_path)
     bring(other.settings, tmp_path / "backup")
     assert "half" not in str(rows(other.dagster_home / "runs.db"))
+
+
+def test_the_seal_of_a_commit_beside_a_backup_is_not_in_it(tmp_path: Path) -> None:
+    """The restored table would lack the commit of that seal, which no command would read as an older table."""
+    catalog, store = Catalog(str(tmp_path / "store")), open_store(str(tmp_path / "store"), tmp_path / "cache")
+    copied = open_store(str(tmp_path / "copied"), tmp_path / "cache")
+    catalog.add("labels", [{"id": "a"}])
+    for n, entry in enumerate(_in_order(store)):
+        if n == 0:
+            catalog.add("labels", [{"id": "late"}])
+        copied.put(entry.key, store.fetch(entry.key))
+    assert list(Catalog(copied.url).read("labels")["id"]) == ["a"]
+    assert sorted(catalog.read("labels")["id"]) == ["a", "late"]
 
 
 def test_nothing_is_overwritten(filled: Layout, tmp_path: Path) -> None:
