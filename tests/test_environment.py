@@ -73,6 +73,16 @@ def write_wheel(folder: Path, version: str) -> None:
         wheel.writestr(f"{info}/RECORD", "")
 
 
+def make_environment(folder: Path, *options: str) -> Path:
+    """Make an environment without a pip of its own, whose installation takes seconds."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", *options, folder], check=True)
+    return folder
+
+
+SHARED_PIP = "--system-site-packages"
+"""Option for an environment with the pip of its Python. Where that has none, `install_by_pip` installs one."""
+
+
 @pytest.mark.skipif(UV is None, reason="no uv in .tools: `make labelstudio` brings it")
 def test_uv_takes_the_local_build_that_pip_would_take(
     make_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -81,8 +91,7 @@ def test_uv_takes_the_local_build_that_pip_would_take(
     for name in [name for name in os.environ if name.startswith("UV_")]:
         monkeypatch.delenv(name)
     write_wheel(tmp_path / "wheels", "1.0+cpu")
-    environment = tmp_path / "env"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    environment = make_environment(tmp_path / "env")
     (tmp_path / "lock").write_text("mmtiny==1.0\n")
     pip = {"find-links": str(tmp_path / "wheels"), "no-index": "true"}
     assert make_env.install_by_uv(UV, environment, ["-c", str(tmp_path / "lock"), "mmtiny"], pip)
@@ -132,16 +141,14 @@ def test_a_file_of_another_digest_is_installed_by_neither_program(
     for name, text in (("good", good), ("bad", f"mmtiny==1.0 --hash=sha256:{'0' * 64}\n")):
         (tmp_path / name).write_text(text)
         arguments = ["-c", str(tmp_path / name), "mmtiny"]
-        for way in ("uv", "pip", "pip alone"):
-            environment = tmp_path / f"{name}-{way}"
-            subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-            own = ["--no-index", "--find-links", str(tmp_path / "wheels")]
-            if way == "uv":
-                assert make_env.install_by_uv(UV, environment, arguments, pip) is (name == "good")
-            elif way == "pip alone":  # said to compare none
-                assert make_env.install_by_pip(environment, [*own, *make_env.without_digests(arguments, tmp_path)])
-            elif name == "bad":
-                assert not make_env.install_by_pip(environment, [*own, *arguments])
+        environment = make_environment(tmp_path / f"{name}-uv")
+        assert make_env.install_by_uv(UV, environment, arguments, pip) is (name == "good")
+        own = ["--no-index", "--find-links", str(tmp_path / "wheels")]
+        # Without digests pip compares none.
+        environment = make_environment(tmp_path / f"{name}-pip-alone", SHARED_PIP)
+        assert make_env.install_by_pip(environment, [*own, *make_env.without_digests(arguments, tmp_path)])
+    environment = make_environment(tmp_path / "bad-pip", SHARED_PIP)
+    assert not make_env.install_by_pip(environment, [*own, *arguments])
 
 
 def test_pip_alone_compares_the_digests_of_a_lock_without_torch(make_env: ModuleType, tmp_path: Path) -> None:
@@ -154,7 +161,8 @@ def test_pip_alone_compares_the_digests_of_a_lock_without_torch(make_env: Module
         lock = tmp_path / name
         lock.write_text(f"mmtiny==1.0 \\\n    --hash=sha256:{named}\n")
         arguments = make_env.without_digests(["-r", str(lock)], tmp_path)
-        assert make_env.install_by_pip(tmp_path / f"{name}-env", [*own, *arguments]) is (name == "good")
+        environment = make_environment(tmp_path / f"{name}-env", SHARED_PIP)
+        assert make_env.install_by_pip(environment, [*own, *arguments]) is (name == "good")
     lock.write_text(f"{lock.read_text()}torch==2.0 --hash=sha256:{'1' * 64}\n")
     ((_, copy),) = [make_env.without_digests(["-r", str(lock)], tmp_path)]
     assert Path(copy).read_text() == "mmtiny==1.0\ntorch==2.0\n"
