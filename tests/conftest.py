@@ -91,12 +91,18 @@ def _no_waiting_for_the_disk(connection: Any, _: Any) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_export_per_architecture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Workspaces share the kept ONNX graphs. An export takes seconds, and its key covers all that it depends on."""
-    folder = tmp_path_factory.mktemp("graphs")
+def kept_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder of the kept ONNX graphs, which the workspaces of all test processes share.
+
+    An export takes 6 s of processor time, and its key covers all that it depends on.
+    """
+    base = tmp_path_factory.getbasetemp()
+    # With xdist each process has a folder of its own in that of the session.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graphs"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Layout, "graphs", property(lambda _: folder))
-        yield
+        yield folder
 
 
 @pytest.fixture(scope="session")
