@@ -23,6 +23,8 @@ from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, sha256_file
 from mm_core.core.settings import Settings
 from mm_core.pinned_inputs import Run
 from samplegen import write_drop
+from tests.mm_server import serve_mm
+from tests.tiny import link_graphs
 
 PROJECT = Path(__file__).resolve().parent.parent
 DVC = PROJECT / ".tools" / "dvc" / "bin" / "dvc"
@@ -131,10 +133,10 @@ class Repository:
 
     def __init__(self, root: Path):
         self.root = root
-        paths = [str(Path(sys.executable).parent), str(DVC.parent), os.environ["PATH"]]
+        self.paths = [str(Path(sys.executable).parent), str(DVC.parent), os.environ["PATH"]]
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("MM_", "MLFLOW_"))}
         self.environment = kept | {
-            "PATH": os.pathsep.join(paths),
+            "PATH": os.pathsep.join(self.paths),
             "PYTHONPATH": str(root),
             "MM_DEVICE": "cpu",
             "OMP_NUM_THREADS": "1",  # tiny tensors: more threads only wait for each other
@@ -169,9 +171,12 @@ class Repository:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[Path], Path]) -> Repository:
+def repository(
+    tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[Path], Path], kept_graphs: Path
+) -> Iterator[Repository]:
+    """A repository with pinned inputs. Its `mm` comes from a server; a fresh clone below has `mm` itself."""
     made = Repository(tmp_path_factory.mktemp("repository"))
-    with_tables(made.root / "data")
+    link_graphs(with_tables(made.root / "data"), kept_graphs)
     made.write_params()
     inbox = made.root / "data" / "inbox"
     each: dict[str, int] = dict.fromkeys(ALL_CATEGORIES, 2)
@@ -187,7 +192,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory, with_tables: Callable[[
         stages.ingest(Run(params, layout))
         stages.structure(Run(params, layout))
         stages.pin_inputs(Run(params, layout))
-    return made
+    with serve_mm(made.root) as programs:
+        made.environment["PATH"] = os.pathsep.join([str(programs), *made.paths])
+        yield made
 
 
 @needs_dvc
@@ -327,6 +334,7 @@ def test_what_dagster_trained_is_pulled_elsewhere_and_trained_again_to_the_same_
     clone = Repository.__new__(Repository)
     clone.root = tmp_path / "clone"
     clone.environment = repository.environment | {
+        "PATH": os.pathsep.join(repository.paths),
         "PYTHONPATH": str(clone.root),
         "MM_STORE": str(repository.root / "data" / "store"),
     }

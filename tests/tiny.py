@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.pins import PINNED_TABLES
+from mm_core.core.settings import Settings
 
 ONE_STEP = Params().with_values(
     **{
@@ -41,3 +44,10 @@ def snapshot_facts(digest: str, **others: object) -> dict[str, Any]:
     """What `snapshot.json` must hold: version 0 of each table, no champion, and these digests and further facts."""
     pins = {"catalog": dict.fromkeys(PINNED_TABLES, 0), "champion": None, "anchor": None}
     return {"digest": digest, "eval_digest": "e" * 64} | pins | others
+
+
+def link_graphs(workspace: Path, kept_graphs: Path) -> None:
+    """Give a workspace that other processes write the ONNX graphs which the tests share (`conftest.kept_graphs`)."""
+    cache = Layout(Settings.from_env(workspace)).cache
+    cache.mkdir(parents=True)
+    (cache / "graphs").symlink_to(kept_graphs)
