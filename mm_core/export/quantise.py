@@ -2,23 +2,27 @@
 
 Post-training quantisation as in Jacob et al. 2018 (arXiv:1712.05877): int8 weights per output channel, int8 activations
 per tensor with ranges from training photos, in QDQ form. Signed activations give the same values on every CPU;
-unsigned ones times signed weights saturate 16-bit sums on x86 without VNNI (ADR 0032). Shapes are fixed to one image
-of S × S, as the delegates of phones require. The last convolution stays in float, which reduces the error at little
-cost in time. A decoder with a large error in a category also keeps its first convolutions in float
-(`mm_core.export.float_layers`).
+unsigned ones times signed weights saturate 16-bit sums on x86 without VNNI (ADR 0033). Shapes are fixed to one image
+of S × S, as the delegates of phones require.
+
+Four things reduce the error (ADR 0051): weights are rounded so that the outputs of each convolution stay close
+(`mm_core.export.rounding`), ranges have the least squared error (`ranges`), the last convolution stays in float and is
+fitted to the int8 features (`last_layer`), and a decoder that still has a large error in a category keeps its first
+convolutions in float (`float_layers`).
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, Self, TypedDict, cast
 
 import numpy as np
 import onnx
 import onnx.utils
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -37,6 +41,10 @@ from mm_core.core.records import (
 from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
 from mm_core.export.float_graph import float_graph, quiet, tool_versions
 from mm_core.export.float_layers import ladder, worst
+from mm_core.export.last_layer import fit_last_layer
+from mm_core.export.observed import Observed, observe
+from mm_core.export.ranges import write_ranges
+from mm_core.export.rounding import round_weights, with_first_in_float
 from mm_core.export.runtime import CHOICE, SUFFIX, open_session
 
 if TYPE_CHECKING:
@@ -215,44 +223,21 @@ def quantise_graph(
         The costs `diff_mse` (worst category), `diff_max`, `float_convolutions` (their numbers) and `steps` (how many
         may be tried); and the file as bytes.
     """
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.left = iter(images)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            image = next(self.left, None)
-            return None if image is None else {"image": image[None]}
-
     best: tuple[Quantised, bytes] | None = None
     with tempfile.TemporaryDirectory(prefix="mm-quantise-") as name, quiet():
         folder = Path(name)
-        # Exported graph, simplified float graph, quantised graph.
+        # Exported graph, simplified float graph, int8 graph.
         plain, ready, made = folder / "plain.onnx", folder / "float.onnx", folder / "int8.onnx"
         onnx.save(graph, plain)
         quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
         # The simplified float graph must still agree with torch before it is quantised.
         _require_close(ready, reference)
-        float_graph = onnx.load(ready).graph
         truth = _alphas(ready, images)
-        steps = ladder(convolution_weights(float_graph))
+        prepared = _Prepared.of(onnx.load(ready), images)
+        steps = ladder(convolution_weights(prepared.model.graph))
         # Start with all convolutions but the last in int8; go on only if the error is too large.
         for kept in steps:
-            quantize_static(
-                str(ready),
-                str(made),
-                Reader(),
-                quant_format=QuantFormat.QDQ,
-                # Sorted: the default is a set, and its order changes the bytes from run to run.
-                op_types_to_quantize=sorted({*QLinearOpsRegistry, *QDQRegistry}),
-                per_channel=True,
-                activation_type=QuantType.QInt8,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=sorted({*float_nodes(float_graph, kept), *choosing_nodes(float_graph)}),
-                # The first pass writes the ranges to this file; later passes read them.
-                calibration_cache_path=str(folder / "ranges.json"),
-            )
-            data = _stripped(onnx.load(made)).SerializeToString(deterministic=True)
+            data = _stripped(prepared.int8(kept, folder)).SerializeToString(deterministic=True)
             made.write_bytes(data)
             difference = _alphas(made, images) - truth
             row: Quantised = {
@@ -268,6 +253,56 @@ def quantise_graph(
                 break
     assert best is not None
     return best[0], best[1]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What the int8 files of one decoder have in common, whatever stays in float."""
+
+    model: onnx.ModelProto
+    """The simplified float graph."""
+    images: np.ndarray
+    rounded: onnx.ModelProto
+    """The graph with weights that are whole multiples of the scales."""
+    scales: dict[str, np.ndarray]
+    observed: Observed
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, images: np.ndarray) -> Self:
+        observed = observe(model, images)
+        return cls(model, images, *round_weights(model, observed), observed)
+
+    def int8(self, kept: int, folder: Path) -> onnx.ModelProto:
+        """Return the int8 graph with the first `kept` convolutions and the last in float; the folder is for files."""
+        source, made, ranges = folder / "rounded.onnx", folder / "quantised.onnx", folder / "ranges.json"
+        onnx.save(with_first_in_float(self.rounded, self.model, kept), source)
+        write_ranges(ranges, self.observed)
+        excluded = {*float_nodes(self.model.graph, kept), *choosing_nodes(self.model.graph)}
+        given = {
+            name: [
+                {"quant_type": QuantType.QInt8, "axis": 0, "scale": value, "zero_point": np.array(0, np.int8)}
+                for value in np.asarray(scale, np.float32)
+            ]
+            for name, scale in list(self.scales.items())[kept:]
+        }
+        quantize_static(
+            str(source),
+            str(made),
+            None,
+            quant_format=QuantFormat.QDQ,
+            # Sorted: the default is a set, and its order changes the bytes from run to run.
+            op_types_to_quantize=sorted({*QLinearOpsRegistry, *QDQRegistry}),
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=sorted(excluded),
+            # The file stands for a pass over the photos.
+            calibration_cache_path=str(ranges),
+            extra_options={"TensorQuantOverrides": given},
+        )
+        quantised = onnx.load(made)
+        fit_last_layer(quantised, self.model, self.images)
+        return quantised
 
 
 def convolution_weights(graph: onnx.GraphProto) -> list[int]:
