@@ -299,7 +299,7 @@ class LimitParams(_Section):
 
 class ExportParams(_Section):
     calibration_images: int = Field(default=32, ge=1)
-    """Training photos per decoder that set the rounding of weights and the ranges of activations."""
+    """Training photos per decoder that set the ranges of activations and correct what int8 does."""
     max_int8_mse: float = Field(default=5e-4, ge=0)
     """Largest mean squared difference of int8 mattes from float ones, in the worst category, on the calibration photos.
     Above it, the first convolutions stay in float, in every format."""

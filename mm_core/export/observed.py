@@ -1,4 +1,4 @@
-"""Statistics of a float graph's activations on the calibration photos: what rounding of weights and ranges need."""
+"""Statistics of a float graph's activations on the calibration photos, for corrected biases and for ranges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 POSITIONS = 128
-"""Output positions of a convolution that are drawn per photo for its second moments."""
+"""Output positions of a convolution that are drawn per photo for its mean input."""
 VALUES = 2048
 """Values of a tensor that are drawn per photo for its range."""
 
@@ -68,8 +68,6 @@ class Convolution:
 class Observed:
     """What a graph computes on the calibration photos."""
 
-    moments: dict[str, np.ndarray]
-    """Name of a convolution's weight → mean of x xᵀ over columns x, float32 (groups, K, K)."""
     means: dict[str, np.ndarray]
     """Name of a convolution's weight → mean column, float32 (groups, K)."""
     values: dict[str, np.ndarray]
@@ -103,7 +101,6 @@ def observe(model: onnx.ModelProto, images: np.ndarray, seed: int = 0) -> Observ
     names = [name for node in model.graph.node for name in node.output]
     session = _session(model, names)
     draw = np.random.default_rng(seed)
-    moments: dict[str, list[np.ndarray]] = defaultdict(list)
     means: dict[str, list[np.ndarray]] = defaultdict(list)
     values: dict[str, list[np.ndarray]] = defaultdict(list)
     for image in images:
@@ -112,10 +109,8 @@ def observe(model: onnx.ModelProto, images: np.ndarray, seed: int = 0) -> Observ
             values[name].append(_drawn(np.asarray(tensor, np.float32), draw))
         for name, layer in layers.items():
             columns, _ = layer.columns(tensors[layer.node.input[0]][0], draw, POSITIONS)
-            moments[name].append(columns @ columns.transpose(0, 2, 1) / columns.shape[-1])
             means[name].append(columns.mean(axis=-1))
     return Observed(
-        {name: np.mean(parts, axis=0) for name, parts in moments.items()},
         {name: np.mean(parts, axis=0) for name, parts in means.items()},
         {name: np.concatenate(parts) for name, parts in values.items()},
     )

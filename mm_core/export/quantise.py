@@ -5,10 +5,9 @@ per tensor with ranges from training photos, in QDQ form. Signed activations giv
 unsigned ones times signed weights saturate 16-bit sums on x86 without VNNI (ADR 0033). Shapes are fixed to one image
 of S × S, as the delegates of phones require.
 
-Four things reduce the error (ADR 0051): weights are rounded so that the outputs of each convolution stay close
-(`mm_core.export.rounding`), ranges have the least squared error (`ranges`), the last convolution stays in float and is
-fitted to the int8 features (`last_layer`), and a decoder that still has a large error in a category keeps its first
-convolutions in float (`float_layers`).
+Four things reduce the error (ADR 0051): biases are corrected (`mm_core.export.bias_correction`), ranges have the least
+squared error (`ranges`), the last convolution stays in float and is fitted to the int8 features (`last_layer`), and a
+decoder that still has a large error in a category keeps its first convolutions in float (`float_layers`).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 import onnx
@@ -38,13 +37,13 @@ from mm_core.core.records import (
     write_bytes,
     write_json,
 )
+from mm_core.export.bias_correction import correct_biases
 from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
 from mm_core.export.float_graph import float_graph, quiet, tool_versions
 from mm_core.export.float_layers import ladder, worst
 from mm_core.export.last_layer import fit_last_layer
 from mm_core.export.observed import Observed, observe
 from mm_core.export.ranges import write_ranges
-from mm_core.export.rounding import round_weights, with_first_in_float
 from mm_core.export.runtime import CHOICE, SUFFIX, open_session
 
 if TYPE_CHECKING:
@@ -233,11 +232,12 @@ def quantise_graph(
         # The simplified float graph must still agree with torch before it is quantised.
         _require_close(ready, reference)
         truth = _alphas(ready, images)
-        prepared = _Prepared.of(onnx.load(ready), images)
-        steps = ladder(convolution_weights(prepared.model.graph))
+        simplified = onnx.load(ready)
+        calibrated = _Calibrated(simplified, images, observe(simplified, images))
+        steps = ladder(convolution_weights(simplified.graph))
         # Start with all convolutions but the last in int8; go on only if the error is too large.
         for kept in steps:
-            data = _stripped(prepared.int8(kept, folder)).SerializeToString(deterministic=True)
+            data = _stripped(calibrated.int8(kept, folder)).SerializeToString(deterministic=True)
             made.write_bytes(data)
             difference = _alphas(made, images) - truth
             row: Quantised = {
@@ -256,35 +256,18 @@ def quantise_graph(
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """What the int8 files of one decoder have in common, whatever stays in float."""
+class _Calibrated:
+    """A decoder's float graph with its statistics, from which int8 graphs are made."""
 
     model: onnx.ModelProto
-    """The simplified float graph."""
     images: np.ndarray
-    rounded: onnx.ModelProto
-    """The graph with weights that are whole multiples of the scales."""
-    scales: dict[str, np.ndarray]
     observed: Observed
-
-    @classmethod
-    def of(cls, model: onnx.ModelProto, images: np.ndarray) -> Self:
-        observed = observe(model, images)
-        return cls(model, images, *round_weights(model, observed), observed)
 
     def int8(self, kept: int, folder: Path) -> onnx.ModelProto:
         """Return the int8 graph with the first `kept` convolutions and the last in float; the folder is for files."""
-        source, made, ranges = folder / "rounded.onnx", folder / "quantised.onnx", folder / "ranges.json"
-        onnx.save(with_first_in_float(self.rounded, self.model, kept), source)
+        source, made, ranges = folder / "corrected.onnx", folder / "quantised.onnx", folder / "ranges.json"
+        onnx.save(correct_biases(self.model, self.observed, kept), source)
         write_ranges(ranges, self.observed)
-        excluded = {*float_nodes(self.model.graph, kept), *choosing_nodes(self.model.graph)}
-        given = {
-            name: [
-                {"quant_type": QuantType.QInt8, "axis": 0, "scale": value, "zero_point": np.array(0, np.int8)}
-                for value in np.asarray(scale, np.float32)
-            ]
-            for name, scale in list(self.scales.items())[kept:]
-        }
         quantize_static(
             str(source),
             str(made),
@@ -295,10 +278,9 @@ class _Prepared:
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=sorted(excluded),
+            nodes_to_exclude=sorted({*float_nodes(self.model.graph, kept), *choosing_nodes(self.model.graph)}),
             # The file stands for a pass over the photos.
             calibration_cache_path=str(ranges),
-            extra_options={"TensorQuantOverrides": given},
         )
         quantised = onnx.load(made)
         fit_last_layer(quantised, self.model, self.images)
