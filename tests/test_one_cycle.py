@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from mlflow import MlflowClient
 from mm_core import operations, stages
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import Layout
+from mm_core.core.pins import parse_inputs
 from mm_core.core.progress import Progress
 from mm_core.core.records import ALL_CATEGORIES, Report, digest_of, sha256_file
 from mm_core.core.settings import Settings
@@ -91,7 +91,7 @@ def test_a_drop_that_comes_while_a_cycle_trains_is_seen_by_the_next_one(workspac
 
     reports = stages.run_cycle(Run(TINY, workspace, once_while_training(arrive)), again=True)
     assert pinned and reports["gate"].facts["inputs"] == digest_of(frozen_inputs(workspace))
-    assert json.loads(pinned[0]) == frozen_inputs(workspace), "it was judged on what it froze"
+    assert parse_inputs(pinned[0]) == frozen_inputs(workspace), "it was judged on what it froze"
     assert read_inputs(workspace)["catalog"] == inputs_now(workspace)["catalog"], "pinned at its end"
     seen = photos_of(workspace)
     reports = stages.run_cycle(Run(TINY, workspace))
