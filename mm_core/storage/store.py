@@ -164,7 +164,8 @@ def fetch_blob(store: Store, digest: str) -> Path:
 
 
 def _missing(url: str, key: str) -> str:
-    return f"{url} holds no {key}: run `mm check --repair`"
+    """Return the text for a missing file; only blobs can be fetched again, from drops."""
+    return f"{url} holds no {key}" + (": run `mm check --repair`" if key.startswith(BLOBS) else "")
 
 
 class LocalStore:
@@ -201,8 +202,8 @@ class LocalStore:
     def fetch(self, key: str, *, most: int | None = None) -> Path:
         path = self._path(key)
         if not os.path.isfile(path):  # Path.is_file raises an error for names that no file can have
-            if os.path.isdir(path):
-                raise StoreError(f"{path} is a folder: move it away, then run `mm check --repair`")
+            if os.path.isdir(path) and key.startswith(BLOBS):
+                raise BlobNotFound(f"{path} is a folder: move it away, then run `mm check --repair`")
             raise BlobNotFound(_missing(self.url, key))
         try:
             _no_larger(key, path.stat().st_size, most)

@@ -211,3 +211,16 @@ def test_without_versions_nothing_is_asked_of_them(bucket: str, tmp_path: Path) 
     store.put("a", b"x")
     store.delete("a")
     assert store.purge("catalog") == 0 and not store.exists("a")
+
+
+def test_a_missing_blob_and_a_folder_in_its_place_are_named_with_the_remedy(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    key = blob_key("0" * 64)
+    with pytest.raises(BlobNotFound, match="holds no .*mm check --repair"):
+        store.fetch(key)
+    (tmp_path / key).mkdir(parents=True)
+    with pytest.raises(BlobNotFound, match="is a folder: move it away"):
+        store.fetch(key)
+    # No blob of the store, but a file that a producer names: no command of ours brings it back.
+    with pytest.raises(BlobNotFound, match="holds no photos/a.jpg$"):
+        store.fetch("photos/a.jpg")
