@@ -10,7 +10,6 @@ Adds a row a round to benchmarks/backup_beside_cycle.csv, and writes the table o
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -24,6 +23,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+from csv_rows import read_rows, write_page_table, write_rows  # noqa: E402
 from two_processes import Bench  # noqa: E402
 
 from mm_core.core.layout import Layout  # noqa: E402
@@ -88,8 +88,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="Folder for the prepared workspace; a later call finds it there.")
     parser.add_argument("--minutes", type=float, default=1e9, help="No round is begun after this time.")
     arguments = parser.parse_args()
-    with TABLE.open(newline="") if TABLE.exists() else open(os.devnull) as stream:
-        rows: list[dict[str, Any]] = list(csv.DictReader(stream))
+    rows = list[dict[str, Any]](read_rows(TABLE))
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments.base or Path(folder))
@@ -103,10 +102,7 @@ def main() -> None:
 
 def write_table(rows: list[dict[str, Any]]) -> None:
     """The rows as CSV, and as the table of the page."""
-    with TABLE.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[-1]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(TABLE, rows)
     lines = ["| round | backup started after (s) | faults of the restored copy | `mm run` goes on | photos lost |"]
     lines += ["|---|---|---|---|---|"]
     lines += [
@@ -114,8 +110,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         f"| {row['lost_photos']} |"
         for row in rows
     ]
-    text, mark, _ = PAGE.read_text().partition("<!-- table -->\n")
-    PAGE.write_text(text + mark + "\n" + "\n".join(lines) + "\n")
+    write_page_table(PAGE, lines)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ again alone. Adds the rows of each round to benchmarks/bit_flips.csv, and writes
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import random
 import sys
@@ -22,8 +21,10 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+from csv_rows import read_rows, write_page_table, write_rows  # noqa: E402
 from trained_workspace import KINDS, TrainedWorkspace, flip  # noqa: E402
 
+from mm_core.core.errors import MattingError  # noqa: E402
 from mm_core.core.layout import Layout  # noqa: E402
 from mm_core.core.progress import quiet  # noqa: E402
 from mm_core.core.records import Report  # noqa: E402
@@ -39,11 +40,11 @@ def files_of(root: Path) -> dict[str, list[Path]]:
 
 
 def find_faults(layout: Layout) -> list[Fault]:
-    """Return the faults that `mm check` reports; none where it fails, which is printed."""
+    """Return the faults that `mm check` reports; none where it ends with an error, which is printed."""
     try:
         return check(layout, Report("check"), progress=quiet)
-    except Exception as error:  # noqa: BLE001  any failure of `mm check` is a result here
-        print(f"mm check fails: {type(error).__name__}: {error}", flush=True)
+    except MattingError as error:
+        print(f"mm check fails: {error}", flush=True)
         return []
 
 
@@ -96,7 +97,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trained = TrainedWorkspace(arguments.base or Path(folder))
         trained.renew()
-        layout, rows = trained.layout, read_table()
+        layout, rows = trained.layout, list[dict[str, Any]](read_rows(TABLE))
         kinds = {kind: paths for kind, paths in files_of(layout.root).items() if paths}
         print(json.dumps({kind: len(paths) for kind, paths in kinds.items()}), flush=True)
         if faults := find_faults(layout):
@@ -109,28 +110,14 @@ def main() -> None:
             raise SystemExit(f"the workspace has a fault after the bits were flipped back: {faults[0]}")
 
 
-def read_table() -> list[dict[str, Any]]:
-    """The rows of earlier calls; none if there is no table."""
-    if not TABLE.exists():
-        return []
-    with TABLE.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def write_table(rows: list[dict[str, Any]]) -> None:
     """The rows as CSV, and by kind as the table of the page."""
-    with TABLE.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(TABLE, rows)
     flips = Counter(row["kind"] for row in rows)
     found = Counter(row["kind"] for row in rows if row["found"])
     lines = ["| files | bits flipped | found |", "|---|---|---|"]
     lines += [f"| {kind} | {count} | {found[kind]} |" for kind, count in flips.items()]
-    lines += [f"| all | {flips.total()} | {found.total()} |"]
-    page = HERE / "bit_flips.md"
-    text, mark, _ = page.read_text().partition("<!-- table -->\n")
-    page.write_text(text + mark + "\n" + "\n".join(lines) + "\n")
+    write_page_table(HERE / "bit_flips.md", [*lines, f"| all | {flips.total()} | {found.total()} |"])
 
 
 if __name__ == "__main__":

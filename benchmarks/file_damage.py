@@ -5,13 +5,13 @@
 On the tiny workspace of `two_processes.py`: each command runs once on intact files, and the kernel's access times say
 which files it read. Then, in a random order, it runs again with one of these files truncated, emptied, changed by one
 bit, replaced by garbage, replaced by a folder, or without read permission. The command must end with the same result,
-or with a line that names the file and a remedy. Adds a row for each call to benchmarks/file_damage.csv.
+or with a line that names the file and a remedy. Adds a row for each call to benchmarks/file_damage.csv, and writes the
+table of benchmarks/file_damage.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import ctypes
 import json
 import multiprocessing
@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -33,6 +34,7 @@ sys.path.insert(0, str(HERE.parent))
 import mlflow.store.model_registry.sqlalchemy_store  # noqa: E402
 import mlflow.store.tracking.sqlalchemy_store  # noqa: E402, F401
 import scipy.stats  # noqa: E402, F401
+from csv_rows import read_rows, write_page_table, write_rows  # noqa: E402
 from trained_workspace import KINDS, TrainedWorkspace, flip, stamp  # noqa: E402
 
 import mm_core.operations  # noqa: E402
@@ -86,6 +88,8 @@ COMMANDS = (
     "label status --json",
     "label value --json",
 )
+SAME, NAMED = "same result", "names file and remedy"
+"""The two results that are no fault."""
 LONGEST = 240.0
 """Seconds after which a call counts as hanging."""
 VOLATILE = re.compile(
@@ -146,6 +150,21 @@ def obey_permissions() -> None:
     libc.capset(ctypes.byref(header), data)
 
 
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int | None
+    """Exit code, or the negative number of a signal; None if it took longer than LONGEST."""
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The error message of `mm`, or else the last line of stderr."""
+        lines = [line for line in reversed(self.err.splitlines()) if line.strip()]
+        return next((line for line in lines if line.startswith("mm: ")), lines[0] if lines else "")
+
+
 class Damage:
     """A base workspace, and calls on copies of it with one damaged file."""
 
@@ -171,8 +190,8 @@ class Damage:
             shutil.rmtree(folder, ignore_errors=True)
         self.trained.renew(self.damaged)
 
-    def call(self, command: str) -> tuple[int | None, str, str]:
-        """Run a command in a process of its own; return exit code (None: it hangs), stdout and stderr."""
+    def call(self, command: str) -> Ended:
+        """Run a command in a process of its own."""
         words = [self.words.get(word, word) for word in command.split()]
         logs = [self.work.parent / name for name in ("stdout", "stderr")]
         process = multiprocessing.get_context("fork").Process(target=_run, args=(words, logs))
@@ -181,15 +200,15 @@ class Damage:
         if process.exitcode is None:
             process.kill()
             process.join()
-            return None, "", ""
-        return process.exitcode, *(log.read_text(errors="replace") for log in logs)  # pyright: ignore[reportReturnType]
+            return Ended(None, "", "")
+        return Ended(process.exitcode, *(log.read_text(errors="replace") for log in logs))
 
     def learn(self, command: str) -> tuple[str, list[str]]:
         """Return the output of a command on intact files, and the files that it read."""
         self.renew()
-        code, out, err = self.call(command)
-        if code != 0:
-            print(f"mm {command} fails on intact files: {err[-500:]}", flush=True)
+        ended = self.call(command)
+        if ended.code != 0:
+            print(f"mm {command} fails on intact files: {ended.err[-500:]}", flush=True)
             return "", []
         read = []
         for origin in sorted(path for path in self.base.rglob("*") if path.is_file()):
@@ -197,38 +216,44 @@ class Damage:
             path = self.work / name
             if not path.exists() or path.stat().st_atime_ns or stamp(path) != stamp(origin):
                 read.append(name)
-        return steady(out), read
+        return steady(ended.out), read
 
     def try_one(self, command: str, name: str, damage: str, draw: random.Random, expected: str) -> dict[str, str]:
         """Damage a file, run a command and judge how it ends."""
         self.renew()
         path = self.damaged = self.work / name
         DAMAGES[damage](path, draw)
-        code, out, err = self.call(command)
-        line = next((line for line in reversed(err.splitlines()) if line.startswith("mm: ")), "")
-        line = line or next((line for line in reversed(err.splitlines()) if line.strip()), "")
-        result, words = self.judge(command, path, code, out, err, line, expected)
-        return {"result": result, "line": f"{line[:400]}{words}".replace(str(self.work), "WORK")}
+        ended = self.call(command)
+        result, details = judge(command, path, ended, expected)
+        line = f"{ended.line[:400]}{details}".replace(str(self.work), "WORK")
+        # Some libraries leave out the first slash of a path.
+        return {"result": result, "line": line.replace(str(self.work)[1:], "WORK")}
 
-    def judge(  # noqa: PLR0913  all that is known of one call
-        self, command: str, path: Path, code: int | None, out: str, err: str, line: str, expected: str
-    ) -> tuple[str, str]:
-        if code is None:
-            return "hangs", ""
-        if code < 0 or "Traceback" in out + err:
-            return "traceback", err[-700:]
-        if code == 0:
-            if steady(out) == expected:
-                return "same result", ""
-            if command.startswith("check") or names(path, out):
-                return "told, exit 0", ""
-            return "other result", difference(steady(out), expected)
-        told = line + out if command.startswith("check") else line
-        if not names(path, told):
-            return "file not named", ""
-        if command.startswith("check"):
-            return "told", ""
-        return ("told", "") if REMEDY.search(line) else ("no remedy", "")
+
+def judge(command: str, path: Path, ended: Ended, expected: str) -> tuple[str, str]:
+    """Return how a command ended that read a damaged file, SAME, NAMED or the fault, and details.
+
+    Args:
+        command: The command with its options.
+        path: The damaged file.
+        ended: How it ended.
+        expected: Its output on intact files, without what differs between two runs.
+    """
+    is_check = command.startswith("check")
+    if ended.code is None:
+        return "hangs", ""
+    if ended.code < 0 or "Traceback" in ended.out + ended.err:
+        return "traceback", ended.err[-700:]
+    if ended.code == 0:
+        if steady(ended.out) == expected:
+            return SAME, ""
+        if is_check or names(path, ended.out):
+            return "file named, but exit code 0", ""
+        return "other result", difference(steady(ended.out), expected)
+    if not names(path, ended.line + ended.out if is_check else ended.line):
+        return "file not named", ""
+    # `mm check` reports faults; their remedies are in its table.
+    return (NAMED, "") if is_check or REMEDY.search(ended.line) else ("no remedy", "")
 
 
 def names(path: Path, text: str) -> bool:
@@ -239,7 +264,7 @@ def names(path: Path, text: str) -> bool:
         or path.name in text
         or (len(path.name) >= 64 and path.name[:12] in text)
         or (str(folder) in text and folder.name not in ("work", "cycle"))
-        or (table is not None and f"{table[1]}" in text)
+        or (table is not None and table[1] in text)
     )
 
 
@@ -277,7 +302,7 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = [c for c in COMMANDS if not arguments.command or c.startswith(tuple(arguments.command))]
     with tempfile.TemporaryDirectory() as folder:
-        trial, rows = Damage(arguments.base or Path(folder)), read_table()
+        trial, rows = Damage(arguments.base or Path(folder)), read_rows(TABLE)
         done = {(row["command"], row["kind"], row["damage"]) for row in rows}
         draw, expected, tasks = random.Random(arguments.seed), {}, []
         for command in chosen:
@@ -299,25 +324,24 @@ def main() -> None:
             row = {"command": command, "kind": kind, "damage": damage, "file": name}
             row |= trial.try_one(command, name, damage, draw, expected[command])
             rows.append(row)
-            if row["result"] not in ("same result", "told"):
+            if row["result"] not in (SAME, NAMED):
                 print(json.dumps(row | {"seconds": round(time.perf_counter() - begun, 1)}), flush=True)
             write_table(rows)
 
 
-def read_table() -> list[dict[str, str]]:
-    """The rows of earlier calls; none if there is no table."""
-    if not TABLE.exists():
-        return []
-    with TABLE.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def write_table(rows: list[dict[str, str]]) -> None:
-    """The rows as CSV."""
-    with TABLE.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    """The rows as CSV, and by command as the table of the page."""
+    write_rows(TABLE, rows)
+    lines = [
+        "| command | calls | same result | a line names file and remedy | anything else |",
+        "|---|---|---|---|---|",
+    ]
+    for command in [*sorted({row["command"] for row in rows}), ""]:
+        results = [row["result"] for row in rows if command in ("", row["command"])]
+        same, named = results.count(SAME), results.count(NAMED)
+        name = f"`mm {command.removesuffix(' --json')}`" if command else "all"
+        lines.append(f"| {name} | {len(results)} | {same} | {named} | {len(results) - same - named} |")
+    write_page_table(HERE / "file_damage.md", lines)
 
 
 if __name__ == "__main__":

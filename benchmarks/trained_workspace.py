@@ -55,7 +55,7 @@ class TrainedWorkspace:
             "MM_SIGNING_KEY": str(root / "key.pem"),
         }
         self.words: dict[str, str] = json.loads((root / "words.json").read_text())
-        """What the placeholders of the commands of `two_processes.py` stand for."""
+        """Placeholder in a command of `two_processes.py`, such as PHOTO → its value."""
 
     @property
     def layout(self) -> Layout:

@@ -12,7 +12,6 @@ benchmarks/two_processes.csv, and its table into benchmarks/two_processes.md.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import multiprocessing
 import os
@@ -45,6 +44,7 @@ import mlflow.store.tracking.sqlalchemy_store  # noqa: E402, F401
 import open_clip  # noqa: E402, F401
 import scipy.stats  # noqa: E402, F401
 import timm  # noqa: E402, F401
+from csv_rows import read_rows, write_page_table, write_rows  # noqa: E402
 
 from mm_core import stages  # noqa: E402
 from mm_core.cli.app import app  # noqa: E402
@@ -341,18 +341,12 @@ def main() -> None:
 
 def read_table() -> dict[str, dict[str, Any]]:
     """The rows of an earlier call by pair; their pairs are not run again unless more rounds are asked for."""
-    if not (HERE / "two_processes.csv").exists():
-        return {}
-    with (HERE / "two_processes.csv").open(newline="") as stream:
-        return {row["pair"]: row | {"rounds": int(row["rounds"])} for row in csv.DictReader(stream)}
+    return {row["pair"]: row | {"rounds": int(row["rounds"])} for row in read_rows(HERE / "two_processes.csv")}
 
 
 def write_table(rows: list[dict[str, Any]]) -> None:
     """The rows as CSV, and as the table of the page."""
-    with (HERE / "two_processes.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(HERE / "two_processes.csv", rows)
     lines = [
         "| pair | rounds | as one of the serial orders | rounds that lost a photo | differs in |",
         "|---|---|---|---|---|",
@@ -361,9 +355,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         f"| {row['pair']} | {row['rounds']} | {row['as_serial']} | {row['lost_photos']} | {row['different_in']} |"
         for row in rows
     ]
-    page = HERE / "two_processes.md"
-    text, mark, _ = page.read_text().partition("<!-- table -->\n")
-    page.write_text(text + mark + "\n" + "\n".join(lines) + "\n")
+    write_page_table(HERE / "two_processes.md", lines)
 
 
 if __name__ == "__main__":
