@@ -9,6 +9,9 @@ from zoneinfo import ZoneInfo
 
 from mm_core.core.errors import InputError
 
+SQLITE = "sqlite:///"
+"""Beginning of the address of a sqlite database; its path follows."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -73,7 +76,7 @@ class Settings:
             workspace=root,
             inbox=_absolute(inbox or os.environ.get("MM_INBOX") or str(root / "inbox")),
             store=_absolute(os.environ.get("MM_STORE") or str(root / "store")),
-            mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow' / 'mlflow.db'}",
+            mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{root / 'mlflow' / 'mlflow.db'}",
             params_file=Path(os.environ.get("MM_PARAMS") or "params.yaml").expanduser().absolute(),
             device=os.environ.get("MM_DEVICE") or "auto",
             pixel_cache_gb=_whole("MM_PIXEL_CACHE_GB", 20, 0, 1_000_000),
@@ -93,6 +96,11 @@ class Settings:
             ray_workers=_whole("MM_RAY_WORKERS", 2, 1, 10_000),
         )
 
+    @property
+    def mlflow_database(self) -> Path | None:
+        """The file of MLflow's sqlite database, whether it exists or not; None for a server."""
+        return Path(self.mlflow_uri.removeprefix(SQLITE)) if self.mlflow_uri.startswith(SQLITE) else None
+
     @staticmethod
     def of_demo() -> Settings:
         """Return the settings of `mm demo`: `data/demo` holds its inbox, its store and its MLflow database.
@@ -101,7 +109,7 @@ class Settings:
         """
         root = Path("data/demo").absolute()
         places = {"inbox": str(root / "inbox"), "store": str(root / "store")}
-        database = f"sqlite:///{root / 'mlflow' / 'mlflow.db'}"
+        database = f"{SQLITE}{root / 'mlflow' / 'mlflow.db'}"
         return replace(Settings.from_env(root), mlflow_uri=database, **places)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from mm_core.export.observed import convolutions, last_weight, tensor_values
+from mm_core.export.observed import Observed, convolutions, last_weight, tensor_values
 
 POSITIONS = 2048
 """Pixels that are drawn per photo."""
@@ -16,7 +16,9 @@ LEAST = 1e-4
 """Weight of a pixel whose alpha is surely 0 or 1; half way it is 1/16."""
 
 
-def fit_last_layer(made: onnx.ModelProto, model: onnx.ModelProto, images: np.ndarray, seed: int = 0) -> None:
+def fit_last_layer(
+    made: onnx.ModelProto, model: onnx.ModelProto, observed: Observed, images: np.ndarray, seed: int = 0
+) -> None:
     """Change weight and bias of the last convolution so that the int8 file's mattes are close to the float ones.
 
     Weighted least squares on the logits: a pixel's weight is the squared slope of the sigmoid there, so that the error
@@ -25,17 +27,17 @@ def fit_last_layer(made: onnx.ModelProto, model: onnx.ModelProto, images: np.nda
     Args:
         made: The int8 graph; its last convolution is in float. Changed in place.
         model: The float graph with the same names.
+        observed: What the float graph computes on the photos.
         images: Calibration photos, float32 (N, 3, S, S).
-        seed: Of the drawn pixels.
+        seed: Seed of the drawn pixels.
     """
     name = last_weight(model.graph)
     layer = convolutions(model.graph)[name]
     features_name = next(node.input[0] for node in made.graph.node if name in node.input)
     draw = np.random.default_rng(seed)
     rows, logits, slopes = [], [], []
-    targets = tensor_values(model, [layer.node.output[0], "alpha"], images)
-    inputs = tensor_values(made, [features_name], images)
-    for (logit, alpha), (features,) in zip(targets, inputs, strict=True):
+    inputs = tensor_values(made, features_name, images)
+    for logit, alpha, features in zip(observed.logits, observed.alphas, inputs, strict=True):
         columns, chosen = layer.columns(features[0], draw, POSITIONS)
         rows.append(columns[0].T)
         logits.append(logit.reshape(-1)[chosen])

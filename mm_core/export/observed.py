@@ -1,8 +1,9 @@
-"""Statistics of a float graph's activations on the calibration photos, for corrected biases and for ranges."""
+"""What a float graph computes on the calibration photos: the basis of corrected biases, ranges and the last layer."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,8 +41,8 @@ class Convolution:
 
         Args:
             x: The input, float32 (inputs, H, W).
-            draw: Where the positions come from.
-            count: How many positions at most.
+            draw: Draws the positions.
+            count: Largest number of positions.
 
         Returns:
             The values, float32 (groups, K, P), and the positions as indices into the flat output, int (P,).
@@ -72,6 +73,10 @@ class Observed:
     """Name of a convolution's weight → mean column, float32 (groups, K)."""
     values: dict[str, np.ndarray]
     """Name of a tensor → drawn values, and the smallest and largest of each photo: float32 (n,)."""
+    logits: np.ndarray
+    """Output of the last convolution, float32 (N, S, S)."""
+    alphas: np.ndarray
+    """The mattes, float32 (N, S, S)."""
 
 
 def convolutions(graph: onnx.GraphProto) -> dict[str, Convolution]:
@@ -92,27 +97,33 @@ def observe(model: onnx.ModelProto, images: np.ndarray, seed: int = 0) -> Observ
     Args:
         model: The graph, with the input `image`.
         images: Prepared photos, float32 (N, 3, S, S).
-        seed: Of the drawn positions and values; the same seed gives the same statistics.
+        seed: Seed of the drawn positions and values.
 
     Returns:
         The statistics.
     """
-    layers = {name: layer for name, layer in convolutions(model.graph).items() if name != last_weight(model.graph)}
+    layers = convolutions(model.graph)
+    last = layers.pop(last_weight(model.graph)).node.output[0]
     names = [name for node in model.graph.node for name in node.output]
     session = _session(model, names)
     draw = np.random.default_rng(seed)
     means: dict[str, list[np.ndarray]] = defaultdict(list)
     values: dict[str, list[np.ndarray]] = defaultdict(list)
+    outputs: dict[str, list[np.ndarray]] = {last: [], "alpha": []}
     for image in images:
         tensors = {"image": image[None], **dict(zip(names, session.run(names, {"image": image[None]}), strict=True))}
         for name, tensor in tensors.items():
             values[name].append(_drawn(np.asarray(tensor, np.float32), draw))
+        for name, parts in outputs.items():
+            parts.append(np.asarray(tensors[name])[0, 0])
         for name, layer in layers.items():
             columns, _ = layer.columns(tensors[layer.node.input[0]][0], draw, POSITIONS)
             means[name].append(columns.mean(axis=-1))
     return Observed(
         {name: np.mean(parts, axis=0) for name, parts in means.items()},
         {name: np.concatenate(parts) for name, parts in values.items()},
+        np.stack(outputs[last]),
+        np.stack(outputs["alpha"]),
     )
 
 
@@ -121,10 +132,11 @@ def last_weight(graph: onnx.GraphProto) -> str:
     return [node.input[1] for node in graph.node if node.op_type == "Conv"][-1]
 
 
-def tensor_values(model: onnx.ModelProto, names: list[str], images: np.ndarray) -> list[list[np.ndarray]]:
-    """Run a graph on photos and return the tensors with these names: one list per photo."""
-    session = _session(model, names)
-    return [[np.asarray(value) for value in session.run(names, {"image": image[None]})] for image in images]
+def tensor_values(model: onnx.ModelProto, name: str, images: np.ndarray) -> Iterator[np.ndarray]:
+    """Run a graph on photos and yield the tensor with this name for each photo, of shape (1, …)."""
+    session = _session(model, [name])
+    for image in images:
+        yield np.asarray(session.run([name], {"image": image[None]})[0])
 
 
 def _drawn(tensor: np.ndarray, draw: np.random.Generator) -> np.ndarray:

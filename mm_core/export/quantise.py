@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     # For type checkers alone, so that the code of the catalog is no part of the content key.
     from mm_core.storage.run import StorageRun
 
+RANGES = "ranges.json"
+"""File of the activations' ranges while a decoder is quantised."""
 TORCH_TOLERANCE = 1e-3
 """Largest difference of the float ONNX graph's alpha from torch's, absolute."""
 
@@ -231,15 +233,15 @@ def quantise_graph(
         quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
         # The simplified float graph must still agree with torch before it is quantised.
         _require_close(ready, reference)
-        truth = _alphas(ready, images)
         simplified = onnx.load(ready)
         calibrated = _Calibrated(simplified, images, observe(simplified, images))
+        write_ranges(folder / RANGES, calibrated.observed)
         steps = ladder(convolution_weights(simplified.graph))
         # Start with all convolutions but the last in int8; go on only if the error is too large.
         for kept in steps:
             data = _stripped(calibrated.int8(kept, folder)).SerializeToString(deterministic=True)
             made.write_bytes(data)
-            difference = _alphas(made, images) - truth
+            difference = _alphas(made, images) - calibrated.observed.alphas
             row: Quantised = {
                 "diff_mse": worst(difference, categories),
                 "diff_max": float(np.abs(difference).max()),
@@ -264,10 +266,9 @@ class _Calibrated:
     observed: Observed
 
     def int8(self, kept: int, folder: Path) -> onnx.ModelProto:
-        """Return the int8 graph with the first `kept` convolutions and the last in float; the folder is for files."""
-        source, made, ranges = folder / "corrected.onnx", folder / "quantised.onnx", folder / "ranges.json"
+        """Return the int8 graph with the first `kept` convolutions and the last in float; the folder has the ranges."""
+        source, made = folder / "corrected.onnx", folder / "quantised.onnx"
         onnx.save(correct_biases(self.model, self.observed, kept), source)
-        write_ranges(ranges, self.observed)
         quantize_static(
             str(source),
             str(made),
@@ -279,11 +280,11 @@ class _Calibrated:
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=sorted({*float_nodes(self.model.graph, kept), *choosing_nodes(self.model.graph)}),
-            # The file stands for a pass over the photos.
-            calibration_cache_path=str(ranges),
+            # With the ranges in this file, onnxruntime makes no pass over the photos.
+            calibration_cache_path=str(folder / RANGES),
         )
         quantised = onnx.load(made)
-        fit_last_layer(quantised, self.model, self.images)
+        fit_last_layer(quantised, self.model, self.observed, self.images)
         return quantised
 
 

@@ -33,7 +33,7 @@ from mm_core.export.mlflow_model import save_mlflow_model
 from mm_core.export.provenance import gather
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import Store, put_blob
-from mm_core.training.mlflow_client import database_path, expect_quick_answer, open_client
+from mm_core.training.mlflow_client import expect_quick_answer, open_client, require_database
 from mm_core.training.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ class Registry:
     @property
     def _database(self) -> Path | None:
         """The sqlite database; None for a server."""
-        return database_path(self._settings)
+        return require_database(self._settings)
 
     @property
     def _client(self) -> MlflowClient:

@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -169,8 +168,8 @@ def _databases(layout: Layout) -> Iterator[Fault]:
         yield Fault("database", str(layout.root / DATABASES), str(error), "delete it")
     databases = databases_of(layout.root, layout.cache)
     # Dagster removes databases of its own, MLflow never.
-    mlflow = Path(layout.settings.mlflow_uri.removeprefix("sqlite:///"))
-    for path in sorted({*databases, mlflow}):
+    mlflow = layout.settings.mlflow_database
+    for path in sorted({*databases, mlflow} - {None} if mlflow is None else {*databases, mlflow}):
         if lost := lost_database(layout.root, path):
             yield Fault("database", str(path), lost, "restore it from a backup")
     for path in databases:

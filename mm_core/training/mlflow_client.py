@@ -26,7 +26,6 @@ else:
 
 _TRANSFERS = ("log_artifact", "log_artifacts", "log_model_artifacts")
 """Calls that last as long as their files are large."""
-_SQLITE = "sqlite:///"
 
 
 def open_client(settings: Settings) -> MlflowClient:
@@ -41,7 +40,7 @@ def open_client(settings: Settings) -> MlflowClient:
     for talkative in ("alembic", "mlflow"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     uri = settings.mlflow_uri
-    if database := database_path(settings):
+    if database := require_database(settings):
         database.parent.mkdir(parents=True, exist_ok=True)
         # A workspace that was moved to another path has old artifact paths in its database.
         rehome(settings)
@@ -49,16 +48,14 @@ def open_client(settings: Settings) -> MlflowClient:
     return cast("MlflowClient", _WatchedClient(uri))
 
 
-def database_path(settings: Settings) -> Path | None:
-    """Return the path of MLflow's sqlite database, whether it exists or not; None for a server.
+def require_database(settings: Settings) -> Path | None:
+    """Return the file of MLflow's sqlite database, or where a new one begins; None for a server.
 
     Raises:
         StoreError: The database was lost.
     """
-    if not settings.mlflow_uri.startswith(_SQLITE):
-        return None
-    path = Path(settings.mlflow_uri.removeprefix(_SQLITE))
-    if fault := lost_database(settings.workspace, path):
+    path = settings.mlflow_database
+    if path and (fault := lost_database(settings.workspace, path)):
         raise StoreError(
             f"{path} {fault}: restore it from a backup; to go on without its models and runs, "
             f"delete it and {settings.workspace / DATABASES}"

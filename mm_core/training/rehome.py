@@ -19,7 +19,6 @@ from mm_core.storage.seals import database_fault, seal_databases
 
 COLUMNS = ("artifact_location", "artifact_uri", "source", "storage_location")
 """Columns of MLflow's tables that hold artifact addresses."""
-_SQLITE = "sqlite:///"
 _TIMEOUT = 60.0
 """Seconds to wait for another process's write."""
 
@@ -32,9 +31,8 @@ def rehome(settings: Settings) -> int:
     Raises:
         StoreError: The database is damaged or cannot be written.
     """
-    path = Path(settings.mlflow_uri.removeprefix(_SQLITE))
-    own = settings.mlflow_uri.startswith(_SQLITE) and path.is_relative_to(settings.workspace)
-    if not own or not path.is_file():
+    path = settings.mlflow_database
+    if path is None or not path.is_relative_to(settings.workspace) or not path.is_file():
         return 0
     layout = Layout(settings)
     here = layout.mlflow_artifacts

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import Report
+from mm_core.core.settings import SQLITE
 from mm_core.storage.run import StorageRun
 from mm_core.training.stage import train_stage
 
@@ -18,7 +19,7 @@ def scratch_layout(layout: Layout, name: str) -> Layout:
     root = layout.root / "scratch" / name
     # MLflow keeps its database file open while the process runs, so each call uses a new file name.
     runs = root / "mlflow" / f"{uuid4().hex}.db"
-    return Layout(replace(layout.settings, workspace=root, mlflow_uri=f"sqlite:///{runs}"))
+    return Layout(replace(layout.settings, workspace=root, mlflow_uri=f"{SQLITE}{runs}"))
 
 
 def part_of(scratch: Layout, name: str) -> Layout:

@@ -15,8 +15,8 @@ from onnx import helper, numpy_helper
 from mm_core.export.bias_correction import correct_biases, rounded
 from mm_core.export.last_layer import fit_last_layer
 from mm_core.export.observed import convolutions, observe, tensor_values
-from mm_core.export.quantise import _Calibrated
-from mm_core.export.ranges import best_range
+from mm_core.export.quantise import RANGES, _Calibrated
+from mm_core.export.ranges import best_range, write_ranges
 
 SIDE = 12
 
@@ -96,7 +96,7 @@ def test_corrected_biases_give_int8_weights_the_mean_of_the_float_output(group):
                 tensor.CopyFrom(numpy_helper.from_array(rounded(before["w1"]).reshape(before["w1"].weight.shape), "w1"))
             if tensor.name == "b0":
                 tensor.CopyFrom(next(t for t in model.graph.initializer if t.name == "b0"))
-        return np.array(tensor_values(graph, ["c1"], photos(count=40, seed=9))).mean((0, 1, 2, 4, 5))
+        return np.array(list(tensor_values(graph, "c1", photos(count=40, seed=9)))).mean((0, 1, 3, 4))
 
     truth, moved = means(model, second_alone=False), means(model, second_alone=True)
     assert np.abs(moved - truth).max() > 2e-3, "rounding moves the means"
@@ -112,7 +112,9 @@ def test_what_stays_in_float_keeps_its_bias():
 
 def test_rounded_weights_are_those_of_the_int8_file(tmp_path):
     model, seen = network(PLAIN, LAST), photos()
-    made = _Calibrated(model, seen, observe(model, seen)).int8(0, tmp_path)
+    observed = observe(model, seen)
+    write_ranges(tmp_path / RANGES, observed)
+    made = _Calibrated(model, seen, observed).int8(0, tmp_path)
     values = {t.name: numpy_helper.to_array(t) for t in made.graph.initializer}
     theirs = values["w0_quantized"] * values["w0_scale"].reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(rounded(convolutions(model.graph)["w0"])[0], theirs.reshape(8, -1), atol=1e-6)
@@ -155,11 +157,11 @@ def test_the_last_layer_undoes_what_int8_did_to_its_features(bias):
             # ReLU keeps a positive factor: every feature is 0.9 of what it was.
             tensor.CopyFrom(numpy_helper.from_array(np.float32(0.9) * numpy_helper.to_array(tensor), tensor.name))
     seen, unseen = photos(count=12), photos(seed=9)
-    fit_last_layer(changed, model, seen)
-    truth, fitted = (np.array(tensor_values(m, ["alpha"], unseen)) for m in (model, changed))
+    fit_last_layer(changed, model, observe(model, seen), seen)
+    truth, fitted = (np.array(list(tensor_values(m, "alpha", unseen))) for m in (model, changed))
     np.testing.assert_allclose(fitted, truth, atol=0.01)
     same = onnx.ModelProto()
     same.CopyFrom(model)
-    fit_last_layer(same, model, seen)
+    fit_last_layer(same, model, observe(model, seen), seen)
     for a, b in zip(same.graph.initializer, model.graph.initializer, strict=True):
         np.testing.assert_allclose(numpy_helper.to_array(a), numpy_helper.to_array(b), atol=1e-5)
