@@ -102,7 +102,7 @@ def demo(
 
     with progress_bars() as progress:
         result = run_demo(Settings.of_demo(), cycles=cycles, progress=progress)
-    say(asdict(result), json_)
+    say(result.model_dump(), json_)
     require_promise(result)
 
 

@@ -10,8 +10,7 @@ With the demo's own params these verdicts are a promise, which `require_promise`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Unpack
 
@@ -83,13 +82,11 @@ class DemoCycle(BaseModel):
 CYCLES = TypeAdapter(list[DemoCycle])
 
 
-@dataclass(frozen=True)
-class DemoResult:
+class DemoResult(BaseModel):
     """What `mm demo` prints."""
 
     workspace: str
-    cycles: list[dict[str, object]]
-    """The fields of each `DemoCycle`."""
+    cycles: list[DemoCycle]
     promise: str
     """`kept`, `not kept: …` or `does not apply: …`."""
 
@@ -99,13 +96,7 @@ def demo_params() -> Params:
     return Params().with_values(**DEMO_VALUES)
 
 
-def run_demo(
-    settings: Settings,
-    *,
-    cycles: int = 3,
-    drop: Callable[[Path, int], None] | None = None,
-    progress: Progress = quiet,
-) -> DemoResult:
+def run_demo(settings: Settings, *, cycles: int = 3, progress: Progress = quiet) -> DemoResult:
     """Run the cycles one after the other in `settings.workspace`; cycles recorded in its demo.json are skipped.
 
     Values in `params.yaml` of the workspace take the place of the demo's own.
@@ -113,7 +104,6 @@ def run_demo(
     Args:
         settings: The workspace and inbox of the demo.
         cycles: Number of the last cycle to run, 1 to 3.
-        drop: Writes the drops of a cycle to the inbox; default `drop_samples`.
         progress: Called as (what, done, total).
 
     Returns:
@@ -126,7 +116,7 @@ def run_demo(
     results = _read_results(record) if record.exists() else []
     for cycle in range(len(results) + 1, cycles + 1):
         progress(f"cycle {cycle}: samples", 0, 1)
-        (drop or drop_samples)(Path(settings.inbox), cycle)
+        drop_samples(Path(settings.inbox), cycle)
         progress(f"cycle {cycle}: samples", 1, 1)
         reports = stages.run_cycle(
             Run(params, layout, lambda what, d, t, c=cycle: progress(f"cycle {c}: {what}", d, t))
@@ -135,7 +125,7 @@ def run_demo(
         verdict = recorded_verdict(layout)
         results.append(summarize_cycle(cycle, verdict, params, seconds, str(reports["report"].facts["copy"])))
         write_json(record, CYCLES.dump_python(results))
-    return DemoResult(str(layout.root), CYCLES.dump_python(results), compare_with_promise(results))
+    return DemoResult(workspace=str(layout.root), cycles=results, promise=compare_with_promise(results))
 
 
 def _load_params(path: Path) -> Params:
