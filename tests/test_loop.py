@@ -1,4 +1,7 @@
-"""The whole loop as `mm run` runs it, with tiny models: arrivals to a promoted int8 model, in a folder and on S3."""
+"""The whole loop as `mm run` runs it, with tiny models: arrivals to a promoted int8 model, in a folder and on S3.
+
+The tests are in one file because they share one finished cycle, which takes most of their time.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Objects in a folder or under an S3 prefix, with one interface. Only this module uses boto3.
 
-Callers work with local paths: `fetch` returns one for either backend.
+Callers work with local paths: `fetch` returns one for either backend. Both backends are in this file, because they
+share the checks of keys and sizes and must behave alike.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The gate on planted gains and regressions, and on evidence that is not whole."""
+"""The gate on planted gains and regressions, and on evidence that is not whole.
+
+All rules of a verdict are tested here on the same small tables, so that a change of one rule shows what it does to the
+others.
+"""
 
 from __future__ import annotations
 
