@@ -93,7 +93,8 @@ SAME, NAMED = "same result", "names file and remedy"
 LONGEST = 240.0
 """Seconds after which a call counts as hanging."""
 VOLATILE = re.compile(
-    r'"(seconds|cpu_seconds|watts|\w+_at|at|when|time|duration|bytes|run|run_id)": ("[^"]*"|[-\d.e]+|null)'
+    r'"(\w+/)?(seconds|cpu_seconds|watts|\w+_at|at|when|time|duration|\w*bytes|run|run_id|backup|statement|files|'
+    r'images_per_s|data_wait_share)": ("[^"]*"|[-\d.e]+|null)'
     r"|\d{4}-\d\d-\d\d[T ][\d:.+Z]+|\d+\.\d+ s\b|[0-9a-f]{32}(?![0-9a-f])"
 )
 """Values that differ between two runs on the same files."""

@@ -13,6 +13,7 @@ from mm_core.core.errors import InputError
 from mm_core.core.records import digest_of
 
 METADATA_KEY = "mm"
+REMEDY = "give a model.safetensors that a training stage wrote; `mm check` finds a damaged one of the workspace"
 
 
 class ModelMeta(TypedDict, total=False):
@@ -36,17 +37,18 @@ class ModelMeta(TypedDict, total=False):
 
 def read_meta(path: Path) -> ModelMeta:
     """Return the metadata of a model file without loading its weights; raise InputError if the file is not a model."""
-    remedy = "give a model.safetensors that a training stage wrote"
     if not path.is_file():
-        raise InputError(f"{path}: no such file; {remedy}")
+        raise InputError(f"{path}: no such file; {REMEDY}")
+    # safetensors calls a file without read permission missing; Python's own error names the cause.
+    path.open("rb").close()
     try:
         # "np", because "pt" would import torch.
         with safe_open(str(path), framework="np") as file:
             metadata = file.metadata() or {}
     except SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file ({error}); {remedy}") from None
+        raise InputError(f"{path}: not a safetensors file ({error}); {REMEDY}") from None
     if METADATA_KEY not in metadata:
-        raise InputError(f"{path}: a safetensors file without the metadata key {METADATA_KEY!r}; {remedy}")
+        raise InputError(f"{path}: a safetensors file without the metadata key {METADATA_KEY!r}; {REMEDY}")
     return json.loads(metadata[METADATA_KEY])
 
 
@@ -79,5 +81,5 @@ def input_size_of(path: Path) -> int:
     """Return the side in pixels of the network's square input; raise InputError if the file is not a model."""
     size = read_meta(path).get("model", {}).get("size")
     if not isinstance(size, int):
-        raise InputError(f"{path}: model.size is missing; give a model.safetensors that a training stage wrote")
+        raise InputError(f"{path}: model.size is missing; {REMEDY}")
     return size

@@ -37,7 +37,7 @@ from mm_core.core.servers import report_wait
 from mm_core.core.settings import s3_timeout
 from mm_core.storage.local_files import TEMPORARY, Drafts, is_temporary, size_and_stamp
 from mm_core.storage.retry import NO_KEYS, disk_fault, s3_server
-from mm_core.storage.seals import KEY_SEALS, KeySeals
+from mm_core.storage.seals import KEY_SEALS, SEALED_KEYS, KeySeals
 
 if TYPE_CHECKING:
     import boto3
@@ -165,8 +165,10 @@ def fetch_blob(store: Store, digest: str) -> Path:
 
 
 def _missing(url: str, key: str) -> str:
-    """Return the text for a missing file; only blobs can be fetched again, from drops."""
-    return f"{url} holds no {key}" + (": run `mm check --repair`" if key.startswith(BLOBS) else "")
+    """Return the text for a missing file, with the remedy where it is one of ours and no file that a producer names."""
+    # Drops in the inbox still have the photos and mattes, but not what the engine wrote itself.
+    remedies = {BLOBS: ": run `mm check --repair`"} | dict.fromkeys(SEALED_KEYS, ": restore it from a backup")
+    return f"{url} holds no {key}" + next((text for begin, text in remedies.items() if key.startswith(begin)), "")
 
 
 class LocalStore:

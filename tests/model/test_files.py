@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +90,26 @@ def test_wrong_files_are_refused_with_a_remedy(net, tmp_path):
     save_file({"x": torch.zeros(1)}, path, metadata={"mm": json.dumps({"model": config | {"depth": 3}})})
     with pytest.raises(InputError, match=r"model\.depth"):
         load_model(path)
+
+
+def test_a_file_without_read_permission_is_not_called_missing(net):
+    """safetensors says "No such file"; root reads any file, so a process of another user tries."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.safetensors"
+        save_model(path, net, {})
+        Path(folder).chmod(0o755)
+        path.chmod(0)
+        child = os.fork()
+        if not child:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            try:
+                read_meta(path)
+            except PermissionError as error:
+                os._exit(0 if error.filename == str(path) else 2)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_truncated_file_is_refused(net, tmp_path):

@@ -221,6 +221,8 @@ def test_a_missing_blob_and_a_folder_in_its_place_are_named_with_the_remedy(tmp_
     (tmp_path / key).mkdir(parents=True)
     with pytest.raises(BlobNotFound, match="is a folder: move it away"):
         store.fetch(key)
-    # No blob of the store, but a file that a producer names: no command of ours brings it back.
+    with pytest.raises(BlobNotFound, match="holds no gate/x.json: restore it from a backup"):
+        store.fetch("gate/x.json")
+    # No file of ours, but one that a producer names: no command of ours brings it back.
     with pytest.raises(BlobNotFound, match="holds no photos/a.jpg$"):
         store.fetch("photos/a.jpg")
