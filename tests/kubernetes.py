@@ -1,15 +1,19 @@
 """What a cluster gets of infra/helm/values.yaml: Dagster's settings, the pods of runs, and the chart's deployments.
 
-The chart's own files are no package of a registry, so tests cannot run `helm template`. Pods of runs come from the
+The chart's own files are no package of a registry, so most tests cannot run `helm template`. Pods of runs come from the
 launcher of `dagster-k8s` itself, which talks to a server on loopback. The deployments and the settings are made here as
-the templates of the chart make them.
+the templates of the chart make them. Where `helm` is installed and DAGSTER_CHART names the chart, `rendered_chart`
+returns what the templates make.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -180,16 +184,17 @@ def deployment(name: str, pod: Manifest, replicas: int = 1) -> Manifest:
     }
 
 
-def pod_of(part: dict[str, Any], container: Manifest) -> Manifest:
+def pod_of(part: dict[str, Any], container: Manifest, account: str = "dagster") -> Manifest:
     """Return the pod of a part of the values as the chart's templates write it.
 
     Args:
         part: Values of the code location, the web server or the daemon.
         container: What the template itself writes: arguments, probes and mounts of Dagster's files.
+        account: Name of the service account.
     """
     password = {"secretKeyRef": {"name": VALUES["global"]["postgresqlSecretName"], "key": "postgresql-password"}}
     return {
-        "serviceAccountName": "dagster",
+        "serviceAccountName": account,
         "securityContext": part["podSecurityContext"],
         "containers": [
             {
@@ -219,27 +224,46 @@ def chart_objects() -> dict[str, Manifest]:
     environment = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": f"dagster-{code['name']}-user-env"},
+        "metadata": {"name": f"dagster-dagster-user-deployments-{code['name']}-user-env"},
         "data": code["env"],
     }
     service = VALUES["dagsterWebserver"]["service"]
     web = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": "dagster-webserver"},
+        "metadata": {"name": "dagster-dagster-webserver"},
         "spec": {
             "type": service["type"],
             "ports": [{"port": service["port"], "targetPort": "http", "name": "http"}],
             "selector": {"component": "webserver"},
         },
     }
-    listening = {"ports": [{"name": "http", "containerPort": service["port"]}], **settings}
+    listening = {
+        "ports": [{"name": "http", "containerPort": service["port"], "protocol": "TCP"}],
+        "readinessProbe": server["readinessProbe"],
+        **settings,
+    }
+    account = "dagster-dagster-user-deployments-user-deployments"
     made = [
-        deployment(code["name"], pod_of(code, {"args": grpc, "readinessProbe": health})),
-        deployment("webserver", pod_of(server, listening), server["replicaCount"]),
+        deployment(
+            f"dagster-user-deployments-{code['name']}", pod_of(code, {"args": grpc, "readinessProbe": health}, account)
+        ),
+        deployment("dagster-webserver", pod_of(server, listening), server["replicaCount"]),
         deployment("daemon", pod_of(daemon, settings)),
         environment,
         web,
         *VALUES["extraManifests"],
     ]
     return {f"{one['kind']}/{one['metadata']['name']}": one for one in made}
+
+
+def rendered_chart() -> dict[str, Manifest]:
+    """Return what `helm template` makes of our values, kind/name → object; skip the test without helm or the chart."""
+    chart = os.environ.get("DAGSTER_CHART")
+    if not chart or not shutil.which("helm"):
+        pytest.skip("needs the program `helm`, and DAGSTER_CHART=the folder or .tgz of `helm pull dagster/dagster`")
+    values = PROJECT / "infra" / "helm" / "values.yaml"
+    command = ["helm", "template", "dagster", chart, "-n", NAMESPACE, "-f", str(values)]
+    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    objects = [one for one in yaml.safe_load_all(made) if one]
+    return {f"{one['kind']}/{one['metadata']['name']}": one for one in objects}

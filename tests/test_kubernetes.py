@@ -1,5 +1,6 @@
 """infra/helm: every object is valid, pods get what they need and no more, and settings equal those of one machine."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -75,13 +76,16 @@ def environment_of(manifest: Manifest) -> dict[str, str]:
     return {entry["name"]: entry["value"] for entry in container_of(manifest)["env"] if "value" in entry}
 
 
-@pytest.mark.parametrize("release", RELEASES)
-def test_every_object_is_valid(release: str, pods: dict[str, Manifest]) -> None:
-    for name, manifest in (pods | kubernetes.chart_objects()).items():
+def assert_valid(objects: dict[str, Manifest]) -> None:
+    for release, (name, manifest) in itertools.product(RELEASES, objects.items()):
         try:
             kubernetes_validate.validate(manifest, release, strict=True)
         except kubernetes_validate.ValidationError as error:
             pytest.fail(f"{name}: {error.message}")
+
+
+def test_every_object_is_valid(pods: dict[str, Manifest]) -> None:
+    assert_valid(pods | kubernetes.chart_objects())
 
 
 def test_the_schemas_refuse_a_word_that_kubernetes_does_not_know() -> None:
@@ -106,8 +110,8 @@ def test_a_pod_gets_the_secrets_that_it_needs_and_no_others(pods: dict[str, Mani
     assert set(pods) >= {"arrivals", "backup", "compact", "__ASSET_JOB"} | WRITE_BUNDLES | TALK_TO_LABEL_STUDIO
     others = {name: secrets_of(one) for name, one in kubernetes.chart_objects().items() if "Deployment" in name}
     assert others == {
-        "Deployment/dagster-matting": OF_ALL_RUNS | {"matting-labelling", "matting-notices"},
-        "Deployment/dagster-webserver": {"matting-postgres"},
+        "Deployment/dagster-dagster-user-deployments-matting": OF_ALL_RUNS | {"matting-labelling", "matting-notices"},
+        "Deployment/dagster-dagster-webserver": {"matting-postgres"},
         "Deployment/dagster-daemon": {"matting-postgres"},
         "Deployment/matting-pages": set(),
     }
@@ -117,6 +121,52 @@ def test_a_pod_gets_the_secrets_that_it_needs_and_no_others(pods: dict[str, Mani
     said = (INFRA / "helm" / "values.yaml").read_text()
     named = set(re.findall(r"^#     (matting\S*) ", said, re.M))
     assert named == {*OF_ALL_RUNS, "matting-labelling", "matting-notices", "matting-signing"}
+
+
+def test_neither_runs_nor_the_code_location_may_start_jobs(pods: dict[str, Manifest]) -> None:
+    """Whoever may start a job reads any secret of the namespace: the job names it."""
+    objects = kubernetes.chart_objects()
+    assert {pod["spec"]["template"]["spec"]["serviceAccountName"] for pod in pods.values()} == {"matting-runs"}
+    assert objects["ServiceAccount/matting-runs"]
+    assert not [name for name in objects if name.startswith(("Role", "ClusterRole"))]
+    # The chart gives its own account a role always, and that of the code location only by this value.
+    assert VALUES["dagster-user-deployments"]["rbacEnabled"] is False
+    assert objects["Deployment/matting-pages"]["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+
+
+def test_no_container_opens_a_port_that_needs_root() -> None:
+    for name, manifest in kubernetes.chart_objects().items():
+        if "Deployment" in name:
+            container = container_of(manifest)
+            ports = [port["containerPort"] for port in container.get("ports", [])]
+            assert all(port >= 1024 for port in ports), name
+            # The chart does not change the port of a probe along with that of the service.
+            probed = container.get("readinessProbe", {}).get("httpGet", {}).get("port")
+            assert probed is None or [probed] == ports, name
+
+
+def test_the_chart_s_own_templates_make_what_the_other_tests_check() -> None:
+    rendered, expected = kubernetes.rendered_chart(), kubernetes.chart_objects()
+    assert_valid(rendered)
+    settings = yaml.safe_load(rendered["ConfigMap/dagster-instance"]["data"]["dagster.yaml"])
+    # The way to the cluster differs, and the chart adds settings of its own.
+    launcher = {"load_incluster_config": True, "kubeconfig_file": None}
+    settings["run_launcher"]["config"] |= launcher
+    for name, value in kubernetes.instance_settings(Path("kubeconfig")).items():
+        if name == "run_launcher":
+            value["config"] |= launcher
+        assert settings[name] | value == settings[name], name
+    for name in (name for name in expected if "Deployment" in name):
+        ours, theirs = expected[name], rendered[name]
+        # A secret for Celery, optional and not made.
+        assert secrets_of(theirs) - {"dagster-celery-config-secret"} == secrets_of(ours), name
+        for field in ("serviceAccountName", "securityContext"):
+            specs = [one["spec"]["template"]["spec"].get(field) for one in (theirs, ours)]
+            assert specs[0] == specs[1], (name, field)
+        for field in ("image", "ports", "securityContext", "resources", "args"):
+            assert (container_of(theirs).get(field) or {}) == (container_of(ours).get(field) or {}), (name, field)
+    bindings = [one for one in rendered.values() if one["kind"].endswith("RoleBinding")]
+    assert {subject["name"] for one in bindings for subject in one["subjects"]} == {"dagster"}
 
 
 def test_only_training_asks_for_the_gpu_and_for_much_memory(pods: dict[str, Manifest]) -> None:
@@ -155,7 +205,7 @@ def test_nothing_runs_as_root_and_all_of_it_is_our_image(pods: dict[str, Manifes
 
 
 def test_runs_and_code_location_work_in_the_same_place(pods: dict[str, Manifest]) -> None:
-    code = kubernetes.chart_objects()["Deployment/dagster-matting"]
+    code = kubernetes.chart_objects()["Deployment/dagster-dagster-user-deployments-matting"]
     for manifest in (code, *pods.values()):
         assert {"name": "workspace", "mountPath": "/data"} in container_of(manifest)["volumeMounts"]
         volumes = {one["name"]: one for one in manifest["spec"]["template"]["spec"]["volumes"]}
