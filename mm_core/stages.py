@@ -309,7 +309,8 @@ def promote(run: Run) -> Report:
         (verdict, override), registry = require_promote(run.layout), run.registry
         registry.promote(run, verdict, report, override=override)
         if (ratchet := registry.ratchet(run.store, registry.pin("anchor"))).anchor:
-            report.facts["best"] = update_best(run.params.gate, run.layout, ratchet, verdict.candidate)
+            best = update_best(run.params.gate, run.layout, ratchet, verdict.candidate, verdict.left_out)
+            report.facts["best"] = best
     return report
 
 

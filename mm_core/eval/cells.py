@@ -15,7 +15,7 @@ from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
 from mm_core.eval.across import enough, macro_cell, with_pooled
 from mm_core.eval.bootstrap import Interval, Quantity, confidence, softened, student, winsorised
 from mm_core.eval.evidence import INT8, Evidence
-from mm_core.eval.questions import SLACK, Question, guard_questions
+from mm_core.eval.questions import JUDGED, SLACK, Question, guard_questions
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def judge(params: GateParams, evidence: Evidence, questions: list[Question], see
     if any(question.role == "gain" for question in questions):
         cells = [*with_pooled(params, cells), *macro_cell(params, cells)]
     if any(question.against == "champion" for question in questions):
-        asked = guard_questions(params)
+        asked = guard_questions(params, anchor=any(question.against == "anchor" for question in questions))
         # One certain loss in any metric blocks the release, so each metric gets its share of the level (Bonferroni).
-        each = params.model_copy(update={"alpha": params.alpha / len(asked)})
+        each = params.model_copy(update={"alpha": params.alpha / len(JUDGED)})
         for category in GUARDED:
             cells += judge_category(each, evidence, category, asked, rng)
     return cells

@@ -58,9 +58,18 @@ def questions_for(params: GateParams, *, champion: bool, anchor: bool) -> list[Q
     return [*asked, fidelity]
 
 
-def guard_questions(params: GateParams) -> list[Question]:
-    """Return the questions for a guarded category, such as scenery. Only a certain loss of any size counts there."""
-    return [replace(not_worse(params, metric, "champion", CHAMPION), share=0.0, slack=0.0) for metric in JUDGED]
+def guard_questions(params: GateParams, *, anchor: bool) -> list[Question]:
+    """Return the questions for a guarded category, such as scenery. Only a certain loss counts there.
+
+    Against the champion, a loss of any size counts. Against the best model so far, it must exceed the margin. Otherwise
+    small losses, none of them certain, would add up from champion to champion.
+
+    Args:
+        params: Margins.
+        anchor: True if a best model other than the champion exists.
+    """
+    asked = [replace(not_worse(params, metric, "champion", CHAMPION), share=0.0, slack=0.0) for metric in JUDGED]
+    return asked + [not_worse(params, metric, "anchor", ANCHOR) for metric in JUDGED if anchor]
 
 
 def not_worse(params: GateParams, metric: str, against: str, reference: Key) -> Question:

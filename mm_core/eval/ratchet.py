@@ -119,16 +119,27 @@ def with_best(
     return Evidence(evidence.category, evidence.group, evidence.sample_id, {**evidence.values, ANCHOR: merged})
 
 
-def update_best(params: GateParams, layout: Layout, ratchet: Ratchet, candidate: str) -> dict[str, list[str]]:
+def update_best(
+    params: GateParams, layout: Layout, ratchet: Ratchet, candidate: str, left_out: Collection[str] = ()
+) -> dict[str, list[str]]:
     """Record a promoted candidate wherever it is the best model so far.
 
     The function is idempotent. It uses the candidate's scores of this cycle's evaluation.
+
+    Args:
+        params: Margins and levels.
+        layout: The workspace with the evaluation.
+        ratchet: Location of the record.
+        candidate: Digest of the promoted weights.
+        left_out: Sample ids that did not judge, because a judged model was trained on them. Their scores would be a
+            reference that no later candidate can reach honestly.
 
     Returns:
         Category → metrics in which the candidate is the best.
     """
     scores, _ = read_scores(layout)
     frame = read_pool(layout.snapshot, "eval")
+    scores, frame = (table.loc[~table["sample_id"].isin(list(left_out))] for table in (scores, frame))
     evidence, _ = gather(scores, frame, [INT8], [])
     if evidence is None:
         return {}

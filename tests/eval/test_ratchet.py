@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from eval_workspace import simulate, tables
@@ -12,8 +13,9 @@ from test_gate import FIRST, PARAMS, workspace
 from mm_core.core.layout import Layout
 from mm_core.core.records import Verdict, sha256_file
 from mm_core.eval import evaluate
+from mm_core.eval.evidence import ANCHOR, INT8, gather
 from mm_core.eval.gate import History, decide
-from mm_core.eval.ratchet import Ratchet, read_best, update_best
+from mm_core.eval.ratchet import Ratchet, read_best, update_best, with_best
 from mm_core.storage.store import LocalStore
 
 STEP = {"mse": 0.9, "conn": 1.03}
@@ -94,3 +96,51 @@ def test_a_place_moves_only_with_confidence_and_a_better_model_holds_it(tmp_path
     fallen = Ratchet(store, "anchor", {"three"})
     assert read_best(fallen)["pets"]["mse"] in ("one", "two"), "the holder before it holds the place again"
     assert "mse" in update_best(PARAMS, layout, fallen, "four")["pets"], "what fell bars nobody"
+
+
+def test_photos_that_did_not_judge_are_no_reference_later(tmp_path: Path) -> None:
+    """The promoted model was trained on half of the cards, and its scores there are too good to be true."""
+    store = LocalStore(tmp_path / "store")
+    scores, frame = tables(simulate(4, photos=60))
+    learnt = frame.loc[frame["category"] == "cards", "sample_id"].iloc[:30].tolist()
+    scores.loc[scores["sample_id"].isin(learnt) & (scores["model"] == "multimodal"), "mse"] *= 0.01
+    layout = workspace(tmp_path, scores, frame, FIRST)
+    ratchet = Ratchet(store, "anchor")
+    assert "cards" in update_best(PARAMS, layout, ratchet, "one", learnt)
+    evidence, _ = gather(scores, frame, [INT8], [])
+    assert evidence is not None
+    best = with_best(evidence, frame, store, read_best(ratchet), None).values[ANCHOR]["mse"][:, 0]
+    assert np.isnan(best[np.isin(evidence.sample_id, learnt)]).all()
+    assert np.isfinite(best[~np.isin(evidence.sample_id, learnt)]).all()
+
+
+def test_scenery_does_not_erode_by_losses_of_which_none_is_certain(tmp_path: Path) -> None:
+    """Each week the six gain 10 %, and scenery loses 2.5 % within the noise of its photos."""
+    store, rng = LocalStore(tmp_path / "store"), np.random.default_rng(5)
+    scores, frame = tables(simulate(6, photos=60))
+    _, layout = week(tmp_path, store, scores, frame, FIRST, "first")
+    first = sha256_file(layout.model("multimodal"))
+    update_best(PARAMS, layout, Ratchet(store, first), first)
+    champion, held, reasons = first, named(scores, "champion"), []
+    anchor = held.assign(model="anchor")
+    others = scores[scores["model"].isin(["multimodal", "blind"])].copy()
+    for number in range(12):
+        before, others = others, others.copy()
+        ours = others["model"] == "multimodal"
+        scenery = ours & (others["category"] == "scenery")
+        noise = np.exp(rng.normal(0, 0.12, 60))
+        for metric in ("mse", "conn"):
+            others.loc[ours & ~scenery, metric] *= 0.9
+            others.loc[scenery, metric] *= 1.025 * np.tile(noise / noise.mean(), scenery.sum() // 60)
+        inputs = {"champion": {"digest": champion}, "anchor": {"digest": first}}
+        everyone = pd.concat([others, held, anchor], ignore_index=True)
+        verdict, layout = week(tmp_path, store, everyone, frame, inputs, f"week {number}")
+        if verdict.decision == "PROMOTE":
+            champion, held = verdict.candidate, named(others, "champion")
+            update_best(PARAMS, layout, Ratchet(store, first), champion)
+        else:
+            reasons += verdict.reasons
+            others = before
+    lost = held.loc[held["category"] == "scenery", "mse"].mean()
+    assert lost < 1.2 * anchor.loc[anchor["category"] == "scenery", "mse"].mean()
+    assert any(reason.startswith("scenery: ") and "the best so far" in reason for reason in reasons), reasons
