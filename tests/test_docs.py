@@ -9,6 +9,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
@@ -22,6 +24,7 @@ from mm_core.core.records import ALL_CATEGORIES, sha256_file
 from mm_core.storage.catalog import Catalog
 from pipelines.definitions import defs
 from samplegen import write_drop
+from tests.mm_server import serve_mm
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = PROJECT / "README.md"
@@ -90,62 +93,71 @@ def make_house(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def read_house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which README was followed to its end."""
-    folder = make_house(tmp_path_factory.mktemp("readme"))
-    assert run_blocks(README, folder) >= 6
-    return folder
+@dataclass(frozen=True)
+class House:
+    """A folder in which README was followed to its end, and the folder of the served `mm`."""
+
+    folder: Path
+    programs: Path
+
+    def run_blocks(self, page: Path) -> int:
+        """Run the `sh` and `python` blocks of a page in order, as a person types them at a terminal.
+
+        Each line of `sh` and each block of `python` must succeed. `~` is the folder; a question is answered by yes.
+        What README ran there is not run again for another page: the guide begins with README's first cycle.
+
+        Returns:
+            How many lines and blocks ran.
+        """
+        environment = {n: v for n, v in os.environ.items() if not n.startswith(("MM_", "MLFLOW_", "DAGSTER_"))}
+        environment |= {
+            "PATH": os.pathsep.join([str(self.programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "HOME": str(self.folder),
+            "MM_DEVICE": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "DAGSTER_HOME": str(self.folder / "dagster"),
+            "PYTHONPATH": str(PROJECT),
+        }
+        (self.folder / "dagster").mkdir(exist_ok=True)
+        known = [] if page == README else commands(README)
+        new = [command for command in commands(page) if command not in known]
+        for command in new:
+            keyboard, terminal = os.openpty()
+            os.write(keyboard, b"y\n")
+            done = subprocess.run(
+                command, cwd=self.folder, env=environment, stdin=terminal, capture_output=True, text=True
+            )
+            os.close(keyboard)
+            os.close(terminal)
+            assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
+        return len(new)
 
 
-def run_blocks(page: Path, folder: Path) -> int:
-    """Run the `sh` and `python` blocks of a page in order and in one folder, as a person types them at a terminal.
-
-    Each line of `sh` and each block of `python` must succeed. `~` is the folder; a question is answered by yes.
-
-    Returns:
-        How many lines and blocks ran.
-    """
-    environment = {n: v for n, v in os.environ.items() if not n.startswith(("MM_", "MLFLOW_", "DAGSTER_"))}
-    environment |= {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(folder),
-        "MM_DEVICE": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "DAGSTER_HOME": str(folder / "dagster"),
-        "PYTHONPATH": str(PROJECT),
-    }
-    (folder / "dagster").mkdir(exist_ok=True)
-    commands: list[list[str]] = []
+def commands(page: Path) -> list[list[str]]:
+    """Return the commands of a page's `sh` and `python` blocks, but for those that say why they are not run."""
+    made: list[list[str]] = []
     for block in blocks(page):
         if block["language"] == "sh" and not block["why"]:
-            commands += [["bash", "-c", line] for line in block["text"].splitlines()]
+            made += [["bash", "-c", line] for line in block["text"].splitlines()]
         elif block["language"] == "python" and not block["why"]:
-            commands.append([sys.executable, "-c", block["text"]])
-    for command in commands:
-        keyboard, terminal = os.openpty()
-        os.write(keyboard, b"y\n")
-        done = subprocess.run(command, cwd=folder, env=environment, stdin=terminal, capture_output=True, text=True)
-        os.close(keyboard)
-        os.close(terminal)
-        assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
-    return len(commands)
+            made.append([sys.executable, "-c", block["text"]])
+    return made
+
+
+@pytest.fixture(scope="module")
+def read_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = make_house(tmp_path_factory.mktemp("readme"))
+    with serve_mm(PROJECT) as programs:
+        house = House(folder, programs)
+        assert house.run_blocks(README) >= 6
+        yield house
 
 
 @pytest.mark.timeout(1800)
-def test_the_guides_commands_run(tmp_path: Path) -> None:
-    house = make_house(tmp_path)
-    assert run_blocks(GUIDE, house) >= 14
-    assert (house / "restored" / "inputs.json").is_file()
-    photo = sha256_file(house / "holiday.jpg")
-    assert photo not in set(Catalog(str(house / "data" / "store")).read("samples")["id"]), "the last section forgets it"
-
-
-@pytest.mark.timeout(1800)
-def test_the_readmes_commands_run_on_the_layout_that_it_shows(read_house: Path) -> None:
+def test_the_readmes_commands_run_on_the_layout_that_it_shows(read_house: House) -> None:
     status = subprocess.run(
         [sys.executable, "-m", "mm_core", "status", "--json"],
-        cwd=read_house,
+        cwd=read_house.folder,
         env=os.environ | {"PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
@@ -155,7 +167,7 @@ def test_the_readmes_commands_run_on_the_layout_that_it_shows(read_house: Path) 
     # Two generated photos of 64 px may look alike, and the second is then refused as the first one saved again.
     assert LABELLED * len(ALL_CATEGORIES) - 2 <= counts["labelled"] and counts["verdict"] == "PROMOTE"
     assert {row["category"] for row in counts["samples"]} == set(ALL_CATEGORIES)
-    assert {path.name for path in (read_house / "out").iterdir()} == {"holiday.png", "holiday.cutout.png"}
+    assert {path.name for path in (read_house.folder / "out").iterdir()} == {"holiday.png", "holiday.cutout.png"}
 
 
 @pytest.mark.timeout(1800)
@@ -169,10 +181,20 @@ def test_the_readmes_commands_run_on_the_layout_that_it_shows(read_house: Path) 
     ids=lambda value: getattr(value, "stem", None),
 )
 def test_the_commands_of_other_pages_run_after_those_of_readme(
-    page: Path, lines: int, made: list[str], read_house: Path
+    page: Path, lines: int, made: list[str], read_house: House
 ) -> None:
-    assert run_blocks(page, read_house) == lines
-    assert [name for name in made if not (read_house / name).exists()] == []
+    assert read_house.run_blocks(page) == lines
+    assert [name for name in made if not (read_house.folder / name).exists()] == []
+
+
+@pytest.mark.timeout(1800)
+def test_the_guides_commands_run(read_house: House) -> None:
+    """After the other pages' commands, as its last section forgets a photo."""
+    folder = read_house.folder
+    assert read_house.run_blocks(GUIDE) >= 14
+    assert (folder / "restored" / "inputs.json").is_file()
+    samples = Catalog(str(folder / "data" / "store")).read("samples")
+    assert sha256_file(folder / "holiday.jpg") not in set(samples["id"]), "the last section forgets it"
 
 
 def test_readme_names_every_category_and_every_page() -> None:
