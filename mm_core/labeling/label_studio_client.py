@@ -1,9 +1,8 @@
 """Client of a Label Studio server; no other module connects to one.
 
-Projects, tasks, webhooks, users and a person's actions go through label-studio-sdk. Pictures, imports, predictions and
-annotations are plain JSON over httpx: the SDK traverses every number of a run-length code (twelve times the work of
-`json.dumps`), and it has no call for several uploads or for the list of uploads. Properties of the server (1.23) that
-shape this module:
+Projects, tasks, annotations, webhooks and users go through label-studio-sdk. Only pictures and imports are plain JSON
+over httpx: for an import the SDK traverses every number of a run-length code (twelve times the work of `json.dumps`),
+and it has no call for several uploads or for the list of uploads. Properties of the server (1.23) behind this module:
 
 - it accepts the same task twice without an error;
 - `filter:tasks:updated_at` covers new, edited, skipped and deleted annotations;
@@ -29,7 +28,6 @@ from mm_core.labeling.label_studio_http import PatientClient, authentication, re
 from mm_core.labeling.label_studio_types import (
     Account,
     NewTask,
-    Prediction,
     ProjectSummary,
     Task,
     TaskFilter,
@@ -197,16 +195,15 @@ class Server:
 
     def annotations(self, task: int) -> list[object]:
         """Return a task's stored annotations without skips, with the annotators' e-mail addresses if known."""
-        stored = self._call("GET", f"/api/tasks/{task}/annotations/")
-        for annotation in stored if isinstance(stored, list) else []:
-            if isinstance(annotation, dict):
-                who = annotation.get("completed_by")
-                annotation["completed_by"] = self._names.get(who, who) if isinstance(who, int) else who
-        return stored if isinstance(stored, list) else []
-
-    def predictions(self, task: int) -> list[Prediction]:
-        """Return a task's predictions."""
-        return self._call("GET", "/api/predictions/", params={"task": task})
+        return [
+            # The SDK checks no values: what it cannot read stays as the server sent it.
+            {
+                **dict(stored),
+                "completed_by": self._names.get(stored.completed_by or 0, stored.completed_by),
+                **{name: _text(when) for name, when in stored if name in ("created_at", "updated_at")},
+            }
+            for stored in self.sdk.annotations.list(id=task)
+        ]
 
     def ask_again(self, task: Task, people: int, why: str) -> None:
         """Put a task back into the queue of people who have not answered it, until `people` have answered."""
@@ -296,6 +293,10 @@ def _task(task: LseTask) -> Task:
         "is_labeled": bool(task.is_labeled),
         "drafts": list(task.drafts or ()),
     }
+
+
+def _text(when: object) -> object:
+    return _moment(when) if isinstance(when, datetime) else when
 
 
 def _moment(when: datetime | None) -> str:

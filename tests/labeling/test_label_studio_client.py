@@ -50,9 +50,9 @@ def test_the_whole_loop(tmp_path, label_studio, title):
     assert sorted(tasks) == keys and all(len(found) == 1 for found in tasks.values())
     sent = house.sent_mattes()
     for key, (task,) in tasks.items():
-        (prediction,) = server.predictions(task["id"])
-        assert np.array_equal(decoded(prediction["result"][0]), sent[key])
-        assert prediction["model_version"].startswith("3:") and 0 <= prediction["score"] <= 1
+        (prediction,) = server.sdk.predictions.list(task=task["id"])
+        assert np.array_equal(decoded(prediction.result[0]), sent[key])
+        assert (prediction.model_version or "").startswith("3:") and 0 <= (prediction.score or 0) <= 1
         picture = server._http.get(task["data"]["image"])
         (tmp_path / "shown.jpg").write_bytes(picture.content)
         assert Image.open(tmp_path / "shown.jpg").size == sent[key].shape[::-1]
