@@ -14,9 +14,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlparse
 
 from botocore.exceptions import (
@@ -54,17 +53,14 @@ REQUESTS = 8
 """Requests to S3 at a time."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One object of a listing."""
 
     key: str
     size: int
     """Bytes."""
     stamp: str = ""
-
-
-"""Changes with every write of the object: modification time of a file, ETag on S3."""
+    """Changes with every write of the object: modification time of a file, ETag on S3."""
 
 
 class Store(Protocol):
@@ -232,8 +228,9 @@ class LocalStore:
             # The trailing slash of folders takes part in the order, as it does on S3.
             children = {f"{c.name}/" if c.is_dir() else c.name: c for c in os.scandir(folder)}
         seals = f"{KEY_SEALS}/"
-        for name, child in sorted(children.items()):
-            key = f"{place}{name}"
+        # Names alone are sorted, because comparing pairs costs more.
+        for name in sorted(children):
+            child, key = children[name], f"{place}{name}"
             if key == seals or (name[0] == "." and is_temporary(name.rstrip("/"))):
                 continue
             if not name.endswith("/"):

@@ -18,7 +18,7 @@ from mm_core.core.params import Params
 from mm_core.core.settings import Settings
 from mm_core.ingest import inbox
 from mm_core.ingest.inbox import named_batches, ready_batches
-from mm_core.ingest.inbox_looks import FULL_EVERY, SETTLED, STAMPS_EVERY, YOUNG, look_again
+from mm_core.ingest.inbox_looks import FULL_EVERY, SETTLED, STAMPS_EVERY, YOUNG, Look, look_again
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore
@@ -151,3 +151,15 @@ def test_a_file_replaced_in_an_old_drop_is_found_within_the_period(any_workshop:
     replace(6)
     found = [look_again(run, 4 + YOUNG + at) for at in range(0, int(FULL_EVERY) + 300, 300)]
     assert [] in found and found[-1] == ready_batches(run) != []
+
+
+@given(
+    key=st.integers(0, 2**32 - 1),
+    since=st.floats(0, 1e5),
+    last=st.floats(1e5, 3e5),
+    later=st.floats(0, 2 * FULL_EVERY),
+)
+def test_a_drop_that_is_due_is_also_asked(key: int, since: float, last: float, later: float) -> None:
+    """A look skips the drops that are not asked, so it must not miss one that is due."""
+    look = Look("unlabeled/a/manifest.csv", 1, "1", f"{key:08x}", since)
+    assert look.is_asked(last, last + later) or not look.is_due(last, last + later)
