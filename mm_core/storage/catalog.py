@@ -170,7 +170,7 @@ class Catalog:
             # The engine returns string views, which pandas and pyarrow's comparisons do not support.
             fields = [f.with_type(pa.string()) if pa.types.is_string_view(f.type) else f for f in stream.schema]
             for batch in stream:
-                yield batch.cast(pa.schema(fields))
+                yield _copy(batch.cast(pa.schema(fields)))
         except (DeltaError, pa.ArrowException, OSError) as error:
             raise CatalogError(f"catalog table {', '.join(tables)} at {self.url}: {table_fault(error)}") from error
 
@@ -423,6 +423,16 @@ def _sql(condition: Filter) -> str:
 
 def _quoted(name: str) -> str:
     return f'"{name}"'
+
+
+def _copy(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch without memory of the engine, which keeps its whole batch while one buffer of it is in use.
+
+    A cast copies the texts, but not the bitmap of their nulls.
+    """
+    # A concatenation copies all buffers, also one with no rows.
+    arrays = [pa.concat_arrays([column, column.slice(0, 0)]) for column in batch.columns]
+    return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
 
 
 def _literal(value: object) -> str:

@@ -290,3 +290,13 @@ def test_processes_write_at_once(where: str, tmp_path: Path, request: pytest.Fix
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     expected = [f"{n}-{i}" for n in range(3) for i in range(4)] + [f"same-{i}" for i in range(4)]
     assert sorted(Catalog(url).read("labels")["id"]) == sorted(expected)
+
+
+def test_batches_keep_no_memory_of_the_engine(tmp_path: Path) -> None:
+    """One buffer of the engine keeps its whole batch, several times the size of the copied texts."""
+    catalog = Catalog(str(tmp_path / "store"))
+    catalog.add("samples", [{"id": f"{n:04}", "width": n, "group": "g" if n % 2 else None} for n in range(2000)])
+    before = pa.total_allocated_bytes()
+    batches = list(catalog.scan("samples", columns=["id", "width", "group"]))
+    # Only memory that pyarrow has allocated counts.
+    assert pa.total_allocated_bytes() - before >= sum(batch.get_total_buffer_size() for batch in batches)
