@@ -28,6 +28,11 @@ class Layout:
         return self.root / "inputs.json"
 
     @property
+    def restoring(self) -> Path:
+        """The marker of a restore that is not finished."""
+        return self.root / "restoring.json"
+
+    @property
     def cycle(self) -> Path:
         """Folder of the present cycle."""
         return self.root / "cycle"
@@ -166,7 +171,7 @@ class Layout:
     @property
     def locks(self) -> Path:
         """Lock files of `core/locks.py` and their last holders; they belong to this machine and are not backed up."""
-        return self.cache / "locks"
+        return self.root / "locks"
 
     # Folders of third-party tools.
 

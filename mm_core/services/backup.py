@@ -26,14 +26,17 @@ from typing import TypedDict
 from urllib.parse import unquote, urlsplit
 
 from mm_core.core.errors import BlobNotFound, InputError, StoreError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import Layout
 from mm_core.core.locks import removal_lock
 from mm_core.core.progress import Progress
 from mm_core.core.records import Report, sha256_file, write_json
 from mm_core.core.settings import Settings, secret
 from mm_core.services.backup_target import (
+    REQUIRED,
     RUNNING,
     BackedUp,
+    BackupManifest,
     at_work,
     chosen,
     next_name,
@@ -44,6 +47,7 @@ from mm_core.services.backup_target import (
     whole,
 )
 from mm_core.storage.retry import disk_faults_of
+from mm_core.storage.run import store_of
 from mm_core.storage.seals import FOLDER as SEALS
 from mm_core.storage.seals import seal_databases
 from mm_core.storage.store import BLOBS, Entry, LocalStore, Store, blob_key, open_store
@@ -52,10 +56,8 @@ from mm_core.training.rehome import rehome
 
 DATABASES = "MM_BACKUP_DATABASES"
 """Environment variable: postgresql:// URLs of Dagster's and MLflow's databases, separated by spaces."""
-LEFT_OUT = ("cache", "checkpoints", "scratch")
-"""Folders of the workspace that can be computed again. The inbox belongs to its producers."""
-REQUIRED = ("store/catalog/", "postgres/", "workspace/inputs.json", "workspace/mlflow/")
-"""Prefixes of files without which a restore is useless; it skips any other damaged file and reports it."""
+LEFT_OUT = ("cache", "checkpoints", "locks", "scratch")
+"""Folders that can be computed again, or that belong to this machine. The inbox belongs to its producers."""
 _SQLITE = b"SQLite format 3\x00"
 
 
@@ -141,7 +143,12 @@ def back_up(
 def _back_up(settings: Settings, to: str, report: Report, *, photos: bool, keep: int, progress: Progress) -> Report:
     """Write a backup while holding the removal lock."""
     layout = Layout(settings)
-    target, store = _open(settings, to), open_store(settings.store, layout.cache)
+    target, store = _open(settings, to), store_of(layout)
+    # With an unmounted disk, the backup would be empty, and the next ones would replace those that are whole.
+    if not any(store.list("catalog")):
+        raise InputError(
+            f"{store.url} has no catalog, so there is nothing to back up: is MM_STORE or MM_WORKSPACE right?"
+        )
     if isinstance(target, LocalStore):
         with disk_faults_of(target.root):
             # The place contains the workspace's secrets, so other users get no access.
@@ -227,6 +234,13 @@ def restore(settings: Settings, source: str, report: Report, *, at: str | None =
         InputError: The backup does not exist, or the workspace or store is not empty.
         StoreError: A required file of the backup is damaged.
     """
+    # Two restores would write the same files, and the marker of the first would end with the second.
+    with removal_lock(Layout(settings), "restore"):
+        return _restore(settings, source, report, at=at, progress=progress)
+
+
+def _restore(settings: Settings, source: str, report: Report, *, at: str | None, progress: Progress) -> Report:
+    """Restore a backup while holding the removal lock."""
     layout = Layout(settings)
     origin, store = _open(settings, source), open_store(settings.store, layout.cache)
     name = chosen(origin, at)
@@ -237,7 +251,7 @@ def restore(settings: Settings, source: str, report: Report, *, at: str | None =
     if missing:
         raise InputError(f"the backup holds the databases {', '.join(sorted(missing))}: give their URLs in {DATABASES}")
     # Sorted by name, so that a repeated call restores the files in the same order.
-    marker, begun = _begin(layout, store, name)
+    marker, begun = _begin(layout, store, name, manifest)
     left_out = []
     for done, (file, entry) in enumerate(sorted(manifest["files"].items(), key=lambda item: item[0])):
         where, _, key = file.partition("/")
@@ -278,11 +292,11 @@ def restore(settings: Settings, source: str, report: Report, *, at: str | None =
     return report
 
 
-def _begin(layout: Layout, store: Store, name: str) -> tuple[Path, Begun]:
+def _begin(layout: Layout, store: Store, name: str, manifest: BackupManifest) -> tuple[Path, Begun]:
     """Return the marker file of the restore in this workspace and its contents; create it if necessary."""
-    marker = layout.root / "restoring.json"
-    if not marker.is_file():
-        _require_empty(layout, store)
+    marker = layout.restoring
+    if not has_file(marker):
+        _require_empty(layout, store, manifest)
         begun: Begun = {"backup": name, "databases": []}
         write_json(marker, begun)
         return marker, begun
@@ -318,6 +332,8 @@ def _place(path: Path, source: Path, mode: int | None) -> None:
 
 def _open(settings: Settings, url: str) -> Store:
     """Open a place of backups; raise InputError if it is within the data that are backed up."""
+    if not url.strip():
+        raise InputError("the place of the backups is empty: name a folder or s3://bucket/prefix")
     absolute = url if "://" in url else str(Path(url).expanduser().absolute())
     # A link may lead into the workspace.
     places = (Path(absolute), Path(absolute).resolve()) if "://" not in absolute else ()
@@ -397,13 +413,14 @@ def _copy_of_database(path: Path, folder: Path) -> Path:
     return copy
 
 
-def _require_empty(layout: Layout, store: Store) -> None:
-    """Raise InputError if the store or the workspace has files."""
+def _require_empty(layout: Layout, store: Store, manifest: BackupManifest) -> None:
+    """Raise InputError if the store has files, or if the workspace has folders with files or files of the backup."""
     if entry := next(iter(store.list()), None):
         raise InputError(f"{store.url} holds {entry.key}: restore into an empty store (MM_STORE)")
     inbox = {Path(layout.settings.inbox)} if "://" not in layout.settings.inbox else set()
     folders = [p for p in layout.root.glob("*") if p.name not in LEFT_OUT and p not in inbox and p.is_dir()]
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    files += [path for path in layout.root.glob("*") if f"workspace/{path.name}" in manifest["files"]]
     if files:
         raise InputError(f"{files[0]} lies in the way: restore into an empty workspace (MM_WORKSPACE)")
 

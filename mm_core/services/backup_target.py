@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,10 @@ from mm_core.storage.store import BLOBS, Store, blob_key
 RUNNING, PRUNING = "running", "pruning"
 STORE_FOLDERS = ("catalog/", "ingest/", "quarantine/")
 """Folders that a store of photos has next to its blobs and a place of backups has not."""
+FILES = ("postgres", "store", "workspace")
+"""First parts of the names of a backup's files."""
+REQUIRED = ("store/catalog/", "postgres/", "workspace/inputs.json", "workspace/mlflow/")
+"""Prefixes of files without which a restore is useless; it skips any other damaged file and reports it."""
 _NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z.*")
 STALE_AFTER = 24 * 3600.0
 """Age in seconds of a marker after which its process counts as dead, if the process is on another machine."""
@@ -85,8 +89,13 @@ def read_manifest(target: Store, name: str) -> BackupManifest:
     place = f"backups/{name}.json"
     try:
         manifest = json.loads(target.fetch(place).read_bytes())
+        if not isinstance(manifest["workspace"], str) or not isinstance(manifest["photos"], bool):
+            raise ValueError(place)
         for key, entry in manifest["files"].items():
-            if not isinstance(key, str) or len(bytes.fromhex(entry["sha256"])) != 32:
+            where, _, inner = key.partition("/")
+            if where not in FILES or not inner or not isinstance(entry.get("mode", 0), int):
+                raise ValueError(key)
+            if not is_blob_key(blob_key(entry["sha256"]), entry["sha256"]):
                 raise ValueError(key)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise StoreError(f"{target.url}/{place} is damaged: choose an older backup by --at") from None
@@ -131,13 +140,13 @@ def others_at_work(target: Store, what: str, own: str = "") -> list[str]:
             host, pid, alive = str(marker["host"]), int(marker["pid"]), float(marker["alive"])
         except BlobNotFound:
             continue
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             host, pid, alive = "unknown", 0, 0.0
         # On this machine the process can be checked; on others the age decides.
         if (host == socket.gethostname() and not _lives(pid)) or time.time() - alive > STALE_AFTER:
             target.delete(entry.key)
         else:
-            others.append(f"{host}, process {pid}")
+            others.append(f"{host}, process {pid} ({entry.key})")
     return others
 
 
@@ -147,7 +156,8 @@ def wait_for_deletions(target: Store) -> None:
     while others := others_at_work(target, PRUNING):
         if time.monotonic() > until:
             raise StoreError(
-                f"{target.url}: {others[0]} is still deleting old backups after {WAIT:.0f} s: run again later"
+                f"{target.url}: {others[0]} is still deleting old backups after {WAIT:.0f} s: run again later, or "
+                "delete the file in brackets if that process has ended"
             )
         time.sleep(0.2)
 
@@ -171,6 +181,8 @@ def prune(target: Store, keep: int, own: str, marker: str) -> tuple[int, str]:
             older = [name for name in backups(target) if name != own and name not in others_backups]
             # The newest `keep` - 1 others; `own` counts as one of them.
             kept = {own, *others_backups, *older[max(0, len(older) - keep + 1) :]}
+            if lost := _lost_since(target, own, older):
+                return 0, lost
             referenced = {entry["sha256"] for name in kept for entry in read_manifest(target, name)["files"].values()}
         except StoreError as error:  # contents of a damaged manifest would be deleted
             return 0, f"nothing was deleted: {error}"
@@ -209,6 +221,25 @@ def whole(origin: Store, digest: str) -> Path | None:
     return None
 
 
+def _lost_since(target: Store, own: str, older: Sequence[str]) -> str:
+    """Return why older backups must stay: the newest of them has files of a kind that this one lacks; else empty.
+
+    A disk that is not mounted looks like an empty folder.
+    """
+    if not older:
+        return ""
+    before, now = (
+        {prefix for prefix in REQUIRED for file in read_manifest(target, name)["files"] if file.startswith(prefix)}
+        for name in (older[-1], own)
+    )
+    if not (lost := sorted(before - now)):
+        return ""
+    return (
+        f"nothing was deleted: this backup has no {lost[0]}, and {older[-1]} has: is each disk there? "
+        f"If it is, delete {target.url}/backups/{older[-1]}.json"
+    )
+
+
 def _is_of(target: Store, name: str, workspace: object) -> bool:
     """Return whether a backup is of this workspace; an unreadable one counts as this workspace's."""
     try:
@@ -230,4 +261,6 @@ def _lives(pid: int) -> bool:
         return False
     except PermissionError:  # it exists and belongs to another user
         return True
+    except OverflowError:  # no process has such a number
+        return False
     return True

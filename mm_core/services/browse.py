@@ -22,6 +22,7 @@ import pandas as pd
 
 from mm_core.core import processes
 from mm_core.core.errors import BlobNotFound, InputError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import has_snapshot, read_snapshot
 from mm_core.core.records import CATEGORIES, Report, write_bytes
@@ -348,7 +349,7 @@ def _facts(layout: Layout, catalog: Catalog, samples: pd.DataFrame) -> Facts:
 def _scores(layout: Layout) -> dict[str, dict[str, float]]:
     """Return the per-image metrics of the last evaluation's int8 models."""
     scores: dict[str, dict[str, float]] = {}
-    if not layout.per_image.is_file():
+    if not has_file(layout.per_image):
         return scores
     columns = ["model", "precision", "sample_id", *METRICS]
     table = read_sealed_table(layout.per_image, "run `mm evaluate` again", columns).to_pandas()

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 
 from mm_core.core.errors import InputError, MattingError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import ROLES, parse_inputs
 from mm_core.core.progress import Progress
@@ -28,7 +29,8 @@ from mm_core.ingest.placement import POOLS, SCHEMA, table_digest
 from mm_core.ingest.snapshot import read_pool
 from mm_core.services.backup import is_sqlite
 from mm_core.storage.catalog import Catalog
-from mm_core.storage.retry import archive_fault
+from mm_core.storage.retry import archive_fault, plain_fault
+from mm_core.storage.run import catalog_of, store_of
 from mm_core.storage.schemas import SCHEMAS
 from mm_core.storage.seals import (
     DATABASES,
@@ -42,7 +44,7 @@ from mm_core.storage.seals import (
     lost_database,
     unsealed,
 )
-from mm_core.storage.store import BLOBS, LocalStore, Store, blob_key, open_store
+from mm_core.storage.store import BLOBS, LocalStore, Store, blob_key
 
 
 @dataclass
@@ -64,7 +66,7 @@ class Fault:
 
 def check(layout: Layout, report: Report, *, progress: Progress) -> list[Fault]:
     """Return every fault of a workspace and its store; fill the metrics `check/…` and the table `faults`."""
-    store, catalog = open_store(layout.settings.store, layout.cache), Catalog(layout.settings.store)
+    store, catalog = store_of(layout), catalog_of(layout)
     forget_comparisons()
     faults: list[Fault] = []
     present: set[str] = set()
@@ -85,8 +87,8 @@ def check(layout: Layout, report: Report, *, progress: Progress) -> list[Fault]:
     for name, part in parts:
         try:
             faults += list(part)
-        except MattingError as error:
-            faults.append(Fault(name, name, str(error), "repair the part named above, then check again"))
+        except (MattingError, OSError) as error:
+            faults.append(Fault(name, name, plain_fault(error) or str(error), "repair that file, then check again"))
     # A blob may be reported by several parts.
     faults = list({(fault.kind, fault.where): fault for fault in faults}.values())
     report.metrics |= {"check/blobs": len(present), "check/faults": len(faults)}
@@ -188,7 +190,7 @@ def _databases(layout: Layout) -> Iterator[Fault]:
 
 def _pins(layout: Layout, present: set[str]) -> Iterator[Fault]:
     """Check that the pinned catalog versions and model files exist."""
-    if not layout.inputs.exists():
+    if not has_file(layout.inputs):
         return
     remedy = f"delete {layout.inputs}; `mm ingest` pins again"
     pinned = parse_inputs(layout.inputs.read_bytes())
@@ -272,7 +274,7 @@ def _checkpoints(layout: Layout) -> Iterator[Fault]:
         model = path.with_name("model.safetensors")
         try:
             digest = json.loads(path.read_bytes())["facts"]["digest"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, RecursionError, OSError):
             yield Fault("checkpoint", str(path), "not written by training", remedy)
             continue
         if not model.is_file() or sha256_file(model) != digest:
@@ -286,7 +288,7 @@ def _checkpoints(layout: Layout) -> Iterator[Fault]:
 def _snapshot_fault(layout: Layout) -> str:
     """Return how the snapshot's frames differ from its digest; empty if they do not, or if there is no snapshot."""
     snapshot = layout.snapshot / "snapshot.json"
-    if not snapshot.is_file():
+    if not has_file(snapshot):
         return ""
     try:
         facts = json.loads(snapshot.read_bytes())
@@ -311,7 +313,7 @@ def _cycle(layout: Layout) -> Iterator[Fault]:
     for stage in TRAIN_STAGES:
         # The digest in the report names the bytes that training wrote.
         report, model = layout.stage_report(f"train-{stage}"), layout.model(stage)
-        if report.is_file() and model.is_file():
+        if has_file(report) and has_file(model):
             try:
                 digest = Report.read(report).facts.get("digest")
             except MattingError:
@@ -323,7 +325,7 @@ def _cycle(layout: Layout) -> Iterator[Fault]:
     for folder, remedy in sealed:
         for path, what in broken_files(folder):
             yield Fault("cycle", str(path), what, remedy)
-    if layout.verdict.is_file():
+    if has_file(layout.verdict):
         try:
             Verdict.model_validate_json(layout.verdict.read_bytes())
         except ValueError:

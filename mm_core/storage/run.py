@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
+from mm_core.core.errors import InputError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.progress import Progress, quiet
@@ -58,7 +60,8 @@ class StorageRun:
 
 
 def store_of(layout: Layout) -> Store:
-    """Open the workspace's store."""
+    """Open the workspace's store. Raises InputError if its URL has an unknown scheme, or while it is restored."""
+    require_restored(layout)
     return open_store(layout.settings.store, layout.cache)
 
 
@@ -68,5 +71,18 @@ def inbox_of(layout: Layout) -> Store:
 
 
 def catalog_of(layout: Layout) -> Catalog:
-    """Open the catalog in the store."""
+    """Open the catalog in the store. Raises InputError while it is restored."""
+    require_restored(layout)
     return Catalog(layout.settings.store)
+
+
+def require_restored(layout: Layout) -> None:
+    """Raise InputError if a restore of this workspace is not finished.
+
+    A table with only a part of its log is an earlier version of the table. What is committed to it would be lost when
+    the restore goes on.
+    """
+    if has_file(layout.restoring):
+        raise InputError(
+            f"{layout.restoring}: a restore is not finished: wait for it, repeat `mm restore`, or empty the folder"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,16 @@ def test_the_second_process_gets_the_lock_when_the_first_is_killed(
             assert time.monotonic() - began > 0.4
     assert "mm forget waits: `mm run` of" in caplog.text
     assert f"process {holder.pid}" in caplog.text and "at work since 20" in caplog.text
+
+
+def test_the_cache_may_be_deleted_while_a_cycle_runs(layout: Layout) -> None:
+    """The lock lay in the cache, which people delete to free space: a second cycle then began beside the first."""
+    with another_process(layout) as holder:
+        layout.cache.mkdir(exist_ok=True)
+        shutil.rmtree(layout.cache)
+        with locks.try_cycle_lock(layout, "run") as free:
+            assert not free
+        assert f"process {holder.pid}" in (locks.cycle_holder(layout) or "")
 
 
 def test_status_says_who_is_at_work_and_nothing_after_a_kill(layout: Layout) -> None:

@@ -44,7 +44,7 @@ def contents(layout: Layout) -> dict[str, object]:
     found: dict[str, object] = {table: repr(catalog.read(table).to_dict("records")) for table in SCHEMAS}
     found["objects"] = {e.key: sha256_file(store.fetch(e.key)) for e in store.list()}
     for path in sorted(layout.root.rglob("*")):
-        kept = path.relative_to(layout.root).parts[0] not in ("cache", "inbox", "store")
+        kept = path.relative_to(layout.root).parts[0] not in ("cache", "inbox", "locks", "store")
         # The seals of databases hold times of their files, which differ by place.
         if path.is_file() and kept and path.suffix not in (".db-wal", ".db-shm") and path.name != DATABASES:
             found[str(path.relative_to(layout.root))] = rows(path) if path.suffix == ".db" else sha256_file(path)

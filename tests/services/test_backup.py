@@ -7,13 +7,16 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from mm_core import operations
+from mm_core import operations, stages
 from mm_core.core.errors import InputError, StoreError
 from mm_core.core.layout import Layout
 from mm_core.core.records import Report, sha256_file, write_json
@@ -21,12 +24,13 @@ from mm_core.core.settings import Settings
 from mm_core.pinned_inputs import Run
 from mm_core.services.backup import _in_order, back_up, restore
 from mm_core.services.backup_target import backups, read_manifest
+from mm_core.services.check import check
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.seals import database_fault, seal_databases
 from mm_core.storage.store import BLOBS, blob_key, open_store
 from mm_core.training.rehome import rehome
 from mm_core.training.tracking import Tracker
-from tests.services.backup_workspace import PARAMS, bring, contents, elsewhere, fill, make_filled, rows, save
+from tests.services.backup_workspace import PARAMS, bring, contents, elsewhere, fill, make_filled, rows, save, silent
 from tests.tiny import snapshot_facts
 
 
@@ -96,6 +100,96 @@ def test_nothing_is_overwritten(filled: Layout, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="empty workspace"):
         bring(other.settings, tmp_path / "backup")
     assert contents(filled) == before and (other.root / "bundle" / "mine").read_text() == "x"
+
+
+def test_a_file_of_the_backup_in_an_otherwise_empty_workspace_is_not_overwritten(
+    filled: Layout, tmp_path: Path
+) -> None:
+    save(filled.settings, tmp_path / "backup")
+    other = elsewhere(tmp_path)
+    other.root.mkdir(parents=True)
+    other.inputs.write_text("mine")
+    with pytest.raises(InputError, match=r"inputs\.json lies in the way"):
+        bring(other.settings, tmp_path / "backup")
+    assert other.inputs.read_text() == "mine"
+
+
+def test_a_half_restored_workspace_takes_no_work(filled: Layout, tmp_path: Path) -> None:
+    """An ingest committed to the restored half of a table; the rest of the restore then replaced its commit."""
+    save(filled.settings, tmp_path / "backup")
+    other = elsewhere(tmp_path)
+
+    def die(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore(other.settings, str(tmp_path / "backup"), Report("restore"), progress=die)
+    for work in (
+        lambda: stages.ingest(Run(PARAMS, other)),
+        lambda: stages.pin_inputs(Run(PARAMS, other)),
+        lambda: save(other.settings, tmp_path / "backup", keep=1),
+        lambda: check(other, Report("check"), progress=silent),
+    ):
+        with pytest.raises(InputError, match=r"restoring\.json: a restore is not finished"):
+            work()
+    bring(other.settings, tmp_path / "backup")
+    assert contents(other) == contents(filled)
+
+
+def test_two_restores_at_once_leave_a_whole_workspace(filled: Layout, tmp_path: Path) -> None:
+    """The second one removed the marker of the first, and the first then ended with an error."""
+    save(filled.settings, tmp_path / "backup")
+    other = elsewhere(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        ends = [pool.submit(bring, other.settings, tmp_path / "backup") for _ in range(2)]
+    failures = [error for end in ends if (error := end.exception())]
+    assert len(failures) == 1 and "restore into an empty store" in str(failures[0])
+    assert contents(other) == contents(filled)
+
+
+def test_an_empty_disk_replaces_no_backup(filled: Layout, tmp_path: Path) -> None:
+    """A disk that was not mounted became an empty backup; with --keep it then replaced those that were whole."""
+    own = Layout(Settings.from_env(tmp_path / "data"))
+    shutil.copytree(filled.root, own.root)
+    whole = save(own.settings, tmp_path / "backup").facts["backup"]
+    own.root.rename(tmp_path / "unmounted")
+    with pytest.raises(InputError, match="has no catalog, so there is nothing to back up"):
+        save(own.settings, tmp_path / "backup", keep=1)
+    shutil.copytree(tmp_path / "unmounted" / "store", own.root / "store")
+    report = save(own.settings, tmp_path / "backup", keep=1)
+    assert f"this backup has no workspace/inputs.json, and {whole} has" in str(report.facts["not_deleted"])
+    assert whole in backups(open_store(str(tmp_path / "backup"), tmp_path))
+
+
+@pytest.mark.parametrize("place", ["", " "])
+def test_an_empty_name_of_a_place_is_not_this_folder(filled: Layout, place: str) -> None:
+    for work in (save, bring):
+        with pytest.raises(InputError, match="the place of the backups is empty"):
+            work(filled.settings, place)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("workspace"),
+        lambda m: m.pop("photos"),
+        lambda m: m["files"].update({"elsewhere/x": m["files"]["workspace/inputs.json"]}),
+        lambda m: m["files"].update({"workspace/": m["files"]["workspace/inputs.json"]}),
+        lambda m: m["files"]["workspace/inputs.json"].update(mode="0644"),
+        lambda m: m["files"]["workspace/inputs.json"].update(sha256="A" * 64),
+    ],
+)
+def test_a_manifest_of_another_form_writes_nothing(
+    filled: Layout, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    save(filled.settings, tmp_path / "backup")
+    (path,) = (tmp_path / "backup" / "backups").iterdir()
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="is damaged: choose an older backup"):
+        bring(elsewhere(tmp_path).settings, tmp_path / "backup")
+    assert not elsewhere(tmp_path).restoring.exists() and not elsewhere(tmp_path).inputs.exists()
 
 
 def test_a_killed_restore_goes_on_and_a_killed_backup_is_none(

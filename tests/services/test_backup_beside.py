@@ -133,5 +133,8 @@ def test_nothing_is_deleted_beside_a_backup_of_a_living_process_and_the_dead_hol
     for key in ("running/a.json", "pruning/b.json"):
         target.put(key, json.dumps(about).encode())
     target.put("running/c.json", b"scribble")
+    target.put("running/d.json", b"[" * 100_000)
+    target.put("running/e.json", b'{"host": "x", "pid": 1e999, "alive": 1}')
+    target.put("running/f.json", json.dumps(about | {"pid": 10**30}).encode())
     assert save(filled.settings, tmp_path / "backup", keep=1).facts["deleted"] >= 0
     assert len(backups(target)) == 1 and not list(target.list("running"))
