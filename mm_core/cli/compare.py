@@ -12,6 +12,7 @@ import typer
 from mm_core.cli.terminal import Json, open_layout, run_with_bars, say, table
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
+from mm_core.core.folders import has_file, misplaced
 from mm_core.core.layout import TRAIN_STAGES, Layout
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def load_model(layout: Layout, name: str) -> Matter:
 
     plain = name.removeprefix("@")
     weights = layout.model(TRAIN_STAGES[-1])
-    if plain != "candidate" or not weights.is_file():
+    if plain != "candidate" or not has_file(weights):
         return Matter.load(plain, layout.root)
     # The int8 files are what a bundle would ship. They are older than the weights until `mm evaluate` has run.
     quantised = sorted(layout.quantised.glob("*.int8.onnx"))
@@ -214,6 +215,9 @@ def _is_photo(path: Path, finder: MatteFinder) -> bool:
 def _check_page(page: Path, photos: Sequence[Path]) -> None:
     if page.is_dir():
         raise InputError(f"{page} is a folder: name a file, such as {page / 'compare.html'}")
+    # Reading a pipe would wait for its writer.
+    if what := misplaced(page):
+        raise InputError(f"{page} is {what}: name another file with -o")
     if page.resolve() in {photo.resolve() for photo in photos}:
         raise InputError(f"{page} is one of the photos: name another file with -o")
     if page.exists() and MARK not in page.read_bytes()[:4096]:

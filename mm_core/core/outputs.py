@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from mm_core.core.errors import InputError
+from mm_core.core.folders import misplaced
 
 MAX_NAME = 255
 """Longest name of a file on common file systems, in bytes."""
@@ -49,6 +50,9 @@ def check_outputs(
         if target in taken:
             raise InputError(f"{output} would be written twice: {remedy}, or give the files apart")
         taken[target] = output
+        # `mkdir` fails at such a link, and a file would replace it.
+        if lost := next((path for path in (output, *output.parents) if misplaced(path).startswith("a link")), None):
+            raise InputError(f"{lost} is {misplaced(lost)}: {remedy}")
         # A file in the middle of the path would make `mkdir` fail halfway through the work.
         blocking = next((folder for folder in target.parents if folder.exists()), None)
         if blocking is not None and not blocking.is_dir():

@@ -37,7 +37,7 @@ def make_keys(path: Path) -> str:
     """Write a new private key (mode 0600) and `<path>.pub`; return the fingerprint; raise InputError if one exists."""
     public_path = path.with_name(f"{path.name}.pub")
     for file in (path, public_path):
-        if file.exists():
+        if os.path.lexists(file):
             raise InputError(f"{file} is there already: name another file")
     # An existing key is never replaced: bundles signed with it could no longer be verified.
     key = Ed25519PrivateKey.generate()

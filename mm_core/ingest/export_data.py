@@ -80,6 +80,8 @@ def export_pools(run: StorageRun, out: Path, report: Report, *, form: str, pools
         raise InputError(f"--as {form}: unknown; one of {', '.join(FORMS)}")
     if unknown := [pool for pool in pools if pool not in POOLS]:
         raise InputError(f"--pool {unknown[0]}: unknown; some of {', '.join(POOLS)}")
+    # The present folder has no name, and a link is no folder that could be replaced.
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already: name a new folder")
     if form == "coco":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -129,7 +130,9 @@ def test_the_candidate_is_the_last_cycles_model_whether_promoted_or_not(house: P
 
 def test_what_is_not_there_is_named_and_no_foreign_file_is_replaced(house: Path, tmp_path: Path) -> None:
     model, photos = house / "old.safetensors", house / "photos"
+    os.mkfifo(tmp_path / "pipe")
     for arguments, named in (
+        ((model, model, photos, "-o", tmp_path / "pipe"), "is a pipe or a device"),
         (("@3", model, photos), "--model 3: no such version or alias: the registry"),
         ((model, model, "nothing.jpg"), "nothing.jpg: no such file or folder"),
         ((model, model, photos, "-o", photos / CATEGORIES[0] / "0.png"), "is one of the photos"),

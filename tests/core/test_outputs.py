@@ -233,6 +233,16 @@ def test_a_drop_is_not_packaged_from_itself(photos: Path, tmp_path: Path) -> Non
     assert contents(target) == before
 
 
+@pytest.mark.parametrize("output", ["lost/a.png", "a.png"])
+def test_a_link_that_leads_nowhere_is_no_place_for_an_output(tmp_path: Path, output: str) -> None:
+    """The work was done, and only then the folder could not be made; a link of the user's was replaced by a file."""
+    (tmp_path / Path(output).parts[0]).symlink_to("gone")
+    with pytest.raises(InputError, match="is a link to gone, where nothing is: choose another folder"):
+        check_outputs([tmp_path / output], [])
+    with pytest.raises(InputError, match="is there already"):
+        make_keys(tmp_path / Path(output).parts[0])
+
+
 def test_keys_replace_neither_of_their_files(tmp_path: Path) -> None:
     (tmp_path / "key.pem.pub").write_text("somebody's")
     with pytest.raises(InputError, match=r"key.pem.pub is there already"):

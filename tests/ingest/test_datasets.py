@@ -304,6 +304,20 @@ def test_a_snapshot_comes_back_as_the_same_photos_mattes_and_categories(frozen: 
     assert text["caption"].lstrip("'") == "=a photo, of a card" and not text.get("category")
 
 
+def test_an_export_into_the_present_folder_or_a_linked_one(
+    frozen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mm export-data .` ended in a traceback, and a link to an empty folder in an error after all the work."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("there")
+    monkeypatch.chdir(tmp_path / "here")
+    export(frozen, Path(), "folders")
+    export(frozen, tmp_path / "link", "folders")
+    assert (tmp_path / "here" / "train_labeled").is_dir() and (tmp_path / "there" / "train_labeled").is_dir()
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_exports_go_into_new_folders_only_and_mistakes_are_named(frozen: Any, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
