@@ -4,9 +4,9 @@
 
 On the tiny workspace of `two_processes.py`: each command runs once on intact files, and the kernel's access times say
 which files it read. Then, in a random order, it runs again with one of these files truncated, emptied, changed by one
-bit, replaced by garbage, replaced by a folder, or without read permission. The command must end with the same result,
-or with a line that names the file and a remedy. Adds a row for each call to benchmarks/file_damage.csv, and writes the
-table of benchmarks/file_damage.md.
+bit, without read permission, or replaced by garbage, a folder, a pipe or a broken link. The command must end with the
+same result, or with a line that names the file and a remedy. Adds a row for each call to benchmarks/file_damage.csv,
+and writes the table of benchmarks/file_damage.md.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ VOLATILE = re.compile(
     r"|\d{4}-\d\d-\d\d[T ][\d:.+Z]+|\d+\.\d+ s\b|[0-9a-f]{32}(?![0-9a-f])"
 )
 """Values that differ between two runs on the same files."""
-REMEDY = re.compile(r"`mm ([^`]+)`|delete|restore|permission|rights|readable|free some|fetch|run ")
+REMEDY = re.compile(r"`mm ([^`]+)`|delete|move it away|restore|permission|rights|readable|free some|fetch|run ")
 
 
 def truncate(path: Path, draw: random.Random) -> None:
@@ -122,6 +122,16 @@ def make_folder(path: Path, draw: random.Random) -> None:
     path.mkdir()
 
 
+def make_pipe(path: Path, draw: random.Random) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def break_link(path: Path, draw: random.Random) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("gone"))
+
+
 def forbid(path: Path, draw: random.Random) -> None:
     path.chmod(0)
 
@@ -132,6 +142,8 @@ DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
     "one bit": flip_bit,
     "garbage": scribble,
     "folder": make_folder,
+    "pipe": make_pipe,
+    "broken link": break_link,
     "no permission": forbid,
 }
 

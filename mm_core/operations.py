@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from mm_core.core.errors import InputError, MattingError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import Layout
 from mm_core.core.locks import removal_lock
 from mm_core.core.pins import has_snapshot
@@ -157,7 +158,7 @@ def forget(run: Run, samples: Sequence[str]) -> Report:
             "forget/tasks": forget_tasks(layout, set(ids)),
             "forget/models": len(report.tables["models"]),
         }
-        if layout.inputs.exists():  # the pinned catalog versions no longer exist
+        if has_file(layout.inputs):  # the pinned catalog versions no longer exist
             pin(run)
     return report
 
@@ -169,7 +170,7 @@ def compact(run: Run) -> Report:
     with removal_lock(layout, "catalog compact"), timed(Report("compact")) as report:
         catalog = run.catalog
         # Keep the versions that the next cycle and the present one are pinned to.
-        pinned = [read_inputs(layout)["catalog"]] if layout.inputs.exists() else []
+        pinned = [read_inputs(layout)["catalog"]] if has_file(layout.inputs) else []
         if has_snapshot(layout):
             pinned.append(frozen_inputs(layout)["catalog"])
         for table in SCHEMAS:

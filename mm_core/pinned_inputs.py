@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Concatenate, NotRequired, ParamSpec, TypedDict, TypeVar, cast
 
 from mm_core.core.errors import InputError, ReleaseRefused
+from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import cycle_holder, cycle_lock, try_cycle_lock
 from mm_core.core.pins import PINNED_TABLES, ROLES, PinnedInputs, are_pins, parse_inputs, read_snapshot, start_digest
@@ -138,7 +139,7 @@ def pin(run: Run, *, again: bool = False) -> Pinned:
         inputs = frozen_inputs(layout)
         facts["nothing_new"] = f"the last cycle saw all of it: {recorded_verdict(layout).decision}"
     # Unchanged pins are not rewritten, which keeps the file's modification time.
-    if not layout.inputs.exists() or read_inputs(layout) != inputs:
+    if not has_file(layout.inputs) or read_inputs(layout) != inputs:
         write_sealed_json(layout.inputs, inputs)
     return cast(Pinned, {**inputs, **facts})
 
@@ -171,7 +172,7 @@ def read_inputs(layout: Layout) -> PinnedInputs:
     Raises:
         InputError: The file is missing or damaged.
     """
-    if not layout.inputs.exists():
+    if not has_file(layout.inputs):
         raise InputError(f"{layout.inputs} is missing: run `mm ingest` first, so that there is a catalog to learn from")
     inputs = parse_inputs(layout.inputs.read_bytes())
     if inputs is None:
@@ -206,7 +207,7 @@ def _is_done(run: Run, inputs: PinnedInputs) -> bool:
     judged, candidate = layout.stage_report("gate"), layout.model(TRAIN_STAGES[-1])
     # All files of a finished cycle must exist.
     needed = (layout.snapshot / "snapshot.json", layout.verdict, judged, candidate)
-    if not all(path.is_file() for path in needed):
+    if not all(has_file(path) for path in needed):
         return False
     try:
         pinned, verdict, facts = frozen_inputs(layout), recorded_verdict(layout), Report.read(judged).facts
@@ -219,7 +220,7 @@ def _is_done(run: Run, inputs: PinnedInputs) -> bool:
     if verdict.candidate != sha256_file(candidate) or _is_mixed(layout):  # another cycle has started since
         return False
     # A promoted candidate without a promotion report is unfinished work.
-    if verdict.decision == "PROMOTE" and not layout.stage_report("promote").is_file():
+    if verdict.decision == "PROMOTE" and not has_file(layout.stage_report("promote")):
         return False
     if (inputs["champion"] or {}).get("digest") == verdict.candidate:
         # The first champion ever is the anchor too.
@@ -252,7 +253,7 @@ def recorded_verdict(layout: Layout) -> Verdict:
     Raises:
         InputError: The verdict is missing or damaged.
     """
-    if not layout.verdict.is_file():
+    if not has_file(layout.verdict):
         raise InputError(f"{layout.verdict} is missing: run `mm gate` first")
     return read_verdict(layout.verdict)
 
@@ -295,7 +296,7 @@ def require_promote(layout: Layout) -> tuple[Verdict, Override | None]:
     if verdict.candidate != candidate:
         report = layout.stage_report(f"train-{TRAIN_STAGES[-1]}")
         # The judged model was trained here, so the file has changed since.
-        if report.is_file() and Report.read(report).facts.get("digest") == verdict.candidate:
+        if has_file(report) and Report.read(report).facts.get("digest") == verdict.candidate:
             what = "its bytes differ from those that training wrote"
             raise InputError(f"{model} is damaged, {what}: run `mm train-{TRAIN_STAGES[-1]}`")
         raise ReleaseRefused(

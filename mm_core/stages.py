@@ -17,6 +17,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from mm_core.core.errors import InputError, ReleaseRefused
+from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.pins import ROLES, has_snapshot, read_snapshot
 from mm_core.core.records import Report, digest_of, sha256_file, timed, write_json
@@ -252,7 +253,7 @@ def gate(run: Run) -> Report:
 
     layout = run.layout
     weights = layout.model(TRAIN_STAGES[-1])
-    if not weights.is_file():
+    if not has_file(weights):
         read_inputs(layout)  # without any arrival, its error names the right remedy
         raise InputError(f"{weights} is missing: run `mm train-{TRAIN_STAGES[-1]}`, or `mm run` for a whole cycle")
     require_one_cycle(layout)
@@ -359,7 +360,7 @@ def label_compare(run: Run) -> Report:
 
     seeds, path = run.params.label.compare_seeds, run.layout.stage_report("label-compare")
     digest = read_snapshot(run.layout)["digest"]
-    kept = Report.read(path) if path.is_file() else None
+    kept = Report.read(path) if has_file(path) else None
     # A report without these facts is of a comparison that was skipped.
     if kept and (kept.facts.get("snapshot") != digest or not {"seeds", "steps"} <= set(kept.facts)):
         kept = None

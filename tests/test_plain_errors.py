@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ import pytest
 
 from mm_core import stages
 from mm_core.cli import main
-from mm_core.core.errors import InputError, ReleaseRefused
+from mm_core.core.errors import InputError, MattingError, ReleaseRefused
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
-from mm_core.core.pins import read_snapshot
+from mm_core.core.pins import has_snapshot, read_snapshot
+from mm_core.core.progress import quiet
 from mm_core.core.records import Report, Verdict, read_verdict, sha256_file, write_json
 from mm_core.core.settings import Settings
 from mm_core.eval.eval_budget import record_use
@@ -30,11 +32,14 @@ from mm_core.experiments.seed_noise import recorded_noise
 from mm_core.export.override import valid_override
 from mm_core.export.registry import Registry
 from mm_core.export.start_weights import kept_starts
+from mm_core.ingest.statements import Statement
 from mm_core.labeling.label_studio_local import read_account
 from mm_core.labeling.pull import Cursor
-from mm_core.pinned_inputs import Run, read_inputs, require_promote
+from mm_core.pinned_inputs import Run, read_inputs, recorded_verdict, require_promote
+from mm_core.services.check import check
 from mm_core.storage.retry import plain_fault
 from mm_core.storage.run import StorageRun
+from mm_core.storage.seals import database_seals, require_unbroken
 from mm_core.storage.store import LocalStore
 from mm_core.structuring.drift import drifted_batches
 from samplegen import write_drop
@@ -104,6 +109,8 @@ def test_a_damaged_file_is_told_in_one_line(
 def test_what_libraries_raise_about_disks_and_files_has_a_remedy() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "/data/x")
     assert plain_fault(full) == "/data/x: No space left on device: free some space or move the store, then run again"
+    in_the_way = FileExistsError(errno.EEXIST, "File exists", "/data/x")
+    assert str(plain_fault(in_the_way)).endswith("in the place of a folder: move it away, or name another folder")
     wrapped = sqlite3.OperationalError("disk I/O error")
     wrapped.__cause__ = full
     assert "/data/x: No space left" in str(plain_fault(wrapped))
@@ -201,3 +208,58 @@ def test_a_record_of_another_shape_is_told_with_its_file_and_a_remedy(tmp_path: 
         store.put(key, content)
         with pytest.raises(InputError, match=f"{re.escape(key)} is damaged: .{{8,}}"):
             read()
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def break_link(path: Path) -> None:
+    path.symlink_to(path.with_name("gone"))
+
+
+@pytest.mark.parametrize("replace_by", [make_folder, os.mkfifo, break_link])
+def test_what_is_no_file_is_not_taken_for_a_missing_file(tmp_path: Path, replace_by: Callable[[Path], None]) -> None:
+    """A folder in the place of a start record was no record; reading a pipe waits for ever."""
+    layout, store = Layout(Settings.from_env(tmp_path / "data")), LocalStore(tmp_path / "store")
+    at_store = replace(layout.settings, store=str(store.root))
+    files = {
+        layout.verdict: lambda: recorded_verdict(layout),
+        layout.inputs: lambda: read_inputs(layout),
+        layout.snapshot / "snapshot.json": lambda: has_snapshot(layout),
+        layout.snapshot / "digests.json": lambda: require_unbroken(layout.snapshot, "move it away"),
+        layout.shadow: lambda: disagreement(layout, {}, 0.1),
+        layout.labels / "pulled.json": lambda: Cursor.read(layout, "link"),
+        layout.root / "databases.json": lambda: database_seals(layout.root),
+    }
+    records = {
+        "gate/uses/a.json": lambda: record_use(store, ["1"], "c"),
+        "gate/starts/a.json": lambda: kept_starts(store),
+        "gate/noise.json": lambda: recorded_noise(StorageRun(PARAMS, Layout(at_store))),
+        f"gate/overrides/{'m' * 32}/a.json": lambda: valid_override(store, "m" * 64),
+        "ingest/statements/a.parquet": lambda: Statement.read(store, "ingest/statements/a.parquet"),
+        "quarantine/a": lambda: store.exists("quarantine/a"),
+    }
+    for key in records:
+        store.put(key, b"{}")
+        files[store.root / key] = records[key]
+    for path, read in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        replace_by(path)
+        with pytest.raises(MattingError, match=f"{re.escape(str(path))} is .*: move it away"):
+            read()
+
+
+def test_the_check_names_what_is_no_file_and_goes_on(filled: Layout, tmp_path: Path) -> None:
+    shutil.copytree(filled.root, tmp_path / "data")
+    layout = Layout(Settings.from_env(tmp_path / "data"))
+    store = LocalStore(Path(layout.settings.store))
+    key = next(entry.key for entry in store.list("ingest/statements"))
+    for path in (layout.inputs, store.root / key):
+        path.unlink()
+        path.mkdir()
+    faults = check(layout, Report("check"), progress=quiet)
+    assert {str(layout.inputs), f"{store.url}/{key}"} <= {fault.where for fault in faults} | {
+        word for fault in faults for word in fault.fault.split()
+    }

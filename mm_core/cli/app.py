@@ -25,7 +25,7 @@ from mm_core.cli.words import drop_words, eval_words, held_words
 from mm_core.core.categories import KINDS
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError, MattingError
-from mm_core.core.folders import require_folder
+from mm_core.core.folders import has_file, require_folder
 from mm_core.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def status(json_: Json = False) -> None:
         "samples": counted(catalog, "samples", "category", "kind"),
         "labelled": _labelled(catalog),
         "rejects": counted(catalog, "rejects", "verdict", "reason"),
-        "verdict": pinned_inputs.recorded_verdict(layout).decision if layout.verdict.exists() else None,
+        "verdict": pinned_inputs.recorded_verdict(layout).decision if has_file(layout.verdict) else None,
         **_champion(run),
         "cycle": locks.cycle_holder(layout),
         "eval": snapshots.eval_state(run.params.snapshot, catalog),

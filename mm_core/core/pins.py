@@ -6,6 +6,7 @@ import json
 from typing import Final, Literal, NotRequired, TypedDict, TypeGuard
 
 from mm_core.core.errors import InputError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import Layout
 from mm_core.core.records import unseal
 
@@ -115,7 +116,7 @@ def parse_inputs(data: bytes) -> PinnedInputs | None:
 
 def has_snapshot(layout: Layout) -> bool:
     """Return whether a snapshot was frozen."""
-    return (layout.snapshot / "snapshot.json").is_file()
+    return has_file(layout.snapshot / "snapshot.json")
 
 
 def read_snapshot(layout: Layout) -> SnapshotFacts:
@@ -125,7 +126,7 @@ def read_snapshot(layout: Layout) -> SnapshotFacts:
         InputError: The snapshot is missing or damaged.
     """
     path = layout.snapshot / "snapshot.json"
-    if not path.is_file():
+    if not has_file(path):
         raise InputError(f"{path} is missing: run `mm ingest`, then `mm snapshot`")
     try:
         facts = json.loads(path.read_bytes())

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import ModelPin, PinnedInputs, read_snapshot
 from mm_core.core.records import METRICS, Report, digest_of, sha256_file, write_bytes, write_json
@@ -61,7 +62,7 @@ def identity(layout: Layout, inputs: PinnedInputs) -> ScoreIdentity:
         InputError: The snapshot or the candidate is missing.
     """
     frozen, candidate = read_snapshot(layout), layout.model(TRAIN_STAGES[-1])
-    if not candidate.is_file():
+    if not has_file(candidate):
         raise InputError(f"{candidate} is missing: run `mm train-{TRAIN_STAGES[-1]}` first")
     return {
         "metrics": SPEC,

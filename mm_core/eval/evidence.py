@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mm_core.core.errors import InputError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import PinnedInputs
 from mm_core.eval.evaluate import identity
@@ -55,7 +56,7 @@ def read_scores(layout: Layout) -> tuple[pd.DataFrame, Mapping[str, object]]:
         InputError: The file is missing or damaged, or another version wrote it.
     """
     path = layout.per_image
-    if not path.is_file():
+    if not has_file(path):
         raise InputError(f"{path} is missing: run `mm evaluate` before `mm gate`")
     table = read_sealed_table(path, "run `mm evaluate` again")
     about = (table.schema.metadata or {}).get(b"mm")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from mm_core.core.errors import BlobDamaged, BlobNotFound
+from mm_core.core.errors import BlobNotFound, InputError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import ROLES, has_snapshot, read_snapshot
 from mm_core.core.records import (
@@ -47,7 +48,7 @@ from mm_core.imaging.images import UnreadableImage, load_rgb, read_header
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.rows import RejectRow, records
 from mm_core.storage.run import StorageRun
-from mm_core.storage.seals import read_sealed_table
+from mm_core.storage.seals import read_sealed_table, require_unbroken
 from mm_core.storage.store import Store, fetch_blob
 
 STAGES = (
@@ -62,6 +63,8 @@ STAGES = (
 )
 ORDER = ("photo", "truth", *TRAIN_STAGES, "champion", "difference")
 """Order of the pictures of one example."""
+EVALUATE = "run `mm evaluate` again"
+"""Remedy for what the evaluation wrote."""
 QUARANTINE_SHOWN, THUMB = 24, 160
 COLUMNS_SHOWN = 24
 """Number of columns in a histogram of difficulties."""
@@ -73,12 +76,14 @@ def write_html(run: StorageRun, report: Report) -> Report:
     """Write `layout.html_report` and a copy in `layout.reports`, named by snapshot and candidate; return `report`."""
     layout = run.layout
     stages = _stage_reports(layout)
-    verdict = read_verdict(layout.verdict) if layout.verdict.is_file() else None
+    verdict = read_verdict(layout.verdict) if has_file(layout.verdict) else None
     evaluation = stages.get("evaluate", Report("evaluate"))
+    if "evaluate" in stages:
+        require_unbroken(layout.evaluation, EVALUATE)
     rows: list[CategoryScore] = evaluation.rows("per_category")
     scores = {(r["model"], r["precision"], r["category"]): r for r in rows}
     model = layout.model(TRAIN_STAGES[-1])
-    candidate = sha256_file(model) if model.is_file() else ""
+    candidate = sha256_file(model) if has_file(model) else ""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -100,8 +105,8 @@ def write_html(run: StorageRun, report: Report) -> Report:
         flips=evaluation.tables.get("flips", []),
         labels=_labels(stages.get("label-value")),
         compared=_compared(layout),
-        shadow=_shadow(evaluation),
-        split=_split(layout, run.store),
+        shadow=_shadow(layout, evaluation),
+        split=_split(layout, run.catalog, run.store),
         difficulties=_difficulties(layout),
         quarantine=_quarantine(run.catalog, run.store),
         counts=_counts(run.catalog),
@@ -192,30 +197,25 @@ def _mattes(layout: Layout, evaluation: Report) -> list[dict[str, object]]:
         paths = {title: folder / row["files"][title] for title in ORDER if title in row["files"]}
         # Beside the champion, the last stage is called what it is in the release.
         names = {TRAIN_STAGES[-1]: "candidate"} if row["rank"] == "regression" else {}
-        pictures = [
-            {"title": names.get(title, title), "src": _embedded(load_rgb(path))}
-            for title, path in paths.items()
-            if path.is_file()
-        ]
+        pictures = [{"title": names.get(title, title), "src": _evaluated(path)} for title, path in paths.items()]
         examples.append({**row, "value": number(row["mse"]), "pictures": pictures})
     return examples
 
 
-def _shadow(evaluation: Report) -> dict[str, object] | None:
+def _shadow(layout: Layout, evaluation: Report) -> dict[str, object] | None:
     """Return the strips of the shadow run, sorted by decreasing difference; None without a shadow run."""
     rows: list[ShadowRow] = evaluation.rows("shadow")
     if not rows:
         return None
-    paths = [Path(path) for title, path in evaluation.pictures.items() if title.startswith("shadow ")]
-    # A picture may be missing if the workspace was cleared in between.
+    # The workspace may have moved since, so only the names of the recorded paths count.
+    names = [Path(path).name for title, path in evaluation.pictures.items() if title.startswith("shadow ")]
     strips = [
         {
             "difference": number(row["difference"], 3),
             "sample_id": row["sample_id"],
-            "src": _embedded(load_rgb(path), 1024),
+            "src": _evaluated(layout.evaluation / "shadow" / name, 1024),
         }
-        for row, path in zip(rows, paths, strict=False)
-        if path.is_file()
+        for row, name in zip(rows, names, strict=False)
     ]
     mean = evaluation.metrics.get("shadow/mean_difference")
     return {"photos": int(evaluation.metrics.get("shadow/photos", 0)), "mean": number(mean, 3), "strips": strips}
@@ -236,7 +236,7 @@ def _labels(value: Report | None) -> list[dict[str, object]]:
 def _compared(layout: Layout) -> dict[str, object] | None:
     """Return the comparison of routed and random photos for this snapshot, or the reason without one; else None."""
     path = layout.stage_report("label-compare")
-    report = Report.read(path) if path.is_file() else None
+    report = Report.read(path) if has_file(path) else None
     # A comparison of another snapshot says nothing about this cycle.
     if report is None or report.facts["snapshot"] != _snapshot(layout).get("digest"):
         return None
@@ -250,12 +250,13 @@ def _compared(layout: Layout) -> dict[str, object] | None:
     return {"rows": shown, **report.facts}
 
 
-def _split(layout: Layout, store: Store) -> list[dict[str, object]]:
+def _split(layout: Layout, catalog: Catalog, store: Store) -> list[dict[str, object]]:
     """Return the simplest photo per category of the simple set and the hardest of the hard set."""
     shown = []
+    gone = set(catalog.read("forgotten", columns=["id"])["id"])
     for name, hardest in (("simple", False), ("hard", True)):
         path = layout.split / f"{name}.parquet"
-        if not path.is_file():
+        if not has_file(path):
             continue
         frame = read_sealed_table(path, "run `mm split` again").to_pandas()
         rows = sorted(records(frame, SplitRow), key=lambda row: row["difficulty"], reverse=hardest)
@@ -264,7 +265,7 @@ def _split(layout: Layout, store: Store) -> list[dict[str, object]]:
         pictures = [
             {"src": src, "title": f"{str(row['category']).replace('_', ' ')} {number(row['difficulty'], 2)}"}
             for row in ranked
-            if (src := _thumbnail(lambda row=row: fetch_blob(store, row["sample_id"])))
+            if row["sample_id"] not in gone and (src := _thumbnail(fetch_blob(store, row["sample_id"])))
         ]
         shown.append({"name": name, "count": len(rows), "pictures": pictures})
     return shown
@@ -276,7 +277,7 @@ def _difficulties(layout: Layout) -> list[dict[str, object]]:
     The heights of the columns are in percent of the category's tallest column.
     """
     paths = {name: layout.split / f"{name}.parquet" for name in ("simple", "hard")}
-    if not all(path.is_file() for path in paths.values()):
+    if not all(has_file(path) for path in paths.values()):
         return []
     # Both sets share the same bin edges, so that the columns can be stacked.
     frames = {name: read_sealed_table(path, "run `mm split` again").to_pandas() for name, path in paths.items()}
@@ -308,7 +309,7 @@ def _quarantine(catalog: Catalog, store: Store) -> dict[str, object]:
     refused.sort(key=lambda row: (row["rejected_at"], row["key"]), reverse=True)
     rows = [
         {name: row[name] for name in ("image", "reason", "detail", "kind", "batch", "row")}
-        | {"src": _thumbnail(lambda where=where: store.fetch(where)) if (where := row["where"]) else ""}
+        | {"src": _kept_copy(store, row["where"])}
         for row in refused[:QUARANTINE_SHOWN]
     ]
     reasons = Counter(str(row["reason"]) for row in refused).most_common()
@@ -360,7 +361,7 @@ def _identifiers(layout: Layout, verdict: Verdict | None, candidate: str) -> lis
 def _bundle_name(layout: Layout) -> str:
     """Return the name of the cycle's bundle; empty without one."""
     path = layout.cycle_bundle / "export.json"
-    if not path.is_file():
+    if not has_file(path):
         return ""
     return str(parse_record(path.read_bytes(), dict[str, object], path, "run `mm export` again").get("bundle", ""))
 
@@ -372,18 +373,35 @@ def _snapshot(layout: Layout) -> PartialSnapshot:
 def _stage_reports(layout: Layout) -> dict[str, Report]:
     """Read the existing reports of the stages, in the order of the flow, ingest first."""
     paths = {"ingest": layout.root / "reports" / "ingest.json"} | {s: layout.stage_report(s) for s in STAGES}
-    return {stage: Report.read(path) for stage, path in paths.items() if path.is_file()}
+    return {stage: Report.read(path) for stage, path in paths.items() if has_file(path)}
 
 
-def _thumbnail(path_of: Callable[[], Path]) -> str:
-    """Return a data URL of a small picture; empty if the file is missing, unreadable or too large."""
+def _kept_copy(store: Store, key: str) -> str:
+    """Return a data URL of the small picture of a refused file; empty if no copy of it was kept, or is left."""
     try:
-        path = path_of()
+        return _thumbnail(store.fetch(key)) if key else ""
+    except BlobNotFound:
+        return ""
+
+
+def _evaluated(path: Path, side: int = 256) -> str:
+    """Return a data URL of a picture that the evaluation wrote."""
+    try:
+        if has_file(path):
+            return _embedded(load_rgb(path), side)
+    except UnreadableImage:
+        raise InputError(f"{path} is damaged: {EVALUATE}") from None
+    raise InputError(f"{path} is missing: {EVALUATE}")
+
+
+def _thumbnail(path: Path) -> str:
+    """Return a data URL of a small picture; empty if the file is unreadable or too large."""
+    try:
         # The header is checked first, because a small file can decode to a huge image.
         if read_header(path).pixels > SAFE_PIXELS:
             return ""
         return _embedded(load_rgb(path, THUMB))
-    except (UnreadableImage, BlobDamaged, BlobNotFound):
+    except UnreadableImage:
         return ""
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mm_core.core.errors import BlobDamaged, BlobNotFound
+from mm_core.core.folders import has_file
 from mm_core.core.layout import Layout
 from mm_core.core.records import Report, parse_record, write_json
 from mm_core.eval.examples import small, write_png
@@ -137,7 +138,7 @@ def disagreement(layout: Layout, about: Mapping[str, object], difference: float)
     Returns:
         (share in [0, 1], photos); None without a shadow run of the same files.
     """
-    if not layout.shadow.is_file():
+    if not has_file(layout.shadow):
         return None
     content, remedy = layout.shadow.read_bytes(), "run `mm evaluate` again"
     found = parse_record(content, _Shadow, layout.shadow, remedy, ("about", "photos"))

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mm_core.core.errors import InputError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
 from mm_core.core.pins import read_snapshot
@@ -60,7 +61,7 @@ def cross_fit(run: StorageRun, report: Report, *, folds: int) -> Report:
     if about["champion"]:
         raise InputError("a champion has learnt from the labelled photos: drop photos with role eval, and `mm gate`")
     weights = layout.model(TRAIN_STAGES[-1])
-    if not weights.is_file():
+    if not has_file(weights):
         raise InputError(f"{weights} is missing: run `mm run`")
     # With enough eval photos the gate itself can judge, and cross-fitting would only cost time.
     judging = Counter(read_pool(layout.snapshot, "eval")["category"])
@@ -121,8 +122,8 @@ def provisional_candidate(layout: Layout) -> tuple[Path, str]:
         InputError: Where it was not cross-fitted, is another one, or was not found usable.
     """
     weights, path = layout.model(TRAIN_STAGES[-1]), report_file(layout)
-    judged = Report.read(path) if path.is_file() else Report(NAME)
-    if not weights.is_file() or judged.facts.get("candidate") != sha256_file(weights):
+    judged = Report.read(path) if has_file(path) else Report(NAME)
+    if not has_file(weights) or judged.facts.get("candidate") != sha256_file(weights):
         raise InputError("--model candidate: no candidate was judged by cross-fitting; run `mm gate crossfit`")
     if not judged.facts["usable"]:
         reasons = "; ".join(judged.fact("reasons", list)[:2])

@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 
 from mm_core.core.errors import InputError, MattingError, ReleaseRefused
+from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import exclusive
 from mm_core.core.pins import SnapshotFacts, read_snapshot
@@ -215,7 +216,7 @@ def _about(layout: Layout, verdict: Verdict) -> BundleFacts:
 
 def judged_files(layout: Layout) -> dict[str, str]:
     """Return the digests of the int8 files that the recorded scores belong to: file name → sha256."""
-    if not layout.per_image.is_file():
+    if not has_file(layout.per_image):
         raise InputError(f"{layout.per_image} is missing: run `mm evaluate` first")
     metadata = read_sealed_table(layout.per_image, "run `mm evaluate` again", ["model"]).schema.metadata or {}
     return json.loads(metadata.get(b"mm", b"{}")).get("quantised", {})
@@ -345,7 +346,7 @@ def _move_in(fresh: Path, target: Path) -> None:
 
 def _evaluated(path: Path, sealed: Path, kind: type[Record], fields: Collection[str]) -> Record:
     """Return a record of `mm evaluate`, covered by the seal of a folder; raise InputError if missing or damaged."""
-    if not path.is_file():
+    if not has_file(path):
         raise InputError(f"{path} is missing: run `mm evaluate` first")
     require_sealed(path, "run `mm evaluate` again", sealed)
     return parse_record(path.read_bytes(), kind, path, "run `mm evaluate` again", fields)

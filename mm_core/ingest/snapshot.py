@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError
+from mm_core.core.folders import has_file
 from mm_core.core.params import SnapshotParams
 from mm_core.core.pins import PinnedInputs, SnapshotFacts, start_for
 from mm_core.core.records import CATEGORIES, Report, digest_of, write_json
@@ -143,7 +144,7 @@ def read_pool(snapshot_dir: Path, pool: str) -> pd.DataFrame:
         InputError: The file is missing or damaged.
     """
     path = snapshot_dir / f"{pool}.parquet"
-    if not path.is_file():
+    if not has_file(path):
         raise InputError(f"{path} is missing: run `mm snapshot` first")
     try:
         return pq.read_table(path).to_pandas(types_mapper=NULLABLE.get)

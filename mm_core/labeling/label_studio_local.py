@@ -24,6 +24,7 @@ import psutil
 
 from mm_core.core import processes
 from mm_core.core.errors import InputError, LabelServerError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import Layout
 from mm_core.core.ports import require_free_port
 from mm_core.core.records import parse_record, write_json
@@ -75,7 +76,7 @@ def running_server(folder: Path) -> dict | None:
 def read_account(folder: Path) -> dict[str, str]:
     """Return `email`, `password` and `token` of a local server's only account; create it at random if it is missing."""
     path = folder / "account.json"
-    if not path.exists():
+    if not has_file(path):
         folder.mkdir(parents=True, exist_ok=True)
         account = {"email": EMAIL, "password": secrets.token_urlsafe(18), "token": secrets.token_hex(20)}
         draft = path.with_suffix(f".{os.getpid()}.tmp")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mm_core.core.folders import has_file
 from mm_core.core.layout import Layout
 from mm_core.core.pins import PinnedInputs
 from mm_core.core.records import CATEGORIES, Cell, read_verdict
@@ -37,7 +38,7 @@ def category_need(layout: Layout, inputs: PinnedInputs) -> dict[str, Need]:
         layout: The workspace.
         inputs: As returned by `stages.read_inputs`.
     """
-    if not layout.verdict.is_file():
+    if not has_file(layout.verdict):
         return {}
     verdict = read_verdict(layout.verdict)
     champion = (inputs.get("champion") or {}).get("digest")

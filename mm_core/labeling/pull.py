@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypedDict
 
+from mm_core.core.folders import has_file
 from mm_core.core.layout import Layout
 from mm_core.core.params import LabelParams
 from mm_core.core.records import parse_record, write_json
@@ -60,7 +61,7 @@ class _Position(TypedDict, total=False):
 def _positions(path: Path) -> dict[str, _Position]:
     """Return the stored positions by link of the project."""
     remedy = "delete it; all tasks are then read again, which changes nothing"
-    return parse_record(path.read_bytes(), dict[str, _Position], path, remedy) if path.is_file() else {}
+    return parse_record(path.read_bytes(), dict[str, _Position], path, remedy) if has_file(path) else {}
 
 
 def pull_labels(run: StorageRun, server: Server, taken: Taken) -> int:

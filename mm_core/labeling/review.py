@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mm_core.core.folders import has_file
 from mm_core.core.layout import Layout
 from mm_core.core.params import RouteParams
 from mm_core.core.pins import has_snapshot, read_snapshot
@@ -147,7 +148,7 @@ def doubted_labels(params: RouteParams, layout: Layout) -> pd.DataFrame:
         to too few models.
     """
     none = pd.DataFrame(columns=["sample_id", "category", "alpha_sha256", "doubt"])
-    if not (layout.per_image.is_file() and has_snapshot(layout)):
+    if not (has_file(layout.per_image) and has_snapshot(layout)):
         return none
     columns = ["model", "precision", "sample_id", "category", "mse"]
     table = read_sealed_table(layout.per_image, "run `mm evaluate` again", columns)

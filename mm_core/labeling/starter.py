@@ -10,6 +10,7 @@ import numpy as np
 
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import RouteParams
 from mm_core.core.records import DECODERS, sha256_file
@@ -44,7 +45,7 @@ def cold_start(params: RouteParams, layout: Layout) -> tuple[Predictor | None, s
         path = Path(params.starter).expanduser()
         return OnnxStarter(path, params), f"starter:{path.stem}:{sha256_file(path)[:12]}"
     weights = layout.model(TRAIN_STAGES[-1])
-    if weights.is_file():
+    if has_file(weights):
         return TorchPredictor(weights, layout.settings.device), f"candidate:{sha256_file(weights)[:12]}"
     return None, "none"
 

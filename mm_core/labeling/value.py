@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from mm_core.core.folders import has_file
 from mm_core.core.layout import Layout
 from mm_core.core.pins import read_snapshot
 from mm_core.core.records import ALL_CATEGORIES, Cell, Report, read_verdict
@@ -80,7 +81,7 @@ def sources(catalog: Catalog, new: Mapping[str, str], learned: Mapping[str, str]
 
 def _cells(layout: Layout) -> dict[str, Cell]:
     """Return each category's MSE cell against the champion, or against the floor without one, for this snapshot."""
-    if not layout.verdict.is_file():
+    if not has_file(layout.verdict):
         return {}
     verdict = read_verdict(layout.verdict)
     if verdict.snapshot != read_snapshot(layout)["digest"]:

@@ -32,6 +32,7 @@ _REMEDIES = {
     errno.EPERM: "give this user the right to it, then run again",
     errno.EROFS: "make it writable, then run again",
     errno.EISDIR: "a folder is in the place of the file: move it away, then run `mm check`",
+    errno.EEXIST: "a file or a link is in the place of a folder: move it away, or name another folder",
     errno.ENOTDIR: "a file is in the place of a folder: move it away, then run `mm check`",
 }
 NO_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, then run again"

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm_core.core.errors import InputError
+from mm_core.core.folders import has_file, misplaced
 from mm_core.core.records import sha256_file, unseal, write_json, write_sealed_json
 from mm_core.storage.workspace_files import workspace_files
 
@@ -106,7 +107,7 @@ def log_fault(table: Path) -> str:
     for name, entry in entries.items():
         path = seals / f"{name}.json"
         # A commit is sealed directly after it is written.
-        if path.is_file() and _read_seals.get(str(path)) != (identity := _identity(path)):
+        if has_file(path) and _read_seals.get(str(path)) != (identity := _identity(path)):
             _read_seals[str(path)] = identity
             _known_digests.update({str(table / file): digest for file, digest in _read_digests(path).items()})
         if fault := data_fault([Path(entry.path)]):
@@ -173,6 +174,8 @@ def seal_folder(folder: Path, others: Sequence[Path] = ()) -> None:
 def broken_files(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield each missing or changed file of a folder's seal; nothing for a folder without a seal."""
     seals = folder / DIGESTS
+    if what := misplaced(seals):
+        yield seals, what
     if not seals.is_file():
         return
     digests = _read_digests(seals)
@@ -298,7 +301,7 @@ def database_seals(root: Path) -> DatabaseSeals:
         InputError: The file is damaged.
     """
     path = root / DATABASES
-    if not path.is_file():
+    if not has_file(path):
         return {}
     seals = cast(DatabaseSeals, _read_digests(path))
     if not seals or not all(isinstance(seal, list) for seal in seals.values()):
@@ -321,6 +324,10 @@ class KeySeals:
         """Return the path of a key's seal; None for keys without one."""
         return self.root / KEY_SEALS / f"{key}.json" if key.startswith(SEALED_KEYS) else None
 
+    def is_sealed(self, key: str) -> bool:
+        """Return whether a key has a seal."""
+        return (path := self.path_of(key)) is not None and path.is_file()
+
     def write(self, key: str, digest: str) -> None:
         """Record a digest before the content is moved into place."""
         # Seal first: after a kill in between, an older digest of the list still fits.
@@ -335,15 +342,17 @@ class KeySeals:
     def fault(self, key: str) -> str:
         """Return a text if the content of a key differs from its seal; empty if it fits or has no seal."""
         path = self.path_of(key)
-        if path is None or not path.is_file():
+        if path is None or not (path.is_file() or misplaced(path)):
             return ""
         digests = self._read(path)
         if not digests:
             return f"its seal {path} is damaged"
+        if what := misplaced(self.root / key):
+            return f"it is {what}"
         return "" if sha256_file(self.root / key) in digests else "its bytes are not those that were written"
 
     def _read(self, path: Path) -> list[str]:
         try:
-            return [str(digest) for digest in json.loads(path.read_bytes())]
+            return [str(digest) for digest in json.loads(path.read_bytes())] if path.is_file() else []
         except (OSError, ValueError, TypeError):
             return []

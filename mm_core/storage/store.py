@@ -31,6 +31,7 @@ from botocore.exceptions import (
 
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import BlobDamaged, BlobNotFound, BlobTooLarge, InputError, StoreError
+from mm_core.core.folders import misplaced
 from mm_core.core.records import sha256_bytes, sha256_file
 from mm_core.core.servers import report_wait
 from mm_core.core.settings import s3_timeout
@@ -51,6 +52,11 @@ S3_ATTEMPTS = 8
 """Attempts of one request, with growing pauses, before its error is reported."""
 REQUESTS = 8
 """Requests to S3 at a time."""
+# Drops in the inbox still have the photos and mattes, but not what the engine wrote itself.
+_REMEDY_OF = {BLOBS.rstrip("/"): "run `mm check --repair`"} | {
+    prefix.rstrip("/"): "restore it from a backup" for prefix in SEALED_KEYS
+}
+"""First part of a key → remedy for a missing file."""
 
 
 class Entry(NamedTuple):
@@ -162,9 +168,8 @@ def fetch_blob(store: Store, digest: str) -> Path:
 
 def _missing(url: str, key: str) -> str:
     """Return the text for a missing file, with the remedy where it is one of ours and no file that a producer names."""
-    # Drops in the inbox still have the photos and mattes, but not what the engine wrote itself.
-    remedies = {BLOBS: ": run `mm check --repair`"} | dict.fromkeys(SEALED_KEYS, ": restore it from a backup")
-    return f"{url} holds no {key}" + next((text for begin, text in remedies.items() if key.startswith(begin)), "")
+    remedy = _REMEDY_OF.get(key.partition("/")[0])
+    return f"{url} holds no {key}" + (f": {remedy}" if remedy else "")
 
 
 class LocalStore:
@@ -201,8 +206,12 @@ class LocalStore:
     def fetch(self, key: str, *, most: int | None = None) -> Path:
         path = self._path(key)
         if not os.path.isfile(path):  # Path.is_file raises an error for names that no file can have
-            if os.path.isdir(path) and key.startswith(BLOBS):
-                raise BlobNotFound(f"{path} is a folder: move it away, then run `mm check --repair`")
+            # Producers name files of an inbox, where a folder is only another missing file.
+            remedy = _REMEDY_OF.get(key.partition("/")[0])
+            if remedy and (what := misplaced(path)):
+                # Callers go on without a record that is missing, but not without one that they cannot read.
+                kind = BlobNotFound if key.startswith(BLOBS) else BlobDamaged
+                raise kind(f"{path} is {what}: move it away, then {remedy}")
             raise BlobNotFound(_missing(self.url, key))
         try:
             _no_larger(key, path.stat().st_size, most)
@@ -213,7 +222,12 @@ class LocalStore:
         return path
 
     def exists(self, key: str) -> bool:
-        return os.path.isfile(self._path(key))
+        if os.path.isfile(path := self._path(key)):
+            return True
+        # A record that is there and cannot be read is not a missing one.
+        if key.startswith(SEALED_KEYS) and misplaced(path):
+            self.fetch(key)
+        return False
 
     def list(self, prefix: str = "", *, delimiter: bool = False) -> Iterator[Entry]:
         inner = _inside(prefix) if prefix.strip("/") else ""
@@ -238,6 +252,8 @@ class LocalStore:
                     yield Entry(key, *size_and_stamp(child))
             elif delimiter:
                 yield Entry(key, 0)
+            elif self.seals.is_sealed(key.rstrip("/")):  # a folder in the place of a record
+                yield Entry(key.rstrip("/"), 0)
             elif not child.is_symlink():
                 yield from self._below(folder / child.name, key, delimiter)
 

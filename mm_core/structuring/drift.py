@@ -25,6 +25,7 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 
 from mm_core.core.deferred import Deferred
+from mm_core.core.folders import has_file
 from mm_core.core.params import DriftParams
 from mm_core.core.records import Report, parse_record, write_json
 from mm_core.storage.catalog import Catalog
@@ -82,7 +83,7 @@ def drift_of_new(
     ledger = catalog.read("batches", columns=["kind", "batch", "state", "ingested_at"])
     ledger = ledger.loc[ledger["state"] == "ingested"].sort_values(by="ingested_at", ascending=False)
     names = dict.fromkeys(f"{kind}/{batch}" for kind, batch in zip(ledger["kind"], ledger["batch"], strict=True))
-    todo = [name for name in names if name == asked or not (out / f"{name}.json").exists()][:CATCH_UP]
+    todo = [name for name in names if name == asked or not has_file(out / f"{name}.json")][:CATCH_UP]
     if not todo:
         return
     samples = catalog.read("samples", columns=["id", "kind", "batch", "category", "group", "accepted_at"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from mm_core.core.errors import InputError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import SnapshotFacts, read_snapshot, start_digest
 from mm_core.core.records import sha256_file
@@ -34,7 +35,7 @@ def require_start(stage: str, layout: Layout) -> Path | None:
         return None
     before = TRAIN_STAGES[TRAIN_STAGES.index(stage) - 1]
     start, remedy = layout.model(before), f"run `mm train-{before}` before `mm train-{stage}`"
-    if not start.is_file():
+    if not has_file(start):
         raise InputError(f"{start} is missing: {remedy}")
     if read_meta(start).get("snapshot") != read_snapshot(layout)["digest"]:
         raise InputError(f"{start} was trained on another snapshot: {remedy}")
@@ -78,7 +79,7 @@ def find_mismatches(layout: Layout) -> list[str]:
 def split_mismatches(layout: Layout) -> list[str]:
     """Return a list of one line if the split and the snapshot's labelled pool differ in rows; empty if they match."""
     halves = [layout.split / f"{name}.parquet" for name in ("simple", "hard")]
-    if missing := [path for path in halves if not path.is_file()]:
+    if missing := [path for path in halves if not has_file(path)]:
         return [f"{missing[0]} is missing"]
     pool = read_pool(layout.snapshot, "train_labeled")[_ROW]
     halves = [read_sealed_table(path, "run `mm split` again", _ROW).to_pandas() for path in halves]

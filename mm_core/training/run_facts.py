@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
+from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import command_of, cycle_entry, user_name
 from mm_core.core.pins import SnapshotFacts
@@ -67,7 +68,7 @@ def metrics_before(layout: Layout, stage: str) -> dict[str, float]:
     """Return the metrics of the stages before `stage`, from the reports of the workspace's cycle."""
     earlier = STAGE_ORDER[: STAGE_ORDER.index(stage)] if stage in STAGE_ORDER else STAGE_ORDER
     reports = [layout.stage_report(name) for name in earlier]
-    metrics = [Report.read(path).metrics for path in reports if path.is_file()]
+    metrics = [Report.read(path).metrics for path in reports if has_file(path)]
     return {name: float(value) for row in metrics for name, value in row.items() if value == value}
 
 

@@ -22,6 +22,7 @@ import torch
 
 from mm_core.core.code_digest import code_digest
 from mm_core.core.errors import InputError
+from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.locks import exclusive
 from mm_core.core.params import Params, StageParams
@@ -124,7 +125,7 @@ def train_stage(stage: str, run: StorageRun, report: Report, *, start: Path | No
         first = process_group.rank() == 0
         waiting = partial(run.progress, f"train {stage}: another process trains the same", 0, 1)
         with exclusive(folder / "lock", waiting) if first else nullcontext():
-            reused = process_group.agreed((folder / "done.json").is_file())
+            reused = process_group.agreed(has_file(folder / "done.json"))
             if not reused:
                 process_group.check_batch(run.params.train.common.batch, process_group.world())
                 _train(job, process_group.own_device(device))
@@ -135,7 +136,7 @@ def train_stage(stage: str, run: StorageRun, report: Report, *, start: Path | No
     report.facts |= done["facts"]
     # The process that trained the model may have been killed before it logged the report.
     tracked = folder / "tracked"
-    if first and not tracked.is_file():
+    if first and not has_file(tracked):
         Tracker(run.layout.settings).log_report(run.layout, report)
         tracked.touch()
     if reused:

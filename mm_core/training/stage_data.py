@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from mm_core.core.errors import InputError, NothingToTrainOn
+from mm_core.core.folders import has_file
 from mm_core.core.layout import Layout
 from mm_core.core.params import CommonTrainParams
 from mm_core.core.records import digest_of
@@ -48,7 +49,7 @@ def read_data(stage: str, layout: Layout) -> Data:
     """
 
     def frame(path: Path) -> pd.DataFrame:
-        if not path.is_file():
+        if not has_file(path):
             raise InputError(f"{path} is missing: run `mm {path.parent.name}` before `mm train-{stage}`")
         return pd.read_parquet(path)
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 from mm_core.core.errors import InputError, NonFiniteLoss
+from mm_core.core.folders import has_file
 from mm_core.core.params import CommonTrainParams, StageParams
 from mm_core.imaging.pixel_cache import Batch
 from mm_core.storage.retry import archive_fault
@@ -239,7 +240,7 @@ class _Training:
 
     def begin(self) -> None:
         """Resume from the checkpoint, or validate the start weights as the first candidate."""
-        if self.setup.checkpoint.is_file():
+        if has_file(self.setup.checkpoint):
             self._restore()
         else:
             self._consider()

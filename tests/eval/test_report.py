@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 from eval_workspace import Blurred, make
 
+from mm_core.core.errors import BlobDamaged, BlobNotFound, InputError
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.params import Params
 from mm_core.core.records import ALL_CATEGORIES, KINDS, Report, Verdict, write_json
@@ -23,7 +25,8 @@ from mm_core.eval.gate import decide
 from mm_core.eval.report import headline, write_html
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.run import StorageRun
-from mm_core.storage.store import LocalStore
+from mm_core.storage.seals import seal_folder
+from mm_core.storage.store import LocalStore, blob_key
 
 ERRORS = {"simple": 0.6, "hard": 0.5, "semi": 0.4, "multimodal": 0.25}
 QUICK = Params().gate.model_copy(update={"resamples": 400})
@@ -241,3 +244,46 @@ def test_a_comparison_of_labels_is_shown_only_where_it_is_about_this_snapshot(tm
     report.facts["snapshot"] = "another"
     report.write(layout.stage_report("label-compare"))
     assert "Routed against random photos" not in page_of(layout)
+
+
+def test_a_picture_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    """The page left it out, and the command ended well."""
+    layout, store, catalog = cycle(tmp_path)
+    picture = next((layout.evaluation / "mattes").glob("*.png"))
+    content = picture.read_bytes()
+    for damage in (picture.unlink, lambda: picture.write_bytes(content[:60]), lambda: picture.write_bytes(b"")):
+        damage()
+        with pytest.raises(
+            InputError, match=f"{re.escape(str(picture))} is (missing|damaged): run `mm evaluate` again"
+        ):
+            page_of(layout)
+    seal_folder(layout.evaluation)
+    picture.write_bytes(content)
+    with pytest.raises(InputError, match=f"{re.escape(str(picture))} is damaged, .*: run `mm evaluate` again"):
+        page_of(layout)
+    seal_folder(layout.evaluation)
+    hardest = pd.read_parquet(layout.split / "hard.parquet").sort_values("difficulty")["sample_id"].iloc[-1]
+    photo = tmp_path / "data" / "store" / blob_key(hardest)
+    photo.write_bytes(b"scribble")
+    with pytest.raises(BlobDamaged, match=f"{hardest} is damaged, .*: run `mm check --repair`"):
+        page_of(layout)
+    photo.unlink()
+    with pytest.raises(BlobNotFound, match=f"{hardest}: run `mm check --repair`"):
+        page_of(layout)
+    catalog.add("forgotten", [{"id": hardest}])
+    assert "PROMOTE" in page_of(layout), "of a forgotten photo there is no picture, and no fault"
+
+
+def test_the_strips_follow_a_workspace_that_moved(tmp_path: Path) -> None:
+    """Their recorded paths are absolute: after a move, the page left them out."""
+    layout, _, _ = cycle(tmp_path / "before")
+    report = Report.read(layout.stage_report("evaluate"))
+    strip = layout.evaluation / "shadow" / "0.png"
+    strip.parent.mkdir()
+    shutil.copy(next((layout.evaluation / "mattes").glob("*.png")), strip)
+    report.pictures["shadow 1: champion, candidate, difference 0.1"] = str(strip)
+    report.tables["shadow"] = [{"sample_id": "5" * 64, "category": "pets", "difference": 0.1}]
+    report.write(layout.stage_report("evaluate"))
+    (tmp_path / "before").rename(tmp_path / "after")
+    page = page_of(Layout(Settings.from_env(tmp_path / "after" / layout.root.relative_to(tmp_path / "before"))))
+    assert page.count('<figure class="across"><img src="data:image/webp') == 1
