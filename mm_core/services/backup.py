@@ -144,11 +144,6 @@ def _back_up(settings: Settings, to: str, report: Report, *, photos: bool, keep:
     """Write a backup while holding the removal lock."""
     layout = Layout(settings)
     target, store = _open(settings, to), store_of(layout)
-    # With an unmounted disk, the backup would be empty, and the next ones would replace those that are whole.
-    if not any(store.list("catalog")):
-        raise InputError(
-            f"{store.url} has no catalog, so there is nothing to back up: is MM_STORE or MM_WORKSPACE right?"
-        )
     if isinstance(target, LocalStore):
         with disk_faults_of(target.root):
             # The place contains the workspace's secrets, so other users get no access.
@@ -162,6 +157,9 @@ def _back_up(settings: Settings, to: str, report: Report, *, photos: bool, keep:
             _copy_databases(writer, Path(folder))
             _copy_workspace(writer, layout, Path(folder))
             _copy_store(writer, store, photos)
+        # With an unmounted disk, the backup would be empty, and it would replace those that are whole.
+        if not any(name.startswith(REQUIRED) for name in writer.files):
+            raise InputError(f"{layout.root} and {store.url} hold nothing to back up: is each disk there?")
         name = next_name(target)
         manifest = {"workspace": str(layout.root), "photos": photos, "files": writer.files}
         target.put(f"backups/{name}.json", json.dumps(manifest, indent=1, sort_keys=True).encode())

@@ -153,7 +153,7 @@ def test_an_empty_disk_replaces_no_backup(filled: Layout, tmp_path: Path) -> Non
     shutil.copytree(filled.root, own.root)
     whole = save(own.settings, tmp_path / "backup").facts["backup"]
     own.root.rename(tmp_path / "unmounted")
-    with pytest.raises(InputError, match="has no catalog, so there is nothing to back up"):
+    with pytest.raises(InputError, match="hold nothing to back up: is each disk there"):
         save(own.settings, tmp_path / "backup", keep=1)
     shutil.copytree(tmp_path / "unmounted" / "store", own.root / "store")
     report = save(own.settings, tmp_path / "backup", keep=1)
