@@ -376,7 +376,7 @@ def _stage_reports(layout: Layout) -> dict[str, Report]:
     return {stage: Report.read(path) for stage, path in paths.items() if has_file(path)}
 
 
-def _kept_copy(store: Store, key: str) -> str:
+def _kept_copy(store: Store, key: str | None) -> str:
     """Return a data URL of the small picture of a refused file; empty if no copy of it was kept, or is left."""
     try:
         return _thumbnail(store.fetch(key)) if key else ""
