@@ -63,11 +63,12 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder with `inbox` and `inbox_large`")
     parser.add_argument("--out", type=Path, required=True, help="folder of the workspace and the kept models")
     parser.add_argument("--steps", type=int, nargs=2, help="steps of simple and hard; those of the params by default")
+    parser.add_argument("--seed", type=int, default=Params().seed)
     parser.add_argument("--cycles", type=int, default=4, help="number of cycles")
     args = parser.parse_args()
     root = args.out.absolute() / "workspace"
     layout = Layout(Settings.from_env(root, str(root / "inbox")))
-    params = Params()
+    params = Params(seed=args.seed)
     if args.steps:
         params = params.with_values(**{"train.simple.steps": args.steps[0], "train.hard.steps": args.steps[1]})
     root.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ long file. Invalid combinations raise an error on construction.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -182,9 +182,19 @@ class CommonTrainParams(_Section):
 
 
 class SimpleParams(StageParams):
+    photos: int = Field(default=400, ge=1)
+    """Number of simple photos that `steps` is meant for. With more, the steps grow in proportion, so that each photo is
+    drawn as often (decision 0052)."""
+    max_growth: float = Field(default=3.0, ge=1)
+    """Limit of this growth; 1 keeps `steps` for any number of photos."""
     shared_decoder: float = Field(default=0.6, ge=0, le=1)
     """Share of the steps in which one decoder learns from all photos and the others copy it. It applies only to fresh
     decoders, without a champion. Afterwards each decoder learns from its own categories."""
+
+    def with_steps_for(self, photos: int) -> Self:
+        """Return a copy whose `steps` are those for this number of simple photos."""
+        growth = min(max(1.0, photos / self.photos), self.max_growth)
+        return self.model_copy(update={"steps": round(self.steps * growth)})
 
 
 class HardParams(StageParams):

@@ -85,8 +85,9 @@ def compare_labels(
     photos = {arm: Counter() for arm in ARMS}
     scores: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for index in range(1, seeds + 1):
-        # Each training has its own seed, as in seed_noise.py; both arms of a seed share it.
-        seeded = params.with_values(seed=params.seed + 1009 * index)
+        # Each training has its own seed, as in seed_noise.py; both arms of a seed share it. The reported steps hold for
+        # any number of photos.
+        seeded = params.with_values(**{"seed": params.seed + 1009 * index, "train.simple.max_growth": 1})
         models: dict[tuple[str, str], TorchPredictor] = {}
         for arm, ids in draw_arms(source, seeded.seed).items():
             chosen = pool["sample_id"].isin(ids)

@@ -25,7 +25,7 @@ from mm_core.core.errors import InputError
 from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.locks import exclusive
-from mm_core.core.params import Params, StageParams
+from mm_core.core.params import Params, SimpleParams, StageParams
 from mm_core.core.pins import read_snapshot
 from mm_core.core.progress import Listener
 from mm_core.core.records import Report, digest_of, sha256_file, write_bytes, write_json
@@ -84,7 +84,9 @@ class _Job:
 
     @property
     def settings(self) -> StageParams:
-        return _stage_params(self.stage, self.params)
+        """The stage's params; their steps are those for the number of its photos."""
+        stage = _stage_params(self.stage, self.params)
+        return stage.with_steps_for(len(self.data.labeled)) if isinstance(stage, SimpleParams) else stage
 
     @property
     def folder(self) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mm_core.core.errors import ParamsError
-from mm_core.core.params import Params
+from mm_core.core.params import Params, SimpleParams
 from mm_core.core.params_file import MOST_BYTES, dotted_names
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -107,6 +107,13 @@ def test_yaml_round_trip_and_digest(tmp_path: Path) -> None:
     assert Params.load(path) == changed
     assert changed.cycle_digest() != Params().cycle_digest()
     assert changed.cycle_digest() == Params.load(path).cycle_digest()
+
+
+@pytest.mark.parametrize(("photos", "steps"), [(0, 10), (20, 10), (21, 10), (30, 15), (50, 25), (160_000, 25)])
+def test_steps_grow_with_photos_up_to_a_limit(photos: int, steps: int) -> None:
+    simple = SimpleParams(steps=10, photos=20, max_growth=2.5)
+    assert simple.with_steps_for(photos).steps == steps
+    assert SimpleParams(steps=0, photos=1).with_steps_for(photos).steps == 0
 
 
 def test_the_reference_is_what_mm_params_writes() -> None:

@@ -140,6 +140,12 @@ def test_photos_that_teach_wrong_mattes_lose_to_those_that_teach_right_ones(hous
     assert [row["gain"] > 0 for row in report.tables["compare"]] == [True] * 4, report.tables["compare"]
 
 
+def test_the_arms_take_the_steps_that_the_report_names(house: House, params: Params) -> None:
+    """Steps that grew with an arm's photos would be more than the share of the cycle that is allowed."""
+    report = house.compare(params.with_values(**{"train.simple.steps": 2, "train.simple.photos": 1}))
+    assert max(house.steps) == report.facts["steps"] == 2
+
+
 def test_more_routed_photos_than_others_are_drawn_too() -> None:
     source = {f"r{i}": "routed" for i in range(9)} | {"a": "dropped", "b": "suspect"}
     arms = draw_arms(source, seed=3)

@@ -291,6 +291,17 @@ def test_no_labels_at_all(workspace: Layout, params: Params) -> None:
             train(stage, params, workspace)
 
 
+def test_more_photos_than_the_steps_are_meant_for_get_more_steps(workspace: Layout, params: Params) -> None:
+    photos = len(pd.read_parquet(workspace.split / "simple.parquet"))
+    fewer = {"train.simple.steps": 2, "train.simple.photos": photos // 2}
+    report = train("simple", params.with_values(**fewer), workspace)
+    assert report.facts["steps"] == round(2 * photos / (photos // 2)) == 4
+    # Each photo is drawn as often as half of them in two steps.
+    assert report.metrics["simple/epochs"] == pytest.approx(4 * params.train.common.batch / photos)
+    # The other stages keep theirs.
+    assert train("hard", params.with_values(**fewer), workspace).facts["steps"] == params.train.hard.steps
+
+
 def test_without_validation_the_last_weights_are_kept(workspace: Layout, params: Params) -> None:
     empty(workspace.snapshot / "validation.parquet")
     report = train("simple", params, workspace)
