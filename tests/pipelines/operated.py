@@ -35,6 +35,9 @@ SECRETS = {
 """Given to every process; `Operated.secrets` adds those in addresses and the signing key's."""
 MLFLOW_PASSWORD, WEBHOOK_PATH = "sentinel-mlflow-password", "sentinel-webhook-path"
 
+TICK_SECONDS = 10
+"""Every tick of a sensor costs the daemon, the code location and PostgreSQL processor time."""
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -45,7 +48,7 @@ def free_port() -> int:
 class Operated:
     """All processes of one installation below `root`."""
 
-    def __init__(self, root: Path, postgres: str, s3: str, *, tick: int = 4):
+    def __init__(self, root: Path, postgres: str, s3: str):
         """`postgres`: URL of a server; `s3`: address of a server. Both get databases and a bucket of this one's own."""
         self.root, self.webhook, self.s3 = root, Receiver(f"/{WEBHOOK_PATH}"), s3
         self.name = f"o{os.getpid()}_{free_port()}"
@@ -71,7 +74,7 @@ class Operated:
             "MM_INBOX": f"s3://{self.bucket}/inbox",
             "MM_PARAMS": str(root / "params.yaml"),
             "MM_DEVICE": "cpu",
-            "MM_TICK_SECONDS": str(tick),
+            "MM_TICK_SECONDS": str(TICK_SECONDS),
             "MM_SIGNING_KEY": (root / "signing.pem").read_text(),
             "MM_PAGES_URL": f"http://127.0.0.1:{self.ports['pages']}",
             "MM_WEBHOOK_URL": self.webhook.url,

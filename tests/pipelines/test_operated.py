@@ -62,7 +62,7 @@ def history(operated: Operated) -> Iterator[dg.DagsterInstance]:
             return any(run.status in ENDED for run in runs(instance, "retrain"))
 
         wait(ended, "a cycle to end", 1500, operated)
-        wait(lambda: any(m.get("job") == "retrain" for m in operated.webhook.got), "a message", 60, operated)
+        wait(lambda: any(m.get("job") == "retrain" for m in operated.webhook.got), "a message", 120, operated)
         yield instance
 
 
