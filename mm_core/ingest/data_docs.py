@@ -12,11 +12,10 @@ import re
 import time
 from functools import cached_property
 from html import escape
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_core.core.deferred import Deferred, slim_imports
+from mm_core.core.deferred import Deferred
 
 if TYPE_CHECKING:
     import great_expectations as gx
@@ -26,10 +25,6 @@ else:
     gx = Deferred("great_expectations")
     base = Deferred("great_expectations.data_context.types.base")
 
-CHARTS = ("altair", "scipy.stats")
-"""Modules that Great Expectations uses for one kind of rule: the comparison of a drop's mix, and its chart."""
-CLOUDS = ("boto3", "botocore.client", "google.api_core", "google.auth", "google.cloud", "google.oauth2", "sqlalchemy")
-"""Packages with which Great Expectations reads databases and clouds, where they are installed for other uses."""
 CLOCK_STEP = 2.0
 """Seconds by which time stamps of a file system may be older than the clock."""
 SCRIPTS = re.compile(r"<script\b.*?</script\s*>", re.DOTALL | re.IGNORECASE)
@@ -149,9 +144,6 @@ def _context(data_docs: Path) -> EphemeralDataContext:
 
     Results and pages are kept under `data_docs`.
     """
-    # A third of the import of Great Expectations is that of other packages.
-    with slim_imports(CHARTS, CLOUDS):
-        import_module("great_expectations")
     # Suites live in memory. Results are kept on disk, because the index lists those of earlier runs.
     defaults = base.InMemoryStoreBackendDefaults()
     defaults.stores[defaults.validation_results_store_name] = {

@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 
-from mm_core.core.deferred import Deferred, slim_imports
-
-NEEDY = """
-import colorsys
-try:
-    import wave
-except ImportError:
-    wave = None
-def hue(): return colorsys.rgb_to_hsv(0.0, 1.0, 1.0)[0]
-"""
+from mm_core.core.deferred import Deferred
 
 
 def test_the_module_is_imported_at_the_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,15 +33,3 @@ def test_a_missing_module_or_name_is_an_error_at_its_use() -> None:
         _ = missing.value
     with pytest.raises(AttributeError):
         _ = Deferred("json").no_such_name
-
-
-def test_a_package_is_imported_without_what_it_does_not_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "needy.py").write_text(NEEDY)
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("colorsys", "wave", "needy"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    with slim_imports(["colorsys", "json"], ["wave", "json.decoder"]):
-        needy = import_module("needy")
-    assert needy.wave is None and not {"colorsys", "wave"} & set(sys.modules)
-    assert needy.hue() == 0.5 and import_module("wave").Error
-    assert {"json", "json.decoder"} <= set(sys.modules), "what was imported before stays"
