@@ -24,7 +24,7 @@ MOST_SHARE = Fraction(2, 5)
 """Largest share of a category's groups that `eval_least` may use; the other groups train the model."""
 MIN_VALIDATION_PHOTOS = 8
 """Least number of validation photos of a category; fewer cannot choose a checkpoint and are used for training."""
-LEARNT = "role eval, but it belongs with photos that arrived earlier for training"
+LEARNT = "role eval, but it or a photo of its scene arrived earlier for training"
 
 
 @dataclass

@@ -24,6 +24,7 @@ from mm_core.core.records import ALL_CATEGORIES, decoder_of
 from mm_core.imaging.hash_index import connected
 from mm_core.ingest.holdout import LEARNT, hold_out
 from mm_core.ingest.holdout_growing import NEVER, Arrivals
+from mm_core.ingest.late_roles import LATE, LATE_TRAIN, with_late_roles
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.schemas import SCHEMAS, Column, schema_of
 
@@ -98,7 +99,7 @@ def read_placement(params: SnapshotParams, catalog: Catalog, versions: Mapping[s
     # No name holds the tables here, so that they are freed as soon as they are sorted and joined.
     return place_tables(
         params,
-        _read(catalog, "samples", versions.get("samples"), SAMPLE_COLUMNS),
+        with_late_roles(_read(catalog, "samples", versions.get("samples"), SAMPLE_COLUMNS), catalog),
         _read(catalog, "labels", versions.get("labels"), LABEL_COLUMNS),
     )
 
@@ -139,7 +140,11 @@ def place_tables(params: SnapshotParams, samples: pa.Table, labels: pa.Table) ->
 
     arrivals = _arrivals_of(samples, declared, component, category, lost_at)
     held = hold_out(params, arrivals, links)
-    judged, validation, refused = held.evaluation, held.validation, held.refused
+    # A role that came later changes nothing for a photo that was held out on arrival. Any other was free to be trained
+    # on until then.
+    role = _encoded(samples["role"])
+    late = (_equals(role, LATE) | _equals(role, LATE_TRAIN)) & ~held.evaluation
+    judged, validation, refused = held.evaluation, held.validation & ~late, held.refused | late
 
     # One eval photo marks its whole component.
     near_eval = _any_of(component, judged)
@@ -354,7 +359,9 @@ def _arrivals_of(
         category=np.asarray(category.indices.fill_null(len(category.dictionary))).astype(np.int64),
         labelled=labelled,
         asked=_equals(role, "eval"),
-        drawable=labelled & (_equals(role, "") | np.asarray(role.is_null())) & ~np.asarray(edited),
+        drawable=labelled
+        & (_equals(role, "") | _equals(role, LATE) | np.asarray(role.is_null()))
+        & ~np.asarray(edited),
         order=order,
         lost=lost,
         eval_share=shares["eval"],

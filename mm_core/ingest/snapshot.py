@@ -35,6 +35,7 @@ from mm_core.core.params import SnapshotParams
 from mm_core.core.pins import PinnedInputs, SnapshotFacts, start_for
 from mm_core.core.records import CATEGORIES, Report, digest_of, write_json
 from mm_core.ingest.holdout import LEARNT, MOST_SHARE
+from mm_core.ingest.late_roles import given_by
 from mm_core.ingest.placement import (
     LABEL_COLUMNS,
     NULLABLE,
@@ -219,7 +220,8 @@ def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str
     Args:
         params: Shares and least numbers.
         catalog: The catalog.
-        batches: List refused rows of these batches only, as kind/batch; of all batches if empty.
+        batches: List refused rows of these batches only, as kind/batch; of all batches if empty. A batch that gave a
+            known photo its role counts as the photo's batch too.
 
     Returns:
         `categories`, one row each: category, eval (photos), needed, labelled (photos), labelled_needed; `refused`, the
@@ -251,7 +253,9 @@ def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str
             words.append(f"{category}: {judging} of {params.eval_least} eval photos; {_labelled_words(count, wanted)}")
     chosen = pa.array(np.flatnonzero(placed.dropped == REASONS.index(LEARNT)))
     refused = placed.samples.select(["id", "kind", "batch"]).take(chosen).to_pylist()
-    refused = [row for row in refused if not batches or f"{row['kind']}/{row['batch']}" in batches]
+    if refused and batches:
+        given = given_by(catalog, batches)
+        refused = [row for row in refused if f"{row['kind']}/{row['batch']}" in batches or row["id"] in given]
     listed: list[RefusedToJudge] = []
     if refused:
         # A producer knows a photo by its file's name, which placement does not read.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 from mm_core.core.params import SnapshotParams
 from mm_core.core.records import CATEGORIES
 from mm_core.ingest.holdout import LEARNT, MIN_VALIDATION_PHOTOS
-from mm_core.ingest.placement import POOLS, TRAINING, stable_share
-from mm_core.ingest.snapshot import assert_no_leak
+from mm_core.ingest.placement import POOLS, TRAINING, read_placement, stable_share
+from mm_core.ingest.snapshot import assert_no_leak, eval_state
 from tests.ingest.snapshot_rows import (
     PARAMS,
     eval_group,
@@ -81,6 +83,33 @@ def test_role_eval_cannot_make_a_judge_of_what_was_learnt():
         assert pools_of(table, row["id"]) == set(), "not trained on silently"
         assert table.loc[row["id"], "dropped"] == LEARNT
     assert pools_of(table, learnt["id"]) == {"train_labeled"}, "the photo that was learnt from stays a training photo"
+
+
+@pytest.mark.parametrize("before", ["unlabeled", "train", "", "drawn", "eval"])
+def test_a_role_that_a_known_photo_gets_later_cannot_make_a_judge_of_it(workshop: Any, make: Any, before: str):
+    """Photos of an earlier drop come again with the role eval, some of them with their first matte."""
+    group = {"drawn": eval_group()}.get(before, train_group())
+    rows = [make.row(n, group=group, role={"train": "train", "eval": "eval"}.get(before, "")) for n in range(1, 4)]
+    first = rows
+    if before == "unlabeled":
+        first = [{key: value for key, value in row.items() if not key.startswith("alpha")} for row in rows]
+    workshop.drop("unlabeled" if before == "unlabeled" else "pixel_labeled", "a", first)
+    workshop.ingest()
+    workshop.drop("pixel_labeled", "b", [row | {"role": "eval"} for row in rows[:2]])
+    workshop.ingest()
+    pools = {pool: int(chosen.sum()) for pool, chosen in read_placement(PARAMS, workshop.catalog).pools.items()}
+    state = eval_state(PARAMS, workshop.catalog, ["pixel_labeled/b"])
+    if before in ("drawn", "eval"):
+        assert pools["eval"] == 3 and not state["refused"], "it was held out from its arrival on"
+        return
+    assert pools["eval"] == pools["validation"] == 0
+    assert pools["train_labeled"] + pools["train_unlabeled"] == 1, "not trained on silently"
+    assert {row["image"] for row in state["refused"]} == {row["image"] for row in rows[:2]}
+    assert f"2 photos cannot judge and are not trained on ({LEARNT})" in state["words"][-1]
+    workshop.drop("pixel_labeled", "b", [row | {"role": "train"} for row in rows[:2]])
+    workshop.ingest()
+    table = read_placement(PARAMS, workshop.catalog)
+    assert not table.pools["eval"].any() and not eval_state(PARAMS, workshop.catalog)["refused"]
 
 
 def test_what_arrives_near_a_learnt_photo_is_no_validation_photo():
