@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from mm_core.core.categories import GUARDED
 from mm_core.core.errors import BlobNotFound, InputError
 from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
@@ -130,10 +131,21 @@ def headline(verdict: Verdict) -> str:
     """Return the decision in one sentence."""
     if verdict.decision == "PROMOTE":
         return "The candidate may ship."
-    if verdict.decision == "REJECT" and verdict.basis == "bootstrap":
+    first = verdict.basis == "bootstrap"
+    failed = {cell.against for cell in verdict.cells if cell.result == "fail"}
+    if verdict.decision == "REJECT" and first and "floor" in failed:
         return "The first model is below the floor: nothing is released."
+    if verdict.decision == "REJECT" and first and "blind" in failed:
+        return "The first model is worse than the blind matte: nothing is released."
     if verdict.decision == "REJECT":
         return "A loss is shown: nothing is released."
+    if not verdict.cells:
+        return "There are no scores that can be compared: nothing is released."
+    if first:
+        return "It is not settled whether the first model is good enough: nothing is released."
+    # The shadow photos can hold a candidate that passed every comparison.
+    if all(cell.result == "pass" for cell in verdict.cells if cell.category not in GUARDED):
+        return "A gain is shown, but people must look at it first: nothing is released."
     return "Neither a sufficient gain nor a loss is shown: nothing is released."
 
 

@@ -58,7 +58,10 @@ def losses(cells: Sequence[Cell]) -> list[str]:
 
 
 def worse_list(cells: Sequence[Cell]) -> str:
-    """List all categories and metrics with a worse mean than the champion's, with bounds; empty if none is worse."""
+    """List all categories and metrics with a worse mean than the champion's, with bounds; empty if none is worse.
+
+    A plain mean of errors may be worse where the softened one is better. It is listed too, with the softened gain.
+    """
     rows: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         if cell.against == "champion" and cell.category != MACRO and cell.gain < 0:
@@ -66,13 +69,19 @@ def worse_list(cells: Sequence[Cell]) -> str:
             # Gain and guard cells repeat the metric, so the non-inferiority cell replaces them.
             if known is None or known.role in ("gain", "guard"):
                 rows[cell.category, cell.metric] = cell
-    if not rows:
-        return ""
-    each = ", ".join(
+    texts = [
         f"{category} {_named(cell)} {change(cell, cell.gain)} (at worst {change(cell, cell.bound)})"
         for (category, _), cell in rows.items()
-    )
-    return f"worse than the champion: {each}"
+    ]
+    for cell in cells:
+        softened = cell.against == "champion" and cell.role == "non_inferior" and cell.metric in RELATIVE
+        plain = (cell.reference or 0.0) - cell.candidate
+        if softened and cell.category != MACRO and plain < 0 and (cell.category, cell.metric) not in rows:
+            texts.append(
+                f"{cell.category} plain mean of {cell.metric} {change(cell, plain)} (large errors of single photos "
+                f"softened {change(cell, cell.gain)}, at worst {change(cell, cell.bound)})"
+            )
+    return f"worse than the champion: {', '.join(texts)}" if texts else ""
 
 
 def _named(cell: Cell) -> str:

@@ -471,3 +471,16 @@ def test_a_softened_gain_with_a_worse_plain_mean_is_said(tmp_path: Path) -> None
     assert any("pets plain mean of mse -4 %" in reason for reason in found.reasons), found.reasons
     promoted = verdict(tmp_path / "plain", simulate(1, gains=0.3))
     assert promoted.reasons[0].startswith("mse (large errors of single photos softened) is better in all 6 categories")
+
+
+@pytest.mark.parametrize(("category", "metric"), [("pets", "conn"), ("scenery", "mse"), ("scenery", "conn")])
+def test_a_worse_plain_mean_is_listed_for_every_category_and_metric(tmp_path: Path, category: str, metric: str) -> None:
+    """One photo of sixty is far worse, which softened errors play down."""
+    scores, frame = tables(simulate(27, photos=60, gains=0.2))
+    champion = scores[scores["model"] == "champion"].set_index("sample_id")[metric]
+    photos = frame.loc[frame["category"] == category, "sample_id"]
+    ours = (scores["model"] == "multimodal") & scores["sample_id"].isin(photos)
+    scores.loc[ours, metric] = scores.loc[ours, "sample_id"].map(champion) * 0.9
+    scores.loc[ours & (scores["sample_id"] == champion[photos].idxmax()), metric] += 0.3 * champion[photos].sum()
+    found = decide(PARAMS, workspace(tmp_path, scores, frame), INPUTS)
+    assert any(f"{category} plain mean of {metric} -20 %" in reason for reason in found.reasons), found.reasons

@@ -168,17 +168,37 @@ def test_whole_cycle(whole: tuple[Layout, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("decision", "basis", "words"),
+    ("decision", "basis", "against", "result", "words"),
     [
-        ("REJECT", "bootstrap", "below the floor"),
-        ("REJECT", "paired", "A loss is shown"),
-        ("INCONCLUSIVE", "paired", "Neither"),
-        ("PROMOTE", "paired", "may ship"),
+        ("REJECT", "bootstrap", "floor", "fail", "below the floor"),
+        ("REJECT", "bootstrap", "blind", "fail", "worse than the blind matte"),
+        ("REJECT", "bootstrap", "float", "fail", "A loss is shown"),
+        ("REJECT", "paired", "champion", "fail", "A loss is shown"),
+        ("INCONCLUSIVE", "bootstrap", "floor", "unclear", "not settled whether the first model"),
+        ("INCONCLUSIVE", "paired", "champion", "unclear", "Neither a sufficient gain nor a loss"),
+        ("INCONCLUSIVE", "paired", "champion", "pass", "A gain is shown, but people must look"),
+        ("INCONCLUSIVE", "paired", "", "", "no scores that can be compared"),
+        ("PROMOTE", "paired", "champion", "pass", "may ship"),
     ],
 )
-def test_the_headline_follows_the_verdict(whole: tuple[Layout, str], decision: str, basis: str, words: str) -> None:
+def test_the_headline_follows_the_verdict(  # noqa: PLR0913  the columns of the table
+    whole: tuple[Layout, str], decision: str, basis: str, against: str, result: str, words: str
+) -> None:
     verdict = Verdict.model_validate_json(whole[0].verdict.read_text())
-    assert words in headline(verdict.model_copy(update={"decision": decision, "basis": basis}))
+    cell = verdict.cells[0].model_copy(update={"against": against, "result": result})
+    cells = [cell, *verdict.cells[1:]] if against else []
+    assert words in headline(verdict.model_copy(update={"decision": decision, "basis": basis, "cells": cells}))
+
+
+def test_the_page_has_every_reason(tmp_path: Path) -> None:
+    """What got worse is listed after the losses, of which there may be many."""
+    layout = cycle(tmp_path, photos=2)[0]
+    verdict = Verdict.model_validate_json(layout.verdict.read_text())
+    reasons = [f"reason {number}" for number in range(30)]
+    layout.verdict.write_text(verdict.model_copy(update={"reasons": reasons}).model_dump_json())
+    page = page_of(layout)
+    checked(page)
+    assert all(f"<li>{reason}</li>" in page for reason in reasons)
 
 
 def test_one_page_is_kept(whole: tuple[Layout, str]) -> None:
