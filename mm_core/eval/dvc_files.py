@@ -13,6 +13,7 @@ import pandas as pd
 from mm_core.core.deferred import Deferred
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.records import CATEGORIES, write_bytes, write_json
+from mm_core.eval.blind import NAME as BLIND_NAME
 
 if TYPE_CHECKING:
     import matplotlib
@@ -41,7 +42,7 @@ def write_headline(path: Path, scores: Scores) -> None:
 
 
 def plot_stages(folder: Path, scores: Scores) -> list[Path]:
-    """Write one SVG per metric of PLOTTED: a panel per category, the training stages on the x axis.
+    """Write one SVG per metric of PLOTTED: a panel per category, the training stages on the x axis, the blind matte.
 
     `dvc plots show` embeds pictures as they are, so that its page needs no network. Equal scores give equal bytes.
 
@@ -51,6 +52,7 @@ def plot_stages(folder: Path, scores: Scores) -> list[Path]:
     stages = [stage for stage in TRAIN_STAGES if (stage, "float") in scores]
     tables = [scores[stage, "float"] for stage in stages]
     categories = [str(name) for name in tables[0].index] if tables else []
+    blind = scores.get((BLIND_NAME, "float"))
     written = []
     for metric, label in PLOTTED.items():
         columns = min(3, max(1, len(categories)))
@@ -70,11 +72,14 @@ def plot_stages(folder: Path, scores: Scores) -> list[Path]:
             axes = figure.add_subplot(rows, columns, place)
             values = [float(table.loc[category, metric]) for table in tables]
             axes.plot(stages, values, marker="o")
+            if blind is not None and category in blind.index:
+                axes.axhline(float(blind.loc[category, metric]), color="0.5", linestyle="--", linewidth=1)
+                values.append(float(blind.loc[category, metric]))
             axes.set_title(category, fontsize=9)
             # Room above the highest point, whose marker is cut off otherwise.
             axes.set_ylim(0, 1.1 * max(filter(math.isfinite, values), default=0.0) or 1.0)
             axes.tick_params(labelsize=7)
-        figure.suptitle(f"{label} by training stage (float models, eval set)", fontsize=10)
+        figure.suptitle(f"{label} by training stage (float models, eval set; dashed: blind)", fontsize=10)
         stream = BytesIO()
         # Without a date and with fixed ids, equal scores give equal files, and DVC sees no change.
         with matplotlib.rc_context({"svg.hashsalt": "matting", "svg.fonttype": "none"}):

@@ -36,6 +36,7 @@ from mm_core.core.records import (
     write_json,
 )
 from mm_core.core.revision import code_revision
+from mm_core.eval.blind import NAME as BLIND
 from mm_core.export.bundle_costs import FileRun, decoder_entry, run_all, torch_latencies
 from mm_core.export.bundle_manifest import (
     BundleManifest,
@@ -200,7 +201,7 @@ def _about(layout: Layout, verdict: Verdict) -> BundleFacts:
         "metrics": {
             category: {
                 precision: scores[name][category]
-                for precision, name in (("float", candidate), ("int8", f"{candidate}.int8"))
+                for precision, name in (("float", candidate), ("int8", f"{candidate}.int8"), (BLIND, BLIND))
                 if category in scores.get(name, {})
             }
             for category in ALL_CATEGORIES

@@ -165,7 +165,7 @@ class BundleManifest(TypedDict):
     code_revision: str
     verdict: VerdictHead
     metrics: dict[str, dict[str, dict[str, float]]]
-    """Category → `float` or `int8` → metric."""
+    """Category → `float`, `int8` or `blind` (the mean matte of the category) → metric."""
     asked: Requests
     decoders: dict[str, DecoderEntry]
     input: InputSpec

@@ -15,11 +15,11 @@ def model_card(manifest: BundleManifest) -> str:
     """Return the model card as Markdown, from the manifest alone."""
     verdict, size = manifest["verdict"], manifest["input"]["shape"][-1]
     metrics = manifest["metrics"]
-    # One row per category and precision.
+    # One row per category and file, and the blind matte for comparison.
     quality = [
         [c, p, *(_number(metrics[c][p].get(m)) for m in SHOWN)]
         for c in metrics
-        for p in ("float", "int8")
+        for p in ("float", "int8", "blind")
         if p in metrics[c]
     ]
     # One row per file: size, latency and speedup, memory, difference to float.
@@ -53,8 +53,8 @@ Alpha mattes of photos on a phone: one int8 file per kind of subject
   people, nor as a measure of anything.
 
 ## Quality on the frozen evaluation set
-{_table(["category", "precision", *SHOWN], quality)}
-{better}; the gate judged {", ".join(CATEGORIES)}.
+{_table(["category", "model", *SHOWN], quality)}
+{better}; the gate judged {", ".join(CATEGORIES)}. Blind: the mean matte of the category, whatever the photo shows.
 Verdict: {verdict["decision"]} ({verdict["basis"]}), {verdict["created_at"]}.
 
 ## Size and speed here

@@ -81,11 +81,12 @@ def test_the_headline_is_macro_and_the_six_of_the_released_files(evaluated) -> N
 
 def test_plots_are_pictures_that_need_no_network_and_stay_the_same(evaluated, tmp_path: Path) -> None:
     layout, _, table = evaluated
-    keys = [(stage, "float") for stage in STAGES]
+    keys = [(name, "float") for name in (*STAGES, "blind")]
     scores = {k: category_scores(table[(table["model"] == k[0]) & (table["precision"] == k[1])]) for k in keys}
     for path in plot_stages(tmp_path, scores):
         text = path.read_text()
         assert all(name in text for name in (*STAGES, *ALL_CATEGORIES, "macro"))
+        assert text.count("stroke-dasharray") == len(scores[keys[0]]), "a line for the blind matte in each panel"
         links = re.findall(r'(?:href|src)="(?!#)([^"]*)"|url\((?!#)', text)
         assert links == []
         assert (layout.evaluation / "plots" / path.name).read_text() == text

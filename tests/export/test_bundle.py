@@ -42,13 +42,14 @@ def test_the_manifest_says_what_was_judged_and_every_digest_holds(exported):
     scores = json.loads((exported.evaluation / "metrics.json").read_text())
     assert manifest["metrics"]["pets"]["int8"] == scores["multimodal.int8"]["pets"]
     assert manifest["metrics"]["pets"]["float"] == scores["multimodal"]["pets"]
+    assert manifest["metrics"]["pets"]["blind"] == scores["blind"]["pets"]
     assert manifest["input"]["shape"] == [1, 3, 64, 64] and manifest["input"]["mean"] == [0.0, 0.0, 0.0]
     assert sorted(r["license"] for r in manifest["data"]["sources"]) == ["CC0-1.0", "not stated"]
     training = sum(len(b.read_pool(exported.snapshot, pool)) for pool in b.TRAINING)
     assert sum(r["photos"] for r in manifest["data"]["sources"]) == training
     assert manifest["verdict"]["decision"] == "PROMOTE" and manifest["opset"] >= 17
     card = (folder / "MODEL_CARD.md").read_text()
-    assert "| portrait | int8 |" in card and "CC0-1.0" in card
+    assert "| portrait | int8 |" in card and "| portrait | blind |" in card and "CC0-1.0" in card
 
 
 @pytest.mark.parametrize("golden_of", ["alpha", "choice"])
