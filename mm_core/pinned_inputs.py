@@ -148,7 +148,7 @@ def inputs_now(layout: Layout) -> PinnedInputs:
     """Return the present catalog versions and models, in the format of `read_inputs`."""
     registry, catalog = Registry(layout.settings), catalog_of(layout)
     inputs: PinnedInputs = {
-        "catalog": {table: catalog.version(table) for table in PINNED_TABLES},
+        "catalog": {table: catalog.version(table) for table in (*PINNED_TABLES, "corrections")},
         "champion": registry.pin("champion"),
         "anchor": registry.pin("anchor"),
     }

@@ -12,6 +12,7 @@ from mm_core.core.records import unseal
 
 Role = Literal["champion", "anchor"]
 PINNED_TABLES: Final = ("samples", "labels", "features")
+"""The catalog's tables in each record; those of newer versions also have `corrections`."""
 ROLES: Final[tuple[Role, Role]] = ("champion", "anchor")
 
 

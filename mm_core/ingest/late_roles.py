@@ -13,13 +13,18 @@ LATE, LATE_TRAIN = "late eval", "late eval, train before"
 """Roles of photos that got the role `eval` after their arrival; the catalog has `eval`."""
 
 
-def with_late_roles(samples: pa.Table, catalog: Catalog) -> pa.Table:
+def with_late_roles(samples: pa.Table, catalog: Catalog, version: int | None = None) -> pa.Table:
     """Return the samples with the roles LATE, LATE_TRAIN and `train` of photos that had another role before.
+
+    `version` is that of `corrections`: the newest by default, and -1 before its first row.
 
     A photo that could have been trained on before a drop gave it the role `eval` has LATE, or LATE_TRAIN if it had the
     role `train`. A photo that once had the role `train` keeps it if no drop gave it another one.
     """
-    changes = catalog.read("corrections", columns=["sample_id", "old"], filters=[("column", "=", "role")])
+    if version == -1:
+        return samples
+    of_roles = [("column", "=", "role")]
+    changes = catalog.read("corrections", version=version, columns=["sample_id", "old"], filters=of_roles)
     before: dict[str, set[str]] = {}
     for sample, old in zip(changes["sample_id"], changes["old"].fillna(""), strict=True):
         before.setdefault(sample, set()).add(old)

@@ -99,7 +99,9 @@ def read_placement(params: SnapshotParams, catalog: Catalog, versions: Mapping[s
     # No name holds the tables here, so that they are freed as soon as they are sorted and joined.
     return place_tables(
         params,
-        with_late_roles(_read(catalog, "samples", versions.get("samples"), SAMPLE_COLUMNS), catalog),
+        with_late_roles(
+            _read(catalog, "samples", versions.get("samples"), SAMPLE_COLUMNS), catalog, versions.get("corrections")
+        ),
         _read(catalog, "labels", versions.get("labels"), LABEL_COLUMNS),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -95,6 +96,8 @@ def test_a_role_that_a_known_photo_gets_later_cannot_make_a_judge_of_it(workshop
         first = [{key: value for key, value in row.items() if not key.startswith("alpha")} for row in rows]
     workshop.drop("unlabeled" if before == "unlabeled" else "pixel_labeled", "a", first)
     workshop.ingest()
+    pinned = workshop.catalog.versions()
+    then = read_placement(PARAMS, workshop.catalog).pools
     workshop.drop("pixel_labeled", "b", [row | {"role": "eval"} for row in rows[:2]])
     workshop.ingest()
     pools = {pool: int(chosen.sum()) for pool, chosen in read_placement(PARAMS, workshop.catalog).pools.items()}
@@ -110,6 +113,9 @@ def test_a_role_that_a_known_photo_gets_later_cannot_make_a_judge_of_it(workshop
     workshop.ingest()
     table = read_placement(PARAMS, workshop.catalog)
     assert not table.pools["eval"].any() and not eval_state(PARAMS, workshop.catalog)["refused"]
+    # A pinned cycle does not see what its tables learnt later.
+    again = read_placement(PARAMS, workshop.catalog, pinned).pools
+    assert all(np.array_equal(again[pool], chosen) for pool, chosen in then.items())
 
 
 def test_what_arrives_near_a_learnt_photo_is_no_validation_photo():
