@@ -176,8 +176,6 @@ def _truth(job: _Job, known: _Known, size: tuple[int, int]) -> np.ndarray | None
     from mm_core.imaging.images import load_alpha
 
     blob = known.alpha(job.photo)
-    if blob is None and job.truth is None:
-        return None
     alpha = load_alpha(blob) if blob else job.truth.load() if job.truth else None
     return None if alpha is None else cv2.resize(alpha, size[::-1], interpolation=cv2.INTER_AREA)
 
@@ -194,11 +192,9 @@ def _jobs(photos: Sequence[Path]) -> Iterator[_Job]:
             raise InputError(f"{given}: no such file or folder; name photos, or folders of photos")
         folder = given if given.is_dir() else given.parent
         finder = MatteFinder(folder)
-        files = [given]
-        if given.is_dir():
-            files = [path for path in sorted(given.rglob("*")) if _is_photo(path, finder)]
-            if not files:
-                raise InputError(f"{given}: {NO_PHOTOS}")
+        files = sorted(p for p in given.rglob("*") if _is_photo(p, finder)) if given.is_dir() else [given]
+        if not files:
+            raise InputError(f"{given}: {NO_PHOTOS}")
         for photo in files:
             inside, matte = photo.relative_to(folder), finder.matte_of(photo)
             truth = Truth(str(photo), str(photo), "", photo, matte) if matte else None

@@ -20,7 +20,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict, cast
@@ -57,20 +57,14 @@ def exclusive(path: Path, waiting: Callable[[], None] | None = None) -> Iterator
     Raises:
         InputError: The file system does not support locks, or the file cannot be opened.
     """
-    lock = _open(path)
-    # First try without waiting, so that the caller can announce a wait.
-    if not _acquire(lock, path, 0):
-        if waiting is not None:
-            waiting()
-        _acquire(lock, path, -1)
+    lock = _wait_for(path, waiting)
     try:
         yield
     finally:
         lock.release()
 
 
-@contextmanager
-def cycle_lock(layout: Layout, what: str, *, started_by: str = "") -> Iterator[bool]:
+def cycle_lock(layout: Layout, what: str, *, started_by: str = "") -> AbstractContextManager[bool]:
     """Hold the workspace's cycle lock for the body; log the holder if this process has to wait.
 
     Args:
@@ -81,8 +75,12 @@ def cycle_lock(layout: Layout, what: str, *, started_by: str = "") -> Iterator[b
     Yields:
         True for the outermost hold of the present thread, False for a nested one.
     """
-    with _reentrant(_cycle_path(layout), what, _wait_for_cycle(layout, what), started_by) as outermost:
-        yield outermost
+    path = _cycle_path(layout)
+
+    def wait() -> None:
+        _log.warning("mm %s waits: %s has the cycle of %s", what, holder_of(path) or "another process", layout.root)
+
+    return _reentrant(path, what, wait, started_by)
 
 
 @contextmanager
@@ -104,16 +102,14 @@ def try_cycle_lock(layout: Layout, what: str, seconds: float = 0.0) -> Iterator[
         yield True
 
 
-@contextmanager
-def removal_lock(layout: Layout, what: str) -> Iterator[None]:
+def removal_lock(layout: Layout, what: str) -> AbstractContextManager[bool]:
     """Hold the workspace's removal lock for the body."""
     path = layout.locks / "removal.lock"
 
     def wait() -> None:
         _log.warning("mm %s waits for %s", what, holder_of(path) or "another process that removes or copies photos")
 
-    with _reentrant(path, what, wait):
-        yield
+    return _reentrant(path, what, wait)
 
 
 def cycle_holder(layout: Layout) -> str | None:
@@ -128,12 +124,10 @@ def cycle_holder(layout: Layout) -> str | None:
 
 def holder_of(path: Path) -> str:
     """Return a text about the last holder of a lock; empty if the holder wrote none."""
-    try:
-        entry = json.loads(_about(path).read_text())
-        command = command_of(entry)
-        return f"`{command}` of {entry['who']} (process {entry['process']}), at work since {entry['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    entry = _entry_of(path)
+    if "who" not in entry or "process" not in entry or "since" not in entry:
         return ""
+    return f"`{command_of(entry)}` of {entry['who']} (process {entry['process']}), at work since {entry['since']}"
 
 
 class LockEntry(TypedDict, total=False):
@@ -160,19 +154,15 @@ def cycle_entry(layout: Layout) -> LockEntry:
 
     Empty without a holder, or if the record cannot be read. Processes that work for the holder may ask too.
     """
+    return _entry_of(_cycle_path(layout))
+
+
+def _entry_of(path: Path) -> LockEntry:
     try:
-        entry = json.loads(_about(_cycle_path(layout)).read_text())
+        entry = json.loads(_about(path).read_text())
     except (OSError, ValueError):
         return {}
     return cast(LockEntry, entry) if isinstance(entry, dict) else {}
-
-
-def _wait_for_cycle(layout: Layout, what: str) -> Callable[[], None]:
-    def wait() -> None:
-        holder = holder_of(_cycle_path(layout)) or "another process"
-        _log.warning("mm %s waits: %s has the cycle of %s", what, holder, layout.root)
-
-    return wait
 
 
 def _cycle_path(layout: Layout) -> Path:
@@ -193,11 +183,7 @@ def _reentrant(path: Path, what: str, waiting: Callable[[], None], started_by: s
         finally:
             _held.depth[path] -= 1
         return
-    lock = _open(path)
-    if not _acquire(lock, path, 0):
-        waiting()
-        _acquire(lock, path, -1)
-    with _entered(path, what, lock, started_by):
+    with _entered(path, what, _wait_for(path, waiting), started_by):
         yield True
 
 
@@ -222,6 +208,17 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's numeric user has no name
         return str(os.getuid())
+
+
+def _wait_for(path: Path, waiting: Callable[[], None] | None) -> FileLock:
+    """Take a lock; call `waiting` once if another process or thread has it."""
+    lock = _open(path)
+    # First try without waiting, so that the caller can announce a wait.
+    if not _acquire(lock, path, 0):
+        if waiting is not None:
+            waiting()
+        _acquire(lock, path, -1)
+    return lock
 
 
 def _open(path: Path) -> FileLock:

@@ -66,10 +66,8 @@ def start_for(pinned: PinnedInputs, snapshot: str) -> StartPin | None:
 
 def start_digest(pinned: PinnedInputs) -> str | None:
     """Return the digest of the weights that the cycle's first stage starts from; None: no model lies there yet."""
-    if champion := pinned.get("champion"):
-        return champion["digest"]
-    start = pinned.get("start")
-    return start["digest"] if start else None
+    model = pinned.get("champion") or pinned.get("start")
+    return model["digest"] if model else None
 
 
 class SnapshotFacts(PinnedInputs):

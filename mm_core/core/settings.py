@@ -77,17 +77,15 @@ class Settings:
             inbox=_absolute(inbox or os.environ.get("MM_INBOX") or str(root / "inbox")),
             store=_absolute(os.environ.get("MM_STORE") or str(root / "store")),
             mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{root / 'mlflow' / 'mlflow.db'}",
-            params_file=Path(os.environ.get("MM_PARAMS") or "params.yaml").expanduser().absolute(),
+            params_file=_path("MM_PARAMS", "params.yaml"),
             device=os.environ.get("MM_DEVICE") or "auto",
             pixel_cache_gb=_whole("MM_PIXEL_CACHE_GB", 20, 0, 1_000_000),
-            executorch_python=_tool("executorch"),
-            litert_python=_tool("litert"),
-            fiftyone_python=_tool("fiftyone"),
-            onnxruntime_web=Path(os.environ.get("MM_ONNXRUNTIME_WEB") or ".tools/onnxruntime-web/package/dist")
-            .expanduser()
-            .absolute(),
-            gallery=Path(os.environ.get("MM_GALLERY") or root / "gallery").expanduser().absolute(),
-            labelstudio_python=_tool("labelstudio"),
+            executorch_python=_path("MM_EXECUTORCH_PYTHON", Settings.executorch_python),
+            litert_python=_path("MM_LITERT_PYTHON", Settings.litert_python),
+            fiftyone_python=_path("MM_FIFTYONE_PYTHON", Settings.fiftyone_python),
+            onnxruntime_web=_path("MM_ONNXRUNTIME_WEB", Settings.onnxruntime_web),
+            gallery=_path("MM_GALLERY", root / "gallery"),
+            labelstudio_python=_path("MM_LABELSTUDIO_PYTHON", Settings.labelstudio_python),
             label_studio_url=os.environ.get("LABEL_STUDIO_URL", "").rstrip("/"),
             label_studio_project=os.environ.get("LABEL_STUDIO_PROJECT") or "Matting Moments",
             pages_url=os.environ.get("MM_PAGES_URL", "").rstrip("/"),
@@ -113,9 +111,8 @@ class Settings:
         return replace(Settings.from_env(root), mlflow_uri=database, **places)
 
 
-def _tool(name: str) -> Path:
-    """Return the Python of an isolated environment: `MM_<NAME>_PYTHON`, or the Makefile's default."""
-    return Path(os.environ.get(f"MM_{name.upper()}_PYTHON") or f".tools/{name}/bin/python").expanduser().absolute()
+def _path(name: str, default: str | Path) -> Path:
+    return Path(os.environ.get(name) or default).expanduser().absolute()
 
 
 def _absolute(url: str) -> str:

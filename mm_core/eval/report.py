@@ -154,12 +154,11 @@ def _about(layout: Layout, catalog: Catalog, verdict: Verdict | None) -> list[tu
     # If several batches arrived at the same time, the last one by name is shown.
     order = "ORDER BY accepted_at DESC NULLS LAST, batch DESC LIMIT 1"
     newest = catalog.query(f"SELECT batch FROM samples {order}", _snapshot(layout).get("catalog"))
-    rows = [
+    return [
         ("workspace", str(layout.root)),
         ("newest batch", str(newest["batch"].iloc[0]) if len(newest) else "none"),
         ("date", verdict.created_at if verdict else datetime.now(UTC).isoformat(timespec="seconds")),
     ]
-    return rows
 
 
 def _bars(scores: Scores) -> list[dict[str, object]]:
@@ -271,15 +270,13 @@ def _split(layout: Layout, catalog: Catalog, store: Store) -> list[dict[str, obj
         if not has_file(path):
             continue
         frame = read_sealed_table(path, "run `mm split` again").to_pandas()
-        rows = sorted(records(frame, SplitRow), key=lambda row: row["difficulty"], reverse=hardest)
-        # One photo per category: the dict keeps the first of the sorted rows, because they are reversed.
-        ranked = list({row["category"]: row for row in reversed(rows) if row["category"]}.values())[::-1]
+        ranked = frame.sort_values("difficulty", ascending=not hardest, kind="stable").dropna(subset="category")
         pictures = [
             {"src": src, "title": f"{str(row['category']).replace('_', ' ')} {number(row['difficulty'], 2)}"}
-            for row in ranked
+            for row in records(ranked.drop_duplicates("category"), SplitRow)
             if row["sample_id"] not in gone and (src := _thumbnail(fetch_blob(store, row["sample_id"])))
         ]
-        shown.append({"name": name, "count": len(rows), "pictures": pictures})
+        shown.append({"name": name, "count": len(frame), "pictures": pictures})
     return shown
 
 
@@ -333,9 +330,7 @@ def _counts(catalog: Catalog) -> dict[str, object]:
     groups = catalog.query(
         f"SELECT {category} AS name, kind, count(*) AS photos FROM samples GROUP BY {category}, kind"
     )
-    photos: Counter[tuple[str, str]] = Counter()
-    for row in groups.to_dict("records"):
-        photos[str(row["name"]), str(row["kind"])] += int(row["photos"])
+    photos = Counter({(row["name"], row["kind"]): int(row["photos"]) for row in groups.to_dict("records")})
     labelled = catalog.query("SELECT count(DISTINCT sample_id) AS photos FROM labels WHERE withdrawn_at IS NULL")
     counted = {c: [photos[c, kind] for kind in KINDS] for c in (*ALL_CATEGORIES, "unknown")}
     rows = [{"category": c, "counts": counts, "total": sum(counts)} for c, counts in counted.items() if any(counts)]

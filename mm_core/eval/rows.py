@@ -13,44 +13,25 @@ from mm_core.core.pins import ModelPin
 class PhotoRow(Protocol):
     """A row of the catalog's samples, as `DataFrame.itertuples` gives it."""
 
-    @property
-    def id(self) -> str:
-        """Sample id."""
-        ...
-
-    @property
-    def category(self) -> str | None:
-        """Category of the photo."""
-        ...
+    id: str
+    """Sample id."""
+    category: str | None
+    """Category of the photo."""
 
 
 class EvalRow(Protocol):
     """A row of the snapshot's eval pool, as `DataFrame.itertuples` gives it."""
 
-    @property
-    def sample_id(self) -> str:
-        """Sample id."""
-        ...
-
-    @property
-    def group(self) -> str:
-        """Burst, scene or near-duplicates."""
-        ...
-
-    @property
-    def category(self) -> str:
-        """Category of the photo."""
-        ...
-
-    @property
-    def decoder(self) -> str:
-        """Decoder of the category."""
-        ...
-
-    @property
-    def alpha_sha256(self) -> str:
-        """Digest of the true matte."""
-        ...
+    sample_id: str
+    """Sample id."""
+    group: str
+    """Burst, scene or near-duplicates."""
+    category: str
+    """Category of the photo."""
+    decoder: str
+    """Decoder of the category."""
+    alpha_sha256: str
+    """Digest of the true matte."""
 
 
 class ScoreIdentity(TypedDict):

@@ -12,7 +12,7 @@ import pandas as pd
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.settings import Settings
-from mm_core.export.provenance import Provenance, SnapshotPin, StageProvenance, read_provenance
+from mm_core.export.provenance import Provenance, read_provenance
 from mm_core.export.registry import NAME, Move, Registry
 from mm_core.export.start_weights import kept_starts
 from mm_core.ingest.placement import POOLS
@@ -44,25 +44,13 @@ class AffectedModel(TypedDict):
     """Pool → number of the samples."""
 
 
-class Lineage(TypedDict):
-    """The origin of a version; JSON values."""
+class Lineage(Provenance):
+    """The origin of a version, JSON values: its provenance and what the registry has about it."""
 
     version: str
     aliases: list[str]
-    model: str
     files: dict[str, str]
     bundle: str
-    code_revision: str
-    versions: dict[str, str]
-    seed: int
-    params: dict[str, object]
-    start: str | None
-    stages: dict[str, StageProvenance]
-    snapshot: SnapshotPin
-    snapshot_files: dict[str, str]
-    split_files: dict[str, str]
-    calibration: dict[str, list[str]]
-    verdict: dict[str, object]
     moves: list[Move]
     counts: dict[str, int]
     """Pool → number of samples."""
@@ -85,22 +73,12 @@ def lineage(settings: Settings, version: str) -> Lineage:
     provenance = read_provenance(store, tags["provenance"])
     samples = samples_of(provenance, store)
     return {
+        **provenance,
         "version": tags["version"],
         "aliases": json.loads(tags["aliases"]),
         "model": tags["model_digest"],
         "files": json.loads(tags["files"]),
         "bundle": tags["bundle"],
-        "code_revision": provenance["code_revision"],
-        "versions": provenance["versions"],
-        "seed": provenance["seed"],
-        "params": provenance["params"],
-        "start": provenance["start"],
-        "stages": provenance["stages"],
-        "snapshot": provenance["snapshot"],
-        "snapshot_files": provenance["snapshot_files"],
-        "split_files": provenance["split_files"],
-        "calibration": provenance["calibration"],
-        "verdict": provenance["verdict"],
         "moves": [move for move in registry.history() if tags["version"] in (move["from"], move["to"])],
         "counts": dict(Counter(sample["pool"] for sample in samples)),
         "samples": samples,

@@ -21,7 +21,7 @@ from mm_core.imaging.images import encode_alpha, read_header
 from mm_core.ingest.batch_names import name_fault
 from mm_core.ingest.coco import is_coco, read_coco, read_json
 from mm_core.ingest.decode_sandbox import safely
-from mm_core.ingest.drop import DropSummary, LeftOut, matte_place, write_manifest
+from mm_core.ingest.drop import DropSummary, LeftOut, copy_file, matte_place, write_manifest
 from mm_core.ingest.fiftyone_json import SAMPLES, FiftyOnePhoto, inside, is_fiftyone, read_fiftyone
 
 PHOTO_PLACES = ("", "data", "images", "image", "photos")
@@ -155,8 +155,7 @@ def _write(photo: DatasetPhoto, batch: Path, kind: str, earlier: int) -> dict[st
     """
     row = {name: value for name, value in photo.row.items() if value and (name != "caption" or kind == "text_image")}
     row |= {"image": f"images/{photo.name}", "sha256": sha256_file(photo.path)}
-    (batch / row["image"]).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(photo.path, batch / row["image"])
+    copy_file(photo.path, batch / row["image"])
     if kind == "pixel_labeled" and photo.matte:
         suffix = f".{earlier + 1}.png" if earlier else ".png"
         row["alpha"] = f"alphas/{matte_place(PurePath(photo.name), suffix, row['sha256'])}"
@@ -172,12 +171,10 @@ def _is_sixteen_bit(alpha: np.ndarray) -> bool:
 
 
 def _counts(photos: Sequence[DatasetPhoto], kind: str) -> dict[str, dict[str, int]]:
-    counts: dict[str, dict[str, int]] = {}
-    for photo in sorted(photos, key=lambda photo: (not photo.row.get("category"), photo.row.get("category", ""))):
-        entry = counts.setdefault(photo.row.get("category") or NO_CATEGORY, {"photos": 0, "mattes": 0})
-        entry["photos"] += 1
-        entry["mattes"] += kind == "pixel_labeled"
-    return counts
+    counts = Counter(photo.row.get("category") or NO_CATEGORY for photo in photos)
+    # Every photo of a labelled drop has a matte. The photos without a category come last.
+    ordered = sorted(counts.items(), key=lambda item: (item[0] == NO_CATEGORY, item))
+    return {name: {"photos": n, "mattes": n if kind == "pixel_labeled" else 0} for name, n in ordered}
 
 
 def _coco(folder: Path, labels: Path) -> Dataset:

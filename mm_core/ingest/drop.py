@@ -172,7 +172,7 @@ def package_folder(folder: Path, inbox: Path, kind: str, batch: str) -> Packaged
     is_copied = lambda path: path.is_file() and filecmp.cmp(path, copies[path], shallow=False)  # noqa: E731
     check_outputs(list(copies), copies.values(), is_ours=is_copied, remedy="choose another --batch")
     for path, source in copies.items():
-        _copy(source, path)
+        copy_file(source, path)
     # The manifest makes the drop ready, so it is written after all files.
     write_manifest(target, rows)
     unknown = [p.parent.relative_to(folder).as_posix() for p, row in zip(photos, rows, strict=True)]
@@ -323,6 +323,7 @@ def _caption_table(path: Path) -> dict[str, str]:
     return found
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file; the folder of the target is made if it is missing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)

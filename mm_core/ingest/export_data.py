@@ -26,7 +26,7 @@ from mm_core.core.spellings import PHOTOS, SUFFIXES
 from mm_core.imaging.images import load_alpha
 from mm_core.ingest.coco import ROW_KEYS, CocoPhoto, load_pycocotools, write_coco
 from mm_core.ingest.csv_text import csv_bytes
-from mm_core.ingest.drop import escaped
+from mm_core.ingest.drop import copy_file, escaped
 from mm_core.ingest.fiftyone_json import TRUTH, heatmap, write_fiftyone
 from mm_core.ingest.placement import POOLS
 from mm_core.ingest.snapshot import read_pool
@@ -88,8 +88,7 @@ def export_pools(run: StorageRun, out: Path, report: Report, *, form: str, pools
         load_pycocotools()
     snapshot = run.layout.snapshot
     version = read_snapshot(run.layout)["catalog"]["samples"]
-    frames = {pool: read_pool(snapshot, pool) for pool in pools or POOLS}
-    frames = {pool: frame for pool, frame in frames.items() if len(frame)}
+    frames = {pool: frame for pool in pools or POOLS if len(frame := read_pool(snapshot, pool))}
     if not frames:
         raise InputError(
             f"{snapshot}: no photos in {', '.join(pools) or 'any pool'}: `mm snapshot` freezes the catalog"
@@ -144,9 +143,8 @@ def _photos(frame: pd.DataFrame, about: pd.DataFrame, store: Store, done: Callab
         # Missing values of a frame are NaN, not empty texts.
         category = row["category"] if isinstance(row["category"], str) else ""
         folder = category or UNKNOWN
-        name = photo_name(
-            str(sample["name"] or ""), row["sample_id"], str(sample["format"]), taken.setdefault(folder, set())
-        )
+        names = taken.setdefault(folder, set())
+        name = photo_name(str(sample["name"] or ""), row["sample_id"], str(sample["format"]), names)
         # The manifest columns are those of the catalog at the version of the snapshot.
         values = {key: sample[key] for key in ROW_KEYS} | {"caption": row["caption"]}
         alpha = fetch_blob(store, row["alpha_sha256"]) if isinstance(row["alpha_sha256"], str) else None
@@ -167,9 +165,9 @@ def _photos(frame: pd.DataFrame, about: pd.DataFrame, store: Store, done: Callab
 def _write_folders(photos: Sequence[Exported], folder: Path, pool: str) -> None:
     captions = [("image", "caption")]
     for photo in photos:
-        _copy(photo.photo, folder / "image" / photo.place)
+        copy_file(photo.photo, folder / "image" / photo.place)
         if photo.alpha:
-            _copy(photo.alpha, folder / "alpha" / photo.matte_place)
+            copy_file(photo.alpha, folder / "alpha" / photo.matte_place)
         if caption := photo.row.get("caption"):
             captions.append((f"image/{photo.place}", escaped(caption)))
     if len(captions) > 1:
@@ -179,7 +177,7 @@ def _write_folders(photos: Sequence[Exported], folder: Path, pool: str) -> None:
 def _write_coco(photos: Sequence[Exported], folder: Path, pool: str) -> None:
     def entries() -> Iterator[tuple[CocoPhoto, np.ndarray | None]]:
         for photo in photos:
-            _copy(photo.photo, folder / "data" / photo.place)
+            copy_file(photo.photo, folder / "data" / photo.place)
             row = {key: photo.row[key] for key in ROW_KEYS if key in photo.row}
             caption = photo.row.get("caption", "")
             about = CocoPhoto(photo.place, *photo.size, photo.category, caption=caption, row=row)
@@ -193,17 +191,12 @@ def _write_fiftyone(photos: Sequence[Exported], folder: Path, pool: str) -> None
     for photo in photos:
         place = f"data/{photo.place}"
         sample: dict[str, object] = {"filepath": place, "tags": [pool], **photo.row}
-        _copy(photo.photo, folder / place)
+        copy_file(photo.photo, folder / place)
         if photo.category:
             sample["category"] = photo.category
         if photo.alpha:
             matte = f"fields/{TRUTH}/{photo.matte_place}"
             sample[TRUTH] = heatmap(matte)
-            _copy(photo.alpha, folder / matte)
+            copy_file(photo.alpha, folder / matte)
         samples.append(sample)
     write_fiftyone(samples, folder, f"matting-moments-{pool}")
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)

@@ -181,11 +181,7 @@ class _Replay:
             if not open_nodes and step not in self.eval_waiting.spans:
                 continue
             short = eval_quota(needs.seen, self.params) - needs.count(time)
-            groups, nodes = self._draw(self.eval_waiting.groups(step), open_nodes, arrivals.eval_share, short)
-            for group in groups:
-                needs.fill_new(int(arrivals.lost[group]))
-            for node in nodes:
-                needs.fill(node, growing.lost[node])
+            groups, nodes = self._draw(needs, self.eval_waiting.groups(step), open_nodes, arrivals.eval_share, short)
             self.picked[groups] = True
             self.judges[self.component_of[groups]] = True
             growing.picked.update(nodes)
@@ -210,29 +206,27 @@ class _Replay:
             # The first draw must reach the minimum in one step. With small drops it starts at twice that quota.
             if not (count > 0 or waits >= MIN_VALIDATION_PHOTOS or quota >= 2 * MIN_VALIDATION_PHOTOS):
                 continue
-            groups, nodes = self._draw(names, [*open_nodes], arrivals.validation_share, quota - count)
-            for group in groups:
-                needs.fill_new(int(arrivals.lost[group]))
-            for node in nodes:
-                needs.fill(node, growing.lost[node])
+            groups, nodes = self._draw(needs, names, [*open_nodes], arrivals.validation_share, quota - count)
             self.validates[self.component_of[groups]] = True
             roots |= {open_nodes[node] for node in nodes}
         growing.settle(roots)
 
     def _draw(
-        self, sorted_groups: np.ndarray, nodes: Sequence[int], share: np.ndarray, most: int
+        self, needs: Needs, sorted_groups: np.ndarray, nodes: Sequence[int], share: np.ndarray, most: int
     ) -> tuple[list[int], list[int]]:
-        """Return the groups and the nodes of growing components with the smallest hashes, `most` in total.
+        """Hold out the groups and the nodes of growing components with the smallest hashes, `most` in total.
 
         Smallest hashes first: a larger quota then extends the same set.
         """
         if most <= 0:
             return [], []
-        groups = sorted_groups[:most].tolist()
-        if not nodes:
-            return groups, []
         order, growing = self.arrivals.order, self.growing
-        entries = [(share[group], order[group], group, False) for group in groups]
+        entries = [(share[group], order[group], group, False) for group in sorted_groups[:most].tolist()]
         entries += [(share[growing.groups[node]], order[growing.groups[node]], node, True) for node in nodes]
         drawn = sorted(entries)[:most]
-        return [n for *_, n, grows in drawn if not grows], [n for *_, n, grows in drawn if grows]
+        groups, drawn_nodes = ([n for *_, n, grows in drawn if grows is kind] for kind in (False, True))
+        for group in groups:
+            needs.fill_new(int(self.arrivals.lost[group]))
+        for node in drawn_nodes:
+            needs.fill(node, growing.lost[node])
+        return groups, drawn_nodes

@@ -316,12 +316,8 @@ def _labels_of(ids: pa.Array, labels: pa.Table) -> tuple[pa.Table, dict[int, str
     for place, when in zip(position[withdrawn].tolist(), times, strict=True):
         lost_at[place] = max(when, lost_at.get(place, ""))
     rows = pa.array(row_of, mask=row_of < 0)
-    newest = {
-        "alpha_sha256": labels["alpha_sha256"].take(rows),
-        "label_version": labels["version"].take(rows),
-        "label_binary": labels["binary"].take(rows),
-    }
-    return pa.table(newest), lost_at
+    sources = {"alpha_sha256": "alpha_sha256", "label_version": "version", "label_binary": "binary"}
+    return pa.table({name: labels[column].take(rows) for name, column in sources.items()}), lost_at
 
 
 def _arrivals_of(

@@ -118,11 +118,8 @@ def read_gallery(run: StorageRun, folder: Path) -> Gallery:
             + [(e.name, e.version) for e in tools.extractors]
         )
         digests = {path: sha256_file(path) for path in files}
-        records: dict[str, PhotoRecord] = {}
-        for digest in set(digests.values()):
-            cached = cast(PhotoRecord | None, read_keyed(_record(run.layout, digest), key))
-            if cached is not None:
-                records[digest] = cached
+        cached = {digest: read_keyed(_record(run.layout, digest), key) for digest in set(digests.values())}
+        records = {digest: cast(PhotoRecord, record) for digest, record in cached.items() if record is not None}
         # Equal files share one record.
         new = {digest: path for path, digest in digests.items() if digest not in records}
         for done, (digest, record) in enumerate(_look(list(new.items()), tools, guesser, run.params), start=1):

@@ -82,14 +82,14 @@ class Offer:
 def offers(facts: Facts) -> list[Offer]:
     """Return the effects that suit a photo, best first; a photo without any facts gets a cutout."""
     candidates = [offer for rule in RULES if (offer := rule(facts)) is not None]
-    # Keep the best offer of each effect: several rules may name one effect.
+    # Highest score first; ties in the order of FUNCTIONS.
+    candidates.sort(key=lambda offer: (-offer.score, FUNCTIONS.index(offer.function)))
+    # Several rules may name one effect: its first offer is the best one.
     best: dict[str, Offer] = {}
     for offer in candidates:
-        if offer.function not in best or offer.score > best[offer.function].score:
-            best[offer.function] = offer
-    # Highest score first; ties in the order of FUNCTIONS.
-    ranked = sorted(best.values(), key=lambda offer: (-offer.score, FUNCTIONS.index(offer.function)))
-    return ranked or [Offer("cutout", 0.1, "Nothing is known about this photo: its subject can always be lifted.")]
+        best.setdefault(offer.function, offer)
+    nothing = "Nothing is known about this photo: its subject can always be lifted."
+    return [*best.values()] or [Offer("cutout", 0.1, nothing)]
 
 
 def _document(f: Facts) -> Offer | None:

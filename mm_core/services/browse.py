@@ -110,8 +110,7 @@ def write_browse_folder(
     roots = [str(path) for path in (Path(layout.settings.store), layout.cache) if path.is_dir()]
     info = {"workspace": str(layout.root), "samples": len(samples), "refused rows": len(rejects)}
     views = saved_views()
-    about = {"views": views, "folders": roots, "info": info}
-    write_bytes(folder / "about.json", json.dumps(about).encode())
+    write_bytes(folder / "about.json", json.dumps({"views": views, "folders": roots, "info": info}).encode())
     report.metrics |= {"browse/photos": float(len(rows)), "browse/predictions": float(len(judged) * len(models))}
     report.facts["views"] = [view["name"] for view in views]
     return report
@@ -285,15 +284,12 @@ class _Writer:
 
     def _photo(self, blob: Path, name: str, sample: str) -> str:
         """Return a path with the photo's own name: a link, or a copy in a format that browsers show."""
-        try:
+        header = None
+        with suppress(UnreadableImage):
             header = safely(read_header, blob)
-        except UnreadableImage:
-            # A broken file is shown as one.
-            path = self.folder / "photos" / photo_name(name, sample, "PNG", self._taken)
-            path.symlink_to(blob.resolve())
-            return str(path)
-        path = self.folder / "photos" / photo_name(name, sample, header.format, self._taken)
-        if header.format in SHOWN_FORMATS and header.orientation == 1:
+        path = self.folder / "photos" / photo_name(name, sample, header.format if header else "PNG", self._taken)
+        # A broken file is shown as one.
+        if header is None or (header.format in SHOWN_FORMATS and header.orientation == 1):
             path.symlink_to(blob.resolve())
             return str(path)
         copy = path.with_suffix(".jpg")

@@ -101,11 +101,8 @@ def chosen(params: Params, layout: Layout, stack: ExitStack) -> Chosen:
             extractors.append(Extractor(tagger.extractor, tagger.version, tagger.run, together=True))
         else:
             left_out["classifier"] = "structure.classifier is empty"
-            extractors.append(
-                Extractor(
-                    embedding.EXTRACTOR, embedding.VERSION, _each(lambda p: Found(vector=embedding.embedding(p.small)))
-                )
-            )
+            embed = _each(lambda photo: Found(vector=embedding.embedding(photo.small)))
+            extractors.append(Extractor(embedding.EXTRACTOR, embedding.VERSION, embed))
     else:
         from mm_core.structuring.tags import EXTRACTOR, ClipTags
 
@@ -116,12 +113,8 @@ def chosen(params: Params, layout: Layout, stack: ExitStack) -> Chosen:
     if not params.structure.ocr:
         left_out["ocr"] = "structure.ocr is empty"
     else:
-        program = stack.enter_context(ocr.OcrProgram())
-        extractors.append(
-            Extractor(
-                ocr.EXTRACTOR, ocr.VERSION, program.run, together=True, categories=frozenset(params.structure.ocr)
-            )
-        )
+        run, categories = stack.enter_context(ocr.OcrProgram()).run, frozenset(params.structure.ocr)
+        extractors.append(Extractor(ocr.EXTRACTOR, ocr.VERSION, run, together=True, categories=categories))
     return Chosen(extractors, left_out, clip, vectors)
 
 

@@ -370,9 +370,7 @@ class Curve:
         """Send all queued values."""
         # MLflow accepts at most 1000 metrics per call.
         for start in range(0, len(self._waiting), 900):
-            rows = [
-                entities.Metric(name, value, at, step) for name, value, at, step in self._waiting[start : start + 900]
-            ]
+            rows = [entities.Metric(*entry) for entry in self._waiting[start : start + 900]]
             self._client.log_batch(self.run, metrics=rows)
         self._waiting, self._sent = [], time.monotonic()
         self._on_sent()
