@@ -200,6 +200,7 @@ def train_multimodal(run: Run) -> Report:
 def _train(stage: str, run: Run) -> Report:
     from mm_core.training.stage import train_stage
 
+    # The first stage gets None from `require_start`, and starts from the champion or from scratch.
     start = require_start(stage, run.layout) or warm_start(run, frozen_inputs(run.layout))
     with timed(Report(f"train-{stage}"), run.layout.stage_report(f"train-{stage}")) as report:
         if run.layout.settings.engine == "ray":
@@ -230,6 +231,7 @@ def evaluate(run: Run) -> Report:
         models: dict[tuple[str, str], Predictor] = {}
         models |= {(name, "float"): TorchPredictor(path, device) for name, path in weights.items()}
         models |= {(name, "int8"): OnnxPredictor(of_model) for name, of_model in files.items()}
+        # The device changes the last digits of a float model's scores, so it is part of the key.
         digests = {(name, "float"): digest_of([weights_digest(path), device]) for name, path in weights.items()}
         digests |= {(name, "int8"): files_digest(of_model) for name, of_model in files.items()}
         evaluate_models(run, models, report, digests)
@@ -239,6 +241,7 @@ def evaluate(run: Run) -> Report:
             photos = newest_unlabelled(run.catalog, inputs["catalog"], run.params.evaluate.shadow_photos)
             candidate_int8, champion_int8 = models[TRAIN_STAGES[-1], "int8"], models["champion", "int8"]
             run_shadow(run, photos, candidate_int8, champion_int8, identity(layout, inputs), report)
+        # The gate compares the files with this seal before it judges.
         seal_folder(layout.evaluation, [path for path in sorted(layout.quantised.iterdir()) if path.is_file()])
     return report
 

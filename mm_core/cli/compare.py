@@ -90,6 +90,7 @@ def compare_models(
     from mm_core.imaging.images import UnreadableImage, load_rgb
 
     jobs = list(_jobs(photos))
+    # Checked before the predictions, which may take minutes.
     _check_page(page, [job.photo for job in jobs])
     pair = (load_model(run.layout, models[0]), load_model(run.layout, models[1]))
     names = (_title(models[0], pair[0]), _title(models[1], pair[1]))
@@ -110,6 +111,7 @@ def compare_models(
             compared.add(Matted(str(job.photo), category, rgb, mattes, truth))
         if not compared.rows:
             raise InputError(f"no photo could be read: {unreadable[0]['reason']}")
+        # The name of a photo may hold bytes that are not UTF-8.
         records.write_bytes(page, compared.render(unreadable).encode(errors="backslashreplace"))
         report.facts |= {"page": str(page), "a": names[0], "b": names[1]}
         report.tables |= {"summary": compared.summary(), "per_image": compared.rows, "unreadable": unreadable}

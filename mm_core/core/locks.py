@@ -115,6 +115,7 @@ def removal_lock(layout: Layout, what: str) -> AbstractContextManager[bool]:
 def cycle_holder(layout: Layout) -> str | None:
     """Return a text with the holder of the cycle lock and its start time; None if the lock is free."""
     path = _cycle_path(layout)
+    # A question must not create the lock file.
     if not path.exists():
         return None
     # The lock itself is the truth: the file with the holder's name stays after its process has ended.
@@ -226,6 +227,7 @@ def _open(path: Path) -> FileLock:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent}: {error.strerror}: make the workspace (MM_WORKSPACE) writable") from error
+    # A new object opens the file again, so that flock also excludes other threads of this process.
     return FileLock(path)
 
 

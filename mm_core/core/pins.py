@@ -66,6 +66,7 @@ def start_for(pinned: PinnedInputs, snapshot: str) -> StartPin | None:
 
 def start_digest(pinned: PinnedInputs) -> str | None:
     """Return the digest of the weights that the cycle's first stage starts from; None: no model lies there yet."""
+    # The champion takes precedence: a start is used only until the first promotion.
     model = pinned.get("champion") or pinned.get("start")
     return model["digest"] if model else None
 
@@ -90,6 +91,7 @@ def are_pins(value: object) -> TypeGuard[PinnedInputs]:
     if not isinstance(value, dict) or not {"catalog", *ROLES} <= set(value):
         return False
     catalog, pins = value["catalog"], [value[role] for role in ROLES if value[role] is not None]
+    # `start` is optional; the default passes the checks below.
     start = value.get("start", {"digest": "", "provenance": "", "snapshot": "", "before": None})
     return (
         isinstance(catalog, dict)

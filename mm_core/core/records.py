@@ -77,6 +77,7 @@ class Report:
             parts = (report.metrics, report.facts, report.tables, report.pictures, report.cost)
             if not all(isinstance(part, dict) for part in parts):
                 raise TypeError(path)
+            # A value that is not a number raises TypeError here.
             float(sum([report.seconds, *report.metrics.values()]))
         except (ValueError, TypeError, RecursionError):
             raise InputError(f"{path} is damaged: delete it and run its stage again") from None
@@ -178,6 +179,7 @@ def digest_of(value: object) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically: a killed process leaves the old file or the new one."""
+    # Sorted keys: equal values give equal bytes, and DVC compares bytes.
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
 
 
@@ -206,6 +208,7 @@ def parse_finite_json(data: bytes | str) -> JsonValue:
             refuse(text)
         return number
 
+    # json accepts NaN and Infinity as constants, and reads 1e999 as infinity.
     return json.loads(data, parse_constant=refuse, parse_float=parse_float)
 
 

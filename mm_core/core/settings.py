@@ -129,6 +129,7 @@ def secret(name: str) -> str:
         try:
             return Path(path).expanduser().read_text().strip()
         except OSError as error:
+            # `from None`: the error of the system contains the path.
             raise InputError(f"{name}_FILE cannot be read: {error.strerror}") from None
     return os.environ.get(name, "").strip()
 
@@ -159,6 +160,7 @@ def time_zone() -> str:
 
 def _whole(name: str, default: int, least: int, most: int) -> int:
     text = os.environ.get(name) or str(default)
+    # `int` would also take signs, spaces and underscores.
     if not text.isdecimal() or not least <= int(text) <= most:
         raise InputError(f"{name}={text!r}: write a whole number from {least} to {most}")
     return int(text)
@@ -178,6 +180,7 @@ def s3_timeout() -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
+    # This refuses NaN too, as every comparison with it is false.
     if not 0 < seconds < 86_400:
         raise InputError(f"MM_S3_TIMEOUT={text!r}: write a number of seconds above 0")
     return seconds

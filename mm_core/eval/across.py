@@ -52,11 +52,13 @@ class Across:
         total = float(variance.sum())
         # Degrees of freedom of a sum of estimated variances.
         freedom = total**2 / float((variance**2 / self.freedom).sum()) if total > 0 else 1.0
+        # Standard error of a mean: that of the sum, divided by the number of categories.
         return float(self.gains.mean()), float(np.sqrt(total)) / len(self.cells) * float(stdtrit(freedom, 1 - alpha))
 
     def lag(self, alpha: float) -> tuple[np.ndarray, np.ndarray]:
         """Return each category's gain minus the mean gain of the others, and its one-sided half widths."""
         others = len(self.cells) - 1
+        # The mean of the others excludes the category, so the two are independent and their variances add.
         difference = self.gains - (self.gains.sum() - self.gains) / others
         variance = self.errors**2
         spread = np.sqrt(variance + (variance.sum() - variance) / others**2)
@@ -87,6 +89,7 @@ def _across(params: GateParams, cells: list[Cell]) -> Across:
     # Errors are averaged as shares of the reference, because categories have different error levels.
     relative = cells[0].metric in RELATIVE
     scale = np.array([max(cell.reference or 0.0, SLACK) if relative else 1.0 for cell in cells])
+    # Each bound is gain - t · error, so the error is (gain - bound) / t.
     reach = np.array([stdtrit(cell.groups - 1, 1 - params.alpha) for cell in cells])
     gains, bounds, margins = (
         np.array([getattr(cell, name) for cell in cells]) / scale for name in ("gain", "bound", "margin")
@@ -113,6 +116,7 @@ def with_pooled(params: GateParams, cells: list[Cell]) -> list[Cell]:
     if params.mode != "macro" or not params.pooled or primary is None or len(primary.cells) < len(CATEGORIES):
         return cells
     difference, half = primary.lag(params.alpha)
+    # Conditions 3 and 4 in the primary metric. A category that fails them gets no help in any metric.
     near = (difference + half > 0) & (difference - half > -LAG)
     keeps_up = {cell.category for cell, yes in zip(primary.cells, near, strict=True) if yes}
     passed: set[int] = set()
@@ -123,10 +127,12 @@ def with_pooled(params: GateParams, cells: list[Cell]) -> list[Cell]:
         if each is None:
             continue
         mean, reach = each.mean(params.alpha)
+        # Condition 1. Margins differ between categories, so the mean must exceed the largest.
         if mean - reach <= float(each.margins.max()):
             continue
         main = (metric, against, role) == (params.primary, "champion", "non_inferior")
         difference, half = each.lag(params.alpha if main else params.alpha / GUARDS)
+        # Conditions 3 and 2 for this comparison.
         fits = (difference + half > 0) & (each.gains > each.margins)
         passed |= {
             id(cell)
@@ -158,6 +164,7 @@ def macro_cell(params: GateParams, cells: Sequence[Cell]) -> list[Cell]:
             metric=params.primary,
             against="champion",
             role="macro",
+            # A relative gain has the reference 1: a gain of 0.1 shows the candidate as 0.9.
             reference=1.0 if relative else float(np.mean([cell.reference or 0.0 for cell in found])),
             candidate=(1.0 - gain) if relative else float(np.mean([cell.candidate or 0.0 for cell in found])),
             gain=gain,

@@ -175,6 +175,7 @@ def signed_difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         uint8 (H, W, 3) sRGB.
     """
     difference = np.clip(first - second, -1, 1)
+    # Red, green, blue: red fades if B is larger, blue if A is larger, green in both cases.
     channels = (1 - np.maximum(-difference, 0), 1 - np.abs(difference), 1 - np.maximum(difference, 0))
     return np.rint(255 * np.dstack(channels)).astype(np.uint8)
 

@@ -270,6 +270,7 @@ def _split(layout: Layout, catalog: Catalog, store: Store) -> list[dict[str, obj
         if not has_file(path):
             continue
         frame = read_sealed_table(path, "run `mm split` again").to_pandas()
+        # The first row of each category is then its simplest photo, or its hardest one.
         ranked = frame.sort_values("difficulty", ascending=not hardest, kind="stable").dropna(subset="category")
         pictures = [
             {"src": src, "title": f"{str(row['category']).replace('_', ' ')} {number(row['difficulty'], 2)}"}
@@ -295,6 +296,7 @@ def _difficulties(layout: Layout) -> list[dict[str, object]]:
         return []
     difficulties = both["difficulty"].to_numpy(float)
     low, high = float(np.nanmin(difficulties)), float(np.nanmax(difficulties))
+    # Equal difficulties must not make bins of width 0.
     edges = np.linspace(low, max(high, low + 1e-6), COLUMNS_SHOWN + 1)
     rows = []
     for category, photos in both.groupby(both["category"].astype(object).fillna("unknown")):

@@ -153,4 +153,5 @@ class PartialSnapshot(TypedDict, total=False):
 
 def eval_rows(frame: pd.DataFrame) -> list[EvalRow]:
     """Return the rows of the eval pool."""
+    # The named tuples have every column of the pool; EvalRow lists those that scoring reads.
     return cast(list[EvalRow], list(frame.itertuples(index=False)))

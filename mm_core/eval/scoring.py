@@ -143,6 +143,7 @@ def score_lacking(
         (name, precision) → `photo_key` → scores.
     """
     scores = {key: dict(known.get(key, {})) for key in matters}
+    # A photo that all models have scored before is not read at all.
     lacking = {photo_key(row): [key for key in matters if photo_key(row) not in scores[key]] for row in rows}
     todo, done = [row for row in rows if lacking[photo_key(row)]], 0
     waiting: deque[Future[tuple[str, dict[Key, Scores]]]] = deque()
@@ -202,5 +203,6 @@ def _batches(
 
 
 def _score(item: EvalItem, mattes: Mapping[Key, np.ndarray]) -> tuple[str, dict[Key, Scores]]:
+    # All models share the work that depends on the truth alone.
     truth = TruthMatte(item.alpha)
     return photo_key(item.row), {key: truth.score(matte) for key, matte in mattes.items()}

@@ -74,12 +74,14 @@ def cross_fit(run: StorageRun, report: Report, *, folds: int) -> Report:
     blind, scores = blind_mattes(frame, run.store), []
     for index in range(folds):
         own = part_of(base, str(index))
+        # Without validation photos a training keeps its last averaged weights.
         write_frames(own.snapshot, {"validation": frame.head(0)}, SCHEMA, {**about})
         # Train on all other folds, then judge the photos of this one.
         write_frames(own.split, {SUPERVISED: frame.loc[fold != index]}, SCHEMA)
         train_stage(SUPERVISED, run.with_layout(own), Report(str(index)), start=None)
         model = TorchPredictor(own.model(SUPERVISED), layout.settings.device)
         judged = frame.loc[fold == index]
+        # The float model is scored as int8, because the gate judges int8 files.
         scores.append(score_all(judged, {INT8: model}, run.store, run.params.evaluate.max_side, run.progress, blind))
     shutil.rmtree(base.root)
     return _verdict(run.params, pd.concat(scores, ignore_index=True), frame, sha256_file(weights), report)
@@ -98,6 +100,7 @@ def deal(frame: pd.DataFrame, folds: int) -> np.ndarray:
     for category in CATEGORIES:
         groups = sorted(frame.loc[frame["category"] == category, "group"].unique())
         for turn, group in enumerate(sorted(groups, key=lambda name: stable_share(name, "crossfit"))):
+            # A group with photos of several categories has the fold of the first category.
             dealt.setdefault(group, turn % folds)
     return np.array([dealt[group] for group in frame["group"]])
 

@@ -202,6 +202,7 @@ def checked_manifest(bundle: Path) -> BundleManifest:
     """
     manifest = read_manifest(bundle)
     try:
+        # The file may have any content, so all fields that are used below are read here.
         files = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()}
         used = {*by_file(manifest), manifest["golden"]["file"]}
         _check_values(manifest)
@@ -224,6 +225,7 @@ def _check_values(manifest: BundleManifest) -> None:
     """Raise ValueError, KeyError or TypeError unless the values that readers compute with are possible ones."""
     mean, std = ([float(value) for value in manifest["input"][name]] for name in ("mean", "std"))
     tolerance = [float(manifest["golden"]["tolerance"][name]) for name in ("mse", "max")]
+    # A photo is divided by `std`.
     possible = len(mean) == len(std) == 3 and min(std) > 0 and min(tolerance) >= 0
     if not possible or not isinstance(manifest["version"], str) or not set(manifest["decoders"]) <= set(DECODERS):
         raise ValueError(manifest["version"])

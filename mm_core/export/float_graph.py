@@ -79,6 +79,7 @@ def float_graph(model: Path, folder: Path) -> tuple[onnx.ModelProto, Callable[[s
             write_bytes(kept, _without(graph, weights).SerializeToString(deterministic=True))
         for tensor in graph.graph.initializer:
             if tensor.name in weights:
+                # A kept graph has no values; a new graph gets the same values again.
                 tensor.raw_data = weights[tensor.name].tobytes()
         # `strict=False`: the network's outputs have the choice after the alphas.
         alphas = {str(name): alpha for name, alpha in zip(DECODERS, served(image), strict=False)}
@@ -92,6 +93,7 @@ def tool_versions() -> dict[str, str]:
 
 
 def _export(served: torch.nn.Module, image: torch.Tensor) -> onnx.ModelProto:
+    # `optimize=False`: folded weights could not be replaced by those of another model.
     program = torch.onnx.export(
         served, (image,), dynamo=True, optimize=False, input_names=["image"], output_names=[*DECODERS, CHOICE],
         verbose=False,

@@ -144,6 +144,7 @@ def learnt_by(settings: Settings, store: Store, digests: Collection[str]) -> dic
         done.add(digest)
         provenance = read_provenance(store, by_digest[digest].provenance)
         for row in samples_of(provenance, store):
+            # Validation counts as learnt: it chose the checkpoint.
             if row["pool"] != "eval":
                 learnt.setdefault(row["sample_id"], f"{by_digest[digest].name} ({row['pool']})")
         if provenance["start"] in by_digest:
@@ -200,6 +201,7 @@ def _traceable(registry: Registry, store: Store) -> list[_Traceable]:
         for version in registry.versions()
         if (tags := registry.tags(version)) and "provenance" in tags
     ]
+    # A kept candidate that was promoted since then is listed as its version only.
     registered = {model.digest for model in models}
     return models + [
         _Traceable(f"candidate {start['digest'][:12]}", start["digest"], start["provenance"], ["start"])

@@ -49,12 +49,14 @@ class Convolution:
         """
         spread = _integers(self.node, "dilations", [1, 1])
         step = _integers(self.node, "strides", [1, 1])
+        # ONNX lists the pads of all beginnings first, then those of all ends.
         top, left, bottom, right = _integers(self.node, "pads", [0, 0, 0, 0])
         kernel = self.weight.shape[2:]
         ends = [(k - 1) * d + 1 for k, d in zip(kernel, spread, strict=True)]
         height = (x.shape[1] + top + bottom - ends[0]) // step[0] + 1
         width = (x.shape[2] + left + right - ends[1]) // step[1] + 1
         chosen = draw.choice(height * width, min(count, height * width), replace=False)
+        # Input position of the kernel's first value at each drawn output position; it may be in the padding.
         rows, cols = chosen // width * step[0] - top, chosen % width * step[1] - left
         parts = []
         for i, j in np.ndindex(*kernel):
@@ -62,6 +64,7 @@ class Convolution:
             inside = (row >= 0) & (row < x.shape[1]) & (col >= 0) & (col < x.shape[2])
             # Positions outside of the input are the zeros of the padding.
             parts.append(x[:, row.clip(0, x.shape[1] - 1), col.clip(0, x.shape[2] - 1)] * inside)
+        # (inputs, k · k, P) → (groups, K, P): the order of values in a row of `matrix`.
         return np.stack(parts, axis=1).reshape(self.groups, -1, len(chosen)), chosen
 
 
@@ -103,6 +106,7 @@ def observe(model: onnx.ModelProto, images: np.ndarray, seed: int = 0) -> Observ
         The statistics.
     """
     layers = convolutions(model.graph)
+    # The last convolution stays in float: `last_layer` needs its output, but not its mean input.
     last = layers.pop(last_weight(model.graph)).node.output[0]
     names = [name for node in model.graph.node for name in node.output]
     session = _session(model, names)
@@ -110,6 +114,7 @@ def observe(model: onnx.ModelProto, images: np.ndarray, seed: int = 0) -> Observ
     means: dict[str, list[np.ndarray]] = defaultdict(list)
     values: dict[str, list[np.ndarray]] = defaultdict(list)
     outputs: dict[str, list[np.ndarray]] = {last: [], "alpha": []}
+    # The graph takes one photo at a time.
     for image in images:
         tensors = {"image": image[None], **dict(zip(names, session.run(names, {"image": image[None]}), strict=True))}
         for name, tensor in tensors.items():
@@ -142,6 +147,7 @@ def tensor_values(model: onnx.ModelProto, name: str, images: np.ndarray) -> Iter
 def _drawn(tensor: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     flat = tensor.reshape(-1)
     chosen = flat[draw.integers(0, flat.size, min(VALUES, flat.size))]
+    # A draw may miss the extremes, which a range needs.
     return np.concatenate([chosen, [flat.min(), flat.max()]])
 
 
@@ -159,4 +165,5 @@ def _session(model: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceS
 
 def _integers(node: onnx.NodeProto, name: str, default: list[int]) -> list[int]:
     found = next((attribute for attribute in node.attribute if attribute.name == name), None)
+    # ONNX keeps a list in `ints` and a single number in `i`.
     return default if found is None else list(found.ints) or [found.i]

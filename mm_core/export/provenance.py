@@ -85,6 +85,7 @@ def gather(run: StorageRun, verdict: Verdict) -> Provenance:
     return {
         "model": verdict.candidate,
         "stages": stages,
+        # Later stages start from the stage before them; only the first one starts from another model.
         "start": stages[TRAIN_STAGES[0]].get("start"),
         "snapshot": {
             "digest": snapshot["digest"],

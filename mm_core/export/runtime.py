@@ -62,6 +62,7 @@ def int8_files(folder: Path) -> dict[str, Path]:
 
 def files_digest(files: Mapping[str, Path]) -> str:
     """Return the digest of int8 files by their names."""
+    # Names without folders: a promoted model has its files in the store.
     return digest_of({name: sha256_file(path) for name, path in files.items()})
 
 

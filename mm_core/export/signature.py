@@ -26,6 +26,7 @@ SUFFIX = ".sig"
 # Forms of the fields: values from a foreign file are shown to people only if they match.
 _FORMS = {
     "algorithm": re.compile(r"Ed25519"),
+    # 8 bytes in hexadecimal digits, and 64 bytes in base64.
     "key": re.compile(r"[0-9a-f]{16}"),
     "signature": re.compile(r"[A-Za-z0-9+/]{86}=="),
 }
@@ -111,6 +112,7 @@ def read_signature(path: Path) -> dict[str, str] | None:
     Raises InputError unless the file has the form that `sign` writes. The returned values are safe to show.
     """
     sidecar = path.with_name(path.name + SUFFIX)
+    # A link to a missing file is a damaged signature, not a missing one.
     if not sidecar.exists() and not sidecar.is_symlink():
         return None
     content: object = None

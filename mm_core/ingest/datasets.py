@@ -61,6 +61,7 @@ def labels_file(folder: Path, labels: Path | None) -> Path | None:
     """
     if labels is not None:
         return labels
+    # Other tools use these file names too, so the content decides.
     for name, is_ours in ((SAMPLES, is_fiftyone), ("labels.json", is_coco)):
         path = folder / name
         if path.is_file() and is_ours(read_json(path)):
@@ -81,6 +82,7 @@ def read_dataset(folder: Path, labels: Path, field_name: str = "") -> Dataset:
     """
     require_folder(folder)
     if is_fiftyone(read_json(labels)):
+        # Paths in a FiftyOne export begin at the folder of its json file.
         return _fiftyone(labels.parent, field_name)
     return _coco(folder, labels)
 
@@ -166,6 +168,7 @@ def _write(photo: DatasetPhoto, batch: Path, kind: str, earlier: int) -> dict[st
 
 def _is_sixteen_bit(alpha: np.ndarray) -> bool:
     """Return whether 8 bits would lose values of the matte."""
+    # Rounding in float32 changes a level by less than 0.001; one step of 16 bits is 0.004.
     levels = alpha * 255
     return bool(np.abs(levels - np.rint(levels)).max() > 1e-3)
 
@@ -184,6 +187,7 @@ def _coco(folder: Path, labels: Path) -> Dataset:
         if place is None:
             dataset.left_out.append({"file": photo.file_name, "reason": f"not below {folder}"})
             continue
+        # A foreign `file_name` may hold `..`, which `inside` refuses.
         path = inside(folder, str(Path(place) / photo.file_name), str(labels))
         row = {"category": photo.category, "caption": photo.caption, **photo.row}
         matte = photo.mask if photo.segmentations else None

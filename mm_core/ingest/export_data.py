@@ -85,6 +85,7 @@ def export_pools(run: StorageRun, out: Path, report: Report, *, form: str, pools
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already: name a new folder")
     if form == "coco":
+        # A missing package must show before the work, not at its end.
         load_pycocotools()
     snapshot = run.layout.snapshot
     version = read_snapshot(run.layout)["catalog"]["samples"]
@@ -105,6 +106,7 @@ def export_pools(run: StorageRun, out: Path, report: Report, *, form: str, pools
             mattes = sum(photo.alpha is not None for photo in photos)
             report.tables.setdefault("pools", []).append({"pool": pool, "photos": len(photos), "mattes": mattes})
         if out.exists():
+            # An existing `out` is empty: any other was refused above.
             out.rmdir()
         unfinished.replace(out)
     finally:
@@ -175,6 +177,7 @@ def _write_folders(photos: Sequence[Exported], folder: Path, pool: str) -> None:
 
 
 def _write_coco(photos: Sequence[Exported], folder: Path, pool: str) -> None:
+    # A generator, so that only one matte is in memory.
     def entries() -> Iterator[tuple[CocoPhoto, np.ndarray | None]]:
         for photo in photos:
             copy_file(photo.photo, folder / "data" / photo.place)

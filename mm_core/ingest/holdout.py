@@ -44,6 +44,7 @@ def eval_quota(groups: int, params: SnapshotParams) -> int:
 
     The number is at least `eval_least`, limited by MOST_SHARE, and at least `eval_share` of all groups.
     """
+    # Whole numbers only: a product of floats may fall just below the next group.
     most = groups * MOST_SHARE.numerator // MOST_SHARE.denominator
     return max(int(params.eval_share * groups), min(params.eval_least, most))
 
@@ -85,10 +86,12 @@ class _Candidates:
             share: (groups,) float: the hash of each group.
             order: (groups,) int: the alphabetical order of the groups.
         """
+        # lexsort sorts by its last key first: step, then hash, then name.
         places = np.lexsort((order[group], share[group], step))
         self.group = group[places]
         steps, begins = np.unique(step[places], return_index=True)
         ends = [*begins[1:].tolist(), len(places)]
+        # Step → position of its first candidate and of the one after its last.
         self.spans = dict(zip(steps.tolist(), zip(begins.tolist(), ends, strict=False), strict=True))
 
     def groups(self, step: int) -> np.ndarray:
@@ -103,6 +106,7 @@ class _Replay:
         self.params, self.arrivals = params, arrivals
         components, groups = int(arrivals.component.max()) + 1, len(arrivals.order)
         first, last = np.full(components, NEVER), np.full(components, -1)
+        # First and last arrival of each component; `at` takes repeated indices into account.
         np.minimum.at(first, arrivals.component, arrivals.time)
         np.maximum.at(last, arrivals.component, arrivals.time)
         self.at_once = (first == last)[arrivals.component]
@@ -125,6 +129,7 @@ class _Replay:
         in_share = (arrivals.eval_share < self.params.eval_share)[arrivals.group]
         self.chosen = self.at_once & (arrivals.asked | (arrivals.drawable & in_share))
         self.judges[arrivals.component[self.chosen]] = True
+        # One number per step and group; `unique` then counts a group once per step.
         pair = self.step * groups + arrivals.group
         counted = self.at_once & arrivals.labelled & (arrivals.asked | arrivals.drawable)
         filled = np.unique(pair[counted & self.chosen])
@@ -143,6 +148,7 @@ class _Replay:
         rows = np.flatnonzero(self.at_once & arrivals.labelled & ~arrivals.asked & ~self.judges[arrivals.component])
         component, order = arrivals.component[rows], arrivals.order[arrivals.group[rows]]
         first = np.full(components, NEVER)
+        # First place in the alphabet within each component, and the group at each place.
         np.minimum.at(first, component, order)
         group_of = np.zeros(int(arrivals.order.max()) + 1, np.int64)
         group_of[order] = arrivals.group[rows]
@@ -197,6 +203,7 @@ class _Replay:
             step = time * self.categories + category
             names, open_nodes = self.validation_waiting.groups(step), waiting.get(category, {})
             if is_picked:
+                # `_prepare_validation` left out components held out by role or hash; this leaves out picked ones.
                 names = names[~self.judges[self.component_of[names]]]
             needs.seen += len(names)
             waits = len(names) + len(open_nodes)

@@ -114,6 +114,7 @@ def _read(catalog: Catalog, table: str, version: int | None, columns: Sequence[s
     for batch in catalog.scan(table, version=version, columns=columns):
         arrays = [batch[n].dictionary_encode() if n in REPEATED else batch[n] for n in columns]
         batches.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    # Each batch has codes of its own; equal codes must mean equal texts.
     return pa.Table.from_batches(batches, schema).unify_dictionaries()
 
 
@@ -232,6 +233,7 @@ def connect(codes: np.ndarray, groups: int, links: tuple[np.ndarray, np.ndarray]
         links: Positions of samples with the same content.
     """
     left, right = codes[links[0]], codes[links[1]]
+    # Only the positions of the entries count: repeated links may add up to any value.
     edges = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(groups, groups))
     return connected_components(edges, directed=False)[1]
 
@@ -298,6 +300,7 @@ def _labels_of(ids: pa.Array, labels: pa.Table) -> tuple[pa.Table, dict[int, str
     """Return the newest label of each id, and position → time of its last withdrawal where no label remains."""
     position = np.asarray(pc.index_in(labels["sample_id"], ids).fill_null(-1).to_numpy())
     in_use = labels["withdrawn_at"].is_null().to_numpy() & (position >= 0)
+    # Sample → row of its label in use; -1 without one.
     row_of = np.full(len(ids), -1)
     used = np.flatnonzero(in_use)
     counts = np.bincount(position[used], minlength=len(ids))
@@ -380,6 +383,7 @@ def _stable_shares(groups: Sequence[str], salt: str) -> np.ndarray:
     """Return `stable_share` of many groups."""
     prefix = f"{salt}:".encode()
     digests = b"".join([hashlib.sha256(prefix + name.encode()).digest()[:8] for name in groups])
+    # The first 7 of the 8 bytes, as in `stable_share`.
     return (np.frombuffer(digests, ">u8") >> np.uint64(8)).astype(float) / 2**56
 
 
@@ -416,6 +420,7 @@ def _mapped(column: pa.DictionaryArray, values: Sequence[str | None], null: str 
 
 
 def _equals(column: pa.DictionaryArray, value: str) -> np.ndarray:
+    # The last entry is for nulls.
     names = np.array([*(text == value for text in column.dictionary.to_pylist()), False])
     return names[np.asarray(column.indices.fill_null(len(names) - 1))]
 

@@ -100,6 +100,7 @@ def build_snapshot(
     counts = {pool: _counts(frames[pool]) for pool in POOLS}
     facts: SnapshotFacts = {
         "digest": digest_of({pool: table_digest(frames[pool], SCHEMA.names) for pool in POOLS}),
+        # Only columns that change a photo's scores; a new caption must not change this digest.
         "eval_digest": table_digest(frames["eval"], ("sample_id", "category", "alpha_sha256")),
         "catalog": dict(pinned),
         "champion": inputs.get("champion"),
@@ -148,6 +149,7 @@ def read_pool(snapshot_dir: Path, pool: str) -> pd.DataFrame:
     if not has_file(path):
         raise InputError(f"{path} is missing: run `mm snapshot` first")
     try:
+        # pandas would read integers and booleans with missing values as floats and objects.
         return pq.read_table(path).to_pandas(types_mapper=NULLABLE.get)
     except (pa.ArrowException, OSError) as error:
         said = " ".join(str(error).split())[:200]
@@ -180,6 +182,7 @@ def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -
 
 def _arrow(table: str, rows: pd.DataFrame, columns: Sequence[str]) -> pa.Table:
     schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
+    # `reindex` adds missing columns, full of nulls.
     return pa.Table.from_pandas(rows.reindex(columns=list(columns)), schema=schema, preserve_index=False)
 
 
@@ -251,6 +254,7 @@ def eval_state(params: SnapshotParams, catalog: Catalog, batches: Collection[str
         )
         if judging < params.eval_least:
             words.append(f"{category}: {judging} of {params.eval_least} eval photos; {_labelled_words(count, wanted)}")
+    # Rows without label or category may judge later; rows refused as LEARNT never do.
     chosen = pa.array(np.flatnonzero(placed.dropped == REASONS.index(LEARNT)))
     refused = placed.samples.select(["id", "kind", "batch"]).take(chosen).to_pylist()
     if refused and batches:

@@ -124,6 +124,7 @@ def read_gallery(run: StorageRun, folder: Path) -> Gallery:
         new = {digest: path for path, digest in digests.items() if digest not in records}
         for done, (digest, record) in enumerate(_look(list(new.items()), tools, guesser, run.params), start=1):
             records[digest] = record
+            # Written photo by photo, so that a killed run keeps its results.
             write_json(_record(run.layout, digest), {**record, "key": key})
             run.progress("photos", done, len(new))
     pictures, unreadable = [], []
@@ -169,6 +170,7 @@ def _look(
             try:
                 rgb = decode(path)
             except UnreadableImage as error:
+                # Equal files in other folders share the record, so it must not name this folder.
                 yield digest, {"unreadable": str(error).replace(str(path.parent) + "/", "")}
                 continue
             photos.append(Photo(digest, path.name, path, rgb, shrunk(rgb, photo_features.SIDE)))
@@ -191,6 +193,7 @@ def _look(
         for photo, row, category in zip(photos, rows, categories, strict=True):
             # Hashes use a picture of fixed size, so that they are comparable with the catalog's.
             look = load_rgb(photo.path, LOOK_SIDE)
+            # Big-endian, as in the catalog.
             marks = landmarks(glance(look)).astype(">u8").tobytes().hex()
             found = {
                 name: {

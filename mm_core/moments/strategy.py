@@ -51,6 +51,7 @@ class Facts:
         guess, tags = found.get("guess", Found()), found.get("clip") or found.get("classifier", Found())
         numbers = photo.numbers
         stamp = photo.texts.get("taken_at")
+        # The matte gives `haze`, `subjects` and `subject_share`; the caller adds them.
         return Facts(
             category=category or guess.texts.get("category"),
             tags=tuple(tag for tag in tags.texts.get("tags", "").split("; ") if tag),

@@ -189,6 +189,7 @@ class Browser:
 
     def end(self) -> None:
         """Stop the program and the database that it started."""
+        # After 20 seconds all processes of its session are killed.
         processes.end([self._process], signal.SIGINT, 20.0)
 
 
@@ -267,6 +268,7 @@ class _Writer:
         place = row["where"] or ""
         if not place:
             raise BlobNotFound(row["key"])
+        # A suspect row has a kept matte, which people compare with the photo.
         suspect = row["reason"].startswith("suspect matte")
         shown: dict[str, object] = {name: row[name] for name in ("kind", "batch", "reason", "detail") if row[name]}
         shown |= {"name": row["image"], "state": "suspect" if suspect else row["verdict"], "tags": ["quarantine"]}
@@ -289,6 +291,7 @@ class _Writer:
             header = safely(read_header, blob)
         path = self.folder / "photos" / photo_name(name, sample, header.format if header else "PNG", self._taken)
         # A broken file is shown as one.
+        # An orientation other than 1 needs an upright copy, because mattes are upright.
         if header is None or (header.format in SHOWN_FORMATS and header.orientation == 1):
             path.symlink_to(blob.resolve())
             return str(path)
@@ -352,6 +355,7 @@ def _scores(layout: Layout) -> dict[str, dict[str, float]]:
     for model, name in ((TRAIN_STAGES[-1], "candidate"), ("champion", "champion")):
         # Phones run the int8 files, so their scores are shown.
         for row in table[(table["model"] == model) & (table["precision"] == "int8")].to_dict("records"):
+            # JSON has no NaN, so undefined metrics are left out.
             values = {f"{name}_{metric}": float(row[metric]) for metric in METRICS if np.isfinite(row[metric])}
             scores.setdefault(row["sample_id"], {}).update(values)
     return scores

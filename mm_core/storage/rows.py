@@ -100,6 +100,7 @@ class FeatureRow(TypedDict):
     sample_id: str
     extractor: str
     version: str
+    # Written as mappings; pandas reads them as lists of pairs.
     numbers: Mapping[str, float]
     texts: Mapping[str, str]
     computed_at: str
@@ -130,5 +131,6 @@ class BatchRow(TypedDict):
 
 def records(frame: pd.DataFrame, row: type[Row]) -> list[Row]:
     """Return the rows of a frame of the catalog as dicts of the type `row`, with None for missing values."""
+    # Only a column of objects holds None; a column of numbers would turn it into NaN.
     plain = frame.astype(object)
     return cast(list[Row], plain.where(plain.notna(), None).to_dict("records"))

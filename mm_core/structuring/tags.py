@@ -86,6 +86,7 @@ class ClipTags:
         names = class_names()
         rows = []
         for vector in self.clip.encode_image([photo.small for photo in photos]):
+            # Both are unit vectors, so their product is the cosine.
             probabilities = softmax(self.clip.logit_scale * (self._classes @ vector))
             best = np.argsort(-probabilities, kind="stable")[: self._top]
             numbers = {f"tag/{names[i]}": float(probabilities[i]) for i in best}
@@ -110,6 +111,7 @@ def class_vectors(clip: Clip, templates: str, cache: Path) -> np.ndarray:
     done = _read(path, clip.dim)
     for start in range(len(done), len(names), SAVE_EVERY):
         chunk = names[start : start + SAVE_EVERY]
+        # All sentences of a class are adjacent, which the reshape below needs.
         vectors = clip.encode_text([sentence(name) for name in chunk for sentence in sentences])
         # Average the templates of each class, then normalise again.
         means = vectors.reshape(len(chunk), len(sentences), -1).mean(1)

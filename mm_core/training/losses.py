@@ -37,6 +37,7 @@ def matting_losses(outputs: Sequence[Tensor], alpha: Tensor, binary: Tensor, wei
     predicted = main.sigmoid()
     band = unknown_band(alpha)
     soft = (~binary).float()
+    # 0 in the band of binary masks, 1 everywhere else: soft mattes are trusted in their band.
     trusted = 1 - band * binary.float().view(-1, 1, 1, 1)
     terms: dict[str, Tensor] = {}
     if weights.bce:
@@ -106,8 +107,10 @@ def laplacian(predicted: Tensor, alpha: Tensor) -> Tensor:
 
 def gradient(predicted: Tensor, alpha: Tensor) -> Tensor:
     """Return the L1 distance of Sobel gradients, scaled so that a step of 1 has response 1; per sample (B,)."""
+    # The weights of one side sum to 4.
     sobel = predicted.new_tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 4
     kernels = torch.stack([sobel, sobel.T]).unsqueeze(1)
+    # A border of zeros would add edges. The gradient is linear: that of the difference suffices.
     edges = F.conv2d(F.pad(predicted - alpha, (1, 1, 1, 1), mode="replicate"), kernels)
     return edges.abs().mean((1, 2, 3))
 
@@ -129,6 +132,7 @@ def contrastive(anchor: Tensor, positive: Tensor, negatives: Tensor, allowed: Te
         temperature: Divisor of the similarities.
     """
     near = (anchor * positive).sum(-1, keepdim=True)
+    # exp(-inf) is 0: such a negative adds nothing to the denominator.
     far = torch.einsum("bd,bnd->bn", anchor, negatives).masked_fill(~allowed, float("-inf"))
     # The positive is class 0 of each row.
     logits = torch.cat([near, far], 1).float() / temperature

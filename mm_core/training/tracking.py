@@ -54,6 +54,7 @@ EXPERIMENT_TAGS = {
 }
 MODEL = "model"
 """Name of the logged model: `runs:/<run>/model` leads to it."""
+# Characters of a tag and of a param that servers of earlier MLflow versions accept.
 _TAG_LIMIT = 5000
 _VALUE_LIMIT = 500
 _DIGEST_LIMIT = 36
@@ -137,6 +138,7 @@ class Tracker:
                     client.set_tag(run.info.run_id, "mm.error", error[:_TAG_LIMIT])
                 is_stage = run.data.tags["mm.stage"] != "cycle"
                 ends = "FAILED" if is_stage and status == "FINISHED" else status
+                # A run that began after the last sign of life must not end before its start.
                 client.set_terminated(run.info.run_id, ends, end and max(end, run.info.start_time))
         except (exceptions.MlflowException, StoreError, TrackingServerError) as problem:
             _log.warning("MLflow cannot be reached, its runs end at the next start: %s", problem)
@@ -333,6 +335,7 @@ class Tracker:
         tags = _stage_tags(parent, stage)
         run = self._newest(client, tags)
         if run is None:
+            # A report is written after its work, so its run began `seconds` ago.
             begin = int((time.time() - seconds) * 1000)
             run = self._create(client, stage, tags | session | origin_tags(layout), begin)
             client.log_inputs(run, _datasets(layout, _READS.get(stage, ("snapshot",))))
@@ -342,6 +345,7 @@ class Tracker:
 
     def _newest(self, client: MlflowClient, tags: Mapping[str, str]) -> str | None:
         """Return the newest run with these tags, or None."""
+        # Names of tags contain dots, so the query needs backticks.
         wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
         order = ["attributes.start_time DESC"]
         matches = client.search_runs([self._experiment(client)], wanted, max_results=1, order_by=order)
