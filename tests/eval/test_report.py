@@ -55,7 +55,9 @@ def cycle(root: Path, *, photos: int = 8, size: int = 64, champion: bool = True)
         Report(f"train-{stage}", seconds=40.0 + 12 * index, metrics=speed).write(layout.stage_report(f"train-{stage}"))
     write_json(layout.verdict, decide(QUICK, layout, inputs).model_dump())
 
-    frame = pd.read_parquet(layout.snapshot / "eval.parquet").assign(difficulty=lambda f: np.linspace(0, 1, len(f)))
+    frame = pd.read_parquet(layout.snapshot / "eval.parquet")
+    # Easy and difficult photos in every category.
+    frame["difficulty"] = np.random.default_rng(0).permutation(np.linspace(0, 1, len(frame)))
     layout.split.mkdir()
     frame[::2].to_parquet(layout.split / "simple.parquet")
     frame[1::2].to_parquet(layout.split / "hard.parquet")
@@ -220,6 +222,18 @@ def test_both_sets_of_each_category_are_counted_and_drawn(whole: tuple[Layout, s
         counts = [np.histogram(rows[name]["difficulty"], edges)[0] for name in ("hard", "simple")]
         drawn = np.array(heights).reshape(-1, 2).T
         assert np.allclose(drawn, 100 * np.array(counts) / np.sum(counts, 0).max(), atol=0.06)
+
+
+def test_the_examples_of_both_sets_are_in_the_order_of_their_difficulty(whole: tuple[Layout, str]) -> None:
+    layout, page = whole
+    shown = page.partition("Simple and hard</h2>")[2].partition("</section>")[0]
+    for name, easiest_first in (("simple", True), ("hard", False)):
+        frame = pd.read_parquet(layout.split / f"{name}.parquet").sort_values("difficulty", ascending=easiest_first)
+        firsts = frame.drop_duplicates("category")
+        pictures = shown.partition(f"<b>{name}</b>")[2]
+        titles = zip(firsts["category"].str.replace("_", " "), firsts["difficulty"], strict=True)
+        places = [pictures.index(f"{category} {difficulty:.2f}") for category, difficulty in titles]
+        assert len(places) == len(ALL_CATEGORIES) and places == sorted(places)
 
 
 def test_nothing_from_outside(whole: tuple[Layout, str]) -> None:
