@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from mm_core.cli.app import app
 from mm_core.cli.terminal import say, table
-from mm_core.cli.words import held_words
+from mm_core.cli.words import held_words, ingest_words
 from mm_core.core.records import ALL_CATEGORIES, Report
 from samplegen import write_drop
 
@@ -79,6 +79,26 @@ def test_quarantine_is_readable_and_names_the_next_step(told: str, house: Path) 
     assert "mm quarantine retry w01" in shown and "row 0" in shown
     as_json = json.loads(mm("quarantine", "show", key, "--json", workspace=house).stdout)
     assert as_json["key"].startswith(key) and len(as_json["key"]) == 64
+
+
+def test_ingest_tells_what_changed_was_removed_vanished_or_is_not_used() -> None:
+    report = Report("ingest", facts={"data_docs": "docs"})
+    change = {"kind": "pixel_labeled", "batch": "a", "image": "x\x1b[2J\n.jpg", "column": "category", "old": "pets"}
+    report.tables = {
+        "batches": [], "rejects": [], "expectations": [],
+        "vanished": [{"kind": "unlabeled", "batch": "b", "reason": "left the inbox"}],
+        "unread": [{"kind": "", "batch": "", "reason": "move it"}],
+    }  # fmt: skip
+    lines = ingest_words(report, [], "inbox").splitlines()
+    assert lines[1:] == ["not used: the inbox: move it", "vanished: unlabeled/b: left the inbox"]
+    counts = dict.fromkeys(("rows", "accepted", "updated", "quarantined", "duplicates", "conflicts"), 1)
+    report.tables["batches"] = [{"kind": "pixel_labeled", "batch": "a", "state": "ingested", **counts}]
+    report.tables["updates"] = [change | {"new": "c" * 500}]
+    report.tables["removed"] = [change | {"image": "gone.jpg", "column": "alpha", "old": "a" * 64, "new": ""}]
+    told = ingest_words(report, [], "inbox")
+    assert "vanished: unlabeled/b" in told and f"pets  {'c' * 60}…" in told
+    assert re.search(r"^pixel_labeled/a +gone\.jpg +alpha +a{12} +\(none\)$", told, re.M)
+    assert "x\\x1b[2J\\n.jpg" in told, "a producer's text controls no terminal"
 
 
 def photos(house: Path) -> list[Path]:

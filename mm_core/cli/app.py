@@ -21,7 +21,7 @@ from mm_core.cli.operate import app as operate_app
 from mm_core.cli.quarantine import counted, pin_after_arrivals, quarantine_app, say_arrivals
 from mm_core.cli.release import app as release_app
 from mm_core.cli.terminal import Inbox, Json, open_layout, open_run, progress_bars, run_with_bars, say, table
-from mm_core.cli.words import drop_words, eval_words, held_words
+from mm_core.cli.words import drop_words, eval_words, held_words, reason_line
 from mm_core.core.categories import KINDS
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError, MattingError
@@ -169,10 +169,12 @@ def status(json_: Json = False) -> None:
     run = open_run()
     catalog, layout = run.catalog, run.layout
     batches = catalog.read("batches", columns=["kind", "batch", "state", "accepted", "quarantined", "duplicates"])
+    ready = inboxes.ready_batches(run)
     # A program gets the whole dict; a person gets the lines below.
     result = {
         "workspace": str(layout.root),
-        "waiting": [drop.name for drop in inboxes.ready_batches(run)],
+        "waiting": [drop.name for drop in ready],
+        "unread": list(inboxes.unread_folders(run, ready)),
         "batches": batches.sort_values(["kind", "batch"]).to_dict("records"),
         "samples": counted(catalog, "samples", "category", "kind"),
         "labelled": _labelled(catalog),
@@ -187,6 +189,8 @@ def status(json_: Json = False) -> None:
     typer.echo(f"workspace {result['workspace']}\n")
     if waiting := result["waiting"]:
         typer.echo(f"waiting in the inbox: {', '.join(waiting)}\n  next: `mm ingest`, or `mm run` for a whole cycle\n")
+    if unread := result["unread"]:
+        typer.echo("\n".join(reason_line("not used", row) for row in unread) + "\n")
     for name in ("batches", "samples", "rejects"):
         typer.echo(f"{name}\n{table(result[name])}\n" if result[name] else f"{name}: none\n")
     # The latest row of a batch is its present state.

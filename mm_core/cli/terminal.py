@@ -172,7 +172,12 @@ def _is_sentence(text: str) -> bool:
 
 
 def _cell_lines(value: object) -> list[str]:
-    return cast(list[str], value) if _is_texts(value) else [_cell(value)]
+    return [printable(text) for text in (cast(list[str], value) if _is_texts(value) else [_cell(value)])]
+
+
+def printable(text: str) -> str:
+    """Return a producer's text on one line: line breaks and codes that control a terminal are spelled out."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _cell(value: object) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mm_core.cli.terminal import table
+from mm_core.cli.terminal import LONG_TEXT, MOST_ROWS, printable, table
 from mm_core.core.categories import ALL_CATEGORIES
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mm_core.ingest.drop import DropSummary
     from mm_core.ingest.expectations import ExpectationResult
     from mm_core.ingest.quarantine import RejectView
-    from mm_core.storage.rows import BatchRow, RejectRow
+    from mm_core.storage.rows import BatchRow, CorrectionRow, RejectRow
 
 COUNTS = ("accepted", "updated", "quarantined", "duplicates", "conflicts")
 """Columns of the batch ledger in the text output; columns that this catalog lacks are skipped."""
@@ -61,7 +61,7 @@ def held_words(held: Sequence[Mapping[str, object]]) -> str:
     """
     lines = []
     for row in held:
-        lines.append(f"  {row['kind']}/{row['batch']}: {row['reason']}")
+        lines.append(printable(f"  {row['kind']}/{row['batch']}: {row['reason']}"))
         lines.append(f"    next: `mm quarantine list`, repair the drop, then `mm quarantine retry {row['batch']}`")
     return "\n".join(["held batches", *lines]) if held else ""
 
@@ -78,8 +78,10 @@ def ingest_words(report: Report, categories: Sequence[Mapping[str, object]], inb
         Several lines of text without digests.
     """
     batches: list[BatchRow] = report.rows("batches")
+    unused = [reason_line("not used", row) for row in report.rows("unread")]
+    unused += [reason_line("vanished", row) for row in report.rows("vanished")]
     if not batches:
-        return f"nothing new in the inbox {inbox} ({report.seconds:.1f} s)"
+        return "\n".join([f"nothing new in the inbox {inbox} ({report.seconds:.1f} s)", *unused])
     lines = [f"{len(batches)} {'batch' if len(batches) == 1 else 'batches'} in {report.seconds:.1f} s", ""]
     # Older catalogs lack some of the columns.
     counts = [name for name in COUNTS if name in batches[0]]
@@ -89,7 +91,9 @@ def ingest_words(report: Report, categories: Sequence[Mapping[str, object]], inb
         for row in batches
     ]
     lines.append(table(rows))
-    lines += [f"held: {row['kind']}/{row['batch']}: {row['reason']}" for row in batches if row["state"] == "held"]
+    lines += [reason_line("held", row) for row in batches if row["state"] == "held"]
+    lines += unused
+    lines += _corrections(report.rows("updates"), report.rows("removed"))
     if categories:
         lines += ["", "accepted by category", table(categories)]
     # Drops without labelled photos do not change the evaluation photos, so their report lacks this fact.
@@ -116,6 +120,33 @@ def eval_words(words: Sequence[str]) -> list[str]:
         words: The sentences of `mm_core.ingest.snapshot.eval_state`.
     """
     return ["", "evaluation photos", *(f"  {line}" for line in words)] if words else []
+
+
+def reason_line(state: str, row: Mapping[str, object]) -> str:
+    """Return the line of a drop, or of a folder of the inbox, with the reason for its state."""
+    place = "/".join(str(row[name]) for name in ("kind", "batch") if row[name]) or "the inbox"
+    return printable(f"{state}: {place}: {row['reason']}")
+
+
+def _corrections(updates: Sequence[CorrectionRow], removed: Sequence[CorrectionRow]) -> list[str]:
+    """Return the lines of a table of changed values and removed rows; empty if nothing known has changed."""
+    lines = []
+    gone = "no longer in the manifest; a matte that it brought is withdrawn"
+    for title, changes in (("changed", updates), (gone, removed)):
+        rows = [
+            {"batch": f"{row['kind']}/{row['batch']}", "image": row.get("image")}
+            | {"column": row["column"], "old": _short(row["old"]), "new": _short(row["new"])}
+            for row in changes[:MOST_ROWS]
+        ]
+        more = [f"… and {len(changes) - MOST_ROWS} more: `--json` prints all"] if len(changes) > MOST_ROWS else []
+        lines += ["", title, table(rows), *more] if rows else []
+    return lines
+
+
+def _short(value: str | None) -> str:
+    text = value or "(none)"
+    # A digest is shortened by the table.
+    return text if len(text) <= 64 else f"{text[:LONG_TEXT]}…"
 
 
 @dataclass

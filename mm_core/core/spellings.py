@@ -45,6 +45,11 @@ def category_of(text: str) -> str:
     return CATEGORY_OF.get(re.sub(r"[\s_\-–—.]+", "", plain), re.sub(r"[\s\-]+", "_", plain))
 
 
+def name_forms(name: str) -> list[str]:
+    """Return a file name as it is, and in both Unicode forms: macOS decomposes letters such as ü."""
+    return list(dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))))
+
+
 def is_hidden(path: PurePath) -> bool:
     """Return whether any part of a path is hidden or a system name: `.thumbnails`, `.trashed-1.jpg`, `@eaDir`."""
     return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in path.parts)

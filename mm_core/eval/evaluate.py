@@ -22,6 +22,7 @@ from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.pins import ModelPin, PinnedInputs, read_snapshot
 from mm_core.core.records import METRICS, Report, digest_of, sha256_file, write_bytes, write_json
+from mm_core.core.spellings import name_forms
 from mm_core.eval.dvc_files import plot_stages, write_headline
 from mm_core.eval.examples import Example, choose, choose_regressions, write_examples
 from mm_core.eval.metrics import SPEC, TruthMatte, category_scores
@@ -198,7 +199,8 @@ def evaluate_folder(truth_manifest: Path, pred_dir: Path) -> Report:
 
     def score(truth: Truth) -> Mapping[str, object]:
         # Predictions are matched by the stem of the image's file name.
-        predicted = pred_dir / f"{stem_of(truth.image)}.png"
+        forms = [pred_dir / name for name in name_forms(f"{stem_of(truth.image)}.png")]
+        predicted = next(filter(Path.is_file, forms), forms[0])
         if not predicted.is_file():
             raise InputError(f"{truth.where}: prediction: {predicted} is missing")
         alpha, matte = truth.load(), load_alpha(predicted)

@@ -167,8 +167,8 @@ def load_rgb(path: Path, max_side: int | None = None) -> np.ndarray:
 def load_alpha(path: Path, *, by_own_tag: bool = True) -> np.ndarray:
     """Read a matte as float32 (H, W) in [0, 1].
 
-    Grey pictures of 1, 8 or 16 bits or float are read directly. RGBA and LA give their alpha channel, even a constant
-    one. Palettes and RGB must be grey.
+    Grey pictures of 1, 8 or 16 bits or float are read directly, also where they name one value as transparent. RGBA and
+    LA give their alpha channel, even a constant one. Palettes and RGB must be grey.
 
     Args:
         path: The picture.
@@ -190,7 +190,8 @@ def load_alpha(path: Path, *, by_own_tag: bool = True) -> np.ndarray:
             # 16-bit and float values would lose precision in a conversion to 8 bits.
             alpha = _unit(np.asarray(image))
         else:
-            if image.has_transparency_data:
+            # A grey PNG may name one value as transparent. That is no alpha channel, and its grey is the matte.
+            if image.has_transparency_data and image.mode not in ("1", "L"):
                 grey = image.convert("RGBA").getchannel("A")
             else:
                 colours = image if image.mode in ("1", "L") else _as_rgb(image)
@@ -374,9 +375,16 @@ def _is_wide(image: Image.Image) -> bool:
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    """Scale wide values to float32 in [0, 1]: integers by 65535, floats by 255 if one exceeds 1."""
+    """Scale wide values to float32 in [0, 1]: integers by 65535, floats by 1, 255 or 65535, as their largest one asks.
+
+    A float may exceed the range by a fifth, as after resampling. Raises ValueError for larger and negative integers.
+    """
     wide = values.astype(np.float32)
-    is_byte_range = values.dtype.kind == "f" and np.nanmax(wide, initial=0) > 1
-    scale = 255.0 if is_byte_range else 1.0 if values.dtype.kind == "f" else 65535.0
+    highest = float(np.nanmax(wide, initial=0, where=np.isfinite(wide)))
+    scales = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
+    slack = 1.2 if values.dtype.kind == "f" else 1.0
+    scale = next((scale for scale in scales if highest <= slack * scale), 0.0)
+    if not scale or (values.dtype.kind == "i" and int(values.min()) < 0):
+        raise ValueError(f"values from {wide.min():g} to {highest:g}; write 8 or 16 bits, or floats up to 1")
     wide /= np.float32(scale)
     return np.clip(np.nan_to_num(wide, copy=False), 0, 1, out=wide)

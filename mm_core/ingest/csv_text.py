@@ -49,7 +49,8 @@ def csv_lines(path: Path) -> Iterator[Sequence[str]]:
         try:
             yield from reader
         except csv.Error as error:
-            raise DropError(f"{path.name}: line {reader.line_num}: {error}") from None
+            remedy = "quote fields that hold quotes, and double these"
+            raise DropError(f"{path.name}: line {reader.line_num}: {error}: {remedy}") from None
 
 
 def read_text(path: Path) -> str:

@@ -9,6 +9,7 @@ import csv
 import filecmp
 import os
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from mm_core.core.errors import InputError
 from mm_core.core.folders import require_folder
 from mm_core.core.outputs import MAX_NAME, check_outputs
 from mm_core.core.records import KINDS, sha256_file, write_bytes
-from mm_core.core.spellings import NO_PHOTOS, PHOTOS, is_hidden
+from mm_core.core.spellings import NO_PHOTOS, PHOTOS, is_hidden, name_forms
 from mm_core.ingest.batch_names import name_fault
 from mm_core.ingest.csv_text import csv_bytes, csv_lines, read_text
 from mm_core.ingest.matte_pairs import MatteFinder, category_in
@@ -238,7 +239,8 @@ def summarize_drop(folder: Path, target: Path) -> DropSummary:
         finder = MatteFinder(folder)
         used |= {_alpha_of(finder, photo) for photo in photos}
     if kind == "text_image":
-        used |= {folder / "captions.csv", *(photo.with_suffix(".txt") for photo in photos)}
+        notes = (photo.with_suffix(".txt") for photo in photos)
+        used |= {folder / "captions.csv", *(note.with_name(name) for note in notes for name in name_forms(note.name))}
     left_out: list[LeftOut] = [
         {"file": path.relative_to(folder).as_posix(), "reason": _why_left_out(path, folder, kind)}
         for path in sorted(folder.rglob("*"))
@@ -279,22 +281,32 @@ def _alpha_of(finder: MatteFinder, photo: Path) -> Path:
 def _captions(photos: Sequence[Path], folder: Path) -> dict[Path, str]:
     table = folder / "captions.csv"
     known = _caption_table(table) if table.is_file() else {}
+    named = Counter(_composed(photo.name) for photo in photos)
     found = {}
     for photo in photos:
         note = photo.with_suffix(".txt")
-        text = read_text(note).strip() if note.is_file() else ""
-        # The photo's own text file takes precedence. The table may name a path or a bare file name.
-        text = text or known.get(photo.relative_to(folder).as_posix(), "") or known.get(photo.name, "")
-        if not text:
+        there = next((path for path in map(note.with_name, name_forms(note.name)) if path.is_file()), None)
+        # The table may name a path or a bare file name.
+        path, name = _composed(photo.relative_to(folder).as_posix()), _composed(photo.name)
+        text, listed = read_text(there).strip() if there else "", known.get(path) or known.get(name, "")
+        if listed and not known.get(path) and named[name] > 1:
+            raise InputError(f"{table}: {name!r} names {named[name]} photos: write their paths, such as {path}")
+        if text and listed and text != listed:
+            raise InputError(f"{photo}: {note.name} and {table.name} give two captions: keep one")
+        if not (text or listed):
             raise InputError(f"{photo}: caption is missing; write it to {note.name} or to a line of {table}")
-        found[photo] = text
+        found[photo] = text or listed
     return found
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _captions_without_photo(folder: Path, photos: Sequence[Path]) -> Iterator[LeftOut]:
     """Yield the names in captions.csv that belong to no photo of the drop."""
     table = folder / "captions.csv"
-    names = {photo.relative_to(folder).as_posix() for photo in photos} | {photo.name for photo in photos}
+    names = {_composed(name) for photo in photos for name in (photo.relative_to(folder).as_posix(), photo.name)}
     for name in sorted(set(_caption_table(table)) - names) if table.is_file() else ():
         yield {"file": name, "reason": "caption without a photo"}
 
@@ -317,7 +329,7 @@ def _caption_table(path: Path) -> dict[str, str]:
             raise InputError(f"{path}: the line of {line[image].strip()!r} has too many fields: quote its caption")
         # Pad short lines, so that a missing caption reads as an empty one.
         cells = [*line, *[""] * len(names)]
-        photo, text = cells[image].strip().replace("\\", "/"), unescaped(cells[caption].strip())
+        photo, text = _composed(cells[image].strip().replace("\\", "/")), unescaped(cells[caption].strip())
         if found.setdefault(photo, text) != text:
             raise InputError(f"{path}: {photo!r} has two captions: keep one of its lines")
     return found

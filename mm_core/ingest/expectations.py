@@ -18,6 +18,7 @@ from mm_core.core.deferred import Deferred
 from mm_core.core.errors import MattingError
 from mm_core.core.params import IngestParams
 from mm_core.core.records import ALL_CATEGORIES, KINDS
+from mm_core.imaging.images import FORMATS
 from mm_core.ingest.batch_mix import CLASSES, Mix, expected
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.matte_quality import MatteQuality
@@ -73,6 +74,7 @@ class Rule:
 
 
 LABELED = ("pixel_labeled",)
+OTHER_CONTENT = f"{{image_bytes}} bytes of something else: send {', '.join(FORMATS)}"
 RULES: tuple[Rule, ...] = (
     # Order matters: the first rule that a row breaks gives its reason.
     Rule("row_is_whole", "row", "malformed manifest row", "extra_fields", "{extra_fields} fields too many: quote it"),
@@ -82,12 +84,12 @@ RULES: tuple[Rule, ...] = (
     Rule("image_exists", "row", "missing image", "image_found", "{note}"),
     Rule("image_not_empty", "row", "empty file", "image_bytes", "{image_bytes} bytes"),
     Rule("image_not_huge", "row", "file too large", "image_bytes", "{image_bytes} bytes"),
-    Rule("image_is_an_image", "row", "not an image", "image_recognised", "{image_bytes} bytes of something else"),
+    Rule("image_is_an_image", "row", "not an image", "image_recognised", OTHER_CONTENT),
     Rule("image_pixels", "row", "too many pixels", "pixels", "claims {pixels} pixels"),
     Rule("image_decodes", "row", "truncated or corrupt image", "image_decodes", "{note}"),
     Rule("image_checksum", "row", "checksum mismatch", "sha256_as_declared", "its sha256 is {sha256}"),
     Rule("image_large_enough", "row", "too small", "short_side", "{width}×{height} pixels"),
-    Rule("alpha_exists", "row", "missing alpha", "alpha_found", kinds=LABELED),
+    Rule("alpha_exists", "row", "missing alpha", "alpha_found", "{note}", LABELED),
     Rule("alpha_not_huge", "row", "file too large", "alpha_bytes", "alpha: {alpha_bytes} bytes", LABELED),
     Rule("alpha_decodes", "row", "corrupt alpha", "alpha_decodes", "{note}", LABELED),
     Rule("alpha_is_grey", "row", "colour picture as alpha", "alpha_grey", "{note}", LABELED),

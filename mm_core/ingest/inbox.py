@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TypedDict
 
 from mm_core.core.errors import BlobNotFound, BlobTooLarge, InputError
 from mm_core.core.records import KINDS, digest_of, sha256_bytes, sha256_file
@@ -20,8 +22,18 @@ MANIFESTS = ("manifest.csv", "manifest.parquet")
 Folder = tuple[str, str]
 """Kind, and the folder's name as the inbox lists it."""
 TWO = f"{' and '.join(MANIFESTS)} lie there: delete the one that does not count"
+MISPLACED = f"a drop is a folder <kind>/<batch>, and the kinds are {', '.join(KINDS)}: move it"
+FORBIDDEN = "it cannot be read: change its rights"
 LOOKS = 8
 """Manifests checked in parallel; each needs one short request, changed or not."""
+
+
+class Unread(TypedDict):
+    """A folder, column or file of the inbox that is not used, and why."""
+
+    kind: str
+    batch: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -178,7 +190,61 @@ def ready_batches(run: StorageRun) -> list[ReadyBatch]:
     Args:
         run: Gives the inbox, the catalog with the ledger, and the store with the statements of earlier arrivals.
     """
-    return [ready for _, _, ready in compare_with_ledger(run, folders_of(run.inbox)) if ready]
+    compared = compare_with_ledger(run, folders_of(run.inbox))
+    return in_order_of_writing(run.inbox, [ready for _, _, ready in compared if ready])
+
+
+def in_order_of_writing(inbox: Store, drops: Sequence[ReadyBatch]) -> list[ReadyBatch]:
+    """Sort drops by kind, then by the time of their manifests, so that the newest statement about a photo counts.
+
+    The kinds keep their order because a label that comes with its photo may make it an evaluation photo.
+    """
+    if len(drops) < 2:
+        return list(drops)
+    with ThreadPoolExecutor(LOOKS) as pool:
+        times = pool.map(lambda drop: inbox.written_at(drop.manifest_key) if drop.manifest_key else 0.0, drops)
+        ordered = sorted(zip(drops, times, strict=True), key=lambda at: (KINDS.index(at[0].kind), at[1], at[0].batch))
+    return [drop for drop, _ in ordered]
+
+
+def unread_folders(run: StorageRun, ready: Sequence[ReadyBatch]) -> Iterator[Unread]:
+    """Yield the folders of the inbox that are not read: without a manifest, or with one in a place that is no drop.
+
+    Args:
+        run: Gives the inbox, and the catalog with the ledger of the drops that were read before.
+        ready: The drops that are ready.
+    """
+    inbox = run.inbox
+    known = {*latest_arrivals(run.catalog), *((drop.kind, drop.batch) for drop in ready)}
+    for kind, batch in folders_of(inbox):
+        if (kind, safe_alias(batch) if name_fault(batch) else batch) in known or batch in (".", ".."):
+            continue
+        keys = [entry.key for entry in inbox.list(f"{kind}/{batch}", delimiter=True)]
+        names = (key.rpartition("/")[2] for key in keys)
+        misnamed = next((name for name in names if name.lower() in MANIFESTS and name not in MANIFESTS), "")
+        remedy = f"rename {misnamed} to {misnamed.lower()}" if misnamed else "it is written last"
+        reason = f"there is no manifest.csv yet: {remedy}"
+        if keys == [f"{kind}/{batch}"]:
+            reason = FORBIDDEN
+        elif any(_holds_manifest(inbox, key) for key in keys[:LOOKS]):
+            reason = MISPLACED
+        yield {"kind": kind, "batch": batch, "reason": reason}
+    places = [entry.key for entry in inbox.list(delimiter=True) if entry.key.endswith("/")]
+    for place in ["", *(place for place in places if not is_hidden(place))]:
+        kind = place.rstrip("/")
+        if _holds_manifest(inbox, place):
+            yield {"kind": kind, "batch": "", "reason": MISPLACED}
+        keys = [entry.key for entry in islice(inbox.list(kind, delimiter=True), LOOKS)] if kind else []
+        if keys == [kind]:
+            yield {"kind": kind, "batch": "", "reason": FORBIDDEN}
+        for key in keys if kind not in KINDS else ():
+            if _holds_manifest(inbox, key):
+                yield {"kind": kind, "batch": key[len(place) : -1], "reason": MISPLACED}
+
+
+def _holds_manifest(inbox: Store, place: str) -> bool:
+    """Return whether a folder of the inbox, a key that ends in `/` or the root "", holds a manifest directly."""
+    return place[-1:] in ("", "/") and any(inbox.exists(f"{place}{name}") for name in MANIFESTS)
 
 
 def compare_with_ledger(

@@ -22,7 +22,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mm_core.core.records import write_bytes
-from mm_core.ingest.inbox import MANIFESTS, Folder, ReadyBatch, compare_with_ledger, folders_of, latest_arrivals
+from mm_core.ingest.inbox import (
+    MANIFESTS,
+    Folder,
+    ReadyBatch,
+    compare_with_ledger,
+    folders_of,
+    in_order_of_writing,
+    latest_arrivals,
+)
 from mm_core.storage.run import StorageRun
 
 YOUNG = 600.0
@@ -129,7 +137,7 @@ def look_again(run: StorageRun, now: float | None = None) -> list[ReadyBatch]:
         Looks(version, looks).write(path, run.inbox.url)
     # The time comes last: a look that was killed is repeated with the same moments.
     write_bytes(_time_file(path), repr(now).encode())
-    return [ready for _, _, ready in compared if ready]
+    return in_order_of_writing(run.inbox, [ready for _, _, ready in compared if ready])
 
 
 def _time_file(path: Path) -> Path:

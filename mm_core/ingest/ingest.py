@@ -34,10 +34,11 @@ from mm_core.ingest.changes import Change
 from mm_core.ingest.commit import LedgerEntry, Writes, write_ledger
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.decode_sandbox import safely
+from mm_core.ingest.drop import MANIFEST_COLUMNS
 from mm_core.ingest.erasure import erase, forgotten_among
 from mm_core.ingest.expectations import BatchRecord, Judge
 from mm_core.ingest.findings import PIECE, Finding, Measured
-from mm_core.ingest.inbox import ReadyBatch, latest_arrivals, named_batches, ready_batches
+from mm_core.ingest.inbox import ReadyBatch, Unread, latest_arrivals, named_batches, ready_batches, unread_folders
 from mm_core.ingest.manifest import MAX_BYTES, Manifest, read_manifest
 from mm_core.ingest.probe import Probe, Prober
 from mm_core.ingest.row_decisions import NEAR_DUPLICATE, Decision, Known, decide, label_id, photos_of
@@ -68,7 +69,8 @@ def ingest_ready(run: StorageRun, report: Report, *, batch: str | None = None) -
     Returns:
         `report` with the metrics ingest/{batches,held,accepted,updated,quarantined,duplicates,conflicts}; the tables
         `batches` (ledger rows), `rejects`, `updates` (old and new values), `removed` (photos that a corrected manifest
-        no longer lists), `expectations` and `vanished` (drops that were moved during the run); the fact `data_docs`.
+        no longer lists), `expectations`, `vanished` (drops that were moved during the run) and `unread` (folders of the
+        inbox, columns and pictures that are not used); the fact `data_docs`.
 
     Raises:
         InputError: `batch` is unknown.
@@ -76,6 +78,7 @@ def ingest_ready(run: StorageRun, report: Report, *, batch: str | None = None) -
         CatalogError: The catalog fails.
     """
     layout, chosen = run.layout, ready_batches(run)
+    unread = list(unread_folders(run, chosen))
     if batch is not None:
         chosen = named_batches(run.inbox, batch)
         if not chosen:
@@ -87,7 +90,9 @@ def ingest_ready(run: StorageRun, report: Report, *, batch: str | None = None) -
     for one in chosen:
         try:
             with disk_faults_of(layout.spool):
-                Ingest(run, one, docs).run()
+                work = Ingest(run, one, docs)
+                work.run()
+                unread += work.unread
         except StoreError as error:
             # A drop that a producer moved or changed is not an error of the store. Report it and continue.
             if not isinstance(error, DropMoved) and is_as_it_arrived(run.inbox, one):
@@ -96,7 +101,7 @@ def ingest_ready(run: StorageRun, report: Report, *, batch: str | None = None) -
     with disk_faults_of(layout.data_docs):
         docs.build()
     describe(report, run, chosen)
-    report.tables["vanished"] = vanished
+    report.tables |= {"vanished": vanished, "unread": unread}
     return report
 
 
@@ -157,6 +162,8 @@ class Ingest:
     def __init__(self, run: StorageRun, batch: ReadyBatch, docs: DataDocs) -> None:
         self.params, self.catalog, self.store, self.inbox = run.params.ingest, run.catalog, run.store, run.inbox
         self.batch, self.docs, self.spool, self.progress = batch, docs, run.layout.spool, run.progress
+        self.unread: list[Unread] = []
+        """Columns and pictures of the drop that are not used, after `run`."""
         # Microseconds keep the order of two manifests of one drop that arrive within a second.
         self.now = datetime.now(UTC).isoformat(timespec="microseconds")
 
@@ -191,6 +198,8 @@ class Ingest:
                 manifest = read_manifest(self._manifest(Path(spool)))
             except DropError as error:
                 return write_ledger(self.catalog, self.batch, self.now, LedgerEntry("held", str(error), 0, arrival.id))
+            if only is None:
+                self.unread = list(self._unused(manifest, arrival.listing))
             held, after = "", arrival.seen
             if only is None or only:
                 held, after = self._take(manifest, only, Path(spool), arrival)
@@ -198,6 +207,21 @@ class Ingest:
             entry = LedgerEntry("held" if held else "ingested", held, len(manifest), arrival.id)
             entry = replace(entry, statement=after.write(self.store), files=arrival.listing.digest)
             write_ledger(self.catalog, self.batch, self.now, entry)
+
+    def _unused(self, manifest: Manifest, listing: Listing) -> Iterator[Unread]:
+        """Yield what the drop holds and nobody reads: other columns, mattes of another kind, pictures without a row."""
+        reasons = []
+        if manifest.ignored:
+            known = ", ".join(MANIFEST_COLUMNS)
+            reasons.append(f"columns that are not read: {', '.join(manifest.ignored)}; the columns are {known}")
+        kind = self.batch.kind
+        mattes = sum(bool(row.alpha) for row in manifest) if kind != "pixel_labeled" else 0
+        if mattes:
+            reasons.append(f"alpha is not read in a drop of kind {kind}: send the {mattes} mattes as pixel_labeled")
+        if names := listing.unlisted(manifest):
+            shown = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+            reasons.append(f"{len(names)} pictures that no row names: {shown}: add their rows, or delete them")
+        return ({"kind": kind, "batch": self.batch.batch, "reason": reason} for reason in reasons)
 
     def _hold_unread(self, again: bool) -> None:
         """Record a drop with an unsafe name or with two manifests as held without reading its files."""
@@ -249,6 +273,21 @@ class Ingest:
         Returns:
             The reason for holding the drop ("" if it is not held), and its new statement.
         """
+        while True:
+            prober, judge, measured = self._measure(manifest, only, spool)
+            # A replaced file may now be the photo of another row. Rows of one photo are decided together.
+            photos = {word(probe.sha256) for _, probe, _ in measured if probe.sha256}
+            more = arrival.seen.rows_of(photos) - only if only is not None else frozenset()
+            if only is None or not more:
+                break
+            only |= more
+        # Files of a removed drop look missing. Do not record them as rejects.
+        if not self.inbox.exists(self.batch.manifest_key):
+            raise DropMoved(f"{self.batch.uri} left the inbox while it was read: put it there again")
+        return self._settle(prober, judge, measured, arrival, partial=only is not None)
+
+    def _measure(self, manifest: Manifest, only: frozenset[int] | None, spool: Path) -> tuple[Prober, Judge, Measured]:
+        """Measure and judge the rows, or some of them."""
         # Delete the downloads with the batch. A permanent cache would grow with every drop.
         inbox = self.inbox.apart(spool)
         prober = Prober(inbox, self.batch.manifest_key, self.batch.kind, self.params, spool)
@@ -267,10 +306,7 @@ class Ingest:
                     self.progress(self.batch.name, len(measured) + len(probes), total)
                 faults = judge.rows(probes, self._reviewed(probes))
                 measured.add([Finding(row, p, faults.get(row.row)) for row, p in zip(piece, probes, strict=True)])
-        # Files of a removed drop look missing. Do not record them as rejects.
-        if not self.inbox.exists(self.batch.manifest_key):
-            raise DropMoved(f"{self.batch.uri} left the inbox while it was read: put it there again")
-        return self._settle(prober, judge, measured, arrival, partial=only is not None)
+        return prober, judge, measured
 
     def _reviewed(self, probes: Sequence[Probe]) -> frozenset[int]:
         """Return the rows with exactly a matte that a person has reviewed and accepted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +44,10 @@ class ManifestRow:
 class Manifest:
     """The rows of a validated manifest; each iteration reads them from the file."""
 
-    def __init__(self, path: Path, rows: int) -> None:
+    def __init__(self, path: Path, rows: int, ignored: Sequence[str]) -> None:
         self.path, self._rows = path, rows
+        self.ignored = ignored
+        """Columns that are not read, such as a misspelled one."""
 
     def __len__(self) -> int:
         return self._rows
@@ -55,7 +57,7 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Open and validate a manifest; unknown columns are ignored.
+    """Open and validate a manifest; unknown columns are listed and not read.
 
     Args:
         path: A manifest.csv (encodings and delimiters as in `csv_lines`, columns in any order) or manifest.parquet.
@@ -69,12 +71,22 @@ def read_manifest(path: Path) -> Manifest:
     rows = sum(1 for _ in _rows(path))
     if not rows:
         raise DropError(f"{path.name}: lists no images (no rows)")
-    return Manifest(path, rows)
+    known = [*MANIFEST_COLUMNS, ""]
+    return Manifest(path, rows, [name for name in dict.fromkeys(_names(path)) if name not in known])
+
+
+def _names(path: Path) -> list[str]:
+    """Return the names of all columns as they are compared."""
+    return _plain(pq.read_schema(path).names if path.suffix == ".parquet" else _csv(path)[0])
+
+
+def _plain(header: Iterable[str]) -> list[str]:
+    return [name.strip().lower() for name in header]
 
 
 def _rows(path: Path) -> Iterator[ManifestRow]:
     header, lines = _parquet(path) if path.suffix == ".parquet" else _csv(path)
-    names = [name.strip().lower() for name in header]
+    names = _plain(header)
     if len(names) > MAX_COLUMNS:
         raise DropError(f"{path.name}: {len(names)} columns, at most {MAX_COLUMNS} are read")
     if "image" not in names:
@@ -147,4 +159,11 @@ def _texts(path: Path, name: str, column: pa.ChunkedArray) -> list[str]:
     # Nested and binary values are not plain text.
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         raise DropError(f"{path.name}: column {name!r} holds {column.type}: write text")
-    return ["" if value is None else str(value) for value in column.to_pylist()]
+    return [_text(value) for value in column.to_pylist()]
+
+
+def _text(value: object) -> str:
+    # pandas writes whole numbers with gaps as floats, and the group 7 must not become 7.0.
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() else "" if value != value else str(value)
+    return "" if value is None else str(value)

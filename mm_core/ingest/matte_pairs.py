@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePath
@@ -48,16 +49,18 @@ class MatteFinder:
         # A PNG with such a name is always a matte. Another format needs its photo in the same folder.
         photo = path.stem[: -len(ending)]
         return path.suffix.lower() == ".png" or any(
-            other.stem == photo for other in self._pictures(path.parent).get(photo.lower(), [])
+            _plain(other.stem) == _plain(photo) for other in self._pictures(path.parent).get(_key(photo), [])
         )
 
     def matte_of(self, photo: Path) -> Path | None:
         """Return the matte of a photo below the folder, or None; a folder of mattes precedes a matte beside it."""
         masks = [photo.stem, *(f"{photo.stem}{ending}" for ending in MASK_SUFFIXES)]
+        # Where `A.jpg` and `a.jpg` lie in one folder, `a.png` belongs to the second one alone.
+        twins = {path.stem for path in self._pictures(photo.parent).get(_key(photo.stem), [])} - {photo.stem}
         for place in self._places(photo):
-            if matte := self._find(place, masks):
+            if matte := self._find(place, masks, bool(twins)):
                 return matte
-        return self._find(photo.parent, [f"{photo.stem}{ending}" for ending in ALPHA_SUFFIXES])
+        return self._find(photo.parent, [f"{photo.stem}{ending}" for ending in ALPHA_SUFFIXES], bool(twins))
 
     def _places(self, photo: Path) -> Iterator[Path]:
         """Yield the folders that may hold the photo's matte, from the most to the least specific one."""
@@ -75,13 +78,15 @@ class MatteFinder:
                 flat += siblings
         yield from flat
 
-    def _find(self, folder: Path, stems: list[str]) -> Path | None:
-        """Return the picture with one of these stems, PNG first; the stem's case and the format are free."""
+    def _find(self, folder: Path, stems: list[str], only_exact: bool) -> Path | None:
+        """Return the picture with one of these stems, PNG first; format and, unless `only_exact`, case are free."""
         pictures = self._pictures(folder)
-        matches = [path for stem in dict.fromkeys(name.lower() for name in stems) for path in pictures.get(stem, [])]
+        matches = [path for stem in dict.fromkeys(map(_key, stems)) for path in pictures.get(stem, [])]
         # Prefer the exact case: `A.png` and `a.png` may belong to different photos.
-        exact = [path for path in matches if path.stem in stems] or matches
-        return min(exact, key=lambda path: path.suffix.lower() != ".png", default=None)
+        exact = [path for path in matches if _plain(path.stem) in map(_plain, stems)]
+        return min(
+            exact or ([] if only_exact else matches), key=lambda path: path.suffix.lower() != ".png", default=None
+        )
 
 
 def category_in(inside: PurePath, folder: Path) -> str:
@@ -97,12 +102,21 @@ def category_in(inside: PurePath, folder: Path) -> str:
 
 
 def _list_pictures(folder: Path) -> dict[str, list[Path]]:
-    """Return the pictures directly in a folder by their stem in lower case; empty if there is no such folder."""
+    """Return the pictures directly in a folder by the key of their stem; empty if there is no such folder."""
     pictures: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.lower() in PHOTOS and path.is_file():
-            pictures.setdefault(path.stem.lower(), []).append(path)
+            pictures.setdefault(_key(path.stem), []).append(path)
     return pictures
+
+
+def _plain(stem: str) -> str:
+    """Return a stem with composed letters, because macOS decomposes ü."""
+    return unicodedata.normalize("NFC", stem)
+
+
+def _key(stem: str) -> str:
+    return _plain(stem).lower()
 
 
 def _list_matte_folders(parent: Path) -> list[Path]:

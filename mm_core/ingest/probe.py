@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import posixpath
 import re
-import unicodedata
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from mm_core.core.errors import BlobNotFound, BlobTooLarge
 from mm_core.core.params import IngestParams
 from mm_core.core.records import sha256_file
+from mm_core.core.spellings import name_forms
 from mm_core.imaging.images import (
     ColourPicture,
     Header,
@@ -215,16 +215,19 @@ class Prober:
         """Measure the matte; `taken` is the result of `_photo`."""
         probe.alpha_inside, probe.alpha_found = True, False
         if not row.alpha:
+            probe.note = "the column alpha is empty"
             return
         try:
             path = self.path_of(row.alpha)
+            path.open("rb").close()  # a file without the right to read it counts as missing
         except OutsideBatch as error:
             probe.alpha_inside, probe.alpha_found, probe.note = False, None, str(error)
             return
         except BlobTooLarge as error:
             probe.alpha_found, probe.alpha_bytes = True, error.size
             return
-        except BlobNotFound:
+        except (BlobNotFound, OSError) as error:
+            probe.note = f"{row.alpha}: {getattr(error, 'strerror', None) or 'no file that can be read'}"
             return
         probe.alpha_found, probe.alpha_bytes = True, path.stat().st_size
         # A matte can only be compared with a readable photo.
@@ -281,8 +284,7 @@ def fetch_named(inbox: Store, prefix: str, name: str, *, most: int | None = None
     inner = posixpath.normpath(name.replace("\\", "/"))
     if inner.startswith(("/", "../")) or inner == ".." or re.match(r"[A-Za-z]:|\w+://", name):
         raise OutsideBatch(name)
-    # `dict.fromkeys` removes equal forms and keeps the order.
-    for form in dict.fromkeys((inner, unicodedata.normalize("NFC", inner), unicodedata.normalize("NFD", inner))):
+    for form in name_forms(inner):
         with suppress(BlobNotFound):
             return inbox.fetch(f"{prefix}/{form}", most=most)
     raise BlobNotFound(f"{prefix} holds no {inner}")

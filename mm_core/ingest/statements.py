@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import posixpath
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from mm_core.core.errors import BlobNotFound
 from mm_core.core.records import digest_of, sha256_bytes
+from mm_core.core.spellings import PHOTOS, is_hidden
 from mm_core.ingest.manifest import ManifestRow
 from mm_core.storage.store import Store
 
@@ -80,13 +82,27 @@ class Listing:
     """Digest of the name → size in bytes, stamp."""
     digest: str
     """Digest over `files`; equal listings have equal digests."""
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    """Digest of the name → name of each file that is a picture by its suffix."""
 
     @staticmethod
     def read(inbox: Store, batch: ReadyBatch) -> Listing:
         """List the drop's folder without reading its files."""
         prefix = f"{batch.kind}/{batch.batch}"
-        entries = {word(file_key(e.key[len(prefix) + 1 :])): (e.size, e.stamp) for e in inbox.list(prefix)}
-        return Listing(entries, digest_of(sorted(entries.items())))
+        named = {e.key[len(prefix) + 1 :]: (e.size, e.stamp) for e in inbox.list(prefix)}
+        words = {name: word(file_key(name)) for name in named}
+        entries: dict[str, tuple[int, str]] = {}
+        for name, (size, stamp) in named.items():
+            # Two files may differ in the form of an accent alone. A change of either one must be seen.
+            before = entries.get(words[name], (0, ""))
+            entries[words[name]] = size + before[0], stamp + before[1]
+        pictures = {words[n]: n for n in named if PurePath(n).suffix.lower() in PHOTOS and not is_hidden(PurePath(n))}
+        return Listing(entries, digest_of(sorted(entries.items())), pictures)
+
+    def unlisted(self, rows: Iterable[ManifestRow]) -> list[str]:
+        """Return the pictures that no row names, by name."""
+        named = {word(file_key(name)) for row in rows for name in (row.image, row.alpha) if name}
+        return sorted(name for key, name in self.pictures.items() if key not in named)
 
     def of(self, row: ManifestRow) -> str:
         """Return the sizes and stamps of a row's files as JSON, the photo first."""
@@ -204,10 +220,13 @@ class Statement:
         Args:
             listing: The current files of the drop.
         """
-        changed = {row.row for row in self.rows.values() if _is_replaced(row, listing)}
+        changed = frozenset(row.row for row in self.rows.values() if _is_replaced(row, listing))
         # All rows of a photo are decided together, so they are measured together.
-        photos = {self.rows[number].sample for number in changed} - {None}
-        return frozenset(changed | {row.row for row in self.rows.values() if row.sample in photos})
+        return changed | self.rows_of({sample for number in changed if (sample := self.rows[number].sample)})
+
+    def rows_of(self, photos: Collection[str]) -> frozenset[int]:
+        """Return the rows that list any of these photos, by the digests of their ids."""
+        return frozenset(row.row for row in self.rows.values() if row.sample in photos)
 
     def images(self) -> dict[int, str]:
         """Return row → digest of its photo's name."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mm_core.core.errors import InputError
+from mm_core.core.spellings import name_forms
 from mm_core.imaging.images import load_alpha, load_rgb, orient, read_header
 from mm_core.imaging.near_duplicates import LOOK_SIDE
 from mm_core.ingest.decode_sandbox import safely
@@ -97,7 +97,5 @@ def _truth(manifest: Path, row: ManifestRow) -> Truth:
 
 def _file(folder: Path, name: str) -> Path | None:
     """Return the file with this name, or None; slashes, backslashes and both Unicode forms of accents match."""
-    plain = name.replace("\\", "/")
-    # File systems store accents in either of two forms.
-    forms = dict.fromkeys((name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))))
+    forms = (name, *name_forms(name.replace("\\", "/")))
     return next((folder / form for form in forms if form and (folder / form).is_file()), None)

@@ -292,8 +292,8 @@ def _is_news(photo: Asked, work: Work, label: LabelRow) -> bool:
             return False
         if current["origin"] == "label_studio":
             return True
-    # The same matte may have an earlier row, from an export or another task.
-    before = [row for row in photo.labels if row["id"] == label["id"] and not _of_task(row, work)]
+    # The same matte may have a row: it was read before, by an export or a task, and a drop has come since.
+    before = [row for row in photo.labels if row["id"] == label["id"] and not _is_withdrawn_by(row, work)]
     return not any(_moment(row["created_at"]) >= _moment(label["created_at"]) for row in before)
 
 
@@ -341,6 +341,10 @@ def _withdrawn(photo: Asked, work: Work, why: str) -> list[LabelRow]:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     rows = [row for row in photo.labels if _of_task(row, work) and not row["withdrawn_at"]]
     return [LabelRow({**row, "withdrawn_at": now, "withdrawn_why": why}) for row in rows]
+
+
+def _is_withdrawn_by(label: LabelRow, work: Work) -> bool:
+    return _of_task(label, work) and bool(label["withdrawn_at"])
 
 
 def _of_task(label: LabelRow, work: Work) -> bool:

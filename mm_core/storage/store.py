@@ -98,6 +98,10 @@ class Store(Protocol):
         """Return size and stamp (`Entry`) of objects by key, without reading them; missing objects are left out."""
         ...
 
+    def written_at(self, key: str) -> float:
+        """Return the time of an object's content, in seconds since 1970; 0 for a missing object."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove an object, its local copy, and all its versions in a versioned bucket; ignore a missing object.
 
@@ -234,13 +238,20 @@ class LocalStore:
         yield from self._below(self.root / inner, f"{inner}/" if inner else "", delimiter)
 
     def _below(self, folder: Path, place: str, delimiter: bool) -> Iterator[Entry]:
-        """Yield entries in the order of their keys, like S3; linked folders are listed but not entered."""
+        """Yield entries in the order of their keys, like S3; linked folders are listed but not entered.
+
+        A folder that this user must not read is listed as an object, which nobody can fetch.
+        """
         if not folder.is_dir():
             return
         children: dict[str, os.DirEntry[str]] = {}
-        with suppress(FileNotFoundError):  # the folder was removed after the check
+        try:
             # The trailing slash of folders takes part in the order, as it does on S3.
-            children = {f"{c.name}/" if c.is_dir() else c.name: c for c in os.scandir(folder)}
+            children = {f"{c.name}/" if _is_folder(c) else c.name: c for c in os.scandir(folder)}
+        except PermissionError:
+            yield Entry(place.rstrip("/"), 0)
+        except FileNotFoundError:  # the folder was removed after the check
+            return
         seals = f"{KEY_SEALS}/"
         # Names alone are sorted, because comparing pairs costs more.
         for name in sorted(children):
@@ -249,7 +260,7 @@ class LocalStore:
                 continue
             if not name.endswith("/"):
                 with suppress(FileNotFoundError):
-                    yield Entry(key, *size_and_stamp(child))
+                    yield _entry(key, child)
             elif delimiter:
                 yield Entry(key, 0)
             elif self.seals.is_sealed(key.rstrip("/")):  # a folder in the place of a record
@@ -266,6 +277,12 @@ class LocalStore:
             except OSError:  # no such file
                 continue
         return found
+
+    def written_at(self, key: str) -> float:
+        try:
+            return self._path(key).stat().st_mtime
+        except OSError:  # no such file
+            return 0.0
 
     def delete(self, key: str) -> None:
         try:
@@ -394,6 +411,13 @@ class S3Store:
         with ThreadPoolExecutor(REQUESTS) as pool:
             return {key: found for key, found in zip(keys, pool.map(stamp, keys), strict=True) if found}
 
+    def written_at(self, key: str) -> float:
+        try:
+            with self._plain_errors("reading", key):
+                return self._client.head_object(Bucket=self.bucket, Key=self._key(key))["LastModified"].timestamp()
+        except BlobNotFound:
+            return 0.0
+
     def delete(self, key: str) -> None:
         with self._plain_errors("deleting", key):
             answer = self._client.delete_object(Bucket=self.bucket, Key=self._key(key))
@@ -457,6 +481,20 @@ class S3Store:
             raise StoreError(f"{doing} {self.url}/{key}: {error}: {remedy}") from error
         except OSError as error:
             raise StoreError(f"{doing} {self.url}/{key}: {disk_fault(error)}") from error
+
+
+def _entry(key: str, child: os.DirEntry[str]) -> Entry:
+    try:
+        return Entry(key, *size_and_stamp(child))
+    except PermissionError:  # the folder may be listed, and its files must not be looked at
+        return Entry(key, 0)
+
+
+def _is_folder(child: os.DirEntry[str]) -> bool:
+    try:
+        return child.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _inside(key: str) -> str:

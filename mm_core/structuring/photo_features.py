@@ -23,6 +23,8 @@ EXTRACTOR = "photo"
 VERSION = "3"
 """Must change whenever a number below may change; older rows are then computed again."""
 
+NO_FIX = 1e-4
+"""Degrees, about 10 m, within which 0/0 means a place that the camera does not know."""
 SIDE = 512
 """Long side at which light, sharpness and noise are measured, so that cameras are comparable."""
 
@@ -126,10 +128,15 @@ def _exif(path: Path) -> dict[str, Mapping[int, object]]:
 def _origin(exif: Mapping[str, Mapping[int, object]]) -> dict[str, str]:
     """Return the time of capture and the camera, if known."""
     texts = {}
-    stamp = _text(exif["shot"].get(ExifTags.Base.DateTimeOriginal)) or _text(exif["base"].get(ExifTags.Base.DateTime))
+    taken = _text(exif["shot"].get(ExifTags.Base.DateTimeOriginal))
     offset = _text(exif["shot"].get(ExifTags.Base.OffsetTimeOriginal))
-    # Try the time with its offset first, then without.
-    for text, form in ((f"{stamp}{offset}", "%Y:%m:%d %H:%M:%S%z"), (stamp, "%Y:%m:%d %H:%M:%S")):
+    plain = "%Y:%m:%d %H:%M:%S"
+    # Try the time with its offset first, then without. A camera whose clock is not set writes zeros or blanks.
+    changed = _text(exif["base"].get(ExifTags.Base.DateTime))
+    stamps = (
+        (f"{stamp}{zone}", form) for stamp in (taken, changed) for zone, form in ((offset, f"{plain}%z"), ("", plain))
+    )
+    for text, form in stamps:
         try:
             texts["taken_at"] = datetime.strptime(text, form).isoformat()
             break
@@ -146,7 +153,7 @@ def _place(exif: Mapping[str, Mapping[int, object]]) -> dict[str, float]:
     longitude = _degrees(gps.get(ExifTags.GPS.GPSLongitude), _text(gps.get(ExifTags.GPS.GPSLongitudeRef)), "EW", 180)
     # Cameras without a GPS fix write 0/0, a point in the Gulf of Guinea, or the status V (void) with an old place.
     is_void = _text(gps.get(ExifTags.GPS.GPSStatus)).upper().startswith("V")
-    if is_void or latitude is None or longitude is None or (latitude == 0 and longitude == 0):
+    if is_void or latitude is None or longitude is None or max(abs(latitude), abs(longitude)) < NO_FIX:
         return {}
     altitude = _number(gps.get(ExifTags.GPS.GPSAltitude))
     below = gps.get(ExifTags.GPS.GPSAltitudeRef) in (1, b"\x01")

@@ -309,6 +309,27 @@ def test_compression_does_not_make_a_grey_matte_coloured(tmp_path: Path, format:
     assert mean_difference(load_alpha(written(tmp_path, image, format, quality=quality)), disc) < 0.05
 
 
+def test_a_grey_png_with_one_transparent_value_is_read_by_its_grey(tmp_path: Path) -> None:
+    grey = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
+    path = written(tmp_path, Image.fromarray(grey), "PNG", transparency=0)
+    assert np.array_equal(np.rint(load_alpha(path) * 255), grey)
+
+
+@pytest.mark.parametrize("scale", [1, 1.05, 255, 65535])
+def test_floats_of_any_usual_range_are_read(tmp_path: Path, scale: float) -> None:
+    unit = np.linspace(0, 1, 64 * 48, dtype=np.float32).reshape(48, 64)
+    alpha = load_alpha(written(tmp_path, Image.fromarray(unit * np.float32(scale)), "TIFF"))
+    assert np.abs(alpha - np.clip(unit * (scale if scale < 2 else 1), 0, 1)).max() < 1e-6
+
+
+@pytest.mark.parametrize("values", [np.int32(2**30), np.int32(-5), np.float32(1e6)])
+def test_values_of_an_unknown_range_are_refused(tmp_path: Path, values: np.generic) -> None:
+    pixels = np.full((48, 64), values)
+    pixels[0] = 0
+    with pytest.raises(CorruptImage, match="write 8 or 16 bits, or floats up to 1"):
+        load_alpha(written(tmp_path, Image.fromarray(pixels), "TIFF"))
+
+
 def test_sixteen_bits_survive_the_way_into_the_store(tmp_path: Path) -> None:
     fine = np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64)
     for sixteen, step in ((True, 1 / 65535), (False, 1 / 255)):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -311,3 +312,44 @@ def test_captions_of_no_photo_are_named(tmp_path: Path) -> None:
     put(folder / "captions.csv", b"image,caption\na.jpg,a dog\npets/b.jpg,a cat\n,,\n")
     target = package_folder(folder, tmp_path / "inbox", "text_image", "b").path
     assert summarize_drop(folder, target)["left_out"] == [{"file": "pets/b.jpg", "reason": "caption without a photo"}]
+
+
+def test_names_match_in_either_form_of_an_accent(tmp_path: Path) -> None:
+    """macOS writes é as two characters; an archive may hold photos of one form and mattes or captions of the other."""
+    one, other = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    put(tmp_path / "mattes" / f"{one}.jpg")
+    put(tmp_path / "mattes" / "alphas" / f"{other}.png", b"matte")
+    put(tmp_path / "notes" / f"{other}.jpg")
+    put(tmp_path / "notes" / f"{one}.txt", b"a cup")
+    put(tmp_path / "table" / f"{other}.jpg")
+    put(tmp_path / "table" / "captions.csv", f"image,caption\n{one}.jpg,a cup\n".encode())
+    (row,) = rows_of(package_folder(tmp_path / "mattes", tmp_path / "inbox", "pixel_labeled", "a").path)
+    assert row["alpha"] == f"alphas/{one}.jpg.png"
+    for name in ("notes", "table"):
+        target = package_folder(tmp_path / name, tmp_path / "inbox", "text_image", name).path
+        assert [row["caption"] for row in rows_of(target)] == ["a cup"]
+        assert summarize_drop(tmp_path / name, target)["left_out"] == []
+
+
+def test_a_caption_that_may_mean_several_photos_is_refused(tmp_path: Path) -> None:
+    for name in ("a/x.jpg", "b/x.jpg"):
+        put(tmp_path / "photos" / name, name.encode())
+    put(tmp_path / "photos" / "captions.csv", b"image,caption\nx.jpg,one\n")
+    with pytest.raises(InputError, match=r"captions\.csv: 'x\.jpg' names 2 photos: write their paths, such as a/x"):
+        package_folder(tmp_path / "photos", tmp_path / "inbox", "text_image", "b")
+    put(tmp_path / "photos" / "captions.csv", b"image,caption\na/x.jpg,one\nb/x.jpg,two\n")
+    put(tmp_path / "photos" / "b" / "x.txt", b"three")
+    with pytest.raises(InputError, match=r"b/x\.jpg: x\.txt and captions\.csv give two captions: keep one"):
+        package_folder(tmp_path / "photos", tmp_path / "inbox", "text_image", "b")
+    put(tmp_path / "photos" / "b" / "x.txt", b"two")
+    rows = rows_of(package_folder(tmp_path / "photos", tmp_path / "inbox", "text_image", "b").path)
+    assert [row["caption"] for row in rows] == ["one", "two"]
+
+
+def test_a_matte_of_one_spelling_is_not_given_to_the_other(tmp_path: Path) -> None:
+    for name in ("rex.jpg", "REX.jpg", "alphas/rex.png"):
+        put(tmp_path / "photos" / name, name.encode())
+    with pytest.raises(InputError, match=r"REX\.jpg: alpha is missing"):
+        package_folder(tmp_path / "photos", tmp_path / "inbox", "pixel_labeled", "b")
+    (tmp_path / "photos" / "rex.jpg").unlink()
+    assert package_folder(tmp_path / "photos", tmp_path / "inbox", "pixel_labeled", "b").photos == 1

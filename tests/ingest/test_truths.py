@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,13 @@ def test_what_cannot_be_judged_is_named(tmp_path: Path, text: str, message: str)
     written(tmp_path / "predicted" / "a.png", np.zeros((9, 9), np.uint8))
     with pytest.raises(InputError, match=message):
         evaluate_folder(tmp_path / "manifest.csv", tmp_path / "predicted")
+
+
+def test_a_prediction_is_found_in_either_form_of_an_accent(tmp_path: Path) -> None:
+    one, other = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    alpha = np.zeros((40, 60), np.uint8)
+    alpha[5:20, 10:40] = 255
+    written(tmp_path / f"{one}.png", alpha)
+    written(tmp_path / "predicted" / f"{other}.png", alpha)
+    (tmp_path / "manifest.csv").write_text(f"image,alpha\n{one}.jpg,{one}.png\n", encoding="utf-8")
+    assert evaluate_folder(tmp_path / "manifest.csv", tmp_path / "predicted").facts["images"] == 1

@@ -39,6 +39,14 @@ def test_a_first_answer_is_weighed_by_its_time_too() -> None:
     assert _is_news(asked([drop | {"created_at": EARLY}]), Work("s", []), label("P", "label_studio", LATE, 2))
 
 
+def test_an_answer_from_a_clock_that_was_ahead_does_not_come_back_when_it_is_read_again() -> None:
+    person = label("P", "label_studio", "2099-01-01T00:00:00+00:00", 2, "http://server/7")
+    photo = asked([label("A", "drop", EARLY, 1), person, label("B", "drop", LATE, 3)])
+    assert not _is_news(photo, Work("s", [], "http://server/7"), person), "the drop came after it was read"
+    person["withdrawn_at"] = LATE
+    assert _is_news(photo, Work("s", [], "http://server/7"), person), "it was taken back, and is given again"
+
+
 def test_times_are_compared_as_times() -> None:
     """Another zone, and a whole second against a fraction of it, sort otherwise as text."""
     drop = label("B", "drop", "2026-11-02T11:30:00+02:00", 1)

@@ -70,6 +70,7 @@ def test_references_in_any_spelling(tmp_path, refs, signs):
     [
         ((0.0, 0.0, 0.0), ("N", "E"), (0.0, 0.0, 0.0)),
         ((0.0, 0.0, 0.0), (None, None), (0.0, 0.0, 0.0)),
+        ((0.0, 0.0, 0.01), ("N", "E"), (0.0, 0.0, 0.02)),
         ((30.0, 0.0, 0.0), (None, "E"), (60.0, 0.0, 0.0)),
         ((30.0, 0.0, 0.0), ("N", "?"), (60.0, 0.0, 0.0)),
         ((30.0, 0.0, 0.0), ("E", "N"), (60.0, 0.0, 0.0)),
@@ -92,6 +93,14 @@ def test_nonsense_exif_is_left_out(tmp_path):
     found = features(saved(tmp_path / "a.jpg", np.zeros((9, 9, 3), np.uint8), exif=exif))
     assert found.texts == {"format": "JPEG"}
     assert "latitude" not in found.numbers
+
+
+def test_a_clock_that_was_not_set_leaves_the_time_of_the_file(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "0000:00:00 00:00:00"
+    exif[ExifTags.Base.DateTime] = "2026:10:01 08:30:00"
+    found = features(saved(tmp_path / "a.jpg", np.zeros((9, 9, 3), np.uint8), exif=exif))
+    assert found.texts["taken_at"] == "2026-10-01T08:30:00"
 
 
 def test_a_broken_exif_block_does_not_spoil_the_photo(tmp_path):
