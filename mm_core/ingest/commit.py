@@ -10,16 +10,16 @@ from itertools import islice
 
 from mm_core.core.progress import Progress
 from mm_core.core.records import digest_of
-from mm_core.ingest.changes import Change, apply_changes, cell
+from mm_core.ingest.changes import Change, History, apply_changes, cell, label_in_use
 from mm_core.ingest.expectations import Fault
 from mm_core.ingest.findings import Measured
 from mm_core.ingest.inbox import ReadyBatch, kept_matte
 from mm_core.ingest.manifest import ManifestRow
 from mm_core.ingest.probe import Probe, Prober
-from mm_core.ingest.row_decisions import Decision, Known, label_id
-from mm_core.ingest.statements import ALPHA, COLUMNS, word
+from mm_core.ingest.row_decisions import Decision, Known, label_id, read_history
+from mm_core.ingest.statements import ALPHA, COLUMNS, OtherDrops, word
 from mm_core.storage.catalog import Catalog, Filter
-from mm_core.storage.rows import CorrectionRow, LabelRow, NewLabelRow, RejectRow, records
+from mm_core.storage.rows import CorrectionRow, LabelRow, NewLabelRow, RejectRow, SampleRow, records
 from mm_core.storage.store import Store, put_blob
 
 WRITERS = 8
@@ -160,24 +160,31 @@ class Writes:
             "stated_at": self.now,
         }
 
-    def withdraw(self, gone: Mapping[str, str], holders: Mapping[str, str], arrival: str) -> None:
-        """Withdraw this drop's labels of photos that it no longer lists, and record the removal.
+    def withdraw(self, gone: Mapping[str, str], others: OtherDrops, arrival: str) -> None:
+        """Withdraw this drop's statements about photos that it no longer lists, and record the removal.
 
         Args:
             gone: Digest of the photo's id → digest of its last matte (`Arrival.gone`).
-            holders: Digest of the photo's id → batch of another drop with the same matte. Such a label is kept and
-                assigned to that batch.
+            others: What other drops state about these photos. A label with the matte of another drop is kept and
+                assigned to that drop.
             arrival: Id of the arrival.
         """
+        holders = others.holders
         if not gone:
             return
         # Statements hold digests of ids only. Find the ids by hashing every id of the catalog.
         everyone = (i for piece in self.catalog.scan("samples", columns=["id"]) for i in piece["id"].to_pylist())
         ids = [i for i in everyone if word(i) in gone]
         labels = records(self.catalog.read("labels", filters=[("sample_id", "in", ids)]), LabelRow)
-        names = self.catalog.read("samples", columns=["id", "name"], filters=[("id", "in", ids)])
+        samples = records(
+            self.catalog.read(
+                "samples", columns=["id", "kind", "batch", "name", *COLUMNS], filters=[("id", "in", ids)]
+            ),
+            SampleRow,
+        )
+        history = read_history(self.catalog, ids)
         why = f"no longer in the manifest of {self.batch.name}"
-        name_of = dict(zip(names["id"], names["name"], strict=True))
+        name_of = {row["id"]: row.get("name") or "" for row in samples}
         mine = [
             row
             # Keep the labels of this drop with the matte of its last statement.
@@ -188,6 +195,7 @@ class Writes:
         # A label that another drop also states is not withdrawn.
         handed_over = [row for row in mine if word(row["sample_id"]) in holders]
         mine = [row for row in mine if word(row["sample_id"]) not in holders]
+        again = [found for row in handed_over if (found := self._counted_before(row, labels, history))]
         withdrawn = {row["sample_id"]: row["alpha_sha256"] for row in mine}
         rows = [
             CorrectionRow(
@@ -206,9 +214,58 @@ class Writes:
         self.catalog.upsert(
             "labels",
             [LabelRow({**row, "withdrawn_at": self.now, "withdrawn_why": why}) for row in fresh]
-            + [LabelRow({**row, "batch": holders[word(row["sample_id"])]}) for row in handed_over],
+            + [LabelRow({**row, "batch": holders[word(row["sample_id"])]}) for row in handed_over]
+            + again,
         )
         self.catalog.add("corrections", rows)
+        self._restore(samples, history, others, arrival)
+
+    def _counted_before(self, label: LabelRow, labels: Sequence[LabelRow], history: History) -> LabelRow | None:
+        """Return the label that counted before this drop's, as the newest version; None if it is this one, or gone."""
+        told = history.get((label["sample_id"], ALPHA), [])
+        before = next((row["old"] for row in reversed(told) if self._is_ours(row)), None)
+        same_photo = [row for row in labels if row["sample_id"] == label["sample_id"] and not row["withdrawn_at"]]
+        found = next((row for row in same_photo if row["alpha_sha256"] == before), None)
+        if found is None or label_in_use(same_photo) != label:
+            return None
+        return LabelRow({**found, "version": int(label["version"]) + 1})
+
+    def _restore(self, samples: Sequence[SampleRow], history: History, others: OtherDrops, arrival: str) -> None:
+        """Bring back the values that this drop's rows changed, where nobody has stated another one since."""
+        corrections, restored = [], []
+        for sample in samples:
+            changes = []
+            # The values that came with the photo are this drop's as well.
+            is_own = (sample.get("kind"), sample.get("batch")) == (self.batch.kind, self.batch.batch)
+            for column in COLUMNS if not is_own else ():
+                told = list(history.get((sample["id"], column), ()))
+                number, value = len(told), cell(sample, column)
+                if told and (told[-1]["verdict"], told[-1].get("arrival")) == ("removed", arrival):
+                    number, value = number - 1, told.pop()["old"]  # a run that was killed recorded it already
+                before = value
+                while told and self._is_ours(told[-1]) and told[-1]["new"] == before:
+                    before = told.pop()["old"]
+                if before != value and not others.states(sample["id"], column, value or ""):
+                    changes.append(Change(column, value, before or "", number))
+            corrections += [
+                CorrectionRow(
+                    {
+                        **self._correction(arrival, sample["id"], change, -1, sample.get("name") or ""),
+                        "verdict": "removed",
+                        "row": None,
+                    }
+                )
+                for change in changes
+            ]
+            if changes:
+                restored.append(apply_changes(sample, changes))
+        # The record comes first: without it a repeated run could not tell what was restored.
+        self.catalog.add("corrections", corrections)
+        self.catalog.upsert("samples", restored, columns=COLUMNS)
+
+    def _is_ours(self, row: CorrectionRow) -> bool:
+        drop = ("drop", self.batch.kind, self.batch.batch)
+        return row["verdict"] == "update" and (row["origin"], row["kind"], row["batch"]) == drop
 
     def rejects(self, decisions: Sequence[Decision], *, partial: bool) -> None:
         """Replace the refused rows of the batch, also those of its older manifests, with the current ones.

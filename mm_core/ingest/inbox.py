@@ -11,7 +11,8 @@ from typing import TypedDict
 from mm_core.core.errors import BlobNotFound, BlobTooLarge, InputError
 from mm_core.core.records import KINDS, digest_of, sha256_bytes, sha256_file
 from mm_core.ingest.batch_names import name_fault, safe_alias
-from mm_core.ingest.manifest import MAX_BYTES
+from mm_core.ingest.drop import MANIFEST_COLUMNS
+from mm_core.ingest.manifest import MAX_BYTES, Manifest
 from mm_core.ingest.statements import Listing, Statement
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.rows import BatchRow, records
@@ -240,6 +241,21 @@ def unread_folders(run: StorageRun, ready: Sequence[ReadyBatch]) -> Iterator[Unr
         for key in keys if kind not in KINDS else ():
             if _holds_manifest(inbox, key):
                 yield {"kind": kind, "batch": key[len(place) : -1], "reason": MISPLACED}
+
+
+def unread_parts(drop: ReadyBatch, manifest: Manifest, listing: Listing) -> list[Unread]:
+    """Return what a drop holds and nobody reads: other columns, mattes of another kind, pictures without a row."""
+    reasons = []
+    if manifest.ignored:
+        known = ", ".join(MANIFEST_COLUMNS)
+        reasons.append(f"columns that are not read: {', '.join(manifest.ignored)}; the columns are {known}")
+    mattes = sum(bool(row.alpha) for row in manifest) if drop.kind != "pixel_labeled" else 0
+    if mattes:
+        reasons.append(f"alpha is not read in a drop of kind {drop.kind}: send the {mattes} mattes as pixel_labeled")
+    if names := listing.unlisted(manifest):
+        shown = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        reasons.append(f"{len(names)} pictures that no row names: {shown}: add their rows, or delete them")
+    return [{"kind": drop.kind, "batch": drop.batch, "reason": reason} for reason in reasons]
 
 
 def _holds_manifest(inbox: Store, place: str) -> bool:

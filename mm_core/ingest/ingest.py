@@ -34,15 +34,22 @@ from mm_core.ingest.changes import Change
 from mm_core.ingest.commit import LedgerEntry, Writes, write_ledger
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.decode_sandbox import safely
-from mm_core.ingest.drop import MANIFEST_COLUMNS
 from mm_core.ingest.erasure import erase, forgotten_among
 from mm_core.ingest.expectations import BatchRecord, Judge
 from mm_core.ingest.findings import PIECE, Finding, Measured
-from mm_core.ingest.inbox import ReadyBatch, Unread, latest_arrivals, named_batches, ready_batches, unread_folders
+from mm_core.ingest.inbox import (
+    ReadyBatch,
+    Unread,
+    latest_arrivals,
+    named_batches,
+    ready_batches,
+    unread_folders,
+    unread_parts,
+)
 from mm_core.ingest.manifest import MAX_BYTES, Manifest, read_manifest
 from mm_core.ingest.probe import Probe, Prober
 from mm_core.ingest.row_decisions import NEAR_DUPLICATE, Decision, Known, decide, label_id, photos_of
-from mm_core.ingest.statements import ALPHA, Arrival, Listing, SaidRow, Statement, stated, word
+from mm_core.ingest.statements import ALPHA, Arrival, Listing, OtherDrops, SaidRow, Statement, stated, word
 from mm_core.storage.catalog import Catalog, CatalogMoved
 from mm_core.storage.local_files import remove_left_over
 from mm_core.storage.retry import disk_faults_of
@@ -199,7 +206,7 @@ class Ingest:
             except DropError as error:
                 return write_ledger(self.catalog, self.batch, self.now, LedgerEntry("held", str(error), 0, arrival.id))
             if only is None:
-                self.unread = list(self._unused(manifest, arrival.listing))
+                self.unread = unread_parts(self.batch, manifest, arrival.listing)
             held, after = "", arrival.seen
             if only is None or only:
                 held, after = self._take(manifest, only, Path(spool), arrival)
@@ -207,21 +214,6 @@ class Ingest:
             entry = LedgerEntry("held" if held else "ingested", held, len(manifest), arrival.id)
             entry = replace(entry, statement=after.write(self.store), files=arrival.listing.digest)
             write_ledger(self.catalog, self.batch, self.now, entry)
-
-    def _unused(self, manifest: Manifest, listing: Listing) -> Iterator[Unread]:
-        """Yield what the drop holds and nobody reads: other columns, mattes of another kind, pictures without a row."""
-        reasons = []
-        if manifest.ignored:
-            known = ", ".join(MANIFEST_COLUMNS)
-            reasons.append(f"columns that are not read: {', '.join(manifest.ignored)}; the columns are {known}")
-        kind = self.batch.kind
-        mattes = sum(bool(row.alpha) for row in manifest) if kind != "pixel_labeled" else 0
-        if mattes:
-            reasons.append(f"alpha is not read in a drop of kind {kind}: send the {mattes} mattes as pixel_labeled")
-        if names := listing.unlisted(manifest):
-            shown = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-            reasons.append(f"{len(names)} pictures that no row names: {shown}: add their rows, or delete them")
-        return ({"kind": kind, "batch": self.batch.batch, "reason": reason} for reason in reasons)
 
     def _hold_unread(self, again: bool) -> None:
         """Record a drop with an unsafe name or with two manifests as held without reading its files."""
@@ -361,7 +353,7 @@ class Ingest:
             if not held:
                 # A held drop changes nothing, so it also removes nothing.
                 gone = arrival.gone(after)
-                writes.withdraw(gone, other_holders(self.catalog, self.store, self.batch, gone), arrival.id)
+                writes.withdraw(gone, other_drops(self.catalog, self.store, self.batch, gone), arrival.id)
                 writes.corrections(decisions, arrival.id)
             writes.rejects(decisions, partial=partial)
             return held, after
@@ -427,8 +419,8 @@ def said_rows(measured: Measured, decisions: Sequence[Decision], listing: Listin
         yield SaidRow(row.row, word(probe.sha256) if probe.sha256 else None, decision.verdict, values, listing.of(row))
 
 
-def other_holders(catalog: Catalog, store: Store, batch: ReadyBatch, gone: Mapping[str, str]) -> dict[str, str]:
-    """Find the removed photos with a matte that another drop also states.
+def other_drops(catalog: Catalog, store: Store, batch: ReadyBatch, gone: Mapping[str, str]) -> OtherDrops:
+    """Find what other drops state about the removed photos.
 
     Args:
         catalog: The catalog with the ledger.
@@ -437,17 +429,21 @@ def other_holders(catalog: Catalog, store: Store, batch: ReadyBatch, gone: Mappi
         gone: Digest of the photo's id → digest of its last matte (`Arrival.gone`).
 
     Returns:
-        Digest of the photo's id → batch of the other drop.
+        The drops that state the same matte, and all values.
     """
-    holders: dict[str, str] = {}
+    others = OtherDrops()
     # Reading all statements is slow. Most arrivals remove nothing and skip it.
     arrivals = latest_arrivals(catalog, "ingested") if gone else {}
     for (kind, name), row in arrivals.items():
         if (kind, name) == (batch.kind, batch.batch):
             continue
         values = Statement.read(store, row["statement"]).by_sample()
-        holders |= {photo: name for photo, matte in gone.items() if matte and values.get(photo, {}).get(ALPHA) == matte}
-    return holders
+        for photo, matte in gone.items():
+            stated_there = values.get(photo, {})
+            others.values |= {(photo, *item) for item in stated_there.items()}
+            if matte and stated_there.get(ALPHA) == matte:
+                others.holders[photo] = name
+    return others
 
 
 def is_as_it_arrived(inbox: Store, batch: ReadyBatch) -> bool:

@@ -196,7 +196,7 @@ def read_history(catalog: Catalog, ids: Sequence[str]) -> dict[tuple[str, str], 
     Returns:
         (sample id, column) → rows of `corrections`, oldest first.
     """
-    columns = ("sample_id", "column", "verdict", "old", "new", "origin", "kind", "batch", "stated_at", "key")
+    columns = ("sample_id", "column", "verdict", "old", "new", "origin", "kind", "batch", "stated_at", "key", "arrival")
     frame = catalog.read("corrections", columns=columns, filters=[("sample_id", "in", list(ids))])
     history: dict[tuple[str, str], list[CorrectionRow]] = {}
     for row in records(frame.sort_values(["stated_at", "key"]), CorrectionRow):

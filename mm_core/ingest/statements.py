@@ -241,6 +241,20 @@ def _is_replaced(row: SaidRow, listing: Listing) -> bool:
     return any(there is not None and list(there) != before for there, before in now)
 
 
+@dataclass
+class OtherDrops:
+    """What other drops state about photos that a drop no longer lists; photos by the digests of their ids."""
+
+    holders: dict[str, str] = field(default_factory=dict)
+    """Photo → batch of a drop with the same matte."""
+    values: set[tuple[str, str, str]] = field(default_factory=set)
+    """Photo, column and digest of the value."""
+
+    def states(self, sample: str, column: str, value: str) -> bool:
+        """Return whether another drop states this value of a sample."""
+        return (word(sample), column, word(value)) in self.values
+
+
 @dataclass(frozen=True)
 class Arrival:
     """One arrival of a drop, with its earlier statements."""

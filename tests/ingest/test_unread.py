@@ -52,7 +52,7 @@ def test_folders_of_the_inbox_that_are_no_drops_are_named(workshop: Any, make: A
         Path(workshop.inbox.url, "unlabeled/b/Manifest.CSV")
     )
     make.write_rows(Path(workshop.inbox.url, "Pixel-Labelled", "c"), [make.row(3)])
-    make.write_rows(Path(workshop.inbox.url, "text_image"), [make.row(4)])
+    make.write_rows(Path(workshop.inbox.url, "text_image"), [{"image": "4.jpg", "image_bytes": b"x"}])
     Path(workshop.inbox.url, "unlabeled", "half").mkdir()
     Path(workshop.inbox.url, "notes", "old").mkdir(parents=True)
     said = {(kind, batch): reason for kind, batch, reason in unread(workshop.ingest()) if "alpha" not in reason}
