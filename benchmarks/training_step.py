@@ -33,7 +33,7 @@ from mm_core.imaging.pixel_cache import Batch
 from mm_core.model.network import MattingNet, build_model
 from mm_core.training.memory import kept_memory
 from mm_core.training.supervised import Supervised
-from mm_core.training.trainer import Setup, fit, rate, to_device
+from mm_core.training.trainer import Setup, fit, one_cycle, to_device
 from samplegen import generate
 
 HERE = Path(__file__).parent
@@ -173,11 +173,12 @@ def learnt(steps: int, seeds: int, size: int = 64) -> list[str]:
         params = Params().with_values(**values)
         net = build_model(params.model, seed).train()
         optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
+        schedule = one_cycle(optimiser, 1e-3, steps)
         losses = []
         for step in range(steps):
             sample = to_device(batches[step % len(batches)], CPU)
-            optimiser.param_groups[0]["lr"] = rate(step, steps, 1e-3)
             losses.append(plain_step(net, optimiser, sample.images.contiguous(), sample.alpha))
+            schedule.step()
         found.setdefault("plain loop, float32", []).append((float(np.mean(losses[-10:])), error(net)))
         for precision in ("fp32", "bf16"):
             params = params.with_values(**{"train.common.precision": precision})

@@ -1,7 +1,8 @@
 """Train with several processes (`torchrun`); the result equals that of one process up to rounding.
 
-Each process draws every n-th sample of a step's batch. Gradients are averaged, and batch norms normalise over the whole
-batch. Process 0 validates, writes and logs. Without `torchrun` every function here is a no-op.
+Each process draws every n-th sample of a step's batch. Gradients are averaged by torch's DistributedDataParallel, and
+batch norms normalise over the whole batch. Process 0 validates, writes and logs. Without `torchrun` every function here
+is a no-op.
 """
 
 from __future__ import annotations
@@ -11,18 +12,28 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+from torch.nn.parallel import DistributedDataParallel
 
+from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.records import DECODERS
 from mm_core.model.network import MattingNet
+from mm_core.model.torchvision_shim import ensure_torchvision
+
+if TYPE_CHECKING:
+    from timm.layers import norm_act
+else:
+    norm_act = Deferred("timm.layers.norm_act")
 
 T = TypeVar("T")
+Losses = Callable[..., dict[str, Tensor]]
+"""The method `losses` of a strategy."""
 
 
 def rank() -> int:
@@ -41,6 +52,9 @@ def joined(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
+    if device.type == "cuda":
+        # Messages of Python objects go through the current device, which would be GPU 0 in every process.
+        torch.cuda.set_device(own_device(device))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         # The group stays until the process ends: a second one would read the first one's addresses in torchrun's store.
@@ -64,6 +78,24 @@ def agreed(value: T) -> T:
     return values[0]
 
 
+def gathered(value: T) -> list[T]:
+    """Return the values of all processes in every process, in the order of their numbers."""
+    if world() == 1:
+        return [value]
+    values = [value] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def is_finite_everywhere(value: Tensor) -> bool:
+    """Return whether a scalar is finite in every process."""
+    total = value.detach().clone()
+    if world() > 1:
+        # A sum with a NaN or an infinity is not finite.
+        dist.all_reduce(total)
+    return bool(torch.isfinite(total))
+
+
 def check_batch(count: int, processes: int) -> None:
     """Raise InputError if `count` samples cannot be divided evenly among `processes`."""
     if count % processes:
@@ -73,43 +105,81 @@ def check_batch(count: int, processes: int) -> None:
         )
 
 
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes."""
+@contextmanager
+def whole_batch(strategy: nn.Module) -> Iterator[Losses]:
+    """Yield the method `losses` of a strategy, so that training follows the whole batch of all processes.
+
+    Batch norms in training mode take mean and variance over all processes' rows. The backward pass averages the
+    gradients over the processes; it sends each group of gradients as soon as these are computed. Every process must
+    call every norm equally often, so each network decodes with every decoder that any process needs.
+    """
     if world() == 1:
+        yield strategy.losses  # pyright: ignore[reportReturnType]
         return
-    # One message for all gradients is faster than one per parameter.
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    whole = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(whole)
-    means = torch.split(whole / world(), [gradient.numel() for gradient in gradients])
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    device = next(strategy.parameters()).device
+    routers = [m for m in strategy.modules() if isinstance(m, MattingNet)]
+    for router in routers:
+        router.needed = partial(_needed, device=device)
+    try:
+        with (_synchronised_norms if device.type == "cuda" else _summed_norms)(strategy):
+            # Decoders that no process needs get no gradient. Buffers are equal without being sent: norms see all rows.
+            yield DistributedDataParallel(_Losses(strategy), forward_sync_buffers=False, find_unused_parameters=True)
+    finally:
+        for router in routers:
+            router.needed = None
+
+
+class _Losses(nn.Module):
+    """A strategy whose `forward` is its `losses`, because DistributedDataParallel follows `forward` alone."""
+
+    def __init__(self, strategy: nn.Module) -> None:
+        super().__init__()
+        self.strategy = strategy
+
+    def forward(self, *arguments: object) -> dict[str, Tensor]:
+        return self.strategy.losses(*arguments)  # pyright: ignore[reportCallIssue]
 
 
 @contextmanager
-def whole_batch_norms(module: nn.Module) -> Iterator[None]:
-    """Let batch norms in training mode take mean and variance over all processes' rows.
+def _synchronised_norms(module: nn.Module) -> Iterator[None]:
+    """Replace batch norms by torch's SyncBatchNorm, which supports GPUs only, and put them back at the end.
 
-    torch's SyncBatchNorm supports GPUs only. Every process must call every norm equally often, so each network decodes
-    with every decoder that any process needs.
+    Both share their weights and statistics, and the names in `state_dict` stay the same.
     """
-    if world() == 1:
+    ensure_torchvision()
+    plain = {name: m for name, m in module.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    # timm's function knows its norm layers that contain an activation. It must not convert a module twice.
+    norm_act.convert_sync_batchnorm(module)
+    for name in plain:
+        module.get_submodule(name).register_forward_pre_hook(_in_float_if_empty)
+    try:
         yield
-        return
+    finally:
+        for name, norm in plain.items():
+            module.set_submodule(name, norm)
+
+
+def _in_float_if_empty(norm: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
+    """Convert an empty batch to float32; other batches stay as they are.
+
+    torch's SyncBatchNorm sends the statistics of an empty batch in the batch's number format and those of other batches
+    in float32. In mixed precision the messages of the processes would not match.
+    """
+    return None if inputs[0].numel() else inputs[0].float()
+
+
+@contextmanager
+def _summed_norms(module: nn.Module) -> Iterator[None]:
+    """Let batch norms compute their statistics by sums over the processes, on any device."""
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    routers = [m for m in module.modules() if isinstance(m, MattingNet)]
     for norm in norms:
         # Replace `forward` on the instance only, so that deleting the attribute restores the class's method.
         norm.forward = partial(_normalise, norm, norm.forward)  # pyright: ignore[reportAttributeAccessIssue]
-    for router in routers:
-        router.needed = partial(_needed, device=next(router.parameters()).device)
     try:
         yield
     finally:
         for norm in norms:
             del norm.forward
-        for router in routers:
-            router.needed = None
 
 
 def _needed(names: Sequence[str], device: torch.device) -> list[str]:

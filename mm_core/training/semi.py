@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mm_core.core.params import LossParams, SemiParams
 from mm_core.model.auxiliary import AuxiliaryDecoders
@@ -41,7 +42,8 @@ def frozen_batch_norm_stats(module: nn.Module) -> Iterator[None]:
     The running statistics of the decoders come from labelled photos alone. At inference the decoders never receive
     features that are fused with text; statistics that included them would be wrong.
     """
-    norms = [(norm, norm.momentum) for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+    # The base class covers the norms of several GPUs (process_group.py) too.
+    norms = [(norm, norm.momentum) for norm in module.modules() if isinstance(norm, _BatchNorm)]
     # With momentum 0 the running statistics keep their values.
     for norm, _ in norms:
         norm.momentum = 0.0

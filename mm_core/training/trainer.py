@@ -9,7 +9,6 @@ the same weights as an uninterrupted run (same machine, CPU).
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 from mm_core.core.errors import InputError, NonFiniteLoss
@@ -149,13 +149,22 @@ class Setup:
     """Seconds between two checkpoints."""
 
 
-def rate(step: int, steps: int, peak: float) -> float:
-    """Return the one-cycle learning rate: linear warm-up over 5 % of the steps, then a cosine to peak / 1000."""
-    warm = max(1, round(WARMUP * steps))
-    if step < warm:
-        return peak * (step + 1) / warm
-    along = (step - warm) / max(1, steps - warm)
-    return peak * (0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * along)))
+def one_cycle(optimiser: torch.optim.Optimizer, peak: float, steps: int) -> OneCycleLR:
+    """Return the schedule: a warm-up over 5 % of the steps from peak / 25, then a cosine to peak / 1000.
+
+    The peak of a parameter group is `peak` times its `lr_multiplier` (1 if it has none).
+    """
+    # OneCycleLR divides by zero if the rise is a single step.
+    total = max(2, steps)
+    return OneCycleLR(
+        optimiser,
+        [peak * group.get("lr_multiplier", 1.0) for group in optimiser.param_groups],
+        total_steps=total,
+        pct_start=max(WARMUP, 1.5 / total),
+        cycle_momentum=False,
+        div_factor=25,
+        final_div_factor=40,
+    )
 
 
 def fit(
@@ -189,7 +198,7 @@ def fit(
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         kept_memory(),
         _float_depthwise(run.module, device),
-        process_group.whole_batch_norms(run.module),
+        process_group.whole_batch(run.module) as losses,
         deferred_signals() as pending,
         _ahead(strategy.draw, run.state.step, steps) as ahead,
     ):
@@ -201,7 +210,7 @@ def fit(
             begun = time.monotonic()
             drawn = batches.result()
             waited += time.monotonic() - begun
-            run.step({name: to_device(batch, device) for name, batch in drawn.items()})
+            run.step(losses, {name: to_device(batch, device) for name, batch in drawn.items()})
             seen += sum(len(batch.ids) for batch in drawn.values())
             clock += time.monotonic() - begun
             # Log, validate and save at their intervals.
@@ -231,6 +240,7 @@ class _Training:
         self.average.n_averaged.fill_(1)
         fused = setup.device.type in ("cpu", "cuda")
         self.optimiser = torch.optim.AdamW(_groups(strategy, setup.common), lr=setup.stage.lr, fused=fused)
+        self.schedule = one_cycle(self.optimiser, setup.stage.lr, setup.stage.steps)
         self.parameters = list(self.module.parameters())
         self.state = State()
         # Terms and learning rate of the last step, and errors of the last validation with its step.
@@ -249,29 +259,31 @@ class _Training:
         """Return whether too many validations in a row gained nothing."""
         return 0 < self.setup.common.patience <= self.state.evaluations_since_best
 
-    def step(self, samples: Mapping[str, DeviceBatch]) -> None:
-        """Make one step: learning rate, forward pass, backward pass, update, average."""
-        stage, step = self.setup.stage, self.state.step
+    def step(self, losses: process_group.Losses, samples: Mapping[str, DeviceBatch]) -> None:
+        """Make one step: forward pass, backward pass, update, average, learning rate of the next step."""
+        step = self.state.step
         # Seed each step from (seed, step), so that a resumed run draws the same random numbers.
         torch.manual_seed(self.setup.seed * 1_000_003 + step)
-        self._lr = rate(step, stage.steps, stage.lr)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._lr * group["lr_multiplier"]
         self.module.train()
         # Forward pass in the chosen precision; the sum of the losses is always float32.
         with torch.autocast(self.setup.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            self._terms = self.strategy.losses(samples, step / stage.steps)
+            self._terms = losses(samples, step / self.setup.stage.steps)
         total = torch.stack([term.float() for term in self._terms.values()]).sum()
-        if not torch.isfinite(total):
-            raise NonFiniteLoss(_blame(self._terms, samples, step))
+        if not process_group.is_finite_everywhere(total):
+            # All processes stop here; one that went on would wait for the others' gradients.
+            words = _blame(self._terms, samples, step)
+            culprits = filter(None, process_group.gathered(None if torch.isfinite(total) else words))
+            raise NonFiniteLoss(next(culprits, words))
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
-        process_group.average_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.setup.common.clip_norm)
         if not torch.isfinite(norm):
             # Clipping by a non-finite norm would destroy every weight, and the error would name the next batch.
             raise NonFiniteLoss(_blame(self._terms, samples, step, "its gradient"))
+        # The rate of the net's parameters without a multiplier is logged.
+        self._lr = next(group["lr"] for group in self.optimiser.param_groups if group["lr_multiplier"] == 1)
         self.optimiser.step()
+        self.schedule.step()
         self.average.update_parameters(self.strategy.net)
         self.state.step += 1
 
@@ -336,8 +348,9 @@ class _Training:
         self.state = State(**saved["state"])
         self.state.best = {name: tensor.cpu() for name, tensor in self.state.best.items()}
 
-    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        return {"module": self.module, "average": self.average, "optimiser": self.optimiser}
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | OneCycleLR]:
+        parts = {"module": self.module, "average": self.average, "optimiser": self.optimiser}
+        return parts | {"schedule": self.schedule}
 
 
 @contextmanager
