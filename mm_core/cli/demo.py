@@ -42,6 +42,8 @@ DEMO_VALUES: dict[str, object] = {
     "snapshot.validation_share": 0.2,
     "train.common.validate_every": 60,
     "train.simple.steps": 240,
+    # As many in the second and third week, so that the demo stays short.
+    "train.simple.max_growth": 1.0,
     "train.hard.steps": 60,
     "train.semi.steps": 30,
     # Virtual adversarial perturbation alone costs as much as all others together.
