@@ -107,7 +107,7 @@ def write_html(run: StorageRun, report: Report) -> Report:
         labels=_labels(stages.get("label-value")),
         compared=_compared(layout),
         shadow=_shadow(layout, evaluation),
-        split=_split(layout, run.catalog, run.store),
+        split=_split(run),
         difficulties=_difficulties(layout),
         quarantine=_quarantine(run.catalog, run.store),
         counts=_counts(run.catalog),
@@ -261,12 +261,12 @@ def _compared(layout: Layout) -> dict[str, object] | None:
     return {"rows": shown, **report.facts}
 
 
-def _split(layout: Layout, catalog: Catalog, store: Store) -> list[dict[str, object]]:
+def _split(run: StorageRun) -> list[dict[str, object]]:
     """Return the simplest photo per category of the simple set and the hardest of the hard set."""
     shown = []
-    gone = set(catalog.read("forgotten", columns=["id"])["id"])
+    gone = set(run.catalog.read("forgotten", columns=["id"])["id"])
     for name, hardest in (("simple", False), ("hard", True)):
-        path = layout.split / f"{name}.parquet"
+        path = run.layout.split / f"{name}.parquet"
         if not has_file(path):
             continue
         frame = read_sealed_table(path, "run `mm split` again").to_pandas()
@@ -275,7 +275,7 @@ def _split(layout: Layout, catalog: Catalog, store: Store) -> list[dict[str, obj
         pictures = [
             {"src": src, "title": f"{str(row['category']).replace('_', ' ')} {number(row['difficulty'], 2)}"}
             for row in records(ranked.drop_duplicates("category"), SplitRow)
-            if row["sample_id"] not in gone and (src := _thumbnail(fetch_blob(store, row["sample_id"])))
+            if row["sample_id"] not in gone and (src := _thumbnail(fetch_blob(run.store, row["sample_id"])))
         ]
         shown.append({"name": name, "count": len(frame), "pictures": pictures})
     return shown
