@@ -221,32 +221,33 @@ class Writes:
         self._restore(samples, history, others, arrival)
 
     def _counted_before(self, label: LabelRow, labels: Sequence[LabelRow], history: History) -> LabelRow | None:
-        """Return the label that counted before this drop's, as the newest version; None if it is this one, or gone."""
-        told = history.get((label["sample_id"], ALPHA), [])
-        before = next((row["old"] for row in reversed(told) if self._is_ours(row)), None)
-        same_photo = [row for row in labels if row["sample_id"] == label["sample_id"] and not row["withdrawn_at"]]
-        found = next((row for row in same_photo if row["alpha_sha256"] == before), None)
-        if found is None or label_in_use(same_photo) != label:
+        """Return the label that this drop's label replaced, as the photo's newest version.
+
+        None if this drop's label is not in use, or if the one before was withdrawn.
+        """
+        in_force = [row for row in labels if row["sample_id"] == label["sample_id"] and not row["withdrawn_at"]]
+        if label_in_use(in_force) != label:
             return None
-        return LabelRow({**found, "version": int(label["version"]) + 1})
+        changes = history.get((label["sample_id"], ALPHA), [])
+        replaced = next((change["old"] for change in reversed(changes) if self._is_ours(change)), None)
+        found = next((row for row in in_force if row["alpha_sha256"] == replaced), None)
+        return LabelRow({**found, "version": int(label["version"]) + 1}) if found else None
 
     def _restore(self, samples: Sequence[SampleRow], history: History, others: OtherDrops, arrival: str) -> None:
-        """Bring back the values that this drop's rows changed, where nobody has stated another one since."""
+        """Give photos back the values that they had before this drop changed them.
+
+        A value stays if a person or another drop has stated it since. Photos that this drop brought keep their values.
+        """
         corrections, restored = [], []
         for sample in samples:
-            changes = []
-            # The values that came with the photo are this drop's as well.
-            is_own = (sample.get("kind"), sample.get("batch")) == (self.batch.kind, self.batch.batch)
-            for column in COLUMNS if not is_own else ():
-                told = list(history.get((sample["id"], column), ()))
-                number, value = len(told), cell(sample, column)
-                if told and (told[-1]["verdict"], told[-1].get("arrival")) == ("removed", arrival):
-                    number, value = number - 1, told.pop()["old"]  # a run that was killed recorded it already
-                before = value
-                while told and self._is_ours(told[-1]) and told[-1]["new"] == before:
-                    before = told.pop()["old"]
-                if before != value and not others.states(sample["id"], column, value or ""):
-                    changes.append(Change(column, value, before or "", number))
+            if (sample.get("kind"), sample.get("batch")) == (self.batch.kind, self.batch.batch):
+                continue
+            undone = (self._undone(sample, column, history, arrival) for column in COLUMNS)
+            changes = [
+                change
+                for change in undone
+                if change and not others.states(sample["id"], change.column, change.old or "")
+            ]
             corrections += [
                 CorrectionRow(
                     {
@@ -262,6 +263,18 @@ class Writes:
         # The record comes first: without it a repeated run could not tell what was restored.
         self.catalog.add("corrections", corrections)
         self.catalog.upsert("samples", restored, columns=COLUMNS)
+
+    def _undone(self, sample: SampleRow, column: str, history: History, arrival: str) -> Change | None:
+        """Return the change of a column back to its value before this drop; None if this drop did not change it."""
+        changes, value = list(history.get((sample["id"], column), ())), cell(sample, column)
+        # A run that was killed may have recorded this change already.
+        if changes and (changes[-1]["verdict"], changes[-1].get("arrival")) == ("removed", arrival):
+            value = changes.pop()["old"]
+        number, before = len(changes), value
+        # The newest changes come last.
+        while changes and self._is_ours(changes[-1]) and changes[-1]["new"] == before:
+            before = changes.pop()["old"]
+        return Change(column, value, before or "", number) if before != value else None
 
     def _is_ours(self, row: CorrectionRow) -> bool:
         drop = ("drop", self.batch.kind, self.batch.batch)

@@ -8,6 +8,8 @@ Files that refer to others are copied before those (databases, the catalog's log
 taken during operation is therefore complete. `mm forget` and `mm catalog compact` delete files that a backup copies,
 so they wait for it; a second backup waits too. A file that grows meanwhile is copied first and recorded by the copy's
 digest.
+
+Backing up and restoring share this module, because both depend on the form of the JSON file and on the order of copies.
 """
 
 from __future__ import annotations

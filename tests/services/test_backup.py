@@ -1,4 +1,7 @@
-"""Backup and restore: all comes back, in a folder, on S3 and from PostgreSQL; nothing is overwritten."""
+"""Backup and restore: all comes back, in a folder, on S3 and from PostgreSQL; nothing is overwritten.
+
+The tests are in one file because they share one filled workspace, which takes most of their time.
+"""
 
 import json
 import os
