@@ -85,7 +85,8 @@ def test_it_learns_what_the_plain_loop_learns(
 ) -> None:
     """Against the loop that everyone writes first, with the public recipe of U2-Net and channels last in both.
 
-    Rounding alone makes two plain loops of different memory formats differ by 2 % after four steps.
+    At a rate of 1e-3, rounding alone makes two plain loops of different memory formats differ by 2 % after four steps,
+    and this loop and ours by 1.4 % with AVX2 instructions alone.
     """
     steps, lr = 5, 3e-4
     values = {
