@@ -12,6 +12,8 @@ benchmarks/two_processes.csv, and its table into benchmarks/two_processes.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -127,10 +129,16 @@ class Bench:
         return Layout(Settings.from_env())
 
     def prepare(self) -> None:
+        """Make the base, and load here what its cycle has imported, so that no process imports it again."""
+        if not self.base.is_dir():
+            self.make_base()
+        self.words = json.loads((self.work.parent / "words.json").read_text())
+        for name in json.loads((self.work.parent / "modules.json").read_text()):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+
+    def make_base(self) -> None:
         """Two champions, a refused photo that was repaired, a suspect matte, and a drop that waits in the inbox."""
-        if self.base.is_dir():
-            self.words = json.loads((self.work.parent / "words.json").read_text())
-            return
         inbox = self.work / "inbox"
         drop(inbox, "eval", 5, 1, "eval")
         drop(inbox, "train", 2, 50, "train")
@@ -146,7 +154,6 @@ class Bench:
         photo.write_bytes(whole)
         drop(inbox, "late", 1, 120, "train")
         self.in_process(self.choose_words, "base")
-        self.words = json.loads((self.work.parent / "words.json").read_text())
         shutil.move(self.work, self.base)
 
     def make_champion(self, version: str) -> None:
@@ -157,6 +164,7 @@ class Bench:
             stages.override(Run(params, self.layout), "candidate", reason="two champions", days=1)
         if Registry(self.layout.settings).versions() != [str(n + 1) for n in range(int(version))]:
             raise SystemExit(f"version {version} is no version of its own")
+        write_json(self.work.parent / "modules.json", sorted(sys.modules))
 
     def choose_words(self) -> None:
         """What the commands' placeholders stand for. Not in the parent: delta-rs has threads, which no fork keeps."""
