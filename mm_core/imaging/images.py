@@ -306,15 +306,33 @@ def _orientation(image: Image.Image) -> int:
 
 def _declared_orientation(image: Image.Image) -> int:
     """Return the orientation in the file before loading; HEIF's decoder rotates, and keeps the tag elsewhere."""
+    if image.format == "HEIF" and (turn := _heif_turn(image)) != 1:
+        return turn
     kept_aside: int = image.info.get("original_orientation") or 1
     return kept_aside if kept_aside in range(2, 9) else _orientation(image)
+
+
+def _heif_turn(image: Image.Image) -> int:
+    """Return the EXIF orientation of what the decoder of a HEIF file does; many files have it without an EXIF tag."""
+    try:
+        steps = image._heif_file[0]._c_image.transformations  # pyright: ignore[reportAttributeAccessIssue]
+    except (AttributeError, LookupError):
+        return 1
+    # No two of the eight orientations give the same array.
+    before = after = np.arange(6).reshape(2, 3)
+    for kind, *values in steps:
+        if kind == "irot":
+            after = np.rot90(after, values[0] // 90)
+        elif kind == "imir":
+            after = after[:, ::-1] if values[0] else after[::-1]
+    return next(n for n in range(1, 9) if np.array_equal(orient(before, n), after))
 
 
 def _shows_upright_size(image: Image.Image) -> bool:
     """Return whether `image.size`, before loading, is already the size of the upright picture."""
     if image.format == "TIFF":
         return getattr(image, "tag_v2", {}).get(_ORIENTATION) in range(5, 9)
-    return image.info.get("original_orientation") in range(2, 9)
+    return image.format == "HEIF"
 
 
 def _shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 import samplegen
 from mm_core.imaging.images import INVERSE, load_alpha, orient, read_header
@@ -26,9 +27,19 @@ def file_of(pixels: np.ndarray, format: str, orientation: int = 1) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stream = io.BytesIO()
-    options = {"quality": 95} if format == "JPEG" else {}
-    Image.fromarray(pixels).save(stream, format, exif=exif, **options)
+    register_heif_opener()
+    options: dict[str, Any] = {"JPEG": {"quality": 95}, "HEIF": {"quality": 100, "chroma": 444}}.get(format, {})
+    # Given as bytes, the tag becomes a rotation that every decoder of HEIF applies.
+    Image.fromarray(pixels).save(stream, format, exif=exif.tobytes() if format == "HEIF" else exif, **options)
     return stream.getvalue()
+
+
+def untagged(heif: bytes) -> bytes:
+    """The same HEIF file without the orientation in its EXIF block, as phones and converters write it."""
+    tag = b"\x12\x01\x03\x00\x01\x00\x00\x00"
+    before, found, after = heif.partition(tag)
+    assert found and after[0] in range(1, 9)
+    return before + found + b"\x01" + after[1:]
 
 
 def sample(seed: int, square: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -56,6 +67,31 @@ def test_the_way_whose_edges_agree_is_taken(tmp_path: Path, format: str, square:
         found, way_up = turned_upright(matte, read_header(matte), read_header(photo), image)
         assert np.array_equal(np.rint(found * 255), alpha), name
         assert way_up is None or way_up > 1, name
+
+
+@pytest.mark.parametrize("square", [True, False])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_turn_that_heif_states_outside_of_its_tag(tmp_path: Path, square: bool, orientation: int) -> None:
+    """In the photo, in the matte, and in both: every way is tried, and the size is that of the upright picture."""
+    image, alpha = sample(3, square)
+    photo, matte = tmp_path / "photo", tmp_path / "matte"
+    turned = untagged(file_of(stored(image, orientation), "HEIF", orientation))
+    tagged = file_of(stored(image, orientation), "JPEG", orientation)
+    mattes = {
+        "upright": file_of(alpha, "PNG"),
+        "as stored": file_of(stored(alpha, orientation), "PNG"),
+        "as stored, turned": untagged(file_of(stored(alpha, orientation), "HEIF", orientation)),
+        "upright, turned like the photo": untagged(file_of(alpha, "HEIF", orientation)),
+    }
+    for data in (turned, tagged):
+        photo.write_bytes(data)
+        here = read_header(photo)
+        assert (here.orientation, here.height, here.width) == (orientation, *alpha.shape)
+        for name, content in mattes.items():
+            matte.write_bytes(content)
+            found, way_up = turned_upright(matte, read_header(matte), here, image)
+            assert found.shape == alpha.shape and float(np.abs(found * 255 - alpha).mean()) < 2, name
+            assert way_up is None or way_up > 1, name
 
 
 def counting_mattes(workshop: Any) -> dict[str, np.ndarray]:
