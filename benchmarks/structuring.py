@@ -22,9 +22,9 @@ import numpy as np
 from mm_core.core.records import ALL_CATEGORIES
 from mm_core.imaging.images import load_rgb
 from mm_core.structuring.composition import composition
+from mm_core.structuring.decode import DECODE_SIDE, decode, shrunk
 from mm_core.structuring.difficulty import measure
 from mm_core.structuring.embedding import embedding
-from mm_core.structuring.extractors import DECODE_SIDE, decode, shrunk
 from mm_core.structuring.ocr import OcrProgram
 from mm_core.structuring.photo_features import SIDE, photo_features
 from samplegen import generate

@@ -19,6 +19,7 @@ from mm_core.structuring.rows import Found, row_of
 
 EXTRACTOR = "feedback"
 VERSION = "1"
+"""Feedback is kept as it came. It is not computed, so no code changes it."""
 KINDS = {"bad_cut": "unlabeled", "corrected": "pixel_labeled"}
 """Feedback → kind of the drop."""
 LICENSE = "user consent to training"

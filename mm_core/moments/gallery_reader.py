@@ -23,11 +23,10 @@ from mm_core.imaging.near_duplicates import LOOK_SIDE, glance, landmarks, percep
 from mm_core.storage.run import StorageRun
 from mm_core.structuring import photo_features
 from mm_core.structuring.category_guess import Guesser, guesser_of
-from mm_core.structuring.extractors import Chosen, chosen, decode, shrunk
+from mm_core.structuring.decode import code_version, decode, shrunk
+from mm_core.structuring.extractors import Chosen, chosen
 from mm_core.structuring.rows import Found, Photo, best_vector
 
-VERSION = "1"
-"""Raised with every change that may alter a record."""
 CHUNK = 32
 """Photos decoded together for extractors that process batches."""
 
@@ -114,7 +113,7 @@ def read_gallery(run: StorageRun, folder: Path) -> Gallery:
         guesser, vectors_from = guesser_of(run.catalog, tools)
         # A change of extractors or parameters invalidates the records.
         key = digest_of(
-            [VERSION, photo_features.VERSION, run.params.structure.model_dump(mode="json"), vectors_from]
+            [code_version(__name__), run.params.structure.model_dump(mode="json"), vectors_from]
             + [(e.name, e.version) for e in tools.extractors]
         )
         digests = {path: sha256_file(path) for path in files}

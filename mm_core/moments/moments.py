@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mm_core.core.code_digest import code_digest
 from mm_core.core.outputs import check_outputs
 from mm_core.core.params import MomentsParams
 from mm_core.core.records import Report, digest_of, read_keyed, write_bytes, write_json
@@ -26,7 +27,7 @@ from mm_core.model.predict import Predictor
 from mm_core.moments.events import cluster, representatives, time_of
 from mm_core.moments.gallery_reader import Gallery, Picture, seconds_of
 from mm_core.moments.moments_file import MomentEntry, PieceEntry
-from mm_core.moments.pieces import VERSION, Matted, collage, file_of, finished
+from mm_core.moments.pieces import Matted, collage, file_of, finished
 from mm_core.moments.story import title, tone
 from mm_core.moments.strategy import Facts, Offer, offers
 from mm_core.storage.run import StorageRun
@@ -134,10 +135,9 @@ def make_moments(
     # The same near-duplicate threshold as at ingest.
     events = events_of(gallery, params, run.params.ingest.near_duplicate_bits)
     # The key covers everything that a moment depends on.
+    code = code_digest(__name__)
     keys = [
-        digest_of(
-            [VERSION, model, params.model_dump(mode="json"), [(p.digest, p.name, p.category) for p in e.pictures]]
-        )
+        digest_of([code, model, params.model_dump(mode="json"), [(p.digest, p.name, p.category) for p in e.pictures]])
         for e in events
     ]
     kept = [read_keyed(out / event.name / "moment.json", key) for event, key in zip(events, keys, strict=True)]

@@ -23,8 +23,6 @@ from mm_core.imaging.images import load_rgb
 from mm_core.model.predict import Predictor, decoders_for
 from mm_core.moments.strategy import Offer
 
-VERSION = "1"
-"""Raised with every change that may alter a piece; older pieces are then made again."""
 MAX_SIDE = 4096
 """Largest long side of a finished piece in pixels; photos of 12 megapixels are not reduced."""
 COLLAGE_WIDTH = 1600

@@ -21,6 +21,7 @@ from mm_core.core.deferred import Deferred
 from mm_core.core.params import StructureParams
 from mm_core.core.records import Report
 from mm_core.storage.catalog import Catalog
+from mm_core.structuring.decode import code_version
 from mm_core.structuring.rows import Found, row_of
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ else:
     model_selection = Deferred("sklearn.model_selection")
 
 EXTRACTOR = "guess"
-VERSION = "1"
-"""Must change whenever a guess may change; older rows are then computed again."""
+VERSION = code_version(__name__)
 
 FOLDS = 5
 LEAST = 2 * FOLDS

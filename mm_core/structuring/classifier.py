@@ -16,6 +16,7 @@ from mm_core.core.deferred import Deferred
 from mm_core.model.packaged import PACKAGED, load_packaged_classifier, packaged_file
 from mm_core.model.predict import pick_device
 from mm_core.model.preprocess import prepare
+from mm_core.structuring.decode import code_version
 from mm_core.structuring.imagenet import class_names, softmax
 from mm_core.structuring.rows import Found, Photo
 
@@ -25,8 +26,7 @@ else:
     torch = Deferred("torch")
 
 EXTRACTOR = "classifier"
-VERSION = "1"
-"""Must change whenever a number below may change; older rows are then computed again."""
+VERSION = code_version(__name__)
 SIDE = 224
 """Side in pixels of the classifier's square input, the size it was trained at."""
 BATCH = 16

@@ -25,9 +25,10 @@ from dataclasses import asdict, dataclass
 import cv2
 import numpy as np
 
+from mm_core.structuring.decode import code_version
+
 EXTRACTOR = "difficulty"
-VERSION = "2"
-"""Must change whenever a number below may change; older rows are then computed again."""
+VERSION = code_version(__name__)
 
 SIDE = 384
 """Long side at which signals are measured, so that lengths are comparable; smaller photos are not enlarged."""

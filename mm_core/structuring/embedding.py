@@ -15,9 +15,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from mm_core.structuring.decode import code_version
+
 EXTRACTOR = "embedding"
-VERSION = "1"
-"""Must change whenever a number below may change; older rows are then computed again."""
+VERSION = code_version(__name__)
 
 SIDE = 96
 """The photo is resized to a square of this side, so that positions are comparable between photos."""

@@ -5,24 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import cv2
-import numpy as np
 
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
-from mm_core.imaging.images import load_rgb, read_header
 from mm_core.storage.store import blob_key
 from mm_core.structuring import embedding, ocr, photo_features
 from mm_core.structuring.rows import Found, Photo
 
 if TYPE_CHECKING:
     from mm_core.structuring.tags import ClipTags
-
-DECODE_SIDE = 960
-"""Long side of the single decode: text stays readable, and a 12-megapixel JPEG is still decoded at a quarter."""
 
 
 @dataclass(frozen=True)
@@ -53,27 +45,6 @@ class Chosen:
     clip: ClipTags | None
     vectors: tuple[str, str]
     """Extractor and version of the most informative vectors: CLIP's, the classifier's or the classical ones."""
-
-
-def decode(path: Path) -> np.ndarray:
-    """Decode a photo as uint8 (H, W, 3) sRGB, upright, long side at most `DECODE_SIDE`; raise UnreadableImage.
-
-    A photo that is only a little too large is decoded whole and area-averaged, because Pillow's resize filter takes
-    longer than the decode.
-    """
-    header = read_header(path)
-    # JPEG's reduced decoding starts at a factor of two.
-    far = max(header.width, header.height) >= 2 * DECODE_SIDE
-    return shrunk(load_rgb(path, DECODE_SIDE if far else None), DECODE_SIDE)
-
-
-def shrunk(rgb: np.ndarray, side: int) -> np.ndarray:
-    """Reduce a photo (H, W, 3) by area averaging to a long side of at most `side`."""
-    height, width = rgb.shape[:2]
-    scale = side / max(height, width)
-    if scale >= 1:
-        return rgb
-    return cv2.resize(rgb, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
 
 
 def chosen(params: Params, layout: Layout, stack: ExitStack) -> Chosen:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from threading import Timer
 from typing import Self, TypedDict
@@ -16,11 +17,11 @@ from typing import Self, TypedDict
 import numpy as np
 
 from mm_core.core.errors import MattingError
+from mm_core.structuring.decode import code_version
 from mm_core.structuring.rows import Found, Photo
 
 EXTRACTOR = "ocr"
-VERSION = "2/rapidocr-3.10.0"
-"""Must change whenever the text may change: with this code, and with the versions of rapidocr and OpenCV."""
+VERSION = f"{code_version(__name__, f'{__name__}_program')}/rapidocr-{metadata.version('rapidocr')}"
 
 PROGRAM = Path(__file__).with_name("ocr_program.py")
 PATIENCE = 120.0

@@ -8,20 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image
 
+from mm_core.core.capture_time import parse_taken_at
 from mm_core.imaging.images import DECODER_ERRORS, read_header
 from mm_core.structuring.aesthetic import aesthetic
 from mm_core.structuring.composition import composition
+from mm_core.structuring.decode import code_version
 
 EXTRACTOR = "photo"
-VERSION = "3"
-"""Must change whenever a number below may change; older rows are then computed again."""
+VERSION = code_version(__name__)
 
 NO_FIX = 1e-4
 """Degrees, about 10 m, within which 0/0 means a place that the camera does not know."""
@@ -130,18 +130,12 @@ def _origin(exif: Mapping[str, Mapping[int, object]]) -> dict[str, str]:
     texts = {}
     taken = _text(exif["shot"].get(ExifTags.Base.DateTimeOriginal))
     offset = _text(exif["shot"].get(ExifTags.Base.OffsetTimeOriginal))
-    plain = "%Y:%m:%d %H:%M:%S"
-    # Try the time with its offset first, then without. A camera whose clock is not set writes zeros or blanks.
     changed = _text(exif["base"].get(ExifTags.Base.DateTime))
-    stamps = (
-        (f"{stamp}{zone}", form) for stamp in (taken, changed) for zone, form in ((offset, f"{plain}%z"), ("", plain))
-    )
-    for text, form in stamps:
-        try:
-            texts["taken_at"] = datetime.strptime(text, form).isoformat()
-            break
-        except ValueError:
-            continue
+    # Try the time with its offset first, then without. A camera whose clock is not set writes zeros or blanks.
+    times = (parse_taken_at(f"{stamp}{zone}") for stamp in (taken, changed) for zone in (offset, ""))
+    # A date alone says too little about when the photo was taken.
+    if stamp := next((stamp for stamp in times if stamp and "T" in stamp), None):
+        texts["taken_at"] = stamp
     camera = " ".join(_text(exif["base"].get(tag)) for tag in (ExifTags.Base.Make, ExifTags.Base.Model)).strip()
     return texts | ({"camera": camera} if camera else {})
 

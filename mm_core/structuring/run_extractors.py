@@ -13,7 +13,8 @@ from mm_core.imaging.images import UnreadableImage, load_alpha
 from mm_core.storage.rows import FeatureRow
 from mm_core.storage.store import Store, fetch_blob
 from mm_core.structuring import difficulty, photo_features
-from mm_core.structuring.extractors import Extractor, decode, shrunk
+from mm_core.structuring.decode import decode, shrunk
+from mm_core.structuring.extractors import Extractor
 from mm_core.structuring.ocr import OcrFailed
 from mm_core.structuring.rows import Found, Photo, row_of
 

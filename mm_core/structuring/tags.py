@@ -23,6 +23,7 @@ from mm_core.core.errors import InputError
 from mm_core.core.params import ClipParams, StructureParams
 from mm_core.core.records import sha256_file, write_bytes
 from mm_core.model.clip import Clip, clip_digest, load_clip
+from mm_core.structuring.decode import code_version
 from mm_core.structuring.imagenet import class_names, import_open_clip, softmax
 from mm_core.structuring.rows import Found, Photo
 
@@ -36,8 +37,7 @@ else:
     open_clip = Deferred("open_clip")
 
 EXTRACTOR = "clip"
-VERSION = "1"
-"""Must change whenever a number below may change; older rows are then computed again."""
+VERSION = code_version(__name__)
 SAVE_EVERY = 25
 """Classes between two saves of the class vectors; encoding 80,000 texts on a CPU takes hours and may be killed."""
 

@@ -1,10 +1,13 @@
+import importlib
 import io
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from mm_core.core.code_digest import first_party_closure
 from mm_core.imaging.images import UnreadableImage, load_rgb
+from mm_core.structuring.decode import code_version
 from mm_core.structuring.photo_features import colourfulness, noise_sigma, photo_features, quality
 
 
@@ -101,6 +104,21 @@ def test_a_clock_that_was_not_set_leaves_the_time_of_the_file(tmp_path):
     exif[ExifTags.Base.DateTime] = "2026:10:01 08:30:00"
     found = features(saved(tmp_path / "a.jpg", np.zeros((9, 9, 3), np.uint8), exif=exif))
     assert found.texts["taken_at"] == "2026-10-01T08:30:00"
+
+
+@pytest.mark.parametrize("stamp", ["2226:10:01 08:30:00", "2026:02:30 08:30:00", "0001:01:01 00:00:00", "2026:10:01"])
+def test_an_impossible_time_is_no_time(tmp_path, stamp):
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = stamp
+    assert features(saved(tmp_path / "a.jpg", np.zeros((9, 9, 3), np.uint8), exif=exif)).texts == {"format": "JPEG"}
+
+
+@pytest.mark.parametrize("name", ["photo_features", "embedding", "difficulty", "category_guess", "tags", "classifier"])
+def test_the_version_of_features_is_that_of_their_code(name):
+    """No number that somebody must remember to raise; the decoding of photos belongs to it."""
+    module = f"mm_core.structuring.{name}"
+    assert code_version(module) == importlib.import_module(module).VERSION
+    assert "mm_core.imaging.images" in first_party_closure(module)
 
 
 def test_a_broken_exif_block_does_not_spoil_the_photo(tmp_path):

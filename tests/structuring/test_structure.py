@@ -16,8 +16,8 @@ from mm_core.storage.catalog import Catalog
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, blob_key, put_blob
 from mm_core.structuring import run_extractors, structure
+from mm_core.structuring.decode import DECODE_SIDE, decode
 from mm_core.structuring.embedding import DIM
-from mm_core.structuring.extractors import DECODE_SIDE, decode
 from mm_core.structuring.structure import difficulty_of, structure_new
 
 PARAMS = Params().with_values(**{"structure.ocr": ()})
