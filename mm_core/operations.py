@@ -234,8 +234,10 @@ def moments(run: Run, gallery: Path, out: Path, *, model: str = "champion") -> R
     """Group a folder of photos into moments, with titles and finished pieces; only new photos are computed.
 
     Raises:
-        InputError: `out` is inside the gallery. The next run would then read the pieces as photos.
+        InputError: `out` is inside the gallery, where the next run would read the pieces as photos, or inside a folder
+            of the system.
     """
+    run.layout.require_free(out)
     if out.resolve().is_relative_to(gallery.resolve()):
         raise InputError(f"{out} lies in the gallery {gallery}: choose a folder outside of it with -o")
     with timed(Report("moments"), run.layout.root / "reports" / "moments.json") as report:

@@ -91,6 +91,7 @@ def compare_models(
 
     jobs = list(_jobs(photos))
     # Checked before the predictions, which may take minutes.
+    run.layout.require_free(page, "name another file with -o")
     _check_page(page, [job.photo for job in jobs])
     pair = (load_model(run.layout, models[0]), load_model(run.layout, models[1]))
     names = (_title(models[0], pair[0]), _title(models[1], pair[1]))

@@ -95,6 +95,7 @@ def predict_files(
 
     if category and category not in ALL_CATEGORIES:
         raise InputError(f"--category {category}: unknown; one of {', '.join(ALL_CATEGORIES)}")
+    run.layout.require_free(out)
     jobs = plan_jobs(images, out)
     outputs = [path for job in jobs for path in ((job.matte, job.cutout) if cutout else (job.matte,))]
     # Check all outputs before the first prediction, so that a collision costs no work.

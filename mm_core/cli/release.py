@@ -199,6 +199,7 @@ def keys(path: Annotated[Path, typer.Argument(help="File of the new private key.
 
     PATH is the private key (mode 0600), PATH.pub the public one.
     """
+    open_layout().require_free(path, "name another file")
     say({"key": signature.make_keys(path), "private": str(path), "public": f"{path}.pub"}, json_)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -44,10 +45,15 @@ Inbox = Annotated[
 
 
 def open_layout(inbox: str | None = None) -> Layout:
-    """Return the workspace of the environment; raise InputError if its path is a file."""
+    """Return the workspace of the environment; raise InputError if it is a file, or if inbox and store overlap."""
     settings = Settings.from_env(inbox=inbox)
     if settings.workspace.is_file():
         raise InputError(f"MM_WORKSPACE: {settings.workspace} is a file: name a folder")
+    # Drops in the store would be taken for files of ours, and the store for folders of a producer.
+    if "://" not in settings.inbox + settings.store:
+        inside, outside = Path(settings.inbox).resolve(), Path(settings.store).resolve()
+        if inside.is_relative_to(outside) or outside.is_relative_to(inside):
+            raise InputError(f"the inbox {inside} and the store {outside} lie in one another: name folders apart")
     return Layout(settings)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mm_core.core.errors import InputError
 from mm_core.core.settings import Settings
 
 TRAIN_STAGES = ("simple", "hard", "semi", "multimodal")
@@ -20,6 +21,26 @@ class Layout:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.root = settings.workspace
+
+    def require_free(self, out: Path, remedy: str = "choose another folder with -o") -> None:
+        """Check a file or folder that a person names for the results of a command.
+
+        Files of others in a folder of the system would become a drop, be deleted with the cycle, or spoil the store.
+
+        Args:
+            out: The file or folder.
+            remedy: The action for the user, for the message.
+
+        Raises:
+            InputError: It is a folder of the system, or lies in one.
+        """
+        own = [self.cycle, self.labels, self.label_studio, self.bundles, self.checkpoints, self.cache, self.locks]
+        own += [self.mlflow_artifacts.parent, self.dagster_home, self.data_docs]
+        own += [Path(url) for url in (self.settings.store, self.settings.inbox) if "://" not in url]
+        for folder in own:
+            # A link may lead there, and a folder of the system may be a link itself.
+            if out.resolve().is_relative_to(folder.resolve()) or out.absolute().is_relative_to(folder):
+                raise InputError(f"{out} lies in {folder}, which holds files of the system: {remedy}")
 
     # Files of the current cycle.
     @property

@@ -26,7 +26,7 @@ from mm_core.core.spellings import PHOTOS, SUFFIXES
 from mm_core.imaging.images import load_alpha
 from mm_core.ingest.coco import ROW_KEYS, CocoPhoto, load_pycocotools, write_coco
 from mm_core.ingest.csv_text import csv_bytes
-from mm_core.ingest.drop import copy_file, escaped
+from mm_core.ingest.drop import copy_file
 from mm_core.ingest.fiftyone_json import TRUTH, heatmap, write_fiftyone
 from mm_core.ingest.placement import POOLS
 from mm_core.ingest.snapshot import read_pool
@@ -74,12 +74,13 @@ def export_pools(run: StorageRun, out: Path, report: Report, *, form: str, pools
         `report`.
 
     Raises:
-        InputError: An argument is unknown, `out` is not empty, or no pool has photos.
+        InputError: An argument is unknown, `out` is not empty or a folder of the system, or no pool has photos.
     """
     if form not in FORMS:
         raise InputError(f"--as {form}: unknown; one of {', '.join(FORMS)}")
     if unknown := [pool for pool in pools if pool not in POOLS]:
         raise InputError(f"--pool {unknown[0]}: unknown; some of {', '.join(POOLS)}")
+    run.layout.require_free(out, "name a new folder elsewhere")
     # The present folder has no name, and a link is no folder that could be replaced.
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -171,7 +172,7 @@ def _write_folders(photos: Sequence[Exported], folder: Path, pool: str) -> None:
         if photo.alpha:
             copy_file(photo.alpha, folder / "alpha" / photo.matte_place)
         if caption := photo.row.get("caption"):
-            captions.append((f"image/{photo.place}", escaped(caption)))
+            captions.append((f"image/{photo.place}", caption))
     if len(captions) > 1:
         write_bytes(folder / "captions.csv", csv_bytes(captions))
 

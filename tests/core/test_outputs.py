@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mm_core import operations
+from mm_core.cli.compare import compare_models
 from mm_core.cli.predict import plan_jobs, predict_files
 from mm_core.core import outputs
 from mm_core.core.errors import InputError
@@ -22,6 +23,7 @@ from mm_core.core.records import Report, write_bytes
 from mm_core.core.settings import Settings
 from mm_core.export.signature import make_keys
 from mm_core.ingest.drop import package_folder
+from mm_core.ingest.export_data import export_pools
 from mm_core.model.files import save_model
 from mm_core.model.network import build_model
 from mm_core.pinned_inputs import Run
@@ -326,3 +328,22 @@ def test_names_that_no_file_can_have_are_refused_and_the_longest_ones_written(tm
         write_bytes(tmp_path / name, b"x")
         assert [path.name for path in tmp_path.iterdir()] == [name], "no temporary file is left"
         (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("place", ["store/mine", "inbox/unlabeled/mine", "cycle", "bundle/mine", "linked/mine"])
+def test_no_command_writes_results_into_a_folder_of_the_system(tmp_path: Path, photos: Path, place: str) -> None:
+    """A producer's drop, the store and the cycle are no places for exports, mattes, moments, pages and keys."""
+    layout = layout_at(tmp_path / "w")
+    (layout.root / "store").mkdir(parents=True)
+    (layout.root / "linked").symlink_to(layout.root / "store")
+    run, out = Run(Params(), layout), layout.root / place
+    doors = [
+        lambda: export_pools(run, out, Report("export-data"), form="folders"),
+        lambda: predict_files(run, [photos], out, model="none"),
+        lambda: operations.moments(run, photos, out, model="none"),
+        lambda: compare_models(run, ("a", "b"), [photos], out / "page.html", shown=1),
+    ]
+    for door in doors:
+        with pytest.raises(InputError, match="holds files of the system"):
+            door()
+    assert not out.exists()
