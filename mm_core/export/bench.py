@@ -23,6 +23,7 @@ from mm_core.export.formats.measure import RunCost
 from mm_core.export.formats.run import SUFFIX, run_file
 from mm_core.export.formats.run_web import run_web
 from mm_core.export.limits import too_large
+from mm_core.export.runtime import open_session
 from mm_core.export.trust import check_signer, require_bundle
 
 WEB = "onnxruntime-web"
@@ -94,6 +95,8 @@ def bench_bundle(
         left_out: dict[str, str] = {}
         golden = load_golden(bundle, manifest)
         for decoder, entry in manifest["decoders"].items():
+            # The programs below open whatever a network names.
+            open_session(bundle / entry["file"])
             format_files = {name: f["file"] for name, f in entry.get("formats", {}).items()}
             # The web runtime uses the ONNX file; further formats have files of their own.
             files = {"onnx": entry["file"], WEB: entry["file"]} | format_files

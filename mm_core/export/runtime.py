@@ -25,26 +25,43 @@ CHOICE = "decoder"
 """Logits float32 (1, 3) over DECODERS, which choose the decoder for the photo; files of early versions lack it."""
 
 
+MOST_SIDE = 4096
+"""Largest side S in pixels; a foreign file may declare any, and the photo is enlarged to it."""
+_STATUS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
+BROKEN: tuple[type[Exception], ...] = (
+    *(getattr(state, name) for name in (*_STATUS, "RuntimeException")),
+    OSError,
+    ValueError,
+)
+"""Errors of onnxruntime about a file. It has one class per status code, without a common base."""
+
+
 def open_session(file: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
     """Open an onnxruntime session on the CPU; with `threads` None the runtime chooses the thread count.
 
-    Raises InputError if this runtime cannot read the file.
+    Raises InputError if this runtime cannot read the file, if it reads weights from further files, or if it is no
+    matting network.
     """
-    # onnxruntime has one exception class per status code, without a common base.
-    broken = tuple(
-        getattr(state, name)
-        for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
-    )
     options = onnxruntime.SessionOptions()
     # Level 3: errors only.
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
+    # A network of a bundle is one file. Weights beside it would be files that no manifest lists.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file / "none"))
     try:
-        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except broken as error:
+        session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except BROKEN as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file}: onnxruntime cannot load it ({reason}); export it again") from None
+    inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
+    shape = inputs[0].shape if [(i.name, i.type) for i in inputs] == [("image", "tensor(float)")] else []
+    sides = [side for side in shape[2:] if isinstance(side, int) and 1 <= side <= MOST_SIDE]
+    if shape[:2] != [1, 3] or len(shape) != 4 or len(sides) != 2 or sides[0] != sides[1] or "alpha" not in outputs:
+        raise InputError(
+            f"{file}: no matting network with a square input of at most {MOST_SIDE} pixels; fetch it again"
+        )
+    return session
 
 
 def input_size(session: onnxruntime.InferenceSession) -> int:
@@ -114,19 +131,33 @@ class OnnxPredictor:
 
     def alpha(self, image: np.ndarray, decoder: str) -> np.ndarray:
         """Return the file's own output: prepared float32 (3, S, S) → float32 (S, S) in [0, 1]."""
-        (alpha,) = self._session(decoder).run(["alpha"], {"image": image[None]})
-        return np.asarray(alpha)[0, 0]
+        alpha = self._run(decoder, "alpha", image)
+        # A comparison with NaN is false, so later checks would let it pass.
+        if alpha.shape != (1, 1, *image.shape[1:]) or not np.isfinite(alpha).all():
+            raise InputError(f"{self.files[decoder]}: its output is no matte; fetch it again")
+        return alpha[0, 0]
+
+    def _run(self, decoder: str, output: str, image: np.ndarray) -> np.ndarray:
+        """Return one output of a file for a prepared photo, float32 (3, S, S)."""
+        try:
+            return np.asarray(self._session(decoder).run([output], {"image": image[None]})[0])
+        except BROKEN as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{self.files[decoder]}: onnxruntime cannot run it ({reason}); fetch it again") from None
 
     def choose(self, photos: Sequence[np.ndarray]) -> list[str]:
         """Return a decoder per photo like `Predictor.choose`; the first decoder if the files have no such output."""
         # Every file has the same chooser, so any of them will do.
-        session = self._session(next(name for name in DECODERS if name in self.files))
+        first = next(name for name in DECODERS if name in self.files)
+        session = self._session(first)
         if CHOICE not in [output.name for output in session.get_outputs()]:
             return [DECODERS[0]] * len(photos)
         size, chosen = input_size(session), []
         for photo in photos:
-            (logits,) = session.run([CHOICE], {"image": prepare(photo, size)[None]})
-            chosen.append(DECODERS[int(np.asarray(logits).argmax())])
+            logits = self._run(first, CHOICE, prepare(photo, size))
+            if logits.shape != (1, len(DECODERS)) or not np.isfinite(logits).all():
+                raise InputError(f"{self.files[first]}: its output {CHOICE!r} chooses no decoder; fetch it again")
+            chosen.append(DECODERS[int(logits.argmax())])
         return chosen
 
     def _session(self, decoder: str) -> onnxruntime.InferenceSession:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx.utils
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import DECODERS
@@ -80,6 +83,65 @@ def test_bad_files_are_named(tmp_path):
     broken.unlink()
     with pytest.raises(InputError, match="portrait.int8.onnx"):
         OnnxPredictor({"portrait.int8.onnx": broken}).predict([photo(8, 8)], ["portrait"])
+
+
+def network(
+    *, inputs: str = "image", output: str = "alpha", sides: tuple[Any, Any] = (64, 64), replaced: Any = None,
+    beside: str = "", logits: Any = None,
+) -> bytes:  # fmt: skip
+    """A network that gives each pixel's mean, or `replaced`; perhaps with weights in a file `beside` it."""
+    steps, weights, last = [helper.make_node("ReduceMean", [inputs], ["mean"], axes=[1], keepdims=1)], [], "mean"
+    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)]
+    for name, value in (("given", replaced), ("decoder", logits)):
+        if value is not None:
+            weights.append(numpy_helper.from_array(np.asarray(value, np.float32), f"{name}_weight"))
+            steps.append(helper.make_node("Identity", [f"{name}_weight"], [name]))
+    if logits is not None:
+        outputs.append(helper.make_tensor_value_info("decoder", TensorProto.FLOAT, None))
+    last = "mean" if replaced is None else "given"
+    if beside:
+        tensor = TensorProto(name="far", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", beside), ("offset", "0"), ("length", "4")):
+            tensor.external_data.add(key=key, value=value)
+        weights.append(tensor)
+        steps.append(helper.make_node("Add", [last, "far"], ["sum"]))
+        last = "sum"
+    steps.append(helper.make_node("Identity", [last], [output]))
+    image = helper.make_tensor_value_info(inputs, TensorProto.FLOAT, [1, 3, *sides])
+    graph = helper.make_graph(steps, "graph", [image], outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"inputs": "photo"}, "no matting network"),
+        ({"output": "matte"}, "no matting network"),
+        ({"sides": ("S", "S")}, "no matting network"),
+        ({"sides": (64, 32)}, "no matting network"),
+        ({"sides": (60_000, 60_000)}, "no matting network"),
+        ({"replaced": np.zeros(2)}, "its output is no matte"),
+        ({"replaced": np.zeros((1, 1, 3, 3))}, "its output is no matte"),
+        ({"replaced": np.full((1, 1, 64, 64), np.nan)}, "its output is no matte"),
+        ({"logits": np.zeros((1, 7))}, "chooses no decoder"),
+        ({"logits": np.full((1, 3), np.nan)}, "chooses no decoder"),
+        ({"beside": "weights.bin"}, "cannot load it"),
+        ({"beside": "../weights.bin"}, "cannot load it"),
+    ],
+)
+def test_a_hostile_network_is_refused_in_one_line(tmp_path: Path, parts: dict[str, Any], words: str) -> None:
+    """It never gives NaN, takes all memory, or reads a file that no manifest lists."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    for place in (tmp_path, folder):
+        (place / "weights.bin").write_bytes(np.float32(1).tobytes())
+    for decoder in DECODERS:
+        (folder / f"{decoder}.int8.onnx").write_bytes(network(**parts))
+    with pytest.raises(InputError, match=words) as told:
+        predictor = OnnxPredictor.of_folder(folder)
+        predictor.predict([photo(40, 50)], predictor.choose([photo(40, 50)]))
+    assert "\n" not in str(told.value)
 
 
 def test_latency_is_the_median_after_warm_up():
