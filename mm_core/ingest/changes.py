@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 from mm_core.ingest.findings import Finding
-from mm_core.ingest.statements import ALPHA, COLUMNS, stated, word
+from mm_core.ingest.statements import ALPHA, COLUMNS, file_key, stated, word
 from mm_core.storage.rows import CorrectionRow, LabelRow, SampleRow
+
+CONFLICT = "rows of one photo disagree"
+SHARED_MATTE = "one matte for several photos"
+"""Reasons of rows that contradict one another."""
 
 History = Mapping[tuple[str, str], Sequence[CorrectionRow]]
 """(sample id, column) → its rows of `corrections`, oldest first."""
@@ -58,6 +63,9 @@ def changes_of(
         if before.get(column) == word(new):
             continue
         told = history.get((str(sample["id"]), column), ())
+        # A row that was removed and is sent again repeats an old statement: a person's newer one stays.
+        if restated_label(new, labels) if column == ALPHA else _is_restated(new, told):
+            continue
         if column == ALPHA:
             # A matte may also come from annotation. `last` is the newest one from a drop.
             current, last = _digest(label_in_use(labels)), _digest(label_in_use(labels, "drop"))
@@ -89,6 +97,29 @@ def label_in_use(labels: Sequence[LabelRow], origin: str = "") -> LabelRow | Non
     return max(rows, key=lambda row: (int(row["version"]), row["created_at"] or "", row["id"]), default=None)
 
 
+def restated_label(alpha_sha256: str, labels: Sequence[LabelRow]) -> LabelRow | None:
+    """Return the withdrawn label of a drop with this matte if a person's newer label is in use, or None.
+
+    Args:
+        alpha_sha256: Digest of the matte that a row states.
+        labels: All labels of its photo.
+    """
+    in_use = label_in_use(labels)
+    if in_use is None or in_use["origin"] == "drop":
+        return None
+    withdrawn = (row for row in labels if row["withdrawn_at"] and row["origin"] == "drop")
+    return next(
+        (row for row in withdrawn if row["alpha_sha256"] == alpha_sha256 and row["version"] < in_use["version"]), None
+    )
+
+
+def _is_restated(value: str, told: Sequence[CorrectionRow]) -> bool:
+    """Return whether a person's value is in use, and a drop stated `value` before it and took it back."""
+    drops = [row for row in told if row["origin"] == "drop"]
+    taken_back = any(one["new"] == value and two["verdict"] == "removed" for one, two in pairwise(drops))
+    return taken_back and told[-1]["origin"] != "drop"
+
+
 def _digest(label: LabelRow | None) -> str | None:
     return label["alpha_sha256"] if label else None
 
@@ -102,20 +133,22 @@ def _last_of_drops(told: Sequence[CorrectionRow], current: str | None) -> str | 
 
 @dataclass(frozen=True)
 class Repeated:
-    """Photos that a drop lists more than once."""
+    """Photos that a drop lists more than once, and mattes that it lists for several photos."""
 
     values: Mapping[str, Mapping[str, str]]
     """Photo → combined values of its rows, for rows that agree."""
-    conflicts: Mapping[str, str]
-    """Photo → message that names the rows and columns that disagree."""
+    conflicts: Mapping[str, tuple[str, str]]
+    """Photo → reason, and message that names the rows."""
 
     @staticmethod
-    def find(findings: Iterable[Finding]) -> Repeated:
-        """Find repeated photos, then compare the values of their rows.
+    def find(findings: Iterable[Finding], near_bits: int) -> Repeated:
+        """Find photos and matte files that several rows list, then compare these rows.
 
         Args:
-            findings: All rows of the drop; iterated twice.
+            findings: All rows of the drop; iterated three times.
+            near_bits: Largest Hamming distance of the hashes of a photo and of its copy, in bits.
         """
+        conflicts = _shared_mattes(findings, near_bits)
         # First pass: count the rows of each photo.
         counted = Counter(probe.sha256 for _, probe, fault in findings if not fault)
         rows: dict[str, list[tuple[int, str, dict[str, str]]]] = {}
@@ -124,7 +157,6 @@ class Repeated:
             if not fault and probe.sha256 and counted[probe.sha256] > 1:
                 rows.setdefault(probe.sha256, []).append((row.row, row.image, stated(row, probe)))
         values: dict[str, dict[str, str]] = {}
-        conflicts: dict[str, str] = {}
         for photo, listed in rows.items():
             together: dict[str, tuple[int, str, str]] = {}
             apart = []
@@ -135,10 +167,28 @@ class Repeated:
                     if first[2] != value:
                         apart.append(_disagreement(column, first, (number, image, value)))
             if apart:
-                conflicts[photo] = "; ".join(apart)
+                conflicts[photo] = CONFLICT, "; ".join(apart)
             else:
                 values[photo] = {column: value for column, (_, _, value) in together.items()}
         return Repeated(values, conflicts)
+
+
+def _shared_mattes(findings: Iterable[Finding], near_bits: int) -> dict[str, tuple[str, str]]:
+    """Return the conflicts of different photos with one matte file: it can belong to one of them only."""
+    first: dict[str, tuple[int, str, str, str]] = {}
+    conflicts: dict[str, tuple[str, str]] = {}
+    for row, probe, fault in findings:
+        if fault or not (probe.alpha_sha256 and probe.sha256 and probe.phash):
+            continue
+        number, image, photo, phash = first.setdefault(
+            file_key(row.alpha), (row.row, row.image, probe.sha256, probe.phash)
+        )
+        # A copy of the photo, such as a brighter one, has the same outlines.
+        if photo != probe.sha256 and (int(phash, 16) ^ int(probe.phash, 16)).bit_count() > near_bits:
+            message = f"rows {number} ({image}) and {row.row} ({row.image}) both have {row.alpha}: each needs its own"
+            conflicts[probe.sha256] = SHARED_MATTE, message
+            conflicts.setdefault(photo, (SHARED_MATTE, message))
+    return conflicts
 
 
 def _disagreement(column: str, one: tuple[int, str, str], other: tuple[int, str, str]) -> str:

@@ -84,6 +84,9 @@ class Writes:
         for _, probe, decision in self._accepted(decisions):
             if brings_label(probe, decision, known):
                 assert probe.alpha_sha256
+                # A label that counts again at its old version keeps the time of its first statement.
+                earlier = known.labels.get(decision.sample_id, ())
+                times = {(label["alpha_sha256"], label["version"]): label["created_at"] for label in earlier}
                 yield {
                     "id": label_id(decision.sample_id, probe.alpha_sha256),
                     "sample_id": decision.sample_id,
@@ -93,7 +96,7 @@ class Writes:
                     "batch": self.batch.batch,
                     "annotator": None,
                     "binary": probe.alpha_binary,
-                    "created_at": self.now,
+                    "created_at": times.get((probe.alpha_sha256, decision.label_version), self.now),
                 }
 
     def _samples(self, decisions: Sequence[Decision], known: Known) -> Iterator[Mapping[str, object]]:

@@ -18,6 +18,10 @@ from mm_core.core.errors import DropError
 
 DELIMITERS = (",", ";", "\t")
 """Comma is the contract. Excel writes semicolons where the decimal sign is a comma, and tabs as "Unicode Text"."""
+FORMULA_SIGNS = tuple("=+-@＝＋－＠")
+"""First characters of a cell that a spreadsheet runs as a formula, also in full width, as input methods write them."""
+BEFORE_SIGNS = "'\t\r\n"
+"""Characters before such a sign that do not hide it, and the apostrophe of `escaped`."""
 _MARKS = {
     codecs.BOM_UTF32_LE: "",  # before UTF-16, whose mark it begins with
     codecs.BOM_UTF32_BE: "",
@@ -63,14 +67,31 @@ def read_text(path: Path) -> str:
 
 
 def csv_bytes(rows: Iterable[Sequence[str]]) -> bytes:
-    """Return rows as a CSV file in UTF-8 that `csv_lines` reads back unchanged, line breaks of any kind included."""
+    """Return rows as a CSV file in UTF-8 for people and programs.
+
+    Every cell is `escaped`. `csv_lines` and `unescaped` read it back unchanged, line breaks of any kind included.
+    """
     lines = []
     for row in rows:
         # Python's writer quotes a line break only if it is one of its line terminator's, so that one has both.
         line = io.StringIO(newline="")
-        csv.writer(line, lineterminator="\r\n").writerow(row)
+        csv.writer(line, lineterminator="\r\n").writerow(map(escaped, row))
         lines.append(line.getvalue().removesuffix("\r\n"))
     return "".join(f"{line}\n" for line in lines).encode()
+
+
+def escaped(value: str) -> str:
+    """Return a cell that no spreadsheet runs as a formula.
+
+    The cell gets a leading apostrophe if it begins like a formula. It also gets one if it begins with apostrophes
+    before such a sign, so that `unescaped` restores it exactly.
+    """
+    return f"'{value}" if value.lstrip(BEFORE_SIGNS).startswith(FORMULA_SIGNS) else value
+
+
+def unescaped(value: str) -> str:
+    """Return the original cell of an `escaped` one."""
+    return value[1:] if value[:1] == "'" and value.lstrip(BEFORE_SIGNS).startswith(FORMULA_SIGNS) else value
 
 
 def _open_text(path: Path) -> TextIO:

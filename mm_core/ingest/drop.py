@@ -22,12 +22,10 @@ from mm_core.core.outputs import MAX_NAME, check_outputs
 from mm_core.core.records import KINDS, sha256_file, write_bytes
 from mm_core.core.spellings import NO_PHOTOS, PHOTOS, is_hidden, name_forms
 from mm_core.ingest.batch_names import name_fault
-from mm_core.ingest.csv_text import csv_bytes, csv_lines, read_text
+from mm_core.ingest.csv_text import csv_bytes, csv_lines, read_text, unescaped
 from mm_core.ingest.matte_pairs import MatteFinder, category_in
 
 MANIFEST_COLUMNS = ("image", "alpha", "caption", "category", "group", "role", "sha256", "source", "license", "taken_at")
-FORMULA_SIGNS = ("=", "+", "-", "@")
-"""First characters of a cell that a spreadsheet runs as a formula."""
 
 
 class LeftOut(TypedDict):
@@ -77,20 +75,6 @@ class Packaged:
         }
 
 
-def escaped(value: str) -> str:
-    """Return a cell that no spreadsheet runs as a formula.
-
-    The cell gets a leading apostrophe if it begins like a formula. It also gets one if it begins with apostrophes
-    before such a sign, so that `unescaped` restores it exactly.
-    """
-    return f"'{value}" if value.lstrip("'").startswith(FORMULA_SIGNS) else value
-
-
-def unescaped(value: str) -> str:
-    """Return the original cell of an `escaped` one."""
-    return value[1:] if value[:1] == "'" and value.lstrip("'").startswith(FORMULA_SIGNS) else value
-
-
 def write_manifest(batch_dir: Path, rows: Sequence[Mapping[str, str]]) -> Path:
     """Write manifest.csv in one atomic step.
 
@@ -111,7 +95,7 @@ def write_manifest(batch_dir: Path, rows: Sequence[Mapping[str, str]]) -> Path:
         raise InputError(f"{batch_dir}: manifest column {unknown[0]!r} is unknown; use {', '.join(MANIFEST_COLUMNS)}")
     used = [name for name in MANIFEST_COLUMNS if any(row.get(name) for row in rows)]
     path = batch_dir / "manifest.csv"
-    write_bytes(path, csv_bytes([used, *([escaped(row.get(name, "")) for name in used] for row in rows)]))
+    write_bytes(path, csv_bytes([used, *([row.get(name, "") for name in used] for row in rows)]))
     return path
 
 

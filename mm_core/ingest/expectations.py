@@ -43,7 +43,7 @@ LEAST_PEAK = 0.1
 
 SUSPECT = "suspect matte"
 """Prefix of the reasons that hold a row for review by a person."""
-MAY_LACK = ("category", "role", "sha256_as_declared")
+MAY_LACK = ("category", "role", "sha256_as_declared", "taken_at_possible")
 """Columns of row rules that are null where the producer states nothing. In any other, null means: not measured."""
 
 
@@ -75,10 +75,10 @@ class Rule:
 
 LABELED = ("pixel_labeled",)
 OTHER_CONTENT = f"{{image_bytes}} bytes of something else: send {', '.join(FORMATS)}"
+TIMES = "taken_at is {taken_at!r}: write the year first, as 2026-05-01T12:30:00+02:00, and no future time, or nothing"
 RULES: tuple[Rule, ...] = (
     # Order matters: the first rule that a row breaks gives its reason.
     Rule("row_is_whole", "row", "malformed manifest row", "extra_fields", "{extra_fields} fields too many: quote it"),
-    Rule("row_is_plain_text", "row", "formula in the manifest", "plain_text", "a field that a spreadsheet would run"),
     Rule("image_inside_batch", "row", "path outside the batch", "image_inside", "{note}"),
     Rule("alpha_inside_batch", "row", "path outside the batch", "alpha_inside", "alpha: {note}", LABELED),
     Rule("image_exists", "row", "missing image", "image_found", "{note}"),
@@ -112,6 +112,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("category_known", "row", "unknown category", "category", "{category!r}"),
     Rule("role_known", "row", "unknown role", "role", "{role!r}: train, eval or nothing"),
+    Rule("time_possible", "row", "impossible time", "taken_at_possible", TIMES),
     Rule("caption_there", "row", "missing caption", "caption_length", kinds=("text_image",)),
     # Suspect mattes: a person reviews them (`mm quarantine accept`). `matte_quality` and `mattes` measure them.
     Rule("matte_is_no_photo", "row", f"{SUSPECT}: the photo itself", "alpha_is_photo", "its brightness", LABELED),

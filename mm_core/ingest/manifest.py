@@ -9,10 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mm_core.core.capture_time import is_unset, parse_taken_at
 from mm_core.core.errors import DropError
 from mm_core.core.spellings import category_of
-from mm_core.ingest.csv_text import csv_lines
-from mm_core.ingest.drop import MANIFEST_COLUMNS, unescaped
+from mm_core.ingest.csv_text import csv_lines, unescaped
+from mm_core.ingest.drop import MANIFEST_COLUMNS
 
 MAX_BYTES = 64 << 20
 MAX_ROWS = 200_000
@@ -85,6 +86,8 @@ def _plain(header: Iterable[str]) -> list[str]:
 
 
 def _rows(path: Path) -> Iterator[ManifestRow]:
+    # Only CSV files are escaped for spreadsheets: the escaped `'-5°C` is -5°C there.
+    plain = str if path.suffix == ".parquet" else unescaped
     header, lines = _parquet(path) if path.suffix == ".parquet" else _csv(path)
     names = _plain(header)
     if len(names) > MAX_COLUMNS:
@@ -105,7 +108,7 @@ def _rows(path: Path) -> Iterator[ManifestRow]:
             continue
         if number == MAX_ROWS:
             raise DropError(f"{path.name}: more than {MAX_ROWS} rows: split the drop")
-        values = {n: v.strip() for n, v in zip(names, line, strict=False) if n in MANIFEST_COLUMNS}
+        values = {n: plain(v.strip()) for n, v in zip(names, line, strict=False) if n in MANIFEST_COLUMNS}
         yield ManifestRow(row=number, **_tidy(values), extra_fields=_count_extra(line, len(names)))
         number += 1
 
@@ -116,13 +119,15 @@ def _count_extra(line: Sequence[str], columns: int) -> int:
 
 
 def _tidy(values: dict[str, str]) -> dict[str, str]:
-    """Normalise the spelling: `Multi-Person ` becomes multi_person, the escaped `'-5°C` becomes -5°C."""
-    values = {name: unescaped(value) for name, value in values.items()}
+    """Normalise the spelling: `Multi-Person ` becomes multi_person, `2026:05:01` becomes 2026-05-01."""
     for name in ("role", "sha256"):
         if name in values:
             values[name] = values[name].lower()
     if values.get("category"):
         values["category"] = category_of(values["category"])
+    if taken_at := values.get("taken_at"):
+        # A rule refuses a text that is no time, and names it.
+        values["taken_at"] = "" if is_unset(taken_at) else parse_taken_at(taken_at) or taken_at
     return {"image": ""} | values
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import posixpath
 import re
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from mm_core.core.capture_time import parse_taken_at
 from mm_core.core.errors import BlobNotFound, BlobTooLarge
 from mm_core.core.params import IngestParams
 from mm_core.core.records import sha256_file
@@ -35,12 +36,6 @@ from mm_core.ingest.mattes import take_matte
 from mm_core.storage.store import Store
 
 MAX_LINK_BYTES = 4096
-FORMULA = re.compile(r"=[\w\"'(+\-@$]|[+\-@]\s*[A-Z][A-Z0-9.]*\((?=[^a-z]*\)\W*$|.*[\"'])|[+\-@].*\w\|.*!\w")
-"""Text that a spreadsheet runs: a formula, a function call, or a program (`cmd|'…'!A0`).
-
-A dash or a sign before normal text is a caption ("-5°C in the snow!", "@NASA(2024) launch"). `drop.escaped` escapes it
-in CSV files.
-"""
 
 
 @dataclass(slots=True)
@@ -52,8 +47,9 @@ class Probe:
     category: str | None
     role: str | None
     extra_fields: int
-    plain_text: bool = True
-    """False if a field begins like a spreadsheet formula; people open reports and exports in spreadsheets."""
+    taken_at: str | None = None
+    taken_at_possible: bool | None = None
+    """Whether `taken_at` is the time of a photo; None where the producer states none."""
     caption_length: int | None = None
     image_inside: bool | None = None
     """Whether the name and its link target are inside the batch."""
@@ -127,8 +123,8 @@ class Prober:
             StoreError: The inbox itself fails.
         """
         probe = Probe(row.row, row.image, row.category or None, row.role or None, row.extra_fields)
-        # Check every field, because exports contain all of them.
-        probe.plain_text = not any(FORMULA.match(str(value)) for value in astuple(row))
+        if row.taken_at:
+            probe.taken_at, probe.taken_at_possible = row.taken_at[:80], parse_taken_at(row.taken_at) is not None
         # Only text-image drops need a caption. A length of None skips the rule for other drops.
         if self.kind == "text_image" or row.caption:
             probe.caption_length = len(row.caption)

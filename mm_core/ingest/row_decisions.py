@@ -7,6 +7,7 @@ the catalog version has changed. A worker that was killed reaches the same decis
   the newest label version. Every other manifest column replaces the value in the catalog. Without new values the row is
   a duplicate.
 - A photo that the drop lists twice with different values is a conflict. None of its rows is used until they agree.
+  So are two different photos with one matte file.
 - A picture that was saved again (re-encoded, resized, brightened) is a near-duplicate. The exception is a pair of rows
   with the same declared `group`: a burst is kept whole, and its group stays in one split.
 - An edited photo (cropped, framed, with text) or a photo of the same burst is accepted, because it adds training data.
@@ -28,7 +29,7 @@ import pyarrow.compute as pc
 from mm_core.core.records import sha256_bytes
 from mm_core.imaging.hash_index import Candidates, Hashed, find_candidates
 from mm_core.imaging.near_duplicates import same_picture, same_scene
-from mm_core.ingest.changes import Change, History, Repeated, changes_of, label_in_use
+from mm_core.ingest.changes import Change, History, Repeated, changes_of, label_in_use, restated_label
 from mm_core.ingest.erasure import FORGOTTEN, forgotten_among
 from mm_core.ingest.expectations import Fault
 from mm_core.ingest.findings import Finding
@@ -54,8 +55,6 @@ SAME_ASPECT = 0.04
 """Largest relative difference of the aspect ratios of two copies of one picture."""
 
 NEAR_DUPLICATE = "near-duplicate"
-CONFLICT = "rows of one photo disagree"
-"""Reason of conflict rows."""
 
 Glances = Callable[[str], np.ndarray]
 """Function that loads the reduced photo of a sha256 for the second comparison."""
@@ -233,7 +232,7 @@ def decide(
     """
     said, own = (before.by_sample(), before.taken()) if before else ({}, frozenset())
     meant = meant or {}
-    repeated = Repeated.find(findings)
+    repeated = Repeated.find(findings, known.near_bits)
     listed: dict[str, str] = {}
     taken: dict[str, str] = {}
     """sha256 → name of each photo that this batch has accepted so far."""
@@ -249,9 +248,9 @@ def decide(
         assert probe.phash and probe.width and probe.height, "accepted rows are measured whole"
         # `beside` yields one entry per row without a fault, so it advances exactly here.
         here = next(beside)
-        # Rows of one photo that contradict each other are refused together.
+        # Rows that contradict each other are refused together.
         if identity in repeated.conflicts:
-            return Decision(row.row, "conflict", CONFLICT, repeated.conflicts[identity], identity)
+            return Decision(row.row, "conflict", *repeated.conflicts[identity], identity)
         # The first row of a file name or of its bytes is used; the others are duplicates.
         if name in listed:
             return Decision(row.row, "duplicate", "listed twice", f"{name} is in the manifest already", listed[name])
@@ -264,17 +263,19 @@ def decide(
         values = repeated.values.get(identity) or stated(row, probe)
         sample = known.samples.get(identity)
         if sample is not None:
+            labels = known.labels.get(identity, [])
             changes = changes_of(
-                values, sample, known.labels.get(identity, []), known.history, said.get(word(identity), {}),
+                values, sample, labels, known.history, said.get(word(identity), {}),
                 meant.get(row.row, ()),
             )  # fmt: skip
-            # A row that added the sample itself is accepted again, so that a repeated run has no effect.
-            is_own = (sample.get("kind"), sample.get("batch"), sample.get("name")) == (
-                batch.kind,
-                batch.batch,
-                name,
-            ) or word(identity) in own
-            decision = _again(row.row, sample, known.labels.get(identity, []), values, changes, is_own)
+            # A row that added the sample or its label itself is accepted again, so that a repeated run has no effect.
+            is_own = (
+                (sample.get("kind"), sample.get("batch"), sample.get("name")) == (batch.kind, batch.batch, name)
+                or word(identity) in own
+                or ("drop", batch.batch, values.get(ALPHA))
+                in ((x["origin"], x["batch"], x["alpha_sha256"]) for x in labels)
+            )
+            decision = _again(row.row, sample, labels, values, changes, is_own)
             if decision.is_taken:
                 taken[identity] = name
             return decision
@@ -368,8 +369,11 @@ def _again(
         return Decision(
             row, "update", sample_id=known_as, label_version=int(version), changes=tuple(changes), values=values
         )
-    if own:
-        return Decision(row, "accept", sample_id=known_as, values=values)
+    # The row's matte counts again once the person's newer one is withdrawn.
+    restated = restated_label(values.get(ALPHA, ""), labels)
+    if own or restated:
+        version = int(restated["version"]) if restated else 0
+        return Decision(row, "accept", sample_id=known_as, label_version=version, values=values)
     place = f"{sample.get('kind')}/{sample.get('batch')}/{sample.get('name')}"
     return Decision(row, "duplicate", "duplicate", f"same bytes as {place}", known_as)
 

@@ -213,7 +213,7 @@ class Statement:
         return Statement(rows)
 
     def replaced(self, listing: Listing) -> frozenset[int]:
-        """Return the rows with new or rewritten files, and all other rows of the same photos.
+        """Return the rows with new or rewritten files, and all other rows of the same photos or mattes.
 
         Files that are missing from the inbox are ignored.
 
@@ -221,7 +221,9 @@ class Statement:
             listing: The current files of the drop.
         """
         changed = frozenset(row.row for row in self.rows.values() if _is_replaced(row, listing))
-        # All rows of a photo are decided together, so they are measured together.
+        # All rows of a photo or of a matte file are decided together, so they are measured together.
+        names = {name for number in changed for name in json.loads(self.rows[number].files)}
+        changed |= {row.row for row in self.rows.values() if changed and not names.isdisjoint(json.loads(row.files))}
         return changed | self.rows_of({sample for number in changed if (sample := self.rows[number].sample)})
 
     def rows_of(self, photos: Collection[str]) -> frozenset[int]:

@@ -13,6 +13,7 @@ import pytest
 
 from mm_core.core.errors import InputError, StoreError
 from mm_core.imaging.images import load_alpha, load_rgb
+from mm_core.ingest.csv_text import escaped
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.ingest import Ingest, ready_batches
 from mm_core.storage.store import fetch_blob
@@ -249,16 +250,15 @@ def test_a_manifest_of_more_bytes_than_are_read_holds_its_drop_alone(
     assert any_workshop.ingest().metrics["ingest/accepted"] == 2
 
 
-def test_formulas_of_spreadsheets_are_refused(workshop: Any, make: Any) -> None:
-    texts = ["=cmd|'/C calc'!A0", "@SUM(A1:A9)", "+1+cmd|x!A0", "- a dog, asleep", "+1 for this dog", "1 = 1 dogs"]
-    texts += ["- a red cup (left)", "-5°C in the snow!", "@home (again)!", "=) a cat | a dog!", "+1 (555) a phone!"]
-    texts += ["- a cat | in the snow!", "@NASA(2024) launch", "-5|6 points! wow", "-A(left)"]
-    workshop.drop("text_image", "a", [make.row(n, caption=text) for n, text in enumerate(texts)])
-    workshop.drop("unlabeled", "b", [make.row(9, image="=1.jpg"), make.row(8), make.row(7)])
+def test_no_text_is_refused_because_a_spreadsheet_would_run_it(workshop: Any, make: Any) -> None:
+    """A caption is a text; CSV files that leave the system escape it."""
+    texts = ["=cmd|'/C calc'!A0", "@SUM(A1:A9)", "+1+cmd|x!A0", "- a dog, asleep", "=D so happy", "-SALE(50%)"]
+    texts += ['=HYPERLINK("x")', "- a red cup (left)", "-5°C in the snow!", "=) a cat | a dog!", "'-5°C', it says"]
+    workshop.drop("text_image", "a", [make.row(n, caption=escaped(text)) for n, text in enumerate(texts)])
+    workshop.drop("unlabeled", "b", [make.row(20, image="=1.jpg", source="-x"), make.row(21, group="@home")])
     workshop.ingest()
-    formula = ("quarantine", "formula in the manifest")
-    assert workshop.verdicts() == dict.fromkeys(["images/0.jpg", "images/1.jpg", "images/2.jpg", "=1.jpg"], formula)
-    assert set(workshop.catalog.read("samples")["caption"].dropna()) == set(texts[3:])
+    assert workshop.verdicts() == {}
+    assert set(workshop.catalog.read("samples")["caption"].dropna()) == set(texts)
 
 
 def test_a_drop_again_under_another_name_brings_nothing(any_workshop: Any, make: Any) -> None:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mm_core.core.errors import InputError
-from mm_core.ingest.drop import escaped, package_folder, unescaped
+from mm_core.ingest.csv_text import csv_bytes, escaped, unescaped
+from mm_core.ingest.drop import package_folder
 from mm_core.ingest.manifest import read_manifest
 from mm_core.ingest.mattes import is_photo_itself
 from mm_core.ingest.placement import newest_labels
@@ -82,10 +83,20 @@ def test_an_unsafe_name_is_named_where_a_person_asks_for_it(workshop: Any, make:
     assert report.metrics["ingest/held"] == 1
 
 
-@pytest.mark.parametrize("text", ["-5°C", "'-5°C", "''=1", "'t is", "=1+1", "plain", "@home", "'"])
+@pytest.mark.parametrize(
+    "text", ["-5°C", "'-5°C", "''=1", "'t is", "=1+1", "plain", "@home", "'", "\t=1", "＝1", "'\n-"]
+)
 def test_what_is_escaped_for_spreadsheets_comes_back(text: str) -> None:
     assert unescaped(escaped(text)) == text
-    assert not escaped(text).startswith(("=", "+", "-", "@"))
+    assert not escaped(text).lstrip().startswith(("=", "+", "-", "@", "＝"))
+    assert escaped(text) in csv_bytes([["x", text]]).decode(), "every CSV file of ours is escaped"
+
+
+def test_an_apostrophe_in_a_parquet_manifest_is_part_of_the_text(tmp_path: Path) -> None:
+    """No spreadsheet opens that file, so nobody escapes it."""
+    path = tmp_path / "manifest.parquet"
+    pq.write_table(pa.table({"image": ["a.jpg"], "caption": ["'-5 degrees', it says"]}), path)
+    assert [row.caption for row in read_manifest(path)] == ["'-5 degrees', it says"]
 
 
 def test_a_manifest_as_spreadsheets_write_it(tmp_path: Path) -> None:
@@ -224,3 +235,60 @@ def test_two_manifests_of_one_drop_are_held_until_one_is_gone(any_workshop: Any,
     shop.inbox.delete("pixel_labeled/a/manifest.csv")
     assert len(shop.ingest().tables["updates"]) == 2
     assert set(shop.catalog.read("samples")["category"]) == {"cards"}
+
+
+def test_one_matte_file_for_two_photos_is_a_conflict_until_each_has_its_own(workshop: Any, make: Any) -> None:
+    """At 64 px no edge tells which photo the matte belongs to. A brighter copy of a photo may share its matte."""
+    rows = [make.row(n) for n in range(1, 5)]
+    shared = rows[1] | {"alpha": "alphas\\1.png"}
+    copy = make.row(3, image="images/brighter.jpg", image_bytes=make.encoded(make.photo(3) // 2 + 90), group="g")
+    workshop.drop("pixel_labeled", "a", [rows[0], shared, rows[2] | {"group": "g"}, copy, rows[3]])
+    report = workshop.ingest()
+    assert [(row["image"], row["verdict"], row["reason"]) for row in report.tables["rejects"]] == [
+        (f"images/{n}.jpg", "conflict", "one matte for several photos") for n in (1, 2)
+    ]
+    assert "rows 0 (images/1.jpg) and 1 (images/2.jpg)" in report.tables["rejects"][0]["detail"]
+    workshop.drop("pixel_labeled", "a", [*rows[:2], rows[2] | {"group": "g"}, copy, rows[3]])
+    workshop.ingest()
+    assert {f"images/{n}.jpg" for n in range(1, 5)} < labelled_names(workshop)
+
+
+def test_a_photo_replaced_beside_another_one_with_its_matte_is_a_conflict(workshop: Any, make: Any) -> None:
+    """First both names hold one photo; then the file of one is replaced by another photo."""
+    rows = [make.row(1), make.row(1, image="images/b.jpg"), make.row(3)]
+    folder = workshop.drop("pixel_labeled", "a", rows)
+    workshop.ingest()
+    (folder / "images" / "b.jpg").write_bytes(make.encoded(make.photo(2)))
+    report = workshop.ingest()
+    assert [row["verdict"] for row in report.tables["rejects"]] == ["conflict", "conflict"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("2026:05:01 9:30:00", "2026-05-01T09:30:00"),
+        ("2026/05/01 09:30", "2026-05-01T09:30:00"),
+        ("2026-05-01T09:30:00.250+0200", "2026-05-01T09:30:00+02:00"),
+        ("2026-05-01 09:30:00Z", "2026-05-01T09:30:00+00:00"),
+        ("20260501", "2026-05-01"),
+        ("0000:00:00 00:00:00", ""),
+        ("    :  :     :  :  ", ""),
+        ("2026-02-30", None),
+        ("2026-05-01T25:00", None),
+        ("2026-05-01T09:30+25:00", None),
+        ("01/05/2026", None),
+        ("2226-05-01", None),
+        ("1777623600", None),
+        ("yesterday", None),
+        ("2026-05-01 09:30 CEST", None),
+    ],
+)
+def test_the_time_of_a_photo_is_read_right_or_refused(workshop: Any, make: Any, text: str, kept: str | None) -> None:
+    workshop.drop("unlabeled", "a", [make.row(1, taken_at=text), make.row(2), make.row(3)])
+    report = workshop.ingest()
+    samples = workshop.catalog.read("samples").set_index("name")
+    if kept is None:
+        (row,) = report.tables["rejects"]
+        assert row["reason"] == "impossible time" and repr(text) in row["detail"]
+    else:
+        assert samples.loc["images/1.jpg", "taken_at"] == kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -107,3 +108,58 @@ def test_killed_while_values_are_taken_back(workshop: Any, make: Any, monkeypatc
         workshop.ingest()
     removed = [row["column"] for row in workshop.ingest().tables["removed"]]
     assert removed == ["alpha", "category"] and photo(workshop)["category"] == "pets"
+
+
+def annotate(shop: Any) -> str:
+    """Give the first photo a matte of a person; returns the matte's digest."""
+    current, digest = matte_of(shop), "1" * 64
+    row = {"id": "person", "sample_id": current.name, "alpha_sha256": digest, "binary": False}
+    row |= {"version": int(current["version"]) + 1, "origin": "label_studio", "batch": None, "annotator": "ana"}
+    shop.catalog.upsert("labels", [row | {"created_at": datetime.now(UTC).isoformat(timespec="microseconds")}])
+    return digest
+
+
+@pytest.mark.parametrize("batch", ["a", "b"])
+def test_a_row_that_is_removed_and_sent_again_does_not_beat_a_newer_matte_of_a_person(
+    workshop: Any, make: Any, batch: str
+) -> None:
+    """By the same drop or another one. Without the person's matte the drop's counts, with its first time."""
+    workshop.drop("pixel_labeled", "a", [make.row(1), make.row(2)])
+    workshop.ingest()
+    first, person = matte_of(workshop), annotate(workshop)
+    workshop.drop("pixel_labeled", "a", [make.row(2)])
+    workshop.ingest()
+    workshop.drop("pixel_labeled", batch, [make.row(1), make.row(3)])
+    assert workshop.ingest().tables["updates"] == [] and matte_of(workshop)["alpha_sha256"] == person
+    workshop.catalog.delete("labels", "id", ["person"])
+    again = matte_of(workshop)
+    same = ["alpha_sha256", "version", "created_at"]
+    assert again[same].tolist() == first[same].tolist() and again["batch"] == batch
+
+
+def test_a_new_matte_in_a_row_that_was_removed_counts(workshop: Any, make: Any) -> None:
+    workshop.drop("pixel_labeled", "a", [make.row(1), make.row(2)])
+    workshop.ingest()
+    annotate(workshop)
+    workshop.drop("pixel_labeled", "a", [make.row(2)])
+    workshop.ingest()
+    workshop.drop("pixel_labeled", "a", [make.row(1, alpha_bytes=make.encoded(make.matte(5), "PNG")), make.row(2)])
+    assert [row["column"] for row in workshop.ingest().tables["updates"]] == ["alpha"]
+    assert matte_of(workshop)["origin"] == "drop"
+
+
+def test_a_category_that_is_taken_back_and_stated_again_does_not_beat_a_newer_one_of_a_person(
+    workshop: Any, make: Any
+) -> None:
+    workshop.drop("pixel_labeled", "a", [make.row(1), make.row(2)])
+    workshop.drop("pixel_labeled", "b", [make.row(1, category="cards"), make.row(3)])
+    workshop.ingest()
+    workshop.drop("pixel_labeled", "b", [make.row(3)])
+    workshop.ingest()
+    sample = photo(workshop)
+    change = {"key": "person", "arrival": "p", "sample_id": sample["id"], "verdict": "update", "column": "category"}
+    change |= {"old": "pets", "new": "delicacy", "origin": "label_studio"}
+    workshop.catalog.add("corrections", [change | {"stated_at": datetime.now(UTC).isoformat(timespec="microseconds")}])
+    workshop.catalog.upsert("samples", [sample.to_dict() | {"category": "delicacy"}], columns=["category"])
+    workshop.drop("pixel_labeled", "b", [make.row(1, category="cards"), make.row(3)])
+    assert workshop.ingest().tables["updates"] == [] and photo(workshop)["category"] == "delicacy"
