@@ -46,6 +46,7 @@ from mm_core.export.bundle_manifest import (
     VerdictHead,
     by_file,
     checked_manifest,
+    load_golden,
     read_manifest,
 )
 from mm_core.export.card import model_card
@@ -163,7 +164,9 @@ def verify(bundle: Path) -> dict[str, object]:
     # Run our own copy of the program: the copy inside the bundle is not trusted.
     command = [sys.executable, "-I", str(SELFCHECK), str(bundle)]
     # The program reads the files without our checks, so that phones can copy it.
-    for entry in checked_manifest(bundle)["decoders"].values():
+    manifest = checked_manifest(bundle)
+    load_golden(bundle, manifest)
+    for entry in manifest["decoders"].values():
         open_session(bundle / entry["file"])
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=VERIFY_SECONDS)

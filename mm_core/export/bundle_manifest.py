@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from tokenize import TokenError
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -257,7 +258,8 @@ def load_golden(bundle: Path, manifest: BundleManifest) -> dict[str, np.ndarray]
             image, alpha = golden[f"{decoder}_image"], golden[f"{decoder}_alpha"]
             if image.dtype != np.uint8 or image.shape != (*alpha.shape, 3) or alpha.dtype.kind != "f":
                 raise ValueError(decoder)
-    except (KeyError, *ARCHIVE_ERRORS):
+    # numpy parses the header of an array as Python, and allocates what it declares.
+    except (KeyError, SyntaxError, TokenError, RecursionError, MemoryError, *ARCHIVE_ERRORS):
         raise InputError(f"{path}: not the golden pairs of a bundle; fetch the bundle again") from None
     return golden
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mm_core.core.errors import InputError
 from mm_core.core.records import DECODERS
+from mm_core.export.bundle_manifest import load_golden
 from mm_core.export.formats.measure import WARM_UP, median_ms
 from mm_core.export.runtime import OnnxPredictor
 
@@ -142,6 +144,17 @@ def test_a_hostile_network_is_refused_in_one_line(tmp_path: Path, parts: dict[st
         predictor = OnnxPredictor.of_folder(folder)
         predictor.predict([photo(40, 50)], predictor.choose([photo(40, 50)]))
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("shape", ["(1000000, 1000000, 10)", "(" * 40, "[" * 4000])
+def test_hostile_golden_pairs_are_refused_in_one_line(tmp_path: Path, shape: str) -> None:
+    """A header that declares terabytes, and headers that are no Python."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    with zipfile.ZipFile(tmp_path / "golden.npz", "w") as archive:
+        archive.writestr("saliency_image.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    manifest: Any = {"golden": {"file": "golden.npz"}, "decoders": {"saliency": {}}}
+    with pytest.raises(InputError, match="not the golden pairs"):
+        load_golden(tmp_path, manifest)
 
 
 def test_latency_is_the_median_after_warm_up():
