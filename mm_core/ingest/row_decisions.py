@@ -268,12 +268,12 @@ def decide(
                 values, sample, labels, known.history, said.get(word(identity), {}),
                 meant.get(row.row, ()),
             )  # fmt: skip
+            stated_by = {(label["origin"], label["batch"], label["alpha_sha256"]) for label in labels}
             # A row that added the sample or its label itself is accepted again, so that a repeated run has no effect.
             is_own = (
                 (sample.get("kind"), sample.get("batch"), sample.get("name")) == (batch.kind, batch.batch, name)
                 or word(identity) in own
-                or ("drop", batch.batch, values.get(ALPHA))
-                in ((x["origin"], x["batch"], x["alpha_sha256"]) for x in labels)
+                or ("drop", batch.batch, values.get(ALPHA, "")) in stated_by
             )
             decision = _again(row.row, sample, labels, values, changes, is_own)
             if decision.is_taken:
