@@ -14,9 +14,13 @@ FIRST_PHOTO = 1826
 """Year of the oldest photograph that is preserved."""
 
 
+EPOCHS = ("1904-01-01T00:00:00", "1970-01-01T00:00:00", "1980-01-01T00:00:00")
+"""Times at which clocks begin to count that were never set."""
+
+
 def is_unset(text: str) -> bool:
-    """Return whether a text is what a camera writes whose clock is not set: blanks, or zeros such as 0000:00:00."""
-    return not text.strip("0 :-/TZ+.")
+    """Return whether a text is what a camera writes whose clock is not set: blanks, zeros, or one of EPOCHS."""
+    return not text.strip("0 :-/TZ+.") or (_parse(text) or "").startswith(EPOCHS)
 
 
 def parse_taken_at(text: str) -> str | None:
@@ -28,8 +32,12 @@ def parse_taken_at(text: str) -> str | None:
 
     Returns:
         The time to the second, or the date alone where no time is stated; None where the text is no possible time of a
-        photo: another form, a date that does not exist, the future, or before photography.
+        photo: another form, a date that does not exist, the future, before photography, or a clock that is not set.
     """
+    return None if is_unset(text) else _parse(text)
+
+
+def _parse(text: str) -> str | None:
     match = _FORM.fullmatch(text.strip())
     if not match:
         return None

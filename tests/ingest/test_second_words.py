@@ -273,6 +273,7 @@ def test_a_photo_replaced_beside_another_one_with_its_matte_is_a_conflict(worksh
         ("20260501", "2026-05-01"),
         ("0000:00:00 00:00:00", ""),
         ("    :  :     :  :  ", ""),
+        ("1970-01-01T00:00:00Z", ""),
         ("2026-02-30", None),
         ("2026-05-01T25:00", None),
         ("2026-05-01T09:30+25:00", None),
