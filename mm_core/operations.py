@@ -20,6 +20,7 @@ from mm_core.export.registry import Registry
 from mm_core.export.runtime import OnnxPredictor
 from mm_core.export.start_weights import withdraw_starts
 from mm_core.ingest.erasure import clear_decoded, describe_photos, find_photos, forget_photos
+from mm_core.ingest.inbox import MANIFESTS
 from mm_core.ingest.placement import POOLS
 from mm_core.ingest.snapshot import read_pool
 from mm_core.labeling.forget import forget_on_server, forget_tasks
@@ -97,16 +98,27 @@ def plan_forgetting(run: Run, samples: Sequence[str], group: str | None = None) 
         report.facts |= {"ids": ids, **_last_cycle_with(run.layout, ids)}
         report.tables["goes"] = describe_photos(catalog, ids)
         report.tables["models"] = models_with(run.layout.settings, set(ids))
-        report.tables["remaining"] = _pages_with(run.layout, ids)
+        report.tables["remaining"] = _remaining(run, ids)
         report.metrics["forget/photos"] = len(ids)
     return report
 
 
-def _pages_with(layout: Layout, ids: Sequence[str]) -> list[dict[str, str]]:
-    """Return the HTML reports that contain one of the photos; a person has to remove them."""
+def _remaining(run: Run, ids: Sequence[str]) -> list[dict[str, str]]:
+    """Return the HTML reports and the drops in the inbox that contain one of the photos; a person has to remove them.
+
+    The drops are found by the rows of the photos, so the call must precede the removal.
+    """
+    layout, inbox = run.layout, run.inbox
+    copies = [f"quarantine/{i}" for i in ids]
+    named = (("samples", "id", list(ids)), ("rejects", "sample_id", list(ids)), ("rejects", "where", copies))
+    rows = [run.catalog.read(t, columns=["kind", "batch"], filters=[(c, "in", values)]) for t, c, values in named]
+    drops = sorted({(row["kind"], row["batch"]) for frame in rows for row in frame.to_dict("records")})
+    there = [f"{k}/{b}" for k, b in drops if any(inbox.exists(f"{k}/{b}/{manifest}") for manifest in MANIFESTS)]
     pages = [*layout.reports.rglob("*.html"), layout.html_report]
     shown = [str(page) for page in pages if page.is_file() and any(i in page.read_text() for i in ids)]
-    return [{"what": "page", "where": page} for page in shown]
+    return [{"what": "page", "where": page} for page in shown] + [
+        {"what": "drop", "where": f"{inbox.url}/{drop}"} for drop in there
+    ]
 
 
 def _last_cycle_with(layout: Layout, ids: Sequence[str]) -> dict[str, str]:
@@ -138,6 +150,7 @@ def forget(run: Run, samples: Sequence[str]) -> Report:
         removal_lock(layout, "forget"),
         timed(Report("forget"), layout.root / "reports" / "forget.json") as report,
     ):
+        report.tables["remaining"] = _remaining(run, find_photos(run.catalog, samples))
         # Remove the photos first. The other steps only remove copies and references.
         ids = forget_photos(run.catalog, run.store, samples)
         clear_decoded(layout)
@@ -145,7 +158,6 @@ def forget(run: Run, samples: Sequence[str]) -> Report:
         report.tables["models"] = models_with(layout.settings, set(ids))
         # No later cycle starts from weights that learnt from these photos.
         withdraw_starts(run.store, starts_with(run.store, set(ids)))
-        report.tables["remaining"] = _pages_with(layout, ids)
         report.facts |= _last_cycle_with(layout, ids)
         try:
             server = connect(layout)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from mm_core import operations
 from mm_core.core.errors import InputError
+from mm_core.core.layout import Layout
+from mm_core.core.params import Params
 from mm_core.core.records import sha256_bytes
+from mm_core.core.settings import Settings
 from mm_core.ingest import erasure as forgetting
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.erasure import SHORTEST_PREFIX, describe_photos, erase, find_photos, forget_photos
+from mm_core.pinned_inputs import Run
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.store import LocalStore, Store, blob_key
 
@@ -242,3 +248,13 @@ def test_a_refused_photo_that_quarantine_keeps_is_forgotten_by_its_file(workshop
     )
     workshop.ingest()
     assert len(workshop.catalog.read("samples")) == 2
+
+
+def test_the_drops_that_still_hold_the_photo_are_named(workshop, make):
+    """Also a drop that repeats it, and one where it was refused; not one that left the inbox."""
+    for batch, more in (("a", {}), ("b", {}), ("c", {"category": "nonsense"}), ("d", {})):
+        workshop.drop("unlabeled", batch, [make.row(1, **more), make.row(ord(batch)), make.row(ord(batch) + 10)])
+    workshop.ingest()
+    shutil.rmtree(workshop.inbox.root / "unlabeled" / "d")
+    remaining = operations._remaining(Run(Params(), Layout(Settings.from_env(workshop.root))), [sample(workshop, 1)])
+    assert remaining == [{"what": "drop", "where": f"{workshop.inbox.url}/unlabeled/{batch}"} for batch in "abc"]
