@@ -36,7 +36,7 @@ def file_of(pixels: np.ndarray, format: str, orientation: int = 1) -> bytes:
 
 def untagged(heif: bytes) -> bytes:
     """The same HEIF file without the orientation in its EXIF block, as phones and converters write it."""
-    tag = b"\x12\x01\x03\x00\x01\x00\x00\x00"
+    tag = b"\x01\x12\x00\x03\x00\x00\x00\x01\x00"  # Pillow writes big-endian EXIF
     before, found, after = heif.partition(tag)
     assert found and after[0] in range(1, 9)
     return before + found + b"\x01" + after[1:]
