@@ -16,7 +16,17 @@ from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.locks import cycle_holder, cycle_lock, try_cycle_lock
-from mm_core.core.pins import PINNED_TABLES, ROLES, PinnedInputs, are_pins, parse_inputs, read_snapshot, start_digest
+from mm_core.core.pins import (
+    NO_PHOTOS,
+    PINNED_TABLES,
+    ROLES,
+    PinnedInputs,
+    are_pins,
+    missing,
+    parse_inputs,
+    read_snapshot,
+    start_digest,
+)
 from mm_core.core.records import Report, Verdict, digest_of, read_verdict, sha256_file, write_sealed_json
 from mm_core.export.override import Override, valid_override
 from mm_core.export.registry import Registry
@@ -159,11 +169,8 @@ def inputs_now(layout: Layout) -> PinnedInputs:
 
 def require_photos(layout: Layout) -> None:
     """Raise InputError if the catalog holds no photo yet."""
-    if catalog_of(layout).version("samples") < 0:
-        raise InputError(
-            f"the catalog in {layout.settings.store} holds no photo: `mm ingest` takes the drops of "
-            f"{layout.settings.inbox} in, `dvc pull` fetches the cycle of a clone, `mm demo` works on generated photos"
-        )
+    if catalog_of(layout).version("samples") < 1:  # version 0 of a table is the one without rows
+        raise InputError(f"{layout.root} {NO_PHOTOS}; `dvc pull` fetches the cycle that somebody pushed")
 
 
 def read_inputs(layout: Layout) -> PinnedInputs:
@@ -173,7 +180,7 @@ def read_inputs(layout: Layout) -> PinnedInputs:
         InputError: The file is missing or damaged.
     """
     if not has_file(layout.inputs):
-        raise InputError(f"{layout.inputs} is missing: run `mm ingest` first, so that there is a catalog to learn from")
+        raise missing(layout, layout.inputs, "run `mm ingest` first")
     inputs = parse_inputs(layout.inputs.read_bytes())
     if inputs is None:
         raise InputError(f"{layout.inputs} is damaged: delete it, then `mm ingest` pins anew")
@@ -254,7 +261,7 @@ def recorded_verdict(layout: Layout) -> Verdict:
         InputError: The verdict is missing or damaged.
     """
     if not has_file(layout.verdict):
-        raise InputError(f"{layout.verdict} is missing: run `mm gate` first")
+        raise missing(layout, layout.verdict, "run `mm gate`, or `mm run` for a whole cycle")
     return read_verdict(layout.verdict)
 
 

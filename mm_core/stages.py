@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES
-from mm_core.core.pins import ROLES, has_snapshot, read_snapshot
+from mm_core.core.pins import ROLES, has_snapshot, missing, read_snapshot
 from mm_core.core.records import Report, digest_of, sha256_file, timed, write_json
 from mm_core.eval.eval_budget import record_use
 from mm_core.eval.evaluate import evaluate_models, identity
@@ -257,8 +257,7 @@ def gate(run: Run) -> Report:
     layout = run.layout
     weights = layout.model(TRAIN_STAGES[-1])
     if not has_file(weights):
-        read_inputs(layout)  # without any arrival, its error names the right remedy
-        raise InputError(f"{weights} is missing: run `mm train-{TRAIN_STAGES[-1]}`, or `mm run` for a whole cycle")
+        raise missing(layout, weights, f"run `mm train-{TRAIN_STAGES[-1]}`, or `mm run` for a whole cycle")
     require_one_cycle(layout)
     require_unbroken(layout.evaluation, "run `mm evaluate` again")
     store, candidate = run.store, sha256_file(weights)

@@ -81,12 +81,29 @@ NEEDED: dict[str, set[str]] = {
     "pages": set(),
     "backup": {*(f"{user.upper()}_PG_PASSWORD" for user in USERS)} | S3_KEY,
 }  # fmt: skip
-NO_SECRETS = {"AWS_DEFAULT_REGION", "MM_TIME_ZONE", "MM_ALLOWED_HOSTS"}
+ADDRESSES = {"MM_DAGSTER_URL", "MM_PAGES_URL", "LABEL_STUDIO_HOST", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"}
+NO_SECRETS = {"AWS_DEFAULT_REGION", "MM_TIME_ZONE", "MM_ALLOWED_HOSTS"} | ADDRESSES
 
 
 def test_a_service_gets_the_secrets_that_it_uses_and_no_others() -> None:
     given = {name: set(re.findall(r"\$\{([A-Z0-9_]+)", json.dumps(service))) for name, service in SERVICES.items()}
     assert {name: found - NO_SECRETS for name, found in given.items()} == NEEDED
+
+
+def test_each_address_that_a_link_or_a_page_of_a_service_uses_can_be_a_public_one() -> None:
+    """In compose `.env` sets it; on Kubernetes values.yaml has it, for the code location and for the runs."""
+    code = SERVICES["code"]["environment"]
+    for name in ADDRESSES - {"MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"}:
+        assert re.fullmatch(rf"\$\{{{name}:-http://127\.0\.0\.1:\d+\}}", code[name]), name
+        default = code[name].partition(":-")[2].rstrip("}")
+        assert HELM["dagster-user-deployments"]["deployments"][0]["env"][name] == default
+        assert f"{name}={default}" in HELM["runLauncher"]["config"]["k8sRunLauncher"]["envVars"]
+    for name in ("webserver", "pages"):
+        assert SERVICES[name]["environment"]["MM_ALLOWED_HOSTS"] == "${MM_ALLOWED_HOSTS:-}", name
+    mlflow, labels = SERVICES["mlflow"], SERVICES["label-studio"]["environment"]
+    assert mlflow["command"][-1].endswith(",${MM_ALLOWED_HOSTS:-}")
+    assert mlflow["environment"]["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == "${MLFLOW_SERVER_CORS_ALLOWED_ORIGINS:-}"
+    assert {labels["LABEL_STUDIO_HOST"], labels["CSRF_TRUSTED_ORIGINS"]} == {"${LABEL_STUDIO_HOST:-}"}
 
 
 def test_each_service_has_a_database_user_that_reaches_no_other_database(postgres: str) -> None:

@@ -221,7 +221,7 @@ def test_runs_and_code_location_work_in_the_same_place(pods: dict[str, Manifest]
 
 def test_the_addresses_of_label_studio_pages_and_dagster_are_set_everywhere(pods: dict[str, Manifest]) -> None:
     for environment in (SERVICES["code"]["environment"], *map(environment_of, pods.values())):
-        assert {"LABEL_STUDIO_URL", "MM_PAGES_URL", "MM_DAGSTER_URL"} <= set(environment)
+        assert {"LABEL_STUDIO_URL", "LABEL_STUDIO_HOST", "MM_PAGES_URL", "MM_DAGSTER_URL"} <= set(environment)
     pages = kubernetes.chart_objects()["Deployment/matting-pages"]
     assert container_of(pages)["command"] == [*SERVICES["pages"]["command"]]
 

@@ -52,10 +52,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """
     first = error.errors()[0]
     field = ".".join(str(name) for name in first["loc"])
-    got = f"(got {reprlib.repr(first.get('input'))})"
     if first["type"] != "extra_forbidden":
-        return f"{field[:200] or 'the file'}: {first['msg']} {got}"
-    message = f"{field[:200]}: there is no parameter of this name {got}"
+        return f"{field[:200] or 'the file'}: {first['msg']} (got {reprlib.repr(first.get('input'))})"
+    message = f"{field[:200]}: there is no parameter of this name"
     if names := similar_names(field, model):
         return f"{message}; did you mean {' or '.join(names)}?"
     return f"{message}; remove it: `mm params` prints the names that exist"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Final, Literal, NotRequired, TypedDict, TypeGuard
 
 from mm_core.core.errors import InputError
@@ -13,6 +14,11 @@ from mm_core.core.records import unseal
 Role = Literal["champion", "anchor"]
 PINNED_TABLES: Final = ("samples", "labels", "features")
 """The catalog's tables in each record; those of newer versions also have `corrections`."""
+NO_PHOTOS: Final = (
+    "has no photos yet: `mm drop FOLDER --kind pixel_labeled --batch NAME` brings some, then `mm run` ingests them and "
+    "trains; `mm demo` shows it with generated photos"
+)
+"""What a newcomer has to do first, as the end of a message that begins with the workspace."""
 ROLES: Final[tuple[Role, Role]] = ("champion", "anchor")
 
 
@@ -120,6 +126,21 @@ def has_snapshot(layout: Layout) -> bool:
     return has_file(layout.snapshot / "snapshot.json")
 
 
+def missing(layout: Layout, path: Path, remedy: str) -> InputError:
+    """Return the error for a missing file of the cycle; in a workspace without photos its remedy is to bring some.
+
+    Args:
+        layout: The workspace.
+        path: The missing file.
+        remedy: What to run where the workspace has photos: "run `mm gate` first".
+    """
+    inputs = parse_inputs(layout.inputs.read_bytes()) if has_file(layout.inputs) else None
+    # Version 0 of a table is the one without rows.
+    if inputs and inputs["catalog"]["samples"] > 0:
+        return InputError(f"{path} is missing: {remedy}")
+    return InputError(f"{layout.root} {NO_PHOTOS}")
+
+
 def read_snapshot(layout: Layout) -> SnapshotFacts:
     """Read the facts of the present cycle's snapshot.
 
@@ -128,7 +149,7 @@ def read_snapshot(layout: Layout) -> SnapshotFacts:
     """
     path = layout.snapshot / "snapshot.json"
     if not has_file(path):
-        raise InputError(f"{path} is missing: run `mm ingest`, then `mm snapshot`")
+        raise missing(layout, path, "run `mm snapshot`, or `mm run` for a whole cycle")
     try:
         facts = json.loads(path.read_bytes())
     except (ValueError, RecursionError):

@@ -39,7 +39,7 @@ class Settings:
     does not need."""
     # Tools in separate environments, and services.
     pages_url: str = ""
-    """`MM_PAGES_URL`: the address at which `mm ui` serves the workspace's pages; it sets the variable. Empty: none."""
+    """`MM_PAGES_URL`: the address under which people open the workspace's pages; `mm ui` has a default. Empty: none."""
     executorch_python: Path = Path(".tools/executorch/bin/python")
     """`MM_EXECUTORCH_PYTHON`: the Python that has ExecuTorch; default: the path of `make formats`."""
     litert_python: Path = Path(".tools/litert/bin/python")
@@ -55,6 +55,9 @@ class Settings:
     label_studio_url: str = ""
     """`LABEL_STUDIO_URL`: the label server; its key is in `LABEL_STUDIO_API_KEY`. Empty: the server of `mm label serve`
     on this workspace, or none."""
+    label_studio_host: str = ""
+    """`LABEL_STUDIO_HOST`: the address under which people open the label server, for links; Label Studio reads the same
+    variable. Empty: `LABEL_STUDIO_URL`."""
     label_studio_project: str = "Matting Moments"
     """`LABEL_STUDIO_PROJECT`: title of the project on the server; it is created if it is missing."""
     labelstudio_python: Path = Path(".tools/labelstudio/bin/python")
@@ -87,6 +90,7 @@ class Settings:
             gallery=_path("MM_GALLERY", root / "gallery"),
             labelstudio_python=_path("MM_LABELSTUDIO_PYTHON", Settings.labelstudio_python),
             label_studio_url=os.environ.get("LABEL_STUDIO_URL", "").rstrip("/"),
+            label_studio_host=os.environ.get("LABEL_STUDIO_HOST", "").rstrip("/"),
             label_studio_project=os.environ.get("LABEL_STUDIO_PROJECT") or "Matting Moments",
             pages_url=os.environ.get("MM_PAGES_URL", "").rstrip("/"),
             engine=_engine(),
@@ -135,7 +139,7 @@ def secret(name: str) -> str:
 
 
 def dagster_url() -> str:
-    """Return `MM_DAGSTER_URL`, the address of Dagster for links in messages; `mm ui` sets it. Empty: no links."""
+    """Return `MM_DAGSTER_URL`, the address under which people open Dagster, for links. Empty: no links."""
     return os.environ.get("MM_DAGSTER_URL", "").rstrip("/")
 
 

@@ -86,7 +86,7 @@ def build_snapshot(
     pinned = inputs["catalog"]
     placed = read_placement(params, catalog, pinned)
     if not placed.samples.num_rows:
-        raise InputError(f"{catalog.url} holds no samples: put a drop into the inbox and run `mm ingest`")
+        raise InputError(f"{catalog.url} holds no photos: `mm quarantine list` shows what was refused")
     ids = placed.samples["id"].combine_chunks()
     # A check of the result that does not depend on the replay, before anything is written.
     members = {pool: np.flatnonzero(placed.pools[pool]) for pool in POOLS}

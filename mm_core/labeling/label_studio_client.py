@@ -52,9 +52,18 @@ LOOKED_UP = 50
 class Server:
     """One project on one server, found by its title or created. Raises LabelServerError with a remedy."""
 
-    def __init__(self, url: str, key: str, title: str, *, people: int = 1) -> None:
-        """Create a client; `key` is a legacy or personal access token, `people` label each photo of a new project."""
+    def __init__(self, url: str, key: str, title: str, *, people: int = 1, page: str = "") -> None:
+        """Create a client.
+
+        Args:
+            url: Address for requests.
+            key: Legacy or personal access token.
+            title: Title of the project.
+            people: Number of people who label each photo of a new project.
+            page: Address under which people open the server, for links; empty: `url`.
+        """
         self.url, self.title, self._people = url.rstrip("/"), title, people
+        self._page = page or self.url
         self._http = PatientClient(self.url, authentication(self.url, key))
 
         def sdk() -> LabelStudio:
@@ -105,7 +114,7 @@ class Server:
 
     def link(self, task: int | None = None) -> str:
         """Return the address of the project's page, or of a task's."""
-        page = f"{self.url}/projects/{self.project}/data"
+        page = f"{self._page}/projects/{self.project}/data"
         return page if task is None else f"{page}?task={task}"
 
     def summary(self) -> ProjectSummary:

@@ -56,7 +56,8 @@ def connect(layout: Layout, *, people: int = 1) -> Server | None:
         if not re.fullmatch(r"[\x21-\x7e]+", key):
             what = "is no key: copy it again" if key else "is not set"
             raise InputError(f"LABEL_STUDIO_API_KEY {what}: LABEL_STUDIO_URL needs the key of an account there")
-        return Server(url, key, settings.label_studio_project, people=people)
+        page = settings.label_studio_host
+        return Server(url, key, settings.label_studio_project, people=people, page=page)
     if running := running_server(layout.label_studio):
         token = read_account(layout.label_studio)["token"]
         return Server(running["url"], token, settings.label_studio_project, people=people)

@@ -51,8 +51,9 @@ def serve(settings: Settings, port: int) -> None:
         "MM_PARAMS": str(_params_file(settings)),
         "MLFLOW_TRACKING_URI": settings.mlflow_uri,
         "DAGSTER_HOME": str(home),
-        "MM_DAGSTER_URL": f"http://127.0.0.1:{port}",
-        "MM_PAGES_URL": f"http://127.0.0.1:{port + 2}",
+        # A person who publishes them by a proxy sets the addresses for links.
+        "MM_DAGSTER_URL": os.environ.get("MM_DAGSTER_URL") or f"http://127.0.0.1:{port}",
+        "MM_PAGES_URL": os.environ.get("MM_PAGES_URL") or f"http://127.0.0.1:{port + 2}",
         # Runs failed while they started on a machine with busy cores; Dagster's default is 60 seconds.
         "DAGSTER_GRPC_TIMEOUT_SECONDS": os.environ.get("DAGSTER_GRPC_TIMEOUT_SECONDS", "300"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves eight processes for evaluating language models

@@ -64,7 +64,7 @@ class Catalog:
 
     @patient
     def version(self, table: str) -> int:
-        """Return the commit number of a table; -1 before its first row."""
+        """Return the commit number of a table, 0 before its first row; -1 if there is no table."""
         delta = self._open(table)
         return -1 if delta is None else delta.version()
 

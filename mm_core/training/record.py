@@ -29,6 +29,7 @@ def require_start(stage: str, layout: Layout) -> Path | None:
     Raises:
         InputError: The split or the model is missing or was made from another snapshot than the current one.
     """
+    snapshot = read_snapshot(layout)["digest"]
     if stage in ("simple", "hard") and (mismatches := split_mismatches(layout)):
         raise InputError(f"{mismatches[0]}: run `mm split` before `mm train-{stage}`")
     if stage == TRAIN_STAGES[0]:
@@ -37,7 +38,7 @@ def require_start(stage: str, layout: Layout) -> Path | None:
     start, remedy = layout.model(before), f"run `mm train-{before}` before `mm train-{stage}`"
     if not has_file(start):
         raise InputError(f"{start} is missing: {remedy}")
-    if read_meta(start).get("snapshot") != read_snapshot(layout)["digest"]:
+    if read_meta(start).get("snapshot") != snapshot:
         raise InputError(f"{start} was trained on another snapshot: {remedy}")
     return start
 

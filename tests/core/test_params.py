@@ -41,6 +41,7 @@ def test_a_mistake_names_file_and_field(tmp_path: Path, text: str, named: str) -
     [
         ("train: {simple: {stepps: 3}}", "did you mean train.simple.steps?"),
         ("trian: {simple: {steps: 3}}", "did you mean train?"),
+        ("train: {comon: {batch: 8, ema: 0.9}}", "name; did you mean train.common?"),
         ("train: {lr: 0.1}", "train.simple.lr"),
         ("gate: {resample: 200}", "did you mean gate.resamples?"),
     ],

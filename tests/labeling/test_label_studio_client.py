@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import sqlite3
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 
 import httpx
@@ -17,6 +20,7 @@ from PIL import Image
 
 from mm_core.core.errors import LabelServerError
 from mm_core.core.params import LabelParams
+from mm_core.labeling import label_studio_client
 from mm_core.labeling.apply_annotations import REFUSED
 from mm_core.labeling.label_studio_client import Server
 from mm_core.labeling.label_studio_format import brush_region, choice_region
@@ -36,6 +40,28 @@ def person(local: LocalServer, title: str, name: str) -> Server:
 
 def decoded(region: dict) -> np.ndarray:
     return decode_rle(region["value"]["rle"], region["original_width"], region["original_height"])
+
+
+def test_only_pictures_and_imports_bypass_the_sdk() -> None:
+    """A request for projects, tasks, annotations, webhooks or users outside of label-studio-sdk fails here."""
+    labeling = Path(label_studio_client.__file__).parent
+    client = ast.parse((labeling / "label_studio_client.py").read_text())
+    (server,) = [node for node in client.body if isinstance(node, ast.ClassDef) and node.name == "Server"]
+    plain = {
+        method.name
+        for method in server.body
+        if isinstance(method, ast.FunctionDef)
+        and any(isinstance(node, ast.Attribute) and node.attr in ("_call", "_http") for node in ast.walk(method))
+    }
+    assert plain == {"__init__", "close", "_call", "uploads", "upload", "import_tasks", "remove_uploads"}
+    http = re.compile(r"^\s*(?:import|from) (?:httpx|requests|aiohttp|urllib3|urllib\.request|http\.client)\b", re.M)
+    assert {path.stem for path in labeling.glob("*.py") if http.search(path.read_text())} == {
+        "label_studio_http",  # the client of the two, and of the SDK
+        "label_studio_local",  # asks whether the local server has started
+    }
+    assert {path.stem for path in labeling.parent.rglob("*.py") if "PatientClient(" in path.read_text()} == {
+        "label_studio_http", "label_studio_client"
+    }  # fmt: skip
 
 
 def test_the_whole_loop(tmp_path, label_studio, title):

@@ -51,6 +51,15 @@ def test_an_address_needs_a_scheme_and_a_key(layout, monkeypatch):
     assert "secret-key" not in repr(server) + repr(vars(server)) + repr(layout.settings)
 
 
+def test_links_lead_to_the_address_that_people_open(layout, label_studio, monkeypatch):
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", read_account(label_studio.folder)["token"])
+    monkeypatch.setenv("LABEL_STUDIO_URL", label_studio.url)
+    monkeypatch.setenv("LABEL_STUDIO_HOST", "https://labels.example.com/")
+    server = connect(Layout(Settings.from_env(layout.root)))
+    assert server is not None and server.url == label_studio.url
+    assert server.link(7) == f"https://labels.example.com/projects/{server.project}/data?task=7"
+
+
 def test_a_local_server_counts_while_its_very_process_runs(layout):
     folder = layout.label_studio
     account = read_account(folder)

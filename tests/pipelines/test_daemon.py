@@ -128,7 +128,7 @@ def test_the_cycle_starts_and_its_failure_is_told_once(daemon: WorkspaceProcessC
     assert told(daemon, now + timedelta(minutes=2)) == "SKIPPED 1 messages sent"
     assert told(daemon, now + timedelta(minutes=3)) == "SKIPPED 0 messages sent"
     (message,) = receiver.got
-    assert message["run"] == cycle.run_id and "holds no photo: `mm ingest` takes the drops" in message["reasons"][0]
+    assert message["run"] == cycle.run_id and "has no photos yet: `mm drop FOLDER" in message["reasons"][0]
     written = [path for path in Path(instance.root_directory).rglob("*") if path.is_file()]
     assert len(written) > 5 and not [path for path in written if b"sEcReT" in path.read_bytes()]
 

@@ -129,7 +129,7 @@ def test_a_stage_that_trains_leaves_its_curves(workspace: Layout, params: Params
 
 
 def test_without_a_snapshot_it_says_what_to_run(layout: Layout) -> None:
-    with pytest.raises(InputError, match="then `mm snapshot`"):
+    with pytest.raises(InputError, match="`mm run` ingests them"):
         Tracker(layout.settings).log_report(layout, Report("evaluate"))
 
 
