@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mm_core.cli.terminal import Json, open_layout, open_run, progress_bars, run_with_bars, say, table
+from mm_core.cli.words import lineage_report
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
@@ -261,9 +262,10 @@ def _warn(text: str) -> None:
 
 
 @app.command()
-def lineage(version: Annotated[str, typer.Argument(help="Registry version.")]) -> None:
+def lineage(version: Annotated[str, typer.Argument(help="Registry version or alias.")], json_: Json = False) -> None:
     """Show the samples, labels, params, code and seeds behind a model."""
-    say(lineages.lineage(Settings.from_env(), version), True)
+    record = lineages.lineage(Settings.from_env(), version)
+    say(record if json_ else lineage_report(record), json_)
 
 
 @app.command()

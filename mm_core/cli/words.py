@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING
 
 from mm_core.cli.terminal import LONG_TEXT, MOST_ROWS, printable, table
 from mm_core.core.categories import ALL_CATEGORIES
+from mm_core.core.deferred import Deferred
+from mm_core.core.layout import TRAIN_STAGES
 
 if TYPE_CHECKING:
+    from mm_core.core import records
     from mm_core.core.records import Report
+    from mm_core.export.lineage import Lineage
     from mm_core.ingest.drop import DropSummary
     from mm_core.ingest.expectations import ExpectationResult
     from mm_core.ingest.quarantine import RejectView
     from mm_core.storage.rows import BatchRow, CorrectionRow, RejectRow
+else:
+    records = Deferred("mm_core.core.records")
 
 COUNTS = ("accepted", "updated", "quarantined", "duplicates", "conflicts")
 """Columns of the batch ledger in the text output; columns that this catalog lacks are skipped."""
@@ -207,3 +213,17 @@ def reject_words(row: RejectView) -> str:
     else:
         remedy = f"repair the file in the inbox, then: mm quarantine retry {row['batch']}"
     return "\n".join([*lines, f"{'next':10}{remedy}"])
+
+
+def lineage_report(record: Lineage) -> Report:
+    """Return the lineage of a version for people; `mm lineage --json` prints all of it, params and files included."""
+    report = records.Report("lineage")
+    report.facts |= {name: record[name] for name in ("version", "aliases", "model", "bundle", "start", "seed")}
+    report.facts |= {"code": record["code_revision"], "snapshot": record["snapshot"]["digest"]}
+    report.facts |= {"decision": record["verdict"].get("decision"), "reasons": record["verdict"].get("reasons")}
+    report.metrics |= {f"photos/{pool}": count for pool, count in record["counts"].items()}
+    stages = record["stages"]
+    report.tables["stages"] = [{"stage": name, "model": stages[name]["digest"]} for name in TRAIN_STAGES]
+    report.tables["moves"] = [dict(move) for move in record["moves"]]
+    report.tables["samples"] = [dict(sample) for sample in record["samples"]]
+    return report

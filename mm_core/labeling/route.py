@@ -172,9 +172,12 @@ def explain(row: Mapping[str, Any], need: Need | None) -> str:
     if need and need.why:
         words.append(f"{name} needs labels ({need.why})")
     # Ranks above 0.75 are worth a mention; a rank is half the photo's percentile plus 0.5.
-    for part, reason in (("uncertainty", "the model is less sure of it"), ("difficulty", "it looks harder")):
+    for part, reason in (
+        ("uncertainty", "the model is less sure of it than of"),
+        ("difficulty", "it looks harder than"),
+    ):
         if row.get(part, 0) >= 0.75:
-            words.append(f"{reason} than {_percent(row[part])} of {name}")
+            words.append(f"{reason} {_share(row[part])} {name}")
     if row.get("quality", 0) >= 0.75:
         words.append("sharp and well lit")
     if row["diversity"] >= 0.5:
@@ -182,9 +185,10 @@ def explain(row: Mapping[str, Any], need: Need | None) -> str:
     return "Chosen because " + "; ".join(words or ["no better photo is left"]) + "."
 
 
-def _percent(rank: float) -> str:
-    """Return a rank in [0.5, 1] as a percentile."""
-    return f"{round(100 * (2 * rank - 1))} %"
+def _share(rank: float) -> str:
+    """Return a rank in [0.5, 1] as a share of photos, in words."""
+    percent = round(100 * (2 * rank - 1))
+    return "all other" if percent == 100 else f"{percent} % of"
 
 
 def _matte_of(predictor: Predictor, category: str | None) -> Callable[[np.ndarray], np.ndarray]:

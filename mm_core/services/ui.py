@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 from mm_core.core import processes
-from mm_core.core.errors import InputError
+from mm_core.core.errors import InputError, MattingError
 from mm_core.core.layout import Layout
 from mm_core.core.locks import try_cycle_lock
 from mm_core.core.ports import require_free_port
@@ -31,7 +33,14 @@ def shown(demo: bool) -> Settings:
 
 
 def serve(settings: Settings, port: int) -> None:
-    """Run until Ctrl-C or until a server ends: Dagster at `port`, MLflow and the pages at the next two ports."""
+    """Run until Ctrl-C: Dagster at `port`, MLflow and the pages at the next two ports.
+
+    The addresses are printed once all three answer. What the servers report goes to `ui.log` of the workspace.
+
+    Raises:
+        InputError: A port is in use.
+        MattingError: A server ended.
+    """
     for number in range(port, port + 3):
         require_free_port(number, "--port, which Dagster takes; MLflow and the pages take the next two")
     layout, tracker = Layout(settings), Tracker(settings)
@@ -67,19 +76,37 @@ def serve(settings: Settings, port: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # MLflow makes the tables of a new database here, before its server could do the same at the same time.
     mlflow_page = tracker.page(f"http://127.0.0.1:{port + 1}")
-    servers = []
+    servers, log = [], settings.workspace / "ui.log"
     try:
-        for command in (dagster, mlflow, pages_command(port + 2)):
-            servers.append(processes.start(map(str, command), env=environment, cwd=PROJECT))
-        print(f"Dagster  http://127.0.0.1:{port}\nMLflow   {mlflow_page}")
-        print(f"Pages    {environment['MM_PAGES_URL']}/data_docs/ and /cycle/report.html\nCtrl-C ends all", flush=True)
+        # The servers report each tick and each package's deprecations, which would push the addresses out of sight.
+        with log.open("wb") as out:
+            for command in (dagster, mlflow, pages_command(port + 2)):
+                servers.append(
+                    processes.start(
+                        map(str, command), env=environment, cwd=PROJECT, stdout=out, stderr=subprocess.STDOUT
+                    )
+                )
+        print(f"starting; what the servers report goes to {log}", flush=True)
+        waiting = {port, port + 1, port + 2}
         # One server that ends stops the others too.
         while all(server.poll() is None for server in servers):
             time.sleep(0.5)
+            if waiting and not (waiting := {number for number in waiting if not _answers(number)}):
+                print(f"Dagster  http://127.0.0.1:{port}\nMLflow   {mlflow_page}")
+                pages = environment["MM_PAGES_URL"]
+                print(f"Pages    {pages}/data_docs/ and /cycle/report.html\nCtrl-C ends all", flush=True)
+        raise MattingError(f"one of the servers ended, and the others with it: the end of {log} says why")
     except KeyboardInterrupt:
         pass
     finally:
         processes.end(servers, signal.SIGINT, PATIENCE)
+
+
+def _answers(port: int) -> bool:
+    """Return whether a server listens at the port on 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def provide_instance(home: Path) -> None:

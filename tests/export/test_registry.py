@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ import pytest
 from export_cycle import PARAMS, clone, layout_at, seal_evaluation, stop_clocks, verdict_of, write_models
 
 from mm_core import operations, stages
+from mm_core.cli.terminal import say
+from mm_core.cli.words import lineage_report
 from mm_core.core.errors import InputError, ReleaseRefused
 from mm_core.core.layout import TRAIN_STAGES, Layout
 from mm_core.core.records import Report, Verdict, sha256_file, write_json
@@ -295,6 +298,15 @@ def test_a_hand_that_moves_the_alias_shows_in_the_history(second, tmp_path):
     assert "outside" in moves[-1]["why"]
     promote(layout)
     assert [m["to"] for m in registry.history()] == ["1", "2", "1", "2"]
+
+
+def test_the_text_of_a_lineage_is_short_and_has_no_digest(promoted, capsys):
+    record = lineage(promoted.settings, "champion")
+    say(lineage_report(record), False)
+    text = capsys.readouterr().out
+    assert not re.search(r"[0-9a-f]{64}", text) and len(text.splitlines()) < 120
+    assert "decision: PROMOTE" in text and all(f"\n{stage} " in text for stage in TRAIN_STAGES)
+    assert all(f"photos/{pool}: {count}\n" in text for pool, count in record["counts"].items())
 
 
 def test_lineage_names_every_sample_label_and_stage(promoted, second):

@@ -206,7 +206,7 @@ def test_need_follows_the_error_of_the_model_in_use_and_what_the_gate_left_open(
 
 def test_the_sentence_names_what_speaks_for_the_photo():
     row = {"category": "pets", "feedback": 1.0, "uncertainty": 0.96, "difficulty": 0.6, "diversity": 0.7}
-    text = "Chosen because the model is less sure of it than 92 % of pets; unlike the photos labelled so far."
+    text = "Chosen because the model is less sure of it than of 92 % of pets; unlike the photos labelled so far."
     assert explain(row, None) == text
     row = {"category": None, "feedback": 1.0, "quality": 0.5, "diversity": 0.1}
     assert explain(row, None) == "Chosen because no better photo is left."

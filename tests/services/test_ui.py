@@ -107,6 +107,15 @@ def listening(processes: list[psutil.Process]) -> dict[int, set[str]]:
     return found
 
 
+def wait_for_text(file: Path, text: str) -> str:
+    """Return the file's content once it has this text."""
+    for _ in range(100):
+        if text in (content := file.read_text()):
+            return content
+        time.sleep(0.2)
+    raise AssertionError(f"{text!r} is not in {content!r}")
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_every_server_listens_on_loopback_alone_and_leaves_with_the_command(
@@ -121,6 +130,10 @@ def test_every_server_listens_on_loopback_alone_and_leaves_with_the_command(
         assert all(program in words for program in PROGRAMS), words
         assert "dagster_webserver" not in words, "Dagster's own server has no guard"
         if how is signal.SIGTERM:
+            terminal = wait_for_text(tmp_path / "log.txt", "Ctrl-C ends all")
+            # The addresses stay in sight: what the servers and their packages report is in a file.
+            assert len(terminal.splitlines()) <= 8 and "Warning" not in terminal, terminal
+            assert "Uvicorn running" in (tmp_path / "ui.log").read_text()
             foreign_pages_are_refused(int(members[0].cmdline()[-1]))
         process.send_signal(how)
         left = psutil.wait_procs(members, timeout=20 if how is signal.SIGKILL else 90)[1]
