@@ -135,8 +135,8 @@ def missing(layout: Layout, path: Path, remedy: str) -> InputError:
         remedy: What to run where the workspace has photos: "run `mm gate` first".
     """
     inputs = parse_inputs(layout.inputs.read_bytes()) if has_file(layout.inputs) else None
-    # Version 0 of a table is the one without rows.
-    if inputs and inputs["catalog"]["samples"] > 0:
+    # Version 0 of a table is the one without rows. A clone after `dvc pull` has a snapshot and no pins.
+    if has_snapshot(layout) or (inputs and inputs["catalog"]["samples"] > 0):
         return InputError(f"{path} is missing: {remedy}")
     return InputError(f"{layout.root} {NO_PHOTOS}")
 

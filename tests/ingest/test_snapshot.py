@@ -89,7 +89,7 @@ def test_reads_the_pinned_versions_and_replaces_the_folder_whole(catalog, tmp_pa
 
 def test_an_empty_catalog_says_what_to_do(catalog, tmp_path):
     inputs = {"catalog": {"samples": -1, "labels": -1, "features": -1}}
-    with pytest.raises(InputError, match="mm ingest"):
+    with pytest.raises(InputError, match="mm quarantine list"):
         build_snapshot(PARAMS, catalog, inputs, tmp_path / "snapshot", Report("snapshot"))
 
 
