@@ -168,6 +168,9 @@ def _degrees(parts: object, reference: str, signs: str, limit: float) -> float |
     # A sign belongs to the reference letter, never to the numbers.
     if any(n is not None and n < 0 for n in numbers) or not half or half not in signs:
         return None
+    # Rounding may give 60, but nothing gives more.
+    if any(n is not None and n > 60 for n in numbers[1:]):
+        return None
     degrees = sum(n / 60**i if n is not None else math.nan for i, n in enumerate(numbers))
     if not 0 <= degrees <= limit:
         return None
