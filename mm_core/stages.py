@@ -25,7 +25,7 @@ from mm_core.eval.eval_budget import record_use
 from mm_core.eval.evaluate import evaluate_models, identity
 from mm_core.eval.gate import History, decide
 from mm_core.eval.independence import learnt_photos
-from mm_core.eval.ratchet import update_best
+from mm_core.eval.ratchet import best_models, update_best
 from mm_core.eval.report import write_html
 from mm_core.eval.shadow import newest_unlabelled, run_shadow
 from mm_core.export.bundle import write_bundle
@@ -270,6 +270,9 @@ def gate(run: Run) -> Report:
         # Without a champion the candidate may descend from an earlier one, and has learnt what that one had learnt.
         if start := inputs.get("start"):
             judged.append(start["digest"])
+        # The best models so far are compared by their recorded scores; not all of them need be ancestors of a champion.
+        ratchet = run.registry.ratchet(store, inputs["anchor"])
+        judged += best_models(ratchet) if inputs["champion"] else []
         samples = run.catalog.read(
             "samples", version=inputs["catalog"]["samples"], columns=["id", "group", "phash", "near"]
         )
@@ -279,7 +282,7 @@ def gate(run: Run) -> Report:
             layout,
             inputs,
             History(
-                ratchet=run.registry.ratchet(store, inputs["anchor"]),
+                ratchet=ratchet,
                 noise=recorded_noise(run),
                 uses=record_use(store, frame["sample_id"], candidate),
                 left_out=learnt_photos(frame, samples, learnt, run.params.snapshot.near_duplicate_bits),

@@ -30,6 +30,7 @@ from mm_core.ingest.holdout import LEARNT
 from mm_core.ingest.snapshot import eval_state
 from mm_core.pinned_inputs import Run, inputs_now, read_inputs, recorded_verdict
 from mm_core.storage.run import StorageRun, catalog_of, store_of
+from mm_core.storage.store import put_blob
 from samplegen import write_drop
 
 TINY = Params().with_values(
@@ -457,8 +458,12 @@ def _kept(layout: Layout, path: Path) -> bool:
     return path.is_relative_to(layout.cycle) or path.parts[len(layout.root.parts)] in ("inputs.json", "mlflow", "store")
 
 
-def test_an_eval_photo_of_a_scene_that_the_champion_has_learnt_does_not_judge(cycled) -> None:
+def test_an_eval_photo_of_a_scene_that_a_judged_model_has_learnt_does_not_judge(cycled, tmp_path: Path) -> None:
     """The producer corrects a manifest afterwards: the scene of an eval photo is that of a training photo."""
+    from mm_core.export.provenance import read_provenance
+    from mm_core.export.registry import Registry
+    from mm_core.ingest.snapshot import read_pool
+
     layout, _ = cycled
     inbox = Path(layout.settings.inbox) / "pixel_labeled"
     learnt, judging = (pd.read_csv(inbox / batch / "manifest.csv") for batch in ("train", "eval"))
@@ -476,6 +481,28 @@ def test_an_eval_photo_of_a_scene_that_the_champion_has_learnt_does_not_judge(cy
     assert {cell.images for cell in verdict.cells if (cell.category, cell.against) == ("pets", "champion")} == {4}
     assert {cell.images for cell in verdict.cells if (cell.category, cell.against) == ("cards", "champion")} == {5}
     assert any(reason.startswith("left out: 1 eval photo") for reason in verdict.reasons)
+
+    # Another line of training learnt from a photo that judges here, and holds the best value of one category.
+    store, anchor = store_of(layout), verdict.anchor
+    tags = Registry(layout.settings).tags("1")
+    assert tags and anchor
+    provenance = read_provenance(store, tags["provenance"])
+    frame = read_pool(layout.snapshot, "eval")
+    seen = frame.loc[frame["category"] == "cards"].iloc[:1]
+    seen.to_parquet(tmp_path / "seen.parquet")
+    files = provenance["snapshot_files"] | {"train_labeled.parquet": put_blob(store, tmp_path / "seen.parquet")}
+    other = json.dumps(provenance | {"start": None, "snapshot_files": files}).encode()
+    start = {"digest": "f" * 64, "provenance": put_blob(store, other), "catalog": {}, "snapshot": "", "when": ""}
+    store.put(f"gate/starts/{start['digest']}.json", json.dumps(start).encode())
+    best = json.loads(store.fetch(f"gate/best/{anchor}.json").read_bytes())
+    best["cards"]["mse"].append(start["digest"])
+    store.put(f"gate/best/{anchor}.json", json.dumps(best).encode())
+    store.put(f"gate/best/{start['digest']}.parquet", store.fetch(f"gate/best/{anchor}.parquet").read_bytes())
+    stages.gate(Run(TINY, layout))
+    verdict = recorded_verdict(layout)
+    assert verdict.left_out.pop(seen["sample_id"].item()) == "candidate ffffffffffff (train_labeled)"
+    assert list(verdict.left_out) == [photo]
+    assert {cell.images for cell in verdict.cells if (cell.category, cell.against) == ("cards", "champion")} == {4}
 
 
 def test_ingest_and_status_say_which_eval_rows_cannot_judge_and_what_is_missing(

@@ -56,6 +56,11 @@ def read_best(ratchet: Ratchet) -> dict[str, dict[str, str]]:
     return best
 
 
+def best_models(ratchet: Ratchet) -> list[str]:
+    """Return the sorted digests of the models that are the best so far in any category and metric."""
+    return sorted({digest for of_metric in read_best(ratchet).values() for digest in of_metric.values()})
+
+
 def _read_places(ratchet: Ratchet) -> Places:
     if ratchet.anchor is None:
         return {}

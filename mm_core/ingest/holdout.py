@@ -109,7 +109,8 @@ class _Replay:
         # First and last arrival of each component; `at` takes repeated indices into account.
         np.minimum.at(first, arrivals.component, arrivals.time)
         np.maximum.at(last, arrivals.component, arrivals.time)
-        self.at_once = (first == last)[arrivals.component]
+        # Moves between groups take effect at their own time, so they are replayed too.
+        self.at_once = (first == last)[arrivals.component] & ~arrivals.changed
         self.growing_rows = np.flatnonzero(~self.at_once)
         self.growing = GrowingComponents(params, arrivals, self.growing_rows, links)
         self.categories = int(arrivals.category.max()) + 1

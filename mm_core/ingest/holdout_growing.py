@@ -7,6 +7,7 @@ nothing that the rules use are one event.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -36,14 +37,20 @@ class Arrivals:
     """(samples,) bool: has the role `eval`."""
     drawable: np.ndarray
     """(samples,) bool: arrived with a label, without a role, and is no edited form of an earlier photo."""
+    changed: np.ndarray
+    """(samples,) bool: its component has an entry in `joins` or `freed`."""
     order: np.ndarray
     """(groups,) int: place in the alphabetical order of the groups with a labelled photo; -1 for other groups."""
     lost: np.ndarray
-    """(groups,) int: number of the first arrival without a label of the group; NEVER if it keeps one."""
+    """(groups,) int: number of the first arrival for which no photo of the group counts; NEVER if one does."""
     eval_share: np.ndarray
     """(groups,) float: the stable hash of the group for evaluation, in [0, 1)."""
     validation_share: np.ndarray
     """(groups,) float: the stable hash of the group for validation, in [0, 1)."""
+    joins: Sequence[tuple[int, int, int]] = ()
+    """Arrival before which a photo was moved between two groups, and these: they are one scene from then on."""
+    freed: Sequence[tuple[int, int]] = ()
+    """Arrival before which a photo of the group was freed for training, and the group."""
 
 
 @dataclass
@@ -120,7 +127,10 @@ class GrowingComponents:
         _, first, self.event_of = np.unique(key, return_index=True, return_inverse=True)
         time, group, labelled, asked, drawable, category = (column[first] for column in columns)
         # Declared groups of these rows, by consecutive numbers: the nodes of the forest.
-        self.groups, nodes = np.unique(group, return_inverse=True)
+        # A photo may have been moved to a group that no photo arrived with.
+        named = [number for _, *both in arrivals.joins for number in both]
+        self.groups, nodes = np.unique(np.concatenate((group, np.array(named, np.int64))), return_inverse=True)
+        nodes = nodes[: len(group)]
         self.node, self.labelled, self.asked = nodes.tolist(), labelled.tolist(), asked.tolist()
         self.drawable, self.category = drawable.tolist(), category.tolist()
         self.order, self.lost = arrivals.order[self.groups].tolist(), arrivals.lost[self.groups].tolist()
@@ -135,6 +145,9 @@ class GrowingComponents:
         ends = [*begins[1:].tolist(), len(first)]
         self.spans = dict(zip(times.tolist(), zip(begins.tolist(), ends, strict=False), strict=True))
         self.links = self._links(arrivals, rows, links)
+        self.freed: dict[int, list[int]] = defaultdict(list)
+        for when, freed in arrivals.freed:
+            self.freed[when].append(int(np.searchsorted(self.groups, freed)))
 
     def _links(
         self, arrivals: Arrivals, rows: np.ndarray, links: tuple[np.ndarray, np.ndarray]
@@ -147,6 +160,9 @@ class GrowingComponents:
         sides = [np.searchsorted(self.groups, arrivals.group[side]).tolist() for side in (left, right)]
         joined: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for when, one, other in zip(time, *sides, strict=True):
+            joined[when].append((one, other))
+        for when, *both in arrivals.joins:
+            one, other = np.searchsorted(self.groups, both).tolist()
             joined[when].append((one, other))
         return joined
 
@@ -177,6 +193,8 @@ class GrowingComponents:
         """
         for one, other in self.links.get(time, ()):
             self._join(one, other)
+        for node in self.freed.get(time, ()):
+            self.learnt[self._root(node)] = True
         self.events = range(*self.spans.get(time, (0, 0)))
         self.roots = [self._root(self.node[event]) for event in self.events]
         # Evaluation is decided first, so that validation cannot use an evaluation component.

@@ -171,8 +171,7 @@ class Ingest:
         self.batch, self.docs, self.spool, self.progress = batch, docs, run.layout.spool, run.progress
         self.unread: list[Unread] = []
         """Columns and pictures of the drop that are not used, after `run`."""
-        # Microseconds keep the order of two manifests of one drop that arrive within a second.
-        self.now = datetime.now(UTC).isoformat(timespec="microseconds")
+        self.now = _now()
 
     def run(self, *, again: bool = False, only: frozenset[int] | None = None) -> None:
         """Ingest the batch unless the ledger already holds it in its current state.
@@ -319,7 +318,6 @@ class Ingest:
         meant = _meant(earlier, arrival)
         glances = self._glances(prober, measured)
         near_bits = self.params.near_duplicate_bits
-        writes = Writes(self.catalog, self.store, self.batch, prober, measured, self.now)
         held: str | None = None
         if partial:  # keep the earlier results about the whole drop, because only some rows are measured now
             held = ""
@@ -331,6 +329,10 @@ class Ingest:
         # Optimistic concurrency: decide on one catalog version, and decide again if the commit finds another.
         for _ in range(ATTEMPTS):
             known = Known.read(self.catalog, photos, near_bits)
+            # The commit fails if another drop was committed after this time. Arrivals therefore have the order in which
+            # snapshots see them, also where a drop was measured for longer than a later one.
+            self.now = _now()
+            writes = Writes(self.catalog, self.store, self.batch, prober, measured, self.now)
             decisions = decide(self.batch, measured, known, glances, arrival.said, meant)
             if held is None:
                 held = self._judge_whole(judge, measured, decisions)
@@ -398,6 +400,11 @@ class Ingest:
         changes = {d.row: [astuple(change) for change in d.changes] for d in decisions if d.changes and d.is_taken}
         record = {"expectations": judge.results, "arrival": arrival.id, "changes": changes, "mix": mix}
         self.store.put(self.batch.record_key, json.dumps(record, sort_keys=True).encode())
+
+
+def _now() -> str:
+    """Return the time; microseconds keep the order of two manifests of one drop that arrive within a second."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _meant(record: BatchRecord, arrival: Arrival) -> dict[int, tuple[Change, ...]]:

@@ -7,24 +7,30 @@ names of groups with a labelled photo, and for photos of scenes that arrived at 
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from mm_core.core.errors import MattingError
 from mm_core.core.params import SnapshotParams
-from mm_core.core.records import ALL_CATEGORIES, decoder_of
-from mm_core.imaging.hash_index import connected
+from mm_core.core.records import decoder_of
+from mm_core.ingest.as_arrived import Scenes, SinceArrival, arrivals_of, read_changes
 from mm_core.ingest.holdout import LEARNT, hold_out
-from mm_core.ingest.holdout_growing import NEVER, Arrivals
-from mm_core.ingest.late_roles import LATE, LATE_TRAIN, with_late_roles
+from mm_core.ingest.scenes import (
+    connect,
+    declared_of,
+    encoded,
+    equals,
+    filled,
+    known_categories,
+    links_of,
+    mapped,
+    whole_column,
+)
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.schemas import SCHEMAS, Column, schema_of
 
@@ -84,7 +90,7 @@ class Placement:
         columns = {
             "sample_id": self.samples["id"].take(rows),
             "category": category,
-            "decoder": _mapped(category, [decoder_of(c) for c in category.dictionary.to_pylist()], decoder_of(None)),
+            "decoder": mapped(category, [decoder_of(c) for c in category.dictionary.to_pylist()], decoder_of(None)),
             "group": self.group.take(rows),
         }
         columns |= {name: self.labels[name].take(rows) for name in self.labels.column_names}
@@ -99,10 +105,9 @@ def read_placement(params: SnapshotParams, catalog: Catalog, versions: Mapping[s
     # No name holds the tables here, so that they are freed as soon as they are sorted and joined.
     return place_tables(
         params,
-        with_late_roles(
-            _read(catalog, "samples", versions.get("samples"), SAMPLE_COLUMNS), catalog, versions.get("corrections")
-        ),
+        _read(catalog, "samples", versions.get("samples"), SAMPLE_COLUMNS),
         _read(catalog, "labels", versions.get("labels"), LABEL_COLUMNS),
+        read_changes(catalog, versions.get("corrections")),
     )
 
 
@@ -118,47 +123,53 @@ def _read(catalog: Catalog, table: str, version: int | None, columns: Sequence[s
     return pa.Table.from_batches(batches, schema).unify_dictionaries()
 
 
-def place_tables(params: SnapshotParams, samples: pa.Table, labels: pa.Table) -> Placement:
+def place_tables(
+    params: SnapshotParams, samples: pa.Table, labels: pa.Table, since: SinceArrival = SinceArrival()
+) -> Placement:
     """Assign every sample to its pools.
 
     Args:
         params: Shares and thresholds.
         samples: SAMPLE_COLUMNS of the catalog.
         labels: LABEL_COLUMNS of the catalog.
+        since: The changes of these samples since they arrived.
 
     Returns:
         The placement, sorted by sample id.
     """
     samples = samples.take(pc.sort_indices(samples["id"])).combine_chunks()
-    newest, lost_at = _labels_of(_whole(samples["id"]), labels)
+    ids = whole_column(samples["id"])
+    newest, lost_at = _labels_of(ids, labels)
     del labels
     labelled = newest["alpha_sha256"].is_valid().to_numpy()
-    category = _known_categories(_encoded(samples["category"]))
+    category = known_categories(encoded(samples["category"]))
     links = links_of(samples, params.near_duplicate_bits)
     declared = declared_of(samples)
     # Every sample has one declared group, so components of groups are components of samples.
     codes = np.asarray(declared.indices)
     of_group = connect(codes, len(declared.dictionary), links)
     component = of_group[codes]
-
-    arrivals = _arrivals_of(samples, declared, component, category, lost_at)
+    arrivals = arrivals_of(samples, category, Scenes(declared, links, of_group), lost_at, since)
     held = hold_out(params, arrivals, links)
-    # A role that came later changes nothing for a photo that was held out on arrival. Any other was free to be trained
-    # on until then.
-    role = _encoded(samples["role"])
-    late = (_equals(role, LATE) | _equals(role, LATE_TRAIN)) & ~held.evaluation
-    judged, validation, refused = held.evaluation, held.validation & ~late, held.refused | late
+    # The role `train` frees a photo from evaluation for ever. The role `eval` changes nothing for a photo that was held
+    # out on arrival; any other was free to be trained on until then.
+    role = encoded(samples["role"])
+    freed = equals(role, "train") | _at(ids, since.trained)
+    judged = held.evaluation & ~freed
+    refused = equals(role, "eval") & ~judged
 
     # One eval photo marks its whole component.
     near_eval = _any_of(component, judged)
-    caption = _filled(samples["caption"])
+    caption = filled(samples["caption"])
     pools = {"eval": judged & labelled & category.is_valid().to_numpy(zero_copy_only=False)}
     free = ~near_eval
-    pools["validation"] = free & labelled & validation
-    near_validation = _any_of(component, pools["validation"])
+    validation = free & held.validation
+    pools["validation"] = validation & labelled & ~refused
+    # Also without its label a validation photo stays out of training: the label may come back.
+    near_validation = _any_of(component, validation)
     learnable = free & ~near_validation & ~refused
     # A labelled photo with a caption stays in the text pool only if it arrived in a text-image drop.
-    text = caption & (_equals(_encoded(samples["kind"]), "text_image") | ~labelled)
+    text = caption & (equals(encoded(samples["kind"]), "text_image") | ~labelled)
     pools["train_labeled"] = learnable & labelled
     pools["train_text_image"] = learnable & text
     pools["train_unlabeled"] = learnable & ~labelled & ~text
@@ -215,55 +226,6 @@ def stable_share(group: str, salt: str) -> float:
     """
     # 7 bytes are 56 bits, more than the 53 bits of a float.
     return int.from_bytes(hashlib.sha256(f"{salt}:{group}".encode()).digest()[:7]) / 2**56
-
-
-def declared_of(samples: pa.Table) -> pa.DictionaryArray:
-    """Return the declared group of each sample, or its id as a group of its own."""
-    group = samples["group"]
-    named = pc.greater(pc.fill_null(pc.binary_length(group), 0), 0)
-    return _encoded(pc.if_else(named, group, samples["id"]))
-
-
-def connect(codes: np.ndarray, groups: int, links: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return the component number of each declared group, int (groups,).
-
-    Args:
-        codes: (samples,) int: number of each sample's declared group.
-        groups: Number of declared groups.
-        links: Positions of samples with the same content.
-    """
-    left, right = codes[links[0]], codes[links[1]]
-    # Only the positions of the entries count: repeated links may add up to any value.
-    edges = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(groups, groups))
-    return connected_components(edges, directed=False)[1]
-
-
-def links_of(samples: pa.Table, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return pairs of positions of samples with the same content, by perceptual hash or by `near`.
-
-    Among samples with equal hashes, the first arrival is linked with all others. The links between the samples at one
-    time therefore do not depend on later arrivals.
-    """
-    # Samples without a hash have no near-duplicates by hash.
-    hashed = np.flatnonzero(_filled(samples["phash"]))
-    if "accepted_at" in samples.column_names:
-        arrivals = _encoded(samples["accepted_at"])
-        ranks = np.argsort(np.argsort(np.array(arrivals.dictionary.to_pylist(), object))) + 1
-        order = np.asarray(arrivals.indices.fill_null(-1))
-        rank = np.where(order < 0, 0, np.concatenate((ranks, [0]))[order])  # no time counts as the earliest
-        hashed = hashed[np.argsort(rank[hashed], kind="stable")]
-    left, right = connected(_hashes(samples["phash"].take(pa.array(hashed))), bits)
-    others = left != right
-    # Links that ingest found by landmarks are added to those of the hashes.
-    near = _whole(samples["near"])
-    linked, owners = near.flatten(), np.asarray(pc.list_parent_indices(near))
-    # The index of an erased sample is -1.
-    earlier = np.asarray(pc.index_in(linked, _whole(samples["id"])).fill_null(-1)) if len(linked) else owners
-    known = earlier >= 0
-    return (
-        np.concatenate((hashed[left[others]], owners[known])).astype(np.int64),
-        np.concatenate((hashed[right[others]], earlier[known])).astype(np.int64),
-    )
 
 
 def table_digest(table: pa.Table, columns: Sequence[str]) -> str:
@@ -323,70 +285,6 @@ def _labels_of(ids: pa.Array, labels: pa.Table) -> tuple[pa.Table, dict[int, str
     return pa.table({name: labels[column].take(rows) for name, column in sources.items()}), lost_at
 
 
-def _arrivals_of(
-    samples: pa.Table,
-    declared: pa.DictionaryArray,
-    component: np.ndarray,
-    category: pa.DictionaryArray,
-    lost_at: Mapping[int, str],
-) -> Arrivals:
-    """Return the columns for `hold_out`; the times of samples without a label are those of `_labels_of`."""
-    codes, groups = np.asarray(declared.indices), len(declared.dictionary)
-    labelled = _equals(_encoded(samples["kind"]), "pixel_labeled")
-    role = _encoded(samples["role"])
-    edited = pc.fill_null(pc.greater(pc.list_value_length(_whole(samples["near"])), 0), False)
-    time, times = _ranked(_encoded(samples["accepted_at"]))
-    # A group loses its label when all its photos have.
-    lost = np.full(groups, NEVER)
-    if lost_at:
-        losing = np.fromiter(lost_at, np.int64, len(lost_at))
-        latest = np.zeros(groups, np.int64)
-        np.maximum.at(latest, codes[losing], [bisect_left(times, when) for when in lost_at.values()])
-        whole = np.bincount(codes[losing], minlength=groups) == np.bincount(codes, minlength=groups)
-        lost[whole] = latest[whole]
-    # The draws use only the names and hashes of groups that arrived with a label.
-    drawn = np.unique(codes[labelled])
-    names = declared.dictionary.take(pa.array(drawn))
-    order = np.full(groups, -1)
-    order[drawn[np.asarray(pc.sort_indices(names))]] = np.arange(len(drawn))
-    shares = {salt: np.ones(groups) for salt in ("eval", "validation")}
-    for salt, share in shares.items():
-        share[drawn] = _stable_shares(names.to_pylist(), salt)
-    return Arrivals(
-        time=time,
-        group=codes.astype(np.int64),
-        component=component.astype(np.int64),
-        # Unknown categories are one category of their own.
-        category=np.asarray(category.indices.fill_null(len(category.dictionary))).astype(np.int64),
-        labelled=labelled,
-        asked=_equals(role, "eval"),
-        drawable=labelled
-        & (_equals(role, "") | _equals(role, LATE) | np.asarray(role.is_null()))
-        & ~np.asarray(edited),
-        order=order,
-        lost=lost,
-        eval_share=shares["eval"],
-        validation_share=shares["validation"],
-    )
-
-
-def _ranked(column: pa.DictionaryArray) -> tuple[np.ndarray, list[str]]:
-    """Return the place of each text in the sorted texts, and these; null counts as the empty text."""
-    texts = [text or "" for text in [*column.dictionary.to_pylist(), None]]
-    ordered = sorted(set(texts))
-    places = {text: place for place, text in enumerate(ordered)}
-    ranks = np.array([places[text] for text in texts])
-    return ranks[np.asarray(column.indices.fill_null(len(texts) - 1))], ordered
-
-
-def _stable_shares(groups: Sequence[str], salt: str) -> np.ndarray:
-    """Return `stable_share` of many groups."""
-    prefix = f"{salt}:".encode()
-    digests = b"".join([hashlib.sha256(prefix + name.encode()).digest()[:8] for name in groups])
-    # The first 7 of the 8 bytes, as in `stable_share`.
-    return (np.frombuffer(digests, ">u8") >> np.uint64(8)).astype(float) / 2**56
-
-
 def _smallest(codes: np.ndarray, names: pa.Array, of_group: np.ndarray) -> np.ndarray:
     """Return for each sample the code of the alphabetically first declared group of its component."""
     least = np.arange(len(names))
@@ -400,46 +298,11 @@ def _smallest(codes: np.ndarray, names: pa.Array, of_group: np.ndarray) -> np.nd
     return least[codes].astype(np.int32)
 
 
-def _hashes(column: pa.ChunkedArray) -> np.ndarray:
-    """Return hexadecimal texts as uint64."""
-    texts = column.to_pylist()
-    if all(len(text) == 16 for text in texts):
-        return np.frombuffer(bytes.fromhex("".join(texts)), ">u8").astype(np.uint64)
-    return np.array([int(text, 16) for text in texts], np.uint64)
-
-
-def _known_categories(column: pa.DictionaryArray) -> pa.DictionaryArray:
-    known = [name if name in ALL_CATEGORIES else None for name in column.dictionary.to_pylist()]
-    return _encoded(_mapped(column, known, None))
-
-
-def _mapped(column: pa.DictionaryArray, values: Sequence[str | None], null: str | None) -> pa.Array:
-    """Return the value of each row's code; `null` for rows without a code."""
-    codes = column.indices.fill_null(len(values))
-    return pa.array([*values, null], pa.string()).take(codes)
-
-
-def _equals(column: pa.DictionaryArray, value: str) -> np.ndarray:
-    # The last entry is for nulls.
-    names = np.array([*(text == value for text in column.dictionary.to_pylist()), False])
-    return names[np.asarray(column.indices.fill_null(len(names) - 1))]
+def _at(ids: pa.Array, chosen: Collection[str]) -> np.ndarray:
+    """Return for each id whether it is among the chosen ones."""
+    return np.asarray(pc.is_in(ids, pa.array(list(chosen), pa.string())).to_numpy(zero_copy_only=False))
 
 
 def _any_of(component: np.ndarray, marked: np.ndarray) -> np.ndarray:
     """Return for each sample whether a sample of its component is marked."""
     return (np.bincount(component, weights=marked) > 0)[component]
-
-
-def _filled(column: pa.ChunkedArray) -> np.ndarray:
-    """Return where a text is neither null nor empty."""
-    return np.asarray(pc.greater(pc.fill_null(pc.binary_length(column), 0), 0).to_numpy())
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array."""
-    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-
-
-def _encoded(column: pa.ChunkedArray | pa.Array) -> pa.DictionaryArray:
-    whole = _whole(column) if isinstance(column, pa.ChunkedArray) else column
-    return whole if pa.types.is_dictionary(whole.type) else whole.dictionary_encode()

@@ -4,8 +4,9 @@ The rules apply in this order:
 
 1. **Only arriving groups are held out** (`mm_core.ingest.holdout`). A group that arrived earlier for training cannot be
    used for evaluation, independent of its role. Role `train` excludes a photo. A photo that arrived with a label is
-   used for evaluation if a stable hash of its group is below `eval_share`, or if its category needs more groups. An
-   eval photo remains one. A row of role `eval` that cannot be used is in no pool, and `dropped` gives the reason.
+   used for evaluation if a stable hash of its group is below `eval_share`, or if its category needs more groups. Group,
+   category and role are those of the arrival, so an eval photo remains one until it gets the role `train`. A row of
+   role `eval` that cannot be used is in no pool, and `dropped` gives the reason.
 2. **Eval has priority.** Declared groups that share near-duplicates (perceptual hash) form one component. The other
    photos of a component with an eval sample are removed from all training pools.
 3. Validation is drawn from the remaining arriving groups if a category has enough of them to choose a checkpoint. The
@@ -34,8 +35,8 @@ from mm_core.core.folders import has_file
 from mm_core.core.params import SnapshotParams
 from mm_core.core.pins import PinnedInputs, SnapshotFacts, start_for
 from mm_core.core.records import CATEGORIES, Report, digest_of, write_json
+from mm_core.ingest.as_arrived import SinceArrival, changes_since, given_by
 from mm_core.ingest.holdout import LEARNT, MOST_SHARE
-from mm_core.ingest.late_roles import given_by
 from mm_core.ingest.placement import (
     LABEL_COLUMNS,
     NULLABLE,
@@ -44,13 +45,11 @@ from mm_core.ingest.placement import (
     SAMPLE_COLUMNS,
     SCHEMA,
     check_pools,
-    connect,
-    declared_of,
-    links_of,
     place_tables,
     read_placement,
     table_digest,
 )
+from mm_core.ingest.scenes import connect, declared_of, links_of
 from mm_core.ingest.subset import is_within_limit
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import disk_faults_of
@@ -156,19 +155,24 @@ def read_pool(snapshot_dir: Path, pool: str) -> pd.DataFrame:
         raise InputError(f"{path} is damaged ({said}): run `mm snapshot` again") from None
 
 
-def place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+def place(
+    params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame, corrections: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Assign every sample to its pools, for tables that fit into memory as Python objects.
 
     Args:
         params: Shares and thresholds.
         samples: Table `samples` of the catalog.
         labels: Table `labels` of the catalog.
+        corrections: Table `corrections` of the catalog; None: no photo was changed since it arrived.
 
     Returns:
         One row per sample: its columns, its newest label, its component's `group`, one bool column per pool, and
         `dropped`, the reason for being in no pool (empty for a sample in a pool).
     """
-    placed = place_tables(params, _arrow("samples", samples, SAMPLE_COLUMNS), _arrow("labels", labels, LABEL_COLUMNS))
+    since = SinceArrival() if corrections is None else changes_since(corrections)
+    rows, mattes = _arrow("samples", samples, SAMPLE_COLUMNS), _arrow("labels", labels, LABEL_COLUMNS)
+    placed = place_tables(params, rows, mattes, since)
     table = samples.sort_values("id", ignore_index=True).rename(columns={"id": "sample_id"})
     for name in placed.labels.column_names:
         table[name] = placed.labels[name].to_pandas()

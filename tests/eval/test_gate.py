@@ -216,7 +216,8 @@ def test_first_model_meets_floors(tmp_path: Path) -> None:
     assert {cell.against for cell in found.cells} == {"floor", "float", "blind"}
     poor = verdict(tmp_path, simulate(11, gains=-19.0), inputs=FIRST)
     assert poor.decision == "REJECT" and "is below the floor: at most 0.05 is required" in poor.reasons[0]
-    assert any(": maxf " in reason and "at least 0.85 is required" in reason for reason in poor.reasons)
+    for metric, floor in (("maxf", "0.85"), ("biou", "0.5")):
+        assert any(f": {metric} " in reason and f"at least {floor} is required" in reason for reason in poor.reasons)
     assert not any("worse than the champion" in reason for reason in poor.reasons)
 
 

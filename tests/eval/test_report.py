@@ -164,8 +164,11 @@ def test_whole_cycle(whole: tuple[Layout, str]) -> None:
     for category in ALL_CATEGORIES:
         assert category.replace("_", " ") in page
     assert page.count('<td class="pass"') == 4 * len(ALL_CATEGORIES)
-    assert f"<b>workspace</b> {layout.root}" in page and "<b>newest batch</b>" in page and "<b>date</b>" in page
-    assert page.index("<b>workspace</b>") < page.index("<strong>PROMOTE</strong>")
+    assert f"<b>workspace</b> {layout.root}" in page
+    for name in ("workspace", "newest batch", "date"):
+        assert page.index(f"<b>{name}</b>") < page.index("<strong>PROMOTE</strong>"), (
+            "the page starts with what it is about"
+        )
     assert '<div class="bar blind">' in page, "the blind matte stands beside the stages"
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from benchmarks.gate_simulation import HEAVY, settling, year
 from mm_core.cli.app import app
-from mm_core.core.params import GateParams
+from mm_core.core.params import GateParams, Params
 from mm_core.eval.evidence import CHAMPION, FLOAT, INT8
 from mm_core.eval.simulate import SIX, Photos, World, characteristics, draw, pairs_of, rates
 from mm_core.eval.variances import photos_needed
@@ -143,9 +143,15 @@ def test_real_pairs_bring_their_own_noise() -> None:
 def test_the_command_prints_the_photos_that_each_category_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout = workspace(tmp_path, *tables(simulate(5, photos=20)))
+    scores, frame = tables(simulate(5, photos=20))
+    layout = workspace(tmp_path, scores, frame)
     monkeypatch.setenv("MM_WORKSPACE", str(layout.root))
     shown = CliRunner().invoke(app, ["gate", "simulate", "--runs", "1", "--photos", "10"]).output
     assert "multimodal (int8) against champion (int8) in the last evaluation" in shown and "no-op retrain" in shown
     needed = shown.partition("eval photos with which all six pass in 80 % of cases")[2]
-    assert all(f"at +{gain} %" in needed for gain in (5, 10, 20)) and all(name in needed for name in SIX)
+    assert all(f"at +{gain} %" in needed for gain in (5, 10, 20))
+    rows = photos_needed(Params().gate, pairs_of(scores, INT8, CHAMPION))
+    assert [row["category"] for row in rows] == list(SIX)
+    lines = [line.split() for line in needed.splitlines()]
+    # The numbers come from this workspace's scores.
+    assert all(" ".join(map(str, row.values())).split() in lines for row in rows)

@@ -83,10 +83,7 @@ class _Replay:
         self.near = table["near"].tolist()
         self.eval_share = table["eval_share_of"].tolist()
         self.validation_share = table["validation_share_of"].tolist()
-        # A group has lost its label when all its photos have.
-        lost = table.loc[table["lost_at"].notna()].groupby("declared")["lost_at"].max()
-        whole = table["lost_at"].isna().groupby(table["declared"]).any()
-        self.lost_at = {group: when for group, when in lost.items() if not bool(whole.loc[group])}
+        self.lost_at = self._lost_groups(table)
         groups = pd.factorize(table["declared"])[0]
         self.group_node = (count + groups).tolist()
         # Nodes 0 to count - 1 are samples. The following nodes are declared groups.
@@ -101,6 +98,21 @@ class _Replay:
         self.eval_groups: set[str] = set()
         self.needs: dict[tuple[str, str], Needs] = defaultdict(Needs)
         self.result = HeldOut(np.zeros(count, bool), np.zeros(count, bool), np.full(count, "", dtype=object))
+
+    def _lost_groups(self, table: pd.DataFrame) -> dict[str, str]:
+        """Return group → first time when all its photos that had arrived had lost their label."""
+        members: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
+        for group, arrival, lost in zip(self.declared, self.arrival, table["lost_at"], strict=True):
+            members[group].append((arrival, None if pd.isna(lost) else lost))
+        arrivals = sorted(set(self.arrival))
+        found: dict[str, str] = {}
+        for group, photos in members.items():
+            for when in arrivals:
+                there = [lost for arrival, lost in photos if arrival <= when]
+                if there and all(lost is not None and lost <= when for lost in there):
+                    found[group] = when
+                    break
+        return found
 
     def run(self) -> HeldOut:
         """Replay all arrivals in order of time."""

@@ -76,8 +76,9 @@ def reference_place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.Da
     # An eval photo of unknown category is not used, because the evaluation reports per category.
     table["eval"] = judged & labelled & table["category"].notna()
     free = ~near_eval
-    table["validation"] = free & labelled & held.validation
-    near_validation = pd.Series(table["validation"].groupby(component).transform("any"))
+    validation = pd.Series(free & held.validation)
+    table["validation"] = validation & labelled
+    near_validation = pd.Series(validation.groupby(component).transform("any"))
     learnable = free & ~near_validation & (refused == "")
     # A labelled photo with a caption stays in the text pool only if it arrived in a text-image drop.
     text = caption & ((table["kind"] == "text_image") | ~labelled)

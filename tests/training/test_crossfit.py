@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mm_core import stages
 from mm_core.cli.predict import predict_files
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
@@ -74,7 +75,9 @@ def test_each_photo_is_judged_by_a_model_that_has_not_seen_it_and_the_cycle_stay
     assert report.facts["usable"] and report.facts["photos"] == dict.fromkeys(CATEGORIES, 6)
     assert {cell["images"] for cell in report.tables["cells"]} == {6}
     assert {path: path.read_bytes() for path in few.cycle.rglob("*") if path.is_file()} == before
-    assert not few.verdict.exists(), "export and promote read the gate's verdict alone"
+    for release in (stages.export, stages.promote):
+        with pytest.raises(InputError, match="run `mm gate` first"):
+            release(Run(params, few))
 
 
 def test_groups_stay_whole_and_categories_are_spread() -> None:
