@@ -198,11 +198,12 @@ def test_a_validation_photo_without_its_matte_is_not_trained_on() -> None:
 
 
 def corrected(way: str) -> list[dict[str, str]]:
-    """What the producer states of five photos at last; at first it stated their groups, no role, and pets or cards."""
-    names = train_groups(5)
+    """What the producer states of five or six photos, pets but for a card, and its correction of one of them.
+
+    Two of five or six labelled groups of a category judge, one of four: each correction would draw another photo.
+    """
     last = {"group": {"group": eval_group()}, "category": {"category": "pets"}, "role": {"role": "train"}}[way]
-    first = [{"group": name, "category": "pets"} for name in names]
-    # Of five labelled groups of a category two judge, of four only one: each correction would draw another photo.
+    first = [{"group": name, "category": "pets"} for name in train_groups(6 if way == "role" else 5)]
     first[4]["category"] = "cards" if way == "category" else "pets"
     return [*first, last]
 
