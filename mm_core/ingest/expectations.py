@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -276,9 +277,10 @@ class Judge:
             .add_dataframe_asset("rows")
             .add_batch_definition_whole_dataframe("whole")
         )
-        definition = context.validation_definitions.add_or_update(
-            gx.ValidationDefinition(name=name, data=data, suite=context.suites.add_or_update(suite))
-        )
+        # `add_or_update` compares each expectation with all those before it, so an earlier suite is deleted instead.
+        with suppress(gx.exceptions.DataContextError):
+            context.suites.delete(suite.name)
+        definition = gx.ValidationDefinition(name=name, data=data, suite=context.suites.add(suite))
         run = run_identifier.RunIdentifier(run_name=self.batch)
         # Data Docs do not escape values. Escaping cannot change a result: allowed values have no special characters.
         escaped = table.map(lambda value: escape(value) if isinstance(value, str) else value)

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from great_expectations.expectations.expectation import Expectation
 
 from mm_core.core.params import IngestParams
 from mm_core.core.records import KINDS
@@ -260,3 +261,24 @@ def test_a_drop_judged_in_pieces_has_the_sums(judge_of: Any) -> None:
     probes = [replace(GOOD, row=n, short_side=3 if n % 4 == 0 else 50) for n in range(12)]
     found = {row: fault for start in (0, 5, 10) for row, fault in pieces.rows(probes[start : start + 5]).items()}
     assert found == whole_drop.rows(probes) and pieces.results == whole_drop.results
+
+
+def test_the_work_per_expectation_does_not_grow_with_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library compares an expectation with its stored copy a few times, not with each other expectation."""
+    compared: list[object] = []
+    equal = Expectation.__eq__
+
+    def counted(self: Expectation, other: object) -> bool:
+        compared.append(self)
+        return equal(self, other)
+
+    monkeypatch.setattr(Expectation, "__eq__", counted)
+    docs = DataDocs(tmp_path / "docs")
+    rules = rules_of("unlabeled", "row")
+    expectations = len(rules) + sum(rule.needs_value for rule in rules)
+    for batch in ("first", "second"):
+        compared.clear()
+        Judge(IngestParams(), "unlabeled", batch, docs).rows([GOOD])
+        assert len(compared) <= 4 * expectations
