@@ -258,7 +258,7 @@ def test_a_fresh_clone_says_what_to_do(tmp_path: Path) -> None:
     text = done.stdout + done.stderr
     assert "Running stage 'pin-inputs'" in text and "Running stage 'snapshot'" not in text
     (said,) = [line for line in text.splitlines() if line.startswith("mm: ")]
-    assert "`mm ingest`" in said and "`dvc pull`" in said
+    assert "`mm drop" in said and "`dvc pull`" in said
     assert not (fresh.root / "data" / "inputs.json").exists()
 
 
