@@ -262,9 +262,6 @@ def gate(run: Run) -> Report:
     require_unbroken(layout.evaluation, "run `mm evaluate` again")
     store, candidate = run.store, sha256_file(weights)
     with timed(Report("gate"), layout.stage_report("gate")) as report:
-        for later in ("export", "promote"):
-            # Remove the results of an earlier verdict.
-            layout.stage_report(later).unlink(missing_ok=True)
         inputs, frame = frozen_inputs(layout), read_pool(layout.snapshot, "eval")
         judged = [pin["digest"] for role in ROLES if (pin := inputs[role])]
         # Without a champion the candidate may descend from an earlier one, and has learnt what that one had learnt.
@@ -288,6 +285,11 @@ def gate(run: Run) -> Report:
                 left_out=learnt_photos(frame, samples, learnt, run.params.snapshot.near_duplicate_bits),
             ),
         )
+        # What an earlier verdict led to does not hold any more, unless it is this one and the champion already moved.
+        moved = (run.registry.pin("champion") or {}).get("digest") == candidate
+        if not (moved and verdict.decision == "PROMOTE"):
+            for later in ("export", "promote"):
+                layout.stage_report(later).unlink(missing_ok=True)
         write_json(layout.verdict, verdict.model_dump())
         if not inputs["champion"]:
             reason = keep_start(run, verdict)

@@ -198,6 +198,18 @@ def test_a_cycle_with_nothing_new_does_nothing(cycled, monkeypatch: pytest.Monke
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_gate_by_hand_after_the_promotion_starts_no_other_cycle(cycled) -> None:
+    layout, _ = cycled
+    files = (layout.inputs, layout.verdict, layout.stage_report("gate"))
+    kept = {path: path.read_bytes() for path in files}
+    try:
+        assert stages.gate(Run(TINY, layout)).facts["decision"] == "PROMOTE"
+        assert "nothing_new" in stages.pin_inputs(Run(TINY, layout)).facts
+    finally:
+        for path, before in kept.items():
+            path.write_bytes(before)
+
+
 @pytest.mark.parametrize("why", ["params", "promotion", "catalog", "again"])
 def test_a_cycle_goes_on_where_something_is_new_or_unfinished(cycled, why: str) -> None:
     layout, _ = cycled
