@@ -65,7 +65,7 @@ def serve_mm(code: Path) -> Iterator[Path]:
         try:
             yield Path(folder)
         finally:
-            server.terminate()
+            server.kill()  # it has nothing to save; SIGTERM is ignored where the tests run with SIGINT ignored
             server.wait()
 
 
