@@ -205,8 +205,10 @@ def _lost_groups(groups: int, codes: np.ndarray, time: np.ndarray, losses: Mappi
     since, open_group = 0, -1
     # The photos of a group follow each other, in order of their arrivals; the last one is followed by none.
     following = [*zip(codes[rows[1:]].tolist(), time[rows[1:]].tolist(), strict=True), (-1, NEVER)]
-    for row, group, (next_group, arrives) in zip(rows.tolist(), codes[rows].tolist(), following, strict=True):
-        since = max(losses.get(row, NEVER), since if group == open_group else 0)
+    own = zip(rows.tolist(), codes[rows].tolist(), time[rows].tolist(), strict=True)
+    for (row, group, arrived), (next_group, arrives) in zip(own, following, strict=True):
+        # A photo of the same arrival counts too, even if the label was withdrawn before.
+        since = max(losses.get(row, NEVER), arrived, since if group == open_group else 0)
         open_group = group
         # A later photo with a label cannot undo that the group was without one before.
         if since < (arrives if next_group == group else NEVER):

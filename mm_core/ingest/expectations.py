@@ -277,7 +277,9 @@ class Judge:
             .add_dataframe_asset("rows")
             .add_batch_definition_whole_dataframe("whole")
         )
-        # `add_or_update` compares each expectation with all those before it, so an earlier suite is deleted instead.
+        # `add_or_update` compares each expectation with all those before it, so earlier ones are deleted instead.
+        with suppress(gx.exceptions.DataContextError):
+            context.validation_definitions.delete(name)
         with suppress(gx.exceptions.DataContextError):
             context.suites.delete(suite.name)
         definition = gx.ValidationDefinition(name=name, data=data, suite=context.suites.add(suite))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -40,8 +40,6 @@ FULL_EVERY = 3600.0
 SETTLED, STAMPS_EVERY = 86_400.0, 600.0
 MOMENT = FULL_EVERY / 2**32
 """Seconds by which the moments of two drops differ whose keys differ by one in their first 8 digits."""
-FIRST_MANIFEST = f"/{MANIFESTS[0]}"
-"""End of the key of a manifest that no other file precedes."""
 
 
 class Look(NamedTuple):
@@ -115,7 +113,7 @@ def look_again(run: StorageRun, now: float | None = None) -> list[ReadyBatch]:
     folders = folders_of(run.inbox)
     quiet = {f: look for f, look in before.drops.items() if not look.is_asked(before.last, now)}
     # Stamps and version are read before the contents: a later change differs from them at the next look.
-    stamps = run.inbox.stamps(list(_manifest_keys([f for f in folders if f not in quiet], before.drops)))
+    stamps = run.inbox.stamps([key for folder in folders if folder not in quiet for key in _keys_of(folder)])
     version = run.catalog.version("batches")
     known = {
         folder: look
@@ -145,29 +143,11 @@ def _time_file(path: Path) -> Path:
     return path.with_suffix(".time")
 
 
-def _manifest_keys(folders: list[Folder], looks: Mapping[Folder, Look]) -> Iterator[str]:
-    """Yield the keys under which a drop's manifest may lie, up to the one that was read."""
-    for folder in folders:
-        look = looks.get(folder)
-        yield from _keys_before(look, folder) if look else _keys_of(folder)
-        if look:
-            yield look.manifest
-
-
 def _is_as_before(look: Look, folder: Folder, stamps: Mapping[str, tuple[int, str]]) -> bool:
-    """Return whether the drop's manifest is the same file, and none has come that precedes it."""
-    if stamps.get(look.manifest) != (look.size, look.stamp):
-        return False
-    return not any(key in stamps for key in _keys_before(look, folder))
-
-
-def _keys_before(look: Look, folder: Folder) -> list[str]:
-    """Return the keys of manifests that would be read in place of the drop's own."""
-    if look.manifest.endswith(FIRST_MANIFEST):
-        return []
-    keys = _keys_of(folder)
-    return keys[: keys.index(look.manifest)]
+    """Return whether the drop's manifest is the same file, and no other manifest has come."""
+    return {key: stamps[key] for key in _keys_of(folder) if key in stamps} == {look.manifest: (look.size, look.stamp)}
 
 
 def _keys_of(folder: Folder) -> list[str]:
+    """Return the keys under which a drop's manifest may lie."""
     return [f"{folder[0]}/{folder[1]}/{name}" for name in MANIFESTS]

@@ -42,9 +42,16 @@ class Drafts:
             temporary.unlink(missing_ok=True)
 
 
-def remove_left_over(folder: Path) -> None:
-    """Remove temporary files and folders without a write in the last LEFT_AFTER seconds."""
+def remove_left_over(folder: Path, *, temporary_names: bool = False) -> None:
+    """Remove files and folders without a write in the last LEFT_AFTER seconds.
+
+    Args:
+        folder: A folder that holds temporary files alone, unless `temporary_names` is set.
+        temporary_names: Remove only entries that `is_temporary` recognises.
+    """
     for entry in os.scandir(folder):
+        if temporary_names and not is_temporary(entry.name):
+            continue
         with suppress(FileNotFoundError):  # another process may clean up at the same time
             if entry.stat(follow_symlinks=False).st_mtime <= time.time() - LEFT_AFTER:
                 if entry.is_dir(follow_symlinks=False):

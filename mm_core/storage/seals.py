@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from mm_core.core.errors import InputError
 from mm_core.core.folders import has_file, misplaced
 from mm_core.core.records import sha256_file, unseal, write_json, write_sealed_json
+from mm_core.storage.local_files import is_temporary, remove_left_over
 from mm_core.storage.workspace_files import workspace_files
 
 FOLDER = "_seals"
@@ -60,7 +61,9 @@ def seal(table: Path) -> int:
     log, seals = table / "_delta_log", table / FOLDER
     if not log.is_dir():
         return 0
-    sealed = {path.name for path in seals.iterdir()} if seals.is_dir() else set()
+    sealed = set(os.listdir(seals)) if seals.is_dir() else set()
+    if any(map(is_temporary, sealed)):
+        remove_left_over(seals, temporary_names=True)
     # Log files never change, so an existing seal stays valid.
     fresh = [path for path in log.iterdir() if path.suffix in _LOGS and f"{path.name}.json" not in sealed]
     for path in fresh:
@@ -78,6 +81,8 @@ def broken_seals(table: Path) -> Iterator[tuple[Path, str]]:
     """Yield each existing sealed file with a wrong digest, with a text about the fault."""
     seals = table / FOLDER
     for path in sorted(seals.iterdir()) if seals.is_dir() else ():
+        if is_temporary(path.name):  # of a killed process, or of one that is writing it
+            continue
         digests = _read_digests(path)
         if not digests or not all(name.endswith(_LOGS) for name in digests):
             yield path, "not the digests that were written"
@@ -148,7 +153,9 @@ def unsealed(table: Path) -> int:
     log, seals = table / "_delta_log", table / FOLDER
     if not log.is_dir():
         return 0
-    sealed = {path.name for path in seals.iterdir()} if seals.is_dir() else set()
+    sealed = set(os.listdir(seals)) if seals.is_dir() else set()
+    if any(map(is_temporary, sealed)):
+        remove_left_over(seals, temporary_names=True)
     return sum(path.suffix in _LOGS and f"{path.name}.json" not in sealed for path in log.iterdir())
 
 

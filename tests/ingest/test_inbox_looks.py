@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mm_core.core.errors import InputError
@@ -64,6 +64,13 @@ EVENTS = st.one_of(
 
 @settings(max_examples=40, deadline=None)
 @given(events=st.lists(st.tuples(EVENTS, st.sampled_from([SECOND, YOUNG, FULL_EVERY])), min_size=1, max_size=14))
+@example(
+    events=[
+        (("say", "b", 1, "manifest.csv"), SECOND),
+        (("ingest", "b"), SECOND),
+        (("say", "b", 1, "manifest.parquet"), YOUNG),
+    ]
+)
 def test_each_look_finds_what_a_full_comparison_finds(
     events: list[tuple[tuple[Any, ...], float]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -125,7 +132,8 @@ def test_manifests_of_settled_drops_are_looked_at_in_turn(tmp_path: Path, monkey
         before = len(asked)
         assert look_again(drops.run, begin + at) == []
         counts.append(len(asked) - before)
-    assert set(asked) == {f"unlabeled/b{n}/manifest.csv" for n in range(20)} and max(counts) < 10
+    assert set(asked) == {f"unlabeled/b{n}/{name}" for n in range(20) for name in inbox.MANIFESTS}
+    assert max(counts) < 20
     drops.say("b7", 6)
     found = [look_again(drops.run, begin + STAMPS_EVERY + at) for at in range(0, int(STAMPS_EVERY) + 1, 60)]
     assert [one.batch for one in found[-1]] == ["b7"] and found[-1] == ready_batches(drops.run)

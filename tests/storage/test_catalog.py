@@ -14,6 +14,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from mm_core.core.errors import CatalogError
+from mm_core.storage import local_files, seals
 from mm_core.storage.catalog import Catalog, CatalogMoved, _s3_options
 from mm_core.storage.schemas import KEYS, SCHEMAS
 
@@ -300,3 +301,17 @@ def test_batches_keep_no_memory_of_the_engine(tmp_path: Path) -> None:
     batches = list(catalog.scan("samples", columns=["id", "width", "group"]))
     # Only memory that pyarrow has allocated counts.
     assert pa.total_allocated_bytes() - before >= sum(batch.get_total_buffer_size() for batch in batches)
+
+
+def test_a_half_written_seal_is_no_damage_and_goes_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = Catalog(str(tmp_path / "store"))
+    catalog.add("reviews", [{"id": "r", "sample_id": "s"}])
+    table = tmp_path / "store" / "catalog" / "reviews"
+    half = table / seals.FOLDER / ".00000000000000000009.json.json.1-2.tmp"
+    half.write_text('{"_delta')
+    assert list(seals.broken_seals(table)) == []
+    seals.seal(table)
+    assert half.exists(), "another process may be writing it"
+    monkeypatch.setattr(local_files, "LEFT_AFTER", 0)
+    seals.seal(table)
+    assert not half.exists()
