@@ -64,12 +64,13 @@ def test_a_bundle_checks_itself_anywhere_and_notices_changed_files(exported, tmp
     assert all(row["max"] < 1e-3 and row["choice"] < 1e-3 for row in said["decoders"].values())
 
     golden = dict(np.load(folder / "golden.npz"))
-    golden[f"saliency_{golden_of}"] = 1 - golden[f"saliency_{golden_of}"]
+    golden[f"saliency_{golden_of}"] = 0.2 - 2 * golden[f"saliency_{golden_of}"]
     np.savez_compressed(folder / "golden.npz", **golden)
     with pytest.raises(MattingError, match="golden.npz"):
         b.verify(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["golden.npz"]["sha256"] = sha256_file(folder / "golden.npz")
+    path = folder / "golden.npz"
+    manifest["files"][path.name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(MattingError, match='"ok": false'):
         b.verify(folder)
