@@ -278,9 +278,9 @@ class Judge:
             .add_batch_definition_whole_dataframe("whole")
         )
         # `add_or_update` compares each expectation with all those before it, so earlier ones are deleted instead.
-        with suppress(gx.exceptions.DataContextError):
+        with suppress(gx.exceptions.exceptions.DataContextError):
             context.validation_definitions.delete(name)
-        with suppress(gx.exceptions.DataContextError):
+        with suppress(gx.exceptions.exceptions.DataContextError):
             context.suites.delete(suite.name)
         definition = gx.ValidationDefinition(name=name, data=data, suite=context.suites.add(suite))
         run = run_identifier.RunIdentifier(run_name=self.batch)
