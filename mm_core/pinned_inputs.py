@@ -170,7 +170,7 @@ def inputs_now(layout: Layout) -> PinnedInputs:
 def require_photos(layout: Layout) -> None:
     """Raise InputError if the catalog holds no photo yet."""
     if catalog_of(layout).version("samples") < 1:  # version 0 of a table is the one without rows
-        raise InputError(f"{layout.root} {NO_PHOTOS}; `dvc pull` fetches the cycle that somebody pushed")
+        raise InputError(f"{layout.root} {NO_PHOTOS}; `dvc pull` fetches a cycle from a DVC remote")
 
 
 def read_inputs(layout: Layout) -> PinnedInputs:

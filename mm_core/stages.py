@@ -1,6 +1,7 @@
 """The stages of the flow, in order. Each stage is one function that reads and writes files and returns a Report.
 
-The `mm` command, `dvc.yaml` and the Dagster assets are thin layers over these functions.
+The `mm` command, `dvc.yaml` and the Dagster assets are thin layers over these functions. They are in one file, so that
+a reader sees the whole flow from top to bottom.
 
     inbox ─► ingest ─► structure ─► route ──► people ──► collect        per arrival
     catalog ─► pin_inputs ─► snapshot ─► split ─► train simple ─► hard ─► semi ─► multimodal

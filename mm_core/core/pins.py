@@ -18,7 +18,7 @@ NO_PHOTOS: Final = (
     "has no photos yet: `mm drop FOLDER --kind pixel_labeled --batch NAME` brings some, then `mm run` ingests them and "
     "trains; `mm demo` shows it with generated photos"
 )
-"""What a newcomer has to do first, as the end of a message that begins with the workspace."""
+"""Second half of the message about a workspace without photos; its path comes first."""
 ROLES: Final[tuple[Role, Role]] = ("champion", "anchor")
 
 

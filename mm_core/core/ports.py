@@ -20,3 +20,10 @@ def require_free_port(port: int, option: str = "--port") -> None:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise InputError(f"port {port} is in use: choose another with {option}") from None
+
+
+def has_server(port: int) -> bool:
+    """Return whether a server accepts connections at the port on 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

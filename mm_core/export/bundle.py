@@ -163,7 +163,7 @@ def verify(bundle: Path) -> dict[str, object]:
     """Run the self-check in a fresh, isolated process and return its result; raise MattingError if it fails."""
     # Run our own copy of the program: the copy inside the bundle is not trusted.
     command = [sys.executable, "-I", str(SELFCHECK), str(bundle)]
-    # The program reads the files without our checks, so that phones can copy it.
+    # The program runs anywhere, without our code, so it cannot make these checks itself.
     manifest = checked_manifest(bundle)
     load_golden(bundle, manifest)
     for entry in manifest["decoders"].values():

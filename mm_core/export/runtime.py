@@ -47,7 +47,7 @@ def open_session(file: Path, threads: int | None = None) -> onnxruntime.Inferenc
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
-    # A network of a bundle is one file. Weights beside it would be files that no manifest lists.
+    # Weights in other files are not loaded: the manifest of a bundle does not list such files.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file / "none"))
     try:
         session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""What changed about known photos since they arrived, from the table `corrections`.
+"""Read from the table `corrections` how photos have changed since they arrived.
 
 The replay of `mm_core.ingest.holdout` decides with the values that a photo had when it arrived. It would otherwise hold
 out photos that earlier cycles were free to train on, because a later correction changes the draw of their arrival.

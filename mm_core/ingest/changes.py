@@ -63,8 +63,9 @@ def changes_of(
         if before.get(column) == word(new):
             continue
         told = history.get((str(sample["id"]), column), ())
-        # A row that was removed and is sent again repeats an old statement: a person's newer one stays.
-        if restated_label(new, labels) if column == ALPHA else _is_restated(new, told):
+        # A row that was removed and is sent again states an old value: a person's newer one stays.
+        superseded = superseded_label(new, labels) if column == ALPHA else _is_superseded(new, told)
+        if superseded:
             continue
         if column == ALPHA:
             # A matte may also come from annotation. `last` is the newest one from a drop.
@@ -97,7 +98,7 @@ def label_in_use(labels: Sequence[LabelRow], origin: str = "") -> LabelRow | Non
     return max(rows, key=lambda row: (int(row["version"]), row["created_at"] or "", row["id"]), default=None)
 
 
-def restated_label(alpha_sha256: str, labels: Sequence[LabelRow]) -> LabelRow | None:
+def superseded_label(alpha_sha256: str, labels: Sequence[LabelRow]) -> LabelRow | None:
     """Return the withdrawn label of a drop with this matte if a person's newer label is in use, or None.
 
     Args:
@@ -113,11 +114,16 @@ def restated_label(alpha_sha256: str, labels: Sequence[LabelRow]) -> LabelRow | 
     )
 
 
-def _is_restated(value: str, told: Sequence[CorrectionRow]) -> bool:
-    """Return whether a person's value is in use, and a drop stated `value` before it and took it back."""
-    drops = [row for row in told if row["origin"] == "drop"]
-    taken_back = any(one["new"] == value and two["verdict"] == "removed" for one, two in pairwise(drops))
-    return taken_back and told[-1]["origin"] != "drop"
+def _is_superseded(value: str, history: Sequence[CorrectionRow]) -> bool:
+    """Return whether a drop stated a value and withdrew it, and a person's value is in use.
+
+    Args:
+        value: The value.
+        history: All changes of the column, oldest first.
+    """
+    drops = [row for row in history if row["origin"] == "drop"]
+    withdrawn = any(one["new"] == value and two["verdict"] == "removed" for one, two in pairwise(drops))
+    return withdrawn and history[-1]["origin"] != "drop"
 
 
 def _digest(label: LabelRow | None) -> str | None:

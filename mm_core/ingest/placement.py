@@ -151,8 +151,8 @@ def place_tables(
     component = of_group[codes]
     arrivals = arrivals_of(samples, category, Scenes(declared, links, of_group), lost_at, since)
     held = hold_out(params, arrivals, links)
-    # The role `train` frees a photo from evaluation for ever. The role `eval` changes nothing for a photo that was held
-    # out on arrival; any other was free to be trained on until then.
+    # A photo that once had the role `train` is never used for evaluation. The role `eval` changes nothing for a photo
+    # that was held out on arrival. Any other photo may have been trained on before it got this role.
     role = encoded(samples["role"])
     freed = equals(role, "train") | _at(ids, since.trained)
     judged = held.evaluation & ~freed

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from mm_core.core.records import sha256_bytes
 from mm_core.imaging.hash_index import Candidates, Hashed, find_candidates
 from mm_core.imaging.near_duplicates import same_picture, same_scene
-from mm_core.ingest.changes import Change, History, Repeated, changes_of, label_in_use, restated_label
+from mm_core.ingest.changes import Change, History, Repeated, changes_of, label_in_use, superseded_label
 from mm_core.ingest.erasure import FORGOTTEN, forgotten_among
 from mm_core.ingest.expectations import Fault
 from mm_core.ingest.findings import Finding
@@ -370,9 +370,9 @@ def _again(
             row, "update", sample_id=known_as, label_version=int(version), changes=tuple(changes), values=values
         )
     # The row's matte counts again once the person's newer one is withdrawn.
-    restated = restated_label(values.get(ALPHA, ""), labels)
-    if own or restated:
-        version = int(restated["version"]) if restated else 0
+    superseded = superseded_label(values.get(ALPHA, ""), labels)
+    if own or superseded:
+        version = int(superseded["version"]) if superseded else 0
         return Decision(row, "accept", sample_id=known_as, label_version=version, values=values)
     place = f"{sample.get('kind')}/{sample.get('batch')}/{sample.get('name')}"
     return Decision(row, "duplicate", "duplicate", f"same bytes as {place}", known_as)

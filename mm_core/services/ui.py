@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from mm_core.core import processes
 from mm_core.core.errors import InputError, MattingError
 from mm_core.core.layout import Layout
 from mm_core.core.locks import try_cycle_lock
-from mm_core.core.ports import require_free_port
+from mm_core.core.ports import has_server, require_free_port
 from mm_core.core.settings import Settings
 from mm_core.training.tracking import Tracker
 
@@ -91,7 +90,7 @@ def serve(settings: Settings, port: int) -> None:
         # One server that ends stops the others too.
         while all(server.poll() is None for server in servers):
             time.sleep(0.5)
-            if waiting and not (waiting := {number for number in waiting if not _answers(number)}):
+            if waiting and not (waiting := {number for number in waiting if not has_server(number)}):
                 print(f"Dagster  http://127.0.0.1:{port}\nMLflow   {mlflow_page}")
                 pages = environment["MM_PAGES_URL"]
                 print(f"Pages    {pages}/data_docs/ and /cycle/report.html\nCtrl-C ends all", flush=True)
@@ -100,13 +99,6 @@ def serve(settings: Settings, port: int) -> None:
         pass
     finally:
         processes.end(servers, signal.SIGINT, PATIENCE)
-
-
-def _answers(port: int) -> bool:
-    """Return whether a server listens at the port on 127.0.0.1."""
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def provide_instance(home: Path) -> None:

@@ -153,9 +153,7 @@ def unsealed(table: Path) -> int:
     log, seals = table / "_delta_log", table / FOLDER
     if not log.is_dir():
         return 0
-    sealed = set(os.listdir(seals)) if seals.is_dir() else set()
-    if any(map(is_temporary, sealed)):
-        remove_left_over(seals, temporary_names=True)
+    sealed = {path.name for path in seals.iterdir()} if seals.is_dir() else set()
     return sum(path.suffix in _LOGS and f"{path.name}.json" not in sealed for path in log.iterdir())
 
 

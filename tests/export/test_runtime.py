@@ -88,27 +88,41 @@ def test_bad_files_are_named(tmp_path):
 
 
 def network(
-    *, inputs: str = "image", output: str = "alpha", sides: tuple[Any, Any] = (64, 64), replaced: Any = None,
-    beside: str = "", logits: Any = None,
-) -> bytes:  # fmt: skip
-    """A network that gives each pixel's mean, or `replaced`; perhaps with weights in a file `beside` it."""
+    *,
+    inputs: str = "image",
+    output: str = "alpha",
+    sides: tuple[Any, Any] = (64, 64),
+    constant: Any = None,
+    weights_file: str = "",
+    logits: Any = None,
+) -> bytes:
+    """Return an ONNX file whose matte is the mean of the channels. Each argument changes one part of it.
+
+    Args:
+        inputs: Name of the input.
+        output: Name of the matte.
+        sides: Height and width of the input.
+        constant: Values that are returned in place of the mean.
+        weights_file: Name of another file that holds a weight.
+        logits: Values of an output `decoder`.
+    """
     steps, weights, last = [helper.make_node("ReduceMean", [inputs], ["mean"], axes=[1], keepdims=1)], [], "mean"
     outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)]
-    for name, value in (("given", replaced), ("decoder", logits)):
-        if value is not None:
-            weights.append(numpy_helper.from_array(np.asarray(value, np.float32), f"{name}_weight"))
-            steps.append(helper.make_node("Identity", [f"{name}_weight"], [name]))
-    if logits is not None:
-        outputs.append(helper.make_tensor_value_info("decoder", TensorProto.FLOAT, None))
-    last = "mean" if replaced is None else "given"
-    if beside:
+    if constant is not None:
+        weights.append(numpy_helper.from_array(np.asarray(constant, np.float32), "constant"))
+        last = "constant"
+    if weights_file:
         tensor = TensorProto(name="far", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", beside), ("offset", "0"), ("length", "4")):
+        for key, value in (("location", weights_file), ("offset", "0"), ("length", "4")):
             tensor.external_data.add(key=key, value=value)
         weights.append(tensor)
         steps.append(helper.make_node("Add", [last, "far"], ["sum"]))
         last = "sum"
     steps.append(helper.make_node("Identity", [last], [output]))
+    if logits is not None:
+        weights.append(numpy_helper.from_array(np.asarray(logits, np.float32), "logits"))
+        steps.append(helper.make_node("Identity", ["logits"], ["decoder"]))
+        outputs.append(helper.make_tensor_value_info("decoder", TensorProto.FLOAT, None))
     image = helper.make_tensor_value_info(inputs, TensorProto.FLOAT, [1, 3, *sides])
     graph = helper.make_graph(steps, "graph", [image], outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
@@ -123,13 +137,13 @@ def network(
         ({"sides": ("S", "S")}, "no matting network"),
         ({"sides": (64, 32)}, "no matting network"),
         ({"sides": (60_000, 60_000)}, "no matting network"),
-        ({"replaced": np.zeros(2)}, "its output is no matte"),
-        ({"replaced": np.zeros((1, 1, 3, 3))}, "its output is no matte"),
-        ({"replaced": np.full((1, 1, 64, 64), np.nan)}, "its output is no matte"),
+        ({"constant": np.zeros(2)}, "its output is no matte"),
+        ({"constant": np.zeros((1, 1, 3, 3))}, "its output is no matte"),
+        ({"constant": np.full((1, 1, 64, 64), np.nan)}, "its output is no matte"),
         ({"logits": np.zeros((1, 7))}, "chooses no decoder"),
         ({"logits": np.full((1, 3), np.nan)}, "chooses no decoder"),
-        ({"beside": "weights.bin"}, "cannot load it"),
-        ({"beside": "../weights.bin"}, "cannot load it"),
+        ({"weights_file": "weights.bin"}, "cannot load it"),
+        ({"weights_file": "../weights.bin"}, "cannot load it"),
     ],
 )
 def test_a_hostile_network_is_refused_in_one_line(tmp_path: Path, parts: dict[str, Any], words: str) -> None:
