@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from mm_core.cli.words import lineage_report
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
+from mm_core.core.progress import quiet
 from mm_core.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def gate_show(json_: Json = False) -> None:
 
 @gate_app.command("simulate")
 def gate_simulate(
-    runs: Annotated[int, typer.Option(min=1, help="Number of simulated retrainings per line.")] = 300,
+    runs: Annotated[int, typer.Option(min=1, help="Number of simulated retrainings per line.")] = 200,
     photos: EvalPhotos = [60, 150],  # noqa: B006
     burst: Annotated[int, typer.Option(min=1, help="Number of photos per scene, used without an evaluation.")] = 1,
     retraining: Annotated[
@@ -90,13 +92,22 @@ def gate_simulate(
     pairs, source = variances.last_pairs(run.layout)
     # Real pairs describe the noise better than the formula and its options.
     world = simulate.World(pairs=pairs) if pairs else simulate.World(burst=burst, retraining=retraining)
-    with progress_bars() as progress:
-        rows = simulate.characteristics(run.params.gate, world, runs, photos=tuple(photos), progress=progress)
+    asked = partial(
+        simulate.characteristics, run.params.gate, world, runs, photos=tuple(photos), gains=simulate.cases()
+    )
     # Without real pairs the spread per category is unknown.
     needed = variances.photos_needed(run.params.gate, pairs) if pairs else []
     if json_:
+        with progress_bars() as progress:
+            rows = list(asked(progress=progress))
         return say({"runs": runs, "noise": source, "rows": rows, "photos_needed": needed}, True)
-    typer.echo(f"noise: {source}\nshare of {runs} retrainings promoted\n\n{table(rows)}")
+    typer.echo(f"noise: {source}\nshare of {runs} retrainings promoted, ± {100 * simulate.most_off(runs):.0f} points\n")
+    # A line takes seconds, so each is printed as soon as it is known.
+    width = max(map(len, simulate.cases()))
+    typer.echo("  ".join([f"{'case':{width}}", "photos", *(f"{rule:>9}" for rule in simulate.RULES)]))
+    for row in asked(progress=quiet):
+        shares = [f"{row[rule]:>9.3g}" for rule in simulate.RULES]
+        typer.echo("  ".join([f"{row['case']:{width}}", f"{row['photos']:>6}", *shares]))
     if needed:
         typer.echo(f"\neval photos with which all six pass in 80 % of cases\n\n{table(needed)}")
 

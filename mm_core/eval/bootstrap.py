@@ -82,13 +82,62 @@ def calibrated(alpha: float, groups: int) -> float:
     return alpha * groups / (groups + CALIBRATION)
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Photos sorted by their group, so that sums over groups are sums over contiguous runs."""
+
+    order: np.ndarray
+    """(photos,) numbers of the photos, group by group."""
+    starts: np.ndarray
+    """(groups,) place in `order` at which each group starts."""
+    sizes: np.ndarray
+    """(groups,) number of photos of each group, float64."""
+
+    @classmethod
+    def of(cls, groups: np.ndarray) -> Groups:
+        """Return the groups of photos, from one sortable value per photo."""
+        order = np.argsort(groups, kind="stable")
+        ordered = groups[order]
+        changes = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+        ends = np.concatenate([[0], changes, [len(ordered)]])
+        return cls(order, ends[:-1], (ends[1:] - ends[:-1]).astype(np.float64))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Return the sums of the values over each group: (photos, columns) → (groups, columns)."""
+        return np.add.reduceat(values[self.order].astype(np.float64), self.starts, axis=0)
+
+
+class RepeatedResamples:
+    """Source of resamples that draws once per number of groups and then returns the same ones.
+
+    It is for simulations, where drawing would take most of the time. Each simulated retraining has other photos, so the
+    same resamples act on it like new ones. The gate itself draws anew for each category.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._kept: dict[tuple[int, int], np.ndarray] = {}
+
+    def draw(self, groups: int, rows: int) -> np.ndarray:
+        """Return how often each group is drawn, float64 (rows, groups)."""
+        if (groups, rows) not in self._kept:
+            # Photos drawn from real pairs have many different numbers of groups; this bounds the memory.
+            if sum(weights.size for weights in self._kept.values()) > 10 * CHUNK:
+                self._kept.clear()
+            self._kept[groups, rows] = _resampled(groups, rows, self._rng)
+        return self._kept[groups, rows]
+
+
 def confidence(
     quantities: Sequence[Quantity],
-    groups: np.ndarray,
+    groups: np.ndarray | Groups,
     *,
     alpha: float | Sequence[float],
     resamples: int,
-    rng: np.random.Generator,
+    rng: np.random.Generator | RepeatedResamples,
 ) -> list[Interval]:
     """Return one Interval per quantity by a bootstrap over groups; all quantities share the resamples.
 
@@ -96,63 +145,58 @@ def confidence(
 
     Args:
         quantities: Statistics of the same photos.
-        groups: (photos,) sortable values; photos of one group have correlated errors.
+        groups: (photos,) sortable values, or their `Groups`; photos of one group have correlated errors.
         alpha: One-sided error level of each bound, one for all quantities or one per quantity.
         resamples: Number of resamples.
-        rng: Source of random numbers.
+        rng: Source of random numbers, or of resamples.
 
     Raises:
         ValueError: There are fewer than two groups.
     """
-    codes, sizes = _grouped(groups)
-    # All statistics are functions of group sums, so a resample is only a vector of group weights.
-    sums = [[(factor, _group_sums(values, codes)) for factor, values in q.terms] for q in quantities]
-    estimates = [_estimate(terms, np.ones((1, len(sizes))), sizes) for terms in sums]
-    draws: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in quantities]
+    sums = _Sums.of(quantities, groups)
+    count = len(sums.groups)
+    (values,), (errors,) = sums.estimate(np.ones((1, count)))
     # The resamples are drawn in chunks, which bounds the memory.
-    rows = max(1, CHUNK // len(sizes))
+    rows = max(1, CHUNK // count)
+    chunks = []
     for start in range(0, resamples, rows):
-        weights = _resampled(len(sizes), min(rows, resamples - start), rng)
-        for collected, terms, (value, _) in zip(draws, sums, estimates, strict=True):
-            again, errors = _estimate(terms, weights, sizes)
-            collected.append((again - value[0], errors))
+        asked = count, min(rows, resamples - start)
+        weights = rng.draw(*asked) if isinstance(rng, RepeatedResamples) else _resampled(*asked, rng)
+        chunks.append(sums.estimate(weights))
+    again, spreads = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    # Each side is the wider one of bootstrap-t and expanded percentile, and at least 0.
+    moves = again - values
+    ratios = moves / np.maximum(np.maximum(spreads, LEAST_SPREAD * errors), np.finfo(float).tiny)
+    moves.sort(axis=0)
+    ratios.sort(axis=0)
     # Expanded percentile: the level that gives a normal interval the width of a t interval.
-    few = len(sizes) / (len(sizes) - 1)
-    asked = alpha if isinstance(alpha, Sequence) else [alpha] * len(quantities)
-    alphas = [calibrated(level, len(sizes)) for level in asked]
+    few = count / (count - 1)
+    alphas = alpha if isinstance(alpha, Sequence) else [alpha] * len(quantities)
     found = []
-    for quantity, level, collected, terms, (value, error) in zip(
-        quantities, alphas, draws, sums, estimates, strict=True
-    ):
-        widened = float(ndtr(-np.sqrt(few) * stdtrit(len(sizes) - 1, 1 - level)))
-        move, errors = (np.concatenate(parts) for parts in zip(*collected, strict=True))
-        estimate, spread = float(value[0]), float(error[0])
+    for number, level in enumerate(calibrated(level, count) for level in alphas):
+        widened = float(ndtr(-np.sqrt(few) * stdtrit(count - 1, 1 - level)))
+        centre, spread = float(values[number]) + quantities[number].offset, float(errors[number])
         # A statistic without spread (e. g. two equal models) has an interval of width 0.
         low = high = 0.0
-        if spread > _negligible(terms):
-            # Each side is the wider one of bootstrap-t and expanded percentile, and at least 0.
-            t = move / np.maximum(errors, LEAST_SPREAD * spread)
-            above, below = np.quantile(t, 1 - level, method="higher"), np.quantile(t, level, method="lower")
-            low = max(0.0, spread * above, -np.quantile(move, widened, method="lower"))
-            high = max(0.0, -spread * below, np.quantile(move, 1 - widened, method="higher"))
-        centre = estimate + quantity.offset
-        found.append(Interval(centre, centre - float(low), centre + float(high)))
+        if spread > sums.negligible[number]:
+            t, move = ratios[:, number], moves[:, number]
+            low = max(0.0, spread * _higher(t, 1 - level), -_lower(move, widened))
+            high = max(0.0, -spread * _lower(t, level), _higher(move, 1 - widened))
+        found.append(Interval(centre, centre - low, centre + high))
     return found
 
 
-def _grouped(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of each photo's group (photos,) and the photos of each group (groups,).
-
-    Raises:
-        ValueError: There are fewer than two groups.
-    """
-    names, codes = np.unique(groups, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError("a bound needs at least two groups")
-    return codes, np.bincount(codes).astype(np.float64)
+def _higher(ordered: np.ndarray, share: float) -> float:
+    """Return the quantile of ascending values, the higher one of two neighbours; as np.quantile, without its checks."""
+    return float(ordered[math.ceil(share * (len(ordered) - 1))])
 
 
-def student(quantities: Sequence[Quantity], groups: np.ndarray, *, alpha: float) -> list[Interval]:
+def _lower(ordered: np.ndarray, share: float) -> float:
+    """Return the quantile of ascending values, the lower one of two neighbours."""
+    return float(ordered[math.floor(share * (len(ordered) - 1))])
+
+
+def student(quantities: Sequence[Quantity], groups: np.ndarray | Groups, *, alpha: float) -> list[Interval]:
     """Return one Interval per quantity by Student's t on the linearised influence of each group.
 
     Use it for `softened` errors and for metrics in [0, 1]. It keeps its level there with 16 photos (4.4 to 5.7 % at a
@@ -161,23 +205,22 @@ def student(quantities: Sequence[Quantity], groups: np.ndarray, *, alpha: float)
 
     Args:
         quantities: Statistics of the same photos.
-        groups: (photos,) sortable values; photos of one group have correlated errors.
+        groups: (photos,) sortable values, or their `Groups`; photos of one group have correlated errors.
         alpha: One-sided error level of each bound.
 
     Raises:
         ValueError: There are fewer than two groups.
     """
-    codes, sizes = _grouped(groups)
+    sums = _Sums.of(quantities, groups)
     # Quantile of Student's t with groups - 1 degrees of freedom.
-    reach = float(stdtrit(len(sizes) - 1, 1 - alpha))
-    found = []
-    for quantity in quantities:
-        terms = [(factor, _group_sums(values, codes)) for factor, values in quantity.terms]
-        value, error = _estimate(terms, np.ones((1, len(sizes))), sizes)
-        spread = float(error[0]) if float(error[0]) > _negligible(terms) else 0.0
-        centre = float(value[0]) + quantity.offset
-        found.append(Interval(centre, centre - reach * spread, centre + reach * spread))
-    return found
+    reach = float(stdtrit(len(sums.groups) - 1, 1 - alpha))
+    (values,), (errors,) = sums.estimate(np.ones((1, len(sums.groups))))
+    spreads = np.where(errors > sums.negligible, errors, 0.0)
+    centres = values + [quantity.offset for quantity in quantities]
+    return [
+        Interval(float(centre), float(centre - reach * spread), float(centre + reach * spread))
+        for centre, spread in zip(centres, spreads, strict=True)
+    ]
 
 
 def softened(candidate: np.ndarray, reference: np.ndarray, least: float) -> np.ndarray:
@@ -188,19 +231,19 @@ def softened(candidate: np.ndarray, reference: np.ndarray, least: float) -> np.n
     Few photos with very large errors then do not dominate the variance. Hard photos still count more than easy ones.
 
     Args:
-        candidate: (photos,) errors, at least 0.
-        reference: (photos,) errors of the other model on the same photos.
+        candidate: (..., photos) errors, at least 0. Each row is a comparison of its own.
+        reference: (..., photos) errors of the other model on the same photos.
         least: Smallest s, for models that are nearly perfect.
 
     Returns:
-        (photos,) gains; positive values mean that the candidate is better.
+        (..., photos) gains; positive values mean that the candidate is better.
     """
     # The geometric mean treats both models in the same way, so swapping them only changes the sign.
-    scale = max(SOFTENING * math.sqrt(float(candidate.mean()) * float(reference.mean())), least)
-    share = (reference / (reference + scale)).mean() + (candidate / (candidate + scale)).mean()
-    if share <= 0:
-        return np.zeros(len(candidate))
-    return 2 * (np.log1p(reference / scale) - np.log1p(candidate / scale)) / share
+    mean = np.sqrt(candidate.mean(-1, keepdims=True) * reference.mean(-1, keepdims=True))
+    scale = np.maximum(SOFTENING * mean, least)
+    share = (reference / (reference + scale) + candidate / (candidate + scale)).mean(-1, keepdims=True)
+    gains = 2 * (np.log1p(reference / scale) - np.log1p(candidate / scale))
+    return np.divide(gains, share, out=np.zeros_like(gains), where=share > 0)
 
 
 def winsorised(values: np.ndarray) -> np.ndarray:
@@ -211,27 +254,29 @@ def winsorised(values: np.ndarray) -> np.ndarray:
     6). Few extreme gains then do not dominate the standard error.
 
     Args:
-        values: (photos,) gains.
+        values: (..., photos) gains. Each row is winsorised on its own.
 
     Returns:
-        (photos,) winsorised gains; `values` itself if its spread is 0.
+        (..., photos) winsorised gains; rows without spread are returned as they are.
     """
-    centre = float(np.median(values))
+    centre = np.median(values, -1, keepdims=True)
     # The median deviation is almost zero if most scores are nearly equal; half the standard deviation is the minimum.
-    scale = max(1.4826 * float(np.median(np.abs(values - centre))), float(values.std()) / 2)
-    if scale == 0:
-        return values
+    deviation = np.median(np.abs(values - centre), -1, keepdims=True)
+    scale = np.maximum(1.4826 * deviation, values.std(-1, keepdims=True) / 2)
     reach = CLIP * scale
-    pulled, share = np.clip(values - centre, -reach, reach), 1.0
+    pulled, share = values - centre, np.ones_like(centre)
     # Fixed-point iteration for Huber's centre.
     for _ in range(50):
-        pulled = np.clip(values - centre, -reach, reach)
-        share = max(float((np.abs(values - centre) < reach).mean()), 0.5)
-        step = float(pulled.mean()) / share
-        if abs(step) < 1e-9 * scale:
+        off = values - centre
+        pulled = np.minimum(np.maximum(off, -reach), reach)
+        share = np.maximum((np.abs(off) < reach).mean(-1, keepdims=True), 0.5)
+        step = pulled.mean(-1, keepdims=True) / share
+        going = np.abs(step) > 1e-9 * scale
+        if not going.any():
             break
-        centre += step
-    return centre + pulled / share
+        # Rows that have converged stay as they are, so that a row does not depend on the others.
+        centre = centre + np.where(going, step, 0.0)
+    return np.where(scale > 0, centre + pulled / share, values)
 
 
 def _resampled(groups: int, rows: int, rng: np.random.Generator) -> np.ndarray:
@@ -241,46 +286,87 @@ def _resampled(groups: int, rows: int, rng: np.random.Generator) -> np.ndarray:
     return np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups).astype(np.float64)
 
 
-def _group_sums(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Return the sums of the values over each group: (photos, columns) → (groups, columns)."""
-    order = np.argsort(codes, kind="stable")
-    # Sort the photos by group, then add up each contiguous run.
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    return np.add.reduceat(values[order].astype(np.float64), starts, axis=0)
+@dataclass(frozen=True)
+class _Sums:
+    """Group sums of several quantities; all statistics are functions of them and of the weights of the groups."""
 
+    groups: Groups
+    means: np.ndarray
+    """(groups, plain means) influence of each group on each plain mean."""
+    numbers: list[int]
+    """Place of each plain mean among the quantities."""
+    curves: dict[int, list[tuple[float, np.ndarray]]]
+    """Number of a quantity that is a maximum of curves → (factor, (groups, columns)) of its terms."""
+    negligible: np.ndarray
+    """(quantities,) spread below which a difference is a rounding error."""
 
-def _estimate(
-    terms: list[tuple[float, np.ndarray]], weights: np.ndarray, sizes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return value and standard error per row of group weights (rows, groups), by the linearised ratio estimator.
+    @classmethod
+    def of(cls, quantities: Sequence[Quantity], groups: np.ndarray | Groups) -> _Sums:
+        groups = groups if isinstance(groups, Groups) else Groups.of(groups)
+        if len(groups) < 2:
+            raise ValueError("a bound needs at least two groups")
+        negligible = np.zeros(len(quantities))
+        means, numbers, curves = [], [], {}
+        for number, quantity in enumerate(quantities):
+            if any(values.shape[1] > 1 for _, values in quantity.terms):
+                curves[number] = [(factor, groups.sums(values)) for factor, values in quantity.terms]
+                negligible[number] = 1e-12 * max(float(np.abs(sums).max()) for _, sums in curves[number])
+            else:
+                means.append(sum(factor * values[:, 0] for factor, values in quantity.terms))
+                numbers.append(number)
+        sums = groups.sums(np.stack(means, axis=1)) if means else np.zeros((len(groups), 0))
+        negligible[numbers] = 1e-12 * np.abs(sums).max(axis=0)
+        return cls(groups, sums, numbers, curves, negligible)
 
-    The slope of a curve over the thresholds is zero at its maximum. The influence of a group on the maximum is
-    therefore its influence at the threshold of the maximum.
-    """
-    photos = weights @ sizes
-    groups = len(sizes)
-    scale = groups / (groups - 1)
-    if all(sums.shape[1] == 1 for _, sums in terms):
-        # Plain means need no (rows, groups) array, because the square can be expanded. Centring on the sample's mean
-        # avoids cancellation.
-        influence = sum((factor * sums[:, 0] for factor, sums in terms), np.zeros(groups))
-        centre = float(influence.sum() / sizes.sum())
-        off = influence - centre * sizes
-        move = (weights @ off) / photos
-        squares = weights @ off**2 - 2 * move * (weights @ (off * sizes)) + move**2 * (weights @ sizes**2)
-        return centre + move, np.sqrt(scale * np.maximum(squares, 0.0)) / photos
-    value = np.zeros(len(weights))
-    influence = np.zeros(weights.shape)
-    for factor, sums in terms:
-        means = (weights @ sums) / photos[:, None]
-        # MaxF: each resample selects its own best threshold.
-        best = means.argmax(axis=1)
-        value += factor * means[np.arange(len(means)), best]
-        influence += factor * sums.T[best]
-    residual = influence - value[:, None] * sizes
-    return value, np.sqrt(scale * (weights * residual**2).sum(axis=1)) / photos
+    def estimate(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return values and standard errors, (rows, quantities) each, by the linearised ratio estimator.
 
+        Args:
+            weights: (rows, groups) weights of the groups.
+        """
+        values, errors = np.empty((2, len(weights), len(self.negligible)))
+        if self.numbers:
+            values[:, self.numbers], errors[:, self.numbers] = self._estimate_means(weights)
+        for number, terms in self.curves.items():
+            values[:, number], errors[:, number] = self._estimate_maximum(terms, weights)
+        return values, errors
 
-def _negligible(terms: list[tuple[float, np.ndarray]]) -> float:
-    """Return the spread below which a difference is a rounding error."""
-    return 1e-12 * max(float(np.abs(sums).max()) for _, sums in terms)
+    @property
+    def _scale(self) -> float:
+        return len(self.groups) / (len(self.groups) - 1)
+
+    def _estimate_means(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return values and errors of the plain means, without a (rows, groups) array: the square is expanded."""
+        sizes = self.groups.sizes[:, None]
+        # Centring on the sample's mean avoids cancellation.
+        centre = self.means.sum(axis=0) / sizes.sum()
+        off = self.means - centre * sizes
+        # One product for all sums, because reading the weights takes longer than multiplying them.
+        sums = weights @ np.concatenate([off, off**2, off * sizes, sizes, sizes**2], axis=1)
+        count = off.shape[1]
+        first, second, crossed = (sums[:, start : start + count] for start in (0, count, 2 * count))
+        photos, squared_sizes = sums[:, -2:-1], sums[:, -1:]
+        move = first / photos
+        squares = second - 2 * move * crossed + move**2 * squared_sizes
+        return centre + move, np.sqrt(self._scale * np.maximum(squares, 0.0)) / photos
+
+    def _estimate_maximum(
+        self, terms: list[tuple[float, np.ndarray]], weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return values and errors of the maximum of mean curves.
+
+        The slope of a curve over the thresholds is zero at its maximum. The influence of a group on the maximum is
+        therefore its influence at the threshold of the maximum.
+        """
+        sizes = self.groups.sizes
+        photos = weights @ sizes
+        value = np.zeros(len(weights))
+        influence = np.zeros(weights.shape)
+        for factor, sums in terms:
+            means = (weights @ sums) / photos[:, None]
+            # MaxF: each resample selects its own best threshold.
+            best = means.argmax(axis=1)
+            value += factor * means[np.arange(len(means)), best]
+            influence += factor * sums.T[best]
+        residual = influence - value[:, None] * sizes
+        return value, np.sqrt(self._scale * (weights * residual**2).sum(axis=1)) / photos

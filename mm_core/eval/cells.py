@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +13,17 @@ from mm_core.core.categories import GUARDED
 from mm_core.core.params import GateParams
 from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
 from mm_core.eval.across import enough, macro_cell, with_pooled
-from mm_core.eval.bootstrap import Interval, Quantity, confidence, softened, student, winsorised
-from mm_core.eval.evidence import INT8, Evidence
+from mm_core.eval.bootstrap import (
+    Groups,
+    Interval,
+    Quantity,
+    RepeatedResamples,
+    confidence,
+    softened,
+    student,
+    winsorised,
+)
+from mm_core.eval.evidence import INT8, Evidence, Key
 from mm_core.eval.questions import JUDGED, SLACK, Question, guard_questions
 
 
@@ -56,32 +65,55 @@ def judge(params: GateParams, evidence: Evidence, questions: list[Question], see
     return cells
 
 
+class _Photos:
+    """The photos that questions are about, with what several questions need of them."""
+
+    def __init__(self, evidence: Evidence, mask: np.ndarray) -> None:
+        self.mask = mask
+        self.groups = Groups.of(evidence.group[mask])
+        self._evidence = evidence
+        self._scores: dict[tuple[Key, str], np.ndarray] = {}
+        self._levels: dict[tuple[Key, str], float] = {}
+
+    def scores(self, key: Key, metric: str) -> np.ndarray:
+        """Return a model's scores of these photos: (photos, 1), or the F curves of `maxf`."""
+        if (key, metric) not in self._scores:
+            self._scores[key, metric] = self._evidence.values[key][metric][self.mask]
+        return self._scores[key, metric]
+
+    def level(self, key: Key, metric: str) -> float:
+        """Return a model's mean score; MaxF for curves, which have several columns."""
+        if (key, metric) not in self._levels:
+            self._levels[key, metric] = float(self.scores(key, metric).mean(axis=0).max())
+        return self._levels[key, metric]
+
+
 def judge_category(
-    params: GateParams, evidence: Evidence, category: str, questions: list[Question], rng: np.random.Generator
+    params: GateParams,
+    evidence: Evidence,
+    category: str,
+    questions: Sequence[Question],
+    rng: np.random.Generator | RepeatedResamples,
 ) -> list[Cell]:
     """Return one cell per question for one category; empty if the category has fewer than two groups of photos."""
-    here = evidence.category == category
-    if len(np.unique(evidence.group[here])) < 2:
+    here = _Photos(evidence, evidence.category == category)
+    if len(here.groups) < 2:
         return []
     answers: dict[int, Answer] = {}
-    pending: list[int] = []
+    resampled, others = [], []
     for number, question in enumerate(questions):
-        mask = here & _known(question, evidence)
-        if len(np.unique(evidence.group[mask])) < 2:
-            continue
-        # Questions on the same photos share one set of resamples. The others are answered one by one.
-        if question.method == "bootstrap" and np.array_equal(mask, here):
-            pending.append(number)
-        else:
-            answers[number] = _answer(params, question, evidence, mask)
-    if pending:
-        asked = [questions[number] for number in pending]
-        quantities = [_quantity(question, evidence, here) for question in asked]
-        alphas = [_alpha(params, question) for question in asked]
-        groups = evidence.group[here]
-        found = confidence(quantities, groups, alpha=alphas, resamples=params.resamples, rng=rng)
-        for number, interval in zip(pending, found, strict=True):
-            answers[number] = _shown_with(interval, questions[number], evidence, here)
+        mask = here.mask & _known(question, evidence)
+        if np.array_equal(mask, here.mask):
+            (resampled if question.method == "bootstrap" else others).append(number)
+        # Questions on fewer photos are answered one by one.
+        elif len((some := _Photos(evidence, mask)).groups) > 1:
+            answers[number] = _shown_with(_by_student(params, [question], some)[0], question, some)
+    # Questions on the same photos are answered at once, and share one set of resamples.
+    for answer, numbers in ((_by_bootstrap, resampled), (_by_student, others)):
+        asked = [questions[number] for number in numbers]
+        found = answer(params, asked, here, rng) if asked else []
+        for number, question, interval in zip(numbers, asked, found, strict=True):
+            answers[number] = _shown_with(interval, question, here)
     return [_cell(params, questions[number], answers[number], category) for number in sorted(answers)]
 
 
@@ -97,42 +129,67 @@ def _known(question: Question, evidence: Evidence) -> np.ndarray:
     return np.asarray(np.isfinite(evidence.values[question.reference][question.metric]).all(axis=1))
 
 
-def _answer(params: GateParams, question: Question, evidence: Evidence, mask: np.ndarray) -> Answer:
-    """Return the answer by Student's t, on softened and winsorised errors if the question's method is `softened`."""
-    groups, alpha = evidence.group[mask], _alpha(params, question)
-    if question.method != "softened":
-        interval = student([_quantity(question, evidence, mask)], groups, alpha=alpha)[0]
-        return _shown_with(interval, question, evidence, mask)
+def _by_bootstrap(
+    params: GateParams, questions: Sequence[Question], photos: _Photos, rng: np.random.Generator | RepeatedResamples
+) -> list[Interval]:
+    """Return the intervals of gain minus margin by resampling the groups."""
+    quantities = [_quantity(question, photos) for question in questions]
+    alphas = [_alpha(params, question) for question in questions]
+    return confidence(quantities, photos.groups, alpha=alphas, resamples=params.resamples, rng=rng)
+
+
+def _by_student(params: GateParams, questions: Sequence[Question], photos: _Photos, *_: object) -> list[Interval]:
+    """Return the intervals of gain minus margin by Student's t, on softened errors where the question's method says so.
+
+    A bootstrap question on fewer photos than the others is answered by this too.
+    """
+    soft = [number for number, question in enumerate(questions) if question.method == "softened"]
+    gains = iter(_soften([questions[number] for number in soft], photos) if soft else ())
+    quantities = [
+        Quantity(((1.0, next(gains)[:, None]),)) if question.method == "softened" else _quantity(question, photos)
+        for question in questions
+    ]
+    found = student(quantities, photos.groups, alpha=params.alpha)
+    # Softened intervals are logarithmic. Convert them back to the unit of the metric and subtract the margin.
+    for number in soft:
+        question = questions[number]
+        level = photos.level(_model(question), question.metric)
+        margin = question.share * level + question.slack
+        ends = (found[number].estimate, found[number].lower, found[number].upper)
+        found[number] = Interval(*(-level * math.expm1(-gain) - margin for gain in ends))
+    return found
+
+
+def _soften(questions: Sequence[Question], photos: _Photos) -> np.ndarray:
+    """Return the softened and winsorised gains of each question, (questions, photos)."""
+    candidates = np.stack([photos.scores(INT8, question.metric)[:, 0] for question in questions])
+    references = np.stack([photos.scores(_model(question), question.metric)[:, 0] for question in questions])
+    return winsorised(softened(candidates, references, SLACK))
+
+
+def _model(question: Question) -> Key:
+    """Return the model that a question compares with."""
     assert isinstance(question.reference, tuple)
-    candidate, reference = (evidence.values[key][question.metric][mask][:, 0] for key in (INT8, question.reference))
-    mean = float(reference.mean())
-    gains = winsorised(softened(candidate, reference, SLACK))
-    logarithmic = student([Quantity(((1.0, gains[:, None]),))], groups, alpha=alpha)[0]
-    margin = question.share * mean + question.slack
-    # The interval is logarithmic. Convert it back to the unit of the metric and subtract the margin.
-    ends = (logarithmic.estimate, logarithmic.lower, logarithmic.upper)
-    return _shown_with(Interval(*(-mean * math.expm1(-gain) - margin for gain in ends)), question, evidence, mask)
+    return question.reference
 
 
-def _shown_with(interval: Interval, question: Question, evidence: Evidence, mask: np.ndarray) -> Answer:
-    # The maximum over columns is MaxF for curves; scalar metrics have one column.
-    candidate = float(evidence.values[INT8][question.metric][mask].mean(axis=0).max())
+def _shown_with(interval: Interval, question: Question, photos: _Photos) -> Answer:
+    candidate = photos.level(INT8, question.metric)
     if isinstance(question.reference, tuple):
-        reference = float(evidence.values[question.reference][question.metric][mask].mean(axis=0).max())
+        reference = photos.level(question.reference, question.metric)
         margin = question.share * reference + question.slack
     else:
         reference, margin = question.reference, question.slack
-    groups = len(np.unique(evidence.group[mask]))
-    return Answer(interval, margin, reference, candidate, int(mask.sum()), groups)
+    return Answer(interval, margin, reference, candidate, len(photos.groups.order), len(photos.groups))
 
 
-def _quantity(question: Question, evidence: Evidence, mask: np.ndarray) -> Quantity:
+def _quantity(question: Question, photos: _Photos) -> Quantity:
     """Return the statistic gain minus margin, which is positive if the gain exceeds the margin."""
     sign = 1.0 if question.metric in HIGHER_IS_BETTER else -1.0
-    candidate = evidence.values[INT8][question.metric][mask]
+    candidate = photos.scores(INT8, question.metric)
     if not isinstance(question.reference, tuple):
         return Quantity(((sign, candidate),), -sign * question.reference - question.slack)
-    reference = evidence.values[question.reference][question.metric][mask]
+    reference = photos.scores(question.reference, question.metric)
     # The margin is a share of the reference, so it enters through the weight of the reference.
     weight = -sign - question.share
     # The maxima of two F curves are at different thresholds, so MaxF needs two terms.

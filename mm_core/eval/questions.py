@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 from mm_core.core.params import GateParams
@@ -75,11 +76,17 @@ def guard_questions(params: GateParams, *, anchor: bool) -> list[Question]:
 def not_worse(params: GateParams, metric: str, against: str, reference: Key) -> Question:
     """Return a non-inferiority question: the metric is not worse by more than its margin, with confidence."""
     # Metrics that params.yaml does not name keep their default margin.
-    margins: dict[str, float] = {**GateParams.model_validate({}).margins, **params.margins}
+    margins: dict[str, float] = {**_default_margins(), **params.margins}
     margin = margins.get(metric, margins["mse"])
     if metric in RELATIVE:
         return Question(metric, against, "non_inferior", reference, -margin, -SLACK, "softened")
     return Question(metric, against, "non_inferior", reference, 0.0, -margin, "student")
+
+
+@cache
+def _default_margins() -> dict[str, float]:
+    """Return the margins of a params.yaml without a word about them."""
+    return {**GateParams.model_validate({}).margins}
 
 
 def _metrics(params: GateParams) -> list[str]:

@@ -8,8 +8,10 @@ that every mean is better. The threshold rule requires a relative gain of every 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ from mm_core.core.params import GateParams
 from mm_core.core.progress import Progress
 from mm_core.core.records import CATEGORIES, Cell
 from mm_core.eval.across import macro_cell, with_pooled
+from mm_core.eval.bootstrap import RepeatedResamples
 from mm_core.eval.cells import judge_category
 from mm_core.eval.evidence import ANCHOR, CHAMPION, FLOAT, INT8, Evidence, Key
 from mm_core.eval.questions import RELATIVE, questions_for
@@ -195,11 +198,18 @@ def promoted(
     world: World,
     gains: Mapping[str, float],
     rng: np.random.Generator,
+    resamples: RepeatedResamples,
     rules: Sequence[str] = RULES,
 ) -> dict[str, bool]:
     """Return whether each rule promotes one simulated retraining.
 
-    `gains`: category → true relative gain in MSE; missing categories have gain 0.
+    Args:
+        params: The gate's rule.
+        world: Noise of photos and models.
+        gains: Category → true relative gain in MSE; missing categories have gain 0.
+        rng: Source of the photos and of the models' errors.
+        resamples: Source of the bootstrap's resamples.
+        rules: Names of `RULES`.
     """
     answer = dict.fromkeys(rules, True)
     cells: list[Cell] = []
@@ -207,7 +217,7 @@ def promoted(
     for category in sorted(SIX, key=lambda name: gains.get(name, 0.0)):
         photos = Photos(world, category, rng)
         scores = draw(photos, gains.get(category, 0.0))
-        cells += ask(params, category, photos, scores, rng, answer)
+        cells += ask(params, category, photos, scores, resamples, answer)
         if not any(answer.values()):
             break
     if answer.get("gate"):
@@ -220,7 +230,7 @@ def ask(
     category: str,
     photos: Photos,
     scores: Scores,
-    rng: np.random.Generator,
+    rng: np.random.Generator | RepeatedResamples,
     answer: dict[str, bool],
 ) -> list[Cell]:
     """Set the answers of the rules that reject this category to False; return the cells of the params' mode."""
@@ -236,9 +246,10 @@ def ask(
         if not answer.get(rule):
             continue
         questions = questions_for(mode, champion=True, anchor=anchor)
-        # Test the gain first. The other questions are skipped without it, which saves time.
-        for asked in (questions[:1], questions[1:]):
-            if answer[rule]:
+        # Where the gain is resampled, it is tested first, and the other questions are skipped without it.
+        first = 1 if questions[0].method == "bootstrap" else len(questions)
+        for asked in (questions[:first], questions[first:]):
+            if answer[rule] and asked:
                 found = judge_category(mode, evidence, category, asked, rng)
                 answer[rule] = bool(found) and not any(_decides(mode, cell) for cell in found)
                 cells += found if rule == "gate" else []
@@ -259,8 +270,7 @@ def passes(params: GateParams, cells: list[Cell]) -> bool:
 
 def evidence_of(scores: Scores, category: str, group: np.ndarray) -> Evidence:
     """Return simulated scores of one category as the gate's evidence; `group` is (photos,) int."""
-    names = np.char.mod("%d", np.arange(len(group)))
-    return Evidence(np.full(len(group), category), np.char.mod("%d", group), names, scores)
+    return Evidence(np.full(len(group), category), group, np.arange(len(group)), scores)
 
 
 def rates(
@@ -275,10 +285,30 @@ def rates(
     params, rng = params.model_copy(update={"resamples": min(params.resamples, RESAMPLES)}), np.random.default_rng(seed)
     # All rules judge the same draws, so their rates can be compared directly.
     count = dict.fromkeys(rules, 0)
+    resamples = RepeatedResamples(rng)
     for _ in range(runs):
-        for rule, yes in promoted(params, world, gains, rng, rules).items():
+        for rule, yes in promoted(params, world, gains, rng, resamples, rules).items():
             count[rule] += yes
     return {rule: count[rule] / runs for rule in rules}
+
+
+def cases(gains: Sequence[float] = (0.05, 0.1, 0.2, 0.3)) -> dict[str, dict[str, float]]:
+    """Return the name of each simulated case → category → true relative gain.
+
+    The cases are a no-op retraining, a no-op in one category with a true gain of 20 % in the others (the price of
+    requiring point gains), a regression of 5 % in one category with gains of 20 %, and equal true gains.
+
+    Args:
+        gains: The equal true gains.
+    """
+    # A gain of 20 % everywhere; two cases then change one category.
+    most: dict[str, float] = dict.fromkeys(SIX, 0.2)
+    return {
+        "no-op retrain": {},
+        "no-op in one category, +20 % in five": most | {"cards": 0.0},
+        "-5 % in one category, +20 % in five": most | {"cards": -0.05},
+        **{f"+{100 * gain:.0f} % in all six": dict.fromkeys(SIX, gain) for gain in gains},
+    }
 
 
 def characteristics(
@@ -286,29 +316,25 @@ def characteristics(
     world: World,
     runs: int,
     *,
-    photos: tuple[int, ...] = (25, 50, 100, 200),
-    gains: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3),
+    photos: Sequence[int] = (25, 50, 100, 200),
+    gains: Mapping[str, Mapping[str, float]],
     progress: Progress,
-) -> list[dict[str, object]]:
-    """Return operating characteristics: one row per case and number of photos, with each rule's share of promotions.
+) -> Iterator[dict[str, object]]:
+    """Yield operating characteristics: one row per case and number of photos, with each rule's share of promotions.
 
-    The cases are a no-op retraining, a no-op in one category with a true gain of 20 % in the others (the price of
-    requiring point gains), a regression of 5 % in one category with gains of 20 %, and equal true gains.
-
-    `photos`: numbers of eval photos per category. `gains`: equal true relative gains. `runs`: retrainings per row.
+    Args:
+        params: The gate's rule.
+        world: Noise of photos and models.
+        runs: Simulated retrainings per row.
+        photos: Numbers of eval photos per category.
+        gains: The cases, see `cases`.
+        progress: Receives the number of finished rows.
     """
-    # A gain of 20 % everywhere; two cases then change one category.
-    most: dict[str, float] = dict.fromkeys(SIX, 0.2)
-    cases: list[tuple[str, dict[str, float]]] = [
-        ("no-op retrain", {}),
-        ("no-op in one category, +20 % in five", most | {"cards": 0.0}),
-        ("-5 % in one category, +20 % in five", most | {"cards": -0.05}),
-    ]
-    cases += [(f"+{100 * gain:.0f} % in all six", dict.fromkeys(SIX, gain)) for gain in gains]
-    rows = []
-    for name, true in cases:
-        for count in photos:
-            found = rates(params, replace(world, photos=count), true, runs, seed=0)
-            rows.append({"case": name, "photos": count, **found})
-            progress(f"{runs} retrainings", len(rows), len(cases) * len(photos))
-    return rows
+    for done, (name, count) in enumerate(product(gains, photos), 1):
+        yield {"case": name, "photos": count, **rates(params, replace(world, photos=count), gains[name], runs, seed=0)}
+        progress(f"{runs} retrainings", done, len(gains) * len(photos))
+
+
+def most_off(runs: int) -> float:
+    """Return how far a share of `runs` retrainings may be off the true probability (95 %, at a half)."""
+    return 2 * math.sqrt(0.25 / runs)

@@ -7,8 +7,10 @@ import pytest
 from scipy import stats
 
 from mm_core.eval.bootstrap import (
+    CHUNK,
     Interval,
     Quantity,
+    RepeatedResamples,
     calibrated,
     confidence,
     fewest_groups,
@@ -98,6 +100,37 @@ def test_level_is_held(name: str) -> None:
             values = np.repeat(values, 3) + 0.1 * rng.normal(size=45)
         wrong += bounds(values, groups, seed=trial, resamples=300).lower > 0
     assert wrong / 1000 < 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_the_same_resamples_for_other_photos_hold_the_level_too() -> None:
+    """`mm gate simulate` draws resamples once: independent photos are resampled in other directions by them."""
+    rng = np.random.default_rng(6)
+    resamples, wrong = RepeatedResamples(np.random.default_rng(7)), 0
+    for _ in range(1000):
+        quantity = Quantity(((1.0, rng.normal(size=(15, 1))),))
+        found = confidence([quantity], np.arange(15), alpha=0.05, resamples=300, rng=resamples)[0]
+        wrong += found.lower > 0
+    assert 0.02 < wrong / 1000 < 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_repeated_resamples_keep_a_bounded_number() -> None:
+    resamples = RepeatedResamples(np.random.default_rng(0))
+    first = resamples.draw(10, 1000)
+    assert resamples.draw(10, 1000) is first and (first.sum(axis=1) == 10).all()
+    for groups in range(1000, 1030):
+        resamples.draw(groups, 1000)
+    assert sum(weights.size for weights in resamples._kept.values()) <= 11 * CHUNK
+
+
+def test_a_row_is_softened_and_winsorised_as_it_is_alone() -> None:
+    """Also a row without spread, and one that converges long before the others."""
+    rng = np.random.default_rng(8)
+    errors = np.exp(rng.normal(-3, [[0.0], [0.1], [1.5]], (3, 40)))
+    others = errors * np.exp(rng.normal(0, [[0.0], [0.01], [1.0]], (3, 40)))
+    gains = softened(errors, others, 1e-4)
+    assert (gains == np.stack([softened(*pair, 1e-4) for pair in zip(errors, others, strict=True)])).all()
+    assert (winsorised(gains) == np.stack([winsorised(row) for row in gains])).all()
+    assert (winsorised(gains)[0] == gains[0]).all()
 
 
 @pytest.mark.parametrize("photos", [16, 30, 60])

@@ -104,3 +104,25 @@ def numbers(gains: np.ndarray, error: float) -> np.ndarray:
     """Cells whose comparisons all have these gains, (retrainings, six, comparisons, 4)."""
     of = np.stack([gains, gains - error, np.full_like(gains, error), np.full_like(gains, -0.05)], 2)
     return np.repeat(of[:, :, None], len(COMPARISONS) + 1, 2)
+
+
+@pytest.mark.parametrize("mode", ["macro", "primary", "strict"])
+def test_a_question_gets_the_answer_that_it_gets_alone(mode: str) -> None:
+    """Questions of a category are answered at once; also with an anchor that lacks the scores of some photos."""
+    params = PARAMS.model_copy(update={"mode": mode, "resamples": 200})
+    rng = np.random.default_rng(11)
+    photos = Photos(replace(HEAVY, photos=60, burst=3), "pets", rng)
+    scores = simulated(photos, 0.1)
+    scores[ANCHOR]["biou"][:7] = np.nan
+    evidence = evidence_of(scores, "pets", photos.group)
+    asked = questions_for(params, champion=True, anchor=True)
+    together = judge_category(params, evidence, "pets", asked, np.random.default_rng(0))
+    alone = [judge_category(params, evidence, "pets", [question], np.random.default_rng(0))[0] for question in asked]
+    assert len(together) == len(asked) and {cell.images for cell in together} == {60, 53}
+    for one, other in zip(together, alone, strict=True):
+        numbers, expected = (
+            {name: value for name, value in cell.model_dump().items() if isinstance(value, float)}
+            for cell in (one, other)
+        )
+        assert numbers == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        assert {**one.model_dump(), **numbers} == {**other.model_dump(), **numbers}

@@ -14,8 +14,11 @@ from typer.testing import CliRunner
 from benchmarks.gate_simulation import HEAVY, settling, year
 from mm_core.cli.app import app
 from mm_core.core.params import GateParams, Params
+from mm_core.core.progress import quiet
+from mm_core.eval import bootstrap
+from mm_core.eval import simulate as module
 from mm_core.eval.evidence import CHAMPION, FLOAT, INT8
-from mm_core.eval.simulate import SIX, Photos, World, characteristics, draw, pairs_of, rates
+from mm_core.eval.simulate import SIX, Photos, World, cases, characteristics, draw, pairs_of, rates
 from mm_core.eval.variances import photos_needed
 
 QUICK = GateParams.model_validate({"resamples": 200})
@@ -116,9 +119,27 @@ def test_a_year_of_small_losses_is_never_promoted_twice() -> None:
 
 
 def test_table_has_a_row_per_case_and_size() -> None:
-    rows = characteristics(QUICK, FLAT, 2, photos=(12, 20), gains=(0.5,), progress=lambda what, done, total: None)
+    rows = list(characteristics(QUICK, FLAT, 2, photos=(12, 20), gains=cases((0.5,)), progress=quiet))
     assert len(rows) == 4 * 2 and {row["photos"] for row in rows} == {12, 20}
     assert all(0 <= row[rule] <= 1 for row in rows for rule in ("gate", "primary", "point", "threshold"))
+
+
+def test_the_first_row_is_there_before_the_second_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person waits at the prompt; all 14 rows take most of a minute."""
+    simulated = []
+    monkeypatch.setattr(
+        module, "rates", lambda params, world, *_, **__: simulated.append(world.photos) or {"gate": 0.0}
+    )
+    rows = characteristics(QUICK, FLAT, 2, photos=(12, 20), gains=cases(), progress=quiet)
+    assert next(rows)["photos"] == 12 and simulated == [12]
+
+
+def test_resamples_are_drawn_once_for_all_retrainings_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    real = bootstrap._resampled
+    monkeypatch.setattr(bootstrap, "_resampled", lambda *asked: drawn.append(asked[:2]) or real(*asked))
+    rates(QUICK, FLAT, every(0.5), 3, 0)
+    assert drawn == [(60, 200)]
 
 
 def test_the_photos_that_an_open_verdict_asks_for_settle_it() -> None:
