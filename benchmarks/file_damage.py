@@ -3,10 +3,11 @@
     python benchmarks/file_damage.py [--base FOLDER] [--minutes 40] [--seed 0] [--command status] [--kind pins]
 
 On the tiny workspace of `two_processes.py`: each command runs once on intact files, and the kernel's access times say
-which files it read. Then, in a random order, it runs again with one of these files truncated, emptied, changed by one
-bit, without read permission, or replaced by garbage, a folder, a pipe or a broken link. The command must end with the
-same result, or with a line that names the file and a remedy. Adds a row for each call to benchmarks/file_damage.csv,
-and writes the table of benchmarks/file_damage.md.
+which files it read. Then it runs again with one of these files truncated, emptied, changed by one bit, without read
+permission, or replaced by garbage, a folder, a pipe or a broken link. All commands get their first call before one gets
+its second. The command must end with the same result, or with a line that names the file and a remedy. Processes are
+forked from one that has loaded the libraries. Adds a row for each call to benchmarks/file_damage.csv, and writes the
+table of benchmarks/file_damage.md.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -30,15 +32,9 @@ from typing import NamedTuple
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-# These imports are for the calls alone: a fork finds loaded what it would import again each time.
-import mlflow.store.model_registry.sqlalchemy_store  # noqa: E402
-import mlflow.store.tracking.sqlalchemy_store  # noqa: E402, F401
-import scipy.stats  # noqa: E402, F401
 from csv_rows import read_rows, write_page_table, write_rows  # noqa: E402
 from trained_workspace import KINDS, TrainedWorkspace, flip, stamp  # noqa: E402
 
-import mm_core.operations  # noqa: E402
-import mm_core.stages  # noqa: E402, F401
 from mm_core.cli.app import main as run_mm  # noqa: E402
 
 TABLE = HERE / "file_damage.csv"
@@ -88,6 +84,8 @@ COMMANDS = (
     "label status --json",
     "label value --json",
 )
+Task = tuple[str, str, list[str], str]
+"""Command, kind of file, files of this kind that the command reads, damage."""
 SAME, NAMED = "same result", "names file and remedy"
 """The two results that are no fault."""
 LONGEST = 240.0
@@ -181,11 +179,18 @@ class Ended(NamedTuple):
 class Damage:
     """A base workspace, and calls on copies of it with one damaged file."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, logs: Path | None = None):
+        """Prepare the workspace.
+
+        Args:
+            root: Folder of a workspace that `two_processes.py` prepared, or an empty one, where it is made.
+            logs: Folder for the output of the commands; by default `root`.
+        """
         self.trained = TrainedWorkspace(root)
+        self.trained.load_modules()
         self.trained.renew()
         self.base, self.work = self.trained.base, self.trained.work
-        self.out, self.backup = root / "out", root / "backup"
+        self.out, self.backup, self.logs = root / "out", root / "backup", logs or root
         self.damaged: Path | None = None
         bundle = next(path for path in sorted(self.work.glob("bundle/*")) if path.is_dir())
         photos = self.work / "inbox" / "pixel_labeled" / "late" / "images"
@@ -206,7 +211,7 @@ class Damage:
     def call(self, command: str) -> Ended:
         """Run a command in a process of its own."""
         words = [self.words.get(word, word) for word in command.split()]
-        logs = [self.work.parent / name for name in ("stdout", "stderr")]
+        logs = [self.logs / name for name in ("stdout", "stderr")]
         process = multiprocessing.get_context("fork").Process(target=_run, args=(words, logs))
         process.start()
         process.join(LONGEST)
@@ -305,6 +310,25 @@ def _run(words: list[str], logs: list[Path]) -> None:
     run_mm()
 
 
+def deal(tasks: list[Task], done: set[tuple[str, str, str]]) -> list[Task]:
+    """Return the tasks that are not done; commands take turns, and the kinds of files of one command take turns."""
+    calls, calls_of_kind = Counter(), Counter()
+    for command, kind, _ in done:
+        calls[command] += 1
+        calls_of_kind[command, kind] += 1
+    turns: list[tuple[int, int, Task]] = []
+    for task in tasks:
+        command, kind, _, damage = task
+        if (command, kind, damage) not in done:
+            turns.append((calls_of_kind[command, kind], len(turns), task))
+            calls_of_kind[command, kind] += 1
+    order: list[tuple[int, int, Task]] = []
+    for _, number, task in sorted(turns, key=lambda turn: turn[:2]):
+        order.append((calls[task[0]], number, task))
+        calls[task[0]] += 1
+    return [task for _, _, task in sorted(order, key=lambda turn: turn[:2])]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, help="Folder of a workspace that two_processes.py prepared.")
@@ -319,18 +343,18 @@ def main() -> None:
         done = {(row["command"], row["kind"], row["damage"]) for row in rows}
         draw, expected, tasks = random.Random(arguments.seed), {}, []
         for command in chosen:
+            begun = time.perf_counter()
             expected[command], read = trial.learn(command)
+            seconds = time.perf_counter() - begun
             kinds: dict[str, list[str]] = {}
             for name in read:
                 if (kind := kind_of(name)) and (trial.base / name).stat().st_size:
                     kinds.setdefault(kind, []).append(name)
-            print(f"mm {command}: {', '.join(f'{len(v)} {k}' for k, v in kinds.items())}", flush=True)
+            print(f"mm {command}: {seconds:.1f} s, {', '.join(f'{len(v)} {k}' for k, v in kinds.items())}", flush=True)
             tasks += [(command, kind, files, damage) for kind, files in kinds.items() for damage in DAMAGES]
         tasks = [task for task in tasks if not arguments.kind or task[1] in arguments.kind]
         draw.shuffle(tasks)
-        for command, kind, files, damage in tasks:
-            if (command, kind, damage) in done:
-                continue
+        for command, kind, files, damage in deal(tasks, done):
             if sum(os.times()[:4]) > 60 * arguments.minutes:
                 break
             name, begun = draw.choice(files), time.perf_counter()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -14,6 +16,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from mm_core.core.layout import Layout  # noqa: E402
 from mm_core.core.settings import Settings  # noqa: E402
+from mm_core.model.torchvision_shim import ensure_torchvision  # noqa: E402
 
 KINDS = {
     "photos and mattes": "store/blobs/**/*",
@@ -60,6 +63,18 @@ class TrainedWorkspace:
     @property
     def layout(self) -> Layout:
         return Layout(Settings.from_env())
+
+    def load_modules(self) -> None:
+        """Import what a cycle imports, so that a forked process does not import it again.
+
+        Many imports are slow, and a call on the tiny workspace is short. Importing starts no threads of delta-rs.
+        """
+        ensure_torchvision()
+        modules = json.loads((self.base.parent / "modules.json").read_text())
+        for name in ("mm_core.stages", "mm_core.operations", *modules):
+            # Some modules exist only in the process that made the list.
+            with suppress(ImportError):
+                importlib.import_module(name)
 
     def renew(self, damaged: Path | None = None) -> None:
         """Make the copy equal to the base again; the access time of every file is 0.

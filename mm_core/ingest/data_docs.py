@@ -8,8 +8,11 @@ content.
 from __future__ import annotations
 
 import ast
+import logging
 import re
-import time
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -25,8 +28,6 @@ else:
     gx = Deferred("great_expectations")
     base = Deferred("great_expectations.data_context.types.base")
 
-CLOCK_STEP = 2.0
-"""Seconds by which time stamps of a file system may be older than the clock."""
 SCRIPTS = re.compile(r"<script\b.*?</script\s*>", re.DOTALL | re.IGNORECASE)
 HANDLERS = re.compile(r"""(<[a-z][^<>]*?)\s+on[a-z]+\s*=\s*("[^"]*"|'[^']*')""", re.IGNORECASE)
 """Event handlers of the library's own buttons; text of producers is escaped before it is written to a page."""
@@ -80,18 +81,45 @@ class DataDocs:
         return _context(self.folder)
 
     def build(self) -> None:
-        """Write the new pages and the index of all pages."""
-        if self.pages:
-            # The library does not return the files that it writes. Find them by their time stamps.
-            began = time.time() - CLOCK_STEP
-            self.context.build_data_docs(resource_identifiers=self.pages)
-            self.pages = []
-            index = self.folder / "index.html"
-            for page in self.folder.rglob("*.html"):
-                if page == index:  # a script holds its rows, so it is written anew
-                    page.write_text(index_page(page.read_text()))
-                elif page.stat().st_mtime >= began:
-                    page.write_text(self_contained(page.read_text()))
+        """Write the new pages, those that an earlier run could not write, and the index of all pages.
+
+        Raises:
+            OSError: A page could not be written; the next build writes it.
+        """
+        if not self.pages:
+            return
+        results: list[Any] = self.context.validation_results_store.list_keys()
+        missing = [key for key in results if not self._page(key.to_tuple()).is_file()]
+        with _raise_disk_faults():
+            self.context.build_data_docs(resource_identifiers=[*self.pages, *missing])
+        self.pages = []
+
+    def _page(self, key: tuple[str, ...]) -> Path:
+        """Return the file of the page about a validation result."""
+        *folders, name = key
+        return Path(self.folder, "validations", *folders, f"{name}.html")
+
+
+@contextmanager
+def _raise_disk_faults() -> Iterator[None]:
+    """Raise the system's first error about a page afterwards; Great Expectations only logs it, with a traceback."""
+    faults: list[OSError] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        # The library logs inside of its `except` block.
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            faults.append(error)
+        return not isinstance(error, OSError)
+
+    logger = logging.getLogger("great_expectations.render.renderer.site_builder")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+    if faults:
+        raise faults[0]
 
 
 def index_page(page: str) -> str:
@@ -168,4 +196,5 @@ def _context(data_docs: Path) -> EphemeralDataContext:
 
 
 def _folder(path: Path) -> dict[str, str]:
-    return {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(path)}
+    module = "mm_core.ingest.page_folder"
+    return {"module_name": module, "class_name": "PageFolder", "base_directory": str(path)}

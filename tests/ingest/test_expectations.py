@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from great_expectations.expectations.expectation import Expectation
 
 from mm_core.core.params import IngestParams
-from mm_core.core.records import KINDS
+from mm_core.core.records import KINDS, write_bytes
 from mm_core.ingest.batch_mix import CLASSES, LEAST_ROWS
 from mm_core.ingest.data_docs import STYLE, DataDocs
 from mm_core.ingest.expectations import RULES, Fault, Judge, rules_of
@@ -254,6 +256,28 @@ def test_data_docs_list_every_batch(tmp_path: Path) -> None:
         text = page.read_text()
         assert text.count(STYLE) == 1, page
         assert not re.search(r"<(script|link|img)[^>]*(src|href)=.https?:", text), "readable without a network"
+
+
+def test_a_page_that_a_full_disk_refused_is_written_by_the_next_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Great Expectations logged a traceback, left half a page, ended without an error and never wrote it again."""
+    full = {"first"}
+
+    def write(path: Path, data: bytes) -> None:
+        if path.suffix == ".html" and full & set(path.parts):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_bytes(path, data)
+
+    monkeypatch.setattr("mm_core.ingest.page_folder.write_bytes", write)
+    for batch in ("first", "second"):
+        docs = DataDocs(tmp_path / "docs")
+        Judge(IngestParams(), "unlabeled", batch, docs).rows([GOOD])
+        with pytest.raises(OSError, match="No space left") if full else nullcontext():
+            docs.build()
+        full.clear()
+    assert {path.parts[-3] for path in (tmp_path / "docs" / "validations").rglob("*.html")} == {"first", "second"}
+    assert "Traceback" not in caplog.text
 
 
 def test_a_drop_judged_in_pieces_has_the_sums(judge_of: Any) -> None:
