@@ -205,7 +205,8 @@ class Damage:
     def renew(self) -> None:
         """Make the workspace equal to the base again."""
         for folder in (self.out, self.backup):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(folder)
         self.trained.renew(self.damaged)
 
     def call(self, command: str) -> Ended:

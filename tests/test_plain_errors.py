@@ -19,7 +19,7 @@ import pytest
 
 from mm_core import stages
 from mm_core.cli import main
-from mm_core.core.errors import InputError, MattingError, ReleaseRefused
+from mm_core.core.errors import InputError, MattingError, ReleaseRefused, StoreError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.pins import has_snapshot, read_snapshot
@@ -42,6 +42,7 @@ from mm_core.storage.run import StorageRun
 from mm_core.storage.seals import database_seals, require_unbroken
 from mm_core.storage.store import LocalStore
 from mm_core.structuring.drift import drifted_batches
+from mm_core.training.mlflow_client import open_client
 from samplegen import write_drop
 
 PARAMS = Params().with_values(**{"structure.ocr": ()})
@@ -155,6 +156,17 @@ def test_a_full_disk_is_told_in_one_line_that_names_the_file(
         line = said(command, full_disk / "data", monkeypatch, capsys)
         assert re.search(rf"{full_disk}/\S*({file})", line) and "free some space" in line, line
     assert not (full_disk / "key.pem").exists(), "half a pair is none"
+
+
+def test_a_database_on_a_full_disk_is_named_without_a_traceback(
+    full_disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """MLflow logged a traceback, and its error quoted a statement with hundreds of values instead of the file."""
+    with pytest.raises(StoreError) as refused:
+        open_client(Settings.from_env(full_disk / "data")).create_experiment("another")
+    database = full_disk / "data" / "mlflow" / "mlflow.db"
+    assert str(refused.value).startswith(f"{database}: database or disk is full: free some space")
+    assert capfd.readouterr().err == ""
 
 
 def test_damaged_weights_of_a_judged_candidate_are_named(tmp_path: Path) -> None:

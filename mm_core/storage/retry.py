@@ -35,6 +35,17 @@ _REMEDIES = {
     errno.EEXIST: "a file or a link is in the place of a folder: move it away, or name another folder",
     errno.ENOTDIR: "a file is in the place of a folder: move it away, then run `mm check`",
 }
+_RESTORE = "run `mm check`, or restore it from a backup"
+_SQLITE_REMEDIES = {
+    "unable to open database file": _REMEDIES[errno.EACCES],
+    "attempt to write a readonly database": _REMEDIES[errno.EACCES],
+    "database or disk is full": _REMEDIES[errno.ENOSPC],
+    "disk I/O error": _RESTORE,
+    "database disk image is malformed": _RESTORE,
+    "malformed database schema": _RESTORE,
+    "file is not a database": _RESTORE,
+}
+"""Words of sqlite about its file → remedy."""
 NO_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, then run again"
 """Remedy where no credentials for S3 are found."""
 ARCHIVE_ERRORS = (
@@ -97,18 +108,21 @@ def plain_fault(error: BaseException) -> str | None:
             if isinstance(cause, OSError) and cause.errno in _REMEDIES:
                 return plain_fault(cause)
             cause = cause.__cause__ or cause.__context__
-        message = " ".join(str(error).split())[:300]
-        if remedy := database_remedy(message):
-            return f"{message}: {remedy}"
-        return f"a file of the workspace is damaged or unreadable ({type(error).__name__}: {message}): run `mm check`"
+        message = " ".join(str(error).split())
+        if fault := explain_sqlite(message):
+            return fault
+        words = f"{type(error).__name__}: {message[:300]}"
+        return f"a file of the workspace is damaged or unreadable ({words}): run `mm check`"
     return None
 
 
-def database_remedy(said: str) -> str:
-    """Return the remedy for an error text of sqlite that the disk causes; "" for any other text."""
-    if "unable to open database file" in said or "readonly database" in said:
-        return _REMEDIES[errno.EACCES]
-    return _REMEDIES[errno.ENOSPC] if "database or disk is full" in said else ""
+def explain_sqlite(text: str) -> str | None:
+    """Return sqlite's own words within an error text of MLflow or sqlalchemy, with a remedy; None for any other error.
+
+    Such a text is long, because it quotes the statement and its values.
+    """
+    words = next((words for words in _SQLITE_REMEDIES if words in text), None)
+    return f"{words}: {_SQLITE_REMEDIES[words]}" if words else None
 
 
 def s3_server() -> RemoteServer:

@@ -14,6 +14,7 @@ from mm_core.core.deferred import Deferred
 from mm_core.core.errors import StoreError, TrackingServerError
 from mm_core.core.servers import RemoteServer, public_address, report_wait
 from mm_core.core.settings import Settings
+from mm_core.storage.retry import explain_sqlite
 from mm_core.storage.seals import DATABASES, lost_database
 from mm_core.training.rehome import rehome
 
@@ -39,12 +40,14 @@ def open_client(settings: Settings) -> MlflowClient:
     # These report every migration of a new database.
     for talkative in ("alembic", "mlflow"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
+    # It logs a traceback of each error that it raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     uri = settings.mlflow_uri
     if database := require_database(settings):
         database.parent.mkdir(parents=True, exist_ok=True)
         # A workspace that was moved to another path has old artifact paths in its database.
         rehome(settings)
-        return client(tracking_uri=uri, registry_uri=uri)
+        return cast("MlflowClient", _LocalClient(client, uri, database))
     return cast("MlflowClient", _WatchedClient(uri))
 
 
@@ -106,6 +109,44 @@ class _WatchedClient:
         return watched
 
 
+class _LocalClient:
+    """Proxy of an MlflowClient for a sqlite database; its errors about the disk name the database."""
+
+    def __init__(self, client: Callable[..., MlflowClient], uri: str, database: Path) -> None:
+        self._database = database
+        # The constructor makes a new database.
+        self._client = self._explained(client)(tracking_uri=uri, registry_uri=uri)
+
+    def __getattr__(self, name: str) -> object:
+        value = getattr(self._client, name)
+        return self._explained(value) if callable(value) else value
+
+    def _explained(self, call: Callable[..., object]) -> Callable[..., object]:
+        """Return `call` with errors of sqlite about its file as StoreError."""
+
+        @wraps(call)
+        def explained(*args: object, **options: object) -> object:
+            try:
+                return call(*args, **options)
+            # MLflow wraps some errors of sqlalchemy and raises others as they are.
+            except Exception as error:
+                if not _is_of_database(error) or (fault := explain_sqlite(str(error))) is None:
+                    raise
+                raise StoreError(f"{self._database}: {fault}") from error
+
+        return explained
+
+
+def _is_of_database(error: Exception) -> bool:
+    """Return whether an error comes from MLflow, sqlalchemy or sqlite."""
+    return bool(_packages_of(error) & {"mlflow", "sqlalchemy", "sqlite3"})
+
+
+def _packages_of(error: Exception) -> set[str]:
+    """Return the packages that define the class of an error and its base classes."""
+    return {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+
+
 def _server_fault(error: Exception) -> str | None:
     """Return the cause in a few words if an error comes from the connection or from a foreign server; else None."""
     text = " ".join(str(error).split())
@@ -113,5 +154,4 @@ def _server_fault(error: Exception) -> str | None:
     if isinstance(error, exceptions.MlflowException) and text.startswith(("API request to", "Invalid url")):
         cause = error.__cause__ or error.__context__
         return type(cause).__name__ if cause else text[:200]
-    packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    return type(error).__name__ if "sqlalchemy" in packages else None
+    return type(error).__name__ if "sqlalchemy" in _packages_of(error) else None

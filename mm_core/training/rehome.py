@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from mm_core.core.errors import StoreError
 from mm_core.core.layout import Layout
 from mm_core.core.settings import Settings
-from mm_core.storage.retry import database_remedy
+from mm_core.storage.retry import explain_sqlite
 from mm_core.storage.seals import database_fault, seal_databases
 
 COLUMNS = ("artifact_location", "artifact_uri", "source", "storage_location")
@@ -49,8 +49,8 @@ def rehome(settings: Settings) -> int:
                 database.execute("BEGIN IMMEDIATE")
                 moved = sum(_move(database, before, after) for root in old for before, after in _forms(root, here))
     except sqlite3.Error as error:
-        remedy = database_remedy(str(error)) or "run `mm check`, or restore it from a backup"
-        raise StoreError(f"{path}: {error}: {remedy}") from None
+        fault = explain_sqlite(str(error)) or f"{error}: run `mm check`, or restore it from a backup"
+        raise StoreError(f"{path}: {fault}") from None
     seal_databases(layout.root, layout.cache)
     return moved
 
