@@ -204,9 +204,11 @@ class Damage:
 
     def renew(self) -> None:
         """Make the workspace equal to the base again."""
-        for folder in (self.out, self.backup):
-            if folder.exists():
-                shutil.rmtree(folder)
+        for path in (self.out, self.backup):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:  # `mm compare` writes a page
+                path.unlink(missing_ok=True)
         self.trained.renew(self.damaged)
 
     def call(self, command: str) -> Ended:

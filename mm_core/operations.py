@@ -104,7 +104,7 @@ def plan_forgetting(run: Run, samples: Sequence[str], group: str | None = None) 
 
 
 def _remaining(run: Run, ids: Sequence[str]) -> list[dict[str, str]]:
-    """Return the HTML reports and the drops in the inbox that contain one of the photos; a person has to remove them.
+    """Return the reports and the drops in the inbox that contain one of the photos; a person has to remove them.
 
     The drops are found by the rows of the photos, so the call must precede the removal.
     """
@@ -114,8 +114,10 @@ def _remaining(run: Run, ids: Sequence[str]) -> list[dict[str, str]]:
     rows = [run.catalog.read(t, columns=["kind", "batch"], filters=[(c, "in", values)]) for t, c, values in named]
     drops = sorted({(row["kind"], row["batch"]) for frame in rows for row in frame.to_dict("records")})
     there = [f"{k}/{b}" for k, b in drops if any(inbox.exists(f"{k}/{b}/{manifest}") for manifest in MANIFESTS)]
-    pages = [*layout.reports.rglob("*.html"), layout.html_report]
+    pages = [*layout.reports.rglob("*.html"), layout.html_report, *sorted((layout.root / "reports").glob("*.json"))]
     shown = [str(page) for page in pages if page.is_file() and any(i in page.read_text() for i in ids)]
+    # The record of a killed call is written again.
+    shown = [page for page in shown if not page.endswith("/forget.json")]
     return [{"what": "page", "where": page} for page in shown] + [
         {"what": "drop", "where": f"{inbox.url}/{drop}"} for drop in there
     ]

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import posixpath
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -110,9 +111,9 @@ class Store(Protocol):
         ...
 
     def purge(self, prefix: str) -> int:
-        """Remove superseded versions under a prefix, after other writers deleted or replaced objects there.
+        """Remove downloads and superseded versions under a prefix, where other writers deleted or replaced objects.
 
-        Returns their number. Does nothing in a folder, and in a bucket without versions seen by `delete`.
+        Returns the number of versions: 0 for a folder, and for a bucket in which `delete` saw no versions.
         """
         ...
 
@@ -428,6 +429,9 @@ class S3Store:
             self._delete_versions(self._key(key), lambda entry: entry["Key"] == self._key(key))
 
     def purge(self, prefix: str) -> int:
+        # A backup downloads the catalog's files; no later request finds out that they are gone from the bucket.
+        for folder in ("objects", "etags"):
+            shutil.rmtree(self.cache / folder / _inside(prefix), ignore_errors=True)
         if not self._versioned:
             return 0
         return self._delete_versions(f"{self._key(prefix)}/", lambda entry: not entry["IsLatest"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import boto3
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,12 +16,15 @@ from mm_core import operations
 from mm_core.core.errors import InputError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
-from mm_core.core.records import sha256_bytes
+from mm_core.core.progress import quiet
+from mm_core.core.records import Report, sha256_bytes
 from mm_core.core.settings import Settings
 from mm_core.ingest import erasure as forgetting
 from mm_core.ingest.data_docs import DataDocs
 from mm_core.ingest.erasure import SHORTEST_PREFIX, describe_photos, erase, find_photos, forget_photos
+from mm_core.ingest.ingest import ingest_ready
 from mm_core.pinned_inputs import Run
+from mm_core.services.backup import back_up
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.store import LocalStore, Store, blob_key
 
@@ -72,6 +78,47 @@ def test_nothing_is_left_but_the_memory_of_the_id(shop) -> None:
     assert one not in set(shop.catalog.read("samples")["id"]) and len(shop.catalog.read("samples")) == 3
     forget_photos(shop.catalog, shop.store, [three])
     assert blob_key(matte) not in everything(shop.store), "nobody has this matte any more"
+
+
+def test_a_bucket_that_keeps_versions_and_its_downloads_hold_nothing_of_the_photo(
+    bucket: str, make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As infra/s3 sets it up, with a replaced matte, a refused copy and a backup in the same bucket."""
+    monkeypatch.setattr(DataDocs, "build", lambda self: None)
+    client, name = boto3.session.Session().client("s3"), bucket.removeprefix("s3://")
+    client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    settings = replace(Settings.from_env(tmp_path / "data"), store=f"{bucket}/store", inbox=str(tmp_path / "inbox"))
+    run = Run(Params(), Layout(settings))
+    one, other = make.row(1, caption="Ann"), make.row(2, caption="")
+    matte = make.encoded(make.matte(5), "PNG")
+    for batch, rows in {
+        "a": [one, other],
+        "b": [{**one, "alpha_bytes": matte}],
+        "c": [make.row(1, category="nonsense", caption="Ann")],
+    }.items():
+        make.write_rows(tmp_path / "inbox" / "pixel_labeled" / batch, rows)
+        ingest_ready(run, Report("ingest"))
+    secrets = [b"Ann", one["image_bytes"], one["alpha_bytes"], matte]
+
+    def secrets_left() -> set[str]:
+        """Return where a person who reads every version, or the workspace, finds something of the photo."""
+        files = {f"{path}": path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
+        for page in client.get_paginator("list_object_versions").paginate(Bucket=name):
+            for entry in page.get("Versions", ()):
+                body = client.get_object(Bucket=name, Key=entry["Key"], VersionId=entry["VersionId"])["Body"].read()
+                files[f"{entry['Key']} {entry['VersionId']}"] = body
+        for where, content in files.items():
+            if content[:4] == b"PAR1":
+                files[where] = repr(pq.read_table(io.BytesIO(content)).to_pylist()).encode()
+        return {where for where, content in files.items() if any(secret in content for secret in secrets)}
+
+    back_up(settings, f"{bucket}/backup", Report("backup"), keep=1, progress=quiet)
+    assert secrets_left()
+    operations.forget(run, [sha256_bytes(one["image_bytes"])])
+    assert {where.partition("/")[0] for where in secrets_left()} == {"backup"}, "as the operator's guide says"
+    back_up(settings, f"{bucket}/backup", Report("backup"), keep=1, progress=quiet)
+    assert secrets_left() == set()
+    assert run.store.exists(blob_key(sha256_bytes(other["image_bytes"]))), "the other photo is there"
 
 
 def test_a_delivery_again_does_not_bring_it_back(shop, make) -> None:
