@@ -15,6 +15,7 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from mm_core.core.params import GateParams
 from mm_core.core.progress import Progress
@@ -286,9 +287,11 @@ def rates(
     # All rules judge the same draws, so their rates can be compared directly.
     count = dict.fromkeys(rules, 0)
     resamples = RepeatedResamples(rng)
-    for _ in range(runs):
-        for rule, yes in promoted(params, world, gains, rng, resamples, rules).items():
-            count[rule] += yes
+    # The products are so small that a second thread of BLAS would only wait, at the cost of a core.
+    with threadpool_limits(1, user_api="blas"):
+        for _ in range(runs):
+            for rule, yes in promoted(params, world, gains, rng, resamples, rules).items():
+                count[rule] += yes
     return {rule: count[rule] / runs for rule in rules}
 
 
