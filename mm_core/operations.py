@@ -13,7 +13,7 @@ from mm_core.core.errors import InputError, MattingError
 from mm_core.core.folders import has_file
 from mm_core.core.layout import Layout
 from mm_core.core.locks import removal_lock
-from mm_core.core.pins import has_snapshot
+from mm_core.core.pins import has_snapshot, read_snapshot
 from mm_core.core.records import Report, digest_of, sha256_file, timed
 from mm_core.export.lineage import models_with, starts_with
 from mm_core.export.registry import Registry
@@ -21,6 +21,7 @@ from mm_core.export.runtime import OnnxPredictor
 from mm_core.export.start_weights import withdraw_starts
 from mm_core.ingest.erasure import clear_decoded, describe_photos, find_photos, forget_photos
 from mm_core.ingest.inbox import MANIFESTS
+from mm_core.ingest.learnt import mark_scenes
 from mm_core.ingest.placement import POOLS
 from mm_core.ingest.snapshot import read_pool
 from mm_core.labeling.forget import forget_on_server, forget_tasks
@@ -152,7 +153,9 @@ def forget(run: Run, samples: Sequence[str]) -> Report:
         removal_lock(layout, "forget"),
         timed(Report("forget"), layout.root / "reports" / "forget.json") as report,
     ):
-        report.tables["remaining"] = _remaining(run, find_photos(run.catalog, samples))
+        going = find_photos(run.catalog, samples)
+        report.tables["remaining"] = _remaining(run, going)
+        mark_scenes(run.catalog, going, run.params.snapshot.near_duplicate_bits)
         # Remove the photos first. The other steps only remove copies and references.
         ids = forget_photos(run.catalog, run.store, samples)
         clear_decoded(layout)
@@ -186,7 +189,7 @@ def compact(run: Run) -> Report:
         # Keep the versions that the next cycle and the present one are pinned to.
         pinned = [read_inputs(layout)["catalog"]] if has_file(layout.inputs) else []
         if has_snapshot(layout):
-            pinned.append(frozen_inputs(layout)["catalog"])
+            pinned.append(read_snapshot(layout)["catalog"])
         for table in SCHEMAS:
             report.metrics[f"compact/{table}/merged"] = catalog.compact(table)
             keep = [versions[table] for versions in pinned if table in versions]

@@ -23,6 +23,7 @@ from mm_core.core.pins import (
     PinnedInputs,
     are_pins,
     missing,
+    news_of,
     parse_inputs,
     read_snapshot,
     start_digest,
@@ -199,7 +200,8 @@ def frozen_inputs(layout: Layout) -> PinnedInputs:
     if not are_pins(frozen):
         raise InputError(f"{layout.snapshot / 'snapshot.json'} is damaged: run `mm snapshot` again")
     pinned: PinnedInputs = {
-        "catalog": frozen["catalog"],
+        # The table of learnt photos is frozen with the snapshot, and is no input of a next cycle.
+        "catalog": news_of(frozen["catalog"]),
         "champion": frozen["champion"],
         "anchor": frozen["anchor"],
     }

@@ -36,6 +36,7 @@ from mm_core.export.quantise import quantise
 from mm_core.export.runtime import OnnxPredictor, files_digest, int8_files
 from mm_core.export.start_weights import keep_start
 from mm_core.ingest.ingest import ingest_ready
+from mm_core.ingest.learnt import record_learnt
 from mm_core.ingest.snapshot import build_snapshot, eval_state, read_pool
 from mm_core.labeling.apply_annotations import Taken
 from mm_core.labeling.collect import collect_labels
@@ -68,6 +69,7 @@ from mm_core.structuring.drift import drift_of_new
 from mm_core.structuring.split import split_by_difficulty
 from mm_core.structuring.structure import structure_new
 from mm_core.training.record import require_start
+from mm_core.training.stage_data import read_data
 
 if TYPE_CHECKING:
     from mm_core.model.predict import Predictor
@@ -204,6 +206,10 @@ def _train(stage: str, run: Run) -> Report:
     # The first stage gets None from `require_start`, and starts from the champion or from scratch.
     start = require_start(stage, run.layout) or warm_start(run, frozen_inputs(run.layout))
     with timed(Report(f"train-{stage}"), run.layout.stage_report(f"train-{stage}")) as report:
+        # Recorded before the first step, so that a killed training is remembered too.
+        data = read_data(stage, run.layout)
+        trained = [data.labeled, data.replay, data.unlabeled, data.text_image]
+        record_learnt(run.catalog, [frame for frame in trained if frame is not None], data.validation)
         if run.layout.settings.engine == "ray":
             from mm_core.training.on_ray import train_stage_on_ray
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal, NotRequired, TypedDict, TypeGuard
 
@@ -14,6 +15,9 @@ from mm_core.core.records import unseal
 Role = Literal["champion", "anchor"]
 PINNED_TABLES: Final = ("samples", "labels", "features")
 """The catalog's tables in each record; those of newer versions also have `corrections`."""
+LEARNT_TABLE: Final = "learnt"
+"""The table to which a cycle itself adds rows. `snapshot.json` has its version, `inputs.json` does not: a snapshot
+always excludes all that was learnt before it was frozen, also with pins of before."""
 NO_PHOTOS: Final = (
     "has no photos yet: `mm drop FOLDER --kind pixel_labeled --batch NAME` brings some, then `mm run` ingests them and "
     "trains; `mm demo` shows it with generated photos"
@@ -58,6 +62,11 @@ class PinnedInputs(TypedDict):
     anchor: ModelPin | None
     start: NotRequired[StartPin]
     """Only while there is no champion and an earlier cycle left a candidate."""
+
+
+def news_of(catalog: Mapping[str, int]) -> dict[str, int]:
+    """Return the versions whose change is a reason for a new cycle: those of all tables but LEARNT_TABLE."""
+    return {table: version for table, version in catalog.items() if table != LEARNT_TABLE}
 
 
 def start_for(pinned: PinnedInputs, snapshot: str) -> StartPin | None:

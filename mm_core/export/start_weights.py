@@ -15,7 +15,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 
 from mm_core.core.layout import TRAIN_STAGES
-from mm_core.core.pins import StartPin, read_snapshot
+from mm_core.core.pins import StartPin, news_of, read_snapshot
 from mm_core.core.records import Verdict, parse_record
 from mm_core.export.provenance import gather, read_provenance
 from mm_core.storage.run import StorageRun
@@ -86,7 +86,7 @@ def newest_start(store: Store, catalog: dict[str, int]) -> StartPin | None:
     usable = [
         record
         for record in kept_starts(store)
-        if record["catalog"] != catalog and not store.exists(_withdrawn(record["digest"]))
+        if news_of(record["catalog"]) != news_of(catalog) and not store.exists(_withdrawn(record["digest"]))
     ]
     return usable[-1] if usable else None
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mm_core.ingest.holdout_growing import NEVER, Arrivals
+from mm_core.ingest.learnt import Learnt
 from mm_core.ingest.scenes import connect, declared_of, encoded, equals, known_categories, whole_column
 from mm_core.storage.catalog import Catalog
 
@@ -101,7 +102,12 @@ class Scenes:
 
 
 def arrivals_of(
-    samples: pa.Table, category: pa.DictionaryArray, scenes: Scenes, lost_at: Mapping[int, str], since: SinceArrival
+    samples: pa.Table,
+    category: pa.DictionaryArray,
+    scenes: Scenes,
+    lost_at: Mapping[int, str],
+    since: SinceArrival,
+    learnt: Learnt,
 ) -> Arrivals:
     """Return the columns for `hold_out`, with the values that the samples arrived with.
 
@@ -111,6 +117,7 @@ def arrivals_of(
         scenes: Their present scenes.
         lost_at: Position → time of the last withdrawal of a sample without a label.
         since: The changes since the samples arrived.
+        learnt: What earlier cycles have learnt from.
     """
     ids = whole_column(samples["id"])
     time, times = _ranked(encoded(samples["accepted_at"]))
@@ -135,6 +142,11 @@ def arrivals_of(
         joins = [(when, int(codes[place]), target) for (place, _, when), target in zip(moves, targets, strict=True)]
         of_group = connect(codes, len(names), scenes.links, [(one, other) for _, one, other in joins])
     codes, groups = codes.astype(np.int64), len(names)
+
+    def is_learnt(known: pa.Array, forgotten: Collection[str]) -> np.ndarray:
+        of_forgotten = np.asarray(pc.is_in(names, pa.array(list(forgotten), pa.string())).to_numpy(False))
+        return np.asarray(pc.is_in(ids, known).to_numpy(False)) | of_forgotten[codes]
+
     freed = [(from_then(when), int(codes[place])) for place, when in _present(ids, since.trained.items())]
     changed = {group for _, *both in joins for group in both} | {group for _, group in freed}
     losses = {place: from_then(when) for place, when in lost_at.items()}
@@ -161,6 +173,8 @@ def arrivals_of(
         drawable=labelled & (equals(role, "") | np.asarray(role.is_null())) & ~np.asarray(edited),
         changed=np.isin(of_group, of_group[sorted(changed)])[codes],
         order=order,
+        trained=is_learnt(learnt.training, learnt.training_groups),
+        validated=is_learnt(learnt.validation, learnt.validation_groups),
         lost=_lost_groups(groups, codes, time, losses),
         eval_share=shares["eval"],
         validation_share=shares["validation"],

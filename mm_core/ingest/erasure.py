@@ -21,6 +21,7 @@ from mm_core.core.layout import Layout
 from mm_core.core.records import sha256_file
 from mm_core.imaging.pixel_cache import PixelCache
 from mm_core.ingest.inbox import kept_matte
+from mm_core.ingest.learnt import uses_of
 from mm_core.storage.catalog import Catalog, Filter
 from mm_core.storage.store import Store, blob_key
 
@@ -216,7 +217,7 @@ def erase(catalog: Catalog, store: Store, ids: Collection[str]) -> None:
     alphas = _remember(catalog, ids)
     for table, column in (
         ("samples", "id"),
-        *((t, "sample_id") for t in ("labels", "reviews", "features", "corrections")),
+        *((t, "sample_id") for t in ("labels", "reviews", "features", "corrections", "learnt")),
     ):
         catalog.delete(table, column, ids)
     # Quarantine keeps copies of refused photos under their own digest.
@@ -237,13 +238,13 @@ def erase(catalog: Catalog, store: Store, ids: Collection[str]) -> None:
     for key in (*map(blob_key, sorted(ids)), *copies, *(blob_key(alpha) for alpha in alphas if alpha not in shared)):
         store.delete(key)
     # Old table versions still hold the deleted rows on disk.
-    for table in ("samples", "labels", "reviews", "features", "corrections", "rejects"):
+    for table in ("samples", "labels", "reviews", "features", "corrections", "learnt", "rejects"):
         catalog.vacuum(table, days=0)
     store.purge("catalog")  # a versioned bucket still keeps the vacuumed files
 
 
 def _remember(catalog: Catalog, ids: Collection[str]) -> list[str]:
-    """Record the ids with their groups and mattes, which a repeated call needs after the rows are deleted.
+    """Record the ids with their groups, mattes and uses by training before the rows are deleted.
 
     Returns:
         The digests of all their mattes, sorted.
@@ -253,9 +254,11 @@ def _remember(catalog: Catalog, ids: Collection[str]) -> list[str]:
     samples = catalog.read("samples", columns=["id", "group"], filters=[("id", "in", list(ids))])
     group_of = dict(zip(samples["id"], samples["group"], strict=True))
     labels = catalog.read("labels", columns=["sample_id", "alpha_sha256"], filters=[("sample_id", "in", list(ids))])
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    learnt, now = uses_of(catalog, ids), datetime.now(UTC).isoformat(timespec="seconds")
     for i in ids:
-        row = rows.setdefault(i, {"id": i, "group": group_of.get(i), "alphas": "", "forgotten_at": now})
+        new = {"id": i, "group": group_of.get(i), "alphas": "", "forgotten_at": now, "learnt": None}
+        row = rows.setdefault(i, new)
+        row["learnt"] = learnt.get(i) or row["learnt"]
         # Merge with the record of a killed call, which may have deleted the labels already.
         found = {*row["alphas"].split(), *labels.loc[labels["sample_id"] == i, "alpha_sha256"]}
         row["alphas"] = " ".join(sorted(found))

@@ -5,6 +5,9 @@ replays the arrivals of the catalog in order. Each arriving photo joins its comp
 near-duplicates. A photo is never held out if its component was in a training pool before. A decision depends only on
 its own arrival and earlier ones, so later photos never change it.
 
+Changed params or a forgotten photo do change the decisions of old arrivals. What cycles have learnt from is therefore
+recorded (`mm_core.ingest.learnt`), and no photo whose component contains such a photo by its arrival is held out.
+
 Most components arrive at one time. Their photos are decided in columns, and the replay only counts them and draws from
 sorted candidates. The other components are replayed by `mm_core.ingest.holdout_growing`.
 """
@@ -121,6 +124,10 @@ class _Replay:
         self.component_of[arrivals.group] = arrivals.component
         # Groups picked for evaluation in addition to the share of hashes, and the components that are held out.
         self.picked, self.judges, self.validates = (np.zeros(n, bool) for n in (groups, components, components))
+        # Components that an earlier cycle has learnt from; a checkpoint's choice excludes from evaluation only.
+        self.bars_eval, self.bars_validation = np.zeros(components, bool), np.zeros(components, bool)
+        self.bars_eval[arrivals.component[arrivals.trained | arrivals.validated]] = True
+        self.bars_validation[arrivals.component[arrivals.trained]] = True
         self._prepare_eval()
         self._prepare_validation()
 
@@ -128,7 +135,8 @@ class _Replay:
         """Decide by role and hash, and count the groups of each step."""
         arrivals, groups = self.arrivals, len(self.arrivals.order)
         in_share = (arrivals.eval_share < self.params.eval_share)[arrivals.group]
-        self.chosen = self.at_once & (arrivals.asked | (arrivals.drawable & in_share))
+        able = self.at_once & ~self.bars_eval[arrivals.component]
+        self.chosen = able & (arrivals.asked | (arrivals.drawable & in_share))
         self.judges[arrivals.component[self.chosen]] = True
         # One number per step and group; `unique` then counts a group once per step.
         pair = self.step * groups + arrivals.group
@@ -140,7 +148,7 @@ class _Replay:
         for step, lost in zip((filled // groups).tolist(), arrivals.lost[filled % groups].tolist(), strict=True):
             self.eval_filled.setdefault(step, []).append(lost)
         # Candidates for the case that the hash gives too few groups.
-        waiting = np.setdiff1d(pair[self.at_once & arrivals.drawable & ~self.chosen], filled)
+        waiting = np.setdiff1d(pair[able & arrivals.drawable & ~self.chosen], filled)
         self.eval_waiting = _Candidates(waiting // groups, waiting % groups, arrivals.eval_share, arrivals.order)
 
     def _prepare_validation(self) -> None:
@@ -168,7 +176,7 @@ class _Replay:
         held = HeldOut(
             evaluation=self.chosen | (arrivals.drawable & self.picked[arrivals.group]),
             validation=arrivals.labelled & ~arrivals.asked & self.validates[arrivals.component],
-            refused=np.zeros(len(arrivals.time), bool),
+            refused=self.at_once & arrivals.asked & ~self.chosen,
         )
         held.evaluation[rows] = growing.evaluation[growing.event_of]
         held.validation[rows] = growing.validation[growing.event_of]
@@ -207,6 +215,8 @@ class _Replay:
                 # `_prepare_validation` left out components held out by role or hash; this leaves out picked ones.
                 names = names[~self.judges[self.component_of[names]]]
             needs.seen += len(names)
+            # Photos that were trained on count, as they did when they arrived, but are not drawn.
+            names = names[~self.bars_validation[self.component_of[names]]]
             waits = len(names) + len(open_nodes)
             if not waits:
                 continue

@@ -41,6 +41,10 @@ class Arrivals:
     """(samples,) bool: its component has an entry in `joins` or `freed`."""
     order: np.ndarray
     """(groups,) int: place in the alphabetical order of the groups with a labelled photo; -1 for other groups."""
+    trained: np.ndarray
+    """(samples,) bool: an earlier cycle has trained on it, or on a forgotten photo of its group."""
+    validated: np.ndarray
+    """(samples,) bool: it or a forgotten photo of its group has chosen the checkpoint of an earlier cycle."""
     lost: np.ndarray
     """(groups,) int: number of the first arrival for which no photo of the group counts; NEVER if one does."""
     eval_share: np.ndarray
@@ -118,6 +122,8 @@ class GrowingComponents:
             labelled,
             arrivals.asked[rows],
             arrivals.drawable[rows],
+            arrivals.trained[rows],
+            arrivals.validated[rows],
             # Photos without a label are not counted in a category.
             np.where(labelled, arrivals.category[rows], 0),
         )
@@ -125,7 +131,7 @@ class GrowingComponents:
         for column in columns:
             key = key * (int(column.max(initial=0)) + 1) + column
         _, first, self.event_of = np.unique(key, return_index=True, return_inverse=True)
-        time, group, labelled, asked, drawable, category = (column[first] for column in columns)
+        time, group, labelled, asked, drawable, trained, validated, category = (column[first] for column in columns)
         # Declared groups of these rows, by consecutive numbers: the nodes of the forest.
         # A photo may have been moved to a group that no photo arrived with.
         named = [number for _, *both in arrivals.joins for number in both]
@@ -133,12 +139,15 @@ class GrowingComponents:
         nodes = nodes[: len(group)]
         self.node, self.labelled, self.asked = nodes.tolist(), labelled.tolist(), asked.tolist()
         self.drawable, self.category = drawable.tolist(), category.tolist()
+        self.trained, self.validated = trained.tolist(), validated.tolist()
         self.order, self.lost = arrivals.order[self.groups].tolist(), arrivals.lost[self.groups].tolist()
         self.eval_share = arrivals.eval_share[self.groups].tolist()
         count = len(self.groups)
         self.parent = list(range(count))
         # Flags per component, stored at its root: whether its photos train, evaluate or validate.
         self.learnt, self.judges, self.validates = [False] * count, [False] * count, [False] * count
+        # Flags per component: whether an earlier cycle has learnt from it, which excludes a use of arriving photos.
+        self.bars_eval, self.bars_validation = [False] * count, [False] * count
         self.picked: set[int] = set()
         self.evaluation, self.validation, self.refused = (np.zeros(len(first), bool) for _ in range(3))
         times, begins = np.unique(time, return_index=True)
@@ -178,7 +187,7 @@ class GrowingComponents:
         if one != other:
             self.parent[other] = one
             # A joined component has the flags of both parts.
-            for flags in (self.learnt, self.judges, self.validates):
+            for flags in (self.learnt, self.judges, self.validates, self.bars_eval, self.bars_validation):
                 flags[one] |= flags[other]
 
     def choose_eval(self, time: int, needs: list[Needs]) -> dict[int, list[int]]:
@@ -199,17 +208,22 @@ class GrowingComponents:
         self.roots = [self._root(self.node[event]) for event in self.events]
         # Evaluation is decided first, so that validation cannot use an evaluation component.
         self.fresh = [not (self.learnt[root] or self.validates[root]) for root in self.roots]
+        for event, root in zip(self.events, self.roots, strict=True):
+            self.bars_eval[root] |= self.trained[event] or self.validated[event]
+            self.bars_validation[root] |= self.trained[event]
         waiting: dict[int, set[int]] = defaultdict(set)
         for event, root, fresh in zip(self.events, self.roots, self.fresh, strict=True):
             node = self.node[event]
             if self.asked[event]:
                 # The producer asked for evaluation. This fails only if related photos were in training.
-                chosen = fresh
-                self.refused[event] = not fresh
+                chosen = fresh and not self.bars_eval[root]
+                self.refused[event] = not chosen
             elif self.drawable[event] and fresh:
                 # The stable hash gives the share without a random state. A chosen group stays chosen.
-                chosen = self.eval_share[node] < self.least_share or node in self.picked
-                if not chosen and not self.judges[root]:
+                # A component that an earlier cycle has learnt from counts as seen, as it did in that cycle.
+                able = not self.bars_eval[root]
+                chosen = able and (self.eval_share[node] < self.least_share or node in self.picked)
+                if able and not chosen and not self.judges[root]:
                     # Candidates for the case that the hash gives too few groups.
                     waiting[self.category[event]].add(node)
             else:
@@ -232,8 +246,9 @@ class GrowingComponents:
             Category → node of the group that names the component → its root.
         """
         arriving = list(zip(self.events, self.roots, strict=True))
-        for (event, _), fresh in zip(arriving, self.fresh, strict=True):
-            if fresh and self.drawable[event] and self.node[event] in self.picked:
+        for (event, root), fresh in zip(arriving, self.fresh, strict=True):
+            is_able = fresh and self.drawable[event] and not self.bars_eval[root]
+            if is_able and self.node[event] in self.picked:
                 self.evaluation[event] = True
         for event, root in arriving:
             self.judges[root] |= bool(self.evaluation[event])
@@ -249,14 +264,14 @@ class GrowingComponents:
             if self.order[node] < self.order[unit.setdefault(root, node)]:
                 unit[root] = node
         # Photos of a validation component join it.
-        self.chosen = {root for _, root in self.able if self.validates[root]}
+        self.chosen = {root for _, root in self.able if self.validates[root] and not self.bars_validation[root]}
         waiting: dict[int, dict[int, int]] = defaultdict(dict)
         for event, root in self.able:
             category, name = self.category[event], unit[root]
             needs[category].see(name)
             if root in self.chosen:
                 needs[category].fill(name, self.lost[name])
-            else:
+            elif not self.bars_validation[root]:
                 waiting[category][name] = root
         return {
             category: {name: root for name, root in names.items() if name not in needs[category].filled_groups}

@@ -20,6 +20,7 @@ from mm_core.core.params import SnapshotParams
 from mm_core.core.records import decoder_of
 from mm_core.ingest.as_arrived import Scenes, SinceArrival, arrivals_of, read_changes
 from mm_core.ingest.holdout import LEARNT, hold_out
+from mm_core.ingest.learnt import Learnt, read_learnt
 from mm_core.ingest.scenes import (
     connect,
     declared_of,
@@ -108,6 +109,7 @@ def read_placement(params: SnapshotParams, catalog: Catalog, versions: Mapping[s
         _read(catalog, "samples", versions.get("samples"), SAMPLE_COLUMNS),
         _read(catalog, "labels", versions.get("labels"), LABEL_COLUMNS),
         read_changes(catalog, versions.get("corrections")),
+        read_learnt(catalog, versions.get("learnt")),
     )
 
 
@@ -124,7 +126,11 @@ def _read(catalog: Catalog, table: str, version: int | None, columns: Sequence[s
 
 
 def place_tables(
-    params: SnapshotParams, samples: pa.Table, labels: pa.Table, since: SinceArrival = SinceArrival()
+    params: SnapshotParams,
+    samples: pa.Table,
+    labels: pa.Table,
+    since: SinceArrival = SinceArrival(),
+    learnt: Learnt = Learnt(),
 ) -> Placement:
     """Assign every sample to its pools.
 
@@ -133,6 +139,7 @@ def place_tables(
         samples: SAMPLE_COLUMNS of the catalog.
         labels: LABEL_COLUMNS of the catalog.
         since: The changes of these samples since they arrived.
+        learnt: What earlier cycles have learnt from.
 
     Returns:
         The placement, sorted by sample id.
@@ -149,7 +156,7 @@ def place_tables(
     codes = np.asarray(declared.indices)
     of_group = connect(codes, len(declared.dictionary), links)
     component = of_group[codes]
-    arrivals = arrivals_of(samples, category, Scenes(declared, links, of_group), lost_at, since)
+    arrivals = arrivals_of(samples, category, Scenes(declared, links, of_group), lost_at, since, learnt)
     held = hold_out(params, arrivals, links)
     # A photo that once had the role `train` is never used for evaluation. The role `eval` changes nothing for a photo
     # that was held out on arrival. Any other photo may have been trained on before it got this role.

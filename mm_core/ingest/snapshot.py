@@ -3,7 +3,8 @@
 The rules apply in this order:
 
 1. **Only arriving groups are held out** (`mm_core.ingest.holdout`). A group that arrived earlier for training cannot be
-   used for evaluation, independent of its role. Role `train` excludes a photo. A photo that arrived with a label is
+   used for evaluation, independent of its role. Nor can a photo that an earlier cycle has learnt from
+   (`mm_core.ingest.learnt`). Role `train` excludes a photo. A photo that arrived with a label is
    used for evaluation if a stable hash of its group is below `eval_share`, or if its category needs more groups. Group,
    category and role are those of the arrival, so an eval photo remains one until it gets the role `train`. A row of
    role `eval` that cannot be used is in no pool, and `dropped` gives the reason.
@@ -17,6 +18,7 @@ The same catalog version and parameters give the same bytes.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -33,10 +35,11 @@ import pyarrow.parquet as pq
 from mm_core.core.errors import InputError
 from mm_core.core.folders import has_file
 from mm_core.core.params import SnapshotParams
-from mm_core.core.pins import PinnedInputs, SnapshotFacts, start_for
+from mm_core.core.pins import LEARNT_TABLE, PinnedInputs, SnapshotFacts, are_pins, news_of, start_for
 from mm_core.core.records import CATEGORIES, Report, digest_of, write_json
 from mm_core.ingest.as_arrived import SinceArrival, changes_since, given_by
 from mm_core.ingest.holdout import LEARNT, MOST_SHARE
+from mm_core.ingest.learnt import Learnt
 from mm_core.ingest.placement import (
     LABEL_COLUMNS,
     NULLABLE,
@@ -70,7 +73,8 @@ def build_snapshot(
     Args:
         params: Shares and thresholds.
         catalog: The catalog.
-        inputs: Result of `stages.read_inputs`, with the pinned catalog versions.
+        inputs: Result of `stages.read_inputs`, with the pinned catalog versions. The newest version of the table
+            `learnt` is used if it is not among them, and `snapshot.json` names it.
         out_dir: Folder of the snapshot.
         report: The report to fill.
 
@@ -82,7 +86,7 @@ def build_snapshot(
         MattingError: A pool contains a sample that leaks evaluation or validation.
     """
     # Read the pinned versions, so that a concurrent ingest does not change the snapshot.
-    pinned = inputs["catalog"]
+    pinned = {LEARNT_TABLE: catalog.version(LEARNT_TABLE)} | inputs["catalog"]
     placed = read_placement(params, catalog, pinned)
     if not placed.samples.num_rows:
         raise InputError(f"{catalog.url} holds no photos: `mm quarantine list` shows what was refused")
@@ -101,7 +105,7 @@ def build_snapshot(
         "digest": digest_of({pool: table_digest(frames[pool], SCHEMA.names) for pool in POOLS}),
         # Only columns that change a photo's scores; a new caption must not change this digest.
         "eval_digest": table_digest(frames["eval"], ("sample_id", "category", "alpha_sha256")),
-        "catalog": dict(pinned),
+        "catalog": pinned,
         "champion": inputs.get("champion"),
         "anchor": inputs.get("anchor"),
         "params": params.model_dump(),
@@ -112,6 +116,8 @@ def build_snapshot(
     }
     if start := start_for(inputs, facts["digest"]):
         facts["start"] = start
+    if same := _version_of_same(out_dir, facts):
+        facts["catalog"] = same
     write_frames(out_dir, frames, SCHEMA, facts)
     report.facts |= facts
     report.metrics |= {f"snapshot/{pool}": len(frames[pool]) for pool in POOLS}
@@ -132,6 +138,22 @@ def build_snapshot(
         )
     ]
     return report
+
+
+def _version_of_same(snapshot_dir: Path, facts: SnapshotFacts) -> dict[str, int] | None:
+    """Return the catalog versions of an equal snapshot in the folder, or None.
+
+    A cycle records what it learns from, which does not change its own snapshot. The same snapshot keeps its bytes.
+    """
+    path = snapshot_dir / "snapshot.json"
+    try:
+        earlier = json.loads(path.read_bytes()) if has_file(path) else None
+    except ValueError:
+        return None
+    if not are_pins(earlier) or LEARNT_TABLE not in earlier["catalog"]:
+        return None
+    differs = {**earlier, "catalog": news_of(earlier["catalog"])} != {**facts, "catalog": news_of(facts["catalog"])}
+    return None if differs else earlier["catalog"]
 
 
 def read_pool(snapshot_dir: Path, pool: str) -> pd.DataFrame:
@@ -156,7 +178,11 @@ def read_pool(snapshot_dir: Path, pool: str) -> pd.DataFrame:
 
 
 def place(
-    params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame, corrections: pd.DataFrame | None = None
+    params: SnapshotParams,
+    samples: pd.DataFrame,
+    labels: pd.DataFrame,
+    corrections: pd.DataFrame | None = None,
+    learnt: Learnt = Learnt(),
 ) -> pd.DataFrame:
     """Assign every sample to its pools, for tables that fit into memory as Python objects.
 
@@ -165,6 +191,7 @@ def place(
         samples: Table `samples` of the catalog.
         labels: Table `labels` of the catalog.
         corrections: Table `corrections` of the catalog; None: no photo was changed since it arrived.
+        learnt: What earlier cycles have learnt from.
 
     Returns:
         One row per sample: its columns, its newest label, its component's `group`, one bool column per pool, and
@@ -172,7 +199,7 @@ def place(
     """
     since = SinceArrival() if corrections is None else changes_since(corrections)
     rows, mattes = _arrow("samples", samples, SAMPLE_COLUMNS), _arrow("labels", labels, LABEL_COLUMNS)
-    placed = place_tables(params, rows, mattes, since)
+    placed = place_tables(params, rows, mattes, since, learnt)
     table = samples.sort_values("id", ignore_index=True).rename(columns={"id": "sample_id"})
     for name in placed.labels.column_names:
         table[name] = placed.labels[name].to_pandas()

@@ -114,6 +114,13 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
         ("group", pa.string(), "declared group of the photo"),
         ("alphas", pa.string(), "digests of its mattes, separated by spaces"),
         ("forgotten_at", pa.string(), "time, ISO 8601, UTC"),
+        ("learnt", pa.string(), "use by training: training | validation; null: none"),
+    ),
+    # Photos that earlier cycles have learnt from. They never become eval photos again.
+    "learnt": (
+        ("sample_id", pa.string(), "id of the photo in the table `samples`"),
+        ("use", pa.string(), "training: trained on | validation: chose a checkpoint"),
+        ("learnt_at", pa.string(), "start of the first such training, ISO 8601, UTC"),
     ),
     # Results of extractors: one row per sample, extractor and extractor version.
     "features": (
@@ -139,6 +146,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {table: schema_of(columns) for table, columns
 ADDED: Mapping[str, tuple[str, ...]] = {
     "batches": ("updated", "conflicts", "arrival", "statement", "files"),
     "features": ("vector",),
+    "forgotten": ("learnt",),
     "samples": ("landmarks", "near"),
     "labels": ("task", "prediction", "withdrawn_at", "withdrawn_why"),
 }
@@ -152,6 +160,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "corrections": ("key",),
     "reviews": ("id",),
     "forgotten": ("id",),
+    "learnt": ("sample_id", "use"),
     "features": ("sample_id", "extractor", "version"),
 }
 RETENTION_DAYS = 90

@@ -61,7 +61,8 @@ def hold_out(params: SnapshotParams, table: pd.DataFrame, links: tuple[np.ndarra
         params: Shares and least numbers.
         table: One row per sample: `declared` (group), `category` (None: unknown), `kind`, `role`, `near` (whether it
             is an edited form of an earlier photo), `accepted_at`, `lost_at` (time when its last label was withdrawn;
-            None: it is in use), `eval_share_of` and `validation_share_of` (the stable hash of the group, in [0, 1)).
+            None: it is in use), `trained` and `validated` (uses by earlier cycles), `eval_share_of` and
+            `validation_share_of` (the stable hash of the group, in [0, 1)).
         links: Positions of samples with the same content, as two int arrays of equal length.
 
     Returns:
@@ -81,6 +82,7 @@ class _Replay:
         self.arrival = table["accepted_at"].fillna("").tolist()
         self.labelled = (table["kind"] == "pixel_labeled").tolist()
         self.near = table["near"].tolist()
+        self.trained, self.validated = table["trained"].tolist(), table["validated"].tolist()
         self.eval_share = table["eval_share_of"].tolist()
         self.validation_share = table["validation_share_of"].tolist()
         self.lost_at = self._lost_groups(table)
@@ -95,6 +97,8 @@ class _Replay:
         self.arrived = [False] * count
         # Flags per component, stored at its root: whether its photos train, evaluate or validate.
         self.learnt, self.judges, self.validates = ([False] * len(self.parent) for _ in range(3))
+        # Whether an earlier cycle has learnt from a photo of the component that has arrived.
+        self.bars_eval, self.bars_validation = ([False] * len(self.parent) for _ in range(2))
         self.eval_groups: set[str] = set()
         self.needs: dict[tuple[str, str], Needs] = defaultdict(Needs)
         self.result = HeldOut(np.zeros(count, bool), np.zeros(count, bool), np.full(count, "", dtype=object))
@@ -136,7 +140,7 @@ class _Replay:
         if one != other:
             self.parent[other] = one
             # A joined component has the flags of both parts.
-            for flags in (self.learnt, self.judges, self.validates):
+            for flags in (self.learnt, self.judges, self.validates, self.bars_eval, self.bars_validation):
                 flags[one] |= flags[other]
 
     def _arrive(self, arrival: str, rows: list[int]) -> None:
@@ -148,6 +152,9 @@ class _Replay:
                 if self.arrived[other]:
                     self._join(row, other)
         roots = {row: self._root(row) for row in rows}
+        for row in rows:
+            self.bars_eval[roots[row]] |= self.trained[row] or self.validated[row]
+            self.bars_validation[roots[row]] |= self.trained[row]
         # Evaluation is decided first, so that validation cannot use an evaluation component.
         fresh = [row for row in rows if not (self.learnt[roots[row]] or self.validates[roots[row]])]
         self._choose_eval(arrival, rows, fresh)
@@ -164,7 +171,8 @@ class _Replay:
 
     def _choose_eval(self, arrival: str, rows: list[int], fresh: list[int]) -> None:
         """Choose evaluation groups: by role `eval`, by the group's hash, then as many as the category still needs."""
-        able = set(fresh)
+        able = {row for row in fresh if not self.bars_eval[self._root(row)]}
+        arrived_for_eval = set(fresh)
         waiting: dict[str, dict[str, float]] = defaultdict(dict)
         for row in rows:
             group = self.declared[row]
@@ -172,11 +180,12 @@ class _Replay:
                 # The producer asked for evaluation. This fails only if related photos were in training.
                 self.result.evaluation[row] = row in able
                 self.result.refused[row] = "" if row in able else LEARNT
-            elif self.labelled[row] and not self.role[row] and not self.near[row] and row in able:
+            elif self.labelled[row] and not self.role[row] and not self.near[row] and row in arrived_for_eval:
                 # The stable hash gives the share without a random state. A chosen group stays chosen.
                 chosen = self.eval_share[row] < self.params.eval_share or group in self.eval_groups
+                chosen &= row in able
                 self.result.evaluation[row] = chosen
-                if not chosen and self.category[row] is not None and not self.judges[self._root(row)]:
+                if row in able and not chosen and self.category[row] is not None and not self.judges[self._root(row)]:
                     # Candidates for the case that the hash gives too few groups.
                     waiting[self.category[row]][group] = self.eval_share[row]
             else:
@@ -196,7 +205,7 @@ class _Replay:
                 needs.fill(group, self.lost_at.get(group))
             self.eval_groups |= set(picked)
         # Mark all photos of the groups that were picked above.
-        for row in fresh:
+        for row in able:
             drawn = self.labelled[row] and not self.role[row] and not self.near[row]
             if drawn and self.declared[row] in self.eval_groups:
                 self.result.evaluation[row] = True
@@ -220,7 +229,8 @@ class _Replay:
             if self.declared[row] < self.declared[first]:
                 unit[roots[row]] = row
         waiting: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
-        chosen = {roots[row] for row in able if self.validates[roots[row]]}
+        barred = self.bars_validation
+        chosen = {roots[row] for row in able if self.validates[roots[row]] and not barred[roots[row]]}
         for row in able:
             if self.category[row] is None:
                 continue
@@ -230,7 +240,7 @@ class _Replay:
             needs.seen.add(name)
             if root in chosen:
                 needs.fill(name, self.lost_at.get(name))
-            else:
+            elif not barred[root]:
                 waiting[self.category[row]][name] = (self.validation_share[unit[root]], root)
         for category, groups in waiting.items():
             chosen |= self._draw_validation(category, groups, arrival)

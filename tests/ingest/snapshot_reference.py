@@ -6,15 +6,17 @@ Everything is computed for all samples at once, and the replay sees all of them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from mm_core.core.params import SnapshotParams
 from mm_core.core.records import ALL_CATEGORIES, decoder_of
+from mm_core.ingest.learnt import Learnt
 from mm_core.ingest.placement import POOLS, SCHEMA, labels_in_use, newest_labels, stable_share
 from tests.ingest.holdout_reference import hold_out
 
@@ -29,13 +31,16 @@ def frame_digest(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     return hashlib.sha256(frame.to_csv(columns=list(columns), index=False, lineterminator="\n").encode()).hexdigest()
 
 
-def reference_place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+def reference_place(
+    params: SnapshotParams, samples: pd.DataFrame, labels: pd.DataFrame, learnt: Learnt = Learnt()
+) -> pd.DataFrame:
     """Assign every sample to its pools.
 
     Args:
         params: Shares and thresholds.
         samples: Table `samples` of the catalog.
         labels: Table `labels` of the catalog.
+        learnt: What earlier cycles have learnt from.
 
     Returns:
         One row per sample: its columns, its newest label, its component's `group`, one bool column per pool, and
@@ -60,6 +65,8 @@ def reference_place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.Da
         params,
         table.assign(
             declared=declared,
+            trained=_is_learnt(table["sample_id"], declared, learnt.training, learnt.training_groups),
+            validated=_is_learnt(table["sample_id"], declared, learnt.validation, learnt.validation_groups),
             near=table["near"].str.len().fillna(0) > 0,
             lost_at=pd.Series(table["sample_id"]).map(_lost_at(labels)).where(~labelled, None),
             eval_share_of=declared.map(groups["eval"]),
@@ -93,6 +100,10 @@ def reference_place(params: SnapshotParams, samples: pd.DataFrame, labels: pd.Da
         default="",
     )
     return table
+
+
+def _is_learnt(ids: pd.Series, declared: pd.Series, known: pa.Array, groups: Collection[str]) -> pd.Series:
+    return ids.isin(known.to_pylist()) | declared.isin(list(groups))
 
 
 def _connect(samples: pd.DataFrame, links: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mm_core.core.params import SnapshotParams
 from mm_core.core.records import CATEGORIES, Report, digest_of
+from mm_core.ingest.learnt import Learnt
 from mm_core.ingest.placement import POOLS, SCHEMA, table_digest
 from mm_core.ingest.snapshot import build_snapshot, eval_state, place, read_pool, write_frames
 from mm_core.labeling.candidates import candidates
@@ -85,15 +86,29 @@ def random_params(seed: int) -> SnapshotParams:
     )
 
 
+def random_learnt(seed: int, samples: pd.DataFrame) -> Learnt:
+    """Random photos and groups as the ones that earlier cycles have learnt from."""
+    rng, share = np.random.default_rng(seed), (seed // 2) % 3 * 0.1
+
+    def some(column: str, share: float) -> list[str]:
+        return [str(value) for value in samples[column].dropna() if rng.random() < share]
+
+    ids = [pa.array(some("id", share), pa.string()) for _ in range(2)]
+    return Learnt(*ids, *(some("group", share / 10) for _ in range(2)))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 160), st.sampled_from([1, 6, 26]), st.booleans())
+@example(5, 160, 6, True)
+@example(23, 160, 6, False)
 @example(1554, 117, 6, False)  # a label that was withdrawn before its photo arrived
 def test_columns_place_as_pandas_does(seed: int, count: int, weeks: int, apart: bool) -> None:
     samples, labels = (pd.DataFrame(rows) for rows in random_catalog(seed, count, weeks=weeks, apart=apart))
     if labels.empty:
         labels = pd.DataFrame(columns=[*label(sample(0)), "withdrawn_at"])
     params = random_params(seed)
-    new, old = place(params, samples, labels), reference_place(params, samples, labels)
+    learnt = random_learnt(seed, samples) if seed % 2 else Learnt()
+    new, old = place(params, samples, labels, learnt=learnt), reference_place(params, samples, labels, learnt)
     # pandas has two missing values.
     new_rows, old_rows = (table[COLUMNS].astype(object).where(table[COLUMNS].notna(), None) for table in (new, old))
     assert new_rows.to_dict("records") == old_rows.to_dict("records")
