@@ -27,7 +27,7 @@ from mm_core.core.params import ExportParams, ModelParams, Params
 from mm_core.core.records import CATEGORIES, DECODERS, Report, write_json
 from mm_core.core.settings import Settings
 from mm_core.eval.metrics import TruthMatte, category_scores
-from mm_core.eval.scoring import load_item
+from mm_core.eval.scoring import blind_mattes, load_item
 from mm_core.export.float_reference import float_alphas, served
 from mm_core.export.formats.convert import convert
 from mm_core.export.formats.run import SUFFIX, run_file
@@ -66,8 +66,9 @@ def file_of(layout: Layout, name: str, decoder: str) -> Path:
 
 
 def scores(model: Path, layout: Layout, source: Layout, size: int) -> pd.DataFrame:
-    """Per category the metrics of float and of each format: columns model, category, mse, …"""
+    """Per category the metrics of float, of each format and of the blind matte: columns model, category, mse, …"""
     frame, store, rows = read_pool(source.snapshot, "eval"), store_of(source), []
+    blind = blind_mattes(frame, store)
     for decoder in DECODERS:
         items = [load_item(row, store, 1024) for row in frame.loc[frame["decoder"] == decoder].itertuples(index=False)]
         images = np.stack([prepare(item.photo, size) for item in items])
@@ -76,8 +77,10 @@ def scores(model: Path, layout: Layout, source: Layout, size: int) -> pd.DataFra
             alphas[name], _ = run_file(name, layout.settings, file_of(layout, name, decoder), images, ())
         for index, item in enumerate(items):
             truth = TruthMatte(item.alpha)
-            for name, found in alphas.items():
-                matte = finish(found[index], (item.photo.shape[0], item.photo.shape[1]))
+            height, width = item.photo.shape[:2]
+            mattes = {name: finish(found[index], (height, width)) for name, found in alphas.items()}
+            mattes["blind"] = blind.predict(item.row, height, width)
+            for name, matte in mattes.items():
                 rows.append({"model": name, "category": item.row.category} | truth.score(matte))
         print(f"scored {decoder}", file=sys.stderr, flush=True)
     table = pd.DataFrame(rows)
@@ -157,10 +160,11 @@ def write(
     lines += [
         "## Scores on the demo's eval set",
         "",
-        "MSE, and in brackets by how much int8 raises it; then MaxF, BIoU, Conn.",
+        "MSE, and in brackets by how much int8 raises it; then MaxF, BIoU, Conn. Blind: the mean matte of the category, "
+        "whatever the photo shows; –: not scored.",
         "",
-        "| category | metric | float | " + " | ".join(FORMATS) + " |",
-        "|---|---|---|" + "---|" * len(FORMATS),
+        "| category | metric | float | " + " | ".join(FORMATS) + " | blind |",
+        "|---|---|---|" + "---|" * (len(FORMATS) + 1),
     ]
     at = {(str(row["category"]), str(row["model"])): row for row in table.to_dict("records")}
     largest = dict.fromkeys(FORMATS, -np.inf)
@@ -173,6 +177,9 @@ def write(
                 cost = 100 * (value / plain - 1)
                 cells.append(f"{value:.4f}" + (f" ({cost:+.2f} %)" if metric == "mse" else ""))
                 largest[name] = max(largest[name], cost) if metric == "mse" else largest[name]
+            # Kept scores of an earlier run may lack the blind matte.
+            row = at.get((category, "blind"))
+            cells.append(f"{float(row[metric]):.4f}" if row else "–")
             lines.append(f"| {category} | {metric} | {plain:.4f} | " + " | ".join(cells) + " |")
     worst = ", ".join(f"{name} {value:+.2f} %" for name, value in largest.items())
     lines += ["", f"Largest rise of a category's MSE: {worst} (asked: at most 1 %)."]

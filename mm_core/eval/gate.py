@@ -29,7 +29,7 @@ from mm_core.eval.independence import in_words
 from mm_core.eval.questions import questions_for
 from mm_core.eval.ratchet import Ratchet, read_best, with_best
 from mm_core.eval.shadow import disagreement
-from mm_core.eval.words import loss, losses, not_settled, promoted, too_few, worse_list
+from mm_core.eval.words import loss, losses, not_compared, not_settled, promoted, too_few, worse_list
 from mm_core.ingest.snapshot import read_pool
 
 
@@ -93,6 +93,8 @@ def decide(params: GateParams, layout: Layout, inputs: PinnedInputs, history: Hi
     if decision == "PROMOTE" and (text := _held_by_shadow(params, layout, identity(layout, inputs))):
         decision, reasons = "INCONCLUSIVE", [text, *reasons]
     if not problems:
+        if evidence and champion:
+            reasons += not_compared(params.primary, evidence, cells)
         if text := in_words(left_out, whole_frame):
             reasons.append(text)
         if not champion and any(too_few(params, category, cells) for category in CATEGORIES):

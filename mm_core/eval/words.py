@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from scipy.special import ndtri
 
+from mm_core.core.categories import GUARDED
 from mm_core.core.params import GateParams
 from mm_core.core.records import CATEGORIES, HIGHER_IS_BETTER, Cell
 from mm_core.eval.across import MACRO
 from mm_core.eval.bootstrap import fewest_groups
 from mm_core.eval.cells import is_gain
+from mm_core.eval.evidence import CHAMPION, INT8, Evidence
 from mm_core.eval.questions import RELATIVE
 
 SETTLED = 0.8
@@ -82,6 +84,21 @@ def worse_list(cells: Sequence[Cell]) -> str:
                 f"softened {change(cell, cell.gain)}, at worst {change(cell, cell.bound)})"
             )
     return f"worse than the champion: {', '.join(texts)}" if texts else ""
+
+
+def not_compared(primary: str, evidence: Evidence, cells: Sequence[Cell]) -> list[str]:
+    """Describe the guarded categories whose photos show too few scenes for a comparison with the champion."""
+    compared, texts = {cell.category for cell in cells}, []
+    for category in GUARDED:
+        here = evidence.category == category
+        if category in compared or not here.any():
+            continue
+        ours, theirs = (evidence.values[key][primary][here].mean(axis=0).max() for key in (INT8, CHAMPION))
+        texts.append(
+            f"{category}: its eval photos show one scene, too few to compare ({primary} {ours:.4g}, the champion's "
+            f"{theirs:.4g}); drop photos of others"
+        )
+    return texts
 
 
 def _named(cell: Cell) -> str:

@@ -201,6 +201,20 @@ def test_a_certain_loss_in_scenery_blocks_unless_it_is_accepted_by_name(tmp_path
     assert unsure.decision == "PROMOTE", "scenery need not gain"
 
 
+def test_scenery_with_one_scene_is_not_silently_left_out(tmp_path: Path) -> None:
+    """One photo says nothing with confidence, but a scenery ten times worse is named."""
+    scores, frame = tables(simulate(9, gains=dict.fromkeys(CATEGORIES, 0.3)))
+    others = frame.loc[frame["category"] == "scenery", "sample_id"].tolist()[1:]
+    scores, frame = (table.loc[~table["sample_id"].isin(others)].copy() for table in (scores, frame))
+    ours = scores["model"].eq("multimodal") & scores["category"].eq("scenery")
+    scores.loc[ours, "mse"] *= 10
+    found = decide(PARAMS, workspace(tmp_path, scores, frame), INPUTS)
+    means = scores.loc[scores["category"].eq("scenery") & scores["precision"].eq("int8")].set_index("model")["mse"]
+    words = f"too few to compare (mse {means['multimodal']:.4g}, the champion's {means['champion']:.4g})"
+    assert found.decision == "PROMOTE" and any(r.startswith("scenery:") and words in r for r in found.reasons)
+    assert "scenery" not in " ".join(verdict(tmp_path, simulate(11), inputs=FIRST).reasons)
+
+
 def test_too_few_photos_or_scenes(tmp_path: Path) -> None:
     assert "8 are needed" in verdict(tmp_path, simulate(10, photos=6, gains=0.5)).reasons[0]
     first = verdict(tmp_path, simulate(10, photos=6, gains=0.5), inputs=FIRST)
