@@ -160,8 +160,8 @@ def write(
     lines += [
         "## Scores on the demo's eval set",
         "",
-        "MSE, and in brackets by how much int8 raises it; then MaxF, BIoU, Conn. Blind: the mean matte of the category, "
-        "whatever the photo shows; –: not scored.",
+        "MSE, and in brackets by how much int8 raises it; then MaxF, BIoU, Conn. Blind: the mean matte of the "
+        "category, whatever the photo shows; –: not scored.",
         "",
         "| category | metric | float | " + " | ".join(FORMATS) + " | blind |",
         "|---|---|---|" + "---|" * (len(FORMATS) + 1),
