@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mm_core import stages
@@ -32,6 +33,7 @@ from mm_core.experiments.seed_noise import recorded_noise
 from mm_core.export.override import valid_override
 from mm_core.export.registry import Registry
 from mm_core.export.start_weights import kept_starts
+from mm_core.imaging.pixel_cache import Shelf
 from mm_core.ingest.statements import Statement
 from mm_core.labeling.label_studio_local import read_account
 from mm_core.labeling.pull import Cursor
@@ -167,6 +169,18 @@ def test_a_database_on_a_full_disk_is_named_without_a_traceback(
     database = full_disk / "data" / "mlflow" / "mlflow.db"
     assert str(refused.value).startswith(f"{database}: database or disk is full: free some space")
     assert capfd.readouterr().err == ""
+
+
+def test_decoded_photos_on_a_full_disk_are_named_and_no_half_row_counts(full_disk: Path) -> None:
+    shelf = Shelf(full_disk / "data" / "cache", "photos-64", (64, 64, 3))
+    row = np.ones(shelf.shape, np.uint8)
+    with pytest.raises(StoreError, match=r"photos-64\.u8: No space left on device: free some space"):
+        shelf.append([("a" * 64, row)])
+    (full_disk / "filler").unlink()
+    shelf.reload()
+    assert len(shelf) == 0
+    shelf.append([("a" * 64, row)])
+    assert np.array_equal(shelf["a" * 64], row)
 
 
 def test_damaged_weights_of_a_judged_candidate_are_named(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ from mm_core.ingest.placement import TRAINING
 from mm_core.ingest.snapshot import read_pool
 from mm_core.model.preprocess import prepare, resize
 from mm_core.storage.catalog import Catalog
+from mm_core.storage.retry import disk_faults_of
 from mm_core.storage.run import StorageRun
 from mm_core.storage.seals import read_sealed_table, require_sealed
 from mm_core.storage.store import Store
@@ -119,7 +120,8 @@ def write_bundle(run: StorageRun, verdict: Verdict, report: Report) -> Report:
             for leftover in layout.bundles.glob(".*.tmp"):
                 shutil.rmtree(leftover)
             fresh = layout.bundles / f".{version}.{os.getpid()}.tmp"
-            _assemble(fresh, layout, run.store, facts, request, formats)
+            with disk_faults_of(fresh):
+                _assemble(fresh, layout, run.store, facts, request, formats)
             manifest = read_manifest(fresh)
             # Limits and golden mattes are checked before the folder becomes visible.
             sizes = {name: file["bytes"] for name, file in manifest["files"].items()}

@@ -45,6 +45,7 @@ from mm_core.export.last_layer import fit_last_layer
 from mm_core.export.observed import Observed, observe
 from mm_core.export.ranges import write_ranges
 from mm_core.export.runtime import CHOICE, SUFFIX, open_session
+from mm_core.storage.retry import disk_faults_of
 
 if TYPE_CHECKING:
     # For type checkers alone, so that the code of the catalog is no part of the content key.
@@ -225,7 +226,7 @@ def quantise_graph(
         may be tried); and the file as bytes.
     """
     best: tuple[Quantised, bytes] | None = None
-    with tempfile.TemporaryDirectory(prefix="mm-quantise-") as name, quiet():
+    with tempfile.TemporaryDirectory(prefix="mm-quantise-") as name, disk_faults_of(Path(name)), quiet():
         folder = Path(name)
         # Exported graph, simplified float graph, int8 graph.
         plain, ready, made = folder / "plain.onnx", folder / "float.onnx", folder / "int8.onnx"

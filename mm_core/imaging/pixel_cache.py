@@ -26,6 +26,7 @@ from mm_core.core.progress import Progress
 from mm_core.core.records import write_bytes
 from mm_core.imaging.augment import augment
 from mm_core.imaging.images import load_alpha, load_rgb
+from mm_core.storage.retry import disk_faults_of
 from mm_core.storage.store import Store, fetch_blob
 
 CACHE_SCALE = 1.25
@@ -137,8 +138,12 @@ class Shelf:
 
 
 def _write_at(path: Path, offset: int, parts: Iterable[bytes | memoryview]) -> None:
-    """Write at a position of a file, which ends there afterwards, and wait for the disk."""
-    with path.open("r+b" if path.exists() else "w+b") as stream:
+    """Write at a position of a file, which ends there afterwards, and wait for the disk.
+
+    Raises:
+        StoreError: The disk is full, or the file cannot be written.
+    """
+    with disk_faults_of(path), path.open("r+b" if path.exists() else "w+b") as stream:
         stream.seek(offset)
         stream.truncate()
         for part in parts:

@@ -9,6 +9,7 @@ the same weights as an uninterrupted run (same machine, CPU).
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,11 +26,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
-from mm_core.core.errors import InputError, NonFiniteLoss
+from mm_core.core.errors import InputError, NonFiniteLoss, StoreError
 from mm_core.core.folders import has_file
 from mm_core.core.params import CommonTrainParams, StageParams
 from mm_core.imaging.pixel_cache import Batch
-from mm_core.storage.retry import archive_fault
+from mm_core.storage.retry import archive_fault, disk_fault
 from mm_core.training import process_group
 from mm_core.training.checkpoint import Errors, can_choose, choose_checkpoint, macro_error, mean_errors
 from mm_core.training.interrupts import deferred_signals
@@ -330,10 +331,17 @@ class _Training:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        with temporary.open("wb") as stream:
-            torch.save({"state": vars(self.state), **parts}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        # In memory first: on a full disk torch.save raises a RuntimeError about its archive.
+        archive = io.BytesIO()
+        torch.save({"state": vars(self.state), **parts}, archive)
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(archive.getbuffer())
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise StoreError(f"{path}: {disk_fault(error)}") from error
         # The data are on the disk, so a crash leaves either the old checkpoint or the new one.
         temporary.replace(path)
 

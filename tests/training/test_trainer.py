@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mm_core.core.errors import NonFiniteLoss
+from mm_core.core.errors import NonFiniteLoss, StoreError
 from mm_core.core.params import Params, StageParams
 from mm_core.imaging.pixel_cache import Batch, PixelCache, Pool
 from mm_core.model.network import build_model
@@ -279,6 +279,14 @@ def test_a_signal_waits_for_the_checkpoint(pool: Pool, params: Params, tmp_path:
     assert torch.load(tmp_path / "c.pt", weights_only=True)["state"]["step"] == 1
     whole = train(strategy_of(pool, params), params, tmp_path / "whole.pt", 5)
     assert same(train(strategy_of(pool, params), params, tmp_path / "c.pt", 5), whole)
+
+
+def test_a_full_disk_names_the_checkpoint_and_leaves_no_half_of_it(pool: Pool, params: Params, tmp_path: Path) -> None:
+    """torch.save raised a RuntimeError about its archive, which ended in a traceback."""
+    (tmp_path / ".c.pt.tmp").symlink_to("/dev/full")
+    with pytest.raises(StoreError, match=r"c\.pt: No space left on device: free some space"):
+        train(strategy_of(pool, params), params, tmp_path / "c.pt", 2, save_seconds=0)
+    assert not list(tmp_path.glob("*c.pt*"))
 
 
 def test_it_trains_in_another_thread_too(pool: Pool, params: Params, tmp_path: Path) -> None:

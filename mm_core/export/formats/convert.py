@@ -22,6 +22,7 @@ from mm_core.export.float_reference import served
 from mm_core.export.formats.run import HERE, SUFFIX, call, python_of
 from mm_core.export.quantise import QuantisedRecord
 from mm_core.model.meta import input_size_of
+from mm_core.storage.retry import disk_faults_of
 from mm_core.storage.run import StorageRun
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _kept(record_file: Path, key: str) -> ConvertedFile | None:
 
 def _make(name: str, model: Path, decoder: str, photos: _Photos, params: ExportParams, layout: Layout) -> MadeFile:
     network = served(model, decoder)
-    with tempfile.TemporaryDirectory(prefix="mm-convert-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mm-convert-") as folder, disk_faults_of(Path(folder)):
         program, calibration, plan, result = (
             Path(folder) / part for part in ("float.pt2", "photos.npz", "plan", "made")
         )
