@@ -1,6 +1,6 @@
 """What each extractor costs per photo, beside the one decode that all share. Generated photos, one thread.
 
-    python benchmarks/structuring.py
+    python -m benchmarks.structuring
 
 Writes benchmarks/structuring.md.
 """
@@ -9,24 +9,33 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import cv2
 import numpy as np
+import torch
 
+from benchmarks.catalog_scale import processor
+from mm_core.core.params import StructureParams
 from mm_core.core.records import ALL_CATEGORIES
 from mm_core.imaging.images import load_rgb
+from mm_core.model.packaged import load_packaged_classifier
+from mm_core.model.preprocess import prepare
+from mm_core.structuring.classifier import ClassifierTags
+from mm_core.structuring.classifier_graph import SIDE as CLASSIFIER_SIDE
 from mm_core.structuring.composition import composition
 from mm_core.structuring.decode import DECODE_SIDE, decode, shrunk
 from mm_core.structuring.difficulty import measure
 from mm_core.structuring.embedding import embedding
 from mm_core.structuring.ocr import OcrProgram
 from mm_core.structuring.photo_features import SIDE, photo_features
+from mm_core.structuring.rows import Photo
 from samplegen import generate
 
 HERE = Path(__file__).parent
@@ -57,12 +66,21 @@ def main() -> None:
             cv2.imwrite(str(path), made.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
             rgb = decode(path)
             items.append((path, rgb, shrunk(rgb, SIDE), made.alpha))
+        encoder = StructureParams().classifier
+        tagger, network = ClassifierTags(encoder, 5, Path(folder)), load_packaged_classifier(encoder)
+
+        def in_torch(item: Any) -> Any:
+            with torch.inference_mode():
+                return network(torch.from_numpy(prepare(item[2], CLASSIFIER_SIDE))[None])
+
         parts: dict[str, Callable[[Any], Any]] = {
             "decode at full size (the physical limit)": lambda item: load_rgb(item[0]),
             f"the one decode, long side {DECODE_SIDE}": lambda item: shrunk(decode(item[0]), SIDE),
             "photo: header, EXIF, quality, composition, aesthetic": lambda item: photo_features(item[0], item[2]),
             "of which composition": lambda item: composition(item[2]),
             "embedding (classical)": lambda item: embedding(item[2]),
+            "classifier: tags and vector (onnxruntime)": lambda item: tagger.run([Photo("", None, *item[:3])]),
+            "the same network in torch": in_torch,
             "difficulty (labelled photos)": lambda item: measure(item[2], item[3]),
             "ocr (rapidocr, own process, one thread)": lambda item: program.read(item[1]),
         }
@@ -71,8 +89,8 @@ def main() -> None:
     lines = [
         "# Structuring: seconds per photo (generated samples)",
         "",
-        f"Runner: `benchmarks/structuring.py`. {args.photos} JPEGs, long side {args.size} px, one thread, warm."
-        f" {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end."
+        f"Runner: `python -m benchmarks.structuring`. {args.photos} JPEGs, long side {args.size} px, one thread, warm."
+        f" {processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end."
         " CLIP is not in the table: its time is the network's, and no pretrained weights were at hand.",
         "",
         "| part | mean, ms | 90th percentile, ms | over the full decode |",

@@ -176,7 +176,7 @@ class Layout:
 
     @property
     def graphs(self) -> Path:
-        """Kept ONNX graphs of architectures, without weights."""
+        """Kept ONNX graphs: of architectures, without weights, and of the packaged classifier."""
         return self.cache / "graphs"
 
     @property

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+import numpy as np
 import pandas as pd
 
 from mm_core.core.deferred import Deferred
@@ -35,8 +36,8 @@ else:
     run_identifier = Deferred("great_expectations.core.run_identifier")
     identifiers = Deferred("great_expectations.data_context.types.resource_identifiers")
 
-UNMEASURED = " measured"
-"""Suffix of a rule's name in the meta data of the expectation that fails for rows without a value."""
+UNMEASURED = "not_measured"
+"""Column that names the rules that could not be tried on a row, and the name of the expectation that it is null."""
 MIX_COLUMNS: Mapping[str, str] = {f"{measure}_class": measure for measure in CLASSES}
 LEAST_PEAK = 0.1
 """Least maximum of a matte with foreground, in [0, 1]; JPEG noise is lower."""
@@ -267,7 +268,11 @@ class Judge:
         # A mix rule without enough rows to compare is left out.
         rules = [rule for rule in rules_of(self.kind, scope) if self._mix.get(rule.column, rule) is not None]
         expectations = [_expect(rule, self.params, self._mix) for rule in rules]
-        expectations += [_expect_value(rule) for rule in rules if rule.needs_value]
+        # Great Expectations ignores null values. One expectation for all rules costs less than one for each.
+        untried = {rule: table[rule.column].isna().to_numpy(bool) for rule in rules if rule.needs_value}
+        if untried:
+            expectations.append(_expect_nothing_unmeasured())
+            table = table.assign(**{UNMEASURED: _names_of_untried(untried)})
         suite = gx.ExpectationSuite(f"{self.kind} {scope} rules", expectations=expectations)
         self._tables[scope] += 1
         # Each table needs a name of its own, or its page would replace the previous one.
@@ -303,7 +308,7 @@ class Judge:
             result = results[rule.name]
             # Only row rules list the failing rows.
             broken = _rows_of(result)
-            unmeasured = _rows_of(results[f"{rule.name}{UNMEASURED}"]) if rule.needs_value else []
+            unmeasured = table.loc[untried[rule], "row"].astype(int).tolist() if rule in untried else []
             found.append((rule, broken, unmeasured))
             observed = result.result.get("observed_value")
             line: ExpectationResult = {
@@ -361,11 +366,21 @@ def _columns(probe: Probe) -> Mapping[str, object]:
     return columns | named | {"matte_numbers": ", ".join(said), "way_up": f"{way}: send it upright"}
 
 
-def _expect_value(rule: Rule) -> Expectation:
+def _names_of_untried(untried: Mapping[Rule, np.ndarray]) -> list[str | None]:
+    """Return for each row the names of the rules that it has no value for, joined by commas; None if it has all.
+
+    Args:
+        untried: Rule → whether each row lacks its value, bool (rows,).
+    """
+    lines = np.stack([*untried.values()], axis=1)
+    return [", ".join(rule.name for rule, lacks in zip(untried, line, strict=True) if lacks) or None for line in lines]
+
+
+def _expect_nothing_unmeasured() -> Expectation:
     """Return the Great Expectations object that fails for rows on which a rule could not be tried."""
     gxe: Any = gx.expectations
-    meta, notes = {"rule": f"{rule.name}{UNMEASURED}"}, f"{rule.reason}: measured"
-    return gxe.ExpectColumnValuesToNotBeNull(column=rule.column, severity=rule.severity, meta=meta, notes=notes)
+    meta, notes = {"rule": UNMEASURED}, "every rule could be tried; the values name those that could not"
+    return gxe.ExpectColumnValuesToBeNull(column=UNMEASURED, severity="warning", meta=meta, notes=notes)
 
 
 def _expect(rule: Rule, params: IngestParams, mix: Mapping[str, tuple[list[float], float] | None]) -> Expectation:

