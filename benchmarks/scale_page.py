@@ -99,7 +99,7 @@ def arrival_values() -> dict[str, object]:
     count = float(re.findall(r"^(\d+) generated photos", (HERE / page).read_text(), re.MULTILINE)[0])
     # Seconds per photo on the two cores of the measurement, into the large catalog.
     ingest = number(page, "ingest", "1,000,000 rows, s") / count
-    labels = {"decode": "the one decode", "photo": "photo:", "vector": "embedding", "difficulty": "difficulty"}
+    labels = {"decode": "the one decode", "photo": "photo:", "vector": "classifier", "difficulty": "difficulty"}
     times = {name: number("structuring.md", row, "mean, ms") for name, row in labels.items()}
     ocr = number("structuring.md", "ocr", "mean, ms")
     hours = {
