@@ -7,6 +7,7 @@ from typing import cast
 
 from mm_core.core.layout import TRAIN_STAGES
 from mm_core.core.records import ALL_CATEGORIES, CATEGORIES, HIGHER_IS_BETTER, Cell, Verdict
+from mm_core.eval.blind import NAME as BLIND
 from mm_core.eval.rows import HeatCell, Scores
 
 COLUMNS = ("mse", "maxf", "biou", "conn")
@@ -47,7 +48,10 @@ def heat_rows(verdict: Verdict | None, scores: Scores) -> list[dict[str, object]
             # Without a verdict, the plain score is compared with the champion.
             plain = scores.get((TRAIN_STAGES[-1], "int8", category), {}).get(metric)
             champion = scores.get(("champion", "int8", category), {}).get(metric)
-            shown.append(_heat_cell(cell) if cell else _plain_cell(plain, champion, metric))
+            entry = _heat_cell(cell) if cell else _plain_cell(plain, champion, metric)
+            # The score of a matte that ignores the photo shows what the candidate's score is worth.
+            blind = scores.get((BLIND, "float", category), {}).get(metric)
+            shown.append({**entry, "blind": "" if blind is None else number(blind)})
         if any(cell["value"] != "–" for cell in shown):
             row = {"category": category, "judged": category in CATEGORIES, "images": images, "cells": shown}
             rows.append(row)
@@ -58,6 +62,7 @@ def _heat_cell(cell: Cell) -> HeatCell:
     reference = number(cell.reference)
     return {
         "value": number(cell.candidate),
+        "blind": "",
         "reference": f"from {reference}" if cell.against == "champion" else f"required {reference}",
         "gain": share(cell.gain, cell.reference, cell.metric),
         "bound": f"≥ {share(cell.bound, cell.reference, cell.metric)}",
@@ -70,7 +75,7 @@ def _heat_cell(cell: Cell) -> HeatCell:
 
 
 def _plain_cell(value: float | None, champion: float | None, metric: str) -> HeatCell:
-    empty = {"reference": "", "gain": "", "bound": "", "margin": "", "role": "", "result": ""}
+    empty = {"blind": "", "reference": "", "gain": "", "bound": "", "margin": "", "role": "", "result": ""}
     cell = cast(HeatCell, {"value": number(value), **empty, "pooled": False, "heat": 0})
     if value is not None and champion is not None:
         # A positive gain is an improvement, also for errors.

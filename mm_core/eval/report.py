@@ -177,7 +177,7 @@ def _bars(scores: Scores) -> list[dict[str, object]]:
 
 
 def _fidelity(scores: Scores) -> list[dict[str, object]]:
-    """Return the metrics of the candidate as float and as int8, in pairs."""
+    """Return the metrics of the candidate as float and as int8, and of the blind matte."""
     rows = []
     for category in (*ALL_CATEGORIES, "macro", "weighted"):
         one, other = (scores.get((TRAIN_STAGES[-1], precision, category)) for precision in ("float", "int8"))
@@ -185,8 +185,9 @@ def _fidelity(scores: Scores) -> list[dict[str, object]]:
             # Relative cost of the quantisation.
             before, after = one.get("mse"), other.get("mse")
             cost = (after / before - 1) * 100 if before and after is not None else None
-            pairs = [(number(one.get(metric)), number(other.get(metric))) for metric in COLUMNS]
-            rows.append({"category": category, "pairs": pairs, "cost": f"{cost:+.1f} %" if cost is not None else "–"})
+            blind = scores.get((BLIND_NAME, "float", category), {})
+            values = [[number(row.get(metric)) for row in (one, other, blind)] for metric in COLUMNS]
+            rows.append({"category": category, "values": values, "cost": f"{cost:+.1f} %" if cost is not None else "–"})
     return rows
 
 

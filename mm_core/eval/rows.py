@@ -80,6 +80,8 @@ class HeatCell(TypedDict):
     """One metric of a category in the report's table; numbers are formatted."""
 
     value: str
+    blind: str
+    """The score of the blind matte; empty without one."""
     reference: str
     gain: str
     bound: str

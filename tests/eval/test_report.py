@@ -22,6 +22,7 @@ from mm_core.core.settings import Settings
 from mm_core.eval import report as report_module
 from mm_core.eval.evaluate import evaluate_models
 from mm_core.eval.gate import decide
+from mm_core.eval.heat_table import number
 from mm_core.eval.report import headline, write_html
 from mm_core.storage.catalog import Catalog
 from mm_core.storage.run import StorageRun
@@ -204,6 +205,24 @@ def test_the_page_has_every_reason(tmp_path: Path) -> None:
     page = page_of(layout)
     checked(page)
     assert all(f"<li>{reason}</li>" in page for reason in reasons)
+
+
+def test_the_blind_matte_stands_in_every_table_of_scores(whole: tuple[Layout, str]) -> None:
+    layout, page = whole
+    rows = Report.read(layout.stage_report("evaluate")).tables["per_category"]
+    ours, blind = (
+        {row["category"]: row for row in rows if (row["model"], row["precision"]) == key}
+        for key in (("multimodal", "int8"), ("blind", "float"))
+    )
+    what_ships, _, rest = page.partition("Stage by stage")
+    fidelity = rest.partition("Float and int8, and the anchor")[2]
+    for category in ALL_CATEGORIES:
+        title = category.replace("_", " ")
+        first, second = (part.partition(f"<th>{title}")[2].partition("</tr>")[0] for part in (what_ships, fidelity))
+        for metric in ("mse", "maxf", "biou", "conn"):
+            value = number(blind[category][metric])
+            assert f"<small>blind {value}</small>" in first
+            assert f"{number(ours[category][metric])}<br>{value}</td>" in second
 
 
 def test_one_page_is_kept(whole: tuple[Layout, str]) -> None:
