@@ -139,10 +139,12 @@ def test_a_drop_with_mattes_counts_them_and_names_a_matte_without_a_photo(house:
     shutil.copyfile(photos(house)[2], folder / "pets" / "a.jpg")
     shutil.copyfile(matte, folder / "alphas" / "pets" / "a.png")
     shutil.copyfile(matte, folder / "alphas" / "pets" / "gone.png")
+    shutil.copyfile(photos(house)[3], folder / "flat.jpg")
+    shutil.copyfile(matte, folder / "alphas" / "flat.png")
     words = mm("drop", str(folder), "--kind", "pixel_labeled", "--batch", "b", workspace=tmp_path / "house").stdout
     assert re.search(r"^pets +1 +1$", words, re.M)
-    assert "1 matte without a photo: alphas/pets/gone.png" in words
-    assert "no category" not in words
+    assert "left out: 1 file\n" in words and "1 matte without a photo: alphas/pets/gone.png" in words
+    assert "\n1 photo has no category." in words
 
 
 def test_tables_are_not_cut_and_shorten_digests() -> None:

@@ -20,7 +20,17 @@ from mm_core.cli.label import app as label_app
 from mm_core.cli.operate import app as operate_app
 from mm_core.cli.quarantine import counted, pin_after_arrivals, quarantine_app, say_arrivals
 from mm_core.cli.release import app as release_app
-from mm_core.cli.terminal import Inbox, Json, open_layout, open_run, progress_bars, run_with_bars, say, table
+from mm_core.cli.terminal import (
+    Inbox,
+    Json,
+    count_of,
+    open_layout,
+    open_run,
+    progress_bars,
+    run_with_bars,
+    say,
+    table,
+)
 from mm_core.cli.words import drop_words, eval_words, held_words, reason_line
 from mm_core.core.categories import KINDS
 from mm_core.core.deferred import Deferred
@@ -241,14 +251,14 @@ def forget(
     if dry_run:
         return say(plan, json_)
     if not yes:
-        goes = plan.tables["goes"]
+        goes, number = plan.tables["goes"], count_of(int(plan.metrics["forget/photos"]), "photo")
         typer.echo(
             table(goes) if goes else "these photos have gone already; what a killed run left is removed", err=True
         )
         # Without a terminal a question cannot be answered, so a script must pass --yes.
         if not sys.stdin.isatty():
-            raise InputError(f"mm forget: {plan.metrics['forget/photos']:.0f} photos would go for good: add --yes")
-        typer.confirm(f"Remove {plan.metrics['forget/photos']:.0f} photos for good?", abort=True, err=True)
+            raise InputError(f"mm forget: {number} would go for good: add --yes")
+        typer.confirm(f"Remove {number} for good?", abort=True, err=True)
     say(operations.forget(run, plan.fact("ids", list)), json_)
 
 
@@ -439,7 +449,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(standalone_mode=True)
+        # The name also for `python -m mm_core`: help shows it, and the shell completes it.
+        app(prog_name="mm", standalone_mode=True)
     except MattingError as error:
         typer.echo(f"mm: {error}", err=True)
         # Exit code 2 is bad input, 1 is any other failure.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mm_core.cli.terminal import Json, open_layout, run_with_bars, say, table
+from mm_core.cli.terminal import Json, count_of, open_layout, run_with_bars, say, table
 from mm_core.core.deferred import Deferred
 from mm_core.core.errors import InputError
 from mm_core.core.folders import has_file, misplaced
@@ -225,7 +225,7 @@ def _check_page(page: Path, photos: Sequence[Path]) -> None:
 
 def _words(report: Report) -> str:
     rows = report.tables["per_image"]
-    lines = [f"{len(rows)} photos  A: {report.facts['a']}  B: {report.facts['b']}"]
+    lines = [f"{count_of(len(rows), 'photo')}  A: {report.facts['a']}  B: {report.facts['b']}"]
     if summary := report.tables["summary"]:
         lines += ["", table(summary)]
     else:

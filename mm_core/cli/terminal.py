@@ -147,6 +147,11 @@ def _named(name: str, value: object, indent: str) -> str:
     return f"{indent}{name}: {'none' if value is None else _cell(value)}"
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 photo`, `2 photos`; the plural has an s more."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def table(rows: Sequence[Mapping[str, object]]) -> str:
     """Return rows as an aligned plain-text table; cells are never cut, but digests are shortened.
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mm_core.cli.terminal import LONG_TEXT, MOST_ROWS, printable, table
+from mm_core.cli.terminal import LONG_TEXT, MOST_ROWS, count_of, printable, table
 from mm_core.core.categories import ALL_CATEGORIES
 from mm_core.core.deferred import Deferred
 from mm_core.core.layout import TRAIN_STAGES
@@ -43,7 +43,7 @@ def drop_words(summary: DropSummary) -> str:
     rows = [{"category": name, **counts} for name, counts in summary["categories"].items()]
     lines = [f"drop    {summary['drop']}", f"photos  {summary['photos']}", "", table(rows)]
     if left_out := summary["left_out"]:
-        lines += ["", f"left out: {len(left_out)} files"]
+        lines += ["", f"left out: {count_of(len(left_out), 'file')}"]
         # One line per reason, with three examples.
         for reason in dict.fromkeys(entry["reason"] for entry in left_out):
             # Photos of one reason are listed together; three names are enough to find them.
@@ -51,9 +51,10 @@ def drop_words(summary: DropSummary) -> str:
             lines.append(f"  {len(names)} {reason}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}")
     if bare := summary["categories"].get(NO_CATEGORY):
         folders = ", ".join(summary["other_folders"])
+        photos = f"{count_of(bare['photos'], 'photo')} {'has' if bare['photos'] == 1 else 'have'}"
         lines += [
             "",
-            f"{bare['photos']} photos have no category. The sub-folder names it: {', '.join(ALL_CATEGORIES)}."
+            f"{photos} no category. The sub-folder names it: {', '.join(ALL_CATEGORIES)}."
             + (f" Sub-folders that are no category: {folders}." if folders else ""),
         ]
     return "\n".join([*lines, "", "next: `mm ingest` takes the drop into the catalog, or `mm run` runs a whole cycle"])

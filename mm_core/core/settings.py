@@ -9,6 +9,8 @@ from zoneinfo import ZoneInfo
 
 from mm_core.core.errors import InputError
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Root of the checkout that this code is in; without a Makefile the code lies elsewhere."""
 SQLITE = "sqlite:///"
 """Beginning of the address of a sqlite database; its path follows."""
 
@@ -83,12 +85,12 @@ class Settings:
             params_file=_path("MM_PARAMS", "params.yaml"),
             device=os.environ.get("MM_DEVICE") or "auto",
             pixel_cache_gb=_whole("MM_PIXEL_CACHE_GB", 20, 0, 1_000_000),
-            executorch_python=_path("MM_EXECUTORCH_PYTHON", Settings.executorch_python),
-            litert_python=_path("MM_LITERT_PYTHON", Settings.litert_python),
-            fiftyone_python=_path("MM_FIFTYONE_PYTHON", Settings.fiftyone_python),
-            onnxruntime_web=_path("MM_ONNXRUNTIME_WEB", Settings.onnxruntime_web),
+            executorch_python=_tool("MM_EXECUTORCH_PYTHON", Settings.executorch_python),
+            litert_python=_tool("MM_LITERT_PYTHON", Settings.litert_python),
+            fiftyone_python=_tool("MM_FIFTYONE_PYTHON", Settings.fiftyone_python),
+            onnxruntime_web=_tool("MM_ONNXRUNTIME_WEB", Settings.onnxruntime_web),
             gallery=_path("MM_GALLERY", root / "gallery"),
-            labelstudio_python=_path("MM_LABELSTUDIO_PYTHON", Settings.labelstudio_python),
+            labelstudio_python=_tool("MM_LABELSTUDIO_PYTHON", Settings.labelstudio_python),
             label_studio_url=os.environ.get("LABEL_STUDIO_URL", "").rstrip("/"),
             label_studio_host=os.environ.get("LABEL_STUDIO_HOST", "").rstrip("/"),
             label_studio_project=os.environ.get("LABEL_STUDIO_PROJECT") or "Matting Moments",
@@ -117,6 +119,16 @@ class Settings:
 
 def _path(name: str, default: str | Path) -> Path:
     return Path(os.environ.get(name) or default).expanduser().absolute()
+
+
+def _tool(name: str, default: Path) -> Path:
+    """Return the path of a program or files under `.tools`: of the variable, the current folder, or the checkout.
+
+    `make` writes `.tools` into the checkout, and a person may call `mm` in any folder.
+    """
+    if os.environ.get(name) or default.exists() or not (CHECKOUT / "Makefile").is_file():
+        return _path(name, default)
+    return CHECKOUT / default
 
 
 def _absolute(url: str) -> str:

@@ -53,6 +53,12 @@ def mm_process(*arguments: str, workspace: Path) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, env=environment, timeout=120)
 
 
+def test_the_command_is_called_mm_also_as_a_module(tmp_path: Path) -> None:
+    """The shell's completion belongs to this name: of `python -m mm_core` it was a broken script."""
+    shown = mm_process("gate", "simulate", "--help", workspace=tmp_path).stdout
+    assert "Usage: mm gate simulate" in shown and "python -m" not in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
