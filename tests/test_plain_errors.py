@@ -20,7 +20,7 @@ import pytest
 
 from mm_core import stages
 from mm_core.cli import main
-from mm_core.core.errors import InputError, MattingError, ReleaseRefused, StoreError
+from mm_core.core.errors import CatalogError, InputError, MattingError, ReleaseRefused, StoreError
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
 from mm_core.core.pins import has_snapshot, read_snapshot
@@ -38,9 +38,10 @@ from mm_core.ingest.statements import Statement
 from mm_core.labeling.label_studio_local import read_account
 from mm_core.labeling.pull import Cursor
 from mm_core.pinned_inputs import Run, read_inputs, recorded_verdict, require_promote
+from mm_core.services.backup import back_up
 from mm_core.services.check import check
 from mm_core.storage.retry import plain_fault
-from mm_core.storage.run import StorageRun
+from mm_core.storage.run import StorageRun, catalog_of
 from mm_core.storage.seals import database_seals, require_unbroken
 from mm_core.storage.store import LocalStore
 from mm_core.structuring.drift import drifted_batches
@@ -275,6 +276,33 @@ def test_what_is_no_file_is_not_taken_for_a_missing_file(tmp_path: Path, replace
         replace_by(path)
         with pytest.raises(MattingError, match=f"{re.escape(str(path))} is .*: move it away"):
             read()
+
+
+def data_file(table: Path) -> Path:
+    return next(table.glob("*.parquet"))
+
+
+def newest_commit(table: Path) -> Path:
+    return max((table / "_delta_log").glob("*.json"))
+
+
+@pytest.mark.parametrize("choose", [data_file, newest_commit])
+@pytest.mark.parametrize("replace_by", [make_folder, os.mkfifo, break_link, None])
+def test_a_file_of_a_table_that_is_none_ends_readers_and_backups(
+    filled: Layout, tmp_path: Path, choose: Callable[[Path], Path], replace_by: Callable[[Path], None] | None
+) -> None:
+    """delta-rs waits for ever for the writer of a pipe; a backup left the file out and ended without an error."""
+    shutil.copytree(filled.root, tmp_path / "data")
+    layout = Layout(Settings.from_env(tmp_path / "data"))
+    path = choose(Path(layout.settings.store) / "catalog" / "samples")
+    path.unlink()
+    if replace_by:
+        replace_by(path)
+    with pytest.raises(CatalogError, match=path.name):
+        catalog_of(layout).read("samples")
+    with pytest.raises(CatalogError, match=f"{re.escape(str(path))} is .*: restore the store's catalog"):
+        back_up(layout.settings, str(tmp_path / "backup"), Report("backup"), progress=quiet)
+    assert not list((tmp_path / "backup").glob("backups/*"))
 
 
 def test_the_check_names_what_is_no_file_and_goes_on(filled: Layout, tmp_path: Path) -> None:

@@ -48,8 +48,10 @@ from mm_core.services.backup_target import (
     wait_for_deletions,
     whole,
 )
+from mm_core.storage.catalog import Catalog
 from mm_core.storage.retry import disk_faults_of
 from mm_core.storage.run import store_of
+from mm_core.storage.schemas import SCHEMAS
 from mm_core.storage.seals import FOLDER as SEALS
 from mm_core.storage.seals import seal_databases
 from mm_core.storage.store import BLOBS, Entry, LocalStore, Store, blob_key, open_store
@@ -158,6 +160,10 @@ def _back_up(settings: Settings, to: str, report: Report, *, photos: bool, keep:
             writer = _Writer(target, Path(folder), progress)
             _copy_databases(writer, Path(folder))
             _copy_workspace(writer, layout, Path(folder))
+            # A backup without a table's file could not be used, and it would replace those that are whole.
+            catalog = Catalog(settings.store)
+            for table in SCHEMAS:
+                catalog.require_whole(table)
             _copy_store(writer, store, photos)
         # With an unmounted disk, the backup would be empty, and it would replace those that are whole.
         if not any(name.startswith(REQUIRED) for name in writer.files):

@@ -174,6 +174,17 @@ class Catalog:
         except (DeltaError, pa.ArrowException, OSError) as error:
             raise CatalogError(f"catalog table {', '.join(tables)} at {self.url}: {table_fault(error)}") from error
 
+    @patient
+    def require_whole(self, table: str) -> None:
+        """Raise CatalogError if a file of the table's present version is missing or damaged; S3 guards its own."""
+        delta = self._open(table)
+        if delta is None or self._options:
+            return
+        self._require_intact(delta, table)
+        folder = Path(self._uri(table))
+        if lost := next((path for uri in delta.file_uris() if not (path := folder / Path(uri).name).is_file()), None):
+            raise CatalogError(f"catalog table {table}: {lost} is missing: {_RESTORE}")
+
     def add(self, table: str, rows: Iterable[Mapping[str, object]], *, at: int | None = None) -> int:
         """Insert rows with new keys in one commit; return the number of new rows.
 

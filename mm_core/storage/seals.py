@@ -105,7 +105,10 @@ def log_fault(table: Path) -> str:
         return ""
     # The seals are listed first: another process may commit now, and it writes the log before the seal.
     newest = max((name for name in os.listdir(seals) if name.endswith(".json.json")), default="").removesuffix(".json")
-    entries = {entry.name: entry for entry in os.scandir(log) if entry.name.endswith(_LOGS) and entry.is_file()}
+    entries = {entry.name: entry for entry in os.scandir(log) if entry.name.endswith(_LOGS)}
+    # delta-rs waits for ever for the writer of a pipe, and passes over a folder.
+    if fault := misplaced_among(Path(entry.path) for entry in entries.values()):
+        return fault
     # Old commits are removed on purpose; without the newest one, the table would be read as it was before.
     if newest > max((name for name in entries if name.endswith(".json")), default=""):
         return f"{log / newest} is missing"
@@ -121,11 +124,14 @@ def log_fault(table: Path) -> str:
 
 
 def data_fault(files: Iterable[Path]) -> str:
-    """Return which file of a table differs from the seals that `log_fault` has read; empty if none does.
+    """Return which file of a table is none, or differs from the seals that `log_fault` has read; empty if none does.
 
     A file is read once per process, and again if it was replaced or changed.
     """
-    for path in files:
+    paths = list(files)
+    if fault := misplaced_among(paths):
+        return fault
+    for path in paths:
         digest = _known_digests.get(str(path))
         if digest is None or not path.is_file():
             continue
@@ -136,6 +142,11 @@ def data_fault(files: Iterable[Path]) -> str:
                 return f"{path} is damaged, its bytes are not those that were written"
             _intact_files[str(path)] = state
     return ""
+
+
+def misplaced_among(paths: Iterable[Path]) -> str:
+    """Return which path holds a folder, a pipe or a broken link in the place of a file; empty if none does."""
+    return next((f"{path} is {what}, not a file: move it away" for path in paths if (what := misplaced(path))), "")
 
 
 def forget_comparisons() -> None:

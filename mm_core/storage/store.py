@@ -55,7 +55,7 @@ REQUESTS = 8
 """Requests to S3 at a time."""
 # Drops in the inbox still have the photos and mattes, but not what the engine wrote itself.
 _REMEDY_OF = {BLOBS.rstrip("/"): "run `mm check --repair`"} | {
-    prefix.rstrip("/"): "restore it from a backup" for prefix in SEALED_KEYS
+    prefix.rstrip("/"): "restore it from a backup" for prefix in (*SEALED_KEYS, "catalog")
 }
 """First part of a key → remedy for a missing file."""
 
