@@ -56,7 +56,8 @@ def category_need(layout: Layout, inputs: PinnedInputs) -> dict[str, Need]:
         # A category without an error counts as average.
         ratio = errors.get(category, mean) / mean if mean else 1.0
         weight = float(np.clip(ratio, LEAST, MOST)) * (UNSETTLED if category in unsettled else 1.0)
-        words = [f"error {ratio:.1f} times the mean"] if ratio > 1 else []
+        # "1.0 times the mean" would be no reason.
+        words = [f"error {ratio:.1f} times the mean"] if ratio >= 1.05 else []
         if category in unsettled:
             words.append("the gate found a loss" if unsettled[category] == "fail" else "the gate's result was unclear")
         needs[category] = Need(weight, ", ".join(words))

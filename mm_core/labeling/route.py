@@ -179,9 +179,9 @@ def explain(row: Mapping[str, Any], need: Need | None) -> str:
         if row.get(part, 0) >= 0.75:
             words.append(f"{reason} {_share(row[part])} {name}")
     if row.get("quality", 0) >= 0.75:
-        words.append("sharp and well lit")
+        words.append("it is sharp and well lit")
     if row["diversity"] >= 0.5:
-        words.append("unlike the photos labelled so far")
+        words.append("it is unlike the photos labelled so far")
     return "Chosen because " + "; ".join(words or ["no better photo is left"]) + "."
 
 

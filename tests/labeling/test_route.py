@@ -199,6 +199,9 @@ def test_need_follows_the_error_of_the_model_in_use_and_what_the_gate_left_open(
     assert need["cards"].weight == pytest.approx(MOST * UNSETTLED)
     assert need["delicacy"].weight == 0.5, "the floor"
     assert need["cards"].why == "error 2.1 times the mean, the gate's result was unclear"
+    house.judge(verdict([cell("pets", 0.102, "pass"), cell("cards", 0.1, "pass"), cell("delicacy", 0.098, "pass")]))
+    assert {one.why for one in category_need(house.layout, house.inputs).values()} == {""}, "2 % is no reason"
+    house.judge(verdict([*cells, cell("scenery", 9.0, "fail")]))
     # Promoted: the candidate is the model in use.
     house.inputs["champion"] = {"version": "9", "digest": "c" * 64, "files": {}}
     assert category_need(house.layout, house.inputs)["delicacy"].weight == pytest.approx(MOST)
@@ -206,7 +209,7 @@ def test_need_follows_the_error_of_the_model_in_use_and_what_the_gate_left_open(
 
 def test_the_sentence_names_what_speaks_for_the_photo():
     row = {"category": "pets", "feedback": 1.0, "uncertainty": 0.96, "difficulty": 0.6, "diversity": 0.7}
-    text = "Chosen because the model is less sure of it than of 92 % of pets; unlike the photos labelled so far."
+    text = "Chosen because the model is less sure of it than of 92 % of pets; it is unlike the photos labelled so far."
     assert explain(row, None) == text
     row = {"category": None, "feedback": 1.0, "quality": 0.5, "diversity": 0.1}
     assert explain(row, None) == "Chosen because no better photo is left."
