@@ -81,7 +81,9 @@ def _one(rejects: pd.DataFrame, key: str) -> RejectRow:
     """Return the only refused row with a key that begins with `key`."""
     found = rejects[rejects["key"].str.startswith(key)] if key else rejects.head(0)
     if found.empty:
-        raise InputError(f"no refused row has the key {key!r}: copy one from `mm quarantine list`")
+        raise InputError(
+            f"no refused row has the key {key!r}: copy one from `mm quarantine list`; an accepted row is not in it"
+        )
     if len(found) > 1:
         raise InputError(f"key {key!r} fits {len(found)} refused rows: copy a longer one from `mm quarantine list`")
     return cast(RejectRow, found.iloc[0].to_dict())

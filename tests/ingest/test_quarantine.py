@@ -119,6 +119,8 @@ def test_a_suspect_matte_is_shown_taken_and_remembered(any_workshop: Any, make: 
     assert done.facts["reviewed"] == 2 and done.facts["waiting"] == []
     assert len(shop.catalog.read("samples")) == 5 == len(shop.catalog.read("labels"))
     assert list(list_rejects(shop.catalog)["image"]) == ["images/3.jpg"]
+    with pytest.raises(InputError, match="an accepted row is not in it"):
+        taken_as_they_are(shop, rejects["key"][0])
     again(shop)
     assert list(list_rejects(shop.catalog)["image"]) == ["images/3.jpg"]
     shop.drop("pixel_labeled", "again", suspect_rows(make))
