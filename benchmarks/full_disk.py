@@ -1,4 +1,4 @@
-"""A disk that becomes full while a command runs: one line that says so, and is nothing lost afterwards?
+"""Does a command end with one line when the disk becomes full while it runs, and is nothing lost afterwards?
 
     python benchmarks/full_disk.py --base FOLDER [--minutes 20] [--calls 4] [--seed 0] [--command ingest]
 

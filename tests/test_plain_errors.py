@@ -288,7 +288,7 @@ def newest_commit(table: Path) -> Path:
 
 @pytest.mark.parametrize("choose", [data_file, newest_commit])
 @pytest.mark.parametrize("replace_by", [make_folder, os.mkfifo, break_link, None])
-def test_a_file_of_a_table_that_is_none_ends_readers_and_backups(
+def test_a_pipe_in_place_of_a_tables_file_ends_readers_and_backups(
     filled: Layout, tmp_path: Path, choose: Callable[[Path], Path], replace_by: Callable[[Path], None] | None
 ) -> None:
     """delta-rs waits for ever for the writer of a pipe; a backup left the file out and ended without an error."""

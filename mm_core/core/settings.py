@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from mm_core.core.errors import InputError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-"""Root of the checkout that this code is in; without a Makefile the code lies elsewhere."""
+"""Root of the checkout. An installed package has no checkout, and then no Makefile lies there."""
 SQLITE = "sqlite:///"
 """Beginning of the address of a sqlite database; its path follows."""
 

@@ -113,8 +113,8 @@ class Groups:
 class RepeatedResamples:
     """Source of resamples that draws once per number of groups and then returns the same ones.
 
-    It is for simulations, where drawing would take most of the time. Each simulated retraining has other photos, so the
-    same resamples act on it like new ones. The gate itself draws anew for each category.
+    Simulations use it, because drawing would take most of their time. Resamples only weight groups by number, and each
+    simulated retraining draws other photos for its groups. The gate itself draws new resamples for each category.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:

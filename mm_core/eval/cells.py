@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -109,9 +110,9 @@ def judge_category(
         elif len((some := _Photos(evidence, mask)).groups) > 1:
             answers[number] = _shown_with(_by_student(params, [question], some)[0], question, some)
     # Questions on the same photos are answered at once, and share one set of resamples.
-    for answer, numbers in ((_by_bootstrap, resampled), (_by_student, others)):
+    for answer, numbers in ((partial(_by_bootstrap, rng=rng), resampled), (_by_student, others)):
         asked = [questions[number] for number in numbers]
-        found = answer(params, asked, here, rng) if asked else []
+        found = answer(params, asked, here) if asked else []
         for number, question, interval in zip(numbers, asked, found, strict=True):
             answers[number] = _shown_with(interval, question, here)
     return [_cell(params, questions[number], answers[number], category) for number in sorted(answers)]
@@ -138,7 +139,7 @@ def _by_bootstrap(
     return confidence(quantities, photos.groups, alpha=alphas, resamples=params.resamples, rng=rng)
 
 
-def _by_student(params: GateParams, questions: Sequence[Question], photos: _Photos, *_: object) -> list[Interval]:
+def _by_student(params: GateParams, questions: Sequence[Question], photos: _Photos) -> list[Interval]:
     """Return the intervals of gain minus margin by Student's t, on softened errors where the question's method says so.
 
     A bootstrap question on fewer photos than the others is answered by this too.

@@ -8,10 +8,7 @@ weights, for example of batch normalization into convolutions. The caller compar
 from __future__ import annotations
 
 import importlib.metadata
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +21,7 @@ from mm_core.core.code_digest import code_digest
 from mm_core.core.deferred import Deferred
 from mm_core.core.records import DECODERS, digest_of, write_bytes
 from mm_core.export.runtime import CHOICE
+from mm_core.model.exporters import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -118,17 +116,3 @@ def _without(graph: onnx.ModelProto, weights: dict[str, np.ndarray]) -> onnx.Mod
         if tensor.name in weights:
             tensor.ClearField("raw_data")
     return bare
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress log messages and warnings of the exporters; their errors are exceptions and still appear."""
-    # Logging is global, so the former level is restored.
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

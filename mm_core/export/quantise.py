@@ -39,12 +39,13 @@ from mm_core.core.records import (
 )
 from mm_core.export.bias_correction import correct_biases
 from mm_core.export.calibration import calibration_ids, calibration_images, categories_of
-from mm_core.export.float_graph import float_graph, quiet, tool_versions
+from mm_core.export.float_graph import float_graph, tool_versions
 from mm_core.export.float_layers import ladder, worst
 from mm_core.export.last_layer import fit_last_layer
 from mm_core.export.observed import Observed, observe
 from mm_core.export.ranges import write_ranges
 from mm_core.export.runtime import CHOICE, SUFFIX, open_session
+from mm_core.model.exporters import quiet
 from mm_core.storage.retry import disk_faults_of
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ def _no_ids() -> pa.Array:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What models have learnt from."""
+    """The photos that the models of earlier cycles have learnt from."""
 
     training: pa.Array = field(default_factory=_no_ids)
     """Ids of the photos that were trained on."""

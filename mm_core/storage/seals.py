@@ -106,7 +106,7 @@ def log_fault(table: Path) -> str:
     # The seals are listed first: another process may commit now, and it writes the log before the seal.
     newest = max((name for name in os.listdir(seals) if name.endswith(".json.json")), default="").removesuffix(".json")
     entries = {entry.name: entry for entry in os.scandir(log) if entry.name.endswith(_LOGS)}
-    # delta-rs waits for ever for the writer of a pipe, and passes over a folder.
+    # delta-rs waits without end for the writer of a pipe, and ignores a folder.
     if fault := misplaced_among(Path(entry.path) for entry in entries.values()):
         return fault
     # Old commits are removed on purpose; without the newest one, the table would be read as it was before.
@@ -124,7 +124,7 @@ def log_fault(table: Path) -> str:
 
 
 def data_fault(files: Iterable[Path]) -> str:
-    """Return which file of a table is none, or differs from the seals that `log_fault` has read; empty if none does.
+    """Return which path of a table holds no file, or one unlike the seals that `log_fault` read; empty if none does.
 
     A file is read once per process, and again if it was replaced or changed.
     """

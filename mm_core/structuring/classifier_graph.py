@@ -7,8 +7,6 @@ twice as many photos per second as torch (benchmarks/structuring.md; ADR 0053).
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mm_core.core.code_digest import code_digest
 from mm_core.core.deferred import Deferred
 from mm_core.core.records import digest_of, sha256_bytes, write_bytes
+from mm_core.model.exporters import quiet
 from mm_core.model.packaged import PACKAGED, load_packaged_classifier
 from mm_core.structuring.imagenet import class_names
 
@@ -81,20 +80,14 @@ def _export(encoder: str) -> bytes:
             pooled = model.forward_head(features, pre_logits=True)
             return model.classifier(pooled), torch.nn.functional.normalize(pooled, dim=1)
 
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), torch.no_grad(), TemporaryDirectory(prefix="mm-classifier-") as folder:
-            warnings.simplefilter("ignore")
-            made = Path(folder) / "classifier.onnx"
-            # The exporter by tracing: the newer one takes ten times as long, and this network has no control flow.
-            torch.onnx.export(
-                Classifier().eval(), (torch.rand(2, 3, SIDE, SIDE),), made, dynamo=False, input_names=["images"],
-                output_names=["logits", "vectors"],
-                dynamic_axes={name: {0: "batch"} for name in ("images", "logits", "vectors")},
-            )  # fmt: skip
-            graph = onnx.load(made)
-    finally:
-        logging.disable(level)
+    with torch.no_grad(), quiet(), TemporaryDirectory(prefix="mm-classifier-") as folder:
+        made = Path(folder) / "classifier.onnx"
+        # The exporter by tracing: the newer one takes ten times as long, and this network has no control flow.
+        torch.onnx.export(
+            Classifier().eval(), (torch.rand(2, 3, SIDE, SIDE),), made, dynamo=False, input_names=["images"],
+            output_names=["logits", "vectors"],
+            dynamic_axes={name: {0: "batch"} for name in ("images", "logits", "vectors")},
+        )  # fmt: skip
+        graph = onnx.load(made)
     graph.metadata_props.add(key=CLASSES, value=json.dumps(class_names()))
     return graph.SerializeToString(deterministic=True)

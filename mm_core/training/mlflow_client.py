@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
@@ -48,7 +49,7 @@ def open_client(settings: Settings) -> MlflowClient:
         # A workspace that was moved to another path has old artifact paths in its database.
         rehome(settings)
         return cast("MlflowClient", _LocalClient(client, uri, database))
-    return cast("MlflowClient", _WatchedClient(uri))
+    return cast("MlflowClient", _WatchedClient(client, uri))
 
 
 def require_database(settings: Settings) -> Path | None:
@@ -75,20 +76,30 @@ def expect_quick_answer() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 
 
-class _WatchedClient:
-    """Proxy of an MlflowClient for a server."""
+class _Proxy(ABC):
+    """An MlflowClient whose calls, also that of the constructor, are wrapped."""
 
-    def __init__(self, uri: str) -> None:
-        check = "is it running, is MLFLOW_TRACKING_URI right?"
-        self._server = RemoteServer("MLflow", public_address(uri), check)
-        # The constructor connects to a database.
-        self._client = self._watched(mlflow.MlflowClient)(tracking_uri=uri, registry_uri=uri)
+    def __init__(self, client: Callable[..., MlflowClient], uri: str) -> None:
+        # The constructor connects to a database, and makes a new one.
+        self._client = self._wrapped(client)(tracking_uri=uri, registry_uri=uri)
 
     def __getattr__(self, name: str) -> object:
         value = getattr(self._client, name)
-        return self._watched(value) if callable(value) else value
+        return self._wrapped(value) if callable(value) else value
 
-    def _watched(self, call: Callable[..., object]) -> Callable[..., object]:
+    @abstractmethod
+    def _wrapped(self, call: Callable[..., object]) -> Callable[..., object]: ...
+
+
+class _WatchedClient(_Proxy):
+    """Proxy of an MlflowClient for a server."""
+
+    def __init__(self, client: Callable[..., MlflowClient], uri: str) -> None:
+        check = "is it running, is MLFLOW_TRACKING_URI right?"
+        self._server = RemoteServer("MLflow", public_address(uri), check)
+        super().__init__(client, uri)
+
+    def _wrapped(self, call: Callable[..., object]) -> Callable[..., object]:
         """Return `call` with its notice, and with errors that name the server."""
 
         @wraps(call)
@@ -109,19 +120,14 @@ class _WatchedClient:
         return watched
 
 
-class _LocalClient:
+class _LocalClient(_Proxy):
     """Proxy of an MlflowClient for a sqlite database; its errors about the disk name the database."""
 
     def __init__(self, client: Callable[..., MlflowClient], uri: str, database: Path) -> None:
         self._database = database
-        # The constructor makes a new database.
-        self._client = self._explained(client)(tracking_uri=uri, registry_uri=uri)
+        super().__init__(client, uri)
 
-    def __getattr__(self, name: str) -> object:
-        value = getattr(self._client, name)
-        return self._explained(value) if callable(value) else value
-
-    def _explained(self, call: Callable[..., object]) -> Callable[..., object]:
+    def _wrapped(self, call: Callable[..., object]) -> Callable[..., object]:
         """Return `call` with errors of sqlite about its file as StoreError."""
 
         @wraps(call)

@@ -1,4 +1,4 @@
-"""Where programs of other environments are looked for: the variable, the current folder, the checkout."""
+"""Programs of other environments are found by the variable, in the current folder, or in the checkout."""
 
 from __future__ import annotations
 

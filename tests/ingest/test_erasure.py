@@ -83,7 +83,7 @@ def test_nothing_is_left_but_the_memory_of_the_id(shop) -> None:
 def test_a_bucket_that_keeps_versions_and_its_downloads_hold_nothing_of_the_photo(
     bucket: str, make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As infra/s3 sets it up, with a replaced matte, a refused copy and a backup in the same bucket."""
+    """The bucket keeps versions, as infra/s3 sets it up, and holds a replaced matte, a refused copy and a backup."""
     monkeypatch.setattr(DataDocs, "build", lambda self: None)
     client, name = boto3.session.Session().client("s3"), bucket.removeprefix("s3://")
     client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})

@@ -1,4 +1,4 @@
-"""What a cycle has learnt from never judges later: neither with other params nor after a photo was forgotten."""
+"""A photo that a cycle has learnt from never judges again, even with other params or after `mm forget`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def frames(*ids: str) -> pd.DataFrame:
 
 
 class Cycles:
-    """The photos that past cycles have learnt from, beside rows that change as ingest changes them."""
+    """Rows of a catalog that change as ingest changes them, and the photos that past cycles have learnt from."""
 
     def __init__(self) -> None:
         self.catalog = FakeCatalog()
