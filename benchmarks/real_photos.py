@@ -30,6 +30,7 @@ import torch
 from mm_core import stages
 from mm_core.core.layout import Layout
 from mm_core.core.params import Params
+from mm_core.core.pins import PINNED_TABLES, ROLES
 from mm_core.core.progress import Progress, quiet
 from mm_core.core.records import CATEGORIES, Report, decoder_of, digest_of
 from mm_core.core.settings import Settings
@@ -159,7 +160,9 @@ class Trainings:
             layout.checkpoints.parent.mkdir(parents=True, exist_ok=True)
             layout.checkpoints.symlink_to(shared, target_is_directory=True)
         digest = digest_of({name: frame["sample_id"].tolist() for name, frame in self._frames.items()})
-        write_frames(layout.snapshot, self._frames, SCHEMA, {"digest": digest})
+        # No catalog version and no judged model stand behind this split.
+        pins = {"catalog": dict.fromkeys(PINNED_TABLES, 0), **dict.fromkeys(ROLES)}
+        write_frames(layout.snapshot, self._frames, SCHEMA, {"digest": digest, "eval_digest": digest, **pins})
         scored = self._frames["train_labeled"].assign(difficulty=0.0)
         # The supervised arm goes on with all photos: its `hard` stage is the simple pool once more.
         sides = {"simple": scored, "hard": scored if stage == "hard" else scored.iloc[:0]}

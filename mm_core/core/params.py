@@ -216,6 +216,21 @@ class SemiParams(StageParams):
         Literal["vat", "dropout", "guided_cutout", "context_mask", "object_mask", "feature_drop", "feature_noise"], ...
     ] = ("vat", "dropout", "guided_cutout", "context_mask", "object_mask", "feature_drop", "feature_noise")
     """Perturbations of the features; each has one auxiliary decoder."""
+    # Pseudo-labels.
+    teacher: str = ""
+    """Model whose mattes of unlabelled photos are targets beside the labels: an ONNX matting model, or a model file of
+    this project, such as a larger one of another workspace. Empty: none. With a teacher, `perturbations: []` leaves
+    cross-consistency out."""
+    teacher_weight: float = Field(default=1.0, ge=0)
+    """Weight of the supervised terms on these mattes."""
+    teacher_categories: tuple[CategoryOrUnknown, ...] = ()
+    """Categories whose photos the teacher labels; empty: all. Name those in which it is better than your model."""
+    teacher_size: int = Field(default=320, ge=32, le=4096)
+    """Side of the teacher's square input in pixels, if the file leaves it open."""
+    teacher_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue in [0, 1] that the teacher expects to be subtracted; ImageNet's by default."""
+    teacher_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviations that the teacher expects the colours to be divided by."""
 
 
 class MultimodalParams(StageParams):

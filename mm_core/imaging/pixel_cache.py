@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +36,8 @@ UNKNOWN = "unknown"
 """Category of a row without one."""
 CHUNK = 64
 """Photos and mattes that are decoded before they are written."""
+FEW = 8
+"""Mattes that a model predicts before they are written."""
 _KEY = 64
 """Characters of a key: a sha256 in hex."""
 
@@ -200,6 +203,22 @@ class PixelCache:
                     if progress:
                         progress("decode", start + len(chunk), len(jobs))
         return len(jobs)
+
+    def has_matte(self, key: str) -> bool:
+        """Return whether the cache holds a matte under this key."""
+        return key in self.mattes
+
+    def keep_mattes(self, mattes: Iterable[tuple[str, np.ndarray]]) -> None:
+        """Add mattes that no file of the store holds, a few at a time, so that a kill loses little work.
+
+        Args:
+            mattes: Pairs of a key of 64 hex digits and a matte (H, W) in [0, 1].
+        """
+        stream = iter(mattes)
+        while rows := [(key, np.rint(self._resize(m) * 255).astype(np.uint8)) for key, m in islice(stream, FEW)]:
+            with exclusive(self.folder / ".lock"):
+                self.mattes.reload()
+                self.mattes.append([(key, row) for key, row in rows if key not in self.mattes])
 
     def _make_room(self, frame: pd.DataFrame, new: int) -> None:
         """Remove rows that the frame does not need if `new` bytes would exceed the limit."""

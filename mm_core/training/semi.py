@@ -5,6 +5,9 @@ match the main decoder's matte. The gradient reaches the auxiliary decoders and 
 The encoder's share of it rises with the ramp, because the auxiliary decoders start from random weights.
 
 Unlabelled and captioned photos are not cropped, as at inference.
+
+With `train.semi.teacher` the term `pseudo_label` is added: the supervised terms on the mattes of a teacher
+(pseudo_labels.py). These photos are cropped and lit like labelled ones.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mm_core.core.params import LossParams, SemiParams
 from mm_core.model.auxiliary import AuxiliaryDecoders
 from mm_core.model.network import MattingNet
-from mm_core.training.losses import consistency
+from mm_core.training.losses import consistency, matting_losses
 from mm_core.training.supervised import Features, Pools, Supervised
 from mm_core.training.trainer import DeviceBatch
 
@@ -62,7 +65,8 @@ class Semi(Supervised):
 
         Args:
             net: Net to train.
-            pools: As in `Supervised`, with `unlabeled` in addition. Without it the strategy equals `Supervised`.
+            pools: As in `Supervised`, with `unlabeled` and `pseudo_labeled` in addition. Without them the strategy
+                equals `Supervised`.
             loss: Weights of the supervised terms.
             semi: Weight and options of the consistency term.
         """
@@ -74,8 +78,13 @@ class Semi(Supervised):
     def terms(
         self, features: Mapping[str, Features], batches: Mapping[str, DeviceBatch], progress: float
     ) -> dict[str, Tensor]:
-        """Return the supervised terms and, with unlabelled photos, the term `semi`."""
+        """Return the supervised terms and, with unlabelled photos, the terms `pseudo_label` and `semi`."""
         terms = super().terms(features, batches, progress)
+        if "pseudo_labeled" in batches:
+            batch = batches["pseudo_labeled"]
+            outputs = self.net.route(features["pseudo_labeled"], batch.decoders)
+            losses = matting_losses(outputs, batch.alpha, batch.binary, self._loss)
+            terms["pseudo_label"] = self._semi.teacher_weight * torch.stack(list(losses.values())).sum()
         if self.auxiliary is None:
             return terms
         maps = features["unlabeled"]

@@ -36,6 +36,7 @@ from mm_core.model.network import MattingNet, build_model
 from mm_core.training import process_group
 from mm_core.training.checkpoint import mean_errors
 from mm_core.training.multimodal import Multimodal, embed, with_captions
+from mm_core.training.pseudo_labels import predict_missing, pseudo_labeled, teacher_digest
 from mm_core.training.semi import Semi
 from mm_core.training.stage_data import Data, epochs, read_data
 from mm_core.training.supervised import Supervised
@@ -159,7 +160,11 @@ def _relevant(stage: str, params: Params) -> dict[str, object]:
         # The multimodal stage keeps the semi-supervised terms, and its text vectors depend on CLIP.
         train["semi"] = params.train.semi
         whole["clip"] = params.clip.model_dump(mode="json")
-    return whole | {"train": {name: section.model_dump(mode="json") for name, section in train.items()}}
+    sections = {name: section.model_dump(mode="json") for name, section in train.items()}
+    if "semi" in sections:
+        # The teacher counts by its content, wherever its file lies.
+        sections["semi"]["teacher"] = teacher_digest(params.train.semi)
+    return whole | {"train": sections}
 
 
 def _train(job: _Job, device: torch.device) -> None:
@@ -297,6 +302,10 @@ def _strategy(job: _Job, net: MattingNet, cache: PixelCache, *, fresh: bool) -> 
         pools["labeled"] = [(own, batch - again), (old, again)]
     if not data.unlabeled.empty:
         pools["unlabeled"] = [(pool(data.unlabeled, "unlabeled", whole=True), batch)]
+    if not (taught := pseudo_labeled(data.unlabeled, train.semi)).empty:
+        source = pool(taught, "pseudo_labeled")
+        _predict_pseudo_labels(job, cache, source)
+        pools["pseudo_labeled"] = [(source, batch)]
     if not data.text_image.empty:
         pools["text"] = [(pool(data.text_image, "text", whole=True), batch)]
     with torch.random.fork_rng(devices=[]):
@@ -308,6 +317,15 @@ def _strategy(job: _Job, net: MattingNet, cache: PixelCache, *, fresh: bool) -> 
             return Multimodal(net, pools, train.loss, train.semi, train.multimodal, towers)
         share = train.simple.shared_decoder if fresh and stage == TRAIN_STAGES[0] else 0.0
         return Supervised(net, pools, train.loss, share)
+
+
+def _predict_pseudo_labels(job: _Job, cache: PixelCache, pool: Pool) -> None:
+    """Let the teacher predict the mattes that the steps draw and the cache lacks; process 0 does it for all."""
+    if process_group.rank() == 0:
+        drawn = pool.drawn(job.settings.steps, job.params.train.common.batch)
+        predict_missing(drawn, cache, job.run)
+    # The others wait here; they read the mattes when the cache is filled.
+    process_group.agreed(None)
 
 
 def _metrics(stage: str, result: Result) -> dict[str, float]:
