@@ -8,7 +8,9 @@ FOLDER holds the drops `inbox` and `inbox_large`. The judged photos are of two k
 * `near`: three of ten groups of `inbox`, photos of the kind that is trained on;
 * `far`: photos of `inbox_large` from sources that no training photo comes from, and half of its ECSSD photos.
 
-Regime `small` trains on the rest of `inbox`, `large` on the rest of both. Each arm is a chain of the product's own
+Regime `small` trains on the rest of `inbox`, `large` on the rest of both. With `--unlabelled N`, up to N photos without
+a label of each category come from both inboxes, with or without a caption; with `--set` a parameter has another value,
+such as `--set train.semi.teacher=FILE` (docs/decisions/0054-teacher.md). Each arm is a chain of the product's own
 stages, `train_stage` on frames of this split; a finished training is not done again. A row per seed, arm, judged set
 and category goes into benchmarks/real_photos.csv, the table into real_photos.md.
 """
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 
 from mm_core import stages
 from mm_core.core.layout import Layout
@@ -111,14 +114,25 @@ def _order(sample: str) -> float:
     return stable_share(sample, "half")
 
 
-def frames_of(learned: Any, regime: str) -> dict[str, pd.DataFrame]:
-    """Return the snapshot's pools of a regime; validation is empty, so the last averaged weights are kept."""
+def frames_of(learned: Any, regime: str, unlabelled: int = 0) -> dict[str, pd.DataFrame]:
+    """Return the snapshot's pools of a regime; validation is empty, so the last averaged weights are kept.
+
+    Args:
+        learned: The photos to learn from.
+        regime: `small` or `large`.
+        unlabelled: Unlabelled photos of each category, from all of `learned`; 0 takes those of the regime.
+    """
     rows = learned[learned["small"]] if regime == "small" else learned
     labelled = rows[rows["alpha_sha256"].notna()]
     plain, caption = rows[rows["alpha_sha256"].isna()], rows["caption"].fillna("") != ""
+    without = plain[~caption.reindex(plain.index)]
+    if unlabelled:
+        every = learned[learned["alpha_sha256"].isna() & learned["category"].notna()]
+        order = every["sample_id"].map(lambda sample: stable_share(sample, "unl")).sort_values().index
+        without = every.loc[order].groupby("category").head(unlabelled)
     return {
         "train_labeled": labelled,
-        "train_unlabeled": plain[~caption.reindex(plain.index)],
+        "train_unlabeled": without,
         "train_text_image": plain[caption.reindex(plain.index)],
         "validation": labelled.iloc[:0],
         "eval": labelled.iloc[:0],
@@ -219,19 +233,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--size", type=int, default=Params().model.size)
     parser.add_argument("--steps", type=int, nargs=3, default=[320, 100, 100], help="simple, semi, multimodal")
+    parser.add_argument("--unlabelled", type=int, default=0, help="of each category, from both inboxes")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters of all arms")
     args = parser.parse_args()
     table, threads = HERE / "real_photos.csv", torch.get_num_threads()
     base = prepare(args.work, args.photos)
     learned, near, far = split_photos(catalog_frame(base, args.photos))
     for regime in args.regimes:
-        frames = frames_of(learned, regime)
+        frames = frames_of(learned, regime, args.unlabelled)
         for seed in args.seeds:
             simple, semi, text = args.steps
             values: dict[str, Any] = {"seed": seed, "model.size": args.size, "train.simple.steps": simple}
             values |= {"train.semi.steps": semi, "train.multimodal.steps": text, "train.hard.steps": semi + text}
             values |= {"train.common.validate_every": 10**6, "train.common.replay_share": 0.0}
+            values |= {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in args.set)}
             trainings = Trainings(base, frames, Params().with_values(**values), f"{regime} {seed}")
-            key = digest_of(values)[:12]
+            key = digest_of([values, args.unlabelled] if args.unlabelled else values)[:12]
             for arm in ["blind", *args.arms]:
                 done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["key", "arm", "regime"])
                 known = (done["key"] == key) & (done["arm"] == arm) & (done["regime"] == regime)
