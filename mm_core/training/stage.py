@@ -300,7 +300,9 @@ def _strategy(job: _Job, net: MattingNet, cache: PixelCache, *, fresh: bool) -> 
         again = round(batch * train.common.replay_share)
         own, old = pool(labeled, "labeled"), pool(data.replay, "replay")
         pools["labeled"] = [(own, batch - again), (old, again)]
-    if not data.unlabeled.empty:
+    # Whole unlabelled photos cost a third of a step, and only cross-consistency learns from them.
+    consistency = train.multimodal.semi if stage == "multimodal" else train.semi.weight
+    if consistency and train.semi.perturbations and not data.unlabeled.empty:
         pools["unlabeled"] = [(pool(data.unlabeled, "unlabeled", whole=True), batch)]
     if not (taught := pseudo_labeled(data.unlabeled, train.semi)).empty:
         source = pool(taught, "pseudo_labeled")

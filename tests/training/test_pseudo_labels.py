@@ -115,6 +115,23 @@ def test_a_model_file_of_the_project_teaches_with_the_decoder_of_the_category(
         assert np.abs(cache.mattes[str(row.alpha_sha256)] / 255 - expected).max() < 0.01
 
 
+def test_without_cross_consistency_no_whole_unlabelled_photo_is_encoded(
+    started: Layout, taught: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[set[str]] = []
+    losses = Semi.losses
+
+    def watched(self: Semi, batches: Mapping[str, DeviceBatch], progress: float) -> dict[str, torch.Tensor]:
+        drawn.append(set(batches))
+        return losses(self, batches, progress)
+
+    monkeypatch.setattr(Semi, "losses", watched)
+    for changed in ({}, {"train.semi.perturbations": ()}, {"train.semi.weight": 0.0}):
+        train(taught.with_values(**changed, **{"train.semi.steps": 1}), started)
+    taught_alone = {"labeled", "pseudo_labeled"}
+    assert drawn == [taught_alone | {"unlabeled"}, taught_alone, taught_alone]
+
+
 def test_only_the_named_categories_are_labelled_by_the_teacher(started: Layout, taught: Params) -> None:
     params = taught.with_values(**{"train.semi.teacher_categories": ("pets",)})
     frame = pseudo_labeled(unlabelled(started), params.train.semi)
