@@ -68,10 +68,13 @@ def browse(
 
     It shows photos, mattes, quarantine, splits, predictions and saved views.
     """
-    from mm_core.services.browse import Browser, write_browse_folder
+    from mm_core.services.browse import Browser, require_rows, write_browse_folder
 
     layout = open_layout()
-    # The environment is installed first: who waits for it should not wait twice.
+    # An empty catalog is named before FiftyOne (0.9 GB) is installed for it.
+    with run_with_bars() as run:
+        require_rows(run)
+    # The environment is installed before the files are written: who waits for it should not wait twice.
     if not write_only:
         # Checked before the folder is written: an App that is open reads it.
         require_free_port(port)

@@ -24,7 +24,7 @@ from mm_core.core import processes
 from mm_core.core.errors import BlobNotFound, InputError
 from mm_core.core.folders import has_file
 from mm_core.core.layout import TRAIN_STAGES, Layout
-from mm_core.core.pins import has_snapshot, read_snapshot
+from mm_core.core.pins import NO_PHOTOS, has_snapshot, read_snapshot
 from mm_core.core.records import CATEGORIES, Report, write_bytes
 from mm_core.imaging.images import UnreadableImage, encode_alpha, load_rgb, read_header
 from mm_core.ingest.decode_sandbox import safely
@@ -67,6 +67,12 @@ class Facts:
     """`new photo`, `new matte` or `other category`, since the last snapshot."""
 
 
+def require_rows(run: StorageRun) -> None:
+    """Raise InputError if the catalog has neither photos nor refused rows."""
+    if run.catalog.read("samples", columns=["id"]).empty and list_rejects(run.catalog).empty:
+        raise InputError(f"{run.layout.root} {NO_PHOTOS}")
+
+
 def write_browse_folder(
     run: StorageRun, models: Mapping[str, Predict], folder: Path, report: Report, *, most_predictions: int
 ) -> Report:
@@ -85,10 +91,9 @@ def write_browse_folder(
     Raises:
         InputError: The catalog has neither photos nor refused rows.
     """
+    require_rows(run)
     catalog, layout = run.catalog, run.layout
     samples, rejects = catalog.read("samples").sort_values("id"), list_rejects(catalog)
-    if samples.empty and rejects.empty:
-        raise InputError(f"{catalog.url} has no photos yet: `mm ingest` takes drops in")
     writer = _Writer(folder, run.store)
     facts = _facts(layout, catalog, samples)
     judged = _worst_first(samples, facts)[:most_predictions]

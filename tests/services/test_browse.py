@@ -162,13 +162,14 @@ def test_refused_rows_stand_there_with_their_reasons(folder: Path) -> None:
     assert views["worst pets"]["match"] == {"category": ["pets"]} and views["worst pets"]["sort"] == "candidate_mse"
 
 
-def test_an_empty_catalog_and_a_missing_program_are_named(tmp_path: Path) -> None:
-    environment = {"MM_WORKSPACE": str(tmp_path), "MM_INBOX": "", "MM_STORE": "", "MLFLOW_TRACKING_URI": ""}
-    done = CliRunner().invoke(app, ["browse", "--write-only", "--predictions", "0"], env=environment)
-    assert isinstance(done.exception, InputError) and "no photos yet" in str(done.exception)
+def test_an_empty_catalog_is_named_before_the_program_is_asked_for(house: Layout, tmp_path: Path) -> None:
+    environment = {"MM_INBOX": "", "MM_STORE": "", "MLFLOW_TRACKING_URI": ""}
     environment["MM_FIFTYONE_PYTHON"] = str(tmp_path / "python")
-    done = CliRunner().invoke(app, ["browse"], env=environment)
-    assert "run `make browse`" in str(done.exception)
+    for options in (["--write-only", "--predictions", "0"], []):
+        done = CliRunner().invoke(app, ["browse", *options], env=environment | {"MM_WORKSPACE": str(tmp_path)})
+        assert isinstance(done.exception, InputError) and f"{tmp_path} has no photos yet" in str(done.exception)
+    done = CliRunner().invoke(app, ["browse"], env=environment | {"MM_WORKSPACE": str(house.root)})
+    assert isinstance(done.exception, InputError) and "run `make browse`" in str(done.exception)
 
 
 def test_the_program_gets_no_secret_and_sends_nothing_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
