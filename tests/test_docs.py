@@ -227,10 +227,12 @@ def test_the_list_of_commands_has_verbs_and_options_that_there_are() -> None:
         assert command.startswith("mm ") and done.exit_code == 0, f"{command}\n{done.output}"
 
 
-def test_the_parameters_of_one_run_are_taken_as_the_guide_writes_them() -> None:
-    (config,) = (block["text"] for block in blocks(GUIDE) if block["language"] == "yaml")
+def test_the_parameters_of_the_guide_are_taken_as_it_writes_them() -> None:
+    config, params = (yaml.safe_load(block["text"]) for block in blocks(GUIDE) if block["language"] == "yaml")
     for job in ("arrivals", "retrain"):
-        assert dg.validate_run_config(defs.resolve_job_def(job), yaml.safe_load(config))
+        assert dg.validate_run_config(defs.resolve_job_def(job), config)
+    semi = Params.model_validate(params).train.semi
+    assert semi.model_dump(mode="json", include=set(params["train"]["semi"])) == params["train"]["semi"]
 
 
 def test_every_message_that_is_explained_exists() -> None:
