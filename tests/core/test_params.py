@@ -57,7 +57,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_known_one(tmp_path: Path, 
 def test_a_name_that_is_like_no_other_gets_no_guess_and_a_bad_value_none_either(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     # The second and third name existed once (docs/decisions/0043).
-    unlike = ["zzqqxx: 1", "train: {semi: {view: 1.0}}", "train: {multimodal: {teacher: text}}"]
+    unlike = ["zzqqxx: 1", "train: {semi: {view: 1.0}}", "train: {multimodal: {distil: 0.5}}"]
     for text in (*unlike, "gate: {resamples: many}"):
         path.write_text(text)
         with pytest.raises(ParamsError) as caught:
