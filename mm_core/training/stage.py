@@ -92,7 +92,9 @@ class _Job:
     @property
     def folder(self) -> Path:
         """Folder of the checkpoint and of the finished model, named by the content key."""
-        return self.run.layout.checkpoints / digest_of(self.recipe)
+        teacher = teacher_digest(self.params.train.semi) if self.stage in ("semi", "multimodal") else None
+        # The params name the teacher's file; its content may change under the same name.
+        return self.run.layout.checkpoints / digest_of([self.recipe, teacher] if teacher else self.recipe)
 
 
 def train_stage(stage: str, run: StorageRun, report: Report, *, start: Path | None) -> Report:
@@ -160,11 +162,7 @@ def _relevant(stage: str, params: Params) -> dict[str, object]:
         # The multimodal stage keeps the semi-supervised terms, and its text vectors depend on CLIP.
         train["semi"] = params.train.semi
         whole["clip"] = params.clip.model_dump(mode="json")
-    sections = {name: section.model_dump(mode="json") for name, section in train.items()}
-    if "semi" in sections:
-        # The teacher counts by its content, wherever its file lies.
-        sections["semi"]["teacher"] = teacher_digest(params.train.semi)
-    return whole | {"train": sections}
+    return whole | {"train": {name: section.model_dump(mode="json") for name, section in train.items()}}
 
 
 def _train(job: _Job, device: torch.device) -> None:
