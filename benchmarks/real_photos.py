@@ -93,8 +93,13 @@ def catalog_frame(layout: Layout, photos: Path) -> pd.DataFrame:
     return table
 
 
-def split_photos(table: Any) -> tuple[Any, Any, Any]:
-    """Return the photos to learn from, and the judged ones, near and far; a group stays on one side."""
+def split_photos(table: Any, far_photos: int = FAR_PHOTOS) -> tuple[Any, Any, Any]:
+    """Return the photos to learn from, and the judged ones, near and far; a group stays on one side.
+
+    Args:
+        table: The result of `catalog_frame`.
+        far_photos: Far photos of each category at most.
+    """
     labelled = table[table["alpha_sha256"].notna() & table["category"].isin(CATEGORIES)]
     source = labelled["source"].fillna("")
     half = labelled["sample_id"].map(lambda sample: stable_share(sample, "bench")) < FAR_SHARE
@@ -104,7 +109,7 @@ def split_photos(table: Any) -> tuple[Any, Any, Any]:
     # Sources take turns, so that the largest does not stand for all.
     far = far.sort_values("order").drop_duplicates("group")
     far["turn"] = far.groupby(["category", "source"]).cumcount()
-    chosen = far.sort_values(["turn", "order"]).groupby("category").head(FAR_PHOTOS)
+    chosen = far.sort_values(["turn", "order"]).groupby("category").head(far_photos)
     near = labelled[labelled["small"] & (labelled["group"].map(lambda g: stable_share(g, "near")) < NEAR_SHARE)]
     learned = table[~table["group"].isin({*far["group"], *near["group"]})]
     return learned, near, chosen
@@ -234,11 +239,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=Params().model.size)
     parser.add_argument("--steps", type=int, nargs=3, default=[320, 100, 100], help="simple, semi, multimodal")
     parser.add_argument("--unlabelled", type=int, default=0, help="of each category, from both inboxes")
+    parser.add_argument("--far-photos", type=int, default=FAR_PHOTOS, help="judged far photos of each category at most")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters of all arms")
     args = parser.parse_args()
     table, threads = HERE / "real_photos.csv", torch.get_num_threads()
     base = prepare(args.work, args.photos)
-    learned, near, far = split_photos(catalog_frame(base, args.photos))
+    learned, near, far = split_photos(catalog_frame(base, args.photos), args.far_photos)
     for regime in args.regimes:
         frames = frames_of(learned, regime, args.unlabelled)
         for seed in args.seeds:
@@ -248,7 +254,8 @@ def main() -> None:
             values |= {"train.common.validate_every": 10**6, "train.common.replay_share": 0.0}
             values |= {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in args.set)}
             trainings = Trainings(base, frames, Params().with_values(**values), f"{regime} {seed}")
-            key = digest_of([values, args.unlabelled] if args.unlabelled else values)[:12]
+            changed = (args.unlabelled, args.far_photos) != (0, FAR_PHOTOS)
+            key = digest_of([values, args.unlabelled, args.far_photos] if changed else values)[:12]
             for arm in ["blind", *args.arms]:
                 done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["key", "arm", "regime"])
                 known = (done["key"] == key) & (done["arm"] == arm) & (done["regime"] == regime)

@@ -218,8 +218,8 @@ class SemiParams(StageParams):
     """Perturbations of the features; each has one auxiliary decoder."""
     # Pseudo-labels.
     teacher: str = ""
-    """Model whose mattes of unlabelled photos are targets beside the labels: an ONNX matting model, or a model file of
-    this project, such as a larger one of another workspace. Empty: none. With a teacher, `perturbations: []` leaves
+    """File of a model that labels unlabelled photos for this stage: an ONNX matting model, or a model file of this
+    project, such as a larger one of another workspace. Empty: none. With a teacher, `perturbations: []` leaves
     cross-consistency out."""
     teacher_weight: float = Field(default=1.0, ge=0)
     """Weight of the supervised terms on these mattes."""

@@ -1,4 +1,4 @@
-"""A matting model that somebody else trained: any ONNX file that maps a colour picture to one map of the subject."""
+"""Predict mattes with any ONNX file that maps a colour picture to one map of the subject."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ else:
 
 @dataclass(frozen=True)
 class OnnxInput:
-    """What a model expects of its input."""
+    """Size and normalisation of the input that a model expects."""
 
     size: int
     """Side of the square input in pixels, used if the file leaves it open."""

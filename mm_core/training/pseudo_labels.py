@@ -56,23 +56,18 @@ def open_teacher(semi: SemiParams, device: str = "cpu") -> Predictor:
     return OnnxMatting(path, FIELD, OnnxInput(semi.teacher_size, semi.teacher_mean, semi.teacher_std))
 
 
-def pseudo_labeled(unlabeled: pd.DataFrame, semi: SemiParams) -> pd.DataFrame:
-    """Return the photos that the teacher labels, with the keys of its mattes in `alpha_sha256`; none without a teacher.
+def pseudo_labeled(unlabeled: pd.DataFrame, semi: SemiParams, teacher: str) -> pd.DataFrame:
+    """Return the photos that the teacher labels, with the keys of its mattes in `alpha_sha256`.
 
     Args:
         unlabeled: Unlabelled rows of a snapshot.
-        semi: Names the teacher, its input and its categories.
-
-    Raises:
-        InputError: The teacher's file is missing or is no matting model.
+        semi: Names the teacher's categories.
+        teacher: Its digest (`teacher_digest`).
     """
-    digest = teacher_digest(semi)
-    if digest is None:
-        return unlabeled.iloc[:0]
     if semi.teacher_categories:
         unlabeled = unlabeled.loc[unlabeled["category"].fillna("unknown").isin(semi.teacher_categories), :]
     pairs = zip(unlabeled["sample_id"], unlabeled["decoder"], strict=True)
-    keys = [digest_of([digest, sample, decoder]) for sample, decoder in pairs]
+    keys = [digest_of([teacher, sample, decoder]) for sample, decoder in pairs]
     # A soft matte: every pixel counts, the band along the edge too.
     return unlabeled.assign(alpha_sha256=keys, label_binary=False)
 

@@ -77,7 +77,9 @@ class _Job:
     start: Path | None
     """The weights to start from; None starts from scratch."""
     recipe: Recipe
-    """Everything that the weights depend on."""
+    """What the weights depend on, as the model file records it."""
+    teacher: str | None
+    """Digest of the teacher's file and input. The recipe has only the name of the file, whose content may change."""
 
     @property
     def params(self) -> Params:
@@ -92,9 +94,7 @@ class _Job:
     @property
     def folder(self) -> Path:
         """Folder of the checkpoint and of the finished model, named by the content key."""
-        teacher = teacher_digest(self.params.train.semi) if self.stage in ("semi", "multimodal") else None
-        # The params name the teacher's file; its content may change under the same name.
-        return self.run.layout.checkpoints / digest_of([self.recipe, teacher] if teacher else self.recipe)
+        return self.run.layout.checkpoints / digest_of([self.recipe, self.teacher] if self.teacher else self.recipe)
 
 
 def train_stage(stage: str, run: StorageRun, report: Report, *, start: Path | None) -> Report:
@@ -121,7 +121,8 @@ def train_stage(stage: str, run: StorageRun, report: Report, *, start: Path | No
         "start": sha256_file(start) if start else None,
         "code": code_digest(__name__),
     }
-    job = _Job(stage, run, data, start, recipe)
+    teacher = teacher_digest(run.params.train.semi) if stage in ("semi", "multimodal") else None
+    job = _Job(stage, run, data, start, recipe, teacher)
     folder = job.folder
     report.facts |= {"key": folder.name, **{name: recipe[name] for name in ("start", "snapshot", "data")}}
     device = pick_device(run.layout.settings.device)
@@ -302,7 +303,7 @@ def _strategy(job: _Job, net: MattingNet, cache: PixelCache, *, fresh: bool) -> 
     consistency = train.multimodal.semi if stage == "multimodal" else train.semi.weight
     if consistency and train.semi.perturbations and not data.unlabeled.empty:
         pools["unlabeled"] = [(pool(data.unlabeled, "unlabeled", whole=True), batch)]
-    if not (taught := pseudo_labeled(data.unlabeled, train.semi)).empty:
+    if job.teacher and not (taught := pseudo_labeled(data.unlabeled, train.semi, job.teacher)).empty:
         source = pool(taught, "pseudo_labeled")
         _predict_pseudo_labels(job, cache, source)
         pools["pseudo_labeled"] = [(source, batch)]

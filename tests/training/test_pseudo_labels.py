@@ -24,7 +24,7 @@ from mm_core.model.predict import TorchPredictor
 from mm_core.storage.run import StorageRun
 from mm_core.storage.store import LocalStore, fetch_blob
 from mm_core.training.losses import matting_losses
-from mm_core.training.pseudo_labels import predict_missing, pseudo_labeled
+from mm_core.training.pseudo_labels import predict_missing, pseudo_labeled, teacher_digest
 from mm_core.training.semi import Semi
 from mm_core.training.stage import train_stage
 from mm_core.training.trainer import DeviceBatch
@@ -70,6 +70,12 @@ def unlabelled(layout: Layout) -> pd.DataFrame:
     return pd.read_parquet(layout.snapshot / "train_unlabeled.parquet")
 
 
+def labeled_by_teacher(frame: pd.DataFrame, params: Params) -> pd.DataFrame:
+    digest = teacher_digest(params.train.semi)
+    assert digest is not None
+    return pseudo_labeled(frame, params.train.semi, digest)
+
+
 def test_the_teachers_mattes_are_targets_of_the_main_decoder(
     started: Layout, taught: Params, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +100,7 @@ def test_the_teachers_mattes_are_targets_of_the_main_decoder(
     bright = batch.images.amax(1, keepdim=True) > 0.55
     assert not batch.binary.any() and ((batch.alpha > 0.5) == bright).float().mean() > 0.95
     cache = PixelCache(started.cache, params.model.size)
-    for row in pseudo_labeled(unlabelled(started), params.train.semi).itertuples():
+    for row in labeled_by_teacher(unlabelled(started), params).itertuples():
         photo = load_rgb(fetch_blob(store, str(row.sample_id)))
         true = cv2.resize((photo.max(2) > 140).astype(np.float32), (cache.side, cache.side))
         assert np.abs(cache.mattes[str(row.alpha_sha256)] / 255 - true).mean() < 0.03
@@ -107,7 +113,7 @@ def test_a_model_file_of_the_project_teaches_with_the_decoder_of_the_category(
     params = params.with_values(**{"train.semi.teacher": str(weights)})
     train(params, started)
     cache = PixelCache(started.cache, params.model.size)
-    for row in pseudo_labeled(unlabelled(started), params.train.semi).itertuples():
+    for row in labeled_by_teacher(unlabelled(started), params).itertuples():
         photo = load_rgb(fetch_blob(store, str(row.sample_id)))
         (matte,) = TorchPredictor(weights, "cpu").predict([photo], [str(row.decoder)])
         expected = cv2.resize(matte, (cache.side, cache.side))
@@ -133,11 +139,11 @@ def test_without_cross_consistency_no_whole_unlabelled_photo_is_encoded(
 
 def test_only_the_named_categories_are_labelled_by_the_teacher(started: Layout, taught: Params) -> None:
     params = taught.with_values(**{"train.semi.teacher_categories": ("pets",)})
-    frame = pseudo_labeled(unlabelled(started), params.train.semi)
+    frame = labeled_by_teacher(unlabelled(started), params)
     assert set(frame["category"]) == {"pets"} and frame["alpha_sha256"].notna().all()
     train(params, started)
     assert set(PixelCache(started.cache, params.model.size).mattes.stored()) >= set(frame["alpha_sha256"])
-    others = pseudo_labeled(unlabelled(started), taught.train.semi)
+    others = labeled_by_teacher(unlabelled(started), taught)
     others = others[others["category"] != "pets"]
     assert not set(PixelCache(started.cache, params.model.size).mattes.stored()) & set(others["alpha_sha256"])
 
@@ -155,7 +161,7 @@ def test_a_killed_run_predicts_only_what_is_missing(
     started: Layout, taught: Params, draw: Callable[..., pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = StorageRun(taught, started)
-    frame = pseudo_labeled(draw(5, 9, labelled=False), taught.train.semi)
+    frame = labeled_by_teacher(draw(5, 9, labelled=False), taught)
     cache, calls, matte = PixelCache(started.cache, 64), [], OnnxMatting._matte
 
     def breaks(self: OnnxMatting, photo: np.ndarray) -> np.ndarray:
